@@ -1,0 +1,98 @@
+"""A declarative recipe compiler for PyTorch quantization.
+
+Everything public is imported on first use, so that checking a recipe needs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from qrecipe._version import __version__
+
+if TYPE_CHECKING:
+    from qrecipe.calibration import calibrate as calibrate
+    from qrecipe.errors import ArtifactError as ArtifactError
+    from qrecipe.errors import AuditError as AuditError
+    from qrecipe.errors import CalibrationError as CalibrationError
+    from qrecipe.errors import ConflictError as ConflictError
+    from qrecipe.errors import ExecutionError as ExecutionError
+    from qrecipe.errors import Finding as Finding
+    from qrecipe.errors import PlanError as PlanError
+    from qrecipe.errors import PluginError as PluginError
+    from qrecipe.errors import QRecipeError as QRecipeError
+    from qrecipe.errors import QRecipeWarning as QRecipeWarning
+    from qrecipe.errors import RecipeConflictError as RecipeConflictError
+    from qrecipe.errors import RecipeError as RecipeError
+    from qrecipe.errors import RecipeReferenceError as RecipeReferenceError
+    from qrecipe.errors import RecipeSyntaxError as RecipeSyntaxError
+    from qrecipe.errors import SchemaError as SchemaError
+    from qrecipe.errors import TraceError as TraceError
+    from qrecipe.errors import UnknownNameError as UnknownNameError
+    from qrecipe.errors import UnmatchedRuleError as UnmatchedRuleError
+    from qrecipe.errors import UnsupportedError as UnsupportedError
+    from qrecipe.lineage import Provenance as Provenance
+    from qrecipe.lineage import provenance as provenance
+    from qrecipe.pipeline import CompiledRecipe as CompiledRecipe
+    from qrecipe.pipeline import compile as compile
+    from qrecipe.pipeline import plan as plan
+    from qrecipe.pipeline import quantize as quantize
+    from qrecipe.planning import Plan as Plan
+    from qrecipe.planning import RuleVerdict as RuleVerdict
+    from qrecipe.planning import Site as Site
+    from qrecipe.recipe import Recipe as Recipe
+    from qrecipe.recipe import load_recipe as load_recipe
+    from qrecipe.recipe import parse_recipe as parse_recipe
+    from qrecipe.registry import register_fake_quant as register_fake_quant
+    from qrecipe.registry import register_observer as register_observer
+
+_HOME = {
+    "ArtifactError": "errors",
+    "AuditError": "errors",
+    "CalibrationError": "errors",
+    "CompiledRecipe": "pipeline",
+    "ConflictError": "errors",
+    "ExecutionError": "errors",
+    "Finding": "errors",
+    "Plan": "planning",
+    "PlanError": "errors",
+    "PluginError": "errors",
+    "Provenance": "lineage",
+    "QRecipeError": "errors",
+    "QRecipeWarning": "errors",
+    "Recipe": "recipe",
+    "RecipeConflictError": "errors",
+    "RecipeError": "errors",
+    "RecipeReferenceError": "errors",
+    "RecipeSyntaxError": "errors",
+    "RuleVerdict": "planning",
+    "SchemaError": "errors",
+    "Site": "planning",
+    "TraceError": "errors",
+    "UnknownNameError": "errors",
+    "UnmatchedRuleError": "errors",
+    "UnsupportedError": "errors",
+    "calibrate": "calibration",
+    "compile": "pipeline",
+    "load_recipe": "recipe",
+    "parse_recipe": "recipe",
+    "plan": "pipeline",
+    "provenance": "lineage",
+    "quantize": "pipeline",
+    "register_fake_quant": "registry",
+    "register_observer": "registry",
+}
+
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'qrecipe' has no attribute {name!r}")
+    value = getattr(import_module(f"qrecipe.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -1,0 +1,100 @@
+"""The one door to the public part of ``torch.ao``: names, the version guard, the warning filter.
+
+Nothing is filtered for the whole process: calls that would repeat torch's deprecation notices run
+inside `quiet`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.ao.quantization._learnable_fake_quantize import _LearnableFakeQuantize
+from torch.ao.quantization.fake_quantize import (
+    FakeQuantize,
+    FakeQuantizeBase,
+    FixedQParamsFakeQuantize,
+    FusedMovingAvgObsFakeQuantize,
+)
+from torch.ao.quantization.observer import (
+    FixedQParamsObserver,
+    HistogramObserver,
+    MinMaxObserver,
+    MovingAverageMinMaxObserver,
+    MovingAveragePerChannelMinMaxObserver,
+    ObserverBase,
+    PerChannelMinMaxObserver,
+    PlaceholderObserver,
+)
+from torch.ao.quantization.qconfig import QConfig, qconfig_equals
+
+from qrecipe.errors import Finding, QRecipeWarning
+
+__all__ = [
+    "TESTED_TORCH",
+    "FakeQuantize",
+    "FakeQuantizeBase",
+    "FixedQParamsFakeQuantize",
+    "FixedQParamsObserver",
+    "FusedMovingAvgObsFakeQuantize",
+    "HistogramObserver",
+    "MinMaxObserver",
+    "MovingAverageMinMaxObserver",
+    "MovingAveragePerChannelMinMaxObserver",
+    "ObserverBase",
+    "PerChannelMinMaxObserver",
+    "PlaceholderObserver",
+    "QConfig",
+    "_LearnableFakeQuantize",
+    "named_class",
+    "qconfig_equals",
+    "quiet",
+    "warn_if_untested",
+]
+
+TESTED_TORCH = ("2.13",)
+"""The minor versions of torch that the test suite has run on."""
+
+_NOTICES: tuple[tuple[str, type[Warning]], ...] = (
+    (r"torch\.ao\.quantization is deprecated", DeprecationWarning),
+    (r"Please use quant_min and quant_max to specify the range", UserWarning),
+    (r"To copy construct from a tensor", UserWarning),
+    (r"torch\.quantize_per_tensor, torch\.quantize_per_channel and other", UserWarning),
+)
+"""What torch says about its own future at every call; the user can do nothing about it."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back torch's notices of deprecation, and no other warning, inside a ``with``."""
+    with warnings.catch_warnings():
+        for message, category in _NOTICES:
+            warnings.filterwarnings("ignore", message, category)
+        yield
+
+
+def named_class(target: str) -> type[Any]:
+    """The class of that dotted name, from the table of `signatures` and never from a recipe."""
+    module, _, name = target.rpartition(".")
+    found: type[Any] = getattr(importlib.import_module(module), name)
+    return found
+
+
+def warn_if_untested(version: str) -> None:
+    """Warn (QR200) where ``version`` of torch is none that the test suite has run on."""
+    minor = ".".join(version.split(".")[:2])
+    if minor in TESTED_TORCH:
+        return
+    finding = Finding(
+        "QR200",
+        f"torch {version} is outside the tested range ({', '.join(TESTED_TORCH)})",
+        hint="plans and audits may fail; install a tested version if they do",
+    )
+    warnings.warn(str(finding), QRecipeWarning, stacklevel=3)
+
+
+warn_if_untested(torch.__version__)

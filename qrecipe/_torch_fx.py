@@ -1,0 +1,79 @@
+"""FX graph mode's internals, imported in one place: what a new torch may break breaks here."""
+
+# torch.ao.quantization.backend_config reaches for its own utils without importing them
+import torch.ao.quantization.backend_config.utils as backend_config_utils
+from torch.ao.nn.intrinsic import ConvAdd2d, ConvAddReLU2d
+from torch.ao.nn.quantized import Embedding as QuantizedEmbedding
+from torch.ao.nn.quantized import FXFloatFunctional
+from torch.ao.nn.quantized.reference.modules.utils import ReferenceQuantizedModule
+from torch.ao.quantization.backend_config import (
+    BackendConfig,
+    ObservationType,
+    get_executorch_backend_config,
+    get_native_backend_config,
+    get_onednn_backend_config,
+    get_qnnpack_backend_config,
+    get_tensorrt_backend_config,
+)
+from torch.ao.quantization.fx._lower_to_native_backend import (
+    _lower_to_native_backend as lower_to_native_backend,
+)
+from torch.ao.quantization.fx._lower_to_native_backend import (
+    is_copy_node,
+    is_fixed_qparams_node,
+    is_general_tensor_shape_node,
+    is_other_node,
+)
+from torch.ao.quantization.fx.convert import convert
+from torch.ao.quantization.fx.custom_config import ConvertCustomConfig, PrepareCustomConfig
+from torch.ao.quantization.fx.fuse import _find_matches as find_fusions
+from torch.ao.quantization.fx.fuse import fuse
+from torch.ao.quantization.fx.fuse_handler import _get_fusion_pattern_to_fuse_handler_cls
+from torch.ao.quantization.fx.match_utils import _find_matches as find_quantizable
+from torch.ao.quantization.fx.pattern_utils import _sorted_patterns_dict
+from torch.ao.quantization.fx.prepare import prepare
+from torch.ao.quantization.fx.quantize_handler import (
+    QuantizeHandler,
+    _get_pattern_to_quantize_handlers,
+)
+from torch.ao.quantization.fx.tracer import QuantizationTracer
+from torch.ao.quantization.qconfig_mapping import QConfigMapping
+from torch.ao.quantization.quantize_fx import _swap_ff_with_fxff as swap_float_functional
+from torch.ao.quantization.quantize_fx import attach_preserved_attrs_to_model
+
+TWO_INPUT_FUSIONS = (ConvAdd2d, ConvAddReLU2d)
+
+__all__ = [
+    "TWO_INPUT_FUSIONS",
+    "BackendConfig",
+    "ConvertCustomConfig",
+    "FXFloatFunctional",
+    "ObservationType",
+    "PrepareCustomConfig",
+    "QConfigMapping",
+    "QuantizationTracer",
+    "QuantizeHandler",
+    "QuantizedEmbedding",
+    "ReferenceQuantizedModule",
+    "_get_fusion_pattern_to_fuse_handler_cls",
+    "_get_pattern_to_quantize_handlers",
+    "_sorted_patterns_dict",
+    "attach_preserved_attrs_to_model",
+    "backend_config_utils",
+    "convert",
+    "find_fusions",
+    "find_quantizable",
+    "fuse",
+    "get_executorch_backend_config",
+    "get_native_backend_config",
+    "get_onednn_backend_config",
+    "get_qnnpack_backend_config",
+    "get_tensorrt_backend_config",
+    "is_copy_node",
+    "is_fixed_qparams_node",
+    "is_general_tensor_shape_node",
+    "is_other_node",
+    "lower_to_native_backend",
+    "prepare",
+    "swap_float_functional",
+]

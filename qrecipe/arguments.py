@@ -1,0 +1,193 @@
+"""What a constructor takes beside the tensor-spec keys, and the check of a recipe's arguments.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+from pydantic import BaseModel, ValidationError
+
+from qrecipe.errors import did_you_mean
+
+Kind = Literal["observer", "fake_quant"]
+TypeTag = Literal["int", "float", "bool", "str", "number_list", "any"]
+
+KIND_TITLE: dict[Kind, str] = {"observer": "observer", "fake_quant": "fake-quant"}
+
+SPEC_ARGUMENTS = frozenset(
+    {
+        "dtype",
+        "qscheme",
+        "quant_min",
+        "quant_max",
+        "eps",
+        "reduce_range",
+        "is_dynamic",
+        "ch_axis",
+        "factory_kwargs",
+    }
+)
+"""Constructor arguments that come from the tensor spec or the operation, never from a recipe's
+argument table."""
+
+_EXPECTED: dict[TypeTag, str] = {
+    "int": "an integer",
+    "float": "a finite number",
+    "bool": "true or false",
+    "str": "a string",
+    "number_list": "a list of finite numbers",
+    "any": "a number, string, boolean or list",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """The numbers that make sense: from ``low`` to ``high``, both included unless open."""
+
+    low: float
+    high: float = math.inf
+    open_low: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        above = value > self.low if self.open_low else value >= self.low
+        return above and value <= self.high
+
+    def __str__(self) -> str:
+        lower = f"greater than {self.low:g}" if self.open_low else f"at least {self.low:g}"
+        return lower if self.high == math.inf else f"{lower} and at most {self.high:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """How a recipe may call an observer or fake-quant.
+
+    ``target`` is the dotted name of the class, ``parameters`` maps an argument's name to the tag
+    of its type, ``required`` are those without a default and ``limits`` the values that are sane.
+    """
+
+    target: str
+    parameters: Mapping[str, TypeTag] = field(default_factory=lambda: MappingProxyType({}))
+    required: frozenset[str] = frozenset()
+    limits: Mapping[str, Interval] = field(default_factory=lambda: MappingProxyType({}))
+    per_channel: bool = False
+    observers: frozenset[str] | None = None
+    """Of a fake-quant: the names of the observers that it can wrap; None for all."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArgumentProblem:
+    """One thing wrong with a constructor table; ``argument`` is None if its name itself is."""
+
+    code: str
+    argument: str | None
+    message: str
+    hint: str | None = None
+
+
+def argument_problems(
+    title: str, signature: Signature, arguments: Mapping[str, object]
+) -> Iterator[ArgumentProblem]:
+    """What is wrong with ``arguments`` for ``signature``; ``title`` names it in the messages."""
+    for name, value in arguments.items():
+        problem = (
+            _value_problem(title, name, value, signature)
+            if name in signature.parameters
+            else _unknown_problem(title, name, signature)
+        )
+        if problem is not None:
+            yield problem
+    for name in sorted(signature.required - set(arguments)):
+        yield ArgumentProblem(
+            "QR106",
+            name,
+            f'{title} needs the argument "{name}"',
+            f"expected {_expected(signature, name)}",
+        )
+
+
+def option_problems(
+    title: str, options: type[BaseModel], arguments: Mapping[str, Any]
+) -> Iterator[ArgumentProblem]:
+    """What is wrong with ``arguments`` for the Pydantic model that their author wrote."""
+    try:
+        options(**arguments)
+    except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            name = str(detail["loc"][0]) if detail["loc"] else None
+            subject = title if name is None else f'argument "{name}" of {title}'
+            code = "QR105" if detail["type"] == "extra_forbidden" else "QR106"
+            yield ArgumentProblem(code, name, f"{subject}: {detail['msg']}")
+
+
+def _unknown_problem(title: str, name: str, signature: Signature) -> ArgumentProblem:
+    if name in SPEC_ARGUMENTS:
+        hint = (
+            "the channel axis is the operation's own"
+            if name == "ch_axis"
+            else "the device is the module's own"
+            if name == "factory_kwargs"
+            else f'write "{name}" as a key of the tensor, beside "observer"'
+        )
+    else:
+        hint = did_you_mean(name, signature.parameters) or _takes(signature)
+    return ArgumentProblem("QR105", name, f'{title} has no argument "{name}"', hint)
+
+
+def _takes(signature: Signature) -> str:
+    if not signature.parameters:
+        return "it takes no arguments"
+    return "it takes " + ", ".join(f'"{name}"' for name in sorted(signature.parameters))
+
+
+def _value_problem(
+    title: str, name: str, value: object, signature: Signature
+) -> ArgumentProblem | None:
+    tag = signature.parameters[name]
+    limit = signature.limits.get(name)
+    sound = _has_type(value, tag) and (limit is None or _within(value, limit))
+    if sound:
+        return None
+    return ArgumentProblem(
+        "QR106",
+        name,
+        f'argument "{name}" of {title} cannot be {_shown(value)}',
+        f"expected {_expected(signature, name)}",
+    )
+
+
+def _expected(signature: Signature, name: str) -> str:
+    limit = signature.limits.get(name)
+    kind = _EXPECTED[signature.parameters[name]]
+    return kind if limit is None else f"{kind} {limit}"
+
+
+def _within(value: object, limit: Interval) -> bool:
+    return isinstance(value, (int, float)) and value in limit
+
+
+def _has_type(value: object, tag: TypeTag) -> bool:
+    if tag == "any":
+        return isinstance(value, (bool, int, float, str, list, tuple))
+    if tag == "number_list":
+        return isinstance(value, (list, tuple)) and all(_has_type(v, "float") for v in value)
+    if tag == "bool" or isinstance(value, bool):
+        return tag == "bool" and isinstance(value, bool)
+    if tag == "str":
+        return isinstance(value, str)
+    if tag == "int":
+        return isinstance(value, int)
+    return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return f'"{value}"'
+    return str(value)

@@ -1,0 +1,296 @@
+"""What a backend can honour: decisions -> outcomes, with the reason where one stays float.
+
+The dtypes come from torch's BackendConfig of the backend's name; `kernels` adds what is known
+about single kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from qrecipe._torch_fx import (
+    TWO_INPUT_FUSIONS,
+    BackendConfig,
+    get_executorch_backend_config,
+    get_native_backend_config,
+    get_onednn_backend_config,
+    get_qnnpack_backend_config,
+    get_tensorrt_backend_config,
+)
+from qrecipe.inventory import Inventory, Match
+from qrecipe.kernels import refusal, takes_per_channel_weight
+from qrecipe.qconfigs import per_tensor, quantized_range
+from qrecipe.recipe import QConfigSpec
+from qrecipe.rules import Decision
+from qrecipe.schema import Backend, Constructor, TensorSpec
+
+Mode = Literal["static", "dynamic", "weight_only"]
+Verdict = Literal["quantized", "passthrough", "float"]
+
+
+def _onednn_config() -> BackendConfig:
+    """torch's, save convolution + addition: no other engine runs that, and models change them."""
+    configs = [
+        config
+        for config in get_onednn_backend_config().configs
+        if config.fused_module not in TWO_INPUT_FUSIONS and config.pattern not in TWO_INPUT_FUSIONS
+    ]
+    return BackendConfig("onednn").set_backend_pattern_configs(configs)
+
+
+_BACKEND_CONFIGS: Mapping[Backend, Callable[[], BackendConfig]] = {
+    # x86 and fbgemm have configs of their own, which lack LayerNorm
+    "x86": get_native_backend_config,
+    "fbgemm": get_native_backend_config,
+    "onednn": _onednn_config,
+    "qnnpack": get_qnnpack_backend_config,
+    "executorch": get_executorch_backend_config,
+    "tensorrt": get_tensorrt_backend_config,
+}
+
+_DTYPE_NAMES: Mapping[torch.dtype, str] = {
+    torch.qint8: "int8",
+    torch.quint8: "uint8",
+    torch.quint4x2: "uint4",
+    torch.qint32: "int32",
+    torch.int8: "int8",
+    torch.uint8: "uint8",
+    torch.float16: "float16",
+    torch.float32: "float32",
+}
+
+_DEFAULT_EPS = float(torch.finfo(torch.float32).eps)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What becomes of an operation.
+
+    ``qconfig`` is what is executed, after substitutions, and None for float; ``reason`` says why
+    it stays float or what was substituted; ``honoured`` is False where a rule wanted more than
+    the backend can give.
+    """
+
+    verdict: Verdict
+    mode: Mode | None
+    qconfig: QConfigSpec | None
+    reason: str | None
+    honoured: bool = True
+
+
+def backend_config(name: Backend) -> BackendConfig:
+    """torch's BackendConfig that plans, prepares and converts for a backend."""
+    return _BACKEND_CONFIGS[name]()
+
+
+def outcomes(
+    inventory: Inventory, decisions: Mapping[str, Decision], backend: Backend
+) -> dict[str, Outcome]:
+    """Each operation's outcome by name, in order of execution."""
+    configs = backend_config(backend)._pattern_complex_format_to_config
+    found: dict[str, Outcome] = {}
+    for name, match in inventory.matches.items():
+        dtype_configs = configs[match.pattern].dtype_configs if match.pattern is not None else []
+        judge = _Judge(match, backend, inventory, dtype_configs, found)
+        found[name] = judge.outcome(decisions[name])
+    return found
+
+
+def can_honour(
+    inventory: Inventory, names: Sequence[str], qconfig: QConfigSpec, backend: Backend
+) -> bool:
+    """Whether any of the named operations could be quantized as ``qconfig`` says."""
+    configs = backend_config(backend)._pattern_complex_format_to_config
+    for name in names:
+        match = inventory.matches[name]
+        if match.operation.kind in ("passthrough", "fixed_qparams"):
+            return True
+        if match.pattern is None:
+            continue
+        judge = _Judge(match, backend, inventory, configs[match.pattern].dtype_configs, {})
+        if judge.quantized(qconfig).honoured:
+            return True
+    return False
+
+
+def _float(reason: str, *, honoured: bool = True) -> Outcome:
+    return Outcome("float", None, None, reason, honoured)
+
+
+@dataclass(frozen=True, slots=True)
+class _Judge:
+    """One operation before its backend; ``earlier`` holds the outcomes of its producers."""
+
+    match: Match
+    backend: Backend
+    inventory: Inventory
+    dtype_configs: list[Any]
+    earlier: Mapping[str, Outcome]
+
+    def outcome(self, decision: Decision) -> Outcome:
+        kind, op = self.match.operation.kind, self.match.operation.op
+        if kind == "passthrough":
+            return self._follow(decision)
+        qconfig = decision.rule.qconfig
+        if qconfig is None:
+            return _float(decision.rule.reason or "a rule leaves it float")
+        if kind == "unmatched":
+            return _float(f"{self.backend} has no quantized kernel for {op}", honoured=False)
+        return self.quantized(qconfig)
+
+    def quantized(self, qconfig: QConfigSpec) -> Outcome:
+        """The outcome of an operation that the backend has a pattern for."""
+        known = refusal(self.match, self.inventory.graph_module, self.backend)
+        if known is not None:
+            return _float(known, honoured=False)
+        if self.match.operation.kind == "fixed_qparams":
+            return self._fix(qconfig)
+        return self._quantize(qconfig)
+
+    def _follow(self, decision: Decision) -> Outcome:
+        if decision.rule.qconfig is None and decision.names_operation:
+            return _float(decision.rule.reason or "a rule leaves it float")
+        known = refusal(self.match, self.inventory.graph_module, self.backend)
+        if known is not None:
+            return _float(known, honoured=False)
+        leader = self._quantized_producers()
+        if isinstance(leader, str):
+            return _float(leader)
+        qconfig = QConfigSpec(weight=None, activation=leader)
+        return Outcome("passthrough", "static", qconfig, f"follows {self._producer_names()}")
+
+    def _fix(self, qconfig: QConfigSpec) -> Outcome:
+        if mode_of(qconfig) != "static":
+            return _float(self._no_mode(mode_of(qconfig)), honoured=False)
+        leader = self._quantized_producers()
+        if isinstance(leader, str):
+            return _float(f"its range is fixed, and {leader}")
+        for config in self.dtype_configs:
+            output = config.output_dtype_with_constraints
+            if _DTYPE_NAMES.get(output.dtype) == leader.dtype:
+                fixed = TensorSpec(
+                    observer=Constructor.model_validate(
+                        {
+                            "name": "fixed_qparams",
+                            "scale": float(output.scale_exact_match),
+                            "zero_point": int(output.zero_point_exact_match),
+                        }
+                    ),
+                    dtype=leader.dtype,
+                    qscheme="per_tensor_affine",
+                )
+                spec = QConfigSpec(weight=None, activation=fixed)
+                return Outcome("quantized", "static", spec, "the operation fixes its range")
+        return _float(f"{self.backend} fixes no range for {leader.dtype} here", honoured=False)
+
+    def _quantized_producers(self) -> TensorSpec | str:
+        """The activation spec that arrives, or why none does."""
+        operation = self.match.operation
+        if operation.model_inputs or not operation.producers:
+            inputs = ", ".join(operation.model_inputs) or "what it reads"
+            return f"follows {inputs}, which is float"
+        specs: list[TensorSpec] = []
+        for name in operation.producers:
+            producer = self.earlier[name]
+            if producer.mode != "static" or producer.qconfig is None:
+                return f"follows {name}, which gives float"
+            assert producer.qconfig.activation is not None
+            specs.append(producer.qconfig.activation)
+        if len(set(specs)) > 1:
+            # torch gives all of them the first one's observer
+            return f"its producers {self._producer_names()} have different activation specs"
+        return specs[0]
+
+    def _producer_names(self) -> str:
+        return ", ".join(self.match.operation.producers)
+
+    def _quantize(self, qconfig: QConfigSpec) -> Outcome:
+        mode = mode_of(qconfig)
+        configs = [config for config in self.dtype_configs if _mode_of_config(config) == mode]
+        if not configs:
+            return _float(self._no_mode(mode), honoured=False)
+        reasons: list[str] = []
+        for config in configs:
+            spec, note = self._substitute(qconfig, config)
+            problem = _mismatch(spec, config, self.backend)
+            if problem is None:
+                return Outcome("quantized", mode, spec, note)
+            reasons.append(problem)
+        return _float(reasons[0], honoured=False)
+
+    def _substitute(self, qconfig: QConfigSpec, config: Any) -> tuple[QConfigSpec, str | None]:
+        """The qconfig as the kernel takes it, and what had to change."""
+        if config.weight_dtype in (None, torch.float32):
+            return replace(qconfig, weight=None), None
+        weight = qconfig.weight
+        if (
+            weight is None
+            or _is_per_tensor(weight)
+            or takes_per_channel_weight(self.match, self.inventory.graph_module)
+        ):
+            return qconfig, None
+        note = "per-tensor weight: no kernel takes per-channel weights here"
+        return replace(qconfig, weight=per_tensor(weight)), note
+
+    def _no_mode(self, mode: Mode) -> str:
+        word = {"static": "static", "dynamic": "dynamic", "weight_only": "weight-only"}[mode]
+        available = {_mode_of_config(config) for config in self.dtype_configs}
+        others = " or ".join(
+            sorted({"static", "dynamic", "weight-only"} & {m.replace("_", "-") for m in available})
+        )
+        kernel = f"{self.backend} has no {word} kernel for {self.match.operation.op}"
+        return f"{kernel}; it can be {others}" if others else kernel
+
+
+def mode_of(qconfig: QConfigSpec) -> Mode:
+    """Which kind of quantization a qconfig asks for."""
+    if qconfig.activation is None or qconfig.activation.dtype == "float32":
+        return "weight_only"
+    return "dynamic" if qconfig.activation.is_dynamic else "static"
+
+
+def _mode_of_config(config: Any) -> Mode:
+    if config.is_dynamic:
+        return "dynamic"
+    return "weight_only" if config.input_dtype == torch.float32 else "static"
+
+
+def _is_per_tensor(spec: TensorSpec) -> bool:
+    return spec.qscheme is None or spec.qscheme.startswith("per_tensor")
+
+
+def _mismatch(qconfig: QConfigSpec, config: Any, backend: Backend) -> str | None:
+    """Why the kernel of ``config`` cannot run ``qconfig``, or None where it can."""
+    for role, spec, wanted in (
+        ("activation", qconfig.activation, config.input_dtype_with_constraints),
+        ("weight", qconfig.weight, config.weight_dtype_with_constraints),
+    ):
+        if wanted.dtype in (None, torch.float32):
+            continue
+        if spec is None:
+            return f"{backend} wants a {_DTYPE_NAMES[wanted.dtype]} {role} here, and none is given"
+        problem = _dtype_problem(spec, wanted)
+        if problem is not None:
+            return f"{backend} {problem.format(role=role)}"
+    return None
+
+
+def _dtype_problem(spec: TensorSpec, wanted: Any) -> str | None:
+    stored = {"int4": "int8"}.get(str(spec.dtype), spec.dtype)
+    if stored != _DTYPE_NAMES[wanted.dtype]:
+        return f"takes {_DTYPE_NAMES[wanted.dtype]} {{role}}s here, not {spec.dtype}"
+    low, high = quantized_range(spec) or (0, 0)
+    bound_low, bound_high = wanted.quant_min_lower_bound, wanted.quant_max_upper_bound
+    if bound_low is not None and bound_high is not None and (low < bound_low or high > bound_high):
+        return (
+            f"takes {{role}}s within {bound_low}..{bound_high} here, not {low}..{high}: "
+            "set quant_min and quant_max"
+        )
+    eps = spec.eps if spec.eps is not None else _DEFAULT_EPS
+    if wanted.scale_min_lower_bound is not None and eps < wanted.scale_min_lower_bound:
+        return f"wants eps >= {wanted.scale_min_lower_bound} for {{role}}s here: set eps"
+    return None

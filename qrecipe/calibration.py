@@ -1,0 +1,346 @@
+"""Running data through a prepared model, with every batch checked."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from qrecipe._torch_ao import ObserverBase, quiet
+from qrecipe.copying import structural_copy
+from qrecipe.errors import CalibrationError, Finding, first_line
+from qrecipe.fx.emission import site_of
+from qrecipe.fx.numerics import Sample
+from qrecipe.inputs import Inputs
+from qrecipe.linting import warn
+from qrecipe.progress import Progress, terminal_progress
+from qrecipe.schema import CalibrationTable, LintTable
+
+Forward = Callable[[nn.Module, Any], Any]
+"""Runs a model on one batch of the caller's loader."""
+
+FEW_BATCHES = 10
+_NO_MORE = object()
+SAMPLE_KEY = "qrecipe_sample"
+TABLE_KEY = "qrecipe_calibration"
+LINT_KEY = "qrecipe_lint"
+FINGERPRINT_KEY = "qrecipe_fingerprint"
+
+
+def calibrate(
+    prepared: fx.GraphModule,
+    batches: Iterable[Any],
+    forward: Forward | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Run up to ``[calibration] max_batches`` batches through the observers of ``prepared``.
+
+    A batch is a tensor, a tuple or list of positional inputs, or a dict of keyword inputs;
+    ``forward(model, batch)`` handles anything else. The first batch and its output stay with the
+    model for the audit.
+
+    Raises:
+        CalibrationError: a batch that the model cannot take or with NaN or infinity, named by its
+            index; too few batches; observers that saw nothing. The observers are then as before.
+    """
+    check_prepared(prepared)
+    table: CalibrationTable = prepared.meta[TABLE_KEY]
+    show = progress or terminal_progress("calibrating")
+    total = _length(batches, table.max_batches)
+    done = 0
+    with _restored_on_error(prepared), torch.no_grad(), quiet():
+        for batch in _limited(batches, table.max_batches):
+            with _first_call_kept(prepared, keep=done == 0):
+                _run(prepared, batch, done, forward)
+            done += 1
+            show(done, total)
+        _check_count(done, table, prepared.meta[LINT_KEY])
+        _check_ranges(prepared)
+
+
+def check_prepared(model: object) -> None:
+    """Raises ``CalibrationError`` (QR406) for what `CompiledRecipe.prepare` did not return."""
+    if isinstance(model, fx.GraphModule) and TABLE_KEY in model.meta:
+        return
+    raise CalibrationError(
+        Finding(
+            "QR406",
+            f"this {type(model).__name__} was not prepared by qrecipe",
+            hint="pass what CompiledRecipe.prepare() returned",
+        )
+    )
+
+
+class _Stream:
+    """A first batch that was taken out of a loader, and the rest of it."""
+
+    def __init__(self, first: Any, rest: Iterator[Any], source: Iterable[Any]) -> None:
+        self._batches = chain([first], rest)
+        self._source = source
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._batches
+
+    def __len__(self) -> int:
+        return len(self._source)  # type: ignore[arg-type]
+
+
+def peek(batches: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
+    """The first batch, and all of them to iterate over once.
+
+    Raises ``CalibrationError`` where there is none.
+    """
+    iterator = _iterator(batches)
+    first = list(_limited(iterator, 1))
+    if not first:
+        raise CalibrationError(
+            Finding("QR401", "the loader gives no batches", hint="pass at least one batch")
+        )
+    return first[0], _Stream(first[0], iterator, batches)
+
+
+class _InputsTaken(BaseException):
+    """Stops a forward as soon as its inputs are known; no ``except Exception`` may stop it."""
+
+
+def batch_inputs(model: nn.Module, batch: Any, forward: Forward | None) -> Inputs:
+    """What the model itself is called with for a batch, without running it.
+
+    Raises ``CalibrationError`` (QR402) where the batch does not fit.
+    """
+    if forward is None:
+        _check_signature(model, batch, 0)
+        return Inputs.from_batch(batch)
+    taken: list[Inputs] = []
+
+    def take(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        taken.append(Inputs(args, kwargs))
+        raise _InputsTaken
+
+    probe = structural_copy(model)
+    probe.register_forward_pre_hook(take, with_kwargs=True)
+    try:
+        forward(probe, batch)
+    except _InputsTaken:
+        return taken[0]
+    except Exception as error:
+        raise unusable_batch(batch, 0, first_line(error)) from error
+    raise unusable_batch(batch, 0, "forward did not call the model")
+
+
+def _limited(batches: Iterable[Any], limit: int) -> Iterator[Any]:
+    """At most ``limit`` batches; what the caller's loader raises comes out as our error."""
+    iterator = _iterator(batches)
+    for index in range(limit):
+        try:
+            batch = next(iterator, _NO_MORE)
+        except Exception as error:
+            raise CalibrationError(
+                Finding("QR402", f"the loader failed at batch {index}: {first_line(error)}")
+            ) from error
+        if batch is _NO_MORE:
+            return
+        yield batch
+
+
+def _iterator(batches: Iterable[Any]) -> Iterator[Any]:
+    if isinstance(batches, (Tensor, dict)) or not isinstance(batches, Iterable):
+        raise CalibrationError(
+            Finding(
+                "QR401",
+                f"batches is a {type(batches).__name__}, not an iterable of batches",
+                hint="pass a list of batches or a DataLoader; one batch alone is [batch]",
+            )
+        )
+    try:
+        return iter(batches)
+    except Exception as error:
+        raise CalibrationError(
+            Finding("QR402", f"the loader cannot be iterated: {first_line(error)}")
+        ) from error
+
+
+def _length(batches: object, limit: int) -> int | None:
+    try:
+        return min(len(batches), limit)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def _run(prepared: nn.Module, batch: Any, index: int, forward: Forward | None) -> None:
+    _check_finite(batch, index)
+    if forward is None:
+        _check_signature(prepared, batch, index)
+    try:
+        if forward is None:
+            Inputs.from_batch(batch).call(prepared)
+        else:
+            forward(prepared, batch)
+    except Exception as error:
+        raise unusable_batch(batch, index, first_line(error)) from error
+
+
+def unusable_batch(batch: Any, index: int, why: str) -> CalibrationError:
+    """The error for a batch that the model cannot take (QR402)."""
+    return CalibrationError(
+        Finding(
+            "QR402",
+            f"the model cannot take batch {index} ({describe_batch(batch)}): {why}",
+            hint=_forward_hint(batch),
+        )
+    )
+
+
+def _check_signature(model: nn.Module, batch: Any, index: int) -> None:
+    inputs = Inputs.from_batch(batch)
+    signature = inspect.signature(model.forward)
+    try:
+        signature.bind(*inputs.args, **dict(inputs.kwargs))
+    except TypeError as error:
+        raise unusable_batch(batch, index, f"forward{signature}: {error}") from error
+
+
+def _forward_hint(batch: Any) -> str | None:
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return (
+            "does the loader give (inputs, labels)? pass "
+            "forward=lambda model, batch: model(batch[0])"
+        )
+    if not isinstance(batch, (Tensor, tuple, list, dict)):
+        return "pass forward=lambda model, batch: ... that gives the model its tensors"
+    return None
+
+
+def _check_finite(batch: Any, index: int) -> None:
+    for tensor in torch.utils._pytree.tree_leaves(batch):
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            continue
+        if not math.isfinite(tensor.sum().item()) and not bool(torch.isfinite(tensor).all()):
+            count = int((~torch.isfinite(tensor)).sum())
+            raise CalibrationError(
+                Finding(
+                    "QR403",
+                    f"batch {index} has {count} NaN or infinite of {tensor.numel()} values",
+                    hint="one such batch spoils every range behind it; clean or skip it",
+                )
+            )
+
+
+def describe_batch(batch: Any) -> str:
+    """A batch in a few words: types, dtypes and shapes."""
+    if isinstance(batch, Tensor):
+        return f"{str(batch.dtype).removeprefix('torch.')} {list(batch.shape)}"
+    if isinstance(batch, dict):
+        return "dict of " + ", ".join(f"{k}: {describe_batch(v)}" for k, v in batch.items())
+    if isinstance(batch, (tuple, list)):
+        kind = type(batch).__name__
+        return f"{kind} of " + ", ".join(describe_batch(part) for part in batch)
+    return type(batch).__name__
+
+
+@contextmanager
+def _first_call_kept(prepared: fx.GraphModule, *, keep: bool) -> Iterator[None]:
+    """Note the inputs and output of the model itself, whatever ``forward`` makes of a batch."""
+    if not keep:
+        yield
+        return
+
+    def note(
+        module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+    ) -> None:
+        prepared.meta.setdefault(SAMPLE_KEY, Sample(Inputs(args, dict(kwargs)), output))
+
+    prepared.meta.pop(SAMPLE_KEY, None)
+    handle = prepared.register_forward_hook(note, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _restored_on_error(prepared: fx.GraphModule) -> Iterator[None]:
+    sample = prepared.meta.get(SAMPLE_KEY)
+    observers = [module for module in prepared.modules() if isinstance(module, ObserverBase)]
+    saved = [
+        {name: None if b is None else b.clone() for name, b in observer._buffers.items()}
+        for observer in observers
+    ]
+    try:
+        yield
+    except BaseException:
+        for observer, buffers in zip(observers, saved, strict=True):
+            observer._buffers.update(buffers)
+        prepared.meta.pop(SAMPLE_KEY, None)
+        if sample is not None:
+            prepared.meta[SAMPLE_KEY] = sample
+        raise
+
+
+def _check_count(done: int, table: CalibrationTable, lint: LintTable) -> None:
+    if done < table.min_batches:
+        raise CalibrationError(
+            Finding(
+                "QR401",
+                f"{done} batches for calibration, and the recipe wants at least "
+                f"{table.min_batches}",
+                hint="pass more batches, or lower min_batches in [calibration]",
+            )
+        )
+    if done < FEW_BATCHES:
+        warn(
+            Finding(
+                "QR201",
+                f"calibrated on {done} batches only",
+                hint="about 100 representative mini-batches are enough",
+            ),
+            lint,
+        )
+
+
+def _check_ranges(prepared: fx.GraphModule) -> None:
+    findings = [
+        finding
+        for node in prepared.graph.nodes
+        if node.op == "call_module"
+        and isinstance(observer := prepared.get_submodule(str(node.target)), ObserverBase)
+        and (finding := _range_finding(node, observer)) is not None
+    ]
+    if findings:
+        raise CalibrationError(findings)
+
+
+def _range_finding(node: fx.Node, observer: ObserverBase) -> Finding | None:
+    if not _quantizes(observer):
+        return None
+    source = node.args[0]
+    name = (site_of(source) if isinstance(source, fx.Node) else None) or str(source)
+    lowest = getattr(observer, "min_val", None)
+    if isinstance(lowest, Tensor):
+        if lowest.numel() and bool(torch.isfinite(lowest).all()):
+            return None
+        return Finding(
+            "QR404",
+            f"the observer of {name} saw no finite value in calibration",
+            hint="calibrate with data that reaches this site and stays finite there",
+        )
+    calculate_qparams: Callable[[], tuple[Tensor, Tensor]] = observer.calculate_qparams
+    scale, _ = calculate_qparams()
+    if bool((torch.isfinite(scale) & (scale > 0)).all()):
+        return None
+    return Finding(
+        "QR404",
+        f"the observer of {name} ({type(observer).__name__}) gives a scale that is not positive",
+        hint="mend the observer: scales are finite and above zero",
+    )
+
+
+def _quantizes(observer: ObserverBase) -> bool:
+    is_dynamic = bool(getattr(observer, "is_dynamic", False))
+    return not is_dynamic and observer.dtype not in (torch.float16, torch.float32)

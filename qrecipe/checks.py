@@ -1,0 +1,222 @@
+"""What the schema cannot see: names that lead nowhere and settings that do not go together.
+
+What stands in a file is checked file by file, what bases may complete once they are merged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain, islice
+
+from qrecipe.composition import Composition
+from qrecipe.errors import CODES, Finding, SchemaError, did_you_mean, nearest
+from qrecipe.locations import KeyPath
+from qrecipe.merging import Layer
+from qrecipe.names import compile_pattern
+from qrecipe.schema import FLOAT, INHERIT, RESERVED_QCONFIG_NAMES, RecipeTable, RuleTable
+from qrecipe.signatures import (
+    FUNCTION_FAMILIES,
+    MODULE_TYPES,
+    function_family,
+    is_module_type,
+)
+from qrecipe.tensor_checks import activation_findings, tensor_findings, weight_findings
+from qrecipe.validation import MAX_FINDINGS
+from qrecipe.wording import dotted, one_of, shown
+
+
+def findings_of(recipe: Composition, table: RecipeTable) -> list[Finding]:
+    """Everything wrong with a composed recipe; ``table`` holds its merged values."""
+    by_file = (islice(_layer_findings(layer), MAX_FINDINGS) for layer in recipe.layers)
+    merged = chain(
+        _missing(recipe, table),
+        *(tensor_findings(recipe, name, spec) for name, spec in table.tensor.items()),
+        _qconfig_findings(recipe, table),
+        _rule_findings(recipe, table),
+        _calibration_findings(recipe, table),
+    )
+    return [*chain.from_iterable(by_file), *islice(merged, MAX_FINDINGS)]
+
+
+def rules_of(table: RecipeTable) -> Iterator[tuple[KeyPath, RuleTable]]:
+    """All rules of a recipe and their paths."""
+    if table.rules.global_ is not None:
+        yield ("rules", "global"), table.rules.global_
+    for tier in ("module_type", "function", "module_name"):
+        for key, rule in getattr(table.rules, tier).items():
+            yield ("rules", tier, key), rule
+
+
+def _layer_findings(layer: Layer) -> Iterator[Finding]:
+    found = chain(
+        _empty_tables(layer),
+        _reserved_names(layer),
+        *(_form_of_rule(layer, path, rule) for path, rule in rules_of(layer.table)),
+        *(_key_of_rule(layer, path) for path, _ in rules_of(layer.table)),
+        _lint_codes(layer),
+    )
+    return map(layer.noted, found)
+
+
+def _empty_tables(layer: Layer) -> Iterator[Finding]:
+    for section in ("tensor", "qconfig"):
+        for name, table in getattr(layer.table, section).items():
+            path = (section, name)
+            is_damaged = any(at[:2] == path for at in layer.damaged)
+            if not table.model_fields_set and not is_damaged:
+                yield Finding("QR103", f"{dotted(path)} sets nothing", layer.key(path), "remove it")
+
+
+def _reserved_names(layer: Layer) -> Iterator[Finding]:
+    for name in sorted(RESERVED_QCONFIG_NAMES & layer.table.qconfig.keys()):
+        message = f'"{name}" is reserved and cannot name a qconfig'
+        yield Finding("QR109", message, layer.key(("qconfig", name)), "choose another name")
+
+
+def _form_of_rule(layer: Layer, path: KeyPath, rule: RuleTable) -> Iterator[Finding]:
+    inline = [role for role in ("weight", "activation") if getattr(rule, role) is not None]
+    if rule.qconfig is not None and inline:
+        message = f'a rule has "qconfig" or "{inline[0]}", not both'
+        yield Finding("QR109", message, layer.key((*path, inline[0])), "remove one of them")
+    if (
+        rule.qconfig is None
+        and not inline
+        and not any(at[: len(path)] == path for at in layer.damaged)
+    ):
+        hint = f'it needs "qconfig", or "weight" and "activation"; "{FLOAT}" leaves it alone'
+        yield Finding("QR103", f"{dotted(path)} does not say what to do", layer.key(path), hint)
+
+
+def _key_of_rule(layer: Layer, path: KeyPath) -> Iterator[Finding]:
+    tier, key = str(path[1]), str(path[-1])
+    if tier == "module_name":
+        try:
+            compile_pattern(key)
+        except SchemaError as error:
+            for finding in error.findings:
+                yield replace(finding, location=layer.key(path))
+    elif tier == "module_type" and not _may_be_module_type(key):
+        message = f"torch has no module type {shown(key)}"
+        yield Finding("QR108", message, layer.key(path), _module_type_hint(key))
+    elif tier == "function" and not _may_be_function(key):
+        message = f"torch has no function {shown(key)}"
+        yield Finding("QR108", message, layer.key(path), _function_hint(key))
+
+
+def _may_be_module_type(key: str) -> bool:
+    """Known to torch, or the dotted name of a class that only the model's author knows."""
+    is_own = "." in key and not key.startswith("torch.") and "" not in key.split(".")
+    return is_own or is_module_type(key)
+
+
+def _module_type_hint(key: str) -> str:
+    full = key if "." in key else f"torch.nn.{key}"
+    return did_you_mean(full, MODULE_TYPES) or "write its dotted name, such as torch.nn.Linear"
+
+
+def _may_be_function(key: str) -> bool:
+    is_torch = "." not in key or key.startswith(("torch.", "operator.", "Tensor."))
+    return function_family(key) is not None if is_torch else "" not in key.split(".")
+
+
+def _function_hint(key: str) -> str:
+    namespace, _, last = key.rpartition(".")
+    for near in nearest(last, FUNCTION_FAMILIES, 3):
+        full = f"{namespace}.{near}" if namespace else near
+        if function_family(full) is not None:
+            return f'did you mean "{full}"?'
+    return "write its dotted name, such as torch.matmul"
+
+
+def _lint_codes(layer: Layer) -> Iterator[Finding]:
+    warnings = [code for code, meaning in CODES.items() if meaning.error is None]
+    for index, code in enumerate(layer.table.lint.ignore):
+        if code not in warnings:
+            why = (
+                "is an error and cannot be ignored" if code in CODES else "is no code of a warning"
+            )
+            at = layer.value(("lint", "ignore", index))
+            yield Finding("QR102", f'"{code}" {why}', at, one_of(code, warnings))
+
+
+def _missing(recipe: Composition, table: RecipeTable) -> Iterator[Finding]:
+    present = {
+        ("format",): (table.format, "format = 1"),
+        ("backend",): (table.backend, 'for example backend = "x86"'),
+        ("rules", "global"): (
+            table.rules.global_,
+            f'global = "{FLOAT}" leaves alone what no other rule covers',
+        ),
+    }
+    for path, (value, hint) in present.items():
+        if value is None and recipe.is_whole and recipe.is_sound(*path):
+            start = recipe.top.document.spans.start()
+            yield Finding("QR103", f"the recipe needs {dotted(path)}", start, hint)
+
+
+def _qconfig_findings(recipe: Composition, table: RecipeTable) -> Iterator[Finding]:
+    for name, qconfig in table.qconfig.items():
+        yield from _use_findings(
+            recipe, table, ("qconfig", name), qconfig.weight, qconfig.activation
+        )
+
+
+def _rule_findings(recipe: Composition, table: RecipeTable) -> Iterator[Finding]:
+    known = [*table.qconfig, FLOAT, INHERIT]
+    for path, rule in rules_of(table):
+        yield from _use_findings(recipe, table, path, rule.weight, rule.activation)
+        if rule.qconfig is None or rule.qconfig in known:
+            continue
+        if recipe.is_whole and recipe.is_sound("qconfig", rule.qconfig):
+            message = f"there is no qconfig {shown(rule.qconfig)}"
+            yield recipe.about_value(
+                "QR107", message, (*path, "qconfig"), one_of(rule.qconfig, known)
+            )
+
+
+def _use_findings(
+    recipe: Composition,
+    table: RecipeTable,
+    path: KeyPath,
+    weight: str | None,
+    activation: str | None,
+) -> Iterator[Finding]:
+    """The tensors that a qconfig or a rule names, each by itself and both together."""
+    for role, name in (("weight", weight), ("activation", activation)):
+        if name is None:
+            continue
+        use = (*path, role)
+        if name not in table.tensor:
+            if recipe.is_whole and recipe.is_sound("tensor", name):
+                message = f"there is no tensor {shown(name)}"
+                hint = one_of(name, table.tensor) if table.tensor else "there are none"
+                yield recipe.about_value("QR107", message, use, hint)
+        elif role == "weight":
+            yield from weight_findings(recipe, use, name, table.tensor[name])
+        else:
+            yield from activation_findings(recipe, use, name, table.tensor[name])
+    if weight in table.tensor and activation in table.tensor:
+        yield from _pair_findings(recipe, table, path, weight, activation)
+
+
+def _pair_findings(
+    recipe: Composition, table: RecipeTable, path: KeyPath, weight: str, activation: str
+) -> Iterator[Finding]:
+    of_weight, of_activation = table.tensor[weight], table.tensor[activation]
+    halves = [spec.dtype == "float16" for spec in (of_weight, of_activation)]
+    if of_activation.is_dynamic and halves[0] != halves[1]:
+        kinds = f"a dynamic {of_activation.dtype} activation", f"a {of_weight.dtype} weight"
+        message = " does not go with ".join(kinds)
+        hint = "dynamic float16 is float16 in both tensors"
+        yield recipe.about_value("QR109", message, (*path, "weight"), hint)
+
+
+def _calibration_findings(recipe: Composition, table: RecipeTable) -> Iterator[Finding]:
+    least, most = table.calibration.min_batches, table.calibration.max_batches
+    if least > most:
+        written = (
+            "min_batches" if "min_batches" in table.calibration.model_fields_set else "max_batches"
+        )
+        message = f"min_batches = {least} is more than max_batches = {most}"
+        yield recipe.about_value("QR109", message, ("calibration", written))

@@ -1,0 +1,224 @@
+"""The commands: their arguments, help texts and exit statuses.
+
+What does the work is imported inside each command, so that none pays for another.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Annotated
+
+import typer
+
+from qrecipe._version import __version__
+from qrecipe.cli.options import (
+    InputOption,
+    JsonOption,
+    ModelOption,
+    PluginOption,
+    RecipeArgument,
+)
+from qrecipe.cli.output import FOUND_SOMETHING, out, out_json, reported
+from qrecipe.errors import Finding, QRecipeError
+
+app = typer.Typer(
+    name="qrecipe",
+    help="Quantize PyTorch models by recipes: decided before they run, proven afterwards.",
+    epilog="Exit status: 0 all is well, 1 something was found, 2 wrong usage.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        out(f"qrecipe {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def qrecipe(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def check(
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE", help="Recipes: files or references.", show_default=False),
+    ],
+    plugin: PluginOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Check recipes without torch, for pre-commit and CI.
+
+    \b
+    Examples:
+      qrecipe check recipes/*.toml
+      qrecipe check --plugin acme.observers cnn.toml builtin:x86-static
+    """
+    with reported(as_json=json):
+        _import_plugins(plugin)
+        from qrecipe.cli import checking
+
+        found = checking.check(files)
+        (checking.show_json if json else checking.show_text)(found)
+    if checking.has_errors(found):
+        raise typer.Exit(FOUND_SOMETHING)
+
+
+@app.command()
+def show(recipe: RecipeArgument, plugin: PluginOption = None, json: JsonOption = False) -> None:
+    """Show a recipe resolved, and where each value was set.
+
+    \b
+    Examples:
+      qrecipe show cnn.toml
+      qrecipe show builtin:x86-static --json
+    """
+    with reported(as_json=json):
+        _import_plugins(plugin)
+        from qrecipe.cli import showing
+        from qrecipe.recipe import load_recipe
+
+        (showing.show_json if json else showing.show_text)(load_recipe(recipe))
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument,
+    model: ModelOption,
+    input: InputOption = None,
+    plugin: PluginOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show what will happen to each operation of a model.
+
+    \b
+    Examples:
+      qrecipe plan cnn.toml --model model.py:factory
+      qrecipe plan builtin:x86-static --model torchvision.models:resnet18 --input 1x3x224x224
+    """
+    with reported(as_json=json):
+        _needs_torch()
+        from qrecipe.cli.planning import make_plan
+
+        made = make_plan(recipe, model, input or (), plugin or ())
+        out(made.to_json() if json else str(made))
+
+
+@app.command()
+def explain(
+    recipe: RecipeArgument,
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A site, a member of one, or a module, as the plan names them.",
+            show_default=False,
+        ),
+    ],
+    model: ModelOption,
+    input: InputOption = None,
+    plugin: PluginOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Explain what decided an operation or a module.
+
+    \b
+    Examples:
+      qrecipe explain cnn.toml layer1.0.bn1 --model model.py:factory
+      qrecipe explain cnn.toml layer1.0:add --model model.py:factory
+    """
+    with reported(as_json=json):
+        _needs_torch()
+        from qrecipe.cli.planning import make_plan
+
+        text = make_plan(recipe, model, input or (), plugin or ()).explain(name)
+        if json:
+            out_json({"name": name, "explanation": text})
+        else:
+            out(text)
+
+
+@app.command()
+def quantize(
+    recipe: RecipeArgument,
+    model: ModelOption,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.py:NAME",
+            help="The function that gives an iterable of batches to calibrate with.",
+        ),
+    ] = None,
+    evaluate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.py:NAME", help="The function of a model that gives its accuracy."
+        ),
+    ] = None,
+    input: InputOption = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of torch; default: torch's own choice.")
+    ] = None,
+    plugin: PluginOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Quantize a model and compare it with the float one.
+
+    Shows the plan, then accuracy, size, latency and the SQNR of the output.
+
+    \b
+    Examples:
+      qrecipe quantize builtin:x86-static --model model.py:factory --data model.py:batches
+      qrecipe quantize cnn.toml --model model.py:factory --data model.py:batches \\
+          --evaluate model.py:accuracy --threads 1
+    """
+    with reported(as_json=json):
+        _needs_torch()
+        from qrecipe.cli import quantizing
+
+        request = quantizing.Request(
+            recipe, model, data, evaluate, input or (), plugin or (), threads
+        )
+        quantizing.quantize(request, as_json=json)
+
+
+@app.command("list")
+def list_names(plugin: PluginOption = None, json: JsonOption = False) -> None:
+    """List recipes, observers, fake-quants and backends.
+
+    \b
+    Examples:
+      qrecipe list
+      qrecipe list --plugin acme.observers --json
+    """
+    with reported(as_json=json):
+        from qrecipe.cli import listing
+
+        (listing.show_json if json else listing.show_text)(listing.take_listing(plugin or ()))
+
+
+def _import_plugins(modules: list[str] | None) -> None:
+    if not modules:
+        return
+    from qrecipe.cli.usercode import UserCode, user_output
+
+    with UserCode() as code, user_output():
+        code.import_plugins(modules)
+
+
+def _needs_torch() -> None:
+    if importlib.util.find_spec("torch") is None:
+        text = "this command needs torch: pip install 'qrecipe[cli]'"
+        raise QRecipeError(Finding("QR602", text, hint="check and show do without"))

@@ -1,0 +1,90 @@
+"""What the commands write: plain text or JSON on stdout, findings and warnings on stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+import typer
+
+from qrecipe.errors import PlanError, QRecipeError, QRecipeWarning
+
+FOUND_SOMETHING = 1
+USAGE = 2
+
+# A recipe or a model is not to steer the terminal: control characters and overrides of direction.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def out(text: str) -> None:
+    """Text for the reader, on stdout."""
+    print(_UNPRINTABLE.sub("\ufffd", text))
+
+
+def err(text: str) -> None:
+    """Text about what went wrong, on stderr."""
+    print(_UNPRINTABLE.sub("\ufffd", text), file=sys.stderr)
+
+
+def out_json(value: Any) -> None:
+    """One JSON document on stdout; what is not finite becomes null."""
+    print(json.dumps(_finite(value), indent=2, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextmanager
+def reported(*, as_json: bool) -> Iterator[None]:
+    """Show warnings and errors of the library as plain lines, and end with the exit status.
+
+    A plan that failed is shown all the same; with ``as_json`` an error without one is a document
+    of its findings.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", QRecipeWarning)
+        warnings.showwarning = _line_of_warning(warnings.showwarning)
+        try:
+            yield
+        except QRecipeError as error:
+            _show_error(error, as_json=as_json)
+            is_missing = any(finding.code == "QR602" for finding in error.findings)
+            raise typer.Exit(USAGE if is_missing else FOUND_SOMETHING) from None
+
+
+def _show_error(error: QRecipeError, *, as_json: bool) -> None:
+    plan = error.plan if isinstance(error, PlanError) else None
+    if plan is not None and plan.findings:
+        out(plan.to_json() if as_json else f"{plan}\n")
+    elif as_json:
+        out_json({"findings": [finding.to_json() for finding in error.findings]})
+    sys.stdout.flush()  # the findings come last, where both streams are one terminal
+    err(str(error))
+
+
+def _line_of_warning(otherwise: Any) -> Any:
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, QRecipeWarning):
+            err(f"warning: {message}")
+        else:
+            otherwise(message, category, filename, lineno, file, line)
+
+    return show

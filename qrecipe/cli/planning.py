@@ -1,0 +1,20 @@
+"""``qrecipe plan`` and ``qrecipe explain``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qrecipe.cli.subjects import load_subject, required_inputs
+from qrecipe.cli.usercode import UserCode, user_output
+from qrecipe.pipeline import plan
+from qrecipe.planning import Plan
+from qrecipe.recipe import load_recipe
+
+
+def make_plan(recipe: str, model: str, shapes: Sequence[str], plugins: Sequence[str]) -> Plan:
+    """The plan of a recipe for the model of a factory, named as on the command line."""
+    with UserCode() as code, user_output():
+        code.import_plugins(plugins)
+        loaded = load_recipe(recipe)
+        subject = load_subject(code, model, shapes)
+        return plan(subject.model, loaded, required_inputs(subject, model))

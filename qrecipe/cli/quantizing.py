@@ -1,0 +1,151 @@
+"""``qrecipe quantize``: quantize a model, and measure what that cost and gained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import typer
+from torch import fx, nn
+
+from qrecipe.calibration import batch_inputs, calibrate, describe_batch, peek
+from qrecipe.cli.output import out, out_json
+from qrecipe.cli.progress import activity, bar
+from qrecipe.cli.results import Metric, Result, result_json, result_text
+from qrecipe.cli.subjects import Subject, load_subject, required_inputs
+from qrecipe.cli.usercode import UserCode, UserFunction, user_output
+from qrecipe.errors import CalibrationError, Finding, QRecipeError
+from qrecipe.inputs import Inputs
+from qrecipe.measure.latency import compare_latency
+from qrecipe.measure.sizes import model_size
+from qrecipe.pipeline import CompiledRecipe, compile
+from qrecipe.recipe import load_recipe
+from qrecipe.sqnr import output_sqnr_db
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What was asked for, as on the command line."""
+
+    recipe: str
+    model: str
+    data: str | None
+    evaluate: str | None
+    shapes: Sequence[str]
+    plugins: Sequence[str]
+    threads: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """All that was loaded, and the recipe compiled for it."""
+
+    model: nn.Module
+    compiled: CompiledRecipe
+    first: Any
+    batches: Iterable[Any] | None
+    evaluate: UserFunction | None
+
+
+def quantize(request: Request, *, as_json: bool) -> None:
+    """Show the plan, quantize, and show the result; as JSON both in one document."""
+    if request.threads is not None:
+        torch.set_num_threads(request.threads)
+    with UserCode() as code:
+        with user_output():
+            job = _load(code, request)
+        if not as_json:
+            out(f"{job.compiled.plan}\n")
+        with user_output():
+            result = _measure(job, _convert(job))
+    if as_json:
+        out_json({"plan": json.loads(job.compiled.plan.to_json()), **result_json(result)})
+    else:
+        out(result_text(result))
+
+
+def _load(code: UserCode, request: Request) -> _Job:
+    code.import_plugins(request.plugins)
+    recipe = load_recipe(request.recipe)
+    data = None if request.data is None else code.function(request.data, "--data")
+    evaluate = None if request.evaluate is None else code.function(request.evaluate, "--evaluate")
+    subject = load_subject(code, request.model, request.shapes)
+    first, batches = _batches(subject, data, request.model)
+    example_inputs = subject.example_inputs
+    if example_inputs is None:
+        with _hints_for_command_line():
+            batch_inputs(subject.model, first, None)
+        example_inputs = first
+    compiled = compile(subject.model, recipe, example_inputs)
+    # the quantized copy is in eval mode, and so is what it is compared with
+    return _Job(subject.model.eval(), compiled, first, batches, evaluate)
+
+
+def _batches(
+    subject: Subject, data: UserFunction | None, model: str
+) -> tuple[Any, Iterable[Any] | None]:
+    """A first batch, and all to calibrate with, if there are any."""
+    if data is None:
+        return required_inputs(subject, model), None
+    return peek(data())
+
+
+def _convert(job: _Job) -> fx.GraphModule:
+    prepared = job.compiled.prepare()
+    if job.batches is not None:
+        with bar("calibrating") as show, _hints_for_command_line():
+            calibrate(prepared, job.batches, progress=show)
+    elif any(site.mode == "static" for site in job.compiled.plan.sites):
+        text = "--data names the function that gives the batches to calibrate with"
+        raise typer.BadParameter(f"this recipe has static rules: {text}", param_hint="--data")
+    with activity("converting"):
+        return job.compiled.convert(prepared)
+
+
+def _measure(job: _Job, converted: fx.GraphModule) -> Result:
+    inputs = Inputs.from_batch(job.first)
+    with torch.no_grad():
+        return Result(
+            metric=None if job.evaluate is None else _metric(job.evaluate, job.model, converted),
+            float_size=model_size(job.model),
+            quantized_size=model_size(converted),
+            latency=compare_latency(job.model, converted, inputs),
+            sqnr_db=output_sqnr_db(inputs.call(job.model), inputs.call(converted)),
+            inputs=describe_batch(job.first),
+        )
+
+
+def _metric(evaluate: UserFunction, model: nn.Module, converted: nn.Module) -> Metric:
+    # not around the latency: whatever moves on the screen takes time from it
+    with activity("evaluating"):
+        return Metric(evaluate.name, _number(evaluate, model), _number(evaluate, converted))
+
+
+def _number(evaluate: UserFunction, model: nn.Module) -> float:
+    value = evaluate(model)
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        text = f"{evaluate.name}() gives a {type(value).__name__}, not one number"
+        hint = "return the metric of the model that it is given as a float"
+        raise QRecipeError(Finding("QR601", text, hint=hint)) from None
+
+
+@contextmanager
+def _hints_for_command_line() -> Iterator[None]:
+    """The library's hint about batches names an argument of Python's."""
+    try:
+        yield
+    except CalibrationError as error:
+        raise CalibrationError([_without_forward(finding) for finding in error.findings]) from error
+
+
+def _without_forward(finding: Finding) -> Finding:
+    if finding.hint is None or "forward=" not in finding.hint:
+        return finding
+    hint = "let the function of --data give the model's inputs only, without labels"
+    return replace(finding, hint=hint)

@@ -1,0 +1,93 @@
+"""What ``qrecipe quantize`` measured, as a table and as JSON."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from dataclasses import dataclass
+from typing import Any
+
+from qrecipe.measure.latency import Latency
+from qrecipe.tables import render_table
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """What the user's evaluation gave."""
+
+    name: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Float and quantized model side by side; sizes in bytes, the SQNR of the output in dB."""
+
+    metric: Metric | None
+    float_size: int
+    quantized_size: int
+    latency: Latency
+    sqnr_db: float | None
+    inputs: str
+
+
+def result_text(result: Result) -> str:
+    """A table of what changed, and under what conditions it was measured."""
+    latency = result.latency
+    rows = [
+        *([] if result.metric is None else [_metric_row(result.metric)]),
+        (
+            "tensors",
+            _kilobytes(result.float_size),
+            _kilobytes(result.quantized_size),
+            f"{result.float_size / max(1, result.quantized_size):.2f} times smaller",
+        ),
+        (
+            "latency",
+            f"{latency.reference * 1000:.2f} ms",
+            f"{latency.candidate * 1000:.2f} ms",
+            f"float/quantized = {latency.ratio:.2f}",
+        ),
+        ("output", "", "", _sqnr_text(result.sqnr_db)),
+    ]
+    threads = "1 thread" if latency.threads == 1 else f"{latency.threads} threads"
+    note = (
+        f"Latency and SQNR on the first batch ({result.inputs}); latency is the median of "
+        f"{latency.runs} interleaved runs with {threads}. Float is the eager model. Tensors are "
+        "parameters, buffers, and packed weights with their scales."
+    )
+    width = min(shutil.get_terminal_size((100, 24)).columns, 100)
+    return f"{render_table(('', 'float', 'quantized', ''), rows)}\n\n{textwrap.fill(note, width)}"
+
+
+def _metric_row(metric: Metric) -> tuple[str, str, str, str]:
+    change = metric.after - metric.before
+    return (metric.name, f"{metric.before:.6g}", f"{metric.after:.6g}", f"{change:+.4g}")
+
+
+def _kilobytes(size: int) -> str:
+    return f"{size / 1000:,.1f} kB"
+
+
+def result_json(result: Result) -> dict[str, Any]:
+    """The same as plain values."""
+    latency, metric = result.latency, result.metric
+    return {
+        "metric": None
+        if metric is None
+        else {"name": metric.name, "float": metric.before, "quantized": metric.after},
+        "tensor_bytes": {"float": result.float_size, "quantized": result.quantized_size},
+        "latency": {
+            "float_seconds": latency.reference,
+            "quantized_seconds": latency.candidate,
+            "ratio": latency.ratio,
+            "runs": latency.runs,
+            "threads": latency.threads,
+        },
+        "output_sqnr_db": result.sqnr_db,
+    }
+
+
+def _sqnr_text(value: float | None) -> str:
+    return "holds no floating tensor" if value is None else f"SQNR {value:.1f} dB"

@@ -1,0 +1,79 @@
+"""``qrecipe show``: a resolved recipe, with the place that set each value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import tomli
+
+from qrecipe.cli.output import out, out_json
+from qrecipe.errors import Location, UnknownNameError
+from qrecipe.locations import KeyPath, Spans
+from qrecipe.recipe import Recipe
+from qrecipe.wording import dotted
+
+_WIDEST_CODE = 60
+
+
+def show_text(recipe: Recipe) -> None:
+    """TOML that extends nothing, each value with its origin in a comment."""
+    lines = recipe.to_toml().rstrip("\n").split("\n")
+    origins = _origin_by_line(recipe)
+    width = max(
+        (len(lines[line]) for line in origins if len(lines[line]) <= _WIDEST_CODE), default=0
+    )
+    out(f"# {recipe.reference or recipe.name or 'recipe'}, fingerprint {recipe.fingerprint}\n")
+    for number, text in enumerate(lines):
+        at = origins.get(number)
+        out(text if at is None else f"{text.ljust(width)}  # {at.file}:{at.line}")
+
+
+def show_json(recipe: Recipe) -> None:
+    """The values as TOML has them, and their origins by dotted key."""
+    values = tomli.loads(recipe.to_toml())
+    out_json(
+        {
+            "recipe": recipe.reference,
+            "fingerprint": recipe.fingerprint,
+            "values": values,
+            "origins": {
+                dotted(path): {"file": at.file, "line": at.line, "column": at.column}
+                for path, at in _origins(recipe, values)
+            },
+        }
+    )
+
+
+def _origin_by_line(recipe: Recipe) -> dict[int, Location]:
+    """The origin of the value that ends on a line, by its number from 0."""
+    text = recipe.to_toml()
+    spans = Spans(text, "resolved")
+    found: dict[int, Location] = {}
+    for path, at in _origins(recipe, tomli.loads(text)):
+        _, end = spans.value_offsets(path)
+        found.setdefault(text.count("\n", 0, end), at)
+    return found
+
+
+def _origins(recipe: Recipe, values: Mapping[str, Any]) -> Iterator[tuple[KeyPath, Location]]:
+    """Each value that a file sets as a whole, with that place."""
+    for path in _paths(values, ()):
+        at = _origin(recipe, path)
+        if at is not None:
+            yield path, at
+
+
+def _origin(recipe: Recipe, path: KeyPath) -> Location | None:
+    try:
+        return recipe.origin(dotted(path))
+    except UnknownNameError:
+        return None
+
+
+def _paths(table: Mapping[str, Any], above: KeyPath) -> Iterator[KeyPath]:
+    for key, value in table.items():
+        path = (*above, key)
+        yield path
+        if isinstance(value, Mapping):
+            yield from _paths(value, path)

@@ -1,0 +1,68 @@
+"""The model of a command and what to run it on."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import typer
+from torch import Tensor, nn
+
+from qrecipe.cli.usercode import UserCode
+from qrecipe.errors import Finding, QRecipeError
+
+_MAX_ELEMENTS = 2**31
+_SHAPE = re.compile("[0-9]{1,10}(x[0-9]{1,10})*")
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model, and one batch of inputs for it where the user gives one."""
+
+    model: nn.Module
+    example_inputs: Any | None
+
+
+def load_subject(code: UserCode, name: str, shapes: Sequence[str]) -> Subject:
+    """What the factory of that name gives; inputs of the ``shapes``, if any, take the place of its.
+
+    Raises QRecipeError (QR601) where the factory fails or gives no model.
+    """
+    inputs = random_inputs(shapes) if shapes else None
+    result = code.function(name, "--model")()
+    model, examples = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
+    if not isinstance(model, nn.Module):
+        raise QRecipeError(
+            Finding(
+                "QR601",
+                f"{name} gives a {type(model).__name__}, not a model",
+                hint="return a torch.nn.Module, or a tuple (model, example_inputs)",
+            )
+        )
+    return Subject(model, examples if inputs is None else inputs)
+
+
+def required_inputs(subject: Subject, name: str) -> Any:
+    """The subject's example inputs. Raises BadParameter where it has none."""
+    if subject.example_inputs is None:
+        text = f"{name} gives no example inputs: name their shapes, as in --input 1x3x224x224"
+        raise typer.BadParameter(text, param_hint="--input")
+    return subject.example_inputs
+
+
+def random_inputs(shapes: Sequence[str]) -> tuple[Tensor, ...]:
+    """Normally distributed float32 tensors, the same in every run."""
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(_shape(text), generator=generator) for text in shapes)
+
+
+def _shape(text: str) -> list[int]:
+    shape = [int(size) for size in text.split("x")] if _SHAPE.fullmatch(text) else []
+    if not 0 < math.prod(shape) <= _MAX_ELEMENTS or not shape:
+        text = f'"{text}" is no shape: write sizes with x between, as in 1x3x224x224'
+        raise typer.BadParameter(text, param_hint="--input")
+    return shape

@@ -1,0 +1,203 @@
+"""Recipes that extend recipes: reading the bases, and merging what all of them set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from qrecipe.errors import Finding, Location, RecipeError
+from qrecipe.locations import KeyPath
+from qrecipe.merging import (
+    Layer,
+    Setting,
+    SettingPath,
+    Values,
+    chain_text,
+    fingerprint,
+    nested,
+    resolve,
+    settings_of,
+)
+from qrecipe.reading import parse_document, read_text
+from qrecipe.references import Source, relative_source
+from qrecipe.schema import BaseReference
+from qrecipe.validation import validate
+from qrecipe.wording import shown
+
+MAX_LAYERS = 32
+"""As many recipes may extend each other."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Composition:
+    """The outermost recipe with all its bases, merged; ``findings`` are those on the way."""
+
+    top: Layer
+    settings: Mapping[SettingPath, Setting]
+    findings: tuple[Finding, ...]
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        return (self.top, *self.top.extended)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether what is missing here is really missing: all files and their tables were read."""
+        return not self.top.misses_bases and not any(layer.lost_tables for layer in self.layers)
+
+    @property
+    def values(self) -> Values:
+        """The resolved values as a nested table."""
+        return nested((path, setting.value) for path, setting in self.settings.items())
+
+    def is_sound(self, *path: str) -> bool:
+        """Whether no file has a finding at that path or inside it."""
+        size = len(path)
+        return all(at[:size] != path for layer in self.layers for at in layer.damaged)
+
+    def owner(self, path: KeyPath) -> Layer:
+        """The layer that set the value at a path; of a table, the nearest that has it."""
+        names = tuple(map(str, path))
+        for size in range(len(path), 0, -1):
+            if names[:size] in self.settings:
+                return self.settings[names[:size]].layer
+        return next((layer for layer in self.layers if path in layer.document.spans), self.top)
+
+    def about_key(self, code: str, message: str, path: KeyPath, hint: str | None = None) -> Finding:
+        """A finding under the key at a path."""
+        layer = self.owner(path)
+        return layer.noted(Finding(code, message, layer.key(path), hint))
+
+    def about_value(
+        self, code: str, message: str, path: KeyPath, hint: str | None = None
+    ) -> Finding:
+        """A finding under the value at a path."""
+        layer = self.owner(path)
+        return layer.noted(Finding(code, message, layer.value(path), hint))
+
+
+def compose(source: Source, text: str | None = None) -> Composition:
+    """Reads a recipe (or takes its ``text``) and its bases, and merges them.
+
+    Raises RecipeError if the outermost recipe cannot be read at all; what is wrong otherwise is
+    among the findings.
+    """
+    reader = _Reader()
+    top = reader.read(source, (), text)
+    settings, conflicts = resolve(top)
+    return Composition(top, settings, (*reader.findings, *conflicts))
+
+
+class _Reader:
+    """Reads layers, each file once."""
+
+    def __init__(self) -> None:
+        self.findings: list[Finding] = []
+        self._layers: dict[str, Layer | None] = {}
+        self._open: set[str] = set()
+
+    def read(self, source: Source, chain: tuple[str, ...], text: str | None = None) -> Layer:
+        """The layer of a source, with everything below it.
+
+        Raises RecipeError if the file cannot be read at all.
+        """
+        if text is None:
+            assert source.path is not None, "a source without a path comes with its text"
+            text = read_text(source.path, source.name)
+        document = parse_document(text, source.name)
+        validated = validate(document)
+        layer = Layer(
+            source=source,
+            document=document,
+            table=validated.table,
+            damaged=validated.damaged,
+            extended=(),
+            chain=(*chain, source.name),
+            misses_bases=False,
+            settings=settings_of(validated.table),
+        )
+        self.findings += map(layer.noted, validated.findings)
+        self._layers[_identity(source)] = None
+        self._open.add(_identity(source))
+        bases = [self._base(layer, *item) for item in enumerate(validated.table.extends)]
+        self._open.remove(_identity(source))
+        found = [base for base in bases if base is not None]
+        layer = replace(
+            layer,
+            extended=_closure(found),
+            misses_bases=(
+                len(found) < len(bases)
+                or any(base.misses_bases for base in found)
+                or any(path[:1] == ("extends",) for path in layer.damaged)
+            ),
+        )
+        self._layers[_identity(source)] = layer
+        return layer
+
+    def _base(self, layer: Layer, index: int, reference: BaseReference) -> Layer | None:
+        chain = layer.chain
+        at = layer.value(("extends", index, "recipe"))
+        try:
+            source = relative_source(reference.recipe, layer.source)
+        except RecipeError as error:
+            note = chain_text((*chain, shown(reference.recipe)))
+            self.findings += (
+                replace(finding, location=at, notes=(*finding.notes, note))
+                for finding in error.findings
+            )
+            return None
+        if _identity(source) in self._open:
+            self._report("QR121", "recipes extend each other in a circle", at, source, chain)
+            return None
+        if _identity(source) in self._layers:
+            base = self._layers[_identity(source)]
+        elif len(self._layers) >= MAX_LAYERS:
+            self._report("QR005", f"more than {MAX_LAYERS} recipes", at, source, chain)
+            return None
+        else:
+            base = self._read_base(source, at, chain)
+        if base is not None and reference.sha256 is not None:
+            self._check_pin(layer, index, base, reference.sha256)
+        return base
+
+    def _read_base(self, source: Source, at: Location, chain: tuple[str, ...]) -> Layer | None:
+        try:
+            return self.read(source, chain)
+        except RecipeError as error:
+            note = chain_text((*chain, source.name))
+            self.findings += (
+                replace(finding, location=finding.location or at, notes=(note,))
+                for finding in error.findings
+            )
+            self._layers[_identity(source)] = None
+            return None
+
+    def _check_pin(self, layer: Layer, index: int, base: Layer, pinned: str) -> None:
+        if base.damaged or base.misses_bases:
+            return
+        settings, _ = resolve(base)
+        actual = fingerprint(nested((path, setting.value) for path, setting in settings.items()))
+        if actual != pinned:
+            finding = Finding(
+                "QR123",
+                f'"{base.name}" differs from its pin',
+                layer.value(("extends", index, "sha256")),
+                f"its fingerprint is {actual}",
+                notes=(chain_text(base.chain),),
+            )
+            self.findings.append(finding)
+
+    def _report(
+        self, code: str, message: str, at: Location, source: Source, chain: tuple[str, ...]
+    ) -> None:
+        note = chain_text((*chain, source.name))
+        self.findings.append(Finding(code, message, at, notes=(note,)))
+
+
+def _identity(source: Source) -> str:
+    return source.name if source.path is None else str(source.path)
+
+
+def _closure(bases: Iterable[Layer]) -> tuple[Layer, ...]:
+    found = {id(layer): layer for base in bases for layer in (base, *base.extended)}
+    return tuple(found.values())

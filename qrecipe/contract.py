@@ -1,0 +1,216 @@
+"""What qrecipe needs of an observer or fake-quant, tried out on small tensors at registration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qrecipe._torch_ao import (
+    FakeQuantizeBase,
+    MovingAverageMinMaxObserver,
+    MovingAveragePerChannelMinMaxObserver,
+    ObserverBase,
+    quiet,
+)
+from qrecipe.arguments import KIND_TITLE, Kind
+from qrecipe.errors import Finding
+
+
+@dataclass(frozen=True, slots=True)
+class _Scheme:
+    """One way to ask for a quantized tensor; the contract holds for those that a class accepts."""
+
+    dtype: torch.dtype
+    qscheme: torch.qscheme
+    low: int
+    high: int
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {
+            "dtype": self.dtype,
+            "qscheme": self.qscheme,
+            "quant_min": self.low,
+            "quant_max": self.high,
+        }
+
+    @property
+    def per_channel(self) -> bool:
+        return self.qscheme in (torch.per_channel_affine, torch.per_channel_symmetric)
+
+
+_SCHEMES = (
+    _Scheme(torch.quint8, torch.per_tensor_affine, 0, 127),
+    _Scheme(torch.qint8, torch.per_tensor_symmetric, -8, 7),
+    _Scheme(torch.quint8, torch.per_channel_affine, 0, 255),
+    _Scheme(torch.qint8, torch.per_channel_symmetric, -127, 127),
+)
+
+_SAMPLES = {
+    "a random batch": torch.linspace(-2.0, 3.0, 48).sin().reshape(4, 3, 4),
+    "a batch of zeros": torch.zeros(4, 3, 4),
+    "a batch of tiny values": torch.full((4, 3, 4), 1e-30),
+}
+
+
+def contract_findings(kind: Kind, name: str, cls: object) -> list[Finding]:
+    """Every way in which ``cls`` fails as an observer or fake-quant called ``name``."""
+    base = ObserverBase if kind == "observer" else FakeQuantizeBase
+    title = f'{KIND_TITLE[kind]} "{name}"'
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        shown = cls.__qualname__ if isinstance(cls, type) else repr(cls)
+        mend = f"derive it from {base.__module__}.{base.__qualname__}"
+        return [Finding("QR150", f"{title}: {shown} is no {base.__name__}", hint=mend)]
+    problems = _observer_problems(cls) if kind == "observer" else _fake_quant_problems(cls)
+    with quiet(), torch.random.fork_rng(devices=[]):
+        distinct = dict(problems)
+    return [Finding("QR150", f"{title} {what}", hint=mend) for what, mend in distinct.items()]
+
+
+_Problem = tuple[str, str]
+
+
+def _observer_problems(cls: type[Any]) -> Iterator[_Problem]:
+    refusals = {scheme: _refusal_of(cls, scheme.arguments) for scheme in _SCHEMES}
+    if all(refusals.values()):
+        yield _refusal("dtype, qscheme, quant_min and quant_max", refusals[_SCHEMES[0]])
+    for scheme in (scheme for scheme in _SCHEMES if not refusals[scheme]):
+        yield from _attribute_problems(cls(**scheme.arguments), scheme)
+        for sample, batch in _SAMPLES.items():
+            yield from _observation_problems(cls(**scheme.arguments), scheme, sample, batch)
+
+
+def _refusal_of(cls: type[Any], arguments: dict[str, Any]) -> str | None:
+    """What the class says against these arguments; None if it can be made from them."""
+    try:
+        cls(**arguments)
+    except Exception as error:
+        return _shown(error)
+    return None
+
+
+def _refusal(arguments: str, error: str | None) -> _Problem:
+    return (
+        f"cannot be made from {arguments}: {error}",
+        f"accept {arguments} by keyword, pass them on to super().__init__ "
+        "and give every argument of its own a default",
+    )
+
+
+def _attribute_problems(observer: ObserverBase, scheme: _Scheme) -> Iterator[_Problem]:
+    for attribute in ("dtype", "qscheme"):
+        asked = getattr(scheme, attribute)
+        if getattr(observer, attribute, None) != asked:
+            yield (
+                f"does not keep the {attribute} that it is given",
+                f"set self.{attribute} = {attribute} in __init__",
+            )
+    for attribute, asked in (("quant_min", scheme.low), ("quant_max", scheme.high)):
+        if getattr(observer, attribute, None) != asked:
+            yield (
+                f"does not keep the {attribute} that it is given",
+                f"set self.{attribute} = {attribute} in __init__ and quantize to that range",
+            )
+
+
+def _observation_problems(
+    observer: ObserverBase, scheme: _Scheme, sample: str, batch: Tensor
+) -> Iterator[_Problem]:
+    try:
+        seen = observer(batch.clone())
+    except Exception as error:
+        yield f"fails on {sample}: {_shown(error)}", "mend its forward"
+        return
+    if not (isinstance(seen, Tensor) and torch.equal(seen, batch)):
+        yield "changes the tensor that it observes", "return the input from forward, unchanged"
+    yield from _qparams_problems(observer, scheme, sample)
+
+
+def _qparams_problems(module: Any, scheme: _Scheme, sample: str) -> Iterator[_Problem]:
+    try:
+        scale, zero_point = module.calculate_qparams()
+        scale, zero_point = torch.as_tensor(scale), torch.as_tensor(zero_point)
+    except Exception as error:
+        yield (
+            f"fails in calculate_qparams after {sample}: {_shown(error)}",
+            "return the tensors (scale, zero_point) from calculate_qparams",
+        )
+        return
+    if not (torch.isfinite(scale).all() and (scale > 0).all()):
+        yield (
+            f"gives a scale that is not finite and positive after {sample}",
+            "keep the scale at or above eps: scale.clamp(min=self.eps)",
+        )
+    if not ((zero_point >= scheme.low).all() and (zero_point <= scheme.high).all()):
+        yield (
+            f"gives a zero point outside quant_min..quant_max after {sample}",
+            "clamp it: zero_point.clamp(self.quant_min, self.quant_max)",
+        )
+    if scale.shape != zero_point.shape:
+        yield (
+            f"gives a scale and a zero point of different shapes after {sample}",
+            "give both one value, or both one value per channel",
+        )
+
+
+def _fake_quant_problems(cls: type[Any]) -> Iterator[_Problem]:
+    arguments = {scheme: _fake_quant_arguments(scheme) for scheme in _SCHEMES}
+    refusals = {scheme: _refusal_of(cls, arguments[scheme]) for scheme in _SCHEMES}
+    if all(refusals.values()):
+        yield _refusal("observer, quant_min and quant_max", refusals[_SCHEMES[0]])
+    for scheme in (scheme for scheme in _SCHEMES if not refusals[scheme]):
+        for sample, batch in _SAMPLES.items():
+            yield from _training_problems(cls(**arguments[scheme]), scheme, sample, batch)
+
+
+def _fake_quant_arguments(scheme: _Scheme) -> dict[str, Any]:
+    observer: Any = (
+        MovingAveragePerChannelMinMaxObserver if scheme.per_channel else MovingAverageMinMaxObserver
+    )
+    return {
+        "observer": observer.with_args(**scheme.arguments),
+        "quant_min": scheme.low,
+        "quant_max": scheme.high,
+    }
+
+
+def _training_problems(
+    fake_quant: Any, scheme: _Scheme, sample: str, batch: Tensor
+) -> Iterator[_Problem]:
+    if not isinstance(getattr(fake_quant, "activation_post_process", None), ObserverBase):
+        yield (
+            "has no observer in activation_post_process",
+            "set self.activation_post_process = observer() in __init__",
+        )
+    x = batch.clone().requires_grad_()
+    try:
+        y = fake_quant(x)
+    except Exception as error:
+        yield f"fails on {sample}: {_shown(error)}", "mend its forward"
+        return
+    if not isinstance(y, Tensor) or y.shape != x.shape or y.dtype != x.dtype:
+        yield (
+            "changes the shape or dtype of its input",
+            "return a float tensor of the input's shape from forward",
+        )
+        return
+    yield from _gradient_problems(x, y)
+    yield from _qparams_problems(fake_quant, scheme, sample)
+
+
+def _gradient_problems(x: Tensor, y: Tensor) -> Iterator[_Problem]:
+    mend = "let gradients pass the rounding: torch.fake_quantize_per_tensor_affine does"
+    if not y.requires_grad:
+        yield "cuts the gradient of its input", mend
+        return
+    (gradient,) = torch.autograd.grad(y.sum(), x, allow_unused=True)
+    if gradient is None or not torch.isfinite(gradient).all():
+        yield "gives its input no finite gradient", mend
+
+
+def _shown(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0]

@@ -1,0 +1,110 @@
+"""Plan -> FX: an exact rule for every node, so that FX has nothing left to decide."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+from qrecipe._torch_fx import QConfigMapping
+from qrecipe.normalize import CALLS
+from qrecipe.planning import Plan, Site
+from qrecipe.qconfigs import qconfig
+
+SITE = "site"
+_TRACE_PREFIX = "qrecipe site: "
+
+
+@dataclass(frozen=True, slots=True)
+class Emission:
+    """What FX is given beside the graph.
+
+    ``qconfig_mapping`` decides every call by one exact name: a module's path, or for functions
+    and methods the scope that ``scopes`` gives to the node. It fits this graph alone.
+    """
+
+    qconfig_mapping: QConfigMapping
+    scopes: Mapping[str, tuple[str, type]]
+
+
+def keep_float(x: Any) -> Any:
+    """The identity, set between a float site and its quantized consumers until conversion.
+
+    Lowering takes whatever stands between dequantize and quantize for a quantized operation,
+    decided or not.
+    """
+    return x
+
+
+def emit(plan: Plan, graph_module: fx.GraphModule) -> Emission:
+    """Put the plan into the graph, in place, and give the rules for it."""
+    sites = {site.name: site for site in plan.sites}
+    _separate_float_sites(graph_module, sites)
+    mapping = QConfigMapping().set_global(None)
+    scopes: dict[str, tuple[str, type]] = {}
+    taken = {name for name, _ in graph_module.named_modules(remove_duplicate=False)}
+    for node in graph_module.graph.nodes:
+        if node.op not in CALLS:
+            continue
+        site = sites.get(node.meta.get(SITE, ""))
+        decided = None if site is None or site.qconfig is None else site.qconfig
+        scope = _scope(node, taken)
+        scopes[node.name] = (scope, type(None))
+        key = str(node.target) if node.op == "call_module" else scope
+        mapping.set_module_name(key, None if decided is None else qconfig(decided, plan.phase))
+        if site is not None:
+            # lowering keeps only the stack trace of a binary operation
+            node.meta["stack_trace"] = _TRACE_PREFIX + site.name
+    graph_module.recompile()
+    return Emission(mapping, scopes)
+
+
+def site_of(node: fx.Node) -> str | None:
+    """The site that a node of a prepared or converted graph belongs to."""
+    if SITE in node.meta:
+        return str(node.meta[SITE])
+    trace = node.meta.get("stack_trace") or ""
+    return trace.removeprefix(_TRACE_PREFIX) if trace.startswith(_TRACE_PREFIX) else None
+
+
+def erase_keep_float(graph_module: fx.GraphModule) -> None:
+    """Take the identities out again, in place."""
+    for node in list(graph_module.graph.nodes):
+        if node.target is keep_float:
+            node.replace_all_uses_with(node.args[0])
+            graph_module.graph.erase_node(node)
+    graph_module.recompile()
+
+
+def _separate_float_sites(graph_module: fx.GraphModule, sites: Mapping[str, Site]) -> None:
+    for node in list(graph_module.graph.nodes):
+        site = sites.get(node.meta.get(SITE, ""))
+        if site is None or site.verdict != "float":
+            continue
+        consumers = list(_quantized_users(node, sites))
+        if consumers:
+            with graph_module.graph.inserting_after(node):
+                identity = graph_module.graph.call_function(keep_float, (node,))
+            for consumer in consumers:
+                consumer.replace_input_with(node, identity)
+
+
+def _quantized_users(node: fx.Node, sites: Mapping[str, Site]) -> Iterator[fx.Node]:
+    for user in node.users:
+        site = sites.get(user.meta.get(SITE, ""))
+        if site is not None and site.mode == "static":
+            yield user
+
+
+def _scope(node: fx.Node, taken: set[str]) -> str:
+    """A name without dots that nothing else has; it also names the node's scale."""
+    stem = re.sub(r"\W", "_", node.meta.get(SITE) or node.name)
+    name, number = stem, 0
+    while name in taken:
+        number += 1
+        name = f"{stem}_{number}"
+    taken.add(name)
+    return name

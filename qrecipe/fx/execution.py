@@ -1,0 +1,198 @@
+"""Preparing and converting: torch's own functions, on copies, under the backend's engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.overrides import TorchFunctionMode
+
+from qrecipe._torch_ao import quiet
+from qrecipe._torch_fx import (
+    BackendConfig,
+    ConvertCustomConfig,
+    PrepareCustomConfig,
+    attach_preserved_attrs_to_model,
+    convert,
+    lower_to_native_backend,
+    prepare,
+)
+from qrecipe.copying import structural_copy
+from qrecipe.errors import ExecutionError, Finding, UnsupportedError, first_line, nearest
+from qrecipe.fx.emission import Emission, erase_keep_float
+from qrecipe.schema import Backend
+
+ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
+
+
+def prepared_copy(
+    graph_module: fx.GraphModule,
+    emission: Emission,
+    backend_config: BackendConfig,
+    custom_config: PrepareCustomConfig,
+    preserved: Mapping[str, Any],
+) -> fx.GraphModule:
+    """A copy of the graph with observers inserted; it shares the float tensors."""
+    with quiet():
+        prepared = prepare(
+            structural_copy(graph_module),
+            emission.qconfig_mapping,
+            False,
+            dict(emission.scopes),
+            (),
+            custom_config,
+            None,
+            backend_config,
+        )
+    attach_preserved_attrs_to_model(prepared, dict(preserved))
+    return prepared
+
+
+def reference(
+    prepared: fx.GraphModule, backend_config: BackendConfig, custom_config: ConvertCustomConfig
+) -> fx.GraphModule:
+    """torch's reference conversion: float kernels between dequantize and quantize.
+
+    The identities that `emission.keep_float` stands for are still in it. Raises
+    ``ExecutionError`` (QR405) where torch fails.
+    """
+    # conversion writes into the model that it is given
+    source = structural_copy(prepared)
+    try:
+        with quiet(), _uninitialised():
+            converted = convert(
+                source,
+                True,
+                custom_config,
+                _remove_qconfig_flag=False,  # lowering reads it
+                backend_config=backend_config,
+            )
+    except Exception as error:
+        raise _conversion_failed(error) from error
+    _preserve(prepared, converted, custom_config.preserved_attributes)
+    return converted
+
+
+def lowered(
+    reference: fx.GraphModule,
+    prepared: fx.GraphModule,
+    backend: Backend,
+    custom_config: ConvertCustomConfig,
+) -> fx.GraphModule:
+    """The reference conversion, in place, on the backend's own kernels.
+
+    The second half of torch's ``convert``, so that one conversion gives both models. What comes
+    out shares no tensor with ``prepared``. Raises
+    ``ExecutionError`` (QR405) where torch fails and ``UnsupportedError`` (QR309) as `engine` does.
+    """
+    observed = prepared.meta["_observed_graph_module_attrs"]
+    own_tensors(reference, _is_bias)  # packing keeps the bias tensor that it is given
+    with engine(backend):
+        try:
+            with quiet(), _uninitialised():
+                converted = lower_to_native_backend(
+                    reference,
+                    observed.node_name_to_qconfig,
+                    observed.node_name_to_scope,
+                )
+        except Exception as error:
+            raise _conversion_failed(error) from error
+    _remove_qconfig(converted)
+    converted.delete_all_unused_submodules()
+    erase_keep_float(converted)
+    own_tensors(converted, _any)
+    _preserve(prepared, converted, custom_config.preserved_attributes)
+    return converted
+
+
+def _is_bias(tensor: torch.Tensor) -> bool:
+    return tensor.dim() == 1
+
+
+def _any(tensor: torch.Tensor) -> bool:
+    return True
+
+
+def _remove_qconfig(model: nn.Module) -> None:
+    for module in model.modules():
+        vars(module).pop("qconfig", None)
+
+
+def _conversion_failed(error: Exception) -> ExecutionError:
+    return ExecutionError(
+        Finding("QR405", f"torch could not convert the prepared model: {first_line(error)}")
+    )
+
+
+def _preserve(source: nn.Module, target: nn.Module, names: list[str]) -> None:
+    attach_preserved_attrs_to_model(target, {name: getattr(source, name) for name in names})
+
+
+class _uninitialised(TorchFunctionMode):  # noqa: N801 - reads as what it does in a with statement
+    """Leaves out the random initialisation of modules that get their weights at once.
+
+    It costs as much as quantizing the weights, and moves the caller's random state.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in (nn.init.kaiming_uniform_, nn.init.uniform_):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def own_tensors(model: nn.Module, chosen: Callable[[torch.Tensor], bool]) -> None:
+    """Replace each chosen parameter and buffer by a clone, once where several modules share it."""
+    clones: dict[int, torch.Tensor] = {}
+
+    def own(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in clones:
+            clones[id(tensor)] = tensor.detach().clone()
+        return clones[id(tensor)]
+
+    parameters: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and chosen(parameter):
+                module._parameters[name] = parameters.setdefault(
+                    id(parameter), nn.Parameter(own(parameter), parameter.requires_grad)
+                )
+        for name, buffer in module._buffers.items():
+            if buffer is not None and chosen(buffer):
+                module._buffers[name] = own(buffer)
+
+
+@contextmanager
+def engine(backend: Backend) -> Iterator[None]:
+    """Run under the backend's quantized engine, and set the former one again.
+
+    Raises ``UnsupportedError`` (QR309) where this build or CPU does not have it.
+    """
+    available = [name for name in torch.backends.quantized.supported_engines if name != "none"]
+    if backend not in ENGINES:
+        raise UnsupportedError(
+            Finding(
+                "QR309",
+                f"{backend} has no kernels in torch: its models are exported, not executed",
+                hint=f"to execute here, choose one of {', '.join(available)}",
+            )
+        )
+    if backend not in available:
+        near = nearest(backend, available)
+        raise UnsupportedError(
+            Finding(
+                "QR309",
+                f"this torch has no engine {backend}; it has {', '.join(available)}",
+                hint=f'did you mean "{near[0]}"?' if near else None,
+            )
+        )
+    former = torch.backends.quantized.engine
+    torch.backends.quantized.engine = backend
+    try:
+        yield
+    finally:
+        torch.backends.quantized.engine = former

@@ -1,0 +1,178 @@
+"""The numeric audit: the converted model against torch's own reference of it, on one batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from qrecipe._torch_ao import quiet
+from qrecipe.errors import Finding, first_line
+from qrecipe.fx.emission import site_of
+from qrecipe.fx.weights import round_weights_fast
+from qrecipe.inputs import Inputs, bind
+from qrecipe.planning import Plan, Site
+from qrecipe.sqnr import output_sqnr_db, sqnr_db
+
+RIGHT_KERNEL_DB = 30.0
+"""Below this a kernel and its reference compute different things from one quantized input."""
+
+JUDGEABLE_DB = 15.0
+"""Below this an output says nothing about kernels: the reference is as far from float itself."""
+
+TOLERANCE_DB = 1.0
+
+DYNAMIC_TOLERANCE_DB = TOLERANCE_DB + 20 * math.log10(2)
+"""The dynamic kernels take 7 bits of their input, their reference 8."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One batch and what the prepared (float) model made of it."""
+
+    inputs: Inputs
+    output: Any
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Sample:
+        # it travels in the model's meta, and a copy of the model needs no copy of the data
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceRun:
+    """A sample and what the reference conversion makes of it; ``error`` where it fails."""
+
+    sample: Sample
+    sqnr_db: float | None
+    error: str | None = None
+
+
+def run_reference(reference: fx.GraphModule, sample: Sample) -> ReferenceRun:
+    """Run the reference conversion on the sample; the model computes the same afterwards."""
+    round_weights_fast(reference)
+    try:
+        with torch.no_grad(), quiet():
+            output = sample.inputs.call(reference)
+    except Exception as error:
+        return ReferenceRun(sample, None, first_line(error))
+    return ReferenceRun(sample, output_sqnr_db(sample.output, output))
+
+
+def numeric_findings(
+    plan: Plan,
+    converted: fx.GraphModule,
+    proof: ReferenceRun,
+    make_reference: Callable[[], fx.GraphModule],
+) -> Iterator[Finding]:
+    """What the numbers of one batch say: wrong kernels, a worse model, a doubtful scheme."""
+    if not any(site.mode for site in plan.sites):
+        return
+    sample, reference_db = proof.sample, proof.sqnr_db
+    if proof.error is not None:
+        yield _does_not_run("reference", proof.error)
+        return
+    try:
+        with torch.no_grad(), quiet():
+            lowered_db = output_sqnr_db(sample.output, sample.inputs.call(converted))
+    except Exception as error:
+        yield _does_not_run("converted model", first_line(error))
+        return
+    if reference_db is not None and lowered_db is not None:
+        judgeable = reference_db >= JUDGEABLE_DB
+        dynamic = any(site.mode == "dynamic" for site in plan.sites)
+        tolerance = DYNAMIC_TOLERANCE_DB if dynamic else TOLERANCE_DB
+        if judgeable and lowered_db >= reference_db - tolerance:
+            return
+    wrong = list(_wrong_kernels(plan, converted, make_reference(), sample))
+    yield from wrong
+    if wrong or reference_db is None or lowered_db is None:
+        return
+    if judgeable:
+        yield Finding(
+            "QR412",
+            f"the converted model reaches {lowered_db:.1f} dB against float on the first batch, "
+            f"its reference {reference_db:.1f} dB",
+            hint="no single kernel is wrong; try another backend, and report the model",
+        )
+        return
+    if lowered_db >= JUDGEABLE_DB:
+        return
+    yield Finding(
+        "QR203",
+        f"only {lowered_db:.1f} dB against float on the first batch; the reference conversion "
+        f"gives {reference_db:.1f} dB, so that the scheme is the cause and no kernel",
+        hint="find the sites that hurt, leave them float or give them another observer",
+    )
+
+
+def _does_not_run(what: str, error: str) -> Finding:
+    return Finding(
+        "QR413",
+        f"the {what} fails on the first batch: {error}",
+        hint="leave the operation that fails float, and report the model",
+    )
+
+
+class _Collector(fx.Interpreter):
+    """Keeps what each site of a converted graph gives, by the site's name."""
+
+    def __init__(self, converted: fx.GraphModule) -> None:
+        super().__init__(converted)
+        self.results: dict[str, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        name = site_of(n)
+        if name is not None and isinstance(result, Tensor) and result.is_quantized:
+            self.results[name] = result
+        return result
+
+
+class _Replay(fx.Interpreter):
+    """Runs the reference, but goes on from what the kernels gave: each site alone is judged."""
+
+    def __init__(self, reference: fx.GraphModule, results: dict[str, Any]) -> None:
+        super().__init__(reference)
+        self.results = results
+        self.sqnr_db: dict[str, float] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.target is not torch.quantize_per_tensor:
+            return result
+        source = n.args[0]
+        name = site_of(source) if isinstance(source, fx.Node) else None
+        kernel = self.results.get(name) if name is not None else None
+        if kernel is None or kernel.shape != result.shape:
+            return result
+        self.sqnr_db[str(name)] = sqnr_db(result.dequantize(), kernel.dequantize())
+        return kernel
+
+
+def _rescales(site: Site) -> bool:
+    """Whether the kernel is finer than its reference, which keeps the scale of its input."""
+    return site.verdict == "passthrough" and site.op == "mul"
+
+
+def _wrong_kernels(
+    plan: Plan, converted: fx.GraphModule, reference: fx.GraphModule, sample: Sample
+) -> Iterator[Finding]:
+    collector = _Collector(converted)
+    with torch.no_grad(), quiet():
+        collector.run(*bind(converted, converted, sample.inputs))
+        replay = _Replay(reference, collector.results)
+        replay.run(*bind(reference, reference, sample.inputs))
+    sites = {site.name: site for site in plan.sites}
+    for name, value in replay.sqnr_db.items():
+        if value < RIGHT_KERNEL_DB and not _rescales(sites[name]):
+            yield Finding(
+                "QR411",
+                f"the quantized kernel of {name} ({sites[name].op}) computes something else: "
+                f"{value:.1f} dB from its reference on equal input",
+                sites[name].rule.location,
+                hint=f'leave it float: [rules.module_name] "{name}" = "float"',
+            )

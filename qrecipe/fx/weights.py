@@ -1,0 +1,46 @@
+"""The rounded weights of a reference conversion, computed fast."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qrecipe._torch_fx import ReferenceQuantizedModule
+
+_INTEGERS = {torch.qint8: torch.int8, torch.quint8: torch.uint8, torch.qint32: torch.int32}
+
+
+def round_weights_fast(reference: nn.Module) -> None:
+    """Let each reference module compute its rounded weight by `rounded_weight`, in place.
+
+    torch's own quantize and dequantize per channel take five times as long, and a reference
+    module repeats them at every call.
+    """
+    for module in reference.modules():
+        if isinstance(module, ReferenceQuantizedModule) and _has_one_integer_weight(module):
+            vars(module)["get_weight"] = partial(rounded_weight, module)
+
+
+def _has_one_integer_weight(module: Any) -> bool:
+    """Recurrent modules have several weights, embeddings a floating zero point."""
+    return (
+        isinstance(getattr(module, "weight_scale", None), Tensor)
+        and module.weight_dtype in _INTEGERS
+        and module.weight_qscheme != torch.per_channel_affine_float_qparams
+    )
+
+
+def rounded_weight(module: Any) -> Tensor:
+    """What the module's ``get_weight`` gives: the weight on the grid of its scale."""
+    weight: Tensor = module.weight.detach()
+    scale, zero_point = module.weight_scale, module.weight_zero_point
+    if module.weight_qscheme in (torch.per_channel_affine, torch.per_channel_symmetric):
+        shape = [-1 if axis == module.weight_axis_int else 1 for axis in range(weight.dim())]
+        scale, zero_point = scale.view(shape), zero_point.view(shape)
+    integers = torch.iinfo(_INTEGERS[module.weight_dtype])
+    steps: Tensor = (weight / scale).round_().add_(zero_point).clamp_(integers.min, integers.max)
+    steps.sub_(zero_point).mul_(scale)
+    return steps

@@ -1,0 +1,71 @@
+"""One call of a model as a value."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from qrecipe.errors import Finding, PlanError
+
+_FEW_SAMPLES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """One call of a model: positional and keyword arguments."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def from_batch(batch: Any) -> Inputs:
+        """A tensor, a tuple or list of positional inputs, or a dict of keyword inputs."""
+        if isinstance(batch, dict):
+            return Inputs(kwargs=batch)
+        if isinstance(batch, (tuple, list)):
+            return Inputs(args=tuple(batch))
+        return Inputs(args=(batch,))
+
+    def call(self, model: nn.Module) -> Any:
+        return model(*self.args, **dict(self.kwargs))
+
+    def few_samples(self) -> Inputs:
+        """The first samples alone, where all tensors have one batch size; else all of them."""
+        tensors = [x for x in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(x, Tensor)]
+        sizes = {tensor.shape[0] if tensor.dim() else 0 for tensor in tensors}
+        if len(sizes) != 1 or sizes.pop() <= _FEW_SAMPLES:
+            return self
+
+        def first(value: Any) -> Any:
+            return value[:_FEW_SAMPLES] if isinstance(value, Tensor) else value
+
+        return Inputs(pytree.tree_map(first, self.args), pytree.tree_map(first, dict(self.kwargs)))
+
+
+def bind(graph_module: fx.GraphModule, model: nn.Module, inputs: Inputs) -> tuple[Any, ...]:
+    """The inputs in the order of the graph's placeholders.
+
+    Raises ``PlanError`` (QR307) where they do not fit the signature of the model's ``forward``.
+    """
+    signature = inspect.signature(model.forward)
+    try:
+        bound = signature.bind(*inputs.args, **dict(inputs.kwargs))
+    except TypeError as error:
+        raise PlanError(
+            Finding(
+                "QR307",
+                f"the example inputs do not fit forward{signature}: {error}",
+                hint="a tuple gives positional inputs, a dict keyword inputs",
+            )
+        ) from error
+    bound.apply_defaults()
+    return tuple(
+        bound.arguments[str(node.target)]
+        for node in graph_module.graph.nodes
+        if node.op == "placeholder"
+    )

@@ -1,0 +1,191 @@
+"""Model -> sites: traced, normalised and fused exactly as FX graph mode will execute it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+
+from qrecipe._torch_fx import (
+    BackendConfig,
+    QuantizeHandler,
+    _get_fusion_pattern_to_fuse_handler_cls,
+    _get_pattern_to_quantize_handlers,
+    _sorted_patterns_dict,
+    backend_config_utils,
+    find_fusions,
+    find_quantizable,
+    fuse,
+)
+from qrecipe.inputs import Inputs
+from qrecipe.normalize import (
+    TAKES_WEIGHT,
+    class_names,
+    drop_dead_code,
+    is_floating,
+    is_plumbing,
+    normalize,
+)
+from qrecipe.operations import Kind, Member, ModelStructure, Operation
+from qrecipe.schema import FxTable
+from qrecipe.tracing import trace
+from qrecipe.values import record_values
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """An operation in the fused graph: its nodes in order and the backend's pattern for them.
+
+    ``pattern`` and ``handler`` are None where the backend has none.
+    """
+
+    operation: Operation
+    nodes: tuple[fx.Node, ...]
+    pattern: Any
+    node_pattern: Any
+    handler: QuantizeHandler | None
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """The fused graph of a model and its sites, in order of execution.
+
+    ``graph_module`` shares the unfused tensors with the caller's model and belongs to whoever
+    holds the inventory. Each node of a site carries its name in ``meta["site"]``.
+    """
+
+    graph_module: fx.GraphModule
+    matches: Mapping[str, Match]
+    structure: ModelStructure
+
+
+def take_inventory(
+    model: nn.Module, inputs: Inputs, table: FxTable, backend_config: BackendConfig
+) -> Inventory:
+    """Trace, normalise and fuse a copy of ``model``, and find its sites.
+
+    Raises ``TraceError`` or ``PlanError`` as `tracing.trace` and `values.record_values` do.
+    """
+    graph_module, scopes = trace(model, table)
+    drop_dead_code(graph_module)
+    record_values(graph_module, model, inputs)
+    normalize(graph_module, scopes)
+    _note_fused_members(graph_module, backend_config)
+    fused = fuse(graph_module, False, None, backend_config)
+    matches = {match.operation.name: match for match in _matches(fused, backend_config)}
+    for match in matches.values():
+        for node in match.nodes:
+            node.meta["site"] = match.operation.name
+    modules, aliases = _module_names(model)
+    structure = ModelStructure(
+        tuple(match.operation for match in matches.values()), modules, aliases
+    )
+    return Inventory(fused, matches, structure)
+
+
+def _module_names(model: nn.Module) -> tuple[dict[str, frozenset[str]], dict[str, str]]:
+    canonical: dict[nn.Module, str] = {}
+    modules: dict[str, frozenset[str]] = {}
+    aliases: dict[str, str] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        first = canonical.setdefault(module, path)
+        if first == path:
+            modules[path] = class_names(type(module))
+        else:
+            aliases[path] = first
+    return modules, aliases
+
+
+def _note_fused_members(graph_module: fx.GraphModule, backend_config: BackendConfig) -> None:
+    """Write into the node that survives fusion (the root's) whom it stands for."""
+    patterns = _sorted_patterns_dict(_get_fusion_pattern_to_fuse_handler_cls(backend_config))
+    get_root: dict[Any, Any] = backend_config_utils.get_fusion_pattern_to_root_node_getter(
+        backend_config
+    )
+    groups: dict[fx.Node, list[fx.Node]] = {}
+    roots: dict[fx.Node, fx.Node] = {}
+    found = find_fusions(graph_module, graph_module.graph, patterns)
+    for node in graph_module.graph.nodes:
+        if node.name in found:
+            last, pattern, node_pattern, *_ = found[node.name]
+            groups.setdefault(last, []).append(node)
+            if node is last:  # the others know only their part of the pattern
+                roots[last] = get_root.get(pattern, _innermost)(node_pattern)
+    for last, nodes in groups.items():
+        roots[last].meta["members"] = tuple(node.meta["member"] for node in nodes)
+        roots[last].meta["value"] = last.meta["value"]
+
+
+def _innermost(node_pattern: Any) -> fx.Node:
+    while not isinstance(node_pattern, fx.Node):
+        node_pattern = node_pattern[-1]
+    return node_pattern
+
+
+def _matches(fused: fx.GraphModule, backend_config: BackendConfig) -> Iterator[Match]:
+    found = find_quantizable(
+        fused.graph,
+        dict(fused.named_modules(remove_duplicate=False)),
+        _sorted_patterns_dict(_get_pattern_to_quantize_handlers(backend_config)),
+        backend_config_utils.get_fusion_pattern_to_root_node_getter(backend_config),
+    )
+    position = {node: index for index, node in enumerate(fused.graph.nodes)}
+    site_of: dict[fx.Node, str] = {}
+    for node in fused.graph.nodes:
+        if "member" not in node.meta or node in site_of:
+            continue
+        _, node_pattern, pattern, handler = found.get(node.name, (node, [node], None, None))
+        group = sorted(_nodes_of(node_pattern), key=position.__getitem__)
+        sources = _sources(group)
+        operation = Operation(
+            members=tuple(member for n in group for member in _members(n)),
+            kind=_kind(pattern, handler, backend_config),
+            producers=tuple(dict.fromkeys(site_of[n] for n in sources if n in site_of)),
+            model_inputs=tuple(str(n.target) for n in sources if n.op == "placeholder"),
+            stored=tuple(str(n.target) for n in sources if n.op == "get_attr"),
+        )
+        site_of.update(dict.fromkeys(group, operation.name))
+        yield Match(operation, tuple(group), pattern, node_pattern, handler)
+
+
+def _members(node: fx.Node) -> tuple[Member, ...]:
+    members: tuple[Member, ...] = node.meta.get("members", (node.meta["member"],))
+    return members
+
+
+def _nodes_of(node_pattern: Any) -> Iterator[fx.Node]:
+    if isinstance(node_pattern, fx.Node):
+        yield node_pattern
+    elif isinstance(node_pattern, (tuple, list)):
+        for part in node_pattern:
+            yield from _nodes_of(part)
+
+
+def _kind(pattern: Any, handler: QuantizeHandler | None, backend_config: BackendConfig) -> Kind:
+    if handler is None:
+        return "unmatched"
+    if handler.is_general_tensor_value_op():
+        return "passthrough"
+    configs = backend_config_utils.get_pattern_to_dtype_configs(backend_config)[pattern]
+    if any(config.output_dtype_with_constraints.scale_exact_match for config in configs):
+        return "fixed_qparams"
+    return "observed"
+
+
+def _is_weight(source: fx.Node, node: fx.Node) -> bool:
+    """Whether a stored tensor is the weight or bias of a functional operation."""
+    return source.op == "get_attr" and node.target in TAKES_WEIGHT and source is not node.args[0]
+
+
+def _sources(group: list[fx.Node]) -> list[fx.Node]:
+    """The nodes outside the group whose floating tensors it reads, tuples taken apart."""
+    found: dict[fx.Node, None] = {}
+    for node in group:
+        for source in node.all_input_nodes:
+            while is_plumbing(source):
+                source = source.all_input_nodes[0]
+            if source not in group and is_floating(source) and not _is_weight(source, node):
+                found[source] = None
+    return list(found)

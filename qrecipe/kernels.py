@@ -1,0 +1,157 @@
+"""What is known about single kernels beyond torch's BackendConfig: wrong, missing or narrower.
+
+Each refusal is reproduced by a test against the installed torch.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from qrecipe.inventory import Match
+from qrecipe.normalize import is_floating
+from qrecipe.schema import Backend
+
+_CONV_TRANSPOSE = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_NOT_IN_QNNPACK = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose3d)
+_F_CONV_TRANSPOSE = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+_WEIGHTED = (F.linear, F.conv1d, F.conv2d, F.conv3d, *_F_CONV_TRANSPOSE)
+_BINARY = (operator.add, operator.mul, torch.add, torch.mul, torch.matmul)
+
+
+def refusal(match: Match, graph_module: fx.GraphModule, backend: Backend) -> str | None:
+    """Why a quantized kernel must not or cannot run this operation; None where nothing is known."""
+    node = match.nodes[0]
+    module = _root_module(node, graph_module)
+    for check in _MODULE_CHECKS if module is not None else _FUNCTION_CHECKS:
+        reason = check(module if module is not None else node, backend)
+        if reason is not None:
+            return reason
+    return None
+
+
+def takes_per_channel_weight(match: Match, graph_module: fx.GraphModule) -> bool:
+    """Whether the weight may be quantized per channel: not where the channels are transposed."""
+    node = match.nodes[0]
+    module = _root_module(node, graph_module)
+    return not isinstance(module, _CONV_TRANSPOSE) and node.target not in _F_CONV_TRANSPOSE
+
+
+def _root_module(node: fx.Node, graph_module: fx.GraphModule) -> nn.Module | None:
+    """The module that a node calls, the first one of a fused module."""
+    if node.op != "call_module":
+        return None
+    module = graph_module.get_submodule(str(node.target))
+    return module[0] if isinstance(module, nn.Sequential) else module
+
+
+def _prelu(module: nn.Module, backend: Backend) -> str | None:
+    if isinstance(module, nn.PReLU):
+        return "quantized::prelu multiplies positive values by the slope"
+    return None
+
+
+def _transposed_convolution(module: nn.Module, backend: Backend) -> str | None:
+    if (
+        backend in ("x86", "onednn")
+        and isinstance(module, _CONV_TRANSPOSE)
+        and module.in_channels != module.out_channels
+    ):
+        return f"{backend}'s transposed convolution is wrong where in and out channels differ"
+    return None
+
+
+def _qnnpack_dimensions(module: nn.Module, backend: Backend) -> str | None:
+    if backend == "qnnpack" and isinstance(module, _NOT_IN_QNNPACK):
+        return f"qnnpack cannot unpack the weights of a {type(module).__name__}"
+    return None
+
+
+def _padding(module: nn.Module, backend: Backend) -> str | None:
+    if not isinstance(module, nn.modules.conv._ConvNd):
+        return None
+    if isinstance(module.padding, str):
+        return f'padding = "{module.padding}" pads the sides differently, which no kernel does'
+    if module.padding_mode != "zeros":
+        # reflect exists, but is wrong where a ReLU is fused
+        return f'no quantized convolution is right with padding_mode = "{module.padding_mode}"'
+    return None
+
+
+def _binary_arguments(node: fx.Node, backend: Backend) -> str | None:
+    if node.target in _BINARY and node.kwargs:
+        return f"the quantized kernel ignores {', '.join(node.kwargs)}"
+    return None
+
+
+def _computed_weight(node: fx.Node, backend: Backend) -> str | None:
+    if node.target not in _WEIGHTED or len(node.args) < 2:
+        return None
+    weight = node.args[1]
+    if isinstance(weight, fx.Node) and weight.op != "get_attr":
+        return "its weight is computed, not stored"
+    return None
+
+
+def _operands(node: fx.Node, backend: Backend) -> str | None:
+    if node.target not in _BINARY:
+        return None
+    if all(is_floating(arg) for arg in node.args if isinstance(arg, fx.Node)):
+        return None
+    return "an operand is no floating tensor, and would be observed as one"
+
+
+def _scalar_factor(node: fx.Node, backend: Backend) -> str | None:
+    if node.target not in (operator.mul, torch.mul):
+        return None
+    numbers = [arg for arg in node.args if isinstance(arg, (int, float))]
+    if any(abs(number) > 1 for number in numbers):
+        return "a factor above 1 would share the range of its input"
+    return None
+
+
+def _added_number(node: fx.Node, backend: Backend) -> str | None:
+    if node.target not in (operator.add, torch.add):
+        return None
+    if any(isinstance(arg, (int, float)) and arg != 0 for arg in node.args):
+        return "what an added number gives would share the range of its input"
+    return None
+
+
+def _interpolation(node: fx.Node, backend: Backend) -> str | None:
+    if node.target is F.interpolate and node.kwargs.get("mode") not in (
+        "nearest",
+        "nearest-exact",
+        "bilinear",
+        "area",
+    ):
+        return f"no quantized interpolation has mode = {node.kwargs.get('mode')!r}"
+    return None
+
+
+def _group_norm(node: fx.Node, backend: Backend) -> str | None:
+    if node.target is F.group_norm:
+        return "torch has a pattern but no lowering for group_norm"
+    return None
+
+
+_MODULE_CHECKS: tuple[Callable[[Any, Backend], str | None], ...] = (
+    _prelu,
+    _transposed_convolution,
+    _qnnpack_dimensions,
+    _padding,
+)
+_FUNCTION_CHECKS: tuple[Callable[[Any, Backend], str | None], ...] = (
+    _binary_arguments,
+    _operands,
+    _computed_weight,
+    _scalar_factor,
+    _added_number,
+    _interpolation,
+    _group_norm,
+)

@@ -1,0 +1,60 @@
+"""Where a converted model comes from, kept with the model itself."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+
+from qrecipe._version import __version__
+from qrecipe.errors import ArtifactError, Finding
+from qrecipe.planning import Plan
+from qrecipe.recipe import Recipe
+
+_KEY = "qrecipe_provenance"
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """The resolved recipe as TOML, its fingerprint, the plan as JSON, and the versions."""
+
+    recipe: str
+    fingerprint: str
+    plan: str
+    versions: Mapping[str, str]
+
+
+def make_provenance(recipe: Recipe, plan: Plan) -> Provenance:
+    """What a model that was converted now by this plan comes from."""
+    versions = {
+        "qrecipe": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    return Provenance(recipe.to_toml(), recipe.fingerprint, plan.to_json(), versions)
+
+
+def attach(converted: fx.GraphModule, provenance: Provenance) -> None:
+    """Keep it with the model; copies of the model keep it too."""
+    converted.meta[_KEY] = provenance
+
+
+def provenance(converted: nn.Module) -> Provenance:
+    """Recipe, fingerprint, plan and versions of a model that qrecipe converted.
+
+    Raises ``ArtifactError`` (QR501) for any other model.
+    """
+    meta = getattr(converted, "meta", None)
+    found = meta.get(_KEY) if isinstance(meta, dict) else None
+    if not isinstance(found, Provenance):
+        raise ArtifactError(
+            Finding(
+                "QR501",
+                f"this {type(converted).__name__} was not converted by qrecipe",
+                hint="pass what qrecipe.quantize or CompiledRecipe.convert returned",
+            )
+        )
+    return found

@@ -1,0 +1,250 @@
+"""Where every key and value of a TOML text stands.
+
+tomli decides what is valid; this scanner only follows a text that tomli has accepted, so that it
+needs no error handling of its own and stays small. Time and memory are linear in the text.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import tomli
+
+from qrecipe.errors import Location, printable
+
+KeyPath = tuple[str | int, ...]
+"""The way to a value: keys of tables and indices of arrays."""
+
+MAX_DEPTH = 100
+"""Levels of nesting that a recipe may have; the format itself needs seven."""
+
+_BLANK = re.compile(r"(?:[ \t\n]+|#[^\n]*)*")
+_SPACE = re.compile(r"[ \t]*")
+_BASIC_STRING = r'"[^"\\]*(?:\\.[^"\\]*)*"'
+_KEY_PART = re.compile(rf"[A-Za-z0-9_-]+|{_BASIC_STRING}|'[^']*'", re.DOTALL)
+_SCALAR = re.compile(
+    r'"""[^"\\]*(?:(?:\\.|"(?!""))[^"\\]*)*"{3,5}'
+    r"|'''.*?'{3,5}"
+    rf"|{_BASIC_STRING}|'[^']*'"
+    r"|\d{4}-\d\d-\d\d \d[^\s,\]}#]*"  # a date and a time with a space between
+    r"|[^\s,\]}#]+",
+    re.DOTALL,
+)
+
+_Span = tuple[int, int]
+
+
+class NestingError(Exception):
+    """The text is nested more than `MAX_DEPTH` levels deep."""
+
+
+def line_location(file: str, lines: list[str], line: int, column: int, end: int) -> Location:
+    """The span ``column`` to ``end`` (exclusive) of a line, all counted from 1."""
+    source = printable(lines[line - 1]) if line <= len(lines) else ""
+    return Location(file, line, column, max(end, column + 1), source)
+
+
+@dataclass(slots=True)
+class _Node:
+    """A key or an array element: where it stands and what is inside."""
+
+    depth: int
+    key: _Span
+    value: _Span | None = None
+    is_array_of_tables: bool = False
+    children: dict[str | int, _Node] = field(default_factory=dict)
+
+    def child(self, name: str | int, key: _Span) -> _Node:
+        """The child of that name, added if it is new."""
+        if name not in self.children:
+            if self.depth >= MAX_DEPTH:
+                raise NestingError
+            self.children[name] = _Node(self.depth + 1, key)
+        return self.children[name]
+
+    def table(self) -> _Node:
+        """Where keys written under this name belong: in an array of tables, its last element."""
+        return self.children[len(self.children) - 1] if self.is_array_of_tables else self
+
+
+class Spans:
+    """The places of all keys and values of one text.
+
+    ``text`` is the text with CRLF read as LF, as tomli does; offsets count in it.
+    """
+
+    def __init__(self, text: str, file: str) -> None:
+        self.text = text.replace("\r\n", "\n")
+        self.file = file
+        self._lines = self.text.split("\n")
+        self._starts = [0]
+        for line in self._lines:
+            self._starts.append(self._starts[-1] + len(line) + 1)
+        self._root = _Scanner(self.text).document()
+
+    def key(self, path: KeyPath) -> Location:
+        """Where the key is written; for an array element, where the element is.
+
+        Raises KeyError if the text has no such path.
+        """
+        return self._location(self._node(path).key)
+
+    def value(self, path: KeyPath) -> Location:
+        """Where the value is written, to the end of its first line.
+
+        A table of headers or dotted keys has no value of its own: there, its key.
+        Raises KeyError if the text has no such path.
+        """
+        return self._location(self.value_offsets(path))
+
+    def key_offsets(self, path: KeyPath) -> tuple[int, int]:
+        """Start and end of the key in ``text``."""
+        return self._node(path).key
+
+    def value_offsets(self, path: KeyPath) -> tuple[int, int]:
+        """Start and end of the whole value in ``text``; of the key where there is no value."""
+        node = self._node(path)
+        return node.value or node.key
+
+    def start(self) -> Location:
+        """The first character of the text, for what is missing from it."""
+        return Location(self.file, 1, 1, 1)
+
+    def known(self, path: KeyPath) -> KeyPath:
+        """The path without the steps that the text does not have."""
+        node, steps = self._root, list[str | int]()
+        for step in path:
+            if step in node.children:
+                node = node.children[step]
+                steps.append(step)
+        return tuple(steps)
+
+    def __contains__(self, path: KeyPath) -> bool:
+        return self.known(path) == path
+
+    def _node(self, path: KeyPath) -> _Node:
+        node = self._root
+        for step in path:
+            node = node.children[step]
+        return node
+
+    def _location(self, span: _Span) -> Location:
+        start, end = span
+        line = bisect_right(self._starts, start)
+        line_start = self._starts[line - 1]
+        line_end = line_start + len(self._lines[line - 1])
+        return line_location(
+            self.file,
+            self._lines,
+            line,
+            start - line_start + 1,
+            min(end, line_end) - line_start + 1,
+        )
+
+
+class _Scanner:
+    """One pass over a text that tomli has accepted."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._position = 0
+
+    def document(self) -> _Node:
+        root = table = _Node(0, (0, 0))
+        self._skip(_BLANK)
+        while self._position < len(self._text):
+            if self._at("["):
+                table = self._header(root)
+            else:
+                self._pair(table)
+            self._skip(_BLANK)
+        return root
+
+    def _header(self, root: _Node) -> _Node:
+        """``[a.b]`` or ``[[a.b]]``; returns the table that the next lines fill."""
+        brackets = 2 if self._text.startswith("[[", self._position) else 1
+        self._position += brackets
+        *parents, (name, span) = self._key()
+        table = _descend(root, parents)
+        is_new = name not in table.children
+        node = table.child(name, span)
+        self._position += brackets
+        if brackets == 1:
+            node.key = span
+            return node
+        node.is_array_of_tables = is_new or node.is_array_of_tables
+        return node.child(len(node.children), span)
+
+    def _pair(self, table: _Node) -> None:
+        *parents, (name, span) = self._key()
+        node = _descend(table, parents).child(name, span)
+        self._position += 1  # the equals sign
+        self._skip(_SPACE)
+        self._value(node)
+
+    def _key(self) -> list[tuple[str, _Span]]:
+        """A key's dotted parts; the position is then behind the blanks that follow it."""
+        parts = []
+        while True:
+            self._skip(_SPACE)
+            start = self._position
+            part = self._skip(_KEY_PART)
+            parts.append((_decoded(part), (start, self._position)))
+            self._skip(_SPACE)
+            if not self._at("."):
+                return parts
+            self._position += 1
+
+    def _value(self, node: _Node) -> None:
+        start = self._position
+        if self._at("["):
+            for index in self._items("]"):
+                element = node.child(index, (self._position, self._position))
+                self._value(element)
+                element.key = element.value or element.key
+        elif self._at("{"):
+            for _ in self._items("}"):
+                self._pair(node)
+        else:
+            self._skip(_SCALAR)
+        node.value = (start, self._position)
+
+    def _items(self, closing: str) -> Iterator[int]:
+        """Stops at each item between brackets, and at last behind the closing one."""
+        self._position += 1
+        index = 0
+        self._skip(_BLANK)
+        while not self._at(closing):
+            yield index
+            index += 1
+            self._skip(_BLANK)
+            if self._at(","):
+                self._position += 1
+                self._skip(_BLANK)
+        self._position += 1
+
+    def _at(self, character: str) -> bool:
+        return self._text.startswith(character, self._position)
+
+    def _skip(self, pattern: re.Pattern[str]) -> str:
+        match = pattern.match(self._text, self._position)
+        assert match is not None, "the scanner follows only what tomli has accepted"
+        self._position = match.end()
+        return match.group()
+
+
+def _descend(table: _Node, parts: list[tuple[str, _Span]]) -> _Node:
+    for name, span in parts:
+        table = table.child(name, span).table()
+    return table
+
+
+def _decoded(part: str) -> str:
+    if part[0] not in "\"'":
+        return part
+    if "\\" not in part:
+        return part[1:-1]
+    return str(tomli.loads(f"key = {part}")["key"])

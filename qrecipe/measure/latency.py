@@ -1,0 +1,56 @@
+"""How long two models take for the same inputs, measured side by side."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from qrecipe.inputs import Inputs
+
+_WARM_UP = 2
+_MIN_RUNS = 5
+_MAX_RUNS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Median seconds of one call each, over ``runs`` interleaved runs."""
+
+    reference: float
+    candidate: float
+    runs: int
+    threads: int
+
+    @property
+    def ratio(self) -> float:
+        """How many times as fast the candidate is."""
+        return self.reference / self.candidate
+
+
+def compare_latency(
+    reference: nn.Module, candidate: nn.Module, inputs: Inputs, budget: float = 5.0
+) -> Latency:
+    """Call both in turn, so that what else the machine does meets both alike.
+
+    ``budget`` is about how many seconds to spend, where that is enough for the fewest runs.
+    """
+    models = (reference, candidate)
+    with torch.no_grad():
+        for _ in range(_WARM_UP):
+            for model in models:
+                inputs.call(model)
+        times: tuple[list[float], list[float]] = ([], [])
+        end = time.perf_counter() + budget
+        while len(times[0]) < _MIN_RUNS or (
+            len(times[0]) < _MAX_RUNS and time.perf_counter() < end
+        ):
+            for model, taken in zip(models, times, strict=True):
+                start = time.perf_counter()
+                inputs.call(model)
+                taken.append(time.perf_counter() - start)
+    medians = [statistics.median(taken) for taken in times]
+    return Latency(medians[0], medians[1], len(times[0]), torch.get_num_threads())

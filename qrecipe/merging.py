@@ -1,0 +1,204 @@
+"""What the layers of a recipe come to.
+
+A file is a layer, and what it sets is flat: a path -> a value, the unit that another layer
+replaces whole. Of the layers that set one path, those that another one extends are beaten; what
+remains has to agree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from qrecipe.errors import Finding, Location, did_you_mean
+from qrecipe.locations import KeyPath
+from qrecipe.reading import Document
+from qrecipe.references import Source
+from qrecipe.schema import INHERIT, RecipeTable
+from qrecipe.wording import dotted
+
+SettingPath = tuple[str, ...]
+Values = dict[str, Any]
+
+_MERGING_LEVELS = {
+    "tensor": 2,
+    "qconfig": 2,
+    "rules": 2,
+    "calibration": 1,
+    "qat": 1,
+    "fx": 1,
+    "lint": 1,
+}
+"""How many levels of a table merge by key; what is below is replaced whole."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layer:
+    """One recipe file: what it sets, and all that it extends, the nearer first.
+
+    ``damaged`` are the paths that findings took out, ``chain`` leads here from the outermost
+    recipe, and ``misses_bases`` tells that one below could not be read.
+    """
+
+    source: Source
+    document: Document
+    table: RecipeTable
+    damaged: frozenset[KeyPath]
+    extended: tuple[Layer, ...]
+    chain: tuple[str, ...]
+    misses_bases: bool
+    settings: Mapping[SettingPath, Any]
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def lost_tables(self) -> bool:
+        """Whether a whole table was taken out, one with a misspelt name for example."""
+        data = self.document.data
+        return any(
+            not path or (len(path) == 1 and isinstance(data[str(path[0])], dict))
+            for path in self.damaged
+        )
+
+    def key(self, path: KeyPath) -> Location:
+        """Where this file writes that key."""
+        return self.document.spans.key(self.document.spans.known(path))
+
+    def value(self, path: KeyPath) -> Location:
+        """Where this file writes that value."""
+        return self.document.spans.value(self.document.spans.known(path))
+
+    def noted(self, finding: Finding) -> Finding:
+        """The finding with the way to this file, if it is a base."""
+        if len(self.chain) == 1:
+            return finding
+        return replace(finding, notes=(*finding.notes, chain_text(self.chain)))
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A resolved value and the layer that set it."""
+
+    value: Any
+    layer: Layer
+
+
+def fingerprint(values: Values) -> str:
+    """The SHA-256 of resolved values as canonical JSON, without description and reasons."""
+    significant = {key: value for key, value in values.items() if key != "description"}
+    if "rules" in values:
+        significant["rules"] = {
+            tier: _unreasoned(rules)
+            if tier == "global"
+            else {key: _unreasoned(rule) for key, rule in rules.items()}
+            for tier, rules in values["rules"].items()
+        }
+    text = json.dumps(significant, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def chain_text(names: Iterable[str]) -> str:
+    """The way from the outermost recipe to a base."""
+    return " extends ".join(names)
+
+
+def settings_of(table: RecipeTable) -> dict[SettingPath, Any]:
+    """What one file sets itself."""
+    return dict(_flat(table.model_dump(by_alias=True, exclude_unset=True, exclude={"extends"})))
+
+
+def _flat(values: Values, above: SettingPath = ()) -> Iterator[tuple[SettingPath, Any]]:
+    for key, value in values.items():
+        path = (*above, key)
+        merges = len(path) <= _MERGING_LEVELS.get(path[0], 0) and path != ("rules", "global")
+        if merges:
+            yield from _flat(value, path)
+        else:
+            yield path, value
+
+
+def nested(flat: Iterable[tuple[SettingPath, Any]]) -> Values:
+    """Flat settings as tables in tables."""
+    values: Values = {}
+    for (*tables, key), value in flat:
+        table = values
+        for name in tables:
+            table = table.setdefault(name, {})
+        table[key] = value
+    return values
+
+
+def resolve(top: Layer) -> tuple[dict[SettingPath, Setting], list[Finding]]:
+    """What ``top`` and its bases come to, and where they contradict each other."""
+    setters: dict[SettingPath, list[Layer]] = {}
+    for layer in reversed((top, *top.extended)):  # what comes first is written first
+        for path in layer.settings:
+            setters.setdefault(path, []).insert(0, layer)
+    settings: dict[SettingPath, Setting] = {}
+    findings: list[Finding] = []
+    for path, layers in setters.items():
+        standing = _unbeaten(layers)
+        winner, *others = standing
+        findings += _conflicts(path, winner, others, top)
+        findings += _nothing_inherited(path, layers)
+        value = winner.settings[path]
+        if not _is_inherit(path, value):
+            settings[path] = Setting(value, winner)
+    return settings, findings
+
+
+def _unbeaten(layers: list[Layer]) -> list[Layer]:
+    beaten = {id(below) for layer in layers for below in layer.extended}
+    return [layer for layer in layers if id(layer) not in beaten]
+
+
+def _conflicts(
+    path: SettingPath, winner: Layer, others: list[Layer], top: Layer
+) -> Iterator[Finding]:
+    """A description tells of its own file and needs no agreement."""
+    value = _significant(path, winner.settings[path])
+    other = next((o for o in others if _significant(path, o.settings[path]) != value), None)
+    if other is None or path == ("description",):
+        return
+    yield Finding(
+        "QR124",
+        f'"{winner.name}" and "{other.name}" set {dotted(path)} differently',
+        winner.key(path),
+        f'set it in "{top.name}"',
+        related=(("and", other.key(path)),),
+        notes=(chain_text(winner.chain), chain_text(other.chain)),
+    )
+
+
+def _nothing_inherited(path: SettingPath, layers: list[Layer]) -> Iterator[Finding]:
+    for layer in layers:
+        if not _is_inherit(path, layer.settings[path]) or layer.misses_bases:
+            continue
+        below = [base for base in layer.extended if path in base.settings]
+        if all(_is_inherit(path, base.settings[path]) for base in _unbeaten(below)):
+            inherited = (
+                key
+                for base in layer.extended
+                for *tier, key in base.settings
+                if tuple(tier) == path[:-1]
+            )
+            hint = did_you_mean(path[-1], inherited) or f'no base of "{layer.name}" has this rule'
+            message = f"{dotted(path)} has nothing to inherit"
+            yield layer.noted(Finding("QR125", message, layer.value(path), hint))
+
+
+def _is_inherit(path: SettingPath, value: Any) -> bool:
+    return path[0] == "rules" and value.get("qconfig") == INHERIT
+
+
+def _significant(path: SettingPath, value: Any) -> Any:
+    return _unreasoned(value) if path[0] == "rules" else value
+
+
+def _unreasoned(rule: Values) -> Values:
+    return {key: item for key, item in rule.items() if key != "reason"}

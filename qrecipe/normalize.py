@@ -1,0 +1,289 @@
+"""Graph rewrites that keep the function of the model and give every call an address.
+
+An address is the name that rules and reports use: a module's path or ``path:family`` for a
+function called in a module's forward, with ``#k`` from the second call on.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from qrecipe.copying import structural_copy
+from qrecipe.operations import Member, enclosing
+from qrecipe.signatures import function_family
+from qrecipe.tracing import Scopes
+from qrecipe.values import Value
+
+CALLS = ("call_module", "call_function", "call_method")
+
+_FUNCTION_NAMES: dict[Any, str] = {
+    function: f"{namespace.__name__}.{name}"
+    for namespace in (torch.Tensor, operator, torch, F)
+    for name, function in vars(namespace).items()
+    if callable(function) and not isinstance(function, type) and not name.startswith("_")
+}
+"""The public dotted name of a function; where there are several, the later namespace's."""
+
+_TWIN_OF_METHOD: dict[str, Any] = {
+    "add": torch.add,
+    "clamp": torch.clamp,
+    "flatten": torch.flatten,
+    "hardsigmoid": F.hardsigmoid,
+    "matmul": torch.matmul,
+    "mean": torch.mean,
+    "mul": torch.mul,
+    "relu": F.relu,
+    "repeat_interleave": torch.repeat_interleave,
+    "sigmoid": torch.sigmoid,
+    "squeeze": torch.squeeze,
+    "tanh": torch.tanh,
+    "transpose": torch.transpose,
+    "unsqueeze": torch.unsqueeze,
+}
+"""Functions that a backend has a pattern for, by the method that computes the same."""
+
+_TWIN_OF_FUNCTION: dict[Any, Any] = {
+    operator.matmul: torch.matmul,
+    torch.relu: F.relu,
+    F.sigmoid: torch.sigmoid,
+    F.tanh: torch.tanh,
+}
+
+_BINARY_FUNCTIONS = frozenset({torch.add, torch.mul, torch.matmul})
+TAKES_WEIGHT = frozenset(
+    {
+        *(F.linear, F.conv1d, F.conv2d, F.conv3d, F.layer_norm, F.instance_norm, F.group_norm),
+        *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.batch_norm, F.embedding),
+    }
+)
+"""Functions that read their weight and bias as arguments."""
+
+_WEIGHTED = ("input", "weight", "bias")
+_POSITIONAL: dict[Any, tuple[str, ...]] = {
+    **dict.fromkeys(_BINARY_FUNCTIONS, ("input", "other")),
+    **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), _WEIGHTED),
+    F.linear: _WEIGHTED,
+    torch.cat: ("tensors", "dim"),
+    torch.stack: ("tensors", "dim"),
+}
+_CONVOLUTION_DIMENSIONS = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
+
+
+def normalize(graph_module: fx.GraphModule, scopes: Scopes) -> None:
+    """Rewrite the graph in place; nodes that a rule can name get ``meta["member"]``.
+
+    ``scopes`` maps a node's name to the innermost module whose forward made the call. The values
+    that `values.record_values` notes must be there.
+    """
+    _address(graph_module, scopes)
+    _separate_shared_modules(graph_module)
+    for node in graph_module.graph.nodes:
+        if node.op == "call_method":
+            _method_to_function(node)
+        elif node.op == "call_module":
+            _module_to_function(node, graph_module.get_submodule(node.target))
+        if node.op == "call_function":
+            node.target = _TWIN_OF_FUNCTION.get(node.target, node.target)
+            _spell_out(node, _POSITIONAL.get(node.target, ("input",)))
+            if node.target in _BINARY_FUNCTIONS:
+                _drop_neutral_alpha(node)
+            elif node.target in _CONVOLUTION_DIMENSIONS:
+                _spell_out_convolution(node, _CONVOLUTION_DIMENSIONS[node.target])
+        if node.op == "call_module":
+            _spell_out_padding(graph_module.get_submodule(node.target))
+    graph_module.recompile()
+
+
+def drop_dead_code(graph_module: fx.GraphModule) -> None:
+    """Remove what nothing reads, after letting the readers of a tensor read its last change.
+
+    A call whose result nobody reads counts as dead code, here as in FX's own conversion, although
+    it has changed its input: ``x.add_(1); return x``.
+    """
+    position = {node: index for index, node in enumerate(graph_module.graph.nodes)}
+    for node in graph_module.graph.nodes:
+        if node.users or not _is_in_place(node, graph_module):
+            continue
+        changed = node.args[0]
+        for user in list(changed.users):
+            if position[user] > position[node]:
+                user.replace_input_with(changed, node)
+    graph_module.graph.eliminate_dead_code()
+    graph_module.recompile()
+
+
+def _is_in_place(node: fx.Node, graph_module: fx.GraphModule) -> bool:
+    if not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    if node.op == "call_module":
+        return bool(getattr(graph_module.get_submodule(str(node.target)), "inplace", False))
+    if node.kwargs.get("inplace"):
+        return True
+    name = _FUNCTION_NAMES.get(node.target, "") if node.op == "call_function" else str(node.target)
+    return not name.startswith("operator.") and name.endswith("_") and not name.endswith("__")
+
+
+def is_floating(node: fx.Node) -> bool:
+    """Whether the node computes floating-point tensors; sizes, masks and indices don't."""
+    value: Value = node.meta["value"]
+    return value.is_float
+
+
+def is_plumbing(node: fx.Node) -> bool:
+    """Whether the node only takes a tuple apart."""
+    return (
+        node.target is operator.getitem
+        and isinstance(node.args[0], fx.Node)
+        and not node.args[0].meta["value"].is_tensor
+    )
+
+
+def _address(graph_module: fx.GraphModule, scopes: Scopes) -> None:
+    calls: Counter[str] = Counter()
+    for node in graph_module.graph.nodes:
+        if node.op not in CALLS or not is_floating(node) or is_plumbing(node):
+            continue
+        if node.op == "call_module":
+            module = graph_module.get_submodule(node.target)
+            address, member = str(node.target), _module_member(str(node.target), module)
+        else:
+            path = scopes[node.name][0]
+            member = _function_member(path, node)
+            address = member.name
+        number = calls[address]
+        calls[address] += 1
+        node.meta["member"] = member if number == 0 else _numbered(member, number)
+
+
+def _numbered(member: Member, number: int) -> Member:
+    return replace(member, name=f"{member.name}#{number}")
+
+
+def _module_member(path: str, module: nn.Module) -> Member:
+    kind = type(module)
+    return Member(
+        name=path,
+        op=kind.__name__,
+        module=path,
+        types=class_names(kind),
+        functions=frozenset(),
+        scopes=enclosing(path),
+    )
+
+
+def class_names(kind: type) -> frozenset[str]:
+    """The dotted names by which a rule can call a class: internal, and torch's public one."""
+    names = {f"{kind.__module__}.{kind.__qualname__}"}
+    if getattr(nn, kind.__name__, None) is kind:
+        names.add(f"torch.nn.{kind.__name__}")
+    return frozenset(names)
+
+
+def _function_member(path: str, node: fx.Node) -> Member:
+    if node.op == "call_method":
+        dotted = f"torch.Tensor.{node.target}"
+    else:
+        target: Any = node.target
+        own = f"{getattr(target, '__module__', '')}.{getattr(target, '__name__', target)}"
+        dotted = _FUNCTION_NAMES.get(target, own)
+    family = function_family(dotted) or dotted.rpartition(".")[2].strip("_")
+    return Member(
+        name=f"{path}:{family}",
+        op=family,
+        module=None,
+        types=frozenset(),
+        functions=frozenset({family, dotted}),
+        scopes=enclosing(path),
+    )
+
+
+def _separate_shared_modules(graph_module: fx.GraphModule) -> None:
+    """Give each further call of a module a module of its own that shares the tensors.
+
+    Fusion and observers are per module: with one module for two calls, both get the fused ReLU
+    and one range.
+    """
+    called: set[str] = set()
+    for node in graph_module.graph.nodes:
+        if node.op != "call_module":
+            continue
+        if node.target not in called:
+            called.add(node.target)
+            continue
+        twin = _free_name(graph_module, node.target)
+        graph_module.add_submodule(twin, structural_copy(graph_module.get_submodule(node.target)))
+        node.target = twin
+        called.add(twin)
+
+
+def _free_name(graph_module: fx.GraphModule, path: str) -> str:
+    taken = {name for name, _ in graph_module.named_modules(remove_duplicate=False)}
+    number = 1
+    while f"{path}__call{number}" in taken:
+        number += 1
+    return f"{path}__call{number}"
+
+
+def _method_to_function(node: fx.Node) -> None:
+    twin = _TWIN_OF_METHOD.get(str(node.target))
+    if twin is not None:
+        node.op, node.target = "call_function", twin
+    elif node.target == "view" and not any(isinstance(arg, torch.dtype) for arg in node.args):
+        # a quantized convolution returns channels_last, which view refuses
+        node.target = "reshape"
+
+
+def _module_to_function(node: fx.Node, module: nn.Module) -> None:
+    """A flatten that a backend has a pattern for: the module has none."""
+    if type(module) is nn.Flatten:
+        node.op, node.target = "call_function", torch.flatten
+        node.args = (*node.args, module.start_dim, module.end_dim)
+
+
+def _spell_out_convolution(node: fx.Node, dimensions: int) -> None:
+    """Every argument, positional and as a tuple: what the quantized prepack operators take."""
+    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    defaults = (None, None, None, 1, 0, 1, 1)
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    spelled = [given.get(name, default) for name, default in zip(names, defaults, strict=True)]
+    for index in (3, 4, 5):
+        value = spelled[index]
+        if isinstance(value, int):
+            spelled[index] = (value,) * dimensions
+        elif isinstance(value, (tuple, list)) and len(value) == 1:
+            spelled[index] = tuple(value) * dimensions
+    node.args, node.kwargs = tuple(spelled), {}
+
+
+def _spell_out(node: fx.Node, names: tuple[str, ...]) -> None:
+    """Give by position what patterns look for there: ``F.linear(input=x, weight=w)``."""
+    args, kwargs = list(node.args), dict(node.kwargs)
+    for name in names[len(args) :]:
+        if name not in kwargs:
+            break
+        args.append(kwargs.pop(name))
+    node.args, node.kwargs = tuple(args), kwargs
+
+
+def _drop_neutral_alpha(node: fx.Node) -> None:
+    if node.kwargs.get("alpha") == 1:
+        node.kwargs = {name: value for name, value in node.kwargs.items() if name != "alpha"}
+
+
+def _spell_out_padding(module: nn.Module) -> None:
+    """Padding given as a word, in numbers where both sides get the same: kernels take no words."""
+    if not isinstance(module, nn.modules.conv._ConvNd) or not isinstance(module.padding, str):
+        return
+    if module.padding == "valid":
+        module.padding = (0,) * len(module.kernel_size)
+        return
+    totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+    if all(total % 2 == 0 for total in totals):
+        module.padding = tuple(total // 2 for total in totals)

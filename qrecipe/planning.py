@@ -1,0 +1,227 @@
+"""The plan: what becomes of every site and of every rule, before a tensor moves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from qrecipe.backend import Mode, Outcome, Verdict, can_honour, outcomes
+from qrecipe.errors import Finding, Location, error_from
+from qrecipe.inventory import Inventory
+from qrecipe.operations import ModelStructure
+from qrecipe.recipe import QConfigSpec, Recipe, Rule
+from qrecipe.rendering import explanation, plan_json, plan_text
+from qrecipe.rules import Resolution, describe, listed, resolve
+from qrecipe.schema import Backend, Phase, TensorSpec
+
+RuleOutcome = Literal["applied", "shadowed", "unused", "unmatched", "unsupported"]
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """An operation with its decision.
+
+    ``qconfig`` is what is executed (None for float); ``input`` the spec that a float input of the
+    site gets, None where it arrives quantized or the site is float; ``rule`` decided, ``shadowed``
+    would have decided without it; ``reason`` says why a site stays float or what was substituted.
+    """
+
+    name: str
+    op: str
+    members: tuple[str, ...]
+    qconfig: QConfigSpec | None
+    input: TensorSpec | None
+    mode: Mode | None
+    rule: Rule
+    shadowed: tuple[Rule, ...]
+    verdict: Verdict
+    reason: str | None
+
+    @property
+    def dtypes(self) -> str:
+        """The dtypes in short: ``int8 weight, uint8 activation``; ``float`` without any."""
+        if self.qconfig is None:
+            return "float"
+        parts = [
+            f"{spec.dtype} {role}"
+            for role, spec in (
+                ("weight", self.qconfig.weight),
+                ("activation", self.qconfig.activation),
+            )
+            if spec is not None
+        ]
+        return ", ".join(parts) + (" dynamic" if self.mode == "dynamic" else "")
+
+
+@dataclass(frozen=True, slots=True)
+class RuleVerdict:
+    """What became of a rule; ``sites`` are those it covers, whether or not it wins there."""
+
+    rule: Rule
+    location: Location
+    verdict: RuleOutcome
+    sites: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Recipe x model: every site's decision and every rule's verdict.
+
+    ``findings`` are what makes the plan impossible; a plan that was returned has none.
+    """
+
+    sites: tuple[Site, ...]
+    rules: tuple[RuleVerdict, ...]
+    findings: tuple[Finding, ...]
+    recipe: str
+    fingerprint: str
+    backend: Backend
+    phase: Phase
+    structure: ModelStructure = field(repr=False, compare=False)
+
+    def __str__(self) -> str:
+        return plan_text(self)
+
+    def explain(self, name: str) -> str:
+        """Why a site, a member of a group, or everything in a module is decided as it is.
+
+        Raises ``PlanError`` (QR310) for a name that the model does not have.
+        """
+        return explanation(self, name)
+
+    def to_json(self) -> str:
+        """The plan as JSON: stable keys and order, equal plans give equal text."""
+        return json.dumps(plan_json(self), indent=2, sort_keys=True)
+
+
+def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
+    """Decide every site. Raises the ``PlanError`` of all findings, with the complete plan."""
+    resolution = resolve(inventory.structure, recipe.rules)
+    outcome_of = outcomes(inventory, resolution.decisions, recipe.backend)
+    unsupported = dict(_unsupported(inventory, resolution, outcome_of, recipe.backend))
+    findings = (
+        *resolution.findings,
+        *unsupported.values(),
+        *_input_conflicts(inventory, resolution, outcome_of),
+    )
+    plan = Plan(
+        sites=tuple(_sites(inventory, resolution, outcome_of)),
+        rules=tuple(_rule_verdicts(recipe.rules, resolution, unsupported)),
+        findings=findings,
+        recipe=recipe.reference or recipe.path or recipe.name or "recipe",
+        fingerprint=recipe.fingerprint,
+        backend=recipe.backend,
+        phase=recipe.phase,
+        structure=inventory.structure,
+    )
+    if findings:
+        raise error_from(findings, plan)
+    return plan
+
+
+def _sites(
+    inventory: Inventory, resolution: Resolution, outcome_of: Mapping[str, Outcome]
+) -> Iterator[Site]:
+    for operation in inventory.structure.operations:
+        decision, outcome = resolution.decisions[operation.name], outcome_of[operation.name]
+        float_inputs = _float_inputs(operation.name, inventory, outcome_of)
+        reads_float = outcome.verdict == "quantized" and bool(float_inputs)
+        yield Site(
+            name=operation.name,
+            op=operation.op,
+            members=tuple(member.name for member in operation.members),
+            qconfig=outcome.qconfig,
+            input=outcome.qconfig.activation if outcome.qconfig and reads_float else None,
+            mode=outcome.mode,
+            rule=decision.rule,
+            shadowed=decision.shadowed,
+            verdict=outcome.verdict,
+            reason=outcome.reason,
+        )
+
+
+def _float_inputs(name: str, inventory: Inventory, outcome_of: Mapping[str, Outcome]) -> list[str]:
+    """The tensors that an operation reads as float: inputs, parameters, float producers."""
+    operation = inventory.matches[name].operation
+    producers = [name for name in operation.producers if outcome_of[name].mode != "static"]
+    inputs = [f'input "{name}"' for name in operation.model_inputs]
+    stored = [f'parameter "{name}"' for name in operation.stored]
+    return [*inputs, *stored, *producers]
+
+
+def _unsupported(
+    inventory: Inventory,
+    resolution: Resolution,
+    outcome_of: Mapping[str, Outcome],
+    backend: Backend,
+) -> Iterator[tuple[Rule, Finding]]:
+    for rule, covered in resolution.covered.items():
+        won = [name for name in covered if resolution.decisions[name].rule is rule]
+        refused = [name for name in won if not outcome_of[name].honoured]
+        named = [name for name in refused if resolution.decisions[name].names_operation]
+        if rule.qconfig is None or not refused:
+            continue
+        if not named and (
+            len(refused) < len(won) or can_honour(inventory, covered, rule.qconfig, backend)
+        ):
+            continue
+        names = named or refused
+        yield (
+            rule,
+            Finding(
+                "QR303",
+                f"{describe(rule)} cannot be honoured at {listed(names)}",
+                rule.location,
+                hint=outcome_of[names[0]].reason,
+                notes=('decide these as "float", or give them a qconfig that a kernel has',),
+            ),
+        )
+
+
+def _input_conflicts(
+    inventory: Inventory, resolution: Resolution, outcome_of: Mapping[str, Outcome]
+) -> Iterator[Finding]:
+    """FX gives two consumers of one float tensor the first one's observer, silently."""
+    consumers: dict[str, list[str]] = {}
+    for name, outcome in outcome_of.items():
+        if outcome.mode == "static" and outcome.verdict == "quantized":
+            for source in _float_inputs(name, inventory, outcome_of):
+                consumers.setdefault(source, []).append(name)
+    for source, names in consumers.items():
+        spec = _activation(outcome_of[names[0]])
+        other = next((name for name in names if _activation(outcome_of[name]) != spec), None)
+        if other is None:
+            continue
+        first, second = resolution.decisions[names[0]].rule, resolution.decisions[other].rule
+        yield Finding(
+            "QR304",
+            f"{names[0]} and {other} both read {source}, which is float, "
+            "with different activation specs",
+            first.location,
+            hint="give both one activation spec, or quantize what they read",
+            related=(("against", second.location),),
+        )
+
+
+def _activation(outcome: Outcome) -> TensorSpec | None:
+    return outcome.qconfig.activation if outcome.qconfig else None
+
+
+def _rule_verdicts(
+    rules: Sequence[Rule], resolution: Resolution, unsupported: Mapping[Rule, Any]
+) -> Iterator[RuleVerdict]:
+    unmatched = {finding.location for finding in resolution.findings if finding.code == "QR301"}
+    winners = {decision.rule for decision in resolution.decisions.values()}
+    for rule in sorted(rules, key=lambda rule: (rule.location.file, rule.location.line)):
+        verdict: RuleOutcome
+        if rule in unsupported:
+            verdict = "unsupported"
+        elif rule in winners:
+            verdict = "applied"
+        elif resolution.covered[rule]:
+            verdict = "shadowed"
+        else:
+            verdict = "unmatched" if rule.location in unmatched else "unused"
+        yield RuleVerdict(rule, rule.location, verdict, resolution.covered[rule])

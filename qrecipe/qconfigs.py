@@ -1,0 +1,222 @@
+"""Tensor spec -> observer factory -> torch's ``QConfig``; equal values share one object.
+
+A spec first becomes a `Construction`, which is plain data, and only that becomes a factory. Ranges
+are given to torch as numbers: its ``reduce_range`` is deprecated, warns at every construction and
+is unknown to some fake-quants.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Protocol
+
+import torch
+
+from qrecipe import registry
+from qrecipe._torch_ao import (
+    FixedQParamsFakeQuantize,
+    FixedQParamsObserver,
+    MovingAverageMinMaxObserver,
+    PlaceholderObserver,
+    QConfig,
+)
+from qrecipe.errors import Finding, SchemaError
+from qrecipe.schema import QUANTIZED_RANGE, Constructor, DType, Phase, QScheme, TensorSpec
+
+__all__ = ["Specs", "factory", "per_tensor", "qconfig", "quantized_range", "torch_dtype"]
+
+FLOAT_QPARAMS = "per_channel_affine_float_qparams"
+
+_TORCH_DTYPE: dict[DType, torch.dtype] = {
+    "int8": torch.qint8,
+    "uint8": torch.quint8,
+    "int4": torch.qint8,
+    "uint4": torch.quint8,
+    "int32": torch.qint32,
+    "float16": torch.float16,
+    "float32": torch.float32,
+}
+
+_PER_TENSOR_OBSERVER = {
+    "per_channel_minmax": "minmax",
+    "moving_average_per_channel_minmax": "moving_average_minmax",
+}
+
+_PER_TENSOR_QSCHEME: dict[QScheme, QScheme] = {
+    "per_channel_affine": "per_tensor_affine",
+    "per_channel_symmetric": "per_tensor_symmetric",
+}
+
+
+class Specs(Protocol):
+    """A resolved qconfig by value; None leaves that tensor float."""
+
+    @property
+    def weight(self) -> TensorSpec | None: ...
+    @property
+    def activation(self) -> TensorSpec | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Construction:
+    """A class and the keyword arguments to call it with."""
+
+    cls: type[Any]
+    arguments: tuple[tuple[str, Any], ...] = ()
+
+
+_make_qconfig: Any = QConfig  # torch leaves its constructor untyped
+
+FLOAT = Construction(PlaceholderObserver)
+"""Stands for a tensor that is not quantized, as in torch's weight-only qconfigs."""
+
+
+def qconfig(specs: Specs, phase: Phase) -> QConfig:
+    """torch's QConfig of two tensor specs: observers in ptq, fake-quants in qat."""
+    return _qconfig(_construction(specs.activation, phase), _construction(specs.weight, phase))
+
+
+def factory(spec: TensorSpec | None, phase: Phase) -> Any:
+    """What torch calls without arguments to get the observer or fake-quant of one tensor."""
+    return _factory(_construction(spec, phase))
+
+
+def torch_dtype(spec: TensorSpec) -> torch.dtype:
+    """torch's dtype for a spec: 4 bits live in 8-bit types, save where torch packs embeddings.
+
+    Raises:
+        SchemaError: the spec has no dtype (QR103).
+    """
+    if spec.dtype is None:
+        raise SchemaError(Finding("QR103", 'a tensor needs a "dtype"'))
+    if spec.dtype == "uint4" and spec.qscheme == FLOAT_QPARAMS:
+        return torch.quint4x2
+    return _TORCH_DTYPE[spec.dtype]
+
+
+def quantized_range(spec: TensorSpec) -> tuple[int, int] | None:
+    """The inclusive range of integers that a spec uses; None for float dtypes."""
+    if spec.dtype not in QUANTIZED_RANGE:
+        return None
+    low, high = QUANTIZED_RANGE[spec.dtype]
+    low = low if spec.quant_min is None else spec.quant_min
+    high = high if spec.quant_max is None else spec.quant_max
+    return (low // 2, high // 2) if spec.reduce_range else (low, high)
+
+
+def per_tensor(spec: TensorSpec) -> TensorSpec:
+    """The spec for weights that torch quantizes per tensor only, as those of ConvTranspose.
+
+    Observer arguments are kept; a spec that is per tensor already is returned unchanged.
+    """
+    changes: dict[str, Any] = {}
+    if spec.observer is not None and spec.observer.name in _PER_TENSOR_OBSERVER:
+        name = _PER_TENSOR_OBSERVER[spec.observer.name]
+        changes["observer"] = spec.observer.model_copy(update={"name": name})
+    if spec.qscheme in _PER_TENSOR_QSCHEME:
+        changes["qscheme"] = _PER_TENSOR_QSCHEME[spec.qscheme]
+    return spec.model_copy(update=changes) if changes else spec
+
+
+def _construction(spec: TensorSpec | None, phase: Phase) -> Construction:
+    if spec is None:
+        return FLOAT
+    observer = _observer(spec)
+    if phase == "ptq" or quantized_range(spec) is None:
+        return observer
+    return _fake_quant(spec, observer)
+
+
+def _observer(spec: TensorSpec) -> Construction:
+    chosen = spec.observer or Constructor(name="placeholder")
+    cls = registry.observer(chosen.name)
+    own = registry.constructor_arguments("observer", chosen.name, chosen.arguments)
+    given = {**_spec_arguments(spec), **own}
+    if cls is PlaceholderObserver and spec.is_dynamic:
+        given |= _range_arguments(spec)
+    return _call(cls, given)
+
+
+def _spec_arguments(spec: TensorSpec) -> dict[str, Any]:
+    """The observer's arguments that the spec sets; a dtype's own full range is left to torch."""
+    dtype = torch_dtype(spec)
+    given: dict[str, Any] = {"dtype": dtype}
+    if spec.qscheme is not None:
+        given["qscheme"] = getattr(torch, spec.qscheme)
+    if quantized_range(spec) != _full_range(dtype):
+        given |= _range_arguments(spec)
+    if spec.eps is not None:
+        given["eps"] = spec.eps
+    if spec.is_dynamic:
+        given["is_dynamic"] = True
+    return given
+
+
+def _full_range(dtype: torch.dtype) -> tuple[int, int] | None:
+    return {
+        torch.qint8: QUANTIZED_RANGE["int8"],
+        torch.quint8: QUANTIZED_RANGE["uint8"],
+        torch.quint4x2: QUANTIZED_RANGE["uint4"],
+        torch.qint32: QUANTIZED_RANGE["int32"],
+    }.get(dtype)
+
+
+def _range_arguments(spec: TensorSpec) -> dict[str, int]:
+    limits = quantized_range(spec)
+    return {} if limits is None else {"quant_min": limits[0], "quant_max": limits[1]}
+
+
+def _fake_quant(spec: TensorSpec, observer: Construction) -> Construction:
+    if observer.cls is FixedQParamsObserver:
+        return _call(FixedQParamsFakeQuantize, {"observer": observer})
+    if observer.cls is PlaceholderObserver:
+        observer = _memoryless(spec)
+    chosen = spec.fake_quant or Constructor(name="fake_quantize")
+    cls = registry.fake_quant(chosen.name)
+    own = registry.constructor_arguments("fake_quant", chosen.name, chosen.arguments)
+    given = {"observer": observer, **_overriding_arguments(cls, spec), **own}
+    return _call(cls, given)
+
+
+def _memoryless(spec: TensorSpec) -> Construction:
+    """The range of each input alone, which training needs where inference computes it anew."""
+    given = {**_spec_arguments(spec), "averaging_constant": 1}
+    return _call(MovingAverageMinMaxObserver, given)
+
+
+def _overriding_arguments(cls: type[Any], spec: TensorSpec) -> dict[str, Any]:
+    """What a fake-quant hands to its observer in any case, and must hence be told as well."""
+    given: dict[str, Any] = dict(_range_arguments(spec))
+    if spec.is_dynamic:
+        given["is_dynamic"] = True
+    parameters = inspect.signature(cls).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return {name: value for name, value in given.items() if takes_all or name in parameters}
+
+
+def _call(cls: type[Any], arguments: Mapping[str, Any]) -> Construction:
+    return Construction(cls, tuple((name, _frozen(arguments[name])) for name in sorted(arguments)))
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+
+
+@cache
+def _qconfig(activation: Construction, weight: Construction) -> QConfig:
+    made: QConfig = _make_qconfig(activation=_factory(activation), weight=_factory(weight))
+    return made
+
+
+@cache
+def _factory(construction: Construction) -> Any:
+    if not construction.arguments:
+        return construction.cls
+    arguments = {
+        name: _factory(value) if isinstance(value, Construction) else value
+        for name, value in construction.arguments
+    }
+    return construction.cls.with_args(**arguments)

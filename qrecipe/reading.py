@@ -1,0 +1,111 @@
+"""A recipe's bytes -> a parsed document, however hostile the file."""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import tomli
+
+from qrecipe.errors import Finding, Location, RecipeReferenceError, RecipeSyntaxError
+from qrecipe.locations import MAX_DEPTH, NestingError, Spans, line_location
+from qrecipe.wording import shown
+
+MAX_BYTES = 2**20
+"""The largest recipe that is read: 1 MiB."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Document:
+    """A recipe's text as TOML data, and where each part of it stands."""
+
+    file: str
+    data: dict[str, Any]
+    spans: Spans
+
+
+def read_text(path: Path, file: str) -> str:
+    """The text of a recipe; ``file`` is its name in findings.
+
+    Raises RecipeReferenceError (QR001) or RecipeSyntaxError (QR002, QR003).
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            what = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise _unreadable(file, f"it is {what}")
+        if status.st_size > MAX_BYTES:
+            raise _too_large(file)
+        with path.open("rb") as stream:
+            content = stream.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise _unreadable(file, getattr(error, "strerror", None) or str(error)) from None
+    if len(content) > MAX_BYTES:
+        raise _too_large(file)
+    return _decode(content, file)
+
+
+def parse_document(text: str, file: str) -> Document:
+    """TOML text -> data and spans.
+
+    Raises RecipeSyntaxError (QR002 to QR005).
+    """
+    if len(text) > MAX_BYTES:
+        raise _too_large(file)
+    if text.startswith("\ufeff"):
+        _refuse_encoding(file, 1, "starts with a byte order mark", "save it as UTF-8 without BOM")
+    try:
+        return Document(file, tomli.loads(text), Spans(text, file))
+    except tomli.TOMLDecodeError as error:
+        raise RecipeSyntaxError(_syntax_finding(error, file)) from None
+    except (RecursionError, NestingError):
+        message = f"the recipe is nested more than {MAX_DEPTH} levels deep"
+        raise RecipeSyntaxError(Finding("QR005", message, Location(file, 1, 1, 1))) from None
+    except ValueError:  # Python reads no decimal integer of thousands of digits
+        message = "a number has too many digits"
+        raise RecipeSyntaxError(Finding("QR004", message, Location(file, 1, 1, 1))) from None
+
+
+def _unreadable(file: str, why: str) -> RecipeReferenceError:
+    return RecipeReferenceError(Finding("QR001", f"cannot read {shown(file)}: {why.lower()}"))
+
+
+def _too_large(file: str) -> RecipeSyntaxError:
+    message = f"the recipe is larger than {MAX_BYTES:,} bytes"
+    return RecipeSyntaxError(Finding("QR002", message, Location(file, 1, 1, 1)))
+
+
+def _decode(content: bytes, file: str) -> str:
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        _refuse_encoding(file, 1, "is UTF-16", "save it as UTF-8")
+    if b"\0" in content:
+        line = content.count(b"\n", 0, content.index(b"\0")) + 1
+        _refuse_encoding(file, line, "is not text: it has a NUL byte", None)
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        byte = content[error.start]
+        _refuse_encoding(file, line, f"is not UTF-8: byte 0x{byte:02x}", "save it as UTF-8")
+
+
+def _refuse_encoding(file: str, line: int, what: str, hint: str | None) -> NoReturn:
+    raise RecipeSyntaxError(
+        Finding("QR003", f"the recipe {what}", Location(file, line, 1, 1), hint)
+    )
+
+
+_SYNTAX_HINTS = {
+    "Invalid value": 'a string is quoted, "like this"',
+    "Cannot overwrite a value": "this key is set twice",
+    "Expected '=' after a key in a key/value pair": "a key with other characters is quoted",
+}
+
+
+def _syntax_finding(error: tomli.TOMLDecodeError, file: str) -> Finding:
+    lines = error.doc.split("\n")
+    at = line_location(file, lines, error.lineno, error.colno, error.colno + 1)
+    message = f"TOML syntax: {error.msg[:1].lower()}{error.msg[1:200]}"
+    return Finding("QR004", message, at, _SYNTAX_HINTS.get(error.msg))

@@ -1,0 +1,241 @@
+"""A recipe as a value: loaded, checked, resolved, and written back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli
+
+from qrecipe.checks import findings_of, rules_of
+from qrecipe.composition import Composition, compose
+from qrecipe.errors import Finding, Location, UnknownNameError, did_you_mean, error_from
+from qrecipe.locations import KeyPath
+from qrecipe.merging import fingerprint
+from qrecipe.references import Source, existing_source, file_source, is_reference, named_source
+from qrecipe.schema import (
+    FLOAT,
+    Backend,
+    CalibrationTable,
+    FxTable,
+    LintTable,
+    Phase,
+    QatTable,
+    RecipeTable,
+    RuleTable,
+    TensorSpec,
+)
+from qrecipe.wording import dotted
+from qrecipe.writing import toml_text, write_atomically
+
+Tier = Literal["module_name", "module_type", "function", "global"]
+
+
+@dataclass(frozen=True, slots=True)
+class QConfigSpec:
+    """The specs of a weight and of an activation; None is not quantized."""
+
+    weight: TensorSpec | None
+    activation: TensorSpec | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule of a resolved recipe.
+
+    ``key`` is as written, and empty for the global rule; ``qconfig`` is None where the rule
+    leaves things float. ``layer`` is the recipe that set it, and ``overrides`` are the ones that
+    this recipe extends: the rule beats equal rules of theirs.
+    """
+
+    tier: Tier
+    key: str
+    qconfig: QConfigSpec | None
+    label: str
+    reason: str | None
+    expect: int | None
+    optional: bool
+    location: Location
+    layer: str
+    overrides: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A recipe with its bases merged and everything checked that needs no model.
+
+    ``path`` is the file as it was named, ``reference`` what a recipe that extends this one would
+    write; both are None for a text without a path.
+    """
+
+    name: str | None
+    description: str | None
+    phase: Phase
+    backend: Backend
+    tensors: Mapping[str, TensorSpec] = field(hash=False)
+    qconfigs: Mapping[str, QConfigSpec] = field(hash=False)
+    rules: tuple[Rule, ...]
+    calibration: CalibrationTable
+    qat: QatTable
+    fx: FxTable = field(hash=False)
+    lint: LintTable = field(hash=False)
+    path: str | None
+    reference: str | None
+    fingerprint: str
+    _values: Mapping[str, Any] = field(hash=False, repr=False)
+    _origins: Mapping[KeyPath, Location] = field(hash=False, repr=False)
+
+    def origin(self, key: str) -> Location:
+        """Where the value of a dotted key was set: ``rules.module_name."layer1.0"``.
+
+        The quotes around a rule's own key may be left out.
+        Raises UnknownNameError if no file sets it.
+        """
+        for path in (_key_path(key), tuple(key.split(".", 2))):
+            if path in self._origins:
+                return self._origins[path]
+        known = [dotted(path) for path in self._origins]
+        finding = Finding("QR107", f"no file sets {key}", hint=did_you_mean(key, known))
+        raise UnknownNameError(finding)
+
+    def to_toml(self) -> str:
+        """The resolved recipe as one file that extends nothing; equal values, equal fingerprint."""
+        return toml_text(self._values)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes `to_toml` to a file, which is never seen half written."""
+        write_atomically(Path(path), self.to_toml())
+
+
+def load_recipe(source: str | os.PathLike[str] | Recipe) -> Recipe:
+    """Reads and checks a recipe: a path, ``builtin:NAME`` or ``DIST:NAME``.
+
+    Raises RecipeError with all findings at once.
+    """
+    if isinstance(source, Recipe):
+        return source
+    text = os.fspath(source)
+    if isinstance(source, str) and is_reference(text):
+        return _resolved(compose(named_source(text)), None, text)
+    return _resolved(compose(existing_source(Path(text), text)), text, text)
+
+
+def parse_recipe(text: str, path: str | os.PathLike[str] | None = None) -> Recipe:
+    """Checks a recipe's text; with the ``path`` where it belongs it can extend its neighbours.
+
+    Raises RecipeError with all findings at once.
+    """
+    if path is None:
+        return _resolved(compose(Source("<recipe>"), text), None, None)
+    name = os.fspath(path)
+    return _resolved(compose(file_source(Path(name), name), text), name, name)
+
+
+def _resolved(composition: Composition, path: str | None, reference: str | None) -> Recipe:
+    values = composition.values
+    table = RecipeTable.model_validate(values)
+    findings = [*composition.findings, *findings_of(composition, table)]
+    if findings:
+        raise error_from(_in_order(findings, composition))
+    assert table.backend is not None
+    qconfigs = {
+        name: _qconfig(table, qconfig.weight, qconfig.activation)
+        for name, qconfig in table.qconfig.items()
+    }
+    return Recipe(
+        name=table.name,
+        description=table.description,
+        phase=table.phase or "ptq",
+        backend=table.backend,
+        tensors=table.tensor,
+        qconfigs=qconfigs,
+        rules=tuple(_rule(composition, table, qconfigs, at, rule) for at, rule in rules_of(table)),
+        calibration=table.calibration,
+        qat=table.qat,
+        fx=table.fx,
+        lint=table.lint,
+        path=path,
+        reference=reference,
+        fingerprint=fingerprint(values),
+        _values=values,
+        _origins=_origins(composition),
+    )
+
+
+def _in_order(findings: list[Finding], composition: Composition) -> list[Finding]:
+    """By file, the outermost first, and by line."""
+    files = {layer.name: index for index, layer in enumerate(composition.layers)}
+
+    def place(finding: Finding) -> tuple[int, int, int]:
+        at = finding.location
+        return (0, 0, 0) if at is None else (files.get(at.file, len(files)), at.line, at.column)
+
+    return sorted(dict.fromkeys(findings), key=place)
+
+
+def _qconfig(table: RecipeTable, weight: str | None, activation: str | None) -> QConfigSpec:
+    return QConfigSpec(
+        weight=None if weight is None else table.tensor[weight],
+        activation=None if activation is None else table.tensor[activation],
+    )
+
+
+def _rule(
+    composition: Composition,
+    table: RecipeTable,
+    qconfigs: Mapping[str, QConfigSpec],
+    path: KeyPath,
+    rule: RuleTable,
+) -> Rule:
+    layer = composition.owner(path)
+    qconfig: QConfigSpec | None
+    if rule.qconfig is None:
+        qconfig = _qconfig(table, rule.weight, rule.activation)
+        roles = {"weight": rule.weight, "activation": rule.activation}
+        label = " ".join(f"{role}={name}" for role, name in roles.items() if name is not None)
+    else:
+        qconfig = None if rule.qconfig == FLOAT else qconfigs[rule.qconfig]
+        label = rule.qconfig
+    tier: Tier = path[1]  # type: ignore[assignment]
+    return Rule(
+        tier=tier,
+        key=str(path[2]) if len(path) > 2 else "",
+        qconfig=qconfig,
+        label=label,
+        reason=rule.reason,
+        expect=rule.expect,
+        optional=rule.optional,
+        location=layer.key(path),
+        layer=layer.name,
+        overrides=frozenset(base.name for base in layer.extended),
+    )
+
+
+def _origins(composition: Composition) -> dict[KeyPath, Location]:
+    """Where each resolved value is written, arguments of constructors included."""
+    return {
+        path: setting.layer.key(path)
+        for at, setting in composition.settings.items()
+        for path in (at, *_inside(at, setting.value))
+        if path in setting.layer.document.spans
+    }
+
+
+def _inside(path: KeyPath, value: Any) -> list[KeyPath]:
+    return [(*path, key) for key in value] if isinstance(value, dict) else []
+
+
+def _key_path(key: str) -> KeyPath:
+    """A dotted key as TOML reads it; nothing if it is none."""
+    try:
+        node: Any = tomli.loads(f"{key} = 0")
+    except (tomli.TOMLDecodeError, RecursionError):
+        return ()
+    path = []
+    while isinstance(node, dict) and len(node) == 1:
+        ((step, node),) = node.items()
+        path.append(step)
+    return tuple(path)

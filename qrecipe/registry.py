@@ -1,0 +1,194 @@
+"""Names for observers and fake-quants: torch's own and those that a user registers.
+
+A registered class is tried out at once (`contract`), so that what is wrong with it shows where it
+is written and not in a model.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from qrecipe import registered
+from qrecipe._torch_ao import FakeQuantizeBase, ObserverBase, named_class
+from qrecipe.arguments import KIND_TITLE, SPEC_ARGUMENTS, Kind, Signature, TypeTag
+from qrecipe.contract import contract_findings
+from qrecipe.errors import Finding, PluginError, UnknownNameError
+from qrecipe.signatures import FAKE_QUANTS, OBSERVERS, check_arguments, known_names, signature
+
+__all__ = [
+    "Entry",
+    "constructor_arguments",
+    "entries",
+    "fake_quant",
+    "observer",
+    "register_fake_quant",
+    "register_observer",
+]
+
+_C = TypeVar("_C", bound=type)
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of a listing: where a name comes from and what it takes."""
+
+    name: str
+    kind: Kind
+    origin: str
+    signature: Signature
+
+
+def register_observer(name: str, *, options: type[BaseModel] | None = None) -> Callable[[_C], _C]:
+    """Make a class available to recipes as ``observer = "name"``; a decorator.
+
+    The arguments that a recipe may give are read from ``__init__``, or from ``options``, a
+    Pydantic model that then validates them as well. Registering a class of the same module and
+    qualified name again replaces it.
+
+    Raises:
+        PluginError: the name is taken (QR151), or the class breaks the contract (QR150).
+    """
+    return _decorator("observer", name, options)
+
+
+def register_fake_quant(name: str, *, options: type[BaseModel] | None = None) -> Callable[[_C], _C]:
+    """Make a class available to recipes as ``fake_quant = "name"``; see `register_observer`."""
+    return _decorator("fake_quant", name, options)
+
+
+def observer(name: str) -> type[ObserverBase]:
+    """The observer class of that name. Raises UnknownNameError (QR104)."""
+    return _find("observer", name)
+
+
+def fake_quant(name: str) -> type[FakeQuantizeBase]:
+    """The fake-quant class of that name. Raises UnknownNameError (QR104)."""
+    return _find("fake_quant", name)
+
+
+def entries(kind: Kind) -> tuple[Entry, ...]:
+    """Every name of one kind, torch's own first."""
+    return tuple(
+        Entry(name, kind, _origin(kind, name, found), found)
+        for name in known_names(kind)
+        if (found := signature(kind, name)) is not None
+    )
+
+
+def constructor_arguments(kind: Kind, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments for the class of that name, from those that a recipe gives."""
+    registration = registered.find(kind, name)
+    if registration is None or registration.options is None:
+        return dict(given)
+    return registration.options(**given).model_dump()
+
+
+def _find(kind: Kind, name: str) -> type[Any]:
+    registration = registered.find(kind, name)
+    if registration is not None:
+        return registration.cls
+    found = signature(kind, name)
+    if found is None:
+        problem = check_arguments(kind, name, {})[0]
+        raise UnknownNameError(Finding(problem.code, problem.message, hint=problem.hint))
+    return named_class(found.target)
+
+
+def _origin(kind: Kind, name: str, found: Signature) -> str:
+    if registered.find(kind, name) is None:
+        return f"torch ({found.target})"
+    return f"registered ({found.target})"
+
+
+def _decorator(kind: Kind, name: str, options: type[BaseModel] | None) -> Callable[[_C], _C]:
+    def register(cls: _C) -> _C:
+        findings = _name_findings(kind, name, cls) or contract_findings(kind, name, cls)
+        if findings:
+            raise PluginError(findings)
+        found = _signature_of(cls, options)
+        registered.put(registered.Registration(name, kind, cls, found, options))
+        return cls
+
+    return register
+
+
+def _name_findings(kind: Kind, name: str, cls: type) -> list[Finding]:
+    title = f'{KIND_TITLE[kind]} "{name}"'
+    if not (isinstance(name, str) and _NAME.fullmatch(name)):
+        mend = "use lower-case letters, digits and underscores, with a letter first"
+        return [Finding("QR150", f"{title} has no plain name", hint=mend)]
+    if name in (OBSERVERS if kind == "observer" else FAKE_QUANTS):
+        return [Finding("QR151", f"{title} is torch's own", hint="choose another name")]
+    earlier = registered.find(kind, name)
+    if earlier is not None and earlier.signature.target != _qualified_name(cls):
+        mend = "choose another name"
+        return [Finding("QR151", f"{title} is taken by {earlier.signature.target}", hint=mend)]
+    return []
+
+
+def _qualified_name(cls: object) -> str:
+    return f"{getattr(cls, '__module__', '?')}.{getattr(cls, '__qualname__', '?')}"
+
+
+def _signature_of(cls: type, options: type[BaseModel] | None) -> Signature:
+    if options is not None:
+        fields = options.model_fields
+        tags = {
+            name: _tag(field.annotation, inspect.Parameter.empty) for name, field in fields.items()
+        }
+        required = frozenset(name for name, field in fields.items() if field.is_required())
+        return Signature(_qualified_name(cls), types.MappingProxyType(tags), required)
+    parameters = types.MappingProxyType(dict(own_parameters(cls)))
+    return Signature(_qualified_name(cls), parameters)
+
+
+def own_parameters(cls: type) -> Iterator[tuple[str, TypeTag]]:
+    """The constructor's arguments beside the tensor spec, with the tags of their types.
+
+    Where a constructor passes ``**kwargs`` on, its base classes' arguments count as well.
+    """
+    seen = {"self", "observer", *SPEC_ARGUMENTS}
+    for base in cls.__mro__:
+        if base in (ObserverBase, FakeQuantizeBase):
+            return
+        if "__init__" not in vars(base):
+            continue
+        hints = _hints(base)
+        parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+        for parameter in parameters:
+            named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+            if named and parameter.name not in seen:
+                yield parameter.name, _tag(hints.get(parameter.name), parameter.default)
+                seen.add(parameter.name)
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            return
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(vars(cls)["__init__"])
+    except Exception:  # an annotation that names what cannot be imported is no fault here
+        return {}
+
+
+_TAGS: dict[Any, TypeTag] = {bool: "bool", int: "int", float: "float", str: "str"}
+
+
+def _tag(annotation: Any, default: Any) -> TypeTag:
+    if annotation in _TAGS:
+        return _TAGS[annotation]
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (list, tuple, Sequence) and all(a in (int, float, ...) for a in inner):
+        return "number_list"
+    if annotation is None and type(default) in _TAGS:
+        return "float" if type(default) is int else _TAGS[type(default)]
+    return "any"

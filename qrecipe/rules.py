@@ -1,0 +1,274 @@
+"""Rules x operations -> decisions: the one place that says which rule wins.
+
+1. ``module_name`` beats ``module_type`` and ``function``, which beat ``global``.
+2. Within a tier a rule covers what it matches and everything inside it, and the rule that matches
+   the nearest enclosing module wins; the operation itself is nearest.
+3. Then an exact name beats a glob, then the extending recipe beats what it extends.
+4. Rules that are equal in all this and say otherwise contradict each other.
+
+A fused group is decided by its first member.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from qrecipe.errors import Finding, nearest
+from qrecipe.names import NamePattern, compile_pattern, selects
+from qrecipe.operations import Member, ModelStructure, Operation
+from qrecipe.recipe import Rule
+from qrecipe.signatures import canonical_module_type, function_family, is_module_type
+
+_TIER_RANK = {"module_name": 0, "module_type": 1, "function": 1, "global": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Who decides about an operation: the winning rule and those that it shadows.
+
+    ``names_operation`` tells whether the winner names the operation itself: its exact name, its
+    leaf type or its function.
+    """
+
+    operation: Operation
+    rule: Rule
+    shadowed: tuple[Rule, ...]
+    names_operation: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """Every operation's decision by name, every rule's operations, and what is wrong."""
+
+    decisions: Mapping[str, Decision]
+    covered: Mapping[Rule, tuple[str, ...]]
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """A rule that covers an operation, through its first member at ``distance`` modules."""
+
+    rule: Rule
+    distance: int
+    exact: bool
+
+    @property
+    def rank(self) -> tuple[int, int, int]:
+        return (_TIER_RANK[self.rule.tier], self.distance, 0 if self.exact else 1)
+
+
+@dataclass(slots=True)
+class _Matcher:
+    """What a rule's key means on one model."""
+
+    rule: Rule
+    structure: ModelStructure
+    names_of: Mapping[str, Sequence[str]]
+    pattern: NamePattern | None = field(init=False, default=None)
+    key: str = field(init=False, default="")
+
+    def __post_init__(self) -> None:
+        if self.rule.tier == "module_name":
+            self.pattern = compile_pattern(self.rule.key)
+        elif self.rule.tier == "module_type":
+            self.key = canonical_module_type(self.rule.key)
+        elif self.rule.tier == "function":
+            self.key = function_family(self.rule.key) or self.rule.key
+
+    @property
+    def exact(self) -> bool:
+        return self.pattern is None or self.pattern.is_exact
+
+    def distance(self, member: Member) -> int | None:
+        """How many modules lie between the member and what the key matches; None for no match."""
+        if self.rule.tier == "global":
+            return 0
+        if self.rule.tier == "function":
+            return 0 if self.key in member.functions else None
+        if self.rule.tier == "module_type":
+            return self._nearest_scope(member, self._scope_has_type)
+        if self.selects_call(member):
+            return 0
+        return self._nearest_scope(member, self._scope_has_name)
+
+    def selects_call(self, member: Member) -> bool:
+        """Whether the key is a name that selects this very call."""
+        if self.pattern is None:
+            return False
+        path = member.scopes[0]
+        rest = member.name[len(path) :]
+        return any(selects(self.pattern, name + rest) for name in self.names_of[path])
+
+    def _nearest_scope(self, member: Member, matches: Callable[[str], bool]) -> int | None:
+        first = 0 if member.module is not None else 1
+        scopes = enumerate(member.scopes, start=first)
+        return next((distance for distance, path in scopes if matches(path)), None)
+
+    def _scope_has_type(self, path: str) -> bool:
+        return self.key in self.structure.modules[path]
+
+    def _scope_has_name(self, path: str) -> bool:
+        assert self.pattern is not None
+        return any(self.pattern.matches(name) for name in self.names_of[path] if name)
+
+
+def resolve(structure: ModelStructure, rules: Sequence[Rule]) -> Resolution:
+    """Decide every operation of a model; findings are collected, never raised."""
+    names_of: dict[str, list[str]] = {path: [path] for path in structure.modules}
+    for alias, path in structure.aliases.items():
+        names_of[path].append(alias)
+    # the order of keys in a file must not show, not even in which of two equal rules is named
+    rules = sorted(rules, key=lambda rule: (_TIER_RANK[rule.tier], rule.tier, rule.key, rule.layer))
+    matchers = [_Matcher(rule, structure, names_of) for rule in rules]
+    covered: dict[Rule, list[str]] = {rule: [] for rule in rules}
+    decisions: dict[str, Decision] = {}
+    conflicts: dict[tuple[Rule, Rule], list[str]] = {}
+    for operation in structure.operations:
+        decision, rivals = _decide(operation, matchers)
+        decisions[operation.name] = decision
+        for rule in (decision.rule, *decision.shadowed):
+            covered[rule].append(operation.name)
+        for rival in rivals:
+            conflicts.setdefault((decision.rule, rival), []).append(operation.name)
+    findings = [
+        *_conflict_findings(conflicts),
+        *_coverage_findings(structure, rules, covered),
+    ]
+    return Resolution(
+        decisions, {rule: tuple(names) for rule, names in covered.items()}, tuple(findings)
+    )
+
+
+def _decide(operation: Operation, matchers: Sequence[_Matcher]) -> tuple[Decision, list[Rule]]:
+    """The decision, and the rules that contradict the winner with equal right."""
+    first, *others = operation.members
+    claims = [
+        _Claim(matcher.rule, distance, matcher.exact)
+        for matcher in matchers
+        if (distance := matcher.distance(first)) is not None
+    ]
+    claims.sort(key=lambda claim: claim.rank)
+    peers = [claim.rule for claim in claims if claim.rank == claims[0].rank]
+    top = [rule for rule in peers if not any(rule.layer in peer.overrides for peer in peers)]
+    winner = top[0]
+    rivals = [rule for rule in top if rule.qconfig != winner.qconfig]
+
+    claimed = {claim.rule for claim in claims}
+    on_members = [
+        matcher
+        for matcher in matchers
+        if matcher.rule not in claimed
+        and any(matcher.distance(member) is not None for member in others)
+    ]
+    rivals += [
+        matcher.rule
+        for matcher in matchers
+        if matcher.rule.qconfig != winner.qconfig
+        and matcher.rule not in rivals
+        and matcher.rule is not winner
+        and any(matcher.selects_call(member) for member in others)
+    ]
+    shadowed = [claim.rule for claim in claims if claim.rule is not winner]
+    shadowed += [matcher.rule for matcher in on_members]
+    at = next(claim for claim in claims if claim.rule is winner)
+    names_operation = winner.tier != "global" and at.distance == 0 and at.exact
+    return Decision(operation, winner, tuple(shadowed), names_operation), rivals
+
+
+def _conflict_findings(conflicts: Mapping[tuple[Rule, Rule], list[str]]) -> Iterator[Finding]:
+    for (winner, rival), names in conflicts.items():
+        yield Finding(
+            "QR304",
+            f"{describe(winner)} says {winner.label} and {describe(rival)} says {rival.label} "
+            f"about {listed(names)}",
+            winner.location,
+            hint="give the sites of a fused group one qconfig, or one rule an exact name",
+            related=(("against", rival.location),),
+        )
+
+
+def _coverage_findings(
+    structure: ModelStructure, rules: Sequence[Rule], covered: Mapping[Rule, Sequence[str]]
+) -> Iterator[Finding]:
+    for rule in rules:
+        count = len(covered[rule])
+        if rule.expect == count or (count == 0 and rule.optional):
+            continue
+        if count == 0 and not (rule.expect is None and _may_be_unused(rule)):
+            yield _unmatched(structure, rule)
+        elif rule.expect is not None:
+            yield Finding(
+                "QR302",
+                f"{describe(rule)} covers {count} sites, not {rule.expect}: "
+                f"{listed(covered[rule])}",
+                rule.location,
+                hint=f"write expect = {count} if that is right",
+            )
+
+
+def _may_be_unused(rule: Rule) -> bool:
+    if rule.tier == "module_type":
+        return is_module_type(rule.key)
+    if rule.tier == "function":
+        return function_family(rule.key) is not None
+    return rule.tier == "global"
+
+
+def _unmatched(structure: ModelStructure, rule: Rule) -> Finding:
+    uncalled = _uncalled_modules(structure, rule)
+    if uncalled:
+        return Finding(
+            "QR301",
+            f"{describe(rule)} names {listed(uncalled)}, where nothing is called that "
+            "quantization can decide about",
+            rule.location,
+            hint="remove the rule, or mark it optional = true",
+        )
+    candidates = nearest(rule.key, _known_names(structure, rule), count=3)
+    return Finding(
+        "QR301",
+        f"{describe(rule)} matches nothing in this model",
+        rule.location,
+        hint=f"did you mean {' or '.join(quoted(name) for name in candidates)}?"
+        if candidates
+        else "`qrecipe plan` lists the names; a rule for other models is marked optional = true",
+    )
+
+
+def _uncalled_modules(structure: ModelStructure, rule: Rule) -> list[str]:
+    if rule.tier == "module_name":
+        pattern = compile_pattern(rule.key)
+        paths = [*structure.modules, *structure.aliases]
+        return [path for path in paths if path and pattern.matches(path)]
+    if rule.tier == "module_type":
+        key = canonical_module_type(rule.key)
+        return [path for path, types in structure.modules.items() if key in types]
+    return []
+
+
+def _known_names(structure: ModelStructure, rule: Rule) -> list[str]:
+    members = [member for operation in structure.operations for member in operation.members]
+    if rule.tier == "module_type":
+        return sorted({name for types in structure.modules.values() for name in types})
+    if rule.tier == "function":
+        return sorted({name for member in members for name in member.functions})
+    return [*(member.name for member in members), *structure.modules, *structure.aliases]
+
+
+def describe(rule: Rule) -> str:
+    """A rule as a reader of the recipe knows it: ``module_name "layer1.*"``."""
+    return "global" if rule.tier == "global" else f"{rule.tier} {quoted(rule.key)}"
+
+
+def quoted(name: str) -> str:
+    return f'"{name}"'
+
+
+def listed(names: Sequence[str], limit: int = 4) -> str:
+    """A few names and the number of the others."""
+    if not names:
+        return "none"
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

@@ -1,0 +1,195 @@
+"""The recipe format, version 1, as frozen Pydantic tables.
+
+One file is one `RecipeTable`, in which everything may be missing: a base can supply it. What is
+required once bases are merged, and what refers to other tables, is checked in `recipe`.
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+FORMAT = 1
+
+Phase = Literal["ptq", "qat"]
+Backend = Literal["x86", "fbgemm", "onednn", "qnnpack", "executorch", "tensorrt"]
+DType = Literal["int8", "uint8", "int4", "uint4", "int32", "float16", "float32"]
+QScheme = Literal[
+    "per_tensor_affine",
+    "per_tensor_symmetric",
+    "per_channel_affine",
+    "per_channel_symmetric",
+    "per_channel_affine_float_qparams",
+]
+
+DTYPE_SPELLINGS: dict[str, DType] = {
+    "qint8": "int8",
+    "quint8": "uint8",
+    "quint4x2": "uint4",
+    "qint32": "int32",
+}
+"""torch's own names of quantized dtypes, which recipes may use as well."""
+
+QUANTIZED_RANGE: dict[str, tuple[int, int]] = {
+    "int8": (-128, 127),
+    "uint8": (0, 255),
+    "int4": (-8, 7),
+    "uint4": (0, 15),
+    "int32": (-(2**31), 2**31 - 1),
+}
+"""The inclusive integer range that each quantized dtype can hold."""
+
+FLOAT = "float"
+INHERIT = "inherit"
+RESERVED_QCONFIG_NAMES = frozenset({FLOAT, INHERIT})
+
+
+class Table(BaseModel):
+    """A table of a recipe: unknown keys are findings, values are never coerced."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Constructor(BaseModel):
+    """A registered name with arguments of its own: ``{ name = "histogram", bins = 2048 }``."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+
+    name: str
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments beside the name, as TOML gave them."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+def _constructor(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _dtype(value: object) -> object:
+    return DTYPE_SPELLINGS.get(value, value) if isinstance(value, str) else value
+
+
+NamedConstructor = Annotated[Constructor, BeforeValidator(_constructor)]
+
+
+class TensorSpec(Table):
+    """``[tensor.NAME]``: how one tensor is quantized; None stands for a key that is not set."""
+
+    observer: NamedConstructor | None = None
+    fake_quant: NamedConstructor | None = None
+    dtype: Annotated[DType, BeforeValidator(_dtype)] | None = None
+    qscheme: QScheme | None = None
+    quant_min: int | None = None
+    quant_max: int | None = None
+    eps: Annotated[float, Field(gt=0)] | None = None
+    reduce_range: bool | None = None
+    is_dynamic: bool | None = None
+
+
+class QConfigTable(Table):
+    """``[qconfig.NAME]``: names of tensor specs; one left out is not quantized."""
+
+    weight: str | None = None
+    activation: str | None = None
+
+
+class RuleTable(Table):
+    """The long form of a rule's value; the short form is a qconfig's name alone."""
+
+    qconfig: str | None = None
+    weight: str | None = None
+    activation: str | None = None
+    reason: str | None = None
+    expect: Annotated[int, Field(ge=0)] | None = None
+    optional: bool = False
+
+
+def _rule(value: object) -> object:
+    return {"qconfig": value} if isinstance(value, str) else value
+
+
+RuleValue = Annotated[RuleTable, BeforeValidator(_rule)]
+
+
+class RulesTable(Table):
+    """``[rules]``: who decides about which site."""
+
+    global_: RuleValue | None = Field(default=None, alias="global")
+    module_type: dict[str, RuleValue] = {}
+    function: dict[str, RuleValue] = {}
+    module_name: dict[str, RuleValue] = {}
+
+
+class BaseReference(Table):
+    """A base recipe, pinned to a fingerprint or not."""
+
+    recipe: str
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+
+
+def _reference(value: object) -> object:
+    return {"recipe": value} if isinstance(value, str) else value
+
+
+def _references(value: object) -> object:
+    return value if isinstance(value, list) else [value]
+
+
+References = Annotated[
+    list[Annotated[BaseReference, BeforeValidator(_reference)]], BeforeValidator(_references)
+]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class CalibrationTable(Table):
+    """``[calibration]``: how many batches calibration takes."""
+
+    min_batches: Annotated[int, Field(ge=1)] = 1
+    max_batches: Annotated[int, Field(ge=1)] = 100
+
+
+class QatTable(Table):
+    """``[qat]``: the schedule of quantization-aware training, in fractions of the original one."""
+
+    epochs_fraction: Annotated[float, Field(gt=0)] = 0.1
+    learning_rate_fraction: Annotated[float, Field(gt=0)] = 0.01
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    disable_observer_after: Fraction = 0.6
+    freeze_batch_norm_after: Fraction = 0.8
+
+
+class FxTable(Table):
+    """``[fx]``: what is traced and what is kept."""
+
+    roots: list[str] = []
+    non_traceable_module_name: list[str] = []
+    non_traceable_module_class: list[str] = []
+    preserved_attributes: list[str] = []
+
+
+class LintTable(Table):
+    """``[lint]``: warnings that the author has accepted."""
+
+    ignore: list[Annotated[str, Field(pattern=r"^QR\d{3}$")]] = []
+
+
+class RecipeTable(Table):
+    """One recipe file."""
+
+    format: Annotated[int, Field(ge=1)] | None = None
+    name: str | None = None
+    description: str | None = None
+    extends: References = []
+    phase: Phase | None = None
+    backend: Backend | None = None
+    tensor: dict[str, TensorSpec] = {}
+    qconfig: dict[str, QConfigTable] = {}
+    rules: RulesTable = RulesTable()
+    calibration: CalibrationTable = CalibrationTable()
+    qat: QatTable = QatTable()
+    fx: FxTable = FxTable()
+    lint: LintTable = LintTable()

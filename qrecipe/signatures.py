@@ -1,0 +1,222 @@
+"""What torch offers a recipe: observers, fake-quants, module types and functions, without torch.
+
+The observers and fake-quants stand here, the many names of torch in `_torch_names.json`, which
+`tools/torch_names.py` writes. Tests hold both to the installed torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from qrecipe import registered
+from qrecipe.arguments import (
+    KIND_TITLE,
+    ArgumentProblem,
+    Interval,
+    Kind,
+    Signature,
+    TypeTag,
+    argument_problems,
+    option_problems,
+)
+from qrecipe.errors import did_you_mean
+
+__all__ = [
+    "FAKE_QUANTS",
+    "FUNCTION_FAMILIES",
+    "MODULE_TYPES",
+    "OBSERVERS",
+    "ArgumentProblem",
+    "Kind",
+    "Signature",
+    "canonical_module_type",
+    "check_arguments",
+    "function_family",
+    "is_module_type",
+    "known_names",
+    "signature",
+]
+
+_OBSERVER = "torch.ao.quantization.observer."
+_FAKE_QUANT = "torch.ao.quantization.fake_quantize."
+_LEARNABLE = "torch.ao.quantization._learnable_fake_quantize."
+
+_AVERAGING: Mapping[str, TypeTag] = MappingProxyType({"averaging_constant": "float"})
+_FRACTION = MappingProxyType({"averaging_constant": Interval(0, 1, open_low=True)})
+
+OBSERVERS: Mapping[str, Signature] = MappingProxyType(
+    {
+        "minmax": Signature(_OBSERVER + "MinMaxObserver"),
+        "moving_average_minmax": Signature(
+            _OBSERVER + "MovingAverageMinMaxObserver", _AVERAGING, limits=_FRACTION
+        ),
+        "per_channel_minmax": Signature(_OBSERVER + "PerChannelMinMaxObserver", per_channel=True),
+        "moving_average_per_channel_minmax": Signature(
+            _OBSERVER + "MovingAveragePerChannelMinMaxObserver",
+            _AVERAGING,
+            limits=_FRACTION,
+            per_channel=True,
+        ),
+        # Fewer bins than 16 give ranges that are silently wrong, more than 2**14 take minutes.
+        "histogram": Signature(
+            _OBSERVER + "HistogramObserver",
+            MappingProxyType({"bins": "int"}),
+            limits=MappingProxyType({"bins": Interval(16, 2**14)}),
+        ),
+        "fixed_qparams": Signature(
+            _OBSERVER + "FixedQParamsObserver",
+            MappingProxyType({"scale": "float", "zero_point": "int"}),
+            required=frozenset({"scale", "zero_point"}),
+            limits=MappingProxyType({"scale": Interval(0, open_low=True)}),
+        ),
+        "placeholder": Signature(_OBSERVER + "PlaceholderObserver"),
+    }
+)
+"""torch's observers under the names that recipes give them."""
+
+FAKE_QUANTS: Mapping[str, Signature] = MappingProxyType(
+    {
+        "fake_quantize": Signature(_FAKE_QUANT + "FakeQuantize"),
+        "fused_moving_average": Signature(
+            _FAKE_QUANT + "FusedMovingAvgObsFakeQuantize",
+            observers=frozenset({"moving_average_minmax", "moving_average_per_channel_minmax"}),
+        ),
+        # Per channel it would need the length of each operation's channel axis.
+        "learnable": Signature(
+            _LEARNABLE + "_LearnableFakeQuantize",
+            MappingProxyType({"use_grad_scaling": "bool"}),
+            observers=frozenset({"minmax", "moving_average_minmax", "histogram"}),
+        ),
+        "fixed_qparams": Signature(
+            _FAKE_QUANT + "FixedQParamsFakeQuantize", observers=frozenset({"fixed_qparams"})
+        ),
+    }
+)
+"""torch's fake-quants under the names that recipes give them."""
+
+_BUILTIN: Mapping[Kind, Mapping[str, Signature]] = MappingProxyType(
+    {"observer": OBSERVERS, "fake_quant": FAKE_QUANTS}
+)
+
+
+def signature(kind: Kind, name: str) -> Signature | None:
+    """How to call a built-in or registered observer or fake-quant; None if there is no such."""
+    if name in _BUILTIN[kind]:
+        return _BUILTIN[kind][name]
+    registration = registered.find(kind, name)
+    return None if registration is None else registration.signature
+
+
+def known_names(kind: Kind) -> tuple[str, ...]:
+    """The built-in and the registered names of one kind."""
+    return (*_BUILTIN[kind], *registered.names(kind))
+
+
+def check_arguments(
+    kind: Kind, name: str, arguments: Mapping[str, object]
+) -> list[ArgumentProblem]:
+    """What is wrong with ``{ name = ..., **arguments }`` of a recipe; all at once.
+
+    An unknown ``name`` gives the code QR104, an unknown argument QR105, a value of the wrong type
+    or out of range, or one that is missing, QR106.
+    """
+    found = signature(kind, name)
+    title = f'{KIND_TITLE[kind]} "{name}"'
+    if found is None:
+        hint = did_you_mean(name, known_names(kind)) or _one_of(known_names(kind))
+        return [ArgumentProblem("QR104", None, f"unknown {title}", hint)]
+    problems = list(argument_problems(title, found, arguments))
+    registration = registered.find(kind, name)
+    if problems or registration is None or registration.options is None:
+        return problems
+    return list(option_problems(title, registration.options, arguments))
+
+
+def _one_of(names: Collection[str]) -> str:
+    return "known: " + ", ".join(sorted(names))
+
+
+@cache
+def _torch_names() -> dict[str, Any]:
+    path = Path(__file__).with_name("_torch_names.json")
+    names: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return names
+
+
+def _family(last: str) -> str:
+    stripped = last.strip("_")
+    merged: str = _torch_names()["families"].get(stripped, stripped)
+    return merged
+
+
+@cache
+def _functions() -> dict[str, frozenset[str]]:
+    """Function names by namespace; under "" all of them, and the families' own names."""
+    by_namespace = {key: frozenset(names) for key, names in _torch_names()["functions"].items()}
+    every = frozenset[str]().union(*by_namespace.values())
+    bare = every | {name.strip("_") for name in every} | {_family(name) for name in every}
+    return {**by_namespace, "": bare}
+
+
+class _LazyNames(Collection[str]):
+    """Names that are read from the data file when they are first looked at."""
+
+    def __init__(self, read: Callable[[], Collection[str]]) -> None:
+        self._read = cache(read)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._read()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._read())
+
+    def __len__(self) -> int:
+        return len(self._read())
+
+
+MODULE_TYPES: Collection[str] = _LazyNames(lambda: _torch_names()["module_types"])
+"""The public dotted names of torch's module types."""
+
+FUNCTION_FAMILIES: Collection[str] = _LazyNames(
+    lambda: {_family(name): None for name in sorted(_functions()[""])}
+)
+"""The families of torch's and Python's functions on tensors."""
+
+
+def is_module_type(name: str) -> bool:
+    """Whether ``name`` is the public or internal dotted name of a module type of torch."""
+    return name in MODULE_TYPES or name in _internal_module_types()
+
+
+def canonical_module_type(name: str) -> str:
+    """The internal dotted name of a module type; a name that torch does not know is unchanged.
+
+    >>> canonical_module_type("torch.nn.Conv2d")
+    'torch.nn.modules.conv.Conv2d'
+    """
+    internal: str = _torch_names()["module_types"].get(name, name)
+    return internal
+
+
+@cache
+def _internal_module_types() -> frozenset[str]:
+    return frozenset(_torch_names()["module_types"].values())
+
+
+def function_family(name: str) -> str | None:
+    """The family of a function: its last name without in-place marks, aliases merged.
+
+    Takes "torch.add", "torch.nn.functional.relu", "Tensor.add_", "torch.Tensor.add",
+    "operator.iadd" and bare "add"; None if torch and operator know no such function.
+
+    >>> function_family("operator.itruediv")
+    'div'
+    """
+    namespace, _, last = name.rpartition(".")
+    namespace = {"Tensor": "torch.Tensor"}.get(namespace, namespace)
+    return _family(last) if last in _functions().get(namespace, ()) else None

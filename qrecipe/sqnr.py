@@ -1,0 +1,49 @@
+"""The one measure of what quantization costs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+
+def sqnr_db(reference: Tensor, candidate: Tensor) -> float:
+    """Signal-to-quantization-noise ratio of two tensors of equal shape, in dB.
+
+    Equal tensors give +inf; noise over a zero reference gives -inf; NaN anywhere gives NaN.
+
+    Source: 20 log10(|x| / |x - y|), as in torch's Numeric Suite.
+
+    >>> sqnr_db(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5]))
+    20.0
+    """
+    signal = torch.linalg.vector_norm(reference.double()).item()
+    noise = torch.linalg.vector_norm(reference.double() - candidate.double()).item()
+    if math.isnan(signal) or math.isnan(noise):
+        return math.nan
+    if noise == 0:
+        return math.inf
+    if signal == 0:
+        return -math.inf
+    return 20 * math.log10(signal / noise)
+
+
+def output_sqnr_db(reference: Any, candidate: Any) -> float | None:
+    """The SQNR in dB of two outputs of a model: that of the worst floating tensor in them.
+
+    None where the outputs hold no floating tensors; NaN where they differ in structure.
+    """
+    expected, actual = _floating(reference), _floating(candidate)
+    if not expected and not actual:
+        return None
+    if [tensor.shape for tensor in expected] != [tensor.shape for tensor in actual]:
+        return math.nan
+    return min(sqnr_db(a, b) for a, b in zip(expected, actual, strict=True))
+
+
+def _floating(value: Any) -> list[Tensor]:
+    leaves = pytree.tree_leaves(value)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]

