@@ -18,7 +18,8 @@ from qrecipe.normalize import is_floating
 from qrecipe.schema import Backend
 
 _CONV_TRANSPOSE = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_NOT_IN_QNNPACK = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose3d)
+_CLAMPS = (nn.ReLU6, nn.Hardtanh, F.relu6, F.hardtanh, F.hardtanh_, torch.clamp)
+_NOT_IN_QNNPACK = (nn.Conv3d, nn.ConvTranspose3d)
 _F_CONV_TRANSPOSE = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 _WEIGHTED = (F.linear, F.conv1d, F.conv2d, F.conv3d, *_F_CONV_TRANSPOSE)
 _BINARY = (operator.add, operator.mul, torch.add, torch.mul, torch.matmul)
@@ -66,6 +67,13 @@ def _transposed_convolution(module: nn.Module, backend: Backend) -> str | None:
     return None
 
 
+def _qnnpack_clamp(subject: Any, backend: Backend) -> str | None:
+    function = subject.target if isinstance(subject, fx.Node) else type(subject)
+    if backend == "qnnpack" and function in _CLAMPS:
+        return "qnnpack's clamp is wrong on what its convolutions give (channels_last)"
+    return None
+
+
 def _qnnpack_dimensions(module: nn.Module, backend: Backend) -> str | None:
     if backend == "qnnpack" and isinstance(module, _NOT_IN_QNNPACK):
         return f"qnnpack cannot unpack the weights of a {type(module).__name__}"
@@ -77,9 +85,10 @@ def _padding(module: nn.Module, backend: Backend) -> str | None:
         return None
     if isinstance(module.padding, str):
         return f'padding = "{module.padding}" pads the sides differently, which no kernel does'
-    if module.padding_mode != "zeros":
-        # reflect exists, but is wrong where a ReLU is fused
-        return f'no quantized convolution is right with padding_mode = "{module.padding_mode}"'
+    can_reflect = not isinstance(module, nn.Conv3d)
+    if module.padding_mode != "zeros" and not (can_reflect and module.padding_mode == "reflect"):
+        kind = type(module).__name__
+        return f'no quantized {kind} has padding_mode = "{module.padding_mode}"'
     return None
 
 
@@ -144,10 +153,12 @@ _MODULE_CHECKS: tuple[Callable[[Any, Backend], str | None], ...] = (
     _prelu,
     _transposed_convolution,
     _qnnpack_dimensions,
+    _qnnpack_clamp,
     _padding,
 )
 _FUNCTION_CHECKS: tuple[Callable[[Any, Backend], str | None], ...] = (
     _binary_arguments,
+    _qnnpack_clamp,
     _operands,
     _computed_weight,
     _scalar_factor,

@@ -57,7 +57,7 @@ class Operation:
 
     @property
     def op(self) -> str:
-        return " + ".join(member.op for member in self.members)
+        return "+".join(member.op for member in self.members)
 
 
 @dataclass(frozen=True, slots=True)

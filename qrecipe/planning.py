@@ -41,18 +41,12 @@ class Site:
 
     @property
     def dtypes(self) -> str:
-        """The dtypes in short: ``int8 weight, uint8 activation``; ``float`` without any."""
+        """The dtypes of weight and activation in short: ``int8/uint8``, ``-/uint8``, ``float``."""
         if self.qconfig is None:
             return "float"
-        parts = [
-            f"{spec.dtype} {role}"
-            for role, spec in (
-                ("weight", self.qconfig.weight),
-                ("activation", self.qconfig.activation),
-            )
-            if spec is not None
-        ]
-        return ", ".join(parts) + (" dynamic" if self.mode == "dynamic" else "")
+        specs = (self.qconfig.weight, self.qconfig.activation)
+        text = "/".join("-" if spec is None else str(spec.dtype) for spec in specs)
+        return f"{text} dynamic" if self.mode == "dynamic" else text
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +100,7 @@ def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
         *unsupported.values(),
         *_input_conflicts(inventory, resolution, outcome_of),
     )
+    findings = tuple(sorted(findings, key=_place))
     plan = Plan(
         sites=tuple(_sites(inventory, resolution, outcome_of)),
         rules=tuple(_rule_verdicts(recipe.rules, resolution, unsupported)),
@@ -119,6 +114,11 @@ def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
     if findings:
         raise error_from(findings, plan)
     return plan
+
+
+def _place(finding: Finding) -> tuple[str, int, int]:
+    at = finding.location
+    return ("", 0, 0) if at is None else (at.file, at.line, at.column)
 
 
 def _sites(

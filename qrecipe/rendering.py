@@ -36,7 +36,7 @@ def _site_table(sites: tuple[Site, ...] | list[Site]) -> str:
         (site.name, site.op, site.verdict, site.dtypes, _by(site.rule), site.reason or "")
         for site in sites
     ]
-    return render_table(("site", "operation", "verdict", "dtypes", "decided by", "why"), rows)
+    return render_table(("site", "operation", "verdict", "weight/act", "decided by", "why"), rows)
 
 
 def _rule_table(plan: Plan) -> str:

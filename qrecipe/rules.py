@@ -254,7 +254,8 @@ def _known_names(structure: ModelStructure, rule: Rule) -> list[str]:
         return sorted({name for types in structure.modules.values() for name in types})
     if rule.tier == "function":
         return sorted({name for member in members for name in member.functions})
-    return [*(member.name for member in members), *structure.modules, *structure.aliases]
+    names = [*(member.name for member in members), *structure.modules, *structure.aliases]
+    return list(dict.fromkeys(names))
 
 
 def describe(rule: Rule) -> str:
