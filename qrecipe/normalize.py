@@ -105,15 +105,16 @@ def drop_dead_code(graph_module: fx.GraphModule) -> None:
     """Remove what nothing reads, after letting the readers of a tensor read its last change.
 
     A call whose result nobody reads counts as dead code, here as in FX's own conversion, although
-    it has changed its input: ``x.add_(1); return x``.
+    it has changed its input: ``x.add_(1); return x``. And a quantized kernel does not change its
+    input, whatever ``inplace`` says.
     """
     position = {node: index for index, node in enumerate(graph_module.graph.nodes)}
     for node in graph_module.graph.nodes:
-        if node.users or not _is_in_place(node, graph_module):
+        if not _is_in_place(node, graph_module):
             continue
         changed = node.args[0]
         for user in list(changed.users):
-            if position[user] > position[node]:
+            if user is not node and position[user] > position[node]:
                 user.replace_input_with(changed, node)
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()

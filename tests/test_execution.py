@@ -1,16 +1,14 @@
-"""Plan, prepare and convert agree on every toy net; the audit notices where they would not."""
+"""Plan, prepare and convert agree on every toy net, and the caller keeps his model."""
 
 from __future__ import annotations
 
 import copy
-import random
 import warnings
 
 import pytest
 import torch
 from nets import NETS, SharedConv
-from torch import nn
-from torch.ao.nn import quantized as nnq
+from runs import STATIC, float_at, half_of, silent, tensors_of
 from torch.ao.quantization import QConfig, QConfigMapping, qconfig_equals
 from torch.ao.quantization.backend_config import get_native_backend_config
 from torch.ao.quantization.observer import (
@@ -21,36 +19,13 @@ from torch.ao.quantization.observer import (
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 import qrecipe
-from qrecipe.errors import AuditError, QRecipeError
+from qrecipe.errors import QRecipeError
 from qrecipe.fx import execution
 from qrecipe.fx.emission import site_of
 from qrecipe.fx.structure import realised_sites
 from qrecipe.inputs import Inputs
 from qrecipe.qconfigs import qconfig
 from qrecipe.sqnr import sqnr_db
-
-HEAD = 'format = 1\nextends = "builtin:x86-static"\n'
-STATIC = qrecipe.parse_recipe(HEAD)
-
-
-def silent(done, total):
-    """A progress callback that shows nothing."""
-
-
-def float_at(names):
-    rules = "".join(f'"{_selecting(name)}" = "float"\n' for name in names)
-    return qrecipe.parse_recipe(f"{HEAD}[rules.module_name]\n{rules}")
-
-
-def _selecting(name):
-    return name if "#" in name else f"{name}#0"
-
-
-def half_of(net, seed):
-    """A recipe that leaves a random half of the sites float, each by its exact name."""
-    names = [site.name for site in qrecipe.plan(net.model(), STATIC, net.batches(1)[0]).sites]
-    return float_at(random.Random(seed).sample(names, len(names) // 2))
-
 
 CASES = [(name, seed) for name in NETS for seed in (None, 1, 2)]
 
@@ -144,8 +119,8 @@ def test_weighted_sites_have_the_class_that_their_verdict_says(executed):
 def test_the_converted_model_stays_near_the_float_one(executed):
     batch = executed.batches[0]
     with torch.no_grad():
-        expected = _tensors(Inputs.from_batch(batch).call(executed.model))
-        actual = _tensors(Inputs.from_batch(batch).call(executed.converted))
+        expected = tensors_of(Inputs.from_batch(batch).call(executed.model))
+        actual = tensors_of(Inputs.from_batch(batch).call(executed.converted))
     assert len(expected) == len(actual)
     for a, b in zip(expected, actual, strict=True):
         assert a.shape == b.shape
@@ -156,8 +131,8 @@ def test_the_converted_model_stays_near_the_float_one(executed):
 def test_converting_keeps_the_prepared_model_usable(executed):
     again = executed.compiled.convert(executed.prepared)
     batch = executed.batches[1]
-    one = _tensors(Inputs.from_batch(batch).call(executed.converted))
-    two = _tensors(Inputs.from_batch(batch).call(again))
+    one = tensors_of(Inputs.from_batch(batch).call(executed.converted))
+    two = tensors_of(Inputs.from_batch(batch).call(again))
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
@@ -168,10 +143,6 @@ def test_the_converted_model_shares_no_storage_with_the_callers(executed):
     assert ours
     assert not theirs & ours
     assert not prepared & ours
-
-
-def _tensors(value):
-    return [t for t in torch.utils._pytree.tree_leaves(value) if isinstance(t, torch.Tensor)]
 
 
 def _all_tensors(model):
@@ -221,7 +192,7 @@ def test_the_callers_model_is_bit_identical_afterwards(name):
     assert before[1:] == after[1:]
     assert model.tag == {"mine": [1, 2]}
     assert not any(hasattr(module, "qconfig") for module in model.modules())
-    for given, original in zip(_tensors(batches), _tensors(untouched), strict=True):
+    for given, original in zip(tensors_of(batches), tensors_of(untouched), strict=True):
         assert torch.equal(given, original)
     handle.remove()
 
@@ -281,121 +252,6 @@ def test_a_module_called_twice_beats_plain_torch():
     assert sqnr_db(net.model()(batches[0]), converted(batches[0])) > 30
 
 
-# --- other engines and modes
-
-
-@pytest.mark.parametrize("backend", ["fbgemm", "onednn", "qnnpack"])
-@pytest.mark.parametrize("name", ["residual", "decoder", "squeeze_excite", "shared_conv"])
-def test_other_engines_pass_the_audit_and_leave_the_engine_as_it_was(backend, name):
-    if backend not in torch.backends.quantized.supported_engines:
-        pytest.skip(f"this torch has no {backend}")
-    net = NETS[name]
-    batches = net.batches()
-    recipe = qrecipe.parse_recipe(f'{HEAD}backend = "{backend}"\n')
-    former = torch.backends.quantized.engine
-    converted = qrecipe.quantize(net.model(), recipe, batches, progress=silent)
-    assert torch.backends.quantized.engine == former
-    assert sqnr_db(net.model()(batches[0]), converted(batches[0])) > 20
-
-
-DYNAMIC = """
-[tensor.dynamic]
-dtype = "uint8"
-is_dynamic = true
-[tensor.half]
-dtype = "float16"
-[tensor.half-dynamic]
-dtype = "float16"
-is_dynamic = true
-[tensor.embedding]
-observer = "per_channel_minmax"
-dtype = "uint8"
-qscheme = "per_channel_affine_float_qparams"
-[qconfig.dynamic]
-weight = "weight"
-activation = "dynamic"
-[qconfig.half]
-weight = "half"
-activation = "half-dynamic"
-[qconfig.embedding]
-weight = "embedding"
-[rules]
-global = "float"
-[rules.module_type]
-"""
-
-
-@pytest.mark.parametrize(
-    ("name", "rule", "kind"),
-    [
-        ("mlp", '"torch.nn.Linear" = "dynamic"', nnq.dynamic.Linear),
-        ("mlp", '"torch.nn.Linear" = "half"', nnq.dynamic.Linear),
-        ("recurrent", '"torch.nn.LSTM" = "dynamic"', nnq.dynamic.LSTM),
-        ("tagger", '"torch.nn.Embedding" = "embedding"', nnq.Embedding),
-    ],
-)
-def test_dynamic_and_weight_only_sites_need_no_batches(name, rule, kind):
-    net = NETS[name]
-    batch = net.batches(1)[0]
-    recipe = qrecipe.parse_recipe(HEAD + DYNAMIC + rule)
-    converted = qrecipe.quantize(net.model(), recipe, example_inputs=batch)
-    assert sum(isinstance(module, kind) for module in converted.modules()) >= 1
-    expected = _tensors(net.model()(batch))[0]
-    assert sqnr_db(expected, _tensors(converted(batch))[0]) > 20
-
-
-def test_all_float_gives_the_float_model_back():
-    net = NETS["residual"]
-    recipe = qrecipe.parse_recipe(f'{HEAD}[rules]\nglobal = "float"\n')
-    converted = qrecipe.quantize(net.model(), recipe, example_inputs=net.batches(1)[0])
-    batch = net.batches()[1]
-    torch.testing.assert_close(converted(batch), net.model()(batch))
-
-
-def test_preserved_attributes_survive_prepare_and_convert():
-    net = NETS["mlp"]
-    model = net.model()
-    model.class_names = ["cat", "dog"]
-    recipe = qrecipe.parse_recipe(f'{HEAD}[fx]\npreserved_attributes = ["class_names"]\n')
-    compiled = qrecipe.compile(model, recipe, net.batches(1)[0])
-    prepared = compiled.prepare()
-    qrecipe.calibrate(prepared, net.batches(), progress=silent)
-    assert prepared.class_names == ["cat", "dog"]
-    assert compiled.convert(prepared).class_names == ["cat", "dog"]
-
-
-def test_indices_as_output_are_no_reason_to_doubt_the_numbers():
-    class Classifier(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc = nn.Linear(6, 4)
-
-        def forward(self, x):
-            return self.fc(x).argmax(1)
-
-    batches = NETS["mlp"].batches()
-    model = Classifier().eval()
-    converted = qrecipe.quantize(model, STATIC, batches, progress=silent)
-    assert converted(batches[0]).dtype == torch.int64
-
-
-def test_a_conv_whose_output_is_also_read_before_the_relu_is_right():
-    class Branch(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = nn.Conv2d(3, 3, 1)
-            self.relu = nn.ReLU()
-
-        def forward(self, x):
-            y = self.conv(x)
-            return y + self.relu(y)
-
-    batches = NETS["residual"].batches()
-    model = Branch().eval()
-    converted = qrecipe.quantize(model, STATIC, batches, progress=silent)
-    assert sqnr_db(model(batches[0]), converted(batches[0])) > 30
-
-
 # --- provenance
 
 
@@ -411,165 +267,3 @@ def test_the_converted_model_says_where_it_comes_from():
     with pytest.raises(QRecipeError) as caught:
         qrecipe.provenance(net.model())
     assert caught.value.findings[0].code == "QR501"
-
-
-# --- the audit can fail
-
-
-@pytest.fixture
-def sabotaged(monkeypatch):
-    """Quantize a toy net while something goes wrong in lowering; returns the audit's findings."""
-
-    def run(name, sabotage, recipe=STATIC):
-        honest = execution.lowered
-
-        def lowered(*args, **kwargs):
-            converted = honest(*args, **kwargs)
-            sabotage(converted)
-            return converted
-
-        monkeypatch.setattr(execution, "lowered", lowered)
-        net = NETS[name]
-        with pytest.raises(AuditError) as caught:
-            qrecipe.quantize(net.model(), recipe, net.batches(), progress=silent)
-        return caught.value.findings
-
-    return run
-
-
-def test_an_honest_conversion_passes_the_same_road(monkeypatch):
-    calls = []
-    honest = execution.lowered
-    monkeypatch.setattr(execution, "lowered", lambda *a, **k: calls.append(1) or honest(*a, **k))
-    net = NETS["mlp"]
-    qrecipe.quantize(net.model(), STATIC, net.batches(), progress=silent)
-    assert calls == [1]
-
-
-def test_a_float_module_in_the_place_of_a_quantized_one_is_found(sabotaged):
-    findings = sabotaged("mlp", lambda model: setattr(model, "fc2", nn.Linear(16, 4)))
-    assert [f.code for f in findings] == ["QR410"]
-    assert "fc2" in findings[0].message
-    assert findings[0].location is not None
-
-
-def test_a_quantized_module_in_the_place_of_a_float_one_is_found(sabotaged):
-    def sabotage(model):
-        model.fc2 = nnq.Linear(16, 4)
-
-    findings = sabotaged("mlp", sabotage, float_at(["fc2"]))
-    assert "QR410" in {f.code for f in findings}
-    assert any("fc2" in f.message for f in findings)
-
-
-def test_a_site_that_vanished_is_found(sabotaged):
-    def sabotage(model):
-        for node in list(model.graph.nodes):
-            if site_of(node) == "act":
-                node.replace_all_uses_with(node.args[0])
-                model.graph.erase_node(node)
-        model.recompile()
-
-    findings = sabotaged("squeeze_excite", sabotage)
-    assert any("act" in f.message and "vanished" in f.message for f in findings)
-
-
-def _requantized(module, change):
-    weight, bias = module._weight_bias()
-    changed = change(weight.dequantize())
-    module.set_weight_bias(
-        torch.quantize_per_channel(
-            changed,
-            weight.q_per_channel_scales(),
-            weight.q_per_channel_zero_points(),
-            0,
-            torch.qint8,
-        ),
-        bias,
-    )
-
-
-def test_a_changed_weight_is_found_and_its_site_named(sabotaged):
-    findings = sabotaged("mlp", lambda model: _requantized(model.fc1, lambda w: w.flip(0)))
-    assert {f.code for f in findings} <= {"QR411", "QR412"}
-    assert any("fc1" in f.message for f in findings)
-    assert not any("fc2" in f.message for f in findings)
-
-
-def test_a_changed_bias_is_found_and_its_site_named(sabotaged):
-    def sabotage(model):
-        module = model.get_submodule("layer1.0.conv2")
-        weight, bias = module._weight_bias()
-        module.set_weight_bias(weight, bias.detach() + 1.0)
-
-    findings = sabotaged("residual", sabotage)
-    assert any("layer1.0.conv2" in f.message for f in findings)
-
-
-def test_a_changed_output_scale_is_found(sabotaged):
-    def sabotage(model):
-        model.fc1.scale *= 0.2
-
-    findings = sabotaged("mlp", sabotage)
-    assert any("fc1" in f.message for f in findings)
-
-
-def test_weights_of_another_dtype_or_scheme_are_found(sabotaged):
-    def sabotage(model):
-        weight, bias = model.fc1._weight_bias()
-        model.fc1.set_weight_bias(
-            torch.quantize_per_tensor(weight.dequantize(), 0.01, 0, torch.qint8), bias
-        )
-
-    findings = sabotaged("mlp", sabotage)
-    assert [f.code for f in findings] == ["QR410"]
-    assert "fc1" in findings[0].message
-
-
-def test_a_model_that_fails_when_it_runs_is_an_error_of_the_audit(sabotaged):
-    findings = sabotaged("mlp", lambda model: setattr(model, "fc2", nnq.Linear(15, 4)))
-    assert all(f.code.startswith("QR4") for f in findings)
-
-
-class Wrong(nn.Module):
-    """One operation with a kernel that is known to be wrong, between two right ones."""
-
-    def __init__(self, layer):
-        super().__init__()
-        self.first = nn.Conv2d(3, 4, 1)
-        self.suspect = layer
-
-    def forward(self, x):
-        return self.suspect(self.first(x))
-
-
-def test_a_wrong_kernel_that_nobody_refused_is_found_and_named(monkeypatch):
-    monkeypatch.setattr("qrecipe.backend.refusal", lambda *args: None)
-    model = Wrong(nn.ConvTranspose2d(4, 6, 2, stride=2)).eval()
-    with pytest.raises(AuditError) as caught:
-        qrecipe.quantize(model, STATIC, NETS["residual"].batches(), progress=silent)
-    (finding,) = caught.value.findings
-    assert finding.code == "QR411"
-    assert "suspect" in finding.message
-    assert "suspect" in finding.hint
-
-
-def test_a_scheme_that_is_too_coarse_warns_and_blames_no_kernel():
-    rules = """
-    [tensor.coarse]
-    observer = "minmax"
-    dtype = "uint8"
-    qscheme = "per_tensor_affine"
-    quant_min = 0
-    quant_max = 3
-    [qconfig.coarse]
-    weight = "weight"
-    activation = "coarse"
-    [rules]
-    global = "coarse"
-    """
-    net = NETS["residual"]
-    with pytest.warns(qrecipe.QRecipeWarning, match="QR203"):
-        qrecipe.quantize(
-            net.model(), qrecipe.parse_recipe(HEAD + rules), net.batches(), progress=silent
-        )

@@ -1,4 +1,4 @@
-"""Verdicts and reasons: what a backend can honour, what it substitutes, what follows what."""
+"""The verdicts of a plan: what is quantized, what follows what, and what stays as it was."""
 
 from __future__ import annotations
 
@@ -10,50 +10,25 @@ import pytest
 import torch
 import torch.nn.functional as F
 from nets import NETS, Decoder, Mlp, Residual
+from plans import (
+    IMAGE,
+    INT8_ACTIVATION,
+    ROWS,
+    named,
+    net_of,
+    plan_of,
+    recipe,
+    rule_verdicts,
+    sites,
+    verdicts,
+)
 from torch import nn
 
 import qrecipe
-from qrecipe.errors import ConflictError, PlanError, UnmatchedRuleError, UnsupportedError
+from qrecipe.errors import PlanError, UnmatchedRuleError
 
 GOLDEN = Path(__file__).parent / "golden"
 UPDATE = os.environ.get("QRECIPE_UPDATE_GOLDEN") == "1"
-IMAGE = torch.zeros(1, 3, 8, 8)
-ROWS = torch.zeros(2, 6)
-
-
-def recipe(rules="", *, base="builtin:x86-static", head=""):
-    return qrecipe.parse_recipe(f'format = 1\nextends = "{base}"\n{head}\n{rules}\n')
-
-
-def named(**rules):
-    """A recipe of module_name rules, ``__`` for a dot."""
-    lines = "".join(f'"{key.replace("__", ".")}" = "{value}"\n' for key, value in rules.items())
-    return recipe(f"[rules.module_name]\n{lines}")
-
-
-def net_of(forward, **modules):
-    net = type("Net", (nn.Module,), {"forward": forward})()
-    for name, module in modules.items():
-        setattr(net, name, module)
-    return net.eval()
-
-
-def plan_of(name, a_recipe=None):
-    net = NETS[name]
-    return qrecipe.plan(net.model(), a_recipe or recipe(), net.batches(1)[0])
-
-
-def sites(plan):
-    return {site.name: site for site in plan.sites}
-
-
-def verdicts(plan):
-    return {site.name: site.verdict for site in plan.sites}
-
-
-def rule_verdicts(plan):
-    return {verdict.rule.key: verdict.verdict for verdict in plan.rules}
-
 
 # --- golden plans
 
@@ -230,183 +205,6 @@ def test_per_channel_weights_become_per_tensor_on_a_transposed_convolution_and_c
     assert "per-tensor" in found["up"].reason
 
 
-# --- what can't be honoured
-
-INT8_ACTIVATION = """
-[tensor.signed]
-observer = "minmax"
-dtype = "int8"
-qscheme = "per_tensor_symmetric"
-[qconfig.signed]
-weight = "weight"
-activation = "signed"
-"""
-
-
-def test_signed_activations_are_refused_on_x86_with_the_dtype_that_it_takes():
-    rules = f'{INT8_ACTIVATION}\n[rules]\nglobal = "signed"'
-    with pytest.raises(UnsupportedError) as caught:
-        plan_of("mlp", recipe(rules))
-    (finding,) = caught.value.findings
-    assert finding.code == "QR303"
-    assert "uint8" in finding.hint
-    assert finding.location.source == 'global = "signed"'
-    assert verdicts(caught.value.plan) == {"fc1": "float", "fc2": "float"}
-
-
-@pytest.mark.parametrize(
-    "key", ['module_name]\n"fc1"', 'module_type]\n"torch.nn.Linear"', 'function]\n"torch.add"']
-)
-def test_a_rule_that_names_an_operation_is_an_error_where_the_kernel_is_missing(key):
-    model = net_of(lambda self, x: self.fc1(x) + x, fc1=nn.Linear(6, 6))
-    with pytest.raises(UnsupportedError):
-        qrecipe.plan(model, recipe(f'{INT8_ACTIVATION}\n[rules.{key} = "signed"'), ROWS)
-
-
-def test_a_named_rule_is_an_error_if_one_of_its_sites_has_no_kernel_and_others_have():
-    def forward(self, x):
-        return self.b(self.a(x))
-
-    model = net_of(forward, a=nn.ConvTranspose2d(3, 3, 2), b=nn.ConvTranspose2d(3, 4, 2))
-    with pytest.raises(UnsupportedError) as caught:
-        qrecipe.plan(
-            model, recipe('[rules.module_type]\n"torch.nn.ConvTranspose2d" = "int8"'), IMAGE
-        )
-    assert "at b" in str(caught.value)
-    plan = qrecipe.plan(model, recipe(), IMAGE)
-    assert verdicts(plan) == {"a": "quantized", "b": "float"}
-    assert "channels" in sites(plan)["b"].reason
-
-
-@pytest.mark.parametrize("key", ["body", "body.*", "b*"])
-def test_a_container_or_glob_is_an_error_only_if_it_can_be_honoured_nowhere(key):
-    rules = recipe(f'[rules]\nglobal = "float"\n[rules.module_name]\n"{key}" = "int8"')
-    some = net_of(lambda self, x: self.body(x), body=nn.Sequential(nn.GELU(), nn.Linear(6, 6)))
-    plan = qrecipe.plan(some, rules, ROWS)
-    assert verdicts(plan) == {"body.0": "float", "body.1": "quantized"}
-    assert "GELU" in sites(plan)["body.0"].reason
-    none = net_of(lambda self, x: self.body(x), body=nn.Sequential(nn.GELU(), nn.SiLU()))
-    with pytest.raises(UnsupportedError) as caught:
-        qrecipe.plan(none, rules, ROWS)
-    assert rule_verdicts(caught.value.plan)[key] == "unsupported"
-
-
-def test_a_wide_rule_whose_supported_sites_all_went_to_other_rules_is_no_error():
-    model = net_of(lambda self, x: self.body(x), body=nn.Sequential(nn.GELU(), nn.Linear(6, 6)))
-    plan = qrecipe.plan(model, named(body__1="float"), ROWS)
-    assert verdicts(plan) == {"body.0": "float", "body.1": "float"}
-
-
-DYNAMIC = """
-[tensor.dynamic]
-dtype = "uint8"
-is_dynamic = true
-[qconfig.int8-dynamic]
-weight = "weight"
-activation = "dynamic"
-"""
-
-
-def test_dynamic_quantization_is_offered_where_the_kernel_has_it_and_refused_elsewhere():
-    lstm = recipe(f'{DYNAMIC}\n[rules.module_type]\n"torch.nn.LSTM" = "int8-dynamic"')
-    found = sites(plan_of("recurrent", lstm))
-    assert found["lstm"].verdict == "quantized"
-    assert found["lstm"].mode == "dynamic"
-    assert sites(plan_of("recurrent"))["lstm"].reason.endswith("it can be dynamic")
-    conv = recipe(f'{DYNAMIC}\n[rules.module_name]\n"conv1" = "int8-dynamic"')
-    with pytest.raises(UnsupportedError, match="dynamic"):
-        plan_of("residual", conv)
-
-
-EMBEDDING = """
-[tensor.embedding]
-observer = "per_channel_minmax"
-dtype = "uint8"
-qscheme = "per_channel_affine_float_qparams"
-[qconfig.weight-only]
-weight = "embedding"
-[rules.module_type]
-"torch.nn.Embedding" = "weight-only"
-"""
-
-
-def test_an_embedding_is_quantized_by_its_weight_only():
-    def forward(self, tokens):
-        return self.fc(self.embedding(tokens))
-
-    model = net_of(forward, embedding=nn.Embedding(10, 6), fc=nn.Linear(6, 6))
-    found = sites(qrecipe.plan(model, recipe(EMBEDDING), torch.arange(4)))
-    assert found["embedding"].mode == "weight_only"
-    assert found["embedding"].qconfig.activation is None
-    assert found["fc"].input is not None
-
-
-def test_a_weight_only_linear_is_refused():
-    rules = EMBEDDING.replace("torch.nn.Embedding", "torch.nn.Linear")
-    with pytest.raises(UnsupportedError, match="weight-only"):
-        plan_of("mlp", recipe(rules))
-
-
-def test_unsigned_weights_are_refused_which_torch_itself_would_not_notice():
-    rules = """
-    [tensor.weight]
-    observer = "minmax"
-    dtype = "uint8"
-    qscheme = "per_tensor_affine"
-    """
-    with pytest.raises(UnsupportedError) as caught:
-        plan_of("mlp", recipe(rules))
-    assert "int8 weights" in caught.value.findings[0].hint
-
-
-def test_consumers_of_one_float_tensor_with_different_specs_conflict():
-    rules = """
-    [tensor.wide]
-    observer = "histogram"
-    dtype = "uint8"
-    qscheme = "per_tensor_affine"
-    [qconfig.wide]
-    weight = "weight"
-    activation = "wide"
-    [rules.module_name]
-    "b" = "wide"
-    """
-    net = NETS["binary"]
-    with pytest.raises(ConflictError) as caught:
-        qrecipe.plan(net.model(), recipe(rules), net.batches(1)[0])
-    (finding,) = [f for f in caught.value.findings if f.code == "QR304"]
-    assert "a" in finding.message
-    assert "b" in finding.message
-    assert finding.related
-
-    def chain(self, x):
-        return self.b(self.a(x))
-
-    model = net_of(chain, a=nn.Linear(6, 6), b=nn.Linear(6, 6))
-    plan = qrecipe.plan(model, recipe(rules), ROWS)
-    assert sites(plan)["b"].input is None
-
-
-def test_consumers_of_one_parameter_with_different_specs_conflict():
-    def forward(self, x):
-        return self.a(x) + self.shift, self.b(x) * self.shift
-
-    model = net_of(forward, a=nn.Linear(6, 6), b=nn.Linear(6, 6))
-    model.shift = nn.Parameter(torch.ones(6))
-    rules = """
-    [tensor.wide]
-    observer = "histogram"
-    dtype = "uint8"
-    qscheme = "per_tensor_affine"
-    [qconfig.wide]
-    activation = "wide"
-    [rules.module_name]
-    ":mul" = "wide"
-    """
-    with pytest.raises(ConflictError):
-        qrecipe.plan(model, recipe(rules), ROWS)
-
-
 # --- rules in a plan
 
 
@@ -454,58 +252,6 @@ def test_a_plan_with_errors_raises_all_of_them_and_carries_the_complete_plan():
     assert verdict["fc"] == "unsupported"
     with pytest.raises(UnmatchedRuleError):
         plan_of("residual", named(convl="float"))
-
-
-# --- explain
-
-
-def test_a_site_is_explained_by_its_rule_its_verdict_and_its_specs():
-    text = plan_of("residual", named(layer1="float", layer1__0="int8")).explain("layer1.0.conv1")
-    assert "Conv2d + BatchNorm2d + ReLU" in text
-    assert "quantized" in text
-    assert 'module_name "layer1.0"' in text
-    assert 'shadowed  module_name "layer1"' in text
-    assert "<recipe>:6" in text
-    assert "per_channel_minmax" in text
-
-
-def test_a_member_is_explained_by_its_group():
-    text = plan_of("residual").explain("bn1")
-    assert "bn1 is a member" in text
-    assert "conv1" in text
-
-
-def test_an_alias_is_explained_under_its_canonical_name():
-    text = plan_of("aliased").explain("second")
-    assert "second is another name of first" in text
-    assert "Linear" in text
-
-
-def test_a_container_is_explained_by_what_it_holds():
-    plan = plan_of("residual")
-    text = plan.explain("layer1.0")
-    assert "3 sites" in text
-    assert "layer1.0:add" in text
-    assert "layer1.1" not in text
-    assert "11 sites" in plan.explain("")
-
-
-def test_every_call_of_a_name_can_be_explained_with_or_without_its_number():
-    plan = plan_of("binary")
-    assert plan.explain(":add#0") == plan.explain(":add")
-    assert "alpha" in plan.explain(":add#1")
-
-
-def test_a_module_that_is_never_called_is_explained_as_such():
-    assert "nothing" in plan_of("aliased").explain("unused")
-
-
-def test_an_unknown_name_is_an_error_that_names_the_nearest():
-    with pytest.raises(PlanError) as caught:
-        plan_of("residual").explain("layer1.0.convl")
-    (finding,) = caught.value.findings
-    assert finding.code == "QR310"
-    assert "layer1.0.conv" in finding.hint
 
 
 # --- purity

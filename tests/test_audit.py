@@ -1,0 +1,176 @@
+"""The audit can fail: each sabotage is found, and its site is named."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from nets import NETS
+from runs import HEAD, STATIC, float_at, silent
+from torch import nn
+from torch.ao.nn import quantized as nnq
+
+import qrecipe
+from qrecipe.errors import AuditError
+from qrecipe.fx import execution
+from qrecipe.fx.emission import site_of
+
+# --- the audit can fail
+
+
+@pytest.fixture
+def sabotaged(monkeypatch):
+    """Quantize a toy net while something goes wrong in lowering; returns the audit's findings."""
+
+    def run(name, sabotage, recipe=STATIC):
+        honest = execution.lowered
+
+        def lowered(*args, **kwargs):
+            converted = honest(*args, **kwargs)
+            sabotage(converted)
+            return converted
+
+        monkeypatch.setattr(execution, "lowered", lowered)
+        net = NETS[name]
+        with pytest.raises(AuditError) as caught:
+            qrecipe.quantize(net.model(), recipe, net.batches(), progress=silent)
+        return caught.value.findings
+
+    return run
+
+
+def test_an_honest_conversion_passes_the_same_road(monkeypatch):
+    calls = []
+    honest = execution.lowered
+    monkeypatch.setattr(execution, "lowered", lambda *a, **k: calls.append(1) or honest(*a, **k))
+    net = NETS["mlp"]
+    qrecipe.quantize(net.model(), STATIC, net.batches(), progress=silent)
+    assert calls == [1]
+
+
+def test_a_float_module_in_the_place_of_a_quantized_one_is_found(sabotaged):
+    findings = sabotaged("mlp", lambda model: setattr(model, "fc2", nn.Linear(16, 4)))
+    assert [f.code for f in findings] == ["QR410"]
+    assert "fc2" in findings[0].message
+    assert findings[0].location is not None
+
+
+def test_a_quantized_module_in_the_place_of_a_float_one_is_found(sabotaged):
+    def sabotage(model):
+        model.fc2 = nnq.Linear(16, 4)
+
+    findings = sabotaged("mlp", sabotage, float_at(["fc2"]))
+    assert "QR410" in {f.code for f in findings}
+    assert any("fc2" in f.message for f in findings)
+
+
+def test_a_site_that_vanished_is_found(sabotaged):
+    def sabotage(model):
+        for node in list(model.graph.nodes):
+            if site_of(node) == "act":
+                node.replace_all_uses_with(node.args[0])
+                model.graph.erase_node(node)
+        model.recompile()
+
+    findings = sabotaged("squeeze_excite", sabotage)
+    assert any("act" in f.message and "vanished" in f.message for f in findings)
+
+
+def _requantized(module, change):
+    weight, bias = module._weight_bias()
+    changed = change(weight.dequantize())
+    module.set_weight_bias(
+        torch.quantize_per_channel(
+            changed,
+            weight.q_per_channel_scales(),
+            weight.q_per_channel_zero_points(),
+            0,
+            torch.qint8,
+        ),
+        bias,
+    )
+
+
+def test_a_changed_weight_is_found_and_its_site_named(sabotaged):
+    findings = sabotaged("mlp", lambda model: _requantized(model.fc1, lambda w: w.flip(0)))
+    assert {f.code for f in findings} <= {"QR411", "QR412"}
+    assert any("fc1" in f.message for f in findings)
+    assert not any("fc2" in f.message for f in findings)
+
+
+def test_a_changed_bias_is_found_and_its_site_named(sabotaged):
+    def sabotage(model):
+        module = model.get_submodule("layer1.0.conv2")
+        weight, bias = module._weight_bias()
+        module.set_weight_bias(weight, bias.detach() + 1.0)
+
+    findings = sabotaged("residual", sabotage)
+    assert any("layer1.0.conv2" in f.message for f in findings)
+
+
+def test_a_changed_output_scale_is_found(sabotaged):
+    def sabotage(model):
+        model.fc1.scale *= 0.2
+
+    findings = sabotaged("mlp", sabotage)
+    assert any("fc1" in f.message for f in findings)
+
+
+def test_weights_of_another_dtype_or_scheme_are_found(sabotaged):
+    def sabotage(model):
+        weight, bias = model.fc1._weight_bias()
+        model.fc1.set_weight_bias(
+            torch.quantize_per_tensor(weight.dequantize(), 0.01, 0, torch.qint8), bias
+        )
+
+    findings = sabotaged("mlp", sabotage)
+    assert [f.code for f in findings] == ["QR410"]
+    assert "fc1" in findings[0].message
+
+
+def test_a_model_that_fails_when_it_runs_is_an_error_of_the_audit(sabotaged):
+    findings = sabotaged("mlp", lambda model: setattr(model, "fc2", nnq.Linear(15, 4)))
+    assert all(f.code.startswith("QR4") for f in findings)
+
+
+class Wrong(nn.Module):
+    """One operation with a kernel that is known to be wrong, between two right ones."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 1)
+        self.suspect = layer
+
+    def forward(self, x):
+        return self.suspect(self.first(x))
+
+
+def test_a_wrong_kernel_that_nobody_refused_is_found_and_named(monkeypatch):
+    monkeypatch.setattr("qrecipe.backend.refusal", lambda *args: None)
+    model = Wrong(nn.ConvTranspose2d(4, 6, 2, stride=2)).eval()
+    with pytest.raises(AuditError) as caught:
+        qrecipe.quantize(model, STATIC, NETS["residual"].batches(), progress=silent)
+    (finding,) = caught.value.findings
+    assert finding.code == "QR411"
+    assert "suspect" in finding.message
+    assert "suspect" in finding.hint
+
+
+def test_a_scheme_that_is_too_coarse_warns_and_blames_no_kernel():
+    rules = """
+    [tensor.coarse]
+    observer = "minmax"
+    dtype = "uint8"
+    qscheme = "per_tensor_affine"
+    quant_min = 0
+    quant_max = 3
+    [qconfig.coarse]
+    weight = "weight"
+    activation = "coarse"
+    [rules]
+    global = "coarse"
+    """
+    net = NETS["residual"]
+    with pytest.warns(qrecipe.QRecipeWarning, match="QR203"):
+        qrecipe.quantize(
+            net.model(), qrecipe.parse_recipe(HEAD + rules), net.batches(), progress=silent
+        )

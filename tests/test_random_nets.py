@@ -1,0 +1,34 @@
+"""Random models under random rules: nothing is wrong, or it says so."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from random_nets import RandomNet, batches
+from runs import HEAD, exactly, silent
+
+import qrecipe
+from qrecipe.errors import UnsupportedError
+from qrecipe.sqnr import sqnr_db
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_net_with_any_sites_left_float_passes_the_audit(seed):
+    backend = ("x86", "fbgemm", "onednn", "qnnpack")[seed % 4]
+    torch.manual_seed(seed)
+    model, data = RandomNet(seed).eval(), batches()
+    text = f'{HEAD}backend = "{backend}"\n'
+    try:
+        plan = qrecipe.plan(model, qrecipe.parse_recipe(text), data[0])
+    except UnsupportedError:
+        kinds = {type(module).__name__ for module in model.modules()}
+        assert kinds <= {"RandomNet", "ModuleDict", "PReLU", "GELU"}
+        return
+    chosen = random.Random(seed).sample(plan.sites, len(plan.sites) // 3)
+    rules = "".join(f'"{exactly(site.name)}" = "float"\n' for site in chosen)
+    recipe = qrecipe.parse_recipe(f"{text}[rules.module_name]\n{rules}")
+    converted = qrecipe.quantize(model, recipe, data, progress=silent)
+    for expected, actual in zip(model(data[0]), converted(data[0]), strict=True):
+        assert sqnr_db(expected, actual) > 15

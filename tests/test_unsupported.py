@@ -1,0 +1,189 @@
+"""What a backend cannot honour: an error or a reason, by how the rule names it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from nets import NETS
+from plans import (
+    IMAGE,
+    INT8_ACTIVATION,
+    ROWS,
+    named,
+    net_of,
+    plan_of,
+    recipe,
+    rule_verdicts,
+    sites,
+    verdicts,
+)
+from torch import nn
+
+import qrecipe
+from qrecipe.errors import ConflictError, UnsupportedError
+
+# --- what can't be honoured
+
+
+def test_signed_activations_are_refused_on_x86_with_the_dtype_that_it_takes():
+    rules = f'{INT8_ACTIVATION}\n[rules]\nglobal = "signed"'
+    with pytest.raises(UnsupportedError) as caught:
+        plan_of("mlp", recipe(rules))
+    (finding,) = caught.value.findings
+    assert finding.code == "QR303"
+    assert "uint8" in finding.hint
+    assert finding.location.source == 'global = "signed"'
+    assert verdicts(caught.value.plan) == {"fc1": "float", "fc2": "float"}
+
+
+@pytest.mark.parametrize(
+    "key", ['module_name]\n"fc1"', 'module_type]\n"torch.nn.Linear"', 'function]\n"torch.add"']
+)
+def test_a_rule_that_names_an_operation_is_an_error_where_the_kernel_is_missing(key):
+    model = net_of(lambda self, x: self.fc1(x) + x, fc1=nn.Linear(6, 6))
+    with pytest.raises(UnsupportedError):
+        qrecipe.plan(model, recipe(f'{INT8_ACTIVATION}\n[rules.{key} = "signed"'), ROWS)
+
+
+def test_a_named_rule_is_an_error_if_one_of_its_sites_has_no_kernel_and_others_have():
+    def forward(self, x):
+        return self.b(self.a(x))
+
+    model = net_of(forward, a=nn.ConvTranspose2d(3, 3, 2), b=nn.ConvTranspose2d(3, 4, 2))
+    with pytest.raises(UnsupportedError) as caught:
+        qrecipe.plan(
+            model, recipe('[rules.module_type]\n"torch.nn.ConvTranspose2d" = "int8"'), IMAGE
+        )
+    assert "at b" in str(caught.value)
+    plan = qrecipe.plan(model, recipe(), IMAGE)
+    assert verdicts(plan) == {"a": "quantized", "b": "float"}
+    assert "channels" in sites(plan)["b"].reason
+
+
+@pytest.mark.parametrize("key", ["body", "body.*", "b*"])
+def test_a_container_or_glob_is_an_error_only_if_it_can_be_honoured_nowhere(key):
+    rules = recipe(f'[rules]\nglobal = "float"\n[rules.module_name]\n"{key}" = "int8"')
+    some = net_of(lambda self, x: self.body(x), body=nn.Sequential(nn.GELU(), nn.Linear(6, 6)))
+    plan = qrecipe.plan(some, rules, ROWS)
+    assert verdicts(plan) == {"body.0": "float", "body.1": "quantized"}
+    assert "GELU" in sites(plan)["body.0"].reason
+    none = net_of(lambda self, x: self.body(x), body=nn.Sequential(nn.GELU(), nn.SiLU()))
+    with pytest.raises(UnsupportedError) as caught:
+        qrecipe.plan(none, rules, ROWS)
+    assert rule_verdicts(caught.value.plan)[key] == "unsupported"
+
+
+def test_a_wide_rule_whose_supported_sites_all_went_to_other_rules_is_no_error():
+    model = net_of(lambda self, x: self.body(x), body=nn.Sequential(nn.GELU(), nn.Linear(6, 6)))
+    plan = qrecipe.plan(model, named(body__1="float"), ROWS)
+    assert verdicts(plan) == {"body.0": "float", "body.1": "float"}
+
+
+DYNAMIC = """
+[tensor.dynamic]
+dtype = "uint8"
+is_dynamic = true
+[qconfig.int8-dynamic]
+weight = "weight"
+activation = "dynamic"
+"""
+
+
+def test_dynamic_quantization_is_offered_where_the_kernel_has_it_and_refused_elsewhere():
+    lstm = recipe(f'{DYNAMIC}\n[rules.module_type]\n"torch.nn.LSTM" = "int8-dynamic"')
+    found = sites(plan_of("recurrent", lstm))
+    assert found["lstm"].verdict == "quantized"
+    assert found["lstm"].mode == "dynamic"
+    assert sites(plan_of("recurrent"))["lstm"].reason.endswith("it can be dynamic")
+    conv = recipe(f'{DYNAMIC}\n[rules.module_name]\n"conv1" = "int8-dynamic"')
+    with pytest.raises(UnsupportedError, match="dynamic"):
+        plan_of("residual", conv)
+
+
+EMBEDDING = """
+[tensor.embedding]
+observer = "per_channel_minmax"
+dtype = "uint8"
+qscheme = "per_channel_affine_float_qparams"
+[qconfig.weight-only]
+weight = "embedding"
+[rules.module_type]
+"torch.nn.Embedding" = "weight-only"
+"""
+
+
+def test_an_embedding_is_quantized_by_its_weight_only():
+    def forward(self, tokens):
+        return self.fc(self.embedding(tokens))
+
+    model = net_of(forward, embedding=nn.Embedding(10, 6), fc=nn.Linear(6, 6))
+    found = sites(qrecipe.plan(model, recipe(EMBEDDING), torch.arange(4)))
+    assert found["embedding"].mode == "weight_only"
+    assert found["embedding"].qconfig.activation is None
+    assert found["fc"].input is not None
+
+
+def test_a_weight_only_linear_is_refused():
+    rules = EMBEDDING.replace("torch.nn.Embedding", "torch.nn.Linear")
+    with pytest.raises(UnsupportedError, match="weight-only"):
+        plan_of("mlp", recipe(rules))
+
+
+def test_unsigned_weights_are_refused_which_torch_itself_would_not_notice():
+    rules = """
+    [tensor.weight]
+    observer = "minmax"
+    dtype = "uint8"
+    qscheme = "per_tensor_affine"
+    """
+    with pytest.raises(UnsupportedError) as caught:
+        plan_of("mlp", recipe(rules))
+    assert "int8 weights" in caught.value.findings[0].hint
+
+
+def test_consumers_of_one_float_tensor_with_different_specs_conflict():
+    rules = """
+    [tensor.wide]
+    observer = "histogram"
+    dtype = "uint8"
+    qscheme = "per_tensor_affine"
+    [qconfig.wide]
+    weight = "weight"
+    activation = "wide"
+    [rules.module_name]
+    "b" = "wide"
+    """
+    net = NETS["binary"]
+    with pytest.raises(ConflictError) as caught:
+        qrecipe.plan(net.model(), recipe(rules), net.batches(1)[0])
+    (finding,) = [f for f in caught.value.findings if f.code == "QR304"]
+    assert "a" in finding.message
+    assert "b" in finding.message
+    assert finding.related
+
+    def chain(self, x):
+        return self.b(self.a(x))
+
+    model = net_of(chain, a=nn.Linear(6, 6), b=nn.Linear(6, 6))
+    plan = qrecipe.plan(model, recipe(rules), ROWS)
+    assert sites(plan)["b"].input is None
+
+
+def test_consumers_of_one_parameter_with_different_specs_conflict():
+    def forward(self, x):
+        return self.a(x) + self.shift, self.b(x) * self.shift
+
+    model = net_of(forward, a=nn.Linear(6, 6), b=nn.Linear(6, 6))
+    model.shift = nn.Parameter(torch.ones(6))
+    rules = """
+    [tensor.wide]
+    observer = "histogram"
+    dtype = "uint8"
+    qscheme = "per_tensor_affine"
+    [qconfig.wide]
+    activation = "wide"
+    [rules.module_name]
+    ":mul" = "wide"
+    """
+    with pytest.raises(ConflictError):
+        qrecipe.plan(model, recipe(rules), ROWS)
