@@ -95,7 +95,7 @@ def outcomes(
     found: dict[str, Outcome] = {}
     for name, match in inventory.matches.items():
         dtype_configs = configs[match.pattern].dtype_configs if match.pattern is not None else []
-        judge = _Judge(match, backend, inventory, dtype_configs, found)
+        judge = _Judge(match, backend, dtype_configs, found)
         found[name] = judge.outcome(decisions[name])
     return found
 
@@ -111,7 +111,7 @@ def can_honour(
             return True
         if match.pattern is None:
             continue
-        judge = _Judge(match, backend, inventory, configs[match.pattern].dtype_configs, {})
+        judge = _Judge(match, backend, configs[match.pattern].dtype_configs, {})
         if judge.quantized(qconfig).honoured:
             return True
     return False
@@ -127,7 +127,6 @@ class _Judge:
 
     match: Match
     backend: Backend
-    inventory: Inventory
     dtype_configs: list[Any]
     earlier: Mapping[str, Outcome]
 
@@ -144,7 +143,7 @@ class _Judge:
 
     def quantized(self, qconfig: QConfigSpec) -> Outcome:
         """The outcome of an operation that the backend has a pattern for."""
-        known = refusal(self.match, self.inventory.graph_module, self.backend)
+        known = refusal(self.match, self.backend)
         if known is not None:
             return _float(known, honoured=False)
         if self.match.operation.kind == "fixed_qparams":
@@ -154,7 +153,7 @@ class _Judge:
     def _follow(self, decision: Decision) -> Outcome:
         if decision.rule.qconfig is None and decision.names_operation:
             return _float(decision.rule.reason or "a rule leaves it float")
-        known = refusal(self.match, self.inventory.graph_module, self.backend)
+        known = refusal(self.match, self.backend)
         if known is not None:
             return _float(known, honoured=False)
         leader = self._quantized_producers()
@@ -227,11 +226,7 @@ class _Judge:
         if config.weight_dtype in (None, torch.float32):
             return replace(qconfig, weight=None), None
         weight = qconfig.weight
-        if (
-            weight is None
-            or _is_per_tensor(weight)
-            or takes_per_channel_weight(self.match, self.inventory.graph_module)
-        ):
+        if weight is None or _is_per_tensor(weight) or takes_per_channel_weight(self.match):
             return qconfig, None
         note = "per-tensor weight: no kernel takes per-channel weights here"
         return replace(qconfig, weight=per_tensor(weight)), note

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qrecipe._torch_ao import ObserverBase, quiet
+from qrecipe.assembly import PreparedState, prepared_state
 from qrecipe.copying import structural_copy
 from qrecipe.errors import CalibrationError, Finding, first_line
 from qrecipe.fx.emission import site_of
@@ -27,14 +29,10 @@ Forward = Callable[[nn.Module, Any], Any]
 
 FEW_BATCHES = 10
 _NO_MORE = object()
-SAMPLE_KEY = "qrecipe_sample"
-TABLE_KEY = "qrecipe_calibration"
-LINT_KEY = "qrecipe_lint"
-FINGERPRINT_KEY = "qrecipe_fingerprint"
 
 
 def calibrate(
-    prepared: fx.GraphModule,
+    prepared: nn.Module,
     batches: Iterable[Any],
     forward: Forward | None = None,
     progress: Progress | None = None,
@@ -49,32 +47,19 @@ def calibrate(
         CalibrationError: a batch that the model cannot take or with NaN or infinity, named by its
             index; too few batches; observers that saw nothing. The observers are then as before.
     """
-    check_prepared(prepared)
-    table: CalibrationTable = prepared.meta[TABLE_KEY]
+    state = prepared_state(prepared)
+    table = state.calibration
     show = progress or terminal_progress("calibrating")
     total = _length(batches, table.max_batches)
     done = 0
-    with _restored_on_error(prepared), torch.no_grad(), quiet():
+    with _restored_on_error(prepared, state), torch.no_grad(), quiet():
         for batch in _limited(batches, table.max_batches):
-            with _first_call_kept(prepared, keep=done == 0):
+            with _first_calls_kept(prepared, state) if done == 0 else nullcontext():
                 _run(prepared, batch, done, forward)
             done += 1
             show(done, total)
-        _check_count(done, table, prepared.meta[LINT_KEY])
-        _check_ranges(prepared)
-
-
-def check_prepared(model: object) -> None:
-    """Raises ``CalibrationError`` (QR406) for what `CompiledRecipe.prepare` did not return."""
-    if isinstance(model, fx.GraphModule) and TABLE_KEY in model.meta:
-        return
-    raise CalibrationError(
-        Finding(
-            "QR406",
-            f"this {type(model).__name__} was not prepared by qrecipe",
-            hint="pass what CompiledRecipe.prepare() returned",
-        )
-    )
+        _check_count(done, table, state.lint)
+        _check_ranges(prepared, state)
 
 
 class _Stream:
@@ -245,28 +230,36 @@ def describe_batch(batch: Any) -> str:
 
 
 @contextmanager
-def _first_call_kept(prepared: fx.GraphModule, *, keep: bool) -> Iterator[None]:
-    """Note the inputs and output of the model itself, whatever ``forward`` makes of a batch."""
-    if not keep:
-        yield
-        return
-
-    def note(
-        module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
-    ) -> None:
-        prepared.meta.setdefault(SAMPLE_KEY, Sample(Inputs(args, dict(kwargs)), output))
-
-    prepared.meta.pop(SAMPLE_KEY, None)
-    handle = prepared.register_forward_hook(note, with_kwargs=True)
+def _first_calls_kept(prepared: nn.Module, state: PreparedState) -> Iterator[None]:
+    """Note what each part is given and answers first, whatever ``forward`` makes of a batch."""
+    state.samples = {}
+    handles = [
+        prepared.get_submodule(path).register_forward_hook(
+            partial(_note, state, path), with_kwargs=True
+        )
+        for path in state.parts
+    ]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+
+
+def _note(
+    state: PreparedState,
+    path: str,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    output: Any,
+) -> None:
+    state.samples.setdefault(path, Sample(Inputs(args, dict(kwargs)), output))
 
 
 @contextmanager
-def _restored_on_error(prepared: fx.GraphModule) -> Iterator[None]:
-    sample = prepared.meta.get(SAMPLE_KEY)
+def _restored_on_error(prepared: nn.Module, state: PreparedState) -> Iterator[None]:
+    samples = dict(state.samples)
     observers = [module for module in prepared.modules() if isinstance(module, ObserverBase)]
     saved = [
         {name: None if b is None else b.clone() for name, b in observer._buffers.items()}
@@ -277,9 +270,7 @@ def _restored_on_error(prepared: fx.GraphModule) -> Iterator[None]:
     except BaseException:
         for observer, buffers in zip(observers, saved, strict=True):
             observer._buffers.update(buffers)
-        prepared.meta.pop(SAMPLE_KEY, None)
-        if sample is not None:
-            prepared.meta[SAMPLE_KEY] = sample
+        state.samples = samples
         raise
 
 
@@ -304,16 +295,21 @@ def _check_count(done: int, table: CalibrationTable, lint: LintTable) -> None:
         )
 
 
-def _check_ranges(prepared: fx.GraphModule) -> None:
+def _check_ranges(prepared: nn.Module, state: PreparedState) -> None:
     findings = [
-        finding
-        for node in prepared.graph.nodes
-        if node.op == "call_module"
-        and isinstance(observer := prepared.get_submodule(str(node.target)), ObserverBase)
-        and (finding := _range_finding(node, observer)) is not None
+        finding for path in state.parts for finding in _range_findings(prepared.get_submodule(path))
     ]
     if findings:
         raise CalibrationError(findings)
+
+
+def _range_findings(part: nn.Module) -> Iterator[Finding]:
+    assert isinstance(part, fx.GraphModule)
+    for node in part.graph.nodes:
+        if node.op == "call_module":
+            observer = part.get_submodule(str(node.target))
+            if isinstance(observer, ObserverBase) and (found := _range_finding(node, observer)):
+                yield found
 
 
 def _range_finding(node: fx.Node, observer: ObserverBase) -> Finding | None:

@@ -29,6 +29,7 @@ from qrecipe.normalize import (
     normalize,
 )
 from qrecipe.operations import Kind, Member, ModelStructure, Operation
+from qrecipe.roots import inputs_of_roots
 from qrecipe.schema import FxTable
 from qrecipe.tracing import trace
 from qrecipe.values import record_values
@@ -36,27 +37,39 @@ from qrecipe.values import record_values
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """An operation in the fused graph: its nodes in order and the backend's pattern for them.
+    """An operation in a fused graph: its nodes in order and the backend's pattern for them.
 
-    ``pattern`` and ``handler`` are None where the backend has none.
+    ``module`` is what the first node calls, the first one of a fused module, and None for a
+    function; ``pattern`` and ``handler`` are None where the backend has none.
     """
 
     operation: Operation
     nodes: tuple[fx.Node, ...]
+    module: nn.Module | None
     pattern: Any
     node_pattern: Any
     handler: QuantizeHandler | None
 
 
 @dataclass(frozen=True, slots=True)
-class Inventory:
-    """The fused graph of a model and its sites, in order of execution.
+class Part:
+    """A submodule that is quantized, the whole model or a root: its fused graph and its inputs.
 
-    ``graph_module`` shares the unfused tensors with the caller's model and belongs to whoever
-    holds the inventory. Each node of a site carries its name in ``meta["site"]``.
+    ``path`` is empty for the whole model. ``graph_module`` shares the unfused parameters with the
+    caller's model and belongs to whoever holds the inventory. Each node of a site carries its
+    name in ``meta["site"]``.
     """
 
+    path: str
     graph_module: fx.GraphModule
+    inputs: Inputs
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """The parts of a model and all their sites, in order of execution within a part."""
+
+    parts: tuple[Part, ...]
     matches: Mapping[str, Match]
     structure: ModelStructure
 
@@ -64,25 +77,38 @@ class Inventory:
 def take_inventory(
     model: nn.Module, inputs: Inputs, table: FxTable, backend_config: BackendConfig
 ) -> Inventory:
-    """Trace, normalise and fuse a copy of ``model``, and find its sites.
+    """Trace, normalise and fuse copies of the model's parts, and find their sites.
 
-    Raises ``TraceError`` or ``PlanError`` as `tracing.trace` and `values.record_values` do.
+    Raises ``TraceError`` or ``PlanError`` as `tracing.trace`, `values.record_values` and
+    `roots.inputs_of_roots` do.
     """
-    graph_module, scopes = trace(model, table)
-    drop_dead_code(graph_module)
-    record_values(graph_module, model, inputs)
-    normalize(graph_module, scopes)
-    _note_fused_members(graph_module, backend_config)
-    fused = fuse(graph_module, False, None, backend_config)
-    matches = {match.operation.name: match for match in _matches(fused, backend_config)}
-    for match in matches.values():
-        for node in match.nodes:
-            node.meta["site"] = match.operation.name
+    inputs_of = inputs_of_roots(model, inputs, table.roots) if table.roots else {"": inputs}
+    parts: list[Part] = []
+    matches: dict[str, Match] = {}
+    for path, part_inputs in inputs_of.items():
+        graph_module = _fused_graph(model, path, part_inputs, table, backend_config)
+        parts.append(Part(path, graph_module, part_inputs))
+        found = {match.operation.name: match for match in _matches(graph_module, backend_config)}
+        for name, match in found.items():
+            for node in match.nodes:
+                node.meta["site"] = name
+        matches |= found
     modules, aliases = _module_names(model)
-    structure = ModelStructure(
-        tuple(match.operation for match in matches.values()), modules, aliases
+    operations = tuple(match.operation for match in matches.values())
+    return Inventory(
+        tuple(parts), matches, ModelStructure(operations, modules, aliases, tuple(table.roots))
     )
-    return Inventory(fused, matches, structure)
+
+
+def _fused_graph(
+    model: nn.Module, path: str, inputs: Inputs, table: FxTable, backend_config: BackendConfig
+) -> fx.GraphModule:
+    graph_module, scopes = trace(model, path, table)
+    drop_dead_code(graph_module)
+    record_values(graph_module, model.get_submodule(path), inputs)
+    normalize(graph_module, scopes, path)
+    _note_fused_members(graph_module, backend_config)
+    return fuse(graph_module, False, None, backend_config)
 
 
 def _module_names(model: nn.Module) -> tuple[dict[str, frozenset[str]], dict[str, str]]:
@@ -147,7 +173,15 @@ def _matches(fused: fx.GraphModule, backend_config: BackendConfig) -> Iterator[M
             stored=tuple(str(n.target) for n in sources if n.op == "get_attr"),
         )
         site_of.update(dict.fromkeys(group, operation.name))
-        yield Match(operation, tuple(group), pattern, node_pattern, handler)
+        module = _first_module(group[0], fused)
+        yield Match(operation, tuple(group), module, pattern, node_pattern, handler)
+
+
+def _first_module(node: fx.Node, fused: fx.GraphModule) -> nn.Module | None:
+    if node.op != "call_module":
+        return None
+    module = fused.get_submodule(str(node.target))
+    return module[0] if isinstance(module, nn.Sequential) else module
 
 
 def _members(node: fx.Node) -> tuple[Member, ...]:

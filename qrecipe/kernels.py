@@ -25,30 +25,20 @@ _WEIGHTED = (F.linear, F.conv1d, F.conv2d, F.conv3d, *_F_CONV_TRANSPOSE)
 _BINARY = (operator.add, operator.mul, torch.add, torch.mul, torch.matmul)
 
 
-def refusal(match: Match, graph_module: fx.GraphModule, backend: Backend) -> str | None:
+def refusal(match: Match, backend: Backend) -> str | None:
     """Why a quantized kernel must not or cannot run this operation; None where nothing is known."""
-    node = match.nodes[0]
-    module = _root_module(node, graph_module)
-    for check in _MODULE_CHECKS if module is not None else _FUNCTION_CHECKS:
-        reason = check(module if module is not None else node, backend)
+    subject: Any = match.nodes[0] if match.module is None else match.module
+    for check in _FUNCTION_CHECKS if match.module is None else _MODULE_CHECKS:
+        reason = check(subject, backend)
         if reason is not None:
             return reason
     return None
 
 
-def takes_per_channel_weight(match: Match, graph_module: fx.GraphModule) -> bool:
+def takes_per_channel_weight(match: Match) -> bool:
     """Whether the weight may be quantized per channel: not where the channels are transposed."""
-    node = match.nodes[0]
-    module = _root_module(node, graph_module)
-    return not isinstance(module, _CONV_TRANSPOSE) and node.target not in _F_CONV_TRANSPOSE
-
-
-def _root_module(node: fx.Node, graph_module: fx.GraphModule) -> nn.Module | None:
-    """The module that a node calls, the first one of a fused module."""
-    if node.op != "call_module":
-        return None
-    module = graph_module.get_submodule(str(node.target))
-    return module[0] if isinstance(module, nn.Sequential) else module
+    target = match.nodes[0].target
+    return not isinstance(match.module, _CONV_TRANSPOSE) and target not in _F_CONV_TRANSPOSE
 
 
 def _prelu(module: nn.Module, backend: Backend) -> str | None:

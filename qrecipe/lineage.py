@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from qrecipe._version import __version__
+from qrecipe.assembly import meta_of
 from qrecipe.errors import ArtifactError, Finding
 from qrecipe.planning import Plan
 from qrecipe.recipe import Recipe
@@ -37,9 +38,9 @@ def make_provenance(recipe: Recipe, plan: Plan) -> Provenance:
     return Provenance(recipe.to_toml(), recipe.fingerprint, plan.to_json(), versions)
 
 
-def attach(converted: fx.GraphModule, provenance: Provenance) -> None:
+def attach(converted: nn.Module, provenance: Provenance) -> None:
     """Keep it with the model; copies of the model keep it too."""
-    converted.meta[_KEY] = provenance
+    meta_of(converted)[_KEY] = provenance
 
 
 def provenance(converted: nn.Module) -> Provenance:

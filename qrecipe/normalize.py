@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from qrecipe.copying import structural_copy
-from qrecipe.operations import Member, enclosing
+from qrecipe.operations import Member, enclosing, joined
 from qrecipe.signatures import function_family
 from qrecipe.tracing import Scopes
 from qrecipe.values import Value
@@ -76,13 +76,14 @@ _POSITIONAL: dict[Any, tuple[str, ...]] = {
 _CONVOLUTION_DIMENSIONS = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 
 
-def normalize(graph_module: fx.GraphModule, scopes: Scopes) -> None:
+def normalize(graph_module: fx.GraphModule, scopes: Scopes, prefix: str) -> None:
     """Rewrite the graph in place; nodes that a rule can name get ``meta["member"]``.
 
-    ``scopes`` maps a node's name to the innermost module whose forward made the call. The values
+    ``prefix`` is the path of the graph in the whole model, whose names the members bear. ``scopes``
+    maps a node's name to the innermost module whose forward made the call. The values
     that `values.record_values` notes must be there.
     """
-    _address(graph_module, scopes)
+    _address(graph_module, scopes, prefix)
     _separate_shared_modules(graph_module)
     for node in graph_module.graph.nodes:
         if node.op == "call_method":
@@ -146,20 +147,18 @@ def is_plumbing(node: fx.Node) -> bool:
     )
 
 
-def _address(graph_module: fx.GraphModule, scopes: Scopes) -> None:
+def _address(graph_module: fx.GraphModule, scopes: Scopes, prefix: str) -> None:
     calls: Counter[str] = Counter()
     for node in graph_module.graph.nodes:
         if node.op not in CALLS or not is_floating(node) or is_plumbing(node):
             continue
         if node.op == "call_module":
             module = graph_module.get_submodule(node.target)
-            address, member = str(node.target), _module_member(str(node.target), module)
+            member = _module_member(joined(prefix, str(node.target)), module)
         else:
-            path = scopes[node.name][0]
-            member = _function_member(path, node)
-            address = member.name
-        number = calls[address]
-        calls[address] += 1
+            member = _function_member(joined(prefix, scopes[node.name][0]), node)
+        number = calls[member.name]
+        calls[member.name] += 1
         node.meta["member"] = member if number == 0 else _numbered(member, number)
 
 

@@ -65,12 +65,19 @@ class ModelStructure:
     """Every operation of a model in order of execution, and every module it has.
 
     ``modules`` maps each canonical path, called or not, to the dotted names of its class;
-    ``aliases`` maps further paths of one module to the canonical one.
+    ``aliases`` maps further paths of one module to the canonical one; ``roots`` are the paths
+    outside of which nothing is traced, none for the whole model.
     """
 
     operations: tuple[Operation, ...]
     modules: Mapping[str, frozenset[str]]
     aliases: Mapping[str, str]
+    roots: tuple[str, ...] = ()
+
+
+def joined(path: str, name: str) -> str:
+    """The name of something inside a module: ``a`` and ``b`` -> ``a.b``."""
+    return f"{path}.{name}" if path and name else path or name
 
 
 def enclosing(path: str) -> tuple[str, ...]:

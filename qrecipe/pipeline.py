@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from qrecipe._torch_fx import (
     BackendConfig,
@@ -16,28 +16,18 @@ from qrecipe._torch_fx import (
     PrepareCustomConfig,
     QConfigMapping,
 )
+from qrecipe.assembly import forget_preparation, mark_prepared, prepared_state, with_parts
 from qrecipe.backend import backend_config
-from qrecipe.calibration import (
-    FINGERPRINT_KEY,
-    LINT_KEY,
-    SAMPLE_KEY,
-    TABLE_KEY,
-    Forward,
-    batch_inputs,
-    calibrate,
-    check_prepared,
-    peek,
-    unusable_batch,
-)
+from qrecipe.calibration import Forward, batch_inputs, calibrate, peek, unusable_batch
 from qrecipe.errors import CalibrationError, Finding, PlanError, did_you_mean
 from qrecipe.fx import execution
-from qrecipe.fx.audit import audit
-from qrecipe.fx.emission import Emission, emit
-from qrecipe.fx.numerics import Sample, run_reference
+from qrecipe.fx.numerics import Sample
+from qrecipe.fx.parts import CompiledPart, Configs, compile_part
 from qrecipe.inputs import Inputs
 from qrecipe.inventory import Inventory, take_inventory
 from qrecipe.lineage import attach, make_provenance
 from qrecipe.linting import warn
+from qrecipe.operations import joined
 from qrecipe.planning import Plan, make_plan
 from qrecipe.progress import Progress
 from qrecipe.recipe import Recipe, load_recipe
@@ -47,44 +37,59 @@ from qrecipe.recipe import Recipe, load_recipe
 class CompiledRecipe:
     """A recipe that has been decided for one model, ready to be executed.
 
-    ``qconfig_mapping`` is the very mapping that is executed. It is keyed by the module paths and
-    scopes of ``graph_module`` and is not for ``prepare_fx`` on a model of your own.
+    ``graph_module`` is the traced model; with ``[fx] roots`` it is a copy of the model with a graph
+    in place of each root.
     """
 
     plan: Plan
     recipe: Recipe
-    graph_module: fx.GraphModule
-    backend_config: BackendConfig
-    prepare_custom_config: PrepareCustomConfig
-    convert_custom_config: ConvertCustomConfig
-    _emission: Emission
+    graph_module: nn.Module
+    _parts: tuple[CompiledPart, ...]
+    _configs: Configs
     _preserved: Mapping[str, Any]
-    _inputs: Inputs
 
     @property
     def qconfig_mapping(self) -> QConfigMapping:
-        return self._emission.qconfig_mapping
+        """The very mapping that is executed; with several roots, those of all of them.
 
-    def prepare(self) -> fx.GraphModule:
+        It is keyed by the module paths and scopes of ``graph_module``, and is not for
+        ``prepare_fx`` on a model of your own.
+        """
+        if len(self._parts) == 1 and not self._parts[0].path:
+            return self._parts[0].emission.qconfig_mapping
+        mapping = QConfigMapping().set_global(None)
+        for part in self._parts:
+            for name, qconfig in part.emission.qconfig_mapping.module_name_qconfigs.items():
+                mapping.set_module_name(joined(part.path, name), qconfig)
+        return mapping
+
+    @property
+    def backend_config(self) -> BackendConfig:
+        return self._configs.backend_config
+
+    @property
+    def prepare_custom_config(self) -> PrepareCustomConfig:
+        return self._configs.prepare
+
+    @property
+    def convert_custom_config(self) -> ConvertCustomConfig:
+        return self._configs.convert
+
+    def prepare(self) -> nn.Module:
         """The model with observers inserted, on a copy.
 
         Raises ``PlanError`` (QR308) for a recipe with ``phase = "qat"``.
         """
         if self.recipe.phase == "qat":
             raise PlanError(_qat_finding(), self.plan)
-        prepared = execution.prepared_copy(
+        prepared = with_parts(
             self.graph_module,
-            self._emission,
-            self.backend_config,
-            self.prepare_custom_config,
-            self._preserved,
+            {part.path: part.prepare(self._configs, self._preserved) for part in self._parts},
         )
-        prepared.meta[TABLE_KEY] = self.recipe.calibration
-        prepared.meta[LINT_KEY] = self.recipe.lint
-        prepared.meta[FINGERPRINT_KEY] = self.recipe.fingerprint
+        mark_prepared(prepared, self.recipe, [part.path for part in self._parts])
         return prepared
 
-    def convert(self, prepared: fx.GraphModule) -> fx.GraphModule:
+    def convert(self, prepared: nn.Module) -> nn.Module:
         """The quantized model, audited; ``prepared`` stays usable.
 
         Raises:
@@ -93,36 +98,27 @@ class CompiledRecipe:
             ExecutionError: torch could not convert it.
             UnsupportedError: this torch or CPU lacks the backend's engine.
         """
-        self._check_prepared(prepared)
-        sample = prepared.meta.get(SAMPLE_KEY)
-        if sample is None:
-            if any(site.mode == "static" for site in self.plan.sites):
-                raise CalibrationError(
-                    Finding(
-                        "QR401",
-                        "the prepared model was never calibrated",
-                        hint="run qrecipe.calibrate(prepared, batches) first",
-                    )
+        samples = self._samples(prepared)
+        converted = with_parts(
+            prepared,
+            {
+                part.path: part.convert(
+                    prepared.get_submodule(part.path),  # type: ignore[arg-type]
+                    samples.get(part.path),
+                    self._configs,
+                    self.recipe.lint,
                 )
-            sample = self._float_sample(prepared)
-
-        def make_reference() -> fx.GraphModule:
-            return execution.reference(prepared, self.backend_config, self.convert_custom_config)
-
-        reference = make_reference()
-        proof = run_reference(reference, sample)
-        # in place: a second reference is needed only where a kernel is suspected
-        converted = execution.lowered(
-            reference, prepared, self.recipe.backend, self.convert_custom_config
+                for part in self._parts
+            },
         )
-        with execution.engine(self.recipe.backend):
-            audit(self.plan, converted, proof, make_reference, self.recipe.lint)
+        execution.own_all_tensors(converted)
+        forget_preparation(converted)
         attach(converted, make_provenance(self.recipe, self.plan))
         return converted
 
-    def _check_prepared(self, prepared: fx.GraphModule) -> None:
-        check_prepared(prepared)
-        if prepared.meta[FINGERPRINT_KEY] != self.recipe.fingerprint:
+    def _samples(self, prepared: nn.Module) -> Mapping[str, Sample]:
+        state = prepared_state(prepared)
+        if state.fingerprint != self.recipe.fingerprint:
             raise CalibrationError(
                 Finding(
                     "QR406",
@@ -130,10 +126,15 @@ class CompiledRecipe:
                     hint="convert with the CompiledRecipe that prepared it",
                 )
             )
-
-    def _float_sample(self, prepared: fx.GraphModule) -> Sample:
-        with torch.no_grad():
-            return Sample(self._inputs, self._inputs.call(prepared))
+        if not state.samples and any(site.mode == "static" for site in self.plan.sites):
+            raise CalibrationError(
+                Finding(
+                    "QR401",
+                    "the prepared model was never calibrated",
+                    hint="run qrecipe.calibrate(prepared, batches) first",
+                )
+            )
+        return state.samples
 
 
 def plan(model: nn.Module, recipe: Recipe | str, example_inputs: Any) -> Plan:
@@ -167,7 +168,7 @@ def quantize(
     example_inputs: Any = None,
     forward: Forward | None = None,
     progress: Progress | None = None,
-) -> fx.GraphModule:
+) -> nn.Module:
     """Plan, compile, prepare, calibrate, convert and audit in one call.
 
     ``batches`` is what `calibrate` takes, needed where the plan has static sites;
@@ -212,17 +213,20 @@ def _compile(model: nn.Module, recipe: Recipe, inputs: Inputs) -> CompiledRecipe
     inventory = _inventory(model, recipe, inputs)
     decided = make_plan(inventory, recipe)
     preserved = _preserved_attributes(model, recipe.fx.preserved_attributes)
+    parts = tuple(compile_part(decided, part) for part in inventory.parts)
     names = list(preserved)
     return CompiledRecipe(
         plan=decided,
         recipe=recipe,
-        graph_module=inventory.graph_module,
-        backend_config=backend_config(recipe.backend),
-        prepare_custom_config=PrepareCustomConfig().set_preserved_attributes(names),
-        convert_custom_config=ConvertCustomConfig().set_preserved_attributes(names),
-        _emission=emit(decided, inventory.graph_module),
+        graph_module=with_parts(model, {part.path: part.graph_module for part in parts}),
+        _parts=parts,
+        _configs=Configs(
+            recipe.backend,
+            backend_config(recipe.backend),
+            PrepareCustomConfig().set_preserved_attributes(names),
+            ConvertCustomConfig().set_preserved_attributes(names),
+        ),
         _preserved=preserved,
-        _inputs=inputs,
     )
 
 
@@ -257,13 +261,6 @@ def _check_model(model: nn.Module, recipe: Recipe) -> None:
 
 
 def _model_findings(model: nn.Module, recipe: Recipe) -> Iterator[Finding]:
-    if recipe.fx.roots:
-        yield Finding(
-            "QR306",
-            "fx.roots is not executed by this version",
-            recipe.origin("fx.roots"),
-            hint="remove the key to quantize the whole model",
-        )
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             yield Finding(

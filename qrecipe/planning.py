@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from qrecipe.backend import Mode, Outcome, Verdict, can_honour, outcomes
@@ -77,6 +77,10 @@ class Plan:
 
     def __str__(self) -> str:
         return plan_text(self)
+
+    def restricted_to(self, names: Collection[str]) -> Plan:
+        """The same plan for some of its sites."""
+        return replace(self, sites=tuple(site for site in self.sites if site.name in names))
 
     def explain(self, name: str) -> str:
         """Why a site, a member of a group, or everything in a module is decided as it is.

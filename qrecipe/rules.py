@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from qrecipe.errors import Finding, nearest
 from qrecipe.names import NamePattern, compile_pattern, selects
-from qrecipe.operations import Member, ModelStructure, Operation
+from qrecipe.operations import Member, ModelStructure, Operation, enclosing
 from qrecipe.recipe import Rule
 from qrecipe.signatures import canonical_module_type, function_family, is_module_type
 
@@ -218,6 +218,14 @@ def _may_be_unused(rule: Rule) -> bool:
 
 def _unmatched(structure: ModelStructure, rule: Rule) -> Finding:
     uncalled = _uncalled_modules(structure, rule)
+    outside = [path for path in uncalled if not _is_traced(structure, path)]
+    if outside:
+        return Finding(
+            "QR301",
+            f"{describe(rule)} names {listed(outside)}, which lies outside fx.roots",
+            rule.location,
+            hint="add the part to fx.roots, or remove the rule",
+        )
     if uncalled:
         return Finding(
             "QR301",
@@ -234,6 +242,14 @@ def _unmatched(structure: ModelStructure, rule: Rule) -> Finding:
         hint=f"did you mean {' or '.join(quoted(name) for name in candidates)}?"
         if candidates
         else "`qrecipe plan` lists the names; a rule for other models is marked optional = true",
+    )
+
+
+def _is_traced(structure: ModelStructure, path: str) -> bool:
+    """Whether the module at ``path`` lies in a root, or holds one."""
+    around = enclosing(path)
+    return not structure.roots or any(
+        root in around or path in enclosing(root) for root in structure.roots
     )
 
 

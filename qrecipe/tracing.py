@@ -13,32 +13,41 @@ from torch import fx, nn
 from qrecipe._torch_fx import QuantizationTracer, swap_float_functional
 from qrecipe.copying import runnable_copy
 from qrecipe.errors import Finding, TraceError, did_you_mean, error_from, first_line
+from qrecipe.operations import joined
 from qrecipe.schema import FxTable
 
 Scopes = Mapping[str, tuple[str, type]]
 """The path and class of the innermost module whose forward made a node's call, by node name."""
 
 
-def trace(model: nn.Module, table: FxTable) -> tuple[fx.GraphModule, Scopes]:
-    """The graph of a copy of ``model`` in eval mode, sharing its parameters, and its scopes.
+def trace(model: nn.Module, path: str, table: FxTable) -> tuple[fx.GraphModule, Scopes]:
+    """The graph of a copy of the submodule at ``path``, in eval mode, and its scopes.
+
+    The copy shares the parameters. Names in ``table`` are the whole model's; ``scopes`` are named
+    from the submodule on.
 
     Raises ``TraceError`` that names the submodule, the line and the key to add.
     """
-    root = runnable_copy(model)
+    names = _known_names(model, table.non_traceable_module_name)
+    classes = _known_classes(model, table.non_traceable_module_class)
+    root = runnable_copy(model.get_submodule(path))
     for module in root.modules():
         # what an earlier prepare left behind would be taken for a decision of ours
         module.__dict__.pop("qconfig", None)
     swap_float_functional(root)
-    tracer = _Tracer(
-        _known_modules(root, table.non_traceable_module_name),
-        _known_classes(root, table.non_traceable_module_class),
-    )
+    tracer = _Tracer([_within(path, name) for name in names], classes)
     try:
         graph_module = fx.GraphModule(root, tracer.trace(root))
     except Exception as error:
-        raise TraceError(_trace_finding(error, tracer.path, root)) from error
+        at = joined(path, tracer.path)
+        raise TraceError(_trace_finding(error, at, model, table)) from error
     _check_placeholders(graph_module)
     return graph_module, tracer.node_name_to_scope
+
+
+def _within(path: str, name: str) -> str:
+    """A name of the whole model as the submodule at ``path`` knows it."""
+    return name.removeprefix(f"{path}.") if path else name
 
 
 def _check_placeholders(graph_module: fx.GraphModule) -> None:
@@ -71,8 +80,8 @@ class _Tracer(QuantizationTracer):
         return result
 
 
-def _known_modules(root: nn.Module, names: list[str]) -> list[str]:
-    known = dict(root.named_modules())
+def _known_names(model: nn.Module, names: list[str]) -> list[str]:
+    known = dict(model.named_modules())
     missing = [
         Finding(
             "QR301",
@@ -87,8 +96,8 @@ def _known_modules(root: nn.Module, names: list[str]) -> list[str]:
     return names
 
 
-def _known_classes(root: nn.Module, names: list[str]) -> list[Callable[..., Any]]:
-    by_name = {f"{type(m).__module__}.{type(m).__qualname__}": type(m) for m in root.modules()}
+def _known_classes(model: nn.Module, names: list[str]) -> list[Callable[..., Any]]:
+    by_name = {f"{type(m).__module__}.{type(m).__qualname__}": type(m) for m in model.modules()}
     missing = [
         Finding(
             "QR301",
@@ -103,22 +112,51 @@ def _known_classes(root: nn.Module, names: list[str]) -> list[Callable[..., Any]
     return [by_name[name] for name in names]
 
 
-def _trace_finding(error: Exception, path: str, root: nn.Module) -> Finding:
-    kind = type(root.get_submodule(path)).__name__
+def _trace_finding(error: Exception, path: str, model: nn.Module, table: FxTable) -> Finding:
+    kind = type(model.get_submodule(path)).__name__
     where = f'submodule "{path}" ({kind})' if path else f"the model's own forward ({kind})"
     line = _user_line(error)
     message = f"{where} cannot be traced{f' at {line}' if line else ''}: {first_line(error)}"
-    if not path:
+    keep_out = f'leave its inside float: [fx] non_traceable_module_name = ["{path}"]'
+    roots = [] if table.roots else _traceable(model)
+    trace_these = f"trace the parts that can be: [fx] roots = {_toml_list(roots)}"
+    if path:
         return Finding(
-            "QR305",
-            message,
-            hint="rewrite this line without control flow on tensors, or quantize the parts that "
-            'trace: [fx] roots = ["..."]',
+            "QR305", message, hint=keep_out, notes=(f"or {trace_these}",) if roots else ()
         )
-    return Finding(
-        "QR305",
-        message,
-        hint=f'leave its inside float: [fx] non_traceable_module_name = ["{path}"]',
+    hint = trace_these if roots else _NO_ROOTS
+    return Finding("QR305", message, hint=hint)
+
+
+_NO_ROOTS = (
+    "rewrite this line without control flow on tensors, or move what can be traced into a "
+    "submodule and name that in [fx] roots"
+)
+
+
+def _toml_list(names: list[str]) -> str:
+    return "[" + ", ".join(f'"{name}"' for name in names) + "]"
+
+
+def _traceable(model: nn.Module, path: str = "") -> list[str]:
+    """The outermost containers with parameters inside ``path`` that can be traced on their own."""
+    found: list[str] = []
+    for name, child in model.get_submodule(path).named_children():
+        inner = joined(path, name)
+        if not list(child.children()) or next(child.parameters(), None) is None:
+            continue
+        found += [inner] if _traces(child) else _traceable(model, inner)
+    return found
+
+
+def _traces(module: nn.Module) -> bool:
+    root = runnable_copy(module)
+    try:
+        graph = _Tracer([], []).trace(root)
+    except Exception:
+        return False
+    return not any(
+        node.op == "placeholder" and str(node.target).startswith("*") for node in graph.nodes
     )
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from torch.ao.quantization.observer import ObserverBase
 
 import qrecipe
+from qrecipe.assembly import prepared_state
 from qrecipe.errors import (
     CalibrationError,
     PlanError,
@@ -127,10 +128,10 @@ def test_a_failed_first_calibration_does_not_count_as_one():
 def test_a_failed_second_calibration_keeps_the_sample_of_the_first():
     compiled, prepared = prepared_mlp()
     qrecipe.calibrate(prepared, rows(), progress=silent)
-    kept = prepared.meta["qrecipe_sample"]
+    kept = dict(prepared_state(prepared).samples)
     with pytest.raises(CalibrationError):
         qrecipe.calibrate(prepared, [torch.randn(4, 7)], progress=silent)
-    assert prepared.meta["qrecipe_sample"] is kept
+    assert prepared_state(prepared).samples[""] is kept[""]
     compiled.convert(prepared)
 
 

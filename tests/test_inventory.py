@@ -123,7 +123,7 @@ def test_every_floating_call_belongs_to_exactly_one_site_and_knows_it(name):
         for node in match.nodes:
             assert node not in owners
             owners[node] = match.operation.name
-    for node in inventory.graph_module.graph.nodes:
+    for node in inventory.parts[0].graph_module.graph.nodes:
         assert node.meta.get("site") == owners.get(node)
         if node.op == "call_module":
             assert node in owners
@@ -138,7 +138,7 @@ TORCH_DIFFERS = ("shared_conv", "shared_conv_two_norms", "in_place", "aliased", 
 @pytest.mark.parametrize("name", [name for name in NETS if name not in TORCH_DIFFERS])
 def test_fused_modules_are_those_that_torch_fuses(name):
     net = NETS[name]
-    ours = inventory_of(net.model(), net.batches(1)[0]).graph_module
+    ours = inventory_of(net.model(), net.batches(1)[0]).parts[0].graph_module
     theirs = fuse_fx(net.model())
     assert _called_modules(ours) == _called_modules(theirs)
 
@@ -159,10 +159,10 @@ def test_a_module_called_twice_fuses_each_call_as_its_own_neighbours_demand():
     first, second = (match.nodes[0] for match in inventory.matches.values())
     assert first.target == "conv"
     assert second.target != "conv"
-    twin = inventory.graph_module.get_submodule(second.target)
+    twin = inventory.parts[0].graph_module.get_submodule(second.target)
     assert type(twin) is nn.Conv2d
     assert twin.weight is model.conv.weight
-    assert torch.allclose(inventory.graph_module(x), model(x), atol=1e-6)
+    assert torch.allclose(inventory.parts[0].graph_module(x), model(x), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -172,7 +172,7 @@ def test_the_normalised_and_fused_graph_computes_what_the_model_computes(name):
     inventory = inventory_of(model, batch)
     inputs = Inputs.from_batch(batch)
     with torch.no_grad():
-        expected, actual = inputs.call(model), inputs.call(inventory.graph_module)
+        expected, actual = inputs.call(model), inputs.call(inventory.parts[0].graph_module)
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
 
 
@@ -337,7 +337,7 @@ def test_an_in_place_call_that_nobody_reads_is_kept():
     inventory = inventory_of_net("in_place")
     x = torch.randn(4, 6)
     model = NETS["in_place"].model()
-    assert torch.allclose(inventory.graph_module(x), model(x), atol=1e-6)
+    assert torch.allclose(inventory.parts[0].graph_module(x), model(x), atol=1e-6)
 
 
 def test_an_operator_whose_name_ends_with_an_underscore_changes_nothing_in_place():
@@ -348,13 +348,15 @@ def test_an_operator_whose_name_ends_with_an_underscore_changes_nothing_in_place
 
     net = net_of(forward, fc=nn.Linear(4, 4))
     x = torch.randn(8, 4)
-    graph_module = inventory_of(net, x).graph_module
+    graph_module = inventory_of(net, x).parts[0].graph_module
     assert torch.equal(graph_module(x), net(x))
 
 
 def test_functions_in_torch_spelling_are_rewritten_where_only_these_have_a_kernel():
     net = net_of(lambda self, x: x.sigmoid() @ x.add(x))
-    targets = [n.target for n in inventory_of(net, torch.randn(4, 4)).graph_module.graph.nodes]
+    targets = [
+        n.target for n in inventory_of(net, torch.randn(4, 4)).parts[0].graph_module.graph.nodes
+    ]
     assert torch.sigmoid in targets
     assert torch.matmul in targets
     assert torch.add in targets
@@ -362,7 +364,7 @@ def test_functions_in_torch_spelling_are_rewritten_where_only_these_have_a_kerne
 
 def test_convolutions_as_functions_get_every_argument_by_position():
     net = NETS["functional"]
-    graph_module = inventory_of(net.model(), net.batches(1)[0]).graph_module
+    graph_module = inventory_of(net.model(), net.batches(1)[0]).parts[0].graph_module
     (node,) = [n for n in graph_module.graph.nodes if n.target is F.conv2d]
     assert node.kwargs == {}
     assert node.args[3:] == ((2, 2), (1, 1), (1, 1), 1)
@@ -370,5 +372,5 @@ def test_convolutions_as_functions_get_every_argument_by_position():
 
 def test_every_node_of_the_fused_graph_that_can_be_decided_has_a_site():
     inventory = inventory_of(Mlp().eval(), torch.randn(2, 6))
-    decided = [n.meta["site"] for n in inventory.graph_module.graph.nodes if n.op in CALLS]
+    decided = [n.meta["site"] for n in inventory.parts[0].graph_module.graph.nodes if n.op in CALLS]
     assert decided == ["fc1", "fc2"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import typer
-from torch import fx, nn
+from torch import nn
 
 from qrecipe.calibration import batch_inputs, calibrate, describe_batch, peek
 from qrecipe.cli.output import out, out_json
@@ -94,7 +94,7 @@ def _batches(
     return peek(data())
 
 
-def _convert(job: _Job) -> fx.GraphModule:
+def _convert(job: _Job) -> nn.Module:
     prepared = job.compiled.prepare()
     if job.batches is not None:
         with bar("calibrating") as show, _hints_for_command_line():
@@ -106,7 +106,7 @@ def _convert(job: _Job) -> fx.GraphModule:
         return job.compiled.convert(prepared)
 
 
-def _measure(job: _Job, converted: fx.GraphModule) -> Result:
+def _measure(job: _Job, converted: nn.Module) -> Result:
     inputs = Inputs.from_batch(job.first)
     with torch.no_grad():
         return Result(

@@ -103,7 +103,6 @@ def lowered(
     _remove_qconfig(converted)
     converted.delete_all_unused_submodules()
     erase_keep_float(converted)
-    own_tensors(converted, _any)
     _preserve(prepared, converted, custom_config.preserved_attributes)
     return converted
 
@@ -143,6 +142,11 @@ class _uninitialised(TorchFunctionMode):  # noqa: N801 - reads as what it does i
         if func in (nn.init.kaiming_uniform_, nn.init.uniform_):
             return args[0] if args else kwargs["tensor"]
         return func(*args, **(kwargs or {}))
+
+
+def own_all_tensors(model: nn.Module) -> None:
+    """Replace each parameter and buffer of the model by a clone, in place."""
+    own_tensors(model, _any)
 
 
 def own_tensors(model: nn.Module, chosen: Callable[[torch.Tensor], bool]) -> None:

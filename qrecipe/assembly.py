@@ -1,0 +1,80 @@
+"""Models in which some parts stand for others, and what a prepared one carries with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from qrecipe.copying import structural_copy
+from qrecipe.errors import CalibrationError, Finding
+from qrecipe.fx.numerics import Sample
+from qrecipe.recipe import Recipe
+from qrecipe.schema import CalibrationTable, LintTable
+
+_KEY = "qrecipe_prepared"
+
+
+@dataclass(slots=True)
+class PreparedState:
+    """What calibration and conversion need to know of a prepared model.
+
+    ``parts`` are the paths of the traced parts; ``samples`` what each of them was given first in
+    calibration, and what it answered.
+    """
+
+    calibration: CalibrationTable
+    lint: LintTable
+    fingerprint: str
+    parts: tuple[str, ...]
+    samples: dict[str, Sample] = field(default_factory=dict)
+
+
+def with_parts(model: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
+    """A copy of the model, in eval mode and sharing its tensors, with modules put in by path.
+
+    A part for the whole model (the empty path) is returned as it is.
+    """
+    if "" in parts:
+        return parts[""]
+    whole = structural_copy(model).eval()
+    for path, part in parts.items():
+        whole.set_submodule(path, part)
+    return whole
+
+
+def meta_of(model: nn.Module) -> dict[str, Any]:
+    """What travels with a model through copies: ``meta``, as torch's graph modules have it."""
+    if not isinstance(vars(model).get("meta"), dict):
+        vars(model)["meta"] = {}
+    meta: dict[str, Any] = vars(model)["meta"]
+    return meta
+
+
+def mark_prepared(prepared: nn.Module, recipe: Recipe, parts: Sequence[str]) -> None:
+    """Let a model carry what calibration and conversion need."""
+    meta_of(prepared)[_KEY] = PreparedState(
+        recipe.calibration, recipe.lint, recipe.fingerprint, tuple(parts)
+    )
+
+
+def forget_preparation(converted: nn.Module) -> None:
+    """A converted model keeps no calibration data."""
+    meta_of(converted).pop(_KEY, None)
+
+
+def prepared_state(model: object) -> PreparedState:
+    """Raises ``CalibrationError`` (QR406) for what `CompiledRecipe.prepare` did not return."""
+    meta = vars(model).get("meta") if isinstance(model, nn.Module) else None
+    state = meta.get(_KEY) if isinstance(meta, dict) else None
+    if isinstance(state, PreparedState):
+        return state
+    raise CalibrationError(
+        Finding(
+            "QR406",
+            f"this {type(model).__name__} was not prepared by qrecipe",
+            hint="pass what CompiledRecipe.prepare() returned",
+        )
+    )

@@ -1,0 +1,76 @@
+"""One traced part of a model, from its plan to its quantized kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from qrecipe._torch_fx import BackendConfig, ConvertCustomConfig, PrepareCustomConfig
+from qrecipe.fx import execution
+from qrecipe.fx.audit import audit
+from qrecipe.fx.emission import Emission, emit
+from qrecipe.fx.numerics import Sample, run_reference
+from qrecipe.inputs import Inputs
+from qrecipe.inventory import Part
+from qrecipe.planning import Plan
+from qrecipe.schema import Backend, LintTable
+
+
+@dataclass(frozen=True, slots=True)
+class Configs:
+    """What torch is given beside the graph and the rules, the same for all parts."""
+
+    backend: Backend
+    backend_config: BackendConfig
+    prepare: PrepareCustomConfig
+    convert: ConvertCustomConfig
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledPart:
+    """A part's graph with the plan in it; ``plan`` holds the sites of this part alone."""
+
+    path: str
+    plan: Plan
+    graph_module: fx.GraphModule
+    emission: Emission
+    inputs: Inputs
+
+    def prepare(self, configs: Configs, preserved: Mapping[str, Any]) -> fx.GraphModule:
+        """The part with observers inserted, on a copy."""
+        return execution.prepared_copy(
+            self.graph_module, self.emission, configs.backend_config, configs.prepare, preserved
+        )
+
+    def convert(
+        self, prepared: fx.GraphModule, sample: Sample | None, configs: Configs, lint: LintTable
+    ) -> fx.GraphModule:
+        """The quantized part, audited on ``sample``, or on the example inputs without one."""
+
+        def make_reference() -> fx.GraphModule:
+            return execution.reference(prepared, configs.backend_config, configs.convert)
+
+        reference = make_reference()
+        proof = run_reference(reference, sample or self._float_sample(prepared))
+        # in place: a second reference is needed only where a kernel is suspected
+        converted = execution.lowered(reference, prepared, configs.backend, configs.convert)
+        with execution.engine(configs.backend):
+            audit(self.plan, converted, proof, make_reference, lint)
+        return converted
+
+    def _float_sample(self, prepared: fx.GraphModule) -> Sample:
+        with torch.no_grad():
+            return Sample(self.inputs, self.inputs.call(prepared))
+
+
+def compile_part(plan: Plan, part: Part) -> CompiledPart:
+    """Put what the plan says about a part into its graph, in place."""
+    names = {node.meta["site"] for node in part.graph_module.graph.nodes if "site" in node.meta}
+    own = plan.restricted_to(names)
+    return CompiledPart(
+        part.path, own, part.graph_module, emit(own, part.graph_module), part.inputs
+    )

@@ -1,0 +1,138 @@
+"""Parts of a model that are traced in place, while the rest runs untouched."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import qrecipe
+from qrecipe.errors import PlanError, TraceError, UnmatchedRuleError
+from qrecipe.sqnr import sqnr_db
+
+
+class Body(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.relu = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()
+
+    def forward(self, x):
+        return self.relu(self.norm(self.conv(x)))
+
+
+class Head(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x, *, scale=1.0):
+        return self.fc2(self.fc1(x).relu())
+
+
+class Routed(nn.Module):
+    """Control flow around two parts that can be traced."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone, self.head, self.other = Body(), Head(), nn.Linear(4, 4)
+
+    def forward(self, x):
+        y = self.backbone(x).mean((2, 3))
+        if y.sum() > 1e9:
+            y = y * 2
+        return self.other(self.head(y, scale=1.0))
+
+
+def recipe(roots, rules=""):
+    listed = ", ".join(f'"{root}"' for root in roots)
+    return qrecipe.parse_recipe(
+        'format = 1\nextends = "builtin:x86-static"\n'
+        f"[fx]\nroots = [{listed}]\n[rules.module_name]\n{rules}"
+    )
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return Routed().eval()
+
+
+@pytest.fixture
+def batches():
+    torch.manual_seed(1)
+    return [torch.randn(8, 3, 8, 8) for _ in range(12)]
+
+
+def silent(done, total):
+    pass
+
+
+def test_only_what_is_in_the_roots_is_quantized_and_the_rest_runs_as_it_was(model, batches):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    converted = qrecipe.quantize(
+        model, recipe(["backbone", "head"], '"head.fc2" = "float"'), batches, progress=silent
+    )
+    assert type(converted) is Routed
+    assert "quantized" in type(converted.backbone.conv).__module__
+    assert "quantized" in type(converted.head.fc1).__module__
+    assert type(converted.head.fc2) is nn.Linear
+    assert type(converted.other) is nn.Linear
+    assert sqnr_db(model(batches[0]), converted(batches[0])) > 25
+    after = model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    mine = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    assert not mine & {p.untyped_storage().data_ptr() for p in converted.parameters()}
+    assert '"head.fc1"' in qrecipe.provenance(converted).plan
+
+
+def test_sites_bear_the_names_of_the_whole_model(model, batches):
+    plan = qrecipe.plan(model, recipe(["backbone", "head"]), batches[0])
+    assert [site.name for site in plan.sites] == ["backbone.conv", "head.fc1", "head.fc2"]
+    assert plan.sites[0].members == ("backbone.conv", "backbone.norm", "backbone.relu")
+    assert plan.sites[1].members == ("head.fc1", "head:relu")
+    assert "backbone.norm is a member" in plan.explain("backbone.norm")
+
+
+def test_the_mapping_of_several_roots_is_keyed_by_the_whole_models_paths(model, batches):
+    compiled = qrecipe.compile(model, recipe(["backbone", "head"]), batches[0])
+    mapping = compiled.qconfig_mapping.module_name_qconfigs
+    assert mapping["backbone.conv"] is not None
+    assert mapping["head.fc1"] is not None
+
+
+def test_a_rule_outside_the_roots_matches_nothing_and_says_why(model, batches):
+    with pytest.raises(UnmatchedRuleError) as caught:
+        qrecipe.plan(model, recipe(["backbone"], '"head.fc1" = "float"'), batches[0])
+    assert "outside fx.roots" in caught.value.findings[0].message
+
+
+def test_an_untraceable_model_is_told_the_roots_that_would_trace(model, batches):
+    with pytest.raises(TraceError) as caught:
+        qrecipe.plan(model, "builtin:x86-static", batches[0])
+    assert 'roots = ["backbone", "head"]' in caught.value.findings[0].hint
+
+
+@pytest.mark.parametrize(
+    ("roots", "message"),
+    [
+        (["backbon"], 'did you mean "backbone"?'),
+        (["other"], "single Linear"),
+        (["backbone", "backbone"], "twice"),
+    ],
+)
+def test_a_root_that_cannot_be_one_says_why(model, batches, roots, message):
+    with pytest.raises(PlanError) as caught:
+        qrecipe.plan(model, recipe(roots), batches[0])
+    assert message in str(caught.value)
+
+
+def test_roots_within_each_other_are_refused(batches):
+    outer = nn.Sequential(nn.Sequential(Body()), nn.Flatten()).eval()
+    with pytest.raises(PlanError, match="lies inside"):
+        qrecipe.plan(outer, recipe(["0", "0.0"]), batches[0])
+
+
+def test_a_root_that_is_never_called_is_refused(model, batches):
+    model.spare = Body()
+    with pytest.raises(PlanError, match="not called"):
+        qrecipe.plan(model, recipe(["spare"]), batches[0])
