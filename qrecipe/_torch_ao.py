@@ -30,12 +30,11 @@ from torch.ao.quantization.observer import (
     PerChannelMinMaxObserver,
     PlaceholderObserver,
 )
-from torch.ao.quantization.qconfig import QConfig, qconfig_equals
+from torch.ao.quantization.qconfig import QConfig
 
 from qrecipe.errors import Finding, QRecipeWarning
 
 __all__ = [
-    "TESTED_TORCH",
     "FakeQuantize",
     "FakeQuantizeBase",
     "FixedQParamsFakeQuantize",
@@ -51,7 +50,6 @@ __all__ = [
     "QConfig",
     "_LearnableFakeQuantize",
     "named_class",
-    "qconfig_equals",
     "quiet",
     "warn_if_untested",
 ]

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from qrecipe.errors import did_you_mean
+from qrecipe.errors import did_you_mean, nearest, one_line, shown
 
 Kind = Literal["observer", "fake_quant"]
 TypeTag = Literal["int", "float", "bool", "str", "number_list", "any"]
@@ -102,11 +102,12 @@ def argument_problems(
         )
         if problem is not None:
             yield problem
-    for name in sorted(signature.required - set(arguments)):
+    given = {*arguments, *(near for name in arguments for near in _meant(name, signature))}
+    for name in sorted(signature.required - given):
         yield ArgumentProblem(
             "QR106",
             name,
-            f'{title} needs the argument "{name}"',
+            f"{title} needs the argument {shown(name)}",
             f"expected {_expected(signature, name)}",
         )
 
@@ -120,9 +121,9 @@ def option_problems(
     except ValidationError as error:
         for detail in error.errors(include_url=False):
             name = str(detail["loc"][0]) if detail["loc"] else None
-            subject = title if name is None else f'argument "{name}" of {title}'
+            subject = title if name is None else f"argument {shown(name)} of {title}"
             code = "QR105" if detail["type"] == "extra_forbidden" else "QR106"
-            yield ArgumentProblem(code, name, f"{subject}: {detail['msg']}")
+            yield ArgumentProblem(code, name, f"{subject}: {one_line(detail['msg'])[:200]}")
 
 
 def _unknown_problem(title: str, name: str, signature: Signature) -> ArgumentProblem:
@@ -136,13 +137,18 @@ def _unknown_problem(title: str, name: str, signature: Signature) -> ArgumentPro
         )
     else:
         hint = did_you_mean(name, signature.parameters) or _takes(signature)
-    return ArgumentProblem("QR105", name, f'{title} has no argument "{name}"', hint)
+    return ArgumentProblem("QR105", name, f"{title} has no argument {shown(name)}", hint)
+
+
+def _meant(name: str, signature: Signature) -> list[str]:
+    """The argument that a misspelt one stands for; it needs no finding that it is missing."""
+    return [] if name in signature.parameters else nearest(name, signature.parameters)
 
 
 def _takes(signature: Signature) -> str:
     if not signature.parameters:
         return "it takes no arguments"
-    return "it takes " + ", ".join(f'"{name}"' for name in sorted(signature.parameters))
+    return "it takes " + ", ".join(map(shown, sorted(signature.parameters)))
 
 
 def _value_problem(
@@ -156,7 +162,7 @@ def _value_problem(
     return ArgumentProblem(
         "QR106",
         name,
-        f'argument "{name}" of {title} cannot be {_shown(value)}',
+        f"argument {shown(name)} of {title} cannot be {shown(value)}",
         f"expected {_expected(signature, name)}",
     )
 
@@ -183,11 +189,3 @@ def _has_type(value: object, tag: TypeTag) -> bool:
     if tag == "int":
         return isinstance(value, int)
     return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return f'"{value}"'
-    return str(value)

@@ -21,13 +21,13 @@ _KEY = "qrecipe_prepared"
 class PreparedState:
     """What calibration and conversion need to know of a prepared model.
 
-    ``parts`` are the paths of the traced parts; ``samples`` what each of them was given first in
-    calibration, and what it answered.
+    ``origin`` stands for the `CompiledRecipe` that prepared it; ``parts`` are the paths of the
+    traced parts; ``samples`` what each of them was given first in calibration, and what it answered.
     """
 
     calibration: CalibrationTable
     lint: LintTable
-    fingerprint: str
+    origin: str
     parts: tuple[str, ...]
     samples: dict[str, Sample] = field(default_factory=dict)
 
@@ -53,11 +53,9 @@ def meta_of(model: nn.Module) -> dict[str, Any]:
     return meta
 
 
-def mark_prepared(prepared: nn.Module, recipe: Recipe, parts: Sequence[str]) -> None:
+def mark_prepared(prepared: nn.Module, recipe: Recipe, origin: str, parts: Sequence[str]) -> None:
     """Let a model carry what calibration and conversion need."""
-    meta_of(prepared)[_KEY] = PreparedState(
-        recipe.calibration, recipe.lint, recipe.fingerprint, tuple(parts)
-    )
+    meta_of(prepared)[_KEY] = PreparedState(recipe.calibration, recipe.lint, origin, tuple(parts))
 
 
 def forget_preparation(converted: nn.Module) -> None:

@@ -21,8 +21,10 @@ from qrecipe._torch_fx import (
     get_qnnpack_backend_config,
     get_tensorrt_backend_config,
 )
+from qrecipe.convolutions import Engine, detour
 from qrecipe.inventory import Inventory, Match
 from qrecipe.kernels import refusal, takes_per_channel_weight
+from qrecipe.operations import Kind
 from qrecipe.qconfigs import per_tensor, quantized_range
 from qrecipe.recipe import QConfigSpec
 from qrecipe.rules import Decision
@@ -52,6 +54,12 @@ _BACKEND_CONFIGS: Mapping[Backend, Callable[[], BackendConfig]] = {
     "tensorrt": get_tensorrt_backend_config,
 }
 
+FOLLOWERS: frozenset[Kind] = frozenset({"passthrough", "fixed_qparams"})
+"""Operations that are quantized only behind a quantized producer: they prove nothing of a rule."""
+
+EXPORTED: frozenset[Backend] = frozenset({"executorch", "tensorrt"})
+"""Backends without kernels in torch: their models are handed on in torch's reference form."""
+
 _DTYPE_NAMES: Mapping[torch.dtype, str] = {
     torch.qint8: "int8",
     torch.quint8: "uint8",
@@ -72,7 +80,7 @@ class Outcome:
 
     ``qconfig`` is what is executed, after substitutions, and None for float; ``reason`` says why
     it stays float or what was substituted; ``honoured`` is False where a rule wanted more than
-    the backend can give.
+    the backend can give. ``engine`` packs the weights for another engine than the backend's.
     """
 
     verdict: Verdict
@@ -80,6 +88,7 @@ class Outcome:
     qconfig: QConfigSpec | None
     reason: str | None
     honoured: bool = True
+    engine: Engine | None = None
 
 
 def backend_config(name: Backend) -> BackendConfig:
@@ -107,9 +116,7 @@ def can_honour(
     configs = backend_config(backend)._pattern_complex_format_to_config
     for name in names:
         match = inventory.matches[name]
-        if match.operation.kind in ("passthrough", "fixed_qparams"):
-            return True
-        if match.pattern is None:
+        if match.pattern is None or match.operation.kind in FOLLOWERS:
             continue
         judge = _Judge(match, backend, configs[match.pattern].dtype_configs, {})
         if judge.quantized(qconfig).honoured:
@@ -217,9 +224,30 @@ class _Judge:
             spec, note = self._substitute(qconfig, config)
             problem = _mismatch(spec, config, self.backend)
             if problem is None:
-                return Outcome("quantized", mode, spec, note)
+                return self._on_a_right_kernel(mode, spec, note)
             reasons.append(problem)
         return _float(reasons[0], honoured=False)
+
+    def _on_a_right_kernel(self, mode: Mode, spec: QConfigSpec, note: str | None) -> Outcome:
+        if mode != "static":
+            return Outcome("quantized", mode, spec, note)
+        found = detour(self.match, self.backend, spec.weight, self._input_levels(spec))
+        if isinstance(found, str):
+            return _float(found, honoured=False)
+        if found is None:
+            return Outcome("quantized", mode, spec, note)
+        notes = "; ".join(text for text in (note, found.reason) if text)
+        return Outcome("quantized", mode, spec, notes, engine=found.engine)
+
+    def _input_levels(self, own: QConfigSpec) -> int:
+        """How many integers the input spans at most; a float input gets the site's own spec."""
+        specs = [own.activation]
+        for name in self.match.operation.producers:
+            producer = self.earlier.get(name)
+            if producer is not None and producer.mode == "static" and producer.qconfig is not None:
+                specs.append(producer.qconfig.activation)
+        ranges = [quantized_range(spec) for spec in specs if spec is not None]
+        return max((high - low for low, high in filter(None, ranges)), default=0)
 
     def _substitute(self, qconfig: QConfigSpec, config: Any) -> tuple[QConfigSpec, str | None]:
         """The qconfig as the kernel takes it, and what had to change."""

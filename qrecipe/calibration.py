@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from qrecipe._torch_ao import ObserverBase, quiet
 from qrecipe.assembly import PreparedState, prepared_state
+from qrecipe.branches import branch_findings
 from qrecipe.copying import structural_copy
 from qrecipe.errors import CalibrationError, Finding, first_line
 from qrecipe.fx.emission import site_of
@@ -60,6 +62,7 @@ def calibrate(
             show(done, total)
         _check_count(done, table, state.lint)
         _check_ranges(prepared, state)
+        _check_branches(prepared, state)
 
 
 class _Stream:
@@ -184,7 +187,10 @@ def unusable_batch(batch: Any, index: int, why: str) -> CalibrationError:
 
 def _check_signature(model: nn.Module, batch: Any, index: int) -> None:
     inputs = Inputs.from_batch(batch)
-    signature = inspect.signature(model.forward)
+    try:
+        signature = inspect.signature(model.forward)
+    except ValueError:
+        return  # not written in Python: the call itself will tell
     try:
         signature.bind(*inputs.args, **dict(inputs.kwargs))
     except TypeError as error:
@@ -261,15 +267,13 @@ def _note(
 def _restored_on_error(prepared: nn.Module, state: PreparedState) -> Iterator[None]:
     samples = dict(state.samples)
     observers = [module for module in prepared.modules() if isinstance(module, ObserverBase)]
-    saved = [
-        {name: None if b is None else b.clone() for name, b in observer._buffers.items()}
-        for observer in observers
-    ]
+    saved = [copy.deepcopy(vars(observer)) for observer in observers]
     try:
         yield
     except BaseException:
-        for observer, buffers in zip(observers, saved, strict=True):
-            observer._buffers.update(buffers)
+        for observer, attributes in zip(observers, saved, strict=True):
+            observer.__dict__.clear()
+            observer.__dict__.update(attributes)
         state.samples = samples
         raise
 
@@ -303,6 +307,14 @@ def _check_ranges(prepared: nn.Module, state: PreparedState) -> None:
         raise CalibrationError(findings)
 
 
+def _check_branches(prepared: nn.Module, state: PreparedState) -> None:
+    for path, sample in state.samples.items():
+        part = prepared.get_submodule(path)
+        assert isinstance(part, fx.GraphModule)
+        for finding in branch_findings(part, sample):
+            warn(finding, state.lint)
+
+
 def _range_findings(part: nn.Module) -> Iterator[Finding]:
     assert isinstance(part, fx.GraphModule)
     for node in part.graph.nodes:
@@ -318,23 +330,40 @@ def _range_finding(node: fx.Node, observer: ObserverBase) -> Finding | None:
     source = node.args[0]
     name = (site_of(source) if isinstance(source, fx.Node) else None) or str(source)
     lowest = getattr(observer, "min_val", None)
-    if isinstance(lowest, Tensor):
-        if lowest.numel() and bool(torch.isfinite(lowest).all()):
-            return None
+    if isinstance(lowest, Tensor) and not (lowest.numel() and bool(torch.isfinite(lowest).all())):
         return Finding(
             "QR404",
             f"the observer of {name} saw no finite value in calibration",
             hint="calibrate with data that reaches this site and stays finite there",
         )
-    calculate_qparams: Callable[[], tuple[Tensor, Tensor]] = observer.calculate_qparams
-    scale, _ = calculate_qparams()
-    if bool((torch.isfinite(scale) & (scale > 0)).all()):
+    if type(observer).__module__.startswith("torch."):
+        return None  # torch's own give sound qparams for finite ranges, histograms at some cost
+    problem = _qparams_problem(observer)
+    if problem is None:
         return None
     return Finding(
         "QR404",
-        f"the observer of {name} ({type(observer).__name__}) gives a scale that is not positive",
-        hint="mend the observer: scales are finite and above zero",
+        f"the observer of {name} ({type(observer).__name__}) gives {problem}",
+        hint="mend the observer: scales are finite and above zero, zero points within the range",
     )
+
+
+def _qparams_problem(observer: ObserverBase) -> str | None:
+    calculate_qparams: Callable[[], tuple[Tensor, Tensor]] = observer.calculate_qparams
+    try:
+        scale, zero_point = calculate_qparams()
+    except Exception as error:
+        return f"no qparams: {first_line(error)}"
+    if not bool((torch.isfinite(scale) & (scale > 0)).all()):
+        return "a scale that is not finite and positive"
+    low, high = getattr(observer, "quant_min", None), getattr(observer, "quant_max", None)
+    if (
+        low is not None
+        and high is not None
+        and not bool(((zero_point >= low) & (zero_point <= high)).all())
+    ):
+        return f"a zero point outside {low}..{high}"
+    return None
 
 
 def _quantizes(observer: ObserverBase) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import chain, islice
 
 from qrecipe.composition import Composition
-from qrecipe.errors import CODES, Finding, SchemaError, did_you_mean, nearest
+from qrecipe.errors import Finding, SchemaError, did_you_mean, nearest, shown
 from qrecipe.locations import KeyPath
 from qrecipe.merging import Layer
 from qrecipe.names import compile_pattern
@@ -23,7 +23,13 @@ from qrecipe.signatures import (
 )
 from qrecipe.tensor_checks import activation_findings, tensor_findings, weight_findings
 from qrecipe.validation import MAX_FINDINGS
-from qrecipe.wording import dotted, one_of, shown
+from qrecipe.wording import dotted, one_of
+
+_ABBREVIATIONS = {
+    "F": "torch.nn.functional",
+    "nn": "torch.nn",
+    "nn.functional": "torch.nn.functional",
+}
 
 
 def findings_of(recipe: Composition, table: RecipeTable) -> list[Finding]:
@@ -50,22 +56,11 @@ def rules_of(table: RecipeTable) -> Iterator[tuple[KeyPath, RuleTable]]:
 
 def _layer_findings(layer: Layer) -> Iterator[Finding]:
     found = chain(
-        _empty_tables(layer),
         _reserved_names(layer),
         *(_form_of_rule(layer, path, rule) for path, rule in rules_of(layer.table)),
         *(_key_of_rule(layer, path) for path, _ in rules_of(layer.table)),
-        _lint_codes(layer),
     )
     return map(layer.noted, found)
-
-
-def _empty_tables(layer: Layer) -> Iterator[Finding]:
-    for section in ("tensor", "qconfig"):
-        for name, table in getattr(layer.table, section).items():
-            path = (section, name)
-            is_damaged = any(at[:2] == path for at in layer.damaged)
-            if not table.model_fields_set and not is_damaged:
-                yield Finding("QR103", f"{dotted(path)} sets nothing", layer.key(path), "remove it")
 
 
 def _reserved_names(layer: Layer) -> Iterator[Finding]:
@@ -79,11 +74,7 @@ def _form_of_rule(layer: Layer, path: KeyPath, rule: RuleTable) -> Iterator[Find
     if rule.qconfig is not None and inline:
         message = f'a rule has "qconfig" or "{inline[0]}", not both'
         yield Finding("QR109", message, layer.key((*path, inline[0])), "remove one of them")
-    if (
-        rule.qconfig is None
-        and not inline
-        and not any(at[: len(path)] == path for at in layer.damaged)
-    ):
+    if rule.qconfig is None and not inline and layer.is_sound(path):
         hint = f'it needs "qconfig", or "weight" and "activation"; "{FLOAT}" leaves it alone'
         yield Finding("QR103", f"{dotted(path)} does not say what to do", layer.key(path), hint)
 
@@ -106,38 +97,43 @@ def _key_of_rule(layer: Layer, path: KeyPath) -> Iterator[Finding]:
 
 def _may_be_module_type(key: str) -> bool:
     """Known to torch, or the dotted name of a class that only the model's author knows."""
-    is_own = "." in key and not key.startswith("torch.") and "" not in key.split(".")
-    return is_own or is_module_type(key)
+    is_own = not key.startswith("torch.") and _is_dotted_name(key)
+    return is_module_type(key) or (is_own and not is_module_type(_unabbreviated(key)))
 
 
 def _module_type_hint(key: str) -> str:
-    full = key if "." in key else f"torch.nn.{key}"
+    full = _unabbreviated(key) if "." in key else f"torch.nn.{key}"
     return did_you_mean(full, MODULE_TYPES) or "write its dotted name, such as torch.nn.Linear"
 
 
 def _may_be_function(key: str) -> bool:
-    is_torch = "." not in key or key.startswith(("torch.", "operator.", "Tensor."))
-    return function_family(key) is not None if is_torch else "" not in key.split(".")
+    """Known to torch or operator, or the dotted name of a function of another package."""
+    if "." not in key or key.startswith(("torch.", "operator.", "Tensor.")):
+        return function_family(key) is not None
+    full = _unabbreviated(key)
+    return _is_dotted_name(key) and (full == key or function_family(full) is None)
+
+
+def _is_dotted_name(key: str) -> bool:
+    parts = key.split(".")
+    return len(parts) > 1 and all(part.isidentifier() or part == "<locals>" for part in parts)
+
+
+def _unabbreviated(key: str) -> str:
+    """The full name of what an import gives a short one in most programs; others as they are."""
+    namespace, _, last = key.rpartition(".")
+    return f"{_ABBREVIATIONS[namespace]}.{last}" if namespace in _ABBREVIATIONS else key
 
 
 def _function_hint(key: str) -> str:
+    if (full := _unabbreviated(key)) != key and function_family(full) is not None:
+        return f"did you mean {shown(full)}?"
     namespace, _, last = key.rpartition(".")
     for near in nearest(last, FUNCTION_FAMILIES, 3):
         full = f"{namespace}.{near}" if namespace else near
         if function_family(full) is not None:
-            return f'did you mean "{full}"?'
+            return f"did you mean {shown(full)}?"
     return "write its dotted name, such as torch.matmul"
-
-
-def _lint_codes(layer: Layer) -> Iterator[Finding]:
-    warnings = [code for code, meaning in CODES.items() if meaning.error is None]
-    for index, code in enumerate(layer.table.lint.ignore):
-        if code not in warnings:
-            why = (
-                "is an error and cannot be ignored" if code in CODES else "is no code of a warning"
-            )
-            at = layer.value(("lint", "ignore", index))
-            yield Finding("QR102", f'"{code}" {why}', at, one_of(code, warnings))
 
 
 def _missing(recipe: Composition, table: RecipeTable) -> Iterator[Finding]:
@@ -205,7 +201,8 @@ def _pair_findings(
 ) -> Iterator[Finding]:
     of_weight, of_activation = table.tensor[weight], table.tensor[activation]
     halves = [spec.dtype == "float16" for spec in (of_weight, of_activation)]
-    if of_activation.is_dynamic and halves[0] != halves[1]:
+    are_known = None not in (of_weight.dtype, of_activation.dtype)
+    if of_activation.is_dynamic and are_known and halves[0] != halves[1]:
         kinds = f"a dynamic {of_activation.dtype} activation", f"a {of_weight.dtype} weight"
         message = " does not go with ".join(kinds)
         hint = "dynamic float16 is float16 in both tensors"
@@ -214,7 +211,7 @@ def _pair_findings(
 
 def _calibration_findings(recipe: Composition, table: RecipeTable) -> Iterator[Finding]:
     least, most = table.calibration.min_batches, table.calibration.max_batches
-    if least > most:
+    if least > most and recipe.is_sound("calibration"):
         written = (
             "min_batches" if "min_batches" in table.calibration.model_fields_set else "max_batches"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from qrecipe.errors import Finding, Location, RecipeError
+from qrecipe.errors import Finding, Location, RecipeError, shown
 from qrecipe.locations import KeyPath
 from qrecipe.merging import (
     Layer,
@@ -22,7 +22,6 @@ from qrecipe.reading import parse_document, read_text
 from qrecipe.references import Source, relative_source
 from qrecipe.schema import BaseReference
 from qrecipe.validation import validate
-from qrecipe.wording import shown
 
 MAX_LAYERS = 32
 """As many recipes may extend each other."""
@@ -51,9 +50,8 @@ class Composition:
         return nested((path, setting.value) for path, setting in self.settings.items())
 
     def is_sound(self, *path: str) -> bool:
-        """Whether no file has a finding at that path or inside it."""
-        size = len(path)
-        return all(at[:size] != path for layer in self.layers for at in layer.damaged)
+        """Whether no file has a finding at that path, inside it or around it."""
+        return all(layer.is_sound(path) for layer in self.layers)
 
     def owner(self, path: KeyPath) -> Layer:
         """The layer that set the value at a path; of a table, the nearest that has it."""
@@ -119,7 +117,11 @@ class _Reader:
         self.findings += map(layer.noted, validated.findings)
         self._layers[_identity(source)] = None
         self._open.add(_identity(source))
-        bases = [self._base(layer, *item) for item in enumerate(validated.table.extends)]
+        bases = [
+            self._base(layer, index, reference)
+            for index, reference in enumerate(validated.table.extends)
+            if reference.recipe or layer.is_sound(("extends", index))
+        ]
         self._open.remove(_identity(source))
         found = [base for base in bases if base is not None]
         layer = replace(
@@ -180,10 +182,10 @@ class _Reader:
         if actual != pinned:
             finding = Finding(
                 "QR123",
-                f'"{base.name}" differs from its pin',
+                f"{shown(base.name)} differs from its pin",
                 layer.value(("extends", index, "sha256")),
                 f"its fingerprint is {actual}",
-                notes=(chain_text(base.chain),),
+                notes=(chain_text((*layer.chain, base.name)),),
             )
             self.findings.append(finding)
 

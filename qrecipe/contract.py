@@ -17,7 +17,7 @@ from qrecipe._torch_ao import (
     quiet,
 )
 from qrecipe.arguments import KIND_TITLE, Kind
-from qrecipe.errors import Finding
+from qrecipe.errors import Finding, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +60,11 @@ _SAMPLES = {
 def contract_findings(kind: Kind, name: str, cls: object) -> list[Finding]:
     """Every way in which ``cls`` fails as an observer or fake-quant called ``name``."""
     base = ObserverBase if kind == "observer" else FakeQuantizeBase
-    title = f'{KIND_TITLE[kind]} "{name}"'
+    title = f"{KIND_TITLE[kind]} {shown(name)}"
     if not (isinstance(cls, type) and issubclass(cls, base)):
-        shown = cls.__qualname__ if isinstance(cls, type) else repr(cls)
+        given = cls.__qualname__ if isinstance(cls, type) else repr(cls)
         mend = f"derive it from {base.__module__}.{base.__qualname__}"
-        return [Finding("QR150", f"{title}: {shown} is no {base.__name__}", hint=mend)]
+        return [Finding("QR150", f"{title}: {given} is no {base.__name__}", hint=mend)]
     problems = _observer_problems(cls) if kind == "observer" else _fake_quant_problems(cls)
     with quiet(), torch.random.fork_rng(devices=[]):
         distinct = dict(problems)

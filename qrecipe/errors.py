@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -27,12 +28,16 @@ class Location:
     source: str = ""
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}:{self.column}"
+        return f"{one_line(self.file)}:{self.line}:{self.column}"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong or doubtful: what, where, and how to mend it."""
+    """One thing that is wrong or doubtful: what, where, and how to mend it.
+
+    ``key`` is the dotted key of the recipe at fault where only that is known; who has the recipe
+    turns it into a ``location``.
+    """
 
     code: str
     message: str
@@ -40,6 +45,7 @@ class Finding:
     hint: str | None = None
     related: tuple[tuple[str, Location], ...] = ()
     notes: tuple[str, ...] = ()
+    key: str | None = None
 
     @property
     def severity(self) -> Severity:
@@ -68,13 +74,32 @@ class Finding:
         }
 
 
-# control characters but tab and line feed, and overrides of the writing direction
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# control characters but tab and line feed, separators of lines, overrides of the writing direction
+# and halves of characters, which no encoding can write
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_SHOWN_WIDTH = 80
 
 
 def printable(text: str) -> str:
     """The text without characters that could steer a terminal, each replaced by one."""
     return _UNPRINTABLE.sub("\ufffd", text)
+
+
+def one_line(text: str) -> str:
+    """As `printable`, on one line."""
+    return printable(text).replace("\n", "\ufffd").replace("\t", " ")
+
+
+def shown(value: object) -> str:
+    """A value of a recipe on one line, short, as TOML writes it."""
+    if isinstance(value, dict):
+        return "a table"
+    if isinstance(value, (list, tuple)):
+        return "an array"
+    if isinstance(value, float):
+        return repr(value)
+    text = printable(json.dumps(value, ensure_ascii=False, default=str))
+    return text if len(text) <= _SHOWN_WIDTH else text[: _SHOWN_WIDTH - 1] + "…"
 
 
 def _location_json(location: Location | None) -> dict[str, Any] | None:
@@ -235,7 +260,9 @@ CODES: dict[str, Code] = {
     "QR202": Code("the model was in training mode"),
     "QR203": Code("low accuracy that the scheme explains"),
     "QR204": Code("the CPU may saturate"),
-    "QR205": Code("a batch was left out"),
+    "QR206": Code("branches of very different range share one scale"),
+    "QR207": Code("a kernel that is slower than float"),
+    "QR208": Code("a model so small that int8 can be slower"),
     # plan
     "QR301": Code("rule matches nothing", UnmatchedRuleError),
     "QR302": Code("rule covers another number of sites than expected", UnmatchedRuleError),
@@ -246,6 +273,7 @@ CODES: dict[str, Code] = {
     "QR307": Code("example inputs do not fit the model", PlanError),
     "QR308": Code("the phase does not fit the call", PlanError),
     "QR309": Code("backend not available", UnsupportedError),
+    "QR311": Code("an observer or fake-quant cannot be made", UnsupportedError),
     "QR310": Code("no such site, member or module", PlanError),
     # execution
     "QR401": Code("no calibration data", CalibrationError),
@@ -280,15 +308,20 @@ def _common_base(a: type[QRecipeError], b: type[QRecipeError]) -> type[QRecipeEr
     return shared if issubclass(shared, QRecipeError) else QRecipeError
 
 
+_LONGEST_NAME = 200
+
+
 def nearest(name: str, known: Iterable[str], count: int = 1) -> list[str]:
     """Up to ``count`` names that a misspelt ``name`` may have meant, the likeliest first."""
+    if len(name) > _LONGEST_NAME:  # comparing takes quadratic time, and nobody mistypes that
+        return []
     return difflib.get_close_matches(name, list(known), n=count, cutoff=0.6)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     """``did you mean "x"?``, or None where no known name is near."""
     candidates = nearest(name, known)
-    return f'did you mean "{candidates[0]}"?' if candidates else None
+    return f"did you mean {shown(candidates[0])}?" if candidates else None
 
 
 def first_line(error: Exception) -> str:

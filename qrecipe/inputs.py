@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
@@ -32,12 +33,16 @@ class Inputs:
         return Inputs(args=(batch,))
 
     def call(self, model: nn.Module) -> Any:
+        if isinstance(model, fx.GraphModule):
+            # its own __call__ prints a traceback of its code before it raises
+            return nn.Module.__call__(model, *self.args, **dict(self.kwargs))
         return model(*self.args, **dict(self.kwargs))
 
     def few_samples(self) -> Inputs:
         """The first samples alone, where all tensors have one batch size; else all of them."""
         tensors = [x for x in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(x, Tensor)]
-        sizes = {tensor.shape[0] if tensor.dim() else 0 for tensor in tensors}
+        dense = all(tensor.layout == torch.strided and tensor.dim() for tensor in tensors)
+        sizes = {tensor.shape[0] for tensor in tensors} if dense else set()
         if len(sizes) != 1 or sizes.pop() <= _FEW_SAMPLES:
             return self
 
@@ -52,6 +57,25 @@ def bind(graph_module: fx.GraphModule, model: nn.Module, inputs: Inputs) -> tupl
 
     Raises ``PlanError`` (QR307) where they do not fit the signature of the model's ``forward``.
     """
+    arguments = _bound(model, inputs)
+    return tuple(
+        arguments[str(node.target)] for node in graph_module.graph.nodes if node.op == "placeholder"
+    )
+
+
+def constants(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
+    """The arguments of ``forward`` that are no tensors, given or by default: None, flags, numbers.
+
+    Raises ``PlanError`` (QR307) as `bind` does.
+    """
+    return {
+        name: value
+        for name, value in _bound(model, inputs).items()
+        if value is None or isinstance(value, (bool, int, float, str))
+    }
+
+
+def _bound(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
     signature = inspect.signature(model.forward)
     try:
         bound = signature.bind(*inputs.args, **dict(inputs.kwargs))
@@ -64,8 +88,4 @@ def bind(graph_module: fx.GraphModule, model: nn.Module, inputs: Inputs) -> tupl
             )
         ) from error
     bound.apply_defaults()
-    return tuple(
-        bound.arguments[str(node.target)]
-        for node in graph_module.graph.nodes
-        if node.op == "placeholder"
-    )
+    return bound.arguments

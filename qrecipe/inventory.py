@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch.nn.functional as F
 from torch import fx, nn
 
 from qrecipe._torch_fx import (
@@ -33,6 +34,10 @@ from qrecipe.roots import inputs_of_roots
 from qrecipe.schema import FxTable
 from qrecipe.tracing import trace
 from qrecipe.values import record_values
+
+
+_COPIES = (nn.Dropout, F.dropout)
+"""What copies in eval mode although torch gives it a range of its own, which its kernel ignores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +108,7 @@ def take_inventory(
 def _fused_graph(
     model: nn.Module, path: str, inputs: Inputs, table: FxTable, backend_config: BackendConfig
 ) -> fx.GraphModule:
-    graph_module, scopes = trace(model, path, table)
+    graph_module, scopes = trace(model, path, inputs, table)
     drop_dead_code(graph_module)
     record_values(graph_module, model.get_submodule(path), inputs)
     normalize(graph_module, scopes, path)
@@ -171,6 +176,7 @@ def _matches(fused: fx.GraphModule, backend_config: BackendConfig) -> Iterator[M
             producers=tuple(dict.fromkeys(site_of[n] for n in sources if n in site_of)),
             model_inputs=tuple(str(n.target) for n in sources if n.op == "placeholder"),
             stored=tuple(str(n.target) for n in sources if n.op == "get_attr"),
+            is_output=any(user.op == "output" for user in _readers(group[-1])),
         )
         site_of.update(dict.fromkeys(group, operation.name))
         module = _first_module(group[0], fused)
@@ -200,12 +206,18 @@ def _nodes_of(node_pattern: Any) -> Iterator[fx.Node]:
 def _kind(pattern: Any, handler: QuantizeHandler | None, backend_config: BackendConfig) -> Kind:
     if handler is None:
         return "unmatched"
-    if handler.is_general_tensor_value_op():
+    if handler.is_general_tensor_value_op() or pattern in _COPIES:
         return "passthrough"
     configs = backend_config_utils.get_pattern_to_dtype_configs(backend_config)[pattern]
     if any(config.output_dtype_with_constraints.scale_exact_match for config in configs):
         return "fixed_qparams"
     return "observed"
+
+
+def _readers(node: fx.Node) -> Iterator[fx.Node]:
+    """The nodes that read a result, tuples taken apart."""
+    for user in node.users:
+        yield from _readers(user) if is_plumbing(user) else (user,)
 
 
 def _is_weight(source: fx.Node, node: fx.Node) -> bool:

@@ -47,16 +47,6 @@ def _prelu(module: nn.Module, backend: Backend) -> str | None:
     return None
 
 
-def _transposed_convolution(module: nn.Module, backend: Backend) -> str | None:
-    if (
-        backend in ("x86", "onednn")
-        and isinstance(module, _CONV_TRANSPOSE)
-        and module.in_channels != module.out_channels
-    ):
-        return f"{backend}'s transposed convolution is wrong where in and out channels differ"
-    return None
-
-
 def _qnnpack_clamp(subject: Any, backend: Backend) -> str | None:
     function = subject.target if isinstance(subject, fx.Node) else type(subject)
     if backend == "qnnpack" and function in _CLAMPS:
@@ -141,7 +131,6 @@ def _group_norm(node: fx.Node, backend: Backend) -> str | None:
 
 _MODULE_CHECKS: tuple[Callable[[Any, Backend], str | None], ...] = (
     _prelu,
-    _transposed_convolution,
     _qnnpack_dimensions,
     _qnnpack_clamp,
     _padding,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
+from pathlib import Path
 
 from qrecipe.errors import Finding, QRecipeWarning
 from qrecipe.schema import LintTable
@@ -11,4 +13,15 @@ from qrecipe.schema import LintTable
 def warn(finding: Finding, lint: LintTable) -> None:
     """Warn with ``QRecipeWarning`` unless the recipe's author has accepted this code."""
     if finding.code not in lint.ignore:
-        warnings.warn(str(finding), QRecipeWarning, stacklevel=3)
+        warnings.warn(str(finding), QRecipeWarning, stacklevel=_callers_level())
+
+
+_HERE = str(Path(__file__).parent)
+
+
+def _callers_level() -> int:
+    """How far up the stack the caller's own code begins, as ``warnings.warn`` counts from `warn`."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
+        frame, level = frame.f_back, level + 1
+    return level

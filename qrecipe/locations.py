@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import tomli
@@ -41,10 +42,28 @@ class NestingError(Exception):
     """The text is nested more than `MAX_DEPTH` levels deep."""
 
 
-def line_location(file: str, lines: list[str], line: int, column: int, end: int) -> Location:
-    """The span ``column`` to ``end`` (exclusive) of a line, all counted from 1."""
-    source = printable(lines[line - 1]) if line <= len(lines) else ""
-    return Location(file, line, column, max(end, column + 1), source)
+class _UnfinishedError(Exception):
+    """The text ends, or does not go on as TOML does."""
+
+
+class Lines:
+    """Offsets in a text -> places in its file."""
+
+    def __init__(self, text: str, file: str) -> None:
+        self.file = file
+        self._lines = text.split("\n")
+        self._starts = [0]
+        for line in self._lines:
+            self._starts.append(self._starts[-1] + len(line) + 1)
+
+    def location(self, start: int, end: int) -> Location:
+        """The span from ``start`` to ``end`` (exclusive), to the end of its first line."""
+        line = min(bisect_right(self._starts, start), len(self._lines))
+        first = self._starts[line - 1]
+        source = printable(self._lines[line - 1])
+        column = start - first + 1
+        last = min(end - first, len(source)) + 1
+        return Location(self.file, line, column, max(last, column + 1), source)
 
 
 @dataclass(slots=True)
@@ -79,10 +98,7 @@ class Spans:
     def __init__(self, text: str, file: str) -> None:
         self.text = text.replace("\r\n", "\n")
         self.file = file
-        self._lines = self.text.split("\n")
-        self._starts = [0]
-        for line in self._lines:
-            self._starts.append(self._starts[-1] + len(line) + 1)
+        self._lines = Lines(self.text, file)
         self._root = _Scanner(self.text).document()
 
     def key(self, path: KeyPath) -> Location:
@@ -90,7 +106,7 @@ class Spans:
 
         Raises KeyError if the text has no such path.
         """
-        return self._location(self._node(path).key)
+        return self._lines.location(*self._node(path).key)
 
     def value(self, path: KeyPath) -> Location:
         """Where the value is written, to the end of its first line.
@@ -98,7 +114,7 @@ class Spans:
         A table of headers or dotted keys has no value of its own: there, its key.
         Raises KeyError if the text has no such path.
         """
-        return self._location(self.value_offsets(path))
+        return self._lines.location(*self.value_offsets(path))
 
     def key_offsets(self, path: KeyPath) -> tuple[int, int]:
         """Start and end of the key in ``text``."""
@@ -131,24 +147,24 @@ class Spans:
             node = node.children[step]
         return node
 
-    def _location(self, span: _Span) -> Location:
-        start, end = span
-        line = bisect_right(self._starts, start)
-        line_start = self._starts[line - 1]
-        line_end = line_start + len(self._lines[line - 1])
-        return line_location(
-            self.file,
-            self._lines,
-            line,
-            start - line_start + 1,
-            min(end, line_end) - line_start + 1,
-        )
+
+def repeated_key(text: str) -> tuple[_Span, _Span] | None:
+    """Where a key is set first and where again, in a text to the point where tomli refused it."""
+    scanner = _Scanner(text)
+    with suppress(_UnfinishedError, NestingError):
+        scanner.document()
+    return scanner.repeated
 
 
 class _Scanner:
-    """One pass over a text that tomli has accepted."""
+    """One pass over a text that tomli has accepted.
+
+    ``repeated`` are the places of the key that was met last among those met before: no mistake
+    in itself, as tables may be written in parts.
+    """
 
     def __init__(self, text: str) -> None:
+        self.repeated: tuple[_Span, _Span] | None = None
         self._text = text
         self._position = 0
 
@@ -168,7 +184,8 @@ class _Scanner:
         brackets = 2 if self._text.startswith("[[", self._position) else 1
         self._position += brackets
         *parents, (name, span) = self._key()
-        table = _descend(root, parents)
+        table = self._descend(root, parents)
+        self._compare(table, name, span)
         is_new = name not in table.children
         node = table.child(name, span)
         self._position += brackets
@@ -180,10 +197,22 @@ class _Scanner:
 
     def _pair(self, table: _Node) -> None:
         *parents, (name, span) = self._key()
-        node = _descend(table, parents).child(name, span)
+        table = self._descend(table, parents)
+        self._compare(table, name, span)
+        node = table.child(name, span)
         self._position += 1  # the equals sign
         self._skip(_SPACE)
         self._value(node)
+
+    def _descend(self, table: _Node, parents: list[tuple[str, _Span]]) -> _Node:
+        for name, span in parents:
+            self._compare(table, name, span)
+            table = table.child(name, span).table()
+        return table
+
+    def _compare(self, table: _Node, name: str, span: _Span) -> None:
+        if name in table.children:
+            self.repeated = table.children[name].key, span
 
     def _key(self) -> list[tuple[str, _Span]]:
         """A key's dotted parts; the position is then behind the blanks that follow it."""
@@ -231,15 +260,10 @@ class _Scanner:
 
     def _skip(self, pattern: re.Pattern[str]) -> str:
         match = pattern.match(self._text, self._position)
-        assert match is not None, "the scanner follows only what tomli has accepted"
+        if match is None:
+            raise _UnfinishedError
         self._position = match.end()
         return match.group()
-
-
-def _descend(table: _Node, parts: list[tuple[str, _Span]]) -> _Node:
-    for name, span in parts:
-        table = table.child(name, span).table()
-    return table
 
 
 def _decoded(part: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qrecipe.errors import Finding, Location, did_you_mean
+from qrecipe.errors import Finding, Location, did_you_mean, one_line, shown
 from qrecipe.locations import KeyPath
 from qrecipe.reading import Document
 from qrecipe.references import Source
@@ -39,7 +39,7 @@ _MERGING_LEVELS = {
 class Layer:
     """One recipe file: what it sets, and all that it extends, the nearer first.
 
-    ``damaged`` are the paths that findings took out, ``chain`` leads here from the outermost
+    ``damaged`` are the paths that findings spoilt, ``chain`` leads here from the outermost
     recipe, and ``misses_bases`` tells that one below could not be read.
     """
 
@@ -61,9 +61,13 @@ class Layer:
         """Whether a whole table was taken out, one with a misspelt name for example."""
         data = self.document.data
         return any(
-            not path or (len(path) == 1 and isinstance(data[str(path[0])], dict))
+            not path or (len(path) == 1 and isinstance(data.get(str(path[0])), dict))
             for path in self.damaged
         )
+
+    def is_sound(self, path: KeyPath) -> bool:
+        """Whether no finding has spoilt that path, anything inside it or anything around it."""
+        return not any(at[: len(path)] == path[: len(at)] for at in self.damaged)
 
     def key(self, path: KeyPath) -> Location:
         """Where this file writes that key."""
@@ -104,7 +108,7 @@ def fingerprint(values: Values) -> str:
 
 def chain_text(names: Iterable[str]) -> str:
     """The way from the outermost recipe to a base."""
-    return " extends ".join(names)
+    return " extends ".join(map(one_line, names))
 
 
 def settings_of(table: RecipeTable) -> dict[SettingPath, Any]:
@@ -157,6 +161,14 @@ def _unbeaten(layers: list[Layer]) -> list[Layer]:
     return [layer for layer in layers if id(layer) not in beaten]
 
 
+def _may_conflict(path: SettingPath, standing: list[Layer], top: Layer) -> bool:
+    """False where a recipe that extends them all sets the path too, but amiss."""
+    return all(
+        layer.is_sound(path) or not {*map(id, standing)} <= {*map(id, layer.extended)}
+        for layer in (top, *top.extended)
+    )
+
+
 def _conflicts(
     path: SettingPath, winner: Layer, others: list[Layer], top: Layer
 ) -> Iterator[Finding]:
@@ -165,11 +177,13 @@ def _conflicts(
     other = next((o for o in others if _significant(path, o.settings[path]) != value), None)
     if other is None or path == ("description",):
         return
+    if not _may_conflict(path, [winner, *others], top):
+        return
     yield Finding(
         "QR124",
-        f'"{winner.name}" and "{other.name}" set {dotted(path)} differently',
+        f"{shown(winner.name)} and {shown(other.name)} set {dotted(path)} differently",
         winner.key(path),
-        f'set it in "{top.name}"',
+        f"set it in {shown(top.name)}",
         related=(("and", other.key(path)),),
         notes=(chain_text(winner.chain), chain_text(other.chain)),
     )
@@ -179,17 +193,26 @@ def _nothing_inherited(path: SettingPath, layers: list[Layer]) -> Iterator[Findi
     for layer in layers:
         if not _is_inherit(path, layer.settings[path]) or layer.misses_bases:
             continue
-        below = [base for base in layer.extended if path in base.settings]
-        if all(_is_inherit(path, base.settings[path]) for base in _unbeaten(below)):
-            inherited = (
-                key
-                for base in layer.extended
-                for *tier, key in base.settings
-                if tuple(tier) == path[:-1]
-            )
-            hint = did_you_mean(path[-1], inherited) or f'no base of "{layer.name}" has this rule'
+        below = _unbeaten([base for base in layer.extended if path in base.settings])
+        inherits = any(not _is_inherit(path, base.settings[path]) for base in below)
+        if not inherits and all(base.is_sound(path) for base in layer.extended):
             message = f"{dotted(path)} has nothing to inherit"
+            hint = _removed_by(below) or _inherited_name(path, layer)
             yield layer.noted(Finding("QR125", message, layer.value(path), hint))
+
+
+def _removed_by(removers: list[Layer]) -> str | None:
+    return f"{shown(removers[0].name)} has removed this rule already" if removers else None
+
+
+def _inherited_name(path: SettingPath, layer: Layer) -> str:
+    inherited = (
+        at[-1]
+        for base in layer.extended
+        for at, value in base.settings.items()
+        if at[:-1] == path[:-1] and not _is_inherit(at, value)
+    )
+    return did_you_mean(path[-1], inherited) or f"no base of {shown(layer.name)} has this rule"
 
 
 def _is_inherit(path: SettingPath, value: Any) -> bool:

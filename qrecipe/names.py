@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from qrecipe.errors import Finding, SchemaError
+from qrecipe.errors import Finding, SchemaError, shown
 
 MAX_PATTERN_LENGTH = 500
 SEPARATORS = frozenset(".:#")
@@ -60,7 +60,9 @@ def compile_pattern(text: str) -> NamePattern:
     while kept.endswith(".**"):
         kept = kept[: -len(".**")]
     if kept == "**":
-        raise _problem(f'the pattern "{text}" matches everything', "write rules.global for that")
+        raise _problem(
+            f"the pattern {shown(text)} matches everything", "write rules.global for that"
+        )
     _check_parts(kept)
     return NamePattern(text, _SPECIAL.isdisjoint(kept), _Builder(kept).build())
 
@@ -83,13 +85,13 @@ def _check_parts(text: str) -> None:
     path, colon, family = site.partition(":")
     is_root_call = colon and not path
     if not is_root_call and "" in path.split("."):
-        raise _problem(f'the name "{text}" has an empty part' if text else "the name is empty")
+        raise _problem(f"the name {shown(text)} has an empty part" if text else "the name is empty")
     if (colon and not family) or ":" in family:
         raise _problem(
-            f'"{text}" names no call', 'a call is "path:family", for example "layer1.0:add"'
+            f"{shown(text)} names no call", 'a call is "path:family", for example "layer1.0:add"'
         )
     if hash_ and not _CALL_NUMBER.fullmatch(call):
-        raise _problem(f'after "#" in "{text}" comes the number of a call', "the first is #0")
+        raise _problem(f'after "#" in {shown(text)} comes the number of a call', "the first is #0")
 
 
 def _problem(message: str, hint: str | None = None) -> SchemaError:
@@ -168,7 +170,7 @@ class _Builder:
     def _deep(self, *, in_braces: bool) -> None:
         before, after = self._text[: self._position], self._text[self._position + 2 :]
         if in_braces or before.endswith("*") or after.startswith("*"):
-            raise _problem(f'"{self._text}" has "**" in an odd place', 'write "*" or "**"')
+            raise _problem(f'{shown(self._text)} has "**" in an odd place', 'write "*" or "**"')
         self._position += 2
         is_part = (not before or before.endswith(".")) and after.startswith(".")
         if not is_part:
@@ -196,12 +198,14 @@ class _Builder:
             raise self._unbalanced()
         content = self._text[self._position + 1 : end]
         if content[0] in "!^" and len(content) > 1:
-            raise _problem(f'"[{content}]" cannot be negated', "list the characters that fit")
+            raise _problem(
+                f"{shown(f'[{content}]')} cannot be negated", "list the characters that fit"
+            )
         if not SEPARATORS.isdisjoint(content):
-            raise _problem(f'"[{content}]" cannot hold a separator (".", ":" or "#")')
+            raise _problem(f'{shown(f"[{content}]")} cannot hold a separator (".", ":" or "#")')
         ranges = re.findall("(.)-(.)", content, re.DOTALL)
         if any(first > last for first, last in ranges):
-            raise _problem(f'"[{content}]" has a range that runs backwards')
+            raise _problem(f"{shown(f'[{content}]')} has a range that runs backwards")
         characters = frozenset(re.sub("(.)-(.)", "", content, flags=re.DOTALL))
         self._position = end + 1
         self._step(partial(_in_class, characters, ranges))
@@ -216,7 +220,7 @@ class _Builder:
             while self._text[self._position : self._position + 1] not in (",", "}", ""):
                 self._token(in_braces=True)
             if self._position == first:
-                raise _problem(f'"{self._text}" has an empty alternative in braces')
+                raise _problem(f"{shown(self._text)} has an empty alternative in braces")
             ends.append(self._state)
             at = self._text[self._position : self._position + 1]
         if at != "}":
@@ -258,7 +262,7 @@ class _Builder:
         return closures
 
     def _unbalanced(self) -> SchemaError:
-        return _problem(f'"{self._text}" has an unbalanced bracket or brace')
+        return _problem(f"{shown(self._text)} has an unbalanced bracket or brace")
 
 
 def _in_class(characters: frozenset[str], ranges: list[tuple[str, str]], character: str) -> bool:

@@ -42,7 +42,7 @@ class Operation:
     ``members`` are in order of execution and the first one names the operation; ``producers`` are
     the operations that compute its floating tensor inputs, ``model_inputs`` the names of the
     model's inputs that it reads itself, ``stored`` those of parameters and buffers that it reads
-    as data, weights and biases apart.
+    as data, weights and biases apart; ``is_output`` tells that the model returns its result.
     """
 
     members: tuple[Member, ...]
@@ -50,6 +50,7 @@ class Operation:
     producers: tuple[str, ...]
     model_inputs: tuple[str, ...] = ()
     stored: tuple[str, ...] = ()
+    is_output: bool = False
 
     @property
     def name(self) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from qrecipe._torch_fx import (
     BackendConfig,
@@ -19,7 +22,8 @@ from qrecipe._torch_fx import (
 from qrecipe.assembly import forget_preparation, mark_prepared, prepared_state, with_parts
 from qrecipe.backend import backend_config
 from qrecipe.calibration import Forward, batch_inputs, calibrate, peek, unusable_batch
-from qrecipe.errors import CalibrationError, Finding, PlanError, did_you_mean
+from qrecipe.cpu import has_vnni
+from qrecipe.errors import CalibrationError, Finding, PlanError, did_you_mean, error_from
 from qrecipe.fx import execution
 from qrecipe.fx.numerics import Sample
 from qrecipe.fx.parts import CompiledPart, Configs, compile_part
@@ -47,6 +51,7 @@ class CompiledRecipe:
     _parts: tuple[CompiledPart, ...]
     _configs: Configs
     _preserved: Mapping[str, Any]
+    _identity: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
     def qconfig_mapping(self) -> QConfigMapping:
@@ -81,12 +86,19 @@ class CompiledRecipe:
         Raises ``PlanError`` (QR308) for a recipe with ``phase = "qat"``.
         """
         if self.recipe.phase == "qat":
-            raise PlanError(_qat_finding(), self.plan)
+            raise PlanError(
+                Finding(
+                    "QR308",
+                    'phase = "qat" is planned, but not executed by this version',
+                    hint='set phase = "ptq" to quantize without training',
+                ),
+                self.plan,
+            )
         prepared = with_parts(
             self.graph_module,
             {part.path: part.prepare(self._configs, self._preserved) for part in self._parts},
         )
-        mark_prepared(prepared, self.recipe, [part.path for part in self._parts])
+        mark_prepared(prepared, self.recipe, self._identity, [part.path for part in self._parts])
         return prepared
 
     def convert(self, prepared: nn.Module) -> nn.Module:
@@ -99,6 +111,15 @@ class CompiledRecipe:
             UnsupportedError: this torch or CPU lacks the backend's engine.
         """
         samples = self._samples(prepared)
+        if self.plan.needs_vnni and not has_vnni():
+            warn(
+                Finding(
+                    "QR204",
+                    "8-bit activations can saturate on this CPU, which has no VNNI",
+                    hint="set reduce_range = true for the activations, as builtin:x86-static does",
+                ),
+                self.recipe.lint,
+            )
         converted = with_parts(
             prepared,
             {
@@ -118,11 +139,11 @@ class CompiledRecipe:
 
     def _samples(self, prepared: nn.Module) -> Mapping[str, Sample]:
         state = prepared_state(prepared)
-        if state.fingerprint != self.recipe.fingerprint:
+        if state.origin != self._identity:
             raise CalibrationError(
                 Finding(
                     "QR406",
-                    "this model was prepared by another recipe",
+                    "this model was prepared by another CompiledRecipe",
                     hint="convert with the CompiledRecipe that prepared it",
                 )
             )
@@ -137,7 +158,7 @@ class CompiledRecipe:
         return state.samples
 
 
-def plan(model: nn.Module, recipe: Recipe | str, example_inputs: Any) -> Plan:
+def plan(model: nn.Module, recipe: Recipe | str | os.PathLike[str], example_inputs: Any) -> Plan:
     """What the recipe does to each operation of the model; nothing is executed or changed.
 
     ``recipe`` is a `Recipe`, a path or a reference; ``example_inputs`` is one batch: a tensor, a
@@ -152,7 +173,9 @@ def plan(model: nn.Module, recipe: Recipe | str, example_inputs: Any) -> Plan:
     return make_plan(_inventory(model, loaded, Inputs.from_batch(example_inputs)), loaded)
 
 
-def compile(model: nn.Module, recipe: Recipe | str, example_inputs: Any) -> CompiledRecipe:
+def compile(
+    model: nn.Module, recipe: Recipe | str | os.PathLike[str], example_inputs: Any
+) -> CompiledRecipe:
     """Plan the recipe for the model and put the plan into a graph that FX will execute.
 
     Arguments and errors as for `plan`.
@@ -162,7 +185,7 @@ def compile(model: nn.Module, recipe: Recipe | str, example_inputs: Any) -> Comp
 
 def quantize(
     model: nn.Module,
-    recipe: Recipe | str,
+    recipe: Recipe | str | os.PathLike[str],
     batches: Iterable[Any] | None = None,
     *,
     example_inputs: Any = None,
@@ -212,7 +235,7 @@ def _compile_for_batch(
 def _compile(model: nn.Module, recipe: Recipe, inputs: Inputs) -> CompiledRecipe:
     inventory = _inventory(model, recipe, inputs)
     decided = make_plan(inventory, recipe)
-    preserved = _preserved_attributes(model, recipe.fx.preserved_attributes)
+    preserved = {name: getattr(model, name) for name in recipe.fx.preserved_attributes}
     parts = tuple(compile_part(decided, part) for part in inventory.parts)
     names = list(preserved)
     return CompiledRecipe(
@@ -231,8 +254,16 @@ def _compile(model: nn.Module, recipe: Recipe, inputs: Inputs) -> CompiledRecipe
 
 
 def _inventory(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Inventory:
-    _check_model(model, recipe)
-    return take_inventory(model, inputs, recipe.fx, backend_config(recipe.backend))
+    try:
+        _check_model(model, recipe)
+        return take_inventory(model, inputs, recipe.fx, backend_config(recipe.backend))
+    except PlanError as error:
+        raise error_from(
+            finding
+            if finding.key is None
+            else replace(finding, location=recipe.origin(finding.key))
+            for finding in error.findings
+        ) from error
 
 
 def _check_model(model: nn.Module, recipe: Recipe) -> None:
@@ -246,9 +277,9 @@ def _check_model(model: nn.Module, recipe: Recipe) -> None:
                 hint="pass an instance of the model",
             )
         )
-    findings = list(_model_findings(model, recipe))
+    findings = [*_model_findings(model), *_attribute_findings(model, recipe)]
     if findings:
-        raise PlanError(findings)
+        raise error_from(findings)
     if model.training:
         warn(
             Finding(
@@ -260,8 +291,22 @@ def _check_model(model: nn.Module, recipe: Recipe) -> None:
         )
 
 
-def _model_findings(model: nn.Module, recipe: Recipe) -> Iterator[Finding]:
+def _model_findings(model: nn.Module) -> Iterator[Finding]:
+    if isinstance(model, torch.jit.ScriptModule):
+        yield Finding(
+            "QR306",
+            "a TorchScript model cannot be traced again",
+            hint="pass the model that it was made from",
+        )
+        return
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if is_lazy(tensor):
+            yield Finding(
+                "QR306",
+                f"{name} has no shape yet: it is lazy",
+                hint="run the model once on an example first",
+            )
+            return
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             yield Finding(
                 "QR306",
@@ -280,21 +325,17 @@ def _model_findings(model: nn.Module, recipe: Recipe) -> Iterator[Finding]:
             return
 
 
-def _preserved_attributes(model: nn.Module, names: list[str]) -> dict[str, Any]:
-    missing = [name for name in names if not hasattr(model, name)]
-    if missing:
-        known = [name for name in vars(model) if not name.startswith("_")]
-        raise PlanError(
-            [
-                Finding(
-                    "QR301",
-                    f'fx.preserved_attributes "{name}" is no attribute of the model',
-                    hint=did_you_mean(name, known),
-                )
-                for name in missing
-            ]
-        )
-    return {name: getattr(model, name) for name in names}
+def _attribute_findings(model: nn.Module, recipe: Recipe) -> Iterator[Finding]:
+    """What ``[fx] preserved_attributes`` names has to be an attribute of the caller's own."""
+    for name in recipe.fx.preserved_attributes:
+        if not hasattr(model, name) or name.startswith("_") or hasattr(nn.Module, name):
+            known = [known for known in vars(model) if not known.startswith("_")]
+            yield Finding(
+                "QR301",
+                f'fx.preserved_attributes "{name}" is no attribute of the model\'s own',
+                hint=did_you_mean(name, known),
+                key="fx.preserved_attributes",
+            )
 
 
 def _no_batches() -> CalibrationError:

@@ -7,14 +7,19 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from qrecipe.backend import Mode, Outcome, Verdict, can_honour, outcomes
-from qrecipe.errors import Finding, Location, error_from
+from qrecipe.advice import advice
+from qrecipe.backend import EXPORTED, FOLLOWERS, Mode, Outcome, Verdict, can_honour, outcomes
+from qrecipe.convolutions import Engine
+from qrecipe.errors import Finding, Location, error_from, first_line
 from qrecipe.inventory import Inventory
 from qrecipe.operations import ModelStructure
+from qrecipe.qconfigs import factory, quantized_range
 from qrecipe.recipe import QConfigSpec, Recipe, Rule
 from qrecipe.rendering import explanation, plan_json, plan_text
 from qrecipe.rules import Resolution, describe, listed, resolve
 from qrecipe.schema import Backend, Phase, TensorSpec
+
+_SEVEN_BITS = 127
 
 RuleOutcome = Literal["applied", "shadowed", "unused", "unmatched", "unsupported"]
 
@@ -25,7 +30,8 @@ class Site:
 
     ``qconfig`` is what is executed (None for float); ``input`` the spec that a float input of the
     site gets, None where it arrives quantized or the site is float; ``rule`` decided, ``shadowed``
-    would have decided without it; ``reason`` says why a site stays float or what was substituted.
+    would have decided without it; ``reason`` says why a site stays float or what was substituted;
+    ``engine`` packs its weights for another engine than the backend's.
     """
 
     name: str
@@ -38,6 +44,7 @@ class Site:
     shadowed: tuple[Rule, ...]
     verdict: Verdict
     reason: str | None
+    engine: Engine | None = None
 
     @property
     def dtypes(self) -> str:
@@ -64,16 +71,35 @@ class Plan:
     """Recipe x model: every site's decision and every rule's verdict.
 
     ``findings`` are what makes the plan impossible; a plan that was returned has none.
+    ``warnings`` are legal but doubtful; ``boundaries`` counts the tensors that are quantized or
+    dequantized at run time.
     """
 
     sites: tuple[Site, ...]
     rules: tuple[RuleVerdict, ...]
     findings: tuple[Finding, ...]
+    warnings: tuple[Finding, ...]
+    boundaries: int
     recipe: str
     fingerprint: str
     backend: Backend
     phase: Phase
     structure: ModelStructure = field(repr=False, compare=False)
+
+    @property
+    def needs_vnni(self) -> bool:
+        """Whether the kernels saturate on an x86 CPU without VNNI: activations of 8 full bits."""
+        if self.backend not in ("x86", "fbgemm"):
+            return False
+        static = [site.qconfig for site in self.sites if site.mode == "static" and site.qconfig]
+        ranges = [quantized_range(q.activation) for q in static if q.activation is not None]
+        wide = any(high - low > _SEVEN_BITS for low, high in filter(None, ranges))
+        return wide and any(qconfig.weight is not None for qconfig in static)
+
+    @property
+    def is_for_export(self) -> bool:
+        """Whether conversion gives torch's reference model, to be exported and not executed."""
+        return self.backend in EXPORTED
 
     def __str__(self) -> str:
         return plan_text(self)
@@ -103,12 +129,19 @@ def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
         *resolution.findings,
         *unsupported.values(),
         *_input_conflicts(inventory, resolution, outcome_of),
+        *_unmakeable(resolution, outcome_of, recipe.phase),
     )
     findings = tuple(sorted(findings, key=_place))
     plan = Plan(
         sites=tuple(_sites(inventory, resolution, outcome_of)),
         rules=tuple(_rule_verdicts(recipe.rules, resolution, unsupported)),
         findings=findings,
+        warnings=tuple(
+            finding
+            for finding in advice(inventory, resolution.decisions, outcome_of, recipe.backend)
+            if finding.code not in recipe.lint.ignore
+        ),
+        boundaries=_boundaries(inventory, outcome_of),
         recipe=recipe.reference or recipe.path or recipe.name or "recipe",
         fingerprint=recipe.fingerprint,
         backend=recipe.backend,
@@ -143,6 +176,7 @@ def _sites(
             shadowed=decision.shadowed,
             verdict=outcome.verdict,
             reason=outcome.reason,
+            engine=outcome.engine,
         )
 
 
@@ -162,7 +196,12 @@ def _unsupported(
     backend: Backend,
 ) -> Iterator[tuple[Rule, Finding]]:
     for rule, covered in resolution.covered.items():
-        won = [name for name in covered if resolution.decisions[name].rule is rule]
+        won = [
+            name
+            for name in covered
+            if resolution.decisions[name].rule is rule
+            and inventory.matches[name].operation.kind not in FOLLOWERS
+        ]
         refused = [name for name in won if not outcome_of[name].honoured]
         named = [name for name in refused if resolution.decisions[name].names_operation]
         if rule.qconfig is None or not refused:
@@ -207,6 +246,53 @@ def _input_conflicts(
             hint="give both one activation spec, or quantize what they read",
             related=(("against", second.location),),
         )
+
+
+def _boundaries(inventory: Inventory, outcome_of: Mapping[str, Outcome]) -> int:
+    """How many tensors cross between float and int8; each costs a pass over its memory."""
+    static = {name for name, outcome in outcome_of.items() if outcome.mode == "static"}
+    quantized = {
+        source
+        for name in static
+        if outcome_of[name].verdict == "quantized"
+        for source in _float_inputs(name, inventory, outcome_of)
+    }
+    dequantized = {
+        producer
+        for operation in inventory.structure.operations
+        if operation.name not in static
+        for producer in operation.producers
+        if producer in static
+    }
+    returned = {
+        operation.name
+        for operation in inventory.structure.operations
+        if operation.is_output and operation.name in static
+    }
+    return len(quantized) + len(dequantized | returned)
+
+
+def _unmakeable(
+    resolution: Resolution, outcome_of: Mapping[str, Outcome], phase: Phase
+) -> Iterator[Finding]:
+    """Observers that refuse their arguments: torch would find out in the midst of preparing."""
+    tried: set[TensorSpec] = set()
+    for name, outcome in outcome_of.items():
+        qconfig = outcome.qconfig
+        for spec in (qconfig.weight, qconfig.activation) if qconfig is not None else ():
+            if spec is None or spec in tried:
+                continue
+            tried.add(spec)
+            try:
+                factory(spec, phase)()
+            except Exception as error:
+                observer = spec.observer.name if spec.observer is not None else "placeholder"
+                yield Finding(
+                    "QR311",
+                    f'observer "{observer}" cannot be made for {name}: {first_line(error)}',
+                    resolution.decisions[name].rule.location,
+                    hint="mend the arguments or the settings of its tensor",
+                )
 
 
 def _activation(outcome: Outcome) -> TensorSpec | None:

@@ -24,7 +24,15 @@ from qrecipe._torch_ao import (
     QConfig,
 )
 from qrecipe.errors import Finding, SchemaError
-from qrecipe.schema import QUANTIZED_RANGE, Constructor, DType, Phase, QScheme, TensorSpec
+from qrecipe.schema import (
+    QUANTIZED_RANGE,
+    Constructor,
+    DType,
+    Phase,
+    QScheme,
+    TensorSpec,
+    quantized_range,
+)
 
 __all__ = ["Specs", "factory", "per_tensor", "qconfig", "quantized_range", "torch_dtype"]
 
@@ -95,16 +103,6 @@ def torch_dtype(spec: TensorSpec) -> torch.dtype:
     if spec.dtype == "uint4" and spec.qscheme == FLOAT_QPARAMS:
         return torch.quint4x2
     return _TORCH_DTYPE[spec.dtype]
-
-
-def quantized_range(spec: TensorSpec) -> tuple[int, int] | None:
-    """The inclusive range of integers that a spec uses; None for float dtypes."""
-    if spec.dtype not in QUANTIZED_RANGE:
-        return None
-    low, high = QUANTIZED_RANGE[spec.dtype]
-    low = low if spec.quant_min is None else spec.quant_min
-    high = high if spec.quant_max is None else spec.quant_max
-    return (low // 2, high // 2) if spec.reduce_range else (low, high)
 
 
 def per_tensor(spec: TensorSpec) -> TensorSpec:

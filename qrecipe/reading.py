@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Any, NoReturn
 
 import tomli
 
-from qrecipe.errors import Finding, Location, RecipeReferenceError, RecipeSyntaxError
-from qrecipe.locations import MAX_DEPTH, NestingError, Spans, line_location
-from qrecipe.wording import shown
+from qrecipe.errors import Finding, Location, RecipeReferenceError, RecipeSyntaxError, shown
+from qrecipe.locations import MAX_DEPTH, NestingError, Spans
+from qrecipe.syntax import long_number_finding, syntax_finding
 
 MAX_BYTES = 2**20
 """The largest recipe that is read: 1 MiB."""
+
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,6 +55,11 @@ def parse_document(text: str, file: str) -> Document:
 
     Raises RecipeSyntaxError (QR002 to QR005).
     """
+    half = _HALF_CHARACTER.search(text)
+    if half is not None:
+        line = text.count("\n", 0, half.start()) + 1
+        what = f"has half a character: U+{ord(half[0]):04X}"
+        _refuse_encoding(file, line, what, "read the file as UTF-8")
     if len(text) > MAX_BYTES:
         raise _too_large(file)
     if text.startswith("\ufeff"):
@@ -59,13 +67,12 @@ def parse_document(text: str, file: str) -> Document:
     try:
         return Document(file, tomli.loads(text), Spans(text, file))
     except tomli.TOMLDecodeError as error:
-        raise RecipeSyntaxError(_syntax_finding(error, file)) from None
+        raise RecipeSyntaxError(syntax_finding(error, file)) from None
     except (RecursionError, NestingError):
         message = f"the recipe is nested more than {MAX_DEPTH} levels deep"
         raise RecipeSyntaxError(Finding("QR005", message, Location(file, 1, 1, 1))) from None
     except ValueError:  # Python reads no decimal integer of thousands of digits
-        message = "a number has too many digits"
-        raise RecipeSyntaxError(Finding("QR004", message, Location(file, 1, 1, 1))) from None
+        raise RecipeSyntaxError(long_number_finding(text, file)) from None
 
 
 def _unreadable(file: str, why: str) -> RecipeReferenceError:
@@ -95,17 +102,3 @@ def _refuse_encoding(file: str, line: int, what: str, hint: str | None) -> NoRet
     raise RecipeSyntaxError(
         Finding("QR003", f"the recipe {what}", Location(file, line, 1, 1), hint)
     )
-
-
-_SYNTAX_HINTS = {
-    "Invalid value": 'a string is quoted, "like this"',
-    "Cannot overwrite a value": "this key is set twice",
-    "Expected '=' after a key in a key/value pair": "a key with other characters is quoted",
-}
-
-
-def _syntax_finding(error: tomli.TOMLDecodeError, file: str) -> Finding:
-    lines = error.doc.split("\n")
-    at = line_location(file, lines, error.lineno, error.colno, error.colno + 1)
-    message = f"TOML syntax: {error.msg[:1].lower()}{error.msg[1:200]}"
-    return Finding("QR004", message, at, _SYNTAX_HINTS.get(error.msg))

@@ -12,10 +12,26 @@ import tomli
 
 from qrecipe.checks import findings_of, rules_of
 from qrecipe.composition import Composition, compose
-from qrecipe.errors import Finding, Location, UnknownNameError, did_you_mean, error_from
+from qrecipe.errors import (
+    Finding,
+    Location,
+    RecipeReferenceError,
+    UnknownNameError,
+    did_you_mean,
+    error_from,
+    shown,
+)
+from qrecipe.frozen import FrozenMapping
 from qrecipe.locations import KeyPath
 from qrecipe.merging import fingerprint
-from qrecipe.references import Source, existing_source, file_source, is_reference, named_source
+from qrecipe.references import (
+    Source,
+    existing_source,
+    file_source,
+    is_reference,
+    named_source,
+    path_text,
+)
 from qrecipe.schema import (
     FLOAT,
     Backend,
@@ -75,13 +91,13 @@ class Recipe:
     description: str | None
     phase: Phase
     backend: Backend
-    tensors: Mapping[str, TensorSpec] = field(hash=False)
-    qconfigs: Mapping[str, QConfigSpec] = field(hash=False)
+    tensors: FrozenMapping[str, TensorSpec]
+    qconfigs: FrozenMapping[str, QConfigSpec]
     rules: tuple[Rule, ...]
     calibration: CalibrationTable
     qat: QatTable
-    fx: FxTable = field(hash=False)
-    lint: LintTable = field(hash=False)
+    fx: FxTable
+    lint: LintTable
     path: str | None
     reference: str | None
     fingerprint: str
@@ -98,7 +114,7 @@ class Recipe:
             if path in self._origins:
                 return self._origins[path]
         known = [dotted(path) for path in self._origins]
-        finding = Finding("QR107", f"no file sets {key}", hint=did_you_mean(key, known))
+        finding = Finding("QR107", f"no file sets {shown(key)}", hint=did_you_mean(key, known))
         raise UnknownNameError(finding)
 
     def to_toml(self) -> str:
@@ -106,8 +122,11 @@ class Recipe:
         return toml_text(self._values)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes `to_toml` to a file, which is never seen half written."""
-        write_atomically(Path(path), self.to_toml())
+        """Writes `to_toml` to a file, which is never seen half written.
+
+        Raises RecipeReferenceError (QR001) if it cannot be written.
+        """
+        write_atomically(Path(path_text(path, "save takes a path")), self.to_toml())
 
 
 def load_recipe(source: str | os.PathLike[str] | Recipe) -> Recipe:
@@ -117,7 +136,7 @@ def load_recipe(source: str | os.PathLike[str] | Recipe) -> Recipe:
     """
     if isinstance(source, Recipe):
         return source
-    text = os.fspath(source)
+    text = path_text(source, "load_recipe takes a path or a reference")
     if isinstance(source, str) and is_reference(text):
         return _resolved(compose(named_source(text)), None, text)
     return _resolved(compose(existing_source(Path(text), text)), text, text)
@@ -128,9 +147,13 @@ def parse_recipe(text: str, path: str | os.PathLike[str] | None = None) -> Recip
 
     Raises RecipeError with all findings at once.
     """
+    if not isinstance(text, str):
+        kind = shown(type(text).__name__)
+        message = f"parse_recipe takes the text of a recipe, not {kind}"
+        raise RecipeReferenceError(Finding("QR001", message, hint="load_recipe reads a file"))
     if path is None:
         return _resolved(compose(Source("<recipe>"), text), None, None)
-    name = os.fspath(path)
+    name = path_text(path, "the path of parse_recipe is a path")
     return _resolved(compose(file_source(Path(name), name), text), name, name)
 
 
@@ -150,8 +173,8 @@ def _resolved(composition: Composition, path: str | None, reference: str | None)
         description=table.description,
         phase=table.phase or "ptq",
         backend=table.backend,
-        tensors=table.tensor,
-        qconfigs=qconfigs,
+        tensors=FrozenMapping(table.tensor),
+        qconfigs=FrozenMapping(qconfigs),
         rules=tuple(_rule(composition, table, qconfigs, at, rule) for at, rule in rules_of(table)),
         calibration=table.calibration,
         qat=table.qat,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os.path
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,8 +11,7 @@ from importlib.metadata import Distribution, EntryPoint, PackageNotFoundError, d
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from qrecipe.errors import Finding, RecipeReferenceError, did_you_mean, nearest
-from qrecipe.wording import shown
+from qrecipe.errors import Finding, RecipeReferenceError, did_you_mean, nearest, one_line, shown
 
 ENTRY_POINT_GROUP = "qrecipe.recipes"
 """An entry point ``cnn = "acme_recipes.vision"`` publishes ``acme_recipes/vision/cnn.toml``."""
@@ -47,6 +46,17 @@ def builtin_names() -> list[str]:
     return sorted(path.stem for path in _builtin_folder().glob("*.toml"))
 
 
+def path_text(path: object, what: str) -> str:
+    """A path as text; ``what`` says in a finding what takes it.
+
+    Raises RecipeReferenceError (QR001) for what is no path.
+    """
+    text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+    if not isinstance(text, str):
+        raise _error("QR001", f"{what}, not {shown(type(path).__name__)}")
+    return text
+
+
 def file_source(path: Path, name: str) -> Source:
     """The outermost recipe of a file, which sets the tree.
 
@@ -55,7 +65,7 @@ def file_source(path: Path, name: str) -> Source:
     try:
         resolved = path.resolve()
     except (OSError, RuntimeError, ValueError) as error:
-        raise _error("QR001", f"cannot read {shown(name)}: {error}") from None
+        raise _error("QR001", f"cannot read {shown(name)}: {one_line(str(error))}") from None
     return Source(name, resolved, _tree_of(resolved.parent))
 
 
@@ -63,7 +73,8 @@ def existing_source(path: Path, name: str) -> Source:
     """As `file_source`, for a file that has to be there."""
     source = file_source(path, name)
     if source.path is not None and not _exists(source.path):
-        hint = _nearest_file(source.path) or (_suggestion(name) if _is_plain(name) else None)
+        near = _nearest_file(source.path, name)
+        hint = near or (_suggestion(name) if _is_plain(name) else None)
         raise _error("QR001", f"there is no file {shown(name)}", hint)
     return source
 
@@ -127,10 +138,13 @@ def relative_source(reference: str, origin: Source) -> Source:
         raise _error(
             "QR122",
             f"{shown(reference)} leads out of the tree of the recipe",
-            f'a recipe may extend what is inside "{origin.tree.name}"',
+            f"a recipe may extend what is inside {shown(origin.tree.name)}",
         )
     if not _is_file(path):
-        raise _error("QR120", f"there is no recipe {shown(reference)}", _nearest_file(path))
+        if _exists(path):
+            raise _error("QR120", f"{shown(reference)} is no regular file")
+        near = _nearest_file(path, reference, besides=origin.path)
+        raise _error("QR120", f"there is no recipe {shown(reference)}", near)
     return Source(_relative_name(reference, path, origin), path, origin.tree)
 
 
@@ -159,17 +173,22 @@ def _relative_name(reference: str, path: Path, origin: Source) -> str:
     return Path(os.path.normpath(Path(origin.name).parent / reference)).as_posix()
 
 
-def _nearest_file(path: Path) -> str | None:
+def _nearest_file(path: Path, written: str, besides: Path | None = None) -> str | None:
+    """The recipe in the folder of a missing one that may be meant, written as that one was."""
+    if not written.endswith(path.name):  # a link that leads nowhere
+        return None
     try:
-        names = [file.name for file in path.parent.glob("*.toml")]
+        files = [file for file in path.parent.glob("*.toml") if file.is_file() and file != besides]
     except OSError:
         return None
-    return did_you_mean(path.name, names)
+    for name in nearest(path.name, [file.name for file in files]):
+        return f"did you mean {shown(written.removesuffix(path.name) + name)}?"
+    return None
 
 
 def _suggestion(reference: str) -> str:
     if re.fullmatch(r"[\w./-]+\.toml", reference):
-        return f'did you mean "./{reference}"?'
+        return f"did you mean {shown(f'./{reference}')}?"
     for name in nearest(reference, builtin_names()):
         return f'did you mean "{_BUILTIN}:{name}"?'
     return 'write "./FILE.toml", "../FILE.toml", "builtin:NAME" or "DIST:NAME"'
@@ -187,7 +206,7 @@ def _builtin_source(name: str) -> Source:
     if name not in builtin_names():
         known = [f"{_BUILTIN}:{known}" for known in builtin_names()]
         hint = did_you_mean(reference, known) or "there are " + ", ".join(known)
-        raise _error("QR120", f'there is no recipe "{reference}"', hint)
+        raise _error("QR120", f"there is no recipe {shown(reference)}", hint)
     folder = _builtin_folder()
     return Source(reference, folder / f"{name}.toml", folder)
 
@@ -199,7 +218,7 @@ def _distributed_source(owner: str, name: str) -> Source:
     except (PackageNotFoundError, ValueError):
         raise _error(
             "QR120",
-            f'"{reference}" needs the distribution "{owner}", which is not installed',
+            f"{shown(reference)} needs the distribution {shown(owner)}, which is not installed",
             _suggestion(name) if name in builtin_names() else None,
         ) from None
     published = {
@@ -207,24 +226,25 @@ def _distributed_source(owner: str, name: str) -> Source:
     }
     if name not in published:
         hint = did_you_mean(name, published) or (
-            "it has " + ", ".join(sorted(published)) if published else "it publishes none"
+            "it has " + ", ".join(map(shown, sorted(published)))
+            if published
+            else "it publishes none"
         )
-        raise _error("QR120", f'"{owner}" publishes no recipe "{name}"', hint)
+        raise _error("QR120", f"{shown(owner)} publishes no recipe {shown(name)}", hint)
     return _published_source(reference, installed, published[name])
 
 
 def _published_source(reference: str, installed: Distribution, point: EntryPoint) -> Source:
     if not _PACKAGE.fullmatch(point.value):
-        raise _error("QR120", f'"{reference}" does not name a package: {shown(point.value)}')
+        raise _error("QR120", f"{shown(reference)} does not name a package: {shown(point.value)}")
     first, *rest = point.value.split(".")
     place = "/".join((first, *rest, f"{point.name}.toml"))
     for root in _roots(installed, place):
         tree, path = _resolved(root / first, reference), _resolved(root / place, reference)
         if _is_file(path) and path.is_relative_to(tree):
             return Source(reference, path, tree)
-    raise _error(
-        "QR120", f'"{reference}" should be {place}, but "{installed.name}" has no such file'
-    )
+    message = f"{shown(reference)} should be {place}, but {shown(installed.name)} has no such file"
+    raise _error("QR120", message)
 
 
 def _roots(installed: Distribution, place: str) -> Iterator[Path]:

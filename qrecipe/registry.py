@@ -11,7 +11,6 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -20,13 +19,11 @@ from qrecipe import registered
 from qrecipe._torch_ao import FakeQuantizeBase, ObserverBase, named_class
 from qrecipe.arguments import KIND_TITLE, SPEC_ARGUMENTS, Kind, Signature, TypeTag
 from qrecipe.contract import contract_findings
-from qrecipe.errors import Finding, PluginError, UnknownNameError
-from qrecipe.signatures import FAKE_QUANTS, OBSERVERS, check_arguments, known_names, signature
+from qrecipe.errors import Finding, PluginError, UnknownNameError, shown
+from qrecipe.signatures import FAKE_QUANTS, OBSERVERS, check_arguments, signature
 
 __all__ = [
-    "Entry",
     "constructor_arguments",
-    "entries",
     "fake_quant",
     "observer",
     "register_fake_quant",
@@ -35,16 +32,6 @@ __all__ = [
 
 _C = TypeVar("_C", bound=type)
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One line of a listing: where a name comes from and what it takes."""
-
-    name: str
-    kind: Kind
-    origin: str
-    signature: Signature
 
 
 def register_observer(name: str, *, options: type[BaseModel] | None = None) -> Callable[[_C], _C]:
@@ -75,15 +62,6 @@ def fake_quant(name: str) -> type[FakeQuantizeBase]:
     return _find("fake_quant", name)
 
 
-def entries(kind: Kind) -> tuple[Entry, ...]:
-    """Every name of one kind, torch's own first."""
-    return tuple(
-        Entry(name, kind, _origin(kind, name, found), found)
-        for name in known_names(kind)
-        if (found := signature(kind, name)) is not None
-    )
-
-
 def constructor_arguments(kind: Kind, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The keyword arguments for the class of that name, from those that a recipe gives."""
     registration = registered.find(kind, name)
@@ -103,12 +81,6 @@ def _find(kind: Kind, name: str) -> type[Any]:
     return named_class(found.target)
 
 
-def _origin(kind: Kind, name: str, found: Signature) -> str:
-    if registered.find(kind, name) is None:
-        return f"torch ({found.target})"
-    return f"registered ({found.target})"
-
-
 def _decorator(kind: Kind, name: str, options: type[BaseModel] | None) -> Callable[[_C], _C]:
     def register(cls: _C) -> _C:
         findings = _name_findings(kind, name, cls) or contract_findings(kind, name, cls)
@@ -122,7 +94,7 @@ def _decorator(kind: Kind, name: str, options: type[BaseModel] | None) -> Callab
 
 
 def _name_findings(kind: Kind, name: str, cls: type) -> list[Finding]:
-    title = f'{KIND_TITLE[kind]} "{name}"'
+    title = f"{KIND_TITLE[kind]} {shown(name)}"
     if not (isinstance(name, str) and _NAME.fullmatch(name)):
         mend = "use lower-case letters, digits and underscores, with a letter first"
         return [Finding("QR150", f"{title} has no plain name", hint=mend)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -18,16 +19,20 @@ if TYPE_CHECKING:
 
 def plan_text(plan: Plan) -> str:
     """The whole plan: a line on top, the sites, the rules."""
-    return "\n\n".join([summary(plan), _site_table(plan.sites), _rule_table(plan)])
+    warnings = [str(finding) for finding in plan.warnings]
+    return "\n\n".join([summary(plan), _site_table(plan.sites), _rule_table(plan), *warnings])
 
 
 def summary(plan: Plan) -> str:
     """One line: recipe, backend, and how many sites become what."""
     counts = Counter(site.verdict for site in plan.sites)
+    needs = "; needs a CPU with VNNI" if plan.needs_vnni else ""
+    if plan.is_for_export:
+        needs = "; gives the reference model, for export"
     return (
         f"{plan.recipe} on {plan.backend} ({plan.phase}): {len(plan.sites)} sites, "
         f"{counts['quantized']} quantized, {counts['passthrough']} passthrough, "
-        f"{counts['float']} float"
+        f"{counts['float']} float, {plan.boundaries} q/dq boundaries{needs}"
     )
 
 
@@ -61,18 +66,47 @@ def _by(rule: Rule) -> str:
 def explanation(plan: Plan, name: str) -> str:
     """Why a site or member is decided as it is, or a table of a module's inside."""
     canonical = plan.structure.aliases.get(name, name)
-    wanted = canonical.removesuffix("#0")
-    named = [site for site in plan.sites if wanted in site.members]
-    if named:
-        alias = [f"{name} is another name of {canonical}", ""] if canonical != name else []
-        return "\n".join([*alias, *_site_lines(named[0], wanted)])
+    calls = _sites_of_calls(plan, canonical)
+    if calls:
+        alias = [f"{name} is another name of {canonical}"] if canonical != name else []
+        texts = ["\n".join(_site_lines(site, member)) for member, site in calls]
+        return "\n\n".join([*alias, *texts])
     if canonical not in plan.structure.modules:
         raise _unknown_name(plan, name)
-    inside = [site for site in plan.sites if _is_inside(site, canonical)]
+    inside = _sites_inside(plan, canonical)
     if not inside:
         return f"{name}: nothing in it is called that quantization can decide about"
     head = f"{name or 'the model'} holds {len(inside)} sites"
     return f"{head}\n\n{_site_table(inside)}"
+
+
+def explanation_json(plan: Plan, name: str) -> dict[str, Any]:
+    """The sites that a name stands for, its calls or what is inside it, as plain values.
+
+    Raises ``PlanError`` (QR310) as `explanation` does.
+    """
+    canonical = plan.structure.aliases.get(name, name)
+    sites = [site for _, site in _sites_of_calls(plan, canonical)]
+    if not sites and canonical not in plan.structure.modules:
+        raise _unknown_name(plan, name)
+    sites = sites or _sites_inside(plan, canonical)
+    return {"name": name, "canonical": canonical, "sites": [_site_json(site) for site in sites]}
+
+
+def _sites_of_calls(plan: Plan, name: str) -> list[tuple[str, Site]]:
+    """Each call that a name selects, with its site: all of them without ``#``."""
+    wanted = name.removesuffix("#0")
+    every = wanted == name
+    return [
+        (member, site)
+        for site in plan.sites
+        for member in site.members
+        if member == wanted or (every and member.startswith(f"{wanted}#"))
+    ]
+
+
+def _sites_inside(plan: Plan, path: str) -> list[Site]:
+    return [site for site in plan.sites if _is_inside(site, path)]
 
 
 def _unknown_name(plan: Plan, name: str) -> PlanError:
@@ -99,29 +133,29 @@ def _site_lines(site: Site, wanted: str) -> Iterator[str]:
     yield f"{site.name}  {site.op}"
     if wanted != site.name:
         yield f"  {wanted} is a member of this group, which {site.name} names and decides"
-    yield f"  verdict   {site.verdict}: {site.dtypes}"
+    yield f"  verdict    {site.verdict}: {site.dtypes}"
     if site.reason:
-        yield f"  why       {site.reason}"
+        yield f"  why        {site.reason}"
     if len(site.members) > 1:
-        yield f"  members   {', '.join(site.members)}"
-    yield f"  rule      {_by(site.rule)}  ({site.rule.location})"
+        yield f"  members    {', '.join(site.members)}"
+    yield f"  rule       {_by(site.rule)}  ({site.rule.location})"
     if site.rule.reason:
-        yield f"  reason    {site.rule.reason}"
+        yield f"  reason     {site.rule.reason}"
     for rule in site.shadowed:
-        yield f"  shadowed  {_by(rule)}  ({rule.location})"
+        yield f"  shadowed   {_by(rule)}  ({rule.location})"
     if site.qconfig is not None:
         for role, spec in (
             ("weight", site.qconfig.weight),
             ("activation", site.qconfig.activation),
         ):
             if spec is not None:
-                yield f"  {role:<10}{_spec_text(spec)}"
+                yield f"  {role:<10} {_spec_text(spec)}"
     if site.input is not None:
-        yield "  input     arrives as float and is quantized by the activation spec"
+        yield "  input      arrives as float and is quantized by the activation spec"
 
 
 def _spec_text(spec: TensorSpec) -> str:
-    return ", ".join(f"{key} = {value}" for key, value in spec_json(spec).items())
+    return ", ".join(f"{key} = {json.dumps(value)}" for key, value in spec_json(spec).items())
 
 
 def spec_json(spec: TensorSpec) -> dict[str, Any]:
@@ -135,12 +169,14 @@ def spec_json(spec: TensorSpec) -> dict[str, Any]:
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
-    """The plan as plain values, without paths of the machine that it was made on."""
+    """The plan as plain values; recipes are named as their author named them."""
     return {
         "recipe": plan.recipe,
         "fingerprint": plan.fingerprint,
         "backend": plan.backend,
         "phase": plan.phase,
+        "needs_vnni": plan.needs_vnni,
+        "is_for_export": plan.is_for_export,
         "sites": [_site_json(site) for site in plan.sites],
         "rules": [
             {
@@ -150,6 +186,8 @@ def plan_json(plan: Plan) -> dict[str, Any]:
             }
             for verdict in plan.rules
         ],
+        "boundaries": plan.boundaries,
+        "warnings": [finding.to_json() for finding in plan.warnings],
         "findings": [finding.to_json() for finding in plan.findings],
     }
 
@@ -162,6 +200,7 @@ def _site_json(site: Site) -> dict[str, Any]:
         "verdict": site.verdict,
         "mode": site.mode,
         "reason": site.reason,
+        "engine": site.engine,
         "qconfig": _qconfig_json(site.qconfig),
         "input": None if site.input is None else spec_json(site.input),
         "rule": _rule_json(site.rule),

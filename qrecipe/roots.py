@@ -37,7 +37,9 @@ def inputs_of_roots(model: nn.Module, inputs: Inputs, roots: Sequence[str]) -> d
     uncalled = [path for path in roots if path not in taken]
     if uncalled:
         raise error_from(
-            Finding("QR301", f'fx.roots "{path}" is not called on the example inputs')
+            Finding(
+                "QR301", f'fx.roots "{path}" is not called on the example inputs', key="fx.roots"
+            )
             for path in uncalled
         )
     return {path: taken[path] for path in roots}
@@ -66,16 +68,28 @@ def _problem(path: str, roots: Sequence[str], modules: Mapping[str, nn.Module]) 
             "QR301",
             f'fx.roots "{path}" is no module of the model',
             hint=did_you_mean(path, [name for name in modules if name]),
+            key="fx.roots",
         )
     if type(modules[path]).__module__.startswith("torch.nn") and not list(modules[path].children()):
         return Finding(
             "QR301",
             f'fx.roots "{path}" is a single {type(modules[path]).__name__}, with nothing to trace',
             hint="name the module around it",
+            key="fx.roots",
         )
     if list(roots).count(path) > 1:
-        return Finding("QR301", f'fx.roots "{path}" stands there twice', hint="name it once")
+        return Finding(
+            "QR301",
+            f'fx.roots "{path}" stands there twice',
+            hint="name it once",
+            key="fx.roots",
+        )
     outer = next((root for root in roots if root != path and path.startswith(f"{root}.")), None)
     if outer is not None:
-        return Finding("QR301", f'fx.roots "{path}" lies inside "{outer}"', hint="name one of them")
+        return Finding(
+            "QR301",
+            f'fx.roots "{path}" lies inside "{outer}"',
+            hint="name one of them",
+            key="fx.roots",
+        )
     return None

@@ -124,14 +124,14 @@ def resolve(structure: ModelStructure, rules: Sequence[Rule]) -> Resolution:
     matchers = [_Matcher(rule, structure, names_of) for rule in rules]
     covered: dict[Rule, list[str]] = {rule: [] for rule in rules}
     decisions: dict[str, Decision] = {}
-    conflicts: dict[tuple[Rule, Rule], list[str]] = {}
+    conflicts: dict[_Conflict, list[str]] = {}
     for operation in structure.operations:
-        decision, rivals = _decide(operation, matchers)
+        decision, found = _decide(operation, matchers)
         decisions[operation.name] = decision
         for rule in (decision.rule, *decision.shadowed):
             covered[rule].append(operation.name)
-        for rival in rivals:
-            conflicts.setdefault((decision.rule, rival), []).append(operation.name)
+        for conflict in found:
+            conflicts.setdefault(conflict, []).append(operation.name)
     findings = [
         *_conflict_findings(conflicts),
         *_coverage_findings(structure, rules, covered),
@@ -141,8 +141,21 @@ def resolve(structure: ModelStructure, rules: Sequence[Rule]) -> Resolution:
     )
 
 
-def _decide(operation: Operation, matchers: Sequence[_Matcher]) -> tuple[Decision, list[Rule]]:
-    """The decision, and the rules that contradict the winner with equal right."""
+@dataclass(frozen=True, slots=True)
+class _Conflict:
+    """Two rules that contradict each other about an operation.
+
+    ``member`` is what ``rival`` names, where that is a member of the operation's fused group and
+    not the operation itself.
+    """
+
+    winner: Rule
+    rival: Rule
+    member: str | None
+
+
+def _decide(operation: Operation, matchers: Sequence[_Matcher]) -> tuple[Decision, list[_Conflict]]:
+    """The decision, and what contradicts it with equal right."""
     first, *others = operation.members
     claims = [
         _Claim(matcher.rule, distance, matcher.exact)
@@ -153,40 +166,52 @@ def _decide(operation: Operation, matchers: Sequence[_Matcher]) -> tuple[Decisio
     peers = [claim.rule for claim in claims if claim.rank == claims[0].rank]
     top = [rule for rule in peers if not any(rule.layer in peer.overrides for peer in peers)]
     winner = top[0]
-    rivals = [rule for rule in top if rule.qconfig != winner.qconfig]
-
     claimed = {claim.rule for claim in claims}
     on_members = [
-        matcher
+        matcher.rule
         for matcher in matchers
         if matcher.rule not in claimed
         and any(matcher.distance(member) is not None for member in others)
     ]
-    rivals += [
-        matcher.rule
-        for matcher in matchers
-        if matcher.rule.qconfig != winner.qconfig
-        and matcher.rule not in rivals
-        and matcher.rule is not winner
-        and any(matcher.selects_call(member) for member in others)
-    ]
-    shadowed = [claim.rule for claim in claims if claim.rule is not winner]
-    shadowed += [matcher.rule for matcher in on_members]
+    shadowed = [*(claim.rule for claim in claims if claim.rule is not winner), *on_members]
     at = next(claim for claim in claims if claim.rule is winner)
     names_operation = winner.tier != "global" and at.distance == 0 and at.exact
-    return Decision(operation, winner, tuple(shadowed), names_operation), rivals
+    decision = Decision(operation, winner, tuple(shadowed), names_operation)
+    equals = [_Conflict(winner, rule, None) for rule in top if rule.qconfig != winner.qconfig]
+    return decision, [*equals, *_member_conflicts(winner, others, matchers)]
 
 
-def _conflict_findings(conflicts: Mapping[tuple[Rule, Rule], list[str]]) -> Iterator[Finding]:
-    for (winner, rival), names in conflicts.items():
-        yield Finding(
-            "QR304",
-            f"{describe(winner)} says {winner.label} and {describe(rival)} says {rival.label} "
-            f"about {listed(names)}",
-            winner.location,
-            hint="give the sites of a fused group one qconfig, or one rule an exact name",
-            related=(("against", rival.location),),
-        )
+def _member_conflicts(
+    winner: Rule, others: Sequence[Member], matchers: Sequence[_Matcher]
+) -> Iterator[_Conflict]:
+    """Rules that name a later member of the group itself, and want something else for it."""
+    for matcher in matchers:
+        named = next((member.name for member in others if matcher.selects_call(member)), None)
+        if named is not None and matcher.rule.qconfig != winner.qconfig:
+            yield _Conflict(winner, matcher.rule, named)
+
+
+def _conflict_findings(conflicts: Mapping[_Conflict, list[str]]) -> Iterator[Finding]:
+    for conflict, names in conflicts.items():
+        winner, rival = conflict.winner, conflict.rival
+        if conflict.member is None:
+            yield Finding(
+                "QR304",
+                f"{describe(winner)} says {winner.label} and {describe(rival)} says {rival.label} "
+                f"about {listed(names)}, with equal right",
+                winner.location,
+                hint="remove one of them, or add a rule with the exact name of the site",
+                related=(("against", rival.location),),
+            )
+        else:
+            yield Finding(
+                "QR304",
+                f"{describe(rival)} says {rival.label} about {conflict.member}, a member of the "
+                f"fused group {names[0]}, which {describe(winner)} makes {winner.label}",
+                rival.location,
+                hint=f"a group is decided as one: write the rule for {quoted(names[0])}",
+                related=(("decided at", winner.location),),
+            )
 
 
 def _coverage_findings(
@@ -196,7 +221,7 @@ def _coverage_findings(
         count = len(covered[rule])
         if rule.expect == count or (count == 0 and rule.optional):
             continue
-        if count == 0 and not (rule.expect is None and _may_be_unused(rule)):
+        if count == 0 and not _may_be_unused(rule):
             yield _unmatched(structure, rule)
         elif rule.expect is not None:
             yield Finding(

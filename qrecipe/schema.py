@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from qrecipe.errors import CODES
 
 FORMAT = 1
 
@@ -41,6 +44,9 @@ QUANTIZED_RANGE: dict[str, tuple[int, int]] = {
 }
 """The inclusive integer range that each quantized dtype can hold."""
 
+LEAST_FLOAT32, MOST_FLOAT32 = 2.0**-126, 2.0**128 - 2.0**104
+"""The positive numbers that keep their precision as float32, in which torch holds scales."""
+
 FLOAT = "float"
 INHERIT = "inherit"
 RESERVED_QCONFIG_NAMES = frozenset({FLOAT, INHERIT})
@@ -62,11 +68,26 @@ class Constructor(BaseModel):
     @property
     def arguments(self) -> dict[str, Any]:
         """The arguments beside the name, as TOML gave them."""
-        return dict(self.__pydantic_extra__ or {})
+        given: dict[str, Any] = _thawed(self.__pydantic_extra__ or {})
+        return given
 
 
 def _constructor(value: object) -> object:
-    return {"name": value} if isinstance(value, str) else value
+    return {"name": value} if isinstance(value, str) else _frozen(value)
+
+
+def _frozen(value: Any) -> Any:
+    """The value with tuples for lists."""
+    if isinstance(value, dict):
+        return {key: _frozen(item) for key, item in value.items()}
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def _thawed(value: Any) -> Any:
+    """The value with lists for tuples, all of it new."""
+    if isinstance(value, dict):
+        return {key: _thawed(item) for key, item in value.items()}
+    return list(map(_thawed, value)) if isinstance(value, tuple) else value
 
 
 def _dtype(value: object) -> object:
@@ -85,9 +106,19 @@ class TensorSpec(Table):
     qscheme: QScheme | None = None
     quant_min: int | None = None
     quant_max: int | None = None
-    eps: Annotated[float, Field(gt=0)] | None = None
+    eps: Annotated[float, Field(ge=LEAST_FLOAT32, le=1)] | None = None
     reduce_range: bool | None = None
     is_dynamic: bool | None = None
+
+
+def quantized_range(spec: TensorSpec) -> tuple[int, int] | None:
+    """The inclusive range of integers that a spec uses; None for float dtypes."""
+    if spec.dtype not in QUANTIZED_RANGE:
+        return None
+    low, high = QUANTIZED_RANGE[spec.dtype]
+    low = low if spec.quant_min is None else spec.quant_min
+    high = high if spec.quant_max is None else spec.quant_max
+    return (low // 2, high // 2) if spec.reduce_range else (low, high)
 
 
 class QConfigTable(Table):
@@ -136,12 +167,17 @@ def _reference(value: object) -> object:
 
 
 def _references(value: object) -> object:
-    return value if isinstance(value, list) else [value]
+    return _array(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+def _array(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
 
 
 References = Annotated[
-    list[Annotated[BaseReference, BeforeValidator(_reference)]], BeforeValidator(_references)
+    tuple[Annotated[BaseReference, BeforeValidator(_reference)], ...], BeforeValidator(_references)
 ]
+Texts = Annotated[tuple[str, ...], BeforeValidator(_array)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -165,16 +201,26 @@ class QatTable(Table):
 class FxTable(Table):
     """``[fx]``: what is traced and what is kept."""
 
-    roots: list[str] = []
-    non_traceable_module_name: list[str] = []
-    non_traceable_module_class: list[str] = []
-    preserved_attributes: list[str] = []
+    roots: Texts = ()
+    non_traceable_module_name: Texts = ()
+    non_traceable_module_class: Texts = ()
+    preserved_attributes: Texts = ()
+
+
+def _no_error(code: str) -> str:
+    """A code that this version lacks may be another version's warning, and is taken."""
+    if code in CODES and CODES[code].error is not None:
+        raise PydanticCustomError("code_of_error", "the code of an error")
+    return code
+
+
+IgnoredCode = Annotated[str, Field(pattern=r"^QR[0-9]{3}$"), AfterValidator(_no_error)]
 
 
 class LintTable(Table):
     """``[lint]``: warnings that the author has accepted."""
 
-    ignore: list[Annotated[str, Field(pattern=r"^QR\d{3}$")]] = []
+    ignore: Annotated[tuple[IgnoredCode, ...], BeforeValidator(_array)] = ()
 
 
 class RecipeTable(Table):
@@ -183,7 +229,7 @@ class RecipeTable(Table):
     format: Annotated[int, Field(ge=1)] | None = None
     name: str | None = None
     description: str | None = None
-    extends: References = []
+    extends: References = ()
     phase: Phase | None = None
     backend: Backend | None = None
     tensor: dict[str, TensorSpec] = {}

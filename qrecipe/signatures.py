@@ -24,7 +24,8 @@ from qrecipe.arguments import (
     argument_problems,
     option_problems,
 )
-from qrecipe.errors import did_you_mean
+from qrecipe.errors import did_you_mean, shown
+from qrecipe.schema import LEAST_FLOAT32, MOST_FLOAT32
 
 __all__ = [
     "FAKE_QUANTS",
@@ -72,7 +73,7 @@ OBSERVERS: Mapping[str, Signature] = MappingProxyType(
             _OBSERVER + "FixedQParamsObserver",
             MappingProxyType({"scale": "float", "zero_point": "int"}),
             required=frozenset({"scale", "zero_point"}),
-            limits=MappingProxyType({"scale": Interval(0, open_low=True)}),
+            limits=MappingProxyType({"scale": Interval(LEAST_FLOAT32, MOST_FLOAT32)}),
         ),
         "placeholder": Signature(_OBSERVER + "PlaceholderObserver"),
     }
@@ -126,7 +127,7 @@ def check_arguments(
     or out of range, or one that is missing, QR106.
     """
     found = signature(kind, name)
-    title = f'{KIND_TITLE[kind]} "{name}"'
+    title = f"{KIND_TITLE[kind]} {shown(name)}"
     if found is None:
         hint = did_you_mean(name, known_names(kind)) or _one_of(known_names(kind))
         return [ArgumentProblem("QR104", None, f"unknown {title}", hint)]
@@ -138,7 +139,7 @@ def check_arguments(
 
 
 def _one_of(names: Collection[str]) -> str:
-    return "known: " + ", ".join(sorted(names))
+    return "known: " + ", ".join(map(shown, sorted(names)))
 
 
 @cache

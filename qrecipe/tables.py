@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Sequence
 
 _GAP = "  "
@@ -10,14 +11,28 @@ _NARROWEST = 8
 
 
 def render_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Aligned columns under a ruled header; the widest columns are cut to fit the terminal."""
+    """Aligned columns under a ruled header.
+
+    On a terminal the widest columns are cut to fit, the first one, which names, last; a file or a
+    pipe gets everything.
+    """
     columns = list(zip(header, *rows, strict=True))
     widths = [max(len(cell) for cell in column) for column in columns]
-    available = shutil.get_terminal_size((120, 24)).columns - len(_GAP) * (len(widths) - 1)
-    while sum(widths) > available and max(widths) > _NARROWEST:
-        widths[widths.index(max(widths))] -= 1
+    if sys.stdout.isatty():
+        available = shutil.get_terminal_size().columns - len(_GAP) * (len(widths) - 1)
+        _shrink(widths, available, range(1, len(widths)))
+        _shrink(widths, available, [0])
     lines = [_line(header, widths), _GAP.join("─" * width for width in widths)]
     return "\n".join([*lines, *(_line(row, widths) for row in rows)])
+
+
+def _shrink(widths: list[int], available: int, columns: Sequence[int]) -> None:
+    """Narrow the widest of some columns, letter by letter, until the table fits."""
+    while sum(widths) > available:
+        widest = max(columns, key=widths.__getitem__)
+        if widths[widest] <= _NARROWEST:
+            return
+        widths[widest] -= 1
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:

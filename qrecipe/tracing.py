@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
+import operator
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx._symbolic_trace import _assert_is_none as assert_is_none
 
 from qrecipe._torch_fx import QuantizationTracer, swap_float_functional
 from qrecipe.copying import runnable_copy
 from qrecipe.errors import Finding, TraceError, did_you_mean, error_from, first_line
+from qrecipe.inputs import Inputs, constants
 from qrecipe.operations import joined
 from qrecipe.schema import FxTable
 
@@ -20,11 +24,13 @@ Scopes = Mapping[str, tuple[str, type]]
 """The path and class of the innermost module whose forward made a node's call, by node name."""
 
 
-def trace(model: nn.Module, path: str, table: FxTable) -> tuple[fx.GraphModule, Scopes]:
+def trace(
+    model: nn.Module, path: str, inputs: Inputs, table: FxTable
+) -> tuple[fx.GraphModule, Scopes]:
     """The graph of a copy of the submodule at ``path``, in eval mode, and its scopes.
 
     The copy shares the parameters. Names in ``table`` are the whole model's; ``scopes`` are named
-    from the submodule on.
+    from the submodule on. Arguments of ``inputs`` that are no tensors are constants of the graph.
 
     Raises ``TraceError`` that names the submodule, the line and the key to add.
     """
@@ -36,13 +42,39 @@ def trace(model: nn.Module, path: str, table: FxTable) -> tuple[fx.GraphModule, 
         module.__dict__.pop("qconfig", None)
     swap_float_functional(root)
     tracer = _Tracer([_within(path, name) for name in names], classes)
+    fixed = constants(root, inputs)
     try:
-        graph_module = fx.GraphModule(root, tracer.trace(root))
+        # what forward draws or writes while it is traced is no business of the caller's
+        with torch.random.fork_rng(devices=[]):
+            graph = tracer.trace(root, fixed)
+        _name_placeholders(graph, root)
+        graph_module = fx.GraphModule(root, graph)
     except Exception as error:
         at = joined(path, tracer.path)
         raise TraceError(_trace_finding(error, at, model, table)) from error
     _check_placeholders(graph_module)
     return graph_module, tracer.node_name_to_scope
+
+
+def _name_placeholders(graph: fx.Graph, root: nn.Module) -> None:
+    """Give the inputs the names of forward's parameters, which tracing numbers for constants."""
+    parameters = inspect.signature(root.forward).parameters.values()
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    for node, parameter in zip(placeholders, parameters, strict=True):
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            node.target = parameter.name
+    for node in list(graph.nodes):
+        if node.target is assert_is_none:
+            _assert_for_good(graph, node)
+
+
+def _assert_for_good(graph: fx.Graph, node: fx.Node) -> None:
+    """Say the same with an assertion that does not count as dead code."""
+    value, message = node.args
+    with graph.inserting_before(node):
+        is_none = graph.call_function(operator.is_, (value, None))
+        graph.call_function(torch._assert, (is_none, message))
+    graph.erase_node(node)
 
 
 def _within(path: str, name: str) -> str:
@@ -80,13 +112,14 @@ class _Tracer(QuantizationTracer):
         return result
 
 
-def _known_names(model: nn.Module, names: list[str]) -> list[str]:
+def _known_names(model: nn.Module, names: Sequence[str]) -> Sequence[str]:
     known = dict(model.named_modules())
     missing = [
         Finding(
             "QR301",
             f'fx.non_traceable_module_name "{name}" names no module of the model',
             hint=did_you_mean(name, known),
+            key="fx.non_traceable_module_name",
         )
         for name in names
         if name not in known
@@ -96,13 +129,14 @@ def _known_names(model: nn.Module, names: list[str]) -> list[str]:
     return names
 
 
-def _known_classes(model: nn.Module, names: list[str]) -> list[Callable[..., Any]]:
+def _known_classes(model: nn.Module, names: Sequence[str]) -> list[Callable[..., Any]]:
     by_name = {f"{type(m).__module__}.{type(m).__qualname__}": type(m) for m in model.modules()}
     missing = [
         Finding(
             "QR301",
             f'fx.non_traceable_module_class "{name}" names no class of the model\'s modules',
             hint=did_you_mean(name, by_name),
+            key="fx.non_traceable_module_class",
         )
         for name in names
         if name not in by_name

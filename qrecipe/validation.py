@@ -6,10 +6,10 @@ What is wrong is taken out and the rest goes on, so that one run shows all findi
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import date, time
-from itertools import islice
+from itertools import chain, islice
 from math import isfinite
 from typing import Any
 
@@ -21,7 +21,7 @@ from qrecipe.errors import Finding
 from qrecipe.locations import KeyPath
 from qrecipe.reading import Document
 from qrecipe.schema import FORMAT, RecipeTable
-from qrecipe.wording import dotted, translated
+from qrecipe.wording import dotted, meant_key, translated
 
 MAX_FINDINGS = 100
 """As many findings are shown of one file; nobody reads more."""
@@ -31,7 +31,11 @@ _INT64 = 2**63
 
 @dataclass(frozen=True, slots=True)
 class Validated:
-    """What is sound in a file, which paths are not, and why not."""
+    """What is sound in a file, which paths are not, and why not.
+
+    ``damaged`` are the paths that findings took out, and those that misspelt keys may have meant:
+    what is missing there is missing because of a mistake that is reported.
+    """
 
     table: RecipeTable
     damaged: frozenset[KeyPath]
@@ -44,19 +48,23 @@ def validate(document: Document) -> Validated:
     if newer is not None:
         return Validated(RecipeTable(), frozenset({()}), (newer,))
     data = copy.deepcopy(document.data)
-    findings = dict(islice(_foreign_scalars(document), MAX_FINDINGS))
+    odd = chain(_foreign_scalars(document), _empty_tables(document))
+    findings = dict(islice(odd, MAX_FINDINGS))
     for path in findings:
         _remove(data, path)
-    for path, detail in _errors(data, document):
+    meant = set[KeyPath]()
+    for path, detail in _causes(_errors(data, document), findings):
         if len(findings) < MAX_FINDINGS:
             findings.setdefault(path, translated(detail, path, document.spans))
+            if detail["type"] == "extra_forbidden":
+                meant.add(meant_key(path) or path)
         _remove(data, path)
     # a table that lost what it needs is of no use either, and that needs no second finding
     while lost := [path for path, _ in _errors(data, document)]:
         for path in lost:
             _remove(data, path)
     return Validated(
-        RecipeTable.model_validate(data), frozenset(findings), tuple(findings.values())
+        RecipeTable.model_validate(data), frozenset(findings) | meant, tuple(findings.values())
     )
 
 
@@ -68,6 +76,17 @@ def _errors(data: dict[str, Any], document: Document) -> list[tuple[KeyPath, Err
         details = error.errors(include_url=False)
         return [(document.spans.known(_culprit(detail)), detail) for detail in details]
     return []
+
+
+def _causes(
+    errors: list[tuple[KeyPath, ErrorDetails]], found: Collection[KeyPath]
+) -> Iterator[tuple[KeyPath, ErrorDetails]]:
+    """The errors without those that follow from another: what is missing may just be misspelt."""
+    causes = [path for path, detail in errors if detail["type"] != "missing"]
+    spoilt = {path[:size] for path in (*causes, *found) for size in range(len(path))}
+    for path, detail in errors:
+        if detail["type"] != "missing" or path not in spoilt:
+            yield path, detail
 
 
 def _culprit(detail: ErrorDetails) -> KeyPath:
@@ -97,6 +116,16 @@ def _foreign_scalars(document: Document) -> Iterator[tuple[KeyPath, Finding]]:
             yield path, Finding("QR102", message, document.spans.value(path))
 
 
+def _empty_tables(document: Document) -> Iterator[tuple[KeyPath, Finding]]:
+    for section in ("tensor", "qconfig"):
+        tables = document.data.get(section)
+        for name, table in tables.items() if isinstance(tables, dict) else ():
+            if table == {}:
+                path = (section, name)
+                key = document.spans.key(path)
+                yield path, Finding("QR103", f"{dotted(path)} sets nothing", key, "remove it")
+
+
 def _foreign(value: Any) -> str | None:
     if isinstance(
         value, int
@@ -108,7 +137,14 @@ def _foreign(value: Any) -> str | None:
 
 
 def _remove(data: dict[str, Any], path: KeyPath) -> None:
-    """Takes out the value at a path; with an array element the whole array."""
+    """Takes out the value at a path; with an array element the whole array.
+
+    Of several bases the others keep their places, so that they are read all the same.
+    """
+    bases = data.get("extends")
+    if path[:1] == ("extends",) and len(path) > 1 and isinstance(bases, list):
+        _remove_base(bases, *path[1:])
+        return
     table: Any = data
     for step, following in zip(path, (*path[1:], None), strict=True):
         inner = table.get(step)
@@ -118,3 +154,10 @@ def _remove(data: dict[str, Any], path: KeyPath) -> None:
         if not isinstance(inner, dict):
             return
         table = inner
+
+
+def _remove_base(bases: list[Any], index: Any, key: str | int | None = None, *_: object) -> None:
+    if key is None or not isinstance(bases[index], dict):
+        bases[index] = {"recipe": ""}
+    else:
+        bases[index].pop(key, None)

@@ -33,41 +33,64 @@ def record_values(graph_module: fx.GraphModule, model: nn.Module, inputs: Inputs
     The caller's model runs on the same few samples, and must give the same: tracing drops what
     it cannot see, such as a change through a view, or a branch on ``self.training``.
 
-    Raises ``PlanError``: the model cannot take the inputs (QR307), or computes something else
-    than its graph (QR306).
+    Raises ``PlanError``: the model cannot take the inputs (QR307), computes something else than
+    its graph, or draws random numbers (QR306).
     """
-    few = inputs.few_samples()
+    few, expected = _outputs(model, inputs)
     args = bind(graph_module, model, few)
     try:
-        expected = _seeded(runnable_copy(model), few)
-    except PlanError:
-        raise
+        with torch.no_grad():
+            actual = _Recorder(graph_module).run(*args)
     except Exception as error:
-        if few is not inputs:
-            few = inputs
-            args = bind(graph_module, model, few)
-        try:
-            expected = _seeded(runnable_copy(model), few)
-        except Exception:
-            raise _unusable(error) from error
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
-        actual = _Recorder(graph_module).run(*args)
+        raise _different(f"the traced graph does not run: {first_line(error)}") from error
     if not _equal(expected, actual):
-        raise PlanError(
-            Finding(
-                "QR306",
-                "the traced graph computes something else than the model",
-                hint="tracing loses changes in place through a view or a second name (y = x; "
-                "y += 1), and whatever depends on data; write them out of place",
-            )
-        )
+        raise _different("the traced graph computes something else than the model")
 
 
-def _seeded(model: nn.Module, inputs: Inputs) -> Any:
+def _outputs(model: nn.Module, inputs: Inputs) -> tuple[Inputs, Any]:
+    """The model's output for the first samples; for all of them where it needs them."""
+    few = inputs.few_samples()
+    try:
+        return few, _output(model, few)
+    except Exception as error:
+        if isinstance(error, PlanError):
+            raise
+        if few is inputs:
+            raise _unusable(error) from error
+    try:
+        return inputs, _output(model, inputs)
+    except Exception as error:
+        if isinstance(error, PlanError):
+            raise
+        raise _unusable(error) from error
+
+
+def _output(model: nn.Module, inputs: Inputs) -> Any:
+    copy = runnable_copy(model)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
-        return inputs.call(model)
+        before = torch.get_rng_state()
+        output = inputs.call(copy)
+        if not torch.equal(before, torch.get_rng_state()):
+            raise PlanError(
+                Finding(
+                    "QR306",
+                    "the model's forward draws random numbers in eval mode",
+                    hint="nothing that is measured on it could be compared; draw them outside",
+                )
+            )
+    return output
+
+
+def _different(message: str) -> PlanError:
+    return PlanError(
+        Finding(
+            "QR306",
+            message,
+            hint="tracing loses changes in place through a view or a second name (y = x; y += 1), "
+            "and whatever depends on data; write them out of place, or leave the module out: "
+            "[fx] non_traceable_module_name",
+        )
+    )
 
 
 def _unusable(error: Exception) -> PlanError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from qrecipe.errors import Finding, did_you_mean
+from qrecipe.errors import CODES, Finding, did_you_mean, nearest, shown
 from qrecipe.locations import KeyPath, Spans
 from qrecipe.schema import (
     BaseReference,
@@ -47,7 +46,7 @@ _TYPES = {
     "float_type": "a number",
     "finite_number": "a finite number",
     "bool_type": "true or false",
-    "list_type": "an array",
+    "tuple_type": "an array",
     "dict_type": "a table",
     "model_type": "a table",
 }
@@ -67,8 +66,8 @@ _SHORT_FORMS = {
     "global": "the name of a qconfig, or a table",
 }
 
-_SHOWN_WIDTH = 80
 _LISTED = 12
+_WARNINGS = [code for code, meaning in CODES.items() if meaning.error is None]
 
 
 def translated(detail: ErrorDetails, path: KeyPath, spans: Spans) -> Finding:
@@ -84,8 +83,17 @@ def translated(detail: ErrorDetails, path: KeyPath, spans: Spans) -> Finding:
         allowed = re.findall("'([^']*)'", detail["ctx"]["expected"])
         message = f"{where} cannot be {shown(detail['input'])}"
         return Finding("QR102", message, spans.value(path), one_of(detail["input"], allowed))
+    if kind == "code_of_error":
+        message = f"{shown(detail['input'])} is the code of an error, which cannot be ignored"
+        return Finding("QR102", message, spans.value(path), one_of(detail["input"], _WARNINGS))
     message = f"{where} must be {_expected(detail, path)}, not {shown(detail['input'])}"
     return Finding("QR102", message, spans.value(path))
+
+
+def meant_key(path: KeyPath) -> KeyPath | None:
+    """The key that the unknown one at a path may have been meant for."""
+    near = nearest(str(path[-1]), _known_keys(_table_at(path[:-1])))
+    return (*path[:-1], near[0]) if near else None
 
 
 def one_of(value: object, allowed: Iterable[str]) -> str:
@@ -104,32 +112,26 @@ def dotted(path: KeyPath) -> str:
         if isinstance(step, int):
             written += f"[{step}]"
         else:
-            bare = re.fullmatch("[A-Za-z0-9_-]+", step)
+            bare = re.fullmatch("[A-Za-z0-9_-]{1,80}", step)
             written += ("." if written else "") + (step if bare else shown(step))
     return written
 
 
-def shown(value: object) -> str:
-    """A value of a recipe on one line, short, as TOML writes it."""
-    if isinstance(value, dict):
-        return "a table"
-    if isinstance(value, list):
-        return "an array"
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _SHOWN_WIDTH else text[: _SHOWN_WIDTH - 1] + "…"
-
-
 def _unknown_key(path: KeyPath, value: Any, spans: Spans) -> Finding:
     table = _table_at(path[:-1])
-    known = [field.alias or name for name, field in table.model_fields.items()]
+    known = _known_keys(table)
     key = str(path[-1])
     hint = did_you_mean(key, known)
     if hint is None and table is RuleTable and path[1] != "global":
         name = f"{path[-2]}.{key}{_dotted_rest(value)}"
         hint = f"a name with dots is quoted: {shown(name)}"
     where = f" in {dotted(path[:-1])}" if path[:-1] else ""
-    hint = hint or "one of " + ", ".join(f'"{name}"' for name in known)
+    hint = hint or "one of " + ", ".join(map(shown, known))
     return Finding("QR101", f"unknown key {shown(key)}{where}", spans.key(path), hint)
+
+
+def _known_keys(table: type[BaseModel]) -> list[str]:
+    return [field.alias or name for name, field in table.model_fields.items()]
 
 
 def _dotted_rest(value: Any) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from qrecipe.errors import Finding, RecipeReferenceError
+from qrecipe.errors import Finding, RecipeReferenceError, one_line, shown
 
 _TABLES = ("tensor", "qconfig", "rules", "calibration", "qat", "fx", "lint")
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
@@ -42,8 +42,8 @@ def write_atomically(path: Path, text: str) -> None:
 
     Raises RecipeReferenceError (QR001) if it cannot be written.
     """
-    target = Path(os.path.realpath(path))
     try:
+        target = Path(os.path.realpath(path))
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
         temporary = Path(name)
         try:
@@ -56,9 +56,10 @@ def write_atomically(path: Path, text: str) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-    except OSError as error:
-        why = (error.strerror or str(error)).lower()
-        raise RecipeReferenceError(Finding("QR001", f"cannot write {path}: {why}")) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        why = (getattr(error, "strerror", None) or str(error)).lower()
+        message = f"cannot write {shown(str(path))}: {one_line(why)}"
+        raise RecipeReferenceError(Finding("QR001", message)) from None
 
 
 def _mode(target: Path) -> int:

@@ -13,6 +13,7 @@ import qrecipe
 from qrecipe.errors import AuditError
 from qrecipe.fx import execution
 from qrecipe.fx.emission import site_of
+from qrecipe.fx.structure import structure_findings
 
 # --- the audit can fail
 
@@ -145,7 +146,7 @@ class Wrong(nn.Module):
 
 
 def test_a_wrong_kernel_that_nobody_refused_is_found_and_named(monkeypatch):
-    monkeypatch.setattr("qrecipe.backend.refusal", lambda *args: None)
+    monkeypatch.setattr("qrecipe.backend.detour", lambda *args: None)
     model = Wrong(nn.ConvTranspose2d(4, 6, 2, stride=2)).eval()
     with pytest.raises(AuditError) as caught:
         qrecipe.quantize(model, STATIC, NETS["residual"].batches(), progress=silent)
@@ -155,22 +156,43 @@ def test_a_wrong_kernel_that_nobody_refused_is_found_and_named(monkeypatch):
     assert "suspect" in finding.hint
 
 
+COARSE_BITS = """
+[tensor.coarse]
+observer = "minmax"
+dtype = "uint8"
+qscheme = "per_tensor_affine"
+quant_min = 0
+quant_max = 3
+[qconfig.coarse]
+weight = "weight"
+activation = "coarse"
+[rules]
+global = "coarse"
+"""
+
+
 def test_a_scheme_that_is_too_coarse_warns_and_blames_no_kernel():
-    rules = """
-    [tensor.coarse]
-    observer = "minmax"
-    dtype = "uint8"
-    qscheme = "per_tensor_affine"
-    quant_min = 0
-    quant_max = 3
-    [qconfig.coarse]
-    weight = "weight"
-    activation = "coarse"
-    [rules]
-    global = "coarse"
-    """
     net = NETS["residual"]
     with pytest.warns(qrecipe.QRecipeWarning, match="QR203"):
         qrecipe.quantize(
-            net.model(), qrecipe.parse_recipe(HEAD + rules), net.batches(), progress=silent
+            net.model(), qrecipe.parse_recipe(HEAD + COARSE_BITS), net.batches(), progress=silent
         )
+
+
+def test_a_recipe_that_accepts_a_coarse_scheme_is_not_warned():
+    net = NETS["residual"]
+    accepting = qrecipe.parse_recipe(f'{HEAD}[lint]\nignore = ["QR203"]\n{COARSE_BITS}')
+    qrecipe.quantize(net.model(), accepting, net.batches(), progress=silent)
+
+
+def test_a_site_that_was_converted_without_a_plan_is_found():
+    net = NETS["mlp"]
+    compiled = qrecipe.compile(net.model(), STATIC, net.batches(1)[0])
+    prepared = compiled.prepare()
+    qrecipe.calibrate(prepared, net.batches(), progress=silent)
+    converted = compiled.convert(prepared)
+    assert list(structure_findings(compiled.plan, converted)) == []
+    known = {site.name for site in compiled.plan.sites} - {"fc2"}
+    (finding,) = structure_findings(compiled.plan.restricted_to(known), converted)
+    assert finding.code == "QR410"
+    assert finding.message == "fc2 was converted and is not in the plan"

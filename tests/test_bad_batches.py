@@ -18,7 +18,6 @@ from qrecipe.assembly import prepared_state
 from qrecipe.errors import (
     CalibrationError,
     PlanError,
-    QRecipeError,
     QRecipeWarning,
 )
 
@@ -313,16 +312,19 @@ def test_a_nan_that_the_model_itself_makes_is_found_by_the_site():
     model = net_of(lambda self, x: self.b(self.a(x)), a=nn.Linear(6, 6), b=nn.Linear(6, 6))
     with torch.no_grad():
         model.a.weight[0, 0] = float("nan")
-    with pytest.raises(QRecipeError) as caught:
+    with pytest.raises(CalibrationError) as caught:
         qrecipe.quantize(model, STATIC, rows(), progress=silent)
-    assert "a" in str(caught.value)
+    assert [finding.code for finding in caught.value.findings] == ["QR404", "QR404"]
+    found = [finding.message for finding in caught.value.findings]
+    assert found[0].startswith("the observer of a saw no finite value")
+    assert found[1].startswith("the observer of b saw no finite value")
 
 
 def test_calibrating_a_model_that_is_not_ours_is_refused():
     for model in (Mlp().eval(), torch.fx.symbolic_trace(Mlp())):
-        with pytest.raises(QRecipeError) as caught:
+        with pytest.raises(CalibrationError) as caught:
             qrecipe.calibrate(model, rows(), progress=silent)
-        assert "prepare" in str(caught.value)
+        assert "CompiledRecipe.prepare()" in only(caught, "QR406").hint
 
 
 def test_converting_without_calibration_is_an_error():
@@ -335,12 +337,14 @@ def test_converting_without_calibration_is_an_error():
 def test_converting_another_models_preparation_is_our_error():
     compiled, _ = prepared_mlp()
     for other in (Mlp().eval(), torch.fx.symbolic_trace(Mlp().eval())):
-        with pytest.raises(QRecipeError):
+        with pytest.raises(CalibrationError) as caught:
             compiled.convert(other)
+        assert "not prepared by qrecipe" in only(caught, "QR406").message
     elsewhere = qrecipe.compile(NETS["nested"].model(), STATIC, ROWS).prepare()
     qrecipe.calibrate(elsewhere, rows(), progress=silent)
-    with pytest.raises(QRecipeError):
+    with pytest.raises(CalibrationError) as caught:
         compiled.convert(elsewhere)
+    assert "another CompiledRecipe" in only(caught, "QR406").message
 
 
 # --- example inputs

@@ -238,27 +238,6 @@ def test_the_qat_phase_to_quantize_shows_the_lines_to_write():
         assert call in text
 
 
-@pytest.mark.parametrize("backend", ["tensorrt", "executorch"])
-def test_a_backend_without_kernels_plans_or_refuses_and_never_executes(backend):
-    text = f"""
-    backend = "{backend}"
-    [tensor.weight]
-    quant_min = -127
-    quant_max = 127
-    eps = 0.0002441406251
-    [tensor.activation]
-    dtype = "int8"
-    qscheme = "per_tensor_symmetric"
-    reduce_range = false
-    quant_min = -128
-    quant_max = 127
-    eps = 0.0002441406251
-    """
-    with pytest.raises(UnsupportedError) as caught:
-        qrecipe.quantize(Mlp().eval(), recipe(text), rows(), progress=silent)
-    assert {finding.code for finding in caught.value.findings} == {"QR309"}
-
-
 def test_an_engine_that_this_torch_lacks_is_our_error(monkeypatch):
     monkeypatch.setattr("qrecipe.fx.execution.ENGINES", ("x86", "imaginary"))
     from qrecipe.fx.execution import engine
@@ -295,3 +274,17 @@ def test_a_quantized_model_leaves_the_random_state_of_the_caller_alone():
     state = torch.get_rng_state()
     qrecipe.quantize(model, STATIC, batches, progress=silent)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_model_on_another_device_is_named_by_its_first_parameter_there():
+    model = net_of(lambda self, x: self.b(self.a(x)), a=nn.Linear(6, 6), b=nn.Linear(6, 6))
+    model.b.to("meta")
+    for call in (
+        lambda: qrecipe.plan(model, STATIC, ROWS),
+        lambda: qrecipe.quantize(model, STATIC, rows(), progress=silent),
+    ):
+        with pytest.raises(PlanError) as caught:
+            call()
+        finding = only(caught, "QR306")
+        assert finding.message.startswith("b.weight is on meta")
+        assert "cpu" in finding.hint

@@ -279,7 +279,7 @@ def test_show_prints_a_recipe_with_the_origin_of_each_value(folder):
     (folder / "top.toml").write_text(
         f'format = 1\nextends = "{STATIC}"\n[rules.module_name]\n"conv" = "float"\n'
         '[tensor.activation]\nobserver = { name = "histogram", bins = 256 }\n'
-        'dtype = "uint8"\n'
+        'dtype = "uint8"\nqscheme = "per_tensor_affine"\n'
     )
     result = run("show", "top.toml")
     lines = [line.rsplit("  # ", 1) for line in result.stdout.splitlines() if "  # " in line]
@@ -538,3 +538,11 @@ def test_version_is_printed():
     import qrecipe
 
     assert run("--version").stdout == f"qrecipe {qrecipe.__version__}\n"
+
+
+def test_explain_as_json_gives_the_sites_that_a_name_stands_for(folder):
+    result = run("explain", STATIC, "norm", "--model", "model.py:factory", "--json")
+    document = json.loads(result.stdout)
+    assert document["name"] == "norm"
+    assert [site["name"] for site in document["sites"]] == ["conv"]
+    assert document["sites"][0]["qconfig"]["weight"]["dtype"] == "int8"

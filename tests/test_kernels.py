@@ -17,7 +17,8 @@ from torch.ao.quantization.observer import MinMaxObserver
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 import qrecipe
-from qrecipe.errors import UnsupportedError
+from qrecipe import kernels
+from qrecipe.errors import AuditError, UnsupportedError
 from qrecipe.fx.execution import engine
 from qrecipe.sqnr import sqnr_db
 
@@ -350,3 +351,22 @@ def test_adding_a_number_is_right_however_it_is_planned(number):
     converted = qrecipe.quantize(model, STATIC, batches, progress=lambda done, total: None)
     # the offset itself hides the error: judge what is added to
     assert sqnr_db(model(batches[0]) - number, converted(batches[0]) - number) > 20
+
+
+# --- weights that are computed
+
+
+def test_lowering_swallows_what_makes_a_computed_weight_and_ours_stays_float(monkeypatch):
+    def forward(self, x):
+        return F.linear(self.first(x), self.weight * 2)
+
+    model = type("Computed", (nn.Module,), {"forward": forward})()
+    model.first, model.weight = nn.Linear(4, 4), nn.Parameter(torch.randn(4, 4))
+    batches = [torch.randn(3, 4) for _ in range(10)]
+    found = {site.name: site for site in qrecipe.plan(model.eval(), STATIC, batches[0]).sites}
+    assert found[":linear"].verdict == "float"
+    assert found[":linear"].reason == "its weight is computed, not stored"
+    kept = [check for check in kernels._FUNCTION_CHECKS if check is not kernels._computed_weight]
+    monkeypatch.setattr(kernels, "_FUNCTION_CHECKS", tuple(kept))
+    with pytest.raises(AuditError, match=r":mul .* vanished"):
+        qrecipe.quantize(model, STATIC, batches, progress=lambda done, total: None)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qrecipe._torch_ao import quiet
-from qrecipe.pairing import pairing_problems
+from qrecipe.pairing import contradictions, missing_keys
 from qrecipe.qconfigs import factory, quantized_range
 from qrecipe.schema import TensorSpec
 
@@ -60,9 +60,16 @@ def test_pairs_that_pass_are_trained_by_torch_as_they_are_converted(qscheme):
     passing = [
         spec
         for observer, fake_quant, dtype in itertools.product(OBSERVERS, FAKE_QUANTS, DTYPES)
-        if not pairing_problems(
-            spec := TensorSpec.model_validate(
-                {"observer": observer, "fake_quant": fake_quant, "dtype": dtype, "qscheme": qscheme}
+        if not any(
+            contradictions(
+                spec := TensorSpec.model_validate(
+                    {
+                        "observer": observer,
+                        "fake_quant": fake_quant,
+                        "dtype": dtype,
+                        "qscheme": qscheme,
+                    }
+                )
             )
         )
     ]
@@ -71,7 +78,7 @@ def test_pairs_that_pass_are_trained_by_torch_as_they_are_converted(qscheme):
 
 
 def problems_of(**keys):
-    return [problem.argument for problem in pairing_problems(TensorSpec.model_validate(keys))]
+    return [problem.at[0] for problem in contradictions(TensorSpec.model_validate(keys))]
 
 
 @pytest.mark.parametrize(
@@ -91,6 +98,7 @@ def problems_of(**keys):
             ["fake_quant"],
         ),
         ({"observer": "one_of_ours", "dtype": "int8", "fake_quant": "learnable"}, []),
+        ({"observer": "minmax", "dtype": "int8", "quant_min": 1, "quant_max": 9}, ["quant_min"]),
     ],
 )
 def test_key_at_fault_is_named(keys, at_fault):
@@ -108,3 +116,30 @@ def test_pair_that_would_train_another_zero_point_is_stopped():
         assert not trains_as_it_converts(
             TensorSpec.model_validate({**keys, "fake_quant": fake_quant})
         )
+
+
+@pytest.mark.parametrize(("low", "high"), [(1, 9), (-9, -1), (0, 9), (-9, 0), (0, 0)])
+def test_a_range_that_torch_refuses_is_a_contradiction(low, high):
+    keys = {"observer": "minmax", "dtype": "int8", "qscheme": "per_tensor_affine"}
+    spec = TensorSpec.model_validate({**keys, "quant_min": low, "quant_max": high})
+    with quiet():
+        try:
+            factory(spec, "ptq")()
+            is_refused = False
+        except AssertionError:
+            is_refused = True
+    assert is_refused is any(contradictions(spec))
+
+
+@pytest.mark.parametrize("observer", ["minmax", "per_channel_minmax"])
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int4", "uint4", "int32"])
+def test_the_qscheme_that_is_proposed_where_it_is_missing_fits(observer, dtype):
+    keys = {"observer": observer, "dtype": dtype}
+    (missing,) = missing_keys(TensorSpec.model_validate(keys))
+    assert missing.key == "qscheme"
+    qscheme = missing.hint.rpartition(" = ")[2].strip('"')
+    spec = TensorSpec.model_validate({**keys, "qscheme": qscheme})
+    assert not any(missing_keys(spec))
+    assert problems_of(**keys, qscheme=qscheme) == []
+    with quiet():
+        assert factory(spec, "ptq")().qscheme == getattr(torch, qscheme)

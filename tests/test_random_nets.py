@@ -22,9 +22,13 @@ def test_any_net_with_any_sites_left_float_passes_the_audit(seed):
     text = f'{HEAD}backend = "{backend}"\n'
     try:
         plan = qrecipe.plan(model, qrecipe.parse_recipe(text), data[0])
-    except UnsupportedError:
-        kinds = {type(module).__name__ for module in model.modules()}
-        assert kinds <= {"RandomNet", "ModuleDict", "PReLU", "GELU"}
+    except UnsupportedError as error:
+        refused = error.plan
+    else:
+        refused = None
+    if refused is not None:
+        # a net of nothing but operations without kernels, and some that follow their producers
+        assert all(site.verdict == "float" for site in refused.sites)
         return
     chosen = random.Random(seed).sample(plan.sites, len(plan.sites) // 3)
     rules = "".join(f'"{exactly(site.name)}" = "float"\n' for site in chosen)

@@ -77,6 +77,25 @@ def test_what_is_not_utf8_text_is_refused(tmp_path, content, message):
     assert message in finding.message
 
 
+@pytest.mark.parametrize("place", ["name = '{}'\n", "# {}\n", "[rules.module_name]\n'{}' = 3\n"])
+def test_half_a_character_in_a_text_is_refused(place):
+    with pytest.raises(RecipeSyntaxError) as caught:
+        parse_recipe("format = 1\n" + place.format("a\ud800"))
+    (finding,) = caught.value.findings
+    assert (finding.code, "U+D800" in finding.message) == ("QR003", True)
+    assert finding.location.line == (2 if "rules" not in place else 3)
+    str(caught.value).encode("utf-8")
+
+
+def test_a_path_that_is_no_text_is_still_shown(tmp_path):
+    finding = only_finding(str(tmp_path / "a\udc80.toml"))
+    assert finding.code == "QR001"
+    str(finding).encode("utf-8")
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe("x = 1", str(tmp_path / "a\udc80.toml"))
+    str(caught.value).encode("utf-8")
+
+
 def test_an_undecodable_byte_is_shown_with_its_line(tmp_path):
     path = tmp_path / "latin.toml"
     path.write_bytes("format = 1\nname = 'caf\xe9'\n".encode("latin-1"))
@@ -96,7 +115,7 @@ def test_a_syntax_error_is_shown_with_line_and_caret():
     with pytest.raises(RecipeSyntaxError) as caught:
         parse_recipe('format = 1\nbackend = x86\n[rules]\nglobal = "float"\n', "dir/odd.toml")
     assert str(caught.value) == (
-        "dir/odd.toml:2:11: QR004 TOML syntax: invalid value\n"
+        "dir/odd.toml:2:11: QR004 TOML syntax: this is no value\n"
         "    2 | backend = x86\n"
         '      |           ^ a string is quoted, "like this"'
     )
@@ -122,6 +141,7 @@ def test_a_number_without_end_is_a_finding(number):
     with pytest.raises(RecipeError, match=r"QR004|QR102") as caught:
         parse_recipe(f'[tensor.a]\nobserver = {{ name = "minmax", bins = {number} }}')
     assert len(str(caught.value)) < 2_000
+    assert 2 in {finding.location.line for finding in caught.value.findings}
 
 
 @pytest.mark.parametrize(

@@ -49,15 +49,17 @@ def test_a_named_rule_is_an_error_if_one_of_its_sites_has_no_kernel_and_others_h
     def forward(self, x):
         return self.b(self.a(x))
 
-    model = net_of(forward, a=nn.ConvTranspose2d(3, 3, 2), b=nn.ConvTranspose2d(3, 4, 2))
+    model = net_of(
+        forward,
+        a=nn.Conv2d(3, 3, 3),
+        b=nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"),
+    )
     with pytest.raises(UnsupportedError) as caught:
-        qrecipe.plan(
-            model, recipe('[rules.module_type]\n"torch.nn.ConvTranspose2d" = "int8"'), IMAGE
-        )
+        qrecipe.plan(model, recipe('[rules.module_type]\n"torch.nn.Conv2d" = "int8"'), IMAGE)
     assert "at b" in str(caught.value)
     plan = qrecipe.plan(model, recipe(), IMAGE)
     assert verdicts(plan) == {"a": "quantized", "b": "float"}
-    assert "channels" in sites(plan)["b"].reason
+    assert "circular" in sites(plan)["b"].reason
 
 
 @pytest.mark.parametrize("key", ["body", "body.*", "b*"])
@@ -187,3 +189,34 @@ def test_consumers_of_one_parameter_with_different_specs_conflict():
     """
     with pytest.raises(ConflictError):
         qrecipe.plan(model, recipe(rules), ROWS)
+
+
+SIGNED = """
+backend = "{backend}"
+[tensor.weight]
+quant_min = -127
+quant_max = 127
+eps = 0.000244140625
+[tensor.activation]
+dtype = "int8"
+qscheme = "per_tensor_symmetric"
+reduce_range = false
+quant_min = -127
+quant_max = 127
+eps = {eps}
+"""
+
+
+@pytest.mark.parametrize("backend", ["qnnpack", "executorch"])
+def test_signed_activations_need_the_eps_that_the_kernels_divide_by(backend):
+    enough = recipe(SIGNED.format(backend=backend, eps=2.0**-12))
+    assert "float" not in verdicts(plan_of("mlp", enough)).values()
+    for eps in ("0.000244", "1e-8"):
+        with pytest.raises(UnsupportedError) as caught:
+            plan_of("mlp", recipe(SIGNED.format(backend=backend, eps=eps)))
+        (finding,) = caught.value.findings
+        assert finding.code == "QR303"
+        assert "eps >= 0.000244140625 for activations" in finding.hint
+    missing = SIGNED.replace("eps = {eps}\n", "").format(backend=backend)
+    with pytest.raises(UnsupportedError, match="set eps"):
+        plan_of("mlp", recipe(missing))

@@ -142,12 +142,13 @@ def explain(
     with reported(as_json=json):
         _needs_torch()
         from qrecipe.cli.planning import make_plan
+        from qrecipe.rendering import explanation_json
 
-        text = make_plan(recipe, model, input or (), plugin or ()).explain(name)
+        plan = make_plan(recipe, model, input or (), plugin or ())
         if json:
-            out_json({"name": name, "explanation": text})
+            out_json(explanation_json(plan, name))
         else:
-            out(text)
+            out(plan.explain(name))
 
 
 @app.command()

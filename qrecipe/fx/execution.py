@@ -20,9 +20,10 @@ from qrecipe._torch_fx import (
     lower_to_native_backend,
     prepare,
 )
+from qrecipe.convolutions import Engine
 from qrecipe.copying import structural_copy
 from qrecipe.errors import ExecutionError, Finding, UnsupportedError, first_line, nearest
-from qrecipe.fx.emission import Emission, erase_keep_float
+from qrecipe.fx.emission import Emission, erase_keep_float, site_of
 from qrecipe.schema import Backend
 
 ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
@@ -62,7 +63,7 @@ def reference(
     # conversion writes into the model that it is given
     source = structural_copy(prepared)
     try:
-        with quiet(), _uninitialised():
+        with quiet(), _uninitialised(), torch.random.fork_rng(devices=[]):
             converted = convert(
                 source,
                 True,
@@ -92,7 +93,7 @@ def lowered(
     own_tensors(reference, _is_bias)  # packing keeps the bias tensor that it is given
     with engine(backend):
         try:
-            with quiet(), _uninitialised():
+            with quiet(), _uninitialised(), torch.random.fork_rng(devices=[]):
                 converted = lower_to_native_backend(
                     reference,
                     observed.node_name_to_qconfig,
@@ -133,7 +134,7 @@ def _preserve(source: nn.Module, target: nn.Module, names: list[str]) -> None:
 class _uninitialised(TorchFunctionMode):  # noqa: N801 - reads as what it does in a with statement
     """Leaves out the random initialisation of modules that get their weights at once.
 
-    It costs as much as quantizing the weights, and moves the caller's random state.
+    It costs as much as quantizing the weights.
     """
 
     def __torch_function__(
@@ -142,6 +143,18 @@ class _uninitialised(TorchFunctionMode):  # noqa: N801 - reads as what it does i
         if func in (nn.init.kaiming_uniform_, nn.init.uniform_):
             return args[0] if args else kwargs["tensor"]
         return func(*args, **(kwargs or {}))
+
+
+def repack(converted: fx.GraphModule, engines: Mapping[str, Engine]) -> None:
+    """Pack the weights of some sites for another engine than the model's, in place."""
+    for node in converted.graph.nodes:
+        chosen = engines.get(site_of(node) or "")
+        if chosen is None or node.op != "call_module":
+            continue
+        module: Any = converted.get_submodule(str(node.target))
+        weight, bias = module._weight_bias()
+        with engine(chosen):
+            module.set_weight_bias(weight, bias)
 
 
 def own_all_tensors(model: nn.Module) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,11 @@ import torch
 from torch import fx
 
 from qrecipe._torch_fx import BackendConfig, ConvertCustomConfig, PrepareCustomConfig
+from qrecipe.errors import AuditError, Finding
 from qrecipe.fx import execution
 from qrecipe.fx.audit import audit
-from qrecipe.fx.emission import Emission, emit
-from qrecipe.fx.numerics import Sample, run_reference
+from qrecipe.fx.emission import Emission, emit, erase_keep_float
+from qrecipe.fx.numerics import ReferenceRun, Sample, run_reference
 from qrecipe.inputs import Inputs
 from qrecipe.inventory import Part
 from qrecipe.planning import Plan
@@ -56,8 +57,12 @@ class CompiledPart:
 
         reference = make_reference()
         proof = run_reference(reference, sample or self._float_sample(prepared))
+        if self.plan.is_for_export:
+            return _for_export(proof, make_reference)
         # in place: a second reference is needed only where a kernel is suspected
         converted = execution.lowered(reference, prepared, configs.backend, configs.convert)
+        engines = {site.name: site.engine for site in self.plan.sites if site.engine is not None}
+        execution.repack(converted, engines)
         with execution.engine(configs.backend):
             audit(self.plan, converted, proof, make_reference, lint)
         return converted
@@ -65,6 +70,17 @@ class CompiledPart:
     def _float_sample(self, prepared: fx.GraphModule) -> Sample:
         with torch.no_grad():
             return Sample(self.inputs, self.inputs.call(prepared))
+
+
+def _for_export(
+    proof: ReferenceRun, make_reference: Callable[[], fx.GraphModule]
+) -> fx.GraphModule:
+    """torch's reference model as it came, after one that runs alike has been run."""
+    if proof.error is not None:
+        raise AuditError(Finding("QR413", f"the reference model fails: {proof.error}"))
+    reference = make_reference()
+    erase_keep_float(reference)
+    return reference
 
 
 def compile_part(plan: Plan, part: Part) -> CompiledPart:

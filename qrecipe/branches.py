@@ -1,0 +1,67 @@
+"""Branches that are joined on one scale although their ranges differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from qrecipe._torch_ao import ObserverBase
+from qrecipe.errors import Finding
+from qrecipe.fx.emission import site_of
+from qrecipe.fx.numerics import Sample
+from qrecipe.inputs import bind
+
+_JOINS = (torch.cat, torch.stack)
+
+WIDE_RATIO = 16.0
+"""A branch that is this much narrower than another keeps 4 bits less of its own."""
+
+
+def branch_findings(part: fx.GraphModule, sample: Sample) -> Iterator[Finding]:
+    """Quantized joins in a prepared part whose branches differ much in range (QR206).
+
+    torch gives all branches one observer, which a moving average lets swing between them.
+    """
+    if not any(_is_quantized_join(node, part) for node in part.graph.nodes):
+        return
+    with torch.no_grad():
+        ranges = _Ranges(part)
+        ranges.run(*bind(part, part, sample.inputs))
+    for name, spans in ranges.spans.items():
+        narrow, wide = min(spans), max(spans)
+        if wide > WIDE_RATIO * narrow:
+            yield Finding(
+                "QR206",
+                f"the branches of {name} have ranges of {narrow:.3g} and {wide:.3g} on the first "
+                "batch, and share one scale",
+                hint='leave it float, or observe what it reads with "minmax", which does not swing',
+            )
+
+
+def _is_quantized_join(node: fx.Node, part: fx.GraphModule) -> bool:
+    return node.target in _JOINS and any(
+        user.op == "call_module" and isinstance(part.get_submodule(str(user.target)), ObserverBase)
+        for user in node.users
+    )
+
+
+class _Ranges(fx.Interpreter):
+    """Runs a prepared graph with its observers at rest, and notes what each join is given."""
+
+    def __init__(self, part: fx.GraphModule) -> None:
+        super().__init__(part)
+        self.spans: dict[str, list[float]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        if n.op == "call_module":
+            module = self.module.get_submodule(str(n.target))
+            return args[0] if isinstance(module, ObserverBase) else module(*args, **kwargs)
+        assert isinstance(self.module, fx.GraphModule)
+        if _is_quantized_join(n, self.module):
+            tensors = [x for x in args[0] if isinstance(x, Tensor) and x.numel()]
+            self.spans[site_of(n) or n.name] = [float(x.max() - x.min()) for x in tensors]
+        return super().run_node(n)

@@ -1,0 +1,138 @@
+"""Convolutions that one engine computes wrongly and another right.
+
+torch packs weights for the engine of the moment, and what is packed runs under any engine. So a
+site can be packed for another engine than its backend's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch.nn.functional as F
+from torch import nn
+
+from qrecipe.inventory import Match
+from qrecipe.schema import Backend, TensorSpec
+
+Engine = Literal["fbgemm", "onednn"]
+
+_EXACT_LEVELS = 127
+"""fbgemm's depthwise kernel is exact for inputs that span no more integers than 7 bits do."""
+
+_HANDED_TO_FBGEMM = 100
+"""With more groups than this the x86 engine uses fbgemm's kernels."""
+
+_DEPTHWISE_KERNELS = {2: (3, 5, 7), 3: (3, 5)}
+
+_FUNCTIONS: dict[Any, tuple[bool, int]] = {
+    F.conv1d: (False, 1),
+    F.conv2d: (False, 2),
+    F.conv3d: (False, 3),
+    F.conv_transpose1d: (True, 1),
+    F.conv_transpose2d: (True, 2),
+    F.conv_transpose3d: (True, 3),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Detour:
+    """The engine that a site's weights are packed for instead of its backend's, and why."""
+
+    engine: Engine
+    reason: str
+
+
+def detour(
+    match: Match, backend: Backend, weight: TensorSpec | None, levels: int
+) -> Detour | str | None:
+    """A detour where the backend's own kernel is wrong, the reason to stay float where none helps.
+
+    ``levels`` is how many integers the input spans, its quant_max - quant_min.
+    """
+    if _is_uneven_transpose(match) and backend in ("x86", "onednn"):
+        reason = f"{backend}'s transposed convolution is wrong where in and out channels differ"
+        if match.module is None:
+            return reason
+        return Detour("fbgemm", f"on fbgemm's kernel: {reason}")
+    if (
+        levels > _EXACT_LEVELS
+        and _is_fast_depthwise(match)
+        and _uses_fbgemm(match, backend, weight)
+    ):
+        reason = (
+            "fbgemm's depthwise kernel adds in 16 bits and saturates on 8-bit inputs, VNNI or not"
+        )
+        if match.module is None or not _is_symmetric(weight):
+            return f"{reason}: give what it reads reduce_range = true"
+        return Detour("onednn", f"on onednn's kernel: {reason}")
+    return None
+
+
+def _is_uneven_transpose(match: Match) -> bool:
+    module = match.module
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        return module.in_channels != module.out_channels
+    node = match.nodes[0]
+    transposed, _ = _FUNCTIONS.get(node.target, (False, 0))
+    weight = _stored_weight(match) if transposed else None
+    if weight is None:
+        return False
+    groups = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
+    return bool(weight.shape[0] != weight.shape[1] * groups)
+
+
+def _stored_weight(match: Match) -> Any:
+    node = match.nodes[0]
+    source, graph_module = node.args[1], node.graph.owning_module
+    if graph_module is None or getattr(source, "op", None) != "get_attr":
+        return None
+    path, _, name = str(source.target).rpartition(".")  # type: ignore[union-attr]
+    return getattr(graph_module.get_submodule(path), name)
+
+
+def _is_fast_depthwise(match: Match) -> bool:
+    """Whether fbgemm has its own depthwise kernel for the shape."""
+    shape = _shape(match)
+    if shape is None:
+        return False
+    kernel, stride, padding, dilation, groups, per_group = shape
+    size = kernel[0]
+    return (
+        per_group == 1
+        and groups % 8 == 0
+        and size in _DEPTHWISE_KERNELS.get(len(kernel), ())
+        and kernel == (size,) * len(kernel)
+        and padding == tuple(k // 2 for k in kernel)
+        and stride in ((1,) * len(kernel), (2,) * len(kernel))
+        and set(dilation) == {1}
+    )
+
+
+def _shape(match: Match) -> tuple[Any, Any, Any, Any, int, int] | None:
+    """Kernel, stride, padding, dilation, groups and input channels of a group."""
+    module = match.module
+    if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+        return (
+            *(tuple(module.kernel_size), tuple(module.stride), module.padding),
+            *(tuple(module.dilation), module.groups, module.in_channels // module.groups),
+        )
+    node = match.nodes[0]
+    if node.target not in (F.conv2d, F.conv3d):
+        return None
+    weight = _stored_weight(match)
+    if weight is None:
+        return None
+    stride, padding, dilation, groups = node.args[3:7]
+    return (tuple(weight.shape[2:]), stride, padding, dilation, groups, weight.shape[1])  # type: ignore[return-value]
+
+
+def _uses_fbgemm(match: Match, backend: Backend, weight: TensorSpec | None) -> bool:
+    if backend != "x86":
+        return backend == "fbgemm"
+    shape = _shape(match)
+    return (shape is not None and shape[4] > _HANDED_TO_FBGEMM) or not _is_symmetric(weight)
+
+
+def _is_symmetric(weight: TensorSpec | None) -> bool:
+    return weight is not None and (weight.qscheme or "").endswith("symmetric")

@@ -1,0 +1,11 @@
+"""What the CPU at hand can do."""
+
+from __future__ import annotations
+
+import torch
+
+
+def has_vnni() -> bool:
+    """Whether 8-bit products are added in 32 bits, so that 8-bit activations cannot saturate."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_vnni") or capabilities.get("avx_vnni"))

@@ -1,0 +1,218 @@
+"""One model quantized once, and what a plan and a converted model have to agree in.
+
+Each check takes a `Run` and gives what is wrong, by the site's name, without using the audit.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import random
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from runs import exactly, silent, tensors_of
+from torch import fx, nn
+from torch.ao.quantization import qconfig_equals
+from torch.ao.quantization.quantize_fx import convert_to_reference_fx
+
+import qrecipe
+from qrecipe.fx import execution
+from qrecipe.fx.emission import erase_keep_float, site_of
+from qrecipe.inputs import Inputs, bind
+from qrecipe.planning import Plan, Site
+from qrecipe.qconfigs import qconfig
+
+
+@dataclass(frozen=True)
+class Run:
+    """``codes`` are those of the warnings on the way."""
+
+    model: nn.Module
+    batches: list[Any]
+    compiled: qrecipe.CompiledRecipe
+    prepared: fx.GraphModule
+    converted: fx.GraphModule
+    codes: frozenset[str]
+
+    @property
+    def plan(self) -> Plan:
+        return self.compiled.plan
+
+    @property
+    def sites(self) -> dict[str, Site]:
+        return {site.name: site for site in self.plan.sites}
+
+
+def execute(model: nn.Module, batches: list[Any], recipe: qrecipe.Recipe) -> Run:
+    """Compile, prepare, calibrate and convert; raises what they raise."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        compiled = qrecipe.compile(model, recipe, batches[0])
+        prepared = compiled.prepare()
+        qrecipe.calibrate(prepared, batches, progress=silent)
+        converted = compiled.convert(prepared)
+    ours = [w.message for w in caught if issubclass(w.category, qrecipe.QRecipeWarning)]
+    codes = frozenset(str(message).split()[0] for message in ours)
+    return Run(model, batches, compiled, prepared, converted, codes)
+
+
+def half_float(model: nn.Module, base: str, example: Any, seed: int) -> qrecipe.Recipe:
+    """``base`` with a random half of the sites left float, each by its exact name."""
+    head = f'format = 1\nextends = "{base}"\n'
+    names = [site.name for site in qrecipe.plan(model, base, example).sites]
+    chosen = random.Random(seed).sample(names, len(names) // 2)
+    rules = "".join(f'"{exactly(name)}" = "float"\n' for name in chosen)
+    return qrecipe.parse_recipe(f"{head}[rules.module_name]\n{rules}")
+
+
+# --- assigned
+
+
+def wrongly_assigned(run: Run) -> dict[str, str]:
+    """Nodes to which FX gave another qconfig than the plan says, or gave one unasked."""
+    assigned = run.prepared.meta["_observed_graph_module_attrs"].node_name_to_qconfig
+    sites, wrong, seen = run.sites, {}, set()
+    for node in run.prepared.graph.nodes:
+        if node.name not in assigned:
+            continue
+        name = node.meta.get("site")
+        spec = sites[name].qconfig if name is not None else None
+        expected = None if spec is None else qconfig(spec, "ptq")
+        if not qconfig_equals(assigned[node.name], expected):
+            wrong[name or node.name] = f"{assigned[node.name]} instead of {expected}"
+        seen.add(name)
+    wrong.update(dict.fromkeys(sites.keys() - seen, "given nothing"))
+    return wrong
+
+
+# --- converted
+
+
+def wrong_classes(run: Run) -> dict[str, str]:
+    """Weighted sites whose class in the converted model is not the one of their verdict."""
+    sites, wrong = run.sites, {}
+    for node in run.converted.graph.nodes:
+        name = site_of(node)
+        if node.op != "call_module" or name is None:
+            continue
+        module = run.converted.get_submodule(node.target)
+        spec = sites[name].qconfig
+        wants = spec is not None and spec.weight is not None
+        is_quantized = ".quantized." in type(module).__module__
+        is_leftover = ".reference." in type(module).__module__
+        if is_leftover or (wants and not is_quantized):
+            wrong[name] = f"{type(module).__module__} and not {spec}"
+        elif is_quantized and sites[name].verdict == "float":
+            wrong[name] = f"{type(module).__module__} and not float"
+    return wrong
+
+
+# --- computed
+
+
+@dataclass(frozen=True)
+class Judged:
+    """``steps``: how far a kernel is from its float operation, in steps of its own output."""
+
+    steps: float
+    same_range: bool
+
+
+def judged_kernels(run: Run, batch: Any) -> dict[str, Judged]:
+    """Each site's kernel against torch's reference of that operation, on the very same input.
+
+    The reference is what `convert_to_reference_fx` makes of the prepared model.
+    """
+    inputs = Inputs.from_batch(batch)
+    reference = _reference(run)
+    with torch.no_grad(), execution.engine(run.plan.backend):
+        kernels = _Kernels(run.converted)
+        kernels.run(*bind(run.converted, run.converted, inputs))
+        judge = _Judge(reference, kernels.results)
+        judge.run(*bind(reference, reference, inputs))
+    return judge.judged
+
+
+def _reference(run: Run) -> fx.GraphModule:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reference = convert_to_reference_fx(
+            copy.deepcopy(run.prepared), backend_config=run.compiled.backend_config
+        )
+    erase_keep_float(reference)
+    return reference
+
+
+class _Kernels(fx.Interpreter):
+    """Keeps what each site gives."""
+
+    def __init__(self, converted: fx.GraphModule) -> None:
+        super().__init__(converted)
+        self.results: dict[str, torch.Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        name = site_of(n)
+        if name is not None and isinstance(result, torch.Tensor) and result.is_quantized:
+            self.results[name] = result.clone()  # an operation in place may follow
+        return result
+
+
+class _Judge(fx.Interpreter):
+    """Goes on from what the kernels gave, so that each is judged alone."""
+
+    def __init__(self, reference: fx.GraphModule, results: dict[str, torch.Tensor]) -> None:
+        super().__init__(reference)
+        self.results = results
+        self.judged: dict[str, Judged] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.target is not torch.quantize_per_tensor:
+            return result
+        name = site_of(n.args[0])
+        kernel = self.results.get(name) if name is not None else None
+        if kernel is None:
+            return result
+        scale, zero_point = kernel.q_scale(), kernel.q_zero_point()
+        exact = torch.quantize_per_tensor(self.env[n.args[0]], scale, zero_point, kernel.dtype)
+        steps = (exact.int_repr().int() - kernel.int_repr().int()).abs().max().item()
+        ranges = (result.q_scale(), result.q_zero_point())
+        self.judged[name] = Judged(steps, ranges == (scale, zero_point))
+        return kernel
+
+
+def outputs(model: nn.Module, batch: Any) -> list[torch.Tensor]:
+    """The floating tensors that a model gives for a batch."""
+    with torch.no_grad():
+        found = tensors_of(Inputs.from_batch(batch).call(model))
+    return [tensor for tensor in found if tensor.is_floating_point()]
+
+
+# --- the caller's model
+
+
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    """All that a caller could see of a model, with identities where they must not change."""
+    found: dict[str, Any] = {
+        key: (id(tensor), tensor.dtype, tensor.requires_grad, _digest(tensor))
+        for key, tensor in _tensors(model)
+    }
+    for path, module in model.named_modules(remove_duplicate=False):
+        hooks = [len(h) for name, h in vars(module).items() if name.endswith("_hooks")]
+        found[f"module {path}"] = (type(module), module.training, sorted(vars(module)), hooks)
+    return found
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def _digest(tensor: torch.Tensor) -> bytes:
+    values = tensor.detach().contiguous().view(-1).view(torch.uint8)
+    return hashlib.blake2b(values.numpy(), digest_size=16).digest()

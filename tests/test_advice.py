@@ -1,0 +1,107 @@
+"""Legal, planned, and still worth a word: boundaries, slow kernels, joined branches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from plans import net_of
+from torch import nn
+
+import qrecipe
+from qrecipe.errors import QRecipeWarning
+
+STATIC = "builtin:x86-static"
+
+
+def silent(done, total):
+    pass
+
+
+def codes(plan):
+    return [finding.code for finding in plan.warnings]
+
+
+def wide(*extra):
+    return nn.Sequential(nn.Conv2d(32, 64, 3), *extra).eval()
+
+
+def q_and_dq(converted):
+    kinds = [node.target for node in converted.graph.nodes]
+    return kinds.count(torch.quantize_per_tensor) + kinds.count("dequantize")
+
+
+@pytest.mark.parametrize(
+    ("floats", "expected"), [((), 2), (("1",), 4), (("0",), 2), (("0", "1", "2"), 0)]
+)
+def test_the_boundaries_that_the_plan_counts_are_those_of_the_converted_model(floats, expected):
+    rules = "".join(f'"{name}" = "float"\n' for name in floats)
+    text = f'format = 1\nextends = "{STATIC}"\n[rules.module_name]\n{rules}'
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)).eval()
+    batches = [torch.randn(4, 6) for _ in range(12)]
+    recipe = qrecipe.parse_recipe(text)
+    plan = qrecipe.plan(model, recipe, batches[0])
+    assert plan.boundaries == expected
+    assert f"{expected} q/dq boundaries" in str(plan)
+    assert q_and_dq(qrecipe.quantize(model, recipe, batches, progress=silent)) == expected
+
+
+def test_a_float_site_between_two_quantized_ones_costs_two_boundaries():
+    model = net_of(
+        lambda self, x: self.b(torch.nn.functional.gelu(self.a(x))),
+        a=nn.Linear(6, 6),
+        b=nn.Linear(6, 6),
+    )
+    assert qrecipe.plan(model, STATIC, torch.randn(4, 6)).boundaries == 4
+
+
+@pytest.mark.parametrize(
+    ("padding", "backend", "expected"),
+    [(0, "x86", ["QR207"]), (1, "x86", []), (0, "qnnpack", []), (0, "onednn", ["QR207"])],
+)
+def test_a_depthwise_convolution_without_its_fast_padding_is_warned_about(
+    padding, backend, expected
+):
+    model = wide(nn.Conv2d(64, 64, 3, padding=padding, groups=64))
+    recipe = qrecipe.parse_recipe(f'format = 1\nextends = "{STATIC}"\nbackend = "{backend}"')
+    assert codes(qrecipe.plan(model, recipe, torch.randn(1, 32, 8, 8))) == expected
+
+
+def test_a_tiny_model_is_told_to_measure_and_lint_can_silence_it():
+    model, x = nn.Sequential(nn.Linear(6, 6)).eval(), torch.randn(4, 6)
+    assert codes(qrecipe.plan(model, STATIC, x)) == ["QR208"]
+    assert codes(qrecipe.plan(wide(), STATIC, torch.randn(1, 32, 8, 8))) == []
+    text = f'format = 1\nextends = "{STATIC}"\n[lint]\nignore = ["QR208"]'
+    assert codes(qrecipe.plan(model, qrecipe.parse_recipe(text), x)) == []
+
+
+def joined(factor):
+    net = net_of(
+        lambda self, x: self.last(torch.cat([self.a(x), self.b(x)], 1)),
+        a=nn.Linear(6, 6),
+        b=nn.Linear(6, 6),
+        last=nn.Linear(12, 4),
+    )
+    with torch.no_grad():
+        net.b.weight.copy_(net.a.weight * factor)
+        net.b.bias.copy_(net.a.bias * factor)
+    return net
+
+
+def test_branches_of_very_different_range_are_warned_about_after_calibration():
+    batches = [torch.randn(8, 6) for _ in range(12)]
+    prepared = qrecipe.compile(joined(100.0), STATIC, batches[0]).prepare()
+    with pytest.warns(QRecipeWarning, match=r"QR206 the branches of :cat"):
+        qrecipe.calibrate(prepared, batches, progress=silent)
+
+
+def test_branches_of_like_range_are_not_warned_about_and_observers_see_each_batch_once():
+    batches = [torch.randn(8, 6) for _ in range(12)]
+    compiled = qrecipe.compile(joined(2.0), STATIC, batches[0])
+    prepared = compiled.prepare()
+    qrecipe.calibrate(prepared, batches, progress=silent)
+    again = compiled.prepare()
+    with torch.no_grad():
+        for batch in batches:
+            again(batch)
+    for one, two in zip(prepared.state_dict().values(), again.state_dict().values(), strict=True):
+        assert torch.equal(one, two)

@@ -1,0 +1,132 @@
+"""Every static built-in recipe on every architecture: the model is what the plan says.
+
+A few small architectures and all toy nets always; all of torchvision's with ``-m slow``.
+"""
+
+from __future__ import annotations
+
+import zlib
+from functools import lru_cache
+
+import pytest
+import torch
+from corpus import TORCHVISION, missing
+from differential import (
+    execute,
+    half_float,
+    judged_kernels,
+    outputs,
+    snapshot,
+    wrong_classes,
+    wrongly_assigned,
+)
+from nets import NETS
+
+import qrecipe
+from qrecipe.fx.structure import realised_sites
+from qrecipe.sqnr import output_sqnr_db, sqnr_db
+
+RECIPES = ("x86-static", "x86-vnni-static", "x86-static-histogram", "arm-static")
+ALWAYS = ("mnasnet0_5", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1")
+BATCHES = 10
+
+LEAST_DB = 14.0
+"""What ends below it has warned: 15 dB, and the decibel that the audit lets pass."""
+
+TAKEN_APART = {"chunk", "split", "unbind"}
+"""Their results are no tensors, so that nothing quantizes them in the reference."""
+
+
+def _marks(name):
+    yield pytest.mark.skipif(missing() is not None, reason=str(missing()))
+    if name not in ALWAYS:
+        yield pytest.mark.slow
+
+
+SUBJECTS = [
+    *(pytest.param(("torchvision", name), id=name, marks=[*_marks(name)]) for name in TORCHVISION),
+    *(pytest.param(("own", name), id=f"own-{name}") for name in NETS),
+]
+
+
+@lru_cache(maxsize=1)
+def subject(name):
+    """A model, its batches and what its caller sees; every run of it must leave it like that."""
+    kind, key = name
+    net = (TORCHVISION if kind == "torchvision" else NETS)[key]
+    model = net.model()
+    return model, net.batches(BATCHES), snapshot(model)
+
+
+@pytest.fixture(params=("all", "half"), scope="module")
+def share(request):
+    """How many of the sites the recipe quantizes."""
+    return request.param
+
+
+@pytest.fixture(params=RECIPES, scope="module")
+def base(request):
+    return f"builtin:{request.param}"
+
+
+@pytest.fixture(params=SUBJECTS, scope="module")
+def run(request, base, share):
+    model, batches, _ = subject(request.param)
+    if share == "all":
+        return execute(model, batches, qrecipe.load_recipe(base))
+    seed = zlib.crc32(f"{request.param} {base}".encode())
+    return execute(model, batches, half_float(model, base, batches[0], seed))
+
+
+@pytest.fixture
+def before(request, run):
+    """The snapshot of the model that ``run`` had."""
+    return subject(request.node.callspec.params["run"])[2]
+
+
+def test_fx_assigned_the_very_qconfigs_of_the_plan(run):
+    assert wrongly_assigned(run) == {}
+
+
+def test_every_site_became_what_the_plan_says(run):
+    realised = realised_sites(run.converted)
+    became = {name: realised[name].became if name in realised else None for name in run.sites}
+    assert became == {site.name: site.mode or "float" for site in run.plan.sites}
+    assert wrong_classes(run) == {}
+
+
+def test_every_kernel_gives_what_its_float_operation_gives_rounded(run):
+    """One step apart at most, where a tie or a sum in another order goes the other way."""
+    judged = judged_kernels(run, run.batches[1])
+    assert {name: found.steps for name, found in judged.items() if found.steps > 1} == {}
+    sites = run.sites
+    other_range = {name for name, found in judged.items() if not found.same_range}
+    # these keep the range of their input, whatever their observer has seen
+    assert {n for n in other_range if sites[n].verdict == "quantized"} <= _dropouts(sites)
+    unjudged = {s.name for s in run.plan.sites if s.mode == "static"} - judged.keys()
+    assert {sites[name].op for name in unjudged} <= TAKEN_APART
+
+
+def _dropouts(sites):
+    return {name for name, site in sites.items() if site.op == "Dropout"}
+
+
+def test_a_result_far_from_the_float_model_has_warned(run):
+    expected, actual = (outputs(m, run.batches[0]) for m in (run.model, run.converted))
+    assert [tensor.shape for tensor in expected] == [tensor.shape for tensor in actual]
+    assert not any(tensor.is_quantized for tensor in actual)
+    assert output_sqnr_db(expected, actual) > LEAST_DB or "QR203" in run.codes
+
+
+def test_the_float_output_depends_on_the_input(run):
+    """A zero or constant output would make every comparison of outputs vacuous."""
+    one, two = outputs(run.model, run.batches[0]), outputs(run.model, run.batches[1])
+    assert one
+    assert all(tensor.any() for tensor in one)
+    assert all(torch.isfinite(tensor).all() for tensor in one)
+    assert any(sqnr_db(a, b) < 30 for a, b in zip(one, two, strict=True))
+
+
+def test_the_callers_model_is_bit_identical_afterwards(run, before):
+    assert snapshot(run.model) == before
+    assert not any(hasattr(module, "qconfig") for module in run.model.modules())

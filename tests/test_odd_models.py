@@ -1,0 +1,182 @@
+"""Models that are unusual without being wrong, and what must not happen to them or to the process."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from plans import net_of
+from torch import nn
+
+import qrecipe
+from qrecipe.errors import CalibrationError, PlanError, UnmatchedRuleError, UnsupportedError
+from qrecipe.sqnr import sqnr_db
+
+STATIC = "builtin:x86-static"
+
+
+def silent(done, total):
+    pass
+
+
+def rows(count=12, width=6):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(8, width, generator=generator) for _ in range(count)]
+
+
+def masked(self, x, mask=None, scale=1.0):
+    y = self.fc(x)
+    if mask is not None:
+        y = y * mask
+    return y * scale
+
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(6, 6)
+
+    forward = masked
+
+
+def test_an_optional_argument_that_is_not_given_is_a_constant_of_the_graph():
+    model = Masked().eval()
+    converted = qrecipe.quantize(model, STATIC, rows(), progress=silent)
+    x = rows(1)[0]
+    assert sqnr_db(model(x), converted(x)) > 25
+    assert sqnr_db(model(x), converted(x, scale=1.0)) > 25
+    with pytest.raises(Exception, match="mask"):
+        converted(x, torch.ones(8, 6))
+
+
+def test_an_optional_argument_that_is_given_is_an_input_of_the_graph():
+    model = Masked().eval()
+    batches = [{"x": x, "mask": torch.ones(8, 6) * 0.5} for x in rows()]
+    converted = qrecipe.quantize(model, STATIC, batches, progress=silent)
+    mask = torch.ones(8, 6) * 0.25
+    assert sqnr_db(model(batches[0]["x"], mask), converted(batches[0]["x"], mask)) > 25
+
+
+class InPlaceResidual(nn.Module):
+    def __init__(self, activation):
+        super().__init__()
+        self.a, self.activation, self.b = nn.Linear(6, 6), activation, nn.Linear(6, 6)
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.b(self.activation(x) + x)
+
+
+@pytest.mark.parametrize("activation", [nn.Hardswish, nn.LeakyReLU, nn.ReLU, nn.ELU])
+def test_an_activation_in_place_whose_input_is_read_again_is_quantized_right(activation):
+    torch.manual_seed(0)
+    model = InPlaceResidual(activation(inplace=True)).eval()
+    converted = qrecipe.quantize(model, STATIC, rows(), progress=silent)
+    x = rows(1)[0]
+    assert sqnr_db(model(x.clone()), converted(x.clone())) > 20
+
+
+class Drawing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return F.dropout(self.fc(x), 0.5, True)
+
+
+def test_a_forward_that_draws_random_numbers_is_refused_and_not_blamed_on_a_kernel():
+    with pytest.raises(PlanError, match="random"):
+        qrecipe.quantize(Drawing().eval(), STATIC, rows(), progress=silent)
+
+
+def test_the_callers_random_state_is_not_moved():
+    model, batches = nn.Sequential(nn.Linear(6, 6)).eval(), rows()
+    before = torch.get_rng_state()
+    qrecipe.quantize(model, STATIC, batches, progress=silent)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_lazy_model_stays_lazy_and_is_told_to_run_once():
+    model = nn.Sequential(nn.LazyLinear(5)).eval()
+    with pytest.raises(PlanError, match="lazy"):
+        qrecipe.plan(model, STATIC, rows(1)[0])
+    assert isinstance(model[0].weight, nn.UninitializedParameter)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_torchscript_model_is_refused():
+    scripted = torch.jit.trace(nn.Sequential(nn.Linear(6, 6)).eval(), rows(1)[0])
+    with pytest.raises(PlanError, match="TorchScript"):
+        qrecipe.quantize(scripted, STATIC, rows(), progress=silent)
+
+
+def test_a_sparse_batch_is_our_error():
+    model = nn.Sequential(nn.Linear(6, 6)).eval()
+    with pytest.raises((PlanError, CalibrationError)):
+        qrecipe.quantize(model, STATIC, [rows(1)[0].to_sparse()] * 10, progress=silent)
+
+
+@pytest.mark.parametrize("name", ["nope", "forward", "__class__", "_modules"])
+def test_only_attributes_of_the_models_own_can_be_preserved(name):
+    text = f'format = 1\nextends = "{STATIC}"\n[fx]\npreserved_attributes = ["{name}"]'
+    with pytest.raises(UnmatchedRuleError) as caught:
+        qrecipe.plan(nn.Sequential(nn.Linear(6, 6)).eval(), qrecipe.parse_recipe(text), rows(1)[0])
+    assert caught.value.findings[0].location.line == 4
+
+
+def test_findings_about_roots_point_into_the_recipe():
+    text = f'format = 1\nextends = "{STATIC}"\n[fx]\nroots = ["nope"]'
+    with pytest.raises(UnmatchedRuleError) as caught:
+        qrecipe.plan(nn.Sequential(nn.Linear(6, 6)).eval(), qrecipe.parse_recipe(text), rows(1)[0])
+    assert caught.value.findings[0].location.line == 4
+
+
+def test_a_model_that_fails_in_the_audit_prints_nothing(capfd, monkeypatch):
+    monkeypatch.setattr("qrecipe.backend.refusal", lambda *args: None)
+    conv = nn.Conv2d(3, 4, 1)
+    model = net_of(lambda self, x: F.interpolate(self.c(x), scale_factor=2, mode="bicubic"), c=conv)
+    with pytest.raises(qrecipe.QRecipeError, match="QR413"):
+        qrecipe.quantize(model, STATIC, [torch.randn(2, 3, 4, 4)] * 10, progress=silent)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.fixture
+def registered():
+    from qrecipe import registered as table
+    from qrecipe._torch_ao import MinMaxObserver
+
+    names = []
+
+    def register(name, **members):
+        cls = type(name.title(), (MinMaxObserver,), members)
+        qrecipe.register_observer(name)(cls)
+        names.append(name)
+        return qrecipe.parse_recipe(
+            f'format = 1\nextends = "{STATIC}"\n[tensor.activation]\nobserver = "{name}"'
+        )
+
+    yield register
+    for name in names:
+        table.remove("observer", name)
+
+
+def test_an_observer_that_gives_a_bad_scale_on_real_data_is_blamed_itself(registered):
+    def calculate(self):
+        bad = self.max_val > 3.5  # fine on the samples of the contract
+        scale = torch.tensor([float("nan") if bad else 0.1])
+        return scale, torch.tensor([0])
+
+    recipe = registered("nanny", calculate_qparams=calculate)
+    model = nn.Sequential(nn.Linear(6, 6)).eval()
+    with pytest.raises(CalibrationError, match="scale"):
+        qrecipe.quantize(model, recipe, [x * 100 for x in rows()], progress=silent)
+
+
+def test_an_observer_that_refuses_its_settings_is_found_when_planning(registered):
+    recipe = registered("plain")
+    text = recipe.to_toml().replace('observer = "per_channel_minmax"', 'observer = "plain"')
+    model = nn.Sequential(nn.Linear(6, 6)).eval()
+    with pytest.raises(UnsupportedError) as caught:
+        qrecipe.plan(model, qrecipe.parse_recipe(text), rows(1)[0])
+    assert caught.value.findings[0].code == "QR311"
