@@ -4,11 +4,9 @@
 import torch.ao.quantization.backend_config.utils as backend_config_utils
 from torch.ao.nn.intrinsic import ConvAdd2d, ConvAddReLU2d
 from torch.ao.nn.quantized import Embedding as QuantizedEmbedding
-from torch.ao.nn.quantized import FXFloatFunctional
 from torch.ao.nn.quantized.reference.modules.utils import ReferenceQuantizedModule
 from torch.ao.quantization.backend_config import (
     BackendConfig,
-    ObservationType,
     get_executorch_backend_config,
     get_native_backend_config,
     get_onednn_backend_config,
@@ -47,8 +45,6 @@ __all__ = [
     "TWO_INPUT_FUSIONS",
     "BackendConfig",
     "ConvertCustomConfig",
-    "FXFloatFunctional",
-    "ObservationType",
     "PrepareCustomConfig",
     "QConfigMapping",
     "QuantizationTracer",

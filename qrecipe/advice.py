@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from torch import nn
-
 from qrecipe.backend import Outcome
+from qrecipe.convolutions import is_slow_depthwise
 from qrecipe.errors import Finding
 from qrecipe.inventory import Inventory, Match
 from qrecipe.rules import Decision, listed
@@ -23,32 +22,29 @@ def advice(
     backend: Backend,
 ) -> Iterator[Finding]:
     """Warnings about the speed of what would be quantized (QR207, QR208)."""
-    static = [
-        inventory.matches[name] for name, outcome in outcome_of.items() if outcome.mode == "static"
+    static = {name: outcome for name, outcome in outcome_of.items() if outcome.mode == "static"}
+    slow = [
+        name
+        for name, outcome in static.items()
+        if outcome.engine is None
+        and outcome.qconfig is not None
+        and is_slow_depthwise(inventory.matches[name], backend, outcome.qconfig.weight)
     ]
-    slow = [match.operation.name for match in static if _is_slow_depthwise(match, backend)]
     if slow:
         yield Finding(
             "QR207",
-            f"the int8 depthwise convolution is 40 to 200 times slower than float at {listed(slow)}",
+            f"depthwise convolution in int8 is 40 to 200 times slower than float: {listed(slow)}",
             decisions[slow[0]].rule.location,
-            hint="only padding = kernel_size // 2 has a fast kernel: pad so, or leave them float",
+            hint="give them symmetric weights, for which onednn has a fast kernel, or leave them "
+            "float",
         )
-    weights = sum(_weight_count(match) for match in static)
+    weights = sum(_weight_count(inventory.matches[name]) for name in static)
     if 0 < weights < _TINY_MODEL:
         yield Finding(
             "QR208",
             f"all that is quantized has {weights} weights; so small a model can be slower in int8",
             hint="measure: qrecipe quantize prints the latency of both",
         )
-
-
-def _is_slow_depthwise(match: Match, backend: Backend) -> bool:
-    module = match.module
-    if backend == "qnnpack" or not isinstance(module, (nn.Conv2d, nn.Conv3d)):
-        return False
-    depthwise = module.groups == module.in_channels > 1
-    return depthwise and module.padding != tuple(size // 2 for size in module.kernel_size)
 
 
 def _weight_count(match: Match) -> int:

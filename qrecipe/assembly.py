@@ -22,7 +22,7 @@ class PreparedState:
     """What calibration and conversion need to know of a prepared model.
 
     ``origin`` stands for the `CompiledRecipe` that prepared it; ``parts`` are the paths of the
-    traced parts; ``samples`` what each of them was given first in calibration, and what it answered.
+    traced parts; ``samples`` what each of them was given first in calibration and what it gave.
     """
 
     calibration: CalibrationTable

@@ -203,7 +203,7 @@ def _pair_findings(
     halves = [spec.dtype == "float16" for spec in (of_weight, of_activation)]
     are_known = None not in (of_weight.dtype, of_activation.dtype)
     if of_activation.is_dynamic and are_known and halves[0] != halves[1]:
-        kinds = f"a dynamic {of_activation.dtype} activation", f"a {of_weight.dtype} weight"
+        kinds = f"a dynamic activation of {of_activation.dtype}", f"a weight of {of_weight.dtype}"
         message = " does not go with ".join(kinds)
         hint = "dynamic float16 is float16 in both tensors"
         yield recipe.about_value("QR109", message, (*path, "weight"), hint)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qrecipe.errors import Finding, Location, RecipeError, shown
@@ -115,14 +115,14 @@ class _Reader:
             settings=settings_of(validated.table),
         )
         self.findings += map(layer.noted, validated.findings)
-        self._layers[_identity(source)] = None
-        self._open.add(_identity(source))
+        self._layers[identity(source)] = None
+        self._open.add(identity(source))
         bases = [
             self._base(layer, index, reference)
-            for index, reference in enumerate(validated.table.extends)
+            for index, reference in enumerate(self._few(layer, validated.table.extends))
             if reference.recipe or layer.is_sound(("extends", index))
         ]
-        self._open.remove(_identity(source))
+        self._open.remove(identity(source))
         found = [base for base in bases if base is not None]
         layer = replace(
             layer,
@@ -133,8 +133,14 @@ class _Reader:
                 or any(path[:1] == ("extends",) for path in layer.damaged)
             ),
         )
-        self._layers[_identity(source)] = layer
+        self._layers[identity(source)] = layer
         return layer
+
+    def _few(self, layer: Layer, bases: Sequence[BaseReference]) -> Sequence[BaseReference]:
+        if len(bases) > MAX_LAYERS:
+            at = layer.value(("extends",))
+            self.findings.append(Finding("QR005", f"extends more than {MAX_LAYERS} recipes", at))
+        return bases[:MAX_LAYERS]
 
     def _base(self, layer: Layer, index: int, reference: BaseReference) -> Layer | None:
         chain = layer.chain
@@ -148,11 +154,11 @@ class _Reader:
                 for finding in error.findings
             )
             return None
-        if _identity(source) in self._open:
+        if identity(source) in self._open:
             self._report("QR121", "recipes extend each other in a circle", at, source, chain)
             return None
-        if _identity(source) in self._layers:
-            base = self._layers[_identity(source)]
+        if identity(source) in self._layers:
+            base = self._layers[identity(source)]
         elif len(self._layers) >= MAX_LAYERS:
             self._report("QR005", f"more than {MAX_LAYERS} recipes", at, source, chain)
             return None
@@ -171,7 +177,7 @@ class _Reader:
                 replace(finding, location=finding.location or at, notes=(note,))
                 for finding in error.findings
             )
-            self._layers[_identity(source)] = None
+            self._layers[identity(source)] = None
             return None
 
     def _check_pin(self, layer: Layer, index: int, base: Layer, pinned: str) -> None:
@@ -196,8 +202,9 @@ class _Reader:
         self.findings.append(Finding(code, message, at, notes=(note,)))
 
 
-def _identity(source: Source) -> str:
-    return source.name if source.path is None else str(source.path)
+def identity(source: Source) -> str:
+    """What tells a source from all others; two may have one name, in two folders."""
+    return f"<{source.name}>" if source.path is None else str(source.path)
 
 
 def _closure(bases: Iterable[Layer]) -> tuple[Layer, ...]:

@@ -66,7 +66,19 @@ def detour(
         if match.module is None or not _is_symmetric(weight):
             return f"{reason}: give what it reads reduce_range = true"
         return Detour("onednn", f"on onednn's kernel: {reason}")
+    can_move = match.module is not None and _is_symmetric(weight)
+    if can_move and is_slow_depthwise(match, backend, weight):
+        return Detour("onednn", "on onednn's kernel: fbgemm has no fast one for this shape")
     return None
+
+
+def is_slow_depthwise(match: Match, backend: Backend, weight: TensorSpec | None) -> bool:
+    """Whether fbgemm would compute a depthwise convolution 40 to 200 times slower than float."""
+    shape = _shape(match)
+    if shape is None or not _uses_fbgemm(match, backend, weight):
+        return False
+    *_, groups, per_group = shape
+    return per_group == 1 and groups > 1 and not _is_fast_depthwise(match)
 
 
 def _is_uneven_transpose(match: Match) -> bool:
@@ -104,7 +116,7 @@ def _is_fast_depthwise(match: Match) -> bool:
         and size in _DEPTHWISE_KERNELS.get(len(kernel), ())
         and kernel == (size,) * len(kernel)
         and padding == tuple(k // 2 for k in kernel)
-        and stride in ((1,) * len(kernel), (2,) * len(kernel))
+        and set(stride) <= {1, 2}
         and set(dilation) == {1}
     )
 

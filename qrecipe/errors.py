@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any, Literal
@@ -263,6 +265,7 @@ CODES: dict[str, Code] = {
     "QR206": Code("branches of very different range share one scale"),
     "QR207": Code("a kernel that is slower than float"),
     "QR208": Code("a model so small that int8 can be slower"),
+    "QR209": Code("rule for a class of which the model has subclasses only"),
     # plan
     "QR301": Code("rule matches nothing", UnmatchedRuleError),
     "QR302": Code("rule covers another number of sites than expected", UnmatchedRuleError),
@@ -308,14 +311,38 @@ def _common_base(a: type[QRecipeError], b: type[QRecipeError]) -> type[QRecipeEr
     return shared if issubclass(shared, QRecipeError) else QRecipeError
 
 
-_LONGEST_NAME = 200
+_LONGEST_NAME = 100
+_MOST_COMPARED = 2_000
+
+
+_suggestions_left: ContextVar[int | None] = ContextVar("_suggestions_left", default=None)
+
+
+@contextmanager
+def few_suggestions(count: int = 100) -> Iterator[None]:
+    """Suggest no more than ``count`` names inside: a hostile recipe has thousands of mistakes."""
+    token = _suggestions_left.set(count)
+    try:
+        yield
+    finally:
+        _suggestions_left.reset(token)
+
+
+def _may_suggest() -> bool:
+    left = _suggestions_left.get()
+    if left is not None:
+        _suggestions_left.set(left - 1)
+    return left is None or left > 0
 
 
 def nearest(name: str, known: Iterable[str], count: int = 1) -> list[str]:
     """Up to ``count`` names that a misspelt ``name`` may have meant, the likeliest first."""
     if len(name) > _LONGEST_NAME:  # comparing takes quadratic time, and nobody mistypes that
         return []
-    return difflib.get_close_matches(name, list(known), n=count, cutoff=0.6)
+    if not _may_suggest():
+        return []
+    likely = sorted(known, key=lambda other: abs(len(other) - len(name)))[:_MOST_COMPARED]
+    return difflib.get_close_matches(name, likely, n=count, cutoff=0.6)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:

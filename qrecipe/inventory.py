@@ -23,6 +23,7 @@ from qrecipe._torch_fx import (
 from qrecipe.inputs import Inputs
 from qrecipe.normalize import (
     TAKES_WEIGHT,
+    base_names,
     class_names,
     drop_dead_code,
     is_floating,
@@ -34,7 +35,6 @@ from qrecipe.roots import inputs_of_roots
 from qrecipe.schema import FxTable
 from qrecipe.tracing import trace
 from qrecipe.values import record_values
-
 
 _COPIES = (nn.Dropout, F.dropout)
 """What copies in eval mode although torch gives it a range of its own, which its kernel ignores."""
@@ -99,9 +99,12 @@ def take_inventory(
                 node.meta["site"] = name
         matches |= found
     modules, aliases = _module_names(model)
+    bases = {path: base_names(type(model.get_submodule(path))) for path in modules}
     operations = tuple(match.operation for match in matches.values())
     return Inventory(
-        tuple(parts), matches, ModelStructure(operations, modules, aliases, tuple(table.roots))
+        tuple(parts),
+        matches,
+        ModelStructure(operations, modules, bases, aliases, tuple(table.roots)),
     )
 
 

@@ -20,7 +20,7 @@ _HERE = str(Path(__file__).parent)
 
 
 def _callers_level() -> int:
-    """How far up the stack the caller's own code begins, as ``warnings.warn`` counts from `warn`."""
+    """How far up the stack the caller's code begins, as ``warnings.warn`` counts from `warn`."""
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
         frame, level = frame.f_back, level + 1

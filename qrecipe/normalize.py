@@ -73,6 +73,7 @@ _POSITIONAL: dict[Any, tuple[str, ...]] = {
     torch.cat: ("tensors", "dim"),
     torch.stack: ("tensors", "dim"),
 }
+_TRANSPOSED_DIMENSIONS = {F.conv_transpose1d: 1, F.conv_transpose2d: 2, F.conv_transpose3d: 3}
 _CONVOLUTION_DIMENSIONS = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 
 
@@ -95,6 +96,8 @@ def normalize(graph_module: fx.GraphModule, scopes: Scopes, prefix: str) -> None
             _spell_out(node, _POSITIONAL.get(node.target, ("input",)))
             if node.target in _BINARY_FUNCTIONS:
                 _drop_neutral_alpha(node)
+            elif node.target in _TRANSPOSED_DIMENSIONS:
+                _spell_out_transposed(node, _TRANSPOSED_DIMENSIONS[node.target])
             elif node.target in _CONVOLUTION_DIMENSIONS:
                 _spell_out_convolution(node, _CONVOLUTION_DIMENSIONS[node.target])
         if node.op == "call_module":
@@ -186,6 +189,12 @@ def class_names(kind: type) -> frozenset[str]:
     return frozenset(names)
 
 
+def base_names(kind: type) -> frozenset[str]:
+    """The dotted names of the module classes that a class derives from."""
+    bases = [base for base in kind.__mro__[1:] if issubclass(base, nn.Module)]
+    return frozenset(name for base in bases if base is not nn.Module for name in class_names(base))
+
+
 def _function_member(path: str, node: fx.Node) -> Member:
     if node.op == "call_method":
         dotted = f"torch.Tensor.{node.target}"
@@ -270,6 +279,18 @@ def _spell_out(node: fx.Node, names: tuple[str, ...]) -> None:
             break
         args.append(kwargs.pop(name))
     node.args, node.kwargs = tuple(args), kwargs
+
+
+def _spell_out_transposed(node: fx.Node, dimensions: int) -> None:
+    """As for other convolutions; torch swaps groups and dilation itself where it packs them."""
+    names = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+    defaults = (None, None, None, 1, 0, 0, 1, 1)
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    spelled = [given.get(name, default) for name, default in zip(names, defaults, strict=True)]
+    for index in (3, 4, 5, 7):
+        if isinstance(spelled[index], int):
+            spelled[index] = (spelled[index],) * dimensions
+    node.args, node.kwargs = tuple(spelled), {}
 
 
 def _drop_neutral_alpha(node: fx.Node) -> None:

@@ -65,13 +65,15 @@ class Operation:
 class ModelStructure:
     """Every operation of a model in order of execution, and every module it has.
 
-    ``modules`` maps each canonical path, called or not, to the dotted names of its class;
-    ``aliases`` maps further paths of one module to the canonical one; ``roots`` are the paths
-    outside of which nothing is traced, none for the whole model.
+    ``modules`` maps each canonical path, called or not, to the dotted names of its class, ``bases``
+    to those of the classes that it derives from; ``aliases`` maps further paths of one module to
+    the canonical one; ``roots`` are the paths outside of which nothing is traced, none for the
+    whole model.
     """
 
     operations: tuple[Operation, ...]
     modules: Mapping[str, frozenset[str]]
+    bases: Mapping[str, frozenset[str]]
     aliases: Mapping[str, str]
     roots: tuple[str, ...] = ()
 

@@ -97,7 +97,7 @@ def _of_float(spec: TensorSpec) -> Iterator[Contradiction]:
 def _of_dynamic(spec: TensorSpec) -> Iterator[Contradiction]:
     """The kernel finds the range of each input itself, and ignores every wish."""
     if spec.dtype not in ("int8", "uint8"):
-        message = f"a {spec.dtype} tensor cannot be dynamic"
+        message = f"a tensor of {spec.dtype} cannot be dynamic"
         yield Contradiction(("dtype",), message, 'use "uint8", "int8" or "float16"')
     if spec.qscheme not in (None, "per_tensor_affine"):
         message = f'a dynamic tensor cannot be "{spec.qscheme}"'

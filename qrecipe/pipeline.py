@@ -81,10 +81,16 @@ class CompiledRecipe:
         return self._configs.convert
 
     def prepare(self) -> nn.Module:
-        """The model with observers inserted, on a copy.
+        """The model with observers inserted, on a copy that shares no tensor with the caller's.
 
         Raises ``PlanError`` (QR308) for a recipe with ``phase = "qat"``.
         """
+        prepared = self._prepared()
+        execution.own_all_tensors(prepared)
+        return prepared
+
+    def _prepared(self) -> nn.Module:
+        """As `prepare`, sharing the tensors that nobody will write to before conversion."""
         if self.recipe.phase == "qat":
             raise PlanError(
                 Finding(
@@ -215,7 +221,7 @@ def quantize(
         compiled = _compile_for_batch(model, loaded, first, forward)
     else:
         compiled = _compile(model, loaded, Inputs.from_batch(example_inputs))
-    prepared = compiled.prepare()
+    prepared = compiled._prepared()
     calibrate(prepared, stream, forward, progress)
     return compiled.convert(prepared)
 

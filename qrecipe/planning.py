@@ -16,7 +16,7 @@ from qrecipe.operations import ModelStructure
 from qrecipe.qconfigs import factory, quantized_range
 from qrecipe.recipe import QConfigSpec, Recipe, Rule
 from qrecipe.rendering import explanation, plan_json, plan_text
-from qrecipe.rules import Resolution, describe, listed, resolve
+from qrecipe.rules import Resolution, describe, listed, resolve, subclass_findings
 from qrecipe.schema import Backend, Phase, TensorSpec
 
 _SEVEN_BITS = 127
@@ -138,7 +138,10 @@ def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
         findings=findings,
         warnings=tuple(
             finding
-            for finding in advice(inventory, resolution.decisions, outcome_of, recipe.backend)
+            for finding in (
+                *advice(inventory, resolution.decisions, outcome_of, recipe.backend),
+                *subclass_findings(inventory.structure, resolution.covered),
+            )
             if finding.code not in recipe.lint.ignore
         ),
         boundaries=_boundaries(inventory, outcome_of),

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import tomli
 
 from qrecipe.checks import findings_of, rules_of
-from qrecipe.composition import Composition, compose
+from qrecipe.composition import Composition, compose, identity
 from qrecipe.errors import (
     Finding,
     Location,
@@ -19,11 +19,12 @@ from qrecipe.errors import (
     UnknownNameError,
     did_you_mean,
     error_from,
+    few_suggestions,
     shown,
 )
 from qrecipe.frozen import FrozenMapping
 from qrecipe.locations import KeyPath
-from qrecipe.merging import fingerprint
+from qrecipe.merging import Layer, fingerprint
 from qrecipe.references import (
     Source,
     existing_source,
@@ -138,8 +139,8 @@ def load_recipe(source: str | os.PathLike[str] | Recipe) -> Recipe:
         return source
     text = path_text(source, "load_recipe takes a path or a reference")
     if isinstance(source, str) and is_reference(text):
-        return _resolved(compose(named_source(text)), None, text)
-    return _resolved(compose(existing_source(Path(text), text)), text, text)
+        return _composed(named_source(text), None, None, text)
+    return _composed(existing_source(Path(text), text), None, text, text)
 
 
 def parse_recipe(text: str, path: str | os.PathLike[str] | None = None) -> Recipe:
@@ -152,9 +153,9 @@ def parse_recipe(text: str, path: str | os.PathLike[str] | None = None) -> Recip
         message = f"parse_recipe takes the text of a recipe, not {kind}"
         raise RecipeReferenceError(Finding("QR001", message, hint="load_recipe reads a file"))
     if path is None:
-        return _resolved(compose(Source("<recipe>"), text), None, None)
+        return _composed(Source("<recipe>"), text, None, None)
     name = path_text(path, "the path of parse_recipe is a path")
-    return _resolved(compose(file_source(Path(name), name), text), name, name)
+    return _composed(file_source(Path(name), name), text, name, name)
 
 
 def _resolved(composition: Composition, path: str | None, reference: str | None) -> Recipe:
@@ -232,9 +233,20 @@ def _rule(
         expect=rule.expect,
         optional=rule.optional,
         location=layer.key(path),
-        layer=layer.name,
-        overrides=frozenset(base.name for base in layer.extended),
+        layer=_layer_name(composition, layer),
+        overrides=frozenset(_layer_name(composition, base) for base in layer.extended),
     )
+
+
+def _layer_name(composition: Composition, layer: Layer) -> str:
+    """The layer's name; where two files bear one name, what tells them apart."""
+    names = [other.name for other in composition.layers]
+    return layer.name if names.count(layer.name) == 1 else identity(layer.source)
+
+
+def _composed(source: Source, text: str | None, path: str | None, reference: str | None) -> Recipe:
+    with few_suggestions():
+        return _resolved(compose(source, text), path, reference)
 
 
 def _origins(composition: Composition) -> dict[KeyPath, Location]:

@@ -82,6 +82,10 @@ def _find(kind: Kind, name: str) -> type[Any]:
 
 
 def _decorator(kind: Kind, name: str, options: type[BaseModel] | None) -> Callable[[_C], _C]:
+    problem = _misuse(kind, name, options)
+    if problem is not None:
+        raise PluginError(problem)
+
     def register(cls: _C) -> _C:
         findings = _name_findings(kind, name, cls) or contract_findings(kind, name, cls)
         if findings:
@@ -91,6 +95,20 @@ def _decorator(kind: Kind, name: str, options: type[BaseModel] | None) -> Callab
         return cls
 
     return register
+
+
+def _misuse(kind: Kind, name: object, options: object) -> Finding | None:
+    """A decorator that was written without its name, or with options that are none."""
+    written = f'write @register_{kind}("name") above the class'
+    if not isinstance(name, str):
+        return Finding("QR150", f"register_{kind} got {shown(str(name))} for a name", hint=written)
+    if options is None or (isinstance(options, type) and issubclass(options, BaseModel)):
+        return None
+    return Finding(
+        "QR150",
+        f"the options of {shown(name)} are {shown(str(options))}",
+        hint="options is a class derived from pydantic.BaseModel",
+    )
 
 
 def _name_findings(kind: Kind, name: str, cls: type) -> list[Finding]:

@@ -270,6 +270,26 @@ def _unmatched(structure: ModelStructure, rule: Rule) -> Finding:
     )
 
 
+def subclass_findings(
+    structure: ModelStructure, covered: Mapping[Rule, Sequence[str]]
+) -> Iterator[Finding]:
+    """Type rules that cover nothing, although modules derive from their class (QR209)."""
+    for rule, names in covered.items():
+        if names or rule.tier != "module_type":
+            continue
+        key = canonical_module_type(rule.key)
+        paths = [path for path, bases in structure.bases.items() if key in bases]
+        if paths:
+            own = sorted(structure.modules[paths[0]])[0]
+            yield Finding(
+                "QR209",
+                f"{describe(rule)} covers nothing: types match exactly, and {listed(paths)} "
+                "are subclasses",
+                rule.location,
+                hint=f"write {quoted(own)}",
+            )
+
+
 def _is_traced(structure: ModelStructure, path: str) -> bool:
     """Whether the module at ``path`` lies in a root, or holds one."""
     around = enclosing(path)

@@ -54,7 +54,9 @@ def syntax_finding(error: tomli.TOMLDecodeError, file: str) -> Finding:
     """Why a text is no TOML (QR004)."""
     lines = Lines(error.doc, file)
     if _SET_TWICE.match(error.msg):
-        return _repeated(error, lines, "is set twice", "keep one of the two")
+        is_header = error.msg.startswith("Cannot declare")
+        hint = "write all its keys under one header" if is_header else "keep one of the two"
+        return _repeated(error, lines, "is set twice", hint)
     if _COMPLETE.match(error.msg):
         hint = "write all that it holds between its own brackets"
         return _repeated(error, lines, "is complete and takes nothing more", hint)

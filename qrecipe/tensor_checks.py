@@ -20,10 +20,9 @@ def tensor_findings(recipe: Composition, name: str, spec: TensorSpec) -> Iterato
     path = ("tensor", name)
     yield from _constructor_findings(recipe, "observer", path, spec.observer)
     yield from _constructor_findings(recipe, "fake_quant", path, spec.fake_quant)
-    if recipe.is_sound(*path):  # else what is missing may just be misspelt
-        yield from _missing_findings(recipe, path, spec)
-    if not recipe.is_sound(*path, "is_dynamic"):
+    if not recipe.is_sound(*path, "is_dynamic"):  # what the rest has to be depends on it
         return
+    yield from _missing_findings(recipe, path, spec)
     for problem in contradictions(spec):
         about = recipe.about_key if problem.is_surplus else recipe.about_value
         finding = about("QR109", problem.message, (*path, *problem.at), problem.hint)
@@ -79,6 +78,8 @@ def _missing_findings(
     recipe: Composition, path: SettingPath, spec: TensorSpec
 ) -> Iterator[Finding]:
     for missing in missing_keys(spec):
+        if not recipe.is_sound(*path, missing.key):
+            continue
         if missing.beside is None:
             at, message = path, f'{dotted(path)} needs "{missing.key}"'
         else:

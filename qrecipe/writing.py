@@ -44,6 +44,8 @@ def write_atomically(path: Path, text: str) -> None:
     """
     try:
         target = Path(os.path.realpath(path))
+        if target.exists() and not target.is_file():
+            raise ValueError("not a regular file")
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
         temporary = Path(name)
         try:

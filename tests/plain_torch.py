@@ -15,11 +15,9 @@ from torch.ao.quantization.observer import (
     MovingAverageMinMaxObserver,
     PerChannelMinMaxObserver,
 )
-from torch.ao.quantization.quantize_fx import convert_fx, convert_to_reference_fx, prepare_fx
+from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 from qrecipe.fx.execution import engine
-
-__all__ = ["convert_fx", "convert_to_reference_fx", "prepare_fx"]
 
 
 def activation(kind=MovingAverageMinMaxObserver, **keys):
@@ -35,7 +33,6 @@ def per_tensor_weight(**keys):
 
 
 INT8 = QConfig(activation=activation(), weight=weight())
-PER_TENSOR = QConfig(activation=activation(), weight=per_tensor_weight())
 
 
 def mapping(of_all=None):
@@ -58,9 +55,9 @@ def calibrated(model, rules, x, **options):
     return observing
 
 
-def converted(model, rules, x, convert=convert_fx, **options):
+def converted(model, rules, x, **options):
     with engine("x86"):
-        return convert(calibrated(model, rules, x, **options), **options)
+        return convert_fx(calibrated(model, rules, x, **options), **options)
 
 
 def observed(model, rules, x, **options):

@@ -69,6 +69,7 @@ def structure(*groups, aliases=()):
     return ModelStructure(
         operations=tuple(Operation(tuple(group), "observed", ()) for group in groups),
         modules={path: PUBLIC.get(name, frozenset({name})) for path, name in CLASSES.items()},
+        bases={path: frozenset() for path in CLASSES},
         aliases=dict(aliases),
     )
 

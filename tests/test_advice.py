@@ -54,16 +54,36 @@ def test_a_float_site_between_two_quantized_ones_costs_two_boundaries():
     assert qrecipe.plan(model, STATIC, torch.randn(4, 6)).boundaries == 4
 
 
+AFFINE = '[tensor.weight]\nqscheme = "per_channel_affine"'
+
+
 @pytest.mark.parametrize(
-    ("padding", "backend", "expected"),
-    [(0, "x86", ["QR207"]), (1, "x86", []), (0, "qnnpack", []), (0, "onednn", ["QR207"])],
+    ("padding", "backend", "weights", "expected"),
+    [
+        (0, "fbgemm", AFFINE, ["QR207"]),
+        (0, "x86", AFFINE, ["QR207"]),
+        (1, "fbgemm", AFFINE, []),
+        (0, "fbgemm", "", []),
+        (0, "x86", "", []),
+        (0, "qnnpack", "", []),
+    ],
 )
-def test_a_depthwise_convolution_without_its_fast_padding_is_warned_about(
-    padding, backend, expected
+def test_a_depthwise_convolution_without_a_fast_kernel_is_warned_about(
+    padding, backend, weights, expected
 ):
     model = wide(nn.Conv2d(64, 64, 3, padding=padding, groups=64))
-    recipe = qrecipe.parse_recipe(f'format = 1\nextends = "{STATIC}"\nbackend = "{backend}"')
+    recipe = qrecipe.parse_recipe(
+        f'format = 1\nextends = "{STATIC}"\nbackend = "{backend}"\n{weights}'
+    )
     assert codes(qrecipe.plan(model, recipe, torch.randn(1, 32, 8, 8))) == expected
+
+
+def test_symmetric_weights_take_the_slow_depthwise_convolution_to_onednn():
+    model = wide(nn.Conv2d(64, 64, 3, groups=64))
+    recipe = qrecipe.parse_recipe(f'format = 1\nextends = "{STATIC}"\nbackend = "fbgemm"')
+    site = qrecipe.plan(model, recipe, torch.randn(1, 32, 8, 8)).sites[1]
+    assert site.engine == "onednn"
+    assert "fast" in site.reason
 
 
 def test_a_tiny_model_is_told_to_measure_and_lint_can_silence_it():

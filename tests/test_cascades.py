@@ -7,8 +7,9 @@ from recipe_files import BASE, findings_of, write
 from recipe_texts import FULL
 from recipe_texts import findings_of as findings_of_text
 
-HISTOGRAM = 'dtype = "int8"\nqscheme = "per_tensor_affine"\nobserver = "histogram"\n'
-FIXED = 'dtype = "int8"\nqscheme = "per_tensor_affine"\nobserver = { name = "fixed_qparams", '
+SPEC = 'dtype = "int8"\nqscheme = "per_tensor_affine"\n'
+HISTOGRAM = f'{SPEC}observer = "histogram"\n'
+FIXED = f'{SPEC}observer = {{ name = "fixed_qparams", '
 SINGLE = [
     # text after a sound recipe, the only code that it gives
     ('[qconfig.e]\n[rules.module_name]\na = "e"', "QR103"),
@@ -18,9 +19,11 @@ SINGLE = [
     (f"[tensor.a]\n{HISTOGRAM}quant_mim = 0\nquant_max = 127", "QR101"),
     (f"[tensor.a]\n{FIXED}scale = nan, zero_point = 0 }}", "QR102"),
     (f"[tensor.a]\n{FIXED}scal = 0.1, zero_point = 0 }}", "QR105"),
-    ('[tensor.a]\nobserver = { name = 3 }\ndtype = "int8"', "QR102"),
-    ('[tensor.a]\nobserver = { name = nan }\ndtype = "int8"', "QR102"),
+    (f"[tensor.a]\n{SPEC}observer = {{ name = 3 }}", "QR102"),
+    (f"[tensor.a]\n{SPEC}observer = {{ name = nan }}", "QR102"),
+    (f"[tensor.a]\n{SPEC}observr = 'minmax'", "QR101"),
     ('[tensor.a]\nobserver = "minmax"\ndtpe = "int8"', "QR101"),
+    ('[tensor.a]\nobserver = "minmax"\ndtype = "int8"\nqscheme = "affine"', "QR102"),
     ('[tensor.a]\nis_dynamic = "yes"\ndtype = "int8"\nobserver = "placeholder"', "QR102"),
     ('[tensor.a]\nis_dynamik = true\ndtype = "int8"', "QR101"),
     (
@@ -74,11 +77,15 @@ def test_what_is_misspelt_or_amiss_is_not_missing_as_well(old, new, code):
 def test_mistakes_that_have_nothing_to_do_with_each_other_are_all_reported():
     text = FULL.replace('backend = "x86"\n', "")
     text += f'[tensor.a]\n{FIXED}scale = "wide", zero = 1 }}\neps = 2\n'
+    text += '[tensor.b]\ndtype = "int8"\neps = nan\n'
     assert [finding.code for finding in findings_of_text(text)] == [
         "QR103",  # no backend
         "QR106",  # scale
         "QR106",  # no zero_point
         "QR105",
+        "QR102",
+        "QR103",  # no observer
+        "QR103",  # no qscheme
         "QR102",
     ]
 

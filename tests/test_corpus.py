@@ -5,6 +5,7 @@ A few small architectures and all toy nets always; all of torchvision's with ``-
 
 from __future__ import annotations
 
+import gc
 import zlib
 from functools import lru_cache
 
@@ -71,6 +72,8 @@ def base(request):
 
 @pytest.fixture(params=SUBJECTS, scope="module")
 def run(request, base, share):
+    if request.param[0] == "torchvision":
+        gc.collect()  # graphs are cycles, and hold the weights of the runs before
     model, batches, _ = subject(request.param)
     if share == "all":
         return execute(model, batches, qrecipe.load_recipe(base))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import qrecipe
@@ -24,7 +25,8 @@ def extremes(*shape):
 
 def depthwise(groups, **options):
     torch.manual_seed(0)
-    conv = nn.Conv2d(groups, groups, 3, groups=groups, **{"padding": 1, **options})
+    shape = {"kernel_size": 3, "padding": 1, **options}
+    conv = nn.Conv2d(groups, groups, groups=groups, **shape)
     with torch.no_grad():
         conv.weight.copy_(torch.where(torch.rand_like(conv.weight) < 0.5, -1.0, 1.0))
     return nn.Sequential(conv).eval()
@@ -59,8 +61,8 @@ def test_without_the_detour_the_kernel_is_wrong(monkeypatch):
     [
         (104, {}, "builtin:x86-static"),
         (96, {}, FULL),
-        (104, {"padding": 0}, FULL),
-        (104, {"dilation": 2, "padding": 2}, FULL),
+        (96, {"padding": 0}, FULL),
+        (96, {"dilation": 2, "padding": 2}, FULL),
     ],
     ids=["seven_bits", "few_groups", "other_padding", "dilated"],
 )
@@ -100,3 +102,45 @@ def test_a_detour_leaves_the_engine_of_the_process_as_it_was():
     before = torch.backends.quantized.engine
     qrecipe.quantize(depthwise(104), FULL, extremes(4, 104, 12, 12), progress=silent)
     assert torch.backends.quantized.engine == before
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"kernel_size": 5, "padding": 2}, {"kernel_size": 7, "padding": 3}, {"stride": 2}],
+    ids=["five", "seven", "stride"],
+)
+def test_every_shape_of_the_fast_depthwise_kernel_takes_the_detour_and_is_right(options):
+    model, batches = depthwise(16, **options), extremes(4, 16, 12, 12)
+    recipe = qrecipe.parse_recipe(f'format = 1\nextends = "{FULL}"\nbackend = "fbgemm"')
+    (site,) = qrecipe.plan(model, recipe, batches[0]).sites
+    assert site.engine == "onednn"
+    assert "saturates" in site.reason
+    converted = qrecipe.quantize(model, recipe, batches, progress=silent)
+    assert error_in_steps(model, converted, batches[0]) < 4
+
+
+def test_a_number_of_channels_that_the_fast_depthwise_kernel_does_not_take_never_saturates():
+    model, batches = depthwise(12), extremes(4, 12, 12, 12)
+    recipe = qrecipe.parse_recipe(f'format = 1\nextends = "{FULL}"\nbackend = "fbgemm"')
+    (site,) = qrecipe.plan(model, recipe, batches[0]).sites
+    assert "saturates" not in (site.reason or "")
+    converted = qrecipe.quantize(model, recipe, batches, progress=silent)
+    assert error_in_steps(model, converted, batches[0]) < 4
+
+
+class Transposed(nn.Module):
+    def __init__(self, inputs, outputs, groups):
+        super().__init__()
+        self.groups = groups
+        self.weight = nn.Parameter(torch.randn(inputs, outputs // groups, 3, 3) * 0.2)
+
+    def forward(self, x):
+        return F.conv_transpose2d(x, self.weight, None, 1, 0, 0, self.groups)
+
+
+@pytest.mark.parametrize(("outputs", "differ"), [(8, False), (4, True)])
+def test_channels_of_a_transposed_convolution_are_counted_over_all_groups(outputs, differ):
+    net = nn.Sequential(nn.Conv2d(8, 8, 1), Transposed(8, outputs, 2)).eval()
+    site = qrecipe.plan(net, "builtin:x86-static", torch.randn(2, 8, 6, 6)).sites[-1]
+    assert site.op == "conv_transpose2d"
+    assert ("in and out channels differ" in (site.reason or "")) is differ

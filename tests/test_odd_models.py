@@ -1,4 +1,4 @@
-"""Models that are unusual without being wrong, and what must not happen to them or to the process."""
+"""Models that are unusual without being wrong, and what must not happen to them."""
 
 from __future__ import annotations
 

@@ -7,7 +7,10 @@ import torch
 from torch import nn
 
 import qrecipe
-from qrecipe.errors import PlanError, TraceError, UnmatchedRuleError
+from qrecipe.assembly import prepared_state
+from qrecipe.errors import CalibrationError, PlanError, TraceError, UnmatchedRuleError
+from qrecipe.inputs import Inputs
+from qrecipe.roots import inputs_of_roots
 from qrecipe.sqnr import sqnr_db
 
 
@@ -136,3 +139,62 @@ def test_a_root_that_is_never_called_is_refused(model, batches):
     model.spare = Body()
     with pytest.raises(PlanError, match="not called"):
         qrecipe.plan(model, recipe(["spare"]), batches[0])
+
+
+class Twice(nn.Module):
+    """Calls one part on different tensors, and one whose name begins like the other's."""
+
+    def __init__(self):
+        super().__init__()
+        self.part, self.part2 = Mlp(), Mlp()
+        self.spare = nn.Dropout()
+
+    def forward(self, x):
+        return self.part2(self.part(self.part(x[:1]).repeat(3, 1)))
+
+
+class Mlp(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(8, 8), nn.ReLU())
+
+
+def test_a_root_is_given_what_it_was_called_with_first_and_lies_in_none_that_begins_alike():
+    x = torch.randn(2, 8)
+    found = inputs_of_roots(Twice().eval(), Inputs((x,)), ["part", "part2"])
+    assert list(found) == ["part", "part2"]
+    assert torch.equal(found["part"].args[0], x[:1])
+    assert found["part2"].args[0].shape == (3, 8)
+
+
+def test_what_lies_outside_the_roots_is_in_eval_mode_too():
+    batches = [torch.randn(2, 8) for _ in range(12)]
+    model = Twice().train()
+    with pytest.warns(qrecipe.QRecipeWarning, match="QR202"):
+        converted = qrecipe.quantize(model, recipe(["part"]), batches, progress=silent)
+    untouched = (converted, converted.spare, *converted.part2.modules())
+    assert not any(module.training for module in untouched)
+    assert all(module.training for module in model.modules())
+
+
+class Gate(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+def test_a_module_that_is_not_to_be_traced_is_given_by_its_name_in_the_whole_model(model, batches):
+    model.backbone.relu = Gate()
+    text = (
+        'format = 1\nextends = "builtin:x86-static"\n[fx]\nroots = ["backbone"]\n'
+        'non_traceable_module_name = ["backbone.relu"]'
+    )
+    plan = qrecipe.plan(model, qrecipe.parse_recipe(text), batches[0])
+    found = {site.name: site.verdict for site in plan.sites}
+    assert found == {"backbone.conv": "quantized", "backbone.relu": "float"}
+
+
+def test_a_quantized_model_keeps_no_calibration_data(model, batches):
+    for chosen in (recipe(["backbone"]), "builtin:x86-static"):
+        subject = model if chosen != "builtin:x86-static" else Body().eval()
+        converted = qrecipe.quantize(subject, chosen, batches, progress=silent)
+        with pytest.raises(CalibrationError, match="QR406"):
+            prepared_state(converted)

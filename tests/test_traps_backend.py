@@ -7,10 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from plain_torch import everything, mapping, observed, silence
-from plans import net_of, recipe, sites
+from plans import net_of, sites
 from runs import HEAD, STATIC, silent
 from torch import nn
-from torch.ao.nn import quantized as nnq
 from torch.ao.quantization import QConfig
 from torch.ao.quantization.backend_config import (
     get_executorch_backend_config,
@@ -29,7 +28,7 @@ from torch.ao.quantization.observer import (
 
 import qrecipe
 from qrecipe.errors import PlanError, RecipeError, UnsupportedError
-from qrecipe.fx import execution, parts
+from qrecipe.fx import execution
 from qrecipe.sqnr import sqnr_db
 
 ROWS = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
@@ -122,6 +121,23 @@ def test_torch_warns_about_a_small_eps_and_quantizes_nothing(config):
         assert observed(linear(), rules, ROWS, backend_config=config()) == set()
 
 
+@pytest.mark.parametrize("name", ["qnnpack", "executorch"])
+def test_torch_checks_the_range_of_weights_in_functions_only_and_here_of_modules_too(name):
+    config = {"qnnpack": get_qnnpack_backend_config, "executorch": get_executorch_backend_config}
+    signed = plain.activation(dtype=torch.qint8, eps=2**-12)
+    rules = everything(activation=signed, weight=plain.per_tensor_weight(eps=2**-12))
+    model = net_of(lambda self, x: F.linear(self.fc(x), self.weight), fc=nn.Linear(8, 8))
+    model.weight = nn.Parameter(torch.ones(8, 8))
+    with pytest.warns(UserWarning, match="weight quantization range must fall within"):
+        assert observed(model, rules, ROWS, backend_config=config[name]()) == {"fc"}
+    keys = (
+        f'eps = {2**-12}\n[tensor.activation]\ndtype = "int8"\nreduce_range = false\neps = {2**-12}'
+    )
+    ours = qrecipe.parse_recipe(f'{HEAD}backend = "{name}"\n[tensor.weight]\n{keys}')
+    with pytest.raises(UnsupportedError, match=r"within -127\.\.127"):
+        qrecipe.plan(linear(), ours, ROWS)
+
+
 def test_a_model_that_torch_converts_for_executorch_does_not_run():
     """Here it is the reference model, which does: see tests/test_export.py."""
     rules = mapping(
@@ -134,16 +150,14 @@ def test_a_model_that_torch_converts_for_executorch_does_not_run():
         theirs = plain.converted(
             linear(), rules, ROWS, backend_config=get_executorch_backend_config()
         )
-    with pytest.raises(RuntimeError, match="(?i)quint8"):
+    with pytest.raises(RuntimeError, match=r"(?i)quint8"):
         theirs(ROWS)
 
 
 def test_torch_quantizes_nothing_of_an_unsigned_recipe_on_tensorrt():
     """Here it is an error: see test_unsigned_activations_are_refused_where_the_backend_takes..."""
     with silence():
-        found = observed(
-            linear(), everything(), ROWS, backend_config=get_tensorrt_backend_config()
-        )
+        found = observed(linear(), everything(), ROWS, backend_config=get_tensorrt_backend_config())
     assert found == set()
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from plain_torch import INT8, mapping, observed, silence
-from plans import named, net_of, recipe, sites, verdicts
+from plans import named, net_of, recipe, rule_verdicts, sites, verdicts
 from runs import silent
 from torch import nn
 from torch.ao.quantization import QConfigMapping, get_default_qconfig_mapping
@@ -80,7 +80,9 @@ def test_a_rule_that_matches_nothing_is_silent_in_torch_and_an_error_here():
 
 def test_torchs_regexes_are_anchored_at_the_start_only_and_our_names_are_whole():
     with silence():
-        by_layer1 = observed(layers(), QConfigMapping().set_module_name_regex("layer1", INT8), IMAGE)
+        by_layer1 = observed(
+            layers(), QConfigMapping().set_module_name_regex("layer1", INT8), IMAGE
+        )
         by_conv1 = observed(layers(), QConfigMapping().set_module_name_regex("conv1", INT8), IMAGE)
     assert {"layer1_0_conv1", "layer10_0_conv1"} <= by_layer1
     assert by_conv1 == set()
@@ -149,9 +151,13 @@ def test_a_rule_for_a_type_does_not_mean_its_subclasses_and_the_plan_says_so():
         assert observed(layers(), base, IMAGE) == set()
     model = chain(OwnLinear(6, 6))
     plan = qrecipe.plan(model, recipe('[rules.module_type]\n"torch.nn.Linear" = "int8"'), ROWS)
-    (verdict,) = [verdict for verdict in plan.rules if verdict.rule.key == "torch.nn.Linear"]
-    assert verdict.verdict == "unused"
-    assert all(site.verdict == "float" for site in plan.sites if site.op == "OwnLinear")
+    assert rule_verdicts(plan) == {"": "applied", "torch.nn.Linear": "unused"}
+    own = f"{OwnLinear.__module__}.OwnLinear"
+    (warning,) = [finding for finding in plan.warnings if finding.code == "QR209"]
+    assert own in warning.hint
+    by_own_name = recipe(f'[rules.module_type]\n"{own}" = "float"')
+    assert in_plan(model, recipe(), ROWS) == {"0:linear"}
+    assert in_plan(model, by_own_name, ROWS) == set()
 
 
 def fused():

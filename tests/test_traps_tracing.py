@@ -76,10 +76,28 @@ def test_torch_does_not_say_where_tracing_fails_and_here_the_module_and_the_line
     (finding,) = ours.value.findings
     assert '"inner"' in finding.message
     assert "test_traps_tracing.py:" in finding.message
-    mended = qrecipe.parse_recipe(f"{HEAD}{finding.hint[finding.hint.index('[fx]'):]}".replace(
-        "[fx] ", "[fx]\n"
-    ))
+    mended = qrecipe.parse_recipe(
+        f"{HEAD}{finding.hint[finding.hint.index('[fx]') :]}".replace("[fx] ", "[fx]\n")
+    )
     assert sites(qrecipe.plan(model, mended, ROWS))["inner"].verdict == "float"
+
+
+def test_arguments_that_are_iterated_fail_somewhere_in_torch_and_here_by_their_name():
+    class Sum(nn.Module):
+        def forward(self, *tensors):
+            return sum(tensor for tensor in tensors)
+
+    with pytest.raises(TorchTraceError):
+        observed(Sum().eval(), everything(), ROWS)
+    with pytest.raises(TraceError):
+        qrecipe.plan(Sum().eval(), STATIC, ROWS)
+
+    class First(nn.Module):
+        def forward(self, *tensors):
+            return tensors[0] * 2
+
+    with pytest.raises(TraceError, match=r"takes \*tensors"):
+        qrecipe.plan(First().eval(), STATIC, ROWS)
 
 
 def test_torch_cannot_branch_on_an_optional_argument_that_is_given_and_here_none_is_a_constant():
@@ -165,19 +183,26 @@ def test_torch_spoils_the_prepared_model_by_converting_and_here_it_converts_twic
     assert any("activation_post_process" in name for name, _ in prepared.named_modules())
 
 
-def test_torchs_prepared_model_shares_the_parameters_and_what_we_convert_shares_nothing():
+def test_torchs_prepared_model_shares_the_callers_parameters_and_ours_shares_nothing():
     model = linear(lambda self, x: self.gelu(self.fc(x)) * self.shift, gelu=nn.GELU())
     model.shift = nn.Parameter(torch.ones(6))
     theirs = plain.calibrated(model, everything(), ROWS)
     assert theirs.fc.weight.data_ptr() == model.fc.weight.data_ptr()
     theirs = plain.convert_fx(theirs)
     assert theirs.shift.data_ptr() == model.shift.data_ptr()
-    ours = quantized(model)
-    expected = ours(ROWS)
+    compiled = qrecipe.compile(model, STATIC, ROWS)
+    prepared = compiled.prepare()
+    qrecipe.calibrate(prepared, BATCHES, progress=silent)
+    calibrated, expected = prepared(ROWS), compiled.convert(prepared)(ROWS)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(7.0)
-    assert torch.equal(ours(ROWS), expected)
+    assert torch.equal(prepared(ROWS), calibrated)
+    assert torch.equal(compiled.convert(prepared)(ROWS), expected)
+    with torch.no_grad():
+        for parameter in prepared.parameters():
+            parameter.zero_()
+    assert all(bool((parameter == 7.0).all()) for parameter in model.parameters())
 
 
 def test_torch_loses_preserved_attributes_and_misspelt_ones_and_here_both_are_seen_to():

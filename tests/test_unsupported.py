@@ -220,3 +220,36 @@ def test_signed_activations_need_the_eps_that_the_kernels_divide_by(backend):
     missing = SIGNED.replace("eps = {eps}\n", "").format(backend=backend)
     with pytest.raises(UnsupportedError, match="set eps"):
         plan_of("mlp", recipe(missing))
+
+
+@pytest.mark.parametrize("backend", ["qnnpack", "executorch"])
+def test_weights_that_reach_below_the_kernels_range_are_refused(backend):
+    wide = SIGNED.replace("quant_min = -127", "quant_min = -128", 1)
+    with pytest.raises(UnsupportedError) as caught:
+        plan_of("mlp", recipe(wide.format(backend=backend, eps=2.0**-12)))
+    assert "within -127..127 here, not -128..127" in caught.value.findings[0].hint
+
+
+def test_what_joins_producers_with_different_specs_stays_float():
+    rules = """
+    [tensor.wide]
+    observer = "histogram"
+    dtype = "uint8"
+    qscheme = "per_tensor_affine"
+    [qconfig.wide]
+    weight = "weight"
+    activation = "wide"
+    [rules.module_name]
+    "b" = "wide"
+    """
+
+    def forward(self, x):
+        x = self.first(x)
+        return torch.cat([self.a(x), self.b(x)])
+
+    layers = {name: nn.Linear(6, 6) for name in ("first", "a", "b")}
+    model = net_of(forward, **layers)
+    found = sites(qrecipe.plan(model, recipe(rules), ROWS))
+    assert found[":cat"].verdict == "float"
+    assert found[":cat"].reason == "its producers a, b have different activation specs"
+    assert sites(qrecipe.plan(model, recipe(), ROWS))[":cat"].verdict == "passthrough"

@@ -1,0 +1,36 @@
+"""What counts as the same output of a model and of its graph."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from qrecipe.values import _equal
+
+ONES = torch.ones(4)
+
+
+@pytest.mark.parametrize(
+    ("expected", "actual", "same"),
+    [
+        (ONES, ONES * 1.0015, True),
+        (ONES, ONES * 1.0025, False),
+        (torch.tensor([1000.0, 0.0]), torch.tensor([1000.0, 0.5]), True),
+        (torch.tensor([1000.0, 0.0]), torch.tensor([1000.0, 2.5]), False),
+        (torch.tensor([math.nan, 1.0]), torch.tensor([math.nan, 1.0]), True),
+        (torch.tensor([math.nan, 1.0]), torch.tensor([1.0, math.nan]), False),
+        (torch.zeros(0), torch.zeros(0), True),
+        (ONES, torch.ones(2, 2), False),
+        (ONES, ONES.double(), False),
+        (torch.arange(3), torch.arange(3), True),
+        (torch.arange(1000), torch.arange(1000) + 1, False),
+        ((ONES, ONES), (ONES,), False),
+        ((ONES,), (ONES, ONES), True),
+        ({"a": ONES, "b": 2 * ONES}, {"a": ONES, "b": 2 * ONES}, True),
+        ({"a": ONES, "b": 2 * ONES}, {"a": ONES, "b": ONES}, False),
+    ],
+)
+def test_outputs_are_the_same_within_a_thousandth_of_the_largest_value(expected, actual, same):
+    assert _equal(expected, actual) is same
