@@ -86,6 +86,8 @@ def normalize(graph_module: fx.GraphModule, scopes: Scopes, prefix: str) -> None
     """
     _address(graph_module, scopes, prefix)
     _separate_shared_modules(graph_module)
+    _separate_tied_weights(graph_module)
+    _separate_readers_of_weights(graph_module.graph)
     for node in graph_module.graph.nodes:
         if node.op == "call_method":
             _method_to_function(node)
@@ -232,8 +234,43 @@ def _separate_shared_modules(graph_module: fx.GraphModule) -> None:
         called.add(twin)
 
 
+def _separate_tied_weights(graph_module: fx.GraphModule) -> None:
+    """Give what reads the weight of a called module a name of its own for the same tensor.
+
+    Conversion packs the weights of modules, and leaves nothing to read where they were.
+    """
+    nodes = list(graph_module.graph.nodes)
+    called = {node.target for node in nodes if node.op == "call_module"}
+    for node in nodes:
+        if node.op != "get_attr" or str(node.target).rpartition(".")[0] not in called:
+            continue
+        owner, _, name = str(node.target).rpartition(".")
+        tensor = getattr(graph_module.get_submodule(owner), name)
+        alias = _free_name(graph_module, str(node.target).replace(".", "_"))
+        if isinstance(tensor, nn.Parameter):
+            graph_module.register_parameter(alias, tensor)
+        else:
+            graph_module.register_buffer(alias, tensor)
+        node.target = alias
+
+
+def _separate_readers_of_weights(graph: fx.Graph) -> None:
+    """Let each reader of a function's weight read it on its own: torch folds the weight away."""
+    for node in list(graph.nodes):
+        if node.op != "get_attr" or not any(user.target in TAKES_WEIGHT for user in node.users):
+            continue
+        for user in list(node.users)[1:]:
+            with graph.inserting_before(node):
+                twin = graph.node_copy(node)
+            user.replace_input_with(node, twin)
+
+
 def _free_name(graph_module: fx.GraphModule, path: str) -> str:
-    taken = {name for name, _ in graph_module.named_modules(remove_duplicate=False)}
+    taken = {
+        *dict(graph_module.named_modules(remove_duplicate=False)),
+        *dict(graph_module.named_parameters(remove_duplicate=False)),
+        *dict(graph_module.named_buffers(remove_duplicate=False)),
+    }
     number = 1
     while f"{path}__call{number}" in taken:
         number += 1

@@ -140,6 +140,7 @@ class CompiledRecipe:
         )
         execution.own_all_tensors(converted)
         forget_preparation(converted)
+        converted.eval()  # modules that conversion made are born in training mode
         attach(converted, make_provenance(self.recipe, self.plan))
         return converted
 

@@ -76,6 +76,30 @@ def test_an_activation_in_place_whose_input_is_read_again_is_quantized_right(act
     assert sqnr_db(model(x.clone()), converted(x.clone())) > 20
 
 
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(6, 6, bias=False)
+
+    def forward(self, x):
+        return F.linear(self.fc(x), self.fc.weight) + self.fc.weight.sum()
+
+
+def test_a_weight_that_a_module_and_a_function_share_is_quantized_in_both():
+    torch.manual_seed(0)
+    model = Tied().eval()
+    plan = qrecipe.plan(model, STATIC, rows(1)[0])
+    assert [site.verdict for site in plan.sites[:2]] == ["quantized", "quantized"]
+    converted = qrecipe.quantize(model, STATIC, rows(), progress=silent)
+    assert sqnr_db(model(rows(1)[0]), converted(rows(1)[0])) > 20
+
+
+def test_every_module_of_a_converted_model_is_in_eval_mode():
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU()).eval()
+    converted = qrecipe.quantize(model, STATIC, rows(), progress=silent)
+    assert not any(module.training for module in converted.modules())
+
+
 class Drawing(nn.Module):
     def __init__(self):
         super().__init__()

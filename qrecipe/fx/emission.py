@@ -48,6 +48,7 @@ def emit(plan: Plan, graph_module: fx.GraphModule) -> Emission:
     taken = {name for name, _ in graph_module.named_modules(remove_duplicate=False)}
     for node in graph_module.graph.nodes:
         if node.op not in CALLS:
+            scopes[node.name] = ("", type(None))  # torch looks up whatever it folds
             continue
         site = sites.get(node.meta.get(SITE, ""))
         decided = None if site is None or site.qconfig is None else site.qconfig
