@@ -35,6 +35,7 @@ from torch.ao.quantization.fx.quantize_handler import (
     _get_pattern_to_quantize_handlers,
 )
 from torch.ao.quantization.fx.tracer import QuantizationTracer
+from torch.ao.quantization.fx.utils import assert_and_get_unique_device
 from torch.ao.quantization.qconfig_mapping import QConfigMapping
 from torch.ao.quantization.quantize_fx import _swap_ff_with_fxff as swap_float_functional
 from torch.ao.quantization.quantize_fx import attach_preserved_attrs_to_model
@@ -54,6 +55,7 @@ __all__ = [
     "_get_fusion_pattern_to_fuse_handler_cls",
     "_get_pattern_to_quantize_handlers",
     "_sorted_patterns_dict",
+    "assert_and_get_unique_device",
     "attach_preserved_attrs_to_model",
     "backend_config_utils",
     "convert",

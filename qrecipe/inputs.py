@@ -13,8 +13,6 @@ from torch.utils import _pytree as pytree
 
 from qrecipe.errors import Finding, PlanError
 
-_FEW_SAMPLES = 2
-
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
@@ -38,18 +36,26 @@ class Inputs:
             return nn.Module.__call__(model, *self.args, **dict(self.kwargs))
         return model(*self.args, **dict(self.kwargs))
 
-    def few_samples(self) -> Inputs:
-        """The first samples alone, where all tensors have one batch size; else all of them."""
-        tensors = [x for x in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(x, Tensor)]
-        dense = all(tensor.layout == torch.strided and tensor.dim() for tensor in tensors)
-        sizes = {tensor.shape[0] for tensor in tensors} if dense else set()
-        if len(sizes) != 1 or sizes.pop() <= _FEW_SAMPLES:
+    def first_samples(self, count: int) -> Inputs:
+        """The first samples alone, where all tensors have one larger batch size; else ``self``."""
+        size = batch_size((self.args, dict(self.kwargs)))
+        if size is None or size <= count:
             return self
+        return Inputs(head(self.args, count), head(dict(self.kwargs), count))
 
-        def first(value: Any) -> Any:
-            return value[:_FEW_SAMPLES] if isinstance(value, Tensor) else value
 
-        return Inputs(pytree.tree_map(first, self.args), pytree.tree_map(first, dict(self.kwargs)))
+def batch_size(value: Any) -> int | None:
+    """The size of the first dimension, where all tensors in ``value`` have one and agree."""
+    tensors = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+    if not all(tensor.layout == torch.strided and tensor.dim() for tensor in tensors):
+        return None
+    sizes = {tensor.shape[0] for tensor in tensors}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def head(value: Any, count: int) -> Any:
+    """``value`` with the first samples of each tensor in it."""
+    return pytree.tree_map(lambda x: x[:count] if isinstance(x, Tensor) else x, value)
 
 
 def bind(graph_module: fx.GraphModule, model: nn.Module, inputs: Inputs) -> tuple[Any, ...]:

@@ -14,6 +14,7 @@ from qrecipe.errors import Finding, PlanError, first_line
 from qrecipe.inputs import Inputs, bind
 
 _RELATIVE_TOLERANCE = 1e-3
+_FEW_SAMPLES = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ def record_values(graph_module: fx.GraphModule, model: nn.Module, inputs: Inputs
 
 def _outputs(model: nn.Module, inputs: Inputs) -> tuple[Inputs, Any]:
     """The model's output for the first samples; for all of them where it needs them."""
-    few = inputs.few_samples()
+    few = inputs.first_samples(_FEW_SAMPLES)
     try:
         return few, _output(model, few)
     except Exception as error:

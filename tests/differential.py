@@ -6,6 +6,7 @@ Each check takes a `Run` and gives what is wrong, by the site's name, without us
 from __future__ import annotations
 
 import copy
+import gc
 import hashlib
 import random
 import warnings
@@ -17,6 +18,7 @@ import torch
 from runs import exactly, silent, tensors_of
 from torch import fx, nn
 from torch.ao.quantization import qconfig_equals
+from torch.ao.quantization.fx.utils import assert_and_get_unique_device
 from torch.ao.quantization.quantize_fx import convert_to_reference_fx
 
 import qrecipe
@@ -58,6 +60,12 @@ def execute(model: nn.Module, batches: list[Any], recipe: qrecipe.Recipe) -> Run
     ours = [w.message for w in caught if issubclass(w.category, qrecipe.QRecipeWarning)]
     codes = frozenset(str(message).split()[0] for message in ours)
     return Run(model, batches, compiled, prepared, converted, codes)
+
+
+def forget_models() -> None:
+    """Free what earlier runs left: torch keeps what it converts, and graphs are cycles."""
+    assert_and_get_unique_device.cache_clear()
+    gc.collect()
 
 
 def half_float(model: nn.Module, base: str, example: Any, seed: int) -> qrecipe.Recipe:

@@ -5,7 +5,6 @@ A few small architectures and all toy nets always; all of torchvision's with ``-
 
 from __future__ import annotations
 
-import gc
 import zlib
 from functools import lru_cache
 
@@ -14,6 +13,7 @@ import torch
 from corpus import TORCHVISION, missing
 from differential import (
     execute,
+    forget_models,
     half_float,
     judged_kernels,
     outputs,
@@ -73,7 +73,7 @@ def base(request):
 @pytest.fixture(params=SUBJECTS, scope="module")
 def run(request, base, share):
     if request.param[0] == "torchvision":
-        gc.collect()  # graphs are cycles, and hold the weights of the runs before
+        forget_models()
     model, batches, _ = subject(request.param)
     if share == "all":
         return execute(model, batches, qrecipe.load_recipe(base))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -98,6 +101,18 @@ def test_every_module_of_a_converted_model_is_in_eval_mode():
     model = nn.Sequential(nn.Linear(6, 6), nn.ReLU()).eval()
     converted = qrecipe.quantize(model, STATIC, rows(), progress=silent)
     assert not any(module.training for module in converted.modules())
+
+
+def test_a_converted_model_that_nobody_holds_is_freed():
+    model, batches = nn.Sequential(nn.Linear(6, 6)).eval(), rows()
+    compiled = qrecipe.compile(model, STATIC, batches[0])
+    prepared = compiled.prepare()
+    qrecipe.calibrate(prepared, batches, progress=silent)
+    converted = compiled.convert(prepared)
+    kept = [weakref.ref(prepared), weakref.ref(converted)]
+    del prepared, converted
+    gc.collect()
+    assert [reference() for reference in kept] == [None, None]
 
 
 class Drawing(nn.Module):

@@ -15,6 +15,7 @@ from qrecipe._torch_fx import (
     BackendConfig,
     ConvertCustomConfig,
     PrepareCustomConfig,
+    assert_and_get_unique_device,
     attach_preserved_attrs_to_model,
     convert,
     lower_to_native_backend,
@@ -37,7 +38,7 @@ def prepared_copy(
     preserved: Mapping[str, Any],
 ) -> fx.GraphModule:
     """A copy of the graph with observers inserted; it shares the float tensors."""
-    with quiet():
+    with quiet(), _nothing_kept():
         prepared = prepare(
             structural_copy(graph_module),
             emission.qconfig_mapping,
@@ -63,7 +64,7 @@ def reference(
     # conversion writes into the model that it is given
     source = structural_copy(prepared)
     try:
-        with quiet(), _uninitialised(), torch.random.fork_rng(devices=[]):
+        with quiet(), _nothing_kept(), _uninitialised(), torch.random.fork_rng(devices=[]):
             converted = convert(
                 source,
                 True,
@@ -93,7 +94,7 @@ def lowered(
     own_tensors(reference, _is_bias)  # packing keeps the bias tensor that it is given
     with engine(backend):
         try:
-            with quiet(), _uninitialised(), torch.random.fork_rng(devices=[]):
+            with quiet(), _nothing_kept(), torch.random.fork_rng(devices=[]):
                 converted = lower_to_native_backend(
                     reference,
                     observed.node_name_to_qconfig,
@@ -119,6 +120,15 @@ def _any(tensor: torch.Tensor) -> bool:
 def _remove_qconfig(model: nn.Module) -> None:
     for module in model.modules():
         vars(module).pop("qconfig", None)
+
+
+@contextmanager
+def _nothing_kept() -> Iterator[None]:
+    """torch remembers the device of every model it prepares or converts, and with it the model."""
+    try:
+        yield
+    finally:
+        assert_and_get_unique_device.cache_clear()
 
 
 def _conversion_failed(error: Exception) -> ExecutionError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from qrecipe._torch_ao import quiet
 from qrecipe.errors import Finding, first_line
 from qrecipe.fx.emission import site_of
 from qrecipe.fx.weights import round_weights_fast
-from qrecipe.inputs import Inputs, bind
+from qrecipe.inputs import Inputs, batch_size, bind, head
 from qrecipe.planning import Plan, Site
 from qrecipe.sqnr import output_sqnr_db, sqnr_db
 
@@ -25,6 +25,9 @@ JUDGEABLE_DB = 15.0
 """Below this an output says nothing about kernels: the reference is as far from float itself."""
 
 TOLERANCE_DB = 1.0
+
+HEAD_SAMPLES = 4
+"""As many samples of the first batch prove a model; where they don't, all of it is used."""
 
 DYNAMIC_TOLERANCE_DB = TOLERANCE_DB + 20 * math.log10(2)
 """The dynamic kernels take 7 bits of their input, their reference 8."""
@@ -37,6 +40,14 @@ class Sample:
     inputs: Inputs
     output: Any
 
+    def head(self) -> Sample | None:
+        """The first samples with their part of the output; None where there is no such part."""
+        inputs = self.inputs.first_samples(HEAD_SAMPLES)
+        size = batch_size((self.inputs.args, dict(self.inputs.kwargs)))
+        if inputs is self.inputs or batch_size(self.output) != size:
+            return None
+        return Sample(inputs, head(self.output, HEAD_SAMPLES))
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Sample:
         # it travels in the model's meta, and a copy of the model needs no copy of the data
         return self
@@ -44,11 +55,23 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class ReferenceRun:
-    """A sample and what the reference conversion makes of it; ``error`` where it fails."""
+    """A sample and what the reference conversion makes of it; ``error`` where it fails.
+
+    ``whole`` is the sample that it is the head of, to be tried where the head proves nothing.
+    """
 
     sample: Sample
     sqnr_db: float | None
     error: str | None = None
+    whole: Sample | None = None
+
+
+def run_on_head(reference: fx.GraphModule, sample: Sample) -> ReferenceRun:
+    """As `run_reference`, on the first samples alone where the batch can be cut."""
+    part = sample.head()
+    if part is None:
+        return run_reference(reference, sample)
+    return replace(run_reference(reference, part), whole=sample)
 
 
 def run_reference(reference: fx.GraphModule, sample: Sample) -> ReferenceRun:
@@ -71,6 +94,11 @@ def numeric_findings(
     """What the numbers of one batch say: wrong kernels, a worse model, a doubtful scheme."""
     if not any(site.mode for site in plan.sites):
         return
+    if proof.whole is not None:
+        if not _head_agrees(plan, converted, proof):
+            proof = run_reference(make_reference(), proof.whole)
+            yield from numeric_findings(plan, converted, proof, make_reference)
+        return
     sample, reference_db = proof.sample, proof.sqnr_db
     if proof.error is not None:
         yield _does_not_run("reference", proof.error)
@@ -91,6 +119,18 @@ def numeric_findings(
         yield _worse(reference_db, lowered_db)
     elif lowered_db < JUDGEABLE_DB:
         yield _coarse(reference_db, lowered_db)
+
+
+def _head_agrees(plan: Plan, converted: fx.GraphModule, proof: ReferenceRun) -> bool:
+    """Whether the first samples prove the model; a failure on them says nothing of the batch."""
+    try:
+        with torch.no_grad(), quiet():
+            output = proof.sample.inputs.call(converted)
+    except Exception:
+        return False
+    return proof.error is None and _agree(
+        plan, proof.sqnr_db, output_sqnr_db(proof.sample.output, output)
+    )
 
 
 def _agree(plan: Plan, reference_db: float | None, lowered_db: float | None) -> bool:

@@ -14,7 +14,7 @@ from qrecipe.errors import AuditError, Finding
 from qrecipe.fx import execution
 from qrecipe.fx.audit import audit
 from qrecipe.fx.emission import Emission, emit, erase_keep_float
-from qrecipe.fx.numerics import ReferenceRun, Sample, run_reference
+from qrecipe.fx.numerics import ReferenceRun, Sample, run_on_head
 from qrecipe.inputs import Inputs
 from qrecipe.inventory import Part
 from qrecipe.planning import Plan
@@ -56,7 +56,7 @@ class CompiledPart:
             return execution.reference(prepared, configs.backend_config, configs.convert)
 
         reference = make_reference()
-        proof = run_reference(reference, sample or self._float_sample(prepared))
+        proof = run_on_head(reference, sample or self._float_sample(prepared))
         if self.plan.is_for_export:
             return _for_export(proof, make_reference)
         # in place: a second reference is needed only where a kernel is suspected
