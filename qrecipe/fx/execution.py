@@ -25,6 +25,7 @@ from qrecipe.convolutions import Engine
 from qrecipe.copying import structural_copy
 from qrecipe.errors import ExecutionError, Finding, UnsupportedError, first_line, nearest
 from qrecipe.fx.emission import Emission, erase_keep_float, site_of
+from qrecipe.fx.sharing import share_connected_observers
 from qrecipe.schema import Backend
 
 ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
@@ -49,6 +50,7 @@ def prepared_copy(
             None,
             backend_config,
         )
+    share_connected_observers(prepared)
     attach_preserved_attrs_to_model(prepared, dict(preserved))
     return prepared
 
