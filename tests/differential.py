@@ -124,23 +124,26 @@ def wrong_classes(run: Run) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Judged:
-    """``steps``: how far a kernel is from its float operation, in steps of its own output."""
+    """A kernel against its float operation, on the very same input.
+
+    ``steps`` is how far it is, in steps of its own output, from the float result on its own grid;
+    ``loss`` how much farther from the float result than the reference is, in steps of the coarser
+    of the two: a kernel whose output keeps a range that does not fit loses there.
+    """
 
     steps: float
+    loss: float
     same_range: bool
 
 
 def judged_kernels(run: Run, batch: Any) -> dict[str, Judged]:
-    """Each site's kernel against torch's reference of that operation, on the very same input.
-
-    The reference is what `convert_to_reference_fx` makes of the prepared model.
-    """
+    """Each site's kernel against what `convert_to_reference_fx` makes of the prepared model."""
     inputs = Inputs.from_batch(batch)
     reference = _reference(run)
     with torch.no_grad(), execution.engine(run.plan.backend):
         kernels = _Kernels(run.converted)
         kernels.run(*bind(run.converted, run.converted, inputs))
-        judge = _Judge(reference, kernels.results)
+        judge = _Judge(reference, kernels)
         judge.run(*bind(reference, reference, inputs))
     return judge.judged
 
@@ -156,26 +159,31 @@ def _reference(run: Run) -> fx.GraphModule:
 
 
 class _Kernels(fx.Interpreter):
-    """Keeps what each site gives."""
+    """Keeps what each site gives, and what becomes of float values on entering int8."""
 
     def __init__(self, converted: fx.GraphModule) -> None:
         super().__init__(converted)
         self.results: dict[str, torch.Tensor] = {}
+        self.entered: dict[tuple[str, float, int], torch.Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        name = site_of(n)
-        if name is not None and isinstance(result, torch.Tensor) and result.is_quantized:
-            self.results[name] = result.clone()  # an operation in place may follow
+        if not isinstance(result, torch.Tensor) or not result.is_quantized:
+            return result
+        kept = result.clone()  # an operation in place may follow
+        if n.target is torch.quantize_per_tensor:
+            self.entered[_entry(n.args[0], result)] = kept
+        elif site_of(n) is not None:
+            self.results[site_of(n)] = kept
         return result
 
 
 class _Judge(fx.Interpreter):
-    """Goes on from what the kernels gave, so that each is judged alone."""
+    """Goes on from what the converted model had, so that each kernel is judged alone."""
 
-    def __init__(self, reference: fx.GraphModule, results: dict[str, torch.Tensor]) -> None:
+    def __init__(self, reference: fx.GraphModule, kernels: _Kernels) -> None:
         super().__init__(reference)
-        self.results = results
+        self.kernels = kernels
         self.judged: dict[str, Judged] = {}
 
     def run_node(self, n: fx.Node) -> Any:
@@ -183,15 +191,28 @@ class _Judge(fx.Interpreter):
         if n.target is not torch.quantize_per_tensor:
             return result
         name = site_of(n.args[0])
-        kernel = self.results.get(name) if name is not None else None
+        kernel = self.kernels.results.get(name) if name is not None else None
         if kernel is None:
-            return result
-        scale, zero_point = kernel.q_scale(), kernel.q_zero_point()
-        exact = torch.quantize_per_tensor(self.env[n.args[0]], scale, zero_point, kernel.dtype)
-        steps = (exact.int_repr().int() - kernel.int_repr().int()).abs().max().item()
-        ranges = (result.q_scale(), result.q_zero_point())
-        self.judged[name] = Judged(steps, ranges == (scale, zero_point))
+            # a float value that falls on the other side of a tie would be another input
+            return self.kernels.entered.get(_entry(n.args[0], result), result)
+        self.judged[name] = _judged(self.env[n.args[0]], result, kernel)
         return kernel
+
+
+def _entry(source: fx.Node, quantized: torch.Tensor) -> tuple[str, float, int]:
+    return site_of(source) or source.name, quantized.q_scale(), quantized.q_zero_point()
+
+
+def _judged(exact: torch.Tensor, reference: torch.Tensor, kernel: torch.Tensor) -> Judged:
+    scale, zero_point = kernel.q_scale(), kernel.q_zero_point()
+    on_grid = torch.quantize_per_tensor(exact, scale, zero_point, kernel.dtype)
+    steps = (on_grid.int_repr().int() - kernel.int_repr().int()).abs().max().item()
+    farther = (kernel.dequantize() - exact).abs() - (reference.dequantize() - exact).abs()
+    return Judged(
+        steps,
+        farther.max().item() / max(scale, reference.q_scale()),
+        (reference.q_scale(), reference.q_zero_point()) == (scale, zero_point),
+    )
 
 
 def outputs(model: nn.Module, batch: Any) -> list[torch.Tensor]:
