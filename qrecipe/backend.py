@@ -23,7 +23,7 @@ from qrecipe._torch_fx import (
 )
 from qrecipe.convolutions import Engine, detour
 from qrecipe.inventory import Inventory, Match
-from qrecipe.kernels import refusal, takes_per_channel_weight
+from qrecipe.kernels import refusal, takes_per_channel_weight, weight_refusal
 from qrecipe.operations import Kind
 from qrecipe.qconfigs import per_tensor, quantized_range
 from qrecipe.recipe import QConfigSpec
@@ -145,7 +145,9 @@ class _Judge:
         if qconfig is None:
             return _float(decision.rule.reason or "a rule leaves it float")
         if kind == "unmatched":
-            return _float(f"{self.backend} has no quantized kernel for {op}", honoured=False)
+            known = refusal(self.match, self.backend)
+            none = f"{self.backend} has no quantized kernel for {op}"
+            return _float(known or none, honoured=False)
         return self.quantized(qconfig)
 
     def quantized(self, qconfig: QConfigSpec) -> Outcome:
@@ -229,6 +231,9 @@ class _Judge:
         return _float(reasons[0], honoured=False)
 
     def _on_a_right_kernel(self, mode: Mode, spec: QConfigSpec, note: str | None) -> Outcome:
+        known = weight_refusal(self.match, self.backend, spec.weight)
+        if known is not None:
+            return _float(known, honoured=False)
         if mode != "static":
             return Outcome("quantized", mode, spec, note)
         found = detour(self.match, self.backend, spec.weight, self._input_levels(spec))

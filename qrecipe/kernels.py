@@ -15,13 +15,14 @@ from torch import fx, nn
 
 from qrecipe.inventory import Match
 from qrecipe.normalize import is_floating
-from qrecipe.schema import Backend
+from qrecipe.schema import Backend, TensorSpec
 
 _CONV_TRANSPOSE = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CLAMPS = (nn.ReLU6, nn.Hardtanh, F.relu6, F.hardtanh, F.hardtanh_, torch.clamp)
 _NOT_IN_QNNPACK = (nn.Conv3d, nn.ConvTranspose3d)
 _F_CONV_TRANSPOSE = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 _WEIGHTED = (F.linear, F.conv1d, F.conv2d, F.conv3d, *_F_CONV_TRANSPOSE)
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _BINARY = (operator.add, operator.mul, torch.add, torch.mul, torch.matmul)
 
 
@@ -35,6 +36,18 @@ def refusal(match: Match, backend: Backend) -> str | None:
     return None
 
 
+def weight_refusal(match: Match, backend: Backend, weight: TensorSpec | None) -> str | None:
+    """Why the kernel must not or cannot run on a weight like this; None where nothing is known."""
+    if weight is None:
+        return None
+    if weight.dtype == "float16" and backend == "qnnpack":
+        return "qnnpack has no float16 kernels"
+    columns = getattr(match.module, "embedding_dim", 0)
+    if weight.dtype == "uint4" and columns % 2:
+        return f"two weights of 4 bits share a byte, and rows of {columns} leave one over"
+    return None
+
+
 def takes_per_channel_weight(match: Match) -> bool:
     """Whether the weight may be quantized per channel: not where the channels are transposed."""
     target = match.nodes[0].target
@@ -44,6 +57,31 @@ def takes_per_channel_weight(match: Match) -> bool:
 def _prelu(module: nn.Module, backend: Backend) -> str | None:
     if isinstance(module, nn.PReLU):
         return "quantized::prelu multiplies positive values by the slope"
+    return None
+
+
+def _recurrent(module: nn.Module, backend: Backend) -> str | None:
+    if not isinstance(module, _RECURRENT):
+        return None
+    if type(module) is nn.RNN:
+        return "torch has quantized kernels for LSTM, GRU and the cells, and none for a whole RNN"
+    if not module.bias:
+        return "torch cannot convert a recurrent module without bias"
+    if getattr(module, "proj_size", 0):
+        return "no quantized LSTM has projections (proj_size)"
+    return None
+
+
+def _embedding(module: nn.Module, backend: Backend) -> str | None:
+    if not isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return None
+    if module.max_norm is not None:
+        return "the quantized kernel does not renormalise rows to max_norm"
+    if isinstance(module, nn.EmbeddingBag):
+        if module.mode != "sum":
+            return f'the quantized kernel sums each bag, whatever the mode ("{module.mode}") says'
+        if module.padding_idx is not None:
+            return "the quantized kernel counts the row of padding_idx in"
     return None
 
 
@@ -131,6 +169,8 @@ def _group_norm(node: fx.Node, backend: Backend) -> str | None:
 
 _MODULE_CHECKS: tuple[Callable[[Any, Backend], str | None], ...] = (
     _prelu,
+    _recurrent,
+    _embedding,
     _qnnpack_dimensions,
     _qnnpack_clamp,
     _padding,

@@ -118,8 +118,8 @@ def _describe(value: Any) -> Value:
 
 
 def _equal(expected: Any, actual: Any) -> bool:
-    pairs = list(zip(_tensors(expected), _tensors(actual), strict=False))
-    return len(pairs) == len(_tensors(expected)) and all(_close(a, b) for a, b in pairs)
+    wanted, given = _tensors(expected), _tensors(actual)
+    return len(wanted) == len(given) and all(map(_close, wanted, given))
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
