@@ -49,6 +49,7 @@ __all__ = [
     "PlaceholderObserver",
     "QConfig",
     "_LearnableFakeQuantize",
+    "is_observer",
     "named_class",
     "quiet",
     "warn_if_untested",
@@ -73,6 +74,11 @@ def quiet() -> Iterator[None]:
         for message, category in _NOTICES:
             warnings.filterwarnings("ignore", message, category)
         yield
+
+
+def is_observer(module: object) -> bool:
+    """Whether a module observes a tensor, and in training rounds it as well."""
+    return isinstance(module, (ObserverBase, FakeQuantizeBase))
 
 
 def named_class(target: str) -> type[Any]:

@@ -12,7 +12,7 @@ from qrecipe.copying import structural_copy
 from qrecipe.errors import CalibrationError, Finding
 from qrecipe.fx.numerics import Sample
 from qrecipe.recipe import Recipe
-from qrecipe.schema import CalibrationTable, LintTable
+from qrecipe.schema import CalibrationTable, LintTable, QatTable
 
 _KEY = "qrecipe_prepared"
 
@@ -21,14 +21,16 @@ _KEY = "qrecipe_prepared"
 class PreparedState:
     """What calibration and conversion need to know of a prepared model.
 
-    ``origin`` stands for the `CompiledRecipe` that prepared it; ``parts`` are the paths of the
-    traced parts; ``samples`` what each of them was given first in calibration and what it gave.
+    ``origin`` stands for the `CompiledRecipe` that prepared it; ``parts`` are the paths of its
+    parts; ``qat`` is the schedule where it was prepared for training; ``samples`` is what each part
+    was given first in calibration and what it gave.
     """
 
     calibration: CalibrationTable
     lint: LintTable
     origin: str
     parts: tuple[str, ...]
+    qat: QatTable | None
     samples: dict[str, Sample] = field(default_factory=dict)
 
 
@@ -55,7 +57,10 @@ def meta_of(model: nn.Module) -> dict[str, Any]:
 
 def mark_prepared(prepared: nn.Module, recipe: Recipe, origin: str, parts: Sequence[str]) -> None:
     """Let a model carry what calibration and conversion need."""
-    meta_of(prepared)[_KEY] = PreparedState(recipe.calibration, recipe.lint, origin, tuple(parts))
+    schedule = recipe.qat if recipe.phase == "qat" else None
+    meta_of(prepared)[_KEY] = PreparedState(
+        recipe.calibration, recipe.lint, origin, tuple(parts), schedule
+    )
 
 
 def forget_preparation(converted: nn.Module) -> None:

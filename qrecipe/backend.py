@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from qrecipe._torch_fx import (
     TWO_INPUT_FUSIONS,
@@ -28,7 +29,7 @@ from qrecipe.operations import Kind
 from qrecipe.qconfigs import per_tensor, quantized_range
 from qrecipe.recipe import QConfigSpec
 from qrecipe.rules import Decision
-from qrecipe.schema import Backend, Constructor, TensorSpec
+from qrecipe.schema import Backend, Constructor, Phase, TensorSpec
 
 Mode = Literal["static", "dynamic", "weight_only"]
 Verdict = Literal["quantized", "passthrough", "float"]
@@ -59,6 +60,9 @@ FOLLOWERS: frozenset[Kind] = frozenset({"passthrough", "fixed_qparams"})
 
 EXPORTED: frozenset[Backend] = frozenset({"executorch", "tensorrt"})
 """Backends without kernels in torch: their models are handed on in torch's reference form."""
+
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 _DTYPE_NAMES: Mapping[torch.dtype, str] = {
     torch.qint8: "int8",
@@ -91,16 +95,27 @@ class Outcome:
     engine: Engine | None = None
 
 
-def backend_config(name: Backend) -> BackendConfig:
-    """torch's BackendConfig that plans, prepares and converts for a backend."""
-    return _BACKEND_CONFIGS[name]()
+def backend_config(name: Backend, phase: Phase) -> BackendConfig:
+    """torch's BackendConfig that plans, prepares and converts for a backend.
+
+    In training torch cannot fuse transposed convolutions with BatchNorm; there they stay apart.
+    """
+    made = _BACKEND_CONFIGS[name]()
+    if phase == "ptq":
+        return made
+    configs = [config for config in made.configs if not _is_transposed_batch_norm(config.pattern)]
+    return BackendConfig(name).set_backend_pattern_configs(configs)
+
+
+def _is_transposed_batch_norm(pattern: Any) -> bool:
+    return isinstance(pattern, tuple) and pattern[0] in _TRANSPOSED and pattern[1] in _BATCH_NORMS
 
 
 def outcomes(
-    inventory: Inventory, decisions: Mapping[str, Decision], backend: Backend
+    inventory: Inventory, decisions: Mapping[str, Decision], backend: Backend, phase: Phase
 ) -> dict[str, Outcome]:
     """Each operation's outcome by name, in order of execution."""
-    configs = backend_config(backend)._pattern_complex_format_to_config
+    configs = backend_config(backend, phase)._pattern_complex_format_to_config
     found: dict[str, Outcome] = {}
     for name, match in inventory.matches.items():
         dtype_configs = configs[match.pattern].dtype_configs if match.pattern is not None else []
@@ -110,10 +125,14 @@ def outcomes(
 
 
 def can_honour(
-    inventory: Inventory, names: Sequence[str], qconfig: QConfigSpec, backend: Backend
+    inventory: Inventory,
+    names: Sequence[str],
+    qconfig: QConfigSpec,
+    backend: Backend,
+    phase: Phase,
 ) -> bool:
     """Whether any of the named operations could be quantized as ``qconfig`` says."""
-    configs = backend_config(backend)._pattern_complex_format_to_config
+    configs = backend_config(backend, phase)._pattern_complex_format_to_config
     for name in names:
         match = inventory.matches[name]
         if match.pattern is None or match.operation.kind in FOLLOWERS:

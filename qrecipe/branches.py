@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qrecipe._torch_ao import ObserverBase
+from qrecipe._torch_ao import is_observer
 from qrecipe.errors import Finding
 from qrecipe.fx.emission import site_of
 from qrecipe.fx.numerics import Sample
@@ -43,7 +43,7 @@ def branch_findings(part: fx.GraphModule, sample: Sample) -> Iterator[Finding]:
 
 def _is_quantized_join(node: fx.Node, part: fx.GraphModule) -> bool:
     return node.target in _JOINS and any(
-        user.op == "call_module" and isinstance(part.get_submodule(str(user.target)), ObserverBase)
+        user.op == "call_module" and is_observer(part.get_submodule(str(user.target)))
         for user in node.users
     )
 
@@ -59,7 +59,7 @@ class _Ranges(fx.Interpreter):
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         if n.op == "call_module":
             module = self.module.get_submodule(str(n.target))
-            return args[0] if isinstance(module, ObserverBase) else module(*args, **kwargs)
+            return args[0] if is_observer(module) else module(*args, **kwargs)
         assert isinstance(self.module, fx.GraphModule)
         if _is_quantized_join(n, self.module):
             tensors = [x for x in args[0] if isinstance(x, Tensor) and x.numel()]

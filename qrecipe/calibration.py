@@ -14,16 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from qrecipe._torch_ao import ObserverBase, quiet
+from qrecipe._torch_ao import FakeQuantizeBase, ObserverBase, quiet
 from qrecipe.assembly import PreparedState, prepared_state
 from qrecipe.branches import branch_findings
 from qrecipe.copying import structural_copy
 from qrecipe.errors import CalibrationError, Finding, first_line
-from qrecipe.fx.emission import site_of
 from qrecipe.fx.numerics import Sample
-from qrecipe.inputs import Inputs
+from qrecipe.fx.training import only_observing
+from qrecipe.inputs import Inputs, tensors_in
 from qrecipe.linting import warn
 from qrecipe.progress import Progress, terminal_progress
+from qrecipe.ranges import range_findings
 from qrecipe.schema import CalibrationTable, LintTable
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -43,7 +44,8 @@ def calibrate(
 
     A batch is a tensor, a tuple or list of positional inputs, or a dict of keyword inputs;
     ``forward(model, batch)`` handles anything else. The first batch and its output stay with the
-    model for the audit.
+    model for the audit. What was prepared for training sees float values meanwhile, in eval mode:
+    ranges to start from.
 
     Raises:
         CalibrationError: a batch that the model cannot take or with NaN or infinity, named by its
@@ -54,7 +56,7 @@ def calibrate(
     show = progress or terminal_progress("calibrating")
     total = _length(batches, table.max_batches)
     done = 0
-    with _restored_on_error(prepared, state), torch.no_grad(), quiet():
+    with _restored_on_error(prepared, state), only_observing(prepared), torch.no_grad(), quiet():
         for batch in _limited(batches, table.max_batches):
             with _first_calls_kept(prepared, state) if done == 0 else nullcontext():
                 _run(prepared, batch, done, forward)
@@ -209,8 +211,8 @@ def _forward_hint(batch: Any) -> str | None:
 
 
 def _check_finite(batch: Any, index: int) -> None:
-    for tensor in torch.utils._pytree.tree_leaves(batch):
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+    for tensor in tensors_in(batch):
+        if not tensor.is_floating_point():
             continue
         if not math.isfinite(tensor.sum().item()) and not bool(torch.isfinite(tensor).all()):
             count = int((~torch.isfinite(tensor)).sum())
@@ -268,9 +270,13 @@ def _restored_on_error(prepared: nn.Module, state: PreparedState) -> Iterator[No
     samples = dict(state.samples)
     observers = [module for module in prepared.modules() if isinstance(module, ObserverBase)]
     saved = [copy.deepcopy(vars(observer)) for observer in observers]
+    trained = [module for module in prepared.modules() if isinstance(module, FakeQuantizeBase)]
+    weights = [copy.deepcopy(module.state_dict()) for module in trained]
     try:
         yield
     except BaseException:
+        for module, tensors in zip(trained, weights, strict=True):
+            module.load_state_dict(tensors)
         for observer, attributes in zip(observers, saved, strict=True):
             observer.__dict__.clear()
             observer.__dict__.update(attributes)
@@ -301,71 +307,22 @@ def _check_count(done: int, table: CalibrationTable, lint: LintTable) -> None:
 
 def _check_ranges(prepared: nn.Module, state: PreparedState) -> None:
     findings = [
-        finding for path in state.parts for finding in _range_findings(prepared.get_submodule(path))
+        finding for part in _traced_parts(prepared, state) for finding in range_findings(part)
     ]
     if findings:
         raise CalibrationError(findings)
 
 
+def _traced_parts(prepared: nn.Module, state: PreparedState) -> Iterator[fx.GraphModule]:
+    """All parts, save a model that is quantized untraced."""
+    parts = (prepared.get_submodule(path) for path in state.parts)
+    return (part for part in parts if isinstance(part, fx.GraphModule))
+
+
 def _check_branches(prepared: nn.Module, state: PreparedState) -> None:
     for path, sample in state.samples.items():
         part = prepared.get_submodule(path)
-        assert isinstance(part, fx.GraphModule)
+        if not isinstance(part, fx.GraphModule):
+            continue
         for finding in branch_findings(part, sample):
             warn(finding, state.lint)
-
-
-def _range_findings(part: nn.Module) -> Iterator[Finding]:
-    assert isinstance(part, fx.GraphModule)
-    for node in part.graph.nodes:
-        if node.op == "call_module":
-            observer = part.get_submodule(str(node.target))
-            if isinstance(observer, ObserverBase) and (found := _range_finding(node, observer)):
-                yield found
-
-
-def _range_finding(node: fx.Node, observer: ObserverBase) -> Finding | None:
-    if not _quantizes(observer):
-        return None
-    source = node.args[0]
-    name = (site_of(source) if isinstance(source, fx.Node) else None) or str(source)
-    lowest = getattr(observer, "min_val", None)
-    if isinstance(lowest, Tensor) and not (lowest.numel() and bool(torch.isfinite(lowest).all())):
-        return Finding(
-            "QR404",
-            f"the observer of {name} saw no finite value in calibration",
-            hint="calibrate with data that reaches this site and stays finite there",
-        )
-    if type(observer).__module__.startswith("torch."):
-        return None  # torch's own give sound qparams for finite ranges, histograms at some cost
-    problem = _qparams_problem(observer)
-    if problem is None:
-        return None
-    return Finding(
-        "QR404",
-        f"the observer of {name} ({type(observer).__name__}) gives {problem}",
-        hint="mend the observer: scales are finite and above zero, zero points within the range",
-    )
-
-
-def _qparams_problem(observer: ObserverBase) -> str | None:
-    calculate_qparams: Callable[[], tuple[Tensor, Tensor]] = observer.calculate_qparams
-    try:
-        scale, zero_point = calculate_qparams()
-    except Exception as error:
-        return f"no qparams: {first_line(error)}"
-    if not bool((torch.isfinite(scale) & (scale > 0)).all()):
-        return "a scale that is not finite and positive"
-    low, high = getattr(observer, "quant_min", None), getattr(observer, "quant_max", None)
-    if (
-        low is not None
-        and high is not None
-        and not bool(((zero_point >= low) & (zero_point <= high)).all())
-    ):
-        return f"a zero point outside {low}..{high}"
-    return None
-
-
-def _quantizes(observer: ObserverBase) -> bool:
-    is_dynamic = bool(getattr(observer, "is_dynamic", False))
-    return not is_dynamic and observer.dtype not in (torch.float16, torch.float32)

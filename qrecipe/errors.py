@@ -262,6 +262,7 @@ CODES: dict[str, Code] = {
     "QR202": Code("the model was in training mode"),
     "QR203": Code("low accuracy that the scheme explains"),
     "QR204": Code("the CPU may saturate"),
+    "QR205": Code("a forward that does something else in training mode"),
     "QR206": Code("branches of very different range share one scale"),
     "QR207": Code("a kernel that is slower than float"),
     "QR208": Code("a model so small that int8 can be slower"),
@@ -278,6 +279,7 @@ CODES: dict[str, Code] = {
     "QR309": Code("backend not available", UnsupportedError),
     "QR311": Code("an observer or fake-quant cannot be made", UnsupportedError),
     "QR310": Code("no such site, member or module", PlanError),
+    "QR312": Code("a module that training cannot share", UnsupportedError),
     # execution
     "QR401": Code("no calibration data", CalibrationError),
     "QR402": Code("a batch that the model cannot take", CalibrationError),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -44,9 +45,21 @@ class Inputs:
         return Inputs(head(self.args, count), head(dict(self.kwargs), count))
 
 
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors of a nested value, those of dataclasses and of any mapping too."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from chain.from_iterable(map(tensors_in, value.values()))
+    elif isinstance(value, (tuple, list)):
+        yield from chain.from_iterable(map(tensors_in, value))
+    elif is_dataclass(value) and not isinstance(value, type):
+        yield from chain.from_iterable(tensors_in(getattr(value, f.name)) for f in fields(value))
+
+
 def batch_size(value: Any) -> int | None:
     """The size of the first dimension, where all tensors in ``value`` have one and agree."""
-    tensors = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+    tensors = list(tensors_in(value))
     if not all(tensor.layout == torch.strided and tensor.dim() for tensor in tensors):
         return None
     sizes = {tensor.shape[0] for tensor in tensors}

@@ -20,6 +20,7 @@ from qrecipe._torch_fx import (
     find_quantizable,
     fuse,
 )
+from qrecipe.errors import Finding, PlanError, first_line
 from qrecipe.inputs import Inputs
 from qrecipe.normalize import (
     TAKES_WEIGHT,
@@ -32,8 +33,9 @@ from qrecipe.normalize import (
 )
 from qrecipe.operations import Kind, Member, ModelStructure, Operation
 from qrecipe.roots import inputs_of_roots
-from qrecipe.schema import FxTable
-from qrecipe.tracing import trace
+from qrecipe.schema import FxTable, Phase
+from qrecipe.tracing import trace, trained_otherwise
+from qrecipe.training import make_dropouts_switchable, modules_as_trained
 from qrecipe.values import record_values
 
 _COPIES = (nn.Dropout, F.dropout)
@@ -72,28 +74,42 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """The parts of a model and all their sites, in order of execution within a part."""
+    """The parts of a model and all their sites, in order of execution within a part.
+
+    ``trained_otherwise`` are the paths of modules that compute something else in training mode;
+    it is looked for where the model is to be trained.
+    """
 
     parts: tuple[Part, ...]
     matches: Mapping[str, Match]
     structure: ModelStructure
+    trained_otherwise: tuple[str, ...] = ()
 
 
 def take_inventory(
-    model: nn.Module, inputs: Inputs, table: FxTable, backend_config: BackendConfig
+    model: nn.Module, inputs: Inputs, table: FxTable, backend_config: BackendConfig, phase: Phase
 ) -> Inventory:
     """Trace, normalise and fuse copies of the model's parts, and find their sites.
+
+    In ``phase`` qat the parts are in training mode, and BatchNorm is fused without being folded.
 
     Raises ``TraceError`` or ``PlanError`` as `tracing.trace`, `values.record_values` and
     `roots.inputs_of_roots` do.
     """
     inputs_of = inputs_of_roots(model, inputs, table.roots) if table.roots else {"": inputs}
     parts: list[Part] = []
+    trained: list[str] = []
     matches: dict[str, Match] = {}
     for path, part_inputs in inputs_of.items():
-        graph_module = _fused_graph(model, path, part_inputs, table, backend_config)
+        graph_module = _fused_graph(model, path, part_inputs, table, backend_config, phase)
         parts.append(Part(path, graph_module, part_inputs))
-        found = {match.operation.name: match for match in _matches(graph_module, backend_config)}
+        called = dict(graph_module.named_modules(remove_duplicate=False))
+        if phase == "qat":
+            called = modules_as_trained(called, backend_config)
+            other = trained_otherwise(model, path, part_inputs, table)
+            trained += [] if other is None else [other]
+        matched = _matches(graph_module, called, backend_config)
+        found = {match.operation.name: match for match in matched}
         for name, match in found.items():
             for node in match.nodes:
                 node.meta["site"] = name
@@ -105,18 +121,37 @@ def take_inventory(
         tuple(parts),
         matches,
         ModelStructure(operations, modules, bases, aliases, tuple(table.roots)),
+        tuple(trained),
     )
 
 
 def _fused_graph(
-    model: nn.Module, path: str, inputs: Inputs, table: FxTable, backend_config: BackendConfig
+    model: nn.Module,
+    path: str,
+    inputs: Inputs,
+    table: FxTable,
+    backend_config: BackendConfig,
+    phase: Phase,
 ) -> fx.GraphModule:
     graph_module, scopes = trace(model, path, inputs, table)
     drop_dead_code(graph_module)
     record_values(graph_module, model.get_submodule(path), inputs)
     normalize(graph_module, scopes, path)
     _note_fused_members(graph_module, backend_config)
-    return fuse(graph_module, False, None, backend_config)
+    if phase == "qat":
+        make_dropouts_switchable(graph_module)
+        graph_module.train()
+    try:
+        return fuse(graph_module, phase == "qat", None, backend_config)
+    except Exception as error:
+        raise PlanError(
+            Finding(
+                "QR306",
+                f"torch cannot fuse the model: {first_line(error)}",
+                hint="give each BatchNorm behind a convolution affine weights and running "
+                "statistics",
+            )
+        ) from error
 
 
 def _module_names(model: nn.Module) -> tuple[dict[str, frozenset[str]], dict[str, str]]:
@@ -158,10 +193,13 @@ def _innermost(node_pattern: Any) -> fx.Node:
     return node_pattern
 
 
-def _matches(fused: fx.GraphModule, backend_config: BackendConfig) -> Iterator[Match]:
+def _matches(
+    fused: fx.GraphModule, modules: Mapping[str, nn.Module], backend_config: BackendConfig
+) -> Iterator[Match]:
+    """The sites of a fused graph, matched by the types of ``modules``."""
     found = find_quantizable(
         fused.graph,
-        dict(fused.named_modules(remove_duplicate=False)),
+        dict(modules),
         _sorted_patterns_dict(_get_pattern_to_quantize_handlers(backend_config)),
         backend_config_utils.get_fusion_pattern_to_root_node_getter(backend_config),
     )

@@ -228,7 +228,7 @@ def _separate_shared_modules(graph_module: fx.GraphModule) -> None:
         if node.target not in called:
             called.add(node.target)
             continue
-        twin = _free_name(graph_module, node.target)
+        twin = free_name(graph_module, node.target)
         graph_module.add_submodule(twin, structural_copy(graph_module.get_submodule(node.target)))
         node.target = twin
         called.add(twin)
@@ -246,7 +246,7 @@ def _separate_tied_weights(graph_module: fx.GraphModule) -> None:
             continue
         owner, _, name = str(node.target).rpartition(".")
         tensor = getattr(graph_module.get_submodule(owner), name)
-        alias = _free_name(graph_module, str(node.target).replace(".", "_"))
+        alias = free_name(graph_module, str(node.target).replace(".", "_"))
         if isinstance(tensor, nn.Parameter):
             graph_module.register_parameter(alias, tensor)
         else:
@@ -265,7 +265,8 @@ def _separate_readers_of_weights(graph: fx.Graph) -> None:
             user.replace_input_with(node, twin)
 
 
-def _free_name(graph_module: fx.GraphModule, path: str) -> str:
+def free_name(graph_module: fx.GraphModule, path: str) -> str:
+    """A name that no module, parameter or buffer of the graph has yet."""
     taken = {
         *dict(graph_module.named_modules(remove_duplicate=False)),
         *dict(graph_module.named_parameters(remove_duplicate=False)),

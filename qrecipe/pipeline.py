@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
 from qrecipe._torch_fx import (
@@ -34,6 +34,7 @@ from qrecipe.linting import warn
 from qrecipe.operations import joined
 from qrecipe.planning import Plan, make_plan
 from qrecipe.progress import Progress
+from qrecipe.ranges import never_saw_a_batch, range_findings, trained_findings
 from qrecipe.recipe import Recipe, load_recipe
 
 
@@ -83,23 +84,14 @@ class CompiledRecipe:
     def prepare(self) -> nn.Module:
         """The model with observers inserted, on a copy that shares no tensor with the caller's.
 
-        Raises ``PlanError`` (QR308) for a recipe with ``phase = "qat"``.
+        With ``phase = "qat"`` these are fake-quants, and the copy is in training mode.
         """
         prepared = self._prepared()
         execution.own_all_tensors(prepared)
-        return prepared
+        return prepared.train(self.recipe.phase == "qat")
 
     def _prepared(self) -> nn.Module:
         """As `prepare`, sharing the tensors that nobody will write to before conversion."""
-        if self.recipe.phase == "qat":
-            raise PlanError(
-                Finding(
-                    "QR308",
-                    'phase = "qat" is planned, but not executed by this version',
-                    hint='set phase = "ptq" to quantize without training',
-                ),
-                self.plan,
-            )
         prepared = with_parts(
             self.graph_module,
             {part.path: part.prepare(self._configs, self._preserved) for part in self._parts},
@@ -117,6 +109,8 @@ class CompiledRecipe:
             UnsupportedError: this torch or CPU lacks the backend's engine.
         """
         samples = self._samples(prepared)
+        if self.recipe.phase == "qat":
+            _check_trained([prepared.get_submodule(part.path) for part in self._parts])
         if self.plan.needs_vnni and not has_vnni():
             warn(
                 Finding(
@@ -154,7 +148,10 @@ class CompiledRecipe:
                     hint="convert with the CompiledRecipe that prepared it",
                 )
             )
-        if not state.samples and any(site.mode == "static" for site in self.plan.sites):
+        needs_batches = self.recipe.phase == "ptq" and any(
+            site.mode == "static" for site in self.plan.sites
+        )
+        if not state.samples and needs_batches:
             raise CalibrationError(
                 Finding(
                     "QR401",
@@ -252,7 +249,7 @@ def _compile(model: nn.Module, recipe: Recipe, inputs: Inputs) -> CompiledRecipe
         _parts=parts,
         _configs=Configs(
             recipe.backend,
-            backend_config(recipe.backend),
+            backend_config(recipe.backend, recipe.phase),
             PrepareCustomConfig().set_preserved_attributes(names),
             ConvertCustomConfig().set_preserved_attributes(names),
         ),
@@ -263,7 +260,9 @@ def _compile(model: nn.Module, recipe: Recipe, inputs: Inputs) -> CompiledRecipe
 def _inventory(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Inventory:
     try:
         _check_model(model, recipe)
-        return take_inventory(model, inputs, recipe.fx, backend_config(recipe.backend))
+        return take_inventory(
+            model, inputs, recipe.fx, backend_config(recipe.backend, recipe.phase), recipe.phase
+        )
     except PlanError as error:
         raise error_from(
             finding
@@ -343,6 +342,23 @@ def _attribute_findings(model: nn.Module, recipe: Recipe) -> Iterator[Finding]:
                 hint=did_you_mean(name, known),
                 key="fx.preserved_attributes",
             )
+
+
+def _check_trained(parts: Sequence[nn.Module]) -> None:
+    traced = [part for part in parts if isinstance(part, fx.GraphModule)]
+    if any(never_saw_a_batch(part) for part in traced):
+        raise CalibrationError(
+            Finding(
+                "QR401",
+                "the prepared model never saw a batch",
+                hint="train it, or run qrecipe.calibrate(prepared, batches)",
+            )
+        )
+    findings = [
+        finding for part in traced for finding in (*range_findings(part), *trained_findings(part))
+    ]
+    if findings:
+        raise CalibrationError(findings)
 
 
 def _no_batches() -> CalibrationError:

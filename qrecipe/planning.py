@@ -18,6 +18,7 @@ from qrecipe.recipe import QConfigSpec, Recipe, Rule
 from qrecipe.rendering import explanation, plan_json, plan_text
 from qrecipe.rules import Resolution, describe, listed, resolve, subclass_findings
 from qrecipe.schema import Backend, Phase, TensorSpec
+from qrecipe.trainable import branch_findings, shared_norm_findings
 
 _SEVEN_BITS = 127
 
@@ -123,13 +124,14 @@ class Plan:
 def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
     """Decide every site. Raises the ``PlanError`` of all findings, with the complete plan."""
     resolution = resolve(inventory.structure, recipe.rules)
-    outcome_of = outcomes(inventory, resolution.decisions, recipe.backend)
-    unsupported = dict(_unsupported(inventory, resolution, outcome_of, recipe.backend))
+    outcome_of = outcomes(inventory, resolution.decisions, recipe.backend, recipe.phase)
+    unsupported = dict(_unsupported(inventory, resolution, outcome_of, recipe))
     findings = (
         *resolution.findings,
         *unsupported.values(),
         *_input_conflicts(inventory, resolution, outcome_of),
         *_unmakeable(resolution, outcome_of, recipe.phase),
+        *_untrainable(inventory, resolution, outcome_of, recipe.phase),
     )
     findings = tuple(sorted(findings, key=_place))
     plan = Plan(
@@ -141,6 +143,7 @@ def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
             for finding in (
                 *advice(inventory, resolution.decisions, outcome_of, recipe.backend),
                 *subclass_findings(inventory.structure, resolution.covered),
+                *branch_findings(inventory),
             )
             if finding.code not in recipe.lint.ignore
         ),
@@ -196,7 +199,7 @@ def _unsupported(
     inventory: Inventory,
     resolution: Resolution,
     outcome_of: Mapping[str, Outcome],
-    backend: Backend,
+    recipe: Recipe,
 ) -> Iterator[tuple[Rule, Finding]]:
     for rule, covered in resolution.covered.items():
         won = [
@@ -210,7 +213,8 @@ def _unsupported(
         if rule.qconfig is None or not refused:
             continue
         if not named and (
-            len(refused) < len(won) or can_honour(inventory, covered, rule.qconfig, backend)
+            len(refused) < len(won)
+            or can_honour(inventory, covered, rule.qconfig, recipe.backend, recipe.phase)
         ):
             continue
         names = named or refused
@@ -296,6 +300,13 @@ def _unmakeable(
                     resolution.decisions[name].rule.location,
                     hint="mend the arguments or the settings of its tensor",
                 )
+
+
+def _untrainable(
+    inventory: Inventory, resolution: Resolution, outcome_of: Mapping[str, Outcome], phase: Phase
+) -> Iterator[Finding]:
+    if phase == "qat":
+        yield from shared_norm_findings(inventory, resolution.decisions, outcome_of)
 
 
 def _activation(outcome: Outcome) -> TensorSpec | None:

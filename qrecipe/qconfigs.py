@@ -22,6 +22,7 @@ from qrecipe._torch_ao import (
     MovingAverageMinMaxObserver,
     PlaceholderObserver,
     QConfig,
+    _LearnableFakeQuantize,
 )
 from qrecipe.errors import Finding, SchemaError
 from qrecipe.schema import (
@@ -82,14 +83,20 @@ FLOAT = Construction(PlaceholderObserver)
 """Stands for a tensor that is not quantized, as in torch's weight-only qconfigs."""
 
 
-def qconfig(specs: Specs, phase: Phase) -> QConfig:
-    """torch's QConfig of two tensor specs: observers in ptq, fake-quants in qat."""
-    return _qconfig(_construction(specs.activation, phase), _construction(specs.weight, phase))
+def qconfig(specs: Specs, phase: Phase, channels: int = 1) -> QConfig:
+    """torch's QConfig of two tensor specs: observers in ptq, fake-quants in qat.
+
+    ``channels`` is the number of output channels of the weight, which only fake-quants that learn
+    a scale for each of them depend on.
+    """
+    return _qconfig(
+        _construction(specs.activation, phase, 1), _construction(specs.weight, phase, channels)
+    )
 
 
-def factory(spec: TensorSpec | None, phase: Phase) -> Any:
+def factory(spec: TensorSpec | None, phase: Phase, channels: int = 1) -> Any:
     """What torch calls without arguments to get the observer or fake-quant of one tensor."""
-    return _factory(_construction(spec, phase))
+    return _factory(_construction(spec, phase, channels))
 
 
 def torch_dtype(spec: TensorSpec) -> torch.dtype:
@@ -119,13 +126,13 @@ def per_tensor(spec: TensorSpec) -> TensorSpec:
     return spec.model_copy(update=changes) if changes else spec
 
 
-def _construction(spec: TensorSpec | None, phase: Phase) -> Construction:
+def _construction(spec: TensorSpec | None, phase: Phase, channels: int) -> Construction:
     if spec is None:
         return FLOAT
     observer = _observer(spec)
     if phase == "ptq" or quantized_range(spec) is None:
         return observer
-    return _fake_quant(spec, observer)
+    return _fake_quant(spec, observer, channels)
 
 
 def _observer(spec: TensorSpec) -> Construction:
@@ -167,7 +174,7 @@ def _range_arguments(spec: TensorSpec) -> dict[str, int]:
     return {} if limits is None else {"quant_min": limits[0], "quant_max": limits[1]}
 
 
-def _fake_quant(spec: TensorSpec, observer: Construction) -> Construction:
+def _fake_quant(spec: TensorSpec, observer: Construction, channels: int) -> Construction:
     if observer.cls is FixedQParamsObserver:
         return _call(FixedQParamsFakeQuantize, {"observer": observer})
     if observer.cls is PlaceholderObserver:
@@ -176,6 +183,8 @@ def _fake_quant(spec: TensorSpec, observer: Construction) -> Construction:
     cls = registry.fake_quant(chosen.name)
     own = registry.constructor_arguments("fake_quant", chosen.name, chosen.arguments)
     given = {"observer": observer, **_overriding_arguments(cls, spec), **own}
+    if cls is _LearnableFakeQuantize and (spec.qscheme or "").startswith("per_channel"):
+        given["channel_len"] = channels
     return _call(cls, given)
 
 

@@ -87,11 +87,15 @@ FAKE_QUANTS: Mapping[str, Signature] = MappingProxyType(
             _FAKE_QUANT + "FusedMovingAvgObsFakeQuantize",
             observers=frozenset({"moving_average_minmax", "moving_average_per_channel_minmax"}),
         ),
-        # Per channel it would need the length of each operation's channel axis.
         "learnable": Signature(
             _LEARNABLE + "_LearnableFakeQuantize",
             MappingProxyType({"use_grad_scaling": "bool"}),
-            observers=frozenset({"minmax", "moving_average_minmax", "histogram"}),
+            observers=frozenset(
+                {
+                    *("minmax", "moving_average_minmax", "histogram"),
+                    *("per_channel_minmax", "moving_average_per_channel_minmax"),
+                }
+            ),
         ),
         "fixed_qparams": Signature(
             _FAKE_QUANT + "FixedQParamsFakeQuantize", observers=frozenset({"fixed_qparams"})

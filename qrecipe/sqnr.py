@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
+
+from qrecipe.inputs import tensors_in
 
 
 def sqnr_db(reference: Tensor, candidate: Tensor) -> float:
@@ -45,5 +46,4 @@ def output_sqnr_db(reference: Any, candidate: Any) -> float | None:
 
 
 def _floating(value: Any) -> list[Tensor]:
-    leaves = pytree.tree_leaves(value)
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return [tensor for tensor in tensors_in(value) if tensor.is_floating_point()]

@@ -6,6 +6,7 @@ import inspect
 import operator
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,42 @@ def trace(
         raise TraceError(_trace_finding(error, at, model, table)) from error
     _check_placeholders(graph_module)
     return graph_module, tracer.node_name_to_scope
+
+
+def trained_otherwise(model: nn.Module, path: str, inputs: Inputs, table: FxTable) -> str | None:
+    """Where the forward of a submodule does something else in training mode, dropout apart.
+
+    The path of the module that does, or None.
+    """
+    names = [_within(path, name) for name in table.non_traceable_module_name]
+    classes = _known_classes(model, table.non_traceable_module_class)
+    calls: list[list[tuple[str, Any, Any]]] = []
+    for training in (False, True):
+        root = runnable_copy(model.get_submodule(path)).train(training)
+        tracer = _Tracer(names, classes)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                graph = tracer.trace(root, constants(root, inputs))
+        except Exception:
+            return joined(path, tracer.path)
+        scopes = tracer.node_name_to_scope
+        calls.append(
+            [
+                (joined(path, scopes[n.name][0]), n.op, _told(n))
+                for n in graph.nodes
+                if n.name in scopes
+            ]
+        )
+    return next(
+        (a[0] for a, b in zip_longest(*calls, fillvalue=("", "", None)) if a[1:] != b[1:]), None
+    )
+
+
+def _told(node: fx.Node) -> Any:
+    """What a node calls and with what, save what switches dropout."""
+    if "dropout" in getattr(node.target, "__name__", ""):
+        return (node.target, node.args[:1])
+    return (node.target, str(node.args), str(node.kwargs))
 
 
 def _name_placeholders(graph: fx.Graph, root: nn.Module) -> None:

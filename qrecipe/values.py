@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from qrecipe.copying import runnable_copy
 from qrecipe.errors import Finding, PlanError, first_line
-from qrecipe.inputs import Inputs, bind
+from qrecipe.inputs import Inputs, bind, tensors_in
 
 _RELATIVE_TOLERANCE = 1e-3
 _FEW_SAMPLES = 1
@@ -114,11 +113,11 @@ class _Recorder(fx.Interpreter):
 def _describe(value: Any) -> Value:
     if isinstance(value, Tensor):
         return Value(value.is_floating_point(), True)
-    return Value(any(x.is_floating_point() for x in _tensors(value)), False)
+    return Value(any(x.is_floating_point() for x in tensors_in(value)), False)
 
 
 def _equal(expected: Any, actual: Any) -> bool:
-    wanted, given = _tensors(expected), _tensors(actual)
+    wanted, given = list(tensors_in(expected)), list(tensors_in(actual))
     return len(wanted) == len(given) and all(map(_close, wanted, given))
 
 
@@ -129,7 +128,3 @@ def _close(a: Tensor, b: Tensor) -> bool:
         return torch.equal(a, b)
     tolerance = _RELATIVE_TOLERANCE * float(a.nan_to_num(0, 0, 0).abs().max()) if a.numel() else 0
     return torch.allclose(a, b, rtol=_RELATIVE_TOLERANCE, atol=tolerance, equal_nan=True)
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]

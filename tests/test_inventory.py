@@ -77,7 +77,7 @@ GROUPS = {
 
 def inventory_of(model, batch, backend="x86", **table):
     return take_inventory(
-        model, Inputs.from_batch(batch), FxTable(**table), backend_config(backend)
+        model, Inputs.from_batch(batch), FxTable(**table), backend_config(backend, "ptq"), "ptq"
     )
 
 

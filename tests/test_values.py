@@ -27,7 +27,7 @@ ONES = torch.ones(4)
         (torch.arange(3), torch.arange(3), True),
         (torch.arange(1000), torch.arange(1000) + 1, False),
         ((ONES, ONES), (ONES,), False),
-        ((ONES,), (ONES, ONES), True),
+        ((ONES,), (ONES, ONES), False),
         ({"a": ONES, "b": 2 * ONES}, {"a": ONES, "b": 2 * ONES}, True),
         ({"a": ONES, "b": 2 * ONES}, {"a": ONES, "b": ONES}, False),
     ],

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx, nn
 
 from qrecipe._torch_fx import QConfigMapping
-from qrecipe.normalize import CALLS
+from qrecipe.normalize import CALLS, TAKES_WEIGHT
 from qrecipe.planning import Plan, Site
 from qrecipe.qconfigs import qconfig
 
@@ -46,21 +46,47 @@ def emit(plan: Plan, graph_module: fx.GraphModule) -> Emission:
     mapping = QConfigMapping().set_global(None)
     scopes: dict[str, tuple[str, type]] = {}
     taken = {name for name, _ in graph_module.named_modules(remove_duplicate=False)}
+    channels = _channels(graph_module)
     for node in graph_module.graph.nodes:
         if node.op not in CALLS:
             scopes[node.name] = ("", type(None))  # torch looks up whatever it folds
             continue
         site = sites.get(node.meta.get(SITE, ""))
-        decided = None if site is None or site.qconfig is None else site.qconfig
         scope = _scope(node, taken)
         scopes[node.name] = (scope, type(None))
         key = str(node.target) if node.op == "call_module" else scope
-        mapping.set_module_name(key, None if decided is None else qconfig(decided, plan.phase))
+        made = None
+        if site is not None and site.qconfig is not None:
+            made = qconfig(site.qconfig, plan.phase, channels.get(site.name, 1))
+        mapping.set_module_name(key, made)
         if site is not None:
             # lowering keeps only the stack trace of a binary operation
             node.meta["stack_trace"] = _TRACE_PREFIX + site.name
     graph_module.recompile()
     return Emission(mapping, scopes)
+
+
+def _channels(graph_module: fx.GraphModule) -> dict[str, int]:
+    """The output channels of each site's weight, which can learn a scale each."""
+    weights = {
+        str(node.meta[SITE]): weight
+        for node in graph_module.graph.nodes
+        if SITE in node.meta and (weight := _weight(node, graph_module)) is not None
+    }
+    return {name: len(weight) for name, weight in weights.items() if weight.dim()}
+
+
+def _weight(node: fx.Node, graph_module: fx.GraphModule) -> Tensor | None:
+    if node.op == "call_module":
+        module = graph_module.get_submodule(str(node.target))
+        weight = getattr(module[0] if isinstance(module, nn.Sequential) else module, "weight", None)
+        return weight if isinstance(weight, Tensor) else None
+    source = node.args[1] if node.target in TAKES_WEIGHT and len(node.args) > 1 else None
+    if not isinstance(source, fx.Node) or source.op != "get_attr":
+        return None
+    path, _, name = str(source.target).rpartition(".")
+    stored: Tensor = getattr(graph_module.get_submodule(path), name)
+    return stored
 
 
 def site_of(node: fx.Node) -> str | None:

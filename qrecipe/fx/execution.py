@@ -26,7 +26,7 @@ from qrecipe.copying import structural_copy
 from qrecipe.errors import ExecutionError, Finding, UnsupportedError, first_line, nearest
 from qrecipe.fx.emission import Emission, erase_keep_float, site_of
 from qrecipe.fx.sharing import share_connected_observers
-from qrecipe.schema import Backend
+from qrecipe.schema import Backend, Phase
 
 ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
 
@@ -37,13 +37,14 @@ def prepared_copy(
     backend_config: BackendConfig,
     custom_config: PrepareCustomConfig,
     preserved: Mapping[str, Any],
+    phase: Phase,
 ) -> fx.GraphModule:
-    """A copy of the graph with observers inserted; it shares the float tensors."""
+    """A copy of the graph with observers or fake-quants inserted; it shares the float tensors."""
     with quiet(), _nothing_kept():
         prepared = prepare(
             structural_copy(graph_module),
             emission.qconfig_mapping,
-            False,
+            phase == "qat",
             dict(emission.scopes),
             (),
             custom_config,

@@ -15,6 +15,7 @@ from qrecipe.fx import execution
 from qrecipe.fx.audit import audit
 from qrecipe.fx.emission import Emission, emit, erase_keep_float
 from qrecipe.fx.numerics import ReferenceRun, Sample, run_on_head
+from qrecipe.fx.training import accompany_training, frozen_copy
 from qrecipe.inputs import Inputs
 from qrecipe.inventory import Part
 from qrecipe.planning import Plan
@@ -42,21 +43,32 @@ class CompiledPart:
     inputs: Inputs
 
     def prepare(self, configs: Configs, preserved: Mapping[str, Any]) -> fx.GraphModule:
-        """The part with observers inserted, on a copy."""
-        return execution.prepared_copy(
-            self.graph_module, self.emission, configs.backend_config, configs.prepare, preserved
+        """The part with observers or fake-quants inserted, on a copy."""
+        prepared = execution.prepared_copy(
+            self.graph_module,
+            self.emission,
+            configs.backend_config,
+            configs.prepare,
+            preserved,
+            self.plan.phase,
         )
+        accompany_training(prepared)
+        return prepared
 
     def convert(
         self, prepared: fx.GraphModule, sample: Sample | None, configs: Configs, lint: LintTable
     ) -> fx.GraphModule:
         """The quantized part, audited on ``sample``, or on the example inputs without one."""
+        if self.plan.phase == "qat":
+            inputs = self.inputs if sample is None else sample.inputs
+            prepared = frozen_copy(prepared, inputs)
+            sample = _run(prepared, inputs)
 
         def make_reference() -> fx.GraphModule:
             return execution.reference(prepared, configs.backend_config, configs.convert)
 
         reference = make_reference()
-        proof = run_on_head(reference, sample or self._float_sample(prepared))
+        proof = run_on_head(reference, sample or _run(prepared, self.inputs))
         if self.plan.is_for_export:
             return _for_export(proof, make_reference)
         # in place: a second reference is needed only where a kernel is suspected
@@ -67,9 +79,10 @@ class CompiledPart:
             audit(self.plan, converted, proof, make_reference, lint)
         return converted
 
-    def _float_sample(self, prepared: fx.GraphModule) -> Sample:
-        with torch.no_grad():
-            return Sample(self.inputs, self.inputs.call(prepared))
+
+def _run(prepared: fx.GraphModule, inputs: Inputs) -> Sample:
+    with torch.no_grad():
+        return Sample(inputs, inputs.call(prepared))
 
 
 def _for_export(

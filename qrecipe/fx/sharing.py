@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from torch import fx, nn
 
-from qrecipe._torch_ao import ObserverBase
+from qrecipe._torch_ao import is_observer
 
 
 def share_connected_observers(prepared: fx.GraphModule) -> None:
@@ -38,5 +38,5 @@ def _observer_names(node: fx.Node, prepared: fx.GraphModule) -> Iterator[str]:
     for other in (*node.all_input_nodes, *node.users):
         if other.op != "call_module":
             continue
-        if isinstance(prepared.get_submodule(str(other.target)), ObserverBase):
+        if is_observer(prepared.get_submodule(str(other.target))):
             yield str(other.target)

@@ -1,0 +1,120 @@
+"""The fake-quants of a prepared model: which observe, which learn, and when they rest."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from qrecipe._torch_ao import FakeQuantizeBase, _LearnableFakeQuantize, quiet
+from qrecipe.inputs import Inputs
+
+
+def fake_quants(model: nn.Module) -> Iterator[FakeQuantizeBase]:
+    """All fake-quants of a model, of weights and of activations."""
+    for module in model.modules():
+        if isinstance(module, FakeQuantizeBase):
+            yield module
+
+
+def activation_fake_quants(prepared: fx.GraphModule) -> Iterator[tuple[fx.Node, FakeQuantizeBase]]:
+    """The fake-quants that the graph itself calls; those of weights stand inside modules."""
+    for node in prepared.graph.nodes:
+        if node.op == "call_module":
+            module = prepared.get_submodule(str(node.target))
+            if isinstance(module, FakeQuantizeBase):
+                yield node, module
+
+
+def is_observing(fake_quant: FakeQuantizeBase) -> bool:
+    """Whether data that pass still move its range."""
+    return bool(_observer_switch(fake_quant)[0])
+
+
+def stop_observing(model: nn.Module) -> None:
+    """Fix all ranges, save those that are learnt by their gradients."""
+    for fake_quant in fake_quants(model):
+        fake_quant.disable_observer()
+
+
+def accompany_training(prepared: nn.Module) -> None:
+    """Let fake-quants keep their ranges in eval mode, and learnable ones learn after one batch.
+
+    torch lets the observers of a model in eval mode run on, so that measuring it would change it,
+    and overwrites what is learnt by what is observed until somebody switches over.
+    """
+    for fake_quant in fake_quants(prepared):
+        fake_quant.register_forward_pre_hook(_rest_in_eval_mode)
+        fake_quant.register_forward_hook(_go_on, always_call=True)
+
+
+def _rest_in_eval_mode(fake_quant: nn.Module, args: Any) -> None:
+    assert isinstance(fake_quant, FakeQuantizeBase)
+    rests = not fake_quant.training and is_observing(fake_quant)
+    if rests:
+        fake_quant.disable_observer()
+    vars(fake_quant)["_rests"] = rests
+
+
+def _go_on(fake_quant: nn.Module, args: Any, output: Any) -> None:
+    assert isinstance(fake_quant, FakeQuantizeBase)
+    if vars(fake_quant).pop("_rests", False):
+        fake_quant.enable_observer()
+    elif (
+        isinstance(fake_quant, _LearnableFakeQuantize)
+        and fake_quant.training
+        and is_observing(fake_quant)
+        and bool(fake_quant.fake_quant_enabled[0])
+    ):
+        fake_quant.enable_param_learning()
+
+
+@contextmanager
+def only_observing(prepared: nn.Module) -> Iterator[None]:
+    """Run the model in eval mode with float values while its ranges are observed."""
+    modes = {module: module.training for module in prepared.modules()}
+    switches = {
+        fake_quant: fake_quant.fake_quant_enabled.clone()
+        for fake_quant in modes
+        if isinstance(fake_quant, FakeQuantizeBase)
+    }
+    prepared.eval()
+    for fake_quant in switches:
+        fake_quant.train()  # as in training: in eval mode they rest
+        fake_quant.disable_fake_quant()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        for fake_quant, enabled in switches.items():
+            fake_quant.enable_fake_quant(bool(enabled[0]))
+
+
+def frozen_copy(prepared: fx.GraphModule, inputs: Inputs) -> fx.GraphModule:
+    """The prepared part as it will be converted: in eval mode, ranges fixed, fake-quants on.
+
+    Weights have changed since they were last observed: ranges of weights that are still observed
+    take the final weights in, as they would in torch's own conversion.
+    """
+    frozen = copy.deepcopy(prepared).eval()
+    for fake_quant in fake_quants(frozen):
+        fake_quant.train()
+        fake_quant.enable_fake_quant()
+    for _, fake_quant in activation_fake_quants(frozen):
+        fake_quant.disable_observer()
+    with torch.no_grad(), quiet():
+        inputs.call(frozen)
+    stop_observing(frozen)
+    return frozen.eval()
+
+
+def _observer_switch(fake_quant: FakeQuantizeBase) -> torch.Tensor:
+    if isinstance(fake_quant, _LearnableFakeQuantize):
+        switch: torch.Tensor = fake_quant.static_enabled  # type: ignore[assignment]
+        return switch
+    return fake_quant.observer_enabled

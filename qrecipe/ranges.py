@@ -1,0 +1,109 @@
+"""Whether what was observed gives usable ranges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, fx, nn
+
+from qrecipe._torch_ao import FakeQuantizeBase, ObserverBase, is_observer
+from qrecipe.errors import Finding, first_line
+from qrecipe.fx.emission import site_of
+
+
+def range_findings(part: fx.GraphModule) -> Iterator[Finding]:
+    """Observers and fake-quants of activations without a finite range or sound qparams (QR404)."""
+    for node in part.graph.nodes:
+        if node.op == "call_module":
+            module = part.get_submodule(str(node.target))
+            if is_observer(module) and (found := _range_finding(node, module)):
+                yield found
+
+
+def never_saw_a_batch(part: fx.GraphModule) -> bool:
+    """Whether there are ranges to observe, and none of them was."""
+    observers = [
+        observer
+        for node in part.graph.nodes
+        if node.op == "call_module" and (observer := _observer(part, str(node.target))) is not None
+    ]
+    extremes = [
+        observer.min_val
+        for observer in observers
+        if _quantizes(observer) and hasattr(observer, "min_val")
+    ]
+    return bool(extremes) and not any(_is_finite(extreme) for extreme in extremes)
+
+
+def trained_findings(part: fx.GraphModule) -> Iterator[Finding]:
+    """Fake-quants, of weights too, that training left without sound qparams (QR404)."""
+    for name, module in part.named_modules():
+        if isinstance(module, FakeQuantizeBase) and (problem := _qparams_problem(module)):
+            yield Finding(
+                "QR404",
+                f"the fake-quant {name} gives {problem}",
+                hint="did the training diverge? look at the loss, lower the learning rate",
+            )
+
+
+def _observer(part: fx.GraphModule, target: str) -> ObserverBase | None:
+    module = part.get_submodule(target)
+    inner = getattr(module, "activation_post_process", module)
+    return inner if isinstance(inner, ObserverBase) else None
+
+
+def _range_finding(node: fx.Node, module: nn.Module) -> Finding | None:
+    observer = getattr(module, "activation_post_process", module)
+    if not isinstance(observer, ObserverBase) or not _quantizes(observer):
+        return None
+    source = node.args[0]
+    name = (site_of(source) if isinstance(source, fx.Node) else None) or str(source)
+    lowest = getattr(observer, "min_val", None)
+    if isinstance(lowest, Tensor) and not _is_finite(lowest):
+        return Finding(
+            "QR404",
+            f"the observer of {name} saw no finite value in calibration",
+            hint="calibrate with data that reaches this site and stays finite there",
+        )
+    if type(observer).__module__.startswith("torch."):
+        return None  # torch's own give sound qparams for finite ranges, histograms at some cost
+    problem = _qparams_problem(observer)
+    if problem is None:
+        return None
+    return Finding(
+        "QR404",
+        f"the observer of {name} ({type(observer).__name__}) gives {problem}",
+        hint="mend the observer: scales are finite and above zero, zero points within the range",
+    )
+
+
+def _is_finite(extreme: object) -> bool:
+    return (
+        isinstance(extreme, Tensor)
+        and bool(extreme.numel())
+        and bool(torch.isfinite(extreme).all())
+    )
+
+
+def _qparams_problem(module: ObserverBase | FakeQuantizeBase) -> str | None:
+    calculate_qparams: Callable[[], tuple[Tensor, Tensor]] = module.calculate_qparams
+    try:
+        scale, zero_point = calculate_qparams()
+    except Exception as error:
+        return f"no qparams: {first_line(error)}"
+    if not bool((torch.isfinite(scale) & (scale > 0)).all()):
+        return "a scale that is not finite and positive"
+    low, high = getattr(module, "quant_min", None), getattr(module, "quant_max", None)
+    if (
+        low is not None
+        and high is not None
+        and not bool(((zero_point >= low) & (zero_point <= high)).all())
+    ):
+        return f"a zero point outside {low}..{high}"
+    return None
+
+
+def _quantizes(observer: ObserverBase) -> bool:
+    is_dynamic = bool(getattr(observer, "is_dynamic", False))
+    return not is_dynamic and observer.dtype not in (torch.float16, torch.float32)

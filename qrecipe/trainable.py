@@ -1,0 +1,61 @@
+"""What training makes of a plan: what it cannot share, and what it does not see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from qrecipe.backend import Outcome
+from qrecipe.errors import Finding
+from qrecipe.inventory import Inventory
+from qrecipe.operations import Member, Operation
+from qrecipe.rules import Decision
+
+
+def shared_norm_findings(
+    inventory: Inventory, decisions: Mapping[str, Decision], outcome_of: Mapping[str, Outcome]
+) -> Iterator[Finding]:
+    """Modules that are called twice and fused with a BatchNorm, to be quantized (QR312).
+
+    The statistics of one BatchNorm scale the weight in every call: they would be updated by each
+    and fold into one weight differently.
+    """
+    calls: dict[str, list[Operation]] = {}
+    for operation in inventory.structure.operations:
+        for member in _with_tensors(operation):
+            if member.module is not None:
+                calls.setdefault(member.module, []).append(operation)
+    for module, operations in calls.items():
+        fused = [operation for operation in operations if _has_norm(operation)]
+        quantized = [name for op in fused if outcome_of[name := op.name].qconfig is not None]
+        if len(operations) > 1 and quantized:
+            yield Finding(
+                "QR312",
+                f"{module} is called {len(operations)} times and fused with a BatchNorm at "
+                f"{quantized[0]}: training cannot share it",
+                decisions[quantized[0]].rule.location,
+                hint=f'leave it float: [rules.module_name] "{quantized[0]}" = "float", or give '
+                "each call a module of its own",
+            )
+
+
+def _with_tensors(operation: Operation) -> list[Member]:
+    """The members that can own a weight or statistics: what follows them only computes."""
+    first, *others = operation.members
+    return [first, *(member for member in others if member.op.startswith("BatchNorm"))]
+
+
+def _has_norm(operation: Operation) -> bool:
+    return len(operation.members) > 1 and any(
+        member.op.startswith("BatchNorm") for member in operation.members
+    )
+
+
+def branch_findings(inventory: Inventory) -> Iterator[Finding]:
+    """Forwards that do something else in training mode, which the graph does not have (QR205)."""
+    for path in inventory.trained_otherwise:
+        where = f"the forward of {path}" if path else "the model's own forward"
+        yield Finding(
+            "QR205",
+            f"{where} does something else in training mode; what is trained is its eval branch",
+            hint="a loss on outputs that only training mode gives needs another way",
+        )

@@ -1,0 +1,58 @@
+"""What quantization-aware training needs of a graph beyond quantizing it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch.nn.functional as F
+from torch import fx, nn
+
+from qrecipe._torch_fx import BackendConfig, backend_config_utils
+from qrecipe.normalize import free_name
+
+_DROPOUTS: Mapping[Any, type[nn.Module]] = {
+    F.dropout: nn.Dropout,
+    F.dropout1d: nn.Dropout1d,
+    F.dropout2d: nn.Dropout2d,
+    F.dropout3d: nn.Dropout3d,
+    F.alpha_dropout: nn.AlphaDropout,
+    F.feature_alpha_dropout: nn.FeatureAlphaDropout,
+}
+
+
+def make_dropouts_switchable(graph_module: fx.GraphModule) -> None:
+    """Turn dropout functions into modules, in place: they follow ``train()`` and ``eval()``.
+
+    Tracing wrote ``training=self.training`` down as False.
+    """
+    for node in graph_module.graph.nodes:
+        kind = _DROPOUTS.get(node.target) if node.op == "call_function" else None
+        if kind is None:
+            continue
+        probability = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
+        path = free_name(graph_module, node.name)
+        graph_module.add_submodule(path, kind(probability))
+        node.op, node.target = "call_module", path
+        node.args, node.kwargs = node.args[:1], {}
+    graph_module.recompile()
+
+
+def modules_as_trained(
+    modules: Mapping[str, nn.Module], backend_config: BackendConfig
+) -> dict[str, nn.Module]:
+    """The modules by path, of the types that torch swaps in before it matches patterns.
+
+    Only the type counts there, so that an empty module stands for each that is swapped.
+    """
+    swaps = backend_config_utils.get_module_to_qat_module(backend_config)
+    return {
+        path: _empty(swaps[type(module)]) if type(module) in swaps else module
+        for path, module in modules.items()
+    }
+
+
+def _empty(kind: type[nn.Module]) -> nn.Module:
+    module = kind.__new__(kind)
+    nn.Module.__init__(module)
+    return module
