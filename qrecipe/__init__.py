@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from qrecipe.planning import Plan as Plan
     from qrecipe.planning import RuleVerdict as RuleVerdict
     from qrecipe.planning import Site as Site
+    from qrecipe.qat import QatSchedule as QatSchedule
+    from qrecipe.qat import qat_schedule as qat_schedule
     from qrecipe.recipe import Recipe as Recipe
     from qrecipe.recipe import load_recipe as load_recipe
     from qrecipe.recipe import parse_recipe as parse_recipe
@@ -58,6 +60,7 @@ _HOME = {
     "PlanError": "errors",
     "PluginError": "errors",
     "Provenance": "lineage",
+    "QatSchedule": "qat",
     "QRecipeError": "errors",
     "QRecipeWarning": "errors",
     "Recipe": "recipe",
@@ -78,6 +81,7 @@ _HOME = {
     "parse_recipe": "recipe",
     "plan": "pipeline",
     "provenance": "lineage",
+    "qat_schedule": "qat",
     "quantize": "pipeline",
     "register_fake_quant": "registry",
     "register_observer": "registry",

@@ -3,6 +3,8 @@
 # torch.ao.quantization.backend_config reaches for its own utils without importing them
 import torch.ao.quantization.backend_config.utils as backend_config_utils
 from torch.ao.nn.intrinsic import ConvAdd2d, ConvAddReLU2d
+from torch.ao.nn.intrinsic.qat.modules.conv_fused import _ConvBnNd as FusedConvBatchNorm
+from torch.ao.nn.intrinsic.qat.modules.linear_fused import LinearBn1d as FusedLinearBatchNorm
 from torch.ao.nn.quantized import Embedding as QuantizedEmbedding
 from torch.ao.nn.quantized.reference.modules.utils import ReferenceQuantizedModule
 from torch.ao.quantization.backend_config import (
@@ -46,6 +48,8 @@ __all__ = [
     "TWO_INPUT_FUSIONS",
     "BackendConfig",
     "ConvertCustomConfig",
+    "FusedConvBatchNorm",
+    "FusedLinearBatchNorm",
     "PrepareCustomConfig",
     "QConfigMapping",
     "QuantizationTracer",

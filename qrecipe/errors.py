@@ -280,6 +280,7 @@ CODES: dict[str, Code] = {
     "QR311": Code("an observer or fake-quant cannot be made", UnsupportedError),
     "QR310": Code("no such site, member or module", PlanError),
     "QR312": Code("a module that training cannot share", UnsupportedError),
+    "QR313": Code("the schedule of training does not fit", PlanError),
     # execution
     "QR401": Code("no calibration data", CalibrationError),
     "QR402": Code("a batch that the model cannot take", CalibrationError),

@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from qrecipe._torch_ao import FakeQuantizeBase, _LearnableFakeQuantize, quiet
+from qrecipe._torch_fx import FusedConvBatchNorm, FusedLinearBatchNorm
 from qrecipe.inputs import Inputs
 
 
@@ -39,6 +40,22 @@ def stop_observing(model: nn.Module) -> None:
     """Fix all ranges, save those that are learnt by their gradients."""
     for fake_quant in fake_quants(model):
         fake_quant.disable_observer()
+
+
+def freeze_batch_norm(model: nn.Module) -> None:
+    """Normalise with the running statistics from now on, in training mode too."""
+    for module in model.modules():
+        if isinstance(module, (FusedConvBatchNorm, FusedLinearBatchNorm)):
+            module.freeze_bn_stats()  # type: ignore[no-untyped-call]
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if _rest in module._forward_pre_hooks.values():
+                continue
+            module.register_forward_pre_hook(_rest)
+
+
+def _rest(module: nn.Module, args: Any) -> None:
+    """Undo what ``train()`` of the whole model did to a frozen layer."""
+    module.eval()
 
 
 def accompany_training(prepared: nn.Module) -> None:

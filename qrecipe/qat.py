@@ -1,0 +1,122 @@
+"""The schedule of quantization-aware training, as a learning-rate scheduler of torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from qrecipe.assembly import PreparedState, prepared_state
+from qrecipe.errors import Finding, PlanError
+from qrecipe.fx.training import freeze_batch_norm, stop_observing
+from qrecipe.schema import QatTable
+
+_FACTORS: Mapping[Literal["cosine", "linear", "constant"], Callable[[float], float]] = {
+    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
+    "linear": lambda done: 1 - done,
+    "constant": lambda done: 1.0,
+}
+"""The learning rate as a part of the one that training starts with, by the part that is done."""
+
+
+class QatSchedule(LRScheduler):
+    """Anneals the learning rate, and freezes ranges and BatchNorm statistics on the way.
+
+    One ``step()`` a batch, after ``optimizer.step()``. After ``total_steps`` the rate stays where
+    it is. ``state_dict`` holds the position; what was frozen is frozen again by loading it.
+    """
+
+    def __init__(
+        self, prepared: nn.Module, optimizer: Optimizer, table: QatTable, original_steps: int
+    ) -> None:
+        self.total_steps = math.ceil(original_steps * table.epochs_fraction)
+        self.disable_observer_at = math.ceil(self.total_steps * table.disable_observer_after)
+        self.freeze_batch_norm_at = math.ceil(self.total_steps * table.freeze_batch_norm_after)
+        self._table = table
+        self._prepared = prepared
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | torch.Tensor]:
+        """The rates of the optimizer's groups at this step: their initial ones, scaled."""
+        done = min(1.0, self.last_epoch / self.total_steps)
+        factor = self._table.learning_rate_fraction * _FACTORS[self._table.schedule](done)
+        return [rate * factor for rate in self.base_lrs]
+
+    def step(self, epoch: int | None = None) -> None:
+        """Go on by one batch."""
+        super().step(epoch)
+        self._freeze()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, as plain values; the model and the optimizer have states of their own."""
+        state: dict[str, Any] = super().state_dict()
+        return {key: value for key, value in state.items() if key not in ("_prepared", "_table")}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where a schedule of the same length stopped.
+
+        Raises ``PlanError`` (QR313) for the state of another length.
+        """
+        if state_dict.get("total_steps") != self.total_steps:
+            raise PlanError(
+                Finding(
+                    "QR313",
+                    f"the state is that of a schedule of {state_dict.get('total_steps')} steps, "
+                    f"not of {self.total_steps}",
+                    hint="resume with the original_steps and the recipe that training began with",
+                )
+            )
+        super().load_state_dict(state_dict)
+        self._freeze()
+
+    def _freeze(self) -> None:
+        if self.last_epoch >= self.disable_observer_at:
+            stop_observing(self._prepared)
+        if self.last_epoch >= self.freeze_batch_norm_at:
+            freeze_batch_norm(self._prepared)
+
+
+def qat_schedule(prepared: nn.Module, optimizer: Optimizer, *, original_steps: int) -> QatSchedule:
+    """The scheduler that applies the recipe's ``[qat]`` to a training loop of your own.
+
+    ``prepared`` is what `CompiledRecipe.prepare` returned, or its wrapper (DataParallel and the
+    like); ``optimizer`` carries the *initial* learning rates of the original training, of which
+    the schedule makes the recipe's fraction; ``original_steps`` is the number of batches that the
+    original training took, all epochs together. Train for ``total_steps`` batches.
+
+    Raises:
+        CalibrationError: ``prepared`` was not prepared by qrecipe (QR406).
+        PlanError: it was not prepared for training (QR308), or the steps are no positive number
+            (QR313).
+    """
+    state, inner = _unwrapped(prepared)
+    if state.qat is None:
+        raise PlanError(
+            Finding(
+                "QR308",
+                "the model was prepared for calibration, not for training",
+                hint='set phase = "qat" in the recipe',
+            )
+        )
+    if not isinstance(original_steps, int) or original_steps < 1:
+        raise PlanError(
+            Finding(
+                "QR313",
+                f"original_steps is {original_steps!r}, not a positive number of batches",
+                hint="epochs * len(loader) of the original training",
+            )
+        )
+    return QatSchedule(inner, optimizer, state.qat, original_steps)
+
+
+def _unwrapped(prepared: nn.Module) -> tuple[PreparedState, nn.Module]:
+    """The prepared model, itself or as the ``module`` of what wraps it."""
+    inner = getattr(prepared, "module", None)
+    if isinstance(inner, nn.Module) and "meta" not in vars(prepared):
+        return _unwrapped(inner)
+    return prepared_state(prepared), prepared
