@@ -9,6 +9,7 @@ from torch.ao.nn.quantized import Embedding as QuantizedEmbedding
 from torch.ao.nn.quantized.reference.modules.utils import ReferenceQuantizedModule
 from torch.ao.quantization.backend_config import (
     BackendConfig,
+    ObservationType,
     get_executorch_backend_config,
     get_native_backend_config,
     get_onednn_backend_config,
@@ -39,6 +40,7 @@ from torch.ao.quantization.fx.quantize_handler import (
 from torch.ao.quantization.fx.tracer import QuantizationTracer
 from torch.ao.quantization.fx.utils import assert_and_get_unique_device
 from torch.ao.quantization.qconfig_mapping import QConfigMapping
+from torch.ao.quantization.quantize import quantize_dynamic
 from torch.ao.quantization.quantize_fx import _swap_ff_with_fxff as swap_float_functional
 from torch.ao.quantization.quantize_fx import attach_preserved_attrs_to_model
 
@@ -50,6 +52,7 @@ __all__ = [
     "ConvertCustomConfig",
     "FusedConvBatchNorm",
     "FusedLinearBatchNorm",
+    "ObservationType",
     "PrepareCustomConfig",
     "QConfigMapping",
     "QuantizationTracer",
@@ -77,5 +80,6 @@ __all__ = [
     "is_other_node",
     "lower_to_native_backend",
     "prepare",
+    "quantize_dynamic",
     "swap_float_functional",
 ]

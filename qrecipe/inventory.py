@@ -77,13 +77,14 @@ class Inventory:
     """The parts of a model and all their sites, in order of execution within a part.
 
     ``trained_otherwise`` are the paths of modules that compute something else in training mode;
-    it is looked for where the model is to be trained.
+    it is looked for where the model is to be trained. ``untraced`` says why there are no parts.
     """
 
     parts: tuple[Part, ...]
     matches: Mapping[str, Match]
     structure: ModelStructure
     trained_otherwise: tuple[str, ...] = ()
+    untraced: str | None = None
 
 
 def take_inventory(
@@ -114,7 +115,7 @@ def take_inventory(
             for node in match.nodes:
                 node.meta["site"] = name
         matches |= found
-    modules, aliases = _module_names(model)
+    modules, aliases = module_names(model)
     bases = {path: base_names(type(model.get_submodule(path))) for path in modules}
     operations = tuple(match.operation for match in matches.values())
     return Inventory(
@@ -154,7 +155,8 @@ def _fused_graph(
         ) from error
 
 
-def _module_names(model: nn.Module) -> tuple[dict[str, frozenset[str]], dict[str, str]]:
+def module_names(model: nn.Module) -> tuple[dict[str, frozenset[str]], dict[str, str]]:
+    """The dotted names of each module's class by canonical path, and the further paths."""
     canonical: dict[nn.Module, str] = {}
     modules: dict[str, frozenset[str]] = {}
     aliases: dict[str, str] = {}

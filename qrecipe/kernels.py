@@ -50,8 +50,9 @@ def weight_refusal(match: Match, backend: Backend, weight: TensorSpec | None) ->
 
 def takes_per_channel_weight(match: Match) -> bool:
     """Whether the weight may be quantized per channel: not where the channels are transposed."""
-    target = match.nodes[0].target
-    return not isinstance(match.module, _CONV_TRANSPOSE) and target not in _F_CONV_TRANSPOSE
+    if match.module is not None:
+        return not isinstance(match.module, _CONV_TRANSPOSE)
+    return match.nodes[0].target not in _F_CONV_TRANSPOSE
 
 
 def _prelu(module: nn.Module, backend: Backend) -> str | None:

@@ -159,7 +159,7 @@ def _address(graph_module: fx.GraphModule, scopes: Scopes, prefix: str) -> None:
             continue
         if node.op == "call_module":
             module = graph_module.get_submodule(node.target)
-            member = _module_member(joined(prefix, str(node.target)), module)
+            member = module_member(joined(prefix, str(node.target)), module)
         else:
             member = _function_member(joined(prefix, scopes[node.name][0]), node)
         number = calls[member.name]
@@ -171,7 +171,8 @@ def _numbered(member: Member, number: int) -> Member:
     return replace(member, name=f"{member.name}#{number}")
 
 
-def _module_member(path: str, module: nn.Module) -> Member:
+def module_member(path: str, module: nn.Module) -> Member:
+    """The first call of a module."""
     kind = type(module)
     return Member(
         name=path,

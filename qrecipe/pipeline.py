@@ -20,10 +20,19 @@ from qrecipe._torch_fx import (
     QConfigMapping,
 )
 from qrecipe.assembly import forget_preparation, mark_prepared, prepared_state, with_parts
-from qrecipe.backend import backend_config
+from qrecipe.backend import backend_config, mode_of
 from qrecipe.calibration import Forward, batch_inputs, calibrate, peek, unusable_batch
 from qrecipe.cpu import has_vnni
-from qrecipe.errors import CalibrationError, Finding, PlanError, did_you_mean, error_from
+from qrecipe.eager.inventory import take_inventory as eager_inventory
+from qrecipe.eager.part import EagerPart
+from qrecipe.errors import (
+    CalibrationError,
+    Finding,
+    PlanError,
+    TraceError,
+    did_you_mean,
+    error_from,
+)
 from qrecipe.fx import execution
 from qrecipe.fx.numerics import Sample
 from qrecipe.fx.parts import CompiledPart, Configs, compile_part
@@ -36,6 +45,7 @@ from qrecipe.planning import Plan, make_plan
 from qrecipe.progress import Progress
 from qrecipe.ranges import never_saw_a_batch, range_findings, trained_findings
 from qrecipe.recipe import Recipe, load_recipe
+from qrecipe.rules import resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,43 +53,46 @@ class CompiledRecipe:
     """A recipe that has been decided for one model, ready to be executed.
 
     ``graph_module`` is the traced model; with ``[fx] roots`` it is a copy of the model with a graph
-    in place of each root.
+    in place of each root. It and what FX is given are None for a model that cannot be traced.
     """
 
     plan: Plan
     recipe: Recipe
-    graph_module: nn.Module
-    _parts: tuple[CompiledPart, ...]
-    _configs: Configs
-    _preserved: Mapping[str, Any]
+    graph_module: nn.Module | None
+    _model: nn.Module
+    _parts: tuple[CompiledPart | EagerPart, ...]
+    _configs: Configs | None
     _identity: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
-    def qconfig_mapping(self) -> QConfigMapping:
+    def qconfig_mapping(self) -> QConfigMapping | None:
         """The very mapping that is executed; with several roots, those of all of them.
 
         It is keyed by the module paths and scopes of ``graph_module``, and is not for
         ``prepare_fx`` on a model of your own.
         """
-        if len(self._parts) == 1 and not self._parts[0].path:
-            return self._parts[0].emission.qconfig_mapping
+        traced = [part for part in self._parts if isinstance(part, CompiledPart)]
+        if not traced:
+            return None
+        if not traced[0].path:
+            return traced[0].emission.qconfig_mapping
         mapping = QConfigMapping().set_global(None)
-        for part in self._parts:
+        for part in traced:
             for name, qconfig in part.emission.qconfig_mapping.module_name_qconfigs.items():
                 mapping.set_module_name(joined(part.path, name), qconfig)
         return mapping
 
     @property
-    def backend_config(self) -> BackendConfig:
-        return self._configs.backend_config
+    def backend_config(self) -> BackendConfig | None:
+        return None if self._configs is None else self._configs.backend_config
 
     @property
-    def prepare_custom_config(self) -> PrepareCustomConfig:
-        return self._configs.prepare
+    def prepare_custom_config(self) -> PrepareCustomConfig | None:
+        return None if self._configs is None else self._configs.prepare
 
     @property
-    def convert_custom_config(self) -> ConvertCustomConfig:
-        return self._configs.convert
+    def convert_custom_config(self) -> ConvertCustomConfig | None:
+        return None if self._configs is None else self._configs.convert
 
     def prepare(self) -> nn.Module:
         """The model with observers inserted, on a copy that shares no tensor with the caller's.
@@ -92,10 +105,7 @@ class CompiledRecipe:
 
     def _prepared(self) -> nn.Module:
         """As `prepare`, sharing the tensors that nobody will write to before conversion."""
-        prepared = with_parts(
-            self.graph_module,
-            {part.path: part.prepare(self._configs, self._preserved) for part in self._parts},
-        )
+        prepared = with_parts(self._model, {part.path: part.prepare() for part in self._parts})
         mark_prepared(prepared, self.recipe, self._identity, [part.path for part in self._parts])
         return prepared
 
@@ -124,10 +134,7 @@ class CompiledRecipe:
             prepared,
             {
                 part.path: part.convert(
-                    prepared.get_submodule(part.path),  # type: ignore[arg-type]
-                    samples.get(part.path),
-                    self._configs,
-                    self.recipe.lint,
+                    prepared.get_submodule(part.path), samples.get(part.path), self.recipe.lint
                 )
                 for part in self._parts
             },
@@ -239,30 +246,29 @@ def _compile_for_batch(
 def _compile(model: nn.Module, recipe: Recipe, inputs: Inputs) -> CompiledRecipe:
     inventory = _inventory(model, recipe, inputs)
     decided = make_plan(inventory, recipe)
+    if decided.executor == "eager":
+        eager = EagerPart("", decided, model, inputs)
+        return CompiledRecipe(decided, recipe, None, model, (eager,), None)
     preserved = {name: getattr(model, name) for name in recipe.fx.preserved_attributes}
-    parts = tuple(compile_part(decided, part) for part in inventory.parts)
-    names = list(preserved)
-    return CompiledRecipe(
-        plan=decided,
-        recipe=recipe,
-        graph_module=with_parts(model, {part.path: part.graph_module for part in parts}),
-        _parts=parts,
-        _configs=Configs(
-            recipe.backend,
-            backend_config(recipe.backend, recipe.phase),
-            PrepareCustomConfig().set_preserved_attributes(names),
-            ConvertCustomConfig().set_preserved_attributes(names),
-        ),
-        _preserved=preserved,
+    configs = Configs(
+        recipe.backend,
+        backend_config(recipe.backend, recipe.phase),
+        PrepareCustomConfig().set_preserved_attributes(list(preserved)),
+        ConvertCustomConfig().set_preserved_attributes(list(preserved)),
     )
+    parts = tuple(compile_part(decided, part, configs, preserved) for part in inventory.parts)
+    whole = with_parts(model, {part.path: part.graph_module for part in parts})
+    return CompiledRecipe(decided, recipe, whole, whole, parts, configs)
 
 
 def _inventory(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Inventory:
+    config = backend_config(recipe.backend, recipe.phase)
     try:
         _check_model(model, recipe)
-        return take_inventory(
-            model, inputs, recipe.fx, backend_config(recipe.backend, recipe.phase), recipe.phase
-        )
+        try:
+            return take_inventory(model, inputs, recipe.fx, config, recipe.phase)
+        except TraceError as error:
+            return _untraced_inventory(model, recipe, inputs, error)
     except PlanError as error:
         raise error_from(
             finding
@@ -270,6 +276,30 @@ def _inventory(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Inventory:
             else replace(finding, location=recipe.origin(finding.key))
             for finding in error.findings
         ) from error
+
+
+def _untraced_inventory(
+    model: nn.Module, recipe: Recipe, inputs: Inputs, error: TraceError
+) -> Inventory:
+    """The sites for eager mode, where rules ask for modules that need no trace, and nothing else.
+
+    Raises ``error`` where they ask for more.
+    """
+    if recipe.fx.roots or recipe.phase == "qat":
+        raise error
+    config = backend_config(recipe.backend, recipe.phase)
+    try:
+        inventory = eager_inventory(model, inputs, recipe.fx, config, error.findings[0].message)
+    except PlanError:
+        raise error from None
+    decisions = resolve(inventory.structure, recipe.rules).decisions.values()
+    asked = {mode_of(decision.rule.qconfig) for decision in decisions if decision.rule.qconfig}
+    on_functions = any(
+        rule.tier == "function" and rule.qconfig and not rule.optional for rule in recipe.rules
+    )
+    if not asked or "static" in asked or on_functions:
+        raise error
+    return inventory
 
 
 def _check_model(model: nn.Module, recipe: Recipe) -> None:

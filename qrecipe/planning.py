@@ -22,6 +22,9 @@ from qrecipe.trainable import branch_findings, shared_norm_findings
 
 _SEVEN_BITS = 127
 
+Executor = Literal["fx", "eager"]
+"""How a plan is executed: in FX graph mode, or module by module where that cannot trace."""
+
 RuleOutcome = Literal["applied", "shadowed", "unused", "unmatched", "unsupported"]
 
 
@@ -85,6 +88,7 @@ class Plan:
     fingerprint: str
     backend: Backend
     phase: Phase
+    executor: Executor
     structure: ModelStructure = field(repr=False, compare=False)
 
     @property
@@ -144,6 +148,7 @@ def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
                 *advice(inventory, resolution.decisions, outcome_of, recipe.backend),
                 *subclass_findings(inventory.structure, resolution.covered),
                 *branch_findings(inventory),
+                *_untraced(inventory),
             )
             if finding.code not in recipe.lint.ignore
         ),
@@ -152,6 +157,7 @@ def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
         fingerprint=recipe.fingerprint,
         backend=recipe.backend,
         phase=recipe.phase,
+        executor="fx" if inventory.untraced is None else "eager",
         structure=inventory.structure,
     )
     if findings:
@@ -307,6 +313,15 @@ def _untrainable(
 ) -> Iterator[Finding]:
     if phase == "qat":
         yield from shared_norm_findings(inventory, resolution.decisions, outcome_of)
+
+
+def _untraced(inventory: Inventory) -> Iterator[Finding]:
+    if inventory.untraced is not None:
+        yield Finding(
+            "QR210",
+            f"module by module, since {inventory.untraced}",
+            hint="functions stay float; [fx] roots would trace parts of the model",
+        )
 
 
 def _activation(outcome: Outcome) -> TensorSpec | None:

@@ -27,6 +27,8 @@ def summary(plan: Plan) -> str:
     """One line: recipe, backend, and how many sites become what."""
     counts = Counter(site.verdict for site in plan.sites)
     needs = "; needs a CPU with VNNI" if plan.needs_vnni else ""
+    if plan.executor == "eager":
+        needs += "; executed in eager mode"
     if plan.is_for_export:
         needs = "; gives the reference model, for export"
     return (
@@ -175,6 +177,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "fingerprint": plan.fingerprint,
         "backend": plan.backend,
         "phase": plan.phase,
+        "executor": plan.executor,
         "needs_vnni": plan.needs_vnni,
         "is_for_export": plan.is_for_export,
         "sites": [_site_json(site) for site in plan.sites],

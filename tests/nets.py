@@ -286,6 +286,66 @@ class Mlp(nn.Module):
         return self.fc2(torch.relu(self.fc1(x)))
 
 
+def _sharpen(recurrent: nn.Module) -> None:
+    """Weights of a new recurrent layer let so little through that all outputs look alike."""
+    for parameter in recurrent.parameters():
+        nn.init.normal_(parameter, std=0.8)
+
+
+class CnnLstm(nn.Module):
+    """A convolution over each step of a sequence, and an LSTM over the steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.bn = nn.BatchNorm2d(4)
+        self.relu = nn.ReLU()
+        self.pool = nn.AdaptiveAvgPool2d(2)
+        self.lstm = nn.LSTM(16, 8, batch_first=True)
+        self.fc = nn.Linear(8, 3, bias=False)
+        _sharpen(self.lstm)
+
+    def forward(self, x):
+        y = self.pool(self.relu(self.bn(self.conv(x.flatten(0, 1)))))
+        y, _ = self.lstm(y.reshape(x.shape[0], x.shape[1], 16))
+        return self.fc(y[:, -1])
+
+
+class Cells(nn.Module):
+    """A GRU, and one step of each cell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(6, 8, batch_first=True)
+        self.lstm_cell = nn.LSTMCell(8, 8)
+        self.gru_cell = nn.GRUCell(8, 8)
+        self.rnn_cell = nn.RNNCell(8, 8)
+        self.fc = nn.Linear(8, 3, bias=False)
+        for module in (self.gru, self.lstm_cell, self.gru_cell, self.rnn_cell):
+            _sharpen(module)
+
+    def forward(self, x):
+        y, _ = self.gru(x)
+        h, _ = self.lstm_cell(y[:, -1])
+        return self.fc(self.rnn_cell(self.gru_cell(h)))
+
+
+class Router(nn.Module):
+    """Attention blocks behind a branch that no trace can follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 8)
+        self.attention = Attention()
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, tokens):
+        x = self.embed(tokens)
+        if x.sum() > 0:
+            x = x * 0.5
+        return self.head(self.attention(x))
+
+
 @dataclass(frozen=True)
 class Net:
     """``batch`` gives one batch; ``least_db`` is what static int8 reaches against float."""
@@ -332,6 +392,8 @@ NETS: dict[str, Net] = {
     "decoder": Net(Decoder, _image()),
     "tagger": Net(Tagger, lambda: torch.randint(0, 20, (4, 7))),
     "recurrent": Net(Recurrent, _rows(4, 5, 6)),
+    "cnn_lstm": Net(CnnLstm, _rows(2, 3, 3, 8, 8)),
+    "cells": Net(Cells, _rows(4, 5, 6)),
     "norms": Net(Norms, _image()),
     "keywords": Net(Keywords, lambda: {"second": torch.randn(4, 5), "first": torch.randn(4, 4)}),
     "aliased": Net(Aliased, _rows(4, 6)),
@@ -339,3 +401,5 @@ NETS: dict[str, Net] = {
     "nested": Net(Nested, _rows(8, 6)),
     "mlp": Net(Mlp, _rows(8, 6)),
 }
+
+UNTRACEABLE = Net(Router, lambda: torch.randint(0, 20, (4, 7)))

@@ -66,6 +66,8 @@ GROUPS = {
     "decoder": ["down.0 down.1", "up", ":cat", "last"],
     "tagger": ["embedding", "dropout", "fc", ":mul"],
     "recurrent": ["lstm", ":getitem", "fc"],
+    "cnn_lstm": [":flatten", "conv bn relu", "pool", ":reshape", "lstm", ":getitem", "fc"],
+    "cells": ["gru", ":getitem", "lstm_cell", "gru_cell", "rnn_cell", "fc"],
     "norms": ["conv", "group", ":mean", "layer", "fc", ":layer_norm"],
     "keywords": ["a", "b", ":add :relu", "c"],
     "aliased": ["first :relu"],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from qrecipe._torch_fx import BackendConfig, ConvertCustomConfig, PrepareCustomConfig
 from qrecipe.errors import AuditError, Finding
@@ -34,31 +34,38 @@ class Configs:
 
 @dataclass(frozen=True, slots=True)
 class CompiledPart:
-    """A part's graph with the plan in it; ``plan`` holds the sites of this part alone."""
+    """A part's graph with the plan in it; ``plan`` holds the sites of this part alone.
+
+    ``preserved`` are the attributes of the model that are kept on the graph.
+    """
 
     path: str
     plan: Plan
     graph_module: fx.GraphModule
     emission: Emission
     inputs: Inputs
+    configs: Configs
+    preserved: Mapping[str, Any]
 
-    def prepare(self, configs: Configs, preserved: Mapping[str, Any]) -> fx.GraphModule:
+    def prepare(self) -> fx.GraphModule:
         """The part with observers or fake-quants inserted, on a copy."""
         prepared = execution.prepared_copy(
             self.graph_module,
             self.emission,
-            configs.backend_config,
-            configs.prepare,
-            preserved,
+            self.configs.backend_config,
+            self.configs.prepare,
+            self.preserved,
             self.plan.phase,
         )
         accompany_training(prepared)
         return prepared
 
     def convert(
-        self, prepared: fx.GraphModule, sample: Sample | None, configs: Configs, lint: LintTable
+        self, prepared: nn.Module, sample: Sample | None, lint: LintTable
     ) -> fx.GraphModule:
         """The quantized part, audited on ``sample``, or on the example inputs without one."""
+        configs = self.configs
+        assert isinstance(prepared, fx.GraphModule)
         if self.plan.phase == "qat":
             inputs = self.inputs if sample is None else sample.inputs
             prepared = frozen_copy(prepared, inputs)
@@ -96,10 +103,18 @@ def _for_export(
     return reference
 
 
-def compile_part(plan: Plan, part: Part) -> CompiledPart:
+def compile_part(
+    plan: Plan, part: Part, configs: Configs, preserved: Mapping[str, Any]
+) -> CompiledPart:
     """Put what the plan says about a part into its graph, in place."""
     names = {node.meta["site"] for node in part.graph_module.graph.nodes if "site" in node.meta}
     own = plan.restricted_to(names)
     return CompiledPart(
-        part.path, own, part.graph_module, emit(own, part.graph_module), part.inputs
+        part.path,
+        own,
+        part.graph_module,
+        emit(own, part.graph_module),
+        part.inputs,
+        configs,
+        preserved,
     )

@@ -5,29 +5,25 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import fx, nn
 
 from qrecipe._torch_fx import (
-    QuantizedEmbedding,
     is_copy_node,
     is_fixed_qparams_node,
     is_general_tensor_shape_node,
     is_other_node,
 )
+from qrecipe.converted import Became, differs, module_became, weight_problem
 from qrecipe.errors import Finding
 from qrecipe.fx.emission import site_of
 from qrecipe.normalize import CALLS, is_floating
-from qrecipe.planning import Plan, Site
-from qrecipe.qconfigs import torch_dtype
-
-Became = Literal["static", "dynamic", "weight_only", "float", "leftover"]
+from qrecipe.planning import Plan
 
 _KEEP_QUANTIZED = frozenset({operator.getitem, torch.chunk, torch.split, torch.unbind, torch.roll})
 _KEEP_QUANTIZED_METHODS = frozenset({"chunk", "split", "expand", "unbind", "roll"})
-
 
 _KEEPING_CHECKS: tuple[Callable[..., tuple[bool, bool, bool]], ...] = (
     is_copy_node,
@@ -78,7 +74,7 @@ def _became(node: fx.Node, modules: dict[str, nn.Module], quantized: set[fx.Node
     if node.op not in CALLS or node.target == "dequantize":
         return "float"
     if node.op == "call_module":
-        became = _module_became(modules[str(node.target)])
+        became = module_became(modules[str(node.target)])
     else:
         became = _function_became(node.target)
     if became == "float" and _keeps_quantized(node, modules):
@@ -91,18 +87,6 @@ def _carries_data(node: fx.Node) -> bool:
     """Whether the node gives floating or quantized tensors, rather than sizes or indices."""
     # nodes that conversion made carry no value and are always tensors
     return node.op in CALLS and ("value" not in node.meta or is_floating(node))
-
-
-def _module_became(module: nn.Module) -> Became:
-    inner = module[0] if isinstance(module, nn.Sequential) and len(module) else module
-    path = type(module).__module__
-    if ".quantized.reference." in type(inner).__module__ or ".qat." in path:
-        return "leftover"
-    if ".quantized.dynamic." in path:
-        return "dynamic"
-    if isinstance(module, QuantizedEmbedding):
-        return "weight_only"
-    return "static" if ".quantized." in path else "float"
 
 
 def _function_became(target: Any) -> Became:
@@ -126,24 +110,15 @@ def structure_findings(plan: Plan, converted: fx.GraphModule) -> Iterator[Findin
         expected = site.mode or "float"
         real = realised.get(site.name)
         if real is None:
-            yield _differs(site, expected, "vanished")
+            yield differs(site, expected, "vanished")
         elif real.became != expected:
-            yield _differs(site, expected, f"became {real.became} ({_shown(real.node, modules)})")
+            yield differs(site, expected, f"became {real.became} ({_shown(real.node, modules)})")
         else:
-            problem = _weight_problem(site, modules.get(str(real.node.target)))
+            problem = weight_problem(site, modules.get(str(real.node.target)))
             if problem:
-                yield _differs(site, expected, problem)
+                yield differs(site, expected, problem)
     for name in realised.keys() - {site.name for site in plan.sites}:
         yield Finding("QR410", f"{name} was converted and is not in the plan")
-
-
-def _differs(site: Site, expected: str, what: str) -> Finding:
-    return Finding(
-        "QR410",
-        f"{site.name} ({site.op}) is planned {expected} and {what}",
-        site.rule.location,
-        hint=f"decided by {site.rule.tier} {site.rule.key}".rstrip(),
-    )
 
 
 def _shown(node: fx.Node, modules: dict[str, nn.Module]) -> str:
@@ -151,21 +126,3 @@ def _shown(node: fx.Node, modules: dict[str, nn.Module]) -> str:
         kind = type(modules[str(node.target)])
         return f"{kind.__module__}.{kind.__qualname__}"
     return str(node.target)
-
-
-def _weight_problem(site: Site, module: nn.Module | None) -> str | None:
-    spec = site.qconfig.weight if site.qconfig else None
-    weight_of = getattr(module, "weight", None)
-    if spec is None or not callable(weight_of):
-        return None
-    weight = weight_of()
-    if not weight.is_quantized:  # float16, which unpacks to float32
-        stored = getattr(getattr(module, "_packed_params", None), "dtype", weight.dtype)
-        return None if stored == torch_dtype(spec) else f"has {stored} weights"
-    per_channel = str(weight.qscheme()).startswith("torch.per_channel")
-    wants_per_channel = (spec.qscheme or "per_tensor").startswith("per_channel")
-    if weight.dtype != torch_dtype(spec):
-        return f"has weights of dtype {weight.dtype}"
-    if per_channel != wants_per_channel:
-        return f"has {weight.qscheme()} weights"
-    return None

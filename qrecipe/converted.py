@@ -1,0 +1,56 @@
+"""What the modules of a converted model are, held against the plan."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import nn
+
+from qrecipe._torch_fx import QuantizedEmbedding
+from qrecipe.errors import Finding
+from qrecipe.planning import Site
+from qrecipe.qconfigs import torch_dtype
+
+Became = Literal["static", "dynamic", "weight_only", "float", "leftover"]
+
+
+def module_became(module: nn.Module) -> Became:
+    """By the module's class; ``leftover`` for what conversion should have replaced."""
+    inner = module[0] if isinstance(module, nn.Sequential) and len(module) else module
+    path = type(module).__module__
+    if ".quantized.reference." in type(inner).__module__ or ".qat." in path:
+        return "leftover"
+    if ".quantized.dynamic." in path:
+        return "dynamic"
+    if isinstance(module, QuantizedEmbedding):
+        return "weight_only"
+    return "static" if ".quantized." in path else "float"
+
+
+def weight_problem(site: Site, module: nn.Module | None) -> str | None:
+    """How the weight of a converted module differs from what its site says."""
+    spec = site.qconfig.weight if site.qconfig else None
+    weight_of = getattr(module, "weight", None)
+    if spec is None or not callable(weight_of):
+        return None
+    weight = weight_of()
+    if not weight.is_quantized:  # float16, which unpacks to float32
+        stored = getattr(getattr(module, "_packed_params", None), "dtype", weight.dtype)
+        return None if stored == torch_dtype(spec) else f"has {stored} weights"
+    per_channel = str(weight.qscheme()).startswith("torch.per_channel")
+    wants_per_channel = (spec.qscheme or "per_tensor").startswith("per_channel")
+    if weight.dtype != torch_dtype(spec):
+        return f"has weights of dtype {weight.dtype}"
+    if per_channel != wants_per_channel:
+        return f"has {weight.qscheme()} weights"
+    return None
+
+
+def differs(site: Site, expected: str, what: str) -> Finding:
+    """The finding (QR410) about a site that became something else than planned."""
+    return Finding(
+        "QR410",
+        f"{site.name} ({site.op}) is planned {expected} and {what}",
+        site.rule.location,
+        hint=f"decided by {site.rule.tier} {site.rule.key}".rstrip(),
+    )

@@ -1,0 +1,93 @@
+"""Model -> sites without a trace: the modules that one run of the model calls."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from qrecipe._torch_fx import BackendConfig, ObservationType
+from qrecipe.copying import runnable_copy
+from qrecipe.errors import Finding, PlanError, first_line
+from qrecipe.inputs import Inputs
+from qrecipe.inventory import Inventory, Match, module_names
+from qrecipe.normalize import base_names, module_member
+from qrecipe.operations import Kind, ModelStructure, Operation, enclosing
+from qrecipe.schema import FxTable
+
+
+def take_inventory(
+    model: nn.Module, inputs: Inputs, table: FxTable, backend_config: BackendConfig, why: str
+) -> Inventory:
+    """The sites of a model that cannot be traced: what it calls that holds no further modules.
+
+    ``why`` it cannot is kept with them.
+
+    Functions cannot be seen, and a module that is called twice is one site. torch's own modules
+    are sites as a whole, as in tracing.
+
+    Raises ``PlanError`` (QR307) where the model cannot take the inputs, (QR306) where it draws
+    random numbers.
+    """
+    called = _called(model, inputs)
+    modules, aliases = module_names(model)
+    stops = {path for path in called if _stops(path, model.get_submodule(path), table)}
+    matches: dict[str, Match] = {}
+    for path in called:
+        module = model.get_submodule(path)
+        if path not in stops or stops.intersection(enclosing(path)[1:-1]):
+            continue
+        config = backend_config._pattern_complex_format_to_config.get(type(module))
+        operation = Operation((module_member(path, module),), _kind(config), ())
+        pattern = None if config is None else type(module)
+        matches[path] = Match(operation, (), module, pattern, None, None)
+    bases = {path: base_names(type(model.get_submodule(path))) for path in modules}
+    operations = tuple(match.operation for match in matches.values())
+    structure = ModelStructure(operations, modules, bases, aliases)
+    return Inventory((), matches, structure, untraced=why)
+
+
+def _called(model: nn.Module, inputs: Inputs) -> list[str]:
+    """The canonical paths of the modules that a run of the model calls, in order."""
+    probe = runnable_copy(model)
+    called: dict[str, None] = {}
+    for path, module in probe.named_modules():
+        if path:
+            module.register_forward_pre_hook(partial(_note, called, path))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        before = torch.get_rng_state()
+        try:
+            inputs.call(probe)
+        except Exception as error:
+            raise PlanError(
+                Finding("QR307", f"the model cannot take the example inputs: {first_line(error)}")
+            ) from error
+        if not torch.equal(before, torch.get_rng_state()):
+            raise PlanError(
+                Finding("QR306", "the model's forward draws random numbers in eval mode")
+            )
+    return list(called)
+
+
+def _note(called: dict[str, None], path: str, module: nn.Module, args: Any) -> None:
+    called.setdefault(path)
+
+
+def _stops(path: str, module: nn.Module, table: FxTable) -> bool:
+    """Whether tracing would not look inside."""
+    kind = type(module)
+    return (
+        not list(module.children())
+        or path in table.non_traceable_module_name
+        or f"{kind.__module__}.{kind.__qualname__}" in table.non_traceable_module_class
+        or (kind.__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential))
+    )
+
+
+def _kind(config: Any) -> Kind:
+    if config is None:
+        return "unmatched"
+    shares = config.observation_type == ObservationType.OUTPUT_SHARE_OBSERVER_WITH_INPUT
+    return "passthrough" if shares else "observed"

@@ -1,0 +1,77 @@
+"""A whole model whose planned modules torch's `quantize_dynamic` swaps in place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from qrecipe._torch_ao import quiet
+from qrecipe._torch_fx import quantize_dynamic
+from qrecipe.copying import structural_copy
+from qrecipe.eager.audit import audit
+from qrecipe.errors import ExecutionError, Finding, first_line
+from qrecipe.fx.execution import engine
+from qrecipe.fx.numerics import Sample
+from qrecipe.inputs import Inputs
+from qrecipe.planning import Plan
+from qrecipe.qconfigs import qconfig
+from qrecipe.schema import LintTable
+
+
+@dataclass(frozen=True, slots=True)
+class EagerPart:
+    """The model as it is, with the plan for it."""
+
+    path: str
+    plan: Plan
+    model: nn.Module
+    inputs: Inputs
+
+    def prepare(self) -> nn.Module:
+        """A copy in eval mode, which shares the tensors: there is nothing to observe."""
+        return structural_copy(self.model).eval()
+
+    def convert(self, prepared: nn.Module, sample: Sample | None, lint: LintTable) -> nn.Module:
+        """The quantized model, audited on ``sample``, or on the example inputs without one.
+
+        Raises ``ExecutionError`` (QR405) where torch fails, and ``AuditError``.
+        """
+        proof = sample or _run(prepared, self.inputs)
+        converted = structural_copy(prepared)
+        _forget_qconfigs(converted)  # one that the caller left would be taken for ours
+        rules = {
+            site.name: qconfig(site.qconfig, "ptq") for site in self.plan.sites if site.qconfig
+        }
+        with engine(self.plan.backend), quiet():
+            try:
+                # given no rules, torch would take its own
+                if rules:
+                    quantize_dynamic(converted, rules, inplace=True)  # type: ignore[no-untyped-call]
+            except Exception as error:
+                raise ExecutionError(
+                    Finding("QR405", f"torch could not convert the model: {first_line(error)}")
+                ) from error
+            self._replace_aliases(converted, rules)
+            _forget_qconfigs(converted)
+            audit(self.plan, prepared, converted, proof, lint)
+        return converted
+
+    def _replace_aliases(self, converted: nn.Module, rules: Mapping[str, Any]) -> None:
+        """torch swaps a module under the first of its names alone."""
+        for alias, path in self.plan.structure.aliases.items():
+            if path in rules:
+                converted.set_submodule(alias, converted.get_submodule(path))
+
+
+def _forget_qconfigs(model: nn.Module) -> None:
+    for module in model.modules():
+        vars(module).pop("qconfig", None)
+
+
+def _run(prepared: nn.Module, inputs: Inputs) -> Sample:
+    with torch.no_grad():
+        return Sample(inputs, inputs.call(prepared))
