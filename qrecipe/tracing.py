@@ -64,7 +64,7 @@ def trained_otherwise(model: nn.Module, path: str, inputs: Inputs, table: FxTabl
     """
     names = [_within(path, name) for name in table.non_traceable_module_name]
     classes = _known_classes(model, table.non_traceable_module_class)
-    calls: list[list[tuple[str, Any, Any]]] = []
+    calls: list[list[tuple[Any, ...]]] = []
     for training in (False, True):
         root = runnable_copy(model.get_submodule(path)).train(training)
         tracer = _Tracer(names, classes)
@@ -76,20 +76,21 @@ def trained_otherwise(model: nn.Module, path: str, inputs: Inputs, table: FxTabl
         scopes = tracer.node_name_to_scope
         calls.append(
             [
-                (joined(path, scopes[n.name][0]), n.op, _told(n))
-                for n in graph.nodes
-                if n.name in scopes
+                (joined(path, scopes[node.name][0]), node.op, *_told(node))
+                for node in graph.nodes
+                if node.name in scopes and node.op.startswith("call")
             ]
         )
-    return next(
-        (a[0] for a, b in zip_longest(*calls, fillvalue=("", "", None)) if a[1:] != b[1:]), None
-    )
+    for one, other in zip_longest(*calls, fillvalue=(path,)):
+        if one[1:] != other[1:]:
+            return str(max(one[0], other[0], key=len))
+    return None
 
 
-def _told(node: fx.Node) -> Any:
+def _told(node: fx.Node) -> tuple[Any, ...]:
     """What a node calls and with what, save what switches dropout."""
     if "dropout" in getattr(node.target, "__name__", ""):
-        return (node.target, node.args[:1])
+        return (node.target, str(node.args[:1]))
     return (node.target, str(node.args), str(node.kwargs))
 
 
