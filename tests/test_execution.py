@@ -153,7 +153,7 @@ def _all_tensors(model):
         yield from (value for value in vars(module).values() if isinstance(value, torch.Tensor))
         if ".quantized." in type(module).__module__ and callable(getattr(module, "weight", None)):
             yield module.weight().int_repr()
-            if callable(getattr(module, "bias", None)):
+            if callable(getattr(module, "bias", None)) and module.bias() is not None:
                 yield module.bias()
 
 

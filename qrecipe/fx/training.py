@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import fx, nn
 
 from qrecipe._torch_ao import FakeQuantizeBase, _LearnableFakeQuantize, quiet
@@ -88,6 +89,17 @@ def _go_on(fake_quant: nn.Module, args: Any, output: Any) -> None:
         and bool(fake_quant.fake_quant_enabled[0])
     ):
         fake_quant.enable_param_learning()
+        _start_alike(fake_quant)
+
+
+def _start_alike(learnable: _LearnableFakeQuantize) -> None:
+    """Give all processes the first one's estimate: each has seen a batch of its own.
+
+    DistributedDataParallel keeps parameters alike from its construction on, when there was none.
+    """
+    if dist.is_available() and dist.is_initialized():
+        for parameter in (learnable.scale, learnable.zero_point):
+            dist.broadcast(parameter.data, src=0)
 
 
 @contextmanager
