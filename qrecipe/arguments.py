@@ -124,7 +124,7 @@ def option_problems(
             subject = title if name is None else f"argument {shown(name)} of {title}"
             code = "QR105" if detail["type"] == "extra_forbidden" else "QR106"
             yield ArgumentProblem(code, name, f"{subject}: {one_line(detail['msg'])[:200]}")
-    except Exception as error:  # of a validator that its author wrote
+    except (Exception, SystemExit) as error:  # of a validator that its author wrote
         said = one_line(first_line(error))[:200]
         yield ArgumentProblem("QR106", None, f"the options of {title} fail: {said}")
 

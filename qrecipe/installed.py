@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import Distribution, distributions
+from importlib.metadata import Distribution, distribution, distributions
 from pathlib import Path
 
 
@@ -40,23 +40,25 @@ def _state(folder: str) -> tuple[str, int]:
 @lru_cache(maxsize=8)
 def _entry_points(group: str, _: tuple[tuple[str, int], ...]) -> tuple[EntryPoint, ...]:
     found: dict[str, tuple[EntryPoint, ...]] = {}
-    for distribution in distributions():
-        points = tuple(_read(distribution, group))
-        if points:  # the first of one name on the path is the one that is imported
+    for installed in distributions():
+        points = tuple(_read(installed, group))
+        if points:
             found.setdefault(_normalized(points[0].distribution), points)
     every = (point for points in found.values() for point in points)
     return tuple(sorted(every, key=lambda point: (point.distribution, point.name, point.value)))
 
 
-def _read(distribution: Distribution, group: str) -> Iterator[EntryPoint]:
+def _read(installed: Distribution, group: str) -> Iterator[EntryPoint]:
     try:
-        if group not in (distribution.read_text("entry_points.txt") or ""):
+        text = installed.read_text("entry_points.txt") or ""
+        if group not in text:
             return
-        name, version = distribution.metadata["Name"], distribution.version
-        points = list(distribution.entry_points)
+        name, version = installed.metadata["Name"], installed.version
+        points = dict.fromkeys(installed.entry_points)
+        is_shadowed = distribution(name).read_text("entry_points.txt") != text
     except Exception:  # whatever a damaged file makes of the parsers
         return
-    if name and version:
+    if version and not is_shadowed:  # by one of its name that is earlier on the path
         for point in points:
             if point.group == group:
                 yield EntryPoint(point.name, point.value, name, version)

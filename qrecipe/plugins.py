@@ -11,7 +11,9 @@ import re
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
+
+import torch
 
 from qrecipe import registered
 from qrecipe.arguments import KIND_TITLE, ArgumentProblem, Kind
@@ -32,6 +34,7 @@ from qrecipe.recipe import Recipe
 from qrecipe.registered import Registration
 from qrecipe.schema import Constructor, Phase, TensorSpec
 from qrecipe.signatures import FAKE_QUANTS, OBSERVERS, check_arguments
+from qrecipe.validation import MAX_FINDINGS
 
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 _LONGEST_MESSAGE = 300
@@ -74,8 +77,9 @@ def load_plugins(recipe: Recipe) -> None:
     for use in uses:
         if use.path[1] not in spoilt:
             findings[use.path] += _refusals(recipe, use)
-    if any(findings.values()):
-        raise error_from(chain.from_iterable(findings.values()))
+    found = list(islice(chain.from_iterable(findings.values()), MAX_FINDINGS))
+    if found:
+        raise error_from(found)
 
 
 def plugin_versions(recipe: Recipe) -> Mapping[str, str]:
@@ -100,7 +104,9 @@ def shadowed(kind: Kind, name: str) -> Iterator[Finding]:
     """The claims of a name that is torch's own, which they do not get (QR156)."""
     for claim in claims(kind, name):
         message = f"{_title(claim)} is torch's own, whatever {claim} claims"
-        yield Finding("QR156", message, hint=f"uninstall {claim.distribution}, or choose by name")
+        yield Finding(
+            "QR156", message, hint=f"uninstall {claim.distribution}, or ignore QR156 in [lint]"
+        )
 
 
 def _named(recipe: Recipe) -> Iterator[tuple[Kind, Constructor, KeyPath]]:
@@ -147,7 +153,8 @@ def _refusals(recipe: Recipe, use: _Use) -> Iterator[Finding]:
     except (Exception, SystemExit) as error:
         yield Finding(
             "QR311",
-            f"{KIND_TITLE[use.kind]} {shown(use.name)} cannot be made: {_said(error)}",
+            f"{KIND_TITLE[use.kind]} {shown(use.name)} cannot be made: "
+            + one_line(first_line(error))[:_LONGEST_MESSAGE],
             recipe.argument_value(use.path[:-1]),
             hint="mend the arguments or the settings of its tensor",
         )
@@ -165,6 +172,7 @@ def _load(claim: Claim) -> tuple[Finding, ...]:
     except BaseException:
         registered.restore(before)
         raise
+    _failed.pop(claim, None)  # of a plan that the plugin made while it was imported
     if found:
         registered.restore(before)
         _failed[claim] = found
@@ -178,7 +186,8 @@ def _import(claim: Claim) -> Iterator[Finding]:
         yield Finding("QR152", message, hint=hint)
         return
     try:
-        importlib.import_module(claim.module)
+        with torch.random.fork_rng(devices=[]):  # else the first plan would differ from the second
+            importlib.import_module(claim.module)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a plugin may raise what it likes, SystemExit for one
@@ -191,9 +200,10 @@ def _import_findings(claim: Claim, error: BaseException) -> Iterator[Finding]:
     refused = [finding for finding in own if isinstance(finding, Finding)]
     for finding in refused:
         code = finding.code if finding.code in ("QR150", "QR151") else "QR152"
-        yield replace(finding, code=code, message=f"{_subject(claim)}: {finding.message}")
+        yield Finding(code, f"{_subject(claim)}: {finding.message}", hint=finding.hint)
     if not refused:
-        message = f"{_subject(claim)} cannot be imported: {type(error).__name__}: {_said(error)}"
+        said = one_line(f"{type(error).__name__}: {first_line(error)}")[:_LONGEST_MESSAGE]
+        message = f"{_subject(claim)} cannot be imported: {said}"
         hint = f"mend or uninstall {claim.distribution}; other recipes can do without it"
         yield Finding("QR152", message, hint=hint, notes=_raised_at(error))
 
@@ -226,11 +236,9 @@ def _is_from(entry: Registration, claim: Claim) -> bool:
 
 
 def _contested(kind: Kind, name: str, claimed: tuple[Claim, ...]) -> Finding:
-    return Finding(
-        "QR154",
-        f"{KIND_TITLE[kind]} {shown(name)} is claimed by {' and by '.join(map(str, claimed))}",
-        hint="uninstall all but one of them",
-    )
+    claimants = " and by ".join(f"{claim} ({claim.module})" for claim in claimed)
+    message = f"{KIND_TITLE[kind]} {shown(name)} is claimed by {claimants}"
+    return Finding("QR154", message, hint="uninstall all but one of them")
 
 
 def _title(claim: Claim) -> str:
@@ -241,10 +249,9 @@ def _subject(claim: Claim) -> str:
     return f"{_title(claim)} of {claim}"
 
 
-def _said(error: BaseException) -> str:
-    return one_line(first_line(error))[:_LONGEST_MESSAGE]
-
-
 def _raised_at(error: BaseException) -> tuple[str, ...]:
+    """The line that failed, where the message does not name it already."""
     frames = traceback.extract_tb(error.__traceback__)
-    return (f"raised at {frames[-1].filename}:{frames[-1].lineno}",) if frames else ()
+    if not frames or isinstance(error, SyntaxError):
+        return ()
+    return (f"raised at {frames[-1].filename}:{frames[-1].lineno}",)

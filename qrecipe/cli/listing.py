@@ -34,8 +34,8 @@ class RecipeLine:
 class ConstructorLine:
     """An observer or fake-quant: where it comes from, its class and its arguments.
 
-    ``origin`` is torch, a distribution with its version, or the module that registered it. The
-    class of what cannot be used is None, and ``problem`` says why.
+    ``origin`` is torch, a distribution with its version, or the module that registered it. Of what
+    cannot be used, ``target`` is None and ``problem`` says why.
     """
 
     name: str
@@ -88,19 +88,20 @@ def take_listing(plugins: Sequence[str]) -> Listing:
 
 
 def show_text(listing: Listing) -> None:
-    """Four tables, and one of the entry points without effect where there are any."""
+    """Four tables; then, where there are any, entry points without effect and broken plugins."""
     recipes = [(line.reference, line.backend or "", line.description) for line in listing.recipes]
     out(render_table(("recipe", "backend", "description"), recipes))
     for title, lines in (("observer", listing.observers), ("fake-quant", listing.fake_quants)):
-        rows = [
-            (line.name, line.origin, line.problem or ", ".join(line.arguments)) for line in lines
-        ]
+        rows = [(line.name, line.origin, _arguments(line)) for line in lines]
         out("\n" + render_table((title, "from", "arguments"), rows))
     rows = [(line.name, _yes_or_no(line.available), line.note) for line in listing.backends]
     out("\n" + render_table(("backend", "runs here", ""), rows))
     if listing.ignored_plugins:
         rows = [(line.entry_point, line.origin, line.problem) for line in listing.ignored_plugins]
         out("\n" + render_table(("entry point without effect", "from", "why"), rows))
+    for line in (*listing.observers, *listing.fake_quants):
+        if line.problem is not None:
+            out(f"\n{line.problem}")
 
 
 def show_json(listing: Listing) -> None:
@@ -135,6 +136,10 @@ def _constructors(kind: Kind) -> Iterator[ConstructorLine]:
             yield ConstructorLine(name, _origin(kind, name), arguments, found.target)
 
 
+def _arguments(line: ConstructorLine) -> str:
+    return ", ".join(line.arguments) if line.problem is None else "cannot be used, see below"
+
+
 def _torchs(kind: Kind) -> Collection[str]:
     return OBSERVERS if kind == "observer" else FAKE_QUANTS
 
@@ -151,11 +156,10 @@ def _origin(kind: Kind, name: str) -> str:
 def _problem(kind: Kind, name: str) -> str | None:
     """What keeps a plugin from being used, found out by importing it."""
     if importlib.util.find_spec("torch") is None:
-        return "its arguments cannot be told without torch"
+        return f"{name} of {_origin(kind, name)} cannot be loaded without torch"
     from qrecipe.plugins import load
 
-    found = load(kind, name)
-    return f"cannot be used: {found[0].code} {found[0].message}" if found else None
+    return "\n".join(map(str, load(kind, name))) or None
 
 
 def _ignored() -> Iterator[IgnoredLine]:
