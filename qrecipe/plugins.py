@@ -69,7 +69,7 @@ def load_plugins(recipe: Recipe) -> None:
     """
     for kind, constructor, path in _named(recipe):
         if _is_torchs(kind, constructor.name):
-            for finding in shadowed(kind, constructor.name):
+            for finding in _shadowed(kind, constructor.name):
                 warn(replace(finding, location=recipe.argument_value(path)), recipe.lint)
     uses = list(_uses(recipe))
     findings = {use.path: list(_findings(recipe, use)) for use in uses}
@@ -97,16 +97,7 @@ def load(kind: Kind, name: str) -> tuple[Finding, ...]:
     claimed = claims(kind, name)
     if len(claimed) > 1:
         return (_contested(kind, name, claimed),)
-    return tuple(finding for claim in claimed for finding in _load(claim))
-
-
-def shadowed(kind: Kind, name: str) -> Iterator[Finding]:
-    """The claims of a name that is torch's own, which they do not get (QR156)."""
-    for claim in claims(kind, name):
-        message = f"{_title(claim)} is torch's own, whatever {claim} claims"
-        yield Finding(
-            "QR156", message, hint=f"uninstall {claim.distribution}, or ignore QR156 in [lint]"
-        )
+    return _load(claimed[0]) if claimed else ()
 
 
 def _named(recipe: Recipe) -> Iterator[tuple[Kind, Constructor, KeyPath]]:
@@ -125,6 +116,14 @@ def _uses(recipe: Recipe) -> Iterator[_Use]:
 
 def _is_torchs(kind: Kind, name: str) -> bool:
     return name in (OBSERVERS if kind == "observer" else FAKE_QUANTS)
+
+
+def _shadowed(kind: Kind, name: str) -> Iterator[Finding]:
+    """The claims of a name that is torch's own, which they do not get."""
+    for claim in claims(kind, name):
+        message = f"{_title(claim)} is torch's own, whatever {claim} claims"
+        hint = f"uninstall {claim.distribution}, or ignore QR156 in [lint]"
+        yield Finding("QR156", message, hint=hint)
 
 
 def _findings(recipe: Recipe, use: _Use) -> Iterator[Finding]:

@@ -16,18 +16,12 @@ import pytest
 import torch
 from nets import NETS
 from runs import silent
-from torch.ao.quantization import (
-    FakeQuantize,
-    MinMaxObserver,
-    PerChannelMinMaxObserver,
-    QConfigMapping,
-)
-from torch.ao.quantization.quantize_fx import convert_fx, prepare_qat_fx
+from torch.ao.quantization import FakeQuantize, MinMaxObserver, PerChannelMinMaxObserver
 
 import qrecipe
 from qrecipe import registered
 from qrecipe.contract import contract_findings
-from qrecipe.qconfigs import factory, qconfig
+from qrecipe.qconfigs import factory
 from qrecipe.schema import TensorSpec
 from qrecipe.sqnr import sqnr_db
 
@@ -266,26 +260,24 @@ def test_with_nothing_clipped_weights_and_activations_are_those_of_minmax(name):
     torch.testing.assert_close(*outputs, rtol=0, atol=0)
 
 
-def test_trained_with_torch_the_converted_model_is_the_one_that_was_trained():
+def test_trained_with_the_recipe_the_converted_model_is_the_one_that_was_trained():
     net = NETS["residual"]
-    x = net.batches()[0]
+    batches = net.batches()
     recipe = qrecipe.parse_recipe(f'phase = "qat"\n{RECIPE}')
-    assert qrecipe.plan(net.model(), recipe, x).phase == "qat"
-    mapping = QConfigMapping().set_global(qconfig(recipe.qconfigs["int8"], "qat"))
-    trained = prepare_qat_fx(net.model().train(), mapping, (x,))
-    rounding = [m for m in trained.modules() if type(m).__name__.startswith("Stochastic")]
-    assert rounding
+    compiled = qrecipe.compile(net.model(), recipe, batches[0])
+    trained = compiled.prepare()
+    assert any(type(m).__name__.startswith("StochasticRounding") for m in trained.modules())
     optimizer = torch.optim.SGD(trained.parameters(), 1e-3)
     losses = []
-    for _ in range(5):
+    for batch in (*batches, batches[0]):
         optimizer.zero_grad()
-        loss = trained(x).square().mean()
+        loss = trained(batch).square().mean()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
-    expected = trained.eval()(x)
-    assert sqnr_db(expected, convert_fx(copy.deepcopy(trained))(x)) > 30
+    converted = compiled.convert(trained)
+    assert sqnr_db(trained.eval()(batches[0]), converted(batches[0])) > 30
 
 
 def test_installed_it_serves_the_command_line(tmp_path):
@@ -332,7 +324,8 @@ def source(folder: Path) -> Path:
 def virtual_environment(folder: Path) -> Path:
     """An environment that also sees what this one has, which takes no download."""
     run(sys.executable, "-m", "venv", "--without-pip", str(folder))
-    own = sysconfig.get_path("purelib", "venv", {"base": str(folder), "platbase": str(folder)})
+    python = folder / "bin" / "python"
+    own = run(str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
     folders = {
         sysconfig.get_path("purelib"),
         sysconfig.get_path("platlib"),
@@ -340,7 +333,7 @@ def virtual_environment(folder: Path) -> Path:
     }
     lines = [f"import site; site.addsitedir({folder!r})\n" for folder in sorted(folders)]
     (Path(own) / "outer.pth").write_text("".join(lines))
-    return folder / "bin" / "python"
+    return python
 
 
 def run(*command: str, cwd: Path | None = None) -> str:
