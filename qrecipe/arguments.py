@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from qrecipe.errors import did_you_mean, nearest, one_line, shown
+from qrecipe.errors import did_you_mean, first_line, nearest, one_line, shown
 
 Kind = Literal["observer", "fake_quant"]
 TypeTag = Literal["int", "float", "bool", "str", "number_list", "any"]
@@ -124,6 +124,9 @@ def option_problems(
             subject = title if name is None else f"argument {shown(name)} of {title}"
             code = "QR105" if detail["type"] == "extra_forbidden" else "QR106"
             yield ArgumentProblem(code, name, f"{subject}: {one_line(detail['msg'])[:200]}")
+    except (Exception, SystemExit) as error:  # of a validator that its author wrote
+        said = one_line(first_line(error))[:200]
+        yield ArgumentProblem("QR106", None, f"the options of {title} fail: {said}")
 
 
 def _unknown_problem(title: str, name: str, signature: Signature) -> ArgumentProblem:

@@ -256,6 +256,10 @@ CODES: dict[str, Code] = {
     "QR150": Code("the class breaks the contract of its kind", PluginError),
     "QR151": Code("the name is taken", PluginError),
     "QR152": Code("a plugin cannot be loaded", PluginError),
+    "QR153": Code("a plugin does not register its name", PluginError),
+    "QR154": Code("several distributions claim one name", PluginError),
+    "QR155": Code("a plugin registers the name of another one", PluginError),
+    "QR156": Code("a plugin claims a name of torch's own"),
     # doubtful
     "QR200": Code("torch version outside the tested range"),
     "QR201": Code("few calibration batches"),
@@ -355,7 +359,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     return f"did you mean {shown(candidates[0])}?" if candidates else None
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What a foreign exception says first, or its class where it says nothing."""
-    text = str(error).strip()
+    try:
+        text = str(error).strip()
+    except (Exception, SystemExit):
+        text = ""
     return text.splitlines()[0] if text else type(error).__name__

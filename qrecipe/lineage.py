@@ -13,6 +13,7 @@ from qrecipe._version import __version__
 from qrecipe.assembly import meta_of
 from qrecipe.errors import ArtifactError, Finding
 from qrecipe.planning import Plan
+from qrecipe.plugins import plugin_versions
 from qrecipe.recipe import Recipe
 
 _KEY = "qrecipe_provenance"
@@ -20,7 +21,11 @@ _KEY = "qrecipe_provenance"
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """The resolved recipe as TOML, its fingerprint, the plan as JSON, and the versions."""
+    """The resolved recipe as TOML, its fingerprint, the plan as JSON, and the versions.
+
+    ``versions`` are those of qrecipe, torch, Python and the distributions of the plugins that the
+    recipe names.
+    """
 
     recipe: str
     fingerprint: str
@@ -31,6 +36,7 @@ class Provenance:
 def make_provenance(recipe: Recipe, plan: Plan) -> Provenance:
     """What a model that was converted now by this plan comes from."""
     versions = {
+        **plugin_versions(recipe),
         "qrecipe": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),

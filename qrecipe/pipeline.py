@@ -42,6 +42,7 @@ from qrecipe.lineage import attach, make_provenance
 from qrecipe.linting import warn
 from qrecipe.operations import joined
 from qrecipe.planning import Plan, make_plan
+from qrecipe.plugins import load_plugins
 from qrecipe.progress import Progress
 from qrecipe.ranges import never_saw_a_batch, range_findings, trained_findings
 from qrecipe.recipe import Recipe, load_recipe
@@ -262,6 +263,7 @@ def _compile(model: nn.Module, recipe: Recipe, inputs: Inputs) -> CompiledRecipe
 
 
 def _inventory(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Inventory:
+    load_plugins(recipe)
     config = backend_config(recipe.backend, recipe.phase)
     try:
         _check_model(model, recipe)

@@ -104,6 +104,7 @@ class Recipe:
     fingerprint: str
     _values: Mapping[str, Any] = field(hash=False, repr=False)
     _origins: Mapping[KeyPath, Location] = field(hash=False, repr=False)
+    _constructors: Mapping[KeyPath, Location] = field(hash=False, repr=False)
 
     def origin(self, key: str) -> Location:
         """Where the value of a dotted key was set: ``rules.module_name."layer1.0"``.
@@ -117,6 +118,17 @@ class Recipe:
         known = [dotted(path) for path in self._origins]
         finding = Finding("QR107", f"no file sets {shown(key)}", hint=did_you_mean(key, known))
         raise UnknownNameError(finding)
+
+    def argument_key(self, path: KeyPath) -> Location:
+        """Where the key of a constructor's argument is written, or else of what is around it.
+
+        ``path`` is ``("tensor", NAME, "observer" or "fake_quant", ARGUMENT)``.
+        """
+        return _nearest(self._origins, path)
+
+    def argument_value(self, path: KeyPath) -> Location:
+        """As `argument_key`, where the value is written."""
+        return _nearest(self._constructors, path)
 
     def to_toml(self) -> str:
         """The resolved recipe as one file that extends nothing; equal values, equal fingerprint."""
@@ -186,6 +198,7 @@ def _resolved(composition: Composition, path: str | None, reference: str | None)
         fingerprint=fingerprint(values),
         _values=values,
         _origins=_origins(composition),
+        _constructors=_constructors(composition),
     )
 
 
@@ -257,6 +270,20 @@ def _origins(composition: Composition) -> dict[KeyPath, Location]:
         for path in (at, *_inside(at, setting.value))
         if path in setting.layer.document.spans
     }
+
+
+def _constructors(composition: Composition) -> dict[KeyPath, Location]:
+    """Where observers and fake-quants are named and their arguments valued."""
+    return {
+        path: setting.layer.value(path)
+        for at, setting in composition.settings.items()
+        if at[0] == "tensor" and at[-1] in ("observer", "fake_quant")
+        for path in (at, *_inside(at, setting.value))
+    }
+
+
+def _nearest(places: Mapping[KeyPath, Location], path: KeyPath) -> Location:
+    return next(places[path[:size]] for size in range(len(path), 0, -1) if path[:size] in places)
 
 
 def _inside(path: KeyPath, value: Any) -> list[KeyPath]:

@@ -221,9 +221,7 @@ def _distributed_source(owner: str, name: str) -> Source:
             f"{shown(reference)} needs the distribution {shown(owner)}, which is not installed",
             _suggestion(name) if name in builtin_names() else None,
         ) from None
-    published = {
-        point.name: point for point in installed.entry_points if point.group == ENTRY_POINT_GROUP
-    }
+    published = _published_by(installed)
     if name not in published:
         hint = did_you_mean(name, published) or (
             "it has " + ", ".join(map(shown, sorted(published)))
@@ -232,6 +230,14 @@ def _distributed_source(owner: str, name: str) -> Source:
         )
         raise _error("QR120", f"{shown(owner)} publishes no recipe {shown(name)}", hint)
     return _published_source(reference, installed, published[name])
+
+
+def _published_by(installed: Distribution) -> dict[str, EntryPoint]:
+    try:
+        points = list(installed.entry_points)
+    except Exception:  # whatever a damaged file makes of the parser
+        return {}
+    return {point.name: point for point in points if point.group == ENTRY_POINT_GROUP}
 
 
 def _published_source(reference: str, installed: Distribution, point: EntryPoint) -> Source:

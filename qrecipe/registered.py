@@ -5,6 +5,7 @@ Torch-free, so that a recipe can be checked against it; `registry` fills it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +16,20 @@ from qrecipe.arguments import Kind, Signature
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """A class under a name; ``options`` is the Pydantic model of its arguments, if it has one."""
+    """A class under a name, registered by a module.
+
+    ``options`` is the Pydantic model of its arguments, if it has one.
+    """
 
     name: str
     kind: Kind
     cls: type[Any]
     signature: Signature
+    module: str
     options: type[BaseModel] | None = None
 
+
+Table = Mapping[tuple[Kind, str], Registration]
 
 _TABLE: dict[tuple[Kind, str], Registration] = {}
 
@@ -45,3 +52,14 @@ def put(registration: Registration) -> None:
 def remove(kind: Kind, name: str) -> None:
     """Forget a registration; a name that is not registered is no error."""
     _TABLE.pop((kind, name), None)
+
+
+def snapshot() -> Table:
+    """All registrations as they are now."""
+    return dict(_TABLE)
+
+
+def restore(table: Table) -> None:
+    """Take back what was registered since the `snapshot`."""
+    _TABLE.clear()
+    _TABLE.update(table)

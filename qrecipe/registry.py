@@ -7,7 +7,7 @@ is written and not in a model.
 from __future__ import annotations
 
 import inspect
-import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,9 +18,10 @@ from pydantic import BaseModel
 from qrecipe import registered
 from qrecipe._torch_ao import FakeQuantizeBase, ObserverBase, named_class
 from qrecipe.arguments import KIND_TITLE, SPEC_ARGUMENTS, Kind, Signature, TypeTag
+from qrecipe.claims import PLAIN_NAME
 from qrecipe.contract import contract_findings
 from qrecipe.errors import Finding, PluginError, UnknownNameError, shown
-from qrecipe.signatures import FAKE_QUANTS, OBSERVERS, check_arguments, signature
+from qrecipe.signatures import FAKE_QUANTS, OBSERVERS, signature, unknown_name
 
 __all__ = [
     "constructor_arguments",
@@ -31,7 +32,6 @@ __all__ = [
 ]
 
 _C = TypeVar("_C", bound=type)
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def register_observer(name: str, *, options: type[BaseModel] | None = None) -> Callable[[_C], _C]:
@@ -44,12 +44,12 @@ def register_observer(name: str, *, options: type[BaseModel] | None = None) -> C
     Raises:
         PluginError: the name is taken (QR151), or the class breaks the contract (QR150).
     """
-    return _decorator("observer", name, options)
+    return _decorator("observer", name, options, _callers_module())
 
 
 def register_fake_quant(name: str, *, options: type[BaseModel] | None = None) -> Callable[[_C], _C]:
     """Make a class available to recipes as ``fake_quant = "name"``; see `register_observer`."""
-    return _decorator("fake_quant", name, options)
+    return _decorator("fake_quant", name, options, _callers_module())
 
 
 def observer(name: str) -> type[ObserverBase]:
@@ -76,12 +76,19 @@ def _find(kind: Kind, name: str) -> type[Any]:
         return registration.cls
     found = signature(kind, name)
     if found is None:
-        problem = check_arguments(kind, name, {})[0]
+        problem = unknown_name(kind, name)
         raise UnknownNameError(Finding(problem.code, problem.message, hint=problem.hint))
     return named_class(found.target)
 
 
-def _decorator(kind: Kind, name: str, options: type[BaseModel] | None) -> Callable[[_C], _C]:
+def _callers_module() -> str:
+    """The module that calls the function which calls this one."""
+    return str(sys._getframe(2).f_globals.get("__name__", "?"))
+
+
+def _decorator(
+    kind: Kind, name: str, options: type[BaseModel] | None, module: str
+) -> Callable[[_C], _C]:
     problem = _misuse(kind, name, options)
     if problem is not None:
         raise PluginError(problem)
@@ -91,7 +98,7 @@ def _decorator(kind: Kind, name: str, options: type[BaseModel] | None) -> Callab
         if findings:
             raise PluginError(findings)
         found = _signature_of(cls, options)
-        registered.put(registered.Registration(name, kind, cls, found, options))
+        registered.put(registered.Registration(name, kind, cls, found, module, options))
         return cls
 
     return register
@@ -113,7 +120,7 @@ def _misuse(kind: Kind, name: object, options: object) -> Finding | None:
 
 def _name_findings(kind: Kind, name: str, cls: type) -> list[Finding]:
     title = f"{KIND_TITLE[kind]} {shown(name)}"
-    if not (isinstance(name, str) and _NAME.fullmatch(name)):
+    if not (isinstance(name, str) and PLAIN_NAME.fullmatch(name)):
         mend = "use lower-case letters, digits and underscores, with a letter first"
         return [Finding("QR150", f"{title} has no plain name", hint=mend)]
     if name in (OBSERVERS if kind == "observer" else FAKE_QUANTS):

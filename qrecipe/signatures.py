@@ -24,6 +24,7 @@ from qrecipe.arguments import (
     argument_problems,
     option_problems,
 )
+from qrecipe.claims import claimed_names, claims
 from qrecipe.errors import did_you_mean, shown
 from qrecipe.schema import LEAST_FLOAT32, MOST_FLOAT32
 
@@ -41,6 +42,7 @@ __all__ = [
     "is_module_type",
     "known_names",
     "signature",
+    "unknown_name",
 ]
 
 _OBSERVER = "torch.ao.quantization.observer."
@@ -118,8 +120,9 @@ def signature(kind: Kind, name: str) -> Signature | None:
 
 
 def known_names(kind: Kind) -> tuple[str, ...]:
-    """The built-in and the registered names of one kind."""
-    return (*_BUILTIN[kind], *registered.names(kind))
+    """The built-in, the registered and the claimed names of one kind, each once."""
+    installed = sorted({*registered.names(kind), *claimed_names(kind)} - _BUILTIN[kind].keys())
+    return (*_BUILTIN[kind], *installed)
 
 
 def check_arguments(
@@ -128,18 +131,28 @@ def check_arguments(
     """What is wrong with ``{ name = ..., **arguments }`` of a recipe; all at once.
 
     An unknown ``name`` gives the code QR104, an unknown argument QR105, a value of the wrong type
-    or out of range, or one that is missing, QR106.
+    or out of range, or one that is missing, QR106. The arguments of a plugin that is installed and
+    not imported are left to the plan, which imports it.
     """
     found = signature(kind, name)
     title = f"{KIND_TITLE[kind]} {shown(name)}"
     if found is None:
-        hint = did_you_mean(name, known_names(kind)) or _one_of(known_names(kind))
-        return [ArgumentProblem("QR104", None, f"unknown {title}", hint)]
+        return [] if claims(kind, name) else [unknown_name(kind, name)]
     problems = list(argument_problems(title, found, arguments))
     registration = registered.find(kind, name)
     if problems or registration is None or registration.options is None:
         return problems
     return list(option_problems(title, registration.options, arguments))
+
+
+def unknown_name(kind: Kind, name: str) -> ArgumentProblem:
+    """The problem with a name that neither torch nor a registration has (QR104)."""
+    title = f"{KIND_TITLE[kind]} {shown(name)}"
+    if claimed := claims(kind, name):
+        hint = f"plan a recipe that names it, or import {shown(claimed[0].module)}"
+        return ArgumentProblem("QR104", None, f"{title} of {claimed[0]} is not loaded", hint)
+    hint = did_you_mean(name, known_names(kind)) or _one_of(known_names(kind))
+    return ArgumentProblem("QR104", None, f"unknown {title}", hint)
 
 
 def _one_of(names: Collection[str]) -> str:

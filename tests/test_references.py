@@ -184,6 +184,14 @@ def test_a_distribution_that_publishes_something_else_is_refused(tmp_path, monke
         load_recipe("acme-recipes:cnn")
 
 
+def test_a_distribution_with_damaged_entry_points_publishes_nothing(tmp_path, monkeypatch):
+    install(tmp_path / "site", monkeypatch, "acme.vision")
+    damaged = "[qrecipe.recipes]\nno equals sign\n"
+    (tmp_path / "site" / "acme_recipes-1.0.dist-info" / "entry_points.txt").write_text(damaged)
+    with pytest.raises(RecipeReferenceError, match="it publishes none"):
+        load_recipe("acme-recipes:cnn")
+
+
 def test_a_published_recipe_stays_inside_its_package(tmp_path, monkeypatch):
     package = install(tmp_path / "site", monkeypatch, "acme.vision")
     (tmp_path / "site" / "other.toml").write_text(BASE)

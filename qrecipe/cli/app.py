@@ -199,6 +199,8 @@ def quantize(
 def list_names(plugin: PluginOption = None, json: JsonOption = False) -> None:
     """List recipes, observers, fake-quants and backends.
 
+    Imports every installed plugin, to show its arguments or what is wrong with it.
+
     \b
     Examples:
       qrecipe list

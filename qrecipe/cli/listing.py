@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import entry_points
 from typing import get_args
 
+from qrecipe import registered
 from qrecipe.arguments import Kind
+from qrecipe.claims import claims, every_claim, misnamed
 from qrecipe.cli.output import out, out_json
 from qrecipe.cli.usercode import UserCode, user_output
 from qrecipe.errors import RecipeError
+from qrecipe.installed import entry_points
 from qrecipe.recipe import load_recipe
 from qrecipe.references import ENTRY_POINT_GROUP, builtin_names
 from qrecipe.schema import Backend
-from qrecipe.signatures import known_names, signature
+from qrecipe.signatures import FAKE_QUANTS, OBSERVERS, known_names, signature
 from qrecipe.tables import render_table
 
 
@@ -30,11 +32,26 @@ class RecipeLine:
 
 @dataclass(frozen=True, slots=True)
 class ConstructorLine:
-    """An observer or fake-quant, with its class and the arguments that it takes."""
+    """An observer or fake-quant: where it comes from, its class and its arguments.
+
+    ``origin`` is torch, a distribution with its version, or the module that registered it. Of what
+    cannot be used, ``target`` is None and ``problem`` says why.
+    """
 
     name: str
     origin: str
     arguments: tuple[str, ...]
+    target: str | None
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class IgnoredLine:
+    """An entry point of a plugin that gives no name to recipes."""
+
+    entry_point: str
+    origin: str
+    problem: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +71,11 @@ class Listing:
     observers: tuple[ConstructorLine, ...]
     fake_quants: tuple[ConstructorLine, ...]
     backends: tuple[BackendLine, ...]
+    ignored_plugins: tuple[IgnoredLine, ...]
 
 
 def take_listing(plugins: Sequence[str]) -> Listing:
-    """Everything, after the user's plugins are imported."""
+    """Everything, after the user's and all installed plugins are imported."""
     with UserCode() as code, user_output():
         code.import_plugins(plugins)
         return Listing(
@@ -65,18 +83,25 @@ def take_listing(plugins: Sequence[str]) -> Listing:
             observers=tuple(_constructors("observer")),
             fake_quants=tuple(_constructors("fake_quant")),
             backends=tuple(_backends()),
+            ignored_plugins=tuple(_ignored()),
         )
 
 
 def show_text(listing: Listing) -> None:
-    """Four tables."""
+    """Four tables; then, where there are any, entry points without effect and broken plugins."""
     recipes = [(line.reference, line.backend or "", line.description) for line in listing.recipes]
     out(render_table(("recipe", "backend", "description"), recipes))
     for title, lines in (("observer", listing.observers), ("fake-quant", listing.fake_quants)):
-        rows = [(line.name, ", ".join(line.arguments), line.origin) for line in lines]
-        out("\n" + render_table((title, "arguments", "class"), rows))
+        rows = [(line.name, line.origin, _arguments(line)) for line in lines]
+        out("\n" + render_table((title, "from", "arguments"), rows))
     rows = [(line.name, _yes_or_no(line.available), line.note) for line in listing.backends]
     out("\n" + render_table(("backend", "runs here", ""), rows))
+    if listing.ignored_plugins:
+        rows = [(line.entry_point, line.origin, line.problem) for line in listing.ignored_plugins]
+        out("\n" + render_table(("entry point without effect", "from", "why"), rows))
+    for line in (*listing.observers, *listing.fake_quants):
+        if line.problem is not None:
+            out(f"\n{line.problem}")
 
 
 def show_json(listing: Listing) -> None:
@@ -87,12 +112,8 @@ def show_json(listing: Listing) -> None:
 def _references() -> Iterator[str]:
     for name in builtin_names():
         yield f"builtin:{name}"
-    published = {
-        f"{point.dist.name}:{point.name}"
-        for point in entry_points(group=ENTRY_POINT_GROUP)
-        if point.dist is not None
-    }
-    yield from sorted(published)
+    for point in entry_points(ENTRY_POINT_GROUP):
+        yield f"{point.distribution}:{point.name}"
 
 
 def _recipe(reference: str) -> RecipeLine:
@@ -106,9 +127,49 @@ def _recipe(reference: str) -> RecipeLine:
 
 def _constructors(kind: Kind) -> Iterator[ConstructorLine]:
     for name in known_names(kind):
+        problem = None if name in _torchs(kind) else _problem(kind, name)
         found = signature(kind, name)
-        if found is not None:
-            yield ConstructorLine(name, found.target, tuple(found.parameters))
+        if problem is not None or found is None:
+            yield ConstructorLine(name, _origin(kind, name), (), None, problem)
+        else:
+            arguments = tuple(found.parameters)
+            yield ConstructorLine(name, _origin(kind, name), arguments, found.target)
+
+
+def _arguments(line: ConstructorLine) -> str:
+    return ", ".join(line.arguments) if line.problem is None else "cannot be used, see below"
+
+
+def _torchs(kind: Kind) -> Collection[str]:
+    return OBSERVERS if kind == "observer" else FAKE_QUANTS
+
+
+def _origin(kind: Kind, name: str) -> str:
+    if name in _torchs(kind):
+        return "torch"
+    if claimed := claims(kind, name):
+        return ", ".join(map(str, claimed))
+    registration = registered.find(kind, name)
+    return "?" if registration is None else registration.module
+
+
+def _problem(kind: Kind, name: str) -> str | None:
+    """What keeps a plugin from being used, found out by importing it."""
+    if importlib.util.find_spec("torch") is None:
+        return f"{name} of {_origin(kind, name)} cannot be loaded without torch"
+    from qrecipe.plugins import load
+
+    return "\n".join(map(str, load(kind, name))) or None
+
+
+def _ignored() -> Iterator[IgnoredLine]:
+    for point in misnamed():
+        mend = 'it starts neither with "observer." nor with "fake_quant." and a plain name'
+        yield IgnoredLine(point.name, f"{point.distribution} {point.version}", mend)
+    for claim in every_claim():
+        if claim.name in _torchs(claim.kind):
+            problem = "the name is torch's own"
+            yield IgnoredLine(f"{claim.kind}.{claim.name}", str(claim), problem)
 
 
 def _backends() -> Iterator[BackendLine]:

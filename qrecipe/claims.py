@@ -1,0 +1,64 @@
+"""The names that installed distributions claim for their observers and fake-quants.
+
+A claim is an entry point of the group `qrecipe.plugins`: ``observer.NAME`` or ``fake_quant.NAME``
+-> the module that registers it. Claims are read from metadata; `plugins` imports the module once a
+recipe names it. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import get_args
+
+from qrecipe.arguments import Kind
+from qrecipe.installed import EntryPoint, entry_points
+
+ENTRY_POINT_GROUP = "qrecipe.plugins"
+
+PLAIN_NAME = re.compile(r"[a-z][a-z0-9_]*")
+"""What an observer or fake-quant can be called."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A name, the module that registers it, and the distribution that says so."""
+
+    kind: Kind
+    name: str
+    module: str
+    distribution: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.distribution} {self.version}"
+
+
+def claims(kind: Kind, name: str) -> tuple[Claim, ...]:
+    """Who claims a name: nobody, one distribution, or several that contradict each other."""
+    return tuple(claim for claim in every_claim() if (claim.kind, claim.name) == (kind, name))
+
+
+def claimed_names(kind: Kind) -> tuple[str, ...]:
+    """The names that are claimed, sorted."""
+    return tuple(sorted({claim.name for claim in every_claim() if claim.kind == kind}))
+
+
+def every_claim() -> tuple[Claim, ...]:
+    """All claims, by distribution."""
+    return tuple(
+        claim for point in entry_points(ENTRY_POINT_GROUP) if (claim := _claim(point)) is not None
+    )
+
+
+def misnamed() -> tuple[EntryPoint, ...]:
+    """The entry points of the group that claim nothing, as they say no kind or no plain name."""
+    return tuple(point for point in entry_points(ENTRY_POINT_GROUP) if _claim(point) is None)
+
+
+def _claim(point: EntryPoint) -> Claim | None:
+    before, _, name = point.name.partition(".")
+    for kind in get_args(Kind):
+        if before == kind and PLAIN_NAME.fullmatch(name):
+            return Claim(kind, name, point.value, point.distribution, point.version)
+    return None

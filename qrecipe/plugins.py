@@ -1,0 +1,256 @@
+"""Observers and fake-quants of installed distributions, imported when a recipe names them.
+
+Whatever goes wrong with a plugin is a finding that names the plugin's distribution, at the line of
+the recipe; what a plugin registered before it failed is taken back.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+
+import torch
+
+from qrecipe import registered
+from qrecipe.arguments import KIND_TITLE, ArgumentProblem, Kind
+from qrecipe.claims import Claim, claims
+from qrecipe.errors import (
+    Finding,
+    Location,
+    QRecipeError,
+    error_from,
+    first_line,
+    one_line,
+    shown,
+)
+from qrecipe.linting import warn
+from qrecipe.locations import KeyPath
+from qrecipe.qconfigs import factory
+from qrecipe.recipe import Recipe
+from qrecipe.registered import Registration
+from qrecipe.schema import Constructor, Phase, TensorSpec
+from qrecipe.signatures import FAKE_QUANTS, OBSERVERS, check_arguments
+from qrecipe.validation import MAX_FINDINGS
+
+_MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
+_LONGEST_MESSAGE = 300
+
+
+@dataclass(frozen=True, slots=True)
+class _Use:
+    """An observer or fake-quant as a recipe names it, which is none of torch's."""
+
+    kind: Kind
+    constructor: Constructor
+    spec: TensorSpec
+    path: KeyPath
+
+    @property
+    def name(self) -> str:
+        return self.constructor.name
+
+    @property
+    def phase(self) -> Phase:
+        """The phase in which torch makes it."""
+        return "ptq" if self.kind == "observer" else "qat"
+
+
+def load_plugins(recipe: Recipe) -> None:
+    """Import the plugins that a recipe names, and check the arguments that it gives them.
+
+    Raises:
+        PluginError: a plugin is broken (QR150 to QR155).
+        UnknownNameError, SchemaError, UnsupportedError: a name (QR104), an argument (QR105, QR106)
+            or the class with all of them (QR311) does not do.
+    """
+    for kind, constructor, path in _named(recipe):
+        if _is_torchs(kind, constructor.name):
+            for finding in _shadowed(kind, constructor.name):
+                warn(replace(finding, location=recipe.argument_value(path)), recipe.lint)
+    uses = list(_uses(recipe))
+    findings = {use.path: list(_findings(recipe, use)) for use in uses}
+    spoilt = {path[1] for path, found in findings.items() if found}
+    for use in uses:
+        if use.path[1] not in spoilt:
+            findings[use.path] += _refusals(recipe, use)
+    found = list(islice(chain.from_iterable(findings.values()), MAX_FINDINGS))
+    if found:
+        raise error_from(found)
+
+
+def plugin_versions(recipe: Recipe) -> Mapping[str, str]:
+    """The distributions of the plugins that a recipe names, and their versions."""
+    found = [claim for use in _uses(recipe) for claim in claims(use.kind, use.name)]
+    return {claim.distribution: claim.version for claim in found}
+
+
+def load(kind: Kind, name: str) -> tuple[Finding, ...]:
+    """Import the plugin that claims a name, if any does; what is wrong with it.
+
+    A plugin that failed is not tried again in this process: Python runs a module once, so that it
+    would fail otherwise the second time.
+    """
+    claimed = claims(kind, name)
+    if len(claimed) > 1:
+        return (_contested(kind, name, claimed),)
+    return _load(claimed[0]) if claimed else ()
+
+
+def _named(recipe: Recipe) -> Iterator[tuple[Kind, Constructor, KeyPath]]:
+    for tensor, spec in recipe.tensors.items():
+        if spec.observer is not None:
+            yield "observer", spec.observer, ("tensor", tensor, "observer", "name")
+        if spec.fake_quant is not None:
+            yield "fake_quant", spec.fake_quant, ("tensor", tensor, "fake_quant", "name")
+
+
+def _uses(recipe: Recipe) -> Iterator[_Use]:
+    for kind, constructor, path in _named(recipe):
+        if not _is_torchs(kind, constructor.name):
+            yield _Use(kind, constructor, recipe.tensors[str(path[1])], path)
+
+
+def _is_torchs(kind: Kind, name: str) -> bool:
+    return name in (OBSERVERS if kind == "observer" else FAKE_QUANTS)
+
+
+def _shadowed(kind: Kind, name: str) -> Iterator[Finding]:
+    """The claims of a name that is torch's own, which they do not get."""
+    for claim in claims(kind, name):
+        message = f"{_title(claim)} is torch's own, whatever {claim} claims"
+        hint = f"uninstall {claim.distribution}, or ignore QR156 in [lint]"
+        yield Finding("QR156", message, hint=hint)
+
+
+def _findings(recipe: Recipe, use: _Use) -> Iterator[Finding]:
+    """What is wrong with the plugin, or else with its arguments."""
+    broken = load(use.kind, use.name)
+    for finding in broken:
+        yield replace(finding, location=recipe.argument_value(use.path))
+    if broken:
+        return
+    for problem in check_arguments(use.kind, use.name, use.constructor.arguments):
+        at = _place(recipe, use, problem)
+        yield Finding(problem.code, problem.message, at, problem.hint)
+
+
+def _place(recipe: Recipe, use: _Use, problem: ArgumentProblem) -> Location:
+    if problem.argument is None:
+        return recipe.argument_value(use.path)
+    path = (*use.path[:-1], problem.argument)
+    return recipe.argument_key(path) if problem.code == "QR105" else recipe.argument_value(path)
+
+
+def _refusals(recipe: Recipe, use: _Use) -> Iterator[Finding]:
+    """What the class itself has against its arguments, tried out once."""
+    try:
+        factory(use.spec, use.phase)()
+    except (Exception, SystemExit) as error:
+        yield Finding(
+            "QR311",
+            f"{KIND_TITLE[use.kind]} {shown(use.name)} cannot be made: "
+            + one_line(first_line(error))[:_LONGEST_MESSAGE],
+            recipe.argument_value(use.path[:-1]),
+            hint="mend the arguments or the settings of its tensor",
+        )
+
+
+_failed: dict[Claim, tuple[Finding, ...]] = {}
+
+
+def _load(claim: Claim) -> tuple[Finding, ...]:
+    if claim in _failed:
+        return _failed[claim]
+    before = registered.snapshot()
+    try:
+        found = tuple(_import(claim)) or tuple(_registration_findings(claim, before))
+    except BaseException:
+        registered.restore(before)
+        raise
+    _failed.pop(claim, None)  # of a plan that the plugin made while it was imported
+    if found:
+        registered.restore(before)
+        _failed[claim] = found
+    return found
+
+
+def _import(claim: Claim) -> Iterator[Finding]:
+    if not _MODULE.fullmatch(claim.module):
+        message = f"{_subject(claim)} should name a module, not {shown(claim.module)}"
+        hint = f'write "{claim.kind}.{claim.name}" = "package.module" in its entry points'
+        yield Finding("QR152", message, hint=hint)
+        return
+    try:
+        with torch.random.fork_rng(devices=[]):  # else the first plan would differ from the second
+            importlib.import_module(claim.module)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a plugin may raise what it likes, SystemExit for one
+        yield from _import_findings(claim, error)
+
+
+def _import_findings(claim: Claim, error: BaseException) -> Iterator[Finding]:
+    """The findings of a registration that was refused, or else the exception."""
+    own = error.findings if isinstance(error, QRecipeError) else ()
+    refused = [finding for finding in own if isinstance(finding, Finding)]
+    for finding in refused:
+        code = finding.code if finding.code in ("QR150", "QR151") else "QR152"
+        yield Finding(code, f"{_subject(claim)}: {finding.message}", hint=finding.hint)
+    if not refused:
+        said = one_line(f"{type(error).__name__}: {first_line(error)}")[:_LONGEST_MESSAGE]
+        message = f"{_subject(claim)} cannot be imported: {said}"
+        hint = f"mend or uninstall {claim.distribution}; other recipes can do without it"
+        yield Finding("QR152", message, hint=hint, notes=_raised_at(error))
+
+
+def _registration_findings(claim: Claim, before: registered.Table) -> Iterator[Finding]:
+    key = claim.kind, claim.name
+    mine = registered.find(*key)
+    new = [entry for at, entry in registered.snapshot().items() if before.get(at) is not entry]
+    if mine is None:
+        others = ", ".join(f"{KIND_TITLE[entry.kind]} {shown(entry.name)}" for entry in new)
+        hint = f"it registers {others}" if others else "it registers nothing"
+        message = f"{_subject(claim)}: importing {claim.module} registers no {_title(claim)}"
+        yield Finding("QR153", message, hint=hint)
+    elif before.get(key) is mine and not _is_from(mine, claim):
+        message = f"{_subject(claim)}, and {mine.module} has registered another one of that name"
+        yield Finding("QR151", message, hint="give one of them another name")
+    for entry in new:
+        owners = claims(entry.kind, entry.name)
+        if owners and not any(
+            owner.distribution == claim.distribution or _is_from(entry, owner) for owner in owners
+        ):
+            taken = f"{KIND_TITLE[entry.kind]} {shown(entry.name)}"
+            message = f"{_subject(claim)}: it also registers {taken}, which is that of {owners[0]}"
+            yield Finding("QR155", message, hint=f"mend or uninstall {claim.distribution}")
+
+
+def _is_from(entry: Registration, claim: Claim) -> bool:
+    """Whether the package that registered it is the one that the claim names."""
+    return entry.module.partition(".")[0] == claim.module.partition(".")[0]
+
+
+def _contested(kind: Kind, name: str, claimed: tuple[Claim, ...]) -> Finding:
+    claimants = " and by ".join(f"{claim} ({claim.module})" for claim in claimed)
+    message = f"{KIND_TITLE[kind]} {shown(name)} is claimed by {claimants}"
+    return Finding("QR154", message, hint="uninstall all but one of them")
+
+
+def _title(claim: Claim) -> str:
+    return f"{KIND_TITLE[claim.kind]} {shown(claim.name)}"
+
+
+def _subject(claim: Claim) -> str:
+    return f"{_title(claim)} of {claim}"
+
+
+def _raised_at(error: BaseException) -> tuple[str, ...]:
+    """The line that failed, where the message does not name it already."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames or isinstance(error, SyntaxError):
+        return ()
+    return (f"raised at {frames[-1].filename}:{frames[-1].lineno}",)
