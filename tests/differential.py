@@ -20,6 +20,7 @@ from torch import fx, nn
 from torch.ao.quantization import qconfig_equals
 from torch.ao.quantization.fx.utils import assert_and_get_unique_device
 from torch.ao.quantization.quantize_fx import convert_to_reference_fx
+from training import train
 
 import qrecipe
 from qrecipe.fx import execution
@@ -50,12 +51,15 @@ class Run:
 
 
 def execute(model: nn.Module, batches: list[Any], recipe: qrecipe.Recipe) -> Run:
-    """Compile, prepare, calibrate and convert; raises what they raise."""
+    """Compile, prepare, calibrate or train, and convert; raises what they raise."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         compiled = qrecipe.compile(model, recipe, batches[0])
         prepared = compiled.prepare()
-        qrecipe.calibrate(prepared, batches, progress=silent)
+        if recipe.phase == "qat":
+            train(prepared, batches, rate=1e-6)
+        else:
+            qrecipe.calibrate(prepared, batches, progress=silent)
         converted = compiled.convert(prepared)
     ours = [w.message for w in caught if issubclass(w.category, qrecipe.QRecipeWarning)]
     codes = frozenset(str(message).split()[0] for message in ours)
@@ -68,10 +72,15 @@ def forget_models() -> None:
     gc.collect()
 
 
-def half_float(model: nn.Module, base: str, example: Any, seed: int) -> qrecipe.Recipe:
-    """``base`` with a random half of the sites left float, each by its exact name."""
-    head = f'format = 1\nextends = "{base}"\n'
-    names = [site.name for site in qrecipe.plan(model, base, example).sites]
+def half_float(
+    model: nn.Module, base: str, example: Any, seed: int, own: str = ""
+) -> qrecipe.Recipe:
+    """``base`` with a random half of the sites left float, each by its exact name.
+
+    ``own`` is what the recipe sets besides.
+    """
+    head = f'format = 1\nextends = "{base}"\n{own}'
+    names = [site.name for site in qrecipe.plan(model, qrecipe.parse_recipe(head), example).sites]
     chosen = random.Random(seed).sample(names, len(names) // 2)
     rules = "".join(f'"{exactly(name)}" = "float"\n' for name in chosen)
     return qrecipe.parse_recipe(f"{head}[rules.module_name]\n{rules}")
@@ -89,7 +98,7 @@ def wrongly_assigned(run: Run) -> dict[str, str]:
             continue
         name = node.meta.get("site")
         spec = sites[name].qconfig if name is not None else None
-        expected = None if spec is None else qconfig(spec, "ptq")
+        expected = None if spec is None else qconfig(spec, run.plan.phase)
         if not qconfig_equals(assigned[node.name], expected):
             wrong[name or node.name] = f"{assigned[node.name]} instead of {expected}"
         seen.add(name)

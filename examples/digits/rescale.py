@@ -1,0 +1,36 @@
+"""A synthetic stressor: the same network, with channels of very different range.
+
+The scales of BatchNorm channels are multiplied by random powers of two, and the convolution behind
+divides them out again: the function stays, and one scale for a whole tensor no longer fits it. No
+network was trained to be like this; it shows what quantization loses where ranges differ.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from digits import DigitNet
+from torch import nn
+
+SPREAD = 3.0
+"""Scales between 2**-SPREAD and 2**SPREAD: channels that differ 64 times in range."""
+
+
+@torch.no_grad()
+def rescaled(model: DigitNet, seed: int, spread: float = SPREAD) -> DigitNet:
+    """A copy of the model that computes the same, to rounding."""
+    generator = torch.Generator().manual_seed(seed)
+    changed = copy.deepcopy(model)
+    pairs: list[tuple[nn.Module, nn.Module]] = [(changed.stem[1], changed.stage1[0])]
+    for block in (changed.block1, changed.block2):
+        pairs.append((block.depthwise[1], block.pointwise))
+    for norm, conv in pairs:
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert isinstance(conv, nn.Conv2d)
+        exponents = (torch.rand(norm.num_features, generator=generator) * 2 - 1) * spread
+        factors = torch.exp2(exponents)
+        norm.weight.mul_(factors)
+        norm.bias.mul_(factors)
+        conv.weight.div_(factors[:, None, None])  # [out, in, height, width]
+    return changed
