@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qrecipe._version import __version__
 
 if TYPE_CHECKING:
+    from qrecipe.artifact.export import export_onnx as export_onnx
     from qrecipe.artifact.loading import load_quantized as load_quantized
     from qrecipe.artifact.saving import save_quantized as save_quantized
     from qrecipe.calibration import calibrate as calibrate
@@ -79,6 +80,7 @@ _HOME = {
     "UnsupportedError": "errors",
     "calibrate": "calibration",
     "compile": "pipeline",
+    "export_onnx": "artifact.export",
     "load_quantized": "artifact.loading",
     "load_recipe": "recipe",
     "parse_recipe": "recipe",

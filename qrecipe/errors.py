@@ -309,6 +309,7 @@ CODES: dict[str, Code] = {
     "QR509": Code("a stored scale or zero point that cannot be", ArtifactError),
     "QR510": Code("a stored model that cannot run here", ArtifactError),
     "QR511": Code("a model that cannot be stored", ArtifactError),
+    "QR512": Code("a model that cannot be exported", ArtifactError),
     "QR601": Code("the model or the data cannot be loaded", QRecipeError),
     "QR602": Code("a package is missing", QRecipeError),
 }

@@ -149,6 +149,15 @@ class CompiledRecipe:
         attach(converted, make_provenance(self.recipe, self.plan), self._architecture)
         return converted
 
+    def check_calibrated(self, prepared: nn.Module) -> None:
+        """Raises ``CalibrationError`` where ``prepared`` is not its own, or not calibrated."""
+        self._samples(prepared)
+
+    @property
+    def example_inputs(self) -> Inputs:
+        """What the whole model is called with; of several parts, the first part's inputs."""
+        return self._parts[0].inputs
+
     def _samples(self, prepared: nn.Module) -> Mapping[str, Sample]:
         state = prepared_state(prepared)
         if state.origin != self._identity:
