@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 from qrecipe._version import __version__
 
 if TYPE_CHECKING:
+    from qrecipe.artifact.export import export_onnx as export_onnx
+    from qrecipe.artifact.loading import load_quantized as load_quantized
+    from qrecipe.artifact.saving import save_quantized as save_quantized
     from qrecipe.calibration import calibrate as calibrate
     from qrecipe.errors import ArtifactError as ArtifactError
     from qrecipe.errors import AuditError as AuditError
@@ -77,6 +80,8 @@ _HOME = {
     "UnsupportedError": "errors",
     "calibrate": "calibration",
     "compile": "pipeline",
+    "export_onnx": "artifact.export",
+    "load_quantized": "artifact.loading",
     "load_recipe": "recipe",
     "parse_recipe": "recipe",
     "plan": "pipeline",
@@ -85,6 +90,7 @@ _HOME = {
     "quantize": "pipeline",
     "register_fake_quant": "registry",
     "register_observer": "registry",
+    "save_quantized": "artifact.saving",
 }
 
 __all__ = ["__version__", *_HOME]

@@ -299,6 +299,17 @@ CODES: dict[str, Code] = {
     "QR413": Code("the converted model does not run", AuditError),
     # artifacts and the command line
     "QR501": Code("not a quantized model of qrecipe", ArtifactError),
+    "QR502": Code("a stored model cannot be read or written", ArtifactError),
+    "QR503": Code("not a whole safetensors file", ArtifactError),
+    "QR504": Code("a stored model was damaged or altered", ArtifactError),
+    "QR505": Code("metadata of a stored model are missing or bad", ArtifactError),
+    "QR506": Code("a stored model of a newer qrecipe", ArtifactError),
+    "QR507": Code("a stored model of another architecture", ArtifactError),
+    "QR508": Code("tensors of a stored model are missing or of another shape", ArtifactError),
+    "QR509": Code("a stored scale or zero point that cannot be", ArtifactError),
+    "QR510": Code("a stored model that cannot run here", ArtifactError),
+    "QR511": Code("a model that cannot be stored", ArtifactError),
+    "QR512": Code("a model that cannot be exported", ArtifactError),
     "QR601": Code("the model or the data cannot be loaded", QRecipeError),
     "QR602": Code("a package is missing", QRecipeError),
 }

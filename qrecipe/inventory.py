@@ -20,8 +20,10 @@ from qrecipe._torch_fx import (
     find_quantizable,
     fuse,
 )
+from qrecipe.architecture import traced_part
+from qrecipe.contents import TracedPart
 from qrecipe.errors import Finding, PlanError, first_line
-from qrecipe.inputs import Inputs
+from qrecipe.inputs import Inputs, constants
 from qrecipe.normalize import (
     TAKES_WEIGHT,
     base_names,
@@ -34,7 +36,7 @@ from qrecipe.normalize import (
 from qrecipe.operations import Kind, Member, ModelStructure, Operation
 from qrecipe.roots import inputs_of_roots
 from qrecipe.schema import FxTable, Phase
-from qrecipe.tracing import trace, trained_otherwise
+from qrecipe.tracing import Scopes, trace, trained_otherwise
 from qrecipe.training import make_dropouts_switchable, modules_as_trained
 from qrecipe.values import record_values
 
@@ -64,12 +66,13 @@ class Part:
 
     ``path`` is empty for the whole model. ``graph_module`` shares the unfused parameters with the
     caller's model and belongs to whoever holds the inventory. Each node of a site carries its
-    name in ``meta["site"]``.
+    name in ``meta["site"]``. ``traced`` records what it was made from.
     """
 
     path: str
     graph_module: fx.GraphModule
     inputs: Inputs
+    traced: TracedPart
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,19 +105,17 @@ def take_inventory(
     trained: list[str] = []
     matches: dict[str, Match] = {}
     for path, part_inputs in inputs_of.items():
-        graph_module = _fused_graph(model, path, part_inputs, table, backend_config, phase)
-        parts.append(Part(path, graph_module, part_inputs))
-        called = dict(graph_module.named_modules(remove_duplicate=False))
+        module = model.get_submodule(path)
+        fixed = constants(module, part_inputs)
+        graph_module, scopes = traced_graph(model, path, fixed, table)
+        record_values(graph_module, module, part_inputs)
+        traced = traced_part(path, fixed, graph_module)
+        graph_module = fused_graph(graph_module, scopes, path, backend_config, phase)
+        parts.append(Part(path, graph_module, part_inputs, traced))
+        matches |= named_sites(graph_module, backend_config, phase)
         if phase == "qat":
-            called = modules_as_trained(called, backend_config)
             other = trained_otherwise(model, path, part_inputs, table)
             trained += [] if other is None else [other]
-        matched = _matches(graph_module, called, backend_config)
-        found = {match.operation.name: match for match in matched}
-        for name, match in found.items():
-            for node in match.nodes:
-                node.meta["site"] = name
-        matches |= found
     modules, aliases = module_names(model)
     bases = {path: base_names(type(model.get_submodule(path))) for path in modules}
     operations = tuple(match.operation for match in matches.values())
@@ -126,17 +127,23 @@ def take_inventory(
     )
 
 
-def _fused_graph(
-    model: nn.Module,
+def traced_graph(
+    model: nn.Module, path: str, fixed: Mapping[str, Any], table: FxTable
+) -> tuple[fx.GraphModule, Scopes]:
+    """What `tracing.trace` gives, without dead code."""
+    graph_module, scopes = trace(model, path, fixed, table)
+    drop_dead_code(graph_module)
+    return graph_module, scopes
+
+
+def fused_graph(
+    graph_module: fx.GraphModule,
+    scopes: Scopes,
     path: str,
-    inputs: Inputs,
-    table: FxTable,
     backend_config: BackendConfig,
     phase: Phase,
 ) -> fx.GraphModule:
-    graph_module, scopes = trace(model, path, inputs, table)
-    drop_dead_code(graph_module)
-    record_values(graph_module, model.get_submodule(path), inputs)
+    """A traced graph whose nodes know their values, normalised and fused."""
     normalize(graph_module, scopes, path)
     _note_fused_members(graph_module, backend_config)
     if phase == "qat":
@@ -153,6 +160,21 @@ def _fused_graph(
                 "statistics",
             )
         ) from error
+
+
+def named_sites(
+    graph_module: fx.GraphModule, backend_config: BackendConfig, phase: Phase
+) -> dict[str, Match]:
+    """The sites of a fused graph by name, which their nodes carry from now on."""
+    called = dict(graph_module.named_modules(remove_duplicate=False))
+    if phase == "qat":
+        called = modules_as_trained(called, backend_config)
+    matches = _matches(graph_module, called, backend_config)
+    found = {match.operation.name: match for match in matches}
+    for name, match in found.items():
+        for node in match.nodes:
+            node.meta["site"] = name
+    return found
 
 
 def module_names(model: nn.Module) -> tuple[dict[str, frozenset[str]], dict[str, str]]:

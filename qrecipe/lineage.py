@@ -11,12 +11,14 @@ from torch import nn
 
 from qrecipe._version import __version__
 from qrecipe.assembly import meta_of
+from qrecipe.contents import Architecture
 from qrecipe.errors import ArtifactError, Finding
 from qrecipe.planning import Plan
 from qrecipe.plugins import plugin_versions
 from qrecipe.recipe import Recipe
 
 _KEY = "qrecipe_provenance"
+_ARCHITECTURE = "qrecipe_architecture"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +46,19 @@ def make_provenance(recipe: Recipe, plan: Plan) -> Provenance:
     return Provenance(recipe.to_toml(), recipe.fingerprint, plan.to_json(), versions)
 
 
-def attach(converted: nn.Module, provenance: Provenance) -> None:
-    """Keep it with the model; copies of the model keep it too."""
-    meta_of(converted)[_KEY] = provenance
+def attach(converted: nn.Module, provenance: Provenance, architecture: Architecture) -> None:
+    """Keep both with the model; copies of the model keep them too."""
+    meta_of(converted).update({_KEY: provenance, _ARCHITECTURE: architecture})
+
+
+def architecture(converted: nn.Module) -> Architecture:
+    """What a model that qrecipe converted was made from, its weights apart.
+
+    Raises ``ArtifactError`` (QR501) as `provenance` does.
+    """
+    provenance(converted)
+    found: Architecture = meta_of(converted)[_ARCHITECTURE]
+    return found
 
 
 def provenance(converted: nn.Module) -> Provenance:

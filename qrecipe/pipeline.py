@@ -19,9 +19,11 @@ from qrecipe._torch_fx import (
     PrepareCustomConfig,
     QConfigMapping,
 )
+from qrecipe.architecture import module_settings
 from qrecipe.assembly import forget_preparation, mark_prepared, prepared_state, with_parts
 from qrecipe.backend import backend_config, mode_of
 from qrecipe.calibration import Forward, batch_inputs, calibrate, peek, unusable_batch
+from qrecipe.contents import Architecture
 from qrecipe.cpu import has_vnni
 from qrecipe.eager.inventory import take_inventory as eager_inventory
 from qrecipe.eager.part import EagerPart
@@ -63,6 +65,7 @@ class CompiledRecipe:
     _model: nn.Module
     _parts: tuple[CompiledPart | EagerPart, ...]
     _configs: Configs | None
+    _architecture: Architecture
     _identity: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
@@ -143,8 +146,17 @@ class CompiledRecipe:
         execution.own_all_tensors(converted)
         forget_preparation(converted)
         converted.eval()  # modules that conversion made are born in training mode
-        attach(converted, make_provenance(self.recipe, self.plan))
+        attach(converted, make_provenance(self.recipe, self.plan), self._architecture)
         return converted
+
+    def check_calibrated(self, prepared: nn.Module) -> None:
+        """Raises ``CalibrationError`` where ``prepared`` is not its own, or not calibrated."""
+        self._samples(prepared)
+
+    @property
+    def example_inputs(self) -> Inputs:
+        """What the whole model is called with; of several parts, the first part's inputs."""
+        return self._parts[0].inputs
 
     def _samples(self, prepared: nn.Module) -> Mapping[str, Sample]:
         state = prepared_state(prepared)
@@ -247,9 +259,12 @@ def _compile_for_batch(
 def _compile(model: nn.Module, recipe: Recipe, inputs: Inputs) -> CompiledRecipe:
     inventory = _inventory(model, recipe, inputs)
     decided = make_plan(inventory, recipe)
+    architecture = Architecture(
+        parts=tuple(part.traced for part in inventory.parts), modules=module_settings(model)
+    )
     if decided.executor == "eager":
         eager = EagerPart("", decided, model, inputs)
-        return CompiledRecipe(decided, recipe, None, model, (eager,), None)
+        return CompiledRecipe(decided, recipe, None, model, (eager,), None, architecture)
     preserved = {name: getattr(model, name) for name in recipe.fx.preserved_attributes}
     configs = Configs(
         recipe.backend,
@@ -259,7 +274,7 @@ def _compile(model: nn.Module, recipe: Recipe, inputs: Inputs) -> CompiledRecipe
     )
     parts = tuple(compile_part(decided, part, configs, preserved) for part in inventory.parts)
     whole = with_parts(model, {part.path: part.graph_module for part in parts})
-    return CompiledRecipe(decided, recipe, whole, whole, parts, configs)
+    return CompiledRecipe(decided, recipe, whole, whole, parts, configs, architecture)
 
 
 def _inventory(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Inventory:

@@ -26,12 +26,12 @@ Scopes = Mapping[str, tuple[str, type]]
 
 
 def trace(
-    model: nn.Module, path: str, inputs: Inputs, table: FxTable
+    model: nn.Module, path: str, fixed: Mapping[str, Any], table: FxTable
 ) -> tuple[fx.GraphModule, Scopes]:
     """The graph of a copy of the submodule at ``path``, in eval mode, and its scopes.
 
     The copy shares the parameters. Names in ``table`` are the whole model's; ``scopes`` are named
-    from the submodule on. Arguments of ``inputs`` that are no tensors are constants of the graph.
+    from the submodule on. ``fixed`` are the arguments of its forward that are no tensors.
 
     Raises ``TraceError`` that names the submodule, the line and the key to add.
     """
@@ -43,11 +43,10 @@ def trace(
         module.__dict__.pop("qconfig", None)
     swap_float_functional(root)
     tracer = _Tracer([_within(path, name) for name in names], classes)
-    fixed = constants(root, inputs)
     try:
         # what forward draws or writes while it is traced is no business of the caller's
         with torch.random.fork_rng(devices=[]):
-            graph = tracer.trace(root, fixed)
+            graph = tracer.trace(root, dict(fixed))
         _name_placeholders(graph, root)
         graph_module = fx.GraphModule(root, graph)
     except Exception as error:

@@ -43,25 +43,37 @@ def write_atomically(path: Path, text: str) -> None:
     Raises RecipeReferenceError (QR001) if it cannot be written.
     """
     try:
-        target = Path(os.path.realpath(path))
-        if target.exists() and not target.is_file():
-            raise ValueError("not a regular file")
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        temporary = Path(name)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.chmod(_mode(target))
-            temporary.replace(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        why = (getattr(error, "strerror", None) or str(error)).lower()
-        message = f"cannot write {shown(str(path))}: {one_line(why)}"
+        replace_file(path, text.encode())
+    except (OSError, ValueError) as error:
+        message = f"cannot write {shown(str(path))}: {why_not(error)}"
         raise RecipeReferenceError(Finding("QR001", message)) from None
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Replaces a file at once, or leaves it as it was.
+
+    Raises OSError, or ValueError for what is no regular file or no path.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise ValueError("not a regular file")
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.chmod(_mode(target))
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def why_not(error: OSError | ValueError) -> str:
+    """What the system says about a file, in a few words of one line."""
+    return one_line((getattr(error, "strerror", None) or str(error)).lower())
 
 
 def _mode(target: Path) -> int:

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from qrecipe._version import __version__
+from qrecipe.cli import artifact_commands
 from qrecipe.cli.options import (
     InputOption,
     JsonOption,
@@ -169,6 +170,10 @@ def quantize(
         ),
     ] = None,
     input: InputOption = None,
+    output: Annotated[
+        str | None,
+        typer.Option("--out", metavar="FILE", help="Save the quantized model as safetensors."),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of torch; default: torch's own choice.")
     ] = None,
@@ -183,16 +188,19 @@ def quantize(
     Examples:
       qrecipe quantize builtin:x86-static --model model.py:factory --data model.py:batches
       qrecipe quantize cnn.toml --model model.py:factory --data model.py:batches \\
-          --evaluate model.py:accuracy --threads 1
+          --evaluate model.py:accuracy --threads 1 --out model.safetensors
     """
     with reported(as_json=json):
         _needs_torch()
         from qrecipe.cli import quantizing
 
         request = quantizing.Request(
-            recipe, model, data, evaluate, input or (), plugin or (), threads
+            recipe, model, data, evaluate, input or (), plugin or (), threads, output
         )
         quantizing.quantize(request, as_json=json)
+
+
+app.command()(artifact_commands.inspect)
 
 
 @app.command("list")

@@ -12,6 +12,7 @@ import torch
 import typer
 from torch import nn
 
+from qrecipe.artifact.saving import save_quantized
 from qrecipe.calibration import batch_inputs, calibrate, describe_batch, peek
 from qrecipe.cli.output import out, out_json
 from qrecipe.cli.progress import activity, bar
@@ -38,6 +39,7 @@ class Request:
     shapes: Sequence[str]
     plugins: Sequence[str]
     threads: int | None
+    output: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,10 @@ def quantize(request: Request, *, as_json: bool) -> None:
         if not as_json:
             out(f"{job.compiled.plan}\n")
         with user_output():
-            result = _measure(job, _convert(job))
+            converted = _convert(job)
+            if request.output is not None:
+                save_quantized(converted, request.output)
+            result = _measure(job, converted)
     if as_json:
         out_json({"plan": json.loads(job.compiled.plan.to_json()), **result_json(result)})
     else:

@@ -41,6 +41,16 @@ class EagerPart:
         Raises ``ExecutionError`` (QR405) where torch fails, and ``AuditError``.
         """
         proof = sample or _run(prepared, self.inputs)
+        converted = self.swapped(prepared)
+        with engine(self.plan.backend), quiet():
+            audit(self.plan, prepared, converted, proof, lint)
+        return converted
+
+    def swapped(self, prepared: nn.Module) -> nn.Module:
+        """A copy with quantized modules in the places of those that are planned, not audited.
+
+        Raises ``ExecutionError`` (QR405) where torch fails.
+        """
         converted = structural_copy(prepared)
         _forget_qconfigs(converted)  # one that the caller left would be taken for ours
         rules = {
@@ -55,9 +65,8 @@ class EagerPart:
                 raise ExecutionError(
                     Finding("QR405", f"torch could not convert the model: {first_line(error)}")
                 ) from error
-            self._replace_aliases(converted, rules)
-            _forget_qconfigs(converted)
-            audit(self.plan, prepared, converted, proof, lint)
+        self._replace_aliases(converted, rules)
+        _forget_qconfigs(converted)
         return converted
 
     def _replace_aliases(self, converted: nn.Module, rules: Mapping[str, Any]) -> None:

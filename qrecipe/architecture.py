@@ -1,0 +1,113 @@
+"""A float model without its weights, as plain data: what a stored quantized model is rebuilt from.
+
+The traced graphs are recorded before anything is rewritten, with what each node computes, so that
+they can be rebuilt without running the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import fx, nn
+
+from qrecipe import contents
+from qrecipe.contents import Architecture, TracedNode, TracedPart
+from qrecipe.values import Value
+
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+_UNIMPORTANT = frozenset({"training", "momentum", "p", "dropout", "inplace"})
+"""What does not matter in eval mode, or is written into the graph."""
+
+_VALUES: dict[contents.Value, Value] = {
+    "float tensor": Value(True, True),
+    "tensor": Value(False, True),
+    "floats": Value(True, False),
+    "other": Value(False, False),
+}
+_NAMES = {value: name for name, value in _VALUES.items()}
+
+
+def traced_part(
+    path: str, constants: Mapping[str, Any], graph_module: fx.GraphModule
+) -> TracedPart:
+    """A traced graph whose nodes know their values, as data."""
+    nodes = tuple(
+        TracedNode(name=node.name, call=_call(node), value=_NAMES[node.meta["value"]])
+        for node in graph_module.graph.nodes
+    )
+    return TracedPart(path=path, constants=dict(constants), nodes=nodes)
+
+
+def note_values(part: TracedPart, graph_module: fx.GraphModule) -> list[str]:
+    """Give the nodes the recorded values; the differences to the record where there are any."""
+    nodes = list(graph_module.graph.nodes)
+    found = {node.name: _call(node) for node in nodes}
+    recorded = {node.name: node.call for node in part.nodes}
+    if list(found) != list(recorded) or found != recorded:
+        return list(
+            differences_of(f"forward of {part.path}" if part.path else "forward", recorded, found)
+        )
+    for node, record in zip(nodes, part.nodes, strict=True):
+        node.meta["value"] = _VALUES[record.value]
+    return []
+
+
+def module_settings(model: nn.Module) -> dict[str, str]:
+    """Class and settings of each of torch's own modules: what its weights don't tell."""
+    return {
+        path: _settings(module)
+        for path, module in model.named_modules()
+        if type(module).__module__.startswith("torch.nn.")
+    }
+
+
+def setting_differences(architecture: Architecture, model: nn.Module) -> list[str]:
+    """Where the modules of a model are other ones than those recorded."""
+    return list(differences_of("module", architecture.modules, module_settings(model)))
+
+
+def graph_digests(converted: nn.Module, architecture: Architecture) -> dict[str, str]:
+    """The SHA-256 of each converted part's code, which is the same for the same graph."""
+    return {
+        part.path: hashlib.sha256(str(converted.get_submodule(part.path).code).encode()).hexdigest()
+        for part in architecture.parts
+    }
+
+
+def differences_of(
+    what: str, recorded: Mapping[str, str], found: Mapping[str, str]
+) -> Iterator[str]:
+    """Where two maps by name differ, in words; ``recorded`` is what the file says."""
+    for name in [*recorded, *(name for name in found if name not in recorded)]:
+        stored, own = recorded.get(name, "nothing"), found.get(name, "nothing")
+        if stored != own:
+            yield f"{what}, {name or 'the model itself'}: {stored} in the file, {own} in the model"
+
+
+def _settings(module: nn.Module) -> str:
+    values = {
+        name: value
+        for name, value in sorted(vars(module).items())
+        if not name.startswith("_") and name not in _UNIMPORTANT and _is_plain(value)
+    }
+    kind = type(module)
+    listed = ", ".join(f"{name}={value!r}" for name, value in values.items())
+    return f"{kind.__qualname__}({listed})"
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _call(node: fx.Node) -> str:
+    target: Any = node.target
+    if not isinstance(target, str):
+        name = getattr(target, "__qualname__", None) or str(target)
+        target = f"{getattr(target, '__module__', None) or 'torch'}.{name}"
+    arguments = [*map(str, node.args), *(f"{key}={value}" for key, value in node.kwargs.items())]
+    return _ADDRESS.sub("", f"{node.op} {target}({', '.join(arguments)})")

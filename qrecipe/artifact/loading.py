@@ -1,0 +1,192 @@
+"""One safetensors file and the float architecture -> the converted model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from qrecipe._torch_ao import quiet
+from qrecipe.architecture import graph_digests
+from qrecipe.artifact.rebuilding import ArchitectureError, rebuilt, repack
+from qrecipe.artifact.state import Slot, slots_of
+from qrecipe.artifact.tensors import DTYPES, deserialized
+from qrecipe.artifact.values import value_problems
+from qrecipe.container import Header, check_checksum, path_of, problem, read_content, read_header
+from qrecipe.contents import (
+    Contents,
+    StoredPlan,
+    contents_of,
+    needs_of,
+    recipe_table,
+    stored_plan,
+)
+from qrecipe.cpu import has_vnni
+from qrecipe.errors import ArtifactError, Finding, QRecipeError, first_line
+from qrecipe.fx import execution
+from qrecipe.lineage import Provenance, attach
+from qrecipe.linting import warn
+from qrecipe.schema import LintTable, RecipeTable
+
+
+def load_quantized(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
+    """The converted model that `save_quantized` stored, with outputs that are the same to the bit.
+
+    ``model`` is the float architecture that was quantized; its weights do not matter and may be
+    on the meta device, it stays as it is, and it is not run. Neither data nor plugins are needed.
+    Nothing in the file is executed or unpickled.
+
+    Raises:
+        ArtifactError: the file cannot be read (QR502), is not whole (QR503), was altered (QR504),
+            is none of qrecipe's or contradicts itself (QR505), comes from a newer release (QR506),
+            belongs to another architecture (QR507), lacks tensors or has other ones (QR508), has
+            scales that cannot be (QR509), or needs an engine that is not here (QR510).
+    """
+    file = path_of(path, "load_quantized")
+    header = read_header(file)
+    contents = contents_of(header)
+    check_checksum(header, file)
+    plan, recipe = stored_plan(header, contents), recipe_table(header, contents)
+    _check_agreement(header, contents, plan, recipe)
+    _check_engines(header, plan)
+    converted = _structure(header, contents, plan, recipe, model)
+    slots = slots_of(converted)
+    _check_tensors(header, contents, slots)
+    tensors = _tensors(header, contents, file)
+    problems = value_problems(converted, slots, tensors)
+    if problems:
+        raise problem("QR509", header.file, f"has {problems[0]}", differences=problems[1:])
+    try:
+        with execution.engine(plan.backend) if not plan.is_for_export else quiet(), quiet():
+            _fill(slots, tensors, contents.aliases)
+        repack(converted, plan, [part.path for part in contents.architecture.parts])
+    except (RuntimeError, ValueError, TypeError) as error:
+        what = f"has weights that torch cannot pack: {first_line(error)}"
+        raise problem("QR509", header.file, what) from error
+    origin = Provenance(
+        contents.recipe, contents.fingerprint, contents.plan, dict(contents.versions)
+    )
+    attach(converted, origin, contents.architecture)
+    _warn_about_cpu(contents, recipe.lint)
+    return converted
+
+
+def _check_agreement(
+    header: Header, contents: Contents, plan: StoredPlan, recipe: RecipeTable
+) -> None:
+    """Plan and architecture are those of the recipe."""
+    paths = tuple(part.path for part in contents.architecture.parts)
+    for what, one, other in (
+        ("backend", plan.backend, recipe.backend),
+        ("phase", plan.phase, recipe.phase or "ptq"),
+        ("parts", paths, () if plan.executor == "eager" else recipe.fx.roots or ("",)),
+        ("is_for_export", plan.is_for_export, plan.backend not in execution.ENGINES),
+    ):
+        if one != other:
+            raise problem("QR505", header.file, f"contradicts its recipe: {what} is {one}")
+
+
+def _check_engines(header: Header, plan: StoredPlan) -> None:
+    if plan.is_for_export:
+        return
+    available = available_engines()
+    missing = [name for name in needs_of(plan).engines if name not in available]
+    if missing:
+        here = ", ".join(available)
+        hint = f"this torch on this CPU has {here}: quantize the model for one of them"
+        raise problem("QR510", header.file, f"needs the engine {', '.join(missing)}", hint)
+
+
+def available_engines() -> tuple[str, ...]:
+    """The engines that this torch has on this CPU."""
+    return tuple(name for name in torch.backends.quantized.supported_engines if name != "none")
+
+
+def _structure(
+    header: Header, contents: Contents, plan: StoredPlan, recipe: RecipeTable, model: nn.Module
+) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        kind = type(model).__name__
+        raise problem("QR507", header.file, f"needs a torch.nn.Module to go into, not a {kind}")
+    try:
+        with quiet():
+            converted = rebuilt(model, contents, plan, recipe.fx)
+        found = graph_digests(converted, contents.architecture)
+    except ArchitectureError as error:
+        raise _other_architecture(header, error.differences) from None
+    except QRecipeError as error:
+        raise _other_architecture(header, [f.message for f in error.findings]) from error
+    except Exception as error:  # what torch makes of a plan that nobody planned
+        raise _other_architecture(header, [first_line(error)]) from error
+    if found != contents.architecture.graphs:
+        saved = contents.versions.get("torch", "another")
+        text = f"torch {torch.__version__} converts the plan to another graph than torch {saved}"
+        raise _other_architecture(header, [text])
+    return converted
+
+
+def _other_architecture(header: Header, differences: Sequence[str]) -> ArtifactError:
+    what = "was made from another architecture than this model"
+    hint = "build the model with the code and the settings that it was quantized with"
+    return problem("QR507", header.file, what, hint, differences)
+
+
+def _check_tensors(header: Header, contents: Contents, slots: Sequence[Slot]) -> None:
+    """The file has the tensors that the structure needs, of the same dtypes and shapes."""
+    own = {name: tensor for slot in slots for name, tensor in slot.tensors().items()}
+    stored = {**contents.aliases, **{name: name for name in header.tensors}}
+    differences = [f"{name} is missing" for name in own if name not in stored]
+    differences += [f"{name} belongs to nothing" for name in stored if name not in own]
+    for name, tensor in own.items():
+        entry = header.tensors[stored[name]] if name in stored else None
+        if entry is not None and (DTYPES[entry.dtype], entry.shape) != (
+            tensor.dtype,
+            tensor.shape,
+        ):
+            differences.append(
+                f"{name} is {entry.dtype} {list(entry.shape)} in the file, and "
+                f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} in the model"
+            )
+    if differences:
+        what = "does not have the tensors of this model"
+        raise problem("QR508", header.file, what, differences=differences)
+
+
+def _tensors(header: Header, contents: Contents, file: Path) -> dict[str, Tensor]:
+    """Every tensor by name, aliases included, in memory of its own."""
+    try:
+        stored = deserialized(read_content(header, file))
+    except (ValueError, MemoryError) as error:
+        raise problem("QR503", header.file, f"cannot be read: {first_line(error)}") from None
+    for name, order in contents.layouts.items():
+        inverse = sorted(range(len(order)), key=order.__getitem__)
+        stored[name] = stored[name].permute(order).contiguous().permute(inverse)
+    return {**stored, **{alias: stored[name] for alias, name in contents.aliases.items()}}
+
+
+def _fill(slots: Sequence[Slot], tensors: Mapping[str, Tensor], aliases: Mapping[str, str]) -> None:
+    """Put the tensors into the structure; what was one object in the saved model is one again."""
+    parameters: dict[str, nn.Parameter] = {}
+    for slot in slots:
+        own = slot.value
+        if isinstance(own, nn.Parameter):
+            first = aliases.get(slot.name, slot.name)
+            made = nn.Parameter(tensors[slot.name], own.requires_grad)
+            slot.fill({slot.name: parameters.setdefault(first, made)})
+        else:
+            slot.fill(tensors)
+
+
+def _warn_about_cpu(contents: Contents, lint: LintTable) -> None:
+    if contents.needs.vnni and not has_vnni():
+        warn(
+            Finding(
+                "QR204",
+                "8-bit activations can saturate on this CPU, which has no VNNI",
+                hint="it was quantized for a CPU that has, and can give other results here",
+            ),
+            lint,
+        )

@@ -1,0 +1,249 @@
+"""The stored plan on the float architecture: a converted model as it was, but for its state.
+
+Nothing is decided, calibrated or run. The observers only have to give a scale of some kind, so
+that torch's own take the places of all that plugins brought.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from qrecipe._torch_fx import ConvertCustomConfig, PrepareCustomConfig
+from qrecipe.architecture import differences_of, note_values, setting_differences
+from qrecipe.assembly import with_parts
+from qrecipe.backend import backend_config
+from qrecipe.contents import Contents, StoredPlan, StoredRule, StoredSite, TracedPart
+from qrecipe.eager.part import EagerPart
+from qrecipe.errors import Location
+from qrecipe.fx import execution
+from qrecipe.fx.emission import erase_keep_float
+from qrecipe.fx.parts import Configs, compile_part
+from qrecipe.inputs import Inputs
+from qrecipe.inventory import (
+    Match,
+    Part,
+    fused_graph,
+    module_names,
+    named_sites,
+    traced_graph,
+)
+from qrecipe.operations import ModelStructure
+from qrecipe.planning import Plan, Site
+from qrecipe.recipe import QConfigSpec, Rule
+from qrecipe.schema import Constructor, FxTable, TensorSpec
+
+_MEMORYLESS = ("placeholder", "fixed_qparams")
+"""Observers that know their range, or need none, and decide what torch inserts."""
+
+
+class ArchitectureError(Exception):
+    """The model is not the one that was quantized; ``differences`` say where."""
+
+    def __init__(self, differences: list[str]) -> None:
+        super().__init__(differences)
+        self.differences = differences
+
+
+def rebuilt(model: nn.Module, contents: Contents, plan: StoredPlan, table: FxTable) -> nn.Module:
+    """The converted model that the plan gave, with state of the right shapes and of no meaning.
+
+    ``model`` stays as it is, and what it weighs does not matter. Raises `ArchitectureError`.
+    """
+    _raise_if_any(setting_differences(contents.architecture, model))
+    blank = without_weights(model)
+    decided = _plan(plan, blank)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of observers that saw nothing
+        if plan.executor == "eager":
+            whole = _swapped(blank, decided)
+        else:
+            preserved = {name: getattr(model, name) for name in table.preserved_attributes}
+            whole = _traced(blank, contents, decided, table, preserved)
+    execution.own_all_tensors(whole)
+    return whole.eval()
+
+
+def _swapped(blank: nn.Module, plan: Plan) -> nn.Module:
+    """The model with quantized modules in the places of those that were planned."""
+    modules = {path: type(module).__name__ for path, module in blank.named_modules()}
+    planned = {site.name: site.op for site in plan.sites}
+    own = {name: modules[name] for name in planned if name in modules}
+    _raise_if_any(differences_of("site", planned, own))
+    return EagerPart("", plan, blank, Inputs()).swapped(blank)
+
+
+def _traced(
+    blank: nn.Module,
+    contents: Contents,
+    plan: Plan,
+    table: FxTable,
+    preserved: Mapping[str, Any],
+) -> nn.Module:
+    """The model with converted graphs in the places of the parts that were traced."""
+    configs = Configs(
+        plan.backend,
+        backend_config(plan.backend, plan.phase),
+        PrepareCustomConfig().set_preserved_attributes(list(preserved)),
+        ConvertCustomConfig().set_preserved_attributes(list(preserved)),
+    )
+    fused = [_fused_part(blank, part, plan, table, configs) for part in contents.architecture.parts]
+    _check_sites({name: site for part in fused for name, site in part.matches.items()}, plan)
+    return with_parts(
+        blank, {part.part.path: _converted(part.part, plan, configs, preserved) for part in fused}
+    )
+
+
+def without_weights(model: nn.Module) -> nn.Module:
+    """A copy in eval mode with zeros for parameters, and for buffers that hold nothing either."""
+    tensors = [
+        *model.parameters(),
+        *(tensor for tensor in _plain_tensors(model) if tensor.is_meta),
+    ]
+    zeros = {id(tensor): _zeros(tensor) for tensor in tensors}
+    return copy.deepcopy(model, zeros).eval()
+
+
+def _plain_tensors(model: nn.Module) -> list[Tensor]:
+    """Buffers, and tensors that are attributes and neither."""
+    attributes = chain.from_iterable(vars(module).values() for module in model.modules())
+    return [*model.buffers(), *(value for value in attributes if isinstance(value, Tensor))]
+
+
+def _zeros(tensor: Tensor) -> Tensor:
+    zeros = torch.zeros(tensor.shape, dtype=tensor.dtype)
+    is_parameter = isinstance(tensor, nn.Parameter)
+    return nn.Parameter(zeros, tensor.requires_grad) if is_parameter else zeros
+
+
+def _converted(
+    part: Part, plan: Plan, configs: Configs, preserved: Mapping[str, Any]
+) -> fx.GraphModule:
+    for name, tensor in part.graph_module.named_parameters():
+        if not torch.isfinite(tensor).all():  # folded from a buffer that held anything
+            part.graph_module.get_parameter(name).data.zero_()
+    compiled = compile_part(plan, part, configs, preserved)
+    # not compiled.prepare: fake-quants that accompany training rest in eval mode, and these have
+    # to see the shapes of their weights once
+    prepared = execution.prepared_copy(
+        compiled.graph_module,
+        compiled.emission,
+        configs.backend_config,
+        configs.prepare,
+        preserved,
+        plan.phase,
+    ).eval()
+    reference = execution.reference(prepared, configs.backend_config, configs.convert)
+    if plan.is_for_export:
+        erase_keep_float(reference)
+        return reference
+    return execution.lowered(reference, prepared, configs.backend, configs.convert)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fused:
+    """A part that was traced again, and the sites in it."""
+
+    part: Part
+    matches: Mapping[str, Match]
+
+
+def _fused_part(
+    blank: nn.Module, recorded: TracedPart, plan: Plan, table: FxTable, configs: Configs
+) -> _Fused:
+    graph_module, scopes = traced_graph(blank, recorded.path, recorded.constants, table)
+    _raise_if_any(note_values(recorded, graph_module))
+    config = configs.backend_config
+    graph_module = fused_graph(graph_module, scopes, recorded.path, config, plan.phase)
+    part = Part(recorded.path, graph_module, Inputs(), recorded)
+    return _Fused(part, named_sites(graph_module, config, plan.phase))
+
+
+def _check_sites(found: Mapping[str, Match], plan: Plan) -> None:
+    planned = {site.name: ", ".join(site.members) for site in plan.sites}
+    own = {
+        name: ", ".join(member.name for member in match.operation.members)
+        for name, match in found.items()
+    }
+    _raise_if_any(differences_of("site", planned, own))
+
+
+def _raise_if_any(differences: Iterable[str]) -> None:
+    found = list(differences)
+    if found:
+        raise ArchitectureError(found)
+
+
+def repack(whole: nn.Module, plan: StoredPlan, paths: list[str]) -> None:
+    """Pack the weights of sites that leave their backend's engine for the other one, in place."""
+    engines = {site.name: site.engine for site in plan.sites if site.engine is not None}
+    for path in paths:
+        part = whole.get_submodule(path)
+        assert isinstance(part, fx.GraphModule)
+        execution.repack(part, engines)
+
+
+def _plan(stored: StoredPlan, model: nn.Module) -> Plan:
+    return Plan(
+        sites=tuple(map(_site, stored.sites)),
+        rules=(),
+        findings=(),
+        warnings=(),
+        boundaries=stored.boundaries,
+        recipe=stored.recipe,
+        fingerprint=stored.fingerprint,
+        backend=stored.backend,
+        phase=stored.phase,
+        executor=stored.executor,
+        structure=ModelStructure((), {}, {}, module_names(model)[1], ()),
+    )
+
+
+def _site(stored: StoredSite) -> Site:
+    qconfig = stored.qconfig
+    return Site(
+        name=stored.name,
+        op=stored.op,
+        members=stored.members,
+        qconfig=None
+        if qconfig is None
+        else QConfigSpec(_builtin(qconfig.weight), _builtin(qconfig.activation)),
+        input=None,
+        mode=stored.mode,
+        rule=_rule(stored.rule),
+        shadowed=(),
+        verdict=stored.verdict,
+        reason=stored.reason,
+        engine=stored.engine,
+    )
+
+
+def _rule(stored: StoredRule) -> Rule:
+    return Rule(
+        tier=stored.tier,
+        key=stored.key,
+        qconfig=None,
+        label=stored.says,
+        reason=stored.reason,
+        expect=None,
+        optional=False,
+        location=Location("recipe", 1, 1, 1),
+        layer="recipe",
+        overrides=frozenset(),
+    )
+
+
+def _builtin(spec: TensorSpec | None) -> TensorSpec | None:
+    """The spec with an observer of torch's own that gives scales of the same shape."""
+    if spec is None or spec.observer is None or spec.observer.name in _MEMORYLESS:
+        return spec
+    per_channel = (spec.qscheme or "").startswith("per_channel")
+    name = "per_channel_minmax" if per_channel else "minmax"
+    return spec.model_copy(update={"observer": Constructor(name=name), "fake_quant": None})

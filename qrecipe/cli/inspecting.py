@@ -1,0 +1,119 @@
+"""``qrecipe inspect``: what a stored model says about itself, without torch."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qrecipe.cli.output import out, out_json
+from qrecipe.container import Header, check_checksum, read_header
+from qrecipe.contents import (
+    Contents,
+    StoredPlan,
+    StoredSite,
+    contents_of,
+    recipe_table,
+    stored_plan,
+)
+from qrecipe.errors import one_line
+from qrecipe.tables import render_table
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """A stored model, checked as far as that is possible without the model."""
+
+    header: Header
+    contents: Contents
+    plan: StoredPlan
+
+
+def inspect(file: str) -> Inspection:
+    """Raises ArtifactError for a file that `load_quantized` would refuse with any model."""
+    path = Path(file)
+    header = read_header(path)
+    contents = contents_of(header)
+    check_checksum(header, path)
+    plan = stored_plan(header, contents)
+    recipe_table(header, contents)
+    return Inspection(header, contents, plan)
+
+
+def show_text(found: Inspection) -> None:
+    """Where it comes from and what it needs; the recipe, the plan and the tensors."""
+    header, contents, plan = found.header, found.contents, found.plan
+    counts: Counter[str] = Counter(site.verdict for site in plan.sites)
+    verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in _VERDICTS)
+    rows = [
+        ("file", f"{header.file}, {header.start + header.nbytes:,} bytes, checksum right"),
+        ("recipe", f"{plan.recipe}, fingerprint {contents.fingerprint}"),
+        ("plan", f"{plan.backend} ({plan.phase}): {len(plan.sites)} sites, {verdicts}"),
+        ("needs", _needs_text(found)),
+        ("saved by", ", ".join(f"{name} {text}" for name, text in contents.versions.items())),
+        ("tensors", f"{len(header.tensors)}, {header.nbytes:,} bytes"),
+    ]
+    out("\n".join(f"{name:<9} {one_line(text)}" for name, text in rows))
+    out(f"\n{contents.recipe}")
+    columns = ("site", "operation", "verdict", "weight/act", "decided by", "why")
+    out(render_table(columns, [_site_row(site) for site in plan.sites]))
+    out("\n" + render_table(("tensor", "dtype", "shape", "bytes"), list(_tensor_rows(found))))
+
+
+def show_json(found: Inspection) -> None:
+    """The same as one document; the plan is that of ``qrecipe plan --json``."""
+    header, contents = found.header, found.contents
+    out_json(
+        {
+            "file": header.file,
+            "bytes": header.start + header.nbytes,
+            "tensor_bytes": header.nbytes,
+            "fingerprint": contents.fingerprint,
+            "recipe": contents.recipe,
+            "plan": json.loads(contents.plan),
+            "versions": dict(contents.versions),
+            "needs": contents.needs.model_dump(mode="json"),
+            "tensors": {name: _entry_json(found, name) for name in sorted(header.tensors)},
+            "aliases": dict(contents.aliases),
+        }
+    )
+
+
+_VERDICTS = ("quantized", "passthrough", "float")
+
+
+def _needs_text(found: Inspection) -> str:
+    if found.plan.is_for_export:
+        return f"nothing: a reference model, to be exported for {found.plan.backend}"
+    engines = " and ".join(found.contents.needs.engines)
+    vnni = "; a CPU with VNNI, or results may saturate" if found.contents.needs.vnni else ""
+    return f"torch's engine {engines}{vnni}"
+
+
+def _site_row(site: StoredSite) -> tuple[str, ...]:
+    rule = f"{site.rule.tier} {site.rule.key}".rstrip()
+    cells = (site.name, site.op, site.verdict, _dtypes(site), f"{rule} = {site.rule.says}")
+    return tuple(map(one_line, (*cells, site.reason or "")))
+
+
+def _dtypes(site: StoredSite) -> str:
+    if site.qconfig is None:
+        return "float"
+    specs = (site.qconfig.weight, site.qconfig.activation)
+    text = "/".join("-" if spec is None else str(spec.dtype) for spec in specs)
+    return f"{text} dynamic" if site.mode == "dynamic" else text
+
+
+def _tensor_rows(found: Inspection) -> Iterator[tuple[str, ...]]:
+    for name, entry in sorted(found.header.tensors.items()):
+        yield one_line(name), entry.dtype, "x".join(map(str, entry.shape)), f"{entry.nbytes:,}"
+    for name, stored in found.contents.aliases.items():
+        yield one_line(name), "", "", one_line(f"is {stored}")
+
+
+def _entry_json(found: Inspection, name: str) -> Mapping[str, Any]:
+    entry = found.header.tensors[name]
+    return {"dtype": entry.dtype, "shape": list(entry.shape), "bytes": entry.nbytes}

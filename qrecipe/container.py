@@ -1,0 +1,248 @@
+"""The bytes of a stored model: a safetensors file, read without torch and however hostile it is.
+
+A file is the length of its header (8 bytes, little-endian), the header (JSON: a table of tensors
+and the metadata, text by text), and the tensors behind one another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from qrecipe.errors import ArtifactError, Finding, one_line, shown
+
+MAX_HEADER = 2**25
+"""The largest header that is read: 32 MiB."""
+
+CHECKSUM = "sha256"
+"""The key of the metadata that holds the checksum of everything else."""
+
+_LENGTH = 8
+_METADATA = "__metadata__"
+_CHUNK = 2**20
+_SHOWN_PATH = 60
+_SHOWN_DIFFERENCES = 3
+
+DType = Literal["BOOL", "U8", "I8", "I16", "I32", "I64", "F16", "BF16", "F32", "F64"]
+_BYTES: dict[str, int] = {
+    "BOOL": 1,
+    "U8": 1,
+    "I8": 1,
+    "I16": 2,
+    "F16": 2,
+    "BF16": 2,
+    "I32": 4,
+    "F32": 4,
+    "I64": 8,
+    "F64": 8,
+}
+Size = Annotated[int, Field(ge=0, lt=2**48)]
+
+
+class Entry(BaseModel):
+    """A tensor in the header: where its bytes are, counted from the end of the header."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    dtype: DType
+    shape: Annotated[tuple[Size, ...], Field(max_length=16)]
+    data_offsets: tuple[Size, Size]
+
+    @property
+    def nbytes(self) -> int:
+        """What dtype and shape come to."""
+        return math.prod(self.shape) * _BYTES[self.dtype]
+
+
+_ENTRIES = TypeAdapter(dict[str, Entry])
+_TEXTS = TypeAdapter(dict[str, str])
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a file says about itself; ``start`` is where the tensors begin."""
+
+    file: str
+    metadata: Mapping[str, str]
+    tensors: Mapping[str, Entry]
+    start: int
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all tensors."""
+        return sum(entry.nbytes for entry in self.tensors.values())
+
+
+def problem(
+    code: str, file: str, what: str, hint: str | None = None, differences: Sequence[str] = ()
+) -> ArtifactError:
+    """The error about a stored model, which always names the file; the first differences follow."""
+    more = len(differences) - _SHOWN_DIFFERENCES
+    notes = (*differences[:_SHOWN_DIFFERENCES], *([f"and {more} more"] if more > 0 else []))
+    name = file if len(file) <= _SHOWN_PATH else f"…{file[-_SHOWN_PATH:]}"
+    message = f"{shown(name)} {one_line(what)}"
+    return ArtifactError(Finding(code, message, hint=hint, notes=tuple(map(one_line, notes))))
+
+
+def path_of(path: object, what: str) -> Path:
+    """The path of a stored model; ``what`` says in a finding what takes it.
+
+    Raises ArtifactError (QR502) for what is no path.
+    """
+    text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+    if not isinstance(text, str):
+        message = f"{what} takes a path, not {shown(type(path).__name__)}"
+        raise ArtifactError(Finding("QR502", message))
+    return Path(text)
+
+
+def read_header(path: Path) -> Header:
+    """The header of a file, held against the file's size.
+
+    Raises ArtifactError: the file cannot be read (QR502), or is no whole safetensors file (QR503).
+    """
+    file = str(path)
+    with _opened(path) as stream:
+        return _header(stream, file)
+
+
+def with_header(tensors: Mapping[str, Entry], metadata: Mapping[str, str], content: bytes) -> bytes:
+    """A whole file of the bytes of all tensors; the checksum joins the metadata."""
+    header = Header("", metadata, tensors, 0)
+    texts = {**metadata, CHECKSUM: checksum(header, io.BytesIO(content))}
+    table = {name: entry.model_dump() for name, entry in tensors.items()}
+    text = json.dumps({_METADATA: texts, **table}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _LENGTH)  # the tensors begin at a multiple of 8 bytes
+    return len(text).to_bytes(_LENGTH, "little") + text + content
+
+
+def header_of(content: bytes, file: str) -> Header:
+    """As `read_header`, of a file's content."""
+    return _header(io.BytesIO(content), file)
+
+
+def read_content(header: Header, path: Path) -> bytes:
+    """The whole file of a header.
+
+    Raises ArtifactError as `read_header` does, and where it is another file by now (QR503).
+    """
+    with _opened(path) as stream:
+        content = stream.read(header.start + header.nbytes + 1)
+    if header_of(content, header.file) != header:
+        raise problem("QR503", header.file, "was replaced while it was read")
+    return content
+
+
+class _opened:  # noqa: N801 - reads as what it does in a with statement
+    """A regular file, opened for reading; the system's errors become ours."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> BinaryIO:
+        try:
+            if not stat.S_ISREG(self._path.stat().st_mode):
+                raise problem("QR502", str(self._path), "is not a regular file")
+            self._stream = self._path.open("rb")
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            raise self._unreadable(error) from None
+        return self._stream
+
+    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
+        self._stream.close()
+        if isinstance(error, (OSError, MemoryError)):
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: BaseException) -> ArtifactError:
+        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        return problem("QR502", str(self._path), f"cannot be read: {why.lower()}")
+
+
+def _header(stream: BinaryIO, file: str) -> Header:
+    size = stream.seek(0, 2)
+    stream.seek(0)
+    prefix = stream.read(_LENGTH)
+    length = int.from_bytes(prefix, "little")
+    if len(prefix) < _LENGTH or length > size - _LENGTH or length > MAX_HEADER:
+        hint = "was it cut off, or is it another kind of file?"
+        raise problem("QR503", file, "is no whole safetensors file", hint)
+    metadata, tensors = _parsed(stream.read(length), file)
+    _check_layout(tensors, size - _LENGTH - length, file)
+    return Header(file, metadata, tensors, _LENGTH + length)
+
+
+def _parsed(text: bytes, file: str) -> tuple[dict[str, str], dict[str, Entry]]:
+    try:
+        data = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
+        if not isinstance(data, dict):
+            raise ValueError("no table of tensors")
+        metadata = _TEXTS.validate_python(data.pop(_METADATA, {}), strict=True)
+        # JSON knows no tuples, and strictness takes lists for them only where JSON is read
+        return metadata, _ENTRIES.validate_json(json.dumps(data))
+    except ValidationError as error:
+        first = error.errors()[0]
+        at = ".".join(map(str, first["loc"]))
+        raise problem("QR503", file, f"has a bad header: {shown(at)}: {first['msg']}") from None
+    except (ValueError, RecursionError) as error:
+        raise problem("QR503", file, f"has a bad header: {error}") from None
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("one name stands there twice")
+    return found
+
+
+def _check_layout(tensors: Mapping[str, Entry], available: int, file: str) -> None:
+    """The tensors fill what is behind the header, without a gap and without sharing bytes."""
+    end = 0
+    for name, entry in sorted(tensors.items(), key=lambda item: item[1].data_offsets):
+        start, stop = entry.data_offsets
+        if start != end or stop - start != entry.nbytes:
+            raise problem("QR503", file, f"has a bad header: the offsets of {shown(name)} are off")
+        end = stop
+    if end > available:
+        hint = "it was cut off: copy it again"
+        missing = f"lacks {end - available:,} of its {end:,} bytes of tensors"
+        raise problem("QR503", file, missing, hint)
+    if end < available:
+        raise problem("QR503", file, f"has {available - end:,} bytes behind its tensors")
+
+
+def check_checksum(header: Header, path: Path) -> None:
+    """Raises ArtifactError (QR504) where the file is not what was saved."""
+    with _opened(path) as stream:
+        found = checksum(header, stream)
+    if header.metadata.get(CHECKSUM) != found:
+        hint = "it was damaged or altered since it was saved: copy it again"
+        raise problem("QR504", header.file, "is not what was saved: its checksum differs", hint)
+
+
+def checksum(header: Header, stream: BinaryIO) -> str:
+    """The SHA-256 of metadata and tensors, in the order of names; the key itself left out."""
+    digest = hashlib.sha256()
+    metadata = {key: text for key, text in header.metadata.items() if key != CHECKSUM}
+    digest.update(_canonical(metadata))
+    for name, entry in sorted(header.tensors.items()):
+        digest.update(_canonical([name, entry.dtype, entry.shape]))
+        stream.seek(header.start + entry.data_offsets[0])
+        left = entry.nbytes
+        while left and (piece := stream.read(min(left, _CHUNK))):
+            digest.update(piece)
+            left -= len(piece)
+    return digest.hexdigest()
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

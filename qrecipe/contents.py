@@ -1,0 +1,270 @@
+"""What a stored model's metadata says, as values: recipe, plan, architecture, versions, needs.
+
+Everything in it is somebody else's text until it has been checked here. Nothing imports torch.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from qrecipe.composition import compose
+from qrecipe.container import Header, problem
+from qrecipe.errors import QRecipeError
+from qrecipe.merging import fingerprint
+from qrecipe.reading import parse_document
+from qrecipe.references import Source
+from qrecipe.schema import Backend, Phase, RecipeTable, TensorSpec
+
+FORMAT = 1
+"""The version of the metadata; the tensors are safetensors in any version."""
+
+MAX_TEXT = 2**26
+"""The largest text that is unpacked: 64 MiB."""
+
+_MARK = "qrecipe"
+_PACKED = frozenset({"plan", "architecture"})
+
+Value = Literal["float tensor", "tensor", "floats", "other"]
+"""What a node computes: a floating tensor, another one, a tuple that holds some, anything else."""
+
+
+class _Stored(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class _Read(BaseModel):
+    """A table of which only a part is needed."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+
+class TracedNode(_Stored):
+    """A node of a graph as it was traced; ``call`` is its kind, target and arguments."""
+
+    name: str
+    call: str
+    value: Value
+
+
+class TracedPart(_Stored):
+    """A part of a model as it was traced: the whole model (an empty path) or a root.
+
+    ``constants`` are the arguments of its forward that were no tensors.
+    """
+
+    path: str
+    constants: dict[str, bool | int | float | str | None]
+    nodes: tuple[TracedNode, ...]
+
+
+class Architecture(_Stored):
+    """What the float model has to be again, weights apart.
+
+    ``modules`` maps the path of each module of torch's own to its class and settings;
+    ``graphs`` are digests of the converted graphs, by the paths of the parts.
+    """
+
+    parts: tuple[TracedPart, ...]
+    modules: dict[str, str]
+    graphs: dict[str, str] = {}
+
+
+class StoredQConfig(_Read):
+    """The specs of a site's weight and activation."""
+
+    weight: TensorSpec | None
+    activation: TensorSpec | None
+
+
+class StoredRule(_Read):
+    """The rule that decided a site."""
+
+    tier: Literal["module_name", "module_type", "function", "global"]
+    key: str
+    says: str
+    reason: str | None
+
+
+class StoredSite(_Read):
+    """A site of the stored plan."""
+
+    name: str
+    op: str
+    members: tuple[str, ...]
+    verdict: Literal["quantized", "passthrough", "float"]
+    mode: Literal["static", "dynamic", "weight_only"] | None
+    reason: str | None
+    engine: Literal["fbgemm", "onednn"] | None
+    qconfig: StoredQConfig | None
+    rule: StoredRule
+
+
+class StoredPlan(_Read):
+    """What of a plan decides how a model is converted."""
+
+    recipe: str
+    fingerprint: str
+    backend: Backend
+    phase: Phase
+    executor: Literal["fx", "eager"]
+    needs_vnni: bool
+    is_for_export: bool
+    boundaries: int
+    sites: tuple[StoredSite, ...]
+
+
+class Needs(_Stored):
+    """What the machine that runs the model has to have.
+
+    ``engines`` are those of torch, the backend's own and those of single sites; ``vnni`` tells
+    that the kernels can saturate on an x86 CPU without VNNI.
+    """
+
+    engines: tuple[str, ...]
+    vnni: bool
+
+
+class Contents(_Stored):
+    """The metadata of a stored model.
+
+    ``recipe`` is TOML; ``plan`` is what ``Plan.to_json`` gave, unpacked. ``aliases`` maps a name
+    to the one under which the same tensor is stored; ``layouts`` gives the order of the
+    dimensions in memory, the outermost first, where that is not the usual one.
+    """
+
+    recipe: str
+    fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    plan: str
+    versions: dict[str, str]
+    needs: Needs
+    architecture: Architecture
+    aliases: dict[str, str] = {}
+    layouts: dict[str, tuple[int, ...]] = {}
+
+
+def metadata_of(contents: Contents) -> dict[str, str]:
+    """The contents as safetensors keeps metadata, text by text."""
+    plain: dict[str, Any] = contents.model_dump(mode="json")
+    texts = {key: value if isinstance(value, str) else _json(value) for key, value in plain.items()}
+    texts["plan"] = _json(json.loads(contents.plan))
+    return {
+        "format": f"{_MARK} {FORMAT}",
+        **{key: _packed(text) if key in _PACKED else text for key, text in texts.items()},
+    }
+
+
+def contents_of(header: Header) -> Contents:
+    """The contents of a file's metadata.
+
+    Raises ArtifactError: not a file of qrecipe (QR505), of a newer one (QR506), or metadata that
+    are damaged or contradict each other (QR505).
+    """
+    _check_format(header)
+    texts = {key: header.metadata.get(key, "") for key in Contents.model_fields}
+    try:
+        values = {key: _unpacked(text) if key in _PACKED else text for key, text in texts.items()}
+        for key in ("versions", "needs", "architecture", "aliases", "layouts"):
+            values[key] = json.loads(values[key])
+        values["plan"] = json.dumps(json.loads(values["plan"]), indent=2, sort_keys=True)
+        found = Contents.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        raise _bad(header, _first(error)) from None
+    except (ValueError, zlib.error, RecursionError) as error:
+        raise _bad(header, str(error)) from None
+    _check_agreement(header, found)
+    return found
+
+
+def stored_plan(header: Header, contents: Contents) -> StoredPlan:
+    """The plan of the contents, checked.
+
+    Raises ArtifactError (QR505) where it is none or belongs to another recipe.
+    """
+    try:
+        plan = StoredPlan.model_validate_json(contents.plan)
+    except ValidationError as error:
+        raise _bad(header, f"plan: {_first(error)}") from None
+    if plan.fingerprint != contents.fingerprint:
+        raise _bad(header, "the plan was made from another recipe")
+    if needs_of(plan) != contents.needs:
+        raise _bad(header, "the needs are not those of the plan")
+    names = [site.name for site in plan.sites]
+    if len(set(names)) != len(names):
+        raise _bad(header, "the plan has a site twice")
+    return plan
+
+
+def needs_of(plan: StoredPlan) -> Needs:
+    """What a machine needs for the model of a plan."""
+    engines = [plan.backend, *(site.engine for site in plan.sites if site.engine is not None)]
+    return Needs(engines=tuple(dict.fromkeys(engines)), vnni=plan.needs_vnni)
+
+
+def recipe_table(header: Header, contents: Contents) -> RecipeTable:
+    """The recipe's tables, checked without the plugins that it may name.
+
+    Raises ArtifactError (QR505) where it is no resolved recipe or not that of the fingerprint.
+    """
+    try:
+        if "extends" in parse_document(contents.recipe, "recipe").data:
+            raise _bad(header, "the recipe is not resolved: it extends another one")
+        composition = compose(Source("recipe"), contents.recipe)
+    except QRecipeError as error:
+        raise _bad(header, f"recipe: {error.findings[0].message}") from None
+    if composition.findings:
+        raise _bad(header, f"recipe: {composition.findings[0].message}")
+    if fingerprint(composition.values) != contents.fingerprint:
+        raise _bad(header, "the recipe is not the one of the fingerprint")
+    return RecipeTable.model_validate(composition.values)
+
+
+def _check_format(header: Header) -> None:
+    mark, _, version = header.metadata.get("format", "").partition(" ")
+    if mark != _MARK or not version.isdecimal():
+        hint = "qrecipe.save_quantized writes the files that can be read here"
+        raise problem("QR505", header.file, "is not a quantized model of qrecipe", hint)
+    if version != str(FORMAT):
+        hint = f"this qrecipe reads format {FORMAT}: install a release that knows it"
+        raise problem("QR506", header.file, f"has format {version}", hint)
+
+
+def _check_agreement(header: Header, contents: Contents) -> None:
+    """What is said twice is said alike, and what refers to tensors refers to some."""
+    for name, stored in contents.aliases.items():
+        if name in header.tensors or stored not in header.tensors:
+            raise _bad(header, f"aliases: {name} stands for no tensor")
+    for name, order in contents.layouts.items():
+        entry = header.tensors.get(name)
+        if entry is None or sorted(order) != list(range(len(entry.shape))):
+            raise _bad(header, f"layouts: {name} has no such dimensions")
+
+
+def _bad(header: Header, what: str) -> Exception:
+    return problem("QR505", header.file, f"has bad metadata: {what}")
+
+
+def _first(error: ValidationError) -> str:
+    found = error.errors()[0]
+    return f"{'.'.join(map(str, found['loc']))}: {found['msg']}"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def _packed(text: str) -> str:
+    return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+
+
+def _unpacked(text: str) -> str:
+    """Raises ValueError or zlib.error for what `_packed` does not give, or too much of it."""
+    unpacker = zlib.decompressobj()
+    content = unpacker.decompress(base64.b64decode(text, validate=True), MAX_TEXT)
+    if unpacker.unconsumed_tail or not unpacker.eof:
+        raise ValueError(f"a text of more than {MAX_TEXT:,} bytes, or half of one")
+    return content.decode()

@@ -1,0 +1,144 @@
+"""Export to ONNX: onnxruntime computes what the converted model computes."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+from artifacts import outputs, recipe, trained
+from nets import NETS
+from runs import silent
+
+import qrecipe
+from qrecipe.errors import ArtifactError, CalibrationError, QRecipeError
+from qrecipe.sqnr import sqnr_db
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+AGREE_DB = 30.0
+"""A result that lies between two steps may be rounded to either; nothing else differs."""
+
+ALWAYS = ("shared_conv",)
+
+
+def prepared(name, a_recipe):
+    net = NETS[name]
+    batches = net.batches()
+    compiled = qrecipe.compile(net.model(), a_recipe, batches[0])
+    model = compiled.prepare()
+    qrecipe.calibrate(model, batches, progress=silent)
+    return compiled, model, batches
+
+
+def run_onnx(path, batch):
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [given.name for given in session.get_inputs()]
+    given = batch if isinstance(batch, dict) else {names[0]: batch}
+    found = session.run(None, {name: tensor.numpy() for name, tensor in given.items()})
+    return [torch.from_numpy(array) for array in found]
+
+
+def tensor_types(path):
+    """The types of the stored tensors of two and more dimensions."""
+    return {
+        onnx.TensorProto.DataType.Name(tensor.data_type)
+        for tensor in onnx.load(path).graph.initializer
+        if len(tensor.dims) > 1
+    }
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n not in ALWAYS else []) for n in NETS]
+)
+def test_onnxruntime_agrees_with_the_converted_model(name, tmp_path):
+    compiled, model, batches = prepared(name, recipe())
+    path = tmp_path / "model.onnx"
+    qrecipe.export_onnx(compiled, model, path)
+    assert tensor_types(path) <= {"INT8", "FLOAT"}
+    assert "INT8" in tensor_types(path)
+    converted = compiled.convert(model)  # the export has left it as it was
+    for batch in batches[:2]:
+        expected, actual = outputs(converted, batch), run_onnx(path, batch)
+        assert [e.shape for e in expected] == [a.shape for a in actual]
+        assert all(sqnr_db(e, a) > AGREE_DB for e, a in zip(expected, actual, strict=True))
+
+
+@pytest.mark.slow
+def test_a_trained_model_is_exported_as_it_is_converted(tmp_path):
+    net = NETS["residual"]
+    compiled, model = trained(net, recipe(head='phase = "qat"'))
+    path = tmp_path / "model.onnx"
+    qrecipe.export_onnx(compiled, model, path)
+    batch = net.batches(2)[1]
+    expected = outputs(compiled.convert(model), batch)[0]
+    assert sqnr_db(expected, run_onnx(path, batch)[0]) > AGREE_DB
+
+
+@pytest.mark.slow
+def test_other_sizes_of_the_batch_run_where_the_dimension_is_dynamic(tmp_path):
+    compiled, model, batches = prepared("mlp", recipe())
+    path = tmp_path / "model.onnx"
+    batch = torch.export.Dim("batch")
+    qrecipe.export_onnx(compiled, model, path, dynamic_shapes=({0: batch},))
+    converted = compiled.convert(model)
+    few = batches[1][:3]
+    assert sqnr_db(outputs(converted, few)[0], run_onnx(path, few)[0]) > AGREE_DB
+
+
+@pytest.mark.slow
+def test_weight_only_embeddings_are_exported(tmp_path):
+    rules = '[rules]\nglobal = "float"\n[rules.module_type]\n"torch.nn.Embedding" = "embedding"'
+    compiled, model, batches = prepared("tagger", recipe(rules))
+    path = tmp_path / "model.onnx"
+    qrecipe.export_onnx(compiled, model, path)
+    expected = outputs(compiled.convert(model), batches[1])[0]
+    assert sqnr_db(expected, run_onnx(path, batches[1])[0]) > AGREE_DB
+
+
+def test_dynamic_sites_are_refused_by_name(tmp_path):
+    rules = '[rules]\nglobal = "float"\n[rules.module_type]\n"torch.nn.Linear" = "dynamic"'
+    compiled, model, _ = prepared("mlp", recipe(rules))
+    with pytest.raises(ArtifactError, match=r"QR512 dynamic sites.*fc1, fc2"):
+        qrecipe.export_onnx(compiled, model, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_parts_of_a_model_are_refused(tmp_path):
+    from test_roots import Routed
+    from test_roots import recipe as recipe_of_roots
+
+    batches = [torch.randn(8, 3, 8, 8) for _ in range(10)]
+    compiled = qrecipe.compile(Routed().eval(), recipe_of_roots(["backbone"]), batches[0])
+    model = compiled.prepare()
+    qrecipe.calibrate(model, batches, progress=silent)
+    with pytest.raises(ArtifactError, match=r"QR512 parts of a model"):
+        qrecipe.export_onnx(compiled, model, tmp_path / "model.onnx")
+
+
+def test_a_model_that_was_never_calibrated_is_refused(tmp_path):
+    net = NETS["mlp"]
+    compiled = qrecipe.compile(net.model(), recipe(), net.batches(1)[0])
+    with pytest.raises(CalibrationError, match="QR401"):
+        qrecipe.export_onnx(compiled, compiled.prepare(), tmp_path / "model.onnx")
+    with pytest.raises(CalibrationError, match="QR406"):
+        qrecipe.export_onnx(compiled, net.model(), tmp_path / "model.onnx")
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    compiled, model, _ = prepared("mlp", recipe())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(QRecipeError, match=r"QR602.*onnx.*qrecipe\[onnx\]"):
+        qrecipe.export_onnx(compiled, model, tmp_path / "model.onnx")
+
+
+def test_what_the_exporter_cannot_do_is_our_error(tmp_path, monkeypatch):
+    compiled, model, _ = prepared("mlp", recipe())
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(torch.onnx, "export", broken)
+    with pytest.raises(ArtifactError, match=r"QR512.*no such operator"):
+        qrecipe.export_onnx(compiled, model, tmp_path / "model.onnx")
