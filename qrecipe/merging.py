@@ -78,8 +78,8 @@ class Layer:
         return self.document.spans.value(self.document.spans.known(path))
 
     def noted(self, finding: Finding) -> Finding:
-        """The finding with the way to this file, if it is a base."""
-        if len(self.chain) == 1:
+        """The finding with the way to this file, if it is a base or published."""
+        if len(self.chain) == 1 and self.source.publisher is None:
             return finding
         return replace(finding, notes=(*finding.notes, chain_text(self.chain)))
 
@@ -104,6 +104,12 @@ def fingerprint(values: Values) -> str:
         }
     text = json.dumps(significant, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def layer_fingerprint(layer: Layer) -> str:
+    """The fingerprint of a layer as a recipe of its own, with everything that it extends."""
+    settings, _ = resolve(layer)
+    return fingerprint(nested((path, setting.value) for path, setting in settings.items()))
 
 
 def chain_text(names: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from qrecipe.errors import Finding, Location, error_from, first_line
 from qrecipe.inventory import Inventory
 from qrecipe.operations import ModelStructure
 from qrecipe.qconfigs import factory, quantized_range
-from qrecipe.recipe import QConfigSpec, Recipe, Rule
+from qrecipe.recipe import Ingredient, QConfigSpec, Recipe, Rule
 from qrecipe.rendering import explanation, plan_json, plan_text
 from qrecipe.rules import Resolution, describe, listed, resolve, subclass_findings
 from qrecipe.schema import Backend, Phase, TensorSpec
@@ -76,7 +76,7 @@ class Plan:
 
     ``findings`` are what makes the plan impossible; a plan that was returned has none.
     ``warnings`` are legal but doubtful; ``boundaries`` counts the tensors that are quantized or
-    dequantized at run time.
+    dequantized at run time; ``ingredients`` are the files that the recipe is made of.
     """
 
     sites: tuple[Site, ...]
@@ -89,6 +89,7 @@ class Plan:
     backend: Backend
     phase: Phase
     executor: Executor
+    ingredients: tuple[Ingredient, ...]
     structure: ModelStructure = field(repr=False, compare=False)
 
     @property
@@ -158,6 +159,7 @@ def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
         backend=recipe.backend,
         phase=recipe.phase,
         executor="fx" if inventory.untraced is None else "eager",
+        ingredients=recipe.ingredients,
         structure=inventory.structure,
     )
     if findings:

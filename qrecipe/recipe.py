@@ -24,14 +24,16 @@ from qrecipe.errors import (
 )
 from qrecipe.frozen import FrozenMapping
 from qrecipe.locations import KeyPath
-from qrecipe.merging import Layer, fingerprint
+from qrecipe.merging import Layer, fingerprint, layer_fingerprint
 from qrecipe.references import (
+    Publisher,
     Source,
     existing_source,
     file_source,
     is_reference,
     named_source,
     path_text,
+    titled,
 )
 from qrecipe.schema import (
     FLOAT,
@@ -81,11 +83,39 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
+class Ingredient:
+    """One file that a recipe is made of: its name, its fingerprint, and who published it.
+
+    ``publisher`` is the installed distribution with its version; None for a file of the user's
+    own, a text, and the recipes of qrecipe itself.
+    """
+
+    name: str
+    fingerprint: str
+    publisher: Publisher | None
+
+    @property
+    def title(self) -> str:
+        """The name, with the distribution and its version where there is one."""
+        return titled(self.name, self.publisher)
+
+    def to_json(self) -> dict[str, str | None]:
+        """The same as plain JSON values, with stable keys."""
+        return {
+            "name": self.name,
+            "fingerprint": self.fingerprint,
+            "distribution": None if self.publisher is None else self.publisher.name,
+            "version": None if self.publisher is None else self.publisher.version,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """A recipe with its bases merged and everything checked that needs no model.
 
     ``path`` is the file as it was named, ``reference`` what a recipe that extends this one would
-    write; both are None for a text without a path.
+    write; both are None for a text without a path. ``ingredients`` are the recipe itself and all
+    that it extends, the nearer first.
     """
 
     name: str | None
@@ -102,6 +132,7 @@ class Recipe:
     path: str | None
     reference: str | None
     fingerprint: str
+    ingredients: tuple[Ingredient, ...]
     _values: Mapping[str, Any] = field(hash=False, repr=False)
     _origins: Mapping[KeyPath, Location] = field(hash=False, repr=False)
     _constructors: Mapping[KeyPath, Location] = field(hash=False, repr=False)
@@ -196,6 +227,7 @@ def _resolved(composition: Composition, path: str | None, reference: str | None)
         path=path,
         reference=reference,
         fingerprint=fingerprint(values),
+        ingredients=tuple(map(_ingredient, composition.layers)),
         _values=values,
         _origins=_origins(composition),
         _constructors=_constructors(composition),
@@ -255,6 +287,10 @@ def _layer_name(composition: Composition, layer: Layer) -> str:
     """The layer's name; where two files bear one name, what tells them apart."""
     names = [other.name for other in composition.layers]
     return layer.name if names.count(layer.name) == 1 else identity(layer.source)
+
+
+def _ingredient(layer: Layer) -> Ingredient:
+    return Ingredient(layer.name, layer_fingerprint(layer), layer.source.publisher)
 
 
 def _composed(source: Source, text: str | None, path: str | None, reference: str | None) -> Recipe:
