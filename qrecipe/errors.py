@@ -286,6 +286,12 @@ CODES: dict[str, Code] = {
     "QR310": Code("no such site, member or module", PlanError),
     "QR312": Code("a module that training cannot share", UnsupportedError),
     "QR313": Code("the schedule of training does not fit", PlanError),
+    # lock files
+    "QR320": Code("there is no lock file", PlanError),
+    "QR321": Code("the lock file is damaged", PlanError),
+    "QR322": Code("lock file of a newer qrecipe", PlanError),
+    "QR323": Code("the plan differs from its lock file", PlanError),
+    "QR324": Code("lock file of another recipe", PlanError),
     # execution
     "QR401": Code("no calibration data", CalibrationError),
     "QR402": Code("a batch that the model cannot take", CalibrationError),

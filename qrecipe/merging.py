@@ -97,9 +97,9 @@ def fingerprint(values: Values) -> str:
     significant = {key: value for key, value in values.items() if key != "description"}
     if "rules" in values:
         significant["rules"] = {
-            tier: _unreasoned(rules)
+            tier: unreasoned(rules)
             if tier == "global"
-            else {key: _unreasoned(rule) for key, rule in rules.items()}
+            else {key: unreasoned(rule) for key, rule in rules.items()}
             for tier, rules in values["rules"].items()
         }
     text = json.dumps(significant, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -119,15 +119,17 @@ def chain_text(names: Iterable[str]) -> str:
 
 def settings_of(table: RecipeTable) -> dict[SettingPath, Any]:
     """What one file sets itself."""
-    return dict(_flat(table.model_dump(by_alias=True, exclude_unset=True, exclude={"extends"})))
+    values = table.model_dump(by_alias=True, exclude_unset=True, exclude={"extends"})
+    return dict(flattened(values))
 
 
-def _flat(values: Values, above: SettingPath = ()) -> Iterator[tuple[SettingPath, Any]]:
+def flattened(values: Values, above: SettingPath = ()) -> Iterator[tuple[SettingPath, Any]]:
+    """Tables in tables as flat settings: the values that a layer replaces whole."""
     for key, value in values.items():
         path = (*above, key)
         merges = len(path) <= _MERGING_LEVELS.get(path[0], 0) and path != ("rules", "global")
         if merges:
-            yield from _flat(value, path)
+            yield from flattened(value, path)
         else:
             yield path, value
 
@@ -226,8 +228,9 @@ def _is_inherit(path: SettingPath, value: Any) -> bool:
 
 
 def _significant(path: SettingPath, value: Any) -> Any:
-    return _unreasoned(value) if path[0] == "rules" else value
+    return unreasoned(value) if path[0] == "rules" else value
 
 
-def _unreasoned(rule: Values) -> Values:
+def unreasoned(rule: Values) -> Values:
+    """A rule without its reason, which changes nothing."""
     return {key: item for key, item in rule.items() if key != "reason"}

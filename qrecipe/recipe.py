@@ -24,7 +24,7 @@ from qrecipe.errors import (
 )
 from qrecipe.frozen import FrozenMapping
 from qrecipe.locations import KeyPath
-from qrecipe.merging import Layer, fingerprint, layer_fingerprint
+from qrecipe.merging import Layer, fingerprint, flattened, layer_fingerprint
 from qrecipe.references import (
     Publisher,
     Source,
@@ -136,6 +136,14 @@ class Recipe:
     _values: Mapping[str, Any] = field(hash=False, repr=False)
     _origins: Mapping[KeyPath, Location] = field(hash=False, repr=False)
     _constructors: Mapping[KeyPath, Location] = field(hash=False, repr=False)
+
+    @property
+    def settings(self) -> dict[tuple[str, ...], Any]:
+        """What the recipe sets, with its bases: path -> value, as a layer replaces it whole.
+
+        Two recipes with equal settings, reasons and the description apart, have one fingerprint.
+        """
+        return dict(flattened(dict(self._values)))
 
     def origin(self, key: str) -> Location:
         """Where the value of a dotted key was set: ``rules.module_name."layer1.0"``.
