@@ -18,6 +18,7 @@ from qrecipe.recipe import Ingredient, QConfigSpec, Recipe, Rule
 from qrecipe.rendering import explanation, plan_json, plan_text
 from qrecipe.rules import Resolution, describe, listed, resolve, subclass_findings
 from qrecipe.schema import Backend, Phase, TensorSpec
+from qrecipe.shadowing import shadowed_findings
 from qrecipe.trainable import branch_findings, shared_norm_findings
 
 _SEVEN_BITS = 127
@@ -150,6 +151,7 @@ def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
                 *subclass_findings(inventory.structure, resolution.covered),
                 *branch_findings(inventory),
                 *_untraced(inventory),
+                *shadowed_findings(recipe, resolution),
             )
             if finding.code not in recipe.lint.ignore
         ),

@@ -12,6 +12,7 @@ import tomli
 
 from qrecipe.checks import findings_of, rules_of
 from qrecipe.composition import Composition, compose, identity
+from qrecipe.doubtful import doubtful_findings
 from qrecipe.errors import (
     Finding,
     Location,
@@ -115,7 +116,8 @@ class Recipe:
 
     ``path`` is the file as it was named, ``reference`` what a recipe that extends this one would
     write; both are None for a text without a path. ``ingredients`` are the recipe itself and all
-    that it extends, the nearer first.
+    that it extends, the nearer first. ``warnings`` are legal but doubtful, as far as that shows
+    without a model.
     """
 
     name: str | None
@@ -133,6 +135,7 @@ class Recipe:
     reference: str | None
     fingerprint: str
     ingredients: tuple[Ingredient, ...]
+    warnings: tuple[Finding, ...]
     _values: Mapping[str, Any] = field(hash=False, repr=False)
     _origins: Mapping[KeyPath, Location] = field(hash=False, repr=False)
     _constructors: Mapping[KeyPath, Location] = field(hash=False, repr=False)
@@ -236,6 +239,11 @@ def _resolved(composition: Composition, path: str | None, reference: str | None)
         reference=reference,
         fingerprint=fingerprint(values),
         ingredients=tuple(map(_ingredient, composition.layers)),
+        warnings=tuple(
+            finding
+            for finding in _in_order(list(doubtful_findings(composition, table)), composition)
+            if finding.code not in table.lint.ignore
+        ),
         _values=values,
         _origins=_origins(composition),
         _constructors=_constructors(composition),

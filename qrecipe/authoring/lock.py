@@ -30,10 +30,9 @@ from qrecipe.planning import Plan
 from qrecipe.recipe import Ingredient
 from qrecipe.references import is_reference
 from qrecipe.schema import Table, TensorSpec
-from qrecipe.writing import toml_key, toml_value, write_atomically
+from qrecipe.writing import LOCK_SUFFIX, toml_key, toml_value, write_atomically
 
 LOCK_FORMAT: Literal[1] = 1
-LOCK_SUFFIX = ".lock.toml"
 MAX_BYTES = 2**25
 """The largest lock file that is read: 32 MiB, some 100,000 sites."""
 

@@ -57,10 +57,13 @@ def check(
         list[str],
         typer.Argument(metavar="FILE", help="Recipes: files or references.", show_default=False),
     ],
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings fail as errors do.")] = False,
     plugin: PluginOption = None,
     json: JsonOption = False,
 ) -> None:
     """Check recipes without torch, for pre-commit and CI.
+
+    Lock files (*.lock.toml) are left out.
 
     \b
     Examples:
@@ -73,7 +76,7 @@ def check(
 
         found = checking.check(files)
         (checking.show_json if json else checking.show_text)(found)
-    if checking.has_errors(found):
+    if checking.fails(found, strict=strict):
         raise typer.Exit(FOUND_SOMETHING)
 
 

@@ -37,9 +37,10 @@ def lock(
     plugin: PluginOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Write the lock file of a recipe and a model: the outcome of every site.
+    """Write the lock file of a recipe and a model.
 
-    A recipe that several models share has a lock file for each: name them with --lock.
+    It holds the outcome of every site, for `qrecipe plan --check` to compare. A recipe that several
+    models share has a lock file for each: name them with --lock.
 
     \b
     Examples:
@@ -82,7 +83,8 @@ def _sites(plan: Plan) -> str:
 
 
 def _path(recipe: str, lock: str | None) -> Path:
-    from qrecipe.authoring.lock import LOCK_SUFFIX, lock_path
+    from qrecipe.authoring.lock import lock_path
+    from qrecipe.writing import LOCK_SUFFIX
 
     if lock is None:
         return lock_path(recipe)
