@@ -136,7 +136,7 @@ def test_misspelt_observer_is_shown_with_its_line_a_caret_and_the_right_name(fol
     assert lines[-1] == "1 recipe checked: 1 error"
 
 
-TORCH_FREE = (["check", STATIC], ["show", STATIC], ["diff", STATIC, STATIC])
+TORCH_FREE = (["check", STATIC], ["show", STATIC], ["diff", STATIC, STATIC], ["schema"])
 
 
 def test_commands_without_a_model_import_no_torch():
@@ -519,7 +519,7 @@ def test_list_without_torch_says_what_it_cannot_tell(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "command", ["check", "show", "plan", "explain", "quantize", "list", "lock", "diff"]
+    "command", ["check", "show", "plan", "explain", "quantize", "list", "lock", "diff", "schema"]
 )
 def test_help_of_every_command_has_examples(command):
     result = run(command, "--help")

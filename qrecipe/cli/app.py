@@ -20,6 +20,7 @@ from qrecipe.cli.options import (
     RecipeArgument,
 )
 from qrecipe.cli.output import FOUND_SOMETHING, needs_torch, out, out_json, reported
+from qrecipe.cli.schema_commands import schema
 
 app = typer.Typer(
     name="qrecipe",
@@ -234,3 +235,4 @@ def _import_plugins(modules: list[str] | None) -> None:
 
 app.command()(diff)
 app.command()(lock)
+app.command()(schema)
