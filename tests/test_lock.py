@@ -353,6 +353,11 @@ def test_a_name_that_is_no_lock_files_is_wrong_usage_and_overwrites_nothing(lock
     assert (locked / "cnn.toml").read_text() == before
 
 
+def test_a_lock_file_is_named_for_check_alone(locked):
+    result = run("plan", "cnn.toml", *NET, "--lock", LOCK)
+    assert (result.exit_code, "--check" in result.stderr) == (2, True)
+
+
 def test_a_recipe_that_does_not_fit_the_model_writes_no_lock(folder):
     (folder / "cnn.toml").write_text(TOP + '[rules.module_name]\n"convv" = "float"\n')
     assert "QR301" in run("lock", "cnn.toml", *NET).stderr

@@ -161,6 +161,16 @@ def test_a_search_path_that_names_one_place_twice_is_no_second_distribution(
     assert load_recipe(CNN).name == "cnn"
 
 
+@pytest.mark.parametrize("content", [None, b"", b"Name: acme-recipes\nVersion: \xff\xfe\n"])
+def test_damaged_metadata_are_a_finding(published, tmp_path, content):
+    metadata = tmp_path / "site" / "acme_recipes-1.0.dist-info" / "METADATA"
+    metadata.unlink()
+    if content is not None:
+        metadata.write_bytes(content)
+    with pytest.raises(RecipeReferenceError, match='metadata of "acme-recipes" are damaged'):
+        load_recipe(CNN)
+
+
 def test_a_version_cannot_steer_the_terminal(published, tmp_path):
     metadata = tmp_path / "site" / "acme_recipes-1.0.dist-info" / "METADATA"
     metadata.write_text("Metadata-Version: 2.1\nName: acme-recipes\nVersion: 1\x1b[2J\n")

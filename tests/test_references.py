@@ -59,6 +59,15 @@ def test_a_base_that_is_no_regular_file_is_said_to_be_none(tmp_path, monkeypatch
     assert (finding.message, finding.hint) == ('"./pipe.toml" is no regular file', None)
 
 
+def test_a_recipe_from_a_pipe_is_said_to_be_no_regular_file():
+    reader, writer = os.pipe()
+    os.write(writer, BASE.encode())
+    os.close(writer)
+    with pytest.raises(RecipeReferenceError, match="it is not a regular file"):
+        load_recipe(f"/dev/fd/{reader}")
+    os.close(reader)
+
+
 def test_a_missing_file_is_answered_with_the_nearest_as_it_has_to_be_written(tmp_path):
     write(tmp_path, base=BASE)
     with pytest.raises(RecipeReferenceError) as caught:

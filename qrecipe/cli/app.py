@@ -122,6 +122,8 @@ def plan(
         needs_torch()
         from qrecipe.cli.planning import make_plan
 
+        if lock is not None and not check:
+            raise typer.BadParameter("names what --check reads", param_hint="--lock")
         made = make_plan(recipe, model, input or (), plugin or ())
         if check:
             check_plan(made, recipe, lock, as_json=json)
