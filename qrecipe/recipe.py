@@ -238,7 +238,10 @@ def _resolved(composition: Composition, path: str | None, reference: str | None)
         path=path,
         reference=reference,
         fingerprint=fingerprint(values),
-        ingredients=tuple(map(_ingredient, composition.layers)),
+        ingredients=(
+            _ingredient(composition.top, fingerprint(values)),
+            *(_ingredient(base, layer_fingerprint(base)) for base in composition.top.extended),
+        ),
         warnings=tuple(
             finding
             for finding in _in_order(list(doubtful_findings(composition, table)), composition)
@@ -305,8 +308,8 @@ def _layer_name(composition: Composition, layer: Layer) -> str:
     return layer.name if names.count(layer.name) == 1 else identity(layer.source)
 
 
-def _ingredient(layer: Layer) -> Ingredient:
-    return Ingredient(layer.name, layer_fingerprint(layer), layer.source.publisher)
+def _ingredient(layer: Layer, fingerprint: str) -> Ingredient:
+    return Ingredient(layer.name, fingerprint, layer.source.publisher)
 
 
 def _composed(source: Source, text: str | None, path: str | None, reference: str | None) -> Recipe:
