@@ -36,7 +36,7 @@ LOCK_FORMAT: Literal[1] = 1
 MAX_BYTES = 2**25
 """The largest lock file that is read: 32 MiB, some 100,000 sites."""
 
-_WHOLE = ("backend", "phase", "boundaries")
+_WHOLE = ("backend", "phase", "executor", "boundaries")
 _HEAD = """\
 # Written by `qrecipe lock`, held against the plan by `qrecipe plan --check`: commit it, and read
 # its differences in review. To accept what has changed, run `qrecipe lock` again.

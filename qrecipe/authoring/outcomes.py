@@ -43,6 +43,7 @@ class PlanOutcome(Table):
 
     backend: str
     phase: str
+    executor: str
     boundaries: int
     sites: dict[str, SiteOutcome]
 
@@ -75,6 +76,7 @@ def plan_outcome(plan: Plan) -> PlanOutcome:
     return PlanOutcome(
         backend=plan.backend,
         phase=plan.phase,
+        executor=plan.executor,
         boundaries=plan.boundaries,
         sites={site.name: _outcome(site, plan.phase) for site in plan.sites},
     )
@@ -82,7 +84,7 @@ def plan_outcome(plan: Plan) -> PlanOutcome:
 
 def outcome_changes(before: PlanOutcome, after: PlanOutcome) -> Iterator[Change]:
     """Each difference of outcome: of the whole, then by site as ``before`` has them, then new."""
-    for part in ("backend", "phase", "boundaries"):
+    for part in ("backend", "phase", "executor", "boundaries"):
         old, new = str(getattr(before, part)), str(getattr(after, part))
         if old != new:
             yield Change("the plan", part, old, new)
