@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from contextlib import suppress
 from pathlib import Path
 
+import distributions
 import pytest
 import tomli
 from command_line import DEEPER, NET, STATIC, TOP, model_folder, run
+from distributions import observer_module
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import NETS, Mlp
@@ -247,6 +250,30 @@ def test_another_class_under_the_name_of_a_plugin_is_another_outcome(tmp_path):
     assert [str(cause) for cause in compare(one, updated).causes] == [
         "plugin observer house pluggy 1.7.0 -> pluggy 2.0"
     ]
+
+
+def test_another_version_of_an_installed_plugin_is_a_cause_and_named(folder, monkeypatch):
+    site = folder / "site"
+    points = {"observer.of_lock_tests": "plugin_of_lock_tests"}
+    source = observer_module("of_lock_tests")
+    distributions.install(site, "acme-observers", points, plugin_of_lock_tests=source)
+    monkeypatch.syspath_prepend(str(site))
+    (folder / "cnn.toml").write_text(TOP + '[tensor.activation]\nobserver = "of_lock_tests"\n')
+    try:
+        assert run("lock", "cnn.toml", *NET).exit_code == 0
+        plugin = tomli.loads((folder / LOCK).read_text())["plugins"]["observer of_lock_tests"]
+        assert plugin == {
+            "class": "plugin_of_lock_tests.Mine",
+            "distribution": "acme-observers",
+            "version": "1.0",
+        }
+        assert checked().stdout == f"{LOCK}: 4 sites as locked\n"
+        lock = (folder / LOCK).read_text()
+        (folder / LOCK).write_text(lock.replace('version = "1.0"', 'version = "0.9"'))
+        assert "observer of_lock_tests acme-observers 0.9 -> acme-observers 1.0" in checked().stdout
+    finally:
+        registered.remove("observer", "of_lock_tests")
+        sys.modules.pop("plugin_of_lock_tests", None)
 
 
 def test_a_fake_quant_is_an_outcome_of_training_alone():

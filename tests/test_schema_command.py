@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import tomli
 from command_line import run
+from distributions import install
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft4Validator, Draft6Validator, Draft7Validator
@@ -211,6 +212,19 @@ def test_a_plugin_that_is_installed_and_not_imported_is_known_by_name(monkeypatc
     for value in ("'percentile'", "{ name = 'percentile', whatever = [1] }"):
         assert errors(schema, f"[tensor.weight]\nobserver = {value}\n") == []
     assert errors(schema, "[tensor.weight]\nobserver = 'histogram'\n")
+
+
+def test_the_schema_names_what_installed_distributions_claim_and_imports_none(
+    tmp_path, monkeypatch
+):
+    points = {"observer.of_schema_tests": "plugin_of_schema_tests"}
+    source = "raise SystemExit('imported')"
+    install(tmp_path, "acme-observers", points, plugin_of_schema_tests=source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    schema = recipe_schema()
+    text = "[tensor.weight]\n%s = 'of_schema_tests'\n"
+    assert errors(schema, text % "observer") == []
+    assert errors(schema, text % "fake_quant")
 
 
 def test_a_plugin_of_the_command_line_is_in_the_schema(tmp_path, monkeypatch):

@@ -24,6 +24,7 @@ from qrecipe import registered
 from qrecipe._version import __version__
 from qrecipe.arguments import Kind
 from qrecipe.authoring.outcomes import PlanOutcome, plan_outcome
+from qrecipe.claims import claims
 from qrecipe.errors import Finding, PlanError, one_line, shown
 from qrecipe.operations import ModelStructure
 from qrecipe.planning import Plan
@@ -221,9 +222,17 @@ def _name(kind: Kind, spec: TensorSpec) -> str | None:
 
 
 def _locked_plugin(registration: registered.Registration) -> LockedPlugin:
-    package = registration.cls.__module__.partition(".")[0]
-    distribution = next(iter(packages_distributions().get(package, ())), None)
     values: dict[str, Any] = {"class": registration.signature.target}
+    distribution = _distribution(registration)
     if distribution is not None:
-        values |= {"distribution": distribution, "version": version(distribution)}
+        values |= dict(zip(("distribution", "version"), distribution, strict=True))
     return LockedPlugin.model_validate(values)
+
+
+def _distribution(registration: registered.Registration) -> tuple[str, str] | None:
+    """Who claims the name, or else has the class: a distribution and its version."""
+    for claim in claims(registration.kind, registration.name):
+        return claim.distribution, claim.version
+    package = registration.cls.__module__.partition(".")[0]
+    owners = packages_distributions().get(package, ())
+    return (owners[0], version(owners[0])) if owners else None
