@@ -13,7 +13,7 @@ from qrecipe.merging import (
     SettingPath,
     Values,
     chain_text,
-    fingerprint,
+    layer_fingerprint,
     nested,
     resolve,
     settings_of,
@@ -110,7 +110,7 @@ class _Reader:
             table=validated.table,
             damaged=validated.damaged,
             extended=(),
-            chain=(*chain, source.name),
+            chain=(*chain, source.title),
             misses_bases=False,
             settings=settings_of(validated.table),
         )
@@ -172,7 +172,7 @@ class _Reader:
         try:
             return self.read(source, chain)
         except RecipeError as error:
-            note = chain_text((*chain, source.name))
+            note = chain_text((*chain, source.title))
             self.findings += (
                 replace(finding, location=finding.location or at, notes=(note,))
                 for finding in error.findings
@@ -183,22 +183,21 @@ class _Reader:
     def _check_pin(self, layer: Layer, index: int, base: Layer, pinned: str) -> None:
         if base.damaged or base.misses_bases:
             return
-        settings, _ = resolve(base)
-        actual = fingerprint(nested((path, setting.value) for path, setting in settings.items()))
+        actual = layer_fingerprint(base)
         if actual != pinned:
             finding = Finding(
                 "QR123",
-                f"{shown(base.name)} differs from its pin",
+                f"{shown(base.source.title)} differs from its pin",
                 layer.value(("extends", index, "sha256")),
                 f"its fingerprint is {actual}",
-                notes=(chain_text((*layer.chain, base.name)),),
+                notes=(chain_text((*layer.chain, base.source.title)),),
             )
             self.findings.append(finding)
 
     def _report(
         self, code: str, message: str, at: Location, source: Source, chain: tuple[str, ...]
     ) -> None:
-        note = chain_text((*chain, source.name))
+        note = chain_text((*chain, source.title))
         self.findings.append(Finding(code, message, at, notes=(note,)))
 
 

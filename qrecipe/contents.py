@@ -10,7 +10,9 @@ import json
 import zlib
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+from typing_extensions import Self
 
 from qrecipe.composition import compose
 from qrecipe.container import Header, problem
@@ -102,6 +104,12 @@ class StoredSite(_Read):
     engine: Literal["fbgemm", "onednn"] | None
     qconfig: StoredQConfig | None
     rule: StoredRule
+
+    @model_validator(mode="after")
+    def _float_has_no_mode(self) -> Self:
+        if (self.verdict == "float") != (self.mode is None):
+            raise PydanticCustomError("mode_of_float", "a verdict and a mode that differ")
+        return self
 
 
 class StoredPlan(_Read):

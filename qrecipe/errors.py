@@ -272,6 +272,10 @@ CODES: dict[str, Code] = {
     "QR208": Code("a model so small that int8 can be slower"),
     "QR209": Code("rule for a class of which the model has subclasses only"),
     "QR210": Code("a model that cannot be traced is quantized in eager mode"),
+    "QR214": Code("qconfig that no rule uses"),
+    "QR215": Code("tensor that no rule leads to"),
+    "QR216": Code("pattern that matches every module"),
+    "QR217": Code("rule that decides nothing"),
     # plan
     "QR301": Code("rule matches nothing", UnmatchedRuleError),
     "QR302": Code("rule covers another number of sites than expected", UnmatchedRuleError),
@@ -286,6 +290,12 @@ CODES: dict[str, Code] = {
     "QR310": Code("no such site, member or module", PlanError),
     "QR312": Code("a module that training cannot share", UnsupportedError),
     "QR313": Code("the schedule of training does not fit", PlanError),
+    # lock files
+    "QR320": Code("there is no lock file", PlanError),
+    "QR321": Code("the lock file is damaged", PlanError),
+    "QR322": Code("lock file of a newer qrecipe", PlanError),
+    "QR323": Code("the plan differs from its lock file", PlanError),
+    "QR324": Code("lock file of another recipe", PlanError),
     # execution
     "QR401": Code("no calibration data", CalibrationError),
     "QR402": Code("a batch that the model cannot take", CalibrationError),

@@ -25,8 +25,8 @@ _ARCHITECTURE = "qrecipe_architecture"
 class Provenance:
     """The resolved recipe as TOML, its fingerprint, the plan as JSON, and the versions.
 
-    ``versions`` are those of qrecipe, torch, Python and the distributions of the plugins that the
-    recipe names.
+    ``versions`` are those of qrecipe, torch, Python, the distributions of the plugins that the
+    recipe names, and those that published recipes which it is made of.
     """
 
     recipe: str
@@ -37,8 +37,10 @@ class Provenance:
 
 def make_provenance(recipe: Recipe, plan: Plan) -> Provenance:
     """What a model that was converted now by this plan comes from."""
+    publishers = [each.publisher for each in plan.ingredients if each.publisher is not None]
     versions = {
         **plugin_versions(recipe),
+        **{publisher.name: publisher.version for publisher in publishers},
         "qrecipe": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),

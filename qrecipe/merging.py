@@ -78,8 +78,8 @@ class Layer:
         return self.document.spans.value(self.document.spans.known(path))
 
     def noted(self, finding: Finding) -> Finding:
-        """The finding with the way to this file, if it is a base."""
-        if len(self.chain) == 1:
+        """The finding with the way to this file, if it is a base or published."""
+        if len(self.chain) == 1 and self.source.publisher is None:
             return finding
         return replace(finding, notes=(*finding.notes, chain_text(self.chain)))
 
@@ -97,13 +97,19 @@ def fingerprint(values: Values) -> str:
     significant = {key: value for key, value in values.items() if key != "description"}
     if "rules" in values:
         significant["rules"] = {
-            tier: _unreasoned(rules)
+            tier: unreasoned(rules)
             if tier == "global"
-            else {key: _unreasoned(rule) for key, rule in rules.items()}
+            else {key: unreasoned(rule) for key, rule in rules.items()}
             for tier, rules in values["rules"].items()
         }
     text = json.dumps(significant, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def layer_fingerprint(layer: Layer) -> str:
+    """The fingerprint of a layer as a recipe of its own, with everything that it extends."""
+    settings, _ = resolve(layer)
+    return fingerprint(nested((path, setting.value) for path, setting in settings.items()))
 
 
 def chain_text(names: Iterable[str]) -> str:
@@ -113,15 +119,17 @@ def chain_text(names: Iterable[str]) -> str:
 
 def settings_of(table: RecipeTable) -> dict[SettingPath, Any]:
     """What one file sets itself."""
-    return dict(_flat(table.model_dump(by_alias=True, exclude_unset=True, exclude={"extends"})))
+    values = table.model_dump(by_alias=True, exclude_unset=True, exclude={"extends"})
+    return dict(flattened(values))
 
 
-def _flat(values: Values, above: SettingPath = ()) -> Iterator[tuple[SettingPath, Any]]:
+def flattened(values: Values, above: SettingPath = ()) -> Iterator[tuple[SettingPath, Any]]:
+    """Tables in tables as flat settings: the values that a layer replaces whole."""
     for key, value in values.items():
         path = (*above, key)
         merges = len(path) <= _MERGING_LEVELS.get(path[0], 0) and path != ("rules", "global")
         if merges:
-            yield from _flat(value, path)
+            yield from flattened(value, path)
         else:
             yield path, value
 
@@ -220,8 +228,9 @@ def _is_inherit(path: SettingPath, value: Any) -> bool:
 
 
 def _significant(path: SettingPath, value: Any) -> Any:
-    return _unreasoned(value) if path[0] == "rules" else value
+    return unreasoned(value) if path[0] == "rules" else value
 
 
-def _unreasoned(rule: Values) -> Values:
+def unreasoned(rule: Values) -> Values:
+    """A rule without its reason, which changes nothing."""
     return {key: item for key, item in rule.items() if key != "reason"}

@@ -14,10 +14,11 @@ from qrecipe.errors import Finding, Location, error_from, first_line
 from qrecipe.inventory import Inventory
 from qrecipe.operations import ModelStructure
 from qrecipe.qconfigs import factory, quantized_range
-from qrecipe.recipe import QConfigSpec, Recipe, Rule
+from qrecipe.recipe import Ingredient, QConfigSpec, Recipe, Rule
 from qrecipe.rendering import explanation, plan_json, plan_text
 from qrecipe.rules import Resolution, describe, listed, resolve, subclass_findings
 from qrecipe.schema import Backend, Phase, TensorSpec
+from qrecipe.shadowing import shadowed_findings
 from qrecipe.trainable import branch_findings, shared_norm_findings
 
 _SEVEN_BITS = 127
@@ -76,7 +77,7 @@ class Plan:
 
     ``findings`` are what makes the plan impossible; a plan that was returned has none.
     ``warnings`` are legal but doubtful; ``boundaries`` counts the tensors that are quantized or
-    dequantized at run time.
+    dequantized at run time; ``ingredients`` are the files that the recipe is made of.
     """
 
     sites: tuple[Site, ...]
@@ -89,6 +90,7 @@ class Plan:
     backend: Backend
     phase: Phase
     executor: Executor
+    ingredients: tuple[Ingredient, ...]
     structure: ModelStructure = field(repr=False, compare=False)
 
     @property
@@ -149,6 +151,7 @@ def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
                 *subclass_findings(inventory.structure, resolution.covered),
                 *branch_findings(inventory),
                 *_untraced(inventory),
+                *shadowed_findings(recipe, resolution),
             )
             if finding.code not in recipe.lint.ignore
         ),
@@ -158,6 +161,7 @@ def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
         backend=recipe.backend,
         phase=recipe.phase,
         executor="fx" if inventory.untraced is None else "eager",
+        ingredients=recipe.ingredients,
         structure=inventory.structure,
     )
     if findings:

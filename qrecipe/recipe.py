@@ -12,6 +12,7 @@ import tomli
 
 from qrecipe.checks import findings_of, rules_of
 from qrecipe.composition import Composition, compose, identity
+from qrecipe.doubtful import doubtful_findings
 from qrecipe.errors import (
     Finding,
     Location,
@@ -24,14 +25,16 @@ from qrecipe.errors import (
 )
 from qrecipe.frozen import FrozenMapping
 from qrecipe.locations import KeyPath
-from qrecipe.merging import Layer, fingerprint
+from qrecipe.merging import Layer, fingerprint, flattened, layer_fingerprint
 from qrecipe.references import (
+    Publisher,
     Source,
     existing_source,
     file_source,
     is_reference,
     named_source,
     path_text,
+    titled,
 )
 from qrecipe.schema import (
     FLOAT,
@@ -81,11 +84,40 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
+class Ingredient:
+    """One file that a recipe is made of: its name, its fingerprint, and who published it.
+
+    ``publisher`` is the installed distribution with its version; None for a file of the user's
+    own, a text, and the recipes of qrecipe itself.
+    """
+
+    name: str
+    fingerprint: str
+    publisher: Publisher | None
+
+    @property
+    def title(self) -> str:
+        """The name, with the distribution and its version where there is one."""
+        return titled(self.name, self.publisher)
+
+    def to_json(self) -> dict[str, str | None]:
+        """The same as plain JSON values, with stable keys."""
+        return {
+            "name": self.name,
+            "fingerprint": self.fingerprint,
+            "distribution": None if self.publisher is None else self.publisher.name,
+            "version": None if self.publisher is None else self.publisher.version,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """A recipe with its bases merged and everything checked that needs no model.
 
     ``path`` is the file as it was named, ``reference`` what a recipe that extends this one would
-    write; both are None for a text without a path.
+    write; both are None for a text without a path. ``ingredients`` are the recipe itself and all
+    that it extends, the nearer first. ``warnings`` are legal but doubtful, as far as that shows
+    without a model.
     """
 
     name: str | None
@@ -102,9 +134,19 @@ class Recipe:
     path: str | None
     reference: str | None
     fingerprint: str
+    ingredients: tuple[Ingredient, ...]
+    warnings: tuple[Finding, ...]
     _values: Mapping[str, Any] = field(hash=False, repr=False)
     _origins: Mapping[KeyPath, Location] = field(hash=False, repr=False)
     _constructors: Mapping[KeyPath, Location] = field(hash=False, repr=False)
+
+    @property
+    def settings(self) -> dict[tuple[str, ...], Any]:
+        """What the recipe sets, with its bases: path -> value, as a layer replaces it whole.
+
+        Two recipes with equal settings, reasons and the description apart, have one fingerprint.
+        """
+        return dict(flattened(dict(self._values)))
 
     def origin(self, key: str) -> Location:
         """Where the value of a dotted key was set: ``rules.module_name."layer1.0"``.
@@ -196,6 +238,15 @@ def _resolved(composition: Composition, path: str | None, reference: str | None)
         path=path,
         reference=reference,
         fingerprint=fingerprint(values),
+        ingredients=(
+            _ingredient(composition.top, fingerprint(values)),
+            *(_ingredient(base, layer_fingerprint(base)) for base in composition.top.extended),
+        ),
+        warnings=tuple(
+            finding
+            for finding in _in_order(list(doubtful_findings(composition, table)), composition)
+            if finding.code not in table.lint.ignore
+        ),
         _values=values,
         _origins=_origins(composition),
         _constructors=_constructors(composition),
@@ -255,6 +306,10 @@ def _layer_name(composition: Composition, layer: Layer) -> str:
     """The layer's name; where two files bear one name, what tells them apart."""
     names = [other.name for other in composition.layers]
     return layer.name if names.count(layer.name) == 1 else identity(layer.source)
+
+
+def _ingredient(layer: Layer, fingerprint: str) -> Ingredient:
+    return Ingredient(layer.name, fingerprint, layer.source.publisher)
 
 
 def _composed(source: Source, text: str | None, path: str | None, reference: str | None) -> Recipe:

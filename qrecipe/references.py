@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import Distribution, EntryPoint, PackageNotFoundError, distribution
+from importlib.metadata import Distribution, EntryPoint, distributions
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -25,15 +26,38 @@ _DRIVE = re.compile(r"[A-Za-z]:")
 
 
 @dataclass(frozen=True, slots=True)
+class Publisher:
+    """An installed distribution that a recipe comes from."""
+
+    name: str
+    version: str
+
+    def __str__(self) -> str:
+        return one_line(f"{self.name} {self.version}")
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """A recipe to read: its name in findings, its file, and the tree that it may refer to.
 
     ``path`` and ``tree`` are resolved, without symbolic links; a text without a file has neither.
+    ``publisher`` is None for what no distribution publishes, and for the recipes of qrecipe itself.
     """
 
     name: str
     path: Path | None = None
     tree: Path | None = None
+    publisher: Publisher | None = None
+
+    @property
+    def title(self) -> str:
+        """The name, with the distribution and its version where there is one."""
+        return titled(self.name, self.publisher)
+
+
+def titled(name: str, publisher: Publisher | None) -> str:
+    """A recipe's name in reports: ``acme:cnn (acme 1.0)``."""
+    return name if publisher is None else f"{name} ({publisher})"
 
 
 def is_reference(text: str) -> bool:
@@ -73,6 +97,8 @@ def existing_source(path: Path, name: str) -> Source:
     """As `file_source`, for a file that has to be there."""
     source = file_source(path, name)
     if source.path is not None and not _exists(source.path):
+        if _exists(path):  # a pipe, which resolves to no file
+            raise _error("QR001", f"cannot read {shown(name)}: it is not a regular file")
         near = _nearest_file(source.path, name)
         hint = near or (_suggestion(name) if _is_plain(name) else None)
         raise _error("QR001", f"there is no file {shown(name)}", hint)
@@ -145,7 +171,8 @@ def relative_source(reference: str, origin: Source) -> Source:
             raise _error("QR120", f"{shown(reference)} is no regular file")
         near = _nearest_file(path, reference, besides=origin.path)
         raise _error("QR120", f"there is no recipe {shown(reference)}", near)
-    return Source(_relative_name(reference, path, origin), path, origin.tree)
+    name = _relative_name(reference, path, origin)
+    return Source(name, path, origin.tree, origin.publisher)
 
 
 def _leaves_by_form(reference: str) -> bool:
@@ -213,44 +240,99 @@ def _builtin_source(name: str) -> Source:
 
 def _distributed_source(owner: str, name: str) -> Source:
     reference = f"{owner}:{name}"
-    try:
-        installed = distribution(owner)
-    except (PackageNotFoundError, ValueError):
+    installed = _installed(owner)
+    if not installed:
         raise _error(
             "QR120",
             f"{shown(reference)} needs the distribution {shown(owner)}, which is not installed",
             _suggestion(name) if name in builtin_names() else None,
-        ) from None
-    published = _published_by(installed)
-    if name not in published:
-        hint = did_you_mean(name, published) or (
-            "it has " + ", ".join(map(shown, sorted(published)))
-            if published
-            else "it publishes none"
+        )
+    published = [(each, point) for each in installed for point in each.points]
+    chosen = [(each, point) for each, point in published if point.name == name]
+    if not chosen:
+        names = sorted({point.name for _, point in published})
+        hint = did_you_mean(name, names) or (
+            "it has " + ", ".join(map(shown, names)) if names else "it publishes none"
         )
         raise _error("QR120", f"{shown(owner)} publishes no recipe {shown(name)}", hint)
-    return _published_source(reference, installed, published[name])
+    _refuse_versions(owner, installed)
+    found = [_published_source(reference, each, point) for each, point in chosen]
+    sources = [source for source in found if isinstance(source, Source)]
+    if not sources:
+        raise next(error for error in found if isinstance(error, RecipeReferenceError))
+    return _only_source(reference, sources)
 
 
-def _published_by(installed: Distribution) -> dict[str, EntryPoint]:
+@dataclass(frozen=True, slots=True)
+class _Installed:
+    """A distribution, what it is called, and the recipes that it publishes."""
+
+    distribution: Distribution
+    publisher: Publisher
+    points: tuple[EntryPoint, ...]
+
+    @property
+    def place(self) -> str:
+        return str(self.distribution.locate_file(""))
+
+
+def _installed(owner: str) -> list[_Installed]:
+    """The distributions of that name: each place once, though the search path may repeat it."""
     try:
-        points = list(installed.entry_points)
-    except Exception:  # whatever a damaged file makes of the parser
-        return {}
-    return {point.name: point for point in points if point.group == ENTRY_POINT_GROUP}
+        found = [_read(each) for each in distributions(name=owner)]
+    except Exception:  # whatever a damaged file makes of the parsers
+        hint = "install it anew"
+        raise _error("QR120", f"the metadata of {shown(owner)} are damaged", hint) from None
+    places = {os.path.realpath(each.place): each for each in reversed(found)}
+    return list(places.values())[::-1]
 
 
-def _published_source(reference: str, installed: Distribution, point: EntryPoint) -> Source:
+def _read(distribution: Distribution) -> _Installed:
+    points = tuple(each for each in distribution.entry_points if each.group == ENTRY_POINT_GROUP)
+    name, version = distribution.metadata["Name"], distribution.version
+    if not name or not version:
+        raise ValueError("without a name or a version")
+    return _Installed(distribution, Publisher(name, version), points)
+
+
+def _refuse_versions(owner: str, installed: list[_Installed]) -> None:
+    """Python would take the first on its search path; a recipe is not to depend on that."""
+    found = {each.publisher.version: each.place for each in reversed(installed)}
+    if len(found) > 1:
+        places = " and ".join(f"{version} in {place}" for version, place in found.items())
+        raise _error(
+            "QR120",
+            f"there are {len(found)} distributions {shown(owner)}: {one_line(places)}",
+            "uninstall all but one",
+        )
+
+
+def _only_source(reference: str, sources: list[Source]) -> Source:
+    first, *others = sources
+    for other in others:
+        assert first.path is not None
+        assert other.path is not None
+        if not filecmp.cmp(first.path, other.path, shallow=False):
+            places = one_line(f"{first.path} and {other.path}")
+            message = f"{shown(reference)} is published twice, and differently: {places}"
+            raise _error("QR120", message, "uninstall all but one")
+    return first
+
+
+def _published_source(
+    reference: str, installed: _Installed, point: EntryPoint
+) -> Source | RecipeReferenceError:
+    """What an entry point publishes, or why it publishes nothing."""
     if not _PACKAGE.fullmatch(point.value):
-        raise _error("QR120", f"{shown(reference)} does not name a package: {shown(point.value)}")
+        return _error("QR120", f"{shown(reference)} does not name a package: {shown(point.value)}")
     first, *rest = point.value.split(".")
     place = "/".join((first, *rest, f"{point.name}.toml"))
-    for root in _roots(installed, place):
+    for root in _roots(installed.distribution, place):
         tree, path = _resolved(root / first, reference), _resolved(root / place, reference)
         if _is_file(path) and path.is_relative_to(tree):
-            return Source(reference, path, tree)
-    message = f"{shown(reference)} should be {place}, but {shown(installed.name)} has no such file"
-    raise _error("QR120", message)
+            return Source(reference, path, tree, installed.publisher)
+    owner = shown(installed.publisher.name)
+    return _error("QR120", f"{shown(reference)} should be {place}, but {owner} has no such file")
 
 
 def _roots(installed: Distribution, place: str) -> Iterator[Path]:

@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 def plan_text(plan: Plan) -> str:
     """The whole plan: a line on top, the sites, the rules."""
     warnings = [str(finding) for finding in plan.warnings]
-    return "\n\n".join([summary(plan), _site_table(plan.sites), _rule_table(plan), *warnings])
+    head = "\n".join([summary(plan), *_published(plan)])
+    return "\n\n".join([head, _site_table(plan.sites), _rule_table(plan), *warnings])
+
+
+def _published(plan: Plan) -> list[str]:
+    """The ingredients that installed distributions publish."""
+    return [f"with {each.title}" for each in plan.ingredients if each.publisher is not None]
 
 
 def summary(plan: Plan) -> str:
@@ -72,7 +78,8 @@ def explanation(plan: Plan, name: str) -> str:
     if calls:
         alias = [f"{name} is another name of {canonical}"] if canonical != name else []
         texts = ["\n".join(_site_lines(site, member)) for member, site in calls]
-        return "\n\n".join([*alias, *texts])
+        published = _published(plan)
+        return "\n\n".join([*alias, *texts, *(["\n".join(published)] if published else [])])
     if canonical not in plan.structure.modules:
         raise _unknown_name(plan, name)
     inside = _sites_inside(plan, canonical)
@@ -92,7 +99,12 @@ def explanation_json(plan: Plan, name: str) -> dict[str, Any]:
     if not sites and canonical not in plan.structure.modules:
         raise _unknown_name(plan, name)
     sites = sites or _sites_inside(plan, canonical)
-    return {"name": name, "canonical": canonical, "sites": [_site_json(site) for site in sites]}
+    return {
+        "name": name,
+        "canonical": canonical,
+        "sites": [_site_json(site) for site in sites],
+        "ingredients": [each.to_json() for each in plan.ingredients],
+    }
 
 
 def _sites_of_calls(plan: Plan, name: str) -> list[tuple[str, Site]]:
@@ -175,6 +187,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     return {
         "recipe": plan.recipe,
         "fingerprint": plan.fingerprint,
+        "ingredients": [each.to_json() for each in plan.ingredients],
         "backend": plan.backend,
         "phase": plan.phase,
         "executor": plan.executor,

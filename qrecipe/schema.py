@@ -98,7 +98,7 @@ NamedConstructor = Annotated[Constructor, BeforeValidator(_constructor)]
 
 
 class TensorSpec(Table):
-    """``[tensor.NAME]``: how one tensor is quantized; None stands for a key that is not set."""
+    """``[tensor.NAME]``: how one tensor is quantized. None stands for a key that is not set."""
 
     observer: NamedConstructor | None = None
     fake_quant: NamedConstructor | None = None

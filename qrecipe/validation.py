@@ -97,8 +97,8 @@ def _newer_format(document: Document) -> Finding | None:
     version = document.data.get("format")
     if type(version) is not int or not FORMAT < version < _INT64:
         return None
-    message = f"format {version} is newer than this qrecipe"
-    hint = f"qrecipe {__version__} reads format {FORMAT}; a release that knows it is needed"
+    message = f"format {version} needs qrecipe {version}.0 or newer"
+    hint = f"this is qrecipe {__version__}, which reads format {FORMAT}"
     return Finding("QR111", message, document.spans.value(("format",)), hint)
 
 

@@ -12,6 +12,9 @@ from typing import Any
 
 from qrecipe.errors import Finding, RecipeReferenceError, one_line, shown
 
+LOCK_SUFFIX = ".lock.toml"
+"""How the names of lock files end: TOML as well, but no recipes."""
+
 _TABLES = ("tensor", "qconfig", "rules", "calibration", "qat", "fx", "lint")
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 

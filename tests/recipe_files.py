@@ -48,3 +48,33 @@ def findings_of(folder: Path, name: str, monkeypatch, error=RecipeError):
     with pytest.raises(error) as caught:
         load(folder, name, monkeypatch)
     return caught.value.findings
+
+
+def install(
+    site: Path,
+    monkeypatch,
+    value: str,
+    *,
+    files: bool = True,
+    editable: Path | None = None,
+    version: str = "1.0",
+) -> Path:
+    """A distribution ``acme-recipes`` that publishes ``cnn`` from the given package."""
+    info = site / f"acme_recipes-{version}.dist-info"
+    info.mkdir(parents=True)
+    metadata = f"Metadata-Version: 2.1\nName: acme-recipes\nVersion: {version}\n"
+    (info / "METADATA").write_text(metadata)
+    (info / "entry_points.txt").write_text(f"[qrecipe.recipes]\ncnn = {value}\n")
+    record = "acme/vision/cnn.toml,,\nacme/vision/base.toml,,\nacme/secret.toml,,\n"
+    (info / "RECORD").write_text(record if files else "")
+    if editable is not None:
+        url = f'{{"url": "{editable.as_uri()}", "dir_info": {{"editable": true}}}}'
+        (info / "direct_url.json").write_text(url)
+    package = (editable / "src" if editable else site) / "acme" / "vision"
+    package.mkdir(parents=True)
+    for folder in (package.parent, package):
+        (folder / "__init__.py").write_text("raise SystemExit('imported')\n")
+    (package / "base.toml").write_text(BASE)
+    (package / "cnn.toml").write_text('extends = "./base.toml"\nname = "cnn"\n')
+    monkeypatch.syspath_prepend(str(site))
+    return package

@@ -274,7 +274,7 @@ def change_plan(path, change):
         (lambda plan: plan["sites"].append({**plan["sites"][0], "name": "more"}), "QR507"),
         (lambda plan: plan["sites"][0].update(name="other"), "QR507"),
         (lambda plan: plan["sites"][0].update(members=["fc1"]), "QR507"),
-        (lambda plan: plan["sites"][0].update(verdict="float"), "QR507"),
+        (lambda plan: plan["sites"][0].update(verdict="float"), "QR505"),
         (lambda plan: plan["sites"][0].update(qconfig=None), "QR507"),
         (lambda plan: plan["sites"][0].update(mode="eager"), "QR505"),
         (lambda plan: plan["sites"][0].update(engine="../../x"), "QR505"),

@@ -136,12 +136,15 @@ def test_misspelt_observer_is_shown_with_its_line_a_caret_and_the_right_name(fol
     assert lines[-1] == "1 recipe checked: 1 error"
 
 
-def test_check_and_show_import_no_torch():
+TORCH_FREE = (["check", STATIC], ["show", STATIC], ["diff", STATIC, STATIC], ["schema"])
+
+
+def test_commands_without_a_model_import_no_torch():
     code = (
         "import sys\n"
         "from qrecipe.__main__ import main\n"
-        "for command in ('check', 'show'):\n"
-        f"    sys.argv = ['qrecipe', command, '{STATIC}']\n"
+        f"for arguments in {TORCH_FREE}:\n"
+        "    sys.argv = ['qrecipe', *arguments]\n"
         "    try:\n"
         "        main()\n"
         "    except SystemExit as error:\n"
@@ -515,7 +518,9 @@ def test_list_without_torch_says_what_it_cannot_tell(monkeypatch):
     assert {line["available"] for line in document["backends"]} == {None}
 
 
-@pytest.mark.parametrize("command", ["check", "show", "plan", "explain", "quantize", "list"])
+@pytest.mark.parametrize(
+    "command", ["check", "show", "plan", "explain", "quantize", "list", "lock", "diff", "schema"]
+)
 def test_help_of_every_command_has_examples(command):
     result = run(command, "--help")
     assert result.exit_code == 0

@@ -326,6 +326,7 @@ def test_several_kinds_of_findings_raise_their_nearest_common_class():
 def test_a_newer_format_is_one_finding_that_names_the_version():
     (finding,) = findings_of(FULL.replace("format = 1", "format = 2") + "[new]\nkey = 1\n")
     assert (finding.code, marked(finding)) == ("QR111", "2")
+    assert finding.message == "format 2 needs qrecipe 2.0 or newer"
     assert "reads format 1" in finding.hint
     assert findings_of(FULL.replace("format = 1", "format = 0"))[0].code == "QR102"
 

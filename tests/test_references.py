@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
 import pytest
-from recipe_files import BASE, findings_of, load, write
+from recipe_files import BASE, findings_of, install, load, write
 
 from qrecipe.errors import RecipeReferenceError
 from qrecipe.recipe import load_recipe, parse_recipe
@@ -58,6 +57,15 @@ def test_a_base_that_is_no_regular_file_is_said_to_be_none(tmp_path, monkeypatch
     write(tmp_path, pipes=BASE, top='extends = "./pipe.toml"\n')
     (finding,) = findings_of(tmp_path, "top", monkeypatch, RecipeReferenceError)
     assert (finding.message, finding.hint) == ('"./pipe.toml" is no regular file', None)
+
+
+def test_a_recipe_from_a_pipe_is_said_to_be_no_regular_file():
+    reader, writer = os.pipe()
+    os.write(writer, BASE.encode())
+    os.close(writer)
+    with pytest.raises(RecipeReferenceError, match="it is not a regular file"):
+        load_recipe(f"/dev/fd/{reader}")
+    os.close(reader)
 
 
 def test_a_missing_file_is_answered_with_the_nearest_as_it_has_to_be_written(tmp_path):
@@ -139,29 +147,6 @@ def test_every_shipped_recipe_loads_and_describes_itself(name):
 # --- recipes of installed distributions
 
 
-def install(
-    site: Path, monkeypatch, value: str, *, files: bool = True, editable: Path | None = None
-):
-    """A distribution ``acme-recipes`` that publishes ``cnn`` from the given package."""
-    info = site / "acme_recipes-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-recipes\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[qrecipe.recipes]\ncnn = {value}\n")
-    record = "acme/vision/cnn.toml,,\nacme/vision/base.toml,,\nacme/secret.toml,,\n"
-    (info / "RECORD").write_text(record if files else "")
-    if editable is not None:
-        url = f'{{"url": "{editable.as_uri()}", "dir_info": {{"editable": true}}}}'
-        (info / "direct_url.json").write_text(url)
-    package = (editable / "src" if editable else site) / "acme" / "vision"
-    package.mkdir(parents=True)
-    for folder in (package.parent, package):
-        (folder / "__init__.py").write_text("raise SystemExit('imported')\n")
-    (package / "base.toml").write_text(BASE)
-    (package / "cnn.toml").write_text('extends = "./base.toml"\nname = "cnn"\n')
-    monkeypatch.syspath_prepend(str(site))
-    return package
-
-
 @pytest.mark.parametrize("is_editable", [False, True])
 def test_an_installed_distribution_publishes_recipes_without_being_imported(
     tmp_path, monkeypatch, is_editable
@@ -184,11 +169,11 @@ def test_a_distribution_that_publishes_something_else_is_refused(tmp_path, monke
         load_recipe("acme-recipes:cnn")
 
 
-def test_a_distribution_with_damaged_entry_points_publishes_nothing(tmp_path, monkeypatch):
+def test_damaged_entry_points_of_a_distribution_are_a_finding(tmp_path, monkeypatch):
     install(tmp_path / "site", monkeypatch, "acme.vision")
     damaged = "[qrecipe.recipes]\nno equals sign\n"
     (tmp_path / "site" / "acme_recipes-1.0.dist-info" / "entry_points.txt").write_text(damaged)
-    with pytest.raises(RecipeReferenceError, match="it publishes none"):
+    with pytest.raises(RecipeReferenceError, match='metadata of "acme-recipes" are damaged'):
         load_recipe("acme-recipes:cnn")
 
 

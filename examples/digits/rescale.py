@@ -22,9 +22,11 @@ def rescaled(model: DigitNet, seed: int, spread: float = SPREAD) -> DigitNet:
     """A copy of the model that computes the same, to rounding."""
     generator = torch.Generator().manual_seed(seed)
     changed = copy.deepcopy(model)
-    pairs: list[tuple[nn.Module, nn.Module]] = [(changed.stem[1], changed.stage1[0])]
-    for block in (changed.block1, changed.block2):
-        pairs.append((block.depthwise[1], block.pointwise))
+    blocks = (changed.block1, changed.block2)
+    pairs: list[tuple[nn.Module, nn.Module]] = [
+        (changed.stem[1], changed.stage1[0]),
+        *((block.depthwise[1], block.pointwise) for block in blocks),
+    ]
     for norm, conv in pairs:
         assert isinstance(norm, nn.BatchNorm2d)
         assert isinstance(conv, nn.Conv2d)

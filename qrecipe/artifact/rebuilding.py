@@ -198,6 +198,7 @@ def _plan(stored: StoredPlan, model: nn.Module) -> Plan:
         warnings=(),
         boundaries=stored.boundaries,
         recipe=stored.recipe,
+        ingredients=(),
         fingerprint=stored.fingerprint,
         backend=stored.backend,
         phase=stored.phase,

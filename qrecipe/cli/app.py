@@ -5,13 +5,14 @@ What does the work is imported inside each command, so that none pays for anothe
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Annotated
 
 import typer
 
 from qrecipe._version import __version__
 from qrecipe.cli import artifact_commands
+from qrecipe.cli.diff_commands import diff
+from qrecipe.cli.lock_commands import LockOption, check_plan, lock
 from qrecipe.cli.options import (
     InputOption,
     JsonOption,
@@ -19,8 +20,8 @@ from qrecipe.cli.options import (
     PluginOption,
     RecipeArgument,
 )
-from qrecipe.cli.output import FOUND_SOMETHING, out, out_json, reported
-from qrecipe.errors import Finding, QRecipeError
+from qrecipe.cli.output import FOUND_SOMETHING, needs_torch, out, out_json, reported
+from qrecipe.cli.schema_commands import schema
 
 app = typer.Typer(
     name="qrecipe",
@@ -58,10 +59,13 @@ def check(
         list[str],
         typer.Argument(metavar="FILE", help="Recipes: files or references.", show_default=False),
     ],
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings fail as errors do.")] = False,
     plugin: PluginOption = None,
     json: JsonOption = False,
 ) -> None:
     """Check recipes without torch, for pre-commit and CI.
+
+    Lock files (*.lock.toml) are left out.
 
     \b
     Examples:
@@ -74,7 +78,7 @@ def check(
 
         found = checking.check(files)
         (checking.show_json if json else checking.show_text)(found)
-    if checking.has_errors(found):
+    if checking.fails(found, strict=strict):
         raise typer.Exit(FOUND_SOMETHING)
 
 
@@ -100,6 +104,10 @@ def plan(
     recipe: RecipeArgument,
     model: ModelOption,
     input: InputOption = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Fail where an outcome differs from the lock file.")
+    ] = False,
+    lock: LockOption = None,
     plugin: PluginOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -108,14 +116,20 @@ def plan(
     \b
     Examples:
       qrecipe plan cnn.toml --model model.py:factory
+      qrecipe plan cnn.toml --model model.py:factory --check
       qrecipe plan builtin:x86-static --model torchvision.models:resnet18 --input 1x3x224x224
     """
     with reported(as_json=json):
-        _needs_torch()
+        needs_torch()
         from qrecipe.cli.planning import make_plan
 
+        if lock is not None and not check:
+            raise typer.BadParameter("names what --check reads", param_hint="--lock")
         made = make_plan(recipe, model, input or (), plugin or ())
-        out(made.to_json() if json else str(made))
+        if check:
+            check_plan(made, recipe, lock, as_json=json)
+        else:
+            out(made.to_json() if json else str(made))
 
 
 @app.command()
@@ -141,7 +155,7 @@ def explain(
       qrecipe explain cnn.toml layer1.0:add --model model.py:factory
     """
     with reported(as_json=json):
-        _needs_torch()
+        needs_torch()
         from qrecipe.cli.planning import make_plan
         from qrecipe.rendering import explanation_json
 
@@ -191,7 +205,7 @@ def quantize(
           --evaluate model.py:accuracy --threads 1 --out model.safetensors
     """
     with reported(as_json=json):
-        _needs_torch()
+        needs_torch()
         from qrecipe.cli import quantizing
 
         request = quantizing.Request(
@@ -229,7 +243,6 @@ def _import_plugins(modules: list[str] | None) -> None:
         code.import_plugins(modules)
 
 
-def _needs_torch() -> None:
-    if importlib.util.find_spec("torch") is None:
-        text = "this command needs torch: pip install 'qrecipe[cli]'"
-        raise QRecipeError(Finding("QR602", text, hint="check and show do without"))
+app.command()(diff)
+app.command()(lock)
+app.command()(schema)

@@ -8,19 +8,21 @@ from itertools import chain
 from qrecipe.cli.output import out, out_json
 from qrecipe.errors import Finding, QRecipeError
 from qrecipe.recipe import load_recipe
+from qrecipe.writing import LOCK_SUFFIX
 
 Findings = Mapping[str, Sequence[Finding]]
 """What was found, by recipe as named on the command line."""
 
 
 def check(recipes: Sequence[str]) -> Findings:
-    """Load each recipe, a path or a reference."""
-    return {recipe: _findings(recipe) for recipe in recipes}
+    """Load each recipe, a path or a reference; lock files, which lie beside them, are none."""
+    return {recipe: _findings(recipe) for recipe in recipes if not recipe.endswith(LOCK_SUFFIX)}
 
 
-def has_errors(found: Findings) -> bool:
-    """Whether any finding is more than a warning."""
-    return any(finding.severity == "error" for finding in chain.from_iterable(found.values()))
+def fails(found: Findings, *, strict: bool) -> bool:
+    """Whether any finding is an error; with ``strict`` warnings are errors too."""
+    every = chain.from_iterable(found.values())
+    return any(strict or finding.severity == "error" for finding in every)
 
 
 def show_text(found: Findings) -> None:
@@ -31,9 +33,14 @@ def show_text(found: Findings) -> None:
     for finding in distinct.values():
         out(f"{finding}\n")
     recipes = "1 recipe" if len(found) == 1 else f"{len(found)} recipes"
-    count = sum(finding.severity == "error" for finding in distinct.values())
-    errors = {0: "no errors", 1: "1 error"}.get(count, f"{count} errors")
-    out(f"{recipes} checked: {errors}")
+    errors = sum(finding.severity == "error" for finding in distinct.values())
+    warnings = len(distinct) - errors
+    counted = [_count(errors, "error"), *([_count(warnings, "warning")] if warnings else [])]
+    out(f"{recipes} checked: {', '.join(counted)}")
+
+
+def _count(number: int, what: str) -> str:
+    return {0: f"no {what}s", 1: f"1 {what}"}.get(number, f"{number} {what}s")
 
 
 def show_json(found: Findings) -> None:
@@ -49,7 +56,6 @@ def show_json(found: Findings) -> None:
 
 def _findings(recipe: str) -> tuple[Finding, ...]:
     try:
-        load_recipe(recipe)
+        return load_recipe(recipe).warnings
     except QRecipeError as error:
         return error.findings
-    return ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import re
@@ -13,7 +14,7 @@ from typing import Any, TextIO
 
 import typer
 
-from qrecipe.errors import PlanError, QRecipeError, QRecipeWarning
+from qrecipe.errors import Finding, PlanError, QRecipeError, QRecipeWarning
 
 FOUND_SOMETHING = 1
 USAGE = 2
@@ -43,6 +44,13 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def needs_torch() -> None:
+    """Raises QRecipeError (QR602) where torch is not installed."""
+    if importlib.util.find_spec("torch") is None:
+        text = "this command needs torch: pip install 'qrecipe[cli]'"
+        raise QRecipeError(Finding("QR602", text, hint="check and show do without"))
 
 
 @contextmanager

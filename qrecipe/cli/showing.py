@@ -23,7 +23,11 @@ def show_text(recipe: Recipe) -> None:
     width = max(
         (len(lines[line]) for line in origins if len(lines[line]) <= _WIDEST_CODE), default=0
     )
-    out(f"# {recipe.reference or recipe.name or 'recipe'}, fingerprint {recipe.fingerprint}\n")
+    itself, *bases = recipe.ingredients
+    out(f"# {itself.title}, fingerprint {itself.fingerprint}")
+    for base in bases:
+        out(f"# extends {base.title}, fingerprint {base.fingerprint}")
+    out("")
     for number, text in enumerate(lines):
         at = origins.get(number)
         out(text if at is None else f"{text.ljust(width)}  # {at.file}:{at.line}")
@@ -36,6 +40,7 @@ def show_json(recipe: Recipe) -> None:
         {
             "recipe": recipe.reference,
             "fingerprint": recipe.fingerprint,
+            "ingredients": [each.to_json() for each in recipe.ingredients],
             "values": values,
             "origins": {
                 dotted(path): {"file": at.file, "line": at.line, "column": at.column}

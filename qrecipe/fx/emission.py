@@ -31,10 +31,10 @@ class Emission:
 
 
 def keep_float(x: Any) -> Any:
-    """The identity, set between a float site and its quantized consumers until conversion.
+    """The identity, set between what gives float and its static consumers until conversion.
 
     Lowering takes whatever stands between dequantize and quantize for a quantized operation,
-    decided or not.
+    decided or not; and preparing takes what a dynamic module gives for quantized already.
     """
     return x
 
@@ -42,7 +42,7 @@ def keep_float(x: Any) -> Any:
 def emit(plan: Plan, graph_module: fx.GraphModule) -> Emission:
     """Put the plan into the graph, in place, and give the rules for it."""
     sites = {site.name: site for site in plan.sites}
-    _separate_float_sites(graph_module, sites)
+    _separate_float_results(graph_module, sites)
     mapping = QConfigMapping().set_global(None)
     scopes: dict[str, tuple[str, type]] = {}
     taken = {name for name, _ in graph_module.named_modules(remove_duplicate=False)}
@@ -106,10 +106,10 @@ def erase_keep_float(graph_module: fx.GraphModule) -> None:
     graph_module.recompile()
 
 
-def _separate_float_sites(graph_module: fx.GraphModule, sites: Mapping[str, Site]) -> None:
+def _separate_float_results(graph_module: fx.GraphModule, sites: Mapping[str, Site]) -> None:
     for node in list(graph_module.graph.nodes):
         site = sites.get(node.meta.get(SITE, ""))
-        if site is None or site.verdict != "float":
+        if site is None or site.mode == "static":
             continue
         consumers = list(_quantized_users(node, sites))
         if consumers:

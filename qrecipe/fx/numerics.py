@@ -222,9 +222,12 @@ def _one_step_apart(result: Tensor, kernel: Tensor) -> bool:
     return bool((steps.abs() <= 1).all())
 
 
-def _rescales(site: Site) -> bool:
-    """Whether the kernel is finer than its reference, which keeps the scale of its input."""
-    return site.verdict == "passthrough" and site.op == "mul"
+def _is_finer(site: Site) -> bool:
+    """Whether the kernel keeps the scale of its input, and its reference rounds to a coarser one.
+
+    So does a product with a number; and dropout, whose range of training has what it scaled up.
+    """
+    return site.verdict == "passthrough" and (site.op == "mul" or "dropout" in site.op.lower())
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +256,7 @@ def _judge_sites(
             hint=f'leave it float: [rules.module_name] "{name}" = "float"',
         )
         for name, value in replay.judged.items()
-        if name in static and value < RIGHT_KERNEL_DB and not _rescales(static[name])
+        if name in static and value < RIGHT_KERNEL_DB and not _is_finer(static[name])
     ]
     weighed = {name for name, site in static.items() if site.verdict == "quantized"}
     return _Judgement(tuple(wrong), weighed <= replay.judged.keys())

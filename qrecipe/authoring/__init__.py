@@ -1,0 +1,1 @@
+"""What writes, holds and compares recipes and their plans."""

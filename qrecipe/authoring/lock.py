@@ -1,0 +1,238 @@
+"""The lock file of a recipe and a model: what the plan was when somebody agreed to it.
+
+It holds the outcome of every site, and what the outcome came from: the recipe, its bases, the
+structure of the model, the versions of torch and of plugins. Only a changed outcome is a failure;
+what it came from is named as the cause.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions, version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli
+import torch
+from pydantic import BeforeValidator, Field, ValidationError
+
+from qrecipe import registered
+from qrecipe._version import __version__
+from qrecipe.arguments import Kind
+from qrecipe.authoring.outcomes import PlanOutcome, plan_outcome
+from qrecipe.claims import claims
+from qrecipe.errors import Finding, PlanError, one_line, shown
+from qrecipe.operations import ModelStructure
+from qrecipe.planning import Plan
+from qrecipe.recipe import Ingredient
+from qrecipe.references import is_reference
+from qrecipe.schema import Table, TensorSpec
+from qrecipe.writing import LOCK_SUFFIX, toml_key, toml_value, write_atomically
+
+LOCK_FORMAT: Literal[1] = 1
+MAX_BYTES = 2**25
+"""The largest lock file that is read: 32 MiB, some 100,000 sites."""
+
+_WHOLE = ("backend", "phase", "executor", "boundaries")
+_HEAD = """\
+# Written by `qrecipe lock`, held against the plan by `qrecipe plan --check`: commit it, and read
+# its differences in review. To accept what has changed, run `qrecipe lock` again.
+"""
+
+
+class LockedIngredient(Table):
+    """A recipe that the plan came from; files are named as seen from the lock file's folder."""
+
+    name: str
+    fingerprint: str
+    distribution: str | None = None
+    version: str | None = None
+
+
+class LockedPlugin(Table):
+    """A registered class that the plan uses, and the distribution that has it, if one has."""
+
+    class_: Annotated[str, Field(alias="class")]
+    distribution: str | None = None
+    version: str | None = None
+
+
+def _tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+class Lock(PlanOutcome):
+    """The contents of a lock file.
+
+    ``plugins`` are named ``observer NAME`` and ``fake_quant NAME``; ``structure`` is a fingerprint
+    of the model's operations and modules, whatever their weights.
+    """
+
+    lock: Literal[1]
+    qrecipe: str
+    torch: str
+    recipe: LockedIngredient
+    bases: Annotated[tuple[LockedIngredient, ...], BeforeValidator(_tuple)] = ()
+    plugins: dict[str, LockedPlugin] = Field(default_factory=dict)
+    structure: str
+
+
+def lock_path(recipe: str) -> Path:
+    """Where the lock of a recipe lies: beside its file; that of a reference in this folder."""
+    if is_reference(recipe):
+        return Path(recipe.partition(":")[2] + LOCK_SUFFIX)
+    return Path(recipe.removesuffix(".toml") + LOCK_SUFFIX)
+
+
+def make_lock(plan: Plan, path: Path) -> Lock:
+    """What a lock file at ``path`` says of a plan."""
+    recipe, *bases = (_locked(each, path) for each in plan.ingredients)
+    return Lock(
+        lock=LOCK_FORMAT,
+        qrecipe=__version__,
+        torch=str(torch.__version__),
+        recipe=recipe,
+        bases=tuple(bases),
+        plugins=dict(sorted(_plugins(plan))),
+        structure=structure_fingerprint(plan.structure),
+        **dict(plan_outcome(plan)),
+    )
+
+
+def write_lock(plan: Plan, path: Path) -> None:
+    """Write the lock of a plan, at once or not at all.
+
+    Raises RecipeReferenceError (QR001) if it cannot be written.
+    """
+    write_atomically(path, lock_text(make_lock(plan, path)))
+
+
+def lock_text(lock: Lock) -> str:
+    """A lock as TOML in a stable order: one line for each site, so that it reads as a diff."""
+    values = lock.model_dump(by_alias=True, exclude_none=True)
+    bases = [f"    {toml_value(base)}," for base in values["bases"]]
+    lines = [
+        *(f"{key} = {toml_value(values[key])}" for key in ("lock", "qrecipe", "torch", "recipe")),
+        *(["bases = [", *bases, "]"] if bases else []),
+        *(f"{key} = {toml_value(values[key])}" for key in ("structure", *_WHOLE)),
+    ]
+    for name in ("plugins", "sites"):
+        rows = [f"{toml_key(key)} = {toml_value(value)}" for key, value in values[name].items()]
+        lines += ["", f"[{name}]", *rows] if rows or name == "sites" else []
+    return _HEAD + "\n".join(lines) + "\n"
+
+
+def read_lock(path: Path) -> Lock:
+    """The lock file at ``path``.
+
+    Raises PlanError: there is none (QR320), it is damaged (QR321), or a newer qrecipe wrote it
+    (QR322).
+    """
+    try:
+        data = tomli.loads(_content(path).decode("utf-8"))
+    except UnicodeDecodeError:
+        raise _damaged(path, "it is not UTF-8 text") from None
+    except (ValueError, RecursionError) as error:  # ValueError: TOML syntax, a number too long
+        raise _damaged(path, str(error)) from None
+    version = data.get("lock")
+    if type(version) is int and version > LOCK_FORMAT:
+        message = f"{shown(str(path))} is of format {version}, which a newer qrecipe writes"
+        hint = f"qrecipe {__version__} reads format {LOCK_FORMAT}"
+        raise PlanError(Finding("QR322", message, hint=hint))
+    try:
+        return Lock.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise _damaged(path, f"{where}: {first['msg']}") from None
+
+
+def structure_fingerprint(structure: ModelStructure) -> str:
+    """The SHA-256 of a model's operations, how they are connected, and its modules' classes."""
+    operations = [
+        {
+            "members": [[member.name, member.op] for member in operation.members],
+            "kind": operation.kind,
+            "producers": operation.producers,
+            "model_inputs": operation.model_inputs,
+            "stored": operation.stored,
+            "is_output": operation.is_output,
+        }
+        for operation in structure.operations
+    ]
+    # without the modules that define the classes: a file's path depends on the machine
+    classes = {
+        path: sorted({name.rpartition(".")[2] for name in types})
+        for path, types in structure.modules.items()
+    }
+    values = {"operations": operations, "modules": classes, "roots": structure.roots}
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _content(path: Path) -> bytes:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise _damaged(path, "it is no regular file")
+        if status.st_size > MAX_BYTES:
+            raise _damaged(path, f"it is larger than {MAX_BYTES:,} bytes")
+        return path.read_bytes()
+    except FileNotFoundError:
+        message = f"there is no lock file {shown(str(path))}"
+        hint = "write it with `qrecipe lock`, and commit it"
+        raise PlanError(Finding("QR320", message, hint=hint)) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise _damaged(path, getattr(error, "strerror", None) or str(error)) from None
+
+
+def _damaged(path: Path, why: str) -> PlanError:
+    message = f"{shown(str(path))} is no lock file of qrecipe: {one_line(why)[:200]}"
+    hint = "write it anew with `qrecipe lock`"
+    return PlanError(Finding("QR321", message, hint=hint))
+
+
+def _locked(ingredient: Ingredient, path: Path) -> LockedIngredient:
+    name = ingredient.name
+    if ingredient.publisher is None and not is_reference(name):
+        name = os.path.relpath(os.path.abspath(name), os.path.abspath(path.parent))
+        name = Path(name).as_posix()
+    return LockedIngredient.model_validate({**ingredient.to_json(), "name": name})
+
+
+def _plugins(plan: Plan) -> Iterator[tuple[str, LockedPlugin]]:
+    """The registered classes that the plan uses; of fake-quants only those that it trains with."""
+    qconfigs = (site.qconfig for site in plan.sites if site.qconfig is not None)
+    specs = {spec for each in qconfigs for spec in (each.weight, each.activation) if spec}
+    kinds: tuple[Kind, ...] = ("observer", "fake_quant") if plan.phase == "qat" else ("observer",)
+    for kind in kinds:
+        for name in {_name(kind, spec) for spec in specs} - {None}:
+            registration = registered.find(kind, str(name))
+            if registration is not None:
+                yield f"{kind} {name}", _locked_plugin(registration)
+
+
+def _name(kind: Kind, spec: TensorSpec) -> str | None:
+    constructor = getattr(spec, kind)
+    return None if constructor is None else constructor.name
+
+
+def _locked_plugin(registration: registered.Registration) -> LockedPlugin:
+    values: dict[str, Any] = {"class": registration.signature.target}
+    distribution = _distribution(registration)
+    if distribution is not None:
+        values |= dict(zip(("distribution", "version"), distribution, strict=True))
+    return LockedPlugin.model_validate(values)
+
+
+def _distribution(registration: registered.Registration) -> tuple[str, str] | None:
+    """Who claims the name, or else has the class: a distribution and its version."""
+    for claim in claims(registration.kind, registration.name):
+        return claim.distribution, claim.version
+    package = registration.cls.__module__.partition(".")[0]
+    owners = packages_distributions().get(package, ())
+    return (owners[0], version(owners[0])) if owners else None

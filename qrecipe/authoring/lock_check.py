@@ -1,0 +1,113 @@
+"""A plan against its lock file: what has changed, and what may have changed it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from qrecipe.authoring.lock import Lock, LockedIngredient, make_lock, read_lock
+from qrecipe.authoring.outcomes import Change, outcome_changes, rule_changes
+from qrecipe.errors import Finding, PlanError, one_line, shown
+from qrecipe.planning import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How a plan differs from its lock.
+
+    ``changes`` are outcomes; ``causes`` are what outcomes come from, and no failure in themselves.
+    """
+
+    changes: tuple[Change, ...]
+    causes: tuple[Change, ...]
+
+
+def compare(before: Lock, after: Lock) -> Comparison:
+    """What has changed from one lock to the other."""
+    causes = (
+        *_ingredient_changes(before, after),
+        *_version_changes(before, after),
+        *rule_changes(before, after),
+    )
+    changes = (*_class_changes(before, after), *outcome_changes(before, after))
+    return Comparison(changes, causes)
+
+
+def check_lock(plan: Plan, path: Path) -> Comparison:
+    """Hold a plan against its lock file; the changes are none then.
+
+    Raises PlanError: an outcome has changed (QR323), the lock is another recipe's (QR324), or it
+    cannot be read.
+    """
+    locked, now = read_lock(path), make_lock(plan, path)
+    if locked.recipe.name != now.recipe.name:
+        message = f"{shown(str(path))} is the lock of {shown(locked.recipe.name)}"
+        hint = f"name that of {shown(now.recipe.name)} with --lock, or write it: qrecipe lock"
+        raise PlanError(Finding("QR324", message, hint=hint))
+    found = compare(locked, now)
+    if found.changes:
+        raise PlanError(_finding(found, path))
+    return found
+
+
+def _finding(found: Comparison, path: Path) -> Finding:
+    subjects = len({change.subject for change in found.changes})
+    return Finding(
+        "QR323",
+        f"the plan is not what {shown(str(path))} holds: "
+        f"{'1 thing differs' if subjects == 1 else f'{subjects} things differ'}",
+        hint="if that is meant, run `qrecipe lock` again and commit the file",
+        notes=(
+            *(f"  {one_line(str(change))}" for change in found.changes),
+            *(["what has changed besides:"] if found.causes else []),
+            *(f"  {one_line(str(cause))}" for cause in found.causes),
+        ),
+    )
+
+
+def _ingredient_changes(before: Lock, after: Lock) -> Iterator[Change]:
+    old, new = (
+        {each.name: each for each in (lock.recipe, *lock.bases)} for lock in (before, after)
+    )
+    for name in {**old, **new}:
+        was, now = _contents(old.get(name)), _contents(new.get(name))
+        if was is None or now is None:
+            yield Change(f"recipe {name}", "", *(_presence(each) for each in (was, now)))
+            continue
+        for part in was:
+            if was[part] != now[part]:
+                yield Change(f"recipe {name}", part, was[part], now[part])
+
+
+def _contents(ingredient: LockedIngredient | None) -> dict[str, str | None] | None:
+    if ingredient is None:
+        return None
+    values = ingredient.model_dump(exclude={"name"})
+    return {**values, "fingerprint": ingredient.fingerprint[:12]}
+
+
+def _presence(contents: Mapping[str, str | None] | None) -> str | None:
+    return None if contents is None else "extended"
+
+
+def _version_changes(before: Lock, after: Lock) -> Iterator[Change]:
+    for name in ("torch", "qrecipe"):
+        old, new = getattr(before, name), getattr(after, name)
+        if old != new:
+            yield Change(name, "", old, new)
+    if before.structure != after.structure:
+        yield Change("the model", "structure", before.structure[:12], after.structure[:12])
+    for name in sorted(before.plugins.keys() & after.plugins.keys()):
+        was, now = before.plugins[name], after.plugins[name]
+        versions = [f"{each.distribution} {each.version}" for each in (was, now)]
+        if versions[0] != versions[1]:
+            yield Change(f"plugin {name}", "", *versions)
+
+
+def _class_changes(before: Lock, after: Lock) -> Iterator[Change]:
+    """Another class under one name computes something else, though every spec reads the same."""
+    for name in sorted(before.plugins.keys() & after.plugins.keys()):
+        was, now = before.plugins[name].class_, after.plugins[name].class_
+        if was != now:
+            yield Change(f"plugin {name}", "class", was, now)

@@ -1,0 +1,155 @@
+"""What a plan makes of each site, in words that can be kept in a file and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from qrecipe.pairing import is_static_integer
+from qrecipe.planning import Plan, Site
+from qrecipe.rendering import spec_json
+from qrecipe.rules import describe
+from qrecipe.schema import Constructor, Phase, Table, TensorSpec
+
+_DEFAULT_FAKE_QUANT = Constructor(name="fake_quantize")
+
+
+class SiteOutcome(Table):
+    """What becomes of one site; ``by`` names the rule that decides and is no part of the outcome.
+
+    ``input`` tells that a float input of the site is quantized first, ``engine`` that another
+    engine than the backend's packs its weights.
+    """
+
+    op: str
+    verdict: str
+    weight: str | None = None
+    activation: str | None = None
+    input: str | None = None
+    engine: str | None = None
+    by: str
+
+    @property
+    def is_float(self) -> bool:
+        return self.weight is None and self.activation is None
+
+    def parts(self) -> dict[str, str]:
+        """The outcome without what is None and without the rule."""
+        return self.model_dump(exclude_none=True, exclude={"by"})
+
+
+class PlanOutcome(Table):
+    """What a plan comes to; ``boundaries`` counts the tensors quantized or dequantized."""
+
+    backend: str
+    phase: str
+    executor: str
+    boundaries: int
+    sites: dict[str, SiteOutcome]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A part of something that was ``before`` and is ``after``; None where it is not there."""
+
+    subject: str
+    part: str
+    before: str | None
+    after: str | None
+
+    def __str__(self) -> str:
+        what = f"{self.subject}: {self.part}" if self.part else self.subject
+        return f"{what} {self.before or '(none)'} -> {self.after or '(none)'}"
+
+    def to_json(self) -> dict[str, str | None]:
+        """The change as plain JSON values, with stable keys."""
+        return {
+            "subject": self.subject,
+            "part": self.part,
+            "before": self.before,
+            "after": self.after,
+        }
+
+
+def plan_outcome(plan: Plan) -> PlanOutcome:
+    """What a plan comes to, sites in the model's order."""
+    return PlanOutcome(
+        backend=plan.backend,
+        phase=plan.phase,
+        executor=plan.executor,
+        boundaries=plan.boundaries,
+        sites={site.name: _outcome(site, plan.phase) for site in plan.sites},
+    )
+
+
+def outcome_changes(before: PlanOutcome, after: PlanOutcome) -> Iterator[Change]:
+    """Each difference of outcome: of the whole, then by site as ``before`` has them, then new."""
+    for part in ("backend", "phase", "executor", "boundaries"):
+        old, new = str(getattr(before, part)), str(getattr(after, part))
+        if old != new:
+            yield Change("the plan", part, old, new)
+    for name in {**before.sites, **after.sites}:
+        if name not in after.sites:
+            yield Change(name, "site", _short(before.sites[name]), None)
+        elif name not in before.sites:
+            yield Change(name, "site", None, _short(after.sites[name]))
+        else:
+            yield from _part_changes(name, before.sites[name], after.sites[name])
+
+
+def rule_changes(before: PlanOutcome, after: PlanOutcome) -> Iterator[Change]:
+    """The sites that another rule decides now."""
+    for name, was in before.sites.items():
+        now = after.sites.get(name)
+        if now is not None and was.by != now.by:
+            yield Change(name, "decided by", was.by, now.by)
+
+
+def _part_changes(name: str, before: SiteOutcome, after: SiteOutcome) -> Iterator[Change]:
+    old, new = before.parts(), after.parts()
+    either_is_float = before.is_float or after.is_float  # then the verdict says it all
+    for part in ("op", "verdict") if either_is_float else {**old, **new}:
+        if old.get(part) != new.get(part):
+            yield Change(name, part, old.get(part), new.get(part))
+
+
+def _short(outcome: SiteOutcome) -> str:
+    return f"{outcome.op}, {outcome.verdict}"
+
+
+def _outcome(site: Site, phase: Phase) -> SiteOutcome:
+    qconfig = site.qconfig
+    mode = f" {site.mode}" if site.mode is not None and site.verdict == "quantized" else ""
+    return SiteOutcome(
+        op=site.op,
+        verdict=site.verdict + mode,
+        weight=None if qconfig is None else _spec(qconfig.weight, phase),
+        activation=None if qconfig is None else _spec(qconfig.activation, phase),
+        input=None if site.input is None else "float, quantized here",
+        engine=site.engine,
+        by=f"{describe(site.rule)} = {site.rule.label}",
+    )
+
+
+def _spec(spec: TensorSpec | None, phase: Phase) -> str | None:
+    """A spec in one line: dtype, observer, qscheme, and whatever else is set."""
+    if spec is None:
+        return None
+    values = spec_json(spec)
+    observer = None if spec.observer is None else _constructor(spec.observer)
+    head = [spec.dtype, observer, spec.qscheme]
+    rest = {
+        key: value
+        for key, value in values.items()
+        if key not in ("dtype", "observer", "qscheme", "fake_quant") and value is not False
+    }
+    words = [word for word in head if word is not None]
+    words += [key if value is True else f"{key}={value}" for key, value in rest.items()]
+    if phase == "qat" and is_static_integer(spec):
+        words.append(f"fake_quant={_constructor(spec.fake_quant or _DEFAULT_FAKE_QUANT)}")
+    return " ".join(words)
+
+
+def _constructor(constructor: Constructor) -> str:
+    arguments = ", ".join(f"{key}={value}" for key, value in sorted(constructor.arguments.items()))
+    return f"{constructor.name}({arguments})" if arguments else constructor.name

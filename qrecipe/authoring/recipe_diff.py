@@ -1,0 +1,68 @@
+"""Two recipes side by side: by the values that they set, and by what they do to a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qrecipe.errors import Location, UnknownNameError
+from qrecipe.merging import unreasoned
+from qrecipe.recipe import Recipe
+from qrecipe.writing import toml_key, toml_value
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A value as TOML writes it, and where it was set."""
+
+    text: str
+    location: Location | None
+
+
+@dataclass(frozen=True, slots=True)
+class ValueChange:
+    """A key that two recipes set differently; None where one does not set it."""
+
+    key: str
+    before: Value | None
+    after: Value | None
+
+
+def value_changes(before: Recipe, after: Recipe) -> Iterator[ValueChange]:
+    """Where two recipes differ with their bases merged, in the order of the first.
+
+    Description and reasons change nothing and are left out: there are no changes if and only if
+    the fingerprints are equal.
+    """
+    old, new = _significant(before), _significant(after)
+    for path in {**old, **new}:
+        if path not in old or path not in new or old[path] != new[path]:
+            key = ".".join(map(toml_key, path))
+            yield ValueChange(
+                key,
+                _value(before, key, old[path]) if path in old else None,
+                _value(after, key, new[path]) if path in new else None,
+            )
+
+
+def _significant(recipe: Recipe) -> dict[tuple[str, ...], Any]:
+    return {
+        path: unreasoned(value) if path[0] == "rules" else value
+        for path, value in recipe.settings.items()
+        if path != ("description",)
+    }
+
+
+def _value(recipe: Recipe, key: str, value: Any) -> Value:
+    try:
+        return Value(_text(value), recipe.origin(key))
+    except UnknownNameError:
+        return Value(_text(value), None)
+
+
+def _text(value: Any) -> str:
+    """The short form of a rule or of a constructor where it has one."""
+    if isinstance(value, Mapping) and value.keys() in ({"name"}, {"qconfig"}):
+        (value,) = value.values()
+    return toml_value(value)

@@ -1,0 +1,26 @@
+"""``qrecipe schema``: the recipe format for editors."""
+
+from __future__ import annotations
+
+from qrecipe.cli.options import PluginOption
+from qrecipe.cli.output import out_json, reported
+
+
+def schema(plugin: PluginOption = None) -> None:
+    """Print the recipe format as JSON Schema.
+
+    With the names and arguments of the observers and fake-quants that are known here.
+
+    \b
+    Examples:
+      qrecipe schema > recipe.schema.json
+      qrecipe schema --plugin acme.observers > recipe.schema.json
+    """
+    with reported(as_json=False):
+        from qrecipe.cli.usercode import UserCode, user_output
+        from qrecipe.json_schema import recipe_schema
+
+        with UserCode() as code, user_output():
+            code.import_plugins(plugin or ())
+            found = recipe_schema()
+        out_json(found)

@@ -1,0 +1,72 @@
+"""What is legal but doubtful in a recipe, as far as that shows without a model.
+
+Only what the outermost file itself sets, if it was named as a file: nobody can mend a base or a
+published recipe in passing, and both may well offer more than one recipe uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from qrecipe.checks import rules_of
+from qrecipe.composition import Composition
+from qrecipe.errors import Finding, shown
+from qrecipe.names import compile_pattern
+from qrecipe.references import is_reference
+from qrecipe.schema import QConfigTable, RecipeTable, RuleTable
+
+_PROBES = ("a", "_", "0", "fc", "layer12", "Backbone_q7")
+"""Names that no pattern matches all of, save one that matches every name."""
+
+
+def doubtful_findings(recipe: Composition, table: RecipeTable) -> Iterator[Finding]:
+    """The warnings about a sound recipe; ``table`` holds its merged values."""
+    if is_reference(recipe.top.name):
+        return
+    yield from _unused_qconfigs(recipe, table)
+    yield from _unused_tensors(recipe, table)
+    yield from _rules_for_everything(recipe)
+
+
+def _unused_qconfigs(recipe: Composition, table: RecipeTable) -> Iterator[Finding]:
+    used = {rule.qconfig for _, rule in rules_of(table)}
+    for name in recipe.top.table.qconfig:
+        if name not in used:
+            message = f"no rule uses the qconfig {shown(name)}"
+            at = recipe.top.key(("qconfig", name))
+            yield Finding("QR214", message, at, "remove it, or name it in a rule")
+
+
+def _unused_tensors(recipe: Composition, table: RecipeTable) -> Iterator[Finding]:
+    rules = [rule for _, rule in rules_of(table)]
+    named = {rule.qconfig for rule in rules}
+    qconfigs = [qconfig for name, qconfig in table.qconfig.items() if name in named]
+    uses = (*map(_roles, rules), *map(_roles, qconfigs))
+    reached = {name for use in uses for name in use}
+    for name in recipe.top.table.tensor:
+        if name not in reached:
+            message = f"no rule leads to the tensor {shown(name)}"
+            at = recipe.top.key(("tensor", name))
+            yield Finding("QR215", message, at, _namers(table, name))
+
+
+def _roles(each: QConfigTable | RuleTable) -> tuple[str | None, str | None]:
+    return each.weight, each.activation
+
+
+def _namers(table: RecipeTable, tensor: str) -> str:
+    namers = [name for name, qconfig in table.qconfig.items() if tensor in _roles(qconfig)]
+    if namers:
+        return f"only the qconfig {shown(namers[0])} names it, which no rule uses"
+    return "remove it, or name it in a qconfig or a rule"
+
+
+def _rules_for_everything(recipe: Composition) -> Iterator[Finding]:
+    for key in recipe.top.table.rules.module_name:
+        if "*" in key and all(map(compile_pattern(key).matches, _PROBES)):
+            yield Finding(
+                "QR216",
+                f"module_name {shown(key)} matches every module, and beats every rule by type",
+                recipe.top.key(("rules", "module_name", key)),
+                "write rules.global for that",
+            )

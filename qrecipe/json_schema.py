@@ -1,0 +1,161 @@
+"""The recipe format as JSON Schema, for editors and for validators of others.
+
+It is made from the tables that recipes are validated with, and from the names and arguments of the
+observers and fake-quants that are known in this process. Only keywords that mean the same in drafts
+4, 6 and 7 are used: TOML editors differ in the draft that they know.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args
+
+from qrecipe.arguments import Interval, Kind, Signature, TypeTag
+from qrecipe.errors import CODES
+from qrecipe.schema import (
+    DTYPE_SPELLINGS,
+    FORMAT,
+    RESERVED_QCONFIG_NAMES,
+    DType,
+    RecipeTable,
+)
+from qrecipe.signatures import known_names, signature
+
+Schema = dict[str, Any]
+
+_TYPES: Mapping[TypeTag, Schema] = {
+    "int": {"type": "integer"},
+    "float": {"type": "number"},
+    "bool": {"type": "boolean"},
+    "str": {"type": "string"},
+    "number_list": {"type": "array", "items": {"type": "number"}},
+    "any": {"type": ["boolean", "number", "string", "array"]},
+}
+
+
+def recipe_schema() -> Schema:
+    """The schema of one recipe file, in which everything may be missing: a base can supply it.
+
+    What it accepts may still be wrong, as what refers to other tables or to bases is not checked;
+    what it refuses, `load_recipe` refuses too.
+    """
+    made = _plain(RecipeTable.model_json_schema(ref_template="#/definitions/{model}"))
+    definitions = made.pop("$defs")
+    del definitions["Constructor"]
+    for kind in get_args(Kind):
+        definitions[kind] = _constructor(kind)
+    _complete(made["properties"], definitions)
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": f"Quantization recipe, format {FORMAT}",
+        **made,
+        "definitions": dict(sorted(definitions.items())),
+    }
+
+
+def _plain(node: Any) -> Any:
+    """Without titles, null and defaults of what is not set: TOML has no null."""
+    if isinstance(node, list):
+        return [_plain(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    branches = [branch for branch in node.get("anyOf", ()) if branch != {"type": "null"}]
+    if len(branches) == 1:
+        node = {**{key: value for key, value in node.items() if key != "anyOf"}, **branches[0]}
+    kept = {key: _plain(value) for key, value in node.items()}
+    if "properties" in kept or "type" in kept or "$ref" in kept:
+        kept = {key: value for key, value in kept.items() if not _says_nothing(key, value)}
+    if isinstance(kept.get("description"), str):
+        kept["description"] = _sentence(kept["description"])
+    if "exclusiveMinimum" in kept:  # a number in draft 7, true or false in draft 4
+        bound = kept.pop("exclusiveMinimum")
+        kept |= {"minimum": bound, "not": {"enum": [bound]}}
+    return kept
+
+
+def _says_nothing(key: str, value: Any) -> bool:
+    """A title that repeats the key, or the default of a key that is not set or of a whole table."""
+    is_title = key == "title" and isinstance(value, str)
+    return is_title or (key == "default" and (value is None or isinstance(value, (list, dict))))
+
+
+def _sentence(text: str) -> str:
+    first = " ".join(text.split()).partition(". ")[0].replace("``", "`")
+    return first if first.endswith(".") else f"{first}."
+
+
+def _complete(properties: Schema, definitions: Schema) -> None:
+    """What the tables accept before Pydantic sees it: short forms, other spellings."""
+    rule, base = _reference("RuleTable"), _reference("BaseReference")
+    properties["format"] = {"enum": [FORMAT]}
+    properties["extends"] = {
+        "description": "A base recipe, or a list of them.",
+        "anyOf": [_TYPES["str"], base, {"type": "array", "items": _either(base)}],
+    }
+    rules = definitions["RulesTable"]["properties"]
+    rules["global"] = _either(rule)
+    for tier in ("module_type", "function", "module_name"):
+        rules[tier]["additionalProperties"] = _either(rule)
+    definitions["RuleTable"]["oneOf"] = _forms_of_rules()
+    spec = definitions["TensorSpec"]
+    spec["properties"] |= {kind: _reference(kind) for kind in get_args(Kind)}
+    spec["properties"]["dtype"] = {"enum": [*get_args(DType), *DTYPE_SPELLINGS]}
+    for name in ("TensorSpec", "QConfigTable"):
+        definitions[name]["minProperties"] = 1
+    reserved = [{"required": [name]} for name in sorted(RESERVED_QCONFIG_NAMES)]
+    properties["qconfig"]["not"] = {"anyOf": reserved}
+    errors = [code for code, meaning in CODES.items() if meaning.error is not None]
+    definitions["LintTable"]["properties"]["ignore"]["items"]["not"] = {"enum": errors}
+
+
+def _reference(name: str) -> Schema:
+    return {"$ref": f"#/definitions/{name}"}
+
+
+def _either(table: Schema) -> Schema:
+    """A name alone, or the table that is its long form."""
+    return {"anyOf": [_TYPES["str"], table]}
+
+
+def _forms_of_rules() -> list[Schema]:
+    """A rule names a qconfig, or the tensors itself."""
+    tensors = {"anyOf": [{"required": ["weight"]}, {"required": ["activation"]}]}
+    return [
+        {"required": ["qconfig"], "not": tensors},
+        {**tensors, "not": {"required": ["qconfig"]}},
+    ]
+
+
+def _constructor(kind: Kind) -> Schema:
+    """A name, or a table of the name and its arguments."""
+    found = {name: signature(kind, name) for name in known_names(kind)}
+    alone = [name for name, found_ in found.items() if found_ is None or not found_.required]
+    return {"anyOf": [{"enum": alone}, *(_call(name, each) for name, each in found.items())]}
+
+
+def _call(name: str, found: Signature | None) -> Schema:
+    """A name with arguments; whatever they are for a plugin that is installed and not imported."""
+    named: Schema = {"name": {"enum": [name]}}
+    if found is None:
+        return {"type": "object", "required": ["name"], "properties": named}
+    return {
+        "type": "object",
+        "description": found.target,
+        "required": ["name", *sorted(found.required)],
+        "properties": {**named, **dict(_arguments(found))},
+        "additionalProperties": False,
+    }
+
+
+def _arguments(found: Signature) -> Iterator[tuple[str, Schema]]:
+    for name, tag in found.parameters.items():
+        limit = found.limits.get(name)
+        yield name, {**_TYPES[tag], **({} if limit is None else _bounds(limit))}
+
+
+def _bounds(limit: Interval) -> Schema:
+    bounds: Schema = {"minimum": limit.low} if math.isfinite(limit.low) else {}
+    if math.isfinite(limit.high):
+        bounds["maximum"] = limit.high
+    return {**bounds, "not": {"enum": [limit.low]}} if limit.open_low else bounds

@@ -1,0 +1,31 @@
+"""Rules that cover sites of a model and decide none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from qrecipe.errors import Finding
+from qrecipe.recipe import Recipe
+from qrecipe.references import is_reference
+from qrecipe.rules import Resolution, describe, listed
+
+
+def shadowed_findings(recipe: Recipe, resolution: Resolution) -> Iterator[Finding]:
+    """Warnings (QR217) about the rules of the outermost file that are fully shadowed.
+
+    Inherited rules are there to be overridden, and the global rule has to be there.
+    """
+    own = recipe.ingredients[0].name
+    if is_reference(own):
+        return
+    winners = {decision.rule for decision in resolution.decisions.values()}
+    for rule, names in resolution.covered.items():
+        if not names or rule in winners or rule.tier == "global" or rule.location.file != own:
+            continue
+        deciders = dict.fromkeys(describe(resolution.decisions[name].rule) for name in names)
+        yield Finding(
+            "QR217",
+            f"{describe(rule)} has no effect: what it covers is decided by {listed([*deciders])}",
+            rule.location,
+            hint=f"it covers {listed(names)}; remove it, or narrow what decides there",
+        )

@@ -1,0 +1,123 @@
+"""Recipes in a test suite of your own: a plan is held against a golden file.
+
+from qrecipe.testing import assert_plan_matches
+
+def test_the_plan_stays_as_it_was():
+    assert_plan_matches(Net().eval(), RECIPE, example_inputs, HERE / "golden" / "net.txt")
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from qrecipe.authoring.outcomes import SiteOutcome, plan_outcome
+from qrecipe.errors import CODES
+from qrecipe.pipeline import plan as make_plan
+from qrecipe.planning import Plan, Site
+from qrecipe.recipe import Recipe, load_recipe
+from qrecipe.rendering import summary
+from qrecipe.rules import describe
+from qrecipe.writing import write_atomically
+
+UPDATE_VARIABLE = "QRECIPE_UPDATE_GOLDEN"
+"""An environment variable: ``1`` writes the golden files anew."""
+
+
+def assert_plan_matches(
+    model: nn.Module,
+    recipe: Recipe | str | os.PathLike[str],
+    example_inputs: Any,
+    golden: str | os.PathLike[str],
+    *,
+    update: bool | None = None,
+) -> Plan:
+    """Hold the plan of a recipe for a model against a golden file, and return it.
+
+    The file has what becomes of every site and of every rule, without line numbers and machine
+    paths: comments and the order of keys don't show. With ``update``, by default where the
+    environment has ``QRECIPE_UPDATE_GOLDEN=1``, it is written anew instead.
+
+    Raises:
+        AssertionError: the plan is another one, or there is no golden file.
+        QRecipeError: no plan could be made, or the file cannot be written.
+    """
+    __tracebackhide__ = True
+    loaded, path = load_recipe(recipe), Path(golden)
+    plan = make_plan(model, loaded, example_inputs)
+    text = golden_text(plan, _name(loaded, plan, path))
+    if os.environ.get(UPDATE_VARIABLE) == "1" if update is None else update:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, text)
+    elif (expected := _content(path)) != text:
+        raise AssertionError(_difference(path, expected, text))
+    return plan
+
+
+def golden_text(plan: Plan, recipe: str) -> str:
+    """A plan as it stands in a golden file; ``recipe`` names its recipe there.
+
+    Nothing is aligned, so that a difference shows the lines that differ in meaning and no others.
+    """
+    outcomes = plan_outcome(plan).sites
+    rules = (
+        f"{describe(each.rule)} = {each.rule.label}: {each.verdict}, sites: {len(each.sites)}"
+        for each in sorted(plan.rules, key=lambda each: (each.rule.tier, each.rule.key))
+    )
+    parts = [
+        summary(replace(plan, recipe=recipe)),
+        *("\n".join(_site_lines(site, outcomes[site.name])) for site in plan.sites),
+        "\n".join(rules),
+        *(f"{finding.code} {CODES[finding.code].title}" for finding in plan.warnings),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _site_lines(site: Site, outcome: SiteOutcome) -> Iterator[str]:
+    parts = outcome.parts()
+    yield f"{site.name}: {parts.pop('op')}"
+    yield f"    {parts.pop('verdict')}, decided by {outcome.by}"
+    for part, text in parts.items():
+        yield f"    {part} {text}"
+    if site.reason is not None:
+        yield f"    why: {site.reason}"
+
+
+def _name(recipe: Recipe, plan: Plan, golden: Path) -> str:
+    """A recipe's file as seen from the golden file's folder."""
+    if recipe.path is None:
+        return plan.recipe
+    return Path(os.path.relpath(recipe.path, golden.parent)).as_posix()
+
+
+def _content(path: Path) -> str:
+    __tracebackhide__ = True
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        why = "there is none"
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+    raise AssertionError(f"no golden plan {path}: {why}\n{_advice()}")
+
+
+def _difference(path: Path, expected: str, text: str) -> str:
+    return "\n".join([f"the plan is not that of {path}", *_lines(expected, text), _advice()])
+
+
+def _lines(expected: str, text: str) -> Iterator[str]:
+    old, new = expected.splitlines(), text.splitlines()
+    return difflib.unified_diff(old, new, "golden", "the plan now", lineterm="", n=4)
+
+
+def _advice() -> str:
+    return (
+        f"run the tests with {UPDATE_VARIABLE}=1 to write the plan as it is now, "
+        "and read the difference before you commit it"
+    )
