@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
+import warnings
 from pathlib import Path
 from types import ModuleType
 
@@ -74,3 +76,38 @@ def test_missing_data_package_names_the_extra_to_install(digits, monkeypatch):
     digits._all_digits.cache_clear()
     with pytest.raises(ModuleNotFoundError, match=r"qrecipe\[demo\]"):
         digits.calibration()
+
+
+@pytest.fixture
+def digits_folder(monkeypatch):
+    """The example's files, imported by their own names."""
+    monkeypatch.syspath_prepend(str(EXAMPLE.parent))
+    names = ("digits", "rescale", "train", "train_quantized")
+    yield lambda name: importlib.import_module(name)
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def test_the_rescaled_network_computes_the_same_with_other_ranges(digits_folder):
+    digits, rescale = digits_folder("digits"), digits_folder("rescale")
+    model, _ = digits.factory()
+    changed = rescale.rescaled(model, seed=0)
+    images = digits.held_out_digits().images[:64]
+    torch.testing.assert_close(changed(images), model(images), rtol=1e-3, atol=1e-3)
+    widths = changed.block1.depthwise(changed.stage1(changed.stem(images))).amax((0, 2, 3))
+    before = model.block1.depthwise(model.stage1(model.stem(images))).amax((0, 2, 3))
+    ratios = (widths / before)[before > 0.1]
+    assert ratios.max() / ratios.min() > 30
+
+
+@pytest.mark.slow
+def test_training_recovers_what_calibration_loses_on_the_rescaled_network(digits_folder):
+    digits, rescale = digits_folder("digits"), digits_folder("rescale")
+    example = digits_folder("train_quantized")
+    torch.manual_seed(0)
+    model = rescale.rescaled(digits.factory()[0], seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        calibrated, trained = example.calibrated(model), example.trained(model)
+    assert digits.evaluate(calibrated) < 0.9
+    assert digits.evaluate(trained) > 0.97
