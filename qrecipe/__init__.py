@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from qrecipe.errors import UnsupportedError as UnsupportedError
     from qrecipe.lineage import Provenance as Provenance
     from qrecipe.lineage import provenance as provenance
+    from qrecipe.measure.comparison import Comparison as Comparison
+    from qrecipe.measure.comparison import compare as compare
     from qrecipe.pipeline import CompiledRecipe as CompiledRecipe
     from qrecipe.pipeline import compile as compile
     from qrecipe.pipeline import plan as plan
@@ -55,6 +57,7 @@ _HOME = {
     "ArtifactError": "errors",
     "AuditError": "errors",
     "CalibrationError": "errors",
+    "Comparison": "measure.comparison",
     "CompiledRecipe": "pipeline",
     "ConflictError": "errors",
     "ExecutionError": "errors",
@@ -79,6 +82,7 @@ _HOME = {
     "UnmatchedRuleError": "errors",
     "UnsupportedError": "errors",
     "calibrate": "calibration",
+    "compare": "measure.comparison",
     "compile": "pipeline",
     "export_onnx": "artifact.export",
     "load_quantized": "artifact.loading",
