@@ -1,0 +1,254 @@
+"""Each site of a plan as a tiny model of its own, in the place that it has in the float graph.
+
+Observers that a site alone would get see float activations. So all sites are calibrated in one
+forward of the float model, each in a wrapper, and get the ranges that a model with that site
+alone quantized would have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from qrecipe._torch_fx import BackendConfig, ConvertCustomConfig, PrepareCustomConfig
+from qrecipe.assembly import forget_preparation, mark_prepared, with_parts
+from qrecipe.backend import backend_config
+from qrecipe.calibration import Forward, calibrate, range_findings
+from qrecipe.copying import structural_copy
+from qrecipe.errors import CalibrationError, ExecutionError, Finding, error_from
+from qrecipe.fx import execution
+from qrecipe.fx.emission import SITE, emit
+from qrecipe.fx.structure import structure_findings
+from qrecipe.inventory import Inventory, Part
+from qrecipe.measure.outofplace import without_changes_in_place
+from qrecipe.planning import Plan, Site
+from qrecipe.progress import Progress
+from qrecipe.recipe import Recipe
+from qrecipe.schema import Backend
+
+_WRAPPER = "qrecipe_site_"
+
+
+@dataclass(frozen=True, slots=True)
+class LoneSite:
+    """A site that is quantized alone: its wrapper in a graph, and the wrapper's contents.
+
+    ``node`` calls the submodule ``target`` of the graph, with the site's own inputs in order;
+    ``original`` is the float operation, a graph of its own.
+    """
+
+    site: Site
+    node: fx.Node
+    target: str
+    original: fx.GraphModule
+
+    def put(self, module: nn.Module) -> None:
+        """Let the graph call ``module`` at this site."""
+        owner = self.node.graph.owning_module
+        assert owner is not None
+        setattr(owner, self.target, module)
+
+
+@dataclass(frozen=True, slots=True)
+class WrappedPart:
+    """A part of a model as its float graph, with a wrapper around each site to be ranked."""
+
+    path: str
+    graph_module: fx.GraphModule
+    sites: tuple[LoneSite, ...]
+
+
+def unranked(inventory: Inventory, plan: Plan) -> dict[str, str]:
+    """The sites that have no error of their own when quantized alone, and why."""
+    found: dict[str, str] = {}
+    for site in plan.sites:
+        if site.verdict == "float":
+            found[site.name] = "stays float"
+        elif site.verdict == "passthrough":
+            found[site.name] = f"{site.reason}: alone it would stay float"
+        elif inventory.matches[site.name].operation.kind == "fixed_qparams":
+            found[site.name] = "its range is fixed, and its producer float: alone it stays float"
+    return found
+
+
+def wrap(part: Part, inventory: Inventory, sites: Iterable[Site]) -> WrappedPart:
+    """Put wrappers around the sites of a part, in the part's own graph."""
+    graph_module = part.graph_module
+    without_changes_in_place(graph_module)
+    inside = set(graph_module.graph.nodes)
+    lone = [
+        _wrapped(graph_module, inventory.matches[site.name].nodes, site, f"{_WRAPPER}{index}")
+        for index, site in enumerate(sites)
+        if inventory.matches[site.name].nodes[0] in inside
+    ]
+    graph_module.graph.eliminate_dead_code()
+    graph_module.delete_all_unused_submodules()
+    graph_module.recompile()
+    return WrappedPart(part.path, graph_module, tuple(lone))
+
+
+def _wrapped(
+    graph_module: fx.GraphModule, group: Sequence[fx.Node], site: Site, target: str
+) -> LoneSite:
+    graph, last = fx.Graph(), group[-1]
+    copies: dict[fx.Node, fx.Node] = {}
+    inputs: list[fx.Node] = []
+    for source in dict.fromkeys(s for node in group for s in node.all_input_nodes):
+        if source in group:
+            continue
+        if source.op == "get_attr":
+            copies[source] = graph.node_copy(source)
+        else:
+            copies[source] = graph.placeholder(source.name)
+            copies[source].meta = {"value": source.meta["value"]}
+            inputs.append(source)
+    for node in group:
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(copies[last])
+    original = fx.GraphModule(graph_module, graph)
+    graph_module.add_submodule(target, original)
+    with graph_module.graph.inserting_after(last):
+        wrapper = graph_module.graph.call_module(target, tuple(inputs))
+    wrapper.meta = {SITE: site.name, "value": last.meta["value"]}
+    last.replace_all_uses_with(wrapper)
+    for node in reversed(group):
+        graph_module.graph.erase_node(node)
+    return LoneSite(site, wrapper, target, original)
+
+
+class Kernel(nn.Module):
+    """A quantized site in a float graph: it answers in the memory format of what it is given.
+
+    Quantized convolutions return channels_last, which can halve the speed of the float rest.
+    """
+
+    def __init__(self, converted: fx.GraphModule) -> None:
+        super().__init__()
+        self.converted = converted
+
+    def forward(self, *inputs: Any) -> Any:
+        memory_format = _memory_format(inputs)
+
+        def formatted(value: Any) -> Any:
+            if not isinstance(value, Tensor) or value.dim() != 4:
+                return value
+            return value.contiguous(memory_format=memory_format)
+
+        return pytree.tree_map(formatted, self.converted(*inputs))
+
+
+def _memory_format(inputs: Sequence[Any]) -> torch.memory_format:
+    first = next((x for x in inputs if isinstance(x, Tensor) and x.dim() == 4), None)
+    if first is None or first.is_contiguous():
+        return torch.contiguous_format
+    last = torch.channels_last
+    return last if first.is_contiguous(memory_format=last) else torch.contiguous_format
+
+
+@dataclass(frozen=True, slots=True)
+class _Maker:
+    """Prepares and converts lone sites as their plan says."""
+
+    plan: Plan
+    backend: Backend
+    config: BackendConfig
+
+    def prepared(self, lone: LoneSite) -> fx.GraphModule:
+        # the graph is marked by emission; the original must stay callable as it is
+        graph_module = structural_copy(lone.original)
+        return execution.prepared_copy(
+            graph_module,
+            emit(self._plan_of(lone), graph_module),
+            self.config,
+            PrepareCustomConfig(),
+            {},
+        )
+
+    def converted(self, lone: LoneSite, prepared: fx.GraphModule) -> fx.GraphModule:
+        custom = ConvertCustomConfig()
+        reference = execution.reference(prepared, self.config, custom)
+        converted = execution.lowered(reference, prepared, self.backend, custom)
+        if lone.site.engine is not None:
+            execution.repack(converted, {lone.site.name: lone.site.engine})
+        findings = list(structure_findings(self._plan_of(lone), converted))
+        if findings:
+            raise error_from(findings)
+        return converted.eval()
+
+    def _plan_of(self, lone: LoneSite) -> Plan:
+        return self.plan.restricted_to({lone.site.name})
+
+
+def calibrated_kernels(
+    model: nn.Module,
+    wrapped: Sequence[WrappedPart],
+    plan: Plan,
+    recipe: Recipe,
+    batches: Iterable[Any],
+    forward: Forward | None,
+    progress: Progress | None,
+) -> dict[str, Kernel]:
+    """The quantized kernel of each wrapped site by name, calibrated in one run of the float model.
+
+    The graphs call the float operations afterwards. Raises what `qrecipe.calibrate` and
+    `qrecipe.CompiledRecipe.convert` raise.
+    """
+    # training aside, a recipe for it says the same about every site
+    maker = _Maker(replace(plan, phase="ptq"), plan.backend, backend_config(plan.backend))
+    sites = [lone for part in wrapped for lone in part.sites]
+    with execution.engine(plan.backend):
+        prepared = {lone.site.name: maker.prepared(lone) for lone in sites}
+        for lone in sites:
+            lone.put(prepared[lone.site.name])
+        try:
+            observing = with_parts(model, {part.path: part.graph_module for part in wrapped})
+            mark_prepared(observing, recipe, "sensitivity", [part.path for part in wrapped])
+            calibrate(observing, batches, forward, progress)
+            forget_preparation(observing)
+        finally:
+            for lone in sites:
+                lone.put(lone.original)
+        findings = [f for graph_module in prepared.values() for f in range_findings(graph_module)]
+        if findings:
+            raise CalibrationError(findings)
+        kernels = {}
+        for lone in sites:
+            # one at a time: what is converted needs its observers no longer
+            kernels[lone.site.name] = Kernel(maker.converted(lone, prepared.pop(lone.site.name)))
+    return kernels
+
+
+def float_model(model: nn.Module, wrapped: Sequence[WrappedPart]) -> nn.Module:
+    """The model with the wrapped float graphs in place of its parts."""
+    return with_parts(model, {part.path: part.graph_module for part in wrapped})
+
+
+def model_with(
+    model: nn.Module, wrapped: Sequence[WrappedPart], name: str, kernel: nn.Module
+) -> nn.Module:
+    """A model that is float but for the site ``name``; it shares all float tensors."""
+    parts: dict[str, nn.Module] = {}
+    for part in wrapped:
+        copy = structural_copy(part.graph_module)
+        for lone in part.sites:
+            if lone.site.name == name:
+                setattr(copy, lone.target, kernel)
+        parts[part.path] = copy
+    return with_parts(model, parts)
+
+
+def check_any(sites: Sequence[Site], reasons: Mapping[str, str]) -> None:
+    """Raises ``ExecutionError`` (QR422) where there is no site to rank."""
+    if not sites:
+        raise ExecutionError(
+            Finding(
+                "QR422",
+                f"the plan quantizes none of {len(reasons)} sites by a range of its own",
+                hint="`qrecipe plan` says why each stays float",
+            )
+        )
