@@ -12,6 +12,7 @@ import typer
 
 from qrecipe._version import __version__
 from qrecipe.cli import artifact_commands
+from qrecipe.cli import measuring_commands
 from qrecipe.cli.options import (
     InputOption,
     JsonOption,
@@ -218,6 +219,10 @@ def list_names(plugin: PluginOption = None, json: JsonOption = False) -> None:
         from qrecipe.cli import listing
 
         (listing.show_json if json else listing.show_text)(listing.take_listing(plugin or ()))
+
+
+app.command()(measuring_commands.compare)
+app.command()(measuring_commands.sensitivity)
 
 
 def _import_plugins(modules: list[str] | None) -> None:

@@ -35,7 +35,7 @@ from qrecipe.recipe import parse_recipe
 from qrecipe.tables import render_table
 
 _MOST_BATCHES = 2**31
-_TIMED_RUNS = 3
+_TIMED_RUNS = 5
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,9 +52,10 @@ def _bars(axes: Any, names: Sequence[str], values: Sequence[float]) -> None:
     axes.set_ylim(len(names) - 0.5, -0.5)
 
 
-def _figure(rows: int, width: float) -> Any:
+def check_available() -> None:
+    """Raises ``QRecipeError`` (QR602) where matplotlib is missing."""
     try:
-        from matplotlib.figure import Figure
+        import matplotlib.figure  # noqa: F401
     except ImportError:
         raise QRecipeError(
             Finding(
@@ -63,6 +64,12 @@ def _figure(rows: int, width: float) -> Any:
                 hint="the table and the JSON document do without",
             )
         ) from None
+
+
+def _figure(rows: int, width: float) -> Any:
+    check_available()
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(width, _MARGIN + rows * _INCHES_A_SITE), layout="constrained")
 
 

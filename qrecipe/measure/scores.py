@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from qrecipe.errors import ExecutionError, Finding, first_line
+from qrecipe.errors import ExecutionError, Finding, QRecipeError, first_line
 from qrecipe.measure.fidelity import Totals
 
 Metric = Callable[[Any, Any], float]
@@ -81,6 +81,8 @@ def number(measure: Callable[[], Any], name: str) -> float:
     """What the caller's measure gives, as a number. Raises ``ExecutionError`` (QR423)."""
     try:
         value = measure()
+    except QRecipeError:
+        raise
     except Exception as error:
         text = f"{name} failed: {type(error).__name__}: {first_line(error)}"
         raise ExecutionError(Finding("QR423", text)) from error
