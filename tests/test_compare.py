@@ -10,7 +10,7 @@ import math
 
 import pytest
 import torch
-from nets import NETS
+from nets import NETS, UNTRACEABLE
 from plans import net_of, recipe
 from runs import STATIC, silent
 from test_roots import Routed
@@ -144,6 +144,25 @@ def test_dynamic_sites_are_compared_with_their_weights():
     assert report["lstm"].weight is not None
     assert 30 < report["lstm"].weight.sqnr_db < 60
     assert 20 < report["lstm"].activation.sqnr_db < 60
+
+
+def test_a_model_that_cannot_be_traced_is_compared_module_by_module():
+    model, batches = UNTRACEABLE.model(), UNTRACEABLE.batches(3)
+    head = 'format = 1\nextends = "builtin:x86-dynamic"\n[lint]\nignore = ["QR210", "QR201"]\n'
+    rules = qrecipe.parse_recipe(head)
+    converted = qrecipe.quantize(model, rules, batches, progress=silent)
+    report = qrecipe.compare(model, converted, batches, progress=silent)
+    found = by_name(report)
+    assert {name for name, site in found.items() if site.weight} == {
+        "attention.qkv",
+        "attention.out",
+        "head",
+    }
+    assert found["embed"].activation.exact
+    with torch.no_grad():
+        outputs = [torch.cat([net(batch) for batch in batches]) for net in (model, converted)]
+    assert report.output.sqnr_db == pytest.approx(sqnr_db(*outputs), abs=1e-4)
+    assert sum(site.quantized_share for site in report.sites) == pytest.approx(1)
 
 
 def test_equal_tensors_are_exact_in_json():

@@ -9,7 +9,7 @@ import math
 
 import pytest
 import torch
-from nets import NETS
+from nets import NETS, UNTRACEABLE
 from plain_torch import engine, mapping
 from plans import net_of
 from runs import HEAD, exactly, silent
@@ -143,6 +143,41 @@ def test_dynamic_and_weight_only_sites_are_ranked_as_the_loop_does():
             model, alone(plan, site, "dynamic", head), batches, progress=silent
         )
         assert value == pytest.approx(sqnr_db(model, converted, batches), abs=EXACT_DB)
+
+
+def test_a_model_that_cannot_be_traced_is_ranked_module_by_module():
+    model, batches = UNTRACEABLE.model(), UNTRACEABLE.batches(3)
+    head = 'format = 1\nextends = "builtin:x86-dynamic"\n[lint]\nignore = ["QR210", "QR203", "QR201"]\n'
+    recipe = qrecipe.parse_recipe(head)
+    found = as_dict(ranked(model, batches, recipe))
+    assert found.keys() == {"attention.qkv", "attention.out", "head"}
+    for site, value in found.items():
+        others = "".join(f'"{other}" = "float"\n' for other in found if other != site)
+        alone = qrecipe.parse_recipe(f"{head}[rules.module_name]\n{others}")
+        converted = qrecipe.quantize(model, alone, batches, progress=silent)
+        assert value == pytest.approx(sqnr_db(model, converted, batches), abs=EXACT_DB)
+    estimate = ranked(model, batches, recipe, method="estimate", probes=30)
+    assert as_dict(estimate) == pytest.approx(found, abs=3)
+    by_value = ranked(model, batches, recipe, evaluate=lambda net: float(net(batches[0]).sum()))
+    assert len({site.value for site in by_value.sites}) == 3
+
+
+def test_an_evaluated_model_keeps_preserved_attributes():
+    net = NETS["mlp"]
+    model = net.model()
+    model.classes = ["a", "b"]
+    recipe = qrecipe.parse_recipe(f'{HEAD}{FEW}[fx]\npreserved_attributes = ["classes"]\n')
+    seen = []
+    ranked(model, net.batches(2), recipe, evaluate=lambda m: seen.append(m.classes) or 1.0)
+    assert seen == [["a", "b"]] * 3
+
+
+def test_a_recipe_for_training_is_ranked_as_it_is_without_training():
+    net = NETS["mlp"]
+    recipe = qrecipe.parse_recipe(f'{HEAD}phase = "qat"\n{FEW}')
+    found = ranked(net.model(), net.batches(3), recipe)
+    assert as_dict(found) == as_dict(ranking_of("mlp"))
+    assert found.to_recipe(keep_float=1).phase == "qat"
 
 
 def test_sites_without_an_error_of_their_own_are_named_with_the_reason():

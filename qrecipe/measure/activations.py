@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from qrecipe.assembly import with_parts
+from qrecipe.copying import structural_copy
 from qrecipe.fx.emission import site_of
 from qrecipe.fx.structure import realised_sites
 from qrecipe.inventory import Inventory
@@ -107,6 +110,36 @@ def watched_converted(
             activations.match(givers[node], result)
 
     return with_parts(converted, {path: Watched(part, see) for path, part in parts.items()})
+
+
+def watched_modules(
+    model: nn.Module, names: Iterable[str], keep: Callable[[str, Any], None], times: Times
+) -> nn.Module:
+    """An untraced model, a copy, whose named modules show what they give to ``keep``."""
+    watched = structural_copy(model).eval()
+    for name in names:
+        started: list[float] = []
+        module = watched.get_submodule(name)
+        module.register_forward_pre_hook(partial(_start, started))
+        module.register_forward_hook(partial(_stop, name, started, keep, times))
+    return watched
+
+
+def _start(started: list[float], module: nn.Module, args: Any) -> None:
+    started.append(time.perf_counter())
+
+
+def _stop(
+    name: str,
+    started: list[float],
+    keep: Callable[[str, Any], None],
+    times: Times,
+    module: nn.Module,
+    args: Any,
+    output: Any,
+) -> None:
+    times.add(name, time.perf_counter() - started.pop())
+    keep(name, output)
 
 
 def _giver(node: fx.Node) -> fx.Node:

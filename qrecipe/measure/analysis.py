@@ -3,37 +3,39 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from qrecipe._torch_ao import quiet
+from qrecipe._torch_fx import attach_preserved_attrs_to_model
 from qrecipe.calibration import Forward, batch_inputs, limited, peek
-from qrecipe.copying import runnable_copy
+from qrecipe.copying import runnable_copy, structural_copy
 from qrecipe.errors import Finding
 from qrecipe.fx import execution
 from qrecipe.linting import warn
-from qrecipe.measure.batches import calls_of, rereadable
+from qrecipe.measure.batches import Call, calls_of, rereadable
 from qrecipe.measure.estimation import Estimate
 from qrecipe.measure.exact import Replay, Rerun
 from qrecipe.measure.isolation import (
     Kernel,
+    Replaceable,
     WrappedPart,
     calibrated_kernels,
     check_any,
     float_model,
-    model_with,
     unranked,
     wrap,
 )
 from qrecipe.measure.ranking import Method, RankedSite, Ranking, contradiction, worst_first
 from qrecipe.measure.scores import Metric, MetricScore, Score, SqnrScore, number
+from qrecipe.measure.untraced import module_kernels, module_sites
 from qrecipe.pipeline import inventory_of
-from qrecipe.planning import Plan, Site, make_plan
+from qrecipe.planning import Plan, make_plan
 from qrecipe.progress import Progress, terminal_progress
 from qrecipe.recipe import Recipe, load_recipe
 
@@ -81,47 +83,68 @@ def sensitivity(
             memory (QR424), arguments that contradict each other (QR425).
     """
     _check_arguments(method, evaluate, metric, memory_limit, probes)
-    loaded = load_recipe(recipe)
+    given = load_recipe(recipe)
+    loaded = replace(given, phase="ptq")  # what training would mend is what hurts without it
     held = rereadable(batches, loaded.calibration.max_batches)
     first, _ = peek(held)
-    inventory = inventory_of(model, loaded, batch_inputs(model, first, forward))
+    inputs = batch_inputs(model, first, forward)
+    inventory = inventory_of(model, loaded, inputs)
     plan = make_plan(inventory, loaded)
     reasons = unranked(inventory, plan)
     sites = [site for site in plan.sites if site.name not in reasons]
     check_any(sites, reasons)
-    wrapped = [wrap(part, inventory, sites) for part in inventory.parts]
-    kernels = calibrated_kernels(model, wrapped, plan, loaded, held, forward, progress)
-    job = _Job(model, loaded, plan, wrapped, kernels, held, forward)
+    if plan.executor == "eager":
+        lone = module_sites(model, plan, sites)
+        job = _Job(model, lone[0].owner, (), lone, module_kernels(model, plan, sites, inputs))
+    else:
+        wrapped = tuple(wrap(part, inventory, sites) for part in inventory.parts)
+        kernels = calibrated_kernels(model, wrapped, plan, loaded, held, forward, progress)
+        among = [lone for part in wrapped for lone in part.sites]
+        whole = float_model(model, wrapped)
+        if isinstance(whole, fx.GraphModule):
+            preserved = {name: getattr(model, name) for name in loaded.fx.preserved_attributes}
+            attach_preserved_attrs_to_model(whole, preserved)
+        job = _Job(model, whole, wrapped, among, kernels)
+    source = _Source(held, loaded.calibration.max_batches, forward)
     show = _Show(progress or terminal_progress("measuring"), len(sites), held)
     limit = DEFAULT_MEMORY_LIMIT if memory_limit is None else memory_limit
     with execution.engine(plan.backend), torch.no_grad(), quiet():
         if evaluate is not None:
             found = _by_evaluation(job, evaluate, show)
         elif method == "estimate":
-            found = _by_estimate(job, Estimate(*job.float, probes, seed, limit), show)
+            estimate = Estimate(job.float_model, job.sites, job.kernels, probes, seed, limit)
+            found = _by_estimate(job, source, estimate, show)
         else:
-            found = _by_scores(job, metric, limit, show)
-    return _ranking(found, sites, reasons, method, job)
+            found = _by_scores(job, source, metric, limit, show)
+    return _ranking(found, plan, reasons, method, given)
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """What is measured, ready to run."""
+    """What is measured, ready to run.
+
+    ``float_model`` holds the sites; ``parts`` are its traced graphs, none where it has none.
+    """
 
     model: nn.Module
-    recipe: Recipe
-    plan: Plan
-    wrapped: Sequence[WrappedPart]
+    float_model: nn.Module
+    parts: Sequence[WrappedPart]
+    sites: Sequence[Replaceable]
     kernels: Mapping[str, Kernel]
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """The caller's batches, as many as calibrate, and how a model is run on one."""
+
     batches: Iterable[Any]
+    limit: int
     forward: Forward | None
 
-    @property
-    def float(self) -> tuple[nn.Module, Sequence[WrappedPart], Mapping[str, Kernel]]:
-        return (float_model(self.model, self.wrapped), self.wrapped, self.kernels)
-
-    def enumerated(self) -> Iterable[tuple[int, Any]]:
-        return enumerate(limited(self.batches, self.recipe.calibration.max_batches))
+    def calls(self, model: nn.Module) -> Iterator[list[Call]]:
+        """The calls of the model for each batch."""
+        for index, batch in enumerate(limited(self.batches, self.limit)):
+            yield calls_of(model, batch, index, self.forward)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,17 +183,21 @@ class _Show:
         self._progress(self._done, total)
 
 
-def _by_scores(job: _Job, metric: Metric | None, limit: int, show: _Show) -> _Found:
+def _by_scores(
+    job: _Job, source: _Source, metric: Metric | None, limit: int, show: _Show
+) -> _Found:
     scores: dict[str, Score] = {
         name: SqnrScore() if metric is None else MetricScore(metric) for name in job.kernels
     }
     perfect = None if metric is None else MetricScore(metric)
-    whole = [part for part in job.wrapped if not part.path]
-    runner = Replay(whole[0], job.kernels, limit) if whole else Rerun(*job.float)
+    whole = [part for part in job.parts if not part.path]
+    runner: Replay | Rerun = Rerun(job.float_model, job.sites, job.kernels)
+    if whole:
+        runner = Replay(whole[0], job.kernels, limit)
     reference, count, interrupted = runnable_copy(job.model), 0, False
     try:
-        for index, batch in job.enumerated():
-            for call in calls_of(reference, batch, index, job.forward):
+        for calls in source.calls(reference):
+            for call in calls:
                 if perfect is not None:
                     perfect.add(call.output, call.output)
                 runner.add(call, scores, show.site)
@@ -185,12 +212,12 @@ def _by_scores(job: _Job, metric: Metric | None, limit: int, show: _Show) -> _Fo
     return _Found(effects, interrupted, count, None if perfect is None else perfect.value)
 
 
-def _by_estimate(job: _Job, estimate: Estimate, show: _Show) -> _Found:
+def _by_estimate(job: _Job, source: _Source, estimate: Estimate, show: _Show) -> _Found:
     reference, interrupted = runnable_copy(job.model), False
     try:
-        for index, batch in job.enumerated():
-            for call in calls_of(reference, batch, index, job.forward):
-                estimate.add(call, lambda: None)
+        for calls in source.calls(reference):
+            for call in calls:
+                estimate.add(call)
             show.batch()
     except KeyboardInterrupt:
         interrupted = True
@@ -203,11 +230,14 @@ def _by_evaluation(job: _Job, evaluate: Evaluate, show: _Show) -> _Found:
     effects: dict[str, tuple[float | None, float | None, int]] = {}
     interrupted, base = False, None
     try:
-        untouched = float_model(job.model, job.wrapped)
+        untouched = structural_copy(job.float_model)
         base = number(partial(evaluate, untouched), "evaluate")
         show.model()
-        for name, kernel in job.kernels.items():
-            candidate = model_with(job.model, job.wrapped, name, kernel)
+        for lone in job.sites:
+            name = lone.site.name
+            lone.put(job.kernels[name])
+            candidate = structural_copy(job.float_model)
+            lone.put(lone.original)
             effects[name] = (None, number(partial(evaluate, candidate), "evaluate"), 1)
             show.model()
     except KeyboardInterrupt:
@@ -216,19 +246,20 @@ def _by_evaluation(job: _Job, evaluate: Evaluate, show: _Show) -> _Found:
 
 
 def _ranking(
-    found: _Found, sites: Sequence[Site], reasons: Mapping[str, str], method: Method, job: _Job
+    found: _Found, plan: Plan, reasons: Mapping[str, str], method: Method, recipe: Recipe
 ) -> Ranking:
     if found.interrupted:
         if not found.effects:
             raise KeyboardInterrupt
-        done = f"{len(found.effects)} of {len(sites)} sites, {found.batches} whole batches"
+        count = len(plan.sites) - len(reasons)
+        done = f"{len(found.effects)} of {count} sites, {found.batches} whole batches"
         finding = Finding(
             "QR212", f"interrupted after {done}", hint="the ranking is of what was done by then"
         )
-        warn(finding, job.recipe.lint)
+        warn(finding, recipe.lint)
     ranked = [
         RankedSite(site.name, site.op, *found.effects[site.name])
-        for site in sites
+        for site in plan.sites
         if site.name in found.effects
     ]
     return Ranking(
@@ -238,8 +269,8 @@ def _ranking(
         batches=max(1, found.batches),
         partial=found.interrupted,
         float_value=found.float_value,
-        recipe=job.recipe,
-        members=frozenset(member for site in job.plan.sites for member in site.members),
+        recipe=recipe,
+        members=frozenset(member for site in plan.sites for member in site.members),
     )
 
 

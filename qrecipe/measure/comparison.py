@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx, nn
@@ -23,12 +23,18 @@ from qrecipe.measure.activations import (
     Activations,
     Times,
     watched_converted,
+    watched_modules,
     watched_reference,
 )
 from qrecipe.measure.batches import no_batches, noted_calls, run_batch
 from qrecipe.measure.fidelity import Fidelity, Totals
 from qrecipe.measure.outofplace import without_changes_in_place
-from qrecipe.measure.weights import float_weights, quantized_weights
+from qrecipe.measure.weights import (
+    float_weights,
+    quantized_weights,
+    weights_of_kernel,
+    weights_of_module,
+)
 from qrecipe.pipeline import inventory_of
 from qrecipe.progress import Progress, terminal_progress
 from qrecipe.recipe import parse_recipe
@@ -143,7 +149,8 @@ def compare(
         CalibrationError: no batches, or one that the models cannot take.
     """
     origin = provenance(converted)
-    recipe = parse_recipe(origin.recipe)
+    # training has changed weights, and no sites
+    recipe = replace(parse_recipe(origin.recipe), phase="ptq")
     plan = json.loads(origin.plan)
     first, stream = peek(batches)
     inputs = batch_inputs(reference, first, forward)
@@ -168,10 +175,10 @@ def compare(
     return run.report(plan, count)
 
 
-def converted_parts(converted: nn.Module, roots: Iterable[str]) -> dict[str, fx.GraphModule]:
-    """The traced parts of a converted model by path, the whole model without roots."""
+def converted_parts(converted: nn.Module, paths: Iterable[str]) -> dict[str, fx.GraphModule]:
+    """The traced parts of a converted model by path."""
     parts: dict[str, fx.GraphModule] = {}
-    for path in list(roots) or [""]:
+    for path in paths:
         part = converted.get_submodule(path)
         if not isinstance(part, fx.GraphModule):
             raise _different(f'"{path}" is a {type(part).__name__} and no converted part')
@@ -211,12 +218,20 @@ class _Run:
         self._output = Totals()
         self._activations = Activations()
         self._times = (Times(), Times())
-        paths = [part.path for part in inventory.parts]
-        self._parts = converted_parts(converted, [path for path in paths if path])
-        self._models = (
-            watched_reference(reference, inventory, self._activations, self._times[0]),
-            watched_converted(self._parts, converted, self._activations, self._times[1]),
-        )
+        self._raw = (reference, converted)
+        self._parts = converted_parts(converted, [part.path for part in inventory.parts])
+        seen, (before, after) = self._activations, self._times
+        if inventory.untraced is None:
+            self._models = (
+                watched_reference(reference, inventory, seen, before),
+                watched_converted(self._parts, converted, seen, after),
+            )
+        else:
+            names = list(inventory.matches)
+            self._models = (
+                watched_modules(reference, names, seen.hold, before),
+                watched_modules(converted, names, seen.match, after),
+            )
 
     def batch(self, batch: Any, index: int) -> None:
         outputs = []
@@ -262,20 +277,29 @@ class _Run:
         sites.sort(key=_worst_first)
         return Comparison(tuple(sites), self._output.fidelity(), count, after.get(CONVERSIONS, 0.0))
 
-    def _weights(self) -> dict[str, Fidelity]:
-        found: dict[str, Fidelity] = {}
+    def _weights(self) -> dict[str, Fidelity | None]:
+        found: dict[str, Fidelity | None] = {}
         for part in self._inventory.parts:
             converted = self._parts[part.path]
             for name, real in realised_sites(converted).items():
                 node = self._inventory.matches[name].nodes[0]
-                totals = Totals()
-                totals.add(
+                found[name] = _fidelity(
                     float_weights(node, part.graph_module), quantized_weights(real.node, converted)
                 )
-                fidelity = totals.fidelity()
-                if fidelity is not None:
-                    found[name] = fidelity
+        if self._inventory.untraced is not None:
+            reference, quantized = self._raw
+            for name in self._inventory.matches:
+                found[name] = _fidelity(
+                    weights_of_module(reference.get_submodule(name)),
+                    weights_of_kernel(quantized.get_submodule(name)),
+                )
         return found
+
+
+def _fidelity(reference: Any, candidate: Any) -> Fidelity | None:
+    totals = Totals()
+    totals.add(reference, candidate)
+    return totals.fidelity()
 
 
 def _worst_first(site: SiteComparison) -> tuple[bool, float]:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from qrecipe.errors import ExecutionError, Finding
 from qrecipe.inputs import batch_size
 from qrecipe.measure.batches import Call
-from qrecipe.measure.exact import Tick, too_little_memory
+from qrecipe.measure.exact import too_little_memory
 from qrecipe.measure.fidelity import floating_tensors
-from qrecipe.measure.isolation import Kernel, WrappedPart
+from qrecipe.measure.isolation import Kernel, Replaceable
 from qrecipe.measure.replay import size_of
 
 
@@ -32,14 +32,14 @@ class Estimate:
     def __init__(
         self,
         model: nn.Module,
-        wrapped: Sequence[WrappedPart],
+        sites: Sequence[Replaceable],
         kernels: Mapping[str, Kernel],
         probes: int,
         seed: int,
         memory_limit: int,
     ) -> None:
         self._model = model
-        self._sites = [lone for part in wrapped for lone in part.sites]
+        self._sites = sites
         self._probes = {
             lone.site.name: _Probe(lone.original, kernels[lone.site.name]) for lone in self._sites
         }
@@ -50,7 +50,7 @@ class Estimate:
         self._noise: dict[str, list[float]] = {name: [] for name in self._probes}
         self.batches = 0
 
-    def add(self, call: Call, tick: Tick) -> None:
+    def add(self, call: Call) -> None:
         """Count one more call of the model."""
         for lone in self._sites:
             lone.put(self._probes[lone.site.name])
@@ -69,7 +69,6 @@ class Estimate:
         for probe in self._probes.values():
             probe.forget()
         self.batches += 1
-        tick()
 
     def sqnr_db(self) -> dict[str, float]:
         """The estimate for each site; the worst tensor counts where the output has several."""
@@ -140,11 +139,11 @@ class _Probe(nn.Module):
         self.given: list[Tensor] = []
         self.errors: list[Tensor] = []
 
-    def forward(self, *inputs: Any) -> Any:
-        result = self.original(*inputs)
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        result = self.original(*inputs, **named)
         given = floating_tensors(result)
         with torch.no_grad():
-            quantized = floating_tensors(self.kernel(*inputs))
+            quantized = floating_tensors(self.kernel(*inputs, **named))
             self.errors += [b - a for a, b in zip(given, quantized, strict=True)]
         for tensor in given:
             if not tensor.requires_grad:

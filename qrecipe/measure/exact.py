@@ -10,7 +10,7 @@ from torch import fx, nn
 from qrecipe.errors import ExecutionError, Finding
 from qrecipe.inputs import Inputs, batch_size, bind
 from qrecipe.measure.batches import Call
-from qrecipe.measure.isolation import Kernel, LoneSite, WrappedPart
+from qrecipe.measure.isolation import Kernel, LoneSite, Replaceable, WrappedPart
 from qrecipe.measure.replay import FloatGraph, Suffix
 from qrecipe.measure.scores import Score
 
@@ -19,13 +19,13 @@ Tick = Callable[[], None]
 
 
 class Rerun:
-    """Runs the whole model for each site: for models that are traced in parts only."""
+    """Runs the whole model for each site: for models that are not traced as a whole."""
 
     def __init__(
-        self, model: nn.Module, wrapped: Sequence[WrappedPart], kernels: Mapping[str, Kernel]
+        self, model: nn.Module, sites: Sequence[Replaceable], kernels: Mapping[str, Kernel]
     ) -> None:
         self._model = model
-        self._sites = [lone for part in wrapped for lone in part.sites]
+        self._sites = sites
         self._kernels = kernels
 
     def add(self, call: Call, scores: Mapping[str, Score], tick: Tick) -> None:

@@ -8,8 +8,8 @@ alone quantized would have.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from qrecipe._torch_fx import BackendConfig, ConvertCustomConfig, PrepareCustomConfig
 from qrecipe.assembly import forget_preparation, mark_prepared, with_parts
 from qrecipe.backend import backend_config
-from qrecipe.calibration import Forward, calibrate, range_findings
+from qrecipe.calibration import Forward, calibrate
 from qrecipe.copying import structural_copy
 from qrecipe.errors import CalibrationError, ExecutionError, Finding, error_from
 from qrecipe.fx import execution
@@ -28,10 +28,25 @@ from qrecipe.inventory import Inventory, Part
 from qrecipe.measure.outofplace import without_changes_in_place
 from qrecipe.planning import Plan, Site
 from qrecipe.progress import Progress
+from qrecipe.ranges import range_findings
 from qrecipe.recipe import Recipe
 from qrecipe.schema import Backend
 
 _WRAPPER = "qrecipe_site_"
+
+
+class Replaceable(Protocol):
+    """A site of a float model in whose place something else can be put."""
+
+    @property
+    def site(self) -> Site: ...
+
+    @property
+    def original(self) -> nn.Module:
+        """What computes it in float."""
+
+    def put(self, module: nn.Module) -> None:
+        """Let the model call ``module`` at this site."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +142,11 @@ class Kernel(nn.Module):
     Quantized convolutions return channels_last, which can halve the speed of the float rest.
     """
 
-    def __init__(self, converted: fx.GraphModule) -> None:
+    def __init__(self, converted: nn.Module) -> None:
         super().__init__()
         self.converted = converted
 
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: Any, **named: Any) -> Any:
         memory_format = _memory_format(inputs)
 
         def formatted(value: Any) -> Any:
@@ -139,7 +154,7 @@ class Kernel(nn.Module):
                 return value
             return value.contiguous(memory_format=memory_format)
 
-        return pytree.tree_map(formatted, self.converted(*inputs))
+        return pytree.tree_map(formatted, self.converted(*inputs, **named))
 
 
 def _memory_format(inputs: Sequence[Any]) -> torch.memory_format:
@@ -167,6 +182,7 @@ class _Maker:
             self.config,
             PrepareCustomConfig(),
             {},
+            "ptq",
         )
 
     def converted(self, lone: LoneSite, prepared: fx.GraphModule) -> fx.GraphModule:
@@ -198,8 +214,7 @@ def calibrated_kernels(
     The graphs call the float operations afterwards. Raises what `qrecipe.calibrate` and
     `qrecipe.CompiledRecipe.convert` raise.
     """
-    # training aside, a recipe for it says the same about every site
-    maker = _Maker(replace(plan, phase="ptq"), plan.backend, backend_config(plan.backend))
+    maker = _Maker(plan, plan.backend, backend_config(plan.backend, "ptq"))
     sites = [lone for part in wrapped for lone in part.sites]
     with execution.engine(plan.backend):
         prepared = {lone.site.name: maker.prepared(lone) for lone in sites}
@@ -226,20 +241,6 @@ def calibrated_kernels(
 def float_model(model: nn.Module, wrapped: Sequence[WrappedPart]) -> nn.Module:
     """The model with the wrapped float graphs in place of its parts."""
     return with_parts(model, {part.path: part.graph_module for part in wrapped})
-
-
-def model_with(
-    model: nn.Module, wrapped: Sequence[WrappedPart], name: str, kernel: nn.Module
-) -> nn.Module:
-    """A model that is float but for the site ``name``; it shares all float tensors."""
-    parts: dict[str, nn.Module] = {}
-    for part in wrapped:
-        copy = structural_copy(part.graph_module)
-        for lone in part.sites:
-            if lone.site.name == name:
-                setattr(copy, lone.target, kernel)
-        parts[part.path] = copy
-    return with_parts(model, parts)
 
 
 def check_any(sites: Sequence[Site], reasons: Mapping[str, str]) -> None:

@@ -13,7 +13,11 @@ def float_weights(node: fx.Node, graph_module: fx.GraphModule) -> list[Tensor]:
     """The weights of the first node of a site in a fused graph, BatchNorm folded in."""
     if node.op != "call_module":
         return _stored(node, graph_module)
-    module = graph_module.get_submodule(str(node.target))
+    return weights_of_module(graph_module.get_submodule(str(node.target)))
+
+
+def weights_of_module(module: nn.Module) -> list[Tensor]:
+    """The weights of a float module, those of the first one of a fused module."""
     inner: Any = module[0] if isinstance(module, nn.Sequential) else module
     if isinstance(inner, nn.RNNBase):
         return [getattr(inner, name).detach() for name in _recurrent_names(inner)]
@@ -25,7 +29,11 @@ def quantized_weights(node: fx.Node, graph_module: fx.GraphModule) -> list[Tenso
     """The weights that a node of a converted graph computes with, dequantized."""
     if node.op != "call_module":
         return _packed(node, graph_module)
-    module: Any = graph_module.get_submodule(str(node.target))
+    return weights_of_kernel(graph_module.get_submodule(str(node.target)))
+
+
+def weights_of_kernel(module: Any) -> list[Tensor]:
+    """The weights of a quantized module, dequantized."""
     if isinstance(module, nn.Sequential) and len(module):
         module = module[0]
     if hasattr(module, "get_weight"):
