@@ -18,16 +18,16 @@ from torch import nn
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 import qrecipe
-from qrecipe.errors import ExecutionError, QRecipeWarning
+from qrecipe.errors import AuditError, ExecutionError, QRecipeWarning
 from qrecipe.inputs import Inputs
 from qrecipe.measure.exact import Replay
 from qrecipe.measure.fidelity import Totals
-from qrecipe.measure.isolation import wrap
+from qrecipe.measure.isolation import Kernel, wrap
 from qrecipe.measure.ranking import RankedSite, Ranking
 from qrecipe.pipeline import inventory_of
 from qrecipe.qconfigs import qconfig
 
-FEW = '[lint]\nignore = ["QR201", "QR203", "QR206"]\n'
+FEW = '[lint]\nignore = ["QR201", "QR203", "QR206", "QR210"]\n'
 STATIC = qrecipe.parse_recipe(HEAD + FEW)
 DYNAMIC = (
     '[qconfig.dynamic]\nweight = "weight"\nactivation = "dynamic"\n'
@@ -147,7 +147,7 @@ def test_dynamic_and_weight_only_sites_are_ranked_as_the_loop_does():
 
 def test_a_model_that_cannot_be_traced_is_ranked_module_by_module():
     model, batches = UNTRACEABLE.model(), UNTRACEABLE.batches(3)
-    head = 'format = 1\nextends = "builtin:x86-dynamic"\n[lint]\nignore = ["QR210", "QR203", "QR201"]\n'
+    head = f'format = 1\nextends = "builtin:x86-dynamic"\n{FEW}'
     recipe = qrecipe.parse_recipe(head)
     found = as_dict(ranked(model, batches, recipe))
     assert found.keys() == {"attention.qkv", "attention.out", "head"}
@@ -329,6 +329,25 @@ def test_an_interrupt_leaves_what_was_measured():
 
     with pytest.raises(KeyboardInterrupt):
         ranked(net.model(), net.batches(3), metric=at_once)
+
+
+def test_a_kernel_that_fails_is_a_finding_that_names_the_site():
+    def failing(x):
+        raise RuntimeError("no such kernel\nat all")
+
+    broken = nn.Module()
+    broken.forward = failing
+    with pytest.raises(AuditError, match=r"QR413 .* kernel of layer\.fc fails: no such"):
+        Kernel("layer.fc", broken)(torch.ones(1))
+
+
+def test_a_kernel_answers_in_the_memory_format_of_what_it_is_given():
+    last = torch.channels_last
+    kernel = Kernel("conv", nn.Identity())
+    kernel.converted.forward = lambda x: x.contiguous(memory_format=last)
+    given = torch.ones(2, 3, 4, 4)
+    assert kernel(given).is_contiguous()
+    assert kernel(given.contiguous(memory_format=last)).is_contiguous(memory_format=last)
 
 
 def test_progress_counts_each_site_on_each_batch():

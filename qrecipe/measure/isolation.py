@@ -20,7 +20,14 @@ from qrecipe.assembly import forget_preparation, mark_prepared, with_parts
 from qrecipe.backend import backend_config
 from qrecipe.calibration import Forward, calibrate
 from qrecipe.copying import structural_copy
-from qrecipe.errors import CalibrationError, ExecutionError, Finding, error_from
+from qrecipe.errors import (
+    AuditError,
+    CalibrationError,
+    ExecutionError,
+    Finding,
+    error_from,
+    first_line,
+)
 from qrecipe.fx import execution
 from qrecipe.fx.emission import SITE, emit
 from qrecipe.fx.structure import structure_findings
@@ -142,19 +149,29 @@ class Kernel(nn.Module):
     Quantized convolutions return channels_last, which can halve the speed of the float rest.
     """
 
-    def __init__(self, converted: nn.Module) -> None:
+    def __init__(self, name: str, converted: nn.Module) -> None:
         super().__init__()
+        self.name = name
         self.converted = converted
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         memory_format = _memory_format(inputs)
 
         def formatted(value: Any) -> Any:
-            if not isinstance(value, Tensor) or value.dim() != 4:
+            if not isinstance(value, Tensor):
                 return value
-            return value.contiguous(memory_format=memory_format)
+            is_image = value.dim() == 4
+            return value.contiguous(
+                memory_format=memory_format if is_image else torch.contiguous_format
+            )
 
-        return pytree.tree_map(formatted, self.converted(*inputs, **named))
+        try:
+            result = self.converted(*inputs, **named)
+        except Exception as error:
+            text = f"the quantized kernel of {self.name} fails: {first_line(error)}"
+            hint = f'leave it float: [rules.module_name] "{self.name}" = "float"'
+            raise AuditError(Finding("QR413", text, hint=hint)) from error
+        return pytree.tree_map(formatted, result)
 
 
 def _memory_format(inputs: Sequence[Any]) -> torch.memory_format:
@@ -234,7 +251,8 @@ def calibrated_kernels(
         kernels = {}
         for lone in sites:
             # one at a time: what is converted needs its observers no longer
-            kernels[lone.site.name] = Kernel(maker.converted(lone, prepared.pop(lone.site.name)))
+            name = lone.site.name
+            kernels[name] = Kernel(name, maker.converted(lone, prepared.pop(name)))
     return kernels
 
 

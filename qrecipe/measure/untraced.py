@@ -58,7 +58,7 @@ def module_kernels(
     for site in sites:
         part = EagerPart("", _alone(plan, site), model, inputs)
         converted = part.convert(part.prepare(), None, _SILENT)
-        found[site.name] = Kernel(converted.get_submodule(site.name))
+        found[site.name] = Kernel(site.name, converted.get_submodule(site.name))
     return found
 
 
