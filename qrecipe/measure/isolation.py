@@ -19,7 +19,6 @@ from qrecipe._torch_fx import BackendConfig, ConvertCustomConfig, PrepareCustomC
 from qrecipe.assembly import forget_preparation, mark_prepared, with_parts
 from qrecipe.backend import backend_config
 from qrecipe.calibration import Forward, calibrate
-from qrecipe.copying import structural_copy
 from qrecipe.errors import (
     AuditError,
     CalibrationError,
@@ -37,7 +36,6 @@ from qrecipe.planning import Plan, Site
 from qrecipe.progress import Progress
 from qrecipe.ranges import range_findings
 from qrecipe.recipe import Recipe
-from qrecipe.schema import Backend
 
 _WRAPPER = "qrecipe_site_"
 
@@ -182,39 +180,49 @@ def _memory_format(inputs: Sequence[Any]) -> torch.memory_format:
     return last if first.is_contiguous(memory_format=last) else torch.contiguous_format
 
 
-@dataclass(frozen=True, slots=True)
-class _Maker:
-    """Prepares and converts lone sites as their plan says."""
+def _side_by_side(part: WrappedPart) -> fx.GraphModule:
+    """All sites of a part in one graph, none connected with another: preparing it takes one pass.
 
-    plan: Plan
-    backend: Backend
-    config: BackendConfig
+    Its inputs are those of the first site, then those of the second, and so on.
+    """
+    graph = fx.Graph()
+    results: list[fx.Node] = []
+    for lone in part.sites:
+        copies: dict[fx.Node, fx.Node] = {}
+        for node in lone.original.graph.nodes:
+            if node.op == "output":
+                results.append(copies[node.args[0]])
+                continue
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+            if node.op in ("call_module", "get_attr"):
+                copies[node].target = f"{lone.target}.{node.target}"
+            elif node.op == "placeholder":
+                copies[node].target = copies[node].name  # unique, where sites read one value
+    graph.output(tuple(results))
+    return fx.GraphModule(part.graph_module, graph)
 
-    def prepared(self, lone: LoneSite) -> fx.GraphModule:
-        # the graph is marked by emission; the original must stay callable as it is
-        graph_module = structural_copy(lone.original)
-        return execution.prepared_copy(
-            graph_module,
-            emit(self._plan_of(lone), graph_module),
-            self.config,
-            PrepareCustomConfig(),
-            {},
-            "ptq",
-        )
 
-    def converted(self, lone: LoneSite, prepared: fx.GraphModule) -> fx.GraphModule:
-        custom = ConvertCustomConfig()
-        reference = execution.reference(prepared, self.config, custom)
-        converted = execution.lowered(reference, prepared, self.backend, custom)
-        if lone.site.engine is not None:
-            execution.repack(converted, {lone.site.name: lone.site.engine})
-        findings = list(structure_findings(self._plan_of(lone), converted))
-        if findings:
-            raise error_from(findings)
-        return converted.eval()
-
-    def _plan_of(self, lone: LoneSite) -> Plan:
-        return self.plan.restricted_to({lone.site.name})
+def _taken_apart(together: fx.GraphModule, count: int) -> list[fx.GraphModule]:
+    """Each site of `_side_by_side`, prepared or converted, as a graph of its own again."""
+    output = next(reversed(together.graph.nodes))
+    results: Sequence[fx.Node] = output.args[0]
+    assert len(results) == count
+    owner: dict[fx.Node, int] = {}
+    for index, result in enumerate(results):
+        waiting = [result]
+        while waiting:
+            node = waiting.pop()
+            if node not in owner:
+                owner[node] = index
+                waiting += node.all_input_nodes
+    graphs = [fx.Graph() for _ in results]
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in together.graph.nodes:
+        if node in owner:
+            copies[node] = graphs[owner[node]].node_copy(node, copies.__getitem__)
+    for graph, result in zip(graphs, results, strict=True):
+        graph.output(copies[result])
+    return [fx.GraphModule(together, graph) for graph in graphs]
 
 
 def calibrated_kernels(
@@ -231,12 +239,17 @@ def calibrated_kernels(
     The graphs call the float operations afterwards. Raises what `qrecipe.calibrate` and
     `qrecipe.CompiledRecipe.convert` raise.
     """
-    maker = _Maker(plan, plan.backend, backend_config(plan.backend, "ptq"))
-    sites = [lone for part in wrapped for lone in part.sites]
+    config = backend_config(plan.backend, "ptq")
+    parts = [part for part in wrapped if part.sites]
+    sites = [lone for part in parts for lone in part.sites]
+    kernels: dict[str, Kernel] = {}
     with execution.engine(plan.backend):
-        prepared = {lone.site.name: maker.prepared(lone) for lone in sites}
-        for lone in sites:
-            lone.put(prepared[lone.site.name])
+        prepared = [_prepared(part, plan, config) for part in parts]
+        for part, together in zip(parts, prepared, strict=True):
+            for lone, alone in zip(
+                part.sites, _taken_apart(together, len(part.sites)), strict=True
+            ):
+                lone.put(alone)
         try:
             observing = with_parts(model, {part.path: part.graph_module for part in wrapped})
             mark_prepared(observing, recipe, "sensitivity", [part.path for part in wrapped])
@@ -245,15 +258,41 @@ def calibrated_kernels(
         finally:
             for lone in sites:
                 lone.put(lone.original)
-        findings = [f for graph_module in prepared.values() for f in range_findings(graph_module)]
+        findings = [finding for together in prepared for finding in range_findings(together)]
         if findings:
             raise CalibrationError(findings)
-        kernels = {}
-        for lone in sites:
-            # one at a time: what is converted needs its observers no longer
-            name = lone.site.name
-            kernels[name] = Kernel(name, maker.converted(lone, prepared.pop(name)))
+        for part, together in zip(parts, prepared, strict=True):
+            converted = _converted(part, plan, config, together)
+            for lone, alone in zip(
+                part.sites, _taken_apart(converted, len(part.sites)), strict=True
+            ):
+                kernels[lone.site.name] = Kernel(lone.site.name, alone.eval())
     return kernels
+
+
+def _prepared(part: WrappedPart, plan: Plan, config: BackendConfig) -> fx.GraphModule:
+    together = _side_by_side(part)
+    emission = emit(_plan_of(part, plan), together)
+    return execution.prepared_copy(together, emission, config, PrepareCustomConfig(), {}, "ptq")
+
+
+def _converted(
+    part: WrappedPart, plan: Plan, config: BackendConfig, prepared: fx.GraphModule
+) -> fx.GraphModule:
+    custom = ConvertCustomConfig()
+    reference = execution.reference(prepared, config, custom)
+    converted = execution.lowered(reference, prepared, plan.backend, custom)
+    own = _plan_of(part, plan)
+    engines = {site.name: site.engine for site in own.sites if site.engine is not None}
+    execution.repack(converted, engines)
+    findings = list(structure_findings(own, converted))
+    if findings:
+        raise error_from(findings)
+    return converted
+
+
+def _plan_of(part: WrappedPart, plan: Plan) -> Plan:
+    return plan.restricted_to({lone.site.name for lone in part.sites})
 
 
 def float_model(model: nn.Module, wrapped: Sequence[WrappedPart]) -> nn.Module:
