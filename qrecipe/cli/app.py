@@ -11,8 +11,7 @@ from typing import Annotated
 import typer
 
 from qrecipe._version import __version__
-from qrecipe.cli import artifact_commands
-from qrecipe.cli import measuring_commands
+from qrecipe.cli import artifact_commands, measuring_commands
 from qrecipe.cli.options import (
     InputOption,
     JsonOption,
