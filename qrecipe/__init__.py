@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from qrecipe.errors import UnsupportedError as UnsupportedError
     from qrecipe.lineage import Provenance as Provenance
     from qrecipe.lineage import provenance as provenance
+    from qrecipe.measure.analysis import sensitivity as sensitivity
+    from qrecipe.measure.comparison import Comparison as Comparison
+    from qrecipe.measure.comparison import compare as compare
+    from qrecipe.measure.ranking import Ranking as Ranking
     from qrecipe.pipeline import CompiledRecipe as CompiledRecipe
     from qrecipe.pipeline import compile as compile
     from qrecipe.pipeline import plan as plan
@@ -55,6 +59,7 @@ _HOME = {
     "ArtifactError": "errors",
     "AuditError": "errors",
     "CalibrationError": "errors",
+    "Comparison": "measure.comparison",
     "CompiledRecipe": "pipeline",
     "ConflictError": "errors",
     "ExecutionError": "errors",
@@ -66,6 +71,7 @@ _HOME = {
     "QatSchedule": "qat",
     "QRecipeError": "errors",
     "QRecipeWarning": "errors",
+    "Ranking": "measure.ranking",
     "Recipe": "recipe",
     "RecipeConflictError": "errors",
     "RecipeError": "errors",
@@ -79,6 +85,7 @@ _HOME = {
     "UnmatchedRuleError": "errors",
     "UnsupportedError": "errors",
     "calibrate": "calibration",
+    "compare": "measure.comparison",
     "compile": "pipeline",
     "export_onnx": "artifact.export",
     "load_quantized": "artifact.loading",
@@ -91,6 +98,7 @@ _HOME = {
     "register_fake_quant": "registry",
     "register_observer": "registry",
     "save_quantized": "artifact.saving",
+    "sensitivity": "measure.analysis",
 }
 
 __all__ = ["__version__", *_HOME]

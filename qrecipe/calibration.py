@@ -57,7 +57,7 @@ def calibrate(
     total = _length(batches, table.max_batches)
     done = 0
     with _restored_on_error(prepared, state), only_observing(prepared), torch.no_grad(), quiet():
-        for batch in _limited(batches, table.max_batches):
+        for batch in limited(batches, table.max_batches):
             with _first_calls_kept(prepared, state) if done == 0 else nullcontext():
                 _run(prepared, batch, done, forward)
             done += 1
@@ -87,7 +87,7 @@ def peek(batches: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
     Raises ``CalibrationError`` where there is none.
     """
     iterator = _iterator(batches)
-    first = list(_limited(iterator, 1))
+    first = list(limited(iterator, 1))
     if not first:
         raise CalibrationError(
             Finding("QR401", "the loader gives no batches", hint="pass at least one batch")
@@ -124,7 +124,7 @@ def batch_inputs(model: nn.Module, batch: Any, forward: Forward | None) -> Input
     raise unusable_batch(batch, 0, "forward did not call the model")
 
 
-def _limited(batches: Iterable[Any], limit: int) -> Iterator[Any]:
+def limited(batches: Iterable[Any], limit: int) -> Iterator[Any]:
     """At most ``limit`` batches; what the caller's loader raises comes out as our error."""
     iterator = _iterator(batches)
     for index in range(limit):

@@ -272,6 +272,7 @@ CODES: dict[str, Code] = {
     "QR208": Code("a model so small that int8 can be slower"),
     "QR209": Code("rule for a class of which the model has subclasses only"),
     "QR210": Code("a model that cannot be traced is quantized in eager mode"),
+    "QR212": Code("the measurement was interrupted"),
     "QR214": Code("qconfig that no rule uses"),
     "QR215": Code("tensor that no rule leads to"),
     "QR216": Code("pattern that matches every module"),
@@ -307,6 +308,13 @@ CODES: dict[str, Code] = {
     "QR411": Code("a kernel computes something else", AuditError),
     "QR412": Code("the converted model is worse than its reference", AuditError),
     "QR413": Code("the converted model does not run", AuditError),
+    # measuring
+    "QR420": Code("the converted model was made from another model", ArtifactError),
+    "QR421": Code("a plot cannot be written", QRecipeError),
+    "QR422": Code("nothing to rank", ExecutionError),
+    "QR423": Code("the user's measure gives no number", ExecutionError),
+    "QR424": Code("the memory limit is too small", ExecutionError),
+    "QR425": Code("arguments that contradict each other", ExecutionError),
     # artifacts and the command line
     "QR501": Code("not a quantized model of qrecipe", ArtifactError),
     "QR502": Code("a stored model cannot be read or written", ArtifactError),

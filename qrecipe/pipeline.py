@@ -194,7 +194,7 @@ def plan(model: nn.Module, recipe: Recipe | str | os.PathLike[str], example_inpu
             the complete plan where one could be made.
     """
     loaded = load_recipe(recipe)
-    return make_plan(_inventory(model, loaded, Inputs.from_batch(example_inputs)), loaded)
+    return make_plan(inventory_of(model, loaded, Inputs.from_batch(example_inputs)), loaded)
 
 
 def compile(
@@ -257,7 +257,7 @@ def _compile_for_batch(
 
 
 def _compile(model: nn.Module, recipe: Recipe, inputs: Inputs) -> CompiledRecipe:
-    inventory = _inventory(model, recipe, inputs)
+    inventory = inventory_of(model, recipe, inputs)
     decided = make_plan(inventory, recipe)
     architecture = Architecture(
         parts=tuple(part.traced for part in inventory.parts), modules=module_settings(model)
@@ -277,7 +277,11 @@ def _compile(model: nn.Module, recipe: Recipe, inputs: Inputs) -> CompiledRecipe
     return CompiledRecipe(decided, recipe, whole, whole, parts, configs, architecture)
 
 
-def _inventory(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Inventory:
+def inventory_of(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Inventory:
+    """The model traced and fused as the recipe wants it, and its sites.
+
+    Raises ``PlanError`` at the place in the recipe that is at fault.
+    """
     load_plugins(recipe)
     config = backend_config(recipe.backend, recipe.phase)
     try:

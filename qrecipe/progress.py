@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 
 Progress = Callable[[int, "int | None"], None]
 """Called with the number of steps done and of all steps, None where that is not known."""
+
+
+_TOO_EARLY = 1.0
+_WIDTH = 60
 
 
 def terminal_progress(label: str) -> Progress:
@@ -14,9 +19,21 @@ def terminal_progress(label: str) -> Progress:
     if not sys.stderr.isatty():
         return lambda done, total: None
 
+    start = time.monotonic()
+
     def show(done: int, total: int | None) -> None:
         of = f"/{total}" if total is not None else ""
+        left = _time_left(time.monotonic() - start, done, total)
         end = "\n" if done == total else ""
-        print(f"\r{label} {done}{of}", end=end, file=sys.stderr, flush=True)
+        # padded: the line before may have been longer
+        print(f"\r{f'{label} {done}{of}{left}':<{_WIDTH}}", end=end, file=sys.stderr, flush=True)
 
     return show
+
+
+def _time_left(elapsed: float, done: int, total: int | None) -> str:
+    """What remains if the rest goes on as it went so far; nothing where that cannot be told."""
+    if total is None or not 0 < done < total or elapsed < _TOO_EARLY:
+        return ""
+    seconds = round(elapsed / done * (total - done))
+    return f", {seconds // 60}:{seconds % 60:02} left"

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from qrecipe._version import __version__
-from qrecipe.cli import artifact_commands
+from qrecipe.cli import artifact_commands, measuring_commands
 from qrecipe.cli.diff_commands import diff
 from qrecipe.cli.lock_commands import LockOption, check_plan, lock
 from qrecipe.cli.options import (
@@ -232,6 +232,10 @@ def list_names(plugin: PluginOption = None, json: JsonOption = False) -> None:
         from qrecipe.cli import listing
 
         (listing.show_json if json else listing.show_text)(listing.take_listing(plugin or ()))
+
+
+app.command()(measuring_commands.compare)
+app.command()(measuring_commands.sensitivity)
 
 
 def _import_plugins(modules: list[str] | None) -> None:

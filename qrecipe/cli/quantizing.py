@@ -82,7 +82,7 @@ def _load(code: UserCode, request: Request) -> _Job:
     first, batches = _batches(subject, data, request.model)
     example_inputs = subject.example_inputs
     if example_inputs is None:
-        with _hints_for_command_line():
+        with hints_for_command_line():
             batch_inputs(subject.model, first, None)
         example_inputs = first
     compiled = compile(subject.model, recipe, example_inputs)
@@ -102,7 +102,7 @@ def _batches(
 def _convert(job: _Job) -> nn.Module:
     prepared = job.compiled.prepare()
     if job.batches is not None:
-        with bar("calibrating") as show, _hints_for_command_line():
+        with bar("calibrating") as show, hints_for_command_line():
             calibrate(prepared, job.batches, progress=show)
     elif any(site.mode == "static" for site in job.compiled.plan.sites):
         text = "--data names the function that gives the batches to calibrate with"
@@ -141,7 +141,7 @@ def _number(evaluate: UserFunction, model: nn.Module) -> float:
 
 
 @contextmanager
-def _hints_for_command_line() -> Iterator[None]:
+def hints_for_command_line() -> Iterator[None]:
     """The library's hint about batches names an argument of Python's."""
     try:
         yield

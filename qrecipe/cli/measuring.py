@@ -1,0 +1,112 @@
+"""``qrecipe compare`` and ``qrecipe sensitivity``: what each operation costs in accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from qrecipe.cli.output import out, out_json
+from qrecipe.cli.progress import bar
+from qrecipe.cli.quantizing import hints_for_command_line
+from qrecipe.cli.subjects import load_subject
+from qrecipe.cli.usercode import UserCode, UserFunction, user_output
+from qrecipe.measure.analysis import sensitivity
+from qrecipe.measure.comparison import compare, comparison_json
+from qrecipe.measure.plots import check_available
+from qrecipe.measure.ranking import Ranking, ranking_json
+from qrecipe.pipeline import quantize
+from qrecipe.recipe import Recipe, load_recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to measure, as on the command line; ``plot`` is the file of an image."""
+
+    recipe: str
+    model: str
+    data: str
+    plugins: Sequence[str]
+    threads: int | None
+    plot: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """How to rank, and which overlay to write where."""
+
+    method: Literal["exact", "estimate"]
+    evaluate: str | None
+    memory_limit: int | None
+    keep_float: int | None
+    min_sqnr_db: float | None
+    out: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    recipe: Recipe
+    model: nn.Module
+    data: UserFunction
+    evaluate: UserFunction | None
+
+
+def compare_models(request: Request, *, as_json: bool) -> None:
+    """Quantize, compare with the float model, and show the report."""
+    with _loaded(request) as job:
+        with bar("calibrating") as show:
+            converted = quantize(job.model, job.recipe, job.data(), progress=show)
+        with bar("comparing") as show:
+            report = compare(job.model, converted, job.data(), progress=show)
+        if request.plot is not None:
+            report.plot(request.plot)
+    if as_json:
+        out_json(comparison_json(report))
+    else:
+        out(str(report))
+
+
+def rank(request: Request, wish: Wish, *, as_json: bool) -> Ranking:
+    """Rank the sites, show the ranking, and write the overlay where one is wished for."""
+    with _loaded(request, wish.evaluate) as job:
+        with bar("measuring") as show:
+            ranking = sensitivity(
+                job.model,
+                job.recipe,
+                job.data(),
+                method=wish.method,
+                evaluate=job.evaluate,
+                memory_limit=wish.memory_limit,
+                progress=show,
+            )
+        if request.plot is not None:
+            ranking.plot(request.plot)
+    if wish.out is not None:
+        ranking.save_overlay(wish.out, wish.keep_float, min_sqnr_db=wish.min_sqnr_db)
+    if as_json:
+        out_json({**ranking_json(ranking), "overlay": wish.out})
+    else:
+        out(str(ranking))
+        if wish.out is not None:
+            out(f"\nwritten to {wish.out}")
+    return ranking
+
+
+@contextmanager
+def _loaded(request: Request, evaluate: str | None = None) -> Iterator[_Job]:
+    """The user's code, importable and kept from stdout while inside."""
+    if request.plot is not None:
+        check_available()
+    if request.threads is not None:
+        torch.set_num_threads(request.threads)
+    with UserCode() as code, user_output(), hints_for_command_line():
+        code.import_plugins(request.plugins)
+        recipe = load_recipe(request.recipe)
+        data = code.function(request.data, "--data")
+        measure = None if evaluate is None else code.function(evaluate, "--evaluate")
+        subject = load_subject(code, request.model, ())
+        yield _Job(recipe, subject.model, data, measure)

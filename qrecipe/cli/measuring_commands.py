@@ -1,0 +1,121 @@
+"""The commands that measure: their arguments, help texts and exit statuses."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+from qrecipe.cli.options import JsonOption, ModelOption, PluginOption, RecipeArgument
+from qrecipe.cli.output import FOUND_SOMETHING, reported
+
+DataOption = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        metavar="FILE.py:NAME",
+        help="The function that gives an iterable of batches.",
+        show_default=False,
+    ),
+]
+PlotOption = Annotated[
+    str | None,
+    typer.Option("--plot", metavar="FILE", help="Write a plot: .png, .svg or .pdf."),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="Threads of torch; default: torch's own choice."),
+]
+
+
+class RankingMethod(str, Enum):
+    """How the effect of a site is found."""
+
+    exact = "exact"
+    estimate = "estimate"
+
+
+def compare(
+    recipe: RecipeArgument,
+    model: ModelOption,
+    data: DataOption,
+    plot: PlotOption = None,
+    threads: ThreadsOption = None,
+    plugin: PluginOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Quantize a model and compare it with the float one, site by site.
+
+    \b
+    Examples:
+      qrecipe compare cnn.toml --model model.py:factory --data model.py:batches
+      qrecipe compare cnn.toml --model model.py:factory --data model.py:batches --plot sites.png
+    """
+    with reported(as_json=json):
+        from qrecipe.cli import measuring
+
+        request = measuring.Request(recipe, model, data, plugin or (), threads, plot)
+        measuring.compare_models(request, as_json=json)
+
+
+def sensitivity(
+    recipe: RecipeArgument,
+    model: ModelOption,
+    data: DataOption,
+    method: Annotated[
+        RankingMethod,
+        typer.Option(help="Run what lies behind each site, or estimate all from one pass."),
+    ] = RankingMethod.exact,
+    evaluate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.py:NAME",
+            help="Rank by this function of a model, more is better, and not by SQNR.",
+        ),
+    ] = None,
+    keep_float: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Leave the N worst sites float.")
+    ] = None,
+    min_sqnr_db: Annotated[
+        float | None,
+        typer.Option(metavar="DB", help="Leave the sites float that give less than this."),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Write the recipe that leaves them float."),
+    ] = None,
+    memory_limit: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="BYTES", help="Float activations to keep; default 2 GiB."),
+    ] = None,
+    plot: PlotOption = None,
+    threads: ThreadsOption = None,
+    plugin: PluginOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Rank the sites by what each does to the output when it alone is quantized.
+
+    \b
+    Examples:
+      qrecipe sensitivity cnn.toml --model model.py:factory --data model.py:batches
+      qrecipe sensitivity cnn.toml --model model.py:factory --data model.py:batches \\
+          --keep-float 2 --out cnn-overlay.toml
+    """
+    if (keep_float is not None) and (min_sqnr_db is not None):
+        raise typer.BadParameter("give one of --keep-float and --min-sqnr-db")
+    if (out is None) != (keep_float is None and min_sqnr_db is None):
+        text = "--out FILE goes with --keep-float N or --min-sqnr-db DB"
+        raise typer.BadParameter(text, param_hint="--out")
+    if evaluate is not None and min_sqnr_db is not None:
+        raise typer.BadParameter("--evaluate ranks by no dB: use --keep-float")
+    if evaluate is not None and method is RankingMethod.estimate:
+        raise typer.BadParameter("--evaluate goes with --method exact")
+    with reported(as_json=json):
+        from qrecipe.cli import measuring
+
+        request = measuring.Request(recipe, model, data, plugin or (), threads, plot)
+        wish = measuring.Wish(method.value, evaluate, memory_limit, keep_float, min_sqnr_db, out)
+        ranking = measuring.rank(request, wish, as_json=json)
+    if ranking.partial:
+        raise typer.Exit(FOUND_SOMETHING)

@@ -1,0 +1,293 @@
+"""Which site hurts: one at a time quantized as the recipe would, all others float."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from qrecipe._torch_ao import quiet
+from qrecipe._torch_fx import attach_preserved_attrs_to_model
+from qrecipe.calibration import Forward, batch_inputs, limited, peek
+from qrecipe.copying import runnable_copy, structural_copy
+from qrecipe.errors import Finding
+from qrecipe.fx import execution
+from qrecipe.linting import warn
+from qrecipe.measure.batches import Call, calls_of, rereadable
+from qrecipe.measure.estimation import Estimate
+from qrecipe.measure.exact import Replay, Rerun
+from qrecipe.measure.isolation import (
+    Kernel,
+    Replaceable,
+    WrappedPart,
+    calibrated_kernels,
+    check_any,
+    float_model,
+    unranked,
+    wrap,
+)
+from qrecipe.measure.ranking import Method, RankedSite, Ranking, contradiction, worst_first
+from qrecipe.measure.scores import Metric, MetricScore, Score, SqnrScore, number
+from qrecipe.measure.untraced import module_kernels, module_sites
+from qrecipe.pipeline import inventory_of
+from qrecipe.planning import Plan, make_plan
+from qrecipe.progress import Progress, terminal_progress
+from qrecipe.recipe import Recipe, load_recipe
+
+Evaluate = Callable[[nn.Module], float]
+"""How good a model is; more is better."""
+
+DEFAULT_MEMORY_LIMIT = 2 * 2**30
+
+
+def sensitivity(
+    model: nn.Module,
+    recipe: Recipe | str | os.PathLike[str],
+    batches: Iterable[Any],
+    *,
+    method: Method = "exact",
+    evaluate: Evaluate | None = None,
+    metric: Metric | None = None,
+    forward: Forward | None = None,
+    memory_limit: int | None = None,
+    probes: int = 1,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Ranking:
+    """Rank the sites by what each does to the output when it alone is quantized.
+
+    Each site that the recipe quantizes is quantized as it says, with all others float, and the
+    output compared with the float model's: 20 log10(|x| / |x - y|), the norms over all batches.
+
+    Args:
+        batches: as in `qrecipe.calibrate`; both calibrate and are measured on.
+        method: ``"exact"`` runs what lies behind each site; ``"estimate"`` projects all sites'
+            errors on ``probes`` random directions, drawn from ``seed``.
+        evaluate: ``evaluate(model) -> float`` ranks instead, called once for each site; more is
+            better.
+        metric: ``metric(outputs, reference) -> float`` ranks instead, called for each site and
+            batch with outputs of the model; more is better.
+        memory_limit: bytes of float activations that may be kept, by default 2 GiB.
+
+    An interrupt (``KeyboardInterrupt``) gives what has been measured by then, and a warning
+    (QR212).
+
+    Raises:
+        RecipeError, PlanError, CalibrationError: as `qrecipe.quantize`.
+        ExecutionError: nothing to rank (QR422), a measure without a number (QR423), too little
+            memory (QR424), arguments that contradict each other (QR425).
+    """
+    _check_arguments(method, evaluate, metric, memory_limit, probes)
+    given = load_recipe(recipe)
+    loaded = replace(given, phase="ptq")  # what training would mend is what hurts without it
+    held = rereadable(batches, loaded.calibration.max_batches)
+    first, _ = peek(held)
+    inputs = batch_inputs(model, first, forward)
+    inventory = inventory_of(model, loaded, inputs)
+    plan = make_plan(inventory, loaded)
+    reasons = unranked(inventory, plan)
+    sites = [site for site in plan.sites if site.name not in reasons]
+    check_any(sites, reasons)
+    if plan.executor == "eager":
+        lone = module_sites(model, plan, sites)
+        job = _Job(model, lone[0].owner, (), lone, module_kernels(model, plan, sites, inputs))
+    else:
+        wrapped = tuple(wrap(part, inventory, sites) for part in inventory.parts)
+        kernels = calibrated_kernels(model, wrapped, plan, loaded, held, forward, progress)
+        among = [lone for part in wrapped for lone in part.sites]
+        whole = float_model(model, wrapped)
+        if isinstance(whole, fx.GraphModule):
+            preserved = {name: getattr(model, name) for name in loaded.fx.preserved_attributes}
+            attach_preserved_attrs_to_model(whole, preserved)
+        job = _Job(model, whole, wrapped, among, kernels)
+    source = _Source(held, loaded.calibration.max_batches, forward)
+    show = _Show(progress or terminal_progress("measuring"), len(sites), held)
+    limit = DEFAULT_MEMORY_LIMIT if memory_limit is None else memory_limit
+    with execution.engine(plan.backend), torch.no_grad(), quiet():
+        if evaluate is not None:
+            found = _by_evaluation(job, evaluate, show)
+        elif method == "estimate":
+            estimate = Estimate(job.float_model, job.sites, job.kernels, probes, seed, limit)
+            found = _by_estimate(job, source, estimate, show)
+        else:
+            found = _by_scores(job, source, metric, limit, show)
+    return _ranking(found, plan, reasons, method, given)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What is measured, ready to run.
+
+    ``float_model`` holds the sites; ``parts`` are its traced graphs, none where it has none.
+    """
+
+    model: nn.Module
+    float_model: nn.Module
+    parts: Sequence[WrappedPart]
+    sites: Sequence[Replaceable]
+    kernels: Mapping[str, Kernel]
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """The caller's batches, as many as calibrate, and how a model is run on one."""
+
+    batches: Iterable[Any]
+    limit: int
+    forward: Forward | None
+
+    def calls(self, model: nn.Module) -> Iterator[list[Call]]:
+        """The calls of the model for each batch."""
+        for index, batch in enumerate(limited(self.batches, self.limit)):
+            yield calls_of(model, batch, index, self.forward)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What was measured of each site: SQNR and value, and on how many batches."""
+
+    effects: Mapping[str, tuple[float | None, float | None, int]]
+    interrupted: bool
+    batches: int
+    float_value: float | None = None
+
+
+class _Show:
+    """Progress in steps of one site on one batch."""
+
+    def __init__(self, progress: Progress, sites: int, batches: Iterable[Any]) -> None:
+        self._progress = progress
+        self._done = 0
+        self._sites = sites
+        try:
+            self._count: int | None = len(batches)  # type: ignore[arg-type]
+        except TypeError:
+            self._count = None
+
+    def site(self) -> None:
+        self._step(None if self._count is None else self._count * self._sites)
+
+    def batch(self) -> None:
+        self._step(self._count)
+
+    def model(self) -> None:
+        self._step(self._sites + 1)
+
+    def _step(self, total: int | None) -> None:
+        self._done += 1
+        self._progress(self._done, total)
+
+
+def _by_scores(
+    job: _Job, source: _Source, metric: Metric | None, limit: int, show: _Show
+) -> _Found:
+    scores: dict[str, Score] = {
+        name: SqnrScore() if metric is None else MetricScore(metric) for name in job.kernels
+    }
+    perfect = None if metric is None else MetricScore(metric)
+    whole = [part for part in job.parts if not part.path]
+    runner: Replay | Rerun = Rerun(job.float_model, job.sites, job.kernels)
+    if whole:
+        runner = Replay(whole[0], job.kernels, limit)
+    reference, count, interrupted = runnable_copy(job.model), 0, False
+    try:
+        for calls in source.calls(reference):
+            for call in calls:
+                if perfect is not None:
+                    perfect.add(call.output, call.output)
+                runner.add(call, scores, show.site)
+            count += 1
+    except KeyboardInterrupt:
+        interrupted = True
+    effects = {
+        name: (score.sqnr_db, score.value, score.batches)
+        for name, score in scores.items()
+        if score.batches
+    }
+    return _Found(effects, interrupted, count, None if perfect is None else perfect.value)
+
+
+def _by_estimate(job: _Job, source: _Source, estimate: Estimate, show: _Show) -> _Found:
+    reference, interrupted = runnable_copy(job.model), False
+    try:
+        for calls in source.calls(reference):
+            for call in calls:
+                estimate.add(call)
+            show.batch()
+    except KeyboardInterrupt:
+        interrupted = True
+    count = estimate.batches
+    values = estimate.sqnr_db() if count else {}
+    return _Found({name: (v, None, count) for name, v in values.items()}, interrupted, count)
+
+
+def _by_evaluation(job: _Job, evaluate: Evaluate, show: _Show) -> _Found:
+    effects: dict[str, tuple[float | None, float | None, int]] = {}
+    interrupted, base = False, None
+    try:
+        untouched = structural_copy(job.float_model)
+        base = number(partial(evaluate, untouched), "evaluate")
+        show.model()
+        for lone in job.sites:
+            name = lone.site.name
+            lone.put(job.kernels[name])
+            candidate = structural_copy(job.float_model)
+            lone.put(lone.original)
+            effects[name] = (None, number(partial(evaluate, candidate), "evaluate"), 1)
+            show.model()
+    except KeyboardInterrupt:
+        interrupted = True
+    return _Found(effects, interrupted, 1, base)
+
+
+def _ranking(
+    found: _Found, plan: Plan, reasons: Mapping[str, str], method: Method, recipe: Recipe
+) -> Ranking:
+    if found.interrupted:
+        if not found.effects:
+            raise KeyboardInterrupt
+        count = len(plan.sites) - len(reasons)
+        done = f"{len(found.effects)} of {count} sites, {found.batches} whole batches"
+        finding = Finding(
+            "QR212", f"interrupted after {done}", hint="the ranking is of what was done by then"
+        )
+        warn(finding, recipe.lint)
+    ranked = [
+        RankedSite(site.name, site.op, *found.effects[site.name])
+        for site in plan.sites
+        if site.name in found.effects
+    ]
+    return Ranking(
+        sites=tuple(sorted(ranked, key=worst_first)),
+        unranked=reasons,
+        method=method,
+        batches=max(1, found.batches),
+        partial=found.interrupted,
+        float_value=found.float_value,
+        recipe=recipe,
+        members=frozenset(member for site in plan.sites for member in site.members),
+    )
+
+
+def _check_arguments(
+    method: Method,
+    evaluate: Evaluate | None,
+    metric: Metric | None,
+    memory_limit: int | None,
+    probes: int,
+) -> None:
+    if method not in ("exact", "estimate"):
+        raise contradiction(f'method is "exact" or "estimate", not {method!r}')
+    if evaluate is not None and metric is not None:
+        raise contradiction("evaluate and metric both rank: give one of them")
+    if method == "estimate" and (evaluate is not None or metric is not None):
+        raise contradiction("an estimate is of the SQNR: evaluate and metric go with exact")
+    if memory_limit is not None and memory_limit <= 0:
+        raise contradiction(f"memory_limit is {memory_limit}, and no number of bytes")
+    if probes < 1:
+        raise contradiction(f"probes is {probes}: at least one is needed")

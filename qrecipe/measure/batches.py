@@ -1,0 +1,81 @@
+"""The caller's batches: read more than once, run through models, their calls noted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from qrecipe._torch_ao import quiet
+from qrecipe.calibration import Forward, limited, unusable_batch
+from qrecipe.errors import CalibrationError, Finding, first_line
+from qrecipe.inputs import Inputs
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a whole model, and what it gave."""
+
+    inputs: Inputs
+    output: Any
+
+
+def rereadable(batches: Iterable[Any], limit: int) -> Iterable[Any]:
+    """What gives the same number of batches each time it is iterated over.
+
+    A loader stays what it is; batches that come but once are held, up to ``limit`` of them.
+
+    Raises ``CalibrationError`` as `qrecipe.calibrate` does.
+    """
+    if isinstance(batches, Iterator):
+        return list(limited(batches, limit))
+    return batches
+
+
+def run_batch(model: nn.Module, batch: Any, index: int, forward: Forward | None) -> None:
+    """Run the model on a batch. Raises ``CalibrationError`` (QR402) where it cannot take it."""
+    try:
+        with torch.no_grad(), quiet():
+            if forward is None:
+                Inputs.from_batch(batch).call(model)
+            else:
+                forward(model, batch)
+    except Exception as error:
+        raise unusable_batch(batch, index, first_line(error)) from error
+
+
+def calls_of(
+    model: nn.Module, batch: Any, index: int, forward: Forward | None = None
+) -> list[Call]:
+    """Each call of the model for one batch, in order. Raises as `run_batch` does."""
+    with noted_calls(model) as calls:
+        run_batch(model, batch, index, forward)
+    if not calls:
+        raise unusable_batch(batch, index, "forward did not call the model")
+    return calls
+
+
+@contextmanager
+def noted_calls(model: nn.Module) -> Iterator[list[Call]]:
+    """The calls of a model of our own while inside."""
+    calls: list[Call] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        calls.append(Call(Inputs(args, kwargs), output))
+
+    handle = model.register_forward_hook(note, with_kwargs=True)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+def no_batches() -> CalibrationError:
+    """The error for a loader that gives nothing."""
+    return CalibrationError(
+        Finding("QR401", "the loader gives no batches", hint="pass at least one batch")
+    )

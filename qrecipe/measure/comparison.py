@@ -1,0 +1,313 @@
+"""What quantization cost, site by site: a float model beside the one converted from it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import fx, nn
+
+from qrecipe.calibration import Forward, batch_inputs, limited, peek
+from qrecipe.errors import ArtifactError, Finding
+from qrecipe.fx import execution
+from qrecipe.fx.structure import realised_sites
+from qrecipe.inventory import Inventory
+from qrecipe.lineage import provenance
+from qrecipe.measure.activations import (
+    CONVERSIONS,
+    Activations,
+    Times,
+    watched_converted,
+    watched_modules,
+    watched_reference,
+)
+from qrecipe.measure.batches import no_batches, noted_calls, run_batch
+from qrecipe.measure.fidelity import Fidelity, Totals
+from qrecipe.measure.outofplace import without_changes_in_place
+from qrecipe.measure.weights import (
+    float_weights,
+    quantized_weights,
+    weights_of_kernel,
+    weights_of_module,
+)
+from qrecipe.pipeline import inventory_of
+from qrecipe.progress import Progress, terminal_progress
+from qrecipe.recipe import parse_recipe
+from qrecipe.tables import render_table
+
+_MOST_BATCHES = 2**31
+_TIMED_RUNS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class SiteComparison:
+    """One site in both models.
+
+    ``weight`` is None where the weight is not quantized, ``activation`` where the site gives no
+    floating tensor; the shares are of the time that all sites and conversions take, 0 to 1.
+    """
+
+    name: str
+    op: str
+    verdict: str
+    weight: Fidelity | None
+    activation: Fidelity | None
+    float_share: float
+    quantized_share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All sites, the worst activation first, and the model's own output.
+
+    ``conversion_share`` is the share of the int8 time that quantizing and dequantizing takes.
+    """
+
+    sites: tuple[SiteComparison, ...]
+    output: Fidelity | None
+    batches: int
+    conversion_share: float
+
+    def __str__(self) -> str:
+        rows = [
+            (
+                site.name,
+                site.op,
+                site.verdict,
+                _db(site.weight),
+                _db(site.activation),
+                "" if site.activation is None else f"{site.activation.mse:.2e}",
+                f"{site.float_share:.1%}",
+                f"{site.quantized_share:.1%}",
+            )
+            for site in self.sites
+        ]
+        header = ("site", "operation", "verdict", "weight dB", "activation dB", "MSE")
+        table = render_table((*header, "float time", "int8 time"), rows)
+        count = "1 batch" if self.batches == 1 else f"{self.batches} batches"
+        output = "holds no floating tensor" if self.output is None else f"SQNR {_db(self.output)}"
+        return (
+            f"{table}\n\noutput: {output} dB over {count}; "
+            f"quantizing and dequantizing takes {self.conversion_share:.1%} of the int8 time"
+        )
+
+    def to_json(self) -> str:
+        """Stable keys; the SQNR of equal tensors is null, with ``"exact": true``."""
+        return json.dumps(comparison_json(self), indent=2)
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """SQNR and share of the time of each site, as an image of the type that ``path`` names.
+
+        Raises ``QRecipeError`` (QR602) where matplotlib is missing.
+        """
+        from qrecipe.measure.plots import plot_comparison
+
+        plot_comparison(self, path)
+
+
+def comparison_json(report: Comparison) -> dict[str, Any]:
+    """A comparison as plain values."""
+    return {
+        "batches": report.batches,
+        "output": None if report.output is None else report.output.to_json(),
+        "conversion_share": report.conversion_share,
+        "sites": [
+            {
+                "name": site.name,
+                "op": site.op,
+                "verdict": site.verdict,
+                "weight": None if site.weight is None else site.weight.to_json(),
+                "activation": None if site.activation is None else site.activation.to_json(),
+                "time": {"float": site.float_share, "quantized": site.quantized_share},
+            }
+            for site in report.sites
+        ],
+    }
+
+
+def compare(
+    reference: nn.Module,
+    converted: nn.Module,
+    batches: Iterable[Any],
+    forward: Forward | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """SQNR and MSE of weights, activations and output, and the share of the time, by site.
+
+    ``reference`` is the float model, ``converted`` what qrecipe made of it. Each model runs on
+    what it computed itself, so an activation carries the errors of all sites before it. Batches
+    stream through in constant memory; ``batches`` and ``forward`` are as in `qrecipe.calibrate`.
+
+    Raises:
+        ArtifactError: ``converted`` was not converted by qrecipe (QR501), or not from a model
+            like ``reference`` (QR420).
+        CalibrationError: no batches, or one that the models cannot take.
+    """
+    origin = provenance(converted)
+    # training has changed weights, and no sites
+    recipe = replace(parse_recipe(origin.recipe), phase="ptq")
+    plan = json.loads(origin.plan)
+    first, stream = peek(batches)
+    inputs = batch_inputs(reference, first, forward)
+    inventory = inventory_of(reference, recipe, inputs)
+    _check_same(inventory, plan)
+    for part in inventory.parts:
+        without_changes_in_place(part.graph_module)
+    run = _Run(reference, converted, inventory, forward)
+    show = progress or terminal_progress("comparing")
+    kernels: AbstractContextManager[None] = (
+        nullcontext() if plan["is_for_export"] else execution.engine(recipe.backend)
+    )
+    with kernels:
+        count = 0
+        for batch in limited(stream, _MOST_BATCHES):
+            run.batch(batch, count)
+            count += 1
+            show(count, None)
+        if not count:
+            raise no_batches()
+        run.time(first)
+    return run.report(plan, count)
+
+
+def converted_parts(converted: nn.Module, paths: Iterable[str]) -> dict[str, fx.GraphModule]:
+    """The traced parts of a converted model by path."""
+    parts: dict[str, fx.GraphModule] = {}
+    for path in paths:
+        part = converted.get_submodule(path)
+        if not isinstance(part, fx.GraphModule):
+            raise _different(f'"{path}" is a {type(part).__name__} and no converted part')
+        parts[path] = part
+    return parts
+
+
+def _check_same(inventory: Inventory, plan: dict[str, Any]) -> None:
+    planned = {site["name"] for site in plan["sites"]}
+    odd = planned.symmetric_difference(inventory.matches)
+    if odd:
+        raise _different(f"one has the site {min(odd)}, the other has not")
+
+
+def _different(what: str) -> ArtifactError:
+    return ArtifactError(
+        Finding(
+            "QR420",
+            f"the converted model was not made from a model like this reference: {what}",
+            hint="pass the very float model that was quantized",
+        )
+    )
+
+
+class _Run:
+    """Both models under observation."""
+
+    def __init__(
+        self,
+        reference: nn.Module,
+        converted: nn.Module,
+        inventory: Inventory,
+        forward: Forward | None,
+    ) -> None:
+        self._inventory = inventory
+        self._forward = forward
+        self._output = Totals()
+        self._activations = Activations()
+        self._times = (Times(), Times())
+        self._raw = (reference, converted)
+        self._parts = converted_parts(converted, [part.path for part in inventory.parts])
+        seen, (before, after) = self._activations, self._times
+        if inventory.untraced is None:
+            self._models = (
+                watched_reference(reference, inventory, seen, before),
+                watched_converted(self._parts, converted, seen, after),
+            )
+        else:
+            names = list(inventory.matches)
+            self._models = (
+                watched_modules(reference, names, seen.hold, before),
+                watched_modules(converted, names, seen.match, after),
+            )
+
+    def batch(self, batch: Any, index: int) -> None:
+        outputs = []
+        for model, times in zip(self._models, self._times, strict=True):
+            times.start()
+            with noted_calls(model) as calls:
+                run_batch(model, batch, index, self._forward)
+            outputs.append([call.output for call in calls])
+        self._output.add(*outputs)
+        self._activations.forget()
+
+    def time(self, batch: Any) -> None:
+        """Measure again, now that everything is warm; what is counted is counted already."""
+        counted, self._activations.totals = self._activations.totals, {}
+        for times in self._times:
+            times.runs.clear()
+        for _ in range(_TIMED_RUNS):
+            for model, times in zip(self._models, self._times, strict=True):
+                times.start()
+                run_batch(model, batch, 0, self._forward)
+            self._activations.forget()
+        self._activations.totals = counted
+
+    def report(self, plan: dict[str, Any], count: int) -> Comparison:
+        weights = self._weights()
+        before, after = (times.shares() for times in self._times)
+        sites = []
+        for site in plan["sites"]:
+            name = site["name"]
+            totals = self._activations.totals.get(name)
+            quantizes_weight = site["qconfig"] is not None and site["qconfig"]["weight"] is not None
+            sites.append(
+                SiteComparison(
+                    name,
+                    site["op"],
+                    site["verdict"],
+                    weights.get(name) if quantizes_weight else None,
+                    None if totals is None else totals.fidelity(),
+                    before.get(name, 0.0),
+                    after.get(name, 0.0),
+                )
+            )
+        sites.sort(key=_worst_first)
+        return Comparison(tuple(sites), self._output.fidelity(), count, after.get(CONVERSIONS, 0.0))
+
+    def _weights(self) -> dict[str, Fidelity | None]:
+        found: dict[str, Fidelity | None] = {}
+        for part in self._inventory.parts:
+            converted = self._parts[part.path]
+            for name, real in realised_sites(converted).items():
+                node = self._inventory.matches[name].nodes[0]
+                found[name] = _fidelity(
+                    float_weights(node, part.graph_module), quantized_weights(real.node, converted)
+                )
+        if self._inventory.untraced is not None:
+            reference, quantized = self._raw
+            for name in self._inventory.matches:
+                found[name] = _fidelity(
+                    weights_of_module(reference.get_submodule(name)),
+                    weights_of_kernel(quantized.get_submodule(name)),
+                )
+        return found
+
+
+def _fidelity(reference: Any, candidate: Any) -> Fidelity | None:
+    totals = Totals()
+    totals.add(reference, candidate)
+    return totals.fidelity()
+
+
+def _worst_first(site: SiteComparison) -> tuple[bool, float]:
+    value = math.inf if site.activation is None else site.activation.sqnr_db
+    return (site.activation is None, -math.inf if math.isnan(value) else value)
+
+
+def _db(fidelity: Fidelity | None) -> str:
+    if fidelity is None:
+        return ""
+    return "exact" if fidelity.exact else f"{fidelity.sqnr_db:.1f}"

@@ -1,0 +1,170 @@
+"""The effect of each site on the output, estimated for all sites from a few backward passes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qrecipe.errors import ExecutionError, Finding
+from qrecipe.inputs import batch_size
+from qrecipe.measure.batches import Call
+from qrecipe.measure.exact import too_little_memory
+from qrecipe.measure.fidelity import floating_tensors
+from qrecipe.measure.isolation import Kernel, Replaceable
+from qrecipe.measure.replay import size_of
+
+
+class Estimate:
+    """Projects each site's error on random directions of the output.
+
+    For the error e of a site and the Jacobian J of the output at the site's own output, the mean
+    of (r^T J e)^2 over random r with unit covariance is |J e|^2: the energy of the error of the
+    output, to first order. r^T J comes from one backward pass for all sites. Where samples are
+    independent, each is a projection of its own.
+
+    Source: Hutchinson's estimator of a trace, here of J e e^T J^T.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Sequence[Replaceable],
+        kernels: Mapping[str, Kernel],
+        probes: int,
+        seed: int,
+        memory_limit: int,
+    ) -> None:
+        self._model = model
+        self._sites = sites
+        self._probes = {
+            lone.site.name: _Probe(lone.original, kernels[lone.site.name]) for lone in self._sites
+        }
+        self._count = probes
+        self._limit = memory_limit
+        self._generator = torch.Generator().manual_seed(seed)
+        self._signal: list[float] = []
+        self._noise: dict[str, list[float]] = {name: [] for name in self._probes}
+        self.batches = 0
+
+    def add(self, call: Call) -> None:
+        """Count one more call of the model."""
+        for lone in self._sites:
+            lone.put(self._probes[lone.site.name])
+        try:
+            with torch.enable_grad():
+                outputs = floating_tensors(call.inputs.call(self._model))
+        finally:
+            for lone in self._sites:
+                lone.put(lone.original)
+        self._check(outputs)
+        samples = batch_size((call.inputs.args, dict(call.inputs.kwargs)))
+        for index, output in enumerate(outputs):
+            _add(self._signal, index, output.detach().double().square().sum().item())
+            for _ in range(self._count):
+                self._project(index, output, samples)
+        for probe in self._probes.values():
+            probe.forget()
+        self.batches += 1
+
+    def sqnr_db(self) -> dict[str, float]:
+        """The estimate for each site; the worst tensor counts where the output has several."""
+        return {
+            name: min(
+                (
+                    _db(signal, noise / self._count)
+                    for signal, noise in zip(self._signal, energies, strict=True)
+                ),
+                default=math.nan,
+            )
+            for name, energies in self._noise.items()
+        }
+
+    def _check(self, outputs: Sequence[Tensor]) -> None:
+        if not any(output.requires_grad for output in outputs):
+            raise ExecutionError(
+                Finding(
+                    "QR422",
+                    "the model's output has no derivative, from which effects are estimated",
+                    hint='use method = "exact", with a metric where the output is not floating',
+                )
+            )
+        held = 2 * sum(size_of(probe.given) for probe in self._probes.values())
+        if held > self._limit:
+            raise too_little_memory("estimating all sites at once", held, self._limit)
+
+    def _project(self, index: int, output: Tensor, samples: int | None) -> None:
+        if not output.requires_grad:
+            for energies in self._noise.values():
+                _add(energies, index, 0.0)
+            return
+        direction = torch.randn(output.shape, generator=self._generator)
+        places = [
+            (name, given, error)
+            for name, probe in self._probes.items()
+            for given, error in zip(probe.given, probe.errors, strict=True)
+        ]
+        gradients = torch.autograd.grad(
+            output,
+            [given for _, given, _ in places],
+            direction,
+            retain_graph=True,
+            allow_unused=True,
+        )
+        by_sample = samples is not None and output.dim() > 0 and output.shape[0] == samples
+        projections: dict[str, Tensor] = {}
+        for (name, _, error), gradient in zip(places, gradients, strict=True):
+            if gradient is None:
+                continue
+            product = (gradient * error).double()
+            rows = by_sample and product.dim() > 0 and product.shape[0] == samples
+            part = product.flatten(1).sum(1) if rows and product.dim() > 1 else product.sum()
+            projections[name] = projections[name] + part if name in projections else part
+        for name, energies in self._noise.items():
+            projected = projections.get(name)
+            energy = 0.0 if projected is None else projected.square().sum().item()
+            _add(energies, index, energy)
+
+
+class _Probe(nn.Module):
+    """A float site that notes what it gives, and by how much its quantized kernel differs."""
+
+    def __init__(self, original: nn.Module, kernel: Kernel) -> None:
+        super().__init__()
+        self.original = original
+        self.kernel = kernel
+        self.given: list[Tensor] = []
+        self.errors: list[Tensor] = []
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        result = self.original(*inputs, **named)
+        given = floating_tensors(result)
+        with torch.no_grad():
+            quantized = floating_tensors(self.kernel(*inputs, **named))
+            self.errors += [b - a for a, b in zip(given, quantized, strict=True)]
+        for tensor in given:
+            if not tensor.requires_grad:
+                tensor.requires_grad_()
+        self.given += given
+        return result
+
+    def forget(self) -> None:
+        """Drop the values of one call."""
+        self.given, self.errors = [], []
+
+
+def _add(sums: list[float], index: int, value: float) -> None:
+    while len(sums) <= index:
+        sums.append(0.0)
+    sums[index] += value
+
+
+def _db(signal: float, noise: float) -> float:
+    if math.isnan(signal) or math.isnan(noise):
+        return math.nan
+    if noise == 0:
+        return math.inf
+    return -math.inf if signal == 0 else 10 * math.log10(signal / noise)

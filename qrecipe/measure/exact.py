@@ -1,0 +1,125 @@
+"""The exact effect of each site on the output: the rest of the model is run again for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import fx, nn
+
+from qrecipe.errors import ExecutionError, Finding
+from qrecipe.inputs import Inputs, batch_size, bind
+from qrecipe.measure.batches import Call
+from qrecipe.measure.isolation import Kernel, LoneSite, Replaceable, WrappedPart
+from qrecipe.measure.replay import FloatGraph, Suffix
+from qrecipe.measure.scores import Score
+
+Tick = Callable[[], None]
+"""Called after each site and batch."""
+
+
+class Rerun:
+    """Runs the whole model for each site: for models that are not traced as a whole."""
+
+    def __init__(
+        self, model: nn.Module, sites: Sequence[Replaceable], kernels: Mapping[str, Kernel]
+    ) -> None:
+        self._model = model
+        self._sites = sites
+        self._kernels = kernels
+
+    def add(self, call: Call, scores: Mapping[str, Score], tick: Tick) -> None:
+        """Score each site on one call of the model."""
+        for lone in self._sites:
+            lone.put(self._kernels[lone.site.name])
+            try:
+                output = call.inputs.call(self._model)
+            finally:
+                lone.put(lone.original)
+            scores[lone.site.name].add(call.output, output)
+            tick()
+
+
+class Replay:
+    """Runs for each site what lies behind it, from float activations that are kept.
+
+    Where not all of them fit ``memory_limit`` bytes, the sites are taken in groups, and the float
+    model is run once for each group.
+    """
+
+    def __init__(self, part: WrappedPart, kernels: Mapping[str, Kernel], memory_limit: int) -> None:
+        self._part = part
+        self._graph = FloatGraph(part.graph_module)
+        self._kernels = kernels
+        self._limit = memory_limit
+        self._suffixes = {lone.site.name: self._graph.suffix(lone.node) for lone in part.sites}
+        self._groups: tuple[int | None, list[list[LoneSite]]] | None = None
+
+    def add(self, call: Call, scores: Mapping[str, Score], tick: Tick) -> None:
+        """Score each site on one call of the model."""
+        inputs = self._bound(call.inputs)
+        for group in self._groups_for(call.inputs):
+            needed = set().union(*(self._needs(lone) for lone in group))
+            kept = self._graph.run(inputs, needed.__contains__)
+            for lone in group:
+                name = lone.site.name
+                args = fx.map_arg(lone.node.args, kept.__getitem__)
+                value = self._kernels[name](*args)
+                output = self._graph.replay(self._suffixes[name], lone.node, value, kept)
+                scores[name].add(call.output, output)
+                tick()
+
+    def _bound(self, inputs: Inputs) -> tuple[Any, ...]:
+        return bind(self._part.graph_module, self._part.graph_module, inputs)
+
+    def _needs(self, lone: LoneSite) -> frozenset[fx.Node]:
+        suffix: Suffix = self._suffixes[lone.site.name]
+        return suffix.reads | set(lone.node.all_input_nodes)
+
+    def _groups_for(self, inputs: Inputs) -> list[list[LoneSite]]:
+        """Sites in order, as many at a time as fit; found anew for batches of another size."""
+        size = batch_size((inputs.args, dict(inputs.kwargs)))
+        if self._groups is None or self._groups[0] != size or size is None:
+            self._groups = (size, self._find_groups(self._sizes(inputs, size)))
+        return self._groups[1]
+
+    def _find_groups(self, sizes: Mapping[fx.Node, int]) -> list[list[LoneSite]]:
+        groups: list[list[LoneSite]] = []
+        kept: set[fx.Node] = set()
+        peak = 0
+        for lone in self._part.sites:
+            needs = set(self._needs(lone))
+            own = self._graph.peak(self._suffixes[lone.site.name], lone.node, sizes)
+            together = sum(map(sizes.__getitem__, kept | needs)) + max(peak, own)
+            if together > self._limit or not groups:
+                alone = sum(map(sizes.__getitem__, needs)) + own
+                if alone > self._limit:
+                    raise too_little_memory(f"replaying {lone.site.name}", alone, self._limit)
+                groups.append([])
+                kept, peak = set(), 0
+            kept |= needs
+            peak = max(peak, own)
+            groups[-1].append(lone)
+        return groups
+
+    def _sizes(self, inputs: Inputs, size: int | None) -> Mapping[fx.Node, int]:
+        """Bytes of each float value; reckoned from one sample where the model takes one alone."""
+        one = inputs.first_samples(1)
+        if one is inputs or size is None:
+            return self._graph.sizes(self._bound(inputs))
+        try:
+            few = self._graph.sizes(self._bound(one))
+        except Exception:  # it needs all samples, whatever the reason
+            return self._graph.sizes(self._bound(inputs))
+        return {node: size * count for node, count in few.items()}
+
+
+def too_little_memory(what: str, needed: int, limit: int) -> ExecutionError:
+    """The error for a ``memory_limit`` that does not hold even one step (QR424)."""
+    return ExecutionError(
+        Finding(
+            "QR424",
+            f"{what} takes {needed:,} bytes of activations, and memory_limit is {limit:,}",
+            hint="raise memory_limit, or pass smaller batches",
+        )
+    )

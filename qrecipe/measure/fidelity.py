@@ -1,0 +1,110 @@
+"""How near one model's tensors come to another's, summed over batches in constant memory."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+
+@dataclass(frozen=True, slots=True)
+class Fidelity:
+    """SQNR in dB and mean squared error of a value against its reference.
+
+    ``sqnr_db`` is +inf for equal tensors, -inf for noise over a zero reference, NaN where either
+    has NaN or the shapes differ.
+
+    Source of the formula: 20 log10(|x| / |x - y|), as in torch's Numeric Suite, with the norms
+    over all batches.
+    """
+
+    sqnr_db: float
+    mse: float
+
+    @property
+    def exact(self) -> bool:
+        """Whether the two are equal in every value."""
+        return self.sqnr_db == math.inf
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; what is not finite is null, told apart by ``exact``."""
+        return {
+            "sqnr_db": finite_or_none(self.sqnr_db),
+            "mse": finite_or_none(self.mse),
+            "exact": self.exact,
+        }
+
+
+def finite_or_none(value: float | None) -> float | None:
+    """The number, or None where JSON has none for it."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+@dataclass(slots=True)
+class _Sums:
+    """Of one tensor over all batches: energies of the reference and of the difference."""
+
+    signal: float = 0.0
+    noise: float = 0.0
+    count: int = 0
+
+    def add(self, reference: Tensor, candidate: Tensor) -> None:
+        if reference.shape != candidate.shape:
+            self.noise = math.nan
+            return
+        expected = reference.double()
+        # strides may differ: flat views would pair the wrong values
+        difference = expected - candidate.double()
+        self.signal += float(torch.linalg.vector_norm(expected)) ** 2
+        self.noise += float(torch.linalg.vector_norm(difference)) ** 2
+        self.count += reference.numel()
+
+    @property
+    def sqnr_db(self) -> float:
+        if math.isnan(self.signal) or math.isnan(self.noise):
+            return math.nan
+        if self.noise == 0:
+            return math.inf
+        return -math.inf if self.signal == 0 else 10 * math.log10(self.signal / self.noise)
+
+
+class Totals:
+    """Sums over batches of a value that holds any number of tensors.
+
+    With several floating tensors the SQNR is that of the worst, the MSE that of all values.
+    """
+
+    def __init__(self) -> None:
+        self._sums: list[_Sums] = []
+
+    def add(self, reference: Any, candidate: Any) -> None:
+        """Count one more batch; quantized tensors count by what they stand for."""
+        expected, actual = floating_tensors(reference), floating_tensors(candidate)
+        while len(self._sums) < max(len(expected), len(actual)):
+            self._sums.append(_Sums())
+        for index, sums in enumerate(self._sums):
+            if index < len(expected) and index < len(actual):
+                sums.add(expected[index], actual[index])
+            else:
+                sums.noise = math.nan
+
+    def fidelity(self) -> Fidelity | None:
+        """None where there was no floating tensor."""
+        if not self._sums:
+            return None
+        values = [sums.sqnr_db for sums in self._sums]
+        worst = math.nan if any(map(math.isnan, values)) else min(values)
+        count = sum(sums.count for sums in self._sums)
+        noise = sum(sums.noise for sums in self._sums)
+        return Fidelity(worst, noise / count if count else 0.0)
+
+
+def floating_tensors(value: Any) -> list[Tensor]:
+    """The floating tensors in a value, in order; quantized ones dequantized."""
+    leaves = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+    plain = [leaf.dequantize() if leaf.is_quantized else leaf for leaf in leaves]
+    return [tensor for tensor in plain if tensor.is_floating_point()]

@@ -1,0 +1,312 @@
+"""Each site of a plan as a tiny model of its own, in the place that it has in the float graph.
+
+Observers that a site alone would get see float activations. So all sites are calibrated in one
+forward of the float model, each in a wrapper, and get the ranges that a model with that site
+alone quantized would have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from qrecipe._torch_fx import BackendConfig, ConvertCustomConfig, PrepareCustomConfig
+from qrecipe.assembly import forget_preparation, mark_prepared, with_parts
+from qrecipe.backend import backend_config
+from qrecipe.calibration import Forward, calibrate
+from qrecipe.errors import (
+    AuditError,
+    CalibrationError,
+    ExecutionError,
+    Finding,
+    error_from,
+    first_line,
+)
+from qrecipe.fx import execution
+from qrecipe.fx.emission import SITE, emit
+from qrecipe.fx.structure import structure_findings
+from qrecipe.inventory import Inventory, Part
+from qrecipe.measure.outofplace import without_changes_in_place
+from qrecipe.planning import Plan, Site
+from qrecipe.progress import Progress
+from qrecipe.ranges import range_findings
+from qrecipe.recipe import Recipe
+
+_WRAPPER = "qrecipe_site_"
+
+
+class Replaceable(Protocol):
+    """A site of a float model in whose place something else can be put."""
+
+    @property
+    def site(self) -> Site: ...
+
+    @property
+    def original(self) -> nn.Module:
+        """What computes it in float."""
+
+    def put(self, module: nn.Module) -> None:
+        """Let the model call ``module`` at this site."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoneSite:
+    """A site that is quantized alone: its wrapper in a graph, and the wrapper's contents.
+
+    ``node`` calls the submodule ``target`` of the graph, with the site's own inputs in order;
+    ``original`` is the float operation, a graph of its own.
+    """
+
+    site: Site
+    node: fx.Node
+    target: str
+    original: fx.GraphModule
+
+    def put(self, module: nn.Module) -> None:
+        """Let the graph call ``module`` at this site."""
+        owner = self.node.graph.owning_module
+        assert owner is not None
+        setattr(owner, self.target, module)
+
+
+@dataclass(frozen=True, slots=True)
+class WrappedPart:
+    """A part of a model as its float graph, with a wrapper around each site to be ranked."""
+
+    path: str
+    graph_module: fx.GraphModule
+    sites: tuple[LoneSite, ...]
+
+
+def unranked(inventory: Inventory, plan: Plan) -> dict[str, str]:
+    """The sites that have no error of their own when quantized alone, and why."""
+    found: dict[str, str] = {}
+    for site in plan.sites:
+        if site.verdict == "float":
+            found[site.name] = "stays float"
+        elif site.verdict == "passthrough":
+            found[site.name] = f"{site.reason}: alone it would stay float"
+        elif inventory.matches[site.name].operation.kind == "fixed_qparams":
+            found[site.name] = "its range is fixed, and its producer float: alone it stays float"
+    return found
+
+
+def wrap(part: Part, inventory: Inventory, sites: Iterable[Site]) -> WrappedPart:
+    """Put wrappers around the sites of a part, in the part's own graph."""
+    graph_module = part.graph_module
+    without_changes_in_place(graph_module)
+    inside = set(graph_module.graph.nodes)
+    lone = [
+        _wrapped(graph_module, inventory.matches[site.name].nodes, site, f"{_WRAPPER}{index}")
+        for index, site in enumerate(sites)
+        if inventory.matches[site.name].nodes[0] in inside
+    ]
+    graph_module.graph.eliminate_dead_code()
+    graph_module.delete_all_unused_submodules()
+    graph_module.recompile()
+    return WrappedPart(part.path, graph_module, tuple(lone))
+
+
+def _wrapped(
+    graph_module: fx.GraphModule, group: Sequence[fx.Node], site: Site, target: str
+) -> LoneSite:
+    graph, last = fx.Graph(), group[-1]
+    copies: dict[fx.Node, fx.Node] = {}
+    inputs: list[fx.Node] = []
+    for source in dict.fromkeys(s for node in group for s in node.all_input_nodes):
+        if source in group:
+            continue
+        if source.op == "get_attr":
+            copies[source] = graph.node_copy(source)
+        else:
+            copies[source] = graph.placeholder(source.name)
+            copies[source].meta = {"value": source.meta["value"]}
+            inputs.append(source)
+    for node in group:
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(copies[last])
+    original = fx.GraphModule(graph_module, graph)
+    graph_module.add_submodule(target, original)
+    with graph_module.graph.inserting_after(last):
+        wrapper = graph_module.graph.call_module(target, tuple(inputs))
+    wrapper.meta = {SITE: site.name, "value": last.meta["value"]}
+    last.replace_all_uses_with(wrapper)
+    for node in reversed(group):
+        graph_module.graph.erase_node(node)
+    return LoneSite(site, wrapper, target, original)
+
+
+class Kernel(nn.Module):
+    """A quantized site in a float graph: it answers in the memory format of what it is given.
+
+    Quantized convolutions return channels_last, which can halve the speed of the float rest.
+    """
+
+    def __init__(self, name: str, converted: nn.Module) -> None:
+        super().__init__()
+        self.name = name
+        self.converted = converted
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        memory_format = _memory_format(inputs)
+
+        def formatted(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            is_image = value.dim() == 4
+            return value.contiguous(
+                memory_format=memory_format if is_image else torch.contiguous_format
+            )
+
+        try:
+            result = self.converted(*inputs, **named)
+        except Exception as error:
+            text = f"the quantized kernel of {self.name} fails: {first_line(error)}"
+            hint = f'leave it float: [rules.module_name] "{self.name}" = "float"'
+            raise AuditError(Finding("QR413", text, hint=hint)) from error
+        return pytree.tree_map(formatted, result)
+
+
+def _memory_format(inputs: Sequence[Any]) -> torch.memory_format:
+    first = next((x for x in inputs if isinstance(x, Tensor) and x.dim() == 4), None)
+    if first is None or first.is_contiguous():
+        return torch.contiguous_format
+    last = torch.channels_last
+    return last if first.is_contiguous(memory_format=last) else torch.contiguous_format
+
+
+def _side_by_side(part: WrappedPart) -> fx.GraphModule:
+    """All sites of a part in one graph, none connected with another: preparing it takes one pass.
+
+    Its inputs are those of the first site, then those of the second, and so on.
+    """
+    graph = fx.Graph()
+    results: list[fx.Node] = []
+    for lone in part.sites:
+        copies: dict[fx.Node, fx.Node] = {}
+        for node in lone.original.graph.nodes:
+            if node.op == "output":
+                results.append(copies[node.args[0]])
+                continue
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+            if node.op in ("call_module", "get_attr"):
+                copies[node].target = f"{lone.target}.{node.target}"
+            elif node.op == "placeholder":
+                copies[node].target = copies[node].name  # unique, where sites read one value
+    graph.output(tuple(results))
+    return fx.GraphModule(part.graph_module, graph)
+
+
+def _taken_apart(together: fx.GraphModule, count: int) -> list[fx.GraphModule]:
+    """Each site of `_side_by_side`, prepared or converted, as a graph of its own again."""
+    output = next(reversed(together.graph.nodes))
+    results: Sequence[fx.Node] = output.args[0]
+    assert len(results) == count
+    owner: dict[fx.Node, int] = {}
+    for index, result in enumerate(results):
+        waiting = [result]
+        while waiting:
+            node = waiting.pop()
+            if node not in owner:
+                owner[node] = index
+                waiting += node.all_input_nodes
+    graphs = [fx.Graph() for _ in results]
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in together.graph.nodes:
+        if node in owner:
+            copies[node] = graphs[owner[node]].node_copy(node, copies.__getitem__)
+    for graph, result in zip(graphs, results, strict=True):
+        graph.output(copies[result])
+    return [fx.GraphModule(together, graph) for graph in graphs]
+
+
+def calibrated_kernels(
+    model: nn.Module,
+    wrapped: Sequence[WrappedPart],
+    plan: Plan,
+    recipe: Recipe,
+    batches: Iterable[Any],
+    forward: Forward | None,
+    progress: Progress | None,
+) -> dict[str, Kernel]:
+    """The quantized kernel of each wrapped site by name, calibrated in one run of the float model.
+
+    The graphs call the float operations afterwards. Raises what `qrecipe.calibrate` and
+    `qrecipe.CompiledRecipe.convert` raise.
+    """
+    config = backend_config(plan.backend, "ptq")
+    parts = [part for part in wrapped if part.sites]
+    sites = [lone for part in parts for lone in part.sites]
+    kernels: dict[str, Kernel] = {}
+    with execution.engine(plan.backend):
+        prepared = [_prepared(part, plan, config) for part in parts]
+        for part, together in zip(parts, prepared, strict=True):
+            for lone, alone in zip(
+                part.sites, _taken_apart(together, len(part.sites)), strict=True
+            ):
+                lone.put(alone)
+        try:
+            observing = with_parts(model, {part.path: part.graph_module for part in wrapped})
+            mark_prepared(observing, recipe, "sensitivity", [part.path for part in wrapped])
+            calibrate(observing, batches, forward, progress)
+            forget_preparation(observing)
+        finally:
+            for lone in sites:
+                lone.put(lone.original)
+        findings = [finding for together in prepared for finding in range_findings(together)]
+        if findings:
+            raise CalibrationError(findings)
+        for part, together in zip(parts, prepared, strict=True):
+            converted = _converted(part, plan, config, together)
+            for lone, alone in zip(
+                part.sites, _taken_apart(converted, len(part.sites)), strict=True
+            ):
+                kernels[lone.site.name] = Kernel(lone.site.name, alone.eval())
+    return kernels
+
+
+def _prepared(part: WrappedPart, plan: Plan, config: BackendConfig) -> fx.GraphModule:
+    together = _side_by_side(part)
+    emission = emit(_plan_of(part, plan), together)
+    return execution.prepared_copy(together, emission, config, PrepareCustomConfig(), {}, "ptq")
+
+
+def _converted(
+    part: WrappedPart, plan: Plan, config: BackendConfig, prepared: fx.GraphModule
+) -> fx.GraphModule:
+    custom = ConvertCustomConfig()
+    reference = execution.reference(prepared, config, custom)
+    converted = execution.lowered(reference, prepared, plan.backend, custom)
+    own = _plan_of(part, plan)
+    engines = {site.name: site.engine for site in own.sites if site.engine is not None}
+    execution.repack(converted, engines)
+    findings = list(structure_findings(own, converted))
+    if findings:
+        raise error_from(findings)
+    return converted
+
+
+def _plan_of(part: WrappedPart, plan: Plan) -> Plan:
+    return plan.restricted_to({lone.site.name for lone in part.sites})
+
+
+def float_model(model: nn.Module, wrapped: Sequence[WrappedPart]) -> nn.Module:
+    """The model with the wrapped float graphs in place of its parts."""
+    return with_parts(model, {part.path: part.graph_module for part in wrapped})
+
+
+def check_any(sites: Sequence[Site], reasons: Mapping[str, str]) -> None:
+    """Raises ``ExecutionError`` (QR422) where there is no site to rank."""
+    if not sites:
+        raise ExecutionError(
+            Finding(
+                "QR422",
+                f"the plan quantizes none of {len(reasons)} sites by a range of its own",
+                hint="`qrecipe plan` says why each stays float",
+            )
+        )

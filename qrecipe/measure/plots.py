@@ -1,0 +1,88 @@
+"""Reports as images, by matplotlib from the extra ``[report]``."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from qrecipe.errors import Finding, QRecipeError, first_line, shown
+
+if TYPE_CHECKING:
+    from qrecipe.measure.comparison import Comparison
+
+_INCHES_A_SITE = 0.22
+_MARGIN = 1.6
+
+
+def plot_comparison(report: Comparison, path: str | os.PathLike[str]) -> None:
+    """Two rows of bars with a line for each site: SQNR of its activation, share of the time."""
+    names = [site.name for site in report.sites]
+    figure = _figure(len(names), 11.0)
+    quality, time = figure.subplots(1, 2, sharey=True)
+    values = [math.nan if s.activation is None else s.activation.sqnr_db for s in report.sites]
+    _bars(quality, names, values)
+    quality.set_xlabel("SQNR of the activation (dB)")
+    rows = range(len(names))
+    float_shares = [100 * site.float_share for site in report.sites]
+    int8_shares = [100 * site.quantized_share for site in report.sites]
+    time.barh([row - 0.2 for row in rows], float_shares, 0.4, color="0.7", label="float")
+    time.barh([row + 0.2 for row in rows], int8_shares, 0.4, color="C0", label="int8")
+    time.set_xlabel("share of the time (%)")
+    time.legend(loc="lower right")
+    save(figure, path)
+
+
+def plot_bars(
+    names: Sequence[str], values: Sequence[float], label: str, path: str | os.PathLike[str]
+) -> None:
+    """One bar for each name, from the top; what is not finite has none."""
+    figure = _figure(len(names), 8.0)
+    axes = figure.subplots()
+    _bars(axes, names, values)
+    axes.set_xlabel(label)
+    save(figure, path)
+
+
+def _bars(axes: Any, names: Sequence[str], values: Sequence[float]) -> None:
+    finite = [value if math.isfinite(value) else 0.0 for value in values]
+    axes.barh(range(len(names)), finite, 0.8, color="C0")
+    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+
+
+def check_available() -> None:
+    """Raises ``QRecipeError`` (QR602) where matplotlib is missing."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        raise QRecipeError(
+            Finding(
+                "QR602",
+                "plots need matplotlib: pip install 'qrecipe[report]'",
+                hint="the table and the JSON document do without",
+            )
+        ) from None
+
+
+def _figure(rows: int, width: float) -> Any:
+    check_available()
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, _MARGIN + rows * _INCHES_A_SITE), layout="constrained")
+
+
+def save(figure: Any, path: str | os.PathLike[str]) -> None:
+    """Write the figure as its suffix says. Raises ``QRecipeError`` (QR421) where that fails."""
+    name = os.fspath(path)
+    try:
+        figure.savefig(name)
+    except (OSError, ValueError) as error:
+        raise QRecipeError(
+            Finding(
+                "QR421",
+                f"cannot write the plot {shown(name)}: {first_line(error)}",
+                hint="name a file in an existing folder that ends in .png, .svg or .pdf",
+            )
+        ) from None

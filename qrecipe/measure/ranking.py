@@ -1,0 +1,230 @@
+"""The ranking of sites by what each does to the output when it alone is quantized."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from qrecipe.errors import ExecutionError, Finding
+from qrecipe.measure import overlay
+from qrecipe.measure.fidelity import finite_or_none
+from qrecipe.recipe import Recipe
+from qrecipe.tables import render_table
+
+Method = Literal["exact", "estimate"]
+
+_BAR = 30
+_EIGHTHS = " ▏▎▍▌▋▊▉"
+
+
+@dataclass(frozen=True, slots=True)
+class RankedSite:
+    """One site and its effect on the output, all other sites being float.
+
+    ``sqnr_db`` is that of the model's output, None where the caller's own measure ranks; ``value``
+    is what that measure gave. ``batches`` is how many the effect was measured on.
+    """
+
+    name: str
+    op: str
+    sqnr_db: float | None
+    value: float | None
+    batches: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Sites, the worst first, and why others are not ranked.
+
+    ``is_estimate`` tells that the dB are estimates; ``partial`` that an interrupt came before all
+    was measured; ``float_value`` what the caller's own measure gives the float model.
+    """
+
+    sites: tuple[RankedSite, ...]
+    unranked: Mapping[str, str]
+    method: Method
+    batches: int
+    partial: bool
+    float_value: float | None
+    recipe: Recipe = field(repr=False)
+    members: frozenset[str] = field(repr=False)
+
+    @property
+    def is_estimate(self) -> bool:
+        return self.method == "estimate"
+
+    def __str__(self) -> str:
+        longest = max((error for site in self.sites if (error := self._error(site)) > 0), default=0)
+        rows = [
+            (site.name, site.op, self._shown(site), _bar(self._error(site), longest))
+            for site in self.sites
+        ]
+        table = render_table(("site", "operation", self._label, self._bar_label), rows)
+        return "\n\n".join([table, *self._notes()])
+
+    @property
+    def _label(self) -> str:
+        if self.float_value is not None:
+            return "measure alone"
+        return "dB alone (estimate)" if self.is_estimate else "dB alone"
+
+    @property
+    def _bar_label(self) -> str:
+        if self.float_value is not None:
+            return f"below {self.float_value:.6g} of the float model"
+        return "error of the output" + (", estimated" if self.is_estimate else "")
+
+    def _shown(self, site: RankedSite) -> str:
+        if site.sqnr_db is None:
+            return f"{site.value:.6g}"
+        if site.sqnr_db == math.inf:
+            return "exact"
+        return f"{'~' if self.is_estimate else ''}{site.sqnr_db:.1f}"
+
+    def _error(self, site: RankedSite) -> float:
+        """What the bar shows: the relative error of the output, or the loss in the measure."""
+        if site.sqnr_db is not None:
+            error = 10 ** (-site.sqnr_db / 20)
+        else:
+            assert site.value is not None
+            assert self.float_value is not None
+            error = self.float_value - site.value
+        return error if math.isfinite(error) else 0.0
+
+    def _notes(self) -> list[str]:
+        count = "1 batch" if self.batches == 1 else f"{self.batches} batches"
+        notes = [f"{len(self.sites)} sites, each quantized alone, over {count}"]
+        if self.is_estimate:
+            notes.append("The dB are estimates from random projections, good for the order.")
+        if self.partial:
+            notes.append("Interrupted: this ranks what had been measured by then.")
+        if self.unranked:
+            notes.append(f"{len(self.unranked)} sites have no error of their own.")
+        return ["\n".join(notes)]
+
+    def to_json(self) -> str:
+        """Stable keys; the SQNR of a site without effect is null, with ``"exact": true``."""
+        return json.dumps(ranking_json(self), indent=2)
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """The ranking as bars, as an image of the type that ``path`` names.
+
+        Raises ``QRecipeError``: matplotlib is missing (QR602), the file cannot be written (QR421).
+        """
+        from qrecipe.measure.plots import plot_bars
+
+        names = [site.name for site in self.sites]
+        if self.float_value is None:
+            values = [math.nan if s.sqnr_db is None else s.sqnr_db for s in self.sites]
+            label = "SQNR of the output with this site alone quantized (dB)"
+            plot_bars(names, values, f"{label}{', estimate' if self.is_estimate else ''}", path)
+        else:
+            values = [math.nan if s.value is None else s.value for s in self.sites]
+            plot_bars(names, values, "measure with this site alone quantized", path)
+
+    def to_recipe(
+        self, keep_float: int | None = None, *, min_sqnr_db: float | None = None
+    ) -> Recipe:
+        """The recipe with some sites left float: an overlay that extends it.
+
+        ``keep_float`` takes that many of the worst sites, ``min_sqnr_db`` all that give less. A
+        recipe without a path or reference of its own is inlined.
+
+        Raises ``ExecutionError`` (QR425) unless exactly one of the two is given and makes sense.
+        """
+        chosen = self._chosen(keep_float, min_sqnr_db)
+        return overlay.overlay_recipe(self.recipe, chosen)
+
+    def save_overlay(
+        self,
+        path: str | os.PathLike[str],
+        keep_float: int | None = None,
+        *,
+        min_sqnr_db: float | None = None,
+    ) -> Recipe:
+        """Write the recipe of `to_recipe` as a file that extends the ranked one, and load it.
+
+        Raises as `to_recipe`, and ``RecipeReferenceError`` (QR001) where it cannot be written.
+        """
+        return overlay.save_overlay(
+            self.recipe, self._chosen(keep_float, min_sqnr_db), Path(os.fspath(path))
+        )
+
+    def _chosen(self, keep_float: int | None, min_sqnr_db: float | None) -> dict[str, str]:
+        """The key of a rule and its reason for each site that is left float."""
+        return {
+            self._key(site): self._reason(site) for site in self._worst(keep_float, min_sqnr_db)
+        }
+
+    def _worst(self, keep_float: int | None, min_sqnr_db: float | None) -> Sequence[RankedSite]:
+        if (keep_float is None) == (min_sqnr_db is None):
+            raise contradiction("give either keep_float or min_sqnr_db")
+        if keep_float is not None:
+            if keep_float < 0:
+                raise contradiction(f"keep_float is {keep_float}, and no number of sites")
+            return self.sites[:keep_float]
+        assert min_sqnr_db is not None
+        if self.float_value is not None:
+            raise contradiction(
+                "min_sqnr_db needs a ranking by SQNR, and this is by a measure of your own"
+            )
+        # not "less than": what is no number at all is bad enough
+        return [s for s in self.sites if s.sqnr_db is None or not s.sqnr_db >= min_sqnr_db]
+
+    def _key(self, site: RankedSite) -> str:
+        return f"{site.name}#0" if f"{site.name}#1" in self.members else site.name
+
+    def _reason(self, site: RankedSite) -> str:
+        if site.sqnr_db is None:
+            return f"{site.value:.6g} instead of {self.float_value:.6g} when quantized alone"
+        about = "about " if self.is_estimate else ""
+        note = " (estimate)" if self.is_estimate else ""
+        return f"{about}{site.sqnr_db:.1f} dB when quantized alone{note}"
+
+
+def ranking_json(ranking: Ranking) -> dict[str, Any]:
+    """A ranking as plain values."""
+    return {
+        "method": ranking.method,
+        "is_estimate": ranking.is_estimate,
+        "partial": ranking.partial,
+        "batches": ranking.batches,
+        "float_value": finite_or_none(ranking.float_value),
+        "sites": [
+            {
+                "name": site.name,
+                "op": site.op,
+                "sqnr_db": finite_or_none(site.sqnr_db),
+                "exact": site.sqnr_db == math.inf,
+                "is_estimate": ranking.is_estimate,
+                "value": finite_or_none(site.value),
+                "batches": site.batches,
+            }
+            for site in ranking.sites
+        ],
+        "unranked": dict(ranking.unranked),
+    }
+
+
+def worst_first(site: RankedSite) -> float:
+    """The key that sorts sites: the smallest SQNR or value first, NaN before all."""
+    value = site.value if site.sqnr_db is None else site.sqnr_db
+    assert value is not None
+    return -math.inf if math.isnan(value) else value
+
+
+def contradiction(message: str) -> ExecutionError:
+    """The error for arguments that do not go together (QR425)."""
+    return ExecutionError(Finding("QR425", message))
+
+
+def _bar(error: float, longest: float) -> str:
+    if longest <= 0 or error <= 0:
+        return ""
+    eighths = round(error / longest * _BAR * 8)
+    return ("█" * (eighths // 8) + _EIGHTHS[eighths % 8]).rstrip()

@@ -1,0 +1,94 @@
+"""How far an output is from the float one: by SQNR, or by a measure of the caller's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from qrecipe.errors import ExecutionError, Finding, QRecipeError, first_line
+from qrecipe.measure.fidelity import Totals
+
+Metric = Callable[[Any, Any], float]
+"""``metric(outputs, reference)`` of one batch; more is better."""
+
+
+class Score(Protocol):
+    """Collects outputs and reference outputs of one site over batches."""
+
+    batches: int
+
+    def add(self, reference: Any, output: Any) -> None: ...
+
+    @property
+    def sqnr_db(self) -> float | None: ...
+
+    @property
+    def value(self) -> float | None: ...
+
+
+class SqnrScore:
+    """The SQNR in dB over all batches together."""
+
+    def __init__(self) -> None:
+        self.batches = 0
+        self._totals = Totals()
+
+    def add(self, reference: Any, output: Any) -> None:
+        self.batches += 1
+        self._totals.add(reference, output)
+
+    @property
+    def sqnr_db(self) -> float:
+        fidelity = self._totals.fidelity()
+        if fidelity is None:
+            raise ExecutionError(
+                Finding(
+                    "QR422",
+                    "the model's output holds no floating tensor to rank by",
+                    hint="pass metric= or evaluate= with a measure of your own",
+                )
+            )
+        return fidelity.sqnr_db
+
+    @property
+    def value(self) -> None:
+        return None
+
+
+class MetricScore:
+    """The mean over batches of the caller's metric."""
+
+    def __init__(self, metric: Metric) -> None:
+        self.batches = 0
+        self._metric = metric
+        self._sum = 0.0
+
+    def add(self, reference: Any, output: Any) -> None:
+        self._sum += number(lambda: self._metric(output, reference), "metric")
+        self.batches += 1
+
+    @property
+    def sqnr_db(self) -> None:
+        return None
+
+    @property
+    def value(self) -> float:
+        return self._sum / self.batches if self.batches else math.nan
+
+
+def number(measure: Callable[[], Any], name: str) -> float:
+    """What the caller's measure gives, as a number. Raises ``ExecutionError`` (QR423)."""
+    try:
+        value = measure()
+    except QRecipeError:
+        raise
+    except Exception as error:
+        text = f"{name} failed: {type(error).__name__}: {first_line(error)}"
+        raise ExecutionError(Finding("QR423", text)) from error
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        text = f"{name} gives a {type(value).__name__}, not one number"
+        hint = "return how good the outputs are, as a float; more is better"
+        raise ExecutionError(Finding("QR423", text, hint=hint)) from None

@@ -1,0 +1,80 @@
+"""The weights of a site, float and as the quantized kernel has them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from qrecipe.normalize import TAKES_WEIGHT
+
+
+def float_weights(node: fx.Node, graph_module: fx.GraphModule) -> list[Tensor]:
+    """The weights of the first node of a site in a fused graph, BatchNorm folded in."""
+    if node.op != "call_module":
+        return _stored(node, graph_module)
+    return weights_of_module(graph_module.get_submodule(str(node.target)))
+
+
+def weights_of_module(module: nn.Module) -> list[Tensor]:
+    """The weights of a float module, those of the first one of a fused module."""
+    inner: Any = module[0] if isinstance(module, nn.Sequential) else module
+    if isinstance(inner, nn.RNNBase):
+        return [getattr(inner, name).detach() for name in _recurrent_names(inner)]
+    weight = getattr(inner, "weight", None)
+    return [weight.detach()] if isinstance(weight, Tensor) else []
+
+
+def quantized_weights(node: fx.Node, graph_module: fx.GraphModule) -> list[Tensor]:
+    """The weights that a node of a converted graph computes with, dequantized."""
+    if node.op != "call_module":
+        return _packed(node, graph_module)
+    return weights_of_kernel(graph_module.get_submodule(str(node.target)))
+
+
+def weights_of_kernel(module: Any) -> list[Tensor]:
+    """The weights of a quantized module, dequantized."""
+    if isinstance(module, nn.Sequential) and len(module):
+        module = module[0]
+    if hasattr(module, "get_weight"):
+        found = module.get_weight()
+        return [_plain(w) for w in (found.values() if isinstance(found, dict) else [found])]
+    weight = getattr(module, "weight", None)
+    value = weight() if callable(weight) and not isinstance(weight, Tensor) else weight
+    return [_plain(value)] if isinstance(value, Tensor) else []
+
+
+def _recurrent_names(module: nn.RNNBase) -> list[str]:
+    return [name for names in module.all_weights for name in _names(module, names)]
+
+
+def _names(module: nn.RNNBase, tensors: list[Any]) -> list[str]:
+    by_id = {id(tensor): name for name, tensor in module.named_parameters()}
+    return [by_id[id(t)] for t in tensors if by_id[id(t)].startswith("weight")]
+
+
+def _plain(weight: Tensor) -> Tensor:
+    return weight.dequantize() if weight.is_quantized else weight.detach()
+
+
+def _stored(node: fx.Node, graph_module: fx.GraphModule) -> list[Tensor]:
+    if node.target not in TAKES_WEIGHT or len(node.args) < 2:
+        return []
+    value = _attribute(node.args[1], graph_module)
+    return [value.detach()] if isinstance(value, Tensor) else []
+
+
+def _packed(node: fx.Node, graph_module: fx.GraphModule) -> list[Tensor]:
+    found: list[Tensor] = []
+    for source in node.all_input_nodes:
+        value = _attribute(source, graph_module)
+        if hasattr(value, "unpack"):
+            found.append(_plain(value.unpack()[0]))
+    return found
+
+
+def _attribute(source: object, graph_module: fx.GraphModule) -> Any:
+    if not isinstance(source, fx.Node) or source.op != "get_attr":
+        return None
+    path, _, name = str(source.target).rpartition(".")
+    return getattr(graph_module.get_submodule(path), name, None)

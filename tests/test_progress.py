@@ -1,0 +1,40 @@
+"""Progress of long work on a terminal."""
+
+from __future__ import annotations
+
+import io
+
+from qrecipe import progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_is_told_what_is_done_and_how_long_the_rest_will_take(monkeypatch):
+    now = [0.0]
+    terminal = Terminal()
+    monkeypatch.setattr(progress.sys, "stderr", terminal)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    show = progress.terminal_progress("measuring")
+    for done, at in ((1, 0.5), (2, 40.0), (4, 80.0)):
+        now[0] = at
+        show(done, 4)
+    lines = [line.rstrip() for line in terminal.getvalue().split("\r")[1:]]
+    assert lines == ["measuring 1/4", "measuring 2/4, 0:40 left", "measuring 4/4"]
+    assert terminal.getvalue().endswith("\n")
+
+
+def test_no_time_is_promised_where_the_end_is_not_known(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(progress.sys, "stderr", terminal)
+    progress.terminal_progress("comparing")(3, None)
+    assert terminal.getvalue().strip() == "comparing 3"
+
+
+def test_a_pipe_is_told_nothing(monkeypatch):
+    pipe = io.StringIO()
+    monkeypatch.setattr(progress.sys, "stderr", pipe)
+    progress.terminal_progress("comparing")(3, 4)
+    assert pipe.getvalue() == ""
