@@ -385,7 +385,10 @@ def nearest(name: str, known: Iterable[str], count: int = 1) -> list[str]:
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     """``did you mean "x"?``, or None where no known name is near."""
     candidates = nearest(name, known)
-    return f"did you mean {shown(candidates[0])}?" if candidates else None
+    if not candidates:
+        return None
+    # whole: what is cut off cannot be copied
+    return f"did you mean {printable(json.dumps(candidates[0], ensure_ascii=False))}?"
 
 
 def first_line(error: BaseException) -> str:

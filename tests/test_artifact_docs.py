@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import qrecipe
-from qrecipe.errors import CODES, ArtifactError
+from qrecipe.errors import CODES
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -45,4 +45,4 @@ def test_the_example_of_exporting_works(tmp_path, monkeypatch):
 def test_every_code_about_stored_models_is_explained():
     text = (DOCS / "artifacts.md").read_text(encoding="utf-8")
     explained = {"QR501", "QR511", "QR512"} | set(re.findall(r"QR5\d\d", text))
-    assert {code for code, found in CODES.items() if found.error is ArtifactError} == explained
+    assert {code for code in CODES if code.startswith("QR5")} == explained
