@@ -272,6 +272,7 @@ CODES: dict[str, Code] = {
     "QR208": Code("a model so small that int8 can be slower"),
     "QR209": Code("rule for a class of which the model has subclasses only"),
     "QR210": Code("a model that cannot be traced is quantized in eager mode"),
+    "QR230": Code("hooks on a module that is traced through"),
     # plan
     "QR301": Code("rule matches nothing", UnmatchedRuleError),
     "QR302": Code("rule covers another number of sites than expected", UnmatchedRuleError),

@@ -20,6 +20,7 @@ from qrecipe._torch_fx import (
     find_quantizable,
     fuse,
 )
+from qrecipe.altered import keep_apart
 from qrecipe.architecture import traced_part
 from qrecipe.contents import TracedPart
 from qrecipe.errors import Finding, PlanError, first_line
@@ -36,7 +37,7 @@ from qrecipe.normalize import (
 from qrecipe.operations import Kind, Member, ModelStructure, Operation
 from qrecipe.roots import inputs_of_roots
 from qrecipe.schema import FxTable, Phase
-from qrecipe.tracing import Scopes, trace, trained_otherwise
+from qrecipe.tracing import Scopes, hook_findings, trace, trained_otherwise
 from qrecipe.training import make_dropouts_switchable, modules_as_trained
 from qrecipe.values import record_values
 
@@ -81,6 +82,8 @@ class Inventory:
 
     ``trained_otherwise`` are the paths of modules that compute something else in training mode;
     it is looked for where the model is to be trained. ``untraced`` says why there are no parts.
+    it is looked for where the model is to be trained. ``doubts`` are warnings about the model
+    itself.
     """
 
     parts: tuple[Part, ...]
@@ -88,6 +91,7 @@ class Inventory:
     structure: ModelStructure
     trained_otherwise: tuple[str, ...] = ()
     untraced: str | None = None
+    doubts: tuple[Finding, ...] = ()
 
 
 def take_inventory(
@@ -124,6 +128,7 @@ def take_inventory(
         matches,
         ModelStructure(operations, modules, bases, aliases, tuple(table.roots)),
         tuple(trained),
+        tuple(finding for path in inputs_of for finding in hook_findings(model, path, table)),
     )
 
 
@@ -145,6 +150,7 @@ def fused_graph(
 ) -> fx.GraphModule:
     """A traced graph whose nodes know their values, normalised and fused."""
     normalize(graph_module, scopes, path)
+    keep_apart(graph_module)
     _note_fused_members(graph_module, backend_config)
     if phase == "qat":
         make_dropouts_switchable(graph_module)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from qrecipe.altered import alteration, lacks_statistics
 from qrecipe.inventory import Match
 from qrecipe.normalize import is_floating
 from qrecipe.schema import Backend, TensorSpec
@@ -28,6 +29,10 @@ _BINARY = (operator.add, operator.mul, torch.add, torch.mul, torch.matmul)
 
 def refusal(match: Match, backend: Backend) -> str | None:
     """Why a quantized kernel must not or cannot run this operation; None where nothing is known."""
+    for node in match.nodes:
+        altered = _altered(node)
+        if altered is not None:
+            return altered
     subject: Any = match.nodes[0] if match.module is None else match.module
     for check in _FUNCTION_CHECKS if match.module is None else _MODULE_CHECKS:
         reason = check(subject, backend)
@@ -53,6 +58,21 @@ def takes_per_channel_weight(match: Match) -> bool:
     if match.module is not None:
         return not isinstance(match.module, _CONV_TRANSPOSE)
     return match.nodes[0].target not in _F_CONV_TRANSPOSE
+
+
+def _altered(node: fx.Node) -> str | None:
+    graph_module = node.graph.owning_module
+    if node.op != "call_module" or graph_module is None:
+        return None
+    return alteration(graph_module.get_submodule(str(node.target)))
+
+
+def _norm_statistics(module: nn.Module, backend: Backend) -> str | None:
+    if lacks_statistics(module):
+        return "the quantized kernel needs running statistics (track_running_stats = True)"
+    if isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.track_running_stats:
+        return "the quantized kernel takes the statistics of each sample, not the running ones"
+    return None
 
 
 def _prelu(module: nn.Module, backend: Backend) -> str | None:
@@ -169,6 +189,7 @@ def _group_norm(node: fx.Node, backend: Backend) -> str | None:
 
 
 _MODULE_CHECKS: tuple[Callable[[Any, Backend], str | None], ...] = (
+    _norm_statistics,
     _prelu,
     _recurrent,
     _embedding,

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from qrecipe.altered import keep_float
 from qrecipe.copying import structural_copy
 from qrecipe.operations import Member, enclosing, joined
 from qrecipe.signatures import function_family
@@ -144,8 +145,8 @@ def is_floating(node: fx.Node) -> bool:
 
 
 def is_plumbing(node: fx.Node) -> bool:
-    """Whether the node only takes a tuple apart."""
-    return (
+    """Whether the node only takes a tuple apart, or is an identity of ours."""
+    return node.target is keep_float or (
         node.target is operator.getitem
         and isinstance(node.args[0], fx.Node)
         and not node.args[0].meta["value"].is_tensor

@@ -283,9 +283,9 @@ def _inventory(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Inventory:
     try:
         _check_model(model, recipe)
         try:
-            return take_inventory(model, inputs, recipe.fx, config, recipe.phase)
+            inventory = take_inventory(model, inputs, recipe.fx, config, recipe.phase)
         except TraceError as error:
-            return _untraced_inventory(model, recipe, inputs, error)
+            inventory = _untraced_inventory(model, recipe, inputs, error)
     except PlanError as error:
         raise error_from(
             finding
@@ -293,6 +293,9 @@ def _inventory(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Inventory:
             else replace(finding, location=recipe.origin(finding.key))
             for finding in error.findings
         ) from error
+    for finding in inventory.doubts:
+        warn(finding, recipe.lint)
+    return inventory
 
 
 def _untraced_inventory(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import operator
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,28 @@ def trace(
         raise TraceError(_trace_finding(error, at, model, table)) from error
     _check_placeholders(graph_module)
     return graph_module, tracer.node_name_to_scope
+
+
+def hook_findings(model: nn.Module, path: str, table: FxTable) -> Iterator[Finding]:
+    """Hooks on what is traced through (QR230): those of containers run while tracing alone."""
+    names = [_within(path, name) for name in table.non_traceable_module_name]
+    tracer = _Tracer(names, _known_classes(model, table.non_traceable_module_class))
+    leaves: list[str] = []
+    for name, module in model.get_submodule(path).named_modules():
+        if any(name.startswith(f"{leaf}.") for leaf in leaves):
+            continue
+        if name and tracer.is_leaf_module(module, name):
+            leaves.append(name)
+        elif module._forward_hooks or module._forward_pre_hooks:
+            where = joined(path, name) or "the model itself"
+            what = (
+                "what they compute with tensors is kept, nothing else" if name else "none is kept"
+            )
+            yield Finding(
+                "QR230",
+                f"{where} has hooks, and the quantized model will not run them: {what}",
+                hint="register them on the quantized model instead",
+            )
 
 
 def trained_otherwise(model: nn.Module, path: str, inputs: Inputs, table: FxTable) -> str | None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, fx, nn
 
 from qrecipe._torch_fx import QConfigMapping
+from qrecipe.altered import keep_float
 from qrecipe.normalize import CALLS, TAKES_WEIGHT
 from qrecipe.planning import Plan, Site
 from qrecipe.qconfigs import qconfig
@@ -28,15 +28,6 @@ class Emission:
 
     qconfig_mapping: QConfigMapping
     scopes: Mapping[str, tuple[str, type]]
-
-
-def keep_float(x: Any) -> Any:
-    """The identity, set between a float site and its quantized consumers until conversion.
-
-    Lowering takes whatever stands between dequantize and quantize for a quantized operation,
-    decided or not.
-    """
-    return x
 
 
 def emit(plan: Plan, graph_module: fx.GraphModule) -> Emission:

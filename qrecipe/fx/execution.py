@@ -61,7 +61,7 @@ def reference(
 ) -> fx.GraphModule:
     """torch's reference conversion: float kernels between dequantize and quantize.
 
-    The identities that `emission.keep_float` stands for are still in it. Raises
+    The identities that `altered.keep_float` stands for are still in it. Raises
     ``ExecutionError`` (QR405) where torch fails.
     """
     # conversion writes into the model that it is given
