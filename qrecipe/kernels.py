@@ -6,7 +6,7 @@ Each refusal is reproduced by a test against the installed torch.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -29,8 +29,8 @@ _BINARY = (operator.add, operator.mul, torch.add, torch.mul, torch.matmul)
 
 def refusal(match: Match, backend: Backend) -> str | None:
     """Why a quantized kernel must not or cannot run this operation; None where nothing is known."""
-    for node in match.nodes:
-        altered = _altered(node)
+    for module in _modules(match):
+        altered = alteration(module)
         if altered is not None:
             return altered
     subject: Any = match.nodes[0] if match.module is None else match.module
@@ -60,11 +60,14 @@ def takes_per_channel_weight(match: Match) -> bool:
     return match.nodes[0].target not in _F_CONV_TRANSPOSE
 
 
-def _altered(node: fx.Node) -> str | None:
-    graph_module = node.graph.owning_module
-    if node.op != "call_module" or graph_module is None:
-        return None
-    return alteration(graph_module.get_submodule(str(node.target)))
+def _modules(match: Match) -> Iterator[nn.Module]:
+    """What the operation calls, fused modules as a whole."""
+    if not match.nodes and match.module is not None:
+        yield match.module  # found without a graph
+    for node in match.nodes:
+        graph_module = node.graph.owning_module
+        if node.op == "call_module" and graph_module is not None:
+            yield graph_module.get_submodule(str(node.target))
 
 
 def _norm_statistics(module: nn.Module, backend: Backend) -> str | None:

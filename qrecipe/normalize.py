@@ -18,6 +18,7 @@ from torch import fx, nn
 from qrecipe.altered import keep_float
 from qrecipe.copying import structural_copy
 from qrecipe.operations import Member, enclosing, joined
+from qrecipe.outputs import is_packing, name_constants
 from qrecipe.signatures import function_family
 from qrecipe.tracing import Scopes
 from qrecipe.values import Value
@@ -105,6 +106,7 @@ def normalize(graph_module: fx.GraphModule, scopes: Scopes, prefix: str) -> None
                 _spell_out_convolution(node, _CONVOLUTION_DIMENSIONS[node.target])
         if node.op == "call_module":
             _spell_out_padding(graph_module.get_submodule(node.target))
+    name_constants(graph_module)
     graph_module.recompile()
 
 
@@ -157,6 +159,8 @@ def _address(graph_module: fx.GraphModule, scopes: Scopes, prefix: str) -> None:
     calls: Counter[str] = Counter()
     for node in graph_module.graph.nodes:
         if node.op not in CALLS or not is_floating(node) or is_plumbing(node):
+            continue
+        if is_packing(node):
             continue
         if node.op == "call_module":
             module = graph_module.get_submodule(node.target)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import operator
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.fx._symbolic_trace import _assert_is_none as assert_is_none
+from torch.fx.immutable_collections import immutable_dict
 
 from qrecipe._torch_fx import QuantizationTracer, swap_float_functional
 from qrecipe.copying import runnable_copy
@@ -20,6 +22,7 @@ from qrecipe.errors import Finding, TraceError, did_you_mean, error_from, first_
 from qrecipe.inputs import Inputs, constants
 from qrecipe.operations import joined
 from qrecipe.schema import FxTable
+from qrecipe.trials import try_out
 
 Scopes = Mapping[str, tuple[str, type]]
 """The path and class of the innermost module whose forward made a node's call, by node name."""
@@ -51,7 +54,7 @@ def trace(
         graph_module = fx.GraphModule(root, graph)
     except Exception as error:
         at = joined(path, tracer.path)
-        raise TraceError(_trace_finding(error, at, model, table)) from error
+        raise TraceError(_trace_finding(error, at, model, inputs, table)) from error
     _check_placeholders(graph_module)
     return graph_module, tracer.node_name_to_scope
 
@@ -161,6 +164,15 @@ class _Tracer(QuantizationTracer):
         self.record_stack_traces = False
         self.path = ""
 
+    def create_arg(self, a: Any) -> Any:
+        """As torch does, but mappings with a class of their own keep it."""
+        if not isinstance(a, dict) or type(a) in (dict, immutable_dict):
+            return super().create_arg(a)
+        if not is_dataclass(a):
+            return self.create_node("call_function", type(a), (self.create_arg(dict(a)),), {})
+        given = {field.name: self.create_arg(getattr(a, field.name)) for field in fields(a)}
+        return self.create_node("call_function", type(a), (), given)
+
     def call_module(
         self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
@@ -205,13 +217,15 @@ def _known_classes(model: nn.Module, names: Sequence[str]) -> list[Callable[...,
     return [by_name[name] for name in names]
 
 
-def _trace_finding(error: Exception, path: str, model: nn.Module, table: FxTable) -> Finding:
+def _trace_finding(
+    error: Exception, path: str, model: nn.Module, inputs: Inputs, table: FxTable
+) -> Finding:
     kind = type(model.get_submodule(path)).__name__
     where = f'submodule "{path}" ({kind})' if path else f"the model's own forward ({kind})"
     line = _user_line(error)
     message = f"{where} cannot be traced{f' at {line}' if line else ''}: {first_line(error)}"
     keep_out = f'leave its inside float: [fx] non_traceable_module_name = ["{path}"]'
-    roots = [] if table.roots else _traceable(model)
+    roots = [] if table.roots else _traceable(model, _called(model, inputs))
     trace_these = f"trace the parts that can be: [fx] roots = {_toml_list(roots)}"
     if path:
         return Finding(
@@ -231,14 +245,30 @@ def _toml_list(names: list[str]) -> str:
     return "[" + ", ".join(f'"{name}"' for name in names) + "]"
 
 
-def _traceable(model: nn.Module, path: str = "") -> list[str]:
-    """The outermost containers with parameters inside ``path`` that can be traced on their own."""
+def _called(model: nn.Module, inputs: Inputs) -> frozenset[str]:
+    """The paths of the modules that a run of the model calls; none where it fails."""
+    probe = runnable_copy(model)
+    called: set[str] = set()
+    for path, module in probe.named_modules(remove_duplicate=False):
+        module.register_forward_pre_hook(lambda *_, path=path: called.add(path))
+    try:
+        try_out(probe, inputs.cloned(), model)
+    except Exception:
+        return frozenset()
+    return frozenset(called)
+
+
+def _traceable(model: nn.Module, called: Collection[str], path: str = "") -> list[str]:
+    """The outermost called containers with parameters inside ``path`` that trace on their own."""
     found: list[str] = []
     for name, child in model.get_submodule(path).named_children():
         inner = joined(path, name)
         if not list(child.children()) or next(child.parameters(), None) is None:
             continue
-        found += [inner] if _traces(child) else _traceable(model, inner)
+        if inner in called and _traces(child):
+            found.append(inner)
+        else:
+            found += _traceable(model, called, inner)
     return found
 
 

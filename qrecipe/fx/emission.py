@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from qrecipe._torch_fx import QConfigMapping
 from qrecipe.altered import keep_float
 from qrecipe.normalize import CALLS, TAKES_WEIGHT
+from qrecipe.outputs import restore_constants
 from qrecipe.planning import Plan, Site
 from qrecipe.qconfigs import qconfig
 
@@ -89,11 +90,12 @@ def site_of(node: fx.Node) -> str | None:
 
 
 def erase_keep_float(graph_module: fx.GraphModule) -> None:
-    """Take the identities out again, in place."""
+    """Take the identities out again, and the names of constants, in place."""
     for node in list(graph_module.graph.nodes):
         if node.target is keep_float:
             node.replace_all_uses_with(node.args[0])
             graph_module.graph.erase_node(node)
+    restore_constants(graph_module)
     graph_module.recompile()
 
 

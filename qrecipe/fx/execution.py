@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +27,7 @@ from qrecipe.copying import structural_copy
 from qrecipe.errors import ExecutionError, Finding, UnsupportedError, first_line, nearest
 from qrecipe.fx.emission import Emission, erase_keep_float, site_of
 from qrecipe.fx.sharing import share_connected_observers
+from qrecipe.inputs import tensors_in
 from qrecipe.schema import Backend, Phase
 
 ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
@@ -194,6 +196,16 @@ def own_tensors(model: nn.Module, chosen: Callable[[torch.Tensor], bool]) -> Non
         for name, buffer in module._buffers.items():
             if buffer is not None and chosen(buffer):
                 module._buffers[name] = own(buffer)
+    _own_attributes(model, {**clones, **parameters})
+
+
+def _own_attributes(model: nn.Module, clones: Mapping[int, torch.Tensor]) -> None:
+    """Let what else a module holds refer to the clones too: a list of its parameters, say."""
+    registries = ("_parameters", "_buffers", "_modules")
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name not in registries and any(id(tensor) in clones for tensor in tensors_in(value)):
+                vars(module)[name] = copy.deepcopy(value, dict(clones))
 
 
 @contextmanager
