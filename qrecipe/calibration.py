@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from qrecipe._torch_ao import FakeQuantizeBase, ObserverBase, quiet
 from qrecipe.assembly import PreparedState, prepared_state
+from qrecipe.averages import average_findings, watched
 from qrecipe.branches import branch_findings
 from qrecipe.copying import structural_copy
 from qrecipe.errors import CalibrationError, Finding, first_line
@@ -56,7 +57,14 @@ def calibrate(
     show = progress or terminal_progress("calibrating")
     total = _length(batches, table.max_batches)
     done = 0
-    with _restored_on_error(prepared, state), only_observing(prepared), torch.no_grad(), quiet():
+    parts = list(_traced_parts(prepared, state))
+    with (
+        _restored_on_error(prepared, state),
+        only_observing(prepared),
+        torch.no_grad(),
+        quiet(),
+        watched(parts) as averages,
+    ):
         for batch in _limited(batches, table.max_batches):
             with _first_calls_kept(prepared, state) if done == 0 else nullcontext():
                 _run(prepared, batch, done, forward)
@@ -65,6 +73,8 @@ def calibrate(
         _check_count(done, table, state.lint)
         _check_ranges(prepared, state)
         _check_branches(prepared, state)
+        for finding in average_findings(parts, averages, done):
+            warn(finding, state.lint)
 
 
 class _Stream:

@@ -274,6 +274,7 @@ CODES: dict[str, Code] = {
     "QR210": Code("a model that cannot be traced is quantized in eager mode"),
     "QR230": Code("hooks on a module that is traced through"),
     "QR231": Code("a root whose calls differ too much for one set of ranges"),
+    "QR232": Code("a moving average that clings to the first batches"),
     # plan
     "QR301": Code("rule matches nothing", UnmatchedRuleError),
     "QR302": Code("rule covers another number of sites than expected", UnmatchedRuleError),
