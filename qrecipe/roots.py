@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from qrecipe.copying import runnable_copy, with_parts
@@ -30,7 +31,8 @@ def inputs_of_roots(model: nn.Module, inputs: Inputs, roots: Sequence[str]) -> d
             partial(_take, taken, path), with_kwargs=True
         )
     try:
-        try_out(probe, inputs.cloned(), model)
+        with torch.random.fork_rng(devices=[]):
+            try_out(probe, inputs.cloned(), model)
     except PlanError:
         raise
     except Exception as error:
@@ -71,14 +73,16 @@ def prove_whole(model: nn.Module, graphs: Mapping[str, nn.Module], inputs: Input
     few, expected = inputs, None
     for few in (inputs.first_samples(FEW_SAMPLES), inputs):
         try:
-            expected = try_out(runnable_copy(model), few.cloned(), model)
+            with torch.random.fork_rng(devices=[]):  # both runs draw the same
+                expected = try_out(runnable_copy(model), few.cloned(), model)
             break
         except Exception:
             if few is inputs:
                 raise
     try:
         parts = {path: runnable_copy(graph) for path, graph in graphs.items()}
-        actual = try_out(with_parts(model, parts), few.cloned(), model)
+        with torch.random.fork_rng(devices=[]):
+            actual = try_out(with_parts(model, parts), few.cloned(), model)
     except PlanError:
         raise
     except Exception as error:

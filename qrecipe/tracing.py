@@ -252,7 +252,8 @@ def _called(model: nn.Module, inputs: Inputs) -> frozenset[str]:
     for path, module in probe.named_modules(remove_duplicate=False):
         module.register_forward_pre_hook(lambda *_, path=path: called.add(path))
     try:
-        try_out(probe, inputs.cloned(), model)
+        with torch.random.fork_rng(devices=[]):
+            try_out(probe, inputs.cloned(), model)
     except Exception:
         return frozenset()
     return frozenset(called)

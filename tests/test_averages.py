@@ -31,7 +31,9 @@ def quantized(scales, a_recipe=STATIC):
 def test_a_quiet_first_batch_before_loud_ones_is_warned_about_with_the_ranges():
     with pytest.warns(QRecipeWarning, match="^QR232") as caught:
         converted = quantized([1, *[10] * 10], recipe(head='[lint]\nignore = ["QR203"]'))
-    assert "of these ends with a range of 3.69, and most batches span 19.8" in str(caught[0].message)
+    assert "of these ends with a range of 3.69, and most batches span 19.8" in str(
+        caught[0].message
+    )
     x = batches(10)[0]
     assert sqnr_db(model()(x), converted(x)) < 10
 
@@ -51,7 +53,9 @@ def test_each_of_the_ways_out_that_the_warning_names_works(mended):
     scales = [10] * 5 + [1] + [10] * 5 if mended == "shuffled" else [1, *[10] * 10]
     with warnings.catch_warnings():
         warnings.simplefilter("error", QRecipeWarning)
-        converted = quantized(scales, recipe(f"[tensor.activation]\nobserver = {observers[mended]}"))
+        converted = quantized(
+            scales, recipe(f"[tensor.activation]\nobserver = {observers[mended]}")
+        )
     x = batches(10)[0]
     assert sqnr_db(model()(x), converted(x)) > 20
 
