@@ -13,7 +13,7 @@ from qrecipe._torch_ao import quiet
 from qrecipe.copying import copy_around, runnable_copy
 from qrecipe.errors import Finding, first_line
 from qrecipe.fx.numerics import JUDGEABLE_DB, Sample
-from qrecipe.inputs import Inputs, cloned
+from qrecipe.inputs import Inputs, cloned, tensors_in
 from qrecipe.sqnr import output_sqnr_db
 from qrecipe.values import difference
 
@@ -59,6 +59,25 @@ def around_findings(
         )
 
 
+def dtype_findings(converted: nn.Module, samples: Mapping[str, Sample]) -> Iterator[Finding]:
+    """Roots that give another dtype than they gave before (QR412): under autocast, for one."""
+    for path, sample in samples.items():
+        tried = sample.head() or sample
+        answer = _run(converted.get_submodule(path), tried.inputs)
+        before, after = _dtypes(tried.output), _dtypes(answer)
+        if before != after:
+            yield Finding(
+                "QR412",
+                f'fx.roots "{path}" gives {after} where it gave {before}',
+                hint="quantized kernels give float32 at the end: call the root outside autocast",
+            )
+
+
+def _dtypes(value: Any) -> str:
+    dtypes = dict.fromkeys(str(tensor.dtype) for tensor in tensors_in(value))
+    return ", ".join(name.removeprefix("torch.") for name in dtypes)
+
+
 def call_findings(
     converted: nn.Module, first: Mapping[str, Sample], later: Mapping[str, Sequence[Sample]]
 ) -> Iterator[Finding]:
@@ -79,9 +98,8 @@ def call_findings(
 
 
 def _sqnr_db(part: nn.Module, sample: Sample) -> float | None:
-    part_of_it = sample.head() or sample
-    with torch.no_grad(), quiet():
-        return output_sqnr_db(part_of_it.output, part_of_it.inputs.call(part))
+    tried = sample.head() or sample
+    return output_sqnr_db(tried.output, _run(part, tried.inputs))
 
 
 def _run(model: nn.Module, inputs: Inputs) -> Any:

@@ -17,8 +17,8 @@ from qrecipe.errors import Finding
 from qrecipe.fx.emission import site_of
 from qrecipe.rules import listed
 
-NARROW_RATIO = 2.0
-"""A range this much narrower than that of the median batch clips half of it away."""
+NARROW_RATIO = 3.0
+"""A range this much narrower than that of the median batch; batches differ by less of themselves."""
 
 History = list[tuple[float, float]]
 """The averaged minimum and maximum of an observer after each of its calls."""

@@ -21,7 +21,7 @@ from qrecipe._torch_fx import (
     QConfigMapping,
 )
 from qrecipe.architecture import module_settings
-from qrecipe.around import around_findings, call_findings
+from qrecipe.around import around_findings, call_findings, dtype_findings
 from qrecipe.assembly import PreparedState, forget_preparation, mark_prepared, prepared_state
 from qrecipe.backend import backend_config, mode_of
 from qrecipe.calibration import Forward, batch_inputs, calibrate, peek, unusable_batch
@@ -171,7 +171,10 @@ class CompiledRecipe:
         under = nullcontext() if self.plan.is_for_export else execution.engine(self.recipe.backend)
         with under:
             inputs = state.whole or self._inputs
-            errors = list(around_findings(before, converted, roots, inputs))
+            errors = [
+                *around_findings(before, converted, roots, inputs),
+                *dtype_findings(converted, state.samples),
+            ]
             if errors:
                 raise error_from(errors)
             for finding in call_findings(converted, state.samples, state.later_calls):
@@ -278,6 +281,8 @@ def _compile_for_batch(
 def _compile(model: nn.Module, recipe: Recipe, inputs: Inputs) -> CompiledRecipe:
     inventory = _inventory(model, recipe, inputs)
     decided = make_plan(inventory, recipe)
+    if not decided.is_for_export:
+        execution.check_engine(recipe.backend)  # before anybody calibrates or trains
     architecture = Architecture(
         parts=tuple(part.traced for part in inventory.parts), modules=module_settings(model)
     )
@@ -374,6 +379,15 @@ def _model_findings(model: nn.Module) -> Iterator[Finding]:
             hint="pass the model that it was made from",
         )
         return
+    for path, module in model.named_modules():
+        shadowed = next((name for name in module._modules if hasattr(nn.Module, name)), None)
+        if shadowed is not None:
+            yield Finding(
+                "QR306",
+                f"{joined(path, shadowed)} is a submodule with the name of a method of all modules",
+                hint="give it another name",
+            )
+            return
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         if is_lazy(tensor):
             yield Finding(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import keyword
 import operator
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -51,7 +52,10 @@ def trace(
         with torch.random.fork_rng(devices=[]):
             graph = tracer.trace(root, dict(fixed))
         _name_placeholders(graph, root)
+        _check_names(graph, path)
         graph_module = fx.GraphModule(root, graph)
+    except TraceError:
+        raise
     except Exception as error:
         at = joined(path, tracer.path)
         raise TraceError(_trace_finding(error, at, model, inputs, table)) from error
@@ -142,6 +146,21 @@ def _assert_for_good(graph: fx.Graph, node: fx.Node) -> None:
 def _within(path: str, name: str) -> str:
     """A name of the whole model as the submodule at ``path`` knows it."""
     return name.removeprefix(f"{path}.") if path else name
+
+
+def _check_names(graph: fx.Graph, path: str) -> None:
+    """A graph becomes Python code, in which keywords name nothing."""
+    for node in graph.nodes:
+        if node.op not in ("call_module", "get_attr"):
+            continue
+        if any(keyword.iskeyword(part) for part in str(node.target).split(".")):
+            raise TraceError(
+                Finding(
+                    "QR305",
+                    f"{joined(path, str(node.target))} has the name of a Python keyword in it",
+                    hint="give it another name",
+                )
+            )
 
 
 def _check_placeholders(graph_module: fx.GraphModule) -> None:

@@ -107,6 +107,15 @@ def test_code_around_the_roots_may_draw_random_numbers():
     assert sqnr_db(model(x), quantized(model)(x)) > 20
 
 
+def test_a_root_under_autocast_would_give_another_dtype_and_is_refused():
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.bb(x)
+
+    with pytest.raises(AuditError, match='"bb" gives float32 where it gave bfloat16'):
+        quantized(around(forward))
+
+
 # --- several calls
 
 

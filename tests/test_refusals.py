@@ -152,6 +152,7 @@ def test_padding_as_a_word_is_written_in_numbers_wherever_the_convolution_stands
     assert sqnr_db(model(batches[0]), converted(batches[0])) > 25
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
 def test_padding_as_a_word_that_pads_the_sides_differently_stays_float_as_a_function_too():
     model = between(lambda self, y: F.conv2d(y, self.w, padding="same"))
     model.w = nn.Parameter(torch.randn(8, 8, 2, 2))

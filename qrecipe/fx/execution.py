@@ -208,12 +208,8 @@ def _own_attributes(model: nn.Module, clones: Mapping[int, torch.Tensor]) -> Non
                 vars(module)[name] = copy.deepcopy(value, dict(clones))
 
 
-@contextmanager
-def engine(backend: Backend) -> Iterator[None]:
-    """Run under the backend's quantized engine, and set the former one again.
-
-    Raises ``UnsupportedError`` (QR309) where this build or CPU does not have it.
-    """
+def check_engine(backend: Backend) -> None:
+    """Raise ``UnsupportedError`` (QR309) where this build or CPU lacks the backend's engine."""
     available = [name for name in torch.backends.quantized.supported_engines if name != "none"]
     if backend not in ENGINES:
         raise UnsupportedError(
@@ -232,6 +228,15 @@ def engine(backend: Backend) -> Iterator[None]:
                 hint=f'did you mean "{near[0]}"?' if near else None,
             )
         )
+
+
+@contextmanager
+def engine(backend: Backend) -> Iterator[None]:
+    """Run under the backend's quantized engine, and set the former one again.
+
+    Raises ``UnsupportedError`` (QR309) as `check_engine` does.
+    """
+    check_engine(backend)
     former = torch.backends.quantized.engine
     torch.backends.quantized.engine = backend
     try:
