@@ -18,7 +18,7 @@ from qrecipe.fx.emission import site_of
 from qrecipe.rules import listed
 
 NARROW_RATIO = 3.0
-"""A range this much narrower than that of the median batch; batches differ by less of themselves."""
+"""How much narrower than the median batch a range may be; batches differ by less themselves."""
 
 History = list[tuple[float, float]]
 """The averaged minimum and maximum of an observer after each of its calls."""
