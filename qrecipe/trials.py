@@ -81,9 +81,15 @@ def state_of(model: nn.Module) -> State:
                 found |= dict(_leaves(path, value, 0))
             elif key == "_parameters":  # `try_out` sees to what is written to them
                 found |= {f"{path}.{name}": (tensor, 0) for name, tensor in value.items()}
-            elif key not in _OF_EVERY_MODULE:
+            elif key not in _OF_EVERY_MODULE and key not in _computed_by_hooks(module):
                 found |= dict(_leaves(f"{path}.{key}" if path else key, value, 0))
     return found
+
+
+def _computed_by_hooks(module: nn.Module) -> set[Any]:
+    """The weights that torch's own hooks (pruning, norms of weights) compute at each call."""
+    hooks = module._forward_pre_hooks.values()
+    return {getattr(hook, "_tensor_name", getattr(hook, "name", None)) for hook in hooks}
 
 
 def _leaves(name: str, value: Any, depth: int) -> Iterator[tuple[str, tuple[Any, int]]]:
