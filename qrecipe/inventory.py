@@ -111,7 +111,7 @@ def take_inventory(
     for path, part_inputs in inputs_of.items():
         module = model.get_submodule(path)
         fixed = constants(module, part_inputs)
-        graph_module, scopes = traced_graph(model, path, fixed, table)
+        graph_module, scopes = traced_graph(model, path, fixed, table, part_inputs)
         record_values(graph_module, module, part_inputs)
         traced = traced_part(path, fixed, graph_module)
         graph_module = fused_graph(graph_module, scopes, path, backend_config, phase)
@@ -137,10 +137,14 @@ def take_inventory(
 
 
 def traced_graph(
-    model: nn.Module, path: str, fixed: Mapping[str, Any], table: FxTable
+    model: nn.Module,
+    path: str,
+    fixed: Mapping[str, Any],
+    table: FxTable,
+    inputs: Inputs | None = None,
 ) -> tuple[fx.GraphModule, Scopes]:
     """What `tracing.trace` gives, without dead code."""
-    graph_module, scopes = trace(model, path, fixed, table)
+    graph_module, scopes = trace(model, path, fixed, table, inputs)
     drop_dead_code(graph_module)
     return graph_module, scopes
 

@@ -30,12 +30,17 @@ Scopes = Mapping[str, tuple[str, type]]
 
 
 def trace(
-    model: nn.Module, path: str, fixed: Mapping[str, Any], table: FxTable
+    model: nn.Module,
+    path: str,
+    fixed: Mapping[str, Any],
+    table: FxTable,
+    inputs: Inputs | None = None,
 ) -> tuple[fx.GraphModule, Scopes]:
     """The graph of a copy of the submodule at ``path``, in eval mode, and its scopes.
 
     The copy shares the parameters. Names in ``table`` are the whole model's; ``scopes`` are named
-    from the submodule on. ``fixed`` are the arguments of its forward that are no tensors.
+    from the submodule on. ``fixed`` are the arguments of its forward that are no tensors. With
+    ``inputs`` of the submodule an error proposes only such roots as they reach.
 
     Raises ``TraceError`` that names the submodule, the line and the key to add.
     """
@@ -237,7 +242,7 @@ def _known_classes(model: nn.Module, names: Sequence[str]) -> list[Callable[...,
 
 
 def _trace_finding(
-    error: Exception, path: str, model: nn.Module, inputs: Inputs, table: FxTable
+    error: Exception, path: str, model: nn.Module, inputs: Inputs | None, table: FxTable
 ) -> Finding:
     kind = type(model.get_submodule(path)).__name__
     where = f'submodule "{path}" ({kind})' if path else f"the model's own forward ({kind})"
@@ -264,8 +269,10 @@ def _toml_list(names: list[str]) -> str:
     return "[" + ", ".join(f'"{name}"' for name in names) + "]"
 
 
-def _called(model: nn.Module, inputs: Inputs) -> frozenset[str]:
+def _called(model: nn.Module, inputs: Inputs | None) -> frozenset[str]:
     """The paths of the modules that a run of the model calls; none where it fails."""
+    if inputs is None:
+        return frozenset()
     probe = runnable_copy(model)
     called: set[str] = set()
     for path, module in probe.named_modules(remove_duplicate=False):
