@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from corpus import missing, torchvision
 from plans import net_of, recipe
 from runs import silent
 from torch import nn
@@ -252,3 +253,30 @@ def test_a_detector_with_a_shared_head_is_quantized_by_its_roots():
         )
         > 25
     )
+
+
+@pytest.mark.slow
+def test_the_retinanet_of_torchvision_is_quantized_and_its_coarsest_level_is_warned_about(
+    monkeypatch,
+):
+    if missing():
+        pytest.skip(missing())
+    detection = torchvision("models.detection")
+    # the build without compiled operators has no suppression of boxes; any choice will do here
+    first_few = lambda boxes, scores, *_: torch.arange(len(scores))[:5]  # noqa: E731
+    monkeypatch.setattr(torchvision("ops.boxes"), "batched_nms", first_few)
+    torch.manual_seed(0)
+    model = detection.retinanet_resnet50_fpn(
+        weights=None, weights_backbone=None, min_size=96, max_size=96
+    ).eval()
+    batches = [([torch.rand(3, 96, 96)],) for _ in range(10)]
+    roots = rooted("backbone", "head.classification_head.conv", "head.regression_head.conv")
+    with pytest.warns(QRecipeWarning, match=r"^QR231 .*head\.conv. is called 5 times") as caught:
+        converted = qrecipe.quantize(model, roots, batches, progress=silent)
+    assert {str(warning.message)[:5] for warning in caught} == {"QR231"}
+    assert sorted(converted(*batches[0])[0]) == ["boxes", "labels", "scores"]
+    image = model.transform(batches[0][0])[0].tensors  # as the backbone is given it
+    for expected, actual in zip(
+        model.backbone(image).values(), converted.backbone(image).values(), strict=True
+    ):
+        assert sqnr_db(expected, actual) > 15
