@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from qrecipe.backend import Outcome
-from qrecipe.convolutions import is_slow_depthwise
+from qrecipe.convolutions import is_slow_anyway, is_slow_on_fbgemm
 from qrecipe.errors import Finding
 from qrecipe.inventory import Inventory, Match
 from qrecipe.rules import Decision, listed
@@ -26,17 +26,23 @@ def advice(
     slow = [
         name
         for name, outcome in static.items()
-        if outcome.engine is None
-        and outcome.qconfig is not None
-        and is_slow_depthwise(inventory.matches[name], backend, outcome.qconfig.weight)
+        if outcome.qconfig is not None
+        and (
+            is_slow_anyway(inventory.matches[name], backend)
+            or (
+                outcome.engine is None
+                and is_slow_on_fbgemm(inventory.matches[name], backend, outcome.qconfig.weight)
+            )
+        )
     ]
     if slow:
         yield Finding(
             "QR207",
-            f"depthwise convolution in int8 is 40 to 200 times slower than float: {listed(slow)}",
+            f"convolution in small groups, 2 to 200 times slower in int8 than in float: "
+            f"{listed(slow)}",
             decisions[slow[0]].rule.location,
-            hint="give them symmetric weights, for which onednn has a fast kernel, or leave them "
-            "float",
+            hint="leave them float; modules that are not transposed have a fast kernel on onednn, "
+            "which takes symmetric weights",
         )
     weights = sum(_weight_count(inventory.matches[name]) for name in static)
     if 0 < weights < _TINY_MODEL:

@@ -1,16 +1,16 @@
-"""Models in which some parts stand for others, and what a prepared one carries with it."""
+"""What a prepared model carries with it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
-from qrecipe.copying import structural_copy
 from qrecipe.errors import CalibrationError, Finding
 from qrecipe.fx.numerics import Sample
+from qrecipe.inputs import Inputs
 from qrecipe.recipe import Recipe
 from qrecipe.schema import CalibrationTable, LintTable, QatTable
 
@@ -23,7 +23,9 @@ class PreparedState:
 
     ``origin`` stands for the `CompiledRecipe` that prepared it; ``parts`` are the paths of its
     parts; ``qat`` is the schedule where it was prepared for training; ``samples`` is what each part
-    was given first in calibration and what it gave.
+    was given first in calibration and what it gave, ``later_calls`` the same of its further calls
+    in the first batch; ``whole`` is what the model itself was given first, where its parts are
+    roots.
     """
 
     calibration: CalibrationTable
@@ -32,19 +34,8 @@ class PreparedState:
     parts: tuple[str, ...]
     qat: QatTable | None
     samples: dict[str, Sample] = field(default_factory=dict)
-
-
-def with_parts(model: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
-    """A copy of the model, in eval mode and sharing its tensors, with modules put in by path.
-
-    A part for the whole model (the empty path) is returned as it is.
-    """
-    if "" in parts:
-        return parts[""]
-    whole = structural_copy(model).eval()
-    for path, part in parts.items():
-        whole.set_submodule(path, part)
-    return whole
+    later_calls: dict[str, list[Sample]] = field(default_factory=dict)
+    whole: Inputs | None = None
 
 
 def meta_of(model: nn.Module) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def branch_findings(part: fx.GraphModule, sample: Sample) -> Iterator[Finding]:
         ranges = _Ranges(part)
         ranges.run(*bind(part, part, sample.inputs))
     for name, spans in ranges.spans.items():
-        narrow, wide = min(spans), max(spans)
+        narrow, wide = min(spans, default=0.0), max(spans, default=0.0)
         if wide > WIDE_RATIO * narrow:
             yield Finding(
                 "QR206",
@@ -39,6 +39,11 @@ def branch_findings(part: fx.GraphModule, sample: Sample) -> Iterator[Finding]:
                 "batch, and share one scale",
                 hint='leave it float, or observe what it reads with "minmax", which does not swing',
             )
+
+
+def _span(x: Tensor) -> float:
+    """The width of a range as a scale covers it, zero included."""
+    return max(float(x.max()), 0.0) - min(float(x.min()), 0.0)
 
 
 def _is_quantized_join(node: fx.Node, part: fx.GraphModule) -> bool:
@@ -63,5 +68,5 @@ class _Ranges(fx.Interpreter):
         assert isinstance(self.module, fx.GraphModule)
         if _is_quantized_join(n, self.module):
             tensors = [x for x in args[0] if isinstance(x, Tensor) and x.numel()]
-            self.spans[site_of(n) or n.name] = [float(x.max() - x.min()) for x in tensors]
+            self.spans[site_of(n) or n.name] = [_span(x) for x in tensors]
         return super().run_node(n)

@@ -16,12 +16,13 @@ from torch import Tensor, fx, nn
 
 from qrecipe._torch_ao import FakeQuantizeBase, ObserverBase, quiet
 from qrecipe.assembly import PreparedState, prepared_state
+from qrecipe.averages import average_findings, watched
 from qrecipe.branches import branch_findings
 from qrecipe.copying import structural_copy
 from qrecipe.errors import CalibrationError, Finding, first_line
 from qrecipe.fx.numerics import Sample
 from qrecipe.fx.training import only_observing
-from qrecipe.inputs import Inputs, tensors_in
+from qrecipe.inputs import Inputs, cloned, tensors_in
 from qrecipe.linting import warn
 from qrecipe.progress import Progress, terminal_progress
 from qrecipe.ranges import range_findings
@@ -56,7 +57,14 @@ def calibrate(
     show = progress or terminal_progress("calibrating")
     total = _length(batches, table.max_batches)
     done = 0
-    with _restored_on_error(prepared, state), only_observing(prepared), torch.no_grad(), quiet():
+    parts = list(_traced_parts(prepared, state))
+    with (
+        _restored_on_error(prepared, state),
+        only_observing(prepared),
+        torch.no_grad(),
+        quiet(),
+        watched(parts) as averages,
+    ):
         for batch in limited(batches, table.max_batches):
             with _first_calls_kept(prepared, state) if done == 0 else nullcontext():
                 _run(prepared, batch, done, forward)
@@ -65,6 +73,8 @@ def calibrate(
         _check_count(done, table, state.lint)
         _check_ranges(prepared, state)
         _check_branches(prepared, state)
+        for finding in average_findings(parts, averages, done):
+            warn(finding, state.lint)
 
 
 class _Stream:
@@ -239,14 +249,17 @@ def describe_batch(batch: Any) -> str:
 
 @contextmanager
 def _first_calls_kept(prepared: nn.Module, state: PreparedState) -> Iterator[None]:
-    """Note what each part is given and answers first, whatever ``forward`` makes of a batch."""
-    state.samples = {}
+    """Note what each part is given and answers, whatever ``forward`` makes of a batch."""
+    state.samples, state.later_calls, state.whole = {}, {}, None
     handles = [
         prepared.get_submodule(path).register_forward_hook(
             partial(_note, state, path), with_kwargs=True
         )
         for path in state.parts
     ]
+    if "" not in state.parts:
+        hook = partial(_note_whole, state)
+        handles.append(prepared.register_forward_pre_hook(hook, with_kwargs=True))
     try:
         yield
     finally:
@@ -262,12 +275,28 @@ def _note(
     kwargs: Mapping[str, Any],
     output: Any,
 ) -> None:
-    state.samples.setdefault(path, Sample(Inputs(args, dict(kwargs)), output))
+    inputs = Inputs(args, dict(kwargs))
+    if not path:
+        state.samples.setdefault(path, Sample(inputs, output))
+        return
+    # cloned, for the code around a root may write to both
+    sample = Sample(inputs.cloned(), cloned(output))
+    if path in state.samples:
+        state.later_calls.setdefault(path, []).append(sample)
+    else:
+        state.samples[path] = sample
+
+
+def _note_whole(
+    state: PreparedState, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> None:
+    if state.whole is None:
+        state.whole = Inputs(args, dict(kwargs)).cloned()
 
 
 @contextmanager
 def _restored_on_error(prepared: nn.Module, state: PreparedState) -> Iterator[None]:
-    samples = dict(state.samples)
+    noted = state.samples, state.later_calls, state.whole
     observers = [module for module in prepared.modules() if isinstance(module, ObserverBase)]
     saved = [copy.deepcopy(vars(observer)) for observer in observers]
     trained = [module for module in prepared.modules() if isinstance(module, FakeQuantizeBase)]
@@ -280,7 +309,7 @@ def _restored_on_error(prepared: nn.Module, state: PreparedState) -> Iterator[No
         for observer, attributes in zip(observers, saved, strict=True):
             observer.__dict__.clear()
             observer.__dict__.update(attributes)
-        state.samples = samples
+        state.samples, state.later_calls, state.whole = noted
         raise
 
 

@@ -7,7 +7,7 @@ site can be packed for another engine than its backend's.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch.nn.functional as F
 from torch import nn
@@ -22,6 +22,10 @@ _EXACT_LEVELS = 127
 
 _HANDED_TO_FBGEMM = 100
 """With more groups than this the x86 engine uses fbgemm's kernels."""
+
+_WIDE_GROUP = 16
+_GROUPS_OF = (2, 4, 8)
+"""Channels of a group for which fbgemm has a kernel of its own, as many in as out."""
 
 _DEPTHWISE_KERNELS = {2: (3, 5, 7), 3: (3, 5)}
 
@@ -67,18 +71,39 @@ def detour(
             return f"{reason}: give what it reads reduce_range = true"
         return Detour("onednn", f"on onednn's kernel: {reason}")
     can_move = match.module is not None and _is_symmetric(weight)
-    if can_move and is_slow_depthwise(match, backend, weight):
+    if can_move and is_slow_on_fbgemm(match, backend, weight):
         return Detour("onednn", "on onednn's kernel: fbgemm has no fast one for this shape")
     return None
 
 
-def is_slow_depthwise(match: Match, backend: Backend, weight: TensorSpec | None) -> bool:
-    """Whether fbgemm would compute a depthwise convolution 40 to 200 times slower than float."""
-    shape = _shape(match)
-    if shape is None or not _uses_fbgemm(match, backend, weight):
+def is_slow_on_fbgemm(match: Match, backend: Backend, weight: TensorSpec | None) -> bool:
+    """Whether fbgemm would compute a grouped convolution 2 to 200 times slower than float."""
+    if not _uses_fbgemm(match, backend, weight):
         return False
-    *_, groups, per_group = shape
-    return per_group == 1 and groups > 1 and not _is_fast_depthwise(match)
+    if _is_depthwise_transpose(match):
+        return True
+    shape = _shape(match)
+    if shape is None:
+        return False
+    *_, groups, inputs, outputs = shape
+    if groups == 1 or inputs >= _WIDE_GROUP:
+        return False
+    if inputs == 1:
+        return not _is_fast_depthwise(match)
+    return inputs != outputs or inputs not in _GROUPS_OF
+
+
+def is_slow_anyway(match: Match, backend: Backend) -> bool:
+    """Whether every kernel is 2 times slower than float at least: depthwise and transposed."""
+    return backend in ("x86", "fbgemm", "onednn") and _is_depthwise_transpose(match)
+
+
+def _is_depthwise_transpose(match: Match) -> bool:
+    module = match.module
+    return (
+        isinstance(module, nn.modules.conv._ConvTransposeNd)
+        and module.in_channels == module.groups > 1
+    )
 
 
 def _is_uneven_transpose(match: Match) -> bool:
@@ -108,10 +133,11 @@ def _is_fast_depthwise(match: Match) -> bool:
     shape = _shape(match)
     if shape is None:
         return False
-    kernel, stride, padding, dilation, groups, per_group = shape
+    kernel, stride, padding, dilation, groups, inputs, outputs = shape
     size = kernel[0]
     return (
-        per_group == 1
+        inputs == 1
+        and outputs <= 2
         and groups % 8 == 0
         and size in _DEPTHWISE_KERNELS.get(len(kernel), ())
         and kernel == (size,) * len(kernel)
@@ -121,29 +147,40 @@ def _is_fast_depthwise(match: Match) -> bool:
     )
 
 
-def _shape(match: Match) -> tuple[Any, Any, Any, Any, int, int] | None:
-    """Kernel, stride, padding, dilation, groups and input channels of a group."""
+def _shape(match: Match) -> tuple[Any, Any, Any, Any, int, int, int] | None:
+    """Kernel, stride, padding, dilation, groups, and input and output channels of a group."""
     module = match.module
-    if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        groups = module.groups
         return (
             *(tuple(module.kernel_size), tuple(module.stride), module.padding),
-            *(tuple(module.dilation), module.groups, module.in_channels // module.groups),
+            *(tuple(module.dilation), groups),
+            *(module.in_channels // groups, module.out_channels // groups),
         )
+    if module is not None:
+        return None
     node = match.nodes[0]
-    if node.target not in (F.conv2d, F.conv3d):
+    if node.target not in (F.conv1d, F.conv2d, F.conv3d):
         return None
     weight = _stored_weight(match)
     if weight is None:
         return None
-    stride, padding, dilation, groups = node.args[3:7]
-    return (tuple(weight.shape[2:]), stride, padding, dilation, groups, weight.shape[1])  # type: ignore[return-value]
+    stride, padding, dilation, groups = (cast(Any, argument) for argument in node.args[3:7])
+    outputs = weight.shape[0] // groups
+    return tuple(weight.shape[2:]), stride, padding, dilation, groups, weight.shape[1], outputs
 
 
 def _uses_fbgemm(match: Match, backend: Backend, weight: TensorSpec | None) -> bool:
     if backend != "x86":
         return backend == "fbgemm"
+    return _groups(match) > _HANDED_TO_FBGEMM or not _is_symmetric(weight)
+
+
+def _groups(match: Match) -> int:
+    if isinstance(match.module, nn.modules.conv._ConvNd):
+        return match.module.groups
     shape = _shape(match)
-    return (shape is not None and shape[4] > _HANDED_TO_FBGEMM) or not _is_symmetric(weight)
+    return 1 if shape is None else shape[4]
 
 
 def _is_symmetric(weight: TensorSpec | None) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import TypeVar
 
@@ -25,14 +25,42 @@ def structural_copy(model: _Model) -> _Model:
 def runnable_copy(model: _Model) -> _Model:
     """A copy in eval mode whose forward may be run: it shares the parameters, not the buffers.
 
-    A forward may write into a buffer. Raises ``PlanError`` (QR306) as `structural_copy` does.
+    A forward may write to a buffer, and embeddings with ``max_norm`` to their weight, which is not
+    shared either. Raises ``PlanError`` (QR306) as `structural_copy` does.
     """
-    return _copy_sharing(model, model.parameters()).eval()
+    written = {
+        id(module.weight)
+        for module in model.modules()
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None
+    }
+    shared = (parameter for parameter in model.parameters() if id(parameter) not in written)
+    return _copy_sharing(model, shared).eval()
 
 
-def _copy_sharing(model: _Model, tensors: Iterable[Tensor]) -> _Model:
+def copy_around(model: nn.Module, paths: Sequence[str]) -> nn.Module:
+    """A copy that shares the parameters and all of the submodules at ``paths``."""
+    parts = [model.get_submodule(path) for path in paths]
+    return _copy_sharing(model, [*model.parameters(), *parts])
+
+
+def with_parts(model: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
+    """A `runnable_copy` of the model with modules put in by path, under all their names.
+
+    A part for the whole model (the empty path) is returned as it is.
+    """
+    if "" in parts:
+        return parts[""]
+    whole = runnable_copy(model)
+    part_of = {whole.get_submodule(path): part for path, part in parts.items()}
+    for path, module in list(whole.named_modules(remove_duplicate=False)):
+        if module in part_of:
+            whole.set_submodule(path, part_of[module])
+    return whole
+
+
+def _copy_sharing(model: _Model, shared: Iterable[Tensor | nn.Module]) -> _Model:
     try:
-        return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+        return copy.deepcopy(model, {id(part): part for part in shared})
     except Exception as error:
         raise PlanError(
             Finding(

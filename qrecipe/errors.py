@@ -277,6 +277,9 @@ CODES: dict[str, Code] = {
     "QR215": Code("tensor that no rule leads to"),
     "QR216": Code("pattern that matches every module"),
     "QR217": Code("rule that decides nothing"),
+    "QR230": Code("hooks on a module that is traced through"),
+    "QR231": Code("a root whose calls differ too much for one set of ranges"),
+    "QR232": Code("a moving average that clings to the first batches"),
     # plan
     "QR301": Code("rule matches nothing", UnmatchedRuleError),
     "QR302": Code("rule covers another number of sites than expected", UnmatchedRuleError),
@@ -387,8 +390,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     candidates = nearest(name, known)
     if not candidates:
         return None
-    # whole: what is cut off cannot be copied
-    return f"did you mean {printable(json.dumps(candidates[0], ensure_ascii=False))}?"
+    return f"did you mean {quoted_whole(candidates[0])}?"
+
+
+def quoted_whole(name: str) -> str:
+    """A name as TOML writes it, however long: what is cut off could not be copied."""
+    return printable(json.dumps(name, ensure_ascii=False))
 
 
 def first_line(error: BaseException) -> str:

@@ -44,6 +44,15 @@ class Inputs:
             return self
         return Inputs(head(self.args, count), head(dict(self.kwargs), count))
 
+    def cloned(self) -> Inputs:
+        """The same with tensors of its own, for a forward that may write to them."""
+        return Inputs(cloned(self.args), cloned(dict(self.kwargs)))
+
+
+def cloned(value: Any) -> Any:
+    """The value with a clone in place of each tensor in it."""
+    return pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, value)
+
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """The tensors of a nested value, those of dataclasses and of any mapping too."""
@@ -76,9 +85,9 @@ def bind(graph_module: fx.GraphModule, model: nn.Module, inputs: Inputs) -> tupl
 
     Raises ``PlanError`` (QR307) where they do not fit the signature of the model's ``forward``.
     """
-    arguments = _bound(model, inputs)
+    given = arguments(model, inputs)
     return tuple(
-        arguments[str(node.target)] for node in graph_module.graph.nodes if node.op == "placeholder"
+        given[str(node.target)] for node in graph_module.graph.nodes if node.op == "placeholder"
     )
 
 
@@ -89,12 +98,16 @@ def constants(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
     """
     return {
         name: value
-        for name, value in _bound(model, inputs).items()
+        for name, value in arguments(model, inputs).items()
         if value is None or isinstance(value, (bool, int, float, str))
     }
 
 
-def _bound(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
+def arguments(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
+    """What each parameter of ``forward`` is given, defaults included.
+
+    Raises ``PlanError`` (QR307) as `bind` does.
+    """
     signature = inspect.signature(model.forward)
     try:
         bound = signature.bind(*inputs.args, **dict(inputs.kwargs))

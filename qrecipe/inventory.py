@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from qrecipe._torch_fx import (
     find_quantizable,
     fuse,
 )
+from qrecipe.altered import keep_apart
 from qrecipe.architecture import traced_part
 from qrecipe.contents import TracedPart
 from qrecipe.errors import Finding, PlanError, first_line
@@ -34,9 +35,10 @@ from qrecipe.normalize import (
     normalize,
 )
 from qrecipe.operations import Kind, Member, ModelStructure, Operation
-from qrecipe.roots import inputs_of_roots
+from qrecipe.outputs import is_packing
+from qrecipe.roots import inputs_of_roots, prove_whole
 from qrecipe.schema import FxTable, Phase
-from qrecipe.tracing import Scopes, trace, trained_otherwise
+from qrecipe.tracing import Scopes, hook_findings, trace, trained_otherwise
 from qrecipe.training import make_dropouts_switchable, modules_as_trained
 from qrecipe.values import record_values
 
@@ -80,7 +82,8 @@ class Inventory:
     """The parts of a model and all their sites, in order of execution within a part.
 
     ``trained_otherwise`` are the paths of modules that compute something else in training mode;
-    it is looked for where the model is to be trained. ``untraced`` says why there are no parts.
+    it is looked for where the model is to be trained. ``untraced`` says why there are no parts;
+    ``doubts`` are warnings about the model itself.
     """
 
     parts: tuple[Part, ...]
@@ -88,6 +91,7 @@ class Inventory:
     structure: ModelStructure
     trained_otherwise: tuple[str, ...] = ()
     untraced: str | None = None
+    doubts: tuple[Finding, ...] = ()
 
 
 def take_inventory(
@@ -107,7 +111,7 @@ def take_inventory(
     for path, part_inputs in inputs_of.items():
         module = model.get_submodule(path)
         fixed = constants(module, part_inputs)
-        graph_module, scopes = traced_graph(model, path, fixed, table)
+        graph_module, scopes = traced_graph(model, path, fixed, table, part_inputs)
         record_values(graph_module, module, part_inputs)
         traced = traced_part(path, fixed, graph_module)
         graph_module = fused_graph(graph_module, scopes, path, backend_config, phase)
@@ -116,7 +120,9 @@ def take_inventory(
         if phase == "qat":
             other = trained_otherwise(model, path, part_inputs, table)
             trained += [] if other is None else [other]
-    modules, aliases = module_names(model)
+    if table.roots:
+        prove_whole(model, {part.path: part.graph_module for part in parts}, inputs)
+    modules, aliases = module_names(model, table.roots)
     bases = {path: base_names(type(model.get_submodule(path))) for path in modules}
     operations = tuple(match.operation for match in matches.values())
     return Inventory(
@@ -124,14 +130,21 @@ def take_inventory(
         matches,
         ModelStructure(operations, modules, bases, aliases, tuple(table.roots)),
         tuple(trained),
+        doubts=tuple(
+            finding for path in inputs_of for finding in hook_findings(model, path, table)
+        ),
     )
 
 
 def traced_graph(
-    model: nn.Module, path: str, fixed: Mapping[str, Any], table: FxTable
+    model: nn.Module,
+    path: str,
+    fixed: Mapping[str, Any],
+    table: FxTable,
+    inputs: Inputs | None = None,
 ) -> tuple[fx.GraphModule, Scopes]:
     """What `tracing.trace` gives, without dead code."""
-    graph_module, scopes = trace(model, path, fixed, table)
+    graph_module, scopes = trace(model, path, fixed, table, inputs)
     drop_dead_code(graph_module)
     return graph_module, scopes
 
@@ -145,6 +158,7 @@ def fused_graph(
 ) -> fx.GraphModule:
     """A traced graph whose nodes know their values, normalised and fused."""
     normalize(graph_module, scopes, path)
+    keep_apart(graph_module)
     _note_fused_members(graph_module, backend_config)
     if phase == "qat":
         make_dropouts_switchable(graph_module)
@@ -177,18 +191,35 @@ def named_sites(
     return found
 
 
-def module_names(model: nn.Module) -> tuple[dict[str, frozenset[str]], dict[str, str]]:
-    """The dotted names of each module's class by canonical path, and the further paths."""
-    canonical: dict[nn.Module, str] = {}
+def module_names(
+    model: nn.Module, roots: Sequence[str] = ()
+) -> tuple[dict[str, frozenset[str]], dict[str, str]]:
+    """The classes of all modules by canonical path, and the canonical path of each further name.
+
+    A module in several roots has a canonical path in each, for each has sites of its own.
+    """
+    named = dict(model.named_modules(remove_duplicate=False))
+    canonical: dict[tuple[nn.Module, str], str] = {}
+    in_a_root: dict[nn.Module, str] = {}
+    for path, module in named.items():
+        root = _root_of(path, roots)
+        canonical.setdefault((module, root), path)
+        if root:
+            in_a_root.setdefault(module, path)
     modules: dict[str, frozenset[str]] = {}
     aliases: dict[str, str] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        first = canonical.setdefault(module, path)
+    for path, module in named.items():
+        root = _root_of(path, roots)
+        first = canonical[module, root] if root else in_a_root.get(module, canonical[module, root])
         if first == path:
             modules[path] = class_names(type(module))
         else:
             aliases[path] = first
     return modules, aliases
+
+
+def _root_of(path: str, roots: Sequence[str]) -> str:
+    return next((root for root in roots if path == root or path.startswith(f"{root}.")), "")
 
 
 def _note_fused_members(graph_module: fx.GraphModule, backend_config: BackendConfig) -> None:
@@ -280,9 +311,9 @@ def _kind(pattern: Any, handler: QuantizeHandler | None, backend_config: Backend
 
 
 def _readers(node: fx.Node) -> Iterator[fx.Node]:
-    """The nodes that read a result, tuples taken apart."""
+    """The nodes that read a result, tuples taken apart and containers looked into."""
     for user in node.users:
-        yield from _readers(user) if is_plumbing(user) else (user,)
+        yield from _readers(user) if is_plumbing(user) or is_packing(user) else (user,)
 
 
 def _is_weight(source: fx.Node, node: fx.Node) -> bool:

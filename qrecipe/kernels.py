@@ -6,16 +6,18 @@ Each refusal is reproduced by a test against the installed torch.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from qrecipe.altered import alteration, lacks_statistics
 from qrecipe.inventory import Match
 from qrecipe.normalize import is_floating
 from qrecipe.schema import Backend, TensorSpec
+from qrecipe.values import Value
 
 _CONV_TRANSPOSE = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CLAMPS = (nn.ReLU6, nn.Hardtanh, F.relu6, F.hardtanh, F.hardtanh_, torch.clamp)
@@ -26,8 +28,23 @@ _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _BINARY = (operator.add, operator.mul, torch.add, torch.mul, torch.matmul)
 
 
+_AVERAGE = (
+    *("input", "kernel_size", "stride", "padding", "ceil_mode"),
+    *("count_include_pad", "divisor_override"),
+)
+_SAMPLE_STATISTICS = (
+    "the quantized kernel takes the statistics of each sample, not the running ones"
+)
+
+
 def refusal(match: Match, backend: Backend) -> str | None:
     """Why a quantized kernel must not or cannot run this operation; None where nothing is known."""
+    for module in _modules(match):
+        altered = alteration(module)
+        if altered is not None:
+            return altered
+    if match.operation.kind == "passthrough" and not _value(match.nodes[-1]).is_tensor:
+        return "it gives several results, which torch would observe as one"
     subject: Any = match.nodes[0] if match.module is None else match.module
     for check in _FUNCTION_CHECKS if match.module is None else _MODULE_CHECKS:
         reason = check(subject, backend)
@@ -53,6 +70,29 @@ def takes_per_channel_weight(match: Match) -> bool:
     if match.module is not None:
         return not isinstance(match.module, _CONV_TRANSPOSE)
     return match.nodes[0].target not in _F_CONV_TRANSPOSE
+
+
+def _value(node: fx.Node) -> Value:
+    value: Value = node.meta["value"]
+    return value
+
+
+def _modules(match: Match) -> Iterator[nn.Module]:
+    """What the operation calls, fused modules as a whole."""
+    if not match.nodes and match.module is not None:
+        yield match.module  # found without a graph
+    for node in match.nodes:
+        graph_module = node.graph.owning_module
+        if node.op == "call_module" and graph_module is not None:
+            yield graph_module.get_submodule(str(node.target))
+
+
+def _norm_statistics(module: nn.Module, backend: Backend) -> str | None:
+    if lacks_statistics(module):
+        return "the quantized kernel needs running statistics (track_running_stats = True)"
+    if isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.track_running_stats:
+        return _SAMPLE_STATISTICS
+    return None
 
 
 def _prelu(module: nn.Module, backend: Backend) -> str | None:
@@ -118,11 +158,88 @@ def _binary_arguments(node: fx.Node, backend: Backend) -> str | None:
 
 
 def _computed_weight(node: fx.Node, backend: Backend) -> str | None:
-    if node.target not in _WEIGHTED or len(node.args) < 2:
+    if node.target not in _WEIGHTED:
         return None
-    weight = node.args[1]
-    if isinstance(weight, fx.Node) and weight.op != "get_attr":
-        return "its weight is computed, not stored"
+    for name, stored in zip(("weight", "bias"), node.args[1:3], strict=False):
+        if isinstance(stored, fx.Node) and stored.op != "get_attr":
+            return f"its {name} is computed, not stored"
+    return None
+
+
+def _padding_word(node: fx.Node, backend: Backend) -> str | None:
+    if node.target in _WEIGHTED and len(node.args) > 4 and isinstance(node.args[4], str):
+        return f'padding = "{node.args[4]}" pads the sides differently, which no kernel does'
+    return None
+
+
+def _qnnpack_functions(node: fx.Node, backend: Backend) -> str | None:
+    if backend == "qnnpack" and node.target is F.conv_transpose3d:
+        return "qnnpack computes transposed convolutions wrongly in three dimensions"
+    return None
+
+
+def _joined_dtypes(node: fx.Node, backend: Backend) -> str | None:
+    if node.target not in (torch.cat, torch.stack):
+        return None
+    if all(is_floating(source) for source in node.all_input_nodes):
+        return None
+    return "one of the joined is no floating tensor, and would be observed as one"
+
+
+def _mean_dtype(node: fx.Node, backend: Backend) -> str | None:
+    if node.target is torch.mean and node.kwargs.get("dtype") is not None:
+        return "the quantized kernel gives no other dtype"
+    return None
+
+
+def _in_place(node: fx.Node, backend: Backend) -> str | None:
+    if node.target in ("tanh_", "sigmoid_"):
+        return "no quantized kernel does this in place"
+    return None
+
+
+def _averaging(subject: Any, backend: Backend) -> str | None:
+    """What qnnpack divides by: as many numbers as the window has, padding included."""
+    if backend != "qnnpack":
+        return None
+    settings: tuple[Any, Any, Any]
+    if isinstance(subject, (nn.AvgPool2d, nn.AvgPool3d)):
+        settings = (subject.padding, subject.count_include_pad, subject.divisor_override)
+    elif isinstance(subject, fx.Node) and subject.target in (F.avg_pool2d, F.avg_pool3d):
+        given = {**dict(zip(_AVERAGE, subject.args, strict=False)), **subject.kwargs}
+        settings = (
+            given.get("padding", 0),
+            given.get("count_include_pad", True),
+            given.get("divisor_override"),
+        )
+    else:
+        return None
+    padding, counts_padding, divisor = settings
+    pads = any(padding) if isinstance(padding, (tuple, list)) else bool(padding)
+    if divisor is not None or (pads and not counts_padding):
+        return "qnnpack divides by the size of the window, whatever the arguments say"
+    return None
+
+
+def _qnnpack_softmax(module: nn.Module, backend: Backend) -> str | None:
+    if backend != "qnnpack" or not isinstance(module, nn.Softmax):
+        return None
+    if module.dim is None or module.dim < 0:
+        return "qnnpack counts dimensions from the front only: give dim as a positive number"
+    return None
+
+
+def _given_statistics(node: fx.Node, backend: Backend) -> str | None:
+    if node.target is not F.instance_norm:
+        return None
+    uses_input = node.args[5] if len(node.args) > 5 else node.kwargs.get("use_input_stats", True)
+    return None if uses_input else _SAMPLE_STATISTICS
+
+
+def _observed_argument(node: fx.Node, backend: Backend) -> str | None:
+    for source in node.all_input_nodes:
+        if source.op == "placeholder" and not _value(source).is_tensor:
+            return f'torch would observe its argument "{source.target}", which is no tensor'
     return None
 
 
@@ -152,6 +269,8 @@ def _added_number(node: fx.Node, backend: Backend) -> str | None:
 
 
 def _interpolation(node: fx.Node, backend: Backend) -> str | None:
+    if node.target is F.interpolate and node.kwargs.get("antialias"):
+        return "no quantized interpolation has antialias"
     if node.target is F.interpolate and node.kwargs.get("mode") not in (
         "nearest",
         "nearest-exact",
@@ -169,11 +288,14 @@ def _group_norm(node: fx.Node, backend: Backend) -> str | None:
 
 
 _MODULE_CHECKS: tuple[Callable[[Any, Backend], str | None], ...] = (
+    _norm_statistics,
     _prelu,
     _recurrent,
     _embedding,
     _qnnpack_dimensions,
     _qnnpack_clamp,
+    _qnnpack_softmax,
+    _averaging,
     _padding,
 )
 _FUNCTION_CHECKS: tuple[Callable[[Any, Backend], str | None], ...] = (
@@ -181,6 +303,14 @@ _FUNCTION_CHECKS: tuple[Callable[[Any, Backend], str | None], ...] = (
     _qnnpack_clamp,
     _operands,
     _computed_weight,
+    _padding_word,
+    _qnnpack_functions,
+    _joined_dtypes,
+    _mean_dtype,
+    _in_place,
+    _averaging,
+    _given_statistics,
+    _observed_argument,
     _scalar_factor,
     _added_number,
     _interpolation,

@@ -15,8 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from qrecipe.altered import keep_float
 from qrecipe.copying import structural_copy
 from qrecipe.operations import Member, enclosing, joined
+from qrecipe.outputs import is_packing, name_constants
 from qrecipe.signatures import function_family
 from qrecipe.tracing import Scopes
 from qrecipe.values import Value
@@ -102,8 +104,10 @@ def normalize(graph_module: fx.GraphModule, scopes: Scopes, prefix: str) -> None
                 _spell_out_transposed(node, _TRANSPOSED_DIMENSIONS[node.target])
             elif node.target in _CONVOLUTION_DIMENSIONS:
                 _spell_out_convolution(node, _CONVOLUTION_DIMENSIONS[node.target])
+                _spell_out_word(node, graph_module)
         if node.op == "call_module":
             _spell_out_padding(graph_module.get_submodule(node.target))
+    name_constants(graph_module)
     graph_module.recompile()
 
 
@@ -144,8 +148,8 @@ def is_floating(node: fx.Node) -> bool:
 
 
 def is_plumbing(node: fx.Node) -> bool:
-    """Whether the node only takes a tuple apart."""
-    return (
+    """Whether the node only takes a tuple apart, or is an identity of ours."""
+    return node.target is keep_float or (
         node.target is operator.getitem
         and isinstance(node.args[0], fx.Node)
         and not node.args[0].meta["value"].is_tensor
@@ -156,6 +160,8 @@ def _address(graph_module: fx.GraphModule, scopes: Scopes, prefix: str) -> None:
     calls: Counter[str] = Counter()
     for node in graph_module.graph.nodes:
         if node.op not in CALLS or not is_floating(node) or is_plumbing(node):
+            continue
+        if is_packing(node):
             continue
         if node.op == "call_module":
             module = graph_module.get_submodule(node.target)
@@ -339,11 +345,23 @@ def _drop_neutral_alpha(node: fx.Node) -> None:
 
 def _spell_out_padding(module: nn.Module) -> None:
     """Padding given as a word, in numbers where both sides get the same: kernels take no words."""
-    if not isinstance(module, nn.modules.conv._ConvNd) or not isinstance(module.padding, str):
+    if isinstance(module, nn.modules.conv._ConvNd) and isinstance(module.padding, str):
+        module.padding = _in_numbers(module.padding, module.kernel_size, module.dilation)
+
+
+def _spell_out_word(node: fx.Node, graph_module: fx.GraphModule) -> None:
+    """The same for a convolution as a function, whose arguments are spelled out already."""
+    weight, word = node.args[1], node.args[4]
+    if not isinstance(word, str) or not isinstance(weight, fx.Node) or weight.op != "get_attr":
         return
-    if module.padding == "valid":
-        module.padding = (0,) * len(module.kernel_size)
-        return
-    totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-    if all(total % 2 == 0 for total in totals):
-        module.padding = tuple(total // 2 for total in totals)
+    owner, _, name = str(weight.target).rpartition(".")
+    kernel = getattr(graph_module.get_submodule(owner), name).shape[2:]
+    padding = _in_numbers(word, tuple(kernel), node.args[5])
+    node.args = (*node.args[:4], padding, *node.args[5:])
+
+
+def _in_numbers(word: str, kernel: tuple[int, ...], dilation: Any) -> Any:
+    if word == "valid":
+        return (0,) * len(kernel)
+    totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    return word if any(total % 2 for total in totals) else tuple(total // 2 for total in totals)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
@@ -20,10 +21,12 @@ from qrecipe._torch_fx import (
     QConfigMapping,
 )
 from qrecipe.architecture import module_settings
-from qrecipe.assembly import forget_preparation, mark_prepared, prepared_state, with_parts
+from qrecipe.around import around_findings, call_findings, dtype_findings
+from qrecipe.assembly import PreparedState, forget_preparation, mark_prepared, prepared_state
 from qrecipe.backend import backend_config, mode_of
 from qrecipe.calibration import Forward, batch_inputs, calibrate, peek, unusable_batch
 from qrecipe.contents import Architecture
+from qrecipe.copying import with_parts
 from qrecipe.cpu import has_vnni
 from qrecipe.eager.inventory import take_inventory as eager_inventory
 from qrecipe.eager.part import EagerPart
@@ -66,6 +69,7 @@ class CompiledRecipe:
     _parts: tuple[CompiledPart | EagerPart, ...]
     _configs: Configs | None
     _architecture: Architecture
+    _inputs: Inputs
     _identity: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
@@ -134,8 +138,10 @@ class CompiledRecipe:
                 ),
                 self.recipe.lint,
             )
+        # calibration leaves no trace in what lies around the roots; training may
+        around = prepared if self.recipe.phase == "qat" else self._model
         converted = with_parts(
-            prepared,
+            around,
             {
                 part.path: part.convert(
                     prepared.get_submodule(part.path), samples.get(part.path), self.recipe.lint
@@ -143,9 +149,11 @@ class CompiledRecipe:
                 for part in self._parts
             },
         )
+        converted.eval()  # modules that conversion made are born in training mode
+        if self.recipe.fx.roots:
+            self._check_around(around, converted, prepared_state(prepared))
         execution.own_all_tensors(converted)
         forget_preparation(converted)
-        converted.eval()  # modules that conversion made are born in training mode
         attach(converted, make_provenance(self.recipe, self.plan), self._architecture)
         return converted
 
@@ -157,6 +165,20 @@ class CompiledRecipe:
     def example_inputs(self) -> Inputs:
         """What the whole model is called with; of several parts, the first part's inputs."""
         return self._parts[0].inputs
+
+    def _check_around(self, before: nn.Module, converted: nn.Module, state: PreparedState) -> None:
+        roots = [part.path for part in self._parts]
+        under = nullcontext() if self.plan.is_for_export else execution.engine(self.recipe.backend)
+        with under:
+            inputs = state.whole or self._inputs
+            errors = [
+                *around_findings(before, converted, roots, inputs),
+                *dtype_findings(converted, state.samples),
+            ]
+            if errors:
+                raise error_from(errors)
+            for finding in call_findings(converted, state.samples, state.later_calls):
+                warn(finding, self.recipe.lint)
 
     def _samples(self, prepared: nn.Module) -> Mapping[str, Sample]:
         state = prepared_state(prepared)
@@ -259,12 +281,14 @@ def _compile_for_batch(
 def _compile(model: nn.Module, recipe: Recipe, inputs: Inputs) -> CompiledRecipe:
     inventory = inventory_of(model, recipe, inputs)
     decided = make_plan(inventory, recipe)
+    if not decided.is_for_export:
+        execution.check_engine(recipe.backend)  # before anybody calibrates or trains
     architecture = Architecture(
         parts=tuple(part.traced for part in inventory.parts), modules=module_settings(model)
     )
     if decided.executor == "eager":
         eager = EagerPart("", decided, model, inputs)
-        return CompiledRecipe(decided, recipe, None, model, (eager,), None, architecture)
+        return CompiledRecipe(decided, recipe, None, model, (eager,), None, architecture, inputs)
     preserved = {name: getattr(model, name) for name in recipe.fx.preserved_attributes}
     configs = Configs(
         recipe.backend,
@@ -274,7 +298,7 @@ def _compile(model: nn.Module, recipe: Recipe, inputs: Inputs) -> CompiledRecipe
     )
     parts = tuple(compile_part(decided, part, configs, preserved) for part in inventory.parts)
     whole = with_parts(model, {part.path: part.graph_module for part in parts})
-    return CompiledRecipe(decided, recipe, whole, whole, parts, configs, architecture)
+    return CompiledRecipe(decided, recipe, whole, whole, parts, configs, architecture, inputs)
 
 
 def inventory_of(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Inventory:
@@ -287,9 +311,9 @@ def inventory_of(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Inventory:
     try:
         _check_model(model, recipe)
         try:
-            return take_inventory(model, inputs, recipe.fx, config, recipe.phase)
+            inventory = take_inventory(model, inputs, recipe.fx, config, recipe.phase)
         except TraceError as error:
-            return _untraced_inventory(model, recipe, inputs, error)
+            inventory = _untraced_inventory(model, recipe, inputs, error)
     except PlanError as error:
         raise error_from(
             finding
@@ -297,6 +321,9 @@ def inventory_of(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Inventory:
             else replace(finding, location=recipe.origin(finding.key))
             for finding in error.findings
         ) from error
+    for finding in inventory.doubts:
+        warn(finding, recipe.lint)
+    return inventory
 
 
 def _untraced_inventory(
@@ -356,6 +383,15 @@ def _model_findings(model: nn.Module) -> Iterator[Finding]:
             hint="pass the model that it was made from",
         )
         return
+    for path, module in model.named_modules():
+        shadowed = next((name for name in module._modules if hasattr(nn.Module, name)), None)
+        if shadowed is not None:
+            yield Finding(
+                "QR306",
+                f"{joined(path, shadowed)} is a submodule with the name of a method of all modules",
+                hint="give it another name",
+            )
+            return
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         if is_lazy(tensor):
             yield Finding(

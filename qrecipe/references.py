@@ -12,7 +12,15 @@ from importlib.metadata import Distribution, EntryPoint, distributions
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from qrecipe.errors import Finding, RecipeReferenceError, did_you_mean, nearest, one_line, shown
+from qrecipe.errors import (
+    Finding,
+    RecipeReferenceError,
+    did_you_mean,
+    nearest,
+    one_line,
+    quoted_whole,
+    shown,
+)
 
 ENTRY_POINT_GROUP = "qrecipe.recipes"
 """An entry point ``cnn = "acme_recipes.vision"`` publishes ``acme_recipes/vision/cnn.toml``."""
@@ -209,13 +217,13 @@ def _nearest_file(path: Path, written: str, besides: Path | None = None) -> str 
     except OSError:
         return None
     for name in nearest(path.name, [file.name for file in files]):
-        return f"did you mean {shown(written.removesuffix(path.name) + name)}?"
+        return f"did you mean {quoted_whole(written.removesuffix(path.name) + name)}?"
     return None
 
 
 def _suggestion(reference: str) -> str:
     if re.fullmatch(r"[\w./-]+\.toml", reference):
-        return f"did you mean {shown(f'./{reference}')}?"
+        return f"did you mean {quoted_whole(f'./{reference}')}?"
     for name in nearest(reference, builtin_names()):
         return f'did you mean "{_BUILTIN}:{name}"?'
     return 'write "./FILE.toml", "../FILE.toml", "builtin:NAME" or "DIST:NAME"'

@@ -9,16 +9,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from qrecipe.copying import runnable_copy
+from qrecipe.copying import runnable_copy, with_parts
 from qrecipe.errors import Finding, PlanError, did_you_mean, error_from, first_line
 from qrecipe.inputs import Inputs
+from qrecipe.trials import try_out
+from qrecipe.values import FEW_SAMPLES, difference
 
 
 def inputs_of_roots(model: nn.Module, inputs: Inputs, roots: Sequence[str]) -> dict[str, Inputs]:
     """What each root is called with first in one run of the whole model, in the order of ``roots``.
 
     Raises ``PlanError``: a root that is no container of the model, or lies in another (QR301);
-    one that the model never calls (QR301); inputs that the model cannot take (QR307).
+    one that the model never calls (QR301); inputs that the model cannot take (QR307); a forward
+    that writes to the model's parameters (QR306).
     """
     _check(model, roots)
     taken: dict[str, Inputs] = {}
@@ -28,8 +31,10 @@ def inputs_of_roots(model: nn.Module, inputs: Inputs, roots: Sequence[str]) -> d
             partial(_take, taken, path), with_kwargs=True
         )
     try:
-        with torch.no_grad():
-            inputs.call(probe)
+        with torch.random.fork_rng(devices=[]):
+            try_out(probe, inputs.cloned(), model)
+    except PlanError:
+        raise
     except Exception as error:
         raise PlanError(
             Finding("QR307", f"the model cannot take the example inputs: {first_line(error)}")
@@ -38,7 +43,10 @@ def inputs_of_roots(model: nn.Module, inputs: Inputs, roots: Sequence[str]) -> d
     if uncalled:
         raise error_from(
             Finding(
-                "QR301", f'fx.roots "{path}" is not called on the example inputs', key="fx.roots"
+                "QR301",
+                f'fx.roots "{path}" is not called on the example inputs',
+                hint="a root has to be called as a module, root(x); root.forward(x) is no call",
+                key="fx.roots",
             )
             for path in uncalled
         )
@@ -52,7 +60,48 @@ def _take(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> None:
-    taken.setdefault(path, Inputs(args, dict(kwargs)))
+    if path not in taken:  # cloned, for what follows may write to them
+        taken[path] = Inputs(args, dict(kwargs)).cloned()
+
+
+def prove_whole(model: nn.Module, graphs: Mapping[str, nn.Module], inputs: Inputs) -> None:
+    """Run the model with a graph in place of each root: it must compute what it computed before.
+
+    Code around a root may look into it, ask for its class or call another method of it, and none
+    of that survives tracing. Raises ``PlanError`` (QR306) where it shows.
+    """
+    few, expected = inputs, None
+    for few in (inputs.first_samples(FEW_SAMPLES), inputs):
+        try:
+            with torch.random.fork_rng(devices=[]):  # both runs draw the same
+                expected = try_out(runnable_copy(model), few.cloned(), model)
+            break
+        except Exception:
+            if few is inputs:
+                raise
+    try:
+        parts = {path: runnable_copy(graph) for path, graph in graphs.items()}
+        with torch.random.fork_rng(devices=[]):
+            actual = try_out(with_parts(model, parts), few.cloned(), model)
+    except PlanError:
+        raise
+    except Exception as error:
+        raise _depends_on_roots(f"does not run: {first_line(error)}") from error
+    found = difference(expected, actual)
+    if found is not None:
+        raise _depends_on_roots(f"computes something else: {found}")
+
+
+def _depends_on_roots(what: str) -> PlanError:
+    return PlanError(
+        Finding(
+            "QR306",
+            f"with graphs in place of fx.roots the model {what}",
+            hint="the code around a root may call it and nothing else: no other method or "
+            "attribute of it, no isinstance, no hook that keeps what it sees",
+            key="fx.roots",
+        )
+    )
 
 
 def _check(model: nn.Module, roots: Sequence[str]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import keyword
 import operator
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.fx._symbolic_trace import _assert_is_none as assert_is_none
+from torch.fx.immutable_collections import immutable_dict
 
 from qrecipe._torch_fx import QuantizationTracer, swap_float_functional
 from qrecipe.copying import runnable_copy
@@ -20,18 +23,24 @@ from qrecipe.errors import Finding, TraceError, did_you_mean, error_from, first_
 from qrecipe.inputs import Inputs, constants
 from qrecipe.operations import joined
 from qrecipe.schema import FxTable
+from qrecipe.trials import try_out
 
 Scopes = Mapping[str, tuple[str, type]]
 """The path and class of the innermost module whose forward made a node's call, by node name."""
 
 
 def trace(
-    model: nn.Module, path: str, fixed: Mapping[str, Any], table: FxTable
+    model: nn.Module,
+    path: str,
+    fixed: Mapping[str, Any],
+    table: FxTable,
+    inputs: Inputs | None = None,
 ) -> tuple[fx.GraphModule, Scopes]:
     """The graph of a copy of the submodule at ``path``, in eval mode, and its scopes.
 
     The copy shares the parameters. Names in ``table`` are the whole model's; ``scopes`` are named
-    from the submodule on. ``fixed`` are the arguments of its forward that are no tensors.
+    from the submodule on. ``fixed`` are the arguments of its forward that are no tensors. With
+    ``inputs`` of the submodule an error proposes only such roots as they reach.
 
     Raises ``TraceError`` that names the submodule, the line and the key to add.
     """
@@ -48,12 +57,37 @@ def trace(
         with torch.random.fork_rng(devices=[]):
             graph = tracer.trace(root, dict(fixed))
         _name_placeholders(graph, root)
+        _check_names(graph, path)
         graph_module = fx.GraphModule(root, graph)
+    except TraceError:
+        raise
     except Exception as error:
         at = joined(path, tracer.path)
-        raise TraceError(_trace_finding(error, at, model, table)) from error
+        raise TraceError(_trace_finding(error, at, model, inputs, table)) from error
     _check_placeholders(graph_module)
     return graph_module, tracer.node_name_to_scope
+
+
+def hook_findings(model: nn.Module, path: str, table: FxTable) -> Iterator[Finding]:
+    """Hooks on what is traced through (QR230): those of containers run while tracing alone."""
+    names = [_within(path, name) for name in table.non_traceable_module_name]
+    tracer = _Tracer(names, _known_classes(model, table.non_traceable_module_class))
+    leaves: list[str] = []
+    for name, module in model.get_submodule(path).named_modules():
+        if any(name.startswith(f"{leaf}.") for leaf in leaves):
+            continue
+        if name and tracer.is_leaf_module(module, name):
+            leaves.append(name)
+        elif module._forward_hooks or module._forward_pre_hooks:
+            where = joined(path, name) or "the model itself"
+            what = (
+                "what they compute with tensors is kept, nothing else" if name else "none is kept"
+            )
+            yield Finding(
+                "QR230",
+                f"{where} has hooks, and the quantized model will not run them: {what}",
+                hint="register them on the quantized model instead",
+            )
 
 
 def trained_otherwise(model: nn.Module, path: str, inputs: Inputs, table: FxTable) -> str | None:
@@ -119,6 +153,21 @@ def _within(path: str, name: str) -> str:
     return name.removeprefix(f"{path}.") if path else name
 
 
+def _check_names(graph: fx.Graph, path: str) -> None:
+    """A graph becomes Python code, in which keywords name nothing."""
+    for node in graph.nodes:
+        if node.op not in ("call_module", "get_attr"):
+            continue
+        if any(keyword.iskeyword(part) for part in str(node.target).split(".")):
+            raise TraceError(
+                Finding(
+                    "QR305",
+                    f"{joined(path, str(node.target))} has the name of a Python keyword in it",
+                    hint="give it another name",
+                )
+            )
+
+
 def _check_placeholders(graph_module: fx.GraphModule) -> None:
     for node in graph_module.graph.nodes:
         if node.op == "placeholder" and str(node.target).startswith("*"):
@@ -138,6 +187,15 @@ class _Tracer(QuantizationTracer):
         super().__init__(module_names, module_classes)
         self.record_stack_traces = False
         self.path = ""
+
+    def create_arg(self, a: Any) -> Any:
+        """As torch does, but mappings with a class of their own keep it."""
+        if not isinstance(a, dict) or type(a) in (dict, immutable_dict):
+            return super().create_arg(a)
+        if not is_dataclass(a):
+            return self.create_node("call_function", type(a), (self.create_arg(dict(a)),), {})
+        given = {field.name: self.create_arg(getattr(a, field.name)) for field in fields(a)}
+        return self.create_node("call_function", type(a), (), given)
 
     def call_module(
         self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -183,13 +241,15 @@ def _known_classes(model: nn.Module, names: Sequence[str]) -> list[Callable[...,
     return [by_name[name] for name in names]
 
 
-def _trace_finding(error: Exception, path: str, model: nn.Module, table: FxTable) -> Finding:
+def _trace_finding(
+    error: Exception, path: str, model: nn.Module, inputs: Inputs | None, table: FxTable
+) -> Finding:
     kind = type(model.get_submodule(path)).__name__
     where = f'submodule "{path}" ({kind})' if path else f"the model's own forward ({kind})"
     line = _user_line(error)
     message = f"{where} cannot be traced{f' at {line}' if line else ''}: {first_line(error)}"
     keep_out = f'leave its inside float: [fx] non_traceable_module_name = ["{path}"]'
-    roots = [] if table.roots else _traceable(model)
+    roots = [] if table.roots else _traceable(model, _called(model, inputs))
     trace_these = f"trace the parts that can be: [fx] roots = {_toml_list(roots)}"
     if path:
         return Finding(
@@ -209,14 +269,33 @@ def _toml_list(names: list[str]) -> str:
     return "[" + ", ".join(f'"{name}"' for name in names) + "]"
 
 
-def _traceable(model: nn.Module, path: str = "") -> list[str]:
-    """The outermost containers with parameters inside ``path`` that can be traced on their own."""
+def _called(model: nn.Module, inputs: Inputs | None) -> frozenset[str]:
+    """The paths of the modules that a run of the model calls; none where it fails."""
+    if inputs is None:
+        return frozenset()
+    probe = runnable_copy(model)
+    called: set[str] = set()
+    for path, module in probe.named_modules(remove_duplicate=False):
+        module.register_forward_pre_hook(lambda *_, path=path: called.add(path))
+    try:
+        with torch.random.fork_rng(devices=[]):
+            try_out(probe, inputs.cloned(), model)
+    except Exception:
+        return frozenset()
+    return frozenset(called)
+
+
+def _traceable(model: nn.Module, called: Collection[str], path: str = "") -> list[str]:
+    """The outermost called containers with parameters inside ``path`` that trace on their own."""
     found: list[str] = []
     for name, child in model.get_submodule(path).named_children():
         inner = joined(path, name)
         if not list(child.children()) or next(child.parameters(), None) is None:
             continue
-        found += [inner] if _traces(child) else _traceable(model, inner)
+        if inner in called and _traces(child):
+            found.append(inner)
+        else:
+            found += _traceable(model, called, inner)
     return found
 
 

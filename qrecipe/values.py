@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from qrecipe.copying import runnable_copy
 from qrecipe.errors import Finding, PlanError, first_line
 from qrecipe.inputs import Inputs, bind, tensors_in
+from qrecipe.trials import changed_argument, first_change, state_of, try_out, versions_of
 
 _RELATIVE_TOLERANCE = 1e-3
-_FEW_SAMPLES = 1
+
+FEW_SAMPLES = 2
+"""With one sample, what is done to the others (``y[1:]``) would not show."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,22 +39,23 @@ def record_values(graph_module: fx.GraphModule, model: nn.Module, inputs: Inputs
     it cannot see, such as a change through a view, or a branch on ``self.training``.
 
     Raises ``PlanError``: the model cannot take the inputs (QR307), computes something else than
-    its graph, or draws random numbers (QR306).
+    its graph, draws random numbers, or writes to its inputs or to what it holds (QR306).
     """
     few, expected = _outputs(model, inputs)
-    args = bind(graph_module, model, few)
+    args = bind(graph_module, model, few.cloned())
     try:
         with torch.no_grad():
             actual = _Recorder(graph_module).run(*args)
     except Exception as error:
         raise _different(f"the traced graph does not run: {first_line(error)}") from error
-    if not _equal(expected, actual):
-        raise _different("the traced graph computes something else than the model")
+    found = difference(expected, actual)
+    if found is not None:
+        raise _different(f"the traced graph computes something else than the model: {found}")
 
 
 def _outputs(model: nn.Module, inputs: Inputs) -> tuple[Inputs, Any]:
     """The model's output for the first samples; for all of them where it needs them."""
-    few = inputs.first_samples(_FEW_SAMPLES)
+    few = inputs.first_samples(FEW_SAMPLES)
     try:
         return few, _output(model, few)
     except Exception as error:
@@ -66,18 +72,39 @@ def _outputs(model: nn.Module, inputs: Inputs) -> tuple[Inputs, Any]:
 
 
 def _output(model: nn.Module, inputs: Inputs) -> Any:
-    copy = runnable_copy(model)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        before = torch.get_rng_state()
-        output = inputs.call(copy)
-        if not torch.equal(before, torch.get_rng_state()):
-            raise PlanError(
-                Finding(
-                    "QR306",
-                    "the model's forward draws random numbers in eval mode",
-                    hint="nothing that is measured on it could be compared; draw them outside",
-                )
+    probe, given = runnable_copy(model), inputs.cloned()
+    versions, state = versions_of(model, given), state_of(probe)
+    with torch.random.fork_rng(devices=[]):
+        random = torch.get_rng_state()
+        output = try_out(probe, given, model)
+        drew = not torch.equal(random, torch.get_rng_state())
+    if drew:
+        raise PlanError(
+            Finding(
+                "QR306",
+                "the model's forward draws random numbers in eval mode",
+                hint="nothing that is measured on it could be compared; draw them outside",
             )
+        )
+    argument = changed_argument(model, given, versions)
+    if argument is not None:
+        raise PlanError(
+            Finding(
+                "QR306",
+                f'the model\'s forward changes its input "{argument}" in place',
+                hint="the quantized model would not; let forward change a copy: x = x.sub(0.5)",
+            )
+        )
+    written = first_change(state, state_of(probe))
+    if written is not None:
+        raise PlanError(
+            Finding(
+                "QR306",
+                f"the model's forward writes to {written}, and its graph would not",
+                hint="return what has to be kept, or quantize the parts around the module that "
+                "keeps it: [fx] roots; what is filled once only: run the model before",
+            )
+        )
     return output
 
 
@@ -116,9 +143,40 @@ def _describe(value: Any) -> Value:
     return Value(any(x.is_floating_point() for x in tensors_in(value)), False)
 
 
-def _equal(expected: Any, actual: Any) -> bool:
-    wanted, given = list(tensors_in(expected)), list(tensors_in(actual))
-    return len(wanted) == len(given) and all(map(_close, wanted, given))
+def difference(expected: Any, actual: Any) -> str | None:
+    """Where two outputs differ by more than rounding, containers and their types included."""
+    if _kind(expected) is not _kind(actual):
+        return f"a {_kind(expected).__name__} is returned as a {_kind(actual).__name__}"
+    if isinstance(expected, Tensor):
+        return None if _close(expected, actual) else "a tensor differs"
+    if isinstance(expected, Mapping):
+        if list(expected) != list(actual):
+            return "the keys of what is returned differ"
+        return _first_difference(expected.values(), actual.values())
+    if isinstance(expected, (tuple, list)):
+        if len(expected) != len(actual):
+            return "another number of results is returned"
+        return _first_difference(expected, actual)
+    if is_dataclass(expected) and not isinstance(expected, type):
+        names = [field.name for field in fields(expected)]
+        return _first_difference(
+            (getattr(expected, name) for name in names), (getattr(actual, name) for name in names)
+        )
+    if isinstance(expected, (bool, int, str)) and expected != actual:
+        return f"{actual!r} is returned for {expected!r}"
+    return None
+
+
+def _first_difference(expected: Iterable[Any], actual: Iterable[Any]) -> str | None:
+    return next(filter(None, map(difference, expected, actual)), None)
+
+
+def _kind(value: Any) -> type:
+    """The type of a value; the interpreter of graphs has list and dict types of its own."""
+    if isinstance(value, Tensor):
+        return Tensor
+    own: dict[type, type] = {immutable_list: list, immutable_dict: dict}
+    return own.get(type(value), type(value))
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -47,6 +47,12 @@ def _torchvision() -> tuple[ModuleType, Any]:
     return importlib.import_module("torchvision.models"), library
 
 
+def torchvision(name: str) -> ModuleType:
+    """A module of torchvision, which has to be imported with care."""
+    _torchvision()
+    return importlib.import_module(f"torchvision.{name}")
+
+
 @dataclass(frozen=True)
 class Architecture:
     """``path`` is the factory's in ``torchvision.models``, ``shape`` that of one batch."""

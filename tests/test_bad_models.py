@@ -249,6 +249,53 @@ def test_an_engine_that_this_torch_lacks_is_our_error(monkeypatch):
     assert torch.backends.quantized.engine == before
 
 
+def test_a_missing_engine_is_found_before_any_batch_is_taken(monkeypatch):
+    monkeypatch.setattr(
+        type(torch.backends.quantized),
+        "supported_engines",
+        property(lambda self: ["none", "onednn"]),
+    )
+    taken = []
+
+    def batches():
+        for batch in rows():
+            taken.append(batch)
+            yield batch
+
+    for run in (
+        lambda: qrecipe.quantize(Mlp().eval(), STATIC, batches(), progress=silent),
+        lambda: qrecipe.compile(Mlp().eval(), STATIC, ROWS),
+    ):
+        with pytest.raises(UnsupportedError, match="QR309 this torch has no engine x86"):
+            run()
+    assert len(taken) <= 1
+    assert qrecipe.plan(Mlp().eval(), STATIC, ROWS).sites
+
+
+def test_quantize_leaves_the_engine_of_the_process_as_it_was():
+    before = torch.backends.quantized.engine
+    other = "qnnpack" if before != "qnnpack" else "fbgemm"
+    for backend in ("x86", "fbgemm", "qnnpack"):
+        torch.backends.quantized.engine = other
+        try:
+            base = "builtin:arm-static" if backend == "qnnpack" else "builtin:x86-static"
+            chosen = recipe(f'backend = "{backend}"', base=base)
+            qrecipe.quantize(Mlp().eval(), chosen, rows(), progress=silent)
+            assert torch.backends.quantized.engine == other
+        finally:
+            torch.backends.quantized.engine = before
+
+
+def test_a_submodule_with_the_name_of_a_keyword_or_a_method_is_told_to_be_renamed():
+    model = nn.Sequential()
+    model.add_module("class", nn.Linear(6, 6))
+    with pytest.raises(TraceError, match="QR305 class has the name of a Python keyword"):
+        qrecipe.plan(model.eval(), STATIC, ROWS)
+    model = net_of(lambda self, x: self.fc(x), fc=nn.Linear(6, 6), half=nn.Linear(6, 6))
+    with pytest.raises(PlanError, match="QR306 half is a submodule with the name of a method"):
+        qrecipe.plan(model, STATIC, ROWS)
+
+
 def test_the_engine_is_restored_after_an_error():
     from qrecipe.fx.execution import engine
 

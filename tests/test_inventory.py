@@ -10,6 +10,7 @@ from torch import nn
 from torch.ao.quantization.quantize_fx import fuse_fx
 
 from qrecipe.backend import backend_config
+from qrecipe.errors import PlanError
 from qrecipe.inputs import Inputs
 from qrecipe.inventory import take_inventory
 from qrecipe.normalize import CALLS
@@ -331,7 +332,8 @@ def test_a_buffer_that_forward_counts_up_stays_as_it_was():
 
     net = net_of(forward, fc=nn.Linear(4, 4))
     net.register_buffer("calls", torch.zeros(1))
-    inventory_of(net, torch.randn(2, 4))
+    with pytest.raises(PlanError, match="writes to calls"):
+        inventory_of(net, torch.randn(2, 4))
     assert net.calls.item() == 0
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from qrecipe.values import _equal
+from qrecipe.values import difference
 
 ONES = torch.ones(4)
 
@@ -33,4 +33,4 @@ ONES = torch.ones(4)
     ],
 )
 def test_outputs_are_the_same_within_a_thousandth_of_the_largest_value(expected, actual, same):
-    assert _equal(expected, actual) is same
+    assert (difference(expected, actual) is None) is same

@@ -18,9 +18,9 @@ from torch import Tensor, fx, nn
 
 from qrecipe._torch_fx import ConvertCustomConfig, PrepareCustomConfig
 from qrecipe.architecture import differences_of, note_values, setting_differences
-from qrecipe.assembly import with_parts
 from qrecipe.backend import backend_config
 from qrecipe.contents import Contents, StoredPlan, StoredRule, StoredSite, TracedPart
+from qrecipe.copying import with_parts
 from qrecipe.eager.part import EagerPart
 from qrecipe.errors import Location
 from qrecipe.fx import execution

@@ -16,6 +16,7 @@ from qrecipe.inventory import Inventory, Match, module_names
 from qrecipe.normalize import base_names, module_member
 from qrecipe.operations import Kind, ModelStructure, Operation, enclosing
 from qrecipe.schema import FxTable
+from qrecipe.trials import try_out
 
 
 def take_inventory(
@@ -29,7 +30,7 @@ def take_inventory(
     are sites as a whole, as in tracing.
 
     Raises ``PlanError`` (QR307) where the model cannot take the inputs, (QR306) where it draws
-    random numbers.
+    random numbers or writes to its parameters.
     """
     called = _called(model, inputs)
     modules, aliases = module_names(model)
@@ -56,10 +57,12 @@ def _called(model: nn.Module, inputs: Inputs) -> list[str]:
     for path, module in probe.named_modules():
         if path:
             module.register_forward_pre_hook(partial(_note, called, path))
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.random.fork_rng(devices=[]):
         before = torch.get_rng_state()
         try:
-            inputs.call(probe)
+            try_out(probe, inputs.cloned(), model)
+        except PlanError:
+            raise
         except Exception as error:
             raise PlanError(
                 Finding("QR307", f"the model cannot take the example inputs: {first_line(error)}")

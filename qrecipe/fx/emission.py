@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, fx, nn
 
 from qrecipe._torch_fx import QConfigMapping
+from qrecipe.altered import keep_float
 from qrecipe.normalize import CALLS, TAKES_WEIGHT
+from qrecipe.outputs import restore_constants
 from qrecipe.planning import Plan, Site
 from qrecipe.qconfigs import qconfig
 
@@ -28,15 +29,6 @@ class Emission:
 
     qconfig_mapping: QConfigMapping
     scopes: Mapping[str, tuple[str, type]]
-
-
-def keep_float(x: Any) -> Any:
-    """The identity, set between what gives float and its static consumers until conversion.
-
-    Lowering takes whatever stands between dequantize and quantize for a quantized operation,
-    decided or not; and preparing takes what a dynamic module gives for quantized already.
-    """
-    return x
 
 
 def emit(plan: Plan, graph_module: fx.GraphModule) -> Emission:
@@ -98,11 +90,12 @@ def site_of(node: fx.Node) -> str | None:
 
 
 def erase_keep_float(graph_module: fx.GraphModule) -> None:
-    """Take the identities out again, in place."""
+    """Take the identities out again, and the names of constants, in place."""
     for node in list(graph_module.graph.nodes):
         if node.target is keep_float:
             node.replace_all_uses_with(node.args[0])
             graph_module.graph.erase_node(node)
+    restore_constants(graph_module)
     graph_module.recompile()
 
 

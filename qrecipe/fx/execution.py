@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +27,7 @@ from qrecipe.copying import structural_copy
 from qrecipe.errors import ExecutionError, Finding, UnsupportedError, first_line, nearest
 from qrecipe.fx.emission import Emission, erase_keep_float, site_of
 from qrecipe.fx.sharing import share_connected_observers
+from qrecipe.inputs import tensors_in
 from qrecipe.schema import Backend, Phase
 
 ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
@@ -61,7 +63,7 @@ def reference(
 ) -> fx.GraphModule:
     """torch's reference conversion: float kernels between dequantize and quantize.
 
-    The identities that `emission.keep_float` stands for are still in it. Raises
+    The identities that `altered.keep_float` stands for are still in it. Raises
     ``ExecutionError`` (QR405) where torch fails.
     """
     # conversion writes into the model that it is given
@@ -194,14 +196,20 @@ def own_tensors(model: nn.Module, chosen: Callable[[torch.Tensor], bool]) -> Non
         for name, buffer in module._buffers.items():
             if buffer is not None and chosen(buffer):
                 module._buffers[name] = own(buffer)
+    _own_attributes(model, {**clones, **parameters})
 
 
-@contextmanager
-def engine(backend: Backend) -> Iterator[None]:
-    """Run under the backend's quantized engine, and set the former one again.
+def _own_attributes(model: nn.Module, clones: Mapping[int, torch.Tensor]) -> None:
+    """Let what else a module holds refer to the clones too: a list of its parameters, say."""
+    registries = ("_parameters", "_buffers", "_modules")
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name not in registries and any(id(tensor) in clones for tensor in tensors_in(value)):
+                vars(module)[name] = copy.deepcopy(value, dict(clones))
 
-    Raises ``UnsupportedError`` (QR309) where this build or CPU does not have it.
-    """
+
+def check_engine(backend: Backend) -> None:
+    """Raise ``UnsupportedError`` (QR309) where this build or CPU lacks the backend's engine."""
     available = [name for name in torch.backends.quantized.supported_engines if name != "none"]
     if backend not in ENGINES:
         raise UnsupportedError(
@@ -220,6 +228,15 @@ def engine(backend: Backend) -> Iterator[None]:
                 hint=f'did you mean "{near[0]}"?' if near else None,
             )
         )
+
+
+@contextmanager
+def engine(backend: Backend) -> Iterator[None]:
+    """Run under the backend's quantized engine, and set the former one again.
+
+    Raises ``UnsupportedError`` (QR309) as `check_engine` does.
+    """
+    check_engine(backend)
     former = torch.backends.quantized.engine
     torch.backends.quantized.engine = backend
     try:

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from qrecipe.assembly import with_parts
-from qrecipe.copying import structural_copy
+from qrecipe.copying import structural_copy, with_parts
 from qrecipe.fx.emission import site_of
 from qrecipe.fx.structure import realised_sites
 from qrecipe.inventory import Inventory

@@ -16,9 +16,10 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from qrecipe._torch_fx import BackendConfig, ConvertCustomConfig, PrepareCustomConfig
-from qrecipe.assembly import forget_preparation, mark_prepared, with_parts
+from qrecipe.assembly import forget_preparation, mark_prepared
 from qrecipe.backend import backend_config
 from qrecipe.calibration import Forward, calibrate
+from qrecipe.copying import with_parts
 from qrecipe.errors import (
     AuditError,
     CalibrationError,

@@ -1,0 +1,68 @@
+"""Modules that do something else than their class says; kernels and fusion know classes alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx, nn
+from torch.nn.utils import parametrize
+
+
+def alteration(module: nn.Module) -> str | None:
+    """What makes a module more than its class: hooks, parametrizations, a forward of its own."""
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    if hooks:
+        return f"it has hooks, which no kernel runs: {', '.join(map(_name, hooks))}"
+    if parametrize.is_parametrized(module):
+        return (
+            "its weight is parametrized: torch.nn.utils.parametrize.remove_parametrizations "
+            "makes it a plain one"
+        )
+    if "forward" in vars(module):
+        return "its forward was replaced on the instance, and a kernel runs that of the class"
+    return None
+
+
+def _name(hook: Any) -> str:
+    return str(getattr(hook, "__qualname__", type(hook).__qualname__))
+
+
+def keep_float(x: Any) -> Any:
+    """The identity, set between two operations until conversion is over.
+
+    Fusing and matching take no pattern across it, and lowering, which takes whatever stands
+    between dequantize and quantize for a quantized operation, decided or not, leaves what is
+    behind it alone.
+    """
+    return x
+
+
+def keep_apart(graph_module: fx.GraphModule) -> None:
+    """Set `keep_float` around the modules that cannot be fused with their neighbours, in place."""
+    graph = graph_module.graph
+    for node in list(graph.nodes):
+        if node.op != "call_module" or not _stays_alone(graph_module.get_submodule(node.target)):
+            continue
+        for source in node.all_input_nodes:
+            with graph.inserting_before(node):
+                node.replace_input_with(source, _identity(source))
+        users = list(node.users)
+        with graph.inserting_after(node):
+            identity = _identity(node)
+        for user in users:
+            user.replace_input_with(node, identity)
+
+
+def _identity(source: fx.Node) -> fx.Node:
+    identity = source.graph.call_function(keep_float, (source,))
+    identity.meta["value"] = source.meta["value"]
+    return identity
+
+
+def _stays_alone(module: nn.Module) -> bool:
+    return alteration(module) is not None or lacks_statistics(module)
+
+
+def lacks_statistics(module: nn.Module) -> bool:
+    """Whether a BatchNorm normalises with the statistics of each batch: nothing to fold."""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None

@@ -1,0 +1,123 @@
+"""The audit of a model around its roots: each call of a root, and the code that calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from qrecipe._torch_ao import quiet
+from qrecipe.copying import copy_around, runnable_copy
+from qrecipe.errors import Finding, first_line
+from qrecipe.fx.numerics import JUDGEABLE_DB, Sample
+from qrecipe.inputs import Inputs, cloned, tensors_in
+from qrecipe.sqnr import output_sqnr_db
+from qrecipe.values import difference
+
+
+def around_findings(
+    before: nn.Module, converted: nn.Module, roots: Sequence[str], inputs: Inputs
+) -> Iterator[Finding]:
+    """Whether the code around the roots does with the quantized ones what it did ``before``.
+
+    The converted model runs as it is; the former one runs with roots that answer what the
+    converted ones answered. Only code that looks into a root can make a difference. (QR412, QR413)
+    """
+    answers: dict[str, list[Any]] = {path: [] for path in roots}
+    handles = [
+        converted.get_submodule(path).register_forward_hook(partial(_keep, answers[path]))
+        for path in roots
+    ]
+    try:
+        actual = _run(copy_around(converted, roots), inputs)
+    except Exception as error:
+        yield Finding(
+            "QR413",
+            f"the converted model fails around its roots: {first_line(error)}",
+            hint="the code around a root may call it, and read nothing of it: a quantized root has "
+            "other classes, and methods in place of weights",
+        )
+        return
+    finally:
+        for handle in handles:
+            handle.remove()
+    answering = runnable_copy(before)
+    for path in roots:
+        vars(answering.get_submodule(path))["forward"] = _Answer(answers[path])
+    try:
+        found = difference(_run(answering, inputs), actual)
+    except Exception as error:
+        found = first_line(error)
+    if found is not None:
+        yield Finding(
+            "QR412",
+            f"around its quantized roots the model does something else than before: {found}",
+            hint="the code around a root may call it, and look at nothing else of it",
+        )
+
+
+def dtype_findings(converted: nn.Module, samples: Mapping[str, Sample]) -> Iterator[Finding]:
+    """Roots that give another dtype than they gave before (QR412): under autocast, for one."""
+    for path, sample in samples.items():
+        tried = sample.head() or sample
+        answer = _run(converted.get_submodule(path), tried.inputs)
+        before, after = _dtypes(tried.output), _dtypes(answer)
+        if before != after:
+            yield Finding(
+                "QR412",
+                f'fx.roots "{path}" gives {after} where it gave {before}',
+                hint="quantized kernels give float32 at the end: call the root outside autocast",
+            )
+
+
+def _dtypes(value: Any) -> str:
+    dtypes = dict.fromkeys(str(tensor.dtype) for tensor in tensors_in(value))
+    return ", ".join(name.removeprefix("torch.") for name in dtypes)
+
+
+def call_findings(
+    converted: nn.Module, first: Mapping[str, Sample], later: Mapping[str, Sequence[Sample]]
+) -> Iterator[Finding]:
+    """Roots whose one set of ranges does not fit all of their calls in one forward (QR231)."""
+    for path, samples in later.items():
+        part = converted.get_submodule(path)
+        reached = [_sqnr_db(part, sample) for sample in (first[path], *samples)]
+        judged = [db for db in reached if db is not None]
+        if judged and min(judged) < JUDGEABLE_DB:
+            listed = ", ".join("-" if db is None else f"{db:.0f}" for db in reached)
+            yield Finding(
+                "QR231",
+                f'fx.roots "{path}" is called {len(reached)} times in one forward, with one set '
+                f"of ranges for all calls: they reach {listed} dB against float",
+                hint="give each call a copy of the module, or leave it out of fx.roots; minmax "
+                "covers the widest call at the cost of the others",
+            )
+
+
+def _sqnr_db(part: nn.Module, sample: Sample) -> float | None:
+    tried = sample.head() or sample
+    return output_sqnr_db(tried.output, _run(part, tried.inputs))
+
+
+def _run(model: nn.Module, inputs: Inputs) -> Any:
+    with torch.no_grad(), quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # what is drawn around the roots is the same in both runs
+        return inputs.cloned().call(model)
+
+
+def _keep(answers: list[Any], module: nn.Module, args: Any, output: Any) -> None:
+    answers.append(cloned(output))  # the code around may write to it
+
+
+class _Answer:
+    def __init__(self, answers: Sequence[Any]) -> None:
+        self.answers = iter(answers)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return next(self.answers)
+        except StopIteration:
+            raise RuntimeError("a root is called more often than before") from None

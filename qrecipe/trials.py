@@ -1,0 +1,137 @@
+"""Running a copy of the caller's model once, without a trace left in what is the caller's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from qrecipe.errors import Finding, PlanError
+from qrecipe.inputs import Inputs, arguments, tensors_in
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"_buffers", "_parameters"}
+_DEEPEST = 4
+
+
+def try_out(probe: nn.Module, inputs: Inputs, owner: nn.Module) -> Any:
+    """What ``probe``, a copy of ``owner`` that shares its parameters, makes of the inputs.
+
+    Raises ``PlanError`` (QR306) as soon as its forward writes to a parameter of ``owner``, before
+    anything is written; and whatever the forward itself raises.
+    """
+    with torch.no_grad(), _ReadOnly(owner):
+        return inputs.call(probe)
+
+
+class _ReadOnly(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Refuses every operation that would write to a parameter of a model."""
+
+    def __init__(self, owner: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names = {
+            parameter.untyped_storage().data_ptr(): name
+            for name, parameter in owner.named_parameters()
+            if parameter.layout == torch.strided and parameter.numel()
+        }
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func._schema.is_mutable:
+            for index, argument in enumerate(func._schema.arguments):
+                if argument.alias_info is None or not argument.alias_info.is_write:
+                    continue
+                written = args[index] if index < len(args) else kwargs.get(argument.name)
+                for tensor in tensors_in(written):
+                    self._check(tensor, func)
+        return func(*args, **kwargs)
+
+    def _check(self, tensor: Tensor, func: Any) -> None:
+        if tensor.layout != torch.strided:
+            return
+        name = self.names.get(tensor.untyped_storage().data_ptr())
+        if name is not None:
+            raise PlanError(
+                Finding(
+                    "QR306",
+                    f"forward writes to the parameter {name} ({func.overloadpacket.__name__})",
+                    hint="change the weights once, before, and take the change out of forward",
+                )
+            )
+
+
+State = Mapping[str, tuple[Any, int]]
+"""What a model holds, by dotted name: each value, and the version of a tensor."""
+
+
+def state_of(model: nn.Module) -> State:
+    """All buffers, parameters and attributes of a model."""
+    found: dict[str, tuple[Any, int]] = {}
+    for path, module in model.named_modules():
+        for key, value in vars(module).items():
+            if key == "_buffers":
+                found |= dict(_leaves(path, value, 0))
+            elif key == "_parameters":  # `try_out` sees to what is written to them
+                found |= {f"{path}.{name}": (tensor, 0) for name, tensor in value.items()}
+            elif key not in _OF_EVERY_MODULE and key not in _computed_by_hooks(module):
+                found |= dict(_leaves(f"{path}.{key}" if path else key, value, 0))
+    return found
+
+
+def _computed_by_hooks(module: nn.Module) -> set[Any]:
+    """The weights that torch's own hooks (pruning, norms of weights) compute at each call."""
+    hooks = module._forward_pre_hooks.values()
+    return {getattr(hook, "_tensor_name", getattr(hook, "name", None)) for hook in hooks}
+
+
+def _leaves(name: str, value: Any, depth: int) -> Iterator[tuple[str, tuple[Any, int]]]:
+    parts: Iterator[tuple[Any, Any]] | None = None
+    if depth < _DEEPEST and isinstance(value, dict):
+        parts = iter(value.items())
+    elif depth < _DEEPEST and isinstance(value, (list, tuple)):
+        parts = enumerate(value)
+    if parts is None:
+        yield name, (value, value._version if isinstance(value, Tensor) else 0)
+        return
+    for key, part in parts:
+        yield from _leaves(f"{name}.{key}" if name else str(key), part, depth + 1)
+
+
+def first_change(before: State, after: State) -> str | None:
+    """The name of something that was written to, None where all is as it was."""
+    for name in (*after, *before):
+        if name not in before or name not in after or not _same(before[name], after[name]):
+            return name
+    return None
+
+
+def _same(before: tuple[Any, int], after: tuple[Any, int]) -> bool:
+    if before[1] != after[1]:
+        return False
+    old, new = before[0], after[0]
+    plain = isinstance(old, (bool, int, float, str)) and type(old) is type(new)
+    return old is new or (plain and bool(old == new))
+
+
+def changed_argument(model: nn.Module, inputs: Inputs, versions: Sequence[int]) -> str | None:
+    """The argument of forward that was written to since `versions_of` looked at the inputs."""
+    now = iter(zip(versions, versions_of(model, inputs), strict=True))
+    for name, value in arguments(model, inputs).items():
+        for _ in tensors_in(value):
+            old, new = next(now)
+            if old != new:
+                return name
+    return None
+
+
+def versions_of(model: nn.Module, inputs: Inputs) -> list[int]:
+    """The versions of all tensors in the inputs: each write in place raises one."""
+    return [tensor._version for tensor in tensors_in(arguments(model, inputs))]
