@@ -37,6 +37,10 @@ class _ReadOnly(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if parameter.layout == torch.strided and parameter.numel()
         }
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and to skip it torch would import it: a second
+
     def __torch_dispatch__(
         self,
         func: Any,
