@@ -5,7 +5,10 @@ import torch.ao.quantization.backend_config.utils as backend_config_utils
 from torch.ao.nn.intrinsic import ConvAdd2d, ConvAddReLU2d
 from torch.ao.nn.intrinsic.qat.modules.conv_fused import _ConvBnNd as FusedConvBatchNorm
 from torch.ao.nn.intrinsic.qat.modules.linear_fused import LinearBn1d as FusedLinearBatchNorm
+from torch.ao.nn.intrinsic.quantized.dynamic import LinearReLU as DynamicLinearReLU
 from torch.ao.nn.quantized import Embedding as QuantizedEmbedding
+from torch.ao.nn.quantized.dynamic import Linear as DynamicLinear
+from torch.ao.nn.quantized.dynamic.modules.rnn import RNNBase as DynamicRecurrent
 from torch.ao.nn.quantized.reference.modules.utils import ReferenceQuantizedModule
 from torch.ao.quantization.backend_config import (
     BackendConfig,
@@ -50,6 +53,9 @@ __all__ = [
     "TWO_INPUT_FUSIONS",
     "BackendConfig",
     "ConvertCustomConfig",
+    "DynamicLinear",
+    "DynamicLinearReLU",
+    "DynamicRecurrent",
     "FusedConvBatchNorm",
     "FusedLinearBatchNorm",
     "ObservationType",

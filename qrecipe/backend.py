@@ -119,7 +119,7 @@ def outcomes(
     found: dict[str, Outcome] = {}
     for name, match in inventory.matches.items():
         dtype_configs = configs[match.pattern].dtype_configs if match.pattern is not None else []
-        judge = _Judge(match, backend, dtype_configs, found)
+        judge = _Judge(match, backend, phase, dtype_configs, found)
         found[name] = judge.outcome(decisions[name])
     return found
 
@@ -137,7 +137,7 @@ def can_honour(
         match = inventory.matches[name]
         if match.pattern is None or match.operation.kind in FOLLOWERS:
             continue
-        judge = _Judge(match, backend, configs[match.pattern].dtype_configs, {})
+        judge = _Judge(match, backend, phase, configs[match.pattern].dtype_configs, {})
         if judge.quantized(qconfig).honoured:
             return True
     return False
@@ -153,6 +153,7 @@ class _Judge:
 
     match: Match
     backend: Backend
+    phase: Phase
     dtype_configs: list[Any]
     earlier: Mapping[str, Outcome]
 
@@ -250,7 +251,7 @@ class _Judge:
         return _float(reasons[0], honoured=False)
 
     def _on_a_right_kernel(self, mode: Mode, spec: QConfigSpec, note: str | None) -> Outcome:
-        known = weight_refusal(self.match, self.backend, spec.weight)
+        known = weight_refusal(self.match, self.backend, self.phase, spec.weight)
         if known is not None:
             return _float(known, honoured=False)
         if mode != "static":

@@ -25,7 +25,7 @@ from qrecipe.fx.training import only_observing
 from qrecipe.inputs import Inputs, cloned, tensors_in
 from qrecipe.linting import warn
 from qrecipe.progress import Progress, terminal_progress
-from qrecipe.ranges import range_findings
+from qrecipe.ranges import observes, range_findings
 from qrecipe.schema import CalibrationTable, LintTable
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -70,7 +70,7 @@ def calibrate(
                 _run(prepared, batch, done, forward)
             done += 1
             show(done, total)
-        _check_count(done, table, state.lint)
+        _check_count(done, table, state.lint, observes(prepared))
         _check_ranges(prepared, state)
         _check_branches(prepared, state)
         for finding in average_findings(parts, averages, done):
@@ -313,7 +313,7 @@ def _restored_on_error(prepared: nn.Module, state: PreparedState) -> Iterator[No
         raise
 
 
-def _check_count(done: int, table: CalibrationTable, lint: LintTable) -> None:
+def _check_count(done: int, table: CalibrationTable, lint: LintTable, observed: bool) -> None:
     if done < table.min_batches:
         raise CalibrationError(
             Finding(
@@ -323,7 +323,7 @@ def _check_count(done: int, table: CalibrationTable, lint: LintTable) -> None:
                 hint="pass more batches, or lower min_batches in [calibration]",
             )
         )
-    if done < FEW_BATCHES:
+    if observed and done < FEW_BATCHES:
         warn(
             Finding(
                 "QR201",

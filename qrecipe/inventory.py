@@ -38,7 +38,7 @@ from qrecipe.operations import Kind, Member, ModelStructure, Operation
 from qrecipe.outputs import is_packing
 from qrecipe.roots import inputs_of_roots, prove_whole
 from qrecipe.schema import FxTable, Phase
-from qrecipe.tracing import Scopes, hook_findings, trace, trained_otherwise
+from qrecipe.tracing import Scopes, hook_findings, in_training, trace
 from qrecipe.training import make_dropouts_switchable, modules_as_trained
 from qrecipe.values import record_values
 
@@ -91,6 +91,7 @@ class Inventory:
     structure: ModelStructure
     trained_otherwise: tuple[str, ...] = ()
     untraced: str | None = None
+    unreached: tuple[str, ...] = ()
     doubts: tuple[Finding, ...] = ()
 
 
@@ -114,12 +115,14 @@ def take_inventory(
         graph_module, scopes = traced_graph(model, path, fixed, table, part_inputs)
         record_values(graph_module, module, part_inputs)
         traced = traced_part(path, fixed, graph_module)
-        graph_module = fused_graph(graph_module, scopes, path, backend_config, phase)
+        dropouts: frozenset[str] = frozenset()
+        if phase == "qat":
+            mode = in_training(model, path, part_inputs, table)
+            trained += [] if mode.other is None else [mode.other]
+            dropouts = mode.dropouts
+        graph_module = fused_graph(graph_module, scopes, path, backend_config, phase, dropouts)
         parts.append(Part(path, graph_module, part_inputs, traced))
         matches |= named_sites(graph_module, backend_config, phase)
-        if phase == "qat":
-            other = trained_otherwise(model, path, part_inputs, table)
-            trained += [] if other is None else [other]
     if table.roots:
         prove_whole(model, {part.path: part.graph_module for part in parts}, inputs)
     modules, aliases = module_names(model, table.roots)
@@ -155,13 +158,17 @@ def fused_graph(
     path: str,
     backend_config: BackendConfig,
     phase: Phase,
+    dropouts: frozenset[str] = frozenset(),
 ) -> fx.GraphModule:
-    """A traced graph whose nodes know their values, normalised and fused."""
+    """A traced graph whose nodes know their values, normalised and fused.
+
+    ``dropouts`` are the names of the functions in it that drop in training mode.
+    """
     normalize(graph_module, scopes, path)
     keep_apart(graph_module)
     _note_fused_members(graph_module, backend_config)
     if phase == "qat":
-        make_dropouts_switchable(graph_module)
+        make_dropouts_switchable(graph_module, dropouts)
         graph_module.train()
     try:
         return fuse(graph_module, phase == "qat", None, backend_config)

@@ -16,7 +16,7 @@ from torch import fx, nn
 from qrecipe.altered import alteration, lacks_statistics
 from qrecipe.inventory import Match
 from qrecipe.normalize import is_floating
-from qrecipe.schema import Backend, TensorSpec
+from qrecipe.schema import Backend, Phase, TensorSpec
 from qrecipe.values import Value
 
 _CONV_TRANSPOSE = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -24,6 +24,7 @@ _CLAMPS = (nn.ReLU6, nn.Hardtanh, F.relu6, F.hardtanh, F.hardtanh_, torch.clamp)
 _NOT_IN_QNNPACK = (nn.Conv3d, nn.ConvTranspose3d)
 _F_CONV_TRANSPOSE = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 _WEIGHTED = (F.linear, F.conv1d, F.conv2d, F.conv3d, *_F_CONV_TRANSPOSE)
+_MOST_FLOAT16 = torch.finfo(torch.float16).max
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _BINARY = (operator.add, operator.mul, torch.add, torch.mul, torch.matmul)
 
@@ -53,16 +54,28 @@ def refusal(match: Match, backend: Backend) -> str | None:
     return None
 
 
-def weight_refusal(match: Match, backend: Backend, weight: TensorSpec | None) -> str | None:
+def weight_refusal(
+    match: Match, backend: Backend, phase: Phase, weight: TensorSpec | None
+) -> str | None:
     """Why the kernel must not or cannot run on a weight like this; None where nothing is known."""
     if weight is None:
         return None
-    if weight.dtype == "float16" and backend == "qnnpack":
-        return "qnnpack has no float16 kernels"
+    if weight.dtype == "float16":
+        if backend == "qnnpack":
+            return "qnnpack has no float16 kernels"
+        if phase == "qat":
+            return 'nothing rounds to float16 in training: set phase = "ptq" for it'
+        if _beyond_float16(match.module):
+            return f"it has weights beyond {_MOST_FLOAT16:g}, which is all that float16 holds"
     columns = getattr(match.module, "embedding_dim", 0)
     if weight.dtype == "uint4" and columns % 2:
         return f"two weights of 4 bits share a byte, and rows of {columns} leave one over"
     return None
+
+
+def _beyond_float16(module: nn.Module | None) -> bool:
+    parameters = [] if module is None else module.parameters()
+    return any(p.numel() and float(p.detach().abs().max()) > _MOST_FLOAT16 for p in parameters)
 
 
 def takes_per_channel_weight(match: Match) -> bool:

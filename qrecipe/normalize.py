@@ -6,6 +6,7 @@ function called in a module's forward, with ``#k`` from the second call on.
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections import Counter
 from dataclasses import replace
@@ -94,7 +95,9 @@ def normalize(graph_module: fx.GraphModule, scopes: Scopes, prefix: str) -> None
         if node.op == "call_method":
             _method_to_function(node)
         elif node.op == "call_module":
-            _module_to_function(node, graph_module.get_submodule(node.target))
+            module = graph_module.get_submodule(node.target)
+            _spell_out(node, _positional(module))
+            _module_to_function(node, module)
         if node.op == "call_function":
             node.target = _TWIN_OF_FUNCTION.get(node.target, node.target)
             _spell_out(node, _POSITIONAL.get(node.target, ("input",)))
@@ -314,6 +317,12 @@ def _spell_out_convolution(node: fx.Node, dimensions: int) -> None:
         elif isinstance(value, (tuple, list)) and len(value) == 1:
             spelled[index] = tuple(value) * dimensions
     node.args, node.kwargs = tuple(spelled), {}
+
+
+def _positional(module: nn.Module) -> tuple[str, ...]:
+    """The names of what a module's forward takes by position."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
 
 
 def _spell_out(node: fx.Node, names: tuple[str, ...]) -> None:

@@ -336,10 +336,13 @@ def _untraced_inventory(
     if recipe.fx.roots or recipe.phase == "qat":
         raise error
     config = backend_config(recipe.backend, recipe.phase)
+    static = any(rule.qconfig and mode_of(rule.qconfig) == "static" for rule in recipe.rules)
     try:
         inventory = eager_inventory(model, inputs, recipe.fx, config, error.findings[0].message)
     except PlanError:
-        raise error from None
+        if static:
+            raise error from None
+        raise  # what is wrong with the model or its inputs, whether it can be traced or not
     decisions = resolve(inventory.structure, recipe.rules).decisions.values()
     asked = {mode_of(decision.rule.qconfig) for decision in decisions if decision.rule.qconfig}
     on_functions = any(

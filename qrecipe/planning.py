@@ -320,12 +320,15 @@ def _untrainable(
 
 
 def _untraced(inventory: Inventory) -> Iterator[Finding]:
-    if inventory.untraced is not None:
-        yield Finding(
-            "QR210",
-            f"module by module, since {inventory.untraced}",
-            hint="functions stay float; [fx] roots would trace parts of the model",
-        )
+    if inventory.untraced is None:
+        return
+    missed = inventory.unreached
+    yield Finding(
+        "QR210",
+        f"module by module, since {inventory.untraced}",
+        hint="functions stay float; [fx] roots would trace parts of the model",
+        notes=(f"the example inputs do not reach {listed(missed)}: float",) if missed else (),
+    )
 
 
 def _activation(outcome: Outcome) -> TensorSpec | None:

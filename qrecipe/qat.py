@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -35,7 +36,10 @@ class QatSchedule(LRScheduler):
         self, prepared: nn.Module, optimizer: Optimizer, table: QatTable, original_steps: int
     ) -> None:
         self.total_steps = math.ceil(original_steps * table.epochs_fraction)
-        self.disable_observer_at = math.ceil(self.total_steps * table.disable_observer_after)
+        # not before the first batch: there would be no range at all
+        self.disable_observer_at = max(
+            1, math.ceil(self.total_steps * table.disable_observer_after)
+        )
         self.freeze_batch_norm_at = math.ceil(self.total_steps * table.freeze_batch_norm_after)
         self._table = table
         self._prepared = prepared
@@ -103,7 +107,7 @@ def qat_schedule(prepared: nn.Module, optimizer: Optimizer, *, original_steps: i
                 hint='set phase = "qat" in the recipe',
             )
         )
-    if not isinstance(original_steps, int) or original_steps < 1:
+    if not isinstance(original_steps, Integral) or original_steps < 1:
         raise PlanError(
             Finding(
                 "QR313",
@@ -111,7 +115,7 @@ def qat_schedule(prepared: nn.Module, optimizer: Optimizer, *, original_steps: i
                 hint="epochs * len(loader) of the original training",
             )
         )
-    return QatSchedule(inner, optimizer, state.qat, original_steps)
+    return QatSchedule(inner, optimizer, state.qat, int(original_steps))
 
 
 def _unwrapped(prepared: nn.Module) -> tuple[PreparedState, nn.Module]:

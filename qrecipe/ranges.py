@@ -7,9 +7,16 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, fx, nn
 
-from qrecipe._torch_ao import FakeQuantizeBase, ObserverBase, is_observer
+from qrecipe._torch_ao import (
+    FakeQuantizeBase,
+    ObserverBase,
+    _LearnableFakeQuantize,
+    is_observer,
+)
 from qrecipe.errors import Finding, first_line
 from qrecipe.fx.emission import site_of
+
+_LEAST_SCALE = torch.finfo(torch.float32).eps
 
 
 def range_findings(part: fx.GraphModule) -> Iterator[Finding]:
@@ -19,6 +26,13 @@ def range_findings(part: fx.GraphModule) -> Iterator[Finding]:
             module = part.get_submodule(str(node.target))
             if is_observer(module) and (found := _range_finding(node, module)):
                 yield found
+
+
+def observes(prepared: nn.Module) -> bool:
+    """Whether there are ranges to observe; dynamic and float ones are none."""
+    return any(
+        isinstance(module, ObserverBase) and _quantizes(module) for module in prepared.modules()
+    )
 
 
 def never_saw_a_batch(part: fx.GraphModule) -> bool:
@@ -43,7 +57,8 @@ def trained_findings(part: fx.GraphModule) -> Iterator[Finding]:
             yield Finding(
                 "QR404",
                 f"the fake-quant {name} gives {problem}",
-                hint="did the training diverge? look at the loss, lower the learning rate",
+                hint="did the training diverge? look at the loss, lower the learning rate; "
+                "learnable scales are steadier with use_grad_scaling = true",
             )
 
 
@@ -94,14 +109,18 @@ def _qparams_problem(module: ObserverBase | FakeQuantizeBase) -> str | None:
         return f"no qparams: {first_line(error)}"
     if not bool((torch.isfinite(scale) & (scale > 0)).all()):
         return "a scale that is not finite and positive"
+    if isinstance(module, _LearnableFakeQuantize) and bool((scale <= _LEAST_SCALE).any()):
+        return "a scale that collapsed to the least there is"
+    return _zero_point_problem(module, zero_point)
+
+
+def _zero_point_problem(module: ObserverBase | FakeQuantizeBase, zero_point: Tensor) -> str | None:
     low, high = getattr(module, "quant_min", None), getattr(module, "quant_max", None)
-    if (
-        low is not None
-        and high is not None
-        and not bool(((zero_point >= low) & (zero_point <= high)).all())
-    ):
-        return f"a zero point outside {low}..{high}"
-    return None
+    if getattr(module, "qscheme", None) == torch.per_channel_affine_float_qparams:
+        return None  # where zero lies for each row, in units of its scale
+    if low is None or high is None or bool(((zero_point >= low) & (zero_point <= high)).all()):
+        return None
+    return f"a zero point outside {low}..{high}"
 
 
 def _quantizes(observer: ObserverBase) -> bool:

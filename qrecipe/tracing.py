@@ -7,7 +7,7 @@ import keyword
 import operator
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -90,14 +90,24 @@ def hook_findings(model: nn.Module, path: str, table: FxTable) -> Iterator[Findi
             )
 
 
-def trained_otherwise(model: nn.Module, path: str, inputs: Inputs, table: FxTable) -> str | None:
-    """Where the forward of a submodule does something else in training mode, dropout apart.
+@dataclass(frozen=True, slots=True)
+class InTraining:
+    """What a forward does in training mode that it does not in eval mode.
 
-    The path of the module that does, or None.
+    ``other`` is the path of a module that takes another way, None where there is none;
+    ``dropouts`` are the names of the nodes that drop.
     """
+
+    other: str | None
+    dropouts: frozenset[str]
+
+
+def in_training(model: nn.Module, path: str, inputs: Inputs, table: FxTable) -> InTraining:
+    """Compare the traces of a submodule in both modes."""
     names = [_within(path, name) for name in table.non_traceable_module_name]
     classes = _known_classes(model, table.non_traceable_module_class)
     calls: list[list[tuple[Any, ...]]] = []
+    dropouts: frozenset[str] = frozenset()
     for training in (False, True):
         root = runnable_copy(model.get_submodule(path)).train(training)
         tracer = _Tracer(names, classes)
@@ -105,7 +115,7 @@ def trained_otherwise(model: nn.Module, path: str, inputs: Inputs, table: FxTabl
             with torch.random.fork_rng(devices=[]):
                 graph = tracer.trace(root, constants(root, inputs))
         except Exception:
-            return joined(path, tracer.path)
+            return InTraining(joined(path, tracer.path), dropouts)
         scopes = tracer.node_name_to_scope
         calls.append(
             [
@@ -114,10 +124,19 @@ def trained_otherwise(model: nn.Module, path: str, inputs: Inputs, table: FxTabl
                 if node.name in scopes and node.op.startswith("call")
             ]
         )
+        dropouts = frozenset(node.name for node in graph.nodes if _drops(node))
     for one, other in zip_longest(*calls, fillvalue=(path,)):
         if one[1:] != other[1:]:
-            return str(max(one[0], other[0], key=len))
-    return None
+            return InTraining(str(max(one[0], other[0], key=len)), dropouts)
+    return InTraining(None, dropouts)
+
+
+def _drops(node: fx.Node) -> bool:
+    if node.op != "call_function" or "dropout" not in getattr(node.target, "__name__", ""):
+        return False
+    if len(node.args) > 2:
+        return node.args[2] is True
+    return node.kwargs.get("training", node.kwargs.get("train", True)) is True
 
 
 def _told(node: fx.Node) -> tuple[Any, ...]:

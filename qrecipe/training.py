@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
@@ -18,17 +19,21 @@ _DROPOUTS: Mapping[Any, type[nn.Module]] = {
     F.dropout3d: nn.Dropout3d,
     F.alpha_dropout: nn.AlphaDropout,
     F.feature_alpha_dropout: nn.FeatureAlphaDropout,
+    torch.dropout: nn.Dropout,
+    torch.alpha_dropout: nn.AlphaDropout,
+    torch.feature_dropout: nn.Dropout2d,
 }
 
 
-def make_dropouts_switchable(graph_module: fx.GraphModule) -> None:
+def make_dropouts_switchable(graph_module: fx.GraphModule, switched: Collection[str]) -> None:
     """Turn dropout functions into modules, in place: they follow ``train()`` and ``eval()``.
 
-    Tracing wrote ``training=self.training`` down as False.
+    ``switched`` are the names of the nodes that drop in training mode; tracing wrote their
+    ``training=self.training`` down as False.
     """
     for node in graph_module.graph.nodes:
         kind = _DROPOUTS.get(node.target) if node.op == "call_function" else None
-        if kind is None:
+        if kind is None or node.name not in switched:
             continue
         probability = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
         path = free_name(graph_module, node.name)

@@ -64,7 +64,7 @@ def trained(net, a_recipe, steps=3):
     batches = net.batches()
     compiled = qrecipe.compile(net.model(), a_recipe, batches[0])
     prepared = compiled.prepare().train()
-    optimizer = torch.optim.SGD(prepared.parameters(), lr=1e-3)
+    optimizer = torch.optim.SGD(prepared.parameters(), lr=1e-5)
     for batch in batches[:steps]:
         optimizer.zero_grad()
         sum(output.square().mean() for output in outputs(prepared, batch)).backward()

@@ -204,7 +204,8 @@ TRAINED = {
     "all": ("residual", ""),
     "learnable": (
         "residual",
-        '[tensor.activation]\nfake_quant = "learnable"\n[lint]\nignore = ["QR203"]\n',
+        '[tensor.activation]\nfake_quant = { name = "learnable", use_grad_scaling = true }\n'
+        '[lint]\nignore = ["QR203"]\n',
     ),
     "float_norm": ("residual", '[rules.module_name]\nconv1 = "float"\n'),
     "gates": ("squeeze_excite", ""),

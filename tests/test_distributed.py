@@ -38,7 +38,7 @@ def _train(rank, kind):
     compiled = qrecipe.compile(net.model(), qat_recipe(kind), batches[0])
     prepared = compiled.prepare()
     wrapped = DistributedDataParallel(prepared)
-    optimizer = torch.optim.SGD(wrapped.parameters(), lr=1.0)
+    optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.05)
     schedule = qrecipe.qat_schedule(wrapped, optimizer, original_steps=10 * STEPS)
     for step in range(schedule.total_steps):
         loss = wrapped(batches[2 * step + rank]).square().mean()

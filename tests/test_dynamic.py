@@ -13,7 +13,7 @@ from torch.ao.nn import quantized as nnq
 from torch.ao.nn.intrinsic.quantized import dynamic as fused
 
 import qrecipe
-from qrecipe.errors import UnsupportedError
+from qrecipe.errors import AuditError, UnsupportedError
 from qrecipe.inputs import Inputs
 from qrecipe.sqnr import output_sqnr_db
 
@@ -71,7 +71,9 @@ class FunctionalLinear(nn.Module):
         return F.relu(F.linear(x, self.weight, self.bias))
 
 
-ROWS, STEPS = torch.randn(4, 8), torch.randn(5, 4, 8)
+_RANDOM = torch.Generator().manual_seed(0)
+ROWS = torch.randn(4, 8, generator=_RANDOM)
+STEPS = torch.randn(5, 4, 8, generator=_RANDOM)
 DYNAMIC = {
     "Linear": (lambda: _alone(nn.Linear(8, 4)), ROWS, nnq.dynamic.Linear),
     "Linear+ReLU": (
@@ -176,7 +178,7 @@ def test_what_cannot_be_dynamic_or_weight_only_says_what_it_can_be():
 
 # --- weight-only
 
-TOKENS = torch.randint(0, 20, (4, 6))
+TOKENS = torch.randint(0, 20, (4, 6), generator=_RANDOM)
 
 
 @pytest.mark.parametrize(
@@ -270,3 +272,29 @@ def test_a_shipped_recipe_needs_no_batches_and_keeps_the_output(name, net, least
     plan = qrecipe.plan(model, f"builtin:{name}", batch)
     assert {site.mode for site in plan.sites} <= {"dynamic", "weight_only", None}
     assert tensors_of(call(converted))[0].dtype == torch.float32
+
+
+# --- the audit
+
+
+@pytest.mark.parametrize("kind", ["Linear", "Linear+ReLU"])
+def test_a_dynamic_kernel_that_is_a_tenth_off_is_found(kind, monkeypatch):
+    build, x, became = DYNAMIC[kind]
+    right = became.forward
+    monkeypatch.setattr(became, "forward", lambda self, x: right(self, x) * 1.1)
+    with pytest.raises(AuditError) as caught:
+        qrecipe.quantize(build().eval(), recipe("int8-dynamic"), example_inputs=x)
+    assert {finding.code for finding in caught.value.findings} == {"QR411"}
+
+
+def test_weights_that_float16_cannot_hold_stay_float():
+    model = _alone(nn.Linear(8, 4))
+    with torch.no_grad():
+        model.m.weight[0, 0] = 9e4
+    assert "beyond 65504" in reason_at(model, recipe("float16"), ROWS)
+
+
+def test_a_recipe_without_ranges_wants_no_more_batches():
+    net = NETS["cells"]
+    batch = net.batches(1)[0]
+    qrecipe.quantize(net.model(), "builtin:x86-dynamic", [batch], progress=silent)

@@ -14,7 +14,7 @@ from torch.ao.nn import quantized as nnq
 
 import qrecipe
 from qrecipe.eager import audit as eager_audit
-from qrecipe.errors import AuditError, TraceError, UnmatchedRuleError
+from qrecipe.errors import AuditError, PlanError, TraceError, UnmatchedRuleError
 from qrecipe.sqnr import output_sqnr_db
 
 DYNAMIC = "builtin:x86-dynamic"
@@ -230,3 +230,83 @@ def test_a_module_that_was_not_swapped_is_found(model, tokens, monkeypatch):
     with pytest.raises(AuditError, match="is planned dynamic and became float"):
         qrecipe.quantize(model, DYNAMIC, example_inputs=tokens)
     assert eager_audit.RIGHT_KERNEL_DB == 30
+
+
+# --- what runs on the way
+
+
+class Counting(nn.Module):
+    """Writes to a buffer in each forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(6, 6)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return self.fc(x) if x.sum() < 1e9 else x
+
+
+def test_buffers_that_a_forward_writes_are_neither_the_callers_nor_worn_by_the_audit():
+    model, x = Counting().eval(), torch.rand(2, 6)
+    converted = qrecipe.quantize(model, DYNAMIC, [x] * 3, progress=lambda done, total: None)
+    assert model.calls == 0
+    assert qrecipe.quantize(model, DYNAMIC, example_inputs=x).calls == 0
+    assert converted.calls == 3  # as if it had seen the batches
+
+
+def test_a_module_that_the_model_also_keeps_in_a_plain_list_is_found_unreached():
+    model = net_of(lambda self, x: self.order[0](x) if x.sum() < 1e9 else x, a=nn.Linear(6, 6))
+    model.order = [model.a]
+    with pytest.raises(AuditError, match="still calls what it was before") as caught:
+        qrecipe.quantize(model, DYNAMIC, example_inputs=torch.rand(2, 6))
+    assert "nn.ModuleList" in caught.value.findings[0].hint
+
+
+def branching():
+    return net_of(
+        lambda self, x: self.a(x) if x.sum() > 0 else self.b(x),
+        a=nn.Linear(6, 6),
+        b=nn.Linear(6, 6),
+    )
+
+
+def test_what_the_example_inputs_do_not_reach_is_named():
+    (warning,) = qrecipe.plan(branching(), DYNAMIC, torch.rand(2, 6)).warnings
+    assert warning.notes == ("the example inputs do not reach b: float",)
+
+
+def test_a_first_batch_on_another_way_than_the_example_is_no_error():
+    x = torch.rand(2, 6)
+    converted = qrecipe.quantize(branching(), DYNAMIC, [-x], example_inputs=x)
+    assert type(converted.a) is nnq.dynamic.Linear
+    assert type(converted.b) is nn.Linear
+
+
+def test_a_recurrent_layer_may_still_be_told_to_flatten_its_parameters():
+    def forward(self, x):
+        self.lstm.flatten_parameters()
+        return self.lstm(x)[0] if x.sum() < 1e9 else x
+
+    model, x = net_of(forward, lstm=nn.LSTM(6, 6)), torch.rand(3, 2, 6)
+    converted = qrecipe.quantize(model, DYNAMIC, example_inputs=x)
+    assert output_sqnr_db(model(x), copy.deepcopy(converted)(x)) > 30
+
+
+def test_inputs_that_do_not_fit_are_told_as_such_and_not_as_a_trace_that_failed():
+    with pytest.raises(PlanError) as caught:
+        qrecipe.plan(branching(), DYNAMIC, torch.rand(2, 7))
+    assert [finding.code for finding in caught.value.findings] == ["QR307"]
+
+
+def test_training_mode_of_a_prepared_model_does_not_reach_the_reference():
+    model = net_of(
+        lambda self, x: self.fc(self.drop(x)) if x.sum() < 1e9 else x,
+        drop=nn.Dropout(0.9),
+        fc=nn.Linear(6, 6),
+    )
+    x = torch.rand(8, 6)
+    compiled = qrecipe.compile(model, DYNAMIC, x)
+    converted = compiled.convert(compiled.prepare().train())  # a warning would fail the test
+    assert output_sqnr_db(model(x), converted(x)) > 30

@@ -113,8 +113,9 @@ def test_a_batch_norm_that_is_not_fused_is_frozen_too():
 
 
 def test_learnable_scales_go_on_learning_when_observers_stop():
-    prepared, batches = prepared_for("mlp", kind="learnable")
-    optimizer, schedule = scheduled(prepared, 40, rate=10.0)
+    rules = '[qat]\nschedule = "constant"\n'
+    prepared, batches = prepared_for("mlp", kind="learnable", rules=rules)
+    optimizer, schedule = scheduled(prepared, 40, rate=1.0)
     run(prepared, batches, optimizer, schedule, 3)
     scale = prepared.fc1.weight_fake_quant.scale
     before = scale.detach().clone()
@@ -171,3 +172,23 @@ def test_models_and_steps_that_do_not_fit_are_refused():
     for steps in (0, -1, 2.5):
         with pytest.raises(PlanError, match="not a positive number"):
             qrecipe.qat_schedule(prepared, optimizer, original_steps=steps)
+
+
+def test_observers_see_one_batch_at_least_and_calibration_sees_behind_the_schedule():
+    rules = "[qat]\ndisable_observer_after = 0.0\n"
+    for calibrates in (False, True):
+        prepared, batches = prepared_for("mlp", rules=rules)
+        optimizer, schedule = scheduled(prepared, 40)
+        if calibrates:
+            qrecipe.calibrate(prepared, batches, progress=lambda done, total: None)
+        run(prepared, batches, optimizer, schedule, 1)
+        assert observing(prepared) == {False}
+        scale = prepared.activation_post_process_0.scale
+        assert scale != 1
+
+
+def test_any_kind_of_integer_counts_steps():
+    prepared, _ = prepared_for("mlp")
+    optimizer = torch.optim.SGD(prepared.parameters(), lr=1.0)
+    steps = pytest.importorskip("numpy").int64(50)
+    assert qrecipe.qat_schedule(prepared, optimizer, original_steps=steps).total_steps == 5

@@ -41,7 +41,8 @@ FOUR = QConfig(
         qscheme=torch.per_tensor_symmetric,
     ),
 )
-IMAGES = [torch.randn(2, 3, 8, 8) for _ in range(3)]
+_RANDOM = torch.Generator().manual_seed(0)
+IMAGES = [torch.randn(2, 3, 8, 8, generator=_RANDOM) for _ in range(3)]
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +65,7 @@ def two_linears():
     return net_of(lambda self, x: self.d(self.c(x)), c=nn.Linear(8, 8), d=nn.Linear(8, 8))
 
 
-ROWS = [torch.randn(4, 8) for _ in range(3)]
+ROWS = [torch.randn(4, 8, generator=_RANDOM) for _ in range(3)]
 FOUR_BITS = """
 [tensor.four]
 observer = "moving_average_minmax"

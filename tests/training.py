@@ -18,15 +18,17 @@ KINDS = {
 
 
 def qat_recipe(kind="fake_quantize", *, base="builtin:x86-vnni-static", rules="", head=""):
-    name = "learnable" if kind.startswith("learnable") else kind
+    # gradients of scales are sums over whole tensors: unscaled, they overshoot at once
+    learns = kind.startswith("learnable")
+    name = '{ name = "learnable", use_grad_scaling = true }' if learns else f'"{kind}"'
     return qrecipe.parse_recipe(
         f'format = 1\nextends = "{base}"\nphase = "qat"\n{head}\n'
-        f'[tensor.activation]\nfake_quant = "{name}"\n'
-        f'[tensor.weight]\nfake_quant = "{name}"\n{KINDS[kind]}\n{rules}\n'
+        f"[tensor.activation]\nfake_quant = {name}\n"
+        f"[tensor.weight]\nfake_quant = {name}\n{KINDS[kind]}\n{rules}\n"
     )
 
 
-def train(prepared, batches, *, rate=1e-3):
+def train(prepared, batches, *, rate=1e-5):
     """One step a batch towards an output of zero; the losses."""
     parameters = [p for p in prepared.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=rate)

@@ -8,11 +8,11 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from qrecipe.converted import differs, module_became, weight_problem
-from qrecipe.copying import structural_copy
+from qrecipe.copying import runnable_copy
+from qrecipe.dynamic_kernels import expected_output
 from qrecipe.errors import CODES, Finding, error_from, first_line
 from qrecipe.fx.numerics import JUDGEABLE_DB, RIGHT_KERNEL_DB, Sample
 from qrecipe.inputs import Inputs
@@ -65,26 +65,28 @@ def _numeric_findings(
     plan: Plan, prepared: nn.Module, converted: nn.Module, sample: Sample
 ) -> Iterator[Finding]:
     sites = [site for site in plan.sites if site.mode is not None]
+    names = [site.name for site in sites]
     if not sites:
         return
     try:
-        with torch.no_grad():
-            reached = output_sqnr_db(sample.output, sample.inputs.call(converted))
+        calls, output = _calls_of(converted, names, sample.inputs)
     except Exception as error:
         yield Finding(
             "QR413",
             f"the converted model fails on the first batch: {first_line(error)}",
-            hint="does its forward reach for the weight of a module? leave that module float",
+            hint="a quantized module has no weight to read, and takes its input by position: where "
+            "forward wants otherwise, leave the module float",
         )
         return
-    inputs = _inputs_of(prepared, [site.name for site in sites], sample.inputs)
-    bits = 8 if plan.backend == "qnnpack" else 7
+    before, _ = _calls_of(prepared, names, sample.inputs)
+    yield from (_unreached(site) for site in sites if site.name in before.keys() - calls.keys())
     wrong = [
         finding
         for site in sites
-        if (finding := _judged(site, inputs[site.name], prepared, converted, bits))
+        if site.name in calls and (finding := _judged(site, calls[site.name], converted, plan))
     ]
     yield from wrong
+    reached = output_sqnr_db(sample.output, output)
     if wrong or reached is None:
         return
     if math.isnan(reached):
@@ -97,17 +99,16 @@ def _numeric_findings(
         )
 
 
-def _inputs_of(model: nn.Module, names: list[str], inputs: Inputs) -> dict[str, Inputs]:
-    """What each of some modules is called with first."""
+def _calls_of(model: nn.Module, names: list[str], inputs: Inputs) -> tuple[dict[str, Inputs], Any]:
+    """What each of some modules is called with first, and what the model gives, run on a copy."""
     taken: dict[str, Inputs] = {}
-    probe = structural_copy(model)
+    probe = runnable_copy(model)
     for name in names:
         probe.get_submodule(name).register_forward_pre_hook(
             partial(_take, taken, name), with_kwargs=True
         )
     with torch.no_grad():
-        inputs.call(probe)
-    return taken
+        return taken, inputs.call(probe)
 
 
 def _take(
@@ -116,15 +117,24 @@ def _take(
     taken.setdefault(name, Inputs(args, kwargs))
 
 
-def _judged(
-    site: Site, inputs: Inputs, prepared: nn.Module, converted: nn.Module, bits: int
-) -> Finding | None:
-    module, kernel = prepared.get_submodule(site.name), converted.get_submodule(site.name)
+def _unreached(site: Site) -> Finding:
+    return Finding(
+        "QR410",
+        f"{site.name} was converted, and the model still calls what it was before",
+        site.rule.location,
+        hint="does the model keep it in a plain list, dict or tuple too? use nn.ModuleList or "
+        "nn.ModuleDict",
+    )
+
+
+def _judged(site: Site, inputs: Inputs, converted: nn.Module, plan: Plan) -> Finding | None:
+    kernel = converted.get_submodule(site.name)
     with torch.no_grad():
-        expected = _reference(module, kernel, inputs, bits)
+        expected = expected_output(kernel, inputs, plan.backend)
         if expected is None:
             return None
-        reached = sqnr_db(expected, inputs.call(kernel))
+        # without hooks of the caller's, which are no business of the kernel
+        reached = sqnr_db(expected, kernel.forward(*inputs.args, **dict(inputs.kwargs)))
     if reached >= RIGHT_KERNEL_DB:
         return None
     return Finding(
@@ -134,27 +144,3 @@ def _judged(
         site.rule.location,
         hint=f'leave it float: [rules.module_name] "{site.name}" = "float"',
     )
-
-
-def _reference(module: nn.Module, kernel: Any, inputs: Inputs, bits: int) -> Tensor | None:
-    """What float arithmetic makes of the rounded weight, and of an input rounded to ``bits``."""
-    if not isinstance(module, (nn.Linear, nn.Embedding)):
-        return None
-    (x,) = inputs.args or inputs.kwargs.values()
-    if isinstance(module, nn.Embedding):
-        return F.embedding(x, kernel.weight().dequantize())
-    if not x.numel():
-        return None
-    weight: Tensor = kernel.weight()
-    if weight.is_quantized:
-        return F.linear(_rounded(x, bits), weight.dequantize(), module.bias)
-    return F.linear(x, weight, module.bias)
-
-
-def _rounded(x: Tensor, bits: int) -> Tensor:
-    """As the dynamic kernels round it: affine, over the range of this very tensor."""
-    most = 2**bits - 1
-    low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
-    scale = max((high - low) / most, 1e-12)
-    zero_point = min(round(-low / scale), most)
-    return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, 0, most)

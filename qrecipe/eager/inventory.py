@@ -47,7 +47,7 @@ def take_inventory(
     bases = {path: base_names(type(model.get_submodule(path))) for path in modules}
     operations = tuple(match.operation for match in matches.values())
     structure = ModelStructure(operations, modules, bases, aliases)
-    return Inventory((), matches, structure, untraced=why)
+    return Inventory((), matches, structure, untraced=why, unreached=_unreached(model, called))
 
 
 def _called(model: nn.Module, inputs: Inputs) -> list[str]:
@@ -74,6 +74,18 @@ def _called(model: nn.Module, inputs: Inputs) -> list[str]:
     return list(called)
 
 
+def _unreached(model: nn.Module, called: list[str]) -> tuple[str, ...]:
+    """Modules with weights of their own that no call reached, save those inside torch's own."""
+    reached = set(called)
+    return tuple(
+        path
+        for path, module in model.named_modules()
+        if path not in reached
+        and next(module.parameters(recurse=False), None) is not None
+        and not any(_is_torchs_own(model.get_submodule(p)) for p in enclosing(path)[1:-1])
+    )
+
+
 def _note(called: dict[str, None], path: str, module: nn.Module, args: Any) -> None:
     called.setdefault(path)
 
@@ -85,8 +97,14 @@ def _stops(path: str, module: nn.Module, table: FxTable) -> bool:
         not list(module.children())
         or path in table.non_traceable_module_name
         or f"{kind.__module__}.{kind.__qualname__}" in table.non_traceable_module_class
-        or (kind.__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential))
+        or _is_torchs_own(module)
     )
+
+
+def _is_torchs_own(module: nn.Module) -> bool:
+    """Whether tracing takes it for one operation; containers are no operations."""
+    containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    return type(module).__module__.startswith("torch.nn") and not isinstance(module, containers)
 
 
 def _kind(config: Any) -> Kind:

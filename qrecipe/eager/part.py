@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from qrecipe._torch_ao import quiet
-from qrecipe._torch_fx import quantize_dynamic
-from qrecipe.copying import structural_copy
+from qrecipe._torch_fx import DynamicRecurrent, quantize_dynamic
+from qrecipe.copying import runnable_copy, structural_copy
 from qrecipe.eager.audit import audit
 from qrecipe.errors import ExecutionError, Finding, first_line
 from qrecipe.fx.execution import engine
@@ -32,14 +32,15 @@ class EagerPart:
     inputs: Inputs
 
     def prepare(self) -> nn.Module:
-        """A copy in eval mode, which shares the tensors: there is nothing to observe."""
-        return structural_copy(self.model).eval()
+        """A copy in eval mode that may be run; there is nothing to observe."""
+        return runnable_copy(self.model)
 
     def convert(self, prepared: nn.Module, sample: Sample | None, lint: LintTable) -> nn.Module:
         """The quantized model, audited on ``sample``, or on the example inputs without one.
 
         Raises ``ExecutionError`` (QR405) where torch fails, and ``AuditError``.
         """
+        prepared = runnable_copy(prepared)  # in eval mode, whatever the caller did to it
         proof = sample or _run(prepared, self.inputs)
         converted = self.swapped(prepared)
         with engine(self.plan.backend), quiet():
@@ -67,6 +68,9 @@ class EagerPart:
                 ) from error
         self._replace_aliases(converted, rules)
         _forget_qconfigs(converted)
+        for module in converted.modules():
+            if isinstance(module, DynamicRecurrent):
+                vars(module)["flatten_parameters"] = _nothing_to_flatten
         return converted
 
     def _replace_aliases(self, converted: nn.Module, rules: Mapping[str, Any]) -> None:
@@ -76,6 +80,10 @@ class EagerPart:
                 converted.set_submodule(alias, converted.get_submodule(path))
 
 
+def _nothing_to_flatten() -> None:
+    """What models call on a recurrent layer before they run it; packed weights are flat."""
+
+
 def _forget_qconfigs(model: nn.Module) -> None:
     for module in model.modules():
         vars(module).pop("qconfig", None)
@@ -83,4 +91,4 @@ def _forget_qconfigs(model: nn.Module) -> None:
 
 def _run(prepared: nn.Module, inputs: Inputs) -> Sample:
     with torch.no_grad():
-        return Sample(inputs, inputs.call(prepared))
+        return Sample(inputs, inputs.call(runnable_copy(prepared)))

@@ -71,8 +71,10 @@ def _channels(graph_module: fx.GraphModule) -> dict[str, int]:
 def _weight(node: fx.Node, graph_module: fx.GraphModule) -> Tensor | None:
     if node.op == "call_module":
         module = graph_module.get_submodule(str(node.target))
-        weight = getattr(module[0] if isinstance(module, nn.Sequential) else module, "weight", None)
-        return weight if isinstance(weight, Tensor) else None
+        owner = module[0] if isinstance(module, nn.Sequential) else module
+        # all weights of a recurrent module have a row for each of its gates' outputs
+        found = (getattr(owner, name, None) for name in ("weight", "weight_ih_l0", "weight_ih"))
+        return next((weight for weight in found if isinstance(weight, Tensor)), None)
     source = node.args[1] if node.target in TAKES_WEIGHT and len(node.args) > 1 else None
     if not isinstance(source, fx.Node) or source.op != "get_attr":
         return None

@@ -42,9 +42,11 @@ def prepared_copy(
     phase: Phase,
 ) -> fx.GraphModule:
     """A copy of the graph with observers or fake-quants inserted; it shares the float tensors."""
+    copied = structural_copy(graph_module)
+    weights = dict(copied.named_parameters(remove_duplicate=False))
     with quiet(), _nothing_kept():
         prepared = prepare(
-            structural_copy(graph_module),
+            copied,
             emission.qconfig_mapping,
             phase == "qat",
             dict(emission.scopes),
@@ -53,9 +55,19 @@ def prepared_copy(
             None,
             backend_config,
         )
+    _tie_again(prepared, weights)
     share_connected_observers(prepared)
     attach_preserved_attrs_to_model(prepared, dict(preserved))
     return prepared
+
+
+def _tie_again(prepared: fx.GraphModule, weights: Mapping[str, nn.Parameter]) -> None:
+    """Put back the parameters that torch wrapped anew: what was one weight would become two."""
+    for name, parameter in list(prepared.named_parameters(remove_duplicate=False)):
+        former = weights.get(name)
+        if former is not None and former is not parameter and former.shape == parameter.shape:
+            path, _, own = name.rpartition(".")
+            setattr(prepared.get_submodule(path), own, former)
 
 
 def reference(

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, fx
 
 from qrecipe._torch_ao import quiet
+from qrecipe.dynamic_kernels import expected_output
 from qrecipe.errors import Finding, first_line
 from qrecipe.fx.emission import site_of
 from qrecipe.fx.weights import round_weights_fast
 from qrecipe.inputs import Inputs, batch_size, bind, head
 from qrecipe.planning import Plan, Site
+from qrecipe.schema import Backend
 from qrecipe.sqnr import output_sqnr_db, sqnr_db
 
 RIGHT_KERNEL_DB = 30.0
@@ -171,19 +173,33 @@ def _does_not_run(what: str, error: str) -> Finding:
 
 
 class _Collector(fx.Interpreter):
-    """Keeps what each site of a converted graph gives, by the site's name."""
+    """Keeps what each static site gives, by its name, and judges the others at once."""
 
-    def __init__(self, converted: fx.GraphModule) -> None:
+    def __init__(self, converted: fx.GraphModule, backend: Backend) -> None:
         super().__init__(converted)
+        self.backend = backend
         self.results: dict[str, Any] = {}
+        self.judged: dict[str, float] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         name = site_of(n)
-        if name is not None and isinstance(result, Tensor) and result.is_quantized:
+        if name is None or not isinstance(result, Tensor):
+            return result
+        if result.is_quantized:
             # a later operation in place must not change what is judged
             self.results[name] = result.clone()
+        elif n.op == "call_module":
+            self._note_untraced_range(name, n, result)
         return result
+
+    def _note_untraced_range(self, name: str, n: fx.Node, result: Tensor) -> None:
+        """What a dynamic or weight-only module gives, beside what it should."""
+        inputs = Inputs(*self.fetch_args_kwargs_from_env(n))
+        kernel = self.module.get_submodule(str(n.target))
+        expected = expected_output(kernel, inputs, self.backend)
+        if expected is not None:
+            self.judged[name] = sqnr_db(expected, result)
 
 
 class _Replay(fx.Interpreter):
@@ -232,7 +248,7 @@ def _is_finer(site: Site) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Judgement:
-    """What single sites gave on equal input; ``complete`` where no static site was left out."""
+    """What single sites gave on equal input; ``complete`` where no site was left out."""
 
     wrong: tuple[Finding, ...]
     complete: bool
@@ -241,22 +257,23 @@ class _Judgement:
 def _judge_sites(
     plan: Plan, converted: fx.GraphModule, reference: fx.GraphModule, sample: Sample
 ) -> _Judgement:
-    collector = _Collector(converted)
+    collector = _Collector(converted, plan.backend)
     with torch.no_grad(), quiet():
         collector.run(*bind(converted, converted, sample.inputs))
         replay = _Replay(reference, collector.results)
         replay.run(*bind(reference, reference, sample.inputs))
-    static = {site.name: site for site in plan.sites if site.mode == "static"}
+    quantized = {site.name: site for site in plan.sites if site.mode is not None}
+    judged = {**replay.judged, **collector.judged}
     wrong = [
         Finding(
             "QR411",
-            f"the quantized kernel of {name} ({static[name].op}) computes something else: "
+            f"the quantized kernel of {name} ({quantized[name].op}) computes something else: "
             f"{value:.1f} dB from its reference on equal input",
-            static[name].rule.location,
+            quantized[name].rule.location,
             hint=f'leave it float: [rules.module_name] "{name}" = "float"',
         )
-        for name, value in replay.judged.items()
-        if name in static and value < RIGHT_KERNEL_DB and not _is_finer(static[name])
+        for name, value in judged.items()
+        if name in quantized and value < RIGHT_KERNEL_DB and not _is_finer(quantized[name])
     ]
-    weighed = {name for name, site in static.items() if site.verdict == "quantized"}
-    return _Judgement(tuple(wrong), weighed <= replay.judged.keys())
+    weighed = {name for name, site in quantized.items() if site.verdict == "quantized"}
+    return _Judgement(tuple(wrong), weighed <= judged.keys())

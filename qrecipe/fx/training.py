@@ -37,6 +37,14 @@ def is_observing(fake_quant: FakeQuantizeBase) -> bool:
     return bool(_observer_switch(fake_quant)[0])
 
 
+def has_seen_nothing(fake_quant: nn.Module) -> bool:
+    """Whether its observer keeps extremes, and has none yet."""
+    extreme = getattr(getattr(fake_quant, "activation_post_process", None), "min_val", None)
+    return isinstance(extreme, torch.Tensor) and not (
+        extreme.numel() and bool(torch.isfinite(extreme).all())
+    )
+
+
 def stop_observing(model: nn.Module) -> None:
     """Fix all ranges, save those that are learnt by their gradients."""
     for fake_quant in fake_quants(model):
@@ -63,7 +71,8 @@ def accompany_training(prepared: nn.Module) -> None:
     """Let fake-quants keep their ranges in eval mode, and learnable ones learn after one batch.
 
     torch lets the observers of a model in eval mode run on, so that measuring it would change it,
-    and overwrites what is learnt by what is observed until somebody switches over.
+    and overwrites what is learnt by what is observed until somebody switches over. Before the
+    first batch there is no range to keep, and tensors pass as they are.
     """
     for fake_quant in fake_quants(prepared):
         fake_quant.register_forward_pre_hook(_rest_in_eval_mode)
@@ -73,13 +82,18 @@ def accompany_training(prepared: nn.Module) -> None:
 def _rest_in_eval_mode(fake_quant: nn.Module, args: Any) -> None:
     assert isinstance(fake_quant, FakeQuantizeBase)
     rests = not fake_quant.training and is_observing(fake_quant)
+    passes = rests and bool(fake_quant.fake_quant_enabled[0]) and has_seen_nothing(fake_quant)
     if rests:
         fake_quant.disable_observer()
-    vars(fake_quant)["_rests"] = rests
+    if passes:
+        fake_quant.disable_fake_quant()
+    vars(fake_quant)["_rests"], vars(fake_quant)["_passes"] = rests, passes
 
 
 def _go_on(fake_quant: nn.Module, args: Any, output: Any) -> None:
     assert isinstance(fake_quant, FakeQuantizeBase)
+    if vars(fake_quant).pop("_passes", False):
+        fake_quant.enable_fake_quant()
     if vars(fake_quant).pop("_rests", False):
         fake_quant.enable_observer()
     elif (
@@ -104,24 +118,28 @@ def _start_alike(learnable: _LearnableFakeQuantize) -> None:
 
 @contextmanager
 def only_observing(prepared: nn.Module) -> Iterator[None]:
-    """Run the model in eval mode with float values while its ranges are observed."""
+    """Run the model in eval mode with float values while its ranges are observed.
+
+    Ranges that were fixed are observed once more, and are fixed again afterwards.
+    """
     modes = {module: module.training for module in prepared.modules()}
     switches = {
-        fake_quant: fake_quant.fake_quant_enabled.clone()
-        for fake_quant in modes
-        if isinstance(fake_quant, FakeQuantizeBase)
+        fake_quant: (bool(fake_quant.fake_quant_enabled[0]), is_observing(fake_quant))
+        for fake_quant in fake_quants(prepared)
     }
     prepared.eval()
     for fake_quant in switches:
         fake_quant.train()  # as in training: in eval mode they rest
         fake_quant.disable_fake_quant()
+        fake_quant.enable_observer()
     try:
         yield
     finally:
         for module, training in modes.items():
             module.training = training
-        for fake_quant, enabled in switches.items():
-            fake_quant.enable_fake_quant(bool(enabled[0]))
+        for fake_quant, (rounds, observes) in switches.items():
+            fake_quant.enable_fake_quant(rounds)
+            fake_quant.enable_observer(observes)
 
 
 def frozen_copy(prepared: fx.GraphModule, inputs: Inputs) -> fx.GraphModule:
@@ -132,14 +150,16 @@ def frozen_copy(prepared: fx.GraphModule, inputs: Inputs) -> fx.GraphModule:
     """
     frozen = copy.deepcopy(prepared).eval()
     for fake_quant in fake_quants(frozen):
-        fake_quant.train()
+        # the switches alone decide from here on
+        fake_quant._forward_pre_hooks.clear()
+        fake_quant._forward_hooks.clear()
         fake_quant.enable_fake_quant()
     for _, fake_quant in activation_fake_quants(frozen):
         fake_quant.disable_observer()
     with torch.no_grad(), quiet():
         inputs.call(frozen)
     stop_observing(frozen)
-    return frozen.eval()
+    return frozen
 
 
 def _observer_switch(fake_quant: FakeQuantizeBase) -> torch.Tensor:
