@@ -264,6 +264,21 @@ def _operands(node: fx.Node, backend: Backend) -> str | None:
     return "an operand is no floating tensor, and would be observed as one"
 
 
+def _infinite_operand(node: fx.Node, backend: Backend) -> str | None:
+    """A mask of -inf, as attention adds one, has no range."""
+    graph_module = node.graph.owning_module
+    if node.target not in _BINARY or graph_module is None:
+        return None
+    for arg in node.args:
+        if not isinstance(arg, fx.Node) or arg.op != "get_attr":
+            continue
+        path, _, name = str(arg.target).rpartition(".")
+        stored = getattr(graph_module.get_submodule(path), name)
+        if stored.is_floating_point() and not bool(torch.isfinite(stored).all()):
+            return f"{name} holds infinite values or NaN, which have no range"
+    return None
+
+
 def _scalar_factor(node: fx.Node, backend: Backend) -> str | None:
     if node.target not in (operator.mul, torch.mul):
         return None
@@ -315,6 +330,7 @@ _FUNCTION_CHECKS: tuple[Callable[[Any, Backend], str | None], ...] = (
     _binary_arguments,
     _qnnpack_clamp,
     _operands,
+    _infinite_operand,
     _computed_weight,
     _padding_word,
     _qnnpack_functions,

@@ -184,8 +184,13 @@ def _decide(operation: Operation, matchers: Sequence[_Matcher]) -> tuple[Decisio
 def _member_conflicts(
     winner: Rule, others: Sequence[Member], matchers: Sequence[_Matcher]
 ) -> Iterator[_Conflict]:
-    """Rules that name a later member of the group itself, and want something else for it."""
+    """Rules that name a later member of the group itself, and want something else for it.
+
+    Those of recipes that the winner's extends are beaten, as everywhere.
+    """
     for matcher in matchers:
+        if matcher.rule.layer in winner.overrides:
+            continue
         named = next((member.name for member in others if matcher.selects_call(member)), None)
         if named is not None and matcher.rule.qconfig != winner.qconfig:
             yield _Conflict(winner, matcher.rule, named)

@@ -216,3 +216,15 @@ def test_convolutions_in_small_groups_go_where_they_are_fast_or_are_warned_about
     assert [warning.code for warning in plan.warnings] == codes
     converted = qrecipe.quantize(model, accepted, batches, progress=silent)
     assert sqnr_db(model(batches[0]), converted(batches[0])) > 20
+
+
+def test_a_mask_of_infinities_is_not_added_in_int8():
+    model = net_of(
+        lambda self, x: torch.softmax(self.fc(x) + self.mask, -1) @ x, fc=nn.Linear(6, 6)
+    )
+    model.register_buffer("mask", torch.triu(torch.full((6, 6), -torch.inf), 1))
+    batches = [torch.randn(6, 6) for _ in range(12)]
+    plan = qrecipe.plan(model, "builtin:x86-static", batches[0])
+    assert "infinite" in sites(plan)[":add"].reason
+    converted = qrecipe.quantize(model, "builtin:x86-static", batches, progress=silent)
+    assert sqnr_db(model(batches[0]), converted(batches[0])) > 20

@@ -167,6 +167,16 @@ def test_a_name_rule_on_a_member_that_says_otherwise_is_a_conflict(key):
     assert key in finding.message
 
 
+def test_a_rule_of_a_base_on_a_member_gives_way_to_the_recipe_that_extends_it():
+    """An overlay leaves a group float, whatever pattern of its base happens to hit a member."""
+    base = name("b*", INT8, layer="base")
+    own = name("conv1", None, layer="own", overrides=frozenset({"base"}))
+    resolution = resolve(NET, [GLOBAL, base, own])
+    assert resolution.findings == ()
+    assert resolution.decisions["conv1"].rule is own
+    assert base in resolution.decisions["conv1"].shadowed
+
+
 def test_a_name_rule_on_a_member_that_says_the_same_as_the_group_is_shadowed():
     same = name("bn1", INT8)
     resolution = resolve(NET, [GLOBAL, same])
