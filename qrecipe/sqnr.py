@@ -15,14 +15,16 @@ def sqnr_db(reference: Tensor, candidate: Tensor) -> float:
     """Signal-to-quantization-noise ratio of two tensors of equal shape, in dB.
 
     Equal tensors give +inf; noise over a zero reference gives -inf; NaN anywhere gives NaN.
+    Infinite values that both have, as masks do, are equal and count for nothing.
 
     Source: 20 log10(|x| / |x - y|), as in torch's Numeric Suite.
 
     >>> sqnr_db(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5]))
     20.0
     """
-    signal = torch.linalg.vector_norm(reference.double()).item()
-    noise = torch.linalg.vector_norm(reference.double() - candidate.double()).item()
+    expected, actual = without_shared_infinities(reference.double(), candidate.double())
+    signal = torch.linalg.vector_norm(expected).item()
+    noise = torch.linalg.vector_norm(expected - actual).item()
     if math.isnan(signal) or math.isnan(noise):
         return math.nan
     if noise == 0:
@@ -30,6 +32,12 @@ def sqnr_db(reference: Tensor, candidate: Tensor) -> float:
     if signal == 0:
         return -math.inf
     return 20 * math.log10(signal / noise)
+
+
+def without_shared_infinities(expected: Tensor, actual: Tensor) -> tuple[Tensor, Tensor]:
+    """Both tensors, without the places where both hold the same infinity."""
+    shared = expected.isinf() & (expected == actual)
+    return (expected[~shared], actual[~shared]) if bool(shared.any()) else (expected, actual)
 
 
 def output_sqnr_db(reference: Any, candidate: Any) -> float | None:

@@ -26,6 +26,15 @@ def render_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([*lines, *(_line(row, widths) for row in rows)])
 
 
+def room_beside(rows: Sequence[Sequence[str]], most: int) -> int:
+    """How wide a last column of bars may be for its bars to be told apart, ``most`` at most."""
+    if not sys.stdout.isatty():
+        return most
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    taken = sum(widths) + len(_GAP) * len(widths)
+    return max(_NARROWEST, min(most, shutil.get_terminal_size().columns - taken))
+
+
 def _shrink(widths: list[int], available: int, columns: Sequence[int]) -> None:
     """Narrow the widest of some columns, letter by letter, until the table fits."""
     while sum(widths) > available:

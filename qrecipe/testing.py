@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from qrecipe.authoring.outcomes import SiteOutcome, plan_outcome
-from qrecipe.errors import CODES
+from qrecipe.errors import CODES, Finding, RecipeReferenceError, first_line
 from qrecipe.pipeline import plan as make_plan
 from qrecipe.planning import Plan, Site
 from qrecipe.recipe import Recipe, load_recipe
@@ -53,7 +53,11 @@ def assert_plan_matches(
     plan = make_plan(model, loaded, example_inputs)
     text = golden_text(plan, _name(loaded, plan, path))
     if os.environ.get(UPDATE_VARIABLE) == "1" if update is None else update:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except (OSError, ValueError) as error:
+            text = f"cannot write {path}: {first_line(error)}"
+            raise RecipeReferenceError(Finding("QR001", text)) from error
         write_atomically(path, text)
     elif (expected := _content(path)) != text:
         raise AssertionError(_difference(path, expected, text))
@@ -102,8 +106,8 @@ def _content(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         why = "there is none"
-    except OSError as error:
-        why = (error.strerror or str(error)).lower()
+    except (OSError, ValueError) as error:
+        why = (getattr(error, "strerror", None) or str(error)).lower()
     raise AssertionError(f"no golden plan {path}: {why}\n{_advice()}")
 
 
@@ -113,7 +117,9 @@ def _difference(path: Path, expected: str, text: str) -> str:
 
 def _lines(expected: str, text: str) -> Iterator[str]:
     old, new = expected.splitlines(), text.splitlines()
-    return difflib.unified_diff(old, new, "golden", "the plan now", lineterm="", n=4)
+    if old == new:
+        yield "the lines are equal: it ends them otherwise"
+    yield from difflib.unified_diff(old, new, "golden", "the plan now", lineterm="", n=4)
 
 
 def _advice() -> str:

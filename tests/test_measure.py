@@ -6,14 +6,18 @@ import time
 
 import pytest
 import torch
+from plans import net_of
+from runs import STATIC, silent
 from torch import nn
 from torch.ao.nn.quantized import Conv2d, Embedding, Linear
 from torch.ao.nn.quantized.dynamic import LSTM
 from torch.ao.nn.quantized.dynamic import Linear as DynamicLinear
 
+import qrecipe
 from qrecipe.inputs import Inputs
 from qrecipe.measure.latency import compare_latency
 from qrecipe.measure.sizes import model_size
+from qrecipe.sqnr import output_sqnr_db, sqnr_db
 
 
 def per_channel(rows: int, *rest: int) -> torch.Tensor:
@@ -88,3 +92,14 @@ def test_latency_is_the_ratio_of_medians_of_equally_many_runs():
     assert 5 <= latency.runs < slow.calls
     assert 2 < latency.ratio < 5
     assert latency.threads == torch.get_num_threads()
+
+
+def test_infinities_that_both_have_are_equal():
+    masked = torch.tensor([3.0, 4.0, -torch.inf])
+    assert sqnr_db(masked, torch.tensor([3.0, 4.5, -torch.inf])) == pytest.approx(20.0)
+    assert sqnr_db(masked, masked) == float("inf")
+    assert sqnr_db(masked, torch.tensor([3.0, 4.0, torch.inf])) != float("inf")
+    model = net_of(lambda self, x: self.fc(x).masked_fill(x > 1, -torch.inf), fc=nn.Linear(6, 6))
+    batches = [torch.randn(4, 6) for _ in range(12)]
+    converted = qrecipe.quantize(model, STATIC, batches, progress=silent)
+    assert output_sqnr_db(model(batches[0]), converted(batches[0])) > 20

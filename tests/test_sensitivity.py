@@ -512,3 +512,44 @@ def test_json_and_bars_show_the_order():
 def test_a_ranking_is_plotted(tmp_path):
     ranking_of("mlp").plot(tmp_path / "ranking.png")
     assert (tmp_path / "ranking.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_loader_that_can_be_read_but_once_is_held():
+    class Once:
+        def __init__(self, batches):
+            self._batches = iter(batches)
+
+        def __iter__(self):
+            return self._batches
+
+    net = NETS["mlp"]
+    batches = net.batches(3)
+    held = ranked(net.model(), Once(batches), qrecipe.parse_recipe(f"{HEAD}{FEW}"))
+    plain = ranked(net.model(), batches, qrecipe.parse_recipe(f"{HEAD}{FEW}"))
+    assert [(s.name, s.sqnr_db) for s in held.sites] == [(s.name, s.sqnr_db) for s in plain.sites]
+    assert held.batches == 3
+
+
+def test_progress_counts_no_more_batches_than_the_recipe_takes():
+    seen = []
+    net = NETS["mlp"]
+    text = f"{HEAD}{FEW}[calibration]\nmax_batches = 2\n"
+    qrecipe.sensitivity(
+        net.model(),
+        qrecipe.parse_recipe(text),
+        net.batches(6),
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert seen[-1] == (4, 4)
+
+
+def test_a_measure_that_gives_nan_is_refused():
+    net = NETS["mlp"]
+    with pytest.raises(ExecutionError, match="gives NaN"):
+        qrecipe.sensitivity(
+            net.model(),
+            qrecipe.parse_recipe(f"{HEAD}{FEW}"),
+            net.batches(3),
+            evaluate=lambda model: float("nan"),
+            progress=lambda done, total: None,
+        )

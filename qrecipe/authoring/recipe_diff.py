@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,13 +38,18 @@ def value_changes(before: Recipe, after: Recipe) -> Iterator[ValueChange]:
     """
     old, new = _significant(before), _significant(after)
     for path in {**old, **new}:
-        if path not in old or path not in new or old[path] != new[path]:
+        if path not in old or path not in new or _canonical(old[path]) != _canonical(new[path]):
             key = ".".join(map(toml_key, path))
             yield ValueChange(
                 key,
                 _value(before, key, old[path]) if path in old else None,
                 _value(after, key, new[path]) if path in new else None,
             )
+
+
+def _canonical(value: Any) -> str:
+    """What fingerprints tell apart: 1 and 1.0 are two values in TOML."""
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 def _significant(recipe: Recipe) -> dict[tuple[str, ...], Any]:

@@ -62,37 +62,38 @@ def compare_models(request: Request, *, as_json: bool) -> None:
             converted = quantize(job.model, job.recipe, job.data(), progress=show)
         with bar("comparing") as show:
             report = compare(job.model, converted, job.data(), progress=show)
-        if request.plot is not None:
-            report.plot(request.plot)
+    # what was measured is shown before anything is written that could fail
     if as_json:
         out_json(comparison_json(report))
     else:
         out(str(report))
+    if request.plot is not None:
+        report.plot(request.plot)
 
 
 def rank(request: Request, wish: Wish, *, as_json: bool) -> Ranking:
     """Rank the sites, show the ranking, and write the overlay where one is wished for."""
-    with _loaded(request, wish.evaluate) as job:
-        with bar("measuring") as show:
-            ranking = sensitivity(
-                job.model,
-                job.recipe,
-                job.data(),
-                method=wish.method,
-                evaluate=job.evaluate,
-                memory_limit=wish.memory_limit,
-                progress=show,
-            )
-        if request.plot is not None:
-            ranking.plot(request.plot)
-    if wish.out is not None:
-        ranking.save_overlay(wish.out, wish.keep_float, min_sqnr_db=wish.min_sqnr_db)
+    with _loaded(request, wish.evaluate) as job, bar("measuring") as show:
+        ranking = sensitivity(
+            job.model,
+            job.recipe,
+            job.data(),
+            method=wish.method,
+            evaluate=job.evaluate,
+            memory_limit=wish.memory_limit,
+            progress=show,
+        )
+    # what was measured is shown before anything is written that could fail
     if as_json:
         out_json({**ranking_json(ranking), "overlay": wish.out})
     else:
         out(str(ranking))
-        if wish.out is not None:
+    if wish.out is not None:
+        ranking.save_overlay(wish.out, wish.keep_float, min_sqnr_db=wish.min_sqnr_db)
+        if not as_json:
             out(f"\nwritten to {wish.out}")
+    if request.plot is not None:
+        ranking.plot(request.plot)
     return ranking
 
 

@@ -105,8 +105,9 @@ def sensitivity(
             preserved = {name: getattr(model, name) for name in loaded.fx.preserved_attributes}
             attach_preserved_attrs_to_model(whole, preserved)
         job = _Job(model, whole, wrapped, among, kernels)
-    source = _Source(held, loaded.calibration.max_batches, forward)
-    show = _Show(progress or terminal_progress("measuring"), len(sites), held)
+    most = loaded.calibration.max_batches
+    source = _Source(held, most, forward)
+    show = _Show(progress or terminal_progress("measuring"), len(sites), held, most)
     limit = DEFAULT_MEMORY_LIMIT if memory_limit is None else memory_limit
     with execution.engine(plan.backend), torch.no_grad(), quiet():
         if evaluate is not None:
@@ -160,12 +161,12 @@ class _Found:
 class _Show:
     """Progress in steps of one site on one batch."""
 
-    def __init__(self, progress: Progress, sites: int, batches: Iterable[Any]) -> None:
+    def __init__(self, progress: Progress, sites: int, batches: Iterable[Any], most: int) -> None:
         self._progress = progress
         self._done = 0
         self._sites = sites
         try:
-            self._count: int | None = len(batches)  # type: ignore[arg-type]
+            self._count: int | None = min(len(batches), most)  # type: ignore[arg-type]
         except TypeError:
             self._count = None
 

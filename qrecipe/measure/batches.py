@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from qrecipe._torch_ao import quiet
 from qrecipe.calibration import Forward, limited, unusable_batch
@@ -31,9 +32,12 @@ def rereadable(batches: Iterable[Any], limit: int) -> Iterable[Any]:
 
     Raises ``CalibrationError`` as `qrecipe.calibrate` does.
     """
-    if isinstance(batches, Iterator):
-        return list(limited(batches, limit))
-    return batches
+    if isinstance(batches, (Sequence, DataLoader)):  # a loader starts its workers at every look
+        return batches
+    once = isinstance(batches, Iterator) or (
+        isinstance(batches, Iterable) and iter(batches) is iter(batches)
+    )
+    return list(limited(batches, limit)) if once else batches
 
 
 def run_batch(model: nn.Module, batch: Any, index: int, forward: Forward | None) -> None:

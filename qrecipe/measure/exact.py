@@ -103,15 +103,17 @@ class Replay:
         return groups
 
     def _sizes(self, inputs: Inputs, size: int | None) -> Mapping[fx.Node, int]:
-        """Bytes of each float value; reckoned from one sample where the model takes one alone."""
-        one = inputs.first_samples(1)
-        if one is inputs or size is None:
+        """Bytes of each float value; reckoned from few samples where each has its own share."""
+        one, two = inputs.first_samples(1), inputs.first_samples(2)
+        if two is inputs or size is None:
             return self._graph.sizes(self._bound(inputs))
         try:
-            few = self._graph.sizes(self._bound(one))
+            few, more = (self._graph.sizes(self._bound(samples)) for samples in (one, two))
         except Exception:  # it needs all samples, whatever the reason
             return self._graph.sizes(self._bound(inputs))
-        return {node: size * count for node, count in few.items()}
+        if any(more[node] not in (count, 2 * count) for node, count in few.items()):
+            return self._graph.sizes(self._bound(inputs))
+        return {n: count if more[n] == count else size * count for n, count in few.items()}
 
 
 def too_little_memory(what: str, needed: int, limit: int) -> ExecutionError:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from qrecipe.sqnr import without_shared_infinities
+
 
 @dataclass(frozen=True, slots=True)
 class Fidelity:
@@ -56,9 +58,9 @@ class _Sums:
         if reference.shape != candidate.shape:
             self.noise = math.nan
             return
-        expected = reference.double()
+        expected, actual = without_shared_infinities(reference.double(), candidate.double())
         # strides may differ: flat views would pair the wrong values
-        difference = expected - candidate.double()
+        difference = expected - actual
         self.signal += float(torch.linalg.vector_norm(expected)) ** 2
         self.noise += float(torch.linalg.vector_norm(difference)) ** 2
         self.count += reference.numel()

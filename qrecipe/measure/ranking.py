@@ -14,7 +14,7 @@ from qrecipe.errors import ExecutionError, Finding
 from qrecipe.measure import overlay
 from qrecipe.measure.fidelity import finite_or_none
 from qrecipe.recipe import Recipe
-from qrecipe.tables import render_table
+from qrecipe.tables import render_table, room_beside
 
 Method = Literal["exact", "estimate"]
 
@@ -60,11 +60,14 @@ class Ranking:
 
     def __str__(self) -> str:
         longest = max((error for site in self.sites if (error := self._error(site)) > 0), default=0)
+        columns = [(site.name, site.op, self._shown(site)) for site in self.sites]
+        header = ("site", "operation", self._label)
+        room = room_beside((header, *columns), _BAR)
         rows = [
-            (site.name, site.op, self._shown(site), _bar(self._error(site), longest))
-            for site in self.sites
+            (*cells, _bar(self._error(site), longest, room))
+            for cells, site in zip(columns, self.sites, strict=True)
         ]
-        table = render_table(("site", "operation", self._label, self._bar_label), rows)
+        table = render_table((*header, self._bar_label), rows)
         return "\n\n".join([table, *self._notes()])
 
     @property
@@ -223,8 +226,8 @@ def contradiction(message: str) -> ExecutionError:
     return ExecutionError(Finding("QR425", message))
 
 
-def _bar(error: float, longest: float) -> str:
+def _bar(error: float, longest: float, width: int) -> str:
     if longest <= 0 or error <= 0:
         return ""
-    eighths = round(error / longest * _BAR * 8)
+    eighths = round(error / longest * width * 8)
     return ("█" * (eighths // 8) + _EIGHTHS[eighths % 8]).rstrip()

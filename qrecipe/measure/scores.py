@@ -87,8 +87,11 @@ def number(measure: Callable[[], Any], name: str) -> float:
         text = f"{name} failed: {type(error).__name__}: {first_line(error)}"
         raise ExecutionError(Finding("QR423", text)) from error
     try:
-        return float(value)
+        found = float(value)
     except (TypeError, ValueError, RuntimeError):
         text = f"{name} gives a {type(value).__name__}, not one number"
         hint = "return how good the outputs are, as a float; more is better"
         raise ExecutionError(Finding("QR423", text, hint=hint)) from None
+    if math.isnan(found):
+        raise ExecutionError(Finding("QR423", f"{name} gives NaN, which ranks nothing"))
+    return found
