@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from qrecipe.artifact.export import export_onnx as export_onnx
     from qrecipe.artifact.loading import load_quantized as load_quantized
     from qrecipe.artifact.saving import save_quantized as save_quantized
+    from qrecipe.authoring.suggest import suggest as suggest
     from qrecipe.calibration import calibrate as calibrate
     from qrecipe.errors import ArtifactError as ArtifactError
     from qrecipe.errors import AuditError as AuditError
@@ -99,6 +100,7 @@ _HOME = {
     "register_observer": "registry",
     "save_quantized": "artifact.saving",
     "sensitivity": "measure.analysis",
+    "suggest": "authoring.suggest",
 }
 
 __all__ = ["__version__", *_HOME]

@@ -277,6 +277,8 @@ CODES: dict[str, Code] = {
     "QR215": Code("tensor that no rule leads to"),
     "QR216": Code("pattern that matches every module"),
     "QR217": Code("rule that decides nothing"),
+    "QR218": Code("the search for a recipe was interrupted"),
+    "QR219": Code("no recipe within the accuracy budget"),
     "QR230": Code("hooks on a module that is traced through"),
     "QR231": Code("a root whose calls differ too much for one set of ranges"),
     "QR232": Code("a moving average that clings to the first batches"),
@@ -300,6 +302,12 @@ CODES: dict[str, Code] = {
     "QR322": Code("lock file of a newer qrecipe", PlanError),
     "QR323": Code("the plan differs from its lock file", PlanError),
     "QR324": Code("lock file of another recipe", PlanError),
+    # writing recipes
+    "QR330": Code("the float model has no usable accuracy", ExecutionError),
+    "QR331": Code("trial log of another search", ExecutionError),
+    "QR332": Code("a trial log cannot be read or written", ExecutionError),
+    "QR333": Code("bounds of a search that make no sense", ExecutionError),
+    "QR335": Code("nothing to quantize", UnsupportedError),
     # execution
     "QR401": Code("no calibration data", CalibrationError),
     "QR402": Code("a batch that the model cannot take", CalibrationError),

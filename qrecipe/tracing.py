@@ -268,7 +268,7 @@ def _trace_finding(
     line = _user_line(error)
     message = f"{where} cannot be traced{f' at {line}' if line else ''}: {first_line(error)}"
     keep_out = f'leave its inside float: [fx] non_traceable_module_name = ["{path}"]'
-    roots = [] if table.roots else _traceable(model, _called(model, inputs))
+    roots = [] if table.roots else traceable_parts(model, inputs)
     trace_these = f"trace the parts that can be: [fx] roots = {_toml_list(roots)}"
     if path:
         return Finding(
@@ -276,6 +276,14 @@ def _trace_finding(
         )
     hint = trace_these if roots else _NO_ROOTS
     return Finding("QR305", message, hint=hint)
+
+
+def traceable_parts(model: nn.Module, inputs: Inputs | None) -> list[str]:
+    """The outermost containers with parameters that the inputs reach and that trace on their own.
+
+    They are what ``[fx] roots`` could name; none without inputs, or where the model fails on them.
+    """
+    return _traceable(model, _called(model, inputs))
 
 
 _NO_ROOTS = (

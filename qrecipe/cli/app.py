@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from qrecipe._version import __version__
-from qrecipe.cli import artifact_commands, measuring_commands
+from qrecipe.cli import artifact_commands, measuring_commands, tuning_commands
 from qrecipe.cli.diff_commands import diff
 from qrecipe.cli.lock_commands import LockOption, check_plan, lock
 from qrecipe.cli.options import (
@@ -236,6 +236,7 @@ def list_names(plugin: PluginOption = None, json: JsonOption = False) -> None:
 
 app.command()(measuring_commands.compare)
 app.command()(measuring_commands.sensitivity)
+app.command()(tuning_commands.suggest)
 
 
 def _import_plugins(modules: list[str] | None) -> None:
