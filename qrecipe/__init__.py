@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from qrecipe.artifact.loading import load_quantized as load_quantized
     from qrecipe.artifact.saving import save_quantized as save_quantized
     from qrecipe.authoring.suggest import suggest as suggest
+    from qrecipe.authoring.tune import tune as tune
+    from qrecipe.authoring.tune_result import TuningResult as TuningResult
+    from qrecipe.authoring.tune_search import Trial as Trial
     from qrecipe.calibration import calibrate as calibrate
     from qrecipe.errors import ArtifactError as ArtifactError
     from qrecipe.errors import AuditError as AuditError
@@ -82,6 +85,8 @@ _HOME = {
     "SchemaError": "errors",
     "Site": "planning",
     "TraceError": "errors",
+    "Trial": "authoring.tune_search",
+    "TuningResult": "authoring.tune_result",
     "UnknownNameError": "errors",
     "UnmatchedRuleError": "errors",
     "UnsupportedError": "errors",
@@ -101,6 +106,7 @@ _HOME = {
     "save_quantized": "artifact.saving",
     "sensitivity": "measure.analysis",
     "suggest": "authoring.suggest",
+    "tune": "authoring.tune",
 }
 
 __all__ = ["__version__", *_HOME]

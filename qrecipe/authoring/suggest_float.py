@@ -8,17 +8,13 @@ from typing import Any
 from qrecipe.backend import FOLLOWERS, can_honour
 from qrecipe.convolutions import is_slow_anyway, is_slow_on_fbgemm
 from qrecipe.inventory import Inventory, Match
+from qrecipe.measure.overlay import rule_key
 from qrecipe.planning import Plan, Site
 from qrecipe.recipe import QConfigSpec
 from qrecipe.schema import FLOAT
 from qrecipe.signatures import function_family, is_module_type
 
 _SLOW = "a convolution in small groups: int8 is slower than float here"
-
-
-def rule_key(name: str, members: frozenset[str]) -> str:
-    """The key of a rule for this site and no later call of the same name."""
-    return f"{name}#0" if f"{name}#1" in members else name
 
 
 def refusals(plan: Plan, inventory: Inventory, known: Mapping[str, str]) -> dict[str, str]:

@@ -237,6 +237,7 @@ def list_names(plugin: PluginOption = None, json: JsonOption = False) -> None:
 app.command()(measuring_commands.compare)
 app.command()(measuring_commands.sensitivity)
 app.command()(tuning_commands.suggest)
+app.command()(tuning_commands.tune)
 
 
 def _import_plugins(modules: list[str] | None) -> None:

@@ -6,8 +6,15 @@ from typing import Annotated
 
 import typer
 
-from qrecipe.cli.options import InputOption, JsonOption, ModelOption, PluginOption
-from qrecipe.cli.output import needs_torch, reported
+from qrecipe.cli.measuring_commands import DataOption, ThreadsOption
+from qrecipe.cli.options import (
+    InputOption,
+    JsonOption,
+    ModelOption,
+    PluginOption,
+    RecipeArgument,
+)
+from qrecipe.cli.output import FOUND_SOMETHING, needs_torch, reported
 
 OutOption = Annotated[
     str | None,
@@ -37,3 +44,61 @@ def suggest(
         from qrecipe.cli import tuning
 
         tuning.suggest(model, input or (), plugin or (), out, as_json=json)
+
+
+def tune(
+    recipe: RecipeArgument,
+    model: ModelOption,
+    data: DataOption,
+    evaluate: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE.py:NAME",
+            help="The function of a model that gives its accuracy; more is better.",
+            show_default=False,
+        ),
+    ],
+    max_drop: Annotated[
+        float, typer.Option(min=0, metavar="X", help="What may be lost of the float accuracy.")
+    ] = 0.01,
+    max_trials: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="The most trials.")
+    ] = None,
+    max_seconds: Annotated[
+        float | None, typer.Option(metavar="S", help="Start no trial after that time.")
+    ] = None,
+    log: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the trials as JSON, each as it ends, and go on from what is there.",
+        ),
+    ] = None,
+    out: OutOption = None,
+    threads: ThreadsOption = None,
+    plugin: PluginOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Search for a recipe within an accuracy budget that leaves little float.
+
+    Exit status 1 where the budget was not met, or the search interrupted; the best is written all
+    the same.
+
+    \b
+    Examples:
+      qrecipe tune cnn.toml --model model.py:factory --data model.py:batches \\
+          --evaluate model.py:accuracy --max-drop 0.005 --out tuned.toml
+      qrecipe tune cnn.toml --model model.py:factory --data model.py:batches \\
+          --evaluate model.py:accuracy --log trials.json --max-seconds 600
+    """
+    if max_seconds is not None and not max_seconds > 0:
+        raise typer.BadParameter("no time to search in", param_hint="--max-seconds")
+    with reported(as_json=json):
+        needs_torch()
+        from qrecipe.cli import tuning
+
+        request = tuning.Request(recipe, model, data, evaluate, plugin or (), threads, log, out)
+        limits = tuning.Limits(max_drop, max_trials, max_seconds)
+        result = tuning.tune_recipe(request, limits, as_json=json)
+    if not result.reached or result.stopped == "interrupt":
+        raise typer.Exit(FOUND_SOMETHING)

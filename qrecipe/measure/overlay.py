@@ -1,9 +1,9 @@
-"""A recipe of a few rules that extends another: which sites stay float, and why."""
+"""A recipe that extends another and sets little: which sites stay float, and why."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +18,40 @@ from qrecipe.writing import toml_text, write_atomically
 _SUFFIX = "-overlay.toml"
 
 
-def overlay_recipe(recipe: Recipe, reasons: Mapping[str, str]) -> Recipe:
-    """The recipe with a rule that leaves each named site float.
+def rule_key(name: str, members: Collection[str]) -> str:
+    """The key of a rule for this site alone; ``members`` are the calls of the whole model."""
+    return f"{name}#0" if f"{name}#1" in members else name
 
-    ``reasons`` has the keys of the rules, the worst site first. It extends a recipe that has a
-    reference or a file, and has the values of any other in itself.
+
+def float_rules(reasons: Mapping[str, str]) -> dict[str, Any]:
+    """Rules that leave sites float: ``reasons`` has their keys, the worst site first."""
+    rules = {key: {"qconfig": FLOAT, "reason": reason} for key, reason in reasons.items()}
+    return {"rules": {"module_name": rules}}
+
+
+def overlay_recipe(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """The recipe with some values of its own: whole rules, keys of tensors, a description.
+
+    It extends a recipe that has a reference or a file, and has the values of any other in itself.
     """
     if recipe.reference is not None and is_reference(recipe.reference):
-        return parse_recipe(_extending(recipe.reference, reasons))
+        return parse_recipe(_extending(recipe.reference, values))
     if recipe.path is not None:
         base = Path(recipe.path)
         beside = base.with_name(f"{base.stem}{_SUFFIX}")
-        return parse_recipe(_extending(f"./{base.name}", reasons), beside)
-    return parse_recipe(_inlined(recipe, reasons))
+        return parse_recipe(_extending(f"./{base.name}", values), beside)
+    return parse_recipe(_inlined(recipe, values))
 
 
-def save_overlay(recipe: Recipe, reasons: Mapping[str, str], path: Path) -> Recipe:
+def save_overlay(recipe: Recipe, values: Mapping[str, Any], path: Path) -> Recipe:
     """Write the same to a file, extending what can be reached from there, and load it.
 
     Raises ``RecipeReferenceError`` (QR001) where it cannot be written.
     """
-    text = _inlined(recipe, reasons)
+    text = _inlined(recipe, values)
     base = _base_seen_from(recipe, path)
     if base is not None:
-        extending = _extending(base, reasons)
+        extending = _extending(base, values)
         try:
             parse_recipe(extending, path)
             text = extending
@@ -64,25 +74,26 @@ def _base_seen_from(recipe: Recipe, path: Path) -> str | None:
     return relative if relative.startswith("../") else f"./{relative}"
 
 
-def _extending(base: str, reasons: Mapping[str, str]) -> str:
-    return toml_text({"format": 1, "extends": base, "rules": {"module_name": _rules(reasons)}})
+def _extending(base: str, values: Mapping[str, Any]) -> str:
+    return toml_text({"format": 1, "extends": base, **values})
 
 
-def _inlined(recipe: Recipe, reasons: Mapping[str, str]) -> str:
-    values: dict[str, Any] = tomli.loads(recipe.to_toml())
+def _inlined(recipe: Recipe, values: Mapping[str, Any]) -> str:
+    resolved: dict[str, Any] = tomli.loads(recipe.to_toml())
+    tensors = dict(resolved.get("tensor", {}))
+    for name, keys in values.get("tensor", {}).items():
+        tensors[name] = {**tensors[name], **keys}
     rules = {
         tier: _table(rule) if tier == "global" else {k: _table(r) for k, r in rule.items()}
-        for tier, rule in values["rules"].items()
+        for tier, rule in resolved["rules"].items()
     }
+    new = values.get("rules", {}).get("module_name", {})
     # the new rules last, in their own order, also where they take the place of another
-    old = {k: v for k, v in rules.get("module_name", {}).items() if k not in reasons}
-    return toml_text({**values, "rules": {**rules, "module_name": {**old, **_rules(reasons)}}})
+    old = {key: rule for key, rule in rules.get("module_name", {}).items() if key not in new}
+    merged = {"tensor": tensors, "rules": {**rules, "module_name": {**old, **new}}}
+    return toml_text({**resolved, **values, **merged})
 
 
 def _table(rule: Any) -> Any:
     """A rule that is the name of a qconfig alone, as a table."""
     return {"qconfig": rule} if isinstance(rule, str) else rule
-
-
-def _rules(reasons: Mapping[str, str]) -> dict[str, Any]:
-    return {key: {"qconfig": FLOAT, "reason": reason} for key, reason in reasons.items()}

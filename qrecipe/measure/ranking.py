@@ -141,7 +141,7 @@ class Ranking:
         Raises ``ExecutionError`` (QR425) unless exactly one of the two is given and makes sense.
         """
         chosen = self._chosen(keep_float, min_sqnr_db)
-        return overlay.overlay_recipe(self.recipe, chosen)
+        return overlay.overlay_recipe(self.recipe, overlay.float_rules(chosen))
 
     def save_overlay(
         self,
@@ -154,14 +154,14 @@ class Ranking:
 
         Raises as `to_recipe`, and ``RecipeReferenceError`` (QR001) where it cannot be written.
         """
-        return overlay.save_overlay(
-            self.recipe, self._chosen(keep_float, min_sqnr_db), Path(os.fspath(path))
-        )
+        rules = overlay.float_rules(self._chosen(keep_float, min_sqnr_db))
+        return overlay.save_overlay(self.recipe, rules, Path(os.fspath(path)))
 
     def _chosen(self, keep_float: int | None, min_sqnr_db: float | None) -> dict[str, str]:
         """The key of a rule and its reason for each site that is left float."""
         return {
-            self._key(site): self._reason(site) for site in self._worst(keep_float, min_sqnr_db)
+            overlay.rule_key(site.name, self.members): self.reason(site)
+            for site in self._worst(keep_float, min_sqnr_db)
         }
 
     def _worst(self, keep_float: int | None, min_sqnr_db: float | None) -> Sequence[RankedSite]:
@@ -179,10 +179,8 @@ class Ranking:
         # not "less than": what is no number at all is bad enough
         return [s for s in self.sites if s.sqnr_db is None or not s.sqnr_db >= min_sqnr_db]
 
-    def _key(self, site: RankedSite) -> str:
-        return f"{site.name}#0" if f"{site.name}#1" in self.members else site.name
-
-    def _reason(self, site: RankedSite) -> str:
+    def reason(self, site: RankedSite) -> str:
+        """What quantizing it alone costs, in a few words."""
         if site.sqnr_db is None:
             return f"{site.value:.6g} instead of {self.float_value:.6g} when quantized alone"
         about = "about " if self.is_estimate else ""

@@ -1,0 +1,104 @@
+"""What a search can change in a recipe: levers that cost no time, and sites that stay float."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from qrecipe.cpu import has_vnni
+from qrecipe.errors import RecipeError
+from qrecipe.measure.overlay import overlay_recipe
+from qrecipe.planning import Plan
+from qrecipe.recipe import Recipe
+from qrecipe.schema import TensorSpec
+
+_ON_X86 = ("x86", "fbgemm", "onednn")
+_EIGHT_BITS = ("int8", "uint8")
+
+
+@dataclass(frozen=True, slots=True)
+class Lever:
+    """A change of how tensors are quantized: the keys that it sets, by the tensor's name."""
+
+    what: str
+    tensors: Mapping[str, Mapping[str, Any]] = field(hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A recipe to try: the base with these levers, and these sites left float."""
+
+    levers: tuple[Lever, ...] = ()
+    floats: frozenset[str] = field(default_factory=frozenset)
+
+    @property
+    def tensors(self) -> dict[str, dict[str, Any]]:
+        """The keys that the levers set together, by the tensor's name."""
+        found: dict[str, dict[str, Any]] = {}
+        for lever in self.levers:
+            for name, keys in lever.tensors.items():
+                found.setdefault(name, {}).update(keys)
+        return found
+
+
+def levers_of(recipe: Recipe, plan: Plan) -> tuple[Lever, ...]:
+    """The levers that change something about a recipe, in the order in which they are tried.
+
+    All are free at run time. Using the eighth bit is free only where the CPU has VNNI, and binds
+    the recipe to such CPUs.
+    """
+    return tuple(lever for lever in _levers(recipe, plan) if lever.tensors and _fits(recipe, lever))
+
+
+def _levers(recipe: Recipe, plan: Plan) -> Iterator[Lever]:
+    weights, activations = _roles(recipe, plan)
+    yield Lever(
+        "histogram observer for activations",
+        {name: {"observer": "histogram"} for name, spec in activations.items() if _averages(spec)},
+    )
+    if has_vnni() and recipe.backend in _ON_X86:
+        yield Lever(
+            "all 8 bits for activations (needs a CPU with VNNI)",
+            {name: {"reduce_range": False} for name, s in activations.items() if s.reduce_range},
+        )
+    yield Lever(
+        "a range for each channel of weights",
+        {
+            name: {"observer": "per_channel_minmax", "qscheme": "per_channel_symmetric"}
+            for name, spec in weights.items()
+            if spec.dtype in ("int8", "int4") and _is_per_tensor(spec)
+        },
+    )
+
+
+def _roles(recipe: Recipe, plan: Plan) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
+    """The tensors that the plan quantizes weights and static activations by, by name."""
+    qconfigs = [site.rule.qconfig for site in plan.sites if site.verdict == "quantized"]
+    weights = {q.weight for q in qconfigs if q is not None and q.weight is not None}
+    activations = {q.activation for q in qconfigs if q is not None and q.activation is not None}
+    named = recipe.tensors.items()
+    return (
+        {name: spec for name, spec in named if spec in weights - activations},
+        {
+            name: spec
+            for name, spec in named
+            if spec in activations - weights and not spec.is_dynamic and spec.dtype in _EIGHT_BITS
+        },
+    )
+
+
+def _averages(spec: TensorSpec) -> bool:
+    return spec.observer is not None and spec.observer.name != "histogram"
+
+
+def _is_per_tensor(spec: TensorSpec) -> bool:
+    return spec.qscheme is None or spec.qscheme.startswith("per_tensor")
+
+
+def _fits(recipe: Recipe, lever: Lever) -> bool:
+    try:
+        overlay_recipe(recipe, {"tensor": lever.tensors})
+    except RecipeError:
+        return False  # it contradicts what else the tensor says
+    return True

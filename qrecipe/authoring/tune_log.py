@@ -1,0 +1,162 @@
+"""The log of a search: what has been measured, to go on from after an interrupt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qrecipe.authoring.tune_search import Measured, SiteCost, Trial
+from qrecipe.errors import ExecutionError, Finding, shown
+from qrecipe.writing import replace_file, why_not
+
+_FORMAT = 1
+
+
+Entry = dict[str, Any]
+"""A trial as `trial_json` gives it, with the fingerprint of its recipe under ``recipe``."""
+
+
+@dataclass(slots=True)
+class TrialLog:
+    """What has been measured for one model and one base recipe, written after each step.
+
+    ``costs`` and ``entries`` go by the fingerprint of the recipe. Without a ``path`` it is kept in
+    memory alone.
+    """
+
+    path: Path | None
+    base: str
+    model: str
+    float_metric: float | None = None
+    costs: dict[str, tuple[SiteCost, ...]] = field(default_factory=dict)
+    entries: dict[str, Entry] = field(default_factory=dict)
+
+    def measured(self, fingerprint: str) -> Measured | None:
+        """What an earlier run measured of this recipe."""
+        entry = self.entries.get(fingerprint)
+        return (
+            None if entry is None else Measured(entry["metric"], entry["seconds"], entry["error"])
+        )
+
+    def note_float(self, metric: float) -> None:
+        self.float_metric = metric
+        self._write()
+
+    def note_costs(self, fingerprint: str, costs: Sequence[SiteCost]) -> None:
+        self.costs[fingerprint] = tuple(costs)
+        self._write()
+
+    def note_trial(self, fingerprint: str, trial: Trial) -> None:
+        self.entries[fingerprint] = {"recipe": fingerprint, **trial_json(trial)}
+        self._write()
+
+    def _write(self) -> None:
+        """Raises ``ExecutionError`` (QR332) where that fails."""
+        if self.path is None:
+            return
+        text = json.dumps(self._values(), indent=2, allow_nan=False)
+        try:
+            replace_file(self.path, f"{text}\n".encode())
+        except (OSError, ValueError) as error:
+            raise _unusable(self.path, "cannot be written", why_not(error)) from None
+
+    def _values(self) -> dict[str, Any]:
+        return {
+            "format": _FORMAT,
+            "base": self.base,
+            "model": self.model,
+            "float_metric": self.float_metric,
+            "sites": {
+                fingerprint: [
+                    {"name": cost.name, "reason": cost.reason, "share": cost.share}
+                    for cost in costs
+                ]
+                for fingerprint, costs in self.costs.items()
+            },
+            "trials": list(self.entries.values()),
+        }
+
+
+def trial_json(trial: Trial) -> dict[str, Any]:
+    """A trial as plain values, with stable keys."""
+    return {
+        "what": trial.what,
+        "levers": [lever.what for lever in trial.candidate.levers],
+        "float": sorted(trial.candidate.floats),
+        "metric": trial.metric,
+        "within": trial.within,
+        "kept": trial.kept,
+        "seconds": trial.seconds,
+        "error": trial.error,
+    }
+
+
+def open_log(path: Path | None, base: str, model: str) -> TrialLog:
+    """The log at a path, or a new one; ``base`` is a fingerprint, ``model`` a digest of weights.
+
+    Raises ``ExecutionError``: it belongs to another recipe or model (QR331), or is no such log
+    (QR332).
+    """
+    log = TrialLog(path, base, model)
+    if path is None or not path.exists():
+        return log
+    values = _read(path)
+    for key, own, what in (("base", base, "recipe"), ("model", model, "model")):
+        if values[key] != own:
+            raise ExecutionError(
+                Finding(
+                    "QR331",
+                    f"{shown(str(path))} is the log of a search for another {what}",
+                    hint="name another file, or remove this one to start afresh",
+                )
+            )
+    try:
+        metric = values["float_metric"]
+        log.float_metric = None if metric is None else float(metric)
+        log.costs = {
+            fingerprint: tuple(SiteCost(c["name"], c["reason"], float(c["share"])) for c in costs)
+            for fingerprint, costs in values["sites"].items()
+        }
+        log.entries = {entry["recipe"]: _entry(entry) for entry in values["trials"]}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _unusable(path, "is no trial log", f"{type(error).__name__}: {error}") from None
+    return log
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise _unusable(path, "cannot be read", why_not(error)) from None
+    except (ValueError, RecursionError):
+        raise _unusable(path, "is no trial log", "it holds no JSON") from None
+    if not isinstance(values, dict) or values.get("format") != _FORMAT:
+        raise _unusable(path, "is no trial log", "its format is unknown")
+    if not {"base", "model"} <= values.keys():
+        raise _unusable(path, "is no trial log", "it names no recipe and model")
+    return values
+
+
+def _entry(values: Entry) -> Entry:
+    """The entry, checked for what `TrialLog.measured` takes from it."""
+    metric, error = values["metric"], values["error"]
+    if (metric is None) == (error is None):
+        raise ValueError("a trial has a metric or an error")
+    return {
+        **values,
+        "metric": None if metric is None else float(metric),
+        "seconds": float(values["seconds"]),
+        "error": None if error is None else str(error),
+    }
+
+
+def _unusable(path: Path, what: str, why: str) -> ExecutionError:
+    finding = Finding(
+        "QR332",
+        f"{shown(str(path))} {what}: {why}",
+        hint="name another file for the trial log, or remove this one to start afresh",
+    )
+    return ExecutionError(finding)
