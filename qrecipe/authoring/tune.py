@@ -35,6 +35,7 @@ from qrecipe.pipeline import inventory_of, quantize
 from qrecipe.planning import Plan, make_plan
 from qrecipe.progress import Progress, terminal_progress
 from qrecipe.recipe import Recipe, load_recipe
+from qrecipe.references import path_text
 
 _ROUNDING = 1e-9
 """How much of a metric is rounding: 0.986 - 0.01 is a little more than 0.976."""
@@ -79,7 +80,7 @@ def tune(
     base = load_recipe(recipe)
     held = rereadable(batches, base.calibration.max_batches)
     planned = _planned(model, base, held, forward)
-    path = None if resume is None else Path(os.fspath(resume))
+    path = None if resume is None else Path(path_text(resume, "resume takes a path"))
     log = open_log(path, base.fingerprint, _digest(model))
     show = progress or terminal_progress("tuning")
     bench = _Bench(model, base, planned, held, evaluate, forward, log, show)

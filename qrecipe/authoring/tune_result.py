@@ -13,6 +13,7 @@ from qrecipe.authoring.tune_log import trial_json
 from qrecipe.authoring.tune_search import SiteCost, Trial
 from qrecipe.measure.overlay import float_rules, overlay_recipe, rule_key, save_overlay
 from qrecipe.recipe import Recipe
+from qrecipe.references import path_text
 from qrecipe.tables import render_table
 
 Stop = Literal["trials", "seconds", "interrupt"]
@@ -59,7 +60,7 @@ class TuningResult:
 
         Raises ``RecipeReferenceError`` (QR001) where it cannot be written.
         """
-        return save_overlay(self._base, self._values, Path(os.fspath(path)))
+        return save_overlay(self._base, self._values, Path(path_text(path, "save takes a path")))
 
     def __str__(self) -> str:
         rows = [
