@@ -67,13 +67,17 @@ class Drift:
         return tuple(site for site in self.sites if site.moved > threshold)
 
     def __str__(self) -> str:
+        return self.text()
+
+    def text(self, threshold: float = DEFAULT_THRESHOLD) -> str:
+        """The table, and how many tensors are above the threshold."""
         header = ("site", "tensor", "stored range", "range today", "moved", "outside", "clipped")
         table = render_table((*header, "dB", "dB after"), [drift_row(s) for s in self.sites])
         count = "1 batch" if self.batches == 1 else f"{self.batches} batches"
-        above = len(self.drifted())
+        above = len(self.drifted(threshold))
         return (
             f"{table}\n\n{len(self.sites)} stored ranges over {count}; recalibration would move "
-            f"{above} by more than {DEFAULT_THRESHOLD:.0%} of their width"
+            f"{above} by more than {threshold:.0%} of their width"
         )
 
     def to_json(self) -> str:
