@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import builtins
 import functools
 import json
 import math
-import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -337,5 +335,4 @@ def test_values_of_a_site_are_plain():
     origin = Provenance("", "f" * 64, measured()["origin"].plan, {})
     page = drift_page(Drift((site,), 1), origin)
     words = "".join(checked(page_html(page)).words)
-    assert re.search(r"farthest is the output of a: all", words)
-    assert base64  # what figures are written in
+    assert "farthest is the output of a: all" in words

@@ -6,7 +6,9 @@ import base64
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
+from itertools import count
 from pathlib import Path
 
 from qrecipe.errors import Finding, QRecipeError, printable, shown
@@ -49,6 +51,8 @@ class Listing:
     title: str
     text: str
 
+
+_LONGEST_WORD = 24
 
 Section = Figure | Table | Text | Listing
 
@@ -137,14 +141,15 @@ def _table(table: Table) -> str:
 
 
 def _row(table: Table, cells: Sequence[str], tag: str) -> str:
-    cells = list(map(_text, cells))
-    marked = (
-        f'<{tag} class="number">{cell}</{tag}>'
-        if index in table.numeric
-        else f"<{tag}>{cell}</{tag}>"
-        for index, cell in enumerate(cells)
-    )
-    return f"<tr>{''.join(marked)}</tr>"
+    return f"<tr>{''.join(map(partial(_cell, table, tag), count(), cells))}</tr>"
+
+
+def _cell(table: Table, tag: str, position: int, cell: str) -> str:
+    # only such a word may break anywhere: the columns of all other cells would shrink to letters
+    is_long = any(len(word) > _LONGEST_WORD for word in cell.split())
+    kind = "number" if position in table.numeric else "long" if is_long else ""
+    start = f'<{tag} class="{kind}">' if kind else f"<{tag}>"
+    return f"{start}{_text(cell)}</{tag}>"
 
 
 _STYLE = """\
@@ -165,7 +170,8 @@ figcaption { margin-top: 0.4rem; }
 caption { padding-bottom: 0.4rem; }
 table { width: 100%; border-collapse: collapse; font-size: 0.82rem; }
 th, td { padding: 0.22rem 0.5rem; border-bottom: 1px solid #e4e8ec; text-align: left;
-  vertical-align: top; overflow-wrap: anywhere; }
+  vertical-align: top; }
+.long { overflow-wrap: anywhere; }
 th { border-bottom: 1px solid #8c959f; }
 .number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 th.number { white-space: normal; }
