@@ -282,6 +282,30 @@ def test_an_observer_that_is_not_here_is_stood_in_for(monkeypatch):
     assert report.drifted() == ()
 
 
+def test_a_trained_model_is_judged_by_the_observers_of_calibration():
+    from artifacts import trained
+
+    recipe = qrecipe.parse_recipe(f'{HEAD}phase = "qat"\n')
+    compiled, prepared = trained(NETS["mlp"], recipe)
+    converted = compiled.convert(prepared)
+    report = qrecipe.drift(converted, NETS["mlp"].batches(3), progress=silent)
+    assert {site.name for site in report.sites} == {"fc1", "fc2"}
+    assert all(site.moved < 0.2 for site in report.sites)
+
+
+def test_labelled_batches_and_keywords_are_taken_as_in_calibration():
+    _, converted, batches = quantized("mlp")
+    plain = qrecipe.drift(converted, batches, progress=silent)
+    labelled = [(batch, 0) for batch in batches]
+    with pytest.raises(CalibrationError, match="forward="):
+        qrecipe.drift(converted, labelled, progress=silent)
+    given = qrecipe.drift(
+        converted, labelled, lambda model, batch: model(batch[0]), progress=silent
+    )
+    named = qrecipe.drift(converted, [{"x": batch} for batch in batches], progress=silent)
+    assert plain == given == named
+
+
 def test_dynamic_models_have_nothing_that_could_drift():
     net = NETS["mlp"]
     converted = qrecipe.quantize(

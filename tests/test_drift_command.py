@@ -110,3 +110,32 @@ def test_a_page_that_cannot_be_written_is_known_before_the_work(stored, command)
 def test_a_plot_of_drift_is_written_too(stored):
     assert run("drift", "model.safetensors", *NAMED, "--plot", "drift.svg").exit_code == 0
     assert (stored / "drift.svg").exists()
+
+
+def test_an_interrupted_ranking_has_its_page_without_further_work(stored, monkeypatch):
+    from qrecipe.measure import scores
+
+    count = iter(range(100))
+    added = scores.SqnrScore.add
+
+    def interrupted(self, reference, output):
+        if next(count) == 5:
+            raise KeyboardInterrupt
+        added(self, reference, output)
+
+    monkeypatch.setattr(scores.SqnrScore, "add", interrupted)
+    result = run("sensitivity", STATIC, *NAMED, "--html", "report.html")
+    assert result.exit_code == 1
+    page = (stored / "report.html").read_text()
+    assert "Not known: the measurement was interrupted" in page
+    assert "Interrupted: this ranks what had been measured by then." in page
+
+
+def test_what_was_measured_is_shown_though_the_data_cannot_be_read_again(stored):
+    once = TODAY + "\n_once = iter([batches()])\ndef first_time():\n    return next(_once)\n"
+    (stored / "once.py").write_text(once)
+    arguments = ("--model", "model.py:factory", "--data", "once.py:first_time")
+    result = run("sensitivity", STATIC, *arguments, "--html", "report.html")
+    assert result.exit_code == 1
+    assert "dB alone" in result.stdout
+    assert "QR601" in result.stderr

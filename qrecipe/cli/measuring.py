@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from qrecipe.cli.output import out, out_json
-from qrecipe.cli.pages import activations_of, quantized_for_page
+from qrecipe.cli.pages import ForPage, activations_of, planned_for_page, quantized_for_page
 from qrecipe.cli.progress import bar
 from qrecipe.cli.quantizing import hints_for_command_line
 from qrecipe.cli.subjects import load_subject
@@ -93,9 +93,7 @@ def rank(request: Request, wish: Wish, *, as_json: bool) -> Ranking:
                 memory_limit=wish.memory_limit,
                 progress=show,
             )
-        quantized = None
-        if request.html is not None:
-            quantized = quantized_for_page(job.model, job.recipe, job.data)
+        quantized = None if request.html is None else _for_page(job, ranking)
     # what was measured is shown before anything is written that could fail
     if as_json:
         out_json({**ranking_json(ranking), "overlay": wish.out})
@@ -113,6 +111,13 @@ def rank(request: Request, wish: Wish, *, as_json: bool) -> Ranking:
         page = ranking_page(ranking, quantized.activations, quantized.origin)
         save_page(page, request.html)
     return ranking
+
+
+def _for_page(job: _Job, ranking: Ranking) -> ForPage | QRecipeError:
+    if ranking.partial:  # who interrupts does not wait for more
+        why = "the measurement was interrupted"
+        return planned_for_page(job.model, job.recipe, job.data, why)
+    return quantized_for_page(job.model, job.recipe, job.data)
 
 
 @contextmanager

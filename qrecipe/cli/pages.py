@@ -49,17 +49,19 @@ def quantized_for_page(
         with _without_warnings(), bar("quantizing") as show:
             converted = quantize(model, plain, data(), progress=show)
     except QRecipeError as error:
-        return _planned_for_page(model, plain, data, error.findings[0].message)
+        return planned_for_page(model, plain, data, error.findings[0].message)
     return ForPage(activations_of(converted, data), provenance(converted))
 
 
-def _planned_for_page(
+def planned_for_page(
     model: nn.Module, recipe: Recipe, data: UserFunction, why: str
 ) -> ForPage | QRecipeError:
+    """The plan alone, and ``why`` there are no activations. Raises nothing either."""
     try:
         with _without_warnings():
             first, _ = peek(data())
-            return ForPage(why, make_provenance(recipe, plan(model, recipe, first)))
+            plain = replace(recipe, phase="ptq")
+            return ForPage(why, make_provenance(plain, plan(model, plain, first)))
     except QRecipeError as error:
         return error
 

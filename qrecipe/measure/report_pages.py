@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from qrecipe.contents import StoredPlan, StoredSite
 from qrecipe.errors import one_line
 from qrecipe.lineage import Provenance
 from qrecipe.measure import charts
@@ -263,34 +263,38 @@ def _spreads(sites: Sequence[SiteDrift], *, with_now: bool) -> Iterator[Section]
 
 def _origin(origin: Provenance) -> Iterator[Section]:
     """The plan, the recipe and the versions."""
-    plan = json.loads(origin.plan)
-    rows = [_plan_row(site) for site in plan["sites"]]
+    plan = _plan(origin)
+    rows = [_plan_row(site) for site in plan.sites]
     header = ("site", "operation", "verdict", "weight/activation", "decided by", "why")
-    caption = f"{plan['backend']} ({plan['phase']}), {plan['executor']}: {len(rows)} sites"
+    caption = f"{plan.backend} ({plan.phase}), {plan.executor}: {len(rows)} sites"
     yield Table("Plan", header, rows, caption)
     yield Listing("Recipe", origin.recipe)
     versions = [("fingerprint of the recipe", origin.fingerprint), *origin.versions.items()]
     yield Table("Versions", ("", "version"), versions)
 
 
-def _plan_row(site: Mapping[str, Any]) -> tuple[str, ...]:
-    qconfig, rule = site["qconfig"], site["rule"]
+def _plan_row(site: StoredSite) -> tuple[str, ...]:
     dtypes = "float"
-    if qconfig is not None:
-        specs = (qconfig["weight"], qconfig["activation"])
-        dtypes = "/".join("-" if spec is None else str(spec["dtype"]) for spec in specs)
-        dtypes += " dynamic" if site["mode"] == "dynamic" else ""
-    decided = f"{rule['tier']} {rule['key']}".rstrip() + f" = {rule['says']}"
-    cells = (site["name"], site["op"], site["verdict"], dtypes, decided, site["reason"] or "")
+    if site.qconfig is not None:
+        specs = (site.qconfig.weight, site.qconfig.activation)
+        dtypes = "/".join("-" if spec is None else str(spec.dtype) for spec in specs)
+        dtypes += " dynamic" if site.mode == "dynamic" else ""
+    decided = f"{site.rule.tier} {site.rule.key}".rstrip() + f" = {site.rule.says}"
+    cells = (site.name, site.op, site.verdict, dtypes, decided, site.reason or "")
     return tuple(map(one_line, cells))
 
 
+def _plan(origin: Provenance) -> StoredPlan:
+    # not its JSON as it stands: that of a loaded model is only known to be valid
+    return StoredPlan.model_validate_json(origin.plan)
+
+
 def _site_names(origin: Provenance) -> list[str]:
-    return [site["name"] for site in json.loads(origin.plan)["sites"]]
+    return [site.name for site in _plan(origin).sites]
 
 
 def _name(origin: Provenance) -> str:
-    return str(json.loads(origin.plan)["recipe"])
+    return _plan(origin).recipe
 
 
 def _subtitle(origin: Provenance) -> str:
