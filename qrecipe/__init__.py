@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from qrecipe.measure.analysis import sensitivity as sensitivity
     from qrecipe.measure.comparison import Comparison as Comparison
     from qrecipe.measure.comparison import compare as compare
+    from qrecipe.measure.drift_report import Drift as Drift
+    from qrecipe.measure.drifting import drift as drift
     from qrecipe.measure.ranking import Ranking as Ranking
     from qrecipe.pipeline import CompiledRecipe as CompiledRecipe
     from qrecipe.pipeline import compile as compile
@@ -66,6 +68,7 @@ _HOME = {
     "Comparison": "measure.comparison",
     "CompiledRecipe": "pipeline",
     "ConflictError": "errors",
+    "Drift": "measure.drift_report",
     "ExecutionError": "errors",
     "Finding": "errors",
     "Plan": "planning",
@@ -93,6 +96,7 @@ _HOME = {
     "calibrate": "calibration",
     "compare": "measure.comparison",
     "compile": "pipeline",
+    "drift": "measure.drifting",
     "export_onnx": "artifact.export",
     "load_quantized": "artifact.loading",
     "load_recipe": "recipe",

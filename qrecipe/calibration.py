@@ -174,7 +174,7 @@ def _length(batches: object, limit: int) -> int | None:
 
 
 def _run(prepared: nn.Module, batch: Any, index: int, forward: Forward | None) -> None:
-    _check_finite(batch, index)
+    check_finite(batch, index)
     if forward is None:
         _check_signature(prepared, batch, index)
     try:
@@ -220,7 +220,8 @@ def _forward_hint(batch: Any) -> str | None:
     return None
 
 
-def _check_finite(batch: Any, index: int) -> None:
+def check_finite(batch: Any, index: int) -> None:
+    """Raises ``CalibrationError`` (QR403) for a batch with NaN or infinity."""
     for tensor in tensors_in(batch):
         if not tensor.is_floating_point():
             continue

@@ -273,6 +273,7 @@ CODES: dict[str, Code] = {
     "QR209": Code("rule for a class of which the model has subclasses only"),
     "QR210": Code("a model that cannot be traced is quantized in eager mode"),
     "QR212": Code("the measurement was interrupted"),
+    "QR213": Code("a range of today found by another observer"),
     "QR214": Code("qconfig that no rule uses"),
     "QR215": Code("tensor that no rule leads to"),
     "QR216": Code("pattern that matches every module"),
@@ -326,6 +327,8 @@ CODES: dict[str, Code] = {
     "QR423": Code("the user's measure gives no number", ExecutionError),
     "QR424": Code("the memory limit is too small", ExecutionError),
     "QR425": Code("arguments that contradict each other", ExecutionError),
+    "QR430": Code("a model without stored ranges", ExecutionError),
+    "QR431": Code("a report cannot be written", QRecipeError),
     # artifacts and the command line
     "QR501": Code("not a quantized model of qrecipe", ArtifactError),
     "QR502": Code("a stored model cannot be read or written", ArtifactError),

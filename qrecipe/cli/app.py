@@ -12,6 +12,7 @@ import typer
 from qrecipe._version import __version__
 from qrecipe.cli import artifact_commands, measuring_commands, tuning_commands
 from qrecipe.cli.diff_commands import diff
+from qrecipe.cli.drift_commands import drift
 from qrecipe.cli.lock_commands import LockOption, check_plan, lock
 from qrecipe.cli.options import (
     InputOption,
@@ -250,5 +251,6 @@ def _import_plugins(modules: list[str] | None) -> None:
 
 
 app.command()(diff)
+app.command()(drift)
 app.command()(lock)
 app.command()(schema)

@@ -11,21 +11,26 @@ import torch
 from torch import nn
 
 from qrecipe.cli.output import out, out_json
+from qrecipe.cli.pages import ForPage, activations_of, planned_for_page, quantized_for_page
 from qrecipe.cli.progress import bar
 from qrecipe.cli.quantizing import hints_for_command_line
 from qrecipe.cli.subjects import load_subject
 from qrecipe.cli.usercode import UserCode, UserFunction, user_output
+from qrecipe.errors import QRecipeError
+from qrecipe.lineage import provenance
 from qrecipe.measure.analysis import sensitivity
 from qrecipe.measure.comparison import compare, comparison_json
+from qrecipe.measure.page import check_writable, save_page
 from qrecipe.measure.plots import check_available
 from qrecipe.measure.ranking import Ranking, ranking_json
+from qrecipe.measure.report_pages import comparison_page, ranking_page
 from qrecipe.pipeline import quantize
 from qrecipe.recipe import Recipe, load_recipe
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to measure, as on the command line; ``plot`` is the file of an image."""
+    """What to measure, as on the command line; ``plot`` and ``html`` are files to write."""
 
     recipe: str
     model: str
@@ -33,6 +38,7 @@ class Request:
     plugins: Sequence[str]
     threads: int | None
     plot: str | None
+    html: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,7 @@ def compare_models(request: Request, *, as_json: bool) -> None:
             converted = quantize(job.model, job.recipe, job.data(), progress=show)
         with bar("comparing") as show:
             report = compare(job.model, converted, job.data(), progress=show)
+        activations = activations_of(converted, job.data) if request.html is not None else ""
     # what was measured is shown before anything is written that could fail
     if as_json:
         out_json(comparison_json(report))
@@ -69,20 +76,24 @@ def compare_models(request: Request, *, as_json: bool) -> None:
         out(str(report))
     if request.plot is not None:
         report.plot(request.plot)
+    if request.html is not None:
+        save_page(comparison_page(report, activations, provenance(converted)), request.html)
 
 
 def rank(request: Request, wish: Wish, *, as_json: bool) -> Ranking:
     """Rank the sites, show the ranking, and write the overlay where one is wished for."""
-    with _loaded(request, wish.evaluate) as job, bar("measuring") as show:
-        ranking = sensitivity(
-            job.model,
-            job.recipe,
-            job.data(),
-            method=wish.method,
-            evaluate=job.evaluate,
-            memory_limit=wish.memory_limit,
-            progress=show,
-        )
+    with _loaded(request, wish.evaluate) as job:
+        with bar("measuring") as show:
+            ranking = sensitivity(
+                job.model,
+                job.recipe,
+                job.data(),
+                method=wish.method,
+                evaluate=job.evaluate,
+                memory_limit=wish.memory_limit,
+                progress=show,
+            )
+        quantized = None if request.html is None else _for_page(job, ranking)
     # what was measured is shown before anything is written that could fail
     if as_json:
         out_json({**ranking_json(ranking), "overlay": wish.out})
@@ -94,14 +105,28 @@ def rank(request: Request, wish: Wish, *, as_json: bool) -> Ranking:
             out(f"\nwritten to {wish.out}")
     if request.plot is not None:
         ranking.plot(request.plot)
+    if request.html is not None and quantized is not None:
+        if isinstance(quantized, QRecipeError):
+            raise quantized
+        page = ranking_page(ranking, quantized.activations, quantized.origin)
+        save_page(page, request.html)
     return ranking
+
+
+def _for_page(job: _Job, ranking: Ranking) -> ForPage | QRecipeError:
+    if ranking.partial:  # who interrupts does not wait for more
+        why = "the measurement was interrupted"
+        return planned_for_page(job.model, job.recipe, job.data, why)
+    return quantized_for_page(job.model, job.recipe, job.data)
 
 
 @contextmanager
 def _loaded(request: Request, evaluate: str | None = None) -> Iterator[_Job]:
     """The user's code, importable and kept from stdout while inside."""
-    if request.plot is not None:
+    if request.plot is not None or request.html is not None:
         check_available()
+    if request.html is not None:
+        check_writable(request.html)
     if request.threads is not None:
         torch.set_num_threads(request.threads)
     with UserCode() as code, user_output(), hints_for_command_line():

@@ -23,6 +23,10 @@ PlotOption = Annotated[
     str | None,
     typer.Option("--plot", metavar="FILE", help="Write a plot: .png, .svg or .pdf."),
 ]
+HtmlOption = Annotated[
+    str | None,
+    typer.Option("--html", metavar="FILE", help="Write a page with plots, plan and recipe."),
+]
 ThreadsOption = Annotated[
     int | None,
     typer.Option("--threads", min=1, help="Threads of torch; default: torch's own choice."),
@@ -41,6 +45,7 @@ def compare(
     model: ModelOption,
     data: DataOption,
     plot: PlotOption = None,
+    html: HtmlOption = None,
     threads: ThreadsOption = None,
     plugin: PluginOption = None,
     json: JsonOption = False,
@@ -50,12 +55,12 @@ def compare(
     \b
     Examples:
       qrecipe compare cnn.toml --model model.py:factory --data model.py:batches
-      qrecipe compare cnn.toml --model model.py:factory --data model.py:batches --plot sites.png
+      qrecipe compare cnn.toml --model model.py:factory --data model.py:batches --html sites.html
     """
     with reported(as_json=json):
         from qrecipe.cli import measuring
 
-        request = measuring.Request(recipe, model, data, plugin or (), threads, plot)
+        request = measuring.Request(recipe, model, data, plugin or (), threads, plot, html)
         measuring.compare_models(request, as_json=json)
 
 
@@ -90,6 +95,7 @@ def sensitivity(
         typer.Option(min=1, metavar="BYTES", help="Float activations to keep; default 2 GiB."),
     ] = None,
     plot: PlotOption = None,
+    html: HtmlOption = None,
     threads: ThreadsOption = None,
     plugin: PluginOption = None,
     json: JsonOption = False,
@@ -114,7 +120,7 @@ def sensitivity(
     with reported(as_json=json):
         from qrecipe.cli import measuring
 
-        request = measuring.Request(recipe, model, data, plugin or (), threads, plot)
+        request = measuring.Request(recipe, model, data, plugin or (), threads, plot, html)
         wish = measuring.Wish(method.value, evaluate, memory_limit, keep_float, min_sqnr_db, out)
         ranking = measuring.rank(request, wish, as_json=json)
     if ranking.partial:

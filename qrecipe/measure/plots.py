@@ -48,7 +48,7 @@ def plot_bars(
 def _bars(axes: Any, names: Sequence[str], values: Sequence[float]) -> None:
     finite = [value if math.isfinite(value) else 0.0 for value in values]
     axes.barh(range(len(names)), finite, 0.8, color="C0")
-    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.set_yticks(range(len(names)), names, fontsize=7, parse_math=False)
     axes.set_ylim(len(names) - 0.5, -0.5)
 
 

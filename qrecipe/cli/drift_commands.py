@@ -1,0 +1,52 @@
+"""``qrecipe drift``: its arguments, help text and exit status."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from qrecipe.cli.measuring_commands import DataOption, HtmlOption, PlotOption, ThreadsOption
+from qrecipe.cli.options import JsonOption, ModelOption, PluginOption
+from qrecipe.cli.output import FOUND_SOMETHING, reported
+
+
+def drift(
+    file: Annotated[
+        str,
+        typer.Argument(metavar="FILE", help="What save_quantized wrote.", show_default=False),
+    ],
+    model: ModelOption,
+    data: DataOption,
+    threshold: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            metavar="SHARE",
+            help="Fail where recalibration would move the ends of a range by more than this, "
+            "in widths of the stored range.",
+        ),
+    ] = 0.5,
+    html: HtmlOption = None,
+    plot: PlotOption = None,
+    threads: ThreadsOption = None,
+    plugin: PluginOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Hold the ranges of a stored model against data of today.
+
+    The exit status is 1 where a range is further off than the threshold.
+
+    \b
+    Examples:
+      qrecipe drift model.safetensors --model model.py:factory --data model.py:batches
+      qrecipe drift model.safetensors --model model.py:factory --data model.py:batches \\
+          --threshold 0.2 --html drift.html
+    """
+    with reported(as_json=json):
+        from qrecipe.cli import drifting
+
+        request = drifting.Request(file, model, data, threshold, plugin or (), threads, plot, html)
+        found = drifting.look_for_drift(request, as_json=json)
+    if found:
+        raise typer.Exit(FOUND_SOMETHING)

@@ -1,0 +1,64 @@
+"""``qrecipe drift``: whether a stored model still fits the data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from qrecipe.artifact.loading import load_quantized
+from qrecipe.cli.output import out, out_json
+from qrecipe.cli.progress import bar
+from qrecipe.cli.quantizing import hints_for_command_line
+from qrecipe.cli.subjects import load_subject
+from qrecipe.cli.usercode import UserCode, user_output
+from qrecipe.lineage import provenance
+from qrecipe.measure.drift_report import drift_json
+from qrecipe.measure.drifting import drift
+from qrecipe.measure.page import check_writable, save_page
+from qrecipe.measure.plots import check_available
+from qrecipe.measure.report_pages import drift_page
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to look at, as on the command line; ``plot`` and ``html`` are files to write."""
+
+    file: str
+    model: str
+    data: str
+    threshold: float
+    plugins: Sequence[str]
+    threads: int | None
+    plot: str | None
+    html: str | None
+
+
+def look_for_drift(request: Request, *, as_json: bool) -> bool:
+    """Load the model, run the data through it, show the report; whether a range is off."""
+    if request.plot is not None or request.html is not None:
+        check_available()
+    if request.html is not None:
+        check_writable(request.html)
+    if request.threads is not None:
+        torch.set_num_threads(request.threads)
+    with UserCode() as code, user_output(), hints_for_command_line():
+        code.import_plugins(request.plugins)
+        data = code.function(request.data, "--data")
+        subject = load_subject(code, request.model, ())
+        converted = load_quantized(request.file, subject.model)
+        with bar("looking for drift") as show:
+            report = drift(converted, data(), progress=show)
+    # what was found is shown before anything is written that could fail
+    drifted = report.drifted(request.threshold)
+    if as_json:
+        above = [{"name": site.name, "tensor": site.tensor} for site in drifted]
+        out_json({**drift_json(report), "threshold": request.threshold, "drifted": above})
+    else:
+        out(report.text(request.threshold))
+    if request.plot is not None:
+        report.plot(request.plot)
+    if request.html is not None:
+        save_page(drift_page(report, provenance(converted), request.threshold), request.html)
+    return bool(drifted)

@@ -1,0 +1,74 @@
+"""What the pages of reports show beside the report itself: activations, plan, recipe, versions."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from qrecipe.calibration import peek
+from qrecipe.cli.progress import bar
+from qrecipe.cli.usercode import UserFunction
+from qrecipe.errors import QRecipeError, QRecipeWarning
+from qrecipe.lineage import Provenance, make_provenance, provenance
+from qrecipe.measure.drifting import drift
+from qrecipe.measure.report_pages import Activations
+from qrecipe.pipeline import plan, quantize
+from qrecipe.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class ForPage:
+    """The activations of a quantized model, and where it comes from."""
+
+    activations: Activations
+    origin: Provenance
+
+
+def activations_of(converted: nn.Module, data: UserFunction) -> Activations:
+    """The activations on the caller's data, or why there is nothing to show of them."""
+    try:
+        with _without_warnings(), bar("looking at activations") as show:
+            return drift(converted, data(), progress=show)
+    except QRecipeError as error:
+        return error.findings[0].message
+
+
+def quantized_for_page(
+    model: nn.Module, recipe: Recipe, data: UserFunction
+) -> ForPage | QRecipeError:
+    """The model with all sites quantized; the plan alone where that fails, or why there is none.
+
+    Raises nothing: what has been measured is still to be shown.
+    """
+    plain = replace(recipe, phase="ptq")
+    try:
+        with _without_warnings(), bar("quantizing") as show:
+            converted = quantize(model, plain, data(), progress=show)
+    except QRecipeError as error:
+        return planned_for_page(model, plain, data, error.findings[0].message)
+    return ForPage(activations_of(converted, data), provenance(converted))
+
+
+def planned_for_page(
+    model: nn.Module, recipe: Recipe, data: UserFunction, why: str
+) -> ForPage | QRecipeError:
+    """The plan alone, and ``why`` there are no activations. Raises nothing either."""
+    try:
+        with _without_warnings():
+            first, _ = peek(data())
+            plain = replace(recipe, phase="ptq")
+            return ForPage(why, make_provenance(plain, plan(model, plain, first)))
+    except QRecipeError as error:
+        return error
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """The command itself has given them already."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", QRecipeWarning)
+        yield

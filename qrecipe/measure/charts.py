@@ -1,0 +1,200 @@
+"""The drawings of the reports, as SVG by matplotlib from the extra ``[report]``."""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qrecipe.errors import one_line
+from qrecipe.measure.distribution import Histogram
+from qrecipe.measure.plots import check_available
+
+_WIDTH = 10.4
+_LONGEST_NAME = 44
+_LONGEST_LINE = 30
+_MOST_LABELS = 40
+_COLUMNS = 2
+
+Ends = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How the values of one tensor lie in its quantization range.
+
+    ``now`` is the range that today's data would give, None where only one is of interest.
+    """
+
+    title: str
+    values: Histogram
+    stored: Ends
+    now: Ends | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One trial: what it gave, and whether its change was kept."""
+
+    value: float
+    kept: bool
+
+
+def bars(names: Sequence[str], values: Sequence[float], label: str) -> bytes:
+    """One bar for each name, from the top; one without a finite value has its name alone."""
+    figure = _figure(_WIDTH, 0.9 + 0.24 * len(names))
+    axes = figure.subplots()
+    finite = [value if math.isfinite(value) else 0.0 for value in values]
+    axes.barh(range(len(names)), finite, 0.72, color="#4c78a8")
+    _label(axes.yaxis, range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    if not any(finite):
+        axes.set_xlim(0, 1)
+    axes.set_xlabel(label, parse_math=False)
+    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return _svg(figure)
+
+
+def along(names: Sequence[str], series: Mapping[str, Sequence[float]], label: str) -> bytes:
+    """One line for each series over the names in their order; what is not finite is left out."""
+    longest = max(len(_short(name)) for name in names)
+    figure = _figure(_WIDTH, 3.4 + 0.07 * longest)
+    axes = figure.subplots()
+    for (name, values), style in zip(series.items(), _STYLES, strict=False):
+        finite = [value if math.isfinite(value) else math.nan for value in values]
+        axes.plot(range(len(names)), finite, label=name, **style)
+    shown = range(0, len(names), math.ceil(len(names) / _MOST_LABELS) or 1)
+    _label(axes.xaxis, shown, [names[index] for index in shown])
+    axes.tick_params(axis="x", rotation=90)
+    axes.set_xlim(-0.6, len(names) - 0.4)
+    axes.set_ylabel(_wrapped(label), parse_math=False)
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(series) > 1:
+        axes.legend(frameon=False, loc="best")
+    return _svg(figure)
+
+
+_STYLES: Sequence[Mapping[str, Any]] = (
+    {"color": "#4c78a8", "marker": "o", "markersize": 4, "linewidth": 1.4},
+    {"color": "#e07b39", "marker": "s", "markersize": 3.5, "linewidth": 1.2, "linestyle": "--"},
+)
+
+
+def spreads(panels: Sequence[Spread]) -> bytes:
+    """Counts of values on a logarithmic scale, with the quantization range behind them."""
+    rows = math.ceil(len(panels) / _COLUMNS)
+    figure = _figure(_WIDTH, 0.5 + 2.3 * rows)
+    grid = figure.subplots(rows, _COLUMNS, squeeze=False).flatten()
+    for axes, panel in zip(grid, panels, strict=False):
+        _spread(axes, panel)
+    for axes in grid[len(panels) :]:
+        axes.remove()
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.get_layout_engine().set(hspace=0.06, wspace=0.04)
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
+    return _svg(figure)
+
+
+def trials(points: Sequence[Point], target: float | None, label: str) -> bytes:
+    """The metric of each trial in order, those that were kept filled."""
+    figure = _figure(_WIDTH, 3.6)
+    axes = figure.subplots()
+    steps = range(1, len(points) + 1)
+    axes.plot(steps, [_finite(p.value) for p in points], color="#bbbbbb", linewidth=1, zorder=1)
+    for kept, name, face in ((True, "kept", "#4c78a8"), (False, "undone", "#ffffff")):
+        chosen = [
+            (step, _finite(p.value))
+            for step, p in zip(steps, points, strict=True)
+            if p.kept is kept
+        ]
+        if chosen:
+            axes.scatter(
+                *zip(*chosen, strict=True),
+                label=name,
+                facecolor=face,
+                edgecolor="#4c78a8",
+                zorder=2,
+            )
+    if target is not None and math.isfinite(target):
+        axes.axhline(target, color="#e07b39", linestyle="--", label="wanted")
+    axes.set_xlabel("trial")
+    axes.set_ylabel(_wrapped(label), parse_math=False)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="best")
+    return _svg(figure)
+
+
+def _spread(axes: Any, panel: Spread) -> None:
+    counts, edges = panel.values.counts, _edges(panel.values)
+    axes.axvspan(*panel.stored, facecolor="#d9e4f0", edgecolor="#4c78a8", label="stored range")
+    axes.stairs(counts, edges, fill=True, color="#5a6570", label="values")
+    if panel.now is not None:
+        for end in panel.now:
+            axes.axvline(end, color="#e07b39", linestyle="--", linewidth=1.4)
+        axes.plot([], [], color="#e07b39", linestyle="--", label="range of today's data")
+    axes.set_yscale("symlog", linthresh=1)
+    axes.set_ylim(0, max(counts) * 2)
+    low = min(edges[0], panel.stored[0], *(panel.now or ()))
+    high = max(edges[-1], panel.stored[1], *(panel.now or ()))
+    margin = 0.04 * (high - low) or 1.0
+    axes.set_xlim(low - margin, high + margin)
+    axes.set_title(_short(panel.title), fontsize=9, parse_math=False)
+    axes.tick_params(labelsize=8)
+    axes.locator_params(axis="x", nbins=6)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _edges(values: Histogram) -> list[float]:
+    bins = len(values.counts)
+    if values.low == values.high:
+        half = abs(values.low) * 0.01 or 0.01
+        return [values.low - half, values.high + half]
+    step = (values.high - values.low) / bins
+    return [values.low + index * step for index in range(bins + 1)]
+
+
+def _label(axis: Any, positions: Sequence[int], names: Sequence[str]) -> None:
+    axis.set_ticks(positions, [_short(name) for name in names], fontsize=8, parse_math=False)
+
+
+def _short(name: str) -> str:
+    """The name on one line, its middle left out where it is long: both ends tell sites apart."""
+    text = one_line(name)
+    half = _LONGEST_NAME // 2
+    return text if len(text) <= _LONGEST_NAME else f"{text[: half - 1]}…{text[-half:]}"
+
+
+def _wrapped(label: str) -> str:
+    """The label of an axis on as many lines as it needs beside a low figure."""
+    return textwrap.fill(one_line(label), _LONGEST_LINE, max_lines=3, placeholder=" …")
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else math.nan
+
+
+def _figure(width: float, height: float) -> Any:
+    check_available()
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _svg(figure: Any) -> bytes:
+    from matplotlib import rc_context
+
+    stream = io.BytesIO()
+    # letters as outlines need no font of the reader's; no date, so that equal reports are equal
+    with rc_context({"svg.fonttype": "path", "svg.hashsalt": "qrecipe"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+    return stream.getvalue()

@@ -1,0 +1,105 @@
+"""How values are distributed, over all batches and in constant memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_BINS = 8192
+_POINTS = 8
+_NEAR_OVERFLOW = 1e37
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Counts of values in bins of equal width from ``low`` to ``high``."""
+
+    low: float
+    high: float
+    counts: tuple[int, ...]
+
+
+class Distribution:
+    """Counts around zero in bins that double in width when a value lies beyond them.
+
+    Merging is exact: each bin of the wider range holds two of the narrower one.
+    """
+
+    def __init__(self) -> None:
+        self.least = math.inf
+        self.greatest = -math.inf
+        self._limit = 0.0
+        self._counts = torch.zeros(_BINS, dtype=torch.float64)
+
+    def add(self, values: Tensor) -> None:
+        """Count the finite values of a tensor."""
+        if not values.numel():
+            return
+        least, greatest = (float(end) for end in torch.aminmax(values))
+        if not (math.isfinite(least) and math.isfinite(greatest)):
+            finite = values[torch.isfinite(values)]
+            if finite.numel():
+                self.add(finite)
+            return
+        self.least, self.greatest = min(self.least, least), max(self.greatest, greatest)
+        self._widen(max(-least, greatest))
+        if self._limit:
+            wide = values.double() if self._limit > _NEAR_OVERFLOW else values.float()
+            self._counts += torch.histc(wide, _BINS, -self._limit, self._limit).double()
+        else:
+            self._counts[_BINS // 2] += values.numel()
+
+    def histogram(self, bins: int = 96) -> Histogram | None:
+        """A coarser count from the least to the greatest value; None where there was none."""
+        if not math.isfinite(self.least):
+            return None
+        low, high = self.least, self.greatest
+        if low == high:
+            return Histogram(low, high, (int(self._counts.sum()),))
+        index = ((self._centers() - low) / (high - low) * bins).long().clamp(0, bins - 1)
+        counts = torch.zeros(bins, dtype=torch.float64).index_add_(0, index, self._counts)
+        return Histogram(low, high, tuple(int(count) for count in counts))
+
+    def sqnr_db(self, rounded: Callable[[Tensor], Tensor]) -> float | None:
+        """About what ``rounded`` would leave of the values, those of a bin spread evenly.
+
+        None where there are no values, or zeros only.
+        """
+        used = self._counts > 0
+        if not self._limit or not bool(used.any()):
+            return None
+        counts = self._counts[used, None] / _POINTS
+        offsets = (torch.arange(_POINTS, dtype=torch.float64) + 0.5) / _POINTS - 0.5
+        values = self._centers()[used, None] + offsets * self._width
+        # zeros, of which rectified activations are full, are no spread of small values
+        values = torch.where(values.abs() < self._width, torch.zeros_like(values), values)
+        noise = float((counts * (values - rounded(values)) ** 2).sum())
+        signal = float((counts * values**2).sum())
+        if not noise or not signal:
+            return None
+        return 10 * math.log10(signal / noise)
+
+    @property
+    def _width(self) -> float:
+        return 2 * self._limit / _BINS
+
+    def _centers(self) -> Tensor:
+        return (torch.arange(_BINS, dtype=torch.float64) + 0.5) * self._width - self._limit
+
+    def _widen(self, extreme: float) -> None:
+        if extreme == 0 or extreme <= self._limit:
+            return
+        wanted = 2.0 ** math.ceil(math.log2(extreme))
+        if not self._limit:
+            self._limit = max(wanted, extreme)
+            return
+        while self._limit < extreme:
+            quarter = _BINS // 4
+            merged = self._counts.view(-1, 2).sum(1)
+            self._counts = torch.zeros_like(self._counts)
+            self._counts[quarter : quarter + _BINS // 2] = merged
+            self._limit *= 2

@@ -1,0 +1,216 @@
+"""Whether the ranges that a converted model has stored still fit the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from qrecipe.calibration import Forward, check_finite, limited
+from qrecipe.contents import StoredPlan
+from qrecipe.copying import with_parts
+from qrecipe.errors import ExecutionError, Finding
+from qrecipe.fx import execution
+from qrecipe.inputs import Inputs, bind
+from qrecipe.lineage import architecture, provenance
+from qrecipe.linting import warn
+from qrecipe.measure.batches import no_batches, run_batch
+from qrecipe.measure.comparison import converted_parts
+from qrecipe.measure.drift_report import Drift, SiteDrift, worst_first
+from qrecipe.measure.floating import UnknownKernelError, float_result, is_kernel
+from qrecipe.measure.observing import Observing
+from qrecipe.measure.stored import sharing, stored_ranges
+from qrecipe.measure.tally import Tally
+from qrecipe.progress import Progress, terminal_progress
+from qrecipe.recipe import parse_recipe
+from qrecipe.schema import LintTable
+
+_MOST_BATCHES = 2**31
+
+
+def drift(
+    converted: nn.Module,
+    batches: Iterable[Any],
+    forward: Forward | None = None,
+    progress: Progress | None = None,
+) -> Drift:
+    """Hold today's data against the ranges that the model has stored, tensor by tensor.
+
+    Each batch runs through the converted model, and beside it through the same graph in float,
+    with the weights that the kernels really have. What that second run gives is shown to the
+    observers of the recipe, as in calibration: the ranges that they find are those of today. What
+    is clipped, and the SQNR, are measured where the model runs: the float result of each
+    operation on its own quantized inputs against what its kernel gives.
+
+    ``converted`` comes from `qrecipe.quantize` or `qrecipe.load_quantized`; ``batches`` and
+    ``forward`` are as in `qrecipe.calibrate`. Memory does not grow with the batches.
+
+    Raises:
+        ArtifactError: ``converted`` was not converted by qrecipe (QR501).
+        CalibrationError: no batches, or one that the model cannot take.
+        ExecutionError: the model has no stored ranges (QR430): it is dynamic or float.
+    """
+    plan = StoredPlan.model_validate_json(provenance(converted).plan)
+    paths = [part.path for part in architecture(converted).parts]
+    parts = {} if plan.executor == "eager" else converted_parts(converted, paths)
+    observing = Observing()
+    shadows = {path: _Shadowed(part, plan, observing) for path, part in parts.items()}
+    if not any(shadow.tallies for shadow in shadows.values()):
+        raise _nothing_stored()
+    _warn_about(observing, converted)
+    model = with_parts(converted, shadows)
+    show = progress or terminal_progress("looking for drift")
+    kernels: AbstractContextManager[None] = (
+        nullcontext() if plan.is_for_export else execution.engine(plan.backend)
+    )
+    count = 0
+    with kernels:
+        for batch in limited(batches, _MOST_BATCHES):
+            check_finite(batch, count)
+            run_batch(model, batch, count, forward)
+            count += 1
+            show(count, None)
+    if not count:
+        raise no_batches()
+    sites = [site for shadow in shadows.values() for site in shadow.results()]
+    return Drift(tuple(sorted(sites, key=worst_first)), count)
+
+
+def _nothing_stored() -> ExecutionError:
+    return ExecutionError(
+        Finding(
+            "QR430",
+            "this model has no stored ranges of activations that could drift",
+            hint="dynamic kernels find the range of each input anew; only static rules store any",
+        )
+    )
+
+
+def _warn_about(observing: Observing, converted: nn.Module) -> None:
+    if not observing.missing:
+        return
+    names = ", ".join(f'"{name}"' for name in sorted(observing.missing))
+    finding = Finding(
+        "QR213",
+        f"observer {names} cannot be made here: plain minimum and maximum stand in for it",
+        hint="install the plugin, or import what registers it, for the ranges that it would give",
+        notes=tuple(sorted(set(observing.missing.values()))),
+    )
+    warn(finding, _lint(converted))
+
+
+def _lint(converted: nn.Module) -> LintTable:
+    return parse_recipe(provenance(converted).recipe).lint
+
+
+class _Shadowed(nn.Module):
+    """A converted graph that runs as it is, and beside it in float, with tallies of its ranges."""
+
+    def __init__(self, part: fx.GraphModule, plan: StoredPlan, observing: Observing) -> None:
+        super().__init__()
+        self.part = part
+        sites = {site.name: site for site in plan.sites}
+        self._ranges = stored_ranges(part, sites)
+        self.tallies = {node: Tally(stored) for node, stored in self._ranges.items()}
+        self._groups = sharing(part, self._ranges, sites)
+        self._observers = {
+            node: observing.observer(stored.spec)
+            for node, stored in self._ranges.items()
+            if self._groups[node] is node
+        }
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        inputs = bind(self.part, self.part, Inputs(args, kwargs))
+        return _Run(self.part, self).run(*inputs)
+
+    def observe(self, node: fx.Node, value: Any) -> None:
+        """Show what a node gives in float to the observer that saw it in calibration."""
+        if node in self._groups and isinstance(value, Tensor):
+            self._observers[self._groups[node]].see(value)
+
+    def results(self) -> Iterator[SiteDrift]:
+        count: dict[tuple[str, str], int] = {}
+        for node, tally in self.tallies.items():
+            key = tally.stored.site.name, tally.stored.role
+            count[key] = count.get(key, 0) + 1
+            now = self._observers[self._groups[node]].range()
+            yield tally.result(now, count[key])
+
+
+class _Run(fx.Interpreter):
+    """One batch: every node twice, on what the model gives and on what float would give."""
+
+    def __init__(self, part: fx.GraphModule, shadow: _Shadowed) -> None:
+        super().__init__(part)
+        self._shadow = shadow
+        self._floating: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        tally = self._shadow.tallies.get(n)
+        # before the kernel runs: it may change its inputs
+        own = self._on_own_inputs(n) if tally is not None else None
+        result = super().run_node(n)
+        value = self._in_float(n, result)
+        self._floating[n] = value
+        if tally is not None:
+            tally.add(own, result, value)
+        self._shadow.observe(n, value)
+        for dead in self.user_to_last_uses.get(n, []):
+            self._floating.pop(dead, None)
+        return result
+
+    def _on_own_inputs(self, n: fx.Node) -> Tensor | None:
+        """What a node gives in float for the quantized inputs that it has; None if unknown."""
+        if isinstance(n.target, str) or is_kernel(n, None):
+            args, kwargs = fx.map_arg((n.args, n.kwargs), lambda node: _dequantized(self.env[node]))
+            try:
+                return self._kernel_in_float(n, args, kwargs)
+            except Exception:  # of a kernel that nothing here knows: said in the report
+                return None
+        source = n.args[0]
+        assert isinstance(source, fx.Node)  # quantize_per_tensor, of a float tensor
+        given: Tensor = self.env[source]
+        return given
+
+    def _in_float(self, n: fx.Node, result: Any) -> Any:
+        """What a node gives for the float values of its inputs."""
+        sources = n.all_input_nodes
+        is_exact = all(self._floating[source] is self.env[source] for source in sources)
+        if n.op == "output" or (is_exact and not _is_quantizing(n)):
+            return result  # of which nothing has been rounded yet
+        if _is_quantizing(n) or n.target == "dequantize":
+            # a copy: what runs in place must not change it for those who read the other
+            return self._floating[sources[0]].clone()
+        args, kwargs = fx.map_arg((n.args, n.kwargs), self._floating.__getitem__)
+        try:
+            module = self._module(n)
+            if is_kernel(n, module):
+                return float_result(n, module, args, kwargs)
+            return getattr(self, n.op)(n.target, args, kwargs)
+        except Exception:
+            return _dequantized(result)
+
+    def _kernel_in_float(self, n: fx.Node, args: Any, kwargs: Any) -> Tensor:
+        value = float_result(n, self._module(n), args, kwargs)
+        if not isinstance(value, Tensor):
+            raise UnknownKernelError(str(n.target))
+        return value
+
+    def _module(self, n: fx.Node) -> nn.Module | None:
+        return self.fetch_attr(str(n.target)) if n.op == "call_module" else None
+
+
+def _is_quantizing(node: fx.Node) -> bool:
+    return node.target is torch.quantize_per_tensor
+
+
+def _dequantized(value: Any) -> Any:
+    """A value with a float tensor in place of each quantized one."""
+    return pytree.tree_map(
+        lambda leaf: leaf.dequantize() if isinstance(leaf, Tensor) and leaf.is_quantized else leaf,
+        value,
+    )

@@ -1,0 +1,163 @@
+"""What kernels on quantized tensors compute, in float: with the weights that they really have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from qrecipe.measure.weights import weights_of_kernel
+
+
+class UnknownKernelError(Exception):
+    """A kernel that nothing here computes in float; says which."""
+
+
+def float_result(
+    node: fx.Node, module: nn.Module | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Any:
+    """What a node would give for float inputs if nothing were rounded behind its weights.
+
+    ``module`` is the one that the node calls. Only for `is_kernel`. Raises `UnknownKernelError`.
+    """
+    if module is not None:
+        return _module_result(module, args, kwargs)
+    name = str(node.target).removeprefix("quantized.")
+    if name not in _FUNCTIONS:
+        raise UnknownKernelError(str(node.target))
+    return _FUNCTIONS[name](*args, **kwargs)
+
+
+def is_kernel(node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether a node of a converted graph takes quantized tensors and nothing else."""
+    if module is not None:
+        path = type(module).__module__
+        return ".quantized.modules" in path and "dynamic" not in path and "embedding" not in path
+    return str(node.target).startswith("quantized.") and "_dynamic" not in str(node.target)
+
+
+def _module_result(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    name = type(module).__name__
+    if isinstance(getattr(module, "_packed_params", None), torch.ScriptObject) or (
+        "Linear" in name and hasattr(module, "_packed_params")
+    ):
+        result = _weighted_result(module, *args, **kwargs)
+    else:
+        result = _plain_forward(module)(module, *args, **kwargs)
+    return torch.relu(result) if "ReLU" in name and not name.endswith("LeakyReLU") else result
+
+
+def _weighted_result(module: Any, input: Tensor, extra: Tensor | None = None) -> Tensor:
+    """A convolution or linear layer with its own weights, and what is added to its result."""
+    (weight,), bias, name = weights_of_kernel(module), module.bias(), type(module).__name__
+    if "Linear" in name:
+        return F.linear(input, weight, bias)
+    dimensions = weight.dim() - 2
+    stride, padding, dilation = (
+        tuple(value)[-dimensions:] for value in (module.stride, module.padding, module.dilation)
+    )
+    if "Transpose" in name:
+        output_padding = tuple(module.output_padding)[-dimensions:]
+        return _TRANSPOSED[dimensions](
+            input, weight, bias, stride, padding, output_padding, module.groups, dilation
+        )
+    if module.padding_mode != "zeros":
+        both_ends = [size for size in reversed(padding) for _ in range(2)]
+        input, padding = F.pad(input, both_ends, mode=module.padding_mode), (0,) * dimensions
+    result = _PLAIN[dimensions](input, weight, bias, stride, padding, dilation, module.groups)
+    return result if extra is None else result + extra
+
+
+def _plain_forward(module: nn.Module) -> Callable[..., Any]:
+    """The forward of the float class that a quantized one is made from."""
+    bases: Sequence[Any] = type(module).__mro__[1:]
+    for base in bases:
+        if base.__module__.startswith("torch.nn.modules.") and base is not nn.Module:
+            forward: Callable[..., Any] = base.forward
+            return forward
+    raise UnknownKernelError(type(module).__name__)
+
+
+_PLAIN: Mapping[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_TRANSPOSED: Mapping[int, Callable[..., Tensor]] = {
+    1: F.conv_transpose1d,
+    2: F.conv_transpose2d,
+    3: F.conv_transpose3d,
+}
+
+
+def _linear(input: Tensor, packed: Any, *_: Any) -> Tensor:
+    weight, bias = packed.unpack()
+    return F.linear(input, weight.dequantize(), bias)
+
+
+def _convolution(input: Tensor, packed: Any, *_: Any) -> Tensor:
+    weight, bias, (stride, padding, dilation) = _geometry(input, packed)
+    function = _PLAIN[weight.dim() - 2]
+    return function(input, weight, bias, stride, padding, dilation, packed.groups())
+
+
+def _transposed(input: Tensor, packed: Any, *_: Any) -> Tensor:
+    weight, bias, (stride, padding, dilation) = _geometry(input, packed)
+    dimensions = weight.dim() - 2
+    output_padding = tuple(packed.output_padding())[-dimensions:]
+    return _TRANSPOSED[dimensions](
+        input, weight, bias, stride, padding, output_padding, packed.groups(), dilation
+    )
+
+
+def _geometry(
+    input: Tensor, packed: Any
+) -> tuple[Tensor, Tensor | None, tuple[tuple[int, ...], ...]]:
+    """Weight, bias, and stride, padding and dilation; torch packs one dimension as two."""
+    weight, bias = packed.unpack()
+    dimensions = input.dim() - 2
+    if weight.dim() - 2 > dimensions:
+        weight = weight.squeeze(2)
+    numbers = (packed.stride(), packed.padding(), packed.dilation())
+    return weight.dequantize(), bias, tuple(tuple(each)[-dimensions:] for each in numbers)
+
+
+def _rectified(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda *args, **kwargs: torch.relu(function(*args, **kwargs))
+
+
+def _layer_norm(
+    input: Tensor, normalized_shape: Any, weight: Any, bias: Any, eps: float, **_: Any
+) -> Tensor:
+    return F.layer_norm(input, normalized_shape, weight, bias, eps)
+
+
+def _instance_norm(input: Tensor, weight: Any, bias: Any, eps: float, **_: Any) -> Tensor:
+    return F.instance_norm(input, weight=weight, bias=bias, eps=eps)
+
+
+def _leaky_relu(input: Tensor, negative_slope: float = 0.01, *_: Any, **__: Any) -> Tensor:
+    return F.leaky_relu(input, negative_slope)
+
+
+def _elu(input: Tensor, *_: Any, alpha: float = 1.0, **__: Any) -> Tensor:
+    return F.elu(input, alpha)
+
+
+_FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {
+    "linear": _linear,
+    "linear_relu": _rectified(_linear),
+    **{f"conv{n}d": _convolution for n in _PLAIN},
+    **{f"conv{n}d_relu": _rectified(_convolution) for n in _PLAIN},
+    **{f"conv_transpose{n}d": _transposed for n in _TRANSPOSED},
+    "add": lambda a, b, *_: a + b,
+    "add_relu": lambda a, b, *_: torch.relu(a + b),
+    "mul": lambda a, b, *_: a * b,
+    "mul_relu": lambda a, b, *_: torch.relu(a * b),
+    "matmul": lambda a, b, *_: torch.matmul(a, b),
+    "hardswish": lambda input, *_, **__: F.hardswish(input),
+    "leaky_relu": _leaky_relu,
+    "elu": _elu,
+    "layer_norm": _layer_norm,
+    "instance_norm": _instance_norm,
+}
+"""The operations of ``torch.ops.quantized`` that lowering gives; scale and zero point come last."""

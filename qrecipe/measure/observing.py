@@ -1,0 +1,64 @@
+"""Observers as calibration would put them, fed with the data of today."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qrecipe.errors import first_line
+from qrecipe.measure.stored import QRange
+from qrecipe.plugins import load
+from qrecipe.qconfigs import factory
+from qrecipe.schema import Constructor, TensorSpec, quantized_range
+
+
+class Observing:
+    """Makes observers; ``missing`` are the names of those that cannot be made here, and why."""
+
+    def __init__(self) -> None:
+        self.missing: dict[str, str] = {}
+
+    def observer(self, spec: TensorSpec) -> Watch:
+        """The observer of a spec in calibration, or one of minimum and maximum in its place."""
+        try:
+            if spec.observer is not None:
+                load("observer", spec.observer.name)
+            return Watch(factory(spec, "ptq")(), spec)
+        except Exception as error:
+            name = "placeholder" if spec.observer is None else spec.observer.name
+            self.missing[name] = first_line(error)
+        plain = spec.model_copy(update={"observer": Constructor(name="minmax")})
+        return Watch(factory(plain, "ptq")(), spec)
+
+
+class Watch:
+    """One observer and what it has found."""
+
+    def __init__(self, observer: Any, spec: TensorSpec) -> None:
+        self._observer = observer
+        self._spec = spec
+        self._failed = False
+
+    def see(self, value: Tensor) -> None:
+        """Show it the values of one batch."""
+        try:
+            self._observer(value.detach().float())
+        except Exception:
+            self._failed = True
+
+    def range(self) -> QRange | None:
+        """The range that it gives now; None where that is none."""
+        limits = quantized_range(self._spec)
+        if self._failed or limits is None:
+            return None
+        try:
+            scale, zero_point = self._observer.calculate_qparams()
+            step, zero = float(scale), int(zero_point)
+        except Exception:
+            return None
+        if not (math.isfinite(step) and step > 0 and torch.isfinite(scale).all()):
+            return None
+        return QRange.of(step, zero, limits)

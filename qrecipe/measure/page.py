@@ -1,0 +1,187 @@
+"""One self-contained page of HTML: figures, tables, text; no script, nothing from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from html import escape
+from itertools import count
+from pathlib import Path
+
+from qrecipe.errors import Finding, QRecipeError, printable, shown
+from qrecipe.writing import replace_file, why_not
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """An image in SVG; ``alt`` says in words what it shows."""
+
+    title: str
+    svg: bytes
+    alt: str
+    caption: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of text under a header; ``numeric`` are the positions of columns set to the right."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+    numeric: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Paragraphs."""
+
+    title: str
+    paragraphs: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Text whose lines stay as they are, such as a recipe."""
+
+    title: str
+    text: str
+
+
+_LONGEST_WORD = 24
+
+Section = Figure | Table | Text | Listing
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A title, a line below it, and sections in order."""
+
+    title: str
+    subtitle: str
+    sections: Sequence[Section]
+
+
+def page_html(page: Page) -> str:
+    """The page as an HTML5 document; every text in it is escaped."""
+    title, subtitle = _text(page.title), _text(page.subtitle)
+    sections = "\n".join(_section(section) for section in page.sections)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>\n{_STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f'<h1>{title}</h1>\n<p class="subtitle">{subtitle}</p>\n{sections}\n'
+        "</main>\n</body>\n</html>\n"
+    )
+
+
+def save_page(page: Page, path: str | os.PathLike[str]) -> None:
+    """Write the page at once. Raises ``QRecipeError`` (QR431) where it cannot be written."""
+    try:
+        replace_file(Path(path), page_html(page).encode())
+    except (OSError, ValueError) as error:
+        raise _unwritable(path, why_not(error)) from None
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raises ``QRecipeError`` (QR431) where no page can be put there, before it is made."""
+    try:
+        if Path(path).is_dir():
+            raise IsADirectoryError("it is a folder")
+        os.lstat(Path(path).absolute().parent)
+        os.lstat(path)
+    except FileNotFoundError as error:
+        if Path(error.filename) != Path(path):
+            raise _unwritable(path, "there is no such folder") from None
+    except (OSError, ValueError) as error:
+        raise _unwritable(path, why_not(error)) from None
+
+
+def _unwritable(path: str | os.PathLike[str], why: str) -> QRecipeError:
+    name = shown(os.fspath(path))
+    hint = "name a file in an existing folder"
+    return QRecipeError(Finding("QR431", f"cannot write the report {name}: {why}", hint=hint))
+
+
+def _text(text: str) -> str:
+    return escape(printable(text))
+
+
+def _section(section: Section) -> str:
+    return f"<section>\n<h2>{_text(section.title)}</h2>\n{_content(section)}\n</section>"
+
+
+def _content(section: Section) -> str:
+    if isinstance(section, Figure):
+        return _figure(section)
+    if isinstance(section, Table):
+        return _table(section)
+    if isinstance(section, Listing):
+        return f"<pre>{_text(section.text)}</pre>"
+    return "\n".join(f"<p>{_text(paragraph)}</p>" for paragraph in section.paragraphs)
+
+
+def _figure(figure: Figure) -> str:
+    # an image of its own: the names inside one drawing cannot meet those of another
+    data = base64.b64encode(figure.svg).decode()
+    image = f'<img alt="{_text(figure.alt)}" src="data:image/svg+xml;base64,{data}">'
+    caption = f"\n<figcaption>{_text(figure.caption)}</figcaption>" if figure.caption else ""
+    return f"<figure>\n{image}{caption}\n</figure>"
+
+
+def _table(table: Table) -> str:
+    caption = f"<caption>{_text(table.caption)}</caption>\n" if table.caption else ""
+    head = _row(table, table.header, "th")
+    body = "\n".join(_row(table, row, "td") for row in table.rows)
+    return f"<table>\n{caption}<thead>\n{head}\n</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+
+
+def _row(table: Table, cells: Sequence[str], tag: str) -> str:
+    return f"<tr>{''.join(map(partial(_cell, table, tag), count(), cells))}</tr>"
+
+
+def _cell(table: Table, tag: str, position: int, cell: str) -> str:
+    # only such a word may break anywhere: the columns of all other cells would shrink to letters
+    is_long = any(len(word) > _LONGEST_WORD for word in cell.split())
+    kind = "number" if position in table.numeric else "long" if is_long else ""
+    start = f'<{tag} class="{kind}">' if kind else f"<{tag}>"
+    return f"{start}{_text(cell)}</{tag}>"
+
+
+_STYLE = """\
+:root { color-scheme: light; }
+* { box-sizing: border-box; }
+body { margin: 0; background: #fff; color: #1b1f24;
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "Liberation Sans", Arial, sans-serif; }
+main { max-width: 68rem; margin: 0 auto; padding: 2rem 1.5rem 4rem; }
+h1 { margin: 0; font-size: 1.7rem; line-height: 1.25; overflow-wrap: anywhere; }
+h2 { margin: 2.4rem 0 0.7rem; padding-bottom: 0.25rem; border-bottom: 1px solid #d5dae0;
+  font-size: 1.15rem; }
+p { margin: 0.4rem 0; overflow-wrap: anywhere; }
+.subtitle { color: #57606a; }
+figure { margin: 0; }
+figure img { display: block; max-width: 100%; height: auto; }
+figcaption, caption { color: #57606a; font-size: 0.87rem; text-align: left; }
+figcaption { margin-top: 0.4rem; }
+caption { padding-bottom: 0.4rem; }
+table { width: 100%; border-collapse: collapse; font-size: 0.82rem; }
+th, td { padding: 0.22rem 0.5rem; border-bottom: 1px solid #e4e8ec; text-align: left;
+  vertical-align: top; }
+.long { overflow-wrap: anywhere; }
+th { border-bottom: 1px solid #8c959f; }
+.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+th.number { white-space: normal; }
+pre { margin: 0; padding: 0.8rem 1rem; background: #f6f8fa; font-size: 0.82rem;
+  white-space: pre-wrap; overflow-wrap: anywhere; }
+@media print {
+  main { max-width: none; padding: 0; }
+  body { font-size: 10pt; }
+  figure, tr { break-inside: avoid; }
+  h2 { break-after: avoid; }
+  thead { display: table-header-group; }
+}
+"""

@@ -1,0 +1,321 @@
+"""The pages of the reports: ranking, comparison, drift, tuning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from qrecipe.contents import StoredPlan, StoredSite
+from qrecipe.errors import one_line
+from qrecipe.lineage import Provenance
+from qrecipe.measure import charts
+from qrecipe.measure.comparison import Comparison
+from qrecipe.measure.drift_report import DEFAULT_THRESHOLD, Drift, SiteDrift, drift_row
+from qrecipe.measure.page import Figure, Listing, Page, Section, Table, Text
+from qrecipe.measure.ranking import Ranking
+from qrecipe.rules import listed
+
+MOST_BARS = 40
+MOST_SPREADS = 6
+
+Activations = Drift | str
+"""What the activations are like, or why that is not known."""
+
+
+def drift_page(report: Drift, origin: Provenance, threshold: float = DEFAULT_THRESHOLD) -> Page:
+    """Stored ranges against today's data."""
+    above = report.drifted(threshold)
+    sites = report.sites
+    worst = sites[0]
+    summary = Text(
+        "Result",
+        (
+            f"{len(above)} of {len(sites)} stored ranges would move by more than "
+            f"{threshold:.0%} of their width if the model were calibrated on these "
+            f"{_batches(report.batches)}.",
+            f"The farthest is the {worst.tensor} of {worst.name}: {drift_row(worst)[4]}.",
+        ),
+    )
+    header = ("site", "tensor", "stored range", "range today", "moved", "outside", "clipped")
+    sections: list[Section] = [
+        summary,
+        *_bars(
+            "Ranges by how far they would move",
+            [f"{site.name} ({site.tensor})" for site in sites],
+            [100 * site.moved for site in sites],
+            "how far recalibration moves the two ends (% of the stored width)",
+        ),
+        *_depth(
+            "SQNR along the depth of the network",
+            _in_depth(sites, origin),
+            {"stored range": _sqnr, "range of today's data (estimate)": _sqnr_after},
+        ),
+        *_spreads(sites, with_now=True),
+        Table(
+            "Stored ranges",
+            (*header, "dB", "dB after"),
+            [drift_row(site) for site in sites],
+            "outside: values beyond the stored range; clipped: values beyond all integers of the "
+            "kernel; dB: SQNR of this rounding alone; dB after: estimate for the range of today.",
+            numeric=frozenset(range(2, 9)),
+        ),
+    ]
+    return Page(f"Drift: {_name(origin)}", _subtitle(origin), [*sections, *_origin(origin)])
+
+
+def comparison_page(report: Comparison, activations: Activations, origin: Provenance) -> Page:
+    """A float model beside its quantized one."""
+    sites = [site for site in report.sites if site.activation is not None]
+    values = {site.name: site.activation.sqnr_db for site in sites if site.activation is not None}
+    output = report.output
+    summary = Text(
+        "Result",
+        (
+            "The output holds no floating tensor."
+            if output is None
+            else f"SQNR of the output: {_db(output.sqnr_db)} dB over {_batches(report.batches)}.",
+            f"Quantizing and dequantizing takes {report.conversion_share:.1%} of the int8 time.",
+        ),
+    )
+    rows = [
+        (
+            site.name,
+            site.op,
+            site.verdict,
+            "" if site.weight is None else _db(site.weight.sqnr_db),
+            "" if site.activation is None else _db(site.activation.sqnr_db),
+            "" if site.activation is None else f"{site.activation.mse:.2e}",
+            f"{site.float_share:.1%}",
+            f"{site.quantized_share:.1%}",
+        )
+        for site in report.sites
+    ]
+    header = ("site", "operation", "verdict", "weight dB", "activation dB", "MSE", "float time")
+    label = "SQNR of the activation (dB)"
+    sections: list[Section] = [
+        summary,
+        *_bars("Sites by SQNR, the worst first", list(values), list(values.values()), label),
+        *_named_depth(values, origin, label),
+        *_worst_spreads(list(values), activations),
+        Table("Sites", (*header, "int8 time"), rows, numeric=frozenset(range(3, 8))),
+    ]
+    return Page(f"Comparison: {_name(origin)}", _subtitle(origin), [*sections, *_origin(origin)])
+
+
+def ranking_page(ranking: Ranking, activations: Activations, origin: Provenance) -> Page:
+    """Sites by what each does to the output when it alone is quantized."""
+    by_db = ranking.float_value is None
+    found = {site.name: site.sqnr_db if by_db else site.value for site in ranking.sites}
+    values = {name: math.nan if value is None else value for name, value in found.items()}
+    estimate = " (estimate)" if ranking.is_estimate else ""
+    measure = "SQNR of the output (dB)" if by_db else "measure of the model"
+    label = f"{measure} with this site alone quantized{estimate}"
+    summary = [f"{len(values)} sites, each quantized alone, over {_batches(ranking.batches)}."]
+    if ranking.float_value is not None:
+        summary.append(f"The float model reaches {ranking.float_value:.6g}.")
+    if ranking.partial:
+        summary.append("Interrupted: this ranks what had been measured by then.")
+    rows = [
+        (str(place), site.name, site.op, _db(values[site.name]) if by_db else f"{site.value:.6g}")
+        for place, site in enumerate(ranking.sites, 1)
+    ]
+    sections: list[Section] = [
+        Text("Result", summary),
+        *_bars("Ranking, the worst first", list(values), list(values.values()), label),
+        *_named_depth(values, origin, label),
+        *_worst_spreads(list(values), activations),
+        Table(
+            "Ranking",
+            ("place", "site", "operation", f"{'dB' if by_db else 'measure'} alone{estimate}"),
+            rows,
+            numeric=frozenset({0, 3}),
+        ),
+    ]
+    if ranking.unranked:
+        reasons = list(ranking.unranked.items())
+        sections.append(Table("Sites without an error of their own", ("site", "why"), reasons))
+    return Page(f"Sensitivity: {_name(origin)}", _subtitle(origin), [*sections, *_origin(origin)])
+
+
+def tune_page(
+    trials: Sequence[tuple[str, float, bool]],
+    *,
+    reached: bool,
+    float_metric: float | None,
+    wanted: float | None,
+    ranking: Sequence[tuple[str, float]],
+    activations: Activations,
+    origin: Provenance,
+    metric: str = "metric",
+) -> Page:
+    """How a recipe was tuned, and what came out.
+
+    ``trials`` are what was tried, the metric that it gave and whether it was kept, in order;
+    ``ranking`` the sites with their SQNR in dB, the worst first; ``wanted`` the metric to reach;
+    ``origin`` is of the model that the tuned recipe gives.
+    """
+    kept = sum(1 for _, _, was_kept in trials if was_kept)
+    summary = [
+        f"The tuned recipe {'reaches' if reached else 'does not reach'} what was wanted, "
+        f"after {len(trials)} trials of which {kept} were kept."
+    ]
+    if float_metric is not None:
+        summary.append(f"The float model reaches {float_metric:.6g}.")
+    if wanted is not None:
+        summary.append(f"Wanted: at least {wanted:.6g}.")
+    rows = [
+        (str(place), what, f"{value:.6g}", "kept" if was_kept else "undone")
+        for place, (what, value, was_kept) in enumerate(trials, 1)
+    ]
+    sections: list[Section] = [Text("Result", summary)]
+    points = [charts.Point(value, was_kept) for _, value, was_kept in trials]
+    if any(math.isfinite(point.value) for point in points):
+        drawing = charts.trials(points, wanted, metric)
+        sections.append(Figure("Trials", drawing, f"{metric} of each of {len(points)} trials"))
+    values = dict(ranking)
+    label = "SQNR of the output with this site alone quantized (dB)"
+    sections += [
+        *_bars("Ranking, the worst first", list(values), list(values.values()), label),
+        *_named_depth(values, origin, label),
+        *_worst_spreads(list(values), activations),
+        Table("Trials in order", ("trial", "change", metric, ""), rows, numeric=frozenset({0, 2})),
+    ]
+    return Page(f"Tuning: {_name(origin)}", _subtitle(origin), [*sections, *_origin(origin)])
+
+
+def _bars(
+    title: str, names: Sequence[str], values: Sequence[float], label: str
+) -> Iterator[Section]:
+    """The worst as bars; words where nothing could be drawn."""
+    if not any(math.isfinite(value) for value in values):
+        yield Text(title, ("There is no finite value to draw.",))
+        return
+    drawing = charts.bars(names[:MOST_BARS], values[:MOST_BARS], label)
+    cut = f"The worst {MOST_BARS} of {len(names)}." if len(names) > MOST_BARS else ""
+    unseen = [n for n, v in zip(names, values, strict=True) if not math.isfinite(v)][:MOST_BARS]
+    note = f" Without a bar, for they are not finite: {listed(unseen)}." if unseen else ""
+    yield Figure(title, drawing, f"{label}, one bar for each site", f"{cut}{note}".strip())
+
+
+def _named_depth(values: Mapping[str, float], origin: Provenance, label: str) -> Iterator[Section]:
+    """Values of sites by name in the order in which the model runs them."""
+    names = [name for name in _site_names(origin) if name in values]
+    yield from _line("Along the depth of the network", names, {label: values}, label)
+
+
+def _in_depth(sites: Sequence[SiteDrift], origin: Provenance) -> list[SiteDrift]:
+    place = {name: index for index, name in enumerate(_site_names(origin))}
+    return sorted(sites, key=lambda site: (place.get(site.name, 0), site.tensor))
+
+
+def _depth(title: str, sites: Sequence[SiteDrift], series: Mapping[str, Any]) -> Iterator[Section]:
+    names = [f"{site.name} ({site.tensor})" for site in sites]
+    values = {label: dict(zip(names, map(of, sites), strict=True)) for label, of in series.items()}
+    yield from _line(title, names, values, "SQNR (dB)")
+
+
+def _line(
+    title: str, names: Sequence[str], series: Mapping[str, Mapping[str, float]], label: str
+) -> Iterator[Section]:
+    values = {key: [by_name[name] for name in names] for key, by_name in series.items()}
+    if not any(math.isfinite(value) for line in values.values() for value in line):
+        yield Text(title, ("There is no finite value to draw.",))
+        return
+    drawing = charts.along(names, values, label)
+    alt = f"{label} of {len(names)} tensors in the order in which they are computed"
+    yield Figure(title, drawing, alt, "What is exact has no point.")
+
+
+def _worst_spreads(names: Sequence[str], activations: Activations) -> Iterator[Section]:
+    """The tensors of the worst sites, their outputs where these have a range of their own."""
+    if isinstance(activations, str):
+        yield Text(_SPREADS, (f"Not known: {activations}",))
+        return
+    by_name: dict[str, SiteDrift] = {}
+    for site in activations.sites:
+        if site.name not in by_name or site.tensor == "output":
+            by_name[site.name] = site
+    yield from _spreads([by_name[name] for name in names if name in by_name], with_now=False)
+
+
+_SPREADS = "The worst activations and their quantization ranges"
+
+
+def _spreads(sites: Sequence[SiteDrift], *, with_now: bool) -> Iterator[Section]:
+    panels = [
+        charts.Spread(
+            f"{site.name} ({site.tensor}), {site.clipped:.2%} clipped",
+            site.values,
+            (site.stored.low, site.stored.high),
+            (site.now.low, site.now.high) if with_now and site.now is not None else None,
+        )
+        for site in sites
+        if site.values is not None
+    ][:MOST_SPREADS]
+    if not panels:
+        yield Text(_SPREADS, ("None of these sites stores a range of its own.",))
+        return
+    alt = f"histograms of {len(panels)} tensors with their quantization ranges"
+    caption = "Counts of values in float, on a logarithmic scale, over the stored range (shaded)."
+    yield Figure(_SPREADS, charts.spreads(panels), alt, caption)
+
+
+def _origin(origin: Provenance) -> Iterator[Section]:
+    """The plan, the recipe and the versions."""
+    plan = _plan(origin)
+    rows = [_plan_row(site) for site in plan.sites]
+    header = ("site", "operation", "verdict", "weight/activation", "decided by", "why")
+    caption = f"{plan.backend} ({plan.phase}), {plan.executor}: {len(rows)} sites"
+    yield Table("Plan", header, rows, caption)
+    yield Listing("Recipe", origin.recipe)
+    versions = [("fingerprint of the recipe", origin.fingerprint), *origin.versions.items()]
+    yield Table("Versions", ("", "version"), versions)
+
+
+def _plan_row(site: StoredSite) -> tuple[str, ...]:
+    dtypes = "float"
+    if site.qconfig is not None:
+        specs = (site.qconfig.weight, site.qconfig.activation)
+        dtypes = "/".join("-" if spec is None else str(spec.dtype) for spec in specs)
+        dtypes += " dynamic" if site.mode == "dynamic" else ""
+    decided = f"{site.rule.tier} {site.rule.key}".rstrip() + f" = {site.rule.says}"
+    cells = (site.name, site.op, site.verdict, dtypes, decided, site.reason or "")
+    return tuple(map(one_line, cells))
+
+
+def _plan(origin: Provenance) -> StoredPlan:
+    # not its JSON as it stands: that of a loaded model is only known to be valid
+    return StoredPlan.model_validate_json(origin.plan)
+
+
+def _site_names(origin: Provenance) -> list[str]:
+    return [site.name for site in _plan(origin).sites]
+
+
+def _name(origin: Provenance) -> str:
+    return _plan(origin).recipe
+
+
+def _subtitle(origin: Provenance) -> str:
+    versions = origin.versions
+    return (
+        f"qrecipe {versions.get('qrecipe', '?')}, torch {versions.get('torch', '?')}; "
+        f"recipe {origin.fingerprint[:12]}"
+    )
+
+
+def _batches(count: int) -> str:
+    return "1 batch" if count == 1 else f"{count} batches"
+
+
+def _sqnr(site: SiteDrift) -> float:
+    return math.nan if site.sqnr_db is None else site.sqnr_db
+
+
+def _sqnr_after(site: SiteDrift) -> float:
+    return math.nan if site.sqnr_after_db is None else site.sqnr_after_db
+
+
+def _db(value: float) -> str:
+    return "exact" if value == math.inf else f"{value:.1f}"

@@ -1,0 +1,198 @@
+"""The ranges that a converted model has stored: where they apply, and what they hold."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+
+from qrecipe.contents import StoredSite
+from qrecipe.fx.emission import site_of
+from qrecipe.normalize import CALLS
+from qrecipe.schema import TensorSpec, quantized_range
+
+TensorRole = Literal["input", "output"]
+
+
+@dataclass(frozen=True, slots=True)
+class QRange:
+    """A scale and a zero point, and the real values between which they were chosen to hold."""
+
+    scale: float
+    zero_point: int
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, scale: float, zero_point: int, limits: tuple[int, int]) -> QRange:
+        """The range of the integers from ``limits[0]`` to ``limits[1]``."""
+        low, high = ((limit - zero_point) * scale for limit in limits)
+        return cls(scale, zero_point, low, high)
+
+    def rounded(self, values: Tensor) -> Tensor:
+        """What is left of values that lie within the range, and of others that it clips."""
+        steps = torch.round(values / self.scale) * self.scale
+        return steps.clamp(self.low, self.high)
+
+    def share_outside(self, values: Tensor) -> Tensor:
+        """How many values lie further out than half a step, a tensor without dimensions."""
+        half = self.scale / 2
+        return ((values < self.low - half) | (values > self.high + half)).sum()
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRange:
+    """A place where a graph quantizes by a stored scale.
+
+    ``calibrated`` is the range of the integers that the recipe gives the tensor; ``integers`` are
+    all those of the dtype and ``possible`` is their range, beyond which the kernels clip.
+    """
+
+    site: StoredSite
+    role: TensorRole
+    spec: TensorSpec
+    calibrated: QRange
+    integers: tuple[int, int]
+
+    @property
+    def possible(self) -> QRange:
+        return QRange.of(self.calibrated.scale, self.calibrated.zero_point, self.integers)
+
+
+def stored_ranges(
+    part: fx.GraphModule, sites: Mapping[str, StoredSite]
+) -> dict[fx.Node, StoredRange]:
+    """Each node that quantizes to a range which calibration has found, in order."""
+    found = {}
+    for node in part.graph.nodes:
+        place = _place(node, sites)
+        qparams = _qparams(node, part) if place is not None else None
+        if place is None or qparams is None:
+            continue
+        site, role = place
+        spec = site.qconfig.activation if site.qconfig is not None else None
+        limits = None if spec is None else quantized_range(spec)
+        if spec is None or limits is None or is_fixed(spec):
+            continue
+        integers = _INTEGERS.get(str(spec.dtype), limits)
+        found[node] = StoredRange(site, role, spec, QRange.of(*qparams, limits), integers)
+    return found
+
+
+_INTEGERS: Mapping[str, tuple[int, int]] = {
+    "int4": (-128, 127),
+    "uint4": (0, 255),
+    "int8": (-128, 127),
+    "uint8": (0, 255),
+}
+"""What the kernels clip to: 4 bits live in 8-bit types."""
+
+
+def is_fixed(spec: TensorSpec) -> bool:
+    """Whether the range is the operation's own, whatever the data are."""
+    return spec.observer is not None and spec.observer.name == "fixed_qparams"
+
+
+def sharing(
+    part: fx.GraphModule, ranges: Mapping[fx.Node, StoredRange], sites: Mapping[str, StoredSite]
+) -> dict[fx.Node, fx.Node]:
+    """The nodes that one observer has seen: each with the first range of its group.
+
+    Operations that copy show their results to the observer of what they copy, and those that copy
+    several tensors connect the observers of all.
+    """
+    origins: dict[fx.Node, frozenset[fx.Node]] = {}
+    group: dict[fx.Node, fx.Node] = {node: node for node in ranges}
+    copying: dict[fx.Node, fx.Node] = {}
+    for node in part.graph.nodes:
+        if node in ranges:
+            origins[node] = frozenset({node})
+            continue
+        site = sites.get(site_of(node) or "") if node.op in CALLS else None
+        is_copying = site is not None and site.verdict == "passthrough"
+        if not (is_copying or is_conversion(node) or node.target is operator.getitem):
+            continue
+        own = frozenset().union(*(origins.get(each, ()) for each in node.all_input_nodes))
+        origins[node] = own
+        if not own or not is_copying or is_conversion(node):
+            continue
+        first = min((group[each] for each in own), key=list(ranges).index)
+        merged = {group[each] for each in own}
+        group = {each: first if to in merged else to for each, to in group.items()}
+        copying[node] = next(iter(own))
+    return {**group, **{node: group[origin] for node, origin in copying.items()}}
+
+
+def is_conversion(node: fx.Node) -> bool:
+    """Whether a node only goes from float to quantized or back."""
+    return node.op in CALLS and node.target in (
+        torch.quantize_per_tensor,
+        torch.quantize_per_channel,
+        "dequantize",
+    )
+
+
+def _place(node: fx.Node, sites: Mapping[str, StoredSite]) -> tuple[StoredSite, TensorRole] | None:
+    """The site whose tensor a node quantizes; None where that is no new range."""
+    if node.op not in CALLS:
+        return None
+    if node.target is torch.quantize_per_tensor:
+        source = node.args[0]
+        giver = sites.get(site_of(source) or "") if isinstance(source, fx.Node) else None
+        if giver is not None and giver.mode == "static":  # a reference model rounds results so
+            return (giver, "output") if giver.verdict == "quantized" else None
+        reader = next(_readers(node, sites), None)
+        return None if reader is None else (reader, "input")
+    site = sites.get(site_of(node) or "")
+    is_own = site is not None and site.mode == "static" and site.verdict == "quantized"
+    return (site, "output") if site is not None and is_own else None
+
+
+def _readers(node: fx.Node, sites: Mapping[str, StoredSite]) -> Iterator[StoredSite]:
+    """The static sites that read a tensor, the nearest first."""
+    waiting, seen = [node], {node}
+    while waiting:
+        for user in waiting.pop(0).users:
+            site = sites.get(site_of(user) or "") if user.op in CALLS else None
+            if site is not None and site.mode == "static" and not is_conversion(user):
+                yield site
+            elif user not in seen:
+                seen.add(user)
+                waiting.append(user)
+
+
+def _qparams(node: fx.Node, part: fx.GraphModule) -> tuple[float, int] | None:
+    """The scale and zero point that a node quantizes its result with."""
+    if node.op == "call_module":
+        module: Any = part.get_submodule(str(node.target))
+        return _numbers(getattr(module, "scale", None), getattr(module, "zero_point", None))
+    if node.target is torch.quantize_per_tensor:
+        return _numbers(*(_value(argument, part) for argument in node.args[1:3]))
+    if not str(node.target).startswith("quantized."):
+        return None
+    if "output_scale" in node.kwargs:
+        given = (node.kwargs["output_scale"], node.kwargs["output_zero_point"])
+    else:
+        given = node.args[-2:]  # type: ignore[assignment]
+    return _numbers(*(_value(argument, part) for argument in given))
+
+
+def _value(argument: Any, part: fx.GraphModule) -> Any:
+    if not isinstance(argument, fx.Node):
+        return argument
+    if argument.op != "get_attr":
+        return None
+    path, _, name = str(argument.target).rpartition(".")
+    owner: nn.Module = part.get_submodule(path)
+    return getattr(owner, name, None)
+
+
+def _numbers(scale: Any, zero_point: Any) -> tuple[float, int] | None:
+    try:
+        return float(scale), int(zero_point)
+    except (TypeError, ValueError, RuntimeError):
+        return None

@@ -1,0 +1,346 @@
+"""Reports as pages: whole, self-contained, and seen in a browser."""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import json
+import math
+from dataclasses import replace
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+from browser import WIDTH, chromium, layout, screenshot
+from nets import NETS
+from runs import STATIC, silent
+
+import qrecipe
+from qrecipe.errors import QRecipeError
+from qrecipe.lineage import Provenance, provenance
+from qrecipe.measure import charts
+from qrecipe.measure.distribution import Histogram
+from qrecipe.measure.drift_report import Drift, SiteDrift
+from qrecipe.measure.page import Figure, Listing, Page, Table, Text, page_html, save_page
+from qrecipe.measure.report_pages import comparison_page, drift_page, ranking_page, tune_page
+from qrecipe.measure.stored import QRange
+
+HOSTILE = '<script>alert("x")</script>&$x^{2}$\u202e'
+LONG = "a_very_long_name_of_a_module." * 12
+
+
+@functools.cache
+def measured():
+    """A model with everything that its pages show."""
+    net = NETS["residual"]
+    model, batches = net.model(), net.batches(10)
+    converted = qrecipe.quantize(model, STATIC, batches, progress=silent)
+    shifted = [batch * 2 + 1 for batch in batches]
+    return {
+        "origin": provenance(converted),
+        "drift": qrecipe.drift(converted, shifted, progress=silent),
+        "same": qrecipe.drift(converted, batches, progress=silent),
+        "comparison": qrecipe.compare(model, converted, batches[:2], progress=silent),
+        "ranking": qrecipe.sensitivity(model, STATIC, batches, progress=silent),
+    }
+
+
+TRIALS = [
+    ("all sites int8", 0.71, True),
+    ("fc float", 0.708, False),
+    ("conv1 float", 0.742, True),
+    ("layer1.0.conv2 float", 0.751, True),
+]
+
+
+def tuned(trials=TRIALS, ranking=(("fc", 12.5), ("conv1", 30.1)), **changes):
+    given = {
+        "reached": True,
+        "float_metric": 0.76,
+        "wanted": 0.75,
+        "ranking": ranking,
+        "activations": measured()["same"],
+        "origin": measured()["origin"],
+        "metric": "accuracy",
+        **changes,
+    }
+    return tune_page(trials, **given)
+
+
+@functools.cache
+def pages():
+    of = measured()
+    return {
+        "drift": drift_page(of["drift"], of["origin"]),
+        "comparison": comparison_page(of["comparison"], of["same"], of["origin"]),
+        "sensitivity": ranking_page(of["ranking"], of["same"], of["origin"]),
+        "tuning": tuned(),
+    }
+
+
+@functools.cache
+def hostile_page():
+    """Many sites, long names, and names that are markup."""
+    of = measured()
+    site = of["drift"].sites[0]
+    names = [HOSTILE, LONG, *(f"layers.{n}.attention.query" for n in range(60))]
+    sites = tuple(replace(site, name=name) for name in names)
+    plan = json.loads(of["origin"].plan)
+    entry = plan["sites"][0]
+    plan |= {"recipe": HOSTILE, "sites": [{**entry, "name": name} for name in names]}
+    origin = replace(
+        of["origin"],
+        plan=json.dumps(plan),
+        recipe=f"# {HOSTILE}\n# {LONG * 3}\n",
+        versions={HOSTILE: HOSTILE},
+    )
+    return drift_page(Drift(sites, 3), origin)
+
+
+class Checked(HTMLParser):
+    """Notes tags that do not match and everything that would leave the page."""
+
+    VOID = ("meta", "img", "br", "link")
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.problems, self.seen, self.words = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href") and not value.startswith("data:image/svg+xml;base64,"):
+                self.problems.append(f"{tag} {name}={value}")
+            if name.startswith("on"):
+                self.problems.append(f"{tag} {name}")
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.problems.append(f"</{tag}>")
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def checked(html):
+    parser = Checked()
+    parser.feed(html)
+    parser.close()
+    assert parser.problems == []
+    assert parser.open == []
+    return parser
+
+
+@pytest.mark.parametrize("name", ["drift", "comparison", "sensitivity", "tuning", "hostile"])
+def test_pages_are_well_formed_and_need_nothing_from_elsewhere(name):
+    html = page_html(hostile_page() if name == "hostile" else pages()[name])
+    assert html.startswith("<!DOCTYPE html>\n")
+    seen = checked(html).seen
+    assert seen.count("title") == seen.count("h1") == 1
+    assert not {"script", "link", "iframe", "object"} & set(seen)
+    assert "@import" not in html
+    assert "url(" not in html
+    assert "\u202e" not in html
+
+
+@pytest.mark.parametrize("name", ["drift", "comparison", "sensitivity", "tuning"])
+def test_pages_hold_ranking_depth_histograms_plan_recipe_and_versions(name):
+    page = pages()[name]
+    titles = [section.title for section in page.sections]
+    assert sum(isinstance(section, Figure) for section in page.sections) >= 3
+    assert any("depth of the network" in title for title in titles)
+    assert any("worst activations" in title for title in titles)
+    assert titles[-3:] == ["Plan", "Recipe", "Versions"]
+    plan, recipe, versions = page.sections[-3:]
+    assert "conv1" in {row[0] for row in plan.rows}
+    assert recipe.text == measured()["origin"].recipe
+    assert {"qrecipe", "torch"} <= {row[0] for row in versions.rows}
+
+
+@pytest.mark.parametrize("name", ["drift", "comparison", "sensitivity", "tuning"])
+def test_drawings_are_whole_svg_documents_of_their_own(name):
+    for section in pages()[name].sections:
+        if isinstance(section, Figure):
+            root = ElementTree.fromstring(section.svg)
+            assert root.tag.endswith("svg")
+            assert section.alt
+
+
+def test_names_are_shown_as_they_are_and_never_as_markup():
+    html = page_html(hostile_page())
+    assert "<script>" not in html
+    words = "".join(checked(html).words)
+    assert '<script>alert("x")</script>&$x^{2}$\ufffd' in words
+    assert LONG in words
+
+
+def test_every_kind_of_section_is_escaped():
+    page = Page(
+        HOSTILE,
+        HOSTILE,
+        [
+            Text(HOSTILE, (HOSTILE,)),
+            Listing(HOSTILE, HOSTILE),
+            Table(HOSTILE, (HOSTILE,), [(HOSTILE,)], HOSTILE),
+            Figure(HOSTILE, b"<svg/>", HOSTILE, HOSTILE),
+        ],
+    )
+    assert "script" not in checked(page_html(page)).seen
+
+
+def test_equal_reports_give_equal_pages():
+    of = measured()
+    report = Drift(of["drift"].sites[:1], 3)
+    one, other = (page_html(drift_page(report, of["origin"])) for _ in range(2))
+    assert one == other
+
+
+def is_whole(figure):
+    """Whether everything that is drawn lies within the figure."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    drawn = figure.get_tightbbox(canvas.get_renderer())  # in inches
+    width, height = figure.get_size_inches()
+    return drawn.x0 >= 0 and drawn.y0 >= 0 and drawn.x1 <= width and drawn.y1 <= height
+
+
+def spread_of(low, high, stored, now=None):
+    counts = tuple(range(1, 97)) if low != high else (7,)
+    return charts.Spread(HOSTILE, Histogram(low, high, counts), stored, now)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: charts.bars([HOSTILE, LONG, "c"], [1.0, -3.0, math.inf], "x" * 60),
+        lambda: charts.bars(["a"], [math.nan], "dB"),
+        lambda: charts.along([LONG + str(n) for n in range(90)], {"s": [1.0] * 90}, "word " * 30),
+        lambda: charts.along(["a"], {LONG[:40]: [2.0], "other": [math.nan]}, "dB"),
+        lambda: charts.spreads([spread_of(-1, 2, (-0.5, 1), (-1, 2))] * 5),
+        lambda: charts.spreads([spread_of(3, 3, (0, 1e-9))]),
+        lambda: charts.spreads([spread_of(-1e30, 1e30, (-1, 1))]),
+        lambda: charts.trials([charts.Point(0.5, True), charts.Point(math.nan, False)], 0.7, LONG),
+    ],
+)
+def test_nothing_of_a_drawing_is_cut_off(draw, monkeypatch):
+    figures = []
+    original = charts._svg
+
+    def kept(figure):
+        figures.append(figure)
+        return original(figure)
+
+    monkeypatch.setattr(charts, "_svg", kept)
+    assert ElementTree.fromstring(draw()) is not None
+    assert is_whole(figures[0])
+
+
+def test_where_nothing_is_finite_words_stand_in_for_the_drawing():
+    of = measured()
+    ranking = of["ranking"]
+    exact = replace(ranking, sites=tuple(replace(site, sqnr_db=math.inf) for site in ranking.sites))
+    page = ranking_page(exact, "the model is dynamic", of["origin"])
+    assert not any(isinstance(section, Figure) for section in page.sections)
+    words = "".join(checked(page_html(page)).words)
+    assert "no finite value to draw" in words
+    assert "Not known: the model is dynamic" in words
+
+
+def test_a_page_of_tuning_tells_whether_it_was_reached_and_what_was_kept():
+    words = "".join(checked(page_html(tuned())).words)
+    assert "reaches what was wanted, after 4 trials of which 3 were kept" in words
+    assert all(what in words for what, _, _ in TRIALS)
+    failed = tuned([("all", 0.1, False)], (), reached=False, wanted=None, float_metric=None)
+    words = "".join(checked(page_html(failed)).words)
+    assert "does not reach" in words
+    checked(page_html(tuned([])))
+
+
+def test_without_matplotlib_the_page_is_a_finding(monkeypatch):
+    original = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return original(name, *args, **kwargs)
+
+    of = measured()
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(QRecipeError, match="QR602"):
+        drift_page(of["drift"], of["origin"])
+
+
+@pytest.mark.parametrize("path", ["missing/report.html", ".", "a\0b"])
+def test_a_page_that_cannot_be_written_is_a_finding(path, tmp_path, monkeypatch):
+    from qrecipe.measure.page import check_writable
+
+    monkeypatch.chdir(tmp_path)
+    for write in (lambda: save_page(Page("", "", []), path), lambda: check_writable(path)):
+        with pytest.raises(QRecipeError, match="QR431"):
+            write()
+    assert list(tmp_path.iterdir()) == []
+
+
+def is_drawn(pixels):
+    """Whether a region shows something: several colours, and not only a line at its edge."""
+    inner = pixels[4:-4, 4:-4].reshape(-1, 3)
+    return len({tuple(colour) for colour in inner[:: max(1, len(inner) // 20_000)]}) > 3
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "drift",
+        "hostile",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("comparison", "sensitivity", "tuning")),
+    ],
+)
+def test_a_browser_shows_the_page_with_nothing_empty_and_nothing_cut_off(name, tmp_path):
+    chromium()
+    pytest.importorskip("PIL")
+    page = hostile_page() if name == "hostile" else pages()[name]
+    path = tmp_path / f"{name}.html"
+    save_page(page, path)
+    measured_page = layout(path, tmp_path)
+    assert measured_page.width <= WIDTH
+    figures = measured_page.figures()
+    assert len(figures) == sum(isinstance(section, Figure) for section in page.sections) >= 3
+    for box in measured_page.boxes:
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= WIDTH
+        assert box["height"] > 10
+    assert measured_page.height < 16_000
+    shot = screenshot(path, tmp_path, measured_page.height)
+    assert shot.shape == (measured_page.height, WIDTH, 3)
+    margins = (shot[:, :8], shot[:, -8:], shot[:8], shot[-8:])
+    assert all((margin == 255).all() for margin in margins)
+    for box in figures:
+        top, left = round(box["y"]), round(box["x"])
+        region = shot[top : top + round(box["height"]), left : left + round(box["width"])]
+        assert is_drawn(region)
+        edges = (region[:, :2], region[:, -2:], region[:2], region[-2:])
+        assert all((edge == 255).all() for edge in edges)  # what is drawn ends before the edge
+        halves = (region[:, : region.shape[1] // 2], region[:, region.shape[1] // 2 :])
+        assert all(is_drawn(half) for half in halves)
+
+
+def test_a_narrow_window_and_paper_hold_the_page_too(tmp_path):
+    chromium()
+    path = tmp_path / "hostile.html"
+    save_page(hostile_page(), path)
+    assert layout(path, tmp_path, 760).width <= 760
+
+
+def test_values_of_a_site_are_plain():
+    site = SiteDrift(
+        "a", "Linear", "output", "uint8", QRange(0.1, 0, 0.0, 25.5), None, None, 0, 0, False, 1, 2
+    )
+    assert site.moved == math.inf
+    origin = Provenance("", "f" * 64, measured()["origin"].plan, {})
+    page = drift_page(Drift((site,), 1), origin)
+    words = "".join(checked(page_html(page)).words)
+    assert "farthest is the output of a: all" in words
