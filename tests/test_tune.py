@@ -290,6 +290,7 @@ def test_bounds_that_make_no_sense_are_findings(options):
     ("evaluate", "code"),
     [
         (lambda model: math.nan, "QR330"),
+        (lambda model: math.inf, "QR330"),
         (lambda model: "good", "QR423"),
         (lambda model: 1 / 0, "QR423"),
     ],
@@ -306,7 +307,7 @@ def test_a_candidate_whose_accuracy_is_no_number_is_a_failed_trial():
     with pytest.warns(QRecipeWarning, match="QR219"):
         result = tuned(model, batches, lambda model: next(values), max_trials=2)
     assert result.trials[1].metric is None
-    assert result.trials[1].error == "evaluate gives nan"
+    assert result.trials[1].error == "evaluate gives no finite number"
     assert "failed" in str(result)
     assert result.metric == 0.5
 

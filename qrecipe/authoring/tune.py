@@ -198,10 +198,10 @@ class _Bench:
                     converted = self._quantized(recipe)
             except QRecipeError as error:
                 return Measured(None, time.monotonic() - start, first_line(error))
-        metric = number(lambda: self._evaluate(converted), "evaluate")
+        metric = _accuracy(self._evaluate, converted)
         seconds = time.monotonic() - start
         if not math.isfinite(metric):
-            return Measured(None, seconds, f"evaluate gives {metric}")
+            return Measured(None, seconds, "evaluate gives no finite number")
         return Measured(metric, seconds)
 
     def _quantized(self, recipe: Recipe) -> nn.Module:
@@ -273,17 +273,27 @@ def _planned(
 def _float_metric(model: nn.Module, evaluate: Evaluate, log: TrialLog) -> float:
     if log.float_metric is not None:
         return log.float_metric
-    metric = number(lambda: evaluate(runnable_copy(model)), "evaluate")
+    metric = _accuracy(evaluate, runnable_copy(model))
     if not math.isfinite(metric):
         raise ExecutionError(
             Finding(
                 "QR330",
-                f"evaluate gives {metric} for the float model",
-                hint="return how good a model is as a finite number; more is better",
+                "evaluate gives no finite number for the float model",
+                hint="return how good a model is as a float; more is better",
             )
         )
     log.note_float(metric)
     return metric
+
+
+def _accuracy(evaluate: Evaluate, model: nn.Module) -> float:
+    """What the evaluation gives, -inf for NaN: of a candidate that is a failed trial, no error."""
+
+    def comparable() -> float:
+        value = evaluate(model)
+        return -math.inf if value != value else value
+
+    return number(comparable, "evaluate")
 
 
 def _digest(model: nn.Module) -> str:
