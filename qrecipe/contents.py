@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
 from qrecipe.composition import compose
-from qrecipe.container import Header, problem
+from qrecipe.container import Header, json_of, problem
 from qrecipe.errors import QRecipeError
 from qrecipe.merging import fingerprint
 from qrecipe.reading import parse_document
@@ -25,8 +25,8 @@ from qrecipe.schema import Backend, Phase, RecipeTable, TensorSpec
 FORMAT = 1
 """The version of the metadata; the tensors are safetensors in any version."""
 
-MAX_TEXT = 2**26
-"""The largest text that is unpacked: 64 MiB."""
+MAX_TEXT = 2**23
+"""The largest text that is unpacked: 8 MiB."""
 
 _MARK = "qrecipe"
 _PACKED = frozenset({"plan", "architecture"})
@@ -177,8 +177,8 @@ def contents_of(header: Header) -> Contents:
     try:
         values = {key: _unpacked(text) if key in _PACKED else text for key, text in texts.items()}
         for key in ("versions", "needs", "architecture", "aliases", "layouts"):
-            values[key] = json.loads(values[key])
-        values["plan"] = json.dumps(json.loads(values["plan"]), indent=2, sort_keys=True)
+            values[key] = json_of(values[key])
+        values["plan"] = json.dumps(json_of(values["plan"]), indent=2, sort_keys=True)
         found = Contents.model_validate_json(json.dumps(values))
     except ValidationError as error:
         raise _bad(header, _first(error)) from None
