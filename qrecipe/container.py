@@ -25,8 +25,8 @@ from qrecipe.errors import ArtifactError, Finding, one_line, shown
 MAX_HEADER = 2**23
 """The largest header that is read: 8 MiB."""
 
-MAX_VALUES = 200_000
-"""The most values that a JSON text of a file holds: some 3,500 sites."""
+MAX_VALUES = 150_000
+"""The most values that the header holds, and the texts packed in it together: some 2,000 sites."""
 
 MAX_DEPTH = 30
 """Levels of nesting that a JSON text may have; the plan needs eight."""

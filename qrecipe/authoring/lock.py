@@ -39,8 +39,8 @@ LOCK_FORMAT: Literal[1] = 1
 MAX_BYTES = 2**22
 """The largest lock file that is read: 4 MiB."""
 
-MAX_ITEMS = 100_000
-"""The most keys and array elements of a lock file: some 10,000 sites."""
+MAX_ITEMS = 60_000
+"""The most keys and array elements of a lock file: some 8,000 sites."""
 
 _WHOLE = ("backend", "phase", "executor", "boundaries")
 _HEAD = """\
