@@ -13,7 +13,7 @@ from qrecipe.composition import Composition
 from qrecipe.errors import Finding, SchemaError, did_you_mean, nearest, shown
 from qrecipe.locations import KeyPath
 from qrecipe.merging import Layer
-from qrecipe.names import compile_pattern
+from qrecipe.names import compile_pattern, is_exact
 from qrecipe.schema import FLOAT, INHERIT, RESERVED_QCONFIG_NAMES, RecipeTable, RuleTable
 from qrecipe.signatures import (
     FUNCTION_FAMILIES,
@@ -24,6 +24,9 @@ from qrecipe.signatures import (
 from qrecipe.tensor_checks import activation_findings, tensor_findings, weight_findings
 from qrecipe.validation import MAX_FINDINGS
 from qrecipe.wording import dotted, one_of
+
+MAX_PATTERNS = 200_000
+"""As many characters the patterns of one recipe have in all; exact names are no patterns."""
 
 _ABBREVIATIONS = {
     "F": "torch.nn.functional",
@@ -58,7 +61,7 @@ def _layer_findings(layer: Layer) -> Iterator[Finding]:
     found = chain(
         _reserved_names(layer),
         *(_form_of_rule(layer, path, rule) for path, rule in rules_of(layer.table)),
-        *(_key_of_rule(layer, path) for path, _ in rules_of(layer.table)),
+        _keys_of_rules(layer),
     )
     return map(layer.noted, found)
 
@@ -77,6 +80,16 @@ def _form_of_rule(layer: Layer, path: KeyPath, rule: RuleTable) -> Iterator[Find
     if rule.qconfig is None and not inline and layer.is_sound(path):
         hint = f'it needs "qconfig", or "weight" and "activation"; "{FLOAT}" leaves it alone'
         yield Finding("QR103", f"{dotted(path)} does not say what to do", layer.key(path), hint)
+
+
+def _keys_of_rules(layer: Layer) -> Iterator[Finding]:
+    patterns = (key for key in layer.table.rules.module_name if not is_exact(key))
+    if sum(map(len, patterns)) > MAX_PATTERNS:
+        message = f"the name patterns have more than {MAX_PATTERNS:,} characters in all"
+        yield Finding("QR110", message, layer.key(("rules", "module_name")))
+        return
+    for path, _ in rules_of(layer.table):
+        yield from _key_of_rule(layer, path)
 
 
 def _key_of_rule(layer: Layer, path: KeyPath) -> Iterator[Finding]:
@@ -162,7 +175,9 @@ def _rule_findings(recipe: Composition, table: RecipeTable) -> Iterator[Finding]
     known = [*table.qconfig, FLOAT, INHERIT]
     for path, rule in rules_of(table):
         yield from _use_findings(recipe, table, path, rule.weight, rule.activation)
-        if rule.qconfig is None or rule.qconfig in known:
+        if rule.qconfig is None or rule.qconfig in table.qconfig:
+            continue
+        if rule.qconfig in RESERVED_QCONFIG_NAMES:
             continue
         if recipe.is_whole and recipe.is_sound("qconfig", rule.qconfig):
             message = f"there is no qconfig {shown(rule.qconfig)}"

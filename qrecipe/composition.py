@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from qrecipe.errors import Finding, Location, RecipeError, shown
+from qrecipe.errors import Finding, Location, RecipeError, RecipeSyntaxError, shown
 from qrecipe.locations import KeyPath
 from qrecipe.merging import (
     Layer,
@@ -18,7 +18,7 @@ from qrecipe.merging import (
     resolve,
     settings_of,
 )
-from qrecipe.reading import parse_document, read_text
+from qrecipe.reading import MAX_ITEMS, parse_document, read_text
 from qrecipe.references import Source, relative_source
 from qrecipe.schema import BaseReference
 from qrecipe.validation import validate
@@ -93,6 +93,7 @@ class _Reader:
         self.findings: list[Finding] = []
         self._layers: dict[str, Layer | None] = {}
         self._open: set[str] = set()
+        self._size = 0
 
     def read(self, source: Source, chain: tuple[str, ...], text: str | None = None) -> Layer:
         """The layer of a source, with everything below it.
@@ -103,6 +104,10 @@ class _Reader:
             assert source.path is not None, "a source without a path comes with its text"
             text = read_text(source.path, source.name)
         document = parse_document(text, source.name)
+        self._size += document.size
+        if self._size > MAX_ITEMS:
+            message = f"the recipes have more than {MAX_ITEMS:,} keys and values in all"
+            raise RecipeSyntaxError(Finding("QR002", message, document.spans.start()))
         validated = validate(document)
         layer = Layer(
             source=source,

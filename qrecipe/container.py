@@ -12,17 +12,24 @@ import json
 import math
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from qrecipe.amounts import json_count
 from qrecipe.errors import ArtifactError, Finding, one_line, shown
 
-MAX_HEADER = 2**25
-"""The largest header that is read: 32 MiB."""
+MAX_HEADER = 2**23
+"""The largest header that is read: 8 MiB."""
+
+MAX_VALUES = 150_000
+"""The most values that the header holds, and the texts packed in it together: some 2,000 sites."""
+
+MAX_DEPTH = 30
+"""Levels of nesting that a JSON text may have; the plan needs eight."""
 
 CHECKSUM = "sha256"
 """The key of the metadata that holds the checksum of everything else."""
@@ -183,7 +190,7 @@ def _header(stream: BinaryIO, file: str) -> Header:
 
 def _parsed(text: bytes, file: str) -> tuple[dict[str, str], dict[str, Entry]]:
     try:
-        data = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
+        data = json_of(text.decode("utf-8"), _without_duplicates)
         if not isinstance(data, dict):
             raise ValueError("no table of tensors")
         metadata = _TEXTS.validate_python(data.pop(_METADATA, {}), strict=True)
@@ -195,6 +202,29 @@ def _parsed(text: bytes, file: str) -> tuple[dict[str, str], dict[str, Entry]]:
         raise problem("QR503", file, f"has a bad header: {shown(at)}: {first['msg']}") from None
     except (ValueError, RecursionError) as error:
         raise problem("QR503", file, f"has a bad header: {error}") from None
+
+
+def json_of(text: str, table: Callable[[list[tuple[str, Any]]], dict[str, Any]] = dict) -> Any:
+    """The JSON of a text that may be hostile; ``table`` makes a table of its pairs.
+
+    Raises ValueError or RecursionError.
+    """
+    if json_count(text) > MAX_VALUES:
+        raise ValueError(f"a text of more than {MAX_VALUES:,} values")
+    value = json.loads(text, object_pairs_hook=table)
+    if _is_deep(value):
+        raise ValueError(f"a text nested more than {MAX_DEPTH} levels deep")
+    return value
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(MAX_DEPTH):
+        inside = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [item for items in inside for item in items if isinstance(item, (dict, list))]
+        if not level:
+            return False
+    return True
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

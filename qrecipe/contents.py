@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
+from qrecipe.amounts import json_count
 from qrecipe.composition import compose
-from qrecipe.container import Header, problem
+from qrecipe.container import MAX_VALUES, Header, json_of, problem
 from qrecipe.errors import QRecipeError
 from qrecipe.merging import fingerprint
 from qrecipe.reading import parse_document
@@ -25,11 +26,12 @@ from qrecipe.schema import Backend, Phase, RecipeTable, TensorSpec
 FORMAT = 1
 """The version of the metadata; the tensors are safetensors in any version."""
 
-MAX_TEXT = 2**26
-"""The largest text that is unpacked: 64 MiB."""
+MAX_TEXT = 2**23
+"""The largest text that is unpacked: 8 MiB."""
 
 _MARK = "qrecipe"
 _PACKED = frozenset({"plan", "architecture"})
+_TABLES = ("versions", "needs", "architecture", "aliases", "layouts")
 
 Value = Literal["float tensor", "tensor", "floats", "other"]
 """What a node computes: a floating tensor, another one, a tuple that holds some, anything else."""
@@ -176,9 +178,11 @@ def contents_of(header: Header) -> Contents:
     texts = {key: header.metadata.get(key, "") for key in Contents.model_fields}
     try:
         values = {key: _unpacked(text) if key in _PACKED else text for key, text in texts.items()}
-        for key in ("versions", "needs", "architecture", "aliases", "layouts"):
-            values[key] = json.loads(values[key])
-        values["plan"] = json.dumps(json.loads(values["plan"]), indent=2, sort_keys=True)
+        if sum(json_count(values[key]) for key in ("plan", *_TABLES)) > MAX_VALUES:
+            raise ValueError(f"texts of more than {MAX_VALUES:,} values")
+        for key in _TABLES:
+            values[key] = json_of(values[key])
+        values["plan"] = json.dumps(json_of(values["plan"]), indent=2, sort_keys=True)
         found = Contents.model_validate_json(json.dumps(values))
     except ValidationError as error:
         raise _bad(header, _first(error)) from None

@@ -15,6 +15,9 @@ from qrecipe.names import compile_pattern
 from qrecipe.references import is_reference
 from qrecipe.schema import QConfigTable, RecipeTable, RuleTable
 
+_LONGEST_PROBED = 60
+"""Nobody writes more to match everything."""
+
 _PROBES = ("a", "_", "0", "fc", "layer12", "Backbone_q7")
 """Names that no pattern matches all of, save one that matches every name."""
 
@@ -43,27 +46,33 @@ def _unused_tensors(recipe: Composition, table: RecipeTable) -> Iterator[Finding
     qconfigs = [qconfig for name, qconfig in table.qconfig.items() if name in named]
     uses = (*map(_roles, rules), *map(_roles, qconfigs))
     reached = {name for use in uses for name in use}
+    namers = {
+        name: qconfig for qconfig, use in reversed(table.qconfig.items()) for name in _roles(use)
+    }
     for name in recipe.top.table.tensor:
         if name not in reached:
             message = f"no rule leads to the tensor {shown(name)}"
             at = recipe.top.key(("tensor", name))
-            yield Finding("QR215", message, at, _namers(table, name))
+            yield Finding("QR215", message, at, _namer_hint(namers.get(name)))
 
 
 def _roles(each: QConfigTable | RuleTable) -> tuple[str | None, str | None]:
     return each.weight, each.activation
 
 
-def _namers(table: RecipeTable, tensor: str) -> str:
-    namers = [name for name, qconfig in table.qconfig.items() if tensor in _roles(qconfig)]
-    if namers:
-        return f"only the qconfig {shown(namers[0])} names it, which no rule uses"
+def _namer_hint(qconfig: str | None) -> str:
+    if qconfig is not None:
+        return f"only the qconfig {shown(qconfig)} names it, which no rule uses"
     return "remove it, or name it in a qconfig or a rule"
 
 
 def _rules_for_everything(recipe: Composition) -> Iterator[Finding]:
     for key in recipe.top.table.rules.module_name:
-        if "*" in key and all(map(compile_pattern(key).matches, _PROBES)):
+        if (
+            "*" in key
+            and len(key) <= _LONGEST_PROBED
+            and all(map(compile_pattern(key).matches, _PROBES))
+        ):
             yield Finding(
                 "QR216",
                 f"module_name {shown(key)} matches every module, and beats every rule by type",

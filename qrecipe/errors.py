@@ -229,7 +229,7 @@ class Code:
 CODES: dict[str, Code] = {
     # reading
     "QR001": Code("the recipe cannot be read", RecipeReferenceError),
-    "QR002": Code("the recipe is larger than 1 MiB", RecipeSyntaxError),
+    "QR002": Code("the recipe is too large", RecipeSyntaxError),
     "QR003": Code("the recipe is not UTF-8 text", RecipeSyntaxError),
     "QR004": Code("TOML syntax", RecipeSyntaxError),
     "QR005": Code("the recipe is nested too deeply", RecipeSyntaxError),

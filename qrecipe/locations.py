@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import tomli
 
@@ -22,7 +23,7 @@ KeyPath = tuple[str | int, ...]
 MAX_DEPTH = 100
 """Levels of nesting that a recipe may have; the format itself needs seven."""
 
-_BLANK = re.compile(r"(?:[ \t\n]+|#[^\n]*)*")
+_BLANK = re.compile(r"(?:[ \t\n]+|#[^\n]*){0,100}")  # not without end: each takes memory
 _SPACE = re.compile(r"[ \t]*")
 _BASIC_STRING = r'"[^"\\]*(?:\\.[^"\\]*)*"'
 _KEY_PART = re.compile(rf"[A-Za-z0-9_-]+|{_BASIC_STRING}|'[^']*'", re.DOTALL)
@@ -52,15 +53,16 @@ class Lines:
     def __init__(self, text: str, file: str) -> None:
         self.file = file
         self._lines = text.split("\n")
-        self._starts = [0]
-        for line in self._lines:
-            self._starts.append(self._starts[-1] + len(line) + 1)
+        self._printable: dict[int, str] = {}
+        self._starts = [0, *accumulate(len(line) + 1 for line in self._lines)]
 
     def location(self, start: int, end: int) -> Location:
         """The span from ``start`` to ``end`` (exclusive), to the end of its first line."""
         line = min(bisect_right(self._starts, start), len(self._lines))
         first = self._starts[line - 1]
-        source = printable(self._lines[line - 1])
+        if line not in self._printable:  # all places on a line share its text
+            self._printable[line] = printable(self._lines[line - 1])
+        source = self._printable[line]
         column = start - first + 1
         last = min(end - first, len(source)) + 1
         return Location(self.file, line, column, max(last, column + 1), source)
@@ -170,13 +172,13 @@ class _Scanner:
 
     def document(self) -> _Node:
         root = table = _Node(0, (0, 0))
-        self._skip(_BLANK)
+        self._skip_blank()
         while self._position < len(self._text):
             if self._at("["):
                 table = self._header(root)
             else:
                 self._pair(table)
-            self._skip(_BLANK)
+            self._skip_blank()
         return root
 
     def _header(self, root: _Node) -> _Node:
@@ -245,18 +247,22 @@ class _Scanner:
         """Stops at each item between brackets, and at last behind the closing one."""
         self._position += 1
         index = 0
-        self._skip(_BLANK)
+        self._skip_blank()
         while not self._at(closing):
             yield index
             index += 1
-            self._skip(_BLANK)
+            self._skip_blank()
             if self._at(","):
                 self._position += 1
-                self._skip(_BLANK)
+                self._skip_blank()
         self._position += 1
 
     def _at(self, character: str) -> bool:
         return self._text.startswith(character, self._position)
+
+    def _skip_blank(self) -> None:
+        while self._skip(_BLANK):
+            pass
 
     def _skip(self, pattern: re.Pattern[str]) -> str:
         match = pattern.match(self._text, self._position)

@@ -42,11 +42,11 @@ class NamePattern:
 
     text: str
     is_exact: bool
-    _automaton: _Automaton = field(compare=False, repr=False)
+    _accepts: _Accepts = field(compare=False, repr=False)
 
     def matches(self, name: str) -> bool:
         """Whether the whole name matches."""
-        return self._automaton.accepts(name)
+        return self._accepts(name)
 
 
 def compile_pattern(text: str) -> NamePattern:
@@ -64,7 +64,14 @@ def compile_pattern(text: str) -> NamePattern:
             f"the pattern {shown(text)} matches everything", "write rules.global for that"
         )
     _check_parts(kept)
-    return NamePattern(text, _SPECIAL.isdisjoint(kept), _Builder(kept).build())
+    if is_exact(kept):
+        return NamePattern(text, True, kept.__eq__)
+    return NamePattern(text, False, _Builder(kept).build().accepts)
+
+
+def is_exact(text: str) -> bool:
+    """Whether a pattern has nothing in it that could match more than one name."""
+    return _SPECIAL.isdisjoint(text)
 
 
 def selects(pattern: NamePattern, name: str) -> bool:

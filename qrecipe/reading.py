@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import tomli
 
+from qrecipe.amounts import depth, item_count, longest_key, outline
 from qrecipe.errors import Finding, Location, RecipeReferenceError, RecipeSyntaxError, shown
 from qrecipe.locations import MAX_DEPTH, NestingError, Spans
 from qrecipe.syntax import long_number_finding, syntax_finding
@@ -17,16 +18,23 @@ from qrecipe.syntax import long_number_finding, syntax_finding
 MAX_BYTES = 2**20
 """The largest recipe that is read: 1 MiB."""
 
+MAX_ITEMS = 10_000
+"""The most keys and array elements that a recipe has, together with all that it extends."""
+
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Document:
-    """A recipe's text as TOML data, and where each part of it stands."""
+    """A recipe's text as TOML data, and where each part of it stands.
+
+    ``size`` is the number of its keys and array elements, or slightly more.
+    """
 
     file: str
     data: dict[str, Any]
     spans: Spans
+    size: int
 
 
 def read_text(path: Path, file: str) -> str:
@@ -64,15 +72,31 @@ def parse_document(text: str, file: str) -> Document:
         raise _too_large(file)
     if text.startswith("\ufeff"):
         _refuse_encoding(file, 1, "starts with a byte order mark", "save it as UTF-8 without BOM")
+    size = _size(text, file)
     try:
-        return Document(file, tomli.loads(text), Spans(text, file))
+        return Document(file, tomli.loads(text), Spans(text, file), size)
     except tomli.TOMLDecodeError as error:
         raise RecipeSyntaxError(syntax_finding(error, file)) from None
     except (RecursionError, NestingError):
-        message = f"the recipe is nested more than {MAX_DEPTH} levels deep"
-        raise RecipeSyntaxError(Finding("QR005", message, Location(file, 1, 1, 1))) from None
+        raise _too_deep(file) from None
     except ValueError:  # Python reads no decimal integer of thousands of digits
         raise RecipeSyntaxError(long_number_finding(text, file)) from None
+
+
+def _size(text: str, file: str) -> int:
+    structure = outline(text)
+    if max(depth(structure), longest_key(structure)) > MAX_DEPTH:  # tomli would take long
+        raise _too_deep(file)
+    size = item_count(structure)
+    if size > MAX_ITEMS:
+        message = f"the recipe has more than {MAX_ITEMS:,} keys and values"
+        raise RecipeSyntaxError(Finding("QR002", message, Location(file, 1, 1, 1)))
+    return size
+
+
+def _too_deep(file: str) -> RecipeSyntaxError:
+    message = f"the recipe is nested more than {MAX_DEPTH} levels deep"
+    return RecipeSyntaxError(Finding("QR005", message, Location(file, 1, 1, 1)))
 
 
 def _unreadable(file: str, why: str) -> RecipeReferenceError:

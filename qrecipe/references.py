@@ -22,6 +22,9 @@ from qrecipe.errors import (
     shown,
 )
 
+MAX_LENGTH = 4_096
+"""The longest reference; systems open no longer path, and resolving one takes quadratic time."""
+
 ENTRY_POINT_GROUP = "qrecipe.recipes"
 """An entry point ``cnn = "acme_recipes.vision"`` publishes ``acme_recipes/vision/cnn.toml``."""
 
@@ -154,6 +157,8 @@ def relative_source(reference: str, origin: Source) -> Source:
 
     Raises RecipeReferenceError (QR120, QR122).
     """
+    if len(reference) > MAX_LENGTH:
+        raise _error("QR120", f"a reference has at most {MAX_LENGTH:,} characters")
     if _leaves_by_form(reference):
         raise _error(
             "QR122",

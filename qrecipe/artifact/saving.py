@@ -13,8 +13,8 @@ from qrecipe.architecture import graph_digests
 from qrecipe.artifact.state import Slot, slots_of
 from qrecipe.artifact.tensors import STORABLE, bytes_of, serialized
 from qrecipe.artifact.values import value_problems
-from qrecipe.container import path_of, problem
-from qrecipe.contents import Contents, StoredPlan, metadata_of, needs_of
+from qrecipe.container import header_of, path_of, problem
+from qrecipe.contents import Contents, StoredPlan, contents_of, metadata_of, needs_of
 from qrecipe.errors import ArtifactError, Finding, shown
 from qrecipe.lineage import architecture, provenance
 from qrecipe.writing import replace_file, why_not
@@ -56,7 +56,18 @@ def _content(converted: nn.Module) -> bytes:
         aliases=stored.aliases,
         layouts=stored.layouts,
     )
-    return serialized(stored.tensors, metadata_of(contents))
+    content = serialized(stored.tensors, metadata_of(contents))
+    _check_readable(content)
+    return content
+
+
+def _check_readable(content: bytes) -> None:
+    """Refuses what is beyond the bounds that reading keeps."""
+    try:
+        contents_of(header_of(content, "its file"))
+    except ArtifactError as error:
+        text = f"the model cannot be stored: {error.findings[0].message}"
+        raise ArtifactError(Finding("QR511", text)) from None
 
 
 class _Stored:

@@ -22,10 +22,12 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from qrecipe import registered
 from qrecipe._version import __version__
+from qrecipe.amounts import item_count, longest_key, outline
 from qrecipe.arguments import Kind
 from qrecipe.authoring.outcomes import PlanOutcome, plan_outcome
 from qrecipe.claims import claims
 from qrecipe.errors import Finding, PlanError, one_line, shown
+from qrecipe.locations import MAX_DEPTH
 from qrecipe.operations import ModelStructure
 from qrecipe.planning import Plan
 from qrecipe.recipe import Ingredient
@@ -34,8 +36,11 @@ from qrecipe.schema import Table, TensorSpec
 from qrecipe.writing import LOCK_SUFFIX, toml_key, toml_value, write_atomically
 
 LOCK_FORMAT: Literal[1] = 1
-MAX_BYTES = 2**25
-"""The largest lock file that is read: 32 MiB, some 100,000 sites."""
+MAX_BYTES = 2**22
+"""The largest lock file that is read: 4 MiB."""
+
+MAX_ITEMS = 60_000
+"""The most keys and array elements of a lock file: some 8,000 sites."""
 
 _WHOLE = ("backend", "phase", "executor", "boundaries")
 _HEAD = """\
@@ -106,9 +111,13 @@ def make_lock(plan: Plan, path: Path) -> Lock:
 def write_lock(plan: Plan, path: Path) -> None:
     """Write the lock of a plan, at once or not at all.
 
-    Raises RecipeReferenceError (QR001) if it cannot be written.
+    Raises RecipeReferenceError (QR001) if it cannot be written, PlanError (QR321) if it would be
+    larger than what is read.
     """
-    write_atomically(path, lock_text(make_lock(plan, path)))
+    text = lock_text(make_lock(plan, path))
+    if len(text.encode()) > MAX_BYTES or item_count(outline(text)) > MAX_ITEMS:
+        raise PlanError(Finding("QR321", "the plan has too many sites for a lock file"))
+    write_atomically(path, text)
 
 
 def lock_text(lock: Lock) -> str:
@@ -133,7 +142,7 @@ def read_lock(path: Path) -> Lock:
     (QR322).
     """
     try:
-        data = tomli.loads(_content(path).decode("utf-8"))
+        data = _toml(_content(path).decode("utf-8"))
     except UnicodeDecodeError:
         raise _damaged(path, "it is not UTF-8 text") from None
     except (ValueError, RecursionError) as error:  # ValueError: TOML syntax, a number too long
@@ -149,6 +158,13 @@ def read_lock(path: Path) -> Lock:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise _damaged(path, f"{where}: {first['msg']}") from None
+
+
+def _toml(text: str) -> dict[str, Any]:
+    structure = outline(text)
+    if item_count(structure) > MAX_ITEMS or longest_key(structure) > MAX_DEPTH:
+        raise ValueError(f"it has more than {MAX_ITEMS:,} keys and values, or is nested too deeply")
+    return tomli.loads(text)
 
 
 def structure_fingerprint(structure: ModelStructure) -> str:
