@@ -1,0 +1,22 @@
+"""The blocks of README.md and of the documentation are tests: see tests/pages.py."""
+
+from __future__ import annotations
+
+import pytest
+from pages import blocks, close_session, open_session
+from sybil import Sybil
+
+SLOW_PAGES: set[str] = set()
+
+pytest_collect_file = Sybil(
+    parsers=[blocks],
+    patterns=["README.md", "CONTRIBUTING.md", "docs/*.md", "docs/*/*.md"],
+    setup=open_session,
+    teardown=close_session,
+).pytest()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.name in SLOW_PAGES:
+            item.add_marker(pytest.mark.slow)

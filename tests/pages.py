@@ -1,0 +1,250 @@
+"""A page of the documentation as a session: its files are written, its code and commands run.
+
+Blocks run in their order, in a folder with copies of ``examples/`` and ``recipes/``:
+
+- ``python``, ``toml`` or ``yaml`` with ``title="NAME"`` is a file; ``toml`` without is a recipe
+  that must be without errors;
+- ``python`` runs, all blocks of a page in one namespace, and a ``text`` block behind it is what it
+  printed;
+- ``console`` holds commands behind ``$ `` and what they print; where nothing is shown, the command
+  must succeed. Where it fails, a finding is shown.
+
+A line ``...`` stands for any lines, ``...`` in a line for any text. Numbers with a decimal point
+may differ by 2 %, as CPUs round differently; times, and ratios of times, may differ by anything.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from sybil import Document, Example, Region
+from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
+from typer.testing import CliRunner
+
+import qrecipe
+from qrecipe import registered
+from qrecipe.cli.app import app
+
+ROOT = Path(__file__).parent.parent
+TOLERANCE = 0.02
+GAP = "..."
+_INFO = re.compile(r'(?P<language>[\w-]*)(?: title="(?P<title>[^"]+)")?[ \t]*\n')
+_SHELL = set("|&;<>$`*?(){}~#")
+_NUMBER = r"\d+\.\d+"
+_TIME = rf"(?:{_NUMBER}|\d+) (?:ms|s|min)\b|float/quantized = {_NUMBER}"
+_PIECES = re.compile(rf"(?P<time>{_TIME})|(?P<number>{_NUMBER})|(?P<gap>\.\.\.)")
+_FINDING = re.compile(r"QR\d{3}")
+
+
+class Session:
+    """The folder, the names and the last output of one page."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="page-")).resolve()
+        self.names: dict[str, Any] = {"__name__": "__main__"}
+        self.printed: str | None = None
+        self._before = (Path.cwd(), list(sys.path), registered.snapshot())
+        for name in ("examples", "recipes"):
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, self.folder / name, ignore=ignored)
+        os.chdir(self.folder)
+        sys.path.insert(0, str(self.folder))
+
+    def close(self) -> None:
+        """Everything as it was before: folder, paths, modules, registrations."""
+        folder, sys.path[:], snapshot = self._before
+        os.chdir(folder)
+        registered.restore(snapshot)
+        torch.set_num_threads(1)
+        self._forget_modules()
+        shutil.rmtree(self.folder)
+
+    def write(self, title: str, text: str) -> None:
+        path = self.folder / title
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        self._forget_modules()  # a module that was imported from the former text
+        if path.suffix in (".yaml", ".yml"):
+            yaml.safe_load(text)
+
+    def run_python(self, source: str, line: int, page: str) -> None:
+        caught = io.StringIO()
+        code = compile("\n" * line + source, page, "exec")
+        with redirect_stdout(caught), _plain_warnings():
+            exec(code, self.names)
+        self.printed = caught.getvalue()
+
+    def command(self, text: str) -> tuple[str, int]:
+        """What a command prints, and its exit status."""
+        words = shlex.split(text.replace("\\\n", " "))
+        if words[0] == "qrecipe" and not _SHELL & set(text):  # without another start of torch
+            with _plain_warnings():
+                result = CliRunner().invoke(app, words[1:], prog_name="qrecipe")
+            if result.exception and not isinstance(result.exception, SystemExit):
+                raise result.exception
+            return result.output, result.exit_code
+        search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        finished = subprocess.run(
+            ["bash", "-c", text],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            env={**os.environ, "PATH": search, "OMP_NUM_THREADS": "1"},
+        )
+        return finished.stdout, finished.returncode
+
+    def _forget_modules(self) -> None:
+        for name, module in list(sys.modules.items()):
+            home = getattr(module, "__file__", None)
+            if home is not None and Path(home).is_relative_to(self.folder):
+                del sys.modules[name]
+
+
+def open_session(names: dict[str, Any]) -> None:
+    names["session"] = Session()
+
+
+def close_session(names: dict[str, Any]) -> None:
+    names["session"].close()
+
+
+def blocks(document: Document) -> Iterable[Region]:
+    """Every fenced block of a page, whatever its language."""
+    for region in RawFencedCodeBlockLexer(_INFO)(document):
+        region.parsed = region.lexemes["source"]
+        region.evaluator = evaluate
+        yield region
+
+
+def evaluate(example: Example) -> str | None:
+    """What is wrong with a block, if anything."""
+    session: Session = example.namespace["session"]
+    language, title = (example.region.lexemes[key] for key in ("language", "title"))
+    if title:
+        session.write(title, str(example.parsed))
+        return None
+    run = {
+        "console": _console,
+        "python": _python,
+        "text": _text,
+        "toml": _toml,
+        "sh": _sh,
+    }.get(language)
+    if run is None:
+        return f'no way is known to run a block of "{language}"'
+    return run(session, example)
+
+
+def _python(session: Session, example: Example) -> None:
+    session.run_python(str(example.parsed), example.line, example.path)
+
+
+def _text(session: Session, example: Example) -> str | None:
+    printed, session.printed = session.printed, None
+    if printed is None:
+        return "a text block stands behind the Python that prints it"
+    return difference(str(example.parsed), printed)
+
+
+def _toml(_: Session, example: Example) -> None:
+    qrecipe.parse_recipe(str(example.parsed))
+
+
+def _sh(_: Session, example: Example) -> str | None:
+    """Commands that set up a machine: ``.ci/run`` takes them from the README."""
+    if Path(example.path).name == "README.md":
+        return None
+    return "sh blocks are for the first commands of README.md: write console, with a prompt"
+
+
+def _console(session: Session, example: Example) -> str | None:
+    wrong = []
+    for command, shown in commands(str(example.parsed)):
+        printed, status = session.command(command)
+        found = difference(shown, printed) if shown else None
+        if status and not _FINDING.search(shown):
+            found = f"exit status {status}, and no finding is shown\n{printed}"
+        if found:
+            wrong.append(f"$ {command}\n{found}")
+    return "\n".join(wrong) or None
+
+
+def commands(text: str) -> Iterator[tuple[str, str]]:
+    """The commands of a console block, each with what is shown as its output."""
+    for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
+        lines = part.splitlines()
+        end = next(place for place, line in enumerate(lines) if not line.endswith("\\")) + 1
+        yield "\n".join(lines[:end]), "\n".join(lines[end:]).strip("\n")
+
+
+def difference(shown: str, printed: str) -> str | None:
+    """None where a text is what was printed, gaps and tolerances allowed for."""
+    expected = [_squeezed(line) for line in shown.strip("\n").splitlines()]
+    got = [_squeezed(line) for line in printed.strip("\n").splitlines()]
+
+    @cache
+    def fits(place: int, start: int) -> bool:
+        if place == len(expected):
+            return start == len(got)
+        if expected[place] == GAP:
+            return any(fits(place + 1, end) for end in range(start, len(got) + 1))
+        return (
+            start < len(got) and _fits(expected[place], got[start]) and fits(place + 1, start + 1)
+        )
+
+    if fits(0, 0):
+        return None
+    return f"shown:\n{shown}\nprinted:\n{printed}"
+
+
+def _squeezed(line: str) -> str:
+    """A line of a table, whatever the width of its columns."""
+    return re.sub(r"[ ─]+", " ", line).rstrip()
+
+
+def _fits(shown: str, printed: str) -> bool:
+    pattern, end = [], 0
+    expected = []
+    for piece in _PIECES.finditer(shown):
+        pattern.append(re.escape(shown[end : piece.start()]))
+        end = piece.end()
+        if piece["time"]:
+            pattern.append(f"(?:{_TIME})")
+        elif piece["number"]:
+            pattern.append(rf"({_NUMBER})")
+            expected.append(float(piece["number"]))
+        else:
+            pattern.append(".*")
+    match = re.fullmatch("".join(pattern) + re.escape(shown[end:]), printed)
+    if match is None:
+        return False
+    got = [float(group) for group in match.groups()]
+    return all(
+        abs(value - wanted) <= TOLERANCE * abs(wanted)
+        for value, wanted in zip(got, expected, strict=True)
+    )
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings as in a program of one's own, where tests make errors of them."""
+    with warnings.catch_warnings():
+        warnings.resetwarnings()
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield

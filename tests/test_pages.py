@@ -1,0 +1,116 @@
+"""The tests of the documentation find what is wrong in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pages import blocks, close_session, commands, difference, open_session
+from sybil import Document
+from sybil.example import SybilFailure
+
+TICKS = "`" * 3
+
+
+def run_page(folder, *parts, name="page.md"):
+    """Every block of a page of these, given as (info, lines)."""
+    page = folder / name
+    texts = [f"{TICKS}{info}\n{text}\n{TICKS}\n" for info, text in parts]
+    page.write_text("\n".join(texts), encoding="utf-8")
+    document = Document.parse(str(page), blocks)
+    open_session(document.namespace)
+    try:
+        for example in document.examples():
+            example.evaluate()
+    finally:
+        close_session(document.namespace)
+
+
+@pytest.mark.parametrize(
+    ("shown", "printed"),
+    [
+        ("one\ntwo", "one\ntwo\n"),
+        ("one\n...\nfour", "one\ntwo\nthree\nfour"),
+        ("one\n...", "one"),
+        ("...\nlast\n...\nend", "last\nfirst\nlast\nmiddle\nend"),
+        ("lost ... found", "lost 3 of 4, found"),
+        ("a   b ──── c", "a b ──────── c"),
+        ("SQNR 28.9 dB", "SQNR 29.1 dB"),
+        ("latency 15.95 ms", "latency 3.1 ms"),
+        ("took 12 s", "took 3 min"),
+    ],
+)
+def test_what_agrees_is_no_difference(shown, printed):
+    assert difference(shown, printed) is None
+
+
+@pytest.mark.parametrize(
+    ("shown", "printed"),
+    [
+        ("one", "one\ntwo"),
+        ("one\ntwo", "one"),
+        ("one\n...\nfour", "one\ntwo\nthree"),
+        ("SQNR 28.9 dB", "SQNR 27.9 dB"),
+        ("28.9", "-28.9"),
+        ("10 sites", "11 sites"),
+        ("a.b", "a-b"),
+        ("latency 15.95 ms", "latency 15.95 dB"),
+        ("lost ... found", "lost nothing"),
+    ],
+)
+def test_what_does_not_agree_is_shown_beside_what_was_printed(shown, printed):
+    found = difference(shown, printed)
+    assert found is not None
+    assert shown in found
+    assert printed in found
+
+
+def test_commands_end_where_the_next_begins_and_go_on_behind_a_backslash():
+    text = "$ one \\\n    more\nfirst\nsecond\n$ two\n"
+    assert list(commands(text)) == [("one \\\n    more", "first\nsecond"), ("two", "")]
+
+
+def test_a_page_is_one_session_and_leaves_nothing_behind(tmp_path):
+    before = Path.cwd()
+    run_page(
+        tmp_path,
+        ('toml title="own.toml"', 'format = 1\nextends = "builtin:x86-static"'),
+        ('python title="model_of_page.py"', "WIDTH = 3"),
+        ("python", "from model_of_page import WIDTH\nprint(WIDTH)"),
+        ("text", "3"),
+        ('python title="model_of_page.py"', "WIDTH = 4"),
+        ("python", "from model_of_page import WIDTH as WIDER\nprint(WIDTH, WIDER)"),
+        ("text", "3 4"),
+        (
+            "console",
+            "$ qrecipe check own.toml\n1 recipe checked: no errors\n$ cat own.toml | wc -l\n2",
+        ),
+    )
+    assert Path.cwd() == before
+    with pytest.raises(ImportError):
+        import model_of_page  # noqa: F401
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (("console", "$ qrecipe check builtin:x86-static\n2 recipes checked"), "1 recipe checked"),
+        (
+            ("console", "$ qrecipe check builtin:x86-statik"),
+            "exit status 1, and no finding is shown",
+        ),
+        (("console", "$ false"), "exit status 1"),
+        (("text", "what nothing printed"), "stands behind the Python"),
+        (("sh", "true"), "sh blocks are for the first commands"),
+        (("fortran", "END"), 'no way is known to run a block of "fortran"'),
+        (("", "anything"), 'no way is known to run a block of ""'),
+    ],
+)
+def test_a_wrong_block_fails_and_says_why(tmp_path, part, message):
+    with pytest.raises(SybilFailure, match=message):
+        run_page(tmp_path, part)
+
+
+def test_a_recipe_with_a_mistake_fails(tmp_path):
+    with pytest.raises(Exception, match="QR101"):
+        run_page(tmp_path, ("toml", "format = 1\nobserver = 3"))
