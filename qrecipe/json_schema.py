@@ -66,7 +66,7 @@ def _plain(node: Any) -> Any:
     kept = {key: _plain(value) for key, value in node.items()}
     if "properties" in kept or "type" in kept or "$ref" in kept:
         kept = {key: value for key, value in kept.items() if not _says_nothing(key, value)}
-    if isinstance(kept.get("description"), str):
+    if isinstance(kept.get("description"), str) and "properties" in kept:
         kept["description"] = _sentence(kept["description"])
     if "exclusiveMinimum" in kept:  # a number in draft 7, true or false in draft 4
         bound = kept.pop("exclusiveMinimum")
@@ -88,25 +88,29 @@ def _sentence(text: str) -> str:
 def _complete(properties: Schema, definitions: Schema) -> None:
     """What the tables accept before Pydantic sees it: short forms, other spellings."""
     rule, base = _reference("RuleTable"), _reference("BaseReference")
-    properties["format"] = {"enum": [FORMAT]}
-    properties["extends"] = {
-        "description": "A base recipe, or a list of them.",
-        "anyOf": [_TYPES["str"], base, {"type": "array", "items": _either(base)}],
-    }
+    properties["format"] = _described(properties["format"], {"enum": [FORMAT]})
+    forms = [_TYPES["str"], base, {"type": "array", "items": _either(base)}]
+    properties["extends"] = _described(properties["extends"], {"anyOf": forms})
     rules = definitions["RulesTable"]["properties"]
-    rules["global"] = _either(rule)
+    rules["global"] = _described(rules["global"], _either(rule))
     for tier in ("module_type", "function", "module_name"):
         rules[tier]["additionalProperties"] = _either(rule)
     definitions["RuleTable"]["oneOf"] = _forms_of_rules()
-    spec = definitions["TensorSpec"]
-    spec["properties"] |= {kind: _reference(kind) for kind in get_args(Kind)}
-    spec["properties"]["dtype"] = {"enum": [*get_args(DType), *DTYPE_SPELLINGS]}
+    keys = definitions["TensorSpec"]["properties"]
+    for kind in get_args(Kind):
+        keys[kind] = _described(keys[kind], {"anyOf": [_reference(kind)]})
+    keys["dtype"] = _described(keys["dtype"], {"enum": [*get_args(DType), *DTYPE_SPELLINGS]})
     for name in ("TensorSpec", "QConfigTable"):
         definitions[name]["minProperties"] = 1
     reserved = [{"required": [name]} for name in sorted(RESERVED_QCONFIG_NAMES)]
     properties["qconfig"]["not"] = {"anyOf": reserved}
     errors = [code for code, meaning in CODES.items() if meaning.error is not None]
     definitions["LintTable"]["properties"]["ignore"]["items"]["not"] = {"enum": errors}
+
+
+def _described(key: Schema, value: Schema) -> Schema:
+    """The value with the description that the key has."""
+    return {"description": key["description"], **value}
 
 
 def _reference(name: str) -> Schema:

@@ -97,18 +97,35 @@ def _dtype(value: object) -> object:
 NamedConstructor = Annotated[Constructor, BeforeValidator(_constructor)]
 
 
+def _key(description: str) -> Any:
+    """A key that may be missing."""
+    return Field(default=None, description=description)
+
+
 class TensorSpec(Table):
     """``[tensor.NAME]``: how one tensor is quantized. None stands for a key that is not set."""
 
-    observer: NamedConstructor | None = None
-    fake_quant: NamedConstructor | None = None
-    dtype: Annotated[DType, BeforeValidator(_dtype)] | None = None
-    qscheme: QScheme | None = None
-    quant_min: int | None = None
-    quant_max: int | None = None
-    eps: Annotated[float, Field(ge=LEAST_FLOAT32, le=1)] | None = None
-    reduce_range: bool | None = None
-    is_dynamic: bool | None = None
+    observer: NamedConstructor | None = _key(
+        "What finds the range: a registered name, or a table of its name and arguments. "
+        "Left out for dynamic and float tensors."
+    )
+    fake_quant: NamedConstructor | None = _key(
+        "What rounds in training (phase = qat): a registered name, or a table of its name and "
+        "arguments. fake_quantize where it is left out."
+    )
+    dtype: Annotated[DType, BeforeValidator(_dtype)] | None = _key(
+        "The integers, or floats, that values become. int4 is int8 limited to -8..7."
+    )
+    qscheme: QScheme | None = _key(
+        "One scale for the tensor or one for each channel, with a zero point or without."
+    )
+    quant_min: int | None = _key("The least integer, where that is not the dtype's.")
+    quant_max: int | None = _key("The greatest integer, where that is not the dtype's.")
+    eps: Annotated[float, Field(ge=LEAST_FLOAT32, le=1)] | None = _key("The least scale.")
+    reduce_range: bool | None = _key(
+        "Half of the integers: 7 bits, which no x86 CPU saturates on. Activations only."
+    )
+    is_dynamic: bool | None = _key("The range is found anew for each input at run time.")
 
 
 def quantized_range(spec: TensorSpec) -> tuple[int, int] | None:
@@ -124,19 +141,21 @@ def quantized_range(spec: TensorSpec) -> tuple[int, int] | None:
 class QConfigTable(Table):
     """``[qconfig.NAME]``: names of tensor specs; one left out is not quantized."""
 
-    weight: str | None = None
-    activation: str | None = None
+    weight: str | None = _key("The tensor spec of weights.")
+    activation: str | None = _key("The tensor spec of outputs, and of float inputs.")
 
 
 class RuleTable(Table):
     """The long form of a rule's value; the short form is a qconfig's name alone."""
 
-    qconfig: str | None = None
-    weight: str | None = None
-    activation: str | None = None
-    reason: str | None = None
-    expect: Annotated[int, Field(ge=0)] | None = None
-    optional: bool = False
+    qconfig: str | None = _key("A qconfig, float, or inherit to drop the inherited rule.")
+    weight: str | None = _key("A tensor spec of weights, instead of a qconfig.")
+    activation: str | None = _key("A tensor spec of outputs, instead of a qconfig.")
+    reason: str | None = _key("Why: kept in every plan and report.")
+    expect: Annotated[int, Field(ge=0)] | None = _key(
+        "How many sites the rule covers; another number is an error."
+    )
+    optional: bool = Field(default=False, description="That nothing matches is no error.")
 
 
 def _rule(value: object) -> object:
@@ -149,17 +168,27 @@ RuleValue = Annotated[RuleTable, BeforeValidator(_rule)]
 class RulesTable(Table):
     """``[rules]``: who decides about which site."""
 
-    global_: RuleValue | None = Field(default=None, alias="global")
-    module_type: dict[str, RuleValue] = {}
-    function: dict[str, RuleValue] = {}
-    module_name: dict[str, RuleValue] = {}
+    global_: RuleValue | None = Field(
+        default=None, alias="global", description="What no other rule decides."
+    )
+    module_type: dict[str, RuleValue] = Field(
+        default={}, description="Modules of a class, by its dotted name, and what they contain."
+    )
+    function: dict[str, RuleValue] = Field(
+        default={}, description="Calls of a function, whatever its spelling: torch.add is + too."
+    )
+    module_name: dict[str, RuleValue] = Field(
+        default={}, description="Modules and calls by name or glob, and what they contain."
+    )
 
 
 class BaseReference(Table):
     """A base recipe, pinned to a fingerprint or not."""
 
-    recipe: str
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    recipe: str = Field(description="./FILE, ../FILE, builtin:NAME or DISTRIBUTION:NAME.")
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = _key(
+        "The fingerprint that the base must have."
+    )
 
 
 def _reference(value: object) -> object:
@@ -184,27 +213,48 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class CalibrationTable(Table):
     """``[calibration]``: how many batches calibration takes."""
 
-    min_batches: Annotated[int, Field(ge=1)] = 1
-    max_batches: Annotated[int, Field(ge=1)] = 100
+    min_batches: Annotated[int, Field(ge=1)] = Field(
+        default=1, description="Fewer are an error; fewer than 10 get a warning."
+    )
+    max_batches: Annotated[int, Field(ge=1)] = Field(default=100, description="No more are taken.")
 
 
 class QatTable(Table):
     """``[qat]``: the schedule of quantization-aware training, in fractions of the original one."""
 
-    epochs_fraction: Annotated[float, Field(gt=0)] = 0.1
-    learning_rate_fraction: Annotated[float, Field(gt=0)] = 0.01
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    disable_observer_after: Fraction = 0.6
-    freeze_batch_norm_after: Fraction = 0.8
+    epochs_fraction: Annotated[float, Field(gt=0)] = Field(
+        default=0.1, description="Length, as a fraction of the original training."
+    )
+    learning_rate_fraction: Annotated[float, Field(gt=0)] = Field(
+        default=0.01, description="Rate to start from, as a fraction of the original first one."
+    )
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        default="cosine", description="How the rate goes on from there."
+    )
+    disable_observer_after: Fraction = Field(
+        default=0.6, description="Fraction of the steps after which ranges are fixed."
+    )
+    freeze_batch_norm_after: Fraction = Field(
+        default=0.8, description="Fraction of the steps after which BatchNorm statistics are fixed."
+    )
 
 
 class FxTable(Table):
     """``[fx]``: what is traced and what is kept."""
 
-    roots: Texts = ()
-    non_traceable_module_name: Texts = ()
-    non_traceable_module_class: Texts = ()
-    preserved_attributes: Texts = ()
+    roots: Texts = Field(
+        default=(),
+        description="Modules that are traced and quantized in place; the rest runs untouched.",
+    )
+    non_traceable_module_name: Texts = Field(
+        default=(), description="Modules that are kept whole, by name, and stay float."
+    )
+    non_traceable_module_class: Texts = Field(
+        default=(), description="Modules that are kept whole, by class, and stay float."
+    )
+    preserved_attributes: Texts = Field(
+        default=(), description="Attributes of the model that the converted one is to have."
+    )
 
 
 def _no_error(code: str) -> str:
@@ -220,20 +270,28 @@ IgnoredCode = Annotated[str, Field(pattern=r"^QR[0-9]{3}$"), AfterValidator(_no_
 class LintTable(Table):
     """``[lint]``: warnings that the author has accepted."""
 
-    ignore: Annotated[tuple[IgnoredCode, ...], BeforeValidator(_array)] = ()
+    ignore: Annotated[tuple[IgnoredCode, ...], BeforeValidator(_array)] = Field(
+        default=(), description="Codes of warnings."
+    )
 
 
 class RecipeTable(Table):
     """One recipe file."""
 
-    format: Annotated[int, Field(ge=1)] | None = None
-    name: str | None = None
-    description: str | None = None
-    extends: References = ()
-    phase: Phase | None = None
-    backend: Backend | None = None
-    tensor: dict[str, TensorSpec] = {}
-    qconfig: dict[str, QConfigTable] = {}
+    format: Annotated[int, Field(ge=1)] | None = _key("The version of the format.")
+    name: str | None = _key("What reports call the recipe.")
+    description: str | None = _key("What it is for.")
+    extends: References = Field(default=(), description="A base recipe, or a list of them.")
+    phase: Phase | None = _key("Calibrate after training (ptq), or train (qat).")
+    backend: Backend | None = _key(
+        "Whose kernels execute; executorch and tensorrt are exported to."
+    )
+    tensor: dict[str, TensorSpec] = Field(
+        default={}, description="How a tensor is quantized; names are the author's."
+    )
+    qconfig: dict[str, QConfigTable] = Field(
+        default={}, description="Weight and activation together; names are the author's."
+    )
     rules: RulesTable = RulesTable()
     calibration: CalibrationTable = CalibrationTable()
     qat: QatTable = QatTable()
