@@ -101,7 +101,7 @@ def test_a_page_is_one_session_and_leaves_nothing_behind(tmp_path):
         (("console", "$ qrecipe check builtin:x86-static\n2 recipes checked"), "1 recipe checked"),
         (
             ("console", "$ qrecipe check builtin:x86-statik"),
-            "exit status 1, and no finding is shown",
+            r"exit status 1\nQR120",
         ),
         (("console", "$ false"), "exit status 1"),
         (("text", "what nothing printed"), "stands behind the Python"),
