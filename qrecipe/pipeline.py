@@ -194,13 +194,7 @@ class CompiledRecipe:
             site.mode == "static" for site in self.plan.sites
         )
         if not state.samples and needs_batches:
-            raise CalibrationError(
-                Finding(
-                    "QR401",
-                    "the prepared model was never calibrated",
-                    hint="run qrecipe.calibrate(prepared, batches) first",
-                )
-            )
+            _check_ranges([prepared.get_submodule(part.path) for part in self._parts])
         return state.samples
 
 
@@ -432,6 +426,22 @@ def _attribute_findings(model: nn.Module, recipe: Recipe) -> Iterator[Finding]:
                 hint=did_you_mean(name, known),
                 key="fx.preserved_attributes",
             )
+
+
+def _check_ranges(parts: Sequence[nn.Module]) -> None:
+    """Ranges without the batches that they come from: a ``state_dict`` that was loaded, or none."""
+    traced = [part for part in parts if isinstance(part, fx.GraphModule)]
+    if any(never_saw_a_batch(part) for part in traced):
+        raise CalibrationError(
+            Finding(
+                "QR401",
+                "the prepared model was never calibrated",
+                hint="run qrecipe.calibrate(prepared, batches) first",
+            )
+        )
+    findings = [finding for part in traced for finding in range_findings(part)]
+    if findings:
+        raise CalibrationError(findings)
 
 
 def _check_trained(parts: Sequence[nn.Module]) -> None:

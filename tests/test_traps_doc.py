@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LINES = (ROOT / "docs" / "traps.md").read_text(encoding="utf-8").splitlines()
-NUMBERS = [*range(1, 55), *range(65, 69)]
+NUMBERS = range(1, 69)
 TEST = re.compile(r"`(tests/\w+\.py)::(\w+)`")
 
 
@@ -30,7 +30,7 @@ def functions_of(path):
 
 def test_every_row_is_there_once_and_says_what_both_do():
     numbers = [int(cells(line)[0]) for line in LINES if re.match(r"\| \d+ \|", line)]
-    assert sorted(numbers) == NUMBERS
+    assert sorted(numbers) == list(NUMBERS)
     for line in ROWS.values():
         assert len(cells(line)) == 4
         assert all(cells(line))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -75,7 +76,9 @@ class CompiledPart:
             return execution.reference(prepared, configs.backend_config, configs.convert)
 
         reference = make_reference()
-        proof = run_on_head(reference, sample or _run(prepared, self.inputs))
+        if sample is None:  # observers move with what they see
+            sample = _run(copy.deepcopy(prepared), self.inputs)
+        proof = run_on_head(reference, sample)
         if self.plan.is_for_export:
             return _for_export(proof, make_reference)
         # in place: a second reference is needed only where a kernel is suspected
