@@ -194,7 +194,7 @@ def test_torchs_equalization_keeps_the_function_of_some_pairs_fails_on_others_an
     assert not any("equalization" in name for name, _ in compiled.prepare().named_modules())
 
 
-def test_torchs_bias_correction_corrects_nothing_in_a_graph_and_is_not_used():
+def test_torchs_bias_correction_leaves_its_shadows_in_a_graph_and_is_not_used():
     torch.manual_seed(0)
     model = net_of(
         lambda self, x: self.second(torch.relu(self.first(x))),
@@ -202,12 +202,10 @@ def test_torchs_bias_correction_corrects_nothing_in_a_graph_and_is_not_used():
         second=nn.Conv2d(4, 4, 3),
     ).eval()
     _, converted = by_torch(model)
-    before = converted.second.bias().clone()
+    assert converted.second.bias() is not None
     bias_correction(model, converted, [(batch, 0) for batch in IMAGES])
     with pytest.raises(AttributeError, match="'Shadow' object has no attribute 'bias'"):
         converted.second.bias()
-    _, used = converted.second.orig_module._weight_bias()
-    assert torch.equal(used, before)  # the kernel's own; the corrected one hangs beside it
 
 
 def test_importing_all_of_torchs_quantization_fails_and_here_every_name_is_spelled_out():
