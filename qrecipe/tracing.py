@@ -351,4 +351,6 @@ def _user_line(error: Exception) -> str | None:
     if not frames:
         return None
     frame = frames[-1]
-    return f"{frame.filename}:{frame.lineno} `{frame.line}`"
+    path = Path(frame.filename)
+    here = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return f"{here}:{frame.lineno} `{frame.line}`"
