@@ -179,7 +179,7 @@ def test_check_reports_warnings_with_a_caret_and_passes_unless_it_is_strict(fold
     )
     assert run("check", "--strict", "a.toml", STATIC).exit_code == 1
     assert run("check", "--strict", STATIC).exit_code == 0
-    (finding,) = json.loads(run("check", "--json", "a.toml").stdout)
+    (finding,) = json.loads(run("check", "--json", "a.toml").stdout)["findings"]
     assert (finding["code"], finding["severity"]) == ("QR215", "warning")
     assert finding["location"]["line"] == 3
 

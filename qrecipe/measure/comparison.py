@@ -13,11 +13,12 @@ from typing import Any
 from torch import fx, nn
 
 from qrecipe.calibration import Forward, batch_inputs, limited, peek
+from qrecipe.contents import StoredPlan
 from qrecipe.errors import ArtifactError, Finding
 from qrecipe.fx import execution
 from qrecipe.fx.structure import realised_sites
 from qrecipe.inventory import Inventory
-from qrecipe.lineage import provenance
+from qrecipe.lineage import ingredients_of, provenance
 from qrecipe.measure.activations import (
     CONVERSIONS,
     Activations,
@@ -37,7 +38,7 @@ from qrecipe.measure.weights import (
 )
 from qrecipe.pipeline import inventory_of
 from qrecipe.progress import Progress, terminal_progress
-from qrecipe.recipe import parse_recipe
+from qrecipe.recipe import Ingredient, parse_recipe, published
 from qrecipe.tables import render_table
 
 _MOST_BATCHES = 2**31
@@ -65,13 +66,15 @@ class SiteComparison:
 class Comparison:
     """All sites, the worst activation first, and the model's own output.
 
-    ``conversion_share`` is the share of the int8 time that quantizing and dequantizing takes.
+    ``conversion_share`` is the share of the int8 time that quantizing and dequantizing takes;
+    ``ingredients`` are the files that the recipe was made of.
     """
 
     sites: tuple[SiteComparison, ...]
     output: Fidelity | None
     batches: int
     conversion_share: float
+    ingredients: tuple[Ingredient, ...] = ()
 
     def __str__(self) -> str:
         rows = [
@@ -91,10 +94,11 @@ class Comparison:
         table = render_table((*header, "float time", "int8 time"), rows)
         count = "1 batch" if self.batches == 1 else f"{self.batches} batches"
         output = "holds no floating tensor" if self.output is None else f"SQNR {_db(self.output)}"
-        return (
-            f"{table}\n\noutput: {output} dB over {count}; "
+        summary = (
+            f"output: {output} dB over {count}; "
             f"quantizing and dequantizing takes {self.conversion_share:.1%} of the int8 time"
         )
+        return "\n".join([table, "", summary, *published(self.ingredients)])
 
     def to_json(self) -> str:
         """Stable keys; the SQNR of equal tensors is null, with ``"exact": true``."""
@@ -113,6 +117,7 @@ class Comparison:
 def comparison_json(report: Comparison) -> dict[str, Any]:
     """A comparison as plain values."""
     return {
+        "ingredients": [each.to_json() for each in report.ingredients],
         "batches": report.batches,
         "output": None if report.output is None else report.output.to_json(),
         "conversion_share": report.conversion_share,
@@ -151,7 +156,7 @@ def compare(
     origin = provenance(converted)
     # training has changed weights, and no sites
     recipe = replace(parse_recipe(origin.recipe), phase="ptq")
-    plan = json.loads(origin.plan)
+    plan = StoredPlan.model_validate_json(origin.plan)
     first, stream = peek(batches)
     inputs = batch_inputs(reference, first, forward)
     inventory = inventory_of(reference, recipe, inputs)
@@ -161,7 +166,7 @@ def compare(
     run = _Run(reference, converted, inventory, forward)
     show = progress or terminal_progress("comparing")
     kernels: AbstractContextManager[None] = (
-        nullcontext() if plan["is_for_export"] else execution.engine(recipe.backend)
+        nullcontext() if plan.is_for_export else execution.engine(recipe.backend)
     )
     with kernels:
         count = 0
@@ -186,8 +191,8 @@ def converted_parts(converted: nn.Module, paths: Iterable[str]) -> dict[str, fx.
     return parts
 
 
-def _check_same(inventory: Inventory, plan: dict[str, Any]) -> None:
-    planned = {site["name"] for site in plan["sites"]}
+def _check_same(inventory: Inventory, plan: StoredPlan) -> None:
+    planned = {site.name for site in plan.sites}
     odd = planned.symmetric_difference(inventory.matches)
     if odd:
         raise _different(f"one has the site {min(odd)}, the other has not")
@@ -255,27 +260,32 @@ class _Run:
             self._activations.forget()
         self._activations.totals = counted
 
-    def report(self, plan: dict[str, Any], count: int) -> Comparison:
+    def report(self, plan: StoredPlan, count: int) -> Comparison:
         weights = self._weights()
         before, after = (times.shares() for times in self._times)
         sites = []
-        for site in plan["sites"]:
-            name = site["name"]
-            totals = self._activations.totals.get(name)
-            quantizes_weight = site["qconfig"] is not None and site["qconfig"]["weight"] is not None
+        for site in plan.sites:
+            totals = self._activations.totals.get(site.name)
+            quantizes_weight = site.qconfig is not None and site.qconfig.weight is not None
             sites.append(
                 SiteComparison(
-                    name,
-                    site["op"],
-                    site["verdict"],
-                    weights.get(name) if quantizes_weight else None,
+                    site.name,
+                    site.op,
+                    site.verdict,
+                    weights.get(site.name) if quantizes_weight else None,
                     None if totals is None else totals.fidelity(),
-                    before.get(name, 0.0),
-                    after.get(name, 0.0),
+                    before.get(site.name, 0.0),
+                    after.get(site.name, 0.0),
                 )
             )
         sites.sort(key=_worst_first)
-        return Comparison(tuple(sites), self._output.fidelity(), count, after.get(CONVERSIONS, 0.0))
+        return Comparison(
+            tuple(sites),
+            self._output.fidelity(),
+            count,
+            after.get(CONVERSIONS, 0.0),
+            ingredients_of(plan),
+        )
 
     def _weights(self) -> dict[str, Fidelity | None]:
         found: dict[str, Fidelity | None] = {}

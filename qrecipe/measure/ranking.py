@@ -13,7 +13,7 @@ from typing import Any, Literal
 from qrecipe.errors import ExecutionError, Finding
 from qrecipe.measure import overlay
 from qrecipe.measure.fidelity import finite_or_none
-from qrecipe.recipe import Recipe
+from qrecipe.recipe import Ingredient, Recipe, published
 from qrecipe.tables import render_table, room_beside
 
 Method = Literal["exact", "estimate"]
@@ -57,6 +57,11 @@ class Ranking:
     @property
     def is_estimate(self) -> bool:
         return self.method == "estimate"
+
+    @property
+    def ingredients(self) -> tuple[Ingredient, ...]:
+        """The files that the ranked recipe is made of."""
+        return self.recipe.ingredients
 
     def __str__(self) -> str:
         longest = max((error for site in self.sites if (error := self._error(site)) > 0), default=0)
@@ -108,6 +113,7 @@ class Ranking:
             notes.append("Interrupted: this ranks what had been measured by then.")
         if self.unranked:
             notes.append(f"{len(self.unranked)} sites have no error of their own.")
+        notes += published(self.ingredients)
         return ["\n".join(notes)]
 
     def to_json(self) -> str:
@@ -191,6 +197,7 @@ class Ranking:
 def ranking_json(ranking: Ranking) -> dict[str, Any]:
     """A ranking as plain values."""
     return {
+        "ingredients": [each.to_json() for each in ranking.ingredients],
         "method": ranking.method,
         "is_estimate": ranking.is_estimate,
         "partial": ranking.partial,

@@ -8,7 +8,7 @@ from typing import Any
 
 from qrecipe.contents import StoredPlan, StoredSite
 from qrecipe.errors import one_line
-from qrecipe.lineage import Provenance
+from qrecipe.lineage import Provenance, ingredients_of
 from qrecipe.measure import charts
 from qrecipe.measure.comparison import Comparison
 from qrecipe.measure.drift_report import DEFAULT_THRESHOLD, Drift, SiteDrift, drift_row
@@ -269,7 +269,12 @@ def _origin(origin: Provenance) -> Iterator[Section]:
     caption = f"{plan.backend} ({plan.phase}), {plan.executor}: {len(rows)} sites"
     yield Table("Plan", header, rows, caption)
     yield Listing("Recipe", origin.recipe)
-    versions = [("fingerprint of the recipe", origin.fingerprint), *origin.versions.items()]
+    made_of = [each for each in ingredients_of(plan) if each.publisher is not None]
+    versions = [
+        ("fingerprint of the recipe", origin.fingerprint),
+        *((one_line(each.name), str(each.publisher)) for each in made_of),
+        *origin.versions.items(),
+    ]
     yield Table("Versions", ("", "version"), versions)
 
 
