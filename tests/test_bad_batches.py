@@ -12,6 +12,7 @@ from plans import ROWS, net_of, recipe
 from runs import STATIC, silent
 from torch import nn
 from torch.ao.quantization.observer import ObserverBase
+from torch.utils.data import DataLoader, TensorDataset
 
 import qrecipe
 from qrecipe.assembly import prepared_state
@@ -149,6 +150,22 @@ def test_a_loader_of_inputs_and_labels_is_shown_the_forward_to_write():
     for run in (
         lambda: qrecipe.calibrate(prepared, batches, progress=silent),
         lambda: qrecipe.quantize(Mlp().eval(), STATIC, batches, progress=silent),
+    ):
+        with pytest.raises(CalibrationError) as caught:
+            run()
+        assert "forward=lambda model, batch: model(batch[0])" in only(caught, "QR402").hint
+
+
+def test_labels_that_a_model_takes_for_a_second_input_are_explained_wherever_batches_are_read():
+    model = net_of(lambda self, x, mask=1.0: self.fc(x) * mask, fc=nn.Linear(6, 3))
+    loader = DataLoader(TensorDataset(torch.randn(8, 6), torch.zeros(8)), batch_size=4)
+    converted = qrecipe.quantize(model, STATIC, rows(), progress=silent)
+    for run in (
+        lambda: qrecipe.quantize(model, STATIC, loader, progress=silent),
+        lambda: qrecipe.sensitivity(model, STATIC, loader, progress=silent),
+        lambda: qrecipe.compare(model, converted, loader, progress=silent),
+        lambda: qrecipe.tune(model, STATIC, loader, lambda _: 1.0, progress=silent),
+        lambda: qrecipe.drift(converted, loader, progress=silent),
     ):
         with pytest.raises(CalibrationError) as caught:
             run()

@@ -241,6 +241,29 @@ def test_what_qrecipe_did_not_convert_from_this_model_is_refused():
     assert "fc1" in str(caught.value) or "only" in str(caught.value)
 
 
+@pytest.mark.parametrize("layer", ["fc1", "fc2"])
+def test_a_reference_with_a_layer_of_another_width_is_refused(layer):
+    model, converted, batches = quantized("mlp")
+    other = copy.deepcopy(model)
+    old = other.get_submodule(layer)
+    setattr(other, layer, nn.Linear(old.in_features, old.out_features + 2))
+    if layer == "fc1":
+        other.fc2 = nn.Linear(old.out_features + 2, other.fc2.out_features)
+    with pytest.raises(ArtifactError, match=f"QR420 .* the weights of {layer} have the shapes"):
+        qrecipe.compare(other.eval(), converted, batches, progress=silent)
+
+
+def test_a_layer_of_another_width_is_refused_in_a_model_that_cannot_be_traced():
+    model, batches = UNTRACEABLE.model(), UNTRACEABLE.batches(3)
+    head = 'format = 1\nextends = "builtin:x86-dynamic"\n[lint]\nignore = ["QR210", "QR201"]\n'
+    rules = qrecipe.parse_recipe(head)
+    converted = qrecipe.quantize(model, rules, batches, progress=silent)
+    other = copy.deepcopy(model)
+    other.head = nn.Linear(model.head.in_features, model.head.out_features + 1)
+    with pytest.raises(ArtifactError, match=r"QR420 .* the weights of head have the shapes"):
+        qrecipe.compare(other, converted, batches, progress=silent)
+
+
 def test_plots_are_written_or_say_why_not(tmp_path, monkeypatch):
     model, converted, batches = quantized("mlp")
     report = qrecipe.compare(model, converted, batches[:1], progress=silent)
@@ -268,6 +291,7 @@ def test_totals_of_odd_values():
     none.add(torch.ones(2, dtype=torch.long), torch.ones(2, dtype=torch.long))
     zero.add(torch.zeros(2), torch.ones(2))
     assert math.isnan(nan.fidelity().sqnr_db)
+    assert math.isnan(nan.fidelity().mse)
     assert nan.fidelity().to_json()["exact"] is False
     assert none.fidelity() is None
     assert zero.fidelity().sqnr_db == -math.inf

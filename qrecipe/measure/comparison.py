@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from qrecipe.calibration import Forward, batch_inputs, limited, peek
+from qrecipe.calibration import Forward, inputs_of_batch, limited, peek
 from qrecipe.contents import StoredPlan
 from qrecipe.errors import ArtifactError, Finding
 from qrecipe.fx import execution
@@ -158,12 +158,13 @@ def compare(
     recipe = replace(parse_recipe(origin.recipe), phase="ptq")
     plan = StoredPlan.model_validate_json(origin.plan)
     first, stream = peek(batches)
-    inputs = batch_inputs(reference, first, forward)
-    inventory = inventory_of(reference, recipe, inputs)
+    with inputs_of_batch(reference, first, forward) as inputs:
+        inventory = inventory_of(reference, recipe, inputs)
     _check_same(inventory, plan)
     for part in inventory.parts:
         without_changes_in_place(part.graph_module)
     run = _Run(reference, converted, inventory, forward)
+    weights = run.weights()
     show = progress or terminal_progress("comparing")
     kernels: AbstractContextManager[None] = (
         nullcontext() if plan.is_for_export else execution.engine(recipe.backend)
@@ -177,7 +178,7 @@ def compare(
         if not count:
             raise no_batches()
         run.time(first)
-    return run.report(plan, count)
+    return run.report(plan, weights, count)
 
 
 def converted_parts(converted: nn.Module, paths: Iterable[str]) -> dict[str, fx.GraphModule]:
@@ -260,8 +261,9 @@ class _Run:
             self._activations.forget()
         self._activations.totals = counted
 
-    def report(self, plan: StoredPlan, count: int) -> Comparison:
-        weights = self._weights()
+    def report(
+        self, plan: StoredPlan, weights: Mapping[str, Fidelity | None], count: int
+    ) -> Comparison:
         before, after = (times.shares() for times in self._times)
         sites = []
         for site in plan.sites:
@@ -287,26 +289,32 @@ class _Run:
             ingredients_of(plan),
         )
 
-    def _weights(self) -> dict[str, Fidelity | None]:
-        found: dict[str, Fidelity | None] = {}
+    def weights(self) -> dict[str, Fidelity | None]:
+        """What each site's weights lost. Raises ArtifactError (QR420) where the shapes differ."""
+        return {name: _weight_fidelity(name, *pair) for name, pair in self._weight_pairs()}
+
+    def _weight_pairs(self) -> Iterator[tuple[str, tuple[list[Tensor], list[Tensor]]]]:
+        """The weights of each site, float and quantized."""
         for part in self._inventory.parts:
             converted = self._parts[part.path]
             for name, real in realised_sites(converted).items():
                 node = self._inventory.matches[name].nodes[0]
-                found[name] = _fidelity(
-                    float_weights(node, part.graph_module), quantized_weights(real.node, converted)
-                )
+                expected = float_weights(node, part.graph_module)
+                yield name, (expected, quantized_weights(real.node, converted))
         if self._inventory.untraced is not None:
             reference, quantized = self._raw
             for name in self._inventory.matches:
-                found[name] = _fidelity(
-                    weights_of_module(reference.get_submodule(name)),
-                    weights_of_kernel(quantized.get_submodule(name)),
-                )
-        return found
+                expected = weights_of_module(reference.get_submodule(name))
+                yield name, (expected, weights_of_kernel(quantized.get_submodule(name)))
 
 
-def _fidelity(reference: Any, candidate: Any) -> Fidelity | None:
+def _weight_fidelity(
+    name: str, reference: list[Tensor], candidate: list[Tensor]
+) -> Fidelity | None:
+    for expected, actual in zip(reference, candidate, strict=False):
+        if expected.shape != actual.shape:
+            shapes = f"{list(expected.shape)} and {list(actual.shape)}"
+            raise _different(f"the weights of {name} have the shapes {shapes}")
     totals = Totals()
     totals.add(reference, candidate)
     return totals.fidelity()

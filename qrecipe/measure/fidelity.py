@@ -102,7 +102,7 @@ class Totals:
         worst = math.nan if any(map(math.isnan, values)) else min(values)
         count = sum(sums.count for sums in self._sums)
         noise = sum(sums.noise for sums in self._sums)
-        return Fidelity(worst, noise / count if count else 0.0)
+        return Fidelity(worst, noise / count if count else noise)
 
 
 def floating_tensors(value: Any) -> list[Tensor]:

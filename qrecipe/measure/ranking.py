@@ -7,13 +7,15 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
-from qrecipe.errors import ExecutionError, Finding
+from qrecipe.errors import ExecutionError, Finding, shown
 from qrecipe.measure import overlay
 from qrecipe.measure.fidelity import finite_or_none
 from qrecipe.recipe import Ingredient, Recipe, published
+from qrecipe.references import path_text
 from qrecipe.tables import render_table, room_beside
 
 Method = Literal["exact", "estimate"]
@@ -160,8 +162,9 @@ class Ranking:
 
         Raises as `to_recipe`, and ``RecipeReferenceError`` (QR001) where it cannot be written.
         """
+        file = Path(path_text(path, "save_overlay takes a path"))
         rules = overlay.float_rules(self._chosen(keep_float, min_sqnr_db))
-        return overlay.save_overlay(self.recipe, rules, Path(os.fspath(path)))
+        return overlay.save_overlay(self.recipe, rules, file)
 
     def _chosen(self, keep_float: int | None, min_sqnr_db: float | None) -> dict[str, str]:
         """The key of a rule and its reason for each site that is left float."""
@@ -174,10 +177,11 @@ class Ranking:
         if (keep_float is None) == (min_sqnr_db is None):
             raise contradiction("give either keep_float or min_sqnr_db")
         if keep_float is not None:
-            if keep_float < 0:
-                raise contradiction(f"keep_float is {keep_float}, and no number of sites")
+            if not isinstance(keep_float, Integral) or keep_float < 0:
+                raise contradiction(f"keep_float is {shown(keep_float)}, and no number of sites")
             return self.sites[:keep_float]
-        assert min_sqnr_db is not None
+        if not isinstance(min_sqnr_db, Real) or math.isnan(min_sqnr_db):
+            raise contradiction(f"min_sqnr_db is {shown(min_sqnr_db)}, and no number of dB")
         if self.float_value is not None:
             raise contradiction(
                 "min_sqnr_db needs a ranking by SQNR, and this is by a measure of your own"
