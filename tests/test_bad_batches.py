@@ -337,6 +337,22 @@ def test_a_nan_that_the_model_itself_makes_is_found_by_the_site():
     assert found[1].startswith("the observer of b saw no finite value")
 
 
+@pytest.mark.parametrize("measure", [qrecipe.quantize, qrecipe.sensitivity])
+def test_what_is_observed_is_named_as_the_plan_names_it_and_not_by_a_node(measure):
+    def forward(self, input):
+        return self.c(self.b(torch.relu(self.a(input))) / torch.zeros(()))
+
+    model = net_of(forward, **{name: nn.Linear(6, 6) for name in "abc"})
+    with torch.no_grad():
+        model.a.weight.fill_(torch.nan)
+    with pytest.raises(CalibrationError) as caught:
+        measure(model, STATIC, rows(), progress=silent)
+    observed = [finding.message.split(" saw ")[0] for finding in caught.value.findings]
+    inputs = {f"the observer of the input of {name}" for name in "bc"}
+    assert set(observed) <= {f"the observer of {name}" for name in "abc"} | inputs
+    assert "the observer of the input of c" in observed
+
+
 def test_calibrating_a_model_that_is_not_ours_is_refused():
     for model in (Mlp().eval(), torch.fx.symbolic_trace(Mlp())):
         with pytest.raises(CalibrationError) as caught:
