@@ -22,6 +22,7 @@ from torch.ao.ns.fx.utils import compute_sqnr
 import qrecipe
 from qrecipe.errors import ArtifactError, CalibrationError, QRecipeError
 from qrecipe.measure.fidelity import Totals
+from qrecipe.measure.report_pages import comparison_page
 from qrecipe.sqnr import output_sqnr_db, sqnr_db
 
 
@@ -177,6 +178,25 @@ def test_equal_tensors_are_exact_in_json():
     assert kept["weight"] is None
     assert document["output"]["exact"] is False
     assert "exact" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("forward", "words"),
+    [
+        (lambda self, x: self.fc(x), "output: equal in every value over 10 batches; "),
+        (lambda self, x: self.fc(x).argmax(1), "output: no floating tensor over 10 batches; "),
+    ],
+)
+def test_an_output_without_a_number_of_decibels_is_told_in_words(forward, words):
+    model = net_of(forward, fc=nn.Linear(6, 3))
+    batches = [torch.randn(4, 6) for _ in range(10)]
+    floating = qrecipe.parse_recipe('format = 1\nbackend = "x86"\n[rules]\nglobal = "float"\n')
+    converted = qrecipe.quantize(model, floating, batches, progress=silent)
+    report = qrecipe.compare(model, converted, batches, progress=silent)
+    (summary,) = (line for line in str(report).splitlines() if line.startswith("output: "))
+    assert summary.startswith(words)
+    page = comparison_page(report, "nothing is static", qrecipe.provenance(converted))
+    assert page.sections[0].paragraphs[0] == words.capitalize().removesuffix("; ") + "."
 
 
 def test_changes_in_place_do_not_reach_what_is_compared():

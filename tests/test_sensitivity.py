@@ -547,6 +547,13 @@ def test_json_and_bars_show_the_order():
     lengths = [line.count("█") for line in str(ranking).splitlines()[2:5]]
     assert lengths == [30, 15, 0]
     assert "exact" in str(ranking)
+    assert "inf" not in str(ranking)
+    reasons = [rule.reason for rule in float_rules(ranking.to_recipe(keep_float=3))]
+    assert sorted(reasons) == [
+        "10.0 dB when quantized alone",
+        "16.0 dB when quantized alone",
+        "without effect on the output when quantized alone",
+    ]
 
 
 def test_a_ranking_is_plotted(tmp_path):

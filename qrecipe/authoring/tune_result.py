@@ -63,7 +63,8 @@ class TuningResult:
     def save(self, path: str | os.PathLike[str]) -> Recipe:
         """Write the recipe as a file that extends the one it started from, and load it.
 
-        Raises ``RecipeReferenceError`` (QR001) where it cannot be written.
+        Raises ``RecipeReferenceError`` (QR001) where it cannot be written or would take the place
+        of something else than a recipe.
         """
         return save_overlay(self._base, self._values, Path(path_text(path, "save takes a path")))
 

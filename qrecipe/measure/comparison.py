@@ -28,7 +28,7 @@ from qrecipe.measure.activations import (
     watched_reference,
 )
 from qrecipe.measure.batches import no_batches, noted_calls, run_batch
-from qrecipe.measure.fidelity import Fidelity, Totals
+from qrecipe.measure.fidelity import Fidelity, Totals, sqnr_text
 from qrecipe.measure.outofplace import without_changes_in_place
 from qrecipe.measure.weights import (
     float_weights,
@@ -93,9 +93,9 @@ class Comparison:
         header = ("site", "operation", "verdict", "weight dB", "activation dB", "MSE")
         table = render_table((*header, "float time", "int8 time"), rows)
         count = "1 batch" if self.batches == 1 else f"{self.batches} batches"
-        output = "holds no floating tensor" if self.output is None else f"SQNR {_db(self.output)}"
+        output = sqnr_text(None if self.output is None else self.output.sqnr_db)
         summary = (
-            f"output: {output} dB over {count}; "
+            f"output: {output} over {count}; "
             f"quantizing and dequantizing takes {self.conversion_share:.1%} of the int8 time"
         )
         return "\n".join([table, "", summary, *published(self.ingredients)])

@@ -105,6 +105,13 @@ class Totals:
         return Fidelity(worst, noise / count if count else noise)
 
 
+def sqnr_text(value: float | None) -> str:
+    """An output's SQNR in words; None where it holds no floating tensor."""
+    if value is None:
+        return "no floating tensor"
+    return "equal in every value" if value == math.inf else f"SQNR {value:.1f} dB"
+
+
 def floating_tensors(value: Any) -> list[Tensor]:
     """The floating tensors in a value, in order; quantized ones dequantized."""
     leaves = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]

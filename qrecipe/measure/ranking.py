@@ -160,7 +160,8 @@ class Ranking:
     ) -> Recipe:
         """Write the recipe of `to_recipe` as a file that extends the ranked one, and load it.
 
-        Raises as `to_recipe`, and ``RecipeReferenceError`` (QR001) where it cannot be written.
+        Raises as `to_recipe`, and ``RecipeReferenceError`` (QR001) where it cannot be written or
+        would take the place of something else than a recipe.
         """
         file = Path(path_text(path, "save_overlay takes a path"))
         rules = overlay.float_rules(self._chosen(keep_float, min_sqnr_db))
@@ -193,6 +194,8 @@ class Ranking:
         """What quantizing it alone costs, in a few words."""
         if site.sqnr_db is None:
             return f"{site.value:.6g} instead of {self.float_value:.6g} when quantized alone"
+        if site.sqnr_db == math.inf:
+            return "without effect on the output when quantized alone"
         about = "about " if self.is_estimate else ""
         note = " (estimate)" if self.is_estimate else ""
         return f"{about}{site.sqnr_db:.1f} dB when quantized alone{note}"

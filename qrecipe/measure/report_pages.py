@@ -12,6 +12,7 @@ from qrecipe.lineage import Provenance, ingredients_of
 from qrecipe.measure import charts
 from qrecipe.measure.comparison import Comparison
 from qrecipe.measure.drift_report import DEFAULT_THRESHOLD, Drift, SiteDrift, drift_row
+from qrecipe.measure.fidelity import sqnr_text
 from qrecipe.measure.page import Figure, Listing, Page, Section, Table, Text
 from qrecipe.measure.ranking import Ranking
 from qrecipe.rules import listed
@@ -72,9 +73,8 @@ def comparison_page(report: Comparison, activations: Activations, origin: Proven
     summary = Text(
         "Result",
         (
-            "The output holds no floating tensor."
-            if output is None
-            else f"SQNR of the output: {_db(output.sqnr_db)} dB over {_batches(report.batches)}.",
+            f"Output: {sqnr_text(None if output is None else output.sqnr_db)} "
+            f"over {_batches(report.batches)}.",
             f"Quantizing and dequantizing takes {report.conversion_share:.1%} of the int8 time.",
         ),
     )
