@@ -10,6 +10,7 @@ from typing import Any
 import tomli
 
 from qrecipe.errors import Finding, RecipeError, RecipeReferenceError, shown
+from qrecipe.names import literal
 from qrecipe.recipe import Recipe, load_recipe, parse_recipe
 from qrecipe.references import is_reference
 from qrecipe.schema import FLOAT
@@ -20,7 +21,7 @@ _SUFFIX = "-overlay.toml"
 
 def rule_key(name: str, members: Collection[str]) -> str:
     """The key of a rule for this site alone; ``members`` are the calls of the whole model."""
-    return f"{name}#0" if f"{name}#1" in members else name
+    return literal(f"{name}#0" if f"{name}#1" in members else name)
 
 
 def float_rules(reasons: Mapping[str, str]) -> dict[str, Any]:
