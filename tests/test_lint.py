@@ -198,6 +198,10 @@ def test_shipped_recipes_warn_those_alone_who_write_them_and_of_nothing_but_offe
     assert {finding.code for finding in own} <= {"QR214", "QR215"}
 
 
+def test_no_shipped_recipe_keeps_a_warning_back_from_those_who_extend_it():
+    assert {load_recipe(f"builtin:{name}").lint.ignore for name in builtin_names()} == {()}
+
+
 def test_a_range_wider_than_the_dtype_is_an_error_and_cannot_be_ignored():
     text = USED.replace('dtype = "uint8"\n', 'dtype = "uint8"\nquant_min = 0\nquant_max = 300\n')
     (finding,) = findings_of(text)
