@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from qrecipe._torch_ao import MovingAverageMinMaxObserver
 from qrecipe.errors import Finding
-from qrecipe.fx.emission import site_of
+from qrecipe.fx.emission import observed_name
 from qrecipe.rules import listed
 
 NARROW_RATIO = 3.0
@@ -85,9 +85,7 @@ def _observers(part: fx.GraphModule) -> Iterator[tuple[str, MovingAverageMinMaxO
         module: nn.Module = part.get_submodule(str(node.target))
         observer = getattr(module, "activation_post_process", module)
         if type(observer) is MovingAverageMinMaxObserver:
-            source = node.args[0]
-            name = site_of(source) if isinstance(source, fx.Node) else None
-            yield name or str(source), observer
+            yield observed_name(node), observer
 
 
 def _note(history: History, observer: nn.Module, args: Any, output: Any) -> None:

@@ -19,7 +19,7 @@ from qrecipe.assembly import PreparedState, prepared_state
 from qrecipe.averages import average_findings, watched
 from qrecipe.branches import branch_findings
 from qrecipe.copying import structural_copy
-from qrecipe.errors import CalibrationError, Finding, first_line
+from qrecipe.errors import CalibrationError, Finding, PlanError, first_line
 from qrecipe.fx.numerics import Sample
 from qrecipe.fx.training import only_observing
 from qrecipe.inputs import Inputs, cloned, tensors_in
@@ -132,6 +132,22 @@ def batch_inputs(model: nn.Module, batch: Any, forward: Forward | None) -> Input
     except Exception as error:
         raise unusable_batch(batch, 0, first_line(error)) from error
     raise unusable_batch(batch, 0, "forward did not call the model")
+
+
+@contextmanager
+def inputs_of_batch(model: nn.Module, batch: Any, forward: Forward | None) -> Iterator[Inputs]:
+    """What the model is called with for the first batch, to plan with.
+
+    That it cannot take them is said of the batch, and of the ``forward`` to write, where it shows
+    only inside. Raises ``CalibrationError`` (QR402).
+    """
+    inputs = batch_inputs(model, batch, forward)
+    try:
+        yield inputs
+    except PlanError as error:
+        if [finding.code for finding in error.findings] != ["QR307"]:
+            raise
+        raise unusable_batch(batch, 0, error.findings[0].message) from error
 
 
 def limited(batches: Iterable[Any], limit: int) -> Iterator[Any]:

@@ -114,11 +114,21 @@ class StoredSite(_Read):
         return self
 
 
+class StoredIngredient(_Read):
+    """A file that the recipe was made of, and the distribution that published it, if one did."""
+
+    name: str
+    fingerprint: str
+    distribution: str | None
+    version: str | None
+
+
 class StoredPlan(_Read):
-    """What of a plan decides how a model is converted."""
+    """What of a plan decides how a model is converted, and what its recipe was made of."""
 
     recipe: str
     fingerprint: str
+    ingredients: tuple[StoredIngredient, ...] = ()
     backend: Backend
     phase: Phase
     executor: Literal["fx", "eager"]

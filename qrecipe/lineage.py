@@ -11,11 +11,12 @@ from torch import nn
 
 from qrecipe._version import __version__
 from qrecipe.assembly import meta_of
-from qrecipe.contents import Architecture
+from qrecipe.contents import Architecture, StoredPlan
 from qrecipe.errors import ArtifactError, Finding
 from qrecipe.planning import Plan
 from qrecipe.plugins import plugin_versions
-from qrecipe.recipe import Recipe
+from qrecipe.recipe import Ingredient, Recipe
+from qrecipe.references import Publisher
 
 _KEY = "qrecipe_provenance"
 _ARCHITECTURE = "qrecipe_architecture"
@@ -79,3 +80,17 @@ def provenance(converted: nn.Module) -> Provenance:
             )
         )
     return found
+
+
+def ingredients_of(plan: StoredPlan) -> tuple[Ingredient, ...]:
+    """What the recipe of a stored plan was made of; nothing where an older qrecipe stored it."""
+    return tuple(
+        Ingredient(
+            each.name,
+            each.fingerprint,
+            None
+            if each.distribution is None or each.version is None
+            else Publisher(each.distribution, each.version),
+        )
+        for each in plan.ingredients
+    )

@@ -9,6 +9,9 @@
 ``{a,b}``    one of these alternatives
 ===========  =====================================================================
 
+A name that holds such a character itself is written with classes of one: ``a[[]0[]]`` is the name
+``a[0]``, as exact as any other.
+
 A rule covers what is inside what it matches: a trailing ``.**`` says nothing and is dropped.
 
 A pattern becomes a nondeterministic automaton whose set of states is one integer; each step is
@@ -28,6 +31,7 @@ MAX_PATTERN_LENGTH = 500
 SEPARATORS = frozenset(".:#")
 
 _SPECIAL = frozenset("*?[]{}")
+_ESCAPED = re.compile(r"\[([*?\[\]{}])\]")
 _CALL_NUMBER = re.compile(r"[0-9*?{},\[\]-]+")
 
 _Accepts = Callable[[str], bool]
@@ -65,13 +69,18 @@ def compile_pattern(text: str) -> NamePattern:
         )
     _check_parts(kept)
     if is_exact(kept):
-        return NamePattern(text, True, kept.__eq__)
+        return NamePattern(text, True, _ESCAPED.sub(r"\1", kept).__eq__)
     return NamePattern(text, False, _Builder(kept).build().accepts)
 
 
 def is_exact(text: str) -> bool:
     """Whether a pattern has nothing in it that could match more than one name."""
-    return _SPECIAL.isdisjoint(text)
+    return _SPECIAL.isdisjoint(_ESCAPED.sub("", text))
+
+
+def literal(name: str) -> str:
+    """The pattern that means this name alone."""
+    return "".join(f"[{each}]" if each in _SPECIAL else each for each in name)
 
 
 def selects(pattern: NamePattern, name: str) -> bool:

@@ -24,7 +24,7 @@ from qrecipe.architecture import module_settings
 from qrecipe.around import around_findings, call_findings, dtype_findings
 from qrecipe.assembly import PreparedState, forget_preparation, mark_prepared, prepared_state
 from qrecipe.backend import backend_config, mode_of
-from qrecipe.calibration import Forward, batch_inputs, calibrate, peek, unusable_batch
+from qrecipe.calibration import Forward, calibrate, inputs_of_batch, peek
 from qrecipe.contents import Architecture
 from qrecipe.copying import with_parts
 from qrecipe.cpu import has_vnni
@@ -263,13 +263,8 @@ def quantize(
 def _compile_for_batch(
     model: nn.Module, recipe: Recipe, batch: Any, forward: Forward | None
 ) -> CompiledRecipe:
-    inputs = batch_inputs(model, batch, forward)
-    try:
+    with inputs_of_batch(model, batch, forward) as inputs:
         return _compile(model, recipe, inputs)
-    except PlanError as error:
-        if [finding.code for finding in error.findings] != ["QR307"]:
-            raise
-        raise unusable_batch(batch, 0, error.findings[0].message) from error
 
 
 def _compile(model: nn.Module, recipe: Recipe, inputs: Inputs) -> CompiledRecipe:

@@ -16,7 +16,7 @@ _WIDTH = 60
 
 def terminal_progress(label: str) -> Progress:
     """Progress as one line that rewrites itself on stderr; silent where that is no terminal."""
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():  # None in a process without any
         return lambda done, total: None
 
     start = time.monotonic()

@@ -14,7 +14,7 @@ from qrecipe._torch_ao import (
     is_observer,
 )
 from qrecipe.errors import Finding, first_line
-from qrecipe.fx.emission import site_of
+from qrecipe.fx.emission import observed_name
 
 _LEAST_SCALE = torch.finfo(torch.float32).eps
 
@@ -52,11 +52,15 @@ def never_saw_a_batch(part: fx.GraphModule) -> bool:
 
 def trained_findings(part: fx.GraphModule) -> Iterator[Finding]:
     """Fake-quants, of weights too, that training left without sound qparams (QR404)."""
-    for name, module in part.named_modules():
+    observing = {str(node.target): node for node in reversed(part.graph.nodes)}
+    for path, module in part.named_modules():
         if isinstance(module, FakeQuantizeBase) and (problem := _qparams_problem(module)):
+            owner = path.rpartition(".")[0]
+            is_weights = path not in observing
+            name = f"the weights of {owner}" if is_weights else observed_name(observing[path])
             yield Finding(
                 "QR404",
-                f"the fake-quant {name} gives {problem}",
+                f"the fake-quant of {name} gives {problem}",
                 hint="did the training diverge? look at the loss, lower the learning rate; "
                 "learnable scales are steadier with use_grad_scaling = true",
             )
@@ -72,8 +76,7 @@ def _range_finding(node: fx.Node, module: nn.Module) -> Finding | None:
     observer = getattr(module, "activation_post_process", module)
     if not isinstance(observer, ObserverBase) or not _quantizes(observer):
         return None
-    source = node.args[0]
-    name = (site_of(source) if isinstance(source, fx.Node) else None) or str(source)
+    name = observed_name(node)
     lowest = getattr(observer, "min_val", None)
     if isinstance(lowest, Tensor) and not _is_finite(lowest):
         return Finding(

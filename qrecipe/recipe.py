@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from qrecipe.errors import (
     did_you_mean,
     error_from,
     few_suggestions,
+    one_line,
     shown,
 )
 from qrecipe.frozen import FrozenMapping
@@ -108,6 +109,11 @@ class Ingredient:
             "distribution": None if self.publisher is None else self.publisher.name,
             "version": None if self.publisher is None else self.publisher.version,
         }
+
+
+def published(ingredients: Iterable[Ingredient]) -> list[str]:
+    """What a report says of who published what: a line for each file of a distribution."""
+    return [f"with {one_line(each.title)}" for each in ingredients if each.publisher is not None]
 
 
 @dataclass(frozen=True, slots=True)

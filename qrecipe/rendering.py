@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from qrecipe.errors import Finding, PlanError, did_you_mean
-from qrecipe.recipe import QConfigSpec, Rule
+from qrecipe.recipe import QConfigSpec, Rule, published
 from qrecipe.rules import describe
 from qrecipe.schema import TensorSpec
 from qrecipe.tables import render_table
@@ -20,13 +20,8 @@ if TYPE_CHECKING:
 def plan_text(plan: Plan) -> str:
     """The whole plan: a line on top, the sites, the rules."""
     warnings = [str(finding) for finding in plan.warnings]
-    head = "\n".join([summary(plan), *_published(plan)])
+    head = "\n".join([summary(plan), *published(plan.ingredients)])
     return "\n\n".join([head, _site_table(plan.sites), _rule_table(plan), *warnings])
-
-
-def _published(plan: Plan) -> list[str]:
-    """The ingredients that installed distributions publish."""
-    return [f"with {each.title}" for each in plan.ingredients if each.publisher is not None]
 
 
 def summary(plan: Plan) -> str:
@@ -75,18 +70,19 @@ def explanation(plan: Plan, name: str) -> str:
     """Why a site or member is decided as it is, or a table of a module's inside."""
     canonical = plan.structure.aliases.get(name, name)
     calls = _sites_of_calls(plan, canonical)
+    publishers = published(plan.ingredients)
+    sources = ["\n".join(publishers)] if publishers else []
     if calls:
         alias = [f"{name} is another name of {canonical}"] if canonical != name else []
         texts = ["\n".join(_site_lines(site, member)) for member, site in calls]
-        published = _published(plan)
-        return "\n\n".join([*alias, *texts, *(["\n".join(published)] if published else [])])
+        return "\n\n".join([*alias, *texts, *sources])
     if canonical not in plan.structure.modules:
         raise _unknown_name(plan, name)
     inside = _sites_inside(plan, canonical)
     if not inside:
         return f"{name}: nothing in it is called that quantization can decide about"
     head = f"{name or 'the model'} holds {len(inside)} sites"
-    return f"{head}\n\n{_site_table(inside)}"
+    return "\n\n".join([head, _site_table(inside), *sources])
 
 
 def explanation_json(plan: Plan, name: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from qrecipe.errors import Finding, nearest
-from qrecipe.names import NamePattern, compile_pattern, selects
+from qrecipe.names import NamePattern, compile_pattern, literal, selects
 from qrecipe.operations import Member, ModelStructure, Operation, enclosing
 from qrecipe.recipe import Rule
 from qrecipe.signatures import canonical_module_type, function_family, is_module_type
@@ -214,7 +214,7 @@ def _conflict_findings(conflicts: Mapping[_Conflict, list[str]]) -> Iterator[Fin
                 f"{describe(rival)} says {rival.label} about {conflict.member}, a member of the "
                 f"fused group {names[0]}, which {describe(winner)} makes {winner.label}",
                 rival.location,
-                hint=f"a group is decided as one: write the rule for {quoted(names[0])}",
+                hint=f"a group is decided as one: write the rule for {rule_for(names[0])}",
                 related=(("decided at", winner.location),),
             )
 
@@ -264,12 +264,14 @@ def _unmatched(structure: ModelStructure, rule: Rule) -> Finding:
             rule.location,
             hint="remove the rule, or mark it optional = true",
         )
-    candidates = nearest(rule.key, _known_names(structure, rule), count=3)
+    known = _known_names(structure, rule)
+    write = rule_for if rule.tier == "module_name" else quoted
+    candidates = nearest(rule.key, known, count=3)
     return Finding(
         "QR301",
         f"{describe(rule)} matches nothing in this model",
         rule.location,
-        hint=f"did you mean {' or '.join(quoted(name) for name in candidates)}?"
+        hint=f"did you mean {' or '.join(map(write, candidates))}?"
         if candidates
         else "`qrecipe plan` lists the names; a rule for other models is marked optional = true",
     )
@@ -327,6 +329,11 @@ def _known_names(structure: ModelStructure, rule: Rule) -> list[str]:
 def describe(rule: Rule) -> str:
     """A rule as a reader of the recipe knows it: ``module_name "layer1.*"``."""
     return "global" if rule.tier == "global" else f"{rule.tier} {quoted(rule.key)}"
+
+
+def rule_for(name: str) -> str:
+    """The key of a ``module_name`` rule that means this site or module, in quotes."""
+    return quoted(literal(name))
 
 
 def quoted(name: str) -> str:

@@ -18,7 +18,7 @@ def render_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """
     columns = list(zip(header, *rows, strict=True))
     widths = [max(len(cell) for cell in column) for column in columns]
-    if sys.stdout.isatty():
+    if _is_on_terminal():
         available = shutil.get_terminal_size().columns - len(_GAP) * (len(widths) - 1)
         _shrink(widths, available, range(1, len(widths)))
         _shrink(widths, available, [0])
@@ -28,11 +28,15 @@ def render_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def room_beside(rows: Sequence[Sequence[str]], most: int) -> int:
     """How wide a last column of bars may be for its bars to be told apart, ``most`` at most."""
-    if not sys.stdout.isatty():
+    if not _is_on_terminal():
         return most
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     taken = sum(widths) + len(_GAP) * len(widths)
     return max(_NARROWEST, min(most, shutil.get_terminal_size().columns - taken))
+
+
+def _is_on_terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()  # None in a process without any
 
 
 def _shrink(widths: list[int], available: int, columns: Sequence[int]) -> None:

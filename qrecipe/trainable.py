@@ -8,7 +8,7 @@ from qrecipe.backend import Outcome
 from qrecipe.errors import Finding
 from qrecipe.inventory import Inventory
 from qrecipe.operations import Member, Operation
-from qrecipe.rules import Decision
+from qrecipe.rules import Decision, rule_for
 
 
 def shared_norm_findings(
@@ -33,8 +33,8 @@ def shared_norm_findings(
                 f"{module} is called {len(operations)} times and fused with a BatchNorm at "
                 f"{quantized[0]}: training cannot share it",
                 decisions[quantized[0]].rule.location,
-                hint=f'leave it float: [rules.module_name] "{quantized[0]}" = "float", or give '
-                "each call a module of its own",
+                hint=f"leave it float: [rules.module_name] {rule_for(quantized[0])} = "
+                '"float", or give each call a module of its own',
             )
 
 

@@ -25,7 +25,8 @@ from artifacts import (
     trained,
 )
 from corpus import TORCHVISION, missing
-from nets import NETS, UNTRACEABLE
+from nets import NETS, UNTRACEABLE, Mlp
+from plans import net_of
 from random_nets import RandomNet
 from random_nets import batches as random_batches
 from runs import STATIC, half_of, silent
@@ -561,6 +562,42 @@ def test_a_model_that_could_not_be_loaded_is_not_written(spoil, text, tmp_path):
     with pytest.raises(ArtifactError, match=f"(?s)QR511.*{text}"):
         qrecipe.save_quantized(converted, tmp_path / "model.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_tensor_in_a_list_without_values_on_the_meta_device_asks_for_a_model_on_the_cpu(tmp_path):
+    class Listed(Mlp):
+        def __init__(self):
+            super().__init__()
+            self.factors = [torch.arange(4.0)]
+
+        def forward(self, x):
+            return super().forward(x) * self.factors[0].sum().item()
+
+    torch.manual_seed(0)
+    batches = [torch.randn(4, 6) for _ in range(10)]
+    converted = qrecipe.quantize(Listed().eval(), STATIC, batches, progress=silent)
+    path = tmp_path / "model.safetensors"
+    qrecipe.save_quantized(converted, path)
+    loaded = qrecipe.load_quantized(path, Listed())
+    assert torch.equal(loaded(batches[0]), converted(batches[0]))
+    with torch.device("meta"):
+        empty = Listed()
+    with pytest.raises(ArtifactError, match="QR507") as caught:
+        qrecipe.load_quantized(path, empty)
+    assert caught.value.findings[0].hint.startswith("build the model on the CPU")
+
+
+def test_a_model_with_a_complex_buffer_is_quantized_and_not_stored(tmp_path):
+    def forward(self, x):
+        return torch.view_as_real(self.fc(x) * self.phases)
+
+    model = net_of(forward, fc=nn.Linear(6, 6))
+    model.register_buffer("phases", torch.polar(torch.ones(6), torch.arange(6.0)))
+    batches = [torch.randn(4, 6) for _ in range(10)]
+    converted = qrecipe.quantize(model, STATIC, batches, progress=silent)
+    assert converted(batches[0]).shape == (4, 6, 2)
+    with pytest.raises(ArtifactError, match=r'QR511.*"phases" is a tensor of torch\.complex64'):
+        qrecipe.save_quantized(converted, tmp_path / "model.safetensors")
 
 
 # --- the machine that loads

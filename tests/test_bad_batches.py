@@ -12,6 +12,7 @@ from plans import ROWS, net_of, recipe
 from runs import STATIC, silent
 from torch import nn
 from torch.ao.quantization.observer import ObserverBase
+from torch.utils.data import DataLoader, TensorDataset
 
 import qrecipe
 from qrecipe.assembly import prepared_state
@@ -149,6 +150,22 @@ def test_a_loader_of_inputs_and_labels_is_shown_the_forward_to_write():
     for run in (
         lambda: qrecipe.calibrate(prepared, batches, progress=silent),
         lambda: qrecipe.quantize(Mlp().eval(), STATIC, batches, progress=silent),
+    ):
+        with pytest.raises(CalibrationError) as caught:
+            run()
+        assert "forward=lambda model, batch: model(batch[0])" in only(caught, "QR402").hint
+
+
+def test_labels_that_a_model_takes_for_a_second_input_are_explained_wherever_batches_are_read():
+    model = net_of(lambda self, x, mask=1.0: self.fc(x) * mask, fc=nn.Linear(6, 3))
+    loader = DataLoader(TensorDataset(torch.randn(8, 6), torch.zeros(8)), batch_size=4)
+    converted = qrecipe.quantize(model, STATIC, rows(), progress=silent)
+    for run in (
+        lambda: qrecipe.quantize(model, STATIC, loader, progress=silent),
+        lambda: qrecipe.sensitivity(model, STATIC, loader, progress=silent),
+        lambda: qrecipe.compare(model, converted, loader, progress=silent),
+        lambda: qrecipe.tune(model, STATIC, loader, lambda _: 1.0, progress=silent),
+        lambda: qrecipe.drift(converted, loader, progress=silent),
     ):
         with pytest.raises(CalibrationError) as caught:
             run()
@@ -318,6 +335,22 @@ def test_a_nan_that_the_model_itself_makes_is_found_by_the_site():
     found = [finding.message for finding in caught.value.findings]
     assert found[0].startswith("the observer of a saw no finite value")
     assert found[1].startswith("the observer of b saw no finite value")
+
+
+@pytest.mark.parametrize("measure", [qrecipe.quantize, qrecipe.sensitivity])
+def test_what_is_observed_is_named_as_the_plan_names_it_and_not_by_a_node(measure):
+    def forward(self, input):
+        return self.c(self.b(torch.relu(self.a(input))) / torch.zeros(()))
+
+    model = net_of(forward, **{name: nn.Linear(6, 6) for name in "abc"})
+    with torch.no_grad():
+        model.a.weight.fill_(torch.nan)
+    with pytest.raises(CalibrationError) as caught:
+        measure(model, STATIC, rows(), progress=silent)
+    observed = [finding.message.split(" saw ")[0] for finding in caught.value.findings]
+    inputs = {f"the observer of the input of {name}" for name in "bc"}
+    assert set(observed) <= {f"the observer of {name}" for name in "abc"} | inputs
+    assert "the observer of the input of c" in observed
 
 
 def test_calibrating_a_model_that_is_not_ours_is_refused():

@@ -209,19 +209,22 @@ def test_check_shows_what_is_wrong_with_a_shared_base_once(folder):
     (folder / "base.toml").write_text("format = 1\nbackend = 3\n[rules]\nglobal = 'float'\n")
     result = run("check", "a.toml", "b.toml")
     assert result.stdout.count("QR102") == 1
-    assert len(json.loads(run("check", "--json", "a.toml", "b.toml").stdout)) == 2
+    assert len(json.loads(run("check", "--json", "a.toml", "b.toml").stdout)["findings"]) == 2
 
 
 def test_sound_recipes_end_with_status_zero(folder):
     result = run("check", "good.toml", STATIC)
     assert (result.exit_code, result.stdout) == (0, "2 recipes checked: no errors\n")
-    assert json.loads(run("check", "--json", "good.toml").stdout) == []
+    assert json.loads(run("check", "--json", "good.toml").stdout)["findings"] == []
 
 
 def test_check_as_json_has_stable_keys(folder):
     result = run("check", "--json", "bad.toml", "good.toml")
     assert result.exit_code == 1
-    (finding,) = json.loads(result.stdout)
+    document = json.loads(result.stdout)
+    assert set(document) == {"recipes", "findings"}
+    assert [each["recipe"] for each in document["recipes"]] == ["bad.toml", "good.toml"]
+    (finding,) = document["findings"]
     assert set(finding) == {
         *("recipe", "code", "severity", "message", "location", "hint", "related", "notes")
     }

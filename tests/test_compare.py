@@ -22,6 +22,7 @@ from torch.ao.ns.fx.utils import compute_sqnr
 import qrecipe
 from qrecipe.errors import ArtifactError, CalibrationError, QRecipeError
 from qrecipe.measure.fidelity import Totals
+from qrecipe.measure.report_pages import comparison_page
 from qrecipe.sqnr import output_sqnr_db, sqnr_db
 
 
@@ -179,6 +180,25 @@ def test_equal_tensors_are_exact_in_json():
     assert "exact" in str(report)
 
 
+@pytest.mark.parametrize(
+    ("forward", "words"),
+    [
+        (lambda self, x: self.fc(x), "output: equal in every value over 10 batches; "),
+        (lambda self, x: self.fc(x).argmax(1), "output: no floating tensor over 10 batches; "),
+    ],
+)
+def test_an_output_without_a_number_of_decibels_is_told_in_words(forward, words):
+    model = net_of(forward, fc=nn.Linear(6, 3))
+    batches = [torch.randn(4, 6) for _ in range(10)]
+    floating = qrecipe.parse_recipe('format = 1\nbackend = "x86"\n[rules]\nglobal = "float"\n')
+    converted = qrecipe.quantize(model, floating, batches, progress=silent)
+    report = qrecipe.compare(model, converted, batches, progress=silent)
+    (summary,) = (line for line in str(report).splitlines() if line.startswith("output: "))
+    assert summary.startswith(words)
+    page = comparison_page(report, "nothing is static", qrecipe.provenance(converted))
+    assert page.sections[0].paragraphs[0] == words.capitalize().removesuffix("; ") + "."
+
+
 def test_changes_in_place_do_not_reach_what_is_compared():
     model = net_of(
         lambda self, x: self.fc2(torch.relu_(self.fc1(x)).mul_(2)),
@@ -241,6 +261,29 @@ def test_what_qrecipe_did_not_convert_from_this_model_is_refused():
     assert "fc1" in str(caught.value) or "only" in str(caught.value)
 
 
+@pytest.mark.parametrize("layer", ["fc1", "fc2"])
+def test_a_reference_with_a_layer_of_another_width_is_refused(layer):
+    model, converted, batches = quantized("mlp")
+    other = copy.deepcopy(model)
+    old = other.get_submodule(layer)
+    setattr(other, layer, nn.Linear(old.in_features, old.out_features + 2))
+    if layer == "fc1":
+        other.fc2 = nn.Linear(old.out_features + 2, other.fc2.out_features)
+    with pytest.raises(ArtifactError, match=f"QR420 .* the weights of {layer} have the shapes"):
+        qrecipe.compare(other.eval(), converted, batches, progress=silent)
+
+
+def test_a_layer_of_another_width_is_refused_in_a_model_that_cannot_be_traced():
+    model, batches = UNTRACEABLE.model(), UNTRACEABLE.batches(3)
+    head = 'format = 1\nextends = "builtin:x86-dynamic"\n[lint]\nignore = ["QR210", "QR201"]\n'
+    rules = qrecipe.parse_recipe(head)
+    converted = qrecipe.quantize(model, rules, batches, progress=silent)
+    other = copy.deepcopy(model)
+    other.head = nn.Linear(model.head.in_features, model.head.out_features + 1)
+    with pytest.raises(ArtifactError, match=r"QR420 .* the weights of head have the shapes"):
+        qrecipe.compare(other, converted, batches, progress=silent)
+
+
 def test_plots_are_written_or_say_why_not(tmp_path, monkeypatch):
     model, converted, batches = quantized("mlp")
     report = qrecipe.compare(model, converted, batches[:1], progress=silent)
@@ -268,6 +311,7 @@ def test_totals_of_odd_values():
     none.add(torch.ones(2, dtype=torch.long), torch.ones(2, dtype=torch.long))
     zero.add(torch.zeros(2), torch.ones(2))
     assert math.isnan(nan.fidelity().sqnr_db)
+    assert math.isnan(nan.fidelity().mse)
     assert nan.fidelity().to_json()["exact"] is False
     assert none.fidelity() is None
     assert zero.fidelity().sqnr_db == -math.inf

@@ -179,7 +179,7 @@ def test_check_reports_warnings_with_a_caret_and_passes_unless_it_is_strict(fold
     )
     assert run("check", "--strict", "a.toml", STATIC).exit_code == 1
     assert run("check", "--strict", STATIC).exit_code == 0
-    (finding,) = json.loads(run("check", "--json", "a.toml").stdout)
+    (finding,) = json.loads(run("check", "--json", "a.toml").stdout)["findings"]
     assert (finding["code"], finding["severity"]) == ("QR215", "warning")
     assert finding["location"]["line"] == 3
 
@@ -196,6 +196,10 @@ def test_shipped_recipes_warn_those_alone_who_write_them_and_of_nothing_but_offe
     assert load_recipe(f"builtin:{name}").warnings == ()
     own = load_recipe(ROOT / "recipes" / f"{name}.toml").warnings
     assert {finding.code for finding in own} <= {"QR214", "QR215"}
+
+
+def test_no_shipped_recipe_keeps_a_warning_back_from_those_who_extend_it():
+    assert {load_recipe(f"builtin:{name}").lint.ignore for name in builtin_names()} == {()}
 
 
 def test_a_range_wider_than_the_dtype_is_an_error_and_cannot_be_ignored():

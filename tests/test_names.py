@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qrecipe.errors import SchemaError
-from qrecipe.names import MAX_PATTERN_LENGTH, compile_pattern, selects
+from qrecipe.names import MAX_PATTERN_LENGTH, compile_pattern, literal, selects
 
 # --- the reference: alternatives written out, then plain backtracking
 
@@ -99,6 +99,28 @@ def test_a_name_is_a_pattern_that_matches_itself_only(name):
     assert pattern.matches(name)
     assert not pattern.matches(f"{name}x")
     assert not pattern.matches(name[1:])
+
+
+ODD_NAMES = st.text("ab*?[]{},-!^", min_size=1, max_size=12)
+
+
+@given(ODD_NAMES, st.lists(ODD_NAMES, max_size=8))
+def test_a_name_with_letters_of_patterns_has_an_exact_pattern_that_matches_it_alone(name, others):
+    pattern = compile_pattern(literal(name))
+    assert pattern.is_exact
+    assert pattern.matches(name)
+    assert [other for other in others if pattern.matches(other)] == [
+        other for other in others if other == name
+    ]
+    assert selects(compile_pattern(f"{literal(name)}#0"), name)
+    assert not selects(compile_pattern(f"{literal(name)}#0"), f"{name}#1")
+
+
+def test_a_class_of_one_plain_letter_or_of_several_is_no_exact_name():
+    assert compile_pattern("conv[[]1[]]").is_exact
+    assert not compile_pattern("conv[1]").is_exact
+    assert not compile_pattern("conv[*?]").is_exact
+    assert not compile_pattern("conv[*]*").is_exact
 
 
 @pytest.mark.parametrize(

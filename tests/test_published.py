@@ -9,11 +9,14 @@ import torch
 from nets import NETS, Mlp
 from plans import ROWS
 from recipe_files import BASE, findings_of, install, load, write
+from runs import silent
 from typer.testing import CliRunner
 
 import qrecipe
 from qrecipe.cli.app import app
 from qrecipe.errors import RecipeReferenceError
+from qrecipe.lineage import provenance
+from qrecipe.measure.report_pages import drift_page
 from qrecipe.recipe import load_recipe
 
 CNN = "acme-recipes:cnn"
@@ -85,6 +88,124 @@ def test_show_names_the_publisher_as_text_and_as_json(top):
     assert f"# extends {CNN} (acme-recipes 1.0), fingerprint {fingerprint}\n" in text
     shown = json.loads(CliRunner().invoke(app, ["show", "--json", "top.toml"]).stdout)
     assert [each["version"] for each in shown["ingredients"]] == [None, "1.0", "1.0"]
+
+
+WITH = [
+    "with acme-recipes:cnn (acme-recipes 1.0)",
+    "with acme/vision/base.toml (acme-recipes 1.0)",
+]
+
+
+def compared(model, recipe, batches):
+    return qrecipe.compare(model, quantized(model, recipe, batches), batches[:2], progress=silent)
+
+
+def drifted(model, recipe, batches):
+    return qrecipe.drift(quantized(model, recipe, batches), batches, progress=silent)
+
+
+def ranked(model, recipe, batches):
+    return qrecipe.sensitivity(model, recipe, batches, progress=silent)
+
+
+def tuned(model, recipe, batches):
+    return qrecipe.tune(model, recipe, batches, lambda _: 1.0, max_trials=1, progress=silent)
+
+
+def quantized(model, recipe, batches):
+    return qrecipe.quantize(model, recipe, batches, progress=silent)
+
+
+@pytest.mark.parametrize("measured", [compared, drifted, ranked, tuned])
+def test_each_report_on_a_model_names_the_publisher_as_text_and_as_json(top, measured):
+    net = NETS["mlp"]
+    report = measured(net.model(), "top.toml", net.batches(10))
+    assert str(report).splitlines()[-2:] == WITH
+    ingredients = json.loads(report.to_json())["ingredients"]
+    assert [(each["distribution"], each["version"]) for each in ingredients] == [
+        (None, None),
+        *(2 * [("acme-recipes", "1.0")]),
+    ]
+
+
+@pytest.mark.parametrize("measured", [compared, drifted, ranked, tuned])
+def test_a_report_on_a_recipe_of_the_users_own_names_no_publisher(top, measured):
+    (top / "own.toml").write_text(PLAIN)
+    net = NETS["mlp"]
+    report = measured(net.model(), "own.toml", net.batches(10))
+    assert not [line for line in str(report).splitlines() if line.startswith("with ")]
+    (own,) = json.loads(report.to_json())["ingredients"]
+    assert (own["name"], own["distribution"], own["version"]) == ("own.toml", None, None)
+
+
+def test_the_reports_on_a_model_that_was_loaded_name_the_publisher(top):
+    net = NETS["mlp"]
+    model, batches = net.model(), net.batches(10)
+    qrecipe.save_quantized(quantized(model, "top.toml", batches), "model.safetensors")
+    loaded = qrecipe.load_quantized("model.safetensors", model)
+    for report in (
+        qrecipe.drift(loaded, batches, progress=silent),
+        qrecipe.compare(model, loaded, batches[:1], progress=silent),
+    ):
+        assert str(report).splitlines()[-2:] == WITH
+
+
+def test_the_page_of_a_report_names_files_and_publisher_among_the_versions(top):
+    net = NETS["mlp"]
+    model, batches = net.model(), net.batches(10)
+    rows = {}
+    for recipe in ("top.toml", "builtin:x86-static"):
+        converted = quantized(model, recipe, batches)
+        report = qrecipe.drift(converted, batches, progress=silent)
+        versions = drift_page(report, provenance(converted)).sections[-1]
+        rows[recipe] = [tuple(row) for row in versions.rows]
+    assert ("acme-recipes:cnn", "acme-recipes 1.0") in rows["top.toml"]
+    assert ("acme/vision/base.toml", "acme-recipes 1.0") in rows["top.toml"]
+    names = [name for name, _ in rows["builtin:x86-static"]]
+    assert names == ["fingerprint of the recipe", "qrecipe", "torch", "python"]
+
+
+def test_the_explanation_of_a_module_names_the_publisher_as_that_of_a_site_does(top):
+    plan = qrecipe.plan(Mlp().eval(), "top.toml", ROWS)
+    assert plan.explain("").splitlines()[-2:] == WITH
+    assert plan.explain("fc1").splitlines()[-2:] == WITH
+
+
+def test_check_names_the_publisher_as_text_and_as_json(top):
+    (top / "own.toml").write_text(PLAIN)
+    result = CliRunner().invoke(app, ["check", "own.toml", "top.toml"])
+    assert result.stdout.splitlines() == [
+        *(f"top.toml {line}" for line in WITH),
+        "2 recipes checked: no errors",
+    ]
+    document = json.loads(CliRunner().invoke(app, ["check", "--json", "own.toml", CNN]).stdout)
+    own, cnn = document["recipes"]
+    assert [each["version"] for each in own["ingredients"]] == [None]
+    assert [each["version"] for each in cnn["ingredients"]] == ["1.0", "1.0"]
+    assert document["findings"] == []
+
+
+def test_diff_names_the_publisher_as_text_and_as_json(top):
+    (top / "own.toml").write_text(PLAIN)
+    lines = CliRunner().invoke(app, ["diff", "own.toml", "top.toml"]).stdout.splitlines()
+    assert [line for line in lines if "with" in line] == [f"top.toml {line}" for line in WITH]
+    document = json.loads(CliRunner().invoke(app, ["diff", "--json", "own.toml", CNN]).stdout)
+    assert [each["version"] for each in document["a"]["ingredients"]] == [None]
+    assert [each["distribution"] for each in document["b"]["ingredients"]] == 2 * ["acme-recipes"]
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_list_names_the_publisher_of_a_recipe_though_it_cannot_be_used(published, is_broken):
+    if is_broken:
+        (published / "cnn.toml").write_text("format = ")
+    text = CliRunner().invoke(app, ["list"]).stdout
+    (line,) = (line for line in text.splitlines() if line.startswith(CNN))
+    assert line.startswith(f"{CNN} (acme-recipes 1.0) ")
+    document = json.loads(CliRunner().invoke(app, ["list", "--json"]).stdout)
+    publishers = {r["reference"]: (r["distribution"], r["version"]) for r in document["recipes"]}
+    assert publishers[CNN] == ("acme-recipes", "1.0")
+    assert publishers["builtin:x86-static"] == (None, None)
+    assert "builtin:x86-static (" not in text
 
 
 def test_the_chain_of_an_error_in_a_published_recipe_names_distribution_and_version(

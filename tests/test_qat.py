@@ -396,6 +396,9 @@ def test_a_training_that_diverged_is_not_converted():
     with pytest.raises(CalibrationError, match="fc1") as caught:
         compiled.convert(prepared)
     assert {finding.code for finding in caught.value.findings} == {"QR404"}
+    named = {finding.message.partition(" gives ")[0] for finding in caught.value.findings}
+    assert {"the fake-quant of the weights of fc1", "the fake-quant of fc1"} <= named
+    assert not [name for name in named if "activation_post_process" in name]
 
 
 def test_quantize_shows_the_lines_that_training_takes():

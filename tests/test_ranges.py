@@ -73,7 +73,7 @@ def test_an_observer_without_usable_qparams_is_named_with_its_site(calibrated, k
         calibrated(spoil)
     first = caught.value.findings[0]
     assert {finding.code for finding in caught.value.findings} == {"QR404"}
-    assert first.message == f"the observer of x (Own) gives {problem}"
+    assert first.message == f"the observer of the input of fc1 (Own) gives {problem}"
     assert first.hint
 
 

@@ -18,7 +18,13 @@ from torch import nn
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 import qrecipe
-from qrecipe.errors import AuditError, ExecutionError, QRecipeWarning
+from qrecipe.errors import (
+    AuditError,
+    ExecutionError,
+    QRecipeError,
+    QRecipeWarning,
+    RecipeReferenceError,
+)
 from qrecipe.inputs import Inputs
 from qrecipe.measure.exact import Replay
 from qrecipe.measure.fidelity import Totals
@@ -381,6 +387,15 @@ def test_the_model_stays_as_it_was():
         ({"method": "estimate", "metric": max}, "QR425"),
         ({"memory_limit": 0}, "QR425"),
         ({"probes": 0}, "QR425"),
+        ({"probes": "2"}, "QR425"),
+        ({"probes": 1.5}, "QR425"),
+        ({"seed": None}, "QR425"),
+        ({"seed": 2**70}, "QR425"),
+        ({"memory_limit": "2 GiB"}, "QR425"),
+        ({"memory_limit": math.nan}, "QR425"),
+        ({"evaluate": 3}, "QR425"),
+        ({"metric": "accuracy"}, "QR425"),
+        ({"forward": 3}, "QR425"),
         ({"metric": lambda outputs, reference: "good"}, "QR423"),
         ({"evaluate": lambda model: 1 / 0}, "QR423"),
     ],
@@ -436,10 +451,35 @@ def test_a_name_of_several_calls_is_written_with_its_number():
     assert sum(site.verdict == "float" for site in plan.sites) == 1
 
 
-@pytest.mark.parametrize("arguments", [{}, {"keep_float": 1, "min_sqnr_db": 3}, {"keep_float": -1}])
+def test_progress_that_cannot_be_called_is_a_finding_before_anything_runs():
+    net = NETS["mlp"]
+    with pytest.raises(ExecutionError, match="QR425 progress"):
+        qrecipe.sensitivity(net.model(), STATIC, net.batches(2), progress=3)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"keep_float": 1, "min_sqnr_db": 3},
+        {"keep_float": -1},
+        {"keep_float": "2"},
+        {"keep_float": 1.5},
+        {"min_sqnr_db": "20"},
+        {"min_sqnr_db": math.nan},
+    ],
+)
 def test_the_overlay_wants_one_measure_of_what_to_leave_float(arguments):
     with pytest.raises(ExecutionError, match="QR425"):
         ranking_of("mlp").to_recipe(**arguments)
+
+
+@pytest.mark.parametrize("path", [None, 3, b"overlay.toml"])
+def test_what_is_no_path_is_a_finding_of_the_overlay_and_of_the_plot(path):
+    with pytest.raises(RecipeReferenceError, match="QR001 save_overlay takes a path"):
+        ranking_of("mlp").save_overlay(path, 1)
+    with pytest.raises(QRecipeError, match="QR421 plot takes a path"):
+        ranking_of("mlp").plot(path)
 
 
 def test_the_overlay_of_a_file_extends_it_from_wherever_it_is_saved(tmp_path):
@@ -507,6 +547,13 @@ def test_json_and_bars_show_the_order():
     lengths = [line.count("█") for line in str(ranking).splitlines()[2:5]]
     assert lengths == [30, 15, 0]
     assert "exact" in str(ranking)
+    assert "inf" not in str(ranking)
+    reasons = [rule.reason for rule in float_rules(ranking.to_recipe(keep_float=3))]
+    assert sorted(reasons) == [
+        "10.0 dB when quantized alone",
+        "16.0 dB when quantized alone",
+        "without effect on the output when quantized alone",
+    ]
 
 
 def test_a_ranking_is_plotted(tmp_path):

@@ -131,6 +131,8 @@ def _structure(
 def _other_architecture(header: Header, differences: Sequence[str]) -> ArtifactError:
     what = "was made from another architecture than this model"
     hint = "build the model with the code and the settings that it was quantized with"
+    if any("meta tensor" in difference for difference in differences):
+        hint = "build the model on the CPU: a tensor of it that is read has no values on meta"
     return problem("QR507", header.file, what, hint, differences)
 
 

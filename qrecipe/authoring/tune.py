@@ -21,7 +21,7 @@ from qrecipe.authoring.tune_candidate import Candidate, Lever, levers_of
 from qrecipe.authoring.tune_log import TrialLog, open_log
 from qrecipe.authoring.tune_result import Stop, TuningResult, found
 from qrecipe.authoring.tune_search import Measured, Search, SiteCost, Trial
-from qrecipe.calibration import Forward, batch_inputs, limited, peek
+from qrecipe.calibration import Forward, inputs_of_batch, limited, peek
 from qrecipe.copying import runnable_copy
 from qrecipe.errors import ExecutionError, Finding, QRecipeError, QRecipeWarning, first_line
 from qrecipe.linting import warn
@@ -265,8 +265,9 @@ def _planned(
     model: nn.Module, recipe: Recipe, batches: Iterable[Any], forward: Forward | None
 ) -> Plan:
     first, _ = peek(batches)
-    calibrated, inputs = _as_calibrated(recipe), batch_inputs(model, first, forward)
-    with _unwarned():  # quantizing warns again
+    calibrated = _as_calibrated(recipe)
+    # quantizing warns again
+    with _unwarned(), inputs_of_batch(model, first, forward) as inputs:
         return make_plan(inventory_of(model, calibrated, inputs), calibrated)
 
 

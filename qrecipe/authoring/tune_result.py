@@ -12,7 +12,7 @@ from typing import Any, Literal
 from qrecipe.authoring.tune_log import trial_json
 from qrecipe.authoring.tune_search import SiteCost, Trial
 from qrecipe.measure.overlay import float_rules, overlay_recipe, rule_key, save_overlay
-from qrecipe.recipe import Recipe
+from qrecipe.recipe import Ingredient, Recipe, published
 from qrecipe.references import path_text
 from qrecipe.tables import render_table
 
@@ -49,6 +49,11 @@ class TuningResult:
     _values: Mapping[str, Any] = field(repr=False)
 
     @property
+    def ingredients(self) -> tuple[Ingredient, ...]:
+        """The files that the recipe is made of from which the search started."""
+        return self._base.ingredients
+
+    @property
     def distance(self) -> float | None:
         """How far the best is below what is allowed, 0 where it is within; None without one."""
         if self.metric is None:
@@ -58,7 +63,8 @@ class TuningResult:
     def save(self, path: str | os.PathLike[str]) -> Recipe:
         """Write the recipe as a file that extends the one it started from, and load it.
 
-        Raises ``RecipeReferenceError`` (QR001) where it cannot be written.
+        Raises ``RecipeReferenceError`` (QR001) where it cannot be written or would take the place
+        of something else than a recipe.
         """
         return save_overlay(self._base, self._values, Path(path_text(path, "save takes a path")))
 
@@ -75,6 +81,7 @@ class TuningResult:
         yield from _verdict(self)
         if self.stopped is not None:
             yield f"{_WORDS[self.stopped]}; with a log the search can go on from here."
+        yield from published(self.ingredients)
 
     def to_json(self) -> str:
         """Stable keys; the recipe as TOML text."""
@@ -84,6 +91,7 @@ class TuningResult:
 def tuning_json(result: TuningResult) -> dict[str, Any]:
     """A result as plain values."""
     return {
+        "ingredients": [each.to_json() for each in result.ingredients],
         "reached": result.reached,
         "metric": result.metric,
         "float_metric": result.float_metric,

@@ -3,35 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 
 from qrecipe.cli.output import out, out_json
 from qrecipe.errors import Finding, QRecipeError
-from qrecipe.recipe import load_recipe
+from qrecipe.recipe import Ingredient, load_recipe, published
 from qrecipe.writing import LOCK_SUFFIX
 
-Findings = Mapping[str, Sequence[Finding]]
-"""What was found, by recipe as named on the command line."""
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What was found in a recipe, and the files that it is made of, as far as it could be read."""
+
+    findings: tuple[Finding, ...]
+    ingredients: tuple[Ingredient, ...] = ()
 
 
-def check(recipes: Sequence[str]) -> Findings:
+CheckedRecipes = Mapping[str, Checked]
+"""The recipes as named on the command line."""
+
+
+def check(recipes: Sequence[str]) -> CheckedRecipes:
     """Load each recipe, a path or a reference; lock files, which lie beside them, are none."""
-    return {recipe: _findings(recipe) for recipe in recipes if not recipe.endswith(LOCK_SUFFIX)}
+    return {recipe: _checked(recipe) for recipe in recipes if not recipe.endswith(LOCK_SUFFIX)}
 
 
-def fails(found: Findings, *, strict: bool) -> bool:
+def fails(found: CheckedRecipes, *, strict: bool) -> bool:
     """Whether any finding is an error; with ``strict`` warnings are errors too."""
-    every = chain.from_iterable(found.values())
-    return any(strict or finding.severity == "error" for finding in every)
+    return any(strict or finding.severity == "error" for finding in _findings(found))
 
 
-def show_text(found: Findings) -> None:
+def show_text(found: CheckedRecipes) -> None:
     """Each finding once, though several recipes extend what is at fault; then a summary."""
     distinct: dict[object, Finding] = {}
-    for finding in chain.from_iterable(found.values()):
+    for finding in _findings(found):
         distinct.setdefault((finding.code, finding.message, finding.location), finding)
     for finding in distinct.values():
         out(f"{finding}\n")
+    for recipe, checked in found.items():
+        for line in published(checked.ingredients):
+            out(f"{recipe} {line}")
     recipes = "1 recipe" if len(found) == 1 else f"{len(found)} recipes"
     errors = sum(finding.severity == "error" for finding in distinct.values())
     warnings = len(distinct) - errors
@@ -43,19 +55,30 @@ def _count(number: int, what: str) -> str:
     return {0: f"no {what}s", 1: f"1 {what}"}.get(number, f"{number} {what}s")
 
 
-def show_json(found: Findings) -> None:
-    """A list of findings, each with the recipe in which it was found."""
+def show_json(found: CheckedRecipes) -> None:
+    """The recipes, and all findings, each with the recipe in which it was found."""
     out_json(
-        [
-            {"recipe": recipe, **finding.to_json()}
-            for recipe, findings in found.items()
-            for finding in findings
-        ]
+        {
+            "recipes": [
+                {"recipe": recipe, "ingredients": [each.to_json() for each in checked.ingredients]}
+                for recipe, checked in found.items()
+            ],
+            "findings": [
+                {"recipe": recipe, **finding.to_json()}
+                for recipe, checked in found.items()
+                for finding in checked.findings
+            ],
+        }
     )
 
 
-def _findings(recipe: str) -> tuple[Finding, ...]:
+def _checked(name: str) -> Checked:
     try:
-        return load_recipe(recipe).warnings
+        recipe = load_recipe(name)
     except QRecipeError as error:
-        return error.findings
+        return Checked(error.findings)
+    return Checked(recipe.warnings, recipe.ingredients)
+
+
+def _findings(found: CheckedRecipes) -> list[Finding]:
+    return list(chain.from_iterable(checked.findings for checked in found.values()))

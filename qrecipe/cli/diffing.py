@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qrecipe.authoring.recipe_diff import Value, ValueChange, value_changes
 from qrecipe.cli.output import needs_torch, out, out_json
 from qrecipe.cli.usercode import UserCode, user_output
-from qrecipe.recipe import Recipe, load_recipe
+from qrecipe.recipe import Recipe, load_recipe, published
 from qrecipe.tables import render_table
 
 if TYPE_CHECKING:
@@ -71,12 +71,19 @@ def show_text(difference: Difference) -> None:
         head = ("site", "", a, b, "decided by", "decided by")
         out(render_table(head, lines) + "\n")
     out(_summary(difference))
+    for name, recipe in zip(difference.names, difference.recipes, strict=True):
+        for line in published(recipe.ingredients):
+            out(f"{name} {line}")
 
 
 def show_json(difference: Difference) -> None:
     """The same as one document."""
     a, b = (
-        {"recipe": name, "fingerprint": recipe.fingerprint}
+        {
+            "recipe": name,
+            "fingerprint": recipe.fingerprint,
+            "ingredients": [each.to_json() for each in recipe.ingredients],
+        }
         for name, recipe in zip(difference.names, difference.recipes, strict=True)
     )
     effect = difference.effect

@@ -15,7 +15,7 @@ from qrecipe.cli.usercode import UserCode, user_output
 from qrecipe.errors import RecipeError
 from qrecipe.installed import entry_points
 from qrecipe.recipe import load_recipe
-from qrecipe.references import ENTRY_POINT_GROUP, builtin_names
+from qrecipe.references import ENTRY_POINT_GROUP, Publisher, builtin_names, titled
 from qrecipe.schema import Backend
 from qrecipe.signatures import FAKE_QUANTS, OBSERVERS, known_names, signature
 from qrecipe.tables import render_table
@@ -23,11 +23,23 @@ from qrecipe.tables import render_table
 
 @dataclass(frozen=True, slots=True)
 class RecipeLine:
-    """A recipe that ``extends`` can name."""
+    """A recipe that ``extends`` can name, and the distribution that publishes it.
+
+    ``distribution`` and ``version`` are None for the recipes of qrecipe itself.
+    """
 
     reference: str
+    distribution: str | None
+    version: str | None
     backend: str | None
     description: str
+
+    @property
+    def title(self) -> str:
+        """The reference, with the distribution and its version where there is one."""
+        if self.distribution is None or self.version is None:
+            return self.reference
+        return titled(self.reference, Publisher(self.distribution, self.version))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +91,7 @@ def take_listing(plugins: Sequence[str]) -> Listing:
     with UserCode() as code, user_output():
         code.import_plugins(plugins)
         return Listing(
-            recipes=tuple(map(_recipe, _references())),
+            recipes=tuple(_recipes()),
             observers=tuple(_constructors("observer")),
             fake_quants=tuple(_constructors("fake_quant")),
             backends=tuple(_backends()),
@@ -89,7 +101,7 @@ def take_listing(plugins: Sequence[str]) -> Listing:
 
 def show_text(listing: Listing) -> None:
     """Four tables; then, where there are any, entry points without effect and broken plugins."""
-    recipes = [(line.reference, line.backend or "", line.description) for line in listing.recipes]
+    recipes = [(line.title, line.backend or "", line.description) for line in listing.recipes]
     out(render_table(("recipe", "backend", "description"), recipes))
     for title, lines in (("observer", listing.observers), ("fake-quant", listing.fake_quants)):
         rows = [(line.name, line.origin, _arguments(line)) for line in lines]
@@ -109,20 +121,21 @@ def show_json(listing: Listing) -> None:
     out_json(asdict(listing))
 
 
-def _references() -> Iterator[str]:
+def _recipes() -> Iterator[RecipeLine]:
     for name in builtin_names():
-        yield f"builtin:{name}"
+        yield _recipe(f"builtin:{name}", None, None)
     for point in entry_points(ENTRY_POINT_GROUP):
-        yield f"{point.distribution}:{point.name}"
+        yield _recipe(f"{point.distribution}:{point.name}", point.distribution, point.version)
 
 
-def _recipe(reference: str) -> RecipeLine:
+def _recipe(reference: str, distribution: str | None, version: str | None) -> RecipeLine:
     try:
         recipe = load_recipe(reference)
     except RecipeError as error:
-        return RecipeLine(reference, None, f"cannot be used: {error.findings[0].message}")
+        why = f"cannot be used: {error.findings[0].message}"
+        return RecipeLine(reference, distribution, version, None, why)
     sentence = " ".join((recipe.description or "").split()).partition(". ")[0]
-    return RecipeLine(reference, recipe.backend, sentence.rstrip("."))
+    return RecipeLine(reference, distribution, version, recipe.backend, sentence.rstrip("."))
 
 
 def _constructors(kind: Kind) -> Iterator[ConstructorLine]:

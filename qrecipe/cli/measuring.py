@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -20,6 +21,7 @@ from qrecipe.errors import QRecipeError
 from qrecipe.lineage import provenance
 from qrecipe.measure.analysis import sensitivity
 from qrecipe.measure.comparison import compare, comparison_json
+from qrecipe.measure.overlay import check_replaceable
 from qrecipe.measure.page import check_writable, save_page
 from qrecipe.measure.plots import check_available
 from qrecipe.measure.ranking import Ranking, ranking_json
@@ -83,6 +85,8 @@ def compare_models(request: Request, *, as_json: bool) -> None:
 def rank(request: Request, wish: Wish, *, as_json: bool) -> Ranking:
     """Rank the sites, show the ranking, and write the overlay where one is wished for."""
     with _loaded(request, wish.evaluate) as job:
+        if wish.out is not None:
+            check_replaceable(Path(wish.out))
         with bar("measuring") as show:
             ranking = sensitivity(
                 job.model,

@@ -7,6 +7,7 @@ import textwrap
 from dataclasses import dataclass
 from typing import Any
 
+from qrecipe.measure.fidelity import sqnr_text
 from qrecipe.measure.latency import Latency
 from qrecipe.tables import render_table
 
@@ -49,7 +50,7 @@ def result_text(result: Result) -> str:
             f"{latency.candidate * 1000:.2f} ms",
             f"float/quantized = {latency.ratio:.2f}",
         ),
-        ("output", "", "", _sqnr_text(result.sqnr_db)),
+        ("output", "", "", sqnr_text(result.sqnr_db)),
     ]
     threads = "1 thread" if latency.threads == 1 else f"{latency.threads} threads"
     note = (
@@ -87,7 +88,3 @@ def result_json(result: Result) -> dict[str, Any]:
         },
         "output_sqnr_db": result.sqnr_db,
     }
-
-
-def _sqnr_text(value: float | None) -> str:
-    return "holds no floating tensor" if value is None else f"SQNR {value:.1f} dB"

@@ -16,6 +16,7 @@ from qrecipe.cli.progress import bar
 from qrecipe.cli.quantizing import hints_for_command_line
 from qrecipe.cli.subjects import load_subject, required_inputs
 from qrecipe.cli.usercode import UserCode, user_output
+from qrecipe.measure.overlay import check_replaceable
 from qrecipe.recipe import load_recipe, parse_recipe
 from qrecipe.writing import write_atomically
 
@@ -49,6 +50,8 @@ def suggest(
     """Print or write a recipe for the model of a factory, named as on the command line."""
     with UserCode() as code, user_output():
         code.import_plugins(plugins)
+        if out is not None:
+            check_replaceable(Path(out))
         subject = load_subject(code, model, shapes)
         text = suggestion(subject.model, required_inputs(subject, model))
     if out is not None:
@@ -69,6 +72,8 @@ def tune_recipe(request: Request, limits: Limits, *, as_json: bool) -> TuningRes
     with UserCode() as code, user_output(), hints_for_command_line():
         code.import_plugins(request.plugins)
         recipe = load_recipe(request.recipe)
+        if request.out is not None:
+            check_replaceable(Path(request.out))
         data = code.function(request.data, "--data")
         evaluate = code.function(request.evaluate, "--evaluate")
         subject = load_subject(code, request.model, ())

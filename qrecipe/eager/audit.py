@@ -18,6 +18,7 @@ from qrecipe.fx.numerics import JUDGEABLE_DB, RIGHT_KERNEL_DB, Sample
 from qrecipe.inputs import Inputs
 from qrecipe.linting import warn
 from qrecipe.planning import Plan, Site
+from qrecipe.rules import rule_for
 from qrecipe.schema import LintTable
 from qrecipe.sqnr import output_sqnr_db, sqnr_db
 
@@ -142,5 +143,5 @@ def _judged(site: Site, inputs: Inputs, converted: nn.Module, plan: Plan) -> Fin
         f"the quantized kernel of {site.name} ({site.op}) computes something else: "
         f"{reached:.1f} dB from its reference on equal input",
         site.rule.location,
-        hint=f'leave it float: [rules.module_name] "{site.name}" = "float"',
+        hint=f'leave it float: [rules.module_name] {rule_for(site.name)} = "float"',
     )

@@ -91,6 +91,26 @@ def site_of(node: fx.Node) -> str | None:
     return trace.removeprefix(_TRACE_PREFIX) if trace.startswith(_TRACE_PREFIX) else None
 
 
+def observed_name(observer: fx.Node) -> str:
+    """What an observer of a prepared graph sees, in words.
+
+    That is a site's result, or where no site gives the tensor the input of the first that reads it.
+    """
+    source = observer.args[0]
+    giver = site_of(source) if isinstance(source, fx.Node) else None
+    return giver or _input_of_reader(observer) or str(source)
+
+
+def _input_of_reader(node: fx.Node) -> str | None:
+    waiting = [*node.users]
+    for user in waiting:  # grows as it is walked: the nearest reader comes first
+        reader = site_of(user)
+        if reader is not None:
+            return f"the input of {reader}"
+        waiting += (each for each in user.users if each not in waiting)
+    return None
+
+
 def erase_keep_float(graph_module: fx.GraphModule) -> None:
     """Take the identities out again, and the names of constants, in place."""
     for node in list(graph_module.graph.nodes):

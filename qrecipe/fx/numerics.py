@@ -17,6 +17,7 @@ from qrecipe.fx.emission import site_of
 from qrecipe.fx.weights import round_weights_fast
 from qrecipe.inputs import Inputs, batch_size, bind, head
 from qrecipe.planning import Plan, Site
+from qrecipe.rules import rule_for
 from qrecipe.schema import Backend
 from qrecipe.sqnr import output_sqnr_db, sqnr_db
 
@@ -270,7 +271,7 @@ def _judge_sites(
             f"the quantized kernel of {name} ({quantized[name].op}) computes something else: "
             f"{value:.1f} dB from its reference on equal input",
             quantized[name].rule.location,
-            hint=f'leave it float: [rules.module_name] "{name}" = "float"',
+            hint=f'leave it float: [rules.module_name] {rule_for(name)} = "float"',
         )
         for name, value in judged.items()
         if name in quantized and value < RIGHT_KERNEL_DB and not _is_finer(quantized[name])

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -13,9 +14,9 @@ from torch import fx, nn
 
 from qrecipe._torch_ao import quiet
 from qrecipe._torch_fx import attach_preserved_attrs_to_model
-from qrecipe.calibration import Forward, batch_inputs, limited, peek
+from qrecipe.calibration import Forward, inputs_of_batch, limited, peek
 from qrecipe.copying import runnable_copy, structural_copy
-from qrecipe.errors import Finding
+from qrecipe.errors import Finding, shown
 from qrecipe.fx import execution
 from qrecipe.linting import warn
 from qrecipe.measure.batches import Call, calls_of, rereadable
@@ -43,6 +44,8 @@ Evaluate = Callable[[nn.Module], float]
 """How good a model is; more is better."""
 
 DEFAULT_MEMORY_LIMIT = 2 * 2**30
+
+_SEEDS = range(-(2**63), 2**64)
 
 
 def sensitivity(
@@ -80,15 +83,17 @@ def sensitivity(
     Raises:
         RecipeError, PlanError, CalibrationError: as `qrecipe.quantize`.
         ExecutionError: nothing to rank (QR422), a measure without a number (QR423), too little
-            memory (QR424), arguments that contradict each other (QR425).
+            memory (QR424), arguments of the wrong type or that contradict each other (QR425).
     """
-    _check_arguments(method, evaluate, metric, memory_limit, probes)
+    _check_functions(evaluate=evaluate, metric=metric, forward=forward, progress=progress)
+    _check_integers(probes=probes, seed=seed)
+    _check_arguments(method, evaluate, metric, memory_limit, probes, seed)
     given = load_recipe(recipe)
     loaded = replace(given, phase="ptq")  # what training would mend is what hurts without it
     held = rereadable(batches, loaded.calibration.max_batches)
     first, _ = peek(held)
-    inputs = batch_inputs(model, first, forward)
-    inventory = inventory_of(model, loaded, inputs)
+    with inputs_of_batch(model, first, forward) as inputs:
+        inventory = inventory_of(model, loaded, inputs)
     plan = make_plan(inventory, loaded)
     reasons = unranked(inventory, plan)
     sites = [site for site in plan.sites if site.name not in reasons]
@@ -281,6 +286,7 @@ def _check_arguments(
     metric: Metric | None,
     memory_limit: int | None,
     probes: int,
+    seed: int,
 ) -> None:
     if method not in ("exact", "estimate"):
         raise contradiction(f'method is "exact" or "estimate", not {method!r}')
@@ -288,7 +294,21 @@ def _check_arguments(
         raise contradiction("evaluate and metric both rank: give one of them")
     if method == "estimate" and (evaluate is not None or metric is not None):
         raise contradiction("an estimate is of the SQNR: evaluate and metric go with exact")
-    if memory_limit is not None and memory_limit <= 0:
-        raise contradiction(f"memory_limit is {memory_limit}, and no number of bytes")
+    if memory_limit is not None and not (isinstance(memory_limit, Real) and memory_limit > 0):
+        raise contradiction(f"memory_limit is {shown(memory_limit)}, and no number of bytes")
     if probes < 1:
         raise contradiction(f"probes is {probes}: at least one is needed")
+    if seed not in _SEEDS:
+        raise contradiction(f"seed is {seed}: a seed of torch has 64 bits")
+
+
+def _check_functions(**given: object) -> None:
+    for name, value in given.items():
+        if value is not None and not callable(value):
+            raise contradiction(f"{name} is a function, not {shown(type(value).__name__)}")
+
+
+def _check_integers(**given: object) -> None:
+    for name, value in given.items():
+        if not isinstance(value, Integral):
+            raise contradiction(f"{name} is a whole number, not {shown(type(value).__name__)}")

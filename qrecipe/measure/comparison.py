@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from qrecipe.calibration import Forward, batch_inputs, limited, peek
+from qrecipe.calibration import Forward, inputs_of_batch, limited, peek
+from qrecipe.contents import StoredPlan
 from qrecipe.errors import ArtifactError, Finding
 from qrecipe.fx import execution
 from qrecipe.fx.structure import realised_sites
 from qrecipe.inventory import Inventory
-from qrecipe.lineage import provenance
+from qrecipe.lineage import ingredients_of, provenance
 from qrecipe.measure.activations import (
     CONVERSIONS,
     Activations,
@@ -27,7 +28,7 @@ from qrecipe.measure.activations import (
     watched_reference,
 )
 from qrecipe.measure.batches import no_batches, noted_calls, run_batch
-from qrecipe.measure.fidelity import Fidelity, Totals
+from qrecipe.measure.fidelity import Fidelity, Totals, sqnr_text
 from qrecipe.measure.outofplace import without_changes_in_place
 from qrecipe.measure.weights import (
     float_weights,
@@ -37,7 +38,7 @@ from qrecipe.measure.weights import (
 )
 from qrecipe.pipeline import inventory_of
 from qrecipe.progress import Progress, terminal_progress
-from qrecipe.recipe import parse_recipe
+from qrecipe.recipe import Ingredient, parse_recipe, published
 from qrecipe.tables import render_table
 
 _MOST_BATCHES = 2**31
@@ -65,13 +66,15 @@ class SiteComparison:
 class Comparison:
     """All sites, the worst activation first, and the model's own output.
 
-    ``conversion_share`` is the share of the int8 time that quantizing and dequantizing takes.
+    ``conversion_share`` is the share of the int8 time that quantizing and dequantizing takes;
+    ``ingredients`` are the files that the recipe was made of.
     """
 
     sites: tuple[SiteComparison, ...]
     output: Fidelity | None
     batches: int
     conversion_share: float
+    ingredients: tuple[Ingredient, ...] = ()
 
     def __str__(self) -> str:
         rows = [
@@ -90,11 +93,12 @@ class Comparison:
         header = ("site", "operation", "verdict", "weight dB", "activation dB", "MSE")
         table = render_table((*header, "float time", "int8 time"), rows)
         count = "1 batch" if self.batches == 1 else f"{self.batches} batches"
-        output = "holds no floating tensor" if self.output is None else f"SQNR {_db(self.output)}"
-        return (
-            f"{table}\n\noutput: {output} dB over {count}; "
+        output = sqnr_text(None if self.output is None else self.output.sqnr_db)
+        summary = (
+            f"output: {output} over {count}; "
             f"quantizing and dequantizing takes {self.conversion_share:.1%} of the int8 time"
         )
+        return "\n".join([table, "", summary, *published(self.ingredients)])
 
     def to_json(self) -> str:
         """Stable keys; the SQNR of equal tensors is null, with ``"exact": true``."""
@@ -113,6 +117,7 @@ class Comparison:
 def comparison_json(report: Comparison) -> dict[str, Any]:
     """A comparison as plain values."""
     return {
+        "ingredients": [each.to_json() for each in report.ingredients],
         "batches": report.batches,
         "output": None if report.output is None else report.output.to_json(),
         "conversion_share": report.conversion_share,
@@ -151,17 +156,18 @@ def compare(
     origin = provenance(converted)
     # training has changed weights, and no sites
     recipe = replace(parse_recipe(origin.recipe), phase="ptq")
-    plan = json.loads(origin.plan)
+    plan = StoredPlan.model_validate_json(origin.plan)
     first, stream = peek(batches)
-    inputs = batch_inputs(reference, first, forward)
-    inventory = inventory_of(reference, recipe, inputs)
+    with inputs_of_batch(reference, first, forward) as inputs:
+        inventory = inventory_of(reference, recipe, inputs)
     _check_same(inventory, plan)
     for part in inventory.parts:
         without_changes_in_place(part.graph_module)
     run = _Run(reference, converted, inventory, forward)
+    weights = run.weights()
     show = progress or terminal_progress("comparing")
     kernels: AbstractContextManager[None] = (
-        nullcontext() if plan["is_for_export"] else execution.engine(recipe.backend)
+        nullcontext() if plan.is_for_export else execution.engine(recipe.backend)
     )
     with kernels:
         count = 0
@@ -172,7 +178,7 @@ def compare(
         if not count:
             raise no_batches()
         run.time(first)
-    return run.report(plan, count)
+    return run.report(plan, weights, count)
 
 
 def converted_parts(converted: nn.Module, paths: Iterable[str]) -> dict[str, fx.GraphModule]:
@@ -186,8 +192,8 @@ def converted_parts(converted: nn.Module, paths: Iterable[str]) -> dict[str, fx.
     return parts
 
 
-def _check_same(inventory: Inventory, plan: dict[str, Any]) -> None:
-    planned = {site["name"] for site in plan["sites"]}
+def _check_same(inventory: Inventory, plan: StoredPlan) -> None:
+    planned = {site.name for site in plan.sites}
     odd = planned.symmetric_difference(inventory.matches)
     if odd:
         raise _different(f"one has the site {min(odd)}, the other has not")
@@ -255,48 +261,60 @@ class _Run:
             self._activations.forget()
         self._activations.totals = counted
 
-    def report(self, plan: dict[str, Any], count: int) -> Comparison:
-        weights = self._weights()
+    def report(
+        self, plan: StoredPlan, weights: Mapping[str, Fidelity | None], count: int
+    ) -> Comparison:
         before, after = (times.shares() for times in self._times)
         sites = []
-        for site in plan["sites"]:
-            name = site["name"]
-            totals = self._activations.totals.get(name)
-            quantizes_weight = site["qconfig"] is not None and site["qconfig"]["weight"] is not None
+        for site in plan.sites:
+            totals = self._activations.totals.get(site.name)
+            quantizes_weight = site.qconfig is not None and site.qconfig.weight is not None
             sites.append(
                 SiteComparison(
-                    name,
-                    site["op"],
-                    site["verdict"],
-                    weights.get(name) if quantizes_weight else None,
+                    site.name,
+                    site.op,
+                    site.verdict,
+                    weights.get(site.name) if quantizes_weight else None,
                     None if totals is None else totals.fidelity(),
-                    before.get(name, 0.0),
-                    after.get(name, 0.0),
+                    before.get(site.name, 0.0),
+                    after.get(site.name, 0.0),
                 )
             )
         sites.sort(key=_worst_first)
-        return Comparison(tuple(sites), self._output.fidelity(), count, after.get(CONVERSIONS, 0.0))
+        return Comparison(
+            tuple(sites),
+            self._output.fidelity(),
+            count,
+            after.get(CONVERSIONS, 0.0),
+            ingredients_of(plan),
+        )
 
-    def _weights(self) -> dict[str, Fidelity | None]:
-        found: dict[str, Fidelity | None] = {}
+    def weights(self) -> dict[str, Fidelity | None]:
+        """What each site's weights lost. Raises ArtifactError (QR420) where the shapes differ."""
+        return {name: _weight_fidelity(name, *pair) for name, pair in self._weight_pairs()}
+
+    def _weight_pairs(self) -> Iterator[tuple[str, tuple[list[Tensor], list[Tensor]]]]:
+        """The weights of each site, float and quantized."""
         for part in self._inventory.parts:
             converted = self._parts[part.path]
             for name, real in realised_sites(converted).items():
                 node = self._inventory.matches[name].nodes[0]
-                found[name] = _fidelity(
-                    float_weights(node, part.graph_module), quantized_weights(real.node, converted)
-                )
+                expected = float_weights(node, part.graph_module)
+                yield name, (expected, quantized_weights(real.node, converted))
         if self._inventory.untraced is not None:
             reference, quantized = self._raw
             for name in self._inventory.matches:
-                found[name] = _fidelity(
-                    weights_of_module(reference.get_submodule(name)),
-                    weights_of_kernel(quantized.get_submodule(name)),
-                )
-        return found
+                expected = weights_of_module(reference.get_submodule(name))
+                yield name, (expected, weights_of_kernel(quantized.get_submodule(name)))
 
 
-def _fidelity(reference: Any, candidate: Any) -> Fidelity | None:
+def _weight_fidelity(
+    name: str, reference: list[Tensor], candidate: list[Tensor]
+) -> Fidelity | None:
+    for expected, actual in zip(reference, candidate, strict=False):
+        if expected.shape != actual.shape:
+            shapes = f"{list(expected.shape)} and {list(actual.shape)}"
+            raise _different(f"the weights of {name} have the shapes {shapes}")
     totals = Totals()
     totals.add(reference, candidate)
     return totals.fidelity()

@@ -11,6 +11,7 @@ from typing import Any
 from qrecipe.measure.distribution import Histogram
 from qrecipe.measure.fidelity import finite_or_none
 from qrecipe.measure.stored import QRange
+from qrecipe.recipe import Ingredient, published
 from qrecipe.tables import render_table
 
 DEFAULT_THRESHOLD = 0.5
@@ -57,10 +58,14 @@ class SiteDrift:
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """All stored ranges, first the one that recalibration would move most."""
+    """All stored ranges, first the one that recalibration would move most.
+
+    ``ingredients`` are the files that the recipe was made of.
+    """
 
     sites: tuple[SiteDrift, ...]
     batches: int
+    ingredients: tuple[Ingredient, ...] = ()
 
     def drifted(self, threshold: float = DEFAULT_THRESHOLD) -> tuple[SiteDrift, ...]:
         """The tensors whose ``moved`` is above the threshold."""
@@ -75,10 +80,11 @@ class Drift:
         table = render_table((*header, "dB", "dB after"), [drift_row(s) for s in self.sites])
         count = "1 batch" if self.batches == 1 else f"{self.batches} batches"
         above = len(self.drifted(threshold))
-        return (
-            f"{table}\n\n{len(self.sites)} stored ranges over {count}; recalibration would move "
+        summary = (
+            f"{len(self.sites)} stored ranges over {count}; recalibration would move "
             f"{above} by more than {threshold:.0%} of their width"
         )
+        return "\n".join([table, "", summary, *published(self.ingredients)])
 
     def to_json(self) -> str:
         """Stable keys; what is not finite is null."""
@@ -99,6 +105,7 @@ class Drift:
 def drift_json(report: Drift) -> dict[str, Any]:
     """A report of drift as plain values."""
     return {
+        "ingredients": [each.to_json() for each in report.ingredients],
         "batches": report.batches,
         "sites": [
             {

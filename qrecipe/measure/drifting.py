@@ -16,7 +16,7 @@ from qrecipe.copying import with_parts
 from qrecipe.errors import ExecutionError, Finding
 from qrecipe.fx import execution
 from qrecipe.inputs import Inputs, bind
-from qrecipe.lineage import architecture, provenance
+from qrecipe.lineage import architecture, ingredients_of, provenance
 from qrecipe.linting import warn
 from qrecipe.measure.batches import no_batches, run_batch
 from qrecipe.measure.comparison import converted_parts
@@ -77,7 +77,7 @@ def drift(
     if not count:
         raise no_batches()
     sites = [site for shadow in shadows.values() for site in shadow.results()]
-    return Drift(tuple(sorted(sites, key=worst_first)), count)
+    return Drift(tuple(sorted(sites, key=worst_first)), count, ingredients_of(plan))
 
 
 def _nothing_stored() -> ExecutionError:

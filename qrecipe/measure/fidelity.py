@@ -102,7 +102,14 @@ class Totals:
         worst = math.nan if any(map(math.isnan, values)) else min(values)
         count = sum(sums.count for sums in self._sums)
         noise = sum(sums.noise for sums in self._sums)
-        return Fidelity(worst, noise / count if count else 0.0)
+        return Fidelity(worst, noise / count if count else noise)
+
+
+def sqnr_text(value: float | None) -> str:
+    """An output's SQNR in words; None where it holds no floating tensor."""
+    if value is None:
+        return "no floating tensor"
+    return "equal in every value" if value == math.inf else f"SQNR {value:.1f} dB"
 
 
 def floating_tensors(value: Any) -> list[Tensor]:

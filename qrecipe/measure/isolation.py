@@ -37,6 +37,7 @@ from qrecipe.planning import Plan, Site
 from qrecipe.progress import Progress
 from qrecipe.ranges import range_findings
 from qrecipe.recipe import Recipe
+from qrecipe.rules import rule_for
 
 _WRAPPER = "qrecipe_site_"
 
@@ -168,7 +169,7 @@ class Kernel(nn.Module):
             result = self.converted(*inputs, **named)
         except Exception as error:
             text = f"the quantized kernel of {self.name} fails: {first_line(error)}"
-            hint = f'leave it float: [rules.module_name] "{self.name}" = "float"'
+            hint = f'leave it float: [rules.module_name] {rule_for(self.name)} = "float"'
             raise AuditError(Finding("QR413", text, hint=hint)) from error
         return pytree.tree_map(formatted, result)
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import tomli
 
-from qrecipe.errors import RecipeReferenceError
+from qrecipe.errors import Finding, RecipeError, RecipeReferenceError, shown
+from qrecipe.names import literal
 from qrecipe.recipe import Recipe, load_recipe, parse_recipe
 from qrecipe.references import is_reference
 from qrecipe.schema import FLOAT
@@ -20,7 +21,7 @@ _SUFFIX = "-overlay.toml"
 
 def rule_key(name: str, members: Collection[str]) -> str:
     """The key of a rule for this site alone; ``members`` are the calls of the whole model."""
-    return f"{name}#0" if f"{name}#1" in members else name
+    return literal(f"{name}#0" if f"{name}#1" in members else name)
 
 
 def float_rules(reasons: Mapping[str, str]) -> dict[str, Any]:
@@ -46,8 +47,10 @@ def overlay_recipe(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
 def save_overlay(recipe: Recipe, values: Mapping[str, Any], path: Path) -> Recipe:
     """Write the same to a file, extending what can be reached from there, and load it.
 
-    Raises ``RecipeReferenceError`` (QR001) where it cannot be written.
+    Raises ``RecipeReferenceError`` (QR001) where it cannot be written, or would take the place of
+    something else than a recipe.
     """
+    check_replaceable(path)
     text = _inlined(recipe, values)
     base = _base_seen_from(recipe, path)
     if base is not None:
@@ -60,6 +63,18 @@ def save_overlay(recipe: Recipe, values: Mapping[str, Any], path: Path) -> Recip
     parse_recipe(text, path)  # nothing is written that could not be read
     write_atomically(path, text)
     return load_recipe(path)
+
+
+def check_replaceable(path: Path) -> None:
+    """Raises ``RecipeReferenceError`` (QR001) where a file stands that is not a recipe."""
+    if not os.path.exists(path) or (os.path.isfile(path) and not os.path.getsize(path)):
+        return
+    try:
+        load_recipe(path)
+    except RecipeError as error:
+        message = f"{shown(str(path))} is there and no recipe: {error.findings[0].message}"
+        hint = "name another file, or remove this one"
+        raise RecipeReferenceError(Finding("QR001", message, hint=hint)) from None
 
 
 def _base_seen_from(recipe: Recipe, path: Path) -> str | None:

@@ -75,7 +75,10 @@ def _figure(rows: int, width: float) -> Any:
 
 def save(figure: Any, path: str | os.PathLike[str]) -> None:
     """Write the figure as its suffix says. Raises ``QRecipeError`` (QR421) where that fails."""
-    name = os.fspath(path)
+    name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+    if not isinstance(name, str):
+        text = f"plot takes a path, not {shown(type(path).__name__)}"
+        raise QRecipeError(Finding("QR421", text))
     try:
         figure.savefig(name)
     except (OSError, ValueError) as error:

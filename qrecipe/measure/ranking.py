@@ -7,13 +7,15 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
-from qrecipe.errors import ExecutionError, Finding
+from qrecipe.errors import ExecutionError, Finding, shown
 from qrecipe.measure import overlay
 from qrecipe.measure.fidelity import finite_or_none
-from qrecipe.recipe import Recipe
+from qrecipe.recipe import Ingredient, Recipe, published
+from qrecipe.references import path_text
 from qrecipe.tables import render_table, room_beside
 
 Method = Literal["exact", "estimate"]
@@ -57,6 +59,11 @@ class Ranking:
     @property
     def is_estimate(self) -> bool:
         return self.method == "estimate"
+
+    @property
+    def ingredients(self) -> tuple[Ingredient, ...]:
+        """The files that the ranked recipe is made of."""
+        return self.recipe.ingredients
 
     def __str__(self) -> str:
         longest = max((error for site in self.sites if (error := self._error(site)) > 0), default=0)
@@ -108,6 +115,7 @@ class Ranking:
             notes.append("Interrupted: this ranks what had been measured by then.")
         if self.unranked:
             notes.append(f"{len(self.unranked)} sites have no error of their own.")
+        notes += published(self.ingredients)
         return ["\n".join(notes)]
 
     def to_json(self) -> str:
@@ -152,10 +160,12 @@ class Ranking:
     ) -> Recipe:
         """Write the recipe of `to_recipe` as a file that extends the ranked one, and load it.
 
-        Raises as `to_recipe`, and ``RecipeReferenceError`` (QR001) where it cannot be written.
+        Raises as `to_recipe`, and ``RecipeReferenceError`` (QR001) where it cannot be written or
+        would take the place of something else than a recipe.
         """
+        file = Path(path_text(path, "save_overlay takes a path"))
         rules = overlay.float_rules(self._chosen(keep_float, min_sqnr_db))
-        return overlay.save_overlay(self.recipe, rules, Path(os.fspath(path)))
+        return overlay.save_overlay(self.recipe, rules, file)
 
     def _chosen(self, keep_float: int | None, min_sqnr_db: float | None) -> dict[str, str]:
         """The key of a rule and its reason for each site that is left float."""
@@ -168,10 +178,11 @@ class Ranking:
         if (keep_float is None) == (min_sqnr_db is None):
             raise contradiction("give either keep_float or min_sqnr_db")
         if keep_float is not None:
-            if keep_float < 0:
-                raise contradiction(f"keep_float is {keep_float}, and no number of sites")
+            if not isinstance(keep_float, Integral) or keep_float < 0:
+                raise contradiction(f"keep_float is {shown(keep_float)}, and no number of sites")
             return self.sites[:keep_float]
-        assert min_sqnr_db is not None
+        if not isinstance(min_sqnr_db, Real) or math.isnan(min_sqnr_db):
+            raise contradiction(f"min_sqnr_db is {shown(min_sqnr_db)}, and no number of dB")
         if self.float_value is not None:
             raise contradiction(
                 "min_sqnr_db needs a ranking by SQNR, and this is by a measure of your own"
@@ -183,6 +194,8 @@ class Ranking:
         """What quantizing it alone costs, in a few words."""
         if site.sqnr_db is None:
             return f"{site.value:.6g} instead of {self.float_value:.6g} when quantized alone"
+        if site.sqnr_db == math.inf:
+            return "without effect on the output when quantized alone"
         about = "about " if self.is_estimate else ""
         note = " (estimate)" if self.is_estimate else ""
         return f"{about}{site.sqnr_db:.1f} dB when quantized alone{note}"
@@ -191,6 +204,7 @@ class Ranking:
 def ranking_json(ranking: Ranking) -> dict[str, Any]:
     """A ranking as plain values."""
     return {
+        "ingredients": [each.to_json() for each in ranking.ingredients],
         "method": ranking.method,
         "is_estimate": ranking.is_estimate,
         "partial": ranking.partial,

@@ -8,10 +8,11 @@ from typing import Any
 
 from qrecipe.contents import StoredPlan, StoredSite
 from qrecipe.errors import one_line
-from qrecipe.lineage import Provenance
+from qrecipe.lineage import Provenance, ingredients_of
 from qrecipe.measure import charts
 from qrecipe.measure.comparison import Comparison
 from qrecipe.measure.drift_report import DEFAULT_THRESHOLD, Drift, SiteDrift, drift_row
+from qrecipe.measure.fidelity import sqnr_text
 from qrecipe.measure.page import Figure, Listing, Page, Section, Table, Text
 from qrecipe.measure.ranking import Ranking
 from qrecipe.rules import listed
@@ -72,9 +73,8 @@ def comparison_page(report: Comparison, activations: Activations, origin: Proven
     summary = Text(
         "Result",
         (
-            "The output holds no floating tensor."
-            if output is None
-            else f"SQNR of the output: {_db(output.sqnr_db)} dB over {_batches(report.batches)}.",
+            f"Output: {sqnr_text(None if output is None else output.sqnr_db)} "
+            f"over {_batches(report.batches)}.",
             f"Quantizing and dequantizing takes {report.conversion_share:.1%} of the int8 time.",
         ),
     )
@@ -269,7 +269,12 @@ def _origin(origin: Provenance) -> Iterator[Section]:
     caption = f"{plan.backend} ({plan.phase}), {plan.executor}: {len(rows)} sites"
     yield Table("Plan", header, rows, caption)
     yield Listing("Recipe", origin.recipe)
-    versions = [("fingerprint of the recipe", origin.fingerprint), *origin.versions.items()]
+    made_of = [each for each in ingredients_of(plan) if each.publisher is not None]
+    versions = [
+        ("fingerprint of the recipe", origin.fingerprint),
+        *((one_line(each.name), str(each.publisher)) for each in made_of),
+        *origin.versions.items(),
+    ]
     yield Table("Versions", ("", "version"), versions)
 
 
