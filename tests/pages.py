@@ -33,6 +33,7 @@ from typing import Any
 
 import torch
 import yaml
+from corpus import torchvision
 from sybil import Document, Example, Region
 from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 from typer.testing import CliRunner
@@ -47,6 +48,7 @@ GAP = "..."
 _INFO = re.compile(r'(?P<language>[\w-]*)(?: title="(?P<title>[^"]+)")?[ \t]*\n')
 _SHELL = set("|&;<>$`*?(){}~#")
 _NUMBER = r"\d+\.\d+"
+_IMPORTS_TORCHVISION = re.compile(r"^import (?:torchvision|pytorch_lightning)\b", re.MULTILINE)
 _TIME = rf"(?:{_NUMBER}|\d+) (?:ms|s|min)\b|float/quantized = {_NUMBER}"
 _PIECES = re.compile(rf"(?P<time>{_TIME})|(?P<number>{_NUMBER})|(?P<gap>\.\.\.)")
 
@@ -83,6 +85,8 @@ class Session:
             yaml.safe_load(text)
 
     def run_python(self, source: str, line: int, page: str) -> None:
+        if _IMPORTS_TORCHVISION.search(source):
+            torchvision("models")  # some builds of torch need help with that
         caught = io.StringIO()
         code = compile("\n" * line + source, page, "exec")
         with redirect_stdout(caught), _plain_warnings():
