@@ -123,7 +123,6 @@ def test_the_story_goes_from_calibration_to_training_within_what_it_says(digits_
     assert told.calibrated < 0.9
     assert told.overlay.accuracy > told.calibrated + 0.05
     assert len(told.overlay.sites) == story.KEEP_FLOAT
-    assert 0 < told.overlay.share < 1
     least = told.unquantized - story.MAX_DROP
     assert told.is_within == (told.tuned.accuracy > least - 1e-9)
     assert told.tuned.accuracy > told.calibrated
@@ -134,13 +133,13 @@ def test_the_story_goes_from_calibration_to_training_within_what_it_says(digits_
 
 def test_the_storys_table_marks_a_search_that_missed_its_budget(digits_folder):
     story = digits_folder("story")
-    overlay = story.Partial(0.95, ("stem.0", "stage1.0"), 0.5)
-    tuned = story.Partial(0.9, (), 0.0)
+    overlay = story.Partial(0.95, ("stem.0", "stage1.0"))
+    tuned = story.Partial(0.9, ())
     met = story.Chapter(1, 0.98, 0.8, overlay, tuned, True, 0.97)
     missed = story.Chapter(2, 0.98, 0.8, overlay, tuned, False, 0.97)
     lines = story.table([met, missed]).splitlines()
     assert lines[1].split()[:4] == ["1", "0.980", "0.800", "0.950"]
-    assert "stem.0, stage1.0 (50%)  0.900   nothing" in lines[1]
+    assert "stem.0, stage1.0  0.900   nothing" in lines[1]
     assert "0.900*" in lines[2]
     assert lines[3].startswith("* more than")
     assert len(story.table([met]).splitlines()) == 2

@@ -31,14 +31,10 @@ HEADER = ("seed", "float", "calibrated", "overlay", "left float", "tuned", "left
 
 @dataclass(frozen=True, slots=True)
 class Partial:
-    """What a model with some sites left float gives.
-
-    ``share`` is that of the float model's time which these sites take, 0 to 1.
-    """
+    """The accuracy of a model, 0 to 1, and its sites that were left float."""
 
     accuracy: float
     sites: tuple[str, ...]
-    share: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +76,10 @@ def chapter(seed: int) -> Chapter:
 
 
 def partial(model: DigitNet, recipe: qrecipe.Recipe) -> Partial:
-    """The accuracy by this recipe, and what it leaves float."""
+    """What this recipe gives, and what it leaves float."""
     plan = qrecipe.plan(model, recipe, calibration()[0])
     left = tuple(site.name for site in plan.sites if site.verdict == "float")
-    converted = qrecipe.quantize(model, recipe, calibration())
-    report = qrecipe.compare(model, converted, calibration()[:1])
-    share = sum(site.float_share for site in report.sites if site.name in left)
-    return Partial(evaluate(converted), left, share)
+    return Partial(evaluate(qrecipe.quantize(model, recipe, calibration())), left)
 
 
 def table(chapters: Sequence[Chapter]) -> str:
@@ -109,16 +102,11 @@ def row(told: Chapter) -> tuple[str, ...]:
         f"{told.unquantized:.3f}",
         f"{told.calibrated:.3f}",
         f"{told.overlay.accuracy:.3f}",
-        sites(told.overlay),
+        ", ".join(told.overlay.sites),
         f"{told.tuned.accuracy:.3f}{'' if told.is_within else '*'}",
-        sites(told.tuned),
+        ", ".join(told.tuned.sites) or "nothing",
         f"{told.trained:.3f}",
     )
-
-
-def sites(of: Partial) -> str:
-    """What is left float, and its share of the float model's time."""
-    return f"{', '.join(of.sites)} ({of.share:.0%})" if of.sites else "nothing"
 
 
 def announce(seed: int, what: str) -> None:
