@@ -77,6 +77,12 @@ def screenshot(page: Path, folder: Path, height: int, width: int = WIDTH):
         return numpy.asarray(opened.convert("RGB"))
 
 
+def is_drawn(pixels):
+    """Whether a region shows something: several colours, and not only a line at its edge."""
+    inner = pixels[4:-4, 4:-4].reshape(-1, 3)
+    return len({tuple(colour) for colour in inner[:: max(1, len(inner) // 20_000)]}) > 3
+
+
 def _run(folder: Path, *arguments: str) -> str:
     profile = folder / "profile"
     shutil.rmtree(profile, ignore_errors=True)

@@ -10,6 +10,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from corpus import CORPUS, missing
 from nets import NETS
 from runs import HEAD, STATIC, silent
 from test_roots import Routed
@@ -46,6 +47,20 @@ def test_the_data_of_calibration_give_the_stored_ranges_again(name):
     assert max(site.moved for site in report.sites) < 0.03
     assert not any(site.is_bound for site in report.sites)
     assert report.drifted() == ()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(missing() is not None, reason=missing() or "")
+@pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "densenet121", "vit_b_16"])
+def test_deep_networks_find_their_ranges_again(name):
+    net = CORPUS[name]
+    batches = net.batches(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", QRecipeWarning)
+        converted = qrecipe.quantize(net.model(), STATIC, batches, progress=silent)
+    report = qrecipe.drift(converted, batches, progress=silent)
+    assert not any(site.is_bound for site in report.sites)
+    assert max(site.moved for site in report.sites) < 0.1
 
 
 @pytest.mark.parametrize("name", ["residual", "functional", "attention", "binary", "norms"])

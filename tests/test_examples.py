@@ -82,7 +82,7 @@ def test_missing_data_package_names_the_extra_to_install(digits, monkeypatch):
 def digits_folder(monkeypatch):
     """The example's files, imported by their own names."""
     monkeypatch.syspath_prepend(str(EXAMPLE.parent))
-    names = ("digits", "rescale", "train", "train_quantized")
+    names = ("digits", "rescale", "train", "train_quantized", "story")
     yield lambda name: importlib.import_module(name)
     for name in names:
         sys.modules.pop(name, None)
@@ -111,3 +111,35 @@ def test_training_recovers_what_calibration_loses_on_the_rescaled_network(digits
         calibrated, trained = example.calibrated(model), example.trained(model)
     assert digits.evaluate(calibrated) < 0.9
     assert digits.evaluate(trained) > 0.97
+
+
+@pytest.mark.slow
+def test_the_story_goes_from_calibration_to_training_within_what_it_says(digits_folder, capsys):
+    story = digits_folder("story")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        told = story.chapter(0)
+    assert told.unquantized > 0.97
+    assert told.calibrated < 0.9
+    assert told.overlay.accuracy > told.calibrated + 0.05
+    assert len(told.overlay.sites) == story.KEEP_FLOAT
+    least = told.unquantized - story.MAX_DROP
+    assert told.is_within == (told.tuned.accuracy > least - 1e-9)
+    assert told.tuned.accuracy > told.calibrated
+    assert told.trained > told.calibrated + 0.1
+    assert told.trained > 0.97
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_storys_table_marks_a_search_that_missed_its_budget(digits_folder):
+    story = digits_folder("story")
+    overlay = story.Partial(0.95, ("stem.0", "stage1.0"))
+    tuned = story.Partial(0.9, ())
+    met = story.Chapter(1, 0.98, 0.8, overlay, tuned, True, 0.97)
+    missed = story.Chapter(2, 0.98, 0.8, overlay, tuned, False, 0.97)
+    lines = story.table([met, missed]).splitlines()
+    assert lines[1].split()[:4] == ["1", "0.980", "0.800", "0.950"]
+    assert "stem.0, stage1.0  0.900   nothing" in lines[1]
+    assert "0.900*" in lines[2]
+    assert lines[3].startswith("* more than")
+    assert len(story.table([met]).splitlines()) == 2

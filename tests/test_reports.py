@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
-from browser import WIDTH, chromium, layout, screenshot
+from browser import WIDTH, chromium, is_drawn, layout, screenshot
 from nets import NETS
 from runs import STATIC, silent
 
@@ -48,23 +48,23 @@ def measured():
 TRIALS = [
     ("all sites int8", 0.71, True),
     ("fc float", 0.708, False),
+    ("a range for each channel of weights: QR310", math.nan, False),
     ("conv1 float", 0.742, True),
     ("layer1.0.conv2 float", 0.751, True),
 ]
 
 
-def tuned(trials=TRIALS, ranking=(("fc", 12.5), ("conv1", 30.1)), **changes):
+def tuned(trials=TRIALS, **changes):
     given = {
-        "reached": True,
-        "float_metric": 0.76,
+        "notes": ("The float model has 0.76.", "Reached: 0.751 with 2 sites left float."),
         "wanted": 0.75,
-        "ranking": ranking,
+        "ranking": [("fc", 12.5, "12.5 dB when quantized alone"), ("conv1", 30.1, "30.1 dB")],
         "activations": measured()["same"],
         "origin": measured()["origin"],
         "metric": "accuracy",
         **changes,
     }
-    return tune_page(trials, **given)
+    return tune_page("cnn.toml", trials, **given)
 
 
 @functools.cache
@@ -250,14 +250,40 @@ def test_where_nothing_is_finite_words_stand_in_for_the_drawing():
     assert "Not known: the model is dynamic" in words
 
 
-def test_a_page_of_tuning_tells_whether_it_was_reached_and_what_was_kept():
-    words = "".join(checked(page_html(tuned())).words)
-    assert "reaches what was wanted, after 4 trials of which 3 were kept" in words
-    assert all(what in words for what, _, _ in TRIALS)
-    failed = tuned([("all", 0.1, False)], (), reached=False, wanted=None, float_metric=None)
-    words = "".join(checked(page_html(failed)).words)
-    assert "does not reach" in words
-    checked(page_html(tuned([])))
+def test_a_page_of_tuning_tells_what_was_found_and_what_was_kept():
+    page = tuned()
+    assert page.title == "Tuning: cnn.toml"
+    tables = {
+        section.title: section.rows for section in page.sections if isinstance(section, Table)
+    }
+    assert tables["Trials in order"][1:4] == [
+        ("2", "fc float", "0.708", "not kept"),
+        ("3", "a range for each channel of weights: QR310", "none", "failed"),
+        ("4", "conv1 float", "0.742", "kept"),
+    ]
+    assert tables["Ranking"] == [
+        ("1", "fc", "12.5 dB when quantized alone", "quantized"),
+        ("2", "conv1", "30.1 dB", "quantized"),
+    ]
+    words = "".join(checked(page_html(page)).words)
+    assert "Reached: 0.751 with 2 sites left float." in words
+    assert "Trials: 5, of which the search kept 3." in words
+
+
+def test_a_page_of_tuning_without_a_ranking_says_why_and_shows_the_rest():
+    page = tuned([("all", math.nan, True)], ranking="the search was interrupted")
+    titles = [section.title for section in page.sections if isinstance(section, Figure)]
+    assert titles == ["The worst activations and their quantization ranges"]
+    words = "".join(checked(page_html(page)).words)
+    assert "Not known: the search was interrupted" in words
+    assert "Trials: 1, of which the search kept 1." in words
+
+
+def test_a_ranking_by_the_evaluation_is_shown_in_words():
+    page = tuned(ranking=[("fc", math.nan, "0.5 instead of 0.76 when quantized alone")])
+    words = "".join(checked(page_html(page)).words)
+    assert "0.5 instead of 0.76 when quantized alone" in words
+    assert "no finite value to draw" in words
 
 
 def test_without_matplotlib_the_page_is_a_finding(monkeypatch):
@@ -283,12 +309,6 @@ def test_a_page_that_cannot_be_written_is_a_finding(path, tmp_path, monkeypatch)
         with pytest.raises(QRecipeError, match="QR431"):
             write()
     assert list(tmp_path.iterdir()) == []
-
-
-def is_drawn(pixels):
-    """Whether a region shows something: several colours, and not only a line at its edge."""
-    inner = pixels[4:-4, 4:-4].reshape(-1, 3)
-    return len({tuple(colour) for colour in inner[:: max(1, len(inner) // 20_000)]}) > 3
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ class Table:
         return Measured(self.metric(candidate.floats), 0.0)
 
     def costs(self, levers):
-        return [SiteCost(name, "", share) for name, share in self.shares.items()]
+        return [SiteCost(name, "", share, None) for name, share in self.shares.items()]
 
 
 def searched(metric, shares, target):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import pytest
+from browser import WIDTH, chromium, is_drawn, layout, screenshot
 from test_cli import STATIC, folder, run
 
 assert folder  # the fixture
@@ -82,3 +84,114 @@ def test_labelled_batches_get_the_hint_of_the_command_line(folder, call):
     result = run(*labelled)
     assert result.exit_code == 1
     assert "let the function of --data give" in result.stderr
+
+
+SECTIONS = [
+    "Result",
+    "Trials",
+    "Ranking, the worst first",
+    "Along the depth of the network",
+    "The worst activations and their quantization ranges",
+    "Ranking",
+    "Trials in order",
+    "Plan",
+    "Recipe",
+    "Versions",
+]
+
+
+def page_of(folder):
+    """The headings of the page that a command has written, and its words."""
+    html = (folder / "tuning.html").read_text()
+    headings = re.findall("<h2>(.*?)</h2>", html)
+    without_style = re.sub("<style>.*?</style>", "", html, flags=re.DOTALL)
+    return headings, re.sub("<[^>]*>", " ", without_style)
+
+
+def test_html_writes_a_page_of_the_tuned_recipe_with_the_ranking_of_the_search(folder, call):
+    result = run(*call, "--max-drop", "0", "--html", "tuning.html", "--json")
+    assert result.exit_code == 1
+    document = json.loads(result.stdout)
+    headings, words = page_of(folder)
+    assert headings == SECTIONS
+    assert "Tuning: quick.toml" in words
+    assert "Not reached" in words
+    assert "closeness" in words
+    assert document["ranking"]
+    assert all(site["reason"] in words for site in document["ranking"])
+    assert all(trial["what"] in words for trial in document["trials"])
+    assert "description" in words  # of the tuned recipe, which tells what was found
+
+
+def test_a_search_that_needed_no_ranking_has_one_on_its_page(folder, call):
+    result = run(*call, "--max-drop", "9", "--html", "tuning.html", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["ranking"] == []
+    headings, words = page_of(folder)
+    assert headings == SECTIONS
+    assert "dB when quantized alone" in words
+    assert "Not known" not in words
+
+
+def test_an_interrupted_search_has_its_page_without_further_work(folder, call):
+    text = (folder / "closeness.py").read_text()
+    interrupting = text.replace("    with torch", "    CALLS.append(0)\n    stop()\n    with torch")
+    stop = "\nCALLS = []\ndef stop():\n    if len(CALLS) == 3:\n        raise KeyboardInterrupt\n"
+    (folder / "closeness.py").write_text(interrupting + stop)
+    result = run(*call, "--max-drop", "0", "--html", "tuning.html")
+    assert result.exit_code == 1
+    assert "QR218" in result.stderr
+    headings, words = page_of(folder)
+    assert {"Result", "Plan", "Recipe", "Versions"} <= set(headings)
+    assert words.count("Not known: the search was interrupted") == 2
+    assert "Interrupted; with a log" in words
+
+
+def test_a_page_that_cannot_be_written_is_known_before_the_search(folder, call):
+    result = run(*call, "--html", "missing/tuning.html")
+    assert result.exit_code == 1
+    assert "QR431" in result.stderr
+    assert "drawing batches" not in result.stderr
+    assert result.stdout == ""
+
+
+def test_without_matplotlib_a_page_is_refused_before_the_search(folder, call, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    result = run(*call, "--html", "tuning.html")
+    assert result.exit_code == 2
+    assert "QR602" in result.stderr
+    assert "drawing batches" not in result.stderr
+
+
+def test_what_was_found_is_shown_and_written_though_the_page_cannot_be_made(folder, call):
+    once = "import model\n_once = iter([model.batches()])\ndef first():\n    return next(_once)\n"
+    (folder / "once.py").write_text(once)
+    arguments = [part.replace("model.py:batches", "once.py:first") for part in call]
+    options = ("--max-drop", "0.5", "--out", "tuned.toml", "--html", "tuning.html")
+    result = run(*arguments, *options)
+    assert result.exit_code == 1
+    assert "Reached" in result.stdout
+    assert "QR601" in result.stderr
+    assert (folder / "tuned.toml").exists()
+    assert not (folder / "tuning.html").exists()
+
+
+@pytest.mark.slow
+def test_a_browser_shows_what_tune_has_written(folder, call):
+    chromium()
+    pytest.importorskip("PIL")
+    run(*call, "--max-drop", "0", "--html", "tuning.html")
+    path = folder / "tuning.html"
+    page = layout(path, folder)
+    assert page.width <= WIDTH
+    figures = page.figures()
+    assert len(figures) == 4  # trials, ranking, depth, activations
+    shot = screenshot(path, folder, page.height)
+    for box in figures:
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= WIDTH
+        top, left = round(box["y"]), round(box["x"])
+        region = shot[top : top + round(box["height"]), left : left + round(box["width"])]
+        assert is_drawn(region)
+        edges = (region[:, :2], region[:, -2:], region[:2], region[-2:])
+        assert all((edge == 255).all() for edge in edges)

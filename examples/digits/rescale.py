@@ -10,11 +10,16 @@ from __future__ import annotations
 import copy
 
 import torch
-from digits import DigitNet
+from digits import DigitNet, factory
 from torch import nn
 
 SPREAD = 3.0
 """Scales between 2**-SPREAD and 2**SPREAD: channels that differ 64 times in range."""
+
+
+def stressed() -> DigitNet:
+    """The trained network rescaled by seed 0, for the command line to name."""
+    return rescaled(factory()[0], seed=0)
 
 
 @torch.no_grad()

@@ -28,6 +28,7 @@ from qrecipe.linting import warn
 from qrecipe.measure.analysis import Evaluate, sensitivity
 from qrecipe.measure.batches import rereadable
 from qrecipe.measure.comparison import compare
+from qrecipe.measure.fidelity import finite_or_none
 from qrecipe.measure.overlay import float_rules, overlay_recipe, rule_key
 from qrecipe.measure.ranking import Ranking
 from qrecipe.measure.scores import number
@@ -239,7 +240,12 @@ class _Bench:
 
 def _costs(ranking: Ranking, shares: Mapping[str, float]) -> list[SiteCost]:
     return [
-        SiteCost(site.name, ranking.reason(site), shares.get(site.name, 0.0))
+        SiteCost(
+            site.name,
+            ranking.reason(site),
+            shares.get(site.name, 0.0),
+            finite_or_none(site.sqnr_db),
+        )
         for site in ranking.sites
     ]
 

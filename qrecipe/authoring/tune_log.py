@@ -70,14 +70,21 @@ class TrialLog:
             "model": self.model,
             "float_metric": self.float_metric,
             "sites": {
-                fingerprint: [
-                    {"name": cost.name, "reason": cost.reason, "share": cost.share}
-                    for cost in costs
-                ]
+                fingerprint: [cost_json(cost) for cost in costs]
                 for fingerprint, costs in self.costs.items()
             },
             "trials": list(self.entries.values()),
         }
+
+
+def cost_json(cost: SiteCost) -> dict[str, Any]:
+    """A ranked site as plain values, with stable keys."""
+    return {
+        "name": cost.name,
+        "reason": cost.reason,
+        "share": cost.share,
+        "sqnr_db": cost.sqnr_db,
+    }
 
 
 def trial_json(trial: Trial) -> dict[str, Any]:
@@ -117,7 +124,7 @@ def open_log(path: Path | None, base: str, model: str) -> TrialLog:
         metric = values["float_metric"]
         log.float_metric = None if metric is None else float(metric)
         log.costs = {
-            fingerprint: tuple(SiteCost(c["name"], c["reason"], float(c["share"])) for c in costs)
+            fingerprint: tuple(_cost(cost) for cost in costs)
             for fingerprint, costs in values["sites"].items()
         }
         log.entries = {entry["recipe"]: _entry(entry) for entry in values["trials"]}
@@ -138,6 +145,16 @@ def _read(path: Path) -> dict[str, Any]:
     if not {"base", "model"} <= values.keys():
         raise _unusable(path, "is no trial log", "it names no recipe and model")
     return values
+
+
+def _cost(values: Entry) -> SiteCost:
+    sqnr_db = values.get("sqnr_db")  # an older log has none
+    return SiteCost(
+        str(values["name"]),
+        str(values["reason"]),
+        float(values["share"]),
+        None if sqnr_db is None else float(sqnr_db),
+    )
 
 
 def _entry(values: Entry) -> Entry:

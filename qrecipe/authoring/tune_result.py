@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from qrecipe.authoring.tune_log import trial_json
+from qrecipe.authoring.tune_log import cost_json, trial_json
 from qrecipe.authoring.tune_search import SiteCost, Trial
 from qrecipe.measure.overlay import float_rules, overlay_recipe, rule_key, save_overlay
 from qrecipe.recipe import Ingredient, Recipe, published
@@ -32,8 +32,9 @@ class TuningResult:
 
     ``reached`` tells whether it is within the budget: ``metric`` at least ``float_metric`` less
     ``max_drop``. ``float_share`` is the share of the float model's time that the sites take which
-    it leaves float, 0 to 1. ``stopped`` says what ended the search early, None where it was
-    through.
+    it leaves float, 0 to 1. ``ranking`` has the sites that could stay float, the most sensitive
+    first; it is empty where the search came to no float sites. ``stopped`` says what ended the
+    search early, None where it was through.
     """
 
     recipe: Recipe
@@ -44,6 +45,7 @@ class TuningResult:
     max_drop: float
     float_sites: tuple[str, ...]
     float_share: float
+    ranking: tuple[SiteCost, ...]
     stopped: Stop | None
     _base: Recipe = field(repr=False)
     _values: Mapping[str, Any] = field(repr=False)
@@ -74,14 +76,15 @@ class TuningResult:
             for number, trial in enumerate(self.trials, 1)
         ]
         table = render_table(("trial", "metric", "", "what"), rows)
-        return "\n\n".join([table, "\n".join(self._notes())])
+        return "\n\n".join([table, "\n".join(self.notes)])
 
-    def _notes(self) -> Iterator[str]:
-        yield from _budget(self.float_metric, self.max_drop)
-        yield from _verdict(self)
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was wanted and what was found, in sentences."""
+        notes = [*_budget(self.float_metric, self.max_drop), *_verdict(self)]
         if self.stopped is not None:
-            yield f"{_WORDS[self.stopped]}; with a log the search can go on from here."
-        yield from published(self.ingredients)
+            notes.append(f"{_WORDS[self.stopped]}; with a log the search can go on from here.")
+        return (*notes, *published(self.ingredients))
 
     def to_json(self) -> str:
         """Stable keys; the recipe as TOML text."""
@@ -99,6 +102,7 @@ def tuning_json(result: TuningResult) -> dict[str, Any]:
         "distance": result.distance,
         "float_sites": list(result.float_sites),
         "float_share": result.float_share,
+        "ranking": [cost_json(cost) for cost in result.ranking],
         "stopped": result.stopped,
         "trials": [trial_json(trial) for trial in result.trials],
         "recipe": result.recipe.to_toml(),
@@ -134,6 +138,7 @@ def found(
         max_drop=max_drop,
         float_sites=tuple(cost.name for cost in left),
         float_share=sum(cost.share for cost in left),
+        ranking=tuple(costs),
         stopped=stopped,
         _base=base,
         _values=values,

@@ -51,11 +51,16 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class SiteCost:
-    """A site that could stay float: why, and its share of the float model's time, 0 to 1."""
+    """A site that could stay float: why, and its share of the float model's time, 0 to 1.
+
+    ``sqnr_db`` is that of the output with this site alone quantized; None where it is not finite,
+    or where the output holds no floating tensor and the accuracy ranked the sites.
+    """
 
     name: str
     reason: str
     share: float
+    sqnr_db: float | None
 
 
 class Bench(Protocol):

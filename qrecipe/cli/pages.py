@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -14,8 +15,9 @@ from qrecipe.cli.progress import bar
 from qrecipe.cli.usercode import UserFunction
 from qrecipe.errors import QRecipeError, QRecipeWarning
 from qrecipe.lineage import Provenance, make_provenance, provenance
+from qrecipe.measure.analysis import sensitivity
 from qrecipe.measure.drifting import drift
-from qrecipe.measure.report_pages import Activations
+from qrecipe.measure.report_pages import Activations, Ranked
 from qrecipe.pipeline import plan, quantize
 from qrecipe.recipe import Recipe
 
@@ -64,6 +66,19 @@ def planned_for_page(
             return ForPage(why, make_provenance(plain, plan(model, plain, first)))
     except QRecipeError as error:
         return error
+
+
+def ranked_for_page(model: nn.Module, recipe: Recipe, data: UserFunction) -> Sequence[Ranked] | str:
+    """The sites by SQNR, or why they have none. Raises nothing either."""
+    try:
+        with _without_warnings(), bar("ranking") as show:
+            ranking = sensitivity(model, recipe, data(), progress=show)
+    except QRecipeError as error:
+        return error.findings[0].message
+    return [
+        (site.name, math.nan if site.sqnr_db is None else site.sqnr_db, ranking.reason(site))
+        for site in ranking.sites
+    ]
 
 
 @contextmanager

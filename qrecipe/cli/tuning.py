@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from qrecipe.authoring.suggest import suggestion
 from qrecipe.authoring.tune import tune
-from qrecipe.authoring.tune_result import TuningResult, tuning_json
+from qrecipe.authoring.tune_result import Stop, TuningResult, tuning_json
+from qrecipe.authoring.tune_search import Trial
 from qrecipe.cli import output
+from qrecipe.cli.pages import ForPage, planned_for_page, quantized_for_page, ranked_for_page
 from qrecipe.cli.progress import bar
 from qrecipe.cli.quantizing import hints_for_command_line
 from qrecipe.cli.subjects import load_subject, required_inputs
-from qrecipe.cli.usercode import UserCode, user_output
+from qrecipe.cli.usercode import UserCode, UserFunction, user_output
+from qrecipe.errors import QRecipeError
 from qrecipe.measure.overlay import check_replaceable
-from qrecipe.recipe import load_recipe, parse_recipe
+from qrecipe.measure.page import Page, check_writable, save_page
+from qrecipe.measure.plots import check_available
+from qrecipe.measure.report_pages import Ranked, tune_page
+from qrecipe.recipe import Recipe, load_recipe, parse_recipe
 from qrecipe.writing import write_atomically
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to tune, as on the command line; ``log`` and ``out`` are files."""
+    """What to tune, as on the command line; ``log``, ``out`` and ``html`` are files."""
 
     recipe: str
     model: str
@@ -33,6 +41,7 @@ class Request:
     threads: int | None
     log: str | None
     out: str | None
+    html: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,35 +75,107 @@ def suggest(
 
 
 def tune_recipe(request: Request, limits: Limits, *, as_json: bool) -> TuningResult:
-    """Search, show the trials and what was found, and write the recipe where that is wished for."""
+    """Search, show the trials and what was found, and write what is wished for of it."""
+    if request.html is not None:
+        check_available()
+        check_writable(request.html)
     if request.threads is not None:
         torch.set_num_threads(request.threads)
-    with UserCode() as code, user_output(), hints_for_command_line():
-        code.import_plugins(request.plugins)
-        recipe = load_recipe(request.recipe)
-        if request.out is not None:
-            check_replaceable(Path(request.out))
-        data = code.function(request.data, "--data")
-        evaluate = code.function(request.evaluate, "--evaluate")
-        subject = load_subject(code, request.model, ())
-        with bar("tuning") as show:
-            result = tune(
-                subject.model,
-                recipe,
-                data(),
-                evaluate,
-                max_drop=limits.max_drop,
-                max_trials=limits.max_trials,
-                max_seconds=limits.max_seconds,
-                resume=request.log,
-                progress=show,
-            )
+    with UserCode() as code:
+        with user_output(), hints_for_command_line():
+            job = _job(code, request)
+            with bar("tuning") as show:
+                result = tune(
+                    job.model,
+                    job.recipe,
+                    job.data(),
+                    job.evaluate,
+                    max_drop=limits.max_drop,
+                    max_trials=limits.max_trials,
+                    max_seconds=limits.max_seconds,
+                    resume=request.log,
+                    progress=show,
+                )
+        # a search takes long: nothing that could fail or be interrupted stands before its result
+        _give(result, request.out, as_json=as_json)
+        if request.html is not None:
+            with user_output(), hints_for_command_line():
+                page = _page(job, result, request.recipe)
+            save_page(page, request.html)
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    recipe: Recipe
+    model: nn.Module
+    data: UserFunction
+    evaluate: UserFunction
+
+
+def _job(code: UserCode, request: Request) -> _Job:
+    code.import_plugins(request.plugins)
+    recipe = load_recipe(request.recipe)
     if request.out is not None:
-        result.save(request.out)
+        check_replaceable(Path(request.out))
+    data = code.function(request.data, "--data")
+    evaluate = code.function(request.evaluate, "--evaluate")
+    return _Job(recipe, load_subject(code, request.model, ()).model, data, evaluate)
+
+
+def _give(result: TuningResult, out: str | None, *, as_json: bool) -> None:
     if as_json:
-        output.out_json({**tuning_json(result), "out": request.out})
+        output.out_json({**tuning_json(result), "out": out})
     else:
         output.out(str(result))
-        if request.out is not None:
-            output.out(f"\nwritten to {request.out}")
-    return result
+    if out is not None:
+        result.save(out)
+        if not as_json:
+            output.out(f"\nwritten to {out}")
+
+
+def _page(job: _Job, result: TuningResult, title: str) -> Page:
+    """The report of a search. Raises ``QRecipeError`` where its recipe can no longer be planned."""
+    quantized = _quantized(job, result)
+    if isinstance(quantized, QRecipeError):
+        raise quantized
+    return tune_page(
+        title,
+        [_shown(trial) for trial in result.trials],
+        notes=result.notes,
+        wanted=result.float_metric - result.max_drop,
+        ranking=_ranking(job, result),
+        activations=quantized.activations,
+        origin=quantized.origin,
+        metric=job.evaluate.name,
+    )
+
+
+def _quantized(job: _Job, result: TuningResult) -> ForPage | QRecipeError:
+    if result.stopped == "interrupt":  # who interrupts does not wait for more
+        return planned_for_page(job.model, result.recipe, job.data, _UNRANKED["interrupt"])
+    return quantized_for_page(job.model, result.recipe, job.data)
+
+
+def _ranking(job: _Job, result: TuningResult) -> Sequence[Ranked] | str:
+    """What the search went by; where it needed no ranking, one of the recipe that it found."""
+    if result.ranking:
+        return [
+            (cost.name, math.nan if cost.sqnr_db is None else cost.sqnr_db, cost.reason)
+            for cost in result.ranking
+        ]
+    if result.stopped is not None and result.stopped in _UNRANKED:
+        return _UNRANKED[result.stopped]
+    return ranked_for_page(job.model, result.recipe, job.data)
+
+
+_UNRANKED: Mapping[Stop, str] = {
+    "interrupt": "the search was interrupted",
+    "seconds": "the time was over before the sites were ranked",
+}
+
+
+def _shown(trial: Trial) -> tuple[str, float, bool]:
+    if trial.metric is None:
+        return f"{trial.what}: {trial.error}", math.nan, trial.kept
+    return trial.what, trial.metric, trial.kept

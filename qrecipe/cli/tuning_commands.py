@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from qrecipe.cli.measuring_commands import DataOption, ThreadsOption
+from qrecipe.cli.measuring_commands import DataOption, HtmlOption, ThreadsOption
 from qrecipe.cli.options import (
     InputOption,
     JsonOption,
@@ -75,6 +75,7 @@ def tune(
         ),
     ] = None,
     out: OutOption = None,
+    html: HtmlOption = None,
     threads: ThreadsOption = None,
     plugin: PluginOption = None,
     json: JsonOption = False,
@@ -89,7 +90,7 @@ def tune(
       qrecipe tune cnn.toml --model model.py:factory --data model.py:batches \\
           --evaluate model.py:accuracy --max-drop 0.005 --out tuned.toml
       qrecipe tune cnn.toml --model model.py:factory --data model.py:batches \\
-          --evaluate model.py:accuracy --log trials.json --max-seconds 600
+          --evaluate model.py:accuracy --log trials.json --max-seconds 600 --html tuning.html
     """
     if max_seconds is not None and not max_seconds > 0:
         raise typer.BadParameter("no time to search in", param_hint="--max-seconds")
@@ -97,7 +98,8 @@ def tune(
         needs_torch()
         from qrecipe.cli import tuning
 
-        request = tuning.Request(recipe, model, data, evaluate, plugin or (), threads, log, out)
+        plugins = plugin or ()
+        request = tuning.Request(recipe, model, data, evaluate, plugins, threads, log, out, html)
         limits = tuning.Limits(max_drop, max_trials, max_seconds)
         result = tuning.tune_recipe(request, limits, as_json=json)
     if not result.reached or result.stopped == "interrupt":

@@ -108,7 +108,7 @@ def trials(points: Sequence[Point], target: float | None, label: str) -> bytes:
     axes = figure.subplots()
     steps = range(1, len(points) + 1)
     axes.plot(steps, [_finite(p.value) for p in points], color="#bbbbbb", linewidth=1, zorder=1)
-    for kept, name, face in ((True, "kept", "#4c78a8"), (False, "undone", "#ffffff")):
+    for kept, name, face in ((True, "kept", "#4c78a8"), (False, "not kept", "#ffffff")):
         chosen = [
             (step, _finite(p.value))
             for step, p in zip(steps, points, strict=True)

@@ -23,6 +23,9 @@ MOST_SPREADS = 6
 Activations = Drift | str
 """What the activations are like, or why that is not known."""
 
+Ranked = tuple[str, float, str]
+"""A site, the SQNR in dB that it gives when quantized alone (NaN for none), the same in words."""
+
 
 def drift_page(report: Drift, origin: Provenance, threshold: float = DEFAULT_THRESHOLD) -> Page:
     """Stored ranges against today's data."""
@@ -139,49 +142,68 @@ def ranking_page(ranking: Ranking, activations: Activations, origin: Provenance)
 
 
 def tune_page(
+    title: str,
     trials: Sequence[tuple[str, float, bool]],
     *,
-    reached: bool,
-    float_metric: float | None,
-    wanted: float | None,
-    ranking: Sequence[tuple[str, float]],
+    notes: Sequence[str],
+    wanted: float,
+    ranking: Sequence[Ranked] | str,
     activations: Activations,
     origin: Provenance,
-    metric: str = "metric",
+    metric: str,
 ) -> Page:
     """How a recipe was tuned, and what came out.
 
-    ``trials`` are what was tried, the metric that it gave and whether it was kept, in order;
-    ``ranking`` the sites with their SQNR in dB, the worst first; ``wanted`` the metric to reach;
+    ``title`` names what was tuned; ``trials`` are what was tried, the metric that it gave (NaN
+    where it failed) and whether it was kept, in order; ``notes`` say what was found; ``wanted`` is
+    the metric to reach. ``ranking`` has the sites, the worst first, or says why there is none.
     ``origin`` is of the model that the tuned recipe gives.
     """
     kept = sum(1 for _, _, was_kept in trials if was_kept)
-    summary = [
-        f"The tuned recipe {'reaches' if reached else 'does not reach'} what was wanted, "
-        f"after {len(trials)} trials of which {kept} were kept."
-    ]
-    if float_metric is not None:
-        summary.append(f"The float model reaches {float_metric:.6g}.")
-    if wanted is not None:
-        summary.append(f"Wanted: at least {wanted:.6g}.")
     rows = [
-        (str(place), what, f"{value:.6g}", "kept" if was_kept else "undone")
+        (str(place), what, *_trial_cells(value, was_kept))
         for place, (what, value, was_kept) in enumerate(trials, 1)
     ]
-    sections: list[Section] = [Text("Result", summary)]
+    sections: list[Section] = [
+        Text("Result", [*notes, f"Trials: {len(trials)}, of which the search kept {kept}."])
+    ]
     points = [charts.Point(value, was_kept) for _, value, was_kept in trials]
     if any(math.isfinite(point.value) for point in points):
         drawing = charts.trials(points, wanted, metric)
         sections.append(Figure("Trials", drawing, f"{metric} of each of {len(points)} trials"))
-    values = dict(ranking)
-    label = "SQNR of the output with this site alone quantized (dB)"
     sections += [
-        *_bars("Ranking, the worst first", list(values), list(values.values()), label),
-        *_named_depth(values, origin, label),
-        *_worst_spreads(list(values), activations),
+        *_ranked(ranking, activations, origin),
         Table("Trials in order", ("trial", "change", metric, ""), rows, numeric=frozenset({0, 2})),
     ]
-    return Page(f"Tuning: {_name(origin)}", _subtitle(origin), [*sections, *_origin(origin)])
+    return Page(f"Tuning: {title}", _subtitle(origin), [*sections, *_origin(origin)])
+
+
+def _trial_cells(value: float, was_kept: bool) -> tuple[str, str]:
+    if math.isnan(value):
+        return "none", "failed"
+    return f"{value:.6g}", "kept" if was_kept else "not kept"
+
+
+def _ranked(
+    ranking: Sequence[Ranked] | str, activations: Activations, origin: Provenance
+) -> Iterator[Section]:
+    """The ranking that a search went by, and what became of each site."""
+    if isinstance(ranking, str):
+        yield Text("Ranking, the worst first", (f"Not known: {ranking}",))
+        yield from _worst_spreads(_site_names(origin), activations)
+        return
+    values = {name: sqnr_db for name, sqnr_db, _ in ranking}
+    label = "SQNR of the output with this site alone quantized (dB)"
+    yield from _bars("Ranking, the worst first", list(values), list(values.values()), label)
+    yield from _named_depth(values, origin, label)
+    yield from _worst_spreads(list(values), activations)
+    verdicts = {site.name: site.verdict for site in _plan(origin).sites}
+    rows = [
+        (str(place), name, why, verdicts.get(name, ""))
+        for place, (name, _, why) in enumerate(ranking, 1)
+    ]
+    header = ("place", "site", "what it costs", "in the tuned recipe")
+    yield Table("Ranking", header, rows, numeric=frozenset({0}))
 
 
 def _bars(
