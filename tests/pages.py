@@ -68,6 +68,7 @@ class Session:
             (self.folder / name).symlink_to(ROOT / name)
         os.chdir(self.folder)
         sys.path.insert(0, str(self.folder))
+        torch.set_num_threads(1)
 
     def close(self) -> None:
         """Everything as it was before: folder, paths, modules, registrations."""
