@@ -44,15 +44,19 @@ def advice(
             hint="leave them float; modules that are not transposed have a fast kernel on onednn, "
             "which takes symmetric weights",
         )
-    weights = sum(_weight_count(inventory.matches[name]) for name in static)
-    if 0 < weights < _TINY_MODEL:
-        yield Finding(
-            "QR208",
-            f"all that is quantized has {weights} weights; so small a model can be slower in int8",
-            hint="measure: qrecipe quantize prints the latency of both",
-        )
+    if any(_weight_count(inventory.matches[name]) for name in static):
+        quantized = [name for name, outcome in outcome_of.items() if outcome.mode is not None]
+        weights = sum(_weight_count(inventory.matches[name]) for name in quantized)
+        if weights < _TINY_MODEL:
+            yield Finding(
+                "QR208",
+                f"all that is quantized has {weights} weights; "
+                "so small a model can be slower in int8",
+                hint="measure: qrecipe quantize prints the latency of both",
+            )
 
 
 def _weight_count(match: Match) -> int:
-    weight = getattr(match.module, "weight", None)
-    return 0 if weight is None or weight.dim() < 2 else weight.numel()
+    """Of matrices and kernels, all of a recurrent layer's among them; biases are none."""
+    parameters = () if match.module is None else match.module.parameters()
+    return sum(parameter.numel() for parameter in parameters if parameter.dim() > 1)

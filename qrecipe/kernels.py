@@ -44,7 +44,7 @@ def refusal(match: Match, backend: Backend) -> str | None:
         altered = alteration(module)
         if altered is not None:
             return altered
-    if match.operation.kind == "passthrough" and not _value(match.nodes[-1]).is_tensor:
+    if match.operation.kind == "passthrough" and _gives_several(match):
         return "it gives several results, which torch would observe as one"
     subject: Any = match.nodes[0] if match.module is None else match.module
     for check in _FUNCTION_CHECKS if match.module is None else _MODULE_CHECKS:
@@ -52,6 +52,11 @@ def refusal(match: Match, backend: Backend) -> str | None:
         if reason is not None:
             return reason
     return None
+
+
+def _gives_several(match: Match) -> bool:
+    """Known from the trace alone: without one there are no nodes, and nothing is observed."""
+    return bool(match.nodes) and not _value(match.nodes[-1]).is_tensor
 
 
 def weight_refusal(

@@ -1,6 +1,7 @@
 """A page of the documentation as a session: its files are written, its code and commands run.
 
-Blocks run in their order, in a folder with copies of ``examples/`` and ``recipes/``:
+Blocks run in their order, in a folder with copies of ``examples/`` and ``recipes/``, and with links
+to ``tests/`` and ``tools/``:
 
 - ``python``, ``toml`` or ``yaml`` with ``title="NAME"`` is a file; ``toml`` without is a recipe
   that must be without errors;
@@ -31,6 +32,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import tomli
 import torch
 import yaml
 from corpus import torchvision
@@ -64,8 +66,11 @@ class Session:
         for name in ("examples", "recipes"):
             ignored = shutil.ignore_patterns("__pycache__")
             shutil.copytree(ROOT / name, self.folder / name, ignore=ignored)
+        for name in ("tests", "tools"):  # what a page runs of these only reads
+            (self.folder / name).symlink_to(ROOT / name)
         os.chdir(self.folder)
         sys.path.insert(0, str(self.folder))
+        torch.set_num_threads(1)
 
     def close(self) -> None:
         """Everything as it was before: folder, paths, modules, registrations."""
@@ -83,6 +88,8 @@ class Session:
         self._forget_modules()  # a module that was imported from the former text
         if path.suffix in (".yaml", ".yml"):
             yaml.safe_load(text)
+        if path.suffix == ".toml":
+            tomli.loads(text)
 
     def run_python(self, source: str, line: int, page: str) -> None:
         if _IMPORTS_TORCHVISION.search(source):

@@ -86,6 +86,18 @@ def test_symmetric_weights_take_the_slow_depthwise_convolution_to_onednn():
     assert "fast" in site.reason
 
 
+def test_the_weights_of_dynamic_layers_count_too_for_how_small_a_model_is():
+    def forward(self, x):
+        return self.lstm(self.conv(x).transpose(1, 2))[0]
+
+    conv, x = nn.Conv1d(4, 8, 3), torch.rand(2, 4, 10)
+    large = net_of(forward, conv=conv, lstm=nn.LSTM(8, 64, batch_first=True))
+    assert codes(qrecipe.plan(large, "builtin:cnn-lstm", x)) == []
+    small = net_of(forward, conv=conv, lstm=nn.LSTM(8, 2, batch_first=True))
+    (warning,) = qrecipe.plan(small, "builtin:cnn-lstm", x).warnings
+    assert (warning.code, "has 176 weights" in warning.message) == ("QR208", True)
+
+
 def test_a_tiny_model_is_told_to_measure_and_lint_can_silence_it():
     model, x = nn.Sequential(nn.Linear(6, 6)).eval(), torch.randn(4, 6)
     assert codes(qrecipe.plan(model, STATIC, x)) == ["QR208"]

@@ -115,6 +115,20 @@ def test_a_wrong_block_fails_and_says_why(tmp_path, part, message):
         run_page(tmp_path, part)
 
 
+def test_tests_and_tools_are_there_to_be_run_and_torch_keeps_to_one_thread(tmp_path):
+    run_page(
+        tmp_path,
+        ("console", "$ python tools/fuzz.py --help\n...usage: fuzz.py...\n..."),
+        ("python", "import torch\nprint(torch.get_num_threads())"),
+        ("text", "1"),
+    )
+
+
+def test_a_file_that_is_no_toml_fails(tmp_path):
+    with pytest.raises(Exception, match="Expected '='"):
+        run_page(tmp_path, ('toml title="own.toml"', "format 1"))
+
+
 def test_a_recipe_with_a_mistake_fails(tmp_path):
     with pytest.raises(Exception, match="QR101"):
         run_page(tmp_path, ("toml", "format = 1\nobserver = 3"))

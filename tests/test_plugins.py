@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -144,20 +143,6 @@ def test_a_recipe_whose_plugin_was_uninstalled_since_is_told_so_at_its_line(site
     with pytest.raises(UnknownNameError) as caught:
         qrecipe.plan(model(), recipe, torch.rand(2, 4))
     assert caught.value.findings[0].location.line == 4
-
-
-def test_the_example_in_the_docs_works_as_shown():
-    text = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text(encoding="utf-8")
-    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
-    tensor = re.search(r"```toml\n(\[tensor.*?)```", text, re.DOTALL)[1]
-    before = registered.snapshot()
-    try:
-        exec(compile(code, "plugins.md", "exec"), {"__name__": "documented"})
-        recipe = qrecipe.parse_recipe(RECIPE.format(observer='"minmax"').split("[")[0] + tensor)
-        plan = qrecipe.plan(model(), recipe, torch.rand(2, 4))
-        assert plan.sites[0].qconfig.activation.observer.arguments == {"margin": 0.2}
-    finally:
-        registered.restore(before)
 
 
 def test_importing_a_plugin_leaves_the_random_numbers_alone(site):

@@ -121,9 +121,9 @@ def texts():
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 yield node.value
-    for file in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+    for file in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
         text = file.read_text(encoding="utf-8")
-        yield from re.findall(r"^```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        yield from re.findall(r"^```toml.*?\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 def documents():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from pathlib import Path
 
 import pytest
 import tomli
@@ -233,11 +232,3 @@ def test_the_command_gives_the_recipe_as_json(folder):
 
 def test_the_command_without_inputs_is_wrong_usage(folder):
     assert run("suggest", "--model", "model.py:bare").exit_code == 2
-
-
-def test_the_page_shows_what_is_suggested_for_the_digits():
-    root = Path(__file__).parent.parent
-    printed = run("suggest", "--model", str(root / "examples" / "digits" / "digits.py:factory"))
-    assert printed.exit_code == 0
-    page = (root / "docs" / "suggest.md").read_text(encoding="utf-8")
-    assert f"```toml\n{printed.stdout}```" in page
