@@ -19,7 +19,7 @@ from qrecipe.assembly import PreparedState, prepared_state
 from qrecipe.averages import average_findings, watched
 from qrecipe.branches import branch_findings
 from qrecipe.copying import structural_copy
-from qrecipe.errors import CalibrationError, Finding, PlanError, first_line
+from qrecipe.errors import CalibrationError, Finding, PlanError, counted, first_line
 from qrecipe.fx.numerics import Sample
 from qrecipe.fx.training import only_observing
 from qrecipe.inputs import Inputs, cloned, tensors_in
@@ -335,7 +335,7 @@ def _check_count(done: int, table: CalibrationTable, lint: LintTable, observed: 
         raise CalibrationError(
             Finding(
                 "QR401",
-                f"{done} batches for calibration, and the recipe wants at least "
+                f"{counted(done, 'batch')} for calibration, and the recipe wants at least "
                 f"{table.min_batches}",
                 hint="pass more batches, or lower min_batches in [calibration]",
             )
@@ -344,7 +344,7 @@ def _check_count(done: int, table: CalibrationTable, lint: LintTable, observed: 
         warn(
             Finding(
                 "QR201",
-                f"calibrated on {done} batches only",
+                f"calibrated on {counted(done, 'batch')} only",
                 hint="about 100 representative mini-batches are enough",
             ),
             lint,

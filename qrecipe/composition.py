@@ -160,12 +160,15 @@ class _Reader:
             )
             return None
         if identity(source) in self._open:
-            self._report("QR121", "recipes extend each other in a circle", at, source, chain)
+            message = "recipes extend each other in a circle"
+            hint = "move what both need into a third one, and extend that"
+            self._report("QR121", message, hint, at, source, chain)
             return None
         if identity(source) in self._layers:
             base = self._layers[identity(source)]
         elif len(self._layers) >= MAX_LAYERS:
-            self._report("QR005", f"more than {MAX_LAYERS} recipes", at, source, chain)
+            message, hint = f"more than {MAX_LAYERS} recipes", "merge some of them"
+            self._report("QR005", message, hint, at, source, chain)
             return None
         else:
             base = self._read_base(source, at, chain)
@@ -200,10 +203,16 @@ class _Reader:
             self.findings.append(finding)
 
     def _report(
-        self, code: str, message: str, at: Location, source: Source, chain: tuple[str, ...]
+        self,
+        code: str,
+        message: str,
+        hint: str,
+        at: Location,
+        source: Source,
+        chain: tuple[str, ...],
     ) -> None:
         note = chain_text((*chain, source.title))
-        self.findings.append(Finding(code, message, at, notes=(note,)))
+        self.findings.append(Finding(code, message, at, hint, notes=(note,)))
 
 
 def identity(source: Source) -> str:

@@ -20,7 +20,7 @@ from typing import Annotated, Any, BinaryIO, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from qrecipe.amounts import json_count
-from qrecipe.errors import ArtifactError, Finding, one_line, shown
+from qrecipe.errors import ArtifactError, Finding, did_you_mean, one_line, shown
 
 MAX_HEADER = 2**23
 """The largest header that is read: 8 MiB."""
@@ -172,7 +172,14 @@ class _opened:  # noqa: N801 - reads as what it does in a with statement
 
     def _unreadable(self, error: BaseException) -> ArtifactError:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return problem("QR502", str(self._path), f"cannot be read: {why.lower()}")
+        hint = _near_file(self._path) if isinstance(error, FileNotFoundError) else None
+        return problem("QR502", str(self._path), f"cannot be read: {why.lower()}", hint)
+
+
+def _near_file(path: Path) -> str | None:
+    """The stored model beside a missing one that may be meant."""
+    beside = [file.name for file in path.parent.glob("*") if file.suffix == path.suffix]
+    return did_you_mean(path.name, beside)
 
 
 def _header(stream: BinaryIO, file: str) -> Header:

@@ -293,8 +293,8 @@ CODES: dict[str, Code] = {
     "QR307": Code("example inputs do not fit the model", PlanError),
     "QR308": Code("the phase does not fit the call", PlanError),
     "QR309": Code("backend not available", UnsupportedError),
-    "QR311": Code("an observer or fake-quant cannot be made", UnsupportedError),
     "QR310": Code("no such site, member or module", PlanError),
+    "QR311": Code("an observer or fake-quant cannot be made", UnsupportedError),
     "QR312": Code("a module that training cannot share", UnsupportedError),
     "QR313": Code("the schedule of training does not fit", PlanError),
     # lock files
@@ -402,6 +402,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     if not candidates:
         return None
     return f"did you mean {quoted_whole(candidates[0])}?"
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 batch``, ``3 batches``."""
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count} {noun}es" if noun.endswith("ch") else f"{count} {noun}s"
 
 
 def quoted_whole(name: str) -> str:

@@ -278,7 +278,10 @@ class _Builder:
         return closures
 
     def _unbalanced(self) -> SchemaError:
-        return _problem(f"{shown(self._text)} has an unbalanced bracket or brace")
+        return _problem(
+            f"{shown(self._text)} has an unbalanced bracket or brace",
+            'they go in pairs: "layer[12]", "{conv,fc}"',
+        )
 
 
 def _in_class(characters: frozenset[str], ranges: list[tuple[str, str]], character: str) -> bool:

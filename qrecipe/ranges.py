@@ -82,7 +82,8 @@ def _range_finding(node: fx.Node, module: nn.Module) -> Finding | None:
         return Finding(
             "QR404",
             f"the observer of {name} saw no finite value in calibration",
-            hint="calibrate with data that reaches this site and stays finite there",
+            hint="calibrate with data that reaches this site and stays finite there; does the "
+            "float model give NaN itself?",
         )
     if type(observer).__module__.startswith("torch."):
         return None  # torch's own give sound qparams for finite ranges, histograms at some cost

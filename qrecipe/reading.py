@@ -90,13 +90,15 @@ def _size(text: str, file: str) -> int:
     size = item_count(structure)
     if size > MAX_ITEMS:
         message = f"the recipe has more than {MAX_ITEMS:,} keys and values"
-        raise RecipeSyntaxError(Finding("QR002", message, Location(file, 1, 1, 1)))
+        hint = 'one glob stands for many names: "layer*.conv1"'
+        raise RecipeSyntaxError(Finding("QR002", message, Location(file, 1, 1, 1), hint))
     return size
 
 
 def _too_deep(file: str) -> RecipeSyntaxError:
     message = f"the recipe is nested more than {MAX_DEPTH} levels deep"
-    return RecipeSyntaxError(Finding("QR005", message, Location(file, 1, 1, 1)))
+    hint = "is a bracket never closed, or a dotted key without an end?"
+    return RecipeSyntaxError(Finding("QR005", message, Location(file, 1, 1, 1), hint))
 
 
 def _unreadable(file: str, why: str) -> RecipeReferenceError:

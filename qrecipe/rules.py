@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from qrecipe.errors import Finding, nearest
+from qrecipe.errors import Finding, counted, nearest
 from qrecipe.names import NamePattern, compile_pattern, literal, selects
 from qrecipe.operations import Member, ModelStructure, Operation, enclosing
 from qrecipe.recipe import Rule
@@ -231,7 +231,7 @@ def _coverage_findings(
         elif rule.expect is not None:
             yield Finding(
                 "QR302",
-                f"{describe(rule)} covers {count} sites, not {rule.expect}: "
+                f"{describe(rule)} covers {counted(count, 'site')}, not {rule.expect}: "
                 f"{listed(covered[rule])}",
                 rule.location,
                 hint=f"write expect = {count} if that is right",

@@ -123,6 +123,7 @@ def in_training(model: nn.Module, path: str, inputs: Inputs, table: FxTable) -> 
                 for node in graph.nodes
                 if node.name in scopes and node.op.startswith("call")
             ]
+            + [(path, "output", *_told(graph.output_node()))]
         )
         dropouts = frozenset(node.name for node in graph.nodes if _drops(node))
     for one, other in zip_longest(*calls, fillvalue=(path,)):

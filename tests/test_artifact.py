@@ -519,6 +519,22 @@ def test_a_disk_that_is_full_is_our_error_and_leaves_no_trace(tmp_path, monkeypa
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("model.safetensor", None),
+        ("mpl.safetensors", 'did you mean "mlp.safetensors"?'),
+        ("missing/mlp.safetensors", None),
+        ("mlp.**", None),
+    ],
+)
+def test_of_a_missing_file_the_nearest_one_beside_it_is_named(name, hint, tmp_path):
+    stored(tmp_path, "mlp")
+    with pytest.raises(ArtifactError, match=r"QR502.*no such file") as caught:
+        qrecipe.load_quantized(tmp_path / name, NETS["mlp"].model())
+    assert caught.value.findings[0].hint == hint
+
+
 @pytest.mark.parametrize("name", ["missing/model.safetensors", "folder", "a\0b"])
 def test_a_place_that_cannot_be_written_is_our_error(name, tmp_path):
     (tmp_path / "folder").mkdir()

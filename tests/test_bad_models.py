@@ -313,7 +313,9 @@ def test_a_failure_inside_torchs_conversion_is_our_error(monkeypatch):
     monkeypatch.setattr("qrecipe.fx.execution.convert", explode)
     with pytest.raises(ExecutionError) as caught:
         qrecipe.quantize(Mlp().eval(), STATIC, rows(), progress=silent)
-    assert "deep inside" in only(caught, "QR405").message
+    finding = only(caught, "QR405")
+    assert "deep inside" in finding.message
+    assert "float" in finding.hint
 
 
 def test_a_quantized_model_leaves_the_random_state_of_the_caller_alone():

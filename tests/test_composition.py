@@ -170,6 +170,7 @@ def test_a_circle_is_reported_with_its_chain(tmp_path, monkeypatch):
     (finding,) = findings_of(tmp_path, "one", monkeypatch, RecipeReferenceError)
     assert finding.code == "QR121"
     assert str(finding.location) == "three.toml:1:11"
+    assert finding.hint == "move what both need into a third one, and extend that"
     assert finding.notes == ("one.toml extends two.toml extends three.toml extends one.toml",)
 
 

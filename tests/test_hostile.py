@@ -119,7 +119,9 @@ HEAD = "format = 1\nbackend = 'x86'\n[rules]\nglobal = 'float'\n"
 
 def test_a_recipe_may_hold_as_much_as_is_promised_and_no_more():
     assert len(qrecipe.parse_recipe(HEAD + rules(MAX_ITEMS - 10)).rules) == MAX_ITEMS - 9
-    with pytest.raises(QRecipeError, match="QR002 the recipe has more than 10,000 keys"):
+    with pytest.raises(
+        QRecipeError, match=r"(?s)QR002 the recipe has more than 10,000 keys.*one glob"
+    ):
         qrecipe.parse_recipe(HEAD + rules(MAX_ITEMS))
 
 

@@ -120,7 +120,7 @@ MISTAKES = [
     ('[rules.module_name]\na = { reason = "none" }', "QR103", "a", "does not say what to do"),
     ("[rules.module_name]\na = 3", "QR102", "3", "the name of a qconfig, or a table"),
     ('[rules.module_name]\na = { qconfig = "int8", expect = -1 }', "QR102", "-1", "at least 0"),
-    ('[rules.module_name]\n"a[" = "float"', "QR110", '"a["', "unbalanced"),
+    ('[rules.module_name]\n"a[" = "float"', "QR110", '"a["', '"layer[12]"'),
     ('[rules.module_name]\n"**" = "float"', "QR110", '"**"', "rules.global"),
     ('[rules.module_type]\n"torch.nn.Linaer" = "float"', "QR108", '"torch.nn.Linaer"', "Linear"),
     ('[rules.module_type]\nLinear = "float"', "QR108", "Linear", '"torch.nn.Linear"'),

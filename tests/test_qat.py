@@ -298,6 +298,15 @@ class Auxiliary(nn.Module):
         return self.inner(self.body(x))
 
 
+def test_outputs_that_only_training_gives_are_warned_about():
+    model = net_of(
+        lambda self, x: (self.fc(x), x) if self.training else self.fc(x), fc=nn.Linear(6, 6)
+    )
+    plan = qrecipe.plan(model, qat_recipe(), torch.randn(4, 6))
+    (warning,) = [w for w in plan.warnings if w.code == "QR205"]
+    assert warning.message.startswith("the model's own forward does something else in training")
+
+
 def test_a_forward_that_branches_on_training_is_warned_about_with_its_name():
     model, batch = Auxiliary().eval(), torch.randn(4, 6)
     plan = qrecipe.plan(model, qat_recipe(), batch)

@@ -87,6 +87,11 @@ def test_an_expectation_that_is_not_met_says_how_many_sites_are_covered(expect):
     assert "expect = 2" in finding.hint
 
 
+def test_a_single_site_is_counted_as_one():
+    message = only_finding(name("layer1.0.conv1", expect=2)).message
+    assert message.startswith('module_name "layer1.0.conv1" covers 1 site, not 2: ')
+
+
 def test_an_expectation_holds_for_types_and_functions_too():
     assert findings(kind("torch.nn.Linear", expect=2), function("torch.add", expect=2)) == ()
     assert only_finding(kind("torch.nn.Linear", expect=3)).code == "QR302"

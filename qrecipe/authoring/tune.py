@@ -23,7 +23,14 @@ from qrecipe.authoring.tune_result import Stop, TuningResult, found
 from qrecipe.authoring.tune_search import Measured, Search, SiteCost, Trial
 from qrecipe.calibration import Forward, inputs_of_batch, limited, peek
 from qrecipe.copying import runnable_copy
-from qrecipe.errors import ExecutionError, Finding, QRecipeError, QRecipeWarning, first_line
+from qrecipe.errors import (
+    ExecutionError,
+    Finding,
+    QRecipeError,
+    QRecipeWarning,
+    counted,
+    first_line,
+)
 from qrecipe.linting import warn
 from qrecipe.measure.analysis import Evaluate, sensitivity
 from qrecipe.measure.batches import rereadable
@@ -331,14 +338,15 @@ def _check_bounds(max_drop: float, max_trials: int | None, max_seconds: float | 
 def _warn(result: TuningResult, base: Recipe) -> None:
     if result.stopped == "interrupt":
         met = "met" if result.reached else "not met by then"
-        text = f"interrupted after {len(result.trials)} trials, the budget {met}"
+        text = f"interrupted after {counted(len(result.trials), 'trial')}, the budget {met}"
         warn(Finding("QR218", text, hint="the recipe is the best of those"), base.lint)
     elif not result.reached:
         distance = "" if result.distance is None else f" by {result.distance:.4g}"
         warn(
             Finding(
                 "QR219",
-                f"the best recipe of {len(result.trials)} trials misses the budget{distance}",
+                f"the best recipe of {counted(len(result.trials), 'trial')} misses the "
+                f"budget{distance}",
                 hint='training can win back what calibration cannot: phase = "qat"',
             ),
             base.lint,

@@ -64,7 +64,11 @@ class EagerPart:
                     quantize_dynamic(converted, rules, inplace=True)  # type: ignore[no-untyped-call]
             except Exception as error:
                 raise ExecutionError(
-                    Finding("QR405", f"torch could not convert the model: {first_line(error)}")
+                    Finding(
+                        "QR405",
+                        f"torch could not convert the model: {first_line(error)}",
+                        hint="leave the module that it names float, and report the model",
+                    )
                 ) from error
         self._replace_aliases(converted, rules)
         _forget_qconfigs(converted)

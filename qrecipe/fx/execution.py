@@ -150,7 +150,11 @@ def _nothing_kept() -> Iterator[None]:
 
 def _conversion_failed(error: Exception) -> ExecutionError:
     return ExecutionError(
-        Finding("QR405", f"torch could not convert the prepared model: {first_line(error)}")
+        Finding(
+            "QR405",
+            f"torch could not convert the prepared model: {first_line(error)}",
+            hint="leave the operation that it names float, and report the model",
+        )
     )
 
 

@@ -16,7 +16,7 @@ from qrecipe._torch_ao import quiet
 from qrecipe._torch_fx import attach_preserved_attrs_to_model
 from qrecipe.calibration import Forward, inputs_of_batch, limited, peek
 from qrecipe.copying import runnable_copy, structural_copy
-from qrecipe.errors import Finding, shown
+from qrecipe.errors import Finding, counted, shown
 from qrecipe.fx import execution
 from qrecipe.linting import warn
 from qrecipe.measure.batches import Call, calls_of, rereadable
@@ -258,7 +258,8 @@ def _ranking(
         if not found.effects:
             raise KeyboardInterrupt
         count = len(plan.sites) - len(reasons)
-        done = f"{len(found.effects)} of {count} sites, {found.batches} whole batches"
+        batches = counted(found.batches, "whole batch")
+        done = f"{len(found.effects)} of {counted(count, 'site')}, {batches}"
         finding = Finding(
             "QR212", f"interrupted after {done}", hint="the ranking is of what was done by then"
         )

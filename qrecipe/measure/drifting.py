@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from qrecipe.calibration import Forward, check_finite, limited
+from qrecipe.composition import compose
 from qrecipe.contents import StoredPlan
 from qrecipe.copying import with_parts
 from qrecipe.errors import ExecutionError, Finding
@@ -26,8 +27,8 @@ from qrecipe.measure.observing import Observing
 from qrecipe.measure.stored import sharing, stored_ranges
 from qrecipe.measure.tally import Tally
 from qrecipe.progress import Progress, terminal_progress
-from qrecipe.recipe import parse_recipe
-from qrecipe.schema import LintTable
+from qrecipe.references import Source
+from qrecipe.schema import LintTable, RecipeTable
 
 _MOST_BATCHES = 2**31
 
@@ -104,7 +105,9 @@ def _warn_about(observing: Observing, converted: nn.Module) -> None:
 
 
 def _lint(converted: nn.Module) -> LintTable:
-    return parse_recipe(provenance(converted).recipe).lint
+    """What the stored recipe ignores; the plugins that it names may be missing here."""
+    stored = compose(Source("<recipe>"), provenance(converted).recipe)
+    return RecipeTable.model_validate(stored.values).lint
 
 
 class _Shadowed(nn.Module):

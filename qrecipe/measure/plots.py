@@ -7,7 +7,8 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from qrecipe.errors import Finding, QRecipeError, first_line, shown
+from qrecipe.errors import Finding, QRecipeError, shown
+from qrecipe.writing import why_not
 
 if TYPE_CHECKING:
     from qrecipe.measure.comparison import Comparison
@@ -85,7 +86,7 @@ def save(figure: Any, path: str | os.PathLike[str]) -> None:
         raise QRecipeError(
             Finding(
                 "QR421",
-                f"cannot write the plot {shown(name)}: {first_line(error)}",
+                f"cannot write the plot {shown(name)}: {why_not(error)}",
                 hint="name a file in an existing folder that ends in .png, .svg or .pdf",
             )
         ) from None
