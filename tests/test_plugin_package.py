@@ -5,11 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import os
-import shutil
-import site
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
@@ -43,7 +40,7 @@ def _imported():
     finally:
         sys.path.remove(str(EXAMPLE))
         registered.restore(before)
-        for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:
+        for name in [name for name in sys.modules if name.partition(".")[0] in (PACKAGE, "try_it")]:
             del sys.modules[name]
 
 
@@ -281,9 +278,9 @@ def test_trained_with_the_recipe_the_converted_model_is_the_one_that_was_trained
 
 
 def test_installed_it_serves_the_command_line(tmp_path):
-    python = virtual_environment(tmp_path / "venv")
-    install = ("install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation")
-    run(sys.executable, "-m", "pip", "--python", str(python), *install, str(source(tmp_path)))
+    from try_it import environment_with_plugin
+
+    python = environment_with_plugin(tmp_path)
     qrecipe_there = (str(python), "-m", "qrecipe")
 
     listed = json.loads(run(*qrecipe_there, "list", "--json", cwd=tmp_path))
@@ -314,26 +311,6 @@ def test_installed_it_serves_the_command_line(tmp_path):
 
     (tmp_path / "own.toml").write_text('extends = "qrecipe-example-plugin:x86-percentile"\n')
     assert run(*qrecipe_there, "check", "own.toml", cwd=tmp_path).endswith("no errors\n")
-
-
-def source(folder: Path) -> Path:
-    """A copy of the example to build from: building leaves files beside its source."""
-    return Path(shutil.copytree(EXAMPLE, folder / "source"))
-
-
-def virtual_environment(folder: Path) -> Path:
-    """An environment that also sees what this one has, which takes no download."""
-    run(sys.executable, "-m", "venv", "--without-pip", str(folder))
-    python = folder / "bin" / "python"
-    own = run(str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
-    folders = {
-        sysconfig.get_path("purelib"),
-        sysconfig.get_path("platlib"),
-        *site.getsitepackages(),
-    }
-    lines = [f"import site; site.addsitedir({folder!r})\n" for folder in sorted(folders)]
-    (Path(own) / "outer.pth").write_text("".join(lines))
-    return python
 
 
 def run(*command: str, cwd: Path | None = None) -> str:
