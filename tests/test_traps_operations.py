@@ -287,3 +287,26 @@ def test_a_depthwise_convolution_of_many_groups_crawls_in_torch_and_here_runs_on
     affine = recipe('[tensor.weight]\nqscheme = "per_channel_affine"')
     codes = {finding.code for finding in qrecipe.plan(model, affine, x).warnings}
     assert "QR207" in codes
+
+
+def test_an_int8_convolution_gives_channels_last_and_a_float_one_does_not():
+    torch.manual_seed(0)
+    model = net_of(
+        lambda self, x: self.second(self.first(x)),
+        first=nn.Conv2d(3, 8, 3),
+        second=nn.Conv2d(8, 8, 3),
+    )
+    batches = [torch.randn(2, 3, 8, 8) for _ in range(10)]
+    float_first = recipe('[rules.module_name]\n"first" = "float"')
+    converted = qrecipe.quantize(model.eval(), float_first, batches, progress=silent)
+    seen = {}
+    for name in ("first", "second"):
+        converted.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, name=name: seen.update({name: output})
+        )
+    converted(batches[0])
+    layouts = {
+        name: output.is_contiguous(memory_format=torch.channels_last)
+        for name, output in seen.items()
+    }
+    assert layouts == {"first": False, "second": True}

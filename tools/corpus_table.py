@@ -42,7 +42,8 @@ batches. **SQNR** is that of the output on a batch that was not calibrated with.
 noise of {bits} bits adds up over the depth of a net that never learnt to tell anything apart, and
 nothing about the accuracy of a trained one. **q/dq** counts the quantize and dequantize nodes of
 the converted graph: a net that runs in int8 throughout has one quantize for each input and one
-dequantize for each output. **Seconds** are plan to audit, calibration included, on one thread.
+dequantize for each output. **Seconds** are CPU time from plan to audit, calibration included, on
+one thread.
 """
 
 
@@ -60,14 +61,14 @@ class Row:
 def measure(name: str, architecture: Architecture, recipe: str) -> Row:
     model, batches = architecture.model(), architecture.batches(BATCHES + 1)
     held_out = batches.pop()
-    started = time.perf_counter()
+    started = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         compiled = qrecipe.compile(model, f"builtin:{recipe}", batches[0])
         prepared = compiled.prepare()
         qrecipe.calibrate(prepared, batches, progress=lambda done, total: None)
         converted = compiled.convert(prepared)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     floats = [site for site in compiled.plan.sites if site.verdict == "float"]
     quantize, dequantize = boundaries(converted)
     return Row(
