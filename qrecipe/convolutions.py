@@ -54,6 +54,8 @@ def detour(
 
     ``levels`` is how many integers the input spans, its quant_max - quant_min.
     """
+    if backend == "onednn" and _pads_the_output(match):
+        return "onednn has no transposed convolution with output_padding"
     if _is_uneven_transpose(match) and backend in ("x86", "onednn"):
         reason = f"{backend}'s transposed convolution is wrong where in and out channels differ"
         if match.module is None:
@@ -104,6 +106,16 @@ def _is_depthwise_transpose(match: Match) -> bool:
         isinstance(module, nn.modules.conv._ConvTransposeNd)
         and module.in_channels == module.groups > 1
     )
+
+
+def _pads_the_output(match: Match) -> bool:
+    module = match.module
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        return any(module.output_padding)
+    node = match.nodes[0]
+    transposed, _ = _FUNCTIONS.get(node.target, (False, 0))
+    padding = node.args[5] if transposed and len(node.args) > 5 else 0
+    return any(padding) if isinstance(padding, (tuple, list)) else bool(padding)
 
 
 def _is_uneven_transpose(match: Match) -> bool:

@@ -144,3 +144,30 @@ def test_channels_of_a_transposed_convolution_are_counted_over_all_groups(output
     site = qrecipe.plan(net, "builtin:x86-static", torch.randn(2, 8, 6, 6)).sites[-1]
     assert site.op == "conv_transpose2d"
     assert ("in and out channels differ" in (site.reason or "")) is differ
+
+
+class Function(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 4, 3, 3))
+
+    def forward(self, x):
+        return F.conv_transpose2d(x, self.weight, stride=2, output_padding=1)
+
+
+@pytest.mark.parametrize(
+    "padded", [nn.ConvTranspose2d(4, 4, 3, stride=2, output_padding=1), Function()]
+)
+def test_a_transposed_convolution_that_pads_its_output_stays_float_on_onednn(padded):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), padded).eval()
+    batches = extremes(2, 4, 8, 8)
+    text = 'format = 1\nextends = "builtin:x86-static"\nbackend = "{}"'
+    recipes = [qrecipe.parse_recipe(text.format(backend)) for backend in ("onednn", "x86")]
+    plans = [qrecipe.plan(model, recipe, batches[0]) for recipe in recipes]
+    onednn, x86 = (plan.sites[1] for plan in plans)
+    assert (onednn.verdict, x86.verdict) == ("float", "quantized")
+    assert "output_padding" in onednn.reason
+    for recipe in recipes:
+        converted = qrecipe.quantize(model, recipe, batches, progress=silent)
+        assert sqnr_db(model(batches[0]), converted(batches[0])) > 25
