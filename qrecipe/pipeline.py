@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -49,7 +49,7 @@ from qrecipe.operations import joined
 from qrecipe.planning import Plan, make_plan
 from qrecipe.plugins import load_plugins
 from qrecipe.progress import Progress
-from qrecipe.ranges import never_saw_a_batch, range_findings, trained_findings
+from qrecipe.ranges import check_calibrated, check_trained
 from qrecipe.recipe import Recipe, load_recipe
 from qrecipe.rules import resolve
 
@@ -128,7 +128,7 @@ class CompiledRecipe:
         """
         samples = self._samples(prepared)
         if self.recipe.phase == "qat":
-            _check_trained([prepared.get_submodule(part.path) for part in self._parts])
+            check_trained(self._traced(prepared))
         if self.plan.needs_vnni and not has_vnni():
             warn(
                 Finding(
@@ -194,8 +194,12 @@ class CompiledRecipe:
             site.mode == "static" for site in self.plan.sites
         )
         if not state.samples and needs_batches:
-            _check_ranges([prepared.get_submodule(part.path) for part in self._parts])
+            check_calibrated(self._traced(prepared))  # a state_dict may have brought ranges
         return state.samples
+
+    def _traced(self, prepared: nn.Module) -> list[fx.GraphModule]:
+        parts = [prepared.get_submodule(part.path) for part in self._parts]
+        return [part for part in parts if isinstance(part, fx.GraphModule)]
 
 
 def plan(model: nn.Module, recipe: Recipe | str | os.PathLike[str], example_inputs: Any) -> Plan:
@@ -421,39 +425,6 @@ def _attribute_findings(model: nn.Module, recipe: Recipe) -> Iterator[Finding]:
                 hint=did_you_mean(name, known),
                 key="fx.preserved_attributes",
             )
-
-
-def _check_ranges(parts: Sequence[nn.Module]) -> None:
-    """Ranges without the batches that they come from: a ``state_dict`` that was loaded, or none."""
-    traced = [part for part in parts if isinstance(part, fx.GraphModule)]
-    if any(never_saw_a_batch(part) for part in traced):
-        raise CalibrationError(
-            Finding(
-                "QR401",
-                "the prepared model was never calibrated",
-                hint="run qrecipe.calibrate(prepared, batches) first",
-            )
-        )
-    findings = [finding for part in traced for finding in range_findings(part)]
-    if findings:
-        raise CalibrationError(findings)
-
-
-def _check_trained(parts: Sequence[nn.Module]) -> None:
-    traced = [part for part in parts if isinstance(part, fx.GraphModule)]
-    if any(never_saw_a_batch(part) for part in traced):
-        raise CalibrationError(
-            Finding(
-                "QR401",
-                "the prepared model never saw a batch",
-                hint="train it, or run qrecipe.calibrate(prepared, batches)",
-            )
-        )
-    findings = [
-        finding for part in traced for finding in (*range_findings(part), *trained_findings(part))
-    ]
-    if findings:
-        raise CalibrationError(findings)
 
 
 def _no_batches() -> CalibrationError:

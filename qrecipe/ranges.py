@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,7 +13,7 @@ from qrecipe._torch_ao import (
     _LearnableFakeQuantize,
     is_observer,
 )
-from qrecipe.errors import Finding, first_line
+from qrecipe.errors import CalibrationError, Finding, first_line
 from qrecipe.fx.emission import observed_name
 
 _LEAST_SCALE = torch.finfo(torch.float32).eps
@@ -35,7 +35,39 @@ def observes(prepared: nn.Module) -> bool:
     )
 
 
-def never_saw_a_batch(part: fx.GraphModule) -> bool:
+def check_calibrated(parts: Sequence[fx.GraphModule]) -> None:
+    """Raises ``CalibrationError``: no batch was seen (QR401), a range is unusable (QR404)."""
+    _check_seen(
+        parts,
+        "the prepared model was never calibrated",
+        "run qrecipe.calibrate(prepared, batches) first",
+    )
+    _raise(finding for part in parts for finding in range_findings(part))
+
+
+def check_trained(parts: Sequence[fx.GraphModule]) -> None:
+    """As `check_calibrated`, for fake-quants, those of weights too."""
+    _check_seen(
+        parts,
+        "the prepared model never saw a batch",
+        "train it, or run qrecipe.calibrate(prepared, batches)",
+    )
+    _raise(
+        finding for part in parts for finding in (*range_findings(part), *_trained_findings(part))
+    )
+
+
+def _check_seen(parts: Sequence[fx.GraphModule], message: str, hint: str) -> None:
+    if any(_never_saw_a_batch(part) for part in parts):
+        raise CalibrationError(Finding("QR401", message, hint=hint))
+
+
+def _raise(findings: Iterable[Finding]) -> None:
+    if found := list(findings):
+        raise CalibrationError(found)
+
+
+def _never_saw_a_batch(part: fx.GraphModule) -> bool:
     """Whether there are ranges to observe, and none of them was."""
     observers = [
         observer
@@ -50,7 +82,7 @@ def never_saw_a_batch(part: fx.GraphModule) -> bool:
     return bool(extremes) and not any(_is_finite(extreme) for extreme in extremes)
 
 
-def trained_findings(part: fx.GraphModule) -> Iterator[Finding]:
+def _trained_findings(part: fx.GraphModule) -> Iterator[Finding]:
     """Fake-quants, of weights too, that training left without sound qparams (QR404)."""
     observing = {str(node.target): node for node in reversed(part.graph.nodes)}
     for path, module in part.named_modules():
