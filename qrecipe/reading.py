@@ -18,7 +18,7 @@ from qrecipe.syntax import long_number_finding, syntax_finding
 MAX_BYTES = 2**20
 """The largest recipe that is read: 1 MiB."""
 
-MAX_ITEMS = 10_000
+MAX_ITEMS = 6_000
 """The most keys and array elements that a recipe has, together with all that it extends."""
 
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")

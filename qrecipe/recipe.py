@@ -225,6 +225,7 @@ def _resolved(composition: Composition, path: str | None, reference: str | None)
     if findings:
         raise error_from(_in_order(findings, composition))
     assert table.backend is not None
+    own = fingerprint(values)
     qconfigs = {
         name: _qconfig(table, qconfig.weight, qconfig.activation)
         for name, qconfig in table.qconfig.items()
@@ -243,9 +244,9 @@ def _resolved(composition: Composition, path: str | None, reference: str | None)
         lint=table.lint,
         path=path,
         reference=reference,
-        fingerprint=fingerprint(values),
+        fingerprint=own,
         ingredients=(
-            _ingredient(composition.top, fingerprint(values)),
+            _ingredient(composition.top, own),
             *(_ingredient(base, layer_fingerprint(base)) for base in composition.top.extended),
         ),
         warnings=tuple(

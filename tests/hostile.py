@@ -473,7 +473,7 @@ def _forge_json(random: Random, metadata: dict[str, str], key: str) -> None:
         packed = metadata[key]
         written = _unpacked(packed) if key in _PACKED else packed
         value = json.loads(written)
-    except (KeyError, ValueError, zlib.error, UnicodeError):
+    except (KeyError, ValueError, zlib.error, UnicodeError, RecursionError):
         return
     value = _mutated(random, value)
     written = json.dumps(value)
