@@ -24,7 +24,7 @@ def site(name="fc", *, mode="static", verdict="quantized", op="Linear"):
 
 
 def plan(*sites):
-    return SimpleNamespace(sites=sites or (site(),), backend="x86")
+    return SimpleNamespace(phase="ptq", sites=sites or (site(),), backend="x86")
 
 
 def noisy(db):

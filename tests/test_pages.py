@@ -37,7 +37,6 @@ def run_page(folder, *parts, name="page.md"):
         ("a   b ──── c", "a b ──────── c"),
         ("SQNR 28.9 dB", "SQNR 29.0 dB"),
         ("0.984", "0.985"),
-        ("1234.56", "1234.00"),
         ("latency 15.95 ms", "latency 3.1 ms"),
         ("took 12 s", "took 3 min"),
     ],
@@ -53,7 +52,10 @@ def test_what_agrees_is_no_difference(shown, printed):
         ("one\ntwo", "one"),
         ("one\n...\nfour", "one\ntwo\nthree"),
         ("SQNR 28.9 dB", "SQNR 28.7 dB"),
-        ("0.984", "0.990"),
+        ("0.984", "0.986"),
+        ("1234.56", "1234.00"),
+        ("torch 2.13.0", "torch 2.14.0"),
+        ("    6 | line\n      | ^^^", "    6 | line\n      |  ^^^"),
         ("3.66 times", "3.70 times"),
         ("28.9", "-28.9"),
         ("10 sites", "11 sites"),
@@ -124,9 +126,45 @@ def test_tests_and_tools_are_there_to_be_run_and_torch_keeps_to_one_thread(tmp_p
     )
 
 
-def test_a_file_that_is_no_toml_fails(tmp_path):
-    with pytest.raises(Exception, match="Expected '='"):
-        run_page(tmp_path, ('toml title="own.toml"', "format 1"))
+@pytest.mark.parametrize(
+    ("title", "text", "message"),
+    [
+        ('toml title="own.toml"', "format 1", "Expected '='"),
+        ('python title="own.py"', "def factory(:", "invalid syntax"),
+        ('yaml title="own.yaml"', "a: [", "while parsing"),
+    ],
+)
+def test_a_file_that_is_none_of_its_kind_fails(tmp_path, title, text, message):
+    with pytest.raises(Exception, match=message):
+        run_page(tmp_path, (title, text))
+
+
+def test_a_file_that_no_later_block_uses_fails(tmp_path):
+    with pytest.raises(AssertionError, match=r"no later block uses it: \['own.py'\]"):
+        run_page(tmp_path, ('python title="own.py"', "WIDTH = 3"))
+
+
+@pytest.mark.parametrize("after", [[], [("python", "print(2)")]])
+def test_what_is_printed_and_not_shown_fails(tmp_path, after):
+    with pytest.raises((AssertionError, SybilFailure), match="no text block shows"):
+        run_page(tmp_path, ("python", "print(1)"), *after)
+
+
+def test_a_warning_that_the_page_does_not_name_fails(tmp_path):
+    warns = "import warnings\nwarnings.warn('QR201 few')  # "
+    with pytest.raises(SybilFailure, match="the page does not say so: QR299"):
+        run_page(tmp_path, ("python", warns.replace("QR201", "QR' + '299")))
+    run_page(tmp_path, ("python", warns))
+
+
+def test_the_exit_status_is_what_the_block_says(tmp_path):
+    run_page(tmp_path, ("console", "$ sh -c 'echo gone; exit 3'  # exit status 3\ngone"))
+    run_page(tmp_path, ("console", "$ sh -c 'echo QR301; exit 1'\nQR301"))
+    for shown in ("gone", "...", "QR301"):
+        with pytest.raises(SybilFailure, match="exit status 3"):
+            run_page(tmp_path, ("console", f"$ sh -c 'echo {shown}; exit 3'\n{shown}"))
+    with pytest.raises(SybilFailure, match="exit status 0"):
+        run_page(tmp_path, ("console", "$ true  # exit status 1"))
 
 
 def test_a_recipe_with_a_mistake_fails(tmp_path):

@@ -533,3 +533,15 @@ def test_calls_by_keyword_are_trained_and_converted():
     batches = [torch.randn(4, 2, 6) for _ in range(3)]
     compiled, prepared = trained(model, batches, qat_recipe(base="builtin:cnn-lstm"))
     assert db(prepared.eval(), compiled.convert(prepared), batches[0]) > 10
+
+
+def test_a_conversion_that_differs_from_what_was_trained_says_so_in_its_own_words():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    small = torch.rand(16, 4)
+    recipe = qrecipe.parse_recipe('format = 1\nextends = "builtin:x86-static"\nphase = "qat"')
+    compiled = qrecipe.compile(model, recipe, 10 * small)
+    prepared = compiled.prepare()
+    prepared(small)  # training clips at 7 bits of this range, the kernel at 8
+    with pytest.warns(QRecipeWarning, match="QR203 .* between the trained model and the"):
+        compiled.convert(prepared)

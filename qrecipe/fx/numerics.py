@@ -121,7 +121,7 @@ def numeric_findings(
     if math.isnan(lowered_db) or (reference_db >= JUDGEABLE_DB and not judgement.complete):
         yield _worse(reference_db, lowered_db)
     elif lowered_db < JUDGEABLE_DB:
-        yield _coarse(reference_db, lowered_db)
+        yield (_unlike_training if plan.phase == "qat" else _coarse)(reference_db, lowered_db)
 
 
 def _head_agrees(plan: Plan, converted: fx.GraphModule, proof: ReferenceRun) -> bool:
@@ -162,6 +162,17 @@ def _coarse(reference_db: float, lowered_db: float) -> Finding:
         f"only {lowered_db:.1f} dB against float on the first batch; no kernel is wrong, and the "
         f"reference conversion gives {reference_db:.1f} dB: the scheme is too coarse",
         hint="find the sites that hurt, leave them float or give them another observer",
+    )
+
+
+def _unlike_training(reference_db: float, lowered_db: float) -> Finding:
+    return Finding(
+        "QR203",
+        f"only {lowered_db:.1f} dB between the trained model and the converted one, on the example "
+        f"inputs or the first batch of calibration; no kernel is wrong, and the reference "
+        f"conversion gives {reference_db:.1f} dB",
+        hint="evaluate the converted model: with reduce_range training clips where int8 kernels do "
+        "not, and inputs unlike the data tell little; compile with a batch of data",
     )
 
 
