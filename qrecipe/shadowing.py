@@ -19,8 +19,11 @@ def shadowed_findings(recipe: Recipe, resolution: Resolution) -> Iterator[Findin
     if is_reference(own):
         return
     winners = {decision.rule for decision in resolution.decisions.values()}
+    at_fault = {finding.location for finding in resolution.findings}
     for rule, names in resolution.covered.items():
         if not names or rule in winners or rule.tier == "global" or rule.location.file != own:
+            continue
+        if rule.location in at_fault:  # an error that says what to do says enough
             continue
         deciders = dict.fromkeys(describe(resolution.decisions[name].rule) for name in names)
         yield Finding(

@@ -13,7 +13,7 @@ from plans import plan_of, recipe
 from recipe_texts import FULL, HEAD, INT8, findings_of, marked
 
 from qrecipe.doubtful import _PROBES
-from qrecipe.errors import CODES, SchemaError
+from qrecipe.errors import CODES, QRecipeError, SchemaError
 from qrecipe.names import compile_pattern
 from qrecipe.recipe import load_recipe, parse_recipe
 from qrecipe.references import builtin_names
@@ -207,3 +207,10 @@ def test_a_range_wider_than_the_dtype_is_an_error_and_cannot_be_ignored():
     (finding,) = findings_of(text)
     assert (finding.code, marked(finding)) == ("QR109", "300")
     assert findings_of(USED + '[lint]\nignore = ["QR109"]\n')[0].code == "QR102"
+
+
+def test_a_rule_that_is_an_error_already_is_not_warned_about_too():
+    with pytest.raises(QRecipeError) as caught:
+        plan_of("residual", recipe('[rules.module_name]\n"bn1" = "float"'))
+    assert [finding.code for finding in caught.value.findings] == ["QR304"]
+    assert codes_of(caught.value.plan) == []

@@ -18,7 +18,8 @@ def test_every_command_and_file_that_is_named_is_there():
     assert {"check", "show", "plan", "explain", "list"} <= commands
     for command in commands:
         assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
-    links = re.findall(r"\]\(([^)]+)\)", README)
+    text = re.sub(r"^```.*?^```", "", README, flags=re.MULTILINE | re.DOTALL)
+    links = re.findall(r"\]\(([^)]+)\)", text)
     scripts = re.findall(r"(?:benchmarks|examples)/[\w/]+\.py", README)
     assert links
     assert scripts
