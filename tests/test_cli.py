@@ -420,6 +420,12 @@ def test_faulty_file_of_the_user_is_no_traceback(folder, source, message):
     assert message in result.stderr
 
 
+def test_a_file_of_a_package_is_told_how_it_is_named(folder):
+    (folder / "faulty.py").write_text("from . import x\n")
+    result = run("plan", STATIC, "--model", "faulty.py:factory")
+    assert "| ^^^^^^^^^^^^^^^ a file of a package is named as its module" in result.stderr
+
+
 def test_factory_that_gives_no_model_says_so(folder):
     result = run("plan", STATIC, "--model", "model.py:number")
     assert result.exit_code == 1

@@ -163,8 +163,14 @@ def _guarded(what: str, folder: Path, code: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         first, *rest = str(error).strip().splitlines() or [""]
         text = f"{what} failed: {type(error).__name__}" + (f": {first}" if first else "")
-        at = _place(error, folder)
-        raise error_from([Finding(code, text, at, notes=tuple(rest[:_NOTES]))]) from error
+        at, notes = _place(error, folder), tuple(rest[:_NOTES])
+        raise error_from([Finding(code, text, at, _hint(error), notes=notes)]) from error
+
+
+def _hint(error: BaseException) -> str | None:
+    if isinstance(error, ImportError) and "relative import" in str(error):
+        return "a file of a package is named as its module: package.module:function"
+    return None
 
 
 def _place(error: BaseException, folder: Path) -> Location | None:
