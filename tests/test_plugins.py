@@ -472,7 +472,7 @@ def test_thousands_of_tensors_of_a_broken_plugin_import_it_once(site):
 
     tensors = "".join(
         f'[tensor.t{n}]\ndtype = "uint8"\nqscheme = "per_tensor_affine"\nobserver = "mine"\n'
-        for n in range(1500)
+        for n in range(1100)
     )
     recipe = qrecipe.parse_recipe(RECIPE.format(observer='"minmax"') + tensors)
     try:
