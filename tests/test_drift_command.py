@@ -30,7 +30,7 @@ def stored(folder):
 def test_data_like_those_of_calibration_end_with_status_0(stored):
     result = run("drift", "model.safetensors", *NAMED)
     assert result.exit_code == 0
-    assert "recalibration would move 0 by more than 50%" in result.stdout
+    assert "0 of 3 stored ranges drifted over 10 batches." in result.stdout
     assert "drawing batches" not in result.stdout
 
 
@@ -44,22 +44,42 @@ def test_other_data_end_with_status_1(stored):
 def test_the_threshold_decides(stored):
     document = json.loads(run("drift", "model.safetensors", *LATER, "--json").stdout)
     farthest = document["sites"][0]["moved"]
-    assert document["threshold"] == 0.5
+    assert (document["threshold"], document["max_clipped"]) == (0.5, 0.02)
     assert document["drifted"]
     assert farthest > 0.5
-    above = run("drift", "model.safetensors", *LATER, "--threshold", str(farthest + 0.01))
-    assert above.exit_code == 0
+    above = ("drift", "model.safetensors", *LATER, "--threshold", str(farthest + 0.01))
+    assert run(*above).exit_code == 1  # what is clipped is above its own
+    assert run(*above, "--max-clipped", "1").exit_code == 0
     assert run("drift", "model.safetensors", *LATER, "--threshold", "0").exit_code == 1
     assert run("drift", "model.safetensors", *LATER, "--threshold", "-1").exit_code == 2
+    assert run("drift", "model.safetensors", *LATER, "--max-clipped", "-1").exit_code == 2
 
 
-def test_the_default_threshold_is_that_of_the_library():
+@pytest.mark.parametrize("normal", [0, 9])
+def test_one_batch_as_it_was_does_not_hide_nine_that_are_brighter(stored, normal):
+    (stored / "mixed.py").write_text(
+        "from model import batches as before\n\n"
+        "def batches():\n"
+        f"    return [b if at == {normal} else 5 * b for at, b in enumerate(before())]\n"
+    )
+    arguments = ("--model", "model.py:factory", "--data", "mixed.py:batches")
+    result = run("drift", "model.safetensors", *arguments, "--json")
+    assert result.exit_code == 1
+    document = json.loads(result.stdout)
+    entry = next(site for site in document["sites"] if site["tensor"] == "input")
+    assert entry["clipped"] > 0.2
+    assert {"name": entry["name"], "tensor": "input"} in document["drifted"]
+
+
+def test_the_default_thresholds_are_those_of_the_library():
     import inspect
 
     from qrecipe.cli.drift_commands import drift
-    from qrecipe.measure.drift_report import DEFAULT_THRESHOLD
+    from qrecipe.measure.drift_report import DEFAULT_MAX_CLIPPED, DEFAULT_THRESHOLD
 
-    assert inspect.signature(drift).parameters["threshold"].default == DEFAULT_THRESHOLD
+    parameters = inspect.signature(drift).parameters
+    assert parameters["threshold"].default == DEFAULT_THRESHOLD
+    assert parameters["max_clipped"].default == DEFAULT_MAX_CLIPPED
 
 
 def test_a_file_that_is_none_of_ours_is_a_finding(stored):
@@ -94,7 +114,9 @@ def test_html_writes_a_page(stored, arguments):
     page = (stored / "report.html").read_text()
     assert page.startswith("<!DOCTYPE html>")
     assert "<h2>Plan</h2>" in page
-    assert "<h2>Versions</h2>" in page
+    versions = page[page.index("<h2>Versions</h2>") :]
+    places = [versions.index(f">{name}<") for name in ("qrecipe", "torch", "python")]
+    assert places == sorted(places)
     assert ("Not known: this model has no stored ranges" in page) == ("dynamic" in arguments[1])
 
 

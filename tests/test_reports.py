@@ -357,10 +357,20 @@ def test_a_narrow_window_and_paper_hold_the_page_too(tmp_path):
 
 def test_values_of_a_site_are_plain():
     site = SiteDrift(
-        "a", "Linear", "output", "uint8", QRange(0.1, 0, 0.0, 25.5), None, None, 0, 0, False, 1, 2
+        *("a", "Linear", "output", "uint8", QRange(0.1, 0, 0.0, 25.5)),
+        now=None,
+        values=None,
+        is_finite=False,
+        clipped=0,
+        clipped_after=0,
+        outside=0,
+        is_bound=False,
+        sqnr_db=None,
+        sqnr_after_db=None,
     )
     assert site.moved == math.inf
     origin = Provenance("", "f" * 64, measured()["origin"].plan, {})
     page = drift_page(Drift((site,), 1), origin)
     words = "".join(checked(page_html(page)).words)
-    assert "farthest is the output of a: all" in words
+    assert "farthest to move is the output of a: >1000%" in words
+    assert "Values that are not finite, which no range holds: a (output)." in words

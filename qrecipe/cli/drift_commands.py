@@ -27,6 +27,15 @@ def drift(
             "in widths of the stored range.",
         ),
     ] = 0.5,
+    max_clipped: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            metavar="SHARE",
+            help="Fail where more than this share of a tensor's values are clipped that a "
+            "recalibration would keep.",
+        ),
+    ] = 0.02,
     html: HtmlOption = None,
     plot: PlotOption = None,
     threads: ThreadsOption = None,
@@ -35,7 +44,7 @@ def drift(
 ) -> None:
     """Hold the ranges of a stored model against data of today.
 
-    The exit status is 1 where a range is further off than the threshold.
+    The exit status is 1 where a range is further off than a threshold.
 
     \b
     Examples:
@@ -46,7 +55,10 @@ def drift(
     with reported(as_json=json):
         from qrecipe.cli import drifting
 
-        request = drifting.Request(file, model, data, threshold, plugin or (), threads, plot, html)
+        thresholds = (threshold, max_clipped)
+        request = drifting.Request(
+            file, model, data, *thresholds, plugin or (), threads, plot, html
+        )
         found = drifting.look_for_drift(request, as_json=json)
     if found:
         raise typer.Exit(FOUND_SOMETHING)

@@ -29,6 +29,7 @@ class Request:
     model: str
     data: str
     threshold: float
+    max_clipped: float
     plugins: Sequence[str]
     threads: int | None
     plot: str | None
@@ -51,14 +52,17 @@ def look_for_drift(request: Request, *, as_json: bool) -> bool:
         with bar("looking for drift") as show:
             report = drift(converted, data(), progress=show)
     # what was found is shown before anything is written that could fail
-    drifted = report.drifted(request.threshold)
+    threshold, max_clipped = request.threshold, request.max_clipped
+    drifted = report.drifted(threshold, max_clipped=max_clipped)
     if as_json:
         above = [{"name": site.name, "tensor": site.tensor} for site in drifted]
-        out_json({**drift_json(report), "threshold": request.threshold, "drifted": above})
+        thresholds = {"threshold": threshold, "max_clipped": max_clipped}
+        out_json({**drift_json(report), **thresholds, "drifted": above})
     else:
-        out(report.text(request.threshold))
+        out(report.text(threshold, max_clipped=max_clipped))
     if request.plot is not None:
         report.plot(request.plot)
     if request.html is not None:
-        save_page(drift_page(report, provenance(converted), request.threshold), request.html)
+        page = drift_page(report, provenance(converted), threshold, max_clipped=max_clipped)
+        save_page(page, request.html)
     return bool(drifted)

@@ -34,6 +34,12 @@ class Distribution:
         self.greatest = -math.inf
         self._limit = 0.0
         self._counts = torch.zeros(_BINS, dtype=torch.float64)
+        self._unbounded = 0
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether no value was infinite or NaN."""
+        return not self._unbounded
 
     def add(self, values: Tensor) -> None:
         """Count the finite values of a tensor."""
@@ -42,6 +48,7 @@ class Distribution:
         least, greatest = (float(end) for end in torch.aminmax(values))
         if not (math.isfinite(least) and math.isfinite(greatest)):
             finite = values[torch.isfinite(values)]
+            self._unbounded += values.numel() - finite.numel()
             if finite.numel():
                 self.add(finite)
             return
@@ -67,21 +74,30 @@ class Distribution:
     def sqnr_db(self, rounded: Callable[[Tensor], Tensor]) -> float | None:
         """About what ``rounded`` would leave of the values, those of a bin spread evenly.
 
-        None where there are no values, or zeros only.
+        None where there are no values, zeros only, or values that are not finite.
         """
-        used = self._counts > 0
-        if not self._limit or not bool(used.any()):
+        if not (self._limit and self.is_finite):
             return None
-        counts = self._counts[used, None] / _POINTS
-        offsets = (torch.arange(_POINTS, dtype=torch.float64) + 0.5) / _POINTS - 0.5
-        values = self._centers()[used, None] + offsets * self._width
-        # zeros, of which rectified activations are full, are no spread of small values
-        values = torch.where(values.abs() < self._width, torch.zeros_like(values), values)
+        values, counts = self._points()
         noise = float((counts * (values - rounded(values)) ** 2).sum())
         signal = float((counts * values**2).sum())
         if not noise or not signal:
             return None
         return 10 * math.log10(signal / noise)
+
+    def share(self, chosen: Callable[[Tensor], Tensor]) -> float:
+        """About the share of the finite values that ``chosen`` is true of."""
+        values, counts = self._points()
+        return float((counts * chosen(values)).sum()) / max(1.0, float(counts.sum()))
+
+    def _points(self) -> tuple[Tensor, Tensor]:
+        """Values in place of those counted, and how many each stands for."""
+        used = self._counts > 0
+        offsets = (torch.arange(_POINTS, dtype=torch.float64) + 0.5) / _POINTS - 0.5
+        values = self._centers()[used, None] + offsets * self._width
+        # zeros, of which rectified activations are full, are no spread of small values
+        values = torch.where(values.abs() < self._width, torch.zeros_like(values), values)
+        return values, self._counts[used, None] / _POINTS
 
     @property
     def _width(self) -> float:

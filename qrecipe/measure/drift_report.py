@@ -8,27 +8,39 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
+from qrecipe.errors import counted
 from qrecipe.measure.distribution import Histogram
-from qrecipe.measure.fidelity import finite_or_none
+from qrecipe.measure.fidelity import db_text, finite_or_none
 from qrecipe.measure.stored import QRange
 from qrecipe.recipe import Ingredient, published
+from qrecipe.rules import listed
 from qrecipe.tables import render_table
 
 DEFAULT_THRESHOLD = 0.5
 """A range that ends in the middle of the stored one, or half of its width beyond it."""
+
+DEFAULT_MAX_CLIPPED = 0.02
+"""More than rounding the weights does to the data of calibration where a tensor has few values."""
+
+_MOST_SHOWN = 10
+"""Widths of the stored range beyond which it makes no difference how far a range moves."""
 
 
 @dataclass(frozen=True, slots=True)
 class SiteDrift:
     """One tensor that is quantized to a stored range: the output of a site, or a float input.
 
+    Everything is measured on the values that float gives at this place, which ``values`` counts.
     ``stored`` and ``now`` hold the real values for which the recipe's integers were chosen; ``now``
-    is None where today's values give no range, for they are not finite. ``clipped`` is the share
-    of values that the kernel cannot represent, ``outside`` of those beyond ``stored``: with
-    ``reduce_range`` the kernels have integers to spare. ``is_bound`` tells that no float
-    counterpart of the kernel is known: the shares are then lower bounds, taken from the ends of
-    what it gave, and ``sqnr_db`` is None. ``sqnr_db`` is that of rounding and clipping here alone;
-    ``sqnr_after_db`` an estimate of what the range of today would give. ``values`` counts today's.
+    is None where today's values give no range, as where they are not finite. ``clipped`` is the
+    share of values that the kernel cannot represent, ``outside`` of those beyond ``stored``: with
+    ``reduce_range`` the kernels have integers to spare. ``sqnr_db`` estimates what rounding and
+    clipping to the stored range would leave; None where values are not finite, or all zero.
+    ``clipped_after`` and ``sqnr_after_db`` estimate the same for the range of today.
+
+    ``is_bound`` tells that no float counterpart of the kernel is known. What it gave stands for the
+    values then: ``clipped`` and ``outside`` count all that lies at the ends, and are upper bounds;
+    both SQNR are None.
     """
 
     name: str
@@ -38,22 +50,37 @@ class SiteDrift:
     stored: QRange
     now: QRange | None
     values: Histogram | None = field(repr=False)
+    is_finite: bool
     clipped: float
+    clipped_after: float
     outside: float
     is_bound: bool
     sqnr_db: float | None
     sqnr_after_db: float | None
 
     @property
+    def is_unseen(self) -> bool:
+        """Whether no value came here today, of which nothing can be said."""
+        return self.values is None and self.is_finite
+
+    @property
     def moved(self) -> float:
         """How far recalibration would move the two ends, in widths of the stored range.
 
-        Infinite where today's data give no range.
+        Infinite where today's values give no range, 0 where there are none.
         """
         if self.now is None:
-            return math.inf
+            return 0.0 if self.is_unseen else math.inf
         ends = abs(self.now.low - self.stored.low) + abs(self.now.high - self.stored.high)
         return ends / (self.stored.high - self.stored.low)
+
+    @property
+    def avoidable(self) -> float:
+        """The share of values that are clipped and would not be after a recalibration.
+
+        Zero where the shares are bounds.
+        """
+        return 0.0 if self.is_bound else max(0.0, self.clipped - self.clipped_after)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,24 +94,38 @@ class Drift:
     batches: int
     ingredients: tuple[Ingredient, ...] = ()
 
-    def drifted(self, threshold: float = DEFAULT_THRESHOLD) -> tuple[SiteDrift, ...]:
-        """The tensors whose ``moved`` is above the threshold."""
-        return tuple(site for site in self.sites if site.moved > threshold)
+    def drifted(
+        self, threshold: float = DEFAULT_THRESHOLD, *, max_clipped: float = DEFAULT_MAX_CLIPPED
+    ) -> tuple[SiteDrift, ...]:
+        """The tensors whose ``moved`` is above the threshold, or ``avoidable`` above the other."""
+        return tuple(
+            site for site in self.sites if site.moved > threshold or site.avoidable > max_clipped
+        )
 
     def __str__(self) -> str:
         return self.text()
 
-    def text(self, threshold: float = DEFAULT_THRESHOLD) -> str:
-        """The table, and how many tensors are above the threshold."""
-        header = ("site", "tensor", "stored range", "range today", "moved", "outside", "clipped")
-        table = render_table((*header, "dB", "dB after"), [drift_row(s) for s in self.sites])
-        count = "1 batch" if self.batches == 1 else f"{self.batches} batches"
-        above = len(self.drifted(threshold))
-        summary = (
-            f"{len(self.sites)} stored ranges over {count}; recalibration would move "
-            f"{above} by more than {threshold:.0%} of their width"
-        )
-        return "\n".join([table, "", summary, *published(self.ingredients)])
+    def text(
+        self, threshold: float = DEFAULT_THRESHOLD, *, max_clipped: float = DEFAULT_MAX_CLIPPED
+    ) -> str:
+        """The table, and how many tensors are above a threshold."""
+        table = render_table(HEADER, [drift_row(site) for site in self.sites])
+        summary = self.summary(threshold, max_clipped)
+        return "\n".join([table, "", *summary, *published(self.ingredients)])
+
+    def summary(self, threshold: float, max_clipped: float) -> tuple[str, ...]:
+        """How many tensors are above a threshold, and what that means, in sentences."""
+        above = len(self.drifted(threshold, max_clipped=max_clipped))
+        lines = [
+            f"{above} of {counted(len(self.sites), 'stored range')} drifted over "
+            f"{counted(self.batches, 'batch')}.",
+            f"Drifted is what recalibration would move by more than {_percent(threshold)} of its "
+            f"width, or save from clipping more than {_percent(max_clipped)} of its values.",
+        ]
+        unbounded = [f"{site.name} ({site.tensor})" for site in self.sites if not site.is_finite]
+        if unbounded:
+            lines.append(f"Values that are not finite, which no range holds: {listed(unbounded)}.")
+        return tuple(lines)
 
     def to_json(self) -> str:
         """Stable keys; what is not finite is null."""
@@ -99,7 +140,7 @@ class Drift:
 
         label = "how far recalibration moves the ends, in widths of the stored range"
         names = [f"{site.name} ({site.tensor})" for site in self.sites]
-        plot_bars(names, [site.moved for site in self.sites], label, path)
+        plot_bars(names, [drawn_move(site) for site in self.sites], label, path)
 
 
 def drift_json(report: Drift) -> dict[str, Any]:
@@ -121,29 +162,47 @@ def drift_json(report: Drift) -> dict[str, Any]:
                 "moved": finite_or_none(site.moved),
                 "outside": site.outside,
                 "clipped": site.clipped,
+                "clipped_after": site.clipped_after,
                 "is_bound": site.is_bound,
+                "is_finite": site.is_finite,
                 "sqnr_db": finite_or_none(site.sqnr_db),
-                "sqnr_after_db": site.sqnr_after_db,
+                "sqnr_after_db": finite_or_none(site.sqnr_after_db),
             }
             for site in report.sites
         ],
     }
 
 
+HEADER = (
+    *("site", "tensor", "stored range", "range today", "moved"),
+    *("clipped", "clipped after", "dB", "dB after"),
+)
+
+
 def drift_row(site: SiteDrift) -> tuple[str, ...]:
-    """A line of the table."""
-    bound = "≥" if site.is_bound else ""
+    """A line of the table below ``HEADER``."""
+    bound = "≤" if site.is_bound else ""
     return (
         site.name,
         site.tensor,
         _range_text(site.stored),
-        "none" if site.now is None else _range_text(site.now),
-        f"{site.moved:.0%}" if math.isfinite(site.moved) else "all",
-        f"{bound}{site.outside:.2%}",
+        _range_of_today(site),
+        moved_text(site),
         f"{bound}{site.clipped:.2%}",
-        _db(site.sqnr_db),
-        "" if site.sqnr_after_db is None else f"~{site.sqnr_after_db:.1f}",
+        "" if site.now is None else f"{site.clipped_after:.2%}",
+        "" if site.sqnr_db is None else db_text(site.sqnr_db),
+        "" if site.sqnr_after_db is None else db_text(site.sqnr_after_db),
     )
+
+
+def moved_text(site: SiteDrift) -> str:
+    """How far a range would move, in percent of its width."""
+    return f"{site.moved:.0%}" if site.moved <= _MOST_SHOWN else f">{_MOST_SHOWN:.0%}"
+
+
+def drawn_move(site: SiteDrift) -> float:
+    """How far a range would move, as a bar shows it: one that is off the scale hides no other."""
+    return min(site.moved, _MOST_SHOWN)
 
 
 def worst_first(site: SiteDrift) -> tuple[float, float]:
@@ -151,10 +210,16 @@ def worst_first(site: SiteDrift) -> tuple[float, float]:
     return -site.moved, -site.clipped
 
 
-def _db(value: float | None) -> str:
-    if value is None:
-        return ""
-    return "exact" if value == math.inf else f"{value:.1f}"
+def _range_of_today(site: SiteDrift) -> str:
+    if site.is_unseen:
+        return "no values"
+    if not site.is_finite:
+        return "not finite"
+    return "none" if site.now is None else _range_text(site.now)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:g}%"
 
 
 def _range_text(of: QRange) -> str:

@@ -14,7 +14,7 @@ from qrecipe.calibration import Forward, check_finite, limited
 from qrecipe.composition import compose
 from qrecipe.contents import StoredPlan
 from qrecipe.copying import with_parts
-from qrecipe.errors import ExecutionError, Finding
+from qrecipe.errors import CalibrationError, ExecutionError, Finding, counted
 from qrecipe.fx import execution
 from qrecipe.inputs import Inputs, bind
 from qrecipe.lineage import architecture, ingredients_of, provenance
@@ -22,7 +22,7 @@ from qrecipe.linting import warn
 from qrecipe.measure.batches import no_batches, run_batch
 from qrecipe.measure.comparison import converted_parts
 from qrecipe.measure.drift_report import Drift, SiteDrift, worst_first
-from qrecipe.measure.floating import UnknownKernelError, float_result, is_kernel
+from qrecipe.measure.floating import float_result, is_kernel
 from qrecipe.measure.observing import Observing
 from qrecipe.measure.stored import sharing, stored_ranges
 from qrecipe.measure.tally import Tally
@@ -43,16 +43,16 @@ def drift(
 
     Each batch runs through the converted model, and beside it through the same graph in float,
     with the weights that the kernels really have. What that second run gives is shown to the
-    observers of the recipe, as in calibration: the ranges that they find are those of today. What
-    is clipped, and the SQNR, are measured where the model runs: the float result of each
-    operation on its own quantized inputs against what its kernel gives.
+    observers of the recipe, as in calibration: the ranges that they find are those of today, where
+    a moving average gives every batch the same weight. The same values give what the stored range
+    clips, and the SQNR that it and the range of today would leave.
 
     ``converted`` comes from `qrecipe.quantize` or `qrecipe.load_quantized`; ``batches`` and
     ``forward`` are as in `qrecipe.calibrate`. Memory does not grow with the batches.
 
     Raises:
         ArtifactError: ``converted`` was not converted by qrecipe (QR501).
-        CalibrationError: no batches, or one that the model cannot take.
+        CalibrationError: no batches, none with values, or one that the model cannot take.
         ExecutionError: the model has no stored ranges (QR430): it is dynamic or float.
     """
     plan = StoredPlan.model_validate_json(provenance(converted).plan)
@@ -78,6 +78,8 @@ def drift(
     if not count:
         raise no_batches()
     sites = [site for shadow in shadows.values() for site in shadow.results()]
+    if all(site.is_unseen for site in sites):
+        raise _no_values(count)
     return Drift(tuple(sorted(sites, key=worst_first)), count, ingredients_of(plan))
 
 
@@ -87,6 +89,16 @@ def _nothing_stored() -> ExecutionError:
             "QR430",
             "this model has no stored ranges of activations that could drift",
             hint="dynamic kernels find the range of each input anew; only static rules store any",
+        )
+    )
+
+
+def _no_values(batches: int) -> CalibrationError:
+    return CalibrationError(
+        Finding(
+            "QR401",
+            f"no value reached a stored range in {counted(batches, 'batch')}",
+            hint="are the batches empty, or does forward not call the model?",
         )
     )
 
@@ -153,34 +165,18 @@ class _Run(fx.Interpreter):
         self._floating: dict[fx.Node, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        tally = self._shadow.tallies.get(n)
-        # before the kernel runs: it may change its inputs
-        own = self._on_own_inputs(n) if tally is not None else None
         result = super().run_node(n)
         value = self._in_float(n, result)
-        self._floating[n] = value
-        if tally is not None:
-            tally.add(own, result, value)
-        self._shadow.observe(n, value)
+        self._floating[n] = _dequantized(result) if value is None else value
+        if n in self._shadow.tallies:
+            _count(self._shadow.tallies[n], result, value)
+        self._shadow.observe(n, self._floating[n])
         for dead in self.user_to_last_uses.get(n, []):
             self._floating.pop(dead, None)
         return result
 
-    def _on_own_inputs(self, n: fx.Node) -> Tensor | None:
-        """What a node gives in float for the quantized inputs that it has; None if unknown."""
-        if isinstance(n.target, str) or is_kernel(n, None):
-            args, kwargs = fx.map_arg((n.args, n.kwargs), lambda node: _dequantized(self.env[node]))
-            try:
-                return self._kernel_in_float(n, args, kwargs)
-            except Exception:  # of a kernel that nothing here knows: said in the report
-                return None
-        source = n.args[0]
-        assert isinstance(source, fx.Node)  # quantize_per_tensor, of a float tensor
-        given: Tensor = self.env[source]
-        return given
-
     def _in_float(self, n: fx.Node, result: Any) -> Any:
-        """What a node gives for the float values of its inputs."""
+        """What a node gives for the float values of its inputs; None where that is not known."""
         sources = n.all_input_nodes
         is_exact = all(self._floating[source] is self.env[source] for source in sources)
         if n.op == "output" or (is_exact and not _is_quantizing(n)):
@@ -194,17 +190,18 @@ class _Run(fx.Interpreter):
             if is_kernel(n, module):
                 return float_result(n, module, args, kwargs)
             return getattr(self, n.op)(n.target, args, kwargs)
-        except Exception:
-            return _dequantized(result)
-
-    def _kernel_in_float(self, n: fx.Node, args: Any, kwargs: Any) -> Tensor:
-        value = float_result(n, self._module(n), args, kwargs)
-        if not isinstance(value, Tensor):
-            raise UnknownKernelError(str(n.target))
-        return value
+        except Exception:  # of a kernel that nothing here knows: said in the report
+            return None
 
     def _module(self, n: fx.Node) -> nn.Module | None:
         return self.fetch_attr(str(n.target)) if n.op == "call_module" else None
+
+
+def _count(tally: Tally, result: Tensor, value: Any) -> None:
+    if isinstance(value, Tensor):
+        tally.add(value)
+    else:
+        tally.add_rounded(result.dequantize())
 
 
 def _is_quantizing(node: fx.Node) -> bool:

@@ -105,6 +105,11 @@ class Totals:
         return Fidelity(worst, noise / count if count else noise)
 
 
+def db_text(value: float) -> str:
+    """An SQNR in the cell of a table."""
+    return "exact" if value == math.inf else f"{value:.1f}"
+
+
 def sqnr_text(value: float | None) -> str:
     """An output's SQNR in words; None where it holds no floating tensor."""
     if value is None:

@@ -35,15 +35,25 @@ class Observing:
 
 
 class Watch:
-    """One observer and what it has found."""
+    """One observer and what it has found.
+
+    A moving average gives all that it sees the same weight: what it would converge to, whichever
+    batch comes first.
+    """
 
     def __init__(self, observer: Any, spec: TensorSpec) -> None:
         self._observer = observer
         self._spec = spec
+        self._seen = 0
         self._failed = False
 
     def see(self, value: Tensor) -> None:
-        """Show it the values of one batch."""
+        """Show it the values of one batch; one without values says nothing."""
+        if not value.numel():
+            return
+        self._seen += 1
+        if hasattr(self._observer, "averaging_constant"):
+            self._observer.averaging_constant = 1 / self._seen
         try:
             self._observer(value.detach().float())
         except Exception:
@@ -52,7 +62,7 @@ class Watch:
     def range(self) -> QRange | None:
         """The range that it gives now; None where that is none."""
         limits = quantized_range(self._spec)
-        if self._failed or limits is None:
+        if self._failed or not self._seen or limits is None:
             return None
         try:
             scale, zero_point = self._observer.calculate_qparams()

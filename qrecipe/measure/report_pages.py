@@ -7,12 +7,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from qrecipe.contents import StoredPlan, StoredSite
-from qrecipe.errors import one_line
+from qrecipe.errors import counted, one_line
 from qrecipe.lineage import Provenance, ingredients_of
 from qrecipe.measure import charts
 from qrecipe.measure.comparison import Comparison
-from qrecipe.measure.drift_report import DEFAULT_THRESHOLD, Drift, SiteDrift, drift_row
-from qrecipe.measure.fidelity import sqnr_text
+from qrecipe.measure.drift_report import (
+    DEFAULT_MAX_CLIPPED,
+    DEFAULT_THRESHOLD,
+    HEADER,
+    Drift,
+    SiteDrift,
+    drawn_move,
+    drift_row,
+    moved_text,
+)
+from qrecipe.measure.fidelity import db_text, sqnr_text
 from qrecipe.measure.page import Figure, Listing, Page, Section, Table, Text
 from qrecipe.measure.ranking import Ranking
 from qrecipe.rules import listed
@@ -27,42 +36,44 @@ Ranked = tuple[str, float, str]
 """A site, the SQNR in dB that it gives when quantized alone (NaN for none), the same in words."""
 
 
-def drift_page(report: Drift, origin: Provenance, threshold: float = DEFAULT_THRESHOLD) -> Page:
+def drift_page(
+    report: Drift,
+    origin: Provenance,
+    threshold: float = DEFAULT_THRESHOLD,
+    *,
+    max_clipped: float = DEFAULT_MAX_CLIPPED,
+) -> Page:
     """Stored ranges against today's data."""
-    above = report.drifted(threshold)
     sites = report.sites
     worst = sites[0]
     summary = Text(
         "Result",
         (
-            f"{len(above)} of {len(sites)} stored ranges would move by more than "
-            f"{threshold:.0%} of their width if the model were calibrated on these "
-            f"{_batches(report.batches)}.",
-            f"The farthest is the {worst.tensor} of {worst.name}: {drift_row(worst)[4]}.",
+            *report.summary(threshold, max_clipped),
+            f"The farthest to move is the {worst.tensor} of {worst.name}: {moved_text(worst)}.",
         ),
     )
-    header = ("site", "tensor", "stored range", "range today", "moved", "outside", "clipped")
     sections: list[Section] = [
         summary,
         *_bars(
             "Ranges by how far they would move",
             [f"{site.name} ({site.tensor})" for site in sites],
-            [100 * site.moved for site in sites],
+            [100 * drawn_move(site) for site in sites],
             "how far recalibration moves the two ends (% of the stored width)",
         ),
         *_depth(
             "SQNR along the depth of the network",
             _in_depth(sites, origin),
-            {"stored range": _sqnr, "range of today's data (estimate)": _sqnr_after},
+            {"stored range": _sqnr, "range of today's data": _sqnr_after},
         ),
         *_spreads(sites, with_now=True),
         Table(
             "Stored ranges",
-            (*header, "dB", "dB after"),
+            HEADER,
             [drift_row(site) for site in sites],
-            "outside: values beyond the stored range; clipped: values beyond all integers of the "
-            "kernel; dB: SQNR of this rounding alone; dB after: estimate for the range of today.",
-            numeric=frozenset(range(2, 9)),
+            "clipped: values beyond all integers of the kernel; dB: SQNR that the stored range "
+            "leaves of what float gives here (estimate); after: the same for the range of today.",
+            numeric=frozenset(range(2, len(HEADER))),
         ),
     ]
     return Page(f"Drift: {_name(origin)}", _subtitle(origin), [*sections, *_origin(origin)])
@@ -77,7 +88,7 @@ def comparison_page(report: Comparison, activations: Activations, origin: Proven
         "Result",
         (
             f"Output: {sqnr_text(None if output is None else output.sqnr_db)} "
-            f"over {_batches(report.batches)}.",
+            f"over {counted(report.batches, 'batch')}.",
             f"Quantizing and dequantizing takes {report.conversion_share:.1%} of the int8 time.",
         ),
     )
@@ -86,8 +97,8 @@ def comparison_page(report: Comparison, activations: Activations, origin: Proven
             site.name,
             site.op,
             site.verdict,
-            "" if site.weight is None else _db(site.weight.sqnr_db),
-            "" if site.activation is None else _db(site.activation.sqnr_db),
+            "" if site.weight is None else db_text(site.weight.sqnr_db),
+            "" if site.activation is None else db_text(site.activation.sqnr_db),
             "" if site.activation is None else f"{site.activation.mse:.2e}",
             f"{site.float_share:.1%}",
             f"{site.quantized_share:.1%}",
@@ -114,13 +125,20 @@ def ranking_page(ranking: Ranking, activations: Activations, origin: Provenance)
     estimate = " (estimate)" if ranking.is_estimate else ""
     measure = "SQNR of the output (dB)" if by_db else "measure of the model"
     label = f"{measure} with this site alone quantized{estimate}"
-    summary = [f"{len(values)} sites, each quantized alone, over {_batches(ranking.batches)}."]
+    summary = [
+        f"{len(values)} sites, each quantized alone, over {counted(ranking.batches, 'batch')}."
+    ]
     if ranking.float_value is not None:
         summary.append(f"The float model reaches {ranking.float_value:.6g}.")
     if ranking.partial:
         summary.append("Interrupted: this ranks what had been measured by then.")
     rows = [
-        (str(place), site.name, site.op, _db(values[site.name]) if by_db else f"{site.value:.6g}")
+        (
+            str(place),
+            site.name,
+            site.op,
+            db_text(values[site.name]) if by_db else f"{site.value:.6g}",
+        )
         for place, site in enumerate(ranking.sites, 1)
     ]
     sections: list[Section] = [
@@ -295,9 +313,16 @@ def _origin(origin: Provenance) -> Iterator[Section]:
     versions = [
         ("fingerprint of the recipe", origin.fingerprint),
         *((one_line(each.name), str(each.publisher)) for each in made_of),
-        *origin.versions.items(),
+        *sorted(origin.versions.items(), key=_version_order),
     ]
     yield Table("Versions", ("", "version"), versions)
+
+
+def _version_order(version: tuple[str, str]) -> tuple[int, str]:
+    """The key that sorts versions: a stored file has them by name, a model at hand does not."""
+    name, _ = version
+    first = ("qrecipe", "torch", "python")
+    return (first.index(name) if name in first else len(first), name)
 
 
 def _plan_row(site: StoredSite) -> tuple[str, ...]:
@@ -332,17 +357,9 @@ def _subtitle(origin: Provenance) -> str:
     )
 
 
-def _batches(count: int) -> str:
-    return "1 batch" if count == 1 else f"{count} batches"
-
-
 def _sqnr(site: SiteDrift) -> float:
     return math.nan if site.sqnr_db is None else site.sqnr_db
 
 
 def _sqnr_after(site: SiteDrift) -> float:
     return math.nan if site.sqnr_after_db is None else site.sqnr_after_db
-
-
-def _db(value: float) -> str:
-    return "exact" if value == math.inf else f"{value:.1f}"

@@ -38,10 +38,15 @@ class QRange:
         steps = torch.round(values / self.scale) * self.scale
         return steps.clamp(self.low, self.high)
 
-    def share_outside(self, values: Tensor) -> Tensor:
-        """How many values lie further out than half a step, a tensor without dimensions."""
+    def outside(self, values: Tensor) -> Tensor:
+        """Which values lie further out than half a step."""
         half = self.scale / 2
-        return ((values < self.low - half) | (values > self.high + half)).sum()
+        return (values < self.low - half) | (values > self.high + half)
+
+    def at_ends(self, values: Tensor) -> Tensor:
+        """Which values lie within half a step of an end, or beyond it."""
+        half = self.scale / 2
+        return (values < self.low + half) | (values > self.high - half)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +65,11 @@ class StoredRange:
 
     @property
     def possible(self) -> QRange:
-        return QRange.of(self.calibrated.scale, self.calibrated.zero_point, self.integers)
+        return self.with_all_integers(self.calibrated)
+
+    def with_all_integers(self, chosen: QRange) -> QRange:
+        """What kernels can represent with this scale and zero point."""
+        return QRange.of(chosen.scale, chosen.zero_point, self.integers)
 
 
 def stored_ranges(

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from qrecipe.measure.distribution import Distribution
 from qrecipe.measure.drift_report import SiteDrift
-from qrecipe.measure.fidelity import Totals
 from qrecipe.measure.stored import QRange, StoredRange
 
 
@@ -17,38 +14,34 @@ class Tally:
 
     def __init__(self, stored: StoredRange) -> None:
         self.stored = stored
-        self._totals = Totals()
         self._values = Distribution()
         self._count = 0
         self._clipped = 0
         self._outside = 0
         self._is_bound = False
 
-    def add(self, own: Tensor | None, result: Any, value: Any) -> None:
-        """Count a batch.
+    def add(self, value: Tensor) -> None:
+        """Count what a batch gives in float."""
+        self._count_values(value)
+        self._clipped += int(self.stored.possible.outside(value).sum())
+        self._outside += int(self.stored.calibrated.outside(value).sum())
 
-        ``own`` is the float result for the model's own inputs, None where no kernel's counterpart
-        is known; ``result`` what the model gave, ``value`` what float gives.
-        """
-        self._values.add(value)
-        self._count += result.numel()
-        if own is None:
-            self._is_bound = True
-            ends = self.stored.possible
-            kept = result.dequantize()
-            half = ends.scale / 2
-            at_ends = int(((kept < ends.low + half) | (kept > ends.high - half)).sum())
-            self._clipped += at_ends
-            self._outside += int(self.stored.calibrated.share_outside(kept)) or at_ends
-            return
-        self._totals.add(own, result)
-        self._clipped += int(self.stored.possible.share_outside(own))
-        self._outside += int(self.stored.calibrated.share_outside(own))
+    def add_rounded(self, kept: Tensor) -> None:
+        """Count what the kernel has left of a batch, where its float counterpart is not known."""
+        self._is_bound = True
+        self._count_values(kept)
+        clipped = self.stored.possible.at_ends(kept)
+        self._clipped += int(clipped.sum())
+        self._outside += int((clipped | self.stored.calibrated.outside(kept)).sum())
+
+    def _count_values(self, values: Tensor) -> None:
+        self._values.add(values)
+        self._count += values.numel()
 
     def result(self, now: QRange | None, position: int) -> SiteDrift:
         """What came out; ``now`` is the range of today's data, ``position`` the tensor's."""
         site, stored = self.stored.site, self.stored.calibrated
-        fidelity = None if self._is_bound else self._totals.fidelity()
+        after = None if now is None else self.stored.with_all_integers(now)
         count = max(1, self._count)
         return SiteDrift(
             name=site.name,
@@ -58,13 +51,16 @@ class Tally:
             stored=stored,
             now=now,
             values=self._values.histogram(),
+            is_finite=self._values.is_finite,
             clipped=self._clipped / count,
+            clipped_after=0.0 if after is None else self._values.share(after.outside),
             outside=self._outside / count,
             is_bound=self._is_bound,
-            sqnr_db=None if fidelity is None else fidelity.sqnr_db,
-            sqnr_after_db=None if now is None else self._values.sqnr_db(self._kernel(now).rounded),
+            sqnr_db=self._sqnr_db(self.stored.possible),
+            sqnr_after_db=self._sqnr_db(after),
         )
 
-    def _kernel(self, now: QRange) -> QRange:
-        """The same scale and zero point with all integers that kernels have."""
-        return QRange.of(now.scale, now.zero_point, self.stored.integers)
+    def _sqnr_db(self, kernel: QRange | None) -> float | None:
+        if kernel is None or self._is_bound:
+            return None
+        return self._values.sqnr_db(kernel.rounded)
