@@ -21,7 +21,7 @@ def expected_output(kernel: nn.Module, inputs: Inputs, backend: Backend) -> Tens
     None for what cannot be said: recurrent modules round anew at every step.
     """
     operands = [*inputs.args, *inputs.kwargs.values()]
-    if len(operands) != 1 or not operands[0].numel():
+    if len(operands) != 1 or not isinstance(operands[0], Tensor) or not operands[0].numel():
         return None
     x, module = operands[0], _untyped(kernel)
     if type(kernel) is QuantizedEmbedding:

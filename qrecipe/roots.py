@@ -12,7 +12,7 @@ from torch import nn
 from qrecipe.copying import runnable_copy, with_parts
 from qrecipe.errors import Finding, PlanError, did_you_mean, error_from, first_line
 from qrecipe.inputs import Inputs
-from qrecipe.trials import try_out
+from qrecipe.trials import try_inputs, try_out
 from qrecipe.values import FEW_SAMPLES, difference
 
 
@@ -30,15 +30,8 @@ def inputs_of_roots(model: nn.Module, inputs: Inputs, roots: Sequence[str]) -> d
         probe.get_submodule(path).register_forward_pre_hook(
             partial(_take, taken, path), with_kwargs=True
         )
-    try:
-        with torch.random.fork_rng(devices=[]):
-            try_out(probe, inputs.cloned(), model)
-    except PlanError:
-        raise
-    except Exception as error:
-        raise PlanError(
-            Finding("QR307", f"the model cannot take the example inputs: {first_line(error)}")
-        ) from error
+    with torch.random.fork_rng(devices=[]):
+        try_inputs(probe, inputs.cloned(), model)
     uncalled = [path for path in roots if path not in taken]
     if uncalled:
         raise error_from(

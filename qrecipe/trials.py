@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qrecipe.errors import Finding, PlanError
+from qrecipe.errors import Finding, PlanError, first_line
 from qrecipe.inputs import Inputs, arguments, tensors_in
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"_buffers", "_parameters"}
@@ -24,6 +24,30 @@ def try_out(probe: nn.Module, inputs: Inputs, owner: nn.Module) -> Any:
     """
     with torch.no_grad(), _ReadOnly(owner):
         return inputs.call(probe)
+
+
+def try_inputs(probe: nn.Module, inputs: Inputs, owner: nn.Module) -> Any:
+    """As `try_out`, with inputs that the model may be unable to take.
+
+    Raises ``PlanError`` (QR307) where it is.
+    """
+    try:
+        return try_out(probe, inputs, owner)
+    except PlanError:
+        raise
+    except Exception as error:
+        raise unusable(error) from error
+
+
+def unusable(error: Exception) -> PlanError:
+    """The error (QR307) for inputs on which the model's forward has raised ``error``."""
+    return PlanError(
+        Finding(
+            "QR307",
+            f"the model cannot take the example inputs: {first_line(error)}",
+            hint="pass the tensors that forward takes, without labels, with a batch dimension",
+        )
+    )
 
 
 class _ReadOnly(TorchDispatchMode):  # type: ignore[no-untyped-call]

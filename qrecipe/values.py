@@ -13,7 +13,14 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 from qrecipe.copying import runnable_copy
 from qrecipe.errors import Finding, PlanError, first_line
 from qrecipe.inputs import Inputs, bind, tensors_in
-from qrecipe.trials import changed_argument, first_change, state_of, try_out, versions_of
+from qrecipe.trials import (
+    changed_argument,
+    first_change,
+    state_of,
+    try_out,
+    unusable,
+    versions_of,
+)
 
 _RELATIVE_TOLERANCE = 1e-3
 
@@ -62,13 +69,13 @@ def _outputs(model: nn.Module, inputs: Inputs) -> tuple[Inputs, Any]:
         if isinstance(error, PlanError):
             raise
         if few is inputs:
-            raise _unusable(error) from error
+            raise unusable(error) from error
     try:
         return inputs, _output(model, inputs)
     except Exception as error:
         if isinstance(error, PlanError):
             raise
-        raise _unusable(error) from error
+        raise unusable(error) from error
 
 
 def _output(model: nn.Module, inputs: Inputs) -> Any:
@@ -116,16 +123,6 @@ def _different(message: str) -> PlanError:
             hint="tracing loses changes in place through a view or a second name (y = x; y += 1), "
             "and whatever depends on data; write them out of place, or leave the module out: "
             "[fx] non_traceable_module_name",
-        )
-    )
-
-
-def _unusable(error: Exception) -> PlanError:
-    return PlanError(
-        Finding(
-            "QR307",
-            f"the model cannot take the example inputs: {first_line(error)}",
-            hint="pass the tensors that forward takes, without labels, with a batch dimension",
         )
     )
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
-from qrecipe.authoring.suggest_float import float_rules, refusals
-from qrecipe.authoring.suggest_work import Work, work_of
+from qrecipe.authoring.suggest_description import description
+from qrecipe.authoring.suggest_float import refusals, rules_of_float_sites
+from qrecipe.authoring.suggest_subject import Scheme, Subject
+from qrecipe.authoring.suggest_work import work_of, work_of_sites
 from qrecipe.errors import Finding, PlanError, TraceError, UnsupportedError
 from qrecipe.inputs import Inputs
 from qrecipe.inventory import Inventory
+from qrecipe.measure.overlay import float_rules, merged_rules
 from qrecipe.pipeline import inventory_of
 from qrecipe.planning import Plan, make_plan
 from qrecipe.recipe import Recipe, parse_recipe
@@ -20,19 +22,12 @@ from qrecipe.schema import FLOAT
 from qrecipe.tracing import traceable_parts
 from qrecipe.writing import toml_text
 
-Scheme = Literal["static", "dynamic", "mixed"]
-
 FEW_CONVOLUTIONS = 0.1
 """Below this share of the multiplications convolutions are not worth calibrating a model for."""
 
 MANY_CONVOLUTIONS = 0.5
 """Above this share a model without recurrent layers is a convolutional net."""
 
-ROBUST_SIZE = 10_000_000
-"""Models with more parameters lose less to quantization, as a rule of thumb."""
-
-_DYNAMIC_TYPES = ("Linear", "LSTM", "GRU", "LSTMCell", "GRUCell", "RNNCell")
-_RECURRENT = _DYNAMIC_TYPES[1:]
 _EMBEDDINGS = ("Embedding", "EmbeddingBag")
 
 _EMBEDDING_TABLES = {
@@ -72,7 +67,7 @@ def suggestion(model: nn.Module, example_inputs: Any) -> str:
     return _first_possible(subject, _schemes(subject))
 
 
-def _first_possible(subject: _Subject, schemes: Sequence[Scheme]) -> str:
+def _first_possible(subject: Subject, schemes: Sequence[Scheme]) -> str:
     try:
         return _settled(subject, schemes[0])
     except UnsupportedError as error:
@@ -81,53 +76,40 @@ def _first_possible(subject: _Subject, schemes: Sequence[Scheme]) -> str:
     return _first_possible(subject, schemes[1:])
 
 
-@dataclass(frozen=True, slots=True)
-class _Subject:
-    """A model as its sites, what it computes with, and the roots where only those can be traced.
-
-    ``untraced`` says why the model is taken module by module.
-    """
-
-    inventory: Inventory
-    work: Work
-    roots: tuple[str, ...] = ()
-    untraced: str | None = None
-
-    @property
-    def has_recurrent_layers(self) -> bool:
-        return any(_is_of(op, _RECURRENT) for op in self.ops)
-
-    @property
-    def ops(self) -> Iterator[str]:
-        return (operation.op for operation in self.inventory.structure.operations)
-
-
-def _subject(model: nn.Module, inputs: Inputs) -> _Subject:
+def _subject(model: nn.Module, inputs: Inputs) -> Subject:
     try:
         inventory = inventory_of(model, parse_recipe(_base("static")), inputs)
     except TraceError as error:
         return _untraceable(model, inputs, error)
-    return _Subject(inventory, work_of(model, inputs))
+    work = work_of(model, inputs)
+    return Subject(inventory, work, work_of_sites(model, inventory, work))
 
 
-def _untraceable(model: nn.Module, inputs: Inputs, error: TraceError) -> _Subject:
+def _untraceable(model: nn.Module, inputs: Inputs, error: TraceError) -> Subject:
     """Module by module where that is enough, else by the parts that can be traced."""
     work = work_of(model, inputs)
-    line = error.findings[0].message
-    if work.convolution_share < FEW_CONVOLUTIONS:
+    inventory, roots = _untraced_inventory(model, inputs, error, work.convolution_share)
+    of_sites = work_of_sites(model, inventory, work)
+    return Subject(inventory, work, of_sites, roots, error.findings[0].message)
+
+
+def _untraced_inventory(
+    model: nn.Module, inputs: Inputs, error: TraceError, convolution_share: float
+) -> tuple[Inventory, tuple[str, ...]]:
+    """The sites, and the roots that they were found with."""
+    if convolution_share < FEW_CONVOLUTIONS:
         try:
-            inventory = inventory_of(model, parse_recipe(_base("dynamic")), inputs)
-            return _Subject(inventory, work, untraced=line)
+            return inventory_of(model, parse_recipe(_base("dynamic")), inputs), ()
         except PlanError:
             pass  # no such layer: what can be traced may have others
     roots = tuple(traceable_parts(model, inputs))
     if not roots:
         raise error
-    recipe = parse_recipe(toml_text({**_values("static"), "fx": {"roots": list(roots)}}))
-    return _Subject(inventory_of(model, recipe, inputs), work, roots, line)
+    recipe = parse_recipe(toml_text(_with_roots(_values("static"), roots)))
+    return inventory_of(model, recipe, inputs), roots
 
 
-def _schemes(subject: _Subject) -> Sequence[Scheme]:
+def _schemes(subject: Subject) -> Sequence[Scheme]:
     """The scheme that fits, then what is left where it can be honoured nowhere."""
     share = subject.work.convolution_share
     if subject.inventory.untraced is not None:
@@ -139,28 +121,28 @@ def _schemes(subject: _Subject) -> Sequence[Scheme]:
     return ("mixed", "static", "dynamic")
 
 
-def _settled(subject: _Subject, scheme: Scheme) -> str:
+def _settled(subject: Subject, scheme: Scheme) -> str:
     """The scheme with a rule that leaves float whatever its own rules cannot have.
 
     Raises ``UnsupportedError`` where that is everything.
     """
-    values = _with_roots(_values(scheme, tuple(subject.ops)), subject.roots)
-    plan, refused = _planned(subject.inventory, values, {})
+    values = _with_roots(_values(scheme, subject), subject.roots)
+    plan, refused = _plan_and_refusals(subject.inventory, values, {})
     if not any(site.verdict == "quantized" for site in plan.sites):
         raise _nothing()
     dynamic = parse_recipe(toml_text(values)).qconfigs.get("int8-dynamic")
-    values = _with_rules(values, float_rules(plan, subject.inventory, refused, dynamic))
-    described = {"description": _description(subject, scheme, plan)}
+    values = _with_rules(values, rules_of_float_sites(plan, subject.inventory, refused, dynamic))
+    described = {"description": description(subject, scheme, plan)}
     text = toml_text({"format": 1, "name": _name(scheme), **described, **values})
     make_plan(subject.inventory, parse_recipe(text))  # what is suggested has been planned
     return text
 
 
-def _planned(
+def _plan_and_refusals(
     inventory: Inventory, values: Mapping[str, Any], refused: Mapping[str, str]
 ) -> tuple[Plan, dict[str, str]]:
     """The plan without a finding, and the sites that had to be left float for it, with reasons."""
-    recipe = parse_recipe(toml_text(_with_rules(values, {"module_name": _floats(refused)})))
+    recipe = parse_recipe(toml_text(_with_rules(values, float_rules(refused)["rules"])))
     try:
         plan = make_plan(inventory, recipe)
         more = refusals(plan, inventory, refused)
@@ -170,11 +152,9 @@ def _planned(
         plan, more = error.plan, refusals(error.plan, inventory, refused)
         if not more:
             raise
-    return (plan, dict(refused)) if not more else _planned(inventory, values, {**refused, **more})
-
-
-def _floats(reasons: Mapping[str, str]) -> dict[str, Any]:
-    return {key: {"qconfig": FLOAT, "reason": reason} for key, reason in reasons.items()}
+    if not more:
+        return plan, dict(refused)
+    return _plan_and_refusals(inventory, values, {**refused, **more})
 
 
 def _name(scheme: Scheme) -> str:
@@ -185,8 +165,8 @@ def _base(scheme: Scheme) -> str:
     return toml_text(_values(scheme))
 
 
-def _values(scheme: Scheme, ops: Sequence[str] = ()) -> dict[str, Any]:
-    """The scheme as a recipe that extends a built-in one, for a model with these operations."""
+def _values(scheme: Scheme, subject: Subject | None = None) -> dict[str, Any]:
+    """The scheme as a recipe that extends a built-in one, with rules for embeddings if it has."""
     if scheme == "dynamic":
         reason = "a dynamic recipe quantizes linear and recurrent layers"
         values = _extending("x86-dynamic", {"global": {"qconfig": FLOAT, "reason": reason}})
@@ -198,11 +178,9 @@ def _values(scheme: Scheme, ops: Sequence[str] = ()) -> dict[str, Any]:
             "function": {"torch.nn.functional.linear": "int8-dynamic"},
         }
         values = _with_rules(_extending("cnn-lstm", {}), linear)
-    embeddings = {
-        f"torch.nn.{kind}": "embedding"
-        for kind in _EMBEDDINGS
-        if any(_is_of(op, [kind]) for op in ops)
-    }
+    if subject is None:
+        return values
+    embeddings = {f"torch.nn.{kind}": "embedding" for kind in _EMBEDDINGS if subject.has([kind])}
     if not embeddings:
         return values
     return {**_with_rules(values, {"module_type": embeddings}), **_EMBEDDING_TABLES}
@@ -213,68 +191,11 @@ def _extending(base: str, rules: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_rules(values: Mapping[str, Any], rules: Mapping[str, Any]) -> dict[str, Any]:
-    tiers = dict(values["rules"])
-    for tier, new in rules.items():
-        tiers[tier] = {**tiers.get(tier, {}), **new}
-    tabled = {
-        tier: found if tier == "global" else {key: _table(rule) for key, rule in found.items()}
-        for tier, found in tiers.items()
-    }
-    return {**values, "rules": tabled}
-
-
-def _table(rule: Any) -> Any:
-    return {"qconfig": rule} if isinstance(rule, str) else rule
+    return {**values, "rules": merged_rules(values["rules"], rules)}
 
 
 def _with_roots(values: dict[str, Any], roots: Sequence[str]) -> dict[str, Any]:
     return {**values, "fx": {"roots": list(roots)}} if roots else values
-
-
-def _is_of(op: str, kinds: Sequence[str]) -> bool:
-    return op.partition("+")[0] in kinds
-
-
-def _description(subject: _Subject, scheme: Scheme, plan: Plan) -> str:
-    """Why this scheme, in sentences of one line each."""
-    return "\n".join([*_why(subject, scheme), *_coverage(plan), *_size(subject.work)]) + "\n"
-
-
-def _why(subject: _Subject, scheme: Scheme) -> Iterator[str]:
-    share = f"{subject.work.convolution_share:.0%}"
-    if scheme == "dynamic":
-        yield (
-            "Dynamic int8: linear and recurrent layers are "
-            f"{1 - subject.work.convolution_share:.0%} of the multiplications with weights."
-        )
-        yield "Ranges are found at run time, so that no calibration is needed."
-    elif scheme == "static":
-        yield f"Static int8: convolutions are {share} of the multiplications with weights."
-    else:
-        yield (
-            f"Mixed: convolutions ({share} of the multiplications with weights) and what is around "
-            "them static, linear and recurrent layers dynamic."
-        )
-    if scheme != "dynamic":
-        yield "Weights by the range of each channel, activations by a moving average of theirs."
-        yield "Calibrate with about 100 representative mini-batches."
-    if subject.untraced is not None:
-        yield (
-            "The model cannot be traced as a whole: what is outside the roots stays float."
-            if subject.roots
-            else "The model cannot be traced: modules are swapped one by one, functions stay float."
-        )
-
-
-def _coverage(plan: Plan) -> Iterator[str]:
-    count = sum(site.verdict == "quantized" for site in plan.sites)
-    left = sum(site.verdict == "float" for site in plan.sites)
-    yield f"Of {len(plan.sites)} operations {count} are quantized and {left} left float."
-
-
-def _size(work: Work) -> Iterator[str]:
-    rule = f"As a rule of thumb models above {ROBUST_SIZE // 10**6} million parameters are more"
-    yield f"{rule} robust to quantization; this one has {work.parameters:,}."
 
 
 def _nothing() -> UnsupportedError:

@@ -8,10 +8,9 @@ from typing import Any
 from qrecipe.backend import FOLLOWERS, can_honour
 from qrecipe.convolutions import is_slow_anyway, is_slow_on_fbgemm
 from qrecipe.inventory import Inventory, Match
-from qrecipe.measure.overlay import rule_key
+from qrecipe.measure.overlay import float_rule, float_rules, rule_key
 from qrecipe.planning import Plan, Site
 from qrecipe.recipe import QConfigSpec
-from qrecipe.schema import FLOAT
 from qrecipe.signatures import function_family, is_module_type
 
 _SLOW = "a convolution in small groups: int8 is slower than float here"
@@ -50,7 +49,7 @@ def _is_slow(site: Site, plan: Plan, inventory: Inventory) -> bool:
     )
 
 
-def float_rules(
+def rules_of_float_sites(
     plan: Plan, inventory: Inventory, refused: Mapping[str, str], dynamic: QConfigSpec | None
 ) -> dict[str, dict[str, Any]]:
     """The rules that say of everything without a kernel why it stays float, by tier.
@@ -59,9 +58,8 @@ def float_rules(
     producer needs none, nor does what a global rule leaves float, but for layers with weights:
     ``dynamic`` is what the others of a dynamic recipe get.
     """
-    rules: dict[str, dict[str, Any]] = {"module_type": {}, "function": {}, "module_name": {}}
-    for key, reason in refused.items():
-        rules["module_name"][key] = {"qconfig": FLOAT, "reason": reason}
+    rules: dict[str, dict[str, Any]] = {"module_type": {}, "function": {}}
+    rules |= float_rules(refused)["rules"]
     members = _members(plan)
     left = {
         site.name: why
@@ -72,7 +70,7 @@ def float_rules(
         if site.name in left:
             own = ("module_name", rule_key(site.name, members))
             tier, key = _common_rule(site, plan, left) or own
-            rules[tier].setdefault(key, {"qconfig": FLOAT, "reason": left[site.name]})
+            rules[tier].setdefault(key, float_rule(left[site.name]))
     return {tier: found for tier, found in rules.items() if found}
 
 

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from math import prod
 from typing import Any
 
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from qrecipe.copying import runnable_copy
-from qrecipe.inputs import Inputs
-from qrecipe.trials import try_out
+from qrecipe.inputs import Inputs, bind, tensors_in
+from qrecipe.inventory import Inventory, Part
+from qrecipe.operations import enclosing
+from qrecipe.trials import try_inputs
 
 _CONVOLUTIONS = ("aten.convolution", "aten._convolution")
-_PRODUCTS = ("aten.mm", "aten.addmm")
+_PRODUCTS = tuple(
+    f"aten.{name}" for name in ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot")
+)
+_BILINEAR = "aten._trilinear"
 _LSTM = "aten.mkldnn_rnn_layer"
 
 
@@ -23,41 +32,179 @@ _LSTM = "aten.mkldnn_rnn_layer"
 class Work:
     """Multiplications with weights in one run, and the number of parameters.
 
-    ``convolutions`` and ``products`` (linear and recurrent layers) count operations of torch, of
-    functions as well as modules; products of two activations, as in attention, are not among them.
+    ``convolutions`` and ``products`` (matrix products, recurrent layers among them) count
+    operations of torch, of functions as well as modules. A weight is what does not depend on the
+    inputs; products of two activations, as in attention, are not counted. ``places`` has the
+    counts by the path of the innermost module whose forward made them, the model's own by "".
     """
 
     convolutions: int
     products: int
+    places: Mapping[str, int]
     parameters: int
+
+    @property
+    def total(self) -> int:
+        return self.convolutions + self.products
 
     @property
     def convolution_share(self) -> float:
         """The share of convolutions, 0 to 1; 0 where nothing is multiplied."""
-        return self.convolutions / max(1, self.convolutions + self.products)
+        return self.convolutions / max(1, self.total)
 
 
 def work_of(model: nn.Module, inputs: Inputs) -> Work:
-    """Count the multiplications of one run of a copy of the model."""
-    counter = FlopCounterMode(
-        display=False, custom_mapping={torch.ops.aten.mkldnn_rnn_layer: _lstm_flops}
-    )
-    with torch.random.fork_rng(devices=[]), counter:
-        try_out(runnable_copy(model), inputs.cloned(), model)
-    counts = {
-        str(operation): n // 2
-        for operation, n in counter.get_flop_counts().get("Global", {}).items()
-    }
+    """Count the multiplications of one run of a copy of the model.
+
+    Raises ``PlanError`` as `trials.try_inputs` does.
+    """
+    given = inputs.cloned()
+    counter = _Counter(given)
+    probe = runnable_copy(model)
+    for path, module in probe.named_modules():
+        if path:
+            module.register_forward_pre_hook(partial(counter.enter, path))
+            module.register_forward_hook(counter.leave)
+    with _without_fast_path(), torch.random.fork_rng(devices=[]), counter:
+        try_inputs(probe, given, model)
     return Work(
-        sum(counts.get(name, 0) for name in _CONVOLUTIONS),
-        sum(counts.get(name, 0) for name in (*_PRODUCTS, _LSTM)),
+        counter.convolutions,
+        counter.counts.total() - counter.convolutions,
+        dict(counter.counts),
         sum(parameter.numel() for parameter in model.parameters()),
     )
 
 
-def _lstm_flops(
-    x: Sequence[int], input_weight: Sequence[int], hidden_weight: Sequence[int], *_: Any, **__: Any
-) -> int:
-    """A step multiplies every weight once for each sample; x is (steps, samples, features)."""
-    weights = input_weight[0] * input_weight[1] + hidden_weight[0] * hidden_weight[1]
-    return 2 * x[0] * x[1] * weights
+def work_of_sites(model: nn.Module, inventory: Inventory, work: Work) -> dict[str, int]:
+    """The multiplications with weights of each site, by name; sites without any are left out."""
+    counts: Counter[str] = Counter()
+    for part in inventory.parts:
+        counts += _work_of_part(part, model.get_submodule(part.path))
+    if inventory.untraced is not None:
+        for path, count in work.places.items():
+            counts[nearest(path, inventory.matches) or ""] += count
+        del counts[""]
+    return dict(counts)
+
+
+def nearest(path: str, names: Container[str]) -> str | None:
+    """The innermost of some modules that a module is, or lies in."""
+    return next((outer for outer in enclosing(path) if outer in names), None)
+
+
+def _work_of_part(part: Part, module: nn.Module) -> Counter[str]:
+    given = part.inputs.cloned()
+    counter = _Counter(given)
+    graph_module = runnable_copy(part.graph_module)
+    args = bind(graph_module, module, given)
+    with _without_fast_path(), torch.random.fork_rng(devices=[]), torch.no_grad(), counter:
+        _BySite(graph_module, counter).run(*args)
+    del counter.counts[""]
+    return counter.counts
+
+
+class _BySite(fx.Interpreter):
+    """Tells a counter which site is computed."""
+
+    def __init__(self, graph_module: fx.GraphModule, counter: _Counter) -> None:
+        super().__init__(graph_module)
+        self._counter = counter
+
+    def run_node(self, n: fx.Node) -> Any:
+        self._counter.enter(n.meta.get("site", ""))
+        result = super().run_node(n)
+        self._counter.leave()
+        return result
+
+
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the multiplications with weights of what runs inside, by place.
+
+    Tensors are told apart by their memory: what is computed from the inputs depends on them, all
+    others are weights, a parameter's reshaped copy and a normed weight among them.
+    """
+
+    def __init__(self, inputs: Inputs) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.counts: Counter[str] = Counter()
+        self.convolutions = 0
+        self._places = [""]
+        self._dependent: set[int] = set()
+        self._note((inputs.args, inputs.kwargs), depends=True)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # as in `trials`: to skip it torch would import it
+
+    def enter(self, place: str, *_: Any) -> None:
+        self._places.append(place)
+
+    def leave(self, *_: Any) -> None:
+        self._places.pop()
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        with self:  # in inference mode operations arrive whole: linear, not what it consists of
+            parts = func.decompose(*args, **kwargs)
+        if parts is not NotImplemented:
+            return parts
+        result = func(*args, **kwargs)
+        self._count(str(func.overloadpacket), args, result)
+        self._note(result, any(map(self._depends, tensors_in((args, kwargs)))))
+        return result
+
+    def _count(self, operation: str, args: Sequence[Any], result: Any) -> None:
+        found = _multiplied(operation, args, result)
+        if found is None or all(map(self._depends, found[:2])):
+            return
+        self.counts[self._places[-1]] += found[2]
+        if operation in _CONVOLUTIONS:
+            self.convolutions += found[2]
+
+    def _depends(self, tensor: Tensor) -> bool:
+        return _memory(tensor) in self._dependent
+
+    def _note(self, value: Any, depends: bool) -> None:
+        """Whether what has been computed depends on the inputs; memory is used again and again."""
+        memory = set(map(_memory, tensors_in(value)))
+        change = self._dependent.update if depends else self._dependent.difference_update
+        change(memory)
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else id(tensor)
+
+
+def _multiplied(
+    operation: str, args: Sequence[Any], result: Any
+) -> tuple[Tensor, Tensor, int] | None:
+    """Two operands and how often one is multiplied with the other; None for what does neither."""
+    if operation in _CONVOLUTIONS:
+        x, weight, transposed = args[0], args[1], args[6]
+        return x, weight, (x if transposed else result).numel() * prod(weight.shape[1:])
+    if operation in _PRODUCTS:
+        a, b = [arg for arg in args if isinstance(arg, Tensor)][-2:]
+        return a, b, result.numel() * a.shape[-1]
+    if operation == _BILINEAR:
+        return args[0], args[1], result.numel() * prod(args[1].shape[-2:])
+    if operation == _LSTM:  # x is (steps, samples, features), each weight is used at every step
+        x, of_input, of_hidden = args[:3]
+        return x, of_input, x.shape[0] * x.shape[1] * (of_input.numel() + of_hidden.numel())
+    return None
+
+
+@contextmanager
+def _without_fast_path() -> Iterator[None]:
+    """torch's attention and encoder layers in eval mode are one operation, and nobody sees into."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

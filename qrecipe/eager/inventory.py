@@ -10,13 +10,13 @@ from torch import nn
 
 from qrecipe._torch_fx import BackendConfig, ObservationType
 from qrecipe.copying import runnable_copy
-from qrecipe.errors import Finding, PlanError, first_line
+from qrecipe.errors import Finding, PlanError
 from qrecipe.inputs import Inputs
 from qrecipe.inventory import Inventory, Match, module_names
 from qrecipe.normalize import base_names, module_member
 from qrecipe.operations import Kind, ModelStructure, Operation, enclosing
 from qrecipe.schema import FxTable
-from qrecipe.trials import try_out
+from qrecipe.trials import try_inputs
 
 
 def take_inventory(
@@ -59,14 +59,7 @@ def _called(model: nn.Module, inputs: Inputs) -> list[str]:
             module.register_forward_pre_hook(partial(_note, called, path))
     with torch.random.fork_rng(devices=[]):
         before = torch.get_rng_state()
-        try:
-            try_out(probe, inputs.cloned(), model)
-        except PlanError:
-            raise
-        except Exception as error:
-            raise PlanError(
-                Finding("QR307", f"the model cannot take the example inputs: {first_line(error)}")
-            ) from error
+        try_inputs(probe, inputs.cloned(), model)
         if not torch.equal(before, torch.get_rng_state()):
             raise PlanError(
                 Finding("QR306", "the model's forward draws random numbers in eval mode")

@@ -24,10 +24,31 @@ def rule_key(name: str, members: Collection[str]) -> str:
     return literal(f"{name}#0" if f"{name}#1" in members else name)
 
 
+def float_rule(reason: str) -> dict[str, str]:
+    """The rule that leaves something float."""
+    return {"qconfig": FLOAT, "reason": reason}
+
+
 def float_rules(reasons: Mapping[str, str]) -> dict[str, Any]:
     """Rules that leave sites float: ``reasons`` has their keys, the worst site first."""
-    rules = {key: {"qconfig": FLOAT, "reason": reason} for key, reason in reasons.items()}
+    rules = {key: float_rule(reason) for key, reason in reasons.items()}
     return {"rules": {"module_name": rules}}
+
+
+def merged_rules(rules: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """The rules of a recipe by tier with more of them, as tables.
+
+    The new rules are last, in their own order, also where they take the place of another.
+    """
+    merged: dict[str, Any] = {}
+    for tier in {**rules, **new}:
+        if tier == "global":
+            merged[tier] = _table(new.get(tier, rules.get(tier)))
+            continue
+        own = new.get(tier, {})
+        old = {key: rule for key, rule in rules.get(tier, {}).items() if key not in own}
+        merged[tier] = {key: _table(rule) for key, rule in {**old, **own}.items()}
+    return merged
 
 
 def overlay_recipe(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
@@ -98,15 +119,8 @@ def _inlined(recipe: Recipe, values: Mapping[str, Any]) -> str:
     tensors = dict(resolved.get("tensor", {}))
     for name, keys in values.get("tensor", {}).items():
         tensors[name] = {**tensors[name], **keys}
-    rules = {
-        tier: _table(rule) if tier == "global" else {k: _table(r) for k, r in rule.items()}
-        for tier, rule in resolved["rules"].items()
-    }
-    new = values.get("rules", {}).get("module_name", {})
-    # the new rules last, in their own order, also where they take the place of another
-    old = {key: rule for key, rule in rules.get("module_name", {}).items() if key not in new}
-    merged = {"tensor": tensors, "rules": {**rules, "module_name": {**old, **new}}}
-    return toml_text({**resolved, **values, **merged})
+    rules = merged_rules(resolved["rules"], values.get("rules", {}))
+    return toml_text({**resolved, **values, "tensor": tensors, "rules": rules})
 
 
 def _table(rule: Any) -> Any:

@@ -1,0 +1,51 @@
+"""What a suggestion is made for: a model as its sites and the work in each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from qrecipe.authoring.suggest_work import Work, nearest
+from qrecipe.inventory import Inventory
+
+Scheme = Literal["static", "dynamic", "mixed"]
+
+_RECURRENT = ("LSTM", "GRU", "LSTMCell", "GRUCell", "RNNCell")
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model as its sites, what it computes with, and the roots where only those can be traced.
+
+    ``work_of_sites`` are multiplications with weights by the names of sites; ``untraced`` says why
+    the model is taken module by module or by roots.
+    """
+
+    inventory: Inventory
+    work: Work
+    work_of_sites: Mapping[str, int]
+    roots: tuple[str, ...] = ()
+    untraced: str | None = None
+
+    @property
+    def has_recurrent_layers(self) -> bool:
+        return self.has(_RECURRENT)
+
+    def has(self, kinds: Sequence[str]) -> bool:
+        """Whether an operation is of one of these kinds, alone or at the head of a group."""
+        return any(op.partition("+")[0] in kinds for op in self._ops)
+
+    @property
+    def _ops(self) -> Iterator[str]:
+        return (operation.op for operation in self.inventory.structure.operations)
+
+    @property
+    def work_elsewhere(self) -> Mapping[str, int]:
+        """The work outside of all sites, by the innermost module ("": the model's own forward)."""
+        if not self.roots and self.inventory.untraced is None:
+            return {}
+        inside = self.roots or tuple(self.inventory.matches)
+        return {
+            path: count for path, count in self.work.places.items() if nearest(path, inside) is None
+        }
