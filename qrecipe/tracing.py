@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import keyword
 import operator
@@ -19,7 +20,14 @@ from torch.fx.immutable_collections import immutable_dict
 
 from qrecipe._torch_fx import QuantizationTracer, swap_float_functional
 from qrecipe.copying import runnable_copy
-from qrecipe.errors import Finding, TraceError, did_you_mean, error_from, first_line
+from qrecipe.errors import (
+    Finding,
+    TraceError,
+    did_you_mean,
+    error_from,
+    first_line,
+    quoted_whole,
+)
 from qrecipe.inputs import Inputs, constants
 from qrecipe.operations import joined
 from qrecipe.schema import FxTable
@@ -174,18 +182,30 @@ def _within(path: str, name: str) -> str:
 
 
 def _check_names(graph: fx.Graph, path: str) -> None:
-    """A graph becomes Python code, in which keywords name nothing."""
+    """A graph becomes Python code, which has to spell every name in it."""
     for node in graph.nodes:
         if node.op not in ("call_module", "get_attr"):
             continue
-        if any(keyword.iskeyword(part) for part in str(node.target).split(".")):
-            raise TraceError(
-                Finding(
-                    "QR305",
-                    f"{joined(path, str(node.target))} has the name of a Python keyword in it",
-                    hint="give it another name",
-                )
-            )
+        parts = str(node.target).split(".")
+        odd = next((part for part in parts if not _is_spelt_by_code(part)), None)
+        if odd is None:
+            continue
+        name = joined(path, str(node.target))
+        what = (
+            f"{name} has the name of a Python keyword in it"
+            if keyword.iskeyword(odd)
+            else f"{quoted_whole(name)} is a name that the Python code of a graph cannot spell"
+        )
+        raise TraceError(Finding("QR305", what, hint="give it another name"))
+
+
+def _is_spelt_by_code(part: str) -> bool:
+    """Whether a name survives: as a word where it is one, else between the quotes that FX sets."""
+    try:
+        read = ast.parse(part if part.isidentifier() else f'"{part}"', mode="eval").body
+    except (SyntaxError, ValueError):
+        return False
+    return part == (read.id if isinstance(read, ast.Name) else getattr(read, "value", None))
 
 
 def _check_placeholders(graph_module: fx.GraphModule) -> None:
@@ -268,7 +288,7 @@ def _trace_finding(
     where = f'submodule "{path}" ({kind})' if path else f"the model's own forward ({kind})"
     line = _user_line(error)
     message = f"{where} cannot be traced{f' at {line}' if line else ''}: {first_line(error)}"
-    keep_out = f'leave its inside float: [fx] non_traceable_module_name = ["{path}"]'
+    keep_out = f"leave its inside float: [fx] non_traceable_module_name = {_toml_list([path])}"
     roots = [] if table.roots else traceable_parts(model, inputs)
     trace_these = f"trace the parts that can be: [fx] roots = {_toml_list(roots)}"
     if path:
@@ -294,7 +314,7 @@ _NO_ROOTS = (
 
 
 def _toml_list(names: list[str]) -> str:
-    return "[" + ", ".join(f'"{name}"' for name in names) + "]"
+    return f"[{', '.join(map(quoted_whole, names))}]"
 
 
 def _called(model: nn.Module, inputs: Inputs | None) -> frozenset[str]:
@@ -331,6 +351,7 @@ def _traces(module: nn.Module) -> bool:
     root = runnable_copy(module)
     try:
         graph = _Tracer([], []).trace(root)
+        _check_names(graph, "")
     except Exception:
         return False
     return not any(

@@ -11,9 +11,11 @@ from qrecipe.authoring.suggest_description import description
 from qrecipe.authoring.suggest_float import refusals, rules_of_float_sites
 from qrecipe.authoring.suggest_subject import Scheme, Subject
 from qrecipe.authoring.suggest_work import work_of, work_of_sites
-from qrecipe.errors import Finding, PlanError, TraceError, UnsupportedError
+from qrecipe.converted import module_became
+from qrecipe.errors import ArtifactError, Finding, PlanError, TraceError, UnsupportedError
 from qrecipe.inputs import Inputs
 from qrecipe.inventory import Inventory
+from qrecipe.lineage import provenance
 from qrecipe.measure.overlay import float_rules, merged_rules
 from qrecipe.pipeline import inventory_of
 from qrecipe.planning import Plan, make_plan
@@ -50,7 +52,8 @@ def suggest(model: nn.Module, example_inputs: Any) -> Recipe:
     `qrecipe.plan`.
 
     Raises:
-        UnsupportedError: nothing in the model has a quantized kernel (QR335).
+        UnsupportedError: nothing in the model has a quantized kernel, or it is quantized already
+            (QR335).
         TraceError: static quantization needs a trace, and no part of the model can be traced.
         PlanError: the model cannot be quantized as it is, or not take the inputs.
     """
@@ -63,8 +66,22 @@ def suggestion(model: nn.Module, example_inputs: Any) -> str:
     Raises as `suggest`.
     """
     inputs = Inputs.from_batch(example_inputs)
+    if isinstance(model, nn.Module) and (quantized := _quantized_part(model)) is not None:
+        raise _quantized_already(quantized)
     subject = _subject(model, inputs)
     return _first_possible(subject, _schemes(subject))
+
+
+def _quantized_part(model: nn.Module) -> str | None:
+    """What in a model has been quantized or prepared before, in words."""
+    for path, module in model.named_modules():
+        if module_became(module) != "float":
+            kind = f"a {type(module).__module__}.{type(module).__qualname__}"
+            return f"{path} is {kind}" if path else f"it is {kind}"
+    try:
+        return f"by the recipe {provenance(model).fingerprint[:12]}"
+    except ArtifactError:
+        return None
 
 
 def _first_possible(subject: Subject, schemes: Sequence[Scheme]) -> str:
@@ -204,5 +221,15 @@ def _nothing() -> UnsupportedError:
             "QR335",
             "nothing in this model has a quantized kernel",
             hint="`qrecipe plan builtin:x86-static` says of each operation why it stays float",
+        )
+    )
+
+
+def _quantized_already(what: str) -> UnsupportedError:
+    return UnsupportedError(
+        Finding(
+            "QR335",
+            f"this model is quantized already: {what}",
+            hint="suggest a recipe for the float model that it was made from",
         )
     )
