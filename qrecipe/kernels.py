@@ -46,6 +46,8 @@ def refusal(match: Match, backend: Backend) -> str | None:
             return altered
     if match.operation.kind == "passthrough" and _gives_several(match):
         return "it gives several results, which torch would observe as one"
+    if isinstance(match.module, _RECURRENT) and _takes_no_tensor(match):
+        return "it takes a PackedSequence, which FX cannot quantize: pack it within forward"
     subject: Any = match.nodes[0] if match.module is None else match.module
     for check in _FUNCTION_CHECKS if match.module is None else _MODULE_CHECKS:
         reason = check(subject, backend)
@@ -57,6 +59,15 @@ def refusal(match: Match, backend: Backend) -> str | None:
 def _gives_several(match: Match) -> bool:
     """Known from the trace alone: without one there are no nodes, and nothing is observed."""
     return bool(match.nodes) and not _value(match.nodes[-1]).is_tensor
+
+
+def _takes_no_tensor(match: Match) -> bool:
+    """Known from the trace alone: module by module nothing has to be put before a module."""
+    if not match.nodes:
+        return False
+    node = match.nodes[0]
+    source = node.args[0] if node.args else node.kwargs.get("input")
+    return isinstance(source, fx.Node) and not _value(source).is_tensor
 
 
 def weight_refusal(

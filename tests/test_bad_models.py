@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 
 import pytest
@@ -294,6 +295,30 @@ def test_a_submodule_with_the_name_of_a_keyword_or_a_method_is_told_to_be_rename
     model = net_of(lambda self, x: self.fc(x), fc=nn.Linear(6, 6), half=nn.Linear(6, 6))
     with pytest.raises(PlanError, match="QR306 half is a submodule with the name of a method"):
         qrecipe.plan(model, STATIC, ROWS)
+
+
+@pytest.mark.parametrize(
+    "name", ["$\\frac$", "a\\n", "ends\\", 'q"uote', "a\nb", "a\0b", 'a" "b', "ﬁ"]
+)
+def test_a_name_that_no_code_can_spell_is_named_at_plan_time(name):
+    model = nn.Sequential()
+    model.add_module(name, nn.Sequential(nn.Linear(6, 6), nn.ReLU()))
+    with pytest.raises(TraceError, match="that the Python code of a graph cannot spell") as caught:
+        qrecipe.plan(model.eval(), STATIC, ROWS)
+    (finding,) = caught.value.findings
+    assert finding.code == "QR305"
+    assert json.loads(finding.message.partition(" is a name")[0]) == f"{name}.0"
+    assert finding.hint == "give it another name"
+    plan = qrecipe.plan(model, "builtin:x86-dynamic", ROWS)  # no code is made of it
+    assert plan.executor == "eager"
+
+
+@pytest.mark.parametrize("name", ["a b", "x-1[0]", "it's", "{x}", "%s", "é", "9"])
+def test_odd_names_that_code_can_spell_are_no_hindrance(name):
+    model = nn.Sequential()
+    model.add_module(name, nn.Linear(6, 6))
+    batches = [torch.rand(2, 6) for _ in range(10)]
+    assert qrecipe.quantize(model.eval(), STATIC, batches, progress=silent)(ROWS).shape == (2, 6)
 
 
 def test_the_engine_is_restored_after_an_error():

@@ -11,10 +11,17 @@ from nets import NETS, UNTRACEABLE, Attention
 from plans import net_of, sites, verdicts
 from torch import nn
 from torch.ao.nn import quantized as nnq
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import qrecipe
 from qrecipe.eager import audit as eager_audit
-from qrecipe.errors import AuditError, PlanError, TraceError, UnmatchedRuleError
+from qrecipe.errors import (
+    AuditError,
+    PlanError,
+    TraceError,
+    UnmatchedRuleError,
+    UnsupportedError,
+)
 from qrecipe.sqnr import output_sqnr_db
 
 DYNAMIC = "builtin:x86-dynamic"
@@ -320,3 +327,58 @@ def test_training_mode_of_a_prepared_model_does_not_reach_the_reference():
     compiled = qrecipe.compile(model, DYNAMIC, x)
     converted = compiled.convert(compiled.prepare().train())  # a warning would fail the test
     assert output_sqnr_db(model(x), converted(x)) > 30
+
+
+def packing(kind, result):
+    """A recurrent layer that is called with sequences of several lengths, packed in forward."""
+
+    def forward(self, x, lengths):
+        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        output, state = self.rnn(packed)
+        return self.fc(result(output, state))
+
+    return net_of(forward, rnn=kind(6, 8, batch_first=True), fc=nn.Linear(8, 3))
+
+
+RESULTS = {
+    "packed": lambda output, state: output.data,
+    "padded": lambda output, state: pad_packed_sequence(output, batch_first=True)[0],
+    "state": lambda output, state: (state[0] if isinstance(state, tuple) else state)[-1],
+}
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("result", list(RESULTS))
+def test_a_recurrent_layer_takes_a_packed_sequence_as_in_float(kind, result, tmp_path):
+    torch.manual_seed(0)
+    model, inputs = packing(kind, RESULTS[result]), (torch.rand(3, 7, 6), torch.tensor([4, 7, 2]))
+    converted = qrecipe.quantize(model, DYNAMIC, example_inputs=inputs)
+    assert type(converted.rnn).__module__.endswith("quantized.dynamic.modules.rnn")
+    with torch.no_grad():
+        expected, output = model(*inputs), converted(*inputs)
+    assert output_sqnr_db(expected, output) > 30
+    qrecipe.save_quantized(converted, tmp_path / "packed.safetensors")
+    loaded = qrecipe.load_quantized(tmp_path / "packed.safetensors", model)
+    with torch.no_grad():
+        assert torch.equal(output, loaded(*inputs))
+
+
+def test_a_packed_sequence_alone_is_computed_as_the_sequence_itself():
+    model, x = packing(nn.LSTM, RESULTS["padded"]), torch.rand(1, 5, 6)
+    converted = qrecipe.quantize(model, DYNAMIC, example_inputs=(x, torch.tensor([5])))
+    with torch.no_grad():
+        assert torch.equal(converted(x, torch.tensor([5])), converted.fc(converted.rnn(x)[0]))
+
+
+def test_a_packed_sequence_as_an_input_of_a_trace_is_refused_in_the_plan():
+    model = net_of(
+        lambda self, x: self.fc(self.rnn(x)[1][-1]), rnn=nn.GRU(6, 8), fc=nn.Linear(8, 3)
+    )
+    packed = pack_padded_sequence(torch.rand(5, 2, 6), torch.tensor([5, 3]))
+    with pytest.raises(UnsupportedError) as caught:
+        qrecipe.plan(model, DYNAMIC, (packed,))
+    assert "PackedSequence" in caught.value.findings[0].hint
+    recipe = qrecipe.suggest(model, (packed,))
+    converted = qrecipe.quantize(model, recipe, example_inputs=(packed,))
+    assert type(converted.rnn) is nn.GRU
+    assert type(converted.fc) is not nn.Linear

@@ -16,11 +16,12 @@ from runs import silent
 from test_cli import folder, run
 from test_roots import Routed
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import qrecipe
 from qrecipe.authoring.suggest import suggestion
 from qrecipe.authoring.suggest_work import work_of
-from qrecipe.errors import QRecipeWarning, TraceError, UnsupportedError
+from qrecipe.errors import PlanError, QRecipeWarning, TraceError, UnsupportedError
 from qrecipe.inputs import Inputs
 
 assert folder  # the fixture
@@ -211,6 +212,196 @@ def test_work_is_what_the_layers_multiply():
     work = work_of(model, Inputs.from_batch(torch.randn(2, 5, 6)))
     assert work.convolutions == 2 * 6 * 5 * 5 * 3
     assert work.products == 2 * 5 * (4 * 8 * (6 + 8) + 8 * 3)
+
+
+def counted(model, *inputs):
+    work = work_of(model.eval(), Inputs(inputs))
+    return work.convolutions, work.products
+
+
+TOKENS = torch.rand(2, 5, 8)
+PROJECTIONS = 4 * 8 * 8 * TOKENS[..., 0].numel()
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_torchs_attention_is_counted_by_its_projections(batch_first):
+    attention = nn.MultiheadAttention(8, 2, batch_first=batch_first)
+    assert counted(attention, TOKENS, TOKENS, TOKENS) == (0, PROJECTIONS)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=batch_first, activation="gelu")
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    assert counted(encoder, TOKENS) == (0, 2 * (PROJECTIONS + 2 * 8 * 16 * 10))
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_products_of_functions_with_a_weight_are_counted_and_those_of_activations_are_not():
+    weight = nn.Parameter(torch.randn(8, 3))
+    doubled = net_of(lambda self, x: torch.einsum("btc,ck->btk", x, 2 * weight))
+    assert counted(doubled, TOKENS) == (0, 10 * 8 * 3)
+    batched = net_of(lambda self, x: torch.bmm(x, weight.expand(2, 8, 3)))
+    assert counted(batched, TOKENS) == (0, 10 * 8 * 3)
+    assert counted(net_of(lambda self, x: x @ x.transpose(1, 2)), TOKENS) == (0, 0)
+    assert counted(nn.Bilinear(8, 8, 3), TOKENS, TOKENS) == (0, 10 * 8 * 8 * 3)
+
+
+def test_strided_grouped_and_transposed_convolutions_are_counted():
+    x = torch.rand(1, 4, 8, 8)
+    assert counted(nn.Conv2d(4, 4, 2, stride=2, groups=4), x) == (4 * 16 * 4, 0)
+    assert counted(nn.ConvTranspose2d(4, 6, 3), x) == (4 * 6 * 9 * 64, 0)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_recurrent_layers_are_counted_as_much_packed_as_padded(kind):
+    padded, lengths = torch.rand(3, 5, 6), torch.tensor([5, 5, 5])
+    gates = {nn.LSTM: 4, nn.GRU: 3}[kind]
+    layer = kind(6, 8, batch_first=True)
+    packed = pack_padded_sequence(padded, lengths, batch_first=True)
+    expected = (0, 15 * gates * 8 * (6 + 8))
+    assert counted(layer, padded) == counted(layer, packed) == expected
+
+
+def test_inside_inference_mode_the_same_is_counted():
+    net = nn.Sequential(nn.Conv1d(5, 4, 1), nn.Linear(8, 3))
+    with torch.inference_mode():
+        assert counted(net, TOKENS) == (2 * 8 * 4 * 5, 2 * 4 * 8 * 3)
+
+
+class Patches(nn.Module):
+    """A convolution before torch's own encoder."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 8, stride=8)
+        layer = nn.TransformerEncoderLayer(16, 4, 256, batch_first=True, activation="gelu")
+        self.encoder = nn.TransformerEncoder(layer, 4)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.head(self.encoder(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+def test_a_transformer_behind_a_convolution_is_no_convolutional_net_and_says_what_stays_float():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of nested tensors
+        recipe = qrecipe.suggest(Patches().eval(), torch.rand(1, 3, 64, 64))
+    assert recipe.name == "suggested-dynamic"
+    # 4 layers of (4 * 16 * 16 + 2 * 16 * 256) and a convolution of 3 * 64 * 16 for each token
+    assert "matrix products, such as those of linear and recurrent layers, are 92%" in (
+        recipe.description
+    )
+    assert "Most of the work stays float: less than 1% of the mult" in recipe.description
+    assert "Left float: TransformerEncoder 92%, Conv2d 8%." in recipe.description
+    assert "write them with nn.Linear" in recipe.description
+
+
+def test_a_convolution_with_weight_norm_is_said_to_stay_float():
+    conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 3))
+    model = nn.Sequential(conv, nn.ReLU(), nn.Conv2d(8, 2, 1)).eval()
+    said = qrecipe.suggest(model, torch.rand(1, 3, 8, 8)).description
+    assert "Most of the work stays float: 7% of" in said  # 8 * 2 of 8 * 2 + 8 * 3 * 9
+    assert "Left float: ParametrizedConv2d 93%." in said
+    assert "make it a plain one" in said
+
+
+class Routing(nn.Module):
+    """A root that is small, and single layers outside of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
+        self.neck = nn.Conv2d(4, 10, 1)
+        self.head = nn.Conv2d(10, 10, 1)
+
+    def forward(self, x):
+        x = self.backbone(x)
+        return self.head(self.neck(x)) if x.mean() > -1 else x
+
+
+def test_what_lies_outside_of_the_roots_is_named_with_its_share():
+    torch.manual_seed(0)
+    recipe = qrecipe.suggest(Routing().eval(), torch.rand(1, 3, 8, 8))
+    assert recipe.fx.roots == ("backbone",)
+    said = recipe.description
+    assert "1 operation inside the roots: 1 quantized, 0 passthrough, 0 float." in said
+    assert "Most of the work stays float: 8% of" in said  # 12 of 12 + 40 + 100
+    assert "head (outside the roots) 66%, neck (outside the roots) 26%." in said
+    assert "put a single layer into an nn.Sequential" in said
+
+
+def test_functions_of_a_model_that_is_not_traced_are_named_with_their_share():
+    weight = nn.Parameter(torch.randn(6, 6))
+
+    def forward(self, x):
+        return self.fc(x) if x.sum() > 1e9 else self.fc(x @ weight)
+
+    said = qrecipe.suggest(net_of(forward, fc=nn.Linear(6, 6)), torch.rand(2, 6)).description
+    assert "50% of the multiplications with weights are in quantized operations." in said
+    assert "Left float: the model itself (its functions) 50%." in said
+
+
+def test_where_all_of_the_work_is_quantized_nothing_is_left_to_name():
+    net = NETS["residual"]
+    said = qrecipe.suggest(net.model(), net.batches(1)[0]).description
+    assert "\n100% of the multiplications with weights are in quantized operations.\n" in said
+    assert "Left float" not in said
+
+
+def test_a_model_of_embeddings_alone_multiplies_nothing():
+    model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten()).eval()
+    said = qrecipe.suggest(model, torch.randint(0, 10, (2, 3))).description
+    assert "nothing in this model is multiplied with weights" in said
+    assert "Embeddings are quantized by their weights alone" in said
+    assert "%" not in said
+    assert "2 operations: 1 quantized, 0 passthrough, 1 float." in said
+
+
+def picky(self, given):
+    return self.fc(given["x"]) if given["x"].sum() > 0 else self.fc(-given["x"])
+
+
+@pytest.mark.parametrize(
+    ("forward", "inputs"),
+    [
+        (lambda self, x: self.fc(x), "x"),
+        (lambda self, x: self.fc(x), None),
+        (lambda self, x: self.fc(x), torch.rand(2, 5)),
+        (picky, ({"y": torch.rand(1, 3)},)),
+        (picky, torch.rand(1, 3)),
+        (picky, 3),
+    ],
+)
+def test_inputs_that_the_model_cannot_take_are_told_as_plan_tells_them(forward, inputs):
+    model = net_of(forward, fc=nn.Linear(3, 3))
+    for call in (
+        lambda: qrecipe.suggest(model, inputs),
+        lambda: qrecipe.plan(model, "builtin:x86-dynamic", inputs),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of torch, of such an index
+            with pytest.raises(PlanError, match="QR307 the model cannot take"):
+                call()
+
+
+@pytest.mark.parametrize("name", ["residual", "mlp", "tagger"])
+def test_a_model_that_is_quantized_already_is_said_to_be(name):
+    net = NETS[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", QRecipeWarning)
+        recipe = qrecipe.suggest(net.model(), net.batches(1)[0])
+        converted = qrecipe.quantize(net.model(), recipe, net.batches(10), progress=silent)
+    for model in (converted, nn.Sequential(converted)):
+        with pytest.raises(UnsupportedError, match="QR335 this model is quantized already"):
+            qrecipe.suggest(model, net.batches(1)[0])
+
+
+def test_a_model_with_quantized_functions_alone_is_said_to_be_quantized():
+    weight = nn.Parameter(torch.randn(4, 3, 3, 3))
+    model = net_of(lambda self, x: nn.functional.conv2d(x, self.weight), weight=weight)
+    batches = [torch.rand(1, 3, 8, 8) for _ in range(10)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", QRecipeWarning)
+        converted = qrecipe.quantize(model, "builtin:x86-static", batches, progress=silent)
+    with pytest.raises(UnsupportedError, match="quantized already: by the recipe"):
+        qrecipe.suggest(converted, batches[0])
 
 
 def test_the_command_prints_a_recipe_that_can_be_planned(folder):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from qrecipe.altered import alteration
 from qrecipe.authoring.suggest_subject import Scheme, Subject
+from qrecipe.errors import counted
 from qrecipe.planning import Plan
 
 ROBUST_SIZE = 10_000_000
@@ -69,9 +70,10 @@ def _what_dominates(subject: Subject, scheme: Scheme) -> str:
 
 def _coverage(subject: Subject, plan: Plan) -> Iterator[str]:
     counts = Counter(site.verdict for site in plan.sites)
+    where = " inside the roots" if subject.roots else ""
     yield (
-        f"Of {len(plan.sites)} operations {counts['quantized']} are quantized, "
-        f"{counts['passthrough']} passthrough and {counts['float']} left float."
+        f"{counted(len(plan.sites), 'operation')}{where}: {counts['quantized']} quantized, "
+        f"{counts['passthrough']} passthrough, {counts['float']} float."
     )
     total = subject.work.total
     if not total:
@@ -83,12 +85,13 @@ def _coverage(subject: Subject, plan: Plan) -> Iterator[str]:
     )
     share = quantized / total
     text = f"{_percent(share)} of the multiplications with weights are in quantized operations"
-    yield f"Most of the work stays float: {text}." if share < _SMALL_SHARE else f"{text}."
+    small = share < _SMALL_SHARE
+    yield f"Most of the work stays float: {text}." if small else f"{text[0].upper()}{text[1:]}."
     left = Counter(_left_float(subject, plan)).most_common()
     named = [f"{what} {_percent(n / total)}" for what, n in left if n >= _LEAST_NAMED * total]
     if named:
         further = ["others"] if len(named) > _MOST_NAMED else []
-        yield f"Float: {', '.join([*named[:_MOST_NAMED], *further])}."
+        yield f"Left float: {', '.join([*named[:_MOST_NAMED], *further])}."
 
 
 def _left_float(subject: Subject, plan: Plan) -> dict[str, int]:
@@ -117,8 +120,8 @@ def _advice(subject: Subject, plan: Plan) -> Iterator[str]:
         yield "A layer with hooks or a parametrization has no kernel: make it a plain one first."
     if any(list(module.children()) for module in modules if module not in altered):
         yield (
-            "torch's attention layers are taken as a whole, and have no kernel: write them with "
-            "nn.Linear to have their projections quantized."
+            "Layers of torch that hold others, as for attention, are taken as a whole and have no "
+            "kernel: write them with nn.Linear to have their projections quantized."
         )
     if subject.roots and any(count >= least for count in subject.work_elsewhere.values()):
         yield "A root is a module that holds others: put a single layer into an nn.Sequential."
