@@ -249,6 +249,33 @@ def test_strided_grouped_and_transposed_convolutions_are_counted():
     assert counted(nn.ConvTranspose2d(4, 6, 3), x) == (4 * 6 * 9 * 64, 0)
 
 
+def test_operations_that_are_called_with_names_are_counted():
+    weight = torch.randn(4, 3, 3, 3)
+
+    def forward(self, x):
+        pair, none = [1, 1], [0, 0]
+        return torch.ops.aten.convolution(
+            x, weight, bias=None, stride=pair, padding=none, dilation=pair,
+            transposed=False, output_padding=none, groups=1,
+        )  # fmt: skip
+
+    assert counted(net_of(forward), torch.rand(1, 3, 8, 8)) == (4 * 36 * 27, 0)
+    into = net_of(lambda self, x: torch.mm(x, self.weight, out=torch.empty(2, 3)))
+    into.weight = torch.randn(8, 3)
+    assert counted(into, TOKENS[:, 0]) == (0, 2 * 8 * 3)
+
+
+@pytest.mark.parametrize("layout", [torch.jagged, torch.strided])
+def test_a_linear_layer_on_nested_tensors_is_counted(layout):
+    def forward(self, a, b):
+        return self.fc(torch.nested.nested_tensor([a, b], layout=layout)).to_padded_tensor(0.0)
+
+    model = net_of(forward, fc=nn.Linear(8, 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # nested tensors are a prototype
+        assert work_of(model, Inputs((torch.rand(3, 8), torch.rand(5, 8)))).products == 8 * 8 * 4
+
+
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 def test_recurrent_layers_are_counted_as_much_packed_as_padded(kind):
     padded, lengths = torch.rand(3, 5, 6), torch.tensor([5, 5, 5])

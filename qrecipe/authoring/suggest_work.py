@@ -24,6 +24,8 @@ _CONVOLUTIONS = ("aten.convolution", "aten._convolution")
 _PRODUCTS = tuple(
     f"aten.{name}" for name in ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot")
 )
+_LINEAR = "aten.linear"
+"""Arrives whole with nested tensors, else as one of the products."""
 _BILINEAR = "aten._trilinear"
 _LSTM = "aten.mkldnn_rnn_layer"
 
@@ -150,17 +152,19 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        with self:  # in inference mode operations arrive whole: linear, not what it consists of
-            parts = func.decompose(*args, **kwargs)
-        if parts is not NotImplemented:
-            return parts
+        if torch.is_inference_mode_enabled():  # operations arrive whole: linear, not what is in it
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
         result = func(*args, **kwargs)
-        self._count(str(func.overloadpacket), args, result)
+        self._count(func, {**dict(zip(_names(func), args, strict=False)), **kwargs}, result)
         self._note(result, any(map(self._depends, tensors_in((args, kwargs)))))
         return result
 
-    def _count(self, operation: str, args: Sequence[Any], result: Any) -> None:
-        found = _multiplied(operation, args, result)
+    def _count(self, func: Any, given: Mapping[str, Any], result: Any) -> None:
+        operation = str(func.overloadpacket)
+        found = _multiplied(operation, [given.get(name) for name in _names(func)], result)
         if found is None or all(map(self._depends, found[:2])):
             return
         self.counts[self._places[-1]] += found[2]
@@ -177,8 +181,16 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         change(memory)
 
 
+def _names(func: Any) -> list[str]:
+    """What an operation takes by position."""
+    return [argument.name for argument in func._schema.arguments if not argument.kwarg_only]
+
+
 def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else id(tensor)
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except RuntimeError:  # sparse, or of a class of its own around others
+        return id(tensor)
 
 
 def _multiplied(
@@ -191,6 +203,8 @@ def _multiplied(
     if operation in _PRODUCTS:
         a, b = [arg for arg in args if isinstance(arg, Tensor)][-2:]
         return a, b, result.numel() * a.shape[-1]
+    if operation == _LINEAR:
+        return args[0], args[1], result.numel() * args[1].shape[-1]
     if operation == _BILINEAR:
         return args[0], args[1], result.numel() * prod(args[1].shape[-2:])
     if operation == _LSTM:  # x is (steps, samples, features), each weight is used at every step
