@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -50,6 +51,22 @@ def write_atomically(path: Path, text: str) -> None:
     except (OSError, ValueError) as error:
         message = f"cannot write {shown(str(path))}: {why_not(error)}"
         raise RecipeReferenceError(Finding("QR001", message)) from None
+
+
+def check_replaceable_file(path: Path) -> None:
+    """Whether `replace_file` could write there, before there is something to write.
+
+    Raises OSError, or ValueError for what is no regular file or no path.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "it is a folder")
+    if target.exists() and not target.is_file():
+        raise ValueError("not a regular file")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "there is no such folder")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def replace_file(path: Path, content: bytes) -> None:

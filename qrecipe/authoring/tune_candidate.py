@@ -15,6 +15,7 @@ from qrecipe.schema import TensorSpec
 
 _ON_X86 = ("x86", "fbgemm", "onednn")
 _EIGHT_BITS = ("int8", "uint8")
+_EXTREMES = ("minmax", "moving_average_minmax")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,11 @@ def _levers(recipe: Recipe, plan: Plan) -> Iterator[Lever]:
     weights, activations = _roles(recipe, plan)
     yield Lever(
         "histogram observer for activations",
-        {name: {"observer": "histogram"} for name, spec in activations.items() if _averages(spec)},
+        {
+            name: {"observer": "histogram"}
+            for name, spec in activations.items()
+            if _takes_extremes(spec)
+        },
     )
     if has_vnni() and recipe.backend in _ON_X86:
         yield Lever(
@@ -88,8 +93,9 @@ def _roles(recipe: Recipe, plan: Plan) -> tuple[dict[str, TensorSpec], dict[str,
     )
 
 
-def _averages(spec: TensorSpec) -> bool:
-    return spec.observer is not None and spec.observer.name != "histogram"
+def _takes_extremes(spec: TensorSpec) -> bool:
+    """Whether the range is torch's own of extremes; one of a plugin is the author's choice."""
+    return spec.observer is not None and spec.observer.name in _EXTREMES
 
 
 def _is_per_tensor(spec: TensorSpec) -> bool:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qrecipe.authoring.tune_search import Measured, SiteCost, Trial
+from qrecipe.authoring.tune_frontier import SiteCost
+from qrecipe.authoring.tune_search import Measured, Trial
 from qrecipe.errors import ExecutionError, Finding, shown
-from qrecipe.writing import replace_file, why_not
+from qrecipe.writing import check_replaceable_file, replace_file, why_not
 
 _FORMAT = 1
 
@@ -21,7 +23,7 @@ Entry = dict[str, Any]
 
 @dataclass(slots=True)
 class TrialLog:
-    """What has been measured for one model and one base recipe, written after each step.
+    """What has been measured for one model and base recipe somewhere, written after each step.
 
     ``costs`` and ``entries`` go by the fingerprint of the recipe. Without a ``path`` it is kept in
     memory alone.
@@ -30,6 +32,7 @@ class TrialLog:
     path: Path | None
     base: str
     model: str
+    environment: str
     float_metric: float | None = None
     costs: dict[str, tuple[SiteCost, ...]] = field(default_factory=dict)
     entries: dict[str, Entry] = field(default_factory=dict)
@@ -68,6 +71,7 @@ class TrialLog:
             "format": _FORMAT,
             "base": self.base,
             "model": self.model,
+            "environment": self.environment,
             "float_metric": self.float_metric,
             "sites": {
                 fingerprint: [cost_json(cost) for cost in costs]
@@ -101,28 +105,40 @@ def trial_json(trial: Trial) -> dict[str, Any]:
     }
 
 
-def open_log(path: Path | None, base: str, model: str) -> TrialLog:
-    """The log at a path, or a new one; ``base`` is a fingerprint, ``model`` a digest of weights.
+def again(fingerprint: str) -> str:
+    """The key of a recipe that is measured a second time."""
+    return f"{fingerprint} again"
 
-    Raises ``ExecutionError``: it belongs to another recipe or model (QR331), or is no such log
-    (QR332).
+
+def open_log(path: Path | None, base: str, model: str, environment: str) -> TrialLog:
+    """The log at a path, or a new one.
+
+    ``base`` is a fingerprint, ``model`` a digest of weights, ``environment`` what computed.
+    Raises ``ExecutionError``: it belongs to another recipe, model or environment (QR331), is no
+    such log or cannot be written (QR332).
     """
-    log = TrialLog(path, base, model)
-    if path is None or not path.exists():
+    log = TrialLog(path, base, model, environment)
+    if path is None:
+        return log
+    _check_writable(path)
+    if not path.exists():
         return log
     values = _read(path)
-    for key, own, what in (("base", base, "recipe"), ("model", model, "model")):
-        if values[key] != own:
+    for key, own, what in (
+        ("base", base, "a search for another recipe"),
+        ("model", model, "a search for another model"),
+        ("environment", environment, f"a search elsewhere, and not with {environment}"),
+    ):
+        if values.get(key) != own:
             raise ExecutionError(
                 Finding(
                     "QR331",
-                    f"{shown(str(path))} is the log of a search for another {what}",
+                    f"{shown(str(path))} is the log of {what}",
                     hint="name another file, or remove this one to start afresh",
                 )
             )
     try:
-        metric = values["float_metric"]
-        log.float_metric = None if metric is None else float(metric)
+        log.float_metric = _finite_or_none(values["float_metric"])
         log.costs = {
             fingerprint: tuple(_cost(cost) for cost in costs)
             for fingerprint, costs in values["sites"].items()
@@ -131,6 +147,13 @@ def open_log(path: Path | None, base: str, model: str) -> TrialLog:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _unusable(path, "is no trial log", f"{type(error).__name__}: {error}") from None
     return log
+
+
+def _check_writable(path: Path) -> None:
+    try:
+        check_replaceable_file(path)
+    except (OSError, ValueError) as error:
+        raise _unusable(path, "cannot be written", why_not(error)) from None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -148,12 +171,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _cost(values: Entry) -> SiteCost:
-    sqnr_db = values.get("sqnr_db")  # an older log has none
     return SiteCost(
         str(values["name"]),
         str(values["reason"]),
-        float(values["share"]),
-        None if sqnr_db is None else float(sqnr_db),
+        _finite(values["share"]),
+        _finite_or_none(values["sqnr_db"]),
     )
 
 
@@ -164,10 +186,21 @@ def _entry(values: Entry) -> Entry:
         raise ValueError("a trial has a metric or an error")
     return {
         **values,
-        "metric": None if metric is None else float(metric),
-        "seconds": float(values["seconds"]),
+        "metric": _finite_or_none(metric),
+        "seconds": _finite(values["seconds"]),
         "error": None if error is None else str(error),
     }
+
+
+def _finite_or_none(value: Any) -> float | None:
+    return None if value is None else _finite(value)
+
+
+def _finite(value: Any) -> float:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value):
+        raise ValueError(f"{value!r} is no finite number")
+    return float(value)
 
 
 def _unusable(path: Path, what: str, why: str) -> ExecutionError:

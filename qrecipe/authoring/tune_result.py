@@ -7,17 +7,18 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from qrecipe.authoring.tune_bench import Stop
+from qrecipe.authoring.tune_candidate import Candidate, Lever
+from qrecipe.authoring.tune_frontier import SiteCost
 from qrecipe.authoring.tune_log import cost_json, trial_json
-from qrecipe.authoring.tune_search import SiteCost, Trial
+from qrecipe.authoring.tune_search import Search, Trial
 from qrecipe.measure.overlay import float_rules, overlay_recipe, rule_key, save_overlay
 from qrecipe.recipe import Ingredient, Recipe, published
 from qrecipe.references import path_text
+from qrecipe.rules import listed
 from qrecipe.tables import render_table
-
-Stop = Literal["trials", "seconds", "interrupt"]
-"""What ended a search before it was through."""
 
 _WORDS: Mapping[Stop, str] = {
     "trials": "Stopped at the most trials allowed",
@@ -27,14 +28,30 @@ _WORDS: Mapping[Stop, str] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Budget:
+    """The accuracy of the float model, and what of it may be lost."""
+
+    float_metric: float
+    max_drop: float
+
+    @property
+    def least(self) -> float:
+        """The accuracy that is wanted."""
+        return self.float_metric - self.max_drop
+
+
+@dataclass(frozen=True, slots=True)
 class TuningResult:
     """The best recipe that was verified, and the trials in order.
 
     ``reached`` tells whether it is within the budget: ``metric`` at least ``float_metric`` less
-    ``max_drop``. ``float_share`` is the share of the float model's time that the sites take which
-    it leaves float, 0 to 1. ``ranking`` has the sites that could stay float, the most sensitive
-    first; it is empty where the search came to no float sites. ``stopped`` says what ended the
-    search early, None where it was through.
+    ``max_drop``. What is within was made and evaluated once more where it was chosen from several,
+    and both count: ``metric`` is that of the second time, which was not chosen for being high.
+    ``float_sites`` are what the search leaves float and ``float_share`` the share of the float
+    model's time that they take, 0 to 1; ``base_float_sites`` are what the recipe that it started
+    from leaves float by a rule of its own. ``ranking`` has the sites that could stay float, the
+    most sensitive first; it is empty where the search came to no float sites. ``stopped`` says what
+    ended the search early, None where it was through.
     """
 
     recipe: Recipe
@@ -45,6 +62,7 @@ class TuningResult:
     max_drop: float
     float_sites: tuple[str, ...]
     float_share: float
+    base_float_sites: tuple[str, ...]
     ranking: tuple[SiteCost, ...]
     stopped: Stop | None
     _base: Recipe = field(repr=False)
@@ -72,7 +90,7 @@ class TuningResult:
 
     def __str__(self) -> str:
         rows = [
-            (str(number), _metric(trial.metric), _mark(trial), trial.what)
+            (str(number), _metric(trial.metric), _mark(trial), _what(trial))
             for number, trial in enumerate(self.trials, 1)
         ]
         table = render_table(("trial", "metric", "", "what"), rows)
@@ -81,7 +99,7 @@ class TuningResult:
     @property
     def notes(self) -> tuple[str, ...]:
         """What was wanted and what was found, in sentences."""
-        notes = [*_budget(self.float_metric, self.max_drop), *_verdict(self)]
+        notes = list(_verdict(self))
         if self.stopped is not None:
             notes.append(f"{_WORDS[self.stopped]}; with a log the search can go on from here.")
         return (*notes, *published(self.ingredients))
@@ -102,6 +120,7 @@ def tuning_json(result: TuningResult) -> dict[str, Any]:
         "distance": result.distance,
         "float_sites": list(result.float_sites),
         "float_share": result.float_share,
+        "base_float_sites": list(result.base_float_sites),
         "ranking": [cost_json(cost) for cost in result.ranking],
         "stopped": result.stopped,
         "trials": [trial_json(trial) for trial in result.trials],
@@ -111,34 +130,32 @@ def tuning_json(result: TuningResult) -> dict[str, Any]:
 
 def found(
     base: Recipe,
-    trials: Sequence[Trial],
-    best: Trial,
-    costs: Sequence[SiteCost],
-    budget: tuple[float, float],
+    search: Search,
+    budget: Budget,
     members: frozenset[str],
+    base_float_sites: tuple[str, ...],
     stopped: Stop | None,
 ) -> TuningResult:
-    """The result for the best trial; ``budget`` is the float metric and what may be lost."""
-    float_metric, max_drop = budget
-    left = [cost for cost in costs if cost.name in best.candidate.floats]
-    reasons = {
-        rule_key(cost.name, members): _reason(cost, best, trials, float_metric - max_drop)
-        for cost in left
-    }
+    """What a search gives that is over, or was ended by ``stopped``."""
+    best, trials = search.best, search.trials
+    left = [cost for cost in search.costs if cost.name in best.candidate.floats]
+    reasons = {rule_key(cost.name, members): _reason(cost, best, trials) for cost in left}
     values: dict[str, Any] = {
         "tensor": best.candidate.tensors,
         **(float_rules(reasons) if reasons else {}),
     }
+    last = trials[-1] if trials[-1].is_repeated else best
     result = TuningResult(
         recipe=base,
         trials=tuple(trials),
-        reached=best.within,
-        metric=best.metric,
-        float_metric=float_metric,
-        max_drop=max_drop,
+        reached=best.within and last.within,
+        metric=last.metric,
+        float_metric=budget.float_metric,
+        max_drop=budget.max_drop,
         float_sites=tuple(cost.name for cost in left),
         float_share=sum(cost.share for cost in left),
-        ranking=tuple(costs),
+        base_float_sites=base_float_sites,
+        ranking=search.costs,
         stopped=stopped,
         _base=base,
         _values=values,
@@ -148,57 +165,92 @@ def found(
 
 def _described(result: TuningResult, best: Trial) -> TuningResult:
     """The same with a recipe that tells in its description what the search found."""
-    sentences = [
-        *_budget(result.float_metric, result.max_drop),
-        *_verdict(result),
-        *_lever_notes(result, best),
-    ]
+    sentences = [*_verdict(result), *_lever_notes(result, best)]
     values = {"description": "\n".join(sentences) + "\n", **result._values}
     return replace(result, recipe=overlay_recipe(result._base, values), _values=values)
 
 
 def _lever_notes(result: TuningResult, best: Trial) -> Iterator[str]:
-    before = result.trials[0]
-    for trial in result.trials:
-        levers = trial.candidate.levers
-        if trial.kept and levers and not trial.candidate.floats:
-            if levers == best.candidate.levers[: len(levers)]:
-                gain = f"{_metric(before.metric)} -> {_metric(trial.metric)}"
-                yield f"{levers[-1].what[0].upper()}{levers[-1].what[1:]}: {gain}."
-            before = trial
+    """What each lever that the recipe uses brought when it was tried."""
+    metrics = {trial.candidate: trial.metric for trial in reversed(result.trials)}
+    for lever in best.candidate.levers:
+        levers = next(
+            trial.candidate.levers
+            for trial in result.trials
+            if trial.candidate.levers[-1:] == (lever,)
+        )
+        before, after = metrics[Candidate(levers[:-1])], metrics[Candidate(levers)]
+        yield f"{_sentence(lever)}: {_metric(before)} -> {_metric(after)}."
 
 
-def _budget(float_metric: float, max_drop: float) -> Iterator[str]:
-    least = float_metric - max_drop
-    yield f"The float model has {float_metric:.6g}, so that {least:.6g} is wanted."
+def _sentence(lever: Lever) -> str:
+    return f"{lever.what[0].upper()}{lever.what[1:]}"
 
 
 def _verdict(result: TuningResult) -> Iterator[str]:
-    count = len(result.float_sites)
-    left = "no site" if not count else "1 site" if count == 1 else f"{count} sites"
-    share = f" ({result.float_share:.0%} of the float model's time)" if count else ""
-    where = f"{_metric(result.metric)} with {left} left float{share}"
-    if result.reached:
-        yield f"Reached: {where}."
+    budget = Budget(result.float_metric, result.max_drop)
+    whole, least = _metric(budget.float_metric), _metric(budget.least)
+    yield f"The float model has {whole}, so that {least} is wanted."
+    by = " by the search" if result.base_float_sites else ""
+    left = f"{_counted(result.float_sites)} left float{by}"
+    if result.float_sites:
+        left += f" ({result.float_share:.0%} of the float model's time)"
+    if result.metric is None:
+        yield f"Not reached: no accuracy, with {left}."
+    elif result.reached:
+        yield f"Reached: {_metric(result.metric)} with {left}."
+    else:
+        missing = "" if not result.distance else f", {result.distance:.4g} too little"
+        yield f"Not reached: the best is {_metric(result.metric)} with {left}{missing}."
+    yield from _repetition(result.trials)
+    if result.base_float_sites:
+        names = listed(result.base_float_sites)
+        count = _counted(result.base_float_sites)
+        yield f"The recipe that it started from leaves {count} float itself: {names}."
+    if not result.reached:
+        yield 'Training can win back what calibration cannot: phase = "qat", see docs/training.md.'
+
+
+def _repetition(trials: Sequence[Trial]) -> Iterator[str]:
+    """What the second evaluation of the best tells where it differs."""
+    last = trials[-1]
+    if not last.is_repeated:
         return
-    distance = "" if result.distance is None else f", {result.distance:.4g} too little"
-    yield f"Not reached: the best is {where}{distance}."
-    yield 'Training can win back what calibration cannot: phase = "qat", see docs/training.md.'
+    first = next(trial for trial in trials if trial.candidate == last.candidate)
+    chosen = f"It had {_metric(first.metric)} when it was chosen"
+    if last.error is not None:
+        yield f"{chosen}, and failed when it was made once more: {last.error}."
+    elif last.metric != first.metric:
+        again = f"{_metric(last.metric)} when it was made and evaluated once more"
+        yield f"{chosen}, and {again}: the evaluation is noisy, give it more data."
 
 
-def _reason(cost: SiteCost, best: Trial, trials: Sequence[Trial], least: float) -> str:
-    """What quantizing it alone costs, and what the accuracy was with it in int8 again."""
-    without = best.candidate.floats - {cost.name}
-    for trial in trials:
-        if trial.candidate.levers == best.candidate.levers and trial.candidate.floats == without:
+def _counted(names: Sequence[str]) -> str:
+    return "no site" if not names else "1 site" if len(names) == 1 else f"{len(names)} sites"
+
+
+def _reason(cost: SiteCost, best: Trial, trials: Sequence[Trial]) -> str:
+    """What quantizing it alone costs, and what the accuracy was with and without it in int8."""
+    metrics = {trial.candidate: trial for trial in reversed(trials)}
+    floats = best.candidate.floats
+    levers = dict.fromkeys([best.candidate.levers, *(t.candidate.levers for t in trials)])
+    for each in levers:  # those of the best, else others with which both were tried
+        within = metrics.get(Candidate(each, floats))
+        without = metrics.get(Candidate(each, floats - {cost.name}))
+        if within is not None and without is not None:
             return (
-                f"{cost.reason}; in int8 the accuracy is {_metric(trial.metric)}, not {least:.6g}"
+                f"{cost.reason}; with it in int8 the accuracy is {_metric(without.metric)}, "
+                f"with it float {_metric(within.metric)}"
             )
     return cost.reason
 
 
 def _metric(value: float | None) -> str:
-    return "none" if value is None else f"{value:.6g}"
+    return "none" if value is None else f"{value + 0.0:.6g}"  # no -0
+
+
+def _what(trial: Trial) -> str:
+    return trial.what if trial.error is None else f"{trial.what}: {trial.error}"
 
 
 def _mark(trial: Trial) -> str:

@@ -7,15 +7,25 @@ is chosen has been measured as it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from qrecipe.authoring.tune_candidate import Candidate, Lever
+from qrecipe.authoring.tune_frontier import SiteCost, cheapest_sets, errors_of
 from qrecipe.rules import listed
 
 _MOST_ALONE = 8
 """How many of the most sensitive sites are tried as the only float one."""
+
+_MOST_REFINING = 32
+"""How many trials may return sites to int8 or exchange them."""
+
+_SHORT_ROW = 8
+"""Up to how many of the most sensitive sites each number is tried."""
+
+_LEAST_GAIN = 0.05
+"""The part of what is missing that a lever has to bring."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +43,7 @@ class Trial:
 
     ``metric`` is None where there is no finite one, and ``error`` says why; ``within`` tells
     whether it is within the budget; ``seconds`` are those of making and evaluating it.
+    ``is_repeated`` tells that the candidate had been measured before, and chosen.
     """
 
     what: str
@@ -42,6 +53,7 @@ class Trial:
     kept: bool
     seconds: float
     error: str | None
+    is_repeated: bool = False
 
     @property
     def score(self) -> float:
@@ -49,24 +61,13 @@ class Trial:
         return -math.inf if self.metric is None else self.metric
 
 
-@dataclass(frozen=True, slots=True)
-class SiteCost:
-    """A site that could stay float: why, and its share of the float model's time, 0 to 1.
-
-    ``sqnr_db`` is that of the output with this site alone quantized; None where it is not finite,
-    or where the output holds no floating tensor and the accuracy ranked the sites.
-    """
-
-    name: str
-    reason: str
-    share: float
-    sqnr_db: float | None
-
-
 class Bench(Protocol):
     """What the search asks of the world; both may end the search by an exception."""
 
     def measure(self, candidate: Candidate) -> Measured: ...
+
+    def repeat(self, candidate: Candidate) -> Measured:
+        """The same once more, made and evaluated afresh."""
 
     def costs(self, levers: tuple[Lever, ...]) -> Sequence[SiteCost]:
         """The sites that could stay float, the most sensitive first."""
@@ -89,67 +90,99 @@ class Search:
         self._target = target
         self._record = record
         self._tried: dict[Candidate, Trial] = {}
+        self._refinements = _MOST_REFINING
 
     def run(self) -> None:
-        """Try until the budget is met with as few sites float as can be found."""
+        """Try until the budget is met with as little float time as can be found."""
         current = self._try(Candidate(), "the recipe as it is", lambda trial: True)
         for lever in self._levers:
             if current.within:
-                return
+                break
             candidate = Candidate((*current.candidate.levers, lever))
-            better = _better_than(current)
-            trial = self._try(candidate, lever.what, better)
+            trial = self._try(candidate, lever.what, _gains_over(current, self._target))
             current = trial if trial.kept else current
         if not current.within:
             self._leave_float(current.candidate.levers)
+        self._take_levers_back()
+        self._repeat()
 
     @property
     def best(self) -> Trial:
         """Within the budget what leaves least float, by its share of the time; else the best."""
-        within = [trial for trial in self.trials if trial.within]
+        tried = self._tried.values()
+        within = [trial for trial in tried if trial.within]
         if within:
             return min(within, key=lambda trial: (*self.weight(trial), -trial.score))
-        return min(self.trials, key=lambda trial: (-trial.score, *self.weight(trial)))
+        return min(tried, key=lambda trial: (-trial.score, *self.weight(trial)))
 
-    def weight(self, trial: Trial) -> tuple[float, int]:
-        """The share of the float time that a candidate leaves float, and the number of sites."""
+    def weight(self, trial: Trial) -> tuple[float, int, int]:
+        """The share of the float time that is left float, the numbers of sites and of levers."""
         floats = trial.candidate.floats
-        return sum(cost.share for cost in self.costs if cost.name in floats), len(floats)
+        return self._spent(floats), len(floats), len(trial.candidate.levers)
+
+    def _spent(self, names: Collection[str]) -> float:
+        return sum(cost.share for cost in self.costs if cost.name in names)
 
     def _leave_float(self, levers: tuple[Lever, ...]) -> None:
         self.costs = tuple(self._bench.costs(levers))
         ranked = [cost.name for cost in self.costs]
         # all of them float is the float model: within the budget, and no solution
-        enough = self._prefix(levers, ranked) or ranked
-        share = {cost.name: cost.share for cost in self.costs}
-        left: Sequence[str] = sorted(enough, key=lambda name: -share[name])
-        while (fewer := self._returned(levers, left, left)) != left:
-            left = fewer
-        self._one_alone(levers, left, ranked)
+        enough = self._cheapest(levers, ranked) or self._row(levers, ranked) or ranked
+        self._returned_until_none(levers, enough)
+        self._one_alone(levers, ranked)
+        while self.best.within and self._exchanged(levers):
+            self._returned_until_none(levers, self.best.candidate.floats)
 
-    def _prefix(self, levers: tuple[Lever, ...], ranked: Sequence[str]) -> Sequence[str] | None:
-        """The shortest row of the most sensitive sites that is found to be enough, if any is."""
+    def _cheapest(self, levers: tuple[Lever, ...], ranked: Sequence[str]) -> Collection[str] | None:
+        """The cheapest of the sets that the ranking suggests which is found to be enough."""
+        shares = {cost.name: cost.share for cost in self.costs}
+        sets = [s for s in cheapest_sets(errors_of(self.costs), shares) if len(s) < len(ranked)]
+        low, high = -1, len(sets)
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._float(levers, sets[middle], _for_least_time(self._in_order(sets[middle]))):
+                high = middle
+            else:
+                low = middle
+        return sets[high] if high < len(sets) else None
+
+    def _row(self, levers: tuple[Lever, ...], ranked: Sequence[str]) -> Sequence[str] | None:
+        """A short row of the most sensitive sites that is found to be enough, if any is."""
         low = 0
         for high in _sizes(len(ranked)):
-            if self._float(levers, ranked[:high], _most_sensitive(ranked[:high])):
+            if self._prefix(levers, ranked, high):
                 break
             low = high
         else:
-            return None
+            # more float can be worse: what is between two rows that fail may do
+            row = range(1, min(_SHORT_ROW, len(ranked) - 1) + 1)
+            enough = (size for size in row if self._prefix(levers, ranked, size))
+            size = next(enough, None)
+            return None if size is None else ranked[:size]
         while high - low > 1:
             middle = (low + high) // 2
-            if self._float(levers, ranked[:middle], _most_sensitive(ranked[:middle])):
+            if self._prefix(levers, ranked, middle):
                 high = middle
             else:
                 low = middle
         return ranked[:high]
+
+    def _prefix(self, levers: tuple[Lever, ...], ranked: Sequence[str], size: int) -> bool:
+        return self._float(levers, ranked[:size], _most_sensitive(ranked[:size]))
+
+    def _returned_until_none(self, levers: tuple[Lever, ...], names: Collection[str]) -> None:
+        """Halves of what is float back to int8, and halves of these, until none can be returned."""
+        share = {cost.name: cost.share for cost in self.costs}
+        left: Sequence[str] = sorted(self._in_order(names), key=lambda name: -share[name])
+        while (fewer := self._returned(levers, left, left)) != left:
+            left = fewer
 
     def _returned(
         self, levers: tuple[Lever, ...], left: Sequence[str], chunk: Sequence[str]
     ) -> Sequence[str]:
         """What is still float once as much of a chunk as can be is int8 again."""
         rest = [name for name in left if name not in chunk]
-        if self._float(levers, rest, f"{listed(chunk)} back in int8"):
+        if self._refined(levers, rest, f"{listed(chunk)} back in int8"):
             return rest
         if len(chunk) < 2:
             return left
@@ -157,40 +190,93 @@ class Search:
         left = self._returned(levers, left, chunk[:middle])
         return self._returned(levers, left, chunk[middle:])
 
-    def _one_alone(
-        self, levers: tuple[Lever, ...], left: Sequence[str], ranked: Sequence[str]
-    ) -> None:
+    def _one_alone(self, levers: tuple[Lever, ...], ranked: Sequence[str]) -> None:
         """Whether one site that takes less time is all that need be float: the cheapest first.
 
         Errors that cancel can hide that one site is the whole trouble.
         """
-        share = {cost.name: cost.share for cost in self.costs}
-        spent = sum(share[name] for name in left)
-        for name in sorted(ranked[:_MOST_ALONE], key=share.__getitem__):
-            is_cheaper = share[name] < spent or (len(left) > 1 and share[name] <= spent)
+        if len(ranked) < 2:
+            return
+        best = self.best
+        spent, count, _ = self.weight(best) if best.within else (math.inf, len(ranked), 0)
+        for name in sorted(ranked[:_MOST_ALONE], key=lambda name: self._spent({name})):
+            share = self._spent({name})
+            is_cheaper = share < spent or (count > 1 and share <= spent)
             if is_cheaper and self._float(levers, [name], f"only {name} float"):
                 return
 
-    def _float(self, levers: tuple[Lever, ...], names: Sequence[str], what: str) -> bool:
+    def _exchanged(self, levers: tuple[Lever, ...]) -> bool:
+        """Whether a float site, the costliest first, could be replaced by others in less time."""
+        left = self.best.candidate.floats
+        errors = {n: e for n, e in errors_of(self.costs).items() if n not in left}
+        shares = {cost.name: cost.share for cost in self.costs}
+        sets = cheapest_sets(errors, shares)
+        for name in sorted(self._in_order(left), key=lambda name: -shares[name]):
+            cheaper = [each for each in sets if self._spent(each) < shares[name]]
+            if cheaper:
+                instead = self._in_order(cheaper[-1])
+                what = f"{listed(instead)} float instead of {name}"
+                if self._refined(levers, (left - {name}) | cheaper[-1], what):
+                    return True
+        return False
+
+    def _take_levers_back(self) -> None:
+        """Without each lever in turn: what is not needed binds a recipe, or hides what is."""
+        for lever in reversed(self._levers):
+            best = self.best
+            levers = best.candidate.levers
+            if best.within and lever in levers:
+                without = tuple(each for each in levers if each != lever)
+                what = f"without this lever: {lever.what}"
+                self._float(without, best.candidate.floats, what)
+
+    def _repeat(self) -> None:
+        """What is within once more, where it was chosen: of many noisy values one is too good."""
+        best = self.best
+        if len(self.trials) > 1 and best.within:
+            measured = self._bench.repeat(best.candidate)
+            trial = self._judged(best.candidate, "the best once more", measured)
+            self._note(replace(trial, kept=trial.within, is_repeated=True))
+
+    def _in_order(self, names: Collection[str]) -> Sequence[str]:
+        """The most sensitive first."""
+        return [cost.name for cost in self.costs if cost.name in names]
+
+    def _refined(self, levers: tuple[Lever, ...], names: Collection[str], what: str) -> bool:
+        """As `_float`, and false without a trial where there have been enough of this kind."""
+        if Candidate(levers, frozenset(names)) not in self._tried:
+            if not self._refinements:
+                return False
+            self._refinements -= 1
+        return self._float(levers, names, what)
+
+    def _float(self, levers: tuple[Lever, ...], names: Collection[str], what: str) -> bool:
         candidate = Candidate(levers, frozenset(names))
         return self._try(candidate, what, lambda trial: trial.within).within
 
     def _try(self, candidate: Candidate, what: str, keeps: Callable[[Trial], bool]) -> Trial:
         if candidate in self._tried:
             return self._tried[candidate]
-        measured = self._bench.measure(candidate)
-        metric = measured.metric
-        within = metric is not None and metric >= self._target
-        trial = Trial(what, candidate, metric, within, False, measured.seconds, measured.error)
+        trial = self._judged(candidate, what, self._bench.measure(candidate))
         trial = replace(trial, kept=keeps(trial))
         self._tried[candidate] = trial
-        self.trials.append(trial)
-        self._record(trial)
+        self._note(trial)
         return trial
 
+    def _note(self, trial: Trial) -> None:
+        self.trials.append(trial)
+        self._record(trial)
 
-def _better_than(current: Trial) -> Callable[[Trial], bool]:
-    return lambda trial: trial.score > current.score
+    def _judged(self, candidate: Candidate, what: str, measured: Measured) -> Trial:
+        metric = measured.metric
+        within = metric is not None and metric >= self._target
+        return Trial(what, candidate, metric, within, False, measured.seconds, measured.error)
+
+
+def _gains_over(current: Trial, target: float) -> Callable[[Trial], bool]:
+    """Whether a trial is within the budget or brings enough of what is missing."""
+    least = 0.0 if current.metric is None else _LEAST_GAIN * (target - current.metric)
+    return lambda trial: trial.within or trial.score > current.score + least
 
 
 def _sizes(count: int) -> Sequence[int]:
@@ -203,3 +289,7 @@ def _most_sensitive(names: Sequence[str]) -> str:
     if len(names) == 1:
         return f"the most sensitive site float: {names[0]}"
     return f"the {len(names)} most sensitive sites float, up to {names[-1]}"
+
+
+def _for_least_time(names: Sequence[str]) -> str:
+    return f"float for the least time: {listed(names)}"

@@ -12,7 +12,8 @@ from torch import nn
 
 from qrecipe.authoring.suggest import suggestion
 from qrecipe.authoring.tune import tune
-from qrecipe.authoring.tune_result import Stop, TuningResult, tuning_json
+from qrecipe.authoring.tune_bench import Stop
+from qrecipe.authoring.tune_result import TuningResult, tuning_json
 from qrecipe.authoring.tune_search import Trial
 from qrecipe.cli import output
 from qrecipe.cli.pages import ForPage, planned_for_page, quantized_for_page, ranked_for_page

@@ -14,7 +14,7 @@ from qrecipe.names import literal
 from qrecipe.recipe import Recipe, load_recipe, parse_recipe
 from qrecipe.references import is_reference
 from qrecipe.schema import FLOAT
-from qrecipe.writing import toml_text, write_atomically
+from qrecipe.writing import check_replaceable_file, toml_text, why_not, write_atomically
 
 _SUFFIX = "-overlay.toml"
 
@@ -87,7 +87,12 @@ def save_overlay(recipe: Recipe, values: Mapping[str, Any], path: Path) -> Recip
 
 
 def check_replaceable(path: Path) -> None:
-    """Raises ``RecipeReferenceError`` (QR001) where a file stands that is not a recipe."""
+    """Raises ``RecipeReferenceError`` (QR001): no file can be put there, or one is no recipe."""
+    try:
+        check_replaceable_file(path)
+    except (OSError, ValueError) as error:
+        message = f"cannot write {shown(str(path))}: {why_not(error)}"
+        raise RecipeReferenceError(Finding("QR001", message)) from None
     if not os.path.exists(path) or (os.path.isfile(path) and not os.path.getsize(path)):
         return
     try:

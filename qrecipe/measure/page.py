@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import codecs
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from itertools import count
 from pathlib import Path
 
 from qrecipe.errors import Finding, QRecipeError, printable, shown
-from qrecipe.writing import replace_file, why_not
+from qrecipe.writing import check_replaceable_file, replace_file, why_not
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class Listing:
 
 
 _LONGEST_WORD = 24
+_START = 1024
 
 Section = Figure | Table | Text | Listing
 
@@ -88,17 +90,25 @@ def save_page(page: Page, path: str | os.PathLike[str]) -> None:
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raises ``QRecipeError`` (QR431) where no page can be put there, before it is made."""
+    """Raises ``QRecipeError`` (QR431) where no page can be put there, before it is made.
+
+    That is also where another file stands than a page: a slip must not cost a model.
+    """
     try:
-        if Path(path).is_dir():
-            raise IsADirectoryError("it is a folder")
-        os.lstat(Path(path).absolute().parent)
-        os.lstat(path)
-    except FileNotFoundError as error:
-        if Path(error.filename) != Path(path):
-            raise _unwritable(path, "there is no such folder") from None
+        check_replaceable_file(Path(path))
+        is_in_the_way = os.path.exists(path) and not _is_page(Path(path))
     except (OSError, ValueError) as error:
         raise _unwritable(path, why_not(error)) from None
+    if is_in_the_way:
+        raise _unwritable(path, "a file is there that is no HTML page")
+
+
+def _is_page(path: Path) -> bool:
+    """Whether a file is empty or begins as HTML does."""
+    with path.open("rb") as stream:
+        start = stream.read(_START)
+    words = start.removeprefix(codecs.BOM_UTF8).lstrip().lower()
+    return not words or words.startswith((b"<!doctype html", b"<html", b"<!--"))
 
 
 def _unwritable(path: str | os.PathLike[str], why: str) -> QRecipeError:

@@ -1,0 +1,222 @@
+"""What makes the candidates of a search and measures them."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import nn
+
+from qrecipe.authoring.tune_candidate import Candidate, Lever
+from qrecipe.authoring.tune_frontier import SiteCost
+from qrecipe.authoring.tune_log import TrialLog, again
+from qrecipe.authoring.tune_search import Measured, Trial
+from qrecipe.calibration import Forward, limited
+from qrecipe.copying import runnable_copy
+from qrecipe.errors import ExecutionError, QRecipeError, QRecipeWarning, first_line
+from qrecipe.measure.analysis import Evaluate, sensitivity
+from qrecipe.measure.comparison import compare
+from qrecipe.measure.fidelity import finite_or_none
+from qrecipe.measure.overlay import float_rules, overlay_recipe, rule_key
+from qrecipe.measure.ranking import Ranking
+from qrecipe.measure.scores import number
+from qrecipe.pipeline import quantize
+from qrecipe.progress import Progress
+from qrecipe.recipe import Recipe
+
+Stop = Literal["trials", "seconds", "interrupt"]
+"""What ended a search before it was through."""
+
+
+class Stopped(Exception):  # noqa: N818
+    """Ends the search at one of its bounds."""
+
+    def __init__(self, why: Stop) -> None:
+        super().__init__(why)
+        self.why: Stop = why
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The most trials of a search, and the seconds from now after which none is started."""
+
+    trials: int | None
+    seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is tuned, by what, and how far it is told of."""
+
+    model: nn.Module
+    base: Recipe
+    batches: Iterable[Any]
+    evaluate: Evaluate
+    forward: Forward | None
+    progress: Progress
+
+
+class ModelBench:
+    """Makes and evaluates candidates, or remembers what an earlier run measured of them."""
+
+    def __init__(
+        self, subject: Subject, members: frozenset[str], log: TrialLog, limits: Limits
+    ) -> None:
+        self.members = members
+        self._subject = subject
+        self._log = log
+        self._most = math.inf if limits.trials is None else limits.trials
+        self._end = math.inf if limits.seconds is None else time.monotonic() + limits.seconds
+        self._count = 0
+        self._succeeded = False
+
+    def measure(self, candidate: Candidate) -> Measured:
+        """Raises ``Stopped`` at a bound."""
+        recipe = self._recipe(candidate)
+        return self._known_or_new(recipe, recipe.fingerprint)
+
+    def repeat(self, candidate: Candidate) -> Measured:
+        """The same once more, made and evaluated afresh. Raises ``Stopped`` at a bound."""
+        recipe = self._recipe(candidate)
+        return self._known_or_new(recipe, again(recipe.fingerprint))
+
+    def record(self, trial: Trial) -> None:
+        key = self._recipe(trial.candidate).fingerprint
+        self._log.note_trial(again(key) if trial.is_repeated else key, trial)
+
+    def _known_or_new(self, recipe: Recipe, key: str) -> Measured:
+        if self._count >= self._most:
+            raise Stopped("trials")
+        known = self._log.measured(key)
+        if known is None:
+            if self._count:  # the recipe as it is has to be known whatever it takes
+                self._check_time()
+            known = self._measured(recipe)
+        self._succeeded |= known.metric is not None
+        self._count += 1
+        self._subject.progress(self._count, None)
+        return known
+
+    def costs(self, levers: tuple[Lever, ...]) -> Sequence[SiteCost]:
+        """Raises ``Stopped`` when the time is over, and ``KeyboardInterrupt`` as it comes."""
+        recipe = self._recipe(Candidate(levers))
+        if recipe.fingerprint not in self._log.costs:
+            self._check_time()
+            with unwarned():
+                ranking = self._ranking(recipe)
+                shares = self._shares(recipe)
+            if ranking is not None and ranking.partial:
+                raise KeyboardInterrupt
+            costs = [] if ranking is None else _costs(ranking, shares)
+            self._log.note_costs(recipe.fingerprint, costs)
+        return self._log.costs[recipe.fingerprint]
+
+    def _check_time(self) -> None:
+        if time.monotonic() >= self._end:
+            raise Stopped("seconds")
+
+    def _recipe(self, candidate: Candidate) -> Recipe:
+        keys = {rule_key(name, self.members): "" for name in sorted(candidate.floats)}
+        rules = float_rules(keys) if keys else {}
+        return overlay_recipe(self._subject.base, {"tensor": candidate.tensors, **rules})
+
+    def _measured(self, recipe: Recipe) -> Measured:
+        start = time.monotonic()
+
+        def failed(why: str) -> Measured:
+            return Measured(None, time.monotonic() - start, why)
+
+        if not self._count:
+            converted = self._quantized(recipe)  # its warnings and errors are the caller's
+        else:
+            try:
+                with unwarned():
+                    converted = self._quantized(recipe)
+            except QRecipeError as error:
+                return failed(first_line(error))
+        try:
+            metric = accuracy(self._subject.evaluate, converted)
+        except QRecipeError as error:
+            if not self._succeeded:  # it may well fail for all of them
+                raise
+            return failed(first_line(error))
+        if not math.isfinite(metric):
+            return failed("evaluate gives no finite number")
+        return Measured(metric, time.monotonic() - start)
+
+    def _quantized(self, recipe: Recipe) -> nn.Module:
+        calibrated = as_calibrated(recipe)
+        of = self._subject
+        return quantize(of.model, calibrated, of.batches, forward=of.forward, progress=_silent)
+
+    def _ranking(self, recipe: Recipe) -> Ranking | None:
+        """By SQNR; by the metric where the output holds no floating tensor, None without sites."""
+        return self._ranked(recipe, None) or self._ranked(recipe, self._subject.evaluate)
+
+    def _ranked(self, recipe: Recipe, evaluate: Evaluate | None) -> Ranking | None:
+        of = self._subject
+        try:
+            return sensitivity(
+                of.model,
+                recipe,
+                of.batches,
+                evaluate=evaluate,
+                forward=of.forward,
+                progress=_silent,
+            )
+        except ExecutionError as error:
+            if {finding.code for finding in error.findings} != {"QR422"}:
+                raise
+            return None
+
+    def _shares(self, recipe: Recipe) -> dict[str, float]:
+        """The share of each site in the time of the float model."""
+        of = self._subject
+        one = list(limited(of.batches, 1))
+        converted = self._quantized(recipe)
+        report = compare(runnable_copy(of.model), converted, one, of.forward, _silent)
+        return {site.name: site.float_share for site in report.sites}
+
+
+def _costs(ranking: Ranking, shares: Mapping[str, float]) -> list[SiteCost]:
+    return [
+        SiteCost(
+            site.name,
+            ranking.reason(site),
+            shares.get(site.name, 0.0),
+            finite_or_none(site.sqnr_db),
+        )
+        for site in ranking.sites
+    ]
+
+
+def _silent(done: int, total: int | None) -> None:
+    pass
+
+
+@contextmanager
+def unwarned() -> Iterator[None]:
+    """What a candidate would warn about is measured, or has been said of the first one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", QRecipeWarning)
+        yield
+
+
+def as_calibrated(recipe: Recipe) -> Recipe:
+    """A recipe for training is tuned as it is without training."""
+    return replace(recipe, phase="ptq")
+
+
+def accuracy(evaluate: Evaluate, model: nn.Module) -> float:
+    """What the evaluation gives, -inf for NaN: of a candidate that is a failed trial, no error."""
+
+    def comparable() -> float:
+        value = evaluate(model)
+        return -math.inf if value != value else value
+
+    return number(comparable, "evaluate")
