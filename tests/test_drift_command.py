@@ -129,6 +129,17 @@ def test_a_page_that_cannot_be_written_is_known_before_the_work(stored, command)
     assert result.stdout == ""
 
 
+@pytest.mark.parametrize("command", [("drift", "model.safetensors"), ("compare", STATIC)])
+def test_a_page_takes_the_place_of_no_other_file(stored, command):
+    before = (stored / "model.safetensors").read_bytes()
+    result = run(*command, *LATER, "--html", "model.safetensors")
+    assert result.exit_code == 1
+    assert "QR431" in result.stderr
+    assert "no HTML page" in result.stderr
+    assert "drawing batches" not in result.stderr
+    assert (stored / "model.safetensors").read_bytes() == before
+
+
 def test_a_plot_of_drift_is_written_too(stored):
     assert run("drift", "model.safetensors", *NAMED, "--plot", "drift.svg").exit_code == 0
     assert (stored / "drift.svg").exists()

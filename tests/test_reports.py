@@ -21,7 +21,16 @@ from qrecipe.lineage import Provenance, provenance
 from qrecipe.measure import charts
 from qrecipe.measure.distribution import Histogram
 from qrecipe.measure.drift_report import Drift, SiteDrift
-from qrecipe.measure.page import Figure, Listing, Page, Table, Text, page_html, save_page
+from qrecipe.measure.page import (
+    Figure,
+    Listing,
+    Page,
+    Table,
+    Text,
+    check_writable,
+    page_html,
+    save_page,
+)
 from qrecipe.measure.report_pages import comparison_page, drift_page, ranking_page, tune_page
 from qrecipe.measure.stored import QRange
 
@@ -65,6 +74,15 @@ def tuned(trials=TRIALS, **changes):
         **changes,
     }
     return tune_page("cnn.toml", trials, **given)
+
+
+def left_float(name):
+    """The origin of the measured model, had its recipe left one site float."""
+    origin = measured()["origin"]
+    plan = json.loads(origin.plan)
+    (site,) = [site for site in plan["sites"] if site["name"] == name]
+    site.update(verdict="float", mode=None)
+    return replace(origin, plan=json.dumps(plan))
 
 
 @functools.cache
@@ -279,6 +297,42 @@ def test_a_page_of_tuning_without_a_ranking_says_why_and_shows_the_rest():
     assert "Trials: 1, of which the search kept 1." in words
 
 
+def test_sites_that_the_tuned_recipe_leaves_float_are_said_to_have_no_histogram():
+    name = json.loads(measured()["origin"].plan)["sites"][0]["name"]
+    ranking = [(name, 12.5, "12.5 dB when quantized alone")]
+    words = "".join(checked(page_html(tuned(ranking=ranking))).words)
+    assert "without a range" not in words
+    words = "".join(checked(page_html(tuned(ranking=ranking, origin=left_float(name)))).words)
+    assert f"Float, and so without a range: {name}." in words
+
+
+def test_a_failed_trial_has_a_mark_of_its_own():
+    points = [charts.Point(0.5, True), charts.Point(math.nan, False)]
+    assert b"#b03030" in charts.trials(points, 0.7, "accuracy")
+    assert b"#b03030" not in charts.trials(points[:1], 0.7, "accuracy")
+
+
+@pytest.mark.parametrize(
+    ("content", "is_replaced"),
+    [
+        (b"", True),
+        (b"\n<!doctype HTML>\n<html>", True),
+        (b"\xef\xbb\xbf<html>", True),
+        (b"\x10\0\0\0\0\0\0\0{}", False),
+        (b"format = 1\n", False),
+        (b'{"format": 1}', False),
+    ],
+)
+def test_a_page_takes_the_place_of_no_file_that_is_none(tmp_path, content, is_replaced):
+    path = tmp_path / "report.html"
+    path.write_bytes(content)
+    if is_replaced:
+        check_writable(path)
+        return
+    with pytest.raises(QRecipeError, match=r"QR431.*a file is there that is no HTML page"):
+        check_writable(path)
+
+
 def test_a_ranking_by_the_evaluation_is_shown_in_words():
     page = tuned(ranking=[("fc", math.nan, "0.5 instead of 0.76 when quantized alone")])
     words = "".join(checked(page_html(page)).words)
@@ -302,8 +356,6 @@ def test_without_matplotlib_the_page_is_a_finding(monkeypatch):
 
 @pytest.mark.parametrize("path", ["missing/report.html", ".", "a\0b"])
 def test_a_page_that_cannot_be_written_is_a_finding(path, tmp_path, monkeypatch):
-    from qrecipe.measure.page import check_writable
-
     monkeypatch.chdir(tmp_path)
     for write in (lambda: save_page(Page("", "", []), path), lambda: check_writable(path)):
         with pytest.raises(QRecipeError, match="QR431"):

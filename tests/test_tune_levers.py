@@ -12,6 +12,7 @@ import torch
 from nets import NETS
 from runs import silent
 from torch import nn
+from torch.ao.quantization.observer import MinMaxObserver
 from tuning import base, closeness, tuned
 
 import qrecipe
@@ -45,6 +46,17 @@ def test_the_levers_are_those_that_change_something_and_that_the_cpu_allows(monk
     assert found(qrecipe.load_recipe("builtin:x86-static-histogram")) == eighth
     assert found(qrecipe.load_recipe("builtin:arm-static")) == [histogram]
     assert found(qrecipe.load_recipe("builtin:x86-dynamic")) == []
+
+
+def test_an_observer_of_a_plugin_is_not_replaced():
+    class HouseRange(MinMaxObserver):
+        pass
+
+    qrecipe.register_observer("house_range")(HouseRange)
+    net = NETS["residual"]
+    recipe = base('[tensor.activation]\nobserver = "house_range"\n')
+    plan = qrecipe.plan(net.model(), recipe, net.batches(1)[0])
+    assert not [lever for lever in levers_of(recipe, plan) if lever.what.startswith("histogram")]
 
 
 def test_a_cheap_lever_that_is_enough_leaves_nothing_float():

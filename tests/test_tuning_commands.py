@@ -13,6 +13,7 @@ from test_cli import STATIC, folder, run
 assert folder  # the fixture
 
 CLOSENESS = """
+import sys
 import torch
 import model
 
@@ -20,6 +21,7 @@ IMAGES = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 EXPECTED = model.bare()(IMAGES).detach()
 
 def closeness(net):
+    print("evaluated", file=sys.stderr)
     with torch.no_grad():
         return -float((net(IMAGES) - EXPECTED).abs().mean() / EXPECTED.abs().mean())
 """
@@ -153,6 +155,41 @@ def test_a_page_that_cannot_be_written_is_known_before_the_search(folder, call):
     assert "QR431" in result.stderr
     assert "drawing batches" not in result.stderr
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (("--out", "missing/tuned.toml"), "QR001"),
+        (("--out", "."), "QR001"),
+        (("--out", "model.py"), "QR001"),
+        (("--log", "missing/log.json"), "QR332"),
+        (("--log", "."), "QR332"),
+        (("--html", "model.py"), "QR431"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_known_before_the_search(folder, call, options, code):
+    before = (folder / "model.py").read_text()
+    result = run(*call, *options)
+    assert result.exit_code == 1
+    assert code in result.stderr
+    assert "evaluated" not in result.stderr
+    assert result.stdout == ""
+    assert (folder / "model.py").read_text() == before
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--out", "a.toml", "--log", "./a.toml"),
+        ("--log", "a.json", "--html", "a.json"),
+        ("--out", "a", "--html", "a"),
+    ],
+)
+def test_one_file_for_two_outputs_is_wrong_usage(call, options):
+    result = run(*call, *options)
+    assert result.exit_code == 2
+    assert "writes that file" in result.stderr
 
 
 def test_without_matplotlib_a_page_is_refused_before_the_search(folder, call, monkeypatch):

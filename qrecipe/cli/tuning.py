@@ -77,9 +77,7 @@ def suggest(
 
 def tune_recipe(request: Request, limits: Limits, *, as_json: bool) -> TuningResult:
     """Search, show the trials and what was found, and write what is wished for of it."""
-    if request.html is not None:
-        check_available()
-        check_writable(request.html)
+    _check_outputs(request)
     if request.threads is not None:
         torch.set_num_threads(request.threads)
     with UserCode() as code:
@@ -106,6 +104,15 @@ def tune_recipe(request: Request, limits: Limits, *, as_json: bool) -> TuningRes
     return result
 
 
+def _check_outputs(request: Request) -> None:
+    """A search takes long: what cannot be written is to be known before."""
+    if request.html is not None:
+        check_available()
+        check_writable(request.html)
+    if request.out is not None:
+        check_replaceable(Path(request.out))
+
+
 @dataclass(frozen=True, slots=True)
 class _Job:
     recipe: Recipe
@@ -117,8 +124,6 @@ class _Job:
 def _job(code: UserCode, request: Request) -> _Job:
     code.import_plugins(request.plugins)
     recipe = load_recipe(request.recipe)
-    if request.out is not None:
-        check_replaceable(Path(request.out))
     data = code.function(request.data, "--data")
     evaluate = code.function(request.evaluate, "--evaluate")
     return _Job(recipe, load_subject(code, request.model, ()).model, data, evaluate)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -94,6 +96,7 @@ def tune(
     """
     if max_seconds is not None and not max_seconds > 0:
         raise typer.BadParameter("no time to search in", param_hint="--max-seconds")
+    _check_distinct({"--log": log, "--out": out, "--html": html})
     with reported(as_json=json):
         needs_torch()
         from qrecipe.cli import tuning
@@ -104,3 +107,15 @@ def tune(
         result = tuning.tune_recipe(request, limits, as_json=json)
     if not result.reached or result.stopped == "interrupt":
         raise typer.Exit(FOUND_SOMETHING)
+
+
+def _check_distinct(outputs: Mapping[str, str | None]) -> None:
+    """Raises where two options name one file: what is written last would be all that is left."""
+    taken: dict[str, str] = {}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        real = os.path.realpath(path.replace("\0", ""))
+        if real in taken:
+            raise typer.BadParameter(f"{taken[real]} writes that file", param_hint=option)
+        taken[real] = option

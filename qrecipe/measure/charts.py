@@ -103,7 +103,7 @@ def spreads(panels: Sequence[Spread]) -> bytes:
 
 
 def trials(points: Sequence[Point], target: float | None, label: str) -> bytes:
-    """The metric of each trial in order, those that were kept filled."""
+    """The metric of each trial in order, those that were kept filled; a cross where one failed."""
     figure = _figure(_WIDTH, 3.6)
     axes = figure.subplots()
     steps = range(1, len(points) + 1)
@@ -112,7 +112,7 @@ def trials(points: Sequence[Point], target: float | None, label: str) -> bytes:
         chosen = [
             (step, _finite(p.value))
             for step, p in zip(steps, points, strict=True)
-            if p.kept is kept
+            if p.kept is kept and math.isfinite(p.value)
         ]
         if chosen:
             axes.scatter(
@@ -122,6 +122,13 @@ def trials(points: Sequence[Point], target: float | None, label: str) -> bytes:
                 edgecolor="#4c78a8",
                 zorder=2,
             )
+    failed = [s for s, p in zip(steps, points, strict=True) if not math.isfinite(p.value)]
+    if failed:
+        at_the_bottom = axes.get_xaxis_transform()
+        heights = [0.03] * len(failed)
+        axes.scatter(
+            failed, heights, label="failed", marker="x", color="#b03030", transform=at_the_bottom
+        )
     if target is not None and math.isfinite(target):
         axes.axhline(target, color="#e07b39", linestyle="--", label="wanted")
     axes.set_xlabel("trial")

@@ -214,8 +214,10 @@ def _ranked(
     label = "SQNR of the output with this site alone quantized (dB)"
     yield from _bars("Ranking, the worst first", list(values), list(values.values()), label)
     yield from _named_depth(values, origin, label)
-    yield from _worst_spreads(list(values), activations)
     verdicts = {site.name: site.verdict for site in _plan(origin).sites}
+    left = [name for name in values if verdicts.get(name) == "float"]
+    why = f"Float, and so without a range: {listed(left)}." if left else ""
+    yield from _worst_spreads(list(values), activations, why)
     rows = [
         (str(place), name, why, verdicts.get(name, ""))
         for place, (name, _, why) in enumerate(ranking, 1)
@@ -267,8 +269,13 @@ def _line(
     yield Figure(title, drawing, alt, "What is exact has no point.")
 
 
-def _worst_spreads(names: Sequence[str], activations: Activations) -> Iterator[Section]:
-    """The tensors of the worst sites, their outputs where these have a range of their own."""
+def _worst_spreads(
+    names: Sequence[str], activations: Activations, note: str = ""
+) -> Iterator[Section]:
+    """The tensors of the worst sites, their outputs where these have a range of their own.
+
+    ``note`` says of which sites there is none.
+    """
     if isinstance(activations, str):
         yield Text(_SPREADS, (f"Not known: {activations}",))
         return
@@ -276,13 +283,14 @@ def _worst_spreads(names: Sequence[str], activations: Activations) -> Iterator[S
     for site in activations.sites:
         if site.name not in by_name or site.tensor == "output":
             by_name[site.name] = site
-    yield from _spreads([by_name[name] for name in names if name in by_name], with_now=False)
+    shown = [by_name[name] for name in names if name in by_name]
+    yield from _spreads(shown, with_now=False, note=note)
 
 
 _SPREADS = "The worst activations and their quantization ranges"
 
 
-def _spreads(sites: Sequence[SiteDrift], *, with_now: bool) -> Iterator[Section]:
+def _spreads(sites: Sequence[SiteDrift], *, with_now: bool, note: str = "") -> Iterator[Section]:
     panels = [
         charts.Spread(
             f"{site.name} ({site.tensor}), {site.clipped:.2%} clipped",
@@ -294,11 +302,12 @@ def _spreads(sites: Sequence[SiteDrift], *, with_now: bool) -> Iterator[Section]
         if site.values is not None
     ][:MOST_SPREADS]
     if not panels:
-        yield Text(_SPREADS, ("None of these sites stores a range of its own.",))
+        words = ("None of these sites stores a range of its own.", note)
+        yield Text(_SPREADS, [each for each in words if each])
         return
     alt = f"histograms of {len(panels)} tensors with their quantization ranges"
     caption = "Counts of values in float, on a logarithmic scale, over the stored range (shaded)."
-    yield Figure(_SPREADS, charts.spreads(panels), alt, caption)
+    yield Figure(_SPREADS, charts.spreads(panels), alt, f"{caption} {note}".rstrip())
 
 
 def _origin(origin: Provenance) -> Iterator[Section]:
