@@ -16,6 +16,7 @@ from torch.ao.quantization.observer import MinMaxObserver
 from tuning import base, closeness, tuned
 
 import qrecipe
+from qrecipe import registered
 from qrecipe.authoring import tune_candidate
 from qrecipe.authoring.tune_candidate import levers_of
 from qrecipe.errors import QRecipeWarning
@@ -53,10 +54,14 @@ def test_an_observer_of_a_plugin_is_not_replaced():
         pass
 
     qrecipe.register_observer("house_range")(HouseRange)
-    net = NETS["residual"]
-    recipe = base('[tensor.activation]\nobserver = "house_range"\n')
-    plan = qrecipe.plan(net.model(), recipe, net.batches(1)[0])
-    assert not [lever for lever in levers_of(recipe, plan) if lever.what.startswith("histogram")]
+    try:
+        net = NETS["residual"]
+        recipe = base('[tensor.activation]\nobserver = "house_range"\n')
+        plan = qrecipe.plan(net.model(), recipe, net.batches(1)[0])
+        found = levers_of(recipe, plan)
+    finally:
+        registered.remove("observer", "house_range")
+    assert not [lever for lever in found if lever.what.startswith("histogram")]
 
 
 def test_a_cheap_lever_that_is_enough_leaves_nothing_float():

@@ -238,9 +238,10 @@ def _reason(cost: SiteCost, best: Trial, trials: Sequence[Trial]) -> str:
         within = metrics.get(Candidate(each, floats))
         without = metrics.get(Candidate(each, floats - {cost.name}))
         if within is not None and without is not None:
+            more = "" if each == best.candidate.levers else " (measured with more levers)"
             return (
                 f"{cost.reason}; with it in int8 the accuracy is {_metric(without.metric)}, "
-                f"with it float {_metric(within.metric)}"
+                f"with it float {_metric(within.metric)}{more}"
             )
     return cost.reason
 
