@@ -162,11 +162,11 @@ def _check_bounds(max_drop: Any, max_trials: Any, max_seconds: Any) -> None:
 
 def _problems(max_drop: Any, max_trials: Any, max_seconds: Any) -> Iterator[str]:
     if not _is_real(max_drop) or not 0 <= max_drop < math.inf:
-        yield f"max_drop is {shown(str(max_drop))}: what may be lost is a finite number, 0 or more"
+        yield f"max_drop is {shown(max_drop)}: what may be lost is a finite number, 0 or more"
     if max_trials is not None and not (_is_whole(max_trials) and max_trials >= 1):
-        yield f"max_trials is {shown(str(max_trials))}: it takes a whole number, 1 or more"
+        yield f"max_trials is {shown(max_trials)}: it takes a whole number, 1 or more"
     if max_seconds is not None and not (_is_real(max_seconds) and max_seconds > 0):
-        yield f"max_seconds is {shown(str(max_seconds))}: it takes a number above 0"
+        yield f"max_seconds is {shown(max_seconds)}: it takes a number above 0"
 
 
 def _is_real(value: Any) -> bool:
