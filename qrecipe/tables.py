@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 
 _GAP = "  "
-_NARROWEST = 8
+_NARROWEST, _LONGEST_WORD = 8, 12
+_PIECE = re.compile(r"[^ +/.:,]*[ +/.:,]*")
+"""A word of a cell, with what it may be broken behind."""
 
 
 def render_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Aligned columns under a ruled header.
 
-    On a terminal the widest columns are cut to fit, the first one, which names, last; a file or a
-    pipe gets everything.
+    On a terminal the widest columns are broken into lines to fit, the first one, which names,
+    last; a file or a pipe gets one line a row.
     """
     columns = list(zip(header, *rows, strict=True))
     widths = [max(len(cell) for cell in column) for column in columns]
     if _is_on_terminal():
         available = shutil.get_terminal_size().columns - len(_GAP) * (len(widths) - 1)
-        _shrink(widths, available, range(1, len(widths)))
-        _shrink(widths, available, [0])
-    lines = [_line(header, widths), _GAP.join("─" * width for width in widths)]
-    return "\n".join([*lines, *(_line(row, widths) for row in rows)])
+        for least in ([_least_width(column) for column in columns], [_NARROWEST] * len(columns)):
+            _shrink(widths, available, least, range(1, len(widths)))
+            _shrink(widths, available, least, [0])
+    rule = _GAP.join("─" * width for width in widths)
+    body = [line for row in rows for line in _lines(row, widths)]
+    return "\n".join([*_lines(header, widths), rule, *body])
 
 
 def room_beside(rows: Sequence[Sequence[str]], most: int) -> int:
@@ -39,18 +45,40 @@ def _is_on_terminal() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()  # None in a process without any
 
 
-def _shrink(widths: list[int], available: int, columns: Sequence[int]) -> None:
+def _least_width(column: Sequence[str]) -> int:
+    """Room for the words of a column, as long as they are not too long."""
+    words = (len(piece.rstrip()) for cell in column for piece in _PIECE.findall(cell))
+    return max(_NARROWEST, min(_LONGEST_WORD, max(words, default=0)))
+
+
+def _shrink(
+    widths: list[int], available: int, least: Sequence[int], columns: Sequence[int]
+) -> None:
     """Narrow the widest of some columns, letter by letter, until the table fits."""
     while sum(widths) > available:
-        widest = max(columns, key=widths.__getitem__)
-        if widths[widest] <= _NARROWEST:
+        wider = [column for column in columns if widths[column] > least[column]]
+        if not wider:
             return
-        widths[widest] -= 1
+        widths[max(wider, key=widths.__getitem__)] -= 1
 
 
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return _GAP.join(_fit(cell, width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+def _lines(cells: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
+    """A row, on as many lines as its most broken cell."""
+    broken = [list(_broken(cell, width)) for cell, width in zip(cells, widths, strict=True)]
+    for parts in zip_longest(*broken, fillvalue=""):
+        aligned = (part.ljust(width) for part, width in zip(parts, widths, strict=True))
+        yield _GAP.join(aligned).rstrip()
 
 
-def _fit(cell: str, width: int) -> str:
-    return cell.ljust(width) if len(cell) <= width else cell[: width - 1] + "…"
+def _broken(cell: str, width: int) -> Iterator[str]:
+    """The cell in pieces of a width at most, broken behind words where that is possible."""
+    line = ""
+    for piece in _PIECE.findall(cell):
+        if line and len(line) + len(piece.rstrip()) > width:
+            yield line.rstrip()
+            line = ""
+        line += piece
+        while len(line.rstrip()) > width:
+            yield line[:width]
+            line = line[width:]
+    yield line.rstrip()

@@ -1,0 +1,53 @@
+"""Tables fit the terminal, and lose nothing on the way."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+
+from qrecipe import tables
+
+HEADER = ("site", "operation", "verdict", "decided by", "why")
+ROWS = [
+    ("block1.depthwise.0", "Conv2d+BatchNorm2d+ReLU", "quantized", "global = int8", ""),
+    ("pool", "AdaptiveAvgPool2d", "passthrough", "global = int8", "follows block2:add"),
+    ("a" * 70, "Linear", "float", 'module_name "head" = float', "the last layer decides"),
+]
+
+
+def rendered(monkeypatch, columns, rows=ROWS):
+    monkeypatch.setattr(tables, "_is_on_terminal", lambda: columns is not None)
+    size = os.terminal_size((columns or 1, 24))
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: size)
+    return tables.render_table(HEADER, rows).splitlines()
+
+
+def letters(lines):
+    return sorted(re.sub(r"[\s─]", "", "".join(lines)))
+
+
+def test_in_a_file_a_row_is_one_line(monkeypatch):
+    assert len(rendered(monkeypatch, None)) == 2 + len(ROWS)
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100, 200])
+def test_on_a_terminal_no_line_is_too_wide_and_nothing_is_lost(monkeypatch, columns):
+    lines = rendered(monkeypatch, columns)
+    assert max(map(len, lines)) <= columns
+    assert letters(lines) == letters(rendered(monkeypatch, None))
+
+
+def test_words_stay_whole_where_there_is_room(monkeypatch):
+    text = "\n".join(rendered(monkeypatch, 80, ROWS[:2]))
+    for word in ("passthrough", "quantized", "BatchNorm2d", "block1.depthwise.0", "follows"):
+        assert word in text
+
+
+def test_what_fits_is_not_touched(monkeypatch):
+    assert rendered(monkeypatch, 300) == rendered(monkeypatch, None)
+
+
+def test_a_terminal_of_one_column_gets_a_table_all_the_same(monkeypatch):
+    assert letters(rendered(monkeypatch, 1)) == letters(rendered(monkeypatch, None))
