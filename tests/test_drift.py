@@ -21,6 +21,7 @@ import qrecipe
 from qrecipe import registered
 from qrecipe.errors import ArtifactError, CalibrationError, ExecutionError, QRecipeWarning
 from qrecipe.measure.distribution import Distribution
+from qrecipe.measure.drift_report import DEFAULT_MAX_CLIPPED
 from qrecipe.measure.fidelity import Totals
 from qrecipe.measure.floating import float_result, is_kernel
 
@@ -73,7 +74,7 @@ def test_the_data_of_calibration_have_not_drifted(name, recipe):
     _, converted, batches = quantized(name, recipe)
     report = qrecipe.drift(converted, batches, progress=silent)
     assert report.drifted() == ()
-    assert max(site.avoidable for site in report.sites) < 0.01
+    assert max(site.avoidable for site in report.sites) < DEFAULT_MAX_CLIPPED
 
 
 @pytest.mark.parametrize("recipe", [STATIC, AVERAGE, HISTOGRAM])
@@ -126,7 +127,8 @@ def test_what_an_average_clips_on_purpose_is_no_drift():
     _, converted, batches = quantized("mlp", AVERAGE)
     report = qrecipe.drift(converted, batches, progress=silent)
     assert max(site.clipped for site in report.sites) > 0.05
-    assert max(site.avoidable for site in report.sites) == 0
+    assert max(site.avoidable for site in report.sites) < 0.01  # today's average clips the rest
+    assert report.drifted() == ()
 
 
 @pytest.mark.slow
@@ -597,3 +599,15 @@ def test_infinity_is_left_out_of_the_counts():
     histogram = counted.histogram(4)
     assert (histogram.low, histogram.high, sum(histogram.counts)) == (-2, 1, 2)
     assert Distribution().histogram() is None
+
+
+def test_the_share_of_a_distribution_is_that_of_its_values():
+    values = torch.rand(10_000, generator=torch.Generator().manual_seed(0)) - 0.5
+    distribution = Distribution()
+    for part in values.split(1_000):
+        distribution.add(part)
+    for limit in (-0.4, 0.0, 0.25, 1.0):
+        expected = float((values > limit).float().mean())
+        assert distribution.share(lambda x, limit=limit: x > limit) == pytest.approx(
+            expected, abs=0.01
+        )

@@ -35,7 +35,7 @@ def drift(
             help="Fail where more than this share of a tensor's values are clipped that a "
             "recalibration would keep.",
         ),
-    ] = 0.02,
+    ] = 0.05,
     html: HtmlOption = None,
     plot: PlotOption = None,
     threads: ThreadsOption = None,

@@ -88,7 +88,7 @@ class Distribution:
     def share(self, chosen: Callable[[Tensor], Tensor]) -> float:
         """About the share of the finite values that ``chosen`` is true of."""
         values, counts = self._points()
-        return float((counts * chosen(values)).sum()) / max(1.0, float(counts.sum()))
+        return float((counts * chosen(values)).sum()) / max(1.0, float(self._counts.sum()))
 
     def _points(self) -> tuple[Tensor, Tensor]:
         """Values in place of those counted, and how many each stands for."""

@@ -19,8 +19,11 @@ from qrecipe.tables import render_table
 DEFAULT_THRESHOLD = 0.5
 """A range that ends in the middle of the stored one, or half of its width beyond it."""
 
-DEFAULT_MAX_CLIPPED = 0.02
-"""More than rounding the weights does to the data of calibration where a tensor has few values."""
+DEFAULT_MAX_CLIPPED = 0.05
+"""More than the data of calibration give where an average clung to its first batch."""
+
+FEWEST_VALUES = 1_000
+"""A share of fewer says little of the data."""
 
 _MOST_SHOWN = 10
 """Widths of the stored range beyond which it makes no difference how far a range moves."""
@@ -78,9 +81,12 @@ class SiteDrift:
     def avoidable(self) -> float:
         """The share of values that are clipped and would not be after a recalibration.
 
-        Zero where the shares are bounds.
+        Zero where the shares are bounds, and where fewer than 1,000 values were seen.
         """
-        return 0.0 if self.is_bound else max(0.0, self.clipped - self.clipped_after)
+        seen = 0 if self.values is None else sum(self.values.counts)
+        if self.is_bound or seen < FEWEST_VALUES:
+            return 0.0
+        return max(0.0, self.clipped - self.clipped_after)
 
 
 @dataclass(frozen=True, slots=True)
