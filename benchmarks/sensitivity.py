@@ -271,7 +271,7 @@ def local_sqnr(net: Net) -> dict[str, float]:
     skipped = unranked(inventory, plan)
     sites = [site for site in plan.sites if site.name not in skipped]
     parts = [wrap(part, inventory, sites) for part in inventory.parts]
-    kernels = calibrated_kernels(net.model, parts, plan, RECIPE, net.batches, None, silent)
+    kernels = calibrated_kernels(net.model, parts, plan, RECIPE, net.batches, None, silent, ())
     totals = {site.name: Totals() for site in sites}
     handles = []
     for lone in parts[0].sites:

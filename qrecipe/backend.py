@@ -6,7 +6,7 @@ about single kernels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -25,10 +25,16 @@ from qrecipe._torch_fx import (
 from qrecipe.convolutions import Engine, detour
 from qrecipe.inventory import Inventory, Match
 from qrecipe.kernels import refusal, takes_per_channel_weight, weight_refusal
-from qrecipe.operations import Kind
+from qrecipe.operations import Kind, Operation
 from qrecipe.qconfigs import per_tensor, quantized_range
 from qrecipe.recipe import QConfigSpec
 from qrecipe.rules import Decision
+from qrecipe.saturation import (
+    ADDS_IN_16_BITS,
+    exceeds_seven_bits,
+    readers_of_seven_bits,
+    takes_weight,
+)
 from qrecipe.schema import Backend, Constructor, Phase, TensorSpec
 
 Mode = Literal["static", "dynamic", "weight_only"]
@@ -116,12 +122,45 @@ def outcomes(
 ) -> dict[str, Outcome]:
     """Each operation's outcome by name, in order of execution."""
     configs = backend_config(backend, phase)._pattern_complex_format_to_config
+    readers = readers_of_seven_bits(inventory, decisions, backend)
     found: dict[str, Outcome] = {}
     for name, match in inventory.matches.items():
         dtype_configs = configs[match.pattern].dtype_configs if match.pattern is not None else []
-        judge = _Judge(match, backend, phase, dtype_configs, found)
+        judge = _Judge(match, backend, phase, dtype_configs, found, readers.get(name))
         found[name] = judge.outcome(decisions[name])
     return found
+
+
+def input_specs(
+    operation: Operation, own: QConfigSpec, outcome_of: Mapping[str, Outcome]
+) -> Iterator[TensorSpec]:
+    """The specs of what a static site reads: its producers', and its own for a float tensor."""
+    is_float = bool(operation.model_inputs or operation.stored) or not operation.producers
+    for name in operation.producers:
+        outcome = outcome_of.get(name)
+        if outcome is not None and outcome.mode == "static" and outcome.qconfig is not None:
+            if outcome.qconfig.activation is not None:
+                yield outcome.qconfig.activation
+        else:
+            is_float = True
+    if is_float and own.activation is not None:
+        yield own.activation
+
+
+def saturating(
+    inventory: Inventory, outcome_of: Mapping[str, Outcome], backend: Backend
+) -> tuple[str, ...]:
+    """The sites whose kernels saturate without VNNI: they read more than 7 bits."""
+    return tuple(
+        name
+        for name, outcome in outcome_of.items()
+        if outcome.mode == "static"
+        and outcome.qconfig is not None
+        and outcome.qconfig.weight is not None
+        and (outcome.engine or backend) in ADDS_IN_16_BITS
+        and takes_weight(match := inventory.matches[name])
+        and any(map(exceeds_seven_bits, input_specs(match.operation, outcome.qconfig, outcome_of)))
+    )
 
 
 def can_honour(
@@ -149,13 +188,17 @@ def _float(reason: str, *, honoured: bool = True) -> Outcome:
 
 @dataclass(frozen=True, slots=True)
 class _Judge:
-    """One operation before its backend; ``earlier`` holds the outcomes of its producers."""
+    """One operation before its backend; ``earlier`` holds the outcomes of its producers.
+
+    ``reader`` is a kernel that gets the result and is to read 7 bits, if there is one.
+    """
 
     match: Match
     backend: Backend
     phase: Phase
     dtype_configs: list[Any]
     earlier: Mapping[str, Outcome]
+    reader: str | None = None
 
     def outcome(self, decision: Decision) -> Outcome:
         kind, op = self.match.operation.kind, self.match.operation.op
@@ -197,6 +240,8 @@ class _Judge:
         leader = self._quantized_producers()
         if isinstance(leader, str):
             return _float(f"its range is fixed, and {leader}")
+        if self.reader is not None:
+            return _float(f"its range is fixed at 8 bits, and {self.reader} is to read 7")
         for config in self.dtype_configs:
             output = config.output_dtype_with_constraints
             if _DTYPE_NAMES.get(output.dtype) == leader.dtype:
@@ -265,14 +310,10 @@ class _Judge:
         return Outcome("quantized", mode, spec, notes, engine=found.engine)
 
     def _input_levels(self, own: QConfigSpec) -> int:
-        """How many integers the input spans at most; a float input gets the site's own spec."""
-        specs = [own.activation]
-        for name in self.match.operation.producers:
-            producer = self.earlier.get(name)
-            if producer is not None and producer.mode == "static" and producer.qconfig is not None:
-                specs.append(producer.qconfig.activation)
-        ranges = [quantized_range(spec) for spec in specs if spec is not None]
-        return max((high - low for low, high in filter(None, ranges)), default=0)
+        """How many integers the input spans at most."""
+        specs = input_specs(self.match.operation, own, self.earlier)
+        ranges = filter(None, map(quantized_range, specs))
+        return max((high - low for low, high in ranges), default=0)
 
     def _substitute(self, qconfig: QConfigSpec, config: Any) -> tuple[QConfigSpec, str | None]:
         """The qconfig as the kernel takes it, and what had to change."""

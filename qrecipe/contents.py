@@ -31,7 +31,7 @@ MAX_TEXT = 2**23
 
 _MARK = "qrecipe"
 _PACKED = frozenset({"plan", "architecture"})
-_TABLES = ("versions", "needs", "architecture", "aliases", "layouts")
+_TABLES = ("versions", "needs", "architecture", "aliases", "layouts", "unjudged")
 
 Value = Literal["float tensor", "tensor", "floats", "other"]
 """What a node computes: a floating tensor, another one, a tuple that holds some, anything else."""
@@ -154,7 +154,8 @@ class Contents(_Stored):
 
     ``recipe`` is TOML; ``plan`` is what ``Plan.to_json`` gave, unpacked. ``aliases`` maps a name
     to the one under which the same tensor is stored; ``layouts`` gives the order of the
-    dimensions in memory, the outermost first, where that is not the usual one.
+    dimensions in memory, the outermost first, where that is not the usual one. ``cpu`` is the kind
+    of CPU that converted the model, ``unjudged`` the sites that it could not judge with all 8 bits.
     """
 
     recipe: str
@@ -165,6 +166,8 @@ class Contents(_Stored):
     architecture: Architecture
     aliases: dict[str, str] = {}
     layouts: dict[str, tuple[int, ...]] = {}
+    cpu: str = ""
+    unjudged: tuple[str, ...] = ()
 
 
 def metadata_of(contents: Contents) -> dict[str, str]:
@@ -185,7 +188,10 @@ def contents_of(header: Header) -> Contents:
     are damaged or contradict each other (QR505).
     """
     _check_format(header)
-    texts = {key: header.metadata.get(key, "") for key in Contents.model_fields}
+    texts = {
+        key: header.metadata.get(key, "[]" if key == "unjudged" else "")
+        for key in Contents.model_fields
+    }
     try:
         values = {key: _unpacked(text) if key in _PACKED else text for key, text in texts.items()}
         if sum(json_count(values[key]) for key in ("plan", *_TABLES)) > MAX_VALUES:
@@ -218,6 +224,9 @@ def stored_plan(header: Header, contents: Contents) -> StoredPlan:
     names = [site.name for site in plan.sites]
     if len(set(names)) != len(names):
         raise _bad(header, "the plan has a site twice")
+    unknown = [name for name in contents.unjudged if name not in names]
+    if unknown or (contents.unjudged and not plan.needs_vnni):
+        raise _bad(header, "unjudged: the plan has no such sites")
     return plan
 
 

@@ -266,6 +266,7 @@ CODES: dict[str, Code] = {
     "QR202": Code("the model was in training mode"),
     "QR203": Code("low accuracy that the scheme explains"),
     "QR204": Code("the CPU may saturate"),
+    "QR226": Code("kernels that this CPU could not judge"),
     "QR205": Code("a forward that does something else in training mode"),
     "QR206": Code("branches of very different range share one scale"),
     "QR207": Code("a kernel that is slower than float"),
@@ -297,6 +298,8 @@ CODES: dict[str, Code] = {
     "QR311": Code("an observer or fake-quant cannot be made", UnsupportedError),
     "QR312": Code("a module that training cannot share", UnsupportedError),
     "QR313": Code("the schedule of training does not fit", PlanError),
+    "QR318": Code("the plan needs another CPU", UnsupportedError),
+    "QR319": Code("unknown target CPU", UnsupportedError),
     # lock files
     "QR320": Code("there is no lock file", PlanError),
     "QR321": Code("the lock file is damaged", PlanError),
@@ -320,6 +323,7 @@ CODES: dict[str, Code] = {
     "QR411": Code("a kernel computes something else", AuditError),
     "QR412": Code("the converted model is worse than its reference", AuditError),
     "QR413": Code("the converted model does not run", AuditError),
+    "QR416": Code("a kernel saturates", AuditError),
     # measuring
     "QR420": Code("the converted model was made from another model", ArtifactError),
     "QR421": Code("a plot cannot be written", QRecipeError),

@@ -12,6 +12,7 @@ from torch import nn
 from qrecipe._version import __version__
 from qrecipe.assembly import meta_of
 from qrecipe.contents import Architecture, StoredPlan
+from qrecipe.cpu import cpu_name
 from qrecipe.errors import ArtifactError, Finding
 from qrecipe.planning import Plan
 from qrecipe.plugins import plugin_versions
@@ -27,16 +28,19 @@ class Provenance:
     """The resolved recipe as TOML, its fingerprint, the plan as JSON, and the versions.
 
     ``versions`` are those of qrecipe, torch, Python, the distributions of the plugins that the
-    recipe names, and those that published recipes which it is made of.
+    recipe names, and those that published recipes which it is made of. ``cpu`` is the kind of CPU
+    that converted the model; ``unjudged`` are the sites that it could not judge with all 8 bits.
     """
 
     recipe: str
     fingerprint: str
     plan: str
     versions: Mapping[str, str]
+    cpu: str = ""
+    unjudged: tuple[str, ...] = ()
 
 
-def make_provenance(recipe: Recipe, plan: Plan) -> Provenance:
+def make_provenance(recipe: Recipe, plan: Plan, unjudged: tuple[str, ...]) -> Provenance:
     """What a model that was converted now by this plan comes from."""
     publishers = [each.publisher for each in plan.ingredients if each.publisher is not None]
     versions = {
@@ -46,7 +50,9 @@ def make_provenance(recipe: Recipe, plan: Plan) -> Provenance:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-    return Provenance(recipe.to_toml(), recipe.fingerprint, plan.to_json(), versions)
+    return Provenance(
+        recipe.to_toml(), recipe.fingerprint, plan.to_json(), versions, cpu_name(), unjudged
+    )
 
 
 def attach(converted: nn.Module, provenance: Provenance, architecture: Architecture) -> None:

@@ -27,7 +27,6 @@ from qrecipe.backend import backend_config, mode_of
 from qrecipe.calibration import Forward, calibrate, inputs_of_batch, peek
 from qrecipe.contents import Architecture
 from qrecipe.copying import with_parts
-from qrecipe.cpu import has_vnni
 from qrecipe.eager.inventory import take_inventory as eager_inventory
 from qrecipe.eager.part import EagerPart
 from qrecipe.errors import (
@@ -52,6 +51,7 @@ from qrecipe.progress import Progress
 from qrecipe.ranges import check_calibrated, check_trained
 from qrecipe.recipe import Recipe, load_recipe
 from qrecipe.rules import resolve
+from qrecipe.target import TargetCpu, unjudged_finding, unjudged_sites
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,8 @@ class CompiledRecipe:
 
     ``graph_module`` is the traced model; with ``[fx] roots`` it is a copy of the model with a graph
     in place of each root. It and what FX is given are None for a model that cannot be traced.
+    ``unjudged`` are the sites that need VNNI where this CPU has none: conversion judges them with
+    7 bits.
     """
 
     plan: Plan
@@ -70,6 +72,7 @@ class CompiledRecipe:
     _configs: Configs | None
     _architecture: Architecture
     _inputs: Inputs
+    unjudged: tuple[str, ...] = ()
     _identity: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
@@ -129,15 +132,8 @@ class CompiledRecipe:
         samples = self._samples(prepared)
         if self.recipe.phase == "qat":
             check_trained(self._traced(prepared))
-        if self.plan.needs_vnni and not has_vnni():
-            warn(
-                Finding(
-                    "QR204",
-                    "8-bit activations can saturate on this CPU, which has no VNNI",
-                    hint="set reduce_range = true for the activations, as builtin:x86-static does",
-                ),
-                self.recipe.lint,
-            )
+        if self.unjudged:
+            warn(unjudged_finding(self.unjudged), self.recipe.lint)
         # calibration leaves no trace in what lies around the roots; training may
         around = prepared if self.recipe.phase == "qat" else self._model
         converted = with_parts(
@@ -154,8 +150,16 @@ class CompiledRecipe:
             self._check_around(around, converted, prepared_state(prepared))
         execution.own_all_tensors(converted)
         forget_preparation(converted)
-        attach(converted, make_provenance(self.recipe, self.plan), self._architecture)
+        attach(
+            converted, make_provenance(self.recipe, self.plan, self.unjudged), self._architecture
+        )
         return converted
+
+    def _reference(self, prepared: nn.Module) -> nn.Module:
+        """The reference conversion of what was calibrated."""
+        parts = [part for part in self._parts if isinstance(part, CompiledPart)]
+        referring = {part.path: part.reference(prepared.get_submodule(part.path)) for part in parts}
+        return with_parts(self._model, referring).eval()
 
     def check_calibrated(self, prepared: nn.Module) -> None:
         """Raises ``CalibrationError`` where ``prepared`` is not its own, or not calibrated."""
@@ -218,13 +222,19 @@ def plan(model: nn.Module, recipe: Recipe | str | os.PathLike[str], example_inpu
 
 
 def compile(
-    model: nn.Module, recipe: Recipe | str | os.PathLike[str], example_inputs: Any
+    model: nn.Module,
+    recipe: Recipe | str | os.PathLike[str],
+    example_inputs: Any,
+    *,
+    target_cpu: TargetCpu = "this",
 ) -> CompiledRecipe:
     """Plan the recipe for the model and put the plan into a graph that FX will execute.
 
-    Arguments and errors as for `plan`.
+    Arguments and errors as for `plan`. A plan that needs a CPU with VNNI is an
+    ``UnsupportedError`` (QR318) on one without, unless ``target_cpu`` is ``"vnni"``: then the model
+    is made for such a CPU, and judged as far as this one can.
     """
-    return _compile(model, load_recipe(recipe), Inputs.from_batch(example_inputs))
+    return _compile(model, load_recipe(recipe), Inputs.from_batch(example_inputs), target_cpu)
 
 
 def quantize(
@@ -235,12 +245,13 @@ def quantize(
     example_inputs: Any = None,
     forward: Forward | None = None,
     progress: Progress | None = None,
+    target_cpu: TargetCpu = "this",
 ) -> nn.Module:
     """Plan, compile, prepare, calibrate, convert and audit in one call.
 
     ``batches`` is what `calibrate` takes, needed where the plan has static sites;
-    ``example_inputs`` are taken from the first batch where they are not given. The caller's model
-    stays as it is.
+    ``example_inputs`` are taken from the first batch where they are not given; ``target_cpu`` is
+    as for `compile`. The caller's model stays as it is.
 
     Raises what `plan`, `calibrate` and `CompiledRecipe.convert` raise.
     """
@@ -250,32 +261,57 @@ def quantize(
     if batches is None:
         if example_inputs is None:
             raise _no_batches()
-        compiled = _compile(model, loaded, Inputs.from_batch(example_inputs))
+        compiled = _compile(model, loaded, Inputs.from_batch(example_inputs), target_cpu)
         if any(site.mode == "static" for site in compiled.plan.sites):
             raise _no_batches()
         return compiled.convert(compiled.prepare())
     first, stream = peek(batches)
     if example_inputs is None:
-        compiled = _compile_for_batch(model, loaded, first, forward)
+        compiled = _compile_for_batch(model, loaded, first, forward, target_cpu)
     else:
-        compiled = _compile(model, loaded, Inputs.from_batch(example_inputs))
+        compiled = _compile(model, loaded, Inputs.from_batch(example_inputs), target_cpu)
     prepared = compiled._prepared()
     calibrate(prepared, stream, forward, progress)
     return compiled.convert(prepared)
 
 
+def simulate(
+    model: nn.Module,
+    recipe: Recipe,
+    batches: Iterable[Any],
+    *,
+    forward: Forward | None = None,
+    progress: Progress | None = None,
+    target_cpu: TargetCpu = "this",
+) -> nn.Module:
+    """What `quantize` gives, as it computes on the CPU that it is for.
+
+    Where this CPU cannot judge the kernels it is torch's reference model, which computes in float
+    what they compute in integers. Arguments and errors as for `quantize`.
+    """
+    first, stream = peek(batches)
+    compiled = _compile_for_batch(model, recipe, first, forward, target_cpu)
+    prepared = compiled._prepared()
+    calibrate(prepared, stream, forward, progress)
+    converted = compiled.convert(prepared)
+    return compiled._reference(prepared) if compiled.unjudged else converted
+
+
 def _compile_for_batch(
-    model: nn.Module, recipe: Recipe, batch: Any, forward: Forward | None
+    model: nn.Module, recipe: Recipe, batch: Any, forward: Forward | None, target_cpu: TargetCpu
 ) -> CompiledRecipe:
     with inputs_of_batch(model, batch, forward) as inputs:
-        return _compile(model, recipe, inputs)
+        return _compile(model, recipe, inputs, target_cpu)
 
 
-def _compile(model: nn.Module, recipe: Recipe, inputs: Inputs) -> CompiledRecipe:
+def _compile(
+    model: nn.Module, recipe: Recipe, inputs: Inputs, target_cpu: TargetCpu
+) -> CompiledRecipe:
     inventory = inventory_of(model, recipe, inputs)
     decided = make_plan(inventory, recipe)
     if not decided.is_for_export:
         execution.check_engine(recipe.backend)  # before anybody calibrates or trains
+    unjudged = unjudged_sites(decided, target_cpu)
     architecture = Architecture(
         parts=tuple(part.traced for part in inventory.parts), modules=module_settings(model)
     )
@@ -289,9 +325,13 @@ def _compile(model: nn.Module, recipe: Recipe, inputs: Inputs) -> CompiledRecipe
         PrepareCustomConfig().set_preserved_attributes(list(preserved)),
         ConvertCustomConfig().set_preserved_attributes(list(preserved)),
     )
-    parts = tuple(compile_part(decided, part, configs, preserved) for part in inventory.parts)
+    parts = tuple(
+        compile_part(decided, part, configs, preserved, unjudged) for part in inventory.parts
+    )
     whole = with_parts(model, {part.path: part.graph_module for part in parts})
-    return CompiledRecipe(decided, recipe, whole, whole, parts, configs, architecture, inputs)
+    return CompiledRecipe(
+        decided, recipe, whole, whole, parts, configs, architecture, inputs, unjudged
+    )
 
 
 def inventory_of(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Inventory:

@@ -8,20 +8,27 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from qrecipe.advice import advice
-from qrecipe.backend import EXPORTED, FOLLOWERS, Mode, Outcome, Verdict, can_honour, outcomes
+from qrecipe.backend import (
+    EXPORTED,
+    FOLLOWERS,
+    Mode,
+    Outcome,
+    Verdict,
+    can_honour,
+    outcomes,
+    saturating,
+)
 from qrecipe.convolutions import Engine
 from qrecipe.errors import Finding, Location, error_from, first_line
 from qrecipe.inventory import Inventory
 from qrecipe.operations import ModelStructure
-from qrecipe.qconfigs import factory, quantized_range
+from qrecipe.qconfigs import factory
 from qrecipe.recipe import Ingredient, QConfigSpec, Recipe, Rule
 from qrecipe.rendering import explanation, plan_json, plan_text
 from qrecipe.rules import Resolution, describe, listed, resolve, subclass_findings
 from qrecipe.schema import Backend, Phase, TensorSpec
 from qrecipe.shadowing import shadowed_findings
 from qrecipe.trainable import branch_findings, shared_norm_findings
-
-_SEVEN_BITS = 127
 
 Executor = Literal["fx", "eager"]
 """How a plan is executed: in FX graph mode, or module by module where that cannot trace."""
@@ -77,7 +84,8 @@ class Plan:
 
     ``findings`` are what makes the plan impossible; a plan that was returned has none.
     ``warnings`` are legal but doubtful; ``boundaries`` counts the tensors that are quantized or
-    dequantized at run time; ``ingredients`` are the files that the recipe is made of.
+    dequantized at run time; ``ingredients`` are the files that the recipe is made of;
+    ``saturating`` are the sites that read more than 7 bits, whose kernels need VNNI.
     """
 
     sites: tuple[Site, ...]
@@ -92,16 +100,12 @@ class Plan:
     executor: Executor
     ingredients: tuple[Ingredient, ...]
     structure: ModelStructure = field(repr=False, compare=False)
+    saturating: tuple[str, ...] = ()
 
     @property
     def needs_vnni(self) -> bool:
-        """Whether the kernels saturate on an x86 CPU without VNNI: activations of 8 full bits."""
-        if self.backend not in ("x86", "fbgemm"):
-            return False
-        static = [site.qconfig for site in self.sites if site.mode == "static" and site.qconfig]
-        ranges = [quantized_range(q.activation) for q in static if q.activation is not None]
-        wide = any(high - low > _SEVEN_BITS for low, high in filter(None, ranges))
-        return wide and any(qconfig.weight is not None for qconfig in static)
+        """Whether kernels saturate on an x86 CPU without VNNI: those of ``saturating``."""
+        return bool(self.saturating)
 
     @property
     def is_for_export(self) -> bool:
@@ -113,7 +117,11 @@ class Plan:
 
     def restricted_to(self, names: Collection[str]) -> Plan:
         """The same plan for some of its sites."""
-        return replace(self, sites=tuple(site for site in self.sites if site.name in names))
+        return replace(
+            self,
+            sites=tuple(site for site in self.sites if site.name in names),
+            saturating=tuple(name for name in self.saturating if name in names),
+        )
 
     def explain(self, name: str) -> str:
         """Why a site, a member of a group, or everything in a module is decided as it is.
@@ -163,6 +171,7 @@ def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
         executor="fx" if inventory.untraced is None else "eager",
         ingredients=recipe.ingredients,
         structure=inventory.structure,
+        saturating=saturating(inventory, outcome_of, recipe.backend),
     )
     if findings:
         raise error_from(findings, plan)

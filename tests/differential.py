@@ -23,6 +23,7 @@ from torch.ao.quantization.quantize_fx import convert_to_reference_fx
 from training import train
 
 import qrecipe
+from qrecipe.cpu import has_vnni
 from qrecipe.fx import execution
 from qrecipe.fx.emission import erase_keep_float, site_of
 from qrecipe.inputs import Inputs, bind
@@ -54,7 +55,7 @@ def execute(model: nn.Module, batches: list[Any], recipe: qrecipe.Recipe) -> Run
     """Compile, prepare, calibrate or train, and convert; raises what they raise."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        compiled = qrecipe.compile(model, recipe, batches[0])
+        compiled = qrecipe.compile(model, recipe, batches[0], target_cpu="vnni")
         prepared = compiled.prepare()
         if recipe.phase == "qat":
             train(prepared, batches, rate=1e-6)
@@ -146,7 +147,10 @@ class Judged:
 
 
 def judged_kernels(run: Run, batch: Any) -> dict[str, Judged]:
-    """Each site's kernel against what `convert_to_reference_fx` makes of the prepared model."""
+    """Each site's kernel against what `convert_to_reference_fx` makes of the prepared model.
+
+    They read what this CPU can compute exactly.
+    """
     inputs = Inputs.from_batch(batch)
     reference = _reference(run)
     with torch.no_grad(), execution.engine(run.plan.backend):
@@ -184,7 +188,7 @@ class _Kernels(fx.Interpreter):
             self.entered[_entry(n.args[0], result)] = kept
         elif site_of(n) is not None:
             self.results[site_of(n)] = kept
-        return result
+        return _exact_here(result)
 
 
 class _Judge(fx.Interpreter):
@@ -203,9 +207,18 @@ class _Judge(fx.Interpreter):
         kernel = self.kernels.results.get(name) if name is not None else None
         if kernel is None:
             # a float value that falls on the other side of a tie would be another input
-            return self.kernels.entered.get(_entry(n.args[0], result), result)
+            return _exact_here(self.kernels.entered.get(_entry(n.args[0], result), result))
         self.judged[name] = _judged(self.env[n.args[0]], result, kernel)
-        return kernel
+        return _exact_here(kernel)
+
+
+def _exact_here(x: torch.Tensor) -> torch.Tensor:
+    """What kernels can read on this CPU without saturating: 7 bits where it has no VNNI."""
+    is_exact = has_vnni() or torch.backends.quantized.engine == "qnnpack"
+    if is_exact or x.dtype != torch.quint8 or x.qscheme() != torch.per_tensor_affine:
+        return x
+    codes, zero_point = x.int_repr().clamp(max=127), min(x.q_zero_point(), 127)
+    return torch._make_per_tensor_quantized_tensor(codes, x.q_scale(), zero_point)
 
 
 def _entry(source: fx.Node, quantized: torch.Tensor) -> tuple[str, float, int]:

@@ -11,7 +11,8 @@ from torch import fx
 
 from qrecipe._torch_ao import quiet
 from qrecipe.errors import Location
-from qrecipe.fx.numerics import ReferenceRun, Sample, _agree, _judge_sites, numeric_findings
+from qrecipe.fx.judgement import judge_sites, wrong_kernel_findings
+from qrecipe.fx.numerics import ReferenceRun, Sample, _agree, numeric_findings
 from qrecipe.inputs import Inputs
 
 X = torch.ones(8)
@@ -20,11 +21,13 @@ HERE = Location("r.toml", 3, 1, 5)
 
 def site(name="fc", *, mode="static", verdict="quantized", op="Linear"):
     rule = SimpleNamespace(location=HERE)
-    return SimpleNamespace(name=name, mode=mode, verdict=verdict, op=op, rule=rule)
+    return SimpleNamespace(
+        name=name, mode=mode, verdict=verdict, op=op, rule=rule, qconfig=None, engine=None
+    )
 
 
 def plan(*sites):
-    return SimpleNamespace(phase="ptq", sites=sites or (site(),), backend="x86")
+    return SimpleNamespace(phase="ptq", sites=sites or (site(),), backend="x86", saturating=())
 
 
 def noisy(db):
@@ -70,7 +73,7 @@ def reference(value, *, scale=0.5, name="fc"):
 def findings(converted, reference_db, *, sites=(), expected=100, **options):
     sample = Sample(Inputs((X,)), options.get("float_output", X))
     proof = ReferenceRun(sample, reference_db, options.get("error"))
-    return list(numeric_findings(plan(*sites), converted, proof, lambda: reference(expected)))
+    return list(numeric_findings(plan(*sites), converted, proof, lambda: reference(expected), ()))
 
 
 def codes(*args, **options):
@@ -97,6 +100,9 @@ def codes(*args, **options):
         (40.0, None, False),
         (None, None, False),
         (math.inf, math.inf, True),
+        (71.0, 63.0, True),
+        (71.0, 48.17, True),
+        (71.0, 48.16, False),
     ],
 )
 def test_outputs_within_a_decibel_and_of_some_quality_prove_the_kernels(
@@ -116,14 +122,14 @@ def test_a_dynamic_site_may_cost_one_bit_more(lowered_db, agree):
 
 
 def judged(kernel, expected, *, sites=(), **options):
-    sample = Sample(Inputs((X,)), X)
-    return _judge_sites(plan(*sites), model(kernel=kernel), reference(expected, **options), sample)
+    converted = model(kernel=kernel)
+    return judge_sites(plan(*sites), converted, reference(expected, **options), Inputs((X,)))
 
 
 def test_a_kernel_thirty_decibels_from_its_reference_is_right_and_further_is_wrong():
     # 4 steps of 127 are 30.03 dB, 4 of 126 are 29.97
-    assert judged(131, 127).wrong == ()
-    (finding,) = judged(130, 126).wrong
+    assert not judged(131, 127).wrong
+    (finding,) = wrong_kernel_findings(plan(), judged(130, 126))
     assert finding.code == "QR411"
     assert "fc (Linear)" in finding.message
     assert "30.0 dB" in finding.message
@@ -132,8 +138,8 @@ def test_a_kernel_thirty_decibels_from_its_reference_is_right_and_further_is_wro
 
 
 def test_a_step_on_one_grid_is_a_tie_and_two_steps_or_another_grid_are_not():
-    assert judged(11, 10).wrong == ()
-    assert judged(9, 10).wrong == ()
+    assert judged(11, 10).wrong == {}
+    assert judged(9, 10).wrong == {}
     assert len(judged(12, 10).wrong) == 1
     assert len(judged(8, 10).wrong) == 1
     # one step of each grid, and more than half the value between them
@@ -141,12 +147,12 @@ def test_a_step_on_one_grid_is_a_tie_and_two_steps_or_another_grid_are_not():
 
 
 def test_only_quantized_sites_of_the_plan_are_blamed():
-    assert judged(200, 100, sites=[site(mode=None)]).wrong == ()
-    assert judged(200, 100, sites=[site("other")]).wrong == ()
+    assert judged(200, 100, sites=[site(mode=None)]).wrong == {}
+    assert judged(200, 100, sites=[site("other")]).wrong == {}
 
 
 def test_a_product_with_a_number_may_be_finer_than_its_reference():
-    assert judged(200, 100, sites=[site(op="mul", verdict="passthrough")]).wrong == ()
+    assert judged(200, 100, sites=[site(op="mul", verdict="passthrough")]).wrong == {}
     assert len(judged(200, 100, sites=[site(op="mul")]).wrong) == 1
     assert len(judged(200, 100, sites=[site(op="flatten", verdict="passthrough")]).wrong) == 1
 
@@ -173,7 +179,7 @@ def test_the_reference_goes_on_from_what_the_kernel_gave():
     with graph.inserting_before(output):
         graph.call_function(second, output.args)
     chained = fx.GraphModule(torch.nn.Module(), graph)
-    _judge_sites(plan(), model(kernel=101), chained, Sample(Inputs((X,)), X))
+    judge_sites(plan(), model(kernel=101), chained, Inputs((X,)))
     assert seen == [50.5]
 
 

@@ -27,7 +27,7 @@ from qrecipe.fx.structure import realised_sites
 
 MODES = {
     "dynamic": ("builtin:x86-dynamic", ""),
-    "qat": ("builtin:x86-vnni-static", 'phase = "qat"\n'),
+    "qat": ("builtin:x86-static", 'phase = "qat"\n'),
 }
 SHARES = ("all", "half")
 ALWAYS = ("squeezenet1_1",)

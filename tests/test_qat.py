@@ -51,13 +51,18 @@ def same(one, two):
 # --- what is trained is what is converted
 
 
+EIGHT_BITS = ["arm-static", pytest.param("x86-vnni-static", marks=pytest.mark.vnni)]
+
+
 @pytest.mark.parametrize("name", TRAINABLE)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_converted_model_computes_what_the_trained_one_computes(name, kind):
+@pytest.mark.parametrize("base", EIGHT_BITS)
+def test_the_converted_model_computes_what_the_trained_one_computes(name, kind, base):
     """Of 8 full bits, and once ranges are fixed: what differs are ties in rounding."""
     net = NETS[name]
     batches = net.batches(4)
-    compiled, prepared = trained(net.model(), batches, qat_recipe(kind))
+    recipe = qat_recipe(kind, base=f"builtin:{base}")
+    compiled, prepared = trained(net.model(), batches, recipe)
     for module in fake_quants(prepared).values():
         module.disable_observer()
     converted = compiled.convert(prepared)
@@ -70,7 +75,7 @@ def test_the_converted_model_computes_what_the_trained_one_computes(name, kind):
 def test_weights_that_moved_since_they_were_observed_are_observed_once_more():
     net = NETS["mlp"]
     batches = net.batches(3)
-    compiled, prepared = trained(net.model(), batches, qat_recipe())
+    compiled, prepared = trained(net.model(), batches, qat_recipe(base="builtin:arm-static"))
     with torch.no_grad():
         prepared.fc1.weight.mul_(4)
     scales = compiled.convert(prepared).fc1.weight().q_per_channel_scales()
@@ -83,7 +88,7 @@ def test_seven_bits_are_clipped_in_training_and_not_by_the_kernels():
     net = NETS["mlp"]
     batches = net.batches(4)
     wide = [3 * batches[1]]
-    _, full = trained(net.model(), batches, qat_recipe())
+    _, full = trained(net.model(), batches, qat_recipe(base="builtin:arm-static"))
     compiled, seven = trained(net.model(), batches, qat_recipe(base="builtin:x86-static"))
     converted = compiled.convert(seven)
     assert db(seven.eval(), converted, wide[0]) < 15

@@ -37,7 +37,7 @@ def test_the_levers_are_those_that_change_something_and_that_the_cpu_allows(monk
 
     def found(recipe):
         plan = qrecipe.plan(net.model(), recipe, net.batches(1)[0])
-        return [lever.tensors for lever in levers_of(recipe, plan)]
+        return [lever.tensors for lever in levers_of(recipe, plan, "this")]
 
     histogram = {"activation": {"observer": "histogram"}}
     eighth = [{"activation": {"reduce_range": False}}] if vnni else []
@@ -58,7 +58,7 @@ def test_an_observer_of_a_plugin_is_not_replaced():
         net = NETS["residual"]
         recipe = base('[tensor.activation]\nobserver = "house_range"\n')
         plan = qrecipe.plan(net.model(), recipe, net.batches(1)[0])
-        found = levers_of(recipe, plan)
+        found = levers_of(recipe, plan, "this")
     finally:
         registered.remove("observer", "house_range")
     assert not [lever for lever in found if lever.what.startswith("histogram")]

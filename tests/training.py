@@ -17,7 +17,7 @@ KINDS = {
 """What a weight needs beside the fake-quant, by the name of the case."""
 
 
-def qat_recipe(kind="fake_quantize", *, base="builtin:x86-vnni-static", rules="", head=""):
+def qat_recipe(kind="fake_quantize", *, base="builtin:x86-static", rules="", head=""):
     # gradients of scales are sums over whole tensors: unscaled, they overshoot at once
     learns = kind.startswith("learnable")
     name = '{ name = "learnable", use_grad_scaling = true }' if learns else f'"{kind}"'

@@ -29,6 +29,7 @@ from qrecipe.errors import ArtifactError, Finding, QRecipeError, first_line
 from qrecipe.fx import execution
 from qrecipe.lineage import Provenance, attach
 from qrecipe.linting import warn
+from qrecipe.rules import listed
 from qrecipe.schema import LintTable, RecipeTable
 
 
@@ -67,7 +68,12 @@ def load_quantized(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         what = f"has weights that torch cannot pack: {first_line(error)}"
         raise problem("QR509", header.file, what) from error
     origin = Provenance(
-        contents.recipe, contents.fingerprint, contents.plan, dict(contents.versions)
+        contents.recipe,
+        contents.fingerprint,
+        contents.plan,
+        dict(contents.versions),
+        contents.cpu,
+        contents.unjudged,
     )
     attach(converted, origin, contents.architecture)
     _warn_about_cpu(contents, recipe.lint)
@@ -183,6 +189,16 @@ def _fill(slots: Sequence[Slot], tensors: Mapping[str, Tensor], aliases: Mapping
 
 
 def _warn_about_cpu(contents: Contents, lint: LintTable) -> None:
+    if contents.unjudged:
+        warn(
+            Finding(
+                "QR226",
+                f"converted on a CPU that could judge these kernels with 7 bits only "
+                f"({contents.cpu}): {listed(contents.unjudged)}",
+                hint="evaluate the model on a CPU with VNNI before it is used there",
+            ),
+            lint,
+        )
     if contents.needs.vnni and not has_vnni():
         warn(
             Finding(

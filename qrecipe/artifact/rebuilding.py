@@ -129,7 +129,7 @@ def _converted(
     for name, tensor in part.graph_module.named_parameters():
         if not torch.isfinite(tensor).all():  # folded from a buffer that held anything
             part.graph_module.get_parameter(name).data.zero_()
-    compiled = compile_part(plan, part, configs, preserved)
+    compiled = compile_part(plan, part, configs, preserved, ())
     # not compiled.prepare: fake-quants that accompany training rest in eval mode, and these have
     # to see the shapes of their weights once
     prepared = execution.prepared_copy(

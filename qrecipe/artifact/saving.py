@@ -55,6 +55,8 @@ def _content(converted: nn.Module) -> bytes:
         architecture=recorded.model_copy(update={"graphs": graph_digests(converted, recorded)}),
         aliases=stored.aliases,
         layouts=stored.layouts,
+        cpu=origin.cpu,
+        unjudged=origin.unjudged,
     )
     content = serialized(stored.tensors, metadata_of(contents))
     _check_readable(content)

@@ -39,6 +39,7 @@ from qrecipe.planning import Plan, make_plan
 from qrecipe.progress import Progress, terminal_progress
 from qrecipe.recipe import Recipe, load_recipe
 from qrecipe.references import path_text
+from qrecipe.target import TargetCpu, unjudged_sites
 
 _ROUNDING = 1e-9
 """How much of a metric is rounding: 0.986 - 0.01 is a little more than 0.976."""
@@ -56,6 +57,7 @@ def tune(
     resume: str | os.PathLike[str] | None = None,
     forward: Forward | None = None,
     progress: Progress | None = None,
+    target_cpu: TargetCpu = "this",
 ) -> TuningResult:
     """Search for a recipe that loses at most ``max_drop`` and leaves as little float as it can.
 
@@ -70,6 +72,7 @@ def tune(
         max_drop: what may be lost of the float model's metric, in its own units.
         max_trials: the most trials, those of an interrupted search among them.
         max_seconds: starts no trial after that; one that runs is finished.
+        target_cpu: as for `qrecipe.compile`; trials are evaluated as they compute on that CPU.
         resume: a file that is written after each trial, and gone on from where it is there.
 
     An interrupt (``KeyboardInterrupt``) gives the best that was found by then, and a warning
@@ -85,15 +88,16 @@ def tune(
     base = load_recipe(recipe)
     held = rereadable(batches, base.calibration.max_batches)
     inventory, planned = _planned(model, base, held, forward)
+    unjudged_sites(planned, target_cpu)  # before anything is measured
     path = None if resume is None else Path(path_text(resume, "resume takes a path"))
-    log = open_log(path, base.fingerprint, model_digest(model), environment())
+    log = open_log(path, base.fingerprint, model_digest(model), environment(target_cpu))
     show = progress or terminal_progress("tuning")
-    subject = Subject(model, base, held, evaluate, forward, show)
+    subject = Subject(model, base, held, evaluate, forward, show, target_cpu)
     members = frozenset(member for site in planned.sites for member in site.members)
     bench = ModelBench(subject, members, log, Limits(max_trials, max_seconds))
     budget = Budget(_float_metric(model, evaluate, log), max_drop)
     target = budget.least - _ROUNDING * max(1.0, abs(budget.least))
-    search = Search(bench, levers_of(base, planned), target, bench.record)
+    search = Search(bench, levers_of(base, planned, target_cpu), target, bench.record)
     stopped = _run(search)
     result = found(base, search, budget, members, _left_float(base, inventory, planned), stopped)
     _warn(result, base)

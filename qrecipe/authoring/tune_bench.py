@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -25,9 +25,10 @@ from qrecipe.measure.fidelity import finite_or_none
 from qrecipe.measure.overlay import float_rules, overlay_recipe, rule_key
 from qrecipe.measure.ranking import Ranking
 from qrecipe.measure.scores import number
-from qrecipe.pipeline import quantize
+from qrecipe.pipeline import quantize, simulate
 from qrecipe.progress import Progress
 from qrecipe.recipe import Recipe
+from qrecipe.target import TargetCpu
 
 Stop = Literal["trials", "seconds", "interrupt"]
 """What ended a search before it was through."""
@@ -59,6 +60,7 @@ class Subject:
     evaluate: Evaluate
     forward: Forward | None
     progress: Progress
+    target_cpu: TargetCpu
 
 
 class ModelBench:
@@ -132,11 +134,11 @@ class ModelBench:
             return Measured(None, time.monotonic() - start, why)
 
         if not self._count:
-            converted = self._quantized(recipe)  # its warnings and errors are the caller's
+            converted = self._as_it_computes(recipe)  # its warnings and errors are the caller's
         else:
             try:
                 with unwarned():
-                    converted = self._quantized(recipe)
+                    converted = self._as_it_computes(recipe)
             except QRecipeError as error:
                 return failed(first_line(error))
         try:
@@ -149,10 +151,19 @@ class ModelBench:
             return failed("evaluate gives no finite number")
         return Measured(metric, time.monotonic() - start)
 
-    def _quantized(self, recipe: Recipe) -> nn.Module:
-        calibrated = as_calibrated(recipe)
+    def _as_it_computes(self, recipe: Recipe) -> nn.Module:
+        return self._made(simulate, recipe)
+
+    def _made(self, make: Callable[..., nn.Module], recipe: Recipe) -> nn.Module:
         of = self._subject
-        return quantize(of.model, calibrated, of.batches, forward=of.forward, progress=_silent)
+        return make(
+            of.model,
+            as_calibrated(recipe),
+            of.batches,
+            forward=of.forward,
+            progress=_silent,
+            target_cpu=of.target_cpu,
+        )
 
     def _ranking(self, recipe: Recipe) -> Ranking | None:
         """By SQNR; by the metric where the output holds no floating tensor, None without sites."""
@@ -168,6 +179,7 @@ class ModelBench:
                 evaluate=evaluate,
                 forward=of.forward,
                 progress=_silent,
+                target_cpu=of.target_cpu,
             )
         except ExecutionError as error:
             if {finding.code for finding in error.findings} != {"QR422"}:
@@ -178,7 +190,7 @@ class ModelBench:
         """The share of each site in the time of the float model."""
         of = self._subject
         one = list(limited(of.batches, 1))
-        converted = self._quantized(recipe)
+        converted = self._made(quantize, recipe)
         report = compare(runnable_copy(of.model), converted, one, of.forward, _silent)
         return {site.name: site.float_share for site in report.sites}
 

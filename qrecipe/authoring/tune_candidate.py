@@ -12,6 +12,7 @@ from qrecipe.measure.overlay import overlay_recipe
 from qrecipe.planning import Plan
 from qrecipe.recipe import Recipe
 from qrecipe.schema import TensorSpec
+from qrecipe.target import TargetCpu
 
 _ON_X86 = ("x86", "fbgemm", "onednn")
 _EIGHT_BITS = ("int8", "uint8")
@@ -43,16 +44,17 @@ class Candidate:
         return found
 
 
-def levers_of(recipe: Recipe, plan: Plan) -> tuple[Lever, ...]:
+def levers_of(recipe: Recipe, plan: Plan, target_cpu: TargetCpu) -> tuple[Lever, ...]:
     """The levers that change something about a recipe, in the order in which they are tried.
 
     All are free at run time. Using the eighth bit is free only where the CPU has VNNI, and binds
     the recipe to such CPUs.
     """
-    return tuple(lever for lever in _levers(recipe, plan) if lever.tensors and _fits(recipe, lever))
+    levers = _levers(recipe, plan, target_cpu)
+    return tuple(lever for lever in levers if lever.tensors and _fits(recipe, lever))
 
 
-def _levers(recipe: Recipe, plan: Plan) -> Iterator[Lever]:
+def _levers(recipe: Recipe, plan: Plan, target_cpu: TargetCpu) -> Iterator[Lever]:
     weights, activations = _roles(recipe, plan)
     yield Lever(
         "histogram observer for activations",
@@ -62,7 +64,7 @@ def _levers(recipe: Recipe, plan: Plan) -> Iterator[Lever]:
             if _takes_extremes(spec)
         },
     )
-    if has_vnni() and recipe.backend in _ON_X86:
+    if (target_cpu == "vnni" or has_vnni()) and recipe.backend in _ON_X86:
         yield Lever(
             "all 8 bits for activations (needs a CPU with VNNI)",
             {name: {"reduce_range": False} for name, s in activations.items() if s.reduce_range},

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from qrecipe import _version
 from qrecipe.artifact.tensors import bytes_of
 from qrecipe.cpu import has_vnni
+from qrecipe.target import TargetCpu
 
 _COMPRESSED_ROWS = (torch.sparse_csr, torch.sparse_bsr)
 _COMPRESSED_COLUMNS = (torch.sparse_csc, torch.sparse_bsc)
@@ -27,9 +28,10 @@ def model_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def environment() -> str:
+def environment(target_cpu: TargetCpu) -> str:
     """What accuracies depend on beside model and recipe: the versions, and the kernels' CPU."""
-    vnni = "a CPU with VNNI" if has_vnni() else "a CPU without VNNI"
+    with_vnni = target_cpu == "vnni" or has_vnni()
+    vnni = "a CPU with VNNI" if with_vnni else "a CPU without VNNI"
     return f"torch {torch.__version__}, qrecipe {_version.__version__}, {vnni}"
 
 

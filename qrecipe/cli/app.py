@@ -20,6 +20,8 @@ from qrecipe.cli.options import (
     ModelOption,
     PluginOption,
     RecipeArgument,
+    TargetCpuName,
+    TargetCpuOption,
 )
 from qrecipe.cli.output import FOUND_SOMETHING, needs_torch, out, out_json, reported
 from qrecipe.cli.schema_commands import schema
@@ -189,6 +191,7 @@ def quantize(
         str | None,
         typer.Option("--out", metavar="FILE", help="Save the quantized model as safetensors."),
     ] = None,
+    target_cpu: TargetCpuOption = TargetCpuName.this,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of torch; default: torch's own choice.")
     ] = None,
@@ -210,7 +213,15 @@ def quantize(
         from qrecipe.cli import quantizing
 
         request = quantizing.Request(
-            recipe, model, data, evaluate, input or (), plugin or (), threads, output
+            recipe,
+            model,
+            data,
+            evaluate,
+            input or (),
+            plugin or (),
+            threads,
+            output,
+            target_cpu.value,
         )
         quantizing.quantize(request, as_json=json)
 

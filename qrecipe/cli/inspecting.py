@@ -20,6 +20,7 @@ from qrecipe.contents import (
     stored_plan,
 )
 from qrecipe.errors import one_line
+from qrecipe.rules import listed
 from qrecipe.tables import render_table
 
 
@@ -53,6 +54,7 @@ def show_text(found: Inspection) -> None:
         ("recipe", f"{plan.recipe}, fingerprint {contents.fingerprint}"),
         ("plan", f"{plan.backend} ({plan.phase}): {len(plan.sites)} sites, {verdicts}"),
         ("needs", _needs_text(found)),
+        ("made on", _cpu_text(contents)),
         ("saved by", ", ".join(f"{name} {text}" for name, text in contents.versions.items())),
         ("tensors", f"{len(header.tensors)}, {header.nbytes:,} bytes"),
     ]
@@ -76,6 +78,8 @@ def show_json(found: Inspection) -> None:
             "plan": json.loads(contents.plan),
             "versions": dict(contents.versions),
             "needs": contents.needs.model_dump(mode="json"),
+            "cpu": contents.cpu,
+            "unjudged": list(contents.unjudged),
             "tensors": {name: _entry_json(found, name) for name in sorted(header.tensors)},
             "aliases": dict(contents.aliases),
         }
@@ -83,6 +87,12 @@ def show_json(found: Inspection) -> None:
 
 
 _VERDICTS = ("quantized", "passthrough", "float")
+
+
+def _cpu_text(contents: Contents) -> str:
+    if not contents.unjudged:
+        return contents.cpu or "an unknown CPU"
+    return f"{contents.cpu}, which judged these with 7 bits only: {listed(contents.unjudged)}"
 
 
 def _needs_text(found: Inspection) -> str:

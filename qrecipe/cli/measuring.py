@@ -28,6 +28,7 @@ from qrecipe.measure.ranking import Ranking, ranking_json
 from qrecipe.measure.report_pages import comparison_page, ranking_page
 from qrecipe.pipeline import quantize
 from qrecipe.recipe import Recipe, load_recipe
+from qrecipe.target import TargetCpu
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class Request:
     threads: int | None
     plot: str | None
     html: str | None
+    target_cpu: TargetCpu
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +63,16 @@ class _Job:
     model: nn.Module
     data: UserFunction
     evaluate: UserFunction | None
+    target_cpu: TargetCpu
 
 
 def compare_models(request: Request, *, as_json: bool) -> None:
     """Quantize, compare with the float model, and show the report."""
     with _loaded(request) as job:
         with bar("calibrating") as show:
-            converted = quantize(job.model, job.recipe, job.data(), progress=show)
+            converted = quantize(
+                job.model, job.recipe, job.data(), progress=show, target_cpu=job.target_cpu
+            )
         with bar("comparing") as show:
             report = compare(job.model, converted, job.data(), progress=show)
         activations = activations_of(converted, job.data) if request.html is not None else ""
@@ -96,6 +101,7 @@ def rank(request: Request, wish: Wish, *, as_json: bool) -> Ranking:
                 evaluate=job.evaluate,
                 memory_limit=wish.memory_limit,
                 progress=show,
+                target_cpu=job.target_cpu,
             )
         quantized = None if request.html is None else _for_page(job, ranking)
     # what was measured is shown before anything is written that could fail
@@ -121,7 +127,7 @@ def _for_page(job: _Job, ranking: Ranking) -> ForPage | QRecipeError:
     if ranking.partial:  # who interrupts does not wait for more
         why = "the measurement was interrupted"
         return planned_for_page(job.model, job.recipe, job.data, why)
-    return quantized_for_page(job.model, job.recipe, job.data)
+    return quantized_for_page(job.model, job.recipe, job.data, job.target_cpu)
 
 
 @contextmanager
@@ -139,4 +145,4 @@ def _loaded(request: Request, evaluate: str | None = None) -> Iterator[_Job]:
         data = code.function(request.data, "--data")
         measure = None if evaluate is None else code.function(evaluate, "--evaluate")
         subject = load_subject(code, request.model, ())
-        yield _Job(recipe, subject.model, data, measure)
+        yield _Job(recipe, subject.model, data, measure, request.target_cpu)

@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-from qrecipe.cli.options import JsonOption, ModelOption, PluginOption, RecipeArgument
+from qrecipe.cli.options import (
+    JsonOption,
+    ModelOption,
+    PluginOption,
+    RecipeArgument,
+    TargetCpuName,
+    TargetCpuOption,
+)
 from qrecipe.cli.output import FOUND_SOMETHING, reported
 
 DataOption = Annotated[
@@ -46,6 +53,7 @@ def compare(
     data: DataOption,
     plot: PlotOption = None,
     html: HtmlOption = None,
+    target_cpu: TargetCpuOption = TargetCpuName.this,
     threads: ThreadsOption = None,
     plugin: PluginOption = None,
     json: JsonOption = False,
@@ -60,7 +68,9 @@ def compare(
     with reported(as_json=json):
         from qrecipe.cli import measuring
 
-        request = measuring.Request(recipe, model, data, plugin or (), threads, plot, html)
+        request = measuring.Request(
+            recipe, model, data, plugin or (), threads, plot, html, target_cpu.value
+        )
         measuring.compare_models(request, as_json=json)
 
 
@@ -96,6 +106,7 @@ def sensitivity(
     ] = None,
     plot: PlotOption = None,
     html: HtmlOption = None,
+    target_cpu: TargetCpuOption = TargetCpuName.this,
     threads: ThreadsOption = None,
     plugin: PluginOption = None,
     json: JsonOption = False,
@@ -120,7 +131,9 @@ def sensitivity(
     with reported(as_json=json):
         from qrecipe.cli import measuring
 
-        request = measuring.Request(recipe, model, data, plugin or (), threads, plot, html)
+        request = measuring.Request(
+            recipe, model, data, plugin or (), threads, plot, html, target_cpu.value
+        )
         wish = measuring.Wish(method.value, evaluate, memory_limit, keep_float, min_sqnr_db, out)
         ranking = measuring.rank(request, wish, as_json=json)
     if ranking.partial:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Annotated
 
 import typer
+
+
+class TargetCpuName(str, Enum):
+    """`qrecipe.target.TargetCpu`, named here so that help needs no torch."""
+
+    this = "this"
+    vnni = "vnni"
+
 
 RecipeArgument = Annotated[
     str,
@@ -38,6 +47,13 @@ PluginOption = Annotated[
         "--plugin",
         metavar="MODULE",
         help="Import a module or FILE.py that registers observers or fake-quants; repeatable.",
+    ),
+]
+TargetCpuOption = Annotated[
+    TargetCpuName,
+    typer.Option(
+        "--target-cpu",
+        help="Make the model for this CPU, or for an x86 CPU with VNNI whatever this one is.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]

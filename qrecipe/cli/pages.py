@@ -20,6 +20,7 @@ from qrecipe.measure.drifting import drift
 from qrecipe.measure.report_pages import Activations, Ranked
 from qrecipe.pipeline import plan, quantize
 from qrecipe.recipe import Recipe
+from qrecipe.target import TargetCpu
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ def activations_of(converted: nn.Module, data: UserFunction) -> Activations:
 
 
 def quantized_for_page(
-    model: nn.Module, recipe: Recipe, data: UserFunction
+    model: nn.Module, recipe: Recipe, data: UserFunction, target_cpu: TargetCpu
 ) -> ForPage | QRecipeError:
     """The model with all sites quantized; the plan alone where that fails, or why there is none.
 
@@ -49,7 +50,7 @@ def quantized_for_page(
     plain = replace(recipe, phase="ptq")
     try:
         with _without_warnings(), bar("quantizing") as show:
-            converted = quantize(model, plain, data(), progress=show)
+            converted = quantize(model, plain, data(), progress=show, target_cpu=target_cpu)
     except QRecipeError as error:
         return planned_for_page(model, plain, data, error.findings[0].message)
     return ForPage(activations_of(converted, data), provenance(converted))
@@ -63,16 +64,18 @@ def planned_for_page(
         with _without_warnings():
             first, _ = peek(data())
             plain = replace(recipe, phase="ptq")
-            return ForPage(why, make_provenance(plain, plan(model, plain, first)))
+            return ForPage(why, make_provenance(plain, plan(model, plain, first), ()))
     except QRecipeError as error:
         return error
 
 
-def ranked_for_page(model: nn.Module, recipe: Recipe, data: UserFunction) -> Sequence[Ranked] | str:
+def ranked_for_page(
+    model: nn.Module, recipe: Recipe, data: UserFunction, target_cpu: TargetCpu
+) -> Sequence[Ranked] | str:
     """The sites by SQNR, or why they have none. Raises nothing either."""
     try:
         with _without_warnings(), bar("ranking") as show:
-            ranking = sensitivity(model, recipe, data(), progress=show)
+            ranking = sensitivity(model, recipe, data(), progress=show, target_cpu=target_cpu)
     except QRecipeError as error:
         return error.findings[0].message
     return [

@@ -26,6 +26,7 @@ from qrecipe.measure.sizes import model_size
 from qrecipe.pipeline import CompiledRecipe, compile
 from qrecipe.recipe import load_recipe
 from qrecipe.sqnr import output_sqnr_db
+from qrecipe.target import TargetCpu
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class Request:
     plugins: Sequence[str]
     threads: int | None
     output: str | None
+    target_cpu: TargetCpu
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ def _load(code: UserCode, request: Request) -> _Job:
         with hints_for_command_line():
             batch_inputs(subject.model, first, None)
         example_inputs = first
-    compiled = compile(subject.model, recipe, example_inputs)
+    compiled = compile(subject.model, recipe, example_inputs, target_cpu=request.target_cpu)
     # the quantized copy is in eval mode, and so is what it is compared with
     return _Job(subject.model.eval(), compiled, first, batches, evaluate)
 

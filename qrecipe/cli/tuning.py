@@ -27,6 +27,7 @@ from qrecipe.measure.page import Page, check_writable, save_page
 from qrecipe.measure.plots import check_available
 from qrecipe.measure.report_pages import Ranked, tune_page
 from qrecipe.recipe import Recipe, load_recipe, parse_recipe
+from qrecipe.target import TargetCpu
 from qrecipe.writing import write_atomically
 
 
@@ -43,6 +44,7 @@ class Request:
     log: str | None
     out: str | None
     html: str | None
+    target_cpu: TargetCpu
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,7 @@ def tune_recipe(request: Request, limits: Limits, *, as_json: bool) -> TuningRes
                     max_seconds=limits.max_seconds,
                     resume=request.log,
                     progress=show,
+                    target_cpu=request.target_cpu,
                 )
         # a search takes long: nothing that could fail or be interrupted stands before its result
         _give(result, request.out, as_json=as_json)
@@ -119,6 +122,7 @@ class _Job:
     model: nn.Module
     data: UserFunction
     evaluate: UserFunction
+    target_cpu: TargetCpu
 
 
 def _job(code: UserCode, request: Request) -> _Job:
@@ -126,7 +130,8 @@ def _job(code: UserCode, request: Request) -> _Job:
     recipe = load_recipe(request.recipe)
     data = code.function(request.data, "--data")
     evaluate = code.function(request.evaluate, "--evaluate")
-    return _Job(recipe, load_subject(code, request.model, ()).model, data, evaluate)
+    model = load_subject(code, request.model, ()).model
+    return _Job(recipe, model, data, evaluate, request.target_cpu)
 
 
 def _give(result: TuningResult, out: str | None, *, as_json: bool) -> None:
@@ -160,7 +165,7 @@ def _page(job: _Job, result: TuningResult, title: str) -> Page:
 def _quantized(job: _Job, result: TuningResult) -> ForPage | QRecipeError:
     if result.stopped == "interrupt":  # who interrupts does not wait for more
         return planned_for_page(job.model, result.recipe, job.data, _UNRANKED["interrupt"])
-    return quantized_for_page(job.model, result.recipe, job.data)
+    return quantized_for_page(job.model, result.recipe, job.data, job.target_cpu)
 
 
 def _ranking(job: _Job, result: TuningResult) -> Sequence[Ranked] | str:
@@ -172,7 +177,7 @@ def _ranking(job: _Job, result: TuningResult) -> Sequence[Ranked] | str:
         ]
     if result.stopped is not None and result.stopped in _UNRANKED:
         return _UNRANKED[result.stopped]
-    return ranked_for_page(job.model, result.recipe, job.data)
+    return ranked_for_page(job.model, result.recipe, job.data, job.target_cpu)
 
 
 _UNRANKED: Mapping[Stop, str] = {

@@ -15,6 +15,8 @@ from qrecipe.cli.options import (
     ModelOption,
     PluginOption,
     RecipeArgument,
+    TargetCpuName,
+    TargetCpuOption,
 )
 from qrecipe.cli.output import FOUND_SOMETHING, needs_torch, reported
 
@@ -78,6 +80,7 @@ def tune(
     ] = None,
     out: OutOption = None,
     html: HtmlOption = None,
+    target_cpu: TargetCpuOption = TargetCpuName.this,
     threads: ThreadsOption = None,
     plugin: PluginOption = None,
     json: JsonOption = False,
@@ -102,7 +105,9 @@ def tune(
         from qrecipe.cli import tuning
 
         plugins = plugin or ()
-        request = tuning.Request(recipe, model, data, evaluate, plugins, threads, log, out, html)
+        request = tuning.Request(
+            recipe, model, data, evaluate, plugins, threads, log, out, html, target_cpu.value
+        )
         limits = tuning.Limits(max_drop, max_trials, max_seconds)
         result = tuning.tune_recipe(request, limits, as_json=json)
     if not result.reached or result.stopped == "interrupt":

@@ -14,7 +14,8 @@ from qrecipe.converted import differs, module_became, weight_problem
 from qrecipe.copying import runnable_copy
 from qrecipe.dynamic_kernels import expected_output
 from qrecipe.errors import CODES, Finding, error_from, first_line
-from qrecipe.fx.numerics import JUDGEABLE_DB, RIGHT_KERNEL_DB, Sample
+from qrecipe.fx.judgement import RIGHT_KERNEL_DB
+from qrecipe.fx.numerics import JUDGEABLE_DB, Sample
 from qrecipe.inputs import Inputs
 from qrecipe.linting import warn
 from qrecipe.planning import Plan, Site

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from torch import fx
 
@@ -20,15 +20,18 @@ def audit(
     proof: ReferenceRun,
     make_reference: Callable[[], fx.GraphModule],
     lint: LintTable,
+    may_saturate: Collection[str],
 ) -> None:
     """Compare structure and numbers with the plan.
+
+    The kernels of ``may_saturate`` are made for another CPU, and judged without saturation.
 
     Raises ``AuditError`` where they differ; warns where the scheme alone explains low accuracy.
     """
     try:
         findings = list(structure_findings(plan, converted))
         if not findings:
-            findings = list(numeric_findings(plan, converted, proof, make_reference))
+            findings = list(numeric_findings(plan, converted, proof, make_reference, may_saturate))
     except QRecipeError:
         raise
     except Exception as error:

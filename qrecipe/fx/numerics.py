@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from qrecipe._torch_ao import quiet
-from qrecipe.dynamic_kernels import expected_output
 from qrecipe.errors import Finding, first_line
-from qrecipe.fx.emission import site_of
+from qrecipe.fx.judgement import (
+    Judgement,
+    judge_sites,
+    saturation_findings,
+    wrong_kernel_findings,
+)
 from qrecipe.fx.weights import round_weights_fast
-from qrecipe.inputs import Inputs, batch_size, bind, head
-from qrecipe.planning import Plan, Site
-from qrecipe.rules import rule_for
-from qrecipe.schema import Backend
-from qrecipe.sqnr import output_sqnr_db, sqnr_db
-
-RIGHT_KERNEL_DB = 30.0
-"""Below this a kernel and its reference compute different things from one quantized input."""
+from qrecipe.inputs import Inputs, batch_size, head
+from qrecipe.planning import Plan
+from qrecipe.sqnr import output_sqnr_db
 
 JUDGEABLE_DB = 15.0
 """Below this an output says nothing about kernels: the reference is as far from float itself."""
+
+FINE_DB = 20 * math.log10(2**8)
+"""From here on an output is finer than a step of 8 bits, however much finer its reference is."""
 
 TOLERANCE_DB = 1.0
 
@@ -93,15 +95,25 @@ def numeric_findings(
     converted: fx.GraphModule,
     proof: ReferenceRun,
     make_reference: Callable[[], fx.GraphModule],
+    may_saturate: Collection[str],
 ) -> Iterator[Finding]:
     """What the numbers of one batch say: wrong kernels, a worse model, a doubtful scheme."""
     if not any(site.mode for site in plan.sites):
         return
     if proof.whole is not None:
-        if not _head_agrees(plan, converted, proof):
-            proof = run_reference(make_reference(), proof.whole)
-            yield from numeric_findings(plan, converted, proof, make_reference)
-        return
+        if _head_agrees(plan, converted, proof):
+            return
+        proof = run_reference(make_reference(), proof.whole)
+    yield from _whole_findings(plan, converted, proof, make_reference, may_saturate)
+
+
+def _whole_findings(
+    plan: Plan,
+    converted: fx.GraphModule,
+    proof: ReferenceRun,
+    make_reference: Callable[[], fx.GraphModule],
+    may_saturate: Collection[str],
+) -> Iterator[Finding]:
     sample, reference_db = proof.sample, proof.sqnr_db
     if proof.error is not None:
         yield _does_not_run("reference", proof.error)
@@ -114,11 +126,23 @@ def numeric_findings(
         return
     if _agree(plan, reference_db, lowered_db):
         return
-    judgement = _judge_sites(plan, converted, make_reference(), sample)
-    yield from judgement.wrong
-    if judgement.wrong or reference_db is None or lowered_db is None:
+    judgement = judge_sites(plan, converted, make_reference(), sample.inputs)
+    found = [*wrong_kernel_findings(plan, judgement)]
+    if not found:  # what follows a wrong kernel saturates on what that made of its input
+        found = [*saturation_findings(plan, judgement, may_saturate)]
+    yield from found
+    if found or reference_db is None or lowered_db is None:
         return
-    if math.isnan(lowered_db) or (reference_db >= JUDGEABLE_DB and not judgement.complete):
+    if math.isnan(lowered_db):
+        yield _worse(reference_db, lowered_db)
+    elif not may_saturate:  # where kernels do, that this CPU gives worse results says nothing
+        yield from _shortfall(plan, judgement, reference_db, lowered_db)
+
+
+def _shortfall(
+    plan: Plan, judgement: Judgement, reference_db: float, lowered_db: float
+) -> Iterator[Finding]:
+    if reference_db >= JUDGEABLE_DB and not judgement.complete:
         yield _worse(reference_db, lowered_db)
     elif lowered_db < JUDGEABLE_DB:
         yield (_unlike_training if plan.phase == "qat" else _coarse)(reference_db, lowered_db)
@@ -142,9 +166,10 @@ def _agree(plan: Plan, reference_db: float | None, lowered_db: float | None) -> 
         return False
     dynamic = any(site.mode == "dynamic" for site in plan.sites)
     tolerance = DYNAMIC_TOLERANCE_DB if dynamic else TOLERANCE_DB
-    # the reference can be the worse one: it ignores padding_mode, and saturates where the kernel
-    # of an operation with a number finds a scale of its own
-    return lowered_db >= reference_db - tolerance and max(reference_db, lowered_db) >= JUDGEABLE_DB
+    # the reference can be the worse one: it saturates where the kernel of an operation with a
+    # number finds a scale of its own
+    enough = min(reference_db - tolerance, FINE_DB)
+    return lowered_db >= enough and max(reference_db, lowered_db) >= JUDGEABLE_DB
 
 
 def _worse(reference_db: float, lowered_db: float) -> Finding:
@@ -182,110 +207,3 @@ def _does_not_run(what: str, error: str) -> Finding:
         f"the {what} fails on the first batch: {error}",
         hint="leave the operation that fails float, and report the model",
     )
-
-
-class _Collector(fx.Interpreter):
-    """Keeps what each static site gives, by its name, and judges the others at once."""
-
-    def __init__(self, converted: fx.GraphModule, backend: Backend) -> None:
-        super().__init__(converted)
-        self.backend = backend
-        self.results: dict[str, Any] = {}
-        self.judged: dict[str, float] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        name = site_of(n)
-        if name is None or not isinstance(result, Tensor):
-            return result
-        if result.is_quantized:
-            # a later operation in place must not change what is judged
-            self.results[name] = result.clone()
-        elif n.op == "call_module":
-            self._note_untraced_range(name, n, result)
-        return result
-
-    def _note_untraced_range(self, name: str, n: fx.Node, result: Tensor) -> None:
-        """What a dynamic or weight-only module gives, beside what it should."""
-        inputs = Inputs(*self.fetch_args_kwargs_from_env(n))
-        kernel = self.module.get_submodule(str(n.target))
-        expected = expected_output(kernel, inputs, self.backend)
-        if expected is not None:
-            self.judged[name] = sqnr_db(expected, result)
-
-
-class _Replay(fx.Interpreter):
-    """Runs the reference, but goes on from what the kernels gave: each site alone is judged."""
-
-    def __init__(self, reference: fx.GraphModule, results: dict[str, Any]) -> None:
-        super().__init__(reference)
-        self.results = results
-        self.judged: dict[str, float] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if n.target is not torch.quantize_per_tensor:
-            return result
-        source = n.args[0]
-        name = site_of(source) if isinstance(source, fx.Node) else None
-        kernel = self.results.get(name) if name is not None else None
-        if kernel is None or kernel.shape != result.shape:
-            return result
-        self.judged[str(name)] = (
-            math.inf
-            if _one_step_apart(result, kernel)
-            else sqnr_db(result.dequantize(), kernel.dequantize())
-        )
-        return kernel
-
-
-def _one_step_apart(result: Tensor, kernel: Tensor) -> bool:
-    """Whether two tensors on one grid differ by a step at most: ties that rounded otherwise."""
-    same_grid = (
-        result.q_scale() == kernel.q_scale() and result.q_zero_point() == kernel.q_zero_point()
-    )
-    if not same_grid:
-        return False
-    steps = result.int_repr().to(torch.int16) - kernel.int_repr().to(torch.int16)
-    return bool((steps.abs() <= 1).all())
-
-
-def _is_finer(site: Site) -> bool:
-    """Whether the kernel keeps the scale of its input, and its reference rounds to a coarser one.
-
-    So does a product with a number; and dropout, whose range of training has what it scaled up.
-    """
-    return site.verdict == "passthrough" and (site.op == "mul" or "dropout" in site.op.lower())
-
-
-@dataclass(frozen=True, slots=True)
-class _Judgement:
-    """What single sites gave on equal input; ``complete`` where no site was left out."""
-
-    wrong: tuple[Finding, ...]
-    complete: bool
-
-
-def _judge_sites(
-    plan: Plan, converted: fx.GraphModule, reference: fx.GraphModule, sample: Sample
-) -> _Judgement:
-    collector = _Collector(converted, plan.backend)
-    with torch.no_grad(), quiet():
-        collector.run(*bind(converted, converted, sample.inputs))
-        replay = _Replay(reference, collector.results)
-        replay.run(*bind(reference, reference, sample.inputs))
-    quantized = {site.name: site for site in plan.sites if site.mode is not None}
-    judged = {**replay.judged, **collector.judged}
-    wrong = [
-        Finding(
-            "QR411",
-            f"the quantized kernel of {name} ({quantized[name].op}) computes something else: "
-            f"{value:.1f} dB from its reference on equal input",
-            quantized[name].rule.location,
-            hint=f'leave it float: [rules.module_name] {rule_for(name)} = "float"',
-        )
-        for name, value in judged.items()
-        if name in quantized and value < RIGHT_KERNEL_DB and not _is_finer(quantized[name])
-    ]
-    weighed = {name for name, site in quantized.items() if site.verdict == "quantized"}
-    return _Judgement(tuple(wrong), weighed <= judged.keys())

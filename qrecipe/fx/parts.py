@@ -37,7 +37,8 @@ class Configs:
 class CompiledPart:
     """A part's graph with the plan in it; ``plan`` holds the sites of this part alone.
 
-    ``preserved`` are the attributes of the model that are kept on the graph.
+    ``preserved`` are the attributes of the model that are kept on the graph; ``unjudged`` the sites
+    that may saturate on this CPU, being made for another.
     """
 
     path: str
@@ -47,6 +48,7 @@ class CompiledPart:
     inputs: Inputs
     configs: Configs
     preserved: Mapping[str, Any]
+    unjudged: tuple[str, ...]
 
     def prepare(self) -> fx.GraphModule:
         """The part with observers or fake-quants inserted, on a copy."""
@@ -60,6 +62,14 @@ class CompiledPart:
         )
         accompany_training(prepared)
         return prepared
+
+    def reference(self, prepared: nn.Module) -> fx.GraphModule:
+        """The reference conversion, in float between quantize and dequantize."""
+        assert isinstance(prepared, fx.GraphModule)
+        configs = self.configs
+        made = execution.reference(prepared, configs.backend_config, configs.convert)
+        erase_keep_float(made)
+        return made
 
     def convert(
         self, prepared: nn.Module, sample: Sample | None, lint: LintTable
@@ -86,7 +96,7 @@ class CompiledPart:
         engines = {site.name: site.engine for site in self.plan.sites if site.engine is not None}
         execution.repack(converted, engines)
         with execution.engine(configs.backend):
-            audit(self.plan, converted, proof, make_reference, lint)
+            audit(self.plan, converted, proof, make_reference, lint, self.unjudged)
         return converted
 
 
@@ -107,7 +117,11 @@ def _for_export(
 
 
 def compile_part(
-    plan: Plan, part: Part, configs: Configs, preserved: Mapping[str, Any]
+    plan: Plan,
+    part: Part,
+    configs: Configs,
+    preserved: Mapping[str, Any],
+    unjudged: tuple[str, ...],
 ) -> CompiledPart:
     """Put what the plan says about a part into its graph, in place."""
     names = {node.meta["site"] for node in part.graph_module.graph.nodes if "site" in node.meta}
@@ -120,4 +134,5 @@ def compile_part(
         part.inputs,
         configs,
         preserved,
+        unjudged,
     )

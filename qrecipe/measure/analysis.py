@@ -39,6 +39,7 @@ from qrecipe.pipeline import inventory_of
 from qrecipe.planning import Plan, make_plan
 from qrecipe.progress import Progress, terminal_progress
 from qrecipe.recipe import Recipe, load_recipe
+from qrecipe.target import TargetCpu, unjudged_sites
 
 Evaluate = Callable[[nn.Module], float]
 """How good a model is; more is better."""
@@ -61,6 +62,7 @@ def sensitivity(
     probes: int = 1,
     seed: int = 0,
     progress: Progress | None = None,
+    target_cpu: TargetCpu = "this",
 ) -> Ranking:
     """Rank the sites by what each does to the output when it alone is quantized.
 
@@ -76,6 +78,8 @@ def sensitivity(
         metric: ``metric(outputs, reference) -> float`` ranks instead, called for each site and
             batch with outputs of the model; more is better.
         memory_limit: bytes of float activations that may be kept, by default 2 GiB.
+        target_cpu: as for `qrecipe.compile`; kernels that saturate on this CPU and not on that one
+            are ranked by their reference.
 
     An interrupt (``KeyboardInterrupt``) gives what has been measured by then, and a warning
     (QR212).
@@ -95,6 +99,7 @@ def sensitivity(
     with inputs_of_batch(model, first, forward) as inputs:
         inventory = inventory_of(model, loaded, inputs)
     plan = make_plan(inventory, loaded)
+    unjudged = unjudged_sites(plan, target_cpu)
     reasons = unranked(inventory, plan)
     sites = [site for site in plan.sites if site.name not in reasons]
     check_any(sites, reasons)
@@ -103,7 +108,9 @@ def sensitivity(
         job = _Job(model, lone[0].owner, (), lone, module_kernels(model, plan, sites, inputs))
     else:
         wrapped = tuple(wrap(part, inventory, sites) for part in inventory.parts)
-        kernels = calibrated_kernels(model, wrapped, plan, loaded, held, forward, progress)
+        kernels = calibrated_kernels(
+            model, wrapped, plan, loaded, held, forward, progress, unjudged
+        )
         among = [lone for part in wrapped for lone in part.sites]
         whole = float_model(model, wrapped)
         if isinstance(whole, fx.GraphModule):

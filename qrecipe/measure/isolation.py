@@ -7,7 +7,7 @@ alone quantized would have.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -235,10 +235,12 @@ def calibrated_kernels(
     batches: Iterable[Any],
     forward: Forward | None,
     progress: Progress | None,
+    unjudged: Collection[str],
 ) -> dict[str, Kernel]:
     """The quantized kernel of each wrapped site by name, calibrated in one run of the float model.
 
-    The graphs call the float operations afterwards. Raises what `qrecipe.calibrate` and
+    Those of ``unjudged`` saturate on this CPU alone, and their references stand for them. The
+    graphs call the float operations afterwards. Raises what `qrecipe.calibrate` and
     `qrecipe.CompiledRecipe.convert` raise.
     """
     config = backend_config(plan.backend, "ptq")
@@ -265,11 +267,18 @@ def calibrated_kernels(
             raise CalibrationError(findings)
         for part, together in zip(parts, prepared, strict=True):
             converted = _converted(part, plan, config, together)
-            for lone, alone in zip(
-                part.sites, _taken_apart(converted, len(part.sites)), strict=True
-            ):
-                kernels[lone.site.name] = Kernel(lone.site.name, alone.eval())
+            kernels |= _kernels_of(part, converted)
+            if unjudged:
+                reference = execution.reference(together, config, ConvertCustomConfig())
+                references = _kernels_of(part, reference)
+                kernels |= {name: references[name] for name in references.keys() & {*unjudged}}
     return kernels
+
+
+def _kernels_of(part: WrappedPart, converted: fx.GraphModule) -> dict[str, Kernel]:
+    alone = _taken_apart(converted, len(part.sites))
+    names = [lone.site.name for lone in part.sites]
+    return {name: Kernel(name, graph.eval()) for name, graph in zip(names, alone, strict=True)}
 
 
 def _prepared(part: WrappedPart, plan: Plan, config: BackendConfig) -> fx.GraphModule:

@@ -1,0 +1,238 @@
+"""Each kernel of a converted graph against its reference, on the same quantized input."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from qrecipe._torch_ao import quiet
+from qrecipe.dynamic_kernels import expected_output
+from qrecipe.errors import Finding
+from qrecipe.fx.emission import site_of
+from qrecipe.inputs import Inputs, bind
+from qrecipe.planning import Plan, Site
+from qrecipe.rules import listed, rule_for
+from qrecipe.saturation import ADDS_IN_16_BITS
+from qrecipe.schema import Backend
+from qrecipe.sqnr import sqnr_db
+
+RIGHT_KERNEL_DB = 30.0
+"""Below this a kernel and its reference compute different things from one quantized input."""
+
+_MOST_SEVEN_BITS = 127
+
+Limit = Callable[[Tensor], Tensor]
+"""What becomes of each quantized tensor before the next kernel reads it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """The SQNR in dB between kernel and reference, of the sites that differ by more than rounding.
+
+    ``wrong`` differ on any input, ``saturated`` only where the input has more than 7 bits;
+    ``complete`` tells that no site was left out.
+    """
+
+    wrong: Mapping[str, float]
+    saturated: Mapping[str, float]
+    complete: bool
+
+
+def judge_sites(
+    plan: Plan, converted: fx.GraphModule, reference: fx.GraphModule, inputs: Inputs
+) -> Judgement:
+    """Run both graphs, the reference on what the kernels gave, so that each site is judged alone.
+
+    Where kernels differ they are judged once more on input that is cut to 7 bits: a kernel that is
+    right then adds in 16 bits, and saturates.
+    """
+    quantized = {site.name: site for site in plan.sites if site.mode is not None}
+    judged = _judged(plan.backend, converted, reference, inputs, _as_it_is)
+    differ = {
+        name: value
+        for name, value in judged.items()
+        if name in quantized and value < RIGHT_KERNEL_DB and not _is_finer(quantized[name])
+    }
+    saturated: dict[str, float] = {}
+    if any(_may_saturate(quantized[name], plan.backend) for name in differ):
+        narrow = _judged(plan.backend, converted, reference, inputs, _cut_to_seven_bits)
+        saturated = {
+            name: value
+            for name, value in differ.items()
+            if _may_saturate(quantized[name], plan.backend)
+            and narrow.get(name, -math.inf) >= RIGHT_KERNEL_DB
+        }
+    weighed = {name for name, site in quantized.items() if site.verdict == "quantized"}
+    return Judgement(
+        wrong={name: value for name, value in differ.items() if name not in saturated},
+        saturated=saturated,
+        complete=weighed <= judged.keys(),
+    )
+
+
+def wrong_kernel_findings(plan: Plan, judgement: Judgement) -> Iterator[Finding]:
+    """Kernels that compute something else (QR411)."""
+    sites = {site.name: site for site in plan.sites}
+    for name, value in judgement.wrong.items():
+        yield Finding(
+            "QR411",
+            f"the quantized kernel of {name} ({sites[name].op}) computes something else: "
+            f"{value:.1f} dB from its reference on equal input",
+            sites[name].rule.location,
+            hint=f'leave it float: [rules.module_name] {rule_for(name)} = "float"',
+        )
+
+
+def saturation_findings(
+    plan: Plan, judgement: Judgement, may_saturate: Collection[str]
+) -> Iterator[Finding]:
+    """Kernels that saturate (QR416), by cause: 8 bits by the recipe, or data beyond the ranges.
+
+    Those of ``may_saturate`` are made for a CPU on which they do not.
+    """
+    sites = {site.name: site for site in plan.sites}
+    found = {name: db for name, db in judgement.saturated.items() if name not in may_saturate}
+    wide = {name: db for name, db in found.items() if name in plan.saturating}
+    beyond = {name: db for name, db in found.items() if name not in plan.saturating}
+    if wide:
+        first = next(iter(wide))
+        yield Finding(
+            "QR416",
+            f"kernels saturate on this CPU, which adds pairs of 8-bit products in 16 bits: "
+            f"{listed(tuple(wide))}, {min(wide.values()):.1f} dB from the reference at worst",
+            sites[first].rule.location,
+            hint="keep the activations that they read to 7 bits: reduce_range = true",
+        )
+    if beyond:
+        first = next(iter(beyond))
+        yield Finding(
+            "QR416",
+            f"the first batch goes beyond the calibrated range of what these sites read, and their "
+            f"kernels saturate there on this CPU: {listed(tuple(beyond))}, "
+            f"{min(beyond.values()):.1f} dB from the reference at worst",
+            sites[first].rule.location,
+            hint="calibrate with more batches that span what the model will see, or observe the "
+            'activations with "minmax", which keeps the widest range',
+        )
+
+
+def _may_saturate(site: Site, backend: Backend) -> bool:
+    return (
+        site.mode == "static"
+        and site.qconfig is not None
+        and site.qconfig.weight is not None
+        and (site.engine or backend) in ADDS_IN_16_BITS
+    )
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
+def _cut_to_seven_bits(x: Tensor) -> Tensor:
+    if x.dtype != torch.quint8 or x.qscheme() != torch.per_tensor_affine:
+        return x
+    codes = x.int_repr().clamp(max=_MOST_SEVEN_BITS)
+    zero_point = min(x.q_zero_point(), _MOST_SEVEN_BITS)  # kernels pad with it
+    cut: Tensor = torch._make_per_tensor_quantized_tensor(codes, x.q_scale(), zero_point)
+    return cut
+
+
+def _judged(
+    backend: Backend,
+    converted: fx.GraphModule,
+    reference: fx.GraphModule,
+    inputs: Inputs,
+    limit: Limit,
+) -> dict[str, float]:
+    """The SQNR in dB of each site's kernel against its reference on the same, limited input."""
+    collector = _Collector(converted, backend, limit)
+    with torch.no_grad(), quiet():
+        collector.run(*bind(converted, converted, inputs))
+        replay = _Replay(reference, collector.results, limit)
+        replay.run(*bind(reference, reference, inputs))
+    return {**replay.judged, **collector.judged}
+
+
+class _Collector(fx.Interpreter):
+    """Keeps what each static site gives, by its name, and judges the others at once."""
+
+    def __init__(self, converted: fx.GraphModule, backend: Backend, limit: Limit) -> None:
+        super().__init__(converted)
+        self.backend = backend
+        self.limit = limit
+        self.results: dict[str, Any] = {}
+        self.judged: dict[str, float] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        name = site_of(n)
+        if not isinstance(result, Tensor):
+            return result
+        if result.is_quantized:
+            if name is not None:
+                # a later operation in place must not change what is judged
+                self.results[name] = result.clone()
+            return self.limit(result)
+        if name is not None and n.op == "call_module":
+            self._note_untraced_range(name, n, result)
+        return result
+
+    def _note_untraced_range(self, name: str, n: fx.Node, result: Tensor) -> None:
+        """What a dynamic or weight-only module gives, beside what it should."""
+        inputs = Inputs(*self.fetch_args_kwargs_from_env(n))
+        kernel = self.module.get_submodule(str(n.target))
+        expected = expected_output(kernel, inputs, self.backend)
+        if expected is not None:
+            self.judged[name] = sqnr_db(expected, result)
+
+
+class _Replay(fx.Interpreter):
+    """Runs the reference, but goes on from what the kernels gave: each site alone is judged."""
+
+    def __init__(self, reference: fx.GraphModule, results: dict[str, Any], limit: Limit) -> None:
+        super().__init__(reference)
+        self.results = results
+        self.limit = limit
+        self.judged: dict[str, float] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.target is not torch.quantize_per_tensor:
+            return result
+        source = n.args[0]
+        name = site_of(source) if isinstance(source, fx.Node) else None
+        kernel = self.results.get(name) if name is not None else None
+        if kernel is None or kernel.shape != result.shape:
+            return self.limit(result)
+        self.judged[str(name)] = (
+            math.inf
+            if _one_step_apart(result, kernel)
+            else sqnr_db(result.dequantize(), kernel.dequantize())
+        )
+        limited: Tensor = self.limit(kernel)
+        return limited
+
+
+def _one_step_apart(result: Tensor, kernel: Tensor) -> bool:
+    """Whether two tensors on one grid differ by a step at most: ties that rounded otherwise."""
+    same_grid = (
+        result.q_scale() == kernel.q_scale() and result.q_zero_point() == kernel.q_zero_point()
+    )
+    if not same_grid:
+        return False
+    steps = result.int_repr().to(torch.int16) - kernel.int_repr().to(torch.int16)
+    return bool((steps.abs() <= 1).all())
+
+
+def _is_finer(site: Site) -> bool:
+    """Whether the kernel keeps the scale of its input, and its reference rounds to a coarser one.
+
+    So does a product with a number; and dropout, whose range of training has what it scaled up.
+    """
+    return site.verdict == "passthrough" and (site.op == "mul" or "dropout" in site.op.lower())

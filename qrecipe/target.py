@@ -1,0 +1,60 @@
+"""The CPU that a model is made for, which need not be the one that makes it."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from qrecipe.cpu import has_vnni
+from qrecipe.errors import Finding, UnsupportedError, did_you_mean, shown
+from qrecipe.planning import Plan
+from qrecipe.rules import listed
+
+TargetCpu = Literal["this", "vnni"]
+"""``"this"`` is the CPU at hand; ``"vnni"`` an x86 CPU with VNNI, whatever this one is."""
+
+
+def unjudged_sites(plan: Plan, target_cpu: TargetCpu) -> tuple[str, ...]:
+    """The sites whose kernels need VNNI, where this CPU has none: their eighth bit is not judged.
+
+    Raises:
+        UnsupportedError: the plan needs VNNI and is for this CPU, which has none (QR318), or there
+            is no such target (QR319).
+    """
+    if target_cpu not in get_args(TargetCpu):
+        raise UnsupportedError(
+            Finding(
+                "QR319",
+                f"target_cpu is {shown(target_cpu)}, and takes {' or '.join(_QUOTED)}",
+                hint=did_you_mean(str(target_cpu), get_args(TargetCpu)),
+            )
+        )
+    if not plan.needs_vnni or has_vnni():
+        return ()
+    if target_cpu == "this":
+        raise UnsupportedError(_needs_vnni(plan))
+    return plan.saturating
+
+
+_QUOTED = [f'"{name}"' for name in get_args(TargetCpu)]
+
+
+def _needs_vnni(plan: Plan) -> Finding:
+    return Finding(
+        "QR318",
+        f"8-bit activations saturate on this CPU, which has no VNNI, at {listed(plan.saturating)}",
+        hint="keep activations to 7 bits: reduce_range = true, as in builtin:x86-static",
+        notes=(
+            'or make the model for another CPU: target_cpu="vnni" in Python, '
+            "--target-cpu vnni on the command line",
+        ),
+    )
+
+
+def unjudged_finding(sites: tuple[str, ...]) -> Finding:
+    """The warning (QR226) that goes with a model made on a CPU that could not judge all of it."""
+    return Finding(
+        "QR226",
+        f"8-bit activations saturate on this CPU, which has no VNNI: judged with 7 bits only: "
+        f"{listed(sites)}",
+        hint="evaluate the model on a CPU with VNNI before it is used there",
+    )
