@@ -43,8 +43,8 @@ def test_a_recipe_within_the_budget_is_kept_as_it_is():
 
 
 def test_the_search_survives_that_skipping_the_worst_layer_makes_things_worse(monkeypatch):
-    third = dict.fromkeys("abc", 1 / 3)  # measured times would decide where to begin
-    monkeypatch.setattr("qrecipe.authoring.tune_bench.ModelBench._shares", lambda *args: third)
+    shares = {"a": 0.4, "b": 0.2, "c": 0.2}  # measured times would decide where to begin
+    monkeypatch.setattr("qrecipe.authoring.tune_bench.ModelBench._shares", lambda *args: shares)
     model, batches = cancelling()
     evaluate = closeness(model, batches)
     loss = full_loss(model, batches, evaluate)
