@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from qrecipe.backend import Outcome
-from qrecipe.convolutions import is_slow_anyway, is_slow_on_fbgemm
+from qrecipe.convolutions import is_slow
 from qrecipe.errors import Finding
 from qrecipe.inventory import Inventory, Match
 from qrecipe.rules import Decision, listed
@@ -27,13 +27,7 @@ def advice(
         name
         for name, outcome in static.items()
         if outcome.qconfig is not None
-        and (
-            is_slow_anyway(inventory.matches[name], backend)
-            or (
-                outcome.engine is None
-                and is_slow_on_fbgemm(inventory.matches[name], backend, outcome.qconfig.weight)
-            )
-        )
+        and is_slow(inventory.matches[name], backend, outcome.qconfig.weight, outcome.engine)
     ]
     if slow:
         yield Finding(

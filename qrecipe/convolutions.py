@@ -1,17 +1,20 @@
-"""Convolutions that one engine computes wrongly and another right.
+"""Convolutions that one engine computes wrongly or slowly, and another right.
 
 torch packs weights for the engine of the moment, and what is packed runs under any engine. So a
-site can be packed for another engine than its backend's.
+site can be packed for another engine than its backend's. The engine x86 hands a convolution to
+onednn or to fbgemm, which of them depends on the CPU; a detour does not: it goes where every CPU
+computes right, and plans agree.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import nn
 
+from qrecipe import cpu
 from qrecipe.inventory import Match
 from qrecipe.schema import Backend, TensorSpec
 
@@ -21,22 +24,21 @@ _EXACT_LEVELS = 127
 """fbgemm's depthwise kernel is exact for inputs that span no more integers than 7 bits do."""
 
 _HANDED_TO_FBGEMM = 100
-"""With more groups than this the x86 engine uses fbgemm's kernels."""
+"""With more groups than this the x86 engine uses fbgemm's kernels on every CPU."""
 
 _WIDE_GROUP = 16
-_GROUPS_OF = (2, 4, 8)
+"""Channels of a group above which fbgemm needs no kernel of its own to be as fast as float."""
+
+_GROUPS_OF = (2, 4, 8, 16)
 """Channels of a group for which fbgemm has a kernel of its own, as many in as out."""
 
 _DEPTHWISE_KERNELS = {2: (3, 5, 7), 3: (3, 5)}
 
-_FUNCTIONS: dict[Any, tuple[bool, int]] = {
-    F.conv1d: (False, 1),
-    F.conv2d: (False, 2),
-    F.conv3d: (False, 3),
-    F.conv_transpose1d: (True, 1),
-    F.conv_transpose2d: (True, 2),
-    F.conv_transpose3d: (True, 3),
+_FUNCTIONS: dict[Any, bool] = {
+    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), False),
+    **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), True),
 }
+"""Whether a function is the transposed convolution."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,34 @@ class Detour:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """A convolution without its numbers; ``inputs`` and ``outputs`` are channels of a group."""
+
+    transposed: bool
+    kernel: tuple[int, ...]
+    stride: Any
+    padding: Any
+    output_padding: Any
+    dilation: Any
+    groups: int
+    inputs: int
+    outputs: int
+
+    @property
+    def is_depthwise(self) -> bool:
+        return self.inputs == 1 and self.groups > 1
+
+    @property
+    def is_even(self) -> bool:
+        """Whether it gives as many channels as it takes."""
+        return self.inputs == self.outputs
+
+    @property
+    def pads_output(self) -> bool:
+        return any(self.output_padding)
+
+
 def detour(
     match: Match, backend: Backend, weight: TensorSpec | None, levels: int
 ) -> Detour | str | None:
@@ -54,81 +84,173 @@ def detour(
 
     ``levels`` is how many integers the input spans, its quant_max - quant_min.
     """
-    if backend == "onednn" and _pads_the_output(match):
+    shape = _shape(match)
+    if shape is None or backend not in ("x86", "fbgemm", "onednn"):
+        return None
+    if backend == "onednn" and shape.pads_output:
         return "onednn has no transposed convolution with output_padding"
-    if _is_uneven_transpose(match) and backend in ("x86", "onednn"):
-        reason = f"{backend}'s transposed convolution is wrong where in and out channels differ"
-        if match.module is None:
-            return reason
-        return Detour("fbgemm", f"on fbgemm's kernel: {reason}")
-    if (
-        levels > _EXACT_LEVELS
-        and _is_fast_depthwise(match)
-        and _uses_fbgemm(match, backend, weight)
-    ):
+    takes_onednn = _is_symmetric(weight) and not shape.pads_output
+    if shape.transposed:
+        found = _transposed_detour(shape, backend, takes_onednn)
+        if found is not None:
+            return found
+    if backend == "onednn":
+        return None
+    if levels > _EXACT_LEVELS and _is_fast_depthwise(shape):
         reason = (
             "fbgemm's depthwise kernel adds in 16 bits and saturates on 8-bit inputs, VNNI or not"
         )
-        if match.module is None or not _is_symmetric(weight):
+        if not takes_onednn:
             return f"{reason}: give what it reads reduce_range = true"
         return Detour("onednn", f"on onednn's kernel: {reason}")
-    can_move = match.module is not None and _is_symmetric(weight)
-    if can_move and is_slow_on_fbgemm(match, backend, weight):
+    if takes_onednn and _is_slow_on_fbgemm(shape) and not _is_left_to_x86(shape, backend):
         return Detour("onednn", "on onednn's kernel: fbgemm has no fast one for this shape")
     return None
 
 
-def is_slow_on_fbgemm(match: Match, backend: Backend, weight: TensorSpec | None) -> bool:
-    """Whether fbgemm would compute a grouped convolution 2 to 200 times slower than float."""
-    if not _uses_fbgemm(match, backend, weight):
-        return False
-    if _is_depthwise_transpose(match):
-        return True
+def _is_left_to_x86(shape: _Shape, backend: Backend) -> bool:
+    """Whether x86 takes the faster engine by itself, fbgemm on some CPUs and onednn on others."""
+    return backend == "x86" and shape.groups <= _HANDED_TO_FBGEMM and _is_slow_on_avx2(shape)
+
+
+def _transposed_detour(shape: _Shape, backend: Backend, takes_onednn: bool) -> Detour | str | None:
+    wrong_on_onednn = (
+        f"{backend}'s transposed convolution is wrong where in and out channels differ"
+    )
+    if _is_wrong_on_fbgemm(shape):
+        reason = (
+            "fbgemm's transposed convolution is wrong for kernels of two rows without padding, "
+            "where the channels are multiples of 8"
+        )
+        if not shape.is_even:
+            return f"{reason}, and onednn's where in and out channels differ"
+        if backend == "onednn":
+            return None
+        return Detour("onednn", f"on onednn's kernel: {reason}") if takes_onednn else reason
+    if shape.is_even or backend == "fbgemm":
+        return None
+    return Detour("fbgemm", f"on fbgemm's kernel: {wrong_on_onednn}")
+
+
+def is_slow(
+    match: Match, backend: Backend, weight: TensorSpec | None, engine: Engine | None
+) -> bool:
+    """Whether a convolution takes 2 to 200 times longer than in float, on the CPU at hand."""
     shape = _shape(match)
-    if shape is None:
+    if shape is None or backend not in ("x86", "fbgemm", "onednn"):
         return False
-    *_, groups, inputs, outputs = shape
-    if groups == 1 or inputs >= _WIDE_GROUP:
-        return False
-    if inputs == 1:
-        return not _is_fast_depthwise(match)
-    return inputs != outputs or inputs not in _GROUPS_OF
+    if shape.transposed:
+        return shape.is_depthwise
+    if _runs_on_fbgemm(shape, backend, weight, engine):
+        return _is_slow_on_fbgemm(shape)
+    return not cpu.class_of_cpu().startswith("avx512") and _is_slow_on_avx2(shape)
 
 
-def is_slow_anyway(match: Match, backend: Backend) -> bool:
-    """Whether every kernel is 2 times slower than float at least: depthwise and transposed."""
-    return backend in ("x86", "fbgemm", "onednn") and _is_depthwise_transpose(match)
-
-
-def _is_depthwise_transpose(match: Match) -> bool:
-    module = match.module
+def _runs_on_fbgemm(
+    shape: _Shape, backend: Backend, weight: TensorSpec | None, engine: Engine | None
+) -> bool:
+    if engine is not None or backend != "x86":
+        return (engine or backend) == "fbgemm"
     return (
-        isinstance(module, nn.modules.conv._ConvTransposeNd)
-        and module.in_channels == module.groups > 1
+        cpu.class_of_cpu() != "avx512_vnni"
+        or shape.groups > _HANDED_TO_FBGEMM
+        or shape.pads_output
+        or not _is_symmetric(weight)
     )
 
 
-def _pads_the_output(match: Match) -> bool:
-    module = match.module
-    if isinstance(module, nn.modules.conv._ConvTransposeNd):
-        return any(module.output_padding)
-    node = match.nodes[0]
-    transposed, _ = _FUNCTIONS.get(node.target, (False, 0))
-    padding = node.args[5] if transposed and len(node.args) > 5 else 0
-    return any(padding) if isinstance(padding, (tuple, list)) else bool(padding)
-
-
-def _is_uneven_transpose(match: Match) -> bool:
-    module = match.module
-    if isinstance(module, nn.modules.conv._ConvTransposeNd):
-        return module.in_channels != module.out_channels
-    node = match.nodes[0]
-    transposed, _ = _FUNCTIONS.get(node.target, (False, 0))
-    weight = _stored_weight(match) if transposed else None
-    if weight is None:
+def _is_slow_on_fbgemm(shape: _Shape) -> bool:
+    if shape.transposed or shape.inputs == 1:
+        return shape.is_depthwise and not _is_fast_depthwise(shape)
+    if shape.groups == 1 or shape.inputs > _WIDE_GROUP:
         return False
-    groups = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
-    return bool(weight.shape[0] != weight.shape[1] * groups)
+    has_kernel = (
+        shape.is_even
+        and shape.inputs in _GROUPS_OF
+        and len(shape.kernel) > 1
+        and set(shape.kernel) == {3}
+        and set(shape.padding) == {1}
+        and set(shape.stride) <= {1, 2}
+        and set(shape.dilation) == {1}
+    )
+    return not has_kernel
+
+
+def _is_slow_on_avx2(shape: _Shape) -> bool:
+    """Whether onednn has nothing but its reference kernel where there is no AVX512."""
+    if shape.groups == 1 or shape.transposed:
+        return False
+    if shape.inputs == shape.outputs == 1:
+        return len(shape.kernel) > 2
+    return bool(shape.inputs % 4 or shape.outputs % 4)
+
+
+def _is_wrong_on_fbgemm(shape: _Shape) -> bool:
+    """Whether fbgemm takes its direct kernel, which reads the weights in a wrong order."""
+    return (
+        shape.transposed
+        and shape.groups == 1
+        and len(shape.kernel) == 2
+        and shape.kernel[0] == 2
+        and shape.inputs % 8 == 0
+        and shape.outputs % 8 == 0
+        and set(shape.stride) <= {1, 2}
+        and set(shape.padding) == {0}
+        and set(shape.dilation) == {1}
+    )
+
+
+def _is_fast_depthwise(shape: _Shape) -> bool:
+    """Whether fbgemm has its own depthwise kernel for the shape."""
+    size = shape.kernel[0]
+    return (
+        not shape.transposed
+        and shape.inputs == 1
+        and shape.outputs <= 2
+        and shape.groups % 8 == 0
+        and size in _DEPTHWISE_KERNELS.get(len(shape.kernel), ())
+        and set(shape.kernel) == {size}
+        and set(shape.padding) == {size // 2}
+        and set(shape.stride) <= {1, 2}
+        and set(shape.dilation) == {1}
+    )
+
+
+def _shape(match: Match) -> _Shape | None:
+    """None for what is no convolution, and for a function whose weight is computed."""
+    module = match.module
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return _Shape(
+            transposed=isinstance(module, nn.modules.conv._ConvTransposeNd),
+            kernel=tuple(module.kernel_size),
+            stride=module.stride,
+            padding=module.padding if module.padding_mode == "zeros" else (0,),
+            output_padding=module.output_padding,
+            dilation=module.dilation,
+            groups=module.groups,
+            inputs=module.in_channels // module.groups,
+            outputs=module.out_channels // module.groups,
+        )
+    node = match.nodes[0] if match.nodes else None
+    if module is not None or node is None or node.target not in _FUNCTIONS:
+        return None
+    weight = _stored_weight(match)
+    if weight is None:
+        return None
+    arguments: list[Any] = list(node.args[3:])
+    first, second, kernel = weight.shape[0], weight.shape[1], tuple(weight.shape[2:])
+    if _FUNCTIONS[node.target]:
+        stride, padding, output_padding, groups, dilation = arguments
+        channels = (first // groups, second)
+    else:
+        stride, padding, dilation, groups = arguments
+        output_padding = ()
+        channels = (second, first // groups)
+    return _Shape(
+        _FUNCTIONS[node.target],
+        *(kernel, stride, padding, output_padding, dilation, groups),
+        *channels,
+    )
 
 
 def _stored_weight(match: Match) -> Any:
@@ -138,61 +260,6 @@ def _stored_weight(match: Match) -> Any:
         return None
     path, _, name = str(source.target).rpartition(".")  # type: ignore[union-attr]
     return getattr(graph_module.get_submodule(path), name)
-
-
-def _is_fast_depthwise(match: Match) -> bool:
-    """Whether fbgemm has its own depthwise kernel for the shape."""
-    shape = _shape(match)
-    if shape is None:
-        return False
-    kernel, stride, padding, dilation, groups, inputs, outputs = shape
-    size = kernel[0]
-    return (
-        inputs == 1
-        and outputs <= 2
-        and groups % 8 == 0
-        and size in _DEPTHWISE_KERNELS.get(len(kernel), ())
-        and kernel == (size,) * len(kernel)
-        and padding == tuple(k // 2 for k in kernel)
-        and set(stride) <= {1, 2}
-        and set(dilation) == {1}
-    )
-
-
-def _shape(match: Match) -> tuple[Any, Any, Any, Any, int, int, int] | None:
-    """Kernel, stride, padding, dilation, groups, and input and output channels of a group."""
-    module = match.module
-    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        groups = module.groups
-        return (
-            *(tuple(module.kernel_size), tuple(module.stride), module.padding),
-            *(tuple(module.dilation), groups),
-            *(module.in_channels // groups, module.out_channels // groups),
-        )
-    if module is not None:
-        return None
-    node = match.nodes[0]
-    if node.target not in (F.conv1d, F.conv2d, F.conv3d):
-        return None
-    weight = _stored_weight(match)
-    if weight is None:
-        return None
-    stride, padding, dilation, groups = (cast(Any, argument) for argument in node.args[3:7])
-    outputs = weight.shape[0] // groups
-    return tuple(weight.shape[2:]), stride, padding, dilation, groups, weight.shape[1], outputs
-
-
-def _uses_fbgemm(match: Match, backend: Backend, weight: TensorSpec | None) -> bool:
-    if backend != "x86":
-        return backend == "fbgemm"
-    return _groups(match) > _HANDED_TO_FBGEMM or not _is_symmetric(weight)
-
-
-def _groups(match: Match) -> int:
-    if isinstance(match.module, nn.modules.conv._ConvNd):
-        return match.module.groups
-    shape = _shape(match)
-    return 1 if shape is None else shape[4]
 
 
 def _is_symmetric(weight: TensorSpec | None) -> bool:

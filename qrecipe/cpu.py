@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+
+CpuClass = Literal["avx512_vnni", "avx512", "avx_vnni", "avx2", "other"]
+"""CPUs that run the same quantized kernels, named by the widest instructions that torch uses."""
+
+_AVX512 = ("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq")
+
+
+def class_of_cpu() -> CpuClass:
+    """The class of the CPU at hand: whatever depends on the CPU asks here."""
+    has = torch.cpu.get_capabilities()
+    if all(has.get(name) for name in _AVX512):
+        return "avx512_vnni" if has.get("avx512_vnni") else "avx512"
+    if has.get("avx_vnni"):
+        return "avx_vnni"
+    return "avx2" if has.get("avx2") else "other"
 
 
 def has_vnni() -> bool:
     """Whether 8-bit products are added in 32 bits, so that 8-bit activations cannot saturate."""
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_vnni") or capabilities.get("avx_vnni"))
+    return class_of_cpu() in ("avx512_vnni", "avx_vnni")
 
 
 def cpu_name() -> str:

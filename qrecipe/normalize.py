@@ -311,12 +311,15 @@ def _spell_out_convolution(node: fx.Node, dimensions: int) -> None:
     given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
     spelled = [given.get(name, default) for name, default in zip(names, defaults, strict=True)]
     for index in (3, 4, 5):
-        value = spelled[index]
-        if isinstance(value, int):
-            spelled[index] = (value,) * dimensions
-        elif isinstance(value, (tuple, list)) and len(value) == 1:
-            spelled[index] = tuple(value) * dimensions
+        spelled[index] = _for_each_dimension(spelled[index], dimensions)
     node.args, node.kwargs = tuple(spelled), {}
+
+
+def _for_each_dimension(value: Any, dimensions: int) -> Any:
+    if isinstance(value, int):
+        return (value,) * dimensions
+    is_single = isinstance(value, (tuple, list)) and len(value) == 1
+    return tuple(value) * dimensions if is_single else value
 
 
 def _positional(module: nn.Module) -> tuple[str, ...]:
@@ -342,8 +345,7 @@ def _spell_out_transposed(node: fx.Node, dimensions: int) -> None:
     given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
     spelled = [given.get(name, default) for name, default in zip(names, defaults, strict=True)]
     for index in (3, 4, 5, 7):
-        if isinstance(spelled[index], int):
-            spelled[index] = (spelled[index],) * dimensions
+        spelled[index] = _for_each_dimension(spelled[index], dimensions)
     node.args, node.kwargs = tuple(spelled), {}
 
 

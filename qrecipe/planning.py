@@ -108,6 +108,11 @@ class Plan:
         return bool(self.saturating)
 
     @property
+    def engines(self) -> dict[str, Engine]:
+        """The sites whose weights are packed for another engine than the backend's."""
+        return {site.name: site.engine for site in self.sites if site.engine is not None}
+
+    @property
     def is_for_export(self) -> bool:
         """Whether conversion gives torch's reference model, to be exported and not executed."""
         return self.backend in EXPORTED

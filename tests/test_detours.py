@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,10 @@ from torch import nn
 import qrecipe
 from qrecipe.sqnr import sqnr_db
 
-FULL = "builtin:x86-vnni-static"
+FULL = qrecipe.parse_recipe(
+    'format = 1\nextends = "builtin:x86-vnni-static"\n[lint]\nignore = ["QR204"]'
+)
+"""8-bit activations: what takes a detour to onednn is right without VNNI too."""
 
 
 def silent(done, total):
@@ -40,7 +45,7 @@ def error_in_steps(model, converted, x):
 @pytest.mark.parametrize(("backend", "groups"), [("x86", 104), ("fbgemm", 16)])
 def test_a_depthwise_convolution_that_would_saturate_runs_on_onednn_and_is_right(backend, groups):
     model, batches = depthwise(groups), extremes(4, groups, 12, 12)
-    recipe = qrecipe.parse_recipe(f'format = 1\nextends = "{FULL}"\nbackend = "{backend}"')
+    recipe = replace(FULL, backend=backend)
     (site,) = qrecipe.plan(model, recipe, batches[0]).sites
     assert (site.verdict, site.engine) == ("quantized", "onednn")
     assert "saturates" in site.reason
@@ -57,26 +62,33 @@ def test_without_the_detour_the_kernel_is_wrong(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("groups", "options", "recipe"),
+    ("options", "recipe", "engine"),
     [
-        (104, {}, "builtin:x86-static"),
-        (96, {}, FULL),
-        (96, {"padding": 0}, FULL),
-        (96, {"dilation": 2, "padding": 2}, FULL),
+        ({}, "builtin:x86-static", None),
+        ({}, FULL, "onednn"),
+        ({"padding": 0}, "builtin:x86-static", "onednn"),
+        ({"dilation": 2, "padding": 2}, "builtin:x86-static", "onednn"),
+        ({"padding_mode": "reflect"}, "builtin:x86-static", "onednn"),
     ],
-    ids=["seven_bits", "few_groups", "other_padding", "dilated"],
+    ids=["seven_bits", "eight_bits", "other_padding", "dilated", "reflect"],
 )
-def test_a_depthwise_convolution_that_is_right_needs_no_detour(groups, options, recipe):
-    model, batches = depthwise(groups, **options), extremes(4, groups, 12, 12)
-    (site,) = qrecipe.plan(model, recipe, batches[0]).sites
-    assert site.engine is None
+@pytest.mark.parametrize("known_as", ["avx512_vnni", "avx2"])
+def test_a_depthwise_convolution_goes_where_every_cpu_is_right_and_fast(
+    monkeypatch, known_as, options, recipe, engine
+):
+    monkeypatch.setattr("qrecipe.cpu.class_of_cpu", lambda: known_as)
+    model, batches = depthwise(96, **options), extremes(4, 96, 12, 12)
+    plan = qrecipe.plan(model, recipe, batches[0])
+    assert plan.sites[0].engine == engine
+    assert not [warning for warning in plan.warnings if warning.code == "QR207"]
     converted = qrecipe.quantize(model, recipe, batches, progress=silent)
     assert error_in_steps(model, converted, batches[0]) < 4
 
 
 def test_affine_weights_leave_a_saturating_depthwise_convolution_float():
     recipe = qrecipe.parse_recipe(
-        f'format = 1\nextends = "{FULL}"\n[tensor.weight]\nqscheme = "per_channel_affine"'
+        'format = 1\nextends = "builtin:x86-vnni-static"\n'
+        '[tensor.weight]\nqscheme = "per_channel_affine"'
     )
     model = nn.Sequential(*depthwise(16), nn.Conv2d(16, 4, 1)).eval()
     plan = qrecipe.plan(model, recipe, torch.rand(1, 16, 8, 8))
@@ -111,7 +123,7 @@ def test_a_detour_leaves_the_engine_of_the_process_as_it_was():
 )
 def test_every_shape_of_the_fast_depthwise_kernel_takes_the_detour_and_is_right(options):
     model, batches = depthwise(16, **options), extremes(4, 16, 12, 12)
-    recipe = qrecipe.parse_recipe(f'format = 1\nextends = "{FULL}"\nbackend = "fbgemm"')
+    recipe = replace(FULL, backend="fbgemm")
     (site,) = qrecipe.plan(model, recipe, batches[0]).sites
     assert site.engine == "onednn"
     assert "saturates" in site.reason
@@ -121,11 +133,56 @@ def test_every_shape_of_the_fast_depthwise_kernel_takes_the_detour_and_is_right(
 
 def test_a_number_of_channels_that_the_fast_depthwise_kernel_does_not_take_never_saturates():
     model, batches = depthwise(12), extremes(4, 12, 12, 12)
-    recipe = qrecipe.parse_recipe(f'format = 1\nextends = "{FULL}"\nbackend = "fbgemm"')
+    recipe = replace(FULL, backend="fbgemm")
     (site,) = qrecipe.plan(model, recipe, batches[0]).sites
     assert "saturates" not in (site.reason or "")
     converted = qrecipe.quantize(model, recipe, batches, progress=silent)
     assert error_in_steps(model, converted, batches[0]) < 4
+
+
+@pytest.mark.parametrize("known_as", ["avx512_vnni", "avx2"])
+def test_where_no_engine_is_fast_on_every_cpu_x86_chooses_and_the_plan_warns_where_both_are_slow(
+    monkeypatch, known_as
+):
+    monkeypatch.setattr("qrecipe.cpu.class_of_cpu", lambda: known_as)
+    model = nn.Sequential(nn.Conv2d(96, 96, 3, padding=1, groups=32)).eval()
+    plan = qrecipe.plan(model, "builtin:x86-static", torch.rand(1, 96, 8, 8))
+    assert plan.sites[0].engine is None
+    slow = [warning for warning in plan.warnings if warning.code == "QR207"]
+    assert bool(slow) is (known_as == "avx2")
+
+
+class DepthwiseFunction(nn.Module):
+    def __init__(self, dimensions, transposed):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(16, 1, *[3] * dimensions))
+        name = f"conv{'_transpose' * transposed}{dimensions}d"
+        self.function = getattr(F, name)
+
+    def forward(self, x):
+        return self.function(x, self.weight, groups=16)
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "transposed"), [(1, False), (2, False), (1, True), (2, True)]
+)
+def test_the_packed_weight_of_a_function_takes_the_detour_too_and_is_stored(
+    tmp_path, dimensions, transposed
+):
+    torch.manual_seed(0)
+    model = DepthwiseFunction(dimensions, transposed).eval()
+    batches = extremes(2, 16, *[6] * dimensions)
+    recipe = qrecipe.parse_recipe(
+        'format = 1\nextends = "builtin:x86-static"\n[lint]\nignore = ["QR207", "QR208"]'
+    )
+    (site,) = qrecipe.plan(model, recipe, batches[0]).sites
+    assert site.engine == "onednn"
+    converted = qrecipe.quantize(model, recipe, batches, progress=silent)
+    expected = converted(batches[0])
+    assert sqnr_db(model(batches[0]), expected) > 25
+    qrecipe.save_quantized(converted, tmp_path / "m.safetensors")
+    loaded = qrecipe.load_quantized(tmp_path / "m.safetensors", model)
+    assert torch.equal(loaded(batches[0]), expected)
 
 
 class Transposed(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from qrecipe._torch_ao import quiet
 from qrecipe.architecture import graph_digests
-from qrecipe.artifact.rebuilding import ArchitectureError, rebuilt, repack
+from qrecipe.artifact.rebuilding import ArchitectureError, detoured, rebuilt
 from qrecipe.artifact.state import Slot, slots_of
 from qrecipe.artifact.tensors import DTYPES, deserialized
 from qrecipe.artifact.values import value_problems
@@ -63,7 +63,12 @@ def load_quantized(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     try:
         with execution.engine(plan.backend) if not plan.is_for_export else quiet(), quiet():
             _fill(slots, tensors, contents.aliases)
-        repack(converted, plan, [part.path for part in contents.architecture.parts])
+        engines = detoured(converted, plan, [part.path for part in contents.architecture.parts])
+        for slot in slots:
+            chosen = engines.get((slot.module, slot.attribute))
+            if chosen is not None:
+                with execution.engine(chosen), quiet():
+                    slot.fill(tensors)
     except (RuntimeError, ValueError, TypeError) as error:
         what = f"has weights that torch cannot pack: {first_line(error)}"
         raise problem("QR509", header.file, what) from error

@@ -20,6 +20,7 @@ from qrecipe._torch_fx import ConvertCustomConfig, PrepareCustomConfig
 from qrecipe.architecture import differences_of, note_values, setting_differences
 from qrecipe.backend import backend_config
 from qrecipe.contents import Contents, StoredPlan, StoredRule, StoredSite, TracedPart
+from qrecipe.convolutions import Engine
 from qrecipe.copying import with_parts
 from qrecipe.eager.part import EagerPart
 from qrecipe.errors import Location
@@ -144,7 +145,9 @@ def _converted(
     if plan.is_for_export:
         erase_keep_float(reference)
         return reference
-    return execution.lowered(reference, prepared, configs.backend, configs.convert)
+    return execution.lowered(
+        reference, prepared, configs.backend, configs.convert, compiled.plan.engines
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,13 +184,19 @@ def _raise_if_any(differences: Iterable[str]) -> None:
         raise ArchitectureError(found)
 
 
-def repack(whole: nn.Module, plan: StoredPlan, paths: list[str]) -> None:
-    """Pack the weights of sites that leave their backend's engine for the other one, in place."""
+def detoured(
+    whole: nn.Module, plan: StoredPlan, paths: Iterable[str]
+) -> dict[tuple[nn.Module, str], Engine]:
+    """The packed weights of sites that leave their backend's engine, by module and attribute."""
     engines = {site.name: site.engine for site in plan.sites if site.engine is not None}
+    found: dict[tuple[nn.Module, str], Engine] = {}
     for path in paths:
         part = whole.get_submodule(path)
         assert isinstance(part, fx.GraphModule)
-        execution.repack(part, engines)
+        for owner, name, site in execution.packed_sites(part):
+            if site in engines:
+                found[owner, name] = engines[site]
+    return found
 
 
 def _plan(stored: StoredPlan, model: nn.Module) -> Plan:

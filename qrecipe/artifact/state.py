@@ -14,8 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
-from qrecipe.artifact.packing import repacked, unpacked
 from qrecipe.operations import joined
+from qrecipe.packing import repacked, unpacked
 
 _NUMBERS = ("scale", "zero_point", "output_scale", "output_zero_point")
 _WRAPPERS = ("_packed_params", "_packed_weight")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from qrecipe.backend import FOLLOWERS, can_honour
-from qrecipe.convolutions import is_slow_anyway, is_slow_on_fbgemm
+from qrecipe.convolutions import is_slow
 from qrecipe.inventory import Inventory, Match
 from qrecipe.measure.overlay import float_rule, float_rules, rule_key
 from qrecipe.planning import Plan, Site
@@ -44,9 +44,7 @@ def _is_slow(site: Site, plan: Plan, inventory: Inventory) -> bool:
     if site.mode != "static" or site.qconfig is None:
         return False
     match = inventory.matches[site.name]
-    return is_slow_anyway(match, plan.backend) or (
-        site.engine is None and is_slow_on_fbgemm(match, plan.backend, site.qconfig.weight)
-    )
+    return is_slow(match, plan.backend, site.qconfig.weight, site.engine)
 
 
 def rules_of_float_sites(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,6 +28,8 @@ from qrecipe.errors import ExecutionError, Finding, UnsupportedError, first_line
 from qrecipe.fx.emission import Emission, erase_keep_float, site_of
 from qrecipe.fx.sharing import share_connected_observers
 from qrecipe.inputs import tensors_in
+from qrecipe.normalize import CALLS, TAKES_WEIGHT
+from qrecipe.packing import packed_convolution
 from qrecipe.schema import Backend, Phase
 
 ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
@@ -100,13 +102,16 @@ def lowered(
     prepared: fx.GraphModule,
     backend: Backend,
     custom_config: ConvertCustomConfig,
+    engines: Mapping[str, Engine],
 ) -> fx.GraphModule:
     """The reference conversion, in place, on the backend's own kernels.
 
     The second half of torch's ``convert``, so that one conversion gives both models. What comes
-    out shares no tensor with ``prepared``. Raises
-    ``ExecutionError`` (QR405) where torch fails and ``UnsupportedError`` (QR309) as `engine` does.
+    out shares no tensor with ``prepared``. ``engines`` has the sites that run on another engine.
+    Raises ``ExecutionError`` (QR405) where torch fails and ``UnsupportedError`` (QR309) as `engine`
+    does.
     """
+    weights = _weights(reference, engines)
     observed = prepared.meta["_observed_graph_module_attrs"]
     own_tensors(reference, _is_bias)  # packing keeps the bias tensor that it is given
     with engine(backend):
@@ -119,6 +124,7 @@ def lowered(
                 )
         except Exception as error:
             raise _conversion_failed(error) from error
+    _pack(converted, weights, engines)
     _remove_qconfig(converted)
     converted.delete_all_unused_submodules()
     erase_keep_float(converted)
@@ -176,16 +182,68 @@ class _uninitialised(TorchFunctionMode):  # noqa: N801 - reads as what it does i
         return func(*args, **(kwargs or {}))
 
 
-def repack(converted: fx.GraphModule, engines: Mapping[str, Engine]) -> None:
-    """Pack the weights of some sites for another engine than the model's, in place."""
-    for node in converted.graph.nodes:
-        chosen = engines.get(site_of(node) or "")
-        if chosen is None or node.op != "call_module":
+def _weights(reference: fx.GraphModule, sites: Collection[str]) -> dict[str, torch.Tensor]:
+    """The quantized weights of some sites' convolutions.
+
+    They are taken from here because some engines give back others than were packed.
+    """
+    found: dict[str, torch.Tensor] = {}
+    for node in reference.graph.nodes:
+        site = site_of(node)
+        if site is None or site not in sites or site in found:
             continue
-        module: Any = converted.get_submodule(str(node.target))
-        weight, bias = module._weight_bias()
-        with engine(chosen):
-            module.set_weight_bias(weight, bias)
+        if node.op == "call_module":
+            for module in reference.get_submodule(str(node.target)).modules():
+                weight: Any = getattr(module, "get_quantized_weight", None)
+                if weight is not None:
+                    found[site] = weight()
+        elif node.op == "call_function" and len(node.args) > 1 and node.target in TAKES_WEIGHT:
+            found[site] = _computed(node.args[1].args[0], reference)
+    return found
+
+
+def _computed(node: fx.Node, graph_module: fx.GraphModule) -> Any:
+    """What a node gives that reads nothing but what is stored."""
+    if node.op == "get_attr":
+        path, _, name = str(node.target).rpartition(".")
+        return getattr(graph_module.get_submodule(path), name)
+    target: Any = node.target
+    args: Any = fx.map_arg(node.args, lambda source: _computed(source, graph_module))
+    return target(*args)
+
+
+def _pack(
+    converted: fx.GraphModule, weights: Mapping[str, torch.Tensor], engines: Mapping[str, Engine]
+) -> None:
+    """Pack the weights of some sites for another engine than the model's, in place."""
+    for owner, name, site in packed_sites(converted):
+        if site in engines:
+            former = getattr(owner, name)
+            with engine(engines[site]):
+                packed = packed_convolution(former, weights[site], former.unpack()[1])
+            setattr(owner, name, packed)
+
+
+def packed_sites(converted: fx.GraphModule) -> Iterator[tuple[nn.Module, str, str]]:
+    """Where the packed weights of sites are: a module, the name of its attribute, and the site.
+
+    Those of a module are in it, those of a function beside the graph.
+    """
+    for node in converted.graph.nodes:
+        site = site_of(node)
+        if site is None or node.op not in CALLS:
+            continue
+        if node.op == "call_module":
+            owner = converted.get_submodule(str(node.target))
+            if isinstance(getattr(owner, "_packed_params", None), torch.ScriptObject):
+                yield owner, "_packed_params", site
+            continue
+        for source in node.all_input_nodes:
+            if source.op == "get_attr":
+                path, _, name = str(source.target).rpartition(".")
+                owner = converted.get_submodule(path)
+                if isinstance(getattr(owner, name), torch.ScriptObject):
+                    yield owner, name, site
 
 
 def own_all_tensors(model: nn.Module) -> None:

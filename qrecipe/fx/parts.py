@@ -92,9 +92,9 @@ class CompiledPart:
         if self.plan.is_for_export:
             return _for_export(proof, make_reference)
         # in place: a second reference is needed only where a kernel is suspected
-        converted = execution.lowered(reference, prepared, configs.backend, configs.convert)
-        engines = {site.name: site.engine for site in self.plan.sites if site.engine is not None}
-        execution.repack(converted, engines)
+        converted = execution.lowered(
+            reference, prepared, configs.backend, configs.convert, self.plan.engines
+        )
         with execution.engine(configs.backend):
             audit(self.plan, converted, proof, make_reference, lint, self.unjudged)
         return converted

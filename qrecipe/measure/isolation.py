@@ -292,10 +292,8 @@ def _converted(
 ) -> fx.GraphModule:
     custom = ConvertCustomConfig()
     reference = execution.reference(prepared, config, custom)
-    converted = execution.lowered(reference, prepared, plan.backend, custom)
     own = _plan_of(part, plan)
-    engines = {site.name: site.engine for site in own.sites if site.engine is not None}
-    execution.repack(converted, engines)
+    converted = execution.lowered(reference, prepared, plan.backend, custom, own.engines)
     findings = list(structure_findings(own, converted))
     if findings:
         raise error_from(findings)

@@ -108,16 +108,24 @@ def _unpack_convolution(packed: Any) -> Tensors:
 
 
 def _pack_convolution(like: Any, tensors: Tensors) -> Any:
-    dimensions = len(like.stride())
     weight, _ = like.unpack()
-    arguments = [_quantized(weight, tensors), tensors.get("bias"), like.stride(), like.padding()]
+    return packed_convolution(like, _quantized(weight, tensors), tensors.get("bias"))
+
+
+def packed_convolution(like: Any, weight: Tensor, bias: Tensor | None) -> Any:
+    """A convolution's weight packed for the engine of the moment, with the settings of ``like``."""
+    dimensions = weight.dim() - 2
+
+    def own(values: list[int]) -> list[int]:
+        return values[-dimensions:]  # packed, one dimension is two
+
+    settings = [own(like.stride()), own(like.padding())]
+    word = "conv"
     if like.transpose():
-        prepack = getattr(_ops, f"conv_transpose{dimensions}d_prepack")
-        arguments += [like.output_padding(), like.dilation(), like.groups()]
-    else:
-        prepack = getattr(_ops, f"conv{dimensions}d_prepack")
-        arguments += [like.dilation(), like.groups()]
-    return prepack(*arguments)
+        word = "conv_transpose"
+        settings.append(own(like.output_padding()))
+    prepack = getattr(_ops, f"{word}{dimensions}d_prepack")
+    return prepack(weight, bias, *settings, own(like.dilation()), like.groups())
 
 
 def _unpack_embedding(packed: Any) -> Tensors:
