@@ -111,6 +111,7 @@ class Packing:
         places = iter(range(len(self.open_leaves)))
         self._like = map_leaves(lambda leaf: _Place(next(places)) if is_open(leaf) else leaf, like)
         self.__name__ = type(like).__name__
+        self.__qualname__ = f"{type(like).__module__}.{type(like).__qualname__}"
 
     def __call__(self, *values: Any) -> Any:
         return map_leaves(

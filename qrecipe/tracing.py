@@ -375,8 +375,7 @@ def _traces(module: nn.Module) -> bool:
     )
 
 
-_TORCH = str(Path(torch.__file__).parent)
-_HERE = str(Path(__file__).parent)
+_NOT_THE_CALLERS = (Path(torch.__file__).parent, Path(__file__).parent)
 
 
 def _user_line(error: Exception) -> str | None:
@@ -384,7 +383,8 @@ def _user_line(error: Exception) -> str | None:
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith((_TORCH, _HERE, "<"))
+        if not frame.filename.startswith("<")  # code that FX has written
+        and not any(map(Path(frame.filename).is_relative_to, _NOT_THE_CALLERS))
     ]
     if not frames:
         return None
