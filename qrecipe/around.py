@@ -13,7 +13,8 @@ from qrecipe._torch_ao import quiet
 from qrecipe.copying import copy_around, runnable_copy
 from qrecipe.errors import Finding, first_line
 from qrecipe.fx.numerics import JUDGEABLE_DB, Sample
-from qrecipe.inputs import Inputs, cloned, tensors_in
+from qrecipe.inputs import Inputs
+from qrecipe.nested import cloned, tensors_in
 from qrecipe.sqnr import output_sqnr_db
 from qrecipe.values import difference
 

@@ -22,8 +22,9 @@ from qrecipe.copying import structural_copy
 from qrecipe.errors import CalibrationError, Finding, PlanError, counted, first_line
 from qrecipe.fx.numerics import Sample
 from qrecipe.fx.training import only_observing
-from qrecipe.inputs import Inputs, cloned, tensors_in
+from qrecipe.inputs import Inputs
 from qrecipe.linting import warn
+from qrecipe.nested import cloned, parts_of, tensors_in
 from qrecipe.progress import Progress, terminal_progress
 from qrecipe.ranges import observes, range_findings
 from qrecipe.schema import CalibrationTable, LintTable
@@ -43,7 +44,7 @@ def calibrate(
 ) -> None:
     """Run up to ``[calibration] max_batches`` batches through the observers of ``prepared``.
 
-    A batch is a tensor, a tuple or list of positional inputs, or a dict of keyword inputs;
+    A batch is a tensor, a tuple or list of positional inputs, or a mapping of keyword inputs;
     ``forward(model, batch)`` handles anything else. The first batch and its output stay with the
     model for the audit. What was prepared for training sees float values meanwhile, in eval mode:
     ranges to start from.
@@ -55,7 +56,7 @@ def calibrate(
     state = prepared_state(prepared)
     table = state.calibration
     show = progress or terminal_progress("calibrating")
-    total = _length(batches, table.max_batches)
+    total = known_length(batches, table.max_batches)
     done = 0
     parts = list(_traced_parts(prepared, state))
     with (
@@ -166,7 +167,7 @@ def limited(batches: Iterable[Any], limit: int) -> Iterator[Any]:
 
 
 def _iterator(batches: Iterable[Any]) -> Iterator[Any]:
-    if isinstance(batches, (Tensor, dict)) or not isinstance(batches, Iterable):
+    if isinstance(batches, (Tensor, Mapping)) or not isinstance(batches, Iterable):
         raise CalibrationError(
             Finding(
                 "QR401",
@@ -182,10 +183,11 @@ def _iterator(batches: Iterable[Any]) -> Iterator[Any]:
         ) from error
 
 
-def _length(batches: object, limit: int) -> int | None:
+def known_length(batches: object, limit: int) -> int | None:
+    """How many batches there are, up to ``limit``; None where the loader cannot tell."""
     try:
         return min(len(batches), limit)  # type: ignore[arg-type]
-    except TypeError:
+    except Exception:  # whatever a loader without a length raises when it is asked
         return None
 
 
@@ -231,7 +233,7 @@ def _forward_hint(batch: Any) -> str | None:
             "does the loader give (inputs, labels)? pass "
             "forward=lambda model, batch: model(batch[0])"
         )
-    if not isinstance(batch, (Tensor, tuple, list, dict)):
+    if not isinstance(batch, (Tensor, tuple, list, Mapping)):
         return "pass forward=lambda model, batch: ... that gives the model its tensors"
     return None
 
@@ -256,12 +258,14 @@ def describe_batch(batch: Any) -> str:
     """A batch in a few words: types, dtypes and shapes."""
     if isinstance(batch, Tensor):
         return f"{str(batch.dtype).removeprefix('torch.')} {list(batch.shape)}"
-    if isinstance(batch, dict):
-        return "dict of " + ", ".join(f"{k}: {describe_batch(v)}" for k, v in batch.items())
-    if isinstance(batch, (tuple, list)):
-        kind = type(batch).__name__
-        return f"{kind} of " + ", ".join(describe_batch(part) for part in batch)
-    return type(batch).__name__
+    parts, kind = parts_of(batch), type(batch).__name__
+    if parts is None:
+        return kind
+    described = (
+        f"{'' if isinstance(key, int) else f'{key}: '}{describe_batch(part)}"
+        for key, part in parts.items()
+    )
+    return f"{kind} of {', '.join(described)}"
 
 
 @contextmanager

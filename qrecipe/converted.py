@@ -17,14 +17,20 @@ Became = Literal["static", "dynamic", "weight_only", "float", "leftover"]
 def module_became(module: nn.Module) -> Became:
     """By the module's class; ``leftover`` for what conversion should have replaced."""
     inner = module[0] if isinstance(module, nn.Sequential) and len(module) else module
-    path = type(module).__module__
-    if ".quantized.reference." in type(inner).__module__ or ".qat." in path:
+    path = _torch_path(module)
+    if ".quantized.reference." in _torch_path(inner) or ".qat." in path:
         return "leftover"
     if ".quantized.dynamic." in path:
         return "dynamic"
     if isinstance(module, QuantizedEmbedding):
         return "weight_only"
     return "static" if ".quantized." in path else "float"
+
+
+def _torch_path(module: nn.Module) -> str:
+    """Where torch defines the class of a module of its quantization; empty for any other class."""
+    path = type(module).__module__
+    return path if path.startswith("torch.ao.nn.") else ""
 
 
 def weight_problem(site: Site, module: nn.Module | None) -> str | None:

@@ -23,8 +23,11 @@ def class_of_cpu() -> CpuClass:
 
 
 def has_vnni() -> bool:
-    """Whether 8-bit products are added in 32 bits, so that 8-bit activations cannot saturate."""
-    return class_of_cpu() in ("avx512_vnni", "avx_vnni")
+    """Whether 8-bit products are added in 32 bits, so that 8-bit activations cannot saturate.
+
+    AVX-VNNI without AVX-512 does not count: FBGEMM, and with it the x86 engine, does not use it.
+    """
+    return class_of_cpu() == "avx512_vnni"
 
 
 def cpu_name() -> str:

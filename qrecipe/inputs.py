@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
-from itertools import chain
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
+from torch import fx, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from qrecipe.errors import Finding, PlanError
+from qrecipe.nested import UncopyableError, cloned, map_tensors, tensors_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +24,11 @@ class Inputs:
 
     @staticmethod
     def from_batch(batch: Any) -> Inputs:
-        """A tensor, a tuple or list of positional inputs, or a dict of keyword inputs."""
-        if isinstance(batch, dict):
-            return Inputs(kwargs=batch)
-        if isinstance(batch, (tuple, list)):
+        """A tuple or list of positional inputs, a mapping of keyword inputs, or one input alone."""
+        if isinstance(batch, Mapping):
+            return Inputs(kwargs=dict(batch.items()))
+        # a packed sequence is a tuple, and one input
+        if isinstance(batch, (tuple, list)) and not isinstance(batch, PackedSequence):
             return Inputs(args=tuple(batch))
         return Inputs(args=(batch,))
 
@@ -42,28 +43,28 @@ class Inputs:
         size = batch_size((self.args, dict(self.kwargs)))
         if size is None or size <= count:
             return self
-        return Inputs(head(self.args, count), head(dict(self.kwargs), count))
+        try:
+            few = Inputs(head(self.args, count), head(dict(self.kwargs), count))
+        except UncopyableError:
+            return self
+        # a container that computes its tensors when it is asked has given the whole again
+        return few if batch_size((few.args, few.kwargs)) == count else self
 
     def cloned(self) -> Inputs:
-        """The same with tensors of its own, for a forward that may write to them."""
-        return Inputs(cloned(self.args), cloned(dict(self.kwargs)))
+        """The same with tensors of its own, for a forward that may write to them.
 
-
-def cloned(value: Any) -> Any:
-    """The value with a clone in place of each tensor in it."""
-    return pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, value)
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors of a nested value, those of dataclasses and of any mapping too."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from chain.from_iterable(map(tensors_in, value.values()))
-    elif isinstance(value, (tuple, list)):
-        yield from chain.from_iterable(map(tensors_in, value))
-    elif is_dataclass(value) and not isinstance(value, type):
-        yield from chain.from_iterable(tensors_in(getattr(value, f.name)) for f in fields(value))
+        Raises ``PlanError`` (QR307) where something that holds tensors cannot be copied.
+        """
+        try:
+            return Inputs(cloned(self.args), cloned(dict(self.kwargs)))
+        except UncopyableError as error:
+            raise PlanError(
+                Finding(
+                    "QR307",
+                    f"among the example inputs {error}",
+                    hint="pass tensors alone, or in a dict, list, tuple or dataclass",
+                )
+            ) from error
 
 
 def batch_size(value: Any) -> int | None:
@@ -77,7 +78,7 @@ def batch_size(value: Any) -> int | None:
 
 def head(value: Any, count: int) -> Any:
     """``value`` with the first samples of each tensor in it."""
-    return pytree.tree_map(lambda x: x[:count] if isinstance(x, Tensor) else x, value)
+    return map_tensors(lambda tensor: tensor[:count], value)
 
 
 def bind(graph_module: fx.GraphModule, model: nn.Module, inputs: Inputs) -> tuple[Any, ...]:

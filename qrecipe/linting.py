@@ -16,12 +16,12 @@ def warn(finding: Finding, lint: LintTable) -> None:
         warnings.warn(str(finding), QRecipeWarning, stacklevel=_callers_level())
 
 
-_HERE = str(Path(__file__).parent)
+_HERE = Path(__file__).parent
 
 
 def _callers_level() -> int:
     """How far up the stack the caller's code begins, as ``warnings.warn`` counts from `warn`."""
     frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
+    while frame.f_back is not None and Path(frame.f_code.co_filename).is_relative_to(_HERE):
         frame, level = frame.f_back, level + 1
     return level

@@ -98,7 +98,7 @@ def normalize(graph_module: fx.GraphModule, scopes: Scopes, prefix: str) -> None
             module = graph_module.get_submodule(node.target)
             _spell_out(node, _positional(module))
             _module_to_function(node, module)
-        if node.op == "call_function":
+        if node.op == "call_function" and not is_packing(node):
             node.target = _TWIN_OF_FUNCTION.get(node.target, node.target)
             _spell_out(node, _POSITIONAL.get(node.target, ("input",)))
             if node.target in _BINARY_FUNCTIONS:
@@ -151,9 +151,9 @@ def is_floating(node: fx.Node) -> bool:
 
 
 def is_plumbing(node: fx.Node) -> bool:
-    """Whether the node only takes a tuple apart, or is an identity of ours."""
+    """Whether the node only takes a container apart, or is an identity of ours."""
     return node.target is keep_float or (
-        node.target is operator.getitem
+        node.target in (operator.getitem, getattr)
         and isinstance(node.args[0], fx.Node)
         and not node.args[0].meta["value"].is_tensor
     )

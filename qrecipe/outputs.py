@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 from torch import fx
-from torch.fx.immutable_collections import immutable_dict, immutable_list
 
+from qrecipe.nested import Packing, leaves, map_leaves
 from qrecipe.values import Value
 
 
@@ -27,7 +27,7 @@ def name_constants(graph_module: fx.GraphModule) -> None:
         node.meta["value"] = Value(False, False)
         return node
 
-    output.args = (_mapped(output.args[0], named),)
+    output.args = (map_leaves(named, output.args[0]),)
 
 
 def restore_constants(graph_module: fx.GraphModule) -> None:
@@ -38,27 +38,33 @@ def restore_constants(graph_module: fx.GraphModule) -> None:
         return leaf.args[0] if is_constant else leaf
 
     output = graph_module.graph.output_node()
-    output.args = (_mapped(output.args[0], restored),)
+    output.args = (map_leaves(restored, output.args[0]),)
     for node in list(graph_module.graph.nodes):
         if node.target is _constant:
             graph_module.graph.erase_node(node)
 
 
+def return_tensors(graph_module: fx.GraphModule) -> None:
+    """Let the graph return what its output holds as one tuple, without constants, in place."""
+    output = graph_module.graph.output_node()
+    output.args = (tuple(_unpacked(output.args[0])),)
+    graph_module.graph.eliminate_dead_code()
+    graph_module.recompile()
+
+
+def _unpacked(value: Any) -> Iterator[fx.Node]:
+    """The nodes in an argument, and those in what others of them pack."""
+    for leaf in leaves(value):
+        if isinstance(leaf, fx.Node) and is_packing(leaf):
+            yield from _unpacked((leaf.args, leaf.kwargs))
+        elif isinstance(leaf, fx.Node):
+            yield leaf
+
+
 def is_packing(node: fx.Node) -> bool:
     """Whether the node only puts results into a container of a class of its own."""
-    return node.op == "call_function" and isinstance(node.target, type)
+    return node.op == "call_function" and isinstance(node.target, (type, Packing))
 
 
 def _constant(value: Any) -> Any:
     return value
-
-
-def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
-    if isinstance(value, tuple):
-        parts = [_mapped(part, change) for part in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
-    if isinstance(value, list):
-        return immutable_list([_mapped(part, change) for part in value])
-    if isinstance(value, dict):
-        return immutable_dict({key: _mapped(part, change) for key, part in value.items()})
-    return change(value)

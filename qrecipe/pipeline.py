@@ -210,7 +210,7 @@ def plan(model: nn.Module, recipe: Recipe | str | os.PathLike[str], example_inpu
     """What the recipe does to each operation of the model; nothing is executed or changed.
 
     ``recipe`` is a `Recipe`, a path or a reference; ``example_inputs`` is one batch: a tensor, a
-    tuple or list of positional inputs, or a dict of keyword inputs.
+    tuple or list of positional inputs, or a mapping of keyword inputs.
 
     Raises:
         RecipeError: the recipe is at fault.

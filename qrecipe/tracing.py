@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.fx._symbolic_trace import _assert_is_none as assert_is_none
-from torch.fx.immutable_collections import immutable_dict
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from qrecipe._torch_fx import QuantizationTracer, swap_float_functional
 from qrecipe.copying import runnable_copy
@@ -29,6 +29,7 @@ from qrecipe.errors import (
     quoted_whole,
 )
 from qrecipe.inputs import Inputs, constants
+from qrecipe.nested import Packing, leaves, parts_of
 from qrecipe.operations import joined
 from qrecipe.schema import FxTable
 from qrecipe.trials import try_out
@@ -229,13 +230,12 @@ class _Tracer(QuantizationTracer):
         self.path = ""
 
     def create_arg(self, a: Any) -> Any:
-        """As torch does, but mappings with a class of their own keep it."""
-        if not isinstance(a, dict) or type(a) in (dict, immutable_dict):
+        """As torch does, but containers with a class of their own keep it, and what they are."""
+        if isinstance(a, fx.Proxy) or _is_made_again_by_torch(a):
             return super().create_arg(a)
-        if not is_dataclass(a):
-            return self.create_node("call_function", type(a), (self.create_arg(dict(a)),), {})
-        given = {field.name: self.create_arg(getattr(a, field.name)) for field in fields(a)}
-        return self.create_node("call_function", type(a), (), given)
+        packing = Packing(a, lambda leaf: isinstance(leaf, (fx.Proxy, torch.Tensor)))
+        given = tuple(map(self.create_arg, packing.open_leaves))
+        return self.create_node("call_function", packing, given, {})
 
     def call_module(
         self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -245,6 +245,22 @@ class _Tracer(QuantizationTracer):
         # not in a finally clause: after an error the path stays where it happened
         self.path = outer
         return result
+
+
+def _is_made_again_by_torch(value: Any) -> bool:
+    """Whether FX makes the same of an argument: of one that is no container, or a plain one."""
+    kind, parts = type(value), parts_of(value)
+    if parts is None or kind in (dict, immutable_dict, list, immutable_list):
+        return True
+    if isinstance(value, (tuple, list)):
+        # a class that derives from a named tuple may have a constructor of its own
+        is_named = hasattr(kind, "_fields") and kind.__bases__ == (tuple,)
+        has_proxies = any(isinstance(leaf, fx.Proxy) for leaf in leaves(value))
+        return kind is tuple or is_named or not has_proxies
+    if isinstance(value, Mapping) or not is_dataclass(value) or hasattr(kind, "__post_init__"):
+        return False
+    is_plain = list(inspect.signature(kind).parameters) == [each.name for each in fields(value)]
+    return is_plain and all(parts_of(part) is None for part in parts.values())
 
 
 def _known_names(model: nn.Module, names: Sequence[str]) -> Sequence[str]:
@@ -359,8 +375,7 @@ def _traces(module: nn.Module) -> bool:
     )
 
 
-_TORCH = str(Path(torch.__file__).parent)
-_HERE = str(Path(__file__).parent)
+_NOT_THE_CALLERS = (Path(torch.__file__).parent, Path(__file__).parent)
 
 
 def _user_line(error: Exception) -> str | None:
@@ -368,7 +383,8 @@ def _user_line(error: Exception) -> str | None:
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith((_TORCH, _HERE, "<"))
+        if not frame.filename.startswith("<")  # code that FX has written
+        and not any(map(Path(frame.filename).is_relative_to, _NOT_THE_CALLERS))
     ]
     if not frames:
         return None

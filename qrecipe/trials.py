@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qrecipe.errors import Finding, PlanError, first_line
-from qrecipe.inputs import Inputs, arguments, tensors_in
+from qrecipe.inputs import Inputs, arguments
+from qrecipe.nested import parts_of, tensors_in
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"_buffers", "_parameters"}
 _DEEPEST = 4
@@ -121,15 +122,11 @@ def _computed_by_hooks(module: nn.Module) -> set[Any]:
 
 
 def _leaves(name: str, value: Any, depth: int) -> Iterator[tuple[str, tuple[Any, int]]]:
-    parts: Iterator[tuple[Any, Any]] | None = None
-    if depth < _DEEPEST and isinstance(value, dict):
-        parts = iter(value.items())
-    elif depth < _DEEPEST and isinstance(value, (list, tuple)):
-        parts = enumerate(value)
+    parts = parts_of(value) if depth < _DEEPEST else None
     if parts is None:
         yield name, (value, value._version if isinstance(value, Tensor) else 0)
         return
-    for key, part in parts:
+    for key, part in parts.items():
         yield from _leaves(f"{name}.{key}" if name else str(key), part, depth + 1)
 
 

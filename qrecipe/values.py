@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +12,8 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from qrecipe.copying import runnable_copy
 from qrecipe.errors import Finding, PlanError, first_line
-from qrecipe.inputs import Inputs, bind, tensors_in
+from qrecipe.inputs import Inputs, bind
+from qrecipe.nested import parts_of, tensors_in
 from qrecipe.trials import (
     changed_argument,
     first_change,
@@ -146,26 +147,16 @@ def difference(expected: Any, actual: Any) -> str | None:
         return f"a {_kind(expected).__name__} is returned as a {_kind(actual).__name__}"
     if isinstance(expected, Tensor):
         return None if _close(expected, actual) else "a tensor differs"
-    if isinstance(expected, Mapping):
-        if list(expected) != list(actual):
-            return "the keys of what is returned differ"
-        return _first_difference(expected.values(), actual.values())
-    if isinstance(expected, (tuple, list)):
-        if len(expected) != len(actual):
+    parts, others = parts_of(expected), parts_of(actual)
+    if parts is not None and others is not None:
+        if list(parts) != list(others):
+            if isinstance(expected, Mapping):
+                return "the keys of what is returned differ"
             return "another number of results is returned"
-        return _first_difference(expected, actual)
-    if is_dataclass(expected) and not isinstance(expected, type):
-        names = [field.name for field in fields(expected)]
-        return _first_difference(
-            (getattr(expected, name) for name in names), (getattr(actual, name) for name in names)
-        )
+        return next(filter(None, map(difference, parts.values(), others.values())), None)
     if isinstance(expected, (bool, int, str)) and expected != actual:
         return f"{actual!r} is returned for {expected!r}"
     return None
-
-
-def _first_difference(expected: Iterable[Any], actual: Iterable[Any]) -> str | None:
-    return next(filter(None, map(difference, expected, actual)), None)
 
 
 def _kind(value: Any) -> type:

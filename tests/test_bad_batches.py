@@ -303,6 +303,33 @@ def test_a_generator_that_raises_is_named_by_the_batch(at):
     assert isinstance(caught.value.__cause__, OSError)
 
 
+class Stream:
+    """A loader that raises whatever it likes when it is asked for its length."""
+
+    def __init__(self, error):
+        self._error = error
+
+    def __len__(self):
+        raise self._error
+
+    def __iter__(self):
+        return iter(rows(10))
+
+
+@pytest.mark.parametrize(
+    "error", [NotImplementedError("no length"), RuntimeError("not yet"), TypeError("none")]
+)
+def test_a_loader_that_cannot_tell_its_length_is_read_all_the_same(error):
+    model, seen = Mlp().eval(), []
+    converted = qrecipe.quantize(
+        model, STATIC, Stream(error), progress=lambda done, total: seen.append(total)
+    )
+    assert seen == [None] * 10
+    qrecipe.sensitivity(model, STATIC, Stream(error), progress=silent)
+    qrecipe.compare(model, converted, Stream(error), progress=silent)
+    qrecipe.drift(converted, Stream(error), progress=silent)
+
+
 def test_a_loader_whose_iterator_cannot_be_made_is_our_error_too():
     class Broken:
         def __iter__(self):

@@ -251,14 +251,18 @@ def test_what_is_returned_keeps_its_class(kind):
     assert sqnr_db(unpack(model(batches[0])), unpack(converted(batches[0]))) > 25
 
 
-def test_a_container_that_cannot_be_built_again_is_refused_with_the_reason():
-    class Sealed(dict):
-        def __init__(self, *, out):
-            super().__init__(out=out)
+class Sealed(dict):
+    def __deepcopy__(self, memo):
+        raise TypeError("it is sealed")
 
+
+def test_a_container_that_cannot_be_copied_is_refused_with_the_reason():
     model = net_of(lambda self, x: Sealed(out=self.fc(x)), fc=fc())
-    with pytest.raises(PlanError, match="QR306 the traced graph does not run"):
+    with pytest.raises(PlanError, match=r"QR305 .*: a Sealed cannot be copied: it is sealed"):
         qrecipe.plan(model, STATIC, rows(1)[0])
+    taking = net_of(lambda self, x: self.fc(x["x"]), fc=fc())
+    with pytest.raises(PlanError, match="QR307 among the example inputs a Sealed cannot be copied"):
+        qrecipe.plan(taking, STATIC, (Sealed(x=rows(1)[0]),))
 
 
 @pytest.mark.parametrize("value", [3, 1.5, True, "name", torch.float32, slice(0, 1), (1, "a")])

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from qrecipe._torch_ao import quiet
 from qrecipe._torch_fx import convert
@@ -23,6 +24,8 @@ from qrecipe.errors import ArtifactError, Finding, QRecipeError, first_line
 from qrecipe.fx.emission import erase_keep_float
 from qrecipe.fx.training import frozen_copy
 from qrecipe.inputs import bind
+from qrecipe.nested import Packing, parts_of
+from qrecipe.outputs import return_tensors
 from qrecipe.pipeline import CompiledRecipe
 from qrecipe.rules import listed
 from qrecipe.writing import replace_file, why_not
@@ -42,7 +45,9 @@ def export_onnx(
 
     ``prepared`` is what ``compiled.prepare()`` gave, calibrated or trained; it stays usable. The
     model is exported on the example inputs that it was compiled for; ``dynamic_shapes`` is that of
-    ``torch.onnx.export``, for inputs of other sizes. Weights are integers in the file; what was
+    ``torch.onnx.export``, for inputs of other sizes. A file takes and gives tensors alone: those
+    that dataclasses and mappings hold, in order; where the model takes such, ``dynamic_shapes`` has
+    an entry for each tensor. Weights are integers in the file; what was
     decided float is float.
 
     Raises:
@@ -56,7 +61,7 @@ def export_onnx(
         raise QRecipeError(Finding("QR602", text))
     file = path_of(path, "export_onnx")
     model = _decomposed(compiled, prepared)
-    inputs = bind(model, prepared, compiled.example_inputs)
+    inputs = _take_tensors(model, bind(model, prepared, compiled.example_inputs))
     content = _content(model, inputs, dynamic_shapes)
     try:
         replace_file(file, content)
@@ -90,7 +95,39 @@ def _decomposed(compiled: CompiledRecipe, prepared: nn.Module) -> fx.GraphModule
     except Exception as error:
         raise _failed(error) from error
     erase_keep_float(decomposed)
+    return_tensors(decomposed)
     return decomposed.eval()
+
+
+def _take_tensors(model: fx.GraphModule, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Let the graph take the tensors in containers that the exporter does not know, in place.
+
+    Returns the inputs that it takes then.
+    """
+    taken: list[Any] = []
+    placeholders = [node for node in model.graph.nodes if node.op == "placeholder"]
+    first = next(node for node in model.graph.nodes if node.op != "placeholder")
+    for node, value in zip(placeholders, inputs, strict=True):
+        if _is_known_to_exporter(value):
+            taken.append(value)
+            continue
+        packing = Packing(value, lambda leaf: isinstance(leaf, torch.Tensor))
+        taken += packing.open_leaves
+        with model.graph.inserting_before(node):
+            given = [
+                model.graph.placeholder(f"{node.name}_{i}") for i in range(len(packing.open_leaves))
+            ]
+        with model.graph.inserting_before(first):
+            node.replace_all_uses_with(model.graph.call_function(packing, tuple(given)))
+        model.graph.erase_node(node)
+    model.recompile()
+    return tuple(taken)
+
+
+def _is_known_to_exporter(value: Any) -> bool:
+    """Whether it takes an input as it is; a dict in the last place would be keyword inputs."""
+    is_dict = isinstance(value, dict)
+    return not is_dict and all(parts_of(leaf) is None for leaf in pytree.tree_leaves(value))
 
 
 def _content(model: fx.GraphModule, inputs: tuple[Any, ...], dynamic_shapes: Any) -> bytes:

@@ -15,8 +15,9 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qrecipe.copying import runnable_copy
-from qrecipe.inputs import Inputs, bind, tensors_in
+from qrecipe.inputs import Inputs, bind
 from qrecipe.inventory import Inventory, Part
+from qrecipe.nested import tensors_in
 from qrecipe.operations import enclosing
 from qrecipe.trials import try_inputs
 

@@ -27,7 +27,7 @@ from qrecipe.copying import structural_copy
 from qrecipe.errors import ExecutionError, Finding, UnsupportedError, first_line, nearest
 from qrecipe.fx.emission import Emission, erase_keep_float, site_of
 from qrecipe.fx.sharing import share_connected_observers
-from qrecipe.inputs import tensors_in
+from qrecipe.nested import tensors_in
 from qrecipe.normalize import CALLS, TAKES_WEIGHT
 from qrecipe.packing import packed_convolution
 from qrecipe.schema import Backend, Phase

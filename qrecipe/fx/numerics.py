@@ -20,6 +20,7 @@ from qrecipe.fx.judgement import (
 )
 from qrecipe.fx.weights import round_weights_fast
 from qrecipe.inputs import Inputs, batch_size, head
+from qrecipe.nested import UncopyableError
 from qrecipe.planning import Plan
 from qrecipe.sqnr import output_sqnr_db
 
@@ -51,7 +52,10 @@ class Sample:
         size = batch_size((self.inputs.args, dict(self.inputs.kwargs)))
         if inputs is self.inputs or batch_size(self.output) != size:
             return None
-        return Sample(inputs, head(self.output, HEAD_SAMPLES))
+        try:
+            return Sample(inputs, head(self.output, HEAD_SAMPLES))
+        except UncopyableError:
+            return None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Sample:
         # it travels in the model's meta, and a copy of the model needs no copy of the data

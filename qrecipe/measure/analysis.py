@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from qrecipe._torch_ao import quiet
 from qrecipe._torch_fx import attach_preserved_attrs_to_model
-from qrecipe.calibration import Forward, inputs_of_batch, limited, peek
+from qrecipe.calibration import Forward, inputs_of_batch, known_length, limited, peek
 from qrecipe.copying import runnable_copy, structural_copy
 from qrecipe.errors import Finding, counted, shown
 from qrecipe.fx import execution
@@ -177,10 +177,7 @@ class _Show:
         self._progress = progress
         self._done = 0
         self._sites = sites
-        try:
-            self._count: int | None = min(len(batches), most)  # type: ignore[arg-type]
-        except TypeError:
-            self._count = None
+        self._count = known_length(batches, most)
 
     def site(self) -> None:
         self._step(None if self._count is None else self._count * self._sites)

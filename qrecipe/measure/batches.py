@@ -34,10 +34,16 @@ def rereadable(batches: Iterable[Any], limit: int) -> Iterable[Any]:
     """
     if isinstance(batches, (Sequence, DataLoader)):  # a loader starts its workers at every look
         return batches
-    once = isinstance(batches, Iterator) or (
-        isinstance(batches, Iterable) and iter(batches) is iter(batches)
-    )
-    return list(limited(batches, limit)) if once else batches
+    return list(limited(batches, limit)) if _comes_once(batches) else batches
+
+
+def _comes_once(batches: object) -> bool:
+    if isinstance(batches, Iterator):
+        return True
+    try:
+        return isinstance(batches, Iterable) and iter(batches) is iter(batches)
+    except Exception:
+        return False  # what is wrong with it is said where it is read
 
 
 def run_batch(model: nn.Module, batch: Any, index: int, forward: Forward | None) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from qrecipe.calibration import Forward, check_finite, limited
 from qrecipe.composition import compose
@@ -26,6 +25,7 @@ from qrecipe.measure.floating import float_result, is_kernel
 from qrecipe.measure.observing import Observing
 from qrecipe.measure.stored import sharing, stored_ranges
 from qrecipe.measure.tally import Tally
+from qrecipe.nested import map_tensors
 from qrecipe.progress import Progress, terminal_progress
 from qrecipe.references import Source
 from qrecipe.schema import LintTable, RecipeTable
@@ -210,7 +210,4 @@ def _is_quantizing(node: fx.Node) -> bool:
 
 def _dequantized(value: Any) -> Any:
     """A value with a float tensor in place of each quantized one."""
-    return pytree.tree_map(
-        lambda leaf: leaf.dequantize() if isinstance(leaf, Tensor) and leaf.is_quantized else leaf,
-        value,
-    )
+    return map_tensors(lambda each: each.dequantize() if each.is_quantized else each, value)

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from qrecipe.nested import tensors_in
 from qrecipe.sqnr import without_shared_infinities
 
 
@@ -119,6 +119,5 @@ def sqnr_text(value: float | None) -> str:
 
 def floating_tensors(value: Any) -> list[Tensor]:
     """The floating tensors in a value, in order; quantized ones dequantized."""
-    leaves = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
-    plain = [leaf.dequantize() if leaf.is_quantized else leaf for leaf in leaves]
+    plain = [each.dequantize() if each.is_quantized else each for each in tensors_in(value)]
     return [tensor for tensor in plain if tensor.is_floating_point()]

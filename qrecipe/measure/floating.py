@@ -35,7 +35,8 @@ def is_kernel(node: fx.Node, module: nn.Module | None) -> bool:
     """Whether a node of a converted graph takes quantized tensors and nothing else."""
     if module is not None:
         path = type(module).__module__
-        return ".quantized.modules" in path and "dynamic" not in path and "embedding" not in path
+        is_torchs = path.startswith("torch.ao.nn.") and ".quantized.modules" in path
+        return is_torchs and "dynamic" not in path and "embedding" not in path
     return str(node.target).startswith("quantized.") and "_dynamic" not in str(node.target)
 
 

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from qrecipe._torch_fx import BackendConfig, ConvertCustomConfig, PrepareCustomConfig
 from qrecipe.assembly import forget_preparation, mark_prepared
@@ -33,6 +32,7 @@ from qrecipe.fx.emission import SITE, emit
 from qrecipe.fx.structure import structure_findings
 from qrecipe.inventory import Inventory, Part
 from qrecipe.measure.outofplace import without_changes_in_place
+from qrecipe.nested import map_tensors
 from qrecipe.planning import Plan, Site
 from qrecipe.progress import Progress
 from qrecipe.ranges import range_findings
@@ -157,9 +157,7 @@ class Kernel(nn.Module):
     def forward(self, *inputs: Any, **named: Any) -> Any:
         memory_format = _memory_format(inputs)
 
-        def formatted(value: Any) -> Any:
-            if not isinstance(value, Tensor):
-                return value
+        def formatted(value: Tensor) -> Tensor:
             is_image = value.dim() == 4
             return value.contiguous(
                 memory_format=memory_format if is_image else torch.contiguous_format
@@ -171,7 +169,7 @@ class Kernel(nn.Module):
             text = f"the quantized kernel of {self.name} fails: {first_line(error)}"
             hint = f'leave it float: [rules.module_name] {rule_for(self.name)} = "float"'
             raise AuditError(Finding("QR413", text, hint=hint)) from error
-        return pytree.tree_map(formatted, result)
+        return map_tensors(formatted, result)
 
 
 def _memory_format(inputs: Sequence[Any]) -> torch.memory_format:

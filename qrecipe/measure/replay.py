@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, fx
-from torch.utils import _pytree as pytree
+from torch import fx
+
+from qrecipe.nested import tensors_in
 
 Values = dict[fx.Node, Any]
 
@@ -146,8 +147,4 @@ class _Method:
 
 def size_of(value: Any) -> int:
     """Bytes of the tensors in a value."""
-    return sum(
-        leaf.numel() * leaf.element_size()
-        for leaf in pytree.tree_leaves(value)
-        if isinstance(leaf, Tensor)
-    )
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(value))

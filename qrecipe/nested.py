@@ -1,0 +1,126 @@
+"""Values within values: the one way in which batches and outputs are taken apart.
+
+Containers are mappings, tuples, lists, deques, dataclasses, and classes that are registered with
+torch's pytree. Everything else is a leaf: tensors, and objects that nobody looks into.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from itertools import chain
+from types import MappingProxyType
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx.immutable_collections import immutable_dict, immutable_list
+from torch.utils import _pytree as pytree
+
+from qrecipe.errors import first_line
+
+_LEAVES = (Tensor, nn.Module, str, bytes, int, float, complex, type, type(None))
+_SEQUENCES = (tuple, list, immutable_list)
+_MAPPINGS = (dict, OrderedDict, immutable_dict, MappingProxyType)
+
+
+def parts_of(value: Any) -> Mapping[Any, Any] | None:
+    """What a container holds, by its keys, fields or positions; None for a leaf."""
+    if isinstance(value, _LEAVES):
+        return None
+    if isinstance(value, Mapping):
+        return dict(value.items())
+    if isinstance(value, (tuple, list, deque)):
+        return dict(enumerate(value))
+    if is_dataclass(value):
+        # a field that the constructor leaves out may not be set yet
+        names = [field.name for field in fields(value) if hasattr(value, field.name)]
+        return {name: getattr(value, name) for name in names}
+    children = pytree.tree_flatten(value, is_leaf=lambda each: each is not value)[0]
+    is_leaf = len(children) == 1 and children[0] is value
+    return None if is_leaf else dict(enumerate(children))
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """The leaves of a value, in order; what a container holds of itself is left out."""
+    return _leaves(value, frozenset())
+
+
+def _leaves(value: Any, around: frozenset[int]) -> Iterator[Any]:
+    parts = parts_of(value)
+    if parts is None:
+        return iter((value,))
+    if id(value) in around:
+        return iter(())
+    inner = around | {id(value)}
+    return chain.from_iterable(_leaves(part, inner) for part in parts.values())
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors of a value, in order."""
+    return (leaf for leaf in leaves(value) if isinstance(leaf, Tensor))
+
+
+class UncopyableError(TypeError):
+    """A container of the caller's own class that cannot be copied; says why."""
+
+
+def map_leaves(change: Callable[[Any], Any], value: Any) -> Any:
+    """The same containers, copied, around what ``change`` makes of each leaf.
+
+    Raises `UncopyableError` where a container cannot be copied.
+    """
+    parts = parts_of(value)
+    if parts is None:
+        return change(value)
+    changed = {key: map_leaves(change, part) for key, part in parts.items()}
+    if type(value) in _SEQUENCES:
+        return type(value)(changed.values())
+    if type(value) in _MAPPINGS:
+        return type(value)(changed)
+    if hasattr(value, "_make"):  # a named tuple
+        return value._make(changed.values())
+    try:
+        # no class tells how it is made of its parts, but each can be copied with others in place
+        return copy.deepcopy(value, {id(part): changed[key] for key, part in parts.items()})
+    except Exception as error:
+        text = f"a {type(value).__name__} cannot be copied: {first_line(error)}"
+        raise UncopyableError(text) from error
+
+
+def map_tensors(change: Callable[[Tensor], Any], value: Any) -> Any:
+    """As `map_leaves`; leaves other than tensors are shared."""
+    return map_leaves(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, value)
+
+
+def cloned(value: Any) -> Any:
+    """The value with a clone in place of each tensor in it."""
+    return map_tensors(Tensor.clone, value)
+
+
+class Packing:
+    """Makes containers like one that was seen, around other values in place of some leaves.
+
+    A graph calls it where its model makes a container with a class of its own; no constructor
+    runs again, whatever it would do. ``open_leaves`` are those that it is to be given.
+    """
+
+    def __init__(self, like: Any, is_open: Callable[[Any], bool]) -> None:
+        self.open_leaves = list(filter(is_open, leaves(like)))
+        places = iter(range(len(self.open_leaves)))
+        self._like = map_leaves(lambda leaf: _Place(next(places)) if is_open(leaf) else leaf, like)
+        self.__name__ = type(like).__name__
+        self.__qualname__ = f"{type(like).__module__}.{type(like).__qualname__}"
+
+    def __call__(self, *values: Any) -> Any:
+        return map_leaves(
+            lambda leaf: values[leaf.index] if isinstance(leaf, _Place) else leaf, self._like
+        )
+
+
+class _Place:
+    """A leaf that stands for another."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
