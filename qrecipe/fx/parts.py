@@ -20,7 +20,9 @@ from qrecipe.fx.training import accompany_training, frozen_copy
 from qrecipe.inputs import Inputs
 from qrecipe.inventory import Part
 from qrecipe.planning import Plan
+from qrecipe.proof import prove_prepared
 from qrecipe.schema import Backend, LintTable
+from qrecipe.values import Example
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +47,15 @@ class CompiledPart:
     graph_module: fx.GraphModule
     emission: Emission
     inputs: Inputs
+    example: Example
     configs: Configs
     preserved: Mapping[str, Any]
 
     def prepare(self) -> fx.GraphModule:
-        """The part with observers or fake-quants inserted, on a copy."""
+        """The part with observers or fake-quants inserted, on a copy.
+
+        Raises ``PlanError`` (QR306) where it computes something else than the caller's model.
+        """
         prepared = execution.prepared_copy(
             self.graph_module,
             self.emission,
@@ -58,6 +64,7 @@ class CompiledPart:
             self.preserved,
             self.plan.phase,
         )
+        prove_prepared(prepared, self.graph_module, self.example)
         accompany_training(prepared)
         return prepared
 
@@ -118,6 +125,7 @@ def compile_part(
         part.graph_module,
         emit(own, part.graph_module),
         part.inputs,
+        part.example,
         configs,
         preserved,
     )
