@@ -10,9 +10,11 @@ from runs import silent
 from torch import nn
 
 import qrecipe
+import qrecipe.eager.part
 import qrecipe.fx.execution
 import qrecipe.inventory
-from qrecipe.errors import PlanError
+from qrecipe._torch_fx import ReferenceQuantizedModule
+from qrecipe.errors import AuditError, PlanError
 from qrecipe.values import difference
 
 STATIC = 'format = 1\nextends = "builtin:x86-static"\n'
@@ -180,3 +182,50 @@ def test_rounding_may_flip_single_results_of_a_threshold_and_no_more():
     flipped[10] = 1 - flipped[10]
     assert difference(mask, flipped, 1e-3) is not None
     assert difference(mask[:100], 1 - mask[:100], 1e-3) is not None
+
+
+@pytest.fixture
+def wrong_converting(monkeypatch):
+    """A fault in torch's reference conversion, which every kernel then shares."""
+    honest = qrecipe.fx.execution.reference
+
+    def wrong(*args):
+        reference = honest(*args)
+        for module in reference.modules():
+            if isinstance(module, ReferenceQuantizedModule):
+                module.weight.data = module.weight.data.roll(1, 0)
+        return reference
+
+    monkeypatch.setattr(qrecipe.fx.execution, "reference", wrong)
+
+
+@pytest.mark.parametrize("phase", ["ptq", "qat"])
+def test_a_fault_that_kernels_and_their_reference_share_is_an_error(wrong_converting, phase):
+    compiled = qrecipe.compile(blocks(), parsed(STATIC, phase), batches(1)[0])
+    prepared = compiled.prepare()
+    qrecipe.calibrate(prepared, batches(), progress=silent)
+    with pytest.raises(AuditError, match=r"QR411 .* of (block\.0|head\.1) .* something else"):
+        compiled.convert(prepared)
+
+
+def test_a_fault_of_dynamic_kernels_that_their_reference_shares_is_an_error(wrong_converting):
+    with pytest.raises(AuditError, match=r"QR411 .* head\.1 .* something else"):
+        qrecipe.quantize(blocks(), parsed(DYNAMIC), batches())
+
+
+class Untraceable(Blocks):
+    def forward(self, x):
+        return super().forward(x if x.sum() > -1e9 else -x)
+
+
+def test_a_wrong_weight_in_eager_mode_is_an_error(monkeypatch):
+    honest = qrecipe.eager.part.quantize_dynamic
+
+    def wrong(model, *args, **kwargs):
+        linear = model.head[1]
+        linear.weight = nn.Parameter(linear.weight.data.roll(1, 0))
+        return honest(model, *args, **kwargs)
+
+    monkeypatch.setattr(qrecipe.eager.part, "quantize_dynamic", wrong)
+    with pytest.raises(AuditError, match=r"QR411 .* head\.1 .* something else"):
+        qrecipe.quantize(Untraceable().eval(), parsed(DYNAMIC), example_inputs=batches(1)[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,14 +14,15 @@ from qrecipe._torch_ao import quiet
 from qrecipe.dynamic_kernels import expected_output
 from qrecipe.errors import Finding, first_line
 from qrecipe.fx.emission import site_of
-from qrecipe.fx.weights import round_weights_fast
+from qrecipe.fx.reference import RIGHT_DB
+from qrecipe.fx.weights import rounding_weights_fast
 from qrecipe.inputs import Inputs, batch_size, bind, head
 from qrecipe.planning import Plan, Site
 from qrecipe.rules import rule_for
 from qrecipe.schema import Backend
 from qrecipe.sqnr import output_sqnr_db, sqnr_db
 
-RIGHT_KERNEL_DB = 30.0
+RIGHT_KERNEL_DB = RIGHT_DB
 """Below this a kernel and its reference compute different things from one quantized input."""
 
 JUDGEABLE_DB = 15.0
@@ -79,13 +80,24 @@ def run_on_head(reference: fx.GraphModule, sample: Sample) -> ReferenceRun:
 
 def run_reference(reference: fx.GraphModule, sample: Sample) -> ReferenceRun:
     """Run the reference conversion on the sample; the model computes the same afterwards."""
-    round_weights_fast(reference)
     try:
-        with torch.no_grad(), quiet():
+        with torch.no_grad(), quiet(), rounding_weights_fast(reference):
             output = sample.inputs.call(reference)
     except Exception as error:
         return ReferenceRun(sample, None, first_line(error))
     return ReferenceRun(sample, output_sqnr_db(sample.output, output))
+
+
+def run_until_judgeable(reference: fx.GraphModule, sample: Sample) -> ReferenceRun:
+    """As `run_on_head`, and on the whole batch where the head fails or is far from float."""
+    proof = run_on_head(reference, sample)
+    if proof.whole is None or (proof.error is None and not _is_coarse(proof)):
+        return proof
+    return run_reference(reference, proof.whole)
+
+
+def _is_coarse(proof: ReferenceRun) -> bool:
+    return proof.sqnr_db is not None and not proof.sqnr_db >= JUDGEABLE_DB
 
 
 def numeric_findings(
@@ -124,6 +136,30 @@ def numeric_findings(
         yield (_unlike_training if plan.phase == "qat" else _coarse)(reference_db, lowered_db)
 
 
+def reference_number_findings(
+    plan: Plan, proof: ReferenceRun, wrong: Mapping[str, float]
+) -> Iterator[Finding]:
+    """What the numbers say of a reference conversion that is exported.
+
+    ``wrong`` are sites that differ from the float module of the prepared model on equal input,
+    with their SQNR in dB.
+    """
+    if proof.error is not None:
+        yield _does_not_run("reference model", proof.error)
+        return
+    sites = {site.name: site for site in plan.sites}
+    for name, value in wrong.items():
+        yield Finding(
+            "QR411",
+            f"the reference module of {name} ({sites[name].op}) computes something else: "
+            f"{value:.1f} dB from the float module on equal input and with equal weights",
+            sites[name].rule.location,
+            hint=f'leave it float: [rules.module_name] {rule_for(name)} = "float"',
+        )
+    if proof.sqnr_db is not None and _is_coarse(proof) and not wrong:
+        yield _coarse(proof.sqnr_db, proof.sqnr_db)
+
+
 def _head_agrees(plan: Plan, converted: fx.GraphModule, proof: ReferenceRun) -> bool:
     """Whether the first samples prove the model; a failure on them says nothing of the batch."""
     try:
@@ -142,8 +178,8 @@ def _agree(plan: Plan, reference_db: float | None, lowered_db: float | None) -> 
         return False
     dynamic = any(site.mode == "dynamic" for site in plan.sites)
     tolerance = DYNAMIC_TOLERANCE_DB if dynamic else TOLERANCE_DB
-    # the reference can be the worse one: it ignores padding_mode, and saturates where the kernel
-    # of an operation with a number finds a scale of its own
+    # the reference can be the worse one: it saturates where the kernel of an operation with a
+    # number finds a scale of its own
     return lowered_db >= reference_db - tolerance and max(reference_db, lowered_db) >= JUDGEABLE_DB
 
 
@@ -187,8 +223,11 @@ def _does_not_run(what: str, error: str) -> Finding:
 class _Collector(fx.Interpreter):
     """Keeps what each static site gives, by its name, and judges the others at once."""
 
-    def __init__(self, converted: fx.GraphModule, backend: Backend) -> None:
+    def __init__(
+        self, converted: fx.GraphModule, reference: fx.GraphModule, backend: Backend
+    ) -> None:
         super().__init__(converted)
+        self.reference = reference
         self.backend = backend
         self.results: dict[str, Any] = {}
         self.judged: dict[str, float] = {}
@@ -209,7 +248,8 @@ class _Collector(fx.Interpreter):
         """What a dynamic or weight-only module gives, beside what it should."""
         inputs = Inputs(*self.fetch_args_kwargs_from_env(n))
         kernel = self.module.get_submodule(str(n.target))
-        expected = expected_output(kernel, inputs, self.backend)
+        compute = self.reference.get_submodule(str(n.target))
+        expected = expected_output(kernel, compute, inputs, self.backend)
         if expected is not None:
             self.judged[name] = sqnr_db(expected, result)
 
@@ -269,7 +309,7 @@ class _Judgement:
 def _judge_sites(
     plan: Plan, converted: fx.GraphModule, reference: fx.GraphModule, sample: Sample
 ) -> _Judgement:
-    collector = _Collector(converted, plan.backend)
+    collector = _Collector(converted, reference, plan.backend)
     with torch.no_grad(), quiet():
         collector.run(*bind(converted, converted, sample.inputs))
         replay = _Replay(reference, collector.results)

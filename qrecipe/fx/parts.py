@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,11 @@ import torch
 from torch import fx, nn
 
 from qrecipe._torch_fx import BackendConfig, ConvertCustomConfig, PrepareCustomConfig
-from qrecipe.errors import AuditError, Finding
 from qrecipe.fx import execution
-from qrecipe.fx.audit import audit
+from qrecipe.fx.audit import audit, audit_reference
 from qrecipe.fx.emission import Emission, emit, erase_keep_float
-from qrecipe.fx.numerics import ReferenceRun, Sample, run_on_head
+from qrecipe.fx.numerics import Sample, run_on_head, run_until_judgeable
+from qrecipe.fx.reference import hold
 from qrecipe.fx.training import accompany_training, frozen_copy
 from qrecipe.inputs import Inputs
 from qrecipe.inventory import Part
@@ -80,14 +80,22 @@ class CompiledPart:
             sample = _run(prepared, inputs)
 
         def make_reference() -> fx.GraphModule:
-            return execution.reference(prepared, configs.backend_config, configs.convert)
+            again = execution.reference(prepared, configs.backend_config, configs.convert)
+            hold(again, prepared)
+            return again
 
-        reference = make_reference()
+        reference = execution.reference(prepared, configs.backend_config, configs.convert)
         if sample is None:  # observers move with what they see
             sample = _run(copy.deepcopy(prepared), self.inputs)
-        proof = run_on_head(reference, sample)
+        held = hold(reference, prepared)
         if self.plan.is_for_export:
-            return _for_export(proof, make_reference)
+            erase_keep_float(reference)
+            proof = run_until_judgeable(reference, sample)
+            held.release()
+            audit_reference(self.plan, reference, proof, held.wrong, lint)
+            return reference
+        proof = run_on_head(reference, sample)
+        held.release()
         # in place: a second reference is needed only where a kernel is suspected
         converted = execution.lowered(reference, prepared, configs.backend, configs.convert)
         engines = {site.name: site.engine for site in self.plan.sites if site.engine is not None}
@@ -100,17 +108,6 @@ class CompiledPart:
 def _run(prepared: fx.GraphModule, inputs: Inputs) -> Sample:
     with torch.no_grad():
         return Sample(inputs, inputs.call(prepared))
-
-
-def _for_export(
-    proof: ReferenceRun, make_reference: Callable[[], fx.GraphModule]
-) -> fx.GraphModule:
-    """torch's reference model as it came, after one that runs alike has been run."""
-    if proof.error is not None:
-        raise AuditError(Finding("QR413", f"the reference model fails: {proof.error}"))
-    reference = make_reference()
-    erase_keep_float(reference)
-    return reference
 
 
 def compile_part(
