@@ -2,41 +2,67 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from qrecipe._torch_fx import DynamicLinear, DynamicLinearReLU, QuantizedEmbedding
+from qrecipe._torch_fx import DynamicLinear, QuantizedEmbedding
 from qrecipe.inputs import Inputs
 from qrecipe.schema import Backend
 
 _LEAST_SCALE = 1e-12
 
 
-def expected_output(kernel: nn.Module, inputs: Inputs, backend: Backend) -> Tensor | None:
-    """What a module should give: its rounded weight on its input, rounded too where dynamic.
+def expected_output(
+    kernel: nn.Module, compute: Callable[[Tensor], Any], inputs: Inputs, backend: Backend
+) -> Tensor | None:
+    """What a module should give: ``compute`` on its input, rounded before where it is dynamic.
 
-    None for what cannot be said: recurrent modules round anew at every step.
+    ``compute`` is float arithmetic with the rounded weight. None for what cannot be said:
+    recurrent modules round anew at every step.
     """
     operands = [*inputs.args, *inputs.kwargs.values()]
     if len(operands) != 1 or not isinstance(operands[0], Tensor) or not operands[0].numel():
         return None
-    x, module = operands[0], _untyped(kernel)
-    if type(kernel) is QuantizedEmbedding:
-        return F.embedding(x, module.weight().dequantize())
-    if not isinstance(kernel, DynamicLinear):
+    x = operands[0]
+    if isinstance(kernel, DynamicLinear) and _weight(kernel).is_quantized:
+        x = _rounded(x, 8 if backend == "qnnpack" else 7)
+    elif not isinstance(kernel, (DynamicLinear, QuantizedEmbedding)):
         return None
-    weight: Tensor = module.weight()
-    if weight.is_quantized:
-        x, weight = _rounded(x, 8 if backend == "qnnpack" else 7), weight.dequantize()
-    y = F.linear(x, weight, module.bias())
-    return F.relu(y) if isinstance(kernel, DynamicLinearReLU) else y
+    expected: Tensor = compute(x)
+    return expected
 
 
-def _untyped(module: nn.Module) -> Any:
-    return module
+def with_weight_of(kernel: nn.Module, own: nn.Module, x: Tensor) -> Any:
+    """What a float module computes with its weight on the grid of the kernel's."""
+    weight: Any = own.weight
+    return functional_call(own, {"weight": _on_grid_of(_weight(kernel), weight.detach())}, (x,))
+
+
+def _weight(kernel: Any) -> Tensor:
+    weight: Tensor = kernel.weight()
+    return weight
+
+
+def _on_grid_of(stored: Tensor, weight: Tensor) -> Tensor:
+    if not stored.is_quantized:
+        return weight.half().float()
+    if str(stored.qscheme()).startswith("torch.per_channel"):
+        quantized = torch.quantize_per_channel(
+            weight,
+            stored.q_per_channel_scales(),
+            stored.q_per_channel_zero_points(),
+            stored.q_per_channel_axis(),
+            stored.dtype,
+        )
+    else:
+        quantized = torch.quantize_per_tensor(
+            weight, stored.q_scale(), stored.q_zero_point(), stored.dtype
+        )
+    return quantized.dequantize()
 
 
 def _rounded(x: Tensor, bits: int) -> Tensor:

@@ -36,11 +36,12 @@ from qrecipe.normalize import (
 )
 from qrecipe.operations import Kind, Member, ModelStructure, Operation
 from qrecipe.outputs import is_packing
+from qrecipe.proof import prove_fused
 from qrecipe.roots import inputs_of_roots, prove_whole
 from qrecipe.schema import FxTable, Phase
 from qrecipe.tracing import Scopes, hook_findings, in_training, trace
 from qrecipe.training import make_dropouts_switchable, modules_as_trained
-from qrecipe.values import record_values
+from qrecipe.values import Example, record_values
 
 _COPIES = (nn.Dropout, F.dropout)
 """What copies in eval mode although torch gives it a range of its own, which its kernel ignores."""
@@ -68,13 +69,15 @@ class Part:
 
     ``path`` is empty for the whole model. ``graph_module`` shares the unfused parameters with the
     caller's model and belongs to whoever holds the inventory. Each node of a site carries its
-    name in ``meta["site"]``. ``traced`` records what it was made from.
+    name in ``meta["site"]``. ``traced`` records what it was made from, ``example`` is what it has
+    to compute.
     """
 
     path: str
     graph_module: fx.GraphModule
     inputs: Inputs
     traced: TracedPart
+    example: Example
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +105,8 @@ def take_inventory(
 
     In ``phase`` qat the parts are in training mode, and BatchNorm is fused without being folded.
 
-    Raises ``TraceError`` or ``PlanError`` as `tracing.trace`, `values.record_values` and
-    `roots.inputs_of_roots` do.
+    Raises ``TraceError`` or ``PlanError`` as `tracing.trace`, `values.record_values`,
+    `proof.prove_fused` and `roots.inputs_of_roots` do.
     """
     inputs_of = inputs_of_roots(model, inputs, table.roots) if table.roots else {"": inputs}
     parts: list[Part] = []
@@ -113,7 +116,7 @@ def take_inventory(
         module = model.get_submodule(path)
         fixed = constants(module, part_inputs)
         graph_module, scopes = traced_graph(model, path, fixed, table, part_inputs)
-        record_values(graph_module, module, part_inputs)
+        example = record_values(graph_module, module, part_inputs)
         traced = traced_part(path, fixed, graph_module)
         dropouts: frozenset[str] = frozenset()
         if phase == "qat":
@@ -121,7 +124,8 @@ def take_inventory(
             trained += [] if mode.other is None else [mode.other]
             dropouts = mode.dropouts
         graph_module = fused_graph(graph_module, scopes, path, backend_config, phase, dropouts)
-        parts.append(Part(path, graph_module, part_inputs, traced))
+        prove_fused(graph_module, model, path, example)
+        parts.append(Part(path, graph_module, part_inputs, traced, example))
         matches |= named_sites(graph_module, backend_config, phase)
     if table.roots:
         prove_whole(model, {part.path: part.graph_module for part in parts}, inputs)

@@ -12,6 +12,7 @@ from torch import nn
 from qrecipe.copying import runnable_copy, with_parts
 from qrecipe.errors import Finding, PlanError, did_you_mean, error_from, first_line
 from qrecipe.inputs import Inputs
+from qrecipe.proof import FLIPPED
 from qrecipe.trials import try_inputs, try_out
 from qrecipe.values import FEW_SAMPLES, difference
 
@@ -80,7 +81,7 @@ def prove_whole(model: nn.Module, graphs: Mapping[str, nn.Module], inputs: Input
         raise
     except Exception as error:
         raise _depends_on_roots(f"does not run: {first_line(error)}") from error
-    found = difference(expected, actual)
+    found = difference(expected, actual, FLIPPED)
     if found is not None:
         raise _depends_on_roots(f"computes something else: {found}")
 

@@ -40,6 +40,7 @@ from qrecipe.operations import ModelStructure
 from qrecipe.planning import Plan, Site
 from qrecipe.recipe import QConfigSpec, Rule
 from qrecipe.schema import Constructor, FxTable, TensorSpec
+from qrecipe.values import Example
 
 _MEMORYLESS = ("placeholder", "fixed_qparams")
 """Observers that know their range, or need none, and decide what torch inserts."""
@@ -165,7 +166,7 @@ def _fused_part(
     _raise_if_any(note_values(recorded, graph_module))
     config = configs.backend_config
     graph_module = fused_graph(graph_module, scopes, recorded.path, config, plan.phase)
-    part = Part(recorded.path, graph_module, Inputs(), recorded)
+    part = Part(recorded.path, graph_module, Inputs(), recorded, Example(Inputs(), None))
     return _Fused(part, named_sites(graph_module, config, plan.phase))
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from qrecipe.converted import differs, module_became, weight_problem
 from qrecipe.copying import runnable_copy
-from qrecipe.dynamic_kernels import expected_output
+from qrecipe.dynamic_kernels import expected_output, with_weight_of
 from qrecipe.errors import CODES, Finding, error_from, first_line
 from qrecipe.fx.judgement import RIGHT_KERNEL_DB
 from qrecipe.fx.numerics import JUDGEABLE_DB, Sample
@@ -85,7 +85,8 @@ def _numeric_findings(
     wrong = [
         finding
         for site in sites
-        if site.name in calls and (finding := _judged(site, calls[site.name], converted, plan))
+        if site.name in calls
+        and (finding := _judged(site, calls[site.name], prepared, converted, plan))
     ]
     yield from wrong
     reached = output_sqnr_db(sample.output, output)
@@ -129,10 +130,13 @@ def _unreached(site: Site) -> Finding:
     )
 
 
-def _judged(site: Site, inputs: Inputs, converted: nn.Module, plan: Plan) -> Finding | None:
+def _judged(
+    site: Site, inputs: Inputs, prepared: nn.Module, converted: nn.Module, plan: Plan
+) -> Finding | None:
     kernel = converted.get_submodule(site.name)
+    compute = partial(with_weight_of, kernel, prepared.get_submodule(site.name))
     with torch.no_grad():
-        expected = expected_output(kernel, inputs, plan.backend)
+        expected = expected_output(kernel, compute, inputs, plan.backend)
         if expected is None:
             return None
         # without hooks of the caller's, which are no business of the kernel

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from torch import fx
 
 from qrecipe.errors import CODES, AuditError, Finding, QRecipeError, error_from, first_line
-from qrecipe.fx.numerics import ReferenceRun, numeric_findings
+from qrecipe.fx.numerics import ReferenceRun, numeric_findings, reference_number_findings
+from qrecipe.fx.reference_form import reference_findings
 from qrecipe.fx.structure import structure_findings
 from qrecipe.linting import warn
 from qrecipe.planning import Plan
@@ -28,10 +29,39 @@ def audit(
 
     Raises ``AuditError`` where they differ; warns where the scheme alone explains low accuracy.
     """
+
+    def found() -> Iterator[Finding]:
+        structure = list(structure_findings(plan, converted))
+        yield from structure or numeric_findings(
+            plan, converted, proof, make_reference, may_saturate
+        )
+
+    _judge(found(), lint)
+
+
+def audit_reference(
+    plan: Plan,
+    reference: fx.GraphModule,
+    proof: ReferenceRun,
+    wrong: Mapping[str, float],
+    lint: LintTable,
+) -> None:
+    """The same for a reference conversion that is the product itself.
+
+    ``wrong`` are sites that differ from the float module of the prepared model on equal input,
+    with their SQNR in dB.
+    """
+
+    def found() -> Iterator[Finding]:
+        structure = list(reference_findings(plan, reference))
+        yield from structure or reference_number_findings(plan, proof, wrong)
+
+    _judge(found(), lint)
+
+
+def _judge(found: Iterable[Finding], lint: LintTable) -> None:
     try:
-        findings = list(structure_findings(plan, converted))
-        if not findings:
-            findings = list(numeric_findings(plan, converted, proof, make_reference, may_saturate))
+        findings = list(found)
     except QRecipeError:
         raise
     except Exception as error:

@@ -14,6 +14,7 @@ from qrecipe._torch_ao import quiet
 from qrecipe.dynamic_kernels import expected_output
 from qrecipe.errors import Finding
 from qrecipe.fx.emission import site_of
+from qrecipe.fx.reference import RIGHT_DB
 from qrecipe.inputs import Inputs, bind
 from qrecipe.planning import Plan, Site
 from qrecipe.rules import listed, rule_for
@@ -21,7 +22,7 @@ from qrecipe.saturation import ADDS_IN_16_BITS
 from qrecipe.schema import Backend
 from qrecipe.sqnr import sqnr_db
 
-RIGHT_KERNEL_DB = 30.0
+RIGHT_KERNEL_DB = RIGHT_DB
 """Below this a kernel and its reference compute different things from one quantized input."""
 
 _MOST_SEVEN_BITS = 127
@@ -151,7 +152,7 @@ def _judged(
     limit: Limit,
 ) -> dict[str, float]:
     """The SQNR in dB of each site's kernel against its reference on the same, limited input."""
-    collector = _Collector(converted, backend, limit)
+    collector = _Collector(converted, reference, backend, limit)
     with torch.no_grad(), quiet():
         collector.run(*bind(converted, converted, inputs))
         replay = _Replay(reference, collector.results, limit)
@@ -162,8 +163,15 @@ def _judged(
 class _Collector(fx.Interpreter):
     """Keeps what each static site gives, by its name, and judges the others at once."""
 
-    def __init__(self, converted: fx.GraphModule, backend: Backend, limit: Limit) -> None:
+    def __init__(
+        self,
+        converted: fx.GraphModule,
+        reference: fx.GraphModule,
+        backend: Backend,
+        limit: Limit,
+    ) -> None:
         super().__init__(converted)
+        self.reference = reference
         self.backend = backend
         self.limit = limit
         self.results: dict[str, Any] = {}
@@ -187,7 +195,8 @@ class _Collector(fx.Interpreter):
         """What a dynamic or weight-only module gives, beside what it should."""
         inputs = Inputs(*self.fetch_args_kwargs_from_env(n))
         kernel = self.module.get_submodule(str(n.target))
-        expected = expected_output(kernel, inputs, self.backend)
+        compute = self.reference.get_submodule(str(n.target))
+        expected = expected_output(kernel, compute, inputs, self.backend)
         if expected is not None:
             self.judged[name] = sqnr_db(expected, result)
 

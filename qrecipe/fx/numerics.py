@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,10 +18,11 @@ from qrecipe.fx.judgement import (
     saturation_findings,
     wrong_kernel_findings,
 )
-from qrecipe.fx.weights import round_weights_fast
+from qrecipe.fx.weights import rounding_weights_fast
 from qrecipe.inputs import Inputs, batch_size, head
 from qrecipe.nested import UncopyableError
 from qrecipe.planning import Plan
+from qrecipe.rules import rule_for
 from qrecipe.sqnr import output_sqnr_db
 
 JUDGEABLE_DB = 15.0
@@ -85,13 +86,24 @@ def run_on_head(reference: fx.GraphModule, sample: Sample) -> ReferenceRun:
 
 def run_reference(reference: fx.GraphModule, sample: Sample) -> ReferenceRun:
     """Run the reference conversion on the sample; the model computes the same afterwards."""
-    round_weights_fast(reference)
     try:
-        with torch.no_grad(), quiet():
+        with torch.no_grad(), quiet(), rounding_weights_fast(reference):
             output = sample.inputs.call(reference)
     except Exception as error:
         return ReferenceRun(sample, None, first_line(error))
     return ReferenceRun(sample, output_sqnr_db(sample.output, output))
+
+
+def run_until_judgeable(reference: fx.GraphModule, sample: Sample) -> ReferenceRun:
+    """As `run_on_head`, and on the whole batch where the head fails or is far from float."""
+    proof = run_on_head(reference, sample)
+    if proof.whole is None or (proof.error is None and not _is_coarse(proof)):
+        return proof
+    return run_reference(reference, proof.whole)
+
+
+def _is_coarse(proof: ReferenceRun) -> bool:
+    return proof.sqnr_db is not None and not proof.sqnr_db >= JUDGEABLE_DB
 
 
 def numeric_findings(
@@ -150,6 +162,30 @@ def _shortfall(
         yield _worse(reference_db, lowered_db)
     elif lowered_db < JUDGEABLE_DB:
         yield (_unlike_training if plan.phase == "qat" else _coarse)(reference_db, lowered_db)
+
+
+def reference_number_findings(
+    plan: Plan, proof: ReferenceRun, wrong: Mapping[str, float]
+) -> Iterator[Finding]:
+    """What the numbers say of a reference conversion that is exported.
+
+    ``wrong`` are sites that differ from the float module of the prepared model on equal input,
+    with their SQNR in dB.
+    """
+    if proof.error is not None:
+        yield _does_not_run("reference model", proof.error)
+        return
+    sites = {site.name: site for site in plan.sites}
+    for name, value in wrong.items():
+        yield Finding(
+            "QR411",
+            f"the reference module of {name} ({sites[name].op}) computes something else: "
+            f"{value:.1f} dB from the float module on equal input and with equal weights",
+            sites[name].rule.location,
+            hint=f'leave it float: [rules.module_name] {rule_for(name)} = "float"',
+        )
+    if proof.sqnr_db is not None and _is_coarse(proof) and not wrong:
+        yield _coarse(proof.sqnr_db, proof.sqnr_db)
 
 
 def _head_agrees(plan: Plan, converted: fx.GraphModule, proof: ReferenceRun) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,16 +11,18 @@ import torch
 from torch import fx, nn
 
 from qrecipe._torch_fx import BackendConfig, ConvertCustomConfig, PrepareCustomConfig
-from qrecipe.errors import AuditError, Finding
 from qrecipe.fx import execution
-from qrecipe.fx.audit import audit
+from qrecipe.fx.audit import audit, audit_reference
 from qrecipe.fx.emission import Emission, emit, erase_keep_float
-from qrecipe.fx.numerics import ReferenceRun, Sample, run_on_head
+from qrecipe.fx.numerics import Sample, run_on_head, run_until_judgeable
+from qrecipe.fx.reference import hold
 from qrecipe.fx.training import accompany_training, frozen_copy
 from qrecipe.inputs import Inputs
 from qrecipe.inventory import Part
 from qrecipe.planning import Plan
+from qrecipe.proof import prove_prepared
 from qrecipe.schema import Backend, LintTable
+from qrecipe.values import Example
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +48,16 @@ class CompiledPart:
     graph_module: fx.GraphModule
     emission: Emission
     inputs: Inputs
+    example: Example
     configs: Configs
     preserved: Mapping[str, Any]
     unjudged: tuple[str, ...]
 
     def prepare(self) -> fx.GraphModule:
-        """The part with observers or fake-quants inserted, on a copy."""
+        """The part with observers or fake-quants inserted, on a copy.
+
+        Raises ``PlanError`` (QR306) where it computes something else than the caller's model.
+        """
         prepared = execution.prepared_copy(
             self.graph_module,
             self.emission,
@@ -60,6 +66,7 @@ class CompiledPart:
             self.preserved,
             self.plan.phase,
         )
+        prove_prepared(prepared, self.graph_module, self.example)
         accompany_training(prepared)
         return prepared
 
@@ -83,14 +90,22 @@ class CompiledPart:
             sample = _run(prepared, inputs)
 
         def make_reference() -> fx.GraphModule:
-            return execution.reference(prepared, configs.backend_config, configs.convert)
+            again = execution.reference(prepared, configs.backend_config, configs.convert)
+            hold(again, prepared)
+            return again
 
-        reference = make_reference()
+        reference = execution.reference(prepared, configs.backend_config, configs.convert)
         if sample is None:  # observers move with what they see
             sample = _run(copy.deepcopy(prepared), self.inputs)
-        proof = run_on_head(reference, sample)
+        held = hold(reference, prepared)
         if self.plan.is_for_export:
-            return _for_export(proof, make_reference)
+            erase_keep_float(reference)
+            proof = run_until_judgeable(reference, sample)
+            held.release()
+            audit_reference(self.plan, reference, proof, held.wrong, lint)
+            return reference
+        proof = run_on_head(reference, sample)
+        held.release()
         # in place: a second reference is needed only where a kernel is suspected
         converted = execution.lowered(
             reference, prepared, configs.backend, configs.convert, self.plan.engines
@@ -103,17 +118,6 @@ class CompiledPart:
 def _run(prepared: fx.GraphModule, inputs: Inputs) -> Sample:
     with torch.no_grad():
         return Sample(inputs, inputs.call(prepared))
-
-
-def _for_export(
-    proof: ReferenceRun, make_reference: Callable[[], fx.GraphModule]
-) -> fx.GraphModule:
-    """torch's reference model as it came, after one that runs alike has been run."""
-    if proof.error is not None:
-        raise AuditError(Finding("QR413", f"the reference model fails: {proof.error}"))
-    reference = make_reference()
-    erase_keep_float(reference)
-    return reference
 
 
 def compile_part(
@@ -132,6 +136,7 @@ def compile_part(
         part.graph_module,
         emit(own, part.graph_module),
         part.inputs,
+        part.example,
         configs,
         preserved,
         unjudged,

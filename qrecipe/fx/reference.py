@@ -1,0 +1,104 @@
+"""A reference conversion held against the float modules that it was made from.
+
+torch's reference modules are written anew from the float ones, and leave out what torch forgot. A
+reference that shares a fault with a kernel cannot judge it, and for a backend that is exported to
+the reference is the product.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+from torch.utils.hooks import RemovableHandle
+
+from qrecipe._torch_fx import ReferenceQuantizedModule
+from qrecipe.fx.emission import site_of
+from qrecipe.fx.weights import quantized_weight
+from qrecipe.sqnr import sqnr_db
+
+RIGHT_DB = 30.0
+"""Below this two modules compute different things from one input."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What the hooks of `hold` have found: ``wrong`` is the worst SQNR in dB by site."""
+
+    wrong: dict[str, float] = field(default_factory=dict)
+    handles: list[RemovableHandle] = field(default_factory=list)
+
+    def release(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+def hold(reference: fx.GraphModule, prepared: fx.GraphModule) -> Held:
+    """Let the prepared model's own modules check each call of a reference module.
+
+    They get the same input and the same rounded weight; in training, they round it themselves. What
+    differs is noted, and the reference goes on with what the module of the prepared model gave.
+    """
+    held = Held()
+    for node in reference.graph.nodes:
+        if node.op != "call_module":
+            continue
+        name = site_of(node) or str(node.target)
+        for module, truth in _twins(str(node.target), reference, prepared):
+            hook = partial(_check, truth, held.wrong, name)
+            held.handles.append(module.register_forward_hook(hook, with_kwargs=True))
+    return held
+
+
+def _twins(
+    target: str, reference: fx.GraphModule, prepared: fx.GraphModule
+) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
+    """The reference modules in what a node calls, each with what it should compute."""
+    module, known = reference.get_submodule(target), dict(prepared.named_modules())
+    inside = {
+        name: inner
+        for name, inner in module.named_modules(prefix=target)
+        if isinstance(inner, ReferenceQuantizedModule)
+    }
+    if inside and hasattr(known.get(target), "weight_fake_quant"):
+        yield module, known[target]
+        return
+    for name, inner in inside.items():
+        own = known.get(name)
+        weight = getattr(own, "weight", None)
+        if own is not None and isinstance(weight, Tensor):
+            yield inner, partial(_with_rounded_weight, own, weight, inner)
+
+
+def _with_rounded_weight(
+    own: nn.Module, weight: Tensor, reference: nn.Module, *args: Any, **kwargs: Any
+) -> Any:
+    return functional_call(own, {"weight": quantized_weight(reference, weight)}, args, kwargs)
+
+
+def _check(
+    truth: Callable[..., Any],
+    wrong: dict[str, float],
+    name: str,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    output: Any,
+) -> Any:
+    expected = truth(*args, **kwargs)
+    if not isinstance(expected, Tensor):
+        return None
+    if expected.shape == output.shape:
+        found = sqnr_db(expected, output)
+        unjudgeable = found == -math.inf or not expected.isfinite().all()
+        if found >= RIGHT_DB or unjudgeable:
+            return None
+    else:
+        found = math.nan
+    wrong[name] = min(found, wrong.get(name, math.inf))
+    return expected

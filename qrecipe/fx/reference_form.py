@@ -1,0 +1,180 @@
+"""The structural audit of a reference conversion: what each site became, without data.
+
+In this form an operation is quantized by what stands around it: its inputs come from
+``dequantize``, its result goes to ``quantize_per_tensor``, and its weight has a grid. An operation
+without a weight between two quantized ones looks alike, planned or not: a backend may take it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from qrecipe._torch_fx import ReferenceQuantizedModule
+from qrecipe.converted import differs
+from qrecipe.errors import Finding
+from qrecipe.fx.emission import site_of
+from qrecipe.normalize import CALLS, is_floating, is_plumbing
+from qrecipe.planning import Plan, Site
+from qrecipe.qconfigs import torch_dtype
+from qrecipe.schema import TensorSpec
+
+_WEIGHTED_MODULES = (
+    nn.Linear,
+    nn.modules.conv._ConvNd,
+    nn.Embedding,
+    nn.EmbeddingBag,
+    nn.RNNBase,
+    nn.RNNCellBase,
+)
+_WEIGHTED_FUNCTIONS = frozenset(
+    {
+        *(F.linear, F.conv1d, F.conv2d, F.conv3d),
+        *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
+    }
+)
+_QUANTIZE = (torch.quantize_per_tensor, torch.quantize_per_channel)
+
+
+@dataclass(frozen=True, slots=True)
+class _Weight:
+    """The grid of a weight; None where torch keeps several, or does not say."""
+
+    dtype: torch.dtype | None
+    per_channel: bool | None
+
+
+def reference_findings(plan: Plan, reference: fx.GraphModule) -> Iterator[Finding]:
+    """Where a reference conversion differs from the plan (QR410)."""
+    modules = dict(reference.named_modules(remove_duplicate=False))
+    nodes: dict[str, list[fx.Node]] = {}
+    for node in reference.graph.nodes:
+        if node.op not in CALLS or _is_boundary(node):
+            continue
+        name = site_of(node)
+        if name is None and _weight(node, modules) is not None:
+            name = str(node.target)
+        if name is not None:
+            nodes.setdefault(name, []).append(node)
+    for site in plan.sites:
+        own = nodes.pop(site.name, None)
+        problem = "vanished" if own is None else _problem(site, own, modules)
+        if problem is not None:
+            yield differs(site, site.mode or "float", problem)
+    for name in nodes:
+        yield Finding("QR410", f"{name} was converted and is not in the plan")
+
+
+def _is_boundary(node: fx.Node) -> bool:
+    target = str(getattr(node.target, "__name__", node.target))
+    return target.startswith(("quantize_per_", "dequantize"))
+
+
+def _problem(site: Site, nodes: list[fx.Node], modules: dict[str, nn.Module]) -> str | None:
+    weight = next(filter(None, (_weight(node, modules) for node in nodes)), None)
+    if site.mode is None:
+        return None if weight is None else f"has weights of {weight.dtype}"
+    weighted = any(_takes_weight(node, modules) for node in nodes)
+    if weighted and weight is None:
+        return "has float weights"
+    spec = site.qconfig.weight if site.qconfig else None
+    if weight is not None and spec is not None:
+        problem = _weight_problem(weight, spec)
+        if problem is not None:
+            return problem
+    if site.mode == "static":
+        return _static_problem(site, nodes)
+    is_half = weight is not None and weight.dtype == torch.float16
+    if site.mode == "dynamic" and not is_half and not _is_fed_dynamically(nodes):
+        return "takes its input as it is"
+    return None
+
+
+def _weight(node: fx.Node, modules: dict[str, nn.Module]) -> _Weight | None:
+    """The quantized weight of a node, None where it has none."""
+    if node.op == "call_module":
+        module: Any = _inner(modules[str(node.target)])
+        if not isinstance(module, ReferenceQuantizedModule):
+            return None
+        scheme = getattr(module, "weight_qscheme", None)
+        per_channel = None if scheme is None else str(scheme).startswith("torch.per_channel")
+        return _Weight(getattr(module, "weight_dtype", None), per_channel)
+    source = node.args[1] if node.target in _WEIGHTED_FUNCTIONS and len(node.args) > 1 else None
+    if not isinstance(source, fx.Node) or source.target != "dequantize":
+        return None
+    quantize = source.all_input_nodes[0]
+    if quantize.target not in _QUANTIZE:  # float16
+        return _Weight(torch.float16, None)
+    dtype: Any = quantize.args[-1]
+    return _Weight(dtype, quantize.target is torch.quantize_per_channel)
+
+
+def _inner(module: nn.Module) -> nn.Module:
+    """What a fused module calls first, the module itself where it is no fused one."""
+    return module[0] if isinstance(module, nn.Sequential) and len(module) else module
+
+
+def _takes_weight(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    if node.op == "call_module":
+        return isinstance(_inner(modules[str(node.target)]), _WEIGHTED_MODULES)
+    return node.target in _WEIGHTED_FUNCTIONS
+
+
+def _weight_problem(weight: _Weight, spec: TensorSpec) -> str | None:
+    if weight.dtype is not None and weight.dtype != torch_dtype(spec):
+        return f"has weights of dtype {weight.dtype}"
+    wants_per_channel = (spec.qscheme or "per_tensor").startswith("per_channel")
+    is_integer = weight.dtype is not None and not weight.dtype.is_floating_point
+    if is_integer and weight.per_channel not in (None, wants_per_channel):
+        return f"has weights quantized per {'channel' if weight.per_channel else 'tensor'}"
+    return None
+
+
+def _static_problem(site: Site, nodes: list[fx.Node]) -> str | None:
+    if not all(source.target == "dequantize" for source in _data_inputs(nodes)):
+        return "takes a float input"
+    quantizes = [user for user in _readers(nodes[-1]) if user.target is torch.quantize_per_tensor]
+    if not quantizes:
+        return "gives a float result"
+    spec = site.qconfig.activation if site.qconfig and site.verdict == "quantized" else None
+    if spec is not None and torch_dtype(spec) not in {user.args[-1] for user in quantizes}:
+        return f"gives results of dtype {quantizes[0].args[-1]}"
+    return None
+
+
+def _is_fed_dynamically(nodes: list[fx.Node]) -> bool:
+    return all(
+        source.target == "dequantize"
+        and source.all_input_nodes[0].target is torch.quantize_per_tensor_dynamic
+        for source in _data_inputs(nodes)
+    )
+
+
+def _data_inputs(nodes: list[fx.Node]) -> Iterator[fx.Node]:
+    """What a site reads of other operations or of the model's inputs, tuples taken apart."""
+    for node in nodes:
+        for source in node.all_input_nodes:
+            if source in nodes or source.op == "get_attr" or not _is_data(source):
+                continue
+            yield _whole(source)
+
+
+def _whole(node: fx.Node) -> fx.Node:
+    while "value" in node.meta and is_plumbing(node):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _is_data(node: fx.Node) -> bool:
+    # nodes that conversion made carry no value and are always tensors
+    return "value" not in node.meta or is_floating(node)
+
+
+def _readers(node: fx.Node) -> Iterator[fx.Node]:
+    for user in node.users:
+        yield from _readers(user) if "value" in user.meta and is_plumbing(user) else (user,)

@@ -1,0 +1,188 @@
+"""The proof that a graph which was rewritten still computes what the caller's model computes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from qrecipe._torch_ao import is_observer
+from qrecipe._torch_fx import FusedConvBatchNorm, FusedLinearBatchNorm
+from qrecipe.copying import runnable_copy
+from qrecipe.errors import Finding, PlanError, first_line, quoted_whole
+from qrecipe.inputs import bind
+from qrecipe.operations import Member, joined
+from qrecipe.trials import try_out
+from qrecipe.values import Example, difference
+
+FLIPPED = 1e-3
+"""The share of an output that rounding may flip: where a threshold, a rank or a mask decides."""
+
+
+def prove_fused(fused: fx.GraphModule, model: nn.Module, path: str, example: Example) -> None:
+    """Hold a fused graph of the submodule at ``path`` against the caller's model.
+
+    Raises ``PlanError`` (QR306) that names the first operation which computes something else.
+    """
+    found = _found(fused, example)
+    if found is None:
+        return
+    expected = _module_results(model.get_submodule(path), path, example)
+    members = _members(_first_unlike(expected, fused, example))
+    raise PlanError(
+        Finding(
+            "QR306",
+            f"fused, {_shown(members)} computes something else than in the model: {found}",
+            hint=_left_whole(members),
+        )
+    )
+
+
+def _left_whole(members: tuple[Member, ...]) -> str:
+    key = "[fx] non_traceable_module_name"
+    around = ""
+    if members:
+        around = next(path for path in members[0].scopes if path != members[0].module)
+    if around:
+        return f"leave the module around it as it is, and float: {key} = [{quoted_whole(around)}]"
+    return f"move it into a submodule, and leave that as it is, and float: {key}"
+
+
+def _shown(members: tuple[Member, ...]) -> str:
+    return ", ".join(member.name for member in members) or "the model"
+
+
+def prove_prepared(prepared: fx.GraphModule, fused: fx.GraphModule, example: Example) -> None:
+    """Hold a prepared graph against the caller's model; its observers and fake-quants pass.
+
+    Raises ``PlanError`` (QR306) that names the first site which computes something else than in
+    the ``fused`` graph.
+    """
+    found = _found(prepared, example)
+    if found is None:
+        return
+    if _found(fused, example) is not None:
+        raise PlanError(
+            Finding(
+                "QR306",
+                "the weights of the model have been changed since it was compiled",
+                hint="compile it again",
+            )
+        )
+    node = _first_unlike(_results(fused, example), prepared, example)
+    shown = _shown(_members(node))
+    if node is not None and _divides_by_zero(node, prepared):
+        raise PlanError(
+            Finding(
+                "QR306",
+                f"{shown} cannot be trained with fake-quants: weights of its BatchNorm are 0, and "
+                "torch divides by them",
+                hint="make them small instead: bn.weight.data[bn.weight == 0] = 1e-6",
+            )
+        )
+    site = None if node is None else node.meta.get("site")
+    raise PlanError(
+        Finding(
+            "QR306",
+            f"prepared, {shown} computes something else than in the model: {found}",
+            hint=f'leave it float: [rules.module_name] {quoted_whole(site)} = "float"'
+            if site
+            else "quantize parts of it: [fx] roots",
+        )
+    )
+
+
+def _divides_by_zero(node: fx.Node, prepared: fx.GraphModule) -> bool:
+    module = prepared.get_submodule(str(node.target)) if node.op == "call_module" else None
+    if not isinstance(module, (FusedConvBatchNorm, FusedLinearBatchNorm)):
+        return False
+    return bool((module.bn.weight == 0).any())
+
+
+def _found(graph_module: fx.GraphModule, example: Example) -> str | None:
+    """How the graph's output differs from the model's, None where it does not."""
+    probe = _passing(graph_module)
+    try:
+        actual = try_out(probe, example.inputs.cloned(), graph_module)
+    except Exception as error:
+        return f"it does not run: {first_line(error)}"
+    return difference(example.output, actual, FLIPPED)
+
+
+def _passing(graph_module: fx.GraphModule) -> fx.GraphModule:
+    """A copy in eval mode in which observers and fake-quants give what they are given."""
+    probe = runnable_copy(graph_module)
+    for module in probe.modules():
+        if is_observer(module):
+            vars(module)["forward"] = _same
+    return probe
+
+
+def _same(x: Tensor, *_: Any) -> Tensor:
+    return x
+
+
+def _first_unlike(
+    expected: Mapping[str, Tensor], graph_module: fx.GraphModule, example: Example
+) -> fx.Node | None:
+    """The first node that gives something else, as far as its result is known."""
+    nodes: dict[str | None, fx.Node] = {_name(node): node for node in graph_module.graph.nodes}
+    for name, actual in _results(graph_module, example).items():
+        if name in expected and difference(expected[name], actual, FLIPPED) is not None:
+            return nodes[name]
+    return None
+
+
+def _members(node: fx.Node | None) -> tuple[Member, ...]:
+    """The operations that a node stands for, in order; none for what is no operation."""
+    meta: Mapping[str, Any] = {} if node is None else node.meta
+    members: tuple[Member, ...] = meta.get("members", (meta["member"],) if "member" in meta else ())
+    return members
+
+
+def _name(node: fx.Node) -> str | None:
+    members = _members(node)
+    return members[-1].name if members else None
+
+
+class _Keeper(fx.Interpreter):
+    def __init__(self, graph_module: fx.GraphModule) -> None:
+        super().__init__(graph_module)
+        self.results: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        name = _name(n)
+        if name is not None and isinstance(result, Tensor):
+            self.results.setdefault(name, result.clone())  # what follows may write to it
+        return result
+
+
+def _results(graph_module: fx.GraphModule, example: Example) -> dict[str, Tensor]:
+    """What the operations of a graph give, as far as they run, by the name of the last member."""
+    probe = _passing(graph_module)
+    keeper = _Keeper(probe)
+    with torch.no_grad():
+        try:
+            keeper.run(*bind(probe, probe, example.inputs.cloned()))
+        except Exception:
+            return keeper.results
+    return keeper.results
+
+
+def _module_results(model: nn.Module, path: str, example: Example) -> dict[str, Tensor]:
+    """What the modules of the caller's model give at their first call, by their whole paths."""
+    results: dict[str, Tensor] = {}
+    probe = runnable_copy(model)
+    for name, module in probe.named_modules():
+        module.register_forward_hook(partial(_keep, results, joined(path, name)))
+    try_out(probe, example.inputs.cloned(), model)
+    return results
+
+
+def _keep(results: dict[str, Tensor], name: str, module: nn.Module, args: Any, output: Any) -> None:
+    if isinstance(output, Tensor):
+        results.setdefault(name, output.clone())
