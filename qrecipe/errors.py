@@ -297,6 +297,7 @@ CODES: dict[str, Code] = {
     "QR311": Code("an observer or fake-quant cannot be made", UnsupportedError),
     "QR312": Code("a module that training cannot share", UnsupportedError),
     "QR313": Code("the schedule of training does not fit", PlanError),
+    "QR314": Code("an attribute that cannot be preserved", PlanError),
     # lock files
     "QR320": Code("there is no lock file", PlanError),
     "QR321": Code("the lock file is damaged", PlanError),

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from types import NoneType
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ from qrecipe.errors import (
 from qrecipe.fx import execution
 from qrecipe.fx.numerics import Sample
 from qrecipe.fx.parts import CompiledPart, Configs, compile_part
+from qrecipe.graph_names import cannot_be_preserved, is_taken
 from qrecipe.inputs import Inputs
 from qrecipe.inventory import Inventory, take_inventory
 from qrecipe.lineage import attach, make_provenance
@@ -163,8 +165,8 @@ class CompiledRecipe:
 
     @property
     def example_inputs(self) -> Inputs:
-        """What the whole model is called with; of several parts, the first part's inputs."""
-        return self._parts[0].inputs
+        """What the whole model is called with."""
+        return self._inputs
 
     def _check_around(self, before: nn.Module, converted: nn.Module, state: PreparedState) -> None:
         roots = [part.path for part in self._parts]
@@ -380,6 +382,13 @@ def _model_findings(model: nn.Module) -> Iterator[Finding]:
         )
         return
     for path, module in model.named_modules():
+        if _has_own_qconfig(module):
+            yield Finding(
+                "QR306",
+                f"{joined(path, 'qconfig')} has a name that torch's quantization writes to",
+                hint="give it another name",
+            )
+            return
         shadowed = next((name for name in module._modules if hasattr(nn.Module, name)), None)
         if shadowed is not None:
             yield Finding(
@@ -414,6 +423,13 @@ def _model_findings(model: nn.Module) -> Iterator[Finding]:
             return
 
 
+def _has_own_qconfig(module: nn.Module) -> bool:
+    """Whether a module's ``qconfig`` is another thing than what torch's quantization put there."""
+    members = (module._modules, module._parameters, module._buffers)
+    value = vars(module).get("qconfig")
+    return any("qconfig" in each for each in members) or not isinstance(value, (tuple, NoneType))
+
+
 def _attribute_findings(model: nn.Module, recipe: Recipe) -> Iterator[Finding]:
     """What ``[fx] preserved_attributes`` names has to be an attribute of the caller's own."""
     for name in recipe.fx.preserved_attributes:
@@ -425,6 +441,8 @@ def _attribute_findings(model: nn.Module, recipe: Recipe) -> Iterator[Finding]:
                 hint=did_you_mean(name, known),
                 key="fx.preserved_attributes",
             )
+        elif is_taken(name):
+            yield cannot_be_preserved(name)
 
 
 def _no_batches() -> CalibrationError:

@@ -28,6 +28,7 @@ from qrecipe.errors import (
     first_line,
     quoted_whole,
 )
+from qrecipe.graph_names import rename_taken
 from qrecipe.inputs import Inputs, constants
 from qrecipe.operations import joined
 from qrecipe.schema import FxTable
@@ -66,6 +67,7 @@ def trace(
             graph = tracer.trace(root, dict(fixed))
         _name_placeholders(graph, root)
         _check_names(graph, path)
+        rename_taken(graph, root)
         graph_module = fx.GraphModule(root, graph)
     except TraceError:
         raise

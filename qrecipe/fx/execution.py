@@ -27,6 +27,7 @@ from qrecipe.copying import structural_copy
 from qrecipe.errors import ExecutionError, Finding, UnsupportedError, first_line, nearest
 from qrecipe.fx.emission import Emission, erase_keep_float, site_of
 from qrecipe.fx.sharing import share_connected_observers
+from qrecipe.graph_names import keep_state_names
 from qrecipe.inputs import tensors_in
 from qrecipe.schema import Backend, Phase
 
@@ -57,6 +58,7 @@ def prepared_copy(
         )
     _tie_again(prepared, weights)
     share_connected_observers(prepared)
+    keep_state_names(prepared)
     attach_preserved_attrs_to_model(prepared, dict(preserved))
     return prepared
 
@@ -158,7 +160,8 @@ def _conversion_failed(error: Exception) -> ExecutionError:
     )
 
 
-def _preserve(source: nn.Module, target: nn.Module, names: list[str]) -> None:
+def _preserve(source: nn.Module, target: fx.GraphModule, names: list[str]) -> None:
+    keep_state_names(target)
     attach_preserved_attrs_to_model(target, {name: getattr(source, name) for name in names})
 
 
