@@ -24,6 +24,7 @@ from qrecipe.fx.numerics import Sample
 from qrecipe.fx.training import only_observing
 from qrecipe.inputs import Inputs, cloned, tensors_in
 from qrecipe.linting import warn
+from qrecipe.neutral import neutral
 from qrecipe.progress import Progress, terminal_progress
 from qrecipe.ranges import observes, range_findings
 from qrecipe.schema import CalibrationTable, LintTable
@@ -35,6 +36,7 @@ FEW_BATCHES = 10
 _NO_MORE = object()
 
 
+@neutral
 def calibrate(
     prepared: nn.Module,
     batches: Iterable[Any],

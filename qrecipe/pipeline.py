@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
+from qrecipe._torch_ao import QConfig
 from qrecipe._torch_fx import (
     BackendConfig,
     ConvertCustomConfig,
@@ -47,6 +48,7 @@ from qrecipe.inputs import Inputs
 from qrecipe.inventory import Inventory, take_inventory
 from qrecipe.lineage import attach, make_provenance
 from qrecipe.linting import warn
+from qrecipe.neutral import neutral
 from qrecipe.operations import joined
 from qrecipe.planning import Plan, make_plan
 from qrecipe.plugins import load_plugins
@@ -104,6 +106,7 @@ class CompiledRecipe:
     def convert_custom_config(self) -> ConvertCustomConfig | None:
         return None if self._configs is None else self._configs.convert
 
+    @neutral
     def prepare(self) -> nn.Module:
         """The model with observers inserted, on a copy that shares no tensor with the caller's.
 
@@ -119,6 +122,7 @@ class CompiledRecipe:
         mark_prepared(prepared, self.recipe, self._identity, [part.path for part in self._parts])
         return prepared
 
+    @neutral
     def convert(self, prepared: nn.Module) -> nn.Module:
         """The quantized model, audited; ``prepared`` stays usable.
 
@@ -204,6 +208,7 @@ class CompiledRecipe:
         return [part for part in parts if isinstance(part, fx.GraphModule)]
 
 
+@neutral
 def plan(model: nn.Module, recipe: Recipe | str | os.PathLike[str], example_inputs: Any) -> Plan:
     """What the recipe does to each operation of the model; nothing is executed or changed.
 
@@ -219,6 +224,7 @@ def plan(model: nn.Module, recipe: Recipe | str | os.PathLike[str], example_inpu
     return make_plan(inventory_of(model, loaded, Inputs.from_batch(example_inputs)), loaded)
 
 
+@neutral
 def compile(
     model: nn.Module, recipe: Recipe | str | os.PathLike[str], example_inputs: Any
 ) -> CompiledRecipe:
@@ -229,6 +235,7 @@ def compile(
     return _compile(model, load_recipe(recipe), Inputs.from_batch(example_inputs))
 
 
+@neutral
 def quantize(
     model: nn.Module,
     recipe: Recipe | str | os.PathLike[str],
@@ -427,7 +434,7 @@ def _has_own_qconfig(module: nn.Module) -> bool:
     """Whether a module's ``qconfig`` is another thing than what torch's quantization put there."""
     members = (module._modules, module._parameters, module._buffers)
     value = vars(module).get("qconfig")
-    return any("qconfig" in each for each in members) or not isinstance(value, (tuple, NoneType))
+    return any("qconfig" in each for each in members) or not isinstance(value, (QConfig, NoneType))
 
 
 def _attribute_findings(model: nn.Module, recipe: Recipe) -> Iterator[Finding]:

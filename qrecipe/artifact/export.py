@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import warnings
 from typing import Any
 
 import torch
@@ -23,7 +22,10 @@ from qrecipe.errors import ArtifactError, Finding, QRecipeError, first_line
 from qrecipe.fx.emission import erase_keep_float
 from qrecipe.fx.training import frozen_copy
 from qrecipe.inputs import bind
+from qrecipe.neutral import neutral
 from qrecipe.pipeline import CompiledRecipe
+from qrecipe.process import alone
+from qrecipe.quieting import held_back
 from qrecipe.rules import listed
 from qrecipe.writing import replace_file, why_not
 
@@ -31,6 +33,7 @@ _PACKAGES = ("onnx", "onnxscript")
 _QUANTIZE = "quantized_decomposed.quantize_per_"
 
 
+@neutral
 def export_onnx(
     compiled: CompiledRecipe,
     prepared: nn.Module,
@@ -95,8 +98,7 @@ def _decomposed(compiled: CompiledRecipe, prepared: nn.Module) -> fx.GraphModule
 
 def _content(model: fx.GraphModule, inputs: tuple[Any, ...], dynamic_shapes: Any) -> bytes:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's own, of its libraries
+        with alone(), held_back([("", Warning)]):  # the exporter's own, of its libraries
             exported: Any = torch.export.export(model, inputs, dynamic_shapes=dynamic_shapes)
             flat = exported.module()
             _fold_weights(flat)
