@@ -33,6 +33,7 @@ from torch.ao.quantization.observer import (
 from torch.ao.quantization.qconfig import QConfig
 
 from qrecipe.errors import Finding, QRecipeWarning
+from qrecipe.quieting import Notice, held_back
 
 __all__ = [
     "FakeQuantize",
@@ -58,7 +59,7 @@ __all__ = [
 TESTED_TORCH = ("2.13",)
 """The minor versions of torch that the test suite has run on."""
 
-_NOTICES: tuple[tuple[str, type[Warning]], ...] = (
+_NOTICES: tuple[Notice, ...] = (
     (r"torch\.ao\.quantization is deprecated", DeprecationWarning),
     (r"Please use quant_min and quant_max to specify the range", UserWarning),
     (r"To copy construct from a tensor", UserWarning),
@@ -70,9 +71,7 @@ _NOTICES: tuple[tuple[str, type[Warning]], ...] = (
 @contextmanager
 def quiet() -> Iterator[None]:
     """Hold back torch's notices of deprecation, and no other warning, inside a ``with``."""
-    with warnings.catch_warnings():
-        for message, category in _NOTICES:
-            warnings.filterwarnings("ignore", message, category)
+    with held_back(_NOTICES):
         yield
 
 

@@ -15,6 +15,7 @@ from qrecipe.errors import Finding, first_line
 from qrecipe.fx.numerics import JUDGEABLE_DB, Sample
 from qrecipe.inputs import Inputs
 from qrecipe.nested import cloned, tensors_in
+from qrecipe.process import random_numbers_kept
 from qrecipe.sqnr import output_sqnr_db
 from qrecipe.values import difference
 
@@ -104,7 +105,7 @@ def _sqnr_db(part: nn.Module, sample: Sample) -> float | None:
 
 
 def _run(model: nn.Module, inputs: Inputs) -> Any:
-    with torch.no_grad(), quiet(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), quiet(), random_numbers_kept():
         torch.manual_seed(0)  # what is drawn around the roots is the same in both runs
         return inputs.cloned().call(model)
 

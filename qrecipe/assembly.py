@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from qrecipe.errors import CalibrationError, Finding
 from qrecipe.fx.numerics import Sample
@@ -14,7 +14,8 @@ from qrecipe.inputs import Inputs
 from qrecipe.recipe import Recipe
 from qrecipe.schema import CalibrationTable, LintTable, QatTable
 
-_KEY = "qrecipe_prepared"
+_PRIVATE = "_qrecipe"
+_KEY = "prepared"
 
 
 @dataclass(slots=True)
@@ -38,31 +39,44 @@ class PreparedState:
     whole: Inputs | None = None
 
 
-def meta_of(model: nn.Module) -> dict[str, Any]:
-    """What travels with a model through copies: ``meta``, as torch's graph modules have it."""
-    if not isinstance(vars(model).get("meta"), dict):
-        vars(model)["meta"] = {}
-    meta: dict[str, Any] = vars(model)["meta"]
-    return meta
+def kept_with(model: nn.Module) -> dict[str, Any]:
+    """What qrecipe keeps with a model, under one name of its own; copies of the model have it too.
+
+    A pickled model has its attributes, a deep copy of a graph module ``meta`` alone: it is in both.
+    """
+    homes = [vars(model)]
+    if isinstance(model, fx.GraphModule):
+        homes.append(model.meta)
+    kept: dict[str, Any] = next((home[_PRIVATE] for home in homes if _PRIVATE in home), {})
+    for home in homes:
+        home[_PRIVATE] = kept
+    return kept
+
+
+def kept(model: object, key: str) -> Any:
+    """One thing that qrecipe keeps with a model; None where it keeps none."""
+    if not isinstance(model, nn.Module):
+        return None
+    meta = model.meta if isinstance(model, fx.GraphModule) else {}
+    return {**meta.get(_PRIVATE, {}), **vars(model).get(_PRIVATE, {})}.get(key)
 
 
 def mark_prepared(prepared: nn.Module, recipe: Recipe, origin: str, parts: Sequence[str]) -> None:
     """Let a model carry what calibration and conversion need."""
     schedule = recipe.qat if recipe.phase == "qat" else None
-    meta_of(prepared)[_KEY] = PreparedState(
+    kept_with(prepared)[_KEY] = PreparedState(
         recipe.calibration, recipe.lint, origin, tuple(parts), schedule
     )
 
 
 def forget_preparation(converted: nn.Module) -> None:
     """A converted model keeps no calibration data."""
-    meta_of(converted).pop(_KEY, None)
+    kept_with(converted).pop(_KEY, None)
 
 
 def prepared_state(model: object) -> PreparedState:
     """Raises ``CalibrationError`` (QR406) for what `CompiledRecipe.prepare` did not return."""
-    meta = vars(model).get("meta") if isinstance(model, nn.Module) else None
-    state = meta.get(_KEY) if isinstance(meta, dict) else None
+    state = kept(model, _KEY)
     if isinstance(state, PreparedState):
         return state
     raise CalibrationError(

@@ -25,6 +25,7 @@ from qrecipe.fx.training import only_observing
 from qrecipe.inputs import Inputs
 from qrecipe.linting import warn
 from qrecipe.nested import cloned, parts_of, tensors_in
+from qrecipe.neutral import neutral
 from qrecipe.progress import Progress, terminal_progress
 from qrecipe.ranges import observes, range_findings
 from qrecipe.schema import CalibrationTable, LintTable
@@ -36,6 +37,7 @@ FEW_BATCHES = 10
 _NO_MORE = object()
 
 
+@neutral
 def calibrate(
     prepared: nn.Module,
     batches: Iterable[Any],

@@ -18,6 +18,8 @@ from qrecipe._torch_ao import (
 )
 from qrecipe.arguments import KIND_TITLE, Kind
 from qrecipe.errors import Finding, shown
+from qrecipe.neutral import neutral
+from qrecipe.process import random_numbers_kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +52,17 @@ _SCHEMES = (
     _Scheme(torch.qint8, torch.per_channel_symmetric, -127, 127),
 )
 
-_SAMPLES = {
-    "a random batch": torch.linspace(-2.0, 3.0, 48).sin().reshape(4, 3, 4),
-    "a batch of zeros": torch.zeros(4, 3, 4),
-    "a batch of tiny values": torch.full((4, 3, 4), 1e-30),
-}
+
+def _samples() -> dict[str, torch.Tensor]:
+    """Made when they are needed: the module may be imported in whatever mode the caller is in."""
+    return {
+        "a random batch": torch.linspace(-2.0, 3.0, 48).sin().reshape(4, 3, 4),
+        "a batch of zeros": torch.zeros(4, 3, 4),
+        "a batch of tiny values": torch.full((4, 3, 4), 1e-30),
+    }
 
 
+@neutral
 def contract_findings(kind: Kind, name: str, cls: object) -> list[Finding]:
     """Every way in which ``cls`` fails as an observer or fake-quant called ``name``."""
     base = ObserverBase if kind == "observer" else FakeQuantizeBase
@@ -66,7 +72,7 @@ def contract_findings(kind: Kind, name: str, cls: object) -> list[Finding]:
         mend = f"derive it from {base.__module__}.{base.__qualname__}"
         return [Finding("QR150", f"{title}: {given} is no {base.__name__}", hint=mend)]
     problems = _observer_problems(cls) if kind == "observer" else _fake_quant_problems(cls)
-    with quiet(), torch.random.fork_rng(devices=[]):
+    with quiet(), random_numbers_kept():
         distinct = dict(problems)
     return [Finding("QR150", f"{title} {what}", hint=mend) for what, mend in distinct.items()]
 
@@ -80,7 +86,7 @@ def _observer_problems(cls: type[Any]) -> Iterator[_Problem]:
         yield _refusal("dtype, qscheme, quant_min and quant_max", refusals[_SCHEMES[0]])
     for scheme in (scheme for scheme in _SCHEMES if not refusals[scheme]):
         yield from _attribute_problems(cls(**scheme.arguments), scheme)
-        for sample, batch in _SAMPLES.items():
+        for sample, batch in _samples().items():
             yield from _observation_problems(cls(**scheme.arguments), scheme, sample, batch)
 
 
@@ -163,7 +169,7 @@ def _fake_quant_problems(cls: type[Any]) -> Iterator[_Problem]:
     if all(refusals.values()):
         yield _refusal("observer, quant_min and quant_max", refusals[_SCHEMES[0]])
     for scheme in (scheme for scheme in _SCHEMES if not refusals[scheme]):
-        for sample, batch in _SAMPLES.items():
+        for sample, batch in _samples().items():
             yield from _training_problems(cls(**arguments[scheme]), scheme, sample, batch)
 
 

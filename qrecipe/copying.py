@@ -59,8 +59,10 @@ def with_parts(model: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
 
 
 def _copy_sharing(model: _Model, shared: Iterable[Tensor | nn.Module]) -> _Model:
+    """Tensors that were made in inference mode are copied: autograd takes none of them."""
+    known = {id(part): part for part in shared if not _is_inference(part)}
     try:
-        return copy.deepcopy(model, {id(part): part for part in shared})
+        return copy.deepcopy(model, known)
     except Exception as error:
         raise PlanError(
             Finding(
@@ -69,3 +71,7 @@ def _copy_sharing(model: _Model, shared: Iterable[Tensor | nn.Module]) -> _Model
                 hint="make it survive copy.deepcopy; quantization works on a copy of it",
             )
         ) from error
+
+
+def _is_inference(part: Tensor | nn.Module) -> bool:
+    return isinstance(part, Tensor) and part.is_inference()

@@ -298,6 +298,7 @@ CODES: dict[str, Code] = {
     "QR311": Code("an observer or fake-quant cannot be made", UnsupportedError),
     "QR312": Code("a module that training cannot share", UnsupportedError),
     "QR313": Code("the schedule of training does not fit", PlanError),
+    "QR314": Code("an attribute that cannot be preserved", PlanError),
     "QR318": Code("the plan needs another CPU", UnsupportedError),
     "QR319": Code("unknown target CPU", UnsupportedError),
     # lock files

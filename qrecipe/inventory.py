@@ -24,6 +24,7 @@ from qrecipe.altered import keep_apart
 from qrecipe.architecture import traced_part
 from qrecipe.contents import TracedPart
 from qrecipe.errors import Finding, PlanError, first_line
+from qrecipe.graph_names import keep_state_names, outer
 from qrecipe.inputs import Inputs, constants
 from qrecipe.normalize import (
     TAKES_WEIGHT,
@@ -175,7 +176,7 @@ def fused_graph(
         make_dropouts_switchable(graph_module, dropouts)
         graph_module.train()
     try:
-        return fuse(graph_module, phase == "qat", None, backend_config)
+        fused = fuse(graph_module, phase == "qat", None, backend_config)
     except Exception as error:
         raise PlanError(
             Finding(
@@ -185,6 +186,8 @@ def fused_graph(
                 "statistics",
             )
         ) from error
+    keep_state_names(fused)
+    return fused
 
 
 def named_sites(
@@ -282,7 +285,7 @@ def _matches(
             kind=_kind(pattern, handler, backend_config),
             producers=tuple(dict.fromkeys(site_of[n] for n in sources if n in site_of)),
             model_inputs=tuple(str(n.target) for n in sources if n.op == "placeholder"),
-            stored=tuple(str(n.target) for n in sources if n.op == "get_attr"),
+            stored=tuple(outer(str(n.target)) for n in sources if n.op == "get_attr"),
             is_output=any(user.op == "output" for user in _readers(group[-1])),
         )
         site_of.update(dict.fromkeys(group, operation.name))

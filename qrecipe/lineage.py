@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from qrecipe._version import __version__
-from qrecipe.assembly import meta_of
+from qrecipe.assembly import kept, kept_with
 from qrecipe.contents import Architecture, StoredPlan
 from qrecipe.cpu import cpu_name
 from qrecipe.errors import ArtifactError, Finding
@@ -19,8 +19,8 @@ from qrecipe.plugins import plugin_versions
 from qrecipe.recipe import Ingredient, Recipe
 from qrecipe.references import Publisher
 
-_KEY = "qrecipe_provenance"
-_ARCHITECTURE = "qrecipe_architecture"
+_KEY = "provenance"
+_ARCHITECTURE = "architecture"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def make_provenance(recipe: Recipe, plan: Plan, unjudged: tuple[str, ...]) -> Pr
 
 def attach(converted: nn.Module, provenance: Provenance, architecture: Architecture) -> None:
     """Keep both with the model; copies of the model keep them too."""
-    meta_of(converted).update({_KEY: provenance, _ARCHITECTURE: architecture})
+    kept_with(converted).update({_KEY: provenance, _ARCHITECTURE: architecture})
 
 
 def architecture(converted: nn.Module) -> Architecture:
@@ -66,7 +66,7 @@ def architecture(converted: nn.Module) -> Architecture:
     Raises ``ArtifactError`` (QR501) as `provenance` does.
     """
     provenance(converted)
-    found: Architecture = meta_of(converted)[_ARCHITECTURE]
+    found: Architecture = kept(converted, _ARCHITECTURE)
     return found
 
 
@@ -75,8 +75,7 @@ def provenance(converted: nn.Module) -> Provenance:
 
     Raises ``ArtifactError`` (QR501) for any other model.
     """
-    meta = getattr(converted, "meta", None)
-    found = meta.get(_KEY) if isinstance(meta, dict) else None
+    found = kept(converted, _KEY)
     if not isinstance(found, Provenance):
         raise ArtifactError(
             Finding(

@@ -18,6 +18,7 @@ from torch import fx, nn
 
 from qrecipe.altered import keep_float
 from qrecipe.copying import structural_copy
+from qrecipe.graph_names import outer
 from qrecipe.operations import Member, enclosing, joined
 from qrecipe.outputs import is_packing, name_constants
 from qrecipe.signatures import function_family
@@ -168,7 +169,7 @@ def _address(graph_module: fx.GraphModule, scopes: Scopes, prefix: str) -> None:
             continue
         if node.op == "call_module":
             module = graph_module.get_submodule(node.target)
-            member = module_member(joined(prefix, str(node.target)), module)
+            member = module_member(joined(prefix, outer(str(node.target))), module)
         else:
             member = _function_member(joined(prefix, scopes[node.name][0]), node)
         number = calls[member.name]

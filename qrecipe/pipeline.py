@@ -8,12 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
+from qrecipe._torch_ao import QConfig
 from qrecipe._torch_fx import (
     BackendConfig,
     ConvertCustomConfig,
@@ -40,10 +42,12 @@ from qrecipe.errors import (
 from qrecipe.fx import execution
 from qrecipe.fx.numerics import Sample
 from qrecipe.fx.parts import CompiledPart, Configs, compile_part
+from qrecipe.graph_names import cannot_be_preserved, is_taken
 from qrecipe.inputs import Inputs
 from qrecipe.inventory import Inventory, take_inventory
 from qrecipe.lineage import attach, make_provenance
 from qrecipe.linting import warn
+from qrecipe.neutral import neutral
 from qrecipe.operations import joined
 from qrecipe.planning import Plan, make_plan
 from qrecipe.plugins import load_plugins
@@ -105,6 +109,7 @@ class CompiledRecipe:
     def convert_custom_config(self) -> ConvertCustomConfig | None:
         return None if self._configs is None else self._configs.convert
 
+    @neutral
     def prepare(self) -> nn.Module:
         """The model with observers inserted, on a copy that shares no tensor with the caller's.
 
@@ -120,6 +125,7 @@ class CompiledRecipe:
         mark_prepared(prepared, self.recipe, self._identity, [part.path for part in self._parts])
         return prepared
 
+    @neutral
     def convert(self, prepared: nn.Module) -> nn.Module:
         """The quantized model, audited; ``prepared`` stays usable.
 
@@ -167,8 +173,8 @@ class CompiledRecipe:
 
     @property
     def example_inputs(self) -> Inputs:
-        """What the whole model is called with; of several parts, the first part's inputs."""
-        return self._parts[0].inputs
+        """What the whole model is called with."""
+        return self._inputs
 
     def _check_around(self, before: nn.Module, converted: nn.Module, state: PreparedState) -> None:
         roots = [part.path for part in self._parts]
@@ -206,6 +212,7 @@ class CompiledRecipe:
         return [part for part in parts if isinstance(part, fx.GraphModule)]
 
 
+@neutral
 def plan(model: nn.Module, recipe: Recipe | str | os.PathLike[str], example_inputs: Any) -> Plan:
     """What the recipe does to each operation of the model; nothing is executed or changed.
 
@@ -221,6 +228,7 @@ def plan(model: nn.Module, recipe: Recipe | str | os.PathLike[str], example_inpu
     return make_plan(inventory_of(model, loaded, Inputs.from_batch(example_inputs)), loaded)
 
 
+@neutral
 def compile(
     model: nn.Module,
     recipe: Recipe | str | os.PathLike[str],
@@ -237,6 +245,7 @@ def compile(
     return _compile(model, load_recipe(recipe), Inputs.from_batch(example_inputs), target_cpu)
 
 
+@neutral
 def quantize(
     model: nn.Module,
     recipe: Recipe | str | os.PathLike[str],
@@ -420,6 +429,13 @@ def _model_findings(model: nn.Module) -> Iterator[Finding]:
         )
         return
     for path, module in model.named_modules():
+        if _has_own_qconfig(module):
+            yield Finding(
+                "QR306",
+                f"{joined(path, 'qconfig')} has a name that torch's quantization writes to",
+                hint="give it another name",
+            )
+            return
         shadowed = next((name for name in module._modules if hasattr(nn.Module, name)), None)
         if shadowed is not None:
             yield Finding(
@@ -454,6 +470,13 @@ def _model_findings(model: nn.Module) -> Iterator[Finding]:
             return
 
 
+def _has_own_qconfig(module: nn.Module) -> bool:
+    """Whether a module's ``qconfig`` is another thing than what torch's quantization put there."""
+    members = (module._modules, module._parameters, module._buffers)
+    value = vars(module).get("qconfig")
+    return any("qconfig" in each for each in members) or not isinstance(value, (QConfig, NoneType))
+
+
 def _attribute_findings(model: nn.Module, recipe: Recipe) -> Iterator[Finding]:
     """What ``[fx] preserved_attributes`` names has to be an attribute of the caller's own."""
     for name in recipe.fx.preserved_attributes:
@@ -465,6 +488,8 @@ def _attribute_findings(model: nn.Module, recipe: Recipe) -> Iterator[Finding]:
                 hint=did_you_mean(name, known),
                 key="fx.preserved_attributes",
             )
+        elif is_taken(name):
+            yield cannot_be_preserved(name)
 
 
 def _no_batches() -> CalibrationError:

@@ -185,7 +185,9 @@ def _import(claim: Claim) -> Iterator[Finding]:
         yield Finding("QR152", message, hint=hint)
         return
     try:
-        with torch.random.fork_rng(devices=[]):  # else the first plan would differ from the second
+        # else the first plan would differ from the second; not `random_numbers_kept`, whose lock
+        # another thread that imports the plugin would wait for, while this one waits for the import
+        with torch.random.fork_rng(devices=[]):
             importlib.import_module(claim.module)
     except KeyboardInterrupt:
         raise

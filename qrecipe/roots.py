@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 
 from qrecipe.copying import runnable_copy, with_parts
 from qrecipe.errors import Finding, PlanError, did_you_mean, error_from, first_line
 from qrecipe.inputs import Inputs
+from qrecipe.process import random_numbers_kept
 from qrecipe.proof import FLIPPED
 from qrecipe.trials import try_inputs, try_out
 from qrecipe.values import FEW_SAMPLES, difference
@@ -31,7 +31,7 @@ def inputs_of_roots(model: nn.Module, inputs: Inputs, roots: Sequence[str]) -> d
         probe.get_submodule(path).register_forward_pre_hook(
             partial(_take, taken, path), with_kwargs=True
         )
-    with torch.random.fork_rng(devices=[]):
+    with random_numbers_kept():
         try_inputs(probe, inputs.cloned(), model)
     uncalled = [path for path in roots if path not in taken]
     if uncalled:
@@ -67,7 +67,7 @@ def prove_whole(model: nn.Module, graphs: Mapping[str, nn.Module], inputs: Input
     few, expected = inputs, None
     for few in (inputs.first_samples(FEW_SAMPLES), inputs):
         try:
-            with torch.random.fork_rng(devices=[]):  # both runs draw the same
+            with random_numbers_kept():  # both runs draw the same
                 expected = try_out(runnable_copy(model), few.cloned(), model)
             break
         except Exception:
@@ -75,7 +75,7 @@ def prove_whole(model: nn.Module, graphs: Mapping[str, nn.Module], inputs: Input
                 raise
     try:
         parts = {path: runnable_copy(graph) for path, graph in graphs.items()}
-        with torch.random.fork_rng(devices=[]):
+        with random_numbers_kept():
             actual = try_out(with_parts(model, parts), few.cloned(), model)
     except PlanError:
         raise

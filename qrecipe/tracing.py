@@ -28,9 +28,11 @@ from qrecipe.errors import (
     first_line,
     quoted_whole,
 )
+from qrecipe.graph_names import rename_taken
 from qrecipe.inputs import Inputs, constants
 from qrecipe.nested import Packing, leaves, parts_of
 from qrecipe.operations import joined
+from qrecipe.process import random_numbers_kept, traced_alone
 from qrecipe.schema import FxTable
 from qrecipe.trials import try_out
 
@@ -62,11 +64,10 @@ def trace(
     swap_float_functional(root)
     tracer = _Tracer([_within(path, name) for name in names], classes)
     try:
-        # what forward draws or writes while it is traced is no business of the caller's
-        with torch.random.fork_rng(devices=[]):
-            graph = tracer.trace(root, dict(fixed))
+        graph = tracer.trace(root, dict(fixed))
         _name_placeholders(graph, root)
         _check_names(graph, path)
+        rename_taken(graph, root)
         graph_module = fx.GraphModule(root, graph)
     except TraceError:
         raise
@@ -121,8 +122,7 @@ def in_training(model: nn.Module, path: str, inputs: Inputs, table: FxTable) -> 
         root = runnable_copy(model.get_submodule(path)).train(training)
         tracer = _Tracer(names, classes)
         try:
-            with torch.random.fork_rng(devices=[]):
-                graph = tracer.trace(root, constants(root, inputs))
+            graph = tracer.trace(root, constants(root, inputs))
         except Exception:
             return InTraining(joined(path, tracer.path), dropouts)
         scopes = tracer.node_name_to_scope
@@ -221,6 +221,10 @@ def _check_placeholders(graph_module: fx.GraphModule) -> None:
             )
 
 
+class _AutocastError(Exception):
+    """A call under ``torch.autocast``, which its graph would make without."""
+
+
 class _Tracer(QuantizationTracer):
     """Remembers the innermost module whose forward it was in when tracing failed."""
 
@@ -228,6 +232,16 @@ class _Tracer(QuantizationTracer):
         super().__init__(module_names, module_classes)
         self.record_stack_traces = False
         self.path = ""
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        # what forward draws or writes while it is traced is no business of the caller's
+        with traced_alone(), random_numbers_kept():
+            return super().trace(root, concrete_args)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if torch.is_autocast_enabled("cpu"):
+            raise _AutocastError
+        return super().create_node(*args, **kwargs)
 
     def create_arg(self, a: Any) -> Any:
         """As torch does, but containers with a class of their own keep it, and what they are."""
@@ -303,6 +317,9 @@ def _trace_finding(
     kind = type(model.get_submodule(path)).__name__
     where = f'submodule "{path}" ({kind})' if path else f"the model's own forward ({kind})"
     line = _user_line(error)
+    if isinstance(error, _AutocastError):
+        what = f"{where} is called under torch.autocast{f' at {line}' if line else ''}"
+        return Finding("QR305", f"{what}, which no graph keeps", hint=WITHOUT_AUTOCAST)
     message = f"{where} cannot be traced{f' at {line}' if line else ''}: {first_line(error)}"
     keep_out = f"leave its inside float: [fx] non_traceable_module_name = {_toml_list([path])}"
     roots = [] if table.roots else traceable_parts(model, inputs)
@@ -323,6 +340,9 @@ def traceable_parts(model: nn.Module, inputs: Inputs | None) -> list[str]:
     return _traceable(model, _called(model, inputs))
 
 
+WITHOUT_AUTOCAST = (
+    "take torch.autocast out of the model's code: call the float model under it instead"
+)
 _NO_ROOTS = (
     "rewrite this line without control flow on tensors, or move what can be traced into a "
     "submodule and name that in [fx] roots"
@@ -342,7 +362,7 @@ def _called(model: nn.Module, inputs: Inputs | None) -> frozenset[str]:
     for path, module in probe.named_modules(remove_duplicate=False):
         module.register_forward_pre_hook(lambda *_, path=path: called.add(path))
     try:
-        with torch.random.fork_rng(devices=[]):
+        with random_numbers_kept():
             try_out(probe, inputs.cloned(), model)
     except Exception:
         return frozenset()

@@ -124,7 +124,7 @@ def _computed_by_hooks(module: nn.Module) -> set[Any]:
 def _leaves(name: str, value: Any, depth: int) -> Iterator[tuple[str, tuple[Any, int]]]:
     parts = parts_of(value) if depth < _DEEPEST else None
     if parts is None:
-        yield name, (value, value._version if isinstance(value, Tensor) else 0)
+        yield name, (value, _version(value) if isinstance(value, Tensor) else 0)
         return
     for key, part in parts.items():
         yield from _leaves(f"{name}.{key}" if name else str(key), part, depth + 1)
@@ -159,4 +159,9 @@ def changed_argument(model: nn.Module, inputs: Inputs, versions: Sequence[int]) 
 
 def versions_of(model: nn.Module, inputs: Inputs) -> list[int]:
     """The versions of all tensors in the inputs: each write in place raises one."""
-    return [tensor._version for tensor in tensors_in(arguments(model, inputs))]
+    return [_version(tensor) for tensor in tensors_in(arguments(model, inputs))]
+
+
+def _version(tensor: Tensor) -> int:
+    """How often the tensor was written to; what was made in inference mode does not count that."""
+    return 0 if tensor.is_inference() else tensor._version

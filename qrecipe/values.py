@@ -15,6 +15,7 @@ from qrecipe.copying import runnable_copy
 from qrecipe.errors import Finding, PlanError, first_line
 from qrecipe.inputs import Inputs, bind
 from qrecipe.nested import parts_of, tensors_in
+from qrecipe.process import random_numbers_kept
 from qrecipe.trials import (
     changed_argument,
     first_change,
@@ -93,7 +94,7 @@ def _outputs(model: nn.Module, inputs: Inputs) -> tuple[Inputs, Any]:
 def _output(model: nn.Module, inputs: Inputs) -> Any:
     probe, given = runnable_copy(model), inputs.cloned()
     versions, state = versions_of(model, given), state_of(probe)
-    with torch.random.fork_rng(devices=[]):
+    with random_numbers_kept():
         random = torch.get_rng_state()
         output = try_out(probe, given, model)
         drew = not torch.equal(random, torch.get_rng_state())

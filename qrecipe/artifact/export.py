@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import warnings
 from typing import Any
 
 import torch
@@ -25,8 +24,11 @@ from qrecipe.fx.emission import erase_keep_float
 from qrecipe.fx.training import frozen_copy
 from qrecipe.inputs import bind
 from qrecipe.nested import Packing, parts_of
+from qrecipe.neutral import neutral
 from qrecipe.outputs import return_tensors
 from qrecipe.pipeline import CompiledRecipe
+from qrecipe.process import alone
+from qrecipe.quieting import held_back
 from qrecipe.rules import listed
 from qrecipe.writing import replace_file, why_not
 
@@ -34,6 +36,7 @@ _PACKAGES = ("onnx", "onnxscript")
 _QUANTIZE = "quantized_decomposed.quantize_per_"
 
 
+@neutral
 def export_onnx(
     compiled: CompiledRecipe,
     prepared: nn.Module,
@@ -132,8 +135,7 @@ def _is_known_to_exporter(value: Any) -> bool:
 
 def _content(model: fx.GraphModule, inputs: tuple[Any, ...], dynamic_shapes: Any) -> bytes:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's own, of its libraries
+        with alone(), held_back([("", Warning)]):  # the exporter's own, of its libraries
             exported: Any = torch.export.export(model, inputs, dynamic_shapes=dynamic_shapes)
             flat = exported.module()
             _fold_weights(flat)

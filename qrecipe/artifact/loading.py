@@ -29,10 +29,12 @@ from qrecipe.errors import ArtifactError, Finding, QRecipeError, first_line
 from qrecipe.fx import execution
 from qrecipe.lineage import Provenance, attach
 from qrecipe.linting import warn
+from qrecipe.neutral import neutral
 from qrecipe.rules import listed
 from qrecipe.schema import LintTable, RecipeTable
 
 
+@neutral
 def load_quantized(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     """The converted model that `save_quantized` stored, with outputs that are the same to the bit.
 

@@ -7,7 +7,6 @@ that torch's own take the places of all that plugins brought.
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -38,6 +37,7 @@ from qrecipe.inventory import (
 )
 from qrecipe.operations import ModelStructure
 from qrecipe.planning import Plan, Site
+from qrecipe.quieting import held_back
 from qrecipe.recipe import QConfigSpec, Rule
 from qrecipe.schema import Constructor, FxTable, TensorSpec
 from qrecipe.values import Example
@@ -62,8 +62,7 @@ def rebuilt(model: nn.Module, contents: Contents, plan: StoredPlan, table: FxTab
     _raise_if_any(setting_differences(contents.architecture, model))
     blank = without_weights(model)
     decided = _plan(plan, blank)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of observers that saw nothing
+    with held_back([("", Warning)]):  # of observers that saw nothing
         if plan.executor == "eager":
             whole = _swapped(blank, decided)
         else:

@@ -17,9 +17,11 @@ from qrecipe.container import header_of, path_of, problem
 from qrecipe.contents import Contents, StoredPlan, contents_of, metadata_of, needs_of
 from qrecipe.errors import ArtifactError, Finding, shown
 from qrecipe.lineage import architecture, provenance
+from qrecipe.neutral import neutral
 from qrecipe.writing import replace_file, why_not
 
 
+@neutral
 def save_quantized(converted: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a converted model to one safetensors file, with all that `load_quantized` needs.
 

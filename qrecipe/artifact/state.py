@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
+from qrecipe.graph_names import outer
 from qrecipe.operations import joined
 from qrecipe.packing import repacked, unpacked
 
@@ -81,13 +82,13 @@ def _slots(path: str, module: nn.Module) -> Iterator[Slot]:
         if isinstance(value, torch.ScriptObject):
             yield Slot(_packed_name(path, attribute), "packed", module, attribute)
         elif isinstance(value, Tensor):
-            yield Slot(joined(path, attribute), "tensor", module, attribute)
+            yield Slot(outer(joined(path, attribute)), "tensor", module, attribute)
         elif attribute in _NUMBERS and _is_number(value) and _is_quantized(module):
-            yield Slot(joined(path, attribute), "number", module, attribute)
+            yield Slot(outer(joined(path, attribute)), "number", module, attribute)
 
 
 def _packed_name(path: str, attribute: str) -> str:
-    parts = [part for part in joined(path, attribute).split(".") if part not in _WRAPPERS]
+    parts = [part for part in outer(joined(path, attribute)).split(".") if part not in _WRAPPERS]
     return ".".join(parts)
 
 
@@ -104,7 +105,7 @@ def roles_of(model: nn.Module, slots: Sequence[Slot]) -> dict[str, Role]:
     found = {name: role for slot in slots for name, role in slot.roles().items()}
     for path, module in model.named_modules():
         if isinstance(module, fx.GraphModule):
-            found |= {joined(path, name): role for name, role in _graph_roles(module)}
+            found |= {outer(joined(path, name)): role for name, role in _graph_roles(module)}
     return found
 
 

@@ -17,6 +17,7 @@ from qrecipe.inputs import Inputs
 from qrecipe.inventory import Inventory
 from qrecipe.lineage import provenance
 from qrecipe.measure.overlay import float_rules, merged_rules
+from qrecipe.neutral import neutral
 from qrecipe.pipeline import inventory_of
 from qrecipe.planning import Plan, make_plan
 from qrecipe.recipe import Recipe, parse_recipe
@@ -44,6 +45,7 @@ _EMBEDDING_TABLES = {
 }
 
 
+@neutral
 def suggest(model: nn.Module, example_inputs: Any) -> Recipe:
     """A recipe to start from: it plans for this model, and says why it is as it is.
 
@@ -60,6 +62,7 @@ def suggest(model: nn.Module, example_inputs: Any) -> Recipe:
     return parse_recipe(suggestion(model, example_inputs))
 
 
+@neutral
 def suggestion(model: nn.Module, example_inputs: Any) -> str:
     """The text of the recipe that `suggest` gives, extending a built-in one.
 

@@ -19,6 +19,7 @@ from qrecipe.inputs import Inputs, bind
 from qrecipe.inventory import Inventory, Part
 from qrecipe.nested import tensors_in
 from qrecipe.operations import enclosing
+from qrecipe.process import alone, random_numbers_kept
 from qrecipe.trials import try_inputs
 
 _CONVOLUTIONS = ("aten.convolution", "aten._convolution")
@@ -68,7 +69,7 @@ def work_of(model: nn.Module, inputs: Inputs) -> Work:
         if path:
             module.register_forward_pre_hook(partial(counter.enter, path))
             module.register_forward_hook(counter.leave)
-    with _without_fast_path(), torch.random.fork_rng(devices=[]), counter:
+    with _without_fast_path(), random_numbers_kept(), counter:
         try_inputs(probe, given, model)
     return Work(
         counter.convolutions,
@@ -100,7 +101,7 @@ def _work_of_part(part: Part, module: nn.Module) -> Counter[str]:
     counter = _Counter(given)
     graph_module = runnable_copy(part.graph_module)
     args = bind(graph_module, module, given)
-    with _without_fast_path(), torch.random.fork_rng(devices=[]), torch.no_grad(), counter:
+    with _without_fast_path(), random_numbers_kept(), torch.no_grad(), counter:
         _BySite(graph_module, counter).run(*args)
     del counter.counts[""]
     return counter.counts
@@ -217,9 +218,10 @@ def _multiplied(
 @contextmanager
 def _without_fast_path() -> Iterator[None]:
     """torch's attention and encoder layers in eval mode are one operation, and nobody sees into."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+    with alone():
+        before = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(before)

@@ -34,6 +34,7 @@ from qrecipe.inventory import Inventory
 from qrecipe.linting import warn
 from qrecipe.measure.analysis import Evaluate
 from qrecipe.measure.batches import rereadable
+from qrecipe.neutral import neutral
 from qrecipe.pipeline import inventory_of
 from qrecipe.planning import Plan, make_plan
 from qrecipe.progress import Progress, terminal_progress
@@ -45,6 +46,7 @@ _ROUNDING = 1e-9
 """How much of a metric is rounding: 0.986 - 0.01 is a little more than 0.976."""
 
 
+@neutral
 def tune(
     model: nn.Module,
     recipe: Recipe | str | os.PathLike[str],

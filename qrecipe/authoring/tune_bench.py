@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from qrecipe.measure.ranking import Ranking
 from qrecipe.measure.scores import number
 from qrecipe.pipeline import quantize, simulate
 from qrecipe.progress import Progress
+from qrecipe.quieting import held_back
 from qrecipe.recipe import Recipe
 from qrecipe.target import TargetCpu
 
@@ -214,8 +214,7 @@ def _silent(done: int, total: int | None) -> None:
 @contextmanager
 def unwarned() -> Iterator[None]:
     """What a candidate would warn about is measured, or has been said of the first one."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", QRecipeWarning)
+    with held_back([("", QRecipeWarning)]):
         yield
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -18,10 +18,12 @@ from qrecipe.fx.judgement import RIGHT_KERNEL_DB
 from qrecipe.fx.numerics import JUDGEABLE_DB, Sample
 from qrecipe.inputs import Inputs
 from qrecipe.linting import warn
+from qrecipe.nested import tensors_in
 from qrecipe.planning import Plan, Site
 from qrecipe.rules import rule_for
 from qrecipe.schema import LintTable
 from qrecipe.sqnr import output_sqnr_db, sqnr_db
+from qrecipe.tracing import WITHOUT_AUTOCAST
 
 
 def audit(
@@ -73,12 +75,7 @@ def _numeric_findings(
     try:
         calls, output = _calls_of(converted, names, sample.inputs)
     except Exception as error:
-        yield Finding(
-            "QR413",
-            f"the converted model fails on the first batch: {first_line(error)}",
-            hint="a quantized module has no weight to read, and takes its input by position: where "
-            "forward wants otherwise, leave the module float",
-        )
+        yield _failed(error, *_calls_of(prepared, names, sample.inputs))
         return
     before, _ = _calls_of(prepared, names, sample.inputs)
     yield from (_unreached(site) for site in sites if site.name in before.keys() - calls.keys())
@@ -100,6 +97,25 @@ def _numeric_findings(
             f"only {reached:.1f} dB against float on the first batch",
             hint="find the sites that hurt and leave them float",
         )
+
+
+def _failed(error: Exception, calls: Mapping[str, Inputs], _: Any) -> Finding:
+    """Why the converted model fails, by what the modules were called with in float."""
+    what = f"the converted model fails on the first batch: {first_line(error)}"
+    for name, inputs in calls.items():
+        dtypes = {
+            x.dtype for x in tensors_in((inputs.args, inputs.kwargs)) if x.is_floating_point()
+        }
+        for dtype in dtypes - {torch.float32}:
+            given = str(dtype).removeprefix("torch.")
+            what = f"{name} is given {given}, and its kernel takes float32: {first_line(error)}"
+            return Finding("QR413", what, hint=WITHOUT_AUTOCAST)
+    return Finding(
+        "QR413",
+        what,
+        hint="a quantized module has no weight to read, and takes its input by position: where "
+        "forward wants otherwise, leave the module float",
+    )
 
 
 def _calls_of(model: nn.Module, names: list[str], inputs: Inputs) -> tuple[dict[str, Inputs], Any]:

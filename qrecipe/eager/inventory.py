@@ -15,6 +15,7 @@ from qrecipe.inputs import Inputs
 from qrecipe.inventory import Inventory, Match, module_names
 from qrecipe.normalize import base_names, module_member
 from qrecipe.operations import Kind, ModelStructure, Operation, enclosing
+from qrecipe.process import random_numbers_kept
 from qrecipe.schema import FxTable
 from qrecipe.trials import try_inputs
 
@@ -57,7 +58,7 @@ def _called(model: nn.Module, inputs: Inputs) -> list[str]:
     for path, module in probe.named_modules():
         if path:
             module.register_forward_pre_hook(partial(_note, called, path))
-    with torch.random.fork_rng(devices=[]):
+    with random_numbers_kept():
         before = torch.get_rng_state()
         try_inputs(probe, inputs.cloned(), model)
         if not torch.equal(before, torch.get_rng_state()):

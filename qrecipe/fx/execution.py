@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -27,12 +28,15 @@ from qrecipe.copying import structural_copy
 from qrecipe.errors import ExecutionError, Finding, UnsupportedError, first_line, nearest
 from qrecipe.fx.emission import Emission, erase_keep_float, site_of
 from qrecipe.fx.sharing import share_connected_observers
+from qrecipe.graph_names import keep_state_names
 from qrecipe.nested import tensors_in
 from qrecipe.normalize import CALLS, TAKES_WEIGHT
 from qrecipe.packing import packed_convolution
+from qrecipe.process import random_numbers_kept
 from qrecipe.schema import Backend, Phase
 
 ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
+_ENGINE = threading.RLock()
 
 
 def prepared_copy(
@@ -46,7 +50,7 @@ def prepared_copy(
     """A copy of the graph with observers or fake-quants inserted; it shares the float tensors."""
     copied = structural_copy(graph_module)
     weights = dict(copied.named_parameters(remove_duplicate=False))
-    with quiet(), _nothing_kept():
+    with quiet(), _nothing_kept(), random_numbers_kept():
         prepared = prepare(
             copied,
             emission.qconfig_mapping,
@@ -59,6 +63,7 @@ def prepared_copy(
         )
     _tie_again(prepared, weights)
     share_connected_observers(prepared)
+    keep_state_names(prepared)
     attach_preserved_attrs_to_model(prepared, dict(preserved))
     return prepared
 
@@ -83,7 +88,7 @@ def reference(
     # conversion writes into the model that it is given
     source = structural_copy(prepared)
     try:
-        with quiet(), _nothing_kept(), _uninitialised(), torch.random.fork_rng(devices=[]):
+        with quiet(), _nothing_kept(), _uninitialised(), random_numbers_kept():
             converted = convert(
                 source,
                 True,
@@ -116,7 +121,7 @@ def lowered(
     own_tensors(reference, _is_bias)  # packing keeps the bias tensor that it is given
     with engine(backend):
         try:
-            with quiet(), _nothing_kept(), torch.random.fork_rng(devices=[]):
+            with quiet(), _nothing_kept(), random_numbers_kept():
                 converted = lower_to_native_backend(
                     reference,
                     observed.node_name_to_qconfig,
@@ -164,7 +169,8 @@ def _conversion_failed(error: Exception) -> ExecutionError:
     )
 
 
-def _preserve(source: nn.Module, target: nn.Module, names: list[str]) -> None:
+def _preserve(source: nn.Module, target: fx.GraphModule, names: list[str]) -> None:
+    keep_state_names(target)
     attach_preserved_attrs_to_model(target, {name: getattr(source, name) for name in names})
 
 
@@ -308,12 +314,14 @@ def check_engine(backend: Backend) -> None:
 def engine(backend: Backend) -> Iterator[None]:
     """Run under the backend's quantized engine, and set the former one again.
 
+    The engine is the whole process's: other threads wait for theirs until this one is done.
     Raises ``UnsupportedError`` (QR309) as `check_engine` does.
     """
     check_engine(backend)
-    former = torch.backends.quantized.engine
-    torch.backends.quantized.engine = backend
-    try:
-        yield
-    finally:
-        torch.backends.quantized.engine = former
+    with _ENGINE:
+        former = torch.backends.quantized.engine
+        torch.backends.quantized.engine = backend
+        try:
+            yield
+        finally:
+            torch.backends.quantized.engine = former

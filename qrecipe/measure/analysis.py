@@ -35,6 +35,7 @@ from qrecipe.measure.isolation import (
 from qrecipe.measure.ranking import Method, RankedSite, Ranking, contradiction, worst_first
 from qrecipe.measure.scores import Metric, MetricScore, Score, SqnrScore, number
 from qrecipe.measure.untraced import module_kernels, module_sites
+from qrecipe.neutral import neutral
 from qrecipe.pipeline import inventory_of
 from qrecipe.planning import Plan, make_plan
 from qrecipe.progress import Progress, terminal_progress
@@ -49,6 +50,7 @@ DEFAULT_MEMORY_LIMIT = 2 * 2**30
 _SEEDS = range(-(2**63), 2**64)
 
 
+@neutral
 def sensitivity(
     model: nn.Module,
     recipe: Recipe | str | os.PathLike[str],

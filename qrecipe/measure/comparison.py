@@ -36,6 +36,7 @@ from qrecipe.measure.weights import (
     weights_of_kernel,
     weights_of_module,
 )
+from qrecipe.neutral import neutral
 from qrecipe.pipeline import inventory_of
 from qrecipe.progress import Progress, terminal_progress
 from qrecipe.recipe import Ingredient, parse_recipe, published
@@ -135,6 +136,7 @@ def comparison_json(report: Comparison) -> dict[str, Any]:
     }
 
 
+@neutral
 def compare(
     reference: nn.Module,
     converted: nn.Module,

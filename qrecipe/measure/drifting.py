@@ -26,6 +26,7 @@ from qrecipe.measure.observing import Observing
 from qrecipe.measure.stored import sharing, stored_ranges
 from qrecipe.measure.tally import Tally
 from qrecipe.nested import map_tensors
+from qrecipe.neutral import neutral
 from qrecipe.progress import Progress, terminal_progress
 from qrecipe.references import Source
 from qrecipe.schema import LintTable, RecipeTable
@@ -33,6 +34,7 @@ from qrecipe.schema import LintTable, RecipeTable
 _MOST_BATCHES = 2**31
 
 
+@neutral
 def drift(
     converted: nn.Module,
     batches: Iterable[Any],

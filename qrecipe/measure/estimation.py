@@ -16,6 +16,7 @@ from qrecipe.measure.exact import too_little_memory
 from qrecipe.measure.fidelity import floating_tensors
 from qrecipe.measure.isolation import Kernel, Replaceable
 from qrecipe.measure.replay import size_of
+from qrecipe.quieting import import_aside
 
 
 class Estimate:
@@ -38,6 +39,7 @@ class Estimate:
         seed: int,
         memory_limit: int,
     ) -> None:
+        import_aside("torch.fx.experimental.symbolic_shapes")  # torch would, at the first gradient
         self._model = model
         self._sites = sites
         self._probes = {

@@ -1,0 +1,93 @@
+"""Names that a model shares with torch's graph modules, and how both keep theirs.
+
+A `torch.fx.GraphModule` has attributes of its own: ``meta``, ``graph``, ``code`` and others. A
+submodule, parameter or buffer of the model with such a name gets another one inside the graph. It
+keeps its own in names of sites, in rules and reports, and in the ``state_dict``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import fx, nn
+
+from qrecipe.errors import Finding
+
+_PREFIX = "_qrecipe_own_"
+
+
+def _taken() -> frozenset[str]:
+    graph_module = fx.GraphModule(nn.Module(), fx.Graph())
+    later = {"_in_spec", "_out_spec", "preserved_attr_names"}
+    return frozenset(later.union(dir(graph_module)).difference(dir(nn.Module())))
+
+
+_TAKEN = _taken()
+"""What torch's graph modules have, or are given, and other modules are not."""
+
+
+def is_taken(name: str) -> bool:
+    """Whether a graph module would use an attribute of that name for something else."""
+    return name in _TAKEN or name.startswith(_PREFIX)
+
+
+def inner(target: str) -> str:
+    """The name inside a graph module of what the model has at ``target``."""
+    return f"{_PREFIX}{target}" if is_taken(target.partition(".")[0]) else target
+
+
+def outer(target: str) -> str:
+    """The model's own name of what is at ``target``, in a graph module or in a model around it."""
+    return ".".join(part.removeprefix(_PREFIX) for part in target.split("."))
+
+
+def cannot_be_preserved(name: str) -> Finding:
+    """The error (QR314) for an attribute that `is_taken` and that the graph module is to have."""
+    return Finding(
+        "QR314",
+        f'fx.preserved_attributes "{name}" has a name that torch\'s graph modules use themselves',
+        hint="give the attribute another name",
+        key="fx.preserved_attributes",
+    )
+
+
+def rename_taken(graph: fx.Graph, root: nn.Module) -> None:
+    """Let the graph call what stands in ``root`` by inner names, which ``root`` gets besides."""
+    for node in graph.nodes:
+        if node.op not in ("call_module", "get_attr") or inner(node.target) == node.target:
+            continue
+        first = node.target.partition(".")[0]
+        registries: tuple[dict[str, Any], ...] = (
+            root._modules,
+            root._parameters,
+            root._buffers,
+            vars(root),
+        )
+        for registry in registries:
+            if first in registry:
+                registry[inner(first)] = registry[first]
+        node.target = inner(node.target)
+
+
+def keep_state_names(graph_module: fx.GraphModule) -> None:
+    """Let the ``state_dict`` of a graph module have the model's own names, in place."""
+    members = (graph_module._modules, graph_module._parameters, graph_module._buffers)
+    renamed = any(name.startswith(_PREFIX) for registry in members for name in registry)
+    if renamed and _to_outer not in graph_module._state_dict_hooks.values():
+        graph_module._register_state_dict_hook(_to_outer)  # type: ignore[no-untyped-call]
+        graph_module._register_load_state_dict_pre_hook(_to_inner)  # type: ignore[no-untyped-call]
+
+
+def _to_outer(
+    module: nn.Module, state: dict[str, Any], prefix: str, metadata: Mapping[str, Any]
+) -> None:
+    for key in list(state):  # each is put in again, so that the order stays
+        own = key.startswith(prefix)
+        state[prefix + outer(key.removeprefix(prefix)) if own else key] = state.pop(key)
+
+
+def _to_inner(state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for key in list(state):
+        own = key.startswith(prefix)
+        state[prefix + inner(key.removeprefix(prefix)) if own else key] = state.pop(key)

@@ -1,0 +1,94 @@
+"""Modes and defaults of the caller, none of which may change what qrecipe computes."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch.overrides import _pop_mode, _push_mode
+from torch.utils import _python_dispatch as dispatch
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def neutral(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a public function compute as though it were called outside of every mode; a decorator.
+
+    The default dtype is float32 inside and the default device the CPU; inference mode, autocast,
+    deterministic algorithms and modes that watch or change torch's calls are off. Gradients are on
+    or off as they were. What the caller passes to be called (``forward``, ``evaluate``, a loader)
+    sees that state too.
+    """
+
+    @functools.wraps(function)
+    def computed(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _without_modes(), _DEFAULTS.neutral():
+            return function(*args, **kwargs)
+
+    return computed
+
+
+@contextmanager
+def _without_modes() -> Iterator[None]:
+    """Modes belong to a thread."""
+    with ExitStack() as stack:
+        grad = torch.is_grad_enabled()
+        for _ in range(torch._C._len_torch_function_stack()):
+            stack.callback(_push_mode, _pop_mode())  # type: ignore[no-untyped-call]
+        for _ in range(torch._C._len_torch_dispatch_stack()):
+            stack.callback(dispatch._push_mode, dispatch._pop_mode())
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.set_grad_enabled(grad))
+        if torch.is_autocast_enabled("cpu"):
+            stack.enter_context(torch.autocast("cpu", enabled=False))
+        yield
+
+
+_Settings = tuple[torch.dtype, int]
+"""The default dtype, and how strictly algorithms have to be deterministic."""
+
+_NEUTRAL: _Settings = (torch.float32, 0)
+
+
+class _Defaults:
+    """Settings of the process: neutral from the first call of any thread to the end of the last."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._calls = 0
+        self._former: _Settings | None = None
+
+    @contextmanager
+    def neutral(self) -> Iterator[None]:
+        with self._lock:
+            self._calls += 1
+            found = _settings()
+            if found != _NEUTRAL:
+                self._former = found
+                _set(_NEUTRAL)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._calls -= 1
+                if self._calls == 0 and self._former is not None:
+                    _set(self._former)
+                    self._former = None
+
+
+_DEFAULTS = _Defaults()
+
+
+def _settings() -> _Settings:
+    return torch.get_default_dtype(), torch.get_deterministic_debug_mode()
+
+
+def _set(settings: _Settings) -> None:
+    torch.set_default_dtype(settings[0])
+    torch.set_deterministic_debug_mode(settings[1])
