@@ -27,6 +27,7 @@ from qrecipe.backend import backend_config, mode_of
 from qrecipe.calibration import Forward, calibrate, inputs_of_batch, peek
 from qrecipe.contents import Architecture
 from qrecipe.copying import with_parts
+from qrecipe.coverage import coverage_findings
 from qrecipe.cpu import has_vnni
 from qrecipe.eager.inventory import take_inventory as eager_inventory
 from qrecipe.eager.part import EagerPart
@@ -214,7 +215,29 @@ def plan(model: nn.Module, recipe: Recipe | str | os.PathLike[str], example_inpu
             the complete plan where one could be made.
     """
     loaded = load_recipe(recipe)
-    return make_plan(inventory_of(model, loaded, Inputs.from_batch(example_inputs)), loaded)
+    made = decide(model, loaded, Inputs.from_batch(example_inputs))
+    _say_what_is_missed(made, loaded)
+    return made
+
+
+def decide(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Plan:
+    """As `plan`; what the plan warns of is left to the caller."""
+    return _decided(model, inventory_of(model, recipe, inputs), recipe, inputs)
+
+
+def _decided(model: nn.Module, inventory: Inventory, recipe: Recipe, inputs: Inputs) -> Plan:
+    made = make_plan(inventory, recipe)
+    if "QR221" in recipe.lint.ignore:
+        return made
+    missed = coverage_findings(made, inventory, model, inputs)
+    return replace(made, warnings=(*missed, *made.warnings))
+
+
+def _say_what_is_missed(plan: Plan, recipe: Recipe) -> None:
+    """The one warning of a plan that must be heard where nobody prints the plan."""
+    for finding in plan.warnings:
+        if finding.code == "QR221":
+            warn(finding, recipe.lint)
 
 
 def compile(
@@ -225,6 +248,12 @@ def compile(
     Arguments and errors as for `plan`.
     """
     return _compile(model, load_recipe(recipe), Inputs.from_batch(example_inputs))
+
+
+def _compile(model: nn.Module, recipe: Recipe, inputs: Inputs) -> CompiledRecipe:
+    compiled = compile_decided(model, recipe, inputs)
+    _say_what_is_missed(compiled.plan, recipe)
+    return compiled
 
 
 def quantize(
@@ -271,9 +300,10 @@ def _compile_for_batch(
         return _compile(model, recipe, inputs)
 
 
-def _compile(model: nn.Module, recipe: Recipe, inputs: Inputs) -> CompiledRecipe:
+def compile_decided(model: nn.Module, recipe: Recipe, inputs: Inputs) -> CompiledRecipe:
+    """As `compile`; what the plan warns of is left to the caller."""
     inventory = inventory_of(model, recipe, inputs)
-    decided = make_plan(inventory, recipe)
+    decided = _decided(model, inventory, recipe, inputs)
     if not decided.is_for_export:
         execution.check_engine(recipe.backend)  # before anybody calibrates or trains
     architecture = Architecture(

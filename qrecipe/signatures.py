@@ -206,9 +206,20 @@ FUNCTION_FAMILIES: Collection[str] = _LazyNames(
 """The families of torch's and Python's functions on tensors."""
 
 
+PARAMETRIZED = "torch.nn.utils.parametrize.Parametrized"
+"""What the name of a class begins with that torch makes for a module with parametrizations."""
+
+_INSIDE_ATTENTION = "torch.nn.modules.linear.NonDynamicallyQuantizableLinear"
+
+
 def is_module_type(name: str) -> bool:
     """Whether ``name`` is the public or internal dotted name of a module type of torch."""
-    return name in MODULE_TYPES or name in _internal_module_types()
+    return (
+        name in MODULE_TYPES
+        or name in _internal_module_types()
+        or name.startswith(PARAMETRIZED)
+        or name == _INSIDE_ATTENTION
+    )
 
 
 def canonical_module_type(name: str) -> str:

@@ -10,7 +10,6 @@ from torch import nn
 from qrecipe.authoring.suggest_description import description
 from qrecipe.authoring.suggest_float import refusals, rules_of_float_sites
 from qrecipe.authoring.suggest_subject import Scheme, Subject
-from qrecipe.authoring.suggest_work import work_of, work_of_sites
 from qrecipe.converted import module_became
 from qrecipe.errors import ArtifactError, Finding, PlanError, TraceError, UnsupportedError
 from qrecipe.inputs import Inputs
@@ -22,6 +21,7 @@ from qrecipe.planning import Plan, make_plan
 from qrecipe.recipe import Recipe, parse_recipe
 from qrecipe.schema import FLOAT
 from qrecipe.tracing import traceable_parts
+from qrecipe.work import work_of, work_of_sites
 from qrecipe.writing import toml_text
 
 FEW_CONVOLUTIONS = 0.1
@@ -99,14 +99,14 @@ def _subject(model: nn.Module, inputs: Inputs) -> Subject:
     except TraceError as error:
         return _untraceable(model, inputs, error)
     work = work_of(model, inputs)
-    return Subject(inventory, work, work_of_sites(model, inventory, work))
+    return Subject(inventory, work, work_of_sites(model, inventory, work.places))
 
 
 def _untraceable(model: nn.Module, inputs: Inputs, error: TraceError) -> Subject:
     """Module by module where that is enough, else by the parts that can be traced."""
     work = work_of(model, inputs)
     inventory, roots = _untraced_inventory(model, inputs, error, work.convolution_share)
-    of_sites = work_of_sites(model, inventory, work)
+    of_sites = work_of_sites(model, inventory, work.places)
     return Subject(inventory, work, of_sites, roots, error.findings[0].message)
 
 

@@ -20,8 +20,9 @@ from qrecipe.cli.options import (
     ModelOption,
     PluginOption,
     RecipeArgument,
+    StrictOption,
 )
-from qrecipe.cli.output import FOUND_SOMETHING, needs_torch, out, out_json, reported
+from qrecipe.cli.output import FOUND_SOMETHING, fail_on, needs_torch, out, out_json, reported
 from qrecipe.cli.schema_commands import schema
 
 app = typer.Typer(
@@ -60,7 +61,7 @@ def check(
         list[str],
         typer.Argument(metavar="FILE", help="Recipes: files or references.", show_default=False),
     ],
-    strict: Annotated[bool, typer.Option("--strict", help="Warnings fail as errors do.")] = False,
+    strict: StrictOption = False,
     plugin: PluginOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -109,6 +110,7 @@ def plan(
         bool, typer.Option("--check", help="Fail where an outcome differs from the lock file.")
     ] = False,
     lock: LockOption = None,
+    strict: StrictOption = False,
     plugin: PluginOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -120,7 +122,7 @@ def plan(
       qrecipe plan cnn.toml --model model.py:factory --check
       qrecipe plan builtin:x86-static --model torchvision.models:resnet18 --input 1x3x224x224
     """
-    with reported(as_json=json):
+    with reported(as_json=json, strict=strict):
         needs_torch()
         from qrecipe.cli.planning import make_plan
 
@@ -131,6 +133,8 @@ def plan(
             check_plan(made, recipe, lock, as_json=json)
         else:
             out(made.to_json() if json else str(made))
+        if strict:
+            fail_on(made.warnings)
 
 
 @app.command()
@@ -192,6 +196,7 @@ def quantize(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of torch; default: torch's own choice.")
     ] = None,
+    strict: StrictOption = False,
     plugin: PluginOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -205,14 +210,14 @@ def quantize(
       qrecipe quantize cnn.toml --model model.py:factory --data model.py:batches \\
           --evaluate model.py:accuracy --threads 1 --out model.safetensors
     """
-    with reported(as_json=json):
+    with reported(as_json=json, strict=strict):
         needs_torch()
         from qrecipe.cli import quantizing
 
         request = quantizing.Request(
             recipe, model, data, evaluate, input or (), plugin or (), threads, output
         )
-        quantizing.quantize(request, as_json=json)
+        quantizing.quantize(request, as_json=json, strict=strict)
 
 
 app.command()(artifact_commands.inspect)

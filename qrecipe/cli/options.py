@@ -41,3 +41,4 @@ PluginOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Warnings fail as errors do.")]
