@@ -27,6 +27,7 @@ from qrecipe.linting import warn
 from qrecipe.progress import Progress, terminal_progress
 from qrecipe.ranges import observes, range_findings
 from qrecipe.schema import CalibrationTable, LintTable
+from qrecipe.unfit import check_is_model
 
 Forward = Callable[[nn.Module, Any], Any]
 """Runs a model on one batch of the caller's loader."""
@@ -112,8 +113,10 @@ class _InputsTaken(BaseException):
 def batch_inputs(model: nn.Module, batch: Any, forward: Forward | None) -> Inputs:
     """What the model itself is called with for a batch, without running it.
 
-    Raises ``CalibrationError`` (QR402) where the batch does not fit.
+    Raises ``CalibrationError`` (QR402) where the batch does not fit, ``PlanError`` (QR306) for what
+    is no model.
     """
+    check_is_model(model)
     if forward is None:
         _check_signature(model, batch, 0)
         return Inputs.from_batch(batch)

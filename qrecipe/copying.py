@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TypeVar
 
@@ -59,8 +59,11 @@ def with_parts(model: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
 
 
 def _copy_sharing(model: _Model, shared: Iterable[Tensor | nn.Module]) -> _Model:
+    memo: dict[int, Tensor | nn.Module] = {id(part): part for part in shared}
+    # deepcopy refuses what autograd has computed: the weight that an old-style weight_norm keeps
+    memo |= {id(tensor): tensor.detach() for tensor in _computed(model)}
     try:
-        return copy.deepcopy(model, {id(part): part for part in shared})
+        return copy.deepcopy(model, memo)
     except Exception as error:
         raise PlanError(
             Finding(
@@ -69,3 +72,11 @@ def _copy_sharing(model: _Model, shared: Iterable[Tensor | nn.Module]) -> _Model
                 hint="make it survive copy.deepcopy; quantization works on a copy of it",
             )
         ) from error
+
+
+def _computed(model: nn.Module) -> Iterator[Tensor]:
+    """Attributes of modules that hang on the graph of autograd."""
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                yield value

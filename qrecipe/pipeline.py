@@ -44,15 +44,17 @@ from qrecipe.fx.numerics import Sample
 from qrecipe.fx.parts import CompiledPart, Configs, compile_part
 from qrecipe.inputs import Inputs
 from qrecipe.inventory import Inventory, take_inventory
-from qrecipe.lineage import attach, make_provenance
+from qrecipe.lineage import attach, make_provenance, quantized_part
 from qrecipe.linting import warn
 from qrecipe.operations import joined
 from qrecipe.planning import Plan, make_plan
 from qrecipe.plugins import load_plugins
 from qrecipe.progress import Progress
+from qrecipe.proposals import with_advice
 from qrecipe.ranges import check_calibrated, check_trained
 from qrecipe.recipe import Recipe, load_recipe
 from qrecipe.rules import resolve
+from qrecipe.unfit import broken_values, check_is_model, wrapper_findings
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,7 +338,10 @@ def inventory_of(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Inventory:
         try:
             inventory = take_inventory(model, inputs, recipe.fx, config, recipe.phase)
         except TraceError as error:
-            inventory = _untraced_inventory(model, recipe, inputs, error)
+            untraced = _untraced_inventory(model, recipe, inputs, error)
+            if untraced is None:
+                raise with_advice(error, model, inputs, recipe.fx) from error
+            inventory = untraced
     except PlanError as error:
         raise error_from(
             finding
@@ -351,20 +356,20 @@ def inventory_of(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Inventory:
 
 def _untraced_inventory(
     model: nn.Module, recipe: Recipe, inputs: Inputs, error: TraceError
-) -> Inventory:
+) -> Inventory | None:
     """The sites for eager mode, where rules ask for modules that need no trace, and nothing else.
 
-    Raises ``error`` where they ask for more.
+    None where they ask for more.
     """
     if recipe.fx.roots or recipe.phase == "qat":
-        raise error
+        return None
     config = backend_config(recipe.backend, recipe.phase)
     static = any(rule.qconfig and mode_of(rule.qconfig) == "static" for rule in recipe.rules)
     try:
         inventory = eager_inventory(model, inputs, recipe.fx, config, error.findings[0].message)
     except PlanError:
         if static:
-            raise error from None
+            return None
         raise  # what is wrong with the model or its inputs, whether it can be traced or not
     decisions = resolve(inventory.structure, recipe.rules).decisions.values()
     asked = {mode_of(decision.rule.qconfig) for decision in decisions if decision.rule.qconfig}
@@ -372,22 +377,17 @@ def _untraced_inventory(
         rule.tier == "function" and rule.qconfig and not rule.optional for rule in recipe.rules
     )
     if not asked or "static" in asked or on_functions:
-        raise error
+        return None
     return inventory
 
 
 def _check_model(model: nn.Module, recipe: Recipe) -> None:
-    if not isinstance(model, nn.Module):
-        kind = model.__name__ if isinstance(model, type) else type(model).__name__
-        raise PlanError(
-            Finding(
-                "QR306",
-                f"the model is {'the class ' if isinstance(model, type) else 'a '}{kind}, "
-                "not a torch.nn.Module",
-                hint="pass an instance of the model",
-            )
-        )
-    findings = [*_model_findings(model), *_attribute_findings(model, recipe)]
+    check_is_model(model)
+    findings = (
+        [*wrapper_findings(model), *_quantized_findings(model)]
+        or [*_model_findings(model), *_attribute_findings(model, recipe)]
+        or [*broken_values(model)]
+    )
     if findings:
         raise error_from(findings)
     if model.training:
@@ -401,14 +401,17 @@ def _check_model(model: nn.Module, recipe: Recipe) -> None:
         )
 
 
-def _model_findings(model: nn.Module) -> Iterator[Finding]:
-    if isinstance(model, torch.jit.ScriptModule):
+def _quantized_findings(model: nn.Module) -> Iterator[Finding]:
+    found = quantized_part(model)
+    if found is not None:
         yield Finding(
             "QR306",
-            "a TorchScript model cannot be traced again",
-            hint="pass the model that it was made from",
+            f"the model {found}",
+            hint="pass the float model that it was made from",
         )
-        return
+
+
+def _model_findings(model: nn.Module) -> Iterator[Finding]:
     for path, module in model.named_modules():
         shadowed = next((name for name in module._modules if hasattr(nn.Module, name)), None)
         if shadowed is not None:
