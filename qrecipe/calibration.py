@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils.data import Dataset
 
 from qrecipe._torch_ao import FakeQuantizeBase, ObserverBase, quiet
 from qrecipe.assembly import PreparedState, prepared_state
@@ -22,17 +23,20 @@ from qrecipe.copying import structural_copy
 from qrecipe.errors import CalibrationError, Finding, PlanError, counted, first_line
 from qrecipe.fx.numerics import Sample
 from qrecipe.fx.training import only_observing
-from qrecipe.inputs import Inputs, cloned, tensors_in
+from qrecipe.inputs import EMPTY, Inputs, cloned, is_empty, tensors_in
 from qrecipe.linting import warn
 from qrecipe.progress import Progress, terminal_progress
 from qrecipe.ranges import observes, range_findings
+from qrecipe.remedies import Remedy, remedy
 from qrecipe.schema import CalibrationTable, LintTable
+from qrecipe.trials import CANNOT_TAKE
 from qrecipe.unfit import check_is_model
 
 Forward = Callable[[nn.Module, Any], Any]
 """Runs a model on one batch of the caller's loader."""
 
 FEW_BATCHES = 10
+_DESCRIBED = 4
 _NO_MORE = object()
 
 
@@ -150,7 +154,9 @@ def inputs_of_batch(model: nn.Module, batch: Any, forward: Forward | None) -> It
     except PlanError as error:
         if [finding.code for finding in error.findings] != ["QR307"]:
             raise
-        raise unusable_batch(batch, 0, error.findings[0].message) from error
+        why = error.findings[0].message.removeprefix(CANNOT_TAKE)
+        helping = None if forward is not None else remedy(model, batch)
+        raise unusable_batch(batch, 0, why, helping) from error
 
 
 def limited(batches: Iterable[Any], limit: int) -> Iterator[Any]:
@@ -169,14 +175,13 @@ def limited(batches: Iterable[Any], limit: int) -> Iterator[Any]:
 
 
 def _iterator(batches: Iterable[Any]) -> Iterator[Any]:
-    if isinstance(batches, (Tensor, dict)) or not isinstance(batches, Iterable):
-        raise CalibrationError(
-            Finding(
-                "QR401",
-                f"batches is a {type(batches).__name__}, not an iterable of batches",
-                hint="pass a list of batches or a DataLoader; one batch alone is [batch]",
-            )
-        )
+    if isinstance(batches, (Tensor, dict, str)) or not isinstance(batches, Iterable):
+        hint = "pass a list of batches or a DataLoader; one batch alone is [batch]"
+        if isinstance(batches, Dataset):
+            hint = "wrap it: torch.utils.data.DataLoader(dataset, batch_size=32)"
+        kind = type(batches).__name__
+        text = f"batches is a {kind}, not an iterable of batches"
+        raise CalibrationError(Finding("QR401", text, hint=hint))
     try:
         return iter(batches)
     except Exception as error:
@@ -193,6 +198,8 @@ def _length(batches: object, limit: int) -> int | None:
 
 
 def _run(prepared: nn.Module, batch: Any, index: int, forward: Forward | None) -> None:
+    if index == 0 and is_empty(batch):  # a later one does no harm
+        raise unusable_batch(batch, index, EMPTY)
     check_finite(batch, index)
     if forward is None:
         _check_signature(prepared, batch, index)
@@ -202,16 +209,19 @@ def _run(prepared: nn.Module, batch: Any, index: int, forward: Forward | None) -
         else:
             forward(prepared, batch)
     except Exception as error:
-        raise unusable_batch(batch, index, first_line(error)) from error
+        helping = None if forward is not None else remedy(prepared, batch)
+        raise unusable_batch(batch, index, first_line(error), helping) from error
 
 
-def unusable_batch(batch: Any, index: int, why: str) -> CalibrationError:
-    """The error for a batch that the model cannot take (QR402)."""
+def unusable_batch(
+    batch: Any, index: int, why: str, helping: Remedy | None = None
+) -> CalibrationError:
+    """The error for a batch that the model cannot take (QR402), with the remedy if there is one."""
     return CalibrationError(
         Finding(
             "QR402",
             f"the model cannot take batch {index} ({describe_batch(batch)}): {why}",
-            hint=_forward_hint(batch),
+            hint=_forward_hint(batch) if helping is None else helping.forward,
         )
     )
 
@@ -225,10 +235,13 @@ def _check_signature(model: nn.Module, batch: Any, index: int) -> None:
     try:
         signature.bind(*inputs.args, **dict(inputs.kwargs))
     except TypeError as error:
-        raise unusable_batch(batch, index, f"forward{signature}: {error}") from error
+        helping = remedy(model, batch)
+        raise unusable_batch(batch, index, f"forward{signature}: {error}", helping) from error
 
 
 def _forward_hint(batch: Any) -> str | None:
+    if is_empty(batch):
+        return "leave it out: a filter, or a dataset without samples, gives such a batch"
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return (
             "does the loader give (inputs, labels)? pass "
@@ -259,12 +272,16 @@ def describe_batch(batch: Any) -> str:
     """A batch in a few words: types, dtypes and shapes."""
     if isinstance(batch, Tensor):
         return f"{str(batch.dtype).removeprefix('torch.')} {list(batch.shape)}"
+    kind = type(batch).__name__
     if isinstance(batch, dict):
         return "dict of " + ", ".join(f"{k}: {describe_batch(v)}" for k, v in batch.items())
     if isinstance(batch, (tuple, list)):
-        kind = type(batch).__name__
-        return f"{kind} of " + ", ".join(describe_batch(part) for part in batch)
-    return type(batch).__name__
+        more = len(batch) - _DESCRIBED
+        parts = [*map(describe_batch, batch[:_DESCRIBED]), *([f"{more} more"] * (more > 0))]
+        return f"{kind} of {', '.join(parts)}" if parts else f"empty {kind}"
+    if hasattr(batch, "dtype") and hasattr(batch, "shape"):  # numpy's arrays
+        return f"{kind} {batch.dtype} {list(batch.shape)}"
+    return kind
 
 
 @contextmanager

@@ -31,6 +31,14 @@ class Inputs:
             return Inputs(args=tuple(batch))
         return Inputs(args=(batch,))
 
+    @property
+    def batch(self) -> Any:
+        """The batch that `from_batch` makes these inputs of."""
+        if self.kwargs:
+            return dict(self.kwargs)
+        is_one = len(self.args) == 1 and not isinstance(self.args[0], (Mapping, tuple, list))
+        return self.args[0] if is_one else self.args
+
     def call(self, model: nn.Module) -> Any:
         if isinstance(model, fx.GraphModule):
             # its own __call__ prints a traceback of its code before it raises
@@ -47,6 +55,15 @@ class Inputs:
     def cloned(self) -> Inputs:
         """The same with tensors of its own, for a forward that may write to them."""
         return Inputs(cloned(self.args), cloned(dict(self.kwargs)))
+
+
+EMPTY = "it is empty, and nothing can be learned from it"
+
+
+def is_empty(batch: Any) -> bool:
+    """Whether there are tensors in a batch, and no value in any of them."""
+    tensors = list(tensors_in(batch))
+    return bool(tensors) and not any(tensor.numel() for tensor in tensors)
 
 
 def cloned(value: Any) -> Any:

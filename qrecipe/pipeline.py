@@ -42,7 +42,7 @@ from qrecipe.errors import (
 from qrecipe.fx import execution
 from qrecipe.fx.numerics import Sample
 from qrecipe.fx.parts import CompiledPart, Configs, compile_part
-from qrecipe.inputs import Inputs
+from qrecipe.inputs import EMPTY, Inputs, is_empty
 from qrecipe.inventory import Inventory, take_inventory
 from qrecipe.lineage import attach, make_provenance, quantized_part
 from qrecipe.linting import warn
@@ -53,7 +53,9 @@ from qrecipe.progress import Progress
 from qrecipe.proposals import with_advice
 from qrecipe.ranges import check_calibrated, check_trained
 from qrecipe.recipe import Recipe, load_recipe
+from qrecipe.remedies import remedy
 from qrecipe.rules import resolve
+from qrecipe.trials import CANNOT_TAKE
 from qrecipe.unfit import broken_values, check_is_model, wrapper_findings
 
 
@@ -335,6 +337,8 @@ def inventory_of(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Inventory:
     config = backend_config(recipe.backend, recipe.phase)
     try:
         _check_model(model, recipe)
+        if is_empty(inputs.batch):
+            raise PlanError(Finding("QR307", f"{CANNOT_TAKE}{EMPTY}", hint="pass a few samples"))
         try:
             inventory = take_inventory(model, inputs, recipe.fx, config, recipe.phase)
         except TraceError as error:
@@ -344,14 +348,19 @@ def inventory_of(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Inventory:
             inventory = untraced
     except PlanError as error:
         raise error_from(
-            finding
-            if finding.key is None
-            else replace(finding, location=recipe.origin(finding.key))
-            for finding in error.findings
+            _completed(finding, model, recipe, inputs) for finding in error.findings
         ) from error
     for finding in inventory.doubts:
         warn(finding, recipe.lint)
     return inventory
+
+
+def _completed(finding: Finding, model: nn.Module, recipe: Recipe, inputs: Inputs) -> Finding:
+    """The finding with its place in the recipe, or with what lets the model take the inputs."""
+    if finding.key is not None:
+        return replace(finding, location=recipe.origin(finding.key))
+    helping = remedy(model, inputs.batch) if finding.code == "QR307" else None
+    return finding if helping is None else replace(finding, hint=helping.value)
 
 
 def _untraced_inventory(

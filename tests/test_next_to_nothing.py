@@ -137,7 +137,8 @@ def test_quantize_warns_where_nobody_prints_the_plan():
 
 def test_a_filter_makes_it_an_error_before_anything_is_calibrated():
     batches = iter([WORDS, WORDS])
-    with pytest.raises(QRecipeWarning, match="QR221"):  # by the filter that the tests run under
+    warnings.filterwarnings("error", "QR221", QRecipeWarning)
+    with pytest.raises(QRecipeWarning, match="QR221"):
         qrecipe.quantize(encoder(), DYNAMIC, batches, progress=silent)
     assert next(batches, None) is not None
 

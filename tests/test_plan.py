@@ -291,7 +291,6 @@ def test_planning_leaves_the_model_bit_identical():
     assert {path: set(vars(module)) for path, module in model.named_modules()} == attributes
 
 
-@pytest.mark.filterwarnings("ignore:QR221")  # a recurrent net under a static recipe
 def test_what_stays_float_says_why():
     for name in NETS:
         for site in plan_of(name).sites:

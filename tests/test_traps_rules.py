@@ -145,7 +145,6 @@ class OwnLinear(nn.Linear):
         return super().forward(x) * 2
 
 
-@pytest.mark.filterwarnings("ignore:QR221")  # everything is float, as the rules say
 def test_a_rule_for_a_type_does_not_mean_its_subclasses_and_the_plan_says_so():
     base = QConfigMapping().set_object_type(nn.modules.conv._ConvNd, INT8)
     with silence():
@@ -188,7 +187,6 @@ def test_torch_cannot_quantize_by_type_what_fuses_and_here_the_group_follows_its
     assert (site.op, site.verdict) == ("Conv2d+BatchNorm2d+ReLU", "quantized")
 
 
-@pytest.mark.filterwarnings("ignore:QR221")  # everything is float, as the rules say
 def test_torch_quantizes_an_excluded_type_that_fuses_and_here_it_stays_float():
     torch.manual_seed(0)
     model = chain(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 4))

@@ -104,7 +104,6 @@ def test_a_container_or_glob_is_an_error_only_if_it_can_be_honoured_nowhere(key)
     assert rule_verdicts(caught.value.plan)[key] == "unsupported"
 
 
-@pytest.mark.filterwarnings("ignore:QR221")
 def test_a_wide_rule_whose_supported_sites_all_went_to_other_rules_is_no_error():
     model = net_of(lambda self, x: self.body(x), body=nn.Sequential(nn.GELU(), nn.Linear(6, 6)))
     plan = qrecipe.plan(model, named(body__1="float"), ROWS)
@@ -121,7 +120,6 @@ activation = "dynamic"
 """
 
 
-@pytest.mark.filterwarnings("ignore:QR221")
 def test_dynamic_quantization_is_offered_where_the_kernel_has_it_and_refused_elsewhere():
     lstm = recipe(f'{DYNAMIC}\n[rules.module_type]\n"torch.nn.LSTM" = "int8-dynamic"')
     found = sites(plan_of("recurrent", lstm))

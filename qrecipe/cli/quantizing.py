@@ -157,5 +157,8 @@ def hints_for_command_line() -> Iterator[None]:
 def _without_forward(finding: Finding) -> Finding:
     if finding.hint is None or "forward=" not in finding.hint:
         return finding
+    fault, _, call = finding.hint.rpartition("pass forward=lambda model, batch: model(")
     hint = "let the function of --data give the model's inputs only, without labels"
+    if fault and call.endswith(")") and "labels" not in fault:
+        hint = f"{fault}let the function of --data give {call[:-1].lstrip('*')} for each batch"
     return replace(finding, hint=hint)
