@@ -12,7 +12,9 @@ def alteration(module: nn.Module) -> str | None:
     """What makes a module more than its class: hooks, parametrizations, a forward of its own."""
     hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
     if hooks:
-        return f"it has hooks, which no kernel runs: {', '.join(map(_name, hooks))}"
+        cures = [_CURES[kind] for hook in hooks if (kind := _dotted(hook)) in _CURES]
+        cure = f"; {cures[0]} makes it a plain module" if cures else ""
+        return f"it has hooks, which no kernel runs: {', '.join(map(_name, hooks))}{cure}"
     if parametrize.is_parametrized(module):
         return (
             "its weight is parametrized: torch.nn.utils.parametrize.remove_parametrizations "
@@ -21,6 +23,21 @@ def alteration(module: nn.Module) -> str | None:
     if "forward" in vars(module):
         return "its forward was replaced on the instance, and a kernel runs that of the class"
     return None
+
+
+_CURES = {
+    "torch.nn.utils.weight_norm.WeightNorm": "torch.nn.utils.remove_weight_norm",
+    "torch.nn.utils.spectral_norm.SpectralNorm": "torch.nn.utils.remove_spectral_norm",
+    "torch.nn.utils.prune": "torch.nn.utils.prune.remove",
+}
+"""What takes torch's own hooks off, by their class, or by the module of their classes."""
+
+
+def _dotted(hook: Any) -> str:
+    kind = type(hook)
+    if kind.__module__ in _CURES:
+        return str(kind.__module__)
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _name(hook: Any) -> str:

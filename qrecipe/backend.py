@@ -85,12 +85,22 @@ _DEFAULT_EPS = float(torch.finfo(torch.float32).eps)
 
 
 @dataclass(frozen=True, slots=True)
+class Fault:
+    """A setting of a tensor that no kernel takes: whose, which key, and what is wrong with it."""
+
+    role: Literal["weight", "activation"]
+    key: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What becomes of an operation.
 
     ``qconfig`` is what is executed, after substitutions, and None for float; ``reason`` says why
     it stays float or what was substituted; ``honoured`` is False where a rule wanted more than
-    the backend can give. ``engine`` packs the weights for another engine than the backend's.
+    the backend can give, and ``fault`` then names the setting that is to blame, if a single one is.
+    ``engine`` packs the weights for another engine than the backend's.
     """
 
     verdict: Verdict
@@ -99,6 +109,7 @@ class Outcome:
     reason: str | None
     honoured: bool = True
     engine: Engine | None = None
+    fault: Fault | None = None
 
 
 def backend_config(name: Backend, phase: Phase) -> BackendConfig:
@@ -286,14 +297,14 @@ class _Judge:
         configs = [config for config in self.dtype_configs if _mode_of_config(config) == mode]
         if not configs:
             return _float(self._no_mode(mode), honoured=False)
-        reasons: list[str] = []
+        faults: list[Fault] = []
         for config in configs:
             spec, note = self._substitute(qconfig, config)
-            problem = _mismatch(spec, config, self.backend)
-            if problem is None:
+            fault = _mismatch(spec, config, self.backend)
+            if fault is None:
                 return self._on_a_right_kernel(mode, spec, note)
-            reasons.append(problem)
-        return _float(reasons[0], honoured=False)
+            faults.append(fault)
+        return replace(_float(faults[0].problem, honoured=False), fault=faults[0])
 
     def _on_a_right_kernel(self, mode: Mode, spec: QConfigSpec, note: str | None) -> Outcome:
         known = weight_refusal(self.match, self.backend, self.phase, spec.weight)
@@ -352,34 +363,39 @@ def _is_per_tensor(spec: TensorSpec) -> bool:
     return spec.qscheme is None or spec.qscheme.startswith("per_tensor")
 
 
-def _mismatch(qconfig: QConfigSpec, config: Any, backend: Backend) -> str | None:
+def _mismatch(qconfig: QConfigSpec, config: Any, backend: Backend) -> Fault | None:
     """Why the kernel of ``config`` cannot run ``qconfig``, or None where it can."""
-    for role, spec, wanted in (
-        ("activation", qconfig.activation, config.input_dtype_with_constraints),
-        ("weight", qconfig.weight, config.weight_dtype_with_constraints),
-    ):
+    of_activation: tuple[Literal["activation"], Any, Any]
+    of_activation = ("activation", qconfig.activation, config.input_dtype_with_constraints)
+    of_weight: tuple[Literal["weight"], Any, Any]
+    of_weight = ("weight", qconfig.weight, config.weight_dtype_with_constraints)
+    for role, spec, wanted in (of_activation, of_weight):
         if wanted.dtype in (None, torch.float32):
             continue
         if spec is None:
-            return f"{backend} wants a {_DTYPE_NAMES[wanted.dtype]} {role} here, and none is given"
-        problem = _dtype_problem(spec, wanted)
-        if problem is not None:
-            return f"{backend} {problem.format(role=role)}"
+            none = f"wants a {_DTYPE_NAMES[wanted.dtype]} {role} here, and none is given"
+            return Fault(role, "", f"{backend} {none}")
+        found = _dtype_problem(spec, wanted)
+        if found is not None:
+            key, problem = found
+            return Fault(role, key, f"{backend} {problem.format(role=role)}")
     return None
 
 
-def _dtype_problem(spec: TensorSpec, wanted: Any) -> str | None:
+def _dtype_problem(spec: TensorSpec, wanted: Any) -> tuple[str, str] | None:
+    """The key at fault, and what is wrong with it."""
     stored = {"int4": "int8"}.get(str(spec.dtype), spec.dtype)
     if stored != _DTYPE_NAMES[wanted.dtype]:
-        return f"takes {_DTYPE_NAMES[wanted.dtype]} {{role}}s here, not {spec.dtype}"
+        return "dtype", f"takes {_DTYPE_NAMES[wanted.dtype]} {{role}}s here, not {spec.dtype}"
     low, high = quantized_range(spec) or (0, 0)
     bound_low, bound_high = wanted.quant_min_lower_bound, wanted.quant_max_upper_bound
     if bound_low is not None and bound_high is not None and (low < bound_low or high > bound_high):
         return (
+            "quant_min" if low < bound_low else "quant_max",
             f"takes {{role}}s within {bound_low}..{bound_high} here, not {low}..{high}: "
-            "set quant_min and quant_max"
+            "set quant_min and quant_max",
         )
     eps = spec.eps if spec.eps is not None else _DEFAULT_EPS
     if wanted.scale_min_lower_bound is not None and eps < wanted.scale_min_lower_bound:
-        return f"wants eps >= {wanted.scale_min_lower_bound} for {{role}}s here: set eps"
+        return "eps", f"wants eps >= {wanted.scale_min_lower_bound} for {{role}}s here: set eps"
     return None

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils.data import Dataset
 
 from qrecipe._torch_ao import FakeQuantizeBase, ObserverBase, quiet
 from qrecipe.assembly import PreparedState, prepared_state
@@ -22,18 +23,22 @@ from qrecipe.copying import structural_copy
 from qrecipe.errors import CalibrationError, Finding, PlanError, counted, first_line
 from qrecipe.fx.numerics import Sample
 from qrecipe.fx.training import only_observing
-from qrecipe.inputs import Inputs
+from qrecipe.inputs import EMPTY, Inputs, is_empty
 from qrecipe.linting import warn
 from qrecipe.nested import cloned, parts_of, tensors_in
 from qrecipe.neutral import neutral
 from qrecipe.progress import Progress, terminal_progress
 from qrecipe.ranges import observes, range_findings
+from qrecipe.remedies import Remedy, remedy
 from qrecipe.schema import CalibrationTable, LintTable
+from qrecipe.trials import CANNOT_TAKE
+from qrecipe.unfit import check_is_model
 
 Forward = Callable[[nn.Module, Any], Any]
 """Runs a model on one batch of the caller's loader."""
 
 FEW_BATCHES = 10
+_DESCRIBED = 4
 _NO_MORE = object()
 
 
@@ -115,8 +120,10 @@ class _InputsTaken(BaseException):
 def batch_inputs(model: nn.Module, batch: Any, forward: Forward | None) -> Inputs:
     """What the model itself is called with for a batch, without running it.
 
-    Raises ``CalibrationError`` (QR402) where the batch does not fit.
+    Raises ``CalibrationError`` (QR402) where the batch does not fit, ``PlanError`` (QR306) for what
+    is no model.
     """
+    check_is_model(model)
     if forward is None:
         _check_signature(model, batch, 0)
         return Inputs.from_batch(batch)
@@ -150,7 +157,9 @@ def inputs_of_batch(model: nn.Module, batch: Any, forward: Forward | None) -> It
     except PlanError as error:
         if [finding.code for finding in error.findings] != ["QR307"]:
             raise
-        raise unusable_batch(batch, 0, error.findings[0].message) from error
+        why = error.findings[0].message.removeprefix(CANNOT_TAKE)
+        helping = None if forward is not None else remedy(model, batch)
+        raise unusable_batch(batch, 0, why, helping) from error
 
 
 def limited(batches: Iterable[Any], limit: int) -> Iterator[Any]:
@@ -169,14 +178,13 @@ def limited(batches: Iterable[Any], limit: int) -> Iterator[Any]:
 
 
 def _iterator(batches: Iterable[Any]) -> Iterator[Any]:
-    if isinstance(batches, (Tensor, Mapping)) or not isinstance(batches, Iterable):
-        raise CalibrationError(
-            Finding(
-                "QR401",
-                f"batches is a {type(batches).__name__}, not an iterable of batches",
-                hint="pass a list of batches or a DataLoader; one batch alone is [batch]",
-            )
-        )
+    if isinstance(batches, (Tensor, Mapping, str)) or not isinstance(batches, Iterable):
+        hint = "pass a list of batches or a DataLoader; one batch alone is [batch]"
+        if isinstance(batches, Dataset):
+            hint = "wrap it: torch.utils.data.DataLoader(dataset, batch_size=32)"
+        kind = type(batches).__name__
+        text = f"batches is a {kind}, not an iterable of batches"
+        raise CalibrationError(Finding("QR401", text, hint=hint))
     try:
         return iter(batches)
     except Exception as error:
@@ -194,6 +202,8 @@ def known_length(batches: object, limit: int) -> int | None:
 
 
 def _run(prepared: nn.Module, batch: Any, index: int, forward: Forward | None) -> None:
+    if index == 0 and is_empty(batch):  # a later one does no harm
+        raise unusable_batch(batch, index, EMPTY)
     check_finite(batch, index)
     if forward is None:
         _check_signature(prepared, batch, index)
@@ -203,16 +213,19 @@ def _run(prepared: nn.Module, batch: Any, index: int, forward: Forward | None) -
         else:
             forward(prepared, batch)
     except Exception as error:
-        raise unusable_batch(batch, index, first_line(error)) from error
+        helping = None if forward is not None else remedy(prepared, batch)
+        raise unusable_batch(batch, index, first_line(error), helping) from error
 
 
-def unusable_batch(batch: Any, index: int, why: str) -> CalibrationError:
-    """The error for a batch that the model cannot take (QR402)."""
+def unusable_batch(
+    batch: Any, index: int, why: str, helping: Remedy | None = None
+) -> CalibrationError:
+    """The error for a batch that the model cannot take (QR402), with the remedy if there is one."""
     return CalibrationError(
         Finding(
             "QR402",
             f"the model cannot take batch {index} ({describe_batch(batch)}): {why}",
-            hint=_forward_hint(batch),
+            hint=_forward_hint(batch) if helping is None else helping.forward,
         )
     )
 
@@ -226,10 +239,13 @@ def _check_signature(model: nn.Module, batch: Any, index: int) -> None:
     try:
         signature.bind(*inputs.args, **dict(inputs.kwargs))
     except TypeError as error:
-        raise unusable_batch(batch, index, f"forward{signature}: {error}") from error
+        helping = remedy(model, batch)
+        raise unusable_batch(batch, index, f"forward{signature}: {error}", helping) from error
 
 
 def _forward_hint(batch: Any) -> str | None:
+    if is_empty(batch):
+        return "leave it out: a filter, or a dataset without samples, gives such a batch"
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return (
             "does the loader give (inputs, labels)? pass "
@@ -262,12 +278,16 @@ def describe_batch(batch: Any) -> str:
         return f"{str(batch.dtype).removeprefix('torch.')} {list(batch.shape)}"
     parts, kind = parts_of(batch), type(batch).__name__
     if parts is None:
+        if hasattr(batch, "dtype") and hasattr(batch, "shape"):  # numpy's arrays
+            return f"{kind} {batch.dtype} {list(batch.shape)}"
         return kind
-    described = (
+    described = [
         f"{'' if isinstance(key, int) else f'{key}: '}{describe_batch(part)}"
-        for key, part in parts.items()
-    )
-    return f"{kind} of {', '.join(described)}"
+        for key, part in [*parts.items()][:_DESCRIBED]
+    ]
+    more = len(parts) - _DESCRIBED
+    described += [f"{more} more"] * (more > 0)
+    return f"{kind} of {', '.join(described)}" if described else f"empty {kind}"
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TypeVar
 
@@ -60,9 +60,13 @@ def with_parts(model: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
 
 def _copy_sharing(model: _Model, shared: Iterable[Tensor | nn.Module]) -> _Model:
     """Tensors that were made in inference mode are copied: autograd takes none of them."""
-    known = {id(part): part for part in shared if not _is_inference(part)}
+    memo: dict[int, Tensor | nn.Module] = {
+        id(part): part for part in shared if not _is_inference(part)
+    }
+    # deepcopy refuses what autograd has computed: the weight that an old-style weight_norm keeps
+    memo |= {id(tensor): tensor.detach() for tensor in _computed(model)}
     try:
-        return copy.deepcopy(model, known)
+        return copy.deepcopy(model, memo)
     except Exception as error:
         raise PlanError(
             Finding(
@@ -75,3 +79,11 @@ def _copy_sharing(model: _Model, shared: Iterable[Tensor | nn.Module]) -> _Model
 
 def _is_inference(part: Tensor | nn.Module) -> bool:
     return isinstance(part, Tensor) and part.is_inference()
+
+
+def _computed(model: nn.Module) -> Iterator[Tensor]:
+    """Attributes of modules that hang on the graph of autograd."""
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                yield value

@@ -281,6 +281,7 @@ CODES: dict[str, Code] = {
     "QR217": Code("rule that decides nothing"),
     "QR218": Code("the search for a recipe was interrupted"),
     "QR219": Code("no recipe within the accuracy budget"),
+    "QR221": Code("next to nothing is quantized"),
     "QR230": Code("hooks on a module that is traced through"),
     "QR231": Code("a root whose calls differ too much for one set of ranges"),
     "QR232": Code("a moving average that clings to the first batches"),

@@ -32,6 +32,14 @@ class Inputs:
             return Inputs(args=tuple(batch))
         return Inputs(args=(batch,))
 
+    @property
+    def batch(self) -> Any:
+        """The batch that `from_batch` makes these inputs of."""
+        if self.kwargs:
+            return dict(self.kwargs)
+        is_one = len(self.args) == 1 and not isinstance(self.args[0], (Mapping, tuple, list))
+        return self.args[0] if is_one else self.args
+
     def call(self, model: nn.Module) -> Any:
         if isinstance(model, fx.GraphModule):
             # its own __call__ prints a traceback of its code before it raises
@@ -65,6 +73,15 @@ class Inputs:
                     hint="pass tensors alone, or in a dict, list, tuple or dataclass",
                 )
             ) from error
+
+
+EMPTY = "it is empty, and nothing can be learned from it"
+
+
+def is_empty(batch: Any) -> bool:
+    """Whether there are tensors in a batch, and no value in any of them."""
+    tensors = list(tensors_in(batch))
+    return bool(tensors) and not any(tensor.numel() for tensor in tensors)
 
 
 def batch_size(value: Any) -> int | None:

@@ -116,7 +116,7 @@ def take_inventory(
     for path, part_inputs in inputs_of.items():
         module = model.get_submodule(path)
         fixed = constants(module, part_inputs)
-        graph_module, scopes = traced_graph(model, path, fixed, table, part_inputs)
+        graph_module, scopes = traced_graph(model, path, fixed, table)
         example = record_values(graph_module, module, part_inputs)
         traced = traced_part(path, fixed, graph_module)
         dropouts: frozenset[str] = frozenset()
@@ -145,14 +145,10 @@ def take_inventory(
 
 
 def traced_graph(
-    model: nn.Module,
-    path: str,
-    fixed: Mapping[str, Any],
-    table: FxTable,
-    inputs: Inputs | None = None,
+    model: nn.Module, path: str, fixed: Mapping[str, Any], table: FxTable
 ) -> tuple[fx.GraphModule, Scopes]:
     """What `tracing.trace` gives, without dead code."""
-    graph_module, scopes = trace(model, path, fixed, table, inputs)
+    graph_module, scopes = trace(model, path, fixed, table)
     drop_dead_code(graph_module)
     return graph_module, scopes
 

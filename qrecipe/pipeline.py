@@ -29,6 +29,7 @@ from qrecipe.backend import backend_config, mode_of
 from qrecipe.calibration import Forward, calibrate, inputs_of_batch, peek
 from qrecipe.contents import Architecture
 from qrecipe.copying import with_parts
+from qrecipe.coverage import coverage_findings
 from qrecipe.eager.inventory import take_inventory as eager_inventory
 from qrecipe.eager.part import EagerPart
 from qrecipe.errors import (
@@ -43,19 +44,23 @@ from qrecipe.fx import execution
 from qrecipe.fx.numerics import Sample
 from qrecipe.fx.parts import CompiledPart, Configs, compile_part
 from qrecipe.graph_names import cannot_be_preserved, is_taken
-from qrecipe.inputs import Inputs
+from qrecipe.inputs import EMPTY, Inputs, is_empty
 from qrecipe.inventory import Inventory, take_inventory
-from qrecipe.lineage import attach, make_provenance
+from qrecipe.lineage import attach, make_provenance, quantized_part
 from qrecipe.linting import warn
 from qrecipe.neutral import neutral
 from qrecipe.operations import joined
 from qrecipe.planning import Plan, make_plan
 from qrecipe.plugins import load_plugins
 from qrecipe.progress import Progress
+from qrecipe.proposals import with_advice
 from qrecipe.ranges import check_calibrated, check_trained
 from qrecipe.recipe import Recipe, load_recipe
+from qrecipe.remedies import remedy
 from qrecipe.rules import resolve
 from qrecipe.target import TargetCpu, unjudged_finding, unjudged_sites
+from qrecipe.trials import CANNOT_TAKE
+from qrecipe.unfit import broken_values, check_is_model, wrapper_findings
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +230,29 @@ def plan(model: nn.Module, recipe: Recipe | str | os.PathLike[str], example_inpu
             the complete plan where one could be made.
     """
     loaded = load_recipe(recipe)
-    return make_plan(inventory_of(model, loaded, Inputs.from_batch(example_inputs)), loaded)
+    made = decide(model, loaded, Inputs.from_batch(example_inputs))
+    _say_what_is_missed(made, loaded)
+    return made
+
+
+def decide(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Plan:
+    """As `plan`; what the plan warns of is left to the caller."""
+    return _decided(model, inventory_of(model, recipe, inputs), recipe, inputs)
+
+
+def _decided(model: nn.Module, inventory: Inventory, recipe: Recipe, inputs: Inputs) -> Plan:
+    made = make_plan(inventory, recipe)
+    if "QR221" in recipe.lint.ignore:
+        return made
+    missed = coverage_findings(made, inventory, model, inputs)
+    return replace(made, warnings=(*missed, *made.warnings))
+
+
+def _say_what_is_missed(plan: Plan, recipe: Recipe) -> None:
+    """The one warning of a plan that must be heard where nobody prints the plan."""
+    for finding in plan.warnings:
+        if finding.code == "QR221":
+            warn(finding, recipe.lint)
 
 
 @neutral
@@ -243,6 +270,14 @@ def compile(
     is made for such a CPU, and judged as far as this one can.
     """
     return _compile(model, load_recipe(recipe), Inputs.from_batch(example_inputs), target_cpu)
+
+
+def _compile(
+    model: nn.Module, recipe: Recipe, inputs: Inputs, target_cpu: TargetCpu
+) -> CompiledRecipe:
+    compiled = compile_decided(model, recipe, inputs, target_cpu)
+    _say_what_is_missed(compiled.plan, recipe)
+    return compiled
 
 
 @neutral
@@ -313,11 +348,12 @@ def _compile_for_batch(
         return _compile(model, recipe, inputs, target_cpu)
 
 
-def _compile(
+def compile_decided(
     model: nn.Module, recipe: Recipe, inputs: Inputs, target_cpu: TargetCpu
 ) -> CompiledRecipe:
+    """As `compile`; what the plan warns of is left to the caller."""
     inventory = inventory_of(model, recipe, inputs)
-    decided = make_plan(inventory, recipe)
+    decided = _decided(model, inventory, recipe, inputs)
     if not decided.is_for_export:
         execution.check_engine(recipe.backend)  # before anybody calibrates or trains
     unjudged = unjudged_sites(decided, target_cpu)
@@ -352,38 +388,48 @@ def inventory_of(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Inventory:
     config = backend_config(recipe.backend, recipe.phase)
     try:
         _check_model(model, recipe)
+        if is_empty(inputs.batch):
+            raise PlanError(Finding("QR307", f"{CANNOT_TAKE}{EMPTY}", hint="pass a few samples"))
         try:
             inventory = take_inventory(model, inputs, recipe.fx, config, recipe.phase)
         except TraceError as error:
-            inventory = _untraced_inventory(model, recipe, inputs, error)
+            untraced = _untraced_inventory(model, recipe, inputs, error)
+            if untraced is None:
+                raise with_advice(error, model, inputs, recipe.fx) from error
+            inventory = untraced
     except PlanError as error:
         raise error_from(
-            finding
-            if finding.key is None
-            else replace(finding, location=recipe.origin(finding.key))
-            for finding in error.findings
+            _completed(finding, model, recipe, inputs) for finding in error.findings
         ) from error
     for finding in inventory.doubts:
         warn(finding, recipe.lint)
     return inventory
 
 
+def _completed(finding: Finding, model: nn.Module, recipe: Recipe, inputs: Inputs) -> Finding:
+    """The finding with its place in the recipe, or with what lets the model take the inputs."""
+    if finding.key is not None:
+        return replace(finding, location=recipe.origin(finding.key))
+    helping = remedy(model, inputs.batch) if finding.code == "QR307" else None
+    return finding if helping is None else replace(finding, hint=helping.value)
+
+
 def _untraced_inventory(
     model: nn.Module, recipe: Recipe, inputs: Inputs, error: TraceError
-) -> Inventory:
+) -> Inventory | None:
     """The sites for eager mode, where rules ask for modules that need no trace, and nothing else.
 
-    Raises ``error`` where they ask for more.
+    None where they ask for more.
     """
     if recipe.fx.roots or recipe.phase == "qat":
-        raise error
+        return None
     config = backend_config(recipe.backend, recipe.phase)
     static = any(rule.qconfig and mode_of(rule.qconfig) == "static" for rule in recipe.rules)
     try:
         inventory = eager_inventory(model, inputs, recipe.fx, config, error.findings[0].message)
     except PlanError:
         if static:
-            raise error from None
+            return None
         raise  # what is wrong with the model or its inputs, whether it can be traced or not
     decisions = resolve(inventory.structure, recipe.rules).decisions.values()
     asked = {mode_of(decision.rule.qconfig) for decision in decisions if decision.rule.qconfig}
@@ -391,22 +437,17 @@ def _untraced_inventory(
         rule.tier == "function" and rule.qconfig and not rule.optional for rule in recipe.rules
     )
     if not asked or "static" in asked or on_functions:
-        raise error
+        return None
     return inventory
 
 
 def _check_model(model: nn.Module, recipe: Recipe) -> None:
-    if not isinstance(model, nn.Module):
-        kind = model.__name__ if isinstance(model, type) else type(model).__name__
-        raise PlanError(
-            Finding(
-                "QR306",
-                f"the model is {'the class ' if isinstance(model, type) else 'a '}{kind}, "
-                "not a torch.nn.Module",
-                hint="pass an instance of the model",
-            )
-        )
-    findings = [*_model_findings(model), *_attribute_findings(model, recipe)]
+    check_is_model(model)
+    findings = (
+        [*wrapper_findings(model), *_quantized_findings(model)]
+        or [*_model_findings(model), *_attribute_findings(model, recipe)]
+        or [*broken_values(model)]
+    )
     if findings:
         raise error_from(findings)
     if model.training:
@@ -420,14 +461,17 @@ def _check_model(model: nn.Module, recipe: Recipe) -> None:
         )
 
 
-def _model_findings(model: nn.Module) -> Iterator[Finding]:
-    if isinstance(model, torch.jit.ScriptModule):
+def _quantized_findings(model: nn.Module) -> Iterator[Finding]:
+    found = quantized_part(model)
+    if found is not None:
         yield Finding(
             "QR306",
-            "a TorchScript model cannot be traced again",
-            hint="pass the model that it was made from",
+            f"the model {found}",
+            hint="pass the float model that it was made from",
         )
-        return
+
+
+def _model_findings(model: nn.Module) -> Iterator[Finding]:
     for path, module in model.named_modules():
         if _has_own_qconfig(module):
             yield Finding(

@@ -242,13 +242,16 @@ def _unsupported(
         ):
             continue
         names = named or refused
+        fault = outcome_of[names[0]].fault
+        cause = None if fault is None else recipe.tensor_key(rule, fault.role, fault.key)
         yield (
             rule,
             Finding(
                 "QR303",
                 f"{describe(rule)} cannot be honoured at {listed(names)}",
-                rule.location,
+                cause or rule.location,
                 hint=outcome_of[names[0]].reason,
+                related=() if cause is None else (("decided by", rule.location),),
                 notes=('decide these as "float", or give them a qconfig that a kernel has',),
             ),
         )

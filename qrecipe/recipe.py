@@ -167,6 +167,17 @@ class Recipe:
         finding = Finding("QR107", f"no file sets {shown(key)}", hint=did_you_mean(key, known))
         raise UnknownNameError(finding)
 
+    def tensor_key(self, rule: Rule, role: str, key: str) -> Location | None:
+        """Where a key of the tensor is written that a rule gives for ``role``, or else its dtype.
+
+        ``role`` is "weight" or "activation"; None where the rule gives none.
+        """
+        tier = self._values["rules"][rule.tier]
+        value = tier[rule.key] if rule.key else tier
+        named = self._values.get("qconfig", {}).get(rule.label, value)
+        path = ("tensor", named.get(role))
+        return self._origins.get((*path, key)) or self._origins.get((*path, "dtype"))
+
     def argument_key(self, path: KeyPath) -> Location:
         """Where the key of a constructor's argument is written, or else of what is around it.
 

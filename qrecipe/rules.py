@@ -18,7 +18,12 @@ from qrecipe.errors import Finding, counted, nearest
 from qrecipe.names import NamePattern, compile_pattern, literal, selects
 from qrecipe.operations import Member, ModelStructure, Operation, enclosing
 from qrecipe.recipe import Rule
-from qrecipe.signatures import canonical_module_type, function_family, is_module_type
+from qrecipe.signatures import (
+    PARAMETRIZED,
+    canonical_module_type,
+    function_family,
+    is_module_type,
+)
 
 _TIER_RANK = {"module_name": 0, "module_type": 1, "function": 1, "global": 2}
 
@@ -281,11 +286,16 @@ def subclass_findings(
     structure: ModelStructure, covered: Mapping[Rule, Sequence[str]]
 ) -> Iterator[Finding]:
     """Type rules that cover nothing, although modules derive from their class (QR209)."""
+    sites = {operation.members[0].module for operation in structure.operations}
     for rule, names in covered.items():
         if names or rule.tier != "module_type":
             continue
         key = canonical_module_type(rule.key)
-        paths = [path for path, bases in structure.bases.items() if key in bases]
+        paths = [
+            path
+            for path, bases in structure.bases.items()
+            if key in bases and sites.isdisjoint(enclosing(path)[1:])  # within a site nothing is
+        ]
         if paths:
             own = sorted(structure.modules[paths[0]])[0]
             yield Finding(
@@ -293,8 +303,11 @@ def subclass_findings(
                 f"{describe(rule)} covers nothing: types match exactly, and {listed(paths)} "
                 "are subclasses",
                 rule.location,
-                hint=f"write {quoted(own)}",
+                hint=_REMOVE if own.startswith(PARAMETRIZED) else f"write {quoted(own)}",
             )
+
+
+_REMOVE = "torch.nn.utils.parametrize.remove_parametrizations makes them plain ones"
 
 
 def _is_traced(structure: ModelStructure, path: str) -> bool:

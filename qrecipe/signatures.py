@@ -151,8 +151,28 @@ def unknown_name(kind: Kind, name: str) -> ArgumentProblem:
     if claimed := claims(kind, name):
         hint = f"plan a recipe that names it, or import {shown(claimed[0].module)}"
         return ArgumentProblem("QR104", None, f"{title} of {claimed[0]} is not loaded", hint)
-    hint = did_you_mean(name, known_names(kind)) or _one_of(known_names(kind))
+    hint = (
+        _by_class(kind, name) or did_you_mean(name, known_names(kind)) or _one_of(known_names(kind))
+    )
     return ArgumentProblem("QR104", None, f"unknown {title}", hint)
+
+
+def _by_class(kind: Kind, name: str) -> str | None:
+    """The name in recipes of what a program calls by its class, ``observer.MinMaxObserver``."""
+    wanted = _plain(name)
+    for of in sorted(_BUILTIN, key=lambda each: each != kind):  # those of the kind first
+        for known, found in _BUILTIN[of].items():
+            if wanted in (_plain(known), _plain(found.target)):
+                if of == kind:
+                    return f"did you mean {shown(known)}?"
+                return f"it is no {kind}: write {of} = {shown(known)}"
+    return None
+
+
+def _plain(name: str) -> str:
+    """A class or a name without what tells the two apart: ``MinMaxObserver`` is ``minmax``."""
+    last = name.rpartition(".")[2].replace("_", "").lower()
+    return last.removesuffix("observer") or last
 
 
 def _one_of(names: Collection[str]) -> str:
@@ -206,9 +226,20 @@ FUNCTION_FAMILIES: Collection[str] = _LazyNames(
 """The families of torch's and Python's functions on tensors."""
 
 
+PARAMETRIZED = "torch.nn.utils.parametrize.Parametrized"
+"""What the name of a class begins with that torch makes for a module with parametrizations."""
+
+_INSIDE_ATTENTION = "torch.nn.modules.linear.NonDynamicallyQuantizableLinear"
+
+
 def is_module_type(name: str) -> bool:
     """Whether ``name`` is the public or internal dotted name of a module type of torch."""
-    return name in MODULE_TYPES or name in _internal_module_types()
+    return (
+        name in MODULE_TYPES
+        or name in _internal_module_types()
+        or name.startswith(PARAMETRIZED)
+        or name == _INSIDE_ATTENTION
+    )
 
 
 def canonical_module_type(name: str) -> str:

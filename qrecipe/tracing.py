@@ -7,7 +7,7 @@ import inspect
 import keyword
 import operator
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -34,26 +34,32 @@ from qrecipe.nested import Packing, leaves, parts_of
 from qrecipe.operations import joined
 from qrecipe.process import random_numbers_kept, traced_alone
 from qrecipe.schema import FxTable
-from qrecipe.trials import try_out
+from qrecipe.unfit import hidden_modules
 
 Scopes = Mapping[str, tuple[str, type]]
 """The path and class of the innermost module whose forward made a node's call, by node name."""
 
 
+class UntraceableError(TraceError):
+    """Tracing the part at ``path`` failed in the forward of the module ``at``.
+
+    `proposals.with_advice` says what to do about it.
+    """
+
+    def __init__(self, finding: Finding, path: str, at: str) -> None:
+        super().__init__(finding)
+        self.path, self.at = path, at
+
+
 def trace(
-    model: nn.Module,
-    path: str,
-    fixed: Mapping[str, Any],
-    table: FxTable,
-    inputs: Inputs | None = None,
+    model: nn.Module, path: str, fixed: Mapping[str, Any], table: FxTable
 ) -> tuple[fx.GraphModule, Scopes]:
     """The graph of a copy of the submodule at ``path``, in eval mode, and its scopes.
 
     The copy shares the parameters. Names in ``table`` are the whole model's; ``scopes`` are named
-    from the submodule on. ``fixed`` are the arguments of its forward that are no tensors. With
-    ``inputs`` of the submodule an error proposes only such roots as they reach.
+    from the submodule on. ``fixed`` are the arguments of its forward that are no tensors.
 
-    Raises ``TraceError`` that names the submodule, the line and the key to add.
+    Raises ``TraceError``, with the submodule and the line where it cannot be traced.
     """
     names = _known_names(model, table.non_traceable_module_name)
     classes = _known_classes(model, table.non_traceable_module_class)
@@ -73,8 +79,8 @@ def trace(
         raise
     except Exception as error:
         at = joined(path, tracer.path)
-        raise TraceError(_trace_finding(error, at, model, inputs, table)) from error
-    _check_placeholders(graph_module)
+        raise _untraceable(error, path, at, model) from error
+    _check_placeholders(graph_module, path)
     return graph_module, tracer.node_name_to_scope
 
 
@@ -209,15 +215,18 @@ def _is_spelt_by_code(part: str) -> bool:
     return part == (read.id if isinstance(read, ast.Name) else getattr(read, "value", None))
 
 
-def _check_placeholders(graph_module: fx.GraphModule) -> None:
+def _check_placeholders(graph_module: fx.GraphModule, path: str) -> None:
     for node in graph_module.graph.nodes:
         if node.op == "placeholder" and str(node.target).startswith("*"):
-            raise TraceError(
+            whose = f'the forward of "{path}"' if path else "the model's forward"
+            raise UntraceableError(
                 Finding(
                     "QR305",
-                    f"the model's forward takes {node.target}, whose length tracing cannot know",
+                    f"{whose} takes {node.target}, whose length tracing cannot know",
                     hint="give forward one named argument for each input",
-                )
+                ),
+                path,
+                path,
             )
 
 
@@ -311,88 +320,26 @@ def _known_classes(model: nn.Module, names: Sequence[str]) -> list[Callable[...,
     return [by_name[name] for name in names]
 
 
-def _trace_finding(
-    error: Exception, path: str, model: nn.Module, inputs: Inputs | None, table: FxTable
-) -> Finding:
-    kind = type(model.get_submodule(path)).__name__
-    where = f'submodule "{path}" ({kind})' if path else f"the model's own forward ({kind})"
+def _untraceable(error: Exception, path: str, at: str, model: nn.Module) -> UntraceableError:
+    kind = type(model.get_submodule(at)).__name__
+    where = f'submodule "{at}" ({kind})' if at else f"the model's own forward ({kind})"
     line = _user_line(error)
     if isinstance(error, _AutocastError):
         what = f"{where} is called under torch.autocast{f' at {line}' if line else ''}"
-        return Finding("QR305", f"{what}, which no graph keeps", hint=WITHOUT_AUTOCAST)
-    message = f"{where} cannot be traced{f' at {line}' if line else ''}: {first_line(error)}"
-    keep_out = f"leave its inside float: [fx] non_traceable_module_name = {_toml_list([path])}"
-    roots = [] if table.roots else traceable_parts(model, inputs)
-    trace_these = f"trace the parts that can be: [fx] roots = {_toml_list(roots)}"
-    if path:
-        return Finding(
-            "QR305", message, hint=keep_out, notes=(f"or {trace_these}",) if roots else ()
-        )
-    hint = trace_these if roots else _NO_ROOTS
-    return Finding("QR305", message, hint=hint)
-
-
-def traceable_parts(model: nn.Module, inputs: Inputs | None) -> list[str]:
-    """The outermost containers with parameters that the inputs reach and that trace on their own.
-
-    They are what ``[fx] roots`` could name; none without inputs, or where the model fails on them.
-    """
-    return _traceable(model, _called(model, inputs))
+        finding = Finding("QR305", f"{what}, which no graph keeps", hint=WITHOUT_AUTOCAST)
+        return UntraceableError(finding, path, at)
+    why, hint = first_line(error), None
+    hidden = hidden_modules(model) if why == _NOT_INSTALLED else None
+    if hidden is not None:
+        why, hint = hidden
+    message = f"{where} cannot be traced{f' at {line}' if line else ''}: {why}"
+    return UntraceableError(Finding("QR305", message, hint=hint), path, at)
 
 
 WITHOUT_AUTOCAST = (
     "take torch.autocast out of the model's code: call the float model under it instead"
 )
-_NO_ROOTS = (
-    "rewrite this line without control flow on tensors, or move what can be traced into a "
-    "submodule and name that in [fx] roots"
-)
-
-
-def _toml_list(names: list[str]) -> str:
-    return f"[{', '.join(map(quoted_whole, names))}]"
-
-
-def _called(model: nn.Module, inputs: Inputs | None) -> frozenset[str]:
-    """The paths of the modules that a run of the model calls; none where it fails."""
-    if inputs is None:
-        return frozenset()
-    probe = runnable_copy(model)
-    called: set[str] = set()
-    for path, module in probe.named_modules(remove_duplicate=False):
-        module.register_forward_pre_hook(lambda *_, path=path: called.add(path))
-    try:
-        with random_numbers_kept():
-            try_out(probe, inputs.cloned(), model)
-    except Exception:
-        return frozenset()
-    return frozenset(called)
-
-
-def _traceable(model: nn.Module, called: Collection[str], path: str = "") -> list[str]:
-    """The outermost called containers with parameters inside ``path`` that trace on their own."""
-    found: list[str] = []
-    for name, child in model.get_submodule(path).named_children():
-        inner = joined(path, name)
-        if not list(child.children()) or next(child.parameters(), None) is None:
-            continue
-        if inner in called and _traces(child):
-            found.append(inner)
-        else:
-            found += _traceable(model, called, inner)
-    return found
-
-
-def _traces(module: nn.Module) -> bool:
-    root = runnable_copy(module)
-    try:
-        graph = _Tracer([], []).trace(root)
-        _check_names(graph, "")
-    except Exception:
-        return False
-    return not any(
-        node.op == "placeholder" and str(node.target).startswith("*") for node in graph.nodes
-    )
+_NOT_INSTALLED = "module is not installed as a submodule"
 
 
 _NOT_THE_CALLERS = (Path(torch.__file__).parent, Path(__file__).parent)

@@ -40,12 +40,15 @@ def try_inputs(probe: nn.Module, inputs: Inputs, owner: nn.Module) -> Any:
         raise unusable(error) from error
 
 
+CANNOT_TAKE = "the model cannot take the example inputs: "
+
+
 def unusable(error: Exception) -> PlanError:
     """The error (QR307) for inputs on which the model's forward has raised ``error``."""
     return PlanError(
         Finding(
             "QR307",
-            f"the model cannot take the example inputs: {first_line(error)}",
+            f"{CANNOT_TAKE}{first_line(error)}",
             hint="pass the tensors that forward takes, without labels, with a batch dimension",
         )
     )

@@ -115,7 +115,7 @@ UNTRACEABLE = {
     "range": _loops,
     "item": lambda self, x: x * float(x.max()),
     "numpy": lambda self, x: torch.from_numpy(x.numpy()),
-    "star": lambda self, x: torch.cat([*x]),
+    "star": lambda self, x: torch.stack([*x]),
 }
 
 

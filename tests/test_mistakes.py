@@ -46,6 +46,29 @@ MISTAKES = [
     ("[tensor]\na = 3", "QR102", "3", "must be a table"),
     ("[tensor.a]\nobserver = 3", "QR102", "3", "a name, or a table with a name"),
     ("[tensor.a]\nobserver = { bins = 3 }", "QR103", "observer", 'needs a "name"'),
+    *(
+        (f'[tensor.a]\nobserver = "{name}"', "QR104", f'"{name}"', f'did you mean "{meant}"?')
+        for name, meant in {
+            "MinMaxObserver": "minmax",
+            "torch.ao.quantization.MinMaxObserver": "minmax",
+            "torch.ao.quantization.observer.HistogramObserver": "histogram",
+            "PerChannelMinMaxObserver": "per_channel_minmax",
+            "MovingAverageMinMaxObserver": "moving_average_minmax",
+            "MovingAveragePerChannelMinMaxObserver": "moving_average_per_channel_minmax",
+            "min_max": "minmax",
+            "minmax_observer": "minmax",
+        }.items()
+    ),
+    *(
+        (f'[tensor.a]\nfake_quant = "{name}"', "QR104", f'"{name}"', f'did you mean "{meant}"?')
+        for name, meant in {
+            "FakeQuantize": "fake_quantize",
+            "torch.ao.quantization.FusedMovingAvgObsFakeQuantize": "fused_moving_average",
+            "FixedQParamsFakeQuantize": "fixed_qparams",
+        }.items()
+    ),
+    ('[tensor.a]\nobserver = "FakeQuantize"', "QR104", '"FakeQuantize"', 'write fake_quant = "fak'),
+    ('[tensor.a]\nfake_quant = "minmax"', "QR104", '"minmax"', 'write observer = "minmax"'),
     ("[[lint]]", "QR102", "lint", "must be a table"),
     ("[fx]\nroots = 'a'", "QR102", "'a'", "must be an array"),
     ("[fx]\nroots = ['a', 3]", "QR102", "3", "must be a string"),

@@ -20,9 +20,9 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import qrecipe
 from qrecipe.authoring.suggest import suggestion
-from qrecipe.authoring.suggest_work import work_of
 from qrecipe.errors import PlanError, QRecipeWarning, TraceError, UnsupportedError
 from qrecipe.inputs import Inputs
+from qrecipe.work import work_of
 
 assert folder  # the fixture
 

@@ -32,8 +32,37 @@ def test_signed_activations_are_refused_on_x86_with_the_dtype_that_it_takes():
     (finding,) = caught.value.findings
     assert finding.code == "QR303"
     assert "uint8" in finding.hint
-    assert finding.location.source == 'global = "signed"'
+    assert finding.location.source == 'dtype = "int8"'
+    assert [at.source for _, at in finding.related] == ['global = "signed"']
     assert verdicts(caught.value.plan) == {"fc1": "float", "fc2": "float"}
+
+
+@pytest.mark.parametrize("inline", [False, True])
+@pytest.mark.parametrize(
+    ("role", "settings"),
+    [
+        ("weight", 'dtype = "uint8"\nqscheme = "per_channel_affine"'),
+        ("activation", 'dtype = "int8"'),
+    ],
+)
+def test_a_dtype_that_no_kernel_takes_is_shown_where_it_is_set(role, settings, inline):
+    rules = f"[tensor.{role}]\n{settings}\n"
+    if inline:
+        rules += '[rules.module_name]\nfc1 = { weight = "weight", activation = "activation" }\n'
+    with pytest.raises(UnsupportedError) as caught:
+        plan_of("mlp", recipe(rules))
+    for finding in caught.value.findings:
+        assert finding.code == "QR303"
+        assert finding.location.source == settings.partition("\n")[0]
+        assert [text for text, _ in finding.related] == ["decided by"]
+
+
+def test_what_is_no_setting_of_a_tensor_is_shown_at_the_rule():
+    net = net_of(lambda self, x: self.conv(x), conv=nn.Conv2d(3, 4, 3))
+    dynamic = recipe('[rules.module_name]\nconv = "int8-dynamic"', base="builtin:x86-dynamic")
+    with pytest.raises(UnsupportedError) as caught:
+        qrecipe.plan(net, dynamic, IMAGE)
+    assert caught.value.findings[0].location.source == 'conv = "int8-dynamic"'
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from qrecipe.linting import warn
 from qrecipe.neutral import neutral
 from qrecipe.rules import listed
 from qrecipe.schema import LintTable, RecipeTable
+from qrecipe.unfit import instead_of_model, wrapper_findings
 
 
 @neutral
@@ -122,8 +123,12 @@ def _structure(
     header: Header, contents: Contents, plan: StoredPlan, recipe: RecipeTable, model: nn.Module
 ) -> nn.Module:
     if not isinstance(model, nn.Module):
-        kind = type(model).__name__
-        raise problem("QR507", header.file, f"needs a torch.nn.Module to go into, not a {kind}")
+        what, hint = instead_of_model(model)
+        needs = f"needs a torch.nn.Module to go into, and got {what}"
+        raise problem("QR507", header.file, needs, hint)
+    for finding in wrapper_findings(model):
+        text = f"was not made from this model: {finding.message}"
+        raise problem("QR507", header.file, text, finding.hint)
     try:
         with quiet():
             converted = rebuilt(model, contents, plan, recipe.fx)

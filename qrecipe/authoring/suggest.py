@@ -10,19 +10,18 @@ from torch import nn
 from qrecipe.authoring.suggest_description import description
 from qrecipe.authoring.suggest_float import refusals, rules_of_float_sites
 from qrecipe.authoring.suggest_subject import Scheme, Subject
-from qrecipe.authoring.suggest_work import work_of, work_of_sites
-from qrecipe.converted import module_became
-from qrecipe.errors import ArtifactError, Finding, PlanError, TraceError, UnsupportedError
+from qrecipe.errors import Finding, PlanError, TraceError, UnsupportedError
 from qrecipe.inputs import Inputs
 from qrecipe.inventory import Inventory
-from qrecipe.lineage import provenance
+from qrecipe.lineage import quantized_part
 from qrecipe.measure.overlay import float_rules, merged_rules
 from qrecipe.neutral import neutral
 from qrecipe.pipeline import inventory_of
 from qrecipe.planning import Plan, make_plan
+from qrecipe.proposals import traceable_parts
 from qrecipe.recipe import Recipe, parse_recipe
 from qrecipe.schema import FLOAT
-from qrecipe.tracing import traceable_parts
+from qrecipe.work import work_of, work_of_sites
 from qrecipe.writing import toml_text
 
 FEW_CONVOLUTIONS = 0.1
@@ -69,22 +68,10 @@ def suggestion(model: nn.Module, example_inputs: Any) -> str:
     Raises as `suggest`.
     """
     inputs = Inputs.from_batch(example_inputs)
-    if isinstance(model, nn.Module) and (quantized := _quantized_part(model)) is not None:
+    if isinstance(model, nn.Module) and (quantized := quantized_part(model)) is not None:
         raise _quantized_already(quantized)
     subject = _subject(model, inputs)
     return _first_possible(subject, _schemes(subject))
-
-
-def _quantized_part(model: nn.Module) -> str | None:
-    """What in a model has been quantized or prepared before, in words."""
-    for path, module in model.named_modules():
-        if module_became(module) != "float":
-            kind = f"a {type(module).__module__}.{type(module).__qualname__}"
-            return f"{path} is {kind}" if path else f"it is {kind}"
-    try:
-        return f"by the recipe {provenance(model).fingerprint[:12]}"
-    except ArtifactError:
-        return None
 
 
 def _first_possible(subject: Subject, schemes: Sequence[Scheme]) -> str:
@@ -102,14 +89,14 @@ def _subject(model: nn.Module, inputs: Inputs) -> Subject:
     except TraceError as error:
         return _untraceable(model, inputs, error)
     work = work_of(model, inputs)
-    return Subject(inventory, work, work_of_sites(model, inventory, work))
+    return Subject(inventory, work, work_of_sites(model, inventory, work.places))
 
 
 def _untraceable(model: nn.Module, inputs: Inputs, error: TraceError) -> Subject:
     """Module by module where that is enough, else by the parts that can be traced."""
     work = work_of(model, inputs)
     inventory, roots = _untraced_inventory(model, inputs, error, work.convolution_share)
-    of_sites = work_of_sites(model, inventory, work)
+    of_sites = work_of_sites(model, inventory, work.places)
     return Subject(inventory, work, of_sites, roots, error.findings[0].message)
 
 
@@ -232,7 +219,7 @@ def _quantized_already(what: str) -> UnsupportedError:
     return UnsupportedError(
         Finding(
             "QR335",
-            f"this model is quantized already: {what}",
+            f"this model {what}",
             hint="suggest a recipe for the float model that it was made from",
         )
     )

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from qrecipe.authoring.suggest_work import Work, nearest
 from qrecipe.inventory import Inventory
+from qrecipe.work import Work, nearest
 
 Scheme = Literal["static", "dynamic", "mixed"]
 

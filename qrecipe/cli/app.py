@@ -20,10 +20,11 @@ from qrecipe.cli.options import (
     ModelOption,
     PluginOption,
     RecipeArgument,
+    StrictOption,
     TargetCpuName,
     TargetCpuOption,
 )
-from qrecipe.cli.output import FOUND_SOMETHING, needs_torch, out, out_json, reported
+from qrecipe.cli.output import FOUND_SOMETHING, fail_on, needs_torch, out, out_json, reported
 from qrecipe.cli.schema_commands import schema
 
 app = typer.Typer(
@@ -62,7 +63,7 @@ def check(
         list[str],
         typer.Argument(metavar="FILE", help="Recipes: files or references.", show_default=False),
     ],
-    strict: Annotated[bool, typer.Option("--strict", help="Warnings fail as errors do.")] = False,
+    strict: StrictOption = False,
     plugin: PluginOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -111,6 +112,7 @@ def plan(
         bool, typer.Option("--check", help="Fail where an outcome differs from the lock file.")
     ] = False,
     lock: LockOption = None,
+    strict: StrictOption = False,
     plugin: PluginOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -122,7 +124,7 @@ def plan(
       qrecipe plan cnn.toml --model model.py:factory --check
       qrecipe plan builtin:x86-static --model torchvision.models:resnet18 --input 1x3x224x224
     """
-    with reported(as_json=json):
+    with reported(as_json=json, strict=strict):
         needs_torch()
         from qrecipe.cli.planning import make_plan
 
@@ -133,6 +135,8 @@ def plan(
             check_plan(made, recipe, lock, as_json=json)
         else:
             out(made.to_json() if json else str(made))
+        if strict:
+            fail_on(made.warnings)
 
 
 @app.command()
@@ -195,6 +199,7 @@ def quantize(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of torch; default: torch's own choice.")
     ] = None,
+    strict: StrictOption = False,
     plugin: PluginOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -208,7 +213,7 @@ def quantize(
       qrecipe quantize cnn.toml --model model.py:factory --data model.py:batches \\
           --evaluate model.py:accuracy --threads 1 --out model.safetensors
     """
-    with reported(as_json=json):
+    with reported(as_json=json, strict=strict):
         needs_torch()
         from qrecipe.cli import quantizing
 
@@ -223,7 +228,7 @@ def quantize(
             output,
             target_cpu.value,
         )
-        quantizing.quantize(request, as_json=json)
+        quantizing.quantize(request, as_json=json, strict=strict)
 
 
 app.command()(artifact_commands.inspect)

@@ -57,3 +57,4 @@ TargetCpuOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Warnings fail as errors do.")]

@@ -8,7 +8,7 @@ import math
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -53,15 +53,24 @@ def needs_torch() -> None:
         raise QRecipeError(Finding("QR602", text, hint="check and show do without"))
 
 
+def fail_on(findings: Iterable[Finding]) -> None:
+    """Show warnings as errors, and end with the exit status, if there are any."""
+    found = [f"error: {finding}" for finding in findings]
+    if found:
+        sys.stdout.flush()
+        err("\n".join(found))
+        raise typer.Exit(FOUND_SOMETHING)
+
+
 @contextmanager
-def reported(*, as_json: bool) -> Iterator[None]:
+def reported(*, as_json: bool, strict: bool = False) -> Iterator[None]:
     """Show warnings and errors of the library as plain lines, and end with the exit status.
 
     A plan that failed is shown all the same; with ``as_json`` an error without one is a document
-    of its findings.
+    of its findings. With ``strict`` the first warning is an error.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("always", QRecipeWarning)
+        warnings.simplefilter("error" if strict else "always", QRecipeWarning)
         warnings.showwarning = _line_of_warning(warnings.showwarning)
         try:
             yield
@@ -69,6 +78,9 @@ def reported(*, as_json: bool) -> Iterator[None]:
             _show_error(error, as_json=as_json)
             is_missing = any(finding.code == "QR602" for finding in error.findings)
             raise typer.Exit(USAGE if is_missing else FOUND_SOMETHING) from None
+        except QRecipeWarning as warning:
+            err(f"error: {warning}")
+            raise typer.Exit(FOUND_SOMETHING) from None
 
 
 def _show_error(error: QRecipeError, *, as_json: bool) -> None:

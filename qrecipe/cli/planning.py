@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from qrecipe.cli.subjects import load_subject, required_inputs
 from qrecipe.cli.usercode import UserCode, user_output
-from qrecipe.pipeline import plan
+from qrecipe.inputs import Inputs
+from qrecipe.pipeline import decide
 from qrecipe.planning import Plan
 from qrecipe.recipe import load_recipe
 
@@ -17,4 +18,5 @@ def make_plan(recipe: str, model: str, shapes: Sequence[str], plugins: Sequence[
         code.import_plugins(plugins)
         loaded = load_recipe(recipe)
         subject = load_subject(code, model, shapes)
-        return plan(subject.model, loaded, required_inputs(subject, model))
+        inputs = Inputs.from_batch(required_inputs(subject, model))
+        return decide(subject.model, loaded, inputs)

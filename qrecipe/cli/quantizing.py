@@ -14,7 +14,7 @@ from torch import nn
 
 from qrecipe.artifact.saving import save_quantized
 from qrecipe.calibration import batch_inputs, calibrate, describe_batch, peek
-from qrecipe.cli.output import out, out_json
+from qrecipe.cli.output import fail_on, out, out_json
 from qrecipe.cli.progress import activity, bar
 from qrecipe.cli.results import Metric, Result, result_json, result_text
 from qrecipe.cli.subjects import Subject, load_subject, required_inputs
@@ -23,7 +23,7 @@ from qrecipe.errors import CalibrationError, Finding, QRecipeError
 from qrecipe.inputs import Inputs
 from qrecipe.measure.latency import compare_latency
 from qrecipe.measure.sizes import model_size
-from qrecipe.pipeline import CompiledRecipe, compile
+from qrecipe.pipeline import CompiledRecipe, compile_decided
 from qrecipe.recipe import load_recipe
 from qrecipe.sqnr import output_sqnr_db
 from qrecipe.target import TargetCpu
@@ -55,8 +55,11 @@ class _Job:
     evaluate: UserFunction | None
 
 
-def quantize(request: Request, *, as_json: bool) -> None:
-    """Show the plan, quantize, and show the result; as JSON both in one document."""
+def quantize(request: Request, *, as_json: bool, strict: bool) -> None:
+    """Show the plan, quantize, and show the result; as JSON both in one document.
+
+    With ``strict`` a plan that warns ends it.
+    """
     if request.threads is not None:
         torch.set_num_threads(request.threads)
     with UserCode() as code:
@@ -64,6 +67,8 @@ def quantize(request: Request, *, as_json: bool) -> None:
             job = _load(code, request)
         if not as_json:
             out(f"{job.compiled.plan}\n")
+        if strict:
+            fail_on(job.compiled.plan.warnings)
         with user_output():
             converted = _convert(job)
             if request.output is not None:
@@ -87,7 +92,9 @@ def _load(code: UserCode, request: Request) -> _Job:
         with hints_for_command_line():
             batch_inputs(subject.model, first, None)
         example_inputs = first
-    compiled = compile(subject.model, recipe, example_inputs, target_cpu=request.target_cpu)
+    compiled = compile_decided(
+        subject.model, recipe, Inputs.from_batch(example_inputs), request.target_cpu
+    )
     # the quantized copy is in eval mode, and so is what it is compared with
     return _Job(subject.model.eval(), compiled, first, batches, evaluate)
 
@@ -154,5 +161,8 @@ def hints_for_command_line() -> Iterator[None]:
 def _without_forward(finding: Finding) -> Finding:
     if finding.hint is None or "forward=" not in finding.hint:
         return finding
+    fault, _, call = finding.hint.rpartition("pass forward=lambda model, batch: model(")
     hint = "let the function of --data give the model's inputs only, without labels"
+    if fault and call.endswith(")") and "labels" not in fault:
+        hint = f"{fault}let the function of --data give {call[:-1].lstrip('*')} for each batch"
     return replace(finding, hint=hint)

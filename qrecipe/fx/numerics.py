@@ -241,9 +241,14 @@ def _unlike_training(reference_db: float, lowered_db: float) -> Finding:
     )
 
 
+_WANT_BATCHES = ("Input shape must be `(N, C", "dimension of input tensor should be larger")
+"""What torch's quantized kernels say to an input without a batch dimension."""
+
+
 def _does_not_run(what: str, error: str) -> Finding:
-    return Finding(
-        "QR413",
-        f"the {what} fails on the first batch: {error}",
-        hint="leave the operation that fails float, and report the model",
-    )
+    hint = "leave the operation that fails float, and report the model"
+    if any(text in error for text in _WANT_BATCHES):
+        hint = (
+            "quantized kernels want a batch dimension, where float ones do without: x.unsqueeze(0)"
+        )
+    return Finding("QR413", f"the {what} fails on the first batch: {error}", hint=hint)

@@ -15,6 +15,7 @@ from qrecipe._torch_ao import quiet
 from qrecipe.calibration import Forward, limited, unusable_batch
 from qrecipe.errors import CalibrationError, Finding, first_line
 from qrecipe.inputs import Inputs
+from qrecipe.remedies import remedy
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,8 @@ def run_batch(model: nn.Module, batch: Any, index: int, forward: Forward | None)
             else:
                 forward(model, batch)
     except Exception as error:
-        raise unusable_batch(batch, index, first_line(error)) from error
+        helping = None if forward is not None else remedy(model, batch)
+        raise unusable_batch(batch, index, first_line(error), helping) from error
 
 
 def calls_of(

@@ -79,13 +79,18 @@ def work_of(model: nn.Module, inputs: Inputs) -> Work:
     )
 
 
-def work_of_sites(model: nn.Module, inventory: Inventory, work: Work) -> dict[str, int]:
-    """The multiplications with weights of each site, by name; sites without any are left out."""
+def work_of_sites(
+    model: nn.Module, inventory: Inventory, places: Mapping[str, int]
+) -> dict[str, int]:
+    """The multiplications with weights of each site, by name; sites without any are left out.
+
+    ``places`` are those of `work_of`, read where the model was not traced.
+    """
     counts: Counter[str] = Counter()
     for part in inventory.parts:
         counts += _work_of_part(part, model.get_submodule(part.path))
     if inventory.untraced is not None:
-        for path, count in work.places.items():
+        for path, count in places.items():
             counts[nearest(path, inventory.matches) or ""] += count
         del counts[""]
     return dict(counts)

@@ -1,0 +1,157 @@
+"""How much of what a recipe asks for is quantized, and a warning where that is next to nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from qrecipe.altered import alteration
+from qrecipe.backend import FOLLOWERS
+from qrecipe.errors import Finding
+from qrecipe.inputs import Inputs
+from qrecipe.inventory import Inventory, Match
+from qrecipe.normalize import TAKES_WEIGHT
+from qrecipe.operations import ModelStructure, enclosing
+from qrecipe.planning import Plan, RuleVerdict, Site
+from qrecipe.rules import describe, listed
+from qrecipe.signatures import canonical_module_type
+from qrecipe.values import FEW_SAMPLES
+from qrecipe.work import work_of, work_of_sites
+
+_LEAST_SHARE = 0.1
+_SHOWN = 4
+
+_ACCEPT = 'accept it: [lint] ignore = ["QR221"]'
+_OPAQUE = (
+    "torch computes it as one operation, and no rule reaches what is inside; rules reach the "
+    "torch.nn.Linear of a module of your own"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Missed:
+    """A site that the recipe's rules ask to quantize, or would if they reached it, and is float."""
+
+    name: str
+    op: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.op}): {self.why}"
+
+
+def coverage_findings(
+    plan: Plan, inventory: Inventory, model: nn.Module, inputs: Inputs
+) -> Iterator[Finding]:
+    """A warning (QR221) where no site is quantized, or less than a tenth of what rules ask for.
+
+    What rules ask for is counted in multiplications with weights: of the sites that a rule with a
+    qconfig decides, and of modules that torch keeps together although a type rule with a qconfig
+    names what is inside. A recipe all of whose rules say float asks for nothing.
+    """
+    asking = [each for each in plan.rules if each.rule.qconfig is not None]
+    if not asking:
+        return
+    missed = tuple(_missed(plan, inventory, asking))
+    if not any(site.verdict == "quantized" for site in plan.sites):
+        yield _nothing(asking, missed)
+        return
+    if not any(_may_multiply(inventory.matches[each.name]) for each in missed):
+        return  # and the model need not be run once more
+    work = _work(model, inventory, inputs)
+    done = sum(work.get(site.name, 0) for site in plan.sites if site.verdict == "quantized")
+    lost = sum(work.get(each.name, 0) for each in missed)
+    if done < _LEAST_SHARE * (done + lost):
+        yield _little(
+            done / (done + lost), sorted(missed, key=lambda each: -work.get(each.name, 0))
+        )
+
+
+def _nothing(asking: list[RuleVerdict], missed: tuple[_Missed, ...]) -> Finding:
+    if missed:
+        return Finding(
+            "QR221",
+            "nothing is quantized: what the rules ask for stays float "
+            f"({listed([each.name for each in missed])})",
+            hint=_ACCEPT,
+            notes=tuple(map(str, missed[:_SHOWN])),
+        )
+    rules = listed([describe(each.rule) for each in asking])
+    if any(each.sites for each in asking):
+        return Finding(
+            "QR221",
+            f"nothing is quantized: all that {rules} could decide is float by nearer rules",
+            hint=_ACCEPT,
+        )
+    return Finding(
+        "QR221",
+        f"nothing is quantized: the model has no operation for {rules}",
+        hint=f"`qrecipe suggest` writes a recipe for what the model has; or {_ACCEPT}",
+    )
+
+
+def _little(share: float, missed: list[_Missed]) -> Finding:
+    return Finding(
+        "QR221",
+        f"only {share:.1%} of the multiplications that the rules ask for are quantized",
+        hint=_ACCEPT,
+        notes=tuple(map(str, missed[:_SHOWN])),
+    )
+
+
+def _missed(plan: Plan, inventory: Inventory, asking: list[RuleVerdict]) -> Iterator[_Missed]:
+    wanted = {
+        canonical_module_type(each.rule.key) for each in asking if each.rule.tier == "module_type"
+    }
+    for site in plan.sites:
+        match = inventory.matches[site.name]
+        if site.verdict != "float" or match.operation.kind in FOLLOWERS:
+            continue
+        if site.rule.qconfig is not None:
+            yield _Missed(site.name, site.op, site.reason or "float")
+        elif site.rule.tier == "global" and match.module is not None:
+            why = _out_of_reach(site, match.module, plan.structure, wanted)
+            if why is not None:
+                yield _Missed(site.name, site.op, why)
+
+
+def _out_of_reach(
+    site: Site, module: nn.Module, structure: ModelStructure, wanted: set[str]
+) -> str | None:
+    """Why type rules do not reach a module, although they name its base or what is inside."""
+    path = site.name.partition("#")[0]
+    if wanted & structure.bases.get(path, frozenset()):
+        return alteration(module) or "rules by type match exactly, and it is of a subclass"
+    inside = (p for p in structure.modules if path in enclosing(p)[1:])
+    if any(wanted & (structure.modules[p] | structure.bases[p]) for p in inside):
+        return _OPAQUE
+    return None
+
+
+def _may_multiply(match: Match) -> bool:
+    if match.module is not None:
+        return any(parameter.dim() > 1 for parameter in match.module.parameters())
+    return bool(match.operation.stored) or any(node.target in TAKES_WEIGHT for node in match.nodes)
+
+
+def _work(model: nn.Module, inventory: Inventory, inputs: Inputs) -> Mapping[str, int]:
+    """Multiplications by site, for few samples where the model can take so few."""
+    try:
+        return _work_of(model, inventory, inputs, FEW_SAMPLES)
+    except Exception:
+        return _work_of(model, inventory, inputs, sys.maxsize)
+
+
+def _work_of(
+    model: nn.Module, inventory: Inventory, inputs: Inputs, samples: int
+) -> Mapping[str, int]:
+    parts = tuple(
+        replace(part, inputs=part.inputs.first_samples(samples)) for part in inventory.parts
+    )
+    traced = replace(inventory, parts=parts)
+    is_traced = inventory.untraced is None
+    places = {} if is_traced else work_of(model, inputs.first_samples(samples)).places
+    return work_of_sites(model, traced, places)

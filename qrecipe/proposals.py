@@ -1,0 +1,164 @@
+"""What to write in ``[fx]`` for a model that cannot be traced, tried out before it is proposed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from qrecipe.copying import runnable_copy
+from qrecipe.errors import PlanError, TraceError, quoted_whole
+from qrecipe.inputs import Inputs, constants
+from qrecipe.operations import enclosing
+from qrecipe.process import random_numbers_kept
+from qrecipe.roots import prove_whole
+from qrecipe.schema import FxTable
+from qrecipe.tracing import UntraceableError, trace
+from qrecipe.trials import try_inputs
+from qrecipe.values import FEW_SAMPLES, record_values
+
+_MOST_KEPT_OUT = 50
+
+_REWRITE = (
+    "rewrite this line without control flow on tensors, or move what can be traced into a "
+    "submodule and name that in [fx] roots"
+)
+_OF_TORCH = (
+    "torch computes it as one operation; rules reach the torch.nn.Linear of a module of your own"
+)
+
+
+def with_advice(error: TraceError, model: nn.Module, inputs: Inputs, table: FxTable) -> TraceError:
+    """The error with the keys that let the model be traced.
+
+    Raises ``PlanError`` as `trials.try_inputs` does: then it is not the trace that fails.
+    """
+    (finding,) = error.findings
+    if not isinstance(error, UntraceableError):
+        return error
+    calls = _calls(model, inputs)
+    proposed = [] if finding.hint is None else [finding.hint]
+    if kept_out := _kept_out(error, model, calls, table):
+        proposed.append(f"leave its inside float: [fx] non_traceable_module_name = {kept_out}")
+    if roots := _roots(model, error.path, inputs, table, calls):
+        proposed.append(f"trace the parts that can be: [fx] roots = {_toml_list(roots)}")
+    is_torchs = type(model.get_submodule(error.at)).__module__.startswith("torch.nn.modules")
+    hint, *others = proposed or [_OF_TORCH if is_torchs else _REWRITE]
+    notes = tuple(f"or {other}" for other in others)
+    return TraceError(replace(finding, hint=hint, notes=notes))
+
+
+def traceable_parts(model: nn.Module, inputs: Inputs) -> list[str]:
+    """The outermost containers with parameters that the inputs reach and that trace on their own.
+
+    They are what ``[fx] roots`` could name. Raises ``PlanError`` as `trials.try_inputs` does.
+    """
+    return _roots(model, "", inputs, FxTable(), _calls(model, inputs))
+
+
+def _toml_list(names: Sequence[str]) -> str:
+    return f"[{', '.join(map(quoted_whole, names))}]"
+
+
+def _kept_out(
+    error: UntraceableError, model: nn.Module, calls: Mapping[str, Inputs], table: FxTable
+) -> str | None:
+    """The list of names with which the part can be traced; None where its own forward fails."""
+    names = list(table.non_traceable_module_name)
+    at = error.at
+    while at not in (error.path, *names) and len(names) < _MOST_KEPT_OUT:
+        names.append(at)
+        tried = table.model_copy(update={"non_traceable_module_name": tuple(names)})
+        try:
+            _prove(model, error.path, calls, tried)
+        except UntraceableError as another:
+            at = another.at
+        except PlanError:
+            return None
+        else:
+            return _toml_list(names)
+    return None
+
+
+def _roots(
+    model: nn.Module, failed: str, inputs: Inputs, table: FxTable, calls: Mapping[str, Inputs]
+) -> list[str]:
+    """The roots of the table that trace, and in the place of the others parts inside them.
+
+    Code around a part may look into it: they are tried in the whole model too.
+    """
+    graphs: dict[str, nn.Module] = {}
+    for root in table.roots or ("",):
+        graphs |= _traceable(model, root, calls, table, tried=root == failed)
+    if graphs and not _fits(model, graphs, inputs):
+        graphs = {
+            path: graph for path, graph in graphs.items() if _fits(model, {path: graph}, inputs)
+        }
+    return list(graphs)
+
+
+def _fits(model: nn.Module, graphs: Mapping[str, nn.Module], inputs: Inputs) -> bool:
+    try:
+        prove_whole(model, graphs, inputs)
+    except Exception:
+        return False
+    return True
+
+
+def _traceable(
+    model: nn.Module, path: str, calls: Mapping[str, Inputs], table: FxTable, *, tried: bool
+) -> dict[str, nn.Module]:
+    """The graphs of the outermost parts that are called, have parameters, and trace.
+
+    The part at ``path`` is the first of them, unless it was ``tried`` already.
+    """
+    found: dict[str, nn.Module] = {}
+    for inner, module in model.get_submodule(path).named_modules(prefix=path):
+        if inner not in calls or next(module.parameters(), None) is None:
+            continue
+        if found.keys() & enclosing(inner) or (tried and inner == path):
+            continue
+        with suppress(Exception):
+            found[inner] = _prove(model, inner, calls, table)
+    return found
+
+
+def _prove(model: nn.Module, path: str, calls: Mapping[str, Inputs], table: FxTable) -> nn.Module:
+    """The graph of a part that computes what the part does. Raises ``PlanError`` without one."""
+    part, inputs = model.get_submodule(path), calls[path]
+    graph, _ = trace(model, path, constants(part, inputs), table)
+    record_values(graph, part, inputs)
+    return graph
+
+
+def _calls(model: nn.Module, inputs: Inputs) -> dict[str, Inputs]:
+    """What the model and each container in it is called with first in a run of few samples.
+
+    Of all of them, where the model cannot take so few. Raises ``PlanError`` as `try_inputs` does.
+    """
+    try:
+        return _calls_of(model, inputs.first_samples(FEW_SAMPLES))
+    except PlanError:
+        return _calls_of(model, inputs)
+
+
+def _calls_of(model: nn.Module, inputs: Inputs) -> dict[str, Inputs]:
+    taken: dict[str, Inputs] = {}
+    probe = runnable_copy(model)
+    for path, module in probe.named_modules():
+        if not path or list(module.children()):
+            module.register_forward_pre_hook(partial(_take, taken, path), with_kwargs=True)
+    with random_numbers_kept():
+        try_inputs(probe, inputs.cloned(), model)
+    return taken
+
+
+def _take(
+    taken: dict[str, Inputs], path: str, module: nn.Module, args: Any, kwargs: Mapping[str, Any]
+) -> None:
+    if path not in taken:  # cloned, for what follows may write to them
+        taken[path] = Inputs(args, dict(kwargs)).cloned()

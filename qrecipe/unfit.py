@@ -1,0 +1,160 @@
+"""What cannot be quantized as it is given: no model, a model in a wrapper, weights that are NaN."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from qrecipe.errors import Finding, PlanError, quoted_whole
+from qrecipe.operations import joined
+
+_OF_WRAPPERS: Mapping[str, str] = {
+    "OptimizedModule": "_orig_mod",
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "FullyShardedDataParallel": "module",
+}
+"""The attribute that holds the model itself, by the class of torch's around it."""
+
+_SHOWN = 4
+
+
+def check_is_model(model: object) -> None:
+    """Raises ``PlanError`` (QR306) for what is no module, with what it is instead."""
+    if isinstance(model, nn.Module):
+        return
+    what, hint = instead_of_model(model)
+    raise PlanError(Finding("QR306", f"the model is {what}, not a torch.nn.Module", hint=hint))
+
+
+def instead_of_model(given: Any) -> tuple[str, str]:
+    """What was given that is no module, and how to get one."""
+    kind = type(given).__name__
+    if isinstance(given, type):
+        return f"the class {given.__name__}", "pass an instance of it"
+    if isinstance(given, Mapping):
+        return _of_mapping(given)
+    if isinstance(given, (str, os.PathLike)):
+        load = "make the model, and model.load_state_dict(torch.load(path))"
+        return f"a path ({kind})", f"load it first: {load}"
+    if isinstance(given, (tuple, list)) and any(isinstance(part, nn.Module) for part in given):
+        index = next(i for i, part in enumerate(given) if isinstance(part, nn.Module))
+        return f"a {kind} with a model in it", f"pass element {index} of it"
+    if callable(given):
+        return f"a {kind}", "call it, if it makes the model, and pass what it returns"
+    return f"a {kind}", "pass the model that is to be quantized"
+
+
+def _of_mapping(given: Mapping[Any, Any]) -> tuple[str, str]:
+    """A checkpoint, or what is in one."""
+    kind = type(given).__name__
+    for key, value in given.items():
+        if isinstance(value, nn.Module):
+            return f"a {kind} with a model in it", f"pass what stands under {key!r} in it"
+    for key, value in given.items():
+        if _is_state_dict(value):
+            load = f"make the model, and model.load_state_dict(checkpoint[{key!r}])"
+            return f"a {kind} with a state_dict in it", load
+    if _is_state_dict(given):
+        return f"a state_dict ({kind})", "make the model, and model.load_state_dict(state_dict)"
+    return f"a {kind}", "pass the model that is to be quantized"
+
+
+def _is_state_dict(value: object) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(isinstance(tensor, Tensor) for tensor in value.values())
+    )
+
+
+def wrapper_findings(model: nn.Module) -> Iterator[Finding]:
+    """Modules that wrap another one, or were compiled, so that nothing can look inside (QR306)."""
+    for path, module in model.named_modules():
+        where = path or "the model"
+        if isinstance(module, torch.jit.ScriptModule):
+            hint = "pass the model that it was made from" if not path else "put the original back"
+            yield Finding("QR306", f"{where} is TorchScript and cannot be traced again", hint=hint)
+            return
+        kind = type(module)
+        held = _OF_WRAPPERS.get(kind.__name__) if kind.__module__.startswith("torch.") else None
+        if held is not None:
+            yield Finding(
+                "QR306",
+                f"{where} is wrapped in torch's {kind.__name__}",
+                hint=f"pass model.{held}" if not path else _put_back(path, held),
+            )
+
+
+def _put_back(path: str, held: str) -> str:
+    name = quoted_whole(path)
+    return f"put the original back: model.set_submodule({name}, model.get_submodule({name}).{held})"
+
+
+def broken_values(model: nn.Module) -> Iterator[Finding]:
+    """Parameters and statistics with NaN or infinity, by name (QR306).
+
+    Other buffers may hold an infinity on purpose: masks of attention do.
+    """
+    names = [
+        joined(path, name)
+        for path, module in model.named_modules()
+        for name, tensor in (*module._parameters.items(), *_statistics(module))
+        if tensor is not None and not _is_finite(tensor)
+    ]
+    if names:
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        yield Finding(
+            "QR306",
+            f"NaN or infinity in {', '.join(names[:_SHOWN])}{more}",
+            hint="the float model computes with them too: did its training diverge? load weights "
+            "from before",
+        )
+
+
+def _statistics(module: nn.Module) -> Iterator[tuple[str, Tensor | None]]:
+    of_torch = type(module).__module__.startswith("torch.nn")
+    for name, tensor in module._buffers.items():
+        if of_torch or name.startswith("running_"):
+            yield name, tensor
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if is_lazy(tensor) or not tensor.is_floating_point() or tensor.device.type == "meta":
+        return True
+    if tensor.layout != torch.strided:
+        return True
+    with torch.no_grad():
+        # the sum alone is quick, and may overflow
+        return math.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
+
+
+_CONTAINERS: Mapping[type, str] = {list: "ModuleList", tuple: "ModuleList", dict: "ModuleDict"}
+
+
+def hidden_modules(model: nn.Module) -> tuple[str, str] | None:
+    """A list or dict that hides modules from torch: what it is, and how to mend it."""
+    registered = set(model.modules())
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            container = _CONTAINERS.get(type(value))
+            if container is None or name in _OF_EVERY_MODULE:
+                continue
+            held = value.values() if isinstance(value, dict) else value
+            if any(isinstance(part, nn.Module) and part not in registered for part in held):
+                kind = type(value).__name__
+                return (
+                    f"{joined(path, name)} is a plain {kind}, and the modules in it are no "
+                    "submodules of the model",
+                    f"make it a torch.nn.{container}, so that they are saved and quantized",
+                )
+    return None
+
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
