@@ -25,13 +25,14 @@ from qrecipe.measure.drift_report import DEFAULT_MAX_CLIPPED
 from qrecipe.measure.fidelity import Totals
 from qrecipe.measure.floating import float_result, is_kernel
 
+ANYWHERE = "[lint]\nignore = ['QR226']\n"  # made with 8 bits on CPUs without VNNI too
 WIDE = qrecipe.parse_recipe(
-    f"{HEAD}[tensor.activation]\nobserver = 'minmax'\nreduce_range = false\n"
+    f"{HEAD}{ANYWHERE}[tensor.activation]\nobserver = 'minmax'\nreduce_range = false\n"
 )
 
 
 MINMAX = qrecipe.parse_recipe(f"{HEAD}[tensor.activation]\nobserver = 'minmax'\n")
-AVERAGE = qrecipe.parse_recipe(f"{HEAD}[tensor.activation]\nreduce_range = false\n")
+AVERAGE = qrecipe.parse_recipe(f"{HEAD}{ANYWHERE}[tensor.activation]\nreduce_range = false\n")
 HISTOGRAM = qrecipe.load_recipe("builtin:x86-static-histogram")
 
 
@@ -39,7 +40,11 @@ HISTOGRAM = qrecipe.load_recipe("builtin:x86-static-histogram")
 def quantized(name, a_recipe=MINMAX):
     net = NETS[name]
     model, batches = net.model(), net.batches(10)
-    return model, qrecipe.quantize(model, a_recipe, batches, progress=silent), batches
+    return (
+        model,
+        qrecipe.quantize(model, a_recipe, batches, progress=silent, target_cpu="vnni"),
+        batches,
+    )
 
 
 def by_tensor(report):
@@ -99,7 +104,7 @@ def test_data_of_which_one_batch_is_as_it_was_have_drifted(recipe, normal):
     torch.manual_seed(0)
     batches = [torch.rand(4, 3, 16, 16) for _ in range(10)]
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
-    converted = qrecipe.quantize(model, recipe, batches, progress=silent)
+    converted = qrecipe.quantize(model, recipe, batches, progress=silent, target_cpu="vnni")
     today = brighter(batches, {*range(10)} - {normal}, 5)
     report = qrecipe.drift(converted, today, progress=silent)
     assert names(report.drifted()) == names(report.sites)
@@ -112,7 +117,9 @@ def test_values_that_are_clipped_without_need_are_drift_however_near_the_range()
     """Most values lie where the range ends: a small move saves many."""
     torch.manual_seed(0)
     batches = [torch.rand(64, 4).round() for _ in range(10)]
-    converted = qrecipe.quantize(nn.Sequential(nn.Linear(4, 4)).eval(), AVERAGE, batches)
+    converted = qrecipe.quantize(
+        nn.Sequential(nn.Linear(4, 4)).eval(), AVERAGE, batches, target_cpu="vnni"
+    )
     report = qrecipe.drift(converted, [batch * 1.2 for batch in batches], progress=silent)
     entry = by_tensor(report)["0", "input"]
     assert entry.moved == pytest.approx(0.2, abs=0.01)
@@ -165,7 +172,9 @@ def test_the_ranges_of_today_are_those_of_a_recalibration(name):
 def test_an_average_of_today_is_the_mean_of_the_extremes():
     torch.manual_seed(0)
     batches = [torch.rand(8, 4) * (1 + at) - 1 for at in range(10)]
-    converted = qrecipe.quantize(nn.Sequential(nn.Linear(4, 4)).eval(), AVERAGE, batches)
+    converted = qrecipe.quantize(
+        nn.Sequential(nn.Linear(4, 4)).eval(), AVERAGE, batches, target_cpu="vnni"
+    )
     entry = by_tensor(qrecipe.drift(converted, batches, progress=silent))["0", "input"]
     low, high = (sum(float(end(b)) for b in batches) / 10 for end in (torch.min, torch.max))
     assert entry.now.low == pytest.approx(low, abs=entry.now.scale)
@@ -187,7 +196,7 @@ def test_both_sqnr_are_those_of_the_same_values():
     torch.manual_seed(0)
     batches = [torch.rand(64, 4) for _ in range(10)]
     model = nn.Sequential(nn.Linear(4, 4)).eval()
-    converted = qrecipe.quantize(model, WIDE, batches, progress=silent)
+    converted = qrecipe.quantize(model, WIDE, batches, progress=silent, target_cpu="vnni")
     shifted = [batch * 3 for batch in batches]
     for site in qrecipe.drift(converted, shifted, progress=silent).sites:
         if site.tensor == "input":
@@ -206,7 +215,7 @@ def test_the_share_of_clipped_values_is_counted_exactly():
     batches = [torch.rand(8, 4) * 2 - 1 for _ in range(10)]
     batches[0][0, :2] = torch.tensor([-1.0, 1.0])
     model = nn.Sequential(nn.Linear(4, 4)).eval()
-    converted = qrecipe.quantize(model, WIDE, batches, progress=silent)
+    converted = qrecipe.quantize(model, WIDE, batches, progress=silent, target_cpu="vnni")
     value = torch.zeros(10, 4)
     value[:3, 0], value[3, 1], value[4, 2] = 5.0, -3.0, 0.99
     site = by_tensor(qrecipe.drift(converted, [value], progress=silent))["0", "input"]

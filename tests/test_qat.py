@@ -18,7 +18,14 @@ from training import KINDS, qat_recipe, train, trained
 
 import qrecipe
 from qrecipe._torch_ao import _LearnableFakeQuantize
-from qrecipe.errors import CalibrationError, PlanError, QRecipeWarning, UnsupportedError
+from qrecipe.cpu import has_vnni
+from qrecipe.errors import (
+    AuditError,
+    CalibrationError,
+    PlanError,
+    QRecipeWarning,
+    UnsupportedError,
+)
 from qrecipe.inputs import Inputs
 from qrecipe.sqnr import output_sqnr_db
 
@@ -548,5 +555,9 @@ def test_a_conversion_that_differs_from_what_was_trained_says_so_in_its_own_word
     compiled = qrecipe.compile(model, recipe, 10 * small)
     prepared = compiled.prepare()
     prepared(small)  # training clips at 7 bits of this range, the kernel at 8
-    with pytest.warns(QRecipeWarning, match="QR203 .* between the trained model and the"):
-        compiled.convert(prepared)
+    if has_vnni():
+        with pytest.warns(QRecipeWarning, match="QR203 .* between the trained model and the"):
+            compiled.convert(prepared)
+    else:
+        with pytest.raises(AuditError, match=r"QR416 .* example inputs .* calibrated range"):
+            compiled.convert(prepared)

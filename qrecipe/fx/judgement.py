@@ -19,13 +19,18 @@ from qrecipe.inputs import Inputs, bind
 from qrecipe.planning import Plan, Site
 from qrecipe.rules import listed, rule_for
 from qrecipe.saturation import ADDS_IN_16_BITS
-from qrecipe.schema import Backend
+from qrecipe.schema import Backend, Phase
 from qrecipe.sqnr import sqnr_db
 
 RIGHT_KERNEL_DB = RIGHT_DB
 """Below this a kernel and its reference compute different things from one quantized input."""
 
 _MOST_SEVEN_BITS = 127
+
+_DATA: Mapping[Phase, str] = {
+    "ptq": "the first batch goes",
+    "qat": "the example inputs go",
+}
 
 Limit = Callable[[Tensor], Tensor]
 """What becomes of each quantized tensor before the next kernel reads it."""
@@ -113,7 +118,7 @@ def saturation_findings(
         first = next(iter(beyond))
         yield Finding(
             "QR416",
-            f"the first batch goes beyond the calibrated range of what these sites read, and their "
+            f"{_DATA[plan.phase]} beyond the calibrated range of what these sites read, and their "
             f"kernels saturate there on this CPU: {listed(tuple(beyond))}, "
             f"{min(beyond.values()):.1f} dB from the reference at worst",
             sites[first].rule.location,
