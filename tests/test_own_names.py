@@ -112,6 +112,7 @@ def test_copies_and_files_keep_what_belongs_to_the_model(kind, tmp_path):
     assert b"_qrecipe" not in (tmp_path / "model.safetensors").read_bytes()
 
 
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
 def test_a_pickled_model_keeps_its_provenance():
     converted = qrecipe.quantize(nn.Sequential(nn.Linear(6, 6)).eval(), recipe(), BATCHES)
     again = pickle.loads(pickle.dumps(converted))
