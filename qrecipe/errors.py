@@ -325,6 +325,8 @@ CODES: dict[str, Code] = {
     "QR411": Code("a kernel computes something else", AuditError),
     "QR412": Code("the converted model is worse than its reference", AuditError),
     "QR413": Code("the converted model does not run", AuditError),
+    "QR414": Code("an exported model computes something else", AuditError),
+    "QR415": Code("an exported file that was not compared"),
     "QR416": Code("a kernel saturates", AuditError),
     # measuring
     "QR420": Code("the converted model was made from another model", ArtifactError),

@@ -104,7 +104,7 @@ def _divides_by_zero(node: fx.Node, prepared: fx.GraphModule) -> bool:
 
 def _found(graph_module: fx.GraphModule, example: Example) -> str | None:
     """How the graph's output differs from the model's, None where it does not."""
-    probe = _passing(graph_module)
+    probe = passing(graph_module)
     try:
         actual = try_out(probe, example.inputs.cloned(), graph_module)
     except Exception as error:
@@ -112,7 +112,7 @@ def _found(graph_module: fx.GraphModule, example: Example) -> str | None:
     return difference(example.output, actual, FLIPPED)
 
 
-def _passing(graph_module: fx.GraphModule) -> fx.GraphModule:
+def passing(graph_module: fx.GraphModule) -> fx.GraphModule:
     """A copy in eval mode in which observers and fake-quants give what they are given."""
     probe = runnable_copy(graph_module)
     for module in probe.modules():
@@ -163,7 +163,7 @@ class _Keeper(fx.Interpreter):
 
 def _results(graph_module: fx.GraphModule, example: Example) -> dict[str, Tensor]:
     """What the operations of a graph give, as far as they run, by the name of the last member."""
-    probe = _passing(graph_module)
+    probe = passing(graph_module)
     keeper = _Keeper(probe)
     with torch.no_grad():
         try:

@@ -11,7 +11,15 @@ from nets import NETS
 from runs import silent
 
 import qrecipe
-from qrecipe.errors import ArtifactError, CalibrationError, QRecipeError
+from qrecipe._torch_fx import ReferenceQuantizedModule
+from qrecipe.artifact import export, onnx_check
+from qrecipe.errors import (
+    ArtifactError,
+    AuditError,
+    CalibrationError,
+    QRecipeError,
+    QRecipeWarning,
+)
 from qrecipe.sqnr import sqnr_db
 
 onnx = pytest.importorskip("onnx")
@@ -142,3 +150,73 @@ def test_what_the_exporter_cannot_do_is_our_error(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.onnx, "export", broken)
     with pytest.raises(ArtifactError, match=r"QR512.*no such operator"):
         qrecipe.export_onnx(compiled, model, tmp_path / "model.onnx")
+
+
+# --- what is written was run and compared
+
+
+def turned(reference):
+    for module in reference.modules():
+        if isinstance(module, ReferenceQuantizedModule):
+            module.weight.data = module.weight.data.roll(1, 0)
+    return reference
+
+
+def test_a_conversion_for_export_that_computes_something_else_is_an_error(tmp_path, monkeypatch):
+    compiled, model, _ = prepared("mlp", recipe())
+    honest = export.convert
+    monkeypatch.setattr(export, "convert", lambda *args, **more: turned(honest(*args, **more)))
+    with pytest.raises(AuditError, match=r"QR414 exported, fc1 computes something else"):
+        qrecipe.export_onnx(compiled, model, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_file_is_an_error_and_the_former_file_stays(tmp_path, monkeypatch):
+    compiled, model, _ = prepared("mlp", recipe())
+    honest = export._content
+
+    def of_other_weights(graph_module, *args):
+        for parameter in graph_module.parameters():
+            parameter.data = parameter.data.roll(1, 0)
+        return honest(graph_module, *args)
+
+    monkeypatch.setattr(export, "_content", of_other_weights)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"the former file")
+    says = r"QR414 run by onnxruntime, .* dB from the quantized model"
+    with pytest.raises(AuditError, match=says):
+        qrecipe.export_onnx(compiled, model, path)
+    assert path.read_bytes() == b"the former file"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_cannot_be_run_here_is_written_with_a_warning(tmp_path, monkeypatch):
+    compiled, model, batches = prepared("mlp", recipe())
+
+    def fails(*args):
+        raise RuntimeError("opset 99 is unknown")
+
+    monkeypatch.setattr(onnx_check, "_run", fails)
+    with pytest.warns(QRecipeWarning, match=r"QR415 .* not compared .* opset 99 is unknown"):
+        qrecipe.export_onnx(compiled, model, tmp_path / "model.onnx")
+    assert run_onnx(tmp_path / "model.onnx", batches[0])
+
+
+def test_without_onnxruntime_the_file_is_written_all_the_same(tmp_path, monkeypatch):
+    compiled, model, _ = prepared("mlp", recipe())
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name)
+    )
+    monkeypatch.setattr(onnx_check, "_run", None)
+    qrecipe.export_onnx(compiled, model, tmp_path / "model.onnx")
+    assert (tmp_path / "model.onnx").exists()
+
+
+def test_whole_numbers_may_differ_at_ties_and_no_more():
+    ranks = torch.arange(1000)
+    near, far = ranks.clone(), ranks.roll(1)
+    near[:10] += 1
+    assert onnx_check._mostly_equal(ranks, near)
+    assert not onnx_check._mostly_equal(ranks, far)
+    assert not onnx_check._mostly_equal(ranks, ranks[:10])

@@ -17,17 +17,20 @@ from torch.utils import _pytree as pytree
 
 from qrecipe._torch_ao import quiet
 from qrecipe._torch_fx import convert
+from qrecipe.artifact.onnx_check import checked_output, file_findings
 from qrecipe.container import path_of, problem
 from qrecipe.copying import structural_copy
-from qrecipe.errors import ArtifactError, Finding, QRecipeError, first_line
+from qrecipe.errors import CODES, ArtifactError, Finding, QRecipeError, error_from, first_line
 from qrecipe.fx.emission import erase_keep_float
 from qrecipe.fx.training import frozen_copy
 from qrecipe.inputs import bind
+from qrecipe.linting import warn
 from qrecipe.nested import Packing, parts_of
 from qrecipe.neutral import neutral
 from qrecipe.outputs import return_tensors
 from qrecipe.pipeline import CompiledRecipe
 from qrecipe.process import alone
+from qrecipe.proof import passing
 from qrecipe.quieting import held_back
 from qrecipe.rules import listed
 from qrecipe.writing import replace_file, why_not
@@ -50,11 +53,13 @@ def export_onnx(
     model is exported on the example inputs that it was compiled for; ``dynamic_shapes`` is that of
     ``torch.onnx.export``, for inputs of other sizes. A file takes and gives tensors alone: those
     that dataclasses and mappings hold, in order; where the model takes such, ``dynamic_shapes`` has
-    an entry for each tensor. Weights are integers in the file; what was
-    decided float is float.
+    an entry for each tensor. Weights are integers in the file; what was decided float is float.
+    Where onnxruntime is installed, the file is run on the example inputs and compared before it is
+    written; QR415 warns of one that cannot be.
 
     Raises:
         ArtifactError: the model cannot be exported (QR512), or the file cannot be written (QR502).
+        AuditError: what would be written computes something else than the model (QR414).
         CalibrationError: ``prepared`` was not prepared by ``compiled``, or never calibrated.
         QRecipeError: the packages of the extra ``onnx`` are missing (QR602).
     """
@@ -63,17 +68,24 @@ def export_onnx(
         text = f"export to ONNX needs {', '.join(missing)}: pip install 'qrecipe[onnx]'"
         raise QRecipeError(Finding("QR602", text))
     file = path_of(path, "export_onnx")
-    model = _decomposed(compiled, prepared)
-    inputs = _take_tensors(model, bind(model, prepared, compiled.example_inputs))
+    source = _source(compiled, prepared)
+    model = _decomposed(compiled, source)
+    bound = bind(model, source, compiled.example_inputs)
+    expected = checked_output(model, source, bound)
+    inputs = _take_tensors(model, bound)
     content = _content(model, inputs, dynamic_shapes)
+    for finding in file_findings(content, inputs, expected, _float_output(compiled, source)):
+        if CODES[finding.code].error is not None:
+            raise error_from([finding])
+        warn(finding, compiled.recipe.lint)
     try:
         replace_file(file, content)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise problem("QR502", str(file), f"cannot be written: {why_not(error)}") from None
 
 
-def _decomposed(compiled: CompiledRecipe, prepared: nn.Module) -> fx.GraphModule:
-    """torch's decomposed conversion on a copy, with weights of integers."""
+def _source(compiled: CompiledRecipe, prepared: nn.Module) -> fx.GraphModule:
+    """The prepared graph as it will be converted, where it can be exported at all."""
     compiled.check_calibrated(prepared)
     if not isinstance(prepared, fx.GraphModule):
         hint = "export needs one graph of the whole model: leave [fx] roots out"
@@ -85,11 +97,23 @@ def _decomposed(compiled: CompiledRecipe, prepared: nn.Module) -> fx.GraphModule
         text = f"dynamic sites cannot be exported: {listed(dynamic)}"
         raise ArtifactError(Finding("QR512", text, hint=hint))
     if compiled.recipe.phase == "qat":
-        prepared = frozen_copy(prepared, compiled.example_inputs)
+        return frozen_copy(prepared, compiled.example_inputs)
+    return prepared
+
+
+def _float_output(compiled: CompiledRecipe, source: fx.GraphModule) -> Any:
+    """What the model gives before conversion: with fake-quants on where it was trained."""
+    model = source if compiled.recipe.phase == "qat" else passing(source)
+    with torch.no_grad():
+        return compiled.example_inputs.cloned().call(model)
+
+
+def _decomposed(compiled: CompiledRecipe, source: fx.GraphModule) -> fx.GraphModule:
+    """torch's decomposed conversion on a copy, with weights of integers."""
     try:
         with quiet():
             decomposed = convert(
-                structural_copy(prepared),
+                structural_copy(source),
                 True,
                 compiled.convert_custom_config,
                 is_decomposed=True,
@@ -98,6 +122,7 @@ def _decomposed(compiled: CompiledRecipe, prepared: nn.Module) -> fx.GraphModule
     except Exception as error:
         raise _failed(error) from error
     erase_keep_float(decomposed)
+    _widen_ranges(decomposed)
     return_tensors(decomposed)
     return decomposed.eval()
 
@@ -131,6 +156,15 @@ def _is_known_to_exporter(value: Any) -> bool:
     """Whether it takes an input as it is; a dict in the last place would be keyword inputs."""
     is_dict = isinstance(value, dict)
     return not is_dict and all(parts_of(leaf) is None for leaf in pytree.tree_leaves(value))
+
+
+def _widen_ranges(decomposed: fx.GraphModule) -> None:
+    """Clip at the limits of the dtype, in place: ONNX, as the kernels do, knows no others."""
+    for node in decomposed.graph.nodes:
+        if str(node.target).startswith(f"{_QUANTIZE}tensor") and len(node.args) == 6:
+            limits = torch.iinfo(node.args[-1])
+            node.args = (*node.args[:3], limits.min, limits.max, node.args[-1])
+    decomposed.recompile()
 
 
 def _content(model: fx.GraphModule, inputs: tuple[Any, ...], dynamic_shapes: Any) -> bytes:

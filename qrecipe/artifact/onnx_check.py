@@ -1,0 +1,124 @@
+"""An ONNX file, run and compared with the model that it was made from, before it is written."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from qrecipe._torch_ao import quiet
+from qrecipe.errors import AuditError, Finding, first_line
+from qrecipe.fx.numerics import TOLERANCE_DB
+from qrecipe.fx.reference import RIGHT_DB, hold
+from qrecipe.nested import tensors_in
+from qrecipe.rules import rule_for
+from qrecipe.sqnr import output_sqnr_db
+
+_FLIPPED = 0.01
+"""The share of whole numbers that may differ: what ranks or thresholds turns at a tie."""
+
+
+def checked_output(decomposed: fx.GraphModule, prepared: fx.GraphModule, inputs: Any) -> Any:
+    """What the model that is exported computes, each module held against the prepared model's.
+
+    Raises ``AuditError``: a module computes something else (QR414), or the model fails (QR413).
+    """
+    held = hold(decomposed, prepared)
+    try:
+        with torch.no_grad(), quiet():
+            output = decomposed(*inputs)
+    except Exception as error:
+        raise AuditError(
+            Finding("QR413", f"the model to be exported fails: {first_line(error)}")
+        ) from error
+    finally:
+        held.release()
+    if held.wrong:
+        raise AuditError(
+            [
+                Finding(
+                    "QR414",
+                    f"exported, {name} computes something else: {value:.1f} dB from the float "
+                    "module on equal input and with equal weights",
+                    hint=f'leave it float: [rules.module_name] {rule_for(name)} = "float"',
+                )
+                for name, value in held.wrong.items()
+            ]
+        )
+    return output
+
+
+def file_findings(content: bytes, inputs: Any, expected: Any, as_float: Any) -> Iterator[Finding]:
+    """What onnxruntime says of a file; nothing where it is not installed.
+
+    ``expected`` is the output of the model that was exported, ``as_float`` that of the float
+    model. The file runs as it is written, in float between its quantizing steps: what
+    onnxruntime's optimizer would put in their places can saturate on a CPU without VNNI, and is
+    no matter of the file. A wrong file is QR414; one that cannot be run here is a warning, QR415.
+    """
+    if importlib.util.find_spec("onnxruntime") is None:
+        return
+    tensors = list(tensors_in(expected))
+    try:
+        actual = _run(content, list(tensors_in(inputs)))
+    except Exception as error:
+        yield _unjudged(f"onnxruntime cannot run it: {first_line(error)}")
+        return
+    if len(actual) != len(tensors):
+        yield _unjudged(f"it gives {len(actual)} tensors, and the model {len(tensors)}")
+        return
+    reached = output_sqnr_db(tensors, actual)
+    if reached is None:
+        if not all(map(_mostly_equal, tensors, actual)):
+            yield _wrong("other whole numbers")
+        return
+    if reached >= RIGHT_DB:
+        return
+    # depth amplifies single results that were rounded the other way
+    floats = list(tensors_in(as_float))
+    own, others = output_sqnr_db(floats, tensors), output_sqnr_db(floats, actual)
+    if own is None or others is None or others >= own - TOLERANCE_DB:
+        return
+    yield _wrong(
+        f"{reached:.1f} dB from the quantized model, and {others:.1f} dB from float where that "
+        f"has {own:.1f}"
+    )
+
+
+def _run(content: bytes, given: Sequence[Tensor]) -> list[Tensor]:
+    onnxruntime: Any = importlib.import_module("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    names = [node.name for node in session.get_inputs()]
+    arrays = [tensor.detach().numpy() for tensor in given]
+    found = session.run(None, dict(zip(names, arrays, strict=True)))
+    return [torch.from_numpy(array) for array in found]
+
+
+def _mostly_equal(expected: Tensor, actual: Tensor) -> bool:
+    if expected.shape != actual.shape:
+        return False
+    return int((expected != actual).sum()) <= _FLIPPED * expected.numel()
+
+
+def _wrong(what: str) -> Finding:
+    return Finding(
+        "QR414",
+        f"run by onnxruntime, the exported file gives something else: {what}",
+        hint="torch's exporter has lost something: leave parts of the model float until the file "
+        "is right, and report the model",
+    )
+
+
+def _unjudged(why: str) -> Finding:
+    return Finding(
+        "QR415",
+        f"the exported file was not compared with the model: {why}",
+        hint="run it where it is to be used, on data whose results you know",
+    )
