@@ -79,14 +79,17 @@ def map_leaves(change: Callable[[Any], Any], value: Any) -> Any:
         return type(value)(changed.values())
     if type(value) in _MAPPINGS:
         return type(value)(changed)
-    if hasattr(value, "_make"):  # a named tuple
+    if isinstance(value, tuple) and hasattr(value, "_make"):
         return value._make(changed.values())
     try:
         # no class tells how it is made of its parts, but each can be copied with others in place
-        return copy.deepcopy(value, {id(part): changed[key] for key, part in parts.items()})
+        made = copy.deepcopy(value, {id(part): changed[key] for key, part in parts.items()})
+        if getattr(value, "__dict__", None) is value:  # the usual dict with attributes for items
+            made.__dict__ = made
     except Exception as error:
         text = f"a {type(value).__name__} cannot be copied: {first_line(error)}"
         raise UncopyableError(text) from error
+    return made
 
 
 def map_tensors(change: Callable[[Tensor], Any], value: Any) -> Any:

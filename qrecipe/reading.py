@@ -18,7 +18,7 @@ from qrecipe.syntax import long_number_finding, syntax_finding
 MAX_BYTES = 2**20
 """The largest recipe that is read: 1 MiB."""
 
-MAX_ITEMS = 6_000
+MAX_ITEMS = 20_000
 """The most keys and array elements that a recipe has, together with all that it extends."""
 
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
@@ -68,7 +68,7 @@ def parse_document(text: str, file: str) -> Document:
         line = text.count("\n", 0, half.start()) + 1
         what = f"has half a character: U+{ord(half[0]):04X}"
         _refuse_encoding(file, line, what, "read the file as UTF-8")
-    if len(text) > MAX_BYTES:
+    if len(text.encode()) > MAX_BYTES:
         raise _too_large(file)
     if text.startswith("\ufeff"):
         _refuse_encoding(file, 1, "starts with a byte order mark", "save it as UTF-8 without BOM")

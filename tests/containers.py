@@ -49,6 +49,20 @@ class Named(dict):
         self.note = "kept"
 
 
+class Attributes(dict):
+    """Its attributes are its items."""
+
+    def __init__(self, **items):
+        super().__init__(**items)
+        self.__dict__ = self
+
+
+class Lenient(dict):
+    """It has every attribute that one asks for."""
+
+    __getattr__ = dict.get
+
+
 class Encoding(UserDict):
     """As transformers' BatchEncoding: the items are attributes too."""
 
@@ -130,6 +144,8 @@ MAPPINGS = {
     "defaultdict": lambda y: defaultdict(list, y=y),
     "dict_subclass": lambda y: Dict(y=y),
     "dict_with_its_own_constructor": lambda y: Named(y=y),
+    "dict_with_attributes": lambda y: Attributes(y=y),
+    "dict_with_any_attribute": lambda y: Lenient(y=y, note="kept"),
     "user_dict": lambda y: UserDict(y=y),
     "batch_encoding": lambda y: Encoding(y=y),
     "mapping": lambda y: Stored(y=y),

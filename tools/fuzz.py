@@ -34,7 +34,7 @@ import hostile  # noqa: E402
 from nets import NETS  # noqa: E402
 from watched import forbidden, watched  # noqa: E402
 
-SECONDS_A_FILE = 1.0
+SECONDS_A_FILE = 2.0
 """CPU time that a file may take."""
 
 MEMORY = 512 * 2**20

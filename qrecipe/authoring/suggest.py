@@ -14,7 +14,7 @@ from qrecipe.errors import Finding, PlanError, TraceError, UnsupportedError
 from qrecipe.inputs import Inputs
 from qrecipe.inventory import Inventory
 from qrecipe.lineage import quantized_part
-from qrecipe.measure.overlay import float_rules, merged_rules
+from qrecipe.measure.overlay import fitting, float_rules, merged_rules
 from qrecipe.neutral import neutral
 from qrecipe.pipeline import inventory_of
 from qrecipe.planning import Plan, make_plan
@@ -140,8 +140,8 @@ def _settled(subject: Subject, scheme: Scheme) -> str:
     dynamic = parse_recipe(toml_text(values)).qconfigs.get("int8-dynamic")
     values = _with_rules(values, rules_of_float_sites(plan, subject.inventory, refused, dynamic))
     described = {"description": description(subject, scheme, plan)}
-    text = toml_text({"format": 1, "name": _name(scheme), **described, **values})
-    make_plan(subject.inventory, parse_recipe(text))  # what is suggested has been planned
+    text, recipe = fitting(toml_text, {"format": 1, "name": _name(scheme), **described, **values})
+    make_plan(subject.inventory, recipe)  # what is suggested has been planned
     return text
 
 
@@ -149,7 +149,7 @@ def _plan_and_refusals(
     inventory: Inventory, values: Mapping[str, Any], refused: Mapping[str, str]
 ) -> tuple[Plan, dict[str, str]]:
     """The plan without a finding, and the sites that had to be left float for it, with reasons."""
-    recipe = parse_recipe(toml_text(_with_rules(values, float_rules(refused)["rules"])))
+    _, recipe = fitting(toml_text, _with_rules(values, float_rules(refused)["rules"]))
     try:
         plan = make_plan(inventory, recipe)
         more = refusals(plan, inventory, refused)

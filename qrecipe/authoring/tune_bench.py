@@ -11,23 +11,30 @@ from typing import Any, Literal
 
 from torch import nn
 
-from qrecipe.authoring.tune_candidate import Candidate, Lever
+from qrecipe.authoring.tune_candidate import Candidate, Lever, digest_of
 from qrecipe.authoring.tune_frontier import SiteCost
 from qrecipe.authoring.tune_log import TrialLog, again
 from qrecipe.authoring.tune_search import Measured, Trial
 from qrecipe.calibration import Forward, limited
 from qrecipe.copying import runnable_copy
-from qrecipe.errors import ExecutionError, QRecipeError, QRecipeWarning, first_line
+from qrecipe.errors import (
+    ExecutionError,
+    QRecipeError,
+    QRecipeWarning,
+    RecipeError,
+    first_line,
+)
 from qrecipe.measure.analysis import Evaluate, sensitivity
 from qrecipe.measure.comparison import compare
 from qrecipe.measure.fidelity import finite_or_none
-from qrecipe.measure.overlay import float_rules, overlay_recipe, rule_key
+from qrecipe.measure.overlay import overlay_recipe, rule_key
 from qrecipe.measure.ranking import Ranking
 from qrecipe.measure.scores import number
 from qrecipe.pipeline import quantize, simulate
 from qrecipe.progress import Progress
 from qrecipe.quieting import held_back
 from qrecipe.recipe import Recipe
+from qrecipe.schema import FLOAT
 from qrecipe.target import TargetCpu
 
 Stop = Literal["trials", "seconds", "interrupt"]
@@ -79,7 +86,13 @@ class ModelBench:
 
     def measure(self, candidate: Candidate) -> Measured:
         """Raises ``Stopped`` at a bound."""
-        recipe = self._recipe(candidate)
+        try:
+            recipe = self._recipe(candidate)
+        except RecipeError as error:
+            if not self._count:  # the recipe as it is: its errors are the caller's
+                raise
+            self._check_count()
+            return self._counted(Measured(None, 0.0, first_line(error)))
         return self._known_or_new(recipe, recipe.fingerprint)
 
     def repeat(self, candidate: Candidate) -> Measured:
@@ -88,21 +101,30 @@ class ModelBench:
         return self._known_or_new(recipe, again(recipe.fingerprint))
 
     def record(self, trial: Trial) -> None:
-        key = self._recipe(trial.candidate).fingerprint
+        try:
+            key = self._recipe(trial.candidate).fingerprint
+        except RecipeError:
+            key = digest_of(trial.candidate)  # it has no recipe, and the log a line of its own
         self._log.note_trial(again(key) if trial.is_repeated else key, trial)
 
     def _known_or_new(self, recipe: Recipe, key: str) -> Measured:
-        if self._count >= self._most:
-            raise Stopped("trials")
+        self._check_count()
         known = self._log.measured(key)
         if known is None:
             if self._count:  # the recipe as it is has to be known whatever it takes
                 self._check_time()
             known = self._measured(recipe)
-        self._succeeded |= known.metric is not None
+        return self._counted(known)
+
+    def _check_count(self) -> None:
+        if self._count >= self._most:
+            raise Stopped("trials")
+
+    def _counted(self, measured: Measured) -> Measured:
+        self._succeeded |= measured.metric is not None
         self._count += 1
         self._subject.progress(self._count, None)
-        return known
+        return measured
 
     def costs(self, levers: tuple[Lever, ...]) -> Sequence[SiteCost]:
         """Raises ``Stopped`` when the time is over, and ``KeyboardInterrupt`` as it comes."""
@@ -123,8 +145,9 @@ class ModelBench:
             raise Stopped("seconds")
 
     def _recipe(self, candidate: Candidate) -> Recipe:
-        keys = {rule_key(name, self.members): "" for name in sorted(candidate.floats)}
-        rules = float_rules(keys) if keys else {}
+        keys = [rule_key(name, self.members) for name in sorted(candidate.floats)]
+        named = {key: {"qconfig": FLOAT} for key in keys}
+        rules = {"rules": {"module_name": named}} if named else {}
         return overlay_recipe(self._subject.base, {"tensor": candidate.tensors, **rules})
 
     def _measured(self, recipe: Recipe) -> Measured:

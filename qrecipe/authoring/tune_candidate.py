@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,6 +43,12 @@ class Candidate:
             for name, keys in lever.tensors.items():
                 found.setdefault(name, {}).update(keys)
         return found
+
+
+def digest_of(candidate: Candidate) -> str:
+    """Tells a candidate from others without its recipe."""
+    parts = [*(lever.what for lever in candidate.levers), *sorted(candidate.floats)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def levers_of(recipe: Recipe, plan: Plan, target_cpu: TargetCpu) -> tuple[Lever, ...]:

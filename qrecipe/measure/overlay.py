@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tomli
 
-from qrecipe.errors import Finding, RecipeError, RecipeReferenceError, shown
+from qrecipe.errors import (
+    Finding,
+    RecipeError,
+    RecipeReferenceError,
+    RecipeSyntaxError,
+    shown,
+)
+from qrecipe.merging import unreasoned
 from qrecipe.names import literal
 from qrecipe.recipe import Recipe, load_recipe, parse_recipe
 from qrecipe.references import is_reference
@@ -57,12 +65,40 @@ def overlay_recipe(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     It extends a recipe that has a reference or a file, and has the values of any other in itself.
     """
     if recipe.reference is not None and is_reference(recipe.reference):
-        return parse_recipe(_extending(recipe.reference, values))
+        return fitting(partial(_extending, recipe.reference), values)[1]
     if recipe.path is not None:
         base = Path(recipe.path)
         beside = base.with_name(f"{base.stem}{_SUFFIX}")
-        return parse_recipe(_extending(f"./{base.name}", values), beside)
-    return parse_recipe(_inlined(recipe, values))
+        return fitting(partial(_extending, f"./{base.name}"), values, beside)[1]
+    return fitting(partial(_inlined, recipe), values)[1]
+
+
+def fitting(
+    write: Callable[[Mapping[str, Any]], str], values: Mapping[str, Any], path: Path | None = None
+) -> tuple[str, Recipe]:
+    """What ``write`` makes of the values, as text and as a recipe, within the bounds of a recipe.
+
+    Rules go without their reasons where they would be too many with them. Raises ``RecipeError``
+    where that is not enough.
+    """
+    text = write(values)
+    try:
+        return text, parse_recipe(text, path)
+    except RecipeSyntaxError as error:
+        if [finding.code for finding in error.findings] != ["QR002"]:
+            raise
+    text = write(_without_reasons(values))
+    return text, parse_recipe(text, path)
+
+
+def _without_reasons(values: Mapping[str, Any]) -> dict[str, Any]:
+    rules = {
+        tier: unreasoned(found)
+        if tier == "global"
+        else {key: unreasoned(_table(rule)) for key, rule in found.items()}
+        for tier, found in values.get("rules", {}).items()
+    }
+    return {**values, "rules": rules}
 
 
 def save_overlay(recipe: Recipe, values: Mapping[str, Any], path: Path) -> Recipe:
@@ -72,18 +108,19 @@ def save_overlay(recipe: Recipe, values: Mapping[str, Any], path: Path) -> Recip
     something else than a recipe.
     """
     check_replaceable(path)
-    text = _inlined(recipe, values)
+    # nothing is written that could not be read
+    write_atomically(path, _readable_text(recipe, values, path))
+    return load_recipe(path)
+
+
+def _readable_text(recipe: Recipe, values: Mapping[str, Any], path: Path) -> str:
     base = _base_seen_from(recipe, path)
     if base is not None:
-        extending = _extending(base, values)
         try:
-            parse_recipe(extending, path)
-            text = extending
+            return fitting(partial(_extending, base), values, path)[0]
         except RecipeReferenceError:
             pass  # out of the tree of the new file, which must hold everything itself
-    parse_recipe(text, path)  # nothing is written that could not be read
-    write_atomically(path, text)
-    return load_recipe(path)
+    return fitting(partial(_inlined, recipe), values, path)[0]
 
 
 def check_replaceable(path: Path) -> None:

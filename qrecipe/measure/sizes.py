@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qrecipe.nested import leaves, tensors_in
+
 
 def model_size(model: nn.Module) -> int:
     """Bytes of a model's parameters, buffers and packed weights; shared storage counts once.
@@ -29,14 +31,14 @@ def _packed(value: Any) -> Iterator[tuple[Tensor, int]]:
     if isinstance(value, torch.ScriptObject) and hasattr(value, "__getstate__"):
         state = value.__getstate__()
         is_linear = "LinearPackedParams" in str(value)
-        for tensor in _tensors(state):
+        for tensor in tensors_in(state):
             if tensor.is_quantized:
                 yield from _quantized(tensor)
             elif tensor.is_floating_point():
                 # a packed linear weight is int8 or float16, which unpacks as float32
                 is_half = is_linear and tensor.dim() > 1
                 yield tensor, tensor.untyped_storage().nbytes() // (2 if is_half else 1)
-        for inner in _script_objects(state):
+        for inner in leaves(state):
             yield from _packed(inner)
 
 
@@ -46,19 +48,3 @@ def _quantized(tensor: Tensor) -> Iterator[tuple[Tensor, int]]:
         parts += [tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()]
     for part in parts:
         yield part, part.untyped_storage().nbytes()
-
-
-def _tensors(state: Any) -> list[Tensor]:
-    return [leaf for leaf in _leaves(state) if isinstance(leaf, Tensor)]
-
-
-def _script_objects(state: Any) -> list[Any]:
-    return [leaf for leaf in _leaves(state) if isinstance(leaf, torch.ScriptObject)]
-
-
-def _leaves(state: Any) -> Iterator[Any]:
-    if isinstance(state, (tuple, list)):
-        for part in state:
-            yield from _leaves(part)
-    else:
-        yield state
