@@ -164,7 +164,14 @@ def _fused_part(
     graph_module, scopes = traced_graph(blank, recorded.path, recorded.constants, table)
     _raise_if_any(note_values(recorded, graph_module))
     config = configs.backend_config
-    graph_module = fused_graph(graph_module, scopes, recorded.path, config, plan.phase)
+    alone = {site.members for site in plan.sites}
+
+    def is_apart(node: fx.Node) -> bool:
+        return (node.meta["member"].name,) in alone
+
+    graph_module = fused_graph(
+        graph_module, scopes, recorded.path, config, plan.phase, apart=is_apart
+    )
     part = Part(recorded.path, graph_module, Inputs(), recorded)
     return _Fused(part, named_sites(graph_module, config, plan.phase))
 
