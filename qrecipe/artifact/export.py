@@ -21,6 +21,7 @@ from qrecipe.container import path_of, problem
 from qrecipe.copying import structural_copy
 from qrecipe.errors import ArtifactError, Finding, QRecipeError, first_line
 from qrecipe.fx.emission import erase_keep_float
+from qrecipe.fx.padding import pad_explicitly
 from qrecipe.fx.training import frozen_copy
 from qrecipe.inputs import bind
 from qrecipe.pipeline import CompiledRecipe
@@ -89,6 +90,7 @@ def _decomposed(compiled: CompiledRecipe, prepared: nn.Module) -> fx.GraphModule
             )
     except Exception as error:
         raise _failed(error) from error
+    pad_explicitly(decomposed)
     erase_keep_float(decomposed)
     return decomposed.eval()
 

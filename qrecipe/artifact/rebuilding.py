@@ -26,6 +26,7 @@ from qrecipe.eager.part import EagerPart
 from qrecipe.errors import Location
 from qrecipe.fx import execution
 from qrecipe.fx.emission import erase_keep_float
+from qrecipe.fx.padding import pad_explicitly
 from qrecipe.fx.parts import Configs, compile_part
 from qrecipe.inputs import Inputs
 from qrecipe.inventory import (
@@ -143,6 +144,7 @@ def _converted(
     ).eval()
     reference = execution.reference(prepared, configs.backend_config, configs.convert)
     if plan.is_for_export:
+        pad_explicitly(reference)
         erase_keep_float(reference)
         return reference
     return execution.lowered(

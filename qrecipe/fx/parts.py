@@ -16,6 +16,7 @@ from qrecipe.fx import execution
 from qrecipe.fx.audit import audit
 from qrecipe.fx.emission import Emission, emit, erase_keep_float
 from qrecipe.fx.numerics import ReferenceRun, Sample, run_on_head
+from qrecipe.fx.padding import pad_explicitly
 from qrecipe.fx.training import accompany_training, frozen_copy
 from qrecipe.inputs import Inputs
 from qrecipe.inventory import Part
@@ -102,6 +103,7 @@ def _for_export(
     if proof.error is not None:
         raise AuditError(Finding("QR413", f"the reference model fails: {proof.error}"))
     reference = make_reference()
+    pad_explicitly(reference)
     erase_keep_float(reference)
     return reference
 
