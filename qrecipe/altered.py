@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
@@ -54,11 +56,39 @@ def keep_float(x: Any) -> Any:
     return x
 
 
-def keep_apart(graph_module: fx.GraphModule) -> None:
-    """Set `keep_float` around the modules that cannot be fused with their neighbours, in place."""
+Apart = Callable[[fx.Node], bool]
+"""Whether the call of a BatchNorm1d must not be folded into what stands before it."""
+
+
+def normalises_another_axis(node: fx.Node) -> bool:
+    """Whether a BatchNorm1d takes its channels from another dimension than its producer gives them.
+
+    On three dimensions it normalises the second one, and a linear layer gives features in the last.
+    Known from a run: ``meta["value"]`` has the rank.
+    """
+    source = node.args[0] if node.args else None
+    graph_module = node.graph.owning_module
+    if not isinstance(source, fx.Node) or source.op != "call_module" or graph_module is None:
+        return False
+    producer, rank = graph_module.get_submodule(str(source.target)), source.meta["value"].rank
+    channels_last = isinstance(producer, nn.Linear)
+    return rank is not None and rank != (2 if channels_last else 3)
+
+
+def keep_apart(graph_module: fx.GraphModule, apart: Apart) -> None:
+    """Set `keep_float` around the modules that cannot be fused with their neighbours, in place.
+
+    A BatchNorm that may be fused is made affine.
+    """
     graph = graph_module.graph
     for node in list(graph.nodes):
-        if node.op != "call_module" or not _stays_alone(graph_module.get_submodule(node.target)):
+        if node.op != "call_module":
+            continue
+        module = graph_module.get_submodule(node.target)
+        is_apart = isinstance(module, nn.BatchNorm1d) and apart(node)
+        if not _stays_alone(module) and not is_apart:
+            if _may_fuse(node):
+                make_affine(module)
             continue
         for source in node.all_input_nodes:
             with graph.inserting_before(node):
@@ -68,6 +98,10 @@ def keep_apart(graph_module: fx.GraphModule) -> None:
             identity = _identity(node)
         for user in users:
             user.replace_input_with(node, identity)
+
+
+def _may_fuse(node: fx.Node) -> bool:
+    return any(source.op == "call_module" for source in node.all_input_nodes)
 
 
 def _identity(source: fx.Node) -> fx.Node:
@@ -83,3 +117,17 @@ def _stays_alone(module: nn.Module) -> bool:
 def lacks_statistics(module: nn.Module) -> bool:
     """Whether a BatchNorm normalises with the statistics of each batch: nothing to fold."""
     return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
+
+
+def make_affine(module: nn.Module) -> None:
+    """Give a BatchNorm without weight and bias those that change nothing, and do not learn.
+
+    torch reads both where it folds a BatchNorm, trains it fused, or quantizes it alone. One within
+    a sequence, with its ReLU, is meant too.
+    """
+    for norm in module.modules():
+        is_batch_norm = isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        if is_batch_norm and norm.weight is None and isinstance(norm.running_mean, torch.Tensor):
+            norm.affine = True
+            norm.weight = nn.Parameter(torch.ones_like(norm.running_mean), requires_grad=False)
+            norm.bias = nn.Parameter(torch.zeros_like(norm.running_mean), requires_grad=False)

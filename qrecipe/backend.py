@@ -22,7 +22,7 @@ from qrecipe._torch_fx import (
     get_qnnpack_backend_config,
     get_tensorrt_backend_config,
 )
-from qrecipe.convolutions import Engine, detour
+from qrecipe.convolutions import Engine, adds_in_32_bits, detour
 from qrecipe.inventory import Inventory, Match
 from qrecipe.kernels import refusal, takes_per_channel_weight, weight_refusal
 from qrecipe.operations import Kind, Operation
@@ -170,6 +170,7 @@ def saturating(
         and outcome.qconfig.weight is not None
         and (outcome.engine or backend) in ADDS_IN_16_BITS
         and takes_weight(match := inventory.matches[name])
+        and not adds_in_32_bits(match, outcome.engine or backend)
         and any(map(exceeds_seven_bits, input_specs(match.operation, outcome.qconfig, outcome_of)))
     )
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from qrecipe._torch_fx import QuantizedEmbedding
 from qrecipe.errors import Finding
@@ -31,6 +31,26 @@ def _torch_path(module: nn.Module) -> str:
     """Where torch defines the class of a module of its quantization; empty for any other class."""
     path = type(module).__module__
     return path if path.startswith("torch.ao.nn.") else ""
+
+
+def take_any_layout(model: nn.Module) -> None:
+    """Let quantized embeddings take indices that are slices or transposes, in place.
+
+    Their kernels refuse what is not contiguous.
+    """
+    for module in model.modules():
+        if isinstance(module, QuantizedEmbedding):
+            module.register_forward_pre_hook(_make_contiguous, with_kwargs=True)
+
+
+def _make_contiguous(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return tuple(map(_contiguous, args)), {name: _contiguous(arg) for name, arg in kwargs.items()}
+
+
+def _contiguous(value: Any) -> Any:
+    return value.contiguous() if isinstance(value, Tensor) else value
 
 
 def weight_problem(site: Site, module: nn.Module | None) -> str | None:

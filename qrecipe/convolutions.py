@@ -108,6 +108,12 @@ def detour(
     return None
 
 
+def adds_in_32_bits(match: Match, engine: str) -> bool:
+    """Whether the kernel of a convolution saturates on no CPU: onednn's for depthwise ones."""
+    shape = _shape(match) if engine == "onednn" else None
+    return shape is not None and shape.is_depthwise and not shape.transposed
+
+
 def _is_left_to_x86(shape: _Shape, backend: Backend) -> bool:
     """Whether x86 takes the faster engine by itself, fbgemm on some CPUs and onednn on others."""
     return backend == "x86" and shape.groups <= _HANDED_TO_FBGEMM and _is_slow_on_avx2(shape)

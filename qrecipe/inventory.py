@@ -20,7 +20,7 @@ from qrecipe._torch_fx import (
     find_quantizable,
     fuse,
 )
-from qrecipe.altered import keep_apart
+from qrecipe.altered import Apart, keep_apart, normalises_another_axis
 from qrecipe.architecture import traced_part
 from qrecipe.contents import TracedPart
 from qrecipe.errors import Finding, PlanError, first_line
@@ -160,13 +160,14 @@ def fused_graph(
     backend_config: BackendConfig,
     phase: Phase,
     dropouts: frozenset[str] = frozenset(),
+    apart: Apart = normalises_another_axis,
 ) -> fx.GraphModule:
     """A traced graph whose nodes know their values, normalised and fused.
 
     ``dropouts`` are the names of the functions in it that drop in training mode.
     """
     normalize(graph_module, scopes, path)
-    keep_apart(graph_module)
+    keep_apart(graph_module, apart)
     _note_fused_members(graph_module, backend_config)
     if phase == "qat":
         make_dropouts_switchable(graph_module, dropouts)
@@ -178,8 +179,7 @@ def fused_graph(
             Finding(
                 "QR306",
                 f"torch cannot fuse the model: {first_line(error)}",
-                hint="give each BatchNorm behind a convolution affine weights and running "
-                "statistics",
+                hint="please report the model",
             )
         ) from error
     keep_state_names(fused)

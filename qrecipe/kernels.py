@@ -6,7 +6,7 @@ Each refusal is reproduced by a test against the installed torch.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +23,11 @@ _CONV_TRANSPOSE = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CLAMPS = (nn.ReLU6, nn.Hardtanh, F.relu6, F.hardtanh, F.hardtanh_, torch.clamp)
 _NOT_IN_QNNPACK = (nn.Conv3d, nn.ConvTranspose3d)
 _F_CONV_TRANSPOSE = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+_DIMENSIONS: Mapping[Any, int] = {
+    **dict.fromkeys((nn.Conv1d, nn.ConvTranspose1d, F.conv1d, F.conv_transpose1d), 1),
+    **dict.fromkeys((nn.Conv2d, nn.ConvTranspose2d, F.conv2d, F.conv_transpose2d), 2),
+    **dict.fromkeys((nn.Conv3d, nn.ConvTranspose3d, F.conv3d, F.conv_transpose3d), 3),
+}
 _WEIGHTED = (F.linear, F.conv1d, F.conv2d, F.conv3d, *_F_CONV_TRANSPOSE)
 _MOST_FLOAT16 = torch.finfo(torch.float16).max
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
@@ -48,6 +53,8 @@ def refusal(match: Match, backend: Backend) -> str | None:
         return "it gives several results, which torch would observe as one"
     if isinstance(match.module, _RECURRENT) and _takes_no_tensor(match):
         return "it takes a PackedSequence, which FX cannot quantize: pack it within forward"
+    if _lacks_batch(match):
+        return "no quantized convolution takes an input without a batch dimension"
     subject: Any = match.nodes[0] if match.module is None else match.module
     for check in _FUNCTION_CHECKS if match.module is None else _MODULE_CHECKS:
         reason = check(subject, backend)
@@ -68,6 +75,18 @@ def _takes_no_tensor(match: Match) -> bool:
     node = match.nodes[0]
     source = node.args[0] if node.args else node.kwargs.get("input")
     return isinstance(source, fx.Node) and not _value(source).is_tensor
+
+
+def _lacks_batch(match: Match) -> bool:
+    """Whether a convolution gets one sample: channels, and its own dimensions."""
+    if not match.nodes or not match.nodes[0].args:
+        return False
+    node, module = match.nodes[0], match.module
+    source = node.args[0]
+    dimensions = _DIMENSIONS.get(node.target if module is None else type(module))
+    if dimensions is None or not isinstance(source, fx.Node):
+        return False
+    return _value(source).rank == dimensions + 1
 
 
 def weight_refusal(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -35,11 +35,13 @@ FEW_SAMPLES = 2
 class Value:
     """What a node computes: ``is_float`` for floating tensors, alone or within a tuple.
 
-    ``is_tensor`` is False for tuples, sizes and numbers.
+    ``is_tensor`` is False for tuples, sizes and numbers. ``rank`` is the number of dimensions of a
+    tensor, None where the model has not been run.
     """
 
     is_float: bool
     is_tensor: bool
+    rank: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,7 @@ class _Recorder(fx.Interpreter):
 
 def _describe(value: Any) -> Value:
     if isinstance(value, Tensor):
-        return Value(value.is_floating_point(), True)
+        return Value(value.is_floating_point(), True, value.dim())
     return Value(any(x.is_floating_point() for x in tensors_in(value)), False)
 
 

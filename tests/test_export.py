@@ -76,6 +76,43 @@ def test_unsigned_activations_are_refused_where_the_backend_takes_none():
         qrecipe.plan(net(), qrecipe.parse_recipe(text), batches()[0])
 
 
+def reflecting():
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 8, 3, padding=(1, 2), padding_mode="reflect")
+    line = nn.Conv1d(8, 4, 3, padding=1, padding_mode="reflect")
+    return nn.Sequential(conv, nn.ReLU(), nn.Flatten(2), line).eval()
+
+
+@pytest.mark.parametrize("phase", ["ptq", "qat"])
+@pytest.mark.parametrize("text", [EXECUTORCH, TENSORRT], ids=["executorch", "tensorrt"])
+def test_padding_that_reflects_is_a_call_of_its_own_which_reference_convolutions_need(
+    text, phase, tmp_path
+):
+    model, data = reflecting(), batches()
+    recipe = qrecipe.parse_recipe(f'phase = "{phase}"\n{text}')
+    compiled = qrecipe.compile(model, recipe, data[0])
+    prepared = compiled.prepare()
+    with torch.no_grad():
+        for batch in data:
+            prepared(batch)
+    converted = compiled.convert(prepared)
+    expected = converted(data[0])
+    assert sqnr_db(model(data[0]), expected) > 25
+    qrecipe.save_quantized(converted, tmp_path / "m.safetensors")
+    loaded = qrecipe.load_quantized(tmp_path / "m.safetensors", model)
+    assert torch.equal(loaded(data[0]), expected)
+
+
+def test_torchs_reference_convolution_pads_with_zeros_whatever_its_mode():
+    reference = torch.ao.nn.quantized.reference
+    conv = nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect")
+    weight = {"qscheme": torch.per_tensor_affine, "dtype": torch.qint8, "scale": 0.01}
+    weight["zero_point"] = 0
+    made, x = reference.Conv2d.from_float(conv, weight), batches()[0]
+    assert sqnr_db(conv(x), made(x)) < 15
+    assert sqnr_db(conv(x)[..., 1:-1, 1:-1], made(x)[..., 1:-1, 1:-1]) > 30
+
+
 # --- the audit
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import distributions
 import pytest
 import tomli
+import torch
 from command_line import DEEPER, NET, STATIC, TOP, model_folder, run
 from distributions import observer_module
 from hypothesis import given, settings
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from nets import NETS, Mlp
 from plans import ROWS, recipe
 from recipe_files import BASE, install, write
+from torch import nn
 from torch.ao.quantization.observer import MinMaxObserver
 
 import qrecipe
@@ -410,3 +412,32 @@ def test_any_value_in_a_lock_is_read_or_refused(tmp_path_factory, value, key):
 
 _PLAN: Plan = qrecipe.plan(Mlp().eval(), STATIC, ROWS)
 _EXAMPLE = make_lock(_PLAN, Path(LOCK))
+
+
+CPUS = ("avx512_vnni", "avx512", "avx_vnni", "avx2", "other")
+CONVOLUTIONS = {
+    "depthwise": lambda: nn.Conv2d(96, 96, 3, groups=96),
+    "many_groups": lambda: nn.Conv2d(128, 128, 3, groups=128),
+    "groups_of_three": lambda: nn.Conv2d(96, 96, 3, padding=1, groups=32),
+    "many_groups_of_three": lambda: nn.Conv2d(384, 384, 3, padding=1, groups=128),
+    "in_three_dimensions": lambda: nn.Conv3d(16, 16, 3, groups=16),
+    "upsampling": lambda: nn.ConvTranspose2d(16, 16, 2, stride=2),
+    "narrowing_upsampling": lambda: nn.ConvTranspose2d(16, 8, 2, stride=2),
+    "odd_upsampling": lambda: nn.ConvTranspose2d(12, 6, 2, stride=2),
+    "padded_upsampling": lambda: nn.ConvTranspose2d(16, 16, 3, stride=2, output_padding=1),
+}
+
+
+@pytest.mark.parametrize("name", ["builtin:x86-static", "builtin:x86-vnni-static"])
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+def test_a_lock_is_the_same_on_every_cpu(monkeypatch, tmp_path, kind, name):
+    layer = CONVOLUTIONS[kind]()
+    dimensions = len(layer.kernel_size)
+    last = (nn.Conv2d, nn.Conv3d)[dimensions - 2](layer.out_channels, 4, 1)
+    model = nn.Sequential(layer, last).eval()
+    x = torch.randn(2, layer.in_channels, *[5] * dimensions)
+    texts = set()
+    for cpu in CPUS:
+        monkeypatch.setattr("qrecipe.cpu.class_of_cpu", lambda cpu=cpu: cpu)
+        texts.add(lock_text(make_lock(qrecipe.plan(model, name, x), tmp_path / LOCK)))
+    assert len(texts) == 1

@@ -73,6 +73,18 @@ def test_onnxruntime_agrees_with_the_converted_model(name, tmp_path):
         assert all(sqnr_db(e, a) > AGREE_DB for e, a in zip(expected, actual, strict=True))
 
 
+def test_padding_that_reflects_is_exported(tmp_path):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect")).eval()
+    batches = [torch.randn(4, 3, 6, 6) for _ in range(10)]
+    compiled = qrecipe.compile(net, recipe(), batches[0])
+    model = compiled.prepare()
+    qrecipe.calibrate(model, batches, progress=silent)
+    qrecipe.export_onnx(compiled, model, tmp_path / "model.onnx")
+    (found,) = run_onnx(tmp_path / "model.onnx", batches[0])
+    assert sqnr_db(compiled.convert(model)(batches[0]), found) > AGREE_DB
+
+
 @pytest.mark.slow
 def test_a_trained_model_is_exported_as_it_is_converted(tmp_path):
     net = NETS["residual"]

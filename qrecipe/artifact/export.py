@@ -22,6 +22,7 @@ from qrecipe.container import path_of, problem
 from qrecipe.copying import structural_copy
 from qrecipe.errors import CODES, ArtifactError, Finding, QRecipeError, error_from, first_line
 from qrecipe.fx.emission import erase_keep_float
+from qrecipe.fx.padding import pad_explicitly
 from qrecipe.fx.training import frozen_copy
 from qrecipe.inputs import bind
 from qrecipe.linting import warn
@@ -121,6 +122,7 @@ def _decomposed(compiled: CompiledRecipe, source: fx.GraphModule) -> fx.GraphMod
             )
     except Exception as error:
         raise _failed(error) from error
+    pad_explicitly(decomposed)
     erase_keep_float(decomposed)
     _widen_ranges(decomposed)
     return_tensors(decomposed)

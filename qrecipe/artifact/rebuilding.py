@@ -25,6 +25,7 @@ from qrecipe.eager.part import EagerPart
 from qrecipe.errors import Location
 from qrecipe.fx import execution
 from qrecipe.fx.emission import erase_keep_float
+from qrecipe.fx.padding import pad_explicitly
 from qrecipe.fx.parts import Configs, compile_part
 from qrecipe.inputs import Inputs
 from qrecipe.inventory import (
@@ -143,6 +144,7 @@ def _converted(
     ).eval()
     reference = execution.reference(prepared, configs.backend_config, configs.convert)
     if plan.is_for_export:
+        pad_explicitly(reference)
         erase_keep_float(reference)
         return reference
     return execution.lowered(
@@ -164,7 +166,14 @@ def _fused_part(
     graph_module, scopes = traced_graph(blank, recorded.path, recorded.constants, table)
     _raise_if_any(note_values(recorded, graph_module))
     config = configs.backend_config
-    graph_module = fused_graph(graph_module, scopes, recorded.path, config, plan.phase)
+    alone = {site.members for site in plan.sites}
+
+    def is_apart(node: fx.Node) -> bool:
+        return (node.meta["member"].name,) in alone
+
+    graph_module = fused_graph(
+        graph_module, scopes, recorded.path, config, plan.phase, apart=is_apart
+    )
     part = Part(recorded.path, graph_module, Inputs(), recorded, Example(Inputs(), None))
     return _Fused(part, named_sites(graph_module, config, plan.phase))
 

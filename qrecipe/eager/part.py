@@ -11,6 +11,7 @@ from torch import nn
 
 from qrecipe._torch_ao import quiet
 from qrecipe._torch_fx import DynamicRecurrent, quantize_dynamic
+from qrecipe.converted import take_any_layout
 from qrecipe.copying import runnable_copy, structural_copy
 from qrecipe.eager.audit import audit
 from qrecipe.errors import ExecutionError, Finding, first_line
@@ -72,6 +73,7 @@ class EagerPart:
                 ) from error
         self._replace_aliases(converted, rules)
         _forget_qconfigs(converted)
+        take_any_layout(converted)
         for module in converted.modules():
             if isinstance(module, DynamicRecurrent):
                 vars(module)["flatten_parameters"] = _nothing_to_flatten

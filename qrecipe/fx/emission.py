@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx, nn
 
 from qrecipe._torch_fx import QConfigMapping
-from qrecipe.altered import keep_float
+from qrecipe.altered import keep_float, make_affine
 from qrecipe.normalize import CALLS, TAKES_WEIGHT
 from qrecipe.outputs import restore_constants
 from qrecipe.planning import Plan, Site
@@ -50,6 +50,8 @@ def emit(plan: Plan, graph_module: fx.GraphModule) -> Emission:
         made = None
         if site is not None and site.qconfig is not None:
             made = qconfig(site.qconfig, plan.phase, channels.get(site.name, 1))
+            if node.op == "call_module":
+                make_affine(graph_module.get_submodule(str(node.target)))
         mapping.set_module_name(key, made)
         if site is not None:
             # lowering keeps only the stack trace of a binary operation

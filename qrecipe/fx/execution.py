@@ -23,6 +23,7 @@ from qrecipe._torch_fx import (
     lower_to_native_backend,
     prepare,
 )
+from qrecipe.converted import take_any_layout
 from qrecipe.convolutions import Engine
 from qrecipe.copying import structural_copy
 from qrecipe.errors import ExecutionError, Finding, UnsupportedError, first_line, nearest
@@ -130,6 +131,7 @@ def lowered(
         except Exception as error:
             raise _conversion_failed(error) from error
     _pack(converted, weights, engines)
+    take_any_layout(converted)
     _remove_qconfig(converted)
     converted.delete_all_unused_submodules()
     erase_keep_float(converted)

@@ -15,6 +15,7 @@ from qrecipe.fx import execution
 from qrecipe.fx.audit import audit, audit_reference
 from qrecipe.fx.emission import Emission, emit, erase_keep_float
 from qrecipe.fx.numerics import Sample, run_on_head, run_until_judgeable
+from qrecipe.fx.padding import pad_explicitly
 from qrecipe.fx.reference import hold, make_judge
 from qrecipe.fx.training import accompany_training, frozen_copy
 from qrecipe.inputs import Inputs
@@ -75,6 +76,7 @@ class CompiledPart:
         assert isinstance(prepared, fx.GraphModule)
         configs = self.configs
         made = execution.reference(prepared, configs.backend_config, configs.convert)
+        pad_explicitly(made)
         erase_keep_float(made)
         return made
 
@@ -89,32 +91,28 @@ class CompiledPart:
             prepared = frozen_copy(prepared, inputs)
             sample = _run(prepared, inputs)
 
-        def make_reference() -> fx.GraphModule:
-            return execution.reference(prepared, configs.backend_config, configs.convert)
-
-        def make_judge_again() -> fx.GraphModule:
-            judge = make_reference()
+        def make_judging_reference() -> fx.GraphModule:
+            judge = execution.reference(prepared, configs.backend_config, configs.convert)
             make_judge(judge, prepared)
             return judge
 
-        reference = make_reference()
         if sample is None:  # observers move with what they see
             sample = _run(copy.deepcopy(prepared), self.inputs)
         if self.plan.is_for_export:
-            erase_keep_float(reference)
+            reference = self.reference(prepared)
             held = hold(reference, prepared)
             proof = run_until_judgeable(reference, sample)
             held.release()
             audit_reference(self.plan, reference, proof, held.wrong, lint)
             return reference
-        make_judge(reference, prepared)
+        reference = make_judging_reference()
         proof = run_on_head(reference, sample)
         # in place: a second reference is needed only where a kernel is suspected
         converted = execution.lowered(
             reference, prepared, configs.backend, configs.convert, self.plan.engines
         )
         with execution.engine(configs.backend):
-            audit(self.plan, converted, proof, make_judge_again, lint, self.unjudged)
+            audit(self.plan, converted, proof, make_judging_reference, lint, self.unjudged)
         return converted
 
 

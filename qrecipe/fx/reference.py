@@ -7,6 +7,7 @@ the reference is the product.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -82,13 +83,23 @@ def _twins(
         if isinstance(inner, ReferenceQuantizedModule)
     }
     if inside and hasattr(known.get(target), "weight_fake_quant"):
-        yield module, known[target]
+        yield module, _padding_as(next(iter(inside.values())), known[target])
         return
     for name, inner in inside.items():
         own = known.get(name)
         weight = getattr(own, "weight", None)
         if own is not None and isinstance(weight, Tensor):
-            yield inner, partial(_with_rounded_weight, own, weight, inner)
+            yield inner, partial(_with_rounded_weight, _padding_as(inner, own), weight, inner)
+
+
+def _padding_as(reference: nn.Module, own: nn.Module) -> Any:
+    """The module without the padding that the graph does in its place."""
+    mode = getattr(reference, "padding_mode", None)
+    if mode is None or mode == getattr(own, "padding_mode", None):
+        return own
+    bare: Any = copy.copy(own)
+    bare.padding, bare.padding_mode = reference.padding, mode
+    return bare
 
 
 def _with_rounded_weight(

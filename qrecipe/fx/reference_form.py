@@ -165,9 +165,14 @@ def _data_inputs(nodes: list[fx.Node]) -> Iterator[fx.Node]:
 
 
 def _whole(node: fx.Node) -> fx.Node:
-    while "value" in node.meta and is_plumbing(node):
+    while ("value" in node.meta and is_plumbing(node)) or _is_explicit_padding(node):
         node = node.all_input_nodes[0]
     return node
+
+
+def _is_explicit_padding(node: fx.Node) -> bool:
+    """Whether `padding.pad_explicitly` put it there, which is after any value was recorded."""
+    return node.target is F.pad and "value" not in node.meta
 
 
 def _is_data(node: fx.Node) -> bool:

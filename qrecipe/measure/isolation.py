@@ -29,6 +29,7 @@ from qrecipe.errors import (
 )
 from qrecipe.fx import execution
 from qrecipe.fx.emission import SITE, emit
+from qrecipe.fx.padding import pad_explicitly
 from qrecipe.fx.structure import structure_findings
 from qrecipe.inventory import Inventory, Part
 from qrecipe.measure.outofplace import without_changes_in_place
@@ -268,6 +269,7 @@ def calibrated_kernels(
             kernels |= _kernels_of(part, converted)
             if unjudged:
                 reference = execution.reference(together, config, ConvertCustomConfig())
+                pad_explicitly(reference)
                 references = _kernels_of(part, reference)
                 kernels |= {name: references[name] for name in references.keys() & {*unjudged}}
     return kernels
