@@ -119,6 +119,8 @@ class CompiledRecipe:
         """The model with observers inserted, on a copy that shares no tensor with the caller's.
 
         With ``phase = "qat"`` these are fake-quants, and the copy is in training mode.
+
+        Raises ``PlanError`` (QR306) where it would compute something else than the caller's model.
         """
         prepared = self._prepared()
         execution.own_all_tensors(prepared)
