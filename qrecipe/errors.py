@@ -401,6 +401,9 @@ def nearest(name: str, known: Iterable[str], count: int = 1) -> list[str]:
     if not _may_suggest():
         return []
     likely = sorted(known, key=lambda other: abs(len(other) - len(name)))[:_MOST_COMPARED]
+    but_for_case = [other for other in likely if other.lower() == name.lower()]
+    if but_for_case:
+        return but_for_case[:count]
     return difflib.get_close_matches(name, likely, n=count, cutoff=0.6)
 
 

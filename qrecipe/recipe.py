@@ -208,7 +208,11 @@ def load_recipe(source: str | os.PathLike[str] | Recipe) -> Recipe:
     """
     if isinstance(source, Recipe):
         return source
-    text = path_text(source, "load_recipe takes a path or a reference")
+    text = path_text(
+        source,
+        "load_recipe takes a path or a reference",
+        hint="plan, compile and quantize take the model first, then the recipe, then data",
+    )
     if isinstance(source, str) and is_reference(text):
         return _composed(named_source(text), None, None, text)
     return _composed(existing_source(Path(text), text), None, text, text)

@@ -81,14 +81,14 @@ def builtin_names() -> list[str]:
     return sorted(path.stem for path in _builtin_folder().glob("*.toml"))
 
 
-def path_text(path: object, what: str) -> str:
-    """A path as text; ``what`` says in a finding what takes it.
+def path_text(path: object, what: str, hint: str | None = None) -> str:
+    """A path as text; ``what`` says in a finding what takes it, and ``hint`` how to mend it.
 
     Raises RecipeReferenceError (QR001) for what is no path.
     """
     text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
     if not isinstance(text, str):
-        raise _error("QR001", f"{what}, not {shown(type(path).__name__)}")
+        raise _error("QR001", f"{what}, not {shown(type(path).__name__)}", hint)
     return text
 
 
@@ -112,6 +112,8 @@ def existing_source(path: Path, name: str) -> Source:
             raise _error("QR001", f"cannot read {shown(name)}: it is not a regular file")
         near = _nearest_file(source.path, name)
         hint = near or (_suggestion(name) if _is_plain(name) else None)
+        if "=" in name and "\n" in name:
+            hint = "parse_recipe takes the text of a recipe"
         raise _error("QR001", f"there is no file {shown(name)}", hint)
     return source
 

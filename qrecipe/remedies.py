@@ -148,11 +148,12 @@ class Remedy:
 
 def remedy(model: nn.Module, batch: Any) -> Remedy | None:
     """The smallest change with which a copy of the model runs; None where none of ours helps."""
-    if is_empty(batch):
-        return None
+    whole, *parts = _selections(model, batch)
+    if is_empty(batch) or _runs(model, whole, ()):
+        return None  # the second: it is not the batch that fails
     tries = (
         (count + (order > 0), order, selection, steps)
-        for order, selection in enumerate(_selections(model, batch))
+        for order, selection in enumerate((whole, *parts))
         for count in range(len(_STEPS))
         for steps in combinations(_STEPS, count)
         if order or steps

@@ -21,6 +21,7 @@ from qrecipe.errors import (
     PlanError,
     QRecipeWarning,
 )
+from qrecipe.remedies import remedy
 
 
 def observers(prepared):
@@ -534,3 +535,13 @@ def test_a_dataset_and_a_name_are_no_batches():
         with pytest.raises(CalibrationError) as caught:
             qrecipe.quantize(Mlp().eval(), STATIC, batches, progress=silent)
         assert cure in only(caught, "QR401").hint
+
+
+def test_a_batch_that_is_not_at_fault_gets_no_remedy():
+    def forward(model, batch):
+        raise RuntimeError("not of the batch")
+
+    assert remedy(Mlp().eval(), ROWS) is None
+    with pytest.raises(CalibrationError) as caught:
+        qrecipe.quantize(Mlp().eval(), STATIC, rows(), forward=forward, progress=silent)
+    assert only(caught, "QR402").hint is None

@@ -101,7 +101,7 @@ def proposals(model, fx, inputs):
     return _PROPOSED.findall(str(caught.value))
 
 
-@pytest.mark.filterwarnings("ignore:QR20[138]")
+@pytest.mark.filterwarnings("ignore:QR20[1348]")
 @pytest.mark.parametrize(
     "fx",
     [

@@ -92,9 +92,11 @@ WRAPPERS = {
     "compiled": (compiled, "OptimizedModule", "_orig_mod"),
     "data parallel": (nn.DataParallel, "DataParallel", "module"),
 }
+# importing what compiles takes seconds
+KINDS = [pytest.param("compiled", marks=pytest.mark.slow), "data parallel"]
 
 
-@pytest.mark.parametrize("kind", WRAPPERS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_model_in_a_wrapper_is_named_with_the_attribute_that_holds_it(kind):
     wrap, name, held = WRAPPERS[kind]
     model = wrap(mlp())
@@ -105,7 +107,7 @@ def test_a_model_in_a_wrapper_is_named_with_the_attribute_that_holds_it(kind):
     assert qrecipe.plan(getattr(model, held), STATIC, ROWS).sites
 
 
-@pytest.mark.parametrize("kind", WRAPPERS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_submodule_in_a_wrapper_is_put_back_as_the_hint_says(kind):
     wrap, name, _ = WRAPPERS[kind]
     model = nn.Sequential(wrap(mlp()), nn.ReLU()).eval()
@@ -122,6 +124,7 @@ def test_a_scripted_submodule_is_named():
         assert "QR306 0 is TorchScript" in text
 
 
+@pytest.mark.slow
 def test_a_module_that_was_compiled_in_place_is_quantized_as_any_other():
     model = mlp()
     model[0].compile(backend="eager")

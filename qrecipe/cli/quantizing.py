@@ -13,7 +13,7 @@ import typer
 from torch import nn
 
 from qrecipe.artifact.saving import save_quantized
-from qrecipe.calibration import batch_inputs, calibrate, describe_batch, peek
+from qrecipe.calibration import calibrate, describe_batch, inputs_of_batch, peek
 from qrecipe.cli.output import fail_on, out, out_json
 from qrecipe.cli.progress import activity, bar
 from qrecipe.cli.results import Metric, Result, result_json, result_text
@@ -87,14 +87,13 @@ def _load(code: UserCode, request: Request) -> _Job:
     evaluate = None if request.evaluate is None else code.function(request.evaluate, "--evaluate")
     subject = load_subject(code, request.model, request.shapes)
     first, batches = _batches(subject, data, request.model)
-    example_inputs = subject.example_inputs
-    if example_inputs is None:
-        with hints_for_command_line():
-            batch_inputs(subject.model, first, None)
-        example_inputs = first
-    compiled = compile_decided(
-        subject.model, recipe, Inputs.from_batch(example_inputs), request.target_cpu
-    )
+    target = request.target_cpu
+    if subject.example_inputs is not None:
+        inputs = Inputs.from_batch(subject.example_inputs)
+        compiled = compile_decided(subject.model, recipe, inputs, target)
+    else:
+        with hints_for_command_line(), inputs_of_batch(subject.model, first, None) as inputs:
+            compiled = compile_decided(subject.model, recipe, inputs, target)
     # the quantized copy is in eval mode, and so is what it is compared with
     return _Job(subject.model.eval(), compiled, first, batches, evaluate)
 

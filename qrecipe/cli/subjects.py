@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from qrecipe.cli.usercode import UserCode
 from qrecipe.errors import Finding, QRecipeError
+from qrecipe.unfit import instead_of_model
 
 _MAX_ELEMENTS = 2**31
 _SHAPE = re.compile("[0-9]{1,10}(x[0-9]{1,10})*")
@@ -36,13 +37,9 @@ def load_subject(code: UserCode, name: str, shapes: Sequence[str]) -> Subject:
     result = code.function(name, "--model")()
     model, examples = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
     if not isinstance(model, nn.Module):
-        raise QRecipeError(
-            Finding(
-                "QR601",
-                f"{name} gives a {type(model).__name__}, not a model",
-                hint="return a torch.nn.Module, or a tuple (model, example_inputs)",
-            )
-        )
+        what, hint = instead_of_model(model)
+        hint = f"{hint}; or a tuple (model, example_inputs)"
+        raise QRecipeError(Finding("QR601", f"{name} gives {what}, not a model", hint=hint))
     return Subject(model, examples if inputs is None else inputs)
 
 
