@@ -6,7 +6,7 @@ import pytest
 from pages import blocks, close_session, open_session
 from sybil import Sybil
 
-SLOW_PAGES = {"gallery.md", "security.md", "story.md", "training.md", "tune.md"}
+SLOW_PAGES = {"few-batches.md", "gallery.md", "security.md", "story.md", "training.md", "tune.md"}
 
 pytest_collect_file = Sybil(
     parsers=[blocks],

@@ -26,7 +26,8 @@ class PreparedState:
     parts; ``qat`` is the schedule where it was prepared for training; ``samples`` is what each part
     was given first in calibration and what it gave, ``later_calls`` the same of its further calls
     in the first batch; ``whole`` is what the model itself was given first, where its parts are
-    roots.
+    roots. ``first_weight`` is what the first of ``batches`` weighs in moving averages, 0 to 1, if
+    there are any; ``clipping`` tells what the ranges leave out where that costs much.
     """
 
     calibration: CalibrationTable
@@ -37,6 +38,9 @@ class PreparedState:
     samples: dict[str, Sample] = field(default_factory=dict)
     later_calls: dict[str, list[Sample]] = field(default_factory=dict)
     whole: Inputs | None = None
+    batches: int = 0
+    first_weight: float | None = None
+    clipping: str | None = None
 
 
 def kept_with(model: nn.Module) -> dict[str, Any]:

@@ -1,111 +1,129 @@
-"""Moving averages that still cling to the first batches when calibration ends."""
+"""Moving averages: what they saw, and what their first batch still weighs in the end."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from torch import fx, nn
 
-from qrecipe._torch_ao import MovingAverageMinMaxObserver
-from qrecipe.errors import Finding
+from qrecipe._torch_ao import MovingAverageMinMaxObserver, ObserverBase
 from qrecipe.fx.emission import observed_name
-from qrecipe.rules import listed
 
 NARROW_RATIO = 3.0
 """How much narrower than the median batch a range may be; batches differ by less themselves."""
 
-History = list[tuple[float, float]]
-"""The averaged minimum and maximum of an observer after each of its calls."""
+MANY_BATCHES = 100
+"""From here on the first batch of a moving average weighs little: 37 % with torch's constant."""
+
+Extremes = tuple[float, float]
+"""The lowest and the highest value of a tensor."""
 
 
-@contextmanager
-def watched(
-    parts: Sequence[fx.GraphModule],
-) -> Iterator[Mapping[MovingAverageMinMaxObserver, History]]:
-    """Note the averages of all activation observers of that kind while batches run.
+@dataclass(frozen=True, slots=True)
+class Average:
+    """The averaged extremes of an observer before calibration and after each of its calls.
 
     They say what each batch spanned, so that nothing has to be computed meanwhile.
     """
-    histories: dict[MovingAverageMinMaxObserver, History] = {}
+
+    constant: float
+    history: list[Extremes] = field(default_factory=list)
+
+    @property
+    def calls(self) -> int:
+        return len(self.history) - 1
+
+    @property
+    def is_continued(self) -> bool:
+        """Whether there were batches before: it goes on from their average."""
+        return math.isfinite(self.history[0][0])
+
+    @property
+    def first_weight(self) -> float:
+        """What the first batch, or whatever was observed before, weighs in the average."""
+        return float((1 - self.constant) ** (self.calls - (not self.is_continued)))
+
+    def last_batch(self) -> Extremes:
+        """The extremes of the last call: the average moved towards them by ``constant``."""
+        (low, high), (next_low, next_high) = self.history[-2:]
+        if not math.isfinite(low):  # the first call of all sets the average
+            return next_low, next_high
+        c = self.constant
+        return low + (next_low - low) / c, high + (next_high - high) / c
+
+    def batches(self) -> Iterator[Extremes]:
+        """The extremes of each call."""
+        for pair in itertools.pairwise(self.history):
+            yield Average(self.constant, [*pair]).last_batch()
+
+    def seen(self) -> Extremes:
+        """The extremes of all calls, and of the average that they began with."""
+        before = self.history[:1] if self.is_continued else []
+        lows, highs = zip(*before, *self.batches(), strict=True)
+        return min(lows), max(highs)
+
+    def is_narrow(self) -> bool:
+        """Whether the range is far narrower than what most batches spanned."""
+        typical = statistics.median(span(extremes) for extremes in self.batches())
+        return typical > NARROW_RATIO * span(self.history[-1])
+
+
+Averages = Mapping[ObserverBase, Average]
+
+
+@contextmanager
+def watched(parts: Iterable[fx.GraphModule]) -> Iterator[Averages]:
+    """Note the averages of all activation observers of that kind while batches run."""
+    averages: dict[ObserverBase, Average] = {}
     handles = []
     for part in parts:
-        for _, observer in _observers(part):
-            if observer not in histories:
-                histories[observer] = [_average(observer)]
-                hook = partial(_note, histories[observer])
-                handles.append(observer.register_forward_hook(hook))
+        for _, observer in activation_observers(part):
+            if type(observer) is MovingAverageMinMaxObserver and observer not in averages:
+                average = Average(float(observer.averaging_constant))
+                _note(average, observer)
+                averages[observer] = average
+                handles.append(observer.register_forward_hook(partial(_note, average)))
     try:
-        yield histories
+        yield averages
     finally:
         for handle in handles:
             handle.remove()
 
 
-def average_findings(
-    parts: Sequence[fx.GraphModule],
-    histories: Mapping[MovingAverageMinMaxObserver, History],
-    batches: int,
-) -> Iterator[Finding]:
-    """Sites whose range is far narrower than what most batches spanned (QR232).
-
-    Observers that are called several times a batch are left out: `branches` and `around` see to
-    those.
-    """
-    found: dict[str, tuple[float, float]] = {}
-    for part in parts:
-        for name, observer in _observers(part):
-            history = histories[observer]
-            if len(history) != batches + 1:
-                continue
-            typical = statistics.median(_spans(history, float(observer.averaging_constant)))
-            final = _span(*history[-1])
-            if typical > NARROW_RATIO * final:
-                found[name] = final, typical
-    if found:
-        final, typical = next(iter(found.values()))
-        yield Finding(
-            "QR232",
-            f"the moving average clings to the first batches at {listed(tuple(found))}: the first "
-            f"of these ends with a range of {final:.3g}, and most batches span {typical:.3g}",
-            hint='shuffle the batches, observe with a larger averaging_constant, or with "minmax"',
-        )
+def first_weight(averages: Averages, batches: int) -> float | None:
+    """What the first batch weighs in the averages that saw each once; None where there is none."""
+    weights = [
+        average.first_weight
+        for average in averages.values()
+        if average.calls == batches and not average.is_continued
+    ]
+    return max(weights, default=None)
 
 
-def _observers(part: fx.GraphModule) -> Iterator[tuple[str, MovingAverageMinMaxObserver]]:
-    """The observers that average, of fake-quants too, each with the site that it observes."""
+def activation_observers(part: fx.GraphModule) -> Iterator[tuple[str, ObserverBase]]:
+    """The observers of a prepared graph, of fake-quants too, each with what it observes."""
     for node in part.graph.nodes:
         if node.op != "call_module":
             continue
         module: nn.Module = part.get_submodule(str(node.target))
         observer = getattr(module, "activation_post_process", module)
-        if type(observer) is MovingAverageMinMaxObserver:
+        if isinstance(observer, ObserverBase):
             yield observed_name(node), observer
 
 
-def _note(history: History, observer: nn.Module, args: Any, output: Any) -> None:
-    assert isinstance(observer, MovingAverageMinMaxObserver)
-    history.append(_average(observer))
-
-
-def _average(observer: MovingAverageMinMaxObserver) -> tuple[float, float]:
-    return float(observer.min_val), float(observer.max_val)
-
-
-def _spans(history: History, constant: float) -> Iterator[float]:
-    """What each call spanned: the average moved towards it by ``constant`` of the way."""
-    for (low, high), (next_low, next_high) in itertools.pairwise(history):
-        if not math.isfinite(low):  # the first call of all sets the average
-            yield _span(next_low, next_high)
-        else:
-            yield _span(low + (next_low - low) / constant, high + (next_high - high) / constant)
-
-
-def _span(low: float, high: float) -> float:
+def span(extremes: Extremes) -> float:
     """The width of a range as a scale covers it, zero included."""
+    low, high = extremes
     return max(high, 0.0) - min(low, 0.0)
+
+
+def _note(average: Average, observer: nn.Module, *call: Any) -> None:
+    assert isinstance(observer, MovingAverageMinMaxObserver)
+    average.history.append((float(observer.min_val), float(observer.max_val)))

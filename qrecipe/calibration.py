@@ -17,8 +17,9 @@ from torch.utils.data import Dataset
 
 from qrecipe._torch_ao import FakeQuantizeBase, ObserverBase, quiet
 from qrecipe.assembly import PreparedState, prepared_state
-from qrecipe.averages import average_findings, watched
+from qrecipe.averages import first_weight, watched
 from qrecipe.branches import branch_findings
+from qrecipe.clipping import GOOD_DB, clipping_finding, clipping_of, farthest_kept
 from qrecipe.copying import structural_copy
 from qrecipe.errors import CalibrationError, Finding, PlanError, counted, first_line
 from qrecipe.fx.numerics import Sample
@@ -30,7 +31,7 @@ from qrecipe.neutral import neutral
 from qrecipe.progress import Progress, terminal_progress
 from qrecipe.ranges import observes, range_findings
 from qrecipe.remedies import Remedy, remedy
-from qrecipe.schema import CalibrationTable, LintTable
+from qrecipe.schema import CalibrationTable
 from qrecipe.trials import CANNOT_TAKE
 from qrecipe.unfit import check_is_model
 
@@ -65,24 +66,32 @@ def calibrate(
     show = progress or terminal_progress("calibrating")
     total = known_length(batches, table.max_batches)
     done = 0
-    parts = list(_traced_parts(prepared, state))
+    parts = _traced_parts(prepared, state)
     with (
         _restored_on_error(prepared, state),
         only_observing(prepared),
         torch.no_grad(),
         quiet(),
-        watched(parts) as averages,
+        watched(parts.values()) as averages,
+        farthest_kept(parts.values(), averages) as farthest,
     ):
         for batch in limited(batches, table.max_batches):
             with _first_calls_kept(prepared, state) if done == 0 else nullcontext():
                 _run(prepared, batch, done, forward)
             done += 1
             show(done, total)
-        _check_count(done, table, state.lint, observes(prepared))
-        _check_ranges(prepared, state)
-        _check_branches(prepared, state)
-        for finding in average_findings(parts, averages, done):
+        _check_count(done, state.calibration)
+        _check_ranges(parts.values())
+        clipping = clipping_of(parts, averages, done, farthest, state.samples)
+        state.batches, state.first_weight = done, first_weight(averages, done)
+        state.clipping = str(clipping) if clipping.shows_below(GOOD_DB) else None
+        few = done < FEW_BATCHES and observes(prepared)
+        if few:
+            warn(_few_batches(state), state.lint)
+        for finding in _branches_findings(parts, state.samples):
             warn(finding, state.lint)
+        if clipping.is_narrow or (clipping.is_hidden and not few):
+            warn(clipping_finding(clipping), state.lint)
 
 
 class _Stream:
@@ -356,7 +365,7 @@ def _restored_on_error(prepared: nn.Module, state: PreparedState) -> Iterator[No
         raise
 
 
-def _check_count(done: int, table: CalibrationTable, lint: LintTable, observed: bool) -> None:
+def _check_count(done: int, table: CalibrationTable) -> None:
     if done < table.min_batches:
         raise CalibrationError(
             Finding(
@@ -366,35 +375,36 @@ def _check_count(done: int, table: CalibrationTable, lint: LintTable, observed: 
                 hint="pass more batches, or lower min_batches in [calibration]",
             )
         )
-    if observed and done < FEW_BATCHES:
-        warn(
-            Finding(
-                "QR201",
-                f"calibrated on {counted(done, 'batch')} only",
-                hint="about 100 representative mini-batches are enough",
-            ),
-            lint,
-        )
 
 
-def _check_ranges(prepared: nn.Module, state: PreparedState) -> None:
-    findings = [
-        finding for part in _traced_parts(prepared, state) for finding in range_findings(part)
-    ]
+def _few_batches(state: PreparedState) -> Finding:
+    """The warning about few batches (QR201), with what an average makes of them."""
+    told, hint = "", "about 100 representative mini-batches are enough"
+    if state.first_weight is not None and state.batches > 1:
+        told = f", of which the first weighs {state.first_weight:.0%} in moving averages"
+    if state.clipping is not None:
+        told = f"{told}: {state.clipping}"
+        hint = f'{hint}; of these the observer "minmax" clips nothing'
+    return Finding(
+        "QR201", f"calibrated on {counted(state.batches, 'batch')} only{told}", hint=hint
+    )
+
+
+def _check_ranges(parts: Iterable[fx.GraphModule]) -> None:
+    findings = [finding for part in parts for finding in range_findings(part)]
     if findings:
         raise CalibrationError(findings)
 
 
-def _traced_parts(prepared: nn.Module, state: PreparedState) -> Iterator[fx.GraphModule]:
-    """All parts, save a model that is quantized untraced."""
-    parts = (prepared.get_submodule(path) for path in state.parts)
-    return (part for part in parts if isinstance(part, fx.GraphModule))
+def _traced_parts(prepared: nn.Module, state: PreparedState) -> dict[str, fx.GraphModule]:
+    """All parts by their paths, save a model that is quantized untraced."""
+    parts = {path: prepared.get_submodule(path) for path in state.parts}
+    return {path: part for path, part in parts.items() if isinstance(part, fx.GraphModule)}
 
 
-def _check_branches(prepared: nn.Module, state: PreparedState) -> None:
-    for path, sample in state.samples.items():
-        part = prepared.get_submodule(path)
-        if not isinstance(part, fx.GraphModule):
-            continue
-        for finding in branch_findings(part, sample):
-            warn(finding, state.lint)
+def _branches_findings(
+    parts: Mapping[str, fx.GraphModule], samples: Mapping[str, Sample]
+) -> Iterator[Finding]:
+    for path, part in parts.items():
+        if path in samples:
+            yield from branch_findings(part, samples[path])

@@ -31,7 +31,7 @@ def range_findings(part: fx.GraphModule) -> Iterator[Finding]:
 def observes(prepared: nn.Module) -> bool:
     """Whether there are ranges to observe; dynamic and float ones are none."""
     return any(
-        isinstance(module, ObserverBase) and _quantizes(module) for module in prepared.modules()
+        isinstance(module, ObserverBase) and quantizes(module) for module in prepared.modules()
     )
 
 
@@ -77,7 +77,7 @@ def _never_saw_a_batch(part: fx.GraphModule) -> bool:
     extremes = [
         observer.min_val
         for observer in observers
-        if _quantizes(observer) and hasattr(observer, "min_val")
+        if quantizes(observer) and hasattr(observer, "min_val")
     ]
     return bool(extremes) and not any(_is_finite(extreme) for extreme in extremes)
 
@@ -106,7 +106,7 @@ def _observer(part: fx.GraphModule, target: str) -> ObserverBase | None:
 
 def _range_finding(node: fx.Node, module: nn.Module) -> Finding | None:
     observer = getattr(module, "activation_post_process", module)
-    if not isinstance(observer, ObserverBase) or not _quantizes(observer):
+    if not isinstance(observer, ObserverBase) or not quantizes(observer):
         return None
     name = observed_name(node)
     lowest = getattr(observer, "min_val", None)
@@ -159,6 +159,6 @@ def _zero_point_problem(module: ObserverBase | FakeQuantizeBase, zero_point: Ten
     return f"a zero point outside {low}..{high}"
 
 
-def _quantizes(observer: ObserverBase) -> bool:
+def quantizes(observer: ObserverBase) -> bool:
     is_dynamic = bool(getattr(observer, "is_dynamic", False))
     return not is_dynamic and observer.dtype not in (torch.float16, torch.float32)

@@ -1,7 +1,8 @@
-"""Moving averages that cling to the first batches are warned about, and others are not."""
+"""Moving averages that cling to the first batches: what is said of them, and when nothing is."""
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import pytest
@@ -11,6 +12,8 @@ from runs import STATIC, silent
 from torch import nn
 
 import qrecipe
+from qrecipe import registered
+from qrecipe._torch_ao import MinMaxObserver
 from qrecipe.errors import QRecipeWarning
 from qrecipe.sqnr import sqnr_db
 
@@ -31,9 +34,11 @@ def quantized(scales, a_recipe=STATIC):
 def test_a_quiet_first_batch_before_loud_ones_is_warned_about_with_the_ranges():
     with pytest.warns(QRecipeWarning, match="^QR232") as caught:
         converted = quantized([1, *[10] * 10], recipe(head='[lint]\nignore = ["QR203"]'))
-    assert "of these ends with a range of 3.69, and most batches span 19.8" in str(
-        caught[0].message
-    )
+    text = str(caught[0].message)
+    assert "the moving averages cling to the first of 11 batches, which weighs 90%" in text
+    assert re.search(r"clipped are 0 by 6\d% \(of 0 to 1\d\.\d it keeps 0 to \d\.\d+\)", text)
+    assert re.search(r"has \d+\.\d dB on the first batch and -?\d\.\d dB on batch \d", text)
+    assert re.search(r'with "minmax" \d\d\.\d and \d\d\.\d dB', text)
     x = batches(10)[0]
     assert sqnr_db(model()(x), converted(x)) < 10
 
@@ -72,3 +77,86 @@ def test_a_second_calibration_starts_from_the_average_of_the_first():
     qrecipe.calibrate(prepared, batches(*[1] * 10), progress=silent)
     with pytest.warns(QRecipeWarning, match="^QR232"):
         qrecipe.calibrate(prepared, batches(*[10] * 10), progress=silent)
+
+
+# --- few batches that differ little: nothing is three times narrower, and much is clipped
+
+
+def rows(*scales):
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(8, 8, generator=generator) * scale for scale in scales]
+
+
+LOUDER = rows(0.8, *[1.6] * 7)
+
+
+def said(batches, a_recipe=STATIC):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", QRecipeWarning)
+        converted = qrecipe.quantize(model(), a_recipe, batches, progress=silent)
+    return converted, [str(warning.message) for warning in caught]
+
+
+def test_few_batches_are_said_to_be_clipped_with_what_is_lost_where_minmax_loses_nothing():
+    converted, (text,) = said(LOUDER)
+    assert text.startswith("QR201 calibrated on 8 batches only, of which the first weighs 93%")
+    claim = re.search(
+        r'and (\S+) dB on batch (\d), with "minmax" (\S+) and (\S+) dB\n', text
+    ).groups()
+    reached, batch, _, promised = map(float, claim)
+    worst = LOUDER[int(batch)]
+    assert sqnr_db(model()(worst), converted(worst)) == pytest.approx(reached, abs=2)
+    better, told = said(LOUDER, recipe('[tensor.activation]\nobserver = "minmax"'))
+    assert sqnr_db(model()(worst), better(worst)) == pytest.approx(promised, abs=6)
+    assert promised > reached + 6
+    assert told == ["QR201 calibrated on 8 batches only\n  " + PLENTY]
+
+
+PLENTY = "about 100 representative mini-batches are enough"
+
+
+def test_the_loudest_batch_first_clips_nothing_and_only_its_weight_is_said():
+    _, (text,) = said(rows(4, *[1] * 7))
+    assert text == (
+        "QR201 calibrated on 8 batches only, of which the first weighs 93% in moving averages\n  "
+        + PLENTY
+    )
+
+
+def test_from_ten_batches_on_it_is_a_warning_where_a_batch_is_spoilt():
+    _, texts = said(rows(1, *[2.8] * 15))
+    assert [text[:5] for text in texts] == ["QR232"]
+    assert "first of 16 batches, which weighs 86%" in texts[0]
+    assert said(rows(*[1] * 16))[1] == []
+
+
+def test_one_batch_weighs_all_and_that_goes_without_saying():
+    assert said(LOUDER[:1])[1] == ["QR201 calibrated on 1 batch only\n  " + PLENTY]
+
+
+class Quarter(MinMaxObserver):
+    """Keeps the middle quarter of what it saw."""
+
+    def calculate_qparams(self):
+        return self._calculate_qparams(self.min_val / 4, self.max_val / 4)
+
+
+def test_other_observers_than_averages_are_told_of_by_the_extremes_that_they_keep():
+    qrecipe.register_observer("quarter")(Quarter)
+    narrow = '[tensor.activation]\nobserver = "quarter"\nreduce_range = false'
+    try:
+        _, texts = said(rows(0.5, *[3] * 15), recipe(narrow))
+    finally:
+        registered.remove("observer", "quarter")
+    assert [text[:5] for text in texts] == ["QR233"]
+    assert "clipped are" in texts[0]
+    assert "averag" not in texts[0]
+
+
+def test_without_a_pass_more_only_one_call_of_the_model_is_kept():
+    compiled = qrecipe.compile(model(), STATIC, LOUDER[0])
+    prepared, calls = compiled.prepare(), []
+    prepared.register_forward_hook(lambda *_: calls.append(1))
+    with pytest.warns(QRecipeWarning, match="QR201"):
+        qrecipe.calibrate(prepared, iter(LOUDER), progress=silent)
+    assert len(calls) == len(LOUDER)

@@ -560,3 +560,11 @@ def test_explain_as_json_gives_the_sites_that_a_name_stands_for(folder):
     assert document["name"] == "norm"
     assert [site["name"] for site in document["sites"]] == ["conv"]
     assert document["sites"][0]["qconfig"]["weight"]["dtype"] == "int8"
+
+
+def test_quantize_says_on_how_many_batches_and_what_the_first_of_them_weighs(folder):
+    data = ["--model", "model.py:factory", "--data", "model.py:batches"]
+    averaged = " ".join(run("quantize", STATIC, *data).stdout.split())
+    assert "10 batches, of which the first weighs 91% in moving averages" in averaged
+    extremes = " ".join(run("quantize", f"{STATIC}-minmax", *data).stdout.split())
+    assert "Calibrated on 10 batches." in extremes

@@ -450,3 +450,46 @@ def test_the_command_gives_the_recipe_as_json(folder):
 
 def test_the_command_without_inputs_is_wrong_usage(folder):
     assert run("suggest", "--model", "model.py:bare").exit_code == 2
+
+
+# --- the number of batches
+
+
+def observers(plan):
+    specs = [site.qconfig.activation for site in plan.sites if site.mode == "static"]
+    return {spec.observer.name for spec in specs}
+
+
+@pytest.mark.parametrize("name", ["residual", "cnn_lstm"])
+def test_few_batches_get_ranges_that_do_not_depend_on_their_order(name):
+    net = NETS[name]
+    model, batch = net.model(), net.batches(1)[0]
+    few = qrecipe.suggest(model, batch, num_batches=99)
+    assert observers(qrecipe.plan(model, few, batch)) == {"minmax"}
+    assert "99 batches" in few.description
+    for count in (None, 100):
+        many = qrecipe.suggest(model, batch, num_batches=count)
+        assert observers(qrecipe.plan(model, many, batch)) == {"moving_average_minmax"}
+        assert "about 100" in many.description
+
+
+def test_a_dynamic_suggestion_is_the_same_for_any_number_of_batches():
+    net = NETS["mlp"]
+    given = net.model(), net.batches(1)[0]
+    assert suggestion(*given, 8) == suggestion(*given)
+
+
+def test_the_command_takes_the_number_of_batches(folder):
+    done = run("suggest", "--model", "model.py:factory", "--batches", "8")
+    assert 'extends = "builtin:x86-static-minmax"' in done.stdout
+
+
+@pytest.mark.parametrize("base", ["x86-static", "x86-vnni-static", "arm-static"])
+def test_each_static_recipe_has_one_beside_it_that_differs_in_the_observer_alone(base):
+    recipe, other = (qrecipe.load_recipe(f"builtin:{name}") for name in (base, f"{base}-minmax"))
+    one, two = (tomli.loads(each.to_toml()) for each in (recipe, other))
+    assert two["tensor"]["activation"].pop("observer") == "minmax"
+    assert one["tensor"]["activation"].pop("observer") == "moving_average_minmax"
+    for table in (one, two):
+        table.pop("name"), table.pop("description")
+    assert one == two

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -45,12 +46,14 @@ _EMBEDDING_TABLES = {
 
 
 @neutral
-def suggest(model: nn.Module, example_inputs: Any) -> Recipe:
+def suggest(model: nn.Module, example_inputs: Any, *, num_batches: int | None = None) -> Recipe:
     """A recipe to start from: it plans for this model, and says why it is as it is.
 
     Static int8 for convolutional nets, dynamic where linear and recurrent layers dominate, both
     where both stand; embeddings by their weights alone. ``example_inputs`` are as in
-    `qrecipe.plan`.
+    `qrecipe.plan`. ``num_batches`` is how many there are to calibrate with, where that is known:
+    with fewer than 100 activations are observed by their extremes, of which none depends on the
+    order of the batches.
 
     Raises:
         UnsupportedError: nothing in the model has a quantized kernel, or it is quantized already
@@ -58,11 +61,11 @@ def suggest(model: nn.Module, example_inputs: Any) -> Recipe:
         TraceError: static quantization needs a trace, and no part of the model can be traced.
         PlanError: the model cannot be quantized as it is, or not take the inputs.
     """
-    return parse_recipe(suggestion(model, example_inputs))
+    return parse_recipe(suggestion(model, example_inputs, num_batches))
 
 
 @neutral
-def suggestion(model: nn.Module, example_inputs: Any) -> str:
+def suggestion(model: nn.Module, example_inputs: Any, num_batches: int | None = None) -> str:
     """The text of the recipe that `suggest` gives, extending a built-in one.
 
     Raises as `suggest`.
@@ -70,7 +73,7 @@ def suggestion(model: nn.Module, example_inputs: Any) -> str:
     inputs = Inputs.from_batch(example_inputs)
     if isinstance(model, nn.Module) and (quantized := quantized_part(model)) is not None:
         raise _quantized_already(quantized)
-    subject = _subject(model, inputs)
+    subject = replace(_subject(model, inputs), num_batches=num_batches)
     return _first_possible(subject, _schemes(subject))
 
 
@@ -178,19 +181,27 @@ def _values(scheme: Scheme, subject: Subject | None = None) -> dict[str, Any]:
         reason = "a dynamic recipe quantizes linear and recurrent layers"
         values = _extending("x86-dynamic", {"global": {"qconfig": FLOAT, "reason": reason}})
     elif scheme == "static":
-        values = _extending("x86-static", {})
+        values = _extending(_ranged("x86-static", subject), {})
     else:
         linear = {
             "module_type": {"torch.nn.Linear": "int8-dynamic"},
             "function": {"torch.nn.functional.linear": "int8-dynamic"},
         }
         values = _with_rules(_extending("cnn-lstm", {}), linear)
+        if subject is not None and subject.has_few_batches:
+            both = [values["extends"], "builtin:x86-static-minmax"]
+            values = {**values, "name": _name(scheme), "extends": both}
     if subject is None:
         return values
     embeddings = {f"torch.nn.{kind}": "embedding" for kind in _EMBEDDINGS if subject.has([kind])}
     if not embeddings:
         return values
     return {**_with_rules(values, {"module_type": embeddings}), **_EMBEDDING_TABLES}
+
+
+def _ranged(base: str, subject: Subject | None) -> str:
+    """The built-in recipe of that name, or the one beside it that suits few batches."""
+    return f"{base}-minmax" if subject is not None and subject.has_few_batches else base
 
 
 def _extending(base: str, rules: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,6 +38,9 @@ def _why(subject: Subject, scheme: Scheme, plan: Plan) -> Iterator[str]:
         yield "Embeddings are quantized by their weights alone, so that no calibration is needed."
     elif scheme == "dynamic":
         yield "Ranges are found at run time, so that no calibration is needed."
+    elif subject.has_few_batches:
+        yield "Weights by the range of each channel, activations by that of all batches together."
+        yield f"{_few(subject)}: a moving average would depend on which comes first."
     else:
         yield "Weights by the range of each channel, activations by a moving average of theirs."
         yield "Calibrate with about 100 representative mini-batches."
@@ -47,6 +50,10 @@ def _why(subject: Subject, scheme: Scheme, plan: Plan) -> Iterator[str]:
             if subject.roots
             else "The model cannot be traced: modules are swapped one by one, functions stay float."
         )
+
+
+def _few(subject: Subject) -> str:
+    return f"There are {subject.num_batches} batches to calibrate with"
 
 
 def _what_dominates(subject: Subject, scheme: Scheme) -> str:

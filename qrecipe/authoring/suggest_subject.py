@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from qrecipe.averages import MANY_BATCHES
 from qrecipe.inventory import Inventory
 from qrecipe.work import Work, nearest
 
@@ -19,7 +20,8 @@ class Subject:
     """A model as its sites, what it computes with, and the roots where only those can be traced.
 
     ``work_of_sites`` are multiplications with weights by the names of sites; ``untraced`` says why
-    the model is taken module by module or by roots.
+    the model is taken module by module or by roots; ``num_batches`` are there to calibrate with, if
+    that is known.
     """
 
     inventory: Inventory
@@ -27,6 +29,11 @@ class Subject:
     work_of_sites: Mapping[str, int]
     roots: tuple[str, ...] = ()
     untraced: str | None = None
+    num_batches: int | None = None
+
+    @property
+    def has_few_batches(self) -> bool:
+        return self.num_batches is not None and self.num_batches < MANY_BATCHES
 
     @property
     def has_recurrent_layers(self) -> bool:

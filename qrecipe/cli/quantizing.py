@@ -13,10 +13,11 @@ import typer
 from torch import nn
 
 from qrecipe.artifact.saving import save_quantized
+from qrecipe.assembly import prepared_state
 from qrecipe.calibration import calibrate, describe_batch, inputs_of_batch, peek
 from qrecipe.cli.output import fail_on, out, out_json
 from qrecipe.cli.progress import activity, bar
-from qrecipe.cli.results import Metric, Result, result_json, result_text
+from qrecipe.cli.results import Calibrated, Metric, Result, result_json, result_text
 from qrecipe.cli.subjects import Subject, load_subject, required_inputs
 from qrecipe.cli.usercode import UserCode, UserFunction, user_output
 from qrecipe.errors import CalibrationError, Finding, QRecipeError
@@ -24,6 +25,7 @@ from qrecipe.inputs import Inputs
 from qrecipe.measure.latency import compare_latency
 from qrecipe.measure.sizes import model_size
 from qrecipe.pipeline import CompiledRecipe, compile_decided
+from qrecipe.ranges import observes
 from qrecipe.recipe import load_recipe
 from qrecipe.sqnr import output_sqnr_db
 from qrecipe.target import TargetCpu
@@ -70,10 +72,12 @@ def quantize(request: Request, *, as_json: bool, strict: bool) -> None:
         if strict:
             fail_on(job.compiled.plan.warnings)
         with user_output():
-            converted = _convert(job)
+            prepared = _prepared(job)
+            with activity("converting"):
+                converted = job.compiled.convert(prepared)
             if request.output is not None:
                 save_quantized(converted, request.output)
-            result = _measure(job, converted)
+            result = _measure(job, converted, _calibrated(prepared))
     if as_json:
         out_json({"plan": json.loads(job.compiled.plan.to_json()), **result_json(result)})
     else:
@@ -107,7 +111,8 @@ def _batches(
     return peek(data())
 
 
-def _convert(job: _Job) -> nn.Module:
+def _prepared(job: _Job) -> nn.Module:
+    """The prepared model, calibrated if there are batches."""
     prepared = job.compiled.prepare()
     if job.batches is not None:
         with bar("calibrating") as show, hints_for_command_line():
@@ -115,11 +120,17 @@ def _convert(job: _Job) -> nn.Module:
     elif any(site.mode == "static" for site in job.compiled.plan.sites):
         text = "--data names the function that gives the batches to calibrate with"
         raise typer.BadParameter(f"this recipe has static rules: {text}", param_hint="--data")
-    with activity("converting"):
-        return job.compiled.convert(prepared)
+    return prepared
 
 
-def _measure(job: _Job, converted: nn.Module) -> Result:
+def _calibrated(prepared: nn.Module) -> Calibrated | None:
+    state = prepared_state(prepared)
+    if not (state.batches and observes(prepared)):
+        return None
+    return Calibrated(state.batches, state.first_weight, state.clipping)
+
+
+def _measure(job: _Job, converted: nn.Module, calibrated: Calibrated | None) -> Result:
     inputs = Inputs.from_batch(job.first)
     with torch.no_grad():
         return Result(
@@ -129,6 +140,7 @@ def _measure(job: _Job, converted: nn.Module) -> Result:
             latency=compare_latency(job.model, converted, inputs),
             sqnr_db=output_sqnr_db(inputs.call(job.model), inputs.call(converted)),
             inputs=describe_batch(job.first),
+            calibrated=calibrated,
         )
 
 

@@ -7,6 +7,8 @@ import textwrap
 from dataclasses import dataclass
 from typing import Any
 
+from qrecipe.averages import MANY_BATCHES
+from qrecipe.errors import counted
 from qrecipe.measure.fidelity import sqnr_text
 from qrecipe.measure.latency import Latency
 from qrecipe.tables import render_table
@@ -22,6 +24,15 @@ class Metric:
 
 
 @dataclass(frozen=True, slots=True)
+class Calibrated:
+    """On how many batches, what the first weighs in moving averages, and what the ranges clip."""
+
+    batches: int
+    first_weight: float | None
+    clipping: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """Float and quantized model side by side; sizes in bytes, the SQNR of the output in dB."""
 
@@ -31,6 +42,7 @@ class Result:
     latency: Latency
     sqnr_db: float | None
     inputs: str
+    calibrated: Calibrated | None
 
 
 def result_text(result: Result) -> str:
@@ -59,7 +71,16 @@ def result_text(result: Result) -> str:
         "parameters, buffers, and packed weights with their scales."
     )
     width = min(shutil.get_terminal_size((100, 24)).columns, 100)
-    return f"{render_table(('', 'float', 'quantized', ''), rows)}\n\n{textwrap.fill(note, width)}"
+    notes = [note, *([] if result.calibrated is None else [_calibrated(result.calibrated)])]
+    table = render_table(("", "float", "quantized", ""), rows)
+    return "\n\n".join([table, *(textwrap.fill(each, width) for each in notes)])
+
+
+def _calibrated(calibrated: Calibrated) -> str:
+    text = f"Calibrated on {counted(calibrated.batches, 'batch')}"
+    if calibrated.first_weight is not None and calibrated.batches < MANY_BATCHES:
+        text += f", of which the first weighs {calibrated.first_weight:.0%} in moving averages"
+    return f"{text}." if calibrated.clipping is None else f"{text}: {calibrated.clipping}."
 
 
 def _metric_row(metric: Metric) -> tuple[str, str, str, str]:

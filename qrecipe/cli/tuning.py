@@ -57,7 +57,13 @@ class Limits:
 
 
 def suggest(
-    model: str, shapes: Sequence[str], plugins: Sequence[str], out: str | None, *, as_json: bool
+    model: str,
+    shapes: Sequence[str],
+    num_batches: int | None,
+    plugins: Sequence[str],
+    out: str | None,
+    *,
+    as_json: bool,
 ) -> None:
     """Print or write a recipe for the model of a factory, named as on the command line."""
     with UserCode() as code, user_output():
@@ -65,7 +71,7 @@ def suggest(
         if out is not None:
             check_replaceable(Path(out))
         subject = load_subject(code, model, shapes)
-        text = suggestion(subject.model, required_inputs(subject, model))
+        text = suggestion(subject.model, required_inputs(subject, model), num_batches)
     if out is not None:
         write_atomically(Path(out), text)
     if as_json:

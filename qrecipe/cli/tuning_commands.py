@@ -29,6 +29,15 @@ OutOption = Annotated[
 def suggest(
     model: ModelOption,
     input: InputOption = None,
+    batches: Annotated[
+        int | None,
+        typer.Option(
+            "--batches",
+            min=1,
+            metavar="N",
+            help="How many batches there are to calibrate with; few want another observer.",
+        ),
+    ] = None,
     out: OutOption = None,
     plugin: PluginOption = None,
     json: JsonOption = False,
@@ -41,13 +50,13 @@ def suggest(
     \b
     Examples:
       qrecipe suggest --model model.py:factory --out cnn.toml
-      qrecipe suggest --model torchvision.models:resnet18 --input 1x3x224x224
+      qrecipe suggest --model torchvision.models:resnet18 --input 1x3x224x224 --batches 8
     """
     with reported(as_json=json):
         needs_torch()
         from qrecipe.cli import tuning
 
-        tuning.suggest(model, input or (), plugin or (), out, as_json=json)
+        tuning.suggest(model, input or (), batches, plugin or (), out, as_json=json)
 
 
 def tune(

@@ -1,0 +1,286 @@
+"""What the ranges of calibration clip of the batches that it saw, and what that costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor, fx
+
+from qrecipe._torch_ao import MinMaxObserver, ObserverBase
+from qrecipe.averages import Average, Averages, Extremes, activation_observers, span
+from qrecipe.errors import Finding
+from qrecipe.fx.numerics import JUDGEABLE_DB, Sample
+from qrecipe.inputs import Inputs
+from qrecipe.nested import cloned
+from qrecipe.ranges import quantizes
+from qrecipe.rounding import code_range, minmax, rounded_db
+
+LEAST_GAIN_DB = 6.0
+"""What "minmax" has to give more on one batch, a bit, before ranges are said to clip."""
+
+GOOD_DB = 20.0
+"""An output this close to float needs no better ranges."""
+
+BAD_DB = 10.0
+"""Below this a third of an output is noise: a warning also where the batches are not few."""
+
+_LEAST_SHARE = 0.01
+_MOST_NAMED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Farthest:
+    """The call of a part that left the range of its output by most: clipping shows there."""
+
+    reach: float
+    batch: int
+    sample: Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Clipped:
+    """A site with the range that is kept of the one that was seen."""
+
+    site: str
+    kept: Extremes
+    seen: Extremes
+
+    @property
+    def share(self) -> float:
+        """What is clipped of the width that was seen, zero included."""
+        return _outside(self.kept, self.seen) / (span(self.seen) or 1.0)
+
+    def __str__(self) -> str:
+        (low, high), (lowest, highest) = self.kept, self.seen
+        seen = f"of {lowest:.3g} to {highest:.3g} it keeps {low:.3g} to {high:.3g}"
+        return f"{self.site} by {self.share:.0%} ({seen})"
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """SQNR in dB of an output with activations rounded, on the first and on the farthest batch."""
+
+    batch: int
+    first_db: float
+    farthest_db: float
+    minmax: tuple[float, float]
+
+    @property
+    def gain_db(self) -> float:
+        """What "minmax" gives more where least is left: one loud batch must not cost the others."""
+        return min(self.minmax) - min(self.first_db, self.farthest_db)
+
+    def __str__(self) -> str:
+        first, farthest = self.minmax
+        return (
+            f"the output has {self.first_db:.1f} dB on the first batch and {self.farthest_db:.1f} "
+            f'dB on batch {self.batch}, with "minmax" {first:.1f} and {farthest:.1f} dB'
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Clipping:
+    """What calibration leaves out, worst first, and what that costs on the farthest batch.
+
+    ``is_narrow``: an average ends far narrower than most batches are. ``beginning`` is what the
+    averages began with and what it weighs, in words, where there are averages.
+    """
+
+    clipped: tuple[Clipped, ...]
+    cost: Cost | None
+    is_narrow: bool
+    beginning: str | None
+
+    def shows_below(self, limit: float) -> bool:
+        """Whether a batch keeps less than so many dB, of which "minmax" would keep more."""
+        cost = self.cost
+        return cost is not None and cost.farthest_db < limit and cost.gain_db >= LEAST_GAIN_DB
+
+    @property
+    def is_hidden(self) -> bool:
+        """Whether a batch is spoilt of which the first, that the audit looks at, shows nothing."""
+        cost = self.cost
+        return self.shows_below(BAD_DB) and cost is not None and cost.first_db >= JUDGEABLE_DB
+
+    def __str__(self) -> str:
+        clipped = f"clipped are {_listed(self.clipped)}"
+        return clipped if self.cost is None else f"{clipped}; {self.cost}"
+
+
+@contextmanager
+def farthest_kept(
+    parts: Iterable[fx.GraphModule], averages: Averages
+) -> Iterator[Mapping[fx.GraphModule, Farthest]]:
+    """Keep of each part the call that leaves the range of its last observer by most.
+
+    What is clipped at the output is made good nowhere. The first batch would show nothing of it: an
+    average clings to that very one.
+    """
+    kept: dict[fx.GraphModule, Farthest] = {}
+    handles = []
+    for part in parts:
+        observers = _static_observers(part)
+        if observers and type(observers[-1]) is not MinMaxObserver:
+            watch = _Watch(observers[-1], averages.get(observers[-1]))
+            hook = partial(watch.note, kept)
+            handles.append(part.register_forward_hook(hook, with_kwargs=True))
+    try:
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Watch:
+    """Counts the calls of a part, and knows how far each reached."""
+
+    def __init__(self, observer: ObserverBase, average: Average | None) -> None:
+        self._observer = observer
+        self._average = average
+        self._calls = 0
+
+    def note(
+        self,
+        kept: dict[fx.GraphModule, Farthest],
+        part: fx.GraphModule,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        output: Any,
+    ) -> None:
+        reach = self._reach()
+        if reach > (kept[part].reach if part in kept else 0.0):
+            sample = Sample(Inputs(args, dict(kwargs)).cloned(), cloned(output))
+            kept[part] = Farthest(reach, self._calls, sample)
+        self._calls += 1
+
+    def _reach(self) -> float:
+        """How far the last call left the average; of other observers, how wide they are by now.
+
+        What an observer has seen grows with the very call that reaches farther.
+        """
+        if self._average is None:
+            return span(_extremes(self._observer) or (0.0, 0.0))
+        kept = code_range(self._observer) if self._average.calls else None
+        return 0.0 if kept is None else _outside(kept, self._average.last_batch()) / span(kept)
+
+
+def clipping_of(
+    parts: Mapping[str, fx.GraphModule],
+    averages: Averages,
+    batches: int,
+    farthest: Mapping[fx.GraphModule, Farthest],
+    first: Mapping[str, Sample],
+) -> Clipping:
+    """What calibration leaves out, and what that costs where it costs much.
+
+    Observers that are called several times a batch are left out: `branches` and `around` see to
+    those.
+    """
+    seen = _seen(parts.values(), averages, batches)
+    costs = [
+        cost
+        for path, part in parts.items()
+        if part in farthest and (cost := _cost(part, seen, first[path], farthest[part]))
+    ]
+    averaging = [averages[observer] for observer in seen if observer in averages]
+    return Clipping(
+        tuple(_clipped(parts.values(), seen)),
+        max(costs, key=lambda cost: cost.gain_db, default=None),
+        any(average.is_narrow() for average in averaging),
+        _beginning(averaging[0], batches) if averaging else None,
+    )
+
+
+def clipping_finding(clipping: Clipping) -> Finding:
+    """The warning about ranges that clip (QR232, QR233)."""
+    if clipping.beginning is None:
+        return Finding(
+            "QR233",
+            f"the ranges leave out what calibration saw: {clipping}",
+            hint='observe with "minmax", which clips nothing',
+        )
+    return Finding(
+        "QR232",
+        f"the moving averages cling to {clipping.beginning}: {clipping}",
+        hint='observe with "minmax", which clips nothing; or shuffle the batches, take more of '
+        "them, or a larger averaging_constant",
+    )
+
+
+def _beginning(average: Average, batches: int) -> str:
+    what = "what was observed before" if average.is_continued else f"the first of {batches} batches"
+    return f"{what}, which weighs {average.first_weight:.0%}"
+
+
+def _listed(clipped: Sequence[Clipped]) -> str:
+    shown = ", ".join(map(str, clipped[:_MOST_NAMED]))
+    more = len(clipped) - _MOST_NAMED
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _seen(
+    parts: Iterable[fx.GraphModule], averages: Averages, batches: int
+) -> dict[ObserverBase, Extremes]:
+    """What was seen by each observer that keeps its extremes, or from whose average they follow."""
+    seen: dict[ObserverBase, Extremes] = {}
+    for part in parts:
+        for observer in _static_observers(part):
+            average = averages.get(observer)
+            if average is None:
+                extremes = _extremes(observer)
+            else:
+                extremes = average.seen() if average.calls == batches else None
+            if extremes is not None:
+                seen[observer] = extremes
+    return seen
+
+
+def _clipped(
+    parts: Iterable[fx.GraphModule], seen: Mapping[ObserverBase, Extremes]
+) -> list[Clipped]:
+    """The sites that are clipped, worst first."""
+    found = [
+        Clipped(name, kept, seen[observer])
+        for part in parts
+        for name, observer in activation_observers(part)
+        if observer in seen and (kept := code_range(observer))
+    ]
+    clipped = [each for each in found if each.share >= _LEAST_SHARE]
+    return sorted(clipped, key=lambda each: -each.share)
+
+
+def _cost(
+    part: fx.GraphModule, seen: Mapping[ObserverBase, Extremes], first: Sample, farthest: Farthest
+) -> Cost | None:
+    """What is lost in the ranges as they are; None where that is little or cannot be told."""
+    as_calibrated = {observer: observer for observer in _static_observers(part)}
+    reached = rounded_db(part, as_calibrated, farthest.sample)
+    if not reached < GOOD_DB:  # NaN too: the output has no floats
+        return None
+    wide = {each: minmax(each, seen[each]) if each in seen else each for each in as_calibrated}
+    at_first = rounded_db(part, as_calibrated, first)
+    best = rounded_db(part, wide, first), rounded_db(part, wide, farthest.sample)
+    return Cost(farthest.batch, at_first, reached, best)
+
+
+def _static_observers(part: fx.GraphModule) -> list[ObserverBase]:
+    """The observers of ranges that are fixed, in the order of the graph."""
+    return [observer for _, observer in activation_observers(part) if quantizes(observer)]
+
+
+def _extremes(observer: ObserverBase) -> Extremes | None:
+    """What an observer of a whole tensor keeps of all that it saw, where it keeps that."""
+    found = [getattr(observer, name, None) for name in ("min_val", "max_val")]
+    if not all(isinstance(x, Tensor) and x.numel() == 1 and bool(x.isfinite()) for x in found):
+        return None
+    low, high = map(float, found)  # type: ignore[arg-type]
+    return low, high
+
+
+def _outside(kept: Extremes, seen: Extremes) -> float:
+    """By how much a range is left."""
+    return max(0.0, kept[0] - seen[0]) + max(0.0, seen[1] - kept[1])

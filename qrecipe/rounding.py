@@ -1,0 +1,84 @@
+"""Activations rounded to the ranges of their observers, with everything else float."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from qrecipe._torch_ao import MinMaxObserver, ObserverBase, is_observer
+from qrecipe.averages import Extremes
+from qrecipe.fx.numerics import Sample
+from qrecipe.inputs import bind
+from qrecipe.sqnr import output_sqnr_db
+
+Ranging = Mapping[ObserverBase, ObserverBase]
+"""Observers of a prepared graph, each with the one whose range is taken in its place."""
+
+
+def rounded_db(part: fx.GraphModule, ranging: Ranging, sample: Sample) -> float:
+    """The SQNR in dB of the output of a prepared part whose activations are rounded.
+
+    NaN where the output has no floating tensors.
+    """
+    with torch.no_grad():
+        inputs = bind(part, part, sample.inputs.cloned())
+        value = output_sqnr_db(sample.output, _Rounded(part, ranging).run(*inputs))
+    return math.nan if value is None else value
+
+
+def code_range(observer: ObserverBase) -> Extremes | None:
+    """The values that kernels can tell apart with the scale of an observer.
+
+    ``reduce_range`` makes the scale larger and clips nothing: kernels use all codes of the dtype.
+    None where there is no one scale for the tensor.
+    """
+    grid = _grid(observer)
+    if grid is None:
+        return None
+    scale, zero_point, least, greatest = grid
+    return scale * (least - zero_point), scale * (greatest - zero_point)
+
+
+def minmax(observer: ObserverBase, seen: Extremes) -> ObserverBase:
+    """What the observer "minmax" is in the place of another one, after it has seen all that."""
+    ranged = MinMaxObserver(
+        dtype=observer.dtype,
+        qscheme=getattr(observer, "qscheme", torch.per_tensor_affine),
+        quant_min=getattr(observer, "quant_min", None),
+        quant_max=getattr(observer, "quant_max", None),
+    )
+    ranged.min_val, ranged.max_val = map(torch.tensor, seen)
+    return ranged
+
+
+def _grid(observer: ObserverBase) -> tuple[float, int, int, int] | None:
+    """Scale, zero point, least and greatest code."""
+    calculate_qparams: Callable[[], tuple[Tensor, Tensor]] = observer.calculate_qparams
+    scale, zero_point = calculate_qparams()
+    if scale.numel() != 1:
+        return None
+    codes = torch.iinfo(observer.dtype)
+    return float(scale), int(zero_point), codes.min, codes.max
+
+
+class _Rounded(fx.Interpreter):
+    """Runs a prepared graph with its observers at rest, and rounds what they saw."""
+
+    def __init__(self, part: fx.GraphModule, ranging: Ranging) -> None:
+        super().__init__(part)
+        self._grids = {observer: _grid(ranged) for observer, ranged in ranging.items()}
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        module = self.module.get_submodule(str(target))
+        if not is_observer(module):
+            return super().call_module(target, args, kwargs)
+        x, observer = args[0], getattr(module, "activation_post_process", module)
+        assert isinstance(observer, ObserverBase)
+        grid = self._grids.get(observer)
+        if grid is None or not (isinstance(x, Tensor) and x.is_floating_point()):
+            return x
+        return torch.fake_quantize_per_tensor_affine(x, *grid)
