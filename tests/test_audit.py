@@ -138,7 +138,7 @@ class Wrong(nn.Module):
 
     def __init__(self, layer):
         super().__init__()
-        self.first = nn.Conv2d(3, 4, 1)
+        self.first = nn.Conv2d(3, layer.in_channels, 1)
         self.suspect = layer
 
     def forward(self, x):
@@ -147,7 +147,7 @@ class Wrong(nn.Module):
 
 def test_a_wrong_kernel_that_nobody_refused_is_found_and_named(monkeypatch):
     monkeypatch.setattr("qrecipe.backend.detour", lambda *args: None)
-    model = Wrong(nn.ConvTranspose2d(4, 6, 2, stride=2)).eval()
+    model = Wrong(nn.ConvTranspose2d(8, 16, 2, stride=2)).eval()  # on any CPU
     with pytest.raises(AuditError) as caught:
         qrecipe.quantize(model, STATIC, NETS["residual"].batches(), progress=silent)
     (finding,) = caught.value.findings
