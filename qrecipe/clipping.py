@@ -24,8 +24,8 @@ LEAST_GAIN_DB = 6.0
 GOOD_DB = 20.0
 """An output this close to float needs no better ranges."""
 
-BAD_DB = 10.0
-"""Below this a third of an output is noise: a warning also where the batches are not few."""
+BAD_DB = 8.0
+"""Below this two fifths of an output are noise: a warning also where batches are not few."""
 
 _LEAST_SHARE = 0.01
 _MOST_NAMED = 3
