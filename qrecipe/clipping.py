@@ -85,8 +85,9 @@ class Cost:
 class Clipping:
     """What calibration leaves out, worst first, and what that costs on the farthest batch.
 
-    Nothing is listed where it costs little. ``is_narrow``: an average ends far narrower than most batches are. ``beginning`` is what the
-    averages began with and what it weighs, in words, where there are averages.
+    Nothing is listed where it costs little. ``is_narrow``: an average ends far narrower than most
+    batches are. ``beginning`` is what the averages began with and what it weighs, in words, where
+    there are averages.
     """
 
     clipped: tuple[Clipped, ...]
