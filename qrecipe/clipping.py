@@ -25,8 +25,8 @@ LEAST_GAIN_DB = 6.0
 GOOD_DB = 20.0
 """An output this close to float needs no better ranges."""
 
-BAD_DB = 10.0
-"""Below this a third of an output is noise: a warning also where the batches are not few."""
+BAD_DB = 8.0
+"""Below this two fifths of an output are noise: a warning also where batches are not few."""
 
 _LEAST_SHARE = 0.01
 _MOST_NAMED = 3
@@ -86,8 +86,9 @@ class Cost:
 class Clipping:
     """What calibration leaves out, worst first, and what that costs on the farthest batch.
 
-    ``is_narrow``: an average ends far narrower than most batches are. ``beginning`` is what the
-    averages began with and what it weighs, in words, where there are averages.
+    Nothing is listed where it costs little. ``is_narrow``: an average ends far narrower than most
+    batches are. ``beginning`` is what the averages began with and what it weighs, in words, where
+    there are averages.
     """
 
     clipped: tuple[Clipped, ...]
@@ -187,10 +188,11 @@ def clipping_of(
         if part in farthest and (cost := _cost(part, seen, first[path], farthest[part]))
     ]
     averaging = [averages[observer] for observer in seen if observer in averages]
+    narrow = any(average.is_narrow() for average in averaging)
     return Clipping(
-        tuple(_clipped(parts.values(), seen)),
+        tuple(_clipped(parts.values(), seen)) if costs or narrow else (),
         max(costs, key=lambda cost: cost.gain_db, default=None),
-        any(average.is_narrow() for average in averaging),
+        narrow,
         _beginning(averaging[0], batches) if averaging else None,
     )
 
@@ -256,15 +258,17 @@ def _clipped(
 def _cost(
     part: fx.GraphModule, seen: Mapping[ObserverBase, Extremes], first: Sample, farthest: Farthest
 ) -> Cost | None:
-    """What is lost in the ranges as they are; None where that is little or cannot be told."""
+    """What is lost in the ranges as they are; None where "minmax" would not give much more."""
     as_calibrated = {observer: observer for observer in _static_observers(part)}
     reached = rounded_db(part, as_calibrated, farthest.sample)
     if not reached < GOOD_DB:  # NaN too: the output has no floats
         return None
     wide = {each: minmax(each, seen[each]) if each in seen else each for each in as_calibrated}
+    best = rounded_db(part, wide, farthest.sample)
+    if not best >= reached + LEAST_GAIN_DB:
+        return None
     at_first = rounded_db(part, as_calibrated, first)
-    best = rounded_db(part, wide, first), rounded_db(part, wide, farthest.sample)
-    return Cost(farthest.batch, at_first, reached, best)
+    return Cost(farthest.batch, at_first, reached, (rounded_db(part, wide, first), best))
 
 
 def _static_observers(part: fx.GraphModule) -> list[ObserverBase]:
