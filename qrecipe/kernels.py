@@ -54,7 +54,7 @@ def refusal(match: Match, backend: Backend) -> str | None:
     if isinstance(match.module, _RECURRENT) and _takes_no_tensor(match):
         return "it takes a PackedSequence, which FX cannot quantize: pack it within forward"
     if _lacks_batch(match):
-        return "no quantized convolution takes an input without a batch dimension"
+        return "no quantized convolution takes an input without a batch dimension: x.unsqueeze(0)"
     subject: Any = match.nodes[0] if match.module is None else match.module
     for check in _FUNCTION_CHECKS if match.module is None else _MODULE_CHECKS:
         reason = check(subject, backend)

@@ -523,7 +523,7 @@ def test_an_empty_first_batch_is_named_by_every_verb_and_a_later_one_does_no_har
 
 
 def test_float_kernels_that_do_without_a_batch_dimension_are_explained():
-    with pytest.raises(qrecipe.AuditError, match="QR413") as caught:
+    with pytest.raises(qrecipe.UnsupportedError, match="QR303") as caught:
         qrecipe.quantize(
             nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), STATIC, [IMAGES[0]] * 10, progress=silent
         )

