@@ -56,7 +56,9 @@ def recipe(rules="", *, head=""):
 
 
 def quantized(net, a_recipe):
-    return qrecipe.quantize(net.model(), a_recipe, net.batches(), progress=silent)
+    return qrecipe.quantize(
+        net.model(), a_recipe, net.batches(), progress=silent, target_cpu="vnni"
+    )
 
 
 def trained(net, a_recipe, steps=3):

@@ -620,7 +620,11 @@ def test_a_model_with_a_complex_buffer_is_quantized_and_not_stored(tmp_path):
 
 
 def test_a_cpu_without_vnni_is_warned_about_when_loading(tmp_path, monkeypatch):
-    path = stored(tmp_path, "mlp", recipe(head="[tensor.activation]\nreduce_range = false"))
+    path = stored(
+        tmp_path,
+        "mlp",
+        recipe(head='[tensor.activation]\nreduce_range = false\n[lint]\nignore = ["QR226"]'),
+    )
     monkeypatch.setattr("qrecipe.artifact.loading.has_vnni", lambda: False)
     with pytest.warns(QRecipeWarning, match="^QR204"):
         qrecipe.load_quantized(path, NETS["mlp"].model())
@@ -629,7 +633,7 @@ def test_a_cpu_without_vnni_is_warned_about_when_loading(tmp_path, monkeypatch):
 def test_seven_bits_and_an_accepted_warning_are_silent(tmp_path, monkeypatch):
     monkeypatch.setattr("qrecipe.artifact.loading.has_vnni", lambda: False)
     qrecipe.load_quantized(stored(tmp_path, "mlp"), NETS["mlp"].model())
-    accepted = '[tensor.activation]\nreduce_range = false\n[lint]\nignore = ["QR204"]'
+    accepted = '[tensor.activation]\nreduce_range = false\n[lint]\nignore = ["QR204", "QR226"]'
     qrecipe.load_quantized(stored(tmp_path, "mlp", recipe(head=accepted)), NETS["mlp"].model())
 
 

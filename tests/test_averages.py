@@ -146,7 +146,7 @@ def test_other_observers_than_averages_are_told_of_by_the_extremes_that_they_kee
     narrow = recipe('[tensor.activation]\nobserver = "quarter"\nreduce_range = false')
     batches = rows(0.5, *[3] * 15)
     try:
-        prepared = qrecipe.compile(model(), narrow, batches[0]).prepare()
+        prepared = qrecipe.compile(model(), narrow, batches[0], target_cpu="vnni").prepare()
         with pytest.warns(QRecipeWarning, match="^QR233.*clipped are") as caught:
             qrecipe.calibrate(prepared, batches, progress=silent)
     finally:

@@ -20,7 +20,9 @@ from qrecipe.measure.report_pages import drift_page
 from qrecipe.recipe import load_recipe
 
 CNN = "acme-recipes:cnn"
-PLAIN = BASE.partition("[rules.module_name]")[0]
+PLAIN = BASE.partition("[rules.module_name]")[0].replace(
+    "[tensor.activation]\n", "[tensor.activation]\nreduce_range = true\n"
+)
 
 
 @pytest.fixture

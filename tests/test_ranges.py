@@ -43,7 +43,7 @@ def calibrated():
                 return spoil(scale, zero_point)
 
         qrecipe.register_observer("own")(Own)
-        compiled = qrecipe.compile(Mlp().eval(), recipe(OWN), torch.zeros(2, 6))
+        compiled = qrecipe.compile(Mlp().eval(), recipe(OWN), torch.zeros(2, 6), target_cpu="vnni")
         batches = [*rows(), 100 * torch.ones(4, 6)]
         qrecipe.calibrate(compiled.prepare(), batches, progress=silent)
 
