@@ -9,7 +9,8 @@ from torch import nn
 import qrecipe
 from qrecipe.sqnr import sqnr_db
 
-TEXT = 'format = 1\nextends = "builtin:x86-static"\nbackend = "{}"\n[lint]\nignore = ["QR208", "QR221"]\n'
+LINT = '[lint]\nignore = ["QR208", "QR221"]\n'
+TEXT = 'format = 1\nextends = "builtin:x86-static"\nbackend = "{}"\n' + LINT
 
 
 def gapped(seed):
