@@ -23,6 +23,7 @@ from qrecipe._torch_fx import (
     get_tensorrt_backend_config,
 )
 from qrecipe.convolutions import Engine, adds_in_32_bits, detour
+from qrecipe.folding import fold_into_transposed
 from qrecipe.inventory import Inventory, Match
 from qrecipe.kernels import refusal, takes_per_channel_weight, weight_refusal
 from qrecipe.operations import Kind, Operation
@@ -118,10 +119,13 @@ def backend_config(name: Backend, phase: Phase) -> BackendConfig:
     In training torch cannot fuse transposed convolutions with BatchNorm; there they stay apart.
     """
     made = _BACKEND_CONFIGS[name]()
-    if phase == "ptq":
-        return made
-    configs = [config for config in made.configs if not _is_transposed_batch_norm(config.pattern)]
-    return BackendConfig(name).set_backend_pattern_configs(configs)
+    transposed = [config for config in made.configs if _is_transposed_batch_norm(config.pattern)]
+    if phase == "qat":
+        configs = [config for config in made.configs if config not in transposed]
+        return BackendConfig(name).set_backend_pattern_configs(configs)
+    for config in transposed:
+        config.set_fuser_method(fold_into_transposed)
+    return made
 
 
 def _is_transposed_batch_norm(pattern: Any) -> bool:

@@ -34,6 +34,8 @@ _GROUPS_OF = (2, 4, 8, 16)
 
 _DEPTHWISE_KERNELS = {2: (3, 5, 7), 3: (3, 5)}
 
+_GAPS = "onednn's transposed convolution leaves what its stride skips as it was in memory"
+
 _FUNCTIONS: dict[Any, bool] = {
     **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), False),
     **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), True),
@@ -73,6 +75,22 @@ class _Shape:
         return self.inputs == self.outputs
 
     @property
+    def leaves_gaps(self) -> bool:
+        """Whether a transposed convolution has two results or more in a row that no input reaches.
+
+        The bias alone belongs there, and onednn writes nothing.
+        """
+        count = len(self.kernel)
+        strides, dilations = (
+            value if len(value) == count else [value[0]] * count
+            for value in (self.stride, self.dilation)
+        )
+        return self.transposed and any(
+            stride > dilation * (size - 1) + 2
+            for size, stride, dilation in zip(self.kernel, strides, dilations, strict=True)
+        )
+
+    @property
     def pads_output(self) -> bool:
         return any(self.output_padding)
 
@@ -89,7 +107,9 @@ def detour(
         return None
     if backend == "onednn" and shape.pads_output:
         return "onednn has no transposed convolution with output_padding"
-    takes_onednn = _is_symmetric(weight) and not shape.pads_output
+    if backend == "onednn" and shape.leaves_gaps:
+        return _GAPS
+    takes_onednn = _is_symmetric(weight) and not shape.pads_output and not shape.leaves_gaps
     if shape.transposed:
         found = _transposed_detour(shape, backend, takes_onednn)
         if found is not None:
@@ -133,7 +153,11 @@ def _transposed_detour(shape: _Shape, backend: Backend, takes_onednn: bool) -> D
         if backend == "onednn":
             return None
         return Detour("onednn", f"on onednn's kernel: {reason}") if takes_onednn else reason
-    if shape.is_even or backend == "fbgemm":
+    if backend == "fbgemm":
+        return None
+    if shape.leaves_gaps:
+        return Detour("fbgemm", f"on fbgemm's kernel: {_GAPS}")
+    if shape.is_even:
         return None
     return Detour("fbgemm", f"on fbgemm's kernel: {wrong_on_onednn}")
 

@@ -120,7 +120,8 @@ class CompiledRecipe:
 
         With ``phase = "qat"`` these are fake-quants, and the copy is in training mode.
 
-        Raises ``PlanError`` (QR306) where it would compute something else than the caller's model.
+        Raises ``PlanError`` (QR306) where torch fails, or where it would compute something else
+        than the caller's model.
         """
         prepared = self._prepared()
         execution.own_all_tensors(prepared)

@@ -196,3 +196,23 @@ def test_a_site_that_was_converted_without_a_plan_is_found():
     (finding,) = structure_findings(compiled.plan.restricted_to(known), converted)
     assert finding.code == "QR410"
     assert finding.message == "fc2 was converted and is not in the plan"
+
+
+def test_what_lowering_changes_between_kernels_is_an_error_although_every_kernel_is_right(
+    monkeypatch,
+):
+    lower = execution.lower_to_native_backend
+
+    def negate(*args):
+        lowered = lower(*args)
+        output = lowered.graph.output_node()
+        with lowered.graph.inserting_before(output):
+            output.args = (lowered.graph.call_function(torch.neg, (output.args[0],)),)
+        lowered.recompile()
+        return lowered
+
+    monkeypatch.setattr(execution, "lower_to_native_backend", negate)
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    batches = [torch.randn(16, 8) for _ in range(12)]
+    with pytest.raises(AuditError, match=r"QR412 .* where all kernels give the same"):
+        qrecipe.quantize(model, "builtin:x86-static", batches)

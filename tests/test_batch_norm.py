@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from plain_torch import converted, mapping
@@ -92,6 +94,34 @@ def test_a_convolution_of_one_sample_without_a_batch_stays_float_with_the_reason
     assert "without a batch dimension" in site.reason
     found = quantized(model, recipe)
     assert sqnr_db(model(model.batches[0]), found(model.batches[0])) > 25
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(16), nn.BatchNorm2d(16, affine=False)], ids=str)
+@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_batch_norm_is_folded_into_a_transposed_convolution_of_several_groups(
+    groups, bias, norm, tmp_path
+):
+    torch.manual_seed(0)
+    model = Net(
+        (4, 8, 5, 10),
+        nn.ConvTranspose2d(8, 16, 3, groups=groups, bias=bias),
+        copy.deepcopy(norm),
+    )
+    found = quantized(model, qrecipe.parse_recipe(RECIPES["static"]))
+    assert type(found.get_submodule("body.0")).__name__ == "ConvTranspose2d"
+    assert not hasattr(found.get_submodule("body"), "1")
+    expected = found(model.batches[0])
+    assert sqnr_db(model(model.batches[0]), expected) > 25
+    qrecipe.save_quantized(found, tmp_path / "m.safetensors")
+    loaded = qrecipe.load_quantized(tmp_path / "m.safetensors", model)
+    assert torch.equal(loaded(model.batches[0]), expected)
+
+
+def test_torch_cannot_fold_a_batch_norm_into_a_transposed_convolution_of_several_groups():
+    pair = nn.Sequential(nn.ConvTranspose2d(8, 16, 3, groups=2), nn.BatchNorm2d(16)).eval()
+    with pytest.raises(RuntimeError, match="must match the size"):
+        converted(pair, mapping(), torch.rand(2, 8, 5, 5))
 
 
 BARE = {

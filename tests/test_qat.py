@@ -356,6 +356,21 @@ def test_what_torch_cannot_fuse_is_an_error_of_ours(monkeypatch):
         qrecipe.plan(nn.Sequential(nn.Linear(4, 4)).eval(), qat_recipe(), torch.randn(2, 4))
 
 
+@pytest.mark.parametrize("phase", ["ptq", "qat"])
+def test_a_preparation_in_which_torch_fails_is_an_error_of_the_plan(phase, monkeypatch):
+    def fail(*args, **kwargs):
+        raise NotImplementedError("no such observer")
+
+    recipe = qrecipe.parse_recipe(
+        f'format = 1\nextends = "builtin:x86-static"\nphase = "{phase}"\n'
+    )
+    model = nn.Sequential(nn.Linear(4, 4)).eval()
+    compiled = qrecipe.compile(model, recipe, torch.randn(2, 4))
+    monkeypatch.setattr("qrecipe.fx.execution.prepare", fail)
+    with pytest.raises(PlanError, match="torch cannot prepare the model: no such observer"):
+        compiled.prepare()
+
+
 def test_parts_of_a_model_are_trained_in_place():
     model = net_of(
         lambda self, x: self.head(self.body(x)) if x.sum() > -1e9 else x,

@@ -67,7 +67,7 @@ class Subject:
     evaluate: Evaluate
     forward: Forward | None
     progress: Progress
-    target_cpu: TargetCpu
+    target_cpu: TargetCpu = "this"
 
 
 class ModelBench:

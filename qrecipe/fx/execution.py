@@ -26,7 +26,14 @@ from qrecipe._torch_fx import (
 from qrecipe.converted import take_any_layout
 from qrecipe.convolutions import Engine
 from qrecipe.copying import structural_copy
-from qrecipe.errors import ExecutionError, Finding, UnsupportedError, first_line, nearest
+from qrecipe.errors import (
+    ExecutionError,
+    Finding,
+    PlanError,
+    UnsupportedError,
+    first_line,
+    nearest,
+)
 from qrecipe.fx.emission import Emission, erase_keep_float, site_of
 from qrecipe.fx.sharing import share_connected_observers
 from qrecipe.graph_names import keep_state_names
@@ -48,20 +55,26 @@ def prepared_copy(
     preserved: Mapping[str, Any],
     phase: Phase,
 ) -> fx.GraphModule:
-    """A copy of the graph with observers or fake-quants inserted; it shares the float tensors."""
+    """A copy of the graph with observers or fake-quants inserted; it shares the float tensors.
+
+    Raises ``PlanError`` (QR306) where torch fails.
+    """
     copied = structural_copy(graph_module)
     weights = dict(copied.named_parameters(remove_duplicate=False))
-    with quiet(), _nothing_kept(), random_numbers_kept():
-        prepared = prepare(
-            copied,
-            emission.qconfig_mapping,
-            phase == "qat",
-            dict(emission.scopes),
-            (),
-            custom_config,
-            None,
-            backend_config,
-        )
+    try:
+        with quiet(), _nothing_kept(), random_numbers_kept():
+            prepared = prepare(
+                copied,
+                emission.qconfig_mapping,
+                phase == "qat",
+                dict(emission.scopes),
+                (),
+                custom_config,
+                None,
+                backend_config,
+            )
+    except Exception as error:
+        raise _preparation_failed(error) from error
     _tie_again(prepared, weights)
     share_connected_observers(prepared)
     keep_state_names(prepared)
@@ -159,6 +172,16 @@ def _nothing_kept() -> Iterator[None]:
         yield
     finally:
         assert_and_get_unique_device.cache_clear()
+
+
+def _preparation_failed(error: Exception) -> PlanError:
+    return PlanError(
+        Finding(
+            "QR306",
+            f"torch cannot prepare the model: {first_line(error)}",
+            hint="leave the operation that it names float, and report the model",
+        )
+    )
 
 
 def _conversion_failed(error: Exception) -> ExecutionError:

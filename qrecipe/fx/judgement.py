@@ -20,7 +20,7 @@ from qrecipe.planning import Plan, Site
 from qrecipe.rules import listed, rule_for
 from qrecipe.saturation import ADDS_IN_16_BITS
 from qrecipe.schema import Backend, Phase
-from qrecipe.sqnr import sqnr_db
+from qrecipe.sqnr import output_sqnr_db, sqnr_db
 
 RIGHT_KERNEL_DB = RIGHT_DB
 """Below this a kernel and its reference compute different things from one quantized input."""
@@ -41,12 +41,14 @@ class Judgement:
     """The SQNR in dB between kernel and reference, of the sites that differ by more than rounding.
 
     ``wrong`` differ on any input, ``saturated`` only where the input has more than 7 bits;
-    ``complete`` tells that no site was left out.
+    ``complete`` tells that no site was left out. ``output_db`` is the SQNR between the outputs
+    where all kernels gave the same; None where that cannot be had.
     """
 
     wrong: Mapping[str, float]
     saturated: Mapping[str, float]
     complete: bool
+    output_db: float | None
 
 
 def judge_sites(
@@ -58,7 +60,7 @@ def judge_sites(
     right then adds in 16 bits, and saturates.
     """
     quantized = {site.name: site for site in plan.sites if site.mode is not None}
-    judged = _judged(plan.backend, converted, reference, inputs, _as_it_is)
+    judged, output_db = _judged(plan.backend, converted, reference, inputs, _as_it_is)
     differ = {
         name: value
         for name, value in judged.items()
@@ -66,7 +68,7 @@ def judge_sites(
     }
     saturated: dict[str, float] = {}
     if any(_may_saturate(quantized[name], plan.backend) for name in differ):
-        narrow = _judged(plan.backend, converted, reference, inputs, _cut_to_seven_bits)
+        narrow, _ = _judged(plan.backend, converted, reference, inputs, _cut_to_seven_bits)
         saturated = {
             name: value
             for name, value in differ.items()
@@ -78,6 +80,8 @@ def judge_sites(
         wrong={name: value for name, value in differ.items() if name not in saturated},
         saturated=saturated,
         complete=weighed <= judged.keys(),
+        # the results of other kernels are not handed to the reference
+        output_db=output_db if all(site.mode == "static" for site in quantized.values()) else None,
     )
 
 
@@ -155,14 +159,17 @@ def _judged(
     reference: fx.GraphModule,
     inputs: Inputs,
     limit: Limit,
-) -> dict[str, float]:
-    """The SQNR in dB of each site's kernel against its reference on the same, limited input."""
+) -> tuple[dict[str, float], float | None]:
+    """The SQNR in dB of each site's kernel against its reference on the same, limited input.
+
+    And that of the output where the reference went on with what the kernels gave.
+    """
     collector = _Collector(converted, reference, backend, limit)
     with torch.no_grad(), quiet():
-        collector.run(*bind(converted, converted, inputs))
+        actual = collector.run(*bind(converted, converted, inputs))
         replay = _Replay(reference, collector.results, limit)
-        replay.run(*bind(reference, reference, inputs))
-    return {**replay.judged, **collector.judged}
+        expected = replay.run(*bind(reference, reference, inputs))
+    return {**replay.judged, **collector.judged}, output_sqnr_db(expected, actual)
 
 
 class _Collector(fx.Interpreter):

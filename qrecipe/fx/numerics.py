@@ -13,6 +13,7 @@ from torch import fx
 from qrecipe._torch_ao import quiet
 from qrecipe.errors import Finding, first_line
 from qrecipe.fx.judgement import (
+    RIGHT_KERNEL_DB,
     Judgement,
     judge_sites,
     saturation_findings,
@@ -158,7 +159,9 @@ def _whole_findings(
 def _shortfall(
     plan: Plan, judgement: Judgement, reference_db: float, lowered_db: float
 ) -> Iterator[Finding]:
-    if reference_db >= JUDGEABLE_DB and not judgement.complete:
+    if judgement.output_db is not None and judgement.output_db < RIGHT_KERNEL_DB:
+        yield _unlike_reference(judgement.output_db)
+    elif reference_db >= JUDGEABLE_DB and not judgement.complete:
         yield _worse(reference_db, lowered_db)
     elif lowered_db < JUDGEABLE_DB:
         yield (_unlike_training if plan.phase == "qat" else _coarse)(reference_db, lowered_db)
@@ -218,6 +221,15 @@ def _worse(reference_db: float, lowered_db: float) -> Finding:
         f"the converted model reaches {lowered_db:.1f} dB against float on the first batch, "
         f"its reference {reference_db:.1f} dB",
         hint="some kernels could not be judged one by one; try another backend",
+    )
+
+
+def _unlike_reference(output_db: float) -> Finding:
+    return Finding(
+        "QR412",
+        f"the output of the converted model is {output_db:.1f} dB from its reference where all "
+        "kernels give the same: torch has changed what stands between them",
+        hint="leave the last operations float, and report the model",
     )
 
 
