@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from qrecipe._torch_ao import quiet
 from qrecipe.dynamic_kernels import expected_output
 from qrecipe.errors import Finding
-from qrecipe.fx.emission import site_of
+from qrecipe.fx.emission import observed_name, site_of
 from qrecipe.fx.reference import RIGHT_DB
 from qrecipe.inputs import Inputs, bind
 from qrecipe.planning import Plan, Site
@@ -24,6 +24,14 @@ from qrecipe.sqnr import sqnr_db
 
 RIGHT_KERNEL_DB = RIGHT_DB
 """Below this a kernel and its reference compute different things from one quantized input."""
+
+CLIPPED_DB = 20.0
+"""Below this what a range cuts off alone is a tenth of a tensor."""
+
+RANGES_CURE = (
+    "calibrate with more batches that span what the model will see, or observe the "
+    'activations with "minmax", which keeps the widest range'
+)
 
 _MOST_SEVEN_BITS = 127
 
@@ -41,12 +49,14 @@ class Judgement:
     """The SQNR in dB between kernel and reference, of the sites that differ by more than rounding.
 
     ``wrong`` differ on any input, ``saturated`` only where the input has more than 7 bits;
-    ``complete`` tells that no site was left out.
+    ``complete`` tells that no site was left out. ``clipped`` are tensors beyond their calibrated
+    range, with the SQNR in dB that cutting them to it leaves.
     """
 
     wrong: Mapping[str, float]
     saturated: Mapping[str, float]
     complete: bool
+    clipped: Mapping[str, float]
 
 
 def judge_sites(
@@ -58,7 +68,7 @@ def judge_sites(
     right then adds in 16 bits, and saturates.
     """
     quantized = {site.name: site for site in plan.sites if site.mode is not None}
-    judged = _judged(plan.backend, converted, reference, inputs, _as_it_is)
+    judged, clipped = _judged(plan.backend, converted, reference, inputs, _as_it_is)
     differ = {
         name: value
         for name, value in judged.items()
@@ -66,7 +76,7 @@ def judge_sites(
     }
     saturated: dict[str, float] = {}
     if any(_may_saturate(quantized[name], plan.backend) for name in differ):
-        narrow = _judged(plan.backend, converted, reference, inputs, _cut_to_seven_bits)
+        narrow, _ = _judged(plan.backend, converted, reference, inputs, _cut_to_seven_bits)
         saturated = {
             name: value
             for name, value in differ.items()
@@ -78,6 +88,7 @@ def judge_sites(
         wrong={name: value for name, value in differ.items() if name not in saturated},
         saturated=saturated,
         complete=weighed <= judged.keys(),
+        clipped=clipped,
     )
 
 
@@ -122,8 +133,7 @@ def saturation_findings(
             f"kernels saturate there on this CPU: {listed(tuple(beyond))}, "
             f"{min(beyond.values()):.1f} dB from the reference at worst",
             sites[first].rule.location,
-            hint="calibrate with more batches that span what the model will see, or observe the "
-            'activations with "minmax", which keeps the widest range',
+            hint=RANGES_CURE,
         )
 
 
@@ -155,14 +165,17 @@ def _judged(
     reference: fx.GraphModule,
     inputs: Inputs,
     limit: Limit,
-) -> dict[str, float]:
-    """The SQNR in dB of each site's kernel against its reference on the same, limited input."""
+) -> tuple[dict[str, float], dict[str, float]]:
+    """The SQNR in dB of each site's kernel against its reference on the same, limited input.
+
+    Beside that the tensors that were clipped.
+    """
     collector = _Collector(converted, reference, backend, limit)
     with torch.no_grad(), quiet():
         collector.run(*bind(converted, converted, inputs))
         replay = _Replay(reference, collector.results, limit)
         replay.run(*bind(reference, reference, inputs))
-    return {**replay.judged, **collector.judged}
+    return {**replay.judged, **collector.judged}, replay.clipped
 
 
 class _Collector(fx.Interpreter):
@@ -214,11 +227,13 @@ class _Replay(fx.Interpreter):
         self.results = results
         self.limit = limit
         self.judged: dict[str, float] = {}
+        self.clipped: dict[str, float] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         if n.target is not torch.quantize_per_tensor:
             return result
+        self._note_clipping(n, result)
         source = n.args[0]
         name = site_of(source) if isinstance(source, fx.Node) else None
         kernel = self.results.get(name) if name is not None else None
@@ -231,6 +246,19 @@ class _Replay(fx.Interpreter):
         )
         limited: Tensor = self.limit(kernel)
         return limited
+
+    def _note_clipping(self, n: fx.Node, result: Tensor) -> None:
+        before: Tensor = self.fetch_args_kwargs_from_env(n)[0][0]
+        left = sqnr_db(before, _cut_to_range_of(result, before))
+        if left < CLIPPED_DB:
+            self.clipped[observed_name(n)] = left
+
+
+def _cut_to_range_of(quantized: Tensor, x: Tensor) -> Tensor:
+    """All that the codes of a quantized tensor can hold of a float one, without rounding."""
+    codes = torch.iinfo(quantized.int_repr().dtype)
+    scale, zero_point = quantized.q_scale(), quantized.q_zero_point()
+    return x.clamp((codes.min - zero_point) * scale, (codes.max - zero_point) * scale)
 
 
 def _one_step_apart(result: Tensor, kernel: Tensor) -> bool:
