@@ -94,7 +94,7 @@ class Inventory:
     matches: Mapping[str, Match]
     structure: ModelStructure
     trained_otherwise: tuple[str, ...] = ()
-    untraced: str | None = None
+    untraced: Finding | None = None
     unreached: tuple[str, ...] = ()
     doubts: tuple[Finding, ...] = ()
 

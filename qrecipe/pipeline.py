@@ -429,7 +429,7 @@ def _untraced_inventory(
     config = backend_config(recipe.backend, recipe.phase)
     static = any(rule.qconfig and mode_of(rule.qconfig) == "static" for rule in recipe.rules)
     try:
-        inventory = eager_inventory(model, inputs, recipe.fx, config, error.findings[0].message)
+        inventory = eager_inventory(model, inputs, recipe.fx, config, error.findings[0])
     except PlanError:
         if static:
             return None

@@ -339,12 +339,15 @@ def _untrainable(
 def _untraced(inventory: Inventory) -> Iterator[Finding]:
     if inventory.untraced is None:
         return
-    missed = inventory.unreached
+    missed, cure = inventory.unreached, inventory.untraced.hint
     yield Finding(
         "QR210",
-        f"module by module, since {inventory.untraced}",
+        f"module by module, since {inventory.untraced.message}",
         hint="functions stay float; [fx] roots would trace parts of the model",
-        notes=(f"the example inputs do not reach {listed(missed)}: float",) if missed else (),
+        notes=(
+            *((f"to have it traced, {cure}",) if cure else ()),
+            *((f"the example inputs do not reach {listed(missed)}: float",) if missed else ()),
+        ),
     )
 
 

@@ -148,13 +148,17 @@ def test_a_message_about_a_batch_describes_it():
 def test_a_loader_of_inputs_and_labels_is_shown_the_forward_to_write():
     batches = [(x, torch.zeros(4)) for x in rows()]
     _, prepared = prepared_mlp()
+    converted = qrecipe.quantize(Mlp().eval(), STATIC, rows(), progress=silent)
     for run in (
         lambda: qrecipe.calibrate(prepared, batches, progress=silent),
         lambda: qrecipe.quantize(Mlp().eval(), STATIC, batches, progress=silent),
+        lambda: qrecipe.drift(converted, batches, progress=silent),
     ):
         with pytest.raises(CalibrationError) as caught:
             run()
-        assert "forward=lambda model, batch: model(batch[0])" in only(caught, "QR402").hint
+        found = only(caught, "QR402")
+        assert "forward=lambda model, batch: model(batch[0])" in found.hint
+        assert "QR307" not in found.message
 
 
 def test_labels_that_a_model_takes_for_a_second_input_are_explained_wherever_batches_are_read():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -284,3 +285,37 @@ def test_a_right_kernel_after_a_wrong_one_is_not_accused(monkeypatch):
         qrecipe.quantize(net, SEVEN, batches, progress=silent)
     assert [finding.code for finding in caught.value.findings] == ["QR411"]
     assert "kernel of 0 " in caught.value.findings[0].message
+
+
+def of_nonnegative_weights():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6)).eval()
+    with torch.no_grad():
+        for layer in (net[0], net[2]):
+            layer.weight.abs_()
+    return net
+
+
+def test_low_accuracy_beyond_the_ranges_is_told_as_that_and_minmax_cures_it():
+    net, batches = of_nonnegative_weights(), [10 * BATCHES[0], *BATCHES[1:]]
+    # qnnpack: its kernels saturate nowhere, so that the scheme alone is judged
+    head = f'format = 1\nextends = "{SEVEN}"\nbackend = "qnnpack"\n'
+    fast = '{ name = "moving_average_minmax", averaging_constant = 0.5 }'
+    tight = f"[tensor.activation]\nobserver = {fast}\n"
+    with pytest.warns(QRecipeWarning) as caught:
+        qrecipe.quantize(net, qrecipe.parse_recipe(head + tight), batches, progress=silent)
+    (told,) = [str(w.message) for w in caught if str(w.message).startswith("QR203")]
+    assert "beyond the calibrated range of the input of 0" in told
+    assert '"minmax"' in told
+    assert "float" not in told.splitlines()[-1]
+    cured = head + '[tensor.activation]\nobserver = "minmax"\n'
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="QR203")
+        qrecipe.quantize(net, qrecipe.parse_recipe(cured), batches, progress=silent)
+
+
+def test_a_scheme_of_few_codes_is_not_taken_for_ranges_that_clip():
+    four = "[tensor.activation]\nquant_min = 0\nquant_max = 3\nreduce_range = false"
+    recipe = qrecipe.parse_recipe(f'format = 1\nextends = "{SEVEN}"\n{four}')
+    with pytest.warns(QRecipeWarning, match="QR203.*the scheme is too coarse"):
+        qrecipe.quantize(of_nonnegative_weights(), recipe, BATCHES, progress=silent)

@@ -204,5 +204,8 @@ def test_modules_in_a_plain_container_are_told_to_be_put_into_one_of_torchs(hidd
     with pytest.raises(TraceError, match="hidden is a plain") as caught:
         qrecipe.plan(Hiding(hidden(), key).eval(), recipe(), x)
     assert f"make it a torch.nn.{cure.__name__}" in caught.value.findings[0].hint
+    untraced = qrecipe.plan(Hiding(hidden(), key).eval(), "builtin:x86-dynamic", x)
+    (told,) = [finding for finding in untraced.warnings if finding.code == "QR210"]
+    assert f"make it a torch.nn.{cure.__name__}" in told.notes[0]
     plan = qrecipe.plan(Hiding(cure(hidden()), key).eval(), recipe(), x)
     assert set(verdicts(plan).values()) == {"quantized"}

@@ -21,7 +21,7 @@ from qrecipe.trials import try_inputs
 
 
 def take_inventory(
-    model: nn.Module, inputs: Inputs, table: FxTable, backend_config: BackendConfig, why: str
+    model: nn.Module, inputs: Inputs, table: FxTable, backend_config: BackendConfig, why: Finding
 ) -> Inventory:
     """The sites of a model that cannot be traced: what it calls that holds no further modules.
 

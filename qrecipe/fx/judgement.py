@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from qrecipe._torch_ao import quiet
 from qrecipe.dynamic_kernels import expected_output
 from qrecipe.errors import Finding
-from qrecipe.fx.emission import site_of
+from qrecipe.fx.emission import observed_name, site_of
 from qrecipe.fx.reference import RIGHT_DB
 from qrecipe.inputs import Inputs, bind
 from qrecipe.planning import Plan, Site
@@ -24,6 +24,14 @@ from qrecipe.sqnr import output_sqnr_db, sqnr_db
 
 RIGHT_KERNEL_DB = RIGHT_DB
 """Below this a kernel and its reference compute different things from one quantized input."""
+
+CLIPPED_DB = 20.0
+"""Below this what a range cuts off alone is a tenth of a tensor."""
+
+RANGES_CURE = (
+    "calibrate with more batches that span what the model will see, or observe the "
+    'activations with "minmax", which keeps the widest range'
+)
 
 _MOST_SEVEN_BITS = 127
 
@@ -42,13 +50,15 @@ class Judgement:
 
     ``wrong`` differ on any input, ``saturated`` only where the input has more than 7 bits;
     ``complete`` tells that no site was left out. ``output_db`` is the SQNR between the outputs
-    where all kernels gave the same; None where that cannot be had.
+    where all kernels gave the same; None where that cannot be had. ``clipped`` are tensors beyond
+    their calibrated range, with the SQNR in dB that cutting them to it leaves.
     """
 
     wrong: Mapping[str, float]
     saturated: Mapping[str, float]
     complete: bool
     output_db: float | None
+    clipped: Mapping[str, float]
 
 
 def judge_sites(
@@ -60,7 +70,8 @@ def judge_sites(
     right then adds in 16 bits, and saturates.
     """
     quantized = {site.name: site for site in plan.sites if site.mode is not None}
-    judged, output_db = _judged(plan.backend, converted, reference, inputs, _as_it_is)
+    run = _run_both(plan.backend, converted, reference, inputs, _as_it_is)
+    judged = run.judged
     differ = {
         name: value
         for name, value in judged.items()
@@ -68,7 +79,7 @@ def judge_sites(
     }
     saturated: dict[str, float] = {}
     if any(_may_saturate(quantized[name], plan.backend) for name in differ):
-        narrow, _ = _judged(plan.backend, converted, reference, inputs, _cut_to_seven_bits)
+        narrow = _run_both(plan.backend, converted, reference, inputs, _cut_to_seven_bits).judged
         saturated = {
             name: value
             for name, value in differ.items()
@@ -81,7 +92,10 @@ def judge_sites(
         saturated=saturated,
         complete=weighed <= judged.keys(),
         # the results of other kernels are not handed to the reference
-        output_db=output_db if all(site.mode == "static" for site in quantized.values()) else None,
+        output_db=run.output_db
+        if all(site.mode == "static" for site in quantized.values())
+        else None,
+        clipped=run.clipped,
     )
 
 
@@ -126,8 +140,7 @@ def saturation_findings(
             f"kernels saturate there on this CPU: {listed(tuple(beyond))}, "
             f"{min(beyond.values()):.1f} dB from the reference at worst",
             sites[first].rule.location,
-            hint="calibrate with more batches that span what the model will see, or observe the "
-            'activations with "minmax", which keeps the widest range',
+            hint=RANGES_CURE,
         )
 
 
@@ -153,23 +166,32 @@ def _cut_to_seven_bits(x: Tensor) -> Tensor:
     return cut
 
 
-def _judged(
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """SQNR in dB: of each site's kernel against its reference on equal input, and of the output."""
+
+    judged: dict[str, float]
+    output_db: float | None
+    clipped: dict[str, float]
+
+
+def _run_both(
     backend: Backend,
     converted: fx.GraphModule,
     reference: fx.GraphModule,
     inputs: Inputs,
     limit: Limit,
-) -> tuple[dict[str, float], float | None]:
-    """The SQNR in dB of each site's kernel against its reference on the same, limited input.
-
-    And that of the output where the reference went on with what the kernels gave.
+) -> _Run:
+    """Both graphs on one input, the reference going on with what the kernels gave."""
     """
     collector = _Collector(converted, reference, backend, limit)
     with torch.no_grad(), quiet():
         actual = collector.run(*bind(converted, converted, inputs))
         replay = _Replay(reference, collector.results, limit)
         expected = replay.run(*bind(reference, reference, inputs))
-    return {**replay.judged, **collector.judged}, output_sqnr_db(expected, actual)
+    return _Run(
+        {**replay.judged, **collector.judged}, output_sqnr_db(expected, actual), replay.clipped
+    )
 
 
 class _Collector(fx.Interpreter):
@@ -221,11 +243,13 @@ class _Replay(fx.Interpreter):
         self.results = results
         self.limit = limit
         self.judged: dict[str, float] = {}
+        self.clipped: dict[str, float] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         if n.target is not torch.quantize_per_tensor:
             return result
+        self._note_clipping(n, result)
         source = n.args[0]
         name = site_of(source) if isinstance(source, fx.Node) else None
         kernel = self.results.get(name) if name is not None else None
@@ -238,6 +262,19 @@ class _Replay(fx.Interpreter):
         )
         limited: Tensor = self.limit(kernel)
         return limited
+
+    def _note_clipping(self, n: fx.Node, result: Tensor) -> None:
+        before: Tensor = self.fetch_args_kwargs_from_env(n)[0][0]
+        left = sqnr_db(before, _cut_to_range_of(result, before))
+        if left < CLIPPED_DB:
+            self.clipped[observed_name(n)] = left
+
+
+def _cut_to_range_of(quantized: Tensor, x: Tensor) -> Tensor:
+    """All that the codes of a quantized tensor can hold of a float one, without rounding."""
+    codes = torch.iinfo(quantized.int_repr().dtype)
+    scale, zero_point = quantized.q_scale(), quantized.q_zero_point()
+    return x.clamp((codes.min - zero_point) * scale, (codes.max - zero_point) * scale)
 
 
 def _one_step_apart(result: Tensor, kernel: Tensor) -> bool:

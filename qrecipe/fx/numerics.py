@@ -13,6 +13,7 @@ from torch import fx
 from qrecipe._torch_ao import quiet
 from qrecipe.errors import Finding, first_line
 from qrecipe.fx.judgement import (
+    RANGES_CURE,
     RIGHT_KERNEL_DB,
     Judgement,
     judge_sites,
@@ -23,7 +24,7 @@ from qrecipe.fx.weights import rounding_weights_fast
 from qrecipe.inputs import Inputs, batch_size, head
 from qrecipe.nested import UncopyableError
 from qrecipe.planning import Plan
-from qrecipe.rules import rule_for
+from qrecipe.rules import listed, rule_for
 from qrecipe.sqnr import output_sqnr_db
 
 JUDGEABLE_DB = 15.0
@@ -33,6 +34,9 @@ FINE_DB = 20 * math.log10(2**8)
 """From here on an output is finer than a step of 8 bits, however much finer its reference is."""
 
 TOLERANCE_DB = 1.0
+
+CAUSE_DB = 20 * math.log10(2)
+"""What makes half of an error or more is said to be its cause."""
 
 HEAD_SAMPLES = 4
 """As many samples of the first batch prove a model; where they don't, all of it is used."""
@@ -164,7 +168,12 @@ def _shortfall(
     elif reference_db >= JUDGEABLE_DB and not judgement.complete:
         yield _worse(reference_db, lowered_db)
     elif lowered_db < JUDGEABLE_DB:
-        yield (_unlike_training if plan.phase == "qat" else _coarse)(reference_db, lowered_db)
+        if plan.phase == "qat":
+            yield _unlike_training(reference_db, lowered_db)
+        elif min(judgement.clipped.values(), default=math.inf) < lowered_db + CAUSE_DB:
+            yield _beyond_ranges(judgement.clipped, lowered_db)
+        else:
+            yield _coarse(reference_db, lowered_db)
 
 
 def reference_number_findings(
@@ -239,6 +248,16 @@ def _coarse(reference_db: float, lowered_db: float) -> Finding:
         f"only {lowered_db:.1f} dB against float on the first batch; no kernel is wrong, and the "
         f"reference conversion gives {reference_db:.1f} dB: the scheme is too coarse",
         hint="find the sites that hurt, leave them float or give them another observer",
+    )
+
+
+def _beyond_ranges(clipped: Mapping[str, float], lowered_db: float) -> Finding:
+    return Finding(
+        "QR203",
+        f"only {lowered_db:.1f} dB against float on the first batch, which goes beyond the "
+        f"calibrated range of {listed([*clipped])}: clipping alone leaves "
+        f"{min(clipped.values()):.1f} dB there",
+        hint=RANGES_CURE,
     )
 
 

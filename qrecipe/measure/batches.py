@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from qrecipe._torch_ao import quiet
 from qrecipe.calibration import Forward, limited, unusable_batch
-from qrecipe.errors import CalibrationError, Finding, first_line
+from qrecipe.errors import CalibrationError, Finding, PlanError, first_line
 from qrecipe.inputs import Inputs
 from qrecipe.remedies import remedy
 
@@ -57,7 +57,9 @@ def run_batch(model: nn.Module, batch: Any, index: int, forward: Forward | None)
                 forward(model, batch)
     except Exception as error:
         helping = None if forward is not None else remedy(model, batch)
-        raise unusable_batch(batch, index, first_line(error), helping) from error
+        # what does not fit the signature is a finding already, and its code is another
+        why = error.findings[0].message if isinstance(error, PlanError) else first_line(error)
+        raise unusable_batch(batch, index, why, helping) from error
 
 
 def calls_of(
