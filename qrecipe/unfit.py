@@ -130,6 +130,11 @@ def _is_finite(tensor: Tensor) -> bool:
         return True
     if tensor.layout != torch.strided:
         return True
+    return all_finite(tensor)
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether a floating tensor has neither NaN nor infinity."""
     with torch.no_grad():
         # the sum alone is quick, and may overflow
         return math.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from qrecipe._torch_fx import BackendConfig, ConvertCustomConfig, PrepareCustomConfig
 from qrecipe.assembly import forget_preparation, mark_prepared
 from qrecipe.backend import backend_config
-from qrecipe.calibration import Forward, calibrate
+from qrecipe.calibration import calibrate
 from qrecipe.copying import with_parts
 from qrecipe.errors import (
     AuditError,
@@ -32,6 +32,7 @@ from qrecipe.fx.emission import SITE, emit
 from qrecipe.fx.padding import pad_explicitly
 from qrecipe.fx.structure import structure_findings
 from qrecipe.inventory import Inventory, Part
+from qrecipe.loaders import Forward
 from qrecipe.measure.outofplace import without_changes_in_place
 from qrecipe.nested import map_tensors
 from qrecipe.planning import Plan, Site
