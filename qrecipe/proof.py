@@ -14,6 +14,7 @@ from qrecipe._torch_fx import FusedConvBatchNorm, FusedLinearBatchNorm
 from qrecipe.copying import runnable_copy
 from qrecipe.errors import Finding, PlanError, first_line, quoted_whole
 from qrecipe.inputs import bind
+from qrecipe.names import leave_float
 from qrecipe.operations import Member, joined
 from qrecipe.trials import try_out
 from qrecipe.values import Example, difference
@@ -88,9 +89,7 @@ def prove_prepared(prepared: fx.GraphModule, fused: fx.GraphModule, example: Exa
         Finding(
             "QR306",
             f"prepared, {shown} computes something else than in the model: {found}",
-            hint=f'leave it float: [rules.module_name] {quoted_whole(site)} = "float"'
-            if site
-            else "quantize parts of it: [fx] roots",
+            hint=leave_float(site) if site else "quantize parts of it: [fx] roots",
         )
     )
 

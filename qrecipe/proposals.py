@@ -27,9 +27,11 @@ _REWRITE = (
     "rewrite this line without control flow on tensors, or move what can be traced into a "
     "submodule and name that in [fx] roots"
 )
-_OF_TORCH = (
-    "torch computes it as one operation; rules reach the torch.nn.Linear of a module of your own"
+OF_TORCH = (
+    "torch computes it as one operation, and no rule reaches what is inside; rules reach the "
+    "torch.nn.Linear of a module of your own"
 )
+"""Why the layers in an encoder or an attention of torch's stay float, and what to do about it."""
 
 
 def with_advice(error: TraceError, model: nn.Module, inputs: Inputs, table: FxTable) -> TraceError:
@@ -47,7 +49,7 @@ def with_advice(error: TraceError, model: nn.Module, inputs: Inputs, table: FxTa
     if roots := _roots(model, error.path, inputs, table, calls):
         proposed.append(f"trace the parts that can be: [fx] roots = {_toml_list(roots)}")
     is_torchs = type(model.get_submodule(error.at)).__module__.startswith("torch.nn.modules")
-    hint, *others = proposed or [_OF_TORCH if is_torchs else _REWRITE]
+    hint, *others = proposed or [OF_TORCH if is_torchs else _REWRITE]
     notes = tuple(f"or {other}" for other in others)
     return TraceError(replace(finding, hint=hint, notes=notes))
 

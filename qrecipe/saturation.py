@@ -12,7 +12,7 @@ from torch import nn
 
 from qrecipe.inventory import Inventory, Match
 from qrecipe.kernels import refusal
-from qrecipe.normalize import TAKES_WEIGHT
+from qrecipe.normalize import MULTIPLIES_WEIGHT
 from qrecipe.qconfigs import quantized_range
 from qrecipe.recipe import QConfigSpec
 from qrecipe.rules import Decision
@@ -68,4 +68,4 @@ def takes_weight(match: Match) -> bool:
     """Whether the operation is a convolution or a linear layer, as a module or a function."""
     if match.module is not None:
         return isinstance(match.module, _WEIGHTED)
-    return any(node.target in TAKES_WEIGHT for node in match.nodes)
+    return any(node.target in MULTIPLIES_WEIGHT for node in match.nodes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from qrecipe.errors import Finding, PlanError, first_line
 from qrecipe.inputs import Inputs, arguments
 from qrecipe.nested import parts_of, tensors_in
+from qrecipe.process import random_numbers_kept
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"_buffers", "_parameters"}
 _DEEPEST = 4
@@ -38,6 +40,26 @@ def try_inputs(probe: nn.Module, inputs: Inputs, owner: nn.Module) -> Any:
         raise
     except Exception as error:
         raise unusable(error) from error
+
+
+@contextmanager
+def drawing_nothing() -> Iterator[None]:
+    """Raises ``PlanError`` (QR306) if a forward that runs inside draws random numbers.
+
+    The caller's stay where they are.
+    """
+    with random_numbers_kept():
+        before = torch.get_rng_state()
+        yield
+        drew = not torch.equal(before, torch.get_rng_state())
+    if drew:
+        raise PlanError(
+            Finding(
+                "QR306",
+                "the model's forward draws random numbers in eval mode",
+                hint="nothing that is measured on it could be compared; draw them outside",
+            )
+        )
 
 
 CANNOT_TAKE = "the model cannot take the example inputs: "

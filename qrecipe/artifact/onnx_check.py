@@ -14,8 +14,8 @@ from qrecipe._torch_ao import quiet
 from qrecipe.errors import AuditError, Finding, first_line
 from qrecipe.fx.numerics import TOLERANCE_DB
 from qrecipe.fx.reference import RIGHT_DB, hold
+from qrecipe.names import leave_float
 from qrecipe.nested import tensors_in
-from qrecipe.rules import rule_for
 from qrecipe.sqnr import output_sqnr_db
 
 _FLIPPED = 0.01
@@ -44,7 +44,7 @@ def checked_output(decomposed: fx.GraphModule, prepared: fx.GraphModule, inputs:
                     "QR414",
                     f"exported, {name} computes something else: {value:.1f} dB from the float "
                     "module on equal input and with equal weights",
-                    hint=f'leave it float: [rules.module_name] {rule_for(name)} = "float"',
+                    hint=leave_float(name),
                 )
                 for name, value in held.wrong.items()
             ]

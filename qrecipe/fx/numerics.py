@@ -20,9 +20,9 @@ from qrecipe.fx.judgement import (
 )
 from qrecipe.fx.weights import rounding_weights_fast
 from qrecipe.inputs import Inputs, batch_size, head
+from qrecipe.names import leave_float
 from qrecipe.nested import UncopyableError
 from qrecipe.planning import Plan
-from qrecipe.rules import rule_for
 from qrecipe.sqnr import output_sqnr_db
 
 JUDGEABLE_DB = 15.0
@@ -182,7 +182,7 @@ def reference_number_findings(
             f"the reference module of {name} ({sites[name].op}) computes something else: "
             f"{value:.1f} dB from the float module on equal input and with equal weights",
             sites[name].rule.location,
-            hint=f'leave it float: [rules.module_name] {rule_for(name)} = "float"',
+            hint=leave_float(name),
         )
     if proof.sqnr_db is not None and _is_coarse(proof) and not wrong:
         yield _coarse(proof.sqnr_db, proof.sqnr_db)

@@ -24,7 +24,7 @@ from qrecipe.fx.weights import quantized_weight
 from qrecipe.sqnr import sqnr_db
 
 RIGHT_DB = 30.0
-"""Below this two modules compute different things from one input."""
+"""Below this two modules, or a kernel and its reference, compute different things."""
 
 
 @dataclass(frozen=True, slots=True)
