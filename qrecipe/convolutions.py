@@ -227,7 +227,7 @@ def _is_fast_depthwise(shape: _Shape) -> bool:
 
 
 def _shape(match: Match) -> _Shape | None:
-    """None for what is no convolution, and for a function whose weight is computed."""
+    """None for other operations, and for a function whose weight is computed."""
     module = match.module
     if isinstance(module, nn.modules.conv._ConvNd):
         return _Shape(

@@ -80,7 +80,7 @@ def _nothing(asking: list[RuleVerdict], missed: tuple[_Missed, ...]) -> Finding:
     if any(each.sites for each in asking):
         return Finding(
             "QR221",
-            f"nothing is quantized: all that {rules} could decide is float by nearer rules",
+            f"nothing is quantized: nearer rules leave float all that {rules} could decide",
             hint=_ACCEPT,
         )
     return Finding(

@@ -61,7 +61,7 @@ def batch_inputs(model: nn.Module, batch: Any, forward: Forward | None) -> Input
     """What the model itself is called with for a batch, without running it.
 
     Raises ``CalibrationError`` (QR402) where the batch does not fit, ``PlanError`` (QR306) for what
-    is no model.
+    is not a model.
     """
     check_is_model(model)
     if forward is None:
@@ -209,7 +209,7 @@ def check_finite(batch: Any, index: int) -> None:
                 Finding(
                     "QR403",
                     f"batch {index} has {count} NaN or infinite of {tensor.numel()} values",
-                    hint="one such batch spoils every range behind it; clean or skip it",
+                    hint="one such batch spoils every range after it; clean or skip it",
                 )
             )
 

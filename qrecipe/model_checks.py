@@ -112,7 +112,7 @@ def _attribute_findings(model: nn.Module, recipe: Recipe) -> Iterator[Finding]:
             known = [known for known in vars(model) if not known.startswith("_")]
             yield Finding(
                 "QR301",
-                f'fx.preserved_attributes "{name}" is no attribute of the model\'s own',
+                f'fx.preserved_attributes "{name}" is not an attribute of the model itself',
                 hint=did_you_mean(name, known),
                 key="fx.preserved_attributes",
             )

@@ -35,7 +35,7 @@ def exceeds_seven_bits(spec: TensorSpec) -> bool:
 def readers_of_seven_bits(
     inventory: Inventory, decisions: Mapping[str, Decision], backend: Backend
 ) -> dict[str, str]:
-    """The operations whose result reaches a kernel that is to read 7 bits, and that kernel's name.
+    """The operations whose result reaches a kernel that must read 7 bits, and that kernel's name.
 
     Their result may pass through operations that copy or reshape. A result with a fixed range of 8
     bits would make such a kernel saturate.

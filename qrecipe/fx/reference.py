@@ -1,6 +1,6 @@
 """A reference conversion held against the float modules that it was made from.
 
-torch's reference modules are written anew from the float ones, and leave out what torch forgot. A
+torch's reference modules are made anew from the float ones, and lack what torch forgot to copy. A
 reference that shares a fault with a kernel cannot judge it, and for a backend that is exported to
 the reference is the product.
 """

@@ -109,7 +109,7 @@ def _weight(node: fx.Node, modules: dict[str, nn.Module]) -> _Weight | None:
 
 
 def _inner(module: nn.Module) -> nn.Module:
-    """What a fused module calls first, the module itself where it is no fused one."""
+    """What a fused module calls first, or the module itself if it is not fused."""
     return module[0] if isinstance(module, nn.Sequential) and len(module) else module
 
 

@@ -42,7 +42,7 @@ def _comes_once(batches: object) -> bool:
     try:
         return isinstance(batches, Iterable) and iter(batches) is iter(batches)
     except Exception:
-        return False  # what is wrong with it is said where it is read
+        return False  # the fault is reported where it is read
 
 
 def run_quietly(model: nn.Module, batch: Any, index: int, forward: Forward | None) -> None:
