@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from qrecipe.copying import runnable_copy
 from qrecipe.errors import Finding, PlanError, first_line
 from qrecipe.inputs import Inputs, arguments
 from qrecipe.nested import parts_of, tensors_in
@@ -60,6 +62,32 @@ def drawing_nothing() -> Iterator[None]:
                 hint="nothing that is measured on it could be compared; draw them outside",
             )
         )
+
+
+def first_calls(model: nn.Module, paths: Collection[str], inputs: Inputs) -> dict[str, Inputs]:
+    """What each of some submodules is called with first in a run; those not called are left out.
+
+    Raises ``PlanError`` as `try_inputs` does.
+    """
+    taken: dict[str, Inputs] = {}
+    probe = runnable_copy(model)
+    for path in paths:
+        hook = partial(_take, taken, path)
+        probe.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True)
+    with random_numbers_kept():
+        try_inputs(probe, inputs.cloned(), model)
+    return taken
+
+
+def _take(
+    taken: dict[str, Inputs],
+    path: str,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> None:
+    if path not in taken:  # cloned, for what follows may write to them
+        taken[path] = Inputs(args, dict(kwargs)).cloned()
 
 
 CANNOT_TAKE = "the model cannot take the example inputs: "

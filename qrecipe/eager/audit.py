@@ -38,7 +38,7 @@ def audit(
     Raises ``AuditError``: another class or weight (QR410), a wrong kernel (QR411), a model that
     gives NaN (QR412) or does not run (QR413).
     """
-    findings = list(_structure_findings(plan, prepared, converted))
+    findings = list(_structure_findings(plan, converted))
     if not findings:
         findings = list(_numeric_findings(plan, prepared, converted, sample))
     errors = [finding for finding in findings if CODES[finding.code].error is not None]
@@ -48,7 +48,7 @@ def audit(
         warn(finding, lint)
 
 
-def _structure_findings(plan: Plan, prepared: nn.Module, converted: nn.Module) -> Iterator[Finding]:
+def _structure_findings(plan: Plan, converted: nn.Module) -> Iterator[Finding]:
     planned = {site.name: site for site in plan.sites}
     for path, module in converted.named_modules():
         site, became = planned.get(path), module_became(module)
