@@ -50,8 +50,8 @@ def keep_float(x: Any) -> Any:
     """The identity, set between two operations until conversion is over.
 
     Fusing and matching take no pattern across it, and lowering, which takes whatever stands
-    between dequantize and quantize for a quantized operation, decided or not, leaves what is
-    behind it alone.
+    between dequantize and quantize for a quantized operation, decided or not, leaves what
+    follows it alone.
     """
     return x
 

@@ -206,7 +206,7 @@ def _float(reason: str, *, honoured: bool = True) -> Outcome:
 class _Judge:
     """One operation before its backend; ``earlier`` holds the outcomes of its producers.
 
-    ``reader`` is a kernel that gets the result and is to read 7 bits, if there is one.
+    ``reader`` is a kernel that gets the result and must read 7 bits, if there is one.
     """
 
     match: Match
@@ -257,7 +257,7 @@ class _Judge:
         if isinstance(leader, str):
             return _float(f"its range is fixed, and {leader}")
         if self.reader is not None:
-            return _float(f"its range is fixed at 8 bits, and {self.reader} is to read 7")
+            return _float(f"its range is fixed at 8 bits, and {self.reader} must read 7")
         for config in self.dtype_configs:
             output = config.output_dtype_with_constraints
             if _DTYPE_NAMES.get(output.dtype) == leader.dtype:

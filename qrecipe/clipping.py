@@ -54,10 +54,12 @@ class Clipped:
         """What is clipped of the width that was seen, zero included."""
         return _outside(self.kept, self.seen) / (span(self.seen) or 1.0)
 
-    def __str__(self) -> str:
+    @property
+    def extent(self) -> str:
+        """The share and the two ranges, in words."""
         (low, high), (lowest, highest) = self.kept, self.seen
-        seen = f"of {lowest:.3g} to {highest:.3g} it keeps {low:.3g} to {high:.3g}"
-        return f"{self.site} by {self.share:.0%} ({seen})"
+        kept = f"keeping {low:.3g} to {high:.3g} of {lowest:.3g} to {highest:.3g}"
+        return f"by {self.share:.0%} ({kept})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +110,8 @@ class Clipping:
         return self.shows_below(BAD_DB) and cost is not None and cost.first_db >= JUDGEABLE_DB
 
     def __str__(self) -> str:
-        clipped = f"clipped are {_listed(self.clipped)}"
-        return clipped if self.cost is None else f"{clipped}; {self.cost}"
+        told = _told(self.clipped)
+        return told if self.cost is None else f"{told}; {self.cost}"
 
 
 @contextmanager
@@ -118,8 +120,8 @@ def farthest_kept(
 ) -> Iterator[Mapping[fx.GraphModule, Farthest]]:
     """Keep of each part the call that leaves the range of its last observer by most.
 
-    What is clipped at the output is made good nowhere. The first batch would show nothing of it: an
-    average clings to that very one.
+    Nothing later makes up for what is clipped at the output. The first batch would not show it,
+    since an average clings to that one.
     """
     kept: dict[fx.GraphModule, Farthest] = {}
     handles = []
@@ -159,7 +161,7 @@ class _Watch:
         self._calls += 1
 
     def _reach(self) -> float:
-        """How far the last call left the average; of other observers, how wide they are by now.
+        """How far the last call left the average; of other observers, how wide they have become.
 
         What an observer has seen grows with the very call that reaches farther.
         """
@@ -218,10 +220,12 @@ def _beginning(average: Average, batches: int) -> str:
     return f"{what}, which weighs {average.first_weight:.0%}"
 
 
-def _listed(clipped: Sequence[Clipped]) -> str:
-    shown = ", ".join(map(str, clipped[:_MOST_NAMED]))
+def _told(clipped: Sequence[Clipped]) -> str:
+    first = [f"{each.site} is clipped {each.extent}" for each in clipped[:1]]
+    others = [f"{each.site} {each.extent}" for each in clipped[1:_MOST_NAMED]]
+    told = ", ".join([*first, *others])
     more = len(clipped) - _MOST_NAMED
-    return f"{shown} and {more} more" if more > 0 else shown
+    return f"{told} and {more} more" if more > 0 else told
 
 
 def _seen(

@@ -12,13 +12,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
 
 from qrecipe import cpu
 from qrecipe.inventory import Match
+from qrecipe.normalize import stored
 from qrecipe.schema import Backend, TensorSpec
 
 Engine = Literal["fbgemm", "onednn"]
+
+_ENGINES = ("x86", "fbgemm", "onednn")
+"""Those whose convolutions are told apart here; x86 chooses between the others."""
 
 _EXACT_LEVELS = 127
 """fbgemm's depthwise kernel is exact for inputs that span no more integers than 7 bits do."""
@@ -103,7 +107,7 @@ def detour(
     ``levels`` is how many integers the input spans, its quant_max - quant_min.
     """
     shape = _shape(match)
-    if shape is None or backend not in ("x86", "fbgemm", "onednn"):
+    if shape is None or backend not in _ENGINES:
         return None
     if backend == "onednn" and shape.pads_output:
         return "onednn has no transposed convolution with output_padding"
@@ -167,7 +171,7 @@ def is_slow(
 ) -> bool:
     """Whether a convolution takes 2 to 200 times longer than in float, on the CPU at hand."""
     shape = _shape(match)
-    if shape is None or backend not in ("x86", "fbgemm", "onednn"):
+    if shape is None or backend not in _ENGINES:
         return False
     if shape.transposed:
         return shape.is_depthwise
@@ -247,7 +251,7 @@ def _is_fast_depthwise(shape: _Shape) -> bool:
 
 
 def _shape(match: Match) -> _Shape | None:
-    """None for what is no convolution, and for a function whose weight is computed."""
+    """None for other operations, and for a function whose weight is computed."""
     module = match.module
     if isinstance(module, nn.modules.conv._ConvNd):
         return _Shape(
@@ -286,10 +290,9 @@ def _shape(match: Match) -> _Shape | None:
 def _stored_weight(match: Match) -> Any:
     node = match.nodes[0]
     source, graph_module = node.args[1], node.graph.owning_module
-    if graph_module is None or getattr(source, "op", None) != "get_attr":
+    if graph_module is None or not isinstance(source, fx.Node) or source.op != "get_attr":
         return None
-    path, _, name = str(source.target).rpartition(".")  # type: ignore[union-attr]
-    return getattr(graph_module.get_submodule(path), name)
+    return stored(source, graph_module)
 
 
 def _is_symmetric(weight: TensorSpec | None) -> bool:

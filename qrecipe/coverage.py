@@ -16,6 +16,7 @@ from qrecipe.inventory import Inventory, Match
 from qrecipe.normalize import TAKES_WEIGHT
 from qrecipe.operations import ModelStructure, enclosing
 from qrecipe.planning import Plan, RuleVerdict, Site
+from qrecipe.proposals import OF_TORCH
 from qrecipe.rules import describe, listed
 from qrecipe.signatures import canonical_module_type
 from qrecipe.values import FEW_SAMPLES
@@ -25,10 +26,6 @@ _LEAST_SHARE = 0.1
 _SHOWN = 4
 
 _ACCEPT = 'accept it: [lint] ignore = ["QR221"]'
-_OPAQUE = (
-    "torch computes it as one operation, and no rule reaches what is inside; rules reach the "
-    "torch.nn.Linear of a module of your own"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +80,7 @@ def _nothing(asking: list[RuleVerdict], missed: tuple[_Missed, ...]) -> Finding:
     if any(each.sites for each in asking):
         return Finding(
             "QR221",
-            f"nothing is quantized: all that {rules} could decide is float by nearer rules",
+            f"nothing is quantized: nearer rules leave float all that {rules} could decide",
             hint=_ACCEPT,
         )
     return Finding(
@@ -127,7 +124,7 @@ def _out_of_reach(
         return alteration(module) or "rules by type match exactly, and it is of a subclass"
     inside = (p for p in structure.modules if path in enclosing(p)[1:])
     if any(wanted & (structure.modules[p] | structure.bases[p]) for p in inside):
-        return _OPAQUE
+        return OF_TORCH
     return None
 
 

@@ -53,7 +53,7 @@ def cannot_be_preserved(name: str) -> Finding:
 
 
 def rename_taken(graph: fx.Graph, root: nn.Module) -> None:
-    """Let the graph call what stands in ``root`` by inner names, which ``root`` gets besides."""
+    """Let the graph call what stands in ``root`` by inner names, which ``root`` gets as well."""
     for node in graph.nodes:
         if node.op not in ("call_module", "get_attr") or inner(node.target) == node.target:
             continue

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from qrecipe.errors import Finding, SchemaError, shown
+from qrecipe.errors import Finding, SchemaError, quoted_whole, shown
 
 MAX_PATTERN_LENGTH = 500
 SEPARATORS = frozenset(".:#")
@@ -81,6 +81,11 @@ def is_exact(text: str) -> bool:
 def literal(name: str) -> str:
     """The pattern that means this name alone."""
     return "".join(f"[{each}]" if each in _SPECIAL else each for each in name)
+
+
+def leave_float(name: str) -> str:
+    """The hint to leave a site or module float, with the rule that says so."""
+    return f'leave it float: [rules.module_name] {quoted_whole(literal(name))} = "float"'
 
 
 def selects(pattern: NamePattern, name: str) -> bool:

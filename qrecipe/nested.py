@@ -1,7 +1,7 @@
 """Values within values: the one way in which batches and outputs are taken apart.
 
 Containers are mappings, tuples, lists, deques, dataclasses, and classes that are registered with
-torch's pytree. Everything else is a leaf: tensors, and objects that nobody looks into.
+torch's pytree. Everything else is a leaf: tensors, and objects that are not looked into.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Packing:
     """Makes containers like one that was seen, around other values in place of some leaves.
 
     A graph calls it where its model makes a container with a class of its own; no constructor
-    runs again, whatever it would do. ``open_leaves`` are those that it is to be given.
+    runs again. ``open_leaves`` are the leaves that it takes as arguments.
     """
 
     def __init__(self, like: Any, is_open: Callable[[Any], bool]) -> None:

@@ -61,12 +61,17 @@ _TWIN_OF_FUNCTION: dict[Any, Any] = {
 }
 
 _BINARY_FUNCTIONS = frozenset({torch.add, torch.mul, torch.matmul})
-TAKES_WEIGHT = frozenset(
+MULTIPLIES_WEIGHT = frozenset(
     {
-        *(F.linear, F.conv1d, F.conv2d, F.conv3d, F.layer_norm, F.instance_norm, F.group_norm),
-        *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.batch_norm, F.embedding),
+        *(F.linear, F.conv1d, F.conv2d, F.conv3d),
+        *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
     }
 )
+"""Linear layers and convolutions as functions."""
+
+TAKES_WEIGHT = MULTIPLIES_WEIGHT | {
+    *(F.layer_norm, F.instance_norm, F.group_norm, F.batch_norm, F.embedding)
+}
 """Functions that read their weight and bias as arguments."""
 
 _WEIGHTED = ("input", "weight", "bias")
@@ -149,6 +154,12 @@ def is_floating(node: fx.Node) -> bool:
     """Whether the node computes floating-point tensors; sizes, masks and indices don't."""
     value: Value = node.meta["value"]
     return value.is_float
+
+
+def stored(node: fx.Node, graph_module: fx.GraphModule) -> Any:
+    """The parameter, buffer or other attribute that a ``get_attr`` node reads."""
+    path, _, name = str(node.target).rpartition(".")
+    return getattr(graph_module.get_submodule(path), name)
 
 
 def is_plumbing(node: fx.Node) -> bool:
@@ -255,8 +266,7 @@ def _separate_tied_weights(graph_module: fx.GraphModule) -> None:
     for node in nodes:
         if node.op != "get_attr" or str(node.target).rpartition(".")[0] not in called:
             continue
-        owner, _, name = str(node.target).rpartition(".")
-        tensor = getattr(graph_module.get_submodule(owner), name)
+        tensor = stored(node, graph_module)
         alias = free_name(graph_module, str(node.target).replace(".", "_"))
         if isinstance(tensor, nn.Parameter):
             graph_module.register_parameter(alias, tensor)
@@ -366,8 +376,7 @@ def _spell_out_word(node: fx.Node, graph_module: fx.GraphModule) -> None:
     weight, word = node.args[1], node.args[4]
     if not isinstance(word, str) or not isinstance(weight, fx.Node) or weight.op != "get_attr":
         return
-    owner, _, name = str(weight.target).rpartition(".")
-    kernel = getattr(graph_module.get_submodule(owner), name).shape[2:]
+    kernel = stored(weight, graph_module).shape[2:]
     padding = _in_numbers(word, tuple(kernel), node.args[5])
     node.args = (*node.args[:4], padding, *node.args[5:])
 

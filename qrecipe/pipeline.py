@@ -1,21 +1,16 @@
-"""The steps behind one another: plan, compile, prepare, calibrate, convert, audit."""
+"""The steps in their order: plan, compile, prepare, calibrate, convert, audit."""
 
 from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
-from itertools import chain
-from types import NoneType
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import fx, nn
-from torch.nn.parameter import is_lazy
 
-from qrecipe._torch_ao import QConfig
 from qrecipe._torch_fx import (
     BackendConfig,
     ConvertCustomConfig,
@@ -25,42 +20,27 @@ from qrecipe._torch_fx import (
 from qrecipe.architecture import module_settings
 from qrecipe.around import around_findings, call_findings, dtype_findings
 from qrecipe.assembly import PreparedState, forget_preparation, mark_prepared, prepared_state
-from qrecipe.backend import backend_config, mode_of
-from qrecipe.calibration import Forward, calibrate, inputs_of_batch, peek
+from qrecipe.backend import backend_config
+from qrecipe.calibration import calibrate
 from qrecipe.contents import Architecture
 from qrecipe.copying import with_parts
-from qrecipe.coverage import coverage_findings
-from qrecipe.eager.inventory import take_inventory as eager_inventory
+from qrecipe.deciding import decide, inventory_of, plan_of, warn_of_missed
 from qrecipe.eager.part import EagerPart
-from qrecipe.errors import (
-    CalibrationError,
-    Finding,
-    PlanError,
-    TraceError,
-    did_you_mean,
-    error_from,
-)
+from qrecipe.errors import CalibrationError, Finding, PlanError, error_from
 from qrecipe.fx import execution
 from qrecipe.fx.numerics import Sample
 from qrecipe.fx.parts import CompiledPart, Configs, compile_part
-from qrecipe.graph_names import cannot_be_preserved, is_taken
-from qrecipe.inputs import EMPTY, Inputs, is_empty
-from qrecipe.inventory import Inventory, take_inventory
-from qrecipe.lineage import attach, make_provenance, quantized_part
+from qrecipe.inputs import Inputs
+from qrecipe.lineage import attach, make_provenance
 from qrecipe.linting import warn
+from qrecipe.loaders import Forward, inputs_of_batch, peek
 from qrecipe.neutral import neutral
 from qrecipe.operations import joined
-from qrecipe.planning import Plan, make_plan
-from qrecipe.plugins import load_plugins
+from qrecipe.planning import Plan
 from qrecipe.progress import Progress
-from qrecipe.proposals import with_advice
 from qrecipe.ranges import check_calibrated, check_trained
 from qrecipe.recipe import Recipe, load_recipe
-from qrecipe.remedies import remedy
-from qrecipe.rules import resolve
 from qrecipe.target import TargetCpu, unjudged_finding, unjudged_sites
-from qrecipe.trials import CANNOT_TAKE
-from qrecipe.unfit import broken_values, check_is_model, wrapper_findings
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,28 +214,8 @@ def plan(model: nn.Module, recipe: Recipe | str | os.PathLike[str], example_inpu
     """
     loaded = load_recipe(recipe)
     made = decide(model, loaded, Inputs.from_batch(example_inputs))
-    _say_what_is_missed(made, loaded)
+    warn_of_missed(made, loaded)
     return made
-
-
-def decide(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Plan:
-    """As `plan`; what the plan warns of is left to the caller."""
-    return _decided(model, inventory_of(model, recipe, inputs), recipe, inputs)
-
-
-def _decided(model: nn.Module, inventory: Inventory, recipe: Recipe, inputs: Inputs) -> Plan:
-    made = make_plan(inventory, recipe)
-    if "QR221" in recipe.lint.ignore:
-        return made
-    missed = coverage_findings(made, inventory, model, inputs)
-    return replace(made, warnings=(*missed, *made.warnings))
-
-
-def _say_what_is_missed(plan: Plan, recipe: Recipe) -> None:
-    """The one warning of a plan that must be heard where nobody prints the plan."""
-    for finding in plan.warnings:
-        if finding.code == "QR221":
-            warn(finding, recipe.lint)
 
 
 @neutral
@@ -279,7 +239,7 @@ def _compile(
     model: nn.Module, recipe: Recipe, inputs: Inputs, target_cpu: TargetCpu
 ) -> CompiledRecipe:
     compiled = compile_decided(model, recipe, inputs, target_cpu)
-    _say_what_is_missed(compiled.plan, recipe)
+    warn_of_missed(compiled.plan, recipe)
     return compiled
 
 
@@ -356,7 +316,7 @@ def compile_decided(
 ) -> CompiledRecipe:
     """As `compile`; what the plan warns of is left to the caller."""
     inventory = inventory_of(model, recipe, inputs)
-    decided = _decided(model, inventory, recipe, inputs)
+    decided = plan_of(model, inventory, recipe, inputs)
     if not decided.is_for_export:
         execution.check_engine(recipe.backend)  # before anybody calibrates or trains
     unjudged = unjudged_sites(decided, target_cpu)
@@ -380,163 +340,6 @@ def compile_decided(
     return CompiledRecipe(
         decided, recipe, whole, whole, parts, configs, architecture, inputs, unjudged
     )
-
-
-def inventory_of(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Inventory:
-    """The model traced and fused as the recipe wants it, and its sites.
-
-    Raises ``PlanError`` at the place in the recipe that is at fault.
-    """
-    load_plugins(recipe)
-    config = backend_config(recipe.backend, recipe.phase)
-    try:
-        _check_model(model, recipe)
-        if is_empty(inputs.batch):
-            raise PlanError(Finding("QR307", f"{CANNOT_TAKE}{EMPTY}", hint="pass a few samples"))
-        try:
-            inventory = take_inventory(model, inputs, recipe.fx, config, recipe.phase)
-        except TraceError as error:
-            untraced = _untraced_inventory(model, recipe, inputs, error)
-            if untraced is None:
-                raise with_advice(error, model, inputs, recipe.fx) from error
-            inventory = untraced
-    except PlanError as error:
-        raise error_from(
-            _completed(finding, model, recipe, inputs) for finding in error.findings
-        ) from error
-    for finding in inventory.doubts:
-        warn(finding, recipe.lint)
-    return inventory
-
-
-def _completed(finding: Finding, model: nn.Module, recipe: Recipe, inputs: Inputs) -> Finding:
-    """The finding with its place in the recipe, or with what lets the model take the inputs."""
-    if finding.key is not None:
-        return replace(finding, location=recipe.origin(finding.key))
-    helping = remedy(model, inputs.batch) if finding.code == "QR307" else None
-    return finding if helping is None else replace(finding, hint=helping.value)
-
-
-def _untraced_inventory(
-    model: nn.Module, recipe: Recipe, inputs: Inputs, error: TraceError
-) -> Inventory | None:
-    """The sites for eager mode, where rules ask for modules that need no trace, and nothing else.
-
-    None where they ask for more.
-    """
-    if recipe.fx.roots or recipe.phase == "qat":
-        return None
-    config = backend_config(recipe.backend, recipe.phase)
-    static = any(rule.qconfig and mode_of(rule.qconfig) == "static" for rule in recipe.rules)
-    try:
-        inventory = eager_inventory(model, inputs, recipe.fx, config, error.findings[0])
-    except PlanError:
-        if static:
-            return None
-        raise  # what is wrong with the model or its inputs, whether it can be traced or not
-    decisions = resolve(inventory.structure, recipe.rules).decisions.values()
-    asked = {mode_of(decision.rule.qconfig) for decision in decisions if decision.rule.qconfig}
-    on_functions = any(
-        rule.tier == "function" and rule.qconfig and not rule.optional for rule in recipe.rules
-    )
-    if not asked or "static" in asked or on_functions:
-        return None
-    return inventory
-
-
-def _check_model(model: nn.Module, recipe: Recipe) -> None:
-    check_is_model(model)
-    findings = (
-        [*wrapper_findings(model), *_quantized_findings(model)]
-        or [*_model_findings(model), *_attribute_findings(model, recipe)]
-        or [*broken_values(model)]
-    )
-    if findings:
-        raise error_from(findings)
-    if model.training:
-        warn(
-            Finding(
-                "QR202",
-                "the model is in training mode; its copy is quantized in eval mode",
-                hint="call model.eval() first, so that what you compare with is the same",
-            ),
-            recipe.lint,
-        )
-
-
-def _quantized_findings(model: nn.Module) -> Iterator[Finding]:
-    found = quantized_part(model)
-    if found is not None:
-        yield Finding(
-            "QR306",
-            f"the model {found}",
-            hint="pass the float model that it was made from",
-        )
-
-
-def _model_findings(model: nn.Module) -> Iterator[Finding]:
-    for path, module in model.named_modules():
-        if _has_own_qconfig(module):
-            yield Finding(
-                "QR306",
-                f"{joined(path, 'qconfig')} has a name that torch's quantization writes to",
-                hint="give it another name",
-            )
-            return
-        shadowed = next((name for name in module._modules if hasattr(nn.Module, name)), None)
-        if shadowed is not None:
-            yield Finding(
-                "QR306",
-                f"{joined(path, shadowed)} is a submodule with the name of a method of all modules",
-                hint="give it another name",
-            )
-            return
-    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
-        if is_lazy(tensor):
-            yield Finding(
-                "QR306",
-                f"{name} has no shape yet: it is lazy",
-                hint="run the model once on an example first",
-            )
-            return
-        if tensor.is_floating_point() and tensor.dtype != torch.float32:
-            yield Finding(
-                "QR306",
-                f"{name} is {str(tensor.dtype).removeprefix('torch.')}: quantization starts "
-                "from a float32 model",
-                hint="call model.float() on it, or on a copy of it",
-            )
-            return
-    for name, tensor in model.named_parameters():
-        if tensor.device.type != "cpu":
-            yield Finding(
-                "QR306",
-                f"{name} is on {tensor.device}: the quantized kernels run on the CPU",
-                hint='call model.to("cpu") on it, or on a copy of it',
-            )
-            return
-
-
-def _has_own_qconfig(module: nn.Module) -> bool:
-    """Whether a module's ``qconfig`` is another thing than what torch's quantization put there."""
-    members = (module._modules, module._parameters, module._buffers)
-    value = vars(module).get("qconfig")
-    return any("qconfig" in each for each in members) or not isinstance(value, (QConfig, NoneType))
-
-
-def _attribute_findings(model: nn.Module, recipe: Recipe) -> Iterator[Finding]:
-    """What ``[fx] preserved_attributes`` names has to be an attribute of the caller's own."""
-    for name in recipe.fx.preserved_attributes:
-        if not hasattr(model, name) or name.startswith("_") or hasattr(nn.Module, name):
-            known = [known for known in vars(model) if not known.startswith("_")]
-            yield Finding(
-                "QR301",
-                f'fx.preserved_attributes "{name}" is no attribute of the model\'s own',
-                hint=did_you_mean(name, known),
-                key="fx.preserved_attributes",
-            )
-        elif is_taken(name):
-            yield cannot_be_preserved(name)
 
 
 def _no_batches() -> CalibrationError:

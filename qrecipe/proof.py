@@ -14,6 +14,7 @@ from qrecipe._torch_fx import FusedConvBatchNorm, FusedLinearBatchNorm
 from qrecipe.copying import runnable_copy
 from qrecipe.errors import Finding, PlanError, first_line, quoted_whole
 from qrecipe.inputs import bind
+from qrecipe.names import leave_float
 from qrecipe.operations import Member, joined
 from qrecipe.trials import try_out
 from qrecipe.values import Example, difference
@@ -35,7 +36,7 @@ def prove_fused(fused: fx.GraphModule, model: nn.Module, path: str, example: Exa
     raise PlanError(
         Finding(
             "QR306",
-            f"fused, {_shown(members)} computes something else than in the model: {found}",
+            f"{_shown(members)} computes something else once it is fused: {found}",
             hint=_left_whole(members),
         )
     )
@@ -87,10 +88,8 @@ def prove_prepared(prepared: fx.GraphModule, fused: fx.GraphModule, example: Exa
     raise PlanError(
         Finding(
             "QR306",
-            f"prepared, {shown} computes something else than in the model: {found}",
-            hint=f'leave it float: [rules.module_name] {quoted_whole(site)} = "float"'
-            if site
-            else "quantize parts of it: [fx] roots",
+            f"{shown} computes something else once it is prepared: {found}",
+            hint=leave_float(site) if site else "quantize parts of it: [fx] roots",
         )
     )
 
@@ -137,7 +136,7 @@ def _first_unlike(
 
 
 def _members(node: fx.Node | None) -> tuple[Member, ...]:
-    """The operations that a node stands for, in order; none for what is no operation."""
+    """The operations that a node stands for, in order; none for other nodes."""
     meta: Mapping[str, Any] = {} if node is None else node.meta
     members: tuple[Member, ...] = meta.get("members", (meta["member"],) if "member" in meta else ())
     return members

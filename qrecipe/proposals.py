@@ -5,20 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
-from typing import Any
 
 from torch import nn
 
-from qrecipe.copying import runnable_copy
 from qrecipe.errors import PlanError, TraceError, quoted_whole
 from qrecipe.inputs import Inputs, constants
 from qrecipe.operations import enclosing
-from qrecipe.process import random_numbers_kept
 from qrecipe.roots import prove_whole
 from qrecipe.schema import FxTable
 from qrecipe.tracing import UntraceableError, trace
-from qrecipe.trials import try_inputs
+from qrecipe.trials import first_calls
 from qrecipe.values import FEW_SAMPLES, record_values
 
 _MOST_KEPT_OUT = 50
@@ -27,9 +23,11 @@ _REWRITE = (
     "rewrite this line without control flow on tensors, or move what can be traced into a "
     "submodule and name that in [fx] roots"
 )
-_OF_TORCH = (
-    "torch computes it as one operation; rules reach the torch.nn.Linear of a module of your own"
+OF_TORCH = (
+    "torch computes it as one operation, and no rule reaches what is inside; rules reach the "
+    "torch.nn.Linear of a module of your own"
 )
+"""Why the layers in an encoder or an attention of torch's stay float, and what to do about it."""
 
 
 def with_advice(error: TraceError, model: nn.Module, inputs: Inputs, table: FxTable) -> TraceError:
@@ -47,7 +45,7 @@ def with_advice(error: TraceError, model: nn.Module, inputs: Inputs, table: FxTa
     if roots := _roots(model, error.path, inputs, table, calls):
         proposed.append(f"trace the parts that can be: [fx] roots = {_toml_list(roots)}")
     is_torchs = type(model.get_submodule(error.at)).__module__.startswith("torch.nn.modules")
-    hint, *others = proposed or [_OF_TORCH if is_torchs else _REWRITE]
+    hint, *others = proposed or [OF_TORCH if is_torchs else _REWRITE]
     notes = tuple(f"or {other}" for other in others)
     return TraceError(replace(finding, hint=hint, notes=notes))
 
@@ -140,25 +138,8 @@ def _calls(model: nn.Module, inputs: Inputs) -> dict[str, Inputs]:
 
     Of all of them, where the model cannot take so few. Raises ``PlanError`` as `try_inputs` does.
     """
+    paths = [path for path, module in model.named_modules() if not path or list(module.children())]
     try:
-        return _calls_of(model, inputs.first_samples(FEW_SAMPLES))
+        return first_calls(model, paths, inputs.first_samples(FEW_SAMPLES))
     except PlanError:
-        return _calls_of(model, inputs)
-
-
-def _calls_of(model: nn.Module, inputs: Inputs) -> dict[str, Inputs]:
-    taken: dict[str, Inputs] = {}
-    probe = runnable_copy(model)
-    for path, module in probe.named_modules():
-        if not path or list(module.children()):
-            module.register_forward_pre_hook(partial(_take, taken, path), with_kwargs=True)
-    with random_numbers_kept():
-        try_inputs(probe, inputs.cloned(), model)
-    return taken
-
-
-def _take(
-    taken: dict[str, Inputs], path: str, module: nn.Module, args: Any, kwargs: Mapping[str, Any]
-) -> None:
-    if path not in taken:  # cloned, for what follows may write to them
-        taken[path] = Inputs(args, dict(kwargs)).cloned()
+        return first_calls(model, paths, inputs)

@@ -1,7 +1,7 @@
-"""Warnings that one thread holds back, with nothing left behind in the filters of the process.
+"""Warnings that one thread holds back, without lasting filters in the process.
 
-``warnings.catch_warnings`` puts back the filters that it found: where two threads use it at once,
-the later one puts back those of the earlier, for good.
+``warnings.catch_warnings`` restores the filters that it found: where two threads use it at once,
+the later one restores those of the earlier one, and they stay.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def held_back(notices: Sequence[Notice]) -> Iterator[None]:
         yield
     finally:
         _remove(added, home)
-        if warnings.filters is not home:  # somebody's catch_warnings has copied them meanwhile
+        if warnings.filters is not home:  # a catch_warnings elsewhere has copied them meanwhile
             _remove(added, warnings.filters)  # type: ignore[arg-type]
 
 

@@ -170,7 +170,7 @@ def remedy(model: nn.Module, batch: Any) -> Remedy | None:
 def _is_change(selection: _Selection, steps: Sequence[_Step]) -> bool:
     try:
         return selection.changed(steps) is not None
-    except Exception:  # a value that is no tensor may be anything
+    except Exception:  # what is not a tensor may be anything
         return False
 
 

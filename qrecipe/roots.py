@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any
 
 from torch import nn
 
@@ -13,7 +11,7 @@ from qrecipe.errors import Finding, PlanError, did_you_mean, error_from, first_l
 from qrecipe.inputs import Inputs
 from qrecipe.process import random_numbers_kept
 from qrecipe.proof import FLIPPED
-from qrecipe.trials import try_inputs, try_out
+from qrecipe.trials import first_calls, try_out
 from qrecipe.values import FEW_SAMPLES, difference
 
 
@@ -25,14 +23,7 @@ def inputs_of_roots(model: nn.Module, inputs: Inputs, roots: Sequence[str]) -> d
     that writes to the model's parameters (QR306).
     """
     _check(model, roots)
-    taken: dict[str, Inputs] = {}
-    probe = runnable_copy(model)
-    for path in roots:
-        probe.get_submodule(path).register_forward_pre_hook(
-            partial(_take, taken, path), with_kwargs=True
-        )
-    with random_numbers_kept():
-        try_inputs(probe, inputs.cloned(), model)
+    taken = first_calls(model, roots, inputs)
     uncalled = [path for path in roots if path not in taken]
     if uncalled:
         raise error_from(
@@ -45,17 +36,6 @@ def inputs_of_roots(model: nn.Module, inputs: Inputs, roots: Sequence[str]) -> d
             for path in uncalled
         )
     return {path: taken[path] for path in roots}
-
-
-def _take(
-    taken: dict[str, Inputs],
-    path: str,
-    module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-) -> None:
-    if path not in taken:  # cloned, for what follows may write to them
-        taken[path] = Inputs(args, dict(kwargs)).cloned()
 
 
 def prove_whole(model: nn.Module, graphs: Mapping[str, nn.Module], inputs: Inputs) -> None:

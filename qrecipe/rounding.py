@@ -34,7 +34,7 @@ def code_range(observer: ObserverBase) -> Extremes | None:
     """The values that kernels can tell apart with the scale of an observer.
 
     ``reduce_range`` makes the scale larger and clips nothing: kernels use all codes of the dtype.
-    None where there is no one scale for the tensor.
+    None where the tensor has more than one scale.
     """
     grid = _grid(observer)
     if grid is None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from qrecipe.inventory import Inventory, Match
 from qrecipe.kernels import refusal
-from qrecipe.normalize import TAKES_WEIGHT
+from qrecipe.normalize import MULTIPLIES_WEIGHT
 from qrecipe.qconfigs import quantized_range
 from qrecipe.recipe import QConfigSpec
 from qrecipe.rules import Decision
@@ -35,7 +35,7 @@ def exceeds_seven_bits(spec: TensorSpec) -> bool:
 def readers_of_seven_bits(
     inventory: Inventory, decisions: Mapping[str, Decision], backend: Backend
 ) -> dict[str, str]:
-    """The operations whose result reaches a kernel that is to read 7 bits, and that kernel's name.
+    """The operations whose result reaches a kernel that must read 7 bits, and that kernel's name.
 
     Their result may pass through operations that copy or reshape. A result with a fixed range of 8
     bits would make such a kernel saturate.
@@ -68,4 +68,4 @@ def takes_weight(match: Match) -> bool:
     """Whether the operation is a convolution or a linear layer, as a module or a function."""
     if match.module is not None:
         return isinstance(match.module, _WEIGHTED)
-    return any(node.target in TAKES_WEIGHT for node in match.nodes)
+    return any(node.target in MULTIPLIES_WEIGHT for node in match.nodes)

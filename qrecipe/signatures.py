@@ -165,7 +165,7 @@ def _by_class(kind: Kind, name: str) -> str | None:
             if wanted in (_plain(known), _plain(found.target)):
                 if of == kind:
                     return f"did you mean {shown(known)}?"
-                return f"it is no {kind}: write {of} = {shown(known)}"
+                return f"it belongs to the key {of}: write {of} = {shown(known)}"
     return None
 
 

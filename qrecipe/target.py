@@ -13,6 +13,11 @@ TargetCpu = Literal["this", "vnni"]
 """``"this"`` is the CPU at hand; ``"vnni"`` an x86 CPU with VNNI, whatever this one is."""
 
 
+def target_has_vnni(target_cpu: TargetCpu) -> bool:
+    """Whether the CPU that a model is made for has VNNI."""
+    return target_cpu == "vnni" or has_vnni()
+
+
 def unjudged_sites(plan: Plan, target_cpu: TargetCpu) -> tuple[str, ...]:
     """The sites whose kernels need VNNI, where this CPU has none: their eighth bit is not judged.
 

@@ -57,7 +57,7 @@ def trace(
     """The graph of a copy of the submodule at ``path``, in eval mode, and its scopes.
 
     The copy shares the parameters. Names in ``table`` are the whole model's; ``scopes`` are named
-    from the submodule on. ``fixed`` are the arguments of its forward that are no tensors.
+    from the submodule on. ``fixed`` are the arguments of its forward other than tensors.
 
     Raises ``TraceError``, with the submodule and the line where it cannot be traced.
     """
@@ -171,10 +171,10 @@ def _name_placeholders(graph: fx.Graph, root: nn.Module) -> None:
             node.target = parameter.name
     for node in list(graph.nodes):
         if node.target is assert_is_none:
-            _assert_for_good(graph, node)
+            _keep_assertion(graph, node)
 
 
-def _assert_for_good(graph: fx.Graph, node: fx.Node) -> None:
+def _keep_assertion(graph: fx.Graph, node: fx.Node) -> None:
     """Say the same with an assertion that does not count as dead code."""
     value, message = node.args
     with graph.inserting_before(node):
@@ -243,7 +243,7 @@ class _Tracer(QuantizationTracer):
         self.path = ""
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        # what forward draws or writes while it is traced is no business of the caller's
+        # what forward draws or writes while it is traced must not reach the caller
         with traced_alone(), random_numbers_kept():
             return super().trace(root, concrete_args)
 
@@ -271,7 +271,7 @@ class _Tracer(QuantizationTracer):
 
 
 def _is_made_again_by_torch(value: Any) -> bool:
-    """Whether FX makes the same of an argument: of one that is no container, or a plain one."""
+    """Whether FX makes the same of an argument: of a leaf, or of a plain container."""
     kind, parts = type(value), parts_of(value)
     if parts is None or kind in (dict, immutable_dict, list, immutable_list):
         return True
@@ -326,7 +326,7 @@ def _untraceable(error: Exception, path: str, at: str, model: nn.Module) -> Untr
     line = _user_line(error)
     if isinstance(error, _AutocastError):
         what = f"{where} is called under torch.autocast{f' at {line}' if line else ''}"
-        finding = Finding("QR305", f"{what}, which no graph keeps", hint=WITHOUT_AUTOCAST)
+        finding = Finding("QR305", f"{what}, which a graph does not keep", hint=WITHOUT_AUTOCAST)
         return UntraceableError(finding, path, at)
     why, hint = first_line(error), None
     hidden = hidden_modules(model) if why == _NOT_INSTALLED else None

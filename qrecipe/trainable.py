@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from qrecipe.backend import Outcome
 from qrecipe.errors import Finding
 from qrecipe.inventory import Inventory
+from qrecipe.names import leave_float
 from qrecipe.operations import Member, Operation
-from qrecipe.rules import Decision, rule_for
+from qrecipe.rules import Decision
 
 
 def shared_norm_findings(
@@ -33,8 +34,7 @@ def shared_norm_findings(
                 f"{module} is called {len(operations)} times and fused with a BatchNorm at "
                 f"{quantized[0]}: training cannot share it",
                 decisions[quantized[0]].rule.location,
-                hint=f"leave it float: [rules.module_name] {rule_for(quantized[0])} = "
-                '"float", or give each call a module of its own',
+                hint=f"{leave_float(quantized[0])}, or give each call a module of its own",
             )
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from qrecipe.copying import runnable_copy
 from qrecipe.errors import Finding, PlanError, first_line
 from qrecipe.inputs import Inputs, arguments
 from qrecipe.nested import parts_of, tensors_in
+from qrecipe.process import random_numbers_kept
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"_buffers", "_parameters"}
 _DEEPEST = 4
@@ -38,6 +42,52 @@ def try_inputs(probe: nn.Module, inputs: Inputs, owner: nn.Module) -> Any:
         raise
     except Exception as error:
         raise unusable(error) from error
+
+
+@contextmanager
+def drawing_nothing() -> Iterator[None]:
+    """Raises ``PlanError`` (QR306) if a forward that runs inside draws random numbers.
+
+    The caller's stay where they are.
+    """
+    with random_numbers_kept():
+        before = torch.get_rng_state()
+        yield
+        drew = not torch.equal(before, torch.get_rng_state())
+    if drew:
+        raise PlanError(
+            Finding(
+                "QR306",
+                "the model's forward draws random numbers in eval mode",
+                hint="nothing that is measured on it could be compared; draw them outside",
+            )
+        )
+
+
+def first_calls(model: nn.Module, paths: Collection[str], inputs: Inputs) -> dict[str, Inputs]:
+    """What each of some submodules is called with first in a run; those not called are left out.
+
+    Raises ``PlanError`` as `try_inputs` does.
+    """
+    taken: dict[str, Inputs] = {}
+    probe = runnable_copy(model)
+    for path in paths:
+        hook = partial(_take, taken, path)
+        probe.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True)
+    with random_numbers_kept():
+        try_inputs(probe, inputs.cloned(), model)
+    return taken
+
+
+def _take(
+    taken: dict[str, Inputs],
+    path: str,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> None:
+    if path not in taken:  # cloned, for what follows may write to them
+        taken[path] = Inputs(args, dict(kwargs)).cloned()
 
 
 CANNOT_TAKE = "the model cannot take the example inputs: "

@@ -1,4 +1,4 @@
-"""What cannot be quantized as it is given: no model, a model in a wrapper, weights that are NaN."""
+"""What cannot be quantized as it is: anything but a model, wrapped models, weights that are NaN."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SHOWN = 4
 
 
 def check_is_model(model: object) -> None:
-    """Raises ``PlanError`` (QR306) for what is no module, with what it is instead."""
+    """Raises ``PlanError`` (QR306) for anything but a module, with what it is instead."""
     if isinstance(model, nn.Module):
         return
     what, hint = instead_of_model(model)
@@ -34,7 +34,7 @@ def check_is_model(model: object) -> None:
 
 
 def instead_of_model(given: Any) -> tuple[str, str]:
-    """What was given that is no module, and how to get one."""
+    """What was given instead of a module, and how to get one."""
     kind = type(given).__name__
     if isinstance(given, type):
         return f"the class {given.__name__}", "pass an instance of it"
@@ -56,7 +56,7 @@ def _of_mapping(given: Mapping[Any, Any]) -> tuple[str, str]:
     kind = type(given).__name__
     for key, value in given.items():
         if isinstance(value, nn.Module):
-            return f"a {kind} with a model in it", f"pass what stands under {key!r} in it"
+            return f"a {kind} with a model in it", f"pass its element {key!r}"
     for key, value in given.items():
         if _is_state_dict(value):
             load = f"make the model, and model.load_state_dict(checkpoint[{key!r}])"
@@ -113,8 +113,8 @@ def broken_values(model: nn.Module) -> Iterator[Finding]:
         yield Finding(
             "QR306",
             f"NaN or infinity in {', '.join(names[:_SHOWN])}{more}",
-            hint="the float model computes with them too: did its training diverge? load weights "
-            "from before",
+            hint="the float model computes with them too: did its training diverge? load an "
+            "earlier checkpoint",
         )
 
 
@@ -130,6 +130,11 @@ def _is_finite(tensor: Tensor) -> bool:
         return True
     if tensor.layout != torch.strided:
         return True
+    return all_finite(tensor)
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether a floating tensor has neither NaN nor infinity."""
     with torch.no_grad():
         # the sum alone is quick, and may overflow
         return math.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
@@ -150,8 +155,8 @@ def hidden_modules(model: nn.Module) -> tuple[str, str] | None:
             if any(isinstance(part, nn.Module) and part not in registered for part in held):
                 kind = type(value).__name__
                 return (
-                    f"{joined(path, name)} is a plain {kind}, and the modules in it are no "
-                    "submodules of the model",
+                    f"{joined(path, name)} is a plain {kind}, and the modules in it are "
+                    "not submodules of the model",
                     f"make it a torch.nn.{container}, so that they are saved and quantized",
                 )
     return None

@@ -36,7 +36,7 @@ def test_a_quiet_first_batch_before_loud_ones_is_warned_about_with_the_ranges():
         converted = quantized([1, *[10] * 10], recipe(head='[lint]\nignore = ["QR203"]'))
     text = str(caught[0].message)
     assert "the moving averages cling to the first of 11 batches, which weighs 90%" in text
-    assert re.search(r"clipped are 0 by 6\d% \(of 0 to 1\d\.\d it keeps 0 to \d\.\d+\)", text)
+    assert re.search(r"0 is clipped by 6\d% \(keeping 0 to \d\.\d+ of 0 to 1\d\.\d\)", text)
     assert re.search(r"has \d+\.\d dB on the first batch and -?\d\.\d dB on batch \d", text)
     assert re.search(r'with "minmax" \d\d\.\d and \d\d\.\d dB', text)
     x = batches(10)[0]
@@ -147,7 +147,7 @@ def test_other_observers_than_averages_are_told_of_by_the_extremes_that_they_kee
     batches = rows(0.5, *[3] * 15)
     try:
         prepared = qrecipe.compile(model(), narrow, batches[0], target_cpu="vnni").prepare()
-        with pytest.warns(QRecipeWarning, match="^QR233.*clipped are") as caught:
+        with pytest.warns(QRecipeWarning, match="^QR233.*is clipped by") as caught:
             qrecipe.calibrate(prepared, batches, progress=silent)
     finally:
         registered.remove("observer", "quarter")

@@ -62,6 +62,15 @@ def points(*layers):
     return Net((16, 12, 12), nn.Linear(12, 12), nn.BatchNorm1d(12), *layers)
 
 
+def check_right_and_stored(model, found, mode, folder):
+    """The quantized model is near the float one, and comes back from a file to the bit."""
+    expected = found(model.batches[0])
+    assert sqnr_db(model(model.batches[0]), expected) > (10 if mode == "training" else 25)
+    qrecipe.save_quantized(found, folder / "m.safetensors")
+    loaded = qrecipe.load_quantized(folder / "m.safetensors", model)
+    assert torch.equal(loaded(model.batches[0]), expected)
+
+
 def test_torch_folds_a_batch_norm_along_the_features_where_it_normalises_the_points():
     model = points()
     found = converted(model, mapping(), model.batches[0])  # all of it float
@@ -73,11 +82,7 @@ def test_torch_folds_a_batch_norm_along_the_features_where_it_normalises_the_poi
 def test_a_batch_norm_over_points_is_not_folded_into_a_linear_layer(mode, layers, tmp_path):
     model = points(*layers)
     found = quantized(model, qrecipe.parse_recipe(RECIPES[mode]))
-    expected = found(model.batches[0])
-    assert sqnr_db(model(model.batches[0]), expected) > (10 if mode == "training" else 25)
-    qrecipe.save_quantized(found, tmp_path / "m.safetensors")
-    loaded = qrecipe.load_quantized(tmp_path / "m.safetensors", model)
-    assert torch.equal(loaded(model.batches[0]), expected)
+    check_right_and_stored(model, found, mode, tmp_path)
 
 
 def test_a_batch_norm_on_two_dimensions_is_folded_as_ever():
@@ -151,11 +156,7 @@ def test_a_batch_norm_without_weights_is_folded_trained_and_quantized_like_other
     keys = list(model.state_dict())
     found = quantized(model, qrecipe.parse_recipe(RECIPES[mode]))
     assert list(model.state_dict()) == keys
-    expected = found(model.batches[0])
-    assert sqnr_db(model(model.batches[0]), expected) > (10 if mode == "training" else 25)
-    qrecipe.save_quantized(found, tmp_path / "m.safetensors")
-    loaded = qrecipe.load_quantized(tmp_path / "m.safetensors", model)
-    assert torch.equal(loaded(model.batches[0]), expected)
+    check_right_and_stored(model, found, mode, tmp_path)
 
 
 def test_a_batch_norm_without_weights_learns_none_in_training():

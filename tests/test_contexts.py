@@ -243,6 +243,7 @@ print(converted(batches[0]).device)
 """
 
 
+@pytest.mark.slow
 def test_modules_that_are_first_imported_in_some_mode_keep_nothing_of_it():
     run = subprocess.run([sys.executable, "-c", FIRST_IMPORT], capture_output=True, text=True)
     assert (run.stdout.strip(), run.returncode) == ("cpu", 0), run.stderr

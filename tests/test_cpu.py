@@ -99,7 +99,7 @@ def test_a_fixed_range_that_only_feeds_a_product_or_the_output_needs_no_vnni(gat
     ).needs_vnni
 
 
-# --- a fixed range of 8 bits in front of a kernel that is to read 7
+# --- a fixed range of 8 bits in front of a kernel that must read 7
 
 
 class Functions(nn.Module):

@@ -239,7 +239,7 @@ def test_a_module_that_was_not_swapped_is_found(model, tokens, monkeypatch):
     monkeypatch.setattr("qrecipe.eager.part.quantize_dynamic", lambda model, rules, inplace: model)
     with pytest.raises(AuditError, match="is planned dynamic and became float"):
         qrecipe.quantize(model, DYNAMIC, example_inputs=tokens)
-    assert eager_audit.RIGHT_KERNEL_DB == 30
+    assert eager_audit.RIGHT_DB == 30
 
 
 # --- what runs on the way

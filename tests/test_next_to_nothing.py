@@ -74,7 +74,7 @@ CASES = {
         recipe('[rules.module_type]\n"torch.nn.Conv2d" = "float"'),
         IMAGE,
         "nothing",
-        "float by nearer rules",
+        "nearer rules leave float",
     ),
 }
 

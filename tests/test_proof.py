@@ -82,7 +82,7 @@ def test_a_plan_names_what_is_fused_to_something_else(wrong_fusing, text, phase,
     with pytest.raises(PlanError) as caught:
         qrecipe.plan(blocks(), parsed(text, phase, fx), batches(1)[0])
     assert str(caught.value) == (
-        "QR306 fused, block.0, block.1, block.2 computes something else than in the model: "
+        "QR306 block.0, block.1, block.2 computes something else once it is fused: "
         "a tensor differs\n"
         "  leave the module around it as it is, and float: "
         '[fx] non_traceable_module_name = ["block"]'
@@ -110,7 +110,7 @@ def test_what_is_prepared_to_something_else_is_refused_before_calibration(
     wrong_preparing, phase, fx
 ):
     compiled = qrecipe.compile(blocks(), parsed(STATIC, phase, fx), batches(1)[0])
-    with pytest.raises(PlanError, match=r"QR306 prepared, block.0, block.1, block.2 computes some"):
+    with pytest.raises(PlanError, match=r"QR306 block.0, block.1, block.2 .* once it is prepared"):
         compiled.prepare()
 
 
@@ -122,7 +122,7 @@ def test_quantize_takes_one_batch_of_a_model_that_is_prepared_wrongly(wrong_prep
             taken.append(batch)
             yield batch
 
-    with pytest.raises(PlanError, match="QR306 prepared"):
+    with pytest.raises(PlanError, match=r"QR306 .* once it is prepared"):
         qrecipe.quantize(blocks(), parsed(STATIC), loader(), progress=silent)
     assert len(taken) == 1
 

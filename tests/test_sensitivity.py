@@ -18,6 +18,7 @@ from torch import nn
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 import qrecipe
+from qrecipe.deciding import inventory_of
 from qrecipe.errors import (
     AuditError,
     ExecutionError,
@@ -30,7 +31,6 @@ from qrecipe.measure.exact import Replay
 from qrecipe.measure.fidelity import Totals
 from qrecipe.measure.isolation import Kernel, wrap
 from qrecipe.measure.ranking import RankedSite, Ranking
-from qrecipe.pipeline import inventory_of
 from qrecipe.qconfigs import qconfig
 
 FEW = '[lint]\nignore = ["QR201", "QR203", "QR206", "QR210"]\n'

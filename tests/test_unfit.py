@@ -42,7 +42,7 @@ def message(call):
 NO_MODELS = {
     "state_dict": (lambda: mlp().state_dict(), "is a state_dict", "load_state_dict"),
     "checkpoint": (lambda: {"epoch": 3, "net": mlp().state_dict()}, "with a state_dict", "'net'"),
-    "pickled": (lambda: {"epoch": 3, "model": mlp()}, "with a model in it", "under 'model'"),
+    "pickled": (lambda: {"epoch": 3, "model": mlp()}, "with a model in it", "element 'model'"),
     "path": (lambda: "model.pt", "is a path", "load_state_dict"),
     "pair": (lambda: (mlp(), ROWS), "with a model in it", "element 0"),
     "class": (lambda: nn.Linear, "is the class Linear", "an instance"),

@@ -28,6 +28,7 @@ from qrecipe.inputs import bind
 from qrecipe.linting import warn
 from qrecipe.nested import Packing, parts_of
 from qrecipe.neutral import neutral
+from qrecipe.normalize import stored
 from qrecipe.outputs import return_tensors
 from qrecipe.pipeline import CompiledRecipe
 from qrecipe.process import alone
@@ -202,12 +203,7 @@ def _fold_weights(graph_module: fx.GraphModule) -> None:
 
 
 def _values(graph_module: fx.GraphModule, node: fx.Node) -> list[Any]:
-    return [_attribute(graph_module, arg) if isinstance(arg, fx.Node) else arg for arg in node.args]
-
-
-def _attribute(graph_module: fx.GraphModule, node: fx.Node) -> Any:
-    path, _, name = str(node.target).rpartition(".")
-    return getattr(graph_module.get_submodule(path), name)
+    return [stored(arg, graph_module) if isinstance(arg, fx.Node) else arg for arg in node.args]
 
 
 def _spell_out(graph_module: fx.GraphModule, node: fx.Node) -> None:

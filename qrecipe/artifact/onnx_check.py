@@ -14,8 +14,8 @@ from qrecipe._torch_ao import quiet
 from qrecipe.errors import AuditError, Finding, first_line
 from qrecipe.fx.numerics import TOLERANCE_DB
 from qrecipe.fx.reference import RIGHT_DB, hold
+from qrecipe.names import leave_float
 from qrecipe.nested import tensors_in
-from qrecipe.rules import rule_for
 from qrecipe.sqnr import output_sqnr_db
 
 _FLIPPED = 0.01
@@ -42,9 +42,9 @@ def checked_output(decomposed: fx.GraphModule, prepared: fx.GraphModule, inputs:
             [
                 Finding(
                     "QR414",
-                    f"exported, {name} computes something else: {value:.1f} dB from the float "
-                    "module on equal input and with equal weights",
-                    hint=f'leave it float: [rules.module_name] {rule_for(name)} = "float"',
+                    f"{name} computes something else once it is exported: {value:.1f} dB from "
+                    "the float module on equal input and with equal weights",
+                    hint=leave_float(name),
                 )
                 for name, value in held.wrong.items()
             ]
@@ -58,7 +58,7 @@ def file_findings(content: bytes, inputs: Any, expected: Any, as_float: Any) -> 
     ``expected`` is the output of the model that was exported, ``as_float`` that of the float
     model. The file runs as it is written, in float between its quantizing steps: what
     onnxruntime's optimizer would put in their places can saturate on a CPU without VNNI, and is
-    no matter of the file. A wrong file is QR414; one that cannot be run here is a warning, QR415.
+    not the file's fault. A wrong file is QR414; one that cannot be run here is a warning, QR415.
     """
     if importlib.util.find_spec("onnxruntime") is None:
         return
@@ -110,7 +110,7 @@ def _mostly_equal(expected: Tensor, actual: Tensor) -> bool:
 def _wrong(what: str) -> Finding:
     return Finding(
         "QR414",
-        f"run by onnxruntime, the exported file gives something else: {what}",
+        f"the exported file gives something else in onnxruntime: {what}",
         hint="torch's exporter has lost something: leave parts of the model float until the file "
         "is right, and report the model",
     )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qrecipe.graph_names import outer
+from qrecipe.normalize import stored
 from qrecipe.operations import joined
 from qrecipe.packing import repacked, unpacked
 
@@ -121,7 +122,4 @@ def _graph_roles(graph_module: fx.GraphModule) -> Iterator[tuple[str, Role]]:
 
 
 def _stored_value(node: fx.Node, graph_module: fx.GraphModule) -> Any:
-    if node.op != "get_attr":
-        return None
-    path, _, name = str(node.target).rpartition(".")
-    return getattr(graph_module.get_submodule(path), name)
+    return stored(node, graph_module) if node.op == "get_attr" else None

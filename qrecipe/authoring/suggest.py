@@ -11,13 +11,13 @@ from torch import nn
 from qrecipe.authoring.suggest_description import description
 from qrecipe.authoring.suggest_float import refusals, rules_of_float_sites
 from qrecipe.authoring.suggest_subject import Scheme, Subject
+from qrecipe.deciding import inventory_of
 from qrecipe.errors import Finding, PlanError, TraceError, UnsupportedError
 from qrecipe.inputs import Inputs
 from qrecipe.inventory import Inventory
 from qrecipe.lineage import quantized_part
 from qrecipe.measure.overlay import fitting, float_rules, merged_rules
 from qrecipe.neutral import neutral
-from qrecipe.pipeline import inventory_of
 from qrecipe.planning import Plan, make_plan
 from qrecipe.proposals import traceable_parts
 from qrecipe.recipe import Recipe, parse_recipe

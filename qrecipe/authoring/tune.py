@@ -27,15 +27,15 @@ from qrecipe.authoring.tune_log import TrialLog, open_log
 from qrecipe.authoring.tune_result import Budget, TuningResult, found
 from qrecipe.authoring.tune_search import Search
 from qrecipe.backend import can_honour
-from qrecipe.calibration import Forward, inputs_of_batch, peek
 from qrecipe.copying import runnable_copy
+from qrecipe.deciding import inventory_of
 from qrecipe.errors import ExecutionError, Finding, counted, shown
 from qrecipe.inventory import Inventory
 from qrecipe.linting import warn
+from qrecipe.loaders import Forward, inputs_of_batch, peek
 from qrecipe.measure.analysis import Evaluate
 from qrecipe.measure.batches import rereadable
 from qrecipe.neutral import neutral
-from qrecipe.pipeline import inventory_of
 from qrecipe.planning import Plan, make_plan
 from qrecipe.progress import Progress, terminal_progress
 from qrecipe.recipe import Recipe, load_recipe

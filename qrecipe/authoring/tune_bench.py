@@ -15,7 +15,6 @@ from qrecipe.authoring.tune_candidate import Candidate, Lever, digest_of
 from qrecipe.authoring.tune_frontier import SiteCost
 from qrecipe.authoring.tune_log import TrialLog, again
 from qrecipe.authoring.tune_search import Measured, Trial
-from qrecipe.calibration import Forward, limited
 from qrecipe.copying import runnable_copy
 from qrecipe.errors import (
     ExecutionError,
@@ -24,6 +23,7 @@ from qrecipe.errors import (
     RecipeError,
     first_line,
 )
+from qrecipe.loaders import Forward, limited
 from qrecipe.measure.analysis import Evaluate, sensitivity
 from qrecipe.measure.comparison import compare
 from qrecipe.measure.fidelity import finite_or_none

@@ -7,13 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from qrecipe.cpu import has_vnni
 from qrecipe.errors import RecipeError
 from qrecipe.measure.overlay import overlay_recipe
 from qrecipe.planning import Plan
 from qrecipe.recipe import Recipe
 from qrecipe.schema import TensorSpec
-from qrecipe.target import TargetCpu
+from qrecipe.target import TargetCpu, target_has_vnni
 
 _ON_X86 = ("x86", "fbgemm", "onednn")
 _EIGHT_BITS = ("int8", "uint8")
@@ -71,7 +70,7 @@ def _levers(recipe: Recipe, plan: Plan, target_cpu: TargetCpu) -> Iterator[Lever
             if _takes_extremes(spec)
         },
     )
-    if (target_cpu == "vnni" or has_vnni()) and recipe.backend in _ON_X86:
+    if target_has_vnni(target_cpu) and recipe.backend in _ON_X86:
         yield Lever(
             "all 8 bits for activations (needs a CPU with VNNI)",
             {name: {"reduce_range": False} for name, s in activations.items() if s.reduce_range},

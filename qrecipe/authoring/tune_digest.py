@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from qrecipe import _version
 from qrecipe.artifact.tensors import bytes_of
-from qrecipe.cpu import has_vnni
-from qrecipe.target import TargetCpu
+from qrecipe.target import TargetCpu, target_has_vnni
 
 _COMPRESSED_ROWS = (torch.sparse_csr, torch.sparse_bsr)
 _COMPRESSED_COLUMNS = (torch.sparse_csc, torch.sparse_bsc)
@@ -30,8 +29,7 @@ def model_digest(model: nn.Module) -> str:
 
 def environment(target_cpu: TargetCpu) -> str:
     """What accuracies depend on beside model and recipe: the versions, and the kernels' CPU."""
-    with_vnni = target_cpu == "vnni" or has_vnni()
-    vnni = "a CPU with VNNI" if with_vnni else "a CPU without VNNI"
+    vnni = "a CPU with VNNI" if target_has_vnni(target_cpu) else "a CPU without VNNI"
     return f"torch {torch.__version__}, qrecipe {_version.__version__}, {vnni}"
 
 

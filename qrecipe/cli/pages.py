@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from qrecipe.calibration import peek
 from qrecipe.cli.progress import bar
 from qrecipe.cli.usercode import UserFunction
 from qrecipe.errors import QRecipeError, QRecipeWarning
 from qrecipe.lineage import Provenance, make_provenance, provenance
+from qrecipe.loaders import peek
 from qrecipe.measure.analysis import sensitivity
 from qrecipe.measure.drifting import drift
 from qrecipe.measure.report_pages import Activations, Ranked

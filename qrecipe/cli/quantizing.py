@@ -14,7 +14,7 @@ from torch import nn
 
 from qrecipe.artifact.saving import save_quantized
 from qrecipe.assembly import prepared_state
-from qrecipe.calibration import calibrate, describe_batch, inputs_of_batch, peek
+from qrecipe.calibration import calibrate
 from qrecipe.cli.output import fail_on, out, out_json
 from qrecipe.cli.progress import activity, bar
 from qrecipe.cli.results import Calibrated, Metric, Result, result_json, result_text
@@ -22,6 +22,7 @@ from qrecipe.cli.subjects import Subject, load_subject, required_inputs
 from qrecipe.cli.usercode import UserCode, UserFunction, user_output
 from qrecipe.errors import CalibrationError, Finding, QRecipeError
 from qrecipe.inputs import Inputs
+from qrecipe.loaders import describe_batch, inputs_of_batch, peek
 from qrecipe.measure.latency import compare_latency
 from qrecipe.measure.sizes import model_size
 from qrecipe.pipeline import CompiledRecipe, compile_decided

@@ -35,7 +35,7 @@ def suggest(
             "--batches",
             min=1,
             metavar="N",
-            help="How many batches there are to calibrate with; few want another observer.",
+            help="How many batches there are to calibrate with; few call for another observer.",
         ),
     ] = None,
     out: OutOption = None,

@@ -14,13 +14,13 @@ from qrecipe.converted import differs, module_became, weight_problem
 from qrecipe.copying import runnable_copy
 from qrecipe.dynamic_kernels import expected_output, with_weight_of
 from qrecipe.errors import CODES, Finding, error_from, first_line
-from qrecipe.fx.judgement import RIGHT_KERNEL_DB
 from qrecipe.fx.numerics import JUDGEABLE_DB, Sample
+from qrecipe.fx.reference import RIGHT_DB
 from qrecipe.inputs import Inputs
 from qrecipe.linting import warn
+from qrecipe.names import leave_float
 from qrecipe.nested import tensors_in
 from qrecipe.planning import Plan, Site
-from qrecipe.rules import rule_for
 from qrecipe.schema import LintTable
 from qrecipe.sqnr import output_sqnr_db, sqnr_db
 from qrecipe.tracing import WITHOUT_AUTOCAST
@@ -38,7 +38,7 @@ def audit(
     Raises ``AuditError``: another class or weight (QR410), a wrong kernel (QR411), a model that
     gives NaN (QR412) or does not run (QR413).
     """
-    findings = list(_structure_findings(plan, prepared, converted))
+    findings = list(_structure_findings(plan, converted))
     if not findings:
         findings = list(_numeric_findings(plan, prepared, converted, sample))
     errors = [finding for finding in findings if CODES[finding.code].error is not None]
@@ -48,7 +48,7 @@ def audit(
         warn(finding, lint)
 
 
-def _structure_findings(plan: Plan, prepared: nn.Module, converted: nn.Module) -> Iterator[Finding]:
+def _structure_findings(plan: Plan, converted: nn.Module) -> Iterator[Finding]:
     planned = {site.name: site for site in plan.sites}
     for path, module in converted.named_modules():
         site, became = planned.get(path), module_became(module)
@@ -157,12 +157,12 @@ def _judged(
             return None
         # without hooks of the caller's, which are no business of the kernel
         reached = sqnr_db(expected, kernel.forward(*inputs.args, **dict(inputs.kwargs)))
-    if reached >= RIGHT_KERNEL_DB:
+    if reached >= RIGHT_DB:
         return None
     return Finding(
         "QR411",
         f"the quantized kernel of {site.name} ({site.op}) computes something else: "
         f"{reached:.1f} dB from its reference on equal input",
         site.rule.location,
-        hint=f'leave it float: [rules.module_name] {rule_for(site.name)} = "float"',
+        hint=leave_float(site.name),
     )

@@ -5,19 +5,17 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 
 from qrecipe._torch_fx import BackendConfig, ObservationType
 from qrecipe.copying import runnable_copy
-from qrecipe.errors import Finding, PlanError
+from qrecipe.errors import Finding
 from qrecipe.inputs import Inputs
 from qrecipe.inventory import Inventory, Match, module_names
 from qrecipe.normalize import base_names, module_member
 from qrecipe.operations import Kind, ModelStructure, Operation, enclosing
-from qrecipe.process import random_numbers_kept
 from qrecipe.schema import FxTable
-from qrecipe.trials import try_inputs
+from qrecipe.trials import drawing_nothing, try_inputs
 
 
 def take_inventory(
@@ -58,13 +56,8 @@ def _called(model: nn.Module, inputs: Inputs) -> list[str]:
     for path, module in probe.named_modules():
         if path:
             module.register_forward_pre_hook(partial(_note, called, path))
-    with random_numbers_kept():
-        before = torch.get_rng_state()
+    with drawing_nothing():
         try_inputs(probe, inputs.cloned(), model)
-        if not torch.equal(before, torch.get_rng_state()):
-            raise PlanError(
-                Finding("QR306", "the model's forward draws random numbers in eval mode")
-            )
     return list(called)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from qrecipe._torch_fx import QConfigMapping
 from qrecipe.altered import keep_float, make_affine
-from qrecipe.normalize import CALLS, TAKES_WEIGHT
+from qrecipe.normalize import CALLS, TAKES_WEIGHT, stored
 from qrecipe.outputs import restore_constants
 from qrecipe.planning import Plan, Site
 from qrecipe.qconfigs import qconfig
@@ -80,9 +80,8 @@ def _weight(node: fx.Node, graph_module: fx.GraphModule) -> Tensor | None:
     source = node.args[1] if node.target in TAKES_WEIGHT and len(node.args) > 1 else None
     if not isinstance(source, fx.Node) or source.op != "get_attr":
         return None
-    path, _, name = str(source.target).rpartition(".")
-    stored: Tensor = getattr(graph_module.get_submodule(path), name)
-    return stored
+    weight: Tensor = stored(source, graph_module)
+    return weight
 
 
 def site_of(node: fx.Node) -> str | None:

@@ -38,7 +38,7 @@ from qrecipe.fx.emission import Emission, erase_keep_float, site_of
 from qrecipe.fx.sharing import share_connected_observers
 from qrecipe.graph_names import keep_state_names
 from qrecipe.nested import tensors_in
-from qrecipe.normalize import CALLS, TAKES_WEIGHT
+from qrecipe.normalize import CALLS, TAKES_WEIGHT, stored
 from qrecipe.packing import packed_convolution
 from qrecipe.process import random_numbers_kept
 from qrecipe.schema import Backend, Phase
@@ -236,8 +236,7 @@ def _weights(reference: fx.GraphModule, sites: Collection[str]) -> dict[str, tor
 def _computed(node: fx.Node, graph_module: fx.GraphModule) -> Any:
     """What a node gives that reads nothing but what is stored."""
     if node.op == "get_attr":
-        path, _, name = str(node.target).rpartition(".")
-        return getattr(graph_module.get_submodule(path), name)
+        return stored(node, graph_module)
     target: Any = node.target
     args: Any = fx.map_arg(node.args, lambda source: _computed(source, graph_module))
     return target(*args)

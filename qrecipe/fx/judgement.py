@@ -16,14 +16,12 @@ from qrecipe.errors import Finding
 from qrecipe.fx.emission import observed_name, site_of
 from qrecipe.fx.reference import RIGHT_DB
 from qrecipe.inputs import Inputs, bind
+from qrecipe.names import leave_float
 from qrecipe.planning import Plan, Site
-from qrecipe.rules import listed, rule_for
+from qrecipe.rules import listed
 from qrecipe.saturation import ADDS_IN_16_BITS
 from qrecipe.schema import Backend, Phase
 from qrecipe.sqnr import output_sqnr_db, sqnr_db
-
-RIGHT_KERNEL_DB = RIGHT_DB
-"""Below this a kernel and its reference compute different things from one quantized input."""
 
 CLIPPED_DB = 20.0
 """Below this what a range cuts off alone is a tenth of a tensor."""
@@ -75,7 +73,7 @@ def judge_sites(
     differ = {
         name: value
         for name, value in judged.items()
-        if name in quantized and value < RIGHT_KERNEL_DB and not _is_finer(quantized[name])
+        if name in quantized and value < RIGHT_DB and not _is_finer(quantized[name])
     }
     saturated: dict[str, float] = {}
     if any(_may_saturate(quantized[name], plan.backend) for name in differ):
@@ -84,7 +82,7 @@ def judge_sites(
             name: value
             for name, value in differ.items()
             if _may_saturate(quantized[name], plan.backend)
-            and narrow.get(name, -math.inf) >= RIGHT_KERNEL_DB
+            and narrow.get(name, -math.inf) >= RIGHT_DB
         }
     weighed = {name for name, site in quantized.items() if site.verdict == "quantized"}
     return Judgement(
@@ -108,7 +106,7 @@ def wrong_kernel_findings(plan: Plan, judgement: Judgement) -> Iterator[Finding]
             f"the quantized kernel of {name} ({sites[name].op}) computes something else: "
             f"{value:.1f} dB from its reference on equal input",
             sites[name].rule.location,
-            hint=f'leave it float: [rules.module_name] {rule_for(name)} = "float"',
+            hint=leave_float(name),
         )
 
 
@@ -183,7 +181,6 @@ def _run_both(
     limit: Limit,
 ) -> _Run:
     """Both graphs on one input, the reference going on with what the kernels gave."""
-    """
     collector = _Collector(converted, reference, backend, limit)
     with torch.no_grad(), quiet():
         actual = collector.run(*bind(converted, converted, inputs))

@@ -14,17 +14,18 @@ from qrecipe._torch_ao import quiet
 from qrecipe.errors import Finding, first_line
 from qrecipe.fx.judgement import (
     RANGES_CURE,
-    RIGHT_KERNEL_DB,
     Judgement,
     judge_sites,
     saturation_findings,
     wrong_kernel_findings,
 )
+from qrecipe.fx.reference import RIGHT_DB
 from qrecipe.fx.weights import rounding_weights_fast
 from qrecipe.inputs import Inputs, batch_size, head
+from qrecipe.names import leave_float
 from qrecipe.nested import UncopyableError
 from qrecipe.planning import Plan
-from qrecipe.rules import listed, rule_for
+from qrecipe.rules import listed
 from qrecipe.sqnr import output_sqnr_db
 
 JUDGEABLE_DB = 15.0
@@ -163,7 +164,7 @@ def _whole_findings(
 def _shortfall(
     plan: Plan, judgement: Judgement, reference_db: float, lowered_db: float
 ) -> Iterator[Finding]:
-    if judgement.output_db is not None and judgement.output_db < RIGHT_KERNEL_DB:
+    if judgement.output_db is not None and judgement.output_db < RIGHT_DB:
         yield _unlike_reference(judgement.output_db)
     elif reference_db >= JUDGEABLE_DB and not judgement.complete:
         yield _worse(reference_db, lowered_db)
@@ -194,7 +195,7 @@ def reference_number_findings(
             f"the reference module of {name} ({sites[name].op}) computes something else: "
             f"{value:.1f} dB from the float module on equal input and with equal weights",
             sites[name].rule.location,
-            hint=f'leave it float: [rules.module_name] {rule_for(name)} = "float"',
+            hint=leave_float(name),
         )
     if proof.sqnr_db is not None and _is_coarse(proof) and not wrong:
         yield _coarse(proof.sqnr_db, proof.sqnr_db)

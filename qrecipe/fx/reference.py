@@ -1,6 +1,6 @@
 """A reference conversion held against the float modules that it was made from.
 
-torch's reference modules are written anew from the float ones, and leave out what torch forgot. A
+torch's reference modules are made anew from the float ones, and lack what torch forgot to copy. A
 reference that shares a fault with a kernel cannot judge it, and for a backend that is exported to
 the reference is the product.
 """
@@ -24,7 +24,7 @@ from qrecipe.fx.weights import quantized_weight
 from qrecipe.sqnr import sqnr_db
 
 RIGHT_DB = 30.0
-"""Below this two modules compute different things from one input."""
+"""Below this two modules, or a kernel and its reference, compute different things."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from qrecipe._torch_fx import ReferenceQuantizedModule
 from qrecipe.converted import differs
 from qrecipe.errors import Finding
 from qrecipe.fx.emission import site_of
-from qrecipe.normalize import CALLS, is_floating, is_plumbing
+from qrecipe.normalize import CALLS, MULTIPLIES_WEIGHT, is_floating, is_plumbing
 from qrecipe.planning import Plan, Site
 from qrecipe.qconfigs import torch_dtype
 from qrecipe.schema import TensorSpec
@@ -31,12 +31,6 @@ _WEIGHTED_MODULES = (
     nn.EmbeddingBag,
     nn.RNNBase,
     nn.RNNCellBase,
-)
-_WEIGHTED_FUNCTIONS = frozenset(
-    {
-        *(F.linear, F.conv1d, F.conv2d, F.conv3d),
-        *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
-    }
 )
 _QUANTIZE = (torch.quantize_per_tensor, torch.quantize_per_channel)
 
@@ -104,7 +98,7 @@ def _weight(node: fx.Node, modules: dict[str, nn.Module]) -> _Weight | None:
         scheme = getattr(module, "weight_qscheme", None)
         per_channel = None if scheme is None else str(scheme).startswith("torch.per_channel")
         return _Weight(getattr(module, "weight_dtype", None), per_channel)
-    source = node.args[1] if node.target in _WEIGHTED_FUNCTIONS and len(node.args) > 1 else None
+    source = node.args[1] if node.target in MULTIPLIES_WEIGHT and len(node.args) > 1 else None
     if not isinstance(source, fx.Node) or source.target != "dequantize":
         return None
     quantize = source.all_input_nodes[0]
@@ -115,14 +109,14 @@ def _weight(node: fx.Node, modules: dict[str, nn.Module]) -> _Weight | None:
 
 
 def _inner(module: nn.Module) -> nn.Module:
-    """What a fused module calls first, the module itself where it is no fused one."""
+    """What a fused module calls first, or the module itself if it is not fused."""
     return module[0] if isinstance(module, nn.Sequential) and len(module) else module
 
 
 def _takes_weight(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if node.op == "call_module":
         return isinstance(_inner(modules[str(node.target)]), _WEIGHTED_MODULES)
-    return node.target in _WEIGHTED_FUNCTIONS
+    return node.target in MULTIPLIES_WEIGHT
 
 
 def _weight_problem(weight: _Weight, spec: TensorSpec) -> str | None:

@@ -17,7 +17,7 @@ _INTEGERS = {torch.qint8: torch.int8, torch.quint8: torch.uint8, torch.qint32: t
 
 @contextmanager
 def rounding_weights_fast(reference: nn.Module) -> Iterator[None]:
-    """Let each reference module compute its rounded weight by `rounded_weight` for the time.
+    """Let each reference module compute its rounded weight by `rounded_weight` inside a ``with``.
 
     torch's own quantize and dequantize per channel take five times as long, and a reference
     module repeats them at every call.

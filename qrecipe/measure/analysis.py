@@ -14,11 +14,12 @@ from torch import fx, nn
 
 from qrecipe._torch_ao import quiet
 from qrecipe._torch_fx import attach_preserved_attrs_to_model
-from qrecipe.calibration import Forward, inputs_of_batch, known_length, limited, peek
 from qrecipe.copying import runnable_copy, structural_copy
+from qrecipe.deciding import inventory_of
 from qrecipe.errors import Finding, counted, shown
 from qrecipe.fx import execution
 from qrecipe.linting import warn
+from qrecipe.loaders import Forward, inputs_of_batch, known_length, limited, peek
 from qrecipe.measure.batches import Call, calls_of, rereadable
 from qrecipe.measure.estimation import Estimate
 from qrecipe.measure.exact import Replay, Rerun
@@ -36,7 +37,6 @@ from qrecipe.measure.ranking import Method, RankedSite, Ranking, contradiction, 
 from qrecipe.measure.scores import Metric, MetricScore, Score, SqnrScore, number
 from qrecipe.measure.untraced import module_kernels, module_sites
 from qrecipe.neutral import neutral
-from qrecipe.pipeline import inventory_of
 from qrecipe.planning import Plan, make_plan
 from qrecipe.progress import Progress, terminal_progress
 from qrecipe.recipe import Recipe, load_recipe

@@ -12,10 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from qrecipe._torch_ao import quiet
-from qrecipe.calibration import Forward, limited, unusable_batch
-from qrecipe.errors import CalibrationError, Finding, PlanError, first_line
 from qrecipe.inputs import Inputs
-from qrecipe.remedies import remedy
+from qrecipe.loaders import Forward, limited, run_batch, unusable_batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,30 +42,21 @@ def _comes_once(batches: object) -> bool:
     try:
         return isinstance(batches, Iterable) and iter(batches) is iter(batches)
     except Exception:
-        return False  # what is wrong with it is said where it is read
+        return False  # the fault is reported where it is read
 
 
-def run_batch(model: nn.Module, batch: Any, index: int, forward: Forward | None) -> None:
-    """Run the model on a batch. Raises ``CalibrationError`` (QR402) where it cannot take it."""
-    try:
-        with torch.no_grad(), quiet():
-            if forward is None:
-                Inputs.from_batch(batch).call(model)
-            else:
-                forward(model, batch)
-    except Exception as error:
-        helping = None if forward is not None else remedy(model, batch)
-        # what does not fit the signature is a finding already, and its code is another
-        why = error.findings[0].message if isinstance(error, PlanError) else first_line(error)
-        raise unusable_batch(batch, index, why, helping) from error
+def run_quietly(model: nn.Module, batch: Any, index: int, forward: Forward | None) -> None:
+    """Run the model on a batch, without gradients. Raises as `loaders.run_batch` does."""
+    with torch.no_grad(), quiet():
+        run_batch(model, batch, index, forward)
 
 
 def calls_of(
     model: nn.Module, batch: Any, index: int, forward: Forward | None = None
 ) -> list[Call]:
-    """Each call of the model for one batch, in order. Raises as `run_batch` does."""
+    """Each call of the model for one batch, in order. Raises as `loaders.run_batch` does."""
     with noted_calls(model) as calls:
-        run_batch(model, batch, index, forward)
+        run_quietly(model, batch, index, forward)
     if not calls:
         raise unusable_batch(batch, index, "forward did not call the model")
     return calls
@@ -86,10 +75,3 @@ def noted_calls(model: nn.Module) -> Iterator[list[Call]]:
         yield calls
     finally:
         handle.remove()
-
-
-def no_batches() -> CalibrationError:
-    """The error for a loader that gives nothing."""
-    return CalibrationError(
-        Finding("QR401", "the loader gives no batches", hint="pass at least one batch")
-    )

@@ -12,13 +12,14 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from qrecipe.calibration import Forward, inputs_of_batch, limited, peek
 from qrecipe.contents import StoredPlan
+from qrecipe.deciding import inventory_of
 from qrecipe.errors import ArtifactError, Finding
 from qrecipe.fx import execution
 from qrecipe.fx.structure import realised_sites
 from qrecipe.inventory import Inventory
 from qrecipe.lineage import ingredients_of, provenance
+from qrecipe.loaders import Forward, inputs_of_batch, limited, no_batches, peek
 from qrecipe.measure.activations import (
     CONVERSIONS,
     Activations,
@@ -27,7 +28,7 @@ from qrecipe.measure.activations import (
     watched_modules,
     watched_reference,
 )
-from qrecipe.measure.batches import no_batches, noted_calls, run_batch
+from qrecipe.measure.batches import noted_calls, run_quietly
 from qrecipe.measure.fidelity import Fidelity, Totals, sqnr_text
 from qrecipe.measure.outofplace import without_changes_in_place
 from qrecipe.measure.weights import (
@@ -37,7 +38,6 @@ from qrecipe.measure.weights import (
     weights_of_module,
 )
 from qrecipe.neutral import neutral
-from qrecipe.pipeline import inventory_of
 from qrecipe.progress import Progress, terminal_progress
 from qrecipe.recipe import Ingredient, parse_recipe, published
 from qrecipe.tables import render_table
@@ -246,7 +246,7 @@ class _Run:
         for model, times in zip(self._models, self._times, strict=True):
             times.start()
             with noted_calls(model) as calls:
-                run_batch(model, batch, index, self._forward)
+                run_quietly(model, batch, index, self._forward)
             outputs.append([call.output for call in calls])
         self._output.add(*outputs)
         self._activations.forget()
@@ -259,7 +259,7 @@ class _Run:
         for _ in range(_TIMED_RUNS):
             for model, times in zip(self._models, self._times, strict=True):
                 times.start()
-                run_batch(model, batch, 0, self._forward)
+                run_quietly(model, batch, 0, self._forward)
             self._activations.forget()
         self._activations.totals = counted
 

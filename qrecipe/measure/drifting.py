@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from qrecipe.calibration import Forward, check_finite, limited
 from qrecipe.composition import compose
 from qrecipe.contents import StoredPlan
 from qrecipe.copying import with_parts
@@ -18,7 +17,8 @@ from qrecipe.fx import execution
 from qrecipe.inputs import Inputs, bind
 from qrecipe.lineage import architecture, ingredients_of, provenance
 from qrecipe.linting import warn
-from qrecipe.measure.batches import no_batches, run_batch
+from qrecipe.loaders import Forward, check_finite, limited, no_batches
+from qrecipe.measure.batches import run_quietly
 from qrecipe.measure.comparison import converted_parts
 from qrecipe.measure.drift_report import Drift, SiteDrift, worst_first
 from qrecipe.measure.floating import float_result, is_kernel
@@ -74,7 +74,7 @@ def drift(
     with kernels:
         for batch in limited(batches, _MOST_BATCHES):
             check_finite(batch, count)
-            run_batch(model, batch, count, forward)
+            run_quietly(model, batch, count, forward)
             count += 1
             show(count, None)
     if not count:

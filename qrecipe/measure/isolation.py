@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from qrecipe._torch_fx import BackendConfig, ConvertCustomConfig, PrepareCustomConfig
 from qrecipe.assembly import forget_preparation, mark_prepared
 from qrecipe.backend import backend_config
-from qrecipe.calibration import Forward, calibrate
+from qrecipe.calibration import calibrate
 from qrecipe.copying import with_parts
 from qrecipe.errors import (
     AuditError,
@@ -32,13 +32,14 @@ from qrecipe.fx.emission import SITE, emit
 from qrecipe.fx.padding import pad_explicitly
 from qrecipe.fx.structure import structure_findings
 from qrecipe.inventory import Inventory, Part
+from qrecipe.loaders import Forward
 from qrecipe.measure.outofplace import without_changes_in_place
+from qrecipe.names import leave_float
 from qrecipe.nested import map_tensors
 from qrecipe.planning import Plan, Site
 from qrecipe.progress import Progress
 from qrecipe.ranges import range_findings
 from qrecipe.recipe import Recipe
-from qrecipe.rules import rule_for
 
 _WRAPPER = "qrecipe_site_"
 
@@ -168,8 +169,7 @@ class Kernel(nn.Module):
             result = self.converted(*inputs, **named)
         except Exception as error:
             text = f"the quantized kernel of {self.name} fails: {first_line(error)}"
-            hint = f'leave it float: [rules.module_name] {rule_for(self.name)} = "float"'
-            raise AuditError(Finding("QR413", text, hint=hint)) from error
+            raise AuditError(Finding("QR413", text, hint=leave_float(self.name))) from error
         return map_tensors(formatted, result)
 
 

@@ -1,0 +1,109 @@
+"""A recipe and a model -> the plan: traced, or module by module where that is enough."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import nn
+
+from qrecipe.backend import backend_config, mode_of
+from qrecipe.coverage import coverage_findings
+from qrecipe.eager.inventory import take_inventory as eager_inventory
+from qrecipe.errors import Finding, PlanError, TraceError, error_from
+from qrecipe.inputs import EMPTY, Inputs, is_empty
+from qrecipe.inventory import Inventory, take_inventory
+from qrecipe.linting import warn
+from qrecipe.model_checks import check_model
+from qrecipe.planning import Plan, make_plan
+from qrecipe.plugins import load_plugins
+from qrecipe.proposals import with_advice
+from qrecipe.recipe import Recipe
+from qrecipe.remedies import remedy
+from qrecipe.rules import resolve
+from qrecipe.trials import CANNOT_TAKE
+
+
+def decide(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Plan:
+    """The plan for a model; what it warns of is left to the caller.
+
+    Raises as `qrecipe.plan` does.
+    """
+    return plan_of(model, inventory_of(model, recipe, inputs), recipe, inputs)
+
+
+def plan_of(model: nn.Module, inventory: Inventory, recipe: Recipe, inputs: Inputs) -> Plan:
+    """The plan for an inventory, with a warning (QR221) where next to nothing is quantized."""
+    made = make_plan(inventory, recipe)
+    if "QR221" in recipe.lint.ignore:
+        return made
+    missed = coverage_findings(made, inventory, model, inputs)
+    return replace(made, warnings=(*missed, *made.warnings))
+
+
+def warn_of_missed(plan: Plan, recipe: Recipe) -> None:
+    """Give the one warning of a plan that must be heard where nobody prints the plan (QR221)."""
+    for finding in plan.warnings:
+        if finding.code == "QR221":
+            warn(finding, recipe.lint)
+
+
+def inventory_of(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Inventory:
+    """The model traced and fused as the recipe wants it, and its sites.
+
+    Raises ``PlanError`` at the place in the recipe that is at fault.
+    """
+    load_plugins(recipe)
+    config = backend_config(recipe.backend, recipe.phase)
+    try:
+        check_model(model, recipe)
+        if is_empty(inputs.batch):
+            raise PlanError(Finding("QR307", f"{CANNOT_TAKE}{EMPTY}", hint="pass a few samples"))
+        try:
+            inventory = take_inventory(model, inputs, recipe.fx, config, recipe.phase)
+        except TraceError as error:
+            untraced = _untraced_inventory(model, recipe, inputs, error)
+            if untraced is None:
+                raise with_advice(error, model, inputs, recipe.fx) from error
+            inventory = untraced
+    except PlanError as error:
+        raise error_from(
+            _completed(finding, model, recipe, inputs) for finding in error.findings
+        ) from error
+    for finding in inventory.doubts:
+        warn(finding, recipe.lint)
+    return inventory
+
+
+def _completed(finding: Finding, model: nn.Module, recipe: Recipe, inputs: Inputs) -> Finding:
+    """The finding with its place in the recipe, or with what lets the model take the inputs."""
+    if finding.key is not None:
+        return replace(finding, location=recipe.origin(finding.key))
+    helping = remedy(model, inputs.batch) if finding.code == "QR307" else None
+    return finding if helping is None else replace(finding, hint=helping.value)
+
+
+def _untraced_inventory(
+    model: nn.Module, recipe: Recipe, inputs: Inputs, error: TraceError
+) -> Inventory | None:
+    """The sites for eager mode, where rules ask for modules that need no trace, and nothing else.
+
+    None where they ask for more.
+    """
+    if recipe.fx.roots or recipe.phase == "qat":
+        return None
+    config = backend_config(recipe.backend, recipe.phase)
+    static = any(rule.qconfig and mode_of(rule.qconfig) == "static" for rule in recipe.rules)
+    try:
+        inventory = eager_inventory(model, inputs, recipe.fx, config, error.findings[0])
+    except PlanError:
+        if static:
+            return None
+        raise  # what is wrong with the model or its inputs, whether it can be traced or not
+    decisions = resolve(inventory.structure, recipe.rules).decisions.values()
+    asked = {mode_of(decision.rule.qconfig) for decision in decisions if decision.rule.qconfig}
+    on_functions = any(
+        rule.tier == "function" and rule.qconfig and not rule.optional for rule in recipe.rules
+    )
+    if not asked or "static" in asked or on_functions:
+        return None
+    return inventory

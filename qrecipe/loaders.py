@@ -1,0 +1,234 @@
+"""The batches that a caller's loader gives: taken one by one, run, checked and described."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from qrecipe.copying import structural_copy
+from qrecipe.errors import CalibrationError, Finding, PlanError, first_line
+from qrecipe.inputs import Inputs, is_empty
+from qrecipe.nested import parts_of, tensors_in
+from qrecipe.remedies import Remedy, remedy
+from qrecipe.trials import CANNOT_TAKE
+from qrecipe.unfit import all_finite, check_is_model
+
+Forward = Callable[[nn.Module, Any], Any]
+"""Runs a model on one batch of the caller's loader."""
+
+_DESCRIBED = 4
+_NO_MORE = object()
+
+
+class _Stream:
+    """A first batch that was taken out of a loader, and the rest of it."""
+
+    def __init__(self, first: Any, rest: Iterator[Any], source: Iterable[Any]) -> None:
+        self._batches = chain([first], rest)
+        self._source = source
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._batches
+
+    def __len__(self) -> int:
+        return len(self._source)  # type: ignore[arg-type]
+
+
+def peek(batches: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
+    """The first batch, and all of them to iterate over once.
+
+    Raises ``CalibrationError`` where there is none.
+    """
+    iterator = _iterator(batches)
+    first = list(limited(iterator, 1))
+    if not first:
+        raise no_batches()
+    return first[0], _Stream(first[0], iterator, batches)
+
+
+class _InputsTaken(BaseException):
+    """Stops a forward as soon as its inputs are known; no ``except Exception`` may stop it."""
+
+
+def batch_inputs(model: nn.Module, batch: Any, forward: Forward | None) -> Inputs:
+    """What the model itself is called with for a batch, without running it.
+
+    Raises ``CalibrationError`` (QR402) where the batch does not fit, ``PlanError`` (QR306) for what
+    is not a model.
+    """
+    check_is_model(model)
+    if forward is None:
+        check_signature(model, batch, 0)
+        return Inputs.from_batch(batch)
+    taken: list[Inputs] = []
+
+    def take(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        taken.append(Inputs(args, kwargs))
+        raise _InputsTaken
+
+    probe = structural_copy(model)
+    probe.register_forward_pre_hook(take, with_kwargs=True)
+    try:
+        forward(probe, batch)
+    except _InputsTaken:
+        return taken[0]
+    except Exception as error:
+        raise unusable_batch(batch, 0, first_line(error)) from error
+    raise unusable_batch(batch, 0, "forward did not call the model")
+
+
+@contextmanager
+def inputs_of_batch(model: nn.Module, batch: Any, forward: Forward | None) -> Iterator[Inputs]:
+    """What the model is called with for the first batch, to plan with.
+
+    That it cannot take them is said of the batch, and of the ``forward`` to write, where it shows
+    only inside. Raises ``CalibrationError`` (QR402).
+    """
+    inputs = batch_inputs(model, batch, forward)
+    try:
+        yield inputs
+    except PlanError as error:
+        if [finding.code for finding in error.findings] != ["QR307"]:
+            raise
+        why = error.findings[0].message.removeprefix(CANNOT_TAKE)
+        helping = None if forward is not None else remedy(model, batch)
+        raise unusable_batch(batch, 0, why, helping) from error
+
+
+def limited(batches: Iterable[Any], limit: int) -> Iterator[Any]:
+    """At most ``limit`` batches; what the caller's loader raises comes out as our error."""
+    iterator = _iterator(batches)
+    for index in range(limit):
+        try:
+            batch = next(iterator, _NO_MORE)
+        except Exception as error:
+            raise CalibrationError(
+                Finding("QR402", f"the loader failed at batch {index}: {first_line(error)}")
+            ) from error
+        if batch is _NO_MORE:
+            return
+        yield batch
+
+
+def _iterator(batches: Iterable[Any]) -> Iterator[Any]:
+    if isinstance(batches, (Tensor, Mapping, str)) or not isinstance(batches, Iterable):
+        hint = "pass a list of batches or a DataLoader; one batch alone is [batch]"
+        if isinstance(batches, Dataset):
+            hint = "wrap it: torch.utils.data.DataLoader(dataset, batch_size=32)"
+        kind = type(batches).__name__
+        text = f"batches is a {kind}, not an iterable of batches"
+        raise CalibrationError(Finding("QR401", text, hint=hint))
+    try:
+        return iter(batches)
+    except Exception as error:
+        raise CalibrationError(
+            Finding("QR402", f"the loader cannot be iterated: {first_line(error)}")
+        ) from error
+
+
+def known_length(batches: object, limit: int) -> int | None:
+    """How many batches there are, up to ``limit``; None where the loader cannot tell."""
+    try:
+        return min(len(batches), limit)  # type: ignore[arg-type]
+    except Exception:  # whatever a loader without a length raises when it is asked
+        return None
+
+
+def run_batch(model: nn.Module, batch: Any, index: int, forward: Forward | None) -> None:
+    """Run the model on a batch. Raises ``CalibrationError`` (QR402) where it cannot take it."""
+    try:
+        if forward is None:
+            Inputs.from_batch(batch).call(model)
+        else:
+            forward(model, batch)
+    except Exception as error:
+        helping = None if forward is not None else remedy(model, batch)
+        # what does not fit the signature is a finding already, and its code is another
+        why = error.findings[0].message if isinstance(error, PlanError) else first_line(error)
+        raise unusable_batch(batch, index, why, helping) from error
+
+
+def no_batches() -> CalibrationError:
+    """The error for a loader that gives nothing."""
+    return CalibrationError(
+        Finding("QR401", "the loader gives no batches", hint="pass at least one batch")
+    )
+
+
+def unusable_batch(
+    batch: Any, index: int, why: str, helping: Remedy | None = None
+) -> CalibrationError:
+    """The error for a batch that the model cannot take (QR402), with the remedy if there is one."""
+    return CalibrationError(
+        Finding(
+            "QR402",
+            f"the model cannot take batch {index} ({describe_batch(batch)}): {why}",
+            hint=_forward_hint(batch) if helping is None else helping.forward,
+        )
+    )
+
+
+def check_signature(model: nn.Module, batch: Any, index: int) -> None:
+    """Raises ``CalibrationError`` (QR402) where ``forward`` has no such parameters."""
+    inputs = Inputs.from_batch(batch)
+    try:
+        signature = inspect.signature(model.forward)
+    except ValueError:
+        return  # not written in Python: the call itself will tell
+    try:
+        signature.bind(*inputs.args, **dict(inputs.kwargs))
+    except TypeError as error:
+        helping = remedy(model, batch)
+        raise unusable_batch(batch, index, f"forward{signature}: {error}", helping) from error
+
+
+def _forward_hint(batch: Any) -> str | None:
+    if is_empty(batch):
+        return "leave it out: a filter, or a dataset without samples, gives such a batch"
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return (
+            "does the loader give (inputs, labels)? pass "
+            "forward=lambda model, batch: model(batch[0])"
+        )
+    if not isinstance(batch, (Tensor, tuple, list, Mapping)):
+        return "pass forward=lambda model, batch: ... that gives the model its tensors"
+    return None
+
+
+def check_finite(batch: Any, index: int) -> None:
+    """Raises ``CalibrationError`` (QR403) for a batch with NaN or infinity."""
+    for tensor in tensors_in(batch):
+        if tensor.is_floating_point() and not all_finite(tensor):
+            count = int((~torch.isfinite(tensor)).sum())
+            raise CalibrationError(
+                Finding(
+                    "QR403",
+                    f"batch {index} has {count} NaN or infinite of {tensor.numel()} values",
+                    hint="one such batch spoils every range after it; clean or skip it",
+                )
+            )
+
+
+def describe_batch(batch: Any) -> str:
+    """A batch in a few words: types, dtypes and shapes."""
+    if isinstance(batch, Tensor):
+        return f"{str(batch.dtype).removeprefix('torch.')} {list(batch.shape)}"
+    parts, kind = parts_of(batch), type(batch).__name__
+    if parts is None:
+        if hasattr(batch, "dtype") and hasattr(batch, "shape"):  # numpy's arrays
+            return f"{kind} {batch.dtype} {list(batch.shape)}"
+        return kind
+    described = [
+        f"{'' if isinstance(key, int) else f'{key}: '}{describe_batch(part)}"
+        for key, part in [*parts.items()][:_DESCRIBED]
+    ]
+    more = len(parts) - _DESCRIBED
+    described += [f"{more} more"] * (more > 0)
+    return f"{kind} of {', '.join(described)}" if described else f"empty {kind}"

@@ -1,0 +1,120 @@
+"""Whether a model can be quantized at all, before anything is traced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+from types import NoneType
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from qrecipe._torch_ao import QConfig
+from qrecipe.errors import Finding, did_you_mean, error_from
+from qrecipe.graph_names import cannot_be_preserved, is_taken
+from qrecipe.lineage import quantized_part
+from qrecipe.linting import warn
+from qrecipe.operations import joined
+from qrecipe.recipe import Recipe
+from qrecipe.unfit import broken_values, check_is_model, wrapper_findings
+
+
+def check_model(model: nn.Module, recipe: Recipe) -> None:
+    """Refuse a model that this recipe cannot quantize, and warn of one in training mode (QR202).
+
+    Raises ``PlanError`` with all that is wrong: the model itself (QR306), or the attributes of it
+    that the recipe preserves (QR301, QR314).
+    """
+    check_is_model(model)
+    findings = (
+        [*wrapper_findings(model), *_quantized_findings(model)]
+        or [*_model_findings(model), *_attribute_findings(model, recipe)]
+        or [*broken_values(model)]
+    )
+    if findings:
+        raise error_from(findings)
+    if model.training:
+        warn(
+            Finding(
+                "QR202",
+                "the model is in training mode; its copy is quantized in eval mode",
+                hint="call model.eval() first, so that what you compare with is the same",
+            ),
+            recipe.lint,
+        )
+
+
+def _quantized_findings(model: nn.Module) -> Iterator[Finding]:
+    found = quantized_part(model)
+    if found is not None:
+        yield Finding(
+            "QR306",
+            f"the model {found}",
+            hint="pass the float model that it was made from",
+        )
+
+
+def _model_findings(model: nn.Module) -> Iterator[Finding]:
+    for path, module in model.named_modules():
+        if _has_own_qconfig(module):
+            yield Finding(
+                "QR306",
+                f"{joined(path, 'qconfig')} has a name that torch's quantization writes to",
+                hint="give it another name",
+            )
+            return
+        shadowed = next((name for name in module._modules if hasattr(nn.Module, name)), None)
+        if shadowed is not None:
+            yield Finding(
+                "QR306",
+                f"{joined(path, shadowed)} is a submodule with the name of a method of all modules",
+                hint="give it another name",
+            )
+            return
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if is_lazy(tensor):
+            yield Finding(
+                "QR306",
+                f"{name} has no shape yet: it is lazy",
+                hint="run the model once on an example first",
+            )
+            return
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            yield Finding(
+                "QR306",
+                f"{name} is {str(tensor.dtype).removeprefix('torch.')}: quantization starts "
+                "from a float32 model",
+                hint="call model.float() on it, or on a copy of it",
+            )
+            return
+    for name, tensor in model.named_parameters():
+        if tensor.device.type != "cpu":
+            yield Finding(
+                "QR306",
+                f"{name} is on {tensor.device}: the quantized kernels run on the CPU",
+                hint='call model.to("cpu") on it, or on a copy of it',
+            )
+            return
+
+
+def _has_own_qconfig(module: nn.Module) -> bool:
+    """Whether a module's ``qconfig`` is another thing than what torch's quantization put there."""
+    members = (module._modules, module._parameters, module._buffers)
+    value = vars(module).get("qconfig")
+    return any("qconfig" in each for each in members) or not isinstance(value, (QConfig, NoneType))
+
+
+def _attribute_findings(model: nn.Module, recipe: Recipe) -> Iterator[Finding]:
+    """What ``[fx] preserved_attributes`` names has to be an attribute of the caller's own."""
+    for name in recipe.fx.preserved_attributes:
+        if not hasattr(model, name) or name.startswith("_") or hasattr(nn.Module, name):
+            known = [known for known in vars(model) if not known.startswith("_")]
+            yield Finding(
+                "QR301",
+                f'fx.preserved_attributes "{name}" is not an attribute of the model itself',
+                hint=did_you_mean(name, known),
+                key="fx.preserved_attributes",
+            )
+        elif is_taken(name):
+            yield cannot_be_preserved(name)
