@@ -216,3 +216,48 @@ def test_what_lowering_changes_between_kernels_is_an_error_although_every_kernel
     batches = [torch.randn(16, 8) for _ in range(12)]
     with pytest.raises(AuditError, match=r"QR412 .* where all kernels give the same"):
         qrecipe.quantize(model, "builtin:x86-static", batches)
+
+
+# --- what conversion itself does to the graph
+
+
+def negated(graph_module):
+    (output,) = [node for node in graph_module.graph.nodes if node.op == "output"]
+    with graph_module.graph.inserting_before(output):
+        output.replace_input_with(
+            output.args[0], graph_module.graph.call_function(torch.neg, (output.args[0],))
+        )
+    graph_module.recompile()
+
+
+def without_relus(graph_module):
+    for node in list(graph_module.graph.nodes):
+        if node.op == "call_module" and node.target == "act":
+            node.replace_all_uses_with(node.args[0])
+            graph_module.graph.erase_node(node)
+    graph_module.recompile()
+
+
+@pytest.mark.parametrize("change", [negated, without_relus])
+@pytest.mark.parametrize("text", ["", 'backend = "executorch"', 'phase = "qat"'])
+def test_what_conversion_does_beside_rounding_is_found_though_the_reference_shares_it(
+    monkeypatch, change, text
+):
+    honest = execution.convert
+
+    def faulty(*args, **kwargs):
+        converted = honest(*args, **kwargs)
+        change(converted)
+        return converted
+
+    monkeypatch.setattr(execution, "convert", faulty)
+    model = nn.Sequential()
+    for name, layer in (("one", nn.Linear(8, 16)), ("act", nn.ELU()), ("two", nn.Linear(16, 4))):
+        model.add_module(name, layer)
+    batches = [torch.randn(8, 8) for _ in range(12)]
+    compiled = qrecipe.compile(model.eval(), qrecipe.parse_recipe(f"{text}\n{HEAD}"), batches[0])
+    prepared = compiled.prepare()
+    for batch in batches:
+        prepared(batch)
+    with pytest.raises(AuditError, match="QR412 torch's conversion changed more than the rounding"):
+        compiled.convert(prepared)

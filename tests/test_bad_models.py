@@ -136,6 +136,7 @@ def test_a_forward_that_cannot_be_traced_names_the_submodule_the_line_and_the_ke
     assert "\n" not in finding.message
 
 
+@pytest.mark.filterwarnings("ignore:QR232:qrecipe.QRecipeWarning")
 def test_the_key_that_the_message_names_mends_it():
     model = net_of(lambda self, x: self.head(self.router(x)), router=Router(), head=nn.Linear(6, 2))
     with pytest.raises(TraceError) as caught:
@@ -273,6 +274,7 @@ def test_a_missing_engine_is_found_before_any_batch_is_taken(monkeypatch):
     assert qrecipe.plan(Mlp().eval(), STATIC, ROWS).sites
 
 
+@pytest.mark.filterwarnings("ignore:QR232:qrecipe.QRecipeWarning")
 def test_quantize_leaves_the_engine_of_the_process_as_it_was():
     before = torch.backends.quantized.engine
     other = "qnnpack" if before != "qnnpack" else "fbgemm"

@@ -9,6 +9,7 @@ import torch
 from artifacts import outputs, recipe, trained
 from nets import NETS
 from runs import silent
+from torch import nn
 
 import qrecipe
 from qrecipe._torch_fx import ReferenceQuantizedModule
@@ -232,3 +233,26 @@ def test_whole_numbers_may_differ_at_ties_and_no_more():
     assert onnx_check._mostly_equal(ranks, near)
     assert not onnx_check._mostly_equal(ranks, far)
     assert not onnx_check._mostly_equal(ranks, ranks[:10])
+
+
+def test_what_conversion_for_export_does_beside_rounding_is_found(monkeypatch, tmp_path):
+    honest = export.convert
+
+    def negated(*args, **kwargs):
+        decomposed = honest(*args, **kwargs)
+        (output,) = [node for node in decomposed.graph.nodes if node.op == "output"]
+        with decomposed.graph.inserting_before(output):
+            changed = decomposed.graph.call_function(torch.neg, (output.args[0],))
+        output.replace_input_with(output.args[0], changed)
+        decomposed.recompile()
+        return decomposed
+
+    monkeypatch.setattr(export, "convert", negated)
+    batches = [torch.randn(4, 8) for _ in range(12)]
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    compiled = qrecipe.compile(model, "builtin:x86-static", batches[0])
+    prepared = compiled.prepare()
+    qrecipe.calibrate(prepared, batches, progress=silent)
+    with pytest.raises(qrecipe.AuditError, match="changed more than the rounding"):
+        qrecipe.export_onnx(compiled, prepared, tmp_path / "m.onnx")
+    assert not (tmp_path / "m.onnx").exists()

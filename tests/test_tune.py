@@ -18,7 +18,7 @@ from torch import nn
 from tuning import FEW, base, cancelling, closeness, full_loss, tuned
 
 import qrecipe
-from qrecipe.authoring import tune_digest
+from qrecipe import target
 from qrecipe.authoring.tune_candidate import Candidate
 from qrecipe.authoring.tune_digest import model_digest
 from qrecipe.errors import CalibrationError, ExecutionError, QRecipeError, QRecipeWarning
@@ -251,8 +251,8 @@ def test_the_log_of_another_torch_qrecipe_or_cpu_is_refused(tmp_path, monkeypatc
     log = tmp_path / "log.json"
     tuned(model, batches, evaluate, max_drop=1e9, resume=log)
     if name == "has_vnni":
-        name, now = "qrecipe.authoring.tune_digest.has_vnni", tune_digest.has_vnni()
-        monkeypatch.setattr(name, lambda: not now)
+        now = target.has_vnni()
+        monkeypatch.setattr(target, "has_vnni", lambda: not now)
     else:
         monkeypatch.setattr(name, value)
     with pytest.raises(ExecutionError, match=r"QR331.*a search elsewhere, and not with torch"):

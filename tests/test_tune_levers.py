@@ -17,7 +17,6 @@ from tuning import base, closeness, tuned
 
 import qrecipe
 from qrecipe import registered
-from qrecipe.authoring import tune_candidate
 from qrecipe.authoring.tune_candidate import levers_of
 from qrecipe.errors import QRecipeWarning
 
@@ -32,7 +31,7 @@ qscheme = "per_tensor_symmetric"
 
 @pytest.mark.parametrize("vnni", [True, False])
 def test_the_levers_are_those_that_change_something_and_that_the_cpu_allows(monkeypatch, vnni):
-    monkeypatch.setattr(tune_candidate, "has_vnni", lambda: vnni)
+    monkeypatch.setattr("qrecipe.target.has_vnni", lambda: vnni)
     net = NETS["residual"]
 
     def found(recipe):

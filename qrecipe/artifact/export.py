@@ -22,8 +22,10 @@ from qrecipe.container import path_of, problem
 from qrecipe.copying import structural_copy
 from qrecipe.errors import CODES, ArtifactError, Finding, QRecipeError, error_from, first_line
 from qrecipe.fx.emission import erase_keep_float
+from qrecipe.fx.numerics import Sample
 from qrecipe.fx.padding import pad_explicitly
 from qrecipe.fx.training import frozen_copy
+from qrecipe.fx.unrounded import check_conversion
 from qrecipe.inputs import bind
 from qrecipe.linting import warn
 from qrecipe.nested import Packing, parts_of
@@ -123,6 +125,8 @@ def _decomposed(compiled: CompiledRecipe, source: fx.GraphModule) -> fx.GraphMod
             )
     except Exception as error:
         raise _failed(error) from error
+    example = Sample(compiled.example_inputs, _float_output(compiled, source))
+    check_conversion(decomposed, source, example, compiled.recipe.phase)
     pad_explicitly(decomposed)
     erase_keep_float(decomposed)
     _widen_ranges(decomposed)

@@ -18,6 +18,7 @@ from qrecipe.fx.numerics import Sample, run_on_head, run_until_judgeable
 from qrecipe.fx.padding import pad_explicitly
 from qrecipe.fx.reference import hold, make_judge
 from qrecipe.fx.training import accompany_training, frozen_copy
+from qrecipe.fx.unrounded import check_conversion
 from qrecipe.inputs import Inputs
 from qrecipe.inventory import Part
 from qrecipe.planning import Plan
@@ -75,10 +76,7 @@ class CompiledPart:
         """The reference conversion, in float between quantize and dequantize."""
         assert isinstance(prepared, fx.GraphModule)
         configs = self.configs
-        made = execution.reference(prepared, configs.backend_config, configs.convert)
-        pad_explicitly(made)
-        erase_keep_float(made)
-        return made
+        return _explicit(execution.reference(prepared, configs.backend_config, configs.convert))
 
     def convert(
         self, prepared: nn.Module, sample: Sample | None, lint: LintTable
@@ -91,21 +89,24 @@ class CompiledPart:
             prepared = frozen_copy(prepared, inputs)
             sample = _run(prepared, inputs)
 
-        def make_judging_reference() -> fx.GraphModule:
-            judge = execution.reference(prepared, configs.backend_config, configs.convert)
-            make_judge(judge, prepared)
-            return judge
-
         if sample is None:  # observers move with what they see
             sample = _run(copy.deepcopy(prepared), self.inputs)
+        reference = execution.reference(prepared, configs.backend_config, configs.convert)
+        check_conversion(reference, prepared, sample, self.plan.phase)
         if self.plan.is_for_export:
-            reference = self.reference(prepared)
+            reference = _explicit(reference)
             held = hold(reference, prepared)
             proof = run_until_judgeable(reference, sample)
             held.release()
             audit_reference(self.plan, reference, proof, held.wrong, lint)
             return reference
-        reference = make_judging_reference()
+
+        def make_judging_reference() -> fx.GraphModule:
+            judge = execution.reference(prepared, configs.backend_config, configs.convert)
+            make_judge(judge, prepared)
+            return judge
+
+        make_judge(reference, prepared)
         proof = run_on_head(reference, sample)
         # in place: a second reference is needed only where a kernel is suspected
         converted = execution.lowered(
@@ -114,6 +115,13 @@ class CompiledPart:
         with execution.engine(configs.backend):
             audit(self.plan, converted, proof, make_judging_reference, lint, self.unjudged)
         return converted
+
+
+def _explicit(reference: fx.GraphModule) -> fx.GraphModule:
+    """The reference as it is handed on, in place: it pads by itself, and has no marks of ours."""
+    pad_explicitly(reference)
+    erase_keep_float(reference)
+    return reference
 
 
 def _run(prepared: fx.GraphModule, inputs: Inputs) -> Sample:

@@ -1,0 +1,87 @@
+"""A reference conversion without its rounding: what is left has to be the prepared model.
+
+What torch's conversion does to a graph beside rounding is shared by the kernels and by the
+reference that judges them. Only a run without any rounding shows it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from qrecipe._torch_ao import quiet
+from qrecipe.errors import AuditError, Finding
+from qrecipe.fx.numerics import Sample
+from qrecipe.inputs import bind
+from qrecipe.nested import tensors_in
+from qrecipe.proof import passing
+from qrecipe.schema import Phase
+from qrecipe.values import difference
+
+_ROUNDING = ("quantize_per_", "dequantize")
+
+_FLIPPED = 0.001
+"""The share of results that a threshold may turn, where sums differ in their last bits."""
+
+
+def check_conversion(
+    reference: fx.GraphModule, prepared: fx.GraphModule, sample: Sample, phase: Phase
+) -> None:
+    """Hold a reference conversion to the prepared model that it was made from, rounding apart.
+
+    ``sample`` is what the prepared model makes of some inputs. Its first samples can only prove: a
+    model that mixes samples needs all of them.
+
+    Raises ``AuditError`` (QR412) where they differ.
+    """
+    if phase == "qat":  # its fake-quants round
+        prepared = passing(prepared)
+        with torch.no_grad():
+            sample = Sample(sample.inputs, sample.inputs.cloned().call(prepared))
+    head = sample.head()
+    if head is not None and _difference(reference, prepared, head) is None:
+        return
+    found = _difference(reference, prepared, sample)
+    if found is not None:
+        raise AuditError(
+            Finding(
+                "QR412",
+                f"torch's conversion changed more than the rounding: {found}",
+                hint="leave parts of the model float until it is right, and report the model",
+            )
+        )
+
+
+def _difference(reference: fx.GraphModule, prepared: fx.GraphModule, sample: Sample) -> str | None:
+    run = _Unrounded(reference, prepared)
+    try:
+        with torch.no_grad(), quiet():
+            actual = run.run(*bind(reference, reference, sample.inputs.cloned()))
+    except Exception:
+        return None  # the audit runs the reference as it is, and tells what fails
+    return difference(list(tensors_in(sample.output)), list(tensors_in(actual)), _FLIPPED)
+
+
+class _Unrounded(fx.Interpreter):
+    """Runs a reference graph with the float modules that it was made from, and rounds nothing."""
+
+    def __init__(self, reference: fx.GraphModule, prepared: fx.GraphModule) -> None:
+        super().__init__(reference)
+        self._float_modules = dict(prepared.named_modules(remove_duplicate=False))
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name = str(getattr(target, "__name__", target))
+        if name.startswith(_ROUNDING):
+            return args[0]
+        return super().call_function(target, args, kwargs)
+
+    def call_method(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if target == "dequantize" or (target == "to" and torch.float16 in args):
+            return args[0]
+        return super().call_method(target, args, kwargs)
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        module: nn.Module = self._float_modules.get(target) or self.fetch_attr(target)
+        return module(*args, **kwargs)
