@@ -262,6 +262,7 @@ print(json.dumps(ends))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space")
+@pytest.mark.slow
 def test_giants_and_bombs_are_read_within_256_mebibytes(tmp_path):
     stored(tmp_path, "mlp")
     ends = in_process(LIMITED, tmp_path)
