@@ -22,6 +22,9 @@ NARROW_RATIO = 3.0
 MANY_BATCHES = 100
 """From here on the first batch of a moving average weighs little: 37 % with torch's constant."""
 
+LITTLE_WEIGHT = 0.37
+"""What the first of `MANY_BATCHES` weighs with torch's constant, 0 to 1."""
+
 Extremes = tuple[float, float]
 """The lowest and the highest value of a tensor."""
 
@@ -105,6 +108,11 @@ def first_weight(averages: Averages, batches: int) -> float | None:
         if average.calls == batches and not average.is_continued
     ]
     return max(weights, default=None)
+
+
+def weight_text(weight: float) -> str:
+    """What the first batch weighs, to go after the number of batches."""
+    return f", of which the first weighs {weight:.0%} in moving averages"
 
 
 def activation_observers(part: fx.GraphModule) -> Iterator[tuple[str, ObserverBase]]:

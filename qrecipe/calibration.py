@@ -13,9 +13,15 @@ from torch import fx, nn
 
 from qrecipe._torch_ao import FakeQuantizeBase, ObserverBase, quiet
 from qrecipe.assembly import PreparedState, prepared_state
-from qrecipe.averages import first_weight, watched
+from qrecipe.averages import (
+    LITTLE_WEIGHT,
+    MANY_BATCHES,
+    first_weight,
+    watched,
+    weight_text,
+)
 from qrecipe.branches import branch_findings
-from qrecipe.clipping import GOOD_DB, clipping_finding, clipping_of, farthest_kept
+from qrecipe.clipping import GOOD_DB, Clipping, clipping_finding, clipping_of, farthest_kept
 from qrecipe.errors import CalibrationError, Finding, counted
 from qrecipe.fx.numerics import Sample
 from qrecipe.fx.training import only_observing
@@ -86,8 +92,8 @@ def calibrate(
             warn(_few_batches(state), state.lint)
         for finding in _branches_findings(parts, state.samples):
             warn(finding, state.lint)
-        if clipping.is_narrow or (clipping.is_hidden and not few):
-            warn(clipping_finding(clipping), state.lint)
+        for finding in _order_findings(state, clipping, few):
+            warn(finding, state.lint)
 
 
 def _run(prepared: nn.Module, batch: Any, index: int, forward: Forward | None) -> None:
@@ -181,13 +187,31 @@ def _few_batches(state: PreparedState) -> Finding:
     """The warning about few batches (QR201), with what an average makes of them."""
     told, hint = "", "about 100 representative mini-batches are enough"
     if state.first_weight is not None and state.batches > 1:
-        told = f", of which the first weighs {state.first_weight:.0%} in moving averages"
+        told = weight_text(state.first_weight)
     if state.clipping is not None:
         told = f"{told}: {state.clipping}"
         hint = f'{hint}; of these the observer "minmax" clips nothing'
     return Finding(
         "QR201", f"calibrated on {counted(state.batches, 'batch')} only{told}", hint=hint
     )
+
+
+def _order_findings(state: PreparedState, clipping: Clipping, few: bool) -> Iterator[Finding]:
+    """What the first batch decides and QR201 does not tell (QR232 to QR234)."""
+    weight = state.first_weight or 0.0
+    if clipping.is_narrow or (clipping.is_hidden and not few):
+        yield clipping_finding(clipping)
+    elif (
+        FEW_BATCHES <= state.batches < MANY_BATCHES
+        and weight > LITTLE_WEIGHT
+        and state.qat is None  # training goes on with the averages
+    ):
+        yield Finding(
+            "QR234",
+            f"calibrated on {counted(state.batches, 'batch')}{weight_text(weight)}",
+            hint='take about 100 batches, or observe with "minmax", which does not depend on their '
+            "order",
+        )
 
 
 def _check_ranges(parts: Iterable[fx.GraphModule]) -> None:

@@ -286,6 +286,7 @@ CODES: dict[str, Code] = {
     "QR231": Code("a root whose calls differ too much for one set of ranges"),
     "QR232": Code("a moving average that clings to the first batches"),
     "QR233": Code("ranges that leave out what calibration saw"),
+    "QR234": Code("few batches for a moving average"),
     # plan
     "QR301": Code("rule matches nothing", UnmatchedRuleError),
     "QR302": Code("rule covers another number of sites than expected", UnmatchedRuleError),

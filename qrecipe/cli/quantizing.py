@@ -20,12 +20,13 @@ from qrecipe.cli.progress import activity, bar
 from qrecipe.cli.results import Calibrated, Metric, Result, result_json, result_text
 from qrecipe.cli.subjects import Subject, load_subject, required_inputs
 from qrecipe.cli.usercode import UserCode, UserFunction, user_output
-from qrecipe.errors import CalibrationError, Finding, QRecipeError
+from qrecipe.errors import CalibrationError, Finding, QRecipeError, QRecipeWarning
 from qrecipe.inputs import Inputs
 from qrecipe.loaders import describe_batch, inputs_of_batch, peek
 from qrecipe.measure.latency import compare_latency
 from qrecipe.measure.sizes import model_size
 from qrecipe.pipeline import CompiledRecipe, compile_decided
+from qrecipe.quieting import held_back
 from qrecipe.ranges import observes
 from qrecipe.recipe import load_recipe
 from qrecipe.sqnr import output_sqnr_db
@@ -116,7 +117,8 @@ def _prepared(job: _Job) -> nn.Module:
     """The prepared model, calibrated if there are batches."""
     prepared = job.compiled.prepare()
     if job.batches is not None:
-        with bar("calibrating") as show, hints_for_command_line():
+        told = [("QR234", QRecipeWarning)]  # the result says it
+        with bar("calibrating") as show, hints_for_command_line(), held_back(told):
             calibrate(prepared, job.batches, progress=show)
     elif any(site.mode == "static" for site in job.compiled.plan.sites):
         text = "--data names the function that gives the batches to calibrate with"

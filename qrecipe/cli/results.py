@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from qrecipe.averages import MANY_BATCHES
+from qrecipe.averages import MANY_BATCHES, weight_text
 from qrecipe.errors import counted
 from qrecipe.measure.fidelity import sqnr_text
 from qrecipe.measure.latency import Latency
@@ -79,7 +79,7 @@ def result_text(result: Result) -> str:
 def _calibrated(calibrated: Calibrated) -> str:
     text = f"Calibrated on {counted(calibrated.batches, 'batch')}"
     if calibrated.first_weight is not None and calibrated.batches < MANY_BATCHES:
-        text += f", of which the first weighs {calibrated.first_weight:.0%} in moving averages"
+        text += weight_text(calibrated.first_weight)
     return f"{text}." if calibrated.clipping is None else f"{text}: {calibrated.clipping}."
 
 
@@ -108,4 +108,5 @@ def result_json(result: Result) -> dict[str, Any]:
             "threads": latency.threads,
         },
         "output_sqnr_db": result.sqnr_db,
+        "calibration": None if result.calibrated is None else asdict(result.calibrated),
     }
