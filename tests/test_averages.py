@@ -56,19 +56,16 @@ def test_each_of_the_ways_out_that_the_warning_names_works(mended):
         "shuffled": '"moving_average_minmax"',
     }
     scales = [10] * 5 + [1] + [10] * 5 if mended == "shuffled" else [1, *[10] * 10]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", QRecipeWarning)
-        converted = quantized(
-            scales, recipe(f"[tensor.activation]\nobserver = {observers[mended]}")
-        )
+    mend = recipe(f"[tensor.activation]\nobserver = {observers[mended]}")
+    converted, texts = said(batches(*scales), mend)
+    assert [text[:5] for text in texts] == (["QR234"] if mended == "shuffled" else [])
     x = batches(10)[0]
     assert sqnr_db(model()(x), converted(x)) > 20
 
 
 def test_one_loud_batch_among_quiet_ones_is_what_an_average_is_for():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", QRecipeWarning)
-        quantized([1] * 6 + [100] + [1] * 6)
+    _, (text,) = said(batches(*[1] * 6, 100, *[1] * 6))
+    assert text.startswith("QR234")
 
 
 def test_a_second_calibration_starts_from_the_average_of_the_first():
@@ -127,7 +124,7 @@ def test_from_ten_batches_on_it_is_a_warning_where_a_batch_is_spoilt():
     _, texts = said(rows(1, *[2.8] * 15))
     assert [text[:5] for text in texts] == ["QR232"]
     assert "first of 16 batches, which weighs 86%" in texts[0]
-    assert said(rows(*[1] * 16))[1] == []
+    assert [text[:5] for text in said(rows(*[1] * 16))[1]] == ["QR234"]
 
 
 def test_one_batch_weighs_all_and_that_goes_without_saying():
@@ -162,3 +159,70 @@ def test_without_a_pass_more_only_one_call_of_the_model_is_kept():
     with pytest.warns(QRecipeWarning, match="QR201"):
         qrecipe.calibrate(prepared, iter(LOUDER), progress=silent)
     assert len(calls) == len(LOUDER)
+
+
+# --- enough for other observers, and few for an average
+
+
+def codes(count, a_recipe=STATIC):
+    return [text[:5] for text in said(batches(*[1] * count), a_recipe)[1]]
+
+
+def test_from_ten_to_a_hundred_batches_it_is_said_what_the_first_weighs():
+    assert said(batches(*[1] * 12))[1] == [
+        "QR234 calibrated on 12 batches, of which the first weighs 90% in moving averages\n"
+        '  take about 100 batches, or observe with "minmax", which does not depend on their order'
+    ]
+    assert {count: codes(count) for count in (9, 10, 99, 100)} == {
+        9: ["QR201"],
+        10: ["QR234"],
+        99: ["QR234"],
+        100: [],
+    }
+
+
+@pytest.mark.parametrize(
+    "a_recipe",
+    [
+        "builtin:x86-static-minmax",
+        "builtin:x86-static-histogram",
+        "builtin:x86-dynamic",
+        recipe('[lint]\nignore = ["QR234"]'),
+    ],
+    ids=["minmax", "histogram", "dynamic", "accepted"],
+)
+def test_nothing_is_said_without_an_average_or_where_it_is_accepted(a_recipe):
+    assert codes(10, a_recipe) == []
+
+
+def test_nothing_is_said_of_a_first_batch_that_a_larger_constant_makes_light():
+    constant = '{ name = "moving_average_minmax", averaging_constant = %s }'
+    observed = "[tensor.activation]\nobserver = " + constant
+    assert codes(10, recipe(observed % 0.1)) == ["QR234"]  # 39 %
+    assert codes(10, recipe(observed % 0.11)) == []  # 35 %
+
+
+def test_an_accepted_warning_of_clinging_averages_does_not_give_way_to_the_milder_one():
+    accepted = recipe('[lint]\nignore = ["QR232"]')
+    assert said(rows(1, *[2.8] * 15), accepted)[1] == []
+
+
+def test_nothing_is_said_before_training_which_goes_on_with_the_averages():
+    prepared = qrecipe.compile(model(), recipe('phase = "qat"'), batches(1)[0]).prepare()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", QRecipeWarning)
+        qrecipe.calibrate(prepared, batches(*[1] * 12), progress=silent)
+
+
+def test_of_a_search_only_the_first_trial_says_it():
+    (x,) = batches(1)
+
+    def evaluate(net):
+        return min(100.0, sqnr_db(model()(x), net(x)))
+
+    with pytest.warns(QRecipeWarning) as caught:
+        found = qrecipe.tune(
+            model(), STATIC, batches(*[1] * 10), evaluate, max_drop=50, progress=silent
+        )
+    assert len(found.trials) > 2
+    assert [str(warning.message)[:5] for warning in caught].count("QR234") == 1

@@ -467,7 +467,13 @@ def test_quantize_as_json_is_one_document(folder):
     result = run("quantize", STATIC, *model, "--evaluate", "model.py:accuracy", "--json")
     assert result.exit_code == 0, result.stderr
     document = json.loads(result.stdout)
-    assert set(document) == {"plan", "metric", "tensor_bytes", "latency", "output_sqnr_db"}
+    measured = {"metric", "tensor_bytes", "latency", "output_sqnr_db"}
+    assert set(document) == {"plan", "calibration", *measured}
+    assert document["calibration"] == {
+        "batches": 10,
+        "first_weight": pytest.approx(0.99**9),
+        "clipping": None,
+    }
     assert document["metric"] == {"name": "accuracy", "float": 4.0, "quantized": 4.0}
     assert document["tensor_bytes"]["quantized"] < document["tensor_bytes"]["float"]
     assert document["latency"]["ratio"] > 0
@@ -564,7 +570,13 @@ def test_explain_as_json_gives_the_sites_that_a_name_stands_for(folder):
 
 def test_quantize_says_on_how_many_batches_and_what_the_first_of_them_weighs(folder):
     data = ["--model", "model.py:factory", "--data", "model.py:batches"]
-    averaged = " ".join(run("quantize", STATIC, *data).stdout.split())
+    result = run("quantize", STATIC, *data)
+    averaged = " ".join(result.stdout.split())
     assert "10 batches, of which the first weighs 91% in moving averages" in averaged
+    assert "weighs" not in result.stderr
+    accepted = f'format = 1\nextends = "{STATIC}"\nlint.ignore = ["QR208"]\n'
+    (folder / "small.toml").write_text(accepted)
+    strict = run("quantize", "small.toml", *data, "--strict")
+    assert strict.exit_code == 0, strict.stderr
     extremes = " ".join(run("quantize", f"{STATIC}-minmax", *data).stdout.split())
     assert "Calibrated on 10 batches." in extremes

@@ -41,7 +41,7 @@ def executed(request):
         warnings.simplefilter("error", qrecipe.QRecipeWarning)
         warnings.filterwarnings("ignore", "QR221")  # of the halves, and of recurrent nets
         # products of random rows have extremes that a moving average of ten batches misses
-        warnings.filterwarnings("ignore", "QR232", qrecipe.QRecipeWarning)
+        warnings.filterwarnings("ignore", "QR23[24]", qrecipe.QRecipeWarning)
         compiled = qrecipe.compile(model, recipe, batches[0])
         prepared = compiled.prepare()
         qrecipe.calibrate(prepared, batches, progress=silent)
