@@ -14,7 +14,9 @@ from qrecipe.inputs import Inputs
 from qrecipe.recipe import Recipe
 from qrecipe.schema import CalibrationTable, LintTable, QatTable
 
-_PRIVATE = "_qrecipe"
+PRIVATE = "_qrecipe"
+"""The attribute of a model, and the key in ``meta``, under which qrecipe keeps things."""
+
 _KEY = "prepared"
 
 
@@ -51,9 +53,9 @@ def kept_with(model: nn.Module) -> dict[str, Any]:
     homes = [vars(model)]
     if isinstance(model, fx.GraphModule):
         homes.append(model.meta)
-    kept: dict[str, Any] = next((home[_PRIVATE] for home in homes if _PRIVATE in home), {})
+    kept: dict[str, Any] = next((home[PRIVATE] for home in homes if PRIVATE in home), {})
     for home in homes:
-        home[_PRIVATE] = kept
+        home[PRIVATE] = kept
     return kept
 
 
@@ -62,7 +64,9 @@ def kept(model: object, key: str) -> Any:
     if not isinstance(model, nn.Module):
         return None
     meta = model.meta if isinstance(model, fx.GraphModule) else {}
-    return {**meta.get(_PRIVATE, {}), **vars(model).get(_PRIVATE, {})}.get(key)
+    homes = [vars(model).get(PRIVATE), meta.get(PRIVATE)]
+    # a model of the caller's may have another thing under that name
+    return next((home[key] for home in homes if isinstance(home, dict) and key in home), None)
 
 
 def mark_prepared(prepared: nn.Module, recipe: Recipe, origin: str, parts: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from qrecipe._torch_ao import QConfig
+from qrecipe.assembly import PRIVATE
 from qrecipe.errors import Finding, did_you_mean, error_from
 from qrecipe.graph_names import cannot_be_preserved, is_taken
 from qrecipe.lineage import quantized_part
@@ -56,8 +57,15 @@ def _quantized_findings(model: nn.Module) -> Iterator[Finding]:
 
 
 def _model_findings(model: nn.Module) -> Iterator[Finding]:
+    if _has_own(model, PRIVATE, dict):
+        yield Finding(
+            "QR306",
+            f"{PRIVATE} has a name that qrecipe writes to",
+            hint="give it another name",
+        )
+        return
     for path, module in model.named_modules():
-        if _has_own_qconfig(module):
+        if _has_own(module, "qconfig", QConfig):
             yield Finding(
                 "QR306",
                 f"{joined(path, 'qconfig')} has a name that torch's quantization writes to",
@@ -98,11 +106,11 @@ def _model_findings(model: nn.Module) -> Iterator[Finding]:
             return
 
 
-def _has_own_qconfig(module: nn.Module) -> bool:
-    """Whether a module's ``qconfig`` is another thing than what torch's quantization put there."""
+def _has_own(module: nn.Module, name: str, written: type) -> bool:
+    """Whether a module's attribute is not what quantization writes under that name."""
     members = (module._modules, module._parameters, module._buffers)
-    value = vars(module).get("qconfig")
-    return any("qconfig" in each for each in members) or not isinstance(value, (QConfig, NoneType))
+    value = vars(module).get(name)
+    return any(name in each for each in members) or not isinstance(value, (written, NoneType))
 
 
 def _attribute_findings(model: nn.Module, recipe: Recipe) -> Iterator[Finding]:

@@ -158,6 +158,18 @@ def test_the_one_name_that_torchs_quantization_writes_to_is_refused(value):
         qrecipe.plan(model, recipe(), X)
 
 
+@pytest.mark.parametrize("value", ["v1", nn.Linear(6, 6)], ids=["attribute", "submodule"])
+def test_the_one_name_that_qrecipe_writes_to_is_refused_of_the_model_itself(value):
+    model = net_of(lambda self, x: self.fc(x), fc=nn.Sequential(nn.Linear(6, 6)))
+    model.fc._qrecipe = "nothing is written there"
+    qrecipe.plan(model, recipe(), X)
+    model._qrecipe = value
+    with pytest.raises(qrecipe.PlanError, match=r"^QR306 _qrecipe has a name that qrecipe writes"):
+        qrecipe.plan(model, recipe(), X)
+    with pytest.raises(qrecipe.QRecipeError, match="QR501"):
+        qrecipe.provenance(model)
+
+
 def test_torchs_graph_modules_cannot_have_submodules_of_these_names():
     for name, forward in {
         "meta": lambda self, x: self.meta(x),
