@@ -128,6 +128,18 @@ def test_what_the_author_meant_is_no_warning(case):
     assert "QR221" not in {finding.code for finding in plan.warnings}
 
 
+def test_a_ranking_of_next_to_nothing_says_so():
+    batches = [torch.rand(2, 16) for _ in range(10)]
+    net = normed(nn.Linear(4, 2))
+    with pytest.warns(QRecipeWarning, match="(?s)QR221 only .*parametrized"):
+        ranking = qrecipe.sensitivity(net, DYNAMIC, batches, progress=silent)
+    assert [site.name for site in ranking.sites] == ["3"]
+    accepted = recipe('[lint]\nignore = ["QR221"]', base=DYNAMIC)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", QRecipeWarning)
+        qrecipe.sensitivity(net, accepted, batches, progress=silent)
+
+
 def test_quantize_warns_where_nobody_prints_the_plan():
     with pytest.warns(QRecipeWarning, match="QR221"):
         qrecipe.quantize(encoder(), DYNAMIC, [WORDS], progress=silent)

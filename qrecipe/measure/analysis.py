@@ -15,7 +15,7 @@ from torch import fx, nn
 from qrecipe._torch_ao import quiet
 from qrecipe._torch_fx import attach_preserved_attrs_to_model
 from qrecipe.copying import runnable_copy, structural_copy
-from qrecipe.deciding import inventory_of
+from qrecipe.deciding import inventory_of, plan_of, warn_of_missed
 from qrecipe.errors import Finding, counted, shown
 from qrecipe.fx import execution
 from qrecipe.linting import warn
@@ -37,7 +37,7 @@ from qrecipe.measure.ranking import Method, RankedSite, Ranking, contradiction, 
 from qrecipe.measure.scores import Metric, MetricScore, Score, SqnrScore, number
 from qrecipe.measure.untraced import module_kernels, module_sites
 from qrecipe.neutral import neutral
-from qrecipe.planning import Plan, make_plan
+from qrecipe.planning import Plan
 from qrecipe.progress import Progress, terminal_progress
 from qrecipe.recipe import Recipe, load_recipe
 from qrecipe.target import TargetCpu, unjudged_sites
@@ -100,11 +100,12 @@ def sensitivity(
     first, _ = peek(held)
     with inputs_of_batch(model, first, forward) as inputs:
         inventory = inventory_of(model, loaded, inputs)
-    plan = make_plan(inventory, loaded)
+    plan = plan_of(model, inventory, loaded, inputs)
     unjudged = unjudged_sites(plan, target_cpu)
     reasons = unranked(inventory, plan)
     sites = [site for site in plan.sites if site.name not in reasons]
     check_any(sites, reasons)
+    warn_of_missed(plan, loaded)
     if plan.executor == "eager":
         lone = module_sites(model, plan, sites)
         job = _Job(model, lone[0].owner, (), lone, module_kernels(model, plan, sites, inputs))
