@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from nets import NETS
 from runs import HEAD, STATIC, float_at, silent
-from torch import nn
+from torch import fx, nn
 from torch.ao.nn import quantized as nnq
 
 import qrecipe
@@ -261,3 +263,39 @@ def test_what_conversion_does_beside_rounding_is_found_though_the_reference_shar
         prepared(batch)
     with pytest.raises(AuditError, match="QR412 torch's conversion changed more than the rounding"):
         compiled.convert(prepared)
+
+
+def quantized_with(monkeypatch, function):
+    """Quantize while conversion puts a function behind the model."""
+    honest = execution.convert
+
+    def faulty(*args, **kwargs):
+        converted = honest(*args, **kwargs)
+        (output,) = [node for node in converted.graph.nodes if node.op == "output"]
+        with converted.graph.inserting_before(output):
+            result = converted.graph.call_function(function, (output.args[0],))
+        output.replace_input_with(output.args[0], result)
+        converted.recompile()
+        return converted
+
+    monkeypatch.setattr(execution, "convert", faulty)
+    net = NETS["mlp"]
+    return qrecipe.quantize(net.model(), STATIC, net.batches(), progress=silent)
+
+
+def test_a_conversion_that_fails_without_its_rounding_alone_is_found(monkeypatch):
+    def picky(x):
+        if sys._getframe(1).f_code is fx.Interpreter.call_function.__code__:  # runs unrounded
+            raise RuntimeError("out of order")
+        return x
+
+    with pytest.raises(AuditError, match=r"QR412 .*: without rounding it fails: out of order"):
+        quantized_with(monkeypatch, picky)
+
+
+def test_a_conversion_that_fails_is_told_as_that(monkeypatch):
+    def broken(x):
+        raise RuntimeError("out of order")
+
+    with pytest.raises(AuditError, match=r"QR413 the reference fails .*: out of order"):
+        quantized_with(monkeypatch, broken)
