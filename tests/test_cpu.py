@@ -309,11 +309,14 @@ def test_low_accuracy_beyond_the_ranges_is_told_as_that_and_minmax_cures_it():
     (told,) = [str(w.message) for w in caught if str(w.message).startswith("QR203")]
     assert "beyond the calibrated range of the input of 0" in told
     assert '"minmax"' in told
+    assert "more batches that are as wide" in told
     assert "float" not in told.splitlines()[-1]
     cured = head + '[tensor.activation]\nobserver = "minmax"\n'
+    as_wide = [10 * batch for batch in BATCHES]
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="QR203")
         qrecipe.quantize(net, qrecipe.parse_recipe(cured), batches, progress=silent)
+        qrecipe.quantize(net, qrecipe.parse_recipe(head + tight), as_wide, progress=silent)
 
 
 def test_a_scheme_of_few_codes_is_not_taken_for_ranges_that_clip():

@@ -27,8 +27,8 @@ CLIPPED_DB = 20.0
 """Below this what a range cuts off alone is a tenth of a tensor."""
 
 RANGES_CURE = (
-    "calibrate with more batches that span what the model will see, or observe the "
-    'activations with "minmax", which keeps the widest range'
+    'observe the activations with "minmax", which keeps the widest range; an average needs more '
+    "batches that are as wide"
 )
 
 _MOST_SEVEN_BITS = 127
