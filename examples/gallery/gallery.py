@@ -11,6 +11,7 @@ import argparse
 import statistics
 import tempfile
 import time
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,9 @@ def measured(name: str) -> Figures:
     prepared = compiled.prepare()
     generator = torch.Generator().manual_seed(1)
     batches = [similar(example, generator) for _ in range(CALIBRATION_BATCHES)]
-    qrecipe.calibrate(prepared, batches)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "QR234", qrecipe.QRecipeWarning)  # all batches are alike
+        qrecipe.calibrate(prepared, batches)
     converted = compiled.convert(prepared)
 
     unseen = similar(example, generator)
