@@ -1,8 +1,8 @@
-"""CPU time of ``qrecipe check`` beside that of importing the packages that it needs.
+"""CPU time of ``qrecipe check`` compared with importing the packages that it needs.
 
     python benchmarks/check.py        # status 1 if it takes more than LIMIT times as long
 
-Both are run in turn as fresh processes, so that what else the machine does meets both alike.
+Both run in turn as fresh processes, so that other load on the machine affects both alike.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> int:
 
 
 def cpu_seconds(arguments: Sequence[str]) -> float:
-    """User and system time of a Python process that has to end well."""
+    """User and system time of a Python process, which must succeed."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -58,7 +58,7 @@ class ResNet18Like(nn.Module):
 def warmed(model: nn.Module, *shape: int) -> nn.Module:
     """The model in eval mode, with BatchNorm statistics of six random batches.
 
-    Without them a net of random weights answers zero to everything.
+    Without them a net with random weights returns only zeros.
     """
     momenta = {m: m.momentum for m in model.modules() if isinstance(m, nn.BatchNorm2d)}
     for norm in momenta:
@@ -73,7 +73,7 @@ def warmed(model: nn.Module, *shape: int) -> nn.Module:
 
 
 class InvertedResidual(nn.Module):
-    """Pointwise expansion, depthwise 3x3, linear pointwise projection, around a residual."""
+    """Pointwise expansion, depthwise 3x3, linear pointwise projection, residual connection."""
 
     def __init__(self, channels_in: int, channels_out: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class MobileNetV2Like(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Attention and feed-forward, each behind a LayerNorm and around a residual."""
+    """Attention and feed-forward, each after a LayerNorm and with a residual connection."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ class Encoder(nn.Module):
 
 
 class Chain(nn.Module):
-    """As many 3x3 convolutions with BatchNorm and ReLU as wanted, (N, 3, H, W) to 10 classes."""
+    """A chain of 3x3 convolutions with BatchNorm and ReLU, (N, 3, H, W) to 10 classes."""
 
     def __init__(self, layers: int, width: int = 32) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What `qrecipe.quantize` costs beside the same steps by hand, audit included.
+"""What `qrecipe.quantize`, audit included, costs compared with the same steps by hand.
 
 By hand: deepcopy, ``prepare_fx``, calibration, ``convert_fx``. A ResNet-18-like net at 64x64, 8
 batches of 16, one thread, CPU time, interleaved in one process, medians of the ratios by pair; the
@@ -74,7 +74,7 @@ def compare_time(pairs: int) -> None:
     print(f"outputs equal: {torch.equal(*outputs)}")
     times: dict[str, list[float]] = {way: [] for way in WAYS}
     for index in range(pairs):
-        # whoever comes second finds other pages warm: take turns
+        # take turns, because the second run finds warm caches
         for way in list(WAYS) if index % 2 else reversed(list(WAYS)):
             times[way].append(cpu_seconds(way, model, batches))
     for way, seconds in times.items():
@@ -90,7 +90,7 @@ def print_peak(way: str) -> None:
     with torch.no_grad():
         model(batches[0])
     size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
-    WAYS[way](model, batches)  # what the first call imports and caches is no cost of a model
+    WAYS[way](model, batches)  # imports and caches of the first call don't count
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far (Linux)
     before = resident_kib("VmRSS")

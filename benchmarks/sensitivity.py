@@ -1,12 +1,14 @@
-"""`qrecipe.sensitivity` beside the tutorial's loop: for each layer prepare with that layer alone,
-calibrate, convert, run.
+"""`qrecipe.sensitivity` compared with the loop of PyTorch's tutorial.
+
+The loop prepares, calibrates, converts and runs the model once for each layer, with only that layer
+quantized.
 
 Three nets, 4 batches of 16, one thread, CPU time, in one process; the loop is plain torch
 (``prepare_fx`` and ``convert_fx``) and runs between the measurements of ours.
 
-    python benchmarks/sensitivity.py                      # ratios and differences, some 4 minutes
+    python benchmarks/sensitivity.py                      # ratios and differences, about 4 minutes
     python benchmarks/sensitivity.py --layers cost.svg    # cost against the number of layers
-    python benchmarks/sensitivity.py --rankings           # what other rankings are worth
+    python benchmarks/sensitivity.py --rankings           # how good other rankings are
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ _TARGETS: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class Net:
-    """A model, its batches, and the ratio to the loop that is aimed at."""
+    """A model, its batches, and the speedup over the loop that is the goal."""
 
     name: str
     model: nn.Module
@@ -73,7 +75,7 @@ def nets() -> Iterator[Net]:
 
 
 def silent(done: int, total: int | None) -> None:
-    """Progress that is not shown: it would take time."""
+    """No progress display: it would take time."""
 
 
 def rules_of(site: qrecipe.Site, members: Sequence[Any]) -> QConfigMapping:
@@ -153,7 +155,7 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def swapped(expected: dict[str, float], found: dict[str, float]) -> int:
-    """Pairs in another order although they are further apart than 1e-3 dB."""
+    """Pairs in another order although they differ by more than 1e-3 dB."""
     return sum(
         (expected[a] - expected[b]) * (found[a] - found[b]) < 0
         and abs(expected[a] - expected[b]) > SWAPPED_DB
@@ -163,7 +165,7 @@ def swapped(expected: dict[str, float], found: dict[str, float]) -> int:
 
 def report(net: Net) -> bool:
     rules = rules_of_all(net)
-    exact(net)  # what is imported and compiled first is no cost of a net
+    exact(net)  # imports and compilation don't count
     exact_runs = [timed(lambda: exact(net)) for _ in range(ROUNDS - 1)]
     loop_seconds, expected = timed(lambda: loop(net, rules))
     exact_runs.append(timed(lambda: exact(net)))
@@ -265,7 +267,7 @@ def _db(fidelity: Any) -> float:
 
 
 def local_sqnr(net: Net) -> dict[str, float]:
-    """What each site loses by itself: its int8 output for float inputs against its float one."""
+    """What each site loses by itself: its int8 output for float inputs against its float output."""
     inventory = inventory_of(net.model, RECIPE, Inputs.from_batch(net.batches[0]))
     plan = make_plan(inventory, RECIPE)
     skipped = unranked(inventory, plan)
@@ -288,7 +290,7 @@ def local_sqnr(net: Net) -> dict[str, float]:
 
 
 def shared_prepare_gaps(net: Net, effects: dict[str, float]) -> list[float]:
-    """How far one prepare for all sites, and at convert None for all but one, is off."""
+    """The error of preparing once for all sites and converting with None for all but one."""
     int8 = qconfig(RECIPE.qconfigs["int8"], "ptq")
     modules = dict(net.model.named_modules())
     names = [name for name in effects if name in modules]
@@ -328,7 +330,7 @@ def main() -> None:
         for net in nets():
             other_rankings(net)
     else:
-        reached = [report(net) for net in nets()]  # all of them, whatever the first gives
+        reached = [report(net) for net in nets()]  # all of them, whatever the first returns
         if not all(reached):
             raise SystemExit(1)
 

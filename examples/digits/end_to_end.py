@@ -14,7 +14,7 @@ RECIPE = "builtin:x86-static"
 
 
 def main() -> None:
-    """Plan, quantize, evaluate, compare, save and load; print what came of each."""
+    """Plan, quantize, evaluate, compare, save and load; print the result of each step."""
     model, example_inputs = factory()
     plan = qrecipe.plan(model, RECIPE, example_inputs)
     quantized = [site for site in plan.sites if site.verdict == "quantized"]
@@ -34,7 +34,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "digits-int8.safetensors")
         qrecipe.save_quantized(converted, file)
-        architecture, _ = factory()  # its weights do not matter: those of the file come in
+        architecture, _ = factory()  # its weights do not matter: they come from the file
         loaded = qrecipe.load_quantized(file, architecture)
         equal = torch.equal(loaded(images), converted(images))
         print(f"shipped   {file.stat().st_size / 1000:.0f} kB, outputs equal when loaded: {equal}")

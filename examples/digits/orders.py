@@ -2,8 +2,8 @@
 
 Two networks, the one of `digits.py` and a small MobileNetV2 with ReLU6 that is trained here for a
 few epochs, are quantized with the same eight batches, each of them first in turn, and with three
-observers of activations. A moving average clings to the first; docs/few-batches.md tells what that
-costs. About two minutes on one core.
+observers of activations. A moving average stays close to the first; docs/few-batches.md shows what
+that costs. About two minutes on one core.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ HEADER = ("net", "batches", "observer", "SQNR, worst to best", "accuracy, worst 
 
 
 class InvertedResidual(nn.Module):
-    """Pointwise expansion by four, depthwise 3x3, linear projection, around a residual."""
+    """Pointwise expansion by four, depthwise 3x3, linear projection, with a residual connection."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def observed(model: nn.Module, batches: Sequence[Tensor]) -> Iterator[tuple[str, str, str]]:
-    """What each observer makes of the batches, whichever of them comes first."""
+    """The result of each observer, with each of the batches first in turn."""
     images, _ = held_out_digits()
     with torch.no_grad():
         reference = model(images)
@@ -136,13 +136,13 @@ def sqnr_db(reference: Tensor, candidate: Tensor) -> float:
 
 
 def span(values: Sequence[float], form: str, unit: str = "") -> str:
-    """The least and the greatest; one number where they are printed alike."""
+    """The least and the greatest value, or one number if they look the same when printed."""
     low, high = (f"{value:{form}}" for value in (min(values), max(values)))
     return f"{low}{unit}" if low == high else f"{low} to {high}{unit}"
 
 
 def announce(what: str) -> None:
-    """Say on a terminal what takes so long; nothing in a pipe."""
+    """Show progress on a terminal, and nothing in a pipe."""
     if sys.stderr.isatty():
         print(what, file=sys.stderr)
 

@@ -1,8 +1,8 @@
 """A synthetic stressor: the same network, with channels of very different range.
 
-The scales of BatchNorm channels are multiplied by random powers of two, and the convolution behind
-divides them out again: the function stays, and one scale for a whole tensor no longer fits it. No
-network was trained to be like this; it shows what quantization loses where ranges differ.
+The scales of BatchNorm channels are multiplied by random powers of two, and the next convolution is
+divided by the same factors. The function stays the same, but one scale for a whole tensor no longer
+fits. Networks are not trained to be like this; it shows what quantization loses when ranges differ.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ SPREAD = 3.0
 
 
 def stressed() -> DigitNet:
-    """The trained network rescaled by seed 0, for the command line to name."""
+    """The trained network rescaled with seed 0, for use on the command line."""
     return rescaled(factory()[0], seed=0)
 
 
 @torch.no_grad()
 def rescaled(model: DigitNet, seed: int, spread: float = SPREAD) -> DigitNet:
-    """A copy of the model that computes the same, to rounding."""
+    """A copy of the model that computes the same, except for rounding."""
     generator = torch.Generator().manual_seed(seed)
     changed = copy.deepcopy(model)
     blocks = (changed.block1, changed.block2)

@@ -1,9 +1,9 @@
 """From calibration to training on a stressed network: `python examples/digits/story.py [SEED ...]`.
 
 The digits network with a synthetic rescale (`rescale.py`) is quantized in four ways: calibrated;
-calibrated with the two worst sites left float; by a recipe that is searched for within a budget;
-trained. docs/story.md tells what each step shows. Three seeds, which draw the rescale and the
-batches of training; about a minute for each of them on one core.
+calibrated with the two worst sites kept float; with a recipe found by a search within a budget;
+trained. docs/story.md explains each step. Three seeds determine the rescaling and the training
+batches; each takes about a minute on one core.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ HEADER = ("seed", "float", "calibrated", "overlay", "left float", "tuned", "left
 
 @dataclass(frozen=True, slots=True)
 class Partial:
-    """The accuracy of a model, 0 to 1, and its sites that were left float."""
+    """The accuracy of a model, 0 to 1, and the sites that stayed float."""
 
     accuracy: float
     sites: tuple[str, ...]
@@ -76,14 +76,14 @@ def chapter(seed: int) -> Chapter:
 
 
 def partial(model: DigitNet, recipe: qrecipe.Recipe) -> Partial:
-    """What this recipe gives, and what it leaves float."""
+    """The result of this recipe, and the sites that it keeps float."""
     plan = qrecipe.plan(model, recipe, calibration()[0])
     left = tuple(site.name for site in plan.sites if site.verdict == "float")
     return Partial(evaluate(qrecipe.quantize(model, recipe, calibration())), left)
 
 
 def table(chapters: Sequence[Chapter]) -> str:
-    """One row for each seed; an asterisk where the search did not meet its budget."""
+    """One row for each seed; an asterisk if the search did not meet its budget."""
     rows = [HEADER, *map(row, chapters)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
@@ -110,7 +110,7 @@ def row(told: Chapter) -> tuple[str, ...]:
 
 
 def announce(seed: int, what: str) -> None:
-    """Say on a terminal what takes so long; nothing in a pipe."""
+    """Show progress on a terminal, and nothing in a pipe."""
     if sys.stderr.isatty():
         print(f"seed {seed}: {what}", file=sys.stderr)
 

@@ -63,7 +63,7 @@ def jitter(images: Tensor) -> Tensor:
 
 
 def save_atomically(model: nn.Module, path: Path) -> None:
-    """Write beside the target, then rename: an interrupted run leaves the old checkpoint whole."""
+    """Write next to the target, then rename: an interrupted run keeps the old checkpoint."""
     partial = path.with_name(path.name + ".partial")
     try:
         save_file(model.state_dict(), partial)

@@ -1,8 +1,8 @@
 """What training recovers: `python examples/digits/train_quantized.py [SEED ...]`.
 
-The digits network with a synthetic rescale (`rescale.py`) loses accuracy by calibration alone, and
-gets it back by quantization-aware training. Seeds draw the rescale and the batches: three of them
-if none is given, in about two minutes.
+The digits network with a synthetic rescale (`rescale.py`) loses accuracy with calibration alone,
+and quantization-aware training recovers it. A seed determines the rescaling and the batches.
+Without arguments there are three seeds, which take about two minutes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def calibrated(model: DigitNet) -> nn.Module:
-    """Post-training quantization by the same recipe."""
+    """Post-training quantization with the same recipe."""
     recipe = qrecipe.parse_recipe(
         f'format = 1\nextends = "./{RECIPE.name}"\nphase = "ptq"\n',
         path=RECIPE.with_name("ptq.toml"),
@@ -48,7 +48,7 @@ def calibrated(model: DigitNet) -> nn.Module:
 
 
 def trained(model: DigitNet) -> nn.Module:
-    """Quantization-aware training: a loop as any other, with a scheduler of its own."""
+    """Quantization-aware training: an ordinary loop, with a scheduler of its own."""
     digits = training_digits()
     compiled = qrecipe.compile(model, RECIPE, digits.images[:BATCH_SIZE])
     prepared = compiled.prepare()

@@ -1,9 +1,9 @@
-"""The architectures of the gallery, each a factory as `qrecipe plan --model` takes it.
+"""The architectures of the gallery, each a factory for `qrecipe plan --model`.
 
-A factory gives a model in eval mode and an example input: one image, or one sequence of tokens. All
-weights are random, from a fixed seed: figures of accuracy cannot come from here. What starts at
-nothing is given a value and the statistics of BatchNorm are those of random images, so that every
-layer shows in the output.
+A factory returns a model in eval mode and an example input: one image, or one sequence of tokens.
+All weights are random, from a fixed seed, so nothing here says anything about accuracy. Parameters
+that start at zero get other values, and BatchNorm statistics come from random images, so that every
+layer affects the output.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WARMING_BATCHES = 6
 WARMING_SIZE = 4
 
 Example = tuple[nn.Module, tuple[Tensor]]
-"""A model and what it is called with."""
+"""A model and its inputs."""
 
 
 def convnext_tiny() -> Example:
@@ -34,7 +34,7 @@ def convnext_tiny() -> Example:
 
 
 def densenet121() -> Example:
-    """BatchNorm and ReLU in front of each convolution, and concatenations of all that was."""
+    """BatchNorm and ReLU before each convolution, and concatenations of all earlier outputs."""
     return _image_classifier("densenet121")
 
 
@@ -96,7 +96,7 @@ FACTORIES: dict[str, Callable[[], Example]] = {
 
 
 def similar(example: Tensor, generator: torch.Generator) -> Tensor:
-    """Another random input of the shape and kind of an example."""
+    """Another random input of the same shape and kind as an example."""
     if example.is_floating_point():
         return torch.randn(example.shape, generator=generator)
     return torch.randint(VOCABULARY, example.shape, generator=generator)
@@ -122,7 +122,7 @@ def _images(count: int) -> Tensor:
 
 @torch.no_grad()
 def _wake(model: nn.Module) -> None:
-    """Weights for what starts at nothing: a layer scale of one millionth, a head of zeros."""
+    """New values for parameters that start near zero, such as layer scales and zero heads."""
     for name, parameter in model.named_parameters():
         if name.endswith("layer_scale"):
             parameter.fill_(0.5)
@@ -132,10 +132,10 @@ def _wake(model: nn.Module) -> None:
 
 @torch.no_grad()
 def _warm_batch_norm(model: nn.Module) -> None:
-    """Statistics of random images; with those of a new layer some of these nets give all zeros.
+    """Take statistics from random images: with initial ones some of these nets return only zeros.
 
-    Biases of 1 keep most ReLUs open: with half of them shut a deep random net amplifies every small
-    difference, and no output could be told from rounding noise.
+    Biases of 1 keep most ReLUs open: with half of them closed, a deep random net amplifies every
+    small difference, and outputs would be indistinguishable from rounding noise.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
@@ -149,14 +149,14 @@ def _warm_batch_norm(model: nn.Module) -> None:
 
 @lru_cache(maxsize=1)
 def _torchvision() -> tuple[ModuleType, Any]:
-    """`torchvision.models`, and what has to stay alive for it."""
+    """`torchvision.models`, and an object that has to stay alive for it."""
     try:
         return importlib.import_module("torchvision.models"), None
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise
-    # torchvision's kernels may not load beside a torch for CPUs only. Its import asks for two
-    # operators of theirs, which no classifier calls: to declare them is enough.
+    # torchvision's kernels may not load with a CPU-only build of torch. Its import looks up two of
+    # their operators, which no classifier calls, so declaring them is enough.
     fragment: Any = torch.library.Library
     library = fragment("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):

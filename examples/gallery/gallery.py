@@ -1,8 +1,8 @@
-"""What the recipes of the gallery do: `python examples/gallery/gallery.py [ARCHITECTURE ...]`.
+"""Measure the recipes of the gallery: `python examples/gallery/gallery.py [ARCHITECTURE ...]`.
 
-One row for each architecture, all of them by default. The weights are random: SQNR tells how noise
-adds up in a net that learnt nothing, and no accuracy can be told from it. Latency is the CPU time
-of one thread for one image or one sequence, eager float beside quantized.
+One row for each architecture, all of them by default. The weights are random: SQNR shows how noise
+accumulates in an untrained net, and says nothing about accuracy. Latency is the CPU time of one
+thread for one image or one sequence, for the eager float model and the quantized one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ROW = "{:<20}  {:>9}  {:>11}  {:>5}  {:>4}  {:>13}  {:>9}  {}"
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Of one recipe on its architecture: counts of sites, sizes in bytes, times in seconds."""
+    """One recipe on its architecture: numbers of sites, sizes in bytes, times in seconds."""
 
     sites: Counter[str]
     boundaries: int
@@ -70,7 +70,7 @@ def row(name: str, figures: Figures) -> str:
 
 
 def measured(name: str) -> Figures:
-    """Quantize an architecture by the recipe of its name, and measure both models."""
+    """Quantize an architecture with the recipe of the same name, and measure both models."""
     model, (example,) = FACTORIES[name]()
     compiled = qrecipe.compile(model, FOLDER / f"{name}.toml", example)
     prepared = compiled.prepare()
@@ -98,7 +98,7 @@ def measured(name: str) -> Figures:
 
 
 def cpu_times(model: nn.Module, converted: nn.Module, inputs: Tensor) -> tuple[float, float]:
-    """Median seconds of a call of each, in turn so that whatever else runs meets both alike."""
+    """Median seconds of a call of each, in turn, so that other load affects both alike."""
     times: tuple[list[float], list[float]] = ([], [])
     with torch.no_grad():
         for _ in range(TIMED_RUNS):
@@ -110,7 +110,7 @@ def cpu_times(model: nn.Module, converted: nn.Module, inputs: Tensor) -> tuple[f
 
 
 def file_sizes(model: nn.Module, converted: nn.Module) -> tuple[int, int]:
-    """Bytes of both as they are stored."""
+    """The sizes in bytes of both stored models."""
     with tempfile.TemporaryDirectory() as folder:
         before, after = Path(folder, "float.safetensors"), Path(folder, "int8.safetensors")
         save_model(model, str(before))

@@ -1,4 +1,4 @@
-"""Two nets of our own, as small as they can be and still have the parts of their kind."""
+"""Two small nets with the typical parts of their kind."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class TransformerEncoder(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Attention and two linear layers, each behind a LayerNorm and around a residual connection."""
+    """Attention and two linear layers, each after a LayerNorm and with a residual connection."""
 
     def __init__(self, width: int, heads: int = 4) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class EncoderLayer(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention whose projections are linear layers of their own, for rules to name.
+    """Self-attention whose projections are separate linear layers that rules can name.
 
     torch's `MultiheadAttention` is one operation, which has no quantized kernel on x86.
     """

@@ -1,7 +1,7 @@
 """Installs this plugin and quantizes with it: `python examples/plugin-package/try_it.py`.
 
-All in an environment of its own, which is gone afterwards. Nothing is downloaded: it sees what is
-installed beside this Python, where qrecipe and hatchling have to be.
+This happens in a temporary environment. Nothing is downloaded: the environment sees the packages of
+this Python, which must include qrecipe and hatchling.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FUNCTIONS = {"model": "factory", "data": "calibration", "evaluate": "evaluate"}
 
 
 def main() -> None:
-    """Install, list what there is now, and quantize the digits network with the plugin's recipe."""
+    """Install, list what is available, and quantize the digits network with the plugin's recipe."""
     with tempfile.TemporaryDirectory() as folder:
         python = environment_with_plugin(Path(folder))
         qrecipe = (str(python), "-m", "qrecipe")
@@ -37,7 +37,7 @@ def environment_with_plugin(folder: Path) -> Path:
     venv.create(environment, symlinks=True)
     python = environment / "bin" / "python"
     show_outer_packages(environment)
-    # building leaves files beside its source
+    # building leaves files next to the source
     source = shutil.copytree(PACKAGE, folder / "source")
     offline = ("--no-index", "--no-deps", "--no-build-isolation")
     pip = (sys.executable, "-m", "pip", "--python", str(python))
@@ -57,7 +57,7 @@ def show_outer_packages(environment: Path) -> None:
 
 
 def run(*command: str) -> None:
-    """Run a command; what it prints is shown. Raises `CalledProcessError` where it fails."""
+    """Run a command and show its output. Raises `CalledProcessError` if it fails."""
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     subprocess.run(command, check=True, env=variables)
 

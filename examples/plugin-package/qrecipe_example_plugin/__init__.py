@@ -1,4 +1,4 @@
 """A plugin of qrecipe: an observer, a fake-quant and a recipe that uses both.
 
-The modules are imported one by one, when a recipe names what they register.
+Each module is imported only when a recipe names what it registers.
 """

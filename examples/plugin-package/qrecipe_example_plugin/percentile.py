@@ -28,23 +28,23 @@ class PercentileObserver(UniformQuantizationObserverBase):
     [Q(1 - p/100), Q(p/100)], a symmetric one [-a, a] with a = Q(p/100) of abs(x). With p = 100 that
     is the range of a min-max observer.
 
-    The quantiles are exact for the first ``capacity`` values (of each channel). Of more, a uniform
-    random sample of that size is kept, so that the memory is bounded and an outlier costs no
-    resolution, as it would in a histogram; the sample's quantile stands at p with a standard
+    The quantiles are exact for the first ``capacity`` values (of each channel). If there are
+    more, a uniform random sample of that size is kept. This bounds the memory, and an outlier costs
+    no resolution, as it would in a histogram. The sample's quantile is at p with a standard
     deviation of 100 * sqrt(p/100 * (1 - p/100) / capacity): 0.012 for the defaults. Every value
-    gets a random priority, and those with the least are kept. The priorities depend on nothing but
-    how many values came before: the same data give the same range.
+    gets a random priority, and those with the lowest are kept. The priorities depend only on the
+    number of values before: the same data give the same range.
 
     Source: Wu et al., Integer Quantization for Deep Learning Inference: Principles and Empirical
     Evaluation, 2020 (calibration by percentile); Vitter, Random Sampling with a Reservoir, 1985.
     """
 
     values: Tensor
-    """What is kept, (channels, kept); one row per tensor."""
+    """The kept values, (channels, kept); one row if per tensor."""
     priorities: Tensor
-    """Of each column, (kept,)."""
+    """The priority of each column, (kept,)."""
     seen: Tensor
-    """How many values there were per row."""
+    """The number of values per row so far."""
 
     def __init__(
         self, percentile: float = 99.9, capacity: int = 2**16, ch_axis: int = 0, **spec: Any
@@ -66,7 +66,7 @@ class PercentileObserver(UniformQuantizationObserverBase):
         generator = torch.Generator().manual_seed(int(self.seen))
         priorities = torch.rand(count, generator=generator).to(x.device)
         self.seen += count
-        if self.priorities.numel() == self.capacity:  # most have no chance to be kept
+        if self.priorities.numel() == self.capacity:  # most values cannot be kept
             hopeful = priorities < self.priorities.max()
             rows, priorities = rows[:, hopeful], priorities[hopeful]
         if self.values.numel():
@@ -122,7 +122,7 @@ class PercentileObserver(UniformQuantizationObserverBase):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Takes buffers of any size: how much is kept depends on what was seen."""
+        """Accepts buffers of any size: how much is kept depends on what was seen."""
         for name in ("values", "priorities"):
             if prefix + name in state_dict:
                 setattr(self, name, torch.empty_like(state_dict[prefix + name]))

@@ -1,4 +1,4 @@
-"""A fake-quant that rounds at random while it trains."""
+"""A fake-quant with random rounding during training."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class StochasticRoundingFakeQuantize(FakeQuantize):
     r"""Rounds up with a probability equal to the distance from the integer below.
 
     In training mode q = floor(x / scale + zero_point + u) with u uniform in [0, 1), clamped to
-    quant_min..quant_max: inside the range the expectation of (q - zero_point) * scale is x, so that
-    weights take up changes that are much smaller than a step. In eval mode it is torch's
+    quant_min..quant_max: inside the range the expectation of (q - zero_point) * scale is x, so
+    weights can accumulate changes that are much smaller than a step. In eval mode it is torch's
     ``FakeQuantize``, which rounds to the nearest, as the converted model does. The gradient passes
     the rounding unchanged where q is in range, and is 0 elsewhere. The random numbers are torch's:
-    ``torch.manual_seed`` repeats a training.
+    ``torch.manual_seed`` makes training repeatable.
 
     Source: Gupta et al., Deep Learning with Limited Numerical Precision, 2015 (the rounding);
     Bengio et al., Estimating or Propagating Gradients Through Stochastic Neurons, 2013
