@@ -13,15 +13,15 @@ from typing import Any
 
 from torch import fx, nn
 
-from qrecipe import contents
 from qrecipe.contents import Architecture, TracedNode, TracedPart
+from qrecipe.contents import Value as RecordedValue
 from qrecipe.values import Value
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _UNIMPORTANT = frozenset({"training", "momentum", "p", "dropout", "inplace"})
 """What does not matter in eval mode, or is written into the graph."""
 
-_VALUES: dict[contents.Value, Value] = {
+_VALUES: dict[RecordedValue, Value] = {
     "float tensor": Value(True, True),
     "tensor": Value(False, True),
     "floats": Value(True, False),

@@ -89,11 +89,11 @@ def calibrate(
         state.clipping = str(clipping) if clipping.shows_below(GOOD_DB) else None
         few = done < FEW_BATCHES and observes(prepared)
         if few:
-            warn(_few_batches(state), state.lint)
+            warn(_few_batches(state), state.lint.ignore)
         for finding in _branches_findings(parts, state.samples):
-            warn(finding, state.lint)
+            warn(finding, state.lint.ignore)
         for finding in _order_findings(state, clipping, few):
-            warn(finding, state.lint)
+            warn(finding, state.lint.ignore)
 
 
 def _run(prepared: nn.Module, batch: Any, index: int, forward: Forward | None) -> None:

@@ -37,17 +37,17 @@ Value = Literal["float tensor", "tensor", "floats", "other"]
 """What a node computes: a floating tensor, another one, a tuple that holds some, anything else."""
 
 
-class _Stored(BaseModel):
+class Stored(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class _Read(BaseModel):
+class StoredInPart(BaseModel):
     """A table of which only a part is needed."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
 
-class TracedNode(_Stored):
+class TracedNode(Stored):
     """A node of a graph as it was traced; ``call`` is its kind, target and arguments."""
 
     name: str
@@ -55,7 +55,7 @@ class TracedNode(_Stored):
     value: Value
 
 
-class TracedPart(_Stored):
+class TracedPart(Stored):
     """A part of a model as it was traced: the whole model (an empty path) or a root.
 
     ``constants`` are the arguments of its forward that were no tensors.
@@ -66,7 +66,7 @@ class TracedPart(_Stored):
     nodes: tuple[TracedNode, ...]
 
 
-class Architecture(_Stored):
+class Architecture(Stored):
     """What the float model has to be again, weights apart.
 
     ``modules`` maps the path of each module of torch's own to its class and settings;
@@ -78,14 +78,14 @@ class Architecture(_Stored):
     graphs: dict[str, str] = {}
 
 
-class StoredQConfig(_Read):
+class StoredQConfig(StoredInPart):
     """The specs of a site's weight and activation."""
 
     weight: TensorSpec | None
     activation: TensorSpec | None
 
 
-class StoredRule(_Read):
+class StoredRule(StoredInPart):
     """The rule that decided a site."""
 
     tier: Literal["module_name", "module_type", "function", "global"]
@@ -94,7 +94,7 @@ class StoredRule(_Read):
     reason: str | None
 
 
-class StoredSite(_Read):
+class StoredSite(StoredInPart):
     """A site of the stored plan."""
 
     name: str
@@ -114,7 +114,7 @@ class StoredSite(_Read):
         return self
 
 
-class StoredIngredient(_Read):
+class StoredIngredient(StoredInPart):
     """A file that the recipe was made of, and the distribution that published it, if one did."""
 
     name: str
@@ -123,7 +123,7 @@ class StoredIngredient(_Read):
     version: str | None
 
 
-class StoredPlan(_Read):
+class StoredPlan(StoredInPart):
     """What of a plan decides how a model is converted, and what its recipe was made of."""
 
     recipe: str
@@ -138,7 +138,7 @@ class StoredPlan(_Read):
     sites: tuple[StoredSite, ...]
 
 
-class Needs(_Stored):
+class Needs(Stored):
     """What the machine that runs the model has to have.
 
     ``engines`` are those of torch, the backend's own and those of single sites; ``vnni`` tells
@@ -149,7 +149,7 @@ class Needs(_Stored):
     vnni: bool
 
 
-class Contents(_Stored):
+class Contents(Stored):
     """The metadata of a stored model.
 
     ``recipe`` is TOML; ``plan`` is what ``Plan.to_json`` gave, unpacked. ``aliases`` maps a name

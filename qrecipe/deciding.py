@@ -44,7 +44,7 @@ def warn_of_missed(plan: Plan, recipe: Recipe) -> None:
     """Give the one warning of a plan that must be heard where nobody prints the plan (QR221)."""
     for finding in plan.warnings:
         if finding.code == "QR221":
-            warn(finding, recipe.lint)
+            warn(finding, recipe.lint.ignore)
 
 
 def inventory_of(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Inventory:
@@ -70,7 +70,7 @@ def inventory_of(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Inventory:
             _completed(finding, model, recipe, inputs) for finding in error.findings
         ) from error
     for finding in inventory.doubts:
-        warn(finding, recipe.lint)
+        warn(finding, recipe.lint.ignore)
     return inventory
 
 

@@ -21,7 +21,7 @@ from qrecipe.plugins import plugin_versions
 from qrecipe.recipe import Ingredient, Recipe
 from qrecipe.references import Publisher
 
-_KEY = "provenance"
+PROVENANCE = "provenance"
 _ARCHITECTURE = "architecture"
 
 
@@ -59,7 +59,7 @@ def make_provenance(recipe: Recipe, plan: Plan, unjudged: tuple[str, ...]) -> Pr
 
 def attach(converted: nn.Module, provenance: Provenance, architecture: Architecture) -> None:
     """Keep both with the model; copies of the model keep them too."""
-    kept_with(converted).update({_KEY: provenance, _ARCHITECTURE: architecture})
+    kept_with(converted).update({PROVENANCE: provenance, _ARCHITECTURE: architecture})
 
 
 def architecture(converted: nn.Module) -> Architecture:
@@ -77,7 +77,7 @@ def provenance(converted: nn.Module) -> Provenance:
 
     Raises ``ArtifactError`` (QR501) for any other model.
     """
-    found = kept(converted, _KEY)
+    found = kept(converted, PROVENANCE)
     if not isinstance(found, Provenance):
         raise ArtifactError(
             Finding(
@@ -98,10 +98,8 @@ def quantized_part(model: nn.Module) -> str | None:
             return f"is prepared already: {what}"
         if kind.startswith("torch.") and module_became(module) != "float":
             return f"is quantized already: {what}"
-    try:
-        return f"is quantized already: by the recipe {provenance(model).fingerprint[:12]}"
-    except ArtifactError:
-        return None
+    found = kept(model, PROVENANCE)
+    return found and f"is quantized already: by the recipe {found.fingerprint[:12]}"
 
 
 def ingredients_of(plan: StoredPlan) -> tuple[Ingredient, ...]:

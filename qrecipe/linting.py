@@ -1,18 +1,18 @@
-"""Warnings, save those that the recipe's ``[lint] ignore`` names."""
+"""Warnings, except those whose codes the caller ignores."""
 
 from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 
 from qrecipe.errors import Finding, QRecipeWarning
-from qrecipe.schema import LintTable
 
 
-def warn(finding: Finding, lint: LintTable) -> None:
-    """Warn with ``QRecipeWarning`` unless the recipe's author has accepted this code."""
-    if finding.code not in lint.ignore:
+def warn(finding: Finding, ignore: Collection[str]) -> None:
+    """Warn with ``QRecipeWarning`` unless ``ignore`` (the recipe's) holds the code."""
+    if finding.code not in ignore:
         warnings.warn(str(finding), QRecipeWarning, stacklevel=_callers_level())
 
 

@@ -42,7 +42,7 @@ def check_model(model: nn.Module, recipe: Recipe) -> None:
                 "the model is in training mode; its copy is quantized in eval mode",
                 hint="call model.eval() first, so that what you compare with is the same",
             ),
-            recipe.lint,
+            recipe.lint.ignore,
         )
 
 

@@ -27,7 +27,7 @@ from qrecipe.values import Value
 
 CALLS = ("call_module", "call_function", "call_method")
 
-_FUNCTION_NAMES: dict[Any, str] = {
+FUNCTION_NAMES: dict[Any, str] = {
     function: f"{namespace.__name__}.{name}"
     for namespace in (torch.Tensor, operator, torch, F)
     for name, function in vars(namespace).items()
@@ -93,7 +93,7 @@ def normalize(graph_module: fx.GraphModule, scopes: Scopes, prefix: str) -> None
     maps a node's name to the innermost module whose forward made the call. The values
     that `values.record_values` notes must be there.
     """
-    _address(graph_module, scopes, prefix)
+    address(graph_module, scopes, prefix)
     _separate_shared_modules(graph_module)
     _separate_tied_weights(graph_module)
     _separate_readers_of_weights(graph_module.graph)
@@ -146,7 +146,7 @@ def _is_in_place(node: fx.Node, graph_module: fx.GraphModule) -> bool:
         return bool(getattr(graph_module.get_submodule(str(node.target)), "inplace", False))
     if node.kwargs.get("inplace"):
         return True
-    name = _FUNCTION_NAMES.get(node.target, "") if node.op == "call_function" else str(node.target)
+    name = FUNCTION_NAMES.get(node.target, "") if node.op == "call_function" else str(node.target)
     return not name.startswith("operator.") and name.endswith("_") and not name.endswith("__")
 
 
@@ -171,7 +171,7 @@ def is_plumbing(node: fx.Node) -> bool:
     )
 
 
-def _address(graph_module: fx.GraphModule, scopes: Scopes, prefix: str) -> None:
+def address(graph_module: fx.GraphModule, scopes: Scopes, prefix: str) -> None:
     calls: Counter[str] = Counter()
     for node in graph_module.graph.nodes:
         if node.op not in CALLS or not is_floating(node) or is_plumbing(node):
@@ -225,7 +225,7 @@ def _function_member(path: str, node: fx.Node) -> Member:
     else:
         target: Any = node.target
         own = f"{getattr(target, '__module__', '')}.{getattr(target, '__name__', target)}"
-        dotted = _FUNCTION_NAMES.get(target, own)
+        dotted = FUNCTION_NAMES.get(target, own)
     family = function_family(dotted) or dotted.rpartition(".")[2].strip("_")
     return Member(
         name=f"{path}:{family}",

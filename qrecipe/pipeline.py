@@ -127,7 +127,7 @@ class CompiledRecipe:
         if self.recipe.phase == "qat":
             check_trained(self._traced(prepared))
         if self.unjudged:
-            warn(unjudged_finding(self.unjudged), self.recipe.lint)
+            warn(unjudged_finding(self.unjudged), self.recipe.lint.ignore)
         # calibration leaves no trace in what lies around the roots; training may
         around = prepared if self.recipe.phase == "qat" else self._model
         converted = with_parts(
@@ -176,7 +176,7 @@ class CompiledRecipe:
             if errors:
                 raise error_from(errors)
             for finding in call_findings(converted, state.samples, state.later_calls):
-                warn(finding, self.recipe.lint)
+                warn(finding, self.recipe.lint.ignore)
 
     def _samples(self, prepared: nn.Module) -> Mapping[str, Sample]:
         state = prepared_state(prepared)

@@ -70,7 +70,7 @@ def load_plugins(recipe: Recipe) -> None:
     for kind, constructor, path in _named(recipe):
         if _is_torchs(kind, constructor.name):
             for finding in _shadowed(kind, constructor.name):
-                warn(replace(finding, location=recipe.argument_value(path)), recipe.lint)
+                warn(replace(finding, location=recipe.argument_value(path)), recipe.lint.ignore)
     uses = list(_uses(recipe))
     findings = {use.path: list(_findings(recipe, use)) for use in uses}
     spoilt = {path[1] for path, found in findings.items() if found}

@@ -44,7 +44,8 @@ QUANTIZED_RANGE: dict[str, tuple[int, int]] = {
 }
 """The inclusive integer range that each quantized dtype can hold."""
 
-LEAST_FLOAT32, MOST_FLOAT32 = 2.0**-126, 2.0**128 - 2.0**104
+LEAST_FLOAT32 = 2.0**-126
+MOST_FLOAT32 = 2.0**128 - 2.0**104
 """The positive numbers that keep their precision as float32, in which torch holds scales."""
 
 FLOAT = "float"

@@ -209,7 +209,7 @@ def _warn_about_cpu(contents: Contents, lint: LintTable) -> None:
                 f"({contents.cpu}): {listed(contents.unjudged)}",
                 hint="evaluate the model on a CPU with VNNI before it is used there",
             ),
-            lint,
+            lint.ignore,
         )
     if contents.needs.vnni and not has_vnni():
         warn(
@@ -218,5 +218,5 @@ def _warn_about_cpu(contents: Contents, lint: LintTable) -> None:
                 "8-bit activations can saturate on this CPU, which has no VNNI",
                 hint="it was quantized for a CPU that has, and can give other results here",
             ),
-            lint,
+            lint.ignore,
         )

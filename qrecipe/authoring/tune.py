@@ -187,7 +187,7 @@ def _warn(result: TuningResult, base: Recipe) -> None:
     if result.stopped == "interrupt":
         met = "met" if result.reached else "not met by then"
         text = f"interrupted after {counted(len(result.trials), 'trial')}, the budget {met}"
-        warn(Finding("QR218", text, hint="the recipe is the best of those"), base.lint)
+        warn(Finding("QR218", text, hint="the recipe is the best of those"), base.lint.ignore)
     elif not result.reached:
         distance = "" if result.distance is None else f" by {result.distance:.4g}"
         warn(
@@ -197,5 +197,5 @@ def _warn(result: TuningResult, base: Recipe) -> None:
                 f"budget{distance}",
                 hint='training can win back what calibration cannot: phase = "qat"',
             ),
-            base.lint,
+            base.lint.ignore,
         )

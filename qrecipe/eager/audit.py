@@ -45,7 +45,7 @@ def audit(
     if errors:
         raise error_from(errors)
     for finding in findings:
-        warn(finding, lint)
+        warn(finding, lint.ignore)
 
 
 def _structure_findings(plan: Plan, converted: nn.Module) -> Iterator[Finding]:

@@ -72,4 +72,4 @@ def _judge(found: Iterable[Finding], lint: LintTable) -> None:
     if errors:
         raise error_from(errors)
     for finding in findings:
-        warn(finding, lint)
+        warn(finding, lint.ignore)

@@ -16,7 +16,7 @@ from qrecipe.planning import Plan, Site
 from qrecipe.qconfigs import qconfig
 
 SITE = "site"
-_TRACE_PREFIX = "qrecipe site: "
+TRACE_PREFIX = "qrecipe site: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def emit(plan: Plan, graph_module: fx.GraphModule) -> Emission:
         mapping.set_module_name(key, made)
         if site is not None:
             # lowering keeps only the stack trace of a binary operation
-            node.meta["stack_trace"] = _TRACE_PREFIX + site.name
+            node.meta["stack_trace"] = TRACE_PREFIX + site.name
     graph_module.recompile()
     return Emission(mapping, scopes)
 
@@ -89,7 +89,7 @@ def site_of(node: fx.Node) -> str | None:
     if SITE in node.meta:
         return str(node.meta[SITE])
     trace = node.meta.get("stack_trace") or ""
-    return trace.removeprefix(_TRACE_PREFIX) if trace.startswith(_TRACE_PREFIX) else None
+    return trace.removeprefix(TRACE_PREFIX) if trace.startswith(TRACE_PREFIX) else None
 
 
 def observed_name(observer: fx.Node) -> str:

@@ -270,7 +270,7 @@ def _ranking(
         finding = Finding(
             "QR212", f"interrupted after {done}", hint="the ranking is of what was done by then"
         )
-        warn(finding, recipe.lint)
+        warn(finding, recipe.lint.ignore)
     ranked = [
         RankedSite(site.name, site.op, *found.effects[site.name])
         for site in plan.sites

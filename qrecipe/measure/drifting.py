@@ -115,7 +115,7 @@ def _warn_about(observing: Observing, converted: nn.Module) -> None:
         hint="install the plugin, or import what registers it, for the ranges that it would give",
         notes=tuple(sorted(set(observing.missing.values()))),
     )
-    warn(finding, _lint(converted))
+    warn(finding, _lint(converted).ignore)
 
 
 def _lint(converted: nn.Module) -> LintTable:
