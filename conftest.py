@@ -1,4 +1,4 @@
-"""The blocks of README.md and of the documentation are tests: see tests/pages.py."""
+"""The blocks of README.md and of the documentation are tests: see tests/support/pages.py."""
 
 from __future__ import annotations
 
