@@ -24,7 +24,7 @@ def shell(command: str, redirection: str, **variables: str) -> subprocess.Comple
     return subprocess.run(
         ["bash", "-c", f"{program}; exit ${{PIPESTATUS[0]}}"],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
+        env={**os.environ, **variables},
         capture_output=True,
         text=True,
         check=False,
@@ -39,7 +39,7 @@ def test_a_pipe_that_nobody_reads_ends_a_command_in_silence(command, unbuffered)
     done = subprocess.run(
         [sys.executable, "-m", "qrecipe", *command.split()],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": unbuffered},
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
         stdout=writer,
         stderr=subprocess.PIPE,
         text=True,

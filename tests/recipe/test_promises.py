@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import hostile
 import pytest
@@ -53,6 +54,7 @@ import json, torch
 from pathlib import Path
 from random import Random
 import hostile, qrecipe
+from nets import NETS
 from watched import forbidden, watched
 
 folder, tree = Path(sys.argv[1]), Path(sys.argv[1]) / "tree"
@@ -80,55 +82,21 @@ for number in range(120):
     with watched() as events:
         read(top)
     seen += forbidden(events, tree)
-print(json.dumps([seen, sorted(set(sys.modules) - modules)]))
+reading = [seen, sorted(set(sys.modules) - modules)]
 """
-
-
-def test_a_recipe_runs_nothing_imports_nothing_and_opens_nothing_outside_its_tree(tmp_path):
-    tree = hostile.plant(tmp_path)
-    for place in (tmp_path, tree):
-        (place / "evil.py").write_text(EVIL)
-    for number, text in enumerate(NAMING_CODE):
-        (tree / f"named{number}.toml").write_text(HEAD + text)
-    seen, imported = in_process(READ_RECIPES, tmp_path)
-    assert seen == []
-    assert imported == []
-    assert not list(tmp_path.rglob("ran"))
-
-
 PLAN = """
-import json, torch
-import qrecipe
 model = torch.nn.Sequential(torch.nn.Linear(2, 2))
-ends = []
+planning = []
 for text in json.loads(sys.argv[2]):
     try:
         qrecipe.plan(model, qrecipe.parse_recipe(text), torch.randn(1, 2))
-        ends.append("planned")
+        planning.append("planned")
     except qrecipe.QRecipeError as error:
-        ends.append(error.findings[0].code)
-print(json.dumps([ends, "evil" in sys.modules]))
+        planning.append(error.findings[0].code)
 """
-
-
-def test_planning_imports_no_class_that_a_recipe_names(tmp_path):
-    (tmp_path / "evil.py").write_text(EVIL)
-    texts = json.dumps([HEAD + text for text in NAMING_CODE])
-    ends, is_imported = in_process(PLAN, tmp_path, texts)
-    assert "planned" in ends
-    assert not is_imported
-    assert not (tmp_path / "ran").exists()
-
-
-MARKER = "__import__('evil')"
-LOAD_ARTIFACT = """
-import json
-from pathlib import Path
-import qrecipe
-from nets import NETS
-from watched import watched
+LOAD_ARTIFACTS = """
 model = NETS["mlp"].model()
-good, *files = sorted(Path(sys.argv[1]).glob("*.safetensors"))
+good, *files = sorted(folder.glob("*.safetensors"))
 qrecipe.load_quantized(good, model)
 modules, found, refused = set(sys.modules), [], 0
 for path in files:
@@ -142,26 +110,62 @@ for path in files:
         own = name in ("exec", "compile", "import", "os.listdir") or "r" in str(given[1])
         if not own or "evil" in repr(given):
             found.append(f"{path.name} {name} {given!r:.200}")
-print(json.dumps([refused, found, sorted(set(sys.modules) - modules)]))
+loading = [refused, found, sorted(set(sys.modules) - modules)]
+is_imported = "evil" in sys.modules
+print(json.dumps([reading, planning, loading, is_imported]))
 """
+MARKER = "__import__('evil')"
 
 
-def test_no_text_of_an_artifact_is_run_imported_or_opened(tmp_path):
+@dataclass(frozen=True)
+class Watched:
+    """What one process did while it read, planned and loaded; ``forged`` counts the files."""
+
+    reading: list
+    planning: list
+    loading: list
+    ran_evil: bool
+    forged: int
+
+
+@pytest.fixture(scope="module")
+def process(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("watched").resolve()
+    tree = hostile.plant(folder)
+    for place in (folder, tree):
+        (place / "evil.py").write_text(EVIL)
+    for number, text in enumerate(NAMING_CODE):
+        (tree / f"named{number}.toml").write_text(HEAD + text)
+    path = stored(folder, "mlp")
+    forged = list(hostile.with_text_everywhere(path.read_bytes(), MARKER))
+    path.rename(folder / "0.safetensors")
+    for number, content in enumerate(forged):
+        (folder / f"forged{number}.safetensors").write_bytes(content)
+    texts = json.dumps([HEAD + text for text in NAMING_CODE])
+    *done, is_imported = in_process(READ_RECIPES + PLAN + LOAD_ARTIFACTS, folder, texts)
+    return Watched(*done, is_imported or bool(list(folder.rglob("ran"))), len(forged))
+
+
+def test_a_recipe_runs_nothing_imports_nothing_and_opens_nothing_outside_its_tree(process):
+    seen, imported = process.reading
+    assert seen == []
+    assert imported == []
+    assert not process.ran_evil
+
+
+def test_planning_imports_no_class_that_a_recipe_names(process):
+    assert "planned" in process.planning
+    assert not process.ran_evil
+
+
+def test_no_text_of_an_artifact_is_run_imported_or_opened(process):
     """Rebuilding runs what FX generates from the caller's model, and none of the file's texts."""
-    path = stored(tmp_path, "mlp")
-    good = path.read_bytes()
-    path.rename(tmp_path / "0.safetensors")
-    (tmp_path / "evil.py").write_text(EVIL)
-    count = 0
-    for forged in hostile.with_text_everywhere(good, MARKER):
-        count += 1
-        (tmp_path / f"forged{count}.safetensors").write_bytes(forged)
-    refused, found, imported = in_process(LOAD_ARTIFACT, tmp_path)
-    assert count > 60
-    assert refused > count * 0.5  # some texts, as the reasons of rules, may be anything
+    refused, found, imported = process.loading
+    assert process.forged > 60
+    assert refused > process.forged * 0.5  # some texts, as the reasons of rules, may be anything
     assert found == []
     assert imported == []
-    assert not (tmp_path / "ran").exists()
+    assert not process.ran_evil
 
 
 # --- the tree
@@ -239,6 +243,7 @@ bombs = []
 for number, bomb in enumerate(hostile.artifact_bombs(good)):
     bombs.append(folder / f"bomb{number}.safetensors")
     bombs[-1].write_bytes(bomb)
+texts = {name: text() for name, text in GIANTS.items()}
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 limit = pages * resource.getpagesize() + 256 * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -252,7 +257,7 @@ def run(name, read):
         ends[name] = error.findings[0].code if is_short else "leaked no end of findings"
     except BaseException as error:
         ends[name] = f"leaked {error!r:.100}"
-for name, text in GIANTS.items():
+for name, text in texts.items():
     run(name, lambda: qrecipe.parse_recipe(text, "giant.toml"))
 for path in bombs:
     run(path.name, lambda: qrecipe.load_quantized(path, model))

@@ -124,7 +124,7 @@ def quoted(value: str) -> str:
 def recipe_text(random: Random) -> str:
     """A shipped recipe after some mutations, or a giant."""
     if random.random() < 0.01:
-        return random.choice(list(GIANTS.values()))
+        return random.choice(list(GIANTS.values()))()
     lines = random.choice(SEEDS).split("\n")
     for _ in range(random.choice((1, 1, 2, 3, 5, 10, 30))):
         random.choice(MUTATIONS)(random, lines)
@@ -394,7 +394,7 @@ def lock_case(random: Random, folder: Path, good: str) -> Outcome:
         lines = lines or [""]
     content = "\n".join(lines)
     if random.random() < 0.005:
-        content = random.choice(list(GIANTS.values()))
+        content = random.choice(list(GIANTS.values()))()
     path = folder / "recipe.lock"
     path.write_text(content, encoding="utf-8", errors="surrogatepass", newline="")
     return outcome(1, lambda: read_lock(path))

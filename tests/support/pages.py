@@ -33,9 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import tomli
-import torch
 import yaml
-from corpus import torchvision
 from places import ROOT
 from sybil import Document, Example, Region
 from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
@@ -75,14 +73,14 @@ class Session:
             (self.folder / name).symlink_to(ROOT / name)
         os.chdir(self.folder)
         sys.path.insert(0, str(self.folder))
-        torch.set_num_threads(1)
 
     def close(self) -> None:
         """Everything as it was before: folder, paths, modules, registrations."""
         folder, sys.path[:], snapshot = self._before
         os.chdir(folder)
         registered.restore(snapshot)
-        torch.set_num_threads(1)
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(1)
         self._forget_modules()
         shutil.rmtree(self.folder)
 
@@ -96,6 +94,8 @@ class Session:
     def run_python(self, source: str, line: int, page: str) -> set[str]:
         """Run it, keep what it prints, and give the codes of its warnings."""
         if _IMPORTS_TORCHVISION.search(source):
+            from corpus import torchvision
+
             torchvision("models")  # some builds of torch need help with that
         caught = io.StringIO()
         code = compile("\n" * line + source, page, "exec")
@@ -120,7 +120,7 @@ class Session:
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
-            env={**os.environ, "PATH": search, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PATH": search},
         )
         return finished.stdout, finished.returncode
 
