@@ -6,6 +6,7 @@ imports torch.
 
 from __future__ import annotations
 
+import gc
 import os
 
 import pytest
@@ -28,3 +29,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.name in SLOW_PAGES:
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays until the end: no garbage collection has to look at it again."""
+    gc.freeze()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import multiprocessing
 import os
 import pickle
-import subprocess
-import sys
+import resource
+import signal
 from itertools import pairwise, product
 
 import pytest
@@ -26,7 +27,6 @@ from artifacts import (
 )
 from corpus import TORCHVISION, missing
 from nets import NETS, UNTRACEABLE, Mlp
-from places import SUPPORT
 from plans import net_of
 from random_nets import RandomNet
 from random_nets import batches as random_batches
@@ -474,26 +474,21 @@ def test_a_file_of_the_size_of_resnet18_is_two_percent_larger_than_its_tensors_a
 # --- writing
 
 
-KILLED = """
-import resource, signal, sys
-sys.path.insert(0, {tests!r})
-from artifacts import quantized, recipe
-from nets import NETS
-import qrecipe
-converted = quantized(NETS["residual"], recipe())
-signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # a write beyond the limit kills
-resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))
-resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-qrecipe.save_quantized(converted, {path!r})
-"""
+def _save_killed_at(size, converted, path):
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # a write beyond the limit kills
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    qrecipe.save_quantized(converted, path)
 
 
 def test_a_process_killed_half_way_through_writing_leaves_the_old_file_whole(tmp_path):
     path = stored(tmp_path)
     before = path.read_bytes()
-    code = KILLED.format(tests=str(SUPPORT), size=len(before) // 2, path=str(path))
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True)
-    assert done.returncode < 0, done.stderr.decode()
+    given = len(before) // 2, quantized(NETS["residual"], recipe()), path
+    process = multiprocessing.get_context("fork").Process(target=_save_killed_at, args=given)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGXFSZ
     (left,) = [file for file in tmp_path.iterdir() if file != path]
     assert left.stat().st_size == len(before) // 2, "it was killed in the midst of writing"
     assert path.read_bytes() == before

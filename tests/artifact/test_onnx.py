@@ -42,6 +42,20 @@ def prepared(name, a_recipe):
     return compiled, model, batches
 
 
+@pytest.fixture(scope="module")
+def mlp():
+    return prepared("mlp", recipe())
+
+
+@pytest.fixture(scope="module")
+def content(mlp, tmp_path_factory):
+    """What torch's exporter makes of the net."""
+    compiled, model, _ = mlp
+    path = tmp_path_factory.mktemp("exported") / "model.onnx"
+    qrecipe.export_onnx(compiled, model, path)
+    return path.read_bytes()
+
+
 def run_onnx(path, batch):
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [given.name for given in session.get_inputs()]
@@ -145,15 +159,15 @@ def test_a_model_that_was_never_calibrated_is_refused(tmp_path):
         qrecipe.export_onnx(compiled, net.model(), tmp_path / "model.onnx")
 
 
-def test_a_missing_package_is_named(tmp_path, monkeypatch):
-    compiled, model, _ = prepared("mlp", recipe())
+def test_a_missing_package_is_named(mlp, tmp_path, monkeypatch):
+    compiled, model, _ = mlp
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(QRecipeError, match=r"QR602.*onnx.*qrecipe\[onnx\]"):
         qrecipe.export_onnx(compiled, model, tmp_path / "model.onnx")
 
 
-def test_what_the_exporter_cannot_do_is_our_error(tmp_path, monkeypatch):
-    compiled, model, _ = prepared("mlp", recipe())
+def test_what_the_exporter_cannot_do_is_our_error(mlp, tmp_path, monkeypatch):
+    compiled, model, _ = mlp
 
     def broken(*args, **kwargs):
         raise RuntimeError("no such operator")
@@ -173,8 +187,10 @@ def turned(reference):
     return reference
 
 
-def test_a_conversion_for_export_that_computes_something_else_is_an_error(tmp_path, monkeypatch):
-    compiled, model, _ = prepared("mlp", recipe())
+def test_a_conversion_for_export_that_computes_something_else_is_an_error(
+    mlp, tmp_path, monkeypatch
+):
+    compiled, model, _ = mlp
     honest = export.convert
     monkeypatch.setattr(export, "convert", lambda *args, **more: turned(honest(*args, **more)))
     with pytest.raises(AuditError, match=r"QR414 fc1 computes something else once it is exported"):
@@ -182,8 +198,8 @@ def test_a_conversion_for_export_that_computes_something_else_is_an_error(tmp_pa
     assert not list(tmp_path.iterdir())
 
 
-def test_a_wrong_file_is_an_error_and_the_former_file_stays(tmp_path, monkeypatch):
-    compiled, model, _ = prepared("mlp", recipe())
+def test_a_wrong_file_is_an_error_and_the_former_file_stays(mlp, tmp_path, monkeypatch):
+    compiled, model, _ = mlp
     honest = export._content
 
     def of_other_weights(graph_module, *args):
@@ -201,25 +217,29 @@ def test_a_wrong_file_is_an_error_and_the_former_file_stays(tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_file_that_cannot_be_run_here_is_written_with_a_warning(tmp_path, monkeypatch):
-    compiled, model, batches = prepared("mlp", recipe())
+def test_a_file_that_cannot_be_run_here_is_written_with_a_warning(
+    mlp, content, tmp_path, monkeypatch
+):
+    compiled, model, batches = mlp
 
     def fails(*args):
         raise RuntimeError("opset 99 is unknown")
 
     monkeypatch.setattr(onnx_check, "_run", fails)
+    monkeypatch.setattr(export, "_content", lambda *given: content)
     with pytest.warns(QRecipeWarning, match=r"QR415 .* not compared .* opset 99 is unknown"):
         qrecipe.export_onnx(compiled, model, tmp_path / "model.onnx")
     assert run_onnx(tmp_path / "model.onnx", batches[0])
 
 
-def test_without_onnxruntime_the_file_is_written_all_the_same(tmp_path, monkeypatch):
-    compiled, model, _ = prepared("mlp", recipe())
+def test_without_onnxruntime_the_file_is_written_all_the_same(mlp, content, tmp_path, monkeypatch):
+    compiled, model, _ = mlp
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name)
     )
     monkeypatch.setattr(onnx_check, "_run", None)
+    monkeypatch.setattr(export, "_content", lambda *given: content)
     qrecipe.export_onnx(compiled, model, tmp_path / "model.onnx")
     assert (tmp_path / "model.onnx").exists()
 

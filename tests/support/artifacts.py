@@ -74,10 +74,17 @@ def trained(net, a_recipe, steps=3):
     return compiled, prepared
 
 
-def stored(tmp_path, name="residual", a_recipe=None):
-    """The path of a stored toy model."""
-    path = tmp_path / f"{name}.safetensors"
-    qrecipe.save_quantized(quantized(NETS[name], a_recipe or recipe()), path)
+_stored: dict[tuple[str, str], bytes] = {}
+
+
+def stored(folder, name="residual", a_recipe=None):
+    """The path of a stored toy model, which is quantized once for all tests."""
+    a_recipe = a_recipe or recipe()
+    path, key = folder / f"{name}.safetensors", (name, a_recipe.to_toml())
+    if key not in _stored:
+        qrecipe.save_quantized(quantized(NETS[name], a_recipe), path)
+        _stored[key] = path.read_bytes()
+    path.write_bytes(_stored[key])
     return path
 
 
