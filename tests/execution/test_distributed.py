@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import socket
 
 import pytest
@@ -63,7 +64,9 @@ def _free_port():
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    mp.spawn(_worker, (_free_port(), str(folder)), nprocs=2)
+    # both start from a process that has imported torch and this module already
+    multiprocessing.set_forkserver_preload([__name__, "qrecipe.pipeline"])
+    mp.start_processes(_worker, (_free_port(), str(folder)), nprocs=2, start_method="forkserver")
     return folder
 
 
