@@ -1,10 +1,19 @@
-"""The blocks of README.md and of the documentation are tests: see tests/pages.py."""
+"""The blocks of README.md and of the documentation are tests: see tests/support/pages.py.
+
+With pytest-xdist the process that hands out the tests loads this file too, so that nothing here
+imports torch.
+"""
 
 from __future__ import annotations
+
+import gc
+import os
 
 import pytest
 from pages import blocks, close_session, open_session
 from sybil import Sybil
+
+os.environ["OMP_NUM_THREADS"] = "1"  # for torch, here and in every process that a test starts
 
 SLOW_PAGES = {"few-batches.md", "gallery.md", "security.md", "story.md", "training.md", "tune.md"}
 
@@ -20,3 +29,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.name in SLOW_PAGES:
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays until the end: no garbage collection has to look at it again."""
+    gc.freeze()

@@ -26,14 +26,14 @@ PATH = ROOT / "docs" / "corpus.md"
 RECIPES = ("x86-static", "arm-static")
 BATCHES = 10
 
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 from corpus import TORCHVISION, Architecture  # noqa: E402
 
 INTRODUCTION = """\
 # The corpus
 
 Every static built-in recipe is run on these architectures of torchvision, once with all sites and
-once with a random half of them kept float (`tests/test_corpus.py`). (A site is a module, a fused
+once with a random half of them kept float (`tests/pipeline/test_corpus.py`). (A site is a module, a fused
 group, or one call of a function.) Each run compares three things with the plan: FX's own
 assignment, the classes of the converted model, and every kernel against its float operation on
 equal input. `python tools/corpus_table.py` writes this page.

@@ -29,7 +29,7 @@ from qrecipe.authoring.lock import lock_text, make_lock
 from qrecipe.cpu import has_vnni
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 import hostile  # noqa: E402
 from nets import NETS  # noqa: E402
 from watched import forbidden, watched  # noqa: E402

@@ -1,6 +1,6 @@
 """Run Python as on an x86 CPU that has AVX2 and neither AVX-512 nor VNNI.
 
-    python tools/without_vnni.py -m pytest tests/test_cpu.py
+    python tools/without_vnni.py -m pytest tests/pipeline/test_cpu.py
 
 torch, FBGEMM and oneDNN then run the kernels of such a CPU, and not merely what the code believes
 of it: they saturate, and are slow, where those do. The children of the process are told the same.

@@ -1,0 +1,276 @@
+"""Export to ONNX: onnxruntime computes what the converted model computes."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+from artifacts import outputs, recipe, trained
+from nets import NETS
+from routed import Routed, recipe_of_roots
+from runs import silent
+from torch import nn
+
+import qrecipe
+from qrecipe._torch_fx import ReferenceQuantizedModule
+from qrecipe.artifact import export, onnx_check
+from qrecipe.errors import (
+    ArtifactError,
+    AuditError,
+    CalibrationError,
+    QRecipeError,
+    QRecipeWarning,
+)
+from qrecipe.sqnr import sqnr_db
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+AGREE_DB = 30.0
+"""A result that lies between two steps may be rounded to either; nothing else differs."""
+
+ALWAYS = ("shared_conv",)
+
+
+def prepared(name, a_recipe):
+    net = NETS[name]
+    batches = net.batches()
+    compiled = qrecipe.compile(net.model(), a_recipe, batches[0])
+    model = compiled.prepare()
+    qrecipe.calibrate(model, batches, progress=silent)
+    return compiled, model, batches
+
+
+@pytest.fixture(scope="module")
+def mlp():
+    return prepared("mlp", recipe())
+
+
+@pytest.fixture(scope="module")
+def content(mlp, tmp_path_factory):
+    """What torch's exporter makes of the net."""
+    compiled, model, _ = mlp
+    path = tmp_path_factory.mktemp("exported") / "model.onnx"
+    qrecipe.export_onnx(compiled, model, path)
+    return path.read_bytes()
+
+
+def run_onnx(path, batch):
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [given.name for given in session.get_inputs()]
+    given = batch if isinstance(batch, dict) else {names[0]: batch}
+    found = session.run(None, {name: tensor.numpy() for name, tensor in given.items()})
+    return [torch.from_numpy(array) for array in found]
+
+
+def tensor_types(path):
+    """The types of the stored tensors of two and more dimensions."""
+    return {
+        onnx.TensorProto.DataType.Name(tensor.data_type)
+        for tensor in onnx.load(path).graph.initializer
+        if len(tensor.dims) > 1
+    }
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n not in ALWAYS else []) for n in NETS]
+)
+def test_onnxruntime_agrees_with_the_converted_model(name, tmp_path):
+    compiled, model, batches = prepared(name, recipe())
+    path = tmp_path / "model.onnx"
+    qrecipe.export_onnx(compiled, model, path)
+    assert tensor_types(path) <= {"INT8", "FLOAT"}
+    assert "INT8" in tensor_types(path)
+    converted = compiled.convert(model)  # the export has left it as it was
+    for batch in batches[:2]:
+        expected, actual = outputs(converted, batch), run_onnx(path, batch)
+        assert [e.shape for e in expected] == [a.shape for a in actual]
+        assert all(sqnr_db(e, a) > AGREE_DB for e, a in zip(expected, actual, strict=True))
+
+
+def test_padding_that_reflects_is_exported(tmp_path):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect")).eval()
+    batches = [torch.randn(4, 3, 6, 6) for _ in range(10)]
+    compiled = qrecipe.compile(net, recipe(), batches[0])
+    model = compiled.prepare()
+    qrecipe.calibrate(model, batches, progress=silent)
+    qrecipe.export_onnx(compiled, model, tmp_path / "model.onnx")
+    (found,) = run_onnx(tmp_path / "model.onnx", batches[0])
+    assert sqnr_db(compiled.convert(model)(batches[0]), found) > AGREE_DB
+
+
+@pytest.mark.slow
+def test_a_trained_model_is_exported_as_it_is_converted(tmp_path):
+    net = NETS["residual"]
+    compiled, model = trained(net, recipe(head='phase = "qat"'))
+    path = tmp_path / "model.onnx"
+    qrecipe.export_onnx(compiled, model, path)
+    batch = net.batches(2)[1]
+    expected = outputs(compiled.convert(model), batch)[0]
+    assert sqnr_db(expected, run_onnx(path, batch)[0]) > AGREE_DB
+
+
+@pytest.mark.slow
+def test_other_sizes_of_the_batch_run_where_the_dimension_is_dynamic(tmp_path):
+    compiled, model, batches = prepared("mlp", recipe())
+    path = tmp_path / "model.onnx"
+    batch = torch.export.Dim("batch")
+    qrecipe.export_onnx(compiled, model, path, dynamic_shapes=({0: batch},))
+    converted = compiled.convert(model)
+    few = batches[1][:3]
+    assert sqnr_db(outputs(converted, few)[0], run_onnx(path, few)[0]) > AGREE_DB
+
+
+@pytest.mark.slow
+def test_weight_only_embeddings_are_exported(tmp_path):
+    rules = '[rules]\nglobal = "float"\n[rules.module_type]\n"torch.nn.Embedding" = "embedding"'
+    compiled, model, batches = prepared("tagger", recipe(rules))
+    path = tmp_path / "model.onnx"
+    qrecipe.export_onnx(compiled, model, path)
+    expected = outputs(compiled.convert(model), batches[1])[0]
+    assert sqnr_db(expected, run_onnx(path, batches[1])[0]) > AGREE_DB
+
+
+def test_dynamic_sites_are_refused_by_name(tmp_path):
+    rules = '[rules]\nglobal = "float"\n[rules.module_type]\n"torch.nn.Linear" = "dynamic"'
+    compiled, model, _ = prepared("mlp", recipe(rules))
+    with pytest.raises(ArtifactError, match=r"QR512 dynamic sites.*fc1, fc2"):
+        qrecipe.export_onnx(compiled, model, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_parts_of_a_model_are_refused(tmp_path):
+    batches = [torch.randn(8, 3, 8, 8) for _ in range(10)]
+    compiled = qrecipe.compile(Routed().eval(), recipe_of_roots(["backbone"]), batches[0])
+    model = compiled.prepare()
+    qrecipe.calibrate(model, batches, progress=silent)
+    with pytest.raises(ArtifactError, match=r"QR512 parts of a model"):
+        qrecipe.export_onnx(compiled, model, tmp_path / "model.onnx")
+
+
+def test_a_model_that_was_never_calibrated_is_refused(tmp_path):
+    net = NETS["mlp"]
+    compiled = qrecipe.compile(net.model(), recipe(), net.batches(1)[0])
+    with pytest.raises(CalibrationError, match="QR401"):
+        qrecipe.export_onnx(compiled, compiled.prepare(), tmp_path / "model.onnx")
+    with pytest.raises(CalibrationError, match="QR406"):
+        qrecipe.export_onnx(compiled, net.model(), tmp_path / "model.onnx")
+
+
+def test_a_missing_package_is_named(mlp, tmp_path, monkeypatch):
+    compiled, model, _ = mlp
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(QRecipeError, match=r"QR602.*onnx.*qrecipe\[onnx\]"):
+        qrecipe.export_onnx(compiled, model, tmp_path / "model.onnx")
+
+
+def test_what_the_exporter_cannot_do_is_our_error(mlp, tmp_path, monkeypatch):
+    compiled, model, _ = mlp
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(torch.onnx, "export", broken)
+    with pytest.raises(ArtifactError, match=r"QR512.*no such operator"):
+        qrecipe.export_onnx(compiled, model, tmp_path / "model.onnx")
+
+
+# --- what is written was run and compared
+
+
+def turned(reference):
+    for module in reference.modules():
+        if isinstance(module, ReferenceQuantizedModule):
+            module.weight.data = module.weight.data.roll(1, 0)
+    return reference
+
+
+def test_a_conversion_for_export_that_computes_something_else_is_an_error(
+    mlp, tmp_path, monkeypatch
+):
+    compiled, model, _ = mlp
+    honest = export.convert
+    monkeypatch.setattr(export, "convert", lambda *args, **more: turned(honest(*args, **more)))
+    with pytest.raises(AuditError, match=r"QR414 fc1 computes something else once it is exported"):
+        qrecipe.export_onnx(compiled, model, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_file_is_an_error_and_the_former_file_stays(mlp, tmp_path, monkeypatch):
+    compiled, model, _ = mlp
+    honest = export._content
+
+    def of_other_weights(graph_module, *args):
+        for parameter in graph_module.parameters():
+            parameter.data = parameter.data.roll(1, 0)
+        return honest(graph_module, *args)
+
+    monkeypatch.setattr(export, "_content", of_other_weights)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"the former file")
+    says = r"QR414 .* in onnxruntime: .* dB from the quantized model"
+    with pytest.raises(AuditError, match=says):
+        qrecipe.export_onnx(compiled, model, path)
+    assert path.read_bytes() == b"the former file"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_cannot_be_run_here_is_written_with_a_warning(
+    mlp, content, tmp_path, monkeypatch
+):
+    compiled, model, batches = mlp
+
+    def fails(*args):
+        raise RuntimeError("opset 99 is unknown")
+
+    monkeypatch.setattr(onnx_check, "_run", fails)
+    monkeypatch.setattr(export, "_content", lambda *given: content)
+    with pytest.warns(QRecipeWarning, match=r"QR415 .* not compared .* opset 99 is unknown"):
+        qrecipe.export_onnx(compiled, model, tmp_path / "model.onnx")
+    assert run_onnx(tmp_path / "model.onnx", batches[0])
+
+
+def test_without_onnxruntime_the_file_is_written_all_the_same(mlp, content, tmp_path, monkeypatch):
+    compiled, model, _ = mlp
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name)
+    )
+    monkeypatch.setattr(onnx_check, "_run", None)
+    monkeypatch.setattr(export, "_content", lambda *given: content)
+    qrecipe.export_onnx(compiled, model, tmp_path / "model.onnx")
+    assert (tmp_path / "model.onnx").exists()
+
+
+def test_whole_numbers_may_differ_at_ties_and_no_more():
+    ranks = torch.arange(1000)
+    near, far = ranks.clone(), ranks.roll(1)
+    near[:10] += 1
+    assert onnx_check._mostly_equal(ranks, near)
+    assert not onnx_check._mostly_equal(ranks, far)
+    assert not onnx_check._mostly_equal(ranks, ranks[:10])
+
+
+def test_what_conversion_for_export_does_beside_rounding_is_found(monkeypatch, tmp_path):
+    honest = export.convert
+
+    def negated(*args, **kwargs):
+        decomposed = honest(*args, **kwargs)
+        (output,) = [node for node in decomposed.graph.nodes if node.op == "output"]
+        with decomposed.graph.inserting_before(output):
+            changed = decomposed.graph.call_function(torch.neg, (output.args[0],))
+        output.replace_input_with(output.args[0], changed)
+        decomposed.recompile()
+        return decomposed
+
+    monkeypatch.setattr(export, "convert", negated)
+    batches = [torch.randn(4, 8) for _ in range(12)]
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    compiled = qrecipe.compile(model, "builtin:x86-static", batches[0])
+    prepared = compiled.prepare()
+    qrecipe.calibrate(prepared, batches, progress=silent)
+    with pytest.raises(qrecipe.AuditError, match="changed more than the rounding"):
+        qrecipe.export_onnx(compiled, prepared, tmp_path / "m.onnx")
+    assert not (tmp_path / "m.onnx").exists()

@@ -1,0 +1,465 @@
+"""Suggested recipes: they plan without a finding, and say why they are as they are."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import tomli
+import torch
+from corpus import CORPUS, TORCHVISION, missing
+from differential import forget_models, snapshot
+from nets import NETS, UNTRACEABLE
+from plans import net_of, sites
+from routed import Routed
+from runs import silent
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import qrecipe
+from qrecipe.authoring.suggest import suggestion
+from qrecipe.errors import PlanError, QRecipeWarning, TraceError, UnsupportedError
+from qrecipe.inputs import Inputs
+from qrecipe.work import work_of
+
+STATIC = {
+    *("residual", "depthwise", "shared_conv", "shared_conv_two_norms", "functional", "shapes"),
+    *("squeeze_excite", "decoder", "norms"),
+}
+DYNAMIC_TORCHVISION = {"convnext_tiny", "swin_t", "swin_v2_t", "vit_b_16"}
+ALWAYS = ("mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1")
+
+BY_SIZE = {"QR208"}
+"""What no recipe can help: the toy nets are so small that int8 may be slower."""
+
+
+def scheme_of(name):
+    if name in TORCHVISION:
+        return {"alexnet": "mixed"}.get(
+            name, "dynamic" if name in DYNAMIC_TORCHVISION else "static"
+        )
+    return "mixed" if name == "cnn_lstm" else "static" if name in STATIC else "dynamic"
+
+
+def _corpus():
+    for name in CORPUS:
+        marks = []
+        if name in TORCHVISION:
+            marks.append(pytest.mark.skipif(missing() is not None, reason=str(missing())))
+            marks += [] if name in ALWAYS else [pytest.mark.slow]
+        yield pytest.param(name, marks=marks)
+
+
+@pytest.mark.parametrize("name", list(_corpus()))
+def test_the_suggestion_plans_without_a_finding_on_the_corpus(name):
+    forget_models()
+    net = CORPUS[name]
+    model, batch = net.model(), net.batches(1)[0]
+    recipe = qrecipe.suggest(model, batch)
+    plan = qrecipe.plan(model, recipe, batch)
+    assert plan.findings == ()
+    assert {finding.code for finding in plan.warnings} <= BY_SIZE
+    assert recipe.name == f"suggested-{scheme_of(name)}"
+    modes = {site.mode for site in plan.sites if site.verdict == "quantized"}
+    expected = {"static": {"static"}, "dynamic": {"dynamic"}, "mixed": {"static", "dynamic"}}
+    assert modes - {"weight_only"} == expected[scheme_of(name)]
+
+
+def test_weights_and_activations_are_observed_as_the_literature_recommends():
+    net = NETS["residual"]
+    plan = qrecipe.plan(
+        net.model(), qrecipe.suggest(net.model(), net.batches(1)[0]), net.batches(1)[0]
+    )
+    specs = [site.qconfig for site in plan.sites if site.verdict == "quantized"]
+    weights = {spec.weight for spec in specs if spec.weight is not None}
+    assert {(w.observer.name, w.dtype, w.qscheme) for w in weights} == {
+        ("per_channel_minmax", "int8", "per_channel_symmetric")
+    }
+    assert {spec.activation.observer.name for spec in specs} == {"moving_average_minmax"}
+
+
+@pytest.mark.parametrize("name", ["residual", "cnn_lstm", "tagger"])
+def test_a_suggested_recipe_quantizes(name):
+    net = NETS[name]
+    recipe = qrecipe.suggest(net.model(), net.batches(1)[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", QRecipeWarning)
+        converted = qrecipe.quantize(net.model(), recipe, net.batches(10), progress=silent)
+    assert qrecipe.provenance(converted).fingerprint == recipe.fingerprint
+
+
+def test_an_embedding_is_quantized_by_its_weights_alone():
+    net = NETS["tagger"]
+    model, batch = net.model(), net.batches(1)[0]
+    found = sites(qrecipe.plan(model, qrecipe.suggest(model, batch), batch))
+    assert found["embedding"].mode == "weight_only"
+    assert found["fc"].mode == "dynamic"
+
+
+def test_layers_that_a_type_rule_could_not_have_are_float_by_name_with_the_reason():
+    model = net_of(
+        lambda self, x: self.fc(self.good(self.bad(x)[0])[0]),
+        bad=nn.LSTM(6, 8, proj_size=6),
+        good=nn.LSTM(6, 6),
+        fc=nn.Linear(6, 4),
+    )
+    batch = torch.randn(5, 2, 6)
+    plan = qrecipe.plan(model, qrecipe.suggest(model, batch), batch)
+    found = sites(plan)
+    assert found["bad"].verdict == "float"
+    assert found["bad"].rule.key == "bad"
+    assert "proj_size" in found["bad"].rule.reason
+    assert found["good"].mode == found["fc"].mode == "dynamic"
+
+
+def test_one_rule_leaves_a_whole_type_without_a_kernel_float():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 3), nn.GroupNorm(2, 8)
+    ).eval()
+    text = suggestion(model, torch.randn(2, 3, 8, 8))
+    assert tomli.loads(text)["rules"] == {
+        "module_type": {
+            "torch.nn.GroupNorm": {
+                "qconfig": "float",
+                "reason": "x86 has no quantized kernel for GroupNorm",
+            }
+        }
+    }
+
+
+def test_a_dynamic_recipe_says_why_convolutions_stay_float():
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.Conv1d(4, 4, 1)).eval()
+    rules = tomli.loads(suggestion(model, torch.randn(2, 4, 64)))["rules"]
+    assert (
+        rules["module_type"]["torch.nn.Conv1d"]["reason"] == "x86 has no dynamic kernel for Conv1d"
+    )
+    assert rules["global"]["qconfig"] == "float"
+
+
+def test_a_convolution_that_int8_makes_slower_stays_float():
+    slow = nn.ConvTranspose2d(128, 128, 3, groups=128)
+    model = nn.Sequential(nn.Conv2d(3, 128, 3), slow, nn.Conv2d(128, 8, 3)).eval()
+    batch = torch.randn(2, 3, 8, 8)
+    assert "QR207" in {w.code for w in qrecipe.plan(model, "builtin:x86-static", batch).warnings}
+    plan = qrecipe.plan(model, qrecipe.suggest(model, batch), batch)
+    assert plan.warnings == ()
+    assert sites(plan)["1"].verdict == "float"
+    assert "slower" in sites(plan)["1"].reason
+
+
+def test_a_convolutional_model_of_which_only_parts_trace_gets_roots():
+    torch.manual_seed(0)
+    model, batch = Routed().eval(), torch.randn(4, 3, 8, 8)
+    recipe = qrecipe.suggest(model, batch)
+    assert recipe.fx.roots == ("backbone", "head")
+    assert "outside the roots" in recipe.description
+    found = sites(qrecipe.plan(model, recipe, batch))
+    assert found.keys() >= {"backbone.conv", "head.fc1", "head.fc2"}
+
+
+def test_an_untraceable_model_of_linear_layers_needs_no_roots():
+    model, batch = UNTRACEABLE.model(), UNTRACEABLE.batches(1)[0]
+    recipe = qrecipe.suggest(model, batch)
+    assert recipe.fx.roots == ()
+    assert "swapped one by one" in recipe.description
+    plan = qrecipe.plan(model, recipe, batch)
+    assert plan.executor == "eager"
+    modes = {name: site.mode for name, site in sites(plan).items()}
+    assert modes["head"] == modes["attention.qkv"] == "dynamic"
+
+
+def test_a_convolutional_model_without_a_part_that_traces_is_an_error():
+    def forward(self, x):
+        y = self.conv(x)
+        return y if y.sum() > 0 else -y
+
+    with pytest.raises(TraceError, match="QR305"):
+        qrecipe.suggest(net_of(forward, conv=nn.Conv2d(3, 4, 3)), torch.randn(1, 3, 8, 8))
+
+
+def test_a_model_without_any_kernel_is_an_error():
+    with pytest.raises(UnsupportedError, match="QR335"):
+        qrecipe.suggest(nn.Sequential(nn.GELU(), nn.SiLU()).eval(), torch.randn(2, 6))
+
+
+@pytest.mark.parametrize("name", ["residual", "cnn_lstm", "recurrent"])
+def test_the_callers_model_stays_as_it_was(name):
+    net = NETS[name]
+    model = net.model()
+    before = snapshot(model)
+    qrecipe.suggest(model, net.batches(1)[0])
+    assert snapshot(model) == before
+
+
+def test_the_description_tells_the_size_and_the_rule_of_thumb():
+    net = NETS["mlp"]
+    recipe = qrecipe.suggest(net.model(), net.batches(1)[0])
+    assert "above 10 million parameters are more robust" in recipe.description
+    assert "this one has 180." in recipe.description
+
+
+def test_work_is_what_the_layers_multiply():
+    model = net_of(
+        lambda self, x: self.fc(self.lstm(self.conv(x))[0]),
+        conv=nn.Conv1d(5, 5, 3, padding=1),
+        lstm=nn.LSTM(6, 8, batch_first=True),
+        fc=nn.Linear(8, 3),
+    )
+    work = work_of(model, Inputs.from_batch(torch.randn(2, 5, 6)))
+    assert work.convolutions == 2 * 6 * 5 * 5 * 3
+    assert work.products == 2 * 5 * (4 * 8 * (6 + 8) + 8 * 3)
+
+
+def counted(model, *inputs):
+    work = work_of(model.eval(), Inputs(inputs))
+    return work.convolutions, work.products
+
+
+TOKENS = torch.rand(2, 5, 8)
+PROJECTIONS = 4 * 8 * 8 * TOKENS[..., 0].numel()
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_torchs_attention_is_counted_by_its_projections(batch_first):
+    attention = nn.MultiheadAttention(8, 2, batch_first=batch_first)
+    assert counted(attention, TOKENS, TOKENS, TOKENS) == (0, PROJECTIONS)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=batch_first, activation="gelu")
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    assert counted(encoder, TOKENS) == (0, 2 * (PROJECTIONS + 2 * 8 * 16 * 10))
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_products_of_functions_with_a_weight_are_counted_and_those_of_activations_are_not():
+    weight = nn.Parameter(torch.randn(8, 3))
+    doubled = net_of(lambda self, x: torch.einsum("btc,ck->btk", x, 2 * weight))
+    assert counted(doubled, TOKENS) == (0, 10 * 8 * 3)
+    batched = net_of(lambda self, x: torch.bmm(x, weight.expand(2, 8, 3)))
+    assert counted(batched, TOKENS) == (0, 10 * 8 * 3)
+    assert counted(net_of(lambda self, x: x @ x.transpose(1, 2)), TOKENS) == (0, 0)
+    assert counted(nn.Bilinear(8, 8, 3), TOKENS, TOKENS) == (0, 10 * 8 * 8 * 3)
+
+
+def test_strided_grouped_and_transposed_convolutions_are_counted():
+    x = torch.rand(1, 4, 8, 8)
+    assert counted(nn.Conv2d(4, 4, 2, stride=2, groups=4), x) == (4 * 16 * 4, 0)
+    assert counted(nn.ConvTranspose2d(4, 6, 3), x) == (4 * 6 * 9 * 64, 0)
+
+
+def test_operations_that_are_called_with_names_are_counted():
+    weight = torch.randn(4, 3, 3, 3)
+
+    def forward(self, x):
+        pair, none = [1, 1], [0, 0]
+        return torch.ops.aten.convolution(
+            x, weight, bias=None, stride=pair, padding=none, dilation=pair,
+            transposed=False, output_padding=none, groups=1,
+        )  # fmt: skip
+
+    assert counted(net_of(forward), torch.rand(1, 3, 8, 8)) == (4 * 36 * 27, 0)
+    into = net_of(lambda self, x: torch.mm(x, self.weight, out=torch.empty(2, 3)))
+    into.weight = torch.randn(8, 3)
+    assert counted(into, TOKENS[:, 0]) == (0, 2 * 8 * 3)
+
+
+@pytest.mark.parametrize("layout", [torch.jagged, torch.strided])
+def test_a_linear_layer_on_nested_tensors_is_counted(layout):
+    def forward(self, a, b):
+        return self.fc(torch.nested.nested_tensor([a, b], layout=layout)).to_padded_tensor(0.0)
+
+    model = net_of(forward, fc=nn.Linear(8, 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # nested tensors are a prototype
+        assert work_of(model, Inputs((torch.rand(3, 8), torch.rand(5, 8)))).products == 8 * 8 * 4
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_recurrent_layers_are_counted_as_much_packed_as_padded(kind):
+    padded, lengths = torch.rand(3, 5, 6), torch.tensor([5, 5, 5])
+    gates = {nn.LSTM: 4, nn.GRU: 3}[kind]
+    layer = kind(6, 8, batch_first=True)
+    packed = pack_padded_sequence(padded, lengths, batch_first=True)
+    expected = (0, 15 * gates * 8 * (6 + 8))
+    assert counted(layer, padded) == counted(layer, packed) == expected
+
+
+def test_inside_inference_mode_the_same_is_counted():
+    net = nn.Sequential(nn.Conv1d(5, 4, 1), nn.Linear(8, 3))
+    with torch.inference_mode():
+        assert counted(net, TOKENS) == (2 * 8 * 4 * 5, 2 * 4 * 8 * 3)
+
+
+class Patches(nn.Module):
+    """A convolution before torch's own encoder."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 8, stride=8)
+        layer = nn.TransformerEncoderLayer(16, 4, 256, batch_first=True, activation="gelu")
+        self.encoder = nn.TransformerEncoder(layer, 4)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.head(self.encoder(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+def test_a_transformer_behind_a_convolution_is_no_convolutional_net_and_says_what_stays_float():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of nested tensors
+        recipe = qrecipe.suggest(Patches().eval(), torch.rand(1, 3, 64, 64))
+    assert recipe.name == "suggested-dynamic"
+    # 4 layers of (4 * 16 * 16 + 2 * 16 * 256) and a convolution of 3 * 64 * 16 for each token
+    assert "matrix products, such as those of linear and recurrent layers, are 92%" in (
+        recipe.description
+    )
+    assert "Most of the work stays float: less than 1% of the mult" in recipe.description
+    assert "Left float: TransformerEncoder 92%, Conv2d 8%." in recipe.description
+    assert "write them with nn.Linear" in recipe.description
+
+
+def test_a_convolution_with_weight_norm_is_said_to_stay_float():
+    conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 3))
+    model = nn.Sequential(conv, nn.ReLU(), nn.Conv2d(8, 2, 1)).eval()
+    said = qrecipe.suggest(model, torch.rand(1, 3, 8, 8)).description
+    assert "Most of the work stays float: 7% of" in said  # 8 * 2 of 8 * 2 + 8 * 3 * 9
+    assert "Left float: ParametrizedConv2d 93%." in said
+    assert "make it a plain one" in said
+
+
+class Routing(nn.Module):
+    """A root that is small, and single layers outside of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
+        self.neck = nn.Conv2d(4, 10, 1)
+        self.head = nn.Conv2d(10, 10, 1)
+
+    def forward(self, x):
+        x = self.backbone(x)
+        return self.head(self.neck(x)) if x.mean() > -1 else x
+
+
+def test_what_lies_outside_of_the_roots_is_named_with_its_share():
+    torch.manual_seed(0)
+    recipe = qrecipe.suggest(Routing().eval(), torch.rand(1, 3, 8, 8))
+    assert recipe.fx.roots == ("backbone",)
+    said = recipe.description
+    assert "1 operation inside the roots: 1 quantized, 0 passthrough, 0 float." in said
+    assert "Most of the work stays float: 8% of" in said  # 12 of 12 + 40 + 100
+    assert "head (outside the roots) 66%, neck (outside the roots) 26%." in said
+    assert "put a single layer into an nn.Sequential" in said
+
+
+def test_functions_of_a_model_that_is_not_traced_are_named_with_their_share():
+    weight = nn.Parameter(torch.randn(6, 6))
+
+    def forward(self, x):
+        return self.fc(x) if x.sum() > 1e9 else self.fc(x @ weight)
+
+    said = qrecipe.suggest(net_of(forward, fc=nn.Linear(6, 6)), torch.rand(2, 6)).description
+    assert "50% of the multiplications with weights are in quantized operations." in said
+    assert "Left float: the model itself (its functions) 50%." in said
+
+
+def test_where_all_of_the_work_is_quantized_nothing_is_left_to_name():
+    net = NETS["residual"]
+    said = qrecipe.suggest(net.model(), net.batches(1)[0]).description
+    assert "\n100% of the multiplications with weights are in quantized operations.\n" in said
+    assert "Left float" not in said
+
+
+def test_a_model_of_embeddings_alone_multiplies_nothing():
+    model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten()).eval()
+    said = qrecipe.suggest(model, torch.randint(0, 10, (2, 3))).description
+    assert "nothing in this model is multiplied with weights" in said
+    assert "Embeddings are quantized by their weights alone" in said
+    assert "%" not in said
+    assert "2 operations: 1 quantized, 0 passthrough, 1 float." in said
+
+
+def picky(self, given):
+    return self.fc(given["x"]) if given["x"].sum() > 0 else self.fc(-given["x"])
+
+
+@pytest.mark.parametrize(
+    ("forward", "inputs"),
+    [
+        (lambda self, x: self.fc(x), "x"),
+        (lambda self, x: self.fc(x), None),
+        (lambda self, x: self.fc(x), torch.rand(2, 5)),
+        (picky, ({"y": torch.rand(1, 3)},)),
+        (picky, torch.rand(1, 3)),
+        (picky, 3),
+    ],
+)
+def test_inputs_that_the_model_cannot_take_are_told_as_plan_tells_them(forward, inputs):
+    model = net_of(forward, fc=nn.Linear(3, 3))
+    for call in (
+        lambda: qrecipe.suggest(model, inputs),
+        lambda: qrecipe.plan(model, "builtin:x86-dynamic", inputs),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of torch, of such an index
+            with pytest.raises(PlanError, match="QR307 the model cannot take"):
+                call()
+
+
+@pytest.mark.parametrize("name", ["residual", "mlp", "tagger"])
+def test_a_model_that_is_quantized_already_is_said_to_be(name):
+    net = NETS[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", QRecipeWarning)
+        recipe = qrecipe.suggest(net.model(), net.batches(1)[0])
+        converted = qrecipe.quantize(net.model(), recipe, net.batches(10), progress=silent)
+    for model in (converted, nn.Sequential(converted)):
+        with pytest.raises(UnsupportedError, match="QR335 this model is quantized already"):
+            qrecipe.suggest(model, net.batches(1)[0])
+
+
+def test_a_model_with_quantized_functions_alone_is_said_to_be_quantized():
+    weight = nn.Parameter(torch.randn(4, 3, 3, 3))
+    model = net_of(lambda self, x: nn.functional.conv2d(x, self.weight), weight=weight)
+    batches = [torch.rand(1, 3, 8, 8) for _ in range(10)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", QRecipeWarning)
+        converted = qrecipe.quantize(model, "builtin:x86-static", batches, progress=silent)
+    with pytest.raises(UnsupportedError, match="quantized already: by the recipe"):
+        qrecipe.suggest(converted, batches[0])
+
+
+# --- the number of batches
+
+
+def observers(plan):
+    specs = [site.qconfig.activation for site in plan.sites if site.mode == "static"]
+    return {spec.observer.name for spec in specs}
+
+
+@pytest.mark.parametrize("name", ["residual", "cnn_lstm"])
+def test_few_batches_get_ranges_that_do_not_depend_on_their_order(name):
+    net = NETS[name]
+    model, batch = net.model(), net.batches(1)[0]
+    few = qrecipe.suggest(model, batch, num_batches=99)
+    assert observers(qrecipe.plan(model, few, batch)) == {"minmax"}
+    assert "99 batches" in few.description
+    for count in (None, 100):
+        many = qrecipe.suggest(model, batch, num_batches=count)
+        assert observers(qrecipe.plan(model, many, batch)) == {"moving_average_minmax"}
+        assert "about 100" in many.description
+
+
+def test_a_dynamic_suggestion_is_the_same_for_any_number_of_batches():
+    net = NETS["mlp"]
+    given = net.model(), net.batches(1)[0]
+    assert suggestion(*given, 8) == suggestion(*given)
+
+
+@pytest.mark.parametrize("base", ["x86-static", "x86-vnni-static", "arm-static"])
+def test_each_static_recipe_has_one_beside_it_that_differs_in_the_observer_alone(base):
+    recipe, other = (qrecipe.load_recipe(f"builtin:{name}") for name in (base, f"{base}-minmax"))
+    one, two = (tomli.loads(each.to_toml()) for each in (recipe, other))
+    assert two["tensor"]["activation"].pop("observer") == "minmax"
+    assert one["tensor"]["activation"].pop("observer") == "moving_average_minmax"
+    for table in (one, two):
+        table.pop("name"), table.pop("description")
+    assert one == two

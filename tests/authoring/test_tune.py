@@ -1,0 +1,618 @@
+"""The search for a recipe within an accuracy budget."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import warnings
+from itertools import repeat
+
+import pytest
+import torch
+from differential import snapshot
+from nets import NETS, UNTRACEABLE
+from plans import net_of
+from runs import silent
+from torch import nn
+from tuning import FEW, base, cancelling, closeness, full_loss, tuned
+
+import qrecipe
+from qrecipe import target
+from qrecipe.authoring.tune_candidate import Candidate
+from qrecipe.authoring.tune_digest import model_digest
+from qrecipe.errors import CalibrationError, ExecutionError, QRecipeError, QRecipeWarning
+
+
+@pytest.fixture(autouse=True)
+def _no_levers(monkeypatch):
+    """These tests are of the search for sites; the levers have tests of their own."""
+    monkeypatch.setattr("qrecipe.authoring.tune.levers_of", lambda *args: ())
+
+
+def test_a_recipe_within_the_budget_is_kept_as_it_is():
+    net = NETS["mlp"]
+    model, batches = net.model(), net.batches(3)
+    result = tuned(model, batches, closeness(model, batches), max_drop=1.0)
+    assert result.reached
+    assert result.float_sites == ()
+    assert [(t.what, t.kept, t.within) for t in result.trials] == [
+        ("the recipe as it is", True, True)
+    ]
+    assert not any(rule.tier == "module_name" for rule in result.recipe.rules)
+
+
+def test_the_search_survives_that_skipping_the_worst_layer_makes_things_worse(monkeypatch):
+    shares = {"a": 0.4, "b": 0.2, "c": 0.2}  # measured times would decide where to begin
+    monkeypatch.setattr("qrecipe.authoring.tune_bench.ModelBench._shares", lambda *args: shares)
+    model, batches = cancelling()
+    evaluate = closeness(model, batches)
+    loss = full_loss(model, batches, evaluate)
+    result = tuned(model, batches, evaluate, max_drop=loss / 2)
+    whole = result.trials[0]
+    (worst_float,) = [t for t in result.trials if t.what.startswith("the most sensitive site")]
+    assert worst_float.candidate.floats in ({"a"}, {"b"})
+    assert worst_float.metric < 10 * whole.metric < 0
+    assert result.reached
+    assert result.float_sites == ("c",)
+    assert result.metric >= -loss / 2
+
+
+def test_what_is_found_is_what_its_recipe_gives():
+    model, batches = cancelling()
+    evaluate = closeness(model, batches)
+    result = tuned(model, batches, evaluate, max_drop=full_loss(model, batches, evaluate) / 2)
+    converted = qrecipe.quantize(model, result.recipe, batches, progress=silent)
+    assert evaluate(converted) == result.metric
+    (rule,) = [rule for rule in result.recipe.rules if rule.tier == "module_name"]
+    assert rule.key == "c"
+    assert rule.qconfig is None
+    whole = result.trials[0].metric
+    assert f"with it in int8 the accuracy is {whole:.6g}, with it float 0" in rule.reason
+    assert "Reached" in result.recipe.description
+
+
+def test_sites_whose_return_stays_within_the_budget_are_int8_again():
+    net = NETS["residual"]
+    model, batches = net.model(), net.batches(3)
+    evaluate = closeness(model, batches)
+    loss = full_loss(model, batches, evaluate)
+    result = tuned(model, batches, evaluate, max_drop=loss / 3)
+    assert result.reached
+    assert result.float_sites
+    best = next(t for t in result.trials if t.candidate.floats == set(result.float_sites))
+    for name in result.float_sites:  # not one of them could be given up
+        fewer = Candidate((), best.candidate.floats - {name})
+        (tried,) = [t for t in result.trials if t.candidate == fewer]
+        assert not tried.within
+
+
+def exactly(model, batches):
+    """1 for a model that gives the very bits of the float model, else 0."""
+    with torch.no_grad():
+        expected = [model(batch) for batch in batches]
+    return lambda other: float(
+        all(torch.equal(other(b), e) for b, e in zip(batches, expected, strict=True))
+    )
+
+
+def test_a_budget_that_no_recipe_meets_is_told_with_the_distance_and_points_to_training():
+    net = NETS["mlp"]
+    model, batches = net.model(), net.batches(3)
+    with pytest.warns(QRecipeWarning, match=r"QR219.*misses the budget by 0.5"):
+        result = tuned(model, batches, exactly(model, batches), max_drop=0.5)
+    assert not result.reached
+    assert result.metric == 0
+    assert result.distance == 0.5
+    assert result.stopped is None
+    assert len(result.trials) > 2
+    assert not any(trial.within for trial in result.trials)
+    assert "Not reached" in str(result)
+    assert 'phase = "qat"' in str(result)
+    assert 'phase = "qat"' in result.recipe.description
+
+
+def test_the_best_that_misses_the_budget_is_the_best_of_all_trials():
+    net = NETS["mlp"]
+    model, batches = net.model(), net.batches(3)
+    with pytest.warns(QRecipeWarning, match="QR219"):
+        result = tuned(model, batches, closeness(model, batches), max_drop=0.0)
+    assert result.metric == max(trial.metric for trial in result.trials)
+    converted = qrecipe.quantize(model, result.recipe, batches, progress=silent)
+    assert closeness(model, batches)(converted) == result.metric
+
+
+@pytest.mark.parametrize("limit", [1, 2, 4])
+def test_no_more_trials_than_allowed(limit):
+    model, batches = cancelling()
+    calls = []
+    evaluate = closeness(model, batches)
+    with pytest.warns(QRecipeWarning, match="QR219"):
+        result = tuned(
+            model,
+            batches,
+            lambda candidate: calls.append(0) or evaluate(candidate),
+            max_drop=0.0,
+            max_trials=limit,
+        )
+    assert len(result.trials) == limit
+    assert len(calls) == limit + 1  # and the float model
+    assert result.stopped == "trials"
+    assert "Stopped at the most trials allowed" in str(result)
+
+
+def test_no_trial_starts_after_the_time_but_the_first(monkeypatch):
+    model, batches = cancelling()
+    clock = iter(range(0, 10**6, 100))
+    monkeypatch.setattr("qrecipe.authoring.tune_bench.time.monotonic", lambda: next(clock))
+    with pytest.warns(QRecipeWarning, match="QR219"):
+        result = tuned(model, batches, closeness(model, batches), max_drop=0.0, max_seconds=1)
+    assert len(result.trials) == 1
+    assert result.stopped == "seconds"
+
+
+def interrupted_at(call, evaluate):
+    calls = []
+
+    def interrupted(candidate):
+        calls.append(0)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return evaluate(candidate)
+
+    return interrupted
+
+
+@pytest.fixture(scope="module")
+def whole_search():
+    """A search that was not interrupted, and what it was given."""
+    # measured times are all that two runs of a search can differ in
+    times = {"a": 0.4, "b": 0.3, "c": 0.3}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("qrecipe.authoring.tune.levers_of", lambda *args: ())
+        patch.setattr("qrecipe.authoring.tune_bench.ModelBench._shares", lambda *args: times)
+        torch.manual_seed(0)
+        model, batches = cancelling()
+        evaluate = closeness(model, batches)
+        options = {"max_drop": full_loss(model, batches, evaluate) / 2}
+        yield model, batches, evaluate, options, tuned(model, batches, evaluate, **options)
+
+
+@pytest.mark.parametrize("call", [3, 5, 7, 9])
+def test_an_interrupted_search_goes_on_and_ends_as_if_nothing_had_happened(
+    tmp_path, whole_search, call
+):
+    model, batches, evaluate, options, whole = whole_search
+    assert len(whole.trials) == 8
+    options = {**options, "resume": tmp_path / "log.json"}
+    with pytest.warns(QRecipeWarning, match="QR218"):
+        partial = tuned(model, batches, interrupted_at(call, evaluate), **options)
+    assert partial.stopped == "interrupt"
+    assert len(partial.trials) == call - 2
+    calls = []
+    resumed = tuned(model, batches, lambda m: calls.append(0) or evaluate(m), **options)
+    assert len(calls) == len(whole.trials) - len(partial.trials)
+    outcome = [(t.what, t.metric, t.kept, t.within) for t in resumed.trials]
+    assert outcome == [(t.what, t.metric, t.kept, t.within) for t in whole.trials]
+    assert resumed.recipe.to_toml() == whole.recipe.to_toml()
+
+
+def test_a_finished_log_is_read_again_without_a_single_evaluation(tmp_path):
+    model, batches = cancelling()
+    evaluate = closeness(model, batches)
+    log = tmp_path / "log.json"
+    options = {"max_drop": full_loss(model, batches, evaluate) / 2, "resume": log}
+    first = tuned(model, batches, evaluate, **options)
+    text = log.read_text()
+    again = tuned(model, batches, lambda model: pytest.fail("evaluated"), **options)
+    assert again.recipe.to_toml() == first.recipe.to_toml()
+    assert log.read_text() == text
+
+
+def test_an_interrupt_before_the_first_trial_is_one():
+    model, batches = cancelling()
+    with pytest.raises(KeyboardInterrupt):
+        tuned(model, batches, interrupted_at(1, closeness(model, batches)))
+
+
+def test_the_log_holds_what_was_tried_what_it_gave_and_whether_it_was_kept(tmp_path):
+    model, batches = cancelling()
+    evaluate = closeness(model, batches)
+    log = tmp_path / "log.json"
+    result = tuned(
+        model, batches, evaluate, max_drop=full_loss(model, batches, evaluate) / 2, resume=log
+    )
+    values = json.loads(log.read_text())
+    assert values["float_metric"] == 0
+    assert [(t["what"], t["metric"], t["kept"], t["within"]) for t in values["trials"]] == [
+        (t.what, t.metric, t.kept, t.within) for t in result.trials
+    ]
+    (costs,) = values["sites"].values()
+    assert {cost["name"] for cost in costs} == {"a", "b", "c"}
+    assert all(0 <= cost["share"] <= 1 for cost in costs)
+    assert costs[-1]["name"] == "c"
+    assert list(tmp_path.iterdir()) == [log]
+
+
+def test_the_log_of_another_model_or_recipe_is_refused(tmp_path):
+    model, batches = cancelling()
+    evaluate = closeness(model, batches)
+    log = tmp_path / "log.json"
+    tuned(model, batches, evaluate, max_drop=1e9, resume=log)
+    with torch.no_grad():
+        model.c.weight[0, 0] += 1
+    with pytest.raises(ExecutionError, match=r"QR331.*another model"):
+        tuned(model, batches, evaluate, resume=log)
+    other = base('[tensor.activation]\nobserver = "minmax"\n')
+    with pytest.raises(ExecutionError, match=r"QR331.*another recipe"):
+        tuned(model, batches, evaluate, other, resume=log)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("torch.__version__", "1.0"), ("qrecipe._version.__version__", "0"), ("has_vnni", None)],
+)
+def test_the_log_of_another_torch_qrecipe_or_cpu_is_refused(tmp_path, monkeypatch, name, value):
+    model, batches = cancelling()
+    evaluate = closeness(model, batches)
+    log = tmp_path / "log.json"
+    tuned(model, batches, evaluate, max_drop=1e9, resume=log)
+    if name == "has_vnni":
+        now = target.has_vnni()
+        monkeypatch.setattr(target, "has_vnni", lambda: not now)
+    else:
+        monkeypatch.setattr(name, value)
+    with pytest.raises(ExecutionError, match=r"QR331.*a search elsewhere, and not with torch"):
+        tuned(model, batches, evaluate, resume=log)
+
+
+def test_a_log_keeps_what_the_best_gave_once_more(tmp_path):
+    model, batches = cancelling()
+    evaluate = closeness(model, batches)
+    log = tmp_path / "log.json"
+    loss = full_loss(model, batches, evaluate)
+    first = tuned(model, batches, evaluate, max_drop=loss / 2, resume=log)
+    assert first.trials[-1].is_repeated
+    entries = json.loads(log.read_text())["trials"]
+    assert len(entries) == len(first.trials)
+    assert entries[-1]["recipe"].endswith(" again")
+
+
+BUFFERS = {
+    "complex": torch.polar(torch.ones(3), torch.rand(3)),
+    "conjugate": torch.polar(torch.ones(3), torch.rand(3)).conj(),
+    "sparse": torch.eye(3).to_sparse(),
+    "rows": torch.eye(3).to_sparse_csr(),
+    "columns": torch.eye(3).to_sparse_csc(),
+    "float8": torch.ones(2).to(torch.float8_e4m3fn),
+    "unsigned": torch.ones(2, dtype=torch.uint64),
+    "scalar": torch.tensor(3.0),
+    "nothing": torch.zeros(0),
+    "meta": torch.zeros(2, device="meta"),
+}
+
+
+@pytest.mark.parametrize("kind", BUFFERS)
+def test_models_are_told_apart_whatever_their_buffers_are(kind):
+    model = nn.Linear(2, 2)
+    before = model_digest(model)
+    model.register_buffer("extra", BUFFERS[kind])
+    digest = model_digest(model)
+    assert digest != before
+    assert model_digest(model) == digest
+
+
+@pytest.mark.parametrize("kind", ["complex", "sparse", "rows", "float8", "scalar"])
+def test_another_value_in_a_buffer_is_another_model(kind):
+    model = nn.Linear(2, 2)
+    model.register_buffer("extra", BUFFERS[kind])
+    before = model_digest(model)
+    dense = BUFFERS[kind].to_dense() if "s" in kind and kind != "scalar" else BUFFERS[kind]
+    double = (dense.float() if kind == "float8" else dense) * 2
+    same_layout = {"sparse": "to_sparse", "rows": "to_sparse_csr"}.get(kind)
+    model.extra = getattr(double, same_layout)() if same_layout else double.to(BUFFERS[kind].dtype)
+    assert model_digest(model) != before
+
+
+def test_the_same_numbers_in_another_order_are_another_model():
+    model = nn.Linear(3, 3)
+    before = model_digest(model)
+    model.weight.data = model.weight.data.flip(0)
+    assert model_digest(model) != before
+
+
+def test_a_model_with_complex_and_sparse_buffers_is_tuned():
+    model, batches = cancelling()
+    evaluate = closeness(model, batches)
+    model.register_buffer("rotation", BUFFERS["complex"])
+    model.register_buffer("mask", BUFFERS["sparse"])
+    assert tuned(model, batches, evaluate, max_drop=1e9).reached
+
+
+STARTED = '{"format": 1, "base": "BASE", "model": "MODEL", "environment": "WITH"'
+COST = '{"name": "a", "reason": "", "share": 0.1, "sqnr_db": null}'
+TRIAL = '{"recipe": "x", "metric": 1, "error": null, "seconds": 1}'
+
+
+def log_of(float_metric="0", cost=COST, trial=TRIAL):
+    return (
+        f'{STARTED}, "float_metric": {float_metric}, "sites": {{"y": [{cost}]}}, '
+        f'"trials": [{trial}]}}'
+    )
+
+
+DAMAGED = {
+    "empty": "",
+    "a list": "[]",
+    "no keys": "{}",
+    "a newer format": '{"format": 2}',
+    "no trials": f"{STARTED}}}",
+    "other types": f'{STARTED}, "float_metric": 0, "sites": [], "trials": 3}}',
+    "a trial without a result": log_of(trial=TRIAL.replace("1,", "null,", 1)),
+    "a metric that is NaN": log_of(trial=TRIAL.replace("1,", "NaN,", 1)),
+    "a metric that is text": log_of(trial=TRIAL.replace("1,", '"0.5",', 1)),
+    "a metric that is a truth": log_of(trial=TRIAL.replace("1,", "true,", 1)),
+    "a float metric that is NaN": log_of(float_metric="NaN"),
+    "a share that is NaN": log_of(cost=COST.replace("0.1", "NaN")),
+    "too deep": "[" * 100_000,
+    "no text": "\udc80",
+}
+
+
+def placed(text, values):
+    """The text for the search that these values are of."""
+    for word, key in (("BASE", "base"), ("MODEL", "model"), ("WITH", "environment")):
+        text = text.replace(word, values[key])
+    return text
+
+
+def test_what_is_no_trial_log_is_a_finding(tmp_path):
+    model, batches = cancelling()
+    log = tmp_path / "log.json"
+    tuned(model, batches, closeness(model, batches), max_drop=1e9, resume=log)
+    values = json.loads(log.read_text())
+    log.write_text(placed(log_of(), values))
+    tuned(model, batches, closeness(model, batches), max_drop=1e9, resume=log)
+    for text in map(placed, DAMAGED.values(), repeat(values)):
+        log.write_bytes(text.encode("utf-8", "surrogateescape"))
+        with pytest.raises(ExecutionError, match="QR332"):
+            tuned(model, batches, closeness(model, batches), resume=log)
+
+
+def test_a_log_that_cannot_be_written_is_a_finding(tmp_path):
+    model, batches = cancelling()
+    with pytest.raises(ExecutionError, match="QR332"):
+        tuned(model, batches, closeness(model, batches), resume=tmp_path / "none" / "log.json")
+    with pytest.raises(ExecutionError, match="QR332"):
+        tuned(model, batches, closeness(model, batches), resume=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_drop": -0.1},
+        {"max_drop": math.nan},
+        {"max_drop": math.inf},
+        {"max_drop": "0.1"},
+        {"max_drop": None},
+        {"max_drop": True},
+        {"max_trials": 0},
+        {"max_trials": 1.5},
+        {"max_trials": "3"},
+        {"max_trials": True},
+        {"max_seconds": 0},
+        {"max_seconds": math.nan},
+        {"max_seconds": "3"},
+        {"max_seconds": True},
+    ],
+)
+def test_bounds_that_make_no_sense_are_findings(options):
+    model, batches = cancelling()
+    with pytest.raises(ExecutionError, match="QR333"):
+        tuned(model, batches, closeness(model, batches), **options)
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "code"),
+    [
+        (lambda model: math.nan, "QR330"),
+        (lambda model: math.inf, "QR330"),
+        (lambda model: "good", "QR423"),
+        (lambda model: 1 / 0, "QR423"),
+    ],
+)
+def test_an_evaluation_without_a_number_is_a_finding(evaluate, code):
+    model, batches = cancelling()
+    with pytest.raises(ExecutionError, match=code):
+        tuned(model, batches, evaluate)
+
+
+def test_a_candidate_whose_accuracy_is_no_number_is_a_failed_trial():
+    model, batches = cancelling()
+    values = iter([1.0, 0.5, math.nan])
+    with pytest.warns(QRecipeWarning, match="QR219"):
+        result = tuned(model, batches, lambda model: next(values), max_trials=2)
+    assert result.trials[1].metric is None
+    assert result.trials[1].error == "evaluate gives no finite number"
+    assert "failed" in str(result)
+    assert result.metric == 0.5
+
+
+def failing_at(call, evaluate):
+    calls = []
+
+    def failing(model):
+        calls.append(0)
+        if len(calls) == call:
+            raise RuntimeError("out of memory")
+        return evaluate(model)
+
+    return failing
+
+
+def test_an_evaluation_that_fails_for_one_candidate_is_a_failed_trial_and_the_search_goes_on():
+    model, batches = cancelling()
+    evaluate = closeness(model, batches)
+    loss = full_loss(model, batches, evaluate)
+    result = tuned(model, batches, failing_at(4, evaluate), max_drop=loss / 2)
+    assert [trial.error is None for trial in result.trials[:4]] == [True, True, False, True]
+    assert "evaluate failed: RuntimeError: out of memory" in result.trials[2].error
+    assert "out of memory" in str(result)
+    assert result.float_sites == ("c",)
+
+
+def test_an_evaluation_that_fails_before_any_trial_was_through_is_an_error():
+    model, batches = cancelling()
+    evaluate = failing_at(2, closeness(model, batches))
+    with pytest.raises(ExecutionError, match=r"QR423.*out of memory"):
+        tuned(model, batches, evaluate)
+
+
+def test_an_evaluation_that_is_noise_reaches_no_budget(monkeypatch):
+    model, batches = cancelling()
+    # no metric depends on the candidate, so that none has to be made
+    monkeypatch.setattr("qrecipe.authoring.tune_bench.simulate", lambda model, *_, **__: model)
+    draw = random.Random(0)
+    reached = 0
+    for _ in range(10):
+        values = iter([1.0, *(0.97 + draw.gauss(0, 0.005) for _ in range(40))])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", QRecipeWarning)
+            result = tuned(model, batches, lambda _, values=values: next(values), max_drop=0.02)
+        within = any(trial.within for trial in result.trials)
+        reached += result.reached
+        if within and len(result.trials) > 1 and not result.reached:
+            assert "the evaluation is noisy" in str(result)
+            assert result.metric == result.trials[-1].metric < 0.98
+            assert result.distance == pytest.approx(0.98 - result.metric)
+    assert reached < 3
+
+
+def test_what_the_recipe_itself_leaves_float_is_named():
+    model, batches = cancelling()
+    recipe = base('[rules.module_name]\n"a" = "float"\n[rules.function]\nsub = "float"\n')
+    result = tuned(model, batches, closeness(model, batches), recipe, max_drop=1e9)
+    assert result.float_sites == ()
+    assert result.base_float_sites == ("a",)
+    said = "with no site left float by the search"
+    assert said in str(result)
+    assert "The recipe that it started from leaves 1 site float itself: a." in str(result)
+    assert said in result.recipe.description
+    assert json.loads(result.to_json())["base_float_sites"] == ["a"]
+
+
+def test_the_figures_hold_no_minus_zero():
+    model, batches = cancelling()
+    result = tuned(model, batches, lambda model: -0.0, max_drop=0)
+    assert "-0" not in str(result)
+
+
+def test_labelled_batches_are_told_of_before_anything_is_evaluated():
+    model, batches = cancelling()
+    labelled = [(batch, torch.zeros(32)) for batch in batches]
+    with pytest.raises(CalibrationError, match="QR402"):
+        tuned(model, labelled, lambda model: pytest.fail("evaluated"))
+
+
+def test_forward_and_batches_that_come_once_are_taken():
+    model, batches = cancelling()
+    evaluate = closeness(model, batches)
+    result = tuned(
+        model,
+        ((batch, torch.zeros(32)) for batch in batches),
+        evaluate,
+        max_drop=full_loss(model, batches, evaluate) / 2,
+        forward=lambda net, batch: net(batch[0]),
+    )
+    assert result.float_sites == ("c",)
+
+
+def test_the_callers_model_stays_as_it_was():
+    model, batches = cancelling()
+    before = snapshot(model)
+    evaluate = closeness(model, batches)
+    tuned(model, batches, evaluate, max_drop=full_loss(model, batches, evaluate) / 2)
+    assert snapshot(model) == before
+
+
+def test_a_model_in_training_mode_is_evaluated_in_eval_mode():
+    model = nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5)).train()
+    seen = []
+    with pytest.warns(QRecipeWarning, match="QR202"):
+        tuned(model, [torch.randn(4, 6)] * 3, lambda m: seen.append(m.training) or 1.0)
+    assert seen == [False, False]
+    assert model.training
+
+
+def test_a_recipe_for_training_is_tuned_without_and_stays_one():
+    model, batches = cancelling()
+    evaluate = closeness(model, batches)
+    recipe = qrecipe.parse_recipe(
+        f'format = 1\nextends = "builtin:x86-static"\nphase = "qat"\n{FEW}'
+    )
+    loss = full_loss(model, batches, evaluate)
+    result = tuned(model, batches, evaluate, recipe, max_drop=loss / 2)
+    assert result.float_sites == ("c",)
+    assert result.recipe.phase == "qat"
+
+
+def test_a_model_that_cannot_be_traced_is_tuned_module_by_module():
+    model, batches = UNTRACEABLE.model(), UNTRACEABLE.batches(3)
+    evaluate = closeness(model, batches)
+    recipe = qrecipe.parse_recipe(f'format = 1\nextends = "builtin:x86-dynamic"\n{FEW}')
+    whole = qrecipe.quantize(model, recipe, batches, progress=silent)
+    result = tuned(model, batches, evaluate, recipe, max_drop=-evaluate(whole) / 2)
+    assert result.reached
+    assert 0 < len(result.float_sites) < 3
+
+
+def test_a_model_without_floating_outputs_is_ranked_by_the_evaluation():
+    torch.manual_seed(0)
+    model = net_of(
+        lambda self, x: self.b(torch.relu(self.a(x))).argmax(1),
+        a=nn.Linear(8, 32),
+        b=nn.Linear(32, 10),
+    )
+    batches = [torch.randn(64, 8) for _ in range(3)]
+    expected = [model(batch) for batch in batches]
+
+    def agreement(other):
+        return (
+            sum(
+                float((other(b) == e).float().mean())
+                for b, e in zip(batches, expected, strict=True)
+            )
+            / 3
+        )
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", QRecipeWarning)
+        result = tuned(model, batches, agreement, max_drop=0.0)
+    assert result.trials[0].metric < 1
+    reasons = [rule.reason for rule in result.recipe.rules if rule.tier == "module_name"]
+    assert all("instead of 1 when quantized alone" in reason for reason in reasons)
+    assert len(result.trials) > 1
+
+
+def test_the_result_is_written_as_a_file_that_extends_its_base(tmp_path):
+    model, batches = cancelling()
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "base.toml").write_text(f'format = 1\nextends = "builtin:x86-static"\n{FEW}')
+    recipe = qrecipe.load_recipe(tmp_path / "base.toml")
+    evaluate = closeness(model, batches)
+    loss = full_loss(model, batches, evaluate)
+    result = tuned(model, batches, evaluate, recipe, max_drop=loss / 2)
+    saved = result.save(tmp_path / "tuned.toml")
+    assert 'extends = "./base.toml"' in (tmp_path / "tuned.toml").read_text()
+    assert saved.fingerprint == result.recipe.fingerprint
+    assert saved.description == result.recipe.description
+    document = json.loads(result.to_json())
+    assert document["float_sites"] == ["c"]
+    assert qrecipe.parse_recipe(document["recipe"]).fingerprint == saved.fingerprint
+
+
+def test_errors_of_the_recipe_as_it_is_are_the_callers():
+    model, batches = cancelling()
+    recipe = base('[rules.module_name]\n"nowhere" = "float"\n')
+    with pytest.raises(QRecipeError, match="QR301"):
+        tuned(model, batches, closeness(model, batches), recipe)

@@ -1,0 +1,107 @@
+"""``qrecipe compare`` and ``qrecipe sensitivity``."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from command_line import STATIC, run
+
+NAMED = ("--model", "model.py:factory", "--data", "model.py:batches")
+
+
+def test_compare_shows_a_table_and_the_output(folder):
+    result = run("compare", STATIC, *NAMED, "--plot", "sites.png")
+    assert result.exit_code == 0
+    assert "activation dB" in result.stdout
+    assert "output: SQNR" in result.stdout
+    assert "drawing batches" not in result.stdout
+    assert (folder / "sites.png").exists()
+
+
+def test_compare_as_json_is_one_document(folder):
+    result = run("compare", STATIC, *NAMED, "--json")
+    assert result.exit_code == 0
+    document = json.loads(result.stdout)
+    assert document["batches"] == 10
+    assert {"conv", "fc"} <= {site["name"] for site in document["sites"]}
+
+
+def test_sensitivity_ranks_and_writes_an_overlay_that_quantizes(folder):
+    result = run("sensitivity", STATIC, *NAMED, "--keep-float", "1", "--out", "overlay.toml")
+    assert result.exit_code == 0
+    assert "█" in result.stdout
+    assert "written to overlay.toml" in result.stdout
+    assert f'extends = "{STATIC}"' in (folder / "overlay.toml").read_text()
+    assert run("check", "overlay.toml").exit_code == 0
+    planned = json.loads(
+        run("plan", "overlay.toml", "--model", "model.py:factory", "--json").stdout
+    )
+    left = [site for site in planned["sites"] if (site["reason"] or "").endswith("quantized alone")]
+    assert len(left) == 1
+    assert left[0]["verdict"] == "float"
+    assert run("quantize", "overlay.toml", *NAMED).exit_code == 0
+
+
+@pytest.mark.parametrize("method", ["exact", "estimate"])
+def test_sensitivity_as_json_tells_estimates(folder, method):
+    result = run("sensitivity", "good.toml", *NAMED, "--method", method, "--json")
+    assert result.exit_code == 0
+    document = json.loads(result.stdout)
+    assert document["is_estimate"] is (method == "estimate")
+    values = [site["sqnr_db"] for site in document["sites"]]
+    assert len(values) == 2
+    assert values == sorted(values)
+
+
+def test_sensitivity_ranks_by_the_users_evaluation(folder):
+    arguments = ("sensitivity", STATIC, *NAMED, "--evaluate", "model.py:accuracy", "--json")
+    document = json.loads(run(*arguments).stdout)
+    assert document["float_value"] == 4
+    assert [site["value"] for site in document["sites"]] == [4, 4]
+    failing = run("sensitivity", STATIC, *NAMED, "--evaluate", "model.py:named")
+    assert failing.exit_code == 1
+    assert "QR423" in failing.stderr
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--keep-float", "1"),
+        ("--out", "overlay.toml"),
+        ("--keep-float", "1", "--min-sqnr-db", "20", "--out", "overlay.toml"),
+        ("--evaluate", "model.py:accuracy", "--min-sqnr-db", "20", "--out", "overlay.toml"),
+        ("--evaluate", "model.py:accuracy", "--method", "estimate"),
+        ("--method", "guess"),
+    ],
+)
+def test_options_that_do_not_go_together_are_wrong_usage(folder, options):
+    result = run("sensitivity", STATIC, *NAMED, *options)
+    assert result.exit_code == 2
+    assert not (folder / "overlay.toml").exists()
+
+
+def test_an_interrupt_ends_with_the_partial_ranking_and_status_1(folder, monkeypatch):
+    from qrecipe.measure import scores
+
+    count = iter(range(100))
+    added = scores.SqnrScore.add
+
+    def interrupted(self, reference, output):
+        if next(count) == 5:
+            raise KeyboardInterrupt
+        added(self, reference, output)
+
+    monkeypatch.setattr(scores.SqnrScore, "add", interrupted)
+    result = run("sensitivity", STATIC, *NAMED, "--json")
+    assert result.exit_code == 1
+    assert "QR212" in result.stderr
+    assert json.loads(result.stdout)["partial"] is True
+
+
+def test_labelled_batches_get_the_hint_of_the_command_line(folder):
+    result = run(
+        "sensitivity", STATIC, "--model", "model.py:factory", "--data", "model.py:labelled"
+    )
+    assert result.exit_code == 1
+    assert "--data" in result.stderr

@@ -1,0 +1,61 @@
+"""A command that writes a recipe replaces recipes and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+from command_line import STATIC, run
+from nets import NETS
+from runs import STATIC as RECIPE
+from runs import silent
+
+import qrecipe
+from qrecipe.errors import RecipeReferenceError
+
+NAMED = ("--model", "model.py:factory", "--data", "model.py:batches")
+COMMANDS = {
+    "sensitivity": ("sensitivity", STATIC, *NAMED, "--keep-float", "1"),
+    "suggest": ("suggest", "--model", "model.py:factory"),
+    "tune": ("tune", STATIC, *NAMED, "--evaluate", "model.py:accuracy", "--max-drop", "9"),
+}
+OTHERS = {
+    "notes.txt": "what I found\n",
+    "pyproject.toml": '[project]\nname = "mine"\n',
+    "cnn.lock.toml": "lock = 1\n",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_file_that_is_no_recipe_is_kept_and_nothing_is_computed(folder, command, name):
+    (folder / name).write_text(OTHERS[name])
+    result = run(*COMMANDS[command], "--out", name)
+    assert result.exit_code == 1
+    assert f'QR001 "{name}" is there and no recipe: ' in result.stderr
+    assert "name another file, or remove this one" in result.stderr
+    assert result.stdout == ""
+    assert "drawing batches" not in result.stderr
+    assert (folder / name).read_text() == OTHERS[name]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_recipe_and_an_empty_file_are_replaced(folder, command):
+    (folder / "empty.toml").touch()
+    for name in ("good.toml", "empty.toml"):
+        before = (folder / name).read_text()
+        result = run(*COMMANDS[command], "--out", name)
+        assert result.exit_code == 0, result.stderr
+        assert (folder / name).read_text() != before
+        assert qrecipe.load_recipe(name).backend == "x86"
+
+
+def test_the_library_keeps_a_file_that_is_no_recipe_too(tmp_path):
+    net = NETS["mlp"]
+    model, batches = net.model(), net.batches(10)
+    ranking = qrecipe.sensitivity(model, RECIPE, batches, progress=silent)
+    tuned = qrecipe.tune(model, RECIPE, batches, lambda _: 1.0, max_trials=1, progress=silent)
+    notes = tmp_path / "notes.txt"
+    notes.write_text("what I found")
+    for save in (lambda: ranking.save_overlay(notes, 1), lambda: tuned.save(notes)):
+        with pytest.raises(RecipeReferenceError, match="is there and no recipe"):
+            save()
+    assert notes.read_text() == "what I found"

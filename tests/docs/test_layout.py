@@ -1,0 +1,71 @@
+"""What the project says about its own modules and names, held against them."""
+
+from __future__ import annotations
+
+import ast
+import re
+from importlib import import_module
+
+import pytest
+import tomli
+from places import ROOT
+
+import qrecipe
+
+PACKAGE = ROOT / "qrecipe"
+PROJECT = tomli.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+CONTRACTS = {contract["id"]: contract for contract in PROJECT["tool"]["importlinter"]["contracts"]}
+
+
+def modules():
+    """The modules and packages right below the package."""
+    files = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    return files | {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+
+
+def test_every_layer_is_a_module_and_every_module_stands_in_one_layer():
+    named = [name for line in CONTRACTS["layers"]["layers"] for name in re.findall(r"\w+", line)]
+    assert sorted(named) == sorted(set(named))
+    assert sorted(set(named) - modules()) == []
+    assert modules() - set(named) == set(CONTRACTS["layers"]["exhaustive_ignores"])
+
+
+def test_every_module_that_is_kept_from_torch_is_there():
+    named = [name.removeprefix("qrecipe.") for name in CONTRACTS["torch-free"]["source_modules"]]
+    assert named
+    assert set(named) - modules() == set()
+
+
+def typed_imports():
+    """Public name -> the module that type checkers take it from."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    (guarded,) = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
+    found = {}
+    for statement in guarded.body:
+        assert isinstance(statement, ast.ImportFrom)
+        for alias in statement.names:
+            assert alias.name == alias.asname, "only `import x as x` exports a name"
+            found[alias.name] = statement.module.removeprefix("qrecipe.")
+    return found
+
+
+def test_the_lazy_names_the_typed_names_and_all_agree():
+    assert typed_imports() == qrecipe._HOME
+    assert sorted(qrecipe.__all__) == sorted({"__version__", *qrecipe._HOME})
+
+
+@pytest.mark.parametrize("name", qrecipe._HOME)
+def test_every_public_name_leads_home(name):
+    value = getattr(import_module(f"qrecipe.{qrecipe._HOME[name]}"), name)
+    assert getattr(qrecipe, name) is value
+    assert name in dir(qrecipe)
+    assert value.__doc__
+
+
+def test_another_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="quantise"):
+        _ = qrecipe.quantise
