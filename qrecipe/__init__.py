@@ -19,25 +19,25 @@ if TYPE_CHECKING:
     from qrecipe.authoring.tune_result import TuningResult as TuningResult
     from qrecipe.authoring.tune_search import Trial as Trial
     from qrecipe.calibration import calibrate as calibrate
-    from qrecipe.errors import ArtifactError as ArtifactError
-    from qrecipe.errors import AuditError as AuditError
-    from qrecipe.errors import CalibrationError as CalibrationError
-    from qrecipe.errors import ConflictError as ConflictError
-    from qrecipe.errors import ExecutionError as ExecutionError
-    from qrecipe.errors import Finding as Finding
-    from qrecipe.errors import PlanError as PlanError
-    from qrecipe.errors import PluginError as PluginError
-    from qrecipe.errors import QRecipeError as QRecipeError
-    from qrecipe.errors import QRecipeWarning as QRecipeWarning
-    from qrecipe.errors import RecipeConflictError as RecipeConflictError
-    from qrecipe.errors import RecipeError as RecipeError
-    from qrecipe.errors import RecipeReferenceError as RecipeReferenceError
-    from qrecipe.errors import RecipeSyntaxError as RecipeSyntaxError
-    from qrecipe.errors import SchemaError as SchemaError
-    from qrecipe.errors import TraceError as TraceError
-    from qrecipe.errors import UnknownNameError as UnknownNameError
-    from qrecipe.errors import UnmatchedRuleError as UnmatchedRuleError
-    from qrecipe.errors import UnsupportedError as UnsupportedError
+    from qrecipe.errors.findings import ArtifactError as ArtifactError
+    from qrecipe.errors.findings import AuditError as AuditError
+    from qrecipe.errors.findings import CalibrationError as CalibrationError
+    from qrecipe.errors.findings import ConflictError as ConflictError
+    from qrecipe.errors.findings import ExecutionError as ExecutionError
+    from qrecipe.errors.findings import Finding as Finding
+    from qrecipe.errors.findings import PlanError as PlanError
+    from qrecipe.errors.findings import PluginError as PluginError
+    from qrecipe.errors.findings import QRecipeError as QRecipeError
+    from qrecipe.errors.findings import QRecipeWarning as QRecipeWarning
+    from qrecipe.errors.findings import RecipeConflictError as RecipeConflictError
+    from qrecipe.errors.findings import RecipeError as RecipeError
+    from qrecipe.errors.findings import RecipeReferenceError as RecipeReferenceError
+    from qrecipe.errors.findings import RecipeSyntaxError as RecipeSyntaxError
+    from qrecipe.errors.findings import SchemaError as SchemaError
+    from qrecipe.errors.findings import TraceError as TraceError
+    from qrecipe.errors.findings import UnknownNameError as UnknownNameError
+    from qrecipe.errors.findings import UnmatchedRuleError as UnmatchedRuleError
+    from qrecipe.errors.findings import UnsupportedError as UnsupportedError
     from qrecipe.lineage import Provenance as Provenance
     from qrecipe.lineage import provenance as provenance
     from qrecipe.measure.analysis import sensitivity as sensitivity
@@ -62,37 +62,37 @@ if TYPE_CHECKING:
     from qrecipe.registry import register_observer as register_observer
 
 _HOME = {
-    "ArtifactError": "errors",
-    "AuditError": "errors",
-    "CalibrationError": "errors",
+    "ArtifactError": "errors.findings",
+    "AuditError": "errors.findings",
+    "CalibrationError": "errors.findings",
     "Comparison": "measure.comparison",
     "CompiledRecipe": "pipeline",
-    "ConflictError": "errors",
+    "ConflictError": "errors.findings",
     "Drift": "measure.drift_report",
-    "ExecutionError": "errors",
-    "Finding": "errors",
+    "ExecutionError": "errors.findings",
+    "Finding": "errors.findings",
     "Plan": "planning",
-    "PlanError": "errors",
-    "PluginError": "errors",
+    "PlanError": "errors.findings",
+    "PluginError": "errors.findings",
     "Provenance": "lineage",
     "QatSchedule": "qat",
-    "QRecipeError": "errors",
-    "QRecipeWarning": "errors",
+    "QRecipeError": "errors.findings",
+    "QRecipeWarning": "errors.findings",
     "Ranking": "measure.ranking",
     "Recipe": "recipe",
-    "RecipeConflictError": "errors",
-    "RecipeError": "errors",
-    "RecipeReferenceError": "errors",
-    "RecipeSyntaxError": "errors",
+    "RecipeConflictError": "errors.findings",
+    "RecipeError": "errors.findings",
+    "RecipeReferenceError": "errors.findings",
+    "RecipeSyntaxError": "errors.findings",
     "RuleVerdict": "planning",
-    "SchemaError": "errors",
+    "SchemaError": "errors.findings",
     "Site": "planning",
-    "TraceError": "errors",
+    "TraceError": "errors.findings",
     "Trial": "authoring.tune_search",
     "TuningResult": "authoring.tune_result",
-    "UnknownNameError": "errors",
-    "UnmatchedRuleError": "errors",
-    "UnsupportedError": "errors",
+    "UnknownNameError": "errors.findings",
+    "UnmatchedRuleError": "errors.findings",
+    "UnsupportedError": "errors.findings",
     "calibrate": "calibration",
     "compare": "measure.comparison",
     "compile": "pipeline",

@@ -32,7 +32,7 @@ from torch.ao.quantization.observer import (
 )
 from torch.ao.quantization.qconfig import QConfig
 
-from qrecipe.errors import Finding, QRecipeWarning
+from qrecipe.errors.findings import Finding, QRecipeWarning
 from qrecipe.quieting import Notice, held_back
 
 __all__ = [

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from qrecipe.backend import Outcome
 from qrecipe.convolutions import is_slow
-from qrecipe.errors import Finding
+from qrecipe.errors.findings import Finding
 from qrecipe.inventory import Inventory, Match
 from qrecipe.rules import Decision, listed
 from qrecipe.schema import Backend

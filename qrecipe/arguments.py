@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from qrecipe.errors import did_you_mean, first_line, nearest, one_line, shown
+from qrecipe.errors.spelling import did_you_mean, nearest
+from qrecipe.errors.text import first_line, one_line, shown
 
 Kind = Literal["observer", "fake_quant"]
 TypeTag = Literal["int", "float", "bool", "str", "number_list", "any"]

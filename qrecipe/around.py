@@ -11,7 +11,8 @@ from torch import nn
 
 from qrecipe._torch_ao import quiet
 from qrecipe.copying import copy_around, runnable_copy
-from qrecipe.errors import Finding, first_line
+from qrecipe.errors.findings import Finding
+from qrecipe.errors.text import first_line
 from qrecipe.fx.numerics import JUDGEABLE_DB, Sample
 from qrecipe.inputs import Inputs
 from qrecipe.nested import cloned, tensors_in

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from qrecipe.errors import CalibrationError, Finding
+from qrecipe.errors.findings import CalibrationError, Finding
 from qrecipe.fx.numerics import Sample
 from qrecipe.inputs import Inputs
 from qrecipe.recipe import Recipe

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from qrecipe._torch_ao import is_observer
-from qrecipe.errors import Finding
+from qrecipe.errors.findings import Finding
 from qrecipe.fx.emission import site_of
 from qrecipe.fx.numerics import Sample
 from qrecipe.inputs import bind

@@ -22,11 +22,12 @@ from qrecipe.averages import (
 )
 from qrecipe.branches import branch_findings
 from qrecipe.clipping import GOOD_DB, Clipping, clipping_finding, clipping_of, farthest_kept
-from qrecipe.errors import CalibrationError, Finding, counted
+from qrecipe.errors.findings import CalibrationError, Finding
+from qrecipe.errors.text import counted
+from qrecipe.errors.warn import warn
 from qrecipe.fx.numerics import Sample
 from qrecipe.fx.training import only_observing
 from qrecipe.inputs import EMPTY, Inputs, is_empty
-from qrecipe.linting import warn
 from qrecipe.loaders import (
     Forward,
     check_finite,

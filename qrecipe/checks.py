@@ -10,7 +10,9 @@ from dataclasses import replace
 from itertools import chain, islice
 
 from qrecipe.composition import Composition
-from qrecipe.errors import Finding, SchemaError, did_you_mean, nearest, shown
+from qrecipe.errors.findings import Finding, SchemaError
+from qrecipe.errors.spelling import did_you_mean, nearest
+from qrecipe.errors.text import shown
 from qrecipe.locations import KeyPath
 from qrecipe.merging import Layer
 from qrecipe.names import compile_pattern, is_exact

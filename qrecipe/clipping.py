@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from qrecipe._torch_ao import MinMaxObserver, ObserverBase
 from qrecipe.averages import Average, Averages, Extremes, activation_observers, span
-from qrecipe.errors import Finding
+from qrecipe.errors.findings import Finding
 from qrecipe.fx.numerics import JUDGEABLE_DB, Sample
 from qrecipe.inputs import Inputs
 from qrecipe.nested import cloned

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from qrecipe.errors import Finding, Location, RecipeError, RecipeSyntaxError, shown
+from qrecipe.errors.findings import Finding, Location, RecipeError, RecipeSyntaxError
+from qrecipe.errors.text import shown
 from qrecipe.locations import KeyPath
 from qrecipe.merging import (
     Layer,

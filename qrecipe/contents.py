@@ -17,7 +17,7 @@ from typing_extensions import Self
 from qrecipe.amounts import json_count
 from qrecipe.composition import compose
 from qrecipe.container import MAX_VALUES, Header, json_of, problem
-from qrecipe.errors import QRecipeError
+from qrecipe.errors.findings import QRecipeError
 from qrecipe.merging import fingerprint
 from qrecipe.reading import parse_document
 from qrecipe.references import Source

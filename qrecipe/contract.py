@@ -17,7 +17,8 @@ from qrecipe._torch_ao import (
     quiet,
 )
 from qrecipe.arguments import KIND_TITLE, Kind
-from qrecipe.errors import Finding, shown
+from qrecipe.errors.findings import Finding
+from qrecipe.errors.text import shown
 from qrecipe.neutral import neutral
 from qrecipe.process import random_numbers_kept
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from qrecipe._torch_fx import QuantizedEmbedding
-from qrecipe.errors import Finding
+from qrecipe.errors.findings import Finding
 from qrecipe.planning import Site
 from qrecipe.qconfigs import torch_dtype
 

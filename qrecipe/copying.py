@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from qrecipe.errors import Finding, PlanError
+from qrecipe.errors.findings import Finding, PlanError
 
 _Model = TypeVar("_Model", bound=nn.Module)
 

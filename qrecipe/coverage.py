@@ -10,7 +10,7 @@ from torch import nn
 
 from qrecipe.altered import alteration
 from qrecipe.backend import FOLLOWERS
-from qrecipe.errors import Finding
+from qrecipe.errors.findings import Finding
 from qrecipe.inputs import Inputs
 from qrecipe.inventory import Inventory, Match
 from qrecipe.normalize import TAKES_WEIGHT

@@ -9,10 +9,10 @@ from torch import nn
 from qrecipe.backend import backend_config, mode_of
 from qrecipe.coverage import coverage_findings
 from qrecipe.eager.inventory import take_inventory as eager_inventory
-from qrecipe.errors import Finding, PlanError, TraceError, error_from
+from qrecipe.errors.findings import Finding, PlanError, TraceError, error_from
+from qrecipe.errors.warn import warn
 from qrecipe.inputs import EMPTY, Inputs, is_empty
 from qrecipe.inventory import Inventory, take_inventory
-from qrecipe.linting import warn
 from qrecipe.model_checks import check_model
 from qrecipe.planning import Plan, make_plan
 from qrecipe.plugins import load_plugins

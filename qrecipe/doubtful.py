@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 from qrecipe.checks import rules_of
 from qrecipe.composition import Composition
-from qrecipe.errors import Finding, shown
+from qrecipe.errors.findings import Finding
+from qrecipe.errors.text import shown
 from qrecipe.names import compile_pattern
 from qrecipe.references import is_reference
 from qrecipe.schema import QConfigTable, RecipeTable, RuleTable

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from qrecipe.errors import Finding
+from qrecipe.errors.findings import Finding
 
 _PREFIX = "_qrecipe_own_"
 

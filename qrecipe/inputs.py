@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from qrecipe.errors import Finding, PlanError
+from qrecipe.errors.findings import Finding, PlanError
 from qrecipe.nested import UncopyableError, cloned, map_tensors, tensors_in
 
 

@@ -23,7 +23,8 @@ from qrecipe._torch_fx import (
 from qrecipe.altered import Apart, keep_apart, normalises_another_axis
 from qrecipe.architecture import traced_part
 from qrecipe.contents import TracedPart
-from qrecipe.errors import Finding, PlanError, first_line
+from qrecipe.errors.findings import Finding, PlanError
+from qrecipe.errors.text import first_line
 from qrecipe.graph_names import keep_state_names, outer
 from qrecipe.inputs import Inputs, constants
 from qrecipe.normalize import (

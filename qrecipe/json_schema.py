@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
 from qrecipe.arguments import Interval, Kind, Signature, TypeTag
-from qrecipe.errors import CODES
+from qrecipe.errors.findings import CODES
 from qrecipe.schema import (
     DTYPE_SPELLINGS,
     FORMAT,

@@ -15,7 +15,7 @@ from qrecipe.assembly import kept, kept_with
 from qrecipe.contents import Architecture, StoredPlan
 from qrecipe.converted import module_became
 from qrecipe.cpu import cpu_name
-from qrecipe.errors import ArtifactError, Finding
+from qrecipe.errors.findings import ArtifactError, Finding
 from qrecipe.planning import Plan
 from qrecipe.plugins import plugin_versions
 from qrecipe.recipe import Ingredient, Recipe

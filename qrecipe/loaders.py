@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from qrecipe.copying import structural_copy
-from qrecipe.errors import CalibrationError, Finding, PlanError, first_line
+from qrecipe.errors.findings import CalibrationError, Finding, PlanError
+from qrecipe.errors.text import first_line
 from qrecipe.inputs import Inputs, is_empty
 from qrecipe.nested import parts_of, tensors_in
 from qrecipe.remedies import Remedy, remedy

@@ -15,7 +15,8 @@ from itertools import accumulate
 
 import tomli
 
-from qrecipe.errors import Location, printable
+from qrecipe.errors.findings import Location
+from qrecipe.errors.text import printable
 
 KeyPath = tuple[str | int, ...]
 """The way to a value: keys of tables and indices of arrays."""

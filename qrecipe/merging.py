@@ -13,7 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qrecipe.errors import Finding, Location, did_you_mean, one_line, shown
+from qrecipe.errors.findings import Finding, Location
+from qrecipe.errors.spelling import did_you_mean
+from qrecipe.errors.text import one_line, shown
 from qrecipe.locations import KeyPath
 from qrecipe.reading import Document
 from qrecipe.references import Source

@@ -12,10 +12,11 @@ from torch.nn.parameter import is_lazy
 
 from qrecipe._torch_ao import QConfig
 from qrecipe.assembly import PRIVATE
-from qrecipe.errors import Finding, did_you_mean, error_from
+from qrecipe.errors.findings import Finding, error_from
+from qrecipe.errors.spelling import did_you_mean
+from qrecipe.errors.warn import warn
 from qrecipe.graph_names import cannot_be_preserved, is_taken
 from qrecipe.lineage import quantized_part
-from qrecipe.linting import warn
 from qrecipe.operations import joined
 from qrecipe.recipe import Recipe
 from qrecipe.unfit import broken_values, check_is_model, wrapper_findings

@@ -25,7 +25,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from qrecipe.errors import Finding, SchemaError, quoted_whole, shown
+from qrecipe.errors.findings import Finding, SchemaError
+from qrecipe.errors.text import quoted_whole, shown
 
 MAX_PATTERN_LENGTH = 500
 SEPARATORS = frozenset(".:#")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.utils import _pytree as pytree
 
-from qrecipe.errors import first_line
+from qrecipe.errors.text import first_line
 
 _LEAVES = (Tensor, nn.Module, str, bytes, int, float, complex, type, type(None))
 _SEQUENCES = (tuple, list, immutable_list)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from qrecipe.errors import shown
+from qrecipe.errors.text import shown
 from qrecipe.schema import QUANTIZED_RANGE, TensorSpec, quantized_range
 from qrecipe.signatures import FAKE_QUANTS, OBSERVERS
 

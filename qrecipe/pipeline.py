@@ -26,13 +26,13 @@ from qrecipe.contents import Architecture
 from qrecipe.copying import with_parts
 from qrecipe.deciding import decide, inventory_of, plan_of, warn_of_missed
 from qrecipe.eager.part import EagerPart
-from qrecipe.errors import CalibrationError, Finding, PlanError, error_from
+from qrecipe.errors.findings import CalibrationError, Finding, PlanError, error_from
+from qrecipe.errors.warn import warn
 from qrecipe.fx import execution
 from qrecipe.fx.numerics import Sample
 from qrecipe.fx.parts import CompiledPart, Configs, compile_part
 from qrecipe.inputs import Inputs
 from qrecipe.lineage import attach, make_provenance
-from qrecipe.linting import warn
 from qrecipe.loaders import Forward, inputs_of_batch, peek
 from qrecipe.neutral import neutral
 from qrecipe.operations import joined

@@ -19,7 +19,8 @@ from qrecipe.backend import (
     saturating,
 )
 from qrecipe.convolutions import Engine
-from qrecipe.errors import Finding, Location, error_from, first_line
+from qrecipe.errors.findings import Finding, Location, error_from
+from qrecipe.errors.text import first_line
 from qrecipe.inventory import Inventory
 from qrecipe.operations import ModelStructure
 from qrecipe.qconfigs import factory

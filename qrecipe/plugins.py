@@ -18,16 +18,9 @@ import torch
 from qrecipe import registered
 from qrecipe.arguments import KIND_TITLE, ArgumentProblem, Kind
 from qrecipe.claims import Claim, claims
-from qrecipe.errors import (
-    Finding,
-    Location,
-    QRecipeError,
-    error_from,
-    first_line,
-    one_line,
-    shown,
-)
-from qrecipe.linting import warn
+from qrecipe.errors.findings import Finding, Location, QRecipeError, error_from
+from qrecipe.errors.text import first_line, one_line, shown
+from qrecipe.errors.warn import warn
 from qrecipe.locations import KeyPath
 from qrecipe.qconfigs import factory
 from qrecipe.recipe import Recipe

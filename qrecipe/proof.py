@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 from qrecipe._torch_ao import is_observer
 from qrecipe._torch_fx import FusedConvBatchNorm, FusedLinearBatchNorm
 from qrecipe.copying import runnable_copy
-from qrecipe.errors import Finding, PlanError, first_line, quoted_whole
+from qrecipe.errors.findings import Finding, PlanError
+from qrecipe.errors.text import first_line, quoted_whole
 from qrecipe.inputs import bind
 from qrecipe.names import leave_float
 from qrecipe.operations import Member, joined

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from torch import nn
 
-from qrecipe.errors import PlanError, TraceError, quoted_whole
+from qrecipe.errors.findings import PlanError, TraceError
+from qrecipe.errors.text import quoted_whole
 from qrecipe.inputs import Inputs, constants
 from qrecipe.operations import enclosing
 from qrecipe.roots import prove_whole

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from qrecipe.assembly import PreparedState, prepared_state
-from qrecipe.errors import Finding, PlanError
+from qrecipe.errors.findings import Finding, PlanError
 from qrecipe.fx.training import freeze_batch_norm, stop_observing
 from qrecipe.schema import QatTable
 

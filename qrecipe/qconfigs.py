@@ -24,7 +24,7 @@ from qrecipe._torch_ao import (
     QConfig,
     _LearnableFakeQuantize,
 )
-from qrecipe.errors import Finding, SchemaError
+from qrecipe.errors.findings import Finding, SchemaError
 from qrecipe.schema import (
     QUANTIZED_RANGE,
     Constructor,

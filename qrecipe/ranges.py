@@ -13,7 +13,8 @@ from qrecipe._torch_ao import (
     _LearnableFakeQuantize,
     is_observer,
 )
-from qrecipe.errors import CalibrationError, Finding, first_line
+from qrecipe.errors.findings import CalibrationError, Finding
+from qrecipe.errors.text import first_line
 from qrecipe.fx.emission import observed_name
 
 _LEAST_SCALE = torch.finfo(torch.float32).eps

@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 import tomli
 
 from qrecipe.amounts import depth, item_count, longest_key, outline
-from qrecipe.errors import Finding, Location, RecipeReferenceError, RecipeSyntaxError, shown
+from qrecipe.errors.findings import Finding, Location, RecipeReferenceError, RecipeSyntaxError
+from qrecipe.errors.text import shown
 from qrecipe.locations import MAX_DEPTH, NestingError, Spans
 from qrecipe.syntax import long_number_finding, syntax_finding
 

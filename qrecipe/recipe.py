@@ -13,17 +13,15 @@ import tomli
 from qrecipe.checks import findings_of, rules_of
 from qrecipe.composition import Composition, compose, identity
 from qrecipe.doubtful import doubtful_findings
-from qrecipe.errors import (
+from qrecipe.errors.findings import (
     Finding,
     Location,
     RecipeReferenceError,
     UnknownNameError,
-    did_you_mean,
     error_from,
-    few_suggestions,
-    one_line,
-    shown,
 )
+from qrecipe.errors.spelling import did_you_mean, few_suggestions
+from qrecipe.errors.text import one_line, shown
 from qrecipe.frozen import FrozenMapping
 from qrecipe.locations import KeyPath
 from qrecipe.merging import Layer, fingerprint, flattened, layer_fingerprint

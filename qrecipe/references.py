@@ -12,15 +12,9 @@ from importlib.metadata import Distribution, EntryPoint, distributions
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from qrecipe.errors import (
-    Finding,
-    RecipeReferenceError,
-    did_you_mean,
-    nearest,
-    one_line,
-    quoted_whole,
-    shown,
-)
+from qrecipe.errors.findings import Finding, RecipeReferenceError
+from qrecipe.errors.spelling import did_you_mean, nearest
+from qrecipe.errors.text import one_line, quoted_whole, shown
 
 MAX_LENGTH = 4_096
 """The longest reference; systems open no longer path, and resolving one takes quadratic time."""

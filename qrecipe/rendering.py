@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from qrecipe.errors import Finding, PlanError, did_you_mean
+from qrecipe.errors.findings import Finding, PlanError
+from qrecipe.errors.spelling import did_you_mean
 from qrecipe.recipe import QConfigSpec, Rule, published
 from qrecipe.rules import describe
 from qrecipe.schema import TensorSpec

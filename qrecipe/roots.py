@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from qrecipe.copying import runnable_copy, with_parts
-from qrecipe.errors import Finding, PlanError, did_you_mean, error_from, first_line
+from qrecipe.errors.findings import Finding, PlanError, error_from
+from qrecipe.errors.spelling import did_you_mean
+from qrecipe.errors.text import first_line
 from qrecipe.inputs import Inputs
 from qrecipe.process import random_numbers_kept
 from qrecipe.proof import FLIPPED

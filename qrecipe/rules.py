@@ -14,7 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from qrecipe.errors import Finding, counted, nearest
+from qrecipe.errors.findings import Finding
+from qrecipe.errors.spelling import nearest
+from qrecipe.errors.text import counted
 from qrecipe.names import NamePattern, compile_pattern, literal, selects
 from qrecipe.operations import Member, ModelStructure, Operation, enclosing
 from qrecipe.recipe import Rule

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from qrecipe.errors import CODES
+from qrecipe.errors.findings import CODES
 
 FORMAT = 1
 

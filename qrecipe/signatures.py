@@ -25,7 +25,8 @@ from qrecipe.arguments import (
     option_problems,
 )
 from qrecipe.claims import claimed_names, claims
-from qrecipe.errors import did_you_mean, shown
+from qrecipe.errors.spelling import did_you_mean
+from qrecipe.errors.text import shown
 from qrecipe.schema import LEAST_FLOAT32, MOST_FLOAT32
 
 __all__ = [

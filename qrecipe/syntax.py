@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import tomli
 
-from qrecipe.errors import Finding, Location, one_line
+from qrecipe.errors.findings import Finding, Location
+from qrecipe.errors.text import one_line
 from qrecipe.locations import Lines, repeated_key
 
 _OPEN_STRING = "the string is not closed"

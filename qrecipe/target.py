@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 from qrecipe.cpu import has_vnni
-from qrecipe.errors import Finding, UnsupportedError, did_you_mean, shown
+from qrecipe.errors.findings import Finding, UnsupportedError
+from qrecipe.errors.spelling import did_you_mean
+from qrecipe.errors.text import shown
 from qrecipe.planning import Plan
 from qrecipe.rules import listed
 

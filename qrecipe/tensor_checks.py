@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from qrecipe.composition import Composition
-from qrecipe.errors import Finding, shown
+from qrecipe.errors.findings import Finding
+from qrecipe.errors.text import shown
 from qrecipe.locations import KeyPath
 from qrecipe.merging import SettingPath
 from qrecipe.pairing import contradictions, is_per_channel, is_static_integer, missing_keys

@@ -18,7 +18,8 @@ from typing import Any
 from torch import nn
 
 from qrecipe.authoring.outcomes import SiteOutcome, plan_outcome
-from qrecipe.errors import CODES, Finding, RecipeReferenceError, first_line
+from qrecipe.errors.findings import CODES, Finding, RecipeReferenceError
+from qrecipe.errors.text import first_line
 from qrecipe.pipeline import plan as make_plan
 from qrecipe.planning import Plan, Site
 from qrecipe.recipe import Recipe, load_recipe

@@ -20,14 +20,9 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from qrecipe._torch_fx import QuantizationTracer, swap_float_functional
 from qrecipe.copying import runnable_copy
-from qrecipe.errors import (
-    Finding,
-    TraceError,
-    did_you_mean,
-    error_from,
-    first_line,
-    quoted_whole,
-)
+from qrecipe.errors.findings import Finding, TraceError, error_from
+from qrecipe.errors.spelling import did_you_mean
+from qrecipe.errors.text import first_line, quoted_whole
 from qrecipe.graph_names import rename_taken
 from qrecipe.inputs import Inputs, constants
 from qrecipe.nested import Packing, leaves, parts_of

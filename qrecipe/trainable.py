@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from qrecipe.backend import Outcome
-from qrecipe.errors import Finding
+from qrecipe.errors.findings import Finding
 from qrecipe.inventory import Inventory
 from qrecipe.names import leave_float
 from qrecipe.operations import Member, Operation

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qrecipe.copying import runnable_copy
-from qrecipe.errors import Finding, PlanError, first_line
+from qrecipe.errors.findings import Finding, PlanError
+from qrecipe.errors.text import first_line
 from qrecipe.inputs import Inputs, arguments
 from qrecipe.nested import parts_of, tensors_in
 from qrecipe.process import random_numbers_kept

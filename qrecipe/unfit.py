@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from qrecipe.errors import Finding, PlanError, quoted_whole
+from qrecipe.errors.findings import Finding, PlanError
+from qrecipe.errors.text import quoted_whole
 from qrecipe.operations import joined
 
 _OF_WRAPPERS: Mapping[str, str] = {

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from qrecipe._version import __version__
-from qrecipe.errors import Finding
+from qrecipe.errors.findings import Finding
 from qrecipe.locations import KeyPath
 from qrecipe.reading import Document
 from qrecipe.schema import FORMAT, RecipeTable

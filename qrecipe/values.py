@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from qrecipe.copying import runnable_copy
-from qrecipe.errors import Finding, PlanError, first_line
+from qrecipe.errors.findings import Finding, PlanError
+from qrecipe.errors.text import first_line
 from qrecipe.inputs import Inputs, bind
 from qrecipe.nested import parts_of, tensors_in
 from qrecipe.trials import (

@@ -9,7 +9,9 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from qrecipe.errors import CODES, Finding, did_you_mean, nearest, shown
+from qrecipe.errors.findings import CODES, Finding
+from qrecipe.errors.spelling import did_you_mean, nearest
+from qrecipe.errors.text import shown
 from qrecipe.locations import KeyPath, Spans
 from qrecipe.schema import (
     BaseReference,

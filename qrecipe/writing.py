@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from qrecipe.errors import Finding, RecipeReferenceError, one_line, shown
+from qrecipe.errors.findings import Finding, RecipeReferenceError
+from qrecipe.errors.text import one_line, shown
 
 LOCK_SUFFIX = ".lock.toml"
 """How the names of lock files end: TOML as well, but no recipes."""

@@ -6,7 +6,7 @@ import pytest
 from nets import Mlp
 from plans import ROWS
 
-from qrecipe.errors import QRecipeError, UnmatchedRuleError
+from qrecipe.errors.findings import QRecipeError, UnmatchedRuleError
 from qrecipe.testing import UPDATE_VARIABLE, assert_plan_matches
 
 STATIC = "builtin:x86-static"

@@ -20,14 +20,15 @@ from qrecipe._torch_fx import convert
 from qrecipe.artifact.onnx_check import checked_output, file_findings
 from qrecipe.container import path_of, problem
 from qrecipe.copying import structural_copy
-from qrecipe.errors import CODES, ArtifactError, Finding, QRecipeError, error_from, first_line
+from qrecipe.errors.findings import CODES, ArtifactError, Finding, QRecipeError, error_from
+from qrecipe.errors.text import first_line
+from qrecipe.errors.warn import warn
 from qrecipe.fx.emission import erase_keep_float
 from qrecipe.fx.numerics import Sample
 from qrecipe.fx.padding import pad_explicitly
 from qrecipe.fx.training import frozen_copy
 from qrecipe.fx.unrounded import check_conversion
 from qrecipe.inputs import bind
-from qrecipe.linting import warn
 from qrecipe.nested import Packing, parts_of
 from qrecipe.neutral import neutral
 from qrecipe.normalize import stored

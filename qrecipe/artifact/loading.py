@@ -25,10 +25,11 @@ from qrecipe.contents import (
     stored_plan,
 )
 from qrecipe.cpu import has_vnni
-from qrecipe.errors import ArtifactError, Finding, QRecipeError, first_line
+from qrecipe.errors.findings import ArtifactError, Finding, QRecipeError
+from qrecipe.errors.text import first_line
+from qrecipe.errors.warn import warn
 from qrecipe.fx import execution
 from qrecipe.lineage import Provenance, attach
-from qrecipe.linting import warn
 from qrecipe.neutral import neutral
 from qrecipe.rules import listed
 from qrecipe.schema import LintTable, RecipeTable

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, fx
 
 from qrecipe._torch_ao import quiet
-from qrecipe.errors import AuditError, Finding, first_line
+from qrecipe.errors.findings import AuditError, Finding
+from qrecipe.errors.text import first_line
 from qrecipe.fx.numerics import TOLERANCE_DB
 from qrecipe.fx.reference import RIGHT_DB, hold
 from qrecipe.names import leave_float

@@ -22,7 +22,7 @@ from qrecipe.contents import Contents, StoredPlan, StoredRule, StoredSite, Trace
 from qrecipe.convolutions import Engine
 from qrecipe.copying import with_parts
 from qrecipe.eager.part import EagerPart
-from qrecipe.errors import Location
+from qrecipe.errors.findings import Location
 from qrecipe.fx import execution
 from qrecipe.fx.emission import erase_keep_float
 from qrecipe.fx.padding import pad_explicitly

@@ -15,7 +15,8 @@ from qrecipe.artifact.tensors import STORABLE, bytes_of, serialized
 from qrecipe.artifact.values import value_problems
 from qrecipe.container import header_of, path_of, problem
 from qrecipe.contents import Contents, StoredPlan, contents_of, metadata_of, needs_of
-from qrecipe.errors import ArtifactError, Finding, shown
+from qrecipe.errors.findings import ArtifactError, Finding
+from qrecipe.errors.text import shown
 from qrecipe.lineage import architecture, provenance
 from qrecipe.neutral import neutral
 from qrecipe.writing import replace_file, why_not

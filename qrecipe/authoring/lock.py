@@ -26,7 +26,8 @@ from qrecipe.amounts import item_count, longest_key, outline
 from qrecipe.arguments import Kind
 from qrecipe.authoring.outcomes import PlanOutcome, plan_outcome
 from qrecipe.claims import claims
-from qrecipe.errors import Finding, PlanError, one_line, shown
+from qrecipe.errors.findings import Finding, PlanError
+from qrecipe.errors.text import one_line, shown
 from qrecipe.locations import MAX_DEPTH
 from qrecipe.operations import ModelStructure
 from qrecipe.planning import Plan

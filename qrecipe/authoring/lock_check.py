@@ -8,7 +8,8 @@ from pathlib import Path
 
 from qrecipe.authoring.lock import Lock, LockedIngredient, make_lock, read_lock
 from qrecipe.authoring.outcomes import Change, outcome_changes, rule_changes
-from qrecipe.errors import Finding, PlanError, one_line, shown
+from qrecipe.errors.findings import Finding, PlanError
+from qrecipe.errors.text import one_line, shown
 from qrecipe.planning import Plan
 
 

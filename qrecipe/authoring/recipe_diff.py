@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qrecipe.errors import Location, UnknownNameError
+from qrecipe.errors.findings import Location, UnknownNameError
 from qrecipe.merging import unreasoned
 from qrecipe.recipe import Recipe
 from qrecipe.writing import toml_key, toml_value

@@ -12,7 +12,7 @@ from qrecipe.authoring.suggest_description import description
 from qrecipe.authoring.suggest_float import refusals, rules_of_float_sites
 from qrecipe.authoring.suggest_subject import Scheme, Subject
 from qrecipe.deciding import inventory_of
-from qrecipe.errors import Finding, PlanError, TraceError, UnsupportedError
+from qrecipe.errors.findings import Finding, PlanError, TraceError, UnsupportedError
 from qrecipe.inputs import Inputs
 from qrecipe.inventory import Inventory
 from qrecipe.lineage import quantized_part

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from qrecipe.altered import alteration
 from qrecipe.authoring.suggest_subject import Scheme, Subject
-from qrecipe.errors import counted
+from qrecipe.errors.text import counted
 from qrecipe.planning import Plan
 
 ROBUST_SIZE = 10_000_000

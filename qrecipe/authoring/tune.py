@@ -29,9 +29,10 @@ from qrecipe.authoring.tune_search import Search
 from qrecipe.backend import can_honour
 from qrecipe.copying import runnable_copy
 from qrecipe.deciding import inventory_of
-from qrecipe.errors import ExecutionError, Finding, counted, shown
+from qrecipe.errors.findings import ExecutionError, Finding
+from qrecipe.errors.text import counted, shown
+from qrecipe.errors.warn import warn
 from qrecipe.inventory import Inventory
-from qrecipe.linting import warn
 from qrecipe.loaders import Forward, inputs_of_batch, peek
 from qrecipe.measure.analysis import Evaluate
 from qrecipe.measure.batches import rereadable

@@ -16,13 +16,8 @@ from qrecipe.authoring.tune_frontier import SiteCost
 from qrecipe.authoring.tune_log import TrialLog, again
 from qrecipe.authoring.tune_search import Measured, Trial
 from qrecipe.copying import runnable_copy
-from qrecipe.errors import (
-    ExecutionError,
-    QRecipeError,
-    QRecipeWarning,
-    RecipeError,
-    first_line,
-)
+from qrecipe.errors.findings import ExecutionError, QRecipeError, QRecipeWarning, RecipeError
+from qrecipe.errors.text import first_line
 from qrecipe.loaders import Forward, limited
 from qrecipe.measure.analysis import Evaluate, sensitivity
 from qrecipe.measure.comparison import compare

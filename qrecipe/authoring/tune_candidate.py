@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from qrecipe.errors import RecipeError
+from qrecipe.errors.findings import RecipeError
 from qrecipe.measure.overlay import overlay_recipe
 from qrecipe.planning import Plan
 from qrecipe.recipe import Recipe

@@ -11,7 +11,8 @@ from typing import Any
 
 from qrecipe.authoring.tune_frontier import SiteCost
 from qrecipe.authoring.tune_search import Measured, Trial
-from qrecipe.errors import ExecutionError, Finding, shown
+from qrecipe.errors.findings import ExecutionError, Finding
+from qrecipe.errors.text import shown
 from qrecipe.writing import check_replaceable_file, replace_file, why_not
 
 _FORMAT = 1

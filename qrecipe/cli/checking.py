@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from qrecipe.cli.output import out, out_json
-from qrecipe.errors import Finding, QRecipeError
+from qrecipe.errors.findings import Finding, QRecipeError
 from qrecipe.recipe import Ingredient, load_recipe, published
 from qrecipe.writing import LOCK_SUFFIX
 

@@ -19,7 +19,7 @@ from qrecipe.contents import (
     recipe_table,
     stored_plan,
 )
-from qrecipe.errors import one_line
+from qrecipe.errors.text import one_line
 from qrecipe.rules import listed
 from qrecipe.tables import render_table
 

@@ -12,7 +12,7 @@ from qrecipe.arguments import Kind
 from qrecipe.claims import claims, every_claim, misnamed
 from qrecipe.cli.output import out, out_json
 from qrecipe.cli.usercode import UserCode, user_output
-from qrecipe.errors import RecipeError
+from qrecipe.errors.findings import RecipeError
 from qrecipe.installed import entry_points
 from qrecipe.recipe import load_recipe
 from qrecipe.references import ENTRY_POINT_GROUP, Publisher, builtin_names, titled

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 import typer
 
-from qrecipe.errors import Finding, PlanError, QRecipeError, QRecipeWarning
+from qrecipe.errors.findings import Finding, PlanError, QRecipeError, QRecipeWarning
 
 FOUND_SOMETHING = 1
 USAGE = 2

@@ -12,7 +12,7 @@ from torch import nn
 
 from qrecipe.cli.progress import bar
 from qrecipe.cli.usercode import UserFunction
-from qrecipe.errors import QRecipeError, QRecipeWarning
+from qrecipe.errors.findings import QRecipeError, QRecipeWarning
 from qrecipe.lineage import Provenance, make_provenance, provenance
 from qrecipe.loaders import peek
 from qrecipe.measure.analysis import sensitivity

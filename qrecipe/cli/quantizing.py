@@ -20,7 +20,7 @@ from qrecipe.cli.progress import activity, bar
 from qrecipe.cli.results import Calibrated, Metric, Result, result_json, result_text
 from qrecipe.cli.subjects import Subject, load_subject, required_inputs
 from qrecipe.cli.usercode import UserCode, UserFunction, user_output
-from qrecipe.errors import CalibrationError, Finding, QRecipeError, QRecipeWarning
+from qrecipe.errors.findings import CalibrationError, Finding, QRecipeError, QRecipeWarning
 from qrecipe.inputs import Inputs
 from qrecipe.loaders import describe_batch, inputs_of_batch, peek
 from qrecipe.measure.latency import compare_latency

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from qrecipe.averages import MANY_BATCHES, weight_text
-from qrecipe.errors import counted
+from qrecipe.errors.text import counted
 from qrecipe.measure.fidelity import sqnr_text
 from qrecipe.measure.latency import Latency
 from qrecipe.tables import render_table

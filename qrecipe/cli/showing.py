@@ -8,7 +8,7 @@ from typing import Any
 import tomli
 
 from qrecipe.cli.output import out, out_json
-from qrecipe.errors import Location, UnknownNameError
+from qrecipe.errors.findings import Location, UnknownNameError
 from qrecipe.locations import KeyPath, Spans
 from qrecipe.recipe import Recipe
 from qrecipe.wording import dotted

@@ -13,7 +13,7 @@ import typer
 from torch import Tensor, nn
 
 from qrecipe.cli.usercode import UserCode
-from qrecipe.errors import Finding, QRecipeError
+from qrecipe.errors.findings import Finding, QRecipeError
 from qrecipe.unfit import instead_of_model
 
 _MAX_ELEMENTS = 2**31

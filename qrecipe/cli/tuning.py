@@ -21,7 +21,7 @@ from qrecipe.cli.progress import bar
 from qrecipe.cli.quantizing import hints_for_command_line
 from qrecipe.cli.subjects import load_subject, required_inputs
 from qrecipe.cli.usercode import UserCode, UserFunction, user_output
-from qrecipe.errors import QRecipeError
+from qrecipe.errors.findings import QRecipeError
 from qrecipe.measure.overlay import check_replaceable
 from qrecipe.measure.page import Page, check_writable, save_page
 from qrecipe.measure.plots import check_available

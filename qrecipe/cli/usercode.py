@@ -17,7 +17,8 @@ from typing import Any
 
 import typer
 
-from qrecipe.errors import Finding, Location, QRecipeError, did_you_mean, error_from
+from qrecipe.errors.findings import Finding, Location, QRecipeError, error_from
+from qrecipe.errors.spelling import did_you_mean
 
 _FORM = "write path/to/file.py:function or package.module:function"
 _OWN_FOLDER = Path(__file__).resolve().parents[1]

@@ -13,11 +13,12 @@ from torch import nn
 from qrecipe.converted import differs, module_became, weight_problem
 from qrecipe.copying import runnable_copy
 from qrecipe.dynamic_kernels import expected_output, with_weight_of
-from qrecipe.errors import CODES, Finding, error_from, first_line
+from qrecipe.errors.findings import CODES, Finding, error_from
+from qrecipe.errors.text import first_line
+from qrecipe.errors.warn import warn
 from qrecipe.fx.numerics import JUDGEABLE_DB, Sample
 from qrecipe.fx.reference import RIGHT_DB
 from qrecipe.inputs import Inputs
-from qrecipe.linting import warn
 from qrecipe.names import leave_float
 from qrecipe.nested import tensors_in
 from qrecipe.planning import Plan, Site

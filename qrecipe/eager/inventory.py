@@ -9,7 +9,7 @@ from torch import nn
 
 from qrecipe._torch_fx import BackendConfig, ObservationType
 from qrecipe.copying import runnable_copy
-from qrecipe.errors import Finding
+from qrecipe.errors.findings import Finding
 from qrecipe.inputs import Inputs
 from qrecipe.inventory import Inventory, Match, module_names
 from qrecipe.normalize import base_names, module_member

@@ -14,7 +14,8 @@ from qrecipe._torch_fx import DynamicRecurrent, quantize_dynamic
 from qrecipe.converted import take_any_layout
 from qrecipe.copying import runnable_copy, structural_copy
 from qrecipe.eager.audit import audit
-from qrecipe.errors import ExecutionError, Finding, first_line
+from qrecipe.errors.findings import ExecutionError, Finding
+from qrecipe.errors.text import first_line
 from qrecipe.fx.execution import engine
 from qrecipe.fx.numerics import Sample
 from qrecipe.inputs import Inputs

@@ -6,11 +6,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from torch import fx
 
-from qrecipe.errors import CODES, AuditError, Finding, QRecipeError, error_from, first_line
+from qrecipe.errors.findings import CODES, AuditError, Finding, QRecipeError, error_from
+from qrecipe.errors.text import first_line
+from qrecipe.errors.warn import warn
 from qrecipe.fx.numerics import ReferenceRun, numeric_findings, reference_number_findings
 from qrecipe.fx.reference_form import reference_findings
 from qrecipe.fx.structure import structure_findings
-from qrecipe.linting import warn
 from qrecipe.planning import Plan
 from qrecipe.schema import LintTable
 

@@ -26,14 +26,9 @@ from qrecipe._torch_fx import (
 from qrecipe.converted import take_any_layout
 from qrecipe.convolutions import Engine
 from qrecipe.copying import structural_copy
-from qrecipe.errors import (
-    ExecutionError,
-    Finding,
-    PlanError,
-    UnsupportedError,
-    first_line,
-    nearest,
-)
+from qrecipe.errors.findings import ExecutionError, Finding, PlanError, UnsupportedError
+from qrecipe.errors.spelling import nearest
+from qrecipe.errors.text import first_line
 from qrecipe.fx.emission import Emission, erase_keep_float, site_of
 from qrecipe.fx.sharing import share_connected_observers
 from qrecipe.graph_names import keep_state_names

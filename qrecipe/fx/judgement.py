@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from qrecipe._torch_ao import quiet
 from qrecipe.dynamic_kernels import expected_output
-from qrecipe.errors import Finding
+from qrecipe.errors.findings import Finding
 from qrecipe.fx.emission import observed_name, site_of
 from qrecipe.fx.reference import RIGHT_DB
 from qrecipe.inputs import Inputs, bind

@@ -11,7 +11,8 @@ import torch
 from torch import fx
 
 from qrecipe._torch_ao import quiet
-from qrecipe.errors import Finding, first_line
+from qrecipe.errors.findings import Finding
+from qrecipe.errors.text import first_line
 from qrecipe.fx.judgement import (
     RANGES_CURE,
     Judgement,

@@ -17,7 +17,7 @@ from torch import fx, nn
 
 from qrecipe._torch_fx import ReferenceQuantizedModule
 from qrecipe.converted import differs
-from qrecipe.errors import Finding
+from qrecipe.errors.findings import Finding
 from qrecipe.fx.emission import site_of
 from qrecipe.normalize import CALLS, MULTIPLIES_WEIGHT, is_floating, is_plumbing
 from qrecipe.planning import Plan, Site

@@ -17,7 +17,7 @@ from qrecipe._torch_fx import (
     is_other_node,
 )
 from qrecipe.converted import Became, differs, module_became, weight_problem
-from qrecipe.errors import Finding
+from qrecipe.errors.findings import Finding
 from qrecipe.fx.emission import site_of
 from qrecipe.normalize import CALLS, is_floating
 from qrecipe.planning import Plan

@@ -12,7 +12,8 @@ import torch
 from torch import fx, nn
 
 from qrecipe._torch_ao import quiet
-from qrecipe.errors import AuditError, Finding, first_line
+from qrecipe.errors.findings import AuditError, Finding
+from qrecipe.errors.text import first_line
 from qrecipe.fx.numerics import Sample
 from qrecipe.inputs import bind
 from qrecipe.nested import tensors_in

@@ -16,9 +16,10 @@ from qrecipe._torch_ao import quiet
 from qrecipe._torch_fx import attach_preserved_attrs_to_model
 from qrecipe.copying import runnable_copy, structural_copy
 from qrecipe.deciding import inventory_of, plan_of, warn_of_missed
-from qrecipe.errors import Finding, counted, shown
+from qrecipe.errors.findings import Finding
+from qrecipe.errors.text import counted, shown
+from qrecipe.errors.warn import warn
 from qrecipe.fx import execution
-from qrecipe.linting import warn
 from qrecipe.loaders import Forward, inputs_of_batch, known_length, limited, peek
 from qrecipe.measure.batches import Call, calls_of, rereadable
 from qrecipe.measure.estimation import Estimate

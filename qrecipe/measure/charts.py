@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qrecipe.errors import one_line
+from qrecipe.errors.text import one_line
 from qrecipe.measure.distribution import Histogram
 from qrecipe.measure.plots import check_available
 

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from qrecipe.contents import StoredPlan
 from qrecipe.deciding import inventory_of
-from qrecipe.errors import ArtifactError, Finding
+from qrecipe.errors.findings import ArtifactError, Finding
 from qrecipe.fx import execution
 from qrecipe.fx.structure import realised_sites
 from qrecipe.inventory import Inventory

@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from qrecipe.errors import counted
+from qrecipe.errors.text import counted
 from qrecipe.measure.distribution import Histogram
 from qrecipe.measure.fidelity import db_text, finite_or_none
 from qrecipe.measure.stored import QRange

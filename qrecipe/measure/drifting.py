@@ -12,11 +12,12 @@ from torch import Tensor, fx, nn
 from qrecipe.composition import compose
 from qrecipe.contents import StoredPlan
 from qrecipe.copying import with_parts
-from qrecipe.errors import CalibrationError, ExecutionError, Finding, counted
+from qrecipe.errors.findings import CalibrationError, ExecutionError, Finding
+from qrecipe.errors.text import counted
+from qrecipe.errors.warn import warn
 from qrecipe.fx import execution
 from qrecipe.inputs import Inputs, bind
 from qrecipe.lineage import architecture, ingredients_of, provenance
-from qrecipe.linting import warn
 from qrecipe.loaders import Forward, check_finite, limited, no_batches
 from qrecipe.measure.batches import run_quietly
 from qrecipe.measure.comparison import converted_parts

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qrecipe.errors import ExecutionError, Finding
+from qrecipe.errors.findings import ExecutionError, Finding
 from qrecipe.inputs import batch_size
 from qrecipe.measure.batches import Call
 from qrecipe.measure.exact import too_little_memory

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from qrecipe.errors import ExecutionError, Finding
+from qrecipe.errors.findings import ExecutionError, Finding
 from qrecipe.inputs import Inputs, batch_size, bind
 from qrecipe.measure.batches import Call
 from qrecipe.measure.isolation import Kernel, LoneSite, Replaceable, WrappedPart

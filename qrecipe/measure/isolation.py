@@ -19,14 +19,14 @@ from qrecipe.assembly import forget_preparation, mark_prepared
 from qrecipe.backend import backend_config
 from qrecipe.calibration import calibrate
 from qrecipe.copying import with_parts
-from qrecipe.errors import (
+from qrecipe.errors.findings import (
     AuditError,
     CalibrationError,
     ExecutionError,
     Finding,
     error_from,
-    first_line,
 )
+from qrecipe.errors.text import first_line
 from qrecipe.fx import execution
 from qrecipe.fx.emission import SITE, emit
 from qrecipe.fx.padding import pad_explicitly

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qrecipe.errors import first_line
+from qrecipe.errors.text import first_line
 from qrecipe.measure.stored import QRange
 from qrecipe.plugins import load
 from qrecipe.qconfigs import factory

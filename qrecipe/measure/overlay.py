@@ -10,13 +10,8 @@ from typing import Any
 
 import tomli
 
-from qrecipe.errors import (
-    Finding,
-    RecipeError,
-    RecipeReferenceError,
-    RecipeSyntaxError,
-    shown,
-)
+from qrecipe.errors.findings import Finding, RecipeError, RecipeReferenceError, RecipeSyntaxError
+from qrecipe.errors.text import shown
 from qrecipe.merging import unreasoned
 from qrecipe.names import literal
 from qrecipe.recipe import Recipe, load_recipe, parse_recipe

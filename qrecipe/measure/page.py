@@ -12,7 +12,8 @@ from html import escape
 from itertools import count
 from pathlib import Path
 
-from qrecipe.errors import Finding, QRecipeError, printable, shown
+from qrecipe.errors.findings import Finding, QRecipeError
+from qrecipe.errors.text import printable, shown
 from qrecipe.writing import check_replaceable_file, replace_file, why_not
 
 

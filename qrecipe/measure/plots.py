@@ -7,7 +7,8 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from qrecipe.errors import Finding, QRecipeError, shown
+from qrecipe.errors.findings import Finding, QRecipeError
+from qrecipe.errors.text import shown
 from qrecipe.writing import why_not
 
 if TYPE_CHECKING:

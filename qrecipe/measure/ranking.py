@@ -11,7 +11,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
-from qrecipe.errors import ExecutionError, Finding, shown
+from qrecipe.errors.findings import ExecutionError, Finding
+from qrecipe.errors.text import shown
 from qrecipe.measure import overlay
 from qrecipe.measure.fidelity import finite_or_none
 from qrecipe.recipe import Ingredient, Recipe, published

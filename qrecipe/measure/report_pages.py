@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from qrecipe.contents import StoredPlan, StoredSite
-from qrecipe.errors import counted, one_line
+from qrecipe.errors.text import counted, one_line
 from qrecipe.lineage import Provenance, ingredients_of
 from qrecipe.measure import charts
 from qrecipe.measure.comparison import Comparison

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from qrecipe.errors import ExecutionError, Finding, QRecipeError, first_line
+from qrecipe.errors.findings import ExecutionError, Finding, QRecipeError
+from qrecipe.errors.text import first_line
 from qrecipe.measure.fidelity import Totals
 
 Metric = Callable[[Any, Any], float]

@@ -37,7 +37,12 @@ from torch.ao.quantization.observer import MinMaxObserver
 
 import qrecipe
 from qrecipe import registered
-from qrecipe.errors import ArtifactError, QRecipeWarning, UnknownNameError, UnsupportedError
+from qrecipe.errors.findings import (
+    ArtifactError,
+    QRecipeWarning,
+    UnknownNameError,
+    UnsupportedError,
+)
 from qrecipe.fx.execution import engine
 
 ALWAYS = ("residual", "functional", "decoder", "nested", "attention")

@@ -19,7 +19,7 @@ from torch import nn
 
 import qrecipe
 from qrecipe.container import CHECKSUM, Entry, read_header, with_header
-from qrecipe.errors import ArtifactError
+from qrecipe.errors.findings import ArtifactError
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from torch import nn
 import qrecipe
 from qrecipe._torch_fx import ReferenceQuantizedModule
 from qrecipe.artifact import export, onnx_check
-from qrecipe.errors import (
+from qrecipe.errors.findings import (
     ArtifactError,
     AuditError,
     CalibrationError,

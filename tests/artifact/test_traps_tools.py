@@ -26,7 +26,7 @@ from torch.ao.quantization.quantize_fx import (
 
 import qrecipe
 from qrecipe import _torch_ao
-from qrecipe.errors import ArtifactError
+from qrecipe.errors.findings import ArtifactError
 from qrecipe.sqnr import sqnr_db
 
 EIGHT = get_default_qconfig("x86")

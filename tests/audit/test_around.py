@@ -11,7 +11,7 @@ from runs import silent
 from torch import nn
 
 import qrecipe
-from qrecipe.errors import AuditError, PlanError, QRecipeWarning, TraceError
+from qrecipe.errors.findings import AuditError, PlanError, QRecipeWarning, TraceError
 from qrecipe.sqnr import sqnr_db
 
 

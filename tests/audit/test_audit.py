@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.ao.nn import quantized as nnq
 
 import qrecipe
-from qrecipe.errors import AuditError
+from qrecipe.errors.findings import AuditError
 from qrecipe.fx import execution
 from qrecipe.fx.emission import site_of
 from qrecipe.fx.structure import structure_findings

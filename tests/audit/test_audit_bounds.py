@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from qrecipe._torch_ao import quiet
-from qrecipe.errors import Location
+from qrecipe.errors.findings import Location
 from qrecipe.fx.judgement import judge_sites, wrong_kernel_findings
 from qrecipe.fx.numerics import ReferenceRun, Sample, _agree, numeric_findings
 from qrecipe.inputs import Inputs

@@ -14,7 +14,7 @@ from torch import nn
 import qrecipe
 from qrecipe import registered
 from qrecipe._torch_ao import MinMaxObserver
-from qrecipe.errors import QRecipeWarning
+from qrecipe.errors.findings import QRecipeWarning
 from qrecipe.sqnr import sqnr_db
 
 

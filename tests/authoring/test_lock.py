@@ -28,7 +28,7 @@ from qrecipe import registered
 from qrecipe.authoring import lock as locking
 from qrecipe.authoring.lock import lock_path, lock_text, make_lock, read_lock
 from qrecipe.authoring.lock_check import check_lock, compare
-from qrecipe.errors import PlanError
+from qrecipe.errors.findings import PlanError
 from qrecipe.planning import Plan
 
 LOCK = "cnn.lock.toml"

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import qrecipe
 from qrecipe.authoring.suggest import suggestion
-from qrecipe.errors import PlanError, QRecipeWarning, TraceError, UnsupportedError
+from qrecipe.errors.findings import PlanError, QRecipeWarning, TraceError, UnsupportedError
 from qrecipe.inputs import Inputs
 from qrecipe.work import work_of
 

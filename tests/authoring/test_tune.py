@@ -21,7 +21,7 @@ import qrecipe
 from qrecipe import target
 from qrecipe.authoring.tune_candidate import Candidate
 from qrecipe.authoring.tune_digest import model_digest
-from qrecipe.errors import CalibrationError, ExecutionError, QRecipeError, QRecipeWarning
+from qrecipe.errors.findings import CalibrationError, ExecutionError, QRecipeError, QRecipeWarning
 
 
 @pytest.fixture(autouse=True)

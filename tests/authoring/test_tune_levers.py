@@ -18,7 +18,7 @@ from tuning import base, closeness, tuned
 import qrecipe
 from qrecipe import registered
 from qrecipe.authoring.tune_candidate import levers_of
-from qrecipe.errors import QRecipeWarning
+from qrecipe.errors.findings import QRecipeWarning
 
 EXAMPLE = ROOT / "examples" / "digits"
 

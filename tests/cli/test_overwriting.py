@@ -9,7 +9,7 @@ from runs import STATIC as RECIPE
 from runs import silent
 
 import qrecipe
-from qrecipe.errors import RecipeReferenceError
+from qrecipe.errors.findings import RecipeReferenceError
 
 NAMED = ("--model", "model.py:factory", "--data", "model.py:batches")
 COMMANDS = {

@@ -21,7 +21,7 @@ from torch.ao.quantization.observer import MinMaxObserver
 
 import qrecipe
 from qrecipe import json_schema, registered
-from qrecipe.errors import RecipeError
+from qrecipe.errors.findings import RecipeError
 from qrecipe.json_schema import recipe_schema
 from qrecipe.recipe import parse_recipe
 from qrecipe.references import builtin_names

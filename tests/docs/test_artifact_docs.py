@@ -6,7 +6,7 @@ import re
 
 from places import ROOT
 
-from qrecipe.errors import CODES
+from qrecipe.errors.findings import CODES
 
 PAGE = ROOT / "docs" / "artifacts.md"
 

@@ -122,7 +122,7 @@ def test_a_name_that_is_not_there_would_be_found():
     assert not is_there("kernels.refusel")
     assert not is_there("planning.Plan.executer")
     assert not is_there("kernel.refusal")
-    assert is_path("qrecipe/errors.py")
+    assert is_path("qrecipe/errors/findings.py")
     assert not is_path("errors.CODES")
 
 

@@ -9,7 +9,7 @@ from markdown.extensions.toc import slugify
 from pages import commands
 from places import ROOT
 
-from qrecipe.errors import CODES
+from qrecipe.errors.findings import CODES
 
 DOCS = ROOT / "docs"
 PAGES = sorted((DOCS / "findings").glob("*.md"))

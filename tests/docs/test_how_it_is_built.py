@@ -9,7 +9,7 @@ import pytest
 import tomli
 from places import ROOT
 
-from qrecipe.errors import CODES
+from qrecipe.errors.findings import CODES
 
 PACKAGE = ROOT / "qrecipe"
 PAGE = (ROOT / "docs" / "how-it-is-built.md").read_text(encoding="utf-8")

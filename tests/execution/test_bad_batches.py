@@ -16,11 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import qrecipe
 from qrecipe.assembly import prepared_state
-from qrecipe.errors import (
-    CalibrationError,
-    PlanError,
-    QRecipeWarning,
-)
+from qrecipe.errors.findings import CalibrationError, PlanError, QRecipeWarning
 from qrecipe.remedies import remedy
 
 

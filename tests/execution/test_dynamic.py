@@ -13,7 +13,7 @@ from torch.ao.nn import quantized as nnq
 from torch.ao.nn.intrinsic.quantized import dynamic as fused
 
 import qrecipe
-from qrecipe.errors import AuditError, UnsupportedError
+from qrecipe.errors.findings import AuditError, UnsupportedError
 from qrecipe.inputs import Inputs
 from qrecipe.sqnr import output_sqnr_db
 

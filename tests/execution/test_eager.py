@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import qrecipe
 from qrecipe.eager import audit as eager_audit
-from qrecipe.errors import (
+from qrecipe.errors.findings import (
     AuditError,
     PlanError,
     QRecipeWarning,

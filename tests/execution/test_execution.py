@@ -19,7 +19,7 @@ from torch.ao.quantization.observer import (
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 import qrecipe
-from qrecipe.errors import QRecipeError
+from qrecipe.errors.findings import QRecipeError
 from qrecipe.fx import execution
 from qrecipe.fx.emission import site_of
 from qrecipe.fx.structure import realised_sites

@@ -11,7 +11,7 @@ from torch import nn
 from torch.ao.nn.quantized.reference import Linear as ReferenceLinear
 
 import qrecipe
-from qrecipe.errors import AuditError, UnsupportedError
+from qrecipe.errors.findings import AuditError, UnsupportedError
 from qrecipe.fx import execution, parts
 from qrecipe.sqnr import sqnr_db
 

@@ -19,7 +19,7 @@ from training import KINDS, qat_recipe, train, trained
 import qrecipe
 from qrecipe._torch_ao import _LearnableFakeQuantize
 from qrecipe.cpu import has_vnni
-from qrecipe.errors import (
+from qrecipe.errors.findings import (
     AuditError,
     CalibrationError,
     PlanError,

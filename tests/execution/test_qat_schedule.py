@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from training import qat_recipe
 
 import qrecipe
-from qrecipe.errors import CalibrationError, PlanError
+from qrecipe.errors.findings import CalibrationError, PlanError
 
 
 def prepared_for(name="residual", **keys):

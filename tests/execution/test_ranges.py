@@ -12,7 +12,7 @@ from torch.ao.quantization.observer import MinMaxObserver
 
 import qrecipe
 from qrecipe import registered
-from qrecipe.errors import CalibrationError
+from qrecipe.errors.findings import CalibrationError
 
 OWN = """
 [tensor.own]

@@ -13,7 +13,7 @@ from torch import nn
 from torch.ao.quantization.observer import HistogramObserver, MinMaxObserver
 
 import qrecipe
-from qrecipe.errors import CalibrationError, QRecipeWarning
+from qrecipe.errors.findings import CalibrationError, QRecipeWarning
 from qrecipe.sqnr import sqnr_db
 
 ROWS = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))

@@ -27,7 +27,7 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qa
 from training import qat_recipe, train, trained
 
 import qrecipe
-from qrecipe.errors import PluginError, SchemaError
+from qrecipe.errors.findings import PluginError, SchemaError
 from qrecipe.sqnr import sqnr_db
 
 EIGHT = get_default_qat_qconfig("x86")

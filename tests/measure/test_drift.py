@@ -18,7 +18,7 @@ from torch import fx, nn
 
 import qrecipe
 from qrecipe import registered
-from qrecipe.errors import ArtifactError, CalibrationError, ExecutionError, QRecipeWarning
+from qrecipe.errors.findings import ArtifactError, CalibrationError, ExecutionError, QRecipeWarning
 from qrecipe.measure.distribution import Distribution
 from qrecipe.measure.drift_report import DEFAULT_MAX_CLIPPED
 from qrecipe.measure.fidelity import Totals

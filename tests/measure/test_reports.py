@@ -16,7 +16,7 @@ from nets import NETS
 from runs import STATIC, silent
 
 import qrecipe
-from qrecipe.errors import QRecipeError
+from qrecipe.errors.findings import QRecipeError
 from qrecipe.lineage import Provenance, provenance
 from qrecipe.measure import charts
 from qrecipe.measure.distribution import Histogram

@@ -19,7 +19,7 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 import qrecipe
 from qrecipe.deciding import inventory_of
-from qrecipe.errors import (
+from qrecipe.errors.findings import (
     AuditError,
     ExecutionError,
     QRecipeError,

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 import qrecipe
 from qrecipe._torch_fx import QConfigMapping
-from qrecipe.errors import QRecipeWarning
+from qrecipe.errors.findings import QRecipeWarning
 from qrecipe.sqnr import sqnr_db
 
 

@@ -15,7 +15,7 @@ from runs import STATIC, silent
 from torch import nn
 
 import qrecipe
-from qrecipe.errors import (
+from qrecipe.errors.findings import (
     ExecutionError,
     PlanError,
     QRecipeError,

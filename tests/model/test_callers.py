@@ -13,7 +13,7 @@ from runs import STATIC, silent
 from torch import nn
 
 import qrecipe
-from qrecipe.errors import TraceError
+from qrecipe.errors.findings import TraceError
 
 NET = """
 from torch import nn

@@ -11,7 +11,7 @@ from runs import STATIC, float_at, silent
 from torch import nn
 
 import qrecipe
-from qrecipe.errors import PlanError, TraceError
+from qrecipe.errors.findings import PlanError, TraceError
 
 
 def linear():

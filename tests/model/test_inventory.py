@@ -10,7 +10,7 @@ from torch import nn
 from torch.ao.quantization.quantize_fx import fuse_fx
 
 from qrecipe.backend import backend_config
-from qrecipe.errors import PlanError
+from qrecipe.errors.findings import PlanError
 from qrecipe.inputs import Inputs
 from qrecipe.inventory import take_inventory
 from qrecipe.normalize import CALLS

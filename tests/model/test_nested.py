@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 import qrecipe
-from qrecipe.errors import CalibrationError
+from qrecipe.errors.findings import CalibrationError
 from qrecipe.inputs import Inputs
 from qrecipe.nested import cloned, leaves, map_tensors, tensors_in
 from qrecipe.sqnr import output_sqnr_db

@@ -14,7 +14,7 @@ import qrecipe.eager.part
 import qrecipe.fx.execution
 import qrecipe.inventory
 from qrecipe._torch_fx import ReferenceQuantizedModule
-from qrecipe.errors import AuditError, PlanError
+from qrecipe.errors.findings import AuditError, PlanError
 from qrecipe.values import difference
 
 STATIC = 'format = 1\nextends = "builtin:x86-static"\n'

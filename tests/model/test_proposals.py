@@ -11,7 +11,7 @@ from runs import silent
 from torch import nn
 
 import qrecipe
-from qrecipe.errors import PlanError, TraceError
+from qrecipe.errors.findings import PlanError, TraceError
 
 _PROPOSED = re.compile(r"\[fx\] (roots|non_traceable_module_name) = (\[[^\]]*\])")
 

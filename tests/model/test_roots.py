@@ -9,7 +9,7 @@ from torch import nn
 
 import qrecipe
 from qrecipe.assembly import prepared_state
-from qrecipe.errors import CalibrationError, PlanError, TraceError, UnmatchedRuleError
+from qrecipe.errors.findings import CalibrationError, PlanError, TraceError, UnmatchedRuleError
 from qrecipe.inputs import Inputs
 from qrecipe.roots import inputs_of_roots
 from qrecipe.sqnr import sqnr_db

@@ -13,7 +13,7 @@ from runs import STATIC, silent
 from torch import nn
 
 import qrecipe
-from qrecipe.errors import PlanError
+from qrecipe.errors.findings import PlanError
 from qrecipe.inputs import Inputs
 from qrecipe.sqnr import sqnr_db
 from qrecipe.trials import first_change, state_of

@@ -16,7 +16,7 @@ from torch.nn.utils import spectral_norm as old_spectral_norm
 from torch.nn.utils import weight_norm as old_weight_norm
 
 import qrecipe
-from qrecipe.errors import PlanError, QRecipeError
+from qrecipe.errors.findings import PlanError, QRecipeError
 
 STATIC = "builtin:x86-static"
 DYNAMIC = "builtin:x86-dynamic"

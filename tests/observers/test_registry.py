@@ -16,7 +16,7 @@ from torch.ao.quantization.fake_quantize import FakeQuantizeBase
 
 from qrecipe import registered
 from qrecipe.contract import contract_findings
-from qrecipe.errors import PluginError, UnknownNameError
+from qrecipe.errors.findings import PluginError, UnknownNameError
 from qrecipe.registry import (
     constructor_arguments,
     fake_quant,

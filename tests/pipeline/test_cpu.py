@@ -20,7 +20,7 @@ from torch import nn
 
 import qrecipe
 from qrecipe.cpu import has_vnni
-from qrecipe.errors import AuditError, QRecipeWarning, UnsupportedError
+from qrecipe.errors.findings import AuditError, QRecipeWarning, UnsupportedError
 from qrecipe.sqnr import sqnr_db
 
 BATCHES = [torch.randn(4, 6, generator=torch.Generator().manual_seed(i)) for i in range(12)]

@@ -12,7 +12,12 @@ from plans import net_of
 from torch import nn
 
 import qrecipe
-from qrecipe.errors import CalibrationError, PlanError, UnmatchedRuleError, UnsupportedError
+from qrecipe.errors.findings import (
+    CalibrationError,
+    PlanError,
+    UnmatchedRuleError,
+    UnsupportedError,
+)
 from qrecipe.sqnr import sqnr_db
 
 STATIC = "builtin:x86-static"

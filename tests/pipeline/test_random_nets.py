@@ -10,7 +10,7 @@ from random_nets import RandomNet, batches
 from runs import HEAD, exactly, silent
 
 import qrecipe
-from qrecipe.errors import UnsupportedError
+from qrecipe.errors.findings import UnsupportedError
 from qrecipe.sqnr import sqnr_db
 
 

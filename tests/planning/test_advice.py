@@ -8,7 +8,7 @@ from plans import net_of
 from torch import nn
 
 import qrecipe
-from qrecipe.errors import QRecipeWarning
+from qrecipe.errors.findings import QRecipeWarning
 
 STATIC = "builtin:x86-static"
 

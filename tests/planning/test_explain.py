@@ -7,7 +7,7 @@ import re
 import pytest
 from plans import named, plan_of
 
-from qrecipe.errors import PlanError
+from qrecipe.errors.findings import PlanError
 
 # --- explain
 

@@ -18,7 +18,7 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 import qrecipe
 from qrecipe import kernels
-from qrecipe.errors import AuditError, UnsupportedError
+from qrecipe.errors.findings import AuditError, UnsupportedError
 from qrecipe.fx.execution import engine
 from qrecipe.sqnr import sqnr_db
 

@@ -15,7 +15,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.parametrize import remove_parametrizations
 
 import qrecipe
-from qrecipe.errors import QRecipeWarning
+from qrecipe.errors.findings import QRecipeWarning
 
 DYNAMIC = "builtin:x86-dynamic"
 EMBEDDINGS = "builtin:embedding-weight-only"

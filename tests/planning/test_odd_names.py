@@ -11,7 +11,7 @@ from runs import HEAD, silent
 from torch import nn
 
 import qrecipe
-from qrecipe.errors import UnmatchedRuleError
+from qrecipe.errors.findings import UnmatchedRuleError
 
 ODD = {"a[0]": "a0", "b*": "bc", "c?": "cd", "d{x,y}": "dx", "e]": "e", "f[": "f"}
 """Names, each with a neighbour that its letters read as a pattern could mean, or look like."""

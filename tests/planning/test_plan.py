@@ -25,7 +25,7 @@ from plans import (
 from torch import nn
 
 import qrecipe
-from qrecipe.errors import PlanError, UnmatchedRuleError
+from qrecipe.errors.findings import PlanError, UnmatchedRuleError
 from qrecipe.references import builtin_names
 
 GOLDEN = Path(__file__).parent / "golden"

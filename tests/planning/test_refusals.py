@@ -10,7 +10,7 @@ from runs import silent
 from torch import nn
 
 import qrecipe
-from qrecipe.errors import QRecipeWarning
+from qrecipe.errors.findings import QRecipeWarning
 from qrecipe.sqnr import sqnr_db
 
 

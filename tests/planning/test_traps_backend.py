@@ -27,7 +27,7 @@ from torch.ao.quantization.observer import (
 )
 
 import qrecipe
-from qrecipe.errors import PlanError, RecipeError, UnsupportedError
+from qrecipe.errors.findings import PlanError, RecipeError, UnsupportedError
 from qrecipe.fx import execution
 from qrecipe.sqnr import sqnr_db
 

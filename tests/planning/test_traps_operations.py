@@ -18,7 +18,7 @@ from torch.ao.quantization import get_default_qconfig_mapping
 from torch.ao.quantization.observer import MinMaxObserver
 
 import qrecipe
-from qrecipe.errors import ConflictError, QRecipeWarning
+from qrecipe.errors.findings import ConflictError, QRecipeWarning
 from qrecipe.sqnr import sqnr_db
 
 ROWS = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))

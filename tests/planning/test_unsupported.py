@@ -20,7 +20,7 @@ from plans import (
 from torch import nn
 
 import qrecipe
-from qrecipe.errors import ConflictError, UnsupportedError
+from qrecipe.errors.findings import ConflictError, UnsupportedError
 
 # --- what can't be honoured
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from recipe_files import BASE, findings_of, load, write
 
 from qrecipe.composition import MAX_LAYERS
-from qrecipe.errors import RecipeConflictError, RecipeReferenceError
+from qrecipe.errors.findings import RecipeConflictError, RecipeReferenceError
 from qrecipe.recipe import load_recipe
 
 

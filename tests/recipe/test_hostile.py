@@ -18,7 +18,7 @@ import qrecipe
 from qrecipe.amounts import depth, item_count, longest_key, outline
 from qrecipe.authoring.lock import MAX_ITEMS as MOST_LOCKED
 from qrecipe.authoring.lock import lock_text, make_lock, read_lock
-from qrecipe.errors import ArtifactError, PlanError, QRecipeError
+from qrecipe.errors.findings import ArtifactError, PlanError, QRecipeError
 from qrecipe.reading import MAX_ITEMS
 
 SEEDS = st.integers(0, 2**48)

@@ -13,7 +13,7 @@ from plans import plan_of, recipe
 from recipe_texts import FULL, HEAD, INT8, findings_of, marked
 
 from qrecipe.doubtful import _PROBES
-from qrecipe.errors import CODES, QRecipeError, SchemaError
+from qrecipe.errors.findings import CODES, QRecipeError, SchemaError
 from qrecipe.names import compile_pattern
 from qrecipe.recipe import load_recipe, parse_recipe
 from qrecipe.references import builtin_names

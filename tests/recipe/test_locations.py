@@ -11,7 +11,7 @@ import tomli
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qrecipe.errors import Location
+from qrecipe.errors.findings import Location
 from qrecipe.locations import MAX_DEPTH, KeyPath, NestingError, Spans
 
 TRICKY = r'''# a comment with [brackets] = "and" {braces}

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qrecipe.errors import SchemaError
+from qrecipe.errors.findings import SchemaError
 from qrecipe.names import MAX_PATTERN_LENGTH, compile_pattern, literal, selects
 
 # --- the reference: alternatives written out, then plain backtracking

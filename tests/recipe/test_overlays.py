@@ -12,7 +12,7 @@ from torch import nn
 from tuning import closeness, tuned
 
 import qrecipe
-from qrecipe.errors import QRecipeWarning, RecipeSyntaxError
+from qrecipe.errors.findings import QRecipeWarning, RecipeSyntaxError
 from qrecipe.measure.overlay import float_rules, overlay_recipe, save_overlay
 
 

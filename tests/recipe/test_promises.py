@@ -15,7 +15,7 @@ from places import SUPPORT
 import qrecipe
 from qrecipe import composition
 from qrecipe.container import header_of
-from qrecipe.errors import QRecipeError, RecipeReferenceError
+from qrecipe.errors.findings import QRecipeError, RecipeReferenceError
 
 HEAD = "format = 1\nbackend = 'x86'\n[rules]\nglobal = 'float'\n"
 

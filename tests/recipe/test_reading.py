@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from qrecipe.errors import RecipeError, RecipeReferenceError, RecipeSyntaxError
+from qrecipe.errors.findings import RecipeError, RecipeReferenceError, RecipeSyntaxError
 from qrecipe.reading import MAX_BYTES
 from qrecipe.recipe import load_recipe, parse_recipe
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recipe_texts import ACTIVATION, FULL, HEAD, INT8, WEIGHT
 
-from qrecipe.errors import RecipeError, RecipeReferenceError, UnknownNameError
+from qrecipe.errors.findings import RecipeError, RecipeReferenceError, UnknownNameError
 from qrecipe.recipe import QConfigSpec, Recipe, load_recipe, parse_recipe
 from qrecipe.references import builtin_names
 from qrecipe.schema import TensorSpec

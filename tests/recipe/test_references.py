@@ -8,7 +8,7 @@ import sys
 import pytest
 from recipe_files import BASE, findings_of, install, load, write
 
-from qrecipe.errors import RecipeReferenceError
+from qrecipe.errors.findings import RecipeReferenceError
 from qrecipe.recipe import load_recipe, parse_recipe
 from qrecipe.references import builtin_names
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recipe_texts import FULL, findings_of, marked
 
-from qrecipe.errors import RecipeError
+from qrecipe.errors.findings import RecipeError
 from qrecipe.recipe import parse_recipe
 
 MISTAKES = [

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import qrecipe
 from qrecipe import plugins, registered
 from qrecipe.cli.app import app
-from qrecipe.errors import (
+from qrecipe.errors.findings import (
     PluginError,
     QRecipeError,
     QRecipeWarning,

@@ -15,7 +15,7 @@ from rule_cases import (
     only_finding,
 )
 
-from qrecipe.errors import PlanError, UnmatchedRuleError, error_from
+from qrecipe.errors.findings import PlanError, UnmatchedRuleError, error_from
 
 # --- coverage and names
 

@@ -22,7 +22,7 @@ from rule_cases import (
     winners,
 )
 
-from qrecipe.errors import ConflictError, error_from
+from qrecipe.errors.findings import ConflictError, error_from
 from qrecipe.recipe import QConfigSpec, parse_recipe
 from qrecipe.rules import resolve
 

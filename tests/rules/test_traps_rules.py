@@ -15,7 +15,7 @@ from torch import nn
 from torch.ao.quantization import QConfigMapping, get_default_qconfig_mapping
 
 import qrecipe
-from qrecipe.errors import ConflictError, UnmatchedRuleError
+from qrecipe.errors.findings import ConflictError, UnmatchedRuleError
 
 ROWS = torch.zeros(2, 6)
 IMAGE = torch.zeros(2, 3, 8, 8)

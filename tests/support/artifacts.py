@@ -10,7 +10,7 @@ from nets import NETS
 from runs import HEAD, silent, tensors_of
 
 import qrecipe
-from qrecipe.errors import ArtifactError
+from qrecipe.errors.findings import ArtifactError
 from qrecipe.inputs import Inputs
 
 MODES = """

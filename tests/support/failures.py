@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from qrecipe.errors import CODES
+from qrecipe.errors.findings import CODES
 
 
 def only(error, code):

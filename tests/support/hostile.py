@@ -23,7 +23,7 @@ from places import ROOT
 import qrecipe
 from qrecipe.authoring.lock import read_lock
 from qrecipe.container import Entry, Header, header_of, with_header
-from qrecipe.errors import QRecipeError
+from qrecipe.errors.findings import QRecipeError
 from qrecipe.names import compile_pattern, selects
 
 RECIPES = ROOT / "recipes"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qrecipe.errors import RecipeError
+from qrecipe.errors.findings import RecipeError
 from qrecipe.recipe import Recipe, load_recipe
 
 BASE = """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qrecipe.errors import RecipeError
+from qrecipe.errors.findings import RecipeError
 from qrecipe.recipe import parse_recipe
 
 HEAD = """\

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from qrecipe.errors import Location
+from qrecipe.errors.findings import Location
 from qrecipe.operations import Member, ModelStructure, Operation, enclosing
 from qrecipe.recipe import QConfigSpec, Rule
 from qrecipe.rules import resolve

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-import json
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any, Literal
+
+from qrecipe.errors.text import one_line, printable
 
 Severity = Literal["error", "warning"]
 
@@ -74,34 +71,6 @@ class Finding:
             "related": [{"text": text, **(_location_json(at) or {})} for text, at in self.related],
             "notes": list(self.notes),
         }
-
-
-# control characters but tab and line feed, separators of lines, overrides of the writing direction
-# and halves of characters, which no encoding can write
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-_SHOWN_WIDTH = 80
-
-
-def printable(text: str) -> str:
-    """The text without characters that could steer a terminal, each replaced by one."""
-    return _UNPRINTABLE.sub("\ufffd", text)
-
-
-def one_line(text: str) -> str:
-    """As `printable`, on one line."""
-    return printable(text).replace("\n", "\ufffd").replace("\t", " ")
-
-
-def shown(value: object) -> str:
-    """A value of a recipe on one line, short, as TOML writes it."""
-    if isinstance(value, dict):
-        return "a table"
-    if isinstance(value, (list, tuple)):
-        return "an array"
-    if isinstance(value, float):
-        return repr(value)
-    text = printable(json.dumps(value, ensure_ascii=False, default=str))
-    return text if len(text) <= _SHOWN_WIDTH else text[: _SHOWN_WIDTH - 1] + "…"
 
 
 def _location_json(location: Location | None) -> dict[str, Any] | None:
@@ -370,69 +339,3 @@ def error_from(findings: Iterable[Finding], plan: Any = None) -> QRecipeError:
 def _common_base(a: type[QRecipeError], b: type[QRecipeError]) -> type[QRecipeError]:
     shared = next(base for base in a.__mro__ if issubclass(b, base))
     return shared if issubclass(shared, QRecipeError) else QRecipeError
-
-
-_LONGEST_NAME = 100
-_MOST_COMPARED = 2_000
-
-
-_suggestions_left: ContextVar[int | None] = ContextVar("_suggestions_left", default=None)
-
-
-@contextmanager
-def few_suggestions(count: int = 100) -> Iterator[None]:
-    """Suggest no more than ``count`` names inside: a hostile recipe has thousands of mistakes."""
-    token = _suggestions_left.set(count)
-    try:
-        yield
-    finally:
-        _suggestions_left.reset(token)
-
-
-def _may_suggest() -> bool:
-    left = _suggestions_left.get()
-    if left is not None:
-        _suggestions_left.set(left - 1)
-    return left is None or left > 0
-
-
-def nearest(name: str, known: Iterable[str], count: int = 1) -> list[str]:
-    """Up to ``count`` names that a misspelt ``name`` may have meant, the likeliest first."""
-    if len(name) > _LONGEST_NAME:  # comparing takes quadratic time, and nobody mistypes that
-        return []
-    if not _may_suggest():
-        return []
-    likely = sorted(known, key=lambda other: abs(len(other) - len(name)))[:_MOST_COMPARED]
-    but_for_case = [other for other in likely if other.lower() == name.lower()]
-    if but_for_case:
-        return but_for_case[:count]
-    return difflib.get_close_matches(name, likely, n=count, cutoff=0.6)
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str | None:
-    """``did you mean "x"?``, or None where no known name is near."""
-    candidates = nearest(name, known)
-    if not candidates:
-        return None
-    return f"did you mean {quoted_whole(candidates[0])}?"
-
-
-def counted(count: int, noun: str) -> str:
-    """``1 batch``, ``3 batches``."""
-    if count == 1:
-        return f"1 {noun}"
-    return f"{count} {noun}es" if noun.endswith("ch") else f"{count} {noun}s"
-
-
-def quoted_whole(name: str) -> str:
-    """A name as TOML writes it, however long: what is cut off could not be copied."""
-    return printable(json.dumps(name, ensure_ascii=False))
-
-
-def first_line(error: BaseException) -> str:
-    """What a foreign exception says first, or its class where it says nothing."""
-    try:
-        text = str(error).strip()
-    except (Exception, SystemExit):
-        text = ""
-    return text.splitlines()[0] if text else type(error).__name__

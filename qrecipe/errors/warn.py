@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Collection
 from pathlib import Path
 
-from qrecipe.errors import Finding, QRecipeWarning
+from qrecipe.errors.findings import Finding, QRecipeWarning
 
 
 def warn(finding: Finding, ignore: Collection[str]) -> None:
@@ -16,7 +16,7 @@ def warn(finding: Finding, ignore: Collection[str]) -> None:
         warnings.warn(str(finding), QRecipeWarning, stacklevel=_callers_level())
 
 
-_HERE = Path(__file__).parent
+_HERE = Path(__file__).parents[1]
 
 
 def _callers_level() -> int:

@@ -1,0 +1,1 @@
+"""Findings, exceptions and their codes; text that is safe to print; the nearest known name."""

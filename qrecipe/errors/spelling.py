@@ -1,0 +1,54 @@
+"""The known name that a misspelt one is nearest to."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from qrecipe.errors.text import quoted_whole
+
+_LONGEST_NAME = 100
+_MOST_COMPARED = 2_000
+
+
+_suggestions_left: ContextVar[int | None] = ContextVar("_suggestions_left", default=None)
+
+
+@contextmanager
+def few_suggestions(count: int = 100) -> Iterator[None]:
+    """Suggest no more than ``count`` names inside: a hostile recipe has thousands of mistakes."""
+    token = _suggestions_left.set(count)
+    try:
+        yield
+    finally:
+        _suggestions_left.reset(token)
+
+
+def _may_suggest() -> bool:
+    left = _suggestions_left.get()
+    if left is not None:
+        _suggestions_left.set(left - 1)
+    return left is None or left > 0
+
+
+def nearest(name: str, known: Iterable[str], count: int = 1) -> list[str]:
+    """Up to ``count`` names that a misspelt ``name`` may have meant, the likeliest first."""
+    if len(name) > _LONGEST_NAME:  # comparing takes quadratic time, and nobody mistypes that
+        return []
+    if not _may_suggest():
+        return []
+    likely = sorted(known, key=lambda other: abs(len(other) - len(name)))[:_MOST_COMPARED]
+    but_for_case = [other for other in likely if other.lower() == name.lower()]
+    if but_for_case:
+        return but_for_case[:count]
+    return difflib.get_close_matches(name, likely, n=count, cutoff=0.6)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str | None:
+    """``did you mean "x"?``, or None where no known name is near."""
+    candidates = nearest(name, known)
+    if not candidates:
+        return None
+    return f"did you mean {quoted_whole(candidates[0])}?"
