@@ -22,6 +22,7 @@ from qrecipe.errors.findings import (
 )
 from qrecipe.errors.spelling import did_you_mean, few_suggestions
 from qrecipe.errors.text import one_line, shown
+from qrecipe.files import write_atomically
 from qrecipe.frozen import FrozenMapping
 from qrecipe.locations import KeyPath
 from qrecipe.merging import Layer, fingerprint, flattened, layer_fingerprint
@@ -48,7 +49,7 @@ from qrecipe.schema import (
     TensorSpec,
 )
 from qrecipe.wording import dotted
-from qrecipe.writing import toml_text, write_atomically
+from qrecipe.writing import toml_text
 
 Tier = Literal["module_name", "module_type", "function", "global"]
 

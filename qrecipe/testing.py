@@ -20,12 +20,12 @@ from torch import nn
 from qrecipe.authoring.outcomes import SiteOutcome, plan_outcome
 from qrecipe.errors.findings import CODES, Finding, RecipeReferenceError
 from qrecipe.errors.text import first_line
+from qrecipe.files import write_atomically
 from qrecipe.pipeline import plan as make_plan
 from qrecipe.planning import Plan, Site
 from qrecipe.recipe import Recipe, load_recipe
 from qrecipe.rendering import summary
 from qrecipe.rules import describe
-from qrecipe.writing import write_atomically
 
 UPDATE_VARIABLE = "QRECIPE_UPDATE_GOLDEN"
 """An environment variable: ``1`` writes the golden files anew."""

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
-
-from qrecipe.errors.findings import Finding, RecipeReferenceError
-from qrecipe.errors.text import one_line, shown
 
 LOCK_SUFFIX = ".lock.toml"
 """How the names of lock files end: TOML as well, but no recipes."""
@@ -40,70 +33,6 @@ def toml_value(value: Any) -> str:
 def toml_key(key: str) -> str:
     """A key, quoted where it has to be."""
     return key if _BARE.fullmatch(key) else _quoted(key)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file by a new text at once, or leaves it as it was.
-
-    Raises RecipeReferenceError (QR001) if it cannot be written.
-    """
-    try:
-        replace_file(path, text.encode())
-    except (OSError, ValueError) as error:
-        message = f"cannot write {shown(str(path))}: {why_not(error)}"
-        raise RecipeReferenceError(Finding("QR001", message)) from None
-
-
-def check_replaceable_file(path: Path) -> None:
-    """Whether `replace_file` could write there, before there is something to write.
-
-    Raises OSError, or ValueError for what is no regular file or no path.
-    """
-    target = Path(os.path.realpath(path))
-    if target.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "it is a folder")
-    if target.exists() and not target.is_file():
-        raise ValueError("not a regular file")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "there is no such folder")
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Replaces a file at once, or leaves it as it was.
-
-    Raises OSError, or ValueError for what is no regular file or no path.
-    """
-    target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():
-        raise ValueError("not a regular file")
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.chmod(_mode(target))
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def why_not(error: OSError | ValueError) -> str:
-    """What the system says about a file, in a few words of one line."""
-    return one_line((getattr(error, "strerror", None) or str(error)).lower())
-
-
-def _mode(target: Path) -> int:
-    """The permissions of the file that is replaced, or those of a new one."""
-    if target.exists():
-        return target.stat().st_mode & 0o777
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
 
 
 def _blocks(values: Mapping[str, Any]) -> Iterator[list[str]]:

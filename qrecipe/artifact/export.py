@@ -23,6 +23,7 @@ from qrecipe.copying import structural_copy
 from qrecipe.errors.findings import CODES, ArtifactError, Finding, QRecipeError, error_from
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
+from qrecipe.files import replace_file, why_not
 from qrecipe.fx.emission import erase_keep_float
 from qrecipe.fx.numerics import Sample
 from qrecipe.fx.padding import pad_explicitly
@@ -38,7 +39,6 @@ from qrecipe.process import alone
 from qrecipe.proof import passing
 from qrecipe.quieting import held_back
 from qrecipe.rules import listed
-from qrecipe.writing import replace_file, why_not
 
 _PACKAGES = ("onnx", "onnxscript")
 _QUANTIZE = "quantized_decomposed.quantize_per_"

@@ -17,9 +17,9 @@ from qrecipe.container import header_of, path_of, problem
 from qrecipe.contents import Contents, StoredPlan, contents_of, metadata_of, needs_of
 from qrecipe.errors.findings import ArtifactError, Finding
 from qrecipe.errors.text import shown
+from qrecipe.files import replace_file, why_not
 from qrecipe.lineage import architecture, provenance
 from qrecipe.neutral import neutral
-from qrecipe.writing import replace_file, why_not
 
 
 @neutral

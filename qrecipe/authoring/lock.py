@@ -28,13 +28,14 @@ from qrecipe.authoring.outcomes import PlanOutcome, plan_outcome
 from qrecipe.claims import claims
 from qrecipe.errors.findings import Finding, PlanError
 from qrecipe.errors.text import one_line, shown
+from qrecipe.files import write_atomically
 from qrecipe.locations import MAX_DEPTH
 from qrecipe.operations import ModelStructure
 from qrecipe.planning import Plan
 from qrecipe.recipe import Ingredient
 from qrecipe.references import is_reference
 from qrecipe.schema import Table, TensorSpec
-from qrecipe.writing import LOCK_SUFFIX, toml_key, toml_value, write_atomically
+from qrecipe.writing import LOCK_SUFFIX, toml_key, toml_value
 
 LOCK_FORMAT: Literal[1] = 1
 MAX_BYTES = 2**22

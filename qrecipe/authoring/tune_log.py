@@ -13,7 +13,7 @@ from qrecipe.authoring.tune_frontier import SiteCost
 from qrecipe.authoring.tune_search import Measured, Trial
 from qrecipe.errors.findings import ExecutionError, Finding
 from qrecipe.errors.text import shown
-from qrecipe.writing import check_replaceable_file, replace_file, why_not
+from qrecipe.files import check_replaceable_file, replace_file, why_not
 
 _FORMAT = 1
 

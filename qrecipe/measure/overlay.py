@@ -12,12 +12,13 @@ import tomli
 
 from qrecipe.errors.findings import Finding, RecipeError, RecipeReferenceError, RecipeSyntaxError
 from qrecipe.errors.text import shown
+from qrecipe.files import check_replaceable_file, why_not, write_atomically
 from qrecipe.merging import unreasoned
 from qrecipe.names import literal
 from qrecipe.recipe import Recipe, load_recipe, parse_recipe
 from qrecipe.references import is_reference
 from qrecipe.schema import FLOAT
-from qrecipe.writing import check_replaceable_file, toml_text, why_not, write_atomically
+from qrecipe.writing import toml_text
 
 _SUFFIX = "-overlay.toml"
 

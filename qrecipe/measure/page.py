@@ -14,7 +14,7 @@ from pathlib import Path
 
 from qrecipe.errors.findings import Finding, QRecipeError
 from qrecipe.errors.text import printable, shown
-from qrecipe.writing import check_replaceable_file, replace_file, why_not
+from qrecipe.files import check_replaceable_file, replace_file, why_not
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qrecipe.errors.findings import Finding, QRecipeError
 from qrecipe.errors.text import shown
-from qrecipe.writing import why_not
+from qrecipe.files import why_not
 
 if TYPE_CHECKING:
     from qrecipe.measure.comparison import Comparison
