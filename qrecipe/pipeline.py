@@ -37,10 +37,10 @@ from qrecipe.loaders import Forward, inputs_of_batch, peek
 from qrecipe.neutral import neutral
 from qrecipe.operations import joined
 from qrecipe.planning import Plan
-from qrecipe.progress import Progress
 from qrecipe.ranges import check_calibrated, check_trained
 from qrecipe.recipe import Recipe, load_recipe
 from qrecipe.target import TargetCpu, unjudged_finding, unjudged_sites
+from qrecipe.terminal.progress import Progress
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from qrecipe.errors.spelling import did_you_mean
 from qrecipe.recipe import QConfigSpec, Rule, published
 from qrecipe.rules import describe
 from qrecipe.schema import TensorSpec
-from qrecipe.tables import render_table
+from qrecipe.terminal.tables import render_table
 
 if TYPE_CHECKING:
     from qrecipe.planning import Plan, Site

@@ -38,10 +38,10 @@ from qrecipe.measure.analysis import Evaluate
 from qrecipe.measure.batches import rereadable
 from qrecipe.neutral import neutral
 from qrecipe.planning import Plan, make_plan
-from qrecipe.progress import Progress, terminal_progress
 from qrecipe.recipe import Recipe, load_recipe
 from qrecipe.references import path_text
 from qrecipe.target import TargetCpu, unjudged_sites
+from qrecipe.terminal.progress import Progress, terminal_progress
 
 _ROUNDING = 1e-9
 """How much of a metric is rounding: 0.986 - 0.01 is a little more than 0.976."""

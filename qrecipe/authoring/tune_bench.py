@@ -26,11 +26,11 @@ from qrecipe.measure.overlay import overlay_recipe, rule_key
 from qrecipe.measure.ranking import Ranking
 from qrecipe.measure.scores import number
 from qrecipe.pipeline import quantize, simulate
-from qrecipe.progress import Progress
 from qrecipe.quieting import held_back
 from qrecipe.recipe import Recipe
 from qrecipe.schema import FLOAT
 from qrecipe.target import TargetCpu
+from qrecipe.terminal.progress import Progress
 
 Stop = Literal["trials", "seconds", "interrupt"]
 """What ended a search before it was through."""

@@ -18,7 +18,7 @@ from qrecipe.measure.overlay import float_rules, overlay_recipe, rule_key, save_
 from qrecipe.recipe import Ingredient, Recipe, published
 from qrecipe.references import path_text
 from qrecipe.rules import listed
-from qrecipe.tables import render_table
+from qrecipe.terminal.tables import render_table
 
 _WORDS: Mapping[Stop, str] = {
     "trials": "Stopped at the most trials allowed",

@@ -21,7 +21,7 @@ from qrecipe.contents import (
 )
 from qrecipe.errors.text import one_line
 from qrecipe.rules import listed
-from qrecipe.tables import render_table
+from qrecipe.terminal.tables import render_table
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from qrecipe.recipe import load_recipe
 from qrecipe.references import ENTRY_POINT_GROUP, Publisher, builtin_names, titled
 from qrecipe.schema import Backend
 from qrecipe.signatures import FAKE_QUANTS, OBSERVERS, known_names, signature
-from qrecipe.tables import render_table
+from qrecipe.terminal.tables import render_table
 
 
 @dataclass(frozen=True, slots=True)

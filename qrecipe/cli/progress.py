@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from qrecipe.progress import Progress as Callback
+from qrecipe.terminal.progress import Progress as Callback
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from qrecipe.averages import MANY_BATCHES, weight_text
 from qrecipe.errors.text import counted
 from qrecipe.measure.fidelity import sqnr_text
 from qrecipe.measure.latency import Latency
-from qrecipe.tables import render_table
+from qrecipe.terminal.tables import render_table
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,9 +39,9 @@ from qrecipe.measure.scores import Metric, MetricScore, Score, SqnrScore, number
 from qrecipe.measure.untraced import module_kernels, module_sites
 from qrecipe.neutral import neutral
 from qrecipe.planning import Plan
-from qrecipe.progress import Progress, terminal_progress
 from qrecipe.recipe import Recipe, load_recipe
 from qrecipe.target import TargetCpu, unjudged_sites
+from qrecipe.terminal.progress import Progress, terminal_progress
 
 Evaluate = Callable[[nn.Module], float]
 """How good a model is; more is better."""

@@ -38,9 +38,9 @@ from qrecipe.measure.weights import (
     weights_of_module,
 )
 from qrecipe.neutral import neutral
-from qrecipe.progress import Progress, terminal_progress
 from qrecipe.recipe import Ingredient, parse_recipe, published
-from qrecipe.tables import render_table
+from qrecipe.terminal.progress import Progress, terminal_progress
+from qrecipe.terminal.tables import render_table
 
 _MOST_BATCHES = 2**31
 _TIMED_RUNS = 5

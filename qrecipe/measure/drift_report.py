@@ -14,7 +14,7 @@ from qrecipe.measure.fidelity import db_text, finite_or_none
 from qrecipe.measure.stored import QRange
 from qrecipe.recipe import Ingredient, published
 from qrecipe.rules import listed
-from qrecipe.tables import render_table
+from qrecipe.terminal.tables import render_table
 
 DEFAULT_THRESHOLD = 0.5
 """A range that ends in the middle of the stored one, or half of its width beyond it."""

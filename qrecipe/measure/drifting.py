@@ -28,9 +28,9 @@ from qrecipe.measure.stored import sharing, stored_ranges
 from qrecipe.measure.tally import Tally
 from qrecipe.nested import map_tensors
 from qrecipe.neutral import neutral
-from qrecipe.progress import Progress, terminal_progress
 from qrecipe.references import Source
 from qrecipe.schema import LintTable, RecipeTable
+from qrecipe.terminal.progress import Progress, terminal_progress
 
 _MOST_BATCHES = 2**31
 

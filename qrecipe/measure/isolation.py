@@ -37,9 +37,9 @@ from qrecipe.measure.outofplace import without_changes_in_place
 from qrecipe.names import leave_float
 from qrecipe.nested import map_tensors
 from qrecipe.planning import Plan, Site
-from qrecipe.progress import Progress
 from qrecipe.ranges import range_findings
 from qrecipe.recipe import Recipe
+from qrecipe.terminal.progress import Progress
 
 _WRAPPER = "qrecipe_site_"
 

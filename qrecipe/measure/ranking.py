@@ -17,7 +17,7 @@ from qrecipe.measure import overlay
 from qrecipe.measure.fidelity import finite_or_none
 from qrecipe.recipe import Ingredient, Recipe, published
 from qrecipe.references import path_text
-from qrecipe.tables import render_table, room_beside
+from qrecipe.terminal.tables import render_table, room_beside
 
 Method = Literal["exact", "estimate"]
 

@@ -10,8 +10,8 @@ import sys
 import pytest
 from places import ROOT
 
-from qrecipe.progress import terminal_progress
-from qrecipe.tables import render_table, room_beside
+from qrecipe.terminal.progress import terminal_progress
+from qrecipe.terminal.tables import render_table, room_beside
 
 SOUND = "check recipes/x86-static.toml"
 NO_SPACE = "QR431 cannot write to the standard output: no space left on device\n"

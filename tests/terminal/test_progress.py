@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from qrecipe import progress
+from qrecipe.terminal import progress
 
 
 class Terminal(io.StringIO):

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from qrecipe import tables
+from qrecipe.terminal import tables
 
 HEADER = ("site", "operation", "verdict", "decided by", "why")
 ROWS = [
