@@ -28,7 +28,7 @@ from torch.ao.quantization import QConfigMapping
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 import qrecipe
-from qrecipe.qconfigs import qconfig
+from qrecipe.observers.qconfig import qconfig
 
 RECIPE = "builtin:x86-static"
 

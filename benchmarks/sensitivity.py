@@ -38,8 +38,8 @@ from qrecipe.inputs import Inputs
 from qrecipe.measure.analysis import sensitivity
 from qrecipe.measure.fidelity import Totals
 from qrecipe.measure.isolation import calibrated_kernels, float_model, unranked, wrap
+from qrecipe.observers.qconfig import qconfig
 from qrecipe.planning import make_plan
-from qrecipe.qconfigs import qconfig
 
 RECIPE = qrecipe.parse_recipe(
     'format = 1\nextends = "builtin:x86-static"\n[lint]\nignore = ["QR201", "QR203", "QR208"]\n'

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from qrecipe.measure.drift_report import Drift as Drift
     from qrecipe.measure.drifting import drift as drift
     from qrecipe.measure.ranking import Ranking as Ranking
+    from qrecipe.observers.registration import register_fake_quant as register_fake_quant
+    from qrecipe.observers.registration import register_observer as register_observer
     from qrecipe.pipeline import CompiledRecipe as CompiledRecipe
     from qrecipe.pipeline import compile as compile
     from qrecipe.pipeline import plan as plan
@@ -58,8 +60,6 @@ if TYPE_CHECKING:
     from qrecipe.recipe import Recipe as Recipe
     from qrecipe.recipe import load_recipe as load_recipe
     from qrecipe.recipe import parse_recipe as parse_recipe
-    from qrecipe.registry import register_fake_quant as register_fake_quant
-    from qrecipe.registry import register_observer as register_observer
 
 _HOME = {
     "ArtifactError": "errors.findings",
@@ -105,8 +105,8 @@ _HOME = {
     "provenance": "lineage",
     "qat_schedule": "qat",
     "quantize": "pipeline",
-    "register_fake_quant": "registry",
-    "register_observer": "registry",
+    "register_fake_quant": "observers.registration",
+    "register_observer": "observers.registration",
     "save_quantized": "artifact.saving",
     "sensitivity": "measure.analysis",
     "suggest": "authoring.suggest",

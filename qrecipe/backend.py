@@ -26,8 +26,8 @@ from qrecipe.convolutions import Engine, adds_in_32_bits, detour
 from qrecipe.folding import fold_into_transposed
 from qrecipe.inventory import Inventory, Match
 from qrecipe.kernels import refusal, takes_per_channel_weight, weight_refusal
+from qrecipe.observers.qconfig import per_tensor, quantized_range
 from qrecipe.operations import Kind, Operation
-from qrecipe.qconfigs import per_tensor, quantized_range
 from qrecipe.recipe import QConfigSpec
 from qrecipe.rules import Decision
 from qrecipe.saturation import (

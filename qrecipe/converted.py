@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from qrecipe._torch_fx import QuantizedEmbedding
 from qrecipe.errors.findings import Finding
+from qrecipe.observers.qconfig import torch_dtype
 from qrecipe.planning import Site
-from qrecipe.qconfigs import torch_dtype
 
 Became = Literal["static", "dynamic", "weight_only", "float", "leftover"]
 

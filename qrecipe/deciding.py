@@ -14,8 +14,8 @@ from qrecipe.errors.warn import warn
 from qrecipe.inputs import EMPTY, Inputs, is_empty
 from qrecipe.inventory import Inventory, take_inventory
 from qrecipe.model_checks import check_model
+from qrecipe.observers.loading import load_plugins
 from qrecipe.planning import Plan, make_plan
-from qrecipe.plugins import load_plugins
 from qrecipe.proposals import with_advice
 from qrecipe.recipe import Recipe
 from qrecipe.remedies import remedy

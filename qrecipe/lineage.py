@@ -16,8 +16,8 @@ from qrecipe.contents import Architecture, StoredPlan
 from qrecipe.converted import module_became
 from qrecipe.cpu import cpu_name
 from qrecipe.errors.findings import ArtifactError, Finding
+from qrecipe.observers.loading import plugin_versions
 from qrecipe.planning import Plan
-from qrecipe.plugins import plugin_versions
 from qrecipe.recipe import Ingredient, Recipe
 from qrecipe.references import Publisher
 

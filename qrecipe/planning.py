@@ -22,8 +22,8 @@ from qrecipe.convolutions import Engine
 from qrecipe.errors.findings import Finding, Location, error_from
 from qrecipe.errors.text import first_line
 from qrecipe.inventory import Inventory
+from qrecipe.observers.qconfig import factory
 from qrecipe.operations import ModelStructure
-from qrecipe.qconfigs import factory
 from qrecipe.recipe import Ingredient, QConfigSpec, Recipe, Rule
 from qrecipe.rendering import explanation, plan_json, plan_text
 from qrecipe.rules import Resolution, describe, listed, resolve, subclass_findings

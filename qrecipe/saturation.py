@@ -13,7 +13,7 @@ from torch import nn
 from qrecipe.inventory import Inventory, Match
 from qrecipe.kernels import refusal
 from qrecipe.normalize import MULTIPLIES_WEIGHT
-from qrecipe.qconfigs import quantized_range
+from qrecipe.observers.qconfig import quantized_range
 from qrecipe.recipe import QConfigSpec
 from qrecipe.rules import Decision
 from qrecipe.schema import Backend, TensorSpec

@@ -170,7 +170,7 @@ def _problem(kind: Kind, name: str) -> str | None:
     """What keeps a plugin from being used, found out by importing it."""
     if importlib.util.find_spec("torch") is None:
         return f"{name} of {_origin(kind, name)} cannot be loaded without torch"
-    from qrecipe.plugins import load
+    from qrecipe.observers.loading import load
 
     return "\n".join(map(str, load(kind, name))) or None
 

@@ -19,8 +19,8 @@ from qrecipe.errors.text import first_line
 from qrecipe.fx.execution import engine
 from qrecipe.fx.numerics import Sample
 from qrecipe.inputs import Inputs
+from qrecipe.observers.qconfig import qconfig
 from qrecipe.planning import Plan
-from qrecipe.qconfigs import qconfig
 from qrecipe.schema import LintTable
 
 

@@ -11,9 +11,9 @@ from torch import Tensor, fx, nn
 from qrecipe._torch_fx import QConfigMapping
 from qrecipe.altered import keep_float, make_affine
 from qrecipe.normalize import CALLS, TAKES_WEIGHT, stored
+from qrecipe.observers.qconfig import qconfig
 from qrecipe.outputs import restore_constants
 from qrecipe.planning import Plan, Site
-from qrecipe.qconfigs import qconfig
 
 SITE = "site"
 TRACE_PREFIX = "qrecipe site: "

@@ -20,8 +20,8 @@ from qrecipe.converted import differs
 from qrecipe.errors.findings import Finding
 from qrecipe.fx.emission import site_of
 from qrecipe.normalize import CALLS, MULTIPLIES_WEIGHT, is_floating, is_plumbing
+from qrecipe.observers.qconfig import torch_dtype
 from qrecipe.planning import Plan, Site
-from qrecipe.qconfigs import torch_dtype
 from qrecipe.schema import TensorSpec
 
 _WEIGHTED_MODULES = (

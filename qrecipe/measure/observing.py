@@ -10,8 +10,8 @@ from torch import Tensor
 
 from qrecipe.errors.text import first_line
 from qrecipe.measure.stored import QRange
-from qrecipe.plugins import load
-from qrecipe.qconfigs import factory
+from qrecipe.observers.loading import load
+from qrecipe.observers.qconfig import factory
 from qrecipe.schema import Constructor, TensorSpec, quantized_range
 
 

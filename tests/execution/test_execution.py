@@ -24,7 +24,7 @@ from qrecipe.fx import execution
 from qrecipe.fx.emission import site_of
 from qrecipe.fx.structure import realised_sites
 from qrecipe.inputs import Inputs
-from qrecipe.qconfigs import qconfig
+from qrecipe.observers.qconfig import qconfig
 from qrecipe.sqnr import sqnr_db
 
 CASES = [(name, seed) for name in NETS for seed in (None, 1, 2)]

@@ -31,7 +31,7 @@ from qrecipe.measure.exact import Replay
 from qrecipe.measure.fidelity import Totals
 from qrecipe.measure.isolation import Kernel, wrap
 from qrecipe.measure.ranking import RankedSite, Ranking
-from qrecipe.qconfigs import qconfig
+from qrecipe.observers.qconfig import qconfig
 
 FEW = '[lint]\nignore = ["QR201", "QR203", "QR206", "QR210"]\n'
 STATIC = qrecipe.parse_recipe(HEAD + FEW)

@@ -18,8 +18,8 @@ from torch.ao.quantization import FakeQuantize, MinMaxObserver, PerChannelMinMax
 
 import qrecipe
 from qrecipe import registered
-from qrecipe.contract import contract_findings
-from qrecipe.qconfigs import factory
+from qrecipe.observers.contract import contract_findings
+from qrecipe.observers.qconfig import factory
 from qrecipe.schema import TensorSpec
 from qrecipe.sqnr import sqnr_db
 

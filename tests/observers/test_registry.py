@@ -15,9 +15,9 @@ from torch.ao.quantization import (
 from torch.ao.quantization.fake_quantize import FakeQuantizeBase
 
 from qrecipe import registered
-from qrecipe.contract import contract_findings
 from qrecipe.errors.findings import PluginError, UnknownNameError
-from qrecipe.registry import (
+from qrecipe.observers.contract import contract_findings
+from qrecipe.observers.registration import (
     constructor_arguments,
     fake_quant,
     observer,

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from qrecipe._torch_ao import quiet
+from qrecipe.observers.qconfig import factory, quantized_range
 from qrecipe.pairing import contradictions, missing_keys
-from qrecipe.qconfigs import factory, quantized_range
 from qrecipe.schema import TensorSpec
 
 OBSERVERS = [

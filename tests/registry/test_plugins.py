@@ -15,7 +15,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import qrecipe
-from qrecipe import plugins, registered
+from qrecipe import registered
 from qrecipe.cli.app import app
 from qrecipe.errors.findings import (
     PluginError,
@@ -26,6 +26,7 @@ from qrecipe.errors.findings import (
     UnsupportedError,
 )
 from qrecipe.installed import entry_points
+from qrecipe.observers import loading as plugins
 from qrecipe.validation import MAX_FINDINGS
 
 RECIPE = """\

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from places import ROOT
 
 from qrecipe.arguments import SPEC_ARGUMENTS
-from qrecipe.registry import own_parameters
+from qrecipe.observers.registration import own_parameters
 from qrecipe.signatures import (
     FAKE_QUANTS,
     FUNCTION_FAMILIES,

@@ -27,8 +27,8 @@ from qrecipe.cpu import has_vnni
 from qrecipe.fx import execution
 from qrecipe.fx.emission import erase_keep_float, site_of
 from qrecipe.inputs import Inputs, bind
+from qrecipe.observers.qconfig import qconfig
 from qrecipe.planning import Plan, Site
-from qrecipe.qconfigs import qconfig
 
 
 @dataclass(frozen=True)

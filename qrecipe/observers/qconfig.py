@@ -15,7 +15,6 @@ from typing import Any, Protocol
 
 import torch
 
-from qrecipe import registry
 from qrecipe._torch_ao import (
     FixedQParamsFakeQuantize,
     FixedQParamsObserver,
@@ -25,6 +24,7 @@ from qrecipe._torch_ao import (
     _LearnableFakeQuantize,
 )
 from qrecipe.errors.findings import Finding, SchemaError
+from qrecipe.observers import registration as registry
 from qrecipe.schema import (
     QUANTIZED_RANGE,
     Constructor,

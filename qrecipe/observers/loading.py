@@ -22,7 +22,7 @@ from qrecipe.errors.findings import Finding, Location, QRecipeError, error_from
 from qrecipe.errors.text import first_line, one_line, shown
 from qrecipe.errors.warn import warn
 from qrecipe.locations import KeyPath
-from qrecipe.qconfigs import factory
+from qrecipe.observers.qconfig import factory
 from qrecipe.recipe import Recipe
 from qrecipe.registered import Registration
 from qrecipe.schema import Constructor, Phase, TensorSpec

@@ -19,9 +19,9 @@ from qrecipe import registered
 from qrecipe._torch_ao import FakeQuantizeBase, ObserverBase, named_class
 from qrecipe.arguments import KIND_TITLE, SPEC_ARGUMENTS, Kind, Signature, TypeTag
 from qrecipe.claims import PLAIN_NAME
-from qrecipe.contract import contract_findings
 from qrecipe.errors.findings import Finding, PluginError, UnknownNameError
 from qrecipe.errors.text import shown
+from qrecipe.observers.contract import contract_findings
 from qrecipe.signatures import FAKE_QUANTS, OBSERVERS, signature, unknown_name
 
 __all__ = [
