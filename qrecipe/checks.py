@@ -16,13 +16,13 @@ from qrecipe.errors.text import shown
 from qrecipe.locations import KeyPath
 from qrecipe.merging import Layer
 from qrecipe.names import compile_pattern, is_exact
-from qrecipe.schema import FLOAT, INHERIT, RESERVED_QCONFIG_NAMES, RecipeTable, RuleTable
-from qrecipe.signatures import (
+from qrecipe.registry.builtin import (
     FUNCTION_FAMILIES,
     MODULE_TYPES,
     function_family,
     is_module_type,
 )
+from qrecipe.schema import FLOAT, INHERIT, RESERVED_QCONFIG_NAMES, RecipeTable, RuleTable
 from qrecipe.tensor_checks import activation_findings, tensor_findings, weight_findings
 from qrecipe.validation import MAX_FINDINGS
 from qrecipe.wording import dotted, one_of

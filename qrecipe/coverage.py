@@ -17,8 +17,8 @@ from qrecipe.normalize import TAKES_WEIGHT
 from qrecipe.operations import ModelStructure, enclosing
 from qrecipe.planning import Plan, RuleVerdict, Site
 from qrecipe.proposals import OF_TORCH
+from qrecipe.registry.builtin import canonical_module_type
 from qrecipe.rules import describe, listed
-from qrecipe.signatures import canonical_module_type
 from qrecipe.values import FEW_SAMPLES
 from qrecipe.work import work_of, work_of_sites
 

@@ -11,8 +11,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
-from qrecipe.arguments import Interval, Kind, Signature, TypeTag
 from qrecipe.errors.findings import CODES
+from qrecipe.registry.arguments import Interval, Kind, Signature, TypeTag
+from qrecipe.registry.builtin import known_names, signature
 from qrecipe.schema import (
     DTYPE_SPELLINGS,
     FORMAT,
@@ -20,7 +21,6 @@ from qrecipe.schema import (
     DType,
     RecipeTable,
 )
-from qrecipe.signatures import known_names, signature
 
 Schema = dict[str, Any]
 

@@ -21,7 +21,7 @@ from qrecipe.copying import structural_copy
 from qrecipe.graph_names import outer
 from qrecipe.operations import Member, enclosing, joined
 from qrecipe.outputs import is_packing, name_constants
-from qrecipe.signatures import function_family
+from qrecipe.registry.builtin import function_family
 from qrecipe.tracing import Scopes
 from qrecipe.values import Value
 

@@ -20,7 +20,7 @@ from qrecipe.errors.text import counted
 from qrecipe.names import NamePattern, compile_pattern, literal, selects
 from qrecipe.operations import Member, ModelStructure, Operation, enclosing
 from qrecipe.recipe import Rule
-from qrecipe.signatures import (
+from qrecipe.registry.builtin import (
     PARAMETRIZED,
     canonical_module_type,
     function_family,

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from qrecipe.errors.findings import CODES
+from qrecipe.registry.arguments import LEAST_FLOAT32
 
 FORMAT = 1
 
@@ -44,9 +45,6 @@ QUANTIZED_RANGE: dict[str, tuple[int, int]] = {
 }
 """The inclusive integer range that each quantized dtype can hold."""
 
-LEAST_FLOAT32 = 2.0**-126
-MOST_FLOAT32 = 2.0**128 - 2.0**104
-"""The positive numbers that keep their precision as float32, in which torch holds scales."""
 
 FLOAT = "float"
 INHERIT = "inherit"

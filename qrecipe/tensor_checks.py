@@ -11,8 +11,8 @@ from qrecipe.errors.text import shown
 from qrecipe.locations import KeyPath
 from qrecipe.merging import SettingPath
 from qrecipe.pairing import contradictions, is_per_channel, is_static_integer, missing_keys
+from qrecipe.registry.builtin import Kind, check_arguments
 from qrecipe.schema import Constructor, TensorSpec
-from qrecipe.signatures import Kind, check_arguments
 from qrecipe.wording import dotted
 
 

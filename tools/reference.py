@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from qrecipe.cli.app import app
 from qrecipe.json_schema import recipe_schema
-from qrecipe.signatures import FAKE_QUANTS, OBSERVERS
+from qrecipe.registry.builtin import FAKE_QUANTS, OBSERVERS
 
 DOCS = Path(__file__).parents[1] / "docs"
 FENCE = "`" * 3

@@ -1,4 +1,4 @@
-"""Write the names of torch's module types and functions for `qrecipe.signatures`.
+"""Write the names of torch's module types and functions for `qrecipe.registry.builtin`.
 
     python tools/torch_names.py        # run again whenever the tested torch version changes
 
@@ -20,7 +20,7 @@ from torch.fx.graph import inplace_methods, magic_methods
 from torch.nn import functional
 from torch.overrides import get_testing_overrides
 
-PATH = Path(__file__).parents[1] / "qrecipe" / "_torch_names.json"
+PATH = Path(__file__).parents[1] / "qrecipe" / "registry" / "torch_names.json"
 
 # Python's operators on tensors, by the function that computes the same.
 OPERATORS = {

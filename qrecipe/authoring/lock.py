@@ -20,12 +20,9 @@ import tomli
 import torch
 from pydantic import BeforeValidator, Field, ValidationError
 
-from qrecipe import registered
 from qrecipe._version import __version__
 from qrecipe.amounts import item_count, longest_key, outline
-from qrecipe.arguments import Kind
 from qrecipe.authoring.outcomes import PlanOutcome, plan_outcome
-from qrecipe.claims import claims
 from qrecipe.errors.findings import Finding, PlanError
 from qrecipe.errors.text import one_line, shown
 from qrecipe.files import write_atomically
@@ -34,6 +31,9 @@ from qrecipe.operations import ModelStructure
 from qrecipe.planning import Plan
 from qrecipe.recipe import Ingredient
 from qrecipe.references import is_reference
+from qrecipe.registry import table as registered
+from qrecipe.registry.arguments import Kind
+from qrecipe.registry.claims import claims
 from qrecipe.schema import Table, TensorSpec
 from qrecipe.writing import LOCK_SUFFIX, toml_key, toml_value
 

@@ -11,7 +11,7 @@ from qrecipe.inventory import Inventory, Match
 from qrecipe.measure.overlay import float_rule, float_rules, rule_key
 from qrecipe.planning import Plan, Site
 from qrecipe.recipe import QConfigSpec
-from qrecipe.signatures import function_family, is_module_type
+from qrecipe.registry.builtin import function_family, is_module_type
 
 _SLOW = "a convolution in small groups: int8 is slower than float here"
 

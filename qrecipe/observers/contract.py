@@ -16,11 +16,11 @@ from qrecipe._torch_ao import (
     ObserverBase,
     quiet,
 )
-from qrecipe.arguments import KIND_TITLE, Kind
 from qrecipe.errors.findings import Finding
 from qrecipe.errors.text import shown
 from qrecipe.neutral import neutral
 from qrecipe.process import random_numbers_kept
+from qrecipe.registry.arguments import KIND_TITLE, Kind
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,18 +15,18 @@ from itertools import chain, islice
 
 import torch
 
-from qrecipe import registered
-from qrecipe.arguments import KIND_TITLE, ArgumentProblem, Kind
-from qrecipe.claims import Claim, claims
 from qrecipe.errors.findings import Finding, Location, QRecipeError, error_from
 from qrecipe.errors.text import first_line, one_line, shown
 from qrecipe.errors.warn import warn
 from qrecipe.locations import KeyPath
 from qrecipe.observers.qconfig import factory
 from qrecipe.recipe import Recipe
-from qrecipe.registered import Registration
+from qrecipe.registry import table as registered
+from qrecipe.registry.arguments import KIND_TITLE, ArgumentProblem, Kind
+from qrecipe.registry.builtin import FAKE_QUANTS, OBSERVERS, check_arguments
+from qrecipe.registry.claims import Claim, claims
+from qrecipe.registry.table import Registration
 from qrecipe.schema import Constructor, Phase, TensorSpec
-from qrecipe.signatures import FAKE_QUANTS, OBSERVERS, check_arguments
 from qrecipe.validation import MAX_FINDINGS
 
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)

@@ -15,14 +15,14 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from qrecipe import registered
 from qrecipe._torch_ao import FakeQuantizeBase, ObserverBase, named_class
-from qrecipe.arguments import KIND_TITLE, SPEC_ARGUMENTS, Kind, Signature, TypeTag
-from qrecipe.claims import PLAIN_NAME
 from qrecipe.errors.findings import Finding, PluginError, UnknownNameError
 from qrecipe.errors.text import shown
 from qrecipe.observers.contract import contract_findings
-from qrecipe.signatures import FAKE_QUANTS, OBSERVERS, signature, unknown_name
+from qrecipe.registry import table as registered
+from qrecipe.registry.arguments import KIND_TITLE, SPEC_ARGUMENTS, Kind, Signature, TypeTag
+from qrecipe.registry.builtin import FAKE_QUANTS, OBSERVERS, signature, unknown_name
+from qrecipe.registry.claims import PLAIN_NAME
 
 __all__ = [
     "constructor_arguments",

@@ -36,7 +36,6 @@ from torch import nn
 from torch.ao.quantization.observer import MinMaxObserver
 
 import qrecipe
-from qrecipe import registered
 from qrecipe.errors.findings import (
     ArtifactError,
     QRecipeWarning,
@@ -44,6 +43,7 @@ from qrecipe.errors.findings import (
     UnsupportedError,
 )
 from qrecipe.fx.execution import engine
+from qrecipe.registry import table as registered
 
 ALWAYS = ("residual", "functional", "decoder", "nested", "attention")
 """The nets that are run on every backend in any case."""

@@ -12,9 +12,9 @@ from runs import STATIC, silent
 from torch import nn
 
 import qrecipe
-from qrecipe import registered
 from qrecipe._torch_ao import MinMaxObserver
 from qrecipe.errors.findings import QRecipeWarning
+from qrecipe.registry import table as registered
 from qrecipe.sqnr import sqnr_db
 
 

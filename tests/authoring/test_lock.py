@@ -24,12 +24,12 @@ from torch import nn
 from torch.ao.quantization.observer import MinMaxObserver
 
 import qrecipe
-from qrecipe import registered
 from qrecipe.authoring import lock as locking
 from qrecipe.authoring.lock import lock_path, lock_text, make_lock, read_lock
 from qrecipe.authoring.lock_check import check_lock, compare
 from qrecipe.errors.findings import PlanError
 from qrecipe.planning import Plan
+from qrecipe.registry import table as registered
 
 LOCK = "cnn.lock.toml"
 

@@ -16,9 +16,9 @@ from torch.ao.quantization.observer import MinMaxObserver
 from tuning import base, closeness, tuned
 
 import qrecipe
-from qrecipe import registered
 from qrecipe.authoring.tune_candidate import levers_of
 from qrecipe.errors.findings import QRecipeWarning
+from qrecipe.registry import table as registered
 
 EXAMPLE = ROOT / "examples" / "digits"
 

@@ -11,7 +11,7 @@ import pytest
 from command_line import RECIPE, STATIC, run
 from places import ROOT
 
-from qrecipe import registered
+from qrecipe.registry import table as registered
 
 OBSERVERS = """
 import qrecipe

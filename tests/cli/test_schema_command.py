@@ -20,11 +20,12 @@ from recipe_texts import FULL
 from torch.ao.quantization.observer import MinMaxObserver
 
 import qrecipe
-from qrecipe import json_schema, registered
+from qrecipe import json_schema
 from qrecipe.errors.findings import RecipeError
 from qrecipe.json_schema import recipe_schema
 from qrecipe.recipe import parse_recipe
 from qrecipe.references import builtin_names
+from qrecipe.registry import table as registered
 from qrecipe.schema import FxTable, LintTable, QatTable, RecipeTable, RuleTable, TensorSpec
 from qrecipe.writing import toml_key, toml_value
 

@@ -11,8 +11,8 @@ from runs import silent
 from torch.ao.quantization.observer import MinMaxObserver
 
 import qrecipe
-from qrecipe import registered
 from qrecipe.errors.findings import CalibrationError
+from qrecipe.registry import table as registered
 
 OWN = """
 [tensor.own]

@@ -17,12 +17,12 @@ from runs import HEAD, STATIC, silent
 from torch import fx, nn
 
 import qrecipe
-from qrecipe import registered
 from qrecipe.errors.findings import ArtifactError, CalibrationError, ExecutionError, QRecipeWarning
 from qrecipe.measure.distribution import Distribution
 from qrecipe.measure.drift_report import DEFAULT_MAX_CLIPPED
 from qrecipe.measure.fidelity import Totals
 from qrecipe.measure.floating import float_result, is_kernel
+from qrecipe.registry import table as registered
 
 ANYWHERE = "[lint]\nignore = ['QR226']\n"  # made with 8 bits on CPUs without VNNI too
 WIDE = qrecipe.parse_recipe(

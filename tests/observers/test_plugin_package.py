@@ -17,9 +17,9 @@ from runs import silent
 from torch.ao.quantization import FakeQuantize, MinMaxObserver, PerChannelMinMaxObserver
 
 import qrecipe
-from qrecipe import registered
 from qrecipe.observers.contract import contract_findings
 from qrecipe.observers.qconfig import factory
+from qrecipe.registry import table as registered
 from qrecipe.schema import TensorSpec
 from qrecipe.sqnr import sqnr_db
 

@@ -14,7 +14,6 @@ from torch.ao.quantization import (
 )
 from torch.ao.quantization.fake_quantize import FakeQuantizeBase
 
-from qrecipe import registered
 from qrecipe.errors.findings import PluginError, UnknownNameError
 from qrecipe.observers.contract import contract_findings
 from qrecipe.observers.registration import (
@@ -23,7 +22,8 @@ from qrecipe.observers.registration import (
     observer,
     register_observer,
 )
-from qrecipe.signatures import FAKE_QUANTS, OBSERVERS, check_arguments
+from qrecipe.registry import table as registered
+from qrecipe.registry.builtin import FAKE_QUANTS, OBSERVERS, check_arguments
 
 
 @pytest.fixture(autouse=True)

@@ -187,8 +187,8 @@ def test_a_model_that_fails_in_the_audit_prints_nothing(capfd, monkeypatch):
 
 @pytest.fixture
 def registered():
-    from qrecipe import registered as table
     from qrecipe._torch_ao import MinMaxObserver
+    from qrecipe.registry import table as table
 
     names = []
 

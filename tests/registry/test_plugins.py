@@ -15,7 +15,6 @@ from torch import nn
 from typer.testing import CliRunner
 
 import qrecipe
-from qrecipe import registered
 from qrecipe.cli.app import app
 from qrecipe.errors.findings import (
     PluginError,
@@ -25,8 +24,9 @@ from qrecipe.errors.findings import (
     UnknownNameError,
     UnsupportedError,
 )
-from qrecipe.installed import entry_points
 from qrecipe.observers import loading as plugins
+from qrecipe.registry import table as registered
+from qrecipe.registry.entry_points import entry_points
 from qrecipe.validation import MAX_FINDINGS
 
 RECIPE = """\

@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from places import ROOT
 
-from qrecipe.arguments import SPEC_ARGUMENTS
 from qrecipe.observers.registration import own_parameters
-from qrecipe.signatures import (
+from qrecipe.registry.arguments import SPEC_ARGUMENTS
+from qrecipe.registry.builtin import (
     FAKE_QUANTS,
     FUNCTION_FAMILIES,
     MODULE_TYPES,
@@ -56,13 +56,15 @@ def test_spec_arguments_are_arguments_of_torchs_observers():
 
 def test_committed_names_are_those_of_the_installed_torch():
     tool = runpy.run_path(str(ROOT / "tools" / "torch_names.py"))
-    committed = json.loads((ROOT / "qrecipe" / "_torch_names.json").read_text(encoding="utf-8"))
+    committed = json.loads(
+        (ROOT / "qrecipe" / "registry" / "torch_names.json").read_text(encoding="utf-8")
+    )
     assert tool["torch_names"]() == committed
 
 
 def test_signatures_are_read_without_torch():
     code = (
-        "import sys; from qrecipe.signatures import function_family, MODULE_TYPES;"
+        "import sys; from qrecipe.registry.builtin import function_family, MODULE_TYPES;"
         "assert function_family('torch.add') == 'add' and 'torch.nn.Conv2d' in MODULE_TYPES;"
         "sys.exit('torch' in sys.modules)"
     )

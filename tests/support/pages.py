@@ -40,8 +40,8 @@ from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 from typer.testing import CliRunner
 
 import qrecipe
-from qrecipe import registered
 from qrecipe.cli.app import app
+from qrecipe.registry import table as registered
 
 GAP = "..."
 _INFO = re.compile(r'(?P<language>[\w-]*)(?: title="(?P<title>[^"]+)")?[ \t]*\n')

@@ -7,9 +7,9 @@ from dataclasses import replace
 from qrecipe.errors.findings import Location
 from qrecipe.operations import Member, ModelStructure, Operation, enclosing
 from qrecipe.recipe import QConfigSpec, Rule
+from qrecipe.registry.builtin import function_family
 from qrecipe.rules import resolve
 from qrecipe.schema import TensorSpec
-from qrecipe.signatures import function_family
 
 
 def spec(dtype, **keys):

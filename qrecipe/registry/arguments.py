@@ -193,3 +193,8 @@ def _has_type(value: object, tag: TypeTag) -> bool:
     if tag == "int":
         return isinstance(value, int)
     return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+
+
+LEAST_FLOAT32 = 2.0**-126
+MOST_FLOAT32 = 2.0**128 - 2.0**104
+"""The positive numbers that keep their precision as float32, in which torch holds scales."""

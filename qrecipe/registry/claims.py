@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import get_args
 
-from qrecipe.arguments import Kind
-from qrecipe.installed import EntryPoint, entry_points
+from qrecipe.registry.arguments import Kind
+from qrecipe.registry.entry_points import EntryPoint, entry_points
 
 ENTRY_POINT_GROUP = "qrecipe.plugins"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from qrecipe.arguments import Kind, Signature
+from qrecipe.registry.arguments import Kind, Signature
 
 
 @dataclass(frozen=True, slots=True)

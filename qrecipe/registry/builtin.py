@@ -1,6 +1,6 @@
 """What torch offers a recipe: observers, fake-quants, module types and functions, without torch.
 
-The observers and fake-quants stand here, the many names of torch in `_torch_names.json`, which
+The observers and fake-quants stand here, the many names of torch in `torch_names.json`, which
 `tools/torch_names.py` writes. Tests hold both to the installed torch.
 """
 
@@ -13,9 +13,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from qrecipe import registered
-from qrecipe.arguments import (
+from qrecipe.errors.spelling import did_you_mean
+from qrecipe.errors.text import shown
+from qrecipe.registry import table as registered
+from qrecipe.registry.arguments import (
     KIND_TITLE,
+    LEAST_FLOAT32,
+    MOST_FLOAT32,
     ArgumentProblem,
     Interval,
     Kind,
@@ -24,10 +28,7 @@ from qrecipe.arguments import (
     argument_problems,
     option_problems,
 )
-from qrecipe.claims import claimed_names, claims
-from qrecipe.errors.spelling import did_you_mean
-from qrecipe.errors.text import shown
-from qrecipe.schema import LEAST_FLOAT32, MOST_FLOAT32
+from qrecipe.registry.claims import claimed_names, claims
 
 __all__ = [
     "FAKE_QUANTS",
@@ -182,7 +183,7 @@ def _one_of(names: Collection[str]) -> str:
 
 @cache
 def _torch_names() -> dict[str, Any]:
-    path = Path(__file__).with_name("_torch_names.json")
+    path = Path(__file__).with_name("torch_names.json")
     names: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return names
 
