@@ -57,9 +57,9 @@ if TYPE_CHECKING:
     from qrecipe.planning import Site as Site
     from qrecipe.qat import QatSchedule as QatSchedule
     from qrecipe.qat import qat_schedule as qat_schedule
-    from qrecipe.recipe import Recipe as Recipe
-    from qrecipe.recipe import load_recipe as load_recipe
-    from qrecipe.recipe import parse_recipe as parse_recipe
+    from qrecipe.recipe.recipe import Recipe as Recipe
+    from qrecipe.recipe.recipe import load_recipe as load_recipe
+    from qrecipe.recipe.recipe import parse_recipe as parse_recipe
 
 _HOME = {
     "ArtifactError": "errors.findings",
@@ -79,7 +79,7 @@ _HOME = {
     "QRecipeError": "errors.findings",
     "QRecipeWarning": "errors.findings",
     "Ranking": "measure.ranking",
-    "Recipe": "recipe",
+    "Recipe": "recipe.recipe",
     "RecipeConflictError": "errors.findings",
     "RecipeError": "errors.findings",
     "RecipeReferenceError": "errors.findings",
@@ -99,8 +99,8 @@ _HOME = {
     "drift": "measure.drifting",
     "export_onnx": "artifact.export",
     "load_quantized": "artifact.loading",
-    "load_recipe": "recipe",
-    "parse_recipe": "recipe",
+    "load_recipe": "recipe.recipe",
+    "parse_recipe": "recipe.recipe",
     "plan": "pipeline",
     "provenance": "lineage",
     "qat_schedule": "qat",

@@ -8,8 +8,8 @@ from qrecipe.backend import Outcome
 from qrecipe.convolutions import is_slow
 from qrecipe.errors.findings import Finding
 from qrecipe.inventory import Inventory, Match
+from qrecipe.recipe.schema import Backend
 from qrecipe.rules import Decision, listed
-from qrecipe.schema import Backend
 
 _TINY_MODEL = 10_000
 """Weights below which quantizing and dequantizing cost more than the kernels save."""

@@ -11,8 +11,8 @@ from torch import fx, nn
 from qrecipe.errors.findings import CalibrationError, Finding
 from qrecipe.fx.numerics import Sample
 from qrecipe.inputs import Inputs
-from qrecipe.recipe import Recipe
-from qrecipe.schema import CalibrationTable, LintTable, QatTable
+from qrecipe.recipe.recipe import Recipe
+from qrecipe.recipe.schema import CalibrationTable, LintTable, QatTable
 
 PRIVATE = "_qrecipe"
 """The attribute of a model, and the key in ``meta``, under which qrecipe keeps things."""

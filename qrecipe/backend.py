@@ -28,7 +28,8 @@ from qrecipe.inventory import Inventory, Match
 from qrecipe.kernels import refusal, takes_per_channel_weight, weight_refusal
 from qrecipe.observers.qconfig import per_tensor, quantized_range
 from qrecipe.operations import Kind, Operation
-from qrecipe.recipe import QConfigSpec
+from qrecipe.recipe.recipe import QConfigSpec
+from qrecipe.recipe.schema import Backend, Constructor, Phase, TensorSpec
 from qrecipe.rules import Decision
 from qrecipe.saturation import (
     ADDS_IN_16_BITS,
@@ -36,7 +37,6 @@ from qrecipe.saturation import (
     readers_of_seven_bits,
     takes_weight,
 )
-from qrecipe.schema import Backend, Constructor, Phase, TensorSpec
 
 Mode = Literal["static", "dynamic", "weight_only"]
 Verdict = Literal["quantized", "passthrough", "float"]

@@ -40,7 +40,7 @@ from qrecipe.loaders import (
 from qrecipe.nested import cloned
 from qrecipe.neutral import neutral
 from qrecipe.ranges import observes, range_findings
-from qrecipe.schema import CalibrationTable
+from qrecipe.recipe.schema import CalibrationTable
 from qrecipe.terminal.progress import Progress, terminal_progress
 
 FEW_BATCHES = 10

@@ -19,10 +19,10 @@ from typing import Annotated, Any, BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from qrecipe.amounts import json_count
 from qrecipe.errors.findings import ArtifactError, Finding
 from qrecipe.errors.spelling import did_you_mean
 from qrecipe.errors.text import one_line, shown
+from qrecipe.recipe.toml.size_limits import json_count
 
 MAX_HEADER = 2**23
 """The largest header that is read: 8 MiB."""

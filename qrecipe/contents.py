@@ -14,14 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
-from qrecipe.amounts import json_count
-from qrecipe.composition import compose
 from qrecipe.container import MAX_VALUES, Header, json_of, problem
 from qrecipe.errors.findings import QRecipeError
-from qrecipe.merging import fingerprint
-from qrecipe.reading import parse_document
-from qrecipe.references import Source
-from qrecipe.schema import Backend, Phase, RecipeTable, TensorSpec
+from qrecipe.recipe.extends import compose
+from qrecipe.recipe.layers import fingerprint
+from qrecipe.recipe.references import Source
+from qrecipe.recipe.schema import Backend, Phase, RecipeTable, TensorSpec
+from qrecipe.recipe.toml.document import parse_document
+from qrecipe.recipe.toml.size_limits import json_count
 
 FORMAT = 1
 """The version of the metadata; the tensors are safetensors in any version."""

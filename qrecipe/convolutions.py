@@ -17,7 +17,7 @@ from torch import fx, nn
 from qrecipe import cpu
 from qrecipe.inventory import Match
 from qrecipe.normalize import stored
-from qrecipe.schema import Backend, TensorSpec
+from qrecipe.recipe.schema import Backend, TensorSpec
 
 Engine = Literal["fbgemm", "onednn"]
 

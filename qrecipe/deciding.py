@@ -17,7 +17,7 @@ from qrecipe.model_checks import check_model
 from qrecipe.observers.loading import load_plugins
 from qrecipe.planning import Plan, make_plan
 from qrecipe.proposals import with_advice
-from qrecipe.recipe import Recipe
+from qrecipe.recipe.recipe import Recipe
 from qrecipe.remedies import remedy
 from qrecipe.rules import resolve
 from qrecipe.trials import CANNOT_TAKE

@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from qrecipe._torch_fx import DynamicLinear, QuantizedEmbedding
 from qrecipe.inputs import Inputs
-from qrecipe.schema import Backend
+from qrecipe.recipe.schema import Backend
 
 _LEAST_SCALE = 1e-12
 

@@ -39,8 +39,8 @@ from qrecipe.normalize import (
 from qrecipe.operations import Kind, Member, ModelStructure, Operation
 from qrecipe.outputs import is_packing
 from qrecipe.proof import prove_fused
+from qrecipe.recipe.schema import FxTable, Phase
 from qrecipe.roots import inputs_of_roots, prove_whole
-from qrecipe.schema import FxTable, Phase
 from qrecipe.tracing import Scopes, hook_findings, in_training, trace
 from qrecipe.training import make_dropouts_switchable, modules_as_trained
 from qrecipe.values import Example, record_values

@@ -16,7 +16,7 @@ from torch import fx, nn
 from qrecipe.altered import alteration, lacks_statistics
 from qrecipe.inventory import Match
 from qrecipe.normalize import is_floating
-from qrecipe.schema import Backend, Phase, TensorSpec
+from qrecipe.recipe.schema import Backend, Phase, TensorSpec
 from qrecipe.values import Value
 
 _CONV_TRANSPOSE = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

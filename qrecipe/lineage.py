@@ -18,8 +18,8 @@ from qrecipe.cpu import cpu_name
 from qrecipe.errors.findings import ArtifactError, Finding
 from qrecipe.observers.loading import plugin_versions
 from qrecipe.planning import Plan
-from qrecipe.recipe import Ingredient, Recipe
-from qrecipe.references import Publisher
+from qrecipe.recipe.recipe import Ingredient, Recipe
+from qrecipe.recipe.references import Publisher
 
 PROVENANCE = "provenance"
 _ARCHITECTURE = "architecture"

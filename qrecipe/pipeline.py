@@ -38,7 +38,7 @@ from qrecipe.neutral import neutral
 from qrecipe.operations import joined
 from qrecipe.planning import Plan
 from qrecipe.ranges import check_calibrated, check_trained
-from qrecipe.recipe import Recipe, load_recipe
+from qrecipe.recipe.recipe import Recipe, load_recipe
 from qrecipe.target import TargetCpu, unjudged_finding, unjudged_sites
 from qrecipe.terminal.progress import Progress
 

@@ -12,8 +12,8 @@ from qrecipe.errors.findings import PlanError, TraceError
 from qrecipe.errors.text import quoted_whole
 from qrecipe.inputs import Inputs, constants
 from qrecipe.operations import enclosing
+from qrecipe.recipe.schema import FxTable
 from qrecipe.roots import prove_whole
-from qrecipe.schema import FxTable
 from qrecipe.tracing import UntraceableError, trace
 from qrecipe.trials import first_calls
 from qrecipe.values import FEW_SAMPLES, record_values

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from qrecipe.assembly import PreparedState, prepared_state
 from qrecipe.errors.findings import Finding, PlanError
 from qrecipe.fx.training import freeze_batch_norm, stop_observing
-from qrecipe.schema import QatTable
+from qrecipe.recipe.schema import QatTable
 
 _FACTORS: Mapping[Literal["cosine", "linear", "constant"], Callable[[float], float]] = {
     "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,

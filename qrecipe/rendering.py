@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from qrecipe.errors.findings import Finding, PlanError
 from qrecipe.errors.spelling import did_you_mean
-from qrecipe.recipe import QConfigSpec, Rule, published
+from qrecipe.recipe.recipe import QConfigSpec, Rule, published
+from qrecipe.recipe.schema import TensorSpec
 from qrecipe.rules import describe
-from qrecipe.schema import TensorSpec
 from qrecipe.terminal.tables import render_table
 
 if TYPE_CHECKING:

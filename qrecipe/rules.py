@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from qrecipe.errors.findings import Finding
 from qrecipe.errors.spelling import nearest
 from qrecipe.errors.text import counted
-from qrecipe.names import NamePattern, compile_pattern, literal, selects
 from qrecipe.operations import Member, ModelStructure, Operation, enclosing
-from qrecipe.recipe import Rule
+from qrecipe.recipe.patterns import NamePattern, compile_pattern, literal, selects
+from qrecipe.recipe.recipe import Rule
 from qrecipe.registry.builtin import (
     PARAMETRIZED,
     canonical_module_type,

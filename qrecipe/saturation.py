@@ -14,9 +14,9 @@ from qrecipe.inventory import Inventory, Match
 from qrecipe.kernels import refusal
 from qrecipe.normalize import MULTIPLIES_WEIGHT
 from qrecipe.observers.qconfig import quantized_range
-from qrecipe.recipe import QConfigSpec
+from qrecipe.recipe.recipe import QConfigSpec
+from qrecipe.recipe.schema import Backend, TensorSpec
 from qrecipe.rules import Decision
-from qrecipe.schema import Backend, TensorSpec
 
 MOST_EXACT_CODE = 128
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qrecipe.errors.findings import Finding
-from qrecipe.recipe import Recipe
-from qrecipe.references import is_reference
+from qrecipe.recipe.recipe import Recipe
+from qrecipe.recipe.references import is_reference
 from qrecipe.rules import Resolution, describe, listed
 
 

@@ -23,7 +23,7 @@ from qrecipe.errors.text import first_line
 from qrecipe.files import write_atomically
 from qrecipe.pipeline import plan as make_plan
 from qrecipe.planning import Plan, Site
-from qrecipe.recipe import Recipe, load_recipe
+from qrecipe.recipe.recipe import Recipe, load_recipe
 from qrecipe.rendering import summary
 from qrecipe.rules import describe
 

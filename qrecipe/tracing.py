@@ -28,7 +28,7 @@ from qrecipe.inputs import Inputs, constants
 from qrecipe.nested import Packing, leaves, parts_of
 from qrecipe.operations import joined
 from qrecipe.process import random_numbers_kept, traced_alone
-from qrecipe.schema import FxTable
+from qrecipe.recipe.schema import FxTable
 from qrecipe.unfit import hidden_modules
 
 Scopes = Mapping[str, tuple[str, type]]

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from qrecipe.backend import Outcome
 from qrecipe.errors.findings import Finding
 from qrecipe.inventory import Inventory
-from qrecipe.names import leave_float
 from qrecipe.operations import Member, Operation
+from qrecipe.recipe.patterns import leave_float
 from qrecipe.rules import Decision
 
 

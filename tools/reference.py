@@ -15,7 +15,7 @@ import typer
 from typer.testing import CliRunner
 
 from qrecipe.cli.app import app
-from qrecipe.json_schema import recipe_schema
+from qrecipe.recipe.json_schema import recipe_schema
 from qrecipe.registry.builtin import FAKE_QUANTS, OBSERVERS
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -31,8 +31,8 @@ from qrecipe.errors.warn import warn
 from qrecipe.fx import execution
 from qrecipe.lineage import Provenance, attach
 from qrecipe.neutral import neutral
+from qrecipe.recipe.schema import LintTable, RecipeTable
 from qrecipe.rules import listed
-from qrecipe.schema import LintTable, RecipeTable
 from qrecipe.unfit import instead_of_model, wrapper_findings
 
 

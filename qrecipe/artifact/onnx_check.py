@@ -15,8 +15,8 @@ from qrecipe.errors.findings import AuditError, Finding
 from qrecipe.errors.text import first_line
 from qrecipe.fx.numerics import TOLERANCE_DB
 from qrecipe.fx.reference import RIGHT_DB, hold
-from qrecipe.names import leave_float
 from qrecipe.nested import tensors_in
+from qrecipe.recipe.patterns import leave_float
 from qrecipe.sqnr import output_sqnr_db
 
 _FLIPPED = 0.01

@@ -39,8 +39,8 @@ from qrecipe.inventory import (
 from qrecipe.operations import ModelStructure
 from qrecipe.planning import Plan, Site
 from qrecipe.quieting import held_back
-from qrecipe.recipe import QConfigSpec, Rule
-from qrecipe.schema import Constructor, FxTable, TensorSpec
+from qrecipe.recipe.recipe import QConfigSpec, Rule
+from qrecipe.recipe.schema import Constructor, FxTable, TensorSpec
 from qrecipe.values import Example
 
 _MEMORYLESS = ("placeholder", "fixed_qparams")

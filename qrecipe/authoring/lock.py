@@ -21,21 +21,21 @@ import torch
 from pydantic import BeforeValidator, Field, ValidationError
 
 from qrecipe._version import __version__
-from qrecipe.amounts import item_count, longest_key, outline
 from qrecipe.authoring.outcomes import PlanOutcome, plan_outcome
 from qrecipe.errors.findings import Finding, PlanError
 from qrecipe.errors.text import one_line, shown
 from qrecipe.files import write_atomically
-from qrecipe.locations import MAX_DEPTH
 from qrecipe.operations import ModelStructure
 from qrecipe.planning import Plan
-from qrecipe.recipe import Ingredient
-from qrecipe.references import is_reference
+from qrecipe.recipe.recipe import Ingredient
+from qrecipe.recipe.references import is_reference
+from qrecipe.recipe.schema import Table, TensorSpec
+from qrecipe.recipe.toml.positions import MAX_DEPTH
+from qrecipe.recipe.toml.size_limits import item_count, longest_key, outline
+from qrecipe.recipe.toml.writer import LOCK_SUFFIX, toml_key, toml_value
 from qrecipe.registry import table as registered
 from qrecipe.registry.arguments import Kind
 from qrecipe.registry.claims import claims
-from qrecipe.schema import Table, TensorSpec
-from qrecipe.writing import LOCK_SUFFIX, toml_key, toml_value
 
 LOCK_FORMAT: Literal[1] = 1
 MAX_BYTES = 2**22

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from qrecipe.pairing import is_static_integer
 from qrecipe.planning import Plan, Site
+from qrecipe.recipe.pairing import is_static_integer
+from qrecipe.recipe.schema import Constructor, Phase, Table, TensorSpec
 from qrecipe.rendering import spec_json
 from qrecipe.rules import describe
-from qrecipe.schema import Constructor, Phase, Table, TensorSpec
 
 _DEFAULT_FAKE_QUANT = Constructor(name="fake_quantize")
 

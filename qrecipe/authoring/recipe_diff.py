@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from qrecipe.errors.findings import Location, UnknownNameError
-from qrecipe.merging import unreasoned
-from qrecipe.recipe import Recipe
-from qrecipe.writing import toml_key, toml_value
+from qrecipe.recipe.layers import unreasoned
+from qrecipe.recipe.recipe import Recipe
+from qrecipe.recipe.toml.writer import toml_key, toml_value
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,14 +16,14 @@ from qrecipe.errors.findings import Finding, PlanError, TraceError, UnsupportedE
 from qrecipe.inputs import Inputs
 from qrecipe.inventory import Inventory
 from qrecipe.lineage import quantized_part
-from qrecipe.measure.overlay import fitting, float_rules, merged_rules
 from qrecipe.neutral import neutral
 from qrecipe.planning import Plan, make_plan
 from qrecipe.proposals import traceable_parts
-from qrecipe.recipe import Recipe, parse_recipe
-from qrecipe.schema import FLOAT
+from qrecipe.recipe.overlay import fitting, float_rules, merged_rules
+from qrecipe.recipe.recipe import Recipe, parse_recipe
+from qrecipe.recipe.schema import FLOAT
+from qrecipe.recipe.toml.writer import toml_text
 from qrecipe.work import work_of, work_of_sites
-from qrecipe.writing import toml_text
 
 FEW_CONVOLUTIONS = 0.1
 """Below this share of the multiplications convolutions are not worth calibrating a model for."""

@@ -8,9 +8,9 @@ from typing import Any
 from qrecipe.backend import FOLLOWERS, can_honour
 from qrecipe.convolutions import is_slow
 from qrecipe.inventory import Inventory, Match
-from qrecipe.measure.overlay import float_rule, float_rules, rule_key
 from qrecipe.planning import Plan, Site
-from qrecipe.recipe import QConfigSpec
+from qrecipe.recipe.overlay import float_rule, float_rules, rule_key
+from qrecipe.recipe.recipe import QConfigSpec
 from qrecipe.registry.builtin import function_family, is_module_type
 
 _SLOW = "a convolution in small groups: int8 is slower than float here"

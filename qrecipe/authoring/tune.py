@@ -38,8 +38,8 @@ from qrecipe.measure.analysis import Evaluate
 from qrecipe.measure.batches import rereadable
 from qrecipe.neutral import neutral
 from qrecipe.planning import Plan, make_plan
-from qrecipe.recipe import Recipe, load_recipe
-from qrecipe.references import path_text
+from qrecipe.recipe.recipe import Recipe, load_recipe
+from qrecipe.recipe.references import path_text
 from qrecipe.target import TargetCpu, unjudged_sites
 from qrecipe.terminal.progress import Progress, terminal_progress
 

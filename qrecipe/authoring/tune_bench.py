@@ -22,13 +22,13 @@ from qrecipe.loaders import Forward, limited
 from qrecipe.measure.analysis import Evaluate, sensitivity
 from qrecipe.measure.comparison import compare
 from qrecipe.measure.fidelity import finite_or_none
-from qrecipe.measure.overlay import overlay_recipe, rule_key
 from qrecipe.measure.ranking import Ranking
 from qrecipe.measure.scores import number
 from qrecipe.pipeline import quantize, simulate
 from qrecipe.quieting import held_back
-from qrecipe.recipe import Recipe
-from qrecipe.schema import FLOAT
+from qrecipe.recipe.overlay import overlay_recipe, rule_key
+from qrecipe.recipe.recipe import Recipe
+from qrecipe.recipe.schema import FLOAT
 from qrecipe.target import TargetCpu
 from qrecipe.terminal.progress import Progress
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qrecipe.errors.findings import RecipeError
-from qrecipe.measure.overlay import overlay_recipe
 from qrecipe.planning import Plan
-from qrecipe.recipe import Recipe
-from qrecipe.schema import TensorSpec
+from qrecipe.recipe.overlay import overlay_recipe
+from qrecipe.recipe.recipe import Recipe
+from qrecipe.recipe.schema import TensorSpec
 from qrecipe.target import TargetCpu, target_has_vnni
 
 _ON_X86 = ("x86", "fbgemm", "onednn")

@@ -14,9 +14,9 @@ from qrecipe.authoring.tune_candidate import Candidate, Lever
 from qrecipe.authoring.tune_frontier import SiteCost
 from qrecipe.authoring.tune_log import cost_json, trial_json
 from qrecipe.authoring.tune_search import Search, Trial
-from qrecipe.measure.overlay import float_rules, overlay_recipe, rule_key, save_overlay
-from qrecipe.recipe import Ingredient, Recipe, published
-from qrecipe.references import path_text
+from qrecipe.recipe.overlay import float_rules, overlay_recipe, rule_key, save_overlay
+from qrecipe.recipe.recipe import Ingredient, Recipe, published
+from qrecipe.recipe.references import path_text
 from qrecipe.rules import listed
 from qrecipe.terminal.tables import render_table
 

@@ -98,7 +98,7 @@ def show(recipe: RecipeArgument, plugin: PluginOption = None, json: JsonOption =
     with reported(as_json=json):
         _import_plugins(plugin)
         from qrecipe.cli import showing
-        from qrecipe.recipe import load_recipe
+        from qrecipe.recipe.recipe import load_recipe
 
         (showing.show_json if json else showing.show_text)(load_recipe(recipe))
 

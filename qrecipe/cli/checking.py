@@ -8,8 +8,8 @@ from itertools import chain
 
 from qrecipe.cli.output import out, out_json
 from qrecipe.errors.findings import Finding, QRecipeError
-from qrecipe.recipe import Ingredient, load_recipe, published
-from qrecipe.writing import LOCK_SUFFIX
+from qrecipe.recipe.recipe import Ingredient, load_recipe, published
+from qrecipe.recipe.toml.writer import LOCK_SUFFIX
 
 
 @dataclass(frozen=True, slots=True)

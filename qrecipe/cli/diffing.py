@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qrecipe.authoring.recipe_diff import Value, ValueChange, value_changes
 from qrecipe.cli.output import needs_torch, out, out_json
 from qrecipe.cli.usercode import UserCode, user_output
-from qrecipe.recipe import Recipe, load_recipe, published
+from qrecipe.recipe.recipe import Recipe, load_recipe, published
 from qrecipe.terminal.tables import render_table
 
 if TYPE_CHECKING:

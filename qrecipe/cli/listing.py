@@ -10,14 +10,14 @@ from typing import get_args
 from qrecipe.cli.output import out, out_json
 from qrecipe.cli.usercode import UserCode, user_output
 from qrecipe.errors.findings import RecipeError
-from qrecipe.recipe import load_recipe
-from qrecipe.references import ENTRY_POINT_GROUP, Publisher, builtin_names, titled
+from qrecipe.recipe.recipe import load_recipe
+from qrecipe.recipe.references import ENTRY_POINT_GROUP, Publisher, builtin_names, titled
+from qrecipe.recipe.schema import Backend
 from qrecipe.registry import table as registered
 from qrecipe.registry.arguments import Kind
 from qrecipe.registry.builtin import FAKE_QUANTS, OBSERVERS, known_names, signature
 from qrecipe.registry.claims import claims, every_claim, misnamed
 from qrecipe.registry.entry_points import entry_points
-from qrecipe.schema import Backend
 from qrecipe.terminal.tables import render_table
 
 

@@ -84,7 +84,7 @@ def _sites(plan: Plan) -> str:
 
 def _path(recipe: str, lock: str | None) -> Path:
     from qrecipe.authoring.lock import lock_path
-    from qrecipe.writing import LOCK_SUFFIX
+    from qrecipe.recipe.toml.writer import LOCK_SUFFIX
 
     if lock is None:
         return lock_path(recipe)

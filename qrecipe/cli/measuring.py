@@ -21,13 +21,13 @@ from qrecipe.errors.findings import QRecipeError
 from qrecipe.lineage import provenance
 from qrecipe.measure.analysis import sensitivity
 from qrecipe.measure.comparison import compare, comparison_json
-from qrecipe.measure.overlay import check_replaceable
 from qrecipe.measure.page import check_writable, save_page
 from qrecipe.measure.plots import check_available
 from qrecipe.measure.ranking import Ranking, ranking_json
 from qrecipe.measure.report_pages import comparison_page, ranking_page
 from qrecipe.pipeline import quantize
-from qrecipe.recipe import Recipe, load_recipe
+from qrecipe.recipe.overlay import check_replaceable
+from qrecipe.recipe.recipe import Recipe, load_recipe
 from qrecipe.target import TargetCpu
 
 

@@ -19,7 +19,7 @@ from qrecipe.measure.analysis import sensitivity
 from qrecipe.measure.drifting import drift
 from qrecipe.measure.report_pages import Activations, Ranked
 from qrecipe.pipeline import plan, quantize
-from qrecipe.recipe import Recipe
+from qrecipe.recipe.recipe import Recipe
 from qrecipe.target import TargetCpu
 
 

@@ -9,7 +9,7 @@ from qrecipe.cli.usercode import UserCode, user_output
 from qrecipe.deciding import decide
 from qrecipe.inputs import Inputs
 from qrecipe.planning import Plan
-from qrecipe.recipe import load_recipe
+from qrecipe.recipe.recipe import load_recipe
 
 
 def make_plan(recipe: str, model: str, shapes: Sequence[str], plugins: Sequence[str]) -> Plan:

@@ -28,7 +28,7 @@ from qrecipe.measure.sizes import model_size
 from qrecipe.pipeline import CompiledRecipe, compile_decided
 from qrecipe.quieting import held_back
 from qrecipe.ranges import observes
-from qrecipe.recipe import load_recipe
+from qrecipe.recipe.recipe import load_recipe
 from qrecipe.sqnr import output_sqnr_db
 from qrecipe.target import TargetCpu
 

@@ -18,7 +18,7 @@ def schema(plugin: PluginOption = None) -> None:
     """
     with reported(as_json=False):
         from qrecipe.cli.usercode import UserCode, user_output
-        from qrecipe.json_schema import recipe_schema
+        from qrecipe.recipe.json_schema import recipe_schema
 
         with UserCode() as code, user_output():
             code.import_plugins(plugin or ())

@@ -9,9 +9,9 @@ import tomli
 
 from qrecipe.cli.output import out, out_json
 from qrecipe.errors.findings import Location, UnknownNameError
-from qrecipe.locations import KeyPath, Spans
-from qrecipe.recipe import Recipe
-from qrecipe.wording import dotted
+from qrecipe.recipe.recipe import Recipe
+from qrecipe.recipe.schema_errors import dotted
+from qrecipe.recipe.toml.positions import KeyPath, Spans
 
 _WIDEST_CODE = 60
 

@@ -23,11 +23,11 @@ from qrecipe.cli.subjects import load_subject, required_inputs
 from qrecipe.cli.usercode import UserCode, UserFunction, user_output
 from qrecipe.errors.findings import QRecipeError
 from qrecipe.files import write_atomically
-from qrecipe.measure.overlay import check_replaceable
 from qrecipe.measure.page import Page, check_writable, save_page
 from qrecipe.measure.plots import check_available
 from qrecipe.measure.report_pages import Ranked, tune_page
-from qrecipe.recipe import Recipe, load_recipe, parse_recipe
+from qrecipe.recipe.overlay import check_replaceable
+from qrecipe.recipe.recipe import Recipe, load_recipe, parse_recipe
 from qrecipe.target import TargetCpu
 
 

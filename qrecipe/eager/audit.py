@@ -19,10 +19,10 @@ from qrecipe.errors.warn import warn
 from qrecipe.fx.numerics import JUDGEABLE_DB, Sample
 from qrecipe.fx.reference import RIGHT_DB
 from qrecipe.inputs import Inputs
-from qrecipe.names import leave_float
 from qrecipe.nested import tensors_in
 from qrecipe.planning import Plan, Site
-from qrecipe.schema import LintTable
+from qrecipe.recipe.patterns import leave_float
+from qrecipe.recipe.schema import LintTable
 from qrecipe.sqnr import output_sqnr_db, sqnr_db
 from qrecipe.tracing import WITHOUT_AUTOCAST
 

@@ -14,7 +14,7 @@ from qrecipe.inputs import Inputs
 from qrecipe.inventory import Inventory, Match, module_names
 from qrecipe.normalize import base_names, module_member
 from qrecipe.operations import Kind, ModelStructure, Operation, enclosing
-from qrecipe.schema import FxTable
+from qrecipe.recipe.schema import FxTable
 from qrecipe.trials import drawing_nothing, try_inputs
 
 

@@ -21,7 +21,7 @@ from qrecipe.fx.numerics import Sample
 from qrecipe.inputs import Inputs
 from qrecipe.observers.qconfig import qconfig
 from qrecipe.planning import Plan
-from qrecipe.schema import LintTable
+from qrecipe.recipe.schema import LintTable
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from qrecipe.fx.numerics import ReferenceRun, numeric_findings, reference_number
 from qrecipe.fx.reference_form import reference_findings
 from qrecipe.fx.structure import structure_findings
 from qrecipe.planning import Plan
-from qrecipe.schema import LintTable
+from qrecipe.recipe.schema import LintTable
 
 
 def audit(

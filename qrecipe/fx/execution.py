@@ -36,7 +36,7 @@ from qrecipe.nested import tensors_in
 from qrecipe.normalize import CALLS, TAKES_WEIGHT, stored
 from qrecipe.packing import packed_convolution
 from qrecipe.process import random_numbers_kept
-from qrecipe.schema import Backend, Phase
+from qrecipe.recipe.schema import Backend, Phase
 
 ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
 _ENGINE = threading.RLock()

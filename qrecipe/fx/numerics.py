@@ -23,9 +23,9 @@ from qrecipe.fx.judgement import (
 from qrecipe.fx.reference import RIGHT_DB
 from qrecipe.fx.weights import rounding_weights_fast
 from qrecipe.inputs import Inputs, batch_size, head
-from qrecipe.names import leave_float
 from qrecipe.nested import UncopyableError
 from qrecipe.planning import Plan
+from qrecipe.recipe.patterns import leave_float
 from qrecipe.rules import listed
 from qrecipe.sqnr import output_sqnr_db
 

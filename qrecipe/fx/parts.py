@@ -23,7 +23,7 @@ from qrecipe.inputs import Inputs
 from qrecipe.inventory import Part
 from qrecipe.planning import Plan
 from qrecipe.proof import prove_prepared
-from qrecipe.schema import Backend, LintTable
+from qrecipe.recipe.schema import Backend, LintTable
 from qrecipe.values import Example
 
 

@@ -22,7 +22,7 @@ from qrecipe.fx.emission import site_of
 from qrecipe.normalize import CALLS, MULTIPLIES_WEIGHT, is_floating, is_plumbing
 from qrecipe.observers.qconfig import torch_dtype
 from qrecipe.planning import Plan, Site
-from qrecipe.schema import TensorSpec
+from qrecipe.recipe.schema import TensorSpec
 
 _WEIGHTED_MODULES = (
     nn.Linear,

@@ -18,7 +18,7 @@ from qrecipe.fx.numerics import Sample
 from qrecipe.inputs import bind
 from qrecipe.nested import tensors_in
 from qrecipe.proof import passing
-from qrecipe.schema import Phase
+from qrecipe.recipe.schema import Phase
 from qrecipe.values import difference
 
 _ROUNDING = ("quantize_per_", "dequantize")

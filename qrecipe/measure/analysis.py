@@ -39,7 +39,7 @@ from qrecipe.measure.scores import Metric, MetricScore, Score, SqnrScore, number
 from qrecipe.measure.untraced import module_kernels, module_sites
 from qrecipe.neutral import neutral
 from qrecipe.planning import Plan
-from qrecipe.recipe import Recipe, load_recipe
+from qrecipe.recipe.recipe import Recipe, load_recipe
 from qrecipe.target import TargetCpu, unjudged_sites
 from qrecipe.terminal.progress import Progress, terminal_progress
 

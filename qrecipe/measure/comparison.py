@@ -38,7 +38,7 @@ from qrecipe.measure.weights import (
     weights_of_module,
 )
 from qrecipe.neutral import neutral
-from qrecipe.recipe import Ingredient, parse_recipe, published
+from qrecipe.recipe.recipe import Ingredient, parse_recipe, published
 from qrecipe.terminal.progress import Progress, terminal_progress
 from qrecipe.terminal.tables import render_table
 

@@ -12,7 +12,7 @@ from qrecipe.errors.text import counted
 from qrecipe.measure.distribution import Histogram
 from qrecipe.measure.fidelity import db_text, finite_or_none
 from qrecipe.measure.stored import QRange
-from qrecipe.recipe import Ingredient, published
+from qrecipe.recipe.recipe import Ingredient, published
 from qrecipe.rules import listed
 from qrecipe.terminal.tables import render_table
 

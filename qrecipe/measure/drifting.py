@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from qrecipe.composition import compose
 from qrecipe.contents import StoredPlan
 from qrecipe.copying import with_parts
 from qrecipe.errors.findings import CalibrationError, ExecutionError, Finding
@@ -28,8 +27,9 @@ from qrecipe.measure.stored import sharing, stored_ranges
 from qrecipe.measure.tally import Tally
 from qrecipe.nested import map_tensors
 from qrecipe.neutral import neutral
-from qrecipe.references import Source
-from qrecipe.schema import LintTable, RecipeTable
+from qrecipe.recipe.extends import compose
+from qrecipe.recipe.references import Source
+from qrecipe.recipe.schema import LintTable, RecipeTable
 from qrecipe.terminal.progress import Progress, terminal_progress
 
 _MOST_BATCHES = 2**31

@@ -34,11 +34,11 @@ from qrecipe.fx.structure import structure_findings
 from qrecipe.inventory import Inventory, Part
 from qrecipe.loaders import Forward
 from qrecipe.measure.outofplace import without_changes_in_place
-from qrecipe.names import leave_float
 from qrecipe.nested import map_tensors
 from qrecipe.planning import Plan, Site
 from qrecipe.ranges import range_findings
-from qrecipe.recipe import Recipe
+from qrecipe.recipe.patterns import leave_float
+from qrecipe.recipe.recipe import Recipe
 from qrecipe.terminal.progress import Progress
 
 _WRAPPER = "qrecipe_site_"

@@ -12,7 +12,7 @@ from qrecipe.errors.text import first_line
 from qrecipe.measure.stored import QRange
 from qrecipe.observers.loading import load
 from qrecipe.observers.qconfig import factory
-from qrecipe.schema import Constructor, TensorSpec, quantized_range
+from qrecipe.recipe.schema import Constructor, TensorSpec, quantized_range
 
 
 class Observing:

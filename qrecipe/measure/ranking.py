@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 from qrecipe.errors.findings import ExecutionError, Finding
 from qrecipe.errors.text import shown
-from qrecipe.measure import overlay
 from qrecipe.measure.fidelity import finite_or_none
-from qrecipe.recipe import Ingredient, Recipe, published
-from qrecipe.references import path_text
+from qrecipe.recipe import overlay
+from qrecipe.recipe.recipe import Ingredient, Recipe, published
+from qrecipe.recipe.references import path_text
 from qrecipe.terminal.tables import render_table, room_beside
 
 Method = Literal["exact", "estimate"]

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from qrecipe.contents import StoredSite
 from qrecipe.fx.emission import site_of
 from qrecipe.normalize import CALLS
-from qrecipe.schema import TensorSpec, quantized_range
+from qrecipe.recipe.schema import TensorSpec, quantized_range
 
 TensorRole = Literal["input", "output"]
 

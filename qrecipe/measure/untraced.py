@@ -12,7 +12,7 @@ from qrecipe.eager.part import EagerPart
 from qrecipe.inputs import Inputs
 from qrecipe.measure.isolation import Kernel
 from qrecipe.planning import Plan, Site
-from qrecipe.schema import LintTable
+from qrecipe.recipe.schema import LintTable
 
 _SILENT = LintTable(ignore=("QR203",))
 

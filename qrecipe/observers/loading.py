@@ -18,16 +18,16 @@ import torch
 from qrecipe.errors.findings import Finding, Location, QRecipeError, error_from
 from qrecipe.errors.text import first_line, one_line, shown
 from qrecipe.errors.warn import warn
-from qrecipe.locations import KeyPath
 from qrecipe.observers.qconfig import factory
-from qrecipe.recipe import Recipe
+from qrecipe.recipe.recipe import Recipe
+from qrecipe.recipe.schema import Constructor, Phase, TensorSpec
+from qrecipe.recipe.toml.positions import KeyPath
+from qrecipe.recipe.validation import MAX_FINDINGS
 from qrecipe.registry import table as registered
 from qrecipe.registry.arguments import KIND_TITLE, ArgumentProblem, Kind
 from qrecipe.registry.builtin import FAKE_QUANTS, OBSERVERS, check_arguments
 from qrecipe.registry.claims import Claim, claims
 from qrecipe.registry.table import Registration
-from qrecipe.schema import Constructor, Phase, TensorSpec
-from qrecipe.validation import MAX_FINDINGS
 
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 _LONGEST_MESSAGE = 300

@@ -25,7 +25,7 @@ from qrecipe._torch_ao import (
 )
 from qrecipe.errors.findings import Finding, SchemaError
 from qrecipe.observers import registration as registry
-from qrecipe.schema import (
+from qrecipe.recipe.schema import (
     QUANTIZED_RANGE,
     Constructor,
     DType,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from plans import recipe
 
 from qrecipe.authoring.recipe_diff import value_changes
-from qrecipe.writing import toml_key, toml_value
+from qrecipe.recipe.toml.writer import toml_key, toml_value
 
 
 @pytest.fixture

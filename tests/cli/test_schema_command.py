@@ -20,14 +20,14 @@ from recipe_texts import FULL
 from torch.ao.quantization.observer import MinMaxObserver
 
 import qrecipe
-from qrecipe import json_schema
 from qrecipe.errors.findings import RecipeError
-from qrecipe.json_schema import recipe_schema
-from qrecipe.recipe import parse_recipe
-from qrecipe.references import builtin_names
+from qrecipe.recipe import json_schema
+from qrecipe.recipe.json_schema import recipe_schema
+from qrecipe.recipe.recipe import parse_recipe
+from qrecipe.recipe.references import builtin_names
+from qrecipe.recipe.schema import FxTable, LintTable, QatTable, RecipeTable, RuleTable, TensorSpec
+from qrecipe.recipe.toml.writer import toml_key, toml_value
 from qrecipe.registry import table as registered
-from qrecipe.schema import FxTable, LintTable, QatTable, RecipeTable, RuleTable, TensorSpec
-from qrecipe.writing import toml_key, toml_value
 
 VALIDATORS = [Draft4Validator, Draft6Validator, Draft7Validator]
 EXTENDING = 'format = 1\nextends = "builtin:x86-static"\n'

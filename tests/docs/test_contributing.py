@@ -16,7 +16,7 @@ from qrecipe.contents import StoredPlan, StoredSite
 from qrecipe.convolutions import Engine
 from qrecipe.fx.execution import ENGINES
 from qrecipe.planning import Executor
-from qrecipe.schema import Backend
+from qrecipe.recipe.schema import Backend
 
 DOCS = ROOT / "docs"
 PAGES = {

@@ -9,7 +9,7 @@ import pytest
 from places import ROOT
 
 import qrecipe
-from qrecipe.json_schema import recipe_schema
+from qrecipe.recipe.json_schema import recipe_schema
 
 DOCS = ROOT / "docs"
 

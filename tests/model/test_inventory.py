@@ -14,7 +14,7 @@ from qrecipe.errors.findings import PlanError
 from qrecipe.inputs import Inputs
 from qrecipe.inventory import take_inventory
 from qrecipe.normalize import CALLS
-from qrecipe.schema import FxTable
+from qrecipe.recipe.schema import FxTable
 
 GROUPS = {
     "residual": [

@@ -19,8 +19,8 @@ from torch.ao.quantization import FakeQuantize, MinMaxObserver, PerChannelMinMax
 import qrecipe
 from qrecipe.observers.contract import contract_findings
 from qrecipe.observers.qconfig import factory
+from qrecipe.recipe.schema import TensorSpec
 from qrecipe.registry import table as registered
-from qrecipe.schema import TensorSpec
 from qrecipe.sqnr import sqnr_db
 
 EXAMPLE = ROOT / "examples" / "plugin-package"

@@ -26,7 +26,7 @@ from torch import nn
 
 import qrecipe
 from qrecipe.errors.findings import PlanError, UnmatchedRuleError
-from qrecipe.references import builtin_names
+from qrecipe.recipe.references import builtin_names
 
 GOLDEN = Path(__file__).parent / "golden"
 UPDATE = os.environ.get("QRECIPE_UPDATE_GOLDEN") == "1"

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recipe_files import BASE, findings_of, load, write
 
-from qrecipe.composition import MAX_LAYERS
 from qrecipe.errors.findings import RecipeConflictError, RecipeReferenceError
-from qrecipe.recipe import load_recipe
+from qrecipe.recipe.extends import MAX_LAYERS
+from qrecipe.recipe.recipe import load_recipe
 
 
 def test_tables_merge_by_key_and_values_are_replaced_whole(tmp_path, monkeypatch):

@@ -12,11 +12,11 @@ from places import ROOT
 from plans import plan_of, recipe
 from recipe_texts import FULL, HEAD, INT8, findings_of, marked
 
-from qrecipe.doubtful import _PROBES
 from qrecipe.errors.findings import CODES, QRecipeError, SchemaError
-from qrecipe.names import compile_pattern
-from qrecipe.recipe import load_recipe, parse_recipe
-from qrecipe.references import builtin_names
+from qrecipe.recipe.lint import _PROBES
+from qrecipe.recipe.patterns import compile_pattern
+from qrecipe.recipe.recipe import load_recipe, parse_recipe
+from qrecipe.recipe.references import builtin_names
 
 WIDE = '[tensor.wide]\nobserver = "minmax"\ndtype = "uint8"\nqscheme = "per_tensor_affine"\n'
 USED = FULL.replace('rules.global = "float"', 'rules.global = "int8"')

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qrecipe.errors.findings import Location
-from qrecipe.locations import MAX_DEPTH, KeyPath, NestingError, Spans
+from qrecipe.recipe.toml.positions import MAX_DEPTH, KeyPath, NestingError, Spans
 
 TRICKY = r'''# a comment with [brackets] = "and" {braces}
 title = "TOML \u00e9 \x41 \e[0m" # trailing

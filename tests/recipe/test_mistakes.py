@@ -8,7 +8,7 @@ import pytest
 from recipe_texts import FULL, HEAD, findings_of, marked
 
 from qrecipe.errors.findings import RecipeError, SchemaError
-from qrecipe.recipe import parse_recipe
+from qrecipe.recipe.recipe import parse_recipe
 
 MINMAX = 'observer = "minmax"\nqscheme = "per_tensor_affine"\n'
 FIXED = (

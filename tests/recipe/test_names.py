@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qrecipe.errors.findings import SchemaError
-from qrecipe.names import MAX_PATTERN_LENGTH, compile_pattern, literal, selects
+from qrecipe.recipe.patterns import MAX_PATTERN_LENGTH, compile_pattern, literal, selects
 
 # --- the reference: alternatives written out, then plain backtracking
 

@@ -13,7 +13,7 @@ from tuning import closeness, tuned
 
 import qrecipe
 from qrecipe.errors.findings import QRecipeWarning, RecipeSyntaxError
-from qrecipe.measure.overlay import float_rules, overlay_recipe, save_overlay
+from qrecipe.recipe.overlay import float_rules, overlay_recipe, save_overlay
 
 
 def rules(count):

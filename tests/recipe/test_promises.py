@@ -13,9 +13,9 @@ from artifacts import stored
 from places import SUPPORT
 
 import qrecipe
-from qrecipe import composition
 from qrecipe.container import header_of
 from qrecipe.errors.findings import QRecipeError, RecipeReferenceError
+from qrecipe.recipe import extends as composition
 
 HEAD = "format = 1\nbackend = 'x86'\n[rules]\nglobal = 'float'\n"
 

@@ -10,8 +10,8 @@ import time
 import pytest
 
 from qrecipe.errors.findings import RecipeError, RecipeReferenceError, RecipeSyntaxError
-from qrecipe.reading import MAX_BYTES
-from qrecipe.recipe import load_recipe, parse_recipe
+from qrecipe.recipe.recipe import load_recipe, parse_recipe
+from qrecipe.recipe.toml.document import MAX_BYTES
 
 
 def only_finding(source, error=RecipeError):
@@ -164,8 +164,8 @@ def test_a_megabyte_of_mistakes_takes_seconds_and_shows_no_more_than_can_be_read
 
 def test_reading_a_recipe_imports_no_torch():
     code = (
-        "import sys, qrecipe.recipe\n"
-        "qrecipe.recipe.load_recipe('builtin:x86-static')\n"
+        "import sys, qrecipe.recipe.recipe\n"
+        "qrecipe.recipe.recipe.load_recipe('builtin:x86-static')\n"
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from recipe_texts import ACTIVATION, FULL, HEAD, INT8, WEIGHT
 
 from qrecipe.errors.findings import RecipeError, RecipeReferenceError, UnknownNameError
-from qrecipe.recipe import QConfigSpec, Recipe, load_recipe, parse_recipe
-from qrecipe.references import builtin_names
-from qrecipe.schema import TensorSpec
-from qrecipe.writing import toml_text
+from qrecipe.recipe.recipe import QConfigSpec, Recipe, load_recipe, parse_recipe
+from qrecipe.recipe.references import builtin_names
+from qrecipe.recipe.schema import TensorSpec
+from qrecipe.recipe.toml.writer import toml_text
 
 # --- what a recipe holds
 

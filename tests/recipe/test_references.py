@@ -9,8 +9,8 @@ import pytest
 from recipe_files import BASE, findings_of, install, load, write
 
 from qrecipe.errors.findings import RecipeReferenceError
-from qrecipe.recipe import load_recipe, parse_recipe
-from qrecipe.references import builtin_names
+from qrecipe.recipe.recipe import load_recipe, parse_recipe
+from qrecipe.recipe.references import builtin_names
 
 
 def test_a_missing_base_names_the_nearest_file_and_the_chain(tmp_path, monkeypatch):

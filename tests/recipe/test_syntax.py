@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from recipe_texts import FULL, findings_of, marked
 
 from qrecipe.errors.findings import RecipeError
-from qrecipe.recipe import parse_recipe
+from qrecipe.recipe.recipe import parse_recipe
 
 MISTAKES = [
     # text, line, text under the caret, part of message or hint

@@ -25,9 +25,9 @@ from qrecipe.errors.findings import (
     UnsupportedError,
 )
 from qrecipe.observers import loading as plugins
+from qrecipe.recipe.validation import MAX_FINDINGS
 from qrecipe.registry import table as registered
 from qrecipe.registry.entry_points import entry_points
-from qrecipe.validation import MAX_FINDINGS
 
 RECIPE = """\
 format = 1

@@ -17,7 +17,7 @@ from qrecipe.cli.app import app
 from qrecipe.errors.findings import RecipeReferenceError
 from qrecipe.lineage import provenance
 from qrecipe.measure.report_pages import drift_page
-from qrecipe.recipe import load_recipe
+from qrecipe.recipe.recipe import load_recipe
 
 CNN = "acme-recipes:cnn"
 PLAIN = BASE.partition("[rules.module_name]")[0].replace(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import accumulate, islice, takewhile
 
-from qrecipe.reading import MAX_BYTES, MAX_ITEMS
+from qrecipe.recipe.toml.document import MAX_BYTES, MAX_ITEMS
 
 HEAD = 'format = 1\nbackend = "x86"\nrules.global = "float"\n'
 _TENSOR = 'observer = "minmax"\ndtype = "int8"\nqscheme = "per_tensor_affine"\n'

@@ -24,7 +24,7 @@ import qrecipe
 from qrecipe.authoring.lock import read_lock
 from qrecipe.container import Entry, Header, header_of, with_header
 from qrecipe.errors.findings import QRecipeError
-from qrecipe.names import compile_pattern, selects
+from qrecipe.recipe.patterns import compile_pattern, selects
 
 RECIPES = ROOT / "recipes"
 SEEDS = tuple(path.read_text(encoding="utf-8") for path in sorted(RECIPES.glob("*.toml")))

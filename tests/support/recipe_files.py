@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qrecipe.errors.findings import RecipeError
-from qrecipe.recipe import Recipe, load_recipe
+from qrecipe.recipe.recipe import Recipe, load_recipe
 
 BASE = """
 format = 1

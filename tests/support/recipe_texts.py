@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qrecipe.errors.findings import RecipeError
-from qrecipe.recipe import parse_recipe
+from qrecipe.recipe.recipe import parse_recipe
 
 HEAD = """\
 format = 1

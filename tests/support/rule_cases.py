@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from qrecipe.errors.findings import Location
 from qrecipe.operations import Member, ModelStructure, Operation, enclosing
-from qrecipe.recipe import QConfigSpec, Rule
+from qrecipe.recipe.recipe import QConfigSpec, Rule
+from qrecipe.recipe.schema import TensorSpec
 from qrecipe.registry.builtin import function_family
 from qrecipe.rules import resolve
-from qrecipe.schema import TensorSpec
 
 
 def spec(dtype, **keys):

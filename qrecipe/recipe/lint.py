@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qrecipe.checks import rules_of
-from qrecipe.composition import Composition
 from qrecipe.errors.findings import Finding
 from qrecipe.errors.text import shown
-from qrecipe.names import compile_pattern
-from qrecipe.references import is_reference
-from qrecipe.schema import QConfigTable, RecipeTable, RuleTable
+from qrecipe.recipe.checks import rules_of
+from qrecipe.recipe.extends import Composition
+from qrecipe.recipe.patterns import compile_pattern
+from qrecipe.recipe.references import is_reference
+from qrecipe.recipe.schema import QConfigTable, RecipeTable, RuleTable
 
 _LONGEST_PROBED = 60
 """Nobody writes more to match everything."""

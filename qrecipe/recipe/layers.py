@@ -16,11 +16,11 @@ from typing import Any
 from qrecipe.errors.findings import Finding, Location
 from qrecipe.errors.spelling import did_you_mean
 from qrecipe.errors.text import one_line, shown
-from qrecipe.locations import KeyPath
-from qrecipe.reading import Document
-from qrecipe.references import Source
-from qrecipe.schema import INHERIT, RecipeTable
-from qrecipe.wording import dotted
+from qrecipe.recipe.references import Source
+from qrecipe.recipe.schema import INHERIT, RecipeTable
+from qrecipe.recipe.schema_errors import dotted
+from qrecipe.recipe.toml.document import Document
+from qrecipe.recipe.toml.positions import KeyPath
 
 SettingPath = tuple[str, ...]
 Values = dict[str, Any]

@@ -10,9 +10,6 @@ from typing import Any, Literal
 
 import tomli
 
-from qrecipe.checks import findings_of, rules_of
-from qrecipe.composition import Composition, compose, identity
-from qrecipe.doubtful import doubtful_findings
 from qrecipe.errors.findings import (
     Finding,
     Location,
@@ -23,10 +20,12 @@ from qrecipe.errors.findings import (
 from qrecipe.errors.spelling import did_you_mean, few_suggestions
 from qrecipe.errors.text import one_line, shown
 from qrecipe.files import write_atomically
-from qrecipe.frozen import FrozenMapping
-from qrecipe.locations import KeyPath
-from qrecipe.merging import Layer, fingerprint, flattened, layer_fingerprint
-from qrecipe.references import (
+from qrecipe.recipe.checks import findings_of, rules_of
+from qrecipe.recipe.extends import Composition, compose, identity
+from qrecipe.recipe.frozen import FrozenMapping
+from qrecipe.recipe.layers import Layer, fingerprint, flattened, layer_fingerprint
+from qrecipe.recipe.lint import doubtful_findings
+from qrecipe.recipe.references import (
     Publisher,
     Source,
     existing_source,
@@ -36,7 +35,7 @@ from qrecipe.references import (
     path_text,
     titled,
 )
-from qrecipe.schema import (
+from qrecipe.recipe.schema import (
     FLOAT,
     Backend,
     CalibrationTable,
@@ -48,8 +47,9 @@ from qrecipe.schema import (
     RuleTable,
     TensorSpec,
 )
-from qrecipe.wording import dotted
-from qrecipe.writing import toml_text
+from qrecipe.recipe.schema_errors import dotted
+from qrecipe.recipe.toml.positions import KeyPath
+from qrecipe.recipe.toml.writer import toml_text
 
 Tier = Literal["module_name", "module_type", "function", "global"]
 

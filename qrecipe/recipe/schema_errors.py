@@ -12,8 +12,7 @@ from pydantic_core import ErrorDetails
 from qrecipe.errors.findings import CODES, Finding
 from qrecipe.errors.spelling import did_you_mean, nearest
 from qrecipe.errors.text import shown
-from qrecipe.locations import KeyPath, Spans
-from qrecipe.schema import (
+from qrecipe.recipe.schema import (
     BaseReference,
     CalibrationTable,
     FxTable,
@@ -25,6 +24,7 @@ from qrecipe.schema import (
     RuleTable,
     TensorSpec,
 )
+from qrecipe.recipe.toml.positions import KeyPath, Spans
 
 _TABLES: dict[KeyPath, type[BaseModel]] = {
     (): RecipeTable,

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from qrecipe.errors.text import shown
+from qrecipe.recipe.schema import QUANTIZED_RANGE, TensorSpec, quantized_range
 from qrecipe.registry.builtin import FAKE_QUANTS, OBSERVERS
-from qrecipe.schema import QUANTIZED_RANGE, TensorSpec, quantized_range
 
 _UNSIGNED = frozenset({"uint8", "uint4"})
 _FLOAT_QPARAMS = "per_channel_affine_float_qparams"

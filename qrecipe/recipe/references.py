@@ -232,7 +232,7 @@ def _suggestion(reference: str) -> str:
 
 def _builtin_folder() -> Path:
     """``recipes`` beside the package in a checkout, inside it when installed."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     inside = package / "recipes"
     return inside if inside.is_dir() else package.parent / "recipes"
 

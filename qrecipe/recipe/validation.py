@@ -18,10 +18,10 @@ from pydantic_core import ErrorDetails
 
 from qrecipe._version import __version__
 from qrecipe.errors.findings import Finding
-from qrecipe.locations import KeyPath
-from qrecipe.reading import Document
-from qrecipe.schema import FORMAT, RecipeTable
-from qrecipe.wording import dotted, meant_key, translated
+from qrecipe.recipe.schema import FORMAT, RecipeTable
+from qrecipe.recipe.schema_errors import dotted, meant_key, translated
+from qrecipe.recipe.toml.document import Document
+from qrecipe.recipe.toml.positions import KeyPath
 
 MAX_FINDINGS = 100
 """As many findings are shown of one file; nobody reads more."""

@@ -9,7 +9,7 @@ import tomli
 
 from qrecipe.errors.findings import Finding, Location
 from qrecipe.errors.text import one_line
-from qrecipe.locations import Lines, repeated_key
+from qrecipe.recipe.toml.positions import Lines, repeated_key
 
 _OPEN_STRING = "the string is not closed"
 

@@ -12,15 +12,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
 from qrecipe.errors.findings import CODES
-from qrecipe.registry.arguments import Interval, Kind, Signature, TypeTag
-from qrecipe.registry.builtin import known_names, signature
-from qrecipe.schema import (
+from qrecipe.recipe.schema import (
     DTYPE_SPELLINGS,
     FORMAT,
     RESERVED_QCONFIG_NAMES,
     DType,
     RecipeTable,
 )
+from qrecipe.registry.arguments import Interval, Kind, Signature, TypeTag
+from qrecipe.registry.builtin import known_names, signature
 
 Schema = dict[str, Any]
 

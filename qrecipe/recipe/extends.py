@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 
 from qrecipe.errors.findings import Finding, Location, RecipeError, RecipeSyntaxError
 from qrecipe.errors.text import shown
-from qrecipe.locations import KeyPath
-from qrecipe.merging import (
+from qrecipe.recipe.layers import (
     Layer,
     Setting,
     SettingPath,
@@ -19,10 +18,11 @@ from qrecipe.merging import (
     resolve,
     settings_of,
 )
-from qrecipe.reading import MAX_ITEMS, parse_document, read_text
-from qrecipe.references import Source, relative_source
-from qrecipe.schema import BaseReference
-from qrecipe.validation import validate
+from qrecipe.recipe.references import Source, relative_source
+from qrecipe.recipe.schema import BaseReference
+from qrecipe.recipe.toml.document import MAX_ITEMS, parse_document, read_text
+from qrecipe.recipe.toml.positions import KeyPath
+from qrecipe.recipe.validation import validate
 
 MAX_LAYERS = 32
 """As many recipes may extend each other."""

@@ -13,12 +13,12 @@ import tomli
 from qrecipe.errors.findings import Finding, RecipeError, RecipeReferenceError, RecipeSyntaxError
 from qrecipe.errors.text import shown
 from qrecipe.files import check_replaceable_file, why_not, write_atomically
-from qrecipe.merging import unreasoned
-from qrecipe.names import literal
-from qrecipe.recipe import Recipe, load_recipe, parse_recipe
-from qrecipe.references import is_reference
-from qrecipe.schema import FLOAT
-from qrecipe.writing import toml_text
+from qrecipe.recipe.layers import unreasoned
+from qrecipe.recipe.patterns import literal
+from qrecipe.recipe.recipe import Recipe, load_recipe, parse_recipe
+from qrecipe.recipe.references import is_reference
+from qrecipe.recipe.schema import FLOAT
+from qrecipe.recipe.toml.writer import toml_text
 
 _SUFFIX = "-overlay.toml"
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from qrecipe.composition import Composition
 from qrecipe.errors.findings import Finding
 from qrecipe.errors.text import shown
-from qrecipe.locations import KeyPath
-from qrecipe.merging import SettingPath
-from qrecipe.pairing import contradictions, is_per_channel, is_static_integer, missing_keys
+from qrecipe.recipe.extends import Composition
+from qrecipe.recipe.layers import SettingPath
+from qrecipe.recipe.pairing import contradictions, is_per_channel, is_static_integer, missing_keys
+from qrecipe.recipe.schema import Constructor, TensorSpec
+from qrecipe.recipe.schema_errors import dotted
+from qrecipe.recipe.toml.positions import KeyPath
 from qrecipe.registry.builtin import Kind, check_arguments
-from qrecipe.schema import Constructor, TensorSpec
-from qrecipe.wording import dotted
 
 
 def tensor_findings(recipe: Composition, name: str, spec: TensorSpec) -> Iterator[Finding]:

@@ -10,11 +10,11 @@ from typing import Any, NoReturn
 
 import tomli
 
-from qrecipe.amounts import depth, item_count, longest_key, outline
 from qrecipe.errors.findings import Finding, Location, RecipeReferenceError, RecipeSyntaxError
 from qrecipe.errors.text import shown
-from qrecipe.locations import MAX_DEPTH, NestingError, Spans
-from qrecipe.syntax import long_number_finding, syntax_finding
+from qrecipe.recipe.toml.positions import MAX_DEPTH, NestingError, Spans
+from qrecipe.recipe.toml.size_limits import depth, item_count, longest_key, outline
+from qrecipe.recipe.toml.syntax_errors import long_number_finding, syntax_finding
 
 MAX_BYTES = 2**20
 """The largest recipe that is read: 1 MiB."""

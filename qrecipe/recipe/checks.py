@@ -9,23 +9,23 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain, islice
 
-from qrecipe.composition import Composition
 from qrecipe.errors.findings import Finding, SchemaError
 from qrecipe.errors.spelling import did_you_mean, nearest
 from qrecipe.errors.text import shown
-from qrecipe.locations import KeyPath
-from qrecipe.merging import Layer
-from qrecipe.names import compile_pattern, is_exact
+from qrecipe.recipe.extends import Composition
+from qrecipe.recipe.layers import Layer
+from qrecipe.recipe.patterns import compile_pattern, is_exact
+from qrecipe.recipe.schema import FLOAT, INHERIT, RESERVED_QCONFIG_NAMES, RecipeTable, RuleTable
+from qrecipe.recipe.schema_errors import dotted, one_of
+from qrecipe.recipe.tensor_checks import activation_findings, tensor_findings, weight_findings
+from qrecipe.recipe.toml.positions import KeyPath
+from qrecipe.recipe.validation import MAX_FINDINGS
 from qrecipe.registry.builtin import (
     FUNCTION_FAMILIES,
     MODULE_TYPES,
     function_family,
     is_module_type,
 )
-from qrecipe.schema import FLOAT, INHERIT, RESERVED_QCONFIG_NAMES, RecipeTable, RuleTable
-from qrecipe.tensor_checks import activation_findings, tensor_findings, weight_findings
-from qrecipe.validation import MAX_FINDINGS
-from qrecipe.wording import dotted, one_of
 
 MAX_PATTERNS = 200_000
 """As many characters the patterns of one recipe have in all; exact names are no patterns."""

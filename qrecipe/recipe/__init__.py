@@ -1,0 +1,1 @@
+"""From TOML text to a `Recipe`: schema, layers, references, checks and lint."""

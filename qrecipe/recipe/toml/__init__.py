@@ -1,0 +1,1 @@
+"""TOML documents: reading, positions, size limits, syntax errors and writing."""
