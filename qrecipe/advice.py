@@ -9,7 +9,7 @@ from qrecipe.convolutions import is_slow
 from qrecipe.errors.findings import Finding
 from qrecipe.inventory import Inventory, Match
 from qrecipe.recipe.schema import Backend
-from qrecipe.rules import Decision, listed
+from qrecipe.rules.resolution import Decision, listed
 
 _TINY_MODEL = 10_000
 """Weights below which quantizing and dequantizing cost more than the kernels save."""

@@ -27,10 +27,10 @@ from qrecipe.folding import fold_into_transposed
 from qrecipe.inventory import Inventory, Match
 from qrecipe.kernels import refusal, takes_per_channel_weight, weight_refusal
 from qrecipe.observers.qconfig import per_tensor, quantized_range
-from qrecipe.operations import Kind, Operation
 from qrecipe.recipe.recipe import QConfigSpec
 from qrecipe.recipe.schema import Backend, Constructor, Phase, TensorSpec
-from qrecipe.rules import Decision
+from qrecipe.rules.resolution import Decision
+from qrecipe.rules.structure import Kind, Operation
 from qrecipe.saturation import (
     ADDS_IN_16_BITS,
     exceeds_seven_bits,

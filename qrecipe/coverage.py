@@ -14,11 +14,11 @@ from qrecipe.errors.findings import Finding
 from qrecipe.inputs import Inputs
 from qrecipe.inventory import Inventory, Match
 from qrecipe.normalize import TAKES_WEIGHT
-from qrecipe.operations import ModelStructure, enclosing
 from qrecipe.planning import Plan, RuleVerdict, Site
 from qrecipe.proposals import OF_TORCH
 from qrecipe.registry.builtin import canonical_module_type
-from qrecipe.rules import describe, listed
+from qrecipe.rules.resolution import describe, listed
+from qrecipe.rules.structure import ModelStructure, enclosing
 from qrecipe.values import FEW_SAMPLES
 from qrecipe.work import work_of, work_of_sites
 

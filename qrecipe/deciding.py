@@ -19,7 +19,7 @@ from qrecipe.planning import Plan, make_plan
 from qrecipe.proposals import with_advice
 from qrecipe.recipe.recipe import Recipe
 from qrecipe.remedies import remedy
-from qrecipe.rules import resolve
+from qrecipe.rules.resolution import resolve
 from qrecipe.trials import CANNOT_TAKE
 
 

@@ -36,11 +36,11 @@ from qrecipe.normalize import (
     is_plumbing,
     normalize,
 )
-from qrecipe.operations import Kind, Member, ModelStructure, Operation
 from qrecipe.outputs import is_packing
 from qrecipe.proof import prove_fused
 from qrecipe.recipe.schema import FxTable, Phase
 from qrecipe.roots import inputs_of_roots, prove_whole
+from qrecipe.rules.structure import Kind, Member, ModelStructure, Operation
 from qrecipe.tracing import Scopes, hook_findings, in_training, trace
 from qrecipe.training import make_dropouts_switchable, modules_as_trained
 from qrecipe.values import Example, record_values

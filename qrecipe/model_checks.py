@@ -17,8 +17,8 @@ from qrecipe.errors.spelling import did_you_mean
 from qrecipe.errors.warn import warn
 from qrecipe.graph_names import cannot_be_preserved, is_taken
 from qrecipe.lineage import quantized_part
-from qrecipe.operations import joined
 from qrecipe.recipe.recipe import Recipe
+from qrecipe.rules.structure import joined
 from qrecipe.unfit import broken_values, check_is_model, wrapper_findings
 
 

@@ -19,9 +19,9 @@ from torch import fx, nn
 from qrecipe.altered import keep_float
 from qrecipe.copying import structural_copy
 from qrecipe.graph_names import outer
-from qrecipe.operations import Member, enclosing, joined
 from qrecipe.outputs import is_packing, name_constants
 from qrecipe.registry.builtin import function_family
+from qrecipe.rules.structure import Member, enclosing, joined
 from qrecipe.tracing import Scopes
 from qrecipe.values import Value
 

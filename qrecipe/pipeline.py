@@ -35,10 +35,10 @@ from qrecipe.inputs import Inputs
 from qrecipe.lineage import attach, make_provenance
 from qrecipe.loaders import Forward, inputs_of_batch, peek
 from qrecipe.neutral import neutral
-from qrecipe.operations import joined
 from qrecipe.planning import Plan
 from qrecipe.ranges import check_calibrated, check_trained
 from qrecipe.recipe.recipe import Recipe, load_recipe
+from qrecipe.rules.structure import joined
 from qrecipe.target import TargetCpu, unjudged_finding, unjudged_sites
 from qrecipe.terminal.progress import Progress
 

@@ -23,11 +23,11 @@ from qrecipe.errors.findings import Finding, Location, error_from
 from qrecipe.errors.text import first_line
 from qrecipe.inventory import Inventory
 from qrecipe.observers.qconfig import factory
-from qrecipe.operations import ModelStructure
 from qrecipe.recipe.recipe import Ingredient, QConfigSpec, Recipe, Rule
 from qrecipe.recipe.schema import Backend, Phase, TensorSpec
 from qrecipe.rendering import explanation, plan_json, plan_text
-from qrecipe.rules import Resolution, describe, listed, resolve, subclass_findings
+from qrecipe.rules.resolution import Resolution, describe, listed, resolve, subclass_findings
+from qrecipe.rules.structure import ModelStructure
 from qrecipe.shadowing import shadowed_findings
 from qrecipe.trainable import branch_findings, shared_norm_findings
 

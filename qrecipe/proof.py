@@ -15,8 +15,8 @@ from qrecipe.copying import runnable_copy
 from qrecipe.errors.findings import Finding, PlanError
 from qrecipe.errors.text import first_line, quoted_whole
 from qrecipe.inputs import bind
-from qrecipe.operations import Member, joined
 from qrecipe.recipe.patterns import leave_float
+from qrecipe.rules.structure import Member, joined
 from qrecipe.trials import try_out
 from qrecipe.values import Example, difference
 

@@ -11,9 +11,9 @@ from torch import nn
 from qrecipe.errors.findings import PlanError, TraceError
 from qrecipe.errors.text import quoted_whole
 from qrecipe.inputs import Inputs, constants
-from qrecipe.operations import enclosing
 from qrecipe.recipe.schema import FxTable
 from qrecipe.roots import prove_whole
+from qrecipe.rules.structure import enclosing
 from qrecipe.tracing import UntraceableError, trace
 from qrecipe.trials import first_calls
 from qrecipe.values import FEW_SAMPLES, record_values

@@ -11,7 +11,7 @@ from qrecipe.errors.findings import Finding, PlanError
 from qrecipe.errors.spelling import did_you_mean
 from qrecipe.recipe.recipe import QConfigSpec, Rule, published
 from qrecipe.recipe.schema import TensorSpec
-from qrecipe.rules import describe
+from qrecipe.rules.resolution import describe
 from qrecipe.terminal.tables import render_table
 
 if TYPE_CHECKING:

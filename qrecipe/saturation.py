@@ -16,7 +16,7 @@ from qrecipe.normalize import MULTIPLIES_WEIGHT
 from qrecipe.observers.qconfig import quantized_range
 from qrecipe.recipe.recipe import QConfigSpec
 from qrecipe.recipe.schema import Backend, TensorSpec
-from qrecipe.rules import Decision
+from qrecipe.rules.resolution import Decision
 
 MOST_EXACT_CODE = 128
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from qrecipe.errors.findings import Finding
 from qrecipe.recipe.recipe import Recipe
 from qrecipe.recipe.references import is_reference
-from qrecipe.rules import Resolution, describe, listed
+from qrecipe.rules.resolution import Resolution, describe, listed
 
 
 def shadowed_findings(recipe: Recipe, resolution: Resolution) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from qrecipe.errors.findings import Finding, UnsupportedError
 from qrecipe.errors.spelling import did_you_mean
 from qrecipe.errors.text import shown
 from qrecipe.planning import Plan
-from qrecipe.rules import listed
+from qrecipe.rules.resolution import listed
 
 TargetCpu = Literal["this", "vnni"]
 """``"this"`` is the CPU at hand; ``"vnni"`` an x86 CPU with VNNI, whatever this one is."""

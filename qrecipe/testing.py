@@ -25,7 +25,7 @@ from qrecipe.pipeline import plan as make_plan
 from qrecipe.planning import Plan, Site
 from qrecipe.recipe.recipe import Recipe, load_recipe
 from qrecipe.rendering import summary
-from qrecipe.rules import describe
+from qrecipe.rules.resolution import describe
 
 UPDATE_VARIABLE = "QRECIPE_UPDATE_GOLDEN"
 """An environment variable: ``1`` writes the golden files anew."""

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from qrecipe.backend import Outcome
 from qrecipe.errors.findings import Finding
 from qrecipe.inventory import Inventory
-from qrecipe.operations import Member, Operation
 from qrecipe.recipe.patterns import leave_float
-from qrecipe.rules import Decision
+from qrecipe.rules.resolution import Decision
+from qrecipe.rules.structure import Member, Operation
 
 
 def shared_norm_findings(

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from qrecipe.errors.findings import Finding, PlanError
 from qrecipe.errors.text import quoted_whole
-from qrecipe.operations import joined
+from qrecipe.rules.structure import joined
 
 _OF_WRAPPERS: Mapping[str, str] = {
     "OptimizedModule": "_orig_mod",

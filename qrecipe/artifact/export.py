@@ -38,7 +38,7 @@ from qrecipe.pipeline import CompiledRecipe
 from qrecipe.process import alone
 from qrecipe.proof import passing
 from qrecipe.quieting import held_back
-from qrecipe.rules import listed
+from qrecipe.rules.resolution import listed
 
 _PACKAGES = ("onnx", "onnxscript")
 _QUANTIZE = "quantized_decomposed.quantize_per_"

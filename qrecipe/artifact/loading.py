@@ -32,7 +32,7 @@ from qrecipe.fx import execution
 from qrecipe.lineage import Provenance, attach
 from qrecipe.neutral import neutral
 from qrecipe.recipe.schema import LintTable, RecipeTable
-from qrecipe.rules import listed
+from qrecipe.rules.resolution import listed
 from qrecipe.unfit import instead_of_model, wrapper_findings
 
 

@@ -36,11 +36,11 @@ from qrecipe.inventory import (
     named_sites,
     traced_graph,
 )
-from qrecipe.operations import ModelStructure
 from qrecipe.planning import Plan, Site
 from qrecipe.quieting import held_back
 from qrecipe.recipe.recipe import QConfigSpec, Rule
 from qrecipe.recipe.schema import Constructor, FxTable, TensorSpec
+from qrecipe.rules.structure import ModelStructure
 from qrecipe.values import Example
 
 _MEMORYLESS = ("placeholder", "fixed_qparams")

@@ -16,8 +16,8 @@ from torch import Tensor, fx, nn
 
 from qrecipe.graph_names import outer
 from qrecipe.normalize import stored
-from qrecipe.operations import joined
 from qrecipe.packing import repacked, unpacked
+from qrecipe.rules.structure import joined
 
 _NUMBERS = ("scale", "zero_point", "output_scale", "output_zero_point")
 _WRAPPERS = ("_packed_params", "_packed_weight")

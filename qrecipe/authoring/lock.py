@@ -25,7 +25,6 @@ from qrecipe.authoring.outcomes import PlanOutcome, plan_outcome
 from qrecipe.errors.findings import Finding, PlanError
 from qrecipe.errors.text import one_line, shown
 from qrecipe.files import write_atomically
-from qrecipe.operations import ModelStructure
 from qrecipe.planning import Plan
 from qrecipe.recipe.recipe import Ingredient
 from qrecipe.recipe.references import is_reference
@@ -36,6 +35,7 @@ from qrecipe.recipe.toml.writer import LOCK_SUFFIX, toml_key, toml_value
 from qrecipe.registry import table as registered
 from qrecipe.registry.arguments import Kind
 from qrecipe.registry.claims import claims
+from qrecipe.rules.structure import ModelStructure
 
 LOCK_FORMAT: Literal[1] = 1
 MAX_BYTES = 2**22

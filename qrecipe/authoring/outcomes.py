@@ -9,7 +9,7 @@ from qrecipe.planning import Plan, Site
 from qrecipe.recipe.pairing import is_static_integer
 from qrecipe.recipe.schema import Constructor, Phase, Table, TensorSpec
 from qrecipe.rendering import spec_json
-from qrecipe.rules import describe
+from qrecipe.rules.resolution import describe
 
 _DEFAULT_FAKE_QUANT = Constructor(name="fake_quantize")
 

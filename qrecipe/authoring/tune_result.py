@@ -17,7 +17,7 @@ from qrecipe.authoring.tune_search import Search, Trial
 from qrecipe.recipe.overlay import float_rules, overlay_recipe, rule_key, save_overlay
 from qrecipe.recipe.recipe import Ingredient, Recipe, published
 from qrecipe.recipe.references import path_text
-from qrecipe.rules import listed
+from qrecipe.rules.resolution import listed
 from qrecipe.terminal.tables import render_table
 
 _WORDS: Mapping[Stop, str] = {

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from qrecipe.authoring.tune_candidate import Candidate, Lever
 from qrecipe.authoring.tune_frontier import SiteCost, cheapest_sets, errors_of
-from qrecipe.rules import listed
+from qrecipe.rules.resolution import listed
 
 _MOST_ALONE = 8
 """How many of the most sensitive sites are tried as the only float one."""

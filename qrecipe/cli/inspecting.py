@@ -20,7 +20,7 @@ from qrecipe.contents import (
     stored_plan,
 )
 from qrecipe.errors.text import one_line
-from qrecipe.rules import listed
+from qrecipe.rules.resolution import listed
 from qrecipe.terminal.tables import render_table
 
 

@@ -13,8 +13,8 @@ from qrecipe.errors.findings import Finding
 from qrecipe.inputs import Inputs
 from qrecipe.inventory import Inventory, Match, module_names
 from qrecipe.normalize import base_names, module_member
-from qrecipe.operations import Kind, ModelStructure, Operation, enclosing
 from qrecipe.recipe.schema import FxTable
+from qrecipe.rules.structure import Kind, ModelStructure, Operation, enclosing
 from qrecipe.trials import drawing_nothing, try_inputs
 
 

@@ -19,7 +19,7 @@ from qrecipe.inputs import Inputs, bind
 from qrecipe.planning import Plan, Site
 from qrecipe.recipe.patterns import leave_float
 from qrecipe.recipe.schema import Backend, Phase
-from qrecipe.rules import listed
+from qrecipe.rules.resolution import listed
 from qrecipe.saturation import ADDS_IN_16_BITS
 from qrecipe.sqnr import output_sqnr_db, sqnr_db
 

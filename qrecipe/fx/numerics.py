@@ -26,7 +26,7 @@ from qrecipe.inputs import Inputs, batch_size, head
 from qrecipe.nested import UncopyableError
 from qrecipe.planning import Plan
 from qrecipe.recipe.patterns import leave_float
-from qrecipe.rules import listed
+from qrecipe.rules.resolution import listed
 from qrecipe.sqnr import output_sqnr_db
 
 JUDGEABLE_DB = 15.0

@@ -13,7 +13,7 @@ from qrecipe.measure.distribution import Histogram
 from qrecipe.measure.fidelity import db_text, finite_or_none
 from qrecipe.measure.stored import QRange
 from qrecipe.recipe.recipe import Ingredient, published
-from qrecipe.rules import listed
+from qrecipe.rules.resolution import listed
 from qrecipe.terminal.tables import render_table
 
 DEFAULT_THRESHOLD = 0.5

@@ -24,7 +24,7 @@ from qrecipe.measure.drift_report import (
 from qrecipe.measure.fidelity import db_text, sqnr_text
 from qrecipe.measure.page import Figure, Listing, Page, Section, Table, Text
 from qrecipe.measure.ranking import Ranking
-from qrecipe.rules import listed
+from qrecipe.rules.resolution import listed
 
 MOST_BARS = 40
 MOST_SPREADS = 6

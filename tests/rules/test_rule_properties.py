@@ -16,7 +16,7 @@ from rule_cases import (
     name,
 )
 
-from qrecipe.rules import resolve
+from qrecipe.rules.resolution import resolve
 
 # --- properties
 

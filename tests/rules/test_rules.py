@@ -24,7 +24,7 @@ from rule_cases import (
 
 from qrecipe.errors.findings import ConflictError, error_from
 from qrecipe.recipe.recipe import QConfigSpec, parse_recipe
-from qrecipe.rules import resolve
+from qrecipe.rules.resolution import resolve
 
 # --- tiers
 

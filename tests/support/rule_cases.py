@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qrecipe.errors.findings import Location
-from qrecipe.operations import Member, ModelStructure, Operation, enclosing
 from qrecipe.recipe.recipe import QConfigSpec, Rule
 from qrecipe.recipe.schema import TensorSpec
 from qrecipe.registry.builtin import function_family
-from qrecipe.rules import resolve
+from qrecipe.rules.resolution import resolve
+from qrecipe.rules.structure import Member, ModelStructure, Operation, enclosing
 
 
 def spec(dtype, **keys):

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from qrecipe.errors.findings import Finding
 from qrecipe.errors.spelling import nearest
 from qrecipe.errors.text import counted
-from qrecipe.operations import Member, ModelStructure, Operation, enclosing
 from qrecipe.recipe.patterns import NamePattern, compile_pattern, literal, selects
 from qrecipe.recipe.recipe import Rule
 from qrecipe.registry.builtin import (
@@ -26,6 +25,7 @@ from qrecipe.registry.builtin import (
     function_family,
     is_module_type,
 )
+from qrecipe.rules.structure import Member, ModelStructure, Operation, enclosing
 
 _TIER_RANK = {"module_name": 0, "module_type": 1, "function": 1, "global": 2}
 
