@@ -33,7 +33,7 @@ from torch.ao.quantization.observer import (
 from torch.ao.quantization.qconfig import QConfig
 
 from qrecipe.errors.findings import Finding, QRecipeWarning
-from qrecipe.quieting import Notice, held_back
+from qrecipe.process.warnings import Notice, held_back
 
 __all__ = [
     "FakeQuantize",

@@ -16,7 +16,7 @@ from qrecipe.errors.text import first_line
 from qrecipe.fx.numerics import JUDGEABLE_DB, Sample
 from qrecipe.inputs import Inputs
 from qrecipe.nested import cloned, tensors_in
-from qrecipe.process import random_numbers_kept
+from qrecipe.process.state import random_numbers_kept
 from qrecipe.sqnr import output_sqnr_db
 from qrecipe.values import difference
 

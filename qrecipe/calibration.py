@@ -38,7 +38,7 @@ from qrecipe.loaders import (
     unusable_batch,
 )
 from qrecipe.nested import cloned
-from qrecipe.neutral import neutral
+from qrecipe.process.neutral import neutral
 from qrecipe.ranges import observes, range_findings
 from qrecipe.recipe.schema import CalibrationTable
 from qrecipe.terminal.progress import Progress, terminal_progress

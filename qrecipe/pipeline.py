@@ -34,8 +34,8 @@ from qrecipe.fx.parts import CompiledPart, Configs, compile_part
 from qrecipe.inputs import Inputs
 from qrecipe.lineage import attach, make_provenance
 from qrecipe.loaders import Forward, inputs_of_batch, peek
-from qrecipe.neutral import neutral
 from qrecipe.planning import Plan
+from qrecipe.process.neutral import neutral
 from qrecipe.ranges import check_calibrated, check_trained
 from qrecipe.recipe.recipe import Recipe, load_recipe
 from qrecipe.rules.structure import joined

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from qrecipe.copying import runnable_copy
 from qrecipe.inputs import Inputs, is_empty
-from qrecipe.process import random_numbers_kept
+from qrecipe.process.state import random_numbers_kept
 from qrecipe.trials import try_out
 
 _FEW = 2

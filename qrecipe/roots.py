@@ -11,7 +11,7 @@ from qrecipe.errors.findings import Finding, PlanError, error_from
 from qrecipe.errors.spelling import did_you_mean
 from qrecipe.errors.text import first_line
 from qrecipe.inputs import Inputs
-from qrecipe.process import random_numbers_kept
+from qrecipe.process.state import random_numbers_kept
 from qrecipe.proof import FLIPPED
 from qrecipe.trials import first_calls, try_out
 from qrecipe.values import FEW_SAMPLES, difference

@@ -26,7 +26,7 @@ from qrecipe.errors.text import first_line, quoted_whole
 from qrecipe.graph_names import rename_taken
 from qrecipe.inputs import Inputs, constants
 from qrecipe.nested import Packing, leaves, parts_of
-from qrecipe.process import random_numbers_kept, traced_alone
+from qrecipe.process.state import random_numbers_kept, traced_alone
 from qrecipe.recipe.schema import FxTable
 from qrecipe.rules.structure import joined
 from qrecipe.unfit import hidden_modules

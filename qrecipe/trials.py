@@ -16,7 +16,7 @@ from qrecipe.errors.findings import Finding, PlanError
 from qrecipe.errors.text import first_line
 from qrecipe.inputs import Inputs, arguments
 from qrecipe.nested import parts_of, tensors_in
-from qrecipe.process import random_numbers_kept
+from qrecipe.process.state import random_numbers_kept
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"_buffers", "_parameters"}
 _DEEPEST = 4

@@ -18,7 +18,7 @@ from qrecipe.copying import runnable_copy
 from qrecipe.inputs import Inputs, bind
 from qrecipe.inventory import Inventory, Part
 from qrecipe.nested import tensors_in
-from qrecipe.process import alone, random_numbers_kept
+from qrecipe.process.state import alone, random_numbers_kept
 from qrecipe.rules.structure import enclosing
 from qrecipe.trials import try_inputs
 

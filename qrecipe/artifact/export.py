@@ -31,13 +31,13 @@ from qrecipe.fx.training import frozen_copy
 from qrecipe.fx.unrounded import check_conversion
 from qrecipe.inputs import bind
 from qrecipe.nested import Packing, parts_of
-from qrecipe.neutral import neutral
 from qrecipe.normalize import stored
 from qrecipe.outputs import return_tensors
 from qrecipe.pipeline import CompiledRecipe
-from qrecipe.process import alone
+from qrecipe.process.neutral import neutral
+from qrecipe.process.state import alone
+from qrecipe.process.warnings import held_back
 from qrecipe.proof import passing
-from qrecipe.quieting import held_back
 from qrecipe.rules.resolution import listed
 
 _PACKAGES = ("onnx", "onnxscript")

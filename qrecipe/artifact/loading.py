@@ -30,7 +30,7 @@ from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
 from qrecipe.fx import execution
 from qrecipe.lineage import Provenance, attach
-from qrecipe.neutral import neutral
+from qrecipe.process.neutral import neutral
 from qrecipe.recipe.schema import LintTable, RecipeTable
 from qrecipe.rules.resolution import listed
 from qrecipe.unfit import instead_of_model, wrapper_findings

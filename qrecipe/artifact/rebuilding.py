@@ -37,7 +37,7 @@ from qrecipe.inventory import (
     traced_graph,
 )
 from qrecipe.planning import Plan, Site
-from qrecipe.quieting import held_back
+from qrecipe.process.warnings import held_back
 from qrecipe.recipe.recipe import QConfigSpec, Rule
 from qrecipe.recipe.schema import Constructor, FxTable, TensorSpec
 from qrecipe.rules.structure import ModelStructure

@@ -19,7 +19,7 @@ from qrecipe.errors.findings import ArtifactError, Finding
 from qrecipe.errors.text import shown
 from qrecipe.files import replace_file, why_not
 from qrecipe.lineage import architecture, provenance
-from qrecipe.neutral import neutral
+from qrecipe.process.neutral import neutral
 
 
 @neutral

@@ -16,8 +16,8 @@ from qrecipe.errors.findings import Finding, PlanError, TraceError, UnsupportedE
 from qrecipe.inputs import Inputs
 from qrecipe.inventory import Inventory
 from qrecipe.lineage import quantized_part
-from qrecipe.neutral import neutral
 from qrecipe.planning import Plan, make_plan
+from qrecipe.process.neutral import neutral
 from qrecipe.proposals import traceable_parts
 from qrecipe.recipe.overlay import fitting, float_rules, merged_rules
 from qrecipe.recipe.recipe import Recipe, parse_recipe

@@ -36,8 +36,8 @@ from qrecipe.inventory import Inventory
 from qrecipe.loaders import Forward, inputs_of_batch, peek
 from qrecipe.measure.analysis import Evaluate
 from qrecipe.measure.batches import rereadable
-from qrecipe.neutral import neutral
 from qrecipe.planning import Plan, make_plan
+from qrecipe.process.neutral import neutral
 from qrecipe.recipe.recipe import Recipe, load_recipe
 from qrecipe.recipe.references import path_text
 from qrecipe.target import TargetCpu, unjudged_sites

@@ -25,7 +25,7 @@ from qrecipe.measure.fidelity import finite_or_none
 from qrecipe.measure.ranking import Ranking
 from qrecipe.measure.scores import number
 from qrecipe.pipeline import quantize, simulate
-from qrecipe.quieting import held_back
+from qrecipe.process.warnings import held_back
 from qrecipe.recipe.overlay import overlay_recipe, rule_key
 from qrecipe.recipe.recipe import Recipe
 from qrecipe.recipe.schema import FLOAT

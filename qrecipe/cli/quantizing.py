@@ -26,7 +26,7 @@ from qrecipe.loaders import describe_batch, inputs_of_batch, peek
 from qrecipe.measure.latency import compare_latency
 from qrecipe.measure.sizes import model_size
 from qrecipe.pipeline import CompiledRecipe, compile_decided
-from qrecipe.quieting import held_back
+from qrecipe.process.warnings import held_back
 from qrecipe.ranges import observes
 from qrecipe.recipe.recipe import load_recipe
 from qrecipe.sqnr import output_sqnr_db

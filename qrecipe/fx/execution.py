@@ -35,7 +35,7 @@ from qrecipe.graph_names import keep_state_names
 from qrecipe.nested import tensors_in
 from qrecipe.normalize import CALLS, TAKES_WEIGHT, stored
 from qrecipe.packing import packed_convolution
-from qrecipe.process import random_numbers_kept
+from qrecipe.process.state import random_numbers_kept
 from qrecipe.recipe.schema import Backend, Phase
 
 ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")

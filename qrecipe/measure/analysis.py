@@ -37,8 +37,8 @@ from qrecipe.measure.isolation import (
 from qrecipe.measure.ranking import Method, RankedSite, Ranking, contradiction, worst_first
 from qrecipe.measure.scores import Metric, MetricScore, Score, SqnrScore, number
 from qrecipe.measure.untraced import module_kernels, module_sites
-from qrecipe.neutral import neutral
 from qrecipe.planning import Plan
+from qrecipe.process.neutral import neutral
 from qrecipe.recipe.recipe import Recipe, load_recipe
 from qrecipe.target import TargetCpu, unjudged_sites
 from qrecipe.terminal.progress import Progress, terminal_progress

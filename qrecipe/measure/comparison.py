@@ -37,7 +37,7 @@ from qrecipe.measure.weights import (
     weights_of_kernel,
     weights_of_module,
 )
-from qrecipe.neutral import neutral
+from qrecipe.process.neutral import neutral
 from qrecipe.recipe.recipe import Ingredient, parse_recipe, published
 from qrecipe.terminal.progress import Progress, terminal_progress
 from qrecipe.terminal.tables import render_table

@@ -16,7 +16,7 @@ from qrecipe.measure.exact import too_little_memory
 from qrecipe.measure.fidelity import floating_tensors
 from qrecipe.measure.isolation import Kernel, Replaceable
 from qrecipe.measure.replay import size_of
-from qrecipe.quieting import import_aside
+from qrecipe.process.warnings import import_aside
 
 
 class Estimate:

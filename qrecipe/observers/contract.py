@@ -18,8 +18,8 @@ from qrecipe._torch_ao import (
 )
 from qrecipe.errors.findings import Finding
 from qrecipe.errors.text import shown
-from qrecipe.neutral import neutral
-from qrecipe.process import random_numbers_kept
+from qrecipe.process.neutral import neutral
+from qrecipe.process.state import random_numbers_kept
 from qrecipe.registry.arguments import KIND_TITLE, Kind
 
 

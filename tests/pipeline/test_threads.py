@@ -17,7 +17,7 @@ from torch.fx._symbolic_trace import is_fx_tracing
 
 import qrecipe
 from qrecipe._torch_ao import quiet
-from qrecipe.quieting import held_back
+from qrecipe.process.warnings import held_back
 
 CALL, GETATTR = nn.Module.__call__, nn.Module.__getattr__
 ROWS = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,1 @@
+"""State of the process and of the thread that is changed for a moment and put back."""
