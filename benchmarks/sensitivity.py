@@ -34,10 +34,10 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 import qrecipe
 from qrecipe.deciding import inventory_of
 from qrecipe.fx import execution
-from qrecipe.inputs import Inputs
 from qrecipe.measure.analysis import sensitivity
 from qrecipe.measure.fidelity import Totals
 from qrecipe.measure.isolation import calibrated_kernels, float_model, unranked, wrap
+from qrecipe.model.call import Inputs
 from qrecipe.observers.qconfig import qconfig
 from qrecipe.planning import make_plan
 

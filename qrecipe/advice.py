@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from qrecipe.backend import Outcome
 from qrecipe.convolutions import is_slow
 from qrecipe.errors.findings import Finding
-from qrecipe.inventory import Inventory, Match
+from qrecipe.model.graph_sites import Inventory, Match
 from qrecipe.recipe.schema import Backend
 from qrecipe.rules.resolution import Decision, listed
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import fx, nn
 
 from qrecipe._torch_ao import MovingAverageMinMaxObserver, ObserverBase
-from qrecipe.fx.emission import observed_name
+from qrecipe.model.addresses import observed_name
 
 NARROW_RATIO = 3.0
 """How much narrower than the median batch a range may be; batches differ by less themselves."""

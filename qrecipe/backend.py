@@ -24,8 +24,8 @@ from qrecipe._torch_fx import (
 )
 from qrecipe.convolutions import Engine, adds_in_32_bits, detour
 from qrecipe.folding import fold_into_transposed
-from qrecipe.inventory import Inventory, Match
 from qrecipe.kernels import refusal, takes_per_channel_weight, weight_refusal
+from qrecipe.model.graph_sites import Inventory, Match
 from qrecipe.observers.qconfig import per_tensor, quantized_range
 from qrecipe.recipe.recipe import QConfigSpec
 from qrecipe.recipe.schema import Backend, Constructor, Phase, TensorSpec

@@ -10,9 +10,9 @@ from torch import Tensor, fx
 
 from qrecipe._torch_ao import is_observer
 from qrecipe.errors.findings import Finding
-from qrecipe.fx.emission import site_of
 from qrecipe.fx.numerics import Sample
-from qrecipe.inputs import bind
+from qrecipe.model.addresses import site_of
+from qrecipe.model.call import bind
 
 _JOINS = (torch.cat, torch.stack)
 

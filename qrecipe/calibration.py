@@ -27,7 +27,6 @@ from qrecipe.errors.text import counted
 from qrecipe.errors.warn import warn
 from qrecipe.fx.numerics import Sample
 from qrecipe.fx.training import only_observing
-from qrecipe.inputs import EMPTY, Inputs, is_empty
 from qrecipe.loaders import (
     Forward,
     check_finite,
@@ -37,7 +36,8 @@ from qrecipe.loaders import (
     run_batch,
     unusable_batch,
 )
-from qrecipe.nested import cloned
+from qrecipe.model.call import EMPTY, Inputs, is_empty
+from qrecipe.model.nested import cloned
 from qrecipe.process.neutral import neutral
 from qrecipe.ranges import observes, range_findings
 from qrecipe.recipe.schema import CalibrationTable

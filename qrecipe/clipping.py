@@ -14,8 +14,8 @@ from qrecipe._torch_ao import MinMaxObserver, ObserverBase
 from qrecipe.averages import Average, Averages, Extremes, activation_observers, span
 from qrecipe.errors.findings import Finding
 from qrecipe.fx.numerics import JUDGEABLE_DB, Sample
-from qrecipe.inputs import Inputs
-from qrecipe.nested import cloned
+from qrecipe.model.call import Inputs
+from qrecipe.model.nested import cloned
 from qrecipe.ranges import quantizes
 from qrecipe.rounding import code_range, minmax, rounded_db
 

@@ -16,6 +16,7 @@ from typing_extensions import Self
 
 from qrecipe.container import MAX_VALUES, Header, json_of, problem
 from qrecipe.errors.findings import QRecipeError
+from qrecipe.model.record import Architecture, Stored
 from qrecipe.recipe.extends import compose
 from qrecipe.recipe.layers import fingerprint
 from qrecipe.recipe.references import Source
@@ -33,49 +34,11 @@ _MARK = "qrecipe"
 _PACKED = frozenset({"plan", "architecture"})
 _TABLES = ("versions", "needs", "architecture", "aliases", "layouts", "unjudged")
 
-Value = Literal["float tensor", "tensor", "floats", "other"]
-"""What a node computes: a floating tensor, another one, a tuple that holds some, anything else."""
-
-
-class Stored(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
 
 class StoredInPart(BaseModel):
     """A table of which only a part is needed."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
-
-
-class TracedNode(Stored):
-    """A node of a graph as it was traced; ``call`` is its kind, target and arguments."""
-
-    name: str
-    call: str
-    value: Value
-
-
-class TracedPart(Stored):
-    """A part of a model as it was traced: the whole model (an empty path) or a root.
-
-    ``constants`` are the arguments of its forward that were no tensors.
-    """
-
-    path: str
-    constants: dict[str, bool | int | float | str | None]
-    nodes: tuple[TracedNode, ...]
-
-
-class Architecture(Stored):
-    """What the float model has to be again, weights apart.
-
-    ``modules`` maps the path of each module of torch's own to its class and settings;
-    ``graphs`` are digests of the converted graphs, by the paths of the parts.
-    """
-
-    parts: tuple[TracedPart, ...]
-    modules: dict[str, str]
-    graphs: dict[str, str] = {}
 
 
 class StoredQConfig(StoredInPart):
@@ -164,8 +127,8 @@ class Contents(Stored):
     versions: dict[str, str]
     needs: Needs
     architecture: Architecture
-    aliases: dict[str, str] = {}
-    layouts: dict[str, tuple[int, ...]] = {}
+    aliases: dict[str, str] = Field(default_factory=dict)
+    layouts: dict[str, tuple[int, ...]] = Field(default_factory=dict)
     cpu: str = ""
     unjudged: tuple[str, ...] = ()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -10,27 +10,6 @@ from qrecipe._torch_fx import QuantizedEmbedding
 from qrecipe.errors.findings import Finding
 from qrecipe.observers.qconfig import torch_dtype
 from qrecipe.planning import Site
-
-Became = Literal["static", "dynamic", "weight_only", "float", "leftover"]
-
-
-def module_became(module: nn.Module) -> Became:
-    """By the module's class; ``leftover`` for what conversion should have replaced."""
-    inner = module[0] if isinstance(module, nn.Sequential) and len(module) else module
-    path = _torch_path(module)
-    if ".quantized.reference." in _torch_path(inner) or ".qat." in path:
-        return "leftover"
-    if ".quantized.dynamic." in path:
-        return "dynamic"
-    if isinstance(module, QuantizedEmbedding):
-        return "weight_only"
-    return "static" if ".quantized." in path else "float"
-
-
-def _torch_path(module: nn.Module) -> str:
-    """Where torch defines the class of a module of its quantization; empty for any other class."""
-    path = type(module).__module__
-    return path if path.startswith("torch.ao.nn.") else ""
 
 
 def take_any_layout(model: nn.Module) -> None:

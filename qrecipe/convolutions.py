@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from qrecipe import cpu
-from qrecipe.inventory import Match
-from qrecipe.normalize import stored
+from qrecipe.model.graph_sites import Match
+from qrecipe.model.normalize import stored
 from qrecipe.recipe.schema import Backend, TensorSpec
 
 Engine = Literal["fbgemm", "onednn"]

@@ -8,19 +8,19 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from qrecipe.altered import alteration
 from qrecipe.backend import FOLLOWERS
 from qrecipe.errors.findings import Finding
-from qrecipe.inputs import Inputs
-from qrecipe.inventory import Inventory, Match
-from qrecipe.normalize import TAKES_WEIGHT
+from qrecipe.model.altered_modules import alteration
+from qrecipe.model.call import Inputs
+from qrecipe.model.graph_sites import Inventory, Match
+from qrecipe.model.normalize import TAKES_WEIGHT
+from qrecipe.model.proposals import OF_TORCH
+from qrecipe.model.trace_proof import FEW_SAMPLES
+from qrecipe.model.work import work_of, work_of_sites
 from qrecipe.planning import Plan, RuleVerdict, Site
-from qrecipe.proposals import OF_TORCH
 from qrecipe.registry.builtin import canonical_module_type
 from qrecipe.rules.resolution import describe, listed
 from qrecipe.rules.structure import ModelStructure, enclosing
-from qrecipe.values import FEW_SAMPLES
-from qrecipe.work import work_of, work_of_sites
 
 _LEAST_SHARE = 0.1
 _SHOWN = 4

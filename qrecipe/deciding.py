@@ -8,19 +8,19 @@ from torch import nn
 
 from qrecipe.backend import backend_config, mode_of
 from qrecipe.coverage import coverage_findings
-from qrecipe.eager.inventory import take_inventory as eager_inventory
 from qrecipe.errors.findings import Finding, PlanError, TraceError, error_from
 from qrecipe.errors.warn import warn
-from qrecipe.inputs import EMPTY, Inputs, is_empty
-from qrecipe.inventory import Inventory, take_inventory
-from qrecipe.model_checks import check_model
+from qrecipe.model.call import EMPTY, Inputs, is_empty
+from qrecipe.model.checks import check_model
+from qrecipe.model.dry_run import CANNOT_TAKE
+from qrecipe.model.graph_sites import Inventory, take_inventory
+from qrecipe.model.module_sites import take_inventory as eager_inventory
+from qrecipe.model.proposals import with_advice
+from qrecipe.model.remedies import remedy
 from qrecipe.observers.loading import load_plugins
 from qrecipe.planning import Plan, make_plan
-from qrecipe.proposals import with_advice
 from qrecipe.recipe.recipe import Recipe
-from qrecipe.remedies import remedy
 from qrecipe.rules.resolution import resolve
-from qrecipe.trials import CANNOT_TAKE
 
 
 def decide(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Plan:

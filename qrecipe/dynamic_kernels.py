@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from qrecipe._torch_fx import DynamicLinear, QuantizedEmbedding
-from qrecipe.inputs import Inputs
+from qrecipe.model.call import Inputs
 from qrecipe.recipe.schema import Backend
 
 _LEAST_SCALE = 1e-12

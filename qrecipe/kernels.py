@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from qrecipe.altered import alteration, lacks_statistics
-from qrecipe.inventory import Match
-from qrecipe.normalize import is_floating
+from qrecipe.model.addresses import is_floating
+from qrecipe.model.altered_modules import alteration, lacks_statistics
+from qrecipe.model.graph_sites import Match
+from qrecipe.model.trace_proof import Value
 from qrecipe.recipe.schema import Backend, Phase, TensorSpec
-from qrecipe.values import Value
 
 _CONV_TRANSPOSE = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CLAMPS = (nn.ReLU6, nn.Hardtanh, F.relu6, F.hardtanh, F.hardtanh_, torch.clamp)

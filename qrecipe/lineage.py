@@ -9,19 +9,17 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from qrecipe._torch_ao import FakeQuantizeBase, ObserverBase
 from qrecipe._version import __version__
-from qrecipe.assembly import kept, kept_with
-from qrecipe.contents import Architecture, StoredPlan
-from qrecipe.converted import module_became
+from qrecipe.contents import StoredPlan
 from qrecipe.cpu import cpu_name
 from qrecipe.errors.findings import ArtifactError, Finding
+from qrecipe.model.kept import PROVENANCE, kept, kept_with
+from qrecipe.model.record import Architecture
 from qrecipe.observers.loading import plugin_versions
 from qrecipe.planning import Plan
 from qrecipe.recipe.recipe import Ingredient, Recipe
 from qrecipe.recipe.references import Publisher
 
-PROVENANCE = "provenance"
 _ARCHITECTURE = "architecture"
 
 
@@ -87,19 +85,6 @@ def provenance(converted: nn.Module) -> Provenance:
             )
         )
     return found
-
-
-def quantized_part(model: nn.Module) -> str | None:
-    """What in a model tells that it was quantized or prepared before, in words; None for float."""
-    for path, module in model.named_modules():
-        kind = f"{type(module).__module__}.{type(module).__qualname__}"
-        what = f"{path} is a {kind}" if path else f"it is a {kind}"
-        if isinstance(module, (ObserverBase, FakeQuantizeBase)):
-            return f"is prepared already: {what}"
-        if kind.startswith("torch.") and module_became(module) != "float":
-            return f"is quantized already: {what}"
-    found = kept(model, PROVENANCE)
-    return found and f"is quantized already: by the recipe {found.fingerprint[:12]}"
 
 
 def ingredients_of(plan: StoredPlan) -> tuple[Ingredient, ...]:

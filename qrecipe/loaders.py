@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from qrecipe.copying import structural_copy
 from qrecipe.errors.findings import CalibrationError, Finding, PlanError
 from qrecipe.errors.text import first_line
-from qrecipe.inputs import Inputs, is_empty
-from qrecipe.nested import parts_of, tensors_in
-from qrecipe.remedies import Remedy, remedy
-from qrecipe.trials import CANNOT_TAKE
-from qrecipe.unfit import all_finite, check_is_model
+from qrecipe.model.call import Inputs, is_empty
+from qrecipe.model.copies import structural_copy
+from qrecipe.model.dry_run import CANNOT_TAKE
+from qrecipe.model.nested import parts_of, tensors_in
+from qrecipe.model.remedies import Remedy, remedy
+from qrecipe.model.unfit import all_finite, check_is_model
 
 Forward = Callable[[nn.Module, Any], Any]
 """Runs a model on one batch of the caller's loader."""

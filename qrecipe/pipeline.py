@@ -17,13 +17,10 @@ from qrecipe._torch_fx import (
     PrepareCustomConfig,
     QConfigMapping,
 )
-from qrecipe.architecture import module_settings
 from qrecipe.around import around_findings, call_findings, dtype_findings
 from qrecipe.assembly import PreparedState, forget_preparation, mark_prepared, prepared_state
 from qrecipe.backend import backend_config
 from qrecipe.calibration import calibrate
-from qrecipe.contents import Architecture
-from qrecipe.copying import with_parts
 from qrecipe.deciding import decide, inventory_of, plan_of, warn_of_missed
 from qrecipe.eager.part import EagerPart
 from qrecipe.errors.findings import CalibrationError, Finding, PlanError, error_from
@@ -31,9 +28,12 @@ from qrecipe.errors.warn import warn
 from qrecipe.fx import execution
 from qrecipe.fx.numerics import Sample
 from qrecipe.fx.parts import CompiledPart, Configs, compile_part
-from qrecipe.inputs import Inputs
 from qrecipe.lineage import attach, make_provenance
 from qrecipe.loaders import Forward, inputs_of_batch, peek
+from qrecipe.model.architecture import module_settings
+from qrecipe.model.call import Inputs
+from qrecipe.model.copies import own_all_tensors, with_parts
+from qrecipe.model.record import Architecture
 from qrecipe.planning import Plan
 from qrecipe.process.neutral import neutral
 from qrecipe.ranges import check_calibrated, check_trained
@@ -104,7 +104,7 @@ class CompiledRecipe:
         than the caller's model.
         """
         prepared = self._prepared()
-        execution.own_all_tensors(prepared)
+        own_all_tensors(prepared)
         return prepared.train(self.recipe.phase == "qat")
 
     def _prepared(self) -> nn.Module:
@@ -142,7 +142,7 @@ class CompiledRecipe:
         converted.eval()  # modules that conversion made are born in training mode
         if self.recipe.fx.roots:
             self._check_around(around, converted, prepared_state(prepared))
-        execution.own_all_tensors(converted)
+        own_all_tensors(converted)
         forget_preparation(converted)
         attach(
             converted, make_provenance(self.recipe, self.plan, self.unjudged), self._architecture

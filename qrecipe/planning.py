@@ -21,7 +21,7 @@ from qrecipe.backend import (
 from qrecipe.convolutions import Engine
 from qrecipe.errors.findings import Finding, Location, error_from
 from qrecipe.errors.text import first_line
-from qrecipe.inventory import Inventory
+from qrecipe.model.graph_sites import Inventory
 from qrecipe.observers.qconfig import factory
 from qrecipe.recipe.recipe import Ingredient, QConfigSpec, Recipe, Rule
 from qrecipe.recipe.schema import Backend, Phase, TensorSpec

@@ -15,7 +15,7 @@ from qrecipe._torch_ao import (
 )
 from qrecipe.errors.findings import CalibrationError, Finding
 from qrecipe.errors.text import first_line
-from qrecipe.fx.emission import observed_name
+from qrecipe.model.addresses import observed_name
 
 _LEAST_SCALE = torch.finfo(torch.float32).eps
 

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from qrecipe._torch_ao import MinMaxObserver, ObserverBase, is_observer
 from qrecipe.averages import Extremes
 from qrecipe.fx.numerics import Sample
-from qrecipe.inputs import bind
+from qrecipe.model.call import bind
 from qrecipe.sqnr import output_sqnr_db
 
 Ranging = Mapping[ObserverBase, ObserverBase]

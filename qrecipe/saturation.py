@@ -10,9 +10,9 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from qrecipe.inventory import Inventory, Match
 from qrecipe.kernels import refusal
-from qrecipe.normalize import MULTIPLIES_WEIGHT
+from qrecipe.model.graph_sites import Inventory, Match
+from qrecipe.model.normalize import MULTIPLIES_WEIGHT
 from qrecipe.observers.qconfig import quantized_range
 from qrecipe.recipe.recipe import QConfigSpec
 from qrecipe.recipe.schema import Backend, TensorSpec

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qrecipe.nested import tensors_in
+from qrecipe.model.nested import tensors_in
 
 
 def sqnr_db(reference: Tensor, candidate: Tensor) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from qrecipe.backend import Outcome
 from qrecipe.errors.findings import Finding
-from qrecipe.inventory import Inventory
+from qrecipe.model.graph_sites import Inventory
 from qrecipe.recipe.patterns import leave_float
 from qrecipe.rules.resolution import Decision
 from qrecipe.rules.structure import Member, Operation

@@ -19,7 +19,6 @@ from qrecipe._torch_ao import quiet
 from qrecipe._torch_fx import convert
 from qrecipe.artifact.onnx_check import checked_output, file_findings
 from qrecipe.container import path_of, problem
-from qrecipe.copying import structural_copy
 from qrecipe.errors.findings import CODES, ArtifactError, Finding, QRecipeError, error_from
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
@@ -29,15 +28,16 @@ from qrecipe.fx.numerics import Sample
 from qrecipe.fx.padding import pad_explicitly
 from qrecipe.fx.training import frozen_copy
 from qrecipe.fx.unrounded import check_conversion
-from qrecipe.inputs import bind
-from qrecipe.nested import Packing, parts_of
-from qrecipe.normalize import stored
-from qrecipe.outputs import return_tensors
+from qrecipe.model.call import bind
+from qrecipe.model.copies import structural_copy
+from qrecipe.model.nested import Packing, parts_of
+from qrecipe.model.normalize import stored
+from qrecipe.model.outputs import return_tensors
+from qrecipe.model.rewrite_proof import passing
 from qrecipe.pipeline import CompiledRecipe
 from qrecipe.process.neutral import neutral
 from qrecipe.process.state import alone
 from qrecipe.process.warnings import held_back
-from qrecipe.proof import passing
 from qrecipe.rules.resolution import listed
 
 _PACKAGES = ("onnx", "onnxscript")

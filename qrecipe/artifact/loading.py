@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from qrecipe._torch_ao import quiet
-from qrecipe.architecture import graph_digests
 from qrecipe.artifact.rebuilding import ArchitectureError, detoured, rebuilt
 from qrecipe.artifact.state import Slot, slots_of
 from qrecipe.artifact.tensors import DTYPES, deserialized
@@ -30,10 +29,11 @@ from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
 from qrecipe.fx import execution
 from qrecipe.lineage import Provenance, attach
+from qrecipe.model.architecture import graph_digests
+from qrecipe.model.unfit import instead_of_model, wrapper_findings
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.schema import LintTable, RecipeTable
 from qrecipe.rules.resolution import listed
-from qrecipe.unfit import instead_of_model, wrapper_findings
 
 
 @neutral

@@ -15,7 +15,7 @@ from qrecipe.errors.findings import AuditError, Finding
 from qrecipe.errors.text import first_line
 from qrecipe.fx.numerics import TOLERANCE_DB
 from qrecipe.fx.reference import RIGHT_DB, hold
-from qrecipe.nested import tensors_in
+from qrecipe.model.nested import tensors_in
 from qrecipe.recipe.patterns import leave_float
 from qrecipe.sqnr import output_sqnr_db
 

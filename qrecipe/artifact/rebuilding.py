@@ -16,19 +16,19 @@ import torch
 from torch import Tensor, fx, nn
 
 from qrecipe._torch_fx import ConvertCustomConfig, PrepareCustomConfig
-from qrecipe.architecture import differences_of, note_values, setting_differences
 from qrecipe.backend import backend_config
-from qrecipe.contents import Contents, StoredPlan, StoredRule, StoredSite, TracedPart
+from qrecipe.contents import Contents, StoredPlan, StoredRule, StoredSite
 from qrecipe.convolutions import Engine
-from qrecipe.copying import with_parts
 from qrecipe.eager.part import EagerPart
 from qrecipe.errors.findings import Location
 from qrecipe.fx import execution
 from qrecipe.fx.emission import erase_keep_float
 from qrecipe.fx.padding import pad_explicitly
 from qrecipe.fx.parts import Configs, compile_part
-from qrecipe.inputs import Inputs
-from qrecipe.inventory import (
+from qrecipe.model.architecture import differences_of, note_values, setting_differences
+from qrecipe.model.call import Inputs
+from qrecipe.model.copies import own_all_tensors, with_parts
+from qrecipe.model.graph_sites import (
     Match,
     Part,
     fused_graph,
@@ -36,12 +36,13 @@ from qrecipe.inventory import (
     named_sites,
     traced_graph,
 )
+from qrecipe.model.record import TracedPart
+from qrecipe.model.trace_proof import Example
 from qrecipe.planning import Plan, Site
 from qrecipe.process.warnings import held_back
 from qrecipe.recipe.recipe import QConfigSpec, Rule
 from qrecipe.recipe.schema import Constructor, FxTable, TensorSpec
 from qrecipe.rules.structure import ModelStructure
-from qrecipe.values import Example
 
 _MEMORYLESS = ("placeholder", "fixed_qparams")
 """Observers that know their range, or need none, and decide what torch inserts."""
@@ -69,7 +70,7 @@ def rebuilt(model: nn.Module, contents: Contents, plan: StoredPlan, table: FxTab
         else:
             preserved = {name: getattr(model, name) for name in table.preserved_attributes}
             whole = _traced(blank, contents, decided, table, preserved)
-    execution.own_all_tensors(whole)
+    own_all_tensors(whole)
     return whole.eval()
 
 

@@ -9,7 +9,6 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor, nn
 
-from qrecipe.architecture import graph_digests
 from qrecipe.artifact.state import Slot, slots_of
 from qrecipe.artifact.tensors import STORABLE, bytes_of, serialized
 from qrecipe.artifact.values import value_problems
@@ -19,6 +18,7 @@ from qrecipe.errors.findings import ArtifactError, Finding
 from qrecipe.errors.text import shown
 from qrecipe.files import replace_file, why_not
 from qrecipe.lineage import architecture, provenance
+from qrecipe.model.architecture import graph_digests
 from qrecipe.process.neutral import neutral
 
 

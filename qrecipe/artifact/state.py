@@ -14,8 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
-from qrecipe.graph_names import outer
-from qrecipe.normalize import stored
+from qrecipe.model.graph_names import outer
+from qrecipe.model.normalize import stored
 from qrecipe.packing import repacked, unpacked
 from qrecipe.rules.structure import joined
 

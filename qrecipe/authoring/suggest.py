@@ -13,17 +13,17 @@ from qrecipe.authoring.suggest_float import refusals, rules_of_float_sites
 from qrecipe.authoring.suggest_subject import Scheme, Subject
 from qrecipe.deciding import inventory_of
 from qrecipe.errors.findings import Finding, PlanError, TraceError, UnsupportedError
-from qrecipe.inputs import Inputs
-from qrecipe.inventory import Inventory
-from qrecipe.lineage import quantized_part
+from qrecipe.model.call import Inputs
+from qrecipe.model.graph_sites import Inventory
+from qrecipe.model.proposals import traceable_parts
+from qrecipe.model.quantized import quantized_part
+from qrecipe.model.work import work_of, work_of_sites
 from qrecipe.planning import Plan, make_plan
 from qrecipe.process.neutral import neutral
-from qrecipe.proposals import traceable_parts
 from qrecipe.recipe.overlay import fitting, float_rules, merged_rules
 from qrecipe.recipe.recipe import Recipe, parse_recipe
 from qrecipe.recipe.schema import FLOAT
 from qrecipe.recipe.toml.writer import toml_text
-from qrecipe.work import work_of, work_of_sites
 
 FEW_CONVOLUTIONS = 0.1
 """Below this share of the multiplications convolutions are not worth calibrating a model for."""

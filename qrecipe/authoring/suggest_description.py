@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from qrecipe.altered import alteration
 from qrecipe.authoring.suggest_subject import Scheme, Subject
 from qrecipe.errors.text import counted
+from qrecipe.model.altered_modules import alteration
 from qrecipe.planning import Plan
 
 ROBUST_SIZE = 10_000_000

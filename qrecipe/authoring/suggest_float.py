@@ -7,7 +7,7 @@ from typing import Any
 
 from qrecipe.backend import FOLLOWERS, can_honour
 from qrecipe.convolutions import is_slow
-from qrecipe.inventory import Inventory, Match
+from qrecipe.model.graph_sites import Inventory, Match
 from qrecipe.planning import Plan, Site
 from qrecipe.recipe.overlay import float_rule, float_rules, rule_key
 from qrecipe.recipe.recipe import QConfigSpec

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qrecipe.averages import MANY_BATCHES
-from qrecipe.inventory import Inventory
-from qrecipe.work import Work, nearest
+from qrecipe.model.graph_sites import Inventory
+from qrecipe.model.work import Work, nearest
 
 Scheme = Literal["static", "dynamic", "mixed"]
 

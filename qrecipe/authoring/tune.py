@@ -27,15 +27,15 @@ from qrecipe.authoring.tune_log import TrialLog, open_log
 from qrecipe.authoring.tune_result import Budget, TuningResult, found
 from qrecipe.authoring.tune_search import Search
 from qrecipe.backend import can_honour
-from qrecipe.copying import runnable_copy
 from qrecipe.deciding import inventory_of
 from qrecipe.errors.findings import ExecutionError, Finding
 from qrecipe.errors.text import counted, shown
 from qrecipe.errors.warn import warn
-from qrecipe.inventory import Inventory
 from qrecipe.loaders import Forward, inputs_of_batch, peek
 from qrecipe.measure.analysis import Evaluate
 from qrecipe.measure.batches import rereadable
+from qrecipe.model.copies import runnable_copy
+from qrecipe.model.graph_sites import Inventory
 from qrecipe.planning import Plan, make_plan
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.recipe import Recipe, load_recipe

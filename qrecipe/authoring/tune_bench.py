@@ -15,7 +15,6 @@ from qrecipe.authoring.tune_candidate import Candidate, Lever, digest_of
 from qrecipe.authoring.tune_frontier import SiteCost
 from qrecipe.authoring.tune_log import TrialLog, again
 from qrecipe.authoring.tune_search import Measured, Trial
-from qrecipe.copying import runnable_copy
 from qrecipe.errors.findings import ExecutionError, QRecipeError, QRecipeWarning, RecipeError
 from qrecipe.errors.text import first_line
 from qrecipe.loaders import Forward, limited
@@ -24,6 +23,7 @@ from qrecipe.measure.comparison import compare
 from qrecipe.measure.fidelity import finite_or_none
 from qrecipe.measure.ranking import Ranking
 from qrecipe.measure.scores import number
+from qrecipe.model.copies import runnable_copy
 from qrecipe.pipeline import quantize, simulate
 from qrecipe.process.warnings import held_back
 from qrecipe.recipe.overlay import overlay_recipe, rule_key

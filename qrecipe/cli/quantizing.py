@@ -21,10 +21,10 @@ from qrecipe.cli.results import Calibrated, Metric, Result, result_json, result_
 from qrecipe.cli.subjects import Subject, load_subject, required_inputs
 from qrecipe.cli.usercode import UserCode, UserFunction, user_output
 from qrecipe.errors.findings import CalibrationError, Finding, QRecipeError, QRecipeWarning
-from qrecipe.inputs import Inputs
 from qrecipe.loaders import describe_batch, inputs_of_batch, peek
 from qrecipe.measure.latency import compare_latency
 from qrecipe.measure.sizes import model_size
+from qrecipe.model.call import Inputs
 from qrecipe.pipeline import CompiledRecipe, compile_decided
 from qrecipe.process.warnings import held_back
 from qrecipe.ranges import observes

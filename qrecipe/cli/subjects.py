@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from qrecipe.cli.usercode import UserCode
 from qrecipe.errors.findings import Finding, QRecipeError
-from qrecipe.unfit import instead_of_model
+from qrecipe.model.unfit import instead_of_model
 
 _MAX_ELEMENTS = 2**31
 _SHAPE = re.compile("[0-9]{1,10}(x[0-9]{1,10})*")

@@ -10,21 +10,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from qrecipe.converted import differs, module_became, weight_problem
-from qrecipe.copying import runnable_copy
+from qrecipe.converted import differs, weight_problem
 from qrecipe.dynamic_kernels import expected_output, with_weight_of
 from qrecipe.errors.findings import CODES, Finding, error_from
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
 from qrecipe.fx.numerics import JUDGEABLE_DB, Sample
 from qrecipe.fx.reference import RIGHT_DB
-from qrecipe.inputs import Inputs
-from qrecipe.nested import tensors_in
+from qrecipe.model.call import Inputs
+from qrecipe.model.copies import runnable_copy
+from qrecipe.model.nested import tensors_in
+from qrecipe.model.quantized import module_became
+from qrecipe.model.trace import WITHOUT_AUTOCAST
 from qrecipe.planning import Plan, Site
 from qrecipe.recipe.patterns import leave_float
 from qrecipe.recipe.schema import LintTable
 from qrecipe.sqnr import output_sqnr_db, sqnr_db
-from qrecipe.tracing import WITHOUT_AUTOCAST
 
 
 def audit(

@@ -12,13 +12,13 @@ from torch import nn
 from qrecipe._torch_ao import quiet
 from qrecipe._torch_fx import DynamicRecurrent, quantize_dynamic
 from qrecipe.converted import take_any_layout
-from qrecipe.copying import runnable_copy, structural_copy
 from qrecipe.eager.audit import audit
 from qrecipe.errors.findings import ExecutionError, Finding
 from qrecipe.errors.text import first_line
 from qrecipe.fx.execution import engine
 from qrecipe.fx.numerics import Sample
-from qrecipe.inputs import Inputs
+from qrecipe.model.call import Inputs
+from qrecipe.model.copies import runnable_copy, structural_copy
 from qrecipe.observers.qconfig import qconfig
 from qrecipe.planning import Plan
 from qrecipe.recipe.schema import LintTable

@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from torch import Tensor, fx, nn
 
 from qrecipe._torch_fx import QConfigMapping
-from qrecipe.altered import keep_float, make_affine
-from qrecipe.normalize import CALLS, TAKES_WEIGHT, stored
+from qrecipe.model.addresses import CALLS, SITE, TRACE_PREFIX
+from qrecipe.model.altered_modules import keep_float, make_affine
+from qrecipe.model.normalize import TAKES_WEIGHT, stored
+from qrecipe.model.outputs import restore_constants
 from qrecipe.observers.qconfig import qconfig
-from qrecipe.outputs import restore_constants
 from qrecipe.planning import Plan, Site
-
-SITE = "site"
-TRACE_PREFIX = "qrecipe site: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,34 +80,6 @@ def _weight(node: fx.Node, graph_module: fx.GraphModule) -> Tensor | None:
         return None
     weight: Tensor = stored(source, graph_module)
     return weight
-
-
-def site_of(node: fx.Node) -> str | None:
-    """The site that a node of a prepared or converted graph belongs to."""
-    if SITE in node.meta:
-        return str(node.meta[SITE])
-    trace = node.meta.get("stack_trace") or ""
-    return trace.removeprefix(TRACE_PREFIX) if trace.startswith(TRACE_PREFIX) else None
-
-
-def observed_name(observer: fx.Node) -> str:
-    """What an observer of a prepared graph sees, in words.
-
-    That is a site's result, or where no site gives the tensor the input of the first that reads it.
-    """
-    source = observer.args[0]
-    giver = site_of(source) if isinstance(source, fx.Node) else None
-    return giver or _input_of_reader(observer) or str(source)
-
-
-def _input_of_reader(node: fx.Node) -> str | None:
-    waiting = [*node.users]
-    for user in waiting:  # grows as it is walked: the nearest reader comes first
-        reader = site_of(user)
-        if reader is not None:
-            return f"the input of {reader}"
-        waiting += (each for each in user.users if each not in waiting)
-    return None
 
 
 def erase_keep_float(graph_module: fx.GraphModule) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,15 +24,15 @@ from qrecipe._torch_fx import (
 )
 from qrecipe.converted import take_any_layout
 from qrecipe.convolutions import Engine
-from qrecipe.copying import structural_copy
 from qrecipe.errors.findings import ExecutionError, Finding, PlanError, UnsupportedError
 from qrecipe.errors.spelling import nearest
 from qrecipe.errors.text import first_line
-from qrecipe.fx.emission import Emission, erase_keep_float, site_of
+from qrecipe.fx.emission import Emission, erase_keep_float
 from qrecipe.fx.sharing import share_connected_observers
-from qrecipe.graph_names import keep_state_names
-from qrecipe.nested import tensors_in
-from qrecipe.normalize import CALLS, TAKES_WEIGHT, stored
+from qrecipe.model.addresses import CALLS, site_of
+from qrecipe.model.copies import own_tensors, structural_copy
+from qrecipe.model.graph_names import keep_state_names
+from qrecipe.model.normalize import TAKES_WEIGHT, stored
 from qrecipe.packing import packed_convolution
 from qrecipe.process.state import random_numbers_kept
 from qrecipe.recipe.schema import Backend, Phase
@@ -151,10 +150,6 @@ def _is_bias(tensor: torch.Tensor) -> bool:
     return tensor.dim() == 1
 
 
-def _any(tensor: torch.Tensor) -> bool:
-    return True
-
-
 def _remove_qconfig(model: nn.Module) -> None:
     for module in model.modules():
         vars(module).pop("qconfig", None)
@@ -269,42 +264,6 @@ def packed_sites(converted: fx.GraphModule) -> Iterator[tuple[nn.Module, str, st
                 owner = converted.get_submodule(path)
                 if isinstance(getattr(owner, name), torch.ScriptObject):
                     yield owner, name, site
-
-
-def own_all_tensors(model: nn.Module) -> None:
-    """Replace each parameter and buffer of the model by a clone, in place."""
-    own_tensors(model, _any)
-
-
-def own_tensors(model: nn.Module, chosen: Callable[[torch.Tensor], bool]) -> None:
-    """Replace each chosen parameter and buffer by a clone, once where several modules share it."""
-    clones: dict[int, torch.Tensor] = {}
-
-    def own(tensor: torch.Tensor) -> torch.Tensor:
-        if id(tensor) not in clones:
-            clones[id(tensor)] = tensor.detach().clone()
-        return clones[id(tensor)]
-
-    parameters: dict[int, nn.Parameter] = {}
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None and chosen(parameter):
-                module._parameters[name] = parameters.setdefault(
-                    id(parameter), nn.Parameter(own(parameter), parameter.requires_grad)
-                )
-        for name, buffer in module._buffers.items():
-            if buffer is not None and chosen(buffer):
-                module._buffers[name] = own(buffer)
-    _own_attributes(model, {**clones, **parameters})
-
-
-def _own_attributes(model: nn.Module, clones: Mapping[int, torch.Tensor]) -> None:
-    """Let what else a module holds refer to the clones too: a list of its parameters, say."""
-    registries = ("_parameters", "_buffers", "_modules")
-    for module in model.modules():
-        for name, value in vars(module).items():
-            if name not in registries and any(id(tensor) in clones for tensor in tensors_in(value)):
-                vars(module)[name] = copy.deepcopy(value, dict(clones))
 
 
 def check_engine(backend: Backend) -> None:

@@ -13,9 +13,9 @@ from torch import Tensor, fx
 from qrecipe._torch_ao import quiet
 from qrecipe.dynamic_kernels import expected_output
 from qrecipe.errors.findings import Finding
-from qrecipe.fx.emission import observed_name, site_of
 from qrecipe.fx.reference import RIGHT_DB
-from qrecipe.inputs import Inputs, bind
+from qrecipe.model.addresses import observed_name, site_of
+from qrecipe.model.call import Inputs, bind
 from qrecipe.planning import Plan, Site
 from qrecipe.recipe.patterns import leave_float
 from qrecipe.recipe.schema import Backend, Phase

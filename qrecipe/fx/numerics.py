@@ -22,8 +22,8 @@ from qrecipe.fx.judgement import (
 )
 from qrecipe.fx.reference import RIGHT_DB
 from qrecipe.fx.weights import rounding_weights_fast
-from qrecipe.inputs import Inputs, batch_size, head
-from qrecipe.nested import UncopyableError
+from qrecipe.model.call import Inputs, batch_size, head
+from qrecipe.model.nested import UncopyableError
 from qrecipe.planning import Plan
 from qrecipe.recipe.patterns import leave_float
 from qrecipe.rules.resolution import listed

@@ -19,12 +19,12 @@ from qrecipe.fx.padding import pad_explicitly
 from qrecipe.fx.reference import hold, make_judge
 from qrecipe.fx.training import accompany_training, frozen_copy
 from qrecipe.fx.unrounded import check_conversion
-from qrecipe.inputs import Inputs
-from qrecipe.inventory import Part
+from qrecipe.model.call import Inputs
+from qrecipe.model.graph_sites import Part
+from qrecipe.model.rewrite_proof import prove_prepared
+from qrecipe.model.trace_proof import Example
 from qrecipe.planning import Plan
-from qrecipe.proof import prove_prepared
 from qrecipe.recipe.schema import Backend, LintTable
-from qrecipe.values import Example
 
 
 @dataclass(frozen=True, slots=True)

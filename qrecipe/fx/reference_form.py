@@ -18,8 +18,8 @@ from torch import fx, nn
 from qrecipe._torch_fx import ReferenceQuantizedModule
 from qrecipe.converted import differs
 from qrecipe.errors.findings import Finding
-from qrecipe.fx.emission import site_of
-from qrecipe.normalize import CALLS, MULTIPLIES_WEIGHT, is_floating, is_plumbing
+from qrecipe.model.addresses import CALLS, is_floating, is_plumbing, site_of
+from qrecipe.model.normalize import MULTIPLIES_WEIGHT
 from qrecipe.observers.qconfig import torch_dtype
 from qrecipe.planning import Plan, Site
 from qrecipe.recipe.schema import TensorSpec

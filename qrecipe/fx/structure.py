@@ -16,10 +16,10 @@ from qrecipe._torch_fx import (
     is_general_tensor_shape_node,
     is_other_node,
 )
-from qrecipe.converted import Became, differs, module_became, weight_problem
+from qrecipe.converted import differs, weight_problem
 from qrecipe.errors.findings import Finding
-from qrecipe.fx.emission import site_of
-from qrecipe.normalize import CALLS, is_floating
+from qrecipe.model.addresses import CALLS, is_floating, site_of
+from qrecipe.model.quantized import Became, module_became
 from qrecipe.planning import Plan
 
 _KEEP_QUANTIZED = frozenset({operator.getitem, torch.chunk, torch.split, torch.unbind, torch.roll})

@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from qrecipe._torch_ao import FakeQuantizeBase, _LearnableFakeQuantize, quiet
 from qrecipe._torch_fx import FusedConvBatchNorm, FusedLinearBatchNorm
-from qrecipe.inputs import Inputs
+from qrecipe.model.call import Inputs
 
 
 def fake_quants(model: nn.Module) -> Iterator[FakeQuantizeBase]:

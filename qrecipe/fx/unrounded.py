@@ -15,11 +15,11 @@ from qrecipe._torch_ao import quiet
 from qrecipe.errors.findings import AuditError, Finding
 from qrecipe.errors.text import first_line
 from qrecipe.fx.numerics import Sample
-from qrecipe.inputs import bind
-from qrecipe.nested import tensors_in
-from qrecipe.proof import passing
+from qrecipe.model.call import bind
+from qrecipe.model.nested import tensors_in
+from qrecipe.model.rewrite_proof import passing
+from qrecipe.model.trace_proof import difference
 from qrecipe.recipe.schema import Phase
-from qrecipe.values import difference
 
 _ROUNDING = ("quantize_per_", "dequantize")
 

@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from qrecipe.copying import structural_copy, with_parts
-from qrecipe.fx.emission import site_of
 from qrecipe.fx.structure import realised_sites
-from qrecipe.inventory import Inventory
 from qrecipe.measure.fidelity import Totals
 from qrecipe.measure.watching import Watched
-from qrecipe.normalize import CALLS
+from qrecipe.model.addresses import CALLS, site_of
+from qrecipe.model.copies import structural_copy, with_parts
+from qrecipe.model.graph_sites import Inventory
 
 _CONVERSIONS = (torch.quantize_per_tensor, torch.quantize_per_channel, "dequantize")
 

@@ -14,7 +14,6 @@ from torch import fx, nn
 
 from qrecipe._torch_ao import quiet
 from qrecipe._torch_fx import attach_preserved_attrs_to_model
-from qrecipe.copying import runnable_copy, structural_copy
 from qrecipe.deciding import inventory_of, plan_of, warn_of_missed
 from qrecipe.errors.findings import Finding
 from qrecipe.errors.text import counted, shown
@@ -37,6 +36,7 @@ from qrecipe.measure.isolation import (
 from qrecipe.measure.ranking import Method, RankedSite, Ranking, contradiction, worst_first
 from qrecipe.measure.scores import Metric, MetricScore, Score, SqnrScore, number
 from qrecipe.measure.untraced import module_kernels, module_sites
+from qrecipe.model.copies import runnable_copy, structural_copy
 from qrecipe.planning import Plan
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.recipe import Recipe, load_recipe

@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from qrecipe._torch_ao import quiet
-from qrecipe.inputs import Inputs
 from qrecipe.loaders import Forward, limited, run_batch, unusable_batch
+from qrecipe.model.call import Inputs
 
 
 @dataclass(frozen=True, slots=True)

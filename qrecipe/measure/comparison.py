@@ -17,7 +17,6 @@ from qrecipe.deciding import inventory_of
 from qrecipe.errors.findings import ArtifactError, Finding
 from qrecipe.fx import execution
 from qrecipe.fx.structure import realised_sites
-from qrecipe.inventory import Inventory
 from qrecipe.lineage import ingredients_of, provenance
 from qrecipe.loaders import Forward, inputs_of_batch, limited, no_batches, peek
 from qrecipe.measure.activations import (
@@ -37,6 +36,7 @@ from qrecipe.measure.weights import (
     weights_of_kernel,
     weights_of_module,
 )
+from qrecipe.model.graph_sites import Inventory
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.recipe import Ingredient, parse_recipe, published
 from qrecipe.terminal.progress import Progress, terminal_progress

@@ -10,12 +10,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from qrecipe.contents import StoredPlan
-from qrecipe.copying import with_parts
 from qrecipe.errors.findings import CalibrationError, ExecutionError, Finding
 from qrecipe.errors.text import counted
 from qrecipe.errors.warn import warn
 from qrecipe.fx import execution
-from qrecipe.inputs import Inputs, bind
 from qrecipe.lineage import architecture, ingredients_of, provenance
 from qrecipe.loaders import Forward, check_finite, limited, no_batches
 from qrecipe.measure.batches import run_quietly
@@ -25,7 +23,9 @@ from qrecipe.measure.floating import float_result, is_kernel
 from qrecipe.measure.observing import Observing
 from qrecipe.measure.stored import sharing, stored_ranges
 from qrecipe.measure.tally import Tally
-from qrecipe.nested import map_tensors
+from qrecipe.model.call import Inputs, bind
+from qrecipe.model.copies import with_parts
+from qrecipe.model.nested import map_tensors
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.extends import compose
 from qrecipe.recipe.references import Source

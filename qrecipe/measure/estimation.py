@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from qrecipe.errors.findings import ExecutionError, Finding
-from qrecipe.inputs import batch_size
 from qrecipe.measure.batches import Call
 from qrecipe.measure.exact import too_little_memory
 from qrecipe.measure.fidelity import floating_tensors
 from qrecipe.measure.isolation import Kernel, Replaceable
 from qrecipe.measure.replay import size_of
+from qrecipe.model.call import batch_size
 from qrecipe.process.warnings import import_aside
 
 

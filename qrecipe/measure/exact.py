@@ -8,11 +8,11 @@ from typing import Any
 from torch import fx, nn
 
 from qrecipe.errors.findings import ExecutionError, Finding
-from qrecipe.inputs import Inputs, batch_size, bind
 from qrecipe.measure.batches import Call
 from qrecipe.measure.isolation import Kernel, LoneSite, Replaceable, WrappedPart
 from qrecipe.measure.replay import FloatGraph, Suffix
 from qrecipe.measure.scores import Score
+from qrecipe.model.call import Inputs, batch_size, bind
 
 Tick = Callable[[], None]
 """Called after each site and batch."""

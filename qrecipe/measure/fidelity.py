@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qrecipe.nested import tensors_in
+from qrecipe.model.nested import tensors_in
 from qrecipe.sqnr import without_shared_infinities
 
 

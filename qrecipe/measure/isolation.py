@@ -18,7 +18,6 @@ from qrecipe._torch_fx import BackendConfig, ConvertCustomConfig, PrepareCustomC
 from qrecipe.assembly import forget_preparation, mark_prepared
 from qrecipe.backend import backend_config
 from qrecipe.calibration import calibrate
-from qrecipe.copying import with_parts
 from qrecipe.errors.findings import (
     AuditError,
     CalibrationError,
@@ -28,13 +27,15 @@ from qrecipe.errors.findings import (
 )
 from qrecipe.errors.text import first_line
 from qrecipe.fx import execution
-from qrecipe.fx.emission import SITE, emit
+from qrecipe.fx.emission import emit
 from qrecipe.fx.padding import pad_explicitly
 from qrecipe.fx.structure import structure_findings
-from qrecipe.inventory import Inventory, Part
 from qrecipe.loaders import Forward
 from qrecipe.measure.outofplace import without_changes_in_place
-from qrecipe.nested import map_tensors
+from qrecipe.model.addresses import SITE
+from qrecipe.model.copies import with_parts
+from qrecipe.model.graph_sites import Inventory, Part
+from qrecipe.model.nested import map_tensors
 from qrecipe.planning import Plan, Site
 from qrecipe.ranges import range_findings
 from qrecipe.recipe.patterns import leave_float

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from qrecipe.inputs import Inputs
+from qrecipe.model.call import Inputs
 
 _WARM_UP = 2
 _MIN_RUNS = 5

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from qrecipe.nested import tensors_in
+from qrecipe.model.nested import tensors_in
 
 Values = dict[fx.Node, Any]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qrecipe.nested import leaves, tensors_in
+from qrecipe.model.nested import leaves, tensors_in
 
 
 def model_size(model: nn.Module) -> int:

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qrecipe.contents import StoredSite
-from qrecipe.fx.emission import site_of
-from qrecipe.normalize import CALLS
+from qrecipe.model.addresses import CALLS, site_of
 from qrecipe.recipe.schema import TensorSpec, quantized_range
 
 TensorRole = Literal["input", "output"]

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from qrecipe.copying import runnable_copy
 from qrecipe.eager.part import EagerPart
-from qrecipe.inputs import Inputs
 from qrecipe.measure.isolation import Kernel
+from qrecipe.model.call import Inputs
+from qrecipe.model.copies import runnable_copy
 from qrecipe.planning import Plan, Site
 from qrecipe.recipe.schema import LintTable
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from qrecipe.inputs import Inputs, bind
+from qrecipe.model.call import Inputs, bind
 
 See = Callable[[fx.Node, Any, float], None]
 """Called with each node, its result and the seconds that it took."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from qrecipe.normalize import TAKES_WEIGHT
+from qrecipe.model.normalize import TAKES_WEIGHT
 
 
 def float_weights(node: fx.Node, graph_module: fx.GraphModule) -> list[Tensor]:

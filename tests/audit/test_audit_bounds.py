@@ -13,7 +13,7 @@ from qrecipe._torch_ao import quiet
 from qrecipe.errors.findings import Location
 from qrecipe.fx.judgement import judge_sites, wrong_kernel_findings
 from qrecipe.fx.numerics import ReferenceRun, Sample, _agree, numeric_findings
-from qrecipe.inputs import Inputs
+from qrecipe.model.call import Inputs
 
 X = torch.ones(8)
 HERE = Location("r.toml", 3, 1, 5)

@@ -19,8 +19,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import qrecipe
 from qrecipe.authoring.suggest import suggestion
 from qrecipe.errors.findings import PlanError, QRecipeWarning, TraceError, UnsupportedError
-from qrecipe.inputs import Inputs
-from qrecipe.work import work_of
+from qrecipe.model.call import Inputs
+from qrecipe.model.work import work_of
 
 STATIC = {
     *("residual", "depthwise", "shared_conv", "shared_conv_two_norms", "functional", "shapes"),

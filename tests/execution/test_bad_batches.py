@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import qrecipe
 from qrecipe.assembly import prepared_state
 from qrecipe.errors.findings import CalibrationError, PlanError, QRecipeWarning
-from qrecipe.remedies import remedy
+from qrecipe.model.remedies import remedy
 
 
 def observers(prepared):

@@ -14,7 +14,7 @@ from torch.ao.nn.intrinsic.quantized import dynamic as fused
 
 import qrecipe
 from qrecipe.errors.findings import AuditError, UnsupportedError
-from qrecipe.inputs import Inputs
+from qrecipe.model.call import Inputs
 from qrecipe.sqnr import output_sqnr_db
 
 HEAD = """

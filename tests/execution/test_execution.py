@@ -21,9 +21,9 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 import qrecipe
 from qrecipe.errors.findings import QRecipeError
 from qrecipe.fx import execution
-from qrecipe.fx.emission import site_of
 from qrecipe.fx.structure import realised_sites
-from qrecipe.inputs import Inputs
+from qrecipe.model.addresses import site_of
+from qrecipe.model.call import Inputs
 from qrecipe.observers.qconfig import qconfig
 from qrecipe.sqnr import sqnr_db
 

@@ -26,7 +26,7 @@ from qrecipe.errors.findings import (
     QRecipeWarning,
     UnsupportedError,
 )
-from qrecipe.inputs import Inputs
+from qrecipe.model.call import Inputs
 from qrecipe.sqnr import output_sqnr_db
 
 TRAINABLE = sorted(NETS.keys() - {"shared_conv_two_norms"})
@@ -351,7 +351,7 @@ def test_what_torch_cannot_fuse_is_an_error_of_ours(monkeypatch):
     def fail(*args):
         raise NotImplementedError("no such fusion")
 
-    monkeypatch.setattr("qrecipe.inventory.fuse", fail)
+    monkeypatch.setattr("qrecipe.model.graph_sites.fuse", fail)
     with pytest.raises(PlanError, match="torch cannot fuse the model: no such fusion"):
         qrecipe.plan(nn.Sequential(nn.Linear(4, 4)).eval(), qat_recipe(), torch.randn(2, 4))
 

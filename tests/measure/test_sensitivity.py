@@ -26,11 +26,11 @@ from qrecipe.errors.findings import (
     QRecipeWarning,
     RecipeReferenceError,
 )
-from qrecipe.inputs import Inputs
 from qrecipe.measure.exact import Replay
 from qrecipe.measure.fidelity import Totals
 from qrecipe.measure.isolation import Kernel, wrap
 from qrecipe.measure.ranking import RankedSite, Ranking
+from qrecipe.model.call import Inputs
 from qrecipe.observers.qconfig import qconfig
 
 FEW = '[lint]\nignore = ["QR201", "QR203", "QR206", "QR210"]\n'

@@ -11,9 +11,9 @@ from torch.ao.quantization.quantize_fx import fuse_fx
 
 from qrecipe.backend import backend_config
 from qrecipe.errors.findings import PlanError
-from qrecipe.inputs import Inputs
-from qrecipe.inventory import take_inventory
-from qrecipe.normalize import CALLS
+from qrecipe.model.addresses import CALLS
+from qrecipe.model.call import Inputs
+from qrecipe.model.graph_sites import take_inventory
 from qrecipe.recipe.schema import FxTable
 
 GROUPS = {

@@ -15,8 +15,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 import qrecipe
 from qrecipe.errors.findings import CalibrationError
-from qrecipe.inputs import Inputs
-from qrecipe.nested import cloned, leaves, map_tensors, tensors_in
+from qrecipe.model.call import Inputs
+from qrecipe.model.nested import cloned, leaves, map_tensors, tensors_in
 from qrecipe.sqnr import output_sqnr_db
 
 

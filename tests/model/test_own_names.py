@@ -11,7 +11,7 @@ from plans import net_of, recipe
 from torch import fx, nn
 
 import qrecipe
-from qrecipe.graph_names import inner, is_taken, outer
+from qrecipe.model.graph_names import inner, is_taken, outer
 from qrecipe.sqnr import sqnr_db
 
 TAKEN = ("meta", "graph", "code", "_code", "_graph", "print_readable", "recompile", "to_folder")

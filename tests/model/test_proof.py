@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
+import qrecipe.inventory
 import torch
 from runs import silent
 from torch import nn
@@ -12,10 +13,9 @@ from torch import nn
 import qrecipe
 import qrecipe.eager.part
 import qrecipe.fx.execution
-import qrecipe.inventory
 from qrecipe._torch_fx import ReferenceQuantizedModule
 from qrecipe.errors.findings import AuditError, PlanError
-from qrecipe.values import difference
+from qrecipe.model.trace_proof import difference
 
 STATIC = 'format = 1\nextends = "builtin:x86-static"\n'
 DYNAMIC = 'format = 1\nextends = "builtin:x86-dynamic"\n'
@@ -57,9 +57,11 @@ def turn_channels(graph_module):
 
 @pytest.fixture
 def wrong_fusing(monkeypatch):
-    fuse = qrecipe.inventory.fuse
+    fuse = qrecipe.model.graph_sites.fuse
     monkeypatch.setattr(
-        qrecipe.inventory, "fuse", lambda *args, **kwargs: turn_channels(fuse(*args, **kwargs))
+        qrecipe.model.graph_sites,
+        "fuse",
+        lambda *args, **kwargs: turn_channels(fuse(*args, **kwargs)),
     )
 
 
@@ -90,14 +92,14 @@ def test_a_plan_names_what_is_fused_to_something_else(wrong_fusing, text, phase,
 
 
 def test_the_advice_for_what_is_fused_wrongly_works(monkeypatch):
-    fuse = qrecipe.inventory.fuse
+    fuse = qrecipe.model.graph_sites.fuse
 
     def wrong_where_it_fuses(model, *args):
         fused = fuse(model, *args)
         has_fused = any("intrinsic" in type(module).__module__ for module in fused.modules())
         return turn_channels(fused) if has_fused else fused
 
-    monkeypatch.setattr(qrecipe.inventory, "fuse", wrong_where_it_fuses)
+    monkeypatch.setattr(qrecipe.model.graph_sites, "fuse", wrong_where_it_fuses)
     with pytest.raises(PlanError, match='non_traceable_module_name = \\["block"\\]'):
         qrecipe.plan(blocks(), parsed(STATIC), batches(1)[0])
     recipe = parsed(STATIC, fx='non_traceable_module_name = ["block"]')

@@ -10,8 +10,8 @@ from torch import nn
 import qrecipe
 from qrecipe.assembly import prepared_state
 from qrecipe.errors.findings import CalibrationError, PlanError, TraceError, UnmatchedRuleError
-from qrecipe.inputs import Inputs
-from qrecipe.roots import inputs_of_roots
+from qrecipe.model.call import Inputs
+from qrecipe.model.roots import inputs_of_roots
 from qrecipe.sqnr import sqnr_db
 
 

@@ -14,9 +14,9 @@ from torch import nn
 
 import qrecipe
 from qrecipe.errors.findings import PlanError
-from qrecipe.inputs import Inputs
+from qrecipe.model.call import Inputs
+from qrecipe.model.dry_run import first_change, state_of
 from qrecipe.sqnr import sqnr_db
-from qrecipe.trials import first_change, state_of
 
 
 def rows(count=10):

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from qrecipe.values import difference
+from qrecipe.model.trace_proof import difference
 
 ONES = torch.ones(4)
 

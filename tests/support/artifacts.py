@@ -11,7 +11,7 @@ from runs import HEAD, silent, tensors_of
 
 import qrecipe
 from qrecipe.errors.findings import ArtifactError
-from qrecipe.inputs import Inputs
+from qrecipe.model.call import Inputs
 
 MODES = """
 [tensor.dynamic]

@@ -25,8 +25,9 @@ from training import train
 import qrecipe
 from qrecipe.cpu import has_vnni
 from qrecipe.fx import execution
-from qrecipe.fx.emission import erase_keep_float, site_of
-from qrecipe.inputs import Inputs, bind
+from qrecipe.fx.emission import erase_keep_float
+from qrecipe.model.addresses import site_of
+from qrecipe.model.call import Inputs, bind
 from qrecipe.observers.qconfig import qconfig
 from qrecipe.planning import Plan, Site
 

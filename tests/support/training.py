@@ -6,7 +6,7 @@ import torch
 from runs import tensors_of
 
 import qrecipe
-from qrecipe.inputs import Inputs
+from qrecipe.model.call import Inputs
 
 KINDS = {
     "fake_quantize": "",

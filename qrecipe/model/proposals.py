@@ -10,13 +10,13 @@ from torch import nn
 
 from qrecipe.errors.findings import PlanError, TraceError
 from qrecipe.errors.text import quoted_whole
-from qrecipe.inputs import Inputs, constants
+from qrecipe.model.call import Inputs, constants
+from qrecipe.model.dry_run import first_calls
+from qrecipe.model.roots import prove_whole
+from qrecipe.model.trace import UntraceableError, trace
+from qrecipe.model.trace_proof import FEW_SAMPLES, record_values
 from qrecipe.recipe.schema import FxTable
-from qrecipe.roots import prove_whole
 from qrecipe.rules.structure import enclosing
-from qrecipe.tracing import UntraceableError, trace
-from qrecipe.trials import first_calls
-from qrecipe.values import FEW_SAMPLES, record_values
 
 _MOST_KEPT_OUT = 50
 

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qrecipe.copying import runnable_copy
-from qrecipe.inputs import Inputs, bind
-from qrecipe.inventory import Inventory, Part
-from qrecipe.nested import tensors_in
+from qrecipe.model.call import Inputs, bind
+from qrecipe.model.copies import runnable_copy
+from qrecipe.model.dry_run import try_inputs
+from qrecipe.model.graph_sites import Inventory, Part
+from qrecipe.model.nested import tensors_in
 from qrecipe.process.state import alone, random_numbers_kept
 from qrecipe.rules.structure import enclosing
-from qrecipe.trials import try_inputs
 
 _CONVOLUTIONS = ("aten.convolution", "aten._convolution")
 _PRODUCTS = tuple(

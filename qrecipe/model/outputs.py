@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import fx
 
-from qrecipe.nested import Packing, leaves, map_leaves
-from qrecipe.values import Value
+from qrecipe.model.nested import Packing, leaves, map_leaves
+from qrecipe.model.trace_proof import Value
 
 
 def name_constants(graph_module: fx.GraphModule) -> None:

@@ -8,32 +8,16 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections import Counter
-from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from qrecipe.altered import keep_float
-from qrecipe.copying import structural_copy
-from qrecipe.graph_names import outer
-from qrecipe.outputs import is_packing, name_constants
-from qrecipe.registry.builtin import function_family
-from qrecipe.rules.structure import Member, enclosing, joined
-from qrecipe.tracing import Scopes
-from qrecipe.values import Value
-
-CALLS = ("call_module", "call_function", "call_method")
-
-FUNCTION_NAMES: dict[Any, str] = {
-    function: f"{namespace.__name__}.{name}"
-    for namespace in (torch.Tensor, operator, torch, F)
-    for name, function in vars(namespace).items()
-    if callable(function) and not isinstance(function, type) and not name.startswith("_")
-}
-"""The public dotted name of a function; where there are several, the later namespace's."""
+from qrecipe.model.addresses import FUNCTION_NAMES, address
+from qrecipe.model.copies import structural_copy
+from qrecipe.model.outputs import is_packing, name_constants
+from qrecipe.model.trace import Scopes
 
 _TWIN_OF_METHOD: dict[str, Any] = {
     "add": torch.add,
@@ -150,91 +134,10 @@ def _is_in_place(node: fx.Node, graph_module: fx.GraphModule) -> bool:
     return not name.startswith("operator.") and name.endswith("_") and not name.endswith("__")
 
 
-def is_floating(node: fx.Node) -> bool:
-    """Whether the node computes floating-point tensors; sizes, masks and indices don't."""
-    value: Value = node.meta["value"]
-    return value.is_float
-
-
 def stored(node: fx.Node, graph_module: fx.GraphModule) -> Any:
     """The parameter, buffer or other attribute that a ``get_attr`` node reads."""
     path, _, name = str(node.target).rpartition(".")
     return getattr(graph_module.get_submodule(path), name)
-
-
-def is_plumbing(node: fx.Node) -> bool:
-    """Whether the node only takes a container apart, or is an identity of ours."""
-    return node.target is keep_float or (
-        node.target in (operator.getitem, getattr)
-        and isinstance(node.args[0], fx.Node)
-        and not node.args[0].meta["value"].is_tensor
-    )
-
-
-def address(graph_module: fx.GraphModule, scopes: Scopes, prefix: str) -> None:
-    calls: Counter[str] = Counter()
-    for node in graph_module.graph.nodes:
-        if node.op not in CALLS or not is_floating(node) or is_plumbing(node):
-            continue
-        if is_packing(node):
-            continue
-        if node.op == "call_module":
-            module = graph_module.get_submodule(node.target)
-            member = module_member(joined(prefix, outer(str(node.target))), module)
-        else:
-            member = _function_member(joined(prefix, scopes[node.name][0]), node)
-        number = calls[member.name]
-        calls[member.name] += 1
-        node.meta["member"] = member if number == 0 else _numbered(member, number)
-
-
-def _numbered(member: Member, number: int) -> Member:
-    return replace(member, name=f"{member.name}#{number}")
-
-
-def module_member(path: str, module: nn.Module) -> Member:
-    """The first call of a module."""
-    kind = type(module)
-    return Member(
-        name=path,
-        op=kind.__name__,
-        module=path,
-        types=class_names(kind),
-        functions=frozenset(),
-        scopes=enclosing(path),
-    )
-
-
-def class_names(kind: type) -> frozenset[str]:
-    """The dotted names by which a rule can call a class: internal, and torch's public one."""
-    names = {f"{kind.__module__}.{kind.__qualname__}"}
-    if getattr(nn, kind.__name__, None) is kind:
-        names.add(f"torch.nn.{kind.__name__}")
-    return frozenset(names)
-
-
-def base_names(kind: type) -> frozenset[str]:
-    """The dotted names of the module classes that a class derives from."""
-    bases = [base for base in kind.__mro__[1:] if issubclass(base, nn.Module)]
-    return frozenset(name for base in bases if base is not nn.Module for name in class_names(base))
-
-
-def _function_member(path: str, node: fx.Node) -> Member:
-    if node.op == "call_method":
-        dotted = f"torch.Tensor.{node.target}"
-    else:
-        target: Any = node.target
-        own = f"{getattr(target, '__module__', '')}.{getattr(target, '__name__', target)}"
-        dotted = FUNCTION_NAMES.get(target, own)
-    family = function_family(dotted) or dotted.rpartition(".")[2].strip("_")
-    return Member(
-        name=f"{path}:{family}",
-        op=family,
-        module=None,
-        types=frozenset(),
-        functions=frozenset({family, dotted}),
-        scopes=enclosing(path),
-    )
 
 
 def _separate_shared_modules(graph_module: fx.GraphModule) -> None:

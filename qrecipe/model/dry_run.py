@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qrecipe.copying import runnable_copy
 from qrecipe.errors.findings import Finding, PlanError
 from qrecipe.errors.text import first_line
-from qrecipe.inputs import Inputs, arguments
-from qrecipe.nested import parts_of, tensors_in
+from qrecipe.model.call import Inputs, arguments
+from qrecipe.model.copies import runnable_copy
+from qrecipe.model.nested import parts_of, tensors_in
 from qrecipe.process.state import random_numbers_kept
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"_buffers", "_parameters"}

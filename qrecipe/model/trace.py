@@ -19,17 +19,17 @@ from torch.fx._symbolic_trace import _assert_is_none as assert_is_none
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from qrecipe._torch_fx import QuantizationTracer, swap_float_functional
-from qrecipe.copying import runnable_copy
 from qrecipe.errors.findings import Finding, TraceError, error_from
 from qrecipe.errors.spelling import did_you_mean
 from qrecipe.errors.text import first_line, quoted_whole
-from qrecipe.graph_names import rename_taken
-from qrecipe.inputs import Inputs, constants
-from qrecipe.nested import Packing, leaves, parts_of
+from qrecipe.model.call import Inputs, constants
+from qrecipe.model.copies import runnable_copy
+from qrecipe.model.graph_names import rename_taken
+from qrecipe.model.nested import Packing, leaves, parts_of
+from qrecipe.model.unfit import hidden_modules
 from qrecipe.process.state import random_numbers_kept, traced_alone
 from qrecipe.recipe.schema import FxTable
 from qrecipe.rules.structure import joined
-from qrecipe.unfit import hidden_modules
 
 Scopes = Mapping[str, tuple[str, type]]
 """The path and class of the innermost module whose forward made a node's call, by node name."""
@@ -337,7 +337,7 @@ WITHOUT_AUTOCAST = (
 _NOT_INSTALLED = "module is not installed as a submodule"
 
 
-_NOT_THE_CALLERS = (Path(torch.__file__).parent, Path(__file__).parent)
+_NOT_THE_CALLERS = (Path(torch.__file__).parent, Path(__file__).parents[1])
 
 
 def _user_line(error: Exception) -> str | None:

@@ -11,15 +11,15 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from qrecipe._torch_ao import QConfig
-from qrecipe.assembly import PRIVATE
 from qrecipe.errors.findings import Finding, error_from
 from qrecipe.errors.spelling import did_you_mean
 from qrecipe.errors.warn import warn
-from qrecipe.graph_names import cannot_be_preserved, is_taken
-from qrecipe.lineage import quantized_part
+from qrecipe.model.graph_names import cannot_be_preserved, is_taken
+from qrecipe.model.kept import PRIVATE
+from qrecipe.model.quantized import quantized_part
+from qrecipe.model.unfit import broken_values, check_is_model, wrapper_findings
 from qrecipe.recipe.recipe import Recipe
 from qrecipe.rules.structure import joined
-from qrecipe.unfit import broken_values, check_is_model, wrapper_findings
 
 
 def check_model(model: nn.Module, recipe: Recipe) -> None:

@@ -11,14 +11,14 @@ from torch import Tensor, fx, nn
 
 from qrecipe._torch_ao import is_observer
 from qrecipe._torch_fx import FusedConvBatchNorm, FusedLinearBatchNorm
-from qrecipe.copying import runnable_copy
 from qrecipe.errors.findings import Finding, PlanError
 from qrecipe.errors.text import first_line, quoted_whole
-from qrecipe.inputs import bind
+from qrecipe.model.call import bind
+from qrecipe.model.copies import runnable_copy
+from qrecipe.model.dry_run import try_out
+from qrecipe.model.trace_proof import Example, difference
 from qrecipe.recipe.patterns import leave_float
 from qrecipe.rules.structure import Member, joined
-from qrecipe.trials import try_out
-from qrecipe.values import Example, difference
 
 FLIPPED = 1e-3
 """The share of an output that rounding may flip: where a threshold, a rank or a mask decides."""

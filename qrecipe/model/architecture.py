@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import fx, nn
 
-from qrecipe.contents import Architecture, TracedNode, TracedPart
-from qrecipe.contents import Value as RecordedValue
-from qrecipe.values import Value
+from qrecipe.model.record import Architecture, TracedNode, TracedPart
+from qrecipe.model.record import Value as RecordedValue
+from qrecipe.model.trace_proof import Value
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _UNIMPORTANT = frozenset({"training", "momentum", "p", "dropout", "inplace"})

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from qrecipe._torch_fx import BackendConfig, backend_config_utils
-from qrecipe.normalize import free_name
+from qrecipe.model.normalize import free_name
 
 _DROPOUTS: Mapping[Any, type[nn.Module]] = {
     F.dropout: nn.Dropout,

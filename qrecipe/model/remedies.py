@@ -11,10 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from qrecipe.copying import runnable_copy
-from qrecipe.inputs import Inputs, is_empty
+from qrecipe.model.call import Inputs, is_empty
+from qrecipe.model.copies import runnable_copy
+from qrecipe.model.dry_run import try_out
 from qrecipe.process.state import random_numbers_kept
-from qrecipe.trials import try_out
 
 _FEW = 2
 _MOST_TRIES = 60

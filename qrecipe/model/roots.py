@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from qrecipe.copying import runnable_copy, with_parts
 from qrecipe.errors.findings import Finding, PlanError, error_from
 from qrecipe.errors.spelling import did_you_mean
 from qrecipe.errors.text import first_line
-from qrecipe.inputs import Inputs
+from qrecipe.model.call import Inputs
+from qrecipe.model.copies import runnable_copy, with_parts
+from qrecipe.model.dry_run import first_calls, try_out
+from qrecipe.model.rewrite_proof import FLIPPED
+from qrecipe.model.trace_proof import FEW_SAMPLES, difference
 from qrecipe.process.state import random_numbers_kept
-from qrecipe.proof import FLIPPED
-from qrecipe.trials import first_calls, try_out
-from qrecipe.values import FEW_SAMPLES, difference
 
 
 def inputs_of_roots(model: nn.Module, inputs: Inputs, roots: Sequence[str]) -> dict[str, Inputs]:

@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from qrecipe.errors.findings import Finding, PlanError
-from qrecipe.nested import UncopyableError, cloned, map_tensors, tensors_in
+from qrecipe.model.nested import UncopyableError, cloned, map_tensors, tensors_in
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,30 +20,23 @@ from qrecipe._torch_fx import (
     find_quantizable,
     fuse,
 )
-from qrecipe.altered import Apart, keep_apart, normalises_another_axis
-from qrecipe.architecture import traced_part
-from qrecipe.contents import TracedPart
 from qrecipe.errors.findings import Finding, PlanError
 from qrecipe.errors.text import first_line
-from qrecipe.graph_names import keep_state_names, outer
-from qrecipe.inputs import Inputs, constants
-from qrecipe.normalize import (
-    TAKES_WEIGHT,
-    base_names,
-    class_names,
-    drop_dead_code,
-    is_floating,
-    is_plumbing,
-    normalize,
-)
-from qrecipe.outputs import is_packing
-from qrecipe.proof import prove_fused
+from qrecipe.model.addresses import base_names, class_names, is_floating, is_plumbing
+from qrecipe.model.altered_modules import Apart, keep_apart, normalises_another_axis
+from qrecipe.model.architecture import traced_part
+from qrecipe.model.call import Inputs, constants
+from qrecipe.model.graph_names import keep_state_names, outer
+from qrecipe.model.normalize import TAKES_WEIGHT, drop_dead_code, normalize
+from qrecipe.model.outputs import is_packing
+from qrecipe.model.record import TracedPart
+from qrecipe.model.rewrite_proof import prove_fused
+from qrecipe.model.roots import inputs_of_roots, prove_whole
+from qrecipe.model.trace import Scopes, hook_findings, in_training, trace
+from qrecipe.model.trace_proof import Example, record_values
+from qrecipe.model.training_graph import make_dropouts_switchable, modules_as_trained
 from qrecipe.recipe.schema import FxTable, Phase
-from qrecipe.roots import inputs_of_roots, prove_whole
 from qrecipe.rules.structure import Kind, Member, ModelStructure, Operation
-from qrecipe.tracing import Scopes, hook_findings, in_training, trace
-from qrecipe.training import make_dropouts_switchable, modules_as_trained
-from qrecipe.values import Example, record_values
 
 _COPIES = (nn.Dropout, F.dropout)
 """What copies in eval mode although torch gives it a range of its own, which its kernel ignores."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from qrecipe.errors.findings import Finding, PlanError
+from qrecipe.model.nested import tensors_in
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -87,3 +89,43 @@ def _computed(model: nn.Module) -> Iterator[Tensor]:
         for value in vars(module).values():
             if isinstance(value, Tensor) and not value.is_leaf:
                 yield value
+
+
+def _any(tensor: torch.Tensor) -> bool:
+    return True
+
+
+def own_all_tensors(model: nn.Module) -> None:
+    """Replace each parameter and buffer of the model by a clone, in place."""
+    own_tensors(model, _any)
+
+
+def own_tensors(model: nn.Module, chosen: Callable[[torch.Tensor], bool]) -> None:
+    """Replace each chosen parameter and buffer by a clone, once where several modules share it."""
+    clones: dict[int, torch.Tensor] = {}
+
+    def own(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in clones:
+            clones[id(tensor)] = tensor.detach().clone()
+        return clones[id(tensor)]
+
+    parameters: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and chosen(parameter):
+                module._parameters[name] = parameters.setdefault(
+                    id(parameter), nn.Parameter(own(parameter), parameter.requires_grad)
+                )
+        for name, buffer in module._buffers.items():
+            if buffer is not None and chosen(buffer):
+                module._buffers[name] = own(buffer)
+    _own_attributes(model, {**clones, **parameters})
+
+
+def _own_attributes(model: nn.Module, clones: Mapping[int, torch.Tensor]) -> None:
+    """Let what else a module holds refer to the clones too: a list of its parameters, say."""
+    registries = ("_parameters", "_buffers", "_modules")
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name not in registries and any(id(tensor) in clones for tensor in tensors_in(value)):
+                vars(module)[name] = copy.deepcopy(value, dict(clones))

@@ -8,14 +8,14 @@ from typing import Any
 from torch import nn
 
 from qrecipe._torch_fx import BackendConfig, ObservationType
-from qrecipe.copying import runnable_copy
 from qrecipe.errors.findings import Finding
-from qrecipe.inputs import Inputs
-from qrecipe.inventory import Inventory, Match, module_names
-from qrecipe.normalize import base_names, module_member
+from qrecipe.model.addresses import base_names, module_member
+from qrecipe.model.call import Inputs
+from qrecipe.model.copies import runnable_copy
+from qrecipe.model.dry_run import drawing_nothing, try_inputs
+from qrecipe.model.graph_sites import Inventory, Match, module_names
 from qrecipe.recipe.schema import FxTable
 from qrecipe.rules.structure import Kind, ModelStructure, Operation, enclosing
-from qrecipe.trials import drawing_nothing, try_inputs
 
 
 def take_inventory(

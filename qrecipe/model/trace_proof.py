@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
-from qrecipe.copying import runnable_copy
 from qrecipe.errors.findings import Finding, PlanError
 from qrecipe.errors.text import first_line
-from qrecipe.inputs import Inputs, bind
-from qrecipe.nested import parts_of, tensors_in
-from qrecipe.trials import (
+from qrecipe.model.call import Inputs, bind
+from qrecipe.model.copies import runnable_copy
+from qrecipe.model.dry_run import (
     changed_argument,
     drawing_nothing,
     first_change,
@@ -25,6 +24,7 @@ from qrecipe.trials import (
     unusable,
     versions_of,
 )
+from qrecipe.model.nested import parts_of, tensors_in
 
 _RELATIVE_TOLERANCE = 1e-3
 

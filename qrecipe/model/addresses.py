@@ -1,0 +1,143 @@
+"""The addresses of operations: as rules name them, and as marks on the nodes of graphs."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from qrecipe.model.altered_modules import keep_float
+from qrecipe.model.graph_names import outer
+from qrecipe.model.outputs import is_packing
+from qrecipe.model.trace import Scopes
+from qrecipe.model.trace_proof import Value
+from qrecipe.registry.builtin import function_family
+from qrecipe.rules.structure import Member, enclosing, joined
+
+SITE = "site"
+TRACE_PREFIX = "qrecipe site: "
+
+
+def site_of(node: fx.Node) -> str | None:
+    """The site that a node of a prepared or converted graph belongs to."""
+    if SITE in node.meta:
+        return str(node.meta[SITE])
+    trace = node.meta.get("stack_trace") or ""
+    return trace.removeprefix(TRACE_PREFIX) if trace.startswith(TRACE_PREFIX) else None
+
+
+def observed_name(observer: fx.Node) -> str:
+    """What an observer of a prepared graph sees, in words.
+
+    That is a site's result, or where no site gives the tensor the input of the first that reads it.
+    """
+    source = observer.args[0]
+    giver = site_of(source) if isinstance(source, fx.Node) else None
+    return giver or _input_of_reader(observer) or str(source)
+
+
+def _input_of_reader(node: fx.Node) -> str | None:
+    waiting = [*node.users]
+    for user in waiting:  # grows as it is walked: the nearest reader comes first
+        reader = site_of(user)
+        if reader is not None:
+            return f"the input of {reader}"
+        waiting += (each for each in user.users if each not in waiting)
+    return None
+
+
+CALLS = ("call_module", "call_function", "call_method")
+
+FUNCTION_NAMES: dict[Any, str] = {
+    function: f"{namespace.__name__}.{name}"
+    for namespace in (torch.Tensor, operator, torch, F)
+    for name, function in vars(namespace).items()
+    if callable(function) and not isinstance(function, type) and not name.startswith("_")
+}
+"""The public dotted name of a function; where there are several, the later namespace's."""
+
+
+def is_floating(node: fx.Node) -> bool:
+    """Whether the node computes floating-point tensors; sizes, masks and indices don't."""
+    value: Value = node.meta["value"]
+    return value.is_float
+
+
+def is_plumbing(node: fx.Node) -> bool:
+    """Whether the node only takes a container apart, or is an identity of ours."""
+    return node.target is keep_float or (
+        node.target in (operator.getitem, getattr)
+        and isinstance(node.args[0], fx.Node)
+        and not node.args[0].meta["value"].is_tensor
+    )
+
+
+def address(graph_module: fx.GraphModule, scopes: Scopes, prefix: str) -> None:
+    calls: Counter[str] = Counter()
+    for node in graph_module.graph.nodes:
+        if node.op not in CALLS or not is_floating(node) or is_plumbing(node):
+            continue
+        if is_packing(node):
+            continue
+        if node.op == "call_module":
+            module = graph_module.get_submodule(node.target)
+            member = module_member(joined(prefix, outer(str(node.target))), module)
+        else:
+            member = _function_member(joined(prefix, scopes[node.name][0]), node)
+        number = calls[member.name]
+        calls[member.name] += 1
+        node.meta["member"] = member if number == 0 else _numbered(member, number)
+
+
+def _numbered(member: Member, number: int) -> Member:
+    return replace(member, name=f"{member.name}#{number}")
+
+
+def module_member(path: str, module: nn.Module) -> Member:
+    """The first call of a module."""
+    kind = type(module)
+    return Member(
+        name=path,
+        op=kind.__name__,
+        module=path,
+        types=class_names(kind),
+        functions=frozenset(),
+        scopes=enclosing(path),
+    )
+
+
+def class_names(kind: type) -> frozenset[str]:
+    """The dotted names by which a rule can call a class: internal, and torch's public one."""
+    names = {f"{kind.__module__}.{kind.__qualname__}"}
+    if getattr(nn, kind.__name__, None) is kind:
+        names.add(f"torch.nn.{kind.__name__}")
+    return frozenset(names)
+
+
+def base_names(kind: type) -> frozenset[str]:
+    """The dotted names of the module classes that a class derives from."""
+    bases = [base for base in kind.__mro__[1:] if issubclass(base, nn.Module)]
+    return frozenset(name for base in bases if base is not nn.Module for name in class_names(base))
+
+
+def _function_member(path: str, node: fx.Node) -> Member:
+    if node.op == "call_method":
+        dotted = f"torch.Tensor.{node.target}"
+    else:
+        target: Any = node.target
+        own = f"{getattr(target, '__module__', '')}.{getattr(target, '__name__', target)}"
+        dotted = FUNCTION_NAMES.get(target, own)
+    family = function_family(dotted) or dotted.rpartition(".")[2].strip("_")
+    return Member(
+        name=f"{path}:{family}",
+        op=family,
+        module=None,
+        types=frozenset(),
+        functions=frozenset({family, dotted}),
+        scopes=enclosing(path),
+    )

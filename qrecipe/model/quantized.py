@@ -1,0 +1,45 @@
+"""Whether a model, or a module of it, is quantized already."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import nn
+
+from qrecipe._torch_ao import FakeQuantizeBase, ObserverBase
+from qrecipe._torch_fx import QuantizedEmbedding
+from qrecipe.model.kept import PROVENANCE, kept
+
+Became = Literal["static", "dynamic", "weight_only", "float", "leftover"]
+
+
+def module_became(module: nn.Module) -> Became:
+    """By the module's class; ``leftover`` for what conversion should have replaced."""
+    inner = module[0] if isinstance(module, nn.Sequential) and len(module) else module
+    path = _torch_path(module)
+    if ".quantized.reference." in _torch_path(inner) or ".qat." in path:
+        return "leftover"
+    if ".quantized.dynamic." in path:
+        return "dynamic"
+    if isinstance(module, QuantizedEmbedding):
+        return "weight_only"
+    return "static" if ".quantized." in path else "float"
+
+
+def _torch_path(module: nn.Module) -> str:
+    """Where torch defines the class of a module of its quantization; empty for any other class."""
+    path = type(module).__module__
+    return path if path.startswith("torch.ao.nn.") else ""
+
+
+def quantized_part(model: nn.Module) -> str | None:
+    """What in a model tells that it was quantized or prepared before, in words; None for float."""
+    for path, module in model.named_modules():
+        kind = f"{type(module).__module__}.{type(module).__qualname__}"
+        what = f"{path} is a {kind}" if path else f"it is a {kind}"
+        if isinstance(module, (ObserverBase, FakeQuantizeBase)):
+            return f"is prepared already: {what}"
+        if kind.startswith("torch.") and module_became(module) != "float":
+            return f"is quantized already: {what}"
+    found = kept(model, PROVENANCE)
+    return found and f"is quantized already: by the recipe {found.fingerprint[:12]}"
