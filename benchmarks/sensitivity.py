@@ -32,14 +32,14 @@ from torch.ao.quantization import QConfigMapping
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 import qrecipe
-from qrecipe.deciding import inventory_of
 from qrecipe.fx import execution
 from qrecipe.measure.analysis import sensitivity
 from qrecipe.measure.fidelity import Totals
 from qrecipe.measure.isolation import calibrated_kernels, float_model, unranked, wrap
 from qrecipe.model.call import Inputs
 from qrecipe.observers.qconfig import qconfig
-from qrecipe.planning import make_plan
+from qrecipe.planning.decide import make_plan
+from qrecipe.planning.inventory import inventory_of
 
 RECIPE = qrecipe.parse_recipe(
     'format = 1\nextends = "builtin:x86-static"\n[lint]\nignore = ["QR201", "QR203", "QR208"]\n'

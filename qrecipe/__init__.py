@@ -52,9 +52,9 @@ if TYPE_CHECKING:
     from qrecipe.pipeline import compile as compile
     from qrecipe.pipeline import plan as plan
     from qrecipe.pipeline import quantize as quantize
-    from qrecipe.planning import Plan as Plan
-    from qrecipe.planning import RuleVerdict as RuleVerdict
-    from qrecipe.planning import Site as Site
+    from qrecipe.planning.plan import Plan as Plan
+    from qrecipe.planning.plan import RuleVerdict as RuleVerdict
+    from qrecipe.planning.plan import Site as Site
     from qrecipe.qat import QatSchedule as QatSchedule
     from qrecipe.qat import qat_schedule as qat_schedule
     from qrecipe.recipe.recipe import Recipe as Recipe
@@ -71,7 +71,7 @@ _HOME = {
     "Drift": "measure.drift_report",
     "ExecutionError": "errors.findings",
     "Finding": "errors.findings",
-    "Plan": "planning",
+    "Plan": "planning.plan",
     "PlanError": "errors.findings",
     "PluginError": "errors.findings",
     "Provenance": "lineage",
@@ -84,9 +84,9 @@ _HOME = {
     "RecipeError": "errors.findings",
     "RecipeReferenceError": "errors.findings",
     "RecipeSyntaxError": "errors.findings",
-    "RuleVerdict": "planning",
+    "RuleVerdict": "planning.plan",
     "SchemaError": "errors.findings",
-    "Site": "planning",
+    "Site": "planning.plan",
     "TraceError": "errors.findings",
     "Trial": "authoring.tune_search",
     "TuningResult": "authoring.tune_result",

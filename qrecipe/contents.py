@@ -8,19 +8,18 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
-from typing_extensions import Self
+from pydantic import Field, ValidationError
 
 from qrecipe.container import MAX_VALUES, Header, json_of, problem
 from qrecipe.errors.findings import QRecipeError
 from qrecipe.model.record import Architecture, Stored
+from qrecipe.planning.stored import Needs, StoredPlan, needs_of
 from qrecipe.recipe.extends import compose
 from qrecipe.recipe.layers import fingerprint
 from qrecipe.recipe.references import Source
-from qrecipe.recipe.schema import Backend, Phase, RecipeTable, TensorSpec
+from qrecipe.recipe.schema import RecipeTable
 from qrecipe.recipe.toml.document import parse_document
 from qrecipe.recipe.toml.size_limits import json_count
 
@@ -33,83 +32,6 @@ MAX_TEXT = 2**23
 _MARK = "qrecipe"
 _PACKED = frozenset({"plan", "architecture"})
 _TABLES = ("versions", "needs", "architecture", "aliases", "layouts", "unjudged")
-
-
-class StoredInPart(BaseModel):
-    """A table of which only a part is needed."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
-
-
-class StoredQConfig(StoredInPart):
-    """The specs of a site's weight and activation."""
-
-    weight: TensorSpec | None
-    activation: TensorSpec | None
-
-
-class StoredRule(StoredInPart):
-    """The rule that decided a site."""
-
-    tier: Literal["module_name", "module_type", "function", "global"]
-    key: str
-    says: str
-    reason: str | None
-
-
-class StoredSite(StoredInPart):
-    """A site of the stored plan."""
-
-    name: str
-    op: str
-    members: tuple[str, ...]
-    verdict: Literal["quantized", "passthrough", "float"]
-    mode: Literal["static", "dynamic", "weight_only"] | None
-    reason: str | None
-    engine: Literal["fbgemm", "onednn"] | None
-    qconfig: StoredQConfig | None
-    rule: StoredRule
-
-    @model_validator(mode="after")
-    def _float_has_no_mode(self) -> Self:
-        if (self.verdict == "float") != (self.mode is None):
-            raise PydanticCustomError("mode_of_float", "a verdict and a mode that differ")
-        return self
-
-
-class StoredIngredient(StoredInPart):
-    """A file that the recipe was made of, and the distribution that published it, if one did."""
-
-    name: str
-    fingerprint: str
-    distribution: str | None
-    version: str | None
-
-
-class StoredPlan(StoredInPart):
-    """What of a plan decides how a model is converted, and what its recipe was made of."""
-
-    recipe: str
-    fingerprint: str
-    ingredients: tuple[StoredIngredient, ...] = ()
-    backend: Backend
-    phase: Phase
-    executor: Literal["fx", "eager"]
-    needs_vnni: bool
-    is_for_export: bool
-    boundaries: int
-    sites: tuple[StoredSite, ...]
-
-
-class Needs(Stored):
-    """What the machine that runs the model has to have.
-
-    ``engines`` are those of torch, the backend's own and those of single sites; ``vnni`` tells
-    that the kernels can saturate on an x86 CPU without VNNI.
-    """
-
-    engines: tuple[str, ...]
-    vnni: bool
 
 
 class Contents(Stored):
@@ -191,12 +113,6 @@ def stored_plan(header: Header, contents: Contents) -> StoredPlan:
     if unknown or (contents.unjudged and not plan.needs_vnni):
         raise _bad(header, "unjudged: the plan has no such sites")
     return plan
-
-
-def needs_of(plan: StoredPlan) -> Needs:
-    """What a machine needs for the model of a plan."""
-    engines = [plan.backend, *(site.engine for site in plan.sites if site.engine is not None)]
-    return Needs(engines=tuple(dict.fromkeys(engines)), vnni=plan.needs_vnni)
 
 
 def recipe_table(header: Header, contents: Contents) -> RecipeTable:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from qrecipe._torch_fx import QuantizedEmbedding
 from qrecipe.errors.findings import Finding
 from qrecipe.observers.qconfig import torch_dtype
-from qrecipe.planning import Site
+from qrecipe.planning.plan import Site
 
 
 def take_any_layout(model: nn.Module) -> None:

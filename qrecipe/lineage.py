@@ -10,15 +10,13 @@ import torch
 from torch import nn
 
 from qrecipe._version import __version__
-from qrecipe.contents import StoredPlan
-from qrecipe.cpu import cpu_name
 from qrecipe.errors.findings import ArtifactError, Finding
 from qrecipe.model.kept import PROVENANCE, kept, kept_with
 from qrecipe.model.record import Architecture
 from qrecipe.observers.loading import plugin_versions
-from qrecipe.planning import Plan
-from qrecipe.recipe.recipe import Ingredient, Recipe
-from qrecipe.recipe.references import Publisher
+from qrecipe.planning.cpu import cpu_name
+from qrecipe.planning.plan import Plan
+from qrecipe.recipe.recipe import Recipe
 
 _ARCHITECTURE = "architecture"
 
@@ -85,17 +83,3 @@ def provenance(converted: nn.Module) -> Provenance:
             )
         )
     return found
-
-
-def ingredients_of(plan: StoredPlan) -> tuple[Ingredient, ...]:
-    """What the recipe of a stored plan was made of; nothing where an older qrecipe stored it."""
-    return tuple(
-        Ingredient(
-            each.name,
-            each.fingerprint,
-            None
-            if each.distribution is None or each.version is None
-            else Publisher(each.distribution, each.version),
-        )
-        for each in plan.ingredients
-    )

@@ -19,9 +19,7 @@ from qrecipe._torch_fx import (
 )
 from qrecipe.around import around_findings, call_findings, dtype_findings
 from qrecipe.assembly import PreparedState, forget_preparation, mark_prepared, prepared_state
-from qrecipe.backend import backend_config
 from qrecipe.calibration import calibrate
-from qrecipe.deciding import decide, inventory_of, plan_of, warn_of_missed
 from qrecipe.eager.part import EagerPart
 from qrecipe.errors.findings import CalibrationError, Finding, PlanError, error_from
 from qrecipe.errors.warn import warn
@@ -34,12 +32,15 @@ from qrecipe.model.architecture import module_settings
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import own_all_tensors, with_parts
 from qrecipe.model.record import Architecture
-from qrecipe.planning import Plan
+from qrecipe.planning.backend import backend_config
+from qrecipe.planning.decide import decide, plan_of, warn_of_missed
+from qrecipe.planning.inventory import inventory_of
+from qrecipe.planning.plan import Plan
+from qrecipe.planning.target_cpu import TargetCpu, unjudged_finding, unjudged_sites
 from qrecipe.process.neutral import neutral
 from qrecipe.ranges import check_calibrated, check_trained
 from qrecipe.recipe.recipe import Recipe, load_recipe
 from qrecipe.rules.structure import joined
-from qrecipe.target import TargetCpu, unjudged_finding, unjudged_sites
 from qrecipe.terminal.progress import Progress
 
 

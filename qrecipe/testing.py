@@ -22,9 +22,9 @@ from qrecipe.errors.findings import CODES, Finding, RecipeReferenceError
 from qrecipe.errors.text import first_line
 from qrecipe.files import write_atomically
 from qrecipe.pipeline import plan as make_plan
-from qrecipe.planning import Plan, Site
+from qrecipe.planning.plan import Plan, Site
+from qrecipe.planning.text import summary
 from qrecipe.recipe.recipe import Recipe, load_recipe
-from qrecipe.rendering import summary
 from qrecipe.rules.resolution import describe
 
 UPDATE_VARIABLE = "QRECIPE_UPDATE_GOLDEN"

@@ -7,7 +7,7 @@ import pytest
 
 def pytest_runtest_setup(item):
     if item.get_closest_marker("vnni"):
-        from qrecipe.cpu import has_vnni
+        from qrecipe.planning.cpu import has_vnni
 
         if not has_vnni():
             pytest.skip("this CPU has no VNNI")

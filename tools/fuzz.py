@@ -26,7 +26,7 @@ import torch
 
 import qrecipe
 from qrecipe.authoring.lock import lock_text, make_lock
-from qrecipe.cpu import has_vnni
+from qrecipe.planning.cpu import has_vnni
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "support"))

@@ -15,15 +15,7 @@ from qrecipe.artifact.state import Slot, slots_of
 from qrecipe.artifact.tensors import DTYPES, deserialized
 from qrecipe.artifact.values import value_problems
 from qrecipe.container import Header, check_checksum, path_of, problem, read_content, read_header
-from qrecipe.contents import (
-    Contents,
-    StoredPlan,
-    contents_of,
-    needs_of,
-    recipe_table,
-    stored_plan,
-)
-from qrecipe.cpu import has_vnni
+from qrecipe.contents import Contents, contents_of, recipe_table, stored_plan
 from qrecipe.errors.findings import ArtifactError, Finding, QRecipeError
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
@@ -31,6 +23,8 @@ from qrecipe.fx import execution
 from qrecipe.lineage import Provenance, attach
 from qrecipe.model.architecture import graph_digests
 from qrecipe.model.unfit import instead_of_model, wrapper_findings
+from qrecipe.planning.cpu import has_vnni
+from qrecipe.planning.stored import StoredPlan, needs_of
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.schema import LintTable, RecipeTable
 from qrecipe.rules.resolution import listed

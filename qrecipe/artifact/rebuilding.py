@@ -16,9 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qrecipe._torch_fx import ConvertCustomConfig, PrepareCustomConfig
-from qrecipe.backend import backend_config
-from qrecipe.contents import Contents, StoredPlan, StoredRule, StoredSite
-from qrecipe.convolutions import Engine
+from qrecipe.contents import Contents
 from qrecipe.eager.part import EagerPart
 from qrecipe.errors.findings import Location
 from qrecipe.fx import execution
@@ -38,7 +36,10 @@ from qrecipe.model.graph_sites import (
 )
 from qrecipe.model.record import TracedPart
 from qrecipe.model.trace_proof import Example
-from qrecipe.planning import Plan, Site
+from qrecipe.planning.backend import backend_config
+from qrecipe.planning.engines import Engine
+from qrecipe.planning.plan import Plan, Site
+from qrecipe.planning.stored import StoredPlan, StoredRule, StoredSite
 from qrecipe.process.warnings import held_back
 from qrecipe.recipe.recipe import QConfigSpec, Rule
 from qrecipe.recipe.schema import Constructor, FxTable, TensorSpec

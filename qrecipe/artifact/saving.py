@@ -13,12 +13,13 @@ from qrecipe.artifact.state import Slot, slots_of
 from qrecipe.artifact.tensors import STORABLE, bytes_of, serialized
 from qrecipe.artifact.values import value_problems
 from qrecipe.container import header_of, path_of, problem
-from qrecipe.contents import Contents, StoredPlan, contents_of, metadata_of, needs_of
+from qrecipe.contents import Contents, contents_of, metadata_of
 from qrecipe.errors.findings import ArtifactError, Finding
 from qrecipe.errors.text import shown
 from qrecipe.files import replace_file, why_not
 from qrecipe.lineage import architecture, provenance
 from qrecipe.model.architecture import graph_digests
+from qrecipe.planning.stored import StoredPlan, needs_of
 from qrecipe.process.neutral import neutral
 
 

@@ -25,7 +25,7 @@ from qrecipe.authoring.outcomes import PlanOutcome, plan_outcome
 from qrecipe.errors.findings import Finding, PlanError
 from qrecipe.errors.text import one_line, shown
 from qrecipe.files import write_atomically
-from qrecipe.planning import Plan
+from qrecipe.planning.plan import Plan
 from qrecipe.recipe.recipe import Ingredient
 from qrecipe.recipe.references import is_reference
 from qrecipe.recipe.schema import Table, TensorSpec

@@ -10,7 +10,7 @@ from qrecipe.authoring.lock import Lock, LockedIngredient, make_lock, read_lock
 from qrecipe.authoring.outcomes import Change, outcome_changes, rule_changes
 from qrecipe.errors.findings import Finding, PlanError
 from qrecipe.errors.text import one_line, shown
-from qrecipe.planning import Plan
+from qrecipe.planning.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from qrecipe.planning import Plan, Site
+from qrecipe.planning.plan import Plan, Site
+from qrecipe.planning.text import spec_json
 from qrecipe.recipe.pairing import is_static_integer
 from qrecipe.recipe.schema import Constructor, Phase, Table, TensorSpec
-from qrecipe.rendering import spec_json
 from qrecipe.rules.resolution import describe
 
 _DEFAULT_FAKE_QUANT = Constructor(name="fake_quantize")

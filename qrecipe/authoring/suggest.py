@@ -11,14 +11,15 @@ from torch import nn
 from qrecipe.authoring.suggest_description import description
 from qrecipe.authoring.suggest_float import refusals, rules_of_float_sites
 from qrecipe.authoring.suggest_subject import Scheme, Subject
-from qrecipe.deciding import inventory_of
 from qrecipe.errors.findings import Finding, PlanError, TraceError, UnsupportedError
 from qrecipe.model.call import Inputs
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.model.proposals import traceable_parts
 from qrecipe.model.quantized import quantized_part
 from qrecipe.model.work import work_of, work_of_sites
-from qrecipe.planning import Plan, make_plan
+from qrecipe.planning.decide import make_plan
+from qrecipe.planning.inventory import inventory_of
+from qrecipe.planning.plan import Plan
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.overlay import fitting, float_rules, merged_rules
 from qrecipe.recipe.recipe import Recipe, parse_recipe

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from qrecipe.authoring.suggest_subject import Scheme, Subject
 from qrecipe.errors.text import counted
 from qrecipe.model.altered_modules import alteration
-from qrecipe.planning import Plan
+from qrecipe.planning.plan import Plan
 
 ROBUST_SIZE = 10_000_000
 """Models with more parameters lose less to quantization, as a rule of thumb."""

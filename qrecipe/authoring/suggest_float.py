@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from qrecipe.backend import FOLLOWERS, can_honour
-from qrecipe.convolutions import is_slow
 from qrecipe.model.graph_sites import Inventory, Match
-from qrecipe.planning import Plan, Site
+from qrecipe.planning.backend import FOLLOWERS, can_honour
+from qrecipe.planning.engines import is_slow
+from qrecipe.planning.plan import Plan, Site
 from qrecipe.recipe.overlay import float_rule, float_rules, rule_key
 from qrecipe.recipe.recipe import QConfigSpec
 from qrecipe.registry.builtin import function_family, is_module_type

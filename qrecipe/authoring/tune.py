@@ -26,8 +26,6 @@ from qrecipe.authoring.tune_digest import environment, model_digest
 from qrecipe.authoring.tune_log import TrialLog, open_log
 from qrecipe.authoring.tune_result import Budget, TuningResult, found
 from qrecipe.authoring.tune_search import Search
-from qrecipe.backend import can_honour
-from qrecipe.deciding import inventory_of
 from qrecipe.errors.findings import ExecutionError, Finding
 from qrecipe.errors.text import counted, shown
 from qrecipe.errors.warn import warn
@@ -36,11 +34,14 @@ from qrecipe.measure.analysis import Evaluate
 from qrecipe.measure.batches import rereadable
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.graph_sites import Inventory
-from qrecipe.planning import Plan, make_plan
+from qrecipe.planning.backend import can_honour
+from qrecipe.planning.decide import make_plan
+from qrecipe.planning.inventory import inventory_of
+from qrecipe.planning.plan import Plan
+from qrecipe.planning.target_cpu import TargetCpu, unjudged_sites
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.recipe import Recipe, load_recipe
 from qrecipe.recipe.references import path_text
-from qrecipe.target import TargetCpu, unjudged_sites
 from qrecipe.terminal.progress import Progress, terminal_progress
 
 _ROUNDING = 1e-9

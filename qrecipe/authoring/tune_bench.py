@@ -25,11 +25,11 @@ from qrecipe.measure.ranking import Ranking
 from qrecipe.measure.scores import number
 from qrecipe.model.copies import runnable_copy
 from qrecipe.pipeline import quantize, simulate
+from qrecipe.planning.target_cpu import TargetCpu
 from qrecipe.process.warnings import held_back
 from qrecipe.recipe.overlay import overlay_recipe, rule_key
 from qrecipe.recipe.recipe import Recipe
 from qrecipe.recipe.schema import FLOAT
-from qrecipe.target import TargetCpu
 from qrecipe.terminal.progress import Progress
 
 Stop = Literal["trials", "seconds", "interrupt"]

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qrecipe.errors.findings import RecipeError
-from qrecipe.planning import Plan
+from qrecipe.planning.plan import Plan
+from qrecipe.planning.target_cpu import TargetCpu, target_has_vnni
 from qrecipe.recipe.overlay import overlay_recipe
 from qrecipe.recipe.recipe import Recipe
 from qrecipe.recipe.schema import TensorSpec
-from qrecipe.target import TargetCpu, target_has_vnni
 
 _ON_X86 = ("x86", "fbgemm", "onednn")
 _EIGHT_BITS = ("int8", "uint8")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from qrecipe import _version
 from qrecipe.artifact.tensors import bytes_of
-from qrecipe.target import TargetCpu, target_has_vnni
+from qrecipe.planning.target_cpu import TargetCpu, target_has_vnni
 
 _COMPRESSED_ROWS = (torch.sparse_csr, torch.sparse_bsr)
 _COMPRESSED_COLUMNS = (torch.sparse_csc, torch.sparse_bsc)

@@ -164,7 +164,7 @@ def explain(
     with reported(as_json=json):
         needs_torch()
         from qrecipe.cli.planning import make_plan
-        from qrecipe.rendering import explanation_json
+        from qrecipe.planning.text import explanation_json
 
         plan = make_plan(recipe, model, input or (), plugin or ())
         if json:

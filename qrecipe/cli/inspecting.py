@@ -11,15 +11,9 @@ from typing import Any
 
 from qrecipe.cli.output import out, out_json
 from qrecipe.container import Header, check_checksum, read_header
-from qrecipe.contents import (
-    Contents,
-    StoredPlan,
-    StoredSite,
-    contents_of,
-    recipe_table,
-    stored_plan,
-)
+from qrecipe.contents import Contents, contents_of, recipe_table, stored_plan
 from qrecipe.errors.text import one_line
+from qrecipe.planning.stored import StoredPlan, StoredSite
 from qrecipe.rules.resolution import listed
 from qrecipe.terminal.tables import render_table
 

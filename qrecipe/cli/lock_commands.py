@@ -17,7 +17,7 @@ from qrecipe.cli.options import (
 from qrecipe.cli.output import needs_torch, out, out_json, reported
 
 if TYPE_CHECKING:
-    from qrecipe.planning import Plan
+    from qrecipe.planning.plan import Plan
 
 LockOption = Annotated[
     str | None,

@@ -26,9 +26,9 @@ from qrecipe.measure.plots import check_available
 from qrecipe.measure.ranking import Ranking, ranking_json
 from qrecipe.measure.report_pages import comparison_page, ranking_page
 from qrecipe.pipeline import quantize
+from qrecipe.planning.target_cpu import TargetCpu
 from qrecipe.recipe.overlay import check_replaceable
 from qrecipe.recipe.recipe import Recipe, load_recipe
-from qrecipe.target import TargetCpu
 
 
 @dataclass(frozen=True, slots=True)

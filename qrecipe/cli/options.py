@@ -9,7 +9,7 @@ import typer
 
 
 class TargetCpuName(str, Enum):
-    """`qrecipe.target.TargetCpu`, named here so that help needs no torch."""
+    """`qrecipe.planning.target_cpu.TargetCpu`, named here so that help needs no torch."""
 
     this = "this"
     vnni = "vnni"

@@ -19,8 +19,8 @@ from qrecipe.measure.analysis import sensitivity
 from qrecipe.measure.drifting import drift
 from qrecipe.measure.report_pages import Activations, Ranked
 from qrecipe.pipeline import plan, quantize
+from qrecipe.planning.target_cpu import TargetCpu
 from qrecipe.recipe.recipe import Recipe
-from qrecipe.target import TargetCpu
 
 
 @dataclass(frozen=True, slots=True)

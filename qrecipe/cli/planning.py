@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from qrecipe.cli.subjects import load_subject, required_inputs
 from qrecipe.cli.usercode import UserCode, user_output
-from qrecipe.deciding import decide
 from qrecipe.model.call import Inputs
-from qrecipe.planning import Plan
+from qrecipe.planning.decide import decide
+from qrecipe.planning.plan import Plan
 from qrecipe.recipe.recipe import load_recipe
 
 

@@ -26,11 +26,11 @@ from qrecipe.measure.latency import compare_latency
 from qrecipe.measure.sizes import model_size
 from qrecipe.model.call import Inputs
 from qrecipe.pipeline import CompiledRecipe, compile_decided
+from qrecipe.planning.target_cpu import TargetCpu
 from qrecipe.process.warnings import held_back
 from qrecipe.ranges import observes
 from qrecipe.recipe.recipe import load_recipe
 from qrecipe.sqnr import output_sqnr_db
-from qrecipe.target import TargetCpu
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,9 +26,9 @@ from qrecipe.files import write_atomically
 from qrecipe.measure.page import Page, check_writable, save_page
 from qrecipe.measure.plots import check_available
 from qrecipe.measure.report_pages import Ranked, tune_page
+from qrecipe.planning.target_cpu import TargetCpu
 from qrecipe.recipe.overlay import check_replaceable
 from qrecipe.recipe.recipe import Recipe, load_recipe, parse_recipe
-from qrecipe.target import TargetCpu
 
 
 @dataclass(frozen=True, slots=True)

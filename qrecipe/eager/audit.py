@@ -22,7 +22,7 @@ from qrecipe.model.copies import runnable_copy
 from qrecipe.model.nested import tensors_in
 from qrecipe.model.quantized import module_became
 from qrecipe.model.trace import WITHOUT_AUTOCAST
-from qrecipe.planning import Plan, Site
+from qrecipe.planning.plan import Plan, Site
 from qrecipe.recipe.patterns import leave_float
 from qrecipe.recipe.schema import LintTable
 from qrecipe.sqnr import output_sqnr_db, sqnr_db

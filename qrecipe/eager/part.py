@@ -20,7 +20,7 @@ from qrecipe.fx.numerics import Sample
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import runnable_copy, structural_copy
 from qrecipe.observers.qconfig import qconfig
-from qrecipe.planning import Plan
+from qrecipe.planning.plan import Plan
 from qrecipe.recipe.schema import LintTable
 
 

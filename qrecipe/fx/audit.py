@@ -12,7 +12,7 @@ from qrecipe.errors.warn import warn
 from qrecipe.fx.numerics import ReferenceRun, numeric_findings, reference_number_findings
 from qrecipe.fx.reference_form import reference_findings
 from qrecipe.fx.structure import structure_findings
-from qrecipe.planning import Plan
+from qrecipe.planning.plan import Plan
 from qrecipe.recipe.schema import LintTable
 
 

@@ -14,7 +14,7 @@ from qrecipe.model.altered_modules import keep_float, make_affine
 from qrecipe.model.normalize import TAKES_WEIGHT, stored
 from qrecipe.model.outputs import restore_constants
 from qrecipe.observers.qconfig import qconfig
-from qrecipe.planning import Plan, Site
+from qrecipe.planning.plan import Plan, Site
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,6 @@ from qrecipe._torch_fx import (
     prepare,
 )
 from qrecipe.converted import take_any_layout
-from qrecipe.convolutions import Engine
 from qrecipe.errors.findings import ExecutionError, Finding, PlanError, UnsupportedError
 from qrecipe.errors.spelling import nearest
 from qrecipe.errors.text import first_line
@@ -34,6 +33,7 @@ from qrecipe.model.copies import own_tensors, structural_copy
 from qrecipe.model.graph_names import keep_state_names
 from qrecipe.model.normalize import TAKES_WEIGHT, stored
 from qrecipe.packing import packed_convolution
+from qrecipe.planning.engines import Engine
 from qrecipe.process.state import random_numbers_kept
 from qrecipe.recipe.schema import Backend, Phase
 

@@ -16,11 +16,11 @@ from qrecipe.errors.findings import Finding
 from qrecipe.fx.reference import RIGHT_DB
 from qrecipe.model.addresses import observed_name, site_of
 from qrecipe.model.call import Inputs, bind
-from qrecipe.planning import Plan, Site
+from qrecipe.planning.plan import Plan, Site
+from qrecipe.planning.saturation import ADDS_IN_16_BITS
 from qrecipe.recipe.patterns import leave_float
 from qrecipe.recipe.schema import Backend, Phase
 from qrecipe.rules.resolution import listed
-from qrecipe.saturation import ADDS_IN_16_BITS
 from qrecipe.sqnr import output_sqnr_db, sqnr_db
 
 CLIPPED_DB = 20.0

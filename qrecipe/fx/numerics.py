@@ -24,7 +24,7 @@ from qrecipe.fx.reference import RIGHT_DB
 from qrecipe.fx.weights import rounding_weights_fast
 from qrecipe.model.call import Inputs, batch_size, head
 from qrecipe.model.nested import UncopyableError
-from qrecipe.planning import Plan
+from qrecipe.planning.plan import Plan
 from qrecipe.recipe.patterns import leave_float
 from qrecipe.rules.resolution import listed
 from qrecipe.sqnr import output_sqnr_db

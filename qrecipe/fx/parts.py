@@ -23,7 +23,7 @@ from qrecipe.model.call import Inputs
 from qrecipe.model.graph_sites import Part
 from qrecipe.model.rewrite_proof import prove_prepared
 from qrecipe.model.trace_proof import Example
-from qrecipe.planning import Plan
+from qrecipe.planning.plan import Plan
 from qrecipe.recipe.schema import Backend, LintTable
 
 

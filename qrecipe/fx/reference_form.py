@@ -21,7 +21,7 @@ from qrecipe.errors.findings import Finding
 from qrecipe.model.addresses import CALLS, is_floating, is_plumbing, site_of
 from qrecipe.model.normalize import MULTIPLIES_WEIGHT
 from qrecipe.observers.qconfig import torch_dtype
-from qrecipe.planning import Plan, Site
+from qrecipe.planning.plan import Plan, Site
 from qrecipe.recipe.schema import TensorSpec
 
 _WEIGHTED_MODULES = (

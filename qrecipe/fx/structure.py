@@ -20,7 +20,7 @@ from qrecipe.converted import differs, weight_problem
 from qrecipe.errors.findings import Finding
 from qrecipe.model.addresses import CALLS, is_floating, site_of
 from qrecipe.model.quantized import Became, module_became
-from qrecipe.planning import Plan
+from qrecipe.planning.plan import Plan
 
 _KEEP_QUANTIZED = frozenset({operator.getitem, torch.chunk, torch.split, torch.unbind, torch.roll})
 _KEEP_QUANTIZED_METHODS = frozenset({"chunk", "split", "expand", "unbind", "roll"})

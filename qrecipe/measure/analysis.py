@@ -14,7 +14,6 @@ from torch import fx, nn
 
 from qrecipe._torch_ao import quiet
 from qrecipe._torch_fx import attach_preserved_attrs_to_model
-from qrecipe.deciding import inventory_of, plan_of, warn_of_missed
 from qrecipe.errors.findings import Finding
 from qrecipe.errors.text import counted, shown
 from qrecipe.errors.warn import warn
@@ -37,10 +36,12 @@ from qrecipe.measure.ranking import Method, RankedSite, Ranking, contradiction, 
 from qrecipe.measure.scores import Metric, MetricScore, Score, SqnrScore, number
 from qrecipe.measure.untraced import module_kernels, module_sites
 from qrecipe.model.copies import runnable_copy, structural_copy
-from qrecipe.planning import Plan
+from qrecipe.planning.decide import plan_of, warn_of_missed
+from qrecipe.planning.inventory import inventory_of
+from qrecipe.planning.plan import Plan
+from qrecipe.planning.target_cpu import TargetCpu, unjudged_sites
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.recipe import Recipe, load_recipe
-from qrecipe.target import TargetCpu, unjudged_sites
 from qrecipe.terminal.progress import Progress, terminal_progress
 
 Evaluate = Callable[[nn.Module], float]

@@ -12,12 +12,10 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from qrecipe.contents import StoredPlan
-from qrecipe.deciding import inventory_of
 from qrecipe.errors.findings import ArtifactError, Finding
 from qrecipe.fx import execution
 from qrecipe.fx.structure import realised_sites
-from qrecipe.lineage import ingredients_of, provenance
+from qrecipe.lineage import provenance
 from qrecipe.loaders import Forward, inputs_of_batch, limited, no_batches, peek
 from qrecipe.measure.activations import (
     CONVERSIONS,
@@ -37,6 +35,8 @@ from qrecipe.measure.weights import (
     weights_of_module,
 )
 from qrecipe.model.graph_sites import Inventory
+from qrecipe.planning.inventory import inventory_of
+from qrecipe.planning.stored import StoredPlan, ingredients_of
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.recipe import Ingredient, parse_recipe, published
 from qrecipe.terminal.progress import Progress, terminal_progress

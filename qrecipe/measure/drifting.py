@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from qrecipe.contents import StoredPlan
 from qrecipe.errors.findings import CalibrationError, ExecutionError, Finding
 from qrecipe.errors.text import counted
 from qrecipe.errors.warn import warn
 from qrecipe.fx import execution
-from qrecipe.lineage import architecture, ingredients_of, provenance
+from qrecipe.lineage import architecture, provenance
 from qrecipe.loaders import Forward, check_finite, limited, no_batches
 from qrecipe.measure.batches import run_quietly
 from qrecipe.measure.comparison import converted_parts
@@ -26,6 +25,7 @@ from qrecipe.measure.tally import Tally
 from qrecipe.model.call import Inputs, bind
 from qrecipe.model.copies import with_parts
 from qrecipe.model.nested import map_tensors
+from qrecipe.planning.stored import StoredPlan, ingredients_of
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.extends import compose
 from qrecipe.recipe.references import Source

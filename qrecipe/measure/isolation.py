@@ -16,7 +16,6 @@ from torch import Tensor, fx, nn
 
 from qrecipe._torch_fx import BackendConfig, ConvertCustomConfig, PrepareCustomConfig
 from qrecipe.assembly import forget_preparation, mark_prepared
-from qrecipe.backend import backend_config
 from qrecipe.calibration import calibrate
 from qrecipe.errors.findings import (
     AuditError,
@@ -36,7 +35,8 @@ from qrecipe.model.addresses import SITE
 from qrecipe.model.copies import with_parts
 from qrecipe.model.graph_sites import Inventory, Part
 from qrecipe.model.nested import map_tensors
-from qrecipe.planning import Plan, Site
+from qrecipe.planning.backend import backend_config
+from qrecipe.planning.plan import Plan, Site
 from qrecipe.ranges import range_findings
 from qrecipe.recipe.patterns import leave_float
 from qrecipe.recipe.recipe import Recipe

@@ -6,9 +6,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from qrecipe.contents import StoredPlan, StoredSite
 from qrecipe.errors.text import counted, one_line
-from qrecipe.lineage import Provenance, ingredients_of
+from qrecipe.lineage import Provenance
 from qrecipe.measure import charts
 from qrecipe.measure.comparison import Comparison
 from qrecipe.measure.drift_report import (
@@ -24,6 +23,7 @@ from qrecipe.measure.drift_report import (
 from qrecipe.measure.fidelity import db_text, sqnr_text
 from qrecipe.measure.page import Figure, Listing, Page, Section, Table, Text
 from qrecipe.measure.ranking import Ranking
+from qrecipe.planning.stored import StoredPlan, StoredSite, ingredients_of
 from qrecipe.rules.resolution import listed
 
 MOST_BARS = 40

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
-from qrecipe.contents import StoredSite
 from qrecipe.model.addresses import CALLS, site_of
+from qrecipe.planning.stored import StoredSite
 from qrecipe.recipe.schema import TensorSpec, quantized_range
 
 TensorRole = Literal["input", "output"]

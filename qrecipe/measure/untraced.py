@@ -11,7 +11,7 @@ from qrecipe.eager.part import EagerPart
 from qrecipe.measure.isolation import Kernel
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import runnable_copy
-from qrecipe.planning import Plan, Site
+from qrecipe.planning.plan import Plan, Site
 from qrecipe.recipe.schema import LintTable
 
 _SILENT = LintTable(ignore=("QR203",))

@@ -148,7 +148,7 @@ class Wrong(nn.Module):
 
 
 def test_a_wrong_kernel_that_nobody_refused_is_found_and_named(monkeypatch):
-    monkeypatch.setattr("qrecipe.backend.detour", lambda *args: None)
+    monkeypatch.setattr("qrecipe.planning.backend.detour", lambda *args: None)
     model = Wrong(nn.ConvTranspose2d(8, 16, 2, stride=2)).eval()  # on any CPU
     with pytest.raises(AuditError) as caught:
         qrecipe.quantize(model, STATIC, NETS["residual"].batches(), progress=silent)

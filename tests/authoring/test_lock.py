@@ -28,7 +28,7 @@ from qrecipe.authoring import lock as locking
 from qrecipe.authoring.lock import lock_path, lock_text, make_lock, read_lock
 from qrecipe.authoring.lock_check import check_lock, compare
 from qrecipe.errors.findings import PlanError
-from qrecipe.planning import Plan
+from qrecipe.planning.plan import Plan
 from qrecipe.registry import table as registered
 
 LOCK = "cnn.lock.toml"
@@ -438,6 +438,6 @@ def test_a_lock_is_the_same_on_every_cpu(monkeypatch, tmp_path, kind, name):
     x = torch.randn(2, layer.in_channels, *[5] * dimensions)
     texts = set()
     for cpu in CPUS:
-        monkeypatch.setattr("qrecipe.cpu.class_of_cpu", lambda cpu=cpu: cpu)
+        monkeypatch.setattr("qrecipe.planning.cpu.class_of_cpu", lambda cpu=cpu: cpu)
         texts.add(lock_text(make_lock(qrecipe.plan(model, name, x), tmp_path / LOCK)))
     assert len(texts) == 1

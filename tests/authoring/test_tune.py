@@ -18,10 +18,10 @@ from torch import nn
 from tuning import FEW, base, cancelling, closeness, full_loss, tuned
 
 import qrecipe
-from qrecipe import target
 from qrecipe.authoring.tune_candidate import Candidate
 from qrecipe.authoring.tune_digest import model_digest
 from qrecipe.errors.findings import CalibrationError, ExecutionError, QRecipeError, QRecipeWarning
+from qrecipe.planning import target_cpu as target
 
 
 @pytest.fixture(autouse=True)

@@ -31,7 +31,7 @@ qscheme = "per_tensor_symmetric"
 
 @pytest.mark.parametrize("vnni", [True, False])
 def test_the_levers_are_those_that_change_something_and_that_the_cpu_allows(monkeypatch, vnni):
-    monkeypatch.setattr("qrecipe.target.has_vnni", lambda: vnni)
+    monkeypatch.setattr("qrecipe.planning.target_cpu.has_vnni", lambda: vnni)
     net = NETS["residual"]
 
     def found(recipe):

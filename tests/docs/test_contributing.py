@@ -11,11 +11,11 @@ from typing import get_args
 import pytest
 from places import ROOT
 
-from qrecipe.backend import _BACKEND_CONFIGS, EXPORTED
-from qrecipe.contents import StoredPlan, StoredSite
-from qrecipe.convolutions import Engine
 from qrecipe.fx.execution import ENGINES
-from qrecipe.planning import Executor
+from qrecipe.planning.backend import _BACKEND_CONFIGS, EXPORTED
+from qrecipe.planning.engines import Engine
+from qrecipe.planning.plan import Executor
+from qrecipe.planning.stored import StoredPlan, StoredSite
 from qrecipe.recipe.schema import Backend
 
 DOCS = ROOT / "docs"

@@ -18,7 +18,6 @@ from training import KINDS, qat_recipe, train, trained
 
 import qrecipe
 from qrecipe._torch_ao import _LearnableFakeQuantize
-from qrecipe.cpu import has_vnni
 from qrecipe.errors.findings import (
     AuditError,
     CalibrationError,
@@ -27,6 +26,7 @@ from qrecipe.errors.findings import (
     UnsupportedError,
 )
 from qrecipe.model.call import Inputs
+from qrecipe.planning.cpu import has_vnni
 from qrecipe.sqnr import output_sqnr_db
 
 TRAINABLE = sorted(NETS.keys() - {"shared_conv_two_norms"})

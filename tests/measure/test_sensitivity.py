@@ -18,7 +18,6 @@ from torch import nn
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 import qrecipe
-from qrecipe.deciding import inventory_of
 from qrecipe.errors.findings import (
     AuditError,
     ExecutionError,
@@ -32,6 +31,7 @@ from qrecipe.measure.isolation import Kernel, wrap
 from qrecipe.measure.ranking import RankedSite, Ranking
 from qrecipe.model.call import Inputs
 from qrecipe.observers.qconfig import qconfig
+from qrecipe.planning.inventory import inventory_of
 
 FEW = '[lint]\nignore = ["QR201", "QR203", "QR206", "QR210"]\n'
 STATIC = qrecipe.parse_recipe(HEAD + FEW)

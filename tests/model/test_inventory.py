@@ -9,11 +9,11 @@ from nets import NETS, Aliased, Mlp, Residual, SharedConv
 from torch import nn
 from torch.ao.quantization.quantize_fx import fuse_fx
 
-from qrecipe.backend import backend_config
 from qrecipe.errors.findings import PlanError
 from qrecipe.model.addresses import CALLS
 from qrecipe.model.call import Inputs
 from qrecipe.model.graph_sites import take_inventory
+from qrecipe.planning.backend import backend_config
 from qrecipe.recipe.schema import FxTable
 
 GROUPS = {

@@ -19,8 +19,8 @@ from runs import silent
 from torch import nn
 
 import qrecipe
-from qrecipe.cpu import has_vnni
 from qrecipe.errors.findings import AuditError, QRecipeWarning, UnsupportedError
+from qrecipe.planning.cpu import has_vnni
 from qrecipe.sqnr import sqnr_db
 
 BATCHES = [torch.randn(4, 6, generator=torch.Generator().manual_seed(i)) for i in range(12)]
@@ -36,7 +36,7 @@ def model():
 @pytest.fixture
 def no_vnni(monkeypatch):
     """The code believes that this CPU has no VNNI; what its kernels compute does not change."""
-    monkeypatch.setattr("qrecipe.target.has_vnni", lambda: False)
+    monkeypatch.setattr("qrecipe.planning.target_cpu.has_vnni", lambda: False)
     monkeypatch.setattr("qrecipe.artifact.loading.has_vnni", lambda: False)
 
 
@@ -192,7 +192,7 @@ def test_a_model_for_another_cpu_says_what_was_not_judged_and_where(no_vnni, tmp
 
 
 def test_with_vnni_the_target_changes_nothing(monkeypatch):
-    monkeypatch.setattr("qrecipe.target.has_vnni", lambda: True)
+    monkeypatch.setattr("qrecipe.planning.target_cpu.has_vnni", lambda: True)
     compiled = qrecipe.compile(model(), EIGHT, BATCHES[0], target_cpu="vnni")
     assert compiled.unjudged == ()
     assert qrecipe.compile(model(), EIGHT, BATCHES[0]).unjudged == ()

@@ -177,7 +177,7 @@ def test_findings_about_roots_point_into_the_recipe():
 
 
 def test_a_model_that_fails_in_the_audit_prints_nothing(capfd, monkeypatch):
-    monkeypatch.setattr("qrecipe.backend.refusal", lambda *args: None)
+    monkeypatch.setattr("qrecipe.planning.backend.refusal", lambda *args: None)
     conv = nn.Conv2d(3, 4, 1)
     model = net_of(lambda self, x: F.interpolate(self.c(x), scale_factor=2, mode="bicubic"), c=conv)
     with pytest.raises(qrecipe.QRecipeError, match="QR413"):

@@ -54,7 +54,7 @@ def test_a_depthwise_convolution_that_would_saturate_runs_on_onednn_and_is_right
 
 
 def test_without_the_detour_the_kernel_is_wrong(monkeypatch):
-    monkeypatch.setattr("qrecipe.backend.detour", lambda *args: None)
+    monkeypatch.setattr("qrecipe.planning.backend.detour", lambda *args: None)
     model, batches = depthwise(104), extremes(4, 104, 12, 12)
     monkeypatch.setattr("qrecipe.fx.parts.audit", lambda *args: None)
     converted = qrecipe.quantize(model, FULL, batches, progress=silent, target_cpu="vnni")
@@ -76,7 +76,7 @@ def test_without_the_detour_the_kernel_is_wrong(monkeypatch):
 def test_a_depthwise_convolution_goes_where_every_cpu_is_right_and_fast(
     monkeypatch, known_as, options, recipe, engine
 ):
-    monkeypatch.setattr("qrecipe.cpu.class_of_cpu", lambda: known_as)
+    monkeypatch.setattr("qrecipe.planning.cpu.class_of_cpu", lambda: known_as)
     model, batches = depthwise(96, **options), extremes(4, 96, 12, 12)
     plan = qrecipe.plan(model, recipe, batches[0])
     assert plan.sites[0].engine == engine
@@ -144,7 +144,7 @@ def test_a_number_of_channels_that_the_fast_depthwise_kernel_does_not_take_never
 def test_where_no_engine_is_fast_on_every_cpu_x86_chooses_and_the_plan_warns_where_both_are_slow(
     monkeypatch, known_as
 ):
-    monkeypatch.setattr("qrecipe.cpu.class_of_cpu", lambda: known_as)
+    monkeypatch.setattr("qrecipe.planning.cpu.class_of_cpu", lambda: known_as)
     model = nn.Sequential(nn.Conv2d(96, 96, 3, padding=1, groups=32)).eval()
     plan = qrecipe.plan(model, "builtin:x86-static", torch.rand(1, 96, 8, 8))
     assert plan.sites[0].engine is None

@@ -1,4 +1,4 @@
-"""Every refusal of `qrecipe.kernels` reproduced against the installed torch.
+"""Every refusal of `qrecipe.planning.kernels` reproduced against the installed torch.
 
 Where one of these tests fails with a new torch, the refusal may have become needless.
 """
@@ -17,9 +17,9 @@ from torch.ao.quantization.observer import MinMaxObserver
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 import qrecipe
-from qrecipe import kernels
 from qrecipe.errors.findings import AuditError, UnsupportedError
 from qrecipe.fx.execution import engine
+from qrecipe.planning import kernels
 from qrecipe.sqnr import sqnr_db
 
 HEAD = 'format = 1\nextends = "builtin:x86-static"\n'

@@ -202,7 +202,7 @@ SLOW = {
 
 @pytest.mark.parametrize("kind", SLOW)
 def test_convolutions_in_small_groups_go_where_they_are_fast_or_are_warned_about(monkeypatch, kind):
-    monkeypatch.setattr("qrecipe.cpu.class_of_cpu", lambda: "avx512_vnni")
+    monkeypatch.setattr("qrecipe.planning.cpu.class_of_cpu", lambda: "avx512_vnni")
     build, shape, engine, codes = SLOW[kind]
     accepted = recipe(head='[lint]\nignore = ["QR208"]')
     model, batches = nn.Sequential(build()).eval(), [torch.randn(shape) for _ in range(10)]

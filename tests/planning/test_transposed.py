@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import qrecipe
-from qrecipe import cpu
 from qrecipe.fx.execution import engine
+from qrecipe.planning import cpu
 from qrecipe.sqnr import sqnr_db
 
 KINDS = {
@@ -150,7 +150,7 @@ def test_every_shape_that_is_planned_quantized_is_right(backend, dimensions, as_
 def test_the_upsampling_of_a_unet_goes_to_an_engine_that_is_right_on_every_cpu_or_stays_float(
     monkeypatch, tmp_path, channels, engine, why, as_function, known_as
 ):
-    monkeypatch.setattr("qrecipe.cpu.class_of_cpu", lambda: known_as)
+    monkeypatch.setattr("qrecipe.planning.cpu.class_of_cpu", lambda: known_as)
     torch.manual_seed(0)
     up = nn.ConvTranspose2d(*channels, 2, stride=2)
     up = Function(up, F.conv_transpose2d) if as_function else up

@@ -23,13 +23,13 @@ from torch.ao.quantization.quantize_fx import convert_to_reference_fx
 from training import train
 
 import qrecipe
-from qrecipe.cpu import has_vnni
 from qrecipe.fx import execution
 from qrecipe.fx.emission import erase_keep_float
 from qrecipe.model.addresses import site_of
 from qrecipe.model.call import Inputs, bind
 from qrecipe.observers.qconfig import qconfig
-from qrecipe.planning import Plan, Site
+from qrecipe.planning.cpu import has_vnni
+from qrecipe.planning.plan import Plan, Site
 
 
 @dataclass(frozen=True)

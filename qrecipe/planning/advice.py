@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from qrecipe.backend import Outcome
-from qrecipe.convolutions import is_slow
 from qrecipe.errors.findings import Finding
 from qrecipe.model.graph_sites import Inventory, Match
+from qrecipe.planning.backend import Outcome
+from qrecipe.planning.engines import is_slow
 from qrecipe.recipe.schema import Backend
 from qrecipe.rules.resolution import Decision, listed
 

@@ -14,9 +14,9 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import fx, nn
 
-from qrecipe import cpu
 from qrecipe.model.graph_sites import Match
 from qrecipe.model.normalize import stored
+from qrecipe.planning import cpu
 from qrecipe.recipe.schema import Backend, TensorSpec
 
 Engine = Literal["fbgemm", "onednn"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from qrecipe.backend import Outcome
 from qrecipe.errors.findings import Finding
 from qrecipe.model.graph_sites import Inventory
+from qrecipe.planning.backend import Outcome
 from qrecipe.recipe.patterns import leave_float
 from qrecipe.rules.resolution import Decision
 from qrecipe.rules.structure import Member, Operation

@@ -6,8 +6,6 @@ from dataclasses import replace
 
 from torch import nn
 
-from qrecipe.backend import backend_config, mode_of
-from qrecipe.coverage import coverage_findings
 from qrecipe.errors.findings import Finding, PlanError, TraceError, error_from
 from qrecipe.errors.warn import warn
 from qrecipe.model.call import EMPTY, Inputs, is_empty
@@ -18,33 +16,9 @@ from qrecipe.model.module_sites import take_inventory as eager_inventory
 from qrecipe.model.proposals import with_advice
 from qrecipe.model.remedies import remedy
 from qrecipe.observers.loading import load_plugins
-from qrecipe.planning import Plan, make_plan
+from qrecipe.planning.backend import backend_config, mode_of
 from qrecipe.recipe.recipe import Recipe
 from qrecipe.rules.resolution import resolve
-
-
-def decide(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Plan:
-    """The plan for a model; what it warns of is left to the caller.
-
-    Raises as `qrecipe.plan` does.
-    """
-    return plan_of(model, inventory_of(model, recipe, inputs), recipe, inputs)
-
-
-def plan_of(model: nn.Module, inventory: Inventory, recipe: Recipe, inputs: Inputs) -> Plan:
-    """The plan for an inventory, with a warning (QR221) where next to nothing is quantized."""
-    made = make_plan(inventory, recipe)
-    if "QR221" in recipe.lint.ignore:
-        return made
-    missed = coverage_findings(made, inventory, model, inputs)
-    return replace(made, warnings=(*missed, *made.warnings))
-
-
-def warn_of_missed(plan: Plan, recipe: Recipe) -> None:
-    """Give the one warning of a plan that must be heard where nobody prints the plan (QR221)."""
-    for finding in plan.warnings:
-        if finding.code == "QR221":
-            warn(finding, recipe.lint.ignore)
 
 
 def inventory_of(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Inventory:

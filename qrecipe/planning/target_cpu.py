@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from qrecipe.cpu import has_vnni
 from qrecipe.errors.findings import Finding, UnsupportedError
 from qrecipe.errors.spelling import did_you_mean
 from qrecipe.errors.text import shown
-from qrecipe.planning import Plan
+from qrecipe.planning.cpu import has_vnni
+from qrecipe.planning.plan import Plan
 from qrecipe.rules.resolution import listed
 
 TargetCpu = Literal["this", "vnni"]

@@ -22,21 +22,21 @@ from qrecipe._torch_fx import (
     get_qnnpack_backend_config,
     get_tensorrt_backend_config,
 )
-from qrecipe.convolutions import Engine, adds_in_32_bits, detour
-from qrecipe.folding import fold_into_transposed
-from qrecipe.kernels import refusal, takes_per_channel_weight, weight_refusal
 from qrecipe.model.graph_sites import Inventory, Match
 from qrecipe.observers.qconfig import per_tensor, quantized_range
-from qrecipe.recipe.recipe import QConfigSpec
-from qrecipe.recipe.schema import Backend, Constructor, Phase, TensorSpec
-from qrecipe.rules.resolution import Decision
-from qrecipe.rules.structure import Kind, Operation
-from qrecipe.saturation import (
+from qrecipe.planning.engines import Engine, adds_in_32_bits, detour
+from qrecipe.planning.folding import fold_into_transposed
+from qrecipe.planning.kernels import refusal, takes_per_channel_weight, weight_refusal
+from qrecipe.planning.saturation import (
     ADDS_IN_16_BITS,
     exceeds_seven_bits,
     readers_of_seven_bits,
     takes_weight,
 )
+from qrecipe.recipe.recipe import QConfigSpec
+from qrecipe.recipe.schema import Backend, Constructor, Phase, TensorSpec
+from qrecipe.rules.resolution import Decision
+from qrecipe.rules.structure import Kind, Operation
 
 Mode = Literal["static", "dynamic", "weight_only"]
 Verdict = Literal["quantized", "passthrough", "float"]

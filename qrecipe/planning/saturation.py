@@ -10,10 +10,10 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from qrecipe.kernels import refusal
 from qrecipe.model.graph_sites import Inventory, Match
 from qrecipe.model.normalize import MULTIPLIES_WEIGHT
 from qrecipe.observers.qconfig import quantized_range
+from qrecipe.planning.kernels import refusal
 from qrecipe.recipe.recipe import QConfigSpec
 from qrecipe.recipe.schema import Backend, TensorSpec
 from qrecipe.rules.resolution import Decision

@@ -15,7 +15,7 @@ from qrecipe.rules.resolution import describe
 from qrecipe.terminal.tables import render_table
 
 if TYPE_CHECKING:
-    from qrecipe.planning import Plan, Site
+    from qrecipe.planning.plan import Plan, Site
 
 
 def plan_text(plan: Plan) -> str:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from qrecipe.backend import FOLLOWERS
 from qrecipe.errors.findings import Finding
 from qrecipe.model.altered_modules import alteration
 from qrecipe.model.call import Inputs
@@ -17,7 +16,8 @@ from qrecipe.model.normalize import TAKES_WEIGHT
 from qrecipe.model.proposals import OF_TORCH
 from qrecipe.model.trace_proof import FEW_SAMPLES
 from qrecipe.model.work import work_of, work_of_sites
-from qrecipe.planning import Plan, RuleVerdict, Site
+from qrecipe.planning.backend import FOLLOWERS
+from qrecipe.planning.plan import Plan, RuleVerdict, Site
 from qrecipe.registry.builtin import canonical_module_type
 from qrecipe.rules.resolution import describe, listed
 from qrecipe.rules.structure import ModelStructure, enclosing

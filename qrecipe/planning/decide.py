@@ -1,144 +1,35 @@
-"""The plan: what becomes of every site and of every rule, before a tensor moves."""
+"""Deciding every site of a model, before a tensor moves."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
-from qrecipe.advice import advice
-from qrecipe.backend import (
-    EXPORTED,
+from torch import nn
+
+from qrecipe.errors.findings import Finding, error_from
+from qrecipe.errors.text import first_line
+from qrecipe.errors.warn import warn
+from qrecipe.model.call import Inputs
+from qrecipe.model.graph_sites import Inventory
+from qrecipe.observers.qconfig import factory
+from qrecipe.planning.advice import advice
+from qrecipe.planning.backend import (
     FOLLOWERS,
-    Mode,
     Outcome,
-    Verdict,
     can_honour,
     outcomes,
     saturating,
 )
-from qrecipe.convolutions import Engine
-from qrecipe.errors.findings import Finding, Location, error_from
-from qrecipe.errors.text import first_line
-from qrecipe.model.graph_sites import Inventory
-from qrecipe.observers.qconfig import factory
-from qrecipe.recipe.recipe import Ingredient, QConfigSpec, Recipe, Rule
-from qrecipe.recipe.schema import Backend, Phase, TensorSpec
-from qrecipe.rendering import explanation, plan_json, plan_text
+from qrecipe.planning.coverage import coverage_findings
+from qrecipe.planning.inventory import inventory_of
+from qrecipe.planning.plan import Plan, RuleOutcome, RuleVerdict, Site
+from qrecipe.planning.shadowing import shadowed_findings
+from qrecipe.planning.trainable import branch_findings, shared_norm_findings
+from qrecipe.recipe.recipe import Recipe, Rule
+from qrecipe.recipe.schema import Phase, TensorSpec
 from qrecipe.rules.resolution import Resolution, describe, listed, resolve, subclass_findings
-from qrecipe.rules.structure import ModelStructure
-from qrecipe.shadowing import shadowed_findings
-from qrecipe.trainable import branch_findings, shared_norm_findings
-
-Executor = Literal["fx", "eager"]
-"""How a plan is executed: in FX graph mode, or module by module where that cannot trace."""
-
-RuleOutcome = Literal["applied", "shadowed", "unused", "unmatched", "unsupported"]
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """An operation with its decision.
-
-    ``qconfig`` is what is executed (None for float); ``input`` the spec that a float input of the
-    site gets, None where it arrives quantized or the site is float; ``rule`` decided, ``shadowed``
-    would have decided without it; ``reason`` says why a site stays float or what was substituted;
-    ``engine`` packs its weights for another engine than the backend's.
-    """
-
-    name: str
-    op: str
-    members: tuple[str, ...]
-    qconfig: QConfigSpec | None
-    input: TensorSpec | None
-    mode: Mode | None
-    rule: Rule
-    shadowed: tuple[Rule, ...]
-    verdict: Verdict
-    reason: str | None
-    engine: Engine | None = None
-
-    @property
-    def dtypes(self) -> str:
-        """The dtypes of weight and activation in short: ``int8/uint8``, ``-/uint8``, ``float``."""
-        if self.qconfig is None:
-            return "float"
-        specs = (self.qconfig.weight, self.qconfig.activation)
-        text = "/".join("-" if spec is None else str(spec.dtype) for spec in specs)
-        return f"{text} dynamic" if self.mode == "dynamic" else text
-
-
-@dataclass(frozen=True, slots=True)
-class RuleVerdict:
-    """What became of a rule; ``sites`` are those it covers, whether or not it wins there."""
-
-    rule: Rule
-    location: Location
-    verdict: RuleOutcome
-    sites: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Recipe x model: every site's decision and every rule's verdict.
-
-    ``findings`` are what makes the plan impossible; a plan that was returned has none.
-    ``warnings`` are legal but doubtful; ``boundaries`` counts the tensors that are quantized or
-    dequantized at run time; ``ingredients`` are the files that the recipe is made of;
-    ``saturating`` are the sites that read more than 7 bits, whose kernels need VNNI.
-    """
-
-    sites: tuple[Site, ...]
-    rules: tuple[RuleVerdict, ...]
-    findings: tuple[Finding, ...]
-    warnings: tuple[Finding, ...]
-    boundaries: int
-    recipe: str
-    fingerprint: str
-    backend: Backend
-    phase: Phase
-    executor: Executor
-    ingredients: tuple[Ingredient, ...]
-    structure: ModelStructure = field(repr=False, compare=False)
-    saturating: tuple[str, ...] = ()
-
-    @property
-    def needs_vnni(self) -> bool:
-        """Whether kernels saturate on an x86 CPU without VNNI: those of ``saturating``."""
-        return bool(self.saturating)
-
-    @property
-    def engines(self) -> dict[str, Engine]:
-        """The sites whose weights are packed for another engine than the backend's."""
-        return {site.name: site.engine for site in self.sites if site.engine is not None}
-
-    @property
-    def is_for_export(self) -> bool:
-        """Whether conversion gives torch's reference model, to be exported and not executed."""
-        return self.backend in EXPORTED
-
-    def __str__(self) -> str:
-        return plan_text(self)
-
-    def restricted_to(self, names: Collection[str]) -> Plan:
-        """The same plan for some of its sites."""
-        return replace(
-            self,
-            sites=tuple(site for site in self.sites if site.name in names),
-            saturating=tuple(name for name in self.saturating if name in names),
-        )
-
-    def explain(self, name: str) -> str:
-        """Why a site, a member of a group, or everything in a module is decided as it is.
-
-        Raises ``PlanError`` (QR310) for a name that the model does not have.
-        """
-        return explanation(self, name)
-
-    def to_json(self) -> str:
-        """The plan as JSON: stable keys and order, equal plans give equal text."""
-        return json.dumps(plan_json(self), indent=2, sort_keys=True)
 
 
 def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
@@ -372,3 +263,27 @@ def _rule_verdicts(
         else:
             verdict = "unmatched" if rule.location in unmatched else "unused"
         yield RuleVerdict(rule, rule.location, verdict, resolution.covered[rule])
+
+
+def decide(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Plan:
+    """The plan for a model; what it warns of is left to the caller.
+
+    Raises as `qrecipe.plan` does.
+    """
+    return plan_of(model, inventory_of(model, recipe, inputs), recipe, inputs)
+
+
+def plan_of(model: nn.Module, inventory: Inventory, recipe: Recipe, inputs: Inputs) -> Plan:
+    """The plan for an inventory, with a warning (QR221) where next to nothing is quantized."""
+    made = make_plan(inventory, recipe)
+    if "QR221" in recipe.lint.ignore:
+        return made
+    missed = coverage_findings(made, inventory, model, inputs)
+    return replace(made, warnings=(*missed, *made.warnings))
+
+
+def warn_of_missed(plan: Plan, recipe: Recipe) -> None:
+    """Give the one warning of a plan that must be heard where nobody prints the plan (QR221)."""
+    for finding in plan.warnings:
+        if finding.code == "QR221":
+            warn(finding, recipe.lint.ignore)
