@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from qrecipe.audit.sample import Sample
 from qrecipe.errors.findings import CalibrationError, Finding
-from qrecipe.fx.numerics import Sample
 from qrecipe.model.call import Inputs
 from qrecipe.model.kept import kept, kept_with
 from qrecipe.recipe.recipe import Recipe

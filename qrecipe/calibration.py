@@ -13,19 +13,20 @@ from torch import fx, nn
 
 from qrecipe._torch_ao import FakeQuantizeBase, ObserverBase, quiet
 from qrecipe.assembly import PreparedState, prepared_state
-from qrecipe.averages import (
+from qrecipe.audit.clipping import GOOD_DB, Clipping, clipping_finding, clipping_of, farthest_kept
+from qrecipe.audit.joined_ranges import branch_findings
+from qrecipe.audit.moving_averages import (
     LITTLE_WEIGHT,
     MANY_BATCHES,
     first_weight,
     watched,
     weight_text,
 )
-from qrecipe.branches import branch_findings
-from qrecipe.clipping import GOOD_DB, Clipping, clipping_finding, clipping_of, farthest_kept
+from qrecipe.audit.ranges import observes, range_findings
+from qrecipe.audit.sample import Sample
 from qrecipe.errors.findings import CalibrationError, Finding
 from qrecipe.errors.text import counted
 from qrecipe.errors.warn import warn
-from qrecipe.fx.numerics import Sample
 from qrecipe.fx.training import only_observing
 from qrecipe.loaders import (
     Forward,
@@ -39,7 +40,6 @@ from qrecipe.loaders import (
 from qrecipe.model.call import EMPTY, Inputs, is_empty
 from qrecipe.model.nested import cloned
 from qrecipe.process.neutral import neutral
-from qrecipe.ranges import observes, range_findings
 from qrecipe.recipe.schema import CalibrationTable
 from qrecipe.terminal.progress import Progress, terminal_progress
 

@@ -17,14 +17,15 @@ from qrecipe._torch_fx import (
     PrepareCustomConfig,
     QConfigMapping,
 )
-from qrecipe.around import around_findings, call_findings, dtype_findings
 from qrecipe.assembly import PreparedState, forget_preparation, mark_prepared, prepared_state
+from qrecipe.audit.around_roots import around_findings, call_findings, dtype_findings
+from qrecipe.audit.ranges import check_calibrated, check_trained
+from qrecipe.audit.sample import Sample
 from qrecipe.calibration import calibrate
 from qrecipe.eager.part import EagerPart
 from qrecipe.errors.findings import CalibrationError, Finding, PlanError, error_from
 from qrecipe.errors.warn import warn
 from qrecipe.fx import execution
-from qrecipe.fx.numerics import Sample
 from qrecipe.fx.parts import CompiledPart, Configs, compile_part
 from qrecipe.lineage import attach, make_provenance
 from qrecipe.loaders import Forward, inputs_of_batch, peek
@@ -38,7 +39,6 @@ from qrecipe.planning.inventory import inventory_of
 from qrecipe.planning.plan import Plan
 from qrecipe.planning.target_cpu import TargetCpu, unjudged_finding, unjudged_sites
 from qrecipe.process.neutral import neutral
-from qrecipe.ranges import check_calibrated, check_trained
 from qrecipe.recipe.recipe import Recipe, load_recipe
 from qrecipe.rules.structure import joined
 from qrecipe.terminal.progress import Progress

@@ -19,7 +19,7 @@ import torch
 from torch import fx
 
 import qrecipe
-from qrecipe.sqnr import output_sqnr_db
+from qrecipe.audit.sqnr import output_sqnr_db
 
 ROOT = Path(__file__).parents[1]
 PATH = ROOT / "docs" / "corpus.md"

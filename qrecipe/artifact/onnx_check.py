@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, fx
 
 from qrecipe._torch_ao import quiet
+from qrecipe.audit.sqnr import output_sqnr_db
 from qrecipe.errors.findings import AuditError, Finding
 from qrecipe.errors.text import first_line
 from qrecipe.fx.numerics import TOLERANCE_DB
 from qrecipe.fx.reference import RIGHT_DB, hold
 from qrecipe.model.nested import tensors_in
 from qrecipe.recipe.patterns import leave_float
-from qrecipe.sqnr import output_sqnr_db
 
 _FLIPPED = 0.01
 """The share of whole numbers that may differ: what ranks or thresholds turns at a tie."""

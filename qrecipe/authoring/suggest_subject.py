@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from qrecipe.averages import MANY_BATCHES
+from qrecipe.audit.moving_averages import MANY_BATCHES
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.model.work import Work, nearest
 

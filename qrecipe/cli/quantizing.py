@@ -14,6 +14,8 @@ from torch import nn
 
 from qrecipe.artifact.saving import save_quantized
 from qrecipe.assembly import prepared_state
+from qrecipe.audit.ranges import observes
+from qrecipe.audit.sqnr import output_sqnr_db
 from qrecipe.calibration import calibrate
 from qrecipe.cli.output import fail_on, out, out_json
 from qrecipe.cli.progress import activity, bar
@@ -28,9 +30,7 @@ from qrecipe.model.call import Inputs
 from qrecipe.pipeline import CompiledRecipe, compile_decided
 from qrecipe.planning.target_cpu import TargetCpu
 from qrecipe.process.warnings import held_back
-from qrecipe.ranges import observes
 from qrecipe.recipe.recipe import load_recipe
-from qrecipe.sqnr import output_sqnr_db
 
 
 @dataclass(frozen=True, slots=True)

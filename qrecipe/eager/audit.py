@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from qrecipe.converted import differs, weight_problem
-from qrecipe.dynamic_kernels import expected_output, with_weight_of
+from qrecipe.audit.dynamic_kernels import expected_output, with_weight_of
+from qrecipe.audit.modules import differs, weight_problem
+from qrecipe.audit.sample import JUDGEABLE_DB, Sample
+from qrecipe.audit.sqnr import output_sqnr_db, sqnr_db
 from qrecipe.errors.findings import CODES, Finding, error_from
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
-from qrecipe.fx.numerics import JUDGEABLE_DB, Sample
 from qrecipe.fx.reference import RIGHT_DB
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import runnable_copy
@@ -25,7 +26,6 @@ from qrecipe.model.trace import WITHOUT_AUTOCAST
 from qrecipe.planning.plan import Plan, Site
 from qrecipe.recipe.patterns import leave_float
 from qrecipe.recipe.schema import LintTable
-from qrecipe.sqnr import output_sqnr_db, sqnr_db
 
 
 def audit(

@@ -11,12 +11,12 @@ from torch import nn
 
 from qrecipe._torch_ao import quiet
 from qrecipe._torch_fx import DynamicRecurrent, quantize_dynamic
-from qrecipe.converted import take_any_layout
+from qrecipe.audit.modules import take_any_layout
+from qrecipe.audit.sample import Sample
 from qrecipe.eager.audit import audit
 from qrecipe.errors.findings import ExecutionError, Finding
 from qrecipe.errors.text import first_line
 from qrecipe.fx.execution import engine
-from qrecipe.fx.numerics import Sample
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import runnable_copy, structural_copy
 from qrecipe.observers.qconfig import qconfig

@@ -22,7 +22,7 @@ from qrecipe._torch_fx import (
     lower_to_native_backend,
     prepare,
 )
-from qrecipe.converted import take_any_layout
+from qrecipe.audit.modules import take_any_layout
 from qrecipe.errors.findings import ExecutionError, Finding, PlanError, UnsupportedError
 from qrecipe.errors.spelling import nearest
 from qrecipe.errors.text import first_line

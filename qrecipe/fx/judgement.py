@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, fx
 
 from qrecipe._torch_ao import quiet
-from qrecipe.dynamic_kernels import expected_output
+from qrecipe.audit.dynamic_kernels import expected_output
+from qrecipe.audit.sqnr import output_sqnr_db, sqnr_db
 from qrecipe.errors.findings import Finding
 from qrecipe.fx.reference import RIGHT_DB
 from qrecipe.model.addresses import observed_name, site_of
@@ -21,7 +22,6 @@ from qrecipe.planning.saturation import ADDS_IN_16_BITS
 from qrecipe.recipe.patterns import leave_float
 from qrecipe.recipe.schema import Backend, Phase
 from qrecipe.rules.resolution import listed
-from qrecipe.sqnr import output_sqnr_db, sqnr_db
 
 CLIPPED_DB = 20.0
 """Below this what a range cuts off alone is a tenth of a tensor."""

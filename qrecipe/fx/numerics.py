@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import fx
 
 from qrecipe._torch_ao import quiet
+from qrecipe.audit.sample import JUDGEABLE_DB, Sample
+from qrecipe.audit.sqnr import output_sqnr_db
 from qrecipe.errors.findings import Finding
 from qrecipe.errors.text import first_line
 from qrecipe.fx.judgement import (
@@ -22,15 +23,9 @@ from qrecipe.fx.judgement import (
 )
 from qrecipe.fx.reference import RIGHT_DB
 from qrecipe.fx.weights import rounding_weights_fast
-from qrecipe.model.call import Inputs, batch_size, head
-from qrecipe.model.nested import UncopyableError
 from qrecipe.planning.plan import Plan
 from qrecipe.recipe.patterns import leave_float
 from qrecipe.rules.resolution import listed
-from qrecipe.sqnr import output_sqnr_db
-
-JUDGEABLE_DB = 15.0
-"""Below this an output says nothing about kernels: the reference is as far from float itself."""
 
 FINE_DB = 20 * math.log10(2**8)
 """From here on an output is finer than a step of 8 bits, however much finer its reference is."""
@@ -40,34 +35,9 @@ TOLERANCE_DB = 1.0
 CAUSE_DB = 20 * math.log10(2)
 """What makes half of an error or more is said to be its cause."""
 
-HEAD_SAMPLES = 4
-"""As many samples of the first batch prove a model; where they don't, all of it is used."""
 
 DYNAMIC_TOLERANCE_DB = TOLERANCE_DB + 20 * math.log10(2)
 """The dynamic kernels take 7 bits of their input, their reference 8."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One batch and what the prepared (float) model made of it."""
-
-    inputs: Inputs
-    output: Any
-
-    def head(self) -> Sample | None:
-        """The first samples with their part of the output; None where there is no such part."""
-        inputs = self.inputs.first_samples(HEAD_SAMPLES)
-        size = batch_size((self.inputs.args, dict(self.inputs.kwargs)))
-        if inputs is self.inputs or batch_size(self.output) != size:
-            return None
-        try:
-            return Sample(inputs, head(self.output, HEAD_SAMPLES))
-        except UncopyableError:
-            return None
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Sample:
-        # it travels in the model's meta, and a copy of the model needs no copy of the data
-        return self
 
 
 @dataclass(frozen=True, slots=True)

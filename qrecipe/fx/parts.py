@@ -11,10 +11,11 @@ import torch
 from torch import fx, nn
 
 from qrecipe._torch_fx import BackendConfig, ConvertCustomConfig, PrepareCustomConfig
+from qrecipe.audit.sample import Sample
 from qrecipe.fx import execution
 from qrecipe.fx.audit import audit, audit_reference
 from qrecipe.fx.emission import Emission, emit, erase_keep_float
-from qrecipe.fx.numerics import Sample, run_on_head, run_until_judgeable
+from qrecipe.fx.numerics import run_on_head, run_until_judgeable
 from qrecipe.fx.padding import pad_explicitly
 from qrecipe.fx.reference import hold, make_judge
 from qrecipe.fx.training import accompany_training, frozen_copy

@@ -19,9 +19,9 @@ from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
 from qrecipe._torch_fx import ReferenceQuantizedModule
+from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.fx.weights import quantized_weight
 from qrecipe.model.addresses import site_of
-from qrecipe.sqnr import sqnr_db
 
 RIGHT_DB = 30.0
 """Below this two modules, or a kernel and its reference, compute different things."""

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from qrecipe._torch_fx import ReferenceQuantizedModule
-from qrecipe.converted import differs
+from qrecipe.audit.modules import differs
 from qrecipe.errors.findings import Finding
 from qrecipe.model.addresses import CALLS, is_floating, is_plumbing, site_of
 from qrecipe.model.normalize import MULTIPLIES_WEIGHT

@@ -16,7 +16,7 @@ from qrecipe._torch_fx import (
     is_general_tensor_shape_node,
     is_other_node,
 )
-from qrecipe.converted import differs, weight_problem
+from qrecipe.audit.modules import differs, weight_problem
 from qrecipe.errors.findings import Finding
 from qrecipe.model.addresses import CALLS, is_floating, site_of
 from qrecipe.model.quantized import Became, module_became

@@ -12,9 +12,9 @@ import torch
 from torch import fx, nn
 
 from qrecipe._torch_ao import quiet
+from qrecipe.audit.sample import Sample
 from qrecipe.errors.findings import AuditError, Finding
 from qrecipe.errors.text import first_line
-from qrecipe.fx.numerics import Sample
 from qrecipe.model.call import bind
 from qrecipe.model.nested import tensors_in
 from qrecipe.model.rewrite_proof import passing

@@ -12,6 +12,12 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from qrecipe.audit.weights import (
+    float_weights,
+    quantized_weights,
+    weights_of_kernel,
+    weights_of_module,
+)
 from qrecipe.errors.findings import ArtifactError, Finding
 from qrecipe.fx import execution
 from qrecipe.fx.structure import realised_sites
@@ -28,12 +34,6 @@ from qrecipe.measure.activations import (
 from qrecipe.measure.batches import noted_calls, run_quietly
 from qrecipe.measure.fidelity import Fidelity, Totals, sqnr_text
 from qrecipe.measure.outofplace import without_changes_in_place
-from qrecipe.measure.weights import (
-    float_weights,
-    quantized_weights,
-    weights_of_kernel,
-    weights_of_module,
-)
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.planning.inventory import inventory_of
 from qrecipe.planning.stored import StoredPlan, ingredients_of

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from qrecipe.audit.float_kernels import float_result, is_kernel
 from qrecipe.errors.findings import CalibrationError, ExecutionError, Finding
 from qrecipe.errors.text import counted
 from qrecipe.errors.warn import warn
@@ -18,7 +19,6 @@ from qrecipe.loaders import Forward, check_finite, limited, no_batches
 from qrecipe.measure.batches import run_quietly
 from qrecipe.measure.comparison import converted_parts
 from qrecipe.measure.drift_report import Drift, SiteDrift, worst_first
-from qrecipe.measure.floating import float_result, is_kernel
 from qrecipe.measure.observing import Observing
 from qrecipe.measure.stored import sharing, stored_ranges
 from qrecipe.measure.tally import Tally

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qrecipe.audit.sqnr import without_shared_infinities
 from qrecipe.model.nested import tensors_in
-from qrecipe.sqnr import without_shared_infinities
 
 
 @dataclass(frozen=True, slots=True)

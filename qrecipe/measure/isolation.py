@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from qrecipe._torch_fx import BackendConfig, ConvertCustomConfig, PrepareCustomConfig
 from qrecipe.assembly import forget_preparation, mark_prepared
+from qrecipe.audit.ranges import range_findings
 from qrecipe.calibration import calibrate
 from qrecipe.errors.findings import (
     AuditError,
@@ -37,7 +38,6 @@ from qrecipe.model.graph_sites import Inventory, Part
 from qrecipe.model.nested import map_tensors
 from qrecipe.planning.backend import backend_config
 from qrecipe.planning.plan import Plan, Site
-from qrecipe.ranges import range_findings
 from qrecipe.recipe.patterns import leave_float
 from qrecipe.recipe.recipe import Recipe
 from qrecipe.terminal.progress import Progress

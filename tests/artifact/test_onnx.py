@@ -15,6 +15,7 @@ from torch import nn
 import qrecipe
 from qrecipe._torch_fx import ReferenceQuantizedModule
 from qrecipe.artifact import export, onnx_check
+from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.errors.findings import (
     ArtifactError,
     AuditError,
@@ -22,7 +23,6 @@ from qrecipe.errors.findings import (
     QRecipeError,
     QRecipeWarning,
 )
-from qrecipe.sqnr import sqnr_db
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -26,8 +26,8 @@ from torch.ao.quantization.quantize_fx import (
 
 import qrecipe
 from qrecipe import _torch_ao
+from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.errors.findings import ArtifactError
-from qrecipe.sqnr import sqnr_db
 
 EIGHT = get_default_qconfig("x86")
 IMAGES = [torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(n)) for n in range(3)]

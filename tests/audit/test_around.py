@@ -11,8 +11,8 @@ from runs import silent
 from torch import nn
 
 import qrecipe
+from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.errors.findings import AuditError, PlanError, QRecipeWarning, TraceError
-from qrecipe.sqnr import sqnr_db
 
 
 class Body(nn.Module):

@@ -13,9 +13,9 @@ from torch import nn
 
 import qrecipe
 from qrecipe._torch_ao import MinMaxObserver
+from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.errors.findings import QRecipeWarning
 from qrecipe.registry import table as registered
-from qrecipe.sqnr import sqnr_db
 
 
 def model():

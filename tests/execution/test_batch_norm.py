@@ -10,7 +10,7 @@ from plain_torch import converted, mapping
 from torch import nn
 
 import qrecipe
-from qrecipe.sqnr import sqnr_db
+from qrecipe.audit.sqnr import sqnr_db
 
 HEAD = 'format = 1\nextends = "builtin:{}"\n{}\n[lint]\nignore = ["QR208"]\n'
 RECIPES = {

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from training import qat_recipe
 
 import qrecipe
-from qrecipe.sqnr import output_sqnr_db
+from qrecipe.audit.sqnr import output_sqnr_db
 
 STEPS = 6
 

@@ -13,9 +13,9 @@ from torch.ao.nn import quantized as nnq
 from torch.ao.nn.intrinsic.quantized import dynamic as fused
 
 import qrecipe
+from qrecipe.audit.sqnr import output_sqnr_db
 from qrecipe.errors.findings import AuditError, UnsupportedError
 from qrecipe.model.call import Inputs
-from qrecipe.sqnr import output_sqnr_db
 
 HEAD = """
 format = 1

@@ -14,6 +14,7 @@ from torch.ao.nn import quantized as nnq
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import qrecipe
+from qrecipe.audit.sqnr import output_sqnr_db
 from qrecipe.eager import audit as eager_audit
 from qrecipe.errors.findings import (
     AuditError,
@@ -23,7 +24,6 @@ from qrecipe.errors.findings import (
     UnmatchedRuleError,
     UnsupportedError,
 )
-from qrecipe.sqnr import output_sqnr_db
 
 DYNAMIC = "builtin:x86-dynamic"
 BOTH = qrecipe.parse_recipe(

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import qrecipe
-from qrecipe.sqnr import sqnr_db
+from qrecipe.audit.sqnr import sqnr_db
 
 LAYOUTS = {
     "slice": lambda ids: ids[:, :4],

@@ -19,13 +19,13 @@ from torch.ao.quantization.observer import (
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 import qrecipe
+from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.errors.findings import QRecipeError
 from qrecipe.fx import execution
 from qrecipe.fx.structure import realised_sites
 from qrecipe.model.addresses import site_of
 from qrecipe.model.call import Inputs
 from qrecipe.observers.qconfig import qconfig
-from qrecipe.sqnr import sqnr_db
 
 CASES = [(name, seed) for name in NETS for seed in (None, 1, 2)]
 

@@ -11,9 +11,9 @@ from torch import nn
 from torch.ao.nn.quantized.reference import Linear as ReferenceLinear
 
 import qrecipe
+from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.errors.findings import AuditError, UnsupportedError
 from qrecipe.fx import execution, parts
-from qrecipe.sqnr import sqnr_db
 
 
 @pytest.mark.parametrize("text", [EXECUTORCH, TENSORRT], ids=["executorch", "tensorrt"])

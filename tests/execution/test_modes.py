@@ -10,7 +10,7 @@ from torch import nn
 from torch.ao.nn import quantized as nnq
 
 import qrecipe
-from qrecipe.sqnr import sqnr_db
+from qrecipe.audit.sqnr import sqnr_db
 
 # --- other engines and modes
 

@@ -18,6 +18,7 @@ from training import KINDS, qat_recipe, train, trained
 
 import qrecipe
 from qrecipe._torch_ao import _LearnableFakeQuantize
+from qrecipe.audit.sqnr import output_sqnr_db
 from qrecipe.errors.findings import (
     AuditError,
     CalibrationError,
@@ -27,7 +28,6 @@ from qrecipe.errors.findings import (
 )
 from qrecipe.model.call import Inputs
 from qrecipe.planning.cpu import has_vnni
-from qrecipe.sqnr import output_sqnr_db
 
 TRAINABLE = sorted(NETS.keys() - {"shared_conv_two_norms"})
 

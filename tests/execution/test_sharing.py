@@ -8,7 +8,7 @@ from plans import net_of
 from torch import nn
 
 import qrecipe
-from qrecipe.sqnr import sqnr_db
+from qrecipe.audit.sqnr import sqnr_db
 
 
 def silent(done, total):

@@ -13,8 +13,8 @@ from torch import nn
 from torch.ao.quantization.observer import HistogramObserver, MinMaxObserver
 
 import qrecipe
+from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.errors.findings import CalibrationError, QRecipeWarning
-from qrecipe.sqnr import sqnr_db
 
 ROWS = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
 EMPTY = torch.empty(0, 8)

@@ -27,8 +27,8 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qa
 from training import qat_recipe, train, trained
 
 import qrecipe
+from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.errors.findings import PluginError, SchemaError
-from qrecipe.sqnr import sqnr_db
 
 EIGHT = get_default_qat_qconfig("x86")
 FOUR = QConfig(

@@ -19,10 +19,10 @@ from torch.ao.ns import _numeric_suite_fx as numeric_suite
 from torch.ao.ns.fx.utils import compute_sqnr
 
 import qrecipe
+from qrecipe.audit.sqnr import output_sqnr_db, sqnr_db
 from qrecipe.errors.findings import ArtifactError, CalibrationError, QRecipeError
 from qrecipe.measure.fidelity import Totals
 from qrecipe.measure.report_pages import comparison_page
-from qrecipe.sqnr import output_sqnr_db, sqnr_db
 
 
 @functools.cache

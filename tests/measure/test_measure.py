@@ -14,10 +14,10 @@ from torch.ao.nn.quantized.dynamic import LSTM
 from torch.ao.nn.quantized.dynamic import Linear as DynamicLinear
 
 import qrecipe
+from qrecipe.audit.sqnr import output_sqnr_db, sqnr_db
 from qrecipe.measure.latency import compare_latency
 from qrecipe.measure.sizes import model_size
 from qrecipe.model.call import Inputs
-from qrecipe.sqnr import output_sqnr_db, sqnr_db
 
 
 def per_channel(rows: int, *rest: int) -> torch.Tensor:

@@ -15,8 +15,8 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 import qrecipe
 from qrecipe._torch_fx import QConfigMapping
+from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.errors.findings import QRecipeWarning
-from qrecipe.sqnr import sqnr_db
 
 
 def pair():

@@ -14,10 +14,10 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 import qrecipe
+from qrecipe.audit.sqnr import output_sqnr_db
 from qrecipe.errors.findings import CalibrationError
 from qrecipe.model.call import Inputs
 from qrecipe.model.nested import cloned, leaves, map_tensors, tensors_in
-from qrecipe.sqnr import output_sqnr_db
 
 
 def rows(count=10):

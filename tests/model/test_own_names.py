@@ -11,8 +11,8 @@ from plans import net_of, recipe
 from torch import fx, nn
 
 import qrecipe
+from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.model.graph_names import inner, is_taken, outer
-from qrecipe.sqnr import sqnr_db
 
 TAKEN = ("meta", "graph", "code", "_code", "_graph", "print_readable", "recompile", "to_folder")
 BATCHES = [torch.randn(16, 6, generator=torch.Generator().manual_seed(n)) for n in range(10)]

@@ -9,10 +9,10 @@ from torch import nn
 
 import qrecipe
 from qrecipe.assembly import prepared_state
+from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.errors.findings import CalibrationError, PlanError, TraceError, UnmatchedRuleError
 from qrecipe.model.call import Inputs
 from qrecipe.model.roots import inputs_of_roots
-from qrecipe.sqnr import sqnr_db
 
 
 @pytest.fixture

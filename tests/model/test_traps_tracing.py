@@ -15,8 +15,8 @@ from torch.ao.quantization.fx.custom_config import ConvertCustomConfig, PrepareC
 from torch.fx.proxy import TraceError as TorchTraceError
 
 import qrecipe
+from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.errors.findings import PlanError, QRecipeWarning, TraceError, UnmatchedRuleError
-from qrecipe.sqnr import sqnr_db
 
 ROWS = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
 IMAGE = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))

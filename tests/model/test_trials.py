@@ -13,10 +13,10 @@ from runs import STATIC, silent
 from torch import nn
 
 import qrecipe
+from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.errors.findings import PlanError
 from qrecipe.model.call import Inputs
 from qrecipe.model.dry_run import first_change, state_of
-from qrecipe.sqnr import sqnr_db
 
 
 def rows(count=10):

@@ -17,11 +17,11 @@ from runs import silent
 from torch.ao.quantization import FakeQuantize, MinMaxObserver, PerChannelMinMaxObserver
 
 import qrecipe
+from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.observers.contract import contract_findings
 from qrecipe.observers.qconfig import factory
 from qrecipe.recipe.schema import TensorSpec
 from qrecipe.registry import table as registered
-from qrecipe.sqnr import sqnr_db
 
 EXAMPLE = ROOT / "examples" / "plugin-package"
 PACKAGE = "qrecipe_example_plugin"

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import qrecipe
-from qrecipe.sqnr import sqnr_db
+from qrecipe.audit.sqnr import sqnr_db
 
 
 @contextmanager

@@ -25,8 +25,8 @@ from differential import (
 from nets import NETS
 
 import qrecipe
+from qrecipe.audit.sqnr import output_sqnr_db, sqnr_db
 from qrecipe.fx.structure import realised_sites
-from qrecipe.sqnr import output_sqnr_db, sqnr_db
 
 RECIPES = ("x86-static", "x86-vnni-static", "x86-static-histogram", "arm-static")
 SHARES = ("all", "half")

@@ -19,9 +19,9 @@ from runs import silent
 from torch import nn
 
 import qrecipe
+from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.errors.findings import AuditError, QRecipeWarning, UnsupportedError
 from qrecipe.planning.cpu import has_vnni
-from qrecipe.sqnr import sqnr_db
 
 BATCHES = [torch.randn(4, 6, generator=torch.Generator().manual_seed(i)) for i in range(12)]
 SEVEN = "builtin:x86-static"

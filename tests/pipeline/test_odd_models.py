@@ -12,13 +12,13 @@ from plans import net_of
 from torch import nn
 
 import qrecipe
+from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.errors.findings import (
     CalibrationError,
     PlanError,
     UnmatchedRuleError,
     UnsupportedError,
 )
-from qrecipe.sqnr import sqnr_db
 
 STATIC = "builtin:x86-static"
 

@@ -10,8 +10,8 @@ from random_nets import RandomNet, batches
 from runs import HEAD, exactly, silent
 
 import qrecipe
+from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.errors.findings import UnsupportedError
-from qrecipe.sqnr import sqnr_db
 
 
 @pytest.mark.parametrize("seed", range(40))

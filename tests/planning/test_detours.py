@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import qrecipe
-from qrecipe.sqnr import sqnr_db
+from qrecipe.audit.sqnr import sqnr_db
 
 FULL = qrecipe.parse_recipe(
     'format = 1\nextends = "builtin:x86-vnni-static"\n[lint]\nignore = ["QR226"]'

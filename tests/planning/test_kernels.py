@@ -17,10 +17,10 @@ from torch.ao.quantization.observer import MinMaxObserver
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 import qrecipe
+from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.errors.findings import AuditError, UnsupportedError
 from qrecipe.fx.execution import engine
 from qrecipe.planning import kernels
-from qrecipe.sqnr import sqnr_db
 
 HEAD = 'format = 1\nextends = "builtin:x86-static"\n'
 STATIC = qrecipe.parse_recipe(HEAD)

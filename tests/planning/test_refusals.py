@@ -10,8 +10,8 @@ from runs import silent
 from torch import nn
 
 import qrecipe
+from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.errors.findings import QRecipeWarning
-from qrecipe.sqnr import sqnr_db
 
 
 def images(count=10):

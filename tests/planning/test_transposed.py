@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import qrecipe
+from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.fx.execution import engine
 from qrecipe.planning import cpu
-from qrecipe.sqnr import sqnr_db
 
 KINDS = {
     1: (nn.ConvTranspose1d, nnq.ConvTranspose1d, F.conv_transpose1d),

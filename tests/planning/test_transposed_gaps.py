@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import qrecipe
-from qrecipe.sqnr import sqnr_db
+from qrecipe.audit.sqnr import sqnr_db
 
 LINT = '[lint]\nignore = ["QR208", "QR221"]\n'
 TEXT = 'format = 1\nextends = "builtin:x86-static"\nbackend = "{}"\n' + LINT

@@ -18,8 +18,8 @@ from torch.ao.quantization import get_default_qconfig_mapping
 from torch.ao.quantization.observer import MinMaxObserver
 
 import qrecipe
+from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.errors.findings import ConflictError, QRecipeWarning
-from qrecipe.sqnr import sqnr_db
 
 ROWS = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
 IMAGE = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))

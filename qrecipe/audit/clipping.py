@@ -11,13 +11,13 @@ from typing import Any
 from torch import Tensor, fx
 
 from qrecipe._torch_ao import MinMaxObserver, ObserverBase
-from qrecipe.averages import Average, Averages, Extremes, activation_observers, span
+from qrecipe.audit.moving_averages import Average, Averages, Extremes, activation_observers, span
+from qrecipe.audit.ranges import quantizes
+from qrecipe.audit.rounding import code_range, minmax, rounded_db
+from qrecipe.audit.sample import JUDGEABLE_DB, Sample
 from qrecipe.errors.findings import Finding
-from qrecipe.fx.numerics import JUDGEABLE_DB, Sample
 from qrecipe.model.call import Inputs
 from qrecipe.model.nested import cloned
-from qrecipe.ranges import quantizes
-from qrecipe.rounding import code_range, minmax, rounded_db
 
 LEAST_GAIN_DB = 6.0
 """What "minmax" has to give more on one batch, a bit, before ranges are said to clip."""

@@ -10,15 +10,15 @@ import torch
 from torch import nn
 
 from qrecipe._torch_ao import quiet
+from qrecipe.audit.sample import JUDGEABLE_DB, Sample
+from qrecipe.audit.sqnr import output_sqnr_db
 from qrecipe.errors.findings import Finding
 from qrecipe.errors.text import first_line
-from qrecipe.fx.numerics import JUDGEABLE_DB, Sample
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import copy_around, runnable_copy
 from qrecipe.model.nested import cloned, tensors_in
 from qrecipe.model.trace_proof import difference
 from qrecipe.process.state import random_numbers_kept
-from qrecipe.sqnr import output_sqnr_db
 
 
 def around_findings(

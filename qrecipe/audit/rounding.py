@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, fx
 
 from qrecipe._torch_ao import MinMaxObserver, ObserverBase, is_observer
-from qrecipe.averages import Extremes
-from qrecipe.fx.numerics import Sample
+from qrecipe.audit.moving_averages import Extremes
+from qrecipe.audit.sample import Sample
+from qrecipe.audit.sqnr import output_sqnr_db
 from qrecipe.model.call import bind
-from qrecipe.sqnr import output_sqnr_db
 
 Ranging = Mapping[ObserverBase, ObserverBase]
 """Observers of a prepared graph, each with the one whose range is taken in its place."""

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, fx
 
 from qrecipe._torch_ao import is_observer
+from qrecipe.audit.sample import Sample
 from qrecipe.errors.findings import Finding
-from qrecipe.fx.numerics import Sample
 from qrecipe.model.addresses import site_of
 from qrecipe.model.call import bind
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from qrecipe.measure.weights import weights_of_kernel
+from qrecipe.audit.weights import weights_of_kernel
 
 
 class UnknownKernelError(Exception):

@@ -1,0 +1,1 @@
+"""The yardsticks: SQNR, samples, ranges, averages, float kernels, what lies around roots."""

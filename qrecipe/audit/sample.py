@@ -1,0 +1,39 @@
+"""What a model was given once and what it gave: the sample that the audit judges on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from qrecipe.model.call import Inputs, batch_size, head
+from qrecipe.model.nested import UncopyableError
+
+JUDGEABLE_DB = 15.0
+"""Below this an output says nothing about kernels: the reference is as far from float itself."""
+
+
+HEAD_SAMPLES = 4
+"""As many samples of the first batch prove a model; where they don't, all of it is used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One batch and what the prepared (float) model made of it."""
+
+    inputs: Inputs
+    output: Any
+
+    def head(self) -> Sample | None:
+        """The first samples with their part of the output; None where there is no such part."""
+        inputs = self.inputs.first_samples(HEAD_SAMPLES)
+        size = batch_size((self.inputs.args, dict(self.inputs.kwargs)))
+        if inputs is self.inputs or batch_size(self.output) != size:
+            return None
+        try:
+            return Sample(inputs, head(self.output, HEAD_SAMPLES))
+        except UncopyableError:
+            return None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Sample:
+        # it travels in the model's meta, and a copy of the model needs no copy of the data
+        return self
