@@ -32,7 +32,7 @@ from torch.ao.quantization import QConfigMapping
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 import qrecipe
-from qrecipe.fx import execution
+from qrecipe.execution.engine import engine
 from qrecipe.measure.analysis import sensitivity
 from qrecipe.measure.fidelity import Totals
 from qrecipe.measure.isolation import calibrated_kernels, float_model, unranked, wrap
@@ -282,7 +282,7 @@ def local_sqnr(net: Net) -> dict[str, float]:
             totals[name].add(output, kernels[name](*args))
 
         handles.append(lone.original.register_forward_hook(note))
-    with torch.no_grad(), execution.engine(plan.backend):
+    with torch.no_grad(), engine(plan.backend):
         model = float_model(net.model, parts)
         for batch in net.batches:
             model(batch)

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from qrecipe.authoring.tune import tune as tune
     from qrecipe.authoring.tune_result import TuningResult as TuningResult
     from qrecipe.authoring.tune_search import Trial as Trial
-    from qrecipe.calibration import calibrate as calibrate
     from qrecipe.errors.findings import ArtifactError as ArtifactError
     from qrecipe.errors.findings import AuditError as AuditError
     from qrecipe.errors.findings import CalibrationError as CalibrationError
@@ -38,8 +37,11 @@ if TYPE_CHECKING:
     from qrecipe.errors.findings import UnknownNameError as UnknownNameError
     from qrecipe.errors.findings import UnmatchedRuleError as UnmatchedRuleError
     from qrecipe.errors.findings import UnsupportedError as UnsupportedError
-    from qrecipe.lineage import Provenance as Provenance
-    from qrecipe.lineage import provenance as provenance
+    from qrecipe.execution.calibration import calibrate as calibrate
+    from qrecipe.execution.provenance import Provenance as Provenance
+    from qrecipe.execution.provenance import provenance as provenance
+    from qrecipe.execution.qat_schedule import QatSchedule as QatSchedule
+    from qrecipe.execution.qat_schedule import qat_schedule as qat_schedule
     from qrecipe.measure.analysis import sensitivity as sensitivity
     from qrecipe.measure.comparison import Comparison as Comparison
     from qrecipe.measure.comparison import compare as compare
@@ -55,8 +57,6 @@ if TYPE_CHECKING:
     from qrecipe.planning.plan import Plan as Plan
     from qrecipe.planning.plan import RuleVerdict as RuleVerdict
     from qrecipe.planning.plan import Site as Site
-    from qrecipe.qat import QatSchedule as QatSchedule
-    from qrecipe.qat import qat_schedule as qat_schedule
     from qrecipe.recipe.recipe import Recipe as Recipe
     from qrecipe.recipe.recipe import load_recipe as load_recipe
     from qrecipe.recipe.recipe import parse_recipe as parse_recipe
@@ -74,8 +74,8 @@ _HOME = {
     "Plan": "planning.plan",
     "PlanError": "errors.findings",
     "PluginError": "errors.findings",
-    "Provenance": "lineage",
-    "QatSchedule": "qat",
+    "Provenance": "execution.provenance",
+    "QatSchedule": "execution.qat_schedule",
     "QRecipeError": "errors.findings",
     "QRecipeWarning": "errors.findings",
     "Ranking": "measure.ranking",
@@ -93,7 +93,7 @@ _HOME = {
     "UnknownNameError": "errors.findings",
     "UnmatchedRuleError": "errors.findings",
     "UnsupportedError": "errors.findings",
-    "calibrate": "calibration",
+    "calibrate": "execution.calibration",
     "compare": "measure.comparison",
     "compile": "pipeline",
     "drift": "measure.drifting",
@@ -102,8 +102,8 @@ _HOME = {
     "load_recipe": "recipe.recipe",
     "parse_recipe": "recipe.recipe",
     "plan": "pipeline",
-    "provenance": "lineage",
-    "qat_schedule": "qat",
+    "provenance": "execution.provenance",
+    "qat_schedule": "execution.qat_schedule",
     "quantize": "pipeline",
     "register_fake_quant": "observers.registration",
     "register_observer": "observers.registration",

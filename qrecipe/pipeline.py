@@ -17,18 +17,23 @@ from qrecipe._torch_fx import (
     PrepareCustomConfig,
     QConfigMapping,
 )
-from qrecipe.assembly import PreparedState, forget_preparation, mark_prepared, prepared_state
 from qrecipe.audit.around_roots import around_findings, call_findings, dtype_findings
 from qrecipe.audit.ranges import check_calibrated, check_trained
 from qrecipe.audit.sample import Sample
-from qrecipe.calibration import calibrate
-from qrecipe.eager.part import EagerPart
 from qrecipe.errors.findings import CalibrationError, Finding, PlanError, error_from
 from qrecipe.errors.warn import warn
-from qrecipe.fx import execution
-from qrecipe.fx.parts import CompiledPart, Configs, compile_part
-from qrecipe.lineage import attach, make_provenance
-from qrecipe.loaders import Forward, inputs_of_batch, peek
+from qrecipe.execution.batches import Forward, inputs_of_batch, peek
+from qrecipe.execution.calibration import calibrate
+from qrecipe.execution.eager.part import EagerPart
+from qrecipe.execution.engine import check_engine, engine
+from qrecipe.execution.fx.parts import CompiledPart, Configs, compile_part
+from qrecipe.execution.prepared import (
+    PreparedState,
+    forget_preparation,
+    mark_prepared,
+    prepared_state,
+)
+from qrecipe.execution.provenance import attach, make_provenance
 from qrecipe.model.architecture import module_settings
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import own_all_tensors, with_parts
@@ -167,7 +172,7 @@ class CompiledRecipe:
 
     def _check_around(self, before: nn.Module, converted: nn.Module, state: PreparedState) -> None:
         roots = [part.path for part in self._parts]
-        under = nullcontext() if self.plan.is_for_export else execution.engine(self.recipe.backend)
+        under = nullcontext() if self.plan.is_for_export else engine(self.recipe.backend)
         with under:
             inputs = state.whole or self._inputs
             errors = [
@@ -319,7 +324,7 @@ def compile_decided(
     inventory = inventory_of(model, recipe, inputs)
     decided = plan_of(model, inventory, recipe, inputs)
     if not decided.is_for_export:
-        execution.check_engine(recipe.backend)  # before anybody calibrates or trains
+        check_engine(recipe.backend)  # before anybody calibrates or trains
     unjudged = unjudged_sites(decided, target_cpu)
     architecture = Architecture(
         parts=tuple(part.traced for part in inventory.parts), modules=module_settings(model)

@@ -23,11 +23,11 @@ from qrecipe.container import path_of, problem
 from qrecipe.errors.findings import CODES, ArtifactError, Finding, QRecipeError, error_from
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
+from qrecipe.execution.fx.emission import erase_keep_float
+from qrecipe.execution.fx.fake_quants import frozen_copy
+from qrecipe.execution.fx.padding import pad_explicitly
+from qrecipe.execution.fx.unrounded import check_conversion
 from qrecipe.files import replace_file, why_not
-from qrecipe.fx.emission import erase_keep_float
-from qrecipe.fx.padding import pad_explicitly
-from qrecipe.fx.training import frozen_copy
-from qrecipe.fx.unrounded import check_conversion
 from qrecipe.model.call import bind
 from qrecipe.model.copies import structural_copy
 from qrecipe.model.nested import Packing, parts_of

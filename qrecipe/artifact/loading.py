@@ -19,8 +19,8 @@ from qrecipe.contents import Contents, contents_of, recipe_table, stored_plan
 from qrecipe.errors.findings import ArtifactError, Finding, QRecipeError
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
-from qrecipe.fx import execution
-from qrecipe.lineage import Provenance, attach
+from qrecipe.execution.engine import ENGINES, engine
+from qrecipe.execution.provenance import Provenance, attach
 from qrecipe.model.architecture import graph_digests
 from qrecipe.model.unfit import instead_of_model, wrapper_findings
 from qrecipe.planning.cpu import has_vnni
@@ -59,13 +59,13 @@ def load_quantized(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     if problems:
         raise problem("QR509", header.file, f"has {problems[0]}", differences=problems[1:])
     try:
-        with execution.engine(plan.backend) if not plan.is_for_export else quiet(), quiet():
+        with engine(plan.backend) if not plan.is_for_export else quiet(), quiet():
             _fill(slots, tensors, contents.aliases)
         engines = detoured(converted, plan, [part.path for part in contents.architecture.parts])
         for slot in slots:
             chosen = engines.get((slot.module, slot.attribute))
             if chosen is not None:
-                with execution.engine(chosen), quiet():
+                with engine(chosen), quiet():
                     slot.fill(tensors)
     except (RuntimeError, ValueError, TypeError) as error:
         what = f"has weights that torch cannot pack: {first_line(error)}"
@@ -92,7 +92,7 @@ def _check_agreement(
         ("backend", plan.backend, recipe.backend),
         ("phase", plan.phase, recipe.phase or "ptq"),
         ("parts", paths, () if plan.executor == "eager" else recipe.fx.roots or ("",)),
-        ("is_for_export", plan.is_for_export, plan.backend not in execution.ENGINES),
+        ("is_for_export", plan.is_for_export, plan.backend not in ENGINES),
     ):
         if one != other:
             raise problem("QR505", header.file, f"contradicts its recipe: {what} is {one}")

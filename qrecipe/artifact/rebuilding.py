@@ -17,12 +17,12 @@ from torch import Tensor, fx, nn
 
 from qrecipe._torch_fx import ConvertCustomConfig, PrepareCustomConfig
 from qrecipe.contents import Contents
-from qrecipe.eager.part import EagerPart
 from qrecipe.errors.findings import Location
-from qrecipe.fx import execution
-from qrecipe.fx.emission import erase_keep_float
-from qrecipe.fx.padding import pad_explicitly
-from qrecipe.fx.parts import Configs, compile_part
+from qrecipe.execution.eager.part import EagerPart
+from qrecipe.execution.fx import convert as execution
+from qrecipe.execution.fx.emission import erase_keep_float
+from qrecipe.execution.fx.padding import pad_explicitly
+from qrecipe.execution.fx.parts import Configs, compile_part
 from qrecipe.model.architecture import differences_of, note_values, setting_differences
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import own_all_tensors, with_parts

@@ -16,8 +16,8 @@ from qrecipe.container import header_of, path_of, problem
 from qrecipe.contents import Contents, contents_of, metadata_of
 from qrecipe.errors.findings import ArtifactError, Finding
 from qrecipe.errors.text import shown
+from qrecipe.execution.provenance import architecture, provenance
 from qrecipe.files import replace_file, why_not
-from qrecipe.lineage import architecture, provenance
 from qrecipe.model.architecture import graph_digests
 from qrecipe.planning.stored import StoredPlan, needs_of
 from qrecipe.process.neutral import neutral

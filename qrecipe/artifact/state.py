@@ -14,9 +14,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
+from qrecipe.execution.packing import repacked, unpacked
 from qrecipe.model.graph_names import outer
 from qrecipe.model.normalize import stored
-from qrecipe.packing import repacked, unpacked
 from qrecipe.rules.structure import joined
 
 _NUMBERS = ("scale", "zero_point", "output_scale", "output_zero_point")

@@ -29,7 +29,7 @@ from qrecipe.authoring.tune_search import Search
 from qrecipe.errors.findings import ExecutionError, Finding
 from qrecipe.errors.text import counted, shown
 from qrecipe.errors.warn import warn
-from qrecipe.loaders import Forward, inputs_of_batch, peek
+from qrecipe.execution.batches import Forward, inputs_of_batch, peek
 from qrecipe.measure.analysis import Evaluate
 from qrecipe.measure.batches import rereadable
 from qrecipe.model.copies import runnable_copy

@@ -17,7 +17,7 @@ from qrecipe.authoring.tune_log import TrialLog, again
 from qrecipe.authoring.tune_search import Measured, Trial
 from qrecipe.errors.findings import ExecutionError, QRecipeError, QRecipeWarning, RecipeError
 from qrecipe.errors.text import first_line
-from qrecipe.loaders import Forward, limited
+from qrecipe.execution.batches import Forward, limited
 from qrecipe.measure.analysis import Evaluate, sensitivity
 from qrecipe.measure.comparison import compare
 from qrecipe.measure.fidelity import finite_or_none

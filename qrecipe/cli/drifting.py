@@ -13,7 +13,7 @@ from qrecipe.cli.progress import bar
 from qrecipe.cli.quantizing import hints_for_command_line
 from qrecipe.cli.subjects import load_subject
 from qrecipe.cli.usercode import UserCode, user_output
-from qrecipe.lineage import provenance
+from qrecipe.execution.provenance import provenance
 from qrecipe.measure.drift_report import drift_json
 from qrecipe.measure.drifting import drift
 from qrecipe.measure.page import check_writable, save_page

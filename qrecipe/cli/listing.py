@@ -193,7 +193,7 @@ def _backends() -> Iterator[BackendLine]:
         return
     import torch
 
-    from qrecipe.fx.execution import ENGINES
+    from qrecipe.execution.engine import ENGINES
 
     for name in names:
         if name not in ENGINES:

@@ -18,7 +18,7 @@ from qrecipe.cli.quantizing import hints_for_command_line
 from qrecipe.cli.subjects import load_subject
 from qrecipe.cli.usercode import UserCode, UserFunction, user_output
 from qrecipe.errors.findings import QRecipeError
-from qrecipe.lineage import provenance
+from qrecipe.execution.provenance import provenance
 from qrecipe.measure.analysis import sensitivity
 from qrecipe.measure.comparison import compare, comparison_json
 from qrecipe.measure.page import check_writable, save_page

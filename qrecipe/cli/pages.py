@@ -13,8 +13,8 @@ from torch import nn
 from qrecipe.cli.progress import bar
 from qrecipe.cli.usercode import UserFunction
 from qrecipe.errors.findings import QRecipeError, QRecipeWarning
-from qrecipe.lineage import Provenance, make_provenance, provenance
-from qrecipe.loaders import peek
+from qrecipe.execution.batches import peek
+from qrecipe.execution.provenance import Provenance, make_provenance, provenance
 from qrecipe.measure.analysis import sensitivity
 from qrecipe.measure.drifting import drift
 from qrecipe.measure.report_pages import Activations, Ranked

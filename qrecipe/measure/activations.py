@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from qrecipe.fx.structure import realised_sites
+from qrecipe.execution.fx.structure import realised_sites
 from qrecipe.measure.fidelity import Totals
 from qrecipe.measure.watching import Watched
 from qrecipe.model.addresses import CALLS, site_of

@@ -17,8 +17,8 @@ from qrecipe._torch_fx import attach_preserved_attrs_to_model
 from qrecipe.errors.findings import Finding
 from qrecipe.errors.text import counted, shown
 from qrecipe.errors.warn import warn
-from qrecipe.fx import execution
-from qrecipe.loaders import Forward, inputs_of_batch, known_length, limited, peek
+from qrecipe.execution.batches import Forward, inputs_of_batch, known_length, limited, peek
+from qrecipe.execution.engine import engine
 from qrecipe.measure.batches import Call, calls_of, rereadable
 from qrecipe.measure.estimation import Estimate
 from qrecipe.measure.exact import Replay, Rerun
@@ -126,7 +126,7 @@ def sensitivity(
     source = _Source(held, most, forward)
     show = _Show(progress or terminal_progress("measuring"), len(sites), held, most)
     limit = DEFAULT_MEMORY_LIMIT if memory_limit is None else memory_limit
-    with execution.engine(plan.backend), torch.no_grad(), quiet():
+    with engine(plan.backend), torch.no_grad(), quiet():
         if evaluate is not None:
             found = _by_evaluation(job, evaluate, show)
         elif method == "estimate":

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from qrecipe._torch_ao import quiet
-from qrecipe.loaders import Forward, limited, run_batch, unusable_batch
+from qrecipe.execution.batches import Forward, limited, run_batch, unusable_batch
 from qrecipe.model.call import Inputs
 
 

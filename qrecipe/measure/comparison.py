@@ -19,10 +19,10 @@ from qrecipe.audit.weights import (
     weights_of_module,
 )
 from qrecipe.errors.findings import ArtifactError, Finding
-from qrecipe.fx import execution
-from qrecipe.fx.structure import realised_sites
-from qrecipe.lineage import provenance
-from qrecipe.loaders import Forward, inputs_of_batch, limited, no_batches, peek
+from qrecipe.execution.batches import Forward, inputs_of_batch, limited, no_batches, peek
+from qrecipe.execution.engine import engine
+from qrecipe.execution.fx.structure import realised_sites
+from qrecipe.execution.provenance import provenance
 from qrecipe.measure.activations import (
     CONVERSIONS,
     Activations,
@@ -169,7 +169,7 @@ def compare(
     weights = run.weights()
     show = progress or terminal_progress("comparing")
     kernels: AbstractContextManager[None] = (
-        nullcontext() if plan.is_for_export else execution.engine(recipe.backend)
+        nullcontext() if plan.is_for_export else engine(recipe.backend)
     )
     with kernels:
         count = 0

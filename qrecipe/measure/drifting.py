@@ -13,9 +13,9 @@ from qrecipe.audit.float_kernels import float_result, is_kernel
 from qrecipe.errors.findings import CalibrationError, ExecutionError, Finding
 from qrecipe.errors.text import counted
 from qrecipe.errors.warn import warn
-from qrecipe.fx import execution
-from qrecipe.lineage import architecture, provenance
-from qrecipe.loaders import Forward, check_finite, limited, no_batches
+from qrecipe.execution.batches import Forward, check_finite, limited, no_batches
+from qrecipe.execution.engine import engine
+from qrecipe.execution.provenance import architecture, provenance
 from qrecipe.measure.batches import run_quietly
 from qrecipe.measure.comparison import converted_parts
 from qrecipe.measure.drift_report import Drift, SiteDrift, worst_first
@@ -69,7 +69,7 @@ def drift(
     model = with_parts(converted, shadows)
     show = progress or terminal_progress("looking for drift")
     kernels: AbstractContextManager[None] = (
-        nullcontext() if plan.is_for_export else execution.engine(plan.backend)
+        nullcontext() if plan.is_for_export else engine(plan.backend)
     )
     count = 0
     with kernels:

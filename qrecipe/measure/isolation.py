@@ -15,9 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qrecipe._torch_fx import BackendConfig, ConvertCustomConfig, PrepareCustomConfig
-from qrecipe.assembly import forget_preparation, mark_prepared
 from qrecipe.audit.ranges import range_findings
-from qrecipe.calibration import calibrate
 from qrecipe.errors.findings import (
     AuditError,
     CalibrationError,
@@ -26,11 +24,14 @@ from qrecipe.errors.findings import (
     error_from,
 )
 from qrecipe.errors.text import first_line
-from qrecipe.fx import execution
-from qrecipe.fx.emission import emit
-from qrecipe.fx.padding import pad_explicitly
-from qrecipe.fx.structure import structure_findings
-from qrecipe.loaders import Forward
+from qrecipe.execution.batches import Forward
+from qrecipe.execution.calibration import calibrate
+from qrecipe.execution.engine import engine
+from qrecipe.execution.fx import convert as execution
+from qrecipe.execution.fx.emission import emit
+from qrecipe.execution.fx.padding import pad_explicitly
+from qrecipe.execution.fx.structure import structure_findings
+from qrecipe.execution.prepared import forget_preparation, mark_prepared
 from qrecipe.measure.outofplace import without_changes_in_place
 from qrecipe.model.addresses import SITE
 from qrecipe.model.copies import with_parts
@@ -247,7 +248,7 @@ def calibrated_kernels(
     parts = [part for part in wrapped if part.sites]
     sites = [lone for part in parts for lone in part.sites]
     kernels: dict[str, Kernel] = {}
-    with execution.engine(plan.backend):
+    with engine(plan.backend):
         prepared = [_prepared(part, plan, config) for part in parts]
         for part, together in zip(parts, prepared, strict=True):
             for lone, alone in zip(

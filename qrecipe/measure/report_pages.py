@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from qrecipe.errors.text import counted, one_line
-from qrecipe.lineage import Provenance
+from qrecipe.execution.provenance import Provenance
 from qrecipe.measure import charts
 from qrecipe.measure.comparison import Comparison
 from qrecipe.measure.drift_report import (

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from qrecipe.eager.part import EagerPart
+from qrecipe.execution.eager.part import EagerPart
 from qrecipe.measure.isolation import Kernel
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import runnable_copy

@@ -42,7 +42,7 @@ from qrecipe.errors.findings import (
     UnknownNameError,
     UnsupportedError,
 )
-from qrecipe.fx.execution import engine
+from qrecipe.execution.engine import engine
 from qrecipe.registry import table as registered
 
 ALWAYS = ("residual", "functional", "decoder", "nested", "attention")

@@ -13,8 +13,8 @@ from torch.ao.nn import quantized as nnq
 
 import qrecipe
 from qrecipe.errors.findings import AuditError
-from qrecipe.fx import execution
-from qrecipe.fx.structure import structure_findings
+from qrecipe.execution.fx import convert as execution
+from qrecipe.execution.fx.structure import structure_findings
 from qrecipe.model.addresses import site_of
 
 # --- the audit can fail

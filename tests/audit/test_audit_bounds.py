@@ -12,8 +12,8 @@ from torch import fx
 from qrecipe._torch_ao import quiet
 from qrecipe.audit.sample import Sample
 from qrecipe.errors.findings import Location
-from qrecipe.fx.judgement import judge_sites, wrong_kernel_findings
-from qrecipe.fx.numerics import ReferenceRun, _agree, numeric_findings
+from qrecipe.execution.fx.judgement import judge_sites, wrong_kernel_findings
+from qrecipe.execution.fx.numerics import ReferenceRun, _agree, numeric_findings
 from qrecipe.model.call import Inputs
 
 X = torch.ones(8)

@@ -11,7 +11,7 @@ from typing import get_args
 import pytest
 from places import ROOT
 
-from qrecipe.fx.execution import ENGINES
+from qrecipe.execution.engine import ENGINES
 from qrecipe.planning.backend import _BACKEND_CONFIGS, EXPORTED
 from qrecipe.planning.engines import Engine
 from qrecipe.planning.plan import Executor

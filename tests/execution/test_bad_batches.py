@@ -15,8 +15,8 @@ from torch.ao.quantization.observer import ObserverBase
 from torch.utils.data import DataLoader, TensorDataset
 
 import qrecipe
-from qrecipe.assembly import prepared_state
 from qrecipe.errors.findings import CalibrationError, PlanError, QRecipeWarning
+from qrecipe.execution.prepared import prepared_state
 from qrecipe.model.remedies import remedy
 
 

@@ -15,7 +15,6 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import qrecipe
 from qrecipe.audit.sqnr import output_sqnr_db
-from qrecipe.eager import audit as eager_audit
 from qrecipe.errors.findings import (
     AuditError,
     PlanError,
@@ -24,6 +23,7 @@ from qrecipe.errors.findings import (
     UnmatchedRuleError,
     UnsupportedError,
 )
+from qrecipe.execution.eager import audit as eager_audit
 
 DYNAMIC = "builtin:x86-dynamic"
 BOTH = qrecipe.parse_recipe(
@@ -236,7 +236,9 @@ def test_a_kernel_that_computes_something_else_is_found(model, tokens, monkeypat
 
 
 def test_a_module_that_was_not_swapped_is_found(model, tokens, monkeypatch):
-    monkeypatch.setattr("qrecipe.eager.part.quantize_dynamic", lambda model, rules, inplace: model)
+    monkeypatch.setattr(
+        "qrecipe.execution.eager.part.quantize_dynamic", lambda model, rules, inplace: model
+    )
     with pytest.raises(AuditError, match="is planned dynamic and became float"):
         qrecipe.quantize(model, DYNAMIC, example_inputs=tokens)
     assert eager_audit.RIGHT_DB == 30

@@ -21,8 +21,8 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 import qrecipe
 from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.errors.findings import QRecipeError
-from qrecipe.fx import execution
-from qrecipe.fx.structure import realised_sites
+from qrecipe.execution.engine import engine
+from qrecipe.execution.fx.structure import realised_sites
 from qrecipe.model.addresses import site_of
 from qrecipe.model.call import Inputs
 from qrecipe.observers.qconfig import qconfig
@@ -240,7 +240,7 @@ def test_the_result_is_that_of_plain_torch_where_plain_torch_is_right(name):
         )
     )
     native = get_native_backend_config()
-    with execution.engine("x86"):
+    with engine("x86"):
         theirs = prepare_fx(net.model(), mapping, (batches[0],), backend_config=native)
         for batch in batches:
             theirs(batch)

@@ -13,7 +13,8 @@ from torch.ao.nn.quantized.reference import Linear as ReferenceLinear
 import qrecipe
 from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.errors.findings import AuditError, UnsupportedError
-from qrecipe.fx import execution, parts
+from qrecipe.execution.fx import convert as execution
+from qrecipe.execution.fx import parts
 
 
 @pytest.mark.parametrize("text", [EXECUTORCH, TENSORRT], ids=["executorch", "tensorrt"])

@@ -366,7 +366,7 @@ def test_a_preparation_in_which_torch_fails_is_an_error_of_the_plan(phase, monke
     )
     model = nn.Sequential(nn.Linear(4, 4)).eval()
     compiled = qrecipe.compile(model, recipe, torch.randn(2, 4))
-    monkeypatch.setattr("qrecipe.fx.execution.prepare", fail)
+    monkeypatch.setattr("qrecipe.execution.fx.convert.prepare", fail)
     with pytest.raises(PlanError, match="torch cannot prepare the model: no such observer"):
         compiled.prepare()
 

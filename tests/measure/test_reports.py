@@ -17,7 +17,7 @@ from runs import STATIC, silent
 
 import qrecipe
 from qrecipe.errors.findings import QRecipeError
-from qrecipe.lineage import Provenance, provenance
+from qrecipe.execution.provenance import Provenance, provenance
 from qrecipe.measure import charts
 from qrecipe.measure.distribution import Histogram
 from qrecipe.measure.drift_report import Drift, SiteDrift

@@ -241,8 +241,8 @@ def test_the_qat_phase_to_quantize_shows_the_lines_to_write():
 
 
 def test_an_engine_that_this_torch_lacks_is_our_error(monkeypatch):
-    monkeypatch.setattr("qrecipe.fx.execution.ENGINES", ("x86", "imaginary"))
-    from qrecipe.fx.execution import engine
+    monkeypatch.setattr("qrecipe.execution.engine.ENGINES", ("x86", "imaginary"))
+    from qrecipe.execution.engine import engine
 
     before = torch.backends.quantized.engine
     with pytest.raises(UnsupportedError) as caught, engine("imaginary"):
@@ -324,7 +324,7 @@ def test_odd_names_that_code_can_spell_are_no_hindrance(name):
 
 
 def test_the_engine_is_restored_after_an_error():
-    from qrecipe.fx.execution import engine
+    from qrecipe.execution.engine import engine
 
     before = torch.backends.quantized.engine
     with contextlib.suppress(ZeroDivisionError), engine("fbgemm"):
@@ -337,7 +337,7 @@ def test_a_failure_inside_torchs_conversion_is_our_error(monkeypatch):
     def explode(*args, **kwargs):
         raise AssertionError("deep inside\nwith a second line")
 
-    monkeypatch.setattr("qrecipe.fx.execution.convert", explode)
+    monkeypatch.setattr("qrecipe.execution.fx.convert.convert", explode)
     with pytest.raises(ExecutionError) as caught:
         qrecipe.quantize(Mlp().eval(), STATIC, rows(), progress=silent)
     finding = only(caught, "QR405")

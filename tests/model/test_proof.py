@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 
 import pytest
+import qrecipe.eager.part
+import qrecipe.fx.execution
 import qrecipe.inventory
 import torch
 from runs import silent
 from torch import nn
 
 import qrecipe
-import qrecipe.eager.part
-import qrecipe.fx.execution
 from qrecipe._torch_fx import ReferenceQuantizedModule
 from qrecipe.errors.findings import AuditError, PlanError
 from qrecipe.model.trace_proof import difference
@@ -67,9 +67,9 @@ def wrong_fusing(monkeypatch):
 
 @pytest.fixture
 def wrong_preparing(monkeypatch):
-    prepare = qrecipe.fx.execution.prepare
+    prepare = qrecipe.execution.fx.convert.prepare
     monkeypatch.setattr(
-        qrecipe.fx.execution,
+        qrecipe.execution.fx.convert,
         "prepare",
         lambda *args, **kwargs: turn_channels(prepare(*args, **kwargs)),
     )
@@ -189,7 +189,7 @@ def test_rounding_may_flip_single_results_of_a_threshold_and_no_more():
 @pytest.fixture
 def wrong_converting(monkeypatch):
     """A fault in torch's reference conversion, which every kernel then shares."""
-    honest = qrecipe.fx.execution.reference
+    honest = qrecipe.execution.fx.convert.reference
 
     def wrong(*args):
         reference = honest(*args)
@@ -198,7 +198,7 @@ def wrong_converting(monkeypatch):
                 module.weight.data = module.weight.data.roll(1, 0)
         return reference
 
-    monkeypatch.setattr(qrecipe.fx.execution, "reference", wrong)
+    monkeypatch.setattr(qrecipe.execution.fx.convert, "reference", wrong)
 
 
 @pytest.mark.parametrize("phase", ["ptq", "qat"])
@@ -221,13 +221,13 @@ class Untraceable(Blocks):
 
 
 def test_a_wrong_weight_in_eager_mode_is_an_error(monkeypatch):
-    honest = qrecipe.eager.part.quantize_dynamic
+    honest = qrecipe.execution.eager.part.quantize_dynamic
 
     def wrong(model, *args, **kwargs):
         linear = model.head[1]
         linear.weight = nn.Parameter(linear.weight.data.roll(1, 0))
         return honest(model, *args, **kwargs)
 
-    monkeypatch.setattr(qrecipe.eager.part, "quantize_dynamic", wrong)
+    monkeypatch.setattr(qrecipe.execution.eager.part, "quantize_dynamic", wrong)
     with pytest.raises(AuditError, match=r"QR411 .* head\.1 .* something else"):
         qrecipe.quantize(Untraceable().eval(), parsed(DYNAMIC), example_inputs=batches(1)[0])

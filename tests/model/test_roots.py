@@ -8,9 +8,9 @@ from routed import Body, Routed, recipe_of_roots
 from torch import nn
 
 import qrecipe
-from qrecipe.assembly import prepared_state
 from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.errors.findings import CalibrationError, PlanError, TraceError, UnmatchedRuleError
+from qrecipe.execution.prepared import prepared_state
 from qrecipe.model.call import Inputs
 from qrecipe.model.roots import inputs_of_roots
 

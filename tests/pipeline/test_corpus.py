@@ -26,7 +26,7 @@ from nets import NETS
 
 import qrecipe
 from qrecipe.audit.sqnr import output_sqnr_db, sqnr_db
-from qrecipe.fx.structure import realised_sites
+from qrecipe.execution.fx.structure import realised_sites
 
 RECIPES = ("x86-static", "x86-vnni-static", "x86-static-histogram", "arm-static")
 SHARES = ("all", "half")

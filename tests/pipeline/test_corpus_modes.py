@@ -23,7 +23,7 @@ from differential import (
 from nets import NETS
 
 import qrecipe
-from qrecipe.fx.structure import realised_sites
+from qrecipe.execution.fx.structure import realised_sites
 
 MODES = {
     "dynamic": ("builtin:x86-dynamic", ""),

@@ -272,7 +272,7 @@ def test_a_first_batch_beyond_the_ranges_is_told_as_that_and_the_cure_works():
 
 @pytest.mark.cpu
 def test_a_right_kernel_after_a_wrong_one_is_not_accused(monkeypatch):
-    honest = qrecipe.fx.execution.lowered
+    honest = qrecipe.execution.fx.convert.lowered
 
     def sabotaged(*args, **kwargs):
         converted = honest(*args, **kwargs)
@@ -280,7 +280,7 @@ def test_a_right_kernel_after_a_wrong_one_is_not_accused(monkeypatch):
         converted.get_submodule("0").set_weight_bias(weight, bias.detach() + 30.0)
         return converted
 
-    monkeypatch.setattr("qrecipe.fx.execution.lowered", sabotaged)
+    monkeypatch.setattr("qrecipe.execution.fx.convert.lowered", sabotaged)
     net, batches = extremes()
     with pytest.raises(AuditError) as caught:
         qrecipe.quantize(net, SEVEN, batches, progress=silent)

@@ -19,7 +19,7 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 import qrecipe
 from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.errors.findings import AuditError, UnsupportedError
-from qrecipe.fx.execution import engine
+from qrecipe.execution.engine import engine
 from qrecipe.planning import kernels
 
 HEAD = 'format = 1\nextends = "builtin:x86-static"\n'

@@ -12,7 +12,7 @@ from torch import nn
 
 import qrecipe
 from qrecipe.audit.sqnr import sqnr_db
-from qrecipe.fx.execution import engine
+from qrecipe.execution.engine import engine
 from qrecipe.planning import cpu
 
 KINDS = {

@@ -29,7 +29,7 @@ from torch.ao.quantization.observer import (
 import qrecipe
 from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.errors.findings import PlanError, RecipeError, UnsupportedError
-from qrecipe.fx import execution
+from qrecipe.execution.fx import convert as execution
 
 ROWS = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
 

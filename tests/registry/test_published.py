@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import qrecipe
 from qrecipe.cli.app import app
 from qrecipe.errors.findings import RecipeReferenceError
-from qrecipe.lineage import provenance
+from qrecipe.execution.provenance import provenance
 from qrecipe.measure.report_pages import drift_page
 from qrecipe.recipe.recipe import load_recipe
 

@@ -23,8 +23,8 @@ from torch.ao.quantization.quantize_fx import convert_to_reference_fx
 from training import train
 
 import qrecipe
-from qrecipe.fx import execution
-from qrecipe.fx.emission import erase_keep_float
+from qrecipe.execution.engine import engine
+from qrecipe.execution.fx.emission import erase_keep_float
 from qrecipe.model.addresses import site_of
 from qrecipe.model.call import Inputs, bind
 from qrecipe.observers.qconfig import qconfig
@@ -154,7 +154,7 @@ def judged_kernels(run: Run, batch: Any) -> dict[str, Judged]:
     """
     inputs = Inputs.from_batch(batch)
     reference = _reference(run)
-    with torch.no_grad(), execution.engine(run.plan.backend):
+    with torch.no_grad(), engine(run.plan.backend):
         kernels = _Kernels(run.converted)
         kernels.run(*bind(run.converted, run.converted, inputs))
         judge = _Judge(reference, kernels)

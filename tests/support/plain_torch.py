@@ -17,7 +17,7 @@ from torch.ao.quantization.observer import (
 )
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
-from qrecipe.fx.execution import engine
+from qrecipe.execution.engine import engine
 
 
 def activation(kind=MovingAverageMinMaxObserver, **keys):

@@ -12,7 +12,6 @@ import torch
 from torch import fx, nn
 
 from qrecipe._torch_ao import FakeQuantizeBase, ObserverBase, quiet
-from qrecipe.assembly import PreparedState, prepared_state
 from qrecipe.audit.clipping import GOOD_DB, Clipping, clipping_finding, clipping_of, farthest_kept
 from qrecipe.audit.joined_ranges import branch_findings
 from qrecipe.audit.moving_averages import (
@@ -27,8 +26,7 @@ from qrecipe.audit.sample import Sample
 from qrecipe.errors.findings import CalibrationError, Finding
 from qrecipe.errors.text import counted
 from qrecipe.errors.warn import warn
-from qrecipe.fx.training import only_observing
-from qrecipe.loaders import (
+from qrecipe.execution.batches import (
     Forward,
     check_finite,
     check_signature,
@@ -37,6 +35,8 @@ from qrecipe.loaders import (
     run_batch,
     unusable_batch,
 )
+from qrecipe.execution.fx.fake_quants import only_observing
+from qrecipe.execution.prepared import PreparedState, prepared_state
 from qrecipe.model.call import EMPTY, Inputs, is_empty
 from qrecipe.model.nested import cloned
 from qrecipe.process.neutral import neutral

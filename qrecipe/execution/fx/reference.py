@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from qrecipe._torch_fx import ReferenceQuantizedModule
 from qrecipe.audit.sqnr import sqnr_db
-from qrecipe.fx.weights import quantized_weight
+from qrecipe.execution.fx.reference_weights import quantized_weight
 from qrecipe.model.addresses import site_of
 
 RIGHT_DB = 30.0

@@ -13,10 +13,10 @@ from qrecipe._torch_ao import quiet
 from qrecipe._torch_fx import DynamicRecurrent, quantize_dynamic
 from qrecipe.audit.modules import take_any_layout
 from qrecipe.audit.sample import Sample
-from qrecipe.eager.audit import audit
 from qrecipe.errors.findings import ExecutionError, Finding
 from qrecipe.errors.text import first_line
-from qrecipe.fx.execution import engine
+from qrecipe.execution.eager.audit import audit
+from qrecipe.execution.engine import engine
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import runnable_copy, structural_copy
 from qrecipe.observers.qconfig import qconfig

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -23,22 +22,19 @@ from qrecipe._torch_fx import (
     prepare,
 )
 from qrecipe.audit.modules import take_any_layout
-from qrecipe.errors.findings import ExecutionError, Finding, PlanError, UnsupportedError
-from qrecipe.errors.spelling import nearest
+from qrecipe.errors.findings import ExecutionError, Finding, PlanError
 from qrecipe.errors.text import first_line
-from qrecipe.fx.emission import Emission, erase_keep_float
-from qrecipe.fx.sharing import share_connected_observers
+from qrecipe.execution.engine import engine
+from qrecipe.execution.fx.emission import Emission, erase_keep_float
+from qrecipe.execution.fx.sharing import share_connected_observers
+from qrecipe.execution.packing import packed_convolution
 from qrecipe.model.addresses import CALLS, site_of
 from qrecipe.model.copies import own_tensors, structural_copy
 from qrecipe.model.graph_names import keep_state_names
 from qrecipe.model.normalize import TAKES_WEIGHT, stored
-from qrecipe.packing import packed_convolution
 from qrecipe.planning.engines import Engine
 from qrecipe.process.state import random_numbers_kept
 from qrecipe.recipe.schema import Backend, Phase
-
-ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
-_ENGINE = threading.RLock()
 
 
 def prepared_copy(
@@ -264,42 +260,3 @@ def packed_sites(converted: fx.GraphModule) -> Iterator[tuple[nn.Module, str, st
                 owner = converted.get_submodule(path)
                 if isinstance(getattr(owner, name), torch.ScriptObject):
                     yield owner, name, site
-
-
-def check_engine(backend: Backend) -> None:
-    """Raise ``UnsupportedError`` (QR309) where this build or CPU lacks the backend's engine."""
-    available = [name for name in torch.backends.quantized.supported_engines if name != "none"]
-    if backend not in ENGINES:
-        raise UnsupportedError(
-            Finding(
-                "QR309",
-                f"{backend} has no kernels in torch: its models are exported, not executed",
-                hint=f"to execute here, choose one of {', '.join(available)}",
-            )
-        )
-    if backend not in available:
-        near = nearest(backend, available)
-        raise UnsupportedError(
-            Finding(
-                "QR309",
-                f"this torch has no engine {backend}; it has {', '.join(available)}",
-                hint=f'did you mean "{near[0]}"?' if near else None,
-            )
-        )
-
-
-@contextmanager
-def engine(backend: Backend) -> Iterator[None]:
-    """Run under the backend's quantized engine, and set the former one again.
-
-    The engine is the whole process's: other threads wait for theirs until this one is done.
-    Raises ``UnsupportedError`` (QR309) as `check_engine` does.
-    """
-    check_engine(backend)
-    with _ENGINE:
-        former = torch.backends.quantized.engine
-        torch.backends.quantized.engine = backend
-        try:
-            yield
-        finally:
-            torch.backends.quantized.engine = former

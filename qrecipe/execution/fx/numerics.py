@@ -14,15 +14,15 @@ from qrecipe.audit.sample import JUDGEABLE_DB, Sample
 from qrecipe.audit.sqnr import output_sqnr_db
 from qrecipe.errors.findings import Finding
 from qrecipe.errors.text import first_line
-from qrecipe.fx.judgement import (
+from qrecipe.execution.fx.judgement import (
     RANGES_CURE,
     Judgement,
     judge_sites,
     saturation_findings,
     wrong_kernel_findings,
 )
-from qrecipe.fx.reference import RIGHT_DB
-from qrecipe.fx.weights import rounding_weights_fast
+from qrecipe.execution.fx.reference import RIGHT_DB
+from qrecipe.execution.fx.reference_weights import rounding_weights_fast
 from qrecipe.planning.plan import Plan
 from qrecipe.recipe.patterns import leave_float
 from qrecipe.rules.resolution import listed

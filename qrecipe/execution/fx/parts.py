@@ -12,14 +12,15 @@ from torch import fx, nn
 
 from qrecipe._torch_fx import BackendConfig, ConvertCustomConfig, PrepareCustomConfig
 from qrecipe.audit.sample import Sample
-from qrecipe.fx import execution
-from qrecipe.fx.audit import audit, audit_reference
-from qrecipe.fx.emission import Emission, emit, erase_keep_float
-from qrecipe.fx.numerics import run_on_head, run_until_judgeable
-from qrecipe.fx.padding import pad_explicitly
-from qrecipe.fx.reference import hold, make_judge
-from qrecipe.fx.training import accompany_training, frozen_copy
-from qrecipe.fx.unrounded import check_conversion
+from qrecipe.execution.engine import engine
+from qrecipe.execution.fx import convert as execution
+from qrecipe.execution.fx.audit import audit, audit_reference
+from qrecipe.execution.fx.emission import Emission, emit, erase_keep_float
+from qrecipe.execution.fx.fake_quants import accompany_training, frozen_copy
+from qrecipe.execution.fx.numerics import run_on_head, run_until_judgeable
+from qrecipe.execution.fx.padding import pad_explicitly
+from qrecipe.execution.fx.reference import hold, make_judge
+from qrecipe.execution.fx.unrounded import check_conversion
 from qrecipe.model.call import Inputs
 from qrecipe.model.graph_sites import Part
 from qrecipe.model.rewrite_proof import prove_prepared
@@ -113,7 +114,7 @@ class CompiledPart:
         converted = execution.lowered(
             reference, prepared, configs.backend, configs.convert, self.plan.engines
         )
-        with execution.engine(configs.backend):
+        with engine(configs.backend):
             audit(self.plan, converted, proof, make_judging_reference, lint, self.unjudged)
         return converted
 

@@ -17,7 +17,7 @@ from qrecipe.audit.sqnr import output_sqnr_db, sqnr_db
 from qrecipe.errors.findings import CODES, Finding, error_from
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
-from qrecipe.fx.reference import RIGHT_DB
+from qrecipe.execution.fx.reference import RIGHT_DB
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.nested import tensors_in

@@ -9,9 +9,9 @@ from torch import fx
 from qrecipe.errors.findings import CODES, AuditError, Finding, QRecipeError, error_from
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
-from qrecipe.fx.numerics import ReferenceRun, numeric_findings, reference_number_findings
-from qrecipe.fx.reference_form import reference_findings
-from qrecipe.fx.structure import structure_findings
+from qrecipe.execution.fx.numerics import ReferenceRun, numeric_findings, reference_number_findings
+from qrecipe.execution.fx.reference_form import reference_findings
+from qrecipe.execution.fx.structure import structure_findings
 from qrecipe.planning.plan import Plan
 from qrecipe.recipe.schema import LintTable
 

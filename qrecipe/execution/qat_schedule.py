@@ -12,9 +12,9 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from qrecipe.assembly import PreparedState, prepared_state
 from qrecipe.errors.findings import Finding, PlanError
-from qrecipe.fx.training import freeze_batch_norm, stop_observing
+from qrecipe.execution.fx.fake_quants import freeze_batch_norm, stop_observing
+from qrecipe.execution.prepared import PreparedState, prepared_state
 from qrecipe.recipe.schema import QatTable
 
 _FACTORS: Mapping[Literal["cosine", "linear", "constant"], Callable[[float], float]] = {

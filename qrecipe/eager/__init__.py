@@ -1,1 +1,0 @@
-"""torch's eager mode as an executor: dynamic and weight-only modules of a model, untraced."""

@@ -1,0 +1,1 @@
+"""Executing a plan: calibration, the QAT schedule, provenance, and the executors."""

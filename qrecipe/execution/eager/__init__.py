@@ -1,0 +1,1 @@
+"""The executor that swaps modules, for models that cannot be traced."""

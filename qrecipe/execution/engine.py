@@ -1,0 +1,55 @@
+"""torch's quantized engines: which there are, and one of them for a while."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from qrecipe.errors.findings import Finding, UnsupportedError
+from qrecipe.errors.spelling import nearest
+from qrecipe.recipe.schema import Backend
+
+ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
+_ENGINE = threading.RLock()
+
+
+def check_engine(backend: Backend) -> None:
+    """Raise ``UnsupportedError`` (QR309) where this build or CPU lacks the backend's engine."""
+    available = [name for name in torch.backends.quantized.supported_engines if name != "none"]
+    if backend not in ENGINES:
+        raise UnsupportedError(
+            Finding(
+                "QR309",
+                f"{backend} has no kernels in torch: its models are exported, not executed",
+                hint=f"to execute here, choose one of {', '.join(available)}",
+            )
+        )
+    if backend not in available:
+        near = nearest(backend, available)
+        raise UnsupportedError(
+            Finding(
+                "QR309",
+                f"this torch has no engine {backend}; it has {', '.join(available)}",
+                hint=f'did you mean "{near[0]}"?' if near else None,
+            )
+        )
+
+
+@contextmanager
+def engine(backend: Backend) -> Iterator[None]:
+    """Run under the backend's quantized engine, and set the former one again.
+
+    The engine is the whole process's: other threads wait for theirs until this one is done.
+    Raises ``UnsupportedError`` (QR309) as `check_engine` does.
+    """
+    check_engine(backend)
+    with _ENGINE:
+        former = torch.backends.quantized.engine
+        torch.backends.quantized.engine = backend
+        try:
+            yield
+        finally:
+            torch.backends.quantized.engine = former

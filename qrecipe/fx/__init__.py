@@ -1,1 +1,0 @@
-"""FX graph mode as one executor of a plan: emission, preparation, conversion, audit."""
