@@ -42,12 +42,12 @@ if TYPE_CHECKING:
     from qrecipe.execution.provenance import provenance as provenance
     from qrecipe.execution.qat_schedule import QatSchedule as QatSchedule
     from qrecipe.execution.qat_schedule import qat_schedule as qat_schedule
-    from qrecipe.measure.analysis import sensitivity as sensitivity
-    from qrecipe.measure.comparison import Comparison as Comparison
-    from qrecipe.measure.comparison import compare as compare
-    from qrecipe.measure.drift_report import Drift as Drift
-    from qrecipe.measure.drifting import drift as drift
-    from qrecipe.measure.ranking import Ranking as Ranking
+    from qrecipe.measure.compare.comparison import Comparison as Comparison
+    from qrecipe.measure.compare.comparison import compare as compare
+    from qrecipe.measure.drift.drift import drift as drift
+    from qrecipe.measure.drift.report import Drift as Drift
+    from qrecipe.measure.sensitivity.rank import sensitivity as sensitivity
+    from qrecipe.measure.sensitivity.ranking import Ranking as Ranking
     from qrecipe.observers.registration import register_fake_quant as register_fake_quant
     from qrecipe.observers.registration import register_observer as register_observer
     from qrecipe.pipeline import CompiledRecipe as CompiledRecipe
@@ -65,10 +65,10 @@ _HOME = {
     "ArtifactError": "errors.findings",
     "AuditError": "errors.findings",
     "CalibrationError": "errors.findings",
-    "Comparison": "measure.comparison",
+    "Comparison": "measure.compare.comparison",
     "CompiledRecipe": "pipeline",
     "ConflictError": "errors.findings",
-    "Drift": "measure.drift_report",
+    "Drift": "measure.drift.report",
     "ExecutionError": "errors.findings",
     "Finding": "errors.findings",
     "Plan": "planning.plan",
@@ -78,7 +78,7 @@ _HOME = {
     "QatSchedule": "execution.qat_schedule",
     "QRecipeError": "errors.findings",
     "QRecipeWarning": "errors.findings",
-    "Ranking": "measure.ranking",
+    "Ranking": "measure.sensitivity.ranking",
     "Recipe": "recipe.recipe",
     "RecipeConflictError": "errors.findings",
     "RecipeError": "errors.findings",
@@ -94,9 +94,9 @@ _HOME = {
     "UnmatchedRuleError": "errors.findings",
     "UnsupportedError": "errors.findings",
     "calibrate": "execution.calibration",
-    "compare": "measure.comparison",
+    "compare": "measure.compare.comparison",
     "compile": "pipeline",
-    "drift": "measure.drifting",
+    "drift": "measure.drift.drift",
     "export_onnx": "artifact.export",
     "load_quantized": "artifact.loading",
     "load_recipe": "recipe.recipe",
@@ -108,7 +108,7 @@ _HOME = {
     "register_fake_quant": "observers.registration",
     "register_observer": "observers.registration",
     "save_quantized": "artifact.saving",
-    "sensitivity": "measure.analysis",
+    "sensitivity": "measure.sensitivity.rank",
     "suggest": "authoring.suggest",
     "tune": "authoring.tune",
 }

@@ -30,8 +30,8 @@ from qrecipe.errors.findings import ExecutionError, Finding
 from qrecipe.errors.text import counted, shown
 from qrecipe.errors.warn import warn
 from qrecipe.execution.batches import Forward, inputs_of_batch, peek
-from qrecipe.measure.analysis import Evaluate
 from qrecipe.measure.batches import rereadable
+from qrecipe.measure.sensitivity.rank import Evaluate
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.planning.backend import can_honour

@@ -18,11 +18,11 @@ from qrecipe.authoring.tune_search import Measured, Trial
 from qrecipe.errors.findings import ExecutionError, QRecipeError, QRecipeWarning, RecipeError
 from qrecipe.errors.text import first_line
 from qrecipe.execution.batches import Forward, limited
-from qrecipe.measure.analysis import Evaluate, sensitivity
-from qrecipe.measure.comparison import compare
+from qrecipe.measure.compare.comparison import compare
 from qrecipe.measure.fidelity import finite_or_none
-from qrecipe.measure.ranking import Ranking
-from qrecipe.measure.scores import number
+from qrecipe.measure.sensitivity.rank import Evaluate, sensitivity
+from qrecipe.measure.sensitivity.ranking import Ranking
+from qrecipe.measure.sensitivity.scores import number
 from qrecipe.model.copies import runnable_copy
 from qrecipe.pipeline import quantize, simulate
 from qrecipe.planning.target_cpu import TargetCpu

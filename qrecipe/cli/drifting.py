@@ -14,11 +14,11 @@ from qrecipe.cli.quantizing import hints_for_command_line
 from qrecipe.cli.subjects import load_subject
 from qrecipe.cli.usercode import UserCode, user_output
 from qrecipe.execution.provenance import provenance
-from qrecipe.measure.drift_report import drift_json
-from qrecipe.measure.drifting import drift
-from qrecipe.measure.page import check_writable, save_page
-from qrecipe.measure.plots import check_available
-from qrecipe.measure.report_pages import drift_page
+from qrecipe.measure.drift.drift import drift
+from qrecipe.measure.drift.report import drift_json
+from qrecipe.measure.pages.page import check_writable, save_page
+from qrecipe.measure.pages.plots import check_available
+from qrecipe.measure.pages.reports import drift_page
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,12 +19,12 @@ from qrecipe.cli.subjects import load_subject
 from qrecipe.cli.usercode import UserCode, UserFunction, user_output
 from qrecipe.errors.findings import QRecipeError
 from qrecipe.execution.provenance import provenance
-from qrecipe.measure.analysis import sensitivity
-from qrecipe.measure.comparison import compare, comparison_json
-from qrecipe.measure.page import check_writable, save_page
-from qrecipe.measure.plots import check_available
-from qrecipe.measure.ranking import Ranking, ranking_json
-from qrecipe.measure.report_pages import comparison_page, ranking_page
+from qrecipe.measure.compare.comparison import compare, comparison_json
+from qrecipe.measure.pages.page import check_writable, save_page
+from qrecipe.measure.pages.plots import check_available
+from qrecipe.measure.pages.reports import comparison_page, ranking_page
+from qrecipe.measure.sensitivity.rank import sensitivity
+from qrecipe.measure.sensitivity.ranking import Ranking, ranking_json
 from qrecipe.pipeline import quantize
 from qrecipe.planning.target_cpu import TargetCpu
 from qrecipe.recipe.overlay import check_replaceable

@@ -15,9 +15,9 @@ from qrecipe.cli.usercode import UserFunction
 from qrecipe.errors.findings import QRecipeError, QRecipeWarning
 from qrecipe.execution.batches import peek
 from qrecipe.execution.provenance import Provenance, make_provenance, provenance
-from qrecipe.measure.analysis import sensitivity
-from qrecipe.measure.drifting import drift
-from qrecipe.measure.report_pages import Activations, Ranked
+from qrecipe.measure.drift.drift import drift
+from qrecipe.measure.pages.reports import Activations, Ranked
+from qrecipe.measure.sensitivity.rank import sensitivity
 from qrecipe.pipeline import plan, quantize
 from qrecipe.planning.target_cpu import TargetCpu
 from qrecipe.recipe.recipe import Recipe

@@ -23,9 +23,9 @@ from qrecipe.cli.subjects import load_subject, required_inputs
 from qrecipe.cli.usercode import UserCode, UserFunction, user_output
 from qrecipe.errors.findings import QRecipeError
 from qrecipe.files import write_atomically
-from qrecipe.measure.page import Page, check_writable, save_page
-from qrecipe.measure.plots import check_available
-from qrecipe.measure.report_pages import Ranked, tune_page
+from qrecipe.measure.pages.page import Page, check_writable, save_page
+from qrecipe.measure.pages.plots import check_available
+from qrecipe.measure.pages.reports import Ranked, tune_page
 from qrecipe.planning.target_cpu import TargetCpu
 from qrecipe.recipe.overlay import check_replaceable
 from qrecipe.recipe.recipe import Recipe, load_recipe, parse_recipe

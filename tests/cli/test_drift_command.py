@@ -73,7 +73,7 @@ def test_the_default_thresholds_are_those_of_the_library():
     import inspect
 
     from qrecipe.cli.drift_commands import drift
-    from qrecipe.measure.drift_report import DEFAULT_MAX_CLIPPED, DEFAULT_THRESHOLD
+    from qrecipe.measure.drift.report import DEFAULT_MAX_CLIPPED, DEFAULT_THRESHOLD
 
     parameters = inspect.signature(drift).parameters
     assert parameters["threshold"].default == DEFAULT_THRESHOLD
@@ -144,7 +144,7 @@ def test_a_plot_of_drift_is_written_too(stored):
 
 
 def test_an_interrupted_ranking_has_its_page_without_further_work(stored, monkeypatch):
-    from qrecipe.measure import scores
+    from qrecipe.measure.sensitivity import scores
 
     count = iter(range(100))
     added = scores.SqnrScore.add

@@ -82,7 +82,7 @@ def test_options_that_do_not_go_together_are_wrong_usage(folder, options):
 
 
 def test_an_interrupt_ends_with_the_partial_ranking_and_status_1(folder, monkeypatch):
-    from qrecipe.measure import scores
+    from qrecipe.measure.sensitivity import scores
 
     count = iter(range(100))
     added = scores.SqnrScore.add

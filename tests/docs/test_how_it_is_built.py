@@ -39,7 +39,7 @@ STEPS = {
 def sources(module):
     """The files of a module, or of all modules of a package."""
     path = PACKAGE.joinpath(*module.split("."))
-    return sorted(path.glob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+    return sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
 
 
 def codes(text):

@@ -22,7 +22,7 @@ import qrecipe
 from qrecipe.audit.sqnr import output_sqnr_db, sqnr_db
 from qrecipe.errors.findings import ArtifactError, CalibrationError, QRecipeError
 from qrecipe.measure.fidelity import Totals
-from qrecipe.measure.report_pages import comparison_page
+from qrecipe.measure.pages.reports import comparison_page
 
 
 @functools.cache

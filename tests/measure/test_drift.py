@@ -19,8 +19,8 @@ from torch import fx, nn
 import qrecipe
 from qrecipe.audit.float_kernels import float_result, is_kernel
 from qrecipe.errors.findings import ArtifactError, CalibrationError, ExecutionError, QRecipeWarning
-from qrecipe.measure.distribution import Distribution
-from qrecipe.measure.drift_report import DEFAULT_MAX_CLIPPED
+from qrecipe.measure.drift.distribution import Distribution
+from qrecipe.measure.drift.report import DEFAULT_MAX_CLIPPED
 from qrecipe.measure.fidelity import Totals
 from qrecipe.registry import table as registered
 
@@ -412,7 +412,7 @@ def test_histogram_observers_find_their_range_again():
 
 def test_a_kernel_without_a_float_counterpart_gives_upper_bounds(monkeypatch):
     from qrecipe.audit.float_kernels import UnknownKernelError
-    from qrecipe.measure import drifting
+    from qrecipe.measure.drift import drift as drifting
 
     def unknown(node, *_):
         raise UnknownKernelError(str(node.target))

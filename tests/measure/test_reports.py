@@ -18,10 +18,11 @@ from runs import STATIC, silent
 import qrecipe
 from qrecipe.errors.findings import QRecipeError
 from qrecipe.execution.provenance import Provenance, provenance
-from qrecipe.measure import charts
-from qrecipe.measure.distribution import Histogram
-from qrecipe.measure.drift_report import Drift, SiteDrift
-from qrecipe.measure.page import (
+from qrecipe.measure.drift.distribution import Histogram
+from qrecipe.measure.drift.report import Drift, SiteDrift
+from qrecipe.measure.drift.stored_ranges import QRange
+from qrecipe.measure.pages import charts
+from qrecipe.measure.pages.page import (
     Figure,
     Listing,
     Page,
@@ -31,8 +32,7 @@ from qrecipe.measure.page import (
     page_html,
     save_page,
 )
-from qrecipe.measure.report_pages import comparison_page, drift_page, ranking_page, tune_page
-from qrecipe.measure.stored import QRange
+from qrecipe.measure.pages.reports import comparison_page, drift_page, ranking_page, tune_page
 
 HOSTILE = '<script>alert("x")</script>&$x^{2}$\u202e'
 LONG = "a_very_long_name_of_a_module." * 12

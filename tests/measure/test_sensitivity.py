@@ -25,10 +25,10 @@ from qrecipe.errors.findings import (
     QRecipeWarning,
     RecipeReferenceError,
 )
-from qrecipe.measure.exact import Replay
 from qrecipe.measure.fidelity import Totals
-from qrecipe.measure.isolation import Kernel, wrap
-from qrecipe.measure.ranking import RankedSite, Ranking
+from qrecipe.measure.sensitivity.exact import Replay
+from qrecipe.measure.sensitivity.isolated_sites import Kernel, wrap
+from qrecipe.measure.sensitivity.ranking import RankedSite, Ranking
 from qrecipe.model.call import Inputs
 from qrecipe.observers.qconfig import qconfig
 from qrecipe.planning.inventory import inventory_of

@@ -16,7 +16,7 @@ import qrecipe
 from qrecipe.cli.app import app
 from qrecipe.errors.findings import RecipeReferenceError
 from qrecipe.execution.provenance import provenance
-from qrecipe.measure.report_pages import drift_page
+from qrecipe.measure.pages.reports import drift_page
 from qrecipe.recipe.recipe import load_recipe
 
 CNN = "acme-recipes:cnn"

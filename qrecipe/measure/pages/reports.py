@@ -8,9 +8,8 @@ from typing import Any
 
 from qrecipe.errors.text import counted, one_line
 from qrecipe.execution.provenance import Provenance
-from qrecipe.measure import charts
-from qrecipe.measure.comparison import Comparison
-from qrecipe.measure.drift_report import (
+from qrecipe.measure.compare.comparison import Comparison
+from qrecipe.measure.drift.report import (
     DEFAULT_MAX_CLIPPED,
     DEFAULT_THRESHOLD,
     HEADER,
@@ -21,8 +20,9 @@ from qrecipe.measure.drift_report import (
     moved_text,
 )
 from qrecipe.measure.fidelity import db_text, sqnr_text
-from qrecipe.measure.page import Figure, Listing, Page, Section, Table, Text
-from qrecipe.measure.ranking import Ranking
+from qrecipe.measure.pages import charts
+from qrecipe.measure.pages.page import Figure, Listing, Page, Section, Table, Text
+from qrecipe.measure.sensitivity.ranking import Ranking
 from qrecipe.planning.stored import StoredPlan, StoredSite, ingredients_of
 from qrecipe.rules.resolution import listed
 

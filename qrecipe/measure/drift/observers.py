@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qrecipe.errors.text import first_line
-from qrecipe.measure.stored import QRange
+from qrecipe.measure.drift.stored_ranges import QRange
 from qrecipe.observers.loading import load
 from qrecipe.observers.qconfig import factory
 from qrecipe.recipe.schema import Constructor, TensorSpec, quantized_range

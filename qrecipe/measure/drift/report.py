@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qrecipe.errors.text import counted
-from qrecipe.measure.distribution import Histogram
+from qrecipe.measure.drift.distribution import Histogram
+from qrecipe.measure.drift.stored_ranges import QRange
 from qrecipe.measure.fidelity import db_text, finite_or_none
-from qrecipe.measure.stored import QRange
 from qrecipe.recipe.recipe import Ingredient, published
 from qrecipe.rules.resolution import listed
 from qrecipe.terminal.tables import render_table
@@ -142,7 +142,7 @@ class Drift:
 
         Raises ``QRecipeError``: matplotlib is missing (QR602), the file cannot be written (QR421).
         """
-        from qrecipe.measure.plots import plot_bars
+        from qrecipe.measure.pages.plots import plot_bars
 
         label = "how far recalibration moves the ends, in widths of the stored range"
         names = [f"{site.name} ({site.tensor})" for site in self.sites]

@@ -12,7 +12,7 @@ from qrecipe.errors.text import shown
 from qrecipe.files import why_not
 
 if TYPE_CHECKING:
-    from qrecipe.measure.comparison import Comparison
+    from qrecipe.measure.compare.comparison import Comparison
 
 _INCHES_A_SITE = 0.22
 _MARGIN = 1.6

@@ -128,7 +128,7 @@ class Ranking:
 
         Raises ``QRecipeError``: matplotlib is missing (QR602), the file cannot be written (QR421).
         """
-        from qrecipe.measure.plots import plot_bars
+        from qrecipe.measure.pages.plots import plot_bars
 
         names = [site.name for site in self.sites]
         if self.float_value is None:

@@ -23,7 +23,8 @@ from qrecipe.execution.batches import Forward, inputs_of_batch, limited, no_batc
 from qrecipe.execution.engine import engine
 from qrecipe.execution.fx.structure import realised_sites
 from qrecipe.execution.provenance import provenance
-from qrecipe.measure.activations import (
+from qrecipe.measure.batches import noted_calls, run_quietly
+from qrecipe.measure.compare.activations import (
     CONVERSIONS,
     Activations,
     Times,
@@ -31,9 +32,8 @@ from qrecipe.measure.activations import (
     watched_modules,
     watched_reference,
 )
-from qrecipe.measure.batches import noted_calls, run_quietly
 from qrecipe.measure.fidelity import Fidelity, Totals, sqnr_text
-from qrecipe.measure.outofplace import without_changes_in_place
+from qrecipe.measure.out_of_place import without_changes_in_place
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.planning.inventory import inventory_of
 from qrecipe.planning.stored import StoredPlan, ingredients_of
@@ -110,7 +110,7 @@ class Comparison:
 
         Raises ``QRecipeError`` (QR602) where matplotlib is missing.
         """
-        from qrecipe.measure.plots import plot_comparison
+        from qrecipe.measure.pages.plots import plot_comparison
 
         plot_comparison(self, path)
 

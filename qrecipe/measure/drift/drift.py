@@ -17,11 +17,11 @@ from qrecipe.execution.batches import Forward, check_finite, limited, no_batches
 from qrecipe.execution.engine import engine
 from qrecipe.execution.provenance import architecture, provenance
 from qrecipe.measure.batches import run_quietly
-from qrecipe.measure.comparison import converted_parts
-from qrecipe.measure.drift_report import Drift, SiteDrift, worst_first
-from qrecipe.measure.observing import Observing
-from qrecipe.measure.stored import sharing, stored_ranges
-from qrecipe.measure.tally import Tally
+from qrecipe.measure.compare.comparison import converted_parts
+from qrecipe.measure.drift.counts import Tally
+from qrecipe.measure.drift.observers import Observing
+from qrecipe.measure.drift.report import Drift, SiteDrift, worst_first
+from qrecipe.measure.drift.stored_ranges import sharing, stored_ranges
 from qrecipe.model.call import Inputs, bind
 from qrecipe.model.copies import with_parts
 from qrecipe.model.nested import map_tensors

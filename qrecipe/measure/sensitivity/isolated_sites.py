@@ -32,7 +32,7 @@ from qrecipe.execution.fx.emission import emit
 from qrecipe.execution.fx.padding import pad_explicitly
 from qrecipe.execution.fx.structure import structure_findings
 from qrecipe.execution.prepared import forget_preparation, mark_prepared
-from qrecipe.measure.outofplace import without_changes_in_place
+from qrecipe.measure.out_of_place import without_changes_in_place
 from qrecipe.model.addresses import SITE
 from qrecipe.model.copies import with_parts
 from qrecipe.model.graph_sites import Inventory, Part

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from qrecipe.errors.text import one_line
-from qrecipe.measure.distribution import Histogram
-from qrecipe.measure.plots import check_available
+from qrecipe.measure.drift.distribution import Histogram
+from qrecipe.measure.pages.plots import check_available
 
 _WIDTH = 10.4
 _LONGEST_NAME = 44

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from qrecipe.measure.distribution import Distribution
-from qrecipe.measure.drift_report import SiteDrift
-from qrecipe.measure.stored import QRange, StoredRange
+from qrecipe.measure.drift.distribution import Distribution
+from qrecipe.measure.drift.report import SiteDrift
+from qrecipe.measure.drift.stored_ranges import QRange, StoredRange
 
 
 class Tally:

@@ -13,8 +13,8 @@ import torch
 from torch import fx, nn
 
 from qrecipe.execution.fx.structure import realised_sites
+from qrecipe.measure.compare.watched import Watched
 from qrecipe.measure.fidelity import Totals
-from qrecipe.measure.watching import Watched
 from qrecipe.model.addresses import CALLS, site_of
 from qrecipe.model.copies import structural_copy, with_parts
 from qrecipe.model.graph_sites import Inventory

@@ -20,9 +20,10 @@ from qrecipe.errors.warn import warn
 from qrecipe.execution.batches import Forward, inputs_of_batch, known_length, limited, peek
 from qrecipe.execution.engine import engine
 from qrecipe.measure.batches import Call, calls_of, rereadable
-from qrecipe.measure.estimation import Estimate
-from qrecipe.measure.exact import Replay, Rerun
-from qrecipe.measure.isolation import (
+from qrecipe.measure.sensitivity.estimate import Estimate
+from qrecipe.measure.sensitivity.exact import Replay, Rerun
+from qrecipe.measure.sensitivity.isolated_modules import module_kernels, module_sites
+from qrecipe.measure.sensitivity.isolated_sites import (
     Kernel,
     Replaceable,
     WrappedPart,
@@ -32,9 +33,14 @@ from qrecipe.measure.isolation import (
     unranked,
     wrap,
 )
-from qrecipe.measure.ranking import Method, RankedSite, Ranking, contradiction, worst_first
-from qrecipe.measure.scores import Metric, MetricScore, Score, SqnrScore, number
-from qrecipe.measure.untraced import module_kernels, module_sites
+from qrecipe.measure.sensitivity.ranking import (
+    Method,
+    RankedSite,
+    Ranking,
+    contradiction,
+    worst_first,
+)
+from qrecipe.measure.sensitivity.scores import Metric, MetricScore, Score, SqnrScore, number
 from qrecipe.model.copies import runnable_copy, structural_copy
 from qrecipe.planning.decide import plan_of, warn_of_missed
 from qrecipe.planning.inventory import inventory_of

@@ -9,9 +9,9 @@ from torch import fx, nn
 
 from qrecipe.errors.findings import ExecutionError, Finding
 from qrecipe.measure.batches import Call
-from qrecipe.measure.isolation import Kernel, LoneSite, Replaceable, WrappedPart
-from qrecipe.measure.replay import FloatGraph, Suffix
-from qrecipe.measure.scores import Score
+from qrecipe.measure.sensitivity.isolated_sites import Kernel, LoneSite, Replaceable, WrappedPart
+from qrecipe.measure.sensitivity.replay import FloatGraph, Suffix
+from qrecipe.measure.sensitivity.scores import Score
 from qrecipe.model.call import Inputs, batch_size, bind
 
 Tick = Callable[[], None]

@@ -1,0 +1,1 @@
+"""A float model beside a quantized one."""

@@ -1,0 +1,1 @@
+"""New data against the ranges of calibration."""

@@ -1,0 +1,1 @@
+"""Which sites cost accuracy: the ranking."""
