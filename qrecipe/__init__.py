@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from qrecipe._version import __version__
 
 if TYPE_CHECKING:
-    from qrecipe.artifact.export import export_onnx as export_onnx
     from qrecipe.artifact.loading import load_quantized as load_quantized
+    from qrecipe.artifact.onnx import export_onnx as export_onnx
     from qrecipe.artifact.saving import save_quantized as save_quantized
     from qrecipe.authoring.suggest import suggest as suggest
     from qrecipe.authoring.tune import tune as tune
@@ -97,7 +97,7 @@ _HOME = {
     "compare": "measure.compare.comparison",
     "compile": "pipeline",
     "drift": "measure.drift.drift",
-    "export_onnx": "artifact.export",
+    "export_onnx": "artifact.onnx",
     "load_quantized": "artifact.loading",
     "load_recipe": "recipe.recipe",
     "parse_recipe": "recipe.recipe",

@@ -10,12 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from qrecipe._torch_ao import quiet
+from qrecipe.artifact.container import (
+    Header,
+    check_checksum,
+    path_of,
+    problem,
+    read_content,
+    read_header,
+)
+from qrecipe.artifact.metadata import Contents, contents_of, recipe_table, stored_plan
 from qrecipe.artifact.rebuilding import ArchitectureError, detoured, rebuilt
 from qrecipe.artifact.state import Slot, slots_of
 from qrecipe.artifact.tensors import DTYPES, deserialized
-from qrecipe.artifact.values import value_problems
-from qrecipe.container import Header, check_checksum, path_of, problem, read_content, read_header
-from qrecipe.contents import Contents, contents_of, recipe_table, stored_plan
+from qrecipe.artifact.value_checks import value_problems
 from qrecipe.errors.findings import ArtifactError, Finding, QRecipeError
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qrecipe._torch_fx import ConvertCustomConfig, PrepareCustomConfig
-from qrecipe.contents import Contents
+from qrecipe.artifact.metadata import Contents
 from qrecipe.errors.findings import Location
 from qrecipe.execution.eager.part import EagerPart
 from qrecipe.execution.fx import convert as execution

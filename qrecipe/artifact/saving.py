@@ -9,11 +9,11 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor, nn
 
+from qrecipe.artifact.container import header_of, path_of, problem
+from qrecipe.artifact.metadata import Contents, contents_of, metadata_of
 from qrecipe.artifact.state import Slot, slots_of
 from qrecipe.artifact.tensors import STORABLE, bytes_of, serialized
-from qrecipe.artifact.values import value_problems
-from qrecipe.container import header_of, path_of, problem
-from qrecipe.contents import Contents, contents_of, metadata_of
+from qrecipe.artifact.value_checks import value_problems
 from qrecipe.errors.findings import ArtifactError, Finding
 from qrecipe.errors.text import shown
 from qrecipe.execution.provenance import architecture, provenance

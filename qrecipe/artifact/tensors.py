@@ -10,7 +10,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from qrecipe.container import DType, Entry, with_header
+from qrecipe.artifact.container import DType, Entry, with_header
 
 DTYPES: dict[DType, torch.dtype] = {
     "BOOL": torch.bool,

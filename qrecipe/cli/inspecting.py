@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qrecipe.artifact.container import Header, check_checksum, read_header
+from qrecipe.artifact.metadata import Contents, contents_of, recipe_table, stored_plan
 from qrecipe.cli.output import out, out_json
-from qrecipe.container import Header, check_checksum, read_header
-from qrecipe.contents import Contents, contents_of, recipe_table, stored_plan
 from qrecipe.errors.text import one_line
 from qrecipe.planning.stored import StoredPlan, StoredSite
 from qrecipe.rules.resolution import listed

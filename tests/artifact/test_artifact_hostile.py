@@ -18,7 +18,7 @@ from places import ROOT
 from torch import nn
 
 import qrecipe
-from qrecipe.container import CHECKSUM, Entry, read_header, with_header
+from qrecipe.artifact.container import CHECKSUM, Entry, read_header, with_header
 from qrecipe.errors.findings import ArtifactError
 
 

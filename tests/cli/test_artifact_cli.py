@@ -151,7 +151,7 @@ def test_help_of_inspect_has_examples():
 def test_a_name_that_steers_the_terminal_is_shown_as_plain_text(tmp_path):
     import io
 
-    from qrecipe.container import read_header, with_header
+    from qrecipe.artifact.container import read_header, with_header
 
     path = tmp_path / "model.safetensors"
     qrecipe.save_quantized(quantized(NETS["mlp"], recipe()), path)

@@ -146,7 +146,7 @@ def test_a_lock_that_could_not_be_read_again_is_refused(tmp_path, lock):
 
 
 def test_a_model_that_could_not_be_read_again_is_not_stored(tmp_path, monkeypatch):
-    monkeypatch.setattr("qrecipe.container.MAX_VALUES", 100)
+    monkeypatch.setattr("qrecipe.artifact.container.MAX_VALUES", 100)
     with pytest.raises(ArtifactError, match="QR511 the model cannot be stored"):
         qrecipe.save_quantized(quantized(NETS["mlp"], recipe()), tmp_path / "model.safetensors")
     assert not list(tmp_path.iterdir())

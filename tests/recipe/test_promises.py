@@ -13,7 +13,7 @@ from artifacts import stored
 from places import SUPPORT
 
 import qrecipe
-from qrecipe.container import header_of
+from qrecipe.artifact.container import header_of
 from qrecipe.errors.findings import QRecipeError, RecipeReferenceError
 from qrecipe.recipe import extends as composition
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from qrecipe.container import MAX_VALUES, Header, json_of, problem
+from qrecipe.artifact.container import MAX_VALUES, Header, json_of, problem
 from qrecipe.errors.findings import QRecipeError
 from qrecipe.model.record import Architecture, Stored
 from qrecipe.planning.stored import Needs, StoredPlan, needs_of

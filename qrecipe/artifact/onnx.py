@@ -17,9 +17,9 @@ from torch.utils import _pytree as pytree
 
 from qrecipe._torch_ao import quiet
 from qrecipe._torch_fx import convert
+from qrecipe.artifact.container import path_of, problem
 from qrecipe.artifact.onnx_check import checked_output, file_findings
 from qrecipe.audit.sample import Sample
-from qrecipe.container import path_of, problem
 from qrecipe.errors.findings import CODES, ArtifactError, Finding, QRecipeError, error_from
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
