@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from qrecipe.artifact.loading import load_quantized as load_quantized
     from qrecipe.artifact.onnx import export_onnx as export_onnx
     from qrecipe.artifact.saving import save_quantized as save_quantized
-    from qrecipe.authoring.suggest import suggest as suggest
-    from qrecipe.authoring.tune import tune as tune
-    from qrecipe.authoring.tune_result import TuningResult as TuningResult
-    from qrecipe.authoring.tune_search import Trial as Trial
+    from qrecipe.authoring.suggest.suggest import suggest as suggest
+    from qrecipe.authoring.tune.result import TuningResult as TuningResult
+    from qrecipe.authoring.tune.search import Trial as Trial
+    from qrecipe.authoring.tune.tune import tune as tune
     from qrecipe.errors.findings import ArtifactError as ArtifactError
     from qrecipe.errors.findings import AuditError as AuditError
     from qrecipe.errors.findings import CalibrationError as CalibrationError
@@ -88,8 +88,8 @@ _HOME = {
     "SchemaError": "errors.findings",
     "Site": "planning.plan",
     "TraceError": "errors.findings",
-    "Trial": "authoring.tune_search",
-    "TuningResult": "authoring.tune_result",
+    "Trial": "authoring.tune.search",
+    "TuningResult": "authoring.tune.result",
     "UnknownNameError": "errors.findings",
     "UnmatchedRuleError": "errors.findings",
     "UnsupportedError": "errors.findings",
@@ -109,8 +109,8 @@ _HOME = {
     "register_observer": "observers.registration",
     "save_quantized": "artifact.saving",
     "sensitivity": "measure.sensitivity.rank",
-    "suggest": "authoring.suggest",
-    "tune": "authoring.tune",
+    "suggest": "authoring.suggest.suggest",
+    "tune": "authoring.tune.tune",
 }
 
 __all__ = ["__version__", *_HOME]

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from qrecipe.authoring.outcomes import SiteOutcome, plan_outcome
+from qrecipe.authoring.lock.outcomes import SiteOutcome, plan_outcome
 from qrecipe.errors.findings import CODES, Finding, RecipeReferenceError
 from qrecipe.errors.text import first_line
 from qrecipe.files import write_atomically

@@ -25,7 +25,7 @@ from random import Random
 import torch
 
 import qrecipe
-from qrecipe.authoring.lock import lock_text, make_lock
+from qrecipe.authoring.lock.file import lock_text, make_lock
 from qrecipe.planning.cpu import has_vnni
 
 ROOT = Path(__file__).parents[1]

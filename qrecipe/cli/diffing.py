@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qrecipe.authoring.recipe_diff import Value, ValueChange, value_changes
+from qrecipe.authoring.diff import Value, ValueChange, value_changes
 from qrecipe.cli.output import needs_torch, out, out_json
 from qrecipe.cli.usercode import UserCode, user_output
 from qrecipe.recipe.recipe import Recipe, load_recipe, published
 from qrecipe.terminal.tables import render_table
 
 if TYPE_CHECKING:
-    from qrecipe.authoring.outcomes import Change, PlanOutcome
+    from qrecipe.authoring.lock.outcomes import Change, PlanOutcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def _effect(
     code: UserCode, recipes: tuple[Recipe, Recipe], model: str, shapes: Sequence[str]
 ) -> Effect:
     needs_torch()
-    from qrecipe.authoring.outcomes import outcome_changes, plan_outcome
+    from qrecipe.authoring.lock.outcomes import outcome_changes, plan_outcome
     from qrecipe.cli.subjects import load_subject, required_inputs
     from qrecipe.pipeline import plan
 

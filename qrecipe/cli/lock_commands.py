@@ -49,7 +49,7 @@ def lock(
     """
     with reported(as_json=json):
         needs_torch()
-        from qrecipe.authoring.lock import write_lock
+        from qrecipe.authoring.lock.file import write_lock
         from qrecipe.cli.planning import make_plan
 
         path = _path(recipe, lock)
@@ -63,7 +63,7 @@ def lock(
 
 def check_plan(plan: Plan, recipe: str, lock: str | None, *, as_json: bool) -> None:
     """Hold a plan against its lock file. Raises PlanError where an outcome has changed."""
-    from qrecipe.authoring.lock_check import check_lock
+    from qrecipe.authoring.lock.check import check_lock
 
     path = _path(recipe, lock)
     found = check_lock(plan, path)
@@ -83,7 +83,7 @@ def _sites(plan: Plan) -> str:
 
 
 def _path(recipe: str, lock: str | None) -> Path:
-    from qrecipe.authoring.lock import lock_path
+    from qrecipe.authoring.lock.file import lock_path
     from qrecipe.recipe.toml.writer import LOCK_SUFFIX
 
     if lock is None:

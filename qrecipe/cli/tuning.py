@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from qrecipe.authoring.suggest import suggestion
-from qrecipe.authoring.tune import tune
-from qrecipe.authoring.tune_bench import Stop
-from qrecipe.authoring.tune_result import TuningResult, tuning_json
-from qrecipe.authoring.tune_search import Trial
+from qrecipe.authoring.suggest.suggest import suggestion
+from qrecipe.authoring.tune.result import TuningResult, tuning_json
+from qrecipe.authoring.tune.search import Trial
+from qrecipe.authoring.tune.trials import Stop
+from qrecipe.authoring.tune.tune import tune
 from qrecipe.cli import output
 from qrecipe.cli.pages import ForPage, planned_for_page, quantized_for_page, ranked_for_page
 from qrecipe.cli.progress import bar

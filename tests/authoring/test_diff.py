@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plans import recipe
 
-from qrecipe.authoring.recipe_diff import value_changes
+from qrecipe.authoring.diff import value_changes
 from qrecipe.recipe.toml.writer import toml_key, toml_value
 
 

@@ -24,9 +24,9 @@ from torch import nn
 from torch.ao.quantization.observer import MinMaxObserver
 
 import qrecipe
-from qrecipe.authoring import lock as locking
-from qrecipe.authoring.lock import lock_path, lock_text, make_lock, read_lock
-from qrecipe.authoring.lock_check import check_lock, compare
+from qrecipe.authoring.lock import file as locking
+from qrecipe.authoring.lock.check import check_lock, compare
+from qrecipe.authoring.lock.file import lock_path, lock_text, make_lock, read_lock
 from qrecipe.errors.findings import PlanError
 from qrecipe.planning.plan import Plan
 from qrecipe.registry import table as registered

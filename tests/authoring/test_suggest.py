@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import qrecipe
-from qrecipe.authoring.suggest import suggestion
+from qrecipe.authoring.suggest.suggest import suggestion
 from qrecipe.errors.findings import PlanError, QRecipeWarning, TraceError, UnsupportedError
 from qrecipe.model.call import Inputs
 from qrecipe.model.work import work_of

@@ -18,8 +18,8 @@ from torch import nn
 from tuning import FEW, base, cancelling, closeness, full_loss, tuned
 
 import qrecipe
-from qrecipe.authoring.tune_candidate import Candidate
-from qrecipe.authoring.tune_digest import model_digest
+from qrecipe.authoring.tune.digest import model_digest
+from qrecipe.authoring.tune.levers import Candidate
 from qrecipe.errors.findings import CalibrationError, ExecutionError, QRecipeError, QRecipeWarning
 from qrecipe.planning import target_cpu as target
 
@@ -27,7 +27,7 @@ from qrecipe.planning import target_cpu as target
 @pytest.fixture(autouse=True)
 def _no_levers(monkeypatch):
     """These tests are of the search for sites; the levers have tests of their own."""
-    monkeypatch.setattr("qrecipe.authoring.tune.levers_of", lambda *args: ())
+    monkeypatch.setattr("qrecipe.authoring.tune.tune.levers_of", lambda *args: ())
 
 
 def test_a_recipe_within_the_budget_is_kept_as_it_is():
@@ -44,7 +44,7 @@ def test_a_recipe_within_the_budget_is_kept_as_it_is():
 
 def test_the_search_survives_that_skipping_the_worst_layer_makes_things_worse(monkeypatch):
     shares = {"a": 0.4, "b": 0.2, "c": 0.2}  # measured times would decide where to begin
-    monkeypatch.setattr("qrecipe.authoring.tune_bench.ModelBench._shares", lambda *args: shares)
+    monkeypatch.setattr("qrecipe.authoring.tune.trials.ModelBench._shares", lambda *args: shares)
     model, batches = cancelling()
     evaluate = closeness(model, batches)
     loss = full_loss(model, batches, evaluate)
@@ -144,7 +144,7 @@ def test_no_more_trials_than_allowed(limit):
 def test_no_trial_starts_after_the_time_but_the_first(monkeypatch):
     model, batches = cancelling()
     clock = iter(range(0, 10**6, 100))
-    monkeypatch.setattr("qrecipe.authoring.tune_bench.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("qrecipe.authoring.tune.trials.time.monotonic", lambda: next(clock))
     with pytest.warns(QRecipeWarning, match="QR219"):
         result = tuned(model, batches, closeness(model, batches), max_drop=0.0, max_seconds=1)
     assert len(result.trials) == 1
@@ -169,8 +169,8 @@ def whole_search():
     # measured times are all that two runs of a search can differ in
     times = {"a": 0.4, "b": 0.3, "c": 0.3}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qrecipe.authoring.tune.levers_of", lambda *args: ())
-        patch.setattr("qrecipe.authoring.tune_bench.ModelBench._shares", lambda *args: times)
+        patch.setattr("qrecipe.authoring.tune.tune.levers_of", lambda *args: ())
+        patch.setattr("qrecipe.authoring.tune.trials.ModelBench._shares", lambda *args: times)
         torch.manual_seed(0)
         model, batches = cancelling()
         evaluate = closeness(model, batches)
@@ -471,7 +471,7 @@ def test_an_evaluation_that_fails_before_any_trial_was_through_is_an_error():
 def test_an_evaluation_that_is_noise_reaches_no_budget(monkeypatch):
     model, batches = cancelling()
     # no metric depends on the candidate, so that none has to be made
-    monkeypatch.setattr("qrecipe.authoring.tune_bench.simulate", lambda model, *_, **__: model)
+    monkeypatch.setattr("qrecipe.authoring.tune.trials.simulate", lambda model, *_, **__: model)
     draw = random.Random(0)
     reached = 0
     for _ in range(10):

@@ -16,7 +16,7 @@ from torch.ao.quantization.observer import MinMaxObserver
 from tuning import base, closeness, tuned
 
 import qrecipe
-from qrecipe.authoring.tune_candidate import levers_of
+from qrecipe.authoring.tune.levers import levers_of
 from qrecipe.errors.findings import QRecipeWarning
 from qrecipe.registry import table as registered
 

@@ -8,9 +8,9 @@ from itertools import combinations
 
 import pytest
 
-from qrecipe.authoring.tune_candidate import Lever
-from qrecipe.authoring.tune_frontier import SiteCost, cheapest_sets, errors_of
-from qrecipe.authoring.tune_search import Measured, Search
+from qrecipe.authoring.tune.cheapest_sets import SiteCost, cheapest_sets, errors_of
+from qrecipe.authoring.tune.levers import Lever
+from qrecipe.authoring.tune.search import Measured, Search
 
 
 class Table:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from nets import NETS
 
 import qrecipe
-from qrecipe.authoring.lock import MAX_ITEMS as MOST_LOCKED
-from qrecipe.authoring.lock import lock_text, make_lock, read_lock
+from qrecipe.authoring.lock.file import MAX_ITEMS as MOST_LOCKED
+from qrecipe.authoring.lock.file import lock_text, make_lock, read_lock
 from qrecipe.errors.findings import ArtifactError, PlanError, QRecipeError
 from qrecipe.recipe.toml.document import MAX_ITEMS
 from qrecipe.recipe.toml.size_limits import depth, item_count, longest_key, outline

@@ -48,14 +48,14 @@ def test_a_search_survives_candidates_whose_overlay_does_not_load(tmp_path, monk
     model = net_of(lambda self, x: self.a(x) + self.b(x) + self.c(x), **layers)
     batches = [torch.randn(32, 16) for _ in range(3)]
     honest = overlay_recipe
-    monkeypatch.setattr("qrecipe.authoring.tune.levers_of", lambda *args: ())
+    monkeypatch.setattr("qrecipe.authoring.tune.tune.levers_of", lambda *args: ())
 
     def bounded(base, values):
         if len(values.get("rules", {}).get("module_name", {})) == 2:
             return qrecipe.parse_recipe("x = 1\n" * 20_001)
         return honest(base, values)
 
-    monkeypatch.setattr("qrecipe.authoring.tune_bench.overlay_recipe", bounded)
+    monkeypatch.setattr("qrecipe.authoring.tune.trials.overlay_recipe", bounded)
     log = tmp_path / "trials.json"
     evaluate = closeness(model, batches)
     with pytest.warns(QRecipeWarning, match="QR219"):

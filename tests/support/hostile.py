@@ -22,7 +22,7 @@ from places import ROOT
 
 import qrecipe
 from qrecipe.artifact.container import Entry, Header, header_of, with_header
-from qrecipe.authoring.lock import read_lock
+from qrecipe.authoring.lock.file import read_lock
 from qrecipe.errors.findings import QRecipeError
 from qrecipe.recipe.patterns import compile_pattern, selects
 

@@ -11,7 +11,12 @@ from typing import Any
 
 from torch import nn
 
-from qrecipe.authoring.tune_bench import (
+from qrecipe.authoring.tune.digest import environment, model_digest
+from qrecipe.authoring.tune.levers import levers_of
+from qrecipe.authoring.tune.log import TrialLog, open_log
+from qrecipe.authoring.tune.result import Budget, TuningResult, found
+from qrecipe.authoring.tune.search import Search
+from qrecipe.authoring.tune.trials import (
     Limits,
     ModelBench,
     Stop,
@@ -21,11 +26,6 @@ from qrecipe.authoring.tune_bench import (
     as_calibrated,
     unwarned,
 )
-from qrecipe.authoring.tune_candidate import levers_of
-from qrecipe.authoring.tune_digest import environment, model_digest
-from qrecipe.authoring.tune_log import TrialLog, open_log
-from qrecipe.authoring.tune_result import Budget, TuningResult, found
-from qrecipe.authoring.tune_search import Search
 from qrecipe.errors.findings import ExecutionError, Finding
 from qrecipe.errors.text import counted, shown
 from qrecipe.errors.warn import warn

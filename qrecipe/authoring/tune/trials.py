@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 from torch import nn
 
-from qrecipe.authoring.tune_candidate import Candidate, Lever, digest_of
-from qrecipe.authoring.tune_frontier import SiteCost
-from qrecipe.authoring.tune_log import TrialLog, again
-from qrecipe.authoring.tune_search import Measured, Trial
+from qrecipe.authoring.tune.cheapest_sets import SiteCost
+from qrecipe.authoring.tune.levers import Candidate, Lever, digest_of
+from qrecipe.authoring.tune.log import TrialLog, again
+from qrecipe.authoring.tune.search import Measured, Trial
 from qrecipe.errors.findings import ExecutionError, QRecipeError, QRecipeWarning, RecipeError
 from qrecipe.errors.text import first_line
 from qrecipe.execution.batches import Forward, limited

@@ -11,8 +11,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from qrecipe.authoring.tune_candidate import Candidate, Lever
-from qrecipe.authoring.tune_frontier import SiteCost, cheapest_sets, errors_of
+from qrecipe.authoring.tune.cheapest_sets import SiteCost, cheapest_sets, errors_of
+from qrecipe.authoring.tune.levers import Candidate, Lever
 from qrecipe.rules.resolution import listed
 
 _MOST_ALONE = 8

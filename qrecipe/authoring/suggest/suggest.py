@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from qrecipe.authoring.suggest_description import description
-from qrecipe.authoring.suggest_float import refusals, rules_of_float_sites
-from qrecipe.authoring.suggest_subject import Scheme, Subject
+from qrecipe.authoring.suggest.description import description
+from qrecipe.authoring.suggest.float_rules import refusals, rules_of_float_sites
+from qrecipe.authoring.suggest.subject import Scheme, Subject
 from qrecipe.errors.findings import Finding, PlanError, TraceError, UnsupportedError
 from qrecipe.model.call import Inputs
 from qrecipe.model.graph_sites import Inventory

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qrecipe.authoring.tune_frontier import SiteCost
-from qrecipe.authoring.tune_search import Measured, Trial
+from qrecipe.authoring.tune.cheapest_sets import SiteCost
+from qrecipe.authoring.tune.search import Measured, Trial
 from qrecipe.errors.findings import ExecutionError, Finding
 from qrecipe.errors.text import shown
 from qrecipe.files import check_replaceable_file, replace_file, why_not

@@ -21,7 +21,7 @@ import torch
 from pydantic import BeforeValidator, Field, ValidationError
 
 from qrecipe._version import __version__
-from qrecipe.authoring.outcomes import PlanOutcome, plan_outcome
+from qrecipe.authoring.lock.outcomes import PlanOutcome, plan_outcome
 from qrecipe.errors.findings import Finding, PlanError
 from qrecipe.errors.text import one_line, shown
 from qrecipe.files import write_atomically

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from qrecipe.authoring.lock import Lock, LockedIngredient, make_lock, read_lock
-from qrecipe.authoring.outcomes import Change, outcome_changes, rule_changes
+from qrecipe.authoring.lock.file import Lock, LockedIngredient, make_lock, read_lock
+from qrecipe.authoring.lock.outcomes import Change, outcome_changes, rule_changes
 from qrecipe.errors.findings import Finding, PlanError
 from qrecipe.errors.text import one_line, shown
 from qrecipe.planning.plan import Plan

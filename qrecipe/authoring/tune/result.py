@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from qrecipe.authoring.tune_bench import Stop
-from qrecipe.authoring.tune_candidate import Candidate, Lever
-from qrecipe.authoring.tune_frontier import SiteCost
-from qrecipe.authoring.tune_log import cost_json, trial_json
-from qrecipe.authoring.tune_search import Search, Trial
+from qrecipe.authoring.tune.cheapest_sets import SiteCost
+from qrecipe.authoring.tune.levers import Candidate, Lever
+from qrecipe.authoring.tune.log import cost_json, trial_json
+from qrecipe.authoring.tune.search import Search, Trial
+from qrecipe.authoring.tune.trials import Stop
 from qrecipe.recipe.overlay import float_rules, overlay_recipe, rule_key, save_overlay
 from qrecipe.recipe.recipe import Ingredient, Recipe, published
 from qrecipe.recipe.references import path_text

@@ -1,0 +1,1 @@
+"""Lock files: what was decided, to be held against what would be."""

@@ -1,0 +1,1 @@
+"""Searching for the cheapest recipe within an accuracy budget."""
