@@ -10,10 +10,19 @@ from typing import Annotated
 import typer
 
 from qrecipe._version import __version__
-from qrecipe.cli import artifact_commands, measuring_commands, tuning_commands
-from qrecipe.cli.diff_commands import diff
-from qrecipe.cli.drift_commands import drift
-from qrecipe.cli.lock_commands import LockOption, check_plan, lock
+from qrecipe.cli.commands import (
+    artifact as artifact_commands,
+)
+from qrecipe.cli.commands import (
+    measuring as measuring_commands,
+)
+from qrecipe.cli.commands import (
+    tuning as tuning_commands,
+)
+from qrecipe.cli.commands.diff import diff
+from qrecipe.cli.commands.drift import drift
+from qrecipe.cli.commands.lock import LockOption, check_plan, lock
+from qrecipe.cli.commands.schema import schema
 from qrecipe.cli.options import (
     InputOption,
     JsonOption,
@@ -25,7 +34,6 @@ from qrecipe.cli.options import (
     TargetCpuOption,
 )
 from qrecipe.cli.output import FOUND_SOMETHING, fail_on, needs_torch, out, out_json, reported
-from qrecipe.cli.schema_commands import schema
 
 app = typer.Typer(
     name="qrecipe",
@@ -78,7 +86,7 @@ def check(
     """
     with reported(as_json=json):
         _import_plugins(plugin)
-        from qrecipe.cli import checking
+        from qrecipe.cli import check as checking
 
         found = checking.check(files)
         (checking.show_json if json else checking.show_text)(found)
@@ -97,7 +105,7 @@ def show(recipe: RecipeArgument, plugin: PluginOption = None, json: JsonOption =
     """
     with reported(as_json=json):
         _import_plugins(plugin)
-        from qrecipe.cli import showing
+        from qrecipe.cli import show as showing
         from qrecipe.recipe.recipe import load_recipe
 
         (showing.show_json if json else showing.show_text)(load_recipe(recipe))
@@ -126,7 +134,7 @@ def plan(
     """
     with reported(as_json=json, strict=strict):
         needs_torch()
-        from qrecipe.cli.planning import make_plan
+        from qrecipe.cli.plan import make_plan
 
         if lock is not None and not check:
             raise typer.BadParameter("names what --check reads", param_hint="--lock")
@@ -163,7 +171,7 @@ def explain(
     """
     with reported(as_json=json):
         needs_torch()
-        from qrecipe.cli.planning import make_plan
+        from qrecipe.cli.plan import make_plan
         from qrecipe.planning.text import explanation_json
 
         plan = make_plan(recipe, model, input or (), plugin or ())
@@ -215,7 +223,7 @@ def quantize(
     """
     with reported(as_json=json, strict=strict):
         needs_torch()
-        from qrecipe.cli import quantizing
+        from qrecipe.cli import quantize as quantizing
 
         request = quantizing.Request(
             recipe,
@@ -260,7 +268,7 @@ app.command()(tuning_commands.tune)
 def _import_plugins(modules: list[str] | None) -> None:
     if not modules:
         return
-    from qrecipe.cli.usercode import UserCode, user_output
+    from qrecipe.cli.user_code import UserCode, user_output
 
     with UserCode() as code, user_output():
         code.import_plugins(modules)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import get_args
 
 from qrecipe.cli.output import out, out_json
-from qrecipe.cli.usercode import UserCode, user_output
+from qrecipe.cli.user_code import UserCode, user_output
 from qrecipe.errors.findings import RecipeError
 from qrecipe.recipe.recipe import load_recipe
 from qrecipe.recipe.references import ENTRY_POINT_GROUP, Publisher, builtin_names, titled

@@ -11,12 +11,12 @@ from typing import Literal
 import torch
 from torch import nn
 
+from qrecipe.cli.html_pages import ForPage, activations_of, planned_for_page, quantized_for_page
+from qrecipe.cli.model_argument import load_subject
 from qrecipe.cli.output import out, out_json
-from qrecipe.cli.pages import ForPage, activations_of, planned_for_page, quantized_for_page
 from qrecipe.cli.progress import bar
-from qrecipe.cli.quantizing import hints_for_command_line
-from qrecipe.cli.subjects import load_subject
-from qrecipe.cli.usercode import UserCode, UserFunction, user_output
+from qrecipe.cli.quantize import hints_for_command_line
+from qrecipe.cli.user_code import UserCode, UserFunction, user_output
 from qrecipe.errors.findings import QRecipeError
 from qrecipe.execution.provenance import provenance
 from qrecipe.measure.compare.comparison import compare, comparison_json

@@ -50,7 +50,7 @@ def lock(
     with reported(as_json=json):
         needs_torch()
         from qrecipe.authoring.lock.file import write_lock
-        from qrecipe.cli.planning import make_plan
+        from qrecipe.cli.plan import make_plan
 
         path = _path(recipe, lock)
         plan = make_plan(recipe, model, input or (), plugin or ())

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qrecipe.cli.subjects import load_subject, required_inputs
-from qrecipe.cli.usercode import UserCode, user_output
+from qrecipe.cli.model_argument import load_subject, required_inputs
+from qrecipe.cli.user_code import UserCode, user_output
 from qrecipe.model.call import Inputs
 from qrecipe.planning.decide import decide
 from qrecipe.planning.plan import Plan

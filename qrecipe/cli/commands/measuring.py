@@ -66,7 +66,7 @@ def compare(
       qrecipe compare cnn.toml --model model.py:factory --data model.py:batches --html sites.html
     """
     with reported(as_json=json):
-        from qrecipe.cli import measuring
+        from qrecipe.cli import measure as measuring
 
         request = measuring.Request(
             recipe, model, data, plugin or (), threads, plot, html, target_cpu.value
@@ -129,7 +129,7 @@ def sensitivity(
     if evaluate is not None and method is RankingMethod.estimate:
         raise typer.BadParameter("--evaluate goes with --method exact")
     with reported(as_json=json):
-        from qrecipe.cli import measuring
+        from qrecipe.cli import measure as measuring
 
         request = measuring.Request(
             recipe, model, data, plugin or (), threads, plot, html, target_cpu.value

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from qrecipe.cli.measuring_commands import DataOption, HtmlOption, PlotOption, ThreadsOption
+from qrecipe.cli.commands.measuring import DataOption, HtmlOption, PlotOption, ThreadsOption
 from qrecipe.cli.options import JsonOption, ModelOption, PluginOption
 from qrecipe.cli.output import FOUND_SOMETHING, reported
 
@@ -53,7 +53,7 @@ def drift(
           --threshold 0.2 --html drift.html
     """
     with reported(as_json=json):
-        from qrecipe.cli import drifting
+        from qrecipe.cli import drift as drifting
 
         thresholds = (threshold, max_clipped)
         request = drifting.Request(

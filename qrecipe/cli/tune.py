@@ -16,11 +16,11 @@ from qrecipe.authoring.tune.search import Trial
 from qrecipe.authoring.tune.trials import Stop
 from qrecipe.authoring.tune.tune import tune
 from qrecipe.cli import output
-from qrecipe.cli.pages import ForPage, planned_for_page, quantized_for_page, ranked_for_page
+from qrecipe.cli.html_pages import ForPage, planned_for_page, quantized_for_page, ranked_for_page
+from qrecipe.cli.model_argument import load_subject, required_inputs
 from qrecipe.cli.progress import bar
-from qrecipe.cli.quantizing import hints_for_command_line
-from qrecipe.cli.subjects import load_subject, required_inputs
-from qrecipe.cli.usercode import UserCode, UserFunction, user_output
+from qrecipe.cli.quantize import hints_for_command_line
+from qrecipe.cli.user_code import UserCode, UserFunction, user_output
 from qrecipe.errors.findings import QRecipeError
 from qrecipe.files import write_atomically
 from qrecipe.measure.pages.page import Page, check_writable, save_page

@@ -41,7 +41,7 @@ def diff(
       qrecipe diff old.toml new.toml --model model.py:factory
     """
     with reported(as_json=json):
-        from qrecipe.cli import diffing
+        from qrecipe.cli import diff as diffing
 
         found = diffing.compare((before, after), model, input or (), plugin or ())
         (diffing.show_json if json else diffing.show_text)(found)

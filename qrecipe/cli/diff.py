@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qrecipe.authoring.diff import Value, ValueChange, value_changes
 from qrecipe.cli.output import needs_torch, out, out_json
-from qrecipe.cli.usercode import UserCode, user_output
+from qrecipe.cli.user_code import UserCode, user_output
 from qrecipe.recipe.recipe import Recipe, load_recipe, published
 from qrecipe.terminal.tables import render_table
 
@@ -105,7 +105,7 @@ def _effect(
 ) -> Effect:
     needs_torch()
     from qrecipe.authoring.lock.outcomes import outcome_changes, plan_outcome
-    from qrecipe.cli.subjects import load_subject, required_inputs
+    from qrecipe.cli.model_argument import load_subject, required_inputs
     from qrecipe.pipeline import plan
 
     subject = load_subject(code, model, shapes)

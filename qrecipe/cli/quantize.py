@@ -15,11 +15,11 @@ from torch import nn
 from qrecipe.artifact.saving import save_quantized
 from qrecipe.audit.ranges import observes
 from qrecipe.audit.sqnr import output_sqnr_db
+from qrecipe.cli.model_argument import Subject, load_subject, required_inputs
 from qrecipe.cli.output import fail_on, out, out_json
 from qrecipe.cli.progress import activity, bar
-from qrecipe.cli.results import Calibrated, Metric, Result, result_json, result_text
-from qrecipe.cli.subjects import Subject, load_subject, required_inputs
-from qrecipe.cli.usercode import UserCode, UserFunction, user_output
+from qrecipe.cli.quantize_result import Calibrated, Metric, Result, result_json, result_text
+from qrecipe.cli.user_code import UserCode, UserFunction, user_output
 from qrecipe.errors.findings import CalibrationError, Finding, QRecipeError, QRecipeWarning
 from qrecipe.execution.batches import describe_batch, inputs_of_batch, peek
 from qrecipe.execution.calibration import calibrate

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from qrecipe.cli.measuring_commands import DataOption, HtmlOption, ThreadsOption
+from qrecipe.cli.commands.measuring import DataOption, HtmlOption, ThreadsOption
 from qrecipe.cli.options import (
     InputOption,
     JsonOption,
@@ -54,7 +54,7 @@ def suggest(
     """
     with reported(as_json=json):
         needs_torch()
-        from qrecipe.cli import tuning
+        from qrecipe.cli import tune as tuning
 
         tuning.suggest(model, input or (), batches, plugin or (), out, as_json=json)
 
@@ -111,7 +111,7 @@ def tune(
     _check_distinct({"--log": log, "--out": out, "--html": html})
     with reported(as_json=json):
         needs_torch()
-        from qrecipe.cli import tuning
+        from qrecipe.cli import tune as tuning
 
         plugins = plugin or ()
         request = tuning.Request(

@@ -25,7 +25,7 @@ def inspect(
       qrecipe inspect model.safetensors --json
     """
     with reported(as_json=json):
-        from qrecipe.cli import inspecting
+        from qrecipe.cli import inspect as inspecting
 
         found = inspecting.inspect(file)
         (inspecting.show_json if json else inspecting.show_text)(found)

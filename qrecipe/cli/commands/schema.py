@@ -17,7 +17,7 @@ def schema(plugin: PluginOption = None) -> None:
       qrecipe schema --plugin acme.observers > recipe.schema.json
     """
     with reported(as_json=False):
-        from qrecipe.cli.usercode import UserCode, user_output
+        from qrecipe.cli.user_code import UserCode, user_output
         from qrecipe.recipe.json_schema import recipe_schema
 
         with UserCode() as code, user_output():

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from qrecipe.cli.progress import bar
-from qrecipe.cli.usercode import UserFunction
+from qrecipe.cli.user_code import UserFunction
 from qrecipe.errors.findings import QRecipeError, QRecipeWarning
 from qrecipe.execution.batches import peek
 from qrecipe.execution.provenance import Provenance, make_provenance, provenance

@@ -12,7 +12,7 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from qrecipe.cli.usercode import UserCode
+from qrecipe.cli.user_code import UserCode
 from qrecipe.errors.findings import Finding, QRecipeError
 from qrecipe.model.unfit import instead_of_model
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 
 from qrecipe.artifact.loading import load_quantized
+from qrecipe.cli.model_argument import load_subject
 from qrecipe.cli.output import out, out_json
 from qrecipe.cli.progress import bar
-from qrecipe.cli.quantizing import hints_for_command_line
-from qrecipe.cli.subjects import load_subject
-from qrecipe.cli.usercode import UserCode, user_output
+from qrecipe.cli.quantize import hints_for_command_line
+from qrecipe.cli.user_code import UserCode, user_output
 from qrecipe.execution.provenance import provenance
 from qrecipe.measure.drift.drift import drift
 from qrecipe.measure.drift.report import drift_json

@@ -1,0 +1,1 @@
+"""The commands as declared to Typer; the work of each is in the module of its name."""
