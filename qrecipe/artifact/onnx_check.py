@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, fx
 
 from qrecipe._torch_ao import quiet
+from qrecipe.audit.sample import RIGHT_DB, TOLERANCE_DB
 from qrecipe.audit.sqnr import output_sqnr_db
 from qrecipe.errors.findings import AuditError, Finding
 from qrecipe.errors.text import first_line
-from qrecipe.execution.fx.numerics import TOLERANCE_DB
-from qrecipe.execution.fx.reference import RIGHT_DB, hold
+from qrecipe.execution.fx.reference import hold
 from qrecipe.model.nested import tensors_in
 from qrecipe.recipe.patterns import leave_float
 

@@ -11,6 +11,10 @@ from qrecipe.model.nested import UncopyableError
 JUDGEABLE_DB = 15.0
 """Below this an output says nothing about kernels: the reference is as far from float itself."""
 
+RIGHT_DB = 30.0
+"""Below this two modules, or a kernel and its reference, compute different things."""
+
+TOLERANCE_DB = 1.0
 
 HEAD_SAMPLES = 4
 """As many samples of the first batch prove a model; where they don't, all of it is used."""

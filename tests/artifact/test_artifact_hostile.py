@@ -546,7 +546,7 @@ def test_a_file_that_is_replaced_while_it_is_read_is_refused(file, monkeypatch, 
 def test_header_and_metadata_are_read_without_torch():
     code = """
 import sys
-import qrecipe.container, qrecipe.contents
+import qrecipe.artifact.container, qrecipe.artifact.metadata
 assert not {"torch", "numpy", "safetensors"} & sys.modules.keys()
 """
     root = str(ROOT)

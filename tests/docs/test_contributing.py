@@ -116,14 +116,14 @@ def test_a_page_on_extending_says_where_to_touch_what_and_which_tests_watch_it(p
 
 
 def test_a_name_that_is_not_there_would_be_found():
-    assert is_there("kernels.refusal")
-    assert is_there("planning.Plan.executor")
+    assert is_there("planning.kernels.refusal")
+    assert is_there("planning.plan.Plan.executor")
     assert is_there("torch.nn.Linear")
-    assert not is_there("kernels.refusel")
-    assert not is_there("planning.Plan.executer")
-    assert not is_there("kernel.refusal")
+    assert not is_there("planning.kernels.refusel")
+    assert not is_there("planning.plan.Plan.executer")
+    assert not is_there("planning.kernel.refusal")
     assert is_path("qrecipe/errors/findings.py")
-    assert not is_path("errors.CODES")
+    assert not is_path("errors.findings.CODES")
 
 
 def test_contributing_leads_to_every_page_on_extending():

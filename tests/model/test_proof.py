@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 
 import pytest
-import qrecipe.eager.part
-import qrecipe.fx.execution
-import qrecipe.inventory
 import torch
 from runs import silent
 from torch import nn
 
 import qrecipe
+import qrecipe.execution.eager.part
+import qrecipe.execution.fx.convert
+import qrecipe.model.graph_sites
 from qrecipe._torch_fx import ReferenceQuantizedModule
 from qrecipe.errors.findings import AuditError, PlanError
 from qrecipe.model.trace_proof import difference

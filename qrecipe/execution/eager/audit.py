@@ -12,12 +12,11 @@ from torch import nn
 
 from qrecipe.audit.dynamic_kernels import expected_output, with_weight_of
 from qrecipe.audit.modules import differs, weight_problem
-from qrecipe.audit.sample import JUDGEABLE_DB, Sample
+from qrecipe.audit.sample import JUDGEABLE_DB, RIGHT_DB, Sample
 from qrecipe.audit.sqnr import output_sqnr_db, sqnr_db
 from qrecipe.errors.findings import CODES, Finding, error_from
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
-from qrecipe.execution.fx.reference import RIGHT_DB
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.nested import tensors_in

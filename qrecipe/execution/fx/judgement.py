@@ -12,9 +12,9 @@ from torch import Tensor, fx
 
 from qrecipe._torch_ao import quiet
 from qrecipe.audit.dynamic_kernels import expected_output
+from qrecipe.audit.sample import RIGHT_DB
 from qrecipe.audit.sqnr import output_sqnr_db, sqnr_db
 from qrecipe.errors.findings import Finding
-from qrecipe.execution.fx.reference import RIGHT_DB
 from qrecipe.model.addresses import observed_name, site_of
 from qrecipe.model.call import Inputs, bind
 from qrecipe.planning.plan import Plan, Site

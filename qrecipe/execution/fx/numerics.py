@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from qrecipe._torch_ao import quiet
-from qrecipe.audit.sample import JUDGEABLE_DB, Sample
+from qrecipe.audit.sample import JUDGEABLE_DB, RIGHT_DB, TOLERANCE_DB, Sample
 from qrecipe.audit.sqnr import output_sqnr_db
 from qrecipe.errors.findings import Finding
 from qrecipe.errors.text import first_line
@@ -21,7 +21,6 @@ from qrecipe.execution.fx.judgement import (
     saturation_findings,
     wrong_kernel_findings,
 )
-from qrecipe.execution.fx.reference import RIGHT_DB
 from qrecipe.execution.fx.reference_weights import rounding_weights_fast
 from qrecipe.planning.plan import Plan
 from qrecipe.recipe.patterns import leave_float
@@ -30,7 +29,6 @@ from qrecipe.rules.resolution import listed
 FINE_DB = 20 * math.log10(2**8)
 """From here on an output is finer than a step of 8 bits, however much finer its reference is."""
 
-TOLERANCE_DB = 1.0
 
 CAUSE_DB = 20 * math.log10(2)
 """What makes half of an error or more is said to be its cause."""

@@ -19,12 +19,10 @@ from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
 from qrecipe._torch_fx import ReferenceQuantizedModule
+from qrecipe.audit.sample import RIGHT_DB
 from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.execution.fx.reference_weights import quantized_weight
 from qrecipe.model.addresses import site_of
-
-RIGHT_DB = 30.0
-"""Below this two modules, or a kernel and its reference, compute different things."""
 
 
 @dataclass(frozen=True, slots=True)
