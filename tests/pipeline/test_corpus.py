@@ -1,6 +1,7 @@
 """Every static built-in recipe on every architecture: the model is what the plan says.
 
-A few small architectures and all toy nets always; all of torchvision's with ``-m slow``.
+A few small architectures and all toy nets always; all of torchvision's and the rest of the recipes
+with ``-m slow``.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ from qrecipe.fx.structure import realised_sites
 from qrecipe.sqnr import output_sqnr_db, sqnr_db
 
 RECIPES = ("x86-static", "x86-vnni-static", "x86-static-histogram", "arm-static")
+ENGINES = ("x86-static", "arm-static")
+"""One recipe for each engine; the others differ in ranges alone, and half of their runs is slow."""
+
 SHARES = ("all", "half")
 """How many of the sites the recipe quantizes; the others are left float by their exact names."""
 
@@ -46,12 +50,16 @@ def _runs():
     for name in TORCHVISION:
         for recipe, share in product(RECIPES, SHARES):
             marks = [pytest.mark.skipif(missing() is not None, reason=str(missing()))]
-            if name not in ALWAYS or recipe == "x86-static-histogram":
+            if name not in ALWAYS or recipe not in ENGINES:
                 marks.append(pytest.mark.slow)
             values = ("torchvision", name, recipe, share)
             yield pytest.param(values, id=f"{name}-{recipe}-{share}", marks=marks)
-    for values in product(("own",), NETS, RECIPES, SHARES):
-        yield pytest.param(values, id="-".join(values))
+    for name, recipe, share in product(NETS, RECIPES, SHARES):
+        is_slow = share == "half" and recipe not in ENGINES
+        marks = [pytest.mark.slow] if is_slow else []
+        yield pytest.param(
+            ("own", name, recipe, share), id=f"own-{name}-{recipe}-{share}", marks=marks
+        )
 
 
 @lru_cache(maxsize=1)
