@@ -30,13 +30,12 @@ from qrecipe.fx.structure import realised_sites
 from qrecipe.sqnr import output_sqnr_db, sqnr_db
 
 RECIPES = ("x86-static", "x86-vnni-static", "x86-static-histogram", "arm-static")
-ENGINES = ("x86-static", "arm-static")
-"""One recipe for each engine; the others differ in ranges alone, and half of their runs is slow."""
-
 SHARES = ("all", "half")
 """How many of the sites the recipe quantizes; the others are left float by their exact names."""
 
 ALWAYS = ("mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1")
+QUICK = {("x86-static", "all"), ("arm-static", "half")}
+"""What these run in any case: each engine, and each share."""
 BATCHES = 10
 
 LEAST_DB = 14.0
@@ -50,13 +49,14 @@ def _runs():
     for name in TORCHVISION:
         for recipe, share in product(RECIPES, SHARES):
             marks = [pytest.mark.skipif(missing() is not None, reason=str(missing()))]
-            if name not in ALWAYS or recipe not in ENGINES:
+            if name not in ALWAYS or (recipe, share) not in QUICK:
                 marks.append(pytest.mark.slow)
             values = ("torchvision", name, recipe, share)
             yield pytest.param(values, id=f"{name}-{recipe}-{share}", marks=marks)
     for name, recipe, share in product(NETS, RECIPES, SHARES):
-        is_slow = share == "half" and recipe not in ENGINES
-        marks = [pytest.mark.slow] if is_slow else []
+        # halves of the static recipe are in tests/execution/test_execution.py, too
+        is_quick = share == "all" or (recipe, share) in QUICK
+        marks = [] if is_quick else [pytest.mark.slow]
         yield pytest.param(
             ("own", name, recipe, share), id=f"own-{name}-{recipe}-{share}", marks=marks
         )

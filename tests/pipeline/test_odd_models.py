@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from plans import net_of
+from runs import silent
 from torch import nn
 
 import qrecipe
@@ -16,10 +17,6 @@ from qrecipe.errors import CalibrationError, PlanError, UnmatchedRuleError, Unsu
 from qrecipe.sqnr import sqnr_db
 
 STATIC = "builtin:x86-static"
-
-
-def silent(done, total):
-    pass
 
 
 def rows(count=12, width=6):
