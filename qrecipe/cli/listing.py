@@ -16,8 +16,7 @@ from qrecipe.recipe.schema import Backend
 from qrecipe.registry import table as registered
 from qrecipe.registry.arguments import Kind
 from qrecipe.registry.builtin import FAKE_QUANTS, OBSERVERS, known_names, signature
-from qrecipe.registry.claims import claims, every_claim, misnamed
-from qrecipe.registry.entry_points import entry_points
+from qrecipe.registry.entry_points import claims, entry_points, every_claim, misnamed
 from qrecipe.terminal.tables import render_table
 
 
