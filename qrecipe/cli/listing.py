@@ -192,12 +192,12 @@ def _backends() -> Iterator[BackendLine]:
         return
     import torch
 
-    from qrecipe.execution.engine import ENGINES
+    from qrecipe.execution.engine import ENGINES, available_engines
 
     for name in names:
         if name not in ENGINES:
             yield BackendLine(name, False, "models are prepared for export, torch has no kernels")
-        elif name in torch.backends.quantized.supported_engines:
+        elif name in available_engines():
             yield BackendLine(name, True, "")
         else:
             yield BackendLine(name, False, f"torch {torch.__version__} lacks its engine here")
