@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import get_args
 
 from qrecipe.cli.output import out, out_json
-from qrecipe.cli.user_code import UserCode, user_output
+from qrecipe.cli.user_code import user_code, user_output
 from qrecipe.errors.findings import RecipeError
 from qrecipe.recipe.recipe import load_recipe
 from qrecipe.recipe.references import ENTRY_POINT_GROUP, Publisher, builtin_names, titled
@@ -85,10 +85,9 @@ class Listing:
     ignored_plugins: tuple[IgnoredLine, ...]
 
 
-def take_listing(plugins: Sequence[str]) -> Listing:
+def take_listing(plugins: Sequence[str] | None) -> Listing:
     """Everything, after the user's and all installed plugins are imported."""
-    with UserCode() as code, user_output():
-        code.import_plugins(plugins)
+    with user_code(plugins), user_output():
         return Listing(
             recipes=tuple(_recipes()),
             observers=tuple(_constructors("observer")),
