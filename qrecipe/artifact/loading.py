@@ -26,7 +26,7 @@ from qrecipe.artifact.value_checks import value_problems
 from qrecipe.errors.findings import ArtifactError, Finding, QRecipeError
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
-from qrecipe.execution.engine import ENGINES, engine
+from qrecipe.execution.engine import ENGINES, available_engines, engine
 from qrecipe.execution.provenance import Provenance, attach
 from qrecipe.model.architecture import graph_digests
 from qrecipe.model.unfit import instead_of_model, wrapper_findings
@@ -114,11 +114,6 @@ def _check_engines(header: Header, plan: StoredPlan) -> None:
         here = ", ".join(available)
         hint = f"this torch on this CPU has {here}: quantize the model for one of them"
         raise problem("QR510", header.file, f"needs the engine {', '.join(missing)}", hint)
-
-
-def available_engines() -> tuple[str, ...]:
-    """The engines that this torch has on this CPU."""
-    return tuple(name for name in torch.backends.quantized.supported_engines if name != "none")
 
 
 def _structure(

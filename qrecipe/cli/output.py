@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -15,22 +14,20 @@ from typing import Any, TextIO
 import typer
 
 from qrecipe.errors.findings import Finding, PlanError, QRecipeError, QRecipeWarning
+from qrecipe.errors.text import printable
 
 FOUND_SOMETHING = 1
 USAGE = 2
 
-# A recipe or a model is not to steer the terminal: control characters and overrides of direction.
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-
 
 def out(text: str) -> None:
     """Text for the reader, on stdout."""
-    print(_UNPRINTABLE.sub("\ufffd", text))
+    print(printable(text))
 
 
 def err(text: str) -> None:
     """Text about what went wrong, on stderr."""
-    print(_UNPRINTABLE.sub("\ufffd", text), file=sys.stderr)
+    print(printable(text), file=sys.stderr)
 
 
 def out_json(value: Any) -> None:

@@ -1,10 +1,11 @@
-"""Progress of long work: a line on a terminal, nothing in a pipe."""
+"""Signs of life during long work: a line on a terminal, nothing in a pipe."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 Progress = Callable[[int, "int | None"], None]
 """Called with the number of steps done and of all steps, None where that is not known."""
@@ -29,6 +30,19 @@ def terminal_progress(label: str) -> Progress:
         print(f"\r{f'{label} {done}{of}{left}':<{_WIDTH}}", end=end, file=sys.stderr, flush=True)
 
     return show
+
+
+@contextmanager
+def activity(label: str) -> Iterator[None]:
+    """A line on a terminal's stderr that says what takes so long, gone at the end."""
+    show_on = sys.stderr if sys.stderr is not None and sys.stderr.isatty() else None
+    if show_on is not None:
+        print(f"{label} …", end="\r", file=show_on, flush=True)
+    try:
+        yield
+    finally:
+        if show_on is not None:
+            print(f"{'':<{_WIDTH}}", end="\r", file=show_on, flush=True)
 
 
 def _time_left(elapsed: float, done: int, total: int | None) -> str:

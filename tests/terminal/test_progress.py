@@ -38,3 +38,15 @@ def test_a_pipe_is_told_nothing(monkeypatch):
     monkeypatch.setattr(progress.sys, "stderr", pipe)
     progress.terminal_progress("comparing")(3, 4)
     assert pipe.getvalue() == ""
+
+
+def test_what_takes_long_is_named_while_it_runs(monkeypatch):
+    terminal, pipe = Terminal(), io.StringIO()
+    monkeypatch.setattr(progress.sys, "stderr", terminal)
+    with progress.activity("converting"):
+        assert terminal.getvalue() == "converting …\r"
+    assert terminal.getvalue().endswith(" \r")
+    monkeypatch.setattr(progress.sys, "stderr", pipe)
+    with progress.activity("converting"):
+        pass
+    assert pipe.getvalue() == ""

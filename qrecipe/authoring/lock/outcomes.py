@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from qrecipe.planning.plan import Plan, Site
 from qrecipe.planning.text import spec_json
-from qrecipe.recipe.pairing import is_static_integer
 from qrecipe.recipe.schema import Constructor, Phase, Table, TensorSpec
+from qrecipe.recipe.tensor_checks import is_static_integer
 from qrecipe.rules.resolution import describe
 
 _DEFAULT_FAKE_QUANT = Constructor(name="fake_quantize")

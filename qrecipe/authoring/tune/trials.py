@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from qrecipe.audit.sqnr import finite_or_none
 from qrecipe.authoring.tune.cheapest_sets import SiteCost
 from qrecipe.authoring.tune.levers import Candidate, Lever, digest_of
 from qrecipe.authoring.tune.log import TrialLog, again
@@ -19,7 +20,6 @@ from qrecipe.errors.findings import ExecutionError, QRecipeError, QRecipeWarning
 from qrecipe.errors.text import first_line
 from qrecipe.execution.batches import Forward, limited
 from qrecipe.measure.compare.comparison import compare
-from qrecipe.measure.fidelity import finite_or_none
 from qrecipe.measure.sensitivity.rank import Evaluate, sensitivity
 from qrecipe.measure.sensitivity.ranking import Ranking
 from qrecipe.measure.sensitivity.scores import number

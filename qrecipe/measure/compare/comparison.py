@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from qrecipe.audit.sqnr import Fidelity, Totals, sqnr_text
 from qrecipe.audit.weights import (
     float_weights,
     quantized_weights,
@@ -32,7 +33,6 @@ from qrecipe.measure.compare.activations import (
     watched_modules,
     watched_reference,
 )
-from qrecipe.measure.fidelity import Fidelity, Totals, sqnr_text
 from qrecipe.measure.out_of_place import without_changes_in_place
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.planning.inventory import inventory_of

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qrecipe.audit.sqnr import energy_ratio_db
+
 _BINS = 8192
 _POINTS = 8
 _NEAR_OVERFLOW = 1e37
@@ -83,7 +85,7 @@ class Distribution:
         signal = float((counts * values**2).sum())
         if not noise or not signal:
             return None
-        return 10 * math.log10(signal / noise)
+        return energy_ratio_db(signal, noise)
 
     def share(self, chosen: Callable[[Tensor], Tensor]) -> float:
         """About the share of the finite values that ``chosen`` is true of."""

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from qrecipe.audit.float_kernels import float_result, is_kernel
@@ -22,6 +21,7 @@ from qrecipe.measure.drift.counts import Tally
 from qrecipe.measure.drift.observers import Observing
 from qrecipe.measure.drift.report import Drift, SiteDrift, worst_first
 from qrecipe.measure.drift.stored_ranges import sharing, stored_ranges
+from qrecipe.model.addresses import is_conversion
 from qrecipe.model.call import Inputs, bind
 from qrecipe.model.copies import with_parts
 from qrecipe.model.nested import map_tensors
@@ -182,11 +182,11 @@ class _Run(fx.Interpreter):
         """What a node gives for the float values of its inputs; None where that is not known."""
         sources = n.all_input_nodes
         is_exact = all(self._floating[source] is self.env[source] for source in sources)
-        if n.op == "output" or (is_exact and not _is_quantizing(n)):
-            return result  # of which nothing has been rounded yet
-        if _is_quantizing(n) or n.target == "dequantize":
+        if is_conversion(n):
             # a copy: what runs in place must not change it for those who read the other
             return self._floating[sources[0]].clone()
+        if n.op == "output" or is_exact:
+            return result  # of which nothing has been rounded yet
         args, kwargs = fx.map_arg((n.args, n.kwargs), self._floating.__getitem__)
         try:
             module = self._module(n)
@@ -205,10 +205,6 @@ def _count(tally: Tally, result: Tensor, value: Any) -> None:
         tally.add(value)
     else:
         tally.add_rounded(result.dequantize())
-
-
-def _is_quantizing(node: fx.Node) -> bool:
-    return node.target is torch.quantize_per_tensor
 
 
 def _dequantized(value: Any) -> Any:

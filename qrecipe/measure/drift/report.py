@@ -8,10 +8,10 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
+from qrecipe.audit.sqnr import db_text, finite_or_none
 from qrecipe.errors.text import counted
 from qrecipe.measure.drift.distribution import Histogram
 from qrecipe.measure.drift.stored_ranges import QRange
-from qrecipe.measure.fidelity import db_text, finite_or_none
 from qrecipe.recipe.recipe import Ingredient, published
 from qrecipe.rules.resolution import listed
 from qrecipe.terminal.tables import render_table

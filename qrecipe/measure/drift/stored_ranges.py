@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from qrecipe.model.addresses import CALLS, site_of
+from qrecipe.model.addresses import CALLS, is_conversion, site_of
+from qrecipe.model.normalize import stored
 from qrecipe.planning.stored import StoredSite
 from qrecipe.recipe.schema import TensorSpec, quantized_range
 
@@ -135,15 +136,6 @@ def sharing(
     return {**group, **{node: group[origin] for node, origin in copying.items()}}
 
 
-def is_conversion(node: fx.Node) -> bool:
-    """Whether a node only goes from float to quantized or back."""
-    return node.op in CALLS and node.target in (
-        torch.quantize_per_tensor,
-        torch.quantize_per_channel,
-        "dequantize",
-    )
-
-
 def _place(node: fx.Node, sites: Mapping[str, StoredSite]) -> tuple[StoredSite, TensorRole] | None:
     """The site whose tensor a node quantizes; None where that is no new range."""
     if node.op not in CALLS:
@@ -190,13 +182,7 @@ def _qparams(node: fx.Node, part: fx.GraphModule) -> tuple[float, int] | None:
 
 
 def _value(argument: Any, part: fx.GraphModule) -> Any:
-    if not isinstance(argument, fx.Node):
-        return argument
-    if argument.op != "get_attr":
-        return None
-    path, _, name = str(argument.target).rpartition(".")
-    owner: nn.Module = part.get_submodule(path)
-    return getattr(owner, name, None)
+    return stored(argument, part) if isinstance(argument, fx.Node) else argument
 
 
 def _numbers(scale: Any, zero_point: Any) -> tuple[float, int] | None:

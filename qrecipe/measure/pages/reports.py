@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from qrecipe.audit.sqnr import db_text, sqnr_text
 from qrecipe.errors.text import counted, one_line
 from qrecipe.execution.provenance import Provenance
 from qrecipe.measure.compare.comparison import Comparison
@@ -19,7 +20,6 @@ from qrecipe.measure.drift.report import (
     drift_row,
     moved_text,
 )
-from qrecipe.measure.fidelity import db_text, sqnr_text
 from qrecipe.measure.pages import charts
 from qrecipe.measure.pages.page import Figure, Listing, Page, Section, Table, Text
 from qrecipe.measure.sensitivity.ranking import Ranking
