@@ -271,6 +271,7 @@ CODES: dict[str, Code] = {
     "QR312": Code("a module that training cannot share", UnsupportedError),
     "QR313": Code("the schedule of training does not fit", PlanError),
     "QR314": Code("an attribute that cannot be preserved", PlanError),
+    "QR315": Code("a plan that cannot be read back", PlanError),
     "QR318": Code("the plan needs another CPU", UnsupportedError),
     "QR319": Code("unknown target CPU", UnsupportedError),
     # lock files

@@ -63,24 +63,43 @@ class QConfigSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
-    """One rule of a resolved recipe.
+class WrittenRule:
+    """A rule as the recipe's author knows it: which one, what it says, why, and where.
 
-    ``key`` is as written, and empty for the global rule; ``qconfig`` is None where the rule
-    leaves things float. ``layer`` is the recipe that set it, and ``overrides`` are the ones that
-    this recipe extends: the rule beats equal rules of theirs.
+    ``key`` is as written, and empty for the global rule; ``label`` names a qconfig or tensors, or
+    is ``float``. Where a rule is written does not count in comparisons.
     """
 
     tier: Tier
     key: str
-    qconfig: QConfigSpec | None
     label: str
     reason: str | None
+    location: Location = field(compare=False)
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the rule leaves things float."""
+        return self.label == FLOAT
+
+
+@dataclass(frozen=True, slots=True)
+class Rule(WrittenRule):
+    """One rule of a resolved recipe.
+
+    ``qconfig`` is None where the rule leaves things float. ``layer`` is the recipe that set it,
+    and ``overrides`` are the ones that this recipe extends: the rule beats equal rules of theirs.
+    """
+
+    qconfig: QConfigSpec | None
     expect: int | None
     optional: bool
-    location: Location
     layer: str
     overrides: frozenset[str]
+
+    @property
+    def as_written(self) -> WrittenRule:
+        """What a plan keeps of the rule."""
+        return WrittenRule(self.tier, self.key, self.label, self.reason, self.location)
 
 
 @dataclass(frozen=True, slots=True)

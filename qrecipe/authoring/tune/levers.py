@@ -87,7 +87,8 @@ def _levers(recipe: Recipe, plan: Plan, target_cpu: TargetCpu) -> Iterator[Lever
 
 def _roles(recipe: Recipe, plan: Plan) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
     """The tensors that the plan quantizes weights and static activations by, by name."""
-    qconfigs = [site.rule.qconfig for site in plan.sites if site.verdict == "quantized"]
+    winners = {site.rule for site in plan if site.verdict == "quantized"}
+    qconfigs = [rule.qconfig for rule in recipe.rules if rule.as_written in winners]
     weights = {q.weight for q in qconfigs if q is not None and q.weight is not None}
     activations = {q.activation for q in qconfigs if q is not None and q.activation is not None}
     named = recipe.tensors.items()

@@ -138,7 +138,7 @@ def _left_float(recipe: Recipe, inventory: Inventory, planned: Plan) -> tuple[st
         site.name
         for site in planned.sites
         if site.verdict == "float"
-        and site.rule.qconfig is None
+        and site.rule.is_float
         and any(
             can_honour(inventory, [site.name], qconfig, recipe.backend, "ptq")
             for qconfig in qconfigs

@@ -36,7 +36,7 @@ from qrecipe.measure.compare.activations import (
 from qrecipe.measure.out_of_place import without_changes_in_place
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.planning.inventory import inventory_of
-from qrecipe.planning.stored import StoredPlan, ingredients_of
+from qrecipe.planning.plan import Plan
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.recipe import Ingredient, parse_recipe, published
 from qrecipe.terminal.progress import Progress, terminal_progress
@@ -158,7 +158,7 @@ def compare(
     origin = provenance(converted)
     # training has changed weights, and no sites
     recipe = replace(parse_recipe(origin.recipe), phase="ptq")
-    plan = StoredPlan.model_validate_json(origin.plan)
+    plan = Plan.from_json(origin.plan)
     first, stream = peek(batches)
     with inputs_of_batch(reference, first, forward) as inputs:
         inventory = inventory_of(reference, recipe, inputs)
@@ -194,7 +194,7 @@ def converted_parts(converted: nn.Module, paths: Iterable[str]) -> dict[str, fx.
     return parts
 
 
-def _check_same(inventory: Inventory, plan: StoredPlan) -> None:
+def _check_same(inventory: Inventory, plan: Plan) -> None:
     planned = {site.name for site in plan.sites}
     odd = planned.symmetric_difference(inventory.matches)
     if odd:
@@ -263,9 +263,7 @@ class _Run:
             self._activations.forget()
         self._activations.totals = counted
 
-    def report(
-        self, plan: StoredPlan, weights: Mapping[str, Fidelity | None], count: int
-    ) -> Comparison:
+    def report(self, plan: Plan, weights: Mapping[str, Fidelity | None], count: int) -> Comparison:
         before, after = (times.shares() for times in self._times)
         sites = []
         for site in plan.sites:
@@ -288,7 +286,7 @@ class _Run:
             self._output.fidelity(),
             count,
             after.get(CONVERSIONS, 0.0),
-            ingredients_of(plan),
+            plan.ingredients,
         )
 
     def weights(self) -> dict[str, Fidelity | None]:

@@ -25,7 +25,7 @@ from qrecipe.model.addresses import is_conversion
 from qrecipe.model.call import Inputs, bind
 from qrecipe.model.copies import with_parts
 from qrecipe.model.nested import map_tensors
-from qrecipe.planning.stored import StoredPlan, ingredients_of
+from qrecipe.planning.plan import Plan
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.extends import compose
 from qrecipe.recipe.references import Source
@@ -58,7 +58,7 @@ def drift(
         CalibrationError: no batches, none with values, or one that the model cannot take.
         ExecutionError: the model has no stored ranges (QR430): it is dynamic or float.
     """
-    plan = StoredPlan.model_validate_json(provenance(converted).plan)
+    plan = Plan.from_json(provenance(converted).plan)
     paths = [part.path for part in architecture(converted).parts]
     parts = {} if plan.executor == "eager" else converted_parts(converted, paths)
     observing = Observing()
@@ -83,7 +83,7 @@ def drift(
     sites = [site for shadow in shadows.values() for site in shadow.results()]
     if all(site.is_unseen for site in sites):
         raise _no_values(count)
-    return Drift(tuple(sorted(sites, key=worst_first)), count, ingredients_of(plan))
+    return Drift(tuple(sorted(sites, key=worst_first)), count, plan.ingredients)
 
 
 def _nothing_stored() -> ExecutionError:
@@ -128,7 +128,7 @@ def _lint(converted: nn.Module) -> LintTable:
 class _Shadowed(nn.Module):
     """A converted graph that runs as it is, and beside it in float, with tallies of its ranges."""
 
-    def __init__(self, part: fx.GraphModule, plan: StoredPlan, observing: Observing) -> None:
+    def __init__(self, part: fx.GraphModule, plan: Plan, observing: Observing) -> None:
         super().__init__()
         self.part = part
         sites = {site.name: site for site in plan.sites}

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from qrecipe.model.addresses import CALLS, is_conversion, site_of
 from qrecipe.model.normalize import stored
-from qrecipe.planning.stored import StoredSite
+from qrecipe.planning.plan import Site
 from qrecipe.recipe.schema import TensorSpec, quantized_range
 
 TensorRole = Literal["input", "output"]
@@ -57,7 +57,7 @@ class StoredRange:
     all those of the dtype and ``possible`` is their range, beyond which the kernels clip.
     """
 
-    site: StoredSite
+    site: Site
     role: TensorRole
     spec: TensorSpec
     calibrated: QRange
@@ -72,9 +72,7 @@ class StoredRange:
         return QRange.of(chosen.scale, chosen.zero_point, self.integers)
 
 
-def stored_ranges(
-    part: fx.GraphModule, sites: Mapping[str, StoredSite]
-) -> dict[fx.Node, StoredRange]:
+def stored_ranges(part: fx.GraphModule, sites: Mapping[str, Site]) -> dict[fx.Node, StoredRange]:
     """Each node that quantizes to a range which calibration has found, in order."""
     found = {}
     for node in part.graph.nodes:
@@ -107,7 +105,7 @@ def is_fixed(spec: TensorSpec) -> bool:
 
 
 def sharing(
-    part: fx.GraphModule, ranges: Mapping[fx.Node, StoredRange], sites: Mapping[str, StoredSite]
+    part: fx.GraphModule, ranges: Mapping[fx.Node, StoredRange], sites: Mapping[str, Site]
 ) -> dict[fx.Node, fx.Node]:
     """The nodes that one observer has seen: each with the first range of its group.
 
@@ -136,7 +134,7 @@ def sharing(
     return {**group, **{node: group[origin] for node, origin in copying.items()}}
 
 
-def _place(node: fx.Node, sites: Mapping[str, StoredSite]) -> tuple[StoredSite, TensorRole] | None:
+def _place(node: fx.Node, sites: Mapping[str, Site]) -> tuple[Site, TensorRole] | None:
     """The site whose tensor a node quantizes; None where that is no new range."""
     if node.op not in CALLS:
         return None
@@ -152,7 +150,7 @@ def _place(node: fx.Node, sites: Mapping[str, StoredSite]) -> tuple[StoredSite, 
     return (site, "output") if site is not None and is_own else None
 
 
-def _readers(node: fx.Node, sites: Mapping[str, StoredSite]) -> Iterator[StoredSite]:
+def _readers(node: fx.Node, sites: Mapping[str, Site]) -> Iterator[Site]:
     """The static sites that read a tensor, the nearest first."""
     waiting, seen = [node], {node}
     while waiting:

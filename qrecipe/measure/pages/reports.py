@@ -23,7 +23,8 @@ from qrecipe.measure.drift.report import (
 from qrecipe.measure.pages import charts
 from qrecipe.measure.pages.page import Figure, Listing, Page, Section, Table, Text
 from qrecipe.measure.sensitivity.ranking import Ranking
-from qrecipe.planning.stored import StoredPlan, StoredSite, ingredients_of
+from qrecipe.planning.plan import Plan
+from qrecipe.planning.text import SITE_COLUMNS, site_row
 from qrecipe.rules.resolution import listed
 
 MOST_BARS = 40
@@ -214,7 +215,7 @@ def _ranked(
     label = "SQNR of the output with this site alone quantized (dB)"
     yield from _bars("Ranking, the worst first", list(values), list(values.values()), label)
     yield from _named_depth(values, origin, label)
-    verdicts = {site.name: site.verdict for site in _plan(origin).sites}
+    verdicts = {site.name: site.verdict for site in Plan.from_json(origin.plan)}
     left = [name for name in values if verdicts.get(name) == "float"]
     why = f"Float, and so without a range: {listed(left)}." if left else ""
     yield from _worst_spreads(list(values), activations, why)
@@ -312,13 +313,12 @@ def _spreads(sites: Sequence[SiteDrift], *, with_now: bool, note: str = "") -> I
 
 def _origin(origin: Provenance) -> Iterator[Section]:
     """The plan, the recipe and the versions."""
-    plan = _plan(origin)
-    rows = [_plan_row(site) for site in plan.sites]
-    header = ("site", "operation", "verdict", "weight/activation", "decided by", "why")
+    plan = Plan.from_json(origin.plan)
+    rows = [tuple(map(one_line, site_row(site))) for site in plan]
     caption = f"{plan.backend} ({plan.phase}), {plan.executor}: {len(rows)} sites"
-    yield Table("Plan", header, rows, caption)
+    yield Table("Plan", SITE_COLUMNS, rows, caption)
     yield Listing("Recipe", origin.recipe)
-    made_of = [each for each in ingredients_of(plan) if each.publisher is not None]
+    made_of = [each for each in plan.ingredients if each.publisher is not None]
     versions = [
         ("fingerprint of the recipe", origin.fingerprint),
         *((one_line(each.name), str(each.publisher)) for each in made_of),
@@ -334,28 +334,12 @@ def _version_order(version: tuple[str, str]) -> tuple[int, str]:
     return (first.index(name) if name in first else len(first), name)
 
 
-def _plan_row(site: StoredSite) -> tuple[str, ...]:
-    dtypes = "float"
-    if site.qconfig is not None:
-        specs = (site.qconfig.weight, site.qconfig.activation)
-        dtypes = "/".join("-" if spec is None else str(spec.dtype) for spec in specs)
-        dtypes += " dynamic" if site.mode == "dynamic" else ""
-    decided = f"{site.rule.tier} {site.rule.key}".rstrip() + f" = {site.rule.says}"
-    cells = (site.name, site.op, site.verdict, dtypes, decided, site.reason or "")
-    return tuple(map(one_line, cells))
-
-
-def _plan(origin: Provenance) -> StoredPlan:
-    # not its JSON as it stands: that of a loaded model is only known to be valid
-    return StoredPlan.model_validate_json(origin.plan)
-
-
 def _site_names(origin: Provenance) -> list[str]:
-    return [site.name for site in _plan(origin).sites]
+    return [site.name for site in Plan.from_json(origin.plan)]
 
 
 def _name(origin: Provenance) -> str:
-    return _plan(origin).recipe
+    return Plan.from_json(origin.plan).recipe
 
 
 def _subtitle(origin: Provenance) -> str:
