@@ -257,7 +257,7 @@ def quantize(
     *,
     example_inputs: Any = None,
     forward: Forward | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     target_cpu: TargetCpu = "this",
 ) -> nn.Module:
     """Plan, compile, prepare, calibrate, convert and audit in one call.
@@ -284,7 +284,7 @@ def quantize(
     else:
         compiled = _compile(model, loaded, Inputs.from_batch(example_inputs), target_cpu)
     prepared = compiled._prepared()
-    calibrate(prepared, stream, forward, progress)
+    calibrate(prepared, stream, forward=forward, progress=progress)
     return compiled.convert(prepared)
 
 
@@ -294,7 +294,7 @@ def simulate(
     batches: Iterable[Any],
     *,
     forward: Forward | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     target_cpu: TargetCpu = "this",
 ) -> nn.Module:
     """What `quantize` gives, as it computes on the CPU that it is for.
@@ -305,7 +305,7 @@ def simulate(
     first, stream = peek(batches)
     compiled = _compile_for_batch(model, recipe, first, forward, target_cpu)
     prepared = compiled._prepared()
-    calibrate(prepared, stream, forward, progress)
+    calibrate(prepared, stream, forward=forward, progress=progress)
     converted = compiled.convert(prepared)
     return compiled._reference(prepared) if compiled.unjudged else converted
 

@@ -80,13 +80,13 @@ class TuningResult:
             return None
         return max(0.0, self.float_metric - self.max_drop - self.metric)
 
-    def save(self, path: str | os.PathLike[str]) -> Recipe:
-        """Write the recipe as a file that extends the one it started from, and load it.
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the recipe as a file that extends the one it started from.
 
         Raises ``RecipeReferenceError`` (QR001) where it cannot be written or would take the place
         of something else than a recipe.
         """
-        return save_overlay(self._base, self._values, Path(path_text(path, "save takes a path")))
+        save_overlay(self._base, self._values, Path(path_text(path, "save takes a path")))
 
     def __str__(self) -> str:
         rows = [

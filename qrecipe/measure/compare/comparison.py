@@ -39,7 +39,7 @@ from qrecipe.planning.inventory import inventory_of
 from qrecipe.planning.stored import StoredPlan, ingredients_of
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.recipe import Ingredient, parse_recipe, published
-from qrecipe.terminal.progress import Progress, terminal_progress
+from qrecipe.terminal.progress import Progress, chosen_progress
 from qrecipe.terminal.tables import render_table
 
 _MOST_BATCHES = 2**31
@@ -141,8 +141,9 @@ def compare(
     reference: nn.Module,
     converted: nn.Module,
     batches: Iterable[Any],
+    *,
     forward: Forward | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Comparison:
     """SQNR and MSE of weights, activations and output, and the share of the time, by site.
 
@@ -167,7 +168,7 @@ def compare(
         without_changes_in_place(part.graph_module)
     run = _Run(reference, converted, inventory, forward)
     weights = run.weights()
-    show = progress or terminal_progress("comparing")
+    show = chosen_progress(progress, "comparing")
     kernels: AbstractContextManager[None] = (
         nullcontext() if plan.is_for_export else engine(recipe.backend)
     )

@@ -158,15 +158,15 @@ class Ranking:
         keep_float: int | None = None,
         *,
         min_sqnr_db: float | None = None,
-    ) -> Recipe:
-        """Write the recipe of `to_recipe` as a file that extends the ranked one, and load it.
+    ) -> None:
+        """Write the recipe of `to_recipe` as a file that extends the ranked one.
 
         Raises as `to_recipe`, and ``RecipeReferenceError`` (QR001) where it cannot be written or
         would take the place of something else than a recipe.
         """
         file = Path(path_text(path, "save_overlay takes a path"))
         rules = overlay.float_rules(self._chosen(keep_float, min_sqnr_db))
-        return overlay.save_overlay(self.recipe, rules, file)
+        overlay.save_overlay(self.recipe, rules, file)
 
     def _chosen(self, keep_float: int | None, min_sqnr_db: float | None) -> dict[str, str]:
         """The key of a rule and its reason for each site that is left float."""
