@@ -159,3 +159,18 @@ def test_a_stored_plan_knows_every_executor_and_every_engine_of_a_detour():
     assert get_args(StoredPlan.model_fields["executor"].annotation) == get_args(Executor)
     stored = get_args(StoredSite.model_fields["engine"].annotation)
     assert {*get_args(stored[0]), type(None)} == {*get_args(Engine), stored[1]}
+
+
+def test_every_make_target_that_is_named_exists():
+    targets = re.findall(r"`make ([a-z-]+)`", PAGES["CONTRIBUTING.md"].read_text(encoding="utf-8"))
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    rules = re.findall(r"^([a-z-]+):", makefile, re.MULTILINE)
+    assert len(targets) >= 5
+    assert set(targets) <= set(rules)
+
+
+def test_hooks_make_and_ci_run_the_same_checks():
+    commands = ("ruff check", "ruff format", "mypy --strict", "lint-imports")
+    for name in (".pre-commit-config.yaml", "Makefile", ".ci/run"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert [command for command in commands if f"/{command}" not in text] == [], name
