@@ -11,18 +11,20 @@ from torch import nn
 
 from qrecipe._version import __version__
 from qrecipe.errors.findings import ArtifactError, Finding
+from qrecipe.errors.short import ShortRepr
 from qrecipe.model.kept import PROVENANCE, kept, kept_with
 from qrecipe.model.record import Architecture
 from qrecipe.observers.loading import plugin_versions
 from qrecipe.planning.cpu import cpu_name
 from qrecipe.planning.plan import Plan
+from qrecipe.recipe.frozen import FrozenMapping
 from qrecipe.recipe.recipe import Recipe
 
 _ARCHITECTURE = "architecture"
 
 
-@dataclass(frozen=True, slots=True)
-class Provenance:
+@dataclass(frozen=True, slots=True, repr=False)
+class Provenance(ShortRepr):
     """The resolved recipe as TOML, its fingerprint, the plan as JSON, and the versions.
 
     ``versions`` are those of qrecipe, torch, Python, the distributions of the plugins that the
@@ -49,7 +51,12 @@ def make_provenance(recipe: Recipe, plan: Plan, unjudged: tuple[str, ...]) -> Pr
         "python": platform.python_version(),
     }
     return Provenance(
-        recipe.to_toml(), recipe.fingerprint, plan.to_json(), versions, cpu_name(), unjudged
+        recipe.to_toml(),
+        recipe.fingerprint,
+        plan.to_json(),
+        FrozenMapping(versions),
+        cpu_name(),
+        unjudged,
     )
 
 

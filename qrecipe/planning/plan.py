@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from qrecipe.errors.findings import Finding, Location
+from qrecipe.errors.short import ShortRepr
 from qrecipe.planning.backend import (
     EXPORTED,
     Mode,
@@ -25,8 +26,8 @@ Executor = Literal["fx", "eager"]
 RuleOutcome = Literal["applied", "shadowed", "unused", "unmatched", "unsupported"]
 
 
-@dataclass(frozen=True, slots=True)
-class Site:
+@dataclass(frozen=True, slots=True, repr=False)
+class Site(ShortRepr):
     """An operation with its decision.
 
     ``qconfig`` is what is executed (None for float); ``input`` the spec that a float input of the
@@ -57,8 +58,8 @@ class Site:
         return f"{text} dynamic" if self.mode == "dynamic" else text
 
 
-@dataclass(frozen=True, slots=True)
-class RuleVerdict:
+@dataclass(frozen=True, slots=True, repr=False)
+class RuleVerdict(ShortRepr):
     """What became of a rule; ``sites`` are those it covers, whether or not it wins there."""
 
     rule: Rule
@@ -67,8 +68,8 @@ class RuleVerdict:
     sites: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+@dataclass(frozen=True, slots=True, repr=False)
+class Plan(ShortRepr):
     """Recipe x model: every site's decision and every rule's verdict.
 
     ``findings`` are what makes the plan impossible; a plan that was returned has none.

@@ -14,6 +14,7 @@ from qrecipe.authoring.tune.levers import Candidate, Lever
 from qrecipe.authoring.tune.log import cost_json, trial_json
 from qrecipe.authoring.tune.search import Search, Trial
 from qrecipe.authoring.tune.trials import Stop
+from qrecipe.errors.short import ShortRepr
 from qrecipe.recipe.overlay import float_rules, overlay_recipe, rule_key, save_overlay
 from qrecipe.recipe.recipe import Ingredient, Recipe, published
 from qrecipe.recipe.references import path_text
@@ -40,8 +41,8 @@ class Budget:
         return self.float_metric - self.max_drop
 
 
-@dataclass(frozen=True, slots=True)
-class TuningResult:
+@dataclass(frozen=True, slots=True, repr=False)
+class TuningResult(ShortRepr):
     """The best recipe that was verified, and the trials in order.
 
     ``reached`` tells whether it is within the budget: ``metric`` at least ``float_metric`` less
@@ -66,7 +67,7 @@ class TuningResult:
     ranking: tuple[SiteCost, ...]
     stopped: Stop | None
     _base: Recipe = field(repr=False)
-    _values: Mapping[str, Any] = field(repr=False)
+    _values: Mapping[str, Any] = field(hash=False, repr=False)
 
     @property
     def ingredients(self) -> tuple[Ingredient, ...]:

@@ -19,6 +19,7 @@ from qrecipe.audit.weights import (
     weights_of_module,
 )
 from qrecipe.errors.findings import ArtifactError, Finding
+from qrecipe.errors.short import ShortRepr
 from qrecipe.execution.batches import Forward, inputs_of_batch, limited, no_batches, peek
 from qrecipe.execution.engine import engine
 from qrecipe.execution.fx.structure import realised_sites
@@ -46,8 +47,8 @@ _MOST_BATCHES = 2**31
 _TIMED_RUNS = 5
 
 
-@dataclass(frozen=True, slots=True)
-class SiteComparison:
+@dataclass(frozen=True, slots=True, repr=False)
+class SiteComparison(ShortRepr):
     """One site in both models.
 
     ``weight`` is None where the weight is not quantized, ``activation`` where the site gives no
@@ -63,8 +64,8 @@ class SiteComparison:
     quantized_share: float
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
+@dataclass(frozen=True, slots=True, repr=False)
+class Comparison(ShortRepr):
     """All sites, the worst activation first, and the model's own output.
 
     ``conversion_share`` is the share of the int8 time that quantizing and dequantizing takes;

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qrecipe.errors.short import ShortRepr
+
 _BINS = 8192
 _POINTS = 8
 _NEAR_OVERFLOW = 1e37
 
 
-@dataclass(frozen=True, slots=True)
-class Histogram:
+@dataclass(frozen=True, slots=True, repr=False)
+class Histogram(ShortRepr):
     """Counts of values in bins of equal width from ``low`` to ``high``."""
 
     low: float

@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
+from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.text import counted
 from qrecipe.measure.drift.distribution import Histogram
 from qrecipe.measure.drift.stored_ranges import QRange
@@ -29,8 +30,8 @@ _MOST_SHOWN = 10
 """Widths of the stored range beyond which it makes no difference how far a range moves."""
 
 
-@dataclass(frozen=True, slots=True)
-class SiteDrift:
+@dataclass(frozen=True, slots=True, repr=False)
+class SiteDrift(ShortRepr):
     """One tensor that is quantized to a stored range: the output of a site, or a float input.
 
     Everything is measured on the values that float gives at this place, which ``values`` counts.
@@ -89,8 +90,8 @@ class SiteDrift:
         return max(0.0, self.clipped - self.clipped_after)
 
 
-@dataclass(frozen=True, slots=True)
-class Drift:
+@dataclass(frozen=True, slots=True, repr=False)
+class Drift(ShortRepr):
     """All stored ranges, first the one that recalibration would move most.
 
     ``ingredients`` are the files that the recipe was made of.

@@ -47,6 +47,7 @@ from qrecipe.planning.inventory import inventory_of
 from qrecipe.planning.plan import Plan
 from qrecipe.planning.target_cpu import TargetCpu, unjudged_sites
 from qrecipe.process.neutral import neutral
+from qrecipe.recipe.frozen import FrozenMapping
 from qrecipe.recipe.recipe import Recipe, load_recipe
 from qrecipe.terminal.progress import Progress, chosen_progress
 
@@ -286,7 +287,7 @@ def _ranking(
     ]
     return Ranking(
         sites=tuple(sorted(ranked, key=worst_first)),
-        unranked=reasons,
+        unranked=FrozenMapping(reasons),
         method=method,
         batches=max(1, found.batches),
         partial=found.interrupted,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qrecipe.errors.findings import ExecutionError, Finding
+from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.text import shown
 from qrecipe.measure.fidelity import finite_or_none
 from qrecipe.recipe import overlay
@@ -25,8 +26,8 @@ _BAR = 30
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
-@dataclass(frozen=True, slots=True)
-class RankedSite:
+@dataclass(frozen=True, slots=True, repr=False)
+class RankedSite(ShortRepr):
     """One site and its effect on the output, all other sites being float.
 
     ``sqnr_db`` is that of the model's output, None where the caller's own measure ranks; ``value``
@@ -40,8 +41,8 @@ class RankedSite:
     batches: int
 
 
-@dataclass(frozen=True, slots=True)
-class Ranking:
+@dataclass(frozen=True, slots=True, repr=False)
+class Ranking(ShortRepr):
     """Sites, the worst first, and why others are not ranked.
 
     ``is_estimate`` tells that the dB are estimates; ``partial`` that an interrupt came before all
