@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -15,10 +15,11 @@ from qrecipe.planning.backend import (
     Verdict,
 )
 from qrecipe.planning.engines import Engine
-from qrecipe.planning.text import explanation, plan_json, plan_text
+from qrecipe.planning.text import explanation, plan_json, plan_sections
 from qrecipe.recipe.recipe import Ingredient, QConfigSpec, Rule
 from qrecipe.recipe.schema import Backend, Phase, TensorSpec
 from qrecipe.rules.structure import ModelStructure
+from qrecipe.terminal.report import Report, Section
 
 Executor = Literal["fx", "eager"]
 """How a plan is executed: in FX graph mode, or module by module where that cannot trace."""
@@ -69,7 +70,7 @@ class RuleVerdict(ShortRepr):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Plan(ShortRepr):
+class Plan(Report):
     """Recipe x model: every site's decision and every rule's verdict.
 
     ``findings`` are what makes the plan impossible; a plan that was returned has none.
@@ -107,8 +108,8 @@ class Plan(ShortRepr):
         """Whether conversion gives torch's reference model, to be exported and not executed."""
         return self.backend in EXPORTED
 
-    def __str__(self) -> str:
-        return plan_text(self)
+    def _sections(self) -> Iterator[Section]:
+        return plan_sections(self)
 
     def restricted_to(self, names: Collection[str]) -> Plan:
         """The same plan for some of its sites."""

@@ -12,17 +12,19 @@ from qrecipe.errors.spelling import did_you_mean
 from qrecipe.recipe.recipe import QConfigSpec, Rule, published
 from qrecipe.recipe.schema import TensorSpec
 from qrecipe.rules.resolution import describe
-from qrecipe.terminal.tables import render_table
+from qrecipe.terminal.report import Listing, Section, Table, Text
 
 if TYPE_CHECKING:
     from qrecipe.planning.plan import Plan, Site
 
 
-def plan_text(plan: Plan) -> str:
+def plan_sections(plan: Plan) -> Iterator[Section]:
     """The whole plan: a line on top, the sites, the rules."""
-    warnings = [str(finding) for finding in plan.warnings]
-    head = "\n".join([summary(plan), *published(plan.ingredients)])
-    return "\n\n".join([head, _site_table(plan.sites), _rule_table(plan), *warnings])
+    yield Text("Plan", [summary(plan), *published(plan.ingredients)])
+    yield _site_table(plan.sites)
+    yield _rule_table(plan)
+    for finding in plan.warnings:
+        yield Listing("Warning", str(finding))
 
 
 def summary(plan: Plan) -> str:
@@ -40,15 +42,16 @@ def summary(plan: Plan) -> str:
     )
 
 
-def _site_table(sites: tuple[Site, ...] | list[Site]) -> str:
+def _site_table(sites: tuple[Site, ...] | list[Site]) -> Table:
     rows = [
         (site.name, site.op, site.verdict, site.dtypes, _by(site.rule), site.reason or "")
         for site in sites
     ]
-    return render_table(("site", "operation", "verdict", "weight/act", "decided by", "why"), rows)
+    header = ("site", "operation", "verdict", "weight/act", "decided by", "why")
+    return Table("Sites", header, rows)
 
 
-def _rule_table(plan: Plan) -> str:
+def _rule_table(plan: Plan) -> Table:
     rows = [
         (
             describe(verdict.rule),
@@ -60,7 +63,7 @@ def _rule_table(plan: Plan) -> str:
         )
         for verdict in plan.rules
     ]
-    return render_table(("rule", "says", "verdict", "sites", "set at", "reason"), rows)
+    return Table("Rules", ("rule", "says", "verdict", "sites", "set at", "reason"), rows)
 
 
 def _by(rule: Rule) -> str:
@@ -83,7 +86,7 @@ def explanation(plan: Plan, name: str) -> str:
     if not inside:
         return f"{name}: nothing in it is called that quantization can decide about"
     head = f"{name or 'the model'} holds {len(inside)} sites"
-    return "\n\n".join([head, _site_table(inside), *sources])
+    return "\n\n".join([head, _site_table(inside).text(), *sources])
 
 
 def explanation_json(plan: Plan, name: str) -> dict[str, Any]:

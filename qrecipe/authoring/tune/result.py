@@ -14,12 +14,11 @@ from qrecipe.authoring.tune.levers import Candidate, Lever
 from qrecipe.authoring.tune.log import cost_json, trial_json
 from qrecipe.authoring.tune.search import Search, Trial
 from qrecipe.authoring.tune.trials import Stop
-from qrecipe.errors.short import ShortRepr
 from qrecipe.recipe.overlay import float_rules, overlay_recipe, rule_key, save_overlay
 from qrecipe.recipe.recipe import Ingredient, Recipe, published
 from qrecipe.recipe.references import path_text
 from qrecipe.rules.resolution import listed
-from qrecipe.terminal.tables import render_table
+from qrecipe.terminal.report import Report, Section, Table, Text
 
 _WORDS: Mapping[Stop, str] = {
     "trials": "Stopped at the most trials allowed",
@@ -42,7 +41,7 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class TuningResult(ShortRepr):
+class TuningResult(Report):
     """The best recipe that was verified, and the trials in order.
 
     ``reached`` tells whether it is within the budget: ``metric`` at least ``float_metric`` less
@@ -89,13 +88,13 @@ class TuningResult(ShortRepr):
         """
         save_overlay(self._base, self._values, Path(path_text(path, "save takes a path")))
 
-    def __str__(self) -> str:
+    def _sections(self) -> Iterator[Section]:
         rows = [
             (str(number), _metric(trial.metric), _mark(trial), _what(trial))
             for number, trial in enumerate(self.trials, 1)
         ]
-        table = render_table(("trial", "metric", "", "what"), rows)
-        return "\n\n".join([table, "\n".join(self.notes)])
+        yield Table("Trials", ("trial", "metric", "", "what"), rows, numeric=frozenset({0, 1}))
+        yield Text("Result", self.notes)
 
     @property
     def notes(self) -> tuple[str, ...]:

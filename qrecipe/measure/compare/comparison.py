@@ -20,6 +20,7 @@ from qrecipe.audit.weights import (
 )
 from qrecipe.errors.findings import ArtifactError, Finding
 from qrecipe.errors.short import ShortRepr
+from qrecipe.errors.text import counted
 from qrecipe.execution.batches import Forward, inputs_of_batch, limited, no_batches, peek
 from qrecipe.execution.engine import engine
 from qrecipe.execution.fx.structure import realised_sites
@@ -33,7 +34,7 @@ from qrecipe.measure.compare.activations import (
     watched_modules,
     watched_reference,
 )
-from qrecipe.measure.fidelity import Fidelity, Totals, sqnr_text
+from qrecipe.measure.fidelity import Fidelity, Totals, db_text, sqnr_text
 from qrecipe.measure.out_of_place import without_changes_in_place
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.planning.inventory import inventory_of
@@ -41,7 +42,7 @@ from qrecipe.planning.stored import StoredPlan, ingredients_of
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.recipe import Ingredient, parse_recipe, published
 from qrecipe.terminal.progress import Progress, chosen_progress
-from qrecipe.terminal.tables import render_table
+from qrecipe.terminal.report import Report, Section, Table, Text
 
 _MOST_BATCHES = 2**31
 _TIMED_RUNS = 5
@@ -65,7 +66,7 @@ class SiteComparison(ShortRepr):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Comparison(ShortRepr):
+class Comparison(Report):
     """All sites, the worst activation first, and the model's own output.
 
     ``conversion_share`` is the share of the int8 time that quantizing and dequantizing takes;
@@ -78,29 +79,14 @@ class Comparison(ShortRepr):
     conversion_share: float
     ingredients: tuple[Ingredient, ...] = ()
 
-    def __str__(self) -> str:
-        rows = [
-            (
-                site.name,
-                site.op,
-                site.verdict,
-                _db(site.weight),
-                _db(site.activation),
-                "" if site.activation is None else f"{site.activation.mse:.2e}",
-                f"{site.float_share:.1%}",
-                f"{site.quantized_share:.1%}",
-            )
-            for site in self.sites
-        ]
-        header = ("site", "operation", "verdict", "weight dB", "activation dB", "MSE")
-        table = render_table((*header, "float time", "int8 time"), rows)
-        count = "1 batch" if self.batches == 1 else f"{self.batches} batches"
+    def _sections(self) -> Iterator[Section]:
+        yield comparison_table(self.sites)
         output = sqnr_text(None if self.output is None else self.output.sqnr_db)
         summary = (
-            f"output: {output} over {count}; "
+            f"output: {output} over {counted(self.batches, 'batch')}; "
             f"quantizing and dequantizing takes {self.conversion_share:.1%} of the int8 time"
         )
-        return "\n".join([table, "", summary, *published(self.ingredients)])
+        yield Text("Result", [summary, *published(self.ingredients)])
 
     def to_json(self) -> str:
         """Stable keys; the SQNR of equal tensors is null, with ``"exact": true``."""
@@ -114,6 +100,26 @@ class Comparison(ShortRepr):
         from qrecipe.measure.pages.plots import plot_comparison
 
         plot_comparison(self, path)
+
+
+def comparison_table(sites: Iterable[SiteComparison]) -> Table:
+    """What quantization cost at each site."""
+    rows = [
+        (
+            site.name,
+            site.op,
+            site.verdict,
+            "" if site.weight is None else db_text(site.weight.sqnr_db),
+            "" if site.activation is None else db_text(site.activation.sqnr_db),
+            "" if site.activation is None else f"{site.activation.mse:.2e}",
+            f"{site.float_share:.1%}",
+            f"{site.quantized_share:.1%}",
+        )
+        for site in sites
+    ]
+    header = ("site", "operation", "verdict", "weight dB", "activation dB", "MSE")
+    numeric = frozenset(range(3, 8))
+    return Table("Sites", (*header, "float time", "int8 time"), rows, numeric=numeric)
 
 
 def comparison_json(report: Comparison) -> dict[str, Any]:
@@ -327,9 +333,3 @@ def _weight_fidelity(
 def _worst_first(site: SiteComparison) -> tuple[bool, float]:
     value = math.inf if site.activation is None else site.activation.sqnr_db
     return (site.activation is None, -math.inf if math.isnan(value) else value)
-
-
-def _db(fidelity: Fidelity | None) -> str:
-    if fidelity is None:
-        return ""
-    return "exact" if fidelity.exact else f"{fidelity.sqnr_db:.1f}"
