@@ -33,6 +33,7 @@ from qrecipe.model.unfit import instead_of_model, wrapper_findings
 from qrecipe.planning.cpu import has_vnni
 from qrecipe.planning.plan import Plan
 from qrecipe.process.neutral import neutral
+from qrecipe.recipe.frozen import FrozenMapping
 from qrecipe.recipe.schema import LintTable, RecipeTable
 from qrecipe.rules.resolution import listed
 
@@ -81,7 +82,7 @@ def load_quantized(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         contents.recipe,
         contents.fingerprint,
         contents.plan,
-        dict(contents.versions),
+        FrozenMapping(contents.versions),
         contents.cpu,
         contents.unjudged,
     )

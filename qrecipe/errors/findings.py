@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any, Literal
 
+from qrecipe.errors.short import ShortRepr, short
 from qrecipe.errors.text import one_line, printable
 
 Severity = Literal["error", "warning"]
 
 
-@dataclass(frozen=True, slots=True)
-class Location:
+@dataclass(frozen=True, slots=True, repr=False)
+class Location(ShortRepr):
     """A span of text on one line of a recipe file.
 
     ``line`` and ``column`` count from 1, columns in characters; ``end_column`` is exclusive.
@@ -30,8 +31,8 @@ class Location:
         return f"{one_line(self.file)}:{self.line}:{self.column}"
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+@dataclass(frozen=True, slots=True, repr=False)
+class Finding(ShortRepr):
     """One thing that is wrong or doubtful: what, where, and how to mend it.
 
     ``key`` is the dotted key of the recipe at fault where only that is known; who has the recipe
@@ -113,6 +114,9 @@ class QRecipeError(Exception):
 
     def __str__(self) -> str:
         return "\n".join(str(finding) for finding in self.findings)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({short(self.findings)})"
 
 
 class RecipeError(QRecipeError):

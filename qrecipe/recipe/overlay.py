@@ -97,8 +97,8 @@ def _without_reasons(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, "rules": rules}
 
 
-def save_overlay(recipe: Recipe, values: Mapping[str, Any], path: Path) -> Recipe:
-    """Write the same to a file, extending what can be reached from there, and load it.
+def save_overlay(recipe: Recipe, values: Mapping[str, Any], path: Path) -> None:
+    """Write the same to a file, extending what can be reached from there.
 
     Raises ``RecipeReferenceError`` (QR001) where it cannot be written, or would take the place of
     something else than a recipe.
@@ -106,7 +106,6 @@ def save_overlay(recipe: Recipe, values: Mapping[str, Any], path: Path) -> Recip
     check_replaceable(path)
     # nothing is written that could not be read
     write_atomically(path, _readable_text(recipe, values, path))
-    return load_recipe(path)
 
 
 def _readable_text(recipe: Recipe, values: Mapping[str, Any], path: Path) -> str:

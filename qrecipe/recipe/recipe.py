@@ -17,6 +17,7 @@ from qrecipe.errors.findings import (
     UnknownNameError,
     error_from,
 )
+from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.spelling import did_you_mean, few_suggestions
 from qrecipe.errors.text import one_line, shown
 from qrecipe.files import write_atomically
@@ -62,8 +63,8 @@ class QConfigSpec:
     activation: TensorSpec | None
 
 
-@dataclass(frozen=True, slots=True)
-class WrittenRule:
+@dataclass(frozen=True, slots=True, repr=False)
+class WrittenRule(ShortRepr):
     """A rule as the recipe's author knows it: which one, what it says, why, and where.
 
     ``key`` is as written, and empty for the global rule; ``label`` names a qconfig or tensors, or
@@ -102,8 +103,8 @@ class Rule(WrittenRule):
         return WrittenRule(self.tier, self.key, self.label, self.reason, self.location)
 
 
-@dataclass(frozen=True, slots=True)
-class Ingredient:
+@dataclass(frozen=True, slots=True, repr=False)
+class Ingredient(ShortRepr):
     """One file that a recipe is made of: its name, its fingerprint, and who published it.
 
     ``publisher`` is the installed distribution with its version; None for a file of the user's
@@ -134,8 +135,8 @@ def published(ingredients: Iterable[Ingredient]) -> list[str]:
     return [f"with {one_line(each.title)}" for each in ingredients if each.publisher is not None]
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
+@dataclass(frozen=True, slots=True, repr=False)
+class Recipe(ShortRepr):
     """A recipe with its bases merged and everything checked that needs no model.
 
     ``path`` is the file as it was named, ``reference`` what a recipe that extends this one would
@@ -148,13 +149,13 @@ class Recipe:
     description: str | None
     phase: Phase
     backend: Backend
-    tensors: FrozenMapping[str, TensorSpec]
-    qconfigs: FrozenMapping[str, QConfigSpec]
+    tensors: Mapping[str, TensorSpec]
+    qconfigs: Mapping[str, QConfigSpec]
     rules: tuple[Rule, ...]
-    calibration: CalibrationTable
-    qat: QatTable
-    fx: FxTable
-    lint: LintTable
+    calibration: CalibrationTable = field(repr=False)
+    qat: QatTable = field(repr=False)
+    fx: FxTable = field(repr=False)
+    lint: LintTable = field(repr=False)
     path: str | None
     reference: str | None
     fingerprint: str

@@ -7,6 +7,7 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -55,6 +56,9 @@ class Table(BaseModel):
     """A table of a recipe: unknown keys are findings, values are never coerced."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        return ((key, value) for key, value in super().__repr_args__() if value is not None)
 
 
 class Constructor(BaseModel):

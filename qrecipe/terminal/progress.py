@@ -7,6 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from qrecipe.errors.findings import ExecutionError, Finding
+from qrecipe.errors.text import shown
+
 Progress = Callable[[int, "int | None"], None]
 """Called with the number of steps done and of all steps, None where that is not known."""
 
@@ -15,10 +18,25 @@ _TOO_EARLY = 1.0
 _WIDTH = 60
 
 
+def chosen_progress(given: Progress | bool | None, label: str) -> Progress:
+    """What a caller's ``progress`` stands for: True and None the terminal's, False silence.
+
+    Raises ``ExecutionError`` (QR425) for anything else that cannot be called.
+    """
+    if given is None or given is True:
+        return terminal_progress(label)
+    if given is False:
+        return _silent
+    if not callable(given):
+        text = f"progress is a function or a bool, not {shown(type(given).__name__)}"
+        raise ExecutionError(Finding("QR425", text))
+    return given
+
+
 def terminal_progress(label: str) -> Progress:
     """Progress as one line that rewrites itself on stderr; silent where that is no terminal."""
     if sys.stderr is None or not sys.stderr.isatty():  # None in a process without any
-        return lambda done, total: None
+        return _silent
 
     start = time.monotonic()
 
@@ -43,6 +61,10 @@ def activity(label: str) -> Iterator[None]:
     finally:
         if show_on is not None:
             print(f"{'':<{_WIDTH}}", end="\r", file=show_on, flush=True)
+
+
+def _silent(done: int, total: int | None) -> None:
+    pass
 
 
 def _time_left(elapsed: float, done: int, total: int | None) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from qrecipe.errors.short import ShortRepr
+
 _GRAIN = 256
 """How finely the time is divided."""
 
 
-@dataclass(frozen=True, slots=True)
-class SiteCost:
+@dataclass(frozen=True, slots=True, repr=False)
+class SiteCost(ShortRepr):
     """A site that could stay float: why, and its share of the float model's time, 0 to 1.
 
     ``sqnr_db`` is that of the output with this site alone quantized; None where it is not finite,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qrecipe.errors.findings import RecipeError
+from qrecipe.errors.short import ShortRepr
 from qrecipe.planning.plan import Plan
 from qrecipe.planning.target_cpu import TargetCpu, target_has_vnni
 from qrecipe.recipe.overlay import overlay_recipe
@@ -19,16 +20,16 @@ _EIGHT_BITS = ("int8", "uint8")
 _EXTREMES = ("minmax", "moving_average_minmax")
 
 
-@dataclass(frozen=True, slots=True)
-class Lever:
+@dataclass(frozen=True, slots=True, repr=False)
+class Lever(ShortRepr):
     """A change of how tensors are quantized: the keys that it sets, by the tensor's name."""
 
     what: str
     tensors: Mapping[str, Mapping[str, Any]] = field(hash=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+@dataclass(frozen=True, slots=True, repr=False)
+class Candidate(ShortRepr):
     """A recipe to try: the base with these levers, and these sites left float."""
 
     levers: tuple[Lever, ...] = ()

@@ -179,7 +179,7 @@ class ModelBench:
             as_calibrated(recipe),
             of.batches,
             forward=of.forward,
-            progress=_silent,
+            progress=False,
             target_cpu=of.target_cpu,
         )
 
@@ -196,7 +196,7 @@ class ModelBench:
                 of.batches,
                 evaluate=evaluate,
                 forward=of.forward,
-                progress=_silent,
+                progress=False,
                 target_cpu=of.target_cpu,
             )
         except ExecutionError as error:
@@ -209,7 +209,9 @@ class ModelBench:
         of = self._subject
         one = list(limited(of.batches, 1))
         converted = self._made(quantize, recipe)
-        report = compare(runnable_copy(of.model), converted, one, of.forward, _silent)
+        report = compare(
+            runnable_copy(of.model), converted, one, forward=of.forward, progress=False
+        )
         return {site.name: site.float_share for site in report.sites}
 
 
@@ -223,10 +225,6 @@ def _costs(ranking: Ranking, shares: Mapping[str, float]) -> list[SiteCost]:
         )
         for site in ranking.sites
     ]
-
-
-def _silent(done: int, total: int | None) -> None:
-    pass
 
 
 @contextmanager

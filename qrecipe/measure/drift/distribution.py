@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from qrecipe.audit.sqnr import energy_ratio_db
+from qrecipe.errors.short import ShortRepr
 
 _BINS = 8192
 _POINTS = 8
 _NEAR_OVERFLOW = 1e37
 
 
-@dataclass(frozen=True, slots=True)
-class Histogram:
+@dataclass(frozen=True, slots=True, repr=False)
+class Histogram(ShortRepr):
     """Counts of values in bins of equal width from ``low`` to ``high``."""
 
     low: float

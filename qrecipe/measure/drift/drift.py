@@ -30,7 +30,7 @@ from qrecipe.process.neutral import neutral
 from qrecipe.recipe.extends import compose
 from qrecipe.recipe.references import Source
 from qrecipe.recipe.schema import LintTable, RecipeTable
-from qrecipe.terminal.progress import Progress, terminal_progress
+from qrecipe.terminal.progress import Progress, chosen_progress
 
 _MOST_BATCHES = 2**31
 
@@ -39,8 +39,9 @@ _MOST_BATCHES = 2**31
 def drift(
     converted: nn.Module,
     batches: Iterable[Any],
+    *,
     forward: Forward | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Drift:
     """Hold today's data against the ranges that the model has stored, tensor by tensor.
 
@@ -67,7 +68,7 @@ def drift(
         raise _nothing_stored()
     _warn_about(observing, converted)
     model = with_parts(converted, shadows)
-    show = progress or terminal_progress("looking for drift")
+    show = chosen_progress(progress, "looking for drift")
     kernels: AbstractContextManager[None] = (
         nullcontext() if plan.is_for_export else engine(plan.backend)
     )
