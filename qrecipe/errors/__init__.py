@@ -1,1 +1,1 @@
-"""Findings, exceptions and their codes; text that is safe to print; the nearest known name."""
+"""Findings, exceptions and codes; text that is safe to print; suggestions for misspelled names."""

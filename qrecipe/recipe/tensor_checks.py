@@ -1,4 +1,4 @@
-"""Whether a tensor spec is sound, and fit for what it is used for: findings at their places."""
+"""Checks of tensor specs, alone and for what they are used for."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from qrecipe.registry.builtin import Kind, check_arguments
 
 
 def tensor_findings(recipe: Composition, name: str, spec: TensorSpec) -> Iterator[Finding]:
-    """What is wrong with ``[tensor.NAME]`` whatever it is used for."""
+    """The problems of ``[tensor.NAME]``, whatever it is used for."""
     path = ("tensor", name)
     yield from _constructor_findings(recipe, "observer", path, spec.observer)
     yield from _constructor_findings(recipe, "fake_quant", path, spec.fake_quant)
-    if not recipe.is_sound(*path, "is_dynamic"):  # what the rest has to be depends on it
+    if not recipe.is_sound(*path, "is_dynamic"):  # the rest depends on it
         return
     yield from _missing_findings(recipe, path, spec)
     for problem in contradictions(spec):
@@ -33,12 +33,12 @@ def tensor_findings(recipe: Composition, name: str, spec: TensorSpec) -> Iterato
 def weight_findings(
     recipe: Composition, use: KeyPath, name: str, spec: TensorSpec
 ) -> Iterator[Finding]:
-    """What keeps a tensor spec from being a weight; ``use`` is the path that names it."""
+    """Why a tensor spec cannot be a weight; ``use`` is the path that names it."""
     if spec.reduce_range and is_static_integer(spec):
         yield _misuse(
             recipe,
             use,
-            f"{shown(name)} reduces its range, which only activations can",
+            f"{shown(name)} has reduce_range, which is for activations only",
             ("tensor", name, "reduce_range"),
             "use a tensor without reduce_range",
         )
@@ -55,12 +55,12 @@ def weight_findings(
 def activation_findings(
     recipe: Composition, use: KeyPath, name: str, spec: TensorSpec
 ) -> Iterator[Finding]:
-    """What keeps a tensor spec from being an activation; ``use`` is the path that names it."""
+    """Why a tensor spec cannot be an activation; ``use`` is the path that names it."""
     if is_static_integer(spec) and is_per_channel(spec):
         yield _misuse(
             recipe,
             use,
-            f"{shown(name)} is per channel, for which no kernel takes activations",
+            f"{shown(name)} is per channel, which no kernel supports for activations",
             ("tensor", name, "observer" if spec.qscheme is None else "qscheme"),
             "use a per-tensor observer and qscheme",
         )
@@ -85,7 +85,7 @@ def _missing_findings(
             at, message = path, f'{dotted(path)} needs "{missing.key}"'
         else:
             at = (*path, missing.beside)
-            message = f'"{missing.beside}" needs "{missing.key}" beside it'
+            message = f'"{missing.beside}" needs "{missing.key}" as well'
         yield recipe.about_key("QR103", message, at, missing.hint)
 
 

@@ -1,8 +1,7 @@
-"""The names that installed distributions claim for their observers and fake-quants.
+"""The names that installed distributions claim for their observers and fake-quants; torch-free.
 
-A claim is an entry point of the group `qrecipe.plugins`: ``observer.NAME`` or ``fake_quant.NAME``
--> the module that registers it. Claims are read from metadata; `plugins` imports the module once a
-recipe names it. Nothing here imports torch.
+A claim is an entry point in the group `qrecipe.plugins`: ``observer.NAME`` or ``fake_quant.NAME``
+-> the module that registers it. The module is only imported when a recipe uses the name.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from qrecipe.registry.entry_points import EntryPoint, entry_points
 ENTRY_POINT_GROUP = "qrecipe.plugins"
 
 PLAIN_NAME = re.compile(r"[a-z][a-z0-9_]*")
-"""What an observer or fake-quant can be called."""
+"""The valid names of observers and fake-quants."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A name, the module that registers it, and the distribution that says so."""
+    """A name, the module that registers it, and the distribution that claims it."""
 
     kind: Kind
     name: str
@@ -35,12 +34,12 @@ class Claim:
 
 
 def claims(kind: Kind, name: str) -> tuple[Claim, ...]:
-    """Who claims a name: nobody, one distribution, or several that contradict each other."""
+    """The claims of a name; several contradict each other."""
     return tuple(claim for claim in every_claim() if (claim.kind, claim.name) == (kind, name))
 
 
 def claimed_names(kind: Kind) -> tuple[str, ...]:
-    """The names that are claimed, sorted."""
+    """The claimed names, sorted."""
     return tuple(sorted({claim.name for claim in every_claim() if claim.kind == kind}))
 
 
@@ -52,7 +51,7 @@ def every_claim() -> tuple[Claim, ...]:
 
 
 def misnamed() -> tuple[EntryPoint, ...]:
-    """The entry points of the group that claim nothing, as they say no kind or no plain name."""
+    """The entry points of the group without a valid kind or name."""
     return tuple(point for point in entry_points(ENTRY_POINT_GROUP) if _claim(point) is None)
 
 

@@ -1,4 +1,4 @@
-"""What installed distributions publish by entry points, read from their metadata alone."""
+"""Entry points of installed distributions, read from metadata without importing anything."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class EntryPoint:
-    """One line of a distribution's entry points."""
+    """One entry point of a distribution."""
 
     name: str
     value: str
@@ -22,9 +22,9 @@ class EntryPoint:
 
 
 def entry_points(group: str) -> tuple[EntryPoint, ...]:
-    """The entry points of one group, sorted; a distribution whose metadata are spoilt has none.
+    """The entry points of one group, sorted, without distributions whose metadata is damaged.
 
-    `importlib.metadata.entry_points` fails for all of them where one cannot be read.
+    `importlib.metadata.entry_points` fails altogether if one cannot be read.
     """
     return _entry_points(group, tuple(map(_state, sys.path)))
 
@@ -56,9 +56,9 @@ def _read(installed: Distribution, group: str) -> Iterator[EntryPoint]:
         name, version = installed.metadata["Name"], installed.version
         points = dict.fromkeys(installed.entry_points)
         is_shadowed = distribution(name).read_text("entry_points.txt") != text
-    except Exception:  # whatever a damaged file makes of the parsers
+    except Exception:  # the parsers may raise anything on a damaged file
         return
-    if version and not is_shadowed:  # by one of its name that is earlier on the path
+    if version and not is_shadowed:  # by one with the same name earlier on the path
         for point in points:
             if point.group == group:
                 yield EntryPoint(point.name, point.value, name, version)

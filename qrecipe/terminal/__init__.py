@@ -1,1 +1,1 @@
-"""What is shown on a terminal: tables and progress."""
+"""Terminal output: tables and progress."""
