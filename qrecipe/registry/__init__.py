@@ -1,1 +1,8 @@
+<<<<<<< HEAD
 """The names that a recipe may use: torch's own, registered ones, and those from entry points."""
+=======
+"""The names that a recipe may use: torch's own, registered ones, and those of entry points.
+
+May import `errors`, `terminal` and no torch.
+"""
+>>>>>>> main

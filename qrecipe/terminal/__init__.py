@@ -1,1 +1,1 @@
-"""Terminal output: tables and progress."""
+"""What is shown on a terminal: tables and progress. May import nothing of qrecipe."""

@@ -82,7 +82,11 @@ def test_an_overlay_leaves_float_just_what_was_ranked(count, tmp_path):
     assert left_float(ranking().save_overlay(tmp_path / "own.toml", count)) == worst
 
 
-def test_a_search_leaves_float_what_it_reports():
+def test_a_search_leaves_float_what_it_reports(monkeypatch):
+    monkeypatch.setattr(
+        "qrecipe.authoring.tune.tune.levers_of", lambda *args: ()
+    )  # no other observers
+
     def evaluate(candidate):
         """Good only where this one layer is float."""
         return float(not hasattr(candidate.get_submodule("parts.a[0]"), "scale"))
