@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""The names that a recipe may use: torch's own, registered ones, and those from entry points."""
-=======
-"""The names that a recipe may use: torch's own, registered ones, and those of entry points.
+"""The names that a recipe may use: torch's own, registered ones, and those from entry points.
 
 May import `errors`, `terminal` and no torch.
 """
->>>>>>> main

@@ -1,1 +1,1 @@
-"""What is shown on a terminal: tables and progress. May import nothing of qrecipe."""
+"""Terminal output: tables and progress. May import nothing of qrecipe."""
