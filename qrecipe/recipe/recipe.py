@@ -92,6 +92,8 @@ class Rule(WrittenRule):
     """
 
     qconfig: QConfigSpec | None
+    expect: int | None
+    optional: bool
     layer: str
     overrides: frozenset[str]
 
