@@ -1,1 +1,1 @@
-"""The yardsticks: SQNR, samples, ranges, averages, float kernels, what lies around roots."""
+"""What both audits share: SQNR, samples, ranges, float kernels, the code around roots."""

@@ -15,7 +15,7 @@ def sqnr_db(reference: Tensor, candidate: Tensor) -> float:
     """Signal-to-quantization-noise ratio of two tensors of equal shape, in dB.
 
     Equal tensors give +inf; noise over a zero reference gives -inf; NaN anywhere gives NaN.
-    Infinite values that both have, as masks do, are equal and count for nothing.
+    Infinite values that both have, as in masks, are ignored.
 
     Source: 20 log10(|x| / |x - y|), as in torch's Numeric Suite.
 
@@ -35,15 +35,15 @@ def sqnr_db(reference: Tensor, candidate: Tensor) -> float:
 
 
 def without_shared_infinities(expected: Tensor, actual: Tensor) -> tuple[Tensor, Tensor]:
-    """Both tensors, without the places where both hold the same infinity."""
+    """Both tensors without the positions where both hold the same infinity."""
     shared = expected.isinf() & (expected == actual)
     return (expected[~shared], actual[~shared]) if bool(shared.any()) else (expected, actual)
 
 
 def output_sqnr_db(reference: Any, candidate: Any) -> float | None:
-    """The SQNR in dB of two outputs of a model: that of the worst floating tensor in them.
+    """The SQNR in dB of the worst floating tensor in two outputs of a model.
 
-    None where the outputs hold no floating tensors; NaN where they differ in structure.
+    None if the outputs have no floating tensors; NaN if they differ in structure.
     """
     expected, actual = _floating(reference), _floating(candidate)
     if not expected and not actual:
