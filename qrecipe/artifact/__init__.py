@@ -1,1 +1,1 @@
-"""Converted models as files: plain tensors, and all that is needed to build the model again."""
+"""Converted models as files: plain tensors and all that is needed to rebuild the model."""

@@ -1,1 +1,1 @@
-"""What writes, holds and compares recipes and their plans."""
+"""Writing, locking and comparing recipes and their plans."""

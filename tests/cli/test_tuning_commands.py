@@ -38,7 +38,7 @@ def call(folder, monkeypatch):
 def test_tune_shows_the_trials_and_writes_a_recipe_that_quantizes(folder, call):
     result = run(*call, "--max-drop", "0.5", "--out", "tuned.toml")
     assert result.exit_code == 0, result.stderr
-    assert "the recipe as it is" in result.stdout
+    assert "the unchanged recipe" in result.stdout
     assert "Reached" in result.stdout
     assert "written to tuned.toml" in result.stdout
     assert "drawing batches" not in result.stdout

@@ -57,7 +57,7 @@ def measured():
 TRIALS = [
     ("all sites int8", 0.71, True),
     ("fc float", 0.708, False),
-    ("a range for each channel of weights: QR310", math.nan, False),
+    ("a range per channel for weights: QR310", math.nan, False),
     ("conv1 float", 0.742, True),
     ("layer1.0.conv2 float", 0.751, True),
 ]
@@ -276,7 +276,7 @@ def test_a_page_of_tuning_tells_what_was_found_and_what_was_kept():
     }
     assert tables["Trials in order"][1:4] == [
         ("2", "fc float", "0.708", "not kept"),
-        ("3", "a range for each channel of weights: QR310", "none", "failed"),
+        ("3", "a range per channel for weights: QR310", "none", "failed"),
         ("4", "conv1 float", "0.742", "kept"),
     ]
     assert tables["Ranking"] == [

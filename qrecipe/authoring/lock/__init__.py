@@ -1,1 +1,1 @@
-"""Lock files: what was decided, to be held against what would be."""
+"""Lock files: a committed plan, compared with what would be planned today."""

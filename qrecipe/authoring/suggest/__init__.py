@@ -1,1 +1,1 @@
-"""Proposing a recipe for a model."""
+"""Suggesting a recipe for a model."""
