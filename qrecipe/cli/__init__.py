@@ -1,4 +1,4 @@
-"""The command line: `app` declares the commands, a module each does their work.
+"""The command line: `app` declares the commands, and one module each does the work.
 
-Nothing here is imported by the library, and nothing that needs torch before a command needs it.
+The library imports nothing from here, and torch is only imported by commands that need it.
 """

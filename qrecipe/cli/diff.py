@@ -1,4 +1,4 @@
-"""``qrecipe diff``: two recipes are loaded, compared, and their differences shown."""
+"""``qrecipe diff``: load two recipes, compare them, show the differences."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """What two recipes do to one model."""
+    """The effect of two recipes on one model."""
 
     before: PlanOutcome
     after: PlanOutcome
@@ -42,7 +42,7 @@ class Difference:
 def compare(
     names: tuple[str, str], model: str | None, shapes: Sequence[str], plugins: Sequence[str]
 ) -> Difference:
-    """Two recipes, and what they do to the model of a factory where one is named."""
+    """Compare two recipes, and their effect on the model of a factory if one is named."""
     with UserCode() as code, user_output():
         code.import_plugins(plugins)
         recipes = load_recipe(names[0]), load_recipe(names[1])
@@ -51,7 +51,7 @@ def compare(
 
 
 def show_text(difference: Difference) -> None:
-    """A table of values, one of sites, and a line."""
+    """A table of values, a table of sites, and a summary."""
     a, b = difference.names
     if difference.values:
         rows = [(each.key, *_cells(each.before), *_cells(each.after)) for each in difference.values]
@@ -124,7 +124,7 @@ def _summary(difference: Difference) -> str:
     subjects = {change.subject for change in difference.effect.changes}
     sites = {**difference.effect.before.sites, **difference.effect.after.sites}
     changed = len(subjects & sites.keys())
-    return f"{values}; {changed} of {len(sites)} sites become something else"
+    return f"{values}; {changed} of {len(sites)} sites differ"
 
 
 def _cells(value: Value | None) -> tuple[str, str]:

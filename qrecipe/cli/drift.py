@@ -1,4 +1,4 @@
-"""``qrecipe drift``: whether a stored model still fits the data."""
+"""``qrecipe drift``: check whether a stored model still fits the data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from qrecipe.measure.pages.reports import drift_page
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to look at, as on the command line; ``plot`` and ``html`` are files to write."""
+    """The command line; ``plot`` and ``html`` are files to write."""
 
     file: str
     model: str
@@ -37,7 +37,7 @@ class Request:
 
 
 def look_for_drift(request: Request, *, as_json: bool) -> bool:
-    """Load the model, run the data through it, show the report; whether a range is off."""
+    """Load the model, run the data, show the report; return whether a range is off."""
     if request.plot is not None or request.html is not None:
         check_available()
     if request.html is not None:
@@ -49,9 +49,9 @@ def look_for_drift(request: Request, *, as_json: bool) -> bool:
         data = code.function(request.data, "--data")
         subject = load_subject(code, request.model, ())
         converted = load_quantized(request.file, subject.model)
-        with bar("looking for drift") as show:
+        with bar("measuring drift") as show:
             report = drift(converted, data(), progress=show)
-    # what was found is shown before anything is written that could fail
+    # show the result before anything is written, which could fail
     threshold, max_clipped = request.threshold, request.max_clipped
     drifted = report.drifted(threshold, max_clipped=max_clipped)
     if as_json:

@@ -1,4 +1,4 @@
-"""What the pages of reports show beside the report itself: activations, plan, recipe, versions."""
+"""What report pages show besides the report itself: activations, plan, recipe, versions."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from qrecipe.recipe.recipe import Recipe
 
 @dataclass(frozen=True, slots=True)
 class ForPage:
-    """The activations of a quantized model, and where it comes from."""
+    """The activations of a quantized model, and its provenance."""
 
     activations: Activations
     origin: Provenance
 
 
 def activations_of(converted: nn.Module, data: UserFunction) -> Activations:
-    """The activations on the caller's data, or why there is nothing to show of them."""
+    """The activations on the caller's data, or why there are none to show."""
     try:
-        with _without_warnings(), bar("looking at activations") as show:
+        with _without_warnings(), bar("measuring activations") as show:
             return drift(converted, data(), progress=show)
     except QRecipeError as error:
         return error.findings[0].message
@@ -43,9 +43,9 @@ def activations_of(converted: nn.Module, data: UserFunction) -> Activations:
 def quantized_for_page(
     model: nn.Module, recipe: Recipe, data: UserFunction, target_cpu: TargetCpu
 ) -> ForPage | QRecipeError:
-    """The model with all sites quantized; the plan alone where that fails, or why there is none.
+    """The quantized model; only its plan if quantizing fails, or why there is no plan.
 
-    Raises nothing: what has been measured is still to be shown.
+    Raises nothing: the measurement must still be shown.
     """
     plain = replace(recipe, phase="ptq")
     try:
@@ -59,7 +59,7 @@ def quantized_for_page(
 def planned_for_page(
     model: nn.Module, recipe: Recipe, data: UserFunction, why: str
 ) -> ForPage | QRecipeError:
-    """The plan alone, and ``why`` there are no activations. Raises nothing either."""
+    """Only the plan, and ``why`` there are no activations. Raises nothing either."""
     try:
         with _without_warnings():
             first, _ = peek(data())
@@ -72,7 +72,7 @@ def planned_for_page(
 def ranked_for_page(
     model: nn.Module, recipe: Recipe, data: UserFunction, target_cpu: TargetCpu
 ) -> Sequence[Ranked] | str:
-    """The sites by SQNR, or why they have none. Raises nothing either."""
+    """The sites ranked by SQNR, or why they have none. Raises nothing either."""
     try:
         with _without_warnings(), bar("ranking") as show:
             ranking = sensitivity(model, recipe, data(), progress=show, target_cpu=target_cpu)
@@ -86,7 +86,7 @@ def ranked_for_page(
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """The command itself has given them already."""
+    """Suppress warnings: the command itself has already shown them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", QRecipeWarning)
         yield

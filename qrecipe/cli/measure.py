@@ -1,4 +1,4 @@
-"""``qrecipe compare`` and ``qrecipe sensitivity``: what each operation costs in accuracy."""
+"""``qrecipe compare`` and ``qrecipe sensitivity``: how much accuracy each operation costs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from qrecipe.recipe.recipe import Recipe, load_recipe
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to measure, as on the command line; ``plot`` and ``html`` are files to write."""
+    """The command line; ``plot`` and ``html`` are files to write."""
 
     recipe: str
     model: str
@@ -47,7 +47,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """How to rank, and which overlay to write where."""
+    """How to rank, and which overlay to write."""
 
     method: Literal["exact", "estimate"]
     evaluate: str | None
@@ -76,7 +76,7 @@ def compare_models(request: Request, *, as_json: bool) -> None:
         with bar("comparing") as show:
             report = compare(job.model, converted, job.data(), progress=show)
         activations = activations_of(converted, job.data) if request.html is not None else ""
-    # what was measured is shown before anything is written that could fail
+    # show the result before anything is written, which could fail
     if as_json:
         out_json(comparison_json(report))
     else:
@@ -88,7 +88,7 @@ def compare_models(request: Request, *, as_json: bool) -> None:
 
 
 def rank(request: Request, wish: Wish, *, as_json: bool) -> Ranking:
-    """Rank the sites, show the ranking, and write the overlay where one is wished for."""
+    """Rank the sites, show the ranking, and write the overlay if requested."""
     with _loaded(request, wish.evaluate) as job:
         if wish.out is not None:
             check_replaceable(Path(wish.out))
@@ -104,7 +104,7 @@ def rank(request: Request, wish: Wish, *, as_json: bool) -> Ranking:
                 target_cpu=job.target_cpu,
             )
         quantized = None if request.html is None else _for_page(job, ranking)
-    # what was measured is shown before anything is written that could fail
+    # show the result before anything is written, which could fail
     if as_json:
         out_json({**ranking_json(ranking), "overlay": wish.out})
     else:
@@ -124,7 +124,7 @@ def rank(request: Request, wish: Wish, *, as_json: bool) -> Ranking:
 
 
 def _for_page(job: _Job, ranking: Ranking) -> ForPage | QRecipeError:
-    if ranking.partial:  # who interrupts does not wait for more
+    if ranking.partial:  # after an interrupt, don't keep the user waiting
         why = "the measurement was interrupted"
         return planned_for_page(job.model, job.recipe, job.data, why)
     return quantized_for_page(job.model, job.recipe, job.data, job.target_cpu)
@@ -132,7 +132,7 @@ def _for_page(job: _Job, ranking: Ranking) -> ForPage | QRecipeError:
 
 @contextmanager
 def _loaded(request: Request, evaluate: str | None = None) -> Iterator[_Job]:
-    """The user's code, importable and kept from stdout while inside."""
+    """Load the user's code, which stays importable and does not print to stdout inside."""
     if request.plot is not None or request.html is not None:
         check_available()
     if request.html is not None:

@@ -1,4 +1,4 @@
-"""Signs of life on a terminal's stderr; nothing in a pipe."""
+"""Progress on a terminal's stderr; nothing in a pipe."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qrecipe.terminal.progress import Progress as Callback
 
 @contextmanager
 def bar(label: str) -> Iterator[Callback]:
-    """A bar that is gone at the end; yields what to call with steps done and of all steps."""
+    """A bar that disappears at the end; yields a callback for steps done and total steps."""
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -35,7 +35,7 @@ def bar(label: str) -> Iterator[Callback]:
 
 @contextmanager
 def activity(label: str) -> Iterator[None]:
-    """A line that says what takes so long, gone at the end."""
+    """A line that says what takes so long; it disappears at the end."""
     if not sys.stderr.isatty():
         yield
         return

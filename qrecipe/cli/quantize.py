@@ -1,4 +1,4 @@
-"""``qrecipe quantize``: quantize a model, and measure what that cost and gained."""
+"""``qrecipe quantize``: quantize a model and measure the result."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from qrecipe.recipe.recipe import load_recipe
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What was asked for, as on the command line."""
+    """The command line."""
 
     recipe: str
     model: str
@@ -50,7 +50,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """All that was loaded, and the recipe compiled for it."""
+    """Everything that was loaded, and the compiled recipe."""
 
     model: nn.Module
     compiled: CompiledRecipe
@@ -60,9 +60,9 @@ class _Job:
 
 
 def quantize(request: Request, *, as_json: bool, strict: bool) -> None:
-    """Show the plan, quantize, and show the result; as JSON both in one document.
+    """Show the plan, quantize, and show the result; as JSON in one document.
 
-    With ``strict`` a plan that warns ends it.
+    With ``strict``, warnings of the plan are errors.
     """
     if request.threads is not None:
         torch.set_num_threads(request.threads)
@@ -100,14 +100,14 @@ def _load(code: UserCode, request: Request) -> _Job:
     else:
         with hints_for_command_line(), inputs_of_batch(subject.model, first, None) as inputs:
             compiled = compile_decided(subject.model, recipe, inputs, target)
-    # the quantized copy is in eval mode, and so is what it is compared with
+    # compare in eval mode, as the quantized copy is
     return _Job(subject.model.eval(), compiled, first, batches, evaluate)
 
 
 def _batches(
     subject: Subject, data: UserFunction | None, model: str
 ) -> tuple[Any, Iterable[Any] | None]:
-    """A first batch, and all to calibrate with, if there are any."""
+    """A first batch, and the calibration batches, if any."""
     if data is None:
         return required_inputs(subject, model), None
     return peek(data())
@@ -117,12 +117,12 @@ def _prepared(job: _Job) -> nn.Module:
     """The prepared model, calibrated if there are batches."""
     prepared = job.compiled.prepare()
     if job.batches is not None:
-        told = [("QR234", QRecipeWarning)]  # the result says it
+        told = [("QR234", QRecipeWarning)]  # the result shows it
         with bar("calibrating") as show, hints_for_command_line(), held_back(told):
             calibrate(prepared, job.batches, progress=show)
     elif any(site.mode == "static" for site in job.compiled.plan.sites):
-        text = "--data names the function that gives the batches to calibrate with"
-        raise typer.BadParameter(f"this recipe has static rules: {text}", param_hint="--data")
+        text = "this recipe has static rules: pass a function that returns calibration batches"
+        raise typer.BadParameter(text, param_hint="--data")
     return prepared
 
 
@@ -148,7 +148,7 @@ def _measure(job: _Job, converted: nn.Module, calibrated: Calibrated | None) -> 
 
 
 def _metric(evaluate: UserFunction, model: nn.Module, converted: nn.Module) -> Metric:
-    # not around the latency: whatever moves on the screen takes time from it
+    # not around the latency: updating the screen would take time from it
     with activity("evaluating"):
         return Metric(evaluate.name, _number(evaluate, model), _number(evaluate, converted))
 
@@ -158,14 +158,14 @@ def _number(evaluate: UserFunction, model: nn.Module) -> float:
     try:
         return float(value)
     except (TypeError, ValueError, RuntimeError):
-        text = f"{evaluate.name}() gives a {type(value).__name__}, not one number"
-        hint = "return the metric of the model that it is given as a float"
+        text = f"{evaluate.name}() returns a {type(value).__name__}, not a number"
+        hint = "return the metric of the given model as a float"
         raise QRecipeError(Finding("QR601", text, hint=hint)) from None
 
 
 @contextmanager
 def hints_for_command_line() -> Iterator[None]:
-    """The library's hint about batches names an argument of Python's."""
+    """Reword the library's hint about batches, which names a Python argument."""
     try:
         yield
     except CalibrationError as error:
@@ -176,7 +176,7 @@ def _without_forward(finding: Finding) -> Finding:
     if finding.hint is None or "forward=" not in finding.hint:
         return finding
     fault, _, call = finding.hint.rpartition("pass forward=lambda model, batch: model(")
-    hint = "let the function of --data give the model's inputs only, without labels"
+    hint = "let the function of --data return the model's inputs only, without labels"
     if fault and call.endswith(")") and "labels" not in fault:
-        hint = f"{fault}let the function of --data give {call[:-1].lstrip('*')} for each batch"
+        hint = f"{fault}let the function of --data return {call[:-1].lstrip('*')} for each batch"
     return replace(finding, hint=hint)

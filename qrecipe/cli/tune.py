@@ -1,4 +1,4 @@
-"""``qrecipe suggest`` and ``qrecipe tune``: recipes that the tool writes."""
+"""``qrecipe suggest`` and ``qrecipe tune``: write recipes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from qrecipe.recipe.recipe import Recipe, load_recipe, parse_recipe
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to tune, as on the command line; ``log``, ``out`` and ``html`` are files."""
+    """The command line; ``log``, ``out`` and ``html`` are files."""
 
     recipe: str
     model: str
@@ -49,7 +49,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What may be lost, and how long to search."""
+    """How much accuracy may be lost, and how long to search."""
 
     max_drop: float
     max_trials: int | None
@@ -84,7 +84,7 @@ def suggest(
 
 
 def tune_recipe(request: Request, limits: Limits, *, as_json: bool) -> TuningResult:
-    """Search, show the trials and what was found, and write what is wished for of it."""
+    """Search, show the trials and the result, and write the requested files."""
     _check_outputs(request)
     if request.threads is not None:
         torch.set_num_threads(request.threads)
@@ -104,7 +104,7 @@ def tune_recipe(request: Request, limits: Limits, *, as_json: bool) -> TuningRes
                     progress=show,
                     target_cpu=request.target_cpu,
                 )
-        # a search takes long: nothing that could fail or be interrupted stands before its result
+        # a search takes long: show its result before anything that could fail or be interrupted
         _give(result, request.out, as_json=as_json)
         if request.html is not None:
             with user_output(), hints_for_command_line():
@@ -114,7 +114,7 @@ def tune_recipe(request: Request, limits: Limits, *, as_json: bool) -> TuningRes
 
 
 def _check_outputs(request: Request) -> None:
-    """A search takes long: what cannot be written is to be known before."""
+    """Check before the search, which takes long, that the files can be written."""
     if request.html is not None:
         check_available()
         check_writable(request.html)
@@ -152,7 +152,7 @@ def _give(result: TuningResult, out: str | None, *, as_json: bool) -> None:
 
 
 def _page(job: _Job, result: TuningResult, title: str) -> Page:
-    """The report of a search. Raises ``QRecipeError`` where its recipe can no longer be planned."""
+    """The report of a search. Raises ``QRecipeError`` if its recipe can no longer be planned."""
     quantized = _quantized(job, result)
     if isinstance(quantized, QRecipeError):
         raise quantized
@@ -169,13 +169,13 @@ def _page(job: _Job, result: TuningResult, title: str) -> Page:
 
 
 def _quantized(job: _Job, result: TuningResult) -> ForPage | QRecipeError:
-    if result.stopped == "interrupt":  # who interrupts does not wait for more
+    if result.stopped == "interrupt":  # don't keep the user waiting
         return planned_for_page(job.model, result.recipe, job.data, _UNRANKED["interrupt"])
     return quantized_for_page(job.model, result.recipe, job.data, job.target_cpu)
 
 
 def _ranking(job: _Job, result: TuningResult) -> Sequence[Ranked] | str:
-    """What the search went by; where it needed no ranking, one of the recipe that it found."""
+    """The ranking of the search; if it needed none, a ranking of the recipe that it found."""
     if result.ranking:
         return [
             (cost.name, math.nan if cost.sqnr_db is None else cost.sqnr_db, cost.reason)
@@ -188,7 +188,7 @@ def _ranking(job: _Job, result: TuningResult) -> Sequence[Ranked] | str:
 
 _UNRANKED: Mapping[Stop, str] = {
     "interrupt": "the search was interrupted",
-    "seconds": "the time was over before the sites were ranked",
+    "seconds": "time ran out before the sites were ranked",
 }
 
 

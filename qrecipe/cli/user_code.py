@@ -1,4 +1,4 @@
-"""The Python code that the user names on the command line: loaded once, its errors made ours."""
+"""The Python code that the user names on the command line: loaded once, with errors as ours."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NOTES = 12
 
 @dataclass(frozen=True, slots=True)
 class UserFunction:
-    """A function that the user names; a call's exception comes out as QR601 at the user's line."""
+    """A function of the user; an exception in a call becomes QR601 at the user's line."""
 
     name: str
     folder: Path
@@ -41,7 +41,7 @@ class UserFunction:
 class UserCode:
     """Modules by file or by name, each executed once.
 
-    A context manager: the folders that it makes importable stay so until it ends.
+    A context manager: the folders of the files are importable until it exits.
     """
 
     def __init__(self) -> None:
@@ -55,21 +55,22 @@ class UserCode:
         sys.path[:] = self._former_path
 
     def import_plugins(self, modules: Sequence[str]) -> None:
-        """Import the modules, for the observers and fake-quants that they register.
+        """Import the modules for the observers and fake-quants that they register.
 
-        Raises PluginError (QR152) where one cannot be imported.
+        Raises PluginError (QR152) if one cannot be imported.
         """
         for module in modules:
             self._module(module, "--plugin", "QR152")
 
     def function(self, name: str, option: str) -> UserFunction:
-        """What ``name``, the value of ``option``, means.
+        """The function that ``name``, the value of ``option``, refers to.
 
-        Raises QRecipeError (QR601) where its module fails, BadParameter where there is no such.
+        Raises QRecipeError (QR601) if its module fails, BadParameter if it does not exist.
         """
         module_name, _, attribute = name.rpartition(":")
         if not module_name or not attribute.isidentifier():
-            raise typer.BadParameter(f'"{name}" names no function: {_FORM}', param_hint=option)
+            text = f'"{name}" does not name a function: {_FORM}'
+            raise typer.BadParameter(text, param_hint=option)
         module = self._module(module_name, option, "QR601")
         found = getattr(module, attribute, None)
         if found is None:
@@ -111,14 +112,14 @@ class UserCode:
 
 
 def user_output() -> AbstractContextManager[object]:
-    """Around what runs the user's code: what that prints is not the command's own result."""
+    """Redirect what the user's code prints: it is not part of the command's output."""
     return redirect_stdout(sys.stderr)
 
 
 def _executed(file: Path) -> ModuleType:
-    """The file as the module that ``import`` finds in its folder, so that its classes' names agree.
+    """The file as the module that ``import`` finds in its folder, so that class names agree.
 
-    Where that name is taken by another file, the path is the name.
+    If another file has taken that name, the path is the name.
     """
     taken = sys.modules.get(file.stem)
     if taken is not None and getattr(taken, "__file__", None) == str(file):
@@ -156,10 +157,10 @@ def _is_module_instance(value: object) -> bool:
 
 @contextmanager
 def _guarded(what: str, folder: Path, code: str) -> Iterator[None]:
-    """What the user's code raises becomes a finding."""
+    """Turn what the user's code raises into a finding."""
     try:
         yield
-    except QRecipeError:  # of a registration, for one
+    except QRecipeError:  # for example from a registration
         raise
     except (Exception, SystemExit) as error:
         first, *rest = str(error).strip().splitlines() or [""]
@@ -171,12 +172,12 @@ def _guarded(what: str, folder: Path, code: str) -> Iterator[None]:
 def _hint(error: BaseException, at: Location | None) -> str | None:
     is_relative = at is not None and at.source.lstrip().startswith("from .")
     if isinstance(error, ImportError) and is_relative:
-        return "a file of a package is named as its module: package.module:function"
+        return "name a file of a package as its module: package.module:function"
     return None
 
 
 def _place(error: BaseException, folder: Path) -> Location | None:
-    """The user's line that the error comes from: the innermost one in the user's own folder."""
+    """The user's line that the error comes from: the innermost one in the user's folder."""
     if isinstance(error, SyntaxError) and error.filename and error.lineno:
         return _location(error.filename, error.lineno)
     frames = traceback.extract_tb(error.__traceback__)
@@ -187,7 +188,7 @@ def _place(error: BaseException, folder: Path) -> Location | None:
 def _is_users(file: Path, folder: Path) -> bool:
     if not file.is_relative_to(folder) or file.is_relative_to(_OWN_FOLDER):
         return False
-    return "site-packages" not in file.relative_to(folder).parts  # a .venv beside the code
+    return "site-packages" not in file.relative_to(folder).parts  # a .venv next to the code
 
 
 def _location(file: str, line: int) -> Location:

@@ -192,7 +192,7 @@ def test_another_torch_without_another_outcome_is_mentioned_and_passes(locked, m
     assert result.exit_code == 0, result.stderr
     assert "torch 2.13.0" in result.stdout
     assert "-> 2.13.9" in result.stdout
-    assert "`qrecipe lock` brings the file up to date" in result.stdout
+    assert "run `qrecipe lock` to update the file" in result.stdout
 
 
 def test_another_torch_is_named_as_cause_where_an_outcome_differs(locked, monkeypatch):

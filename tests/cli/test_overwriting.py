@@ -31,7 +31,7 @@ def test_a_file_that_is_no_recipe_is_kept_and_nothing_is_computed(folder, comman
     result = run(*COMMANDS[command], "--out", name)
     assert result.exit_code == 1
     assert f'QR001 "{name}" is there and no recipe: ' in result.stderr
-    assert "name another file, or delete this one" in result.stderr
+    assert "name another file, or remove this one" in result.stderr
     assert result.stdout == ""
     assert "drawing batches" not in result.stderr
     assert (folder / name).read_text() == OTHERS[name]

@@ -83,7 +83,7 @@ def test_labelled_batches_get_the_hint_of_the_command_line(folder, call):
     labelled = [part.replace("model.py:batches", "model.py:labelled") for part in call]
     result = run(*labelled)
     assert result.exit_code == 1
-    assert "let the function of --data give" in result.stderr
+    assert "let the function of --data return" in result.stderr
 
 
 SECTIONS = [
@@ -187,7 +187,7 @@ def test_an_output_that_cannot_be_written_is_known_before_the_search(folder, cal
 def test_one_file_for_two_outputs_is_wrong_usage(call, options):
     result = run(*call, *options)
     assert result.exit_code == 2
-    assert "writes that file" in result.stderr
+    assert "already writes this file" in result.stderr
 
 
 def test_without_matplotlib_a_page_is_refused_before_the_search(folder, call, monkeypatch):

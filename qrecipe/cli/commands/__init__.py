@@ -1,1 +1,1 @@
-"""The commands as declared to Typer; the work of each is in the module of its name."""
+"""The commands as declared to Typer; the modules of the same name do the work."""

@@ -9,7 +9,7 @@ from qrecipe.cli.output import out_json, reported
 def schema(plugin: PluginOption = None) -> None:
     """Print the recipe format as JSON Schema.
 
-    With the names and arguments of the observers and fake-quants that are known here.
+    It includes the names and arguments of all known observers and fake-quants.
 
     \b
     Examples:
