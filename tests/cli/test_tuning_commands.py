@@ -89,7 +89,7 @@ def test_labelled_batches_get_the_hint_of_the_command_line(folder, call):
 SECTIONS = [
     "Result",
     "Trials",
-    "Ranking, the worst first",
+    "Ranking, worst first",
     "Along the depth of the network",
     "The worst activations and their quantization ranges",
     "Ranking",
@@ -130,7 +130,7 @@ def test_a_search_that_needed_no_ranking_has_one_on_its_page(folder, call):
     headings, words = page_of(folder)
     assert headings == SECTIONS
     assert "dB when quantized alone" in words
-    assert "Not known" not in words
+    assert "Not available" not in words
 
 
 def test_an_interrupted_search_has_its_page_without_further_work(folder, call):
@@ -143,7 +143,7 @@ def test_an_interrupted_search_has_its_page_without_further_work(folder, call):
     assert "QR218" in result.stderr
     headings, words = page_of(folder)
     assert {"Result", "Plan", "Recipe", "Versions"} <= set(headings)
-    assert words.count("Not known: the search was interrupted") == 2
+    assert words.count("Not available: the search was interrupted") == 2
     assert "Interrupted; with a log" in words
 
 

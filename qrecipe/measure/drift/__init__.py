@@ -1,1 +1,1 @@
-"""New data against the ranges of calibration."""
+"""New data compared with the ranges of calibration."""

@@ -1,4 +1,4 @@
-"""One self-contained page of HTML: figures, tables, text; no script, nothing from elsewhere."""
+"""A self-contained HTML page of figures, tables and text, without scripts or external files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qrecipe.files import check_replaceable_file, replace_file, why_not
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """An image in SVG; ``alt`` says in words what it shows."""
+    """An SVG image; ``alt`` describes it in words."""
 
     title: str
     svg: bytes
@@ -29,7 +29,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of text under a header; ``numeric`` are the positions of columns set to the right."""
+    """Rows of text under a header; ``numeric`` are the indices of right-aligned columns."""
 
     title: str
     header: Sequence[str]
@@ -48,7 +48,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Text whose lines stay as they are, such as a recipe."""
+    """Preformatted text, such as a recipe."""
 
     title: str
     text: str
@@ -70,7 +70,7 @@ class Page:
 
 
 def page_html(page: Page) -> str:
-    """The page as an HTML5 document; every text in it is escaped."""
+    """The page as an HTML5 document; all text is escaped."""
     title, subtitle = _text(page.title), _text(page.subtitle)
     sections = "\n".join(_section(section) for section in page.sections)
     return (
@@ -83,7 +83,7 @@ def page_html(page: Page) -> str:
 
 
 def save_page(page: Page, path: str | os.PathLike[str]) -> None:
-    """Write the page at once. Raises ``QRecipeError`` (QR431) where it cannot be written."""
+    """Write the page atomically. Raises ``QRecipeError`` (QR431) if it cannot be written."""
     try:
         replace_file(Path(path), page_html(page).encode())
     except (OSError, ValueError) as error:
@@ -91,9 +91,9 @@ def save_page(page: Page, path: str | os.PathLike[str]) -> None:
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raises ``QRecipeError`` (QR431) where no page can be put there, before it is made.
+    """Raises ``QRecipeError`` (QR431) early if no page can be written there.
 
-    That is also where another file stands than a page: a slip must not cost a model.
+    A file that is not a page is not overwritten either: a typo must not cost a model.
     """
     try:
         check_replaceable_file(Path(path))
@@ -101,11 +101,11 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     except (OSError, ValueError) as error:
         raise _unwritable(path, why_not(error)) from None
     if is_in_the_way:
-        raise _unwritable(path, "a file is there that is no HTML page")
+        raise _unwritable(path, "the file exists and is not an HTML page")
 
 
 def _is_page(path: Path) -> bool:
-    """Whether a file is empty or begins as HTML does."""
+    """Whether a file is empty or starts like HTML."""
     with path.open("rb") as stream:
         start = stream.read(_START)
     words = start.removeprefix(codecs.BOM_UTF8).lstrip().lower()
@@ -137,7 +137,7 @@ def _content(section: Section) -> str:
 
 
 def _figure(figure: Figure) -> str:
-    # an image of its own: the names inside one drawing cannot meet those of another
+    # a separate image: the ids inside one drawing cannot clash with those of another
     data = base64.b64encode(figure.svg).decode()
     image = f'<img alt="{_text(figure.alt)}" src="data:image/svg+xml;base64,{data}">'
     caption = f"\n<figcaption>{_text(figure.caption)}</figcaption>" if figure.caption else ""
@@ -156,7 +156,7 @@ def _row(table: Table, cells: Sequence[str], tag: str) -> str:
 
 
 def _cell(table: Table, tag: str, position: int, cell: str) -> str:
-    # only such a word may break anywhere: the columns of all other cells would shrink to letters
+    # only long words may break anywhere, or columns would shrink to single letters
     is_long = any(len(word) > _LONGEST_WORD for word in cell.split())
     kind = "number" if position in table.numeric else "long" if is_long else ""
     start = f'<{tag} class="{kind}">' if kind else f"<{tag}>"

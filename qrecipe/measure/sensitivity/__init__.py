@@ -1,1 +1,1 @@
-"""Which sites cost accuracy: the ranking."""
+"""Ranking the sites by the accuracy that they cost."""
