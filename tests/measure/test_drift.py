@@ -556,7 +556,7 @@ def test_values_that_become_infinite_inside_are_said_in_words():
     table = str(report)
     assert "nan" not in table
     assert "not finite" in table
-    assert "Values that are not finite, which no range holds: second (input)" in table
+    assert "Tensors with values that are not finite: second (input)" in table
     entry = by_tensor(report)["second", "input"]
     assert not entry.is_finite
     assert entry in report.drifted()

@@ -553,7 +553,7 @@ def test_json_and_bars_show_the_order():
     assert sorted(reasons) == [
         "10.0 dB when quantized alone",
         "16.0 dB when quantized alone",
-        "without effect on the output when quantized alone",
+        "no effect on the output when quantized alone",
     ]
 
 
