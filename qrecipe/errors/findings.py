@@ -92,7 +92,7 @@ def _excerpt(location: Location, hint: str | None) -> list[str]:
     """The source line and a caret under the span, both cut to fit a terminal."""
     if not location.source.strip():
         return [f"  {hint}"] if hint else []
-    start = location.column - 1
+    start = min(location.column - 1, len(location.source))
     is_long = len(location.source) > _EXCERPT_WIDTH
     cut = max(0, start - _EXCERPT_WIDTH // 2) if is_long else 0
     text = location.source[cut : cut + _EXCERPT_WIDTH].replace("\t", " ")
