@@ -11,6 +11,7 @@ import pytest
 from command_line import RECIPE, STATIC, run
 from places import ROOT
 
+from qrecipe.cli.output import out
 from qrecipe.registry import table as registered
 
 OBSERVERS = """
@@ -93,6 +94,11 @@ def test_digits_are_quantized_into_a_pipe_without_colours_and_progress():
     assert abs(float(rows["evaluate"][3])) <= 0.01
     assert 3 < float(rows["tensors"][5]) < 4
     assert "1 thread" in done.stdout
+
+
+def test_separators_of_lines_are_not_printed(capsys):
+    out("one\u2028two\u2029three")
+    assert capsys.readouterr().out == "one\ufffdtwo\ufffdthree\n"
 
 
 def test_text_that_a_pipe_cannot_encode_is_escaped():

@@ -20,6 +20,7 @@ from qrecipe.audit.weights import (
     weights_of_module,
 )
 from qrecipe.errors.findings import ArtifactError, Finding
+from qrecipe.errors.text import counted
 from qrecipe.execution.batches import Forward, inputs_of_batch, limited, no_batches, peek
 from qrecipe.execution.engine import engine
 from qrecipe.execution.fx.structure import realised_sites
@@ -93,7 +94,7 @@ class Comparison:
         ]
         header = ("site", "operation", "verdict", "weight dB", "activation dB", "MSE")
         table = render_table((*header, "float time", "int8 time"), rows)
-        count = "1 batch" if self.batches == 1 else f"{self.batches} batches"
+        count = counted(self.batches, "batch")
         output = sqnr_text(None if self.output is None else self.output.sqnr_db)
         summary = (
             f"output: {output} over {count}; "

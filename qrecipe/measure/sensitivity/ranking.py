@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from qrecipe.audit.sqnr import finite_or_none
 from qrecipe.errors.findings import ExecutionError, Finding
-from qrecipe.errors.text import shown
+from qrecipe.errors.text import counted, shown
 from qrecipe.recipe import overlay
 from qrecipe.recipe.recipe import Ingredient, Recipe, published
 from qrecipe.recipe.references import path_text
@@ -108,7 +108,7 @@ class Ranking:
         return error if math.isfinite(error) else 0.0
 
     def _notes(self) -> list[str]:
-        count = "1 batch" if self.batches == 1 else f"{self.batches} batches"
+        count = counted(self.batches, "batch")
         notes = [f"{len(self.sites)} sites, each quantized alone, over {count}"]
         if self.is_estimate:
             notes.append("The dB are estimates from random projections, good for the order.")
