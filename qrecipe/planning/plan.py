@@ -8,11 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from qrecipe.errors.findings import Finding, Location
-from qrecipe.planning.backend import (
-    EXPORTED,
-    Mode,
-    Verdict,
-)
+from qrecipe.model.kernel_types import Mode
+from qrecipe.planning.backend import EXPORTED, Verdict
 from qrecipe.planning.engines import Engine
 from qrecipe.planning.text import explanation, plan_json, plan_text
 from qrecipe.recipe.recipe import Ingredient, QConfigSpec, Rule
