@@ -20,13 +20,13 @@ _LEAST_SCALE = 1e-12
 
 
 class UnknownKernelError(Exception):
-    """A kernel that nothing here computes in float; says which."""
+    """A kernel with no float counterpart here; says which."""
 
 
 def float_result(
     node: fx.Node, module: nn.Module | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Any:
-    """What a node would give for float inputs if nothing were rounded behind its weights.
+    """What a node would return for float inputs if only its weights were rounded.
 
     ``module`` is the one that the node calls. Only for `is_kernel`. Raises `UnknownKernelError`.
     """
@@ -39,7 +39,7 @@ def float_result(
 
 
 def is_kernel(node: fx.Node, module: nn.Module | None) -> bool:
-    """Whether a node of a converted graph takes quantized tensors and nothing else."""
+    """Whether a node of a converted graph takes quantized tensors only."""
     if module is not None:
         path = type(module).__module__
         is_torchs = path.startswith("torch.ao.nn.") and ".quantized.modules" in path
@@ -59,7 +59,7 @@ def _module_result(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str
 
 
 def _weighted_result(module: Any, input: Tensor, extra: Tensor | None = None) -> Tensor:
-    """A convolution or linear layer with its own weights, and what is added to its result."""
+    """A convolution or linear layer with its own weights, plus what is added to its result."""
     (weight,), bias, name = weights_of_kernel(module), module.bias(), type(module).__name__
     if "Linear" in name:
         return F.linear(input, weight, bias)
@@ -80,7 +80,7 @@ def _weighted_result(module: Any, input: Tensor, extra: Tensor | None = None) ->
 
 
 def _plain_forward(module: nn.Module) -> Callable[..., Any]:
-    """The forward of the float class that a quantized one is made from."""
+    """The forward of the float class that a quantized module was made from."""
     bases: Sequence[Any] = type(module).__mro__[1:]
     for base in bases:
         if base.__module__.startswith("torch.nn.modules.") and base is not nn.Module:
@@ -120,7 +120,7 @@ def _transposed(input: Tensor, packed: Any, *_: Any) -> Tensor:
 def _geometry(
     input: Tensor, packed: Any
 ) -> tuple[Tensor, Tensor | None, tuple[tuple[int, ...], ...]]:
-    """Weight, bias, and stride, padding and dilation; torch packs one dimension as two."""
+    """Weight, bias, stride, padding and dilation; torch packs one dimension as two."""
     weight, bias = packed.unpack()
     dimensions = input.dim() - 2
     if weight.dim() - 2 > dimensions:

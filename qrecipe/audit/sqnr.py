@@ -29,9 +29,9 @@ def sqnr_db(reference: Tensor, candidate: Tensor) -> float:
 
 
 def output_sqnr_db(reference: Any, candidate: Any) -> float | None:
-    """The SQNR in dB of two outputs of a model: that of the worst floating tensor in them.
+    """The SQNR in dB of the worst floating tensor in two outputs of a model.
 
-    None where the outputs hold no floating tensors; NaN where they differ in structure.
+    None if the outputs have no floating tensors; NaN if they differ in structure.
     """
     totals = Totals()
     totals.add(reference, candidate)

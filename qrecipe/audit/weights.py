@@ -1,4 +1,4 @@
-"""The weights of a site, float and as the quantized kernel has them."""
+"""The weights of a site, in float and as the quantized kernel has them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def float_weights(node: fx.Node, graph_module: fx.GraphModule) -> list[Tensor]:
 
 
 def weights_of_module(module: nn.Module) -> list[Tensor]:
-    """The weights of a float module, those of the first one of a fused module."""
+    """The weights of a float module; for a fused module those of its first one."""
     inner: Any = module[0] if isinstance(module, nn.Sequential) else module
     if isinstance(inner, nn.RNNBase):
         return [getattr(inner, name).detach() for name in _recurrent_names(inner)]

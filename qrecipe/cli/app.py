@@ -1,6 +1,6 @@
 """The commands: their arguments, help texts and exit statuses.
 
-What does the work is imported inside each command, so that none pays for another.
+The modules that do the work are imported inside each command, to keep the start fast.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from qrecipe.cli.output import FOUND_SOMETHING, fail_on, needs_torch, out, out_j
 
 app = typer.Typer(
     name="qrecipe",
-    help="Quantize PyTorch models by recipes: decided before they run, proven afterwards.",
-    epilog="Exit status: 0 all is well, 1 something was found, 2 wrong usage.",
+    help="Quantize PyTorch models by recipes: planned before they run, verified afterwards.",
+    epilog="Exit status: 0 success, 1 something was found, 2 wrong usage.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -71,7 +71,7 @@ def check(
 ) -> None:
     """Check recipes without torch, for pre-commit and CI.
 
-    Lock files (*.lock.toml) are left out.
+    Lock files (*.lock.toml) are skipped.
 
     \b
     Examples:
@@ -90,7 +90,7 @@ def check(
 
 @app.command()
 def show(recipe: RecipeArgument, plugin: PluginOption = None, json: JsonOption = False) -> None:
-    """Show a recipe resolved, and where each value was set.
+    """Show the resolved recipe, and where each value was set.
 
     \b
     Examples:
@@ -111,7 +111,7 @@ def plan(
     model: ModelOption,
     input: InputOption = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Fail where an outcome differs from the lock file.")
+        bool, typer.Option("--check", help="Fail if the plan differs from the lock file.")
     ] = False,
     lock: LockOption = None,
     strict: StrictOption = False,
@@ -147,7 +147,7 @@ def explain(
     name: Annotated[
         str,
         typer.Argument(
-            help="A site, a member of one, or a module, as the plan names them.",
+            help="A site, a member of a site, or a module, as named in the plan.",
             show_default=False,
         ),
     ],
@@ -183,13 +183,13 @@ def quantize(
         str | None,
         typer.Option(
             metavar="FILE.py:NAME",
-            help="The function that gives an iterable of batches to calibrate with.",
+            help="A function that returns an iterable of calibration batches.",
         ),
     ] = None,
     evaluate: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE.py:NAME", help="The function of a model that gives its accuracy."
+            metavar="FILE.py:NAME", help="A function that takes a model and returns its accuracy."
         ),
     ] = None,
     input: InputOption = None,
@@ -239,7 +239,7 @@ app.command()(inspect)
 def list_names(plugin: PluginOption = None, json: JsonOption = False) -> None:
     """List recipes, observers, fake-quants and backends.
 
-    Imports every installed plugin, to show its arguments or what is wrong with it.
+    Imports all installed plugins to show their arguments, or what is wrong with them.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""``qrecipe diff``: two recipes are loaded, compared, and their differences shown."""
+"""``qrecipe diff``: load two recipes, compare them, show the differences."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """What two recipes do to one model."""
+    """The effect of two recipes on one model."""
 
     before: PlanOutcome
     after: PlanOutcome
@@ -53,7 +53,7 @@ def compare(
 
 
 def show_text(difference: Difference) -> None:
-    """A table of values, one of sites, and a line."""
+    """A table of values, a table of sites, and a summary."""
     a, b = difference.names
     if difference.values:
         rows = [(each.key, *_cells(each.before), *_cells(each.after)) for each in difference.values]
@@ -126,7 +126,7 @@ def _summary(difference: Difference) -> str:
     subjects = {change.subject for change in difference.effect.changes}
     sites = {**difference.effect.before.sites, **difference.effect.after.sites}
     changed = len(subjects & sites.keys())
-    return f"{values}; {changed} of {len(sites)} sites become something else"
+    return f"{values}; {changed} of {len(sites)} sites differ"
 
 
 def _cells(value: Value | None) -> tuple[str, str]:

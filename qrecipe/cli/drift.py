@@ -1,4 +1,4 @@
-"""``qrecipe drift``: whether a stored model still fits the data."""
+"""``qrecipe drift``: check whether a stored model still fits the data."""
 
 from __future__ import annotations
 

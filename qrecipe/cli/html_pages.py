@@ -1,4 +1,4 @@
-"""What the pages of reports show beside the report itself: activations, plan, recipe, versions."""
+"""What report pages show besides the report itself: activations, plan, recipe, versions."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from qrecipe.pipeline import plan, quantize
 
 @dataclass(frozen=True, slots=True)
 class ForPage:
-    """The activations of a quantized model, and where it comes from."""
+    """The activations of a quantized model, and its provenance."""
 
     activations: Activations
     origin: Provenance
 
 
 def activations_of(converted: nn.Module, data: UserFunction) -> Activations:
-    """The activations on the caller's data, or why there is nothing to show of them."""
+    """The activations on the caller's data, or why there are none to show."""
     try:
         with _without_warnings():
             return drift(converted, data())
@@ -41,7 +41,7 @@ def activations_of(converted: nn.Module, data: UserFunction) -> Activations:
 def quantized_for_page(job: Job) -> ForPage | QRecipeError:
     """The model with all sites quantized; the plan alone where that fails, or why there is none.
 
-    Raises nothing: what has been measured is still to be shown.
+    Raises nothing: the measurement must still be shown.
     """
     plain = replace(job.recipe, phase="ptq")
     try:
@@ -78,7 +78,7 @@ def ranked_for_page(job: Job) -> Sequence[Ranked] | str:
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """The command itself has given them already."""
+    """Suppress warnings: the command itself has already shown them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", QRecipeWarning)
         yield

@@ -1,4 +1,4 @@
-"""``qrecipe list``: what recipes can name here."""
+"""``qrecipe list``: the names that recipes can use here."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from qrecipe.terminal.tables import render_table
 class RecipeLine:
     """A recipe that ``extends`` can name, and the distribution that publishes it.
 
-    ``distribution`` and ``version`` are None for the recipes of qrecipe itself.
+    ``distribution`` and ``version`` are None for qrecipe's own recipes.
     """
 
     reference: str
@@ -35,7 +35,7 @@ class RecipeLine:
 
     @property
     def title(self) -> str:
-        """The reference, with the distribution and its version where there is one."""
+        """The reference, with the distribution and version if there is one."""
         if self.distribution is None or self.version is None:
             return self.reference
         return titled(self.reference, Publisher(self.distribution, self.version))
@@ -45,7 +45,7 @@ class RecipeLine:
 class ConstructorLine:
     """An observer or fake-quant: where it comes from, its class and its arguments.
 
-    ``origin`` is torch, a distribution with its version, or the module that registered it. Of what
+    ``origin`` is torch, a distribution with its version, or the module that registered it. If it
     cannot be used, ``target`` is None and ``problem`` says why.
     """
 
@@ -58,7 +58,7 @@ class ConstructorLine:
 
 @dataclass(frozen=True, slots=True)
 class IgnoredLine:
-    """An entry point of a plugin that gives no name to recipes."""
+    """An entry point of a plugin without effect."""
 
     entry_point: str
     origin: str
@@ -67,7 +67,7 @@ class IgnoredLine:
 
 @dataclass(frozen=True, slots=True)
 class BackendLine:
-    """A backend; ``available`` is None where that cannot be told without torch."""
+    """A backend; ``available`` is None if torch is not installed."""
 
     name: str
     available: bool | None
@@ -76,7 +76,7 @@ class BackendLine:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """All that there is."""
+    """Everything that ``qrecipe list`` shows."""
 
     recipes: tuple[RecipeLine, ...]
     observers: tuple[ConstructorLine, ...]
@@ -98,7 +98,7 @@ def take_listing(plugins: Sequence[str] | None) -> Listing:
 
 
 def show_text(listing: Listing) -> None:
-    """Four tables; then, where there are any, entry points without effect and broken plugins."""
+    """Four tables; then entry points without effect and broken plugins, if any."""
     recipes = [(line.title, line.backend or "", line.description) for line in listing.recipes]
     out(render_table(("recipe", "backend", "description"), recipes))
     for title, lines in (("observer", listing.observers), ("fake-quant", listing.fake_quants)):
@@ -165,7 +165,7 @@ def _origin(kind: Kind, name: str) -> str:
 
 
 def _problem(kind: Kind, name: str) -> str | None:
-    """What keeps a plugin from being used, found out by importing it."""
+    """Why a plugin cannot be used, found out by importing it."""
     if importlib.util.find_spec("torch") is None:
         return f"{name} of {_origin(kind, name)} cannot be loaded without torch"
     from qrecipe.observers.loading import load
@@ -175,11 +175,11 @@ def _problem(kind: Kind, name: str) -> str | None:
 
 def _ignored() -> Iterator[IgnoredLine]:
     for point in misnamed():
-        mend = 'it starts neither with "observer." nor with "fake_quant." and a plain name'
+        mend = 'it is not named "observer.NAME" or "fake_quant.NAME" with a plain name'
         yield IgnoredLine(point.name, f"{point.distribution} {point.version}", mend)
     for claim in every_claim():
         if claim.name in _torchs(claim.kind):
-            problem = "the name is torch's own"
+            problem = "the name belongs to torch"
             yield IgnoredLine(f"{claim.kind}.{claim.name}", str(claim), problem)
 
 

@@ -1,4 +1,4 @@
-"""``qrecipe compare`` and ``qrecipe sensitivity``: what each operation costs in accuracy."""
+"""``qrecipe compare`` and ``qrecipe sensitivity``: how much accuracy each operation costs."""
 
 from __future__ import annotations
 

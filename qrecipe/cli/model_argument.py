@@ -28,7 +28,7 @@ _SHAPE = re.compile("[0-9]{1,10}(x[0-9]{1,10})*")
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A model, and one batch of inputs for it where the user gives one."""
+    """A model, and one batch of inputs if the user gives one."""
 
     model: nn.Module
     example_inputs: Any | None
@@ -67,7 +67,7 @@ def get_ready(
 def load_subject(code: UserCode, name: str, shapes: Sequence[str] | None = None) -> Subject:
     """What the factory of that name gives; inputs of the ``shapes``, if any, take the place of its.
 
-    Raises QRecipeError (QR601) where the factory fails or gives no model.
+    Raises QRecipeError (QR601) if the factory fails or does not return a model.
     """
     inputs = random_inputs(shapes) if shapes else None
     result = code.function(name, "--model")()
@@ -75,20 +75,20 @@ def load_subject(code: UserCode, name: str, shapes: Sequence[str] | None = None)
     if not isinstance(model, nn.Module):
         what, hint = instead_of_model(model)
         hint = f"{hint}; or a tuple (model, example_inputs)"
-        raise QRecipeError(Finding("QR601", f"{name} gives {what}, not a model", hint=hint))
+        raise QRecipeError(Finding("QR601", f"{name} returns {what}, not a model", hint=hint))
     return Subject(model, examples if inputs is None else inputs)
 
 
 def required_inputs(subject: Subject, name: str) -> Any:
-    """The subject's example inputs. Raises BadParameter where it has none."""
+    """The subject's example inputs. Raises BadParameter if it has none."""
     if subject.example_inputs is None:
-        text = f"{name} gives no example inputs: name their shapes, as in --input 1x3x224x224"
+        text = f"{name} returns no example inputs: pass their shapes, as in --input 1x3x224x224"
         raise typer.BadParameter(text, param_hint="--input")
     return subject.example_inputs
 
 
 def random_inputs(shapes: Sequence[str]) -> tuple[Tensor, ...]:
-    """Normally distributed float32 tensors, the same in every run."""
+    """Normally distributed float32 tensors, equal in every run."""
     generator = torch.Generator().manual_seed(0)
     return tuple(torch.randn(_shape(text), generator=generator) for text in shapes)
 
@@ -96,6 +96,6 @@ def random_inputs(shapes: Sequence[str]) -> tuple[Tensor, ...]:
 def _shape(text: str) -> list[int]:
     shape = [int(size) for size in text.split("x")] if _SHAPE.fullmatch(text) else []
     if not 0 < math.prod(shape) <= _MAX_ELEMENTS or not shape:
-        text = f'"{text}" is no shape: write sizes with x between, as in 1x3x224x224'
+        text = f'"{text}" is not a shape: separate sizes by x, as in 1x3x224x224'
         raise typer.BadParameter(text, param_hint="--input")
     return shape

@@ -1,4 +1,4 @@
-"""``qrecipe quantize``: quantize a model, and measure what that cost and gained."""
+"""``qrecipe quantize``: quantize a model and measure the result."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def quantize(
 ) -> None:
     """Show the plan, quantize, and show the result; as JSON both in one document.
 
-    With ``strict`` a plan that warns ends it.
+    With ``strict``, warnings of the plan are errors.
     """
     get_ready(threads)
     with user_code(plugins) as code:
@@ -132,7 +132,7 @@ def _measure(
 
 
 def _metric(evaluate: UserFunction, model: nn.Module, converted: nn.Module) -> Metric:
-    # not around the latency: whatever moves on the screen takes time from it
+    # not around the latency: updating the screen would take time from it
     with activity("evaluating"):
         return Metric(evaluate.name, _number(evaluate, model), _number(evaluate, converted))
 
@@ -142,6 +142,6 @@ def _number(evaluate: UserFunction, model: nn.Module) -> float:
     try:
         return float(value)
     except (TypeError, ValueError, RuntimeError):
-        text = f"{evaluate.name}() gives a {type(value).__name__}, not one number"
-        hint = "return the metric of the model that it is given as a float"
+        text = f"{evaluate.name}() returns a {type(value).__name__}, not a number"
+        hint = "return the metric of the given model as a float"
         raise QRecipeError(Finding("QR601", text, hint=hint)) from None

@@ -1,4 +1,4 @@
-"""``qrecipe suggest`` and ``qrecipe tune``: recipes that the tool writes."""
+"""``qrecipe suggest`` and ``qrecipe tune``: write recipes."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def _ranking(job: Job, result: TuningResult) -> Sequence[Ranked] | str:
 
 _UNRANKED: Mapping[Stop, str] = {
     "interrupt": "the search was interrupted",
-    "seconds": "the time was over before the sites were ranked",
+    "seconds": "time ran out before the sites were ranked",
 }
 
 

@@ -1,4 +1,4 @@
-"""The Python code that the user names on the command line: loaded once, its errors made ours."""
+"""The Python code that the user names on the command line: loaded once, with errors as ours."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NOTES = 12
 
 @dataclass(frozen=True, slots=True)
 class UserFunction:
-    """A function that the user names; a call's exception comes out as QR601 at the user's line."""
+    """A function of the user; an exception in a call becomes QR601 at the user's line."""
 
     name: str
     folder: Path
@@ -64,9 +64,9 @@ class UserCode:
         self._by_file: dict[Path, ModuleType] = {}
 
     def function(self, name: str, option: str) -> UserFunction:
-        """What ``name``, the value of ``option``, means.
+        """The function that ``name``, the value of ``option``, refers to.
 
-        Raises QRecipeError (QR601) where its module fails, BadParameter where there is no such.
+        Raises QRecipeError (QR601) if its module fails, BadParameter if it does not exist.
         """
         module_name, _, attribute = name.rpartition(":")
         if not module_name or not attribute.isidentifier():
@@ -113,7 +113,7 @@ class UserCode:
 
 
 def user_output() -> AbstractContextManager[object]:
-    """Around what runs the user's code: what that prints is not the command's own result."""
+    """Redirect what the user's code prints: it is not part of the command's output."""
     return redirect_stdout(sys.stderr)
 
 
@@ -137,9 +137,9 @@ def _without_forward(finding: Finding) -> Finding:
 
 
 def _executed(file: Path) -> ModuleType:
-    """The file as the module that ``import`` finds in its folder, so that its classes' names agree.
+    """The file as the module that ``import`` finds in its folder, so that class names agree.
 
-    Where that name is taken by another file, the path is the name.
+    If another file has taken that name, the path is the name.
     """
     taken = sys.modules.get(file.stem)
     if taken is not None and getattr(taken, "__file__", None) == str(file):
@@ -177,10 +177,10 @@ def _is_module_instance(value: object) -> bool:
 
 @contextmanager
 def _guarded(what: str, folder: Path, code: str) -> Iterator[None]:
-    """What the user's code raises becomes a finding."""
+    """Turn what the user's code raises into a finding."""
     try:
         yield
-    except QRecipeError:  # of a registration, for one
+    except QRecipeError:  # for example from a registration
         raise
     except (Exception, SystemExit) as error:
         first, *rest = str(error).strip().splitlines() or [""]
@@ -192,12 +192,12 @@ def _guarded(what: str, folder: Path, code: str) -> Iterator[None]:
 def _hint(error: BaseException, at: Location | None) -> str | None:
     is_relative = at is not None and at.source.lstrip().startswith("from .")
     if isinstance(error, ImportError) and is_relative:
-        return "a file of a package is named as its module: package.module:function"
+        return "name a file of a package as its module: package.module:function"
     return None
 
 
 def _place(error: BaseException, folder: Path) -> Location | None:
-    """The user's line that the error comes from: the innermost one in the user's own folder."""
+    """The user's line that the error comes from: the innermost one in the user's folder."""
     if isinstance(error, SyntaxError) and error.filename and error.lineno:
         return _location(error.filename, error.lineno)
     frames = traceback.extract_tb(error.__traceback__)
@@ -208,7 +208,7 @@ def _place(error: BaseException, folder: Path) -> Location | None:
 def _is_users(file: Path, folder: Path) -> bool:
     if not file.is_relative_to(folder) or file.is_relative_to(_OWN_FOLDER):
         return False
-    return "site-packages" not in file.relative_to(folder).parts  # a .venv beside the code
+    return "site-packages" not in file.relative_to(folder).parts  # a .venv next to the code
 
 
 def _location(file: str, line: int) -> Location:

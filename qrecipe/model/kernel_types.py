@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-Mode = Literal["static", "dynamic", "weight_only"]
+from qrecipe.rules.structure import Mode
 
 _DTYPES: Mapping[torch.dtype, str] = {
     torch.qint8: "int8",

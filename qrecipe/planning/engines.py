@@ -9,7 +9,7 @@ computes right, and plans agree.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch.nn.functional as F
 from torch import nn
@@ -17,9 +17,8 @@ from torch import nn
 from qrecipe.model.graph_sites import Match
 from qrecipe.model.normalize import stored
 from qrecipe.planning import cpu
+from qrecipe.planning.plan import Engine
 from qrecipe.recipe.schema import Backend, TensorSpec
-
-Engine = Literal["fbgemm", "onednn"]
 
 _ENGINES = ("x86", "fbgemm", "onednn")
 """Those whose convolutions are told apart here; x86 chooses between the others."""

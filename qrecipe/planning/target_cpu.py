@@ -75,5 +75,5 @@ def saturation_finding() -> Finding:
     return Finding(
         "QR204",
         _SATURATE,
-        hint="the model was quantized for a CPU that has it, and can give other results here",
+        hint="the model was quantized for a CPU with VNNI, so results can differ here",
     )

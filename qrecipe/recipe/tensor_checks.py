@@ -24,11 +24,11 @@ _OBSERVER, _FAKE_QUANT = ("observer", "name"), ("fake_quant", "name")
 
 
 def tensor_findings(recipe: Composition, name: str, spec: TensorSpec) -> Iterator[Finding]:
-    """What is wrong with ``[tensor.NAME]`` whatever it is used for."""
+    """The problems of ``[tensor.NAME]``, whatever it is used for."""
     path = ("tensor", name)
     yield from _constructor_findings(recipe, "observer", path, spec.observer)
     yield from _constructor_findings(recipe, "fake_quant", path, spec.fake_quant)
-    if not recipe.is_sound(*path, "is_dynamic"):  # what the rest has to be depends on it
+    if not recipe.is_sound(*path, "is_dynamic"):  # the rest depends on it
         return
     yield from _missing_findings(recipe, path, spec)
     for problem in contradictions(spec):
@@ -40,12 +40,12 @@ def tensor_findings(recipe: Composition, name: str, spec: TensorSpec) -> Iterato
 def weight_findings(
     recipe: Composition, use: KeyPath, name: str, spec: TensorSpec
 ) -> Iterator[Finding]:
-    """What keeps a tensor spec from being a weight; ``use`` is the path that names it."""
+    """Why a tensor spec cannot be a weight; ``use`` is the path that names it."""
     if spec.reduce_range and is_static_integer(spec):
         yield _misuse(
             recipe,
             use,
-            f"{shown(name)} reduces its range, which only activations can",
+            f"{shown(name)} has reduce_range, which is for activations only",
             ("tensor", name, "reduce_range"),
             "use a tensor without reduce_range",
         )
@@ -62,12 +62,12 @@ def weight_findings(
 def activation_findings(
     recipe: Composition, use: KeyPath, name: str, spec: TensorSpec
 ) -> Iterator[Finding]:
-    """What keeps a tensor spec from being an activation; ``use`` is the path that names it."""
+    """Why a tensor spec cannot be an activation; ``use`` is the path that names it."""
     if is_static_integer(spec) and is_per_channel(spec):
         yield _misuse(
             recipe,
             use,
-            f"{shown(name)} is per channel, for which no kernel takes activations",
+            f"{shown(name)} is per channel, which no kernel supports for activations",
             ("tensor", name, "observer" if spec.qscheme is None else "qscheme"),
             "use a per-tensor observer and qscheme",
         )
@@ -92,7 +92,7 @@ def _missing_findings(
             at, message = path, f'{dotted(path)} needs "{missing.key}"'
         else:
             at = (*path, missing.beside)
-            message = f'"{missing.beside}" needs "{missing.key}" beside it'
+            message = f'"{missing.beside}" needs "{missing.key}" as well'
         yield recipe.about_key("QR103", message, at, missing.hint)
 
 
@@ -110,7 +110,7 @@ def _constructor_findings(
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """A key that a spec needs; ``beside`` is the one that asks for it, None for the whole."""
+    """A key that a spec needs; ``beside`` is the key that requires it, None for the spec."""
 
     key: str
     hint: str
@@ -119,10 +119,10 @@ class Missing:
 
 @dataclass(frozen=True, slots=True)
 class Contradiction:
-    """Settings that do not go together.
+    """Settings that cannot be combined.
 
-    ``at`` leads to the one at fault, whose key ``is_surplus`` or else whose value is wrong;
-    ``cause`` leads to the one that it contradicts.
+    ``at`` is the path of the setting at fault: its key if it ``is_surplus``, otherwise its value;
+    ``cause`` is the path of the setting that it contradicts.
     """
 
     at: tuple[str, ...]
@@ -133,7 +133,7 @@ class Contradiction:
 
 
 def missing_keys(spec: TensorSpec) -> Iterator[Missing]:
-    """What a spec lacks; nothing is left to defaults of torch that no plan would show."""
+    """The keys that a spec lacks; nothing is left to torch's defaults, which no plan shows."""
     if spec.dtype is None:
         yield Missing("dtype", 'for example dtype = "int8"')
     if is_static_integer(spec):
@@ -143,11 +143,11 @@ def missing_keys(spec: TensorSpec) -> Iterator[Missing]:
             yield Missing("qscheme", f"for example qscheme = {shown(_usual_qscheme(spec))}")
         for key, other in (("quant_min", "quant_max"), ("quant_max", "quant_min")):
             if getattr(spec, key) is None and getattr(spec, other) is not None:
-                yield Missing(key, "a range has both ends", beside=other)
+                yield Missing(key, "set both ends of the range", beside=other)
 
 
 def contradictions(spec: TensorSpec) -> Iterator[Contradiction]:
-    """What does not go together in one tensor spec, whatever it is used for."""
+    """The contradictions within one tensor spec, whatever it is used for."""
     if spec.dtype in ("float16", "float32"):
         yield from _of_float(spec)
     elif spec.dtype is not None and spec.is_dynamic:
@@ -161,18 +161,18 @@ def contradictions(spec: TensorSpec) -> Iterator[Contradiction]:
 
 
 def is_static_integer(spec: TensorSpec) -> bool:
-    """Whether a range is observed for the spec and stays as it is."""
+    """Whether the spec has an observed, static range."""
     return spec.dtype in QUANTIZED_RANGE and not spec.is_dynamic
 
 
 def is_per_channel(spec: TensorSpec) -> bool:
-    """Whether every channel gets a scale of its own; False where the spec contradicts itself."""
+    """Whether every channel gets its own scale; False if the spec contradicts itself."""
     told = {_observes_channels(spec), _scales_channels(spec)} - {None}
     return told == {True}
 
 
 def _of_float(spec: TensorSpec) -> Iterator[Contradiction]:
-    """float16 and float32 are kept as they are: nothing is scaled, nothing observed."""
+    """float16 and float32 tensors are neither scaled nor observed."""
     for key in _written(spec, {"dtype", "is_dynamic", "observer"}):
         message = f'a {spec.dtype} tensor is not scaled and takes no "{key}"'
         yield Contradiction((key,), message, "remove it", is_surplus=True)
@@ -185,9 +185,9 @@ def _of_float(spec: TensorSpec) -> Iterator[Contradiction]:
 
 
 def _of_dynamic(spec: TensorSpec) -> Iterator[Contradiction]:
-    """The kernel finds the range of each input itself, and ignores every wish."""
+    """The kernel finds the range of each input itself and ignores the settings."""
     if spec.dtype not in ("int8", "uint8"):
-        message = f"a tensor of {spec.dtype} cannot be dynamic"
+        message = f"{spec.dtype} tensors cannot be dynamic"
         yield Contradiction(("dtype",), message, 'use "uint8", "int8" or "float16"')
     if spec.qscheme not in (None, "per_tensor_affine"):
         message = f'a dynamic tensor cannot be "{spec.qscheme}"'
@@ -195,7 +195,7 @@ def _of_dynamic(spec: TensorSpec) -> Iterator[Contradiction]:
     allowed = {"dtype", "is_dynamic", "qscheme"} | (set() if _observes(spec) else {"observer"})
     for key in _written(spec, allowed):
         message = f'a dynamic tensor takes no "{key}": the kernel would ignore it'
-        hint = "remove it, or define a tensor of its own for dynamic use"
+        hint = "remove it, or define a separate tensor for dynamic use"
         yield Contradiction((key,), message, hint, is_surplus=True)
 
 
@@ -215,7 +215,7 @@ def _of_qscheme(spec: TensorSpec) -> Iterator[Contradiction]:
         )
         yield Contradiction(("qscheme",), message, cause=("observer",))
     if spec.qscheme == _FLOAT_QPARAMS and spec.dtype not in _UNSIGNED:
-        message = f'"{_FLOAT_QPARAMS}" is for uint8 and uint4, not for {spec.dtype}'
+        message = f'"{_FLOAT_QPARAMS}" is only for uint8 and uint4, not for {spec.dtype}'
         yield Contradiction(("qscheme",), message)
 
 
@@ -224,23 +224,23 @@ def _of_range(spec: TensorSpec) -> Iterator[Contradiction]:
     if spec.dtype is None or low is None or high is None:
         return
     least, most = QUANTIZED_RANGE[spec.dtype]
-    hint = f"{spec.dtype} holds {least} to {most}"
+    hint = f"the range of {spec.dtype} is {least} to {most}"
     if low < least:
-        message = f"quant_min = {low} is less than {spec.dtype} can hold"
+        message = f"quant_min = {low} is below the range of {spec.dtype}"
         yield Contradiction(("quant_min",), message, hint)
     if high > most:
-        message = f"quant_max = {high} is more than {spec.dtype} can hold"
+        message = f"quant_max = {high} is above the range of {spec.dtype}"
         yield Contradiction(("quant_max",), message, hint)
     if low >= high:
         message = f"quant_min = {low} is not less than quant_max = {high}"
         yield Contradiction(("quant_min",), message)
     elif not low <= 0 <= high:
         key, bound = ("quant_min", "at most") if low > 0 else ("quant_max", "at least")
-        message = f"{low} to {high} leaves out 0, which torch needs in every range"
-        yield Contradiction((key,), message, f"{key} is {bound} 0")
+        message = f"the range {low} to {high} does not contain 0, as torch requires"
+        yield Contradiction((key,), message, f"{key} must be {bound} 0")
     if spec.reduce_range:
-        message = "reduce_range would halve the range that quant_min and quant_max write out"
-        yield Contradiction(("reduce_range",), message, "keep one of the two", is_surplus=True)
+        message = "reduce_range would halve the range that quant_min and quant_max set"
+        yield Contradiction(("reduce_range",), message, "remove one of the two", is_surplus=True)
 
 
 def _of_fixed(spec: TensorSpec) -> Iterator[Contradiction]:
@@ -250,8 +250,8 @@ def _of_fixed(spec: TensorSpec) -> Iterator[Contradiction]:
     if limits is None or type(zero_point) is not int or limits[0] >= limits[1]:
         return
     if not limits[0] <= zero_point <= limits[1]:
-        message = f"zero_point = {zero_point} lies outside the range {limits[0]} to {limits[1]}"
-        yield Contradiction(("observer", "zero_point"), message, "it is an integer of the range")
+        message = f"zero_point = {zero_point} is outside the range {limits[0]} to {limits[1]}"
+        yield Contradiction(("observer", "zero_point"), message, "use an integer in the range")
 
 
 def _of_fake_quant(spec: TensorSpec) -> Iterator[Contradiction]:
@@ -269,16 +269,18 @@ def _of_fake_quant(spec: TensorSpec) -> Iterator[Contradiction]:
 
 
 def _trained_otherwise(spec: TensorSpec, name: str) -> Iterator[Contradiction]:
-    """Pairs that torch accepts although training and conversion then differ."""
+    """Pairs that torch accepts although training and conversion differ."""
     is_symmetric = spec.qscheme is not None and spec.qscheme.endswith("symmetric")
     if spec.qscheme == _FLOAT_QPARAMS or (is_symmetric and spec.dtype in _UNSIGNED):
         message = (
-            f'the fake-quant "{name}" trains another zero point '
+            f'the fake-quant "{name}" trains with another zero point '
             f"than {spec.qscheme} {spec.dtype} has"
         )
         yield Contradiction(_FAKE_QUANT, message, 'use "fake_quantize"')
     if name == "fused_moving_average" and spec.dtype == "int4" and is_symmetric:
-        message = f'the fake-quant "{name}" trains a scale that is 7 % larger for symmetric int4'
+        message = (
+            f'the fake-quant "{name}" trains with a scale that is 7 % too large for symmetric int4'
+        )
         yield Contradiction(_FAKE_QUANT, message, 'use "fake_quantize"')
 
 
@@ -300,6 +302,6 @@ def _scales_channels(spec: TensorSpec) -> bool | None:
 
 
 def _observes_channels(spec: TensorSpec) -> bool | None:
-    """Whether the observer keeps a range for every channel; None if torch's table can't tell."""
+    """Whether the observer keeps a range per channel; None if that is not known."""
     signature = OBSERVERS.get(spec.observer.name) if spec.observer else None
     return None if signature is None else signature.per_channel

@@ -20,7 +20,7 @@ from qrecipe.registry.arguments import Kind
 
 @dataclass(frozen=True, slots=True)
 class EntryPoint:
-    """One line of a distribution's entry points."""
+    """One entry point of a distribution."""
 
     name: str
     value: str
@@ -29,9 +29,9 @@ class EntryPoint:
 
 
 def entry_points(group: str) -> tuple[EntryPoint, ...]:
-    """The entry points of one group, sorted; a distribution whose metadata are spoilt has none.
+    """The entry points of one group, sorted, without distributions whose metadata is damaged.
 
-    `importlib.metadata.entry_points` fails for all of them where one cannot be read.
+    `importlib.metadata.entry_points` fails altogether if one cannot be read.
     """
     return _entry_points(group, tuple(map(_state, sys.path)))
 
@@ -63,9 +63,9 @@ def _read(installed: Distribution, group: str) -> Iterator[EntryPoint]:
         name, version = installed.metadata["Name"], installed.version
         points = dict.fromkeys(installed.entry_points)
         is_shadowed = distribution(name).read_text("entry_points.txt") != text
-    except Exception:  # whatever a damaged file makes of the parsers
+    except Exception:  # the parsers may raise anything on a damaged file
         return
-    if version and not is_shadowed:  # by one of its name that is earlier on the path
+    if version and not is_shadowed:  # by one with the same name earlier on the path
         for point in points:
             if point.group == group:
                 yield EntryPoint(point.name, point.value, name, version)
@@ -78,12 +78,12 @@ def _normalized(name: str) -> str:
 ENTRY_POINT_GROUP = "qrecipe.plugins"
 
 PLAIN_NAME = re.compile(r"[a-z][a-z0-9_]*")
-"""What an observer or fake-quant can be called."""
+"""The valid names of observers and fake-quants."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A name, the module that registers it, and the distribution that says so."""
+    """A name, the module that registers it, and the distribution that claims it."""
 
     kind: Kind
     name: str
@@ -96,12 +96,12 @@ class Claim:
 
 
 def claims(kind: Kind, name: str) -> tuple[Claim, ...]:
-    """Who claims a name: nobody, one distribution, or several that contradict each other."""
+    """The claims of a name; several contradict each other."""
     return tuple(claim for claim in every_claim() if (claim.kind, claim.name) == (kind, name))
 
 
 def claimed_names(kind: Kind) -> tuple[str, ...]:
-    """The names that are claimed, sorted."""
+    """The claimed names, sorted."""
     return tuple(sorted({claim.name for claim in every_claim() if claim.kind == kind}))
 
 
@@ -113,7 +113,7 @@ def every_claim() -> tuple[Claim, ...]:
 
 
 def misnamed() -> tuple[EntryPoint, ...]:
-    """The entry points of the group that claim nothing, as they say no kind or no plain name."""
+    """The entry points of the group without a valid kind or name."""
     return tuple(point for point in entry_points(ENTRY_POINT_GROUP) if _claim(point) is None)
 
 

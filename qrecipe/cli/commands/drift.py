@@ -21,7 +21,7 @@ from qrecipe.cli.output import FOUND_SOMETHING, needs_torch, reported
 def drift(
     file: Annotated[
         str,
-        typer.Argument(metavar="FILE", help="What save_quantized wrote.", show_default=False),
+        typer.Argument(metavar="FILE", help="A file from save_quantized.", show_default=False),
     ],
     model: ModelOption,
     data: DataOption,
@@ -30,7 +30,7 @@ def drift(
         typer.Option(
             min=0.0,
             metavar="SHARE",
-            help="Fail where recalibration would move the ends of a range by more than this, "
+            help="Fail if recalibration would move the ends of a range by more than this, "
             "in widths of the stored range.",
         ),
     ] = 0.5,
@@ -39,8 +39,8 @@ def drift(
         typer.Option(
             min=0.0,
             metavar="SHARE",
-            help="Fail where more than this share of a tensor's values are clipped that a "
-            "recalibration would keep.",
+            help="Fail if recalibration would save more than this share of a tensor's values from "
+            "clipping.",
         ),
     ] = 0.05,
     html: HtmlOption = None,
@@ -49,9 +49,9 @@ def drift(
     plugin: PluginOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Hold the ranges of a stored model against data of today.
+    """Compare the ranges of a stored model with new data.
 
-    The exit status is 1 where a range is further off than a threshold.
+    The exit status is 1 if a range is off by more than a threshold.
 
     \b
     Examples:

@@ -32,7 +32,7 @@ from qrecipe.model.addresses import CALLS, site_of
 from qrecipe.model.copies import own_tensors, structural_copy
 from qrecipe.model.graph_names import keep_state_names
 from qrecipe.model.normalize import TAKES_WEIGHT, stored, stored_in
-from qrecipe.planning.engines import Engine
+from qrecipe.planning.plan import Engine
 from qrecipe.process.state import random_numbers_kept
 from qrecipe.recipe.schema import Backend, Phase
 
