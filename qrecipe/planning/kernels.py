@@ -33,6 +33,10 @@ _WEIGHTED = (F.linear, F.conv1d, F.conv2d, F.conv3d, *_F_CONV_TRANSPOSE)
 _MOST_FLOAT16 = torch.finfo(torch.float16).max
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _BINARY = (operator.add, operator.mul, torch.add, torch.mul, torch.matmul)
+_OPERANDS: Mapping[Any, str] = {
+    **dict.fromkeys(_BINARY, "an operand"),
+    **dict.fromkeys((torch.cat, torch.stack), "one of the joined"),
+}
 
 
 _AVERAGE = (
@@ -57,12 +61,12 @@ def refusal(match: Match, backend: Backend) -> str | None:
     if _lacks_batch(match):
         return "no quantized convolution takes an input without a batch dimension: x.unsqueeze(0)"
     subject: Any = match.nodes[0] if match.module is None else match.module
-    kind = "function" if match.module is None else "module"
-    for check in (*_CHECKS[kind], *(_IN_QNNPACK[kind] if backend == "qnnpack" else ())):
-        reason = check(subject)
-        if reason is not None:
-            return reason
-    return None
+    target = subject.target if match.module is None else type(subject)
+    checks = _FUNCTION_CHECKS if match.module is None else _MODULE_CHECKS
+    refused = _REFUSED.get(target)
+    if backend == "qnnpack":
+        checks, refused = checks + _QNNPACK_CHECKS, refused or _REFUSED_IN_QNNPACK.get(target)
+    return refused or next(filter(None, (check(subject) for check in checks)), None)
 
 
 def _gives_several(match: Match) -> bool:
@@ -176,13 +180,6 @@ def _embedding(module: nn.Module) -> str | None:
     return None
 
 
-def _qnnpack_clamp(subject: Any) -> str | None:
-    function = subject.target if isinstance(subject, fx.Node) else type(subject)
-    if function in _CLAMPS:
-        return "qnnpack's clamp is wrong on what its convolutions give (channels_last)"
-    return None
-
-
 def _qnnpack_dimensions(module: nn.Module) -> str | None:
     if isinstance(module, _NOT_IN_QNNPACK):
         return f"qnnpack cannot unpack the weights of a {type(module).__name__}"
@@ -222,29 +219,9 @@ def _padding_word(node: fx.Node) -> str | None:
     return None
 
 
-def _qnnpack_functions(node: fx.Node) -> str | None:
-    if node.target is F.conv_transpose3d:
-        return "qnnpack computes transposed convolutions wrongly in three dimensions"
-    return None
-
-
-def _joined_dtypes(node: fx.Node) -> str | None:
-    if node.target not in (torch.cat, torch.stack):
-        return None
-    if all(is_floating(source) for source in node.all_input_nodes):
-        return None
-    return "one of the joined is no floating tensor, and would be observed as one"
-
-
 def _mean_dtype(node: fx.Node) -> str | None:
     if node.target is torch.mean and node.kwargs.get("dtype") is not None:
         return "the quantized kernel gives no other dtype"
-    return None
-
-
-def _in_place(node: fx.Node) -> str | None:
-    if node.target in ("tanh_", "sigmoid_"):
-        return "no quantized kernel does this in place"
     return None
 
 
@@ -290,11 +267,10 @@ def _observed_argument(node: fx.Node) -> str | None:
 
 
 def _operands(node: fx.Node) -> str | None:
-    if node.target not in _BINARY:
+    what = _OPERANDS.get(node.target)
+    if what is None or all(map(is_floating, node.all_input_nodes)):
         return None
-    if all(is_floating(arg) for arg in node.args if isinstance(arg, fx.Node)):
-        return None
-    return "an operand is no floating tensor, and would be observed as one"
+    return f"{what} is no floating tensor, and would be observed as one"
 
 
 def _infinite_operand(node: fx.Node) -> str | None:
@@ -310,19 +286,11 @@ def _infinite_operand(node: fx.Node) -> str | None:
     return None
 
 
-def _scalar_factor(node: fx.Node) -> str | None:
-    if node.target not in (operator.mul, torch.mul):
-        return None
+def _number(node: fx.Node) -> str | None:
     numbers = [arg for arg in node.args if isinstance(arg, (int, float))]
-    if any(abs(number) > 1 for number in numbers):
+    if node.target in (operator.mul, torch.mul) and any(abs(number) > 1 for number in numbers):
         return "a factor above 1 would share the range of its input"
-    return None
-
-
-def _added_number(node: fx.Node) -> str | None:
-    if node.target not in (operator.add, torch.add):
-        return None
-    if any(isinstance(arg, (int, float)) and arg != 0 for arg in node.args):
+    if node.target in (operator.add, torch.add) and any(numbers):
         return "what an added number gives would share the range of its input"
     return None
 
@@ -340,33 +308,30 @@ def _interpolation(node: fx.Node) -> str | None:
     return None
 
 
-def _group_norm(node: fx.Node) -> str | None:
-    if node.target is F.group_norm:
-        return "torch has a pattern but no lowering for group_norm"
-    return None
-
-
-_Check = Callable[[Any], str | None]
-_CHECKS: Mapping[str, tuple[_Check, ...]] = {
-    "module": (_norm_statistics, _prelu, _recurrent, _embedding, _padding),
-    "function": (
-        _binary_arguments,
-        _operands,
-        _infinite_operand,
-        _computed_weight,
-        _padding_word,
-        _joined_dtypes,
-        _mean_dtype,
-        _in_place,
-        _given_statistics,
-        _observed_argument,
-        _scalar_factor,
-        _added_number,
-        _interpolation,
-        _group_norm,
+_REFUSED: Mapping[Any, str] = {
+    F.group_norm: "torch has a pattern but no lowering for group_norm",
+    **dict.fromkeys(("tanh_", "sigmoid_"), "no quantized kernel does this in place"),
+}
+_REFUSED_IN_QNNPACK: Mapping[Any, str] = {
+    F.conv_transpose3d: "qnnpack computes transposed convolutions wrongly in three dimensions",
+    **dict.fromkeys(
+        _CLAMPS, "qnnpack's clamp is wrong on what its convolutions give (channels_last)"
     ),
 }
-_IN_QNNPACK: Mapping[str, tuple[_Check, ...]] = {
-    "module": (_qnnpack_dimensions, _qnnpack_clamp, _qnnpack_softmax, _averaging),
-    "function": (_qnnpack_clamp, _qnnpack_functions, _averaging),
-}
+"""Functions, methods and classes of modules that are refused whatever their arguments are."""
+
+_Checks = tuple[Callable[[Any], str | None], ...]
+_MODULE_CHECKS: _Checks = (_norm_statistics, _prelu, _recurrent, _embedding, _padding)
+_FUNCTION_CHECKS: _Checks = (
+    _binary_arguments,
+    _operands,
+    _infinite_operand,
+    _computed_weight,
+    _padding_word,
+    _mean_dtype,
+    _given_statistics,
+    _observed_argument,
+    _number,
+    _interpolation,
+)
+_QNNPACK_CHECKS: _Checks = (_qnnpack_dimensions, _qnnpack_softmax, _averaging)
