@@ -24,7 +24,7 @@ from qrecipe.planning.text import (
 )
 from qrecipe.recipe.recipe import Ingredient, QConfigSpec, WrittenRule
 from qrecipe.recipe.schema import Backend, Phase, TensorSpec
-from qrecipe.rules.structure import NO_STRUCTURE, ModelStructure
+from qrecipe.rules.structure import NO_STRUCTURE, Mode, ModelStructure
 from qrecipe.terminal.report import Report, Section
 
 Executor = Literal["fx", "eager"]
@@ -33,7 +33,6 @@ Executor = Literal["fx", "eager"]
 Engine = Literal["fbgemm", "onednn"]
 """An engine that a single site's weights can be packed for."""
 
-Mode = Literal["static", "dynamic", "weight_only"]
 Verdict = Literal["quantized", "passthrough", "float"]
 RuleOutcome = Literal["applied", "shadowed", "unused", "unmatched", "unsupported"]
 
