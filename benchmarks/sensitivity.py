@@ -33,13 +33,8 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 import qrecipe
 from qrecipe.execution.engine import engine
+from qrecipe.execution.fx.isolated import calibrated_kernels, float_model, unranked, wrap
 from qrecipe.measure.fidelity import Totals
-from qrecipe.measure.sensitivity.isolated_sites import (
-    calibrated_kernels,
-    float_model,
-    unranked,
-    wrap,
-)
 from qrecipe.measure.sensitivity.rank import sensitivity
 from qrecipe.model.call import Inputs
 from qrecipe.observers.qconfig import qconfig

@@ -23,8 +23,8 @@ from qrecipe.audit.sample import Sample
 from qrecipe.errors.findings import CODES, ArtifactError, Finding, QRecipeError, error_from
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
+from qrecipe.execution.fake_quants import frozen_copy
 from qrecipe.execution.fx.emission import erase_keep_float
-from qrecipe.execution.fx.fake_quants import frozen_copy
 from qrecipe.execution.fx.padding import pad_explicitly
 from qrecipe.execution.fx.unrounded import check_conversion
 from qrecipe.files import replace_file, why_not

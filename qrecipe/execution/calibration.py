@@ -35,7 +35,7 @@ from qrecipe.execution.batches import (
     run_batch,
     unusable_batch,
 )
-from qrecipe.execution.fx.fake_quants import only_observing
+from qrecipe.execution.fake_quants import only_observing
 from qrecipe.execution.prepared import PreparedState, prepared_state
 from qrecipe.model.call import EMPTY, Inputs, is_empty
 from qrecipe.model.nested import cloned

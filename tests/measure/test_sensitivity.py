@@ -25,9 +25,9 @@ from qrecipe.errors.findings import (
     QRecipeWarning,
     RecipeReferenceError,
 )
+from qrecipe.execution.fx.isolated import Kernel, wrap
 from qrecipe.measure.fidelity import Totals
 from qrecipe.measure.sensitivity.exact import Replay
-from qrecipe.measure.sensitivity.isolated_sites import Kernel, wrap
 from qrecipe.measure.sensitivity.ranking import RankedSite, Ranking
 from qrecipe.model.call import Inputs
 from qrecipe.observers.qconfig import qconfig

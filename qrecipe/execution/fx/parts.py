@@ -13,10 +13,10 @@ from torch import fx, nn
 from qrecipe._torch_fx import BackendConfig, ConvertCustomConfig, PrepareCustomConfig
 from qrecipe.audit.sample import Sample
 from qrecipe.execution.engine import engine
+from qrecipe.execution.fake_quants import accompany_training, frozen_copy
 from qrecipe.execution.fx import convert as execution
 from qrecipe.execution.fx.audit import audit, audit_reference
 from qrecipe.execution.fx.emission import Emission, emit, erase_keep_float
-from qrecipe.execution.fx.fake_quants import accompany_training, frozen_copy
 from qrecipe.execution.fx.numerics import run_on_head, run_until_judgeable
 from qrecipe.execution.fx.padding import pad_explicitly
 from qrecipe.execution.fx.reference import hold, make_judge

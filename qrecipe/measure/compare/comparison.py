@@ -33,8 +33,8 @@ from qrecipe.measure.compare.activations import (
     watched_reference,
 )
 from qrecipe.measure.fidelity import Fidelity, Totals, sqnr_text
-from qrecipe.measure.out_of_place import without_changes_in_place
 from qrecipe.model.graph_sites import Inventory
+from qrecipe.model.out_of_place import without_changes_in_place
 from qrecipe.planning.inventory import inventory_of
 from qrecipe.planning.stored import StoredPlan, ingredients_of
 from qrecipe.process.neutral import neutral

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from qrecipe.errors.findings import ExecutionError, Finding
+from qrecipe.execution.fx.isolated import Kernel, Replaceable
 from qrecipe.measure.batches import Call
 from qrecipe.measure.fidelity import floating_tensors
 from qrecipe.measure.sensitivity.exact import too_little_memory
-from qrecipe.measure.sensitivity.isolated_sites import Kernel, Replaceable
 from qrecipe.measure.sensitivity.replay import size_of
 from qrecipe.model.call import batch_size
 from qrecipe.process.warnings import import_aside

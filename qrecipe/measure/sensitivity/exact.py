@@ -8,8 +8,8 @@ from typing import Any
 from torch import fx, nn
 
 from qrecipe.errors.findings import ExecutionError, Finding
+from qrecipe.execution.fx.isolated import Kernel, LoneSite, Replaceable, WrappedPart
 from qrecipe.measure.batches import Call
-from qrecipe.measure.sensitivity.isolated_sites import Kernel, LoneSite, Replaceable, WrappedPart
 from qrecipe.measure.sensitivity.replay import FloatGraph, Suffix
 from qrecipe.measure.sensitivity.scores import Score
 from qrecipe.model.call import Inputs, batch_size, bind

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from qrecipe.execution.eager.part import EagerPart
-from qrecipe.measure.sensitivity.isolated_sites import Kernel
+from qrecipe.execution.fx.isolated import Kernel
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import runnable_copy
 from qrecipe.planning.plan import Plan, Site

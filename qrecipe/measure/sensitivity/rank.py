@@ -19,11 +19,7 @@ from qrecipe.errors.text import counted, shown
 from qrecipe.errors.warn import warn
 from qrecipe.execution.batches import Forward, inputs_of_batch, known_length, limited, peek
 from qrecipe.execution.engine import engine
-from qrecipe.measure.batches import Call, calls_of, rereadable
-from qrecipe.measure.sensitivity.estimate import Estimate
-from qrecipe.measure.sensitivity.exact import Replay, Rerun
-from qrecipe.measure.sensitivity.isolated_modules import module_kernels, module_sites
-from qrecipe.measure.sensitivity.isolated_sites import (
+from qrecipe.execution.fx.isolated import (
     Kernel,
     Replaceable,
     WrappedPart,
@@ -33,6 +29,10 @@ from qrecipe.measure.sensitivity.isolated_sites import (
     unranked,
     wrap,
 )
+from qrecipe.measure.batches import Call, calls_of, rereadable
+from qrecipe.measure.sensitivity.estimate import Estimate
+from qrecipe.measure.sensitivity.exact import Replay, Rerun
+from qrecipe.measure.sensitivity.isolated_modules import module_kernels, module_sites
 from qrecipe.measure.sensitivity.ranking import (
     Method,
     RankedSite,

@@ -32,11 +32,11 @@ from qrecipe.execution.fx.emission import emit
 from qrecipe.execution.fx.padding import pad_explicitly
 from qrecipe.execution.fx.structure import structure_findings
 from qrecipe.execution.prepared import forget_preparation, mark_prepared
-from qrecipe.measure.out_of_place import without_changes_in_place
 from qrecipe.model.addresses import SITE
 from qrecipe.model.copies import with_parts
 from qrecipe.model.graph_sites import Inventory, Part
 from qrecipe.model.nested import map_tensors
+from qrecipe.model.out_of_place import without_changes_in_place
 from qrecipe.planning.backend import backend_config
 from qrecipe.planning.plan import Plan, Site
 from qrecipe.recipe.patterns import leave_float
