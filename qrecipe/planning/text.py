@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from qrecipe.errors.findings import Finding, PlanError
@@ -25,12 +25,15 @@ def plan_text(plan: Plan) -> str:
     return "\n\n".join([head, _site_table(plan.sites), _rule_table(plan), *warnings])
 
 
+_EXECUTED: Mapping[str, str] = {"eager": "; executed in eager mode"}
+"""What a plan says of an executor that a user may not expect."""
+
+
 def summary(plan: Plan) -> str:
     """One line: recipe, backend, and how many sites become what."""
     counts = Counter(site.verdict for site in plan.sites)
     needs = "; needs a CPU with VNNI" if plan.needs_vnni else ""
-    if plan.executor == "eager":
-        needs += "; executed in eager mode"
+    needs += _EXECUTED.get(plan.executor, "")
     if plan.is_for_export:
         needs = "; gives the reference model, for export"
     return (

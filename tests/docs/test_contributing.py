@@ -9,9 +9,11 @@ from importlib import import_module
 from typing import get_args
 
 import pytest
+import tomli
 from places import ROOT
 
 from qrecipe.execution.engine import ENGINES
+from qrecipe.execution.executors import _EXECUTORS
 from qrecipe.planning.backend import _BACKEND_CONFIGS, EXPORTED
 from qrecipe.planning.engines import Engine
 from qrecipe.planning.plan import Executor
@@ -159,3 +161,15 @@ def test_a_stored_plan_knows_every_executor_and_every_engine_of_a_detour():
     assert get_args(StoredPlan.model_fields["executor"].annotation) == get_args(Executor)
     stored = get_args(StoredSite.model_fields["engine"].annotation)
     assert {*get_args(stored[0]), type(None)} == {*get_args(Engine), stored[1]}
+
+
+def test_every_executor_is_a_package_that_is_kept_apart():
+    assert _EXECUTORS.keys() == {*get_args(Executor)}
+    packages = {each.__package__ for each in _EXECUTORS.values()}
+    assert len(packages) == len(_EXECUTORS)
+    project = tomli.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contracts = {each["id"]: each for each in project["tool"]["importlinter"]["contracts"]}
+    assert {*contracts["executors"]["modules"]} == packages
+    assert {*contracts["registry"]["protected_modules"]} == packages
+    there = {path.parent.name for path in (ROOT / "qrecipe" / "execution").glob("*/__init__.py")}
+    assert {f"qrecipe.execution.{name}" for name in there} == packages

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from qrecipe.execution.fx.structure import realised_sites
+from qrecipe.execution.part import Realised
 from qrecipe.measure.compare.watched import Watched
 from qrecipe.measure.fidelity import Totals
 from qrecipe.model.addresses import CALLS, site_of
@@ -90,16 +90,13 @@ def watched_reference(
 
 def watched_converted(
     parts: Mapping[str, fx.GraphModule],
+    realised: Iterable[Mapping[str, Realised]],
     converted: nn.Module,
     activations: Activations,
     times: Times,
 ) -> nn.Module:
     """The converted model, whose sites answer those that `watched_reference` held."""
-    givers = {
-        _giver(real.node): name
-        for part in parts.values()
-        for name, real in realised_sites(part).items()
-    }
+    givers = {_giver(real.node): name for sites in realised for name, real in sites.items()}
 
     def see(node: fx.Node, result: Any, seconds: float) -> None:
         is_conversion = node.op in CALLS and node.target in _CONVERSIONS

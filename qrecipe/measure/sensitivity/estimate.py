@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qrecipe.errors.findings import ExecutionError, Finding
-from qrecipe.execution.fx.isolated import Kernel, Replaceable
+from qrecipe.execution.isolated import Isolated, Kernel
 from qrecipe.measure.batches import Call
 from qrecipe.measure.fidelity import floating_tensors
 from qrecipe.measure.sensitivity.exact import too_little_memory
@@ -30,20 +30,13 @@ class Estimate:
     Source: Hutchinson's estimator of a trace, here of J e e^T J^T.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        sites: Sequence[Replaceable],
-        kernels: Mapping[str, Kernel],
-        probes: int,
-        seed: int,
-        memory_limit: int,
-    ) -> None:
+    def __init__(self, isolated: Isolated, probes: int, seed: int, memory_limit: int) -> None:
         import_aside("torch.fx.experimental.symbolic_shapes")  # torch would, at the first gradient
-        self._model = model
-        self._sites = sites
+        self._model = isolated.float_model
+        self._sites = isolated.sites
         self._probes = {
-            lone.site.name: _Probe(lone.original, kernels[lone.site.name]) for lone in self._sites
+            lone.site.name: _Probe(lone.original, isolated.kernels[lone.site.name])
+            for lone in self._sites
         }
         self._count = probes
         self._limit = memory_limit
