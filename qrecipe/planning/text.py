@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from qrecipe.errors.findings import Finding, PlanError
@@ -32,12 +32,15 @@ def plan_sections(plan: Plan) -> Iterator[Section]:
         yield Listing("Warning", str(finding))
 
 
+_EXECUTED: Mapping[str, str] = {"eager": "; executed in eager mode"}
+"""What a plan says of an executor that a user may not expect."""
+
+
 def summary(plan: Plan) -> str:
     """One line: recipe, backend, and how many sites become what."""
     counts = Counter(site.verdict for site in plan.sites)
     needs = "; needs a CPU with VNNI" if plan.needs_vnni else ""
-    if plan.executor == "eager":
-        needs += "; executed in eager mode"
+    needs += _EXECUTED.get(plan.executor, "")
     if plan.is_for_export:
         needs = "; gives the reference model, for export"
     return (
