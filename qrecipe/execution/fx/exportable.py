@@ -96,7 +96,7 @@ def _checked_output(decomposed: fx.GraphModule, prepared: fx.GraphModule, inputs
             [
                 Finding(
                     "QR414",
-                    f"{name} computes something else once it is exported: {value:.1f} dB from "
+                    f"{name} computes something else after export: {value:.1f} dB from "
                     "the float module on equal input and with equal weights",
                     hint=leave_float(name),
                 )
