@@ -1,7 +1,7 @@
-"""The stored plan on the float architecture: a converted model as it was, but for its state.
+"""A stored plan applied to the float architecture: the converted model without its state.
 
-Nothing is decided, calibrated or run. The observers only have to give a scale of some kind, so
-that torch's own take the places of all that plugins brought.
+Nothing is decided, calibrated or run. Observers only have to return some scale, so torch's own
+replace those of plugins.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _MEMORYLESS = ("placeholder", "fixed_qparams")
 
 
 class ArchitectureError(Exception):
-    """The model is not the one that was quantized; ``differences`` say where."""
+    """The model is not the one that was quantized; ``differences`` says where."""
 
     def __init__(self, differences: list[str]) -> None:
         super().__init__(differences)
@@ -56,7 +56,7 @@ class ArchitectureError(Exception):
 def rebuilt(model: nn.Module, contents: Contents, plan: Plan, table: FxTable) -> nn.Module:
     """The converted model that the plan gave, with state of the right shapes and of no meaning.
 
-    ``model`` stays as it is, and what it weighs does not matter. Raises `ArchitectureError`.
+    ``model`` is not changed, and its weights don't matter. Raises `ArchitectureError`.
     """
     _raise_if_any(setting_differences(contents.architecture, model))
     blank = without_weights(model)
@@ -72,7 +72,7 @@ def rebuilt(model: nn.Module, contents: Contents, plan: Plan, table: FxTable) ->
 
 
 def _swapped(blank: nn.Module, plan: Plan) -> nn.Module:
-    """The model with quantized modules in the places of those that were planned."""
+    """The model with the planned modules swapped for quantized ones."""
     modules = {path: type(module).__name__ for path, module in blank.named_modules()}
     planned = {site.name: site.op for site in plan.sites}
     own = {name: modules[name] for name in planned if name in modules}
@@ -87,7 +87,7 @@ def _traced(
     table: FxTable,
     preserved: Mapping[str, Any],
 ) -> nn.Module:
-    """The model with converted graphs in the places of the parts that were traced."""
+    """The model with its traced parts replaced by converted graphs."""
     configs = Configs(
         plan.backend,
         backend_config(plan.backend, plan.phase),
@@ -102,7 +102,7 @@ def _traced(
 
 
 def without_weights(model: nn.Module) -> nn.Module:
-    """A copy in eval mode with zeros for parameters, and for buffers that hold nothing either."""
+    """A copy in eval mode with zeros for parameters and for buffers without values."""
     tensors = [
         *model.parameters(),
         *(tensor for tensor in _plain_tensors(model) if tensor.is_meta),
@@ -112,7 +112,7 @@ def without_weights(model: nn.Module) -> nn.Module:
 
 
 def _plain_tensors(model: nn.Module) -> list[Tensor]:
-    """Buffers, and tensors that are attributes and neither."""
+    """Buffers, and plain tensor attributes."""
     attributes = chain.from_iterable(vars(module).values() for module in model.modules())
     return [*model.buffers(), *(value for value in attributes if isinstance(value, Tensor))]
 
@@ -127,11 +127,11 @@ def _converted(
     part: Part, plan: Plan, configs: Configs, preserved: Mapping[str, Any]
 ) -> fx.GraphModule:
     for name, tensor in part.graph_module.named_parameters():
-        if not torch.isfinite(tensor).all():  # folded from a buffer that held anything
+        if not torch.isfinite(tensor).all():  # folded from a buffer with arbitrary values
             part.graph_module.get_parameter(name).data.zero_()
     compiled = compile_part(plan, part, configs, preserved, ())
-    # not compiled.prepare: fake-quants that accompany training rest in eval mode, and these have
-    # to see the shapes of their weights once
+    # not compiled.prepare: its fake-quants don't observe in eval mode, and these must see the
+    # shapes of their weights once
     prepared = execution.prepared_copy(
         compiled.graph_module,
         compiled.emission,
@@ -152,7 +152,7 @@ def _converted(
 
 @dataclass(frozen=True, slots=True)
 class _Fused:
-    """A part that was traced again, and the sites in it."""
+    """A part that was traced again, with its sites."""
 
     part: Part
     matches: Mapping[str, Match]
@@ -222,7 +222,7 @@ def _without_plugins(plan: Plan, model: nn.Module) -> Plan:
 
 
 def _builtin(spec: TensorSpec | None) -> TensorSpec | None:
-    """The spec with an observer of torch's own that gives scales of the same shape."""
+    """The spec with one of torch's observers that gives scales of the same shape."""
     if spec is None or spec.observer is None or spec.observer.name in _MEMORYLESS:
         return spec
     per_channel = (spec.qscheme or "").startswith("per_channel")

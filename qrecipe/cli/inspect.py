@@ -1,4 +1,4 @@
-"""``qrecipe inspect``: what a stored model says about itself, without torch."""
+"""``qrecipe inspect``: show a stored model without torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from qrecipe.terminal.tables import render_table
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """A stored model, checked as far as that is possible without the model."""
+    """A stored model, checked as far as possible without the float model."""
 
     header: Header
     contents: Contents
@@ -40,12 +40,12 @@ def inspect(file: str) -> Inspection:
 
 
 def show_text(found: Inspection) -> None:
-    """Where it comes from and what it needs; the recipe, the plan and the tensors."""
+    """Its origin and needs, then the recipe, the plan and the tensors."""
     header, contents, plan = found.header, found.contents, found.plan
     counts: Counter[str] = Counter(site.verdict for site in plan.sites)
     verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in _VERDICTS)
     rows = [
-        ("file", f"{header.file}, {header.start + header.nbytes:,} bytes, checksum right"),
+        ("file", f"{header.file}, {header.start + header.nbytes:,} bytes, checksum ok"),
         ("recipe", f"{plan.recipe}, fingerprint {contents.fingerprint}"),
         ("plan", f"{plan.backend} ({plan.phase}): {len(plan.sites)} sites, {verdicts}"),
         ("needs", _needs_text(found)),
@@ -60,7 +60,7 @@ def show_text(found: Inspection) -> None:
 
 
 def show_json(found: Inspection) -> None:
-    """The same as one document; the plan is that of ``qrecipe plan --json``."""
+    """The same as one document; the plan is as in ``qrecipe plan --json``."""
     header, contents = found.header, found.contents
     out_json(
         {
@@ -86,7 +86,7 @@ _VERDICTS = ("quantized", "passthrough", "float")
 def _cpu_text(contents: Contents) -> str:
     if not contents.unjudged:
         return contents.cpu or "an unknown CPU"
-    return f"{contents.cpu}, which judged these with 7 bits only: {listed(contents.unjudged)}"
+    return f"{contents.cpu}, which checked these with 7 bits only: {listed(contents.unjudged)}"
 
 
 def _needs_text(found: Inspection) -> str:

@@ -14,7 +14,7 @@ from qrecipe.errors.warn import warn
 from qrecipe.model.call import Inputs
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.observers.qconfig import factory
-from qrecipe.planning.advice import advice
+from qrecipe.planning.advice import advice, branch_findings, shadowed_findings, shared_norm_findings
 from qrecipe.planning.backend import (
     FOLLOWERS,
     Outcome,
@@ -25,8 +25,6 @@ from qrecipe.planning.backend import (
 from qrecipe.planning.coverage import coverage_findings
 from qrecipe.planning.inventory import inventory_of
 from qrecipe.planning.plan import Plan, RuleOutcome, RuleVerdict, Site
-from qrecipe.planning.shadowing import shadowed_findings
-from qrecipe.planning.trainable import branch_findings, shared_norm_findings
 from qrecipe.recipe.recipe import Recipe, Rule
 from qrecipe.recipe.schema import Phase, TensorSpec
 from qrecipe.rules.resolution import Resolution, describe, listed, resolve, subclass_findings

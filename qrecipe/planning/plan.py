@@ -14,11 +14,13 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from qrecipe.errors.findings import Finding, Location
+from qrecipe.errors.short import ShortRepr
 from qrecipe.planning.plan_values import plan_of_json, plan_values
-from qrecipe.planning.text import explanation, plan_text, site_named, summary
+from qrecipe.planning.text import explanation, plan_sections, site_named, summary
 from qrecipe.recipe.recipe import Ingredient, QConfigSpec, WrittenRule
 from qrecipe.recipe.schema import Backend, Phase, TensorSpec
 from qrecipe.rules.structure import NO_STRUCTURE, ModelStructure
+from qrecipe.terminal.report import Report, Section
 
 Executor = Literal["fx", "eager"]
 """How a plan is executed: in FX graph mode, or module by module where that cannot trace."""
@@ -34,8 +36,8 @@ EXPORTED: frozenset[Backend] = frozenset({"executorch", "tensorrt"})
 """Backends without kernels in torch: their models are handed on in torch's reference form."""
 
 
-@dataclass(frozen=True, slots=True)
-class Site:
+@dataclass(frozen=True, slots=True, repr=False)
+class Site(ShortRepr):
     """An operation with its decision.
 
     ``qconfig`` is what is executed (None for float); ``input`` the spec that a float input of the
@@ -66,8 +68,8 @@ class Site:
         return f"{text} dynamic" if self.mode == "dynamic" else text
 
 
-@dataclass(frozen=True, slots=True)
-class RuleVerdict:
+@dataclass(frozen=True, slots=True, repr=False)
+class RuleVerdict(ShortRepr):
     """What became of a rule; ``sites`` are those it covers, whether or not it wins there."""
 
     rule: WrittenRule
@@ -81,7 +83,7 @@ class RuleVerdict:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Plan:
+class Plan(Report):
     """Recipe x model: every site's decision and every rule's verdict.
 
     A plan is a collection of its sites: ``len(plan)``, ``for site in plan``, ``"conv1" in plan``,
@@ -137,8 +139,8 @@ class Plan:
         """Whether conversion gives torch's reference model, to be exported and not executed."""
         return self.backend in EXPORTED
 
-    def __str__(self) -> str:
-        return plan_text(self)
+    def _sections(self) -> Iterator[Section]:
+        return plan_sections(self)
 
     def __repr__(self) -> str:
         return f"<Plan: {summary(self)}>"

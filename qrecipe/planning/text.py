@@ -13,7 +13,7 @@ from qrecipe.planning.plan_values import site_values, spec_values
 from qrecipe.recipe.recipe import WrittenRule, published
 from qrecipe.recipe.schema import TensorSpec
 from qrecipe.rules.resolution import describe
-from qrecipe.terminal.tables import render_table
+from qrecipe.terminal.report import Listing, Section, Table, Text
 
 if TYPE_CHECKING:
     from qrecipe.planning.plan import Plan, Site
@@ -23,11 +23,13 @@ class UnknownSiteError(PlanError, KeyError):
     """A name that a plan has no site for."""
 
 
-def plan_text(plan: Plan) -> str:
+def plan_sections(plan: Plan) -> Iterator[Section]:
     """The whole plan: a line on top, the sites, the rules."""
-    warnings = [str(finding) for finding in plan.warnings]
-    head = "\n".join([summary(plan), *published(plan.ingredients)])
-    return "\n\n".join([head, _site_table(plan.sites), _rule_table(plan), *warnings])
+    yield Text("Plan", [summary(plan), *published(plan.ingredients)])
+    yield _site_table(plan.sites)
+    yield _rule_table(plan)
+    for finding in plan.warnings:
+        yield Listing("Warning", str(finding))
 
 
 def summary(plan: Plan) -> str:
@@ -54,11 +56,11 @@ def site_row(site: Site) -> tuple[str, ...]:
     return (site.name, site.op, site.verdict, site.dtypes, decider, site.reason or "")
 
 
-def _site_table(sites: Iterable[Site]) -> str:
-    return render_table(SITE_COLUMNS, [site_row(site) for site in sites])
+def _site_table(sites: Iterable[Site]) -> Table:
+    return Table("Sites", SITE_COLUMNS, [site_row(site) for site in sites])
 
 
-def _rule_table(plan: Plan) -> str:
+def _rule_table(plan: Plan) -> Table:
     rows = [
         (
             describe(verdict.rule),
@@ -70,7 +72,7 @@ def _rule_table(plan: Plan) -> str:
         )
         for verdict in plan.rules
     ]
-    return render_table(("rule", "says", "verdict", "sites", "set at", "reason"), rows)
+    return Table("Rules", ("rule", "says", "verdict", "sites", "set at", "reason"), rows)
 
 
 def decided_by(rule: WrittenRule) -> str:
@@ -92,7 +94,7 @@ def explanation(plan: Plan, name: str) -> str:
     if not inside:
         return f"{name}: nothing in it is called that quantization can decide about"
     head = f"{name or 'the model'} holds {len(inside)} sites"
-    return "\n\n".join([head, _site_table(inside), *sources])
+    return "\n\n".join([head, _site_table(inside).text(), *sources])
 
 
 def explanation_json(plan: Plan, name: str) -> dict[str, Any]:

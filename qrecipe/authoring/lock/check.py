@@ -1,4 +1,4 @@
-"""A plan against its lock file: what has changed, and what may have changed it."""
+"""A plan compared with its lock file: what has changed, and the possible causes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qrecipe.planning.plan import Plan
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A part of something that was ``before`` and is ``after``; None where it is not there."""
+    """A part that was ``before`` and is now ``after``; None if it is missing."""
 
     subject: str
     part: str
@@ -40,7 +40,7 @@ class Change:
 class Comparison:
     """How a plan differs from its lock.
 
-    ``changes`` are outcomes; ``causes`` are what outcomes come from, and no failure in themselves.
+    ``changes`` are changed outcomes; ``causes`` may explain them and are not failures themselves.
     """
 
     changes: tuple[Change, ...]
@@ -48,7 +48,7 @@ class Comparison:
 
 
 def compare(before: Lock, after: Lock) -> Comparison:
-    """What has changed from one lock to the other."""
+    """The changes from one lock to the other."""
     causes = (
         *_ingredient_changes(before, after),
         *_version_changes(before, after),
@@ -59,15 +59,15 @@ def compare(before: Lock, after: Lock) -> Comparison:
 
 
 def check_lock(plan: Plan, path: Path) -> Comparison:
-    """Hold a plan against its lock file; the changes are none then.
+    """Compare a plan with its lock file; the result has no ``changes``.
 
-    Raises PlanError: an outcome has changed (QR323), the lock is another recipe's (QR324), or it
-    cannot be read.
+    Raises PlanError if an outcome has changed (QR323), the lock belongs to another recipe (QR324),
+    or it cannot be read.
     """
     locked, now = read_lock(path), make_lock(plan, path)
     if locked.recipe.name != now.recipe.name:
         message = f"{shown(str(path))} is the lock of {shown(locked.recipe.name)}"
-        hint = f"name that of {shown(now.recipe.name)} with --lock, or write it: qrecipe lock"
+        hint = f"pass that of {shown(now.recipe.name)} with --lock, or write it: qrecipe lock"
         raise PlanError(Finding("QR324", message, hint=hint))
     found = compare(locked, now)
     if found.changes:
@@ -79,12 +79,12 @@ def _finding(found: Comparison, path: Path) -> Finding:
     subjects = len({change.subject for change in found.changes})
     return Finding(
         "QR323",
-        f"the plan is not what {shown(str(path))} holds: "
-        f"{'1 thing differs' if subjects == 1 else f'{subjects} things differ'}",
-        hint="if that is meant, run `qrecipe lock` again and commit the file",
+        f"the plan differs from {shown(str(path))} in "
+        f"{'1 place' if subjects == 1 else f'{subjects} places'}",
+        hint="if this is intended, run `qrecipe lock` again and commit the file",
         notes=(
             *(f"  {one_line(str(change))}" for change in found.changes),
-            *(["what has changed besides:"] if found.causes else []),
+            *(["possible causes:"] if found.causes else []),
             *(f"  {one_line(str(cause))}" for cause in found.causes),
         ),
     )
@@ -130,7 +130,7 @@ def _version_changes(before: Lock, after: Lock) -> Iterator[Change]:
 
 
 def _class_changes(before: Lock, after: Lock) -> Iterator[Change]:
-    """Another class under one name computes something else, though every spec reads the same."""
+    """Another class of the same name computes something else, although the specs look the same."""
     for name in sorted(before.plugins.keys() & after.plugins.keys()):
         was, now = before.plugins[name].class_, after.plugins[name].class_
         if was != now:
@@ -138,7 +138,7 @@ def _class_changes(before: Lock, after: Lock) -> Iterator[Change]:
 
 
 def outcome_changes(before: Lock, after: Lock) -> Iterator[Change]:
-    """Each difference of outcome: of the whole, then by site as ``before`` has them, then new."""
+    """The changed outcomes: of the plan, then by site in the order of ``before``, then new ones."""
     for part in ("backend", "phase", "executor", "boundaries"):
         old, new = str(getattr(before, part)), str(getattr(after, part))
         if old != new:
@@ -153,7 +153,7 @@ def outcome_changes(before: Lock, after: Lock) -> Iterator[Change]:
 
 
 def rule_changes(before: Lock, after: Lock) -> Iterator[Change]:
-    """The sites that another rule decides now."""
+    """The sites that are now decided by another rule."""
     for name, was in before.sites.items():
         now = after.sites.get(name)
         if now is not None and was.by != now.by:

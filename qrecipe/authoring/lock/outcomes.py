@@ -1,21 +1,21 @@
-"""What a plan makes of a site, in words that can be kept in a file and compared."""
+"""The outcome of a plan for a site, as text that can be stored and compared."""
 
 from __future__ import annotations
 
 from qrecipe.planning.plan import Site
 from qrecipe.planning.plan_values import spec_values
 from qrecipe.planning.text import decided_by
-from qrecipe.recipe.pairing import is_static_integer
 from qrecipe.recipe.schema import Constructor, Phase, Table, TensorSpec
+from qrecipe.recipe.tensor_checks import is_static_integer
 
 _DEFAULT_FAKE_QUANT = Constructor(name="fake_quantize")
 
 
 class SiteOutcome(Table):
-    """What becomes of one site; ``by`` names the rule that decides and is no part of the outcome.
+    """The outcome for one site; ``by`` names the deciding rule, which does not count as outcome.
 
-    ``input`` tells that a float input of the site is quantized first, ``engine`` that another
-    engine than the backend's packs its weights.
+    ``input`` says that a float input is quantized first; ``engine`` is set if another engine than
+    the backend's packs the weights.
     """
 
     op: str
@@ -31,12 +31,12 @@ class SiteOutcome(Table):
         return self.weight is None and self.activation is None
 
     def parts(self) -> dict[str, str]:
-        """The outcome without what is None and without the rule."""
+        """The outcome without the rule and without values that are None."""
         return self.model_dump(exclude_none=True, exclude={"by"})
 
 
 def site_outcome(site: Site, phase: Phase) -> SiteOutcome:
-    """What a plan of this phase makes of a site."""
+    """The outcome for a site of a plan of this phase."""
     qconfig = site.qconfig
     mode = f" {site.mode}" if site.mode is not None and site.verdict == "quantized" else ""
     return SiteOutcome(
