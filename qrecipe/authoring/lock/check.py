@@ -15,7 +15,7 @@ from qrecipe.planning.plan import Plan
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A part of something that was ``before`` and is ``after``; None where it is not there."""
+    """A part that was ``before`` and is now ``after``; None if it is missing."""
 
     subject: str
     part: str
@@ -138,7 +138,7 @@ def _class_changes(before: Lock, after: Lock) -> Iterator[Change]:
 
 
 def outcome_changes(before: Lock, after: Lock) -> Iterator[Change]:
-    """Each difference of outcome: of the whole, then by site as ``before`` has them, then new."""
+    """The changed outcomes: of the plan, then by site in the order of ``before``, then new ones."""
     for part in ("backend", "phase", "executor", "boundaries"):
         old, new = str(getattr(before, part)), str(getattr(after, part))
         if old != new:
@@ -153,7 +153,7 @@ def outcome_changes(before: Lock, after: Lock) -> Iterator[Change]:
 
 
 def rule_changes(before: Lock, after: Lock) -> Iterator[Change]:
-    """The sites that another rule decides now."""
+    """The sites that are now decided by another rule."""
     for name, was in before.sites.items():
         now = after.sites.get(name)
         if now is not None and was.by != now.by:
