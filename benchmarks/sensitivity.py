@@ -32,8 +32,8 @@ from torch.ao.quantization import QConfigMapping
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 import qrecipe
+from qrecipe.audit.sqnr import Totals
 from qrecipe.execution.engine import engine
-from qrecipe.measure.fidelity import Totals
 from qrecipe.measure.sensitivity.isolated_sites import (
     calibrated_kernels,
     float_model,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from qrecipe.artifact.loading import load_quantized as load_quantized
     from qrecipe.artifact.onnx import export_onnx as export_onnx
     from qrecipe.artifact.saving import save_quantized as save_quantized
+    from qrecipe.audit.sqnr import Fidelity as Fidelity
     from qrecipe.authoring.suggest.suggest import suggest as suggest
     from qrecipe.authoring.tune.cheapest_sets import SiteCost as SiteCost
     from qrecipe.authoring.tune.levers import Candidate as Candidate
@@ -55,7 +56,6 @@ if TYPE_CHECKING:
     from qrecipe.measure.drift.report import Drift as Drift
     from qrecipe.measure.drift.report import SiteDrift as SiteDrift
     from qrecipe.measure.drift.stored_ranges import QRange as QRange
-    from qrecipe.measure.fidelity import Fidelity as Fidelity
     from qrecipe.measure.sensitivity.rank import Evaluate as Evaluate
     from qrecipe.measure.sensitivity.rank import sensitivity as sensitivity
     from qrecipe.measure.sensitivity.ranking import RankedSite as RankedSite
@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from qrecipe.recipe.recipe import QConfigSpec as QConfigSpec
     from qrecipe.recipe.recipe import Recipe as Recipe
     from qrecipe.recipe.recipe import Rule as Rule
+    from qrecipe.recipe.recipe import WrittenRule as WrittenRule
     from qrecipe.recipe.recipe import load_recipe as load_recipe
     from qrecipe.recipe.recipe import parse_recipe as parse_recipe
     from qrecipe.recipe.references import Publisher as Publisher
@@ -90,6 +91,7 @@ _NAMES = {
     "artifact.loading": "load_quantized",
     "artifact.onnx": "export_onnx",
     "artifact.saving": "save_quantized",
+    "audit.sqnr": "Fidelity",
     "authoring.suggest.suggest": "suggest",
     "authoring.tune.cheapest_sets": "SiteCost",
     "authoring.tune.levers": "Candidate Lever",
@@ -111,7 +113,6 @@ _NAMES = {
     "measure.drift.drift": "drift",
     "measure.drift.report": "Drift SiteDrift",
     "measure.drift.stored_ranges": "QRange",
-    "measure.fidelity": "Fidelity",
     "measure.sensitivity.rank": "Evaluate sensitivity",
     "measure.sensitivity.ranking": "RankedSite Ranking",
     "measure.sensitivity.scores": "Metric",
@@ -119,7 +120,7 @@ _NAMES = {
     "observers.registration": "register_fake_quant register_observer",
     "pipeline": "CompiledRecipe compile plan quantize",
     "planning.plan": "Plan RuleVerdict Site",
-    "recipe.recipe": "Ingredient QConfigSpec Recipe Rule load_recipe parse_recipe",
+    "recipe.recipe": "Ingredient QConfigSpec Recipe Rule WrittenRule load_recipe parse_recipe",
     "recipe.references": "Publisher",
     "recipe.schema": "CalibrationTable Constructor FxTable LintTable QatTable TensorSpec",
     "terminal.progress": "Progress",

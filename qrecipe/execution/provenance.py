@@ -17,7 +17,7 @@ from qrecipe.model.record import Architecture
 from qrecipe.observers.loading import plugin_versions
 from qrecipe.planning.cpu import cpu_name
 from qrecipe.planning.plan import Plan
-from qrecipe.planning.stored import StoredPlan, StoredSite, ingredients_of
+from qrecipe.planning.text import SITE_COLUMNS, site_row
 from qrecipe.recipe.frozen import FrozenMapping
 from qrecipe.recipe.recipe import Recipe
 from qrecipe.terminal.report import Listing, Report, Section, Table
@@ -100,12 +100,11 @@ def provenance(converted: nn.Module) -> Provenance:
 def origin_sections(origin: Provenance) -> Iterator[Section]:
     """The plan, the recipe and the versions."""
     plan = stored_plan(origin)
-    rows = [_plan_row(site) for site in plan.sites]
-    header = ("site", "operation", "verdict", "weight/activation", "decided by", "why")
+    rows = [tuple(map(one_line, site_row(site))) for site in plan]
     caption = f"{plan.backend} ({plan.phase}), {plan.executor}: {len(rows)} sites"
-    yield Table("Plan", header, rows, caption)
+    yield Table("Plan", SITE_COLUMNS, rows, caption)
     yield Listing("Recipe", origin.recipe)
-    made_of = [each for each in ingredients_of(plan) if each.publisher is not None]
+    made_of = [each for each in plan.ingredients if each.publisher is not None]
     versions = [
         ("fingerprint of the recipe", origin.fingerprint),
         *((one_line(each.name), str(each.publisher)) for each in made_of),
@@ -121,18 +120,7 @@ def _version_order(version: tuple[str, str]) -> tuple[int, str]:
     return (first.index(name) if name in first else len(first), name)
 
 
-def _plan_row(site: StoredSite) -> tuple[str, ...]:
-    dtypes = "float"
-    if site.qconfig is not None:
-        specs = (site.qconfig.weight, site.qconfig.activation)
-        dtypes = "/".join("-" if spec is None else str(spec.dtype) for spec in specs)
-        dtypes += " dynamic" if site.mode == "dynamic" else ""
-    decided = f"{site.rule.tier} {site.rule.key}".rstrip() + f" = {site.rule.says}"
-    cells = (site.name, site.op, site.verdict, dtypes, decided, site.reason or "")
-    return tuple(map(one_line, cells))
-
-
-def stored_plan(origin: Provenance) -> StoredPlan:
+def stored_plan(origin: Provenance) -> Plan:
     """The plan by which a model was converted."""
     # not its JSON as it stands: that of a loaded model is only known to be valid
-    return StoredPlan.model_validate_json(origin.plan)
+    return Plan.from_json(origin.plan)

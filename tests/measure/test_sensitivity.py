@@ -18,6 +18,7 @@ from torch import nn
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 import qrecipe
+from qrecipe.audit.sqnr import Totals
 from qrecipe.errors.findings import (
     AuditError,
     ExecutionError,
@@ -25,7 +26,6 @@ from qrecipe.errors.findings import (
     QRecipeWarning,
     RecipeReferenceError,
 )
-from qrecipe.measure.fidelity import Totals
 from qrecipe.measure.sensitivity.exact import Replay
 from qrecipe.measure.sensitivity.isolated_sites import Kernel, wrap
 from qrecipe.measure.sensitivity.ranking import RankedSite, Ranking
@@ -553,7 +553,7 @@ def test_json_and_bars_show_the_order():
     assert sorted(reasons) == [
         "10.0 dB when quantized alone",
         "16.0 dB when quantized alone",
-        "without effect on the output when quantized alone",
+        "no effect on the output when quantized alone",
     ]
 
 

@@ -43,6 +43,18 @@ def test_a_pipe_is_told_nothing(monkeypatch):
     assert pipe.getvalue() == ""
 
 
+def test_what_takes_long_is_named_while_it_runs(monkeypatch):
+    terminal, pipe = Terminal(), io.StringIO()
+    monkeypatch.setattr(progress.sys, "stderr", terminal)
+    with progress.activity("converting"):
+        assert terminal.getvalue() == "converting …\r"
+    assert terminal.getvalue().endswith(" \r")
+    monkeypatch.setattr(progress.sys, "stderr", pipe)
+    with progress.activity("converting"):
+        pass
+    assert pipe.getvalue() == ""
+
+
 def test_false_is_silence_and_true_is_the_default(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(progress.sys, "stderr", terminal)

@@ -1,4 +1,4 @@
-"""One self-contained page of HTML: figures, tables, text; no script, nothing from elsewhere."""
+"""A self-contained HTML page of figures, tables and text, without scripts or external files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qrecipe.terminal.report import Section, escaped, report_html
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """An image in SVG; ``alt`` says in words what it shows."""
+    """An SVG image; ``alt`` describes it in words."""
 
     title: str
     svg: bytes
@@ -61,7 +61,7 @@ def page_html(page: Page) -> str:
 
 
 def save_page(page: Page, path: str | os.PathLike[str]) -> None:
-    """Write the page at once. Raises ``QRecipeError`` (QR431) where it cannot be written."""
+    """Write the page atomically. Raises ``QRecipeError`` (QR431) if it cannot be written."""
     try:
         replace_file(Path(path), page_html(page).encode())
     except (OSError, ValueError) as error:
@@ -69,9 +69,9 @@ def save_page(page: Page, path: str | os.PathLike[str]) -> None:
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raises ``QRecipeError`` (QR431) where no page can be put there, before it is made.
+    """Raises ``QRecipeError`` (QR431) early if no page can be written there.
 
-    That is also where another file stands than a page: a slip must not cost a model.
+    A file that is not a page is not overwritten either: a typo must not cost a model.
     """
     try:
         check_replaceable_file(Path(path))
@@ -79,11 +79,11 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     except (OSError, ValueError) as error:
         raise _unwritable(path, why_not(error)) from None
     if is_in_the_way:
-        raise _unwritable(path, "a file is there that is no HTML page")
+        raise _unwritable(path, "the file exists and is not an HTML page")
 
 
 def _is_page(path: Path) -> bool:
-    """Whether a file is empty or begins as HTML does."""
+    """Whether a file is empty or starts like HTML."""
     with path.open("rb") as stream:
         start = stream.read(_START)
     words = start.removeprefix(codecs.BOM_UTF8).lstrip().lower()
