@@ -193,7 +193,7 @@ def test_a_forward_that_fails_or_never_calls_the_model_is_named():
         only(caught, "QR402")
     compiled, prepared = prepared_mlp()
     with pytest.raises(CalibrationError):
-        qrecipe.calibrate(prepared, rows(), lambda model, batch: None, progress=silent)
+        qrecipe.calibrate(prepared, rows(), forward=lambda model, batch: None, progress=silent)
     with pytest.raises(CalibrationError):
         compiled.convert(prepared)
 
