@@ -21,6 +21,7 @@ from qrecipe.audit.around_roots import around_findings, call_findings, dtype_fin
 from qrecipe.audit.ranges import check_calibrated, check_trained
 from qrecipe.audit.sample import Sample
 from qrecipe.errors.findings import ArtifactError, CalibrationError, Finding, PlanError, error_from
+from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.warn import warn
 from qrecipe.execution.batches import Forward, inputs_of_batch, peek
 from qrecipe.execution.calibration import calibrate
@@ -48,8 +49,8 @@ from qrecipe.recipe.recipe import Recipe, load_recipe
 from qrecipe.terminal.progress import Progress
 
 
-@dataclass(frozen=True, slots=True)
-class CompiledRecipe:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class CompiledRecipe(ShortRepr):
     """A recipe that has been decided for one model, ready to be executed.
 
     ``graph_module`` is the traced model; with ``[fx] roots`` it is a copy of the model with a graph
@@ -63,17 +64,17 @@ class CompiledRecipe:
 
     plan: Plan
     recipe: Recipe
-    graph_module: nn.Module | None
-    qconfig_mapping: QConfigMapping | None
-    backend_config: BackendConfig | None
-    prepare_custom_config: PrepareCustomConfig | None
-    convert_custom_config: ConvertCustomConfig | None
-    _model: nn.Module
-    _parts: tuple[Part, ...]
-    _architecture: Architecture
-    _inputs: Inputs
+    graph_module: nn.Module | None = field(repr=False)
+    qconfig_mapping: QConfigMapping | None = field(repr=False)
+    backend_config: BackendConfig | None = field(repr=False)
+    prepare_custom_config: PrepareCustomConfig | None = field(repr=False)
+    convert_custom_config: ConvertCustomConfig | None = field(repr=False)
+    _model: nn.Module = field(repr=False)
+    _parts: tuple[Part, ...] = field(repr=False)
+    _architecture: Architecture = field(repr=False)
+    _inputs: Inputs = field(repr=False)
     unjudged: tuple[str, ...] = ()
-    _identity: str = field(default_factory=lambda: uuid.uuid4().hex)
+    _identity: str = field(default_factory=lambda: uuid.uuid4().hex, repr=False)
 
     @neutral
     def prepare(self) -> nn.Module:
@@ -145,7 +146,7 @@ class CompiledRecipe:
         """
         self._samples(prepared)
         if self.recipe.fx.roots:
-            hint = "export needs one graph of the whole model: leave [fx] roots out"
+            hint = "export needs one graph of the whole model: remove [fx] roots"
             raise ArtifactError(Finding("QR512", "parts of a model cannot be exported", hint=hint))
         (part,) = self._parts
         return part.exportable(prepared)
@@ -234,7 +235,7 @@ def quantize(
     *,
     example_inputs: Any = None,
     forward: Forward | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     target_cpu: TargetCpu = "this",
 ) -> nn.Module:
     """Plan, compile, prepare, calibrate, convert and audit in one call.
@@ -261,7 +262,7 @@ def quantize(
     else:
         compiled = _compile(model, loaded, Inputs.from_batch(example_inputs), target_cpu)
     prepared = compiled._prepared()
-    calibrate(prepared, stream, forward, progress)
+    calibrate(prepared, stream, forward=forward, progress=progress)
     return compiled.convert(prepared)
 
 
@@ -271,7 +272,7 @@ def simulate(
     batches: Iterable[Any],
     *,
     forward: Forward | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     target_cpu: TargetCpu = "this",
 ) -> nn.Module:
     """What `quantize` gives, as it computes on the CPU that it is for.
@@ -282,7 +283,7 @@ def simulate(
     first, stream = peek(batches)
     compiled = _compile_for_batch(model, recipe, first, forward, target_cpu)
     prepared = compiled._prepared()
-    calibrate(prepared, stream, forward, progress)
+    calibrate(prepared, stream, forward=forward, progress=progress)
     converted = compiled.convert(prepared)
     return compiled._reference(prepared) if compiled.unjudged else converted
 

@@ -1,4 +1,4 @@
-"""An ONNX file, run and compared with the model that it was made from, before it is written."""
+"""An ONNX file is run and compared with its model before it is written."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ from qrecipe.errors.text import first_line
 from qrecipe.model.nested import tensors_in
 
 _FLIPPED = 0.01
-"""The share of whole numbers that may differ: what ranks or thresholds turns at a tie."""
+"""The share of integers that may differ: ranks and thresholds flip at ties."""
 
 
 def file_findings(content: bytes, inputs: Any, expected: Any, as_float: Any) -> Iterator[Finding]:
-    """What onnxruntime says of a file; nothing where it is not installed.
+    """Run a file in onnxruntime, if that is installed: QR414 if it is wrong, QR415 if it can't run.
 
     ``expected`` is the output of the model that was exported, ``as_float`` that of the float
-    model. The file runs as it is written, in float between its quantizing steps: what
-    onnxruntime's optimizer would put in their places can saturate on a CPU without VNNI, and is
-    not the file's fault. A wrong file is QR414; one that cannot be run here is a warning, QR415.
+    model. onnxruntime's optimizer is off: its fused kernels can saturate on a CPU without VNNI,
+    which is not the file's fault.
     """
     if importlib.util.find_spec("onnxruntime") is None:
         return
@@ -37,12 +36,12 @@ def file_findings(content: bytes, inputs: Any, expected: Any, as_float: Any) -> 
         yield _unjudged(f"onnxruntime cannot run it: {first_line(error)}")
         return
     if len(actual) != len(tensors):
-        yield _unjudged(f"it gives {len(actual)} tensors, and the model {len(tensors)}")
+        yield _unjudged(f"it returns {len(actual)} tensors, the model {len(tensors)}")
         return
     reached = output_sqnr_db(tensors, actual)
     if reached is None:
         if not all(map(_mostly_equal, tensors, actual)):
-            yield _wrong("other whole numbers")
+            yield _wrong("different integers")
         return
     if reached >= RIGHT_DB:
         return
@@ -52,8 +51,8 @@ def file_findings(content: bytes, inputs: Any, expected: Any, as_float: Any) -> 
     if own is None or others is None or others >= own - TOLERANCE_DB:
         return
     yield _wrong(
-        f"{reached:.1f} dB from the quantized model, and {others:.1f} dB from float where that "
-        f"has {own:.1f}"
+        f"{reached:.1f} dB from the quantized model, and {others:.1f} dB from float (the model: "
+        f"{own:.1f} dB)"
     )
 
 
@@ -78,8 +77,8 @@ def _mostly_equal(expected: Tensor, actual: Tensor) -> bool:
 def _wrong(what: str) -> Finding:
     return Finding(
         "QR414",
-        f"the exported file gives something else in onnxruntime: {what}",
-        hint="torch's exporter has lost something: leave parts of the model float until the file "
+        f"the exported file gives different results in onnxruntime: {what}",
+        hint="torch's exporter lost something: leave parts of the model float until the file "
         "is right, and report the model",
     )
 
@@ -88,5 +87,5 @@ def _unjudged(why: str) -> Finding:
     return Finding(
         "QR415",
         f"the exported file was not compared with the model: {why}",
-        hint="run it where it is to be used, on data whose results you know",
+        hint="run it where you will use it, on data with known results",
     )

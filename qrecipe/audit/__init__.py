@@ -1,1 +1,4 @@
-"""The yardsticks: SQNR, samples, ranges, averages, float kernels, what lies around roots."""
+"""The yardsticks: SQNR, samples, ranges, averages, float kernels, the code around roots.
+
+May import `planning` and below.
+"""

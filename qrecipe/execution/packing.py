@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from qrecipe.model.addresses import CALLS, site_of
-from qrecipe.planning.engines import Engine
+from qrecipe.model.normalize import stored, stored_in
+from qrecipe.planning.plan import Engine
 
 Tensors = dict[str, Tensor]
 """Plain tensors by role: ``weight``, ``weight_scale``, ``weight_zero_point``, ``bias``."""
@@ -197,11 +198,8 @@ def packed_sites(converted: fx.GraphModule) -> Iterator[tuple[nn.Module, str, st
                 yield owner, "_packed_params", site
             continue
         for source in node.all_input_nodes:
-            if source.op == "get_attr":
-                path, _, name = str(source.target).rpartition(".")
-                owner = converted.get_submodule(path)
-                if isinstance(getattr(owner, name), torch.ScriptObject):
-                    yield owner, name, site
+            if isinstance(stored(source, converted), torch.ScriptObject):
+                yield *stored_in(source, converted), site
 
 
 def detours(

@@ -1,1 +1,4 @@
-"""Lock files: what was decided, to be held against what would be."""
+"""Lock files: what was decided, to be compared with what would be.
+
+May import what `authoring` may.
+"""

@@ -1,1 +1,4 @@
-"""The commands as declared to Typer; the work of each is in the module of its name."""
+"""The commands as Typer declares them; the work of each is in the module of its name.
+
+May import what `cli` may.
+"""

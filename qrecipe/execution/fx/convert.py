@@ -31,7 +31,7 @@ from qrecipe.model.addresses import site_of
 from qrecipe.model.copies import own_tensors, structural_copy
 from qrecipe.model.graph_names import keep_state_names
 from qrecipe.model.normalize import TAKES_WEIGHT, stored
-from qrecipe.planning.engines import Engine
+from qrecipe.planning.plan import Engine
 from qrecipe.process.state import random_numbers_kept
 
 

@@ -40,7 +40,7 @@ def exportable(
     """
     dynamic = [site.name for site in plan.sites if site.mode == "dynamic"]
     if dynamic:
-        hint = "torch's exporter knows no ranges of run time: make these sites static or float"
+        hint = "torch's exporter does not support dynamic quantization: make them static or float"
         text = f"dynamic sites cannot be exported: {listed(dynamic)}"
         raise ArtifactError(Finding("QR512", text, hint=hint))
     # what was trained rounds already
@@ -72,7 +72,7 @@ def _decomposed(prepared: fx.GraphModule, configs: Configs) -> fx.GraphModule:
 
 
 def _widen_ranges(decomposed: fx.GraphModule) -> None:
-    """Clip at the limits of the dtype, in place: ONNX, as the kernels do, knows no others."""
+    """Clip at the limits of the dtype, in place: ONNX and the kernels have no other limits."""
     for node in decomposed.graph.nodes:
         if str(node.target).startswith(_QUANTIZE) and len(node.args) == 6:
             limits = torch.iinfo(node.args[-1])
@@ -96,8 +96,8 @@ def _checked_output(decomposed: fx.GraphModule, prepared: fx.GraphModule, inputs
             [
                 Finding(
                     "QR414",
-                    f"{name} computes something else once it is exported: {value:.1f} dB from "
-                    "the float module on equal input and with equal weights",
+                    f"{name} computes something else after export: {value:.1f} dB from "
+                    "the float module with equal input and weights",
                     hint=leave_float(name),
                 )
                 for name, value in held.wrong.items()

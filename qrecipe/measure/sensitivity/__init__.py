@@ -1,1 +1,1 @@
-"""Which sites cost accuracy: the ranking."""
+"""Which sites cost accuracy: the ranking. May import what `measure` may."""
