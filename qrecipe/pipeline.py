@@ -146,7 +146,7 @@ class CompiledRecipe(ShortRepr):
         """
         self._samples(prepared)
         if self.recipe.fx.roots:
-            hint = "export needs one graph of the whole model: leave [fx] roots out"
+            hint = "export needs one graph of the whole model: remove [fx] roots"
             raise ArtifactError(Finding("QR512", "parts of a model cannot be exported", hint=hint))
         (part,) = self._parts
         return part.exportable(prepared)

@@ -21,7 +21,7 @@ Calibrate = Callable[[nn.Module], None]
 
 @dataclass(frozen=True, slots=True)
 class LoneSite:
-    """A site of a float model in whose place something else can be put.
+    """A site of a float model that can be replaced.
 
     ``original`` computes it in float; ``owner`` calls it under one or several ``names``.
     """
@@ -32,7 +32,7 @@ class LoneSite:
     names: tuple[str, ...]
 
     def put(self, module: nn.Module) -> None:
-        """Let the model call ``module`` at this site."""
+        """Make the model call ``module`` at this site."""
         for name in self.names:
             self.owner.set_submodule(name, module)
 
@@ -52,7 +52,7 @@ class WrappedPart:
 
 
 class Kernel(nn.Module):
-    """A quantized site in a float graph: it answers in the memory format of what it is given.
+    """A quantized site in a float graph that returns the memory format of its input.
 
     Quantized convolutions return channels_last, which can halve the speed of the float rest.
     """

@@ -69,7 +69,7 @@ class Part(Protocol):
     def prepare(self) -> nn.Module:
         """The part with observers or fake-quants inserted, on a copy that may share tensors.
 
-        Raises ``PlanError`` (QR306) where it computes something else than the caller's model.
+        Raises ``PlanError`` (QR306) if it computes something else than the caller's model.
         """
 
     def convert(self, prepared: nn.Module, sample: Sample | None, lint: LintTable) -> nn.Module:
@@ -84,7 +84,7 @@ class Part(Protocol):
     def exportable(self, prepared: nn.Module) -> Exportable:
         """The quantized part for exporters, audited.
 
-        Raises ``ArtifactError`` (QR512) where it cannot be exported, and ``AuditError``.
+        Raises ``ArtifactError`` (QR512) if it cannot be exported, and ``AuditError``.
         """
 
 

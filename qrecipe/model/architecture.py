@@ -42,7 +42,7 @@ def traced_part(
 
 
 class ArchitectureError(Exception):
-    """The model is not the one that was quantized; ``differences`` say where."""
+    """The model is not the one that was quantized; ``differences`` says where."""
 
     def __init__(self, differences: list[str]) -> None:
         super().__init__(differences)
@@ -77,7 +77,7 @@ def graph_digests(converted: nn.Module, architecture: Architecture) -> dict[str,
 
 
 def check_same(what: str, recorded: Mapping[str, str], found: Mapping[str, str]) -> None:
-    """Raises `ArchitectureError` where two maps by name differ; ``recorded`` is the file's."""
+    """Raises `ArchitectureError` if two maps by name differ; ``recorded`` is the file's."""
     differences = []
     for name in [*recorded, *(name for name in found if name not in recorded)]:
         stored, own = recorded.get(name, "nothing"), found.get(name, "nothing")

@@ -61,7 +61,7 @@ def with_parts(model: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
 
 
 def without_weights(model: nn.Module) -> nn.Module:
-    """A copy in eval mode with zeros for parameters, and for buffers that hold nothing either."""
+    """A copy in eval mode with zeros for parameters and for buffers without values."""
     tensors = [
         *model.parameters(),
         *(tensor for tensor in _plain_tensors(model) if tensor.is_meta),
@@ -71,7 +71,7 @@ def without_weights(model: nn.Module) -> nn.Module:
 
 
 def _plain_tensors(model: nn.Module) -> list[Tensor]:
-    """Buffers, and tensors that are attributes and neither."""
+    """Buffers, and plain tensor attributes."""
     attributes = chain.from_iterable(vars(module).values() for module in model.modules())
     return [*model.buffers(), *(value for value in attributes if isinstance(value, Tensor))]
 

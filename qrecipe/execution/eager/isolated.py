@@ -1,4 +1,4 @@
-"""The sites of a model that cannot be traced, each quantized alone, module by module."""
+"""The sites of an untraced model, each quantized alone, module by module."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SILENT = LintTable(ignore=("QR203",))
 def isolated(task: Task, sites: Sequence[Site], calibrate: Calibrate) -> Isolated:
     """Modules of a copy of the model, and a quantized one for each, converted and audited alone.
 
-    Nothing is calibrated: what can be quantized untraced is dynamic or weight-only.
+    Nothing is calibrated: untraced models are quantized dynamically or weight-only.
     """
     owner = runnable_copy(task.model)
     aliases = task.plan.structure.aliases

@@ -40,7 +40,7 @@ def exportable(
     """
     dynamic = [site.name for site in plan.sites if site.mode == "dynamic"]
     if dynamic:
-        hint = "torch's exporter knows no ranges of run time: make these sites static or float"
+        hint = "torch's exporter does not support dynamic quantization: make them static or float"
         text = f"dynamic sites cannot be exported: {listed(dynamic)}"
         raise ArtifactError(Finding("QR512", text, hint=hint))
     # what was trained rounds already
@@ -72,7 +72,7 @@ def _decomposed(prepared: fx.GraphModule, configs: Configs) -> fx.GraphModule:
 
 
 def _widen_ranges(decomposed: fx.GraphModule) -> None:
-    """Clip at the limits of the dtype, in place: ONNX, as the kernels do, knows no others."""
+    """Clip at the limits of the dtype, in place: ONNX and the kernels have no other limits."""
     for node in decomposed.graph.nodes:
         if str(node.target).startswith(_QUANTIZE) and len(node.args) == 6:
             limits = torch.iinfo(node.args[-1])

@@ -1,8 +1,7 @@
-"""Each site of a plan as a tiny model of its own, in the place that it has in the float graph.
+"""Each site of a plan as a tiny model of its own inside the float graph.
 
-Observers that a site alone would get see float activations. So all sites are calibrated in one
-forward of the float model, each in a wrapper, and get the ranges that a model with that site
-alone quantized would have.
+With only one site quantized, its observers see float activations. So all sites can be calibrated
+in one forward of the float model, each in a wrapper, with the same ranges as if it were alone.
 """
 
 from __future__ import annotations
@@ -85,7 +84,7 @@ def _wrapped(
 
 
 def _side_by_side(part: WrappedPart) -> fx.GraphModule:
-    """All sites of a part in one graph, none connected with another: preparing it takes one pass.
+    """All sites of a part in one graph, not connected, so that one pass prepares them all.
 
     Its inputs are those of the first site, then those of the second, and so on.
     """
@@ -102,13 +101,13 @@ def _side_by_side(part: WrappedPart) -> fx.GraphModule:
             if node.op in ("call_module", "get_attr"):
                 copies[node].target = f"{lone.names[0]}.{node.target}"
             elif node.op == "placeholder":
-                copies[node].target = copies[node].name  # unique, where sites read one value
+                copies[node].target = copies[node].name  # unique, even if sites read the same value
     graph.output(tuple(results))
     return fx.GraphModule(part.graph_module, graph)
 
 
 def _taken_apart(together: fx.GraphModule, count: int) -> list[fx.GraphModule]:
-    """Each site of `_side_by_side`, prepared or converted, as a graph of its own again."""
+    """Split `_side_by_side`, prepared or converted, into one graph per site again."""
     output = next(reversed(together.graph.nodes))
     results: Sequence[fx.Node] = output.args[0]
     assert len(results) == count

@@ -31,7 +31,7 @@ class Estimate:
     """
 
     def __init__(self, isolated: Isolated, probes: int, seed: int, memory_limit: int) -> None:
-        import_aside("torch.fx.experimental.symbolic_shapes")  # torch would, at the first gradient
+        import_aside("torch.fx.experimental.symbolic_shapes")  # or torch does, at a gradient
         self._model = isolated.float_model
         self._sites = isolated.sites
         self._probes = {

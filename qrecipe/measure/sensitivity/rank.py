@@ -126,7 +126,7 @@ def sensitivity(
 
 
 def unranked(inventory: Inventory, plan: Plan) -> dict[str, str]:
-    """The sites that have no error of their own when quantized alone, and why."""
+    """The sites that cannot be quantized alone, and why."""
     found: dict[str, str] = {}
     for site in plan.sites:
         if site.verdict == "float":
@@ -134,18 +134,18 @@ def unranked(inventory: Inventory, plan: Plan) -> dict[str, str]:
         elif site.verdict == "passthrough":
             found[site.name] = f"{site.reason}: alone it would stay float"
         elif inventory.matches[site.name].operation.kind == "fixed_qparams":
-            found[site.name] = "its range is fixed, and its producer float: alone it stays float"
+            found[site.name] = "its range is fixed and its producer float: alone it stays float"
     return found
 
 
 def _check_any(sites: Sequence[Site], reasons: Mapping[str, str]) -> None:
-    """Raises ``ExecutionError`` (QR422) where there is no site to rank."""
+    """Raises ``ExecutionError`` (QR422) if there is no site to rank."""
     if not sites:
         raise ExecutionError(
             Finding(
                 "QR422",
-                f"the plan quantizes none of {len(reasons)} sites by a range of its own",
-                hint="`qrecipe plan` says why each stays float",
+                f"the plan quantizes none of {len(reasons)} sites with a range of its own",
+                hint="`qrecipe plan` shows why each stays float",
             )
         )
 
