@@ -310,7 +310,7 @@ def test_a_name_that_no_code_can_spell_is_named_at_plan_time(name):
     (finding,) = caught.value.findings
     assert finding.code == "QR305"
     assert json.loads(finding.message.partition(" is a name")[0]) == f"{name}.0"
-    assert finding.hint == "give it another name"
+    assert finding.hint == "rename it"
     plan = qrecipe.plan(model, "builtin:x86-dynamic", ROWS)  # no code is made of it
     assert plan.executor == "eager"
 

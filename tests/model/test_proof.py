@@ -84,7 +84,7 @@ def test_a_plan_names_what_is_fused_to_something_else(wrong_fusing, text, phase,
     with pytest.raises(PlanError) as caught:
         qrecipe.plan(blocks(), parsed(text, phase, fx), batches(1)[0])
     assert str(caught.value) == (
-        "QR306 block.0, block.1, block.2 computes something else once it is fused: "
+        "QR306 block.0, block.1, block.2 computes something else after fusion: "
         "a tensor differs\n"
         "  leave the module around it as it is, and float: "
         '[fx] non_traceable_module_name = ["block"]'
