@@ -1,4 +1,4 @@
-"""What is legal and planned, but known to be slower in int8 than in float."""
+"""Warnings about what is known to be slower in int8 than in float."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qrecipe.recipe.schema import Backend
 from qrecipe.rules.resolution import Decision, listed
 
 _TINY_MODEL = 10_000
-"""Weights below which quantizing and dequantizing cost more than the kernels save."""
+"""With fewer weights, quantizing and dequantizing may cost more than the kernels save."""
 
 
 def advice(
@@ -21,7 +21,7 @@ def advice(
     outcome_of: Mapping[str, Outcome],
     backend: Backend,
 ) -> Iterator[Finding]:
-    """Warnings about the speed of what would be quantized (QR207, QR208)."""
+    """Warnings about the speed of the quantized model (QR207, QR208)."""
     static = {name: outcome for name, outcome in outcome_of.items() if outcome.mode == "static"}
     slow = [
         name
@@ -36,7 +36,7 @@ def advice(
             f"{listed(slow)}",
             decisions[slow[0]].rule.location,
             hint="leave them float; modules that are not transposed have a fast kernel on onednn, "
-            "which takes symmetric weights",
+            "which needs symmetric weights",
         )
     if any(_weight_count(inventory.matches[name]) for name in static):
         quantized = [name for name, outcome in outcome_of.items() if outcome.mode is not None]
@@ -44,13 +44,13 @@ def advice(
         if weights < _TINY_MODEL:
             yield Finding(
                 "QR208",
-                f"all that is quantized has {weights} weights; "
-                "so small a model can be slower in int8",
+                f"the quantized sites only have {weights} weights: "
+                "such a small model can be slower in int8",
                 hint="measure: qrecipe quantize prints the latency of both",
             )
 
 
 def _weight_count(match: Match) -> int:
-    """Of matrices and kernels, all of a recurrent layer's among them; biases are none."""
+    """The number of weights in matrices and kernels, including recurrent layers, without biases."""
     parameters = () if match.module is None else match.module.parameters()
     return sum(parameter.numel() for parameter in parameters if parameter.dim() > 1)

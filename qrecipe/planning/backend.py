@@ -1,7 +1,7 @@
-"""What a backend can honour: decisions -> outcomes, with the reason where one stays float.
+"""What a backend can honour: decisions -> outcomes, with a reason if a site stays float.
 
-The dtypes come from torch's BackendConfig of the backend's name; `kernels` adds what is known
-about single kernels.
+The dtypes come from torch's BackendConfig of that name; `kernels` adds what is known about single
+kernels.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Verdict = Literal["quantized", "passthrough", "float"]
 
 
 def _onednn_config() -> BackendConfig:
-    """torch's, save convolution + addition: no other engine runs that, and models change them."""
+    """torch's without convolution + addition, which only runs on onednn; models change engines."""
     configs = [
         config
         for config in get_onednn_backend_config().configs
@@ -53,7 +53,7 @@ def _onednn_config() -> BackendConfig:
 
 
 _BACKEND_CONFIGS: Mapping[Backend, Callable[[], BackendConfig]] = {
-    # x86 and fbgemm have configs of their own, which lack LayerNorm
+    # x86 and fbgemm have their own configs, which lack LayerNorm
     "x86": get_native_backend_config,
     "fbgemm": get_native_backend_config,
     "onednn": _onednn_config,
@@ -63,10 +63,10 @@ _BACKEND_CONFIGS: Mapping[Backend, Callable[[], BackendConfig]] = {
 }
 
 FOLLOWERS: frozenset[Kind] = frozenset({"passthrough", "fixed_qparams"})
-"""Operations that are quantized only behind a quantized producer: they prove nothing of a rule."""
+"""Operations that are only quantized after a quantized producer, whatever their rule says."""
 
 EXPORTED: frozenset[Backend] = frozenset({"executorch", "tensorrt"})
-"""Backends without kernels in torch: their models are handed on in torch's reference form."""
+"""Backends without kernels in torch: their models are exported in torch's reference form."""
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -87,7 +87,7 @@ _DEFAULT_EPS = float(torch.finfo(torch.float32).eps)
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A setting of a tensor that no kernel takes: whose, which key, and what is wrong with it."""
+    """A setting of a tensor that no kernel supports: the tensor's role, the key and the problem."""
 
     role: Literal["weight", "activation"]
     key: str
@@ -96,12 +96,12 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What becomes of an operation.
+    """What happens to an operation.
 
-    ``qconfig`` is what is executed, after substitutions, and None for float; ``reason`` says why
-    it stays float or what was substituted; ``honoured`` is False where a rule wanted more than
-    the backend can give, and ``fault`` then names the setting that is to blame, if a single one is.
-    ``engine`` packs the weights for another engine than the backend's.
+    ``qconfig`` is what is executed, after substitutions, None for float; ``reason`` says why it
+    stays float or what was substituted; ``honoured`` is False if a rule asks for more than the
+    backend supports, and ``fault`` is the setting to blame, if it is a single one. ``engine`` is
+    set if the weights are packed for another engine than the backend's.
     """
 
     verdict: Verdict
@@ -114,9 +114,9 @@ class Outcome:
 
 
 def backend_config(name: Backend, phase: Phase) -> BackendConfig:
-    """torch's BackendConfig that plans, prepares and converts for a backend.
+    """The BackendConfig with which to plan, prepare and convert for a backend.
 
-    In training torch cannot fuse transposed convolutions with BatchNorm; there they stay apart.
+    In training, torch cannot fuse transposed convolutions with BatchNorm, so they stay separate.
     """
     made = _BACKEND_CONFIGS[name]()
     transposed = [config for config in made.configs if _is_transposed_batch_norm(config.pattern)]
@@ -135,7 +135,7 @@ def _is_transposed_batch_norm(pattern: Any) -> bool:
 def outcomes(
     inventory: Inventory, decisions: Mapping[str, Decision], backend: Backend, phase: Phase
 ) -> dict[str, Outcome]:
-    """Each operation's outcome by name, in order of execution."""
+    """The outcome of each operation by name, in order of execution."""
     configs = backend_config(backend, phase)._pattern_complex_format_to_config
     readers = readers_of_seven_bits(inventory, decisions, backend)
     found: dict[str, Outcome] = {}
@@ -149,7 +149,7 @@ def outcomes(
 def input_specs(
     operation: Operation, own: QConfigSpec, outcome_of: Mapping[str, Outcome]
 ) -> Iterator[TensorSpec]:
-    """The specs of what a static site reads: its producers', and its own for a float tensor."""
+    """The specs of a static site's inputs: its producers', and its own for float tensors."""
     is_float = bool(operation.model_inputs or operation.stored) or not operation.producers
     for name in operation.producers:
         outcome = outcome_of.get(name)
@@ -165,7 +165,7 @@ def input_specs(
 def saturating(
     inventory: Inventory, outcome_of: Mapping[str, Outcome], backend: Backend
 ) -> tuple[str, ...]:
-    """The sites whose kernels saturate without VNNI: they read more than 7 bits."""
+    """The sites whose kernels saturate without VNNI, because they read more than 7 bits."""
     return tuple(
         name
         for name, outcome in outcome_of.items()
@@ -186,7 +186,7 @@ def can_honour(
     backend: Backend,
     phase: Phase,
 ) -> bool:
-    """Whether any of the named operations could be quantized as ``qconfig`` says."""
+    """Whether any of the named operations could be quantized with ``qconfig``."""
     configs = backend_config(backend, phase)._pattern_complex_format_to_config
     for name in names:
         match = inventory.matches[name]
@@ -204,9 +204,9 @@ def _float(reason: str, *, honoured: bool = True) -> Outcome:
 
 @dataclass(frozen=True, slots=True)
 class _Judge:
-    """One operation before its backend; ``earlier`` holds the outcomes of its producers.
+    """Judges one operation; ``earlier`` has the outcomes of its producers.
 
-    ``reader`` is a kernel that gets the result and must read 7 bits, if there is one.
+    ``reader`` is a kernel that reads the result and is limited to 7 bits, if there is one.
     """
 
     match: Match
@@ -257,7 +257,7 @@ class _Judge:
         if isinstance(leader, str):
             return _float(f"its range is fixed, and {leader}")
         if self.reader is not None:
-            return _float(f"its range is fixed at 8 bits, and {self.reader} must read 7")
+            return _float(f"its range is fixed at 8 bits, and {self.reader} can only read 7")
         for config in self.dtype_configs:
             output = config.output_dtype_with_constraints
             if _DTYPE_NAMES.get(output.dtype) == leader.dtype:
@@ -274,23 +274,23 @@ class _Judge:
                 )
                 spec = QConfigSpec(weight=None, activation=fixed)
                 return Outcome("quantized", "static", spec, "the operation fixes its range")
-        return _float(f"{self.backend} fixes no range for {leader.dtype} here", honoured=False)
+        return _float(f"{self.backend} has no fixed range for {leader.dtype} here", honoured=False)
 
     def _quantized_producers(self) -> TensorSpec | str:
-        """The activation spec that arrives, or why none does."""
+        """The activation spec of the producers, or why there is none."""
         operation = self.match.operation
         if operation.model_inputs or not operation.producers:
-            inputs = ", ".join(operation.model_inputs) or "what it reads"
+            inputs = ", ".join(operation.model_inputs) or "its input"
             return f"follows {inputs}, which is float"
         specs: list[TensorSpec] = []
         for name in operation.producers:
             producer = self.earlier[name]
             if producer.mode != "static" or producer.qconfig is None:
-                return f"follows {name}, which gives float"
+                return f"follows {name}, which returns float"
             assert producer.qconfig.activation is not None
             specs.append(producer.qconfig.activation)
         if len(set(specs)) > 1:
-            # torch gives all of them the first one's observer
+            # torch would give all of them the first one's observer
             return f"its producers {self._producer_names()} have different activation specs"
         return specs[0]
 
@@ -326,19 +326,19 @@ class _Judge:
         return Outcome("quantized", mode, spec, notes, engine=found.engine)
 
     def _input_levels(self, own: QConfigSpec) -> int:
-        """How many integers the input spans at most."""
+        """The most integers that the input may span."""
         specs = input_specs(self.match.operation, own, self.earlier)
         ranges = filter(None, map(quantized_range, specs))
         return max((high - low for low, high in ranges), default=0)
 
     def _substitute(self, qconfig: QConfigSpec, config: Any) -> tuple[QConfigSpec, str | None]:
-        """The qconfig as the kernel takes it, and what had to change."""
+        """The qconfig as the kernel supports it, and a note on what was changed."""
         if config.weight_dtype in (None, torch.float32):
             return replace(qconfig, weight=None), None
         weight = qconfig.weight
         if weight is None or _is_per_tensor(weight) or takes_per_channel_weight(self.match):
             return qconfig, None
-        note = "per-tensor weight: no kernel takes per-channel weights here"
+        note = "per-tensor weight: no kernel supports per-channel weights here"
         return replace(qconfig, weight=per_tensor(weight)), note
 
     def _no_mode(self, mode: Mode) -> str:
@@ -352,7 +352,7 @@ class _Judge:
 
 
 def mode_of(qconfig: QConfigSpec) -> Mode:
-    """Which kind of quantization a qconfig asks for."""
+    """The kind of quantization that a qconfig asks for."""
     if qconfig.activation is None or qconfig.activation.dtype == "float32":
         return "weight_only"
     return "dynamic" if qconfig.activation.is_dynamic else "static"
@@ -369,7 +369,7 @@ def _is_per_tensor(spec: TensorSpec) -> bool:
 
 
 def _mismatch(qconfig: QConfigSpec, config: Any, backend: Backend) -> Fault | None:
-    """Why the kernel of ``config`` cannot run ``qconfig``, or None where it can."""
+    """Why the kernel of ``config`` cannot run ``qconfig``, or None if it can."""
     of_activation: tuple[Literal["activation"], Any, Any]
     of_activation = ("activation", qconfig.activation, config.input_dtype_with_constraints)
     of_weight: tuple[Literal["weight"], Any, Any]
@@ -378,7 +378,7 @@ def _mismatch(qconfig: QConfigSpec, config: Any, backend: Backend) -> Fault | No
         if wanted.dtype in (None, torch.float32):
             continue
         if spec is None:
-            none = f"wants a {_DTYPE_NAMES[wanted.dtype]} {role} here, and none is given"
+            none = f"needs a {_DTYPE_NAMES[wanted.dtype]} {role} here, but there is none"
             return Fault(role, "", f"{backend} {none}")
         found = _dtype_problem(spec, wanted)
         if found is not None:
@@ -388,19 +388,19 @@ def _mismatch(qconfig: QConfigSpec, config: Any, backend: Backend) -> Fault | No
 
 
 def _dtype_problem(spec: TensorSpec, wanted: Any) -> tuple[str, str] | None:
-    """The key at fault, and what is wrong with it."""
+    """The key at fault, and the problem."""
     stored = {"int4": "int8"}.get(str(spec.dtype), spec.dtype)
     if stored != _DTYPE_NAMES[wanted.dtype]:
-        return "dtype", f"takes {_DTYPE_NAMES[wanted.dtype]} {{role}}s here, not {spec.dtype}"
+        return "dtype", f"needs {_DTYPE_NAMES[wanted.dtype]} {{role}}s here, not {spec.dtype}"
     low, high = quantized_range(spec) or (0, 0)
     bound_low, bound_high = wanted.quant_min_lower_bound, wanted.quant_max_upper_bound
     if bound_low is not None and bound_high is not None and (low < bound_low or high > bound_high):
         return (
             "quant_min" if low < bound_low else "quant_max",
-            f"takes {{role}}s within {bound_low}..{bound_high} here, not {low}..{high}: "
+            f"needs {{role}}s in {bound_low}..{bound_high} here, not {low}..{high}: "
             "set quant_min and quant_max",
         )
     eps = spec.eps if spec.eps is not None else _DEFAULT_EPS
     if wanted.scale_min_lower_bound is not None and eps < wanted.scale_min_lower_bound:
-        return "eps", f"wants eps >= {wanted.scale_min_lower_bound} for {{role}}s here: set eps"
+        return "eps", f"needs eps >= {wanted.scale_min_lower_bound} for {{role}}s here: set eps"
     return None

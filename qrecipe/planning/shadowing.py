@@ -1,4 +1,4 @@
-"""Rules that cover sites of a model and decide none of them."""
+"""Rules that cover sites but decide none of them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from qrecipe.rules.resolution import Resolution, describe, listed
 
 
 def shadowed_findings(recipe: Recipe, resolution: Resolution) -> Iterator[Finding]:
-    """Warnings (QR217) about the rules of the outermost file that are fully shadowed.
+    """Warnings (QR217) about fully shadowed rules of the outermost file.
 
-    Inherited rules are there to be overridden, and the global rule has to be there.
+    Inherited rules may be overridden, and the global rule is required.
     """
     own = recipe.ingredients[0].name
     if is_reference(own):
@@ -23,12 +23,13 @@ def shadowed_findings(recipe: Recipe, resolution: Resolution) -> Iterator[Findin
     for rule, names in resolution.covered.items():
         if not names or rule in winners or rule.tier == "global" or rule.location.file != own:
             continue
-        if rule.location in at_fault:  # an error that says what to do says enough
+        if rule.location in at_fault:  # the error is enough
             continue
         deciders = dict.fromkeys(describe(resolution.decisions[name].rule) for name in names)
         yield Finding(
             "QR217",
-            f"{describe(rule)} has no effect: what it covers is decided by {listed([*deciders])}",
+            f"{describe(rule)} has no effect: everything it covers is decided by "
+            f"{listed([*deciders])}",
             rule.location,
-            hint=f"it covers {listed(names)}; remove it, or narrow what decides there",
+            hint=f"it covers {listed(names)}; remove it, or narrow the rule that decides there",
         )

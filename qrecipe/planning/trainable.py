@@ -1,4 +1,4 @@
-"""What training makes of a plan: what it cannot share, and what it does not see."""
+"""What training changes about a plan: modules that it cannot share, branches that it ignores."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from qrecipe.rules.structure import Member, Operation
 def shared_norm_findings(
     inventory: Inventory, decisions: Mapping[str, Decision], outcome_of: Mapping[str, Outcome]
 ) -> Iterator[Finding]:
-    """Modules that are called twice and fused with a BatchNorm, to be quantized (QR312).
+    """Quantized modules that are called several times and fused with a BatchNorm (QR312).
 
-    The statistics of one BatchNorm scale the weight in every call: they would be updated by each
-    and fold into one weight differently.
+    Every call would update the statistics of the BatchNorm, which scale the weight of all calls.
     """
     calls: dict[str, list[Operation]] = {}
     for operation in inventory.structure.operations:
@@ -34,12 +33,12 @@ def shared_norm_findings(
                 f"{module} is called {len(operations)} times and fused with a BatchNorm at "
                 f"{quantized[0]}: training cannot share it",
                 decisions[quantized[0]].rule.location,
-                hint=f"{leave_float(quantized[0])}, or give each call a module of its own",
+                hint=f"{leave_float(quantized[0])}, or give each call its own module",
             )
 
 
 def _with_tensors(operation: Operation) -> list[Member]:
-    """The members that can own a weight or statistics: what follows them only computes."""
+    """The members that may have weights or statistics; those after them only compute."""
     first, *others = operation.members
     return [first, *(member for member in others if member.op.startswith("BatchNorm"))]
 
@@ -51,11 +50,11 @@ def _has_norm(operation: Operation) -> bool:
 
 
 def branch_findings(inventory: Inventory) -> Iterator[Finding]:
-    """Forwards that do something else in training mode, which the graph does not have (QR205)."""
+    """Forwards that behave differently in training mode, which the graph ignores (QR205)."""
     for path in inventory.trained_otherwise:
         where = f"the forward of {path}" if path else "the model's own forward"
         yield Finding(
             "QR205",
-            f"{where} does something else in training mode; what is trained is its eval branch",
-            hint="a loss on outputs that only training mode gives needs another way",
+            f"{where} behaves differently in training mode; only its eval branch is trained",
+            hint="outputs that only exist in training mode are not available for a loss",
         )

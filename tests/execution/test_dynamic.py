@@ -139,9 +139,7 @@ def reason_at(model, a_recipe, x, name="m"):
 @pytest.mark.parametrize("says", ["int8-dynamic", "float16"])
 def test_a_whole_rnn_says_which_recurrent_modules_have_kernels(says):
     reason = reason_at(_first(nn.RNN(8, 8)), recipe(says), STEPS)
-    assert reason == (
-        "torch has quantized kernels for LSTM, GRU and the cells, and none for a whole RNN"
-    )
+    assert reason == ("torch has quantized kernels for LSTM, GRU and cells, but not for RNN")
     rule = '[rules.module_type]\n"torch.nn.RNN" = "int8-dynamic"\n'
     named = qrecipe.parse_recipe(HEAD.format(backend="x86") + f'global = "float"\n{rule}')
     with pytest.raises(UnsupportedError, match=r'module_type "torch\.nn\.RNN"'):
