@@ -12,14 +12,13 @@ _UNWRITTEN = 1
 
 
 def main() -> None:
-    """Run the command line; without its extra, say so and end with status 2.
+    """Run the command line; exit with status 2 if its extra is not installed.
 
-    Where nobody reads the output any more it ends in silence with status 1, and where the output
-    cannot be written it says so.
+    If nobody reads the output any more, exit silently with status 1; if the output cannot be
+    written, say so.
     """
     _open_streams()
     try:
-        import rich  # noqa: F401
         import typer  # noqa: F401
     except ImportError as error:
         text = "QR602 qrecipe's command line needs the extra cli: pip install 'qrecipe[cli]'"
@@ -31,15 +30,15 @@ def main() -> None:
         try:
             app(prog_name="qrecipe")
         finally:
-            sys.stdout.flush()  # not at exit, where nothing could be said of an error
+            sys.stdout.flush()  # not at exit, where an error could not be reported
     except OSError as error:
-        if error.filename is not None:  # of a file, and not of the output
+        if error.filename is not None:  # an error of a file, not of the output
             raise
         _give_up(error)
 
 
 def _open_streams() -> None:
-    """Take what was closed for a stream that nobody reads, and a pipe that takes ASCII only."""
+    """Replace closed streams, and escape what the encoding of a stream does not have."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
@@ -49,8 +48,8 @@ def _open_streams() -> None:
 
 
 def _give_up(error: OSError) -> None:
-    """End where stdout takes no more: that a pipe is closed is no error of anybody's."""
-    # what is still held would be written at exit, and fail again
+    """Exit because stdout cannot be written; a closed pipe is not an error."""
+    # the rest of the buffer would be written at exit, and fail again
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if error.errno != errno.EPIPE:
         with suppress(OSError):

@@ -1,7 +1,7 @@
-"""The bytes of a stored model: a safetensors file, read without torch and however hostile it is.
+"""The bytes of a stored model: a safetensors file, read without torch and without trusting it.
 
-A file is the length of its header (8 bytes, little-endian), the header (JSON: a table of tensors
-and the metadata, text by text), and the tensors behind one another.
+A file is the length of its header (8 bytes, little-endian), the header (JSON: a table of tensors,
+and metadata as strings), and the tensors one after another.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ MAX_HEADER = 2**23
 """The largest header that is read: 8 MiB."""
 
 MAX_VALUES = 150_000
-"""The most values that the header holds, and the texts packed in it together: some 2,000 sites."""
+"""The most values in the header, and in the texts packed in it: about 2,000 sites."""
 
 MAX_DEPTH = 30
-"""Levels of nesting that a JSON text may have; the plan needs eight."""
+"""The deepest nesting of a JSON text; the plan needs eight levels."""
 
 CHECKSUM = "sha256"
-"""The key of the metadata that holds the checksum of everything else."""
+"""The metadata key with the checksum of everything else."""
 
 _LENGTH = 8
 _METADATA = "__metadata__"
@@ -69,7 +69,7 @@ class Entry(BaseModel):
 
     @property
     def nbytes(self) -> int:
-        """What dtype and shape come to."""
+        """The size that dtype and shape imply."""
         return math.prod(self.shape) * _BYTES[self.dtype]
 
 
@@ -95,7 +95,7 @@ class Header:
 def problem(
     code: str, file: str, what: str, hint: str | None = None, differences: Sequence[str] = ()
 ) -> ArtifactError:
-    """The error about a stored model, which always names the file; the first differences follow."""
+    """The error about a stored model: it names the file and the first few differences."""
     more = len(differences) - _SHOWN_DIFFERENCES
     notes = (*differences[:_SHOWN_DIFFERENCES], *([f"and {more} more"] if more > 0 else []))
     name = file if len(file) <= _SHOWN_PATH else f"…{file[-_SHOWN_PATH:]}"
@@ -104,9 +104,9 @@ def problem(
 
 
 def path_of(path: object, what: str) -> Path:
-    """The path of a stored model; ``what`` says in a finding what takes it.
+    """The path of a stored model; ``what`` names the function in the error.
 
-    Raises ArtifactError (QR502) for what is no path.
+    Raises ArtifactError (QR502) if it is not a path.
     """
     text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
     if not isinstance(text, str):
@@ -116,9 +116,10 @@ def path_of(path: object, what: str) -> Path:
 
 
 def read_header(path: Path) -> Header:
-    """The header of a file, held against the file's size.
+    """The header of a file, checked against the file's size.
 
-    Raises ArtifactError: the file cannot be read (QR502), or is no whole safetensors file (QR503).
+    Raises ArtifactError if the file cannot be read (QR502) or is not a complete safetensors file
+    (QR503).
     """
     file = str(path)
     with _opened(path) as stream:
@@ -126,34 +127,34 @@ def read_header(path: Path) -> Header:
 
 
 def with_header(tensors: Mapping[str, Entry], metadata: Mapping[str, str], content: bytes) -> bytes:
-    """A whole file of the bytes of all tensors; the checksum joins the metadata."""
+    """A complete file from the bytes of all tensors; a checksum is added to the metadata."""
     header = Header("", metadata, tensors, 0)
     texts = {**metadata, CHECKSUM: checksum(header, io.BytesIO(content))}
     table = {name: entry.model_dump() for name, entry in tensors.items()}
     text = json.dumps({_METADATA: texts, **table}, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _LENGTH)  # the tensors begin at a multiple of 8 bytes
+    text += b" " * (-len(text) % _LENGTH)  # the tensors start at a multiple of 8 bytes
     return len(text).to_bytes(_LENGTH, "little") + text + content
 
 
 def header_of(content: bytes, file: str) -> Header:
-    """As `read_header`, of a file's content."""
+    """As `read_header`, for the content of a file."""
     return _header(io.BytesIO(content), file)
 
 
 def read_content(header: Header, path: Path) -> bytes:
-    """The whole file of a header.
+    """The whole file that the header belongs to.
 
-    Raises ArtifactError as `read_header` does, and where it is another file by now (QR503).
+    Raises ArtifactError as `read_header` does, and if the file has been replaced (QR503).
     """
     with _opened(path) as stream:
         content = stream.read(header.start + header.nbytes + 1)
     if header_of(content, header.file) != header:
-        raise problem("QR503", header.file, "was replaced while it was read")
+        raise problem("QR503", header.file, "was replaced while it was being read")
     return content
 
 
 class _opened:  # noqa: N801 - reads as what it does in a with statement
-    """A regular file, opened for reading; the system's errors become ours."""
+    """A regular file opened for reading; OS errors become ours."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -179,7 +180,7 @@ class _opened:  # noqa: N801 - reads as what it does in a with statement
 
 
 def _near_file(path: Path) -> str | None:
-    """The stored model beside a missing one that may be meant."""
+    """A file next to the missing one that may be meant."""
     beside = [file.name for file in path.parent.glob("*") if file.suffix == path.suffix]
     return did_you_mean(path.name, beside)
 
@@ -190,8 +191,8 @@ def _header(stream: BinaryIO, file: str) -> Header:
     prefix = stream.read(_LENGTH)
     length = int.from_bytes(prefix, "little")
     if len(prefix) < _LENGTH or length > size - _LENGTH or length > MAX_HEADER:
-        hint = "was it cut off, or is it another kind of file?"
-        raise problem("QR503", file, "is no whole safetensors file", hint)
+        hint = "was it truncated, or is it another kind of file?"
+        raise problem("QR503", file, "is not a complete safetensors file", hint)
     metadata, tensors = _parsed(stream.read(length), file)
     _check_layout(tensors, size - _LENGTH - length, file)
     return Header(file, metadata, tensors, _LENGTH + length)
@@ -201,9 +202,9 @@ def _parsed(text: bytes, file: str) -> tuple[dict[str, str], dict[str, Entry]]:
     try:
         data = json_of(text.decode("utf-8"), _without_duplicates)
         if not isinstance(data, dict):
-            raise ValueError("no table of tensors")
+            raise ValueError("it has no table of tensors")
         metadata = _TEXTS.validate_python(data.pop(_METADATA, {}), strict=True)
-        # JSON knows no tuples, and strictness takes lists for them only where JSON is read
+        # JSON has no tuples, and a strict model only takes lists for them when it reads JSON
         return metadata, _ENTRIES.validate_json(json.dumps(data))
     except ValidationError as error:
         first = error.errors()[0]
@@ -214,15 +215,15 @@ def _parsed(text: bytes, file: str) -> tuple[dict[str, str], dict[str, Entry]]:
 
 
 def json_of(text: str, table: Callable[[list[tuple[str, Any]]], dict[str, Any]] = dict) -> Any:
-    """The JSON of a text that may be hostile; ``table`` makes a table of its pairs.
+    """Parse an untrusted JSON text; ``table`` makes a table of its pairs.
 
     Raises ValueError or RecursionError.
     """
     if json_count(text) > MAX_VALUES:
-        raise ValueError(f"a text of more than {MAX_VALUES:,} values")
+        raise ValueError(f"it has more than {MAX_VALUES:,} values")
     value = json.loads(text, object_pairs_hook=table)
     if _is_deep(value):
-        raise ValueError(f"a text nested more than {MAX_DEPTH} levels deep")
+        raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
     return value
 
 
@@ -239,37 +240,37 @@ def _is_deep(value: Any) -> bool:
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("one name stands there twice")
+        raise ValueError("a name occurs twice")
     return found
 
 
 def _check_layout(tensors: Mapping[str, Entry], available: int, file: str) -> None:
-    """The tensors fill what is behind the header, without a gap and without sharing bytes."""
+    """Check that the tensors fill the rest of the file without gaps or overlaps."""
     end = 0
     for name, entry in sorted(tensors.items(), key=lambda item: item[1].data_offsets):
         start, stop = entry.data_offsets
         if start != end or stop - start != entry.nbytes:
-            raise problem("QR503", file, f"has a bad header: the offsets of {shown(name)} are off")
+            raise problem("QR503", file, f"has a bad header: wrong offsets of {shown(name)}")
         end = stop
     if end > available:
-        hint = "it was cut off: copy it again"
+        hint = "it was truncated: copy it again"
         missing = f"lacks {end - available:,} of its {end:,} bytes of tensors"
         raise problem("QR503", file, missing, hint)
     if end < available:
-        raise problem("QR503", file, f"has {available - end:,} bytes behind its tensors")
+        raise problem("QR503", file, f"has {available - end:,} extra bytes after its tensors")
 
 
 def check_checksum(header: Header, path: Path) -> None:
-    """Raises ArtifactError (QR504) where the file is not what was saved."""
+    """Raises ArtifactError (QR504) if the file is not what was saved."""
     with _opened(path) as stream:
         found = checksum(header, stream)
     if header.metadata.get(CHECKSUM) != found:
-        hint = "it was damaged or altered since it was saved: copy it again"
+        hint = "it was damaged or modified since it was saved: copy it again"
         raise problem("QR504", header.file, "is not what was saved: its checksum differs", hint)
 
 
 def checksum(header: Header, stream: BinaryIO) -> str:
-    """The SHA-256 of metadata and tensors, in the order of names; the key itself left out."""
+    """The SHA-256 of metadata (without this key) and tensors, sorted by name."""
     digest = hashlib.sha256()
     metadata = {key: text for key, text in header.metadata.items() if key != CHECKSUM}
     digest.update(_canonical(metadata))

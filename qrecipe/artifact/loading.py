@@ -1,4 +1,4 @@
-"""One safetensors file and the float architecture -> the converted model."""
+"""A safetensors file and the float architecture -> the converted model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qrecipe.artifact.container import (
     read_content,
     read_header,
 )
-from qrecipe.artifact.metadata import Contents, contents_of, recipe_table, stored_plan
+from qrecipe.artifact.metadata import Contents, contents_of, needs_of, recipe_table, stored_plan
 from qrecipe.artifact.rebuilding import ArchitectureError, detoured, rebuilt
 from qrecipe.artifact.state import Slot, slots_of
 from qrecipe.artifact.tensors import DTYPES, deserialized
@@ -26,30 +26,31 @@ from qrecipe.artifact.value_checks import value_problems
 from qrecipe.errors.findings import ArtifactError, Finding, QRecipeError
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
-from qrecipe.execution.engine import ENGINES, engine
+from qrecipe.execution.engine import available_engines, engine
 from qrecipe.execution.provenance import Provenance, attach
 from qrecipe.model.architecture import graph_digests
 from qrecipe.model.unfit import instead_of_model, wrapper_findings
 from qrecipe.planning.cpu import has_vnni
-from qrecipe.planning.stored import StoredPlan, needs_of
+from qrecipe.planning.plan import Plan
 from qrecipe.process.neutral import neutral
+from qrecipe.recipe.frozen import FrozenMapping
 from qrecipe.recipe.schema import LintTable, RecipeTable
 from qrecipe.rules.resolution import listed
 
 
 @neutral
 def load_quantized(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
-    """The converted model that `save_quantized` stored, with outputs that are the same to the bit.
+    """Load the converted model that `save_quantized` stored; its outputs are bitwise the same.
 
-    ``model`` is the float architecture that was quantized; its weights do not matter and may be
-    on the meta device, it stays as it is, and it is not run. Neither data nor plugins are needed.
-    Nothing in the file is executed or unpickled.
+    ``model`` is the float architecture that was quantized. Its weights don't matter and may be on
+    the meta device; it is neither changed nor run. Neither data nor plugins are needed, and nothing
+    in the file is executed or unpickled.
 
     Raises:
-        ArtifactError: the file cannot be read (QR502), is not whole (QR503), was altered (QR504),
-            is none of qrecipe's or contradicts itself (QR505), comes from a newer release (QR506),
-            belongs to another architecture (QR507), lacks tensors or has other ones (QR508), has
-            scales that cannot be (QR509), or needs an engine that is not here (QR510).
+        ArtifactError: the file cannot be read (QR502), is incomplete (QR503), was modified (QR504),
+            is not one of qrecipe's or contradicts itself (QR505), is from a newer release (QR506),
+            is of another architecture (QR507), has missing or unexpected tensors (QR508) or
+            impossible scales (QR509), or needs an engine that is not available (QR510).
     """
     file = path_of(path, "load_quantized")
     header = read_header(file)
@@ -81,7 +82,7 @@ def load_quantized(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         contents.recipe,
         contents.fingerprint,
         contents.plan,
-        dict(contents.versions),
+        FrozenMapping(contents.versions),
         contents.cpu,
         contents.unjudged,
     )
@@ -90,43 +91,35 @@ def load_quantized(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     return converted
 
 
-def _check_agreement(
-    header: Header, contents: Contents, plan: StoredPlan, recipe: RecipeTable
-) -> None:
+def _check_agreement(header: Header, contents: Contents, plan: Plan, recipe: RecipeTable) -> None:
     """Plan and architecture are those of the recipe."""
     paths = tuple(part.path for part in contents.architecture.parts)
     for what, one, other in (
         ("backend", plan.backend, recipe.backend),
         ("phase", plan.phase, recipe.phase or "ptq"),
         ("parts", paths, () if plan.executor == "eager" else recipe.fx.roots or ("",)),
-        ("is_for_export", plan.is_for_export, plan.backend not in ENGINES),
     ):
         if one != other:
             raise problem("QR505", header.file, f"contradicts its recipe: {what} is {one}")
 
 
-def _check_engines(header: Header, plan: StoredPlan) -> None:
+def _check_engines(header: Header, plan: Plan) -> None:
     if plan.is_for_export:
         return
     available = available_engines()
     missing = [name for name in needs_of(plan).engines if name not in available]
     if missing:
         here = ", ".join(available)
-        hint = f"this torch on this CPU has {here}: quantize the model for one of them"
+        hint = f"torch has {here} on this CPU: quantize the model for one of them"
         raise problem("QR510", header.file, f"needs the engine {', '.join(missing)}", hint)
 
 
-def available_engines() -> tuple[str, ...]:
-    """The engines that this torch has on this CPU."""
-    return tuple(name for name in torch.backends.quantized.supported_engines if name != "none")
-
-
 def _structure(
-    header: Header, contents: Contents, plan: StoredPlan, recipe: RecipeTable, model: nn.Module
+    header: Header, contents: Contents, plan: Plan, recipe: RecipeTable, model: nn.Module
 ) -> nn.Module:
     if not isinstance(model, nn.Module):
         what, hint = instead_of_model(model)
-        needs = f"needs a torch.nn.Module to go into, and got {what}"
+        needs = f"needs a torch.nn.Module to load into, not {what}"
         raise problem("QR507", header.file, needs, hint)
     for finding in wrapper_findings(model):
         text = f"was not made from this model: {finding.message}"
@@ -139,7 +132,7 @@ def _structure(
         raise _other_architecture(header, error.differences) from None
     except QRecipeError as error:
         raise _other_architecture(header, [f.message for f in error.findings]) from error
-    except Exception as error:  # what torch makes of a plan that nobody planned
+    except Exception as error:  # whatever torch raises for a forged plan
         raise _other_architecture(header, [first_line(error)]) from error
     if found != contents.architecture.graphs:
         saved = contents.versions.get("torch", "another")
@@ -150,18 +143,18 @@ def _structure(
 
 def _other_architecture(header: Header, differences: Sequence[str]) -> ArtifactError:
     what = "was made from another architecture than this model"
-    hint = "build the model with the code and the settings that it was quantized with"
+    hint = "build the model with the code and settings that it was quantized with"
     if any("meta tensor" in difference for difference in differences):
-        hint = "build the model on the CPU: a tensor of it that is read has no values on meta"
+        hint = "build the model on the CPU: its code reads a tensor that has no values on meta"
     return problem("QR507", header.file, what, hint, differences)
 
 
 def _check_tensors(header: Header, contents: Contents, slots: Sequence[Slot]) -> None:
-    """The file has the tensors that the structure needs, of the same dtypes and shapes."""
+    """Check that the file has the tensors of the model, with the same dtypes and shapes."""
     own = {name: tensor for slot in slots for name, tensor in slot.tensors().items()}
     stored = {**contents.aliases, **{name: name for name in header.tensors}}
     differences = [f"{name} is missing" for name in own if name not in stored]
-    differences += [f"{name} belongs to nothing" for name in stored if name not in own]
+    differences += [f"{name} is not in the model" for name in stored if name not in own]
     for name, tensor in own.items():
         entry = header.tensors[stored[name]] if name in stored else None
         if entry is not None and (DTYPES[entry.dtype], entry.shape) != (
@@ -169,7 +162,7 @@ def _check_tensors(header: Header, contents: Contents, slots: Sequence[Slot]) ->
             tensor.shape,
         ):
             differences.append(
-                f"{name} is {entry.dtype} {list(entry.shape)} in the file, and "
+                f"{name} is {entry.dtype} {list(entry.shape)} in the file, but "
                 f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} in the model"
             )
     if differences:
@@ -178,7 +171,7 @@ def _check_tensors(header: Header, contents: Contents, slots: Sequence[Slot]) ->
 
 
 def _tensors(header: Header, contents: Contents, file: Path) -> dict[str, Tensor]:
-    """Every tensor by name, aliases included, in memory of its own."""
+    """Every tensor by name, including aliases, each in its own memory."""
     try:
         stored = deserialized(read_content(header, file))
     except (ValueError, MemoryError) as error:
@@ -190,7 +183,7 @@ def _tensors(header: Header, contents: Contents, file: Path) -> dict[str, Tensor
 
 
 def _fill(slots: Sequence[Slot], tensors: Mapping[str, Tensor], aliases: Mapping[str, str]) -> None:
-    """Put the tensors into the structure; what was one object in the saved model is one again."""
+    """Put the tensors into the model; what was one object when saved is one object again."""
     parameters: dict[str, nn.Parameter] = {}
     for slot in slots:
         own = slot.value
@@ -207,9 +200,9 @@ def _warn_about_cpu(contents: Contents, lint: LintTable) -> None:
         warn(
             Finding(
                 "QR226",
-                f"converted on a CPU that could judge these kernels with 7 bits only "
+                f"converted on a CPU that could only check these kernels with 7 bits "
                 f"({contents.cpu}): {listed(contents.unjudged)}",
-                hint="evaluate the model on a CPU with VNNI before it is used there",
+                hint="evaluate the model on a CPU with VNNI before you use it there",
             ),
             lint.ignore,
         )
@@ -218,7 +211,7 @@ def _warn_about_cpu(contents: Contents, lint: LintTable) -> None:
             Finding(
                 "QR204",
                 "8-bit activations can saturate on this CPU, which has no VNNI",
-                hint="it was quantized for a CPU that has, and can give other results here",
+                hint="it was quantized for a CPU with VNNI, so results can differ here",
             ),
             lint.ignore,
         )

@@ -1,6 +1,6 @@
-"""What a stored model's metadata says, as values: recipe, plan, architecture, versions, needs.
+"""The metadata of a stored model as values: recipe, plan, architecture, versions, needs.
 
-Everything in it is somebody else's text until it has been checked here. Nothing imports torch.
+It is untrusted text until it has been checked here. Nothing imports torch.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from qrecipe.artifact.container import MAX_VALUES, Header, json_of, problem
-from qrecipe.errors.findings import QRecipeError
+from qrecipe.errors.findings import PlanError, QRecipeError
 from qrecipe.model.record import Architecture, Stored
-from qrecipe.planning.stored import Needs, StoredPlan, needs_of
+from qrecipe.planning.plan import Plan
 from qrecipe.recipe.extends import compose
 from qrecipe.recipe.layers import fingerprint
 from qrecipe.recipe.references import Source
@@ -24,7 +24,7 @@ from qrecipe.recipe.toml.document import parse_document
 from qrecipe.recipe.toml.size_limits import json_count
 
 FORMAT = 1
-"""The version of the metadata; the tensors are safetensors in any version."""
+"""The version of the metadata; tensors are safetensors in every version."""
 
 MAX_TEXT = 2**23
 """The largest text that is unpacked: 8 MiB."""
@@ -34,13 +34,24 @@ _PACKED = frozenset({"plan", "architecture"})
 _TABLES = ("versions", "needs", "architecture", "aliases", "layouts", "unjudged")
 
 
+class Needs(Stored):
+    """What the machine that runs the model has to have.
+
+    ``engines`` are those of torch, the backend's own and those of single sites; ``vnni`` tells
+    that the kernels can saturate on an x86 CPU without VNNI.
+    """
+
+    engines: tuple[str, ...]
+    vnni: bool
+
+
 class Contents(Stored):
     """The metadata of a stored model.
 
-    ``recipe`` is TOML; ``plan`` is what ``Plan.to_json`` gave, unpacked. ``aliases`` maps a name
-    to the one under which the same tensor is stored; ``layouts`` gives the order of the
-    dimensions in memory, the outermost first, where that is not the usual one. ``cpu`` is the kind
-    of CPU that converted the model, ``unjudged`` the sites that it could not judge with all 8 bits.
+    ``recipe`` is TOML; ``plan`` is the output of ``Plan.to_json``, unpacked. ``aliases`` maps a
+    name to the one under which the same tensor is stored; ``layouts`` has the order of dimensions
+    in memory, outermost first, of tensors that are not contiguous. ``cpu`` is the kind of CPU that
+    converted the model, ``unjudged`` the sites that it could not check with all 8 bits.
     """
 
     recipe: str
@@ -56,7 +67,7 @@ class Contents(Stored):
 
 
 def metadata_of(contents: Contents) -> dict[str, str]:
-    """The contents as safetensors keeps metadata, text by text."""
+    """The contents as strings, which is what safetensors metadata hold."""
     plain: dict[str, Any] = contents.model_dump(mode="json")
     texts = {key: value if isinstance(value, str) else _json(value) for key, value in plain.items()}
     texts["plan"] = _json(json.loads(contents.plan))
@@ -69,8 +80,8 @@ def metadata_of(contents: Contents) -> dict[str, str]:
 def contents_of(header: Header) -> Contents:
     """The contents of a file's metadata.
 
-    Raises ArtifactError: not a file of qrecipe (QR505), of a newer one (QR506), or metadata that
-    are damaged or contradict each other (QR505).
+    Raises ArtifactError if it is not a file of qrecipe (QR505), is from a newer release (QR506), or
+    the metadata are damaged or contradict each other (QR505).
     """
     _check_format(header)
     texts = {
@@ -80,7 +91,7 @@ def contents_of(header: Header) -> Contents:
     try:
         values = {key: _unpacked(text) if key in _PACKED else text for key, text in texts.items()}
         if sum(json_count(values[key]) for key in ("plan", *_TABLES)) > MAX_VALUES:
-            raise ValueError(f"texts of more than {MAX_VALUES:,} values")
+            raise ValueError(f"they have more than {MAX_VALUES:,} values")
         for key in _TABLES:
             values[key] = json_of(values[key])
         values["plan"] = json.dumps(json_of(values["plan"]), indent=2, sort_keys=True)
@@ -93,22 +104,27 @@ def contents_of(header: Header) -> Contents:
     return found
 
 
-def stored_plan(header: Header, contents: Contents) -> StoredPlan:
+def needs_of(plan: Plan) -> Needs:
+    """What a machine needs for the model of a plan."""
+    return Needs(
+        engines=tuple(dict.fromkeys([plan.backend, *plan.engines.values()])), vnni=plan.needs_vnni
+    )
+
+
+def stored_plan(header: Header, contents: Contents) -> Plan:
     """The plan of the contents, checked.
 
-    Raises ArtifactError (QR505) where it is none or belongs to another recipe.
+    Raises ArtifactError (QR505) if it is not a plan or belongs to another recipe.
     """
     try:
-        plan = StoredPlan.model_validate_json(contents.plan)
-    except ValidationError as error:
-        raise _bad(header, f"plan: {_first(error)}") from None
+        plan = Plan.from_json(contents.plan)
+    except PlanError as error:
+        raise _bad(header, error.findings[0].message) from None
     if plan.fingerprint != contents.fingerprint:
         raise _bad(header, "the plan was made from another recipe")
     if needs_of(plan) != contents.needs:
         raise _bad(header, "the needs are not those of the plan")
-    names = [site.name for site in plan.sites]
-    if len(set(names)) != len(names):
-        raise _bad(header, "the plan has a site twice")
+    names = {site.name for site in plan}
     unknown = [name for name in contents.unjudged if name not in names]
     if unknown or (contents.unjudged and not plan.needs_vnni):
         raise _bad(header, "unjudged: the plan has no such sites")
@@ -118,36 +134,36 @@ def stored_plan(header: Header, contents: Contents) -> StoredPlan:
 def recipe_table(header: Header, contents: Contents) -> RecipeTable:
     """The recipe's tables, checked without the plugins that it may name.
 
-    Raises ArtifactError (QR505) where it is no resolved recipe or not that of the fingerprint.
+    Raises ArtifactError (QR505) if it is not a resolved recipe or its fingerprint differs.
     """
     try:
         if "extends" in parse_document(contents.recipe, "recipe").data:
-            raise _bad(header, "the recipe is not resolved: it extends another one")
+            raise _bad(header, "the recipe is not resolved: it extends another recipe")
         composition = compose(Source("recipe"), contents.recipe)
     except QRecipeError as error:
         raise _bad(header, f"recipe: {error.findings[0].message}") from None
     if composition.findings:
         raise _bad(header, f"recipe: {composition.findings[0].message}")
     if fingerprint(composition.values) != contents.fingerprint:
-        raise _bad(header, "the recipe is not the one of the fingerprint")
+        raise _bad(header, "the recipe does not match its fingerprint")
     return RecipeTable.model_validate(composition.values)
 
 
 def _check_format(header: Header) -> None:
     mark, _, version = header.metadata.get("format", "").partition(" ")
     if mark != _MARK or not version.isdecimal():
-        hint = "qrecipe.save_quantized writes the files that can be read here"
+        hint = "only files written by qrecipe.save_quantized can be read"
         raise problem("QR505", header.file, "is not a quantized model of qrecipe", hint)
     if version != str(FORMAT):
-        hint = f"this qrecipe reads format {FORMAT}: install a release that knows it"
+        hint = f"this qrecipe reads format {FORMAT}: install a newer release"
         raise problem("QR506", header.file, f"has format {version}", hint)
 
 
 def _check_agreement(header: Header, contents: Contents) -> None:
-    """What is said twice is said alike, and what refers to tensors refers to some."""
+    """Check that repeated facts agree and that aliases and layouts refer to stored tensors."""
     for name, stored in contents.aliases.items():
         if name in header.tensors or stored not in header.tensors:
-            raise _bad(header, f"aliases: {name} stands for no tensor")
+            raise _bad(header, f"aliases: {name} refers to no stored tensor")
     for name, order in contents.layouts.items():
         entry = header.tensors.get(name)
         if entry is None or sorted(order) != list(range(len(entry.shape))):
@@ -172,9 +188,9 @@ def _packed(text: str) -> str:
 
 
 def _unpacked(text: str) -> str:
-    """Raises ValueError or zlib.error for what `_packed` does not give, or too much of it."""
+    """Raises ValueError or zlib.error unless `_packed` made the text and it is short enough."""
     unpacker = zlib.decompressobj()
     content = unpacker.decompress(base64.b64decode(text, validate=True), MAX_TEXT)
     if unpacker.unconsumed_tail or not unpacker.eof:
-        raise ValueError(f"a text of more than {MAX_TEXT:,} bytes, or half of one")
+        raise ValueError(f"a text has more than {MAX_TEXT:,} bytes or is truncated")
     return content.decode()

@@ -1,8 +1,7 @@
-"""A prepared model -> ONNX: integers, scales and zero points as QuantizeLinear and its inverse.
+"""A prepared model -> ONNX with QuantizeLinear and DequantizeLinear.
 
-Of torch's conversions only the decomposed one can be exported by torch's present exporter: its
-graph consists of plain functions and quantize and dequantize calls, without modules and packed
-weights of torch's own.
+torch's exporter can only export the decomposed conversion: a graph of plain functions, quantize
+and dequantize calls, without quantized modules or packed weights.
 """
 
 from __future__ import annotations
@@ -52,19 +51,18 @@ def export_onnx(
     *,
     dynamic_shapes: Any = None,
 ) -> None:
-    """Write a calibrated or trained model as ONNX, for onnxruntime and others.
+    """Export a calibrated or trained model to ONNX, for onnxruntime and others.
 
-    ``prepared`` is what ``compiled.prepare()`` gave, calibrated or trained; it stays usable. The
-    model is exported on the example inputs that it was compiled for; ``dynamic_shapes`` is that of
-    ``torch.onnx.export``, for inputs of other sizes. A file takes and gives tensors alone: those
-    that dataclasses and mappings hold, in order; where the model takes such, ``dynamic_shapes`` has
-    an entry for each tensor. Weights are integers in the file; what was decided float is float.
-    Where onnxruntime is installed, the file is run on the example inputs and compared before it is
-    written; QR415 warns of one that cannot be.
+    ``prepared`` is the calibrated or trained result of ``compiled.prepare()``; it stays usable. The
+    model is exported with the example inputs that it was compiled for; ``dynamic_shapes`` is passed
+    to ``torch.onnx.export`` for inputs of other sizes. The file takes and returns plain tensors:
+    dataclasses and mappings are flattened in order, and ``dynamic_shapes`` has one entry per tensor
+    then. Quantized weights are stored as integers. If onnxruntime is installed, the file is run on
+    the example inputs and compared before it is written (QR415 warns if that is impossible).
 
     Raises:
         ArtifactError: the model cannot be exported (QR512), or the file cannot be written (QR502).
-        AuditError: what would be written computes something else than the model (QR414).
+        AuditError: the exported model computes something else (QR414).
         CalibrationError: ``prepared`` was not prepared by ``compiled``, or never calibrated.
         QRecipeError: the packages of the extra ``onnx`` are missing (QR602).
     """
@@ -90,15 +88,15 @@ def export_onnx(
 
 
 def _source(compiled: CompiledRecipe, prepared: nn.Module) -> fx.GraphModule:
-    """The prepared graph as it will be converted, where it can be exported at all."""
+    """The prepared graph as it will be converted, if it can be exported."""
     compiled.check_calibrated(prepared)
     if not isinstance(prepared, fx.GraphModule):
-        hint = "export needs one graph of the whole model: leave [fx] roots out"
+        hint = "export needs one graph of the whole model: remove [fx] roots"
         raise ArtifactError(Finding("QR512", "parts of a model cannot be exported", hint=hint))
     assert compiled.convert_custom_config is not None, "a graph was converted with one"
     dynamic = [site.name for site in compiled.plan.sites if site.mode == "dynamic"]
     if dynamic:
-        hint = "torch's exporter knows no ranges of run time: make these sites static or float"
+        hint = "torch's exporter does not support dynamic quantization: make them static or float"
         text = f"dynamic sites cannot be exported: {listed(dynamic)}"
         raise ArtifactError(Finding("QR512", text, hint=hint))
     if compiled.recipe.phase == "qat":
@@ -107,14 +105,14 @@ def _source(compiled: CompiledRecipe, prepared: nn.Module) -> fx.GraphModule:
 
 
 def _float_output(compiled: CompiledRecipe, source: fx.GraphModule) -> Any:
-    """What the model gives before conversion: with fake-quants on where it was trained."""
+    """The model's output before conversion, with fake-quants enabled if it was trained."""
     model = source if compiled.recipe.phase == "qat" else passing(source)
     with torch.no_grad():
         return compiled.example_inputs.cloned().call(model)
 
 
 def _decomposed(compiled: CompiledRecipe, source: fx.GraphModule) -> fx.GraphModule:
-    """torch's decomposed conversion on a copy, with weights of integers."""
+    """torch's decomposed conversion of a copy, with integer weights."""
     try:
         with quiet():
             decomposed = convert(
@@ -136,9 +134,9 @@ def _decomposed(compiled: CompiledRecipe, source: fx.GraphModule) -> fx.GraphMod
 
 
 def _take_tensors(model: fx.GraphModule, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Let the graph take the tensors in containers that the exporter does not know, in place.
+    """Flatten containers that the exporter does not know into tensor inputs, in place.
 
-    Returns the inputs that it takes then.
+    Returns the new inputs.
     """
     taken: list[Any] = []
     placeholders = [node for node in model.graph.nodes if node.op == "placeholder"]
@@ -161,13 +159,13 @@ def _take_tensors(model: fx.GraphModule, inputs: tuple[Any, ...]) -> tuple[Any, 
 
 
 def _is_known_to_exporter(value: Any) -> bool:
-    """Whether it takes an input as it is; a dict in the last place would be keyword inputs."""
+    """Whether the exporter takes an input as it is; a dict at the end would become keywords."""
     is_dict = isinstance(value, dict)
     return not is_dict and all(parts_of(leaf) is None for leaf in pytree.tree_leaves(value))
 
 
 def _widen_ranges(decomposed: fx.GraphModule) -> None:
-    """Clip at the limits of the dtype, in place: ONNX, as the kernels do, knows no others."""
+    """Clip at the limits of the dtype, in place: ONNX and the kernels have no other limits."""
     for node in decomposed.graph.nodes:
         if str(node.target).startswith(f"{_QUANTIZE}tensor") and len(node.args) == 6:
             limits = torch.iinfo(node.args[-1])
@@ -177,7 +175,7 @@ def _widen_ranges(decomposed: fx.GraphModule) -> None:
 
 def _content(model: fx.GraphModule, inputs: tuple[Any, ...], dynamic_shapes: Any) -> bytes:
     try:
-        with alone(), held_back([("", Warning)]):  # the exporter's own, of its libraries
+        with alone(), held_back([("", Warning)]):  # warnings of the exporter's libraries
             exported: Any = torch.export.export(model, inputs, dynamic_shapes=dynamic_shapes)
             flat = exported.module()
             _fold_weights(flat)
@@ -191,7 +189,7 @@ def _content(model: fx.GraphModule, inputs: tuple[Any, ...], dynamic_shapes: Any
 
 
 def _fold_weights(graph_module: fx.GraphModule) -> None:
-    """Store the integers of each weight in place of its float values, in place."""
+    """Replace the float values of each weight by its integers, in place."""
     for number, node in enumerate(list(graph_module.graph.nodes)):
         if not str(node.target).startswith(_QUANTIZE) or node.args[0].op != "get_attr":
             continue
@@ -212,7 +210,7 @@ def _values(graph_module: fx.GraphModule, node: fx.Node) -> list[Any]:
 
 
 def _spell_out(graph_module: fx.GraphModule, node: fx.Node) -> None:
-    """Give one scale and zero point as numbers: the exporter knows no tensors of them."""
+    """Make a scale and zero point plain numbers: the exporter does not take tensors there."""
     if node.target == torch.ops.quantized_decomposed.dequantize_per_tensor.tensor:
         _, scale, zero_point, *rest = _values(graph_module, node)
         node.target = torch.ops.quantized_decomposed.dequantize_per_tensor.default

@@ -1,4 +1,4 @@
-"""An ONNX file, run and compared with the model that it was made from, before it is written."""
+"""An ONNX file is run and compared with its model before it is written."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from qrecipe.model.nested import tensors_in
 from qrecipe.recipe.patterns import leave_float
 
 _FLIPPED = 0.01
-"""The share of whole numbers that may differ: what ranks or thresholds turns at a tie."""
+"""The share of integers that may differ: ranks and thresholds flip at ties."""
 
 
 def checked_output(decomposed: fx.GraphModule, prepared: fx.GraphModule, inputs: Any) -> Any:
-    """What the model that is exported computes, each module held against the prepared model's.
+    """The output of the model to be exported; each module is compared with the prepared one.
 
-    Raises ``AuditError``: a module computes something else (QR414), or the model fails (QR413).
+    Raises ``AuditError`` if a module computes something else (QR414) or the model fails (QR413).
     """
     held = hold(decomposed, prepared)
     try:
@@ -43,8 +43,8 @@ def checked_output(decomposed: fx.GraphModule, prepared: fx.GraphModule, inputs:
             [
                 Finding(
                     "QR414",
-                    f"{name} computes something else once it is exported: {value:.1f} dB from "
-                    "the float module on equal input and with equal weights",
+                    f"{name} computes something else after export: {value:.1f} dB from "
+                    "the float module with equal input and weights",
                     hint=leave_float(name),
                 )
                 for name, value in held.wrong.items()
@@ -54,12 +54,11 @@ def checked_output(decomposed: fx.GraphModule, prepared: fx.GraphModule, inputs:
 
 
 def file_findings(content: bytes, inputs: Any, expected: Any, as_float: Any) -> Iterator[Finding]:
-    """What onnxruntime says of a file; nothing where it is not installed.
+    """Run a file in onnxruntime, if that is installed: QR414 if it is wrong, QR415 if it can't run.
 
     ``expected`` is the output of the model that was exported, ``as_float`` that of the float
-    model. The file runs as it is written, in float between its quantizing steps: what
-    onnxruntime's optimizer would put in their places can saturate on a CPU without VNNI, and is
-    not the file's fault. A wrong file is QR414; one that cannot be run here is a warning, QR415.
+    model. onnxruntime's optimizer is off: its fused kernels can saturate on a CPU without VNNI,
+    which is not the file's fault.
     """
     if importlib.util.find_spec("onnxruntime") is None:
         return
@@ -70,12 +69,12 @@ def file_findings(content: bytes, inputs: Any, expected: Any, as_float: Any) -> 
         yield _unjudged(f"onnxruntime cannot run it: {first_line(error)}")
         return
     if len(actual) != len(tensors):
-        yield _unjudged(f"it gives {len(actual)} tensors, and the model {len(tensors)}")
+        yield _unjudged(f"it returns {len(actual)} tensors, the model {len(tensors)}")
         return
     reached = output_sqnr_db(tensors, actual)
     if reached is None:
         if not all(map(_mostly_equal, tensors, actual)):
-            yield _wrong("other whole numbers")
+            yield _wrong("different integers")
         return
     if reached >= RIGHT_DB:
         return
@@ -85,8 +84,8 @@ def file_findings(content: bytes, inputs: Any, expected: Any, as_float: Any) -> 
     if own is None or others is None or others >= own - TOLERANCE_DB:
         return
     yield _wrong(
-        f"{reached:.1f} dB from the quantized model, and {others:.1f} dB from float where that "
-        f"has {own:.1f}"
+        f"{reached:.1f} dB from the quantized model, and {others:.1f} dB from float (the model: "
+        f"{own:.1f} dB)"
     )
 
 
@@ -111,8 +110,8 @@ def _mostly_equal(expected: Tensor, actual: Tensor) -> bool:
 def _wrong(what: str) -> Finding:
     return Finding(
         "QR414",
-        f"the exported file gives something else in onnxruntime: {what}",
-        hint="torch's exporter has lost something: leave parts of the model float until the file "
+        f"the exported file gives different results in onnxruntime: {what}",
+        hint="torch's exporter lost something: leave parts of the model float until the file "
         "is right, and report the model",
     )
 
@@ -121,5 +120,5 @@ def _unjudged(why: str) -> Finding:
     return Finding(
         "QR415",
         f"the exported file was not compared with the model: {why}",
-        hint="run it where it is to be used, on data whose results you know",
+        hint="run it where you will use it, on data with known results",
     )

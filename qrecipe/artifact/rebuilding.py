@@ -1,14 +1,14 @@
-"""The stored plan on the float architecture: a converted model as it was, but for its state.
+"""A stored plan applied to the float architecture: the converted model without its state.
 
-Nothing is decided, calibrated or run. The observers only have to give a scale of some kind, so
-that torch's own take the places of all that plugins brought.
+Nothing is decided, calibrated or run. Observers only have to return some scale, so torch's own
+replace those of plugins.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -17,7 +17,6 @@ from torch import Tensor, fx, nn
 
 from qrecipe._torch_fx import ConvertCustomConfig, PrepareCustomConfig
 from qrecipe.artifact.metadata import Contents
-from qrecipe.errors.findings import Location
 from qrecipe.execution.eager.part import EagerPart
 from qrecipe.execution.fx import convert as execution
 from qrecipe.execution.fx.emission import erase_keep_float
@@ -37,34 +36,31 @@ from qrecipe.model.graph_sites import (
 from qrecipe.model.record import TracedPart
 from qrecipe.model.trace_proof import Example
 from qrecipe.planning.backend import backend_config
-from qrecipe.planning.engines import Engine
-from qrecipe.planning.plan import Plan, Site
-from qrecipe.planning.stored import StoredPlan, StoredRule, StoredSite
+from qrecipe.planning.plan import Engine, Plan
 from qrecipe.process.warnings import held_back
-from qrecipe.recipe.recipe import QConfigSpec, Rule
+from qrecipe.recipe.recipe import QConfigSpec
 from qrecipe.recipe.schema import Constructor, FxTable, TensorSpec
-from qrecipe.rules.structure import ModelStructure
 
 _MEMORYLESS = ("placeholder", "fixed_qparams")
 """Observers that know their range, or need none, and decide what torch inserts."""
 
 
 class ArchitectureError(Exception):
-    """The model is not the one that was quantized; ``differences`` say where."""
+    """The model is not the one that was quantized; ``differences`` says where."""
 
     def __init__(self, differences: list[str]) -> None:
         super().__init__(differences)
         self.differences = differences
 
 
-def rebuilt(model: nn.Module, contents: Contents, plan: StoredPlan, table: FxTable) -> nn.Module:
+def rebuilt(model: nn.Module, contents: Contents, plan: Plan, table: FxTable) -> nn.Module:
     """The converted model that the plan gave, with state of the right shapes and of no meaning.
 
-    ``model`` stays as it is, and what it weighs does not matter. Raises `ArchitectureError`.
+    ``model`` is not changed, and its weights don't matter. Raises `ArchitectureError`.
     """
     _raise_if_any(setting_differences(contents.architecture, model))
     blank = without_weights(model)
-    decided = _plan(plan, blank)
+    decided = _without_plugins(plan, blank)
     with held_back([("", Warning)]):  # of observers that saw nothing
         if plan.executor == "eager":
             whole = _swapped(blank, decided)
@@ -76,7 +72,7 @@ def rebuilt(model: nn.Module, contents: Contents, plan: StoredPlan, table: FxTab
 
 
 def _swapped(blank: nn.Module, plan: Plan) -> nn.Module:
-    """The model with quantized modules in the places of those that were planned."""
+    """The model with the planned modules swapped for quantized ones."""
     modules = {path: type(module).__name__ for path, module in blank.named_modules()}
     planned = {site.name: site.op for site in plan.sites}
     own = {name: modules[name] for name in planned if name in modules}
@@ -91,7 +87,7 @@ def _traced(
     table: FxTable,
     preserved: Mapping[str, Any],
 ) -> nn.Module:
-    """The model with converted graphs in the places of the parts that were traced."""
+    """The model with its traced parts replaced by converted graphs."""
     configs = Configs(
         plan.backend,
         backend_config(plan.backend, plan.phase),
@@ -106,7 +102,7 @@ def _traced(
 
 
 def without_weights(model: nn.Module) -> nn.Module:
-    """A copy in eval mode with zeros for parameters, and for buffers that hold nothing either."""
+    """A copy in eval mode with zeros for parameters and for buffers without values."""
     tensors = [
         *model.parameters(),
         *(tensor for tensor in _plain_tensors(model) if tensor.is_meta),
@@ -116,7 +112,7 @@ def without_weights(model: nn.Module) -> nn.Module:
 
 
 def _plain_tensors(model: nn.Module) -> list[Tensor]:
-    """Buffers, and tensors that are attributes and neither."""
+    """Buffers, and plain tensor attributes."""
     attributes = chain.from_iterable(vars(module).values() for module in model.modules())
     return [*model.buffers(), *(value for value in attributes if isinstance(value, Tensor))]
 
@@ -131,11 +127,11 @@ def _converted(
     part: Part, plan: Plan, configs: Configs, preserved: Mapping[str, Any]
 ) -> fx.GraphModule:
     for name, tensor in part.graph_module.named_parameters():
-        if not torch.isfinite(tensor).all():  # folded from a buffer that held anything
+        if not torch.isfinite(tensor).all():  # folded from a buffer with arbitrary values
             part.graph_module.get_parameter(name).data.zero_()
     compiled = compile_part(plan, part, configs, preserved, ())
-    # not compiled.prepare: fake-quants that accompany training rest in eval mode, and these have
-    # to see the shapes of their weights once
+    # not compiled.prepare: its fake-quants don't observe in eval mode, and these must see the
+    # shapes of their weights once
     prepared = execution.prepared_copy(
         compiled.graph_module,
         compiled.emission,
@@ -156,7 +152,7 @@ def _converted(
 
 @dataclass(frozen=True, slots=True)
 class _Fused:
-    """A part that was traced again, and the sites in it."""
+    """A part that was traced again, with its sites."""
 
     part: Part
     matches: Mapping[str, Match]
@@ -196,10 +192,10 @@ def _raise_if_any(differences: Iterable[str]) -> None:
 
 
 def detoured(
-    whole: nn.Module, plan: StoredPlan, paths: Iterable[str]
+    whole: nn.Module, plan: Plan, paths: Iterable[str]
 ) -> dict[tuple[nn.Module, str], Engine]:
     """The packed weights of sites that leave their backend's engine, by module and attribute."""
-    engines = {site.name: site.engine for site in plan.sites if site.engine is not None}
+    engines = plan.engines
     found: dict[tuple[nn.Module, str], Engine] = {}
     for path in paths:
         part = whole.get_submodule(path)
@@ -210,59 +206,23 @@ def detoured(
     return found
 
 
-def _plan(stored: StoredPlan, model: nn.Module) -> Plan:
-    return Plan(
-        sites=tuple(map(_site, stored.sites)),
-        rules=(),
-        findings=(),
-        warnings=(),
-        boundaries=stored.boundaries,
-        recipe=stored.recipe,
-        ingredients=(),
-        fingerprint=stored.fingerprint,
-        backend=stored.backend,
-        phase=stored.phase,
-        executor=stored.executor,
-        structure=ModelStructure((), {}, {}, module_names(model)[1], ()),
+def _without_plugins(plan: Plan, model: nn.Module) -> Plan:
+    """The plan with the model's other names of modules, and with observers of torch's own."""
+    sites = tuple(
+        site
+        if site.qconfig is None
+        else replace(
+            site,
+            qconfig=QConfigSpec(_builtin(site.qconfig.weight), _builtin(site.qconfig.activation)),
+        )
+        for site in plan
     )
-
-
-def _site(stored: StoredSite) -> Site:
-    qconfig = stored.qconfig
-    return Site(
-        name=stored.name,
-        op=stored.op,
-        members=stored.members,
-        qconfig=None
-        if qconfig is None
-        else QConfigSpec(_builtin(qconfig.weight), _builtin(qconfig.activation)),
-        input=None,
-        mode=stored.mode,
-        rule=_rule(stored.rule),
-        shadowed=(),
-        verdict=stored.verdict,
-        reason=stored.reason,
-        engine=stored.engine,
-    )
-
-
-def _rule(stored: StoredRule) -> Rule:
-    return Rule(
-        tier=stored.tier,
-        key=stored.key,
-        qconfig=None,
-        label=stored.says,
-        reason=stored.reason,
-        expect=None,
-        optional=False,
-        location=Location("recipe", 1, 1, 1),
-        layer="recipe",
-        overrides=frozenset(),
-    )
+    structure = replace(plan.structure, aliases=module_names(model)[1])
+    return replace(plan, sites=sites, structure=structure)
 
 
 def _builtin(spec: TensorSpec | None) -> TensorSpec | None:
-    """The spec with an observer of torch's own that gives scales of the same shape."""
+    """The spec with one of torch's observers that gives scales of the same shape."""
     if spec is None or spec.observer is None or spec.observer.name in _MEMORYLESS:
         return spec
     per_channel = (spec.qscheme or "").startswith("per_channel")

@@ -1,4 +1,4 @@
-"""A converted model -> one safetensors file, written at once or not at all."""
+"""A converted model -> one safetensors file, written atomically."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qrecipe.artifact.container import header_of, path_of, problem
-from qrecipe.artifact.metadata import Contents, contents_of, metadata_of
+from qrecipe.artifact.metadata import Contents, contents_of, metadata_of, needs_of
 from qrecipe.artifact.state import Slot, slots_of
 from qrecipe.artifact.tensors import STORABLE, bytes_of, serialized
 from qrecipe.artifact.value_checks import value_problems
@@ -19,7 +19,7 @@ from qrecipe.errors.text import shown
 from qrecipe.execution.provenance import architecture, provenance
 from qrecipe.files import replace_file, why_not
 from qrecipe.model.architecture import graph_digests
-from qrecipe.planning.stored import StoredPlan, needs_of
+from qrecipe.planning.plan import Plan
 from qrecipe.process.neutral import neutral
 
 
@@ -27,12 +27,12 @@ from qrecipe.process.neutral import neutral
 def save_quantized(converted: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a converted model to one safetensors file, with all that `load_quantized` needs.
 
-    Integers, scales and zero points are tensors of their own; recipe, plan and versions are in
-    the metadata. An old file of that name is replaced at once, or stays as it was.
+    Integers, scales and zero points are separate tensors; recipe, plan and versions are in the
+    metadata. An existing file is replaced atomically.
 
     Raises:
-        ArtifactError: not a model that qrecipe converted (QR501), one that cannot be stored
-            (QR511), or a file that cannot be written (QR502).
+        ArtifactError: the model was not converted by qrecipe (QR501) or cannot be stored (QR511),
+            or the file cannot be written (QR502).
     """
     content = _content(converted)
     file = path_of(path, "save_quantized")
@@ -49,13 +49,12 @@ def _content(converted: nn.Module) -> bytes:
     problems = value_problems(converted, slots, stored.all)
     if problems:
         raise ArtifactError([Finding("QR511", f"the model has {text}") for text in problems])
-    plan = StoredPlan.model_validate_json(origin.plan)
     contents = Contents(
         recipe=origin.recipe,
         fingerprint=origin.fingerprint,
         plan=origin.plan,
         versions=dict(origin.versions),
-        needs=needs_of(plan),
+        needs=needs_of(Plan.from_json(origin.plan)),
         architecture=recorded.model_copy(update={"graphs": graph_digests(converted, recorded)}),
         aliases=stored.aliases,
         layouts=stored.layouts,
@@ -68,7 +67,7 @@ def _content(converted: nn.Module) -> bytes:
 
 
 def _check_readable(content: bytes) -> None:
-    """Refuses what is beyond the bounds that reading keeps."""
+    """Refuse a file that would exceed the limits for reading."""
     try:
         contents_of(header_of(content, "its file"))
     except ArtifactError as error:
@@ -79,8 +78,8 @@ def _check_readable(content: bytes) -> None:
 class _Stored:
     """The tensors of a model by name, each once: ``all`` before and ``tensors`` after sharing.
 
-    Parameters and buffers that are one object are stored once, as are packed weights of equal
-    content: a convolution that is called twice has been packed twice.
+    Shared parameters and buffers are stored once, as are packed weights of equal content: a
+    convolution that is called twice was packed twice.
     """
 
     def __init__(self, slots: Sequence[Slot]) -> None:
@@ -121,7 +120,7 @@ def _tensors(slot: Slot) -> dict[str, Tensor]:
 
 
 def _identity(slot: Slot, tensor: Tensor) -> Hashable:
-    """What two tensors have in common that are stored once."""
+    """A key that is equal for two tensors if they are to be stored once."""
     if slot.kind == "tensor":
         return id(slot.value)
     if tensor.dim() < 2:
@@ -130,7 +129,7 @@ def _identity(slot: Slot, tensor: Tensor) -> Hashable:
 
 
 def _order_in_memory(tensor: Tensor) -> tuple[int, ...] | None:
-    """The dimensions from the outermost on, where a dense tensor has another order than usual."""
+    """The dimensions of a dense tensor, outermost in memory first; None if it is contiguous."""
     if tensor.is_contiguous():
         return None
     order = tuple(sorted(range(tensor.dim()), key=tensor.stride, reverse=True))

@@ -1,7 +1,7 @@
-"""All state of a converted model as plain tensors with names, and the way back.
+"""All state of a converted model as named plain tensors, and back.
 
-State is what sits in the attributes of modules: parameters, buffers, other tensors, torch's packed
-weights, and the output scales and zero points that some quantized modules keep as numbers.
+State is what module attributes hold: parameters, buffers, other tensors, torch's packed weights,
+and the output scales and zero points that some quantized modules keep as numbers.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from qrecipe.rules.structure import joined
 
 _NUMBERS = ("scale", "zero_point", "output_scale", "output_zero_point")
 _WRAPPERS = ("_packed_params", "_packed_weight")
-"""Attributes on the way to a packed weight, whose names say nothing to a reader of the file."""
+"""Attributes on the way to a packed weight, left out of the names in the file."""
 
 Kind = Literal["tensor", "packed", "number"]
 Role = Literal["scale", "zero point", "operand"]
-"""What a kernel reads beside its input: an operand is a weight or a bias."""
+"""What a kernel reads besides its input: an operand is a weight or a bias."""
 
 _ROLES: dict[str, Role] = {"scale": "scale", "zero_point": "zero point"}
 _ROLE = re.compile(r"(?:^|[._])(scale|zero_point)$")
@@ -33,7 +33,7 @@ _ROLE = re.compile(r"(?:^|[._])(scale|zero_point)$")
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One attribute of a module that holds state; ``name`` is what its tensors are named by."""
+    """A module attribute that holds state; its tensors are named after ``name``."""
 
     name: str
     kind: Kind
@@ -45,7 +45,7 @@ class Slot:
         return getattr(self.module, self.attribute)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What it holds as plain tensors, by their names in a file; scalars have no dimensions."""
+        """Its state as plain tensors by their names in a file; scalars have no dimensions."""
         value = self.value
         if self.kind == "packed":
             return {f"{self.name}.{role}": tensor for role, tensor in unpacked(value).items()}
@@ -55,7 +55,7 @@ class Slot:
         return {self.name: value.detach()}
 
     def fill(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put other tensors in place of its own, of the same names, dtypes and shapes."""
+        """Replace its tensors by others with the same names, dtypes and shapes."""
         if self.kind == "packed":
             own = {name.removeprefix(f"{self.name}."): tensors[name] for name in self.tensors()}
             setattr(self.module, self.attribute, repacked(self.value, own))
@@ -65,7 +65,7 @@ class Slot:
             setattr(self.module, self.attribute, tensors[self.name])
 
     def roles(self) -> dict[str, Role]:
-        """What each of its tensors is to a kernel of torch's, by name; nothing to other modules."""
+        """The role of each of its tensors in a torch kernel, by name; none in other modules."""
         if self.kind == "tensor" and not _is_quantized(self.module):
             return {}
         found = {name: _ROLE.search(name) for name in self.tensors()}
@@ -73,7 +73,7 @@ class Slot:
 
 
 def slots_of(model: nn.Module) -> list[Slot]:
-    """Every attribute of every module that holds state, a shared module once."""
+    """Every module attribute that holds state; shared modules once."""
     return [slot for path, module in model.named_modules() for slot in _slots(path, module)]
 
 
@@ -102,7 +102,7 @@ def _is_quantized(module: nn.Module) -> bool:
 
 
 def roles_of(model: nn.Module, slots: Sequence[Slot]) -> dict[str, Role]:
-    """What kernels read of a model's state, by name, scales and zero points in graphs included."""
+    """The state that kernels read, by name, including scales and zero points in graphs."""
     found = {name: role for slot in slots for name, role in slot.roles().items()}
     for path, module in model.named_modules():
         if isinstance(module, fx.GraphModule):
@@ -111,15 +111,11 @@ def roles_of(model: nn.Module, slots: Sequence[Slot]) -> dict[str, Role]:
 
 
 def _graph_roles(graph_module: fx.GraphModule) -> Iterator[tuple[str, Role]]:
-    """What quantizing calls read as stored scalars: floating ones are scales."""
+    """The stored scalars that quantizing calls read: floating ones are scales."""
     for node in graph_module.graph.nodes:
         if not (node.target is torch.quantize_per_tensor or str(node.target)[:10] == "quantized."):
             continue
         for source in node.all_input_nodes:
-            value = _stored_value(source, graph_module)
+            value = stored(source, graph_module)
             if isinstance(value, Tensor) and value.numel() == 1:
                 yield str(source.target), "scale" if value.is_floating_point() else "zero point"
-
-
-def _stored_value(node: fx.Node, graph_module: fx.GraphModule) -> Any:
-    return stored(node, graph_module) if node.op == "get_attr" else None

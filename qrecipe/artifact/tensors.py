@@ -24,16 +24,16 @@ DTYPES: dict[DType, torch.dtype] = {
     "F32": torch.float32,
     "F64": torch.float64,
 }
-"""torch's dtypes by the names that safetensors gives them."""
+"""torch's dtypes by their safetensors names."""
 
 STORABLE = frozenset(DTYPES.values())
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def serialized(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """A whole file, with a checksum among its metadata.
+    """A complete file, with a checksum in its metadata.
 
-    The tensors are contiguous, on the CPU and of a dtype in ``STORABLE``.
+    The tensors must be contiguous, on the CPU and of a dtype in ``STORABLE``.
     """
     names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))  # keeps all aligned
     content = b"".join(bytes_of(tensors[name]) for name in names)
@@ -50,9 +50,9 @@ def _entries(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Entry]]:
 
 
 def deserialized(content: bytes) -> dict[str, Tensor]:
-    """The tensors of a whole file, each in memory of its own.
+    """The tensors of a complete file, each in its own memory.
 
-    Raises ValueError for what the library takes for no safetensors file.
+    Raises ValueError if the library cannot read it.
     """
     try:
         table: Any = safetensors.deserialize(content)  # type: ignore[no-untyped-call]

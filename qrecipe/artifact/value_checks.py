@@ -1,4 +1,4 @@
-"""Scales, zero points, weights and biases that a kernel can work with."""
+"""Checks that kernels can work with the scales, zero points, weights and biases."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ANY_8_BITS = (-128, 255)
 def value_problems(
     model: nn.Module, slots: Sequence[Slot], tensors: Mapping[str, Tensor]
 ) -> list[str]:
-    """What no kernel can work with among the tensors of a model, by its slots."""
+    """The values in a model's slots that no kernel can work with."""
     checks = {"scale": _scale, "zero point": _zero_point, "operand": _operand}
     return [
         f"{problem} in {name}"
@@ -25,16 +25,16 @@ def value_problems(
 
 
 def _scale(name: str, tensors: Mapping[str, Tensor]) -> Iterator[str]:
-    scale = tensors[name].float()  # as the kernels take it
+    scale = tensors[name].float()  # as kernels read it
     if not bool(torch.isfinite(scale).all()):
         yield "a scale that is not finite"
     elif not bool((scale > 0).all()):
-        yield "a scale that is not above zero"
+        yield "a scale that is not positive"
 
 
 def _zero_point(name: str, tensors: Mapping[str, Tensor]) -> Iterator[str]:
     zero_point = tensors[name]
-    if zero_point.is_floating_point():  # as embeddings have it
+    if zero_point.is_floating_point():  # of embeddings
         if not bool(torch.isfinite(zero_point).all()):
             yield "a zero point that is not finite"
         return
@@ -50,7 +50,7 @@ def _operand(name: str, tensors: Mapping[str, Tensor]) -> Iterator[str]:
 
 
 def _range(integers: Tensor | None) -> tuple[int, int]:
-    """The range of the integers that a zero point belongs to; None for those of activations."""
+    """The limits of the integers that a zero point belongs to; None: those of activations."""
     if integers is None or integers.is_floating_point():
         return _ANY_8_BITS
     limits = torch.iinfo(integers.dtype)

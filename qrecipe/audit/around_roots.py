@@ -24,10 +24,10 @@ from qrecipe.process.state import random_numbers_kept
 def around_findings(
     before: nn.Module, converted: nn.Module, roots: Sequence[str], inputs: Inputs
 ) -> Iterator[Finding]:
-    """Whether the code around the roots does with the quantized ones what it did ``before``.
+    """Check that the code around the roots computes what it did ``before`` (QR412, QR413).
 
-    The converted model runs as it is; the former one runs with roots that answer what the
-    converted ones answered. Only code that looks into a root can make a difference. (QR412, QR413)
+    The float model is run with roots that return what the converted roots returned, so the
+    outputs only differ if the code around a root reads more than its output.
     """
     answers: dict[str, list[Any]] = {path: [] for path in roots}
     handles = [
@@ -39,9 +39,9 @@ def around_findings(
     except Exception as error:
         yield Finding(
             "QR413",
-            f"the converted model fails around its roots: {first_line(error)}",
-            hint="the code around a root may call it, and read nothing of it: a quantized root has "
-            "other classes, and methods in place of weights",
+            f"the converted model fails in the code around its roots: {first_line(error)}",
+            hint="code around a root may only call it: a quantized root has other classes, and "
+            "methods instead of weight tensors",
         )
         return
     finally:
@@ -57,13 +57,13 @@ def around_findings(
     if found is not None:
         yield Finding(
             "QR412",
-            f"around its quantized roots the model does something else than before: {found}",
-            hint="the code around a root may call it, and look at nothing else of it",
+            f"the code around the quantized roots computes something else than before: {found}",
+            hint="code around a root may only call it, not read its attributes",
         )
 
 
 def dtype_findings(converted: nn.Module, samples: Mapping[str, Sample]) -> Iterator[Finding]:
-    """Roots that give another dtype than they gave before (QR412): under autocast, for one."""
+    """Roots whose output has another dtype than before (QR412), for example under autocast."""
     for path, sample in samples.items():
         tried = sample.head() or sample
         answer = _run(converted.get_submodule(path), tried.inputs)
@@ -71,8 +71,8 @@ def dtype_findings(converted: nn.Module, samples: Mapping[str, Sample]) -> Itera
         if before != after:
             yield Finding(
                 "QR412",
-                f'fx.roots "{path}" gives {after} where it gave {before}',
-                hint="quantized kernels give float32 at the end: call the root outside autocast",
+                f'fx.roots "{path}" returns {after}, but returned {before} before conversion',
+                hint="quantized models return float32: call the root outside autocast",
             )
 
 
@@ -84,7 +84,7 @@ def _dtypes(value: Any) -> str:
 def call_findings(
     converted: nn.Module, first: Mapping[str, Sample], later: Mapping[str, Sequence[Sample]]
 ) -> Iterator[Finding]:
-    """Roots whose one set of ranges does not fit all of their calls in one forward (QR231)."""
+    """Roots that are called several times in a forward with inputs too different (QR231)."""
     for path, samples in later.items():
         part = converted.get_submodule(path)
         reached = [_sqnr_db(part, sample) for sample in (first[path], *samples)]
@@ -93,10 +93,10 @@ def call_findings(
             listed = ", ".join("-" if db is None else f"{db:.0f}" for db in reached)
             yield Finding(
                 "QR231",
-                f'fx.roots "{path}" is called {len(reached)} times in one forward, with one set '
-                f"of ranges for all calls: they reach {listed} dB against float",
-                hint="give each call a copy of the module, or leave it out of fx.roots; minmax "
-                "covers the widest call at the cost of the others",
+                f'fx.roots "{path}" is called {len(reached)} times in one forward, and all calls '
+                f"share one set of ranges: they reach {listed} dB against float",
+                hint="give each call its own copy of the module, or remove it from fx.roots; "
+                "minmax covers the widest call at the expense of the others",
             )
 
 
@@ -107,12 +107,12 @@ def _sqnr_db(part: nn.Module, sample: Sample) -> float | None:
 
 def _run(model: nn.Module, inputs: Inputs) -> Any:
     with torch.no_grad(), quiet(), random_numbers_kept():
-        torch.manual_seed(0)  # what is drawn around the roots is the same in both runs
+        torch.manual_seed(0)  # random numbers drawn around the roots are equal in both runs
         return inputs.cloned().call(model)
 
 
 def _keep(answers: list[Any], module: nn.Module, args: Any, output: Any) -> None:
-    answers.append(cloned(output))  # the code around may write to it
+    answers.append(cloned(output))  # the code around the root may write to it
 
 
 class _Answer:
@@ -123,4 +123,4 @@ class _Answer:
         try:
             return next(self.answers)
         except StopIteration:
-            raise RuntimeError("a root is called more often than before") from None
+            raise RuntimeError("a root is called more often than before conversion") from None

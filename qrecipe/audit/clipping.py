@@ -1,4 +1,4 @@
-"""What the ranges of calibration clip of the batches that it saw, and what that costs."""
+"""How much of the calibration data the calibrated ranges clip, and what that costs."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from qrecipe.model.call import Inputs
 from qrecipe.model.nested import cloned
 
 LEAST_GAIN_DB = 6.0
-"""What "minmax" has to give more on one batch, a bit, before ranges are said to clip."""
+"""The least gain of "minmax" on one batch (about one bit) that is worth a warning."""
 
 GOOD_DB = 20.0
 """An output this close to float needs no better ranges."""
 
 BAD_DB = 8.0
-"""Below this two fifths of an output are noise: a warning also where batches are not few."""
+"""Below this, two fifths of an output are noise: worth a warning even with many batches."""
 
 _LEAST_SHARE = 0.01
 _MOST_NAMED = 3
@@ -34,7 +34,7 @@ _MOST_NAMED = 3
 
 @dataclass(frozen=True, slots=True)
 class Farthest:
-    """The call of a part that left the range of its output by most: clipping shows there."""
+    """The call of a part that went furthest beyond its output range, where clipping shows."""
 
     reach: float
     batch: int
@@ -43,7 +43,7 @@ class Farthest:
 
 @dataclass(frozen=True, slots=True)
 class Clipped:
-    """A site with the range that is kept of the one that was seen."""
+    """A site, the range that it keeps, and the range that calibration saw."""
 
     site: str
     kept: Extremes
@@ -51,7 +51,7 @@ class Clipped:
 
     @property
     def share(self) -> float:
-        """What is clipped of the width that was seen, zero included."""
+        """The clipped part of the range that was seen (zero included), 0 to 1."""
         return _outside(self.kept, self.seen) / (span(self.seen) or 1.0)
 
     @property
@@ -64,7 +64,7 @@ class Clipped:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """SQNR in dB of an output with activations rounded, on the first and on the farthest batch."""
+    """The output's SQNR in dB with rounded activations, on the first and the furthest batch."""
 
     batch: int
     first_db: float
@@ -73,7 +73,7 @@ class Cost:
 
     @property
     def gain_db(self) -> float:
-        """What "minmax" gives more where least is left: one loud batch must not cost the others."""
+        """What "minmax" gains on the worse batch: one loud batch must not cost the others."""
         return min(self.minmax) - min(self.first_db, self.farthest_db)
 
     def __str__(self) -> str:
@@ -86,11 +86,10 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Clipping:
-    """What calibration leaves out, worst first, and what that costs on the farthest batch.
+    """The sites that clip, worst first, and the cost; no sites where it costs little.
 
-    Nothing is listed where it costs little. ``is_narrow``: an average ends far narrower than most
-    batches are. ``beginning`` is what the averages began with and what it weighs, in words, where
-    there are averages.
+    ``is_narrow``: a moving average ended far narrower than most batches. ``beginning`` says in
+    words what the moving averages (if any) started from and its weight.
     """
 
     clipped: tuple[Clipped, ...]
@@ -99,13 +98,13 @@ class Clipping:
     beginning: str | None
 
     def shows_below(self, limit: float) -> bool:
-        """Whether a batch keeps less than so many dB, of which "minmax" would keep more."""
+        """Whether some batch is below ``limit`` dB and "minmax" would help it."""
         cost = self.cost
         return cost is not None and cost.farthest_db < limit and cost.gain_db >= LEAST_GAIN_DB
 
     @property
     def is_hidden(self) -> bool:
-        """Whether a batch is spoilt of which the first, that the audit looks at, shows nothing."""
+        """Whether a batch is bad although the first one, which the audit checks, is fine."""
         cost = self.cost
         return self.shows_below(BAD_DB) and cost is not None and cost.first_db >= JUDGEABLE_DB
 
@@ -118,10 +117,10 @@ class Clipping:
 def farthest_kept(
     parts: Iterable[fx.GraphModule], averages: Averages
 ) -> Iterator[Mapping[fx.GraphModule, Farthest]]:
-    """Keep of each part the call that leaves the range of its last observer by most.
+    """Keep, for each part, the call that goes furthest beyond the range of its last observer.
 
-    Nothing later makes up for what is clipped at the output. The first batch would not show it,
-    since an average clings to that one.
+    Clipping at the output cannot be made up for later. The first batch would not show it, since a
+    moving average starts from that one.
     """
     kept: dict[fx.GraphModule, Farthest] = {}
     handles = []
@@ -139,7 +138,7 @@ def farthest_kept(
 
 
 class _Watch:
-    """Counts the calls of a part, and knows how far each reached."""
+    """Counts the calls of a part and measures how far each one reached."""
 
     def __init__(self, observer: ObserverBase, average: Average | None) -> None:
         self._observer = observer
@@ -161,9 +160,9 @@ class _Watch:
         self._calls += 1
 
     def _reach(self) -> float:
-        """How far the last call left the average; of other observers, how wide they have become.
+        """How far the last call was outside the average; other observers: how wide they are now.
 
-        What an observer has seen grows with the very call that reaches farther.
+        The latter grows with exactly the calls that reach further.
         """
         if self._average is None:
             return span(_extremes(self._observer) or (0.0, 0.0))
@@ -178,10 +177,10 @@ def clipping_of(
     farthest: Mapping[fx.GraphModule, Farthest],
     first: Mapping[str, Sample],
 ) -> Clipping:
-    """What calibration leaves out, and what that costs where it costs much.
+    """What the calibrated ranges clip, and its cost where that is high.
 
-    Observers that are called several times a batch are left out: `branches` and `around` see to
-    those.
+    Observers that are called several times per batch are left to `joined_ranges` and
+    `around_roots`.
     """
     seen = _seen(parts.values(), averages, batches)
     costs = [
@@ -204,13 +203,13 @@ def clipping_finding(clipping: Clipping) -> Finding:
     if clipping.beginning is None:
         return Finding(
             "QR233",
-            f"the ranges leave out what calibration saw: {clipping}",
+            f"the ranges clip values that calibration saw: {clipping}",
             hint='observe with "minmax", which clips nothing',
         )
     return Finding(
         "QR232",
-        f"the moving averages cling to {clipping.beginning}: {clipping}",
-        hint='observe with "minmax", which clips nothing; or shuffle the batches, take more of '
+        f"the moving averages depend too much on {clipping.beginning}: {clipping}",
+        hint='observe with "minmax", which clips nothing; or shuffle the batches, use more of '
         "them, or a larger averaging_constant",
     )
 
@@ -231,7 +230,7 @@ def _told(clipped: Sequence[Clipped]) -> str:
 def _seen(
     parts: Iterable[fx.GraphModule], averages: Averages, batches: int
 ) -> dict[ObserverBase, Extremes]:
-    """What was seen by each observer that keeps its extremes, or from whose average they follow."""
+    """What each observer saw, if it keeps its extremes or its average tells them."""
     seen: dict[ObserverBase, Extremes] = {}
     for part in parts:
         for observer in _static_observers(part):
@@ -248,7 +247,7 @@ def _seen(
 def _clipped(
     parts: Iterable[fx.GraphModule], seen: Mapping[ObserverBase, Extremes]
 ) -> list[Clipped]:
-    """The sites that are clipped, worst first."""
+    """The sites that clip, worst first."""
     found = [
         Clipped(name, kept, seen[observer])
         for part in parts
@@ -262,7 +261,7 @@ def _clipped(
 def _cost(
     part: fx.GraphModule, seen: Mapping[ObserverBase, Extremes], first: Sample, farthest: Farthest
 ) -> Cost | None:
-    """What is lost in the ranges as they are; None where "minmax" would not give much more."""
+    """What the ranges cost; None unless "minmax" would be much better."""
     as_calibrated = {observer: observer for observer in _static_observers(part)}
     reached = rounded_db(part, as_calibrated, farthest.sample)
     if not reached < GOOD_DB:  # NaN too: the output has no floats
@@ -276,12 +275,12 @@ def _cost(
 
 
 def _static_observers(part: fx.GraphModule) -> list[ObserverBase]:
-    """The observers of ranges that are fixed, in the order of the graph."""
+    """The observers of static ranges, in graph order."""
     return [observer for _, observer in activation_observers(part) if quantizes(observer)]
 
 
 def _extremes(observer: ObserverBase) -> Extremes | None:
-    """What an observer of a whole tensor keeps of all that it saw, where it keeps that."""
+    """The extremes that a per-tensor observer has seen, if it keeps them."""
     found = [getattr(observer, name, None) for name in ("min_val", "max_val")]
     if not all(isinstance(x, Tensor) and x.numel() == 1 and bool(x.isfinite()) for x in found):
         return None
@@ -290,5 +289,5 @@ def _extremes(observer: ObserverBase) -> Extremes | None:
 
 
 def _outside(kept: Extremes, seen: Extremes) -> float:
-    """By how much a range is left."""
+    """How far ``seen`` reaches beyond ``kept``."""
     return max(0.0, kept[0] - seen[0]) + max(0.0, seen[1] - kept[1])

@@ -1,4 +1,4 @@
-"""What kernels on quantized tensors compute, in float: with the weights that they really have."""
+"""What quantized kernels compute, in float: with the weights that they really have."""
 
 from __future__ import annotations
 
@@ -8,18 +8,25 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.func import functional_call
 
+from qrecipe._torch_fx import DynamicLinear, QuantizedEmbedding
 from qrecipe.audit.weights import weights_of_kernel
+from qrecipe.model.call import Inputs
+from qrecipe.recipe.schema import Backend
+
+_LEAST_SCALE = 1e-12
+"""Of the dynamic kernels."""
 
 
 class UnknownKernelError(Exception):
-    """A kernel that nothing here computes in float; says which."""
+    """A kernel with no float counterpart here; says which."""
 
 
 def float_result(
     node: fx.Node, module: nn.Module | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Any:
-    """What a node would give for float inputs if nothing were rounded behind its weights.
+    """What a node would return for float inputs if only its weights were rounded.
 
     ``module`` is the one that the node calls. Only for `is_kernel`. Raises `UnknownKernelError`.
     """
@@ -32,7 +39,7 @@ def float_result(
 
 
 def is_kernel(node: fx.Node, module: nn.Module | None) -> bool:
-    """Whether a node of a converted graph takes quantized tensors and nothing else."""
+    """Whether a node of a converted graph takes quantized tensors only."""
     if module is not None:
         path = type(module).__module__
         is_torchs = path.startswith("torch.ao.nn.") and ".quantized.modules" in path
@@ -52,7 +59,7 @@ def _module_result(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str
 
 
 def _weighted_result(module: Any, input: Tensor, extra: Tensor | None = None) -> Tensor:
-    """A convolution or linear layer with its own weights, and what is added to its result."""
+    """A convolution or linear layer with its own weights, plus what is added to its result."""
     (weight,), bias, name = weights_of_kernel(module), module.bias(), type(module).__name__
     if "Linear" in name:
         return F.linear(input, weight, bias)
@@ -73,7 +80,7 @@ def _weighted_result(module: Any, input: Tensor, extra: Tensor | None = None) ->
 
 
 def _plain_forward(module: nn.Module) -> Callable[..., Any]:
-    """The forward of the float class that a quantized one is made from."""
+    """The forward of the float class that a quantized module was made from."""
     bases: Sequence[Any] = type(module).__mro__[1:]
     for base in bases:
         if base.__module__.startswith("torch.nn.modules.") and base is not nn.Module:
@@ -113,7 +120,7 @@ def _transposed(input: Tensor, packed: Any, *_: Any) -> Tensor:
 def _geometry(
     input: Tensor, packed: Any
 ) -> tuple[Tensor, Tensor | None, tuple[tuple[int, ...], ...]]:
-    """Weight, bias, and stride, padding and dilation; torch packs one dimension as two."""
+    """Weight, bias, stride, padding and dilation; torch packs one dimension as two."""
     weight, bias = packed.unpack()
     dimensions = input.dim() - 2
     if weight.dim() - 2 > dimensions:
@@ -162,3 +169,61 @@ _FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {
     "instance_norm": _instance_norm,
 }
 """The operations of ``torch.ops.quantized`` that lowering gives; scale and zero point come last."""
+
+
+def expected_output(
+    kernel: nn.Module, compute: Callable[[Tensor], Any], inputs: Inputs, backend: Backend
+) -> Tensor | None:
+    """What a module should give: ``compute`` on its input, rounded before where it is dynamic.
+
+    ``compute`` is float arithmetic with the rounded weight. None for what cannot be said:
+    recurrent modules round anew at every step.
+    """
+    operands = [*inputs.args, *inputs.kwargs.values()]
+    if len(operands) != 1 or not isinstance(operands[0], Tensor) or not operands[0].numel():
+        return None
+    x = operands[0]
+    if isinstance(kernel, DynamicLinear) and _weight(kernel).is_quantized:
+        x = _rounded(x, 8 if backend == "qnnpack" else 7)
+    elif not isinstance(kernel, (DynamicLinear, QuantizedEmbedding)):
+        return None
+    expected: Tensor = compute(x)
+    return expected
+
+
+def with_weight_of(kernel: nn.Module, own: nn.Module, x: Tensor) -> Any:
+    """What a float module computes with its weight on the grid of the kernel's."""
+    weight: Any = own.weight
+    return functional_call(own, {"weight": _on_grid_of(_weight(kernel), weight.detach())}, (x,))
+
+
+def _weight(kernel: Any) -> Tensor:
+    weight: Tensor = kernel.weight()
+    return weight
+
+
+def _on_grid_of(stored: Tensor, weight: Tensor) -> Tensor:
+    if not stored.is_quantized:
+        return weight.half().float()
+    if str(stored.qscheme()).startswith("torch.per_channel"):
+        quantized = torch.quantize_per_channel(
+            weight,
+            stored.q_per_channel_scales(),
+            stored.q_per_channel_zero_points(),
+            stored.q_per_channel_axis(),
+            stored.dtype,
+        )
+    else:
+        quantized = torch.quantize_per_tensor(
+            weight, stored.q_scale(), stored.q_zero_point(), stored.dtype
+        )
+    return quantized.dequantize()
+
+
+def _rounded(x: Tensor, bits: int) -> Tensor:
+    """As the dynamic kernels round it: affine, over the range of this very tensor."""
+    most = 2**bits - 1
+    low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
+    scale = max((high - low) / most, _LEAST_SCALE)
+    zero_point = min(round(-low / scale), most)
+    return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, 0, most)

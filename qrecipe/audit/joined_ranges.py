@@ -17,13 +17,13 @@ from qrecipe.model.call import bind
 _JOINS = (torch.cat, torch.stack)
 
 WIDE_RATIO = 16.0
-"""A branch that is this much narrower than another keeps 4 bits less of its own."""
+"""A branch this much narrower than another loses 4 bits."""
 
 
 def branch_findings(part: fx.GraphModule, sample: Sample) -> Iterator[Finding]:
     """Quantized joins in a prepared part whose branches differ much in range (QR206).
 
-    torch gives all branches one observer, which a moving average lets swing between them.
+    torch gives all branches one observer; a moving average swings between them.
     """
     if not any(_is_quantized_join(node, part) for node in part.graph.nodes):
         return
@@ -37,7 +37,7 @@ def branch_findings(part: fx.GraphModule, sample: Sample) -> Iterator[Finding]:
                 "QR206",
                 f"the branches of {name} have ranges of {narrow:.3g} and {wide:.3g} on the first "
                 "batch, and share one scale",
-                hint='leave it float, or observe what it reads with "minmax", which does not swing',
+                hint='leave it float, or observe its inputs with "minmax", which does not swing',
             )
 
 
@@ -54,7 +54,7 @@ def _is_quantized_join(node: fx.Node, part: fx.GraphModule) -> bool:
 
 
 class _Ranges(fx.Interpreter):
-    """Runs a prepared graph with its observers at rest, and notes what each join is given."""
+    """Runs a prepared graph without observing, and notes the inputs of each join."""
 
     def __init__(self, part: fx.GraphModule) -> None:
         super().__init__(part)

@@ -1,4 +1,4 @@
-"""What the modules of a converted model are, held against the plan."""
+"""The modules of a converted model compared with the plan."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ from qrecipe.planning.plan import Site
 
 
 def take_any_layout(model: nn.Module) -> None:
-    """Let quantized embeddings take indices that are slices or transposes, in place.
-
-    Their kernels refuse what is not contiguous.
-    """
+    """Make the indices of quantized embeddings contiguous, in place: their kernels require it."""
     for module in model.modules():
         if isinstance(module, QuantizedEmbedding):
             module.register_forward_pre_hook(_make_contiguous, with_kwargs=True)
@@ -33,7 +30,7 @@ def _contiguous(value: Any) -> Any:
 
 
 def weight_problem(site: Site, module: nn.Module | None) -> str | None:
-    """How the weight of a converted module differs from what its site says."""
+    """How the weight of a converted module differs from its site's plan."""
     spec = site.qconfig.weight if site.qconfig else None
     weight_of = getattr(module, "weight", None)
     if spec is None or not callable(weight_of):
@@ -52,10 +49,10 @@ def weight_problem(site: Site, module: nn.Module | None) -> str | None:
 
 
 def differs(site: Site, expected: str, what: str) -> Finding:
-    """The finding (QR410) about a site that became something else than planned."""
+    """The finding (QR410) about a site that did not become what was planned."""
     return Finding(
         "QR410",
-        f"{site.name} ({site.op}) is planned {expected} and {what}",
+        f"{site.name} ({site.op}) is planned as {expected}, but {what}",
         site.rule.location,
         hint=f"decided by {site.rule.tier} {site.rule.key}".rstrip(),
     )

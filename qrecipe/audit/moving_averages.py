@@ -1,4 +1,4 @@
-"""Moving averages: what they saw, and what their first batch still weighs in the end."""
+"""Moving averages: what they saw, and what the first batch still weighs in the end."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from qrecipe._torch_ao import MovingAverageMinMaxObserver, ObserverBase
 from qrecipe.model.addresses import observed_name
 
 NARROW_RATIO = 3.0
-"""How much narrower than the median batch a range may be; batches differ by less themselves."""
+"""How much narrower than the median batch a range may be; batches themselves differ by less."""
 
 MANY_BATCHES = 100
-"""From here on the first batch of a moving average weighs little: 37 % with torch's constant."""
+"""With this many, the first batch of a moving average weighs little: 37 % with torch's constant."""
 
 LITTLE_WEIGHT = 0.37
-"""What the first of `MANY_BATCHES` weighs with torch's constant, 0 to 1."""
+"""The weight of the first of `MANY_BATCHES` with torch's constant, 0 to 1."""
 
 Extremes = tuple[float, float]
 """The lowest and the highest value of a tensor."""
@@ -33,7 +33,7 @@ Extremes = tuple[float, float]
 class Average:
     """The averaged extremes of an observer before calibration and after each of its calls.
 
-    They say what each batch spanned, so that nothing has to be computed meanwhile.
+    The range of each batch follows from them, so nothing has to be computed in between.
     """
 
     constant: float
@@ -45,18 +45,18 @@ class Average:
 
     @property
     def is_continued(self) -> bool:
-        """Whether there were batches before: it goes on from their average."""
+        """Whether the average continues from earlier batches."""
         return math.isfinite(self.history[0][0])
 
     @property
     def first_weight(self) -> float:
-        """What the first batch, or whatever was observed before, weighs in the average."""
+        """The weight of the first batch, or of what was observed before, in the average."""
         return float((1 - self.constant) ** (self.calls - (not self.is_continued)))
 
     def last_batch(self) -> Extremes:
         """The extremes of the last call: the average moved towards them by ``constant``."""
         (low, high), (next_low, next_high) = self.history[-2:]
-        if not math.isfinite(low):  # the first call of all sets the average
+        if not math.isfinite(low):  # the very first call sets the average
             return next_low, next_high
         c = self.constant
         return low + (next_low - low) / c, high + (next_high - high) / c
@@ -67,13 +67,13 @@ class Average:
             yield Average(self.constant, [*pair]).last_batch()
 
     def seen(self) -> Extremes:
-        """The extremes of all calls, and of the average that they began with."""
+        """The extremes of all calls and of the average that they started from."""
         before = self.history[:1] if self.is_continued else []
         lows, highs = zip(*before, *self.batches(), strict=True)
         return min(lows), max(highs)
 
     def is_narrow(self) -> bool:
-        """Whether the range is far narrower than what most batches spanned."""
+        """Whether the range is far narrower than most batches."""
         typical = statistics.median(span(extremes) for extremes in self.batches())
         return typical > NARROW_RATIO * span(self.history[-1])
 
@@ -83,7 +83,7 @@ Averages = Mapping[ObserverBase, Average]
 
 @contextmanager
 def watched(parts: Iterable[fx.GraphModule]) -> Iterator[Averages]:
-    """Note the averages of all activation observers of that kind while batches run."""
+    """Record the averages of all moving-average observers of activations while batches run."""
     averages: dict[ObserverBase, Average] = {}
     handles = []
     for part in parts:
@@ -101,7 +101,7 @@ def watched(parts: Iterable[fx.GraphModule]) -> Iterator[Averages]:
 
 
 def first_weight(averages: Averages, batches: int) -> float | None:
-    """What the first batch weighs in the averages that saw each once; None where there is none."""
+    """The weight of the first batch in averages that saw each batch once; None without any."""
     weights = [
         average.first_weight
         for average in averages.values()
@@ -111,12 +111,12 @@ def first_weight(averages: Averages, batches: int) -> float | None:
 
 
 def weight_text(weight: float) -> str:
-    """What the first batch weighs, to go after the number of batches."""
+    """The weight of the first batch, to follow the number of batches in a sentence."""
     return f", of which the first weighs {weight:.0%} in moving averages"
 
 
 def activation_observers(part: fx.GraphModule) -> Iterator[tuple[str, ObserverBase]]:
-    """The observers of a prepared graph, of fake-quants too, each with what it observes."""
+    """The observers of a prepared graph (also those in fake-quants) with what they observe."""
     for node in part.graph.nodes:
         if node.op != "call_module":
             continue

@@ -1,4 +1,4 @@
-"""Whether what was observed gives usable ranges."""
+"""Whether observers and fake-quants ended up with usable ranges."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LEAST_SCALE = torch.finfo(torch.float32).eps
 
 
 def range_findings(part: fx.GraphModule) -> Iterator[Finding]:
-    """Observers and fake-quants of activations without a finite range or sound qparams (QR404)."""
+    """Observers and fake-quants of activations without a finite range or valid qparams (QR404)."""
     for node in part.graph.nodes:
         if node.op == "call_module":
             module = part.get_submodule(str(node.target))
@@ -30,14 +30,14 @@ def range_findings(part: fx.GraphModule) -> Iterator[Finding]:
 
 
 def observes(prepared: nn.Module) -> bool:
-    """Whether there are ranges to observe; dynamic and float ones are none."""
+    """Whether there are ranges to observe, which dynamic and float sites don't have."""
     return any(
         isinstance(module, ObserverBase) and quantizes(module) for module in prepared.modules()
     )
 
 
 def check_calibrated(parts: Sequence[fx.GraphModule]) -> None:
-    """Raises ``CalibrationError``: no batch was seen (QR401), a range is unusable (QR404)."""
+    """Raises ``CalibrationError`` if no batch was seen (QR401) or a range is unusable (QR404)."""
     _check_seen(
         parts,
         "the prepared model was never calibrated",
@@ -47,7 +47,7 @@ def check_calibrated(parts: Sequence[fx.GraphModule]) -> None:
 
 
 def check_trained(parts: Sequence[fx.GraphModule]) -> None:
-    """As `check_calibrated`, for fake-quants, those of weights too."""
+    """As `check_calibrated`, for fake-quants, including those of weights."""
     _check_seen(
         parts,
         "the prepared model never saw a batch",
@@ -69,7 +69,7 @@ def _raise(findings: Iterable[Finding]) -> None:
 
 
 def _never_saw_a_batch(part: fx.GraphModule) -> bool:
-    """Whether there are ranges to observe, and none of them was."""
+    """Whether there are ranges to observe and none has been."""
     observers = [
         observer
         for node in part.graph.nodes
@@ -84,7 +84,7 @@ def _never_saw_a_batch(part: fx.GraphModule) -> bool:
 
 
 def _trained_findings(part: fx.GraphModule) -> Iterator[Finding]:
-    """Fake-quants, of weights too, that training left without sound qparams (QR404)."""
+    """Fake-quants (also of weights) whose qparams are unusable after training (QR404)."""
     observing = {str(node.target): node for node in reversed(part.graph.nodes)}
     for path, module in part.named_modules():
         if isinstance(module, FakeQuantizeBase) and (problem := _qparams_problem(module)):
@@ -94,8 +94,8 @@ def _trained_findings(part: fx.GraphModule) -> Iterator[Finding]:
             yield Finding(
                 "QR404",
                 f"the fake-quant of {name} gives {problem}",
-                hint="did the training diverge? look at the loss, lower the learning rate; "
-                "learnable scales are steadier with use_grad_scaling = true",
+                hint="did the training diverge? check the loss, lower the learning rate; "
+                "learnable scales are more stable with use_grad_scaling = true",
             )
 
 
@@ -115,18 +115,18 @@ def _range_finding(node: fx.Node, module: nn.Module) -> Finding | None:
         return Finding(
             "QR404",
             f"the observer of {name} saw no finite value in calibration",
-            hint="calibrate with data that reaches this site and stays finite there; does the "
-            "float model give NaN itself?",
+            hint="calibrate with data that reaches this site and is finite there; does the "
+            "float model itself give NaN?",
         )
     if type(observer).__module__.startswith("torch."):
-        return None  # torch's own give sound qparams for finite ranges, histograms at some cost
+        return None  # torch's own give valid qparams for finite ranges; histograms are slow
     problem = _qparams_problem(observer)
     if problem is None:
         return None
     return Finding(
         "QR404",
         f"the observer of {name} ({type(observer).__name__}) gives {problem}",
-        hint="mend the observer: scales are finite and above zero, zero points within the range",
+        hint="fix the observer: scales must be finite and positive, zero points within the range",
     )
 
 
@@ -147,14 +147,14 @@ def _qparams_problem(module: ObserverBase | FakeQuantizeBase) -> str | None:
     if not bool((torch.isfinite(scale) & (scale > 0)).all()):
         return "a scale that is not finite and positive"
     if isinstance(module, _LearnableFakeQuantize) and bool((scale <= _LEAST_SCALE).any()):
-        return "a scale that collapsed to the least there is"
+        return "a scale that collapsed to the smallest possible value"
     return _zero_point_problem(module, zero_point)
 
 
 def _zero_point_problem(module: ObserverBase | FakeQuantizeBase, zero_point: Tensor) -> str | None:
     low, high = getattr(module, "quant_min", None), getattr(module, "quant_max", None)
     if getattr(module, "qscheme", None) == torch.per_channel_affine_float_qparams:
-        return None  # where zero lies for each row, in units of its scale
+        return None  # a float zero point per row, in units of its scale
     if low is None or high is None or bool(((zero_point >= low) & (zero_point <= high)).all()):
         return None
     return f"a zero point outside {low}..{high}"

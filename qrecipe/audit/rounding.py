@@ -1,4 +1,4 @@
-"""Activations rounded to the ranges of their observers, with everything else float."""
+"""Activations rounded to the ranges of their observers, with everything else in float."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from qrecipe.audit.sqnr import output_sqnr_db
 from qrecipe.model.call import bind
 
 Ranging = Mapping[ObserverBase, ObserverBase]
-"""Observers of a prepared graph, each with the one whose range is taken in its place."""
+"""Observers of a prepared graph, each with the one whose range is used instead."""
 
 
 def rounded_db(part: fx.GraphModule, ranging: Ranging, sample: Sample) -> float:
-    """The SQNR in dB of the output of a prepared part whose activations are rounded.
+    """The output's SQNR in dB of a prepared part whose activations are rounded.
 
-    NaN where the output has no floating tensors.
+    NaN if the output has no floating tensors.
     """
     with torch.no_grad():
         inputs = bind(part, part, sample.inputs.cloned())
@@ -31,10 +31,10 @@ def rounded_db(part: fx.GraphModule, ranging: Ranging, sample: Sample) -> float:
 
 
 def code_range(observer: ObserverBase) -> Extremes | None:
-    """The values that kernels can tell apart with the scale of an observer.
+    """The range of values that kernels can represent with the scale of an observer.
 
     ``reduce_range`` makes the scale larger and clips nothing: kernels use all codes of the dtype.
-    None where the tensor has more than one scale.
+    None if the tensor has more than one scale.
     """
     grid = _grid(observer)
     if grid is None:
@@ -44,7 +44,7 @@ def code_range(observer: ObserverBase) -> Extremes | None:
 
 
 def minmax(observer: ObserverBase, seen: Extremes) -> ObserverBase:
-    """What the observer "minmax" is in the place of another one, after it has seen all that."""
+    """The "minmax" observer that would replace ``observer``, after it has seen that range."""
     ranged = MinMaxObserver(
         dtype=observer.dtype,
         qscheme=getattr(observer, "qscheme", torch.per_tensor_affine),
@@ -56,7 +56,7 @@ def minmax(observer: ObserverBase, seen: Extremes) -> ObserverBase:
 
 
 def _grid(observer: ObserverBase) -> tuple[float, int, int, int] | None:
-    """Scale, zero point, least and greatest code."""
+    """Scale, zero point, smallest and largest code."""
     calculate_qparams: Callable[[], tuple[Tensor, Tensor]] = observer.calculate_qparams
     scale, zero_point = calculate_qparams()
     if scale.numel() != 1:
@@ -66,7 +66,7 @@ def _grid(observer: ObserverBase) -> tuple[float, int, int, int] | None:
 
 
 class _Rounded(fx.Interpreter):
-    """Runs a prepared graph with its observers at rest, and rounds what they saw."""
+    """Runs a prepared graph without observing, and rounds the observed tensors."""
 
     def __init__(self, part: fx.GraphModule, ranging: Ranging) -> None:
         super().__init__(part)

@@ -1,4 +1,4 @@
-"""What a model was given once and what it gave: the sample that the audit judges on."""
+"""One batch and its output: the sample that the audit runs on."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from qrecipe.model.call import Inputs, batch_size, head
 from qrecipe.model.nested import UncopyableError
 
 JUDGEABLE_DB = 15.0
-"""Below this an output says nothing about kernels: the reference is as far from float itself."""
+"""Below this, an output says nothing about kernels: the reference is as far from float itself."""
 
 RIGHT_DB = 30.0
-"""Below this two modules, or a kernel and its reference, compute different things."""
+"""Below this, two modules, or a kernel and its reference, compute different things."""
 
 TOLERANCE_DB = 1.0
 
 HEAD_SAMPLES = 4
-"""As many samples of the first batch prove a model; where they don't, all of it is used."""
+"""So many samples of the first batch usually prove a model; if not, the whole batch is used."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One batch and what the prepared (float) model made of it."""
+    """One batch and the output of the prepared (float) model."""
 
     inputs: Inputs
     output: Any
 
     def head(self) -> Sample | None:
-        """The first samples with their part of the output; None where there is no such part."""
+        """The first samples with their part of the output; None if the output cannot be cut."""
         inputs = self.inputs.first_samples(HEAD_SAMPLES)
         size = batch_size((self.inputs.args, dict(self.inputs.kwargs)))
         if inputs is self.inputs or batch_size(self.output) != size:
@@ -39,5 +39,5 @@ class Sample:
             return None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Sample:
-        # it travels in the model's meta, and a copy of the model needs no copy of the data
+        # it is kept in the model's meta, and a copy of the model needs no copy of the data
         return self

@@ -1,4 +1,4 @@
-"""Two recipes side by side: by the values that they set, and by what they do to a model."""
+"""Two recipes compared by the values that they set and by their effect on a model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class ValueChange:
-    """A key that two recipes set differently; None where one does not set it."""
+    """A key that two recipes set differently; None if one of them does not set it."""
 
     key: str
     before: Value | None
@@ -31,10 +31,10 @@ class ValueChange:
 
 
 def value_changes(before: Recipe, after: Recipe) -> Iterator[ValueChange]:
-    """Where two recipes differ with their bases merged, in the order of the first.
+    """The differences of two recipes with their bases merged, in the order of the first.
 
-    Description and reasons change nothing and are left out: there are no changes if and only if
-    the fingerprints are equal.
+    Descriptions and reasons don't count: there are no changes if and only if the fingerprints are
+    equal.
     """
     old, new = _significant(before), _significant(after)
     for path in {**old, **new}:
@@ -48,7 +48,7 @@ def value_changes(before: Recipe, after: Recipe) -> Iterator[ValueChange]:
 
 
 def _canonical(value: Any) -> str:
-    """What fingerprints tell apart: 1 and 1.0 are two values in TOML."""
+    """As in fingerprints, where 1 and 1.0 are two values."""
     return json.dumps(value, sort_keys=True, default=str)
 
 
@@ -68,7 +68,7 @@ def _value(recipe: Recipe, key: str, value: Any) -> Value:
 
 
 def _text(value: Any) -> str:
-    """The short form of a rule or of a constructor where it has one."""
+    """The short form of a rule or constructor if it has one."""
     if isinstance(value, Mapping) and value.keys() in ({"name"}, {"qconfig"}):
         (value,) = value.values()
     return toml_value(value)

@@ -1,6 +1,6 @@
 """The commands: their arguments, help texts and exit statuses.
 
-What does the work is imported inside each command, so that none pays for another.
+The modules that do the work are imported inside each command, to keep the start fast.
 """
 
 from __future__ import annotations
@@ -10,19 +10,12 @@ from typing import Annotated
 import typer
 
 from qrecipe._version import __version__
-from qrecipe.cli.commands import (
-    artifact as artifact_commands,
-)
-from qrecipe.cli.commands import (
-    measuring as measuring_commands,
-)
-from qrecipe.cli.commands import (
-    tuning as tuning_commands,
-)
+from qrecipe.cli.commands.artifact import inspect
 from qrecipe.cli.commands.diff import diff
 from qrecipe.cli.commands.drift import drift
 from qrecipe.cli.commands.lock import LockOption, check_plan, lock
-from qrecipe.cli.commands.schema import schema
+from qrecipe.cli.commands.measuring import compare, sensitivity
+from qrecipe.cli.commands.tuning import suggest, tune
 from qrecipe.cli.options import (
     InputOption,
     JsonOption,
@@ -32,13 +25,14 @@ from qrecipe.cli.options import (
     StrictOption,
     TargetCpuName,
     TargetCpuOption,
+    ThreadsOption,
 )
 from qrecipe.cli.output import FOUND_SOMETHING, fail_on, needs_torch, out, out_json, reported
 
 app = typer.Typer(
     name="qrecipe",
-    help="Quantize PyTorch models by recipes: decided before they run, proven afterwards.",
-    epilog="Exit status: 0 all is well, 1 something was found, 2 wrong usage.",
+    help="Quantize PyTorch models by recipes: planned before they run, verified afterwards.",
+    epilog="Exit status: 0 success, 1 something was found, 2 wrong usage.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -77,7 +71,7 @@ def check(
 ) -> None:
     """Check recipes without torch, for pre-commit and CI.
 
-    Lock files (*.lock.toml) are left out.
+    Lock files (*.lock.toml) are skipped.
 
     \b
     Examples:
@@ -96,7 +90,7 @@ def check(
 
 @app.command()
 def show(recipe: RecipeArgument, plugin: PluginOption = None, json: JsonOption = False) -> None:
-    """Show a recipe resolved, and where each value was set.
+    """Show the resolved recipe, and where each value was set.
 
     \b
     Examples:
@@ -117,7 +111,7 @@ def plan(
     model: ModelOption,
     input: InputOption = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Fail where an outcome differs from the lock file.")
+        bool, typer.Option("--check", help="Fail if the plan differs from the lock file.")
     ] = False,
     lock: LockOption = None,
     strict: StrictOption = False,
@@ -138,7 +132,7 @@ def plan(
 
         if lock is not None and not check:
             raise typer.BadParameter("names what --check reads", param_hint="--lock")
-        made = make_plan(recipe, model, input or (), plugin or ())
+        made = make_plan(recipe, model, input, plugin)
         if check:
             check_plan(made, recipe, lock, as_json=json)
         else:
@@ -153,7 +147,7 @@ def explain(
     name: Annotated[
         str,
         typer.Argument(
-            help="A site, a member of one, or a module, as the plan names them.",
+            help="A site, a member of a site, or a module, as named in the plan.",
             show_default=False,
         ),
     ],
@@ -174,7 +168,7 @@ def explain(
         from qrecipe.cli.plan import make_plan
         from qrecipe.planning.text import explanation_json
 
-        plan = make_plan(recipe, model, input or (), plugin or ())
+        plan = make_plan(recipe, model, input, plugin)
         if json:
             out_json(explanation_json(plan, name))
         else:
@@ -189,13 +183,13 @@ def quantize(
         str | None,
         typer.Option(
             metavar="FILE.py:NAME",
-            help="The function that gives an iterable of batches to calibrate with.",
+            help="A function that returns an iterable of calibration batches.",
         ),
     ] = None,
     evaluate: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE.py:NAME", help="The function of a model that gives its accuracy."
+            metavar="FILE.py:NAME", help="A function that takes a model and returns its accuracy."
         ),
     ] = None,
     input: InputOption = None,
@@ -204,9 +198,7 @@ def quantize(
         typer.Option("--out", metavar="FILE", help="Save the quantized model as safetensors."),
     ] = None,
     target_cpu: TargetCpuOption = TargetCpuName.this,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of torch; default: torch's own choice.")
-    ] = None,
+    threads: ThreadsOption = None,
     strict: StrictOption = False,
     plugin: PluginOption = None,
     json: JsonOption = False,
@@ -225,28 +217,29 @@ def quantize(
         needs_torch()
         from qrecipe.cli import quantize as quantizing
 
-        request = quantizing.Request(
+        quantizing.quantize(
             recipe,
             model,
-            data,
-            evaluate,
-            input or (),
-            plugin or (),
-            threads,
-            output,
-            target_cpu.value,
+            data=data,
+            evaluate=evaluate,
+            shapes=input,
+            output=output,
+            target_cpu=target_cpu.value,
+            threads=threads,
+            plugins=plugin,
+            as_json=json,
+            strict=strict,
         )
-        quantizing.quantize(request, as_json=json, strict=strict)
 
 
-app.command()(artifact_commands.inspect)
+app.command()(inspect)
 
 
 @app.command("list")
 def list_names(plugin: PluginOption = None, json: JsonOption = False) -> None:
     """List recipes, observers, fake-quants and backends.
 
-    Imports every installed plugin, to show its arguments or what is wrong with it.
+    Imports all installed plugins to show their arguments, or what is wrong with them.
 
     \b
     Examples:
@@ -256,25 +249,33 @@ def list_names(plugin: PluginOption = None, json: JsonOption = False) -> None:
     with reported(as_json=json):
         from qrecipe.cli import listing
 
-        (listing.show_json if json else listing.show_text)(listing.take_listing(plugin or ()))
+        (listing.show_json if json else listing.show_text)(listing.take_listing(plugin))
 
 
-app.command()(measuring_commands.compare)
-app.command()(measuring_commands.sensitivity)
-app.command()(tuning_commands.suggest)
-app.command()(tuning_commands.tune)
+for command in (compare, sensitivity, suggest, tune, diff, drift, lock):
+    app.command()(command)
+
+
+@app.command()
+def schema(plugin: PluginOption = None) -> None:
+    """Print the recipe format as JSON Schema.
+
+    With the names and arguments of the observers and fake-quants that are known here.
+
+    \b
+    Examples:
+      qrecipe schema > recipe.schema.json
+      qrecipe schema --plugin acme.observers > recipe.schema.json
+    """
+    with reported(as_json=False):
+        _import_plugins(plugin)
+        from qrecipe.recipe.json_schema import recipe_schema
+
+        out_json(recipe_schema())
 
 
 def _import_plugins(modules: list[str] | None) -> None:
-    if not modules:
-        return
-    from qrecipe.cli.user_code import UserCode, user_output
+    from qrecipe.cli.user_code import user_code
 
-    with UserCode() as code, user_output():
-        code.import_plugins(modules)
-
-
-app.command()(diff)
-app.command()(drift)
-app.command()(lock)
-app.command()(schema)
+    with user_code(modules):
+        pass

@@ -14,18 +14,18 @@ from qrecipe.recipe.toml.writer import LOCK_SUFFIX
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What was found in a recipe, and the files that it is made of, as far as it could be read."""
+    """The findings in a recipe, and its files as far as they could be read."""
 
     findings: tuple[Finding, ...]
     ingredients: tuple[Ingredient, ...] = ()
 
 
 CheckedRecipes = Mapping[str, Checked]
-"""The recipes as named on the command line."""
+"""By recipe, as named on the command line."""
 
 
 def check(recipes: Sequence[str]) -> CheckedRecipes:
-    """Load each recipe, a path or a reference; lock files, which lie beside them, are none."""
+    """Load each recipe, a path or a reference; lock files are skipped."""
     return {recipe: _checked(recipe) for recipe in recipes if not recipe.endswith(LOCK_SUFFIX)}
 
 
@@ -35,7 +35,7 @@ def fails(found: CheckedRecipes, *, strict: bool) -> bool:
 
 
 def show_text(found: CheckedRecipes) -> None:
-    """Each finding once, though several recipes extend what is at fault; then a summary."""
+    """Each finding once, even if several recipes extend the file at fault; then a summary."""
     distinct: dict[object, Finding] = {}
     for finding in _findings(found):
         distinct.setdefault((finding.code, finding.message, finding.location), finding)
@@ -56,7 +56,7 @@ def _count(number: int, what: str) -> str:
 
 
 def show_json(found: CheckedRecipes) -> None:
-    """The recipes, and all findings, each with the recipe in which it was found."""
+    """The recipes and all findings, each with its recipe."""
     out_json(
         {
             "recipes": [

@@ -1,4 +1,4 @@
-"""``qrecipe diff``: two recipes are loaded, compared, and their differences shown."""
+"""``qrecipe diff``: load two recipes, compare them, show the differences."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qrecipe.authoring.diff import Value, ValueChange, value_changes
 from qrecipe.cli.output import needs_torch, out, out_json
-from qrecipe.cli.user_code import UserCode, user_output
+from qrecipe.cli.user_code import UserCode, user_code, user_output
 from qrecipe.recipe.recipe import Recipe, load_recipe, published
 from qrecipe.terminal.tables import render_table
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """What two recipes do to one model."""
+    """The effect of two recipes on one model."""
 
     before: PlanOutcome
     after: PlanOutcome
@@ -40,18 +40,20 @@ class Difference:
 
 
 def compare(
-    names: tuple[str, str], model: str | None, shapes: Sequence[str], plugins: Sequence[str]
+    names: tuple[str, str],
+    model: str | None,
+    shapes: Sequence[str] | None,
+    plugins: Sequence[str] | None,
 ) -> Difference:
     """Two recipes, and what they do to the model of a factory where one is named."""
-    with UserCode() as code, user_output():
-        code.import_plugins(plugins)
+    with user_code(plugins) as code, user_output():
         recipes = load_recipe(names[0]), load_recipe(names[1])
         effect = None if model is None else _effect(code, recipes, model, shapes)
     return Difference(names, recipes, tuple(value_changes(*recipes)), effect)
 
 
 def show_text(difference: Difference) -> None:
-    """A table of values, one of sites, and a line."""
+    """A table of values, a table of sites, and a summary."""
     a, b = difference.names
     if difference.values:
         rows = [(each.key, *_cells(each.before), *_cells(each.after)) for each in difference.values]
@@ -101,7 +103,7 @@ def show_json(difference: Difference) -> None:
 
 
 def _effect(
-    code: UserCode, recipes: tuple[Recipe, Recipe], model: str, shapes: Sequence[str]
+    code: UserCode, recipes: tuple[Recipe, Recipe], model: str, shapes: Sequence[str] | None
 ) -> Effect:
     needs_torch()
     from qrecipe.authoring.lock.outcomes import outcome_changes, plan_outcome
@@ -124,7 +126,7 @@ def _summary(difference: Difference) -> str:
     subjects = {change.subject for change in difference.effect.changes}
     sites = {**difference.effect.before.sites, **difference.effect.after.sites}
     changed = len(subjects & sites.keys())
-    return f"{values}; {changed} of {len(sites)} sites become something else"
+    return f"{values}; {changed} of {len(sites)} sites differ"
 
 
 def _cells(value: Value | None) -> tuple[str, str]:

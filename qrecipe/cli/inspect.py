@@ -1,4 +1,4 @@
-"""``qrecipe inspect``: what a stored model says about itself, without torch."""
+"""``qrecipe inspect``: show a stored model without torch."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from qrecipe.artifact.container import Header, check_checksum, read_header
 from qrecipe.artifact.metadata import Contents, contents_of, recipe_table, stored_plan
 from qrecipe.cli.output import out, out_json
 from qrecipe.errors.text import one_line
-from qrecipe.planning.stored import StoredPlan, StoredSite
+from qrecipe.planning.plan import Plan
+from qrecipe.planning.text import SITE_COLUMNS, site_row
 from qrecipe.rules.resolution import listed
 from qrecipe.terminal.tables import render_table
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """A stored model, checked as far as that is possible without the model."""
+    """A stored model, checked as far as possible without the float model."""
 
     header: Header
     contents: Contents
-    plan: StoredPlan
+    plan: Plan
 
 
 def inspect(file: str) -> Inspection:
@@ -39,12 +40,12 @@ def inspect(file: str) -> Inspection:
 
 
 def show_text(found: Inspection) -> None:
-    """Where it comes from and what it needs; the recipe, the plan and the tensors."""
+    """Its origin and needs, then the recipe, the plan and the tensors."""
     header, contents, plan = found.header, found.contents, found.plan
     counts: Counter[str] = Counter(site.verdict for site in plan.sites)
     verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in _VERDICTS)
     rows = [
-        ("file", f"{header.file}, {header.start + header.nbytes:,} bytes, checksum right"),
+        ("file", f"{header.file}, {header.start + header.nbytes:,} bytes, checksum ok"),
         ("recipe", f"{plan.recipe}, fingerprint {contents.fingerprint}"),
         ("plan", f"{plan.backend} ({plan.phase}): {len(plan.sites)} sites, {verdicts}"),
         ("needs", _needs_text(found)),
@@ -54,13 +55,12 @@ def show_text(found: Inspection) -> None:
     ]
     out("\n".join(f"{name:<9} {one_line(text)}" for name, text in rows))
     out(f"\n{contents.recipe}")
-    columns = ("site", "operation", "verdict", "weight/act", "decided by", "why")
-    out(render_table(columns, [_site_row(site) for site in plan.sites]))
+    out(render_table(SITE_COLUMNS, [tuple(map(one_line, site_row(site))) for site in plan]))
     out("\n" + render_table(("tensor", "dtype", "shape", "bytes"), list(_tensor_rows(found))))
 
 
 def show_json(found: Inspection) -> None:
-    """The same as one document; the plan is that of ``qrecipe plan --json``."""
+    """The same as one document; the plan is as in ``qrecipe plan --json``."""
     header, contents = found.header, found.contents
     out_json(
         {
@@ -86,7 +86,7 @@ _VERDICTS = ("quantized", "passthrough", "float")
 def _cpu_text(contents: Contents) -> str:
     if not contents.unjudged:
         return contents.cpu or "an unknown CPU"
-    return f"{contents.cpu}, which judged these with 7 bits only: {listed(contents.unjudged)}"
+    return f"{contents.cpu}, which checked these with 7 bits only: {listed(contents.unjudged)}"
 
 
 def _needs_text(found: Inspection) -> str:
@@ -95,20 +95,6 @@ def _needs_text(found: Inspection) -> str:
     engines = " and ".join(found.contents.needs.engines)
     vnni = "; a CPU with VNNI, or results may saturate" if found.contents.needs.vnni else ""
     return f"torch's engine {engines}{vnni}"
-
-
-def _site_row(site: StoredSite) -> tuple[str, ...]:
-    rule = f"{site.rule.tier} {site.rule.key}".rstrip()
-    cells = (site.name, site.op, site.verdict, _dtypes(site), f"{rule} = {site.rule.says}")
-    return tuple(map(one_line, (*cells, site.reason or "")))
-
-
-def _dtypes(site: StoredSite) -> str:
-    if site.qconfig is None:
-        return "float"
-    specs = (site.qconfig.weight, site.qconfig.activation)
-    text = "/".join("-" if spec is None else str(spec.dtype) for spec in specs)
-    return f"{text} dynamic" if site.mode == "dynamic" else text
 
 
 def _tensor_rows(found: Inspection) -> Iterator[tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""``qrecipe list``: what recipes can name here."""
+"""``qrecipe list``: the names that recipes can use here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import get_args
 
 from qrecipe.cli.output import out, out_json
-from qrecipe.cli.user_code import UserCode, user_output
+from qrecipe.cli.user_code import user_code, user_output
 from qrecipe.errors.findings import RecipeError
 from qrecipe.recipe.recipe import load_recipe
 from qrecipe.recipe.references import ENTRY_POINT_GROUP, Publisher, builtin_names, titled
@@ -16,8 +16,7 @@ from qrecipe.recipe.schema import Backend
 from qrecipe.registry import table as registered
 from qrecipe.registry.arguments import Kind
 from qrecipe.registry.builtin import FAKE_QUANTS, OBSERVERS, known_names, signature
-from qrecipe.registry.claims import claims, every_claim, misnamed
-from qrecipe.registry.entry_points import entry_points
+from qrecipe.registry.entry_points import claims, entry_points, every_claim, misnamed
 from qrecipe.terminal.tables import render_table
 
 
@@ -25,7 +24,7 @@ from qrecipe.terminal.tables import render_table
 class RecipeLine:
     """A recipe that ``extends`` can name, and the distribution that publishes it.
 
-    ``distribution`` and ``version`` are None for the recipes of qrecipe itself.
+    ``distribution`` and ``version`` are None for qrecipe's own recipes.
     """
 
     reference: str
@@ -36,7 +35,7 @@ class RecipeLine:
 
     @property
     def title(self) -> str:
-        """The reference, with the distribution and its version where there is one."""
+        """The reference, with the distribution and version if there is one."""
         if self.distribution is None or self.version is None:
             return self.reference
         return titled(self.reference, Publisher(self.distribution, self.version))
@@ -46,7 +45,7 @@ class RecipeLine:
 class ConstructorLine:
     """An observer or fake-quant: where it comes from, its class and its arguments.
 
-    ``origin`` is torch, a distribution with its version, or the module that registered it. Of what
+    ``origin`` is torch, a distribution with its version, or the module that registered it. If it
     cannot be used, ``target`` is None and ``problem`` says why.
     """
 
@@ -59,7 +58,7 @@ class ConstructorLine:
 
 @dataclass(frozen=True, slots=True)
 class IgnoredLine:
-    """An entry point of a plugin that gives no name to recipes."""
+    """An entry point of a plugin without effect."""
 
     entry_point: str
     origin: str
@@ -68,7 +67,7 @@ class IgnoredLine:
 
 @dataclass(frozen=True, slots=True)
 class BackendLine:
-    """A backend; ``available`` is None where that cannot be told without torch."""
+    """A backend; ``available`` is None if torch is not installed."""
 
     name: str
     available: bool | None
@@ -77,7 +76,7 @@ class BackendLine:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """All that there is."""
+    """Everything that ``qrecipe list`` shows."""
 
     recipes: tuple[RecipeLine, ...]
     observers: tuple[ConstructorLine, ...]
@@ -86,10 +85,9 @@ class Listing:
     ignored_plugins: tuple[IgnoredLine, ...]
 
 
-def take_listing(plugins: Sequence[str]) -> Listing:
+def take_listing(plugins: Sequence[str] | None) -> Listing:
     """Everything, after the user's and all installed plugins are imported."""
-    with UserCode() as code, user_output():
-        code.import_plugins(plugins)
+    with user_code(plugins), user_output():
         return Listing(
             recipes=tuple(_recipes()),
             observers=tuple(_constructors("observer")),
@@ -100,7 +98,7 @@ def take_listing(plugins: Sequence[str]) -> Listing:
 
 
 def show_text(listing: Listing) -> None:
-    """Four tables; then, where there are any, entry points without effect and broken plugins."""
+    """Four tables; then entry points without effect and broken plugins, if any."""
     recipes = [(line.title, line.backend or "", line.description) for line in listing.recipes]
     out(render_table(("recipe", "backend", "description"), recipes))
     for title, lines in (("observer", listing.observers), ("fake-quant", listing.fake_quants)):
@@ -167,7 +165,7 @@ def _origin(kind: Kind, name: str) -> str:
 
 
 def _problem(kind: Kind, name: str) -> str | None:
-    """What keeps a plugin from being used, found out by importing it."""
+    """Why a plugin cannot be used, found out by importing it."""
     if importlib.util.find_spec("torch") is None:
         return f"{name} of {_origin(kind, name)} cannot be loaded without torch"
     from qrecipe.observers.loading import load
@@ -177,11 +175,11 @@ def _problem(kind: Kind, name: str) -> str | None:
 
 def _ignored() -> Iterator[IgnoredLine]:
     for point in misnamed():
-        mend = 'it starts neither with "observer." nor with "fake_quant." and a plain name'
+        mend = 'it is not named "observer.NAME" or "fake_quant.NAME" with a plain name'
         yield IgnoredLine(point.name, f"{point.distribution} {point.version}", mend)
     for claim in every_claim():
         if claim.name in _torchs(claim.kind):
-            problem = "the name is torch's own"
+            problem = "the name belongs to torch"
             yield IgnoredLine(f"{claim.kind}.{claim.name}", str(claim), problem)
 
 
@@ -193,12 +191,12 @@ def _backends() -> Iterator[BackendLine]:
         return
     import torch
 
-    from qrecipe.execution.engine import ENGINES
+    from qrecipe.execution.engine import ENGINES, available_engines
 
     for name in names:
         if name not in ENGINES:
             yield BackendLine(name, False, "models are prepared for export, torch has no kernels")
-        elif name in torch.backends.quantized.supported_engines:
+        elif name in available_engines():
             yield BackendLine(name, True, "")
         else:
             yield BackendLine(name, False, f"torch {torch.__version__} lacks its engine here")

@@ -1,4 +1,4 @@
-"""The model of a command and what to run it on."""
+"""The model of a command, what to run it on, and how."""
 
 from __future__ import annotations
 
@@ -6,15 +6,21 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import typer
 from torch import Tensor, nn
 
-from qrecipe.cli.user_code import UserCode
+from qrecipe.cli.user_code import UserCode, UserFunction
 from qrecipe.errors.findings import Finding, QRecipeError
+from qrecipe.measure.pages.page import check_writable
+from qrecipe.measure.pages.plots import check_available
 from qrecipe.model.unfit import instead_of_model
+from qrecipe.planning.target_cpu import TargetCpu
+from qrecipe.recipe.overlay import check_replaceable
+from qrecipe.recipe.recipe import Recipe, load_recipe
 
 _MAX_ELEMENTS = 2**31
 _SHAPE = re.compile("[0-9]{1,10}(x[0-9]{1,10})*")
@@ -22,16 +28,46 @@ _SHAPE = re.compile("[0-9]{1,10}(x[0-9]{1,10})*")
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A model, and one batch of inputs for it where the user gives one."""
+    """A model, and one batch of inputs if the user gives one."""
 
     model: nn.Module
     example_inputs: Any | None
 
 
-def load_subject(code: UserCode, name: str, shapes: Sequence[str]) -> Subject:
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a command measures, loaded."""
+
+    recipe: Recipe
+    model: nn.Module
+    data: UserFunction
+    target_cpu: TargetCpu
+
+
+def load_job(code: UserCode, recipe: str, model: str, data: str, target_cpu: TargetCpu) -> Job:
+    """The recipe, the model and the batches, named as on the command line."""
+    loaded, batches = load_recipe(recipe), code.function(data, "--data")
+    return Job(loaded, load_subject(code, model).model, batches, target_cpu)
+
+
+def get_ready(
+    threads: int | None, plot: str | None = None, html: str | None = None, out: str | None = None
+) -> None:
+    """Set the threads of torch, and find out what could not be written before anything runs."""
+    if plot is not None or html is not None:
+        check_available()
+    if html is not None:
+        check_writable(html)
+    if out is not None:
+        check_replaceable(Path(out))
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def load_subject(code: UserCode, name: str, shapes: Sequence[str] | None = None) -> Subject:
     """What the factory of that name gives; inputs of the ``shapes``, if any, take the place of its.
 
-    Raises QRecipeError (QR601) where the factory fails or gives no model.
+    Raises QRecipeError (QR601) if the factory fails or does not return a model.
     """
     inputs = random_inputs(shapes) if shapes else None
     result = code.function(name, "--model")()
@@ -39,20 +75,20 @@ def load_subject(code: UserCode, name: str, shapes: Sequence[str]) -> Subject:
     if not isinstance(model, nn.Module):
         what, hint = instead_of_model(model)
         hint = f"{hint}; or a tuple (model, example_inputs)"
-        raise QRecipeError(Finding("QR601", f"{name} gives {what}, not a model", hint=hint))
+        raise QRecipeError(Finding("QR601", f"{name} returns {what}, not a model", hint=hint))
     return Subject(model, examples if inputs is None else inputs)
 
 
 def required_inputs(subject: Subject, name: str) -> Any:
-    """The subject's example inputs. Raises BadParameter where it has none."""
+    """The subject's example inputs. Raises BadParameter if it has none."""
     if subject.example_inputs is None:
-        text = f"{name} gives no example inputs: name their shapes, as in --input 1x3x224x224"
+        text = f"{name} returns no example inputs: pass their shapes, as in --input 1x3x224x224"
         raise typer.BadParameter(text, param_hint="--input")
     return subject.example_inputs
 
 
 def random_inputs(shapes: Sequence[str]) -> tuple[Tensor, ...]:
-    """Normally distributed float32 tensors, the same in every run."""
+    """Normally distributed float32 tensors, equal in every run."""
     generator = torch.Generator().manual_seed(0)
     return tuple(torch.randn(_shape(text), generator=generator) for text in shapes)
 
@@ -60,6 +96,6 @@ def random_inputs(shapes: Sequence[str]) -> tuple[Tensor, ...]:
 def _shape(text: str) -> list[int]:
     shape = [int(size) for size in text.split("x")] if _SHAPE.fullmatch(text) else []
     if not 0 < math.prod(shape) <= _MAX_ELEMENTS or not shape:
-        text = f'"{text}" is no shape: write sizes with x between, as in 1x3x224x224'
+        text = f'"{text}" is not a shape: separate sizes by x, as in 1x3x224x224'
         raise typer.BadParameter(text, param_hint="--input")
     return shape

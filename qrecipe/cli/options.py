@@ -9,7 +9,7 @@ import typer
 
 
 class TargetCpuName(str, Enum):
-    """`qrecipe.planning.target_cpu.TargetCpu`, named here so that help needs no torch."""
+    """`qrecipe.planning.target_cpu.TargetCpu`, repeated here so that help does not need torch."""
 
     this = "this"
     vnni = "vnni"
@@ -28,7 +28,7 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         metavar="FILE.py:NAME",
-        help="The function that gives the model, or (model, example_inputs); "
+        help="A function that returns the model, or (model, example_inputs); "
         "also package.module:NAME.",
         show_default=False,
     ),
@@ -38,8 +38,29 @@ InputOption = Annotated[
     typer.Option(
         "--input",
         metavar="SHAPE",
-        help="Example input as 1x3x224x224, random float32; once for each input of the model.",
+        help="Shape of a random float32 input, such as 1x3x224x224; once for each model input.",
     ),
+]
+DataOption = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        metavar="FILE.py:NAME",
+        help="The function that gives an iterable of batches.",
+        show_default=False,
+    ),
+]
+PlotOption = Annotated[
+    str | None,
+    typer.Option("--plot", metavar="FILE", help="Write a plot: .png, .svg or .pdf."),
+]
+HtmlOption = Annotated[
+    str | None,
+    typer.Option("--html", metavar="FILE", help="Write a page with plots, plan and recipe."),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="Threads of torch; default: torch's own choice."),
 ]
 PluginOption = Annotated[
     list[str] | None,
@@ -53,8 +74,8 @@ TargetCpuOption = Annotated[
     TargetCpuName,
     typer.Option(
         "--target-cpu",
-        help="Make the model for this CPU, or for an x86 CPU with VNNI whatever this one is.",
+        help="Make the model for this CPU, or for x86 CPUs with VNNI even if this one has none.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-StrictOption = Annotated[bool, typer.Option("--strict", help="Warnings fail as errors do.")]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Treat warnings as errors.")]

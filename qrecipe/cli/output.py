@@ -1,11 +1,10 @@
-"""What the commands write: plain text or JSON on stdout, findings and warnings on stderr."""
+"""Output of the commands: plain text or JSON on stdout, findings and warnings on stderr."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import math
-import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -15,26 +14,24 @@ from typing import Any, TextIO
 import typer
 
 from qrecipe.errors.findings import Finding, PlanError, QRecipeError, QRecipeWarning
+from qrecipe.errors.text import printable
 
 FOUND_SOMETHING = 1
 USAGE = 2
 
-# A recipe or a model is not to steer the terminal: control characters and overrides of direction.
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-
 
 def out(text: str) -> None:
     """Text for the reader, on stdout."""
-    print(_UNPRINTABLE.sub("\ufffd", text))
+    print(printable(text))
 
 
 def err(text: str) -> None:
     """Text about what went wrong, on stderr."""
-    print(_UNPRINTABLE.sub("\ufffd", text), file=sys.stderr)
+    print(printable(text), file=sys.stderr)
 
 
 def out_json(value: Any) -> None:
-    """One JSON document on stdout; what is not finite becomes null."""
+    """Write one JSON document to stdout; non-finite numbers become null."""
     print(json.dumps(_finite(value), indent=2, allow_nan=False))
 
 
@@ -47,14 +44,14 @@ def _finite(value: Any) -> Any:
 
 
 def needs_torch() -> None:
-    """Raises QRecipeError (QR602) where torch is not installed."""
+    """Raises QRecipeError (QR602) if torch is not installed."""
     if importlib.util.find_spec("torch") is None:
         text = "this command needs torch: pip install 'qrecipe[cli]'"
-        raise QRecipeError(Finding("QR602", text, hint="check and show do without"))
+        raise QRecipeError(Finding("QR602", text, hint="check and show work without it"))
 
 
 def fail_on(findings: Iterable[Finding]) -> None:
-    """Show warnings as errors, and end with the exit status, if there are any."""
+    """If there are warnings, show them as errors and exit."""
     found = [f"error: {finding}" for finding in findings]
     if found:
         sys.stdout.flush()
@@ -64,10 +61,10 @@ def fail_on(findings: Iterable[Finding]) -> None:
 
 @contextmanager
 def reported(*, as_json: bool, strict: bool = False) -> Iterator[None]:
-    """Show warnings and errors of the library as plain lines, and end with the exit status.
+    """Show the library's warnings and errors as plain lines, and exit after an error.
 
-    A plan that failed is shown all the same; with ``as_json`` an error without one is a document
-    of its findings. With ``strict`` the first warning is an error.
+    A plan that failed is shown anyway; with ``as_json`` an error without a plan is shown as a
+    document of its findings. With ``strict`` the first warning is an error.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("error" if strict else "always", QRecipeWarning)
@@ -89,7 +86,7 @@ def _show_error(error: QRecipeError, *, as_json: bool) -> None:
         out(plan.to_json() if as_json else f"{plan}\n")
     elif as_json:
         out_json({"findings": [finding.to_json() for finding in error.findings]})
-    sys.stdout.flush()  # the findings come last, where both streams are one terminal
+    sys.stdout.flush()  # findings come last if both streams are one terminal
     err(str(error))
 
 

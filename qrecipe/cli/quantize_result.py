@@ -1,4 +1,4 @@
-"""What ``qrecipe quantize`` measured, as a table and as JSON."""
+"""The result of ``qrecipe quantize`` as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from qrecipe.audit.moving_averages import MANY_BATCHES, weight_text
+from qrecipe.audit.sqnr import sqnr_text
 from qrecipe.errors.text import counted
-from qrecipe.measure.fidelity import sqnr_text
 from qrecipe.measure.latency import Latency
 from qrecipe.terminal.tables import render_table
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """What the user's evaluation gave."""
+    """The results of the user's evaluation."""
 
     name: str
     before: float
@@ -25,7 +25,7 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """On how many batches, what the first weighs in moving averages, and what the ranges clip."""
+    """The number of batches, the weight of the first in moving averages, and the clipping."""
 
     batches: int
     first_weight: float | None
@@ -46,7 +46,7 @@ class Result:
 
 
 def result_text(result: Result) -> str:
-    """A table of what changed, and under what conditions it was measured."""
+    """A table of what changed, and the conditions of the measurement."""
     latency = result.latency
     rows = [
         *([] if result.metric is None else [_metric_row(result.metric)]),
@@ -67,7 +67,7 @@ def result_text(result: Result) -> str:
     threads = "1 thread" if latency.threads == 1 else f"{latency.threads} threads"
     note = (
         f"Latency and SQNR on the first batch ({result.inputs}); latency is the median of "
-        f"{latency.runs} interleaved runs with {threads}. Float is the eager model. Tensors are "
+        f"{latency.runs} interleaved runs with {threads}. Float is the eager model. Size counts "
         "parameters, buffers, and packed weights with their scales."
     )
     width = min(shutil.get_terminal_size((100, 24)).columns, 100)
@@ -93,7 +93,7 @@ def _kilobytes(size: int) -> str:
 
 
 def result_json(result: Result) -> dict[str, Any]:
-    """The same as plain values."""
+    """The result as plain values."""
     latency, metric = result.latency, result.metric
     return {
         "metric": None

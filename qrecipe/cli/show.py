@@ -1,4 +1,4 @@
-"""``qrecipe show``: a resolved recipe, with the place that set each value."""
+"""``qrecipe show``: a resolved recipe, and where each value was set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WIDEST_CODE = 60
 
 
 def show_text(recipe: Recipe) -> None:
-    """TOML that extends nothing, each value with its origin in a comment."""
+    """The resolved TOML, with the origin of each value in a comment."""
     lines = recipe.to_toml().rstrip("\n").split("\n")
     origins = _origin_by_line(recipe)
     width = max(
@@ -34,7 +34,7 @@ def show_text(recipe: Recipe) -> None:
 
 
 def show_json(recipe: Recipe) -> None:
-    """The values as TOML has them, and their origins by dotted key."""
+    """The values, and their origins by dotted key."""
     values = tomli.loads(recipe.to_toml())
     out_json(
         {
@@ -51,7 +51,7 @@ def show_json(recipe: Recipe) -> None:
 
 
 def _origin_by_line(recipe: Recipe) -> dict[int, Location]:
-    """The origin of the value that ends on a line, by its number from 0."""
+    """The origin of the value that ends on each line, by line number from 0."""
     text = recipe.to_toml()
     spans = Spans(text, "resolved")
     found: dict[int, Location] = {}
@@ -62,7 +62,7 @@ def _origin_by_line(recipe: Recipe) -> dict[int, Location]:
 
 
 def _origins(recipe: Recipe, values: Mapping[str, Any]) -> Iterator[tuple[KeyPath, Location]]:
-    """Each value that a file sets as a whole, with that place."""
+    """Each value that a file sets as a whole, with its location."""
     for path in _paths(values, ()):
         at = _origin(recipe, path)
         if at is not None:

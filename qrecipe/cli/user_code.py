@@ -1,4 +1,4 @@
-"""The Python code that the user names on the command line: loaded once, its errors made ours."""
+"""The Python code that the user names on the command line: loaded once, with errors as ours."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import typer
 
-from qrecipe.errors.findings import Finding, Location, QRecipeError, error_from
+from qrecipe.errors.findings import CalibrationError, Finding, Location, QRecipeError, error_from
 from qrecipe.errors.spelling import did_you_mean
 
 _FORM = "write path/to/file.py:function or package.module:function"
@@ -27,7 +27,7 @@ _NOTES = 12
 
 @dataclass(frozen=True, slots=True)
 class UserFunction:
-    """A function that the user names; a call's exception comes out as QR601 at the user's line."""
+    """A function of the user; an exception in a call becomes QR601 at the user's line."""
 
     name: str
     folder: Path
@@ -38,39 +38,40 @@ class UserFunction:
             return self.function(*args)
 
 
-class UserCode:
-    """Modules by file or by name, each executed once.
+@contextmanager
+def user_code(plugins: Sequence[str] | None) -> Iterator[UserCode]:
+    """The user's modules; the folders that they make importable stay so while inside.
 
-    A context manager: the folders that it makes importable stay so until it ends.
+    Imports the plugins first, for the observers and fake-quants that they register. Raises
+    PluginError (QR152) where one cannot be imported.
     """
+    former_path = list(sys.path)
+    code = UserCode()
+    try:
+        with user_output():
+            for plugin in plugins or ():
+                code.module(plugin, "--plugin", "QR152")
+        with _hints_for_command_line():
+            yield code
+    finally:
+        sys.path[:] = former_path
+
+
+class UserCode:
+    """Modules by file or by name, each executed once."""
 
     def __init__(self) -> None:
         self._by_file: dict[Path, ModuleType] = {}
-        self._former_path = list(sys.path)
-
-    def __enter__(self) -> UserCode:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        sys.path[:] = self._former_path
-
-    def import_plugins(self, modules: Sequence[str]) -> None:
-        """Import the modules, for the observers and fake-quants that they register.
-
-        Raises PluginError (QR152) where one cannot be imported.
-        """
-        for module in modules:
-            self._module(module, "--plugin", "QR152")
 
     def function(self, name: str, option: str) -> UserFunction:
-        """What ``name``, the value of ``option``, means.
+        """The function that ``name``, the value of ``option``, refers to.
 
-        Raises QRecipeError (QR601) where its module fails, BadParameter where there is no such.
+        Raises QRecipeError (QR601) if its module fails, BadParameter if it does not exist.
         """
         module_name, _, attribute = name.rpartition(":")
         if not module_name or not attribute.isidentifier():
             raise typer.BadParameter(f'"{name}" names no function: {_FORM}', param_hint=option)
-        module = self._module(module_name, option, "QR601")
+        module = self.module(module_name, option, "QR601")
         found = getattr(module, attribute, None)
         if found is None:
             public = [known for known in vars(module) if not known.startswith("_")]
@@ -83,7 +84,8 @@ class UserCode:
             raise typer.BadParameter(text, param_hint=option)
         return UserFunction(attribute, Path(module.__file__ or "").resolve().parent, found)
 
-    def _module(self, name: str, option: str, code: str) -> ModuleType:
+    def module(self, name: str, option: str, code: str) -> ModuleType:
+        """The module that ``name``, the value of ``option``, means; ``code`` is for its errors."""
         if name.endswith(".py") or "/" in name or os.sep in name:
             return self._load(Path(name), option, code)
         _make_importable(Path.cwd())
@@ -111,14 +113,33 @@ class UserCode:
 
 
 def user_output() -> AbstractContextManager[object]:
-    """Around what runs the user's code: what that prints is not the command's own result."""
+    """Redirect what the user's code prints: it is not part of the command's output."""
     return redirect_stdout(sys.stderr)
 
 
-def _executed(file: Path) -> ModuleType:
-    """The file as the module that ``import`` finds in its folder, so that its classes' names agree.
+@contextmanager
+def _hints_for_command_line() -> Iterator[None]:
+    """The library's hint about batches names an argument of Python's."""
+    try:
+        yield
+    except CalibrationError as error:
+        raise CalibrationError([_without_forward(finding) for finding in error.findings]) from error
 
-    Where that name is taken by another file, the path is the name.
+
+def _without_forward(finding: Finding) -> Finding:
+    if finding.hint is None or "forward=" not in finding.hint:
+        return finding
+    fault, _, call = finding.hint.rpartition("pass forward=lambda model, batch: model(")
+    hint = "let the function of --data give the model's inputs only, without labels"
+    if fault and call.endswith(")") and "labels" not in fault:
+        hint = f"{fault}let the function of --data give {call[:-1].lstrip('*')} for each batch"
+    return replace(finding, hint=hint)
+
+
+def _executed(file: Path) -> ModuleType:
+    """The file as the module that ``import`` finds in its folder, so that class names agree.
+
+    If another file has taken that name, the path is the name.
     """
     taken = sys.modules.get(file.stem)
     if taken is not None and getattr(taken, "__file__", None) == str(file):
@@ -156,10 +177,10 @@ def _is_module_instance(value: object) -> bool:
 
 @contextmanager
 def _guarded(what: str, folder: Path, code: str) -> Iterator[None]:
-    """What the user's code raises becomes a finding."""
+    """Turn what the user's code raises into a finding."""
     try:
         yield
-    except QRecipeError:  # of a registration, for one
+    except QRecipeError:  # for example from a registration
         raise
     except (Exception, SystemExit) as error:
         first, *rest = str(error).strip().splitlines() or [""]
@@ -171,12 +192,12 @@ def _guarded(what: str, folder: Path, code: str) -> Iterator[None]:
 def _hint(error: BaseException, at: Location | None) -> str | None:
     is_relative = at is not None and at.source.lstrip().startswith("from .")
     if isinstance(error, ImportError) and is_relative:
-        return "a file of a package is named as its module: package.module:function"
+        return "name a file of a package as its module: package.module:function"
     return None
 
 
 def _place(error: BaseException, folder: Path) -> Location | None:
-    """The user's line that the error comes from: the innermost one in the user's own folder."""
+    """The user's line that the error comes from: the innermost one in the user's folder."""
     if isinstance(error, SyntaxError) and error.filename and error.lineno:
         return _location(error.filename, error.lineno)
     frames = traceback.extract_tb(error.__traceback__)
@@ -187,7 +208,7 @@ def _place(error: BaseException, folder: Path) -> Location | None:
 def _is_users(file: Path, folder: Path) -> bool:
     if not file.is_relative_to(folder) or file.is_relative_to(_OWN_FOLDER):
         return False
-    return "site-packages" not in file.relative_to(folder).parts  # a .venv beside the code
+    return "site-packages" not in file.relative_to(folder).parts  # a .venv next to the code
 
 
 def _location(file: str, line: int) -> Location:

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any, Literal
 
+from qrecipe.errors.short import ShortRepr, short
 from qrecipe.errors.text import one_line, printable
 
 Severity = Literal["error", "warning"]
 
 
-@dataclass(frozen=True, slots=True)
-class Location:
+@dataclass(frozen=True, slots=True, repr=False)
+class Location(ShortRepr):
     """A span of text on one line of a recipe file.
 
     ``line`` and ``column`` count from 1, columns in characters; ``end_column`` is exclusive.
@@ -30,8 +31,8 @@ class Location:
         return f"{one_line(self.file)}:{self.line}:{self.column}"
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+@dataclass(frozen=True, slots=True, repr=False)
+class Finding(ShortRepr):
     """One problem: what is wrong, where, and how to fix it.
 
     ``key`` is the dotted recipe key at fault if the location is not known yet.
@@ -112,6 +113,9 @@ class QRecipeError(Exception):
 
     def __str__(self) -> str:
         return "\n".join(str(finding) for finding in self.findings)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({short(self.findings)})"
 
 
 class RecipeError(QRecipeError):
@@ -270,6 +274,7 @@ CODES: dict[str, Code] = {
     "QR312": Code("a module that training cannot share", UnsupportedError),
     "QR313": Code("the training schedule does not fit", PlanError),
     "QR314": Code("an attribute that cannot be preserved", PlanError),
+    "QR315": Code("a plan that cannot be read back", PlanError),
     "QR318": Code("the plan needs another CPU", UnsupportedError),
     "QR319": Code("unknown target CPU", UnsupportedError),
     # lock files

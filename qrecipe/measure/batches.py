@@ -1,4 +1,4 @@
-"""The caller's batches: read more than once, run through models, their calls noted."""
+"""The caller's batches: iterated more than once, run through models, their calls recorded."""
 
 from __future__ import annotations
 
@@ -18,20 +18,19 @@ from qrecipe.model.call import Inputs
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of a whole model, and what it gave."""
+    """One call of a whole model and its output."""
 
     inputs: Inputs
     output: Any
 
 
 def rereadable(batches: Iterable[Any], limit: int) -> Iterable[Any]:
-    """What gives the same number of batches each time it is iterated over.
+    """Batches that can be iterated over several times.
 
-    A loader stays what it is; batches that come but once are held, up to ``limit`` of them.
-
-    Raises ``CalibrationError`` as `qrecipe.calibrate` does.
+    A loader stays as it is; from an iterator, up to ``limit`` batches are kept. Raises
+    ``CalibrationError`` as `qrecipe.calibrate` does.
     """
-    if isinstance(batches, (Sequence, DataLoader)):  # a loader starts its workers at every look
+    if isinstance(batches, (Sequence, DataLoader)):  # each iter() of a loader starts its workers
         return batches
     return list(limited(batches, limit)) if _comes_once(batches) else batches
 
@@ -42,7 +41,7 @@ def _comes_once(batches: object) -> bool:
     try:
         return isinstance(batches, Iterable) and iter(batches) is iter(batches)
     except Exception:
-        return False  # the fault is reported where it is read
+        return False  # reported when the batches are read
 
 
 def run_quietly(model: nn.Module, batch: Any, index: int, forward: Forward | None) -> None:
@@ -64,7 +63,7 @@ def calls_of(
 
 @contextmanager
 def noted_calls(model: nn.Module) -> Iterator[list[Call]]:
-    """The calls of a model of our own while inside."""
+    """The calls of one of our models inside the ``with``."""
     calls: list[Call] = []
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:

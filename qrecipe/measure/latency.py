@@ -34,9 +34,9 @@ class Latency:
 def compare_latency(
     reference: nn.Module, candidate: nn.Module, inputs: Inputs, budget: float = 5.0
 ) -> Latency:
-    """Call both in turn, so that what else the machine does meets both alike.
+    """Call both in turn, so that other load on the machine affects both alike.
 
-    ``budget`` is about how many seconds to spend, where that is enough for the fewest runs.
+    ``budget`` is roughly the number of seconds to spend, beyond the minimum number of runs.
     """
     models = (reference, candidate)
     with torch.no_grad():

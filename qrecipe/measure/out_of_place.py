@@ -1,4 +1,4 @@
-"""Float graphs whose values stay as they were computed, so that they can be kept and read again."""
+"""Float graphs without in-place operations, so that their values can be kept and read again."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _IN_PLACE_OPERATORS = frozenset(
 
 
 def without_changes_in_place(graph_module: fx.GraphModule) -> None:
-    """Let no operation change its input, in place; modules and graph must be our own.
+    """Make all operations out of place; modules and graph must be our own.
 
-    Readers of a changed tensor read what changed it, as the inventory has arranged.
+    The inventory has already made readers of a changed tensor read the changing operation.
     """
     for module in graph_module.modules():
         if getattr(module, "inplace", False) is True:

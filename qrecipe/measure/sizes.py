@@ -1,4 +1,4 @@
-"""How much memory a model's tensors take, packed weights included."""
+"""How much memory a model's tensors take, including packed weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def model_size(model: nn.Module) -> int:
     for module in model.modules():
         for value in vars(module).values():
             sizes += _packed(value)
-    # the list keeps all tensors alive: an address stands for one storage only
+    # the list keeps all tensors alive, so that each address is one storage
     return sum({tensor.untyped_storage().data_ptr(): size for tensor, size in sizes}.values())
 
 

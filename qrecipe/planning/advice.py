@@ -1,4 +1,4 @@
-"""Warnings about what is known to be slower in int8 than in float."""
+"""Warnings about a plan: speed, rules without effect, and training."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from qrecipe.errors.findings import Finding
 from qrecipe.model.graph_sites import Inventory, Match
 from qrecipe.planning.backend import Outcome
 from qrecipe.planning.engines import is_slow
+from qrecipe.recipe.patterns import leave_float
+from qrecipe.recipe.recipe import Recipe
+from qrecipe.recipe.references import is_reference
 from qrecipe.recipe.schema import Backend
-from qrecipe.rules.resolution import Decision, listed
+from qrecipe.rules.resolution import Decision, Resolution, describe, listed
+from qrecipe.rules.structure import Member, Operation
 
 _TINY_MODEL = 10_000
 """With fewer weights, quantizing and dequantizing may cost more than the kernels save."""
@@ -54,3 +58,76 @@ def _weight_count(match: Match) -> int:
     """The number of weights in matrices and kernels, including recurrent layers, without biases."""
     parameters = () if match.module is None else match.module.parameters()
     return sum(parameter.numel() for parameter in parameters if parameter.dim() > 1)
+
+
+def shadowed_findings(recipe: Recipe, resolution: Resolution) -> Iterator[Finding]:
+    """Warnings (QR217) about fully shadowed rules of the outermost file.
+
+    Inherited rules may be overridden, and the global rule is required.
+    """
+    own = recipe.ingredients[0].name
+    if is_reference(own):
+        return
+    winners = {decision.rule for decision in resolution.decisions.values()}
+    at_fault = {finding.location for finding in resolution.findings}
+    for rule, names in resolution.covered.items():
+        if not names or rule in winners or rule.tier == "global" or rule.location.file != own:
+            continue
+        if rule.location in at_fault:  # the error is enough
+            continue
+        deciders = dict.fromkeys(describe(resolution.decisions[name].rule) for name in names)
+        yield Finding(
+            "QR217",
+            f"{describe(rule)} has no effect: everything it covers is decided by "
+            f"{listed([*deciders])}",
+            rule.location,
+            hint=f"it covers {listed(names)}; remove it, or narrow the rule that decides there",
+        )
+
+
+def shared_norm_findings(
+    inventory: Inventory, decisions: Mapping[str, Decision], outcome_of: Mapping[str, Outcome]
+) -> Iterator[Finding]:
+    """Quantized modules that are called several times and fused with a BatchNorm (QR312).
+
+    Every call would update the statistics of the BatchNorm, which scale the weight of all calls.
+    """
+    calls: dict[str, list[Operation]] = {}
+    for operation in inventory.structure.operations:
+        for member in _with_tensors(operation):
+            if member.module is not None:
+                calls.setdefault(member.module, []).append(operation)
+    for module, operations in calls.items():
+        fused = [operation for operation in operations if _has_norm(operation)]
+        quantized = [name for op in fused if outcome_of[name := op.name].qconfig is not None]
+        if len(operations) > 1 and quantized:
+            yield Finding(
+                "QR312",
+                f"{module} is called {len(operations)} times and fused with a BatchNorm at "
+                f"{quantized[0]}: training cannot share it",
+                decisions[quantized[0]].rule.location,
+                hint=f"{leave_float(quantized[0])}, or give each call its own module",
+            )
+
+
+def _with_tensors(operation: Operation) -> list[Member]:
+    """The members that may have weights or statistics; those after them only compute."""
+    first, *others = operation.members
+    return [first, *(member for member in others if member.op.startswith("BatchNorm"))]
+
+
+def _has_norm(operation: Operation) -> bool:
+    return len(operation.members) > 1 and any(
+        member.op.startswith("BatchNorm") for member in operation.members
+    )
+
+
+def branch_findings(inventory: Inventory) -> Iterator[Finding]:
+    """Forwards that behave differently in training mode, which the graph ignores (QR205)."""
+    for path in inventory.trained_otherwise:
+        where = f"the forward of {path}" if path else "the model's own forward"
+        yield Finding(
+            "QR205",
+            f"{where} behaves differently in training mode; only its eval branch is trained",
+            hint="outputs that only exist in training mode are not available for a loss",
+        )

@@ -97,8 +97,8 @@ def _without_reasons(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, "rules": rules}
 
 
-def save_overlay(recipe: Recipe, values: Mapping[str, Any], path: Path) -> Recipe:
-    """Write the overlay to a file, extending what can be reached from there, and load it.
+def save_overlay(recipe: Recipe, values: Mapping[str, Any], path: Path) -> None:
+    """Write the overlay to a file, extending what can be reached from there.
 
     Raises ``RecipeReferenceError`` (QR001) if it cannot be written or would replace something that
     is not a recipe.
@@ -106,7 +106,6 @@ def save_overlay(recipe: Recipe, values: Mapping[str, Any], path: Path) -> Recip
     check_replaceable(path)
     # never write what could not be read back
     write_atomically(path, _readable_text(recipe, values, path))
-    return load_recipe(path)
 
 
 def _readable_text(recipe: Recipe, values: Mapping[str, Any], path: Path) -> str:

@@ -17,6 +17,7 @@ from qrecipe.errors.findings import (
     UnknownNameError,
     error_from,
 )
+from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.spelling import did_you_mean, few_suggestions
 from qrecipe.errors.text import one_line, shown
 from qrecipe.files import write_atomically
@@ -62,29 +63,48 @@ class QConfigSpec:
     activation: TensorSpec | None
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """One rule of a resolved recipe.
+@dataclass(frozen=True, slots=True, repr=False)
+class WrittenRule(ShortRepr):
+    """A rule as the recipe's author knows it: which one, what it says, why, and where.
 
-    ``key`` is as written, and empty for the global rule; ``qconfig`` is None if the rule leaves
-    things float. ``layer`` is the recipe that set it, and ``overrides`` are the recipes that this
-    one extends, whose rules it beats.
+    ``key`` is as written, and empty for the global rule; ``label`` names a qconfig or tensors, or
+    is ``float``. Where a rule is written does not count in comparisons.
     """
 
     tier: Tier
     key: str
-    qconfig: QConfigSpec | None
     label: str
     reason: str | None
-    expect: int | None
-    optional: bool
-    location: Location
-    layer: str
-    overrides: frozenset[str]
+    location: Location = field(compare=False)
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the rule leaves things float."""
+        return self.label == FLOAT
 
 
 @dataclass(frozen=True, slots=True)
-class Ingredient:
+class Rule(WrittenRule):
+    """One rule of a resolved recipe.
+
+    ``qconfig`` is None if the rule leaves things float. ``layer`` is the recipe that set it, and
+    ``overrides`` are the recipes that this one extends, whose rules it beats.
+    """
+
+    qconfig: QConfigSpec | None
+    expect: int | None
+    optional: bool
+    layer: str
+    overrides: frozenset[str]
+
+    @property
+    def as_written(self) -> WrittenRule:
+        """What a plan keeps of the rule."""
+        return WrittenRule(self.tier, self.key, self.label, self.reason, self.location)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Ingredient(ShortRepr):
     """One file that a recipe is made of: its name, fingerprint and publisher.
 
     ``publisher`` is the installed distribution with its version; None for the user's own files,
@@ -115,8 +135,8 @@ def published(ingredients: Iterable[Ingredient]) -> list[str]:
     return [f"with {one_line(each.title)}" for each in ingredients if each.publisher is not None]
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
+@dataclass(frozen=True, slots=True, repr=False)
+class Recipe(ShortRepr):
     """A recipe with its bases merged, after all checks that need no model.
 
     ``path`` is the file as it was named, ``reference`` what a recipe that extends this one would
@@ -128,13 +148,13 @@ class Recipe:
     description: str | None
     phase: Phase
     backend: Backend
-    tensors: FrozenMapping[str, TensorSpec]
-    qconfigs: FrozenMapping[str, QConfigSpec]
+    tensors: Mapping[str, TensorSpec]
+    qconfigs: Mapping[str, QConfigSpec]
     rules: tuple[Rule, ...]
-    calibration: CalibrationTable
-    qat: QatTable
-    fx: FxTable
-    lint: LintTable
+    calibration: CalibrationTable = field(repr=False)
+    qat: QatTable = field(repr=False)
+    fx: FxTable = field(repr=False)
+    lint: LintTable = field(repr=False)
     path: str | None
     reference: str | None
     fingerprint: str

@@ -6,6 +6,7 @@ references between tables are checked after merging, in `recipe`. Torch-free.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -54,6 +55,9 @@ class Table(BaseModel):
     """A table of a recipe: unknown keys are errors, and values are never coerced."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        return ((key, value) for key, value in super().__repr_args__() if value is not None)
 
 
 class Constructor(BaseModel):

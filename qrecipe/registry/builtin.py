@@ -28,7 +28,7 @@ from qrecipe.registry.arguments import (
     argument_problems,
     option_problems,
 )
-from qrecipe.registry.claims import claimed_names, claims
+from qrecipe.registry.entry_points import claimed_names, claims
 
 __all__ = [
     "FAKE_QUANTS",

@@ -1,4 +1,8 @@
-"""Entry points of installed distributions, read from metadata without importing anything."""
+"""What installed distributions publish by entry points, read from their metadata alone.
+
+A claim is an entry point of the group `qrecipe.plugins`: ``observer.NAME`` or ``fake_quant.NAME``
+-> the module that registers it, which `observers.loading` imports once a recipe names it.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import Distribution, distribution, distributions
 from pathlib import Path
+from typing import get_args
+
+from qrecipe.registry.arguments import Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,3 +73,53 @@ def _read(installed: Distribution, group: str) -> Iterator[EntryPoint]:
 
 def _normalized(name: str) -> str:
     return re.sub("[-_.]+", "-", name).lower()
+
+
+ENTRY_POINT_GROUP = "qrecipe.plugins"
+
+PLAIN_NAME = re.compile(r"[a-z][a-z0-9_]*")
+"""The valid names of observers and fake-quants."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A name, the module that registers it, and the distribution that claims it."""
+
+    kind: Kind
+    name: str
+    module: str
+    distribution: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.distribution} {self.version}"
+
+
+def claims(kind: Kind, name: str) -> tuple[Claim, ...]:
+    """The claims of a name; several contradict each other."""
+    return tuple(claim for claim in every_claim() if (claim.kind, claim.name) == (kind, name))
+
+
+def claimed_names(kind: Kind) -> tuple[str, ...]:
+    """The claimed names, sorted."""
+    return tuple(sorted({claim.name for claim in every_claim() if claim.kind == kind}))
+
+
+def every_claim() -> tuple[Claim, ...]:
+    """All claims, by distribution."""
+    return tuple(
+        claim for point in entry_points(ENTRY_POINT_GROUP) if (claim := _claim(point)) is not None
+    )
+
+
+def misnamed() -> tuple[EntryPoint, ...]:
+    """The entry points of the group without a valid kind or name."""
+    return tuple(point for point in entry_points(ENTRY_POINT_GROUP) if _claim(point) is None)
+
+
+def _claim(point: EntryPoint) -> Claim | None:
+    before, _, name = point.name.partition(".")
+    for kind in get_args(Kind):
+        if before == kind and PLAIN_NAME.fullmatch(name):
+            return Claim(kind, name, point.value, point.distribution, point.version)
+    return None

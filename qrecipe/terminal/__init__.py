@@ -1,1 +1,1 @@
-"""Terminal output: tables and progress. May import nothing of qrecipe."""
+"""How results are shown: reports as text and HTML, tables, progress. May import `errors`."""

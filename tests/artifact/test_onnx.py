@@ -194,7 +194,7 @@ def test_a_conversion_for_export_that_computes_something_else_is_an_error(
     compiled, model, _ = mlp
     honest = export.convert
     monkeypatch.setattr(export, "convert", lambda *args, **more: turned(honest(*args, **more)))
-    with pytest.raises(AuditError, match=r"QR414 fc1 computes something else once it is exported"):
+    with pytest.raises(AuditError, match=r"QR414 fc1 computes something else after export"):
         qrecipe.export_onnx(compiled, model, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
 

@@ -89,7 +89,9 @@ def asks_for_the_dtype(self, x):
 
 @pytest.mark.parametrize("forward", [shares_a_weight, asks_for_the_dtype])
 def test_code_that_reads_what_a_quantized_root_lacks_is_an_error_of_the_audit(forward):
-    with pytest.raises(AuditError, match="QR413 the converted model fails around its roots"):
+    with pytest.raises(
+        AuditError, match="QR413 the converted model fails in the code around its roots"
+    ):
         quantized(around(forward))
 
 
@@ -97,7 +99,7 @@ def test_code_that_notices_the_quantized_classes_is_an_error_of_the_audit():
     def forward(self, x):
         return self.bb(x) if isinstance(self.bb.b, nn.Linear) else self.bb(x) * 2
 
-    with pytest.raises(AuditError, match="QR412 around its quantized roots"):
+    with pytest.raises(AuditError, match="QR412 the code around the quantized roots"):
         quantized(around(forward))
 
 
@@ -113,7 +115,7 @@ def test_a_root_under_autocast_would_give_another_dtype_and_is_refused():
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return self.bb(x)
 
-    with pytest.raises(AuditError, match='"bb" gives float32 where it gave bfloat16'):
+    with pytest.raises(AuditError, match='"bb" returns float32, but returned bfloat16 before'):
         quantized(around(forward))
 
 

@@ -35,7 +35,9 @@ def test_a_quiet_first_batch_before_loud_ones_is_warned_about_with_the_ranges():
     with pytest.warns(QRecipeWarning, match="^QR232") as caught:
         converted = quantized([1, *[10] * 10], recipe(head='[lint]\nignore = ["QR203"]'))
     text = str(caught[0].message)
-    assert "the moving averages cling to the first of 11 batches, which weighs 90%" in text
+    assert (
+        "the moving averages depend too much on the first of 11 batches, which weighs 90%" in text
+    )
     assert re.search(r"0 is clipped by 6\d% \(keeping 0 to \d\.\d+ of 0 to 1\d\.\d\)", text)
     assert re.search(r"has \d+\.\d dB on the first batch and -?\d\.\d dB on batch \d", text)
     assert re.search(r'with "minmax" \d\d\.\d and \d\d\.\d dB', text)

@@ -70,14 +70,14 @@ def test_with_a_model_each_site_is_shown_that_becomes_something_else(folder):
         *("conv", "activation", f"uint8 moving_average_minmax {activation}"),
         *(f"uint8 histogram(bins=512) {activation}", "global = int8", "global = int8"),
     ] in found
-    assert found[-1] == ["3 values differ; 4 of 4 sites become something else"]
+    assert found[-1] == ["3 values differ; 4 of 4 sites differ"]
 
 
 def test_values_that_differ_without_effect_are_said_to_have_none(folder):
     (folder / "b.toml").write_text(TOP + '[rules.module_type]\n"torch.nn.LSTM" = "float"\n')
     result = run("diff", "a.toml", "b.toml", *NET)
     assert result.exit_code == 1
-    assert result.stdout.splitlines()[-1] == ("1 value differs; 0 of 4 sites become something else")
+    assert result.stdout.splitlines()[-1] == ("1 value differs; 0 of 4 sites differ")
 
 
 def test_as_json_a_difference_has_stable_keys(folder):

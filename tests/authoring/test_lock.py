@@ -147,7 +147,7 @@ def test_a_changed_recipe_fails_with_each_site_old_and_new_and_the_cause(locked)
     path = locked / "cnn.toml"
     path.write_text(path.read_text().replace('"fc"', '"conv"'))
     lines = lines_of(checked())
-    assert lines[0].startswith(f'QR323 the plan is not what "{LOCK}" holds: ')
+    assert lines[0].startswith(f'QR323 the plan differs from "{LOCK}" in ')
     assert "conv: verdict quantized static -> float" in lines
     assert "fc: verdict float -> quantized static" in lines
     assert any(re.match("recipe cnn.toml: fingerprint [0-9a-f]{12} -> ", line) for line in lines)
@@ -192,7 +192,7 @@ def test_another_torch_without_another_outcome_is_mentioned_and_passes(locked, m
     assert result.exit_code == 0, result.stderr
     assert "torch 2.13.0" in result.stdout
     assert "-> 2.13.9" in result.stdout
-    assert "`qrecipe lock` brings the file up to date" in result.stdout
+    assert "run `qrecipe lock` to update the file" in result.stdout
 
 
 def test_another_torch_is_named_as_cause_where_an_outcome_differs(locked, monkeypatch):
@@ -343,7 +343,7 @@ HOSTILE = {
 def test_a_damaged_lock_is_a_finding_and_is_mended_by_writing_it_anew(locked, name):
     (locked / LOCK).write_bytes(HOSTILE[name])
     result = checked()
-    assert lines_of(result)[0].startswith(f'QR321 "{LOCK}" is no lock file of qrecipe: ')
+    assert lines_of(result)[0].startswith(f'QR321 "{LOCK}" is not a valid lock file: ')
     assert "\x1b" not in result.output
     assert run("lock", "cnn.toml", *NET).exit_code == 0
     assert checked().exit_code == 0
@@ -358,12 +358,12 @@ def test_a_lock_of_a_newer_qrecipe_is_said_to_be_one(locked):
 def test_a_lock_that_is_a_pipe_or_a_folder_or_endless_is_no_traceback(locked):
     (locked / LOCK).unlink()
     os.mkfifo(locked / LOCK)
-    assert lines_of(checked())[0].endswith("it is no regular file")
+    assert lines_of(checked())[0].endswith("it is not a regular file")
     result = run("lock", "cnn.toml", *NET)
     assert lines_of(result)[0] == f'QR001 cannot write "{LOCK}": not a regular file'
     (locked / LOCK).unlink()
     (locked / LOCK).mkdir()
-    assert lines_of(checked())[0].endswith("it is no regular file")
+    assert lines_of(checked())[0].endswith("it is not a regular file")
     (locked / LOCK).rmdir()
     (locked / LOCK).symlink_to(LOCK)
     assert lines_of(checked())[0].startswith("QR321")

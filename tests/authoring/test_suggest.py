@@ -194,7 +194,7 @@ def test_the_callers_model_stays_as_it_was(name):
 def test_the_description_tells_the_size_and_the_rule_of_thumb():
     net = NETS["mlp"]
     recipe = qrecipe.suggest(net.model(), net.batches(1)[0])
-    assert "above 10 million parameters are more robust" in recipe.description
+    assert "over 10 million parameters are more robust" in recipe.description
     assert "this one has 180." in recipe.description
 
 
@@ -322,7 +322,7 @@ def test_a_convolution_with_weight_norm_is_said_to_stay_float():
     said = qrecipe.suggest(model, torch.rand(1, 3, 8, 8)).description
     assert "Most of the work stays float: 7% of" in said  # 8 * 2 of 8 * 2 + 8 * 3 * 9
     assert "Left float: ParametrizedConv2d 93%." in said
-    assert "make it a plain one" in said
+    assert "has no kernel: remove them first" in said
 
 
 class Routing(nn.Module):
@@ -347,7 +347,7 @@ def test_what_lies_outside_of_the_roots_is_named_with_its_share():
     assert "1 operation inside the roots: 1 quantized, 0 passthrough, 0 float." in said
     assert "Most of the work stays float: 8% of" in said  # 12 of 12 + 40 + 100
     assert "head (outside the roots) 66%, neck (outside the roots) 26%." in said
-    assert "put a single layer into an nn.Sequential" in said
+    assert "wrap a single layer in nn.Sequential" in said
 
 
 def test_functions_of_a_model_that_is_not_traced_are_named_with_their_share():
@@ -371,8 +371,8 @@ def test_where_all_of_the_work_is_quantized_nothing_is_left_to_name():
 def test_a_model_of_embeddings_alone_multiplies_nothing():
     model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten()).eval()
     said = qrecipe.suggest(model, torch.randint(0, 10, (2, 3))).description
-    assert "nothing in this model is multiplied with weights" in said
-    assert "Embeddings are quantized by their weights alone" in said
+    assert "nothing in this model multiplies with weights" in said
+    assert "Only the weights of embeddings are quantized" in said
     assert "%" not in said
     assert "2 operations: 1 quantized, 0 passthrough, 1 float." in said
 

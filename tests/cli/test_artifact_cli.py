@@ -59,7 +59,7 @@ def test_inspect_shows_recipe_plan_and_versions_without_torch(file):
     assert f"fingerprint {recipe().fingerprint}" in shown
     assert recipe().to_toml() in shown
     assert f"torch {torch.__version__}" in shown
-    assert "checksum right" in shown
+    assert "checksum ok" in shown
     assert "layer1.0:add" in shown
     assert "Conv2d+BatchNorm2d+ReLU" in shown
     assert "conv1.weight_scale" in shown

@@ -115,7 +115,9 @@ def test_html_writes_a_page(stored, arguments):
     versions = page[page.index("<h2>Versions</h2>") :]
     places = [versions.index(f">{name}<") for name in ("qrecipe", "torch", "python")]
     assert places == sorted(places)
-    assert ("Not known: this model has no stored ranges" in page) == ("dynamic" in arguments[1])
+    assert ("Not available: this model stores no activation ranges" in page) == (
+        "dynamic" in arguments[1]
+    )
 
 
 @pytest.mark.parametrize("command", [("drift", "model.safetensors"), ("compare", STATIC)])
@@ -133,7 +135,7 @@ def test_a_page_takes_the_place_of_no_other_file(stored, command):
     result = run(*command, *LATER, "--html", "model.safetensors")
     assert result.exit_code == 1
     assert "QR431" in result.stderr
-    assert "no HTML page" in result.stderr
+    assert "not an HTML page" in result.stderr
     assert "drawing batches" not in result.stderr
     assert (stored / "model.safetensors").read_bytes() == before
 
@@ -147,8 +149,8 @@ def test_an_interrupted_ranking_has_its_page_without_further_work(stored, interr
     result = run("sensitivity", STATIC, *NAMED, "--html", "report.html")
     assert result.exit_code == 1
     page = (stored / "report.html").read_text()
-    assert "Not known: the measurement was interrupted" in page
-    assert "Interrupted: this ranks what had been measured by then." in page
+    assert "Not available: the measurement was interrupted" in page
+    assert "Interrupted: the ranking covers what was measured so far." in page
 
 
 def test_what_was_measured_is_shown_though_the_data_cannot_be_read_again(stored):

@@ -38,7 +38,7 @@ def call(folder, monkeypatch):
 def test_tune_shows_the_trials_and_writes_a_recipe_that_quantizes(folder, call):
     result = run(*call, "--max-drop", "0.5", "--out", "tuned.toml")
     assert result.exit_code == 0, result.stderr
-    assert "the recipe as it is" in result.stdout
+    assert "the unchanged recipe" in result.stdout
     assert "Reached" in result.stdout
     assert "written to tuned.toml" in result.stdout
     assert "drawing batches" not in result.stdout
@@ -83,13 +83,13 @@ def test_labelled_batches_get_the_hint_of_the_command_line(folder, call):
     labelled = [part.replace("model.py:batches", "model.py:labelled") for part in call]
     result = run(*labelled)
     assert result.exit_code == 1
-    assert "let the function of --data give" in result.stderr
+    assert "let the function of --data return" in result.stderr
 
 
 SECTIONS = [
     "Result",
     "Trials",
-    "Ranking, the worst first",
+    "Ranking, worst first",
     "Along the depth of the network",
     "The worst activations and their quantization ranges",
     "Ranking",
@@ -130,7 +130,7 @@ def test_a_search_that_needed_no_ranking_has_one_on_its_page(folder, call):
     headings, words = page_of(folder)
     assert headings == SECTIONS
     assert "dB when quantized alone" in words
-    assert "Not known" not in words
+    assert "Not available" not in words
 
 
 def test_an_interrupted_search_has_its_page_without_further_work(folder, call):
@@ -143,7 +143,7 @@ def test_an_interrupted_search_has_its_page_without_further_work(folder, call):
     assert "QR218" in result.stderr
     headings, words = page_of(folder)
     assert {"Result", "Plan", "Recipe", "Versions"} <= set(headings)
-    assert words.count("Not known: the search was interrupted") == 2
+    assert words.count("Not available: the search was interrupted") == 2
     assert "Interrupted; with a log" in words
 
 
@@ -187,7 +187,7 @@ def test_an_output_that_cannot_be_written_is_known_before_the_search(folder, cal
 def test_one_file_for_two_outputs_is_wrong_usage(call, options):
     result = run(*call, *options)
     assert result.exit_code == 2
-    assert "writes that file" in result.stderr
+    assert "already writes this file" in result.stderr
 
 
 def test_without_matplotlib_a_page_is_refused_before_the_search(folder, call, monkeypatch):

@@ -10,10 +10,8 @@ import pytest
 from places import ROOT, functions_of
 
 from qrecipe.execution.engine import ENGINES
-from qrecipe.planning.backend import _BACKEND_CONFIGS, EXPORTED
-from qrecipe.planning.engines import Engine
-from qrecipe.planning.plan import Executor
-from qrecipe.planning.stored import StoredPlan, StoredSite
+from qrecipe.planning.backend import _BACKEND_CONFIGS
+from qrecipe.planning.plan import EXPORTED
 from qrecipe.recipe.schema import Backend
 
 DOCS = ROOT / "docs"
@@ -139,12 +137,6 @@ def test_every_backend_has_a_config_and_is_executed_or_exported():
     assert set(_BACKEND_CONFIGS) == names
     assert set(ENGINES) | EXPORTED == names
     assert not set(ENGINES) & EXPORTED
-
-
-def test_a_stored_plan_knows_every_executor_and_every_engine_of_a_detour():
-    assert get_args(StoredPlan.model_fields["executor"].annotation) == get_args(Executor)
-    stored = get_args(StoredSite.model_fields["engine"].annotation)
-    assert {*get_args(stored[0]), type(None)} == {*get_args(Engine), stored[1]}
 
 
 def test_every_make_target_that_is_named_exists():

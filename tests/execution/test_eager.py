@@ -239,7 +239,7 @@ def test_a_module_that_was_not_swapped_is_found(model, tokens, monkeypatch):
     monkeypatch.setattr(
         "qrecipe.execution.eager.part.quantize_dynamic", lambda model, rules, inplace: model
     )
-    with pytest.raises(AuditError, match="is planned dynamic and became float"):
+    with pytest.raises(AuditError, match="is planned as dynamic, but became float"):
         qrecipe.quantize(model, DYNAMIC, example_inputs=tokens)
     assert eager_audit.RIGHT_DB == 30
 

@@ -127,11 +127,17 @@ def another_computation(reference):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (a_float_module, "QR410 3 (Linear) is planned static and has float weights"),
-        (a_weight_per_tensor, "QR410 3 (Linear) is planned static and has weights quantized per"),
-        (a_weight_of_another_dtype, "QR410 3 (Linear) is planned static and has weights of dtype"),
-        (a_float_result, "QR410 3 (Linear) is planned static and gives a float result"),
-        (a_float_input, "QR410 3 (Linear) is planned static and takes a float input"),
+        (a_float_module, "QR410 3 (Linear) is planned as static, but has float weights"),
+        (
+            a_weight_per_tensor,
+            "QR410 3 (Linear) is planned as static, but has weights quantized per",
+        ),
+        (
+            a_weight_of_another_dtype,
+            "QR410 3 (Linear) is planned as static, but has weights of dtype",
+        ),
+        (a_float_result, "QR410 3 (Linear) is planned as static, but gives a float result"),
+        (a_float_input, "QR410 3 (Linear) is planned as static, but takes a float input"),
         (another_computation, "QR411 the reference module of 3 (Linear) computes something else"),
     ],
 )
@@ -151,7 +157,9 @@ def test_a_site_that_is_planned_float_and_has_quantized_weights_is_an_error(monk
 
     sabotaged(monkeypatch, and_the_linear)
     recipe = qrecipe.parse_recipe(f'{EXECUTORCH}[rules.module_name]\n"3" = "float"\n')
-    with pytest.raises(AuditError, match=r"QR410 3 \(Linear\) is planned float and has weights of"):
+    with pytest.raises(
+        AuditError, match=r"QR410 3 \(Linear\) is planned as float, but has weights of"
+    ):
         qrecipe.quantize(net(), recipe, batches(), progress=silent)
 
 

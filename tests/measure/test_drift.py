@@ -19,10 +19,10 @@ from torch import fx, nn
 
 import qrecipe
 from qrecipe.audit.float_kernels import float_result, is_kernel
+from qrecipe.audit.sqnr import Totals
 from qrecipe.errors.findings import ArtifactError, CalibrationError, ExecutionError, QRecipeWarning
 from qrecipe.measure.drift.distribution import Distribution
 from qrecipe.measure.drift.report import DEFAULT_MAX_CLIPPED
-from qrecipe.measure.fidelity import Totals
 from qrecipe.registry import table as registered
 
 ANYWHERE = "[lint]\nignore = ['QR226']\n"  # made with 8 bits on CPUs without VNNI too
@@ -556,7 +556,7 @@ def test_values_that_become_infinite_inside_are_said_in_words():
     table = str(report)
     assert "nan" not in table
     assert "not finite" in table
-    assert "Values that are not finite, which no range holds: second (input)" in table
+    assert "Tensors with values that are not finite: second (input)" in table
     entry = by_tensor(report)["second", "input"]
     assert not entry.is_finite
     assert entry in report.drifted()

@@ -22,17 +22,9 @@ from qrecipe.measure.drift.distribution import Histogram
 from qrecipe.measure.drift.report import Drift, SiteDrift
 from qrecipe.measure.drift.stored_ranges import QRange
 from qrecipe.measure.pages import charts
-from qrecipe.measure.pages.page import (
-    Figure,
-    Listing,
-    Page,
-    Table,
-    Text,
-    check_writable,
-    page_html,
-    save_page,
-)
+from qrecipe.measure.pages.page import Figure, Page, check_writable, page_html, save_page
 from qrecipe.measure.pages.reports import comparison_page, drift_page, ranking_page, tune_page
+from qrecipe.terminal.report import Listing, Table, Text
 
 HOSTILE = '<script>alert("x")</script>&$x^{2}$\u202e'
 LONG = "a_very_long_name_of_a_module." * 12
@@ -57,7 +49,7 @@ def measured():
 TRIALS = [
     ("all sites int8", 0.71, True),
     ("fc float", 0.708, False),
-    ("a range for each channel of weights: QR310", math.nan, False),
+    ("a range per channel for weights: QR310", math.nan, False),
     ("conv1 float", 0.742, True),
     ("layer1.0.conv2 float", 0.751, True),
 ]
@@ -173,7 +165,7 @@ def test_pages_hold_ranking_depth_histograms_plan_recipe_and_versions(name):
     assert titles[-3:] == ["Plan", "Recipe", "Versions"]
     plan, recipe, versions = page.sections[-3:]
     assert "conv1" in {row[0] for row in plan.rows}
-    assert recipe.text == measured()["origin"].recipe
+    assert recipe.text() == measured()["origin"].recipe
     assert {"qrecipe", "torch"} <= {row[0] for row in versions.rows}
 
 
@@ -264,8 +256,8 @@ def test_where_nothing_is_finite_words_stand_in_for_the_drawing():
     page = ranking_page(exact, "the model is dynamic", of["origin"])
     assert not any(isinstance(section, Figure) for section in page.sections)
     words = "".join(checked(page_html(page)).words)
-    assert "no finite value to draw" in words
-    assert "Not known: the model is dynamic" in words
+    assert "no finite values to draw" in words
+    assert "Not available: the model is dynamic" in words
 
 
 def test_a_page_of_tuning_tells_what_was_found_and_what_was_kept():
@@ -276,7 +268,7 @@ def test_a_page_of_tuning_tells_what_was_found_and_what_was_kept():
     }
     assert tables["Trials in order"][1:4] == [
         ("2", "fc float", "0.708", "not kept"),
-        ("3", "a range for each channel of weights: QR310", "none", "failed"),
+        ("3", "a range per channel for weights: QR310", "none", "failed"),
         ("4", "conv1 float", "0.742", "kept"),
     ]
     assert tables["Ranking"] == [
@@ -293,7 +285,7 @@ def test_a_page_of_tuning_without_a_ranking_says_why_and_shows_the_rest():
     titles = [section.title for section in page.sections if isinstance(section, Figure)]
     assert titles == ["The worst activations and their quantization ranges"]
     words = "".join(checked(page_html(page)).words)
-    assert "Not known: the search was interrupted" in words
+    assert "Not available: the search was interrupted" in words
     assert "Trials: 1, of which the search kept 1." in words
 
 
@@ -303,7 +295,7 @@ def test_sites_that_the_tuned_recipe_leaves_float_are_said_to_have_no_histogram(
     words = "".join(checked(page_html(tuned(ranking=ranking))).words)
     assert "without a range" not in words
     words = "".join(checked(page_html(tuned(ranking=ranking, origin=left_float(name)))).words)
-    assert f"Float, and so without a range: {name}." in words
+    assert f"Float, so without a range: {name}." in words
 
 
 def test_a_failed_trial_has_a_mark_of_its_own():
@@ -329,7 +321,7 @@ def test_a_page_takes_the_place_of_no_file_that_is_none(tmp_path, content, is_re
     if is_replaced:
         check_writable(path)
         return
-    with pytest.raises(QRecipeError, match=r"QR431.*a file is there that is no HTML page"):
+    with pytest.raises(QRecipeError, match=r"QR431.*the file exists and is not an HTML page"):
         check_writable(path)
 
 
@@ -337,7 +329,7 @@ def test_a_ranking_by_the_evaluation_is_shown_in_words():
     page = tuned(ranking=[("fc", math.nan, "0.5 instead of 0.76 when quantized alone")])
     words = "".join(checked(page_html(page)).words)
     assert "0.5 instead of 0.76 when quantized alone" in words
-    assert "no finite value to draw" in words
+    assert "no finite values to draw" in words
 
 
 def test_without_matplotlib_the_page_is_a_finding(monkeypatch):
@@ -424,5 +416,5 @@ def test_values_of_a_site_are_plain():
     origin = Provenance("", "f" * 64, measured()["origin"].plan, {})
     page = drift_page(Drift((site,), 1), origin)
     words = "".join(checked(page_html(page)).words)
-    assert "farthest to move is the output of a: >1000%" in words
-    assert "Values that are not finite, which no range holds: a (output)." in words
+    assert "The output of a would move furthest: >1000%" in words
+    assert "Tensors with values that are not finite: a (output)." in words

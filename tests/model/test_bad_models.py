@@ -295,7 +295,9 @@ def test_a_submodule_with_the_name_of_a_keyword_or_a_method_is_told_to_be_rename
     with pytest.raises(TraceError, match="QR305 class contains a Python keyword"):
         qrecipe.plan(model.eval(), STATIC, ROWS)
     model = net_of(lambda self, x: self.fc(x), fc=nn.Linear(6, 6), half=nn.Linear(6, 6))
-    with pytest.raises(PlanError, match="QR306 half is a submodule with the name of a method"):
+    with pytest.raises(
+        PlanError, match="QR306 the submodule half has the name of a torch.nn.Module method"
+    ):
         qrecipe.plan(model, STATIC, ROWS)
 
 
@@ -311,7 +313,7 @@ def test_a_name_that_no_code_can_spell_is_named_at_plan_time(name):
         qrecipe.plan(model.eval(), STATIC, ROWS)
     (finding,) = caught.value.findings
     assert finding.code == "QR305"
-    assert json.loads(finding.message.partition(" is a name")[0]) == f"{name}.0"
+    assert json.loads(finding.message.partition(" cannot be")[0]) == f"{name}.0"
     assert finding.hint == "rename it"
     plan = qrecipe.plan(model, "builtin:x86-dynamic", ROWS)  # no code is made of it
     assert plan.executor == "eager"

@@ -1,4 +1,4 @@
-"""A plan against its lock file: what has changed, and what may have changed it."""
+"""A plan compared with its lock file: what has changed, and the possible causes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qrecipe.planning.plan import Plan
 class Comparison:
     """How a plan differs from its lock.
 
-    ``changes`` are outcomes; ``causes`` are what outcomes come from, and no failure in themselves.
+    ``changes`` are changed outcomes; ``causes`` may explain them and are not failures themselves.
     """
 
     changes: tuple[Change, ...]
@@ -25,7 +25,7 @@ class Comparison:
 
 
 def compare(before: Lock, after: Lock) -> Comparison:
-    """What has changed from one lock to the other."""
+    """The changes from one lock to the other."""
     causes = (
         *_ingredient_changes(before, after),
         *_version_changes(before, after),
@@ -36,15 +36,15 @@ def compare(before: Lock, after: Lock) -> Comparison:
 
 
 def check_lock(plan: Plan, path: Path) -> Comparison:
-    """Hold a plan against its lock file; the changes are none then.
+    """Compare a plan with its lock file; the result has no ``changes``.
 
-    Raises PlanError: an outcome has changed (QR323), the lock is another recipe's (QR324), or it
-    cannot be read.
+    Raises PlanError if an outcome has changed (QR323), the lock belongs to another recipe (QR324),
+    or it cannot be read.
     """
     locked, now = read_lock(path), make_lock(plan, path)
     if locked.recipe.name != now.recipe.name:
         message = f"{shown(str(path))} is the lock of {shown(locked.recipe.name)}"
-        hint = f"name that of {shown(now.recipe.name)} with --lock, or write it: qrecipe lock"
+        hint = f"pass that of {shown(now.recipe.name)} with --lock, or write it: qrecipe lock"
         raise PlanError(Finding("QR324", message, hint=hint))
     found = compare(locked, now)
     if found.changes:
@@ -56,12 +56,12 @@ def _finding(found: Comparison, path: Path) -> Finding:
     subjects = len({change.subject for change in found.changes})
     return Finding(
         "QR323",
-        f"the plan is not what {shown(str(path))} holds: "
-        f"{'1 thing differs' if subjects == 1 else f'{subjects} things differ'}",
-        hint="if that is meant, run `qrecipe lock` again and commit the file",
+        f"the plan differs from {shown(str(path))} in "
+        f"{'1 place' if subjects == 1 else f'{subjects} places'}",
+        hint="if this is intended, run `qrecipe lock` again and commit the file",
         notes=(
             *(f"  {one_line(str(change))}" for change in found.changes),
-            *(["what has changed besides:"] if found.causes else []),
+            *(["possible causes:"] if found.causes else []),
             *(f"  {one_line(str(cause))}" for cause in found.causes),
         ),
     )
@@ -107,7 +107,7 @@ def _version_changes(before: Lock, after: Lock) -> Iterator[Change]:
 
 
 def _class_changes(before: Lock, after: Lock) -> Iterator[Change]:
-    """Another class under one name computes something else, though every spec reads the same."""
+    """Another class of the same name computes something else, although the specs look the same."""
     for name in sorted(before.plugins.keys() & after.plugins.keys()):
         was, now = before.plugins[name].class_, after.plugins[name].class_
         if was != now:

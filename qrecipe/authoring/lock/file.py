@@ -1,8 +1,8 @@
-"""The lock file of a recipe and a model: what the plan was when somebody agreed to it.
+"""The lock file of a recipe and a model: the plan that was approved.
 
-It holds the outcome of every site, and what the outcome came from: the recipe, its bases, the
-structure of the model, the versions of torch and of plugins. Only a changed outcome is a failure;
-what it came from is named as the cause.
+It has the outcome of every site, and what led to it: the recipe, its bases, the structure of the
+model, the versions of torch and of plugins. Only a changed outcome is a failure; the other changes
+are shown as possible causes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from qrecipe.recipe.toml.size_limits import item_count, longest_key, outline
 from qrecipe.recipe.toml.writer import LOCK_SUFFIX, toml_key, toml_value
 from qrecipe.registry import table as registered
 from qrecipe.registry.arguments import Kind
-from qrecipe.registry.claims import claims
+from qrecipe.registry.entry_points import claims
 from qrecipe.rules.structure import ModelStructure
 
 LOCK_FORMAT: Literal[1] = 1
@@ -46,13 +46,13 @@ MAX_ITEMS = 60_000
 
 _WHOLE = ("backend", "phase", "executor", "boundaries")
 _HEAD = """\
-# Written by `qrecipe lock`, held against the plan by `qrecipe plan --check`: commit it, and read
-# its differences in review. To accept what has changed, run `qrecipe lock` again.
+# Written by `qrecipe lock` and checked by `qrecipe plan --check`. Commit it, and review its
+# changes. To accept a changed plan, run `qrecipe lock` again.
 """
 
 
 class LockedIngredient(Table):
-    """A recipe that the plan came from; files are named as seen from the lock file's folder."""
+    """A recipe that the plan came from; file names are relative to the lock file's folder."""
 
     name: str
     fingerprint: str
@@ -61,7 +61,7 @@ class LockedIngredient(Table):
 
 
 class LockedPlugin(Table):
-    """A registered class that the plan uses, and the distribution that has it, if one has."""
+    """A registered class that the plan uses, and its distribution, if any."""
 
     class_: Annotated[str, Field(alias="class")]
     distribution: str | None = None
@@ -89,14 +89,14 @@ class Lock(PlanOutcome):
 
 
 def lock_path(recipe: str) -> Path:
-    """Where the lock of a recipe lies: beside its file; that of a reference in this folder."""
+    """The lock file of a recipe: next to its file, or for a reference in the current folder."""
     if is_reference(recipe):
         return Path(recipe.partition(":")[2] + LOCK_SUFFIX)
     return Path(recipe.removesuffix(".toml") + LOCK_SUFFIX)
 
 
 def make_lock(plan: Plan, path: Path) -> Lock:
-    """What a lock file at ``path`` says of a plan."""
+    """The lock of a plan, for a file at ``path``."""
     recipe, *bases = (_locked(each, path) for each in plan.ingredients)
     return Lock(
         lock=LOCK_FORMAT,
@@ -111,10 +111,10 @@ def make_lock(plan: Plan, path: Path) -> Lock:
 
 
 def write_lock(plan: Plan, path: Path) -> None:
-    """Write the lock of a plan, at once or not at all.
+    """Write the lock of a plan atomically.
 
     Raises RecipeReferenceError (QR001) if it cannot be written, PlanError (QR321) if it would be
-    larger than what is read.
+    too large to be read.
     """
     text = lock_text(make_lock(plan, path))
     if len(text.encode()) > MAX_BYTES or item_count(outline(text)) > MAX_ITEMS:
@@ -123,7 +123,7 @@ def write_lock(plan: Plan, path: Path) -> None:
 
 
 def lock_text(lock: Lock) -> str:
-    """A lock as TOML in a stable order: one line for each site, so that it reads as a diff."""
+    """A lock as TOML in a stable order, one line per site, so that diffs are readable."""
     values = lock.model_dump(by_alias=True, exclude_none=True)
     bases = [f"    {toml_value(base)}," for base in values["bases"]]
     lines = [
@@ -140,7 +140,7 @@ def lock_text(lock: Lock) -> str:
 def read_lock(path: Path) -> Lock:
     """The lock file at ``path``.
 
-    Raises PlanError: there is none (QR320), it is damaged (QR321), or a newer qrecipe wrote it
+    Raises PlanError if there is none (QR320), it is damaged (QR321), or a newer qrecipe wrote it
     (QR322).
     """
     try:
@@ -151,7 +151,7 @@ def read_lock(path: Path) -> Lock:
         raise _damaged(path, str(error)) from None
     version = data.get("lock")
     if type(version) is int and version > LOCK_FORMAT:
-        message = f"{shown(str(path))} is of format {version}, which a newer qrecipe writes"
+        message = f"{shown(str(path))} has format {version}, which a newer qrecipe wrote"
         hint = f"qrecipe {__version__} reads format {LOCK_FORMAT}"
         raise PlanError(Finding("QR322", message, hint=hint))
     try:
@@ -182,7 +182,7 @@ def structure_fingerprint(structure: ModelStructure) -> str:
         }
         for operation in structure.operations
     ]
-    # without the modules that define the classes: a file's path depends on the machine
+    # without the modules that define the classes: a file's path differs between machines
     classes = {
         path: sorted({name.rpartition(".")[2] for name in types})
         for path, types in structure.modules.items()
@@ -196,7 +196,7 @@ def _content(path: Path) -> bytes:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise _damaged(path, "it is no regular file")
+            raise _damaged(path, "it is not a regular file")
         if status.st_size > MAX_BYTES:
             raise _damaged(path, f"it is larger than {MAX_BYTES:,} bytes")
         return path.read_bytes()
@@ -209,8 +209,8 @@ def _content(path: Path) -> bytes:
 
 
 def _damaged(path: Path, why: str) -> PlanError:
-    message = f"{shown(str(path))} is no lock file of qrecipe: {one_line(why)[:200]}"
-    hint = "write it anew with `qrecipe lock`"
+    message = f"{shown(str(path))} is not a valid lock file: {one_line(why)[:200]}"
+    hint = "write it again with `qrecipe lock`"
     return PlanError(Finding("QR321", message, hint=hint))
 
 
@@ -223,7 +223,7 @@ def _locked(ingredient: Ingredient, path: Path) -> LockedIngredient:
 
 
 def _plugins(plan: Plan) -> Iterator[tuple[str, LockedPlugin]]:
-    """The registered classes that the plan uses; of fake-quants only those that it trains with."""
+    """The registered classes that the plan uses; fake-quants only if it is for training."""
     qconfigs = (site.qconfig for site in plan.sites if site.qconfig is not None)
     specs = {spec for each in qconfigs for spec in (each.weight, each.activation) if spec}
     kinds: tuple[Kind, ...] = ("observer", "fake_quant") if plan.phase == "qat" else ("observer",)
@@ -248,7 +248,7 @@ def _locked_plugin(registration: registered.Registration) -> LockedPlugin:
 
 
 def _distribution(registration: registered.Registration) -> tuple[str, str] | None:
-    """Who claims the name, or else has the class: a distribution and its version."""
+    """The distribution that claims the name or else contains the class, and its version."""
     for claim in claims(registration.kind, registration.name):
         return claim.distribution, claim.version
     package = registration.cls.__module__.partition(".")[0]

@@ -1,4 +1,4 @@
-"""What a plan makes of each site, in words that can be kept in a file and compared."""
+"""The outcome of a plan for each site, as text that can be stored and compared."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from qrecipe.planning.plan import Plan, Site
-from qrecipe.planning.text import spec_json
-from qrecipe.recipe.pairing import is_static_integer
+from qrecipe.planning.plan_values import spec_values
+from qrecipe.planning.text import decided_by
 from qrecipe.recipe.schema import Constructor, Phase, Table, TensorSpec
-from qrecipe.rules.resolution import describe
+from qrecipe.recipe.tensor_checks import is_static_integer
 
 _DEFAULT_FAKE_QUANT = Constructor(name="fake_quantize")
 
 
 class SiteOutcome(Table):
-    """What becomes of one site; ``by`` names the rule that decides and is no part of the outcome.
+    """The outcome for one site; ``by`` names the deciding rule, which does not count as outcome.
 
-    ``input`` tells that a float input of the site is quantized first, ``engine`` that another
-    engine than the backend's packs its weights.
+    ``input`` says that a float input is quantized first; ``engine`` is set if another engine than
+    the backend's packs the weights.
     """
 
     op: str
@@ -34,12 +34,12 @@ class SiteOutcome(Table):
         return self.weight is None and self.activation is None
 
     def parts(self) -> dict[str, str]:
-        """The outcome without what is None and without the rule."""
+        """The outcome without the rule and without values that are None."""
         return self.model_dump(exclude_none=True, exclude={"by"})
 
 
 class PlanOutcome(Table):
-    """What a plan comes to; ``boundaries`` counts the tensors quantized or dequantized."""
+    """The outcome of a plan; ``boundaries`` counts the tensors quantized or dequantized."""
 
     backend: str
     phase: str
@@ -50,7 +50,7 @@ class PlanOutcome(Table):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A part of something that was ``before`` and is ``after``; None where it is not there."""
+    """A part that was ``before`` and is now ``after``; None if it is missing."""
 
     subject: str
     part: str
@@ -72,7 +72,7 @@ class Change:
 
 
 def plan_outcome(plan: Plan) -> PlanOutcome:
-    """What a plan comes to, sites in the model's order."""
+    """The outcome of a plan, sites in the model's order."""
     return PlanOutcome(
         backend=plan.backend,
         phase=plan.phase,
@@ -83,7 +83,7 @@ def plan_outcome(plan: Plan) -> PlanOutcome:
 
 
 def outcome_changes(before: PlanOutcome, after: PlanOutcome) -> Iterator[Change]:
-    """Each difference of outcome: of the whole, then by site as ``before`` has them, then new."""
+    """The changed outcomes: of the plan, then by site in the order of ``before``, then new ones."""
     for part in ("backend", "phase", "executor", "boundaries"):
         old, new = str(getattr(before, part)), str(getattr(after, part))
         if old != new:
@@ -98,7 +98,7 @@ def outcome_changes(before: PlanOutcome, after: PlanOutcome) -> Iterator[Change]
 
 
 def rule_changes(before: PlanOutcome, after: PlanOutcome) -> Iterator[Change]:
-    """The sites that another rule decides now."""
+    """The sites that are now decided by another rule."""
     for name, was in before.sites.items():
         now = after.sites.get(name)
         if now is not None and was.by != now.by:
@@ -127,7 +127,7 @@ def _outcome(site: Site, phase: Phase) -> SiteOutcome:
         activation=None if qconfig is None else _spec(qconfig.activation, phase),
         input=None if site.input is None else "float, quantized here",
         engine=site.engine,
-        by=f"{describe(site.rule)} = {site.rule.label}",
+        by=decided_by(site.rule),
     )
 
 
@@ -135,7 +135,7 @@ def _spec(spec: TensorSpec | None, phase: Phase) -> str | None:
     """A spec in one line: dtype, observer, qscheme, and whatever else is set."""
     if spec is None:
         return None
-    values = spec_json(spec)
+    values = spec_values(spec)
     observer = None if spec.observer is None else _constructor(spec.observer)
     head = [spec.dtype, observer, spec.qscheme]
     rest = {

@@ -1,4 +1,4 @@
-"""Why a suggested recipe is as it is and what it reaches, in sentences of one line each."""
+"""The description of a suggested recipe: the reasons for it and what it covers."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ ROBUST_SIZE = 10_000_000
 
 _MOST_NAMED = 4
 _LEAST_NAMED = 0.01
-"""Shares below are not worth a name, nor advice."""
+"""Smaller shares are neither listed nor worth advice."""
 
 _SMALL_SHARE = 0.5
 """Below this share of the work in quantized operations a recipe does little."""
 
 
 def description(subject: Subject, scheme: Scheme, plan: Plan) -> str:
-    """Why this scheme, how much of the work is quantized, what stays float, and how large it is."""
+    """Why this scheme, how much of the work it quantizes, what stays float, and the size."""
     lines = [
         *_why(subject, scheme, plan),
         *_coverage(subject, plan),
@@ -35,14 +35,15 @@ def description(subject: Subject, scheme: Scheme, plan: Plan) -> str:
 def _why(subject: Subject, scheme: Scheme, plan: Plan) -> Iterator[str]:
     yield _what_dominates(subject, scheme)
     if {site.mode for site in plan.sites} <= {"weight_only", None}:
-        yield "Embeddings are quantized by their weights alone, so that no calibration is needed."
+        yield "Only the weights of embeddings are quantized, so no calibration is needed."
     elif scheme == "dynamic":
-        yield "Ranges are found at run time, so that no calibration is needed."
+        yield "Activation ranges are found at run time, so no calibration is needed."
     elif subject.has_few_batches:
-        yield "Weights by the range of each channel, activations by that of all batches together."
-        yield f"{_few(subject)}: a moving average would depend on which comes first."
+        yield "Weights use a range per channel, activations the range of all batches."
+        batches = counted(subject.num_batches or 0, "batch")
+        yield f"With {batches} to calibrate on, a moving average would depend on their order."
     else:
-        yield "Weights by the range of each channel, activations by a moving average of theirs."
+        yield "Weights use a range per channel, activations a moving average of their range."
         yield "Calibrate with about 100 representative mini-batches."
     if subject.untraced is not None:
         yield (
@@ -52,14 +53,10 @@ def _why(subject: Subject, scheme: Scheme, plan: Plan) -> Iterator[str]:
         )
 
 
-def _few(subject: Subject) -> str:
-    return f"There are {subject.num_batches} batches to calibrate with"
-
-
 def _what_dominates(subject: Subject, scheme: Scheme) -> str:
     kind = {"static": "Static int8", "dynamic": "Dynamic int8", "mixed": "Mixed"}[scheme]
     if not subject.work.total:
-        return f"{kind}: nothing in this model is multiplied with weights."
+        return f"{kind}: nothing in this model multiplies with weights."
     convolutions = subject.work.convolution_share
     if scheme == "dynamic":
         return (
@@ -70,8 +67,8 @@ def _what_dominates(subject: Subject, scheme: Scheme) -> str:
     if scheme == "static":
         return f"{kind}: convolutions are {share}."
     return (
-        f"{kind}: convolutions ({share}) and what is around them static, linear and recurrent "
-        "layers dynamic."
+        f"{kind}: convolutions ({share}) and the operations around them are static, linear and "
+        "recurrent layers dynamic."
     )
 
 
@@ -102,7 +99,7 @@ def _coverage(subject: Subject, plan: Plan) -> Iterator[str]:
 
 
 def _left_float(subject: Subject, plan: Plan) -> dict[str, int]:
-    """The work that is not quantized: of sites by operation, outside of them by module."""
+    """The work that is not quantized: in sites by operation, elsewhere by module."""
     left: Counter[str] = Counter()
     for site in plan.sites:
         if site.verdict != "quantized":
@@ -114,7 +111,7 @@ def _left_float(subject: Subject, plan: Plan) -> dict[str, int]:
 
 
 def _advice(subject: Subject, plan: Plan) -> Iterator[str]:
-    """What to change about the model, where much of it stays float for a reason of its own."""
+    """What to change in the model if much of it stays float because of how it is written."""
     least = max(1, _LEAST_NAMED * subject.work.total)
     modules = [
         module
@@ -124,23 +121,23 @@ def _advice(subject: Subject, plan: Plan) -> Iterator[str]:
     ]
     altered = [module for module in modules if alteration(module) is not None]
     if altered:
-        yield "A layer with hooks or a parametrization has no kernel: make it a plain one first."
+        yield "A layer with hooks or a parametrization has no kernel: remove them first."
     if any(list(module.children()) for module in modules if module not in altered):
         yield (
-            "Layers of torch that hold others, as for attention, are taken as a whole and have no "
-            "kernel: write them with nn.Linear to have their projections quantized."
+            "Composite layers of torch, such as attention, have no kernel: write them with "
+            "nn.Linear to quantize their projections."
         )
     if subject.roots and any(count >= least for count in subject.work_elsewhere.values()):
-        yield "A root is a module that holds others: put a single layer into an nn.Sequential."
+        yield "A root must contain other modules: wrap a single layer in nn.Sequential."
 
 
 def _size(subject: Subject) -> Iterator[str]:
-    rule = f"As a rule of thumb models above {ROBUST_SIZE // 10**6} million parameters are more"
-    yield f"{rule} robust to quantization; this one has {subject.work.parameters:,}."
+    rule = f"As a rule of thumb, models with over {ROBUST_SIZE // 10**6} million parameters are"
+    yield f"{rule} more robust to quantization; this one has {subject.work.parameters:,}."
 
 
 def _percent(share: float) -> str:
-    """Whole percents; neither nothing nor everything is said of what is only almost so."""
+    """Whole percents, but never 0% or 100% for what is only almost so."""
     if 0 < share < 0.005:
         return "less than 1%"
     return "more than 99%" if 0.995 <= share < 1 else f"{share:.0%}"

@@ -1,4 +1,4 @@
-"""What a suggested recipe leaves float, and why: one rule for a type, or one for each site."""
+"""What a suggested recipe leaves float, and why: one rule per type, or one per site."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _SLOW = "a convolution in small groups: int8 is slower than float here"
 
 
 def refusals(plan: Plan, inventory: Inventory, known: Mapping[str, str]) -> dict[str, str]:
-    """Rules that must leave a site float: what names its type asks for what it cannot have.
+    """The sites that must be left float, with reasons: the rule for their type cannot be honoured.
 
-    Slow kernels are among them. ``known`` are the keys that already have one.
+    Sites with slow kernels are included, sites in ``known`` are not.
     """
     members = _members(plan)
     found = {
@@ -35,7 +35,7 @@ def _refusal(site: Site, plan: Plan, inventory: Inventory) -> str | None:
     if _is_slow(site, plan, inventory):
         return _SLOW
     names_type = site.rule.tier in ("module_type", "function")
-    if names_type and site.verdict == "float" and site.rule.qconfig is not None:
+    if names_type and site.verdict == "float" and not site.rule.is_float:
         return None if match.operation.kind in FOLLOWERS else site.reason
     return None
 
@@ -50,11 +50,11 @@ def _is_slow(site: Site, plan: Plan, inventory: Inventory) -> bool:
 def rules_of_float_sites(
     plan: Plan, inventory: Inventory, refused: Mapping[str, str], dynamic: QConfigSpec | None
 ) -> dict[str, dict[str, Any]]:
-    """The rules that say of everything without a kernel why it stays float, by tier.
+    """The rules, by tier, that say why operations without a kernel stay float.
 
-    One for a type or function where that says the same of all of them. What only follows a float
-    producer needs none, nor does what a global rule leaves float, but for layers with weights:
-    ``dynamic`` is what the others of a dynamic recipe get.
+    A type or function gets one rule if it is the same for all of its sites. Operations that only
+    follow a float producer need none; nor do those that a global rule leaves float, except layers
+    with weights (``dynamic`` is what other layers of a dynamic recipe get).
     """
     rules: dict[str, dict[str, Any]] = {"module_type": {}, "function": {}}
     rules |= float_rules(refused)["rules"]
@@ -78,7 +78,7 @@ def _left_float(
     match = inventory.matches[site.name]
     if site.verdict != "float" or match.operation.kind in FOLLOWERS:
         return None
-    if site.rule.qconfig is not None:
+    if not site.rule.is_float:
         return site.reason
     if site.rule.tier != "global" or dynamic is None or not _has_weights(match):
         return None
@@ -88,12 +88,12 @@ def _left_float(
 
 
 def _has_weights(match: Match) -> bool:
-    """Whether it multiplies with a matrix of its own; a norm only scales."""
+    """Whether it multiplies with a weight matrix; a norm only scales."""
     return match.module is not None and any(p.dim() > 1 for p in match.module.parameters())
 
 
 def _common_rule(site: Site, plan: Plan, left: Mapping[str, str]) -> tuple[str, str] | None:
-    """The tier and key of a rule for all sites of a kind, None where they differ."""
+    """The tier and key of one rule for all sites of a kind; None if they differ."""
     alike = [other for other in plan.sites if site.op in other.op.split("+")]
     if any(left.get(other.name) != left[site.name] for other in alike):
         return None

@@ -1,4 +1,4 @@
-"""What a suggestion is made for: a model as its sites and the work in each."""
+"""What a recipe is suggested for: a model's sites and the work in each."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ _RECURRENT = ("LSTM", "GRU", "LSTMCell", "GRUCell", "RNNCell")
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A model as its sites, what it computes with, and the roots where only those can be traced.
+    """A model's sites and work, and the roots if only those can be traced.
 
-    ``work_of_sites`` are multiplications with weights by the names of sites; ``untraced`` says why
-    the model is taken module by module or by roots; ``num_batches`` are there to calibrate with, if
-    that is known.
+    ``work_of_sites`` counts multiplications with weights by site; ``untraced`` says why the model
+    is not traced as a whole; ``num_batches`` is the number of calibration batches, if known.
     """
 
     inventory: Inventory
@@ -40,7 +39,7 @@ class Subject:
         return self.has(_RECURRENT)
 
     def has(self, kinds: Sequence[str]) -> bool:
-        """Whether an operation is of one of these kinds, alone or at the head of a group."""
+        """Whether an operation has one of these kinds, alone or at the head of a group."""
         return any(op.partition("+")[0] in kinds for op in self._ops)
 
     @property
@@ -49,7 +48,7 @@ class Subject:
 
     @property
     def work_elsewhere(self) -> Mapping[str, int]:
-        """The work outside of all sites, by the innermost module ("": the model's own forward)."""
+        """The work outside all sites, by innermost module ("": the model's own forward)."""
         if not self.roots and self.inventory.untraced is None:
             return {}
         inside = self.roots or tuple(self.inventory.matches)

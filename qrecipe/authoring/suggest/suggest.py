@@ -1,4 +1,4 @@
-"""A starter recipe for a model, by the workflow that the literature recommends."""
+"""A starter recipe for a model, following the workflow that the literature recommends."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from qrecipe.recipe.schema import FLOAT
 from qrecipe.recipe.toml.writer import toml_text
 
 FEW_CONVOLUTIONS = 0.1
-"""Below this share of the multiplications convolutions are not worth calibrating a model for."""
+"""Below this share of the multiplications, convolutions are not worth a calibration."""
 
 MANY_CONVOLUTIONS = 0.5
-"""Above this share a model without recurrent layers is a convolutional net."""
+"""Above this share, a model without recurrent layers is a convolutional net."""
 
 _EMBEDDINGS = ("Embedding", "EmbeddingBag")
 
@@ -48,29 +48,25 @@ _EMBEDDING_TABLES = {
 
 @neutral
 def suggest(model: nn.Module, example_inputs: Any, *, num_batches: int | None = None) -> Recipe:
-    """A recipe to start from: it plans for this model, and says why it is as it is.
+    """A recipe to start from: it can be planned for this model and explains itself.
 
-    Static int8 for convolutional nets, dynamic where linear and recurrent layers dominate, both
-    where both stand; embeddings by their weights alone. ``example_inputs`` are as in
-    `qrecipe.plan`. ``num_batches`` is how many there are to calibrate with, where that is known:
-    with fewer than 100 activations are observed by their extremes, of which none depends on the
-    order of the batches.
+    Static int8 for convolutional nets, dynamic if linear and recurrent layers dominate, both for a
+    mixture; weight-only for embeddings. ``example_inputs`` are as in `qrecipe.plan`.
+    ``num_batches`` is the number of calibration batches, if known: with fewer than 100, activations
+    are observed by minimum and maximum, which don't depend on the order of the batches.
 
     Raises:
         UnsupportedError: nothing in the model has a quantized kernel, or it is quantized already
             (QR335).
         TraceError: static quantization needs a trace, and no part of the model can be traced.
-        PlanError: the model cannot be quantized as it is, or not take the inputs.
+        PlanError: the model cannot be quantized as it is, or does not accept the inputs.
     """
     return parse_recipe(suggestion(model, example_inputs, num_batches))
 
 
 @neutral
 def suggestion(model: nn.Module, example_inputs: Any, num_batches: int | None = None) -> str:
-    """The text of the recipe that `suggest` gives, extending a built-in one.
-
-    Raises as `suggest`.
-    """
+    """The TOML text of the recipe that `suggest` returns. Raises as `suggest`."""
     inputs = Inputs.from_batch(example_inputs)
     if isinstance(model, nn.Module) and (quantized := quantized_part(model)) is not None:
         raise _quantized_already(quantized)
@@ -97,7 +93,7 @@ def _subject(model: nn.Module, inputs: Inputs) -> Subject:
 
 
 def _untraceable(model: nn.Module, inputs: Inputs, error: TraceError) -> Subject:
-    """Module by module where that is enough, else by the parts that can be traced."""
+    """Module by module if that is enough, else by the parts that can be traced."""
     work = work_of(model, inputs)
     inventory, roots = _untraced_inventory(model, inputs, error, work.convolution_share)
     of_sites = work_of_sites(model, inventory, work.places)
@@ -107,12 +103,12 @@ def _untraceable(model: nn.Module, inputs: Inputs, error: TraceError) -> Subject
 def _untraced_inventory(
     model: nn.Module, inputs: Inputs, error: TraceError, convolution_share: float
 ) -> tuple[Inventory, tuple[str, ...]]:
-    """The sites, and the roots that they were found with."""
+    """The sites and the roots that contain them."""
     if convolution_share < FEW_CONVOLUTIONS:
         try:
             return inventory_of(model, parse_recipe(_base("dynamic")), inputs), ()
         except PlanError:
-            pass  # no such layer: what can be traced may have others
+            pass  # no such layer: the parts that can be traced may have others
     roots = tuple(traceable_parts(model, inputs))
     if not roots:
         raise error
@@ -121,7 +117,7 @@ def _untraced_inventory(
 
 
 def _schemes(subject: Subject) -> Sequence[Scheme]:
-    """The scheme that fits, then what is left where it can be honoured nowhere."""
+    """The scheme that fits best, then the fallback if nothing can honour it."""
     share = subject.work.convolution_share
     if subject.inventory.untraced is not None:
         return ("dynamic",)
@@ -133,9 +129,9 @@ def _schemes(subject: Subject) -> Sequence[Scheme]:
 
 
 def _settled(subject: Subject, scheme: Scheme) -> str:
-    """The scheme with a rule that leaves float whatever its own rules cannot have.
+    """The scheme with rules that leave float what it cannot quantize.
 
-    Raises ``UnsupportedError`` where that is everything.
+    Raises ``UnsupportedError`` if that is everything.
     """
     values = _with_roots(_values(scheme, subject), subject.roots)
     plan, refused = _plan_and_refusals(subject.inventory, values, {})
@@ -145,14 +141,14 @@ def _settled(subject: Subject, scheme: Scheme) -> str:
     values = _with_rules(values, rules_of_float_sites(plan, subject.inventory, refused, dynamic))
     described = {"description": description(subject, scheme, plan)}
     text, recipe = fitting(toml_text, {"format": 1, "name": _name(scheme), **described, **values})
-    make_plan(subject.inventory, recipe)  # what is suggested has been planned
+    make_plan(subject.inventory, recipe)  # only suggest what can be planned
     return text
 
 
 def _plan_and_refusals(
     inventory: Inventory, values: Mapping[str, Any], refused: Mapping[str, str]
 ) -> tuple[Plan, dict[str, str]]:
-    """The plan without a finding, and the sites that had to be left float for it, with reasons."""
+    """A plan without errors, and the sites that had to be left float for it, with reasons."""
     _, recipe = fitting(toml_text, _with_rules(values, float_rules(refused)["rules"]))
     try:
         plan = make_plan(inventory, recipe)
@@ -177,7 +173,7 @@ def _base(scheme: Scheme) -> str:
 
 
 def _values(scheme: Scheme, subject: Subject | None = None) -> dict[str, Any]:
-    """The scheme as a recipe that extends a built-in one, with rules for embeddings if it has."""
+    """The scheme as a recipe that extends a built-in one, with rules for embeddings, if any."""
     if scheme == "dynamic":
         reason = "a dynamic recipe quantizes linear and recurrent layers"
         values = _extending("x86-dynamic", {"global": {"qconfig": FLOAT, "reason": reason}})
@@ -201,7 +197,7 @@ def _values(scheme: Scheme, subject: Subject | None = None) -> dict[str, Any]:
 
 
 def _ranged(base: str, subject: Subject | None) -> str:
-    """The built-in recipe of that name, or the one beside it that suits few batches."""
+    """The built-in recipe of that name, or its variant for few batches."""
     return f"{base}-minmax" if subject is not None and subject.has_few_batches else base
 
 
@@ -222,7 +218,7 @@ def _nothing() -> UnsupportedError:
         Finding(
             "QR335",
             "nothing in this model has a quantized kernel",
-            hint="`qrecipe plan builtin:x86-static` says of each operation why it stays float",
+            hint="`qrecipe plan builtin:x86-static` shows why each operation stays float",
         )
     )
 

@@ -1,20 +1,22 @@
-"""Which sites to leave float for the least time, by an estimate that orders what is tried."""
+"""Which sites to leave float at the lowest cost in time, by an estimate that orders the trials."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from qrecipe.errors.short import ShortRepr
+
 _GRAIN = 256
-"""How finely the time is divided."""
+"""The number of parts that the time is divided into."""
 
 
-@dataclass(frozen=True, slots=True)
-class SiteCost:
+@dataclass(frozen=True, slots=True, repr=False)
+class SiteCost(ShortRepr):
     """A site that could stay float: why, and its share of the float model's time, 0 to 1.
 
-    ``sqnr_db`` is that of the output with this site alone quantized; None where it is not finite,
-    or where the output holds no floating tensor and the accuracy ranked the sites.
+    ``sqnr_db`` is that of the output with only this site quantized; None if it is not finite, or
+    if the output has no floating tensor and the sites were ranked by accuracy.
     """
 
     name: str
@@ -26,8 +28,8 @@ class SiteCost:
 def errors_of(costs: Sequence[SiteCost]) -> dict[str, float]:
     """What each site adds to the squared error of the output, the most sensitive first.
 
-    Errors of sites add up as powers do where they are independent. Sites that have no SQNR go by
-    their place: 1, 1/2, 1/3, ...
+    The errors of sites are taken to be independent, so their energies add up. Sites without an
+    SQNR count by rank: 1, 1/2, 1/3, ...
     """
     if all(cost.sqnr_db is None for cost in costs):
         return {cost.name: 1 / place for place, cost in enumerate(costs, 1)}
@@ -36,17 +38,17 @@ def errors_of(costs: Sequence[SiteCost]) -> dict[str, float]:
     for cost in reversed(costs):
         if cost.sqnr_db is not None:
             behind = 10.0 ** (-cost.sqnr_db / 10)
-        found[cost.name] = behind  # one without a finite SQNR is at least as bad as the next
+        found[cost.name] = behind  # without a finite SQNR: at least as bad as the next
     return {cost.name: found[cost.name] for cost in costs}
 
 
 def cheapest_sets(
     errors: Mapping[str, float], shares: Mapping[str, float]
 ) -> Sequence[frozenset[str]]:
-    """Sets of sites by growing time; each takes away more error than any that takes less.
+    """Sets of sites by increasing time; each removes more error than any cheaper one.
 
-    The knapsack problem, by dynamic programming over the time in 256 parts, at least one of them
-    for each site. Among equals the more sensitive sites are taken.
+    Solves the knapsack problem by dynamic programming over the time in 256 parts, at least one per
+    site. Of equal sets, the one with more sensitive sites wins.
     """
     total = sum(shares[name] for name in errors)
     parts = {name: max(1, round(_GRAIN * _ratio(shares[name], total))) for name in errors}

@@ -1,4 +1,4 @@
-"""What tells one search from another: the model's tensors, and what computes."""
+"""What identifies a search: the model's tensors and the environment."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _COMPRESSED_COLUMNS = (torch.sparse_csc, torch.sparse_bsc)
 
 
 def model_digest(model: nn.Module) -> str:
-    """What tells models apart: names, shapes and contents of all tensors, of whatever layout."""
+    """A digest of names, shapes and contents of all tensors of a model, whatever their layout."""
     digest = hashlib.sha256()
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {tensor.layout}\n".encode())
@@ -28,7 +28,7 @@ def model_digest(model: nn.Module) -> str:
 
 
 def environment(target_cpu: TargetCpu) -> str:
-    """What accuracies depend on beside model and recipe: the versions, and the kernels' CPU."""
+    """What accuracy depends on besides model and recipe: versions and the kernels' CPU."""
     vnni = "a CPU with VNNI" if target_has_vnni(target_cpu) else "a CPU without VNNI"
     return f"torch {torch.__version__}, qrecipe {_version.__version__}, {vnni}"
 
@@ -49,5 +49,5 @@ def _parts(tensor: Tensor) -> Iterator[Tensor]:
     elif tensor.is_mkldnn:
         yield tensor.to_dense()
     else:
-        # a lazy conjugate or negative shares the memory of what it is taken from
+        # a lazy conjugate or negative shares the memory of its source
         yield tensor.resolve_conj().resolve_neg()

@@ -1,4 +1,4 @@
-"""What a search can change in a recipe: levers that cost no time, and sites that stay float."""
+"""What a search can change in a recipe: levers without a cost in time, and float sites."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qrecipe.errors.findings import RecipeError
+from qrecipe.errors.short import ShortRepr
 from qrecipe.planning.plan import Plan
 from qrecipe.planning.target_cpu import TargetCpu, target_has_vnni
 from qrecipe.recipe.overlay import overlay_recipe
@@ -19,16 +20,16 @@ _EIGHT_BITS = ("int8", "uint8")
 _EXTREMES = ("minmax", "moving_average_minmax")
 
 
-@dataclass(frozen=True, slots=True)
-class Lever:
+@dataclass(frozen=True, slots=True, repr=False)
+class Lever(ShortRepr):
     """A change of how tensors are quantized: the keys that it sets, by the tensor's name."""
 
     what: str
     tensors: Mapping[str, Mapping[str, Any]] = field(hash=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+@dataclass(frozen=True, slots=True, repr=False)
+class Candidate(ShortRepr):
     """A recipe to try: the base with these levers, and these sites left float."""
 
     levers: tuple[Lever, ...] = ()
@@ -36,7 +37,7 @@ class Candidate:
 
     @property
     def tensors(self) -> dict[str, dict[str, Any]]:
-        """The keys that the levers set together, by the tensor's name."""
+        """All keys that the levers set, by tensor name."""
         found: dict[str, dict[str, Any]] = {}
         for lever in self.levers:
             for name, keys in lever.tensors.items():
@@ -45,16 +46,16 @@ class Candidate:
 
 
 def digest_of(candidate: Candidate) -> str:
-    """Tells a candidate from others without its recipe."""
+    """Identifies a candidate without its recipe."""
     parts = [*(lever.what for lever in candidate.levers), *sorted(candidate.floats)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def levers_of(recipe: Recipe, plan: Plan, target_cpu: TargetCpu) -> tuple[Lever, ...]:
-    """The levers that change something about a recipe, in the order in which they are tried.
+    """The levers that change the recipe, in the order in which they are tried.
 
-    All are free at run time. Using the eighth bit is free only where the CPU has VNNI, and binds
-    the recipe to such CPUs.
+    They cost no time; using the eighth bit is only free on a CPU with VNNI and ties the recipe to
+    such CPUs.
     """
     levers = _levers(recipe, plan, target_cpu)
     return tuple(lever for lever in levers if lever.tensors and _fits(recipe, lever))
@@ -76,7 +77,7 @@ def _levers(recipe: Recipe, plan: Plan, target_cpu: TargetCpu) -> Iterator[Lever
             {name: {"reduce_range": False} for name, s in activations.items() if s.reduce_range},
         )
     yield Lever(
-        "a range for each channel of weights",
+        "a range per channel for weights",
         {
             name: {"observer": "per_channel_minmax", "qscheme": "per_channel_symmetric"}
             for name, spec in weights.items()
@@ -87,7 +88,8 @@ def _levers(recipe: Recipe, plan: Plan, target_cpu: TargetCpu) -> Iterator[Lever
 
 def _roles(recipe: Recipe, plan: Plan) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
     """The tensors that the plan quantizes weights and static activations by, by name."""
-    qconfigs = [site.rule.qconfig for site in plan.sites if site.verdict == "quantized"]
+    winners = {site.rule for site in plan if site.verdict == "quantized"}
+    qconfigs = [rule.qconfig for rule in recipe.rules if rule.as_written in winners]
     weights = {q.weight for q in qconfigs if q is not None and q.weight is not None}
     activations = {q.activation for q in qconfigs if q is not None and q.activation is not None}
     named = recipe.tensors.items()
@@ -102,7 +104,7 @@ def _roles(recipe: Recipe, plan: Plan) -> tuple[dict[str, TensorSpec], dict[str,
 
 
 def _takes_extremes(spec: TensorSpec) -> bool:
-    """Whether the range is torch's own of extremes; one of a plugin is the author's choice."""
+    """Whether a torch observer of extremes finds the range; a plugin's is the author's choice."""
     return spec.observer is not None and spec.observer.name in _EXTREMES
 
 
@@ -114,5 +116,5 @@ def _fits(recipe: Recipe, lever: Lever) -> bool:
     try:
         overlay_recipe(recipe, {"tensor": lever.tensors})
     except RecipeError:
-        return False  # it contradicts what else the tensor says
+        return False  # it contradicts another key of the tensor
     return True

@@ -1,4 +1,4 @@
-"""The log of a search: what has been measured, to go on from after an interrupt."""
+"""The log of a search: what has been measured, so that it can be resumed."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _FORMAT = 1
 
 
 Entry = dict[str, Any]
-"""A trial as `trial_json` gives it, with the fingerprint of its recipe under ``recipe``."""
+"""A trial as `trial_json` returns it, with the fingerprint of its recipe under ``recipe``."""
 
 
 @dataclass(slots=True)
 class TrialLog:
-    """What has been measured for one model and base recipe somewhere, written after each step.
+    """What has been measured for a model and base recipe, written after each step.
 
-    ``costs`` and ``entries`` go by the fingerprint of the recipe. Without a ``path`` it is kept in
-    memory alone.
+    ``costs`` and ``entries`` are keyed by the recipe's fingerprint. Without a ``path`` nothing is
+    written.
     """
 
     path: Path | None
@@ -39,7 +39,7 @@ class TrialLog:
     entries: dict[str, Entry] = field(default_factory=dict)
 
     def measured(self, fingerprint: str) -> Measured | None:
-        """What an earlier run measured of this recipe."""
+        """What an earlier run measured for this recipe."""
         entry = self.entries.get(fingerprint)
         return (
             None if entry is None else Measured(entry["metric"], entry["seconds"], entry["error"])
@@ -58,7 +58,7 @@ class TrialLog:
         self._write()
 
     def _write(self) -> None:
-        """Raises ``ExecutionError`` (QR332) where that fails."""
+        """Raises ``ExecutionError`` (QR332) if that fails."""
         if self.path is None:
             return
         text = json.dumps(self._values(), indent=2, allow_nan=False)
@@ -107,16 +107,16 @@ def trial_json(trial: Trial) -> dict[str, Any]:
 
 
 def again(fingerprint: str) -> str:
-    """The key of a recipe that is measured a second time."""
+    """The key of the second measurement of a recipe."""
     return f"{fingerprint} again"
 
 
 def open_log(path: Path | None, base: str, model: str, environment: str) -> TrialLog:
     """The log at a path, or a new one.
 
-    ``base`` is a fingerprint, ``model`` a digest of weights, ``environment`` what computed.
-    Raises ``ExecutionError``: it belongs to another recipe, model or environment (QR331), is no
-    such log or cannot be written (QR332).
+    ``base`` is a fingerprint, ``model`` a digest of weights, ``environment`` what it ran on.
+    Raises ``ExecutionError`` if it belongs to another recipe, model or environment (QR331), is not
+    a log or cannot be written (QR332).
     """
     log = TrialLog(path, base, model, environment)
     if path is None:
@@ -128,14 +128,14 @@ def open_log(path: Path | None, base: str, model: str, environment: str) -> Tria
     for key, own, what in (
         ("base", base, "a search for another recipe"),
         ("model", model, "a search for another model"),
-        ("environment", environment, f"a search elsewhere, and not with {environment}"),
+        ("environment", environment, f"a search in another environment than {environment}"),
     ):
         if values.get(key) != own:
             raise ExecutionError(
                 Finding(
                     "QR331",
                     f"{shown(str(path))} is the log of {what}",
-                    hint="name another file, or remove this one to start afresh",
+                    hint="name another file, or delete this one to start over",
                 )
             )
     try:
@@ -146,7 +146,7 @@ def open_log(path: Path | None, base: str, model: str, environment: str) -> Tria
         }
         log.entries = {entry["recipe"]: _entry(entry) for entry in values["trials"]}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise _unusable(path, "is no trial log", f"{type(error).__name__}: {error}") from None
+        raise _unusable(path, "is not a trial log", f"{type(error).__name__}: {error}") from None
     return log
 
 
@@ -163,11 +163,11 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise _unusable(path, "cannot be read", why_not(error)) from None
     except (ValueError, RecursionError):
-        raise _unusable(path, "is no trial log", "it holds no JSON") from None
+        raise _unusable(path, "is not a trial log", "it is not JSON") from None
     if not isinstance(values, dict) or values.get("format") != _FORMAT:
-        raise _unusable(path, "is no trial log", "its format is unknown")
+        raise _unusable(path, "is not a trial log", "its format is unknown")
     if not {"base", "model"} <= values.keys():
-        raise _unusable(path, "is no trial log", "it names no recipe and model")
+        raise _unusable(path, "is not a trial log", "it has no recipe and model")
     return values
 
 
@@ -181,10 +181,10 @@ def _cost(values: Entry) -> SiteCost:
 
 
 def _entry(values: Entry) -> Entry:
-    """The entry, checked for what `TrialLog.measured` takes from it."""
+    """The entry, checked for what `TrialLog.measured` reads."""
     metric, error = values["metric"], values["error"]
     if (metric is None) == (error is None):
-        raise ValueError("a trial has a metric or an error")
+        raise ValueError("a trial needs a metric or an error")
     return {
         **values,
         "metric": _finite_or_none(metric),
@@ -200,7 +200,7 @@ def _finite_or_none(value: Any) -> float | None:
 def _finite(value: Any) -> float:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value):
-        raise ValueError(f"{value!r} is no finite number")
+        raise ValueError(f"{value!r} is not a finite number")
     return float(value)
 
 
@@ -208,6 +208,6 @@ def _unusable(path: Path, what: str, why: str) -> ExecutionError:
     finding = Finding(
         "QR332",
         f"{shown(str(path))} {what}: {why}",
-        hint="name another file for the trial log, or remove this one to start afresh",
+        hint="name another file for the trial log, or delete this one to start over",
     )
     return ExecutionError(finding)

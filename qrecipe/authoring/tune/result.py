@@ -1,4 +1,4 @@
-"""What a search found: the recipe, how far it got, and every trial."""
+"""The result of a search: the recipe, what it reaches, and all trials."""
 
 from __future__ import annotations
 
@@ -18,40 +18,40 @@ from qrecipe.recipe.overlay import float_rules, overlay_recipe, rule_key, save_o
 from qrecipe.recipe.recipe import Ingredient, Recipe, published
 from qrecipe.recipe.references import path_text
 from qrecipe.rules.resolution import listed
-from qrecipe.terminal.tables import render_table
+from qrecipe.terminal.report import Report, Section, Table, Text
 
 _WORDS: Mapping[Stop, str] = {
-    "trials": "Stopped at the most trials allowed",
-    "seconds": "Stopped when the time was over",
+    "trials": "Stopped after the maximum number of trials",
+    "seconds": "Stopped when time ran out",
     "interrupt": "Interrupted",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The accuracy of the float model, and what of it may be lost."""
+    """The accuracy of the float model, and how much of it may be lost."""
 
     float_metric: float
     max_drop: float
 
     @property
     def least(self) -> float:
-        """The accuracy that is wanted."""
+        """The accuracy to reach."""
         return self.float_metric - self.max_drop
 
 
-@dataclass(frozen=True, slots=True)
-class TuningResult:
+@dataclass(frozen=True, slots=True, repr=False)
+class TuningResult(Report):
     """The best recipe that was verified, and the trials in order.
 
-    ``reached`` tells whether it is within the budget: ``metric`` at least ``float_metric`` less
-    ``max_drop``. What is within was made and evaluated once more where it was chosen from several,
-    and both count: ``metric`` is that of the second time, which was not chosen for being high.
-    ``float_sites`` are what the search leaves float and ``float_share`` the share of the float
-    model's time that they take, 0 to 1; ``base_float_sites`` are what the recipe that it started
-    from leaves float by a rule of its own. ``ranking`` has the sites that could stay float, the
-    most sensitive first; it is empty where the search came to no float sites. ``stopped`` says what
-    ended the search early, None where it was through.
+    ``reached`` tells whether it is within the budget: ``metric`` is at least ``float_metric`` minus
+    ``max_drop``. A recipe within the budget that was chosen from several is quantized and evaluated
+    again and has to be within it both times; ``metric`` is the second, unbiased value.
+    ``float_sites`` are the sites that the search leaves float and ``float_share`` their share of
+    the float model's time, 0 to 1; ``base_float_sites`` are left float by a rule of the base
+    recipe. ``ranking`` has the sites that could stay float, the most sensitive first; it is empty
+    if the search did not need it. ``stopped`` says what ended the search early, None if nothing
+    did.
     """
 
     recipe: Recipe
@@ -66,46 +66,46 @@ class TuningResult:
     ranking: tuple[SiteCost, ...]
     stopped: Stop | None
     _base: Recipe = field(repr=False)
-    _values: Mapping[str, Any] = field(repr=False)
+    _values: Mapping[str, Any] = field(hash=False, repr=False)
 
     @property
     def ingredients(self) -> tuple[Ingredient, ...]:
-        """The files that the recipe is made of from which the search started."""
+        """The files of the base recipe."""
         return self._base.ingredients
 
     @property
     def distance(self) -> float | None:
-        """How far the best is below what is allowed, 0 where it is within; None without one."""
+        """How far the best is below the target, 0 if it is reached; None without a metric."""
         if self.metric is None:
             return None
         return max(0.0, self.float_metric - self.max_drop - self.metric)
 
-    def save(self, path: str | os.PathLike[str]) -> Recipe:
-        """Write the recipe as a file that extends the one it started from, and load it.
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the recipe as a file that extends the one it started from.
 
-        Raises ``RecipeReferenceError`` (QR001) where it cannot be written or would take the place
-        of something else than a recipe.
+        Raises ``RecipeReferenceError`` (QR001) if it cannot be written or would overwrite a file
+        that is not a recipe.
         """
-        return save_overlay(self._base, self._values, Path(path_text(path, "save takes a path")))
+        save_overlay(self._base, self._values, Path(path_text(path, "save takes a path")))
 
-    def __str__(self) -> str:
+    def _sections(self) -> Iterator[Section]:
         rows = [
             (str(number), _metric(trial.metric), _mark(trial), _what(trial))
             for number, trial in enumerate(self.trials, 1)
         ]
-        table = render_table(("trial", "metric", "", "what"), rows)
-        return "\n\n".join([table, "\n".join(self.notes)])
+        yield Table("Trials", ("trial", "metric", "", "what"), rows, numeric=frozenset({0, 1}))
+        yield Text("Result", self.notes)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was wanted and what was found, in sentences."""
+        """The target and what was found, in sentences."""
         notes = list(_verdict(self))
         if self.stopped is not None:
-            notes.append(f"{_WORDS[self.stopped]}; with a log the search can go on from here.")
+            notes.append(f"{_WORDS[self.stopped]}; with a log, the search can be resumed.")
         return (*notes, *published(self.ingredients))
 
     def to_json(self) -> str:
-        """Stable keys; the recipe as TOML text."""
+        """JSON with stable keys; the recipe is TOML text."""
         return json.dumps(tuning_json(self), indent=2)
 
 
@@ -136,7 +136,7 @@ def found(
     base_float_sites: tuple[str, ...],
     stopped: Stop | None,
 ) -> TuningResult:
-    """What a search gives that is over, or was ended by ``stopped``."""
+    """The result of a search that is complete, or was ended by ``stopped``."""
     best, trials = search.best, search.trials
     left = [cost for cost in search.costs if cost.name in best.candidate.floats]
     reasons = {rule_key(cost.name, members): _reason(cost, best, trials) for cost in left}
@@ -164,14 +164,14 @@ def found(
 
 
 def _described(result: TuningResult, best: Trial) -> TuningResult:
-    """The same with a recipe that tells in its description what the search found."""
+    """The same with a recipe whose description says what the search found."""
     sentences = [*_verdict(result), *_lever_notes(result, best)]
     values = {"description": "\n".join(sentences) + "\n", **result._values}
     return replace(result, recipe=overlay_recipe(result._base, values), _values=values)
 
 
 def _lever_notes(result: TuningResult, best: Trial) -> Iterator[str]:
-    """What each lever that the recipe uses brought when it was tried."""
+    """What each lever of the recipe gained when it was tried."""
     metrics = {trial.candidate: trial.metric for trial in reversed(result.trials)}
     for lever in best.candidate.levers:
         levers = next(
@@ -190,51 +190,51 @@ def _sentence(lever: Lever) -> str:
 def _verdict(result: TuningResult) -> Iterator[str]:
     budget = Budget(result.float_metric, result.max_drop)
     whole, least = _metric(budget.float_metric), _metric(budget.least)
-    yield f"The float model has {whole}, so that {least} is wanted."
+    yield f"The float model reaches {whole}, so the target is {least}."
     by = " by the search" if result.base_float_sites else ""
     left = f"{_counted(result.float_sites)} left float{by}"
     if result.float_sites:
         left += f" ({result.float_share:.0%} of the float model's time)"
     if result.metric is None:
-        yield f"Not reached: no accuracy, with {left}."
+        yield f"Not reached: no accuracy with {left}."
     elif result.reached:
         yield f"Reached: {_metric(result.metric)} with {left}."
     else:
-        missing = "" if not result.distance else f", {result.distance:.4g} too little"
+        missing = "" if not result.distance else f", {result.distance:.4g} short"
         yield f"Not reached: the best is {_metric(result.metric)} with {left}{missing}."
     yield from _repetition(result.trials)
     if result.base_float_sites:
         names = listed(result.base_float_sites)
         count = _counted(result.base_float_sites)
-        yield f"The recipe that it started from leaves {count} float itself: {names}."
+        yield f"The base recipe itself leaves {count} float: {names}."
     if not result.reached:
-        yield 'Training can win back what calibration cannot: phase = "qat", see docs/training.md.'
+        yield 'Training can recover more than calibration: phase = "qat", see docs/training.md.'
 
 
 def _repetition(trials: Sequence[Trial]) -> Iterator[str]:
-    """What the second evaluation of the best tells where it differs."""
+    """What the second evaluation of the best gave, if it differs."""
     last = trials[-1]
     if not last.is_repeated:
         return
     first = next(trial for trial in trials if trial.candidate == last.candidate)
     chosen = f"It had {_metric(first.metric)} when it was chosen"
     if last.error is not None:
-        yield f"{chosen}, and failed when it was made once more: {last.error}."
+        yield f"{chosen}, but failed when it was quantized again: {last.error}."
     elif last.metric != first.metric:
-        again = f"{_metric(last.metric)} when it was made and evaluated once more"
-        yield f"{chosen}, and {again}: the evaluation is noisy, give it more data."
+        again = f"{_metric(last.metric)} when it was quantized and evaluated again"
+        yield f"{chosen}, but {again}: the evaluation is noisy, use more data."
 
 
 def _counted(names: Sequence[str]) -> str:
-    return "no site" if not names else "1 site" if len(names) == 1 else f"{len(names)} sites"
+    return "no sites" if not names else "1 site" if len(names) == 1 else f"{len(names)} sites"
 
 
 def _reason(cost: SiteCost, best: Trial, trials: Sequence[Trial]) -> str:
-    """What quantizing it alone costs, and what the accuracy was with and without it in int8."""
+    """The cost of quantizing it alone, and the accuracy with and without it in int8."""
     metrics = {trial.candidate: trial for trial in reversed(trials)}
     floats = best.candidate.floats
     levers = dict.fromkeys([best.candidate.levers, *(t.candidate.levers for t in trials)])
-    for each in levers:  # those of the best, else others with which both were tried
+    for each in levers:  # those of the best, else others that both were tried with
         within = metrics.get(Candidate(each, floats))
         without = metrics.get(Candidate(each, floats - {cost.name}))
         if within is not None and without is not None:

@@ -1,7 +1,7 @@
-"""The search: which candidates are tried, in which order, and which of them is the best.
+"""The search: which candidates are tried, in which order, and which one is the best.
 
-Nothing here runs a model. No step takes for granted that more float means more accuracy: whatever
-is chosen has been measured as it is.
+Nothing here runs a model. No step assumes that more float means more accuracy: whatever is chosen
+has been measured.
 """
 
 from __future__ import annotations
@@ -13,37 +13,38 @@ from typing import Protocol
 
 from qrecipe.authoring.tune.cheapest_sets import SiteCost, cheapest_sets, errors_of
 from qrecipe.authoring.tune.levers import Candidate, Lever
+from qrecipe.errors.short import ShortRepr
 from qrecipe.rules.resolution import listed
 
 _MOST_ALONE = 8
-"""How many of the most sensitive sites are tried as the only float one."""
+"""How many of the most sensitive sites are tried as the only float site."""
 
 _MOST_REFINING = 32
 """How many trials may return sites to int8 or exchange them."""
 
 _SHORT_ROW = 8
-"""Up to how many of the most sensitive sites each number is tried."""
+"""The largest number of most sensitive sites up to which every number is tried."""
 
 _LEAST_GAIN = 0.05
-"""The part of what is missing that a lever has to bring."""
+"""The share of the missing accuracy that a lever has to gain."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a candidate gave: its finite accuracy, or the error that stood in the way of one."""
+    """The result for a candidate: its finite accuracy, or why there is none."""
 
     metric: float | None
     seconds: float
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Trial:
+@dataclass(frozen=True, slots=True, repr=False)
+class Trial(ShortRepr):
     """One candidate: what was tried, what it gave, and whether the search went on from it.
 
-    ``metric`` is None where there is no finite one, and ``error`` says why; ``within`` tells
-    whether it is within the budget; ``seconds`` are those of making and evaluating it.
-    ``is_repeated`` tells that the candidate had been measured before, and chosen.
+    ``metric`` is None if there is no finite one, and ``error`` says why; ``within`` tells whether
+    it is within the budget; ``seconds`` is the time to quantize and evaluate it. ``is_repeated``
+    marks the second measurement of a chosen candidate.
     """
 
     what: str
@@ -57,24 +58,24 @@ class Trial:
 
     @property
     def score(self) -> float:
-        """The metric as a number to compare: none is worse than any."""
+        """The metric for comparisons: none is the worst."""
         return -math.inf if self.metric is None else self.metric
 
 
 class Bench(Protocol):
-    """What the search asks of the world; both may end the search by an exception."""
+    """What the search needs to measure; all may end the search with an exception."""
 
     def measure(self, candidate: Candidate) -> Measured: ...
 
     def repeat(self, candidate: Candidate) -> Measured:
-        """The same once more, made and evaluated afresh."""
+        """Quantize and evaluate the candidate again."""
 
     def costs(self, levers: tuple[Lever, ...]) -> Sequence[SiteCost]:
         """The sites that could stay float, the most sensitive first."""
 
 
 class Search:
-    """Trials in order, from the whole recipe to as few float sites as the budget needs."""
+    """Trials in order, from the unchanged recipe to as few float sites as the budget needs."""
 
     def __init__(
         self,
@@ -93,8 +94,8 @@ class Search:
         self._refinements = _MOST_REFINING
 
     def run(self) -> None:
-        """Try until the budget is met with as little float time as can be found."""
-        current = self._try(Candidate(), "the recipe as it is", lambda trial: True)
+        """Search until the budget is met with as little float time as can be found."""
+        current = self._try(Candidate(), "the unchanged recipe", lambda trial: True)
         for lever in self._levers:
             if current.within:
                 break
@@ -108,7 +109,7 @@ class Search:
 
     @property
     def best(self) -> Trial:
-        """Within the budget what leaves least float, by its share of the time; else the best."""
+        """The trial within the budget with the least float time; else the most accurate."""
         tried = self._tried.values()
         within = [trial for trial in tried if trial.within]
         if within:
@@ -116,7 +117,7 @@ class Search:
         return min(tried, key=lambda trial: (-trial.score, *self.weight(trial)))
 
     def weight(self, trial: Trial) -> tuple[float, int, int]:
-        """The share of the float time that is left float, the numbers of sites and of levers."""
+        """The share of the time left float, and the numbers of float sites and levers."""
         floats = trial.candidate.floats
         return self._spent(floats), len(floats), len(trial.candidate.levers)
 
@@ -126,7 +127,7 @@ class Search:
     def _leave_float(self, levers: tuple[Lever, ...]) -> None:
         self.costs = tuple(self._bench.costs(levers))
         ranked = [cost.name for cost in self.costs]
-        # all of them float is the float model: within the budget, and no solution
+        # all sites float would be the float model: within the budget, but not a solution
         enough = self._cheapest(levers, ranked) or self._row(levers, ranked) or ranked
         self._returned_until_none(levers, enough)
         self._one_alone(levers, ranked)
@@ -134,7 +135,7 @@ class Search:
             self._returned_until_none(levers, self.best.candidate.floats)
 
     def _cheapest(self, levers: tuple[Lever, ...], ranked: Sequence[str]) -> Collection[str] | None:
-        """The cheapest of the sets that the ranking suggests which is found to be enough."""
+        """The cheapest set of the ranking that turns out to be enough."""
         shares = {cost.name: cost.share for cost in self.costs}
         sets = [s for s in cheapest_sets(errors_of(self.costs), shares) if len(s) < len(ranked)]
         low, high = -1, len(sets)
@@ -147,14 +148,14 @@ class Search:
         return sets[high] if high < len(sets) else None
 
     def _row(self, levers: tuple[Lever, ...], ranked: Sequence[str]) -> Sequence[str] | None:
-        """A short row of the most sensitive sites that is found to be enough, if any is."""
+        """A short row of most sensitive sites that turns out to be enough, if any."""
         low = 0
         for high in _sizes(len(ranked)):
             if self._prefix(levers, ranked, high):
                 break
             low = high
         else:
-            # more float can be worse: what is between two rows that fail may do
+            # more float can be worse: a row between two that fail may do
             row = range(1, min(_SHORT_ROW, len(ranked) - 1) + 1)
             enough = (size for size in row if self._prefix(levers, ranked, size))
             size = next(enough, None)
@@ -171,7 +172,7 @@ class Search:
         return self._float(levers, ranked[:size], _most_sensitive(ranked[:size]))
 
     def _returned_until_none(self, levers: tuple[Lever, ...], names: Collection[str]) -> None:
-        """Halves of what is float back to int8, and halves of these, until none can be returned."""
+        """Return halves of the float sites to int8, then halves of these, until none can be."""
         share = {cost.name: cost.share for cost in self.costs}
         left: Sequence[str] = sorted(self._in_order(names), key=lambda name: -share[name])
         while (fewer := self._returned(levers, left, left)) != left:
@@ -180,7 +181,7 @@ class Search:
     def _returned(
         self, levers: tuple[Lever, ...], left: Sequence[str], chunk: Sequence[str]
     ) -> Sequence[str]:
-        """What is still float once as much of a chunk as can be is int8 again."""
+        """The sites still float after returning as much of a chunk to int8 as possible."""
         rest = [name for name in left if name not in chunk]
         if self._refined(levers, rest, f"{listed(chunk)} back in int8"):
             return rest
@@ -191,9 +192,9 @@ class Search:
         return self._returned(levers, left, chunk[middle:])
 
     def _one_alone(self, levers: tuple[Lever, ...], ranked: Sequence[str]) -> None:
-        """Whether one site that takes less time is all that need be float: the cheapest first.
+        """Whether a single cheaper float site is enough, the cheapest first.
 
-        Errors that cancel can hide that one site is the whole trouble.
+        Errors that cancel can hide that one site causes the whole loss.
         """
         if len(ranked) < 2:
             return
@@ -206,7 +207,7 @@ class Search:
                 return
 
     def _exchanged(self, levers: tuple[Lever, ...]) -> bool:
-        """Whether a float site, the costliest first, could be replaced by others in less time."""
+        """Whether cheaper sites could replace a float site, the costliest first."""
         left = self.best.candidate.floats
         errors = {n: e for n, e in errors_of(self.costs).items() if n not in left}
         shares = {cost.name: cost.share for cost in self.costs}
@@ -221,7 +222,7 @@ class Search:
         return False
 
     def _take_levers_back(self) -> None:
-        """Without each lever in turn: what is not needed binds a recipe, or hides what is."""
+        """Try without each lever in turn: one that is not needed only restricts the recipe."""
         for lever in reversed(self._levers):
             best = self.best
             levers = best.candidate.levers
@@ -231,11 +232,11 @@ class Search:
                 self._float(without, best.candidate.floats, what)
 
     def _repeat(self) -> None:
-        """What is within once more, where it was chosen: of many noisy values one is too good."""
+        """Repeat a chosen trial: the best of many noisy values is too good."""
         best = self.best
         if len(self.trials) > 1 and best.within:
             measured = self._bench.repeat(best.candidate)
-            trial = self._judged(best.candidate, "the best once more", measured)
+            trial = self._judged(best.candidate, "the best again", measured)
             self._note(replace(trial, kept=trial.within, is_repeated=True))
 
     def _in_order(self, names: Collection[str]) -> Sequence[str]:
@@ -243,7 +244,7 @@ class Search:
         return [cost.name for cost in self.costs if cost.name in names]
 
     def _refined(self, levers: tuple[Lever, ...], names: Collection[str], what: str) -> bool:
-        """As `_float`, and false without a trial where there have been enough of this kind."""
+        """As `_float`, but False without a trial after enough of this kind."""
         if Candidate(levers, frozenset(names)) not in self._tried:
             if not self._refinements:
                 return False
@@ -274,7 +275,7 @@ class Search:
 
 
 def _gains_over(current: Trial, target: float) -> Callable[[Trial], bool]:
-    """Whether a trial is within the budget or brings enough of what is missing."""
+    """Whether a trial is within the budget or gains enough of what is missing."""
     least = 0.0 if current.metric is None else _LEAST_GAIN * (target - current.metric)
     return lambda trial: trial.within or trial.score > current.score + least
 
@@ -292,4 +293,4 @@ def _most_sensitive(names: Sequence[str]) -> str:
 
 
 def _for_least_time(names: Sequence[str]) -> str:
-    return f"float for the least time: {listed(names)}"
+    return f"float at the lowest cost: {listed(names)}"

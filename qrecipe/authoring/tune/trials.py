@@ -1,4 +1,4 @@
-"""What makes the candidates of a search and measures them."""
+"""Quantizing and measuring the candidates of a search."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from qrecipe.audit.sqnr import finite_or_none
 from qrecipe.authoring.tune.cheapest_sets import SiteCost
 from qrecipe.authoring.tune.levers import Candidate, Lever, digest_of
 from qrecipe.authoring.tune.log import TrialLog, again
@@ -19,7 +20,6 @@ from qrecipe.errors.findings import ExecutionError, QRecipeError, QRecipeWarning
 from qrecipe.errors.text import first_line
 from qrecipe.execution.batches import Forward, limited
 from qrecipe.measure.compare.comparison import compare
-from qrecipe.measure.fidelity import finite_or_none
 from qrecipe.measure.sensitivity.rank import Evaluate, sensitivity
 from qrecipe.measure.sensitivity.ranking import Ranking
 from qrecipe.measure.sensitivity.scores import number
@@ -33,11 +33,11 @@ from qrecipe.recipe.schema import FLOAT
 from qrecipe.terminal.progress import Progress
 
 Stop = Literal["trials", "seconds", "interrupt"]
-"""What ended a search before it was through."""
+"""What ended a search early."""
 
 
 class Stopped(Exception):  # noqa: N818
-    """Ends the search at one of its bounds."""
+    """Ends the search at one of its limits."""
 
     def __init__(self, why: Stop) -> None:
         super().__init__(why)
@@ -46,7 +46,7 @@ class Stopped(Exception):  # noqa: N818
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The most trials of a search, and the seconds from now after which none is started."""
+    """The maximum number of trials, and the seconds from now after which none is started."""
 
     trials: int | None
     seconds: float | None
@@ -54,7 +54,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is tuned, by what, and how far it is told of."""
+    """The model and recipe to tune, how to measure them, and where progress goes."""
 
     model: nn.Module
     base: Recipe
@@ -66,7 +66,7 @@ class Subject:
 
 
 class ModelBench:
-    """Makes and evaluates candidates, or remembers what an earlier run measured of them."""
+    """Quantizes and evaluates candidates, or takes the result from the log."""
 
     def __init__(
         self, subject: Subject, members: frozenset[str], log: TrialLog, limits: Limits
@@ -80,18 +80,18 @@ class ModelBench:
         self._succeeded = False
 
     def measure(self, candidate: Candidate) -> Measured:
-        """Raises ``Stopped`` at a bound."""
+        """Raises ``Stopped`` at a limit."""
         try:
             recipe = self._recipe(candidate)
         except RecipeError as error:
-            if not self._count:  # the recipe as it is: its errors are the caller's
+            if not self._count:  # the errors of the unchanged recipe are the caller's
                 raise
             self._check_count()
             return self._counted(Measured(None, 0.0, first_line(error)))
         return self._known_or_new(recipe, recipe.fingerprint)
 
     def repeat(self, candidate: Candidate) -> Measured:
-        """The same once more, made and evaluated afresh. Raises ``Stopped`` at a bound."""
+        """Quantize and evaluate the candidate again. Raises ``Stopped`` at a limit."""
         recipe = self._recipe(candidate)
         return self._known_or_new(recipe, again(recipe.fingerprint))
 
@@ -99,14 +99,14 @@ class ModelBench:
         try:
             key = self._recipe(trial.candidate).fingerprint
         except RecipeError:
-            key = digest_of(trial.candidate)  # it has no recipe, and the log a line of its own
+            key = digest_of(trial.candidate)  # it has no recipe, but gets its own entry in the log
         self._log.note_trial(again(key) if trial.is_repeated else key, trial)
 
     def _known_or_new(self, recipe: Recipe, key: str) -> Measured:
         self._check_count()
         known = self._log.measured(key)
         if known is None:
-            if self._count:  # the recipe as it is has to be known whatever it takes
+            if self._count:  # the unchanged recipe is measured however long it takes
                 self._check_time()
             known = self._measured(recipe)
         return self._counted(known)
@@ -122,7 +122,7 @@ class ModelBench:
         return measured
 
     def costs(self, levers: tuple[Lever, ...]) -> Sequence[SiteCost]:
-        """Raises ``Stopped`` when the time is over, and ``KeyboardInterrupt`` as it comes."""
+        """Raises ``Stopped`` when time runs out, and lets ``KeyboardInterrupt`` through."""
         recipe = self._recipe(Candidate(levers))
         if recipe.fingerprint not in self._log.costs:
             self._check_time()
@@ -152,7 +152,7 @@ class ModelBench:
             return Measured(None, time.monotonic() - start, why)
 
         if not self._count:
-            converted = self._as_it_computes(recipe)  # its warnings and errors are the caller's
+            converted = self._as_it_computes(recipe)  # warnings and errors are the caller's
         else:
             try:
                 with unwarned():
@@ -162,11 +162,11 @@ class ModelBench:
         try:
             metric = accuracy(self._subject.evaluate, converted)
         except QRecipeError as error:
-            if not self._succeeded:  # it may well fail for all of them
+            if not self._succeeded:  # it may fail for every candidate
                 raise
             return failed(first_line(error))
         if not math.isfinite(metric):
-            return failed("evaluate gives no finite number")
+            return failed("evaluate returns no finite number")
         return Measured(metric, time.monotonic() - start)
 
     def _as_it_computes(self, recipe: Recipe) -> nn.Module:
@@ -179,12 +179,12 @@ class ModelBench:
             as_calibrated(recipe),
             of.batches,
             forward=of.forward,
-            progress=_silent,
+            progress=False,
             target_cpu=of.target_cpu,
         )
 
     def _ranking(self, recipe: Recipe) -> Ranking | None:
-        """By SQNR; by the metric where the output holds no floating tensor, None without sites."""
+        """By SQNR, or by the metric if the output has no floating tensor; None without sites."""
         return self._ranked(recipe, None) or self._ranked(recipe, self._subject.evaluate)
 
     def _ranked(self, recipe: Recipe, evaluate: Evaluate | None) -> Ranking | None:
@@ -196,7 +196,7 @@ class ModelBench:
                 of.batches,
                 evaluate=evaluate,
                 forward=of.forward,
-                progress=_silent,
+                progress=False,
                 target_cpu=of.target_cpu,
             )
         except ExecutionError as error:
@@ -205,11 +205,13 @@ class ModelBench:
             return None
 
     def _shares(self, recipe: Recipe) -> dict[str, float]:
-        """The share of each site in the time of the float model."""
+        """Each site's share of the float model's time."""
         of = self._subject
         one = list(limited(of.batches, 1))
         converted = self._made(quantize, recipe)
-        report = compare(runnable_copy(of.model), converted, one, of.forward, _silent)
+        report = compare(
+            runnable_copy(of.model), converted, one, forward=of.forward, progress=False
+        )
         return {site.name: site.float_share for site in report.sites}
 
 
@@ -225,24 +227,20 @@ def _costs(ranking: Ranking, shares: Mapping[str, float]) -> list[SiteCost]:
     ]
 
 
-def _silent(done: int, total: int | None) -> None:
-    pass
-
-
 @contextmanager
 def unwarned() -> Iterator[None]:
-    """What a candidate would warn about is measured, or has been said of the first one."""
+    """Suppress warnings: the first candidate has given them, or the trial measures the effect."""
     with held_back([("", QRecipeWarning)]):
         yield
 
 
 def as_calibrated(recipe: Recipe) -> Recipe:
-    """A recipe for training is tuned as it is without training."""
+    """A recipe for training is tuned without training."""
     return replace(recipe, phase="ptq")
 
 
 def accuracy(evaluate: Evaluate, model: nn.Module) -> float:
-    """What the evaluation gives, -inf for NaN: of a candidate that is a failed trial, no error."""
+    """The result of the evaluation, -inf for NaN: a failed trial and not an error."""
 
     def comparable() -> float:
         value = evaluate(model)

@@ -1,4 +1,4 @@
-"""A recipe within an accuracy budget that leaves as little float as can be found."""
+"""Search for a recipe within an accuracy budget that leaves as little float as possible."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from qrecipe.planning.target_cpu import TargetCpu, unjudged_sites
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.recipe import Recipe, load_recipe
 from qrecipe.recipe.references import path_text
-from qrecipe.terminal.progress import Progress, terminal_progress
+from qrecipe.terminal.progress import Progress, chosen_progress
 
 _ROUNDING = 1e-9
 """How much of a metric is rounding: 0.986 - 0.01 is a little more than 0.976."""
@@ -60,33 +60,33 @@ def tune(
     max_seconds: float | None = None,
     resume: str | os.PathLike[str] | None = None,
     forward: Forward | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     target_cpu: TargetCpu = "this",
 ) -> TuningResult:
-    """Search for a recipe that loses at most ``max_drop`` and leaves as little float as it can.
+    """Search for a recipe that loses at most ``max_drop`` and leaves as little float as possible.
 
-    Levers that cost no time come first, then sites are left float for the error that they take
-    away and the time that they take. Whatever is given back has been measured as it is, and twice
-    where it was chosen from several.
+    Levers that cost no time are tried first; then sites are left float, weighing the error that
+    they remove against their time. The result has been measured, and twice if it was chosen from
+    several.
 
     Args:
-        recipe: what to start from; the result extends it.
-        batches: as in `qrecipe.calibrate`; they calibrate, and rank the sites.
-        evaluate: ``evaluate(model) -> float``, more is better; called once for each trial.
-        max_drop: what may be lost of the float model's metric, in its own units.
-        max_trials: the most trials, those of an interrupted search among them.
-        max_seconds: starts no trial after that; one that runs is finished.
+        recipe: the recipe to start from; the result extends it.
+        batches: as in `qrecipe.calibrate`; used to calibrate and to rank the sites.
+        evaluate: ``evaluate(model) -> float``, higher is better; called once per trial.
+        max_drop: how much of the float model's metric may be lost, in the metric's units.
+        max_trials: the maximum number of trials, including those of a resumed search.
+        max_seconds: no trial is started after that; a running one is finished.
         target_cpu: as for `qrecipe.compile`; trials are evaluated as they compute on that CPU.
-        resume: a file that is written after each trial, and gone on from where it is there.
+        resume: a log that is written after each trial; if it exists, the search resumes from it.
 
-    An interrupt (``KeyboardInterrupt``) gives the best that was found by then, and a warning
-    (QR218); a budget that was not met another (QR219).
+    An interrupt (``KeyboardInterrupt``) returns the best result so far with a warning (QR218). A
+    budget that was not met is also a warning (QR219).
 
     Raises:
-        RecipeError, PlanError, CalibrationError: as `qrecipe.quantize`, of the recipe as it is.
-        ExecutionError: ``evaluate`` gives no number for the float model or before any trial was
-            through (QR423, QR330), a log that cannot be used (QR331, QR332), bounds that make no
-            sense (QR333).
+        RecipeError, PlanError, CalibrationError: as `qrecipe.quantize`, for the unchanged recipe.
+        ExecutionError: ``evaluate`` returns no number for the float model or for all trials so far
+            (QR423, QR330), the log cannot be used (QR331, QR332), or the limits make no sense
+            (QR333).
     """
     _check_bounds(max_drop, max_trials, max_seconds)
     base = load_recipe(recipe)
@@ -95,7 +95,7 @@ def tune(
     unjudged_sites(planned, target_cpu)  # before anything is measured
     path = None if resume is None else Path(path_text(resume, "resume takes a path"))
     log = open_log(path, base.fingerprint, model_digest(model), environment(target_cpu))
-    show = progress or terminal_progress("tuning")
+    show = chosen_progress(progress, "tuning")
     subject = Subject(model, base, held, evaluate, forward, show, target_cpu)
     members = frozenset(member for site in planned.sites for member in site.members)
     bench = ModelBench(subject, members, log, Limits(max_trials, max_seconds))
@@ -132,13 +132,13 @@ def _planned(
 
 
 def _left_float(recipe: Recipe, inventory: Inventory, planned: Plan) -> tuple[str, ...]:
-    """The sites that a rule of the recipe leaves float though they have a kernel."""
+    """The sites that a rule of the recipe leaves float although they have a kernel."""
     qconfigs = {rule.qconfig for rule in recipe.rules if rule.qconfig is not None}
     return tuple(
         site.name
         for site in planned.sites
         if site.verdict == "float"
-        and site.rule.qconfig is None
+        and site.rule.is_float
         and any(
             can_honour(inventory, [site.name], qconfig, recipe.backend, "ptq")
             for qconfig in qconfigs
@@ -154,8 +154,8 @@ def _float_metric(model: nn.Module, evaluate: Evaluate, log: TrialLog) -> float:
         raise ExecutionError(
             Finding(
                 "QR330",
-                "evaluate gives no finite number for the float model",
-                hint="return how good a model is as a float; more is better",
+                "evaluate returns no finite number for the float model",
+                hint="return the quality of the model as a float; higher is better",
             )
         )
     log.note_float(metric)
@@ -170,11 +170,11 @@ def _check_bounds(max_drop: Any, max_trials: Any, max_seconds: Any) -> None:
 
 def _problems(max_drop: Any, max_trials: Any, max_seconds: Any) -> Iterator[str]:
     if not _is_real(max_drop) or not 0 <= max_drop < math.inf:
-        yield f"max_drop is {shown(max_drop)}: what may be lost is a finite number, 0 or more"
+        yield f"max_drop is {shown(max_drop)}: it must be a finite number, 0 or more"
     if max_trials is not None and not (_is_whole(max_trials) and max_trials >= 1):
-        yield f"max_trials is {shown(max_trials)}: it takes a whole number, 1 or more"
+        yield f"max_trials is {shown(max_trials)}: it must be an integer, 1 or more"
     if max_seconds is not None and not (_is_real(max_seconds) and max_seconds > 0):
-        yield f"max_seconds is {shown(max_seconds)}: it takes a number above 0"
+        yield f"max_seconds is {shown(max_seconds)}: it must be a number above 0"
 
 
 def _is_real(value: Any) -> bool:
@@ -187,9 +187,9 @@ def _is_whole(value: Any) -> bool:
 
 def _warn(result: TuningResult, base: Recipe) -> None:
     if result.stopped == "interrupt":
-        met = "met" if result.reached else "not met by then"
-        text = f"interrupted after {counted(len(result.trials), 'trial')}, the budget {met}"
-        warn(Finding("QR218", text, hint="the recipe is the best of those"), base.lint.ignore)
+        met = "was met" if result.reached else "was not met yet"
+        text = f"interrupted after {counted(len(result.trials), 'trial')}; the budget {met}"
+        warn(Finding("QR218", text, hint="the recipe is the best so far"), base.lint.ignore)
     elif not result.reached:
         distance = "" if result.distance is None else f" by {result.distance:.4g}"
         warn(
@@ -197,7 +197,7 @@ def _warn(result: TuningResult, base: Recipe) -> None:
                 "QR219",
                 f"the best recipe of {counted(len(result.trials), 'trial')} misses the "
                 f"budget{distance}",
-                hint='training can win back what calibration cannot: phase = "qat"',
+                hint='training can recover more than calibration: phase = "qat"',
             ),
             base.lint.ignore,
         )

@@ -13,11 +13,11 @@ from qrecipe.cli.output import reported
 def inspect(
     file: Annotated[
         str,
-        typer.Argument(metavar="FILE", help="What save_quantized wrote.", show_default=False),
+        typer.Argument(metavar="FILE", help="A file from save_quantized.", show_default=False),
     ],
     json: JsonOption = False,
 ) -> None:
-    """Show recipe, plan and versions of a stored model, without torch.
+    """Show the recipe, plan and versions of a stored model, without torch.
 
     \b
     Examples:

@@ -16,24 +16,24 @@ def diff(
         typer.Argument(metavar="A", help="A recipe: a file or a reference.", show_default=False),
     ],
     after: Annotated[
-        str, typer.Argument(metavar="B", help="The one to compare with it.", show_default=False)
+        str, typer.Argument(metavar="B", help="The recipe to compare it with.", show_default=False)
     ],
     model: Annotated[
         str | None,
         typer.Option(
             "--model",
             metavar="FILE.py:NAME",
-            help="Compare as well what both do to the model that this function gives.",
+            help="Also compare their effect on the model that this function returns.",
         ),
     ] = None,
     input: InputOption = None,
     plugin: PluginOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Compare two recipes, by value and by effect.
+    """Compare two recipes by their values and their effect.
 
-    Shows what they set differently once bases are merged, and with a model what becomes of each
-    site. Exit status 1 where they differ. Comments, descriptions and reasons are no difference.
+    Shows the values that differ after merging bases and, with a model, the sites that differ. The
+    exit status is 1 if anything differs. Comments, descriptions and reasons don't count.
 
     \b
     Examples:
@@ -43,7 +43,7 @@ def diff(
     with reported(as_json=json):
         from qrecipe.cli import diff as diffing
 
-        found = diffing.compare((before, after), model, input or (), plugin or ())
+        found = diffing.compare((before, after), model, input, plugin)
         (diffing.show_json if json else diffing.show_text)(found)
     if not found.is_empty:
         raise typer.Exit(FOUND_SOMETHING)

@@ -6,15 +6,22 @@ from typing import Annotated
 
 import typer
 
-from qrecipe.cli.commands.measuring import DataOption, HtmlOption, PlotOption, ThreadsOption
-from qrecipe.cli.options import JsonOption, ModelOption, PluginOption
-from qrecipe.cli.output import FOUND_SOMETHING, reported
+from qrecipe.cli.options import (
+    DataOption,
+    HtmlOption,
+    JsonOption,
+    ModelOption,
+    PlotOption,
+    PluginOption,
+    ThreadsOption,
+)
+from qrecipe.cli.output import FOUND_SOMETHING, needs_torch, reported
 
 
 def drift(
     file: Annotated[
         str,
-        typer.Argument(metavar="FILE", help="What save_quantized wrote.", show_default=False),
+        typer.Argument(metavar="FILE", help="A file from save_quantized.", show_default=False),
     ],
     model: ModelOption,
     data: DataOption,
@@ -23,7 +30,7 @@ def drift(
         typer.Option(
             min=0.0,
             metavar="SHARE",
-            help="Fail where recalibration would move the ends of a range by more than this, "
+            help="Fail if recalibration would move the ends of a range by more than this, "
             "in widths of the stored range.",
         ),
     ] = 0.5,
@@ -32,8 +39,8 @@ def drift(
         typer.Option(
             min=0.0,
             metavar="SHARE",
-            help="Fail where more than this share of a tensor's values are clipped that a "
-            "recalibration would keep.",
+            help="Fail if recalibration would save more than this share of a tensor's values from "
+            "clipping.",
         ),
     ] = 0.05,
     html: HtmlOption = None,
@@ -42,9 +49,9 @@ def drift(
     plugin: PluginOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Hold the ranges of a stored model against data of today.
+    """Compare the ranges of a stored model with new data.
 
-    The exit status is 1 where a range is further off than a threshold.
+    The exit status is 1 if a range is off by more than a threshold.
 
     \b
     Examples:
@@ -53,12 +60,20 @@ def drift(
           --threshold 0.2 --html drift.html
     """
     with reported(as_json=json):
-        from qrecipe.cli import drift as drifting
+        needs_torch()
+        from qrecipe.cli.drift import look_for_drift
 
-        thresholds = (threshold, max_clipped)
-        request = drifting.Request(
-            file, model, data, *thresholds, plugin or (), threads, plot, html
+        found = look_for_drift(
+            file,
+            model,
+            data,
+            threshold=threshold,
+            max_clipped=max_clipped,
+            plot=plot,
+            html=html,
+            threads=threads,
+            plugins=plugin,
+            as_json=json,
         )
-        found = drifting.look_for_drift(request, as_json=json)
     if found:
         raise typer.Exit(FOUND_SOMETHING)

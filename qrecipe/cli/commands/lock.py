@@ -1,4 +1,4 @@
-"""``qrecipe lock`` and ``qrecipe plan --check``: keep a plan in a file, hold a plan against it."""
+"""``qrecipe lock`` and ``qrecipe plan --check``: store a plan, compare a plan with it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LockOption = Annotated[
     typer.Option(
         "--lock",
         metavar="FILE.lock.toml",
-        help="The lock file; default: beside the recipe, or for a reference in this folder.",
+        help="The lock file; default: next to the recipe, or in this folder for a reference.",
     ),
 ]
 
@@ -39,8 +39,8 @@ def lock(
 ) -> None:
     """Write the lock file of a recipe and a model.
 
-    It holds the outcome of every site, for `qrecipe plan --check` to compare. A recipe that several
-    models share has a lock file for each: name them with --lock.
+    It has the outcome for every site; `qrecipe plan --check` compares a plan with it. If several
+    models share a recipe, name a lock file for each with --lock.
 
     \b
     Examples:
@@ -53,7 +53,7 @@ def lock(
         from qrecipe.cli.plan import make_plan
 
         path = _path(recipe, lock)
-        plan = make_plan(recipe, model, input or (), plugin or ())
+        plan = make_plan(recipe, model, input, plugin)
         write_lock(plan, path)
         if json:
             out_json({"lock": str(path), "sites": len(plan.sites)})
@@ -62,7 +62,7 @@ def lock(
 
 
 def check_plan(plan: Plan, recipe: str, lock: str | None, *, as_json: bool) -> None:
-    """Hold a plan against its lock file. Raises PlanError where an outcome has changed."""
+    """Compare a plan with its lock file. Raises PlanError if an outcome has changed."""
     from qrecipe.authoring.lock.check import check_lock
 
     path = _path(recipe, lock)
@@ -73,7 +73,7 @@ def check_plan(plan: Plan, recipe: str, lock: str | None, *, as_json: bool) -> N
         return
     out(f"{path}: {_sites(plan)} as locked")
     if causes:
-        out("changed without effect on them (`qrecipe lock` brings the file up to date):")
+        out("changed without effect on the sites (run `qrecipe lock` to update the file):")
         for cause in found.causes:
             out(f"  {cause}")
 
@@ -89,6 +89,6 @@ def _path(recipe: str, lock: str | None) -> Path:
     if lock is None:
         return lock_path(recipe)
     if not lock.endswith(LOCK_SUFFIX):
-        text = f'"{lock}" is no name of a lock file: it ends in {LOCK_SUFFIX}'
+        text = f'"{lock}" is not a name for a lock file: it must end in {LOCK_SUFFIX}'
         raise typer.BadParameter(text, param_hint="--lock")
     return Path(lock)

@@ -8,40 +8,22 @@ from typing import Annotated
 import typer
 
 from qrecipe.cli.options import (
+    DataOption,
+    HtmlOption,
     JsonOption,
     ModelOption,
+    PlotOption,
     PluginOption,
     RecipeArgument,
     TargetCpuName,
     TargetCpuOption,
+    ThreadsOption,
 )
-from qrecipe.cli.output import FOUND_SOMETHING, reported
-
-DataOption = Annotated[
-    str,
-    typer.Option(
-        "--data",
-        metavar="FILE.py:NAME",
-        help="The function that gives an iterable of batches.",
-        show_default=False,
-    ),
-]
-PlotOption = Annotated[
-    str | None,
-    typer.Option("--plot", metavar="FILE", help="Write a plot: .png, .svg or .pdf."),
-]
-HtmlOption = Annotated[
-    str | None,
-    typer.Option("--html", metavar="FILE", help="Write a page with plots, plan and recipe."),
-]
-ThreadsOption = Annotated[
-    int | None,
-    typer.Option("--threads", min=1, help="Threads of torch; default: torch's own choice."),
-]
+from qrecipe.cli.output import FOUND_SOMETHING, needs_torch, reported
 
 
 class RankingMethod(str, Enum):
-    """How the effect of a site is found."""
+    """How the effect of a site is measured."""
 
     exact = "exact"
     estimate = "estimate"
@@ -66,12 +48,20 @@ def compare(
       qrecipe compare cnn.toml --model model.py:factory --data model.py:batches --html sites.html
     """
     with reported(as_json=json):
-        from qrecipe.cli import measure as measuring
+        needs_torch()
+        from qrecipe.cli.measure import compare_models
 
-        request = measuring.Request(
-            recipe, model, data, plugin or (), threads, plot, html, target_cpu.value
+        compare_models(
+            recipe,
+            model,
+            data,
+            plot=plot,
+            html=html,
+            target_cpu=target_cpu.value,
+            threads=threads,
+            plugins=plugin,
+            as_json=json,
         )
-        measuring.compare_models(request, as_json=json)
 
 
 def sensitivity(
@@ -80,13 +70,13 @@ def sensitivity(
     data: DataOption,
     method: Annotated[
         RankingMethod,
-        typer.Option(help="Run what lies behind each site, or estimate all from one pass."),
+        typer.Option(help="Run the rest of the model for each site, or estimate all in one pass."),
     ] = RankingMethod.exact,
     evaluate: Annotated[
         str | None,
         typer.Option(
             metavar="FILE.py:NAME",
-            help="Rank by this function of a model, more is better, and not by SQNR.",
+            help="Rank by this function of a model instead of SQNR; higher is better.",
         ),
     ] = None,
     keep_float: Annotated[
@@ -94,15 +84,15 @@ def sensitivity(
     ] = None,
     min_sqnr_db: Annotated[
         float | None,
-        typer.Option(metavar="DB", help="Leave the sites float that give less than this."),
+        typer.Option(metavar="DB", help="Leave the sites below this SQNR float."),
     ] = None,
     out: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Write the recipe that leaves them float."),
+        typer.Option(metavar="FILE", help="Write a recipe that leaves them float."),
     ] = None,
     memory_limit: Annotated[
         int | None,
-        typer.Option(min=1, metavar="BYTES", help="Float activations to keep; default 2 GiB."),
+        typer.Option(min=1, metavar="BYTES", help="Memory for float activations; default: 2 GiB."),
     ] = None,
     plot: PlotOption = None,
     html: HtmlOption = None,
@@ -111,7 +101,7 @@ def sensitivity(
     plugin: PluginOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Rank the sites by what each does to the output when it alone is quantized.
+    """Rank the sites by their effect on the output when only that site is quantized.
 
     \b
     Examples:
@@ -120,21 +110,34 @@ def sensitivity(
           --keep-float 2 --out cnn-overlay.toml
     """
     if (keep_float is not None) and (min_sqnr_db is not None):
-        raise typer.BadParameter("give one of --keep-float and --min-sqnr-db")
+        raise typer.BadParameter("pass either --keep-float or --min-sqnr-db")
     if (out is None) != (keep_float is None and min_sqnr_db is None):
         text = "--out FILE goes with --keep-float N or --min-sqnr-db DB"
         raise typer.BadParameter(text, param_hint="--out")
     if evaluate is not None and min_sqnr_db is not None:
-        raise typer.BadParameter("--evaluate ranks by no dB: use --keep-float")
+        raise typer.BadParameter("--evaluate does not rank by dB: use --keep-float")
     if evaluate is not None and method is RankingMethod.estimate:
-        raise typer.BadParameter("--evaluate goes with --method exact")
+        raise typer.BadParameter("--evaluate needs --method exact")
     with reported(as_json=json):
-        from qrecipe.cli import measure as measuring
+        needs_torch()
+        from qrecipe.cli.measure import rank
 
-        request = measuring.Request(
-            recipe, model, data, plugin or (), threads, plot, html, target_cpu.value
+        ranking = rank(
+            recipe,
+            model,
+            data,
+            method=method.value,
+            evaluate=evaluate,
+            memory_limit=memory_limit,
+            keep_float=keep_float,
+            min_sqnr_db=min_sqnr_db,
+            overlay=out,
+            plot=plot,
+            html=html,
+            target_cpu=target_cpu.value,
+            threads=threads,
+            plugins=plugin,
+            as_json=json,
         )
-        wish = measuring.Wish(method.value, evaluate, memory_limit, keep_float, min_sqnr_db, out)
-        ranking = measuring.rank(request, wish, as_json=json)
     if ranking.partial:
         raise typer.Exit(FOUND_SOMETHING)

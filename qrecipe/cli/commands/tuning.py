@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from qrecipe.cli.commands.measuring import DataOption, HtmlOption, ThreadsOption
 from qrecipe.cli.options import (
+    DataOption,
+    HtmlOption,
     InputOption,
     JsonOption,
     ModelOption,
@@ -17,6 +18,7 @@ from qrecipe.cli.options import (
     RecipeArgument,
     TargetCpuName,
     TargetCpuOption,
+    ThreadsOption,
 )
 from qrecipe.cli.output import FOUND_SOMETHING, needs_torch, reported
 
@@ -35,7 +37,7 @@ def suggest(
             "--batches",
             min=1,
             metavar="N",
-            help="How many batches there are to calibrate with; few call for another observer.",
+            help="Number of calibration batches; few batches call for another observer.",
         ),
     ] = None,
     out: OutOption = None,
@@ -44,8 +46,8 @@ def suggest(
 ) -> None:
     """Suggest a recipe to start from.
 
-    Static for convolutional nets, dynamic where linear and recurrent layers dominate, both where
-    both stand; what stays float says why.
+    Static for convolutional nets, dynamic if linear and recurrent layers dominate, both for a
+    mixture. Rules that leave something float give the reason.
 
     \b
     Examples:
@@ -56,7 +58,9 @@ def suggest(
         needs_torch()
         from qrecipe.cli import tune as tuning
 
-        tuning.suggest(model, input or (), batches, plugin or (), out, as_json=json)
+        tuning.suggest(
+            model, shapes=input, num_batches=batches, out=out, plugins=plugin, as_json=json
+        )
 
 
 def tune(
@@ -67,24 +71,24 @@ def tune(
         str,
         typer.Option(
             metavar="FILE.py:NAME",
-            help="The function of a model that gives its accuracy; more is better.",
+            help="A function that takes a model and returns its accuracy; higher is better.",
             show_default=False,
         ),
     ],
     max_drop: Annotated[
-        float, typer.Option(min=0, metavar="X", help="What may be lost of the float accuracy.")
+        float, typer.Option(min=0, metavar="X", help="How much accuracy may be lost.")
     ] = 0.01,
     max_trials: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="The most trials.")
+        int | None, typer.Option(min=1, metavar="N", help="Maximum number of trials.")
     ] = None,
     max_seconds: Annotated[
-        float | None, typer.Option(metavar="S", help="Start no trial after that time.")
+        float | None, typer.Option(metavar="S", help="Start no trial after that many seconds.")
     ] = None,
     log: Annotated[
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Write the trials as JSON, each as it ends, and go on from what is there.",
+            help="Write each trial to this JSON file, and resume from it if it exists.",
         ),
     ] = None,
     out: OutOption = None,
@@ -96,8 +100,8 @@ def tune(
 ) -> None:
     """Search for a recipe within an accuracy budget that leaves little float.
 
-    Exit status 1 where the budget was not met, or the search interrupted; the best is written all
-    the same.
+    The exit status is 1 if the budget was not met or the search was interrupted; the best recipe
+    is written anyway.
 
     \b
     Examples:
@@ -107,29 +111,39 @@ def tune(
           --evaluate model.py:accuracy --log trials.json --max-seconds 600 --html tuning.html
     """
     if max_seconds is not None and not max_seconds > 0:
-        raise typer.BadParameter("no time to search in", param_hint="--max-seconds")
+        raise typer.BadParameter("must be above 0", param_hint="--max-seconds")
     _check_distinct({"--log": log, "--out": out, "--html": html})
     with reported(as_json=json):
         needs_torch()
-        from qrecipe.cli import tune as tuning
+        from qrecipe.cli.tune import tune_recipe
 
-        plugins = plugin or ()
-        request = tuning.Request(
-            recipe, model, data, evaluate, plugins, threads, log, out, html, target_cpu.value
+        result = tune_recipe(
+            recipe,
+            model,
+            data,
+            evaluate,
+            max_drop=max_drop,
+            max_trials=max_trials,
+            max_seconds=max_seconds,
+            log=log,
+            out=out,
+            html=html,
+            target_cpu=target_cpu.value,
+            threads=threads,
+            plugins=plugin,
+            as_json=json,
         )
-        limits = tuning.Limits(max_drop, max_trials, max_seconds)
-        result = tuning.tune_recipe(request, limits, as_json=json)
     if not result.reached or result.stopped == "interrupt":
         raise typer.Exit(FOUND_SOMETHING)
 
 
 def _check_distinct(outputs: Mapping[str, str | None]) -> None:
-    """Raises where two options name one file: what is written last would be all that is left."""
+    """Raise if two options name the same file: the later would overwrite the earlier."""
     taken: dict[str, str] = {}
     for option, path in outputs.items():
         if path is None:
             continue
         real = os.path.realpath(path.replace("\0", ""))
         if real in taken:
-            raise typer.BadParameter(f"{taken[real]} writes that file", param_hint=option)
+            raise typer.BadParameter(f"{taken[real]} already writes this file", param_hint=option)
         taken[real] = option

@@ -1,4 +1,4 @@
-"""What each site of a float and of a converted model gives, and how long it takes."""
+"""The output and time of each site in a float and a converted model."""
 
 from __future__ import annotations
 
@@ -12,21 +12,19 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from qrecipe.audit.sqnr import Totals
 from qrecipe.execution.fx.structure import realised_sites
 from qrecipe.measure.compare.watched import Watched
-from qrecipe.measure.fidelity import Totals
-from qrecipe.model.addresses import CALLS, site_of
+from qrecipe.model.addresses import is_conversion, site_of
 from qrecipe.model.copies import structural_copy, with_parts
 from qrecipe.model.graph_sites import Inventory
-
-_CONVERSIONS = (torch.quantize_per_tensor, torch.quantize_per_channel, "dequantize")
 
 
 @dataclass(slots=True)
 class Activations:
-    """Sums over batches for each site, fed by two models that run one behind the other.
+    """Sums over batches for each site, fed by two models that run one after the other.
 
-    The float one is held for one batch, until the converted one has been run on it.
+    Values of the float model are held for one batch, until the converted model has run on it.
     """
 
     totals: dict[str, Totals] = field(default_factory=dict)
@@ -41,13 +39,13 @@ class Activations:
             self.totals.setdefault(name, Totals()).add(waiting.popleft(), value)
 
     def forget(self) -> None:
-        """Drop what no converted model answered."""
+        """Drop values that the converted model did not match."""
         self._held.clear()
 
 
 @dataclass(slots=True)
 class Times:
-    """Seconds by site in each run of a model; the empty name is all that is no site's own."""
+    """Seconds by site in each run of a model; the empty name is everything outside sites."""
 
     runs: list[dict[str, float]] = field(default_factory=list)
 
@@ -59,7 +57,7 @@ class Times:
         run[name] = run.get(name, 0.0) + seconds
 
     def shares(self) -> dict[str, float]:
-        """Each name's share of the whole, by its quickest run: what else runs only adds."""
+        """Each name's share of the total, by its fastest run: other processes only add time."""
         names = {name for run in self.runs for name in run}
         least = {name: min(run.get(name, 0.0) for run in self.runs) for name in names}
         whole = sum(least.values())
@@ -67,15 +65,15 @@ class Times:
 
 
 CONVERSIONS = "quantize, dequantize"
-"""The name under which the steps between float and int8 are timed."""
+"""The name under which conversions between float and int8 are timed."""
 
 
 def watched_reference(
     model: nn.Module, inventory: Inventory, activations: Activations, times: Times
 ) -> nn.Module:
-    """The float model with its fused graphs in place, which hold what their sites give.
+    """The float model with its fused graphs, which hold the outputs of their sites.
 
-    A fused group gives what its last member gives.
+    The output of a fused group is that of its last member.
     """
     last = {match.nodes[-1]: name for name, match in inventory.matches.items()}
 
@@ -94,7 +92,7 @@ def watched_converted(
     activations: Activations,
     times: Times,
 ) -> nn.Module:
-    """The converted model, whose sites answer those that `watched_reference` held."""
+    """The converted model, whose sites match those that `watched_reference` held."""
     givers = {
         _giver(real.node): name
         for part in parts.values()
@@ -102,8 +100,7 @@ def watched_converted(
     }
 
     def see(node: fx.Node, result: Any, seconds: float) -> None:
-        is_conversion = node.op in CALLS and node.target in _CONVERSIONS
-        times.add(CONVERSIONS if is_conversion else site_of(node) or "", seconds)
+        times.add(CONVERSIONS if is_conversion(node) else site_of(node) or "", seconds)
         if node in givers:
             activations.match(givers[node], result)
 
@@ -113,7 +110,7 @@ def watched_converted(
 def watched_modules(
     model: nn.Module, names: Iterable[str], keep: Callable[[str, Any], None], times: Times
 ) -> nn.Module:
-    """An untraced model, a copy, whose named modules show what they give to ``keep``."""
+    """A copy of an untraced model whose named modules pass their outputs to ``keep``."""
     watched = structural_copy(model).eval()
     for name in names:
         started: list[float] = []
@@ -141,7 +138,7 @@ def _stop(
 
 
 def _giver(node: fx.Node) -> fx.Node:
-    """The node whose result is the site's: in a reference model what quantizes it again."""
+    """The node with the site's result: in a reference model the one that quantizes it again."""
     users = list(node.users)
     is_rounded = len(users) == 1 and users[0].target is torch.quantize_per_tensor
     return users[0] if is_rounded and _is_reference(node) else node
@@ -149,4 +146,4 @@ def _giver(node: fx.Node) -> fx.Node:
 
 def _is_reference(node: fx.Node) -> bool:
     """Whether the node computes in float between dequantize and quantize."""
-    return any(source.target == "dequantize" for source in node.all_input_nodes)
+    return any(map(is_conversion, node.all_input_nodes))

@@ -1,4 +1,4 @@
-"""What quantization cost, site by site: a float model beside the one converted from it."""
+"""The cost of quantization, site by site: a float model and the one converted from it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from qrecipe.audit.sqnr import Fidelity, Totals, db_text, sqnr_text
 from qrecipe.audit.weights import (
     float_weights,
     quantized_weights,
@@ -19,6 +20,8 @@ from qrecipe.audit.weights import (
     weights_of_module,
 )
 from qrecipe.errors.findings import ArtifactError, Finding
+from qrecipe.errors.short import ShortRepr
+from qrecipe.errors.text import counted
 from qrecipe.execution.batches import Forward, inputs_of_batch, limited, no_batches, peek
 from qrecipe.execution.engine import engine
 from qrecipe.execution.fx.structure import realised_sites
@@ -32,26 +35,25 @@ from qrecipe.measure.compare.activations import (
     watched_modules,
     watched_reference,
 )
-from qrecipe.measure.fidelity import Fidelity, Totals, sqnr_text
 from qrecipe.measure.out_of_place import without_changes_in_place
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.planning.inventory import inventory_of
-from qrecipe.planning.stored import StoredPlan, ingredients_of
+from qrecipe.planning.plan import Plan
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.recipe import Ingredient, parse_recipe, published
-from qrecipe.terminal.progress import Progress, terminal_progress
-from qrecipe.terminal.tables import render_table
+from qrecipe.terminal.progress import Progress, chosen_progress
+from qrecipe.terminal.report import Report, Section, Table, Text
 
 _MOST_BATCHES = 2**31
 _TIMED_RUNS = 5
 
 
-@dataclass(frozen=True, slots=True)
-class SiteComparison:
+@dataclass(frozen=True, slots=True, repr=False)
+class SiteComparison(ShortRepr):
     """One site in both models.
 
-    ``weight`` is None where the weight is not quantized, ``activation`` where the site gives no
-    floating tensor; the shares are of the time that all sites and conversions take, 0 to 1.
+    ``weight`` is None if the weight is not quantized, ``activation`` if the output has no floating
+    tensor; the shares are of the total time of sites and conversions, 0 to 1.
     """
 
     name: str
@@ -63,12 +65,12 @@ class SiteComparison:
     quantized_share: float
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
+@dataclass(frozen=True, slots=True, repr=False)
+class Comparison(Report):
     """All sites, the worst activation first, and the model's own output.
 
-    ``conversion_share`` is the share of the int8 time that quantizing and dequantizing takes;
-    ``ingredients`` are the files that the recipe was made of.
+    ``conversion_share`` is the share of the int8 time spent on quantizing and dequantizing;
+    ``ingredients`` are the files of the recipe.
     """
 
     sites: tuple[SiteComparison, ...]
@@ -77,42 +79,47 @@ class Comparison:
     conversion_share: float
     ingredients: tuple[Ingredient, ...] = ()
 
-    def __str__(self) -> str:
-        rows = [
-            (
-                site.name,
-                site.op,
-                site.verdict,
-                _db(site.weight),
-                _db(site.activation),
-                "" if site.activation is None else f"{site.activation.mse:.2e}",
-                f"{site.float_share:.1%}",
-                f"{site.quantized_share:.1%}",
-            )
-            for site in self.sites
-        ]
-        header = ("site", "operation", "verdict", "weight dB", "activation dB", "MSE")
-        table = render_table((*header, "float time", "int8 time"), rows)
-        count = "1 batch" if self.batches == 1 else f"{self.batches} batches"
+    def _sections(self) -> Iterator[Section]:
+        yield comparison_table(self.sites)
         output = sqnr_text(None if self.output is None else self.output.sqnr_db)
         summary = (
-            f"output: {output} over {count}; "
+            f"output: {output} over {counted(self.batches, 'batch')}; "
             f"quantizing and dequantizing takes {self.conversion_share:.1%} of the int8 time"
         )
-        return "\n".join([table, "", summary, *published(self.ingredients)])
+        yield Text("Result", [summary, *published(self.ingredients)])
 
     def to_json(self) -> str:
-        """Stable keys; the SQNR of equal tensors is null, with ``"exact": true``."""
+        """JSON with stable keys; the SQNR of equal tensors is null, with ``"exact": true``."""
         return json.dumps(comparison_json(self), indent=2)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """SQNR and share of the time of each site, as an image of the type that ``path`` names.
+        """Plot SQNR and share of the time of each site; the suffix of ``path`` sets the format.
 
-        Raises ``QRecipeError`` (QR602) where matplotlib is missing.
+        Raises ``QRecipeError`` (QR602) if matplotlib is missing.
         """
         from qrecipe.measure.pages.plots import plot_comparison
 
         plot_comparison(self, path)
+
+
+def comparison_table(sites: Iterable[SiteComparison]) -> Table:
+    """What quantization cost at each site."""
+    rows = [
+        (
+            site.name,
+            site.op,
+            site.verdict,
+            "" if site.weight is None else db_text(site.weight.sqnr_db),
+            "" if site.activation is None else db_text(site.activation.sqnr_db),
+            "" if site.activation is None else f"{site.activation.mse:.2e}",
+            f"{site.float_share:.1%}",
+            f"{site.quantized_share:.1%}",
+        )
+        for site in sites
+    ]
+    header = ("site", "operation", "verdict", "weight dB", "activation dB", "MSE")
+    numeric = frozenset(range(3, 8))
+    return Table("Sites", (*header, "float time", "int8 time"), rows, numeric=numeric)
 
 
 def comparison_json(report: Comparison) -> dict[str, Any]:
@@ -141,24 +148,26 @@ def compare(
     reference: nn.Module,
     converted: nn.Module,
     batches: Iterable[Any],
+    *,
     forward: Forward | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Comparison:
-    """SQNR and MSE of weights, activations and output, and the share of the time, by site.
+    """Compare SQNR and MSE of weights, activations and output, and the share of the time, by site.
 
-    ``reference`` is the float model, ``converted`` what qrecipe made of it. Each model runs on
-    what it computed itself, so an activation carries the errors of all sites before it. Batches
-    stream through in constant memory; ``batches`` and ``forward`` are as in `qrecipe.calibrate`.
+    ``reference`` is the float model, ``converted`` the model that qrecipe made of it. Each model
+    computes with its own values, so an activation includes the errors of all sites before it.
+    Memory does not grow with the batches; ``batches`` and ``forward`` are as in
+    `qrecipe.calibrate`.
 
     Raises:
         ArtifactError: ``converted`` was not converted by qrecipe (QR501), or not from a model
             like ``reference`` (QR420).
-        CalibrationError: no batches, or one that the models cannot take.
+        CalibrationError: there are no batches, or the models cannot take one.
     """
     origin = provenance(converted)
-    # training has changed weights, and no sites
+    # training has changed weights, but not the sites
     recipe = replace(parse_recipe(origin.recipe), phase="ptq")
-    plan = StoredPlan.model_validate_json(origin.plan)
+    plan = Plan.from_json(origin.plan)
     first, stream = peek(batches)
     with inputs_of_batch(reference, first, forward) as inputs:
         inventory = inventory_of(reference, recipe, inputs)
@@ -167,7 +176,7 @@ def compare(
         without_changes_in_place(part.graph_module)
     run = _Run(reference, converted, inventory, forward)
     weights = run.weights()
-    show = progress or terminal_progress("comparing")
+    show = chosen_progress(progress, "comparing")
     kernels: AbstractContextManager[None] = (
         nullcontext() if plan.is_for_export else engine(recipe.backend)
     )
@@ -189,16 +198,16 @@ def converted_parts(converted: nn.Module, paths: Iterable[str]) -> dict[str, fx.
     for path in paths:
         part = converted.get_submodule(path)
         if not isinstance(part, fx.GraphModule):
-            raise _different(f'"{path}" is a {type(part).__name__} and no converted part')
+            raise _different(f'"{path}" is a {type(part).__name__}, not a converted part')
         parts[path] = part
     return parts
 
 
-def _check_same(inventory: Inventory, plan: StoredPlan) -> None:
+def _check_same(inventory: Inventory, plan: Plan) -> None:
     planned = {site.name for site in plan.sites}
     odd = planned.symmetric_difference(inventory.matches)
     if odd:
-        raise _different(f"one has the site {min(odd)}, the other has not")
+        raise _different(f"only one of them has the site {min(odd)}")
 
 
 def _different(what: str) -> ArtifactError:
@@ -206,7 +215,7 @@ def _different(what: str) -> ArtifactError:
         Finding(
             "QR420",
             f"the converted model was not made from a model like this reference: {what}",
-            hint="pass the very float model that was quantized",
+            hint="pass the float model that was quantized",
         )
     )
 
@@ -252,7 +261,7 @@ class _Run:
         self._activations.forget()
 
     def time(self, batch: Any) -> None:
-        """Measure again, now that everything is warm; what is counted is counted already."""
+        """Measure the time once more, now that everything is warm."""
         counted, self._activations.totals = self._activations.totals, {}
         for times in self._times:
             times.runs.clear()
@@ -263,9 +272,7 @@ class _Run:
             self._activations.forget()
         self._activations.totals = counted
 
-    def report(
-        self, plan: StoredPlan, weights: Mapping[str, Fidelity | None], count: int
-    ) -> Comparison:
+    def report(self, plan: Plan, weights: Mapping[str, Fidelity | None], count: int) -> Comparison:
         before, after = (times.shares() for times in self._times)
         sites = []
         for site in plan.sites:
@@ -288,11 +295,11 @@ class _Run:
             self._output.fidelity(),
             count,
             after.get(CONVERSIONS, 0.0),
-            ingredients_of(plan),
+            plan.ingredients,
         )
 
     def weights(self) -> dict[str, Fidelity | None]:
-        """What each site's weights lost. Raises ArtifactError (QR420) where the shapes differ."""
+        """The fidelity of each site's weights. Raises ArtifactError (QR420) if shapes differ."""
         return {name: _weight_fidelity(name, *pair) for name, pair in self._weight_pairs()}
 
     def _weight_pairs(self) -> Iterator[tuple[str, tuple[list[Tensor], list[Tensor]]]]:
@@ -325,9 +332,3 @@ def _weight_fidelity(
 def _worst_first(site: SiteComparison) -> tuple[bool, float]:
     value = math.inf if site.activation is None else site.activation.sqnr_db
     return (site.activation is None, -math.inf if math.isnan(value) else value)
-
-
-def _db(fidelity: Fidelity | None) -> str:
-    if fidelity is None:
-        return ""
-    return "exact" if fidelity.exact else f"{fidelity.sqnr_db:.1f}"

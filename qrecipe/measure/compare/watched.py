@@ -1,4 +1,4 @@
-"""Graphs that run node by node under the eyes of a watcher, in place of the parts of a model."""
+"""Graphs that replace the parts of a model and run node by node under observation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ See = Callable[[fx.Node, Any, float], None]
 
 
 class Watched(nn.Module):
-    """A graph module that shows each result to ``see``; it computes what the graph module does."""
+    """Computes what the graph module does, and passes each result to ``see``."""
 
     def __init__(self, graph_module: fx.GraphModule, see: See) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What is counted of one stored range while the data of today pass."""
+"""Statistics of today's data for one stored range."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Tally:
         self._is_bound = False
 
     def add(self, value: Tensor) -> None:
-        """Count what a batch gives in float."""
+        """Count the float values of a batch."""
         self._count_values(value)
         self._clipped += int(self.stored.possible.outside(value).sum())
         self._outside += int(self.stored.calibrated.outside(value).sum())
 
     def add_rounded(self, kept: Tensor) -> None:
-        """Count what the kernel has left of a batch, where its float counterpart is not known."""
+        """Count the kernel's own results for a batch, if its float counterpart is not known."""
         self._is_bound = True
         self._count_values(kept)
         clipped = self.stored.possible.at_ends(kept)
@@ -39,7 +39,7 @@ class Tally:
         self._count += values.numel()
 
     def result(self, now: QRange | None, position: int) -> SiteDrift:
-        """What came out; ``now`` is the range of today's data, ``position`` the tensor's."""
+        """The result; ``now`` is the range of today's data, ``position`` that of the tensor."""
         site, stored = self.stored.site, self.stored.calibrated
         after = None if now is None else self.stored.with_all_integers(now)
         count = max(1, self._count)

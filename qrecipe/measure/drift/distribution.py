@@ -1,4 +1,4 @@
-"""How values are distributed, over all batches and in constant memory."""
+"""The distribution of values over all batches, in constant memory."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qrecipe.audit.sqnr import energy_ratio_db
+from qrecipe.errors.short import ShortRepr
+
 _BINS = 8192
 _POINTS = 8
 _NEAR_OVERFLOW = 1e37
 
 
-@dataclass(frozen=True, slots=True)
-class Histogram:
+@dataclass(frozen=True, slots=True, repr=False)
+class Histogram(ShortRepr):
     """Counts of values in bins of equal width from ``low`` to ``high``."""
 
     low: float
@@ -24,9 +27,9 @@ class Histogram:
 
 
 class Distribution:
-    """Counts around zero in bins that double in width when a value lies beyond them.
+    """Counts around zero in bins that double in width when a value is outside.
 
-    Merging is exact: each bin of the wider range holds two of the narrower one.
+    Merging is exact: each bin of the wider range is two of the narrower one.
     """
 
     def __init__(self) -> None:
@@ -61,7 +64,7 @@ class Distribution:
             self._counts[_BINS // 2] += values.numel()
 
     def histogram(self, bins: int = 96) -> Histogram | None:
-        """A coarser count from the least to the greatest value; None where there was none."""
+        """A coarser count from the smallest to the largest value; None without values."""
         if not math.isfinite(self.least):
             return None
         low, high = self.least, self.greatest
@@ -72,9 +75,9 @@ class Distribution:
         return Histogram(low, high, tuple(int(count) for count in counts))
 
     def sqnr_db(self, rounded: Callable[[Tensor], Tensor]) -> float | None:
-        """About what ``rounded`` would leave of the values, those of a bin spread evenly.
+        """The estimated SQNR of ``rounded``, with the values of a bin spread evenly.
 
-        None where there are no values, zeros only, or values that are not finite.
+        None if there are no values, only zeros, or values that are not finite.
         """
         if not (self._limit and self.is_finite):
             return None
@@ -83,19 +86,19 @@ class Distribution:
         signal = float((counts * values**2).sum())
         if not noise or not signal:
             return None
-        return 10 * math.log10(signal / noise)
+        return energy_ratio_db(signal, noise)
 
     def share(self, chosen: Callable[[Tensor], Tensor]) -> float:
-        """About the share of the finite values that ``chosen`` is true of."""
+        """The estimated share of finite values for which ``chosen`` is true."""
         values, counts = self._points()
         return float((counts * chosen(values)).sum()) / max(1.0, float(self._counts.sum()))
 
     def _points(self) -> tuple[Tensor, Tensor]:
-        """Values in place of those counted, and how many each stands for."""
+        """Values that represent those counted, and how many each stands for."""
         used = self._counts > 0
         offsets = (torch.arange(_POINTS, dtype=torch.float64) + 0.5) / _POINTS - 0.5
         values = self._centers()[used, None] + offsets * self._width
-        # zeros, of which rectified activations are full, are no spread of small values
+        # zeros, frequent after ReLU, must not be spread over their bin as small values
         values = torch.where(values.abs() < self._width, torch.zeros_like(values), values)
         return values, self._counts[used, None] / _POINTS
 

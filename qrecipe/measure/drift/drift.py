@@ -1,4 +1,4 @@
-"""Whether the ranges that a converted model has stored still fit the data."""
+"""Check whether the ranges that a converted model has stored still fit the data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from qrecipe.audit.float_kernels import float_result, is_kernel
@@ -22,15 +21,16 @@ from qrecipe.measure.drift.counts import Tally
 from qrecipe.measure.drift.observers import Observing
 from qrecipe.measure.drift.report import Drift, SiteDrift, worst_first
 from qrecipe.measure.drift.stored_ranges import sharing, stored_ranges
+from qrecipe.model.addresses import is_conversion
 from qrecipe.model.call import Inputs, bind
 from qrecipe.model.copies import with_parts
 from qrecipe.model.nested import map_tensors
-from qrecipe.planning.stored import StoredPlan, ingredients_of
+from qrecipe.planning.plan import Plan
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.extends import compose
 from qrecipe.recipe.references import Source
 from qrecipe.recipe.schema import LintTable, RecipeTable
-from qrecipe.terminal.progress import Progress, terminal_progress
+from qrecipe.terminal.progress import Progress, chosen_progress
 
 _MOST_BATCHES = 2**31
 
@@ -39,26 +39,26 @@ _MOST_BATCHES = 2**31
 def drift(
     converted: nn.Module,
     batches: Iterable[Any],
+    *,
     forward: Forward | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Drift:
-    """Hold today's data against the ranges that the model has stored, tensor by tensor.
+    """Compare new data with the ranges that the model has stored, tensor by tensor.
 
-    Each batch runs through the converted model, and beside it through the same graph in float,
-    with the weights that the kernels really have. What that second run gives is shown to the
-    observers of the recipe, as in calibration: the ranges that they find are those of today, where
-    a moving average gives every batch the same weight. The same values give what the stored range
-    clips, and the SQNR that it and the range of today would leave.
+    Each batch runs through the converted model and, in parallel, through the same graph in float
+    with the kernels' real weights. The recipe's observers see the float values as in calibration
+    and find the ranges of today (a moving average weighs all batches equally). The same values give
+    the share that the stored range clips, and the SQNR with the stored and with today's range.
 
     ``converted`` comes from `qrecipe.quantize` or `qrecipe.load_quantized`; ``batches`` and
     ``forward`` are as in `qrecipe.calibrate`. Memory does not grow with the batches.
 
     Raises:
         ArtifactError: ``converted`` was not converted by qrecipe (QR501).
-        CalibrationError: no batches, none with values, or one that the model cannot take.
+        CalibrationError: there are no batches, none has values, or the model cannot take one.
         ExecutionError: the model has no stored ranges (QR430): it is dynamic or float.
     """
-    plan = StoredPlan.model_validate_json(provenance(converted).plan)
+    plan = Plan.from_json(provenance(converted).plan)
     paths = [part.path for part in architecture(converted).parts]
     parts = {} if plan.executor == "eager" else converted_parts(converted, paths)
     observing = Observing()
@@ -67,7 +67,7 @@ def drift(
         raise _nothing_stored()
     _warn_about(observing, converted)
     model = with_parts(converted, shadows)
-    show = progress or terminal_progress("looking for drift")
+    show = chosen_progress(progress, "looking for drift")
     kernels: AbstractContextManager[None] = (
         nullcontext() if plan.is_for_export else engine(plan.backend)
     )
@@ -83,15 +83,15 @@ def drift(
     sites = [site for shadow in shadows.values() for site in shadow.results()]
     if all(site.is_unseen for site in sites):
         raise _no_values(count)
-    return Drift(tuple(sorted(sites, key=worst_first)), count, ingredients_of(plan))
+    return Drift(tuple(sorted(sites, key=worst_first)), count, plan.ingredients)
 
 
 def _nothing_stored() -> ExecutionError:
     return ExecutionError(
         Finding(
             "QR430",
-            "this model has no stored ranges of activations that could drift",
-            hint="dynamic kernels find the range of each input anew; only static rules store any",
+            "this model stores no activation ranges that could drift",
+            hint="dynamic kernels find ranges at run time; only static rules store them",
         )
     )
 
@@ -112,23 +112,23 @@ def _warn_about(observing: Observing, converted: nn.Module) -> None:
     names = ", ".join(f'"{name}"' for name in sorted(observing.missing))
     finding = Finding(
         "QR213",
-        f"observer {names} cannot be made here: plain minimum and maximum stand in for it",
-        hint="install the plugin, or import what registers it, for the ranges that it would give",
+        f"observer {names} is not available: minimum and maximum are used instead",
+        hint="install the plugin, or import the module that registers it, to get its ranges",
         notes=tuple(sorted(set(observing.missing.values()))),
     )
     warn(finding, _lint(converted).ignore)
 
 
 def _lint(converted: nn.Module) -> LintTable:
-    """What the stored recipe ignores; the plugins that it names may be missing here."""
+    """The ``[lint]`` table of the stored recipe, whose plugins may be missing here."""
     stored = compose(Source("<recipe>"), provenance(converted).recipe)
     return RecipeTable.model_validate(stored.values).lint
 
 
 class _Shadowed(nn.Module):
-    """A converted graph that runs as it is, and beside it in float, with tallies of its ranges."""
+    """A converted graph that runs as it is and also in float, with tallies of its ranges."""
 
-    def __init__(self, part: fx.GraphModule, plan: StoredPlan, observing: Observing) -> None:
+    def __init__(self, part: fx.GraphModule, plan: Plan, observing: Observing) -> None:
         super().__init__()
         self.part = part
         sites = {site.name: site for site in plan.sites}
@@ -146,7 +146,7 @@ class _Shadowed(nn.Module):
         return _Run(self.part, self).run(*inputs)
 
     def observe(self, node: fx.Node, value: Any) -> None:
-        """Show what a node gives in float to the observer that saw it in calibration."""
+        """Pass the float output of a node to the observer that saw it in calibration."""
         if node in self._groups and isinstance(value, Tensor):
             self._observers[self._groups[node]].see(value)
 
@@ -160,7 +160,7 @@ class _Shadowed(nn.Module):
 
 
 class _Run(fx.Interpreter):
-    """One batch: every node twice, on what the model gives and on what float would give."""
+    """Runs every node twice for one batch: on the model's values and on float values."""
 
     def __init__(self, part: fx.GraphModule, shadow: _Shadowed) -> None:
         super().__init__(part)
@@ -179,21 +179,21 @@ class _Run(fx.Interpreter):
         return result
 
     def _in_float(self, n: fx.Node, result: Any) -> Any:
-        """What a node gives for the float values of its inputs; None where that is not known."""
+        """The output of a node for float inputs; None if that is not known."""
         sources = n.all_input_nodes
         is_exact = all(self._floating[source] is self.env[source] for source in sources)
-        if n.op == "output" or (is_exact and not _is_quantizing(n)):
-            return result  # of which nothing has been rounded yet
-        if _is_quantizing(n) or n.target == "dequantize":
+        if is_conversion(n):
             # a copy: what runs in place must not change it for those who read the other
             return self._floating[sources[0]].clone()
+        if n.op == "output" or is_exact:
+            return result  # of which nothing has been rounded yet
         args, kwargs = fx.map_arg((n.args, n.kwargs), self._floating.__getitem__)
         try:
             module = self._module(n)
             if is_kernel(n, module):
                 return float_result(n, module, args, kwargs)
             return getattr(self, n.op)(n.target, args, kwargs)
-        except Exception:  # of a kernel that nothing here knows: said in the report
+        except Exception:  # an unknown kernel: the report says so
             return None
 
     def _module(self, n: fx.Node) -> nn.Module | None:
@@ -207,10 +207,6 @@ def _count(tally: Tally, result: Tensor, value: Any) -> None:
         tally.add_rounded(result.dequantize())
 
 
-def _is_quantizing(node: fx.Node) -> bool:
-    return node.target is torch.quantize_per_tensor
-
-
 def _dequantized(value: Any) -> Any:
-    """A value with a float tensor in place of each quantized one."""
+    """A value with its quantized tensors dequantized."""
     return map_tensors(lambda each: each.dequantize() if each.is_quantized else each, value)

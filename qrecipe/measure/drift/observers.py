@@ -1,4 +1,4 @@
-"""Observers as calibration would put them, fed with the data of today."""
+"""The observers of calibration, fed with today's data."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from qrecipe.recipe.schema import Constructor, TensorSpec, quantized_range
 
 
 class Observing:
-    """Makes observers; ``missing`` are the names of those that cannot be made here, and why."""
+    """Makes observers; ``missing`` has the names of unavailable ones, and why."""
 
     def __init__(self) -> None:
         self.missing: dict[str, str] = {}
 
     def observer(self, spec: TensorSpec) -> Watch:
-        """The observer of a spec in calibration, or one of minimum and maximum in its place."""
+        """The observer of a spec, or one of minimum and maximum if it is not available."""
         try:
             if spec.observer is not None:
                 load("observer", spec.observer.name)
@@ -37,8 +37,7 @@ class Observing:
 class Watch:
     """One observer and what it has found.
 
-    A moving average gives all that it sees the same weight: what it would converge to, whichever
-    batch comes first.
+    A moving average weighs all batches equally: the value that it would converge to.
     """
 
     def __init__(self, observer: Any, spec: TensorSpec) -> None:
@@ -48,7 +47,7 @@ class Watch:
         self._failed = False
 
     def see(self, value: Tensor) -> None:
-        """Show it the values of one batch; one without values says nothing."""
+        """Observe the values of one batch; empty batches are ignored."""
         if not value.numel():
             return
         self._seen += 1
@@ -60,7 +59,7 @@ class Watch:
             self._failed = True
 
     def range(self) -> QRange | None:
-        """The range that it gives now; None where that is none."""
+        """The range that it gives now; None if that is not valid."""
         limits = quantized_range(self._spec)
         if self._failed or not self._seen or limits is None:
             return None

@@ -1,49 +1,50 @@
-"""What `qrecipe.drift` found: stored ranges beside those of today, the worst first."""
+"""The result of `qrecipe.drift`: stored ranges and those of today, worst first."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from qrecipe.audit.sqnr import db_text, finite_or_none
+from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.text import counted
 from qrecipe.measure.drift.distribution import Histogram
 from qrecipe.measure.drift.stored_ranges import QRange
-from qrecipe.measure.fidelity import db_text, finite_or_none
 from qrecipe.recipe.recipe import Ingredient, published
 from qrecipe.rules.resolution import listed
-from qrecipe.terminal.tables import render_table
+from qrecipe.terminal.report import Report, Section, Table, Text, report_text
 
 DEFAULT_THRESHOLD = 0.5
-"""A range that ends in the middle of the stored one, or half of its width beyond it."""
+"""An end that moves by this much, in widths of the stored range, counts as drift."""
 
 DEFAULT_MAX_CLIPPED = 0.05
 """More than the data of calibration give where an average clung to its first batch."""
 
 FEWEST_VALUES = 1_000
-"""A share of fewer says little of the data."""
+"""A share of fewer values says little."""
 
 _MOST_SHOWN = 10
 """Widths of the stored range beyond which it makes no difference how far a range moves."""
 
 
-@dataclass(frozen=True, slots=True)
-class SiteDrift:
+@dataclass(frozen=True, slots=True, repr=False)
+class SiteDrift(ShortRepr):
     """One tensor that is quantized to a stored range: the output of a site, or a float input.
 
-    Everything is measured on the values that float gives at this place, which ``values`` counts.
-    ``stored`` and ``now`` hold the real values for which the recipe's integers were chosen; ``now``
-    is None where today's values give no range, as where they are not finite. ``clipped`` is the
-    share of values that the kernel cannot represent, ``outside`` of those beyond ``stored``: with
-    ``reduce_range`` the kernels have integers to spare. ``sqnr_db`` estimates what rounding and
-    clipping to the stored range would leave; None where values are not finite, or all zero.
-    ``clipped_after`` and ``sqnr_after_db`` estimate the same for the range of today.
+    Everything is measured on the float values at this point, which ``values`` counts. ``stored``
+    and ``now`` are the ranges that calibration found and would find today; ``now`` is None if
+    today's values give no range, for example because they are not finite. ``clipped`` is the share
+    of values that the kernel cannot represent, ``outside`` the share beyond ``stored`` (smaller
+    than what the kernel can represent with ``reduce_range``). ``sqnr_db`` estimates the SQNR after
+    rounding and clipping to the stored range; None if values are not finite, or all zero.
+    ``clipped_after`` and ``sqnr_after_db`` estimate the same for today's range.
 
-    ``is_bound`` tells that no float counterpart of the kernel is known. What it gave stands for the
-    values then: ``clipped`` and ``outside`` count all that lies at the ends, and are upper bounds;
-    both SQNR are None.
+    ``is_bound``: no float counterpart of the kernel is known, so its own outputs are counted.
+    ``clipped`` and ``outside`` are upper bounds then, and both SQNR are None.
     """
 
     name: str
@@ -63,14 +64,14 @@ class SiteDrift:
 
     @property
     def is_unseen(self) -> bool:
-        """Whether no value came here today, of which nothing can be said."""
+        """Whether no value was seen today."""
         return self.values is None and self.is_finite
 
     @property
     def moved(self) -> float:
         """How far recalibration would move the two ends, in widths of the stored range.
 
-        Infinite where today's values give no range, 0 where there are none.
+        Infinite if today's values give no range, 0 if there are none.
         """
         if self.now is None:
             return 0.0 if self.is_unseen else math.inf
@@ -79,9 +80,9 @@ class SiteDrift:
 
     @property
     def avoidable(self) -> float:
-        """The share of values that are clipped and would not be after a recalibration.
+        """The share of values that recalibration would save from clipping.
 
-        Zero where the shares are bounds, and where fewer than 1,000 values were seen.
+        Zero if the shares are only bounds, or fewer than 1,000 values were seen.
         """
         seen = 0 if self.values is None else sum(self.values.counts)
         if self.is_bound or seen < FEWEST_VALUES:
@@ -89,11 +90,11 @@ class SiteDrift:
         return max(0.0, self.clipped - self.clipped_after)
 
 
-@dataclass(frozen=True, slots=True)
-class Drift:
+@dataclass(frozen=True, slots=True, repr=False)
+class Drift(Report):
     """All stored ranges, first the one that recalibration would move most.
 
-    ``ingredients`` are the files that the recipe was made of.
+    ``ingredients`` are the files of the recipe.
     """
 
     sites: tuple[SiteDrift, ...]
@@ -108,16 +109,18 @@ class Drift:
             site for site in self.sites if site.moved > threshold or site.avoidable > max_clipped
         )
 
-    def __str__(self) -> str:
-        return self.text()
-
     def text(
         self, threshold: float = DEFAULT_THRESHOLD, *, max_clipped: float = DEFAULT_MAX_CLIPPED
     ) -> str:
         """The table, and how many tensors are above a threshold."""
-        table = render_table(HEADER, [drift_row(site) for site in self.sites])
+        return report_text(self._sections(threshold, max_clipped))
+
+    def _sections(
+        self, threshold: float = DEFAULT_THRESHOLD, max_clipped: float = DEFAULT_MAX_CLIPPED
+    ) -> Iterator[Section]:
+        yield drift_table(self.sites)
         summary = self.summary(threshold, max_clipped)
-        return "\n".join([table, "", *summary, *published(self.ingredients)])
+        yield Text("Result", [*summary, *published(self.ingredients)])
 
     def summary(self, threshold: float, max_clipped: float) -> tuple[str, ...]:
         """How many tensors are above a threshold, and what that means, in sentences."""
@@ -125,22 +128,24 @@ class Drift:
         lines = [
             f"{above} of {counted(len(self.sites), 'stored range')} drifted over "
             f"{counted(self.batches, 'batch')}.",
-            f"Drifted is what recalibration would move by more than {_percent(threshold)} of its "
-            f"width, or save from clipping more than {_percent(max_clipped)} of its values.",
+            f"A range has drifted if recalibration would move it by more than "
+            f"{_percent(threshold)} of its width, or save more than {_percent(max_clipped)} of its "
+            "values from clipping.",
         ]
         unbounded = [f"{site.name} ({site.tensor})" for site in self.sites if not site.is_finite]
         if unbounded:
-            lines.append(f"Values that are not finite, which no range holds: {listed(unbounded)}.")
+            lines.append(f"Tensors with values that are not finite: {listed(unbounded)}.")
         return tuple(lines)
 
     def to_json(self) -> str:
-        """Stable keys; what is not finite is null."""
+        """JSON with stable keys; non-finite numbers are null."""
         return json.dumps(drift_json(self), indent=2)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """How far each range would move, as an image of the type that ``path`` names.
+        """Plot how far each range would move; the suffix of ``path`` sets the format.
 
-        Raises ``QRecipeError``: matplotlib is missing (QR602), the file cannot be written (QR421).
+        Raises ``QRecipeError`` if matplotlib is missing (QR602) or the file cannot be written
+        (QR421).
         """
         from qrecipe.measure.pages.plots import plot_bars
 
@@ -179,14 +184,25 @@ def drift_json(report: Drift) -> dict[str, Any]:
     }
 
 
-HEADER = (
+_HEADER = (
     *("site", "tensor", "stored range", "range today", "moved"),
     *("clipped", "clipped after", "dB", "dB after"),
 )
 
 
-def drift_row(site: SiteDrift) -> tuple[str, ...]:
-    """A line of the table below ``HEADER``."""
+def drift_table(sites: Iterable[SiteDrift]) -> Table:
+    """Each stored range beside that of today."""
+    return Table(
+        "Stored ranges",
+        _HEADER,
+        [_row(site) for site in sites],
+        "clipped: values beyond all integers of the kernel; dB: SQNR that the stored range "
+        "leaves of what float gives here (estimate); after: the same for the range of today.",
+        numeric=frozenset(range(2, len(_HEADER))),
+    )
+
+
+def _row(site: SiteDrift) -> tuple[str, ...]:
     bound = "≤" if site.is_bound else ""
     return (
         site.name,
@@ -207,12 +223,12 @@ def moved_text(site: SiteDrift) -> str:
 
 
 def drawn_move(site: SiteDrift) -> float:
-    """How far a range would move, as a bar shows it: one that is off the scale hides no other."""
+    """How far a range would move, limited so that one bar does not dwarf the others."""
     return min(site.moved, _MOST_SHOWN)
 
 
 def worst_first(site: SiteDrift) -> tuple[float, float]:
-    """The key that sorts tensors: the farthest move first, of equal ones the most clipped."""
+    """The sort key of tensors: the furthest move first, then the most clipped."""
     return -site.moved, -site.clipped
 
 

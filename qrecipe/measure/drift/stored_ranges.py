@@ -1,4 +1,4 @@
-"""The ranges that a converted model has stored: where they apply, and what they hold."""
+"""The ranges that a converted model has stored, and where they apply."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from qrecipe.model.addresses import CALLS, site_of
-from qrecipe.planning.stored import StoredSite
+from qrecipe.model.addresses import CALLS, is_conversion, site_of
+from qrecipe.model.normalize import stored
+from qrecipe.planning.plan import Site
 from qrecipe.recipe.schema import TensorSpec, quantized_range
 
 TensorRole = Literal["input", "output"]
@@ -19,7 +20,7 @@ TensorRole = Literal["input", "output"]
 
 @dataclass(frozen=True, slots=True)
 class QRange:
-    """A scale and a zero point, and the real values between which they were chosen to hold."""
+    """A scale and a zero point, and the real range that they were chosen for."""
 
     scale: float
     zero_point: int
@@ -33,30 +34,30 @@ class QRange:
         return cls(scale, zero_point, low, high)
 
     def rounded(self, values: Tensor) -> Tensor:
-        """What is left of values that lie within the range, and of others that it clips."""
+        """The values rounded and clipped to the range."""
         steps = torch.round(values / self.scale) * self.scale
         return steps.clamp(self.low, self.high)
 
     def outside(self, values: Tensor) -> Tensor:
-        """Which values lie further out than half a step."""
+        """Which values are outside the range by more than half a step."""
         half = self.scale / 2
         return (values < self.low - half) | (values > self.high + half)
 
     def at_ends(self, values: Tensor) -> Tensor:
-        """Which values lie within half a step of an end, or beyond it."""
+        """Which values are within half a step of an end, or beyond it."""
         half = self.scale / 2
         return (values < self.low + half) | (values > self.high - half)
 
 
 @dataclass(frozen=True, slots=True)
 class StoredRange:
-    """A place where a graph quantizes by a stored scale.
+    """A place where a graph quantizes with a stored scale.
 
-    ``calibrated`` is the range of the integers that the recipe gives the tensor; ``integers`` are
-    all those of the dtype and ``possible`` is their range, beyond which the kernels clip.
+    ``calibrated`` is the range of the integers that the recipe allows; ``integers`` are the limits
+    of the dtype and ``possible`` is their range, beyond which kernels clip.
     """
 
-    site: StoredSite
+    site: Site
     role: TensorRole
     spec: TensorSpec
     calibrated: QRange
@@ -71,9 +72,7 @@ class StoredRange:
         return QRange.of(chosen.scale, chosen.zero_point, self.integers)
 
 
-def stored_ranges(
-    part: fx.GraphModule, sites: Mapping[str, StoredSite]
-) -> dict[fx.Node, StoredRange]:
+def stored_ranges(part: fx.GraphModule, sites: Mapping[str, Site]) -> dict[fx.Node, StoredRange]:
     """Each node that quantizes to a range which calibration has found, in order."""
     found = {}
     for node in part.graph.nodes:
@@ -97,21 +96,21 @@ _INTEGERS: Mapping[str, tuple[int, int]] = {
     "int8": (-128, 127),
     "uint8": (0, 255),
 }
-"""What the kernels clip to: 4 bits live in 8-bit types."""
+"""What kernels clip to: 4-bit values are stored in 8-bit types."""
 
 
 def is_fixed(spec: TensorSpec) -> bool:
-    """Whether the range is the operation's own, whatever the data are."""
+    """Whether the operation fixes the range, independent of the data."""
     return spec.observer is not None and spec.observer.name == "fixed_qparams"
 
 
 def sharing(
-    part: fx.GraphModule, ranges: Mapping[fx.Node, StoredRange], sites: Mapping[str, StoredSite]
+    part: fx.GraphModule, ranges: Mapping[fx.Node, StoredRange], sites: Mapping[str, Site]
 ) -> dict[fx.Node, fx.Node]:
-    """The nodes that one observer has seen: each with the first range of its group.
+    """The nodes that share an observer, each with the first range of its group.
 
-    Operations that copy show their results to the observer of what they copy, and those that copy
-    several tensors connect the observers of all.
+    Operations that copy share the observer of their input; those that copy several tensors join
+    the observers of all.
     """
     origins: dict[fx.Node, frozenset[fx.Node]] = {}
     group: dict[fx.Node, fx.Node] = {node: node for node in ranges}
@@ -135,16 +134,7 @@ def sharing(
     return {**group, **{node: group[origin] for node, origin in copying.items()}}
 
 
-def is_conversion(node: fx.Node) -> bool:
-    """Whether a node only goes from float to quantized or back."""
-    return node.op in CALLS and node.target in (
-        torch.quantize_per_tensor,
-        torch.quantize_per_channel,
-        "dequantize",
-    )
-
-
-def _place(node: fx.Node, sites: Mapping[str, StoredSite]) -> tuple[StoredSite, TensorRole] | None:
+def _place(node: fx.Node, sites: Mapping[str, Site]) -> tuple[Site, TensorRole] | None:
     """The site whose tensor a node quantizes; None where that is no new range."""
     if node.op not in CALLS:
         return None
@@ -160,7 +150,7 @@ def _place(node: fx.Node, sites: Mapping[str, StoredSite]) -> tuple[StoredSite, 
     return (site, "output") if site is not None and is_own else None
 
 
-def _readers(node: fx.Node, sites: Mapping[str, StoredSite]) -> Iterator[StoredSite]:
+def _readers(node: fx.Node, sites: Mapping[str, Site]) -> Iterator[Site]:
     """The static sites that read a tensor, the nearest first."""
     waiting, seen = [node], {node}
     while waiting:
@@ -190,13 +180,7 @@ def _qparams(node: fx.Node, part: fx.GraphModule) -> tuple[float, int] | None:
 
 
 def _value(argument: Any, part: fx.GraphModule) -> Any:
-    if not isinstance(argument, fx.Node):
-        return argument
-    if argument.op != "get_attr":
-        return None
-    path, _, name = str(argument.target).rpartition(".")
-    owner: nn.Module = part.get_submodule(path)
-    return getattr(owner, name, None)
+    return stored(argument, part) if isinstance(argument, fx.Node) else argument
 
 
 def _numbers(scale: Any, zero_point: Any) -> tuple[float, int] | None:

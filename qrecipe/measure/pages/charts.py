@@ -1,4 +1,4 @@
-"""The drawings of the reports, as SVG by matplotlib from the extra ``[report]``."""
+"""The charts of the reports as SVG, by matplotlib from the extra ``[report]``."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ Ends = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """How the values of one tensor lie in its quantization range.
+    """The values of one tensor and its quantization range.
 
-    ``now`` is the range that today's data would give, None where only one is of interest.
+    ``now`` is the range that today's data would give, if that is to be shown too.
     """
 
     title: str
@@ -38,14 +38,14 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One trial: what it gave, and whether its change was kept."""
+    """One trial: its result, and whether its change was kept."""
 
     value: float
     kept: bool
 
 
 def bars(names: Sequence[str], values: Sequence[float], label: str) -> bytes:
-    """One bar for each name, from the top; one without a finite value has its name alone."""
+    """One bar per name, from the top; names without a finite value have no bar."""
     figure = _figure(_WIDTH, 0.9 + 0.24 * len(names))
     axes = figure.subplots()
     finite = [value if math.isfinite(value) else 0.0 for value in values]
@@ -62,7 +62,7 @@ def bars(names: Sequence[str], values: Sequence[float], label: str) -> bytes:
 
 
 def along(names: Sequence[str], series: Mapping[str, Sequence[float]], label: str) -> bytes:
-    """One line for each series over the names in their order; what is not finite is left out."""
+    """One line per series over the names in order; non-finite values are left out."""
     longest = max(len(_short(name)) for name in names)
     figure = _figure(_WIDTH, 3.4 + 0.07 * longest)
     axes = figure.subplots()
@@ -103,7 +103,7 @@ def spreads(panels: Sequence[Spread]) -> bytes:
 
 
 def trials(points: Sequence[Point], target: float | None, label: str) -> bytes:
-    """The metric of each trial in order, those that were kept filled; a cross where one failed."""
+    """The metric of each trial in order; filled if it was kept, a cross if it failed."""
     figure = _figure(_WIDTH, 3.6)
     axes = figure.subplots()
     steps = range(1, len(points) + 1)
@@ -174,14 +174,14 @@ def _label(axis: Any, positions: Sequence[int], names: Sequence[str]) -> None:
 
 
 def _short(name: str) -> str:
-    """The name on one line, its middle left out where it is long: both ends tell sites apart."""
+    """The name on one line; a long one keeps both ends, which tell sites apart."""
     text = one_line(name)
     half = _LONGEST_NAME // 2
     return text if len(text) <= _LONGEST_NAME else f"{text[: half - 1]}…{text[-half:]}"
 
 
 def _wrapped(label: str) -> str:
-    """The label of an axis on as many lines as it needs beside a low figure."""
+    """The label of an axis, wrapped to fit a low figure."""
     return textwrap.fill(one_line(label), _LONGEST_LINE, max_lines=3, placeholder=" …")
 
 
@@ -200,7 +200,7 @@ def _svg(figure: Any) -> bytes:
     from matplotlib import rc_context
 
     stream = io.BytesIO()
-    # letters as outlines need no font of the reader's; no date, so that equal reports are equal
+    # outlines need no fonts of the reader; without a date, equal reports are equal files
     with rc_context({"svg.fonttype": "path", "svg.hashsalt": "qrecipe"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})

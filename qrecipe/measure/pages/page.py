@@ -1,4 +1,4 @@
-"""One self-contained page of HTML: figures, tables, text; no script, nothing from elsewhere."""
+"""A self-contained HTML page of figures, tables and text, without scripts or external files."""
 
 from __future__ import annotations
 
@@ -7,57 +7,35 @@ import codecs
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from html import escape
-from itertools import count
 from pathlib import Path
 
 from qrecipe.errors.findings import Finding, QRecipeError
-from qrecipe.errors.text import printable, shown
+from qrecipe.errors.text import shown
 from qrecipe.files import check_replaceable_file, replace_file, why_not
+from qrecipe.terminal.report import Section, escaped, report_html
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """An image in SVG; ``alt`` says in words what it shows."""
+    """An SVG image; ``alt`` describes it in words."""
 
     title: str
     svg: bytes
     alt: str
     caption: str = ""
 
+    def text(self) -> str:
+        return self.alt
 
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Rows of text under a header; ``numeric`` are the positions of columns set to the right."""
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    caption: str = ""
-    numeric: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """Paragraphs."""
-
-    title: str
-    paragraphs: Sequence[str]
+    def html(self) -> str:
+        # an image of its own: the names inside one drawing cannot meet those of another
+        data = base64.b64encode(self.svg).decode()
+        image = f'<img alt="{escaped(self.alt)}" src="data:image/svg+xml;base64,{data}">'
+        caption = f"\n<figcaption>{escaped(self.caption)}</figcaption>" if self.caption else ""
+        return f"<figure>\n{image}{caption}\n</figure>"
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """Text whose lines stay as they are, such as a recipe."""
-
-    title: str
-    text: str
-
-
-_LONGEST_WORD = 24
 _START = 1024
-
-Section = Figure | Table | Text | Listing
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +49,8 @@ class Page:
 
 def page_html(page: Page) -> str:
     """The page as an HTML5 document; every text in it is escaped."""
-    title, subtitle = _text(page.title), _text(page.subtitle)
-    sections = "\n".join(_section(section) for section in page.sections)
+    title, subtitle = escaped(page.title), escaped(page.subtitle)
+    sections = report_html(page.sections, "h2")
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -83,7 +61,7 @@ def page_html(page: Page) -> str:
 
 
 def save_page(page: Page, path: str | os.PathLike[str]) -> None:
-    """Write the page at once. Raises ``QRecipeError`` (QR431) where it cannot be written."""
+    """Write the page atomically. Raises ``QRecipeError`` (QR431) if it cannot be written."""
     try:
         replace_file(Path(path), page_html(page).encode())
     except (OSError, ValueError) as error:
@@ -91,9 +69,9 @@ def save_page(page: Page, path: str | os.PathLike[str]) -> None:
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raises ``QRecipeError`` (QR431) where no page can be put there, before it is made.
+    """Raises ``QRecipeError`` (QR431) early if no page can be written there.
 
-    That is also where another file stands than a page: a slip must not cost a model.
+    A file that is not a page is not overwritten either: a typo must not cost a model.
     """
     try:
         check_replaceable_file(Path(path))
@@ -101,11 +79,11 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     except (OSError, ValueError) as error:
         raise _unwritable(path, why_not(error)) from None
     if is_in_the_way:
-        raise _unwritable(path, "a file is there that is no HTML page")
+        raise _unwritable(path, "the file exists and is not an HTML page")
 
 
 def _is_page(path: Path) -> bool:
-    """Whether a file is empty or begins as HTML does."""
+    """Whether a file is empty or starts like HTML."""
     with path.open("rb") as stream:
         start = stream.read(_START)
     words = start.removeprefix(codecs.BOM_UTF8).lstrip().lower()
@@ -116,51 +94,6 @@ def _unwritable(path: str | os.PathLike[str], why: str) -> QRecipeError:
     name = shown(os.fspath(path))
     hint = "name a file in an existing folder"
     return QRecipeError(Finding("QR431", f"cannot write the report {name}: {why}", hint=hint))
-
-
-def _text(text: str) -> str:
-    return escape(printable(text))
-
-
-def _section(section: Section) -> str:
-    return f"<section>\n<h2>{_text(section.title)}</h2>\n{_content(section)}\n</section>"
-
-
-def _content(section: Section) -> str:
-    if isinstance(section, Figure):
-        return _figure(section)
-    if isinstance(section, Table):
-        return _table(section)
-    if isinstance(section, Listing):
-        return f"<pre>{_text(section.text)}</pre>"
-    return "\n".join(f"<p>{_text(paragraph)}</p>" for paragraph in section.paragraphs)
-
-
-def _figure(figure: Figure) -> str:
-    # an image of its own: the names inside one drawing cannot meet those of another
-    data = base64.b64encode(figure.svg).decode()
-    image = f'<img alt="{_text(figure.alt)}" src="data:image/svg+xml;base64,{data}">'
-    caption = f"\n<figcaption>{_text(figure.caption)}</figcaption>" if figure.caption else ""
-    return f"<figure>\n{image}{caption}\n</figure>"
-
-
-def _table(table: Table) -> str:
-    caption = f"<caption>{_text(table.caption)}</caption>\n" if table.caption else ""
-    head = _row(table, table.header, "th")
-    body = "\n".join(_row(table, row, "td") for row in table.rows)
-    return f"<table>\n{caption}<thead>\n{head}\n</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
-
-
-def _row(table: Table, cells: Sequence[str], tag: str) -> str:
-    return f"<tr>{''.join(map(partial(_cell, table, tag), count(), cells))}</tr>"
-
-
-def _cell(table: Table, tag: str, position: int, cell: str) -> str:
-    # only such a word may break anywhere: the columns of all other cells would shrink to letters
-    is_long = any(len(word) > _LONGEST_WORD for word in cell.split())
-    kind = "number" if position in table.numeric else "long" if is_long else ""
-    start = f'<{tag} class="{kind}">' if kind else f"<{tag}>"
-    return f"{start}{_text(cell)}</{tag}>"
 
 
 _STYLE = """\

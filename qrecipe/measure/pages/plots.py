@@ -1,4 +1,4 @@
-"""Reports as images, by matplotlib from the extra ``[report]``."""
+"""Plots of the reports, by matplotlib from the extra ``[report]``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MARGIN = 1.6
 
 
 def plot_comparison(report: Comparison, path: str | os.PathLike[str]) -> None:
-    """Two rows of bars with a line for each site: SQNR of its activation, share of the time."""
+    """Two bar charts with one line per site: SQNR of its activation, share of the time."""
     names = [site.name for site in report.sites]
     figure = _figure(len(names), 11.0)
     quality, time = figure.subplots(1, 2, sharey=True)
@@ -39,7 +39,7 @@ def plot_comparison(report: Comparison, path: str | os.PathLike[str]) -> None:
 def plot_bars(
     names: Sequence[str], values: Sequence[float], label: str, path: str | os.PathLike[str]
 ) -> None:
-    """One bar for each name, from the top; what is not finite has none."""
+    """One bar per name, from the top; non-finite values have none."""
     figure = _figure(len(names), 8.0)
     axes = figure.subplots()
     _bars(axes, names, values)
@@ -55,7 +55,7 @@ def _bars(axes: Any, names: Sequence[str], values: Sequence[float]) -> None:
 
 
 def check_available() -> None:
-    """Raises ``QRecipeError`` (QR602) where matplotlib is missing."""
+    """Raises ``QRecipeError`` (QR602) if matplotlib is missing."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
@@ -63,7 +63,7 @@ def check_available() -> None:
             Finding(
                 "QR602",
                 "plots need matplotlib: pip install 'qrecipe[report]'",
-                hint="the table and the JSON document do without",
+                hint="the table and JSON output work without it",
             )
         ) from None
 
@@ -76,7 +76,7 @@ def _figure(rows: int, width: float) -> Any:
 
 
 def save(figure: Any, path: str | os.PathLike[str]) -> None:
-    """Write the figure as its suffix says. Raises ``QRecipeError`` (QR421) where that fails."""
+    """Write the figure in the format of the suffix. Raises ``QRecipeError`` (QR421)."""
     name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
     if not isinstance(name, str):
         text = f"plot takes a path, not {shown(type(path).__name__)}"
@@ -88,6 +88,6 @@ def save(figure: Any, path: str | os.PathLike[str]) -> None:
             Finding(
                 "QR421",
                 f"cannot write the plot {shown(name)}: {why_not(error)}",
-                hint="name a file in an existing folder that ends in .png, .svg or .pdf",
+                hint="name a .png, .svg or .pdf file in an existing folder",
             )
         ) from None

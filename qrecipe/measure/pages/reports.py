@@ -1,4 +1,4 @@
-"""The pages of the reports: ranking, comparison, drift, tuning."""
+"""The report pages: ranking, comparison, drift, tuning."""
 
 from __future__ import annotations
 
@@ -6,34 +6,33 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from qrecipe.errors.text import counted, one_line
-from qrecipe.execution.provenance import Provenance
-from qrecipe.measure.compare.comparison import Comparison
+from qrecipe.audit.sqnr import db_text, sqnr_text
+from qrecipe.errors.text import counted
+from qrecipe.execution.provenance import Provenance, origin_sections, stored_plan
+from qrecipe.measure.compare.comparison import Comparison, comparison_table
 from qrecipe.measure.drift.report import (
     DEFAULT_MAX_CLIPPED,
     DEFAULT_THRESHOLD,
-    HEADER,
     Drift,
     SiteDrift,
     drawn_move,
-    drift_row,
+    drift_table,
     moved_text,
 )
-from qrecipe.measure.fidelity import db_text, sqnr_text
 from qrecipe.measure.pages import charts
-from qrecipe.measure.pages.page import Figure, Listing, Page, Section, Table, Text
+from qrecipe.measure.pages.page import Figure, Page
 from qrecipe.measure.sensitivity.ranking import Ranking
-from qrecipe.planning.stored import StoredPlan, StoredSite, ingredients_of
 from qrecipe.rules.resolution import listed
+from qrecipe.terminal.report import Section, Table, Text
 
 MOST_BARS = 40
 MOST_SPREADS = 6
 
 Activations = Drift | str
-"""What the activations are like, or why that is not known."""
+"""The activations, or why they are not available."""
 
 Ranked = tuple[str, float, str]
-"""A site, the SQNR in dB that it gives when quantized alone (NaN for none), the same in words."""
+"""A site, its SQNR in dB when quantized alone (NaN for none), and the same in words."""
 
 
 def drift_page(
@@ -43,14 +42,14 @@ def drift_page(
     *,
     max_clipped: float = DEFAULT_MAX_CLIPPED,
 ) -> Page:
-    """Stored ranges against today's data."""
+    """The page about stored ranges and today's data."""
     sites = report.sites
     worst = sites[0]
     summary = Text(
         "Result",
         (
             *report.summary(threshold, max_clipped),
-            f"The farthest to move is the {worst.tensor} of {worst.name}: {moved_text(worst)}.",
+            f"The {worst.tensor} of {worst.name} would move furthest: {moved_text(worst)}.",
         ),
     )
     sections: list[Section] = [
@@ -67,20 +66,13 @@ def drift_page(
             {"stored range": _sqnr, "range of today's data": _sqnr_after},
         ),
         *_spreads(sites, with_now=True),
-        Table(
-            "Stored ranges",
-            HEADER,
-            [drift_row(site) for site in sites],
-            "clipped: values beyond all integers of the kernel; dB: SQNR that the stored range "
-            "leaves of what float gives here (estimate); after: the same for the range of today.",
-            numeric=frozenset(range(2, len(HEADER))),
-        ),
+        drift_table(sites),
     ]
-    return Page(f"Drift: {_name(origin)}", _subtitle(origin), [*sections, *_origin(origin)])
+    return _page(f"Drift: {_name(origin)}", sections, origin)
 
 
 def comparison_page(report: Comparison, activations: Activations, origin: Provenance) -> Page:
-    """A float model beside its quantized one."""
+    """The page about a float model and its quantized one."""
     sites = [site for site in report.sites if site.activation is not None]
     values = {site.name: site.activation.sqnr_db for site in sites if site.activation is not None}
     output = report.output
@@ -92,33 +84,19 @@ def comparison_page(report: Comparison, activations: Activations, origin: Proven
             f"Quantizing and dequantizing takes {report.conversion_share:.1%} of the int8 time.",
         ),
     )
-    rows = [
-        (
-            site.name,
-            site.op,
-            site.verdict,
-            "" if site.weight is None else db_text(site.weight.sqnr_db),
-            "" if site.activation is None else db_text(site.activation.sqnr_db),
-            "" if site.activation is None else f"{site.activation.mse:.2e}",
-            f"{site.float_share:.1%}",
-            f"{site.quantized_share:.1%}",
-        )
-        for site in report.sites
-    ]
-    header = ("site", "operation", "verdict", "weight dB", "activation dB", "MSE", "float time")
     label = "SQNR of the activation (dB)"
     sections: list[Section] = [
         summary,
-        *_bars("Sites by SQNR, the worst first", list(values), list(values.values()), label),
+        *_bars("Sites by SQNR, worst first", list(values), list(values.values()), label),
         *_named_depth(values, origin, label),
         *_worst_spreads(list(values), activations),
-        Table("Sites", (*header, "int8 time"), rows, numeric=frozenset(range(3, 8))),
+        comparison_table(report.sites),
     ]
-    return Page(f"Comparison: {_name(origin)}", _subtitle(origin), [*sections, *_origin(origin)])
+    return _page(f"Comparison: {_name(origin)}", sections, origin)
 
 
 def ranking_page(ranking: Ranking, activations: Activations, origin: Provenance) -> Page:
-    """Sites by what each does to the output when it alone is quantized."""
+    """The page that ranks sites by their effect on the output when quantized alone."""
     by_db = ranking.float_value is None
     found = {site.name: site.sqnr_db if by_db else site.value for site in ranking.sites}
     values = {name: math.nan if value is None else value for name, value in found.items()}
@@ -131,7 +109,7 @@ def ranking_page(ranking: Ranking, activations: Activations, origin: Provenance)
     if ranking.float_value is not None:
         summary.append(f"The float model reaches {ranking.float_value:.6g}.")
     if ranking.partial:
-        summary.append("Interrupted: this ranks what had been measured by then.")
+        summary.append("Interrupted: the ranking covers what was measured so far.")
     rows = [
         (
             str(place),
@@ -143,7 +121,7 @@ def ranking_page(ranking: Ranking, activations: Activations, origin: Provenance)
     ]
     sections: list[Section] = [
         Text("Result", summary),
-        *_bars("Ranking, the worst first", list(values), list(values.values()), label),
+        *_bars("Ranking, worst first", list(values), list(values.values()), label),
         *_named_depth(values, origin, label),
         *_worst_spreads(list(values), activations),
         Table(
@@ -156,7 +134,7 @@ def ranking_page(ranking: Ranking, activations: Activations, origin: Provenance)
     if ranking.unranked:
         reasons = list(ranking.unranked.items())
         sections.append(Table("Sites without an error of their own", ("site", "why"), reasons))
-    return Page(f"Sensitivity: {_name(origin)}", _subtitle(origin), [*sections, *_origin(origin)])
+    return _page(f"Sensitivity: {_name(origin)}", sections, origin)
 
 
 def tune_page(
@@ -170,12 +148,12 @@ def tune_page(
     origin: Provenance,
     metric: str,
 ) -> Page:
-    """How a recipe was tuned, and what came out.
+    """The page about how a recipe was tuned, and the result.
 
-    ``title`` names what was tuned; ``trials`` are what was tried, the metric that it gave (NaN
-    where it failed) and whether it was kept, in order; ``notes`` say what was found; ``wanted`` is
-    the metric to reach. ``ranking`` has the sites, the worst first, or says why there is none.
-    ``origin`` is of the model that the tuned recipe gives.
+    ``title`` names what was tuned; ``trials`` has the changes in order, each with its metric (NaN
+    if it failed) and whether it was kept; ``notes`` says what was found; ``wanted`` is the metric
+    to reach. ``ranking`` has the sites, worst first, or says why there is none. ``origin`` is of
+    the model that the tuned recipe gives.
     """
     kept = sum(1 for _, _, was_kept in trials if was_kept)
     rows = [
@@ -193,7 +171,7 @@ def tune_page(
         *_ranked(ranking, activations, origin),
         Table("Trials in order", ("trial", "change", metric, ""), rows, numeric=frozenset({0, 2})),
     ]
-    return Page(f"Tuning: {title}", _subtitle(origin), [*sections, *_origin(origin)])
+    return _page(f"Tuning: {title}", sections, origin)
 
 
 def _trial_cells(value: float, was_kept: bool) -> tuple[str, str]:
@@ -205,18 +183,18 @@ def _trial_cells(value: float, was_kept: bool) -> tuple[str, str]:
 def _ranked(
     ranking: Sequence[Ranked] | str, activations: Activations, origin: Provenance
 ) -> Iterator[Section]:
-    """The ranking that a search went by, and what became of each site."""
+    """The ranking that the search used, and the outcome for each site."""
     if isinstance(ranking, str):
-        yield Text("Ranking, the worst first", (f"Not known: {ranking}",))
+        yield Text("Ranking, worst first", (f"Not available: {ranking}",))
         yield from _worst_spreads(_site_names(origin), activations)
         return
     values = {name: sqnr_db for name, sqnr_db, _ in ranking}
     label = "SQNR of the output with this site alone quantized (dB)"
-    yield from _bars("Ranking, the worst first", list(values), list(values.values()), label)
+    yield from _bars("Ranking, worst first", list(values), list(values.values()), label)
     yield from _named_depth(values, origin, label)
-    verdicts = {site.name: site.verdict for site in _plan(origin).sites}
+    verdicts = {site.name: site.verdict for site in stored_plan(origin)}
     left = [name for name in values if verdicts.get(name) == "float"]
-    why = f"Float, and so without a range: {listed(left)}." if left else ""
+    why = f"Float, so without a range: {listed(left)}." if left else ""
     yield from _worst_spreads(list(values), activations, why)
     rows = [
         (str(place), name, why, verdicts.get(name, ""))
@@ -229,19 +207,19 @@ def _ranked(
 def _bars(
     title: str, names: Sequence[str], values: Sequence[float], label: str
 ) -> Iterator[Section]:
-    """The worst as bars; words where nothing could be drawn."""
+    """The worst as bars, or text if there is nothing to draw."""
     if not any(math.isfinite(value) for value in values):
-        yield Text(title, ("There is no finite value to draw.",))
+        yield Text(title, ("There are no finite values to draw.",))
         return
     drawing = charts.bars(names[:MOST_BARS], values[:MOST_BARS], label)
     cut = f"The worst {MOST_BARS} of {len(names)}." if len(names) > MOST_BARS else ""
     unseen = [n for n, v in zip(names, values, strict=True) if not math.isfinite(v)][:MOST_BARS]
-    note = f" Without a bar, for they are not finite: {listed(unseen)}." if unseen else ""
+    note = f" Without a bar because they are not finite: {listed(unseen)}." if unseen else ""
     yield Figure(title, drawing, f"{label}, one bar for each site", f"{cut}{note}".strip())
 
 
 def _named_depth(values: Mapping[str, float], origin: Provenance, label: str) -> Iterator[Section]:
-    """Values of sites by name in the order in which the model runs them."""
+    """Values of sites by name, in the order in which the model runs them."""
     names = [name for name in _site_names(origin) if name in values]
     yield from _line("Along the depth of the network", names, {label: values}, label)
 
@@ -262,22 +240,22 @@ def _line(
 ) -> Iterator[Section]:
     values = {key: [by_name[name] for name in names] for key, by_name in series.items()}
     if not any(math.isfinite(value) for line in values.values() for value in line):
-        yield Text(title, ("There is no finite value to draw.",))
+        yield Text(title, ("There are no finite values to draw.",))
         return
     drawing = charts.along(names, values, label)
     alt = f"{label} of {len(names)} tensors in the order in which they are computed"
-    yield Figure(title, drawing, alt, "What is exact has no point.")
+    yield Figure(title, drawing, alt, "Exact tensors have no point.")
 
 
 def _worst_spreads(
     names: Sequence[str], activations: Activations, note: str = ""
 ) -> Iterator[Section]:
-    """The tensors of the worst sites, their outputs where these have a range of their own.
+    """The tensors of the worst sites: their outputs if these have their own range.
 
-    ``note`` says of which sites there is none.
+    ``note`` names the sites without any.
     """
     if isinstance(activations, str):
-        yield Text(_SPREADS, (f"Not known: {activations}",))
+        yield Text(_SPREADS, (f"Not available: {activations}",))
         return
     by_name: dict[str, SiteDrift] = {}
     for site in activations.sites:
@@ -306,64 +284,26 @@ def _spreads(sites: Sequence[SiteDrift], *, with_now: bool, note: str = "") -> I
         yield Text(_SPREADS, [each for each in words if each])
         return
     alt = f"histograms of {len(panels)} tensors with their quantization ranges"
-    caption = "Counts of values in float, on a logarithmic scale, over the stored range (shaded)."
+    caption = "Counts of float values, on a logarithmic scale, over the stored range (shaded)."
     yield Figure(_SPREADS, charts.spreads(panels), alt, f"{caption} {note}".rstrip())
 
 
-def _origin(origin: Provenance) -> Iterator[Section]:
-    """The plan, the recipe and the versions."""
-    plan = _plan(origin)
-    rows = [_plan_row(site) for site in plan.sites]
-    header = ("site", "operation", "verdict", "weight/activation", "decided by", "why")
-    caption = f"{plan.backend} ({plan.phase}), {plan.executor}: {len(rows)} sites"
-    yield Table("Plan", header, rows, caption)
-    yield Listing("Recipe", origin.recipe)
-    made_of = [each for each in ingredients_of(plan) if each.publisher is not None]
-    versions = [
-        ("fingerprint of the recipe", origin.fingerprint),
-        *((one_line(each.name), str(each.publisher)) for each in made_of),
-        *sorted(origin.versions.items(), key=_version_order),
-    ]
-    yield Table("Versions", ("", "version"), versions)
-
-
-def _version_order(version: tuple[str, str]) -> tuple[int, str]:
-    """The key that sorts versions: a stored file has them by name, a model at hand does not."""
-    name, _ = version
-    first = ("qrecipe", "torch", "python")
-    return (first.index(name) if name in first else len(first), name)
-
-
-def _plan_row(site: StoredSite) -> tuple[str, ...]:
-    dtypes = "float"
-    if site.qconfig is not None:
-        specs = (site.qconfig.weight, site.qconfig.activation)
-        dtypes = "/".join("-" if spec is None else str(spec.dtype) for spec in specs)
-        dtypes += " dynamic" if site.mode == "dynamic" else ""
-    decided = f"{site.rule.tier} {site.rule.key}".rstrip() + f" = {site.rule.says}"
-    cells = (site.name, site.op, site.verdict, dtypes, decided, site.reason or "")
-    return tuple(map(one_line, cells))
-
-
-def _plan(origin: Provenance) -> StoredPlan:
-    # not its JSON as it stands: that of a loaded model is only known to be valid
-    return StoredPlan.model_validate_json(origin.plan)
-
-
 def _site_names(origin: Provenance) -> list[str]:
-    return [site.name for site in _plan(origin).sites]
+    return [site.name for site in stored_plan(origin)]
 
 
 def _name(origin: Provenance) -> str:
-    return _plan(origin).recipe
+    return stored_plan(origin).recipe
 
 
-def _subtitle(origin: Provenance) -> str:
+def _page(title: str, sections: Sequence[Section], origin: Provenance) -> Page:
+    """The sections, and at the end what the model was made by."""
     versions = origin.versions
-    return (
+    subtitle = (
         f"qrecipe {versions.get('qrecipe', '?')}, torch {versions.get('torch', '?')}; "
         f"recipe {origin.fingerprint[:12]}"
     )
+    return Page(title, subtitle, [*sections, *origin_sections(origin)])
 
 
 def _sqnr(site: SiteDrift) -> float:

@@ -1,4 +1,4 @@
-"""The effect of each site on the output, estimated for all sites from a few backward passes."""
+"""The effect of each site on the output, estimated for all sites by a few backward passes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qrecipe.audit.sqnr import energy_ratio_db, floating_tensors
 from qrecipe.errors.findings import ExecutionError, Finding
 from qrecipe.measure.batches import Call
-from qrecipe.measure.fidelity import floating_tensors
 from qrecipe.measure.sensitivity.exact import too_little_memory
 from qrecipe.measure.sensitivity.isolated_sites import Kernel, Replaceable
 from qrecipe.measure.sensitivity.replay import size_of
@@ -22,10 +22,10 @@ from qrecipe.process.warnings import import_aside
 class Estimate:
     """Projects each site's error on random directions of the output.
 
-    For the error e of a site and the Jacobian J of the output at the site's own output, the mean
-    of (r^T J e)^2 over random r with unit covariance is |J e|^2: the energy of the error of the
-    output, to first order. r^T J comes from one backward pass for all sites. Where samples are
-    independent, each is a projection of its own.
+    For the error e of a site and the Jacobian J of the output with respect to the site's output,
+    the mean of (r^T J e)^2 over random r with unit covariance is |J e|^2: the energy of the output
+    error, to first order. One backward pass gives r^T J for all sites. If samples are independent,
+    each one is a projection of its own.
 
     Source: Hutchinson's estimator of a trace, here of J e e^T J^T.
     """
@@ -39,7 +39,7 @@ class Estimate:
         seed: int,
         memory_limit: int,
     ) -> None:
-        import_aside("torch.fx.experimental.symbolic_shapes")  # torch would, at the first gradient
+        import_aside("torch.fx.experimental.symbolic_shapes")  # or torch does, at a gradient
         self._model = model
         self._sites = sites
         self._probes = {
@@ -73,11 +73,11 @@ class Estimate:
         self.batches += 1
 
     def sqnr_db(self) -> dict[str, float]:
-        """The estimate for each site; the worst tensor counts where the output has several."""
+        """The estimate for each site; of several output tensors the worst counts."""
         return {
             name: min(
                 (
-                    _db(signal, noise / self._count)
+                    energy_ratio_db(signal, noise / self._count)
                     for signal, noise in zip(self._signal, energies, strict=True)
                 ),
                 default=math.nan,
@@ -90,8 +90,8 @@ class Estimate:
             raise ExecutionError(
                 Finding(
                     "QR422",
-                    "the model's output has no derivative, from which effects are estimated",
-                    hint='use method = "exact", with a metric where the output is not floating',
+                    "the model's output has no gradient to estimate effects from",
+                    hint='use method = "exact", with a metric if the output is not floating',
                 )
             )
         held = 2 * sum(size_of(probe.given) for probe in self._probes.values())
@@ -132,7 +132,7 @@ class Estimate:
 
 
 class _Probe(nn.Module):
-    """A float site that notes what it gives, and by how much its quantized kernel differs."""
+    """A float site that records its output and the error of its quantized kernel."""
 
     def __init__(self, original: nn.Module, kernel: Kernel) -> None:
         super().__init__()
@@ -162,11 +162,3 @@ def _add(sums: list[float], index: int, value: float) -> None:
     while len(sums) <= index:
         sums.append(0.0)
     sums[index] += value
-
-
-def _db(signal: float, noise: float) -> float:
-    if math.isnan(signal) or math.isnan(noise):
-        return math.nan
-    if noise == 0:
-        return math.inf
-    return -math.inf if signal == 0 else 10 * math.log10(signal / noise)

@@ -1,4 +1,4 @@
-"""The exact effect of each site on the output: the rest of the model is run again for each."""
+"""The exact effect of each site on the output: the rest of the model runs again for each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Tick = Callable[[], None]
 
 
 class Rerun:
-    """Runs the whole model for each site: for models that are not traced as a whole."""
+    """Runs the whole model for each site, for models that are not traced as a whole."""
 
     def __init__(
         self, model: nn.Module, sites: Sequence[Replaceable], kernels: Mapping[str, Kernel]
@@ -41,10 +41,10 @@ class Rerun:
 
 
 class Replay:
-    """Runs for each site what lies behind it, from float activations that are kept.
+    """Runs the part of the graph after each site, starting from kept float activations.
 
-    Where not all of them fit ``memory_limit`` bytes, the sites are taken in groups, and the float
-    model is run once for each group.
+    If they don't fit into ``memory_limit`` bytes, sites are processed in groups, with one float run
+    per group.
     """
 
     def __init__(self, part: WrappedPart, kernels: Mapping[str, Kernel], memory_limit: int) -> None:
@@ -77,7 +77,7 @@ class Replay:
         return suffix.reads | set(lone.node.all_input_nodes)
 
     def _groups_for(self, inputs: Inputs) -> list[list[LoneSite]]:
-        """Sites in order, as many at a time as fit; found anew for batches of another size."""
+        """Sites in order, as many at a time as fit; recomputed for batches of another size."""
         size = batch_size((inputs.args, dict(inputs.kwargs)))
         if self._groups is None or self._groups[0] != size or size is None:
             self._groups = (size, self._find_groups(self._sizes(inputs, size)))
@@ -103,13 +103,13 @@ class Replay:
         return groups
 
     def _sizes(self, inputs: Inputs, size: int | None) -> Mapping[fx.Node, int]:
-        """Bytes of each float value; reckoned from few samples where each has its own share."""
+        """Bytes of each float value; extrapolated from few samples if each has an equal share."""
         one, two = inputs.first_samples(1), inputs.first_samples(2)
         if two is inputs or size is None:
             return self._graph.sizes(self._bound(inputs))
         try:
             few, more = (self._graph.sizes(self._bound(samples)) for samples in (one, two))
-        except Exception:  # it needs all samples, whatever the reason
+        except Exception:  # the model needs all samples, for whatever reason
             return self._graph.sizes(self._bound(inputs))
         if any(more[node] not in (count, 2 * count) for node, count in few.items()):
             return self._graph.sizes(self._bound(inputs))
@@ -117,11 +117,11 @@ class Replay:
 
 
 def too_little_memory(what: str, needed: int, limit: int) -> ExecutionError:
-    """The error for a ``memory_limit`` that does not hold even one step (QR424)."""
+    """The error for a ``memory_limit`` that is too small even for one step (QR424)."""
     return ExecutionError(
         Finding(
             "QR424",
-            f"{what} takes {needed:,} bytes of activations, and memory_limit is {limit:,}",
+            f"{what} needs {needed:,} bytes of activations, but memory_limit is {limit:,}",
             hint="raise memory_limit, or pass smaller batches",
         )
     )

@@ -1,4 +1,4 @@
-"""The sites of a model that cannot be traced, each quantized alone, module by module."""
+"""The sites of an untraced model, each quantized alone, module by module."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ModuleSite:
     names: tuple[str, ...]
 
     def put(self, module: nn.Module) -> None:
-        """Let the model call ``module`` at this site."""
+        """Make the model call ``module`` at this site."""
         for name in self.names:
             self.owner.set_submodule(name, module)
 
@@ -52,7 +52,7 @@ def module_kernels(
 ) -> Mapping[str, Kernel]:
     """The quantized module of each site by name, each converted and audited alone.
 
-    Nothing is calibrated: what can be quantized untraced is dynamic or weight-only.
+    Nothing is calibrated: untraced models are quantized dynamically or weight-only.
     """
     found = {}
     for site in sites:

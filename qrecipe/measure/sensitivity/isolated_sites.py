@@ -1,8 +1,7 @@
-"""Each site of a plan as a tiny model of its own, in the place that it has in the float graph.
+"""Each site of a plan as a tiny model of its own inside the float graph.
 
-Observers that a site alone would get see float activations. So all sites are calibrated in one
-forward of the float model, each in a wrapper, and get the ranges that a model with that site
-alone quantized would have.
+With only one site quantized, its observers see float activations. So all sites can be calibrated
+in one forward of the float model, each in a wrapper, with the same ranges as if it were alone.
 """
 
 from __future__ import annotations
@@ -47,25 +46,25 @@ _WRAPPER = "qrecipe_site_"
 
 
 class Replaceable(Protocol):
-    """A site of a float model in whose place something else can be put."""
+    """A site of a float model that can be replaced."""
 
     @property
     def site(self) -> Site: ...
 
     @property
     def original(self) -> nn.Module:
-        """What computes it in float."""
+        """The module that computes it in float."""
 
     def put(self, module: nn.Module) -> None:
-        """Let the model call ``module`` at this site."""
+        """Make the model call ``module`` at this site."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoneSite:
     """A site that is quantized alone: its wrapper in a graph, and the wrapper's contents.
 
-    ``node`` calls the submodule ``target`` of the graph, with the site's own inputs in order;
-    ``original`` is the float operation, a graph of its own.
+    ``node`` calls the submodule ``target`` of the graph with the site's inputs in order;
+    ``original`` is the float operation as a graph of its own.
     """
 
     site: Site
@@ -74,7 +73,7 @@ class LoneSite:
     original: fx.GraphModule
 
     def put(self, module: nn.Module) -> None:
-        """Let the graph call ``module`` at this site."""
+        """Make the graph call ``module`` at this site."""
         owner = self.node.graph.owning_module
         assert owner is not None
         setattr(owner, self.target, module)
@@ -90,7 +89,7 @@ class WrappedPart:
 
 
 def unranked(inventory: Inventory, plan: Plan) -> dict[str, str]:
-    """The sites that have no error of their own when quantized alone, and why."""
+    """The sites that cannot be quantized alone, and why."""
     found: dict[str, str] = {}
     for site in plan.sites:
         if site.verdict == "float":
@@ -98,7 +97,7 @@ def unranked(inventory: Inventory, plan: Plan) -> dict[str, str]:
         elif site.verdict == "passthrough":
             found[site.name] = f"{site.reason}: alone it would stay float"
         elif inventory.matches[site.name].operation.kind == "fixed_qparams":
-            found[site.name] = "its range is fixed, and its producer float: alone it stays float"
+            found[site.name] = "its range is fixed and its producer float: alone it stays float"
     return found
 
 
@@ -148,7 +147,7 @@ def _wrapped(
 
 
 class Kernel(nn.Module):
-    """A quantized site in a float graph: it answers in the memory format of what it is given.
+    """A quantized site in a float graph that returns the memory format of its input.
 
     Quantized convolutions return channels_last, which can halve the speed of the float rest.
     """
@@ -184,7 +183,7 @@ def _memory_format(inputs: Sequence[Any]) -> torch.memory_format:
 
 
 def _side_by_side(part: WrappedPart) -> fx.GraphModule:
-    """All sites of a part in one graph, none connected with another: preparing it takes one pass.
+    """All sites of a part in one graph, not connected, so that one pass prepares them all.
 
     Its inputs are those of the first site, then those of the second, and so on.
     """
@@ -200,13 +199,13 @@ def _side_by_side(part: WrappedPart) -> fx.GraphModule:
             if node.op in ("call_module", "get_attr"):
                 copies[node].target = f"{lone.target}.{node.target}"
             elif node.op == "placeholder":
-                copies[node].target = copies[node].name  # unique, where sites read one value
+                copies[node].target = copies[node].name  # unique, even if sites read the same value
     graph.output(tuple(results))
     return fx.GraphModule(part.graph_module, graph)
 
 
 def _taken_apart(together: fx.GraphModule, count: int) -> list[fx.GraphModule]:
-    """Each site of `_side_by_side`, prepared or converted, as a graph of its own again."""
+    """Split `_side_by_side`, prepared or converted, into one graph per site again."""
     output = next(reversed(together.graph.nodes))
     results: Sequence[fx.Node] = output.args[0]
     assert len(results) == count
@@ -235,13 +234,13 @@ def calibrated_kernels(
     recipe: Recipe,
     batches: Iterable[Any],
     forward: Forward | None,
-    progress: Progress | None,
+    progress: Progress | bool | None,
     unjudged: Collection[str],
 ) -> dict[str, Kernel]:
     """The quantized kernel of each wrapped site by name, calibrated in one run of the float model.
 
-    Those of ``unjudged`` saturate on this CPU alone, and their references stand for them. The
-    graphs call the float operations afterwards. Raises what `qrecipe.calibrate` and
+    Sites in ``unjudged`` saturate on this CPU only and are replaced by their references.
+    Afterwards the graphs call the float operations. Raises what `qrecipe.calibrate` and
     `qrecipe.CompiledRecipe.convert` raise.
     """
     config = backend_config(plan.backend, "ptq")
@@ -258,7 +257,7 @@ def calibrated_kernels(
         try:
             observing = with_parts(model, {part.path: part.graph_module for part in wrapped})
             mark_prepared(observing, recipe, "sensitivity", [part.path for part in wrapped])
-            calibrate(observing, batches, forward, progress)
+            calibrate(observing, batches, forward=forward, progress=progress)
             forget_preparation(observing)
         finally:
             for lone in sites:
@@ -307,17 +306,17 @@ def _plan_of(part: WrappedPart, plan: Plan) -> Plan:
 
 
 def float_model(model: nn.Module, wrapped: Sequence[WrappedPart]) -> nn.Module:
-    """The model with the wrapped float graphs in place of its parts."""
+    """The model with its parts replaced by the wrapped float graphs."""
     return with_parts(model, {part.path: part.graph_module for part in wrapped})
 
 
 def check_any(sites: Sequence[Site], reasons: Mapping[str, str]) -> None:
-    """Raises ``ExecutionError`` (QR422) where there is no site to rank."""
+    """Raises ``ExecutionError`` (QR422) if there is no site to rank."""
     if not sites:
         raise ExecutionError(
             Finding(
                 "QR422",
-                f"the plan quantizes none of {len(reasons)} sites by a range of its own",
-                hint="`qrecipe plan` says why each stays float",
+                f"the plan quantizes none of {len(reasons)} sites with a range of its own",
+                hint="`qrecipe plan` shows why each stays float",
             )
         )

@@ -1,4 +1,4 @@
-"""Which site hurts: one at a time quantized as the recipe would, all others float."""
+"""Rank sites by quantizing one at a time as the recipe would, with all others in float."""
 
 from __future__ import annotations
 
@@ -47,11 +47,12 @@ from qrecipe.planning.inventory import inventory_of
 from qrecipe.planning.plan import Plan
 from qrecipe.planning.target_cpu import TargetCpu, unjudged_sites
 from qrecipe.process.neutral import neutral
+from qrecipe.recipe.frozen import FrozenMapping
 from qrecipe.recipe.recipe import Recipe, load_recipe
-from qrecipe.terminal.progress import Progress, terminal_progress
+from qrecipe.terminal.progress import Progress, chosen_progress
 
 Evaluate = Callable[[nn.Module], float]
-"""How good a model is; more is better."""
+"""The quality of a model; higher is better."""
 
 DEFAULT_MEMORY_LIMIT = 2 * 2**30
 
@@ -71,39 +72,38 @@ def sensitivity(
     memory_limit: int | None = None,
     probes: int = 1,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     target_cpu: TargetCpu = "this",
 ) -> Ranking:
-    """Rank the sites by what each does to the output when it alone is quantized.
+    """Rank the sites by their effect on the output when only that site is quantized.
 
-    Each site that the recipe quantizes is quantized as it says, with all others float, and the
-    output compared with the float model's: 20 log10(|x| / |x - y|), the norms over all batches.
+    Each site is quantized as the recipe says, with all others in float, and the output is compared
+    with the float model's: 20 log10(|x| / |x - y|), with norms over all batches.
 
     Args:
-        batches: as in `qrecipe.calibrate`; both calibrate and are measured on.
-        method: ``"exact"`` runs what lies behind each site; ``"estimate"`` projects all sites'
-            errors on ``probes`` random directions, drawn from ``seed``.
-        evaluate: ``evaluate(model) -> float`` ranks instead, called once for each site; more is
+        batches: as in `qrecipe.calibrate`; used both to calibrate and to measure.
+        method: ``"exact"`` runs the rest of the model for each site; ``"estimate"`` projects the
+            errors of all sites on ``probes`` random directions, drawn from ``seed``.
+        evaluate: rank by ``evaluate(model) -> float`` instead, called once per site; higher is
             better.
-        metric: ``metric(outputs, reference) -> float`` ranks instead, called for each site and
-            batch with outputs of the model; more is better.
-        memory_limit: bytes of float activations that may be kept, by default 2 GiB.
-        target_cpu: as for `qrecipe.compile`; kernels that saturate on this CPU and not on that one
-            are ranked by their reference.
+        metric: rank by ``metric(outputs, reference) -> float`` instead, called per site and batch
+            with outputs of the model; higher is better.
+        memory_limit: how many bytes of float activations may be kept; default: 2 GiB.
+        target_cpu: as for `qrecipe.compile`; kernels that only saturate on this CPU are ranked by
+            their reference.
 
-    An interrupt (``KeyboardInterrupt``) gives what has been measured by then, and a warning
-    (QR212).
+    An interrupt (``KeyboardInterrupt``) returns what was measured so far with a warning (QR212).
 
     Raises:
         RecipeError, PlanError, CalibrationError: as `qrecipe.quantize`.
-        ExecutionError: nothing to rank (QR422), a measure without a number (QR423), too little
-            memory (QR424), arguments of the wrong type or that contradict each other (QR425).
+        ExecutionError: nothing to rank (QR422), a measure that returns no number (QR423), too
+            little memory (QR424), or arguments that are invalid or contradict each other (QR425).
     """
-    _check_functions(evaluate=evaluate, metric=metric, forward=forward, progress=progress)
+    _check_functions(evaluate=evaluate, metric=metric, forward=forward)
     _check_integers(probes=probes, seed=seed)
     _check_arguments(method, evaluate, metric, memory_limit, probes, seed)
     given = load_recipe(recipe)
-    loaded = replace(given, phase="ptq")  # what training would mend is what hurts without it
+    loaded = replace(given, phase="ptq")  # rank the loss without training, which would reduce it
     held = rereadable(batches, loaded.calibration.max_batches)
     first, _ = peek(held)
     with inputs_of_batch(model, first, forward) as inputs:
@@ -130,7 +130,7 @@ def sensitivity(
         job = _Job(model, whole, wrapped, among, kernels)
     most = loaded.calibration.max_batches
     source = _Source(held, most, forward)
-    show = _Show(progress or terminal_progress("measuring"), len(sites), held, most)
+    show = _Show(chosen_progress(progress, "measuring"), len(sites), held, most)
     limit = DEFAULT_MEMORY_LIMIT if memory_limit is None else memory_limit
     with engine(plan.backend), torch.no_grad(), quiet():
         if evaluate is not None:
@@ -147,7 +147,7 @@ def sensitivity(
 class _Job:
     """What is measured, ready to run.
 
-    ``float_model`` holds the sites; ``parts`` are its traced graphs, none where it has none.
+    ``float_model`` contains the sites; ``parts`` are its traced graphs, if any.
     """
 
     model: nn.Module
@@ -159,7 +159,7 @@ class _Job:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """The caller's batches, as many as calibrate, and how a model is run on one."""
+    """The caller's batches, limited as in calibration, and how to run a model on one."""
 
     batches: Iterable[Any]
     limit: int
@@ -173,7 +173,7 @@ class _Source:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What was measured of each site: SQNR and value, and on how many batches."""
+    """The measurements of each site: SQNR and value, and the number of batches."""
 
     effects: Mapping[str, tuple[float | None, float | None, int]]
     interrupted: bool
@@ -276,7 +276,7 @@ def _ranking(
         batches = counted(found.batches, "whole batch")
         done = f"{len(found.effects)} of {counted(count, 'site')}, {batches}"
         finding = Finding(
-            "QR212", f"interrupted after {done}", hint="the ranking is of what was done by then"
+            "QR212", f"interrupted after {done}", hint="the ranking covers what was measured so far"
         )
         warn(finding, recipe.lint.ignore)
     ranked = [
@@ -286,7 +286,7 @@ def _ranking(
     ]
     return Ranking(
         sites=tuple(sorted(ranked, key=worst_first)),
-        unranked=reasons,
+        unranked=FrozenMapping(reasons),
         method=method,
         batches=max(1, found.batches),
         partial=found.interrupted,
@@ -305,26 +305,26 @@ def _check_arguments(
     seed: int,
 ) -> None:
     if method not in ("exact", "estimate"):
-        raise contradiction(f'method is "exact" or "estimate", not {method!r}')
+        raise contradiction(f'method must be "exact" or "estimate", not {method!r}')
     if evaluate is not None and metric is not None:
-        raise contradiction("evaluate and metric both rank: give one of them")
+        raise contradiction("evaluate and metric both rank: pass one of them")
     if method == "estimate" and (evaluate is not None or metric is not None):
-        raise contradiction("an estimate is of the SQNR: evaluate and metric go with exact")
+        raise contradiction("an estimate ranks by SQNR: evaluate and metric need the exact method")
     if memory_limit is not None and not (isinstance(memory_limit, Real) and memory_limit > 0):
-        raise contradiction(f"memory_limit is {shown(memory_limit)}, and no number of bytes")
+        raise contradiction(f"memory_limit is {shown(memory_limit)}, not a number of bytes")
     if probes < 1:
         raise contradiction(f"probes is {probes}: at least one is needed")
     if seed not in _SEEDS:
-        raise contradiction(f"seed is {seed}: a seed of torch has 64 bits")
+        raise contradiction(f"seed is {seed}: torch's seeds have 64 bits")
 
 
 def _check_functions(**given: object) -> None:
     for name, value in given.items():
         if value is not None and not callable(value):
-            raise contradiction(f"{name} is a function, not {shown(type(value).__name__)}")
+            raise contradiction(f"{name} must be a function, not {shown(type(value).__name__)}")
 
 
 def _check_integers(**given: object) -> None:
     for name, value in given.items():
         if not isinstance(value, Integral):
-            raise contradiction(f"{name} is a whole number, not {shown(type(value).__name__)}")
+            raise contradiction(f"{name} must be an integer, not {shown(type(value).__name__)}")

@@ -1,23 +1,25 @@
-"""The ranking of sites by what each does to the output when it alone is quantized."""
+"""The ranking of sites by their effect on the output when quantized alone."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
+from qrecipe.audit.sqnr import finite_or_none
 from qrecipe.errors.findings import ExecutionError, Finding
-from qrecipe.errors.text import shown
-from qrecipe.measure.fidelity import finite_or_none
+from qrecipe.errors.short import ShortRepr
+from qrecipe.errors.text import counted, shown
 from qrecipe.recipe import overlay
 from qrecipe.recipe.recipe import Ingredient, Recipe, published
 from qrecipe.recipe.references import path_text
-from qrecipe.terminal.tables import render_table, room_beside
+from qrecipe.terminal.report import Report, Section, Table, Text
+from qrecipe.terminal.tables import room_beside
 
 Method = Literal["exact", "estimate"]
 
@@ -25,12 +27,12 @@ _BAR = 30
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
-@dataclass(frozen=True, slots=True)
-class RankedSite:
+@dataclass(frozen=True, slots=True, repr=False)
+class RankedSite(ShortRepr):
     """One site and its effect on the output, all other sites being float.
 
-    ``sqnr_db`` is that of the model's output, None where the caller's own measure ranks; ``value``
-    is what that measure gave. ``batches`` is how many the effect was measured on.
+    ``sqnr_db`` is that of the model's output, None if the caller's measure ranks; ``value`` is the
+    result of that measure. ``batches`` is the number of batches measured.
     """
 
     name: str
@@ -40,12 +42,12 @@ class RankedSite:
     batches: int
 
 
-@dataclass(frozen=True, slots=True)
-class Ranking:
+@dataclass(frozen=True, slots=True, repr=False)
+class Ranking(Report):
     """Sites, the worst first, and why others are not ranked.
 
-    ``is_estimate`` tells that the dB are estimates; ``partial`` that an interrupt came before all
-    was measured; ``float_value`` what the caller's own measure gives the float model.
+    ``is_estimate``: the dB are estimates; ``partial``: an interrupt ended the measurement early;
+    ``float_value``: the result of the caller's measure for the float model.
     """
 
     sites: tuple[RankedSite, ...]
@@ -63,10 +65,10 @@ class Ranking:
 
     @property
     def ingredients(self) -> tuple[Ingredient, ...]:
-        """The files that the ranked recipe is made of."""
+        """The files of the ranked recipe."""
         return self.recipe.ingredients
 
-    def __str__(self) -> str:
+    def _sections(self) -> Iterator[Section]:
         longest = max((error for site in self.sites if (error := self._error(site)) > 0), default=0)
         columns = [(site.name, site.op, self._shown(site)) for site in self.sites]
         header = ("site", "operation", self._label)
@@ -75,8 +77,8 @@ class Ranking:
             (*cells, _bar(self._error(site), longest, room))
             for cells, site in zip(columns, self.sites, strict=True)
         ]
-        table = render_table((*header, self._bar_label), rows)
-        return "\n\n".join([table, *self._notes()])
+        yield Table("Ranking", (*header, self._bar_label), rows, numeric=frozenset({2}))
+        yield Text("Result", self._notes())
 
     @property
     def _label(self) -> str:
@@ -98,7 +100,7 @@ class Ranking:
         return f"{'~' if self.is_estimate else ''}{site.sqnr_db:.1f}"
 
     def _error(self, site: RankedSite) -> float:
-        """What the bar shows: the relative error of the output, or the loss in the measure."""
+        """The length of the bar: the relative error of the output, or the loss in the measure."""
         if site.sqnr_db is not None:
             error = 10 ** (-site.sqnr_db / 20)
         else:
@@ -108,25 +110,25 @@ class Ranking:
         return error if math.isfinite(error) else 0.0
 
     def _notes(self) -> list[str]:
-        count = "1 batch" if self.batches == 1 else f"{self.batches} batches"
-        notes = [f"{len(self.sites)} sites, each quantized alone, over {count}"]
+        batches = counted(self.batches, "batch")
+        notes = [f"{len(self.sites)} sites, each quantized alone, over {batches}"]
         if self.is_estimate:
-            notes.append("The dB are estimates from random projections, good for the order.")
+            notes.append("The dB are estimates from random projections: use them for the order.")
         if self.partial:
-            notes.append("Interrupted: this ranks what had been measured by then.")
+            notes.append("Interrupted: the ranking covers what was measured so far.")
         if self.unranked:
             notes.append(f"{len(self.unranked)} sites have no error of their own.")
-        notes += published(self.ingredients)
-        return ["\n".join(notes)]
+        return [*notes, *published(self.ingredients)]
 
     def to_json(self) -> str:
-        """Stable keys; the SQNR of a site without effect is null, with ``"exact": true``."""
+        """JSON with stable keys; the SQNR of a site without effect is null (``"exact": true``)."""
         return json.dumps(ranking_json(self), indent=2)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """The ranking as bars, as an image of the type that ``path`` names.
+        """Plot the ranking as bars; the suffix of ``path`` sets the format.
 
-        Raises ``QRecipeError``: matplotlib is missing (QR602), the file cannot be written (QR421).
+        Raises ``QRecipeError`` if matplotlib is missing (QR602) or the file cannot be written
+        (QR421).
         """
         from qrecipe.measure.pages.plots import plot_bars
 
@@ -144,10 +146,10 @@ class Ranking:
     ) -> Recipe:
         """The recipe with some sites left float: an overlay that extends it.
 
-        ``keep_float`` takes that many of the worst sites, ``min_sqnr_db`` all that give less. A
-        recipe without a path or reference of its own is inlined.
+        ``keep_float`` is the number of worst sites, ``min_sqnr_db`` takes all sites below it. A
+        recipe without a path or reference is inlined.
 
-        Raises ``ExecutionError`` (QR425) unless exactly one of the two is given and makes sense.
+        Raises ``ExecutionError`` (QR425) unless exactly one of the two is given and valid.
         """
         chosen = self._chosen(keep_float, min_sqnr_db)
         return overlay.overlay_recipe(self.recipe, overlay.float_rules(chosen))
@@ -158,15 +160,15 @@ class Ranking:
         keep_float: int | None = None,
         *,
         min_sqnr_db: float | None = None,
-    ) -> Recipe:
-        """Write the recipe of `to_recipe` as a file that extends the ranked one, and load it.
+    ) -> None:
+        """Write the recipe of `to_recipe` as a file that extends the ranked one.
 
-        Raises as `to_recipe`, and ``RecipeReferenceError`` (QR001) where it cannot be written or
-        would take the place of something else than a recipe.
+        Raises as `to_recipe`, and ``RecipeReferenceError`` (QR001) if it cannot be written or would
+        overwrite a file that is not a recipe.
         """
         file = Path(path_text(path, "save_overlay takes a path"))
         rules = overlay.float_rules(self._chosen(keep_float, min_sqnr_db))
-        return overlay.save_overlay(self.recipe, rules, file)
+        overlay.save_overlay(self.recipe, rules, file)
 
     def _chosen(self, keep_float: int | None, min_sqnr_db: float | None) -> dict[str, str]:
         """The key of a rule and its reason for each site that is left float."""
@@ -177,18 +179,18 @@ class Ranking:
 
     def _worst(self, keep_float: int | None, min_sqnr_db: float | None) -> Sequence[RankedSite]:
         if (keep_float is None) == (min_sqnr_db is None):
-            raise contradiction("give either keep_float or min_sqnr_db")
+            raise contradiction("pass either keep_float or min_sqnr_db")
         if keep_float is not None:
             if not isinstance(keep_float, Integral) or keep_float < 0:
-                raise contradiction(f"keep_float is {shown(keep_float)}, and no number of sites")
+                raise contradiction(f"keep_float is {shown(keep_float)}, not a number of sites")
             return self.sites[:keep_float]
         if not isinstance(min_sqnr_db, Real) or math.isnan(min_sqnr_db):
-            raise contradiction(f"min_sqnr_db is {shown(min_sqnr_db)}, and no number of dB")
+            raise contradiction(f"min_sqnr_db is {shown(min_sqnr_db)}, not a number of dB")
         if self.float_value is not None:
             raise contradiction(
-                "min_sqnr_db needs a ranking by SQNR, and this is by a measure of your own"
+                "min_sqnr_db needs a ranking by SQNR, but this one is by your own measure"
             )
-        # not "less than": what is no number at all is bad enough
+        # not "less than": NaN is bad enough too
         return [s for s in self.sites if s.sqnr_db is None or not s.sqnr_db >= min_sqnr_db]
 
     def reason(self, site: RankedSite) -> str:
@@ -196,7 +198,7 @@ class Ranking:
         if site.sqnr_db is None:
             return f"{site.value:.6g} instead of {self.float_value:.6g} when quantized alone"
         if site.sqnr_db == math.inf:
-            return "without effect on the output when quantized alone"
+            return "no effect on the output when quantized alone"
         about = "about " if self.is_estimate else ""
         note = " (estimate)" if self.is_estimate else ""
         return f"{about}{site.sqnr_db:.1f} dB when quantized alone{note}"
@@ -228,14 +230,14 @@ def ranking_json(ranking: Ranking) -> dict[str, Any]:
 
 
 def worst_first(site: RankedSite) -> float:
-    """The key that sorts sites: the smallest SQNR or value first, NaN before all."""
+    """The sort key of sites: NaN first, then the smallest SQNR or value."""
     value = site.value if site.sqnr_db is None else site.sqnr_db
     assert value is not None
     return -math.inf if math.isnan(value) else value
 
 
 def contradiction(message: str) -> ExecutionError:
-    """The error for arguments that do not go together (QR425)."""
+    """The error for arguments that are invalid or contradict each other (QR425)."""
     return ExecutionError(Finding("QR425", message))
 
 

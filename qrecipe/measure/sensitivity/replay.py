@@ -1,4 +1,4 @@
-"""A float graph that is run once and then, for each site, only from that site on."""
+"""A float graph that runs once, and then for each site only from that site on."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Values = dict[fx.Node, Any]
 
 @dataclass(frozen=True, slots=True)
 class Suffix:
-    """What has to run again when a node gives something else: its descendants, in order.
+    """What has to run again when the result of a node changes: its descendants, in order.
 
-    ``reads`` are the float values that they need besides; ``dead_after`` tells for each step what
-    nothing behind it reads.
+    ``reads`` are the other float values that they need; ``dead_after`` has, for each step, the
+    values that no later step reads.
     """
 
     steps: tuple[fx.Node, ...]
@@ -42,7 +42,7 @@ class FloatGraph:
     def suffix(self, start: fx.Node) -> Suffix:
         """What depends on ``start``, as far as the output depends on it.
 
-        Where the output does not, the suffix is empty and reads the output itself.
+        If the output does not, the suffix is empty and reads the output itself.
         """
         changed = {start}
         steps = []
@@ -56,7 +56,7 @@ class FloatGraph:
         return Suffix(tuple(steps), frozenset(sources - changed), _dead_after(steps, changed))
 
     def run(self, inputs: Sequence[Any], keep: Callable[[fx.Node], bool]) -> Values:
-        """Run everything; the values of the nodes that ``keep`` wants, and the output."""
+        """Run everything; return the values of the nodes that ``keep`` selects, and the output."""
         values: Values = {}
         given = dict(zip(self._placeholders, inputs, strict=True))
         for node, dead in zip(self.nodes, self._dead_after, strict=True):
@@ -67,12 +67,12 @@ class FloatGraph:
         return values
 
     def sizes(self, inputs: Sequence[Any]) -> dict[fx.Node, int]:
-        """Bytes of each node's value for such inputs; what is stored anyway counts nothing."""
+        """Bytes of each node's value for such inputs; stored parameters don't count."""
         values = self.run(inputs, lambda node: True)
         return {n: 0 if n.op == "get_attr" else size_of(value) for n, value in values.items()}
 
     def peak(self, suffix: Suffix, start: fx.Node, sizes: Mapping[fx.Node, int]) -> int:
-        """The most bytes that replaying a suffix holds at once, beside what it reads."""
+        """The peak of bytes that replaying a suffix holds, besides what it reads."""
         held = most = sizes[start]
         for node, dead in zip(suffix.steps, suffix.dead_after, strict=True):
             held += sizes[node]
@@ -92,7 +92,7 @@ class FloatGraph:
 
 
 def _dead_after(steps: Sequence[fx.Node], own: set[fx.Node]) -> tuple[tuple[fx.Node, ...], ...]:
-    """For each step the nodes of ``own`` that it is the last to read."""
+    """For each step, the nodes of ``own`` that it is the last to read."""
     last: dict[fx.Node, int] = {}
     for index, step in enumerate(steps):
         for source in step.all_input_nodes:
@@ -115,7 +115,7 @@ def _ancestors(node: fx.Node) -> set[fx.Node]:
 
 
 def _step(node: fx.Node, graph_module: fx.GraphModule) -> Callable[[Values], Any]:
-    """What computes a node from the values of others."""
+    """A function that computes a node from the values of others."""
     if node.op == "get_attr":
         path, _, name = str(node.target).rpartition(".")
         owner = graph_module.get_submodule(path)
@@ -130,7 +130,7 @@ def _step(node: fx.Node, graph_module: fx.GraphModule) -> Callable[[Values], Any
         function = _Method(str(node.target))
     nodes = [arg for arg in args if isinstance(arg, fx.Node)]
     if not kwargs and len(nodes) == len(args):
-        # the common case, and map_arg takes longer than a small operation
+        # the common case: map_arg takes longer than a small operation
         return lambda values: function(*[values[node] for node in nodes])
     return lambda values: function(
         *fx.map_arg(args, values.__getitem__), **fx.map_arg(kwargs, values.__getitem__)

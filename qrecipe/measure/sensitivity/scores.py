@@ -1,4 +1,4 @@
-"""How far an output is from the float one: by SQNR, or by a measure of the caller's own."""
+"""How far an output is from the float one: by SQNR, or by the caller's measure."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from qrecipe.audit.sqnr import Totals
 from qrecipe.errors.findings import ExecutionError, Finding, QRecipeError
 from qrecipe.errors.text import first_line
-from qrecipe.measure.fidelity import Totals
 
 Metric = Callable[[Any, Any], float]
-"""``metric(outputs, reference)`` of one batch; more is better."""
+"""``metric(outputs, reference)`` of one batch; higher is better."""
 
 
 class Score(Protocol):
@@ -46,8 +46,8 @@ class SqnrScore:
             raise ExecutionError(
                 Finding(
                     "QR422",
-                    "the model's output holds no floating tensor to rank by",
-                    hint="pass metric= or evaluate= with a measure of your own",
+                    "the model's output has no floating tensor to rank by",
+                    hint="pass your own measure as metric= or evaluate=",
                 )
             )
         return fidelity.sqnr_db
@@ -79,7 +79,7 @@ class MetricScore:
 
 
 def number(measure: Callable[[], Any], name: str) -> float:
-    """What the caller's measure gives, as a number. Raises ``ExecutionError`` (QR423)."""
+    """The result of the caller's measure as a number. Raises ``ExecutionError`` (QR423)."""
     try:
         value = measure()
     except QRecipeError:
@@ -90,9 +90,9 @@ def number(measure: Callable[[], Any], name: str) -> float:
     try:
         found = float(value)
     except (TypeError, ValueError, RuntimeError):
-        text = f"{name} gives a {type(value).__name__}, not one number"
-        hint = "return how good the outputs are, as a float; more is better"
+        text = f"{name} returns a {type(value).__name__}, not a number"
+        hint = "return the quality of the outputs as a float; higher is better"
         raise ExecutionError(Finding("QR423", text, hint=hint)) from None
     if math.isnan(found):
-        raise ExecutionError(Finding("QR423", f"{name} gives NaN, which ranks nothing"))
+        raise ExecutionError(Finding("QR423", f"{name} returns NaN, which cannot be ranked"))
     return found
