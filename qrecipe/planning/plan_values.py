@@ -90,7 +90,7 @@ def _rule_values(rule: WrittenRule) -> dict[str, Any]:
 
 
 def plan_of_text(adapter: TypeAdapter[Plan], text: str) -> Plan:
-    """As `plan_of_values`, of JSON."""
+    """Like `plan_of_values`, for JSON text."""
     try:
         values = json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
@@ -99,7 +99,7 @@ def plan_of_text(adapter: TypeAdapter[Plan], text: str) -> Plan:
 
 
 def plan_of_values(adapter: TypeAdapter[Plan], values: Any) -> Plan:
-    """The plan in values that may be somebody else's. Raises PlanError (QR315)."""
+    """The plan from untrusted values. Raises PlanError (QR315)."""
     try:
         # as JSON, so that arrays are read as tuples and nothing else is converted
         plan = adapter.validate_json(json.dumps(_fields(values)), strict=True)
@@ -110,7 +110,7 @@ def plan_of_values(adapter: TypeAdapter[Plan], values: Any) -> Plan:
     except KeyError as error:
         problem = f"the key {error} is missing"
     except (AttributeError, TypeError):
-        problem = "an object or an array is expected where something else is"
+        problem = "a value has the wrong type: expected an object or an array"
     except (ValueError, RecursionError) as error:
         problem = str(error)
     if problem is None:
@@ -124,7 +124,7 @@ def _not_a_plan(why: str) -> PlanError:
 
 
 def _contradictions(plan: Plan, values: Any) -> Iterator[str]:
-    """What is wrong with a plan each value of which is possible."""
+    """The inconsistencies of a plan whose single values are valid."""
     names = [site.name for site in plan.sites]
     if len(set(names)) != len(names):
         yield "it has a site twice"
@@ -132,13 +132,13 @@ def _contradictions(plan: Plan, values: Any) -> Iterator[str]:
         if (site.verdict == "float") != (site.mode is None):
             yield f"verdict and mode of {site.name} differ"
     if values["is_for_export"] is not plan.is_for_export:
-        yield f"is_for_export is not that of {plan.backend}"
+        yield f"is_for_export does not match the backend {plan.backend}"
     for finding in (*plan.findings, *plan.warnings):
         if finding.code not in CODES:
             yield f"there is no code {finding.code}"
         places = [finding.location, *(at for _, at in finding.related)]
         if any(at is not None and not _is_within(at) for at in places):
-            yield f"the location of {finding.code} lies outside its line"
+            yield f"the location of {finding.code} is outside its line"
 
 
 def _is_within(at: Location) -> bool:

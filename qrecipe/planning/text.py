@@ -92,8 +92,8 @@ def explanation(plan: Plan, name: str) -> str:
         return "\n\n".join([*alias, *texts, *sources])
     inside = _sites_inside(plan, canonical, name)
     if not inside:
-        return f"{name}: nothing in it is called that quantization can decide about"
-    head = f"{name or 'the model'} holds {len(inside)} sites"
+        return f"{name}: nothing in it is called that can be quantized"
+    head = f"{name or 'the model'} has {len(inside)} sites"
     return "\n\n".join([head, _site_table(inside).text(), *sources])
 
 
@@ -121,7 +121,7 @@ def site_named(plan: Plan, name: str) -> Site:
     if calls:
         return calls[0][1]
     if any(_is_inside(site, canonical) for site in plan.sites):
-        what = f'"{name}" is no site but a module around sites'
+        what = f'"{name}" is not a site, but a module with sites'
         hint = f'plan.explain("{name}") lists them'
     else:
         what = f'the plan has no site or member "{name}"'
@@ -167,7 +167,7 @@ def _is_inside(site: Site, path: str) -> bool:
 def _site_lines(site: Site, wanted: str) -> Iterator[str]:
     yield f"{site.name}  {site.op}"
     if wanted != site.name:
-        yield f"  {wanted} is a member of this group, which {site.name} names and decides"
+        yield f"  {wanted} is a member of this fused group, decided as {site.name}"
     yield f"  verdict    {site.verdict}: {site.dtypes}"
     if site.reason:
         yield f"  why        {site.reason}"

@@ -296,7 +296,7 @@ def test_a_submodule_with_the_name_of_a_keyword_or_a_method_is_told_to_be_rename
         qrecipe.plan(model.eval(), STATIC, ROWS)
     model = net_of(lambda self, x: self.fc(x), fc=nn.Linear(6, 6), half=nn.Linear(6, 6))
     with pytest.raises(
-        PlanError, match="QR306 the submodule half has the name of a torch.nn.Module method"
+        PlanError, match=r"QR306 the submodule half has the name of a torch\.nn\.Module method"
     ):
         qrecipe.plan(model, STATIC, ROWS)
 
