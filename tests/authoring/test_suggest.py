@@ -423,7 +423,7 @@ def test_a_model_with_quantized_functions_alone_is_said_to_be_quantized():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", QRecipeWarning)
         converted = qrecipe.quantize(model, "builtin:x86-static", batches, progress=silent)
-    with pytest.raises(UnsupportedError, match="quantized already: by the recipe"):
+    with pytest.raises(UnsupportedError, match="already quantized: by the recipe"):
         qrecipe.suggest(converted, batches[0])
 
 
