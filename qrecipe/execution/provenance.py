@@ -25,9 +25,9 @@ _ARCHITECTURE = "architecture"
 class Provenance:
     """The resolved recipe as TOML, its fingerprint, the plan as JSON, and the versions.
 
-    ``versions`` are those of qrecipe, torch, Python, the distributions of the plugins that the
-    recipe names, and those that published recipes which it is made of. ``cpu`` is the kind of CPU
-    that converted the model; ``unjudged`` are the sites that it could not judge with all 8 bits.
+    ``versions`` are those of qrecipe, torch, Python, and the distributions of plugins and of
+    published recipes that the recipe uses. ``cpu`` is the kind of CPU that converted the model;
+    ``unjudged`` are the sites that it could not check with all 8 bits.
     """
 
     recipe: str
@@ -79,7 +79,7 @@ def provenance(converted: nn.Module) -> Provenance:
             Finding(
                 "QR501",
                 f"this {type(converted).__name__} was not converted by qrecipe",
-                hint="pass what qrecipe.quantize or CompiledRecipe.convert returned",
+                hint="pass the model that qrecipe.quantize or CompiledRecipe.convert returned",
             )
         )
     return found

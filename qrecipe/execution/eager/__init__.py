@@ -1,1 +1,1 @@
-"""The executor that swaps modules, for models that cannot be traced."""
+"""The eager-mode executor: swaps modules of models that cannot be traced."""
