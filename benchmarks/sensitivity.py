@@ -32,8 +32,8 @@ from torch.ao.quantization import QConfigMapping
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 import qrecipe
+from qrecipe.audit.sqnr import Totals
 from qrecipe.execution.engine import engine
-from qrecipe.measure.fidelity import Totals
 from qrecipe.measure.sensitivity.isolated_sites import (
     calibrated_kernels,
     float_model,
@@ -77,10 +77,6 @@ def nets() -> Iterator[Net]:
     yield Net("ResNet-18-like", warmed(ResNet18Like(), 16, 3, 64, 64), images, 4.0)
     yield Net("MobileNetV2-like", warmed(MobileNetV2Like(), 16, 3, 64, 64), images, 5.0)
     yield Net("encoder", Encoder().eval(), [torch.randn(16, 64, 192) for _ in range(4)], 2.5)
-
-
-def silent(done: int, total: int | None) -> None:
-    """No progress display: it would take time."""
 
 
 def rules_of(site: qrecipe.Site, members: Sequence[Any]) -> QConfigMapping:
@@ -140,12 +136,12 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def exact(net: Net) -> dict[str, float]:
-    return _by_name(sensitivity(net.model, RECIPE, net.batches, progress=silent))
+    return _by_name(sensitivity(net.model, RECIPE, net.batches, progress=False))
 
 
 def estimate(net: Net, seed: int) -> dict[str, float]:
     ranking = sensitivity(
-        net.model, RECIPE, net.batches, method="estimate", seed=seed, progress=silent
+        net.model, RECIPE, net.batches, method="estimate", seed=seed, progress=False
     )
     return _by_name(ranking)
 
@@ -242,10 +238,10 @@ def cost_by_layers(path: str) -> None:
 def other_rankings(net: Net) -> None:
     """How other figures rank the sites, against the exact effect on the output."""
     effects = exact(net)
-    converted = qrecipe.quantize(net.model, RECIPE, net.batches, progress=silent)
+    converted = qrecipe.quantize(net.model, RECIPE, net.batches, progress=False)
     compared = {
         site.name: site
-        for site in qrecipe.compare(net.model, converted, net.batches, progress=silent).sites
+        for site in qrecipe.compare(net.model, converted, net.batches, progress=False).sites
     }
     local = local_sqnr(net)
     weighted = [name for name in effects if compared[name].weight is not None]
@@ -278,7 +274,7 @@ def local_sqnr(net: Net) -> dict[str, float]:
     skipped = unranked(inventory, plan)
     sites = [site for site in plan.sites if site.name not in skipped]
     parts = [wrap(part, inventory, sites) for part in inventory.parts]
-    kernels = calibrated_kernels(net.model, parts, plan, RECIPE, net.batches, None, silent, ())
+    kernels = calibrated_kernels(net.model, parts, plan, RECIPE, net.batches, None, False, ())
     totals = {site.name: Totals() for site in sites}
     handles = []
     for lone in parts[0].sites:

@@ -19,7 +19,6 @@ def main() -> None:
     """
     _open_streams()
     try:
-        import rich  # noqa: F401
         import typer  # noqa: F401
     except ImportError as error:
         text = "QR602 qrecipe's command line needs the extra cli: pip install 'qrecipe[cli]'"

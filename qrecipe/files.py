@@ -1,4 +1,4 @@
-"""Writing a file at once or not at all."""
+"""Atomic file writes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qrecipe.errors.text import one_line, shown
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file by a new text at once, or leaves it as it was.
+    """Write a file's text atomically.
 
     Raises RecipeReferenceError (QR001) if it cannot be written.
     """
@@ -24,9 +24,9 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def check_replaceable_file(path: Path) -> None:
-    """Whether `replace_file` could write there, before there is something to write.
+    """Check that `replace_file` could write there, before there is anything to write.
 
-    Raises OSError, or ValueError for what is no regular file or no path.
+    Raises OSError, or ValueError if it is not a regular file or not a path.
     """
     target = Path(os.path.realpath(path))
     if target.is_dir():
@@ -40,9 +40,9 @@ def check_replaceable_file(path: Path) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Replaces a file at once, or leaves it as it was.
+    """Replace a file atomically.
 
-    Raises OSError, or ValueError for what is no regular file or no path.
+    Raises OSError, or ValueError if it is not a regular file or not a path.
     """
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
@@ -62,12 +62,12 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def why_not(error: OSError | ValueError) -> str:
-    """What the system says about a file, in a few words of one line."""
+    """The operating system's reason, on one line."""
     return one_line((getattr(error, "strerror", None) or str(error)).lower())
 
 
 def _mode(target: Path) -> int:
-    """The permissions of the file that is replaced, or those of a new one."""
+    """The permissions of the replaced file, or the default ones."""
     if target.exists():
         return target.stat().st_mode & 0o777
     mask = os.umask(0)

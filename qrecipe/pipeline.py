@@ -21,6 +21,7 @@ from qrecipe.audit.around_roots import around_findings, call_findings, dtype_fin
 from qrecipe.audit.ranges import check_calibrated, check_trained
 from qrecipe.audit.sample import Sample
 from qrecipe.errors.findings import CalibrationError, Finding, PlanError, error_from
+from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.warn import warn
 from qrecipe.execution.batches import Forward, inputs_of_batch, peek
 from qrecipe.execution.calibration import calibrate
@@ -49,8 +50,8 @@ from qrecipe.rules.structure import joined
 from qrecipe.terminal.progress import Progress
 
 
-@dataclass(frozen=True, slots=True)
-class CompiledRecipe:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class CompiledRecipe(ShortRepr):
     """A recipe that is planned for one model and ready to be executed.
 
     ``graph_module`` is the traced model; with ``[fx] roots`` it is a copy of the model with each
@@ -61,14 +62,14 @@ class CompiledRecipe:
 
     plan: Plan
     recipe: Recipe
-    graph_module: nn.Module | None
-    _model: nn.Module
-    _parts: tuple[CompiledPart | EagerPart, ...]
-    _configs: Configs | None
-    _architecture: Architecture
-    _inputs: Inputs
+    graph_module: nn.Module | None = field(repr=False)
+    _model: nn.Module = field(repr=False)
+    _parts: tuple[CompiledPart | EagerPart, ...] = field(repr=False)
+    _configs: Configs | None = field(repr=False)
+    _architecture: Architecture = field(repr=False)
+    _inputs: Inputs = field(repr=False)
     unjudged: tuple[str, ...] = ()
-    _identity: str = field(default_factory=lambda: uuid.uuid4().hex)
+    _identity: str = field(default_factory=lambda: uuid.uuid4().hex, repr=False)
 
     @property
     def qconfig_mapping(self) -> QConfigMapping | None:
@@ -257,7 +258,7 @@ def quantize(
     *,
     example_inputs: Any = None,
     forward: Forward | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     target_cpu: TargetCpu = "this",
 ) -> nn.Module:
     """Plan, compile, prepare, calibrate, convert and audit in one call.
@@ -284,7 +285,7 @@ def quantize(
     else:
         compiled = _compile(model, loaded, Inputs.from_batch(example_inputs), target_cpu)
     prepared = compiled._prepared()
-    calibrate(prepared, stream, forward, progress)
+    calibrate(prepared, stream, forward=forward, progress=progress)
     return compiled.convert(prepared)
 
 
@@ -294,7 +295,7 @@ def simulate(
     batches: Iterable[Any],
     *,
     forward: Forward | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     target_cpu: TargetCpu = "this",
 ) -> nn.Module:
     """The model of `quantize` as it computes on its target CPU.
@@ -305,7 +306,7 @@ def simulate(
     first, stream = peek(batches)
     compiled = _compile_for_batch(model, recipe, first, forward, target_cpu)
     prepared = compiled._prepared()
-    calibrate(prepared, stream, forward, progress)
+    calibrate(prepared, stream, forward=forward, progress=progress)
     converted = compiled.convert(prepared)
     return compiled._reference(prepared) if compiled.unjudged else converted
 

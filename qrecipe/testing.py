@@ -23,9 +23,8 @@ from qrecipe.errors.text import first_line
 from qrecipe.files import write_atomically
 from qrecipe.pipeline import plan as make_plan
 from qrecipe.planning.plan import Plan, Site
-from qrecipe.planning.text import summary
+from qrecipe.planning.text import decided_by, summary
 from qrecipe.recipe.recipe import Recipe, load_recipe
-from qrecipe.rules.resolution import describe
 
 UPDATE_VARIABLE = "QRECIPE_UPDATE_GOLDEN"
 """An environment variable: ``1`` rewrites the golden files."""
@@ -72,7 +71,7 @@ def golden_text(plan: Plan, recipe: str) -> str:
     """
     outcomes = plan_outcome(plan).sites
     rules = (
-        f"{describe(each.rule)} = {each.rule.label}: {each.verdict}, sites: {len(each.sites)}"
+        f"{decided_by(each.rule)}: {each.verdict}, sites: {len(each.sites)}"
         for each in sorted(plan.rules, key=lambda each: (each.rule.tier, each.rule.key))
     )
     parts = [

@@ -61,7 +61,7 @@ def subjects(folder: Path) -> dict[str, Case]:
     model, batches = NETS["mlp"].model(), NETS["mlp"].batches()
     recipe = qrecipe.load_recipe("builtin:x86-static")
     path = folder / "good.safetensors"
-    qrecipe.save_quantized(qrecipe.quantize(model, recipe, batches, progress=lambda *_: None), path)
+    qrecipe.save_quantized(qrecipe.quantize(model, recipe, batches, progress=False), path)
     plan = qrecipe.plan(model, recipe, batches[0])
     lock = lock_text(make_lock(plan, folder / "recipe.lock"))
 

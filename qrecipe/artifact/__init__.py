@@ -1,1 +1,1 @@
-"""Converted models as files: plain tensors and all that is needed to rebuild the model."""
+"""A converted model as a file, and back. May import `measure`, `pipeline` and below."""

@@ -18,7 +18,7 @@ from qrecipe.artifact.container import (
     read_content,
     read_header,
 )
-from qrecipe.artifact.metadata import Contents, contents_of, recipe_table, stored_plan
+from qrecipe.artifact.metadata import Contents, contents_of, needs_of, recipe_table, stored_plan
 from qrecipe.artifact.rebuilding import ArchitectureError, detoured, rebuilt
 from qrecipe.artifact.state import Slot, slots_of
 from qrecipe.artifact.tensors import DTYPES, deserialized
@@ -26,13 +26,14 @@ from qrecipe.artifact.value_checks import value_problems
 from qrecipe.errors.findings import ArtifactError, Finding, QRecipeError
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
-from qrecipe.execution.engine import ENGINES, engine
+from qrecipe.execution.engine import available_engines, engine
 from qrecipe.execution.provenance import Provenance, attach
 from qrecipe.model.architecture import graph_digests
 from qrecipe.model.unfit import instead_of_model, wrapper_findings
 from qrecipe.planning.cpu import has_vnni
-from qrecipe.planning.stored import StoredPlan, needs_of
+from qrecipe.planning.plan import Plan
 from qrecipe.process.neutral import neutral
+from qrecipe.recipe.frozen import FrozenMapping
 from qrecipe.recipe.schema import LintTable, RecipeTable
 from qrecipe.rules.resolution import listed
 
@@ -81,7 +82,7 @@ def load_quantized(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         contents.recipe,
         contents.fingerprint,
         contents.plan,
-        dict(contents.versions),
+        FrozenMapping(contents.versions),
         contents.cpu,
         contents.unjudged,
     )
@@ -90,22 +91,19 @@ def load_quantized(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     return converted
 
 
-def _check_agreement(
-    header: Header, contents: Contents, plan: StoredPlan, recipe: RecipeTable
-) -> None:
-    """Check that plan and architecture belong to the recipe."""
+def _check_agreement(header: Header, contents: Contents, plan: Plan, recipe: RecipeTable) -> None:
+    """Plan and architecture are those of the recipe."""
     paths = tuple(part.path for part in contents.architecture.parts)
     for what, one, other in (
         ("backend", plan.backend, recipe.backend),
         ("phase", plan.phase, recipe.phase or "ptq"),
         ("parts", paths, () if plan.executor == "eager" else recipe.fx.roots or ("",)),
-        ("is_for_export", plan.is_for_export, plan.backend not in ENGINES),
     ):
         if one != other:
             raise problem("QR505", header.file, f"contradicts its recipe: {what} is {one}")
 
 
-def _check_engines(header: Header, plan: StoredPlan) -> None:
+def _check_engines(header: Header, plan: Plan) -> None:
     if plan.is_for_export:
         return
     available = available_engines()
@@ -116,13 +114,8 @@ def _check_engines(header: Header, plan: StoredPlan) -> None:
         raise problem("QR510", header.file, f"needs the engine {', '.join(missing)}", hint)
 
 
-def available_engines() -> tuple[str, ...]:
-    """The engines that this torch has on this CPU."""
-    return tuple(name for name in torch.backends.quantized.supported_engines if name != "none")
-
-
 def _structure(
-    header: Header, contents: Contents, plan: StoredPlan, recipe: RecipeTable, model: nn.Module
+    header: Header, contents: Contents, plan: Plan, recipe: RecipeTable, model: nn.Module
 ) -> nn.Module:
     if not isinstance(model, nn.Module):
         what, hint = instead_of_model(model)

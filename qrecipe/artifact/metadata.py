@@ -13,9 +13,9 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from qrecipe.artifact.container import MAX_VALUES, Header, json_of, problem
-from qrecipe.errors.findings import QRecipeError
+from qrecipe.errors.findings import PlanError, QRecipeError
 from qrecipe.model.record import Architecture, Stored
-from qrecipe.planning.stored import Needs, StoredPlan, needs_of
+from qrecipe.planning.plan import Plan
 from qrecipe.recipe.extends import compose
 from qrecipe.recipe.layers import fingerprint
 from qrecipe.recipe.references import Source
@@ -32,6 +32,17 @@ MAX_TEXT = 2**23
 _MARK = "qrecipe"
 _PACKED = frozenset({"plan", "architecture"})
 _TABLES = ("versions", "needs", "architecture", "aliases", "layouts", "unjudged")
+
+
+class Needs(Stored):
+    """What the machine that runs the model has to have.
+
+    ``engines`` are those of torch, the backend's own and those of single sites; ``vnni`` tells
+    that the kernels can saturate on an x86 CPU without VNNI.
+    """
+
+    engines: tuple[str, ...]
+    vnni: bool
 
 
 class Contents(Stored):
@@ -93,22 +104,27 @@ def contents_of(header: Header) -> Contents:
     return found
 
 
-def stored_plan(header: Header, contents: Contents) -> StoredPlan:
+def needs_of(plan: Plan) -> Needs:
+    """What a machine needs for the model of a plan."""
+    return Needs(
+        engines=tuple(dict.fromkeys([plan.backend, *plan.engines.values()])), vnni=plan.needs_vnni
+    )
+
+
+def stored_plan(header: Header, contents: Contents) -> Plan:
     """The plan of the contents, checked.
 
     Raises ArtifactError (QR505) if it is not a plan or belongs to another recipe.
     """
     try:
-        plan = StoredPlan.model_validate_json(contents.plan)
-    except ValidationError as error:
-        raise _bad(header, f"plan: {_first(error)}") from None
+        plan = Plan.from_json(contents.plan)
+    except PlanError as error:
+        raise _bad(header, error.findings[0].message) from None
     if plan.fingerprint != contents.fingerprint:
         raise _bad(header, "the plan was made from another recipe")
     if needs_of(plan) != contents.needs:
         raise _bad(header, "the needs are not those of the plan")
-    names = [site.name for site in plan.sites]
-    if len(set(names)) != len(names):
-        raise _bad(header, "the plan lists a site twice")
+    names = {site.name for site in plan}
     unknown = [name for name in contents.unjudged if name not in names]
     if unknown or (contents.unjudged and not plan.needs_vnni):
         raise _bad(header, "unjudged: the plan has no such sites")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -17,7 +17,6 @@ from torch import Tensor, fx, nn
 
 from qrecipe._torch_fx import ConvertCustomConfig, PrepareCustomConfig
 from qrecipe.artifact.metadata import Contents
-from qrecipe.errors.findings import Location
 from qrecipe.execution.eager.part import EagerPart
 from qrecipe.execution.fx import convert as execution
 from qrecipe.execution.fx.emission import erase_keep_float
@@ -37,13 +36,10 @@ from qrecipe.model.graph_sites import (
 from qrecipe.model.record import TracedPart
 from qrecipe.model.trace_proof import Example
 from qrecipe.planning.backend import backend_config
-from qrecipe.planning.engines import Engine
-from qrecipe.planning.plan import Plan, Site
-from qrecipe.planning.stored import StoredPlan, StoredRule, StoredSite
+from qrecipe.planning.plan import Engine, Plan
 from qrecipe.process.warnings import held_back
-from qrecipe.recipe.recipe import QConfigSpec, Rule
+from qrecipe.recipe.recipe import QConfigSpec
 from qrecipe.recipe.schema import Constructor, FxTable, TensorSpec
-from qrecipe.rules.structure import ModelStructure
 
 _MEMORYLESS = ("placeholder", "fixed_qparams")
 """Observers that know their range, or need none, and decide what torch inserts."""
@@ -57,15 +53,15 @@ class ArchitectureError(Exception):
         self.differences = differences
 
 
-def rebuilt(model: nn.Module, contents: Contents, plan: StoredPlan, table: FxTable) -> nn.Module:
-    """The converted model of the plan, with state of the right shapes and meaningless values.
+def rebuilt(model: nn.Module, contents: Contents, plan: Plan, table: FxTable) -> nn.Module:
+    """The converted model that the plan gave, with state of the right shapes and of no meaning.
 
     ``model`` is not changed, and its weights don't matter. Raises `ArchitectureError`.
     """
     _raise_if_any(setting_differences(contents.architecture, model))
     blank = without_weights(model)
-    decided = _plan(plan, blank)
-    with held_back([("", Warning)]):  # about observers that saw nothing
+    decided = _without_plugins(plan, blank)
+    with held_back([("", Warning)]):  # of observers that saw nothing
         if plan.executor == "eager":
             whole = _swapped(blank, decided)
         else:
@@ -196,10 +192,10 @@ def _raise_if_any(differences: Iterable[str]) -> None:
 
 
 def detoured(
-    whole: nn.Module, plan: StoredPlan, paths: Iterable[str]
+    whole: nn.Module, plan: Plan, paths: Iterable[str]
 ) -> dict[tuple[nn.Module, str], Engine]:
-    """The engine of each packed weight that does not use the backend's, by module and attribute."""
-    engines = {site.name: site.engine for site in plan.sites if site.engine is not None}
+    """The packed weights of sites that leave their backend's engine, by module and attribute."""
+    engines = plan.engines
     found: dict[tuple[nn.Module, str], Engine] = {}
     for path in paths:
         part = whole.get_submodule(path)
@@ -210,55 +206,19 @@ def detoured(
     return found
 
 
-def _plan(stored: StoredPlan, model: nn.Module) -> Plan:
-    return Plan(
-        sites=tuple(map(_site, stored.sites)),
-        rules=(),
-        findings=(),
-        warnings=(),
-        boundaries=stored.boundaries,
-        recipe=stored.recipe,
-        ingredients=(),
-        fingerprint=stored.fingerprint,
-        backend=stored.backend,
-        phase=stored.phase,
-        executor=stored.executor,
-        structure=ModelStructure((), {}, {}, module_names(model)[1], ()),
+def _without_plugins(plan: Plan, model: nn.Module) -> Plan:
+    """The plan with the model's other names of modules, and with observers of torch's own."""
+    sites = tuple(
+        site
+        if site.qconfig is None
+        else replace(
+            site,
+            qconfig=QConfigSpec(_builtin(site.qconfig.weight), _builtin(site.qconfig.activation)),
+        )
+        for site in plan
     )
-
-
-def _site(stored: StoredSite) -> Site:
-    qconfig = stored.qconfig
-    return Site(
-        name=stored.name,
-        op=stored.op,
-        members=stored.members,
-        qconfig=None
-        if qconfig is None
-        else QConfigSpec(_builtin(qconfig.weight), _builtin(qconfig.activation)),
-        input=None,
-        mode=stored.mode,
-        rule=_rule(stored.rule),
-        shadowed=(),
-        verdict=stored.verdict,
-        reason=stored.reason,
-        engine=stored.engine,
-    )
-
-
-def _rule(stored: StoredRule) -> Rule:
-    return Rule(
-        tier=stored.tier,
-        key=stored.key,
-        qconfig=None,
-        label=stored.says,
-        reason=stored.reason,
-        expect=None,
-        optional=False,
-        location=Location("recipe", 1, 1, 1),
-        layer="recipe",
-        overrides=frozenset(),
-    )
+    structure = replace(plan.structure, aliases=module_names(model)[1])
+    return replace(plan, sites=sites, structure=structure)
 
 
 def _builtin(spec: TensorSpec | None) -> TensorSpec | None:

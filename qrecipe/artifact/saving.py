@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qrecipe.artifact.container import header_of, path_of, problem
-from qrecipe.artifact.metadata import Contents, contents_of, metadata_of
+from qrecipe.artifact.metadata import Contents, contents_of, metadata_of, needs_of
 from qrecipe.artifact.state import Slot, slots_of
 from qrecipe.artifact.tensors import STORABLE, bytes_of, serialized
 from qrecipe.artifact.value_checks import value_problems
@@ -19,7 +19,7 @@ from qrecipe.errors.text import shown
 from qrecipe.execution.provenance import architecture, provenance
 from qrecipe.files import replace_file, why_not
 from qrecipe.model.architecture import graph_digests
-from qrecipe.planning.stored import StoredPlan, needs_of
+from qrecipe.planning.plan import Plan
 from qrecipe.process.neutral import neutral
 
 
@@ -49,13 +49,12 @@ def _content(converted: nn.Module) -> bytes:
     problems = value_problems(converted, slots, stored.all)
     if problems:
         raise ArtifactError([Finding("QR511", f"the model has {text}") for text in problems])
-    plan = StoredPlan.model_validate_json(origin.plan)
     contents = Contents(
         recipe=origin.recipe,
         fingerprint=origin.fingerprint,
         plan=origin.plan,
         versions=dict(origin.versions),
-        needs=needs_of(plan),
+        needs=needs_of(Plan.from_json(origin.plan)),
         architecture=recorded.model_copy(update={"graphs": graph_digests(converted, recorded)}),
         aliases=stored.aliases,
         layouts=stored.layouts,

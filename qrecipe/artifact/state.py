@@ -116,10 +116,6 @@ def _graph_roles(graph_module: fx.GraphModule) -> Iterator[tuple[str, Role]]:
         if not (node.target is torch.quantize_per_tensor or str(node.target)[:10] == "quantized."):
             continue
         for source in node.all_input_nodes:
-            value = _stored_value(source, graph_module)
+            value = stored(source, graph_module)
             if isinstance(value, Tensor) and value.numel() == 1:
                 yield str(source.target), "scale" if value.is_floating_point() else "zero point"
-
-
-def _stored_value(node: fx.Node, graph_module: fx.GraphModule) -> Any:
-    return stored(node, graph_module) if node.op == "get_attr" else None

@@ -1,1 +1,4 @@
-"""What both audits share: SQNR, samples, ranges, float kernels, the code around roots."""
+"""The yardsticks: SQNR, samples, ranges, averages, float kernels, the code around roots.
+
+May import `planning` and below.
+"""

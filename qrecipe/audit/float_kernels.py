@@ -1,4 +1,4 @@
-"""What quantized kernels compute, done in float with the weights that they really have."""
+"""What quantized kernels compute, in float: with the weights that they really have."""
 
 from __future__ import annotations
 
@@ -8,8 +8,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.func import functional_call
 
+from qrecipe._torch_fx import DynamicLinear, QuantizedEmbedding
 from qrecipe.audit.weights import weights_of_kernel
+from qrecipe.model.call import Inputs
+from qrecipe.recipe.schema import Backend
+
+_LEAST_SCALE = 1e-12
+"""Of the dynamic kernels."""
 
 
 class UnknownKernelError(Exception):
@@ -161,4 +168,62 @@ _FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {
     "layer_norm": _layer_norm,
     "instance_norm": _instance_norm,
 }
-"""The ``torch.ops.quantized`` operations that lowering emits; scale and zero point come last."""
+"""The operations of ``torch.ops.quantized`` that lowering gives; scale and zero point come last."""
+
+
+def expected_output(
+    kernel: nn.Module, compute: Callable[[Tensor], Any], inputs: Inputs, backend: Backend
+) -> Tensor | None:
+    """What a module should give: ``compute`` on its input, rounded before where it is dynamic.
+
+    ``compute`` is float arithmetic with the rounded weight. None for what cannot be said:
+    recurrent modules round anew at every step.
+    """
+    operands = [*inputs.args, *inputs.kwargs.values()]
+    if len(operands) != 1 or not isinstance(operands[0], Tensor) or not operands[0].numel():
+        return None
+    x = operands[0]
+    if isinstance(kernel, DynamicLinear) and _weight(kernel).is_quantized:
+        x = _rounded(x, 8 if backend == "qnnpack" else 7)
+    elif not isinstance(kernel, (DynamicLinear, QuantizedEmbedding)):
+        return None
+    expected: Tensor = compute(x)
+    return expected
+
+
+def with_weight_of(kernel: nn.Module, own: nn.Module, x: Tensor) -> Any:
+    """What a float module computes with its weight on the grid of the kernel's."""
+    weight: Any = own.weight
+    return functional_call(own, {"weight": _on_grid_of(_weight(kernel), weight.detach())}, (x,))
+
+
+def _weight(kernel: Any) -> Tensor:
+    weight: Tensor = kernel.weight()
+    return weight
+
+
+def _on_grid_of(stored: Tensor, weight: Tensor) -> Tensor:
+    if not stored.is_quantized:
+        return weight.half().float()
+    if str(stored.qscheme()).startswith("torch.per_channel"):
+        quantized = torch.quantize_per_channel(
+            weight,
+            stored.q_per_channel_scales(),
+            stored.q_per_channel_zero_points(),
+            stored.q_per_channel_axis(),
+            stored.dtype,
+        )
+    else:
+        quantized = torch.quantize_per_tensor(
+            weight, stored.q_scale(), stored.q_zero_point(), stored.dtype
+        )
+    return quantized.dequantize()
+
+
+def _rounded(x: Tensor, bits: int) -> Tensor:
+    """As the dynamic kernels round it: affine, over the range of this very tensor."""
+    most = 2**bits - 1
+    low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
+    scale = max((high - low) / most, _LEAST_SCALE)
+    zero_point = min(round(-low / scale), most)
+    return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, 0, most)

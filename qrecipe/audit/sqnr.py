@@ -1,8 +1,9 @@
-"""The one measure of what quantization costs."""
+"""The one measure of what quantization costs, of a single output or summed over batches."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,32 +13,19 @@ from qrecipe.model.nested import tensors_in
 
 
 def sqnr_db(reference: Tensor, candidate: Tensor) -> float:
-    """Signal-to-quantization-noise ratio of two tensors of equal shape, in dB.
+    """Signal-to-quantization-noise ratio of two tensors, in dB.
 
-    Equal tensors give +inf; noise over a zero reference gives -inf; NaN anywhere gives NaN.
-    Infinite values that both have, as in masks, are ignored.
+    Equal tensors give +inf; noise over a zero reference gives -inf; NaN anywhere, or another shape,
+    gives NaN. Infinite values that both have, as masks do, are equal and count for nothing.
 
     Source: 20 log10(|x| / |x - y|), as in torch's Numeric Suite.
 
     >>> sqnr_db(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5]))
     20.0
     """
-    expected, actual = without_shared_infinities(reference.double(), candidate.double())
-    signal = torch.linalg.vector_norm(expected).item()
-    noise = torch.linalg.vector_norm(expected - actual).item()
-    if math.isnan(signal) or math.isnan(noise):
-        return math.nan
-    if noise == 0:
-        return math.inf
-    if signal == 0:
-        return -math.inf
-    return 20 * math.log10(signal / noise)
-
-
-def without_shared_infinities(expected: Tensor, actual: Tensor) -> tuple[Tensor, Tensor]:
-    """Both tensors without the positions where both hold the same infinity."""
-    shared = expected.isinf() & (expected == actual)
-    return (expected[~shared], actual[~shared]) if bool(shared.any()) else (expected, actual)
+    sums = _Sums()
+    sums.add(reference, candidate)
+    return sums.sqnr_db
 
 
 def output_sqnr_db(reference: Any, candidate: Any) -> float | None:
@@ -45,13 +33,129 @@ def output_sqnr_db(reference: Any, candidate: Any) -> float | None:
 
     None if the outputs have no floating tensors; NaN if they differ in structure.
     """
-    expected, actual = _floating(reference), _floating(candidate)
-    if not expected and not actual:
-        return None
-    if [tensor.shape for tensor in expected] != [tensor.shape for tensor in actual]:
+    totals = Totals()
+    totals.add(reference, candidate)
+    fidelity = totals.fidelity()
+    return None if fidelity is None else fidelity.sqnr_db
+
+
+def energy_ratio_db(signal: float, noise: float) -> float:
+    """Two sums of squares in dB, with the conventions of `sqnr_db`."""
+    if math.isnan(signal) or math.isnan(noise):
         return math.nan
-    return min(sqnr_db(a, b) for a, b in zip(expected, actual, strict=True))
+    if noise == 0:
+        return math.inf
+    return -math.inf if signal == 0 else 10 * math.log10(signal / noise)
 
 
-def _floating(value: Any) -> list[Tensor]:
-    return [tensor for tensor in tensors_in(value) if tensor.is_floating_point()]
+@dataclass(frozen=True, slots=True)
+class Fidelity:
+    """SQNR in dB and mean squared error of a value against its reference.
+
+    ``sqnr_db`` is +inf for equal tensors, -inf for noise over a zero reference, NaN where either
+    has NaN or the shapes differ.
+
+    Source of the formula: 20 log10(|x| / |x - y|), as in torch's Numeric Suite, with the norms
+    over all batches.
+    """
+
+    sqnr_db: float
+    mse: float
+
+    @property
+    def exact(self) -> bool:
+        """Whether the two are equal in every value."""
+        return self.sqnr_db == math.inf
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; what is not finite is null, told apart by ``exact``."""
+        return {
+            "sqnr_db": finite_or_none(self.sqnr_db),
+            "mse": finite_or_none(self.mse),
+            "exact": self.exact,
+        }
+
+
+def finite_or_none(value: float | None) -> float | None:
+    """The number, or None where JSON has none for it."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+@dataclass(slots=True)
+class _Sums:
+    """Of one tensor over all batches: energies of the reference and of the difference."""
+
+    signal: float = 0.0
+    noise: float = 0.0
+    count: int = 0
+
+    def add(self, reference: Tensor, candidate: Tensor) -> None:
+        if reference.shape != candidate.shape:
+            self.noise = math.nan
+            return
+        self.count += reference.numel()
+        expected, actual = reference.double(), candidate.double()
+        shared = expected.isinf() & (expected == actual)
+        if bool(shared.any()):
+            expected, actual = expected[~shared], actual[~shared]
+        # strides may differ: flat views would pair the wrong values
+        self.signal += _energy(expected)
+        self.noise += _energy(expected - actual)
+
+    @property
+    def sqnr_db(self) -> float:
+        return energy_ratio_db(self.signal, self.noise)
+
+
+def _energy(x: Tensor) -> float:
+    norm = float(torch.linalg.vector_norm(x))
+    return norm * norm
+
+
+class Totals:
+    """Sums over batches of a value that holds any number of tensors.
+
+    With several floating tensors the SQNR is that of the worst, the MSE that of all values.
+    """
+
+    def __init__(self) -> None:
+        self._sums: list[_Sums] = []
+
+    def add(self, reference: Any, candidate: Any) -> None:
+        """Count one more batch; quantized tensors count by what they stand for."""
+        expected, actual = floating_tensors(reference), floating_tensors(candidate)
+        while len(self._sums) < max(len(expected), len(actual)):
+            self._sums.append(_Sums())
+        for index, sums in enumerate(self._sums):
+            if index < len(expected) and index < len(actual):
+                sums.add(expected[index], actual[index])
+            else:
+                sums.noise = math.nan
+
+    def fidelity(self) -> Fidelity | None:
+        """None where there was no floating tensor."""
+        if not self._sums:
+            return None
+        values = [sums.sqnr_db for sums in self._sums]
+        worst = math.nan if any(map(math.isnan, values)) else min(values)
+        count = sum(sums.count for sums in self._sums)
+        noise = sum(sums.noise for sums in self._sums)
+        return Fidelity(worst, noise / count if count else noise)
+
+
+def db_text(value: float) -> str:
+    """An SQNR in the cell of a table."""
+    return "exact" if value == math.inf else f"{value:.1f}"
+
+
+def sqnr_text(value: float | None) -> str:
+    """An output's SQNR in words; None where it holds no floating tensor."""
+    if value is None:
+        return "no floating tensor"
+    return "equal in every value" if value == math.inf else f"SQNR {value:.1f} dB"
+
+
+def floating_tensors(value: Any) -> list[Tensor]:
+    """The floating tensors in a value, in order; quantized ones dequantized."""
+    plain = [each.dequantize() if each.is_quantized else each for each in tensors_in(value)]
+    return [tensor for tensor in plain if tensor.is_floating_point()]

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from qrecipe.model.normalize import TAKES_WEIGHT
+from qrecipe.model.normalize import TAKES_WEIGHT, stored
 
 
 def float_weights(node: fx.Node, graph_module: fx.GraphModule) -> list[Tensor]:
@@ -60,21 +60,14 @@ def _plain(weight: Tensor) -> Tensor:
 def _stored(node: fx.Node, graph_module: fx.GraphModule) -> list[Tensor]:
     if node.target not in TAKES_WEIGHT or len(node.args) < 2:
         return []
-    value = _attribute(node.args[1], graph_module)
+    value = stored(node.args[1], graph_module)
     return [value.detach()] if isinstance(value, Tensor) else []
 
 
 def _packed(node: fx.Node, graph_module: fx.GraphModule) -> list[Tensor]:
     found: list[Tensor] = []
     for source in node.all_input_nodes:
-        value = _attribute(source, graph_module)
+        value = stored(source, graph_module)
         if hasattr(value, "unpack"):
             found.append(_plain(value.unpack()[0]))
     return found
-
-
-def _attribute(source: object, graph_module: fx.GraphModule) -> Any:
-    if not isinstance(source, fx.Node) or source.op != "get_attr":
-        return None
-    path, _, name = str(source.target).rpartition(".")
-    return getattr(graph_module.get_submodule(path), name, None)

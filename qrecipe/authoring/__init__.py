@@ -1,1 +1,4 @@
-"""Writing, locking and comparing recipes and their plans."""
+"""Writing and checking recipes: proposals, searches, locks and differences.
+
+May import `artifact` and below.
+"""

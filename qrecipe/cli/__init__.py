@@ -1,4 +1,5 @@
 """The command line: `app` declares the commands, and one module each does the work.
 
-The library imports nothing from here, and torch is only imported by commands that need it.
+The library imports nothing of it, and it imports torch only when a command needs it. May import
+everything but `testing`.
 """

@@ -10,19 +10,12 @@ from typing import Annotated
 import typer
 
 from qrecipe._version import __version__
-from qrecipe.cli.commands import (
-    artifact as artifact_commands,
-)
-from qrecipe.cli.commands import (
-    measuring as measuring_commands,
-)
-from qrecipe.cli.commands import (
-    tuning as tuning_commands,
-)
+from qrecipe.cli.commands.artifact import inspect
 from qrecipe.cli.commands.diff import diff
 from qrecipe.cli.commands.drift import drift
 from qrecipe.cli.commands.lock import LockOption, check_plan, lock
-from qrecipe.cli.commands.schema import schema
+from qrecipe.cli.commands.measuring import compare, sensitivity
+from qrecipe.cli.commands.tuning import suggest, tune
 from qrecipe.cli.options import (
     InputOption,
     JsonOption,
@@ -32,6 +25,7 @@ from qrecipe.cli.options import (
     StrictOption,
     TargetCpuName,
     TargetCpuOption,
+    ThreadsOption,
 )
 from qrecipe.cli.output import FOUND_SOMETHING, fail_on, needs_torch, out, out_json, reported
 
@@ -137,8 +131,8 @@ def plan(
         from qrecipe.cli.plan import make_plan
 
         if lock is not None and not check:
-            raise typer.BadParameter("only goes with --check", param_hint="--lock")
-        made = make_plan(recipe, model, input or (), plugin or ())
+            raise typer.BadParameter("names what --check reads", param_hint="--lock")
+        made = make_plan(recipe, model, input, plugin)
         if check:
             check_plan(made, recipe, lock, as_json=json)
         else:
@@ -174,7 +168,7 @@ def explain(
         from qrecipe.cli.plan import make_plan
         from qrecipe.planning.text import explanation_json
 
-        plan = make_plan(recipe, model, input or (), plugin or ())
+        plan = make_plan(recipe, model, input, plugin)
         if json:
             out_json(explanation_json(plan, name))
         else:
@@ -204,9 +198,7 @@ def quantize(
         typer.Option("--out", metavar="FILE", help="Save the quantized model as safetensors."),
     ] = None,
     target_cpu: TargetCpuOption = TargetCpuName.this,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Number of torch threads; default: torch's choice.")
-    ] = None,
+    threads: ThreadsOption = None,
     strict: StrictOption = False,
     plugin: PluginOption = None,
     json: JsonOption = False,
@@ -225,21 +217,22 @@ def quantize(
         needs_torch()
         from qrecipe.cli import quantize as quantizing
 
-        request = quantizing.Request(
+        quantizing.quantize(
             recipe,
             model,
-            data,
-            evaluate,
-            input or (),
-            plugin or (),
-            threads,
-            output,
-            target_cpu.value,
+            data=data,
+            evaluate=evaluate,
+            shapes=input,
+            output=output,
+            target_cpu=target_cpu.value,
+            threads=threads,
+            plugins=plugin,
+            as_json=json,
+            strict=strict,
         )
-        quantizing.quantize(request, as_json=json, strict=strict)
 
 
-app.command()(artifact_commands.inspect)
+app.command()(inspect)
 
 
 @app.command("list")
@@ -256,25 +249,33 @@ def list_names(plugin: PluginOption = None, json: JsonOption = False) -> None:
     with reported(as_json=json):
         from qrecipe.cli import listing
 
-        (listing.show_json if json else listing.show_text)(listing.take_listing(plugin or ()))
+        (listing.show_json if json else listing.show_text)(listing.take_listing(plugin))
 
 
-app.command()(measuring_commands.compare)
-app.command()(measuring_commands.sensitivity)
-app.command()(tuning_commands.suggest)
-app.command()(tuning_commands.tune)
+for command in (compare, sensitivity, suggest, tune, diff, drift, lock):
+    app.command()(command)
+
+
+@app.command()
+def schema(plugin: PluginOption = None) -> None:
+    """Print the recipe format as JSON Schema.
+
+    With the names and arguments of the observers and fake-quants that are known here.
+
+    \b
+    Examples:
+      qrecipe schema > recipe.schema.json
+      qrecipe schema --plugin acme.observers > recipe.schema.json
+    """
+    with reported(as_json=False):
+        _import_plugins(plugin)
+        from qrecipe.recipe.json_schema import recipe_schema
+
+        out_json(recipe_schema())
 
 
 def _import_plugins(modules: list[str] | None) -> None:
-    if not modules:
-        return
-    from qrecipe.cli.user_code import UserCode, user_output
+    from qrecipe.cli.user_code import user_code
 
-    with UserCode() as code, user_output():
-        code.import_plugins(modules)
-
-
-app.command()(diff)
-app.command()(drift)
-app.command()(lock)
-app.command()(schema)
+    with user_code(modules):
+        pass

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qrecipe.authoring.diff import Value, ValueChange, value_changes
 from qrecipe.cli.output import needs_torch, out, out_json
-from qrecipe.cli.user_code import UserCode, user_output
+from qrecipe.cli.user_code import UserCode, user_code, user_output
 from qrecipe.recipe.recipe import Recipe, load_recipe, published
 from qrecipe.terminal.tables import render_table
 
@@ -40,11 +40,13 @@ class Difference:
 
 
 def compare(
-    names: tuple[str, str], model: str | None, shapes: Sequence[str], plugins: Sequence[str]
+    names: tuple[str, str],
+    model: str | None,
+    shapes: Sequence[str] | None,
+    plugins: Sequence[str] | None,
 ) -> Difference:
-    """Compare two recipes, and their effect on the model of a factory if one is named."""
-    with UserCode() as code, user_output():
-        code.import_plugins(plugins)
+    """Two recipes, and what they do to the model of a factory where one is named."""
+    with user_code(plugins) as code, user_output():
         recipes = load_recipe(names[0]), load_recipe(names[1])
         effect = None if model is None else _effect(code, recipes, model, shapes)
     return Difference(names, recipes, tuple(value_changes(*recipes)), effect)
@@ -101,7 +103,7 @@ def show_json(difference: Difference) -> None:
 
 
 def _effect(
-    code: UserCode, recipes: tuple[Recipe, Recipe], model: str, shapes: Sequence[str]
+    code: UserCode, recipes: tuple[Recipe, Recipe], model: str, shapes: Sequence[str] | None
 ) -> Effect:
     needs_torch()
     from qrecipe.authoring.lock.outcomes import outcome_changes, plan_outcome

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from qrecipe.cli.progress import bar
+from qrecipe.cli.model_argument import Job
 from qrecipe.cli.user_code import UserFunction
 from qrecipe.errors.findings import QRecipeError, QRecipeWarning
 from qrecipe.execution.batches import peek
@@ -19,8 +19,6 @@ from qrecipe.measure.drift.drift import drift
 from qrecipe.measure.pages.reports import Activations, Ranked
 from qrecipe.measure.sensitivity.rank import sensitivity
 from qrecipe.pipeline import plan, quantize
-from qrecipe.planning.target_cpu import TargetCpu
-from qrecipe.recipe.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,48 +32,42 @@ class ForPage:
 def activations_of(converted: nn.Module, data: UserFunction) -> Activations:
     """The activations on the caller's data, or why there are none to show."""
     try:
-        with _without_warnings(), bar("measuring activations") as show:
-            return drift(converted, data(), progress=show)
+        with _without_warnings():
+            return drift(converted, data())
     except QRecipeError as error:
         return error.findings[0].message
 
 
-def quantized_for_page(
-    model: nn.Module, recipe: Recipe, data: UserFunction, target_cpu: TargetCpu
-) -> ForPage | QRecipeError:
-    """The quantized model; only its plan if quantizing fails, or why there is no plan.
+def quantized_for_page(job: Job) -> ForPage | QRecipeError:
+    """The model with all sites quantized; the plan alone where that fails, or why there is none.
 
     Raises nothing: the measurement must still be shown.
     """
-    plain = replace(recipe, phase="ptq")
-    try:
-        with _without_warnings(), bar("quantizing") as show:
-            converted = quantize(model, plain, data(), progress=show, target_cpu=target_cpu)
-    except QRecipeError as error:
-        return planned_for_page(model, plain, data, error.findings[0].message)
-    return ForPage(activations_of(converted, data), provenance(converted))
-
-
-def planned_for_page(
-    model: nn.Module, recipe: Recipe, data: UserFunction, why: str
-) -> ForPage | QRecipeError:
-    """Only the plan, and ``why`` there are no activations. Raises nothing either."""
+    plain = replace(job.recipe, phase="ptq")
     try:
         with _without_warnings():
-            first, _ = peek(data())
-            plain = replace(recipe, phase="ptq")
-            return ForPage(why, make_provenance(plain, plan(model, plain, first), ()))
+            converted = quantize(job.model, plain, job.data(), target_cpu=job.target_cpu)
+    except QRecipeError as error:
+        return planned_for_page(job, error.findings[0].message)
+    return ForPage(activations_of(converted, job.data), provenance(converted))
+
+
+def planned_for_page(job: Job, why: str) -> ForPage | QRecipeError:
+    """The plan alone, and ``why`` there are no activations. Raises nothing either."""
+    try:
+        with _without_warnings():
+            first, _ = peek(job.data())
+            plain = replace(job.recipe, phase="ptq")
+            return ForPage(why, make_provenance(plain, plan(job.model, plain, first), ()))
     except QRecipeError as error:
         return error
 
 
-def ranked_for_page(
-    model: nn.Module, recipe: Recipe, data: UserFunction, target_cpu: TargetCpu
-) -> Sequence[Ranked] | str:
-    """The sites ranked by SQNR, or why they have none. Raises nothing either."""
+def ranked_for_page(job: Job) -> Sequence[Ranked] | str:
+    """The sites by SQNR, or why they have none. Raises nothing either."""
     try:
-        with _without_warnings(), bar("ranking") as show:
-            ranking = sensitivity(model, recipe, data(), progress=show, target_cpu=target_cpu)
+        with _without_warnings():
+            ranking = sensitivity(job.model, job.recipe, job.data(), target_cpu=job.target_cpu)
     except QRecipeError as error:
         return error.findings[0].message
     return [

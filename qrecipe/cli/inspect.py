@@ -13,7 +13,8 @@ from qrecipe.artifact.container import Header, check_checksum, read_header
 from qrecipe.artifact.metadata import Contents, contents_of, recipe_table, stored_plan
 from qrecipe.cli.output import out, out_json
 from qrecipe.errors.text import one_line
-from qrecipe.planning.stored import StoredPlan, StoredSite
+from qrecipe.planning.plan import Plan
+from qrecipe.planning.text import SITE_COLUMNS, site_row
 from qrecipe.rules.resolution import listed
 from qrecipe.terminal.tables import render_table
 
@@ -24,7 +25,7 @@ class Inspection:
 
     header: Header
     contents: Contents
-    plan: StoredPlan
+    plan: Plan
 
 
 def inspect(file: str) -> Inspection:
@@ -54,8 +55,7 @@ def show_text(found: Inspection) -> None:
     ]
     out("\n".join(f"{name:<9} {one_line(text)}" for name, text in rows))
     out(f"\n{contents.recipe}")
-    columns = ("site", "operation", "verdict", "weight/act", "decided by", "why")
-    out(render_table(columns, [_site_row(site) for site in plan.sites]))
+    out(render_table(SITE_COLUMNS, [tuple(map(one_line, site_row(site))) for site in plan]))
     out("\n" + render_table(("tensor", "dtype", "shape", "bytes"), list(_tensor_rows(found))))
 
 
@@ -95,20 +95,6 @@ def _needs_text(found: Inspection) -> str:
     engines = " and ".join(found.contents.needs.engines)
     vnni = "; a CPU with VNNI, or results may saturate" if found.contents.needs.vnni else ""
     return f"torch's engine {engines}{vnni}"
-
-
-def _site_row(site: StoredSite) -> tuple[str, ...]:
-    rule = f"{site.rule.tier} {site.rule.key}".rstrip()
-    cells = (site.name, site.op, site.verdict, _dtypes(site), f"{rule} = {site.rule.says}")
-    return tuple(map(one_line, (*cells, site.reason or "")))
-
-
-def _dtypes(site: StoredSite) -> str:
-    if site.qconfig is None:
-        return "float"
-    specs = (site.qconfig.weight, site.qconfig.activation)
-    text = "/".join("-" if spec is None else str(spec.dtype) for spec in specs)
-    return f"{text} dynamic" if site.mode == "dynamic" else text
 
 
 def _tensor_rows(found: Inspection) -> Iterator[tuple[str, ...]]:

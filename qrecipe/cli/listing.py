@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import get_args
 
 from qrecipe.cli.output import out, out_json
-from qrecipe.cli.user_code import UserCode, user_output
+from qrecipe.cli.user_code import user_code, user_output
 from qrecipe.errors.findings import RecipeError
 from qrecipe.recipe.recipe import load_recipe
 from qrecipe.recipe.references import ENTRY_POINT_GROUP, Publisher, builtin_names, titled
@@ -16,8 +16,7 @@ from qrecipe.recipe.schema import Backend
 from qrecipe.registry import table as registered
 from qrecipe.registry.arguments import Kind
 from qrecipe.registry.builtin import FAKE_QUANTS, OBSERVERS, known_names, signature
-from qrecipe.registry.claims import claims, every_claim, misnamed
-from qrecipe.registry.entry_points import entry_points
+from qrecipe.registry.entry_points import claims, entry_points, every_claim, misnamed
 from qrecipe.terminal.tables import render_table
 
 
@@ -86,10 +85,9 @@ class Listing:
     ignored_plugins: tuple[IgnoredLine, ...]
 
 
-def take_listing(plugins: Sequence[str]) -> Listing:
-    """Import the user's and all installed plugins, and list everything."""
-    with UserCode() as code, user_output():
-        code.import_plugins(plugins)
+def take_listing(plugins: Sequence[str] | None) -> Listing:
+    """Everything, after the user's and all installed plugins are imported."""
+    with user_code(plugins), user_output():
         return Listing(
             recipes=tuple(_recipes()),
             observers=tuple(_constructors("observer")),
@@ -193,12 +191,12 @@ def _backends() -> Iterator[BackendLine]:
         return
     import torch
 
-    from qrecipe.execution.engine import ENGINES
+    from qrecipe.execution.engine import ENGINES, available_engines
 
     for name in names:
         if name not in ENGINES:
-            yield BackendLine(name, False, "for export only: torch has no kernels for it")
-        elif name in torch.backends.quantized.supported_engines:
+            yield BackendLine(name, False, "models are prepared for export, torch has no kernels")
+        elif name in available_engines():
             yield BackendLine(name, True, "")
         else:
             yield BackendLine(name, False, f"torch {torch.__version__} lacks its engine here")

@@ -1,4 +1,4 @@
-"""The model of a command and its example inputs."""
+"""The model of a command, what to run it on, and how."""
 
 from __future__ import annotations
 
@@ -6,15 +6,21 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import typer
 from torch import Tensor, nn
 
-from qrecipe.cli.user_code import UserCode
+from qrecipe.cli.user_code import UserCode, UserFunction
 from qrecipe.errors.findings import Finding, QRecipeError
+from qrecipe.measure.pages.page import check_writable
+from qrecipe.measure.pages.plots import check_available
 from qrecipe.model.unfit import instead_of_model
+from qrecipe.planning.target_cpu import TargetCpu
+from qrecipe.recipe.overlay import check_replaceable
+from qrecipe.recipe.recipe import Recipe, load_recipe
 
 _MAX_ELEMENTS = 2**31
 _SHAPE = re.compile("[0-9]{1,10}(x[0-9]{1,10})*")
@@ -28,8 +34,38 @@ class Subject:
     example_inputs: Any | None
 
 
-def load_subject(code: UserCode, name: str, shapes: Sequence[str]) -> Subject:
-    """The result of a factory; inputs of the ``shapes``, if any, replace those of the factory.
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a command measures, loaded."""
+
+    recipe: Recipe
+    model: nn.Module
+    data: UserFunction
+    target_cpu: TargetCpu
+
+
+def load_job(code: UserCode, recipe: str, model: str, data: str, target_cpu: TargetCpu) -> Job:
+    """The recipe, the model and the batches, named as on the command line."""
+    loaded, batches = load_recipe(recipe), code.function(data, "--data")
+    return Job(loaded, load_subject(code, model).model, batches, target_cpu)
+
+
+def get_ready(
+    threads: int | None, plot: str | None = None, html: str | None = None, out: str | None = None
+) -> None:
+    """Set the threads of torch, and find out what could not be written before anything runs."""
+    if plot is not None or html is not None:
+        check_available()
+    if html is not None:
+        check_writable(html)
+    if out is not None:
+        check_replaceable(Path(out))
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def load_subject(code: UserCode, name: str, shapes: Sequence[str] | None = None) -> Subject:
+    """What the factory of that name gives; inputs of the ``shapes``, if any, take the place of its.
 
     Raises QRecipeError (QR601) if the factory fails or does not return a model.
     """

@@ -41,6 +41,27 @@ InputOption = Annotated[
         help="Shape of a random float32 input, such as 1x3x224x224; once for each model input.",
     ),
 ]
+DataOption = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        metavar="FILE.py:NAME",
+        help="The function that gives an iterable of batches.",
+        show_default=False,
+    ),
+]
+PlotOption = Annotated[
+    str | None,
+    typer.Option("--plot", metavar="FILE", help="Write a plot: .png, .svg or .pdf."),
+]
+HtmlOption = Annotated[
+    str | None,
+    typer.Option("--html", metavar="FILE", help="Write a page with plots, plan and recipe."),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="Threads of torch; default: torch's own choice."),
+]
 PluginOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -15,22 +14,20 @@ from typing import Any, TextIO
 import typer
 
 from qrecipe.errors.findings import Finding, PlanError, QRecipeError, QRecipeWarning
+from qrecipe.errors.text import printable
 
 FOUND_SOMETHING = 1
 USAGE = 2
 
-# Recipes and models must not control the terminal: control characters, direction overrides.
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-
 
 def out(text: str) -> None:
-    """Write text to stdout."""
-    print(_UNPRINTABLE.sub("\ufffd", text))
+    """Text for the reader, on stdout."""
+    print(printable(text))
 
 
 def err(text: str) -> None:
-    """Write text about what went wrong to stderr."""
-    print(_UNPRINTABLE.sub("\ufffd", text), file=sys.stderr)
+    """Text about what went wrong, on stderr."""
+    print(printable(text), file=sys.stderr)
 
 
 def out_json(value: Any) -> None:

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from qrecipe.audit.moving_averages import MANY_BATCHES, weight_text
+from qrecipe.audit.sqnr import sqnr_text
 from qrecipe.errors.text import counted
-from qrecipe.measure.fidelity import sqnr_text
 from qrecipe.measure.latency import Latency
 from qrecipe.terminal.tables import render_table
 

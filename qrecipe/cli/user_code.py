@@ -10,14 +10,14 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import typer
 
-from qrecipe.errors.findings import Finding, Location, QRecipeError, error_from
+from qrecipe.errors.findings import CalibrationError, Finding, Location, QRecipeError, error_from
 from qrecipe.errors.spelling import did_you_mean
 
 _FORM = "write path/to/file.py:function or package.module:function"
@@ -38,29 +38,30 @@ class UserFunction:
             return self.function(*args)
 
 
-class UserCode:
-    """Modules by file or by name, each executed once.
+@contextmanager
+def user_code(plugins: Sequence[str] | None) -> Iterator[UserCode]:
+    """The user's modules; the folders that they make importable stay so while inside.
 
-    A context manager: the folders of the files are importable until it exits.
+    Imports the plugins first, for the observers and fake-quants that they register. Raises
+    PluginError (QR152) where one cannot be imported.
     """
+    former_path = list(sys.path)
+    code = UserCode()
+    try:
+        with user_output():
+            for plugin in plugins or ():
+                code.module(plugin, "--plugin", "QR152")
+        with _hints_for_command_line():
+            yield code
+    finally:
+        sys.path[:] = former_path
+
+
+class UserCode:
+    """Modules by file or by name, each executed once."""
 
     def __init__(self) -> None:
         self._by_file: dict[Path, ModuleType] = {}
-        self._former_path = list(sys.path)
-
-    def __enter__(self) -> UserCode:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        sys.path[:] = self._former_path
-
-    def import_plugins(self, modules: Sequence[str]) -> None:
-        """Import the modules for the observers and fake-quants that they register.
-
-        Raises PluginError (QR152) if one cannot be imported.
-        """
-        for module in modules:
-            self._module(module, "--plugin", "QR152")
 
     def function(self, name: str, option: str) -> UserFunction:
         """The function that ``name``, the value of ``option``, refers to.
@@ -69,9 +70,8 @@ class UserCode:
         """
         module_name, _, attribute = name.rpartition(":")
         if not module_name or not attribute.isidentifier():
-            text = f'"{name}" does not name a function: {_FORM}'
-            raise typer.BadParameter(text, param_hint=option)
-        module = self._module(module_name, option, "QR601")
+            raise typer.BadParameter(f'"{name}" names no function: {_FORM}', param_hint=option)
+        module = self.module(module_name, option, "QR601")
         found = getattr(module, attribute, None)
         if found is None:
             public = [known for known in vars(module) if not known.startswith("_")]
@@ -84,7 +84,8 @@ class UserCode:
             raise typer.BadParameter(text, param_hint=option)
         return UserFunction(attribute, Path(module.__file__ or "").resolve().parent, found)
 
-    def _module(self, name: str, option: str, code: str) -> ModuleType:
+    def module(self, name: str, option: str, code: str) -> ModuleType:
+        """The module that ``name``, the value of ``option``, means; ``code`` is for its errors."""
         if name.endswith(".py") or "/" in name or os.sep in name:
             return self._load(Path(name), option, code)
         _make_importable(Path.cwd())
@@ -114,6 +115,25 @@ class UserCode:
 def user_output() -> AbstractContextManager[object]:
     """Redirect what the user's code prints: it is not part of the command's output."""
     return redirect_stdout(sys.stderr)
+
+
+@contextmanager
+def _hints_for_command_line() -> Iterator[None]:
+    """The library's hint about batches names an argument of Python's."""
+    try:
+        yield
+    except CalibrationError as error:
+        raise CalibrationError([_without_forward(finding) for finding in error.findings]) from error
+
+
+def _without_forward(finding: Finding) -> Finding:
+    if finding.hint is None or "forward=" not in finding.hint:
+        return finding
+    fault, _, call = finding.hint.rpartition("pass forward=lambda model, batch: model(")
+    hint = "let the function of --data give the model's inputs only, without labels"
+    if fault and call.endswith(")") and "labels" not in fault:
+        hint = f"{fault}let the function of --data give {call[:-1].lstrip('*')} for each batch"
+    return replace(finding, hint=hint)
 
 
 def _executed(file: Path) -> ModuleType:

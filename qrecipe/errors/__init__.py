@@ -1,1 +1,4 @@
-"""Findings, exceptions and their codes; text that is safe to print; the nearest known name."""
+"""Findings, exceptions and codes; text that is safe to print; suggestions for misspelled names.
+
+May import nothing of qrecipe.
+"""

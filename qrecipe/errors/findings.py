@@ -1,4 +1,4 @@
-"""The exception tree, the findings that it carries, and the catalogue of their codes."""
+"""Findings, the exceptions that carry them, and the catalogue of codes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any, Literal
 
+from qrecipe.errors.short import ShortRepr, short
 from qrecipe.errors.text import one_line, printable
 
 Severity = Literal["error", "warning"]
 
 
-@dataclass(frozen=True, slots=True)
-class Location:
+@dataclass(frozen=True, slots=True, repr=False)
+class Location(ShortRepr):
     """A span of text on one line of a recipe file.
 
     ``line`` and ``column`` count from 1, columns in characters; ``end_column`` is exclusive.
@@ -30,12 +31,11 @@ class Location:
         return f"{one_line(self.file)}:{self.line}:{self.column}"
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that is wrong or doubtful: what, where, and how to mend it.
+@dataclass(frozen=True, slots=True, repr=False)
+class Finding(ShortRepr):
+    """One problem: what is wrong, where, and how to fix it.
 
-    ``key`` is the dotted key of the recipe at fault where only that is known; who has the recipe
-    turns it into a ``location``.
+    ``key`` is the dotted recipe key at fault if the location is not known yet.
     """
 
     code: str
@@ -61,7 +61,7 @@ class Finding:
         return printable("\n".join([*lines, *(f"  {note}" for note in self.notes)]))
 
     def to_json(self) -> dict[str, Any]:
-        """The finding as plain JSON values, with stable keys."""
+        """The finding as plain JSON values with stable keys."""
         return {
             "code": self.code,
             "severity": self.severity,
@@ -89,7 +89,7 @@ _EXCERPT_WIDTH = 100
 
 
 def _excerpt(location: Location, hint: str | None) -> list[str]:
-    """The source line and a caret under the span, both cut to fit a terminal."""
+    """The source line with a caret under the span, cut to fit a terminal."""
     if not location.source.strip():
         return [f"  {hint}"] if hint else []
     start = location.column - 1
@@ -103,7 +103,7 @@ def _excerpt(location: Location, hint: str | None) -> list[str]:
 
 
 class QRecipeError(Exception):
-    """Base of everything that the library raises; ``findings`` says what and where."""
+    """Base class of all errors that the library raises; ``findings`` has the details."""
 
     def __init__(self, findings: Finding | Sequence[Finding]) -> None:
         self.findings: tuple[Finding, ...] = (
@@ -114,25 +114,28 @@ class QRecipeError(Exception):
     def __str__(self) -> str:
         return "\n".join(str(finding) for finding in self.findings)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({short(self.findings)})"
+
 
 class RecipeError(QRecipeError):
     """The recipe itself is at fault."""
 
 
 class RecipeSyntaxError(RecipeError):
-    """Not a readable TOML text."""
+    """The recipe is not valid TOML."""
 
 
 class SchemaError(RecipeError):
-    """A key or value that the recipe format does not know."""
+    """A key or value that the recipe format does not allow."""
 
 
 class RecipeReferenceError(RecipeError):
-    """``extends`` or a path leads nowhere, in a circle, or outside the tree."""
+    """``extends`` or a path that is missing, circular or outside the tree."""
 
 
 class RecipeConflictError(RecipeError):
-    """Two bases set one key differently."""
+    """Two bases set the same key differently."""
 
 
 class UnknownNameError(RecipeError):
@@ -140,11 +143,11 @@ class UnknownNameError(RecipeError):
 
 
 class PluginError(QRecipeError):
-    """A registered observer or fake-quant that does not keep the contract."""
+    """A registered observer or fake-quant that breaks the contract."""
 
 
 class PlanError(QRecipeError):
-    """Recipe and model do not fit; ``plan`` is the complete plan where one could be made."""
+    """The recipe does not fit the model; ``plan`` is the complete plan if there is one."""
 
     def __init__(self, findings: Finding | Sequence[Finding], plan: Any = None) -> None:
         super().__init__(findings)
@@ -152,7 +155,7 @@ class PlanError(QRecipeError):
 
 
 class UnmatchedRuleError(PlanError):
-    """A rule that matches nothing, or not as much as it expects."""
+    """A rule that matches nothing, or not the expected number of sites."""
 
 
 class UnsupportedError(PlanError):
@@ -172,15 +175,15 @@ class ExecutionError(QRecipeError):
 
 
 class CalibrationError(ExecutionError):
-    """Calibration data are missing or unusable."""
+    """Calibration data is missing or unusable."""
 
 
 class AuditError(ExecutionError):
-    """The converted model is not what the plan says."""
+    """The converted model does not match the plan."""
 
 
 class ArtifactError(QRecipeError):
-    """A stored model that cannot be read or does not fit."""
+    """A stored model that cannot be read or does not match."""
 
 
 class QRecipeWarning(UserWarning):
@@ -189,7 +192,7 @@ class QRecipeWarning(UserWarning):
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """What a code stands for; ``error`` is the class it raises, None for a warning."""
+    """The meaning of a code; ``error`` is the exception it raises, None for a warning."""
 
     title: str
     error: type[QRecipeError] | None = field(default=None)
@@ -200,7 +203,7 @@ CODES: dict[str, Code] = {
     "QR001": Code("the recipe cannot be read", RecipeReferenceError),
     "QR002": Code("the recipe is too large", RecipeSyntaxError),
     "QR003": Code("the recipe is not UTF-8 text", RecipeSyntaxError),
-    "QR004": Code("TOML syntax", RecipeSyntaxError),
+    "QR004": Code("invalid TOML syntax", RecipeSyntaxError),
     "QR005": Code("the recipe is nested too deeply", RecipeSyntaxError),
     # format
     "QR101": Code("unknown key", SchemaError),
@@ -213,10 +216,10 @@ CODES: dict[str, Code] = {
     "QR108": Code("unknown module type or function", UnknownNameError),
     "QR109": Code("settings that contradict each other", SchemaError),
     "QR110": Code("invalid name pattern", SchemaError),
-    "QR111": Code("format of a newer qrecipe", SchemaError),
+    "QR111": Code("recipe for a newer qrecipe", SchemaError),
     # composition
     "QR120": Code("base recipe not found", RecipeReferenceError),
-    "QR121": Code("recipes extend each other in a circle", RecipeReferenceError),
+    "QR121": Code("recipes extend each other in a cycle", RecipeReferenceError),
     "QR122": Code("base recipe outside the tree", RecipeReferenceError),
     "QR123": Code("base recipe differs from its pin", RecipeReferenceError),
     "QR124": Code("bases contradict each other", RecipeConflictError),
@@ -226,39 +229,39 @@ CODES: dict[str, Code] = {
     "QR151": Code("the name is taken", PluginError),
     "QR152": Code("a plugin cannot be loaded", PluginError),
     "QR153": Code("a plugin does not register its name", PluginError),
-    "QR154": Code("several distributions claim one name", PluginError),
-    "QR155": Code("a plugin registers the name of another one", PluginError),
-    "QR156": Code("a plugin claims a name of torch's own"),
+    "QR154": Code("several distributions claim the same name", PluginError),
+    "QR155": Code("a plugin registers another plugin's name", PluginError),
+    "QR156": Code("a plugin claims a built-in name"),
     # doubtful
     "QR200": Code("torch version outside the tested range"),
     "QR201": Code("few calibration batches"),
     "QR202": Code("the model was in training mode"),
-    "QR203": Code("low accuracy that the scheme explains"),
+    "QR203": Code("low accuracy explained by the scheme"),
     "QR204": Code("the CPU may saturate"),
-    "QR226": Code("kernels that this CPU could not judge"),
-    "QR205": Code("a forward that does something else in training mode"),
-    "QR206": Code("branches of very different range share one scale"),
+    "QR226": Code("kernels that could not be checked on this CPU"),
+    "QR205": Code("forward behaves differently in training mode"),
+    "QR206": Code("branches with very different ranges share one scale"),
     "QR207": Code("a kernel that is slower than float"),
     "QR208": Code("a model so small that int8 can be slower"),
-    "QR209": Code("rule for a class of which the model has subclasses only"),
+    "QR209": Code("rule for a class that only has subclasses in the model"),
     "QR210": Code("a model that cannot be traced is quantized in eager mode"),
     "QR212": Code("the measurement was interrupted"),
-    "QR213": Code("a range of today found by another observer"),
+    "QR213": Code("the current range was found by another observer"),
     "QR214": Code("qconfig that no rule uses"),
-    "QR215": Code("tensor that no rule leads to"),
+    "QR215": Code("tensor that no rule uses"),
     "QR216": Code("pattern that matches every module"),
     "QR217": Code("rule that decides nothing"),
     "QR218": Code("the search for a recipe was interrupted"),
     "QR219": Code("no recipe within the accuracy budget"),
-    "QR221": Code("next to nothing is quantized"),
+    "QR221": Code("almost nothing is quantized"),
     "QR230": Code("hooks on a module that is traced through"),
     "QR231": Code("a root whose calls differ too much for one set of ranges"),
-    "QR232": Code("a moving average that clings to the first batches"),
-    "QR233": Code("ranges that leave out what calibration saw"),
+    "QR232": Code("a moving average dominated by the first batches"),
+    "QR233": Code("ranges that clip calibration data"),
     "QR234": Code("few batches for a moving average"),
     # plan
     "QR301": Code("rule matches nothing", UnmatchedRuleError),
-    "QR302": Code("rule covers another number of sites than expected", UnmatchedRuleError),
+    "QR302": Code("rule does not match the expected number of sites", UnmatchedRuleError),
     "QR303": Code("rule cannot be honoured", UnsupportedError),
     "QR304": Code("rules contradict each other", ConflictError),
     "QR305": Code("the model cannot be traced", TraceError),
@@ -267,57 +270,58 @@ CODES: dict[str, Code] = {
     "QR308": Code("the phase does not fit the call", PlanError),
     "QR309": Code("backend not available", UnsupportedError),
     "QR310": Code("no such site, member or module", PlanError),
-    "QR311": Code("an observer or fake-quant cannot be made", UnsupportedError),
+    "QR311": Code("an observer or fake-quant cannot be created", UnsupportedError),
     "QR312": Code("a module that training cannot share", UnsupportedError),
-    "QR313": Code("the schedule of training does not fit", PlanError),
+    "QR313": Code("the training schedule does not fit", PlanError),
     "QR314": Code("an attribute that cannot be preserved", PlanError),
+    "QR315": Code("a plan that cannot be read back", PlanError),
     "QR318": Code("the plan needs another CPU", UnsupportedError),
     "QR319": Code("unknown target CPU", UnsupportedError),
     # lock files
-    "QR320": Code("there is no lock file", PlanError),
+    "QR320": Code("no lock file", PlanError),
     "QR321": Code("the lock file is damaged", PlanError),
     "QR322": Code("lock file of a newer qrecipe", PlanError),
     "QR323": Code("the plan differs from its lock file", PlanError),
-    "QR324": Code("lock file of another recipe", PlanError),
+    "QR324": Code("lock file of a different recipe", PlanError),
     # writing recipes
     "QR330": Code("the float model has no usable accuracy", ExecutionError),
-    "QR331": Code("trial log of another search", ExecutionError),
+    "QR331": Code("trial log of a different search", ExecutionError),
     "QR332": Code("a trial log cannot be read or written", ExecutionError),
-    "QR333": Code("bounds of a search that make no sense", ExecutionError),
+    "QR333": Code("invalid search bounds", ExecutionError),
     "QR335": Code("nothing to quantize", UnsupportedError),
     # execution
     "QR401": Code("no calibration data", CalibrationError),
-    "QR402": Code("a batch that the model cannot take", CalibrationError),
+    "QR402": Code("a batch that the model does not accept", CalibrationError),
     "QR403": Code("a batch with NaN or infinity", CalibrationError),
     "QR404": Code("observers without usable ranges", CalibrationError),
     "QR405": Code("conversion failed", ExecutionError),
-    "QR406": Code("not a model that qrecipe prepared", CalibrationError),
+    "QR406": Code("not a model prepared by qrecipe", CalibrationError),
     "QR410": Code("the converted model differs from the plan", AuditError),
-    "QR411": Code("a kernel computes something else", AuditError),
+    "QR411": Code("a kernel gives wrong results", AuditError),
     "QR412": Code("the converted model is worse than its reference", AuditError),
     "QR413": Code("the converted model does not run", AuditError),
-    "QR414": Code("an exported model computes something else", AuditError),
+    "QR414": Code("an exported model gives different results", AuditError),
     "QR415": Code("an exported file that was not compared"),
     "QR416": Code("a kernel saturates", AuditError),
     # measuring
-    "QR420": Code("the converted model was made from another model", ArtifactError),
+    "QR420": Code("the converted model was made from a different model", ArtifactError),
     "QR421": Code("a plot cannot be written", QRecipeError),
     "QR422": Code("nothing to rank", ExecutionError),
-    "QR423": Code("the user's measure gives no number", ExecutionError),
+    "QR423": Code("the user's measure does not return a number", ExecutionError),
     "QR424": Code("the memory limit is too small", ExecutionError),
     "QR425": Code("arguments that contradict each other", ExecutionError),
     "QR430": Code("a model without stored ranges", ExecutionError),
     "QR431": Code("a report cannot be written", QRecipeError),
     # artifacts and the command line
-    "QR501": Code("not a quantized model of qrecipe", ArtifactError),
+    "QR501": Code("not a quantized model saved by qrecipe", ArtifactError),
     "QR502": Code("a stored model cannot be read or written", ArtifactError),
-    "QR503": Code("not a whole safetensors file", ArtifactError),
+    "QR503": Code("not a complete safetensors file", ArtifactError),
     "QR504": Code("a stored model was damaged or altered", ArtifactError),
-    "QR505": Code("metadata of a stored model are missing or bad", ArtifactError),
-    "QR506": Code("a stored model of a newer qrecipe", ArtifactError),
-    "QR507": Code("a stored model of another architecture", ArtifactError),
-    "QR508": Code("tensors of a stored model are missing or of another shape", ArtifactError),
-    "QR509": Code("a stored scale or zero point that cannot be", ArtifactError),
+    "QR505": Code("missing or invalid metadata in a stored model", ArtifactError),
+    "QR506": Code("a stored model from a newer qrecipe", ArtifactError),
+    "QR507": Code("a stored model of a different architecture", ArtifactError),
+    "QR508": Code("tensors of a stored model are missing or have the wrong shape", ArtifactError),
+    "QR509": Code("invalid scale or zero point in a stored model", ArtifactError),
     "QR510": Code("a stored model that cannot run here", ArtifactError),
     "QR511": Code("a model that cannot be stored", ArtifactError),
     "QR512": Code("a model that cannot be exported", ArtifactError),
@@ -327,7 +331,7 @@ CODES: dict[str, Code] = {
 
 
 def error_from(findings: Iterable[Finding], plan: Any = None) -> QRecipeError:
-    """The exception for some findings: their class, or the nearest common one of several."""
+    """The exception for some findings: their class, or the nearest common base class."""
     found = tuple(findings)
     kinds = [kind for finding in found if (kind := CODES[finding.code].error) is not None]
     common = reduce(_common_base, kinds)

@@ -1,4 +1,4 @@
-"""The known name that a misspelt one is nearest to."""
+"""Suggestions for misspelled names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _suggestions_left: ContextVar[int | None] = ContextVar("_suggestions_left", defa
 
 @contextmanager
 def few_suggestions(count: int = 100) -> Iterator[None]:
-    """Suggest no more than ``count`` names inside: a hostile recipe has thousands of mistakes."""
+    """Suggest at most ``count`` names inside: a hostile recipe has thousands of mistakes."""
     token = _suggestions_left.set(count)
     try:
         yield
@@ -34,8 +34,8 @@ def _may_suggest() -> bool:
 
 
 def nearest(name: str, known: Iterable[str], count: int = 1) -> list[str]:
-    """Up to ``count`` names that a misspelt ``name`` may have meant, the likeliest first."""
-    if len(name) > _LONGEST_NAME:  # comparing takes quadratic time, and nobody mistypes that
+    """Up to ``count`` names that a misspelled ``name`` may mean, the likeliest first."""
+    if len(name) > _LONGEST_NAME:  # comparing takes quadratic time
         return []
     if not _may_suggest():
         return []
@@ -47,7 +47,7 @@ def nearest(name: str, known: Iterable[str], count: int = 1) -> list[str]:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:
-    """``did you mean "x"?``, or None where no known name is near."""
+    """``did you mean "x"?``, or None if no known name is close."""
     candidates = nearest(name, known)
     if not candidates:
         return None

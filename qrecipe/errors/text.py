@@ -5,24 +5,24 @@ from __future__ import annotations
 import json
 import re
 
-# control characters but tab and line feed, separators of lines, overrides of the writing direction
-# and halves of characters, which no encoding can write
+# control characters except tab and line feed, line separators, bidirectional overrides and lone
+# surrogates, which no encoding can write
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _SHOWN_WIDTH = 80
 
 
 def printable(text: str) -> str:
-    """The text without characters that could steer a terminal, each replaced by one."""
+    """The text with characters that could control a terminal replaced."""
     return _UNPRINTABLE.sub("\ufffd", text)
 
 
 def one_line(text: str) -> str:
-    """As `printable`, on one line."""
+    """Like `printable`, on one line."""
     return printable(text).replace("\n", "\ufffd").replace("\t", " ")
 
 
 def shown(value: object) -> str:
-    """A value of a recipe on one line, short, as TOML writes it."""
+    """A recipe value as TOML, shortened to one line."""
     if isinstance(value, dict):
         return "a table"
     if isinstance(value, (list, tuple)):
@@ -41,12 +41,12 @@ def counted(count: int, noun: str) -> str:
 
 
 def quoted_whole(name: str) -> str:
-    """A name as TOML writes it, however long: what is cut off could not be copied."""
+    """A name as TOML writes it, never shortened, so that it can be copied."""
     return printable(json.dumps(name, ensure_ascii=False))
 
 
 def first_line(error: BaseException) -> str:
-    """What a foreign exception says first, or its class where it says nothing."""
+    """The first line of an exception's message, or its class if there is none."""
     try:
         text = str(error).strip()
     except (Exception, SystemExit):

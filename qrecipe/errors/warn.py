@@ -1,4 +1,4 @@
-"""Warnings, except those whose codes the caller ignores."""
+"""Warnings, except those that the recipe ignores."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qrecipe.errors.findings import Finding, QRecipeWarning
 
 
 def warn(finding: Finding, ignore: Collection[str]) -> None:
-    """Warn with ``QRecipeWarning`` unless ``ignore`` (the recipe's) holds the code."""
+    """Warn with ``QRecipeWarning`` unless the code is in ``ignore``."""
     if finding.code not in ignore:
         warnings.warn(str(finding), QRecipeWarning, stacklevel=_callers_level())
 
@@ -20,7 +20,7 @@ _HERE = Path(__file__).parents[1]
 
 
 def _callers_level() -> int:
-    """How far up the stack the caller's code begins, as ``warnings.warn`` counts from `warn`."""
+    """The ``stacklevel`` of the first frame outside this package, counted from `warn`."""
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and Path(frame.f_code.co_filename).is_relative_to(_HERE):
         frame, level = frame.f_back, level + 1

@@ -1,1 +1,4 @@
-"""Executing a plan: calibration, the QAT schedule, provenance, and the executors."""
+"""Executing a plan: calibration, the QAT schedule, provenance, and the executors.
+
+May import `audit` and below.
+"""

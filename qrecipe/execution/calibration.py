@@ -41,7 +41,7 @@ from qrecipe.model.call import EMPTY, Inputs, is_empty
 from qrecipe.model.nested import cloned
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.schema import CalibrationTable
-from qrecipe.terminal.progress import Progress, terminal_progress
+from qrecipe.terminal.progress import Progress, chosen_progress
 
 FEW_BATCHES = 10
 
@@ -50,8 +50,9 @@ FEW_BATCHES = 10
 def calibrate(
     prepared: nn.Module,
     batches: Iterable[Any],
+    *,
     forward: Forward | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> None:
     """Run up to ``[calibration] max_batches`` batches through the observers of ``prepared``.
 
@@ -66,7 +67,7 @@ def calibrate(
     """
     state = prepared_state(prepared)
     table = state.calibration
-    show = progress or terminal_progress("calibrating")
+    show = chosen_progress(progress, "calibrating")
     total = known_length(batches, table.max_batches)
     done = 0
     parts = _traced_parts(prepared, state)

@@ -16,9 +16,14 @@ ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
 _ENGINE = threading.RLock()
 
 
+def available_engines() -> tuple[str, ...]:
+    """The engines that this torch has on this CPU."""
+    return tuple(name for name in torch.backends.quantized.supported_engines if name != "none")
+
+
 def check_engine(backend: Backend) -> None:
     """Raise ``UnsupportedError`` (QR309) if this build or CPU lacks the backend's engine."""
-    available = [name for name in torch.backends.quantized.supported_engines if name != "none"]
+    available = available_engines()
     if backend not in ENGINES:
         raise UnsupportedError(
             Finding(

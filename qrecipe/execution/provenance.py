@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,18 +11,22 @@ from torch import nn
 
 from qrecipe._version import __version__
 from qrecipe.errors.findings import ArtifactError, Finding
+from qrecipe.errors.text import one_line
 from qrecipe.model.kept import PROVENANCE, kept, kept_with
 from qrecipe.model.record import Architecture
 from qrecipe.observers.loading import plugin_versions
 from qrecipe.planning.cpu import cpu_name
 from qrecipe.planning.plan import Plan
+from qrecipe.planning.text import SITE_COLUMNS, site_row
+from qrecipe.recipe.frozen import FrozenMapping
 from qrecipe.recipe.recipe import Recipe
+from qrecipe.terminal.report import Listing, Report, Section, Table
 
 _ARCHITECTURE = "architecture"
 
 
-@dataclass(frozen=True, slots=True)
-class Provenance:
+@dataclass(frozen=True, slots=True, repr=False)
+class Provenance(Report):
     """The resolved recipe as TOML, its fingerprint, the plan as JSON, and the versions.
 
     ``versions`` are those of qrecipe, torch, Python, and the distributions of plugins and of
@@ -37,6 +41,9 @@ class Provenance:
     cpu: str = ""
     unjudged: tuple[str, ...] = ()
 
+    def _sections(self) -> Iterator[Section]:
+        return origin_sections(self)
+
 
 def make_provenance(recipe: Recipe, plan: Plan, unjudged: tuple[str, ...]) -> Provenance:
     """What a model that was converted now by this plan comes from."""
@@ -49,7 +56,12 @@ def make_provenance(recipe: Recipe, plan: Plan, unjudged: tuple[str, ...]) -> Pr
         "python": platform.python_version(),
     }
     return Provenance(
-        recipe.to_toml(), recipe.fingerprint, plan.to_json(), versions, cpu_name(), unjudged
+        recipe.to_toml(),
+        recipe.fingerprint,
+        plan.to_json(),
+        FrozenMapping(versions),
+        cpu_name(),
+        unjudged,
     )
 
 
@@ -83,3 +95,32 @@ def provenance(converted: nn.Module) -> Provenance:
             )
         )
     return found
+
+
+def origin_sections(origin: Provenance) -> Iterator[Section]:
+    """The plan, the recipe and the versions."""
+    plan = stored_plan(origin)
+    rows = [tuple(map(one_line, site_row(site))) for site in plan]
+    caption = f"{plan.backend} ({plan.phase}), {plan.executor}: {len(rows)} sites"
+    yield Table("Plan", SITE_COLUMNS, rows, caption)
+    yield Listing("Recipe", origin.recipe)
+    made_of = [each for each in plan.ingredients if each.publisher is not None]
+    versions = [
+        ("fingerprint of the recipe", origin.fingerprint),
+        *((one_line(each.name), str(each.publisher)) for each in made_of),
+        *sorted(origin.versions.items(), key=_version_order),
+    ]
+    yield Table("Versions", ("", "version"), versions)
+
+
+def _version_order(version: tuple[str, str]) -> tuple[int, str]:
+    """The key that sorts versions: a stored file has them by name, a model at hand does not."""
+    name, _ = version
+    first = ("qrecipe", "torch", "python")
+    return (first.index(name) if name in first else len(first), name)
+
+
+def stored_plan(origin: Provenance) -> Plan:
+    """The plan by which a model was converted."""
+    # not its JSON as it stands: that of a loaded model is only known to be valid
+    return Plan.from_json(origin.plan)

@@ -1,1 +1,4 @@
-"""Measuring what quantization costs and gains."""
+"""What quantization costs: sensitivity, comparison, drift, and their pages.
+
+May import `execution` and below.
+"""

@@ -1,2 +1,4 @@
-"""The float model: one call of it, copies, dry runs, the trace and its proof, addresses and
-sites."""
+"""The float model: a call of it, copies, dry runs, the trace and its proof, sites.
+
+May import `observers`, `rules` and below.
+"""

@@ -53,6 +53,20 @@ def _input_of_reader(node: fx.Node) -> str | None:
 
 CALLS = ("call_module", "call_function", "call_method")
 
+_QUANTIZE = (
+    torch.quantize_per_tensor,
+    torch.quantize_per_channel,
+    torch.quantize_per_tensor_dynamic,
+)
+
+
+def is_conversion(node: fx.Node) -> bool:
+    """Whether a node of a converted graph only goes from float to quantized or back."""
+    if node.op == "call_method":
+        return node.target == "dequantize"
+    return node.op == "call_function" and node.target in _QUANTIZE
+
+
 FUNCTION_NAMES: dict[Any, str] = {
     function: f"{namespace.__name__}.{name}"
     for namespace in (torch.Tensor, operator, torch, F)

@@ -12,11 +12,12 @@ from torch import fx, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from qrecipe.errors.findings import Finding, PlanError
+from qrecipe.errors.short import ShortRepr
 from qrecipe.model.nested import UncopyableError, cloned, map_tensors, tensors_in
 
 
-@dataclass(frozen=True, slots=True)
-class Inputs:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Inputs(ShortRepr):
     """One call of a model: positional and keyword arguments."""
 
     args: tuple[Any, ...] = ()

@@ -134,10 +134,21 @@ def _is_in_place(node: fx.Node, graph_module: fx.GraphModule) -> bool:
     return not name.startswith("operator.") and name.endswith("_") and not name.endswith("__")
 
 
-def stored(node: fx.Node, graph_module: fx.GraphModule) -> Any:
-    """The parameter, buffer or other attribute that a ``get_attr`` node reads."""
+def stored(source: object, graph_module: fx.GraphModule) -> Any:
+    """What a ``get_attr`` node reads: a parameter, a buffer or another attribute.
+
+    None for all other nodes, and for arguments that are not nodes.
+    """
+    if not isinstance(source, fx.Node) or source.op != "get_attr":
+        return None
+    owner, name = stored_in(source, graph_module)
+    return getattr(owner, name)
+
+
+def stored_in(node: fx.Node, graph_module: fx.GraphModule) -> tuple[nn.Module, str]:
+    """The module whose attribute a ``get_attr`` node reads, and the name of the attribute."""
     path, _, name = str(node.target).rpartition(".")
-    return getattr(graph_module.get_submodule(path), name)
+    return graph_module.get_submodule(path), name
 
 
 def _separate_shared_modules(graph_module: fx.GraphModule) -> None:
@@ -276,11 +287,10 @@ def _spell_out_padding(module: nn.Module) -> None:
 
 def _spell_out_word(node: fx.Node, graph_module: fx.GraphModule) -> None:
     """The same for a convolution as a function, whose arguments are spelled out already."""
-    weight, word = node.args[1], node.args[4]
-    if not isinstance(word, str) or not isinstance(weight, fx.Node) or weight.op != "get_attr":
+    weight, word = stored(node.args[1], graph_module), node.args[4]
+    if not isinstance(word, str) or weight is None:
         return
-    kernel = stored(weight, graph_module).shape[2:]
-    padding = _in_numbers(word, tuple(kernel), node.args[5])
+    padding = _in_numbers(word, tuple(weight.shape[2:]), node.args[5])
     node.args = (*node.args[:4], padding, *node.args[5:])
 
 

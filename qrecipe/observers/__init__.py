@@ -1,2 +1,4 @@
-"""Observers and fake-quants: registration, the contract of a class, loading plugins, making a
-`QConfig`."""
+"""Observers and fake-quants: registration, the contract of a class, plugins, making a `QConfig`.
+
+May import `_torch_ao`, `_torch_fx` and below.
+"""

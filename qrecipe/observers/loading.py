@@ -26,7 +26,7 @@ from qrecipe.recipe.validation import MAX_FINDINGS
 from qrecipe.registry import table as registered
 from qrecipe.registry.arguments import KIND_TITLE, ArgumentProblem, Kind
 from qrecipe.registry.builtin import FAKE_QUANTS, OBSERVERS, check_arguments
-from qrecipe.registry.claims import Claim, claims
+from qrecipe.registry.entry_points import Claim, claims
 from qrecipe.registry.table import Registration
 
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)

@@ -22,7 +22,7 @@ from qrecipe.observers.contract import contract_findings
 from qrecipe.registry import table as registered
 from qrecipe.registry.arguments import KIND_TITLE, SPEC_ARGUMENTS, Kind, Signature, TypeTag
 from qrecipe.registry.builtin import FAKE_QUANTS, OBSERVERS, signature, unknown_name
-from qrecipe.registry.claims import PLAIN_NAME
+from qrecipe.registry.entry_points import PLAIN_NAME
 
 __all__ = [
     "constructor_arguments",

@@ -1,2 +1,4 @@
-"""From sites and rules to a `Plan`: what a backend and a kernel can do, advice, the plan as
-text."""
+"""From sites and rules to a `Plan`: what a backend and a kernel can do, advice, text.
+
+May import `model` and below.
+"""

@@ -1,4 +1,4 @@
-"""What is legal and planned, but known to be slower in int8 than in float."""
+"""What is legal and planned, and still worth a word: speed, rules without effect, training."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from qrecipe.errors.findings import Finding
 from qrecipe.model.graph_sites import Inventory, Match
 from qrecipe.planning.backend import Outcome
 from qrecipe.planning.engines import is_slow
+from qrecipe.recipe.patterns import leave_float
+from qrecipe.recipe.recipe import Recipe
+from qrecipe.recipe.references import is_reference
 from qrecipe.recipe.schema import Backend
-from qrecipe.rules.resolution import Decision, listed
+from qrecipe.rules.resolution import Decision, Resolution, describe, listed
+from qrecipe.rules.structure import Member, Operation
 
 _TINY_MODEL = 10_000
 """Weights below which quantizing and dequantizing cost more than the kernels save."""
@@ -54,3 +58,76 @@ def _weight_count(match: Match) -> int:
     """Of matrices and kernels, all of a recurrent layer's among them; biases are none."""
     parameters = () if match.module is None else match.module.parameters()
     return sum(parameter.numel() for parameter in parameters if parameter.dim() > 1)
+
+
+def shadowed_findings(recipe: Recipe, resolution: Resolution) -> Iterator[Finding]:
+    """Warnings (QR217) about the rules of the outermost file that are fully shadowed.
+
+    Inherited rules are there to be overridden, and the global rule has to be there.
+    """
+    own = recipe.ingredients[0].name
+    if is_reference(own):
+        return
+    winners = {decision.rule for decision in resolution.decisions.values()}
+    at_fault = {finding.location for finding in resolution.findings}
+    for rule, names in resolution.covered.items():
+        if not names or rule in winners or rule.tier == "global" or rule.location.file != own:
+            continue
+        if rule.location in at_fault:  # an error that says what to do says enough
+            continue
+        deciders = dict.fromkeys(describe(resolution.decisions[name].rule) for name in names)
+        yield Finding(
+            "QR217",
+            f"{describe(rule)} has no effect: what it covers is decided by {listed([*deciders])}",
+            rule.location,
+            hint=f"it covers {listed(names)}; remove it, or narrow what decides there",
+        )
+
+
+def shared_norm_findings(
+    inventory: Inventory, decisions: Mapping[str, Decision], outcome_of: Mapping[str, Outcome]
+) -> Iterator[Finding]:
+    """Modules that are called twice and fused with a BatchNorm, to be quantized (QR312).
+
+    The statistics of one BatchNorm scale the weight in every call: they would be updated by each
+    and fold into one weight differently.
+    """
+    calls: dict[str, list[Operation]] = {}
+    for operation in inventory.structure.operations:
+        for member in _with_tensors(operation):
+            if member.module is not None:
+                calls.setdefault(member.module, []).append(operation)
+    for module, operations in calls.items():
+        fused = [operation for operation in operations if _has_norm(operation)]
+        quantized = [name for op in fused if outcome_of[name := op.name].qconfig is not None]
+        if len(operations) > 1 and quantized:
+            yield Finding(
+                "QR312",
+                f"{module} is called {len(operations)} times and fused with a BatchNorm at "
+                f"{quantized[0]}: training cannot share it",
+                decisions[quantized[0]].rule.location,
+                hint=f"{leave_float(quantized[0])}, or give each call a module of its own",
+            )
+
+
+def _with_tensors(operation: Operation) -> list[Member]:
+    """The members that can own a weight or statistics: what follows them only computes."""
+    first, *others = operation.members
+    return [first, *(member for member in others if member.op.startswith("BatchNorm"))]
+
+
+def _has_norm(operation: Operation) -> bool:
+    return len(operation.members) > 1 and any(
+        member.op.startswith("BatchNorm") for member in operation.members
+    )
+
+
+def branch_findings(inventory: Inventory) -> Iterator[Finding]:
+    """Forwards that do something else in training mode, which the graph does not have (QR205)."""
+    for path in inventory.trained_otherwise:
+        where = f"the forward of {path}" if path else "the model's own forward"
+        yield Finding(
+            "QR205",
+            f"{where} does something else in training mode; what is trained is its eval branch",
+            hint="a loss on outputs that only training mode gives needs another way",
+        )

@@ -24,9 +24,10 @@ from qrecipe._torch_fx import (
 )
 from qrecipe.model.graph_sites import Inventory, Match
 from qrecipe.observers.qconfig import per_tensor, quantized_range
-from qrecipe.planning.engines import Engine, adds_in_32_bits, detour
+from qrecipe.planning.engines import adds_in_32_bits, detour
 from qrecipe.planning.folding import fold_into_transposed
 from qrecipe.planning.kernels import refusal, takes_per_channel_weight, weight_refusal
+from qrecipe.planning.plan import Engine, Mode, Verdict
 from qrecipe.planning.saturation import (
     ADDS_IN_16_BITS,
     exceeds_seven_bits,
@@ -37,9 +38,6 @@ from qrecipe.recipe.recipe import QConfigSpec
 from qrecipe.recipe.schema import Backend, Constructor, Phase, TensorSpec
 from qrecipe.rules.resolution import Decision
 from qrecipe.rules.structure import Kind, Operation
-
-Mode = Literal["static", "dynamic", "weight_only"]
-Verdict = Literal["quantized", "passthrough", "float"]
 
 
 def _onednn_config() -> BackendConfig:
@@ -65,8 +63,6 @@ _BACKEND_CONFIGS: Mapping[Backend, Callable[[], BackendConfig]] = {
 FOLLOWERS: frozenset[Kind] = frozenset({"passthrough", "fixed_qparams"})
 """Operations that are quantized only behind a quantized producer: they prove nothing of a rule."""
 
-EXPORTED: frozenset[Backend] = frozenset({"executorch", "tensorrt"})
-"""Backends without kernels in torch: their models are handed on in torch's reference form."""
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

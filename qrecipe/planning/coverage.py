@@ -49,7 +49,7 @@ def coverage_findings(
     qconfig decides, and of modules that torch keeps together although a type rule with a qconfig
     names what is inside. A recipe all of whose rules say float asks for nothing.
     """
-    asking = [each for each in plan.rules if each.rule.qconfig is not None]
+    asking = [each for each in plan.rules if not each.rule.is_float]
     if not asking:
         return
     missed = tuple(_missed(plan, inventory, asking))
@@ -107,7 +107,7 @@ def _missed(plan: Plan, inventory: Inventory, asking: list[RuleVerdict]) -> Iter
         match = inventory.matches[site.name]
         if site.verdict != "float" or match.operation.kind in FOLLOWERS:
             continue
-        if site.rule.qconfig is not None:
+        if not site.rule.is_float:
             yield _Missed(site.name, site.op, site.reason or "float")
         elif site.rule.tier == "global" and match.module is not None:
             why = _out_of_reach(site, match.module, plan.structure, wanted)

@@ -14,7 +14,7 @@ from qrecipe.errors.warn import warn
 from qrecipe.model.call import Inputs
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.observers.qconfig import factory
-from qrecipe.planning.advice import advice
+from qrecipe.planning.advice import advice, branch_findings, shadowed_findings, shared_norm_findings
 from qrecipe.planning.backend import (
     FOLLOWERS,
     Outcome,
@@ -25,8 +25,6 @@ from qrecipe.planning.backend import (
 from qrecipe.planning.coverage import coverage_findings
 from qrecipe.planning.inventory import inventory_of
 from qrecipe.planning.plan import Plan, RuleOutcome, RuleVerdict, Site
-from qrecipe.planning.shadowing import shadowed_findings
-from qrecipe.planning.trainable import branch_findings, shared_norm_findings
 from qrecipe.recipe.recipe import Recipe, Rule
 from qrecipe.recipe.schema import Phase, TensorSpec
 from qrecipe.rules.resolution import Resolution, describe, listed, resolve, subclass_findings
@@ -45,6 +43,7 @@ def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
         *_untrainable(inventory, resolution, outcome_of, recipe.phase),
     )
     findings = tuple(sorted(findings, key=_place))
+    saturated = saturating(inventory, outcome_of, recipe.backend)
     plan = Plan(
         sites=tuple(_sites(inventory, resolution, outcome_of)),
         rules=tuple(_rule_verdicts(recipe.rules, resolution, unsupported)),
@@ -68,7 +67,8 @@ def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
         executor="fx" if inventory.untraced is None else "eager",
         ingredients=recipe.ingredients,
         structure=inventory.structure,
-        saturating=saturating(inventory, outcome_of, recipe.backend),
+        needs_vnni=bool(saturated),
+        saturating=saturated,
     )
     if findings:
         raise error_from(findings, plan)
@@ -94,8 +94,8 @@ def _sites(
             qconfig=outcome.qconfig,
             input=outcome.qconfig.activation if outcome.qconfig and reads_float else None,
             mode=outcome.mode,
-            rule=decision.rule,
-            shadowed=decision.shadowed,
+            rule=decision.rule.as_written,
+            shadowed=tuple(rule.as_written for rule in decision.shadowed),
             verdict=outcome.verdict,
             reason=outcome.reason,
             engine=outcome.engine,
@@ -262,7 +262,7 @@ def _rule_verdicts(
             verdict = "shadowed"
         else:
             verdict = "unmatched" if rule.location in unmatched else "unused"
-        yield RuleVerdict(rule, rule.location, verdict, resolution.covered[rule])
+        yield RuleVerdict(rule.as_written, verdict, resolution.covered[rule])
 
 
 def decide(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Plan:

@@ -9,17 +9,16 @@ computes right, and plans agree.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import nn
 
 from qrecipe.model.graph_sites import Match
 from qrecipe.model.normalize import stored
 from qrecipe.planning import cpu
+from qrecipe.planning.plan import Engine
 from qrecipe.recipe.schema import Backend, TensorSpec
-
-Engine = Literal["fbgemm", "onednn"]
 
 _ENGINES = ("x86", "fbgemm", "onednn")
 """Those whose convolutions are told apart here; x86 chooses between the others."""
@@ -289,10 +288,8 @@ def _shape(match: Match) -> _Shape | None:
 
 def _stored_weight(match: Match) -> Any:
     node = match.nodes[0]
-    source, graph_module = node.args[1], node.graph.owning_module
-    if graph_module is None or not isinstance(source, fx.Node) or source.op != "get_attr":
-        return None
-    return stored(source, graph_module)
+    graph_module = node.graph.owning_module
+    return None if graph_module is None else stored(node.args[1], graph_module)
 
 
 def _is_symmetric(weight: TensorSpec | None) -> bool:

@@ -16,6 +16,7 @@ from torch import fx, nn
 from qrecipe.model.addresses import is_floating
 from qrecipe.model.altered_modules import alteration, lacks_statistics
 from qrecipe.model.graph_sites import Match
+from qrecipe.model.normalize import stored
 from qrecipe.model.trace_proof import Value
 from qrecipe.recipe.schema import Backend, Phase, TensorSpec
 
@@ -208,8 +209,8 @@ def _binary_arguments(node: fx.Node, backend: Backend) -> str | None:
 def _computed_weight(node: fx.Node, backend: Backend) -> str | None:
     if node.target not in _WEIGHTED:
         return None
-    for name, stored in zip(("weight", "bias"), node.args[1:3], strict=False):
-        if isinstance(stored, fx.Node) and stored.op != "get_attr":
+    for name, source in zip(("weight", "bias"), node.args[1:3], strict=False):
+        if isinstance(source, fx.Node) and source.op != "get_attr":
             return f"its {name} is computed, not stored"
     return None
 
@@ -304,12 +305,10 @@ def _infinite_operand(node: fx.Node, backend: Backend) -> str | None:
     graph_module = node.graph.owning_module
     if node.target not in _BINARY or graph_module is None:
         return None
-    for arg in node.args:
-        if not isinstance(arg, fx.Node) or arg.op != "get_attr":
-            continue
-        path, _, name = str(arg.target).rpartition(".")
-        stored = getattr(graph_module.get_submodule(path), name)
-        if stored.is_floating_point() and not bool(torch.isfinite(stored).all()):
+    for source in node.all_input_nodes:
+        mask = stored(source, graph_module)
+        if mask is not None and mask.is_floating_point() and not bool(mask.isfinite().all()):
+            name = str(source.target).rpartition(".")[2]
             return f"{name} holds infinite values or NaN, which have no range"
     return None
 

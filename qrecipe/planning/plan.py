@@ -1,32 +1,48 @@
-"""The plan: what becomes of every site and of every rule, before a tensor moves."""
+"""The plan: what becomes of every site and of every rule, before a tensor moves.
+
+Nothing here imports torch: the plan of a stored model can be read without it.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
 
 from qrecipe.errors.findings import Finding, Location
-from qrecipe.planning.backend import (
-    EXPORTED,
-    Mode,
-    Verdict,
+from qrecipe.errors.short import ShortRepr
+from qrecipe.planning.plan_values import plan_of_text, plan_of_values, plan_values
+from qrecipe.planning.text import (
+    explanation,
+    plan_sections,
+    site_named,
+    summary,
 )
-from qrecipe.planning.engines import Engine
-from qrecipe.planning.text import explanation, plan_json, plan_text
-from qrecipe.recipe.recipe import Ingredient, QConfigSpec, Rule
+from qrecipe.recipe.recipe import Ingredient, QConfigSpec, WrittenRule
 from qrecipe.recipe.schema import Backend, Phase, TensorSpec
-from qrecipe.rules.structure import ModelStructure
+from qrecipe.rules.structure import NO_STRUCTURE, ModelStructure
+from qrecipe.terminal.report import Report, Section
 
 Executor = Literal["fx", "eager"]
 """How a plan is executed: in FX graph mode, or module by module where that cannot trace."""
 
+Engine = Literal["fbgemm", "onednn"]
+"""An engine that a single site's weights can be packed for."""
+
+Mode = Literal["static", "dynamic", "weight_only"]
+Verdict = Literal["quantized", "passthrough", "float"]
 RuleOutcome = Literal["applied", "shadowed", "unused", "unmatched", "unsupported"]
 
+EXPORTED: frozenset[Backend] = frozenset({"executorch", "tensorrt"})
+"""Backends without kernels in torch: their models are handed on in torch's reference form."""
 
-@dataclass(frozen=True, slots=True)
-class Site:
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Site(ShortRepr):
     """An operation with its decision.
 
     ``qconfig`` is what is executed (None for float); ``input`` the spec that a float input of the
@@ -41,8 +57,8 @@ class Site:
     qconfig: QConfigSpec | None
     input: TensorSpec | None
     mode: Mode | None
-    rule: Rule
-    shadowed: tuple[Rule, ...]
+    rule: WrittenRule
+    shadowed: tuple[WrittenRule, ...]
     verdict: Verdict
     reason: str | None
     engine: Engine | None = None
@@ -57,24 +73,33 @@ class Site:
         return f"{text} dynamic" if self.mode == "dynamic" else text
 
 
-@dataclass(frozen=True, slots=True)
-class RuleVerdict:
+@dataclass(frozen=True, slots=True, repr=False)
+class RuleVerdict(ShortRepr):
     """What became of a rule; ``sites`` are those it covers, whether or not it wins there."""
 
-    rule: Rule
-    location: Location
+    rule: WrittenRule
     verdict: RuleOutcome
     sites: tuple[str, ...]
 
+    @property
+    def location(self) -> Location:
+        """Where the rule is written."""
+        return self.rule.location
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Plan(Report):
     """Recipe x model: every site's decision and every rule's verdict.
+
+    A plan is a collection of its sites: ``len(plan)``, ``for site in plan``, ``"conv1" in plan``,
+    ``plan["conv1"]``.
 
     ``findings`` are what makes the plan impossible; a plan that was returned has none.
     ``warnings`` are legal but doubtful; ``boundaries`` counts the tensors that are quantized or
     dequantized at run time; ``ingredients`` are the files that the recipe is made of;
-    ``saturating`` are the sites that read more than 7 bits, whose kernels need VNNI.
+    ``needs_vnni`` tells that kernels saturate on an x86 CPU without VNNI, ``saturating`` at which
+    sites. The latter and ``structure``, the model's, are those of a plan that was made here: one
+    that was read back has neither.
     """
 
     sites: tuple[Site, ...]
@@ -87,14 +112,27 @@ class Plan:
     backend: Backend
     phase: Phase
     executor: Executor
+    needs_vnni: bool
     ingredients: tuple[Ingredient, ...]
-    structure: ModelStructure = field(repr=False, compare=False)
-    saturating: tuple[str, ...] = ()
+    structure: ModelStructure = field(default=NO_STRUCTURE, compare=False)
+    saturating: tuple[str, ...] = field(default=(), compare=False)
 
-    @property
-    def needs_vnni(self) -> bool:
-        """Whether kernels saturate on an x86 CPU without VNNI: those of ``saturating``."""
-        return bool(self.saturating)
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan that `to_json` wrote.
+
+        It equals the one that was written. Missing is what JSON does not hold: ``structure``,
+        ``saturating``, and the text of the line that a rule is written in. So other names of a
+        module, and modules in which nothing is called, are unknown to it.
+
+        Raises ``PlanError`` (QR315) for any other text.
+        """
+        return plan_of_text(_adapter(), text)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Plan:
+        """The plan that `to_dict` gave; otherwise as `from_json`."""
+        return plan_of_values(_adapter(), values)
 
     @property
     def engines(self) -> dict[str, Engine]:
@@ -106,15 +144,36 @@ class Plan:
         """Whether conversion gives torch's reference model, to be exported and not executed."""
         return self.backend in EXPORTED
 
-    def __str__(self) -> str:
-        return plan_text(self)
+    def _sections(self) -> Iterator[Section]:
+        return plan_sections(self)
+
+    def __repr__(self) -> str:
+        return f"<Plan: {summary(self)}>"
+
+    def __len__(self) -> int:
+        return len(self.sites)
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self.sites)
+
+    def __contains__(self, item: object) -> bool:
+        return item in self.sites or any(item in site.members for site in self.sites)
+
+    def __getitem__(self, name: str) -> Site:
+        """The site of that name, or the one that it is a member of.
+
+        Raises ``PlanError`` (QR310), which is a ``KeyError`` too, for any other name.
+        """
+        return site_named(self, name)
 
     def restricted_to(self, names: Collection[str]) -> Plan:
         """The same plan for some of its sites."""
+        saturating = tuple(name for name in self.saturating if name in names)
         return replace(
             self,
             sites=tuple(site for site in self.sites if site.name in names),
-            saturating=tuple(name for name in self.saturating if name in names),
+            needs_vnni=bool(saturating),
+            saturating=saturating,
         )
 
     def explain(self, name: str) -> str:
@@ -124,6 +183,15 @@ class Plan:
         """
         return explanation(self, name)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain values: dicts, lists, texts and numbers."""
+        return plan_values(self)
+
     def to_json(self) -> str:
-        """The plan as JSON: stable keys and order, equal plans give equal text."""
-        return json.dumps(plan_json(self), indent=2, sort_keys=True)
+        """`to_dict` as JSON, with keys in a stable order."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True)
+
+
+@cache
+def _adapter() -> TypeAdapter[Plan]:
+    return TypeAdapter(Plan)

@@ -1,28 +1,35 @@
-"""A plan as a table, as an explanation and as JSON."""
+"""A plan as a table, and the explanation of a part of it."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from qrecipe.errors.findings import Finding, PlanError
 from qrecipe.errors.spelling import did_you_mean
-from qrecipe.recipe.recipe import QConfigSpec, Rule, published
+from qrecipe.planning.plan_values import site_values, spec_values
+from qrecipe.recipe.recipe import WrittenRule, published
 from qrecipe.recipe.schema import TensorSpec
 from qrecipe.rules.resolution import describe
-from qrecipe.terminal.tables import render_table
+from qrecipe.terminal.report import Listing, Section, Table, Text
 
 if TYPE_CHECKING:
     from qrecipe.planning.plan import Plan, Site
 
 
-def plan_text(plan: Plan) -> str:
+class UnknownSiteError(PlanError, KeyError):
+    """A name that a plan has no site for."""
+
+
+def plan_sections(plan: Plan) -> Iterator[Section]:
     """The whole plan: a line on top, the sites, the rules."""
-    warnings = [str(finding) for finding in plan.warnings]
-    head = "\n".join([summary(plan), *published(plan.ingredients)])
-    return "\n\n".join([head, _site_table(plan.sites), _rule_table(plan), *warnings])
+    yield Text("Plan", [summary(plan), *published(plan.ingredients)])
+    yield _site_table(plan.sites)
+    yield _rule_table(plan)
+    for finding in plan.warnings:
+        yield Listing("Warning", str(finding))
 
 
 def summary(plan: Plan) -> str:
@@ -40,15 +47,20 @@ def summary(plan: Plan) -> str:
     )
 
 
-def _site_table(sites: tuple[Site, ...] | list[Site]) -> str:
-    rows = [
-        (site.name, site.op, site.verdict, site.dtypes, _by(site.rule), site.reason or "")
-        for site in sites
-    ]
-    return render_table(("site", "operation", "verdict", "weight/act", "decided by", "why"), rows)
+SITE_COLUMNS = ("site", "operation", "verdict", "weight/act", "decided by", "why")
 
 
-def _rule_table(plan: Plan) -> str:
+def site_row(site: Site) -> tuple[str, ...]:
+    """The row of a site in a table of `SITE_COLUMNS`."""
+    decider = decided_by(site.rule)
+    return (site.name, site.op, site.verdict, site.dtypes, decider, site.reason or "")
+
+
+def _site_table(sites: Iterable[Site]) -> Table:
+    return Table("Sites", SITE_COLUMNS, [site_row(site) for site in sites])
+
+
+def _rule_table(plan: Plan) -> Table:
     rows = [
         (
             describe(verdict.rule),
@@ -60,10 +72,11 @@ def _rule_table(plan: Plan) -> str:
         )
         for verdict in plan.rules
     ]
-    return render_table(("rule", "says", "verdict", "sites", "set at", "reason"), rows)
+    return Table("Rules", ("rule", "says", "verdict", "sites", "set at", "reason"), rows)
 
 
-def _by(rule: Rule) -> str:
+def decided_by(rule: WrittenRule) -> str:
+    """A rule and what it says: ``module_type "torch.nn.Conv2d" = int8``."""
     return f"{describe(rule)} = {rule.label}"
 
 
@@ -77,13 +90,11 @@ def explanation(plan: Plan, name: str) -> str:
         alias = [f"{name} is another name of {canonical}"] if canonical != name else []
         texts = ["\n".join(_site_lines(site, member)) for member, site in calls]
         return "\n\n".join([*alias, *texts, *sources])
-    if canonical not in plan.structure.modules:
-        raise _unknown_name(plan, name)
-    inside = _sites_inside(plan, canonical)
+    inside = _sites_inside(plan, canonical, name)
     if not inside:
         return f"{name}: nothing in it is called that quantization can decide about"
     head = f"{name or 'the model'} holds {len(inside)} sites"
-    return "\n\n".join([head, _site_table(inside), *sources])
+    return "\n\n".join([head, _site_table(inside).text(), *sources])
 
 
 def explanation_json(plan: Plan, name: str) -> dict[str, Any]:
@@ -93,15 +104,30 @@ def explanation_json(plan: Plan, name: str) -> dict[str, Any]:
     """
     canonical = plan.structure.aliases.get(name, name)
     sites = [site for _, site in _sites_of_calls(plan, canonical)]
-    if not sites and canonical not in plan.structure.modules:
-        raise _unknown_name(plan, name)
-    sites = sites or _sites_inside(plan, canonical)
+    sites = sites or _sites_inside(plan, canonical, name)
     return {
         "name": name,
         "canonical": canonical,
-        "sites": [_site_json(site) for site in sites],
+        "sites": [site_values(site) for site in sites],
         "ingredients": [each.to_json() for each in plan.ingredients],
     }
+
+
+def site_named(plan: Plan, name: str) -> Site:
+    """The site that a name or a member's name stands for; of several calls the first one's."""
+    name = str(name)  # an index is a name that no site has
+    canonical = plan.structure.aliases.get(name, name)
+    calls = _sites_of_calls(plan, canonical)
+    if calls:
+        return calls[0][1]
+    if any(_is_inside(site, canonical) for site in plan.sites):
+        what = f'"{name}" is no site but a module around sites'
+        hint = f'plan.explain("{name}") lists them'
+    else:
+        what = f'the plan has no site or member "{name}"'
+        known = [*_members(plan), *plan.structure.aliases]
+        hint = did_you_mean(name, known) or "printing the plan lists the names"
+    raise UnknownSiteError(Finding("QR310", what, hint=hint), plan)
 
 
 def _sites_of_calls(plan: Plan, name: str) -> list[tuple[str, Site]]:
@@ -116,21 +142,19 @@ def _sites_of_calls(plan: Plan, name: str) -> list[tuple[str, Site]]:
     ]
 
 
-def _sites_inside(plan: Plan, path: str) -> list[Site]:
-    return [site for site in plan.sites if _is_inside(site, path)]
+def _sites_inside(plan: Plan, path: str, name: str) -> list[Site]:
+    """The sites in a module, which the caller calls ``name``."""
+    inside = [site for site in plan.sites if _is_inside(site, path)]
+    if not inside and path not in plan.structure.modules:
+        known = [*_members(plan), *plan.structure.modules, *plan.structure.aliases]
+        what = f'the model has no site, member or module "{name}"'
+        hint = did_you_mean(name, known) or "`qrecipe plan` lists the names"
+        raise UnknownSiteError(Finding("QR310", what, hint=hint), plan)
+    return inside
 
 
-def _unknown_name(plan: Plan, name: str) -> PlanError:
-    members = [member for site in plan.sites for member in site.members]
-    known = [*members, *plan.structure.modules, *plan.structure.aliases]
-    return PlanError(
-        Finding(
-            "QR310",
-            f'the model has no site, member or module "{name}"',
-            hint=did_you_mean(name, known) or "`qrecipe plan` lists the names",
-        ),
-        plan,
-    )
+def _members(plan: Plan) -> list[str]:
+    return [member for site in plan.sites for member in site.members]
 
 
 def _is_inside(site: Site, path: str) -> bool:
@@ -149,11 +173,11 @@ def _site_lines(site: Site, wanted: str) -> Iterator[str]:
         yield f"  why        {site.reason}"
     if len(site.members) > 1:
         yield f"  members    {', '.join(site.members)}"
-    yield f"  rule       {_by(site.rule)}  ({site.rule.location})"
+    yield f"  rule       {decided_by(site.rule)}  ({site.rule.location})"
     if site.rule.reason:
         yield f"  reason     {site.rule.reason}"
     for rule in site.shadowed:
-        yield f"  shadowed   {_by(rule)}  ({rule.location})"
+        yield f"  shadowed   {decided_by(rule)}  ({rule.location})"
     if site.qconfig is not None:
         for role, spec in (
             ("weight", site.qconfig.weight),
@@ -166,75 +190,4 @@ def _site_lines(site: Site, wanted: str) -> Iterator[str]:
 
 
 def _spec_text(spec: TensorSpec) -> str:
-    return ", ".join(f"{key} = {json.dumps(value)}" for key, value in spec_json(spec).items())
-
-
-def spec_json(spec: TensorSpec) -> dict[str, Any]:
-    """The keys of a tensor spec that are set, as plain values."""
-    values: dict[str, Any] = spec.model_dump(exclude_none=True)
-    for key in ("observer", "fake_quant"):
-        constructor = values.get(key)
-        if constructor is not None and set(constructor) == {"name"}:
-            values[key] = constructor["name"]
-    return values
-
-
-def plan_json(plan: Plan) -> dict[str, Any]:
-    """The plan as plain values; recipes are named as their author named them."""
-    return {
-        "recipe": plan.recipe,
-        "fingerprint": plan.fingerprint,
-        "ingredients": [each.to_json() for each in plan.ingredients],
-        "backend": plan.backend,
-        "phase": plan.phase,
-        "executor": plan.executor,
-        "needs_vnni": plan.needs_vnni,
-        "is_for_export": plan.is_for_export,
-        "sites": [_site_json(site) for site in plan.sites],
-        "rules": [
-            {
-                **_rule_json(verdict.rule),
-                "verdict": verdict.verdict,
-                "sites": list(verdict.sites),
-            }
-            for verdict in plan.rules
-        ],
-        "boundaries": plan.boundaries,
-        "warnings": [finding.to_json() for finding in plan.warnings],
-        "findings": [finding.to_json() for finding in plan.findings],
-    }
-
-
-def _site_json(site: Site) -> dict[str, Any]:
-    return {
-        "name": site.name,
-        "op": site.op,
-        "members": list(site.members),
-        "verdict": site.verdict,
-        "mode": site.mode,
-        "reason": site.reason,
-        "engine": site.engine,
-        "qconfig": _qconfig_json(site.qconfig),
-        "input": None if site.input is None else spec_json(site.input),
-        "rule": _rule_json(site.rule),
-        "shadowed": [_rule_json(rule) for rule in site.shadowed],
-    }
-
-
-def _qconfig_json(qconfig: QConfigSpec | None) -> dict[str, Any] | None:
-    if qconfig is None:
-        return None
-    return {
-        "weight": None if qconfig.weight is None else spec_json(qconfig.weight),
-        "activation": None if qconfig.activation is None else spec_json(qconfig.activation),
-    }
-
-
-def _rule_json(rule: Rule) -> dict[str, Any]:
-    return {
-        "tier": rule.tier,
-        "key": rule.key,
-        "says": rule.label,
-        "reason": rule.reason,
-        "location": str(rule.location),
-    }
+    return ", ".join(f"{key} = {json.dumps(value)}" for key, value in spec_values(spec).items())

@@ -1,6 +1,6 @@
-"""What the schema cannot see: names that lead nowhere and settings that do not go together.
+"""Checks beyond the schema: undefined names, and settings that contradict each other.
 
-What stands in a file is checked file by file, what bases may complete once they are merged.
+Each file is checked for what it says itself; what its bases may complete is checked after merging.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from qrecipe.registry.builtin import (
 )
 
 MAX_PATTERNS = 200_000
-"""As many characters the patterns of one recipe have in all; exact names are no patterns."""
+"""The most characters that all name patterns of a recipe may have; exact names do not count."""
 
 _ABBREVIATIONS = {
     "F": "torch.nn.functional",
@@ -38,7 +38,7 @@ _ABBREVIATIONS = {
 
 
 def findings_of(recipe: Composition, table: RecipeTable) -> list[Finding]:
-    """Everything wrong with a composed recipe; ``table`` holds its merged values."""
+    """All problems of a composed recipe; ``table`` has its merged values."""
     by_file = (islice(_layer_findings(layer), MAX_FINDINGS) for layer in recipe.layers)
     merged = chain(
         _missing(recipe, table),
@@ -80,7 +80,7 @@ def _form_of_rule(layer: Layer, path: KeyPath, rule: RuleTable) -> Iterator[Find
         message = f'a rule has "qconfig" or "{inline[0]}", not both'
         yield Finding("QR109", message, layer.key((*path, inline[0])), "remove one of them")
     if rule.qconfig is None and not inline and layer.is_sound(path):
-        hint = f'it needs "qconfig", or "weight" and "activation"; "{FLOAT}" leaves it alone'
+        hint = f'it needs "qconfig", or "weight" and "activation"; "{FLOAT}" does not quantize it'
         yield Finding("QR103", f"{dotted(path)} does not say what to do", layer.key(path), hint)
 
 
@@ -111,7 +111,7 @@ def _key_of_rule(layer: Layer, path: KeyPath) -> Iterator[Finding]:
 
 
 def _may_be_module_type(key: str) -> bool:
-    """Known to torch, or the dotted name of a class that only the model's author knows."""
+    """Known to torch, or the dotted name of a class from elsewhere."""
     is_own = not key.startswith("torch.") and _is_dotted_name(key)
     return is_module_type(key) or (is_own and not is_module_type(_unabbreviated(key)))
 
@@ -122,7 +122,7 @@ def _module_type_hint(key: str) -> str:
 
 
 def _may_be_function(key: str) -> bool:
-    """Known to torch or operator, or the dotted name of a function of another package."""
+    """Known to torch or operator, or the dotted name of a function from another package."""
     if "." not in key or key.startswith(("torch.", "operator.", "Tensor.")):
         return function_family(key) is not None
     full = _unabbreviated(key)
@@ -135,7 +135,7 @@ def _is_dotted_name(key: str) -> bool:
 
 
 def _unabbreviated(key: str) -> str:
-    """The full name of what an import gives a short one in most programs; others as they are."""
+    """The name with a conventional import alias such as ``F`` or ``nn`` expanded."""
     namespace, _, last = key.rpartition(".")
     return f"{_ABBREVIATIONS[namespace]}.{last}" if namespace in _ABBREVIATIONS else key
 
@@ -157,7 +157,7 @@ def _missing(recipe: Composition, table: RecipeTable) -> Iterator[Finding]:
         ("backend",): (table.backend, 'for example backend = "x86"'),
         ("rules", "global"): (
             table.rules.global_,
-            f'global = "{FLOAT}" leaves alone what no other rule covers',
+            f'global = "{FLOAT}" keeps whatever no other rule covers in float',
         ),
     }
     for path, (value, hint) in present.items():
@@ -195,7 +195,7 @@ def _use_findings(
     weight: str | None,
     activation: str | None,
 ) -> Iterator[Finding]:
-    """The tensors that a qconfig or a rule names, each by itself and both together."""
+    """Problems of the tensors that a qconfig or rule names, alone and combined."""
     for role, name in (("weight", weight), ("activation", activation)):
         if name is None:
             continue
@@ -203,7 +203,7 @@ def _use_findings(
         if name not in table.tensor:
             if recipe.is_whole and recipe.is_sound("tensor", name):
                 message = f"there is no tensor {shown(name)}"
-                hint = one_of(name, table.tensor) if table.tensor else "there are none"
+                hint = one_of(name, table.tensor) if table.tensor else "no tensors are defined"
                 yield recipe.about_value("QR107", message, use, hint)
         elif role == "weight":
             yield from weight_findings(recipe, use, name, table.tensor[name])
@@ -221,8 +221,8 @@ def _pair_findings(
     are_known = None not in (of_weight.dtype, of_activation.dtype)
     if of_activation.is_dynamic and are_known and halves[0] != halves[1]:
         kinds = f"a dynamic activation of {of_activation.dtype}", f"a weight of {of_weight.dtype}"
-        message = " does not go with ".join(kinds)
-        hint = "dynamic float16 is float16 in both tensors"
+        message = " cannot be combined with ".join(kinds)
+        hint = "dynamic float16 needs float16 for both tensors"
         yield recipe.about_value("QR109", message, (*path, "weight"), hint)
 
 

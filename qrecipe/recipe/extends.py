@@ -1,4 +1,4 @@
-"""Recipes that extend recipes: reading the bases, and merging what all of them set."""
+"""Recipes that extend other recipes: reading the bases and merging everything."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from qrecipe.recipe.toml.positions import KeyPath
 from qrecipe.recipe.validation import validate
 
 MAX_LAYERS = 32
-"""As many recipes may extend each other."""
+"""The most recipes that may be combined by ``extends``."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Composition:
-    """The outermost recipe with all its bases, merged; ``findings`` are those on the way."""
+    """The outermost recipe merged with all its bases; ``findings`` are those of reading them."""
 
     top: Layer
     settings: Mapping[SettingPath, Setting]
@@ -42,7 +42,7 @@ class Composition:
 
     @property
     def is_whole(self) -> bool:
-        """Whether what is missing here is really missing: all files and their tables were read."""
+        """Whether all files and their tables could be read, so that missing keys are missing."""
         return not self.top.misses_bases and not any(layer.lost_tables for layer in self.layers)
 
     @property
@@ -51,11 +51,11 @@ class Composition:
         return nested((path, setting.value) for path, setting in self.settings.items())
 
     def is_sound(self, *path: str) -> bool:
-        """Whether no file has a finding at that path, inside it or around it."""
+        """Whether no file has a finding at, inside or around that path."""
         return all(layer.is_sound(path) for layer in self.layers)
 
     def owner(self, path: KeyPath) -> Layer:
-        """The layer that set the value at a path; of a table, the nearest that has it."""
+        """The layer that set the value at a path; for a table, the nearest one that has it."""
         names = tuple(map(str, path))
         for size in range(len(path), 0, -1):
             if names[:size] in self.settings:
@@ -76,10 +76,10 @@ class Composition:
 
 
 def compose(source: Source, text: str | None = None) -> Composition:
-    """Reads a recipe (or takes its ``text``) and its bases, and merges them.
+    """Read a recipe (or use its ``text``) and its bases, and merge them.
 
-    Raises RecipeError if the outermost recipe cannot be read at all; what is wrong otherwise is
-    among the findings.
+    Raises RecipeError if the outermost recipe cannot be read at all; all other problems are in the
+    findings.
     """
     reader = _Reader()
     top = reader.read(source, (), text)
@@ -97,7 +97,7 @@ class _Reader:
         self._size = 0
 
     def read(self, source: Source, chain: tuple[str, ...], text: str | None = None) -> Layer:
-        """The layer of a source, with everything below it.
+        """The layer of a source, with all its bases.
 
         Raises RecipeError if the file cannot be read at all.
         """
@@ -107,7 +107,7 @@ class _Reader:
         document = parse_document(text, source.name)
         self._size += document.size
         if self._size > MAX_ITEMS:
-            message = f"the recipes have more than {MAX_ITEMS:,} keys and values in all"
+            message = f"the recipes have more than {MAX_ITEMS:,} keys and values in total"
             raise RecipeSyntaxError(Finding("QR002", message, document.spans.start()))
         validated = validate(document)
         layer = Layer(
@@ -161,8 +161,8 @@ class _Reader:
             )
             return None
         if identity(source) in self._open:
-            message = "recipes extend each other in a circle"
-            hint = "move what both need into a third one, and extend that"
+            message = "recipes extend each other in a cycle"
+            hint = "move what both need into a third recipe, and extend that"
             self._report("QR121", message, hint, at, source, chain)
             return None
         if identity(source) in self._layers:
@@ -217,7 +217,7 @@ class _Reader:
 
 
 def identity(source: Source) -> str:
-    """What tells a source from all others; two may have one name, in two folders."""
+    """A unique key for a source; names are not unique across folders."""
     return f"<{source.name}>" if source.path is None else str(source.path)
 
 

@@ -1,4 +1,4 @@
-"""A mapping that cannot be changed, as a value: it compares, hashes, copies and pickles."""
+"""An immutable mapping that can be compared, hashed, copied and pickled."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ V = TypeVar("V")
 
 
 class FrozenMapping(Mapping[K, V]):
-    """The items of another mapping, in its order, for good."""
+    """An immutable copy of another mapping, in the same order."""
 
     __slots__ = ("_items",)
 

@@ -1,8 +1,8 @@
-"""The recipe format as JSON Schema, for editors and for validators of others.
+"""The recipe format as JSON Schema, for editors and other validators.
 
-It is made from the tables that recipes are validated with, and from the names and arguments of the
-observers and fake-quants that are known in this process. Only keywords that mean the same in drafts
-4, 6 and 7 are used: TOML editors differ in the draft that they know.
+It is generated from the tables that recipes are validated with and from the observers and
+fake-quants known in this process. It only uses keywords that mean the same in drafts 4, 6 and 7,
+because TOML editors support different drafts.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _TYPES: Mapping[TypeTag, Schema] = {
 
 
 def recipe_schema() -> Schema:
-    """The schema of one recipe file, in which everything may be missing: a base can supply it.
+    """The schema of one recipe file; nothing is required, since a base can supply it.
 
-    What it accepts may still be wrong, as what refers to other tables or to bases is not checked;
-    what it refuses, `load_recipe` refuses too.
+    References to other tables or to bases are not checked, so `load_recipe` may reject what the
+    schema accepts, but not the other way round.
     """
     made = _plain(RecipeTable.model_json_schema(ref_template="#/definitions/{model}"))
     definitions = made.pop("$defs")
@@ -55,7 +55,7 @@ def recipe_schema() -> Schema:
 
 
 def _plain(node: Any) -> Any:
-    """Without titles, null and defaults of what is not set: TOML has no null."""
+    """The schema without titles, null and the defaults of unset keys: TOML has no null."""
     if isinstance(node, list):
         return [_plain(item) for item in node]
     if not isinstance(node, dict):
@@ -75,7 +75,7 @@ def _plain(node: Any) -> Any:
 
 
 def _says_nothing(key: str, value: Any) -> bool:
-    """A title that repeats the key, or the default of a key that is not set or of a whole table."""
+    """Whether it is a title that repeats the key, or the default of an unset key or a table."""
     is_title = key == "title" and isinstance(value, str)
     return is_title or (key == "default" and (value is None or isinstance(value, (list, dict))))
 
@@ -86,7 +86,7 @@ def _sentence(text: str) -> str:
 
 
 def _complete(properties: Schema, definitions: Schema) -> None:
-    """What the tables accept before Pydantic sees it: short forms, other spellings."""
+    """Add what is converted before Pydantic validates it: short forms and other spellings."""
     rule, base = _reference("RuleTable"), _reference("BaseReference")
     properties["format"] = _described(properties["format"], {"enum": [FORMAT]})
     forms = [_TYPES["str"], base, {"type": "array", "items": _either(base)}]
@@ -109,7 +109,7 @@ def _complete(properties: Schema, definitions: Schema) -> None:
 
 
 def _described(key: Schema, value: Schema) -> Schema:
-    """The value with the description that the key has."""
+    """The value with the key's description."""
     return {"description": key["description"], **value}
 
 
@@ -118,12 +118,12 @@ def _reference(name: str) -> Schema:
 
 
 def _either(table: Schema) -> Schema:
-    """A name alone, or the table that is its long form."""
+    """A name, or the table that is its long form."""
     return {"anyOf": [_TYPES["str"], table]}
 
 
 def _forms_of_rules() -> list[Schema]:
-    """A rule names a qconfig, or the tensors itself."""
+    """A rule names either a qconfig or tensors."""
     tensors = {"anyOf": [{"required": ["weight"]}, {"required": ["activation"]}]}
     return [
         {"required": ["qconfig"], "not": tensors},
@@ -132,14 +132,14 @@ def _forms_of_rules() -> list[Schema]:
 
 
 def _constructor(kind: Kind) -> Schema:
-    """A name, or a table of the name and its arguments."""
+    """A name, or a table with the name and its arguments."""
     found = {name: signature(kind, name) for name in known_names(kind)}
     alone = [name for name, found_ in found.items() if found_ is None or not found_.required]
     return {"anyOf": [{"enum": alone}, *(_call(name, each) for name, each in found.items())]}
 
 
 def _call(name: str, found: Signature | None) -> Schema:
-    """A name with arguments; whatever they are for a plugin that is installed and not imported."""
+    """A name with arguments; any arguments for a plugin that is not imported yet."""
     named: Schema = {"name": {"enum": [name]}}
     if found is None:
         return {"type": "object", "required": ["name"], "properties": named}

@@ -1,8 +1,7 @@
-"""What the layers of a recipe come to.
+"""How the layers of a recipe are resolved.
 
-A file is a layer, and what it sets is flat: a path -> a value, the unit that another layer
-replaces whole. Of the layers that set one path, those that another one extends are beaten; what
-remains has to agree.
+Each file is a layer with flat settings: path -> value, which are replaced as a whole. If several
+layers set the same path, a layer beats those that it extends; the remaining ones must agree.
 """
 
 from __future__ import annotations
@@ -34,15 +33,15 @@ _MERGING_LEVELS = {
     "fx": 1,
     "lint": 1,
 }
-"""How many levels of a table merge by key; what is below is replaced whole."""
+"""How many levels of a table are merged by key; deeper values are replaced as a whole."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layer:
-    """One recipe file: what it sets, and all that it extends, the nearer first.
+    """One recipe file: what it sets, and everything it extends, nearest first.
 
-    ``damaged`` are the paths that findings spoilt, ``chain`` leads here from the outermost
-    recipe, and ``misses_bases`` tells that one below could not be read.
+    ``damaged`` are the paths with findings, ``chain`` is the way from the outermost recipe to this
+    one, and ``misses_bases`` means that a base could not be read.
     """
 
     source: Source
@@ -60,7 +59,7 @@ class Layer:
 
     @property
     def lost_tables(self) -> bool:
-        """Whether a whole table was taken out, one with a misspelt name for example."""
+        """Whether a whole table was dropped, for example because its name is misspelled."""
         data = self.document.data
         return any(
             not path or (len(path) == 1 and isinstance(data.get(str(path[0])), dict))
@@ -68,7 +67,7 @@ class Layer:
         )
 
     def is_sound(self, path: KeyPath) -> bool:
-        """Whether no finding has spoilt that path, anything inside it or anything around it."""
+        """Whether there is no finding at, inside or around that path."""
         return not any(at[: len(path)] == path[: len(at)] for at in self.damaged)
 
     def key(self, path: KeyPath) -> Location:
@@ -80,7 +79,7 @@ class Layer:
         return self.document.spans.value(self.document.spans.known(path))
 
     def noted(self, finding: Finding) -> Finding:
-        """The finding with the way to this file, if it is a base or published."""
+        """The finding with the chain to this file, if it is a base or published."""
         if len(self.chain) == 1 and self.source.publisher is None:
             return finding
         return replace(finding, notes=(*finding.notes, chain_text(self.chain)))
@@ -95,7 +94,7 @@ class Setting:
 
 
 def fingerprint(values: Values) -> str:
-    """The SHA-256 of resolved values as canonical JSON, without description and reasons."""
+    """The SHA-256 of resolved values as canonical JSON, without the description and reasons."""
     significant = {key: value for key, value in values.items() if key != "description"}
     if "rules" in values:
         significant["rules"] = {
@@ -109,24 +108,24 @@ def fingerprint(values: Values) -> str:
 
 
 def layer_fingerprint(layer: Layer) -> str:
-    """The fingerprint of a layer as a recipe of its own, with everything that it extends."""
+    """The fingerprint of a layer as a recipe of its own, together with its bases."""
     settings, _ = resolve(layer)
     return fingerprint(nested((path, setting.value) for path, setting in settings.items()))
 
 
 def chain_text(names: Iterable[str]) -> str:
-    """The way from the outermost recipe to a base."""
+    """The chain from the outermost recipe to a base."""
     return " extends ".join(map(one_line, names))
 
 
 def settings_of(table: RecipeTable) -> dict[SettingPath, Any]:
-    """What one file sets itself."""
+    """The settings of one file."""
     values = table.model_dump(by_alias=True, exclude_unset=True, exclude={"extends"})
     return dict(flattened(values))
 
 
 def flattened(values: Values, above: SettingPath = ()) -> Iterator[tuple[SettingPath, Any]]:
-    """Tables in tables as flat settings: the values that a layer replaces whole."""
+    """Nested tables as flat settings."""
     for key, value in values.items():
         path = (*above, key)
         merges = len(path) <= _MERGING_LEVELS.get(path[0], 0) and path != ("rules", "global")
@@ -137,7 +136,7 @@ def flattened(values: Values, above: SettingPath = ()) -> Iterator[tuple[Setting
 
 
 def nested(flat: Iterable[tuple[SettingPath, Any]]) -> Values:
-    """Flat settings as tables in tables."""
+    """Flat settings as nested tables."""
     values: Values = {}
     for (*tables, key), value in flat:
         table = values
@@ -148,9 +147,9 @@ def nested(flat: Iterable[tuple[SettingPath, Any]]) -> Values:
 
 
 def resolve(top: Layer) -> tuple[dict[SettingPath, Setting], list[Finding]]:
-    """What ``top`` and its bases come to, and where they contradict each other."""
+    """The resolved settings of ``top`` and its bases, and their conflicts."""
     setters: dict[SettingPath, list[Layer]] = {}
-    for layer in reversed((top, *top.extended)):  # what comes first is written first
+    for layer in reversed((top, *top.extended)):  # keeps the order of the bases
         for path in layer.settings:
             setters.setdefault(path, []).insert(0, layer)
     settings: dict[SettingPath, Setting] = {}
@@ -172,7 +171,7 @@ def _unbeaten(layers: list[Layer]) -> list[Layer]:
 
 
 def _may_conflict(path: SettingPath, standing: list[Layer], top: Layer) -> bool:
-    """False where a recipe that extends them all sets the path too, but amiss."""
+    """False if a recipe that extends them all sets the path too, but wrongly."""
     return all(
         layer.is_sound(path) or not {*map(id, standing)} <= {*map(id, layer.extended)}
         for layer in (top, *top.extended)
@@ -182,7 +181,7 @@ def _may_conflict(path: SettingPath, standing: list[Layer], top: Layer) -> bool:
 def _conflicts(
     path: SettingPath, winner: Layer, others: list[Layer], top: Layer
 ) -> Iterator[Finding]:
-    """A description tells of its own file and needs no agreement."""
+    """Descriptions need not agree: each is about its own file."""
     value = _significant(path, winner.settings[path])
     other = next((o for o in others if _significant(path, o.settings[path]) != value), None)
     if other is None or path == ("description",):
@@ -212,7 +211,7 @@ def _nothing_inherited(path: SettingPath, layers: list[Layer]) -> Iterator[Findi
 
 
 def _removed_by(removers: list[Layer]) -> str | None:
-    return f"{shown(removers[0].name)} has removed this rule already" if removers else None
+    return f"{shown(removers[0].name)} has already removed this rule" if removers else None
 
 
 def _inherited_name(path: SettingPath, layer: Layer) -> str:
@@ -234,5 +233,5 @@ def _significant(path: SettingPath, value: Any) -> Any:
 
 
 def unreasoned(rule: Values) -> Values:
-    """A rule without its reason, which changes nothing."""
+    """A rule without its reason, which has no effect."""
     return {key: item for key, item in rule.items() if key != "reason"}

@@ -1,7 +1,7 @@
-"""What is legal but doubtful in a recipe, as far as that shows without a model.
+"""Warnings about a recipe that need no model.
 
-Only what the outermost file itself sets, if it was named as a file: nobody can mend a base or a
-published recipe in passing, and both may well offer more than one recipe uses.
+Only about what the outermost file sets itself, if it is a file: bases and published recipes may
+well offer more than one recipe uses.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from qrecipe.recipe.references import is_reference
 from qrecipe.recipe.schema import QConfigTable, RecipeTable, RuleTable
 
 _LONGEST_PROBED = 60
-"""Nobody writes more to match everything."""
+"""The longest pattern that is checked for matching everything."""
 
 _PROBES = ("a", "_", "0", "fc", "layer12", "Backbone_q7")
-"""Names that no pattern matches all of, save one that matches every name."""
+"""Names that only a pattern that matches every name matches all of."""
 
 
 def doubtful_findings(recipe: Composition, table: RecipeTable) -> Iterator[Finding]:
-    """The warnings about a sound recipe; ``table`` holds its merged values."""
+    """The warnings about a valid recipe; ``table`` has its merged values."""
     if is_reference(recipe.top.name):
         return
     yield from _unused_qconfigs(recipe, table)
@@ -52,7 +52,7 @@ def _unused_tensors(recipe: Composition, table: RecipeTable) -> Iterator[Finding
     }
     for name in recipe.top.table.tensor:
         if name not in reached:
-            message = f"no rule leads to the tensor {shown(name)}"
+            message = f"no rule uses the tensor {shown(name)}"
             at = recipe.top.key(("tensor", name))
             yield Finding("QR215", message, at, _namer_hint(namers.get(name)))
 
@@ -63,7 +63,7 @@ def _roles(each: QConfigTable | RuleTable) -> tuple[str | None, str | None]:
 
 def _namer_hint(qconfig: str | None) -> str:
     if qconfig is not None:
-        return f"only the qconfig {shown(qconfig)} names it, which no rule uses"
+        return f"only the qconfig {shown(qconfig)} uses it, which no rule uses"
     return "remove it, or name it in a qconfig or a rule"
 
 
@@ -76,7 +76,7 @@ def _rules_for_everything(recipe: Composition) -> Iterator[Finding]:
         ):
             yield Finding(
                 "QR216",
-                f"module_name {shown(key)} matches every module, and beats every rule by type",
+                f"module_name {shown(key)} matches every module, and overrides every rule by type",
                 recipe.top.key(("rules", "module_name", key)),
-                "write rules.global for that",
+                "use rules.global for that",
             )

@@ -1,4 +1,4 @@
-"""A recipe that extends another and sets little: which sites stay float, and why."""
+"""A recipe that extends another one and sets little: which sites stay float, and why."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SUFFIX = "-overlay.toml"
 
 
 def rule_key(name: str, members: Collection[str]) -> str:
-    """The key of a rule for this site alone; ``members`` are the calls of the whole model."""
+    """The key of a rule for this site only; ``members`` are all calls of the model."""
     return literal(f"{name}#0" if f"{name}#1" in members else name)
 
 
@@ -34,15 +34,15 @@ def float_rule(reason: str) -> dict[str, str]:
 
 
 def float_rules(reasons: Mapping[str, str]) -> dict[str, Any]:
-    """Rules that leave sites float: ``reasons`` has their keys, the worst site first."""
+    """Rules that leave sites float: ``reasons`` by rule key, the worst site first."""
     rules = {key: float_rule(reason) for key, reason in reasons.items()}
     return {"rules": {"module_name": rules}}
 
 
 def merged_rules(rules: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """The rules of a recipe by tier with more of them, as tables.
+    """The rules of a recipe by tier plus new ones, as tables.
 
-    The new rules are last, in their own order, also where they take the place of another.
+    The new rules come last, in their own order, even if they replace others.
     """
     merged: dict[str, Any] = {}
     for tier in {**rules, **new}:
@@ -56,9 +56,9 @@ def merged_rules(rules: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, 
 
 
 def overlay_recipe(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
-    """The recipe with some values of its own: whole rules, keys of tensors, a description.
+    """The recipe with additional values: whole rules, keys of tensors, a description.
 
-    It extends a recipe that has a reference or a file, and has the values of any other in itself.
+    It extends the recipe if that has a reference or a file; otherwise it includes its values.
     """
     if recipe.reference is not None and is_reference(recipe.reference):
         return fitting(partial(_extending, recipe.reference), values)[1]
@@ -72,10 +72,10 @@ def overlay_recipe(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
 def fitting(
     write: Callable[[Mapping[str, Any]], str], values: Mapping[str, Any], path: Path | None = None
 ) -> tuple[str, Recipe]:
-    """What ``write`` makes of the values, as text and as a recipe, within the bounds of a recipe.
+    """The text that ``write`` makes of the values, and its recipe, within the size limits.
 
-    Rules go without their reasons where they would be too many with them. Raises ``RecipeError``
-    where that is not enough.
+    Reasons are dropped if the recipe would be too large with them. Raises ``RecipeError`` if that
+    is not enough.
     """
     text = write(values)
     try:
@@ -97,16 +97,15 @@ def _without_reasons(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, "rules": rules}
 
 
-def save_overlay(recipe: Recipe, values: Mapping[str, Any], path: Path) -> Recipe:
-    """Write the same to a file, extending what can be reached from there, and load it.
+def save_overlay(recipe: Recipe, values: Mapping[str, Any], path: Path) -> None:
+    """Write the overlay to a file, extending what can be reached from there.
 
-    Raises ``RecipeReferenceError`` (QR001) where it cannot be written, or would take the place of
-    something else than a recipe.
+    Raises ``RecipeReferenceError`` (QR001) if it cannot be written or would replace something that
+    is not a recipe.
     """
     check_replaceable(path)
-    # nothing is written that could not be read
+    # never write what could not be read back
     write_atomically(path, _readable_text(recipe, values, path))
-    return load_recipe(path)
 
 
 def _readable_text(recipe: Recipe, values: Mapping[str, Any], path: Path) -> str:
@@ -115,12 +114,15 @@ def _readable_text(recipe: Recipe, values: Mapping[str, Any], path: Path) -> str
         try:
             return fitting(partial(_extending, base), values, path)[0]
         except RecipeReferenceError:
-            pass  # out of the tree of the new file, which must hold everything itself
+            pass  # outside the tree of the new file, which must contain everything itself
     return fitting(partial(_inlined, recipe), values, path)[0]
 
 
 def check_replaceable(path: Path) -> None:
-    """Raises ``RecipeReferenceError`` (QR001): no file can be put there, or one is no recipe."""
+    """Raises ``RecipeReferenceError`` (QR001) if no recipe can be written there.
+
+    A file that is not a recipe is not replaced.
+    """
     try:
         check_replaceable_file(path)
     except (OSError, ValueError) as error:
@@ -131,7 +133,7 @@ def check_replaceable(path: Path) -> None:
     try:
         load_recipe(path)
     except RecipeError as error:
-        message = f"{shown(str(path))} is there and no recipe: {error.findings[0].message}"
+        message = f"{shown(str(path))} exists and is not a recipe: {error.findings[0].message}"
         hint = "name another file, or remove this one"
         raise RecipeReferenceError(Finding("QR001", message, hint=hint)) from None
 
@@ -143,7 +145,7 @@ def _base_seen_from(recipe: Recipe, path: Path) -> str | None:
         return None
     base, folder = Path(recipe.path).resolve(), path.resolve().parent
     if base == path.resolve():
-        return None  # it takes the place of its own base
+        return None  # it would replace its own base
     relative = Path(os.path.relpath(base, folder)).as_posix()
     return relative if relative.startswith("../") else f"./{relative}"
 
@@ -162,5 +164,5 @@ def _inlined(recipe: Recipe, values: Mapping[str, Any]) -> str:
 
 
 def _table(rule: Any) -> Any:
-    """A rule that is the name of a qconfig alone, as a table."""
+    """A rule as a table, also if it is only the name of a qconfig."""
     return {"qconfig": rule} if isinstance(rule, str) else rule

@@ -1,21 +1,21 @@
-"""The one dialect of name patterns: whole names, linear time.
+"""Name patterns, matched against whole names in linear time.
 
 ===========  =====================================================================
 ``*``        any characters within a name part (never across ``.``, ``:``, ``#``)
 ``?``        one such character
 ``**``       any characters across dots (never across ``:``, ``#``); as a whole part,
              zero or more parts: ``layer1.**.conv1`` matches ``layer1.conv1`` too
-``[12]``     one of these characters; ``[1-3]`` is a range, ``[*]`` a plain star
+``[12]``     one of these characters; ``[1-3]`` is a range, ``[*]`` a literal star
 ``{a,b}``    one of these alternatives
 ===========  =====================================================================
 
-A name that holds such a character itself is written with classes of one: ``a[[]0[]]`` is the name
-``a[0]``, as exact as any other.
+A name that contains such a character is written with one-character classes: ``a[[]0[]]`` is the
+name ``a[0]``, and exact.
 
-A rule covers what is inside what it matches: a trailing ``.**`` says nothing and is dropped.
+A rule also covers everything inside what it matches, so a trailing ``.**`` is dropped.
 
-A pattern becomes a nondeterministic automaton whose set of states is one integer; each step is
-remembered, so that matching costs one look-up a character and a hostile pattern cannot blow up.
+A pattern becomes a nondeterministic automaton whose set of states is an integer. Steps are cached:
+matching takes one look-up per character, and a hostile pattern cannot blow up.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ _Accepts = Callable[[str], bool]
 
 @dataclass(frozen=True, slots=True)
 class NamePattern:
-    """A compiled pattern; equal texts make equal patterns.
+    """A compiled pattern; equal texts give equal patterns.
 
-    ``is_exact`` tells that it can match no more than one name.
+    ``is_exact`` means that it can match only one name.
     """
 
     text: str
@@ -55,9 +55,9 @@ class NamePattern:
 
 
 def compile_pattern(text: str) -> NamePattern:
-    """The pattern that ``text`` writes; a trailing ``.**`` is dropped.
+    """Compile ``text``; a trailing ``.**`` is dropped.
 
-    Raises SchemaError (QR110) if it is no pattern.
+    Raises SchemaError (QR110) if it is not a pattern.
     """
     if len(text) > MAX_PATTERN_LENGTH:
         raise _problem(f"a name pattern has at most {MAX_PATTERN_LENGTH} characters")
@@ -65,9 +65,7 @@ def compile_pattern(text: str) -> NamePattern:
     while kept.endswith(".**"):
         kept = kept[: -len(".**")]
     if kept == "**":
-        raise _problem(
-            f"the pattern {shown(text)} matches everything", "write rules.global for that"
-        )
+        raise _problem(f"the pattern {shown(text)} matches everything", "use rules.global for that")
     _check_parts(kept)
     if is_exact(kept):
         return NamePattern(text, True, _ESCAPED.sub(r"\1", kept).__eq__)
@@ -75,24 +73,24 @@ def compile_pattern(text: str) -> NamePattern:
 
 
 def is_exact(text: str) -> bool:
-    """Whether a pattern has nothing in it that could match more than one name."""
+    """Whether a pattern can match only one name."""
     return _SPECIAL.isdisjoint(_ESCAPED.sub("", text))
 
 
 def literal(name: str) -> str:
-    """The pattern that means this name alone."""
+    """The pattern that matches only this name."""
     return "".join(f"[{each}]" if each in _SPECIAL else each for each in name)
 
 
 def leave_float(name: str) -> str:
-    """The hint to leave a site or module float, with the rule that says so."""
+    """The hint to leave a site or module float, with the rule to write."""
     return f'leave it float: [rules.module_name] {quoted_whole(literal(name))} = "float"'
 
 
 def selects(pattern: NamePattern, name: str) -> bool:
-    """Whether a rule with that pattern means the site of that name.
+    """Whether a rule with that pattern selects the site of that name.
 
-    A second call carries its number, ``layer1.relu#1``, and the first one none. A pattern
+    The second call of a module is ``layer1.relu#1``, the first one has no number. A pattern
     without ``#`` selects all calls, ``#0`` the first, ``#1`` the second.
     """
     path, _, call = name.partition("#")
@@ -102,7 +100,7 @@ def selects(pattern: NamePattern, name: str) -> bool:
 
 
 def _check_parts(text: str) -> None:
-    """Refuses what could match no name."""
+    """Reject patterns that cannot match any name."""
     site, hash_, call = text.partition("#")
     path, colon, family = site.partition(":")
     is_root_call = colon and not path
@@ -110,10 +108,13 @@ def _check_parts(text: str) -> None:
         raise _problem(f"the name {shown(text)} has an empty part" if text else "the name is empty")
     if (colon and not family) or ":" in family:
         raise _problem(
-            f"{shown(text)} names no call", 'a call is "path:family", for example "layer1.0:add"'
+            f"{shown(text)} does not name a call",
+            'a call is "path:family", for example "layer1.0:add"',
         )
     if hash_ and not _CALL_NUMBER.fullmatch(call):
-        raise _problem(f'after "#" in {shown(text)} comes the number of a call', "the first is #0")
+        raise _problem(
+            f'{shown(text)} needs the number of a call after "#"', "the first call is #0"
+        )
 
 
 def _problem(message: str, hint: str | None = None) -> SchemaError:
@@ -121,7 +122,7 @@ def _problem(message: str, hint: str | None = None) -> SchemaError:
 
 
 class _Automaton:
-    """States are bits; ``_edges[i]`` leads from state i, over a character, to a set of states."""
+    """States are bits; ``_edges[i]`` has the transitions of state i: character test, target set."""
 
     __slots__ = ("_accepting", "_edges", "_start", "_steps")
 
@@ -154,7 +155,7 @@ class _Automaton:
 
 
 class _Builder:
-    """Pattern text -> automaton, left to right; every method continues from ``self._state``."""
+    """Compiles a pattern from left to right; every method continues from ``self._state``."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -192,7 +193,7 @@ class _Builder:
     def _deep(self, *, in_braces: bool) -> None:
         before, after = self._text[: self._position], self._text[self._position + 2 :]
         if in_braces or before.endswith("*") or after.startswith("*"):
-            raise _problem(f'{shown(self._text)} has "**" in an odd place', 'write "*" or "**"')
+            raise _problem(f'{shown(self._text)} has "**" in the wrong place', 'write "*" or "**"')
         self._position += 2
         is_part = (not before or before.endswith(".")) and after.startswith(".")
         if not is_part:
@@ -206,7 +207,7 @@ class _Builder:
         self._skip_from(start)
 
     def _deep_suffix(self) -> None:
-        """``.**`` before a call: any module inside, or the one before."""
+        """``.**`` before a call: the module before it, or any module inside."""
         self._position += len(".**")
         start = self._state
         self._step(".".__eq__)
@@ -221,10 +222,10 @@ class _Builder:
         content = self._text[self._position + 1 : end]
         if content[0] in "!^" and len(content) > 1:
             raise _problem(
-                f"{shown(f'[{content}]')} cannot be negated", "list the characters that fit"
+                f"{shown(f'[{content}]')} cannot be negated", "list the characters that may match"
             )
         if not SEPARATORS.isdisjoint(content):
-            raise _problem(f'{shown(f"[{content}]")} cannot hold a separator (".", ":" or "#")')
+            raise _problem(f'{shown(f"[{content}]")} cannot contain a separator (".", ":" or "#")')
         ranges = re.findall("(.)-(.)", content, re.DOTALL)
         if any(first > last for first, last in ranges):
             raise _problem(f"{shown(f'[{content}]')} has a range that runs backwards")
@@ -275,7 +276,7 @@ class _Builder:
         return len(self._edges) - 1
 
     def _closures(self) -> list[int]:
-        """For each state, the states reached from it without a character; they come later."""
+        """For each state, the states reached from it without reading a character."""
         closures = [0] * len(self._silent)
         for state in reversed(range(len(self._silent))):
             closures[state] = 1 << state
@@ -286,7 +287,7 @@ class _Builder:
     def _unbalanced(self) -> SchemaError:
         return _problem(
             f"{shown(self._text)} has an unbalanced bracket or brace",
-            'they go in pairs: "layer[12]", "{conv,fc}"',
+            'they come in pairs: "layer[12]", "{conv,fc}"',
         )
 
 

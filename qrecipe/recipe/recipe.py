@@ -1,4 +1,4 @@
-"""A recipe as a value: loaded, checked, resolved, and written back."""
+"""A recipe as a value: loaded, checked, resolved and written back."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from qrecipe.errors.findings import (
     UnknownNameError,
     error_from,
 )
+from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.spelling import did_you_mean, few_suggestions
 from qrecipe.errors.text import one_line, shown
 from qrecipe.files import write_atomically
@@ -56,39 +57,58 @@ Tier = Literal["module_name", "module_type", "function", "global"]
 
 @dataclass(frozen=True, slots=True)
 class QConfigSpec:
-    """The specs of a weight and of an activation; None is not quantized."""
+    """The specs of a weight and an activation; None means not quantized."""
 
     weight: TensorSpec | None
     activation: TensorSpec | None
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """One rule of a resolved recipe.
+@dataclass(frozen=True, slots=True, repr=False)
+class WrittenRule(ShortRepr):
+    """A rule as the recipe's author knows it: which one, what it says, why, and where.
 
-    ``key`` is as written, and empty for the global rule; ``qconfig`` is None where the rule
-    leaves things float. ``layer`` is the recipe that set it, and ``overrides`` are the ones that
-    this recipe extends: the rule beats equal rules of theirs.
+    ``key`` is as written, and empty for the global rule; ``label`` names a qconfig or tensors, or
+    is ``float``. Where a rule is written does not count in comparisons.
     """
 
     tier: Tier
     key: str
-    qconfig: QConfigSpec | None
     label: str
     reason: str | None
-    expect: int | None
-    optional: bool
-    location: Location
-    layer: str
-    overrides: frozenset[str]
+    location: Location = field(compare=False)
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the rule leaves things float."""
+        return self.label == FLOAT
 
 
 @dataclass(frozen=True, slots=True)
-class Ingredient:
-    """One file that a recipe is made of: its name, its fingerprint, and who published it.
+class Rule(WrittenRule):
+    """One rule of a resolved recipe.
 
-    ``publisher`` is the installed distribution with its version; None for a file of the user's
-    own, a text, and the recipes of qrecipe itself.
+    ``qconfig`` is None if the rule leaves things float. ``layer`` is the recipe that set it, and
+    ``overrides`` are the recipes that this one extends, whose rules it beats.
+    """
+
+    qconfig: QConfigSpec | None
+    expect: int | None
+    optional: bool
+    layer: str
+    overrides: frozenset[str]
+
+    @property
+    def as_written(self) -> WrittenRule:
+        """What a plan keeps of the rule."""
+        return WrittenRule(self.tier, self.key, self.label, self.reason, self.location)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Ingredient(ShortRepr):
+    """One file that a recipe is made of: its name, fingerprint and publisher.
+
+    ``publisher`` is the installed distribution with its version; None for the user's own files,
+    texts, and the recipes of qrecipe itself.
     """
 
     name: str
@@ -97,11 +117,11 @@ class Ingredient:
 
     @property
     def title(self) -> str:
-        """The name, with the distribution and its version where there is one."""
+        """The name, with the distribution and its version if there is one."""
         return titled(self.name, self.publisher)
 
     def to_json(self) -> dict[str, str | None]:
-        """The same as plain JSON values, with stable keys."""
+        """The ingredient as plain JSON values with stable keys."""
         return {
             "name": self.name,
             "fingerprint": self.fingerprint,
@@ -111,31 +131,30 @@ class Ingredient:
 
 
 def published(ingredients: Iterable[Ingredient]) -> list[str]:
-    """What a report says of who published what: a line for each file of a distribution."""
+    """The lines of a report that name the publishers: one for each file of a distribution."""
     return [f"with {one_line(each.title)}" for each in ingredients if each.publisher is not None]
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """A recipe with its bases merged and everything checked that needs no model.
+@dataclass(frozen=True, slots=True, repr=False)
+class Recipe(ShortRepr):
+    """A recipe with its bases merged, after all checks that need no model.
 
     ``path`` is the file as it was named, ``reference`` what a recipe that extends this one would
     write; both are None for a text without a path. ``ingredients`` are the recipe itself and all
-    that it extends, the nearer first. ``warnings`` are legal but doubtful, as far as that shows
-    without a model.
+    its bases, nearest first. ``warnings`` are those that need no model.
     """
 
     name: str | None
     description: str | None
     phase: Phase
     backend: Backend
-    tensors: FrozenMapping[str, TensorSpec]
-    qconfigs: FrozenMapping[str, QConfigSpec]
+    tensors: Mapping[str, TensorSpec]
+    qconfigs: Mapping[str, QConfigSpec]
     rules: tuple[Rule, ...]
-    calibration: CalibrationTable
-    qat: QatTable
-    fx: FxTable
-    lint: LintTable
+    calibration: CalibrationTable = field(repr=False)
+    qat: QatTable = field(repr=False)
+    fx: FxTable = field(repr=False)
+    lint: LintTable = field(repr=False)
     path: str | None
     reference: str | None
     fingerprint: str
@@ -147,16 +166,17 @@ class Recipe:
 
     @property
     def settings(self) -> dict[tuple[str, ...], Any]:
-        """What the recipe sets, with its bases: path -> value, as a layer replaces it whole.
+        """Everything that the recipe and its bases set, as path -> value.
 
-        Two recipes with equal settings, reasons and the description apart, have one fingerprint.
+        Recipes with equal settings, except for reasons and the description, have the same
+        fingerprint.
         """
         return dict(flattened(dict(self._values)))
 
     def origin(self, key: str) -> Location:
-        """Where the value of a dotted key was set: ``rules.module_name."layer1.0"``.
+        """Where the value of a dotted key such as ``rules.module_name."layer1.0"`` was set.
 
-        The quotes around a rule's own key may be left out.
+        The quotes around a rule's key are optional.
         Raises UnknownNameError if no file sets it.
         """
         for path in (_key_path(key), tuple(key.split(".", 2))):
@@ -167,9 +187,9 @@ class Recipe:
         raise UnknownNameError(finding)
 
     def tensor_key(self, rule: Rule, role: str, key: str) -> Location | None:
-        """Where a key of the tensor is written that a rule gives for ``role``, or else its dtype.
+        """Where a rule's tensor sets ``key``, or otherwise its dtype.
 
-        ``role`` is "weight" or "activation"; None where the rule gives none.
+        ``role`` is "weight" or "activation"; None if the rule has no such tensor.
         """
         tier = self._values["rules"][rule.tier]
         value = tier[rule.key] if rule.key else tier
@@ -178,22 +198,22 @@ class Recipe:
         return self._origins.get((*path, key)) or self._origins.get((*path, "dtype"))
 
     def argument_key(self, path: KeyPath) -> Location:
-        """Where the key of a constructor's argument is written, or else of what is around it.
+        """Where the key of a constructor's argument is written, or otherwise the table around it.
 
         ``path`` is ``("tensor", NAME, "observer" or "fake_quant", ARGUMENT)``.
         """
         return _nearest(self._origins, path)
 
     def argument_value(self, path: KeyPath) -> Location:
-        """As `argument_key`, where the value is written."""
+        """Like `argument_key`, but where the value is written."""
         return _nearest(self._constructors, path)
 
     def to_toml(self) -> str:
-        """The resolved recipe as one file that extends nothing; equal values, equal fingerprint."""
+        """The resolved recipe as one file without ``extends``, with the same fingerprint."""
         return toml_text(self._values)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes `to_toml` to a file, which is never seen half written.
+        """Write `to_toml` to a file atomically.
 
         Raises RecipeReferenceError (QR001) if it cannot be written.
         """
@@ -201,7 +221,7 @@ class Recipe:
 
 
 def load_recipe(source: str | os.PathLike[str] | Recipe) -> Recipe:
-    """Reads and checks a recipe: a path, ``builtin:NAME`` or ``DIST:NAME``.
+    """Read and check a recipe: a path, ``builtin:NAME`` or ``DIST:NAME``.
 
     Raises RecipeError with all findings at once.
     """
@@ -218,17 +238,17 @@ def load_recipe(source: str | os.PathLike[str] | Recipe) -> Recipe:
 
 
 def parse_recipe(text: str, path: str | os.PathLike[str] | None = None) -> Recipe:
-    """Checks a recipe's text; with the ``path`` where it belongs it can extend its neighbours.
+    """Check a recipe's text; with its ``path``, it can extend the files next to it.
 
     Raises RecipeError with all findings at once.
     """
     if not isinstance(text, str):
         kind = shown(type(text).__name__)
-        message = f"parse_recipe takes the text of a recipe, not {kind}"
+        message = f"parse_recipe takes a recipe as text, not {kind}"
         raise RecipeReferenceError(Finding("QR001", message, hint="load_recipe reads a file"))
     if path is None:
         return _composed(Source("<recipe>"), text, None, None)
-    name = path_text(path, "the path of parse_recipe is a path")
+    name = path_text(path, "path= of parse_recipe takes a path")
     return _composed(file_source(Path(name), name), text, name, name)
 
 
@@ -275,7 +295,7 @@ def _resolved(composition: Composition, path: str | None, reference: str | None)
 
 
 def _in_order(findings: list[Finding], composition: Composition) -> list[Finding]:
-    """By file, the outermost first, and by line."""
+    """Sorted by file, the outermost first, and by line."""
     files = {layer.name: index for index, layer in enumerate(composition.layers)}
 
     def place(finding: Finding) -> tuple[int, int, int]:
@@ -324,7 +344,7 @@ def _rule(
 
 
 def _layer_name(composition: Composition, layer: Layer) -> str:
-    """The layer's name; where two files bear one name, what tells them apart."""
+    """The layer's name, made unique if two files have the same name."""
     names = [other.name for other in composition.layers]
     return layer.name if names.count(layer.name) == 1 else identity(layer.source)
 
@@ -339,7 +359,7 @@ def _composed(source: Source, text: str | None, path: str | None, reference: str
 
 
 def _origins(composition: Composition) -> dict[KeyPath, Location]:
-    """Where each resolved value is written, arguments of constructors included."""
+    """Where each resolved value is written, including arguments of constructors."""
     return {
         path: setting.layer.key(path)
         for at, setting in composition.settings.items()
@@ -349,7 +369,7 @@ def _origins(composition: Composition) -> dict[KeyPath, Location]:
 
 
 def _constructors(composition: Composition) -> dict[KeyPath, Location]:
-    """Where observers and fake-quants are named and their arguments valued."""
+    """Where observers and fake-quants and the values of their arguments are written."""
     return {
         path: setting.layer.value(path)
         for at, setting in composition.settings.items()
@@ -367,7 +387,7 @@ def _inside(path: KeyPath, value: Any) -> list[KeyPath]:
 
 
 def _key_path(key: str) -> KeyPath:
-    """A dotted key as TOML reads it; nothing if it is none."""
+    """A dotted key as TOML reads it; empty if it is not a key."""
     try:
         node: Any = tomli.loads(f"{key} = 0")
     except (tomli.TOMLDecodeError, RecursionError):

@@ -1,4 +1,4 @@
-"""Where a reference to a recipe leads; nothing that it names is imported or run."""
+"""Resolves references to recipes, without importing or running anything."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qrecipe.errors.spelling import did_you_mean, nearest
 from qrecipe.errors.text import one_line, quoted_whole, shown
 
 MAX_LENGTH = 4_096
-"""The longest reference; systems open no longer path, and resolving one takes quadratic time."""
+"""The longest reference; longer paths cannot be opened, and resolving takes quadratic time."""
 
 ENTRY_POINT_GROUP = "qrecipe.recipes"
 """An entry point ``cnn = "acme_recipes.vision"`` publishes ``acme_recipes/vision/cnn.toml``."""
@@ -32,7 +32,7 @@ _DRIVE = re.compile(r"[A-Za-z]:")
 
 @dataclass(frozen=True, slots=True)
 class Publisher:
-    """An installed distribution that a recipe comes from."""
+    """The installed distribution that a recipe comes from."""
 
     name: str
     version: str
@@ -45,8 +45,8 @@ class Publisher:
 class Source:
     """A recipe to read: its name in findings, its file, and the tree that it may refer to.
 
-    ``path`` and ``tree`` are resolved, without symbolic links; a text without a file has neither.
-    ``publisher`` is None for what no distribution publishes, and for the recipes of qrecipe itself.
+    ``path`` and ``tree`` have symbolic links resolved, and are None for a text without a file.
+    ``publisher`` is None if no distribution publishes it, and for the recipes of qrecipe itself.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Source:
 
     @property
     def title(self) -> str:
-        """The name, with the distribution and its version where there is one."""
+        """The name, with the distribution and its version if there is one."""
         return titled(self.name, self.publisher)
 
 
@@ -71,14 +71,14 @@ def is_reference(text: str) -> bool:
 
 
 def builtin_names() -> list[str]:
-    """The recipes that are shipped, sorted."""
+    """The names of the built-in recipes, sorted."""
     return sorted(path.stem for path in _builtin_folder().glob("*.toml"))
 
 
 def path_text(path: object, what: str, hint: str | None = None) -> str:
-    """A path as text; ``what`` says in a finding what takes it, and ``hint`` how to mend it.
+    """A path as text; ``what`` and ``hint`` are for the finding.
 
-    Raises RecipeReferenceError (QR001) for what is no path.
+    Raises RecipeReferenceError (QR001) if it is not a path.
     """
     text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
     if not isinstance(text, str):
@@ -99,21 +99,21 @@ def file_source(path: Path, name: str) -> Source:
 
 
 def existing_source(path: Path, name: str) -> Source:
-    """As `file_source`, for a file that has to be there."""
+    """Like `file_source`, for a file that must exist."""
     source = file_source(path, name)
     if source.path is not None and not _exists(source.path):
-        if _exists(path):  # a pipe, which resolves to no file
+        if _exists(path):  # a pipe, which does not resolve to a file
             raise _error("QR001", f"cannot read {shown(name)}: it is not a regular file")
         near = _nearest_file(source.path, name)
         hint = near or (_suggestion(name) if _is_plain(name) else None)
         if "=" in name and "\n" in name:
-            hint = "parse_recipe takes the text of a recipe"
+            hint = "parse_recipe takes a recipe as text"
         raise _error("QR001", f"there is no file {shown(name)}", hint)
     return source
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a name could be meant for a shipped recipe."""
+    """Whether a name could be that of a built-in recipe."""
     return re.fullmatch("[A-Za-z0-9_-]+", name) is not None
 
 
@@ -125,7 +125,7 @@ def _exists(path: Path) -> bool:
 
 
 def _tree_of(folder: Path) -> Path:
-    """What a recipe of that folder may read: its project, or else the folder."""
+    """The tree that a recipe in that folder may read: its project, or otherwise the folder."""
     for parent in (folder, *folder.parents):
         if (parent / ".git").exists() or (parent / "pyproject.toml").exists():
             return parent
@@ -140,7 +140,7 @@ def named_source(reference: str) -> Source:
     match = _PREFIXED.fullmatch(reference)
     if match is None:
         raise _error(
-            "QR120", f"{shown(reference)} is no reference to a recipe", _suggestion(reference)
+            "QR120", f"{shown(reference)} is not a reference to a recipe", _suggestion(reference)
         )
     owner, name = match["owner"], match["name"]
     if owner == _BUILTIN:
@@ -149,7 +149,7 @@ def named_source(reference: str) -> Source:
 
 
 def relative_source(reference: str, origin: Source) -> Source:
-    """What a recipe at ``origin`` refers to.
+    """The recipe that a recipe at ``origin`` refers to.
 
     Raises RecipeReferenceError (QR120, QR122).
     """
@@ -164,20 +164,20 @@ def relative_source(reference: str, origin: Source) -> Source:
     if not reference.startswith(("./", "../")):
         return named_source(reference)
     if "\\" in reference or "\0" in reference:
-        raise _error("QR120", f"{shown(reference)} is no path", 'separate folders by "/"')
+        raise _error("QR120", f"{shown(reference)} is not a path", 'separate folders with "/"')
     if origin.path is None or origin.tree is None:
-        hint = "say with path= where the text belongs"
+        hint = "pass path= to say where the text belongs"
         raise _error("QR120", f"a text without a path cannot extend {shown(reference)}", hint)
     path = _resolved(origin.path.parent / reference, reference)
     if not path.is_relative_to(origin.tree):
         raise _error(
             "QR122",
-            f"{shown(reference)} leads out of the tree of the recipe",
-            f"a recipe may extend what is inside {shown(origin.tree.name)}",
+            f"{shown(reference)} is outside the tree of the recipe",
+            f"a recipe may only extend files inside {shown(origin.tree.name)}",
         )
     if not _is_file(path):
         if _exists(path):
-            raise _error("QR120", f"{shown(reference)} is no regular file")
+            raise _error("QR120", f"{shown(reference)} is not a regular file")
         near = _nearest_file(path, reference, besides=origin.path)
         raise _error("QR120", f"there is no recipe {shown(reference)}", near)
     name = _relative_name(reference, path, origin)
@@ -191,7 +191,7 @@ def _leaves_by_form(reference: str) -> bool:
 def _resolved(path: Path, reference: str) -> Path:
     try:
         return path.resolve()
-    except (OSError, RuntimeError):  # a circle of links, a name that is too long
+    except (OSError, RuntimeError):  # a cycle of links, or a name that is too long
         raise _error("QR120", f"there is no recipe {shown(reference)}") from None
 
 
@@ -203,15 +203,15 @@ def _is_file(path: Path) -> bool:
 
 
 def _relative_name(reference: str, path: Path, origin: Source) -> str:
-    """The file as seen from where the outermost one was named, or inside its package."""
+    """The file relative to how the outermost one was named, or within its package."""
     if is_reference(origin.name) and origin.tree is not None:
         return path.relative_to(origin.tree.parent).as_posix()
     return Path(os.path.normpath(Path(origin.name).parent / reference)).as_posix()
 
 
 def _nearest_file(path: Path, written: str, besides: Path | None = None) -> str | None:
-    """The recipe in the folder of a missing one that may be meant, written as that one was."""
-    if not written.endswith(path.name):  # a link that leads nowhere
+    """A similarly named recipe in the folder of a missing one, written the same way."""
+    if not written.endswith(path.name):  # a dangling link
         return None
     try:
         files = [file for file in path.parent.glob("*.toml") if file.is_file() and file != besides]
@@ -231,7 +231,7 @@ def _suggestion(reference: str) -> str:
 
 
 def _builtin_folder() -> Path:
-    """``recipes`` beside the package in a checkout, inside it when installed."""
+    """``recipes`` next to the package in a checkout, inside it when installed."""
     package = Path(__file__).resolve().parents[1]
     inside = package / "recipes"
     return inside if inside.is_dir() else package.parent / "recipes"
@@ -241,7 +241,7 @@ def _builtin_source(name: str) -> Source:
     reference = f"{_BUILTIN}:{name}"
     if name not in builtin_names():
         known = [f"{_BUILTIN}:{known}" for known in builtin_names()]
-        hint = did_you_mean(reference, known) or "there are " + ", ".join(known)
+        hint = did_you_mean(reference, known) or "known: " + ", ".join(known)
         raise _error("QR120", f"there is no recipe {shown(reference)}", hint)
     folder = _builtin_folder()
     return Source(reference, folder / f"{name}.toml", folder)
@@ -274,7 +274,7 @@ def _distributed_source(owner: str, name: str) -> Source:
 
 @dataclass(frozen=True, slots=True)
 class _Installed:
-    """A distribution, what it is called, and the recipes that it publishes."""
+    """A distribution, its name, and the recipes that it publishes."""
 
     distribution: Distribution
     publisher: Publisher
@@ -286,12 +286,12 @@ class _Installed:
 
 
 def _installed(owner: str) -> list[_Installed]:
-    """The distributions of that name: each place once, though the search path may repeat it."""
+    """The distributions of that name, each location once even if the search path repeats it."""
     try:
         found = [_read(each) for each in distributions(name=owner)]
-    except Exception:  # whatever a damaged file makes of the parsers
-        hint = "install it anew"
-        raise _error("QR120", f"the metadata of {shown(owner)} are damaged", hint) from None
+    except Exception:  # the parsers may raise anything on a damaged file
+        hint = "reinstall it"
+        raise _error("QR120", f"the metadata of {shown(owner)} is damaged", hint) from None
     places = {os.path.realpath(each.place): each for each in reversed(found)}
     return list(places.values())[::-1]
 
@@ -305,13 +305,13 @@ def _read(distribution: Distribution) -> _Installed:
 
 
 def _refuse_versions(owner: str, installed: list[_Installed]) -> None:
-    """Python would take the first on its search path; a recipe is not to depend on that."""
+    """Reject several versions: a recipe must not depend on the order of the search path."""
     found = {each.publisher.version: each.place for each in reversed(installed)}
     if len(found) > 1:
         places = " and ".join(f"{version} in {place}" for version, place in found.items())
         raise _error(
             "QR120",
-            f"there are {len(found)} distributions {shown(owner)}: {one_line(places)}",
+            f"{shown(owner)} is installed {len(found)} times: {one_line(places)}",
             "uninstall all but one",
         )
 
@@ -323,7 +323,7 @@ def _only_source(reference: str, sources: list[Source]) -> Source:
         assert other.path is not None
         if not filecmp.cmp(first.path, other.path, shallow=False):
             places = one_line(f"{first.path} and {other.path}")
-            message = f"{shown(reference)} is published twice, and differently: {places}"
+            message = f"{shown(reference)} is published twice with different contents: {places}"
             raise _error("QR120", message, "uninstall all but one")
     return first
 
@@ -331,7 +331,7 @@ def _only_source(reference: str, sources: list[Source]) -> Source:
 def _published_source(
     reference: str, installed: _Installed, point: EntryPoint
 ) -> Source | RecipeReferenceError:
-    """What an entry point publishes, or why it publishes nothing."""
+    """The recipe that an entry point publishes, or the error."""
     if not _PACKAGE.fullmatch(point.value):
         return _error("QR120", f"{shown(reference)} does not name a package: {shown(point.value)}")
     first, *rest = point.value.split(".")
@@ -345,7 +345,7 @@ def _published_source(
 
 
 def _roots(installed: Distribution, place: str) -> Iterator[Path]:
-    """Where a distribution's file may lie: installed, or in the project of an editable install."""
+    """Where a distribution's file may be: installed, or in the project of an editable install."""
     if any(file.as_posix() == place for file in installed.files or ()):
         yield Path(str(installed.locate_file("")))
     try:

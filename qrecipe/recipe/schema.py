@@ -1,12 +1,12 @@
 """The recipe format, version 1, as frozen Pydantic tables.
 
-One file is one `RecipeTable`, in which everything may be missing: a base can supply it. What is
-required once bases are merged, and what refers to other tables, is checked in `recipe`.
-Nothing here imports torch.
+One file is one `RecipeTable` without required keys, since a base can supply them. Required keys and
+references between tables are checked after merging, in `recipe`. Torch-free.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -34,7 +34,7 @@ DTYPE_SPELLINGS: dict[str, DType] = {
     "quint4x2": "uint4",
     "qint32": "int32",
 }
-"""torch's own names of quantized dtypes, which recipes may use as well."""
+"""torch's own names of quantized dtypes, which recipes may use too."""
 
 QUANTIZED_RANGE: dict[str, tuple[int, int]] = {
     "int8": (-128, 127),
@@ -52,13 +52,16 @@ RESERVED_QCONFIG_NAMES = frozenset({FLOAT, INHERIT})
 
 
 class Table(BaseModel):
-    """A table of a recipe: unknown keys are findings, values are never coerced."""
+    """A table of a recipe: unknown keys are errors, and values are never coerced."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        return ((key, value) for key, value in super().__repr_args__() if value is not None)
+
 
 class Constructor(BaseModel):
-    """A registered name with arguments of its own: ``{ name = "histogram", bins = 2048 }``."""
+    """A registered name with arguments: ``{ name = "histogram", bins = 2048 }``."""
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True)
 
@@ -66,7 +69,7 @@ class Constructor(BaseModel):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The arguments beside the name, as TOML gave them."""
+        """The arguments without the name, as in TOML."""
         given: dict[str, Any] = _thawed(self.__pydantic_extra__ or {})
         return given
 
@@ -76,14 +79,14 @@ def _constructor(value: object) -> object:
 
 
 def _frozen(value: Any) -> Any:
-    """The value with tuples for lists."""
+    """The value with lists as tuples."""
     if isinstance(value, dict):
         return {key: _frozen(item) for key, item in value.items()}
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _thawed(value: Any) -> Any:
-    """The value with lists for tuples, all of it new."""
+    """A new value with tuples as lists."""
     if isinstance(value, dict):
         return {key: _thawed(item) for key, item in value.items()}
     return list(map(_thawed, value)) if isinstance(value, tuple) else value
@@ -102,29 +105,29 @@ def _key(description: str) -> Any:
 
 
 class TensorSpec(Table):
-    """``[tensor.NAME]``: how one tensor is quantized. None stands for a key that is not set."""
+    """``[tensor.NAME]``: how a tensor is quantized; None if a key is not set."""
 
     observer: NamedConstructor | None = _key(
-        "What finds the range: a registered name, or a table of its name and arguments. "
-        "Left out for dynamic and float tensors."
+        "The observer: a registered name, or a table with its name and arguments. "
+        "Not used for dynamic and float tensors."
     )
     fake_quant: NamedConstructor | None = _key(
-        "What rounds in training (phase = qat): a registered name, or a table of its name and "
-        "arguments. fake_quantize where it is left out."
+        "The fake-quant for training (phase = qat): a registered name, or a table with its name "
+        "and arguments. The default is fake_quantize."
     )
     dtype: Annotated[DType, BeforeValidator(_dtype)] | None = _key(
-        "The integers, or floats, that values become. int4 is int8 limited to -8..7."
+        "The type that values are converted to. int4 is int8 limited to -8..7."
     )
     qscheme: QScheme | None = _key(
-        "One scale for the tensor or one for each channel, with a zero point or without."
+        "One scale per tensor or per channel, with (affine) or without (symmetric) a zero point."
     )
-    quant_min: int | None = _key("The least integer, where that is not the dtype's.")
-    quant_max: int | None = _key("The greatest integer, where that is not the dtype's.")
-    eps: Annotated[float, Field(ge=LEAST_FLOAT32, le=1)] | None = _key("The least scale.")
+    quant_min: int | None = _key("The smallest integer, if not that of the dtype.")
+    quant_max: int | None = _key("The largest integer, if not that of the dtype.")
+    eps: Annotated[float, Field(ge=LEAST_FLOAT32, le=1)] | None = _key("The smallest scale.")
     reduce_range: bool | None = _key(
-        "Half of the integers: 7 bits, which no x86 CPU saturates on. Activations only."
+        "Use half of the range: 7 bits, which saturate on no x86 CPU. Activations only."
     )
-    is_dynamic: bool | None = _key("The range is found anew for each input at run time.")
+    is_dynamic: bool | None = _key("Compute the range of each input at run time.")
 
 
 def quantized_range(spec: TensorSpec) -> tuple[int, int] | None:
@@ -138,23 +141,23 @@ def quantized_range(spec: TensorSpec) -> tuple[int, int] | None:
 
 
 class QConfigTable(Table):
-    """``[qconfig.NAME]``: names of tensor specs; one left out is not quantized."""
+    """``[qconfig.NAME]``: names of tensor specs; without one, the tensor is not quantized."""
 
-    weight: str | None = _key("The tensor spec of weights.")
-    activation: str | None = _key("The tensor spec of outputs, and of float inputs.")
+    weight: str | None = _key("The tensor spec for weights.")
+    activation: str | None = _key("The tensor spec for outputs, and for float inputs.")
 
 
 class RuleTable(Table):
     """The long form of a rule's value; the short form is a qconfig's name alone."""
 
     qconfig: str | None = _key("A qconfig, float, or inherit to drop the inherited rule.")
-    weight: str | None = _key("A tensor spec of weights, instead of a qconfig.")
-    activation: str | None = _key("A tensor spec of outputs, instead of a qconfig.")
-    reason: str | None = _key("Why: kept in every plan and report.")
+    weight: str | None = _key("A tensor spec for weights, instead of a qconfig.")
+    activation: str | None = _key("A tensor spec for outputs, instead of a qconfig.")
+    reason: str | None = _key("Why the rule exists; shown in every plan and report.")
     expect: Annotated[int, Field(ge=0)] | None = _key(
-        "How many sites the rule covers; another number is an error."
+        "How many sites the rule must cover; any other number is an error."
     )
-    optional: bool = Field(default=False, description="That nothing matches is no error.")
+    optional: bool = Field(default=False, description="It is not an error if nothing matches.")
 
 
 def _rule(value: object) -> object:
@@ -165,24 +168,24 @@ RuleValue = Annotated[RuleTable, BeforeValidator(_rule)]
 
 
 class RulesTable(Table):
-    """``[rules]``: who decides about which site."""
+    """``[rules]``: which sites are quantized, and how."""
 
     global_: RuleValue | None = Field(
-        default=None, alias="global", description="What no other rule decides."
+        default=None, alias="global", description="Everything that no other rule covers."
     )
     module_type: dict[str, RuleValue] = Field(
-        default={}, description="Modules of a class, by its dotted name, and what they contain."
+        default={}, description="Modules by the dotted name of their class, and what they contain."
     )
     function: dict[str, RuleValue] = Field(
-        default={}, description="Calls of a function, whatever its spelling: torch.add is + too."
+        default={}, description="Calls of a function in any spelling: torch.add includes +."
     )
     module_name: dict[str, RuleValue] = Field(
-        default={}, description="Modules and calls by name or glob, and what they contain."
+        default={}, description="Modules and calls by name or glob, and what the modules contain."
     )
 
 
 class BaseReference(Table):
-    """A base recipe, pinned to a fingerprint or not."""
+    """A base recipe, optionally pinned to a fingerprint."""
 
     recipe: str = Field(description="./FILE, ../FILE, builtin:NAME or DISTRIBUTION:NAME.")
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = _key(
@@ -210,25 +213,27 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class CalibrationTable(Table):
-    """``[calibration]``: how many batches calibration takes."""
+    """``[calibration]``: how many batches calibration uses."""
 
     min_batches: Annotated[int, Field(ge=1)] = Field(
-        default=1, description="Fewer are an error; fewer than 10 get a warning."
+        default=1, description="Fewer batches are an error; fewer than 10 give a warning."
     )
-    max_batches: Annotated[int, Field(ge=1)] = Field(default=100, description="No more are taken.")
+    max_batches: Annotated[int, Field(ge=1)] = Field(
+        default=100, description="No more batches are used."
+    )
 
 
 class QatTable(Table):
-    """``[qat]``: the schedule of quantization-aware training, in fractions of the original one."""
+    """``[qat]``: the schedule of quantization-aware training, relative to the original one."""
 
     epochs_fraction: Annotated[float, Field(gt=0)] = Field(
         default=0.1, description="Length, as a fraction of the original training."
     )
     learning_rate_fraction: Annotated[float, Field(gt=0)] = Field(
-        default=0.01, description="Rate to start from, as a fraction of the original first one."
+        default=0.01, description="Initial rate, as a fraction of the original initial rate."
     )
     schedule: Literal["cosine", "linear", "constant"] = Field(
-        default="cosine", description="How the rate goes on from there."
+        default="cosine", description="How the rate changes after that."
     )
     disable_observer_after: Fraction = Field(
         default=0.6, description="Fraction of the steps after which ranges are fixed."
@@ -239,25 +244,25 @@ class QatTable(Table):
 
 
 class FxTable(Table):
-    """``[fx]``: what is traced and what is kept."""
+    """``[fx]``: what is traced."""
 
     roots: Texts = Field(
         default=(),
-        description="Modules that are traced and quantized in place; the rest runs untouched.",
+        description="Modules that are traced and quantized in place; the rest runs unchanged.",
     )
     non_traceable_module_name: Texts = Field(
-        default=(), description="Modules that are kept whole, by name, and stay float."
+        default=(), description="Modules, by name, that are not traced and stay float."
     )
     non_traceable_module_class: Texts = Field(
-        default=(), description="Modules that are kept whole, by class, and stay float."
+        default=(), description="Modules, by class, that are not traced and stay float."
     )
     preserved_attributes: Texts = Field(
-        default=(), description="Attributes of the model that the converted one is to have."
+        default=(), description="Attributes of the model that the converted model keeps."
     )
 
 
 def _no_error(code: str) -> str:
-    """A code that this version lacks may be another version's warning, and is taken."""
+    """Reject codes of errors; unknown codes pass, as they may be another version's warnings."""
     if code in CODES and CODES[code].error is not None:
         raise PydanticCustomError("code_of_error", "the code of an error")
     return code
@@ -267,10 +272,10 @@ IgnoredCode = Annotated[str, Field(pattern=r"^QR[0-9]{3}$"), AfterValidator(_no_
 
 
 class LintTable(Table):
-    """``[lint]``: warnings that the author has accepted."""
+    """``[lint]``: warnings to ignore."""
 
     ignore: Annotated[tuple[IgnoredCode, ...], BeforeValidator(_array)] = Field(
-        default=(), description="Codes of warnings."
+        default=(), description="Codes of the warnings."
     )
 
 
@@ -278,18 +283,20 @@ class RecipeTable(Table):
     """One recipe file."""
 
     format: Annotated[int, Field(ge=1)] | None = _key("The version of the format.")
-    name: str | None = _key("What reports call the recipe.")
-    description: str | None = _key("What it is for.")
+    name: str | None = _key("The name of the recipe in reports.")
+    description: str | None = _key("What the recipe is for.")
     extends: References = Field(default=(), description="A base recipe, or a list of them.")
-    phase: Phase | None = _key("Calibrate after training (ptq), or train (qat).")
+    phase: Phase | None = _key(
+        "Post-training quantization (ptq), or quantization-aware training (qat)."
+    )
     backend: Backend | None = _key(
-        "Whose kernels execute; executorch and tensorrt are exported to."
+        "Whose kernels run the model; executorch and tensorrt are targets for export."
     )
     tensor: dict[str, TensorSpec] = Field(
-        default={}, description="How a tensor is quantized; names are the author's."
+        default={}, description="How a tensor is quantized, by a name of your choice."
     )
     qconfig: dict[str, QConfigTable] = Field(
-        default={}, description="Weight and activation together; names are the author's."
+        default={}, description="A pair of weight and activation, by a name of your choice."
     )
     rules: RulesTable = RulesTable()
     calibration: CalibrationTable = CalibrationTable()

@@ -1,4 +1,4 @@
-"""What Pydantic finds wrong, in the words of the recipe format."""
+"""Pydantic's errors in the terms of the recipe format."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _TABLES: dict[KeyPath, type[BaseModel]] = {
     ("fx",): FxTable,
     ("lint",): LintTable,
 }
-"""Which table stands at which path; a star is a name of the author's."""
+"""The tables by path; a star is a user-defined name."""
 
 _TYPES = {
     "string_type": "a string",
@@ -58,7 +58,7 @@ _BOUNDS = {
     "less_than_equal": ("at most", "le"),
 }
 _PATTERNS = {
-    "sha256": "a fingerprint: 64 lower-case hexadecimal digits",
+    "sha256": "a fingerprint of 64 lower-case hexadecimal digits",
     "ignore": 'codes of warnings, such as "QR204"',
 }
 _SHORT_FORMS = {
@@ -73,7 +73,7 @@ _WARNINGS = [code for code, meaning in CODES.items() if meaning.error is None]
 
 
 def translated(detail: ErrorDetails, path: KeyPath, spans: Spans) -> Finding:
-    """Pydantic's error at a path of the text as a finding."""
+    """Pydantic's error at a path as a finding."""
     kind = detail["type"]
     if kind == "extra_forbidden":
         return _unknown_key(path, detail["input"], spans)
@@ -93,13 +93,13 @@ def translated(detail: ErrorDetails, path: KeyPath, spans: Spans) -> Finding:
 
 
 def meant_key(path: KeyPath) -> KeyPath | None:
-    """The key that the unknown one at a path may have been meant for."""
+    """The known key that an unknown one may stand for."""
     near = nearest(str(path[-1]), _known_keys(_table_at(path[:-1])))
     return (*path[:-1], near[0]) if near else None
 
 
 def one_of(value: object, allowed: Iterable[str]) -> str:
-    """The allowed values, the nearest one first where one is near."""
+    """The allowed values as a hint, with a suggestion if one is close."""
     names = list(dict.fromkeys(allowed))
     rest = ", ..." if len(names) > _LISTED else ""
     listed = "one of " + ", ".join(map(shown, names[:_LISTED])) + rest
@@ -108,7 +108,7 @@ def one_of(value: object, allowed: Iterable[str]) -> str:
 
 
 def dotted(path: KeyPath) -> str:
-    """A path as its author would write it: ``rules.module_name."layer1.0"``."""
+    """A path as written in TOML: ``rules.module_name."layer1.0"``."""
     written = ""
     for step in path:
         if isinstance(step, int):
@@ -126,7 +126,7 @@ def _unknown_key(path: KeyPath, value: Any, spans: Spans) -> Finding:
     hint = did_you_mean(key, known)
     if hint is None and table is RuleTable and path[1] != "global":
         name = f"{path[-2]}.{key}{_dotted_rest(value)}"
-        hint = f"a name with dots is quoted: {shown(name)}"
+        hint = f"a name with dots must be quoted: {shown(name)}"
     where = f" in {dotted(path[:-1])}" if path[:-1] else ""
     hint = hint or "one of " + ", ".join(map(shown, known))
     return Finding("QR101", f"unknown key {shown(key)}{where}", spans.key(path), hint)
@@ -160,7 +160,7 @@ def _expected(detail: ErrorDetails, path: KeyPath) -> str:
         return f"{text} {detail['ctx'][bound]:g}"
     names = [step for step in path if isinstance(step, str)]
     if kind == "string_pattern_mismatch":
-        return _PATTERNS.get(names[-1], "another text")
+        return _PATTERNS.get(names[-1], "a different string")
     if kind == "model_type" and names[0] == "rules" and len(path) > 2:
         return _SHORT_FORMS["global"]
-    return _SHORT_FORMS.get(names[-1]) or _TYPES.get(kind, "another value")
+    return _SHORT_FORMS.get(names[-1]) or _TYPES.get(kind, "a different value")

@@ -1,6 +1,6 @@
-"""One recipe file against the schema.
+"""Validates one recipe file against the schema.
 
-What is wrong is taken out and the rest goes on, so that one run shows all findings.
+Wrong parts are removed and the rest is checked further, so that one run shows all findings.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from qrecipe.recipe.toml.document import Document
 from qrecipe.recipe.toml.positions import KeyPath
 
 MAX_FINDINGS = 100
-"""As many findings are shown of one file; nobody reads more."""
+"""The most findings that are shown for one file."""
 
 _INT64 = 2**63
 
 
 @dataclass(frozen=True, slots=True)
 class Validated:
-    """What is sound in a file, which paths are not, and why not.
+    """The valid part of a file, and the findings about the rest.
 
-    ``damaged`` are the paths that findings took out, and those that misspelt keys may have meant:
-    what is missing there is missing because of a mistake that is reported.
+    ``damaged`` are the paths that were removed, and those that misspelled keys may stand for: what
+    is missing there has been reported already.
     """
 
     table: RecipeTable
@@ -43,7 +43,7 @@ class Validated:
 
 
 def validate(document: Document) -> Validated:
-    """The sound part of a document, and a finding for each other part."""
+    """The valid part of a document, and a finding for each other part."""
     newer = _newer_format(document)
     if newer is not None:
         return Validated(RecipeTable(), frozenset({()}), (newer,))
@@ -59,7 +59,7 @@ def validate(document: Document) -> Validated:
             if detail["type"] == "extra_forbidden":
                 meant.add(meant_key(path) or path)
         _remove(data, path)
-    # a table that lost what it needs is of no use either, and that needs no second finding
+    # a table that lost a required key is removed too, without a second finding
     while lost := [path for path, _ in _errors(data, document)]:
         for path in lost:
             _remove(data, path)
@@ -69,7 +69,7 @@ def validate(document: Document) -> Validated:
 
 
 def _errors(data: dict[str, Any], document: Document) -> list[tuple[KeyPath, ErrorDetails]]:
-    """Pydantic's errors, each with the path of what has to go."""
+    """Pydantic's errors, each with the path to remove."""
     try:
         RecipeTable.model_validate(data)
     except ValidationError as error:
@@ -81,7 +81,7 @@ def _errors(data: dict[str, Any], document: Document) -> list[tuple[KeyPath, Err
 def _causes(
     errors: list[tuple[KeyPath, ErrorDetails]], found: Collection[KeyPath]
 ) -> Iterator[tuple[KeyPath, ErrorDetails]]:
-    """The errors without those that follow from another: what is missing may just be misspelt."""
+    """The errors without consequences of others: a missing key may just be misspelled."""
     causes = [path for path, detail in errors if detail["type"] != "missing"]
     spoilt = {path[:size] for path in (*causes, *found) for size in range(len(path))}
     for path, detail in errors:
@@ -103,7 +103,7 @@ def _newer_format(document: Document) -> Finding | None:
 
 
 def _foreign_scalars(document: Document) -> Iterator[tuple[KeyPath, Finding]]:
-    """Values of TOML that no key of a recipe takes, in the arguments of plugins neither."""
+    """TOML values that no key of a recipe accepts, not even arguments of plugins."""
     pending: list[tuple[KeyPath, Any]] = [((), document.data)]
     while pending:
         path, value = pending.pop()
@@ -127,9 +127,7 @@ def _empty_tables(document: Document) -> Iterator[tuple[KeyPath, Finding]]:
 
 
 def _foreign(value: Any) -> str | None:
-    if isinstance(
-        value, int
-    ):  # Python would compute with any, and print none of thousands of digits
+    if isinstance(value, int):  # Python cannot even print integers of thousands of digits
         return None if -_INT64 <= value < _INT64 else "an integer of more than 64 bits"
     if isinstance(value, float):
         return None if isfinite(value) else str(value)
@@ -137,9 +135,9 @@ def _foreign(value: Any) -> str | None:
 
 
 def _remove(data: dict[str, Any], path: KeyPath) -> None:
-    """Takes out the value at a path; with an array element the whole array.
+    """Remove the value at a path; for an array element, the whole array.
 
-    Of several bases the others keep their places, so that they are read all the same.
+    Of several bases, the others keep their positions, so that they are still read.
     """
     bases = data.get("extends")
     if path[:1] == ("extends",) and len(path) > 1 and isinstance(bases, list):

@@ -1,7 +1,4 @@
-"""What a constructor takes beside the tensor-spec keys, and the check of a recipe's arguments.
-
-Nothing here imports torch.
-"""
+"""The arguments of observers and fake-quants, and how a recipe's are checked; torch-free."""
 
 from __future__ import annotations
 
@@ -34,8 +31,8 @@ SPEC_ARGUMENTS = frozenset(
         "factory_kwargs",
     }
 )
-"""Constructor arguments that come from the tensor spec or the operation, never from a recipe's
-argument table."""
+"""Constructor arguments that come from the tensor spec or the operation, never from the recipe's
+arguments."""
 
 _EXPECTED: dict[TypeTag, str] = {
     "int": "an integer",
@@ -49,7 +46,7 @@ _EXPECTED: dict[TypeTag, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """The numbers that make sense: from ``low`` to ``high``, both included unless open."""
+    """The allowed numbers from ``low`` to ``high``, both included unless open."""
 
     low: float
     high: float = math.inf
@@ -68,8 +65,8 @@ class Interval:
 class Signature:
     """How a recipe may call an observer or fake-quant.
 
-    ``target`` is the dotted name of the class, ``parameters`` maps an argument's name to the tag
-    of its type, ``required`` are those without a default and ``limits`` the values that are sane.
+    ``target`` is the dotted name of the class, ``parameters`` maps argument names to type tags,
+    ``required`` are those without a default, and ``limits`` the allowed values.
     """
 
     target: str
@@ -78,12 +75,12 @@ class Signature:
     limits: Mapping[str, Interval] = field(default_factory=lambda: MappingProxyType({}))
     per_channel: bool = False
     observers: frozenset[str] | None = None
-    """Of a fake-quant: the names of the observers that it can wrap; None for all."""
+    """For a fake-quant: the names of the observers that it can wrap; None for all."""
 
 
 @dataclass(frozen=True, slots=True)
 class ArgumentProblem:
-    """One thing wrong with a constructor table; ``argument`` is None if its name itself is."""
+    """One problem of a constructor table; ``argument`` is None if the problem is its name."""
 
     code: str
     argument: str | None
@@ -94,7 +91,7 @@ class ArgumentProblem:
 def argument_problems(
     title: str, signature: Signature, arguments: Mapping[str, object]
 ) -> Iterator[ArgumentProblem]:
-    """What is wrong with ``arguments`` for ``signature``; ``title`` names it in the messages."""
+    """The problems of ``arguments`` for ``signature``; messages call it ``title``."""
     for name, value in arguments.items():
         problem = (
             _value_problem(title, name, value, signature)
@@ -116,7 +113,7 @@ def argument_problems(
 def option_problems(
     title: str, options: type[BaseModel], arguments: Mapping[str, Any]
 ) -> Iterator[ArgumentProblem]:
-    """What is wrong with ``arguments`` for the Pydantic model that their author wrote."""
+    """The problems of ``arguments`` according to the plugin's Pydantic model."""
     try:
         options(**arguments)
     except ValidationError as error:
@@ -125,7 +122,7 @@ def option_problems(
             subject = title if name is None else f"argument {shown(name)} of {title}"
             code = "QR105" if detail["type"] == "extra_forbidden" else "QR106"
             yield ArgumentProblem(code, name, f"{subject}: {one_line(detail['msg'])[:200]}")
-    except (Exception, SystemExit) as error:  # of a validator that its author wrote
+    except (Exception, SystemExit) as error:  # from the plugin's own validator
         said = one_line(first_line(error))[:200]
         yield ArgumentProblem("QR106", None, f"the options of {title} fail: {said}")
 
@@ -133,11 +130,11 @@ def option_problems(
 def _unknown_problem(title: str, name: str, signature: Signature) -> ArgumentProblem:
     if name in SPEC_ARGUMENTS:
         hint = (
-            "the channel axis is the operation's own"
+            "the channel axis comes from the operation"
             if name == "ch_axis"
-            else "the device is the module's own"
+            else "the device comes from the module"
             if name == "factory_kwargs"
-            else f'write "{name}" as a key of the tensor, beside "observer"'
+            else f'write "{name}" as a key of the tensor, next to "observer"'
         )
     else:
         hint = did_you_mean(name, signature.parameters) or _takes(signature)
@@ -145,7 +142,7 @@ def _unknown_problem(title: str, name: str, signature: Signature) -> ArgumentPro
 
 
 def _meant(name: str, signature: Signature) -> list[str]:
-    """The argument that a misspelt one stands for; it needs no finding that it is missing."""
+    """The argument that a misspelled one means; it must not be reported as missing too."""
     return [] if name in signature.parameters else nearest(name, signature.parameters)
 
 
@@ -197,4 +194,4 @@ def _has_type(value: object, tag: TypeTag) -> bool:
 
 LEAST_FLOAT32 = 2.0**-126
 MOST_FLOAT32 = 2.0**128 - 2.0**104
-"""The positive numbers that keep their precision as float32, in which torch holds scales."""
+"""The range of normal positive float32 numbers; torch stores scales as float32."""

@@ -1,7 +1,7 @@
-"""What torch offers a recipe: observers, fake-quants, module types and functions, without torch.
+"""torch's observers, fake-quants, module types and functions as recipes name them; torch-free.
 
-The observers and fake-quants stand here, the many names of torch in `torch_names.json`, which
-`tools/torch_names.py` writes. Tests hold both to the installed torch.
+Module types and functions are in `torch_names.json`, written by `tools/torch_names.py`. Tests
+compare everything with the installed torch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from qrecipe.registry.arguments import (
     argument_problems,
     option_problems,
 )
-from qrecipe.registry.claims import claimed_names, claims
+from qrecipe.registry.entry_points import claimed_names, claims
 
 __all__ = [
     "FAKE_QUANTS",
@@ -67,7 +67,7 @@ OBSERVERS: Mapping[str, Signature] = MappingProxyType(
             limits=_FRACTION,
             per_channel=True,
         ),
-        # Fewer bins than 16 give ranges that are silently wrong, more than 2**14 take minutes.
+        # fewer than 16 bins silently give wrong ranges, more than 2**14 take minutes
         "histogram": Signature(
             _OBSERVER + "HistogramObserver",
             MappingProxyType({"bins": "int"}),
@@ -82,7 +82,7 @@ OBSERVERS: Mapping[str, Signature] = MappingProxyType(
         "placeholder": Signature(_OBSERVER + "PlaceholderObserver"),
     }
 )
-"""torch's observers under the names that recipes give them."""
+"""torch's observers by their names in recipes."""
 
 FAKE_QUANTS: Mapping[str, Signature] = MappingProxyType(
     {
@@ -106,7 +106,7 @@ FAKE_QUANTS: Mapping[str, Signature] = MappingProxyType(
         ),
     }
 )
-"""torch's fake-quants under the names that recipes give them."""
+"""torch's fake-quants by their names in recipes."""
 
 _BUILTIN: Mapping[Kind, Mapping[str, Signature]] = MappingProxyType(
     {"observer": OBSERVERS, "fake_quant": FAKE_QUANTS}
@@ -114,7 +114,7 @@ _BUILTIN: Mapping[Kind, Mapping[str, Signature]] = MappingProxyType(
 
 
 def signature(kind: Kind, name: str) -> Signature | None:
-    """How to call a built-in or registered observer or fake-quant; None if there is no such."""
+    """The signature of a built-in or registered observer or fake-quant; None if unknown."""
     if name in _BUILTIN[kind]:
         return _BUILTIN[kind][name]
     registration = registered.find(kind, name)
@@ -122,7 +122,7 @@ def signature(kind: Kind, name: str) -> Signature | None:
 
 
 def known_names(kind: Kind) -> tuple[str, ...]:
-    """The built-in, the registered and the claimed names of one kind, each once."""
+    """The built-in, registered and claimed names of one kind."""
     installed = sorted({*registered.names(kind), *claimed_names(kind)} - _BUILTIN[kind].keys())
     return (*_BUILTIN[kind], *installed)
 
@@ -130,11 +130,11 @@ def known_names(kind: Kind) -> tuple[str, ...]:
 def check_arguments(
     kind: Kind, name: str, arguments: Mapping[str, object]
 ) -> list[ArgumentProblem]:
-    """What is wrong with ``{ name = ..., **arguments }`` of a recipe; all at once.
+    """All problems of ``{ name = ..., **arguments }`` in a recipe.
 
-    An unknown ``name`` gives the code QR104, an unknown argument QR105, a value of the wrong type
-    or out of range, or one that is missing, QR106. The arguments of a plugin that is installed and
-    not imported are left to the plan, which imports it.
+    QR104 is an unknown ``name``, QR105 an unknown argument, QR106 a missing or invalid value. The
+    arguments of an installed plugin that is not imported yet are checked by the plan, which
+    imports it.
     """
     found = signature(kind, name)
     title = f"{KIND_TITLE[kind]} {shown(name)}"
@@ -148,10 +148,10 @@ def check_arguments(
 
 
 def unknown_name(kind: Kind, name: str) -> ArgumentProblem:
-    """The problem with a name that neither torch nor a registration has (QR104)."""
+    """The problem of a name that is neither torch's nor registered (QR104)."""
     title = f"{KIND_TITLE[kind]} {shown(name)}"
     if claimed := claims(kind, name):
-        hint = f"plan a recipe that names it, or import {shown(claimed[0].module)}"
+        hint = f"plan a recipe that uses it, or import {shown(claimed[0].module)}"
         return ArgumentProblem("QR104", None, f"{title} of {claimed[0]} is not loaded", hint)
     hint = (
         _by_class(kind, name) or did_you_mean(name, known_names(kind)) or _one_of(known_names(kind))
@@ -160,7 +160,7 @@ def unknown_name(kind: Kind, name: str) -> ArgumentProblem:
 
 
 def _by_class(kind: Kind, name: str) -> str | None:
-    """The name in recipes of what a program calls by its class, ``observer.MinMaxObserver``."""
+    """A hint for a name written as its class, such as ``observer.MinMaxObserver``."""
     wanted = _plain(name)
     for of in sorted(_BUILTIN, key=lambda each: each != kind):  # those of the kind first
         for known, found in _BUILTIN[of].items():
@@ -172,7 +172,7 @@ def _by_class(kind: Kind, name: str) -> str | None:
 
 
 def _plain(name: str) -> str:
-    """A class or a name without what tells the two apart: ``MinMaxObserver`` is ``minmax``."""
+    """The common form of a class and a recipe name: ``MinMaxObserver`` gives ``minmax``."""
     last = name.rpartition(".")[2].replace("_", "").lower()
     return last.removesuffix("observer") or last
 
@@ -196,7 +196,7 @@ def _family(last: str) -> str:
 
 @cache
 def _functions() -> dict[str, frozenset[str]]:
-    """Function names by namespace; under "" all of them, and the families' own names."""
+    """Function names by namespace; "" has all of them and the names of the families."""
     by_namespace = {key: frozenset(names) for key, names in _torch_names()["functions"].items()}
     every = frozenset[str]().union(*by_namespace.values())
     bare = every | {name.strip("_") for name in every} | {_family(name) for name in every}
@@ -204,7 +204,7 @@ def _functions() -> dict[str, frozenset[str]]:
 
 
 class _LazyNames(Collection[str]):
-    """Names that are read from the data file when they are first looked at."""
+    """Names that are read from the data file on first use."""
 
     def __init__(self, read: Callable[[], Collection[str]]) -> None:
         self._read = cache(read)
@@ -229,13 +229,13 @@ FUNCTION_FAMILIES: Collection[str] = _LazyNames(
 
 
 PARAMETRIZED = "torch.nn.utils.parametrize.Parametrized"
-"""What the name of a class begins with that torch makes for a module with parametrizations."""
+"""The prefix of the classes that torch creates for modules with parametrizations."""
 
 _INSIDE_ATTENTION = "torch.nn.modules.linear.NonDynamicallyQuantizableLinear"
 
 
 def is_module_type(name: str) -> bool:
-    """Whether ``name`` is the public or internal dotted name of a module type of torch."""
+    """Whether ``name`` is the public or internal dotted name of a torch module type."""
     return (
         name in MODULE_TYPES
         or name in _internal_module_types()
@@ -245,7 +245,7 @@ def is_module_type(name: str) -> bool:
 
 
 def canonical_module_type(name: str) -> str:
-    """The internal dotted name of a module type; a name that torch does not know is unchanged.
+    """The internal dotted name of a module type; an unknown name is returned unchanged.
 
     >>> canonical_module_type("torch.nn.Conv2d")
     'torch.nn.modules.conv.Conv2d'
@@ -262,8 +262,8 @@ def _internal_module_types() -> frozenset[str]:
 def function_family(name: str) -> str | None:
     """The family of a function: its last name without in-place marks, aliases merged.
 
-    Takes "torch.add", "torch.nn.functional.relu", "Tensor.add_", "torch.Tensor.add",
-    "operator.iadd" and bare "add"; None if torch and operator know no such function.
+    Accepts "torch.add", "torch.nn.functional.relu", "Tensor.add_", "torch.Tensor.add",
+    "operator.iadd" and bare "add"; None if neither torch nor operator has such a function.
 
     >>> function_family("operator.itruediv")
     'div'

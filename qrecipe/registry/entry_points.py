@@ -1,4 +1,8 @@
-"""What installed distributions publish by entry points, read from their metadata alone."""
+"""What installed distributions publish by entry points, read from their metadata alone.
+
+A claim is an entry point of the group `qrecipe.plugins`: ``observer.NAME`` or ``fake_quant.NAME``
+-> the module that registers it, which `observers.loading` imports once a recipe names it.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import Distribution, distribution, distributions
 from pathlib import Path
+from typing import get_args
+
+from qrecipe.registry.arguments import Kind
 
 
 @dataclass(frozen=True, slots=True)
 class EntryPoint:
-    """One line of a distribution's entry points."""
+    """One entry point of a distribution."""
 
     name: str
     value: str
@@ -22,9 +29,9 @@ class EntryPoint:
 
 
 def entry_points(group: str) -> tuple[EntryPoint, ...]:
-    """The entry points of one group, sorted; a distribution whose metadata are spoilt has none.
+    """The entry points of one group, sorted, without distributions whose metadata is damaged.
 
-    `importlib.metadata.entry_points` fails for all of them where one cannot be read.
+    `importlib.metadata.entry_points` fails altogether if one cannot be read.
     """
     return _entry_points(group, tuple(map(_state, sys.path)))
 
@@ -56,9 +63,9 @@ def _read(installed: Distribution, group: str) -> Iterator[EntryPoint]:
         name, version = installed.metadata["Name"], installed.version
         points = dict.fromkeys(installed.entry_points)
         is_shadowed = distribution(name).read_text("entry_points.txt") != text
-    except Exception:  # whatever a damaged file makes of the parsers
+    except Exception:  # the parsers may raise anything on a damaged file
         return
-    if version and not is_shadowed:  # by one of its name that is earlier on the path
+    if version and not is_shadowed:  # by one with the same name earlier on the path
         for point in points:
             if point.group == group:
                 yield EntryPoint(point.name, point.value, name, version)
@@ -66,3 +73,53 @@ def _read(installed: Distribution, group: str) -> Iterator[EntryPoint]:
 
 def _normalized(name: str) -> str:
     return re.sub("[-_.]+", "-", name).lower()
+
+
+ENTRY_POINT_GROUP = "qrecipe.plugins"
+
+PLAIN_NAME = re.compile(r"[a-z][a-z0-9_]*")
+"""The valid names of observers and fake-quants."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A name, the module that registers it, and the distribution that claims it."""
+
+    kind: Kind
+    name: str
+    module: str
+    distribution: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.distribution} {self.version}"
+
+
+def claims(kind: Kind, name: str) -> tuple[Claim, ...]:
+    """The claims of a name; several contradict each other."""
+    return tuple(claim for claim in every_claim() if (claim.kind, claim.name) == (kind, name))
+
+
+def claimed_names(kind: Kind) -> tuple[str, ...]:
+    """The claimed names, sorted."""
+    return tuple(sorted({claim.name for claim in every_claim() if claim.kind == kind}))
+
+
+def every_claim() -> tuple[Claim, ...]:
+    """All claims, by distribution."""
+    return tuple(
+        claim for point in entry_points(ENTRY_POINT_GROUP) if (claim := _claim(point)) is not None
+    )
+
+
+def misnamed() -> tuple[EntryPoint, ...]:
+    """The entry points of the group without a valid kind or name."""
+    return tuple(point for point in entry_points(ENTRY_POINT_GROUP) if _claim(point) is None)
+
+
+def _claim(point: EntryPoint) -> Claim | None:
+    before, _, name = point.name.partition(".")
+    for kind in get_args(Kind):
+        if before == kind and PLAIN_NAME.fullmatch(name):
+            return Claim(kind, name, point.value, point.distribution, point.version)
+    return None

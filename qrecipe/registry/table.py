@@ -1,7 +1,4 @@
-"""The process-wide table of the observers and fake-quants that were registered in Python.
-
-Torch-free, so that a recipe can be checked against it; `registry` fills it.
-"""
+"""The process-wide table of observers and fake-quants registered in Python; torch-free."""
 
 from __future__ import annotations
 
@@ -16,10 +13,7 @@ from qrecipe.registry.arguments import Kind, Signature
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """A class under a name, registered by a module.
-
-    ``options`` is the Pydantic model of its arguments, if it has one.
-    """
+    """A class registered under a name; ``options`` is the Pydantic model of its arguments."""
 
     name: str
     kind: Kind
@@ -45,21 +39,21 @@ def names(kind: Kind) -> tuple[str, ...]:
 
 
 def put(registration: Registration) -> None:
-    """Enter a registration, in place of an earlier one of the same name."""
+    """Add a registration, replacing an earlier one with the same name."""
     _TABLE[registration.kind, registration.name] = registration
 
 
 def remove(kind: Kind, name: str) -> None:
-    """Forget a registration; a name that is not registered is no error."""
+    """Remove a registration; an unknown name is ignored."""
     _TABLE.pop((kind, name), None)
 
 
 def snapshot() -> Table:
-    """All registrations as they are now."""
+    """The current registrations."""
     return dict(_TABLE)
 
 
 def restore(table: Table) -> None:
-    """Take back what was registered since the `snapshot`."""
+    """Undo what was registered since the `snapshot`."""
     _TABLE.clear()
     _TABLE.update(table)

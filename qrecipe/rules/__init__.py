@@ -1,1 +1,1 @@
-"""Which rule decides which operation."""
+"""Which rule decides which operation. May import `recipe`, what is below it, and no torch."""

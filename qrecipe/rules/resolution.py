@@ -18,7 +18,7 @@ from qrecipe.errors.findings import Finding
 from qrecipe.errors.spelling import nearest
 from qrecipe.errors.text import counted
 from qrecipe.recipe.patterns import NamePattern, compile_pattern, literal, selects
-from qrecipe.recipe.recipe import Rule
+from qrecipe.recipe.recipe import Rule, WrittenRule
 from qrecipe.registry.builtin import (
     PARAMETRIZED,
     canonical_module_type,
@@ -341,7 +341,7 @@ def _known_names(structure: ModelStructure, rule: Rule) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def describe(rule: Rule) -> str:
+def describe(rule: WrittenRule) -> str:
     """A rule as a reader of the recipe knows it: ``module_name "layer1.*"``."""
     return "global" if rule.tier == "global" else f"{rule.tier} {quoted(rule.key)}"
 

@@ -78,6 +78,9 @@ class ModelStructure:
     roots: tuple[str, ...] = ()
 
 
+NO_STRUCTURE = ModelStructure((), {}, {}, {})
+
+
 def joined(path: str, name: str) -> str:
     """The name of something inside a module: ``a`` and ``b`` -> ``a.b``."""
     return f"{path}.{name}" if path and name else path or name

@@ -1,1 +1,1 @@
-"""What is shown on a terminal: tables and progress."""
+"""How results are shown: reports as text and HTML, tables, progress. May import `errors`."""

@@ -1,23 +1,42 @@
-"""Progress of long work: a line on a terminal, nothing in a pipe."""
+"""Signs of life during long work: a line on a terminal, nothing in a pipe."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from qrecipe.errors.findings import ExecutionError, Finding
+from qrecipe.errors.text import shown
 
 Progress = Callable[[int, "int | None"], None]
-"""Called with the number of steps done and of all steps, None where that is not known."""
+"""Called with the number of steps done and the total, None if that is unknown."""
 
 
 _TOO_EARLY = 1.0
 _WIDTH = 60
 
 
+def chosen_progress(given: Progress | bool | None, label: str) -> Progress:
+    """What a caller's ``progress`` stands for: True and None the terminal's, False silence.
+
+    Raises ``ExecutionError`` (QR425) for anything else that cannot be called.
+    """
+    if given is None or given is True:
+        return terminal_progress(label)
+    if given is False:
+        return _silent
+    if not callable(given):
+        text = f"progress is a function or a bool, not {shown(type(given).__name__)}"
+        raise ExecutionError(Finding("QR425", text))
+    return given
+
+
 def terminal_progress(label: str) -> Progress:
-    """Progress as one line that rewrites itself on stderr; silent where that is no terminal."""
-    if sys.stderr is None or not sys.stderr.isatty():  # None in a process without any
-        return lambda done, total: None
+    """Progress as one self-updating line on stderr; silent if stderr is not a terminal."""
+    if sys.stderr is None or not sys.stderr.isatty():  # None if the process has none
+        return _silent
 
     start = time.monotonic()
 
@@ -25,14 +44,31 @@ def terminal_progress(label: str) -> Progress:
         of = f"/{total}" if total is not None else ""
         left = _time_left(time.monotonic() - start, done, total)
         end = "\n" if done == total else ""
-        # padded: the line before may have been longer
+        # padded because the previous line may have been longer
         print(f"\r{f'{label} {done}{of}{left}':<{_WIDTH}}", end=end, file=sys.stderr, flush=True)
 
     return show
 
 
+@contextmanager
+def activity(label: str) -> Iterator[None]:
+    """A line on a terminal's stderr that says what takes so long, gone at the end."""
+    show_on = sys.stderr if sys.stderr is not None and sys.stderr.isatty() else None
+    if show_on is not None:
+        print(f"{label} …", end="\r", file=show_on, flush=True)
+    try:
+        yield
+    finally:
+        if show_on is not None:
+            print(f"{'':<{_WIDTH}}", end="\r", file=show_on, flush=True)
+
+
+def _silent(done: int, total: int | None) -> None:
+    pass
+
+
 def _time_left(elapsed: float, done: int, total: int | None) -> str:
-    """What remains if the rest goes on as it went so far; nothing where that cannot be told."""
+    """The estimated time left, or nothing if it cannot be estimated."""
     if total is None or not 0 < done < total or elapsed < _TOO_EARLY:
         return ""
     seconds = round(elapsed / done * (total - done))

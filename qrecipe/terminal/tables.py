@@ -11,14 +11,14 @@ from itertools import zip_longest
 _GAP = "  "
 _NARROWEST, _LONGEST_WORD = 8, 12
 _PIECE = re.compile(r"[^ +/.:,]*[ +/.:,]*")
-"""A word of a cell, with what it may be broken behind."""
+"""A word of a cell, with the characters after which it may be broken."""
 
 
 def render_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Aligned columns under a ruled header.
 
-    On a terminal the widest columns are broken into lines to fit, the first one, which names,
-    last; a file or a pipe gets one line a row.
+    On a terminal, the widest columns are wrapped to fit, the first column last; a file or a pipe
+    gets one line per row.
     """
     columns = list(zip(header, *rows, strict=True))
     widths = [max(len(cell) for cell in column) for column in columns]
@@ -33,7 +33,7 @@ def render_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def room_beside(rows: Sequence[Sequence[str]], most: int) -> int:
-    """How wide a last column of bars may be for its bars to be told apart, ``most`` at most."""
+    """How wide a last column of bars may be, at most ``most``."""
     if not _is_on_terminal():
         return most
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -42,11 +42,11 @@ def room_beside(rows: Sequence[Sequence[str]], most: int) -> int:
 
 
 def _is_on_terminal() -> bool:
-    return sys.stdout is not None and sys.stdout.isatty()  # None in a process without any
+    return sys.stdout is not None and sys.stdout.isatty()  # None if the process has none
 
 
 def _least_width(column: Sequence[str]) -> int:
-    """Room for the words of a column, as long as they are not too long."""
+    """The width that keeps the words of a column whole, unless they are too long."""
     words = (len(piece.rstrip()) for cell in column for piece in _PIECE.findall(cell))
     return max(_NARROWEST, min(_LONGEST_WORD, max(words, default=0)))
 
@@ -54,7 +54,7 @@ def _least_width(column: Sequence[str]) -> int:
 def _shrink(
     widths: list[int], available: int, least: Sequence[int], columns: Sequence[int]
 ) -> None:
-    """Narrow the widest of some columns, letter by letter, until the table fits."""
+    """Narrow the widest of the given columns, letter by letter, until the table fits."""
     while sum(widths) > available:
         wider = [column for column in columns if widths[column] > least[column]]
         if not wider:
@@ -63,7 +63,7 @@ def _shrink(
 
 
 def _lines(cells: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
-    """A row, on as many lines as its most broken cell."""
+    """A row, on as many lines as its tallest cell needs."""
     broken = [list(_broken(cell, width)) for cell, width in zip(cells, widths, strict=True)]
     for parts in zip_longest(*broken, fillvalue=""):
         aligned = (part.ljust(width) for part, width in zip(parts, widths, strict=True))
@@ -71,7 +71,7 @@ def _lines(cells: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
 
 
 def _broken(cell: str, width: int) -> Iterator[str]:
-    """The cell in pieces of a width at most, broken behind words where that is possible."""
+    """The cell in pieces of at most that width, broken between words where possible."""
     line = ""
     for piece in _PIECE.findall(cell):
         if line and len(line) + len(piece.rstrip()) > width:

@@ -11,8 +11,8 @@ import resource
 import signal
 from itertools import pairwise, product
 
+import export_recipes
 import pytest
-import reference
 import safetensors
 import torch
 from artifacts import (
@@ -247,10 +247,11 @@ def test_detours_to_another_engine_are_taken_again(tmp_path):
 
 
 def test_reference_models_for_export_come_back_to_the_bit(tmp_path):
-    a_recipe = qrecipe.parse_recipe(reference.EXECUTORCH)
-    converted = qrecipe.quantize(reference.net(), a_recipe, reference.batches(), progress=silent)
-    loaded = round_trip(converted, reference.net(), tmp_path / "model.safetensors")
-    assert_same_outputs(converted, loaded, reference.batches()[0])
+    a_recipe = qrecipe.parse_recipe(export_recipes.EXECUTORCH)
+    net, batches = export_recipes.net, export_recipes.batches()
+    converted = qrecipe.quantize(net(), a_recipe, batches, progress=silent)
+    loaded = round_trip(converted, net(), tmp_path / "model.safetensors")
+    assert_same_outputs(converted, loaded, batches[0])
 
 
 def test_models_of_parts_keep_the_rest_and_its_weights(tmp_path):

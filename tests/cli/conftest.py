@@ -69,3 +69,19 @@ def folder(tmp_path, monkeypatch):
     yield tmp_path
     for name in [name for name in sys.modules if name in ("model", "helper", "plugin")]:
         del sys.modules[name]
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Ctrl-C while a ranking is measured."""
+    from qrecipe.measure.sensitivity import scores
+
+    count = iter(range(100))
+    added = scores.SqnrScore.add
+
+    def add(self, reference, output):
+        if next(count) == 5:
+            raise KeyboardInterrupt
+        added(self, reference, output)
+
+    monkeypatch.setattr(scores.SqnrScore, "add", add)

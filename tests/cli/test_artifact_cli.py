@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from artifacts import assert_same_outputs, quantized, recipe, stored
+from command_line import run
 from nets import NETS
 from places import ROOT
-from typer.testing import CliRunner
 
 import qrecipe
-from qrecipe.cli.app import app
 
 MODEL = """
 import torch
@@ -30,12 +29,6 @@ def batches():
     torch.manual_seed(1)
     return [torch.randn(4, 6) for _ in range(10)]
 """
-
-
-def run(*arguments):
-    result = CliRunner().invoke(app, [str(a) for a in arguments], prog_name="qrecipe")
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
 
 
 def without_torch(*arguments):

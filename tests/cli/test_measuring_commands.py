@@ -81,18 +81,7 @@ def test_options_that_do_not_go_together_are_wrong_usage(folder, options):
     assert not (folder / "overlay.toml").exists()
 
 
-def test_an_interrupt_ends_with_the_partial_ranking_and_status_1(folder, monkeypatch):
-    from qrecipe.measure.sensitivity import scores
-
-    count = iter(range(100))
-    added = scores.SqnrScore.add
-
-    def interrupted(self, reference, output):
-        if next(count) == 5:
-            raise KeyboardInterrupt
-        added(self, reference, output)
-
-    monkeypatch.setattr(scores.SqnrScore, "add", interrupted)
+def test_an_interrupt_ends_with_the_partial_ranking_and_status_1(folder, interrupted):
     result = run("sensitivity", STATIC, *NAMED, "--json")
     assert result.exit_code == 1
     assert "QR212" in result.stderr

@@ -68,7 +68,8 @@ def test_a_full_device_is_one_line_and_no_success(command, unbuffered):
 
 @pytest.mark.parametrize(("command", "status"), [(SOUND, 0), ("check nowhere.toml", 1)])
 def test_closed_streams_leave_the_exit_status(command, status):
-    assert (shell(command, ">&-").returncode, shell(command, ">&-").stderr) == (status, "")
+    done = shell(command, ">&-")
+    assert (done.returncode, done.stderr) == (status, "")
     assert shell(command, ">&- 2>&-").returncode == status
 
 

@@ -30,7 +30,7 @@ def test_a_file_that_is_no_recipe_is_kept_and_nothing_is_computed(folder, comman
     (folder / name).write_text(OTHERS[name])
     result = run(*COMMANDS[command], "--out", name)
     assert result.exit_code == 1
-    assert f'QR001 "{name}" is there and no recipe: ' in result.stderr
+    assert f'QR001 "{name}" exists and is not a recipe: ' in result.stderr
     assert "name another file, or remove this one" in result.stderr
     assert result.stdout == ""
     assert "drawing batches" not in result.stderr
@@ -56,6 +56,6 @@ def test_the_library_keeps_a_file_that_is_no_recipe_too(tmp_path):
     notes = tmp_path / "notes.txt"
     notes.write_text("what I found")
     for save in (lambda: ranking.save_overlay(notes, 1), lambda: tuned.save(notes)):
-        with pytest.raises(RecipeReferenceError, match="is there and no recipe"):
+        with pytest.raises(RecipeReferenceError, match="exists and is not a recipe"):
             save()
     assert notes.read_text() == "what I found"

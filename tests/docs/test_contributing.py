@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import ast
 import re
-from functools import cache
 from importlib import import_module
 from typing import get_args
 
 import pytest
-from places import ROOT
+from places import ROOT, functions_of
 
 from qrecipe.execution.engine import ENGINES
-from qrecipe.planning.backend import _BACKEND_CONFIGS, EXPORTED
-from qrecipe.planning.engines import Engine
-from qrecipe.planning.plan import Executor
-from qrecipe.planning.stored import StoredPlan, StoredSite
+from qrecipe.planning.backend import _BACKEND_CONFIGS
+from qrecipe.planning.plan import EXPORTED
 from qrecipe.recipe.schema import Backend
 
 DOCS = ROOT / "docs"
@@ -50,12 +46,6 @@ def is_path(word):
 
 _ENDINGS = tuple(f".{suffix}" for suffix in SUFFIXES)
 _MADE_BY_INSTALLING = ".venv/bin/"
-
-
-@cache
-def functions_of(path):
-    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
-    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
 def is_there(name):
@@ -109,12 +99,6 @@ def test_every_test_that_is_named_exists(page):
     assert [test for path, test in named if test not in functions_of(path)] == []
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if "extend" in page])
-def test_a_page_on_extending_says_where_to_touch_what_and_which_tests_watch_it(page):
-    assert len([word for word in words(page) if DOTTED.fullmatch(word)]) >= 10
-    assert len([word for word in words(page) if TEST.fullmatch(word)]) >= 3
-
-
 def test_a_name_that_is_not_there_would_be_found():
     assert is_there("planning.kernels.refusal")
     assert is_there("planning.plan.Plan.executor")
@@ -155,7 +139,16 @@ def test_every_backend_has_a_config_and_is_executed_or_exported():
     assert not set(ENGINES) & EXPORTED
 
 
-def test_a_stored_plan_knows_every_executor_and_every_engine_of_a_detour():
-    assert get_args(StoredPlan.model_fields["executor"].annotation) == get_args(Executor)
-    stored = get_args(StoredSite.model_fields["engine"].annotation)
-    assert {*get_args(stored[0]), type(None)} == {*get_args(Engine), stored[1]}
+def test_every_make_target_that_is_named_exists():
+    targets = re.findall(r"`make ([a-z-]+)`", PAGES["CONTRIBUTING.md"].read_text(encoding="utf-8"))
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    rules = re.findall(r"^([a-z-]+):", makefile, re.MULTILINE)
+    assert len(targets) >= 5
+    assert set(targets) <= set(rules)
+
+
+def test_hooks_make_and_ci_run_the_same_checks():
+    commands = ("ruff check", "ruff format", "mypy --strict", "lint-imports")
+    for name in (".pre-commit-config.yaml", "Makefile", ".ci/run"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert [command for command in commands if f"/{command}" not in text] == [], name

@@ -30,6 +30,29 @@ def test_every_layer_is_a_module_and_every_module_stands_in_one_layer():
     assert modules() - set(named) == set(CONTRACTS["layers"]["exhaustive_ignores"])
 
 
+ROWS = [re.findall(r"\w+", line) for line in CONTRACTS["layers"]["layers"]]
+PACKAGES = [name for row in ROWS for name in row if (PACKAGE / name).is_dir() and name != "cli"]
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_every_package_says_what_it_may_import_and_imports_no_more(name):
+    docstring = " ".join((PACKAGE / name / "__init__.py").read_text(encoding="utf-8").split())
+    _, verb, said = docstring.partition("May import ")
+    assert verb
+    named = set(re.findall(r"`(\w+)`", said))
+    level = next(number for number, row in enumerate(ROWS) if name in row)
+    highest = min(
+        (number for number, row in enumerate(ROWS) if named & set(row)), default=level + 1
+    )
+    assert highest > level
+    below = {unit for row in ROWS[highest:] for unit in row} if "below" in said else set()
+    texts = [path.read_text(encoding="utf-8") for path in (PACKAGE / name).rglob("*.py")]
+    imported = {
+        unit for text in texts for unit in re.findall(r"^\s*from qrecipe\.(\w+)", text, re.M)
+    }
+    assert imported - named - below - {name, "_version"} == set()
+
+
 def test_every_module_that_is_kept_from_torch_is_there():
     named = CONTRACTS["torch-free"]["source_modules"]
     assert named

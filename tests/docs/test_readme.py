@@ -23,13 +23,3 @@ def test_every_command_and_file_that_is_named_is_there():
     assert links
     assert scripts
     assert [path for path in (*links, *scripts) if not (ROOT / path).exists()] == []
-
-
-def test_what_the_pages_say_of_setting_up_is_what_the_first_command_does():
-    """The README's own is executed before each merge; the pages show it with its output."""
-    (first, _) = re.findall(r"pip install -q (-c \S+ -e \S+)", README)
-    for page in ("index.md", "tutorial.md"):
-        text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-        lines = [line for line in text.splitlines() if line.startswith("    ")]
-        assert any(f"pip install {first}" in line for line in lines), page
-        assert any("source .venv/bin/activate" in line for line in lines), page

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import re
-from functools import cache
 from pathlib import Path
 
 import pytest
-from places import ROOT
+from places import ROOT, functions_of
 
 LINES = (ROOT / "docs" / "traps.md").read_text(encoding="utf-8").splitlines()
 NUMBERS = range(1, 78)
@@ -20,12 +18,6 @@ def cells(line):
 
 
 ROWS = {int(cells(line)[0]): line for line in LINES if re.match(r"\| \d+ \|", line)}
-
-
-@cache
-def functions_of(path):
-    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
-    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
 def test_every_row_is_there_once_and_says_what_both_do():

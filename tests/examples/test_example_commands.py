@@ -49,6 +49,7 @@ def digits_folder(monkeypatch):
             sys.modules.pop(name, None)
 
 
+@pytest.mark.slow  # the command runs before each merge, and tests/artifact/ compares the outputs
 def test_end_to_end_ships_a_file_that_loads_to_equal_outputs(digits_folder, capsys):
     digits_folder("end_to_end").main()
     printed = capsys.readouterr().out

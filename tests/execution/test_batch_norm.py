@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from plain_torch import converted, mapping
+from runs import silent
 from torch import nn
 
 import qrecipe
@@ -20,10 +21,6 @@ RECIPES = {
     "float": HEAD.format("x86-static", "")
     + '[rules]\nglobal = "float"\n[rules.module_name]\n"last" = "int8"\n',
 }
-
-
-def silent(done, total):
-    pass
 
 
 class Net(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from runs import silent
 from torch import nn
 
 import qrecipe
@@ -21,10 +22,6 @@ FOUR_BITS = qrecipe.parse_recipe(
     'format = 1\nextends = "builtin:embedding-weight-only"\n'
     '[rules.module_type]\n"torch.nn.Embedding" = "embedding-4-bit"\n'
 )
-
-
-def silent(done, total):
-    pass
 
 
 class Net(nn.Module):

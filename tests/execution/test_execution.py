@@ -27,10 +27,14 @@ from qrecipe.model.addresses import site_of
 from qrecipe.model.call import Inputs
 from qrecipe.observers.qconfig import qconfig
 
-CASES = [(name, seed) for name in NETS for seed in (None, 1, 2)]
+CASES = [
+    pytest.param((name, seed), id=f"{name}-{seed or 'all'}", marks=marks)
+    for name in NETS
+    for seed, marks in ((None, ()), (1, ()), (2, (pytest.mark.slow,)))
+]
 
 
-@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{case[1] or 'all'}", scope="module")
+@pytest.fixture(params=CASES, scope="module")
 def executed(request):
     """One net, compiled, prepared, calibrated and converted once for all tests."""
     name, seed = request.param

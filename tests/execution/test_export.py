@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from export_recipes import EXECUTORCH, TENSORRT, batches, net
 from nets import NETS
-from reference import EXECUTORCH, TENSORRT, batches, net
 from runs import silent
 from torch import nn
 from torch.ao.nn.quantized.reference import Linear as ReferenceLinear

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from artifacts import recipe
 from nets import NETS
 from runs import HEAD, STATIC, silent, tensors_of
 from torch import nn
@@ -29,33 +30,6 @@ def test_other_engines_pass_the_audit_and_leave_the_engine_as_it_was(backend, na
     assert sqnr_db(net.model()(batches[0]), converted(batches[0])) > 20
 
 
-DYNAMIC = """
-[tensor.dynamic]
-dtype = "uint8"
-is_dynamic = true
-[tensor.half]
-dtype = "float16"
-[tensor.half-dynamic]
-dtype = "float16"
-is_dynamic = true
-[tensor.embedding]
-observer = "per_channel_minmax"
-dtype = "uint8"
-qscheme = "per_channel_affine_float_qparams"
-[qconfig.dynamic]
-weight = "weight"
-activation = "dynamic"
-[qconfig.half]
-weight = "half"
-activation = "half-dynamic"
-[qconfig.embedding]
-weight = "embedding"
-[rules]
-global = "float"
-[rules.module_type]
-"""
-
-
 @pytest.mark.parametrize(
     ("name", "rule", "kind"),
     [
@@ -68,8 +42,8 @@ global = "float"
 def test_dynamic_and_weight_only_sites_need_no_batches(name, rule, kind):
     net = NETS[name]
     batch = net.batches(1)[0]
-    recipe = qrecipe.parse_recipe(HEAD + DYNAMIC + rule)
-    converted = qrecipe.quantize(net.model(), recipe, example_inputs=batch)
+    rules = f'[rules]\nglobal = "float"\n[rules.module_type]\n{rule}'
+    converted = qrecipe.quantize(net.model(), recipe(rules), example_inputs=batch)
     assert sum(isinstance(module, kind) for module in converted.modules()) >= 1
     expected = tensors_of(net.model()(batch))[0]
     assert sqnr_db(expected, tensors_of(converted(batch))[0]) > 20

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from itertools import product
 
 import pytest
 import torch
@@ -58,12 +59,21 @@ def same(one, two):
 # --- what is trained is what is converted
 
 
-EIGHT_BITS = ["arm-static", pytest.param("x86-vnni-static", marks=pytest.mark.vnni)]
+EIGHT_BITS = {"arm-static": (), "x86-vnni-static": (pytest.mark.vnni,)}
+WITH_ALL = ("residual", "functional", "attention", "binary", "norms")
 
 
-@pytest.mark.parametrize("name", TRAINABLE)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("base", EIGHT_BITS)
+def _runs():
+    """Every net with one kind for each base always, a few with each, and the rest where slow."""
+    for (base, marks), (place, kind), (at, name) in product(
+        EIGHT_BITS.items(), enumerate(KINDS), enumerate(TRAINABLE)
+    ):
+        is_always = name in WITH_ALL or at % len(KINDS) == place
+        marks = marks if is_always else (*marks, pytest.mark.slow)
+        yield pytest.param(base, kind, name, marks=marks)
+
+
+@pytest.mark.parametrize(("base", "kind", "name"), list(_runs()))
 def test_the_converted_model_computes_what_the_trained_one_computes(name, kind, base):
     """Of 8 full bits, and once ranges are fixed: what differs are ties in rounding."""
     net = NETS[name]

@@ -5,14 +5,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from plans import net_of
+from runs import silent
 from torch import nn
 
 import qrecipe
 from qrecipe.audit.sqnr import sqnr_db
-
-
-def silent(done, total):
-    pass
 
 
 def taken_over():

@@ -19,9 +19,8 @@ from torch.ao.ns import _numeric_suite_fx as numeric_suite
 from torch.ao.ns.fx.utils import compute_sqnr
 
 import qrecipe
-from qrecipe.audit.sqnr import output_sqnr_db, sqnr_db
+from qrecipe.audit.sqnr import Totals, output_sqnr_db, sqnr_db
 from qrecipe.errors.findings import ArtifactError, CalibrationError, QRecipeError
-from qrecipe.measure.fidelity import Totals
 from qrecipe.measure.pages.reports import comparison_page
 
 

@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import warnings
+from itertools import product
 
 import pytest
 import torch
@@ -18,10 +19,10 @@ from torch import fx, nn
 
 import qrecipe
 from qrecipe.audit.float_kernels import float_result, is_kernel
+from qrecipe.audit.sqnr import Totals
 from qrecipe.errors.findings import ArtifactError, CalibrationError, ExecutionError, QRecipeWarning
 from qrecipe.measure.drift.distribution import Distribution
 from qrecipe.measure.drift.report import DEFAULT_MAX_CLIPPED
-from qrecipe.measure.fidelity import Totals
 from qrecipe.registry import table as registered
 
 ANYWHERE = "[lint]\nignore = ['QR226']\n"  # made with 8 bits on CPUs without VNNI too
@@ -72,10 +73,20 @@ def test_the_data_of_calibration_give_the_stored_ranges_again(name):
         assert site.sqnr_after_db == pytest.approx(site.sqnr_db, abs=1.5), site
 
 
-@pytest.mark.parametrize("recipe", [STATIC, AVERAGE, WIDE, HISTOGRAM])
-@pytest.mark.parametrize("name", NETS)
+RECIPES = {"static": STATIC, "average": AVERAGE, "wide": WIDE, "histogram": HISTOGRAM}
+WITH_ALL = ("residual", "functional", "attention", "binary", "norms")
+
+
+def _runs():
+    """Every net with one of the recipes always, a few with each, and the rest where it is slow."""
+    for (at, name), (place, recipe) in product(enumerate(NETS), enumerate(RECIPES)):
+        is_always = name in WITH_ALL or at % len(RECIPES) == place
+        yield pytest.param(name, recipe, marks=[] if is_always else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize(("name", "recipe"), list(_runs()))
 def test_the_data_of_calibration_have_not_drifted(name, recipe):
-    _, converted, batches = quantized(name, recipe)
+    _, converted, batches = quantized(name, RECIPES[recipe])
     report = qrecipe.drift(converted, batches, progress=silent)
     assert report.drifted() == ()
     assert max(site.avoidable for site in report.sites) < DEFAULT_MAX_CLIPPED

@@ -22,17 +22,9 @@ from qrecipe.measure.drift.distribution import Histogram
 from qrecipe.measure.drift.report import Drift, SiteDrift
 from qrecipe.measure.drift.stored_ranges import QRange
 from qrecipe.measure.pages import charts
-from qrecipe.measure.pages.page import (
-    Figure,
-    Listing,
-    Page,
-    Table,
-    Text,
-    check_writable,
-    page_html,
-    save_page,
-)
+from qrecipe.measure.pages.page import Figure, Page, check_writable, page_html, save_page
 from qrecipe.measure.pages.reports import comparison_page, drift_page, ranking_page, tune_page
+from qrecipe.terminal.report import Listing, Table, Text
 
 HOSTILE = '<script>alert("x")</script>&$x^{2}$\u202e'
 LONG = "a_very_long_name_of_a_module." * 12
@@ -173,7 +165,7 @@ def test_pages_hold_ranking_depth_histograms_plan_recipe_and_versions(name):
     assert titles[-3:] == ["Plan", "Recipe", "Versions"]
     plan, recipe, versions = page.sections[-3:]
     assert "conv1" in {row[0] for row in plan.rows}
-    assert recipe.text == measured()["origin"].recipe
+    assert recipe.text() == measured()["origin"].recipe
     assert {"qrecipe", "torch"} <= {row[0] for row in versions.rows}
 
 

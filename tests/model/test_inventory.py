@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from nets import NETS, Aliased, Mlp, Residual, SharedConv
+from plans import net_of
 from torch import nn
 from torch.ao.quantization.quantize_fx import fuse_fx
 
@@ -98,15 +99,6 @@ def groups(inventory):
         " ".join(member.name for member in operation.members)
         for operation in inventory.structure.operations
     ]
-
-
-def net_of(forward, **modules):
-    """A model with these modules and this forward."""
-    kind = type("Net", (nn.Module,), {"forward": forward})
-    net = kind()
-    for name, module in modules.items():
-        setattr(net, name, module)
-    return net.eval()
 
 
 def test_every_toy_net_has_its_expected_groups():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from routed import Body, Routed, recipe_of_roots
+from runs import silent
 from torch import nn
 
 import qrecipe
@@ -25,10 +26,6 @@ def model():
 def batches():
     torch.manual_seed(1)
     return [torch.randn(8, 3, 8, 8) for _ in range(12)]
-
-
-def silent(done, total):
-    pass
 
 
 def test_only_what_is_in_the_roots_is_quantized_and_the_rest_runs_as_it_was(model, batches):

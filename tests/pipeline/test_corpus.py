@@ -1,6 +1,7 @@
 """Every static built-in recipe on every architecture: the model is what the plan says.
 
-A few small architectures and all toy nets always; all of torchvision's with ``-m slow``.
+A few small architectures and all toy nets always; all of torchvision's and the rest of the recipes
+with ``-m slow``.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ SHARES = ("all", "half")
 """How many of the sites the recipe quantizes; the others are left float by their exact names."""
 
 ALWAYS = ("mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1")
+QUICK = {("x86-static", "all"), ("arm-static", "half")}
+"""What these run in any case: each engine, and each share."""
 BATCHES = 10
 
 LEAST_DB = 14.0
@@ -46,12 +49,17 @@ def _runs():
     for name in TORCHVISION:
         for recipe, share in product(RECIPES, SHARES):
             marks = [pytest.mark.skipif(missing() is not None, reason=str(missing()))]
-            if name not in ALWAYS or recipe == "x86-static-histogram":
+            if name not in ALWAYS or (recipe, share) not in QUICK:
                 marks.append(pytest.mark.slow)
             values = ("torchvision", name, recipe, share)
             yield pytest.param(values, id=f"{name}-{recipe}-{share}", marks=marks)
-    for values in product(("own",), NETS, RECIPES, SHARES):
-        yield pytest.param(values, id="-".join(values))
+    for name, recipe, share in product(NETS, RECIPES, SHARES):
+        # halves of the static recipe are in tests/execution/test_execution.py, too
+        is_quick = share == "all" or (recipe, share) in QUICK
+        marks = [] if is_quick else [pytest.mark.slow]
+        yield pytest.param(
+            ("own", name, recipe, share), id=f"own-{name}-{recipe}-{share}", marks=marks
+        )
 
 
 @lru_cache(maxsize=1)

@@ -44,14 +44,16 @@ def test_what_depends_on_the_cpu_holds_without_vnni_too():
     """The tests marked ``cpu`` once more, with the kernels of a CPU that has AVX2 alone."""
     if not has_vnni():
         pytest.skip("this CPU has none, and the tests run as they are")
-    told = [sys.executable, str(ROOT / "tools" / "without_vnni.py")]
-    probe = "import torch; print(torch.backends.cpu.get_cpu_capability())"
-    run = subprocess.run([*told, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "AVX2"
-    tests = [*told, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", "-m", "cpu and not slow"]
     marked = [str(f) for f in ROOT.glob("tests/**/test_*.py") if "mark.cpu" in f.read_text()]
-    result = subprocess.run([*tests, *marked], cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout[-4000:]
+    given = ["-n", "0", "-p", "no:cacheprovider", "-m", "cpu and not slow", *marked]
+    code = (
+        "import sys, pytest, torch\n"
+        "assert torch.backends.cpu.get_cpu_capability() == 'AVX2'\n"
+        "sys.exit(pytest.main(sys.argv[1:]))\n"
+    )
+    told = [sys.executable, str(ROOT / "tools" / "without_vnni.py"), "-c", code]
+    result = subprocess.run([*told, *given], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
 
 
 # --- what a plan needs

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from plans import net_of
+from runs import silent
 from torch import nn
 
 import qrecipe
@@ -21,10 +22,6 @@ from qrecipe.errors.findings import (
 )
 
 STATIC = "builtin:x86-static"
-
-
-def silent(done, total):
-    pass
 
 
 def rows(count=12, width=6):
@@ -188,7 +185,7 @@ def test_a_model_that_fails_in_the_audit_prints_nothing(capfd, monkeypatch):
 @pytest.fixture
 def registered():
     from qrecipe._torch_ao import MinMaxObserver
-    from qrecipe.registry import table as table
+    from qrecipe.registry import table
 
     names = []
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from plans import net_of
+from runs import silent
 from torch import nn
 
 import qrecipe
 from qrecipe.errors.findings import QRecipeWarning
 
 STATIC = "builtin:x86-static"
-
-
-def silent(done, total):
-    pass
 
 
 def codes(plan):

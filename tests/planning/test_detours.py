@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from runs import silent
 from torch import nn
 
 import qrecipe
@@ -16,10 +17,6 @@ FULL = qrecipe.parse_recipe(
     'format = 1\nextends = "builtin:x86-vnni-static"\n[lint]\nignore = ["QR226"]'
 )
 """8-bit activations: what takes a detour to onednn is right without VNNI too."""
-
-
-def silent(done, total):
-    pass
 
 
 def extremes(*shape):

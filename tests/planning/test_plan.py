@@ -175,7 +175,7 @@ def test_a_passthrough_follows_a_float_producer_into_float_and_says_whom():
 def test_a_passthrough_is_stopped_by_its_exact_name_and_its_type(rules):
     found = sites(plan_of("residual", recipe(rules)))
     assert found["pool"].verdict == "float"
-    assert found["pool"].rule.qconfig is None
+    assert found["pool"].rule.is_float
 
 
 def test_a_passthrough_is_stopped_by_its_function():

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.ao.nn.quantized as nnq
 import torch.nn.functional as F
+from runs import silent
 from torch import nn
 
 import qrecipe
@@ -20,10 +21,6 @@ KINDS = {
     2: (nn.ConvTranspose2d, nnq.ConvTranspose2d, F.conv_transpose2d),
     3: (nn.ConvTranspose3d, nnq.ConvTranspose3d, F.conv_transpose3d),
 }
-
-
-def silent(done, total):
-    pass
 
 
 def steps(packed_for, inputs, outputs, kernel, stride, dimensions=2, **options):

@@ -89,7 +89,7 @@ def test_a_removed_rule_cannot_be_removed_again(tmp_path, monkeypatch):
     )
     (finding,) = findings_of(tmp_path, "top", monkeypatch, RecipeReferenceError)
     assert (finding.code, finding.location.file) == ("QR125", "top.toml")
-    assert finding.hint == '"middle.toml" has removed this rule already'
+    assert finding.hint == '"middle.toml" has already removed this rule'
 
 
 def test_removing_the_global_rule_leaves_it_missing(tmp_path, monkeypatch):
@@ -170,7 +170,7 @@ def test_a_circle_is_reported_with_its_chain(tmp_path, monkeypatch):
     (finding,) = findings_of(tmp_path, "one", monkeypatch, RecipeReferenceError)
     assert finding.code == "QR121"
     assert str(finding.location) == "three.toml:1:11"
-    assert finding.hint == "move what both need into a third one, and extend that"
+    assert finding.hint == "move what both need into a third recipe, and extend that"
     assert finding.notes == ("one.toml extends two.toml extends three.toml extends one.toml",)
 
 

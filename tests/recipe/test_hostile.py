@@ -134,7 +134,7 @@ def test_bases_count_together(tmp_path, monkeypatch):
     with pytest.raises(QRecipeError) as caught:
         qrecipe.load_recipe("c.toml")
     (finding,) = caught.value.findings
-    assert finding.message == "the recipes have more than 20,000 keys and values in all"
+    assert finding.message == "the recipes have more than 20,000 keys and values in total"
     assert finding.notes == ("c.toml extends b.toml extends a.toml",)
 
 

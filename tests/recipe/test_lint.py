@@ -43,7 +43,7 @@ def codes_of(plan):
 def test_a_qconfig_and_the_tensors_that_no_rule_leads_to_are_marked():
     assert warnings_of(FULL) == [("QR215", "weight"), ("QR215", "activation"), ("QR214", "int8")]
     hints = {finding.hint for finding in parse_recipe(FULL).warnings if finding.code == "QR215"}
-    assert hints == {'only the qconfig "int8" names it, which no rule uses'}
+    assert hints == {'only the qconfig "int8" uses it, which no rule uses'}
     assert warnings_of(USED) == []
 
 
@@ -170,7 +170,7 @@ def test_check_reports_warnings_with_a_caret_and_passes_unless_it_is_strict(fold
     result = run("check", "a.toml", STATIC)
     assert result.exit_code == 0
     assert result.stdout == (
-        'a.toml:3:9: QR215 no rule leads to the tensor "wide"\n'
+        'a.toml:3:9: QR215 no rule uses the tensor "wide"\n'
         "    3 | [tensor.wide]\n"
         "      |         ^^^^ remove it, or name it in a qconfig or a rule\n"
         "\n"

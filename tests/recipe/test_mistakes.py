@@ -193,10 +193,10 @@ CONTRADICTIONS = [
     ),
     ('observer = "placeholder"', '"placeholder"', "observes nothing"),
     (f"{MINMAX}quant_min = 5\nquant_max = 5", "5", "not less than"),
-    (f"{MINMAX}quant_min = -129\nquant_max = 5", "-129", "less than int8"),
-    (f"{MINMAX}quant_min = 0\nquant_max = 128", "128", "more than int8"),
-    (f"{MINMAX}quant_min = 10\nquant_max = 127", "10", "leaves out 0"),
-    (f"{MINMAX}quant_min = -9\nquant_max = -1", "-1", "leaves out 0"),
+    (f"{MINMAX}quant_min = -129\nquant_max = 5", "-129", "below the range of int8"),
+    (f"{MINMAX}quant_min = 0\nquant_max = 128", "128", "above the range of int8"),
+    (f"{MINMAX}quant_min = 10\nquant_max = 127", "10", "does not contain 0"),
+    (f"{MINMAX}quant_min = -9\nquant_max = -1", "-1", "does not contain 0"),
     (
         f"{MINMAX}quant_min = 0\nquant_max = 9\nreduce_range = true",
         "reduce_range",
@@ -211,7 +211,7 @@ CONTRADICTIONS = [
         'observer = "moving_average_minmax"\nqscheme = "per_tensor_symmetric"\ndtype = "int4"\n'
         'fake_quant = "fused_moving_average"',
         '"fused_moving_average"',
-        "larger for symmetric int4",
+        "too large for symmetric int4",
     ),
     ('is_dynamic = true\nobserver = "minmax"', "observer", 'takes no "observer"'),
     ("is_dynamic = true\neps = 0.1", "eps", 'takes no "eps"'),

@@ -9,8 +9,8 @@ import torch
 
 from qrecipe._torch_ao import quiet
 from qrecipe.observers.qconfig import factory, quantized_range
-from qrecipe.recipe.pairing import contradictions, missing_keys
 from qrecipe.recipe.schema import TensorSpec
+from qrecipe.recipe.tensor_checks import contradictions, missing_keys
 
 OBSERVERS = [
     "minmax",

@@ -115,9 +115,9 @@ def test_a_syntax_error_is_shown_with_line_and_caret():
     with pytest.raises(RecipeSyntaxError) as caught:
         parse_recipe('format = 1\nbackend = x86\n[rules]\nglobal = "float"\n', "dir/odd.toml")
     assert str(caught.value) == (
-        "dir/odd.toml:2:11: QR004 TOML syntax: this is no value\n"
+        "dir/odd.toml:2:11: QR004 invalid TOML: this is not a value\n"
         "    2 | backend = x86\n"
-        '      |           ^ a string is quoted, "like this"'
+        '      |           ^ strings must be quoted, "like this"'
     )
 
 

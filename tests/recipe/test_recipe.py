@@ -108,10 +108,10 @@ def test_what_a_recipe_holds_cannot_be_changed():
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: parse_recipe(None), "parse_recipe takes the text of a recipe"),
+        (lambda: parse_recipe(None), "parse_recipe takes a recipe as text"),
         (lambda: parse_recipe(FULL.encode()), 'not "bytes"'),
         (lambda: parse_recipe(Path("a.toml")), "load_recipe reads a file"),
-        (lambda: parse_recipe(FULL, path=3), 'is a path, not "int"'),
+        (lambda: parse_recipe(FULL, path=3), 'takes a path, not "int"'),
         (lambda: load_recipe(None), "load_recipe takes a path or a reference"),
         (lambda: load_recipe(3), 'not "int"'),
         (lambda: load_recipe(b"a.toml"), 'not "bytes"'),

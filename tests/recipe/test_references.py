@@ -56,7 +56,7 @@ def test_a_base_that_is_no_regular_file_is_said_to_be_none(tmp_path, monkeypatch
     os.mkfifo(tmp_path / "pipe.toml")
     write(tmp_path, pipes=BASE, top='extends = "./pipe.toml"\n')
     (finding,) = findings_of(tmp_path, "top", monkeypatch, RecipeReferenceError)
-    assert (finding.message, finding.hint) == ('"./pipe.toml" is no regular file', None)
+    assert (finding.message, finding.hint) == ('"./pipe.toml" is not a regular file', None)
 
 
 def test_a_recipe_from_a_pipe_is_said_to_be_no_regular_file():
@@ -173,7 +173,7 @@ def test_damaged_entry_points_of_a_distribution_are_a_finding(tmp_path, monkeypa
     install(tmp_path / "site", monkeypatch, "acme.vision")
     damaged = "[qrecipe.recipes]\nno equals sign\n"
     (tmp_path / "site" / "acme_recipes-1.0.dist-info" / "entry_points.txt").write_text(damaged)
-    with pytest.raises(RecipeReferenceError, match='metadata of "acme-recipes" are damaged'):
+    with pytest.raises(RecipeReferenceError, match='metadata of "acme-recipes" is damaged'):
         load_recipe("acme-recipes:cnn")
 
 

@@ -13,15 +13,15 @@ from qrecipe.recipe.recipe import parse_recipe
 
 MISTAKES = [
     # text, line, text under the caret, part of message or hint
-    ("backend = x86", 1, "x", "is quoted"),
+    ("backend = x86", 1, "x", "must be quoted"),
     ("a = True", 1, "T", "write true"),
     ("a =", 1, "", "a value is missing"),
     ("a = [1, , 2]", 1, ",", "a value is missing"),
     ('backend "x86"', 1, '"', "write KEY = VALUE"),
     ("backend", 1, "", "write KEY = VALUE"),
-    ("naïve = 1", 1, "ï", "is quoted"),
+    ("naïve = 1", 1, "ï", "must be quoted"),
     ("format = 1 backend = 2", 1, "b", "a line of its own"),
-    ("format = 01", 1, "1", "no leading zero"),
+    ("format = 01", 1, "1", "leading zeros are not allowed"),
     ('name = "x\nformat = 1', 1, "", "the string is not closed"),
     ("format = 1\nname = 'x\n\nbackend = 1\n", 2, "'x", "end it with '"),
     ('format = 1\nname = """x\n\nbackend = 1\n', 2, '"""x', 'end it with """'),
@@ -64,7 +64,7 @@ def test_a_key_that_is_set_twice_is_shown_with_its_first_place(text, key, line, 
     (finding,) = findings_of(text)
     ((_, before),) = finding.related
     assert (marked(finding), finding.location.line, before.line) == (key, line, first)
-    assert finding.message.startswith(f"TOML syntax: {key} is ")
+    assert finding.message.startswith(f"invalid TOML: {key} is ")
 
 
 def test_a_number_without_end_is_shown_on_its_line():

@@ -286,11 +286,11 @@ class Weird(BaseException):
 raise Weird
 """
 FORGED = """
-from qrecipe.errors import PluginError
+from qrecipe.errors.findings import PluginError
 raise PluginError("not findings")
 """
 WARNING = """
-from qrecipe.errors import Finding, PluginError
+from qrecipe.errors.findings import Finding, PluginError
 raise PluginError([Finding("QR201", "x"), Finding("QR999", "y")])
 """
 

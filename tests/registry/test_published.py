@@ -257,7 +257,7 @@ def test_two_versions_of_one_distribution_are_refused_and_both_places_named(
     install(tmp_path / "other", monkeypatch, "acme.vision", version="2.0")
     (finding,) = findings_of(top, "top", monkeypatch, RecipeReferenceError)
     assert finding.code == "QR120"
-    assert 'there are 2 distributions "acme-recipes"' in finding.message
+    assert '"acme-recipes" is installed 2 times' in finding.message
     for version, folder in (("1.0", "site"), ("2.0", "other")):
         assert f"{version} in {tmp_path / folder}" in finding.message
     assert finding.hint == "uninstall all but one"
@@ -269,7 +269,7 @@ def test_one_version_in_two_places_is_refused_only_where_the_recipes_differ(
     other = install(tmp_path / "other", monkeypatch, "acme.vision")
     assert load_recipe(CNN).name == "cnn"
     (other / "cnn.toml").write_text('extends = "./base.toml"\nname = "another"\n')
-    with pytest.raises(RecipeReferenceError, match="is published twice, and differently"):
+    with pytest.raises(RecipeReferenceError, match="is published twice with different contents"):
         load_recipe(CNN)
     (other / "cnn.toml").unlink()
     assert load_recipe(CNN).name == "cnn"
@@ -290,7 +290,7 @@ def test_damaged_metadata_are_a_finding(published, tmp_path, content):
     metadata.unlink()
     if content is not None:
         metadata.write_bytes(content)
-    with pytest.raises(RecipeReferenceError, match='metadata of "acme-recipes" are damaged'):
+    with pytest.raises(RecipeReferenceError, match='metadata of "acme-recipes" is damaged'):
         load_recipe(CNN)
 
 

@@ -94,9 +94,9 @@ def test_misspelt_names_are_answered_with_the_nearest():
 
 def test_spec_key_among_the_arguments_is_sent_to_its_place():
     (problem,) = check_arguments("observer", "minmax", {"reduce_range": True})
-    assert problem.hint == 'write "reduce_range" as a key of the tensor, beside "observer"'
+    assert problem.hint == 'write "reduce_range" as a key of the tensor, next to "observer"'
     (axis,) = check_arguments("observer", "per_channel_minmax", {"ch_axis": 1})
-    assert "operation's own" in axis.hint
+    assert "comes from the operation" in axis.hint
 
 
 @pytest.mark.parametrize("bins", [0, -1, 15, 2**14 + 1, 10**30, 2048.0, True, "2048", None])

@@ -71,8 +71,8 @@ def model_folder(folder: Path, monkeypatch) -> Iterator[Path]:
     sys.modules.pop("net_of_tests", None)
 
 
-def run(*arguments: str) -> Result:
+def run(*arguments: str | Path) -> Result:
     """The outcome of a command, which never is a traceback."""
-    result = CliRunner().invoke(app, arguments, prog_name="qrecipe")
+    result = CliRunner().invoke(app, [str(a) for a in arguments], prog_name="qrecipe")
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 
+import pytest
+
+from qrecipe.errors.findings import ExecutionError
 from qrecipe.terminal import progress
 
 
@@ -38,3 +41,33 @@ def test_a_pipe_is_told_nothing(monkeypatch):
     monkeypatch.setattr(progress.sys, "stderr", pipe)
     progress.terminal_progress("comparing")(3, 4)
     assert pipe.getvalue() == ""
+
+
+def test_what_takes_long_is_named_while_it_runs(monkeypatch):
+    terminal, pipe = Terminal(), io.StringIO()
+    monkeypatch.setattr(progress.sys, "stderr", terminal)
+    with progress.activity("converting"):
+        assert terminal.getvalue() == "converting …\r"
+    assert terminal.getvalue().endswith(" \r")
+    monkeypatch.setattr(progress.sys, "stderr", pipe)
+    with progress.activity("converting"):
+        pass
+    assert pipe.getvalue() == ""
+
+
+def test_false_is_silence_and_true_is_the_default(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(progress.sys, "stderr", terminal)
+    progress.chosen_progress(False, "comparing")(1, 4)
+    assert terminal.getvalue() == ""
+    for given in (True, None):
+        progress.chosen_progress(given, "comparing")(1, 4)
+    assert terminal.getvalue().count("comparing 1/4") == 2
+
+
+def test_a_function_is_called_itself_and_anything_else_is_a_finding():
+    steps = []
+    progress.chosen_progress(lambda *step: steps.append(step), "comparing")(1, None)
+    assert steps == [(1, None)]
+    with pytest.raises(ExecutionError, match='QR425 progress is a function or a bool, not "int"'):
+        progress.chosen_progress(3, "comparing")

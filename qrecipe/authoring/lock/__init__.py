@@ -1,1 +1,4 @@
-"""Lock files: a committed plan, compared with what would be planned today."""
+"""Lock files: what was decided, to be compared with what would be.
+
+May import what `authoring` may.
+"""

@@ -34,7 +34,7 @@ from qrecipe.recipe.toml.size_limits import item_count, longest_key, outline
 from qrecipe.recipe.toml.writer import LOCK_SUFFIX, toml_key, toml_value
 from qrecipe.registry import table as registered
 from qrecipe.registry.arguments import Kind
-from qrecipe.registry.claims import claims
+from qrecipe.registry.entry_points import claims
 from qrecipe.rules.structure import ModelStructure
 
 LOCK_FORMAT: Literal[1] = 1

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from qrecipe.planning.plan import Plan, Site
-from qrecipe.planning.text import spec_json
-from qrecipe.recipe.pairing import is_static_integer
+from qrecipe.planning.plan_values import spec_values
+from qrecipe.planning.text import decided_by
 from qrecipe.recipe.schema import Constructor, Phase, Table, TensorSpec
-from qrecipe.rules.resolution import describe
+from qrecipe.recipe.tensor_checks import is_static_integer
 
 _DEFAULT_FAKE_QUANT = Constructor(name="fake_quantize")
 
@@ -127,7 +127,7 @@ def _outcome(site: Site, phase: Phase) -> SiteOutcome:
         activation=None if qconfig is None else _spec(qconfig.activation, phase),
         input=None if site.input is None else "float, quantized here",
         engine=site.engine,
-        by=f"{describe(site.rule)} = {site.rule.label}",
+        by=decided_by(site.rule),
     )
 
 
@@ -135,7 +135,7 @@ def _spec(spec: TensorSpec | None, phase: Phase) -> str | None:
     """A spec in one line: dtype, observer, qscheme, and whatever else is set."""
     if spec is None:
         return None
-    values = spec_json(spec)
+    values = spec_values(spec)
     observer = None if spec.observer is None else _constructor(spec.observer)
     head = [spec.dtype, observer, spec.qscheme]
     rest = {

@@ -1,1 +1,1 @@
-"""Suggesting a recipe for a model."""
+"""Proposing a recipe for a model. May import what `authoring` may."""

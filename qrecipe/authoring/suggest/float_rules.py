@@ -35,7 +35,7 @@ def _refusal(site: Site, plan: Plan, inventory: Inventory) -> str | None:
     if _is_slow(site, plan, inventory):
         return _SLOW
     names_type = site.rule.tier in ("module_type", "function")
-    if names_type and site.verdict == "float" and site.rule.qconfig is not None:
+    if names_type and site.verdict == "float" and not site.rule.is_float:
         return None if match.operation.kind in FOLLOWERS else site.reason
     return None
 
@@ -78,7 +78,7 @@ def _left_float(
     match = inventory.matches[site.name]
     if site.verdict != "float" or match.operation.kind in FOLLOWERS:
         return None
-    if site.rule.qconfig is not None:
+    if not site.rule.is_float:
         return site.reason
     if site.rule.tier != "global" or dynamic is None or not _has_weights(match):
         return None

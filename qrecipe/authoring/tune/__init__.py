@@ -1,1 +1,1 @@
-"""Searching for the cheapest recipe within an accuracy budget."""
+"""Searching for the cheapest recipe within an accuracy budget. May import what `authoring` may."""

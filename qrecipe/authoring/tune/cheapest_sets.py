@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from qrecipe.errors.short import ShortRepr
+
 _GRAIN = 256
 """The number of parts that the time is divided into."""
 
 
-@dataclass(frozen=True, slots=True)
-class SiteCost:
+@dataclass(frozen=True, slots=True, repr=False)
+class SiteCost(ShortRepr):
     """A site that could stay float: why, and its share of the float model's time, 0 to 1.
 
     ``sqnr_db`` is that of the output with only this site quantized; None if it is not finite, or

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qrecipe.errors.findings import RecipeError
+from qrecipe.errors.short import ShortRepr
 from qrecipe.planning.plan import Plan
 from qrecipe.planning.target_cpu import TargetCpu, target_has_vnni
 from qrecipe.recipe.overlay import overlay_recipe
@@ -19,17 +20,17 @@ _EIGHT_BITS = ("int8", "uint8")
 _EXTREMES = ("minmax", "moving_average_minmax")
 
 
-@dataclass(frozen=True, slots=True)
-class Lever:
-    """A change to how tensors are quantized: the keys that it sets, by tensor name."""
+@dataclass(frozen=True, slots=True, repr=False)
+class Lever(ShortRepr):
+    """A change of how tensors are quantized: the keys that it sets, by the tensor's name."""
 
     what: str
     tensors: Mapping[str, Mapping[str, Any]] = field(hash=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A recipe to try: the base with these levers and these float sites."""
+@dataclass(frozen=True, slots=True, repr=False)
+class Candidate(ShortRepr):
+    """A recipe to try: the base with these levers, and these sites left float."""
 
     levers: tuple[Lever, ...] = ()
     floats: frozenset[str] = field(default_factory=frozenset)
@@ -86,8 +87,9 @@ def _levers(recipe: Recipe, plan: Plan, target_cpu: TargetCpu) -> Iterator[Lever
 
 
 def _roles(recipe: Recipe, plan: Plan) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
-    """The tensor specs of weights and of static activations in the plan, by name."""
-    qconfigs = [site.rule.qconfig for site in plan.sites if site.verdict == "quantized"]
+    """The tensors that the plan quantizes weights and static activations by, by name."""
+    winners = {site.rule for site in plan if site.verdict == "quantized"}
+    qconfigs = [rule.qconfig for rule in recipe.rules if rule.as_written in winners]
     weights = {q.weight for q in qconfigs if q is not None and q.weight is not None}
     activations = {q.activation for q in qconfigs if q is not None and q.activation is not None}
     named = recipe.tensors.items()

@@ -18,7 +18,7 @@ from qrecipe.recipe.overlay import float_rules, overlay_recipe, rule_key, save_o
 from qrecipe.recipe.recipe import Ingredient, Recipe, published
 from qrecipe.recipe.references import path_text
 from qrecipe.rules.resolution import listed
-from qrecipe.terminal.tables import render_table
+from qrecipe.terminal.report import Report, Section, Table, Text
 
 _WORDS: Mapping[Stop, str] = {
     "trials": "Stopped after the maximum number of trials",
@@ -40,9 +40,9 @@ class Budget:
         return self.float_metric - self.max_drop
 
 
-@dataclass(frozen=True, slots=True)
-class TuningResult:
-    """The best verified recipe, and the trials in order.
+@dataclass(frozen=True, slots=True, repr=False)
+class TuningResult(Report):
+    """The best recipe that was verified, and the trials in order.
 
     ``reached`` tells whether it is within the budget: ``metric`` is at least ``float_metric`` minus
     ``max_drop``. A recipe within the budget that was chosen from several is quantized and evaluated
@@ -66,7 +66,7 @@ class TuningResult:
     ranking: tuple[SiteCost, ...]
     stopped: Stop | None
     _base: Recipe = field(repr=False)
-    _values: Mapping[str, Any] = field(repr=False)
+    _values: Mapping[str, Any] = field(hash=False, repr=False)
 
     @property
     def ingredients(self) -> tuple[Ingredient, ...]:
@@ -80,21 +80,21 @@ class TuningResult:
             return None
         return max(0.0, self.float_metric - self.max_drop - self.metric)
 
-    def save(self, path: str | os.PathLike[str]) -> Recipe:
-        """Write the recipe as a file that extends the base recipe, and load it.
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the recipe as a file that extends the one it started from.
 
         Raises ``RecipeReferenceError`` (QR001) if it cannot be written or would overwrite a file
         that is not a recipe.
         """
-        return save_overlay(self._base, self._values, Path(path_text(path, "save takes a path")))
+        save_overlay(self._base, self._values, Path(path_text(path, "save takes a path")))
 
-    def __str__(self) -> str:
+    def _sections(self) -> Iterator[Section]:
         rows = [
             (str(number), _metric(trial.metric), _mark(trial), _what(trial))
             for number, trial in enumerate(self.trials, 1)
         ]
-        table = render_table(("trial", "metric", "", "what"), rows)
-        return "\n\n".join([table, "\n".join(self.notes)])
+        yield Table("Trials", ("trial", "metric", "", "what"), rows, numeric=frozenset({0, 1}))
+        yield Text("Result", self.notes)
 
     @property
     def notes(self) -> tuple[str, ...]:

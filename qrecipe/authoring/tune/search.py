@@ -13,6 +13,7 @@ from typing import Protocol
 
 from qrecipe.authoring.tune.cheapest_sets import SiteCost, cheapest_sets, errors_of
 from qrecipe.authoring.tune.levers import Candidate, Lever
+from qrecipe.errors.short import ShortRepr
 from qrecipe.rules.resolution import listed
 
 _MOST_ALONE = 8
@@ -37,9 +38,9 @@ class Measured:
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """One candidate: what was tried, its result, and whether the search continued from it.
+@dataclass(frozen=True, slots=True, repr=False)
+class Trial(ShortRepr):
+    """One candidate: what was tried, what it gave, and whether the search went on from it.
 
     ``metric`` is None if there is no finite one, and ``error`` says why; ``within`` tells whether
     it is within the budget; ``seconds`` is the time to quantize and evaluate it. ``is_repeated``

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from qrecipe.audit.sqnr import finite_or_none
 from qrecipe.authoring.tune.cheapest_sets import SiteCost
 from qrecipe.authoring.tune.levers import Candidate, Lever, digest_of
 from qrecipe.authoring.tune.log import TrialLog, again
@@ -19,7 +20,6 @@ from qrecipe.errors.findings import ExecutionError, QRecipeError, QRecipeWarning
 from qrecipe.errors.text import first_line
 from qrecipe.execution.batches import Forward, limited
 from qrecipe.measure.compare.comparison import compare
-from qrecipe.measure.fidelity import finite_or_none
 from qrecipe.measure.sensitivity.rank import Evaluate, sensitivity
 from qrecipe.measure.sensitivity.ranking import Ranking
 from qrecipe.measure.sensitivity.scores import number
@@ -179,7 +179,7 @@ class ModelBench:
             as_calibrated(recipe),
             of.batches,
             forward=of.forward,
-            progress=_silent,
+            progress=False,
             target_cpu=of.target_cpu,
         )
 
@@ -196,7 +196,7 @@ class ModelBench:
                 of.batches,
                 evaluate=evaluate,
                 forward=of.forward,
-                progress=_silent,
+                progress=False,
                 target_cpu=of.target_cpu,
             )
         except ExecutionError as error:
@@ -209,7 +209,9 @@ class ModelBench:
         of = self._subject
         one = list(limited(of.batches, 1))
         converted = self._made(quantize, recipe)
-        report = compare(runnable_copy(of.model), converted, one, of.forward, _silent)
+        report = compare(
+            runnable_copy(of.model), converted, one, forward=of.forward, progress=False
+        )
         return {site.name: site.float_share for site in report.sites}
 
 
@@ -223,10 +225,6 @@ def _costs(ranking: Ranking, shares: Mapping[str, float]) -> list[SiteCost]:
         )
         for site in ranking.sites
     ]
-
-
-def _silent(done: int, total: int | None) -> None:
-    pass
 
 
 @contextmanager

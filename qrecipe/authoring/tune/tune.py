@@ -42,7 +42,7 @@ from qrecipe.planning.target_cpu import TargetCpu, unjudged_sites
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.recipe import Recipe, load_recipe
 from qrecipe.recipe.references import path_text
-from qrecipe.terminal.progress import Progress, terminal_progress
+from qrecipe.terminal.progress import Progress, chosen_progress
 
 _ROUNDING = 1e-9
 """How much of a metric is rounding: 0.986 - 0.01 is a little more than 0.976."""
@@ -60,7 +60,7 @@ def tune(
     max_seconds: float | None = None,
     resume: str | os.PathLike[str] | None = None,
     forward: Forward | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     target_cpu: TargetCpu = "this",
 ) -> TuningResult:
     """Search for a recipe that loses at most ``max_drop`` and leaves as little float as possible.
@@ -95,7 +95,7 @@ def tune(
     unjudged_sites(planned, target_cpu)  # before anything is measured
     path = None if resume is None else Path(path_text(resume, "resume takes a path"))
     log = open_log(path, base.fingerprint, model_digest(model), environment(target_cpu))
-    show = progress or terminal_progress("tuning")
+    show = chosen_progress(progress, "tuning")
     subject = Subject(model, base, held, evaluate, forward, show, target_cpu)
     members = frozenset(member for site in planned.sites for member in site.members)
     bench = ModelBench(subject, members, log, Limits(max_trials, max_seconds))
@@ -138,7 +138,7 @@ def _left_float(recipe: Recipe, inventory: Inventory, planned: Plan) -> tuple[st
         site.name
         for site in planned.sites
         if site.verdict == "float"
-        and site.rule.qconfig is None
+        and site.rule.is_float
         and any(
             can_honour(inventory, [site.name], qconfig, recipe.backend, "ptq")
             for qconfig in qconfigs

@@ -1,1 +1,4 @@
-"""The commands as declared to Typer; the modules of the same name do the work."""
+"""The commands as Typer declares them; the work of each is in the module of its name.
+
+May import what `cli` may.
+"""

@@ -43,7 +43,7 @@ def diff(
     with reported(as_json=json):
         from qrecipe.cli import diff as diffing
 
-        found = diffing.compare((before, after), model, input or (), plugin or ())
+        found = diffing.compare((before, after), model, input, plugin)
         (diffing.show_json if json else diffing.show_text)(found)
     if not found.is_empty:
         raise typer.Exit(FOUND_SOMETHING)

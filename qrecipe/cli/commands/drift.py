@@ -6,9 +6,16 @@ from typing import Annotated
 
 import typer
 
-from qrecipe.cli.commands.measuring import DataOption, HtmlOption, PlotOption, ThreadsOption
-from qrecipe.cli.options import JsonOption, ModelOption, PluginOption
-from qrecipe.cli.output import FOUND_SOMETHING, reported
+from qrecipe.cli.options import (
+    DataOption,
+    HtmlOption,
+    JsonOption,
+    ModelOption,
+    PlotOption,
+    PluginOption,
+    ThreadsOption,
+)
+from qrecipe.cli.output import FOUND_SOMETHING, needs_torch, reported
 
 
 def drift(
@@ -53,12 +60,20 @@ def drift(
           --threshold 0.2 --html drift.html
     """
     with reported(as_json=json):
-        from qrecipe.cli import drift as drifting
+        needs_torch()
+        from qrecipe.cli.drift import look_for_drift
 
-        thresholds = (threshold, max_clipped)
-        request = drifting.Request(
-            file, model, data, *thresholds, plugin or (), threads, plot, html
+        found = look_for_drift(
+            file,
+            model,
+            data,
+            threshold=threshold,
+            max_clipped=max_clipped,
+            plot=plot,
+            html=html,
+            threads=threads,
+            plugins=plugin,
+            as_json=json,
         )
-        found = drifting.look_for_drift(request, as_json=json)
     if found:
         raise typer.Exit(FOUND_SOMETHING)

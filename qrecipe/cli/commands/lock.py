@@ -53,7 +53,7 @@ def lock(
         from qrecipe.cli.plan import make_plan
 
         path = _path(recipe, lock)
-        plan = make_plan(recipe, model, input or (), plugin or ())
+        plan = make_plan(recipe, model, input, plugin)
         write_lock(plan, path)
         if json:
             out_json({"lock": str(path), "sites": len(plan.sites)})

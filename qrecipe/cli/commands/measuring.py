@@ -8,36 +8,18 @@ from typing import Annotated
 import typer
 
 from qrecipe.cli.options import (
+    DataOption,
+    HtmlOption,
     JsonOption,
     ModelOption,
+    PlotOption,
     PluginOption,
     RecipeArgument,
     TargetCpuName,
     TargetCpuOption,
+    ThreadsOption,
 )
-from qrecipe.cli.output import FOUND_SOMETHING, reported
-
-DataOption = Annotated[
-    str,
-    typer.Option(
-        "--data",
-        metavar="FILE.py:NAME",
-        help="A function that returns an iterable of batches.",
-        show_default=False,
-    ),
-]
-PlotOption = Annotated[
-    str | None,
-    typer.Option("--plot", metavar="FILE", help="Write a plot: .png, .svg or .pdf."),
-]
-HtmlOption = Annotated[
-    str | None,
-    typer.Option("--html", metavar="FILE", help="Write an HTML page with plots, plan and recipe."),
-]
-ThreadsOption = Annotated[
-    int | None,
-    typer.Option("--threads", min=1, help="Number of torch threads; default: torch's choice."),
-]
+from qrecipe.cli.output import FOUND_SOMETHING, needs_torch, reported
 
 
 class RankingMethod(str, Enum):
@@ -66,12 +48,20 @@ def compare(
       qrecipe compare cnn.toml --model model.py:factory --data model.py:batches --html sites.html
     """
     with reported(as_json=json):
-        from qrecipe.cli import measure as measuring
+        needs_torch()
+        from qrecipe.cli.measure import compare_models
 
-        request = measuring.Request(
-            recipe, model, data, plugin or (), threads, plot, html, target_cpu.value
+        compare_models(
+            recipe,
+            model,
+            data,
+            plot=plot,
+            html=html,
+            target_cpu=target_cpu.value,
+            threads=threads,
+            plugins=plugin,
+            as_json=json,
         )
-        measuring.compare_models(request, as_json=json)
 
 
 def sensitivity(
@@ -129,12 +119,25 @@ def sensitivity(
     if evaluate is not None and method is RankingMethod.estimate:
         raise typer.BadParameter("--evaluate needs --method exact")
     with reported(as_json=json):
-        from qrecipe.cli import measure as measuring
+        needs_torch()
+        from qrecipe.cli.measure import rank
 
-        request = measuring.Request(
-            recipe, model, data, plugin or (), threads, plot, html, target_cpu.value
+        ranking = rank(
+            recipe,
+            model,
+            data,
+            method=method.value,
+            evaluate=evaluate,
+            memory_limit=memory_limit,
+            keep_float=keep_float,
+            min_sqnr_db=min_sqnr_db,
+            overlay=out,
+            plot=plot,
+            html=html,
+            target_cpu=target_cpu.value,
+            threads=threads,
+            plugins=plugin,
+            as_json=json,
         )
-        wish = measuring.Wish(method.value, evaluate, memory_limit, keep_float, min_sqnr_db, out)
-        ranking = measuring.rank(request, wish, as_json=json)
     if ranking.partial:
         raise typer.Exit(FOUND_SOMETHING)

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from qrecipe.cli.commands.measuring import DataOption, HtmlOption, ThreadsOption
 from qrecipe.cli.options import (
+    DataOption,
+    HtmlOption,
     InputOption,
     JsonOption,
     ModelOption,
@@ -17,6 +18,7 @@ from qrecipe.cli.options import (
     RecipeArgument,
     TargetCpuName,
     TargetCpuOption,
+    ThreadsOption,
 )
 from qrecipe.cli.output import FOUND_SOMETHING, needs_torch, reported
 
@@ -56,7 +58,9 @@ def suggest(
         needs_torch()
         from qrecipe.cli import tune as tuning
 
-        tuning.suggest(model, input or (), batches, plugin or (), out, as_json=json)
+        tuning.suggest(
+            model, shapes=input, num_batches=batches, out=out, plugins=plugin, as_json=json
+        )
 
 
 def tune(
@@ -111,14 +115,24 @@ def tune(
     _check_distinct({"--log": log, "--out": out, "--html": html})
     with reported(as_json=json):
         needs_torch()
-        from qrecipe.cli import tune as tuning
+        from qrecipe.cli.tune import tune_recipe
 
-        plugins = plugin or ()
-        request = tuning.Request(
-            recipe, model, data, evaluate, plugins, threads, log, out, html, target_cpu.value
+        result = tune_recipe(
+            recipe,
+            model,
+            data,
+            evaluate,
+            max_drop=max_drop,
+            max_trials=max_trials,
+            max_seconds=max_seconds,
+            log=log,
+            out=out,
+            html=html,
+            target_cpu=target_cpu.value,
+            threads=threads,
+            plugins=plugin,
+            as_json=json,
         )
-        limits = tuning.Limits(max_drop, max_trials, max_seconds)
-        result = tuning.tune_recipe(request, limits, as_json=json)
     if not result.reached or result.stopped == "interrupt":
         raise typer.Exit(FOUND_SOMETHING)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qrecipe.audit.dynamic_kernels import expected_output, with_weight_of
+from qrecipe.audit.float_kernels import expected_output, with_weight_of
 from qrecipe.audit.modules import differs, weight_problem
 from qrecipe.audit.sample import JUDGEABLE_DB, RIGHT_DB, Sample
 from qrecipe.audit.sqnr import output_sqnr_db, sqnr_db

@@ -31,8 +31,8 @@ from qrecipe.execution.packing import packed_convolution
 from qrecipe.model.addresses import CALLS, site_of
 from qrecipe.model.copies import own_tensors, structural_copy
 from qrecipe.model.graph_names import keep_state_names
-from qrecipe.model.normalize import TAKES_WEIGHT, stored
-from qrecipe.planning.engines import Engine
+from qrecipe.model.normalize import TAKES_WEIGHT, stored, stored_in
+from qrecipe.planning.plan import Engine
 from qrecipe.process.state import random_numbers_kept
 from qrecipe.recipe.schema import Backend, Phase
 
@@ -255,8 +255,5 @@ def packed_sites(converted: fx.GraphModule) -> Iterator[tuple[nn.Module, str, st
                 yield owner, "_packed_params", site
             continue
         for source in node.all_input_nodes:
-            if source.op == "get_attr":
-                path, _, name = str(source.target).rpartition(".")
-                owner = converted.get_submodule(path)
-                if isinstance(getattr(owner, name), torch.ScriptObject):
-                    yield owner, name, site
+            if isinstance(stored(source, converted), torch.ScriptObject):
+                yield *stored_in(source, converted), site

@@ -75,10 +75,9 @@ def _weight(node: fx.Node, graph_module: fx.GraphModule) -> Tensor | None:
         # the weights of a recurrent module have one row per gate output
         found = (getattr(owner, name, None) for name in ("weight", "weight_ih_l0", "weight_ih"))
         return next((weight for weight in found if isinstance(weight, Tensor)), None)
-    source = node.args[1] if node.target in TAKES_WEIGHT and len(node.args) > 1 else None
-    if not isinstance(source, fx.Node) or source.op != "get_attr":
+    if node.target not in TAKES_WEIGHT or len(node.args) < 2:
         return None
-    weight: Tensor = stored(source, graph_module)
+    weight: Tensor | None = stored(node.args[1], graph_module)
     return weight
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from qrecipe._torch_ao import quiet
-from qrecipe.audit.dynamic_kernels import expected_output
+from qrecipe.audit.float_kernels import expected_output
 from qrecipe.audit.sample import RIGHT_DB
 from qrecipe.audit.sqnr import output_sqnr_db, sqnr_db
 from qrecipe.errors.findings import Finding

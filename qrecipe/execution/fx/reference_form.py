@@ -18,7 +18,7 @@ from torch import fx, nn
 from qrecipe._torch_fx import ReferenceQuantizedModule
 from qrecipe.audit.modules import differs
 from qrecipe.errors.findings import Finding
-from qrecipe.model.addresses import CALLS, is_floating, is_plumbing, site_of
+from qrecipe.model.addresses import CALLS, is_conversion, is_floating, is_plumbing, site_of
 from qrecipe.model.normalize import MULTIPLIES_WEIGHT
 from qrecipe.observers.qconfig import torch_dtype
 from qrecipe.planning.plan import Plan, Site
@@ -48,7 +48,7 @@ def reference_findings(plan: Plan, reference: fx.GraphModule) -> Iterator[Findin
     modules = dict(reference.named_modules(remove_duplicate=False))
     nodes: dict[str, list[fx.Node]] = {}
     for node in reference.graph.nodes:
-        if node.op not in CALLS or _is_boundary(node):
+        if node.op not in CALLS or is_conversion(node):
             continue
         name = site_of(node)
         if name is None and _weight(node, modules) is not None:
@@ -62,11 +62,6 @@ def reference_findings(plan: Plan, reference: fx.GraphModule) -> Iterator[Findin
             yield differs(site, site.mode or "float", problem)
     for name in nodes:
         yield Finding("QR410", f"{name} was converted, but is not in the plan")
-
-
-def _is_boundary(node: fx.Node) -> bool:
-    target = str(getattr(node.target, "__name__", node.target))
-    return target.startswith(("quantize_per_", "dequantize"))
 
 
 def _problem(site: Site, nodes: list[fx.Node], modules: dict[str, nn.Module]) -> str | None:

@@ -18,7 +18,7 @@ from qrecipe._torch_fx import (
 )
 from qrecipe.audit.modules import differs, weight_problem
 from qrecipe.errors.findings import Finding
-from qrecipe.model.addresses import CALLS, is_floating, site_of
+from qrecipe.model.addresses import CALLS, is_conversion, is_floating, site_of
 from qrecipe.model.quantized import Became, module_became
 from qrecipe.planning.plan import Plan
 
@@ -54,7 +54,7 @@ def realised_sites(converted: fx.GraphModule) -> dict[str, Realised]:
         if became == "static":
             quantized.add(node)
         name = site_of(node)
-        if name is None or node.op not in CALLS or _is_boundary(node):
+        if name is None or node.op not in CALLS or is_conversion(node):
             continue
         if name not in found or _WEIGHT[became] >= _WEIGHT[found[name].became]:
             found[name] = Realised(became, node)
@@ -64,14 +64,10 @@ def realised_sites(converted: fx.GraphModule) -> dict[str, Realised]:
 _WEIGHT = {"float": 0, "static": 1, "dynamic": 1, "weight_only": 1, "leftover": 2}
 
 
-def _is_boundary(node: fx.Node) -> bool:
-    return node.target in (torch.quantize_per_tensor, torch.quantize_per_channel, "dequantize")
-
-
 def _became(node: fx.Node, modules: dict[str, nn.Module], quantized: set[fx.Node]) -> Became:
     if node.target is torch.quantize_per_tensor:
         return "static"
-    if node.op not in CALLS or node.target == "dequantize":
+    if node.op not in CALLS or is_conversion(node):
         return "float"
     if node.op == "call_module":
         became = module_became(modules[str(node.target)])

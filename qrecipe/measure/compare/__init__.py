@@ -1,1 +1,1 @@
-"""A float model compared with a quantized one."""
+"""A float model beside a quantized one. May import what `measure` may."""

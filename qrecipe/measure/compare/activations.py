@@ -12,14 +12,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from qrecipe.audit.sqnr import Totals
 from qrecipe.execution.fx.structure import realised_sites
 from qrecipe.measure.compare.watched import Watched
-from qrecipe.measure.fidelity import Totals
-from qrecipe.model.addresses import CALLS, site_of
+from qrecipe.model.addresses import is_conversion, site_of
 from qrecipe.model.copies import structural_copy, with_parts
 from qrecipe.model.graph_sites import Inventory
-
-_CONVERSIONS = (torch.quantize_per_tensor, torch.quantize_per_channel, "dequantize")
 
 
 @dataclass(slots=True)
@@ -102,8 +100,7 @@ def watched_converted(
     }
 
     def see(node: fx.Node, result: Any, seconds: float) -> None:
-        is_conversion = node.op in CALLS and node.target in _CONVERSIONS
-        times.add(CONVERSIONS if is_conversion else site_of(node) or "", seconds)
+        times.add(CONVERSIONS if is_conversion(node) else site_of(node) or "", seconds)
         if node in givers:
             activations.match(givers[node], result)
 
@@ -149,4 +146,4 @@ def _giver(node: fx.Node) -> fx.Node:
 
 def _is_reference(node: fx.Node) -> bool:
     """Whether the node computes in float between dequantize and quantize."""
-    return any(source.target == "dequantize" for source in node.all_input_nodes)
+    return any(map(is_conversion, node.all_input_nodes))

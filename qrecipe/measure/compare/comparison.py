@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from qrecipe.audit.sqnr import Fidelity, Totals, db_text, sqnr_text
 from qrecipe.audit.weights import (
     float_weights,
     quantized_weights,
@@ -19,6 +20,8 @@ from qrecipe.audit.weights import (
     weights_of_module,
 )
 from qrecipe.errors.findings import ArtifactError, Finding
+from qrecipe.errors.short import ShortRepr
+from qrecipe.errors.text import counted
 from qrecipe.execution.batches import Forward, inputs_of_batch, limited, no_batches, peek
 from qrecipe.execution.engine import engine
 from qrecipe.execution.fx.structure import realised_sites
@@ -32,22 +35,21 @@ from qrecipe.measure.compare.activations import (
     watched_modules,
     watched_reference,
 )
-from qrecipe.measure.fidelity import Fidelity, Totals, sqnr_text
 from qrecipe.measure.out_of_place import without_changes_in_place
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.planning.inventory import inventory_of
-from qrecipe.planning.stored import StoredPlan, ingredients_of
+from qrecipe.planning.plan import Plan
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.recipe import Ingredient, parse_recipe, published
-from qrecipe.terminal.progress import Progress, terminal_progress
-from qrecipe.terminal.tables import render_table
+from qrecipe.terminal.progress import Progress, chosen_progress
+from qrecipe.terminal.report import Report, Section, Table, Text
 
 _MOST_BATCHES = 2**31
 _TIMED_RUNS = 5
 
 
-@dataclass(frozen=True, slots=True)
-class SiteComparison:
+@dataclass(frozen=True, slots=True, repr=False)
+class SiteComparison(ShortRepr):
     """One site in both models.
 
     ``weight`` is None if the weight is not quantized, ``activation`` if the output has no floating
@@ -63,9 +65,9 @@ class SiteComparison:
     quantized_share: float
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """All sites, the worst activation first, and the model's output.
+@dataclass(frozen=True, slots=True, repr=False)
+class Comparison(Report):
+    """All sites, the worst activation first, and the model's own output.
 
     ``conversion_share`` is the share of the int8 time spent on quantizing and dequantizing;
     ``ingredients`` are the files of the recipe.
@@ -77,29 +79,14 @@ class Comparison:
     conversion_share: float
     ingredients: tuple[Ingredient, ...] = ()
 
-    def __str__(self) -> str:
-        rows = [
-            (
-                site.name,
-                site.op,
-                site.verdict,
-                _db(site.weight),
-                _db(site.activation),
-                "" if site.activation is None else f"{site.activation.mse:.2e}",
-                f"{site.float_share:.1%}",
-                f"{site.quantized_share:.1%}",
-            )
-            for site in self.sites
-        ]
-        header = ("site", "operation", "verdict", "weight dB", "activation dB", "MSE")
-        table = render_table((*header, "float time", "int8 time"), rows)
-        count = "1 batch" if self.batches == 1 else f"{self.batches} batches"
+    def _sections(self) -> Iterator[Section]:
+        yield comparison_table(self.sites)
         output = sqnr_text(None if self.output is None else self.output.sqnr_db)
         summary = (
-            f"output: {output} over {count}; "
+            f"output: {output} over {counted(self.batches, 'batch')}; "
             f"quantizing and dequantizing takes {self.conversion_share:.1%} of the int8 time"
         )
-        return "\n".join([table, "", summary, *published(self.ingredients)])
+        yield Text("Result", [summary, *published(self.ingredients)])
 
     def to_json(self) -> str:
         """JSON with stable keys; the SQNR of equal tensors is null, with ``"exact": true``."""
@@ -113,6 +100,26 @@ class Comparison:
         from qrecipe.measure.pages.plots import plot_comparison
 
         plot_comparison(self, path)
+
+
+def comparison_table(sites: Iterable[SiteComparison]) -> Table:
+    """What quantization cost at each site."""
+    rows = [
+        (
+            site.name,
+            site.op,
+            site.verdict,
+            "" if site.weight is None else db_text(site.weight.sqnr_db),
+            "" if site.activation is None else db_text(site.activation.sqnr_db),
+            "" if site.activation is None else f"{site.activation.mse:.2e}",
+            f"{site.float_share:.1%}",
+            f"{site.quantized_share:.1%}",
+        )
+        for site in sites
+    ]
+    header = ("site", "operation", "verdict", "weight dB", "activation dB", "MSE")
+    numeric = frozenset(range(3, 8))
+    return Table("Sites", (*header, "float time", "int8 time"), rows, numeric=numeric)
 
 
 def comparison_json(report: Comparison) -> dict[str, Any]:
@@ -141,8 +148,9 @@ def compare(
     reference: nn.Module,
     converted: nn.Module,
     batches: Iterable[Any],
+    *,
     forward: Forward | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Comparison:
     """Compare SQNR and MSE of weights, activations and output, and the share of the time, by site.
 
@@ -159,7 +167,7 @@ def compare(
     origin = provenance(converted)
     # training has changed weights, but not the sites
     recipe = replace(parse_recipe(origin.recipe), phase="ptq")
-    plan = StoredPlan.model_validate_json(origin.plan)
+    plan = Plan.from_json(origin.plan)
     first, stream = peek(batches)
     with inputs_of_batch(reference, first, forward) as inputs:
         inventory = inventory_of(reference, recipe, inputs)
@@ -168,7 +176,7 @@ def compare(
         without_changes_in_place(part.graph_module)
     run = _Run(reference, converted, inventory, forward)
     weights = run.weights()
-    show = progress or terminal_progress("comparing")
+    show = chosen_progress(progress, "comparing")
     kernels: AbstractContextManager[None] = (
         nullcontext() if plan.is_for_export else engine(recipe.backend)
     )
@@ -195,7 +203,7 @@ def converted_parts(converted: nn.Module, paths: Iterable[str]) -> dict[str, fx.
     return parts
 
 
-def _check_same(inventory: Inventory, plan: StoredPlan) -> None:
+def _check_same(inventory: Inventory, plan: Plan) -> None:
     planned = {site.name for site in plan.sites}
     odd = planned.symmetric_difference(inventory.matches)
     if odd:
@@ -264,9 +272,7 @@ class _Run:
             self._activations.forget()
         self._activations.totals = counted
 
-    def report(
-        self, plan: StoredPlan, weights: Mapping[str, Fidelity | None], count: int
-    ) -> Comparison:
+    def report(self, plan: Plan, weights: Mapping[str, Fidelity | None], count: int) -> Comparison:
         before, after = (times.shares() for times in self._times)
         sites = []
         for site in plan.sites:
@@ -289,7 +295,7 @@ class _Run:
             self._output.fidelity(),
             count,
             after.get(CONVERSIONS, 0.0),
-            ingredients_of(plan),
+            plan.ingredients,
         )
 
     def weights(self) -> dict[str, Fidelity | None]:
@@ -326,9 +332,3 @@ def _weight_fidelity(
 def _worst_first(site: SiteComparison) -> tuple[bool, float]:
     value = math.inf if site.activation is None else site.activation.sqnr_db
     return (site.activation is None, -math.inf if math.isnan(value) else value)
-
-
-def _db(fidelity: Fidelity | None) -> str:
-    if fidelity is None:
-        return ""
-    return "exact" if fidelity.exact else f"{fidelity.sqnr_db:.1f}"

@@ -1,1 +1,1 @@
-"""New data compared with the ranges of calibration."""
+"""New data against the ranges of calibration. May import what `measure` may."""

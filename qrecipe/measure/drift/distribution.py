@@ -9,13 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qrecipe.audit.sqnr import energy_ratio_db
+from qrecipe.errors.short import ShortRepr
+
 _BINS = 8192
 _POINTS = 8
 _NEAR_OVERFLOW = 1e37
 
 
-@dataclass(frozen=True, slots=True)
-class Histogram:
+@dataclass(frozen=True, slots=True, repr=False)
+class Histogram(ShortRepr):
     """Counts of values in bins of equal width from ``low`` to ``high``."""
 
     low: float
@@ -83,7 +86,7 @@ class Distribution:
         signal = float((counts * values**2).sum())
         if not noise or not signal:
             return None
-        return 10 * math.log10(signal / noise)
+        return energy_ratio_db(signal, noise)
 
     def share(self, chosen: Callable[[Tensor], Tensor]) -> float:
         """The estimated share of finite values for which ``chosen`` is true."""

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from qrecipe.audit.float_kernels import float_result, is_kernel
@@ -22,15 +21,16 @@ from qrecipe.measure.drift.counts import Tally
 from qrecipe.measure.drift.observers import Observing
 from qrecipe.measure.drift.report import Drift, SiteDrift, worst_first
 from qrecipe.measure.drift.stored_ranges import sharing, stored_ranges
+from qrecipe.model.addresses import is_conversion
 from qrecipe.model.call import Inputs, bind
 from qrecipe.model.copies import with_parts
 from qrecipe.model.nested import map_tensors
-from qrecipe.planning.stored import StoredPlan, ingredients_of
+from qrecipe.planning.plan import Plan
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.extends import compose
 from qrecipe.recipe.references import Source
 from qrecipe.recipe.schema import LintTable, RecipeTable
-from qrecipe.terminal.progress import Progress, terminal_progress
+from qrecipe.terminal.progress import Progress, chosen_progress
 
 _MOST_BATCHES = 2**31
 
@@ -39,8 +39,9 @@ _MOST_BATCHES = 2**31
 def drift(
     converted: nn.Module,
     batches: Iterable[Any],
+    *,
     forward: Forward | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Drift:
     """Compare new data with the ranges that the model has stored, tensor by tensor.
 
@@ -57,7 +58,7 @@ def drift(
         CalibrationError: there are no batches, none has values, or the model cannot take one.
         ExecutionError: the model has no stored ranges (QR430): it is dynamic or float.
     """
-    plan = StoredPlan.model_validate_json(provenance(converted).plan)
+    plan = Plan.from_json(provenance(converted).plan)
     paths = [part.path for part in architecture(converted).parts]
     parts = {} if plan.executor == "eager" else converted_parts(converted, paths)
     observing = Observing()
@@ -66,7 +67,7 @@ def drift(
         raise _nothing_stored()
     _warn_about(observing, converted)
     model = with_parts(converted, shadows)
-    show = progress or terminal_progress("measuring drift")
+    show = chosen_progress(progress, "looking for drift")
     kernels: AbstractContextManager[None] = (
         nullcontext() if plan.is_for_export else engine(plan.backend)
     )
@@ -82,7 +83,7 @@ def drift(
     sites = [site for shadow in shadows.values() for site in shadow.results()]
     if all(site.is_unseen for site in sites):
         raise _no_values(count)
-    return Drift(tuple(sorted(sites, key=worst_first)), count, ingredients_of(plan))
+    return Drift(tuple(sorted(sites, key=worst_first)), count, plan.ingredients)
 
 
 def _nothing_stored() -> ExecutionError:
@@ -127,7 +128,7 @@ def _lint(converted: nn.Module) -> LintTable:
 class _Shadowed(nn.Module):
     """A converted graph that runs as it is and also in float, with tallies of its ranges."""
 
-    def __init__(self, part: fx.GraphModule, plan: StoredPlan, observing: Observing) -> None:
+    def __init__(self, part: fx.GraphModule, plan: Plan, observing: Observing) -> None:
         super().__init__()
         self.part = part
         sites = {site.name: site for site in plan.sites}
@@ -181,11 +182,11 @@ class _Run(fx.Interpreter):
         """The output of a node for float inputs; None if that is not known."""
         sources = n.all_input_nodes
         is_exact = all(self._floating[source] is self.env[source] for source in sources)
-        if n.op == "output" or (is_exact and not _is_quantizing(n)):
-            return result  # nothing has been rounded yet
-        if _is_quantizing(n) or n.target == "dequantize":
-            # a copy, or in-place operations would change it for other readers
+        if is_conversion(n):
+            # a copy: what runs in place must not change it for those who read the other
             return self._floating[sources[0]].clone()
+        if n.op == "output" or is_exact:
+            return result  # of which nothing has been rounded yet
         args, kwargs = fx.map_arg((n.args, n.kwargs), self._floating.__getitem__)
         try:
             module = self._module(n)
@@ -204,10 +205,6 @@ def _count(tally: Tally, result: Tensor, value: Any) -> None:
         tally.add(value)
     else:
         tally.add_rounded(result.dequantize())
-
-
-def _is_quantizing(node: fx.Node) -> bool:
-    return node.target is torch.quantize_per_tensor
 
 
 def _dequantized(value: Any) -> Any:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from qrecipe.audit.sqnr import db_text, finite_or_none
+from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.text import counted
 from qrecipe.measure.drift.distribution import Histogram
 from qrecipe.measure.drift.stored_ranges import QRange
-from qrecipe.measure.fidelity import db_text, finite_or_none
 from qrecipe.recipe.recipe import Ingredient, published
 from qrecipe.rules.resolution import listed
-from qrecipe.terminal.tables import render_table
+from qrecipe.terminal.report import Report, Section, Table, Text, report_text
 
 DEFAULT_THRESHOLD = 0.5
 """An end that moves by this much, in widths of the stored range, counts as drift."""
@@ -29,8 +31,8 @@ _MOST_SHOWN = 10
 """Widths of the stored range beyond which it makes no difference how far a range moves."""
 
 
-@dataclass(frozen=True, slots=True)
-class SiteDrift:
+@dataclass(frozen=True, slots=True, repr=False)
+class SiteDrift(ShortRepr):
     """One tensor that is quantized to a stored range: the output of a site, or a float input.
 
     Everything is measured on the float values at this point, which ``values`` counts. ``stored``
@@ -88,9 +90,9 @@ class SiteDrift:
         return max(0.0, self.clipped - self.clipped_after)
 
 
-@dataclass(frozen=True, slots=True)
-class Drift:
-    """All stored ranges, the one that recalibration would move most first.
+@dataclass(frozen=True, slots=True, repr=False)
+class Drift(Report):
+    """All stored ranges, first the one that recalibration would move most.
 
     ``ingredients`` are the files of the recipe.
     """
@@ -107,16 +109,18 @@ class Drift:
             site for site in self.sites if site.moved > threshold or site.avoidable > max_clipped
         )
 
-    def __str__(self) -> str:
-        return self.text()
-
     def text(
         self, threshold: float = DEFAULT_THRESHOLD, *, max_clipped: float = DEFAULT_MAX_CLIPPED
     ) -> str:
         """The table, and how many tensors are above a threshold."""
-        table = render_table(HEADER, [drift_row(site) for site in self.sites])
+        return report_text(self._sections(threshold, max_clipped))
+
+    def _sections(
+        self, threshold: float = DEFAULT_THRESHOLD, max_clipped: float = DEFAULT_MAX_CLIPPED
+    ) -> Iterator[Section]:
+        yield drift_table(self.sites)
         summary = self.summary(threshold, max_clipped)
-        return "\n".join([table, "", *summary, *published(self.ingredients)])
+        yield Text("Result", [*summary, *published(self.ingredients)])
 
     def summary(self, threshold: float, max_clipped: float) -> tuple[str, ...]:
         """How many tensors are above a threshold, and what that means, in sentences."""
@@ -180,14 +184,25 @@ def drift_json(report: Drift) -> dict[str, Any]:
     }
 
 
-HEADER = (
+_HEADER = (
     *("site", "tensor", "stored range", "range today", "moved"),
     *("clipped", "clipped after", "dB", "dB after"),
 )
 
 
-def drift_row(site: SiteDrift) -> tuple[str, ...]:
-    """A line of the table below ``HEADER``."""
+def drift_table(sites: Iterable[SiteDrift]) -> Table:
+    """Each stored range beside that of today."""
+    return Table(
+        "Stored ranges",
+        _HEADER,
+        [_row(site) for site in sites],
+        "clipped: values beyond all integers of the kernel; dB: SQNR that the stored range "
+        "leaves of what float gives here (estimate); after: the same for the range of today.",
+        numeric=frozenset(range(2, len(_HEADER))),
+    )
+
+
+def _row(site: SiteDrift) -> tuple[str, ...]:
     bound = "≤" if site.is_bound else ""
     return (
         site.name,

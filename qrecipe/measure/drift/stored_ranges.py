@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from qrecipe.model.addresses import CALLS, site_of
-from qrecipe.planning.stored import StoredSite
+from qrecipe.model.addresses import CALLS, is_conversion, site_of
+from qrecipe.model.normalize import stored
+from qrecipe.planning.plan import Site
 from qrecipe.recipe.schema import TensorSpec, quantized_range
 
 TensorRole = Literal["input", "output"]
@@ -56,7 +57,7 @@ class StoredRange:
     of the dtype and ``possible`` is their range, beyond which kernels clip.
     """
 
-    site: StoredSite
+    site: Site
     role: TensorRole
     spec: TensorSpec
     calibrated: QRange
@@ -71,10 +72,8 @@ class StoredRange:
         return QRange.of(chosen.scale, chosen.zero_point, self.integers)
 
 
-def stored_ranges(
-    part: fx.GraphModule, sites: Mapping[str, StoredSite]
-) -> dict[fx.Node, StoredRange]:
-    """Each node that quantizes to a calibrated range, in order."""
+def stored_ranges(part: fx.GraphModule, sites: Mapping[str, Site]) -> dict[fx.Node, StoredRange]:
+    """Each node that quantizes to a range which calibration has found, in order."""
     found = {}
     for node in part.graph.nodes:
         place = _place(node, sites)
@@ -106,7 +105,7 @@ def is_fixed(spec: TensorSpec) -> bool:
 
 
 def sharing(
-    part: fx.GraphModule, ranges: Mapping[fx.Node, StoredRange], sites: Mapping[str, StoredSite]
+    part: fx.GraphModule, ranges: Mapping[fx.Node, StoredRange], sites: Mapping[str, Site]
 ) -> dict[fx.Node, fx.Node]:
     """The nodes that share an observer, each with the first range of its group.
 
@@ -135,17 +134,8 @@ def sharing(
     return {**group, **{node: group[origin] for node, origin in copying.items()}}
 
 
-def is_conversion(node: fx.Node) -> bool:
-    """Whether a node only quantizes or dequantizes."""
-    return node.op in CALLS and node.target in (
-        torch.quantize_per_tensor,
-        torch.quantize_per_channel,
-        "dequantize",
-    )
-
-
-def _place(node: fx.Node, sites: Mapping[str, StoredSite]) -> tuple[StoredSite, TensorRole] | None:
-    """The site whose tensor a node quantizes; None if that is not a new range."""
+def _place(node: fx.Node, sites: Mapping[str, Site]) -> tuple[Site, TensorRole] | None:
+    """The site whose tensor a node quantizes; None where that is no new range."""
     if node.op not in CALLS:
         return None
     if node.target is torch.quantize_per_tensor:
@@ -160,7 +150,7 @@ def _place(node: fx.Node, sites: Mapping[str, StoredSite]) -> tuple[StoredSite, 
     return (site, "output") if site is not None and is_own else None
 
 
-def _readers(node: fx.Node, sites: Mapping[str, StoredSite]) -> Iterator[StoredSite]:
+def _readers(node: fx.Node, sites: Mapping[str, Site]) -> Iterator[Site]:
     """The static sites that read a tensor, the nearest first."""
     waiting, seen = [node], {node}
     while waiting:
@@ -190,13 +180,7 @@ def _qparams(node: fx.Node, part: fx.GraphModule) -> tuple[float, int] | None:
 
 
 def _value(argument: Any, part: fx.GraphModule) -> Any:
-    if not isinstance(argument, fx.Node):
-        return argument
-    if argument.op != "get_attr":
-        return None
-    path, _, name = str(argument.target).rpartition(".")
-    owner: nn.Module = part.get_submodule(path)
-    return getattr(owner, name, None)
+    return stored(argument, part) if isinstance(argument, fx.Node) else argument
 
 
 def _numbers(scale: Any, zero_point: Any) -> tuple[float, int] | None:

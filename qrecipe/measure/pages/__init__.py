@@ -1,1 +1,1 @@
-"""Reports as HTML pages and plots."""
+"""Reports as HTML pages and plots. May import what `measure` may."""

@@ -7,14 +7,12 @@ import codecs
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from html import escape
-from itertools import count
 from pathlib import Path
 
 from qrecipe.errors.findings import Finding, QRecipeError
-from qrecipe.errors.text import printable, shown
+from qrecipe.errors.text import shown
 from qrecipe.files import check_replaceable_file, replace_file, why_not
+from qrecipe.terminal.report import Section, escaped, report_html
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,38 +24,18 @@ class Figure:
     alt: str
     caption: str = ""
 
+    def text(self) -> str:
+        return self.alt
 
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Rows of text under a header; ``numeric`` are the indices of right-aligned columns."""
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    caption: str = ""
-    numeric: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """Paragraphs."""
-
-    title: str
-    paragraphs: Sequence[str]
+    def html(self) -> str:
+        # an image of its own: the names inside one drawing cannot meet those of another
+        data = base64.b64encode(self.svg).decode()
+        image = f'<img alt="{escaped(self.alt)}" src="data:image/svg+xml;base64,{data}">'
+        caption = f"\n<figcaption>{escaped(self.caption)}</figcaption>" if self.caption else ""
+        return f"<figure>\n{image}{caption}\n</figure>"
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """Preformatted text, such as a recipe."""
-
-    title: str
-    text: str
-
-
-_LONGEST_WORD = 24
 _START = 1024
-
-Section = Figure | Table | Text | Listing
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +48,9 @@ class Page:
 
 
 def page_html(page: Page) -> str:
-    """The page as an HTML5 document; all text is escaped."""
-    title, subtitle = _text(page.title), _text(page.subtitle)
-    sections = "\n".join(_section(section) for section in page.sections)
+    """The page as an HTML5 document; every text in it is escaped."""
+    title, subtitle = escaped(page.title), escaped(page.subtitle)
+    sections = report_html(page.sections, "h2")
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -116,51 +94,6 @@ def _unwritable(path: str | os.PathLike[str], why: str) -> QRecipeError:
     name = shown(os.fspath(path))
     hint = "name a file in an existing folder"
     return QRecipeError(Finding("QR431", f"cannot write the report {name}: {why}", hint=hint))
-
-
-def _text(text: str) -> str:
-    return escape(printable(text))
-
-
-def _section(section: Section) -> str:
-    return f"<section>\n<h2>{_text(section.title)}</h2>\n{_content(section)}\n</section>"
-
-
-def _content(section: Section) -> str:
-    if isinstance(section, Figure):
-        return _figure(section)
-    if isinstance(section, Table):
-        return _table(section)
-    if isinstance(section, Listing):
-        return f"<pre>{_text(section.text)}</pre>"
-    return "\n".join(f"<p>{_text(paragraph)}</p>" for paragraph in section.paragraphs)
-
-
-def _figure(figure: Figure) -> str:
-    # a separate image: the ids inside one drawing cannot clash with those of another
-    data = base64.b64encode(figure.svg).decode()
-    image = f'<img alt="{_text(figure.alt)}" src="data:image/svg+xml;base64,{data}">'
-    caption = f"\n<figcaption>{_text(figure.caption)}</figcaption>" if figure.caption else ""
-    return f"<figure>\n{image}{caption}\n</figure>"
-
-
-def _table(table: Table) -> str:
-    caption = f"<caption>{_text(table.caption)}</caption>\n" if table.caption else ""
-    head = _row(table, table.header, "th")
-    body = "\n".join(_row(table, row, "td") for row in table.rows)
-    return f"<table>\n{caption}<thead>\n{head}\n</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
-
-
-def _row(table: Table, cells: Sequence[str], tag: str) -> str:
-    return f"<tr>{''.join(map(partial(_cell, table, tag), count(), cells))}</tr>"
-
-
-def _cell(table: Table, tag: str, position: int, cell: str) -> str:
-    # only long words may break anywhere, or columns would shrink to single letters
-    is_long = any(len(word) > _LONGEST_WORD for word in cell.split())
-    kind = "number" if position in table.numeric else "long" if is_long else ""
-    start = f'<{tag} class="{kind}">' if kind else f"<{tag}>"
-    return f"{start}{_text(cell)}</{tag}>"
 
 
 _STYLE = """\

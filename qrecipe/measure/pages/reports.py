@@ -6,25 +6,24 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from qrecipe.errors.text import counted, one_line
-from qrecipe.execution.provenance import Provenance
-from qrecipe.measure.compare.comparison import Comparison
+from qrecipe.audit.sqnr import db_text, sqnr_text
+from qrecipe.errors.text import counted
+from qrecipe.execution.provenance import Provenance, origin_sections, stored_plan
+from qrecipe.measure.compare.comparison import Comparison, comparison_table
 from qrecipe.measure.drift.report import (
     DEFAULT_MAX_CLIPPED,
     DEFAULT_THRESHOLD,
-    HEADER,
     Drift,
     SiteDrift,
     drawn_move,
-    drift_row,
+    drift_table,
     moved_text,
 )
-from qrecipe.measure.fidelity import db_text, sqnr_text
 from qrecipe.measure.pages import charts
-from qrecipe.measure.pages.page import Figure, Listing, Page, Section, Table, Text
+from qrecipe.measure.pages.page import Figure, Page
 from qrecipe.measure.sensitivity.ranking import Ranking
-from qrecipe.planning.stored import StoredPlan, StoredSite, ingredients_of
 from qrecipe.rules.resolution import listed
+from qrecipe.terminal.report import Section, Table, Text
 
 MOST_BARS = 40
 MOST_SPREADS = 6
@@ -67,16 +66,9 @@ def drift_page(
             {"stored range": _sqnr, "range of today's data": _sqnr_after},
         ),
         *_spreads(sites, with_now=True),
-        Table(
-            "Stored ranges",
-            HEADER,
-            [drift_row(site) for site in sites],
-            "clipped: values that the kernel cannot represent; dB: estimated SQNR with the stored "
-            "range; after: the same with today's range.",
-            numeric=frozenset(range(2, len(HEADER))),
-        ),
+        drift_table(sites),
     ]
-    return Page(f"Drift: {_name(origin)}", _subtitle(origin), [*sections, *_origin(origin)])
+    return _page(f"Drift: {_name(origin)}", sections, origin)
 
 
 def comparison_page(report: Comparison, activations: Activations, origin: Provenance) -> Page:
@@ -92,29 +84,15 @@ def comparison_page(report: Comparison, activations: Activations, origin: Proven
             f"Quantizing and dequantizing takes {report.conversion_share:.1%} of the int8 time.",
         ),
     )
-    rows = [
-        (
-            site.name,
-            site.op,
-            site.verdict,
-            "" if site.weight is None else db_text(site.weight.sqnr_db),
-            "" if site.activation is None else db_text(site.activation.sqnr_db),
-            "" if site.activation is None else f"{site.activation.mse:.2e}",
-            f"{site.float_share:.1%}",
-            f"{site.quantized_share:.1%}",
-        )
-        for site in report.sites
-    ]
-    header = ("site", "operation", "verdict", "weight dB", "activation dB", "MSE", "float time")
     label = "SQNR of the activation (dB)"
     sections: list[Section] = [
         summary,
         *_bars("Sites by SQNR, worst first", list(values), list(values.values()), label),
         *_named_depth(values, origin, label),
         *_worst_spreads(list(values), activations),
-        Table("Sites", (*header, "int8 time"), rows, numeric=frozenset(range(3, 8))),
+        comparison_table(report.sites),
     ]
-    return Page(f"Comparison: {_name(origin)}", _subtitle(origin), [*sections, *_origin(origin)])
+    return _page(f"Comparison: {_name(origin)}", sections, origin)
 
 
 def ranking_page(ranking: Ranking, activations: Activations, origin: Provenance) -> Page:
@@ -156,7 +134,7 @@ def ranking_page(ranking: Ranking, activations: Activations, origin: Provenance)
     if ranking.unranked:
         reasons = list(ranking.unranked.items())
         sections.append(Table("Sites without an error of their own", ("site", "why"), reasons))
-    return Page(f"Sensitivity: {_name(origin)}", _subtitle(origin), [*sections, *_origin(origin)])
+    return _page(f"Sensitivity: {_name(origin)}", sections, origin)
 
 
 def tune_page(
@@ -193,7 +171,7 @@ def tune_page(
         *_ranked(ranking, activations, origin),
         Table("Trials in order", ("trial", "change", metric, ""), rows, numeric=frozenset({0, 2})),
     ]
-    return Page(f"Tuning: {title}", _subtitle(origin), [*sections, *_origin(origin)])
+    return _page(f"Tuning: {title}", sections, origin)
 
 
 def _trial_cells(value: float, was_kept: bool) -> tuple[str, str]:
@@ -214,7 +192,7 @@ def _ranked(
     label = "SQNR of the output with this site alone quantized (dB)"
     yield from _bars("Ranking, worst first", list(values), list(values.values()), label)
     yield from _named_depth(values, origin, label)
-    verdicts = {site.name: site.verdict for site in _plan(origin).sites}
+    verdicts = {site.name: site.verdict for site in stored_plan(origin)}
     left = [name for name in values if verdicts.get(name) == "float"]
     why = f"Float, so without a range: {listed(left)}." if left else ""
     yield from _worst_spreads(list(values), activations, why)
@@ -310,60 +288,22 @@ def _spreads(sites: Sequence[SiteDrift], *, with_now: bool, note: str = "") -> I
     yield Figure(_SPREADS, charts.spreads(panels), alt, f"{caption} {note}".rstrip())
 
 
-def _origin(origin: Provenance) -> Iterator[Section]:
-    """The plan, the recipe and the versions."""
-    plan = _plan(origin)
-    rows = [_plan_row(site) for site in plan.sites]
-    header = ("site", "operation", "verdict", "weight/activation", "decided by", "why")
-    caption = f"{plan.backend} ({plan.phase}), {plan.executor}: {len(rows)} sites"
-    yield Table("Plan", header, rows, caption)
-    yield Listing("Recipe", origin.recipe)
-    made_of = [each for each in ingredients_of(plan) if each.publisher is not None]
-    versions = [
-        ("fingerprint of the recipe", origin.fingerprint),
-        *((one_line(each.name), str(each.publisher)) for each in made_of),
-        *sorted(origin.versions.items(), key=_version_order),
-    ]
-    yield Table("Versions", ("", "version"), versions)
-
-
-def _version_order(version: tuple[str, str]) -> tuple[int, str]:
-    """The sort key of versions: a stored file has them by name, a model in memory does not."""
-    name, _ = version
-    first = ("qrecipe", "torch", "python")
-    return (first.index(name) if name in first else len(first), name)
-
-
-def _plan_row(site: StoredSite) -> tuple[str, ...]:
-    dtypes = "float"
-    if site.qconfig is not None:
-        specs = (site.qconfig.weight, site.qconfig.activation)
-        dtypes = "/".join("-" if spec is None else str(spec.dtype) for spec in specs)
-        dtypes += " dynamic" if site.mode == "dynamic" else ""
-    decided = f"{site.rule.tier} {site.rule.key}".rstrip() + f" = {site.rule.says}"
-    cells = (site.name, site.op, site.verdict, dtypes, decided, site.reason or "")
-    return tuple(map(one_line, cells))
-
-
-def _plan(origin: Provenance) -> StoredPlan:
-    # parsed and checked, since the plan of a loaded model comes from a file
-    return StoredPlan.model_validate_json(origin.plan)
-
-
 def _site_names(origin: Provenance) -> list[str]:
-    return [site.name for site in _plan(origin).sites]
+    return [site.name for site in stored_plan(origin)]
 
 
 def _name(origin: Provenance) -> str:
-    return _plan(origin).recipe
+    return stored_plan(origin).recipe
 
 
-def _subtitle(origin: Provenance) -> str:
+def _page(title: str, sections: Sequence[Section], origin: Provenance) -> Page:
+    """The sections, and at the end what the model was made by."""
     versions = origin.versions
-    return (
+    subtitle = (
         f"qrecipe {versions.get('qrecipe', '?')}, torch {versions.get('torch', '?')}; "
         f"recipe {origin.fingerprint[:12]}"
     )
+    return Page(title, subtitle, [*sections, *origin_sections(origin)])
 
 
 def _sqnr(site: SiteDrift) -> float:

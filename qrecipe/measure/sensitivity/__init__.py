@@ -1,1 +1,1 @@
-"""Ranking the sites by the accuracy that they cost."""
+"""Which sites cost accuracy: the ranking. May import what `measure` may."""

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qrecipe.audit.sqnr import energy_ratio_db, floating_tensors
 from qrecipe.errors.findings import ExecutionError, Finding
 from qrecipe.measure.batches import Call
-from qrecipe.measure.fidelity import floating_tensors
 from qrecipe.measure.sensitivity.exact import too_little_memory
 from qrecipe.measure.sensitivity.isolated_sites import Kernel, Replaceable
 from qrecipe.measure.sensitivity.replay import size_of
@@ -77,7 +77,7 @@ class Estimate:
         return {
             name: min(
                 (
-                    _db(signal, noise / self._count)
+                    energy_ratio_db(signal, noise / self._count)
                     for signal, noise in zip(self._signal, energies, strict=True)
                 ),
                 default=math.nan,
@@ -162,11 +162,3 @@ def _add(sums: list[float], index: int, value: float) -> None:
     while len(sums) <= index:
         sums.append(0.0)
     sums[index] += value
-
-
-def _db(signal: float, noise: float) -> float:
-    if math.isnan(signal) or math.isnan(noise):
-        return math.nan
-    if noise == 0:
-        return math.inf
-    return -math.inf if signal == 0 else 10 * math.log10(signal / noise)

@@ -234,7 +234,7 @@ def calibrated_kernels(
     recipe: Recipe,
     batches: Iterable[Any],
     forward: Forward | None,
-    progress: Progress | None,
+    progress: Progress | bool | None,
     unjudged: Collection[str],
 ) -> dict[str, Kernel]:
     """The quantized kernel of each wrapped site by name, calibrated in one run of the float model.
@@ -257,7 +257,7 @@ def calibrated_kernels(
         try:
             observing = with_parts(model, {part.path: part.graph_module for part in wrapped})
             mark_prepared(observing, recipe, "sensitivity", [part.path for part in wrapped])
-            calibrate(observing, batches, forward, progress)
+            calibrate(observing, batches, forward=forward, progress=progress)
             forget_preparation(observing)
         finally:
             for lone in sites:

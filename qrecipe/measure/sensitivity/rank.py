@@ -47,8 +47,9 @@ from qrecipe.planning.inventory import inventory_of
 from qrecipe.planning.plan import Plan
 from qrecipe.planning.target_cpu import TargetCpu, unjudged_sites
 from qrecipe.process.neutral import neutral
+from qrecipe.recipe.frozen import FrozenMapping
 from qrecipe.recipe.recipe import Recipe, load_recipe
-from qrecipe.terminal.progress import Progress, terminal_progress
+from qrecipe.terminal.progress import Progress, chosen_progress
 
 Evaluate = Callable[[nn.Module], float]
 """The quality of a model; higher is better."""
@@ -71,7 +72,7 @@ def sensitivity(
     memory_limit: int | None = None,
     probes: int = 1,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     target_cpu: TargetCpu = "this",
 ) -> Ranking:
     """Rank the sites by their effect on the output when only that site is quantized.
@@ -98,7 +99,7 @@ def sensitivity(
         ExecutionError: nothing to rank (QR422), a measure that returns no number (QR423), too
             little memory (QR424), or arguments that are invalid or contradict each other (QR425).
     """
-    _check_functions(evaluate=evaluate, metric=metric, forward=forward, progress=progress)
+    _check_functions(evaluate=evaluate, metric=metric, forward=forward)
     _check_integers(probes=probes, seed=seed)
     _check_arguments(method, evaluate, metric, memory_limit, probes, seed)
     given = load_recipe(recipe)
@@ -129,7 +130,7 @@ def sensitivity(
         job = _Job(model, whole, wrapped, among, kernels)
     most = loaded.calibration.max_batches
     source = _Source(held, most, forward)
-    show = _Show(progress or terminal_progress("measuring"), len(sites), held, most)
+    show = _Show(chosen_progress(progress, "measuring"), len(sites), held, most)
     limit = DEFAULT_MEMORY_LIMIT if memory_limit is None else memory_limit
     with engine(plan.backend), torch.no_grad(), quiet():
         if evaluate is not None:
@@ -285,7 +286,7 @@ def _ranking(
     ]
     return Ranking(
         sites=tuple(sorted(ranked, key=worst_first)),
-        unranked=reasons,
+        unranked=FrozenMapping(reasons),
         method=method,
         batches=max(1, found.batches),
         partial=found.interrupted,

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
+from qrecipe.audit.sqnr import finite_or_none
 from qrecipe.errors.findings import ExecutionError, Finding
-from qrecipe.errors.text import shown
-from qrecipe.measure.fidelity import finite_or_none
+from qrecipe.errors.short import ShortRepr
+from qrecipe.errors.text import counted, shown
 from qrecipe.recipe import overlay
 from qrecipe.recipe.recipe import Ingredient, Recipe, published
 from qrecipe.recipe.references import path_text
-from qrecipe.terminal.tables import render_table, room_beside
+from qrecipe.terminal.report import Report, Section, Table, Text
+from qrecipe.terminal.tables import room_beside
 
 Method = Literal["exact", "estimate"]
 
@@ -25,9 +27,9 @@ _BAR = 30
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
-@dataclass(frozen=True, slots=True)
-class RankedSite:
-    """One site and its effect on the output, with all other sites in float.
+@dataclass(frozen=True, slots=True, repr=False)
+class RankedSite(ShortRepr):
+    """One site and its effect on the output, all other sites being float.
 
     ``sqnr_db`` is that of the model's output, None if the caller's measure ranks; ``value`` is the
     result of that measure. ``batches`` is the number of batches measured.
@@ -40,9 +42,9 @@ class RankedSite:
     batches: int
 
 
-@dataclass(frozen=True, slots=True)
-class Ranking:
-    """Sites, worst first, and why others are not ranked.
+@dataclass(frozen=True, slots=True, repr=False)
+class Ranking(Report):
+    """Sites, the worst first, and why others are not ranked.
 
     ``is_estimate``: the dB are estimates; ``partial``: an interrupt ended the measurement early;
     ``float_value``: the result of the caller's measure for the float model.
@@ -66,7 +68,7 @@ class Ranking:
         """The files of the ranked recipe."""
         return self.recipe.ingredients
 
-    def __str__(self) -> str:
+    def _sections(self) -> Iterator[Section]:
         longest = max((error for site in self.sites if (error := self._error(site)) > 0), default=0)
         columns = [(site.name, site.op, self._shown(site)) for site in self.sites]
         header = ("site", "operation", self._label)
@@ -75,8 +77,8 @@ class Ranking:
             (*cells, _bar(self._error(site), longest, room))
             for cells, site in zip(columns, self.sites, strict=True)
         ]
-        table = render_table((*header, self._bar_label), rows)
-        return "\n\n".join([table, *self._notes()])
+        yield Table("Ranking", (*header, self._bar_label), rows, numeric=frozenset({2}))
+        yield Text("Result", self._notes())
 
     @property
     def _label(self) -> str:
@@ -108,16 +110,15 @@ class Ranking:
         return error if math.isfinite(error) else 0.0
 
     def _notes(self) -> list[str]:
-        count = "1 batch" if self.batches == 1 else f"{self.batches} batches"
-        notes = [f"{len(self.sites)} sites, each quantized alone, over {count}"]
+        batches = counted(self.batches, "batch")
+        notes = [f"{len(self.sites)} sites, each quantized alone, over {batches}"]
         if self.is_estimate:
             notes.append("The dB are estimates from random projections: use them for the order.")
         if self.partial:
             notes.append("Interrupted: the ranking covers what was measured so far.")
         if self.unranked:
             notes.append(f"{len(self.unranked)} sites have no error of their own.")
-        notes += published(self.ingredients)
-        return ["\n".join(notes)]
+        return [*notes, *published(self.ingredients)]
 
     def to_json(self) -> str:
         """JSON with stable keys; the SQNR of a site without effect is null (``"exact": true``)."""
@@ -159,15 +160,15 @@ class Ranking:
         keep_float: int | None = None,
         *,
         min_sqnr_db: float | None = None,
-    ) -> Recipe:
-        """Write the recipe of `to_recipe` as a file that extends the ranked one, and load it.
+    ) -> None:
+        """Write the recipe of `to_recipe` as a file that extends the ranked one.
 
         Raises as `to_recipe`, and ``RecipeReferenceError`` (QR001) if it cannot be written or would
         overwrite a file that is not a recipe.
         """
         file = Path(path_text(path, "save_overlay takes a path"))
         rules = overlay.float_rules(self._chosen(keep_float, min_sqnr_db))
-        return overlay.save_overlay(self.recipe, rules, file)
+        overlay.save_overlay(self.recipe, rules, file)
 
     def _chosen(self, keep_float: int | None, min_sqnr_db: float | None) -> dict[str, str]:
         """The key of a rule and its reason for each site that is left float."""

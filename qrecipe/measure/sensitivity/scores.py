@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from qrecipe.audit.sqnr import Totals
 from qrecipe.errors.findings import ExecutionError, Finding, QRecipeError
 from qrecipe.errors.text import first_line
-from qrecipe.measure.fidelity import Totals
 
 Metric = Callable[[Any, Any], float]
 """``metric(outputs, reference)`` of one batch; higher is better."""

@@ -1,1 +1,4 @@
-"""TOML documents: reading, positions, size limits, syntax errors and writing."""
+"""TOML documents: reading, positions, size limits, syntax errors and writing.
+
+May import `errors`.
+"""

@@ -1,4 +1,4 @@
-"""A recipe's bytes -> a parsed document, however hostile the file."""
+"""Reads and parses recipe files, however hostile."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from qrecipe.recipe.toml.size_limits import depth, item_count, longest_key, outl
 from qrecipe.recipe.toml.syntax_errors import long_number_finding, syntax_finding
 
 MAX_BYTES = 2**20
-"""The largest recipe that is read: 1 MiB."""
+"""The size limit of a recipe: 1 MiB."""
 
 MAX_ITEMS = 20_000
-"""The most keys and array elements that a recipe has, together with all that it extends."""
+"""The most keys and array elements that a recipe may have, including its bases."""
 
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Document:
-    """A recipe's text as TOML data, and where each part of it stands.
+    """A recipe's TOML data, with the position of each part.
 
-    ``size`` is the number of its keys and array elements, or slightly more.
+    ``size`` is the number of keys and array elements, or slightly more.
     """
 
     file: str
@@ -67,7 +67,7 @@ def parse_document(text: str, file: str) -> Document:
     half = _HALF_CHARACTER.search(text)
     if half is not None:
         line = text.count("\n", 0, half.start()) + 1
-        what = f"has half a character: U+{ord(half[0]):04X}"
+        what = f"has a lone surrogate: U+{ord(half[0]):04X}"
         _refuse_encoding(file, line, what, "read the file as UTF-8")
     if len(text.encode()) > MAX_BYTES:
         raise _too_large(file)
@@ -80,25 +80,25 @@ def parse_document(text: str, file: str) -> Document:
         raise RecipeSyntaxError(syntax_finding(error, file)) from None
     except (RecursionError, NestingError):
         raise _too_deep(file) from None
-    except ValueError:  # Python reads no decimal integer of thousands of digits
+    except ValueError:  # Python does not read integers of thousands of digits
         raise RecipeSyntaxError(long_number_finding(text, file)) from None
 
 
 def _size(text: str, file: str) -> int:
     structure = outline(text)
-    if max(depth(structure), longest_key(structure)) > MAX_DEPTH:  # tomli would take long
+    if max(depth(structure), longest_key(structure)) > MAX_DEPTH:  # tomli would be slow
         raise _too_deep(file)
     size = item_count(structure)
     if size > MAX_ITEMS:
         message = f"the recipe has more than {MAX_ITEMS:,} keys and values"
-        hint = 'one glob stands for many names: "layer*.conv1"'
+        hint = 'one glob can replace many names: "layer*.conv1"'
         raise RecipeSyntaxError(Finding("QR002", message, Location(file, 1, 1, 1), hint))
     return size
 
 
 def _too_deep(file: str) -> RecipeSyntaxError:
     message = f"the recipe is nested more than {MAX_DEPTH} levels deep"
-    hint = "is a bracket never closed, or a dotted key without an end?"
+    hint = "is a bracket not closed, or a dotted key endless?"
     return RecipeSyntaxError(Finding("QR005", message, Location(file, 1, 1, 1), hint))
 
 
@@ -116,7 +116,7 @@ def _decode(content: bytes, file: str) -> str:
         _refuse_encoding(file, 1, "is UTF-16", "save it as UTF-8")
     if b"\0" in content:
         line = content.count(b"\n", 0, content.index(b"\0")) + 1
-        _refuse_encoding(file, line, "is not text: it has a NUL byte", None)
+        _refuse_encoding(file, line, "is not text: it contains a NUL byte", None)
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:

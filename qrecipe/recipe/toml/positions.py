@@ -1,7 +1,7 @@
-"""Where every key and value of a TOML text stands.
+"""The positions of all keys and values of a TOML text.
 
-tomli decides what is valid; this scanner only follows a text that tomli has accepted, so that it
-needs no error handling of its own and stays small. Time and memory are linear in the text.
+The scanner only sees text that tomli has accepted, so it needs no error handling of its own. Time
+and memory are linear in the text.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from qrecipe.errors.findings import Location
 from qrecipe.errors.text import printable
 
 KeyPath = tuple[str | int, ...]
-"""The way to a value: keys of tables and indices of arrays."""
+"""The path to a value: keys of tables and indices of arrays."""
 
 MAX_DEPTH = 100
-"""Levels of nesting that a recipe may have; the format itself needs seven."""
+"""How deep a recipe may be nested; the format itself needs seven levels."""
 
-_BLANK = re.compile(r"(?:[ \t\n]+|#[^\n]*){0,100}")  # not without end: each takes memory
+_BLANK = re.compile(r"(?:[ \t\n]+|#[^\n]*){0,100}")  # bounded: each repetition takes memory
 _SPACE = re.compile(r"[ \t]*")
 _BASIC_STRING = r'"[^"\\]*(?:\\.[^"\\]*)*"'
 _KEY_PART = re.compile(rf"[A-Za-z0-9_-]+|{_BASIC_STRING}|'[^']*'", re.DOTALL)
@@ -32,7 +32,7 @@ _SCALAR = re.compile(
     r'"""[^"\\]*(?:(?:\\.|"(?!""))[^"\\]*)*"{3,5}'
     r"|'''.*?'{3,5}"
     rf"|{_BASIC_STRING}|'[^']*'"
-    r"|\d{4}-\d\d-\d\d \d[^\s,\]}#]*"  # a date and a time with a space between
+    r"|\d{4}-\d\d-\d\d \d[^\s,\]}#]*"  # a date and a time separated by a space
     r"|[^\s,\]}#]+",
     re.DOTALL,
 )
@@ -45,11 +45,11 @@ class NestingError(Exception):
 
 
 class _UnfinishedError(Exception):
-    """The text ends, or does not go on as TOML does."""
+    """The text ends too early, or is not TOML."""
 
 
 class Lines:
-    """Offsets in a text -> places in its file."""
+    """Converts offsets in a text to locations in its file."""
 
     def __init__(self, text: str, file: str) -> None:
         self.file = file
@@ -61,7 +61,7 @@ class Lines:
         """The span from ``start`` to ``end`` (exclusive), to the end of its first line."""
         line = min(bisect_right(self._starts, start), len(self._lines))
         first = self._starts[line - 1]
-        if line not in self._printable:  # all places on a line share its text
+        if line not in self._printable:  # all locations on a line share its text
             self._printable[line] = printable(self._lines[line - 1])
         source = self._printable[line]
         column = start - first + 1
@@ -71,7 +71,7 @@ class Lines:
 
 @dataclass(slots=True)
 class _Node:
-    """A key or an array element: where it stands and what is inside."""
+    """A key or an array element: its position and its contents."""
 
     depth: int
     key: _Span
@@ -80,7 +80,7 @@ class _Node:
     children: dict[str | int, _Node] = field(default_factory=dict)
 
     def child(self, name: str | int, key: _Span) -> _Node:
-        """The child of that name, added if it is new."""
+        """The child of that name, added if necessary."""
         if name not in self.children:
             if self.depth >= MAX_DEPTH:
                 raise NestingError
@@ -88,14 +88,14 @@ class _Node:
         return self.children[name]
 
     def table(self) -> _Node:
-        """Where keys written under this name belong: in an array of tables, its last element."""
+        """Where keys under this name belong: for an array of tables, its last element."""
         return self.children[len(self.children) - 1] if self.is_array_of_tables else self
 
 
 class Spans:
-    """The places of all keys and values of one text.
+    """The positions of all keys and values of one text.
 
-    ``text`` is the text with CRLF read as LF, as tomli does; offsets count in it.
+    ``text`` is the text with CRLF replaced by LF, as in tomli; offsets refer to it.
     """
 
     def __init__(self, text: str, file: str) -> None:
@@ -105,16 +105,16 @@ class Spans:
         self._root = _Scanner(self.text).document()
 
     def key(self, path: KeyPath) -> Location:
-        """Where the key is written; for an array element, where the element is.
+        """The location of the key; for an array element, of the element.
 
         Raises KeyError if the text has no such path.
         """
         return self._lines.location(*self._node(path).key)
 
     def value(self, path: KeyPath) -> Location:
-        """Where the value is written, to the end of its first line.
+        """The location of the value, to the end of its first line.
 
-        A table of headers or dotted keys has no value of its own: there, its key.
+        For a table of headers or dotted keys, which has no value of its own, that of the key.
         Raises KeyError if the text has no such path.
         """
         return self._lines.location(*self.value_offsets(path))
@@ -124,12 +124,12 @@ class Spans:
         return self._node(path).key
 
     def value_offsets(self, path: KeyPath) -> tuple[int, int]:
-        """Start and end of the whole value in ``text``; of the key where there is no value."""
+        """Start and end of the whole value in ``text``, or of the key if it has no value."""
         node = self._node(path)
         return node.value or node.key
 
     def start(self) -> Location:
-        """The first character of the text, for what is missing from it."""
+        """The start of the text, for findings about missing keys."""
         return Location(self.file, 1, 1, 1)
 
     def known(self, path: KeyPath) -> KeyPath:
@@ -152,7 +152,7 @@ class Spans:
 
 
 def repeated_key(text: str) -> tuple[_Span, _Span] | None:
-    """Where a key is set first and where again, in a text to the point where tomli refused it."""
+    """Where a key is set first and where again, in a text up to where tomli rejected it."""
     scanner = _Scanner(text)
     with suppress(_UnfinishedError, NestingError):
         scanner.document()
@@ -162,8 +162,8 @@ def repeated_key(text: str) -> tuple[_Span, _Span] | None:
 class _Scanner:
     """One pass over a text that tomli has accepted.
 
-    ``repeated`` are the places of the key that was met last among those met before: no mistake
-    in itself, as tables may be written in parts.
+    ``repeated`` has the positions of the last key that occurred before, which is not an error in
+    itself, as tables may be written in parts.
     """
 
     def __init__(self, text: str) -> None:
@@ -218,7 +218,7 @@ class _Scanner:
             self.repeated = table.children[name].key, span
 
     def _key(self) -> list[tuple[str, _Span]]:
-        """A key's dotted parts; the position is then behind the blanks that follow it."""
+        """A key's dotted parts; skips the blanks after it."""
         parts = []
         while True:
             self._skip(_SPACE)
@@ -245,7 +245,7 @@ class _Scanner:
         node.value = (start, self._position)
 
     def _items(self, closing: str) -> Iterator[int]:
-        """Stops at each item between brackets, and at last behind the closing one."""
+        """Stop at each item between brackets, and finally after the closing one."""
         self._position += 1
         index = 0
         self._skip_blank()

@@ -1,7 +1,6 @@
-"""How much stands in a text of TOML or JSON, told before anything is built from it.
+"""Counts the items of a TOML or JSON text before it is parsed.
 
-A megabyte of brackets or dots takes gigabytes and minutes once it is parsed; counting them takes
-milliseconds.
+Parsing a megabyte of brackets or dots takes gigabytes and minutes; counting them, milliseconds.
 """
 
 from __future__ import annotations
@@ -24,27 +23,27 @@ _BETWEEN_KEYS = re.compile(r"[\n=,\[\]{}]")
 
 
 def outline(text: str) -> str:
-    """A TOML text without its strings and comments, so that all that is left is structure."""
+    """The structure of a TOML text: the text without strings and comments."""
     return _OPAQUE.sub("", text)
 
 
 def item_count(outline: str) -> int:
-    """The keys, parts of keys and array elements of an outline; a few more, never fewer."""
+    """The number of keys, key parts and array elements of an outline, or slightly more."""
     return sum(map(outline.count, _TOML_MARKS))
 
 
 def json_count(text: str) -> int:
-    """The values of a JSON text, or more where its strings hold punctuation."""
+    """The number of values of a JSON text, or more if its strings contain punctuation."""
     return sum(map(text.count, _JSON_MARKS))
 
 
 def depth(outline: str) -> int:
-    """How deep the brackets of an outline go, its headers included."""
+    """How deep the brackets of an outline are nested, including headers."""
     return max(accumulate(map(_STEPS.__getitem__, _BRACKET.findall(outline))), default=0)
 
 
 def longest_key(outline: str) -> int:
-    """The parts of the longest dotted key of an outline, or 1 where none has more."""
+    """The number of parts of the longest dotted key of an outline, at least 1."""
     if "." not in outline:
         return 1
     return 1 + max(piece.count(".") for piece in _BETWEEN_KEYS.split(outline))

@@ -1,4 +1,4 @@
-"""Resolved values -> TOML text -> file."""
+"""Writes resolved values as TOML."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 LOCK_SUFFIX = ".lock.toml"
-"""How the names of lock files end: TOML as well, but no recipes."""
+"""The extension of lock files, which are TOML too, but not recipes."""
 
 _TABLES = ("tensor", "qconfig", "rules", "calibration", "qat", "fx", "lint")
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def toml_text(values: Mapping[str, Any]) -> str:
-    """A recipe's values as TOML, in the order of the format's documentation."""
+    """A recipe's values as TOML, in the order of the documentation."""
     return "\n\n".join("\n".join(block) for block in _blocks(values)) + "\n"
 
 
@@ -31,7 +31,7 @@ def toml_value(value: Any) -> str:
 
 
 def toml_key(key: str) -> str:
-    """A key, quoted where it has to be."""
+    """A key, quoted if necessary."""
     return key if _BARE.fullmatch(key) else _quoted(key)
 
 
@@ -63,7 +63,7 @@ def _pairs(table: Mapping[str, Any]) -> list[str]:
 
 
 def _paragraph(value: Any) -> str | None:
-    """A string of several lines as such."""
+    """A multi-line string, if the value has several lines."""
     if not isinstance(value, str) or "\n" not in value:
         return None
     lines = "\n".join(_quoted(line)[1:-1] for line in value.split("\n"))
@@ -71,7 +71,7 @@ def _paragraph(value: Any) -> str | None:
 
 
 def _short(value: Any) -> str:
-    """A constructor without arguments is its name alone."""
+    """A value on one line; a constructor without arguments is just its name."""
     is_name = isinstance(value, Mapping) and value.keys() == {"name"}
     return toml_value(value["name"] if is_name else value)
 
@@ -81,5 +81,5 @@ def _rule(rule: Mapping[str, Any]) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A basic string; JSON escapes what TOML forbids, but for the delete character."""
+    """A basic string; JSON escapes what TOML forbids, except the delete character."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,193 @@
+"""A plan as plain values, and read back from them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from qrecipe.errors.findings import CODES, Finding, Location, PlanError
+from qrecipe.errors.text import one_line
+from qrecipe.recipe.recipe import QConfigSpec, WrittenRule
+from qrecipe.recipe.schema import TensorSpec
+
+if TYPE_CHECKING:
+    from qrecipe.planning.plan import Plan, Site
+
+_PLAIN = ("boundaries", "recipe", "fingerprint", "backend", "phase", "executor", "needs_vnni")
+"""Fields of a plan that are plain values already."""
+
+_LONGEST_REASON = 200
+
+
+def plan_values(plan: Plan) -> dict[str, Any]:
+    """The plan as plain values; recipes are named as their author named them."""
+    return {
+        **{name: getattr(plan, name) for name in _PLAIN},
+        "is_for_export": plan.is_for_export,
+        "ingredients": [each.to_json() for each in plan.ingredients],
+        "sites": [site_values(site) for site in plan.sites],
+        "rules": [
+            {
+                **_rule_values(verdict.rule),
+                "verdict": verdict.verdict,
+                "sites": list(verdict.sites),
+            }
+            for verdict in plan.rules
+        ],
+        "warnings": [finding.to_json() for finding in plan.warnings],
+        "findings": [finding.to_json() for finding in plan.findings],
+    }
+
+
+def site_values(site: Site) -> dict[str, Any]:
+    """A site as plain values."""
+    return {
+        "name": site.name,
+        "op": site.op,
+        "members": list(site.members),
+        "verdict": site.verdict,
+        "mode": site.mode,
+        "reason": site.reason,
+        "engine": site.engine,
+        "qconfig": _qconfig_values(site.qconfig),
+        "input": None if site.input is None else spec_values(site.input),
+        "rule": _rule_values(site.rule),
+        "shadowed": [_rule_values(rule) for rule in site.shadowed],
+    }
+
+
+def spec_values(spec: TensorSpec) -> dict[str, Any]:
+    """The keys of a tensor spec that are set, as plain values."""
+    values: dict[str, Any] = spec.model_dump(exclude_none=True)
+    for key in ("observer", "fake_quant"):
+        constructor = getattr(spec, key)
+        if constructor is not None:
+            name, arguments = constructor.name, constructor.arguments
+            values[key] = {"name": name, **arguments} if arguments else name
+    return values
+
+
+def _qconfig_values(qconfig: QConfigSpec | None) -> dict[str, Any] | None:
+    if qconfig is None:
+        return None
+    return {
+        "weight": None if qconfig.weight is None else spec_values(qconfig.weight),
+        "activation": None if qconfig.activation is None else spec_values(qconfig.activation),
+    }
+
+
+def _rule_values(rule: WrittenRule) -> dict[str, Any]:
+    return {
+        "tier": rule.tier,
+        "key": rule.key,
+        "says": rule.label,
+        "reason": rule.reason,
+        "location": str(rule.location),
+    }
+
+
+def plan_of_text(adapter: TypeAdapter[Plan], text: str) -> Plan:
+    """As `plan_of_values`, of JSON."""
+    try:
+        values = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _not_a_plan(str(error)) from None
+    return plan_of_values(adapter, values)
+
+
+def plan_of_values(adapter: TypeAdapter[Plan], values: Any) -> Plan:
+    """The plan in values that may be somebody else's. Raises PlanError (QR315)."""
+    try:
+        # as JSON, so that arrays are read as tuples and nothing else is converted
+        plan = adapter.validate_json(json.dumps(_fields(values)), strict=True)
+        problem = next(_contradictions(plan, values), None)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except KeyError as error:
+        problem = f"the key {error} is missing"
+    except (AttributeError, TypeError):
+        problem = "an object or an array is expected where something else is"
+    except (ValueError, RecursionError) as error:
+        problem = str(error)
+    if problem is None:
+        return plan
+    raise _not_a_plan(problem)
+
+
+def _not_a_plan(why: str) -> PlanError:
+    message = f"this is not a plan as Plan.to_json writes it: {one_line(why)[:_LONGEST_REASON]}"
+    return PlanError(Finding("QR315", message, hint="make the plan again with qrecipe.plan"))
+
+
+def _contradictions(plan: Plan, values: Any) -> Iterator[str]:
+    """What is wrong with a plan each value of which is possible."""
+    names = [site.name for site in plan.sites]
+    if len(set(names)) != len(names):
+        yield "it has a site twice"
+    for site in plan.sites:
+        if (site.verdict == "float") != (site.mode is None):
+            yield f"verdict and mode of {site.name} differ"
+    if values["is_for_export"] is not plan.is_for_export:
+        yield f"is_for_export is not that of {plan.backend}"
+    for finding in (*plan.findings, *plan.warnings):
+        if finding.code not in CODES:
+            yield f"there is no code {finding.code}"
+        places = [finding.location, *(at for _, at in finding.related)]
+        if any(at is not None and not _is_within(at) for at in places):
+            yield f"the location of {finding.code} lies outside its line"
+
+
+def _is_within(at: Location) -> bool:
+    return 1 <= at.column <= len(at.source or " ") + 1
+
+
+def _fields(values: Any) -> dict[str, Any]:
+    """The values with the names and the nesting of the fields that they belong to."""
+    sites = [
+        {
+            **site,
+            "rule": _rule_fields(site["rule"]),
+            "shadowed": [_rule_fields(rule) for rule in _items(site, "shadowed")],
+        }
+        for site in _items(values, "sites")
+    ]
+    return {
+        **{name: values[name] for name in _PLAIN},
+        "ingredients": [_ingredient_fields(each) for each in _items(values, "ingredients")],
+        "sites": sites,
+        "rules": [
+            {"rule": _rule_fields(each), "verdict": each["verdict"], "sites": each["sites"]}
+            for each in _items(values, "rules")
+        ],
+        "warnings": [_finding_fields(each) for each in _items(values, "warnings")],
+        "findings": [_finding_fields(each) for each in _items(values, "findings")],
+    }
+
+
+def _items(values: Any, name: str) -> list[Any]:
+    found = values[name]
+    if not isinstance(found, list):
+        raise TypeError
+    return found
+
+
+def _rule_fields(values: Any) -> dict[str, Any]:
+    file, line, column = values["location"].rsplit(":", 2)
+    location = {"file": file, "line": int(line), "column": int(column), "end_column": int(column)}
+    own = {name: values[name] for name in ("tier", "key", "reason")}
+    return {**own, "label": values["says"], "location": location}
+
+
+def _ingredient_fields(values: Any) -> dict[str, Any]:
+    name, version = values["distribution"], values["version"]
+    publisher = None if name is None and version is None else {"name": name, "version": version}
+    return {"name": values["name"], "fingerprint": values["fingerprint"], "publisher": publisher}
+
+
+def _finding_fields(values: Any) -> dict[str, Any]:
+    related = [[each["text"], each] for each in _items(values, "related")]
+    return {**values, "related": related, "key": None}

@@ -1,0 +1,117 @@
+"""What a report consists of, as text on a terminal and as HTML on a page or in a notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import count
+from typing import Protocol
+
+from qrecipe.errors.short import ShortRepr
+from qrecipe.errors.text import printable
+from qrecipe.terminal.tables import render_table
+
+_LONGEST_WORD = 24
+
+
+class Section(Protocol):
+    """A part of a report under a title, which its text leaves out."""
+
+    @property
+    def title(self) -> str: ...
+
+    def text(self) -> str: ...
+
+    def html(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of text under a header; ``numeric`` are the positions of columns set to the right."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+    numeric: frozenset[int] = frozenset()
+
+    def text(self) -> str:
+        return render_table(self.header, self.rows)
+
+    def html(self) -> str:
+        caption = f"<caption>{escaped(self.caption)}</caption>\n" if self.caption else ""
+        head = self._row(self.header, "th")
+        body = "\n".join(self._row(row, "td") for row in self.rows)
+        return f"<table>\n{caption}<thead>\n{head}\n</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+
+    def _row(self, cells: Sequence[str], tag: str) -> str:
+        return f"<tr>{''.join(map(self._cell, cells, [tag] * len(cells), count()))}</tr>"
+
+    def _cell(self, cell: str, tag: str, position: int) -> str:
+        # only such a word may break anywhere, or the other columns would shrink to letters
+        is_long = any(len(word) > _LONGEST_WORD for word in cell.split())
+        kind = "number" if position in self.numeric else "long" if is_long else ""
+        start = f'<{tag} class="{kind}">' if kind else f"<{tag}>"
+        return f"{start}{escaped(cell)}</{tag}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Paragraphs."""
+
+    title: str
+    paragraphs: Sequence[str]
+
+    def text(self) -> str:
+        return "\n".join(self.paragraphs)
+
+    def html(self) -> str:
+        return "\n".join(f"<p>{escaped(paragraph)}</p>" for paragraph in self.paragraphs)
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Text whose lines stay as they are, such as a recipe."""
+
+    title: str
+    lines: str
+
+    def text(self) -> str:
+        return self.lines
+
+    def html(self) -> str:
+        return f"<pre>{escaped(self.lines)}</pre>"
+
+
+def escaped(text: str) -> str:
+    """A text as HTML shows it."""
+    return escape(printable(text))
+
+
+def report_text(sections: Iterable[Section]) -> str:
+    """The sections without their titles, an empty line between them."""
+    return "\n\n".join(section.text() for section in sections)
+
+
+def report_html(sections: Iterable[Section], heading: str) -> str:
+    """The sections, their titles as headings such as ``h2``."""
+    return "\n".join(
+        f"<section>\n<{heading}>{escaped(section.title)}</{heading}>\n{section.html()}\n</section>"
+        for section in sections
+    )
+
+
+class Report(ShortRepr):
+    """A value that is printed, and shown in a notebook, as a report."""
+
+    __slots__ = ()
+
+    def _sections(self) -> Iterable[Section]:
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return report_text(self._sections())
+
+    def _repr_html_(self) -> str:
+        return report_html(self._sections(), "h4")
