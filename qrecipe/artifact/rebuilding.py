@@ -61,7 +61,7 @@ def rebuilt(model: nn.Module, contents: Contents, plan: Plan, table: FxTable) ->
     _raise_if_any(setting_differences(contents.architecture, model))
     blank = without_weights(model)
     decided = _without_plugins(plan, blank)
-    with held_back([("", Warning)]):  # of observers that saw nothing
+    with held_back([("", Warning)]):  # about observers that saw nothing
         if plan.executor == "eager":
             whole = _swapped(blank, decided)
         else:
@@ -194,7 +194,7 @@ def _raise_if_any(differences: Iterable[str]) -> None:
 def detoured(
     whole: nn.Module, plan: Plan, paths: Iterable[str]
 ) -> dict[tuple[nn.Module, str], Engine]:
-    """The packed weights of sites that leave their backend's engine, by module and attribute."""
+    """The engine of each packed weight that does not use the backend's, by module and attribute."""
     engines = plan.engines
     found: dict[tuple[nn.Module, str], Engine] = {}
     for path in paths:

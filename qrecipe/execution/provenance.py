@@ -114,7 +114,7 @@ def origin_sections(origin: Provenance) -> Iterator[Section]:
 
 
 def _version_order(version: tuple[str, str]) -> tuple[int, str]:
-    """The key that sorts versions: a stored file has them by name, a model at hand does not."""
+    """The sort key of versions: a stored file has them by name, a model in memory does not."""
     name, _ = version
     first = ("qrecipe", "torch", "python")
     return (first.index(name) if name in first else len(first), name)
@@ -122,5 +122,5 @@ def _version_order(version: tuple[str, str]) -> tuple[int, str]:
 
 def stored_plan(origin: Provenance) -> Plan:
     """The plan by which a model was converted."""
-    # not its JSON as it stands: that of a loaded model is only known to be valid
+    # parsed and checked, since the plan of a loaded model comes from a file
     return Plan.from_json(origin.plan)
