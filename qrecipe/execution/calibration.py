@@ -192,7 +192,7 @@ def _few_batches(state: PreparedState) -> Finding:
         told = weight_text(state.first_weight)
     if state.clipping is not None:
         told = f"{told}: {state.clipping}"
-        hint = f'{hint}; of these the observer "minmax" clips nothing'
+        hint = f'{hint}; with these, the observer "minmax" clips nothing'
     return Finding(
         "QR201", f"calibrated on only {counted(state.batches, 'batch')}{told}", hint=hint
     )
@@ -211,7 +211,7 @@ def _order_findings(state: PreparedState, clipping: Clipping, few: bool) -> Iter
         yield Finding(
             "QR234",
             f"calibrated on {counted(state.batches, 'batch')}{weight_text(weight)}",
-            hint='take about 100 batches, or observe with "minmax", which does not depend on their '
+            hint='use about 100 batches, or observe with "minmax", which does not depend on their '
             "order",
         )
 

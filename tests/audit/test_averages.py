@@ -173,7 +173,7 @@ def codes(count, a_recipe=STATIC):
 def test_from_ten_to_a_hundred_batches_it_is_said_what_the_first_weighs():
     assert said(batches(*[1] * 12))[1] == [
         "QR234 calibrated on 12 batches, of which the first weighs 90% in moving averages\n"
-        '  take about 100 batches, or observe with "minmax", which does not depend on their order'
+        '  use about 100 batches, or observe with "minmax", which does not depend on their order'
     ]
     assert {count: codes(count) for count in (9, 10, 99, 100)} == {
         9: ["QR201"],
