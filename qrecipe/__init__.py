@@ -1,6 +1,6 @@
 """A declarative recipe compiler for PyTorch quantization.
 
-Everything public is imported on first use, so that checking a recipe needs no torch.
+Public names are imported on first use, so that checking a recipe does not need torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The steps in their order: plan, compile, prepare, calibrate, convert, audit."""
+"""The pipeline: plan, compile, prepare, calibrate, convert, audit."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ from qrecipe.terminal.progress import Progress
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class CompiledRecipe(ShortRepr):
-    """A recipe that has been decided for one model, ready to be executed.
+    """A recipe that is planned for one model and ready to be executed.
 
-    ``graph_module`` is the traced model; with ``[fx] roots`` it is a copy of the model with a graph
-    in place of each root. ``qconfig_mapping`` is the very mapping that is executed, with several
-    roots those of all of them; it is keyed by the module paths and scopes of ``graph_module``, and
-    is not for ``prepare_fx`` on a model of your own. It, the graph and the configs that FX is given
-    are None for a model that cannot be traced.
-    ``unjudged`` are the sites that need VNNI where this CPU has none: conversion judges them with
+    ``graph_module`` is the traced model; with ``[fx] roots`` it is a copy of the model with each
+    root replaced by a graph. ``qconfig_mapping`` is the mapping that is executed; with several
+    roots, the mappings of all of them. It is keyed by the module paths and scopes of
+    ``graph_module``, and not meant for ``prepare_fx`` on your own model. It, the graph and the
+    configs of FX are None for a model that cannot be traced.
+    ``unjudged`` are the sites that need VNNI if this CPU has none: conversion checks them with
     7 bits.
     """
 
@@ -78,11 +78,11 @@ class CompiledRecipe(ShortRepr):
 
     @neutral
     def prepare(self) -> nn.Module:
-        """The model with observers inserted, on a copy that shares no tensor with the caller's.
+        """A copy of the model with observers inserted; it shares no tensors with the original.
 
         With ``phase = "qat"`` these are fake-quants, and the copy is in training mode.
 
-        Raises ``PlanError`` (QR306) where torch fails, or where it would compute something else
+        Raises ``PlanError`` (QR306) if torch fails, or if the copy would compute something else
         than the caller's model.
         """
         prepared = self._prepared()
@@ -90,7 +90,7 @@ class CompiledRecipe(ShortRepr):
         return prepared.train(self.recipe.phase == "qat")
 
     def _prepared(self) -> nn.Module:
-        """As `prepare`, sharing the tensors that nobody will write to before conversion."""
+        """As `prepare`, but sharing tensors, which nobody will write to before conversion."""
         prepared = with_parts(self._model, {part.path: part.prepare() for part in self._parts})
         mark_prepared(prepared, self.recipe, self._identity, [part.path for part in self._parts])
         return prepared
@@ -110,7 +110,7 @@ class CompiledRecipe(ShortRepr):
             check_trained(list(traced_parts(prepared).values()))
         if self.unjudged:
             warn(unjudged_finding(self.unjudged), self.recipe.lint.ignore)
-        # calibration leaves no trace in what lies around the roots; training may
+        # calibration does not change the code around the roots; training may
         around = prepared if self.recipe.phase == "qat" else self._model
         converted = with_parts(
             around,
@@ -121,7 +121,7 @@ class CompiledRecipe(ShortRepr):
                 for part in self._parts
             },
         )
-        converted.eval()  # modules that conversion made are born in training mode
+        converted.eval()  # conversion creates modules in training mode
         if self.recipe.fx.roots:
             self._check_around(around, converted, prepared_state(prepared))
         own_all_tensors(converted)
@@ -186,15 +186,15 @@ class CompiledRecipe(ShortRepr):
 
 @neutral
 def plan(model: nn.Module, recipe: Recipe | str | os.PathLike[str], example_inputs: Any) -> Plan:
-    """What the recipe does to each operation of the model; nothing is executed or changed.
+    """Decide what the recipe does to each operation of the model, without changing anything.
 
     ``recipe`` is a `Recipe`, a path or a reference; ``example_inputs`` is one batch: a tensor, a
     tuple or list of positional inputs, or a mapping of keyword inputs.
 
     Raises:
-        RecipeError: the recipe is at fault.
+        RecipeError: the recipe is invalid.
         PlanError: recipe and model do not fit, or the model cannot be traced; ``error.plan`` is
-            the complete plan where one could be made.
+            the complete plan if one could be made.
     """
     loaded = load_recipe(recipe)
     made = decide(model, loaded, Inputs.from_batch(example_inputs))
@@ -210,11 +210,11 @@ def compile(
     *,
     target_cpu: TargetCpu = "this",
 ) -> CompiledRecipe:
-    """Plan the recipe for the model and put the plan into a graph that FX will execute.
+    """Plan the recipe for the model, and put the plan into a graph for FX to execute.
 
     Arguments and errors as for `plan`. A plan that needs a CPU with VNNI is an
     ``UnsupportedError`` (QR318) on one without, unless ``target_cpu`` is ``"vnni"``: then the model
-    is made for such a CPU, and judged as far as this one can.
+    is made for such a CPU, and checked as far as this one can.
     """
     return _compile(model, load_recipe(recipe), Inputs.from_batch(example_inputs), target_cpu)
 
@@ -240,9 +240,9 @@ def quantize(
 ) -> nn.Module:
     """Plan, compile, prepare, calibrate, convert and audit in one call.
 
-    ``batches`` is what `calibrate` takes, needed where the plan has static sites;
-    ``example_inputs`` are taken from the first batch where they are not given; ``target_cpu`` is
-    as for `compile`. The caller's model stays as it is.
+    ``batches`` is as in `calibrate`, and required if the plan has static sites; ``example_inputs``
+    default to the first batch; ``target_cpu`` is as for `compile`. The caller's model is not
+    changed.
 
     Raises what `plan`, `calibrate` and `CompiledRecipe.convert` raise.
     """
@@ -275,9 +275,9 @@ def simulate(
     progress: Progress | bool | None = None,
     target_cpu: TargetCpu = "this",
 ) -> nn.Module:
-    """What `quantize` gives, as it computes on the CPU that it is for.
+    """The model of `quantize` as it computes on its target CPU.
 
-    Where this CPU cannot judge the kernels it is torch's reference model, which computes in float
+    If this CPU cannot check the kernels, it is torch's reference model, which computes in float
     what they compute in integers. Arguments and errors as for `quantize`.
     """
     first, stream = peek(batches)
@@ -298,11 +298,11 @@ def _compile_for_batch(
 def compile_decided(
     model: nn.Module, recipe: Recipe, inputs: Inputs, target_cpu: TargetCpu
 ) -> CompiledRecipe:
-    """As `compile`; what the plan warns of is left to the caller."""
+    """As `compile`, but without the warnings of the plan."""
     inventory = inventory_of(model, recipe, inputs)
     decided = plan_of(model, inventory, recipe, inputs)
     if not decided.is_for_export:
-        check_engine(recipe.backend)  # before anybody calibrates or trains
+        check_engine(recipe.backend)  # before calibration or training
     unjudged = unjudged_sites(decided, target_cpu)
     architecture = Architecture(
         parts=tuple(part.traced for part in inventory.parts), modules=module_settings(model)
@@ -329,7 +329,7 @@ def _no_batches() -> CalibrationError:
     return CalibrationError(
         Finding(
             "QR401",
-            "static quantization needs batches to calibrate with, and none are given",
+            "static quantization needs batches to calibrate with, but none are given",
             hint="pass batches=, about 100 representative mini-batches of inputs",
         )
     )
@@ -338,7 +338,7 @@ def _no_batches() -> CalibrationError:
 def _qat_finding() -> Finding:
     return Finding(
         "QR308",
-        'phase = "qat" trains between prepare and convert',
+        'phase = "qat" needs training between prepare and convert',
         hint='one recipe serves both: set phase = "ptq" to quantize without training',
         notes=(
             "compiled = qrecipe.compile(model, recipe, example_inputs)",

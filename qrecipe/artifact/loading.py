@@ -95,7 +95,7 @@ def load_quantized(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
 
 
 def _check_agreement(header: Header, contents: Contents, plan: Plan, recipe: RecipeTable) -> None:
-    """Plan and architecture are those of the recipe."""
+    """Check that plan and architecture belong to the recipe."""
     paths = tuple(part.path for part in contents.architecture.parts)
     for what, one, other in (
         ("backend", plan.backend, recipe.backend),

@@ -47,7 +47,7 @@ def compare(
     shapes: Sequence[str] | None,
     plugins: Sequence[str] | None,
 ) -> Difference:
-    """Two recipes, and what they do to the model of a factory where one is named."""
+    """Compare two recipes, and their effect on the model of a factory if one is named."""
     with user_code(plugins) as code, user_output():
         recipes = load_recipe(names[0]), load_recipe(names[1])
         effect = None if model is None else _effect(code, recipes, model, shapes)

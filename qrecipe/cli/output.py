@@ -20,12 +20,12 @@ USAGE = 2
 
 
 def out(text: str) -> None:
-    """Text for the reader, on stdout."""
+    """Write text to stdout."""
     print(printable(text))
 
 
 def err(text: str) -> None:
-    """Text about what went wrong, on stderr."""
+    """Write text about what went wrong to stderr."""
     print(printable(text), file=sys.stderr)
 
 

@@ -64,7 +64,7 @@ def prepared_state(model: object) -> PreparedState:
         Finding(
             "QR406",
             f"this {type(model).__name__} was not prepared by qrecipe",
-            hint="pass what CompiledRecipe.prepare() returned",
+            hint="pass the model that CompiledRecipe.prepare() returned",
         )
     )
 

@@ -35,7 +35,7 @@ _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _BINARY = (operator.add, operator.mul, torch.add, torch.mul, torch.matmul)
 _OPERANDS: Mapping[Any, str] = {
     **dict.fromkeys(_BINARY, "an operand"),
-    **dict.fromkeys((torch.cat, torch.stack), "one of the joined"),
+    **dict.fromkeys((torch.cat, torch.stack), "one of the joined tensors"),
 }
 
 

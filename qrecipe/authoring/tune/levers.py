@@ -23,7 +23,7 @@ _EXTREMES = ("minmax", "moving_average_minmax")
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Lever(ShortRepr):
-    """A change of how tensors are quantized: the keys that it sets, by the tensor's name."""
+    """A change to how tensors are quantized: the keys that it sets, by tensor name."""
 
     what: str
     tensors: Mapping[str, Mapping[str, Any]] = field(hash=False)
@@ -31,7 +31,7 @@ class Lever(ShortRepr):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Candidate(ShortRepr):
-    """A recipe to try: the base with these levers, and these sites left float."""
+    """A recipe to try: the base with these levers and these float sites."""
 
     levers: tuple[Lever, ...] = ()
     floats: frozenset[str] = field(default_factory=frozenset)
@@ -92,7 +92,7 @@ def _lever(what: str, tensors: Mapping[str, Mapping[str, Any]]) -> Lever:
 
 
 def _roles(recipe: Recipe, plan: Plan) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
-    """The tensors that the plan quantizes weights and static activations by, by name."""
+    """The tensor specs of weights and of static activations in the plan, by name."""
     winners = {site.rule for site in plan if site.verdict == "quantized"}
     qconfigs = [rule.qconfig for rule in recipe.rules if rule.as_written in winners]
     weights = {q.weight for q in qconfigs if q is not None and q.weight is not None}

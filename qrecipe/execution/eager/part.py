@@ -79,7 +79,7 @@ class EagerPart:
                     Finding(
                         "QR405",
                         f"torch could not convert the model: {first_line(error)}",
-                        hint="leave the module that it names float, and report the model",
+                        hint="leave the named module float, and report the model",
                     )
                 ) from error
         self._replace_aliases(converted, rules)

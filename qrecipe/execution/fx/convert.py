@@ -159,7 +159,7 @@ def _preparation_failed(error: Exception) -> PlanError:
         Finding(
             "QR306",
             f"torch cannot prepare the model: {first_line(error)}",
-            hint="leave the operation that it names float, and report the model",
+            hint="leave the named operation float, and report the model",
         )
     )
 
@@ -169,7 +169,7 @@ def _conversion_failed(error: Exception) -> ExecutionError:
         Finding(
             "QR405",
             f"torch could not convert the prepared model: {first_line(error)}",
-            hint="leave the operation that it names float, and report the model",
+            hint="leave the named operation float, and report the model",
         )
     )
 

@@ -106,7 +106,7 @@ def structure_findings(plan: Plan, converted: fx.GraphModule) -> Iterator[Findin
             if problem:
                 yield differs(site, expected, problem)
     for name in realised.keys() - {site.name for site in plan.sites}:
-        yield Finding("QR410", f"{name} was converted and is not in the plan")
+        yield Finding("QR410", f"{name} was converted, but is not in the plan")
 
 
 def _shown(node: fx.Node, modules: dict[str, nn.Module]) -> str:

@@ -66,7 +66,7 @@ def drift(
         raise _nothing_stored()
     _warn_about(observing, converted)
     model = with_parts(converted, shadows)
-    show = chosen_progress(progress, "looking for drift")
+    show = chosen_progress(progress, "measuring drift")
     kernels: AbstractContextManager[None] = (
         nullcontext() if plan.is_for_export else engine(plan.backend)
     )
