@@ -23,7 +23,7 @@ from qrecipe.artifact.rebuilding import rebuilt
 from qrecipe.artifact.state import Slot, slots_of
 from qrecipe.artifact.tensors import DTYPES, deserialized
 from qrecipe.artifact.value_checks import value_problems
-from qrecipe.errors.findings import ArtifactError, Finding, QRecipeError
+from qrecipe.errors.findings import ArtifactError, QRecipeError
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
 from qrecipe.execution.engine import available_engines, engine
@@ -34,10 +34,10 @@ from qrecipe.model.architecture import ArchitectureError, graph_digests
 from qrecipe.model.unfit import instead_of_model, wrapper_findings
 from qrecipe.planning.cpu import has_vnni
 from qrecipe.planning.plan import Plan
+from qrecipe.planning.target_cpu import saturation_finding, unjudged_finding
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.frozen import FrozenMapping
 from qrecipe.recipe.schema import LintTable, RecipeTable
-from qrecipe.rules.resolution import listed
 
 
 @neutral
@@ -200,21 +200,6 @@ def _fill(slots: Sequence[Slot], tensors: Mapping[str, Tensor], aliases: Mapping
 
 def _warn_about_cpu(contents: Contents, lint: LintTable) -> None:
     if contents.unjudged:
-        warn(
-            Finding(
-                "QR226",
-                f"converted on a CPU that could only check these kernels with 7 bits "
-                f"({contents.cpu}): {listed(contents.unjudged)}",
-                hint="evaluate the model on a CPU with VNNI before you use it there",
-            ),
-            lint.ignore,
-        )
+        warn(unjudged_finding(contents.unjudged), lint.ignore)
     if contents.needs.vnni and not has_vnni():
-        warn(
-            Finding(
-                "QR204",
-                "8-bit activations can saturate on this CPU, which has no VNNI",
-                hint="it was quantized for a CPU with VNNI, so results can differ here",
-            ),
-            lint.ignore,
-        )
+        warn(saturation_finding(), lint.ignore)

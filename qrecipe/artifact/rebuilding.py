@@ -14,9 +14,7 @@ from qrecipe.artifact.metadata import Contents
 from qrecipe.execution.executors import executor_of
 from qrecipe.model.architecture import check_same, module_settings
 from qrecipe.model.copies import own_all_tensors
-from qrecipe.model.graph_sites import (
-    module_names,
-)
+from qrecipe.model.graph_sites import module_names
 from qrecipe.planning.plan import Plan
 from qrecipe.process.warnings import held_back
 from qrecipe.recipe.recipe import QConfigSpec
@@ -27,13 +25,13 @@ _MEMORYLESS = ("placeholder", "fixed_qparams")
 
 
 def rebuilt(model: nn.Module, contents: Contents, plan: Plan, table: FxTable) -> nn.Module:
-    """The converted model that the plan gave, with state of the right shapes and of no meaning.
+    """The converted model of the plan, with state of the right shapes and meaningless values.
 
     ``model`` is not changed, and its weights don't matter. Raises ``ArchitectureError``.
     """
     check_same("module", contents.architecture.modules, module_settings(model))
     executor = executor_of(plan.executor)
-    with held_back([("", Warning)]):  # of observers that saw nothing
+    with held_back([("", Warning)]):  # about observers that saw nothing
         whole = executor.rebuilt(model, _without_plugins(plan, model), contents.architecture, table)
     own_all_tensors(whole)
     return whole.eval()

@@ -14,8 +14,8 @@ from torch import fx, nn
 
 from qrecipe.audit.sqnr import Totals
 from qrecipe.execution.part import Realised
-from qrecipe.measure.compare.watched import Watched
 from qrecipe.model.addresses import is_conversion, site_of
+from qrecipe.model.call import Inputs, bind
 from qrecipe.model.copies import structural_copy, with_parts
 from qrecipe.model.graph_sites import Inventory
 
@@ -93,7 +93,7 @@ def watched_converted(
     activations: Activations,
     times: Times,
 ) -> nn.Module:
-    """The converted model, whose sites match those that `watched_reference` held."""
+    """The converted model, whose sites answer those that `watched_reference` held."""
     givers = {_giver(real.node): name for sites in realised for name, real in sites.items()}
 
     def see(node: fx.Node, result: Any, seconds: float) -> None:
@@ -144,3 +144,32 @@ def _giver(node: fx.Node) -> fx.Node:
 def _is_reference(node: fx.Node) -> bool:
     """Whether the node computes in float between dequantize and quantize."""
     return any(map(is_conversion, node.all_input_nodes))
+
+
+See = Callable[[fx.Node, Any, float], None]
+"""Called with each node, its result and the seconds that it took."""
+
+
+class Watched(nn.Module):
+    """A graph module that shows each result to ``see``; it computes what the graph module does."""
+
+    def __init__(self, graph_module: fx.GraphModule, see: See) -> None:
+        super().__init__()
+        self.graph_module = graph_module
+        self._see = see
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        inputs = bind(self.graph_module, self.graph_module, Inputs(args, kwargs))
+        return _Watching(self.graph_module, self._see).run(*inputs)
+
+
+class _Watching(fx.Interpreter):
+    def __init__(self, graph_module: fx.GraphModule, see: See) -> None:
+        super().__init__(graph_module)
+        self._see = see
+
+    def run_node(self, n: fx.Node) -> Any:
+        start = time.perf_counter()
+        result = super().run_node(n)
+        self._see(n, result, time.perf_counter() - start)
+        return result
