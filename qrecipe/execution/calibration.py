@@ -35,8 +35,8 @@ from qrecipe.execution.batches import (
     run_batch,
     unusable_batch,
 )
-from qrecipe.execution.fx.fake_quants import only_observing
-from qrecipe.execution.prepared import PreparedState, prepared_state
+from qrecipe.execution.fake_quants import only_observing
+from qrecipe.execution.prepared import PreparedState, prepared_state, traced_parts
 from qrecipe.model.call import EMPTY, Inputs, is_empty
 from qrecipe.model.nested import cloned
 from qrecipe.process.neutral import neutral
@@ -70,7 +70,7 @@ def calibrate(
     show = chosen_progress(progress, "calibrating")
     total = known_length(batches, table.max_batches)
     done = 0
-    parts = _traced_parts(prepared, state)
+    parts = traced_parts(prepared)
     with (
         _restored_on_error(prepared, state),
         only_observing(prepared),
@@ -220,12 +220,6 @@ def _check_ranges(parts: Iterable[fx.GraphModule]) -> None:
     findings = [finding for part in parts for finding in range_findings(part)]
     if findings:
         raise CalibrationError(findings)
-
-
-def _traced_parts(prepared: nn.Module, state: PreparedState) -> dict[str, fx.GraphModule]:
-    """All parts by their paths, save a model that is quantized untraced."""
-    parts = {path: prepared.get_submodule(path) for path in state.parts}
-    return {path: part for path, part in parts.items() if isinstance(part, fx.GraphModule)}
 
 
 def _branches_findings(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from qrecipe._version import __version__
 from qrecipe.errors.findings import ArtifactError, Finding
@@ -78,6 +79,15 @@ def architecture(converted: nn.Module) -> Architecture:
     provenance(converted)
     found: Architecture = kept(converted, _ARCHITECTURE)
     return found
+
+
+def converted_graphs(converted: nn.Module) -> dict[str, fx.GraphModule]:
+    """The graphs in a converted model by the paths of their parts; none where it is untraced.
+
+    Raises ``ArtifactError`` (QR501) as `provenance` does.
+    """
+    modules: Any = converted
+    return {part.path: modules.get_submodule(part.path) for part in architecture(converted).parts}
 
 
 def provenance(converted: nn.Module) -> Provenance:

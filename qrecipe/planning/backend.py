@@ -24,7 +24,7 @@ from qrecipe._torch_fx import (
 )
 from qrecipe.model.graph_sites import Inventory, Match
 from qrecipe.model.kernel_types import KernelTypes, TensorType
-from qrecipe.observers.qconfig import per_tensor, quantized_range
+from qrecipe.observers.qconfig import per_tensor
 from qrecipe.planning.engines import adds_in_32_bits, detour
 from qrecipe.planning.folding import fold_into_transposed
 from qrecipe.planning.kernels import refusal, takes_per_channel_weight, weight_refusal
@@ -36,7 +36,7 @@ from qrecipe.planning.saturation import (
     takes_weight,
 )
 from qrecipe.recipe.recipe import QConfigSpec
-from qrecipe.recipe.schema import Backend, Constructor, Phase, TensorSpec
+from qrecipe.recipe.schema import Backend, Constructor, Phase, TensorSpec, quantized_range
 from qrecipe.rules.resolution import Decision
 from qrecipe.rules.structure import Kind, Mode, Operation
 

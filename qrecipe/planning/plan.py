@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from qrecipe.errors.findings import Finding, Location
 from qrecipe.errors.short import ShortRepr
-from qrecipe.planning.plan_values import plan_of_text, plan_of_values, plan_values
+from qrecipe.planning.plan_values import plan_of_json, plan_values
 from qrecipe.planning.text import (
     explanation,
     plan_sections,
@@ -126,12 +126,12 @@ class Plan(Report):
 
         Raises ``PlanError`` (QR315) for any other text.
         """
-        return plan_of_text(_adapter(), text)
+        return plan_of_json(_adapter(), text)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
         """The plan that `to_dict` gave; otherwise as `from_json`."""
-        return plan_of_values(_adapter(), values)
+        return cls.from_json(json.dumps(values, default=repr))
 
     @property
     def engines(self) -> dict[str, Engine]:

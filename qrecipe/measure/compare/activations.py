@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 
 from qrecipe.audit.sqnr import Totals
-from qrecipe.execution.fx.structure import realised_sites
+from qrecipe.execution.part import Realised
 from qrecipe.model.addresses import is_conversion, site_of
 from qrecipe.model.call import Inputs, bind
 from qrecipe.model.copies import structural_copy, with_parts
@@ -88,16 +88,13 @@ def watched_reference(
 
 def watched_converted(
     parts: Mapping[str, fx.GraphModule],
+    realised: Iterable[Mapping[str, Realised]],
     converted: nn.Module,
     activations: Activations,
     times: Times,
 ) -> nn.Module:
-    """The converted model, whose sites match those that `watched_reference` held."""
-    givers = {
-        _giver(real.node): name
-        for part in parts.values()
-        for name, real in realised_sites(part).items()
-    }
+    """The converted model, whose sites answer those that `watched_reference` held."""
+    givers = {_giver(real.node): name for sites in realised for name, real in sites.items()}
 
     def see(node: fx.Node, result: Any, seconds: float) -> None:
         times.add(CONVERSIONS if is_conversion(node) else site_of(node) or "", seconds)
