@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from qrecipe.authoring.lock.outcomes import SiteOutcome, plan_outcome
+from qrecipe.authoring.lock.outcomes import SiteOutcome, site_outcome
 from qrecipe.errors.findings import CODES, Finding, RecipeReferenceError
 from qrecipe.errors.text import first_line
 from qrecipe.files import write_atomically
@@ -69,14 +69,13 @@ def golden_text(plan: Plan, recipe: str) -> str:
 
     Columns are not aligned, so that only lines that differ in meaning differ.
     """
-    outcomes = plan_outcome(plan).sites
     rules = (
         f"{decided_by(each.rule)}: {each.verdict}, sites: {len(each.sites)}"
         for each in sorted(plan.rules, key=lambda each: (each.rule.tier, each.rule.key))
     )
     parts = [
         summary(replace(plan, recipe=recipe)),
-        *("\n".join(_site_lines(site, outcomes[site.name])) for site in plan.sites),
+        *("\n".join(_site_lines(site, site_outcome(site, plan.phase))) for site in plan),
         "\n".join(rules),
         *(f"{finding.code} {CODES[finding.code].title}" for finding in plan.warnings),
     ]

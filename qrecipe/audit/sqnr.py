@@ -107,7 +107,7 @@ class _Sums:
 
 
 def _energy(x: Tensor) -> float:
-    norm = float(torch.linalg.vector_norm(x))
+    norm: float = torch.linalg.vector_norm(x).item()
     return norm * norm
 
 

@@ -92,11 +92,11 @@ def _excerpt(location: Location, hint: str | None) -> list[str]:
     """The source line with a caret under the span, cut to fit a terminal."""
     if not location.source.strip():
         return [f"  {hint}"] if hint else []
-    start = location.column - 1
+    start = min(max(location.column - 1, 0), len(location.source))
     is_long = len(location.source) > _EXCERPT_WIDTH
     cut = max(0, start - _EXCERPT_WIDTH // 2) if is_long else 0
     text = location.source[cut : cut + _EXCERPT_WIDTH].replace("\t", " ")
-    width = max(1, min(location.end_column - location.column, len(text) - (start - cut)))
+    width = max(1, min(location.end_column - 1, cut + len(text)) - start)
     gutter = f"{location.line:>5} | "
     caret = " " * (start - cut) + "^" * width
     return [f"{gutter}{text.rstrip()}", f"{'|':>7} {caret}{' ' + hint if hint else ''}"]

@@ -1,4 +1,4 @@
-"""Running batches through a prepared model, and judging the ranges that they leave."""
+"""Running batches through a prepared model, and checking the resulting ranges."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from qrecipe.execution.batches import (
     run_batch,
     unusable_batch,
 )
-from qrecipe.execution.fx.fake_quants import only_observing
-from qrecipe.execution.prepared import PreparedState, prepared_state
+from qrecipe.execution.fake_quants import only_observing
+from qrecipe.execution.prepared import PreparedState, prepared_state, traced_parts
 from qrecipe.model.call import EMPTY, Inputs, is_empty
 from qrecipe.model.nested import cloned
 from qrecipe.process.neutral import neutral
@@ -70,7 +70,7 @@ def calibrate(
     show = chosen_progress(progress, "calibrating")
     total = known_length(batches, table.max_batches)
     done = 0
-    parts = _traced_parts(prepared, state)
+    parts = traced_parts(prepared)
     with (
         _restored_on_error(prepared, state),
         only_observing(prepared),
@@ -99,7 +99,7 @@ def calibrate(
 
 
 def _run(prepared: nn.Module, batch: Any, index: int, forward: Forward | None) -> None:
-    if index == 0 and is_empty(batch):  # a later one does no harm
+    if index == 0 and is_empty(batch):  # a later one is harmless
         raise unusable_batch(batch, index, EMPTY)
     check_finite(batch, index)
     if forward is None:
@@ -186,7 +186,7 @@ def _check_count(done: int, table: CalibrationTable) -> None:
 
 
 def _few_batches(state: PreparedState) -> Finding:
-    """The warning about few batches (QR201), with what an average makes of them."""
+    """The warning about few batches (QR201), with their effect on moving averages."""
     told, hint = "", "about 100 representative mini-batches are enough"
     if state.first_weight is not None and state.batches > 1:
         told = weight_text(state.first_weight)
@@ -199,14 +199,14 @@ def _few_batches(state: PreparedState) -> Finding:
 
 
 def _order_findings(state: PreparedState, clipping: Clipping, few: bool) -> Iterator[Finding]:
-    """What the first batch decides and QR201 does not tell (QR232 to QR234)."""
+    """Warnings about the first batch's influence that QR201 does not cover (QR232 to QR234)."""
     weight = state.first_weight or 0.0
     if clipping.is_narrow or (clipping.is_hidden and not few):
         yield clipping_finding(clipping)
     elif (
         FEW_BATCHES <= state.batches < MANY_BATCHES
         and weight > LITTLE_WEIGHT
-        and state.qat is None  # training goes on with the averages
+        and state.qat is None  # training continues the averages
     ):
         yield Finding(
             "QR234",
@@ -220,12 +220,6 @@ def _check_ranges(parts: Iterable[fx.GraphModule]) -> None:
     findings = [finding for part in parts for finding in range_findings(part)]
     if findings:
         raise CalibrationError(findings)
-
-
-def _traced_parts(prepared: nn.Module, state: PreparedState) -> dict[str, fx.GraphModule]:
-    """All parts by their paths, save a model that is quantized untraced."""
-    parts = {path: prepared.get_submodule(path) for path in state.parts}
-    return {path: part for path, part in parts.items() if isinstance(part, fx.GraphModule)}
 
 
 def _branches_findings(

@@ -1,17 +1,21 @@
-"""torch's packed weights, taken apart into plain tensors and packed again.
+"""torch's packed weights, unpacked into plain tensors and packed again.
 
-Each kind of packed weight is a row of `_KINDS`. What a kernel makes of its weight is private to an
-engine; what goes in is a weight of integers with scales and zero points, and a bias.
+Each kind of packed weight is a row of `_KINDS`. The packed form is private to an engine; its input
+is an integer weight with scales and zero points, and a bias.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
+
+from qrecipe.model.addresses import CALLS, site_of
+from qrecipe.model.normalize import stored, stored_in
+from qrecipe.planning.plan import Engine
 
 Tensors = dict[str, Tensor]
 """Plain tensors by role: ``weight``, ``weight_scale``, ``weight_zero_point``, ``bias``."""
@@ -21,7 +25,7 @@ _ops: Any = torch.ops.quantized
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """How to take one kind of packed weight apart, and how to pack tensors as another one is."""
+    """How to unpack one kind of packed weight, and how to pack tensors like another one."""
 
     unpack: Callable[[Any], Tensors]
     pack: Callable[[Any, Tensors], Any]
@@ -30,13 +34,13 @@ class _Kind:
 def unpacked(packed: torch.ScriptObject) -> Tensors:
     """The plain tensors of a packed weight.
 
-    Raises KeyError for a kind of packed weight that is not known.
+    Raises KeyError for an unknown kind of packed weight.
     """
     return _KINDS[_name(packed)].unpack(packed)
 
 
 def repacked(like: torch.ScriptObject, tensors: Tensors) -> torch.ScriptObject:
-    """The tensors packed for the engine of the moment, with the settings of ``like``.
+    """The tensors packed for the current engine, with the settings of ``like``.
 
     Their roles, dtypes and shapes are those of ``unpacked(like)``.
     """
@@ -49,7 +53,7 @@ def _name(packed: Any) -> str:
 
 
 def _integers(weight: Tensor) -> Tensors:
-    """The parts of a quantized tensor; of two 4-bit integers in a byte the first is the low one."""
+    """The parts of a quantized tensor; the first of two 4-bit integers is the low half."""
     if weight.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
         scale = torch.tensor(weight.q_scale(), dtype=torch.float64)
         zero_point = torch.tensor(weight.q_zero_point())
@@ -77,7 +81,7 @@ def _quantized(like: Tensor, tensors: Tensors) -> Tensor:
         axis=like.q_per_channel_axis(),
         dtype=like.dtype,
     )
-    # the way in for 4-bit integers too, which no function takes packed
+    # this also works for 4-bit integers, which no function takes packed
     integers = torch.empty(0, dtype=tensors["weight"].dtype).set_(made.untyped_storage())
     integers.copy_(tensors["weight"].flatten())
     return made
@@ -113,7 +117,7 @@ def _pack_convolution(like: Any, tensors: Tensors) -> Any:
 
 
 def packed_convolution(like: Any, weight: Tensor, bias: Tensor | None) -> Any:
-    """A convolution's weight packed for the engine of the moment, with the settings of ``like``."""
+    """A convolution's weight packed for the current engine, with the settings of ``like``."""
     dimensions = weight.dim() - 2
 
     def own(values: list[int]) -> list[int]:
@@ -150,7 +154,7 @@ def _unpack_cell(packed: Any) -> Tensors:
     found: Tensors = {}
     for role, weight in zip(_CELL_WEIGHTS, weights, strict=True):
         found |= {f"{role}.{part}": tensor for part, tensor in unpacked(weight).items()}
-    if kind == "quantized_dynamic":  # these biases are used, and not those packed with the weights
+    if kind == "quantized_dynamic":  # these biases are used, not those packed with the weights
         biases = packed.__getstate__()[0][1]
         found |= {f"{r}.bias": bias for r, bias in zip(_CELL_WEIGHTS, biases, strict=True)}
     return found
@@ -177,3 +181,39 @@ _KINDS: Mapping[str, _Kind] = {
     "EmbeddingPackedParamsBase": _Kind(_unpack_embedding, _pack_embedding),
     "CellParamsBase": _Kind(_unpack_cell, _pack_cell),
 }
+
+
+def packed_sites(converted: fx.GraphModule) -> Iterator[tuple[nn.Module, str, str]]:
+    """The packed weights of sites: a module, the name of its attribute, and the site.
+
+    Those of a module are inside it, those of a function are attributes of the graph module.
+    """
+    for node in converted.graph.nodes:
+        site = site_of(node)
+        if site is None or node.op not in CALLS:
+            continue
+        if node.op == "call_module":
+            owner = converted.get_submodule(str(node.target))
+            if isinstance(getattr(owner, "_packed_params", None), torch.ScriptObject):
+                yield owner, "_packed_params", site
+            continue
+        for source in node.all_input_nodes:
+            if isinstance(stored(source, converted), torch.ScriptObject):
+                yield *stored_in(source, converted), site
+
+
+def detours(
+    converted: nn.Module, engines: Mapping[str, Engine], paths: Iterable[str]
+) -> dict[tuple[nn.Module, str], Engine]:
+    """The packed weights of sites that run on another engine than the model's.
+
+    They are given by module and attribute; ``paths`` are those of the converted graphs, ``engines``
+    has the sites.
+    """
+    found: dict[tuple[nn.Module, str], Engine] = {}
+    for path in paths:
+        graph_module: Any = converted.get_submodule(path)
+        for owner, name, site in packed_sites(graph_module):
+            if site in engines:
+                found[owner, name] = engines[site]
+    return found

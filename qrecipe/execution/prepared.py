@@ -1,11 +1,11 @@
-"""What a prepared model carries with it."""
+"""The state that a prepared model carries."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from torch import nn
+from torch import fx, nn
 
 from qrecipe.audit.sample import Sample
 from qrecipe.errors.findings import CalibrationError, Finding
@@ -43,7 +43,7 @@ class PreparedState:
 
 
 def mark_prepared(prepared: nn.Module, recipe: Recipe, origin: str, parts: Sequence[str]) -> None:
-    """Let a model carry what calibration and conversion need."""
+    """Attach what calibration and conversion need to a model."""
     schedule = recipe.qat if recipe.phase == "qat" else None
     kept_with(prepared)[_KEY] = PreparedState(
         recipe.calibration, recipe.lint, origin, tuple(parts), schedule
@@ -51,7 +51,7 @@ def mark_prepared(prepared: nn.Module, recipe: Recipe, origin: str, parts: Seque
 
 
 def forget_preparation(converted: nn.Module) -> None:
-    """A converted model keeps no calibration data."""
+    """Remove the calibration data from a converted model."""
     kept_with(converted).pop(_KEY, None)
 
 
@@ -67,3 +67,9 @@ def prepared_state(model: object) -> PreparedState:
             hint="pass the model that CompiledRecipe.prepare() returned",
         )
     )
+
+
+def traced_parts(prepared: nn.Module) -> dict[str, fx.GraphModule]:
+    """The parts of a prepared model that are graphs with observers in them, by their paths."""
+    parts = {path: prepared.get_submodule(path) for path in prepared_state(prepared).parts}
+    return {path: part for path, part in parts.items() if isinstance(part, fx.GraphModule)}

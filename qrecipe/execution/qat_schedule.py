@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from qrecipe.errors.findings import Finding, PlanError
-from qrecipe.execution.fx.fake_quants import freeze_batch_norm, stop_observing
+from qrecipe.execution.fake_quants import freeze_batch_norm, stop_observing
 from qrecipe.execution.prepared import PreparedState, prepared_state
 from qrecipe.recipe.schema import QatTable
 

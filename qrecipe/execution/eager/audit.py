@@ -19,6 +19,7 @@ from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import runnable_copy
+from qrecipe.model.dry_run import note_first_calls
 from qrecipe.model.nested import tensors_in
 from qrecipe.model.quantized import module_became
 from qrecipe.model.trace import WITHOUT_AUTOCAST
@@ -121,20 +122,10 @@ def _failed(error: Exception, calls: Mapping[str, Inputs], _: Any) -> Finding:
 
 def _calls_of(model: nn.Module, names: list[str], inputs: Inputs) -> tuple[dict[str, Inputs], Any]:
     """The first inputs of some modules and the model's output, from a run of a copy."""
-    taken: dict[str, Inputs] = {}
     probe = runnable_copy(model)
-    for name in names:
-        probe.get_submodule(name).register_forward_pre_hook(
-            partial(_take, taken, name), with_kwargs=True
-        )
+    taken = note_first_calls(probe, names)
     with torch.no_grad():
         return taken, inputs.call(probe)
-
-
-def _take(
-    taken: dict[str, Inputs], name: str, module: nn.Module, args: Any, kwargs: dict[str, Any]
-) -> None:
-    taken.setdefault(name, Inputs(args, kwargs))
 
 
 def _unreached(site: Site) -> Finding:

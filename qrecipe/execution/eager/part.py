@@ -11,12 +11,13 @@ from torch import nn
 
 from qrecipe._torch_ao import quiet
 from qrecipe._torch_fx import DynamicRecurrent, quantize_dynamic
-from qrecipe.audit.modules import take_any_layout
+from qrecipe.audit.modules import forget_qconfigs, take_any_layout
 from qrecipe.audit.sample import Sample
-from qrecipe.errors.findings import ExecutionError, Finding
+from qrecipe.errors.findings import ArtifactError, ExecutionError, Finding
 from qrecipe.errors.text import first_line
 from qrecipe.execution.eager.audit import audit
 from qrecipe.execution.engine import engine
+from qrecipe.execution.part import Exportable
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import runnable_copy, structural_copy
 from qrecipe.observers.qconfig import qconfig
@@ -26,42 +27,51 @@ from qrecipe.recipe.schema import LintTable
 
 @dataclass(frozen=True, slots=True)
 class EagerPart:
-    """The model as it is, with the plan for it."""
+    """The untraced model with its plan."""
 
-    path: str
     plan: Plan
     model: nn.Module
     inputs: Inputs
+    path: str = ""
 
     def prepare(self) -> nn.Module:
-        """A copy in eval mode that may be run; there is nothing to observe."""
+        """A copy in eval mode; there is nothing to observe."""
         return runnable_copy(self.model)
 
     def convert(self, prepared: nn.Module, sample: Sample | None, lint: LintTable) -> nn.Module:
         """The quantized model, audited on ``sample``, or on the example inputs without one.
 
-        Raises ``ExecutionError`` (QR405) where torch fails, and ``AuditError``.
+        Raises ``ExecutionError`` (QR405) if torch fails, and ``AuditError``.
         """
-        prepared = runnable_copy(prepared)  # in eval mode, whatever the caller did to it
+        prepared = runnable_copy(prepared)  # in eval mode, even if the caller changed that
         proof = sample or _run(prepared, self.inputs)
         converted = self.swapped(prepared)
         with engine(self.plan.backend), quiet():
             audit(self.plan, prepared, converted, proof, lint)
         return converted
 
-    def swapped(self, prepared: nn.Module) -> nn.Module:
-        """A copy with quantized modules in the places of those that are planned, not audited.
+    def reference(self, prepared: nn.Module) -> nn.Module:
+        """The quantized model itself: dynamic kernels do not saturate."""
+        return self.swapped(runnable_copy(prepared))
 
-        Raises ``ExecutionError`` (QR405) where torch fails.
+    def exportable(self, prepared: nn.Module) -> Exportable:
+        """Raises ``ArtifactError`` (QR512): exporters want a graph."""
+        hint = "export needs one graph of the whole model; QR210 says why there is none"
+        raise ArtifactError(Finding("QR512", "an untraced model cannot be exported", hint=hint))
+
+    def swapped(self, prepared: nn.Module) -> nn.Module:
+        """A copy with the planned modules swapped for quantized ones, not audited.
+
+        Raises ``ExecutionError`` (QR405) if torch fails.
         """
         converted = structural_copy(prepared)
-        _forget_qconfigs(converted)  # one that the caller left would be taken for ours
+        forget_qconfigs(converted)  # torch would use one that the caller left
         rules = {
             site.name: qconfig(site.qconfig, "ptq") for site in self.plan.sites if site.qconfig
         }
         with engine(self.plan.backend), quiet():
             try:
-                # given no rules, torch would take its own
+                # without rules, torch would use its own
                 if rules:
                     quantize_dynamic(converted, rules, inplace=True)  # type: ignore[no-untyped-call]
             except Exception as error:
@@ -73,7 +83,7 @@ class EagerPart:
                     )
                 ) from error
         self._replace_aliases(converted, rules)
-        _forget_qconfigs(converted)
+        forget_qconfigs(converted)
         take_any_layout(converted)
         for module in converted.modules():
             if isinstance(module, DynamicRecurrent):
@@ -81,19 +91,14 @@ class EagerPart:
         return converted
 
     def _replace_aliases(self, converted: nn.Module, rules: Mapping[str, Any]) -> None:
-        """torch swaps a module under the first of its names alone."""
+        """Swap all names of a module: torch only swaps the first."""
         for alias, path in self.plan.structure.aliases.items():
             if path in rules:
                 converted.set_submodule(alias, converted.get_submodule(path))
 
 
 def _nothing_to_flatten() -> None:
-    """What models call on a recurrent layer before they run it; packed weights are flat."""
-
-
-def _forget_qconfigs(model: nn.Module) -> None:
-    for module in model.modules():
-        vars(module).pop("qconfig", None)
+    """Stands for ``flatten_parameters`` of recurrent layers; packed weights are flat already."""
 
 
 def _run(prepared: nn.Module, inputs: Inputs) -> Sample:

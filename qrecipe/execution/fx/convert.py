@@ -12,42 +12,37 @@ from torch.overrides import TorchFunctionMode
 
 from qrecipe._torch_ao import quiet
 from qrecipe._torch_fx import (
-    BackendConfig,
-    ConvertCustomConfig,
-    PrepareCustomConfig,
     assert_and_get_unique_device,
     attach_preserved_attrs_to_model,
     convert,
     lower_to_native_backend,
     prepare,
 )
-from qrecipe.audit.modules import take_any_layout
+from qrecipe.audit.modules import forget_qconfigs, take_any_layout
 from qrecipe.errors.findings import ExecutionError, Finding, PlanError
 from qrecipe.errors.text import first_line
 from qrecipe.execution.engine import engine
+from qrecipe.execution.fx.configs import Configs
 from qrecipe.execution.fx.emission import Emission, erase_keep_float
+from qrecipe.execution.fx.padding import pad_explicitly
 from qrecipe.execution.fx.sharing import share_connected_observers
-from qrecipe.execution.packing import packed_convolution
-from qrecipe.model.addresses import CALLS, site_of
+from qrecipe.execution.packing import packed_convolution, packed_sites
+from qrecipe.model.addresses import site_of
 from qrecipe.model.copies import own_tensors, structural_copy
 from qrecipe.model.graph_names import keep_state_names
-from qrecipe.model.normalize import TAKES_WEIGHT, stored, stored_in
+from qrecipe.model.normalize import TAKES_WEIGHT, stored
 from qrecipe.planning.plan import Engine
 from qrecipe.process.state import random_numbers_kept
-from qrecipe.recipe.schema import Backend, Phase
 
 
 def prepared_copy(
     graph_module: fx.GraphModule,
     emission: Emission,
-    backend_config: BackendConfig,
-    custom_config: PrepareCustomConfig,
-    preserved: Mapping[str, Any],
-    phase: Phase,
+    configs: Configs,
 ) -> fx.GraphModule:
     """A copy of the graph with observers or fake-quants inserted; it shares the float tensors.
 
-    Raises ``PlanError`` (QR306) where torch fails.
+    Raises ``PlanError`` (QR306) if torch fails.
     """
     copied = structural_copy(graph_module)
     weights = dict(copied.named_parameters(remove_duplicate=False))
@@ -56,24 +51,24 @@ def prepared_copy(
             prepared = prepare(
                 copied,
                 emission.qconfig_mapping,
-                phase == "qat",
+                configs.phase == "qat",
                 dict(emission.scopes),
                 (),
-                custom_config,
+                configs.prepare,
                 None,
-                backend_config,
+                configs.backend_config,
             )
     except Exception as error:
         raise _preparation_failed(error) from error
     _tie_again(prepared, weights)
     share_connected_observers(prepared)
     keep_state_names(prepared)
-    attach_preserved_attrs_to_model(prepared, dict(preserved))
+    attach_preserved_attrs_to_model(prepared, dict(configs.preserved))
     return prepared
 
 
 def _tie_again(prepared: fx.GraphModule, weights: Mapping[str, nn.Parameter]) -> None:
-    """Put back the parameters that torch wrapped anew: what was one weight would become two."""
+    """Tie parameters again that torch wrapped separately: a shared weight would become two."""
     for name, parameter in list(prepared.named_parameters(remove_duplicate=False)):
         former = weights.get(name)
         if former is not None and former is not parameter and former.shape == parameter.shape:
@@ -81,49 +76,45 @@ def _tie_again(prepared: fx.GraphModule, weights: Mapping[str, nn.Parameter]) ->
             setattr(prepared.get_submodule(path), own, former)
 
 
-def reference(
-    prepared: fx.GraphModule, backend_config: BackendConfig, custom_config: ConvertCustomConfig
-) -> fx.GraphModule:
+def reference(prepared: fx.GraphModule, configs: Configs) -> fx.GraphModule:
     """torch's reference conversion: float kernels between dequantize and quantize.
 
-    The identities that `altered.keep_float` stands for are still in it. Raises
-    ``ExecutionError`` (QR405) where torch fails.
+    The identities that `altered_modules.keep_float` inserted are still in it. Raises
+    ``ExecutionError`` (QR405) if torch fails.
     """
-    # conversion writes into the model that it is given
+    # conversion modifies its input model
     source = structural_copy(prepared)
     try:
         with quiet(), _nothing_kept(), _uninitialised(), random_numbers_kept():
             converted = convert(
                 source,
                 True,
-                custom_config,
-                _remove_qconfig_flag=False,  # lowering reads it
-                backend_config=backend_config,
+                configs.convert,
+                _remove_qconfig_flag=False,  # lowering needs it
+                backend_config=configs.backend_config,
             )
     except Exception as error:
         raise _conversion_failed(error) from error
-    _preserve(prepared, converted, custom_config.preserved_attributes)
+    _preserve(prepared, converted, configs.convert.preserved_attributes)
     return converted
 
 
 def lowered(
     reference: fx.GraphModule,
     prepared: fx.GraphModule,
-    backend: Backend,
-    custom_config: ConvertCustomConfig,
+    configs: Configs,
     engines: Mapping[str, Engine],
 ) -> fx.GraphModule:
-    """The reference conversion, in place, on the backend's own kernels.
+    """Lower the reference conversion to the backend's kernels, in place.
 
-    The second half of torch's ``convert``, so that one conversion gives both models. What comes
-    out shares no tensor with ``prepared``. ``engines`` has the sites that run on another engine.
-    Raises ``ExecutionError`` (QR405) where torch fails and ``UnsupportedError`` (QR309) as `engine`
-    does.
+    This is the second half of torch's ``convert``, so that one conversion gives both models. The
+    result shares no tensor with ``prepared``. ``engines`` has the sites that run on another engine.
+    Raises ``ExecutionError`` (QR405) if torch fails and ``UnsupportedError`` (QR309) as `engine`.
     """
     weights = _weights(reference, engines)
     observed = prepared.meta["_observed_graph_module_attrs"]
-    own_tensors(reference, _is_bias)  # packing keeps the bias tensor that it is given
-    with engine(backend):
+    own_tensors(reference, _is_bias)  # packing keeps a reference to the bias tensor
+    with engine(configs.backend):
         try:
             with quiet(), _nothing_kept(), random_numbers_kept():
                 converted = lower_to_native_backend(
@@ -135,25 +126,27 @@ def lowered(
             raise _conversion_failed(error) from error
     _pack(converted, weights, engines)
     take_any_layout(converted)
-    _remove_qconfig(converted)
+    forget_qconfigs(converted)
     converted.delete_all_unused_submodules()
     erase_keep_float(converted)
-    _preserve(prepared, converted, custom_config.preserved_attributes)
+    _preserve(prepared, converted, configs.convert.preserved_attributes)
     return converted
+
+
+def explicit(reference: fx.GraphModule) -> fx.GraphModule:
+    """Finish the reference, in place: explicit padding, without our marks."""
+    pad_explicitly(reference)
+    erase_keep_float(reference)
+    return reference
 
 
 def _is_bias(tensor: torch.Tensor) -> bool:
     return tensor.dim() == 1
 
 
-def _remove_qconfig(model: nn.Module) -> None:
-    for module in model.modules():
-        vars(module).pop("qconfig", None)
-
-
 @contextmanager
 def _nothing_kept() -> Iterator[None]:
-    """torch remembers the device of every model it prepares or converts, and with it the model."""
+    """Clear torch's cache of devices, which keeps every prepared or converted model alive."""
     try:
         yield
     finally:
@@ -186,7 +179,7 @@ def _preserve(source: nn.Module, target: fx.GraphModule, names: list[str]) -> No
 
 
 class _uninitialised(TorchFunctionMode):  # noqa: N801 - reads as what it does in a with statement
-    """Leaves out the random initialisation of modules that get their weights at once.
+    """Skips the random initialisation of modules that get their weights right away.
 
     It costs as much as quantizing the weights.
     """
@@ -202,7 +195,7 @@ class _uninitialised(TorchFunctionMode):  # noqa: N801 - reads as what it does i
 def _weights(reference: fx.GraphModule, sites: Collection[str]) -> dict[str, torch.Tensor]:
     """The quantized weights of some sites' convolutions.
 
-    They are taken from here because some engines give back others than were packed.
+    They are taken from here because some engines return other weights than were packed.
     """
     found: dict[str, torch.Tensor] = {}
     for node in reference.graph.nodes:
@@ -220,7 +213,7 @@ def _weights(reference: fx.GraphModule, sites: Collection[str]) -> dict[str, tor
 
 
 def _computed(node: fx.Node, graph_module: fx.GraphModule) -> Any:
-    """What a node gives that reads nothing but what is stored."""
+    """The value of a node that only reads stored tensors."""
     if node.op == "get_attr":
         return stored(node, graph_module)
     target: Any = node.target
@@ -238,22 +231,3 @@ def _pack(
             with engine(engines[site]):
                 packed = packed_convolution(former, weights[site], former.unpack()[1])
             setattr(owner, name, packed)
-
-
-def packed_sites(converted: fx.GraphModule) -> Iterator[tuple[nn.Module, str, str]]:
-    """Where the packed weights of sites are: a module, the name of its attribute, and the site.
-
-    Those of a module are in it, those of a function beside the graph.
-    """
-    for node in converted.graph.nodes:
-        site = site_of(node)
-        if site is None or node.op not in CALLS:
-            continue
-        if node.op == "call_module":
-            owner = converted.get_submodule(str(node.target))
-            if isinstance(getattr(owner, "_packed_params", None), torch.ScriptObject):
-                yield owner, "_packed_params", site
-            continue
-        for source in node.all_input_nodes:
-            if isinstance(stored(source, converted), torch.ScriptObject):
-                yield *stored_in(source, converted), site

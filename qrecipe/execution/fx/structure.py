@@ -1,10 +1,9 @@
-"""The structural audit: what class or kernel each site really became, without data."""
+"""The structural audit: which class or kernel each site became, without data."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from qrecipe._torch_fx import (
 )
 from qrecipe.audit.modules import differs, weight_problem
 from qrecipe.errors.findings import Finding
+from qrecipe.execution.part import Realised
 from qrecipe.model.addresses import CALLS, is_conversion, is_floating, site_of
 from qrecipe.model.quantized import Became, module_became
 from qrecipe.planning.plan import Plan
@@ -33,18 +33,10 @@ _KEEPING_CHECKS: tuple[Callable[..., tuple[bool, bool, bool]], ...] = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Realised:
-    """What a site's nodes in the converted graph turned out to be."""
-
-    became: Became
-    node: fx.Node
-
-
 def realised_sites(converted: fx.GraphModule) -> dict[str, Realised]:
     """What each site became; a site that conversion removed is missing.
 
-    Of several nodes of one site the one that says most counts: leftover, quantized, float.
+    Of several nodes of a site, the most telling one counts: leftover, quantized, float.
     """
     modules = dict(converted.named_modules(remove_duplicate=False))
     quantized: set[fx.Node] = set()
