@@ -51,14 +51,14 @@ from qrecipe.terminal.progress import Progress
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class CompiledRecipe(ShortRepr):
-    """A recipe that has been decided for one model, ready to be executed.
+    """A recipe that is planned for one model and ready to be executed.
 
-    ``graph_module`` is the traced model; with ``[fx] roots`` it is a copy of the model with a graph
-    in place of each root. ``qconfig_mapping`` is the very mapping that is executed, with several
-    roots those of all of them; it is keyed by the module paths and scopes of ``graph_module``, and
-    is not for ``prepare_fx`` on a model of your own. It, the graph and the configs that FX is given
-    are None for a model that cannot be traced.
-    ``unjudged`` are the sites that need VNNI where this CPU has none: conversion judges them with
+    ``graph_module`` is the traced model; with ``[fx] roots`` it is a copy of the model with each
+    root replaced by a graph. ``qconfig_mapping`` is the mapping that is executed; with several
+    roots, the mappings of all of them. It is keyed by the module paths and scopes of
+    ``graph_module``, and not meant for ``prepare_fx`` on your own model. It, the graph and the
+    configs of FX are None for a model that cannot be traced.
+    ``unjudged`` are the sites that need VNNI if this CPU has none: conversion checks them with
     7 bits.
     """
 
@@ -146,7 +146,7 @@ class CompiledRecipe(ShortRepr):
         """
         self._samples(prepared)
         if self.recipe.fx.roots:
-            hint = "export needs one graph of the whole model: leave [fx] roots out"
+            hint = "export needs one graph of the whole model: remove [fx] roots"
             raise ArtifactError(Finding("QR512", "parts of a model cannot be exported", hint=hint))
         (part,) = self._parts
         return part.exportable(prepared)

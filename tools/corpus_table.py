@@ -98,7 +98,7 @@ def sqnr_of(model: Any, converted: fx.GraphModule, batch: torch.Tensor) -> float
 
 def general(op: str, reason: str) -> str:
     """The reason without the names of sites, so that equal ones can be counted."""
-    if "which gives float" in reason or "which is float" in reason:
+    if "which returns float" in reason or "which is float" in reason:
         fixed = "its range is fixed" in reason
         return "fixed range after a float producer" if fixed else "follows a float producer"
     if "no quantized kernel" in reason:

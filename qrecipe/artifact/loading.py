@@ -72,8 +72,7 @@ def load_quantized(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         with engine(plan.backend) if not plan.is_for_export else quiet(), quiet():
             _fill(slots, tensors, contents.aliases)
         paths = [part.path for part in contents.architecture.parts]
-        engines = {site.name: site.engine for site in plan.sites if site.engine is not None}
-        elsewhere = detours(converted, engines, paths)
+        elsewhere = detours(converted, plan.engines, paths)
         for slot in slots:
             chosen = elsewhere.get((slot.module, slot.attribute))
             if chosen is not None:

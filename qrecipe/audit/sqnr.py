@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qrecipe.errors.text import finite_or_none
 from qrecipe.model.nested import tensors_in
 
 
@@ -73,11 +74,6 @@ class Fidelity:
             "mse": finite_or_none(self.mse),
             "exact": self.exact,
         }
-
-
-def finite_or_none(value: float | None) -> float | None:
-    """The number, or None if JSON cannot express it."""
-    return value if value is not None and math.isfinite(value) else None
 
 
 @dataclass(slots=True)

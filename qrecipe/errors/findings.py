@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import reduce
 from typing import Any, Literal
 
@@ -66,23 +66,11 @@ class Finding(ShortRepr):
             "code": self.code,
             "severity": self.severity,
             "message": self.message,
-            "location": _location_json(self.location),
+            "location": None if self.location is None else asdict(self.location),
             "hint": self.hint,
-            "related": [{"text": text, **(_location_json(at) or {})} for text, at in self.related],
+            "related": [{"text": text, **asdict(at)} for text, at in self.related],
             "notes": list(self.notes),
         }
-
-
-def _location_json(location: Location | None) -> dict[str, Any] | None:
-    if location is None:
-        return None
-    return {
-        "file": location.file,
-        "line": location.line,
-        "column": location.column,
-        "end_column": location.end_column,
-        "source": location.source,
-    }
 
 
 _EXCERPT_WIDTH = 100

@@ -40,7 +40,7 @@ class Executor(Protocol):
     ) -> nn.Module:
         """The converted model that the plan gave, with state of the right shapes and no meaning.
 
-        Nothing is calibrated, audited or run. Raises ``ArchitectureError`` where the model is not
+        Nothing is calibrated, audited or run. Raises ``ArchitectureError`` if the model is not
         the one that was quantized.
         """
 

@@ -21,7 +21,7 @@ Calibrate = Callable[[nn.Module], None]
 
 @dataclass(frozen=True, slots=True)
 class LoneSite:
-    """A site of a float model in whose place something else can be put.
+    """A site of a float model that can be replaced.
 
     ``original`` computes it in float; ``owner`` calls it under one or several ``names``.
     """

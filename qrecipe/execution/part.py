@@ -84,7 +84,7 @@ class Part(Protocol):
     def exportable(self, prepared: nn.Module) -> Exportable:
         """The quantized part for exporters, audited.
 
-        Raises ``ArtifactError`` (QR512) where it cannot be exported, and ``AuditError``.
+        Raises ``ArtifactError`` (QR512) if it cannot be exported, and ``AuditError``.
         """
 
 

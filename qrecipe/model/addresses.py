@@ -1,4 +1,4 @@
-"""The addresses of operations: as rules name them, and as marks on the nodes of graphs."""
+"""Addresses of operations, as rules name them and as stored on the nodes of graphs."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def site_of(node: fx.Node) -> str | None:
 
 
 def observed_name(observer: fx.Node) -> str:
-    """What an observer of a prepared graph sees, in words.
+    """A description of the tensor that an observer of a prepared graph sees.
 
-    That is a site's result, or where no site gives the tensor the input of the first that reads it.
+    This is a site's result, or the input of the first site that reads it if no site computes it.
     """
     source = observer.args[0]
     giver = site_of(source) if isinstance(source, fx.Node) else None
@@ -43,7 +43,7 @@ def observed_name(observer: fx.Node) -> str:
 
 def _input_of_reader(node: fx.Node) -> str | None:
     waiting = [*node.users]
-    for user in waiting:  # grows as it is walked: the nearest reader comes first
+    for user in waiting:  # grows during iteration: the nearest reader comes first
         reader = site_of(user)
         if reader is not None:
             return f"the input of {reader}"
@@ -73,17 +73,17 @@ FUNCTION_NAMES: dict[Any, str] = {
     for name, function in vars(namespace).items()
     if callable(function) and not isinstance(function, type) and not name.startswith("_")
 }
-"""The public dotted name of a function; where there are several, the later namespace's."""
+"""The public dotted name of a function; of several, that of the last namespace."""
 
 
 def is_floating(node: fx.Node) -> bool:
-    """Whether the node computes floating-point tensors; sizes, masks and indices don't."""
+    """Whether the node computes floating-point tensors, not sizes, masks or indices."""
     value: Value = node.meta["value"]
     return value.is_float
 
 
 def is_plumbing(node: fx.Node) -> bool:
-    """Whether the node only takes a container apart, or is an identity of ours."""
+    """Whether the node only unpacks a container, or is one of our identities."""
     return node.target is keep_float or (
         node.target in (operator.getitem, getattr)
         and isinstance(node.args[0], fx.Node)
@@ -126,7 +126,7 @@ def module_member(path: str, module: nn.Module) -> Member:
 
 
 def class_names(kind: type) -> frozenset[str]:
-    """The dotted names by which a rule can call a class: internal, and torch's public one."""
+    """The dotted names of a class in rules: the internal one, and torch's public one."""
     names = {f"{kind.__module__}.{kind.__qualname__}"}
     if getattr(nn, kind.__name__, None) is kind:
         names.add(f"torch.nn.{kind.__name__}")
@@ -134,7 +134,7 @@ def class_names(kind: type) -> frozenset[str]:
 
 
 def base_names(kind: type) -> frozenset[str]:
-    """The dotted names of the module classes that a class derives from."""
+    """The dotted names of the module base classes of a class."""
     bases = [base for base in kind.__mro__[1:] if issubclass(base, nn.Module)]
     return frozenset(name for base in bases if base is not nn.Module for name in class_names(base))
 

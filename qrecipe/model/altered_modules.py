@@ -1,4 +1,4 @@
-"""Modules that do something else than their class says; kernels and fusion know classes alone."""
+"""Modules that differ from their class; kernels and fusion only look at classes."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch.nn.utils import parametrize
 
 
 def alteration(module: nn.Module) -> str | None:
-    """What makes a module more than its class: hooks, parametrizations, a forward of its own."""
+    """How a module differs from its class: hooks, parametrizations, a replaced forward."""
     hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
     if hooks:
         cures = [_CURES[kind] for hook in hooks if (kind := _dotted(hook)) in _CURES]
         cure = f"; {cures[0]} makes it a plain module" if cures else ""
-        return f"it has hooks, which no kernel runs: {', '.join(map(_name, hooks))}{cure}"
+        return f"it has hooks, which kernels do not run: {', '.join(map(_name, hooks))}{cure}"
     if parametrize.is_parametrized(module):
         return (
             "its weight is parametrized: torch.nn.utils.parametrize.remove_parametrizations "
-            "makes it a plain one"
+            "makes it a plain module"
         )
     if "forward" in vars(module):
-        return "its forward was replaced on the instance, and a kernel runs that of the class"
+        return "its forward was replaced on the instance, but kernels run that of the class"
     return None
 
 
@@ -32,7 +32,7 @@ _CURES = {
     "torch.nn.utils.spectral_norm.SpectralNorm": "torch.nn.utils.remove_spectral_norm",
     "torch.nn.utils.prune": "torch.nn.utils.prune.remove",
 }
-"""What takes torch's own hooks off, by their class, or by the module of their classes."""
+"""The functions that remove torch's own hooks, by their class or the module of their classes."""
 
 
 def _dotted(hook: Any) -> str:
@@ -47,24 +47,23 @@ def _name(hook: Any) -> str:
 
 
 def keep_float(x: Any) -> Any:
-    """The identity, set between two operations until conversion is over.
+    """The identity, inserted between two operations until conversion is done.
 
-    Fusing and matching take no pattern across it, and lowering, which takes whatever stands
-    between dequantize and quantize for a quantized operation, decided or not, leaves what
-    follows it alone.
+    Fusion and matching do not cross it. Nor does lowering, which treats everything between a
+    dequantize and a quantize node as a quantized operation.
     """
     return x
 
 
 Apart = Callable[[fx.Node], bool]
-"""Whether the call of a BatchNorm1d must not be folded into what stands before it."""
+"""Whether the call of a BatchNorm1d must not be folded into the operation before it."""
 
 
 def normalises_another_axis(node: fx.Node) -> bool:
-    """Whether a BatchNorm1d takes its channels from another dimension than its producer gives them.
+    """Whether a BatchNorm1d normalises another dimension than that of its producer's features.
 
-    On three dimensions it normalises the second one, and a linear layer gives features in the last.
-    Known from a run: ``meta["value"]`` has the rank.
+    With three dimensions it normalises the second one, but the features of a linear layer are in
+    the last. The rank is known from a run (``meta["value"]``).
     """
     source = node.args[0] if node.args else None
     graph_module = node.graph.owning_module
@@ -76,9 +75,9 @@ def normalises_another_axis(node: fx.Node) -> bool:
 
 
 def keep_apart(graph_module: fx.GraphModule, apart: Apart) -> None:
-    """Set `keep_float` around the modules that cannot be fused with their neighbours, in place.
+    """Insert `keep_float` around the modules that cannot be fused with their neighbours, in place.
 
-    A BatchNorm that may be fused is made affine.
+    BatchNorms that may be fused are made affine.
     """
     graph = graph_module.graph
     for node in list(graph.nodes):
@@ -115,15 +114,15 @@ def _stays_alone(module: nn.Module) -> bool:
 
 
 def lacks_statistics(module: nn.Module) -> bool:
-    """Whether a BatchNorm normalises with the statistics of each batch: nothing to fold."""
+    """Whether a BatchNorm uses the statistics of each batch, so that nothing can be folded."""
     return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
 
 
 def make_affine(module: nn.Module) -> None:
-    """Give a BatchNorm without weight and bias those that change nothing, and do not learn.
+    """Give a BatchNorm without weight and bias neutral ones that are not trained.
 
-    torch reads both where it folds a BatchNorm, trains it fused, or quantizes it alone. One within
-    a sequence, with its ReLU, is meant too.
+    torch reads both when it folds a BatchNorm, trains it fused, or quantizes it alone. This also
+    applies to a BatchNorm in a sequence, with its ReLU.
     """
     for norm in module.modules():
         is_batch_norm = isinstance(norm, nn.modules.batchnorm._BatchNorm)

@@ -1,6 +1,6 @@
-"""A float model without its weights, as plain data: what a stored quantized model is rebuilt from.
+"""A float model without its weights as plain data, from which a stored model is rebuilt.
 
-The traced graphs are recorded before anything is rewritten, with what each node computes, so that
+The traced graphs are recorded before they are rewritten, with what each node computes, so that
 they can be rebuilt without running the model.
 """
 
@@ -19,7 +19,7 @@ from qrecipe.model.trace_proof import Value
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _UNIMPORTANT = frozenset({"training", "momentum", "p", "dropout", "inplace"})
-"""What does not matter in eval mode, or is written into the graph."""
+"""Attributes that do not matter in eval mode, or are in the graph."""
 
 _VALUES: dict[RecordedValue, Value] = {
     "float tensor": Value(True, True),
@@ -33,7 +33,7 @@ _NAMES = {value: name for name, value in _VALUES.items()}
 def traced_part(
     path: str, constants: Mapping[str, Any], graph_module: fx.GraphModule
 ) -> TracedPart:
-    """A traced graph whose nodes know their values, as data."""
+    """A traced graph with recorded values, as data."""
     nodes = tuple(
         TracedNode(name=node.name, call=_call(node), value=_NAMES[node.meta["value"]])
         for node in graph_module.graph.nodes
@@ -60,7 +60,7 @@ def note_values(part: TracedPart, graph_module: fx.GraphModule) -> None:
 
 
 def module_settings(model: nn.Module) -> dict[str, str]:
-    """Class and settings of each of torch's own modules: what its weights don't tell."""
+    """Class and settings of each of torch's own modules."""
     return {
         path: _settings(module)
         for path, module in model.named_modules()
@@ -69,7 +69,7 @@ def module_settings(model: nn.Module) -> dict[str, str]:
 
 
 def graph_digests(converted: nn.Module, architecture: Architecture) -> dict[str, str]:
-    """The SHA-256 of each converted part's code, which is the same for the same graph."""
+    """The SHA-256 of the code of each converted part; equal graphs have equal digests."""
     return {
         part.path: hashlib.sha256(str(converted.get_submodule(part.path).code).encode()).hexdigest()
         for part in architecture.parts
@@ -77,7 +77,7 @@ def graph_digests(converted: nn.Module, architecture: Architecture) -> dict[str,
 
 
 def check_same(what: str, recorded: Mapping[str, str], found: Mapping[str, str]) -> None:
-    """Raises `ArchitectureError` where two maps by name differ; ``recorded`` is the file's."""
+    """Raises `ArchitectureError` if two maps by name differ; ``recorded`` is the file's."""
     differences = []
     for name in [*recorded, *(name for name in found if name not in recorded)]:
         stored, own = recorded.get(name, "nothing"), found.get(name, "nothing")

@@ -25,17 +25,17 @@ class Inputs(ShortRepr):
 
     @staticmethod
     def from_batch(batch: Any) -> Inputs:
-        """A tuple or list of positional inputs, a mapping of keyword inputs, or one input alone."""
+        """From a tuple or list of positional inputs, a mapping of keyword inputs, or one input."""
         if isinstance(batch, Mapping):
             return Inputs(kwargs=dict(batch.items()))
-        # a packed sequence is a tuple, and one input
+        # a packed sequence is a tuple, but a single input
         if isinstance(batch, (tuple, list)) and not isinstance(batch, PackedSequence):
             return Inputs(args=tuple(batch))
         return Inputs(args=(batch,))
 
     @property
     def batch(self) -> Any:
-        """The batch that `from_batch` makes these inputs of."""
+        """The batch from which `from_batch` makes these inputs."""
         if self.kwargs:
             return dict(self.kwargs)
         is_one = len(self.args) == 1 and not isinstance(self.args[0], (Mapping, tuple, list))
@@ -43,12 +43,12 @@ class Inputs(ShortRepr):
 
     def call(self, model: nn.Module) -> Any:
         if isinstance(model, fx.GraphModule):
-            # its own __call__ prints a traceback of its code before it raises
+            # a graph module's __call__ prints a traceback of its code before it raises
             return nn.Module.__call__(model, *self.args, **dict(self.kwargs))
         return model(*self.args, **dict(self.kwargs))
 
     def first_samples(self, count: int) -> Inputs:
-        """The first samples alone, where all tensors have one larger batch size; else ``self``."""
+        """The first samples, if all tensors have the same larger batch size; else ``self``."""
         size = batch_size((self.args, dict(self.kwargs)))
         if size is None or size <= count:
             return self
@@ -56,13 +56,13 @@ class Inputs(ShortRepr):
             few = Inputs(head(self.args, count), head(dict(self.kwargs), count))
         except UncopyableError:
             return self
-        # a container that computes its tensors when it is asked has given the whole again
+        # a container that computes its tensors on access has returned the whole batch again
         return few if batch_size((few.args, few.kwargs)) == count else self
 
     def cloned(self) -> Inputs:
-        """The same with tensors of its own, for a forward that may write to them.
+        """A copy with cloned tensors, for a forward that may write to them.
 
-        Raises ``PlanError`` (QR307) where something that holds tensors cannot be copied.
+        Raises ``PlanError`` (QR307) if a container of tensors cannot be copied.
         """
         try:
             return Inputs(cloned(self.args), cloned(dict(self.kwargs)))
@@ -71,22 +71,22 @@ class Inputs(ShortRepr):
                 Finding(
                     "QR307",
                     f"among the example inputs {error}",
-                    hint="pass tensors alone, or in a dict, list, tuple or dataclass",
+                    hint="pass tensors directly, or in a dict, list, tuple or dataclass",
                 )
             ) from error
 
 
-EMPTY = "it is empty, and nothing can be learned from it"
+EMPTY = "it is empty, so nothing can be observed"
 
 
 def is_empty(batch: Any) -> bool:
-    """Whether there are tensors in a batch, and no value in any of them."""
+    """Whether a batch has tensors, and all of them are empty."""
     tensors = list(tensors_in(batch))
     return bool(tensors) and not any(tensor.numel() for tensor in tensors)
 
 
 def batch_size(value: Any) -> int | None:
-    """The size of the first dimension, where all tensors in ``value`` have one and agree."""
+    """The size of the first dimension, if it is the same for all tensors in ``value``."""
     tensors = list(tensors_in(value))
     if not all(tensor.layout == torch.strided and tensor.dim() for tensor in tensors):
         return None
@@ -102,7 +102,7 @@ def head(value: Any, count: int) -> Any:
 def bind(graph_module: fx.GraphModule, model: nn.Module, inputs: Inputs) -> tuple[Any, ...]:
     """The inputs in the order of the graph's placeholders.
 
-    Raises ``PlanError`` (QR307) where they do not fit the signature of the model's ``forward``.
+    Raises ``PlanError`` (QR307) if they do not fit the signature of the model's ``forward``.
     """
     given = arguments(model, inputs)
     return tuple(
@@ -111,9 +111,9 @@ def bind(graph_module: fx.GraphModule, model: nn.Module, inputs: Inputs) -> tupl
 
 
 def constants(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
-    """The arguments of ``forward`` that are no tensors, given or by default: None, flags, numbers.
+    """The arguments of ``forward`` that are not tensors, including defaults: None, flags, numbers.
 
-    Raises ``PlanError`` (QR307) as `bind` does.
+    Raises ``PlanError`` (QR307) like `bind`.
     """
     return {
         name: value
@@ -123,9 +123,9 @@ def constants(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
 
 
 def arguments(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
-    """What each parameter of ``forward`` is given, defaults included.
+    """The argument of each parameter of ``forward``, including defaults.
 
-    Raises ``PlanError`` (QR307) as `bind` does.
+    Raises ``PlanError`` (QR307) like `bind`.
     """
     signature = inspect.signature(model.forward)
     try:
@@ -135,7 +135,7 @@ def arguments(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
             Finding(
                 "QR307",
                 f"the example inputs do not fit forward{signature}: {error}",
-                hint="a tuple gives positional inputs, a dict keyword inputs",
+                hint="pass a tuple for positional inputs, a dict for keyword inputs",
             )
         ) from error
     bound.apply_defaults()

@@ -1,4 +1,4 @@
-"""Whether a model can be quantized at all, before anything is traced."""
+"""Checks whether a model can be quantized at all, before tracing."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from qrecipe.rules.structure import joined
 
 
 def check_model(model: nn.Module, recipe: Recipe) -> None:
-    """Refuse a model that this recipe cannot quantize, and warn of one in training mode (QR202).
+    """Reject a model that this recipe cannot quantize, and warn about training mode (QR202).
 
-    Raises ``PlanError`` with all that is wrong: the model itself (QR306), or the attributes of it
-    that the recipe preserves (QR301, QR314).
+    Raises ``PlanError`` with all problems: of the model itself (QR306), or of the attributes that
+    the recipe preserves (QR301, QR314).
     """
     check_is_model(model)
     findings = (
@@ -41,7 +41,7 @@ def check_model(model: nn.Module, recipe: Recipe) -> None:
             Finding(
                 "QR202",
                 "the model is in training mode; its copy is quantized in eval mode",
-                hint="call model.eval() first, so that what you compare with is the same",
+                hint="call model.eval() first, so that you compare like with like",
             ),
             recipe.lint.ignore,
         )
@@ -53,7 +53,7 @@ def _quantized_findings(model: nn.Module) -> Iterator[Finding]:
         yield Finding(
             "QR306",
             f"the model {found}",
-            hint="pass the float model that it was made from",
+            hint="pass the original float model",
         )
 
 
@@ -61,24 +61,24 @@ def _model_findings(model: nn.Module) -> Iterator[Finding]:
     if _has_own(model, PRIVATE, dict):
         yield Finding(
             "QR306",
-            f"{PRIVATE} has a name that qrecipe writes to",
-            hint="give it another name",
+            f"the attribute {PRIVATE} is reserved for qrecipe",
+            hint="rename it",
         )
         return
     for path, module in model.named_modules():
         if _has_own(module, "qconfig", QConfig):
             yield Finding(
                 "QR306",
-                f"{joined(path, 'qconfig')} has a name that torch's quantization writes to",
-                hint="give it another name",
+                f"the attribute {joined(path, 'qconfig')} is overwritten by torch's quantization",
+                hint="rename it",
             )
             return
         shadowed = next((name for name in module._modules if hasattr(nn.Module, name)), None)
         if shadowed is not None:
             yield Finding(
                 "QR306",
-                f"{joined(path, shadowed)} is a submodule with the name of a method of all modules",
-                hint="give it another name",
+                f"the submodule {joined(path, shadowed)} has the name of a torch.nn.Module method",
+                hint="rename it",
             )
             return
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
@@ -108,14 +108,14 @@ def _model_findings(model: nn.Module) -> Iterator[Finding]:
 
 
 def _has_own(module: nn.Module, name: str, written: type) -> bool:
-    """Whether a module's attribute is not what quantization writes under that name."""
+    """Whether a module has an attribute of that name that was not written by quantization."""
     members = (module._modules, module._parameters, module._buffers)
     value = vars(module).get(name)
     return any(name in each for each in members) or not isinstance(value, (written, NoneType))
 
 
 def _attribute_findings(model: nn.Module, recipe: Recipe) -> Iterator[Finding]:
-    """What ``[fx] preserved_attributes`` names has to be an attribute of the caller's own."""
+    """``[fx] preserved_attributes`` must name the model's own attributes."""
     for name in recipe.fx.preserved_attributes:
         if not hasattr(model, name) or name.startswith("_") or hasattr(nn.Module, name):
             known = [known for known in vars(model) if not known.startswith("_")]

@@ -19,16 +19,16 @@ _Model = TypeVar("_Model", bound=nn.Module)
 def structural_copy(model: _Model) -> _Model:
     """A deep copy of the modules that shares every parameter and buffer with ``model``.
 
-    Raises ``PlanError`` (QR306) where the model cannot be copied.
+    Raises ``PlanError`` (QR306) if the model cannot be copied.
     """
     return _copy_sharing(model, chain(model.parameters(), model.buffers()))
 
 
 def runnable_copy(model: _Model) -> _Model:
-    """A copy in eval mode whose forward may be run: it shares the parameters, not the buffers.
+    """A copy in eval mode that can be run: it shares the parameters, but not the buffers.
 
-    A forward may write to a buffer, and embeddings with ``max_norm`` to their weight, which is not
-    shared either. Raises ``PlanError`` (QR306) as `structural_copy` does.
+    Embeddings with ``max_norm`` write to their weight, so that is not shared either. Raises
+    ``PlanError`` (QR306) like `structural_copy`.
     """
     written = {
         id(module.weight)
@@ -40,15 +40,15 @@ def runnable_copy(model: _Model) -> _Model:
 
 
 def copy_around(model: nn.Module, paths: Sequence[str]) -> nn.Module:
-    """A copy that shares the parameters and all of the submodules at ``paths``."""
+    """A copy that shares the parameters and the submodules at ``paths``."""
     parts = [model.get_submodule(path) for path in paths]
     return _copy_sharing(model, [*model.parameters(), *parts])
 
 
 def with_parts(model: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
-    """A `runnable_copy` of the model with modules put in by path, under all their names.
+    """A `runnable_copy` of the model with the modules at some paths, and their aliases, replaced.
 
-    A part for the whole model (the empty path) is returned as it is.
+    A part for the whole model (the empty path) is returned as is.
     """
     if "" in parts:
         return parts[""]
@@ -83,11 +83,11 @@ def _zeros(tensor: Tensor) -> Tensor:
 
 
 def _copy_sharing(model: _Model, shared: Iterable[Tensor | nn.Module]) -> _Model:
-    """Tensors that were made in inference mode are copied: autograd takes none of them."""
+    """A deep copy that shares some parts; inference tensors are cloned, for autograd."""
     memo: dict[int, Tensor | nn.Module] = {
         id(part): part for part in shared if not _is_inference(part)
     }
-    # deepcopy refuses what autograd has computed: the weight that an old-style weight_norm keeps
+    # deepcopy rejects tensors computed by autograd, such as the weight of an old-style weight_norm
     memo |= {id(tensor): tensor.detach() for tensor in _computed(model)}
     try:
         return copy.deepcopy(model, memo)
@@ -96,7 +96,7 @@ def _copy_sharing(model: _Model, shared: Iterable[Tensor | nn.Module]) -> _Model
             Finding(
                 "QR306",
                 f"the model cannot be copied: {error}",
-                hint="make it survive copy.deepcopy; quantization works on a copy of it",
+                hint="quantization works on a copy: make copy.deepcopy(model) work",
             )
         ) from error
 
@@ -106,7 +106,7 @@ def _is_inference(part: Tensor | nn.Module) -> bool:
 
 
 def _computed(model: nn.Module) -> Iterator[Tensor]:
-    """Attributes of modules that hang on the graph of autograd."""
+    """Attributes of modules that are part of an autograd graph."""
     for module in model.modules():
         for value in vars(module).values():
             if isinstance(value, Tensor) and not value.is_leaf:
@@ -118,12 +118,12 @@ def _any(tensor: torch.Tensor) -> bool:
 
 
 def own_all_tensors(model: nn.Module) -> None:
-    """Replace each parameter and buffer of the model by a clone, in place."""
+    """Replace each parameter and buffer of the model with a clone, in place."""
     own_tensors(model, _any)
 
 
 def own_tensors(model: nn.Module, chosen: Callable[[torch.Tensor], bool]) -> None:
-    """Replace each chosen parameter and buffer by a clone, once where several modules share it."""
+    """Replace each chosen parameter and buffer with a clone; shared ones stay shared."""
     clones: dict[int, torch.Tensor] = {}
 
     def own(tensor: torch.Tensor) -> torch.Tensor:
@@ -145,7 +145,7 @@ def own_tensors(model: nn.Module, chosen: Callable[[torch.Tensor], bool]) -> Non
 
 
 def _own_attributes(model: nn.Module, clones: Mapping[int, torch.Tensor]) -> None:
-    """Let what else a module holds refer to the clones too: a list of its parameters, say."""
+    """Update other attributes of modules that refer to the tensors, such as lists of parameters."""
     registries = ("_parameters", "_buffers", "_modules")
     for module in model.modules():
         for name, value in vars(module).items():

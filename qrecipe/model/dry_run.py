@@ -1,4 +1,4 @@
-"""Running a copy of the caller's model once, without a trace left in what is the caller's."""
+"""Runs a copy of the caller's model once, without side effects on the caller's."""
 
 from __future__ import annotations
 
@@ -23,20 +23,17 @@ _DEEPEST = 4
 
 
 def try_out(probe: nn.Module, inputs: Inputs, owner: nn.Module) -> Any:
-    """What ``probe``, a copy of ``owner`` that shares its parameters, makes of the inputs.
+    """The output of ``probe``, a copy of ``owner`` that shares its parameters.
 
-    Raises ``PlanError`` (QR306) as soon as its forward writes to a parameter of ``owner``, before
-    anything is written; and whatever the forward itself raises.
+    Raises ``PlanError`` (QR306) before its forward writes to a parameter of ``owner``; and anything
+    that the forward itself raises.
     """
     with torch.no_grad(), _ReadOnly(owner):
         return inputs.call(probe)
 
 
 def try_inputs(probe: nn.Module, inputs: Inputs, owner: nn.Module) -> Any:
-    """As `try_out`, with inputs that the model may be unable to take.
-
-    Raises ``PlanError`` (QR307) where it is.
-    """
+    """Like `try_out`, but raises ``PlanError`` (QR307) if the model does not accept the inputs."""
     try:
         return try_out(probe, inputs, owner)
     except PlanError:
@@ -49,7 +46,7 @@ def try_inputs(probe: nn.Module, inputs: Inputs, owner: nn.Module) -> Any:
 def drawing_nothing() -> Iterator[None]:
     """Raises ``PlanError`` (QR306) if a forward that runs inside draws random numbers.
 
-    The caller's stay where they are.
+    The caller's random number generators are not affected.
     """
     with random_numbers_kept():
         before = torch.get_rng_state()
@@ -60,15 +57,15 @@ def drawing_nothing() -> Iterator[None]:
             Finding(
                 "QR306",
                 "the model's forward draws random numbers in eval mode",
-                hint="nothing that is measured on it could be compared; draw them outside",
+                hint="measurements would not be comparable: draw them outside of forward",
             )
         )
 
 
 def first_calls(model: nn.Module, paths: Collection[str], inputs: Inputs) -> dict[str, Inputs]:
-    """What each of some submodules is called with first in a run; those not called are left out.
+    """The inputs of the first call of each submodule in a run; those not called are left out.
 
-    Raises ``PlanError`` as `try_inputs` does.
+    Raises ``PlanError`` like `try_inputs`.
     """
     probe = runnable_copy(model)
     taken = note_first_calls(probe, paths)
@@ -93,15 +90,15 @@ def _take(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> None:
-    if path not in taken:  # cloned, for what follows may write to them
+    if path not in taken:  # cloned because later code may write to them
         taken[path] = Inputs(args, dict(kwargs)).cloned()
 
 
-CANNOT_TAKE = "the model cannot take the example inputs: "
+CANNOT_TAKE = "the model does not accept the example inputs: "
 
 
 def unusable(error: Exception) -> PlanError:
-    """The error (QR307) for inputs on which the model's forward has raised ``error``."""
+    """The error (QR307) for inputs on which the model's forward raised ``error``."""
     return PlanError(
         Finding(
             "QR307",
@@ -112,7 +109,7 @@ def unusable(error: Exception) -> PlanError:
 
 
 class _ReadOnly(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Refuses every operation that would write to a parameter of a model."""
+    """Rejects every operation that would write to a parameter of a model."""
 
     def __init__(self, owner: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -124,7 +121,7 @@ class _ReadOnly(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing is compiled here, and to skip it torch would import it: a second
+        return False  # torch would import dynamo to skip it, which takes a second
 
     def __torch_dispatch__(
         self,
@@ -152,13 +149,13 @@ class _ReadOnly(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 Finding(
                     "QR306",
                     f"forward writes to the parameter {name} ({func.overloadpacket.__name__})",
-                    hint="change the weights once, before, and take the change out of forward",
+                    hint="change the weights once, outside of forward",
                 )
             )
 
 
 State = Mapping[str, tuple[Any, int]]
-"""What a model holds, by dotted name: each value, and the version of a tensor."""
+"""The state of a model by dotted name: each value, and its version if it is a tensor."""
 
 
 def state_of(model: nn.Module) -> State:
@@ -168,7 +165,7 @@ def state_of(model: nn.Module) -> State:
         for key, value in vars(module).items():
             if key == "_buffers":
                 found |= dict(_leaves(path, value, 0))
-            elif key == "_parameters":  # `try_out` sees to what is written to them
+            elif key == "_parameters":  # `try_out` checks writes to parameters
                 found |= {f"{path}.{name}": (tensor, 0) for name, tensor in value.items()}
             elif key not in _OF_EVERY_MODULE and key not in _computed_by_hooks(module):
                 found |= dict(_leaves(f"{path}.{key}" if path else key, value, 0))
@@ -176,7 +173,7 @@ def state_of(model: nn.Module) -> State:
 
 
 def _computed_by_hooks(module: nn.Module) -> set[Any]:
-    """The weights that torch's own hooks (pruning, norms of weights) compute at each call."""
+    """The weights that torch's own hooks (pruning, weight norms) compute at each call."""
     hooks = module._forward_pre_hooks.values()
     return {getattr(hook, "_tensor_name", getattr(hook, "name", None)) for hook in hooks}
 
@@ -191,7 +188,7 @@ def _leaves(name: str, value: Any, depth: int) -> Iterator[tuple[str, tuple[Any,
 
 
 def first_change(before: State, after: State) -> str | None:
-    """The name of something that was written to, None where all is as it was."""
+    """The name of something that was written to, or None."""
     for name in (*after, *before):
         if name not in before or name not in after or not _same(before[name], after[name]):
             return name
@@ -218,10 +215,10 @@ def changed_argument(model: nn.Module, inputs: Inputs, versions: Sequence[int]) 
 
 
 def versions_of(model: nn.Module, inputs: Inputs) -> list[int]:
-    """The versions of all tensors in the inputs: each write in place raises one."""
+    """The versions of all tensors in the inputs; each in-place write increments one."""
     return [_version(tensor) for tensor in tensors_in(arguments(model, inputs))]
 
 
 def _version(tensor: Tensor) -> int:
-    """How often the tensor was written to; what was made in inference mode does not count that."""
+    """How often the tensor was written to; inference tensors do not count that."""
     return 0 if tensor.is_inference() else tensor._version

@@ -1,8 +1,8 @@
-"""Names that a model shares with torch's graph modules, and how both keep theirs.
+"""Names of a model that clash with attributes of torch's graph modules.
 
-A `torch.fx.GraphModule` has attributes of its own: ``meta``, ``graph``, ``code`` and others. A
-submodule, parameter or buffer of the model with such a name gets another one inside the graph. It
-keeps its own in names of sites, in rules and reports, and in the ``state_dict``.
+A `torch.fx.GraphModule` has attributes such as ``meta``, ``graph`` and ``code``. A submodule,
+parameter or buffer with such a name is renamed inside the graph, but keeps its name in sites, rules
+and reports, and in the ``state_dict``.
 """
 
 from __future__ import annotations
@@ -24,36 +24,36 @@ def _taken() -> frozenset[str]:
 
 
 _TAKEN = _taken()
-"""What torch's graph modules have, or are given, and other modules are not."""
+"""The attributes that torch's graph modules have in addition to those of other modules."""
 
 
 def is_taken(name: str) -> bool:
-    """Whether a graph module would use an attribute of that name for something else."""
+    """Whether graph modules use an attribute of that name themselves."""
     return name in _TAKEN or name.startswith(_PREFIX)
 
 
 def inner(target: str) -> str:
-    """The name inside a graph module of what the model has at ``target``."""
+    """The name inside a graph module for the model's ``target``."""
     return f"{_PREFIX}{target}" if is_taken(target.partition(".")[0]) else target
 
 
 def outer(target: str) -> str:
-    """The model's own name of what is at ``target``, in a graph module or in a model around it."""
+    """The model's own name for ``target`` of a graph module or of a model around it."""
     return ".".join(part.removeprefix(_PREFIX) for part in target.split("."))
 
 
 def cannot_be_preserved(name: str) -> Finding:
-    """The error (QR314) for an attribute that `is_taken` and that the graph module is to have."""
+    """The error (QR314) for an attribute to be preserved whose name `is_taken`."""
     return Finding(
         "QR314",
         f'fx.preserved_attributes "{name}" has a name that torch\'s graph modules use themselves',
-        hint="give the attribute another name",
+        hint="rename the attribute",
         key="fx.preserved_attributes",
     )
 
 
 def rename_taken(graph: fx.Graph, root: nn.Module) -> None:
-    """Let the graph call what stands in ``root`` by inner names, which ``root`` gets as well."""
+    """Rename clashing names in the graph and in ``root`` to inner names."""
     for node in graph.nodes:
         if node.op not in ("call_module", "get_attr") or inner(node.target) == node.target:
             continue
@@ -71,7 +71,7 @@ def rename_taken(graph: fx.Graph, root: nn.Module) -> None:
 
 
 def keep_state_names(graph_module: fx.GraphModule) -> None:
-    """Let the ``state_dict`` of a graph module have the model's own names, in place."""
+    """Make the ``state_dict`` of a graph module use the model's own names, in place."""
     members = (graph_module._modules, graph_module._parameters, graph_module._buffers)
     renamed = any(name.startswith(_PREFIX) for registry in members for name in registry)
     if renamed and _to_outer not in graph_module._state_dict_hooks.values():
@@ -82,7 +82,7 @@ def keep_state_names(graph_module: fx.GraphModule) -> None:
 def _to_outer(
     module: nn.Module, state: dict[str, Any], prefix: str, metadata: Mapping[str, Any]
 ) -> None:
-    for key in list(state):  # each is put in again, so that the order stays
+    for key in list(state):  # all are reinserted to keep the order
         own = key.startswith(prefix)
         state[prefix + outer(key.removeprefix(prefix)) if own else key] = state.pop(key)
 

@@ -1,4 +1,4 @@
-"""Model -> sites: traced, normalised and fused exactly as FX graph mode will execute it."""
+"""Model -> sites: traced, normalised and fused exactly as FX graph mode executes it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from qrecipe.recipe.schema import FxTable, Phase
 from qrecipe.rules.structure import Kind, Member, ModelStructure, Operation
 
 _COPIES = (nn.Dropout, F.dropout)
-"""What copies in eval mode although torch gives it a range of its own, which its kernel ignores."""
+"""Modules that copy in eval mode; torch gives them a range that their kernels ignore."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +59,11 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A submodule that is quantized, the whole model or a root: its fused graph and its inputs.
+    """A part that is quantized, the whole model or a root: its fused graph and its inputs.
 
     ``path`` is empty for the whole model. ``graph_module`` shares the unfused parameters with the
-    caller's model and belongs to whoever holds the inventory. Each node of a site carries its
-    name in ``meta["site"]``. ``traced`` records what it was made from, ``example`` is what it has
-    to compute.
+    caller's model and belongs to the owner of the inventory. Each node of a site has its name in
+    ``meta["site"]``. ``traced`` records the traced graph, ``example`` the expected output.
     """
 
     path: str
@@ -78,9 +77,9 @@ class Part:
 class Inventory:
     """The parts of a model and all their sites, in order of execution within a part.
 
-    ``trained_otherwise`` are the paths of modules that compute something else in training mode;
-    it is looked for where the model is to be trained. ``untraced`` says why there are no parts;
-    ``doubts`` are warnings about the model itself.
+    ``trained_otherwise`` are the paths of modules that compute something else in training mode,
+    only determined for training. ``untraced`` says why there are no parts; ``doubts`` are warnings
+    about the model itself.
     """
 
     parts: tuple[Part, ...]
@@ -97,10 +96,10 @@ def take_inventory(
 ) -> Inventory:
     """Trace, normalise and fuse copies of the model's parts, and find their sites.
 
-    In ``phase`` qat the parts are in training mode, and BatchNorm is fused without being folded.
+    In ``phase`` qat, the parts are in training mode, and BatchNorm is fused but not folded.
 
-    Raises ``TraceError`` or ``PlanError`` as `tracing.trace`, `values.record_values`,
-    `proof.prove_fused` and `roots.inputs_of_roots` do.
+    Raises ``TraceError`` or ``PlanError`` like `trace.trace`, `trace_proof.record_values`,
+    `rewrite_proof.prove_fused` and `roots.inputs_of_roots`.
     """
     inputs_of = inputs_of_roots(model, inputs, table.roots) if table.roots else {"": inputs}
     parts: list[Part] = []
@@ -140,7 +139,7 @@ def take_inventory(
 def traced_graph(
     model: nn.Module, path: str, fixed: Mapping[str, Any], table: FxTable
 ) -> tuple[fx.GraphModule, Scopes]:
-    """What `tracing.trace` gives, without dead code."""
+    """The result of `trace.trace` without dead code."""
     graph_module, scopes = trace(model, path, fixed, table)
     drop_dead_code(graph_module)
     return graph_module, scopes
@@ -155,9 +154,9 @@ def fused_graph(
     dropouts: frozenset[str] = frozenset(),
     apart: Apart = normalises_another_axis,
 ) -> fx.GraphModule:
-    """A traced graph whose nodes know their values, normalised and fused.
+    """A traced graph with recorded values, normalised and fused.
 
-    ``dropouts`` are the names of the functions in it that drop in training mode.
+    ``dropouts`` are the names of its functions that drop in training mode.
     """
     normalize(graph_module, scopes, path)
     keep_apart(graph_module, apart)
@@ -182,7 +181,7 @@ def fused_graph(
 def named_sites(
     graph_module: fx.GraphModule, backend_config: BackendConfig, phase: Phase
 ) -> dict[str, Match]:
-    """The sites of a fused graph by name, which their nodes carry from now on."""
+    """The sites of a fused graph by name; their nodes are marked with it."""
     called = dict(graph_module.named_modules(remove_duplicate=False))
     if phase == "qat":
         called = modules_as_trained(called, backend_config)
@@ -197,9 +196,9 @@ def named_sites(
 def module_names(
     model: nn.Module, roots: Sequence[str] = ()
 ) -> tuple[dict[str, frozenset[str]], dict[str, str]]:
-    """The classes of all modules by canonical path, and the canonical path of each further name.
+    """The classes of all modules by canonical path, and the canonical path of each alias.
 
-    A module in several roots has a canonical path in each, for each has sites of its own.
+    A module in several roots has a canonical path in each, as each has its own sites.
     """
     named = dict(model.named_modules(remove_duplicate=False))
     canonical: dict[tuple[nn.Module, str], str] = {}
@@ -226,7 +225,7 @@ def _root_of(path: str, roots: Sequence[str]) -> str:
 
 
 def _note_fused_members(graph_module: fx.GraphModule, backend_config: BackendConfig) -> None:
-    """Write into the node that survives fusion (the root's) whom it stands for."""
+    """Record in the node that remains after fusion (the root's) which members it stands for."""
     patterns = _sorted_patterns_dict(_get_fusion_pattern_to_fuse_handler_cls(backend_config))
     get_root: dict[Any, Any] = backend_config_utils.get_fusion_pattern_to_root_node_getter(
         backend_config
@@ -238,7 +237,7 @@ def _note_fused_members(graph_module: fx.GraphModule, backend_config: BackendCon
         if node.name in found:
             last, pattern, node_pattern, *_ = found[node.name]
             groups.setdefault(last, []).append(node)
-            if node is last:  # the others know only their part of the pattern
+            if node is last:  # the others only know their part of the pattern
                 roots[last] = get_root.get(pattern, _innermost)(node_pattern)
     for last, nodes in groups.items():
         roots[last].meta["members"] = tuple(node.meta["member"] for node in nodes)
@@ -313,7 +312,7 @@ def _kind(pattern: Any, handler: QuantizeHandler | None, kernels: tuple[KernelTy
 
 
 def _readers(node: fx.Node) -> Iterator[fx.Node]:
-    """The nodes that read a result, tuples taken apart and containers looked into."""
+    """The nodes that read a result, directly or through tuples and containers."""
     for user in node.users:
         yield from _readers(user) if is_plumbing(user) or is_packing(user) else (user,)
 
@@ -324,7 +323,7 @@ def _is_weight(source: fx.Node, node: fx.Node) -> bool:
 
 
 def _sources(group: list[fx.Node]) -> list[fx.Node]:
-    """The nodes outside the group whose floating tensors it reads, tuples taken apart."""
+    """The nodes outside the group whose floating-point tensors it reads, tuples unpacked."""
     found: dict[fx.Node, None] = {}
     for node in group:
         for source in node.all_input_nodes:

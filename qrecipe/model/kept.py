@@ -1,4 +1,4 @@
-"""What qrecipe keeps with a model, under one name of its own."""
+"""What qrecipe stores with a model, under a single name."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 from torch import fx, nn
 
 PRIVATE = "_qrecipe"
-"""The attribute of a model, and the key in ``meta``, under which qrecipe keeps things."""
+"""The attribute of a model, and the key in ``meta``, that qrecipe uses."""
 
 
 def kept_with(model: nn.Module) -> dict[str, Any]:
-    """What qrecipe keeps with a model, under one name of its own; copies of the model have it too.
+    """The values that qrecipe stores with a model and its copies.
 
-    A pickled model has its attributes, a deep copy of a graph module ``meta`` alone: it is in both.
+    Pickling keeps attributes, a deep copy of a graph module only ``meta``, so they are in both.
     """
     homes = [vars(model)]
     if isinstance(model, fx.GraphModule):
@@ -25,12 +25,12 @@ def kept_with(model: nn.Module) -> dict[str, Any]:
 
 
 def kept(model: object, key: str) -> Any:
-    """One thing that qrecipe keeps with a model; None where it keeps none."""
+    """One value that qrecipe stores with a model, or None."""
     if not isinstance(model, nn.Module):
         return None
     meta = model.meta if isinstance(model, fx.GraphModule) else {}
     homes = [vars(model).get(PRIVATE), meta.get(PRIVATE)]
-    # a model of the caller's may have another thing under that name
+    # the caller's model may use that name for something else
     return next((home[key] for home in homes if isinstance(home, dict) and key in home), None)
 
 

@@ -1,4 +1,4 @@
-"""Model -> sites without a trace: the modules that one run of the model calls."""
+"""Model -> sites without tracing: the modules called in one run of the model."""
 
 from __future__ import annotations
 
@@ -22,15 +22,13 @@ from qrecipe.rules.structure import Kind, ModelStructure, Operation, enclosing
 def take_inventory(
     model: nn.Module, inputs: Inputs, table: FxTable, backend_config: BackendConfig, why: Finding
 ) -> Inventory:
-    """The sites of a model that cannot be traced: what it calls that holds no further modules.
+    """The sites of a model that cannot be traced, and ``why``: the leaf modules that it calls.
 
-    ``why`` it cannot is kept with them.
+    Functions are invisible, and a module that is called twice is one site. As in tracing, torch's
+    own modules are sites as a whole.
 
-    Functions cannot be seen, and a module that is called twice is one site. torch's own modules
-    are sites as a whole, as in tracing.
-
-    Raises ``PlanError`` (QR307) where the model cannot take the inputs, (QR306) where it draws
-    random numbers or writes to its parameters.
+    Raises ``PlanError``: the model does not accept the inputs (QR307), or it draws random numbers
+    or writes to its parameters (QR306).
     """
     called = _called(model, inputs)
     modules, aliases = module_names(model)
@@ -51,7 +49,7 @@ def take_inventory(
 
 
 def _called(model: nn.Module, inputs: Inputs) -> list[str]:
-    """The canonical paths of the modules that a run of the model calls, in order."""
+    """The canonical paths of the modules called in a run, in order."""
     probe = runnable_copy(model)
     called: dict[str, None] = {}
     for path, module in probe.named_modules():
@@ -63,7 +61,7 @@ def _called(model: nn.Module, inputs: Inputs) -> list[str]:
 
 
 def _unreached(model: nn.Module, called: list[str]) -> tuple[str, ...]:
-    """Modules with weights of their own that no call reached, save those inside torch's own."""
+    """Modules with weights that no call reached, except those inside torch's own modules."""
     reached = set(called)
     return tuple(
         path
@@ -90,7 +88,7 @@ def _stops(path: str, module: nn.Module, table: FxTable) -> bool:
 
 
 def _is_torchs_own(module: nn.Module) -> bool:
-    """Whether tracing takes it for one operation; containers are no operations."""
+    """Whether tracing treats the module as one operation; containers are not operations."""
     containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
     return type(module).__module__.startswith("torch.nn") and not isinstance(module, containers)
 

@@ -1,4 +1,4 @@
-"""Values within values: the one way in which batches and outputs are taken apart.
+"""Nested values: how batches and outputs are traversed.
 
 Containers are mappings, tuples, lists, deques, dataclasses, and classes that are registered with
 torch's pytree. Everything else is a leaf: tensors, and objects that are not looked into.
@@ -26,7 +26,7 @@ _MAPPINGS = (dict, OrderedDict, immutable_dict, MappingProxyType)
 
 
 def parts_of(value: Any) -> Mapping[Any, Any] | None:
-    """What a container holds, by its keys, fields or positions; None for a leaf."""
+    """The contents of a container by key, field or position; None for a leaf."""
     if isinstance(value, _LEAVES):
         return None
     if isinstance(value, Mapping):
@@ -34,7 +34,7 @@ def parts_of(value: Any) -> Mapping[Any, Any] | None:
     if isinstance(value, (tuple, list, deque)):
         return dict(enumerate(value))
     if is_dataclass(value):
-        # a field that the constructor leaves out may not be set yet
+        # a field that is not in the constructor may not be set yet
         names = [field.name for field in fields(value) if hasattr(value, field.name)]
         return {name: getattr(value, name) for name in names}
     children = pytree.tree_flatten(value, is_leaf=lambda each: each is not value)[0]
@@ -43,7 +43,7 @@ def parts_of(value: Any) -> Mapping[Any, Any] | None:
 
 
 def leaves(value: Any) -> Iterator[Any]:
-    """The leaves of a value, in order; what a container holds of itself is left out."""
+    """The leaves of a value, in order; references of a container to itself are skipped."""
     return _leaves(value, frozenset())
 
 
@@ -67,9 +67,9 @@ class UncopyableError(TypeError):
 
 
 def map_leaves(change: Callable[[Any], Any], value: Any) -> Any:
-    """The same containers, copied, around what ``change`` makes of each leaf.
+    """A copy of the containers with ``change`` applied to each leaf.
 
-    Raises `UncopyableError` where a container cannot be copied.
+    Raises `UncopyableError` if a container cannot be copied.
     """
     parts = parts_of(value)
     if parts is None:
@@ -82,7 +82,7 @@ def map_leaves(change: Callable[[Any], Any], value: Any) -> Any:
     if isinstance(value, tuple) and hasattr(value, "_make"):
         return value._make(changed.values())
     try:
-        # no class tells how it is made of its parts, but each can be copied with others in place
+        # not every class can be built from its parts, but it can be copied and its parts replaced
         made = copy.deepcopy(value, {id(part): changed[key] for key, part in parts.items()})
         if getattr(value, "__dict__", None) is value:  # the usual dict with attributes for items
             made.__dict__ = made
@@ -93,20 +93,20 @@ def map_leaves(change: Callable[[Any], Any], value: Any) -> Any:
 
 
 def map_tensors(change: Callable[[Tensor], Any], value: Any) -> Any:
-    """As `map_leaves`; leaves other than tensors are shared."""
+    """Like `map_leaves`, but for tensors only; other leaves are shared."""
     return map_leaves(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, value)
 
 
 def cloned(value: Any) -> Any:
-    """The value with a clone in place of each tensor in it."""
+    """The value with all tensors cloned."""
     return map_tensors(Tensor.clone, value)
 
 
 class Packing:
-    """Makes containers like one that was seen, around other values in place of some leaves.
+    """Builds containers like a given one, with other values for some leaves.
 
-    A graph calls it where its model makes a container with a class of its own; no constructor
-    runs again. ``open_leaves`` are the leaves that it takes as arguments.
+    A graph calls it where the model builds a container of its own class; no constructor is run.
+    ``open_leaves`` are the leaves that it takes as arguments.
     """
 
     def __init__(self, like: Any, is_open: Callable[[Any], bool]) -> None:
@@ -123,7 +123,7 @@ class Packing:
 
 
 class _Place:
-    """A leaf that stands for another."""
+    """A placeholder for a leaf."""
 
     def __init__(self, index: int) -> None:
         self.index = index

@@ -1,7 +1,7 @@
-"""Graph rewrites that keep the function of the model and give every call an address.
+"""Graph rewrites that preserve what the model computes and give every call an address.
 
-An address is the name that rules and reports use: a module's path or ``path:family`` for a
-function called in a module's forward, with ``#k`` from the second call on.
+An address is the name in rules and reports: a module's path, or ``path:family`` for a function
+called in a module's forward, with ``#k`` from the second call on.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _TWIN_OF_METHOD: dict[str, Any] = {
     "transpose": torch.transpose,
     "unsqueeze": torch.unsqueeze,
 }
-"""Functions that a backend has a pattern for, by the method that computes the same."""
+"""Functions that backends have a pattern for, by the equivalent method."""
 
 _TWIN_OF_FUNCTION: dict[Any, Any] = {
     operator.matmul: torch.matmul,
@@ -56,7 +56,7 @@ MULTIPLIES_WEIGHT = frozenset(
 TAKES_WEIGHT = MULTIPLIES_WEIGHT | {
     *(F.layer_norm, F.instance_norm, F.group_norm, F.batch_norm, F.embedding)
 }
-"""Functions that read their weight and bias as arguments."""
+"""Functions with weight and bias as arguments."""
 
 _WEIGHTED = ("input", "weight", "bias")
 _POSITIONAL: dict[Any, tuple[str, ...]] = {
@@ -73,9 +73,9 @@ _CONVOLUTION_DIMENSIONS = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 def normalize(graph_module: fx.GraphModule, scopes: Scopes, prefix: str) -> None:
     """Rewrite the graph in place; nodes that a rule can name get ``meta["member"]``.
 
-    ``prefix`` is the path of the graph in the whole model, whose names the members bear. ``scopes``
-    maps a node's name to the innermost module whose forward made the call. The values
-    that `values.record_values` notes must be there.
+    ``prefix`` is the path of the graph in the whole model, from which members are named. ``scopes``
+    maps a node's name to the innermost module whose forward made the call. Values must have been
+    recorded by `trace_proof.record_values`.
     """
     address(graph_module, scopes, prefix)
     _separate_shared_modules(graph_module)
@@ -105,11 +105,11 @@ def normalize(graph_module: fx.GraphModule, scopes: Scopes, prefix: str) -> None
 
 
 def drop_dead_code(graph_module: fx.GraphModule) -> None:
-    """Remove what nothing reads, after letting the readers of a tensor read its last change.
+    """Remove unused nodes, after redirecting readers of a tensor to its last in-place change.
 
-    A call whose result nobody reads counts as dead code, here as in FX's own conversion, although
-    it has changed its input: ``x.add_(1); return x``. And a quantized kernel does not change its
-    input, whatever ``inplace`` says.
+    A call whose result is unused counts as dead code, as in FX's own conversion, even if it changes
+    its input: ``x.add_(1); return x``. Quantized kernels never change their input, even with
+    ``inplace``.
     """
     position = {node: index for index, node in enumerate(graph_module.graph.nodes)}
     for node in graph_module.graph.nodes:
@@ -152,10 +152,9 @@ def stored_in(node: fx.Node, graph_module: fx.GraphModule) -> tuple[nn.Module, s
 
 
 def _separate_shared_modules(graph_module: fx.GraphModule) -> None:
-    """Give each further call of a module a module of its own that shares the tensors.
+    """Give each further call of a module its own module that shares the tensors.
 
-    Fusion and observers are per module: with one module for two calls, both get the fused ReLU
-    and one range.
+    Fusion and observers are per module: otherwise two calls would share a fused ReLU and a range.
     """
     called: set[str] = set()
     for node in graph_module.graph.nodes:
@@ -171,9 +170,9 @@ def _separate_shared_modules(graph_module: fx.GraphModule) -> None:
 
 
 def _separate_tied_weights(graph_module: fx.GraphModule) -> None:
-    """Give what reads the weight of a called module a name of its own for the same tensor.
+    """Let other readers of a called module's weight read the same tensor by another name.
 
-    Conversion packs the weights of modules, and leaves nothing to read where they were.
+    Conversion packs the weights of modules, so they can no longer be read.
     """
     nodes = list(graph_module.graph.nodes)
     called = {node.target for node in nodes if node.op == "call_module"}
@@ -190,7 +189,7 @@ def _separate_tied_weights(graph_module: fx.GraphModule) -> None:
 
 
 def _separate_readers_of_weights(graph: fx.Graph) -> None:
-    """Let each reader of a function's weight read it on its own: torch folds the weight away."""
+    """Give each reader of a function's weight its own node: torch folds the weight away."""
     for node in list(graph.nodes):
         if node.op != "get_attr" or not any(user.target in TAKES_WEIGHT for user in node.users):
             continue
@@ -218,19 +217,19 @@ def _method_to_function(node: fx.Node) -> None:
     if twin is not None:
         node.op, node.target = "call_function", twin
     elif node.target == "view" and not any(isinstance(arg, torch.dtype) for arg in node.args):
-        # a quantized convolution returns channels_last, which view refuses
+        # a quantized convolution returns channels_last, which view does not support
         node.target = "reshape"
 
 
 def _module_to_function(node: fx.Node, module: nn.Module) -> None:
-    """A flatten that a backend has a pattern for: the module has none."""
+    """Replace a flatten module with the function, for which backends have a pattern."""
     if type(module) is nn.Flatten:
         node.op, node.target = "call_function", torch.flatten
         node.args = (*node.args, module.start_dim, module.end_dim)
 
 
 def _spell_out_convolution(node: fx.Node, dimensions: int) -> None:
-    """Every argument, positional and as a tuple: what the quantized prepack operators take."""
+    """Write all arguments positionally and as tuples, as the quantized prepack operators need."""
     names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
     defaults = (None, None, None, 1, 0, 1, 1)
     given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
@@ -248,13 +247,13 @@ def _for_each_dimension(value: Any, dimensions: int) -> Any:
 
 
 def _positional(module: nn.Module) -> tuple[str, ...]:
-    """The names of what a module's forward takes by position."""
+    """The names of the positional parameters of a module's forward."""
     parameters = inspect.signature(module.forward).parameters.values()
     return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
 
 
 def _spell_out(node: fx.Node, names: tuple[str, ...]) -> None:
-    """Give by position what patterns look for there: ``F.linear(input=x, weight=w)``."""
+    """Make arguments positional, as patterns expect them: ``F.linear(input=x, weight=w)``."""
     args, kwargs = list(node.args), dict(node.kwargs)
     for name in names[len(args) :]:
         if name not in kwargs:
@@ -264,7 +263,7 @@ def _spell_out(node: fx.Node, names: tuple[str, ...]) -> None:
 
 
 def _spell_out_transposed(node: fx.Node, dimensions: int) -> None:
-    """As for other convolutions; torch swaps groups and dilation itself where it packs them."""
+    """As for other convolutions; torch itself swaps groups and dilation when it packs them."""
     names = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
     defaults = (None, None, None, 1, 0, 0, 1, 1)
     given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
@@ -280,13 +279,13 @@ def _drop_neutral_alpha(node: fx.Node) -> None:
 
 
 def _spell_out_padding(module: nn.Module) -> None:
-    """Padding given as a word, in numbers where both sides get the same: kernels take no words."""
+    """Replace padding given as a string with numbers if it is symmetric, as kernels need."""
     if isinstance(module, nn.modules.conv._ConvNd) and isinstance(module.padding, str):
         module.padding = _in_numbers(module.padding, module.kernel_size, module.dilation)
 
 
 def _spell_out_word(node: fx.Node, graph_module: fx.GraphModule) -> None:
-    """The same for a convolution as a function, whose arguments are spelled out already."""
+    """The same for a functional convolution, whose arguments are positional already."""
     weight, word = stored(node.args[1], graph_module), node.args[4]
     if not isinstance(word, str) or weight is None:
         return

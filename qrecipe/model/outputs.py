@@ -1,4 +1,4 @@
-"""What a graph returns beside tensors: constants, and containers with a class of their own."""
+"""Outputs of a graph other than tensors: constants, and containers of custom classes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from qrecipe.model.trace_proof import Value
 
 
 def name_constants(graph_module: fx.GraphModule) -> None:
-    """Let each constant that the graph returns be the result of a call, in place.
+    """Make each constant that the graph returns the result of a call, in place.
 
-    torch inserts observers behind what is returned, and takes tensors and None alone.
+    torch inserts observers after the outputs, and only accepts tensors and None.
     """
     graph = graph_module.graph
     output = graph.output_node()
@@ -45,7 +45,7 @@ def restore_constants(graph_module: fx.GraphModule) -> None:
 
 
 def return_tensors(graph_module: fx.GraphModule) -> None:
-    """Let the graph return what its output holds as one tuple, without constants, in place."""
+    """Make the graph return its outputs as one flat tuple, without constants, in place."""
     output = graph_module.graph.output_node()
     output.args = (tuple(_unpacked(output.args[0])),)
     graph_module.graph.eliminate_dead_code()
@@ -53,7 +53,7 @@ def return_tensors(graph_module: fx.GraphModule) -> None:
 
 
 def _unpacked(value: Any) -> Iterator[fx.Node]:
-    """The nodes in an argument, and those in what others of them pack."""
+    """The nodes in an argument, including those in packed containers."""
     for leaf in leaves(value):
         if isinstance(leaf, fx.Node) and is_packing(leaf):
             yield from _unpacked((leaf.args, leaf.kwargs))
@@ -62,7 +62,7 @@ def _unpacked(value: Any) -> Iterator[fx.Node]:
 
 
 def is_packing(node: fx.Node) -> bool:
-    """Whether the node only puts results into a container of a class of its own."""
+    """Whether the node only packs results into a container of a custom class."""
     return node.op == "call_function" and isinstance(node.target, (type, Packing))
 
 

@@ -1,4 +1,4 @@
-"""What to write in ``[fx]`` for a model that cannot be traced, tried out before it is proposed."""
+"""Proposals for ``[fx]`` if a model cannot be traced, tested before they are made."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _REWRITE = (
     "submodule and name that in [fx] roots"
 )
 OF_TORCH = (
-    "torch computes it as one operation, and no rule reaches what is inside; rules reach the "
-    "torch.nn.Linear of a module of your own"
+    "torch runs it as one operation, so rules cannot reach inside; they do reach the "
+    "torch.nn.Linear of your own modules"
 )
-"""Why the layers in an encoder or an attention of torch's stay float, and what to do about it."""
+"""Why the layers in torch's own encoders and attention stay float, and what to do about it."""
 
 
 def with_advice(error: TraceError, model: nn.Module, inputs: Inputs, table: FxTable) -> TraceError:
-    """The error with the keys that let the model be traced.
+    """The error with the recipe keys with which the model can be traced.
 
-    Raises ``PlanError`` as `trials.try_inputs` does: then it is not the trace that fails.
+    Raises ``PlanError`` like `dry_run.try_inputs`, if it is not the trace that fails.
     """
     (finding,) = error.findings
     if not isinstance(error, UntraceableError):
@@ -42,9 +42,11 @@ def with_advice(error: TraceError, model: nn.Module, inputs: Inputs, table: FxTa
     calls = _calls(model, inputs)
     proposed = [] if finding.hint is None else [finding.hint]
     if kept_out := _kept_out(error, model, calls, table):
-        proposed.append(f"leave its inside float: [fx] non_traceable_module_name = {kept_out}")
+        proposed.append(
+            f"do not trace it, and leave it float: [fx] non_traceable_module_name = {kept_out}"
+        )
     if roots := _roots(model, error.path, inputs, table, calls):
-        proposed.append(f"trace the parts that can be: [fx] roots = {_toml_list(roots)}")
+        proposed.append(f"trace the parts that can be traced: [fx] roots = {_toml_list(roots)}")
     is_torchs = type(model.get_submodule(error.at)).__module__.startswith("torch.nn.modules")
     hint, *others = proposed or [OF_TORCH if is_torchs else _REWRITE]
     notes = tuple(f"or {other}" for other in others)
@@ -52,9 +54,9 @@ def with_advice(error: TraceError, model: nn.Module, inputs: Inputs, table: FxTa
 
 
 def traceable_parts(model: nn.Module, inputs: Inputs) -> list[str]:
-    """The outermost containers with parameters that the inputs reach and that trace on their own.
+    """The outermost called containers with parameters that can be traced on their own.
 
-    They are what ``[fx] roots`` could name. Raises ``PlanError`` as `trials.try_inputs` does.
+    ``[fx] roots`` could name them. Raises ``PlanError`` like `dry_run.try_inputs`.
     """
     return _roots(model, "", inputs, FxTable(), _calls(model, inputs))
 
@@ -66,7 +68,7 @@ def _toml_list(names: Sequence[str]) -> str:
 def _kept_out(
     error: UntraceableError, model: nn.Module, calls: Mapping[str, Inputs], table: FxTable
 ) -> str | None:
-    """The list of names with which the part can be traced; None where its own forward fails."""
+    """The modules without which the part can be traced; None if its own forward fails."""
     names = list(table.non_traceable_module_name)
     at = error.at
     while at not in (error.path, *names) and len(names) < _MOST_KEPT_OUT:
@@ -86,9 +88,9 @@ def _kept_out(
 def _roots(
     model: nn.Module, failed: str, inputs: Inputs, table: FxTable, calls: Mapping[str, Inputs]
 ) -> list[str]:
-    """The roots of the table that trace, and in the place of the others parts inside them.
+    """The roots of the table that can be traced, and parts of the others.
 
-    Code around a part may look into it: they are tried in the whole model too.
+    Code around a part may look into it, so they are also tested in the whole model.
     """
     graphs: dict[str, nn.Module] = {}
     for root in table.roots or ("",):
@@ -111,9 +113,9 @@ def _fits(model: nn.Module, graphs: Mapping[str, nn.Module], inputs: Inputs) -> 
 def _traceable(
     model: nn.Module, path: str, calls: Mapping[str, Inputs], table: FxTable, *, tried: bool
 ) -> dict[str, nn.Module]:
-    """The graphs of the outermost parts that are called, have parameters, and trace.
+    """The graphs of the outermost parts that are called, have parameters and can be traced.
 
-    The part at ``path`` is the first of them, unless it was ``tried`` already.
+    The part at ``path`` comes first, unless it was ``tried`` already.
     """
     found: dict[str, nn.Module] = {}
     for inner, module in model.get_submodule(path).named_modules(prefix=path):
@@ -127,7 +129,7 @@ def _traceable(
 
 
 def _prove(model: nn.Module, path: str, calls: Mapping[str, Inputs], table: FxTable) -> nn.Module:
-    """The graph of a part that computes what the part does. Raises ``PlanError`` without one."""
+    """The proven graph of a part. Raises ``PlanError`` if there is none."""
     part, inputs = model.get_submodule(path), calls[path]
     graph, _ = trace(model, path, constants(part, inputs), table)
     record_values(graph, part, inputs)
@@ -135,9 +137,10 @@ def _prove(model: nn.Module, path: str, calls: Mapping[str, Inputs], table: FxTa
 
 
 def _calls(model: nn.Module, inputs: Inputs) -> dict[str, Inputs]:
-    """What the model and each container in it is called with first in a run of few samples.
+    """The first inputs of the model and each container in it, in a run on a few samples.
 
-    Of all of them, where the model cannot take so few. Raises ``PlanError`` as `try_inputs` does.
+    All samples are used if the model does not accept so few. Raises ``PlanError`` like
+    `try_inputs`.
     """
     paths = [path for path, module in model.named_modules() if not path or list(module.children())]
     try:

@@ -1,4 +1,4 @@
-"""Whether a model, or a module of it, is quantized already."""
+"""Whether a model or module is already quantized."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Became = Literal["static", "dynamic", "weight_only", "float", "leftover"]
 
 
 def module_became(module: nn.Module) -> Became:
-    """By the module's class; ``leftover`` for what conversion should have replaced."""
+    """What a module became, by its class; ``leftover`` if conversion should have replaced it."""
     inner = module[0] if isinstance(module, nn.Sequential) and len(module) else module
     path = _torch_path(module)
     if ".quantized.reference." in _torch_path(inner) or ".qat." in path:
@@ -27,19 +27,19 @@ def module_became(module: nn.Module) -> Became:
 
 
 def _torch_path(module: nn.Module) -> str:
-    """Where torch defines the class of a module of its quantization; empty for any other class."""
+    """The torch module that defines a quantization class; empty for any other class."""
     path = type(module).__module__
     return path if path.startswith("torch.ao.nn.") else ""
 
 
 def quantized_part(model: nn.Module) -> str | None:
-    """What in a model tells that it was quantized or prepared before, in words; None for float."""
+    """How a model shows that it is quantized or prepared already; None for a float model."""
     for path, module in model.named_modules():
         kind = f"{type(module).__module__}.{type(module).__qualname__}"
         what = f"{path} is a {kind}" if path else f"it is a {kind}"
         if isinstance(module, (ObserverBase, FakeQuantizeBase)):
-            return f"is prepared already: {what}"
+            return f"is already prepared: {what}"
         if kind.startswith("torch.") and module_became(module) != "float":
-            return f"is quantized already: {what}"
+            return f"is already quantized: {what}"
     found = kept(model, PROVENANCE)
-    return found and f"is quantized already: by the recipe {found.fingerprint[:12]}"
+    return found and f"is already quantized: by the recipe {found.fingerprint[:12]}"

@@ -1,4 +1,4 @@
-"""What is recorded of a float model, so that another can be held against it."""
+"""The record of a float model, with which another one can be compared."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 Value = Literal["float tensor", "tensor", "floats", "other"]
-"""What a node computes: a floating tensor, another one, a tuple that holds some, anything else."""
+"""What a node computes: a floating-point tensor, another tensor, a tuple with some, or other."""
 
 
 class Stored(BaseModel):
@@ -15,7 +15,7 @@ class Stored(BaseModel):
 
 
 class TracedNode(Stored):
-    """A node of a graph as it was traced; ``call`` is its kind, target and arguments."""
+    """A node of a traced graph; ``call`` is its kind, target and arguments."""
 
     name: str
     call: str
@@ -23,9 +23,9 @@ class TracedNode(Stored):
 
 
 class TracedPart(Stored):
-    """A part of a model as it was traced: the whole model (an empty path) or a root.
+    """A traced part of a model: the whole model (an empty path) or a root.
 
-    ``constants`` are the arguments of its forward that were no tensors.
+    ``constants`` are the arguments of its forward that were not tensors.
     """
 
     path: str
@@ -34,10 +34,10 @@ class TracedPart(Stored):
 
 
 class Architecture(Stored):
-    """What the float model has to be again, weights apart.
+    """What a float model must match, except for its weights.
 
-    ``modules`` maps the path of each module of torch's own to its class and settings;
-    ``graphs`` are digests of the converted graphs, by the paths of the parts.
+    ``modules`` maps the paths of torch's own modules to their class and settings; ``graphs`` are
+    digests of the converted graphs by the paths of the parts.
     """
 
     parts: tuple[TracedPart, ...]

@@ -1,4 +1,4 @@
-"""What would let a model take a batch that it cannot take: tried on the model before it is said."""
+"""Changes with which a model accepts a batch that it rejects; tested before they are proposed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _IMAGE_CHANNELS = (1, 3, 4)
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """A change to one tensor: what is wrong without it, how it is written, and what it does."""
+    """A change to a tensor: the fault without it, how it is written, and what it does."""
 
     fault: str
     text: str
@@ -90,7 +90,7 @@ _STEPS = (
 
 @dataclass(frozen=True, slots=True)
 class _Selection:
-    """A part of a batch: what is wrong with the rest, how the part is written and passed.
+    """A part of a batch: the fault of the rest, and how the part is written and passed.
 
     ``stars`` is "*" for several positional inputs and "**" for keyword inputs.
     """
@@ -101,7 +101,7 @@ class _Selection:
     value: Any
 
     def changed(self, steps: Sequence[_Step]) -> Any:
-        """The value with the steps taken on each tensor, None where one of them changes nothing."""
+        """The value with the steps applied to each tensor; None if one of them changes nothing."""
         parts = {"": [self.value], "*": self.value, "**": None}[self.stars]
         changed = list(self.value.values() if parts is None else parts)
         for step in steps:
@@ -113,7 +113,7 @@ class _Selection:
         return changed if self.stars else changed[0]
 
     def written(self, steps: Sequence[_Step]) -> str:
-        """Python for what is passed."""
+        """The Python expression to pass."""
         if not self.stars or not steps:
             return _applied(steps, self.text)
         if self.stars == "*":
@@ -129,7 +129,7 @@ def _applied(steps: Sequence[_Step], text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
-    """What is wrong with a batch, and the Python that mends it, of the name ``batch``."""
+    """What is wrong with a batch, and the Python expression of ``batch`` that fixes it."""
 
     fault: str
     mended: str
@@ -137,20 +137,20 @@ class Remedy:
 
     @property
     def forward(self) -> str:
-        """The hint where there is a loader of such batches."""
+        """The hint for a loader of such batches."""
         return f"{self.fault}: pass forward=lambda model, batch: model({self.stars}{self.mended})"
 
     @property
     def value(self) -> str:
-        """The hint where one such batch was given."""
+        """The hint for a single batch."""
         return f"{self.fault}: if batch is what you passed, pass {self.mended}"
 
 
 def remedy(model: nn.Module, batch: Any) -> Remedy | None:
-    """The smallest change with which a copy of the model runs; None where none of ours helps."""
+    """The smallest change with which a copy of the model runs, or None."""
     whole, *parts = _selections(model, batch)
     if is_empty(batch) or _runs(model, whole, ()):
-        return None  # the second: it is not the batch that fails
+        return None  # in the second case, it is not the batch that fails
     tries = (
         (count + (order > 0), order, selection, steps)
         for order, selection in enumerate((whole, *parts))
@@ -186,7 +186,7 @@ def _runs(model: nn.Module, selection: _Selection, steps: Sequence[_Step]) -> bo
 
 
 def _selections(model: nn.Module, batch: Any) -> Iterator[_Selection]:
-    """The whole batch, and the parts of it that may be what the model takes."""
+    """The whole batch, and the parts of it that the model may expect."""
     if isinstance(batch, Mapping):
         yield _Selection("", "batch", "**", dict(batch))
         known = _parameters(model)
@@ -200,11 +200,11 @@ def _selections(model: nn.Module, batch: Any) -> Iterator[_Selection]:
     elif isinstance(batch, (tuple, list)):
         yield _Selection("", "batch", "*", batch)
         if len(batch) > 2:
-            yield _Selection("labels beside the inputs", "batch[:-1]", "*", batch[:-1])
+            yield _Selection("labels next to the inputs", "batch[:-1]", "*", batch[:-1])
         if batch and isinstance(batch[0], Mapping):
-            yield _Selection("a dict within a list", "batch[0]", "**", dict(batch[0]))
+            yield _Selection("a dict in a list", "batch[0]", "**", dict(batch[0]))
         if batch:
-            yield _Selection("labels beside the input", "batch[0]", "", batch[0])
+            yield _Selection("labels next to the input", "batch[0]", "", batch[0])
         yield _Selection("", "batch", "", batch)
     else:
         yield _Selection("", "batch", "", batch)

@@ -1,4 +1,4 @@
-"""The proof that a graph which was rewritten still computes what the caller's model computes."""
+"""The proof that a rewritten graph still computes what the caller's model computes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from qrecipe.recipe.patterns import leave_float
 from qrecipe.rules.structure import Member, joined
 
 FLIPPED = 1e-3
-"""The share of an output that rounding may flip: where a threshold, a rank or a mask decides."""
+"""The share of an output that rounding may flip, through a threshold, a ranking or a mask."""
 
 
 def prove_fused(fused: fx.GraphModule, model: nn.Module, path: str, example: Example) -> None:
-    """Hold a fused graph of the submodule at ``path`` against the caller's model.
+    """Compare a fused graph of the submodule at ``path`` with the caller's model.
 
-    Raises ``PlanError`` (QR306) that names the first operation which computes something else.
+    Raises ``PlanError`` (QR306), naming the first operation that computes something else.
     """
     found = _found(fused, example)
     if found is None:
@@ -37,7 +37,7 @@ def prove_fused(fused: fx.GraphModule, model: nn.Module, path: str, example: Exa
     raise PlanError(
         Finding(
             "QR306",
-            f"{_shown(members)} computes something else once it is fused: {found}",
+            f"{_shown(members)} computes something else after fusion: {found}",
             hint=_left_whole(members),
         )
     )
@@ -49,8 +49,8 @@ def _left_whole(members: tuple[Member, ...]) -> str:
     if members:
         around = next(path for path in members[0].scopes if path != members[0].module)
     if around:
-        return f"leave the module around it as it is, and float: {key} = [{quoted_whole(around)}]"
-    return f"move it into a submodule, and leave that as it is, and float: {key}"
+        return f"leave the module around it float: {key} = [{quoted_whole(around)}]"
+    return f"move it into a submodule, and leave that float: {key}"
 
 
 def _shown(members: tuple[Member, ...]) -> str:
@@ -58,10 +58,10 @@ def _shown(members: tuple[Member, ...]) -> str:
 
 
 def prove_prepared(prepared: fx.GraphModule, fused: fx.GraphModule, example: Example) -> None:
-    """Hold a prepared graph against the caller's model; its observers and fake-quants pass.
+    """Compare a prepared graph, without its observers and fake-quants, with the caller's model.
 
-    Raises ``PlanError`` (QR306) that names the first site which computes something else than in
-    the ``fused`` graph.
+    Raises ``PlanError`` (QR306), naming the first site that computes something else than in the
+    ``fused`` graph.
     """
     found = _found(prepared, example)
     if found is None:
@@ -70,7 +70,7 @@ def prove_prepared(prepared: fx.GraphModule, fused: fx.GraphModule, example: Exa
         raise PlanError(
             Finding(
                 "QR306",
-                "the weights of the model have been changed since it was compiled",
+                "the model's weights have changed since it was compiled",
                 hint="compile it again",
             )
         )
@@ -80,8 +80,8 @@ def prove_prepared(prepared: fx.GraphModule, fused: fx.GraphModule, example: Exa
         raise PlanError(
             Finding(
                 "QR306",
-                f"{shown} cannot be trained with fake-quants: weights of its BatchNorm are 0, and "
-                "torch divides by them",
+                f"{shown} cannot be trained with fake-quants: torch divides by the weights of its "
+                "BatchNorm, and some are 0",
                 hint="make them small instead: bn.weight.data[bn.weight == 0] = 1e-6",
             )
         )
@@ -89,7 +89,7 @@ def prove_prepared(prepared: fx.GraphModule, fused: fx.GraphModule, example: Exa
     raise PlanError(
         Finding(
             "QR306",
-            f"{shown} computes something else once it is prepared: {found}",
+            f"{shown} computes something else after it is prepared: {found}",
             hint=leave_float(site) if site else "quantize parts of it: [fx] roots",
         )
     )
@@ -103,7 +103,7 @@ def _divides_by_zero(node: fx.Node, prepared: fx.GraphModule) -> bool:
 
 
 def _found(graph_module: fx.GraphModule, example: Example) -> str | None:
-    """How the graph's output differs from the model's, None where it does not."""
+    """How the graph's output differs from the model's, or None."""
     probe = passing(graph_module)
     try:
         actual = try_out(probe, example.inputs.cloned(), graph_module)
@@ -113,7 +113,7 @@ def _found(graph_module: fx.GraphModule, example: Example) -> str | None:
 
 
 def passing(graph_module: fx.GraphModule) -> fx.GraphModule:
-    """A copy in eval mode in which observers and fake-quants give what they are given."""
+    """A copy in eval mode in which observers and fake-quants return their input."""
     probe = runnable_copy(graph_module)
     for module in probe.modules():
         if is_observer(module):
@@ -128,7 +128,7 @@ def _same(x: Tensor, *_: Any) -> Tensor:
 def _first_unlike(
     expected: Mapping[str, Tensor], graph_module: fx.GraphModule, example: Example
 ) -> fx.Node | None:
-    """The first node that gives something else, as far as its result is known."""
+    """The first node with a different result, as far as results are known."""
     nodes: dict[str | None, fx.Node] = {_name(node): node for node in graph_module.graph.nodes}
     for name, actual in _results(graph_module, example).items():
         if name in expected and difference(expected[name], actual, FLIPPED) is not None:
@@ -137,7 +137,7 @@ def _first_unlike(
 
 
 def _members(node: fx.Node | None) -> tuple[Member, ...]:
-    """The operations that a node stands for, in order; none for other nodes."""
+    """The operations that a node stands for, in order."""
     meta: Mapping[str, Any] = {} if node is None else node.meta
     members: tuple[Member, ...] = meta.get("members", (meta["member"],) if "member" in meta else ())
     return members
@@ -157,12 +157,12 @@ class _Keeper(fx.Interpreter):
         result = super().run_node(n)
         name = _name(n)
         if name is not None and isinstance(result, Tensor):
-            self.results.setdefault(name, result.clone())  # what follows may write to it
+            self.results.setdefault(name, result.clone())  # later code may write to it
         return result
 
 
 def _results(graph_module: fx.GraphModule, example: Example) -> dict[str, Tensor]:
-    """What the operations of a graph give, as far as they run, by the name of the last member."""
+    """The results of a graph's operations, as far as they run, by the name of the last member."""
     probe = passing(graph_module)
     keeper = _Keeper(probe)
     with torch.no_grad():
@@ -174,7 +174,7 @@ def _results(graph_module: fx.GraphModule, example: Example) -> dict[str, Tensor
 
 
 def _module_results(model: nn.Module, path: str, example: Example) -> dict[str, Tensor]:
-    """What the modules of the caller's model give at their first call, by their whole paths."""
+    """The results of the first call of the caller's modules, by their full paths."""
     results: dict[str, Tensor] = {}
     probe = runnable_copy(model)
     for name, module in probe.named_modules():

@@ -1,4 +1,4 @@
-"""``[fx] roots``: the parts of a model that are traced, and what each is called with."""
+"""``[fx] roots``: the parts of a model that are traced, and their inputs."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from qrecipe.process.state import random_numbers_kept
 
 
 def inputs_of_roots(model: nn.Module, inputs: Inputs, roots: Sequence[str]) -> dict[str, Inputs]:
-    """What each root is called with first in one run of the whole model, in the order of ``roots``.
+    """The inputs of the first call of each root in a run of the whole model.
 
-    Raises ``PlanError``: a root that is no container of the model, or lies in another (QR301);
-    one that the model never calls (QR301); inputs that the model cannot take (QR307); a forward
-    that writes to the model's parameters (QR306).
+    Raises ``PlanError``: a root is not a container of the model, is inside another one or is never
+    called (QR301); the model does not accept the inputs (QR307); its forward writes to its
+    parameters (QR306).
     """
     _check(model, roots)
     taken = first_calls(model, roots, inputs)
@@ -32,7 +32,7 @@ def inputs_of_roots(model: nn.Module, inputs: Inputs, roots: Sequence[str]) -> d
             Finding(
                 "QR301",
                 f'fx.roots "{path}" is not called on the example inputs',
-                hint="a root has to be called as a module, root(x); root.forward(x) is no call",
+                hint="a root must be called as a module: root(x), not root.forward(x)",
                 key="fx.roots",
             )
             for path in uncalled
@@ -41,15 +41,15 @@ def inputs_of_roots(model: nn.Module, inputs: Inputs, roots: Sequence[str]) -> d
 
 
 def prove_whole(model: nn.Module, graphs: Mapping[str, nn.Module], inputs: Inputs) -> None:
-    """Run the model with a graph in place of each root: it must compute what it computed before.
+    """Check that the model computes the same with a graph in place of each root.
 
-    Code around a root may look into it, ask for its class or call another method of it, and none
-    of that survives tracing. Raises ``PlanError`` (QR306) where it shows.
+    Code around a root may look into it, check its class or call other methods, none of which works
+    after tracing. Raises ``PlanError`` (QR306) in that case.
     """
     few, expected = inputs, None
     for few in (inputs.first_samples(FEW_SAMPLES), inputs):
         try:
-            with random_numbers_kept():  # both runs draw the same
+            with random_numbers_kept():  # both runs draw the same numbers
                 expected = try_out(runnable_copy(model), few.cloned(), model)
             break
         except Exception:
@@ -73,8 +73,8 @@ def _depends_on_roots(what: str) -> PlanError:
         Finding(
             "QR306",
             f"with graphs in place of fx.roots the model {what}",
-            hint="the code around a root may call it and nothing else: no other method or "
-            "attribute of it, no isinstance, no hook that keeps what it sees",
+            hint="the code around a root may only call it: no other methods or attributes, no "
+            "isinstance, no hooks that keep what they see",
             key="fx.roots",
         )
     )
@@ -91,7 +91,7 @@ def _problem(path: str, roots: Sequence[str], modules: Mapping[str, nn.Module]) 
     if path not in modules or not path:
         return Finding(
             "QR301",
-            f'fx.roots "{path}" is no module of the model',
+            f'fx.roots "{path}" is not a module of the model',
             hint=did_you_mean(path, [name for name in modules if name]),
             key="fx.roots",
         )
@@ -105,16 +105,16 @@ def _problem(path: str, roots: Sequence[str], modules: Mapping[str, nn.Module]) 
     if list(roots).count(path) > 1:
         return Finding(
             "QR301",
-            f'fx.roots "{path}" stands there twice',
-            hint="name it once",
+            f'fx.roots has "{path}" twice',
+            hint="remove one",
             key="fx.roots",
         )
     outer = next((root for root in roots if root != path and path.startswith(f"{root}.")), None)
     if outer is not None:
         return Finding(
             "QR301",
-            f'fx.roots "{path}" lies inside "{outer}"',
-            hint="name one of them",
+            f'fx.roots "{path}" is inside "{outer}"',
+            hint="remove one of them",
             key="fx.roots",
         )
     return None

@@ -1,4 +1,4 @@
-"""A model as a graph of our own, traced as FX's quantization does."""
+"""Traces a model the way FX graph mode quantization does."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Scopes = Mapping[str, tuple[str, type]]
 class UntraceableError(TraceError):
     """Tracing the part at ``path`` failed in the forward of the module ``at``.
 
-    `proposals.with_advice` says what to do about it.
+    `proposals.with_advice` adds what to do about it.
     """
 
     def __init__(self, finding: Finding, path: str, at: str) -> None:
@@ -51,16 +51,16 @@ def trace(
 ) -> tuple[fx.GraphModule, Scopes]:
     """The graph of a copy of the submodule at ``path``, in eval mode, and its scopes.
 
-    The copy shares the parameters. Names in ``table`` are the whole model's; ``scopes`` are named
-    from the submodule on. ``fixed`` are the arguments of its forward other than tensors.
+    The copy shares the parameters. Names in ``table`` are relative to the whole model, ``scopes``
+    to the submodule. ``fixed`` are the arguments of its forward that are not tensors.
 
-    Raises ``TraceError``, with the submodule and the line where it cannot be traced.
+    Raises ``TraceError`` with the submodule and the line that cannot be traced.
     """
     names = _known_names(model, table.non_traceable_module_name)
     classes = _known_classes(model, table.non_traceable_module_class)
     root = runnable_copy(model.get_submodule(path))
     for module in root.modules():
-        # what an earlier prepare left behind would be taken for a decision of ours
+        # leftovers of an earlier prepare would look like our decisions
         module.__dict__.pop("qconfig", None)
     swap_float_functional(root)
     tracer = _Tracer([_within(path, name) for name in names], classes)
@@ -80,7 +80,7 @@ def trace(
 
 
 def hook_findings(model: nn.Module, path: str, table: FxTable) -> Iterator[Finding]:
-    """Hooks on what is traced through (QR230): those of containers run while tracing alone."""
+    """Hooks on modules that are traced through (QR230), which only run during tracing."""
     names = [_within(path, name) for name in table.non_traceable_module_name]
     tracer = _Tracer(names, _known_classes(model, table.non_traceable_module_class))
     leaves: list[str] = []
@@ -91,22 +91,20 @@ def hook_findings(model: nn.Module, path: str, table: FxTable) -> Iterator[Findi
             leaves.append(name)
         elif module._forward_hooks or module._forward_pre_hooks:
             where = joined(path, name) or "the model itself"
-            what = (
-                "what they compute with tensors is kept, nothing else" if name else "none is kept"
-            )
+            what = "only what they compute with tensors is kept" if name else "nothing is kept"
             yield Finding(
                 "QR230",
-                f"{where} has hooks, and the quantized model will not run them: {what}",
+                f"{where} has hooks, which the quantized model will not run: {what}",
                 hint="register them on the quantized model instead",
             )
 
 
 @dataclass(frozen=True, slots=True)
 class InTraining:
-    """What a forward does in training mode that it does not in eval mode.
+    """How a forward differs in training mode from eval mode.
 
-    ``other`` is the path of a module that takes another way, None where there is none;
-    ``dropouts`` are the names of the nodes that drop.
+    ``other`` is the path of a module that takes a different branch, or None; ``dropouts`` are the
+    names of the nodes that drop.
     """
 
     other: str | None
@@ -151,14 +149,14 @@ def _drops(node: fx.Node) -> bool:
 
 
 def _told(node: fx.Node) -> tuple[Any, ...]:
-    """What a node calls and with what, save what switches dropout."""
+    """The target and arguments of a node, except the flag of dropout."""
     if "dropout" in getattr(node.target, "__name__", ""):
         return (node.target, str(node.args[:1]))
     return (node.target, str(node.args), str(node.kwargs))
 
 
 def _name_placeholders(graph: fx.Graph, root: nn.Module) -> None:
-    """Give the inputs the names of forward's parameters, which tracing numbers for constants."""
+    """Name the inputs after forward's parameters; tracing numbers them if there are constants."""
     parameters = inspect.signature(root.forward).parameters.values()
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     for node, parameter in zip(placeholders, parameters, strict=True):
@@ -170,7 +168,7 @@ def _name_placeholders(graph: fx.Graph, root: nn.Module) -> None:
 
 
 def _keep_assertion(graph: fx.Graph, node: fx.Node) -> None:
-    """Say the same with an assertion that does not count as dead code."""
+    """Replace an assertion with one that does not count as dead code."""
     value, message = node.args
     with graph.inserting_before(node):
         is_none = graph.call_function(operator.is_, (value, None))
@@ -179,12 +177,12 @@ def _keep_assertion(graph: fx.Graph, node: fx.Node) -> None:
 
 
 def _within(path: str, name: str) -> str:
-    """A name of the whole model as the submodule at ``path`` knows it."""
+    """A name of the whole model relative to the submodule at ``path``."""
     return name.removeprefix(f"{path}.") if path else name
 
 
 def _check_names(graph: fx.Graph, path: str) -> None:
-    """A graph becomes Python code, which has to spell every name in it."""
+    """Reject names that cannot be written in Python code, which graphs become."""
     for node in graph.nodes:
         if node.op not in ("call_module", "get_attr"):
             continue
@@ -194,15 +192,15 @@ def _check_names(graph: fx.Graph, path: str) -> None:
             continue
         name = joined(path, str(node.target))
         what = (
-            f"{name} has the name of a Python keyword in it"
+            f"{name} contains a Python keyword"
             if keyword.iskeyword(odd)
-            else f"{quoted_whole(name)} is a name that the Python code of a graph cannot spell"
+            else f"{quoted_whole(name)} cannot be written in the Python code of a graph"
         )
-        raise TraceError(Finding("QR305", what, hint="give it another name"))
+        raise TraceError(Finding("QR305", what, hint="rename it"))
 
 
 def _is_spelt_by_code(part: str) -> bool:
-    """Whether a name survives: as a word where it is one, else between the quotes that FX sets."""
+    """Whether a name can be written as an identifier, or in the quotes that FX uses."""
     try:
         read = ast.parse(part if part.isidentifier() else f'"{part}"', mode="eval").body
     except (SyntaxError, ValueError):
@@ -218,7 +216,7 @@ def _check_placeholders(graph_module: fx.GraphModule, path: str) -> None:
                 Finding(
                     "QR305",
                     f"{whose} takes {node.target}, whose length tracing cannot know",
-                    hint="give forward one named argument for each input",
+                    hint="give forward a named argument for each input",
                 ),
                 path,
                 path,
@@ -226,7 +224,7 @@ def _check_placeholders(graph_module: fx.GraphModule, path: str) -> None:
 
 
 class _AutocastError(Exception):
-    """A call under ``torch.autocast``, which its graph would make without."""
+    """A call under ``torch.autocast``, which a graph would not keep."""
 
 
 class _Tracer(QuantizationTracer):
@@ -238,7 +236,7 @@ class _Tracer(QuantizationTracer):
         self.path = ""
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        # what forward draws or writes while it is traced must not reach the caller
+        # what forward draws or writes during tracing must not affect the caller
         with traced_alone(), random_numbers_kept():
             return super().trace(root, concrete_args)
 
@@ -248,7 +246,7 @@ class _Tracer(QuantizationTracer):
         return super().create_node(*args, **kwargs)
 
     def create_arg(self, a: Any) -> Any:
-        """As torch does, but containers with a class of their own keep it, and what they are."""
+        """Like torch, but containers of custom classes keep their class."""
         if isinstance(a, fx.Proxy) or _is_made_again_by_torch(a):
             return super().create_arg(a)
         packing = Packing(a, lambda leaf: isinstance(leaf, (fx.Proxy, torch.Tensor)))
@@ -260,18 +258,18 @@ class _Tracer(QuantizationTracer):
     ) -> Any:
         outer, self.path = self.path, self.path_of_module(m)
         result = super().call_module(m, forward, args, kwargs)
-        # not in a finally clause: after an error the path stays where it happened
+        # not in a finally clause: after an error, the path is where it happened
         self.path = outer
         return result
 
 
 def _is_made_again_by_torch(value: Any) -> bool:
-    """Whether FX makes the same of an argument: of a leaf, or of a plain container."""
+    """Whether FX can rebuild an argument: a leaf or a plain container."""
     kind, parts = type(value), parts_of(value)
     if parts is None or kind in (dict, immutable_dict, list, immutable_list):
         return True
     if isinstance(value, (tuple, list)):
-        # a class that derives from a named tuple may have a constructor of its own
+        # a subclass of a named tuple may have its own constructor
         is_named = hasattr(kind, "_fields") and kind.__bases__ == (tuple,)
         has_proxies = any(isinstance(leaf, fx.Proxy) for leaf in leaves(value))
         return kind is tuple or is_named or not has_proxies
@@ -289,13 +287,15 @@ def _known_names(model: nn.Module, names: Sequence[str]) -> Sequence[str]:
 
 def _known_classes(model: nn.Module, names: Sequence[str]) -> list[Callable[..., Any]]:
     by_name = {f"{type(m).__module__}.{type(m).__qualname__}": type(m) for m in model.modules()}
-    _check_known("fx.non_traceable_module_class", names, by_name, "class of the model's modules")
+    _check_known(
+        "fx.non_traceable_module_class", names, by_name, "class of any module of the model"
+    )
     return [by_name[name] for name in names]
 
 
 def _check_known(key: str, names: Sequence[str], known: Collection[str], what: str) -> None:
     missing = [
-        Finding("QR301", f'{key} "{name}" names no {what}', hint=did_you_mean(name, known), key=key)
+        Finding("QR301", f'{key} "{name}" is not a {what}', hint=did_you_mean(name, known), key=key)
         for name in names
         if name not in known
     ]
@@ -320,7 +320,7 @@ def _untraceable(error: Exception, path: str, at: str, model: nn.Module) -> Untr
 
 
 WITHOUT_AUTOCAST = (
-    "take torch.autocast out of the model's code: call the float model under it instead"
+    "remove torch.autocast from the model's code, and call the float model under it instead"
 )
 _NOT_INSTALLED = "module is not installed as a submodule"
 
@@ -329,11 +329,11 @@ _NOT_THE_CALLERS = (Path(torch.__file__).parent, Path(__file__).parents[1])
 
 
 def _user_line(error: Exception) -> str | None:
-    """The innermost line of the caller's own code in the traceback, as ``file:line: source``."""
+    """The innermost line of the user's code in the traceback."""
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith("<")  # code that FX has written
+        if not frame.filename.startswith("<")  # code generated by FX
         and not any(map(Path(frame.filename).is_relative_to, _NOT_THE_CALLERS))
     ]
     if not frames:

@@ -1,4 +1,4 @@
-"""What each node of a traced graph computes, and the proof that the graph is the model."""
+"""Records what each node of a traced graph computes, and proves that the graph is the model."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from qrecipe.model.nested import parts_of, tensors_in
 _RELATIVE_TOLERANCE = 1e-3
 
 FEW_SAMPLES = 2
-"""With one sample, what is done to the others (``y[1:]``) would not show."""
+"""More than one, so that code for the other samples (``y[1:]``) has an effect."""
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """What a node computes: ``is_float`` for floating tensors, alone or within a tuple.
+    """What a node computes: ``is_float`` for floating-point tensors, also in a tuple.
 
     ``is_tensor`` is False for tuples, sizes and numbers. ``rank`` is the number of dimensions of a
-    tensor, None where the model has not been run.
+    tensor, None if the model has not been run.
     """
 
     is_float: bool
@@ -47,21 +47,21 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A few samples, and what the caller's model makes of them."""
+    """A few samples, and the output of the caller's model for them."""
 
     inputs: Inputs
     output: Any
 
 
 def record_values(graph_module: fx.GraphModule, model: nn.Module, inputs: Inputs) -> Example:
-    """Run the graph once and note in each node's ``meta["value"]`` what it computes.
+    """Run the graph once and record in each node's ``meta["value"]`` what it computes.
 
-    The caller's model runs on the same few samples, and must give the same: tracing drops what
-    it cannot see, such as a change through a view, or a branch on ``self.training``. They and its
-    output are returned, for all later graphs to be held against.
+    The caller's model must compute the same on these samples: tracing loses what it cannot see,
+    such as a change through a view, or a branch on ``self.training``. The samples and the output
+    are returned, to compare all later graphs with.
 
-    Raises ``PlanError``: the model cannot take the inputs (QR307), computes something else than
-    its graph, draws random numbers, or writes to its inputs or to what it holds (QR306).
+    Raises ``PlanError``: the model does not accept the inputs (QR307); or it computes something
+    else than its graph, draws random numbers, or writes to its inputs or its state (QR306).
     """
     few, expected = _outputs(model, inputs)
     args = bind(graph_module, model, few.cloned())
@@ -77,7 +77,7 @@ def record_values(graph_module: fx.GraphModule, model: nn.Module, inputs: Inputs
 
 
 def _outputs(model: nn.Module, inputs: Inputs) -> tuple[Inputs, Any]:
-    """The model's output for the first samples; for all of them where it needs them."""
+    """The model's output for the first samples, or for all of them if it needs them."""
     few = inputs.first_samples(FEW_SAMPLES)
     try:
         return few, _output(model, few)
@@ -105,7 +105,7 @@ def _output(model: nn.Module, inputs: Inputs) -> Any:
             Finding(
                 "QR306",
                 f'the model\'s forward changes its input "{argument}" in place',
-                hint="the quantized model would not; let forward change a copy: x = x.sub(0.5)",
+                hint="the quantized model would not: change a copy instead, x = x.sub(0.5)",
             )
         )
     written = first_change(state, state_of(probe))
@@ -113,9 +113,9 @@ def _output(model: nn.Module, inputs: Inputs) -> Any:
         raise PlanError(
             Finding(
                 "QR306",
-                f"the model's forward writes to {written}, and its graph would not",
-                hint="return what has to be kept, or quantize the parts around the module that "
-                "keeps it: [fx] roots; what is filled once only: run the model before",
+                f"the model's forward writes to {written}, which its graph would not",
+                hint="return the value instead, or quantize the parts around the module that "
+                "keeps it: [fx] roots; if it is only filled once, run the model first",
             )
         )
     return output
@@ -126,8 +126,8 @@ def _different(message: str) -> PlanError:
         Finding(
             "QR306",
             message,
-            hint="tracing loses changes in place through a view or a second name (y = x; y += 1), "
-            "and whatever depends on data; write them out of place, or leave the module out: "
+            hint="tracing loses in-place changes through a view or an alias (y = x; y += 1), and "
+            "whatever depends on data; write them out of place, or do not trace the module: "
             "[fx] non_traceable_module_name",
         )
     )
@@ -147,29 +147,29 @@ def _describe(value: Any) -> Value:
 
 
 def difference(expected: Any, actual: Any, share: float = 0.0) -> str | None:
-    """Where two outputs differ by more than rounding, containers and their types included.
+    """Where two outputs differ by more than rounding, including containers and their types.
 
-    Of each tensor, up to ``share`` of the elements may differ by any amount.
+    In each tensor, up to ``share`` of the elements may differ by any amount.
     """
     if _kind(expected) is not _kind(actual):
-        return f"a {_kind(expected).__name__} is returned as a {_kind(actual).__name__}"
+        return f"returns a {_kind(actual).__name__} instead of a {_kind(expected).__name__}"
     if isinstance(expected, Tensor):
         return None if _close(expected, actual, share) else "a tensor differs"
     parts, others = parts_of(expected), parts_of(actual)
     if parts is not None and others is not None:
         if list(parts) != list(others):
             if isinstance(expected, Mapping):
-                return "the keys of what is returned differ"
-            return "another number of results is returned"
+                return "the keys of the result differ"
+            return "the number of results differs"
         compare = partial(difference, share=share)
         return next(filter(None, map(compare, parts.values(), others.values())), None)
     if isinstance(expected, (bool, int, str)) and expected != actual:
-        return f"{actual!r} is returned for {expected!r}"
+        return f"returns {actual!r} instead of {expected!r}"
     return None
 
 
 def _kind(value: Any) -> type:
-    """The type of a value; the interpreter of graphs has list and dict types of its own."""
+    """The type of a value; FX has its own list and dict types."""
     if isinstance(value, Tensor):
         return Tensor
     own: dict[type, type] = {immutable_list: list, immutable_dict: dict}

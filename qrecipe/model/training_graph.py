@@ -1,4 +1,4 @@
-"""What quantization-aware training needs of a graph beyond quantizing it."""
+"""Changes to a graph for quantization-aware training."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _DROPOUTS: Mapping[Any, type[nn.Module]] = {
 
 
 def make_dropouts_switchable(graph_module: fx.GraphModule, switched: Collection[str]) -> None:
-    """Turn dropout functions into modules, in place: they follow ``train()`` and ``eval()``.
+    """Turn dropout functions into modules that follow ``train()`` and ``eval()``, in place.
 
-    ``switched`` are the names of the nodes that drop in training mode; tracing wrote their
-    ``training=self.training`` down as False.
+    ``switched`` are the names of the nodes that drop in training mode; tracing recorded their
+    ``training=self.training`` as False.
     """
     for node in graph_module.graph.nodes:
         kind = _DROPOUTS.get(node.target) if node.op == "call_function" else None
@@ -46,9 +46,9 @@ def make_dropouts_switchable(graph_module: fx.GraphModule, switched: Collection[
 def modules_as_trained(
     modules: Mapping[str, nn.Module], backend_config: BackendConfig
 ) -> dict[str, nn.Module]:
-    """The modules by path, of the types that torch swaps in before it matches patterns.
+    """The modules by path, with the types that torch swaps in before it matches patterns.
 
-    Only the type counts there, so that an empty module stands for each that is swapped.
+    Only the type matters, so empty modules are used for the swapped ones.
     """
     swaps = backend_config_utils.get_module_to_qat_module(backend_config)
     return {

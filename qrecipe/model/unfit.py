@@ -1,4 +1,4 @@
-"""What cannot be quantized as it is: anything but a model, wrapped models, weights that are NaN."""
+"""What cannot be quantized as it is: non-models, wrapped models, weights with NaN."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _OF_WRAPPERS: Mapping[str, str] = {
     "DistributedDataParallel": "module",
     "FullyShardedDataParallel": "module",
 }
-"""The attribute that holds the model itself, by the class of torch's around it."""
+"""The attribute with the wrapped model, by torch's wrapper class."""
 
 _SHOWN = 4
 
 
 def check_is_model(model: object) -> None:
-    """Raises ``PlanError`` (QR306) for anything but a module, with what it is instead."""
+    """Raises ``PlanError`` (QR306) for anything but a module."""
     if isinstance(model, nn.Module):
         return
     what, hint = instead_of_model(model)
@@ -35,21 +35,21 @@ def check_is_model(model: object) -> None:
 
 
 def instead_of_model(given: Any) -> tuple[str, str]:
-    """What was given instead of a module, and how to get one."""
+    """What was passed instead of a module, and how to get one."""
     kind = type(given).__name__
     if isinstance(given, type):
         return f"the class {given.__name__}", "pass an instance of it"
     if isinstance(given, Mapping):
         return _of_mapping(given)
     if isinstance(given, (str, os.PathLike)):
-        load = "make the model, and model.load_state_dict(torch.load(path))"
+        load = "create the model, then model.load_state_dict(torch.load(path))"
         return f"a path ({kind})", f"load it first: {load}"
     if isinstance(given, (tuple, list)) and any(isinstance(part, nn.Module) for part in given):
         index = next(i for i, part in enumerate(given) if isinstance(part, nn.Module))
-        return f"a {kind} with a model in it", f"pass element {index} of it"
+        return f"a {kind} with a model in it", f"pass its element {index}"
     if callable(given):
-        return f"a {kind}", "call it, if it makes the model, and pass what it returns"
-    return f"a {kind}", "pass the model that is to be quantized"
+        return f"a {kind}", "if it creates the model, call it and pass the result"
+    return f"a {kind}", "pass the model to quantize"
 
 
 def _of_mapping(given: Mapping[Any, Any]) -> tuple[str, str]:
@@ -60,11 +60,11 @@ def _of_mapping(given: Mapping[Any, Any]) -> tuple[str, str]:
             return f"a {kind} with a model in it", f"pass its element {key!r}"
     for key, value in given.items():
         if _is_state_dict(value):
-            load = f"make the model, and model.load_state_dict(checkpoint[{key!r}])"
+            load = f"create the model, then model.load_state_dict(checkpoint[{key!r}])"
             return f"a {kind} with a state_dict in it", load
     if _is_state_dict(given):
-        return f"a state_dict ({kind})", "make the model, and model.load_state_dict(state_dict)"
-    return f"a {kind}", "pass the model that is to be quantized"
+        return f"a state_dict ({kind})", "create the model, then model.load_state_dict(state_dict)"
+    return f"a {kind}", "pass the model to quantize"
 
 
 def _is_state_dict(value: object) -> bool:
@@ -76,11 +76,11 @@ def _is_state_dict(value: object) -> bool:
 
 
 def wrapper_findings(model: nn.Module) -> Iterator[Finding]:
-    """Modules that wrap another one, or were compiled, so that nothing can look inside (QR306)."""
+    """Modules that are wrapped or compiled, so that they are opaque (QR306)."""
     for path, module in model.named_modules():
         where = path or "the model"
         if isinstance(module, torch.jit.ScriptModule):
-            hint = "pass the model that it was made from" if not path else "put the original back"
+            hint = "put the original back" if path else "pass the original model"
             yield Finding("QR306", f"{where} is TorchScript and cannot be traced again", hint=hint)
             return
         kind = type(module)
@@ -99,9 +99,9 @@ def _put_back(path: str, held: str) -> str:
 
 
 def broken_values(model: nn.Module) -> Iterator[Finding]:
-    """Parameters and statistics with NaN or infinity, by name (QR306).
+    """Parameters and statistics with NaN or infinity (QR306).
 
-    Other buffers may hold an infinity on purpose: masks of attention do.
+    Other buffers may contain infinity on purpose, such as attention masks.
     """
     names = [
         joined(path, name)
@@ -114,8 +114,8 @@ def broken_values(model: nn.Module) -> Iterator[Finding]:
         yield Finding(
             "QR306",
             f"NaN or infinity in {', '.join(names[:_SHOWN])}{more}",
-            hint="the float model computes with them too: did its training diverge? load an "
-            "earlier checkpoint",
+            hint="the float model has them too: did its training diverge? load an earlier "
+            "checkpoint",
         )
 
 
@@ -137,7 +137,7 @@ def _is_finite(tensor: Tensor) -> bool:
 def all_finite(tensor: Tensor) -> bool:
     """Whether a floating tensor has neither NaN nor infinity."""
     with torch.no_grad():
-        # the sum alone is quick, and may overflow
+        # the sum is quick, but may overflow
         return math.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
 
 
@@ -145,7 +145,7 @@ _CONTAINERS: Mapping[type, str] = {list: "ModuleList", tuple: "ModuleList", dict
 
 
 def hidden_modules(model: nn.Module) -> tuple[str, str] | None:
-    """A list or dict that hides modules from torch: what it is, and how to mend it."""
+    """A list or dict that hides modules from torch: what it is, and how to fix it."""
     registered = set(model.modules())
     for path, module in model.named_modules():
         for name, value in vars(module).items():
@@ -156,8 +156,8 @@ def hidden_modules(model: nn.Module) -> tuple[str, str] | None:
             if any(isinstance(part, nn.Module) and part not in registered for part in held):
                 kind = type(value).__name__
                 return (
-                    f"{joined(path, name)} is a plain {kind}, and the modules in it are "
-                    "not submodules of the model",
+                    f"{joined(path, name)} is a plain {kind}, so the modules in it are not "
+                    "submodules of the model",
                     f"make it a torch.nn.{container}, so that they are saved and quantized",
                 )
     return None

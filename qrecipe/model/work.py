@@ -1,4 +1,4 @@
-"""What a model spends its multiplications on."""
+"""Counts the multiplications of a model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PRODUCTS = tuple(
     f"aten.{name}" for name in ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot")
 )
 _LINEAR = "aten.linear"
-"""Arrives whole with nested tensors, else as one of the products."""
+"""Only a single operation with nested tensors, otherwise one of the products."""
 _BILINEAR = "aten._trilinear"
 _LSTM = "aten.mkldnn_rnn_layer"
 
@@ -36,10 +36,10 @@ _LSTM = "aten.mkldnn_rnn_layer"
 class Work:
     """Multiplications with weights in one run, and the number of parameters.
 
-    ``convolutions`` and ``products`` (matrix products, recurrent layers among them) count
-    operations of torch, of functions as well as modules. A weight is what does not depend on the
-    inputs; products of two activations, as in attention, are not counted. ``places`` has the
-    counts by the path of the innermost module whose forward made them, the model's own by "".
+    ``convolutions`` and ``products`` (matrix products, including recurrent layers) count torch
+    operations of both functions and modules. Weights are tensors that do not depend on the inputs;
+    products of two activations, as in attention, are not counted. ``places`` has the counts by the
+    path of the innermost module whose forward made them ("" for the model's own).
     """
 
     convolutions: int
@@ -53,14 +53,14 @@ class Work:
 
     @property
     def convolution_share(self) -> float:
-        """The share of convolutions, 0 to 1; 0 where nothing is multiplied."""
+        """The share of convolutions, 0 to 1; 0 if nothing is multiplied."""
         return self.convolutions / max(1, self.total)
 
 
 def work_of(model: nn.Module, inputs: Inputs) -> Work:
     """Count the multiplications of one run of a copy of the model.
 
-    Raises ``PlanError`` as `trials.try_inputs` does.
+    Raises ``PlanError`` like `dry_run.try_inputs`.
     """
     given = inputs.cloned()
     counter = _Counter(given)
@@ -82,9 +82,9 @@ def work_of(model: nn.Module, inputs: Inputs) -> Work:
 def work_of_sites(
     model: nn.Module, inventory: Inventory, places: Mapping[str, int]
 ) -> dict[str, int]:
-    """The multiplications with weights of each site, by name; sites without any are left out.
+    """The multiplications with weights by site; sites without any are left out.
 
-    ``places`` are those of `work_of`, read where the model was not traced.
+    ``places`` are those of `work_of`, used if the model was not traced.
     """
     counts: Counter[str] = Counter()
     for part in inventory.parts:
@@ -97,7 +97,7 @@ def work_of_sites(
 
 
 def nearest(path: str, names: Container[str]) -> str | None:
-    """The innermost of some modules that a module is, or lies in."""
+    """The innermost of the named modules that is or contains the module at ``path``."""
     return next((outer for outer in enclosing(path) if outer in names), None)
 
 
@@ -113,7 +113,7 @@ def _work_of_part(part: Part, module: nn.Module) -> Counter[str]:
 
 
 class _BySite(fx.Interpreter):
-    """Tells a counter which site is computed."""
+    """Tells a counter which site is being computed."""
 
     def __init__(self, graph_module: fx.GraphModule, counter: _Counter) -> None:
         super().__init__(graph_module)
@@ -127,10 +127,10 @@ class _BySite(fx.Interpreter):
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the multiplications with weights of what runs inside, by place.
+    """Counts the multiplications with weights that run inside, by place.
 
-    Tensors are told apart by their memory: what is computed from the inputs depends on them, all
-    others are weights, a parameter's reshaped copy and a normed weight among them.
+    Tensors are identified by their memory. Those computed from the inputs depend on them; all
+    others are weights, including reshaped copies of parameters and normalised weights.
     """
 
     def __init__(self, inputs: Inputs) -> None:
@@ -143,7 +143,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # as in `trials`: to skip it torch would import it
+        return False  # as in `dry_run`: torch would import dynamo to skip it
 
     def enter(self, place: str, *_: Any) -> None:
         self._places.append(place)
@@ -159,7 +159,9 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if torch.is_inference_mode_enabled():  # operations arrive whole: linear, not what is in it
+        if (
+            torch.is_inference_mode_enabled()
+        ):  # operations are not decomposed: linear, not its parts
             with self:
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
@@ -182,28 +184,28 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return _memory(tensor) in self._dependent
 
     def _note(self, value: Any, depends: bool) -> None:
-        """Whether what has been computed depends on the inputs; memory is used again and again."""
+        """Record whether a result depends on the inputs; memory is reused."""
         memory = set(map(_memory, tensors_in(value)))
         change = self._dependent.update if depends else self._dependent.difference_update
         change(memory)
 
 
 def _names(func: Any) -> list[str]:
-    """What an operation takes by position."""
+    """The names of an operation's positional arguments."""
     return [argument.name for argument in func._schema.arguments if not argument.kwarg_only]
 
 
 def _memory(tensor: Tensor) -> int:
     try:
         return tensor.untyped_storage().data_ptr()
-    except RuntimeError:  # sparse, or of a class of its own around others
+    except RuntimeError:  # sparse, or a wrapper subclass
         return id(tensor)
 
 
 def _multiplied(
     operation: str, args: Sequence[Any], result: Any
 ) -> tuple[Tensor, Tensor, int] | None:
-    """Two operands and how often one is multiplied with the other; None for what does neither."""
+    """The two operands and the number of multiplications; None for other operations."""
     if operation in _CONVOLUTIONS:
         x, weight, transposed = args[0], args[1], args[6]
         return x, weight, (x if transposed else result).numel() * prod(weight.shape[1:])
@@ -222,7 +224,7 @@ def _multiplied(
 
 @contextmanager
 def _without_fast_path() -> Iterator[None]:
-    """torch's attention and encoder layers in eval mode are one operation, and nobody sees into."""
+    """Disable the fused fast path of torch's attention and encoder layers in eval mode."""
     with alone():
         before = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)

@@ -1,4 +1,4 @@
-"""What qrecipe needs of an observer or fake-quant, tried out on small tensors at registration."""
+"""The contract of observers and fake-quants, tested on small tensors at registration."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from qrecipe.registry.arguments import KIND_TITLE, Kind
 
 @dataclass(frozen=True, slots=True)
 class _Scheme:
-    """One way to ask for a quantized tensor; the contract holds for those that a class accepts."""
+    """One kind of quantization; a class must fulfill the contract for those that it accepts."""
 
     dtype: torch.dtype
     qscheme: torch.qscheme
@@ -55,7 +55,7 @@ _SCHEMES = (
 
 
 def _samples() -> dict[str, torch.Tensor]:
-    """Made when they are needed: the module may be imported in whatever mode the caller is in."""
+    """Created on demand, since the module may be imported in any mode of torch."""
     return {
         "a random batch": torch.linspace(-2.0, 3.0, 48).sin().reshape(4, 3, 4),
         "a batch of zeros": torch.zeros(4, 3, 4),
@@ -65,13 +65,15 @@ def _samples() -> dict[str, torch.Tensor]:
 
 @neutral
 def contract_findings(kind: Kind, name: str, cls: object) -> list[Finding]:
-    """Every way in which ``cls`` fails as an observer or fake-quant called ``name``."""
+    """All problems of ``cls`` as an observer or fake-quant called ``name``."""
     base = ObserverBase if kind == "observer" else FakeQuantizeBase
     title = f"{KIND_TITLE[kind]} {shown(name)}"
     if not (isinstance(cls, type) and issubclass(cls, base)):
         given = cls.__qualname__ if isinstance(cls, type) else repr(cls)
         mend = f"derive it from {base.__module__}.{base.__qualname__}"
-        return [Finding("QR150", f"{title}: {given} is no {base.__name__}", hint=mend)]
+        return [
+            Finding("QR150", f"{title}: {given} is not a subclass of {base.__name__}", hint=mend)
+        ]
     problems = _observer_problems(cls) if kind == "observer" else _fake_quant_problems(cls)
     with quiet(), random_numbers_kept():
         distinct = dict(problems)
@@ -92,7 +94,7 @@ def _observer_problems(cls: type[Any]) -> Iterator[_Problem]:
 
 
 def _refusal_of(cls: type[Any], arguments: dict[str, Any]) -> str | None:
-    """What the class says against these arguments; None if it can be made from them."""
+    """Why the class rejects these arguments; None if it accepts them."""
     try:
         cls(**arguments)
     except Exception as error:
@@ -102,9 +104,9 @@ def _refusal_of(cls: type[Any], arguments: dict[str, Any]) -> str | None:
 
 def _refusal(arguments: str, error: str | None) -> _Problem:
     return (
-        f"cannot be made from {arguments}: {error}",
+        f"cannot be created with {arguments}: {error}",
         f"accept {arguments} by keyword, pass them on to super().__init__ "
-        "and give every argument of its own a default",
+        "and give all other arguments a default",
     )
 
 
@@ -133,7 +135,7 @@ def _observation_problems(
         yield f"fails on {sample}: {_shown(error)}", "mend its forward"
         return
     if not (isinstance(seen, Tensor) and torch.equal(seen, batch)):
-        yield "changes the tensor that it observes", "return the input from forward, unchanged"
+        yield "changes the tensor that it observes", "return the input of forward unchanged"
     yield from _qparams_problems(observer, scheme, sample)
 
 
@@ -160,7 +162,7 @@ def _qparams_problems(module: Any, scheme: _Scheme, sample: str) -> Iterator[_Pr
     if scale.shape != zero_point.shape:
         yield (
             f"gives a scale and a zero point of different shapes after {sample}",
-            "give both one value, or both one value per channel",
+            "return one value for both, or one value per channel for both",
         )
 
 
@@ -210,13 +212,13 @@ def _training_problems(
 
 
 def _gradient_problems(x: Tensor, y: Tensor) -> Iterator[_Problem]:
-    mend = "let gradients pass the rounding: torch.fake_quantize_per_tensor_affine does"
+    mend = "let gradients pass the rounding, as torch.fake_quantize_per_tensor_affine does"
     if not y.requires_grad:
-        yield "cuts the gradient of its input", mend
+        yield "blocks the gradient of its input", mend
         return
     (gradient,) = torch.autograd.grad(y.sum(), x, allow_unused=True)
     if gradient is None or not torch.isfinite(gradient).all():
-        yield "gives its input no finite gradient", mend
+        yield "gives its input a gradient that is not finite", mend
 
 
 def _shown(error: Exception) -> str:

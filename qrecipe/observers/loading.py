@@ -1,7 +1,7 @@
 """Observers and fake-quants of installed distributions, imported when a recipe names them.
 
-Whatever goes wrong with a plugin is a finding that names the plugin's distribution, at the line of
-the recipe; what a plugin registered before it failed is taken back.
+All problems of a plugin are findings at the line of the recipe that name its distribution. What a
+plugin registered before it failed is undone.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LONGEST_MESSAGE = 300
 
 @dataclass(frozen=True, slots=True)
 class _Use:
-    """An observer or fake-quant as a recipe names it, which is none of torch's."""
+    """An observer or fake-quant in a recipe that is not built in."""
 
     kind: Kind
     constructor: Constructor
@@ -48,7 +48,7 @@ class _Use:
 
     @property
     def phase(self) -> Phase:
-        """The phase in which torch makes it."""
+        """The phase in which torch creates it."""
         return "ptq" if self.kind == "observer" else "qat"
 
 
@@ -57,8 +57,8 @@ def load_plugins(recipe: Recipe) -> None:
 
     Raises:
         PluginError: a plugin is broken (QR150 to QR155).
-        UnknownNameError, SchemaError, UnsupportedError: a name (QR104), an argument (QR105, QR106)
-            or the class with all of them (QR311) does not do.
+        UnknownNameError, SchemaError, UnsupportedError: a name (QR104) or an argument (QR105,
+            QR106) is wrong, or the class rejects its arguments (QR311).
     """
     for kind, constructor, path in _named(recipe):
         if _is_torchs(kind, constructor.name):
@@ -82,10 +82,9 @@ def plugin_versions(recipe: Recipe) -> Mapping[str, str]:
 
 
 def load(kind: Kind, name: str) -> tuple[Finding, ...]:
-    """Import the plugin that claims a name, if any does; what is wrong with it.
+    """Import the plugin that claims a name, if any, and return its findings.
 
-    A plugin that failed is not tried again in this process: Python runs a module once, so that it
-    would fail otherwise the second time.
+    A failed plugin is not tried again in this process: the second import might fail differently.
     """
     claimed = claims(kind, name)
     if len(claimed) > 1:
@@ -112,15 +111,15 @@ def _is_torchs(kind: Kind, name: str) -> bool:
 
 
 def _shadowed(kind: Kind, name: str) -> Iterator[Finding]:
-    """The claims of a name that is torch's own, which they do not get."""
+    """Warnings about plugins that claim a name of torch's own."""
     for claim in claims(kind, name):
-        message = f"{_title(claim)} is torch's own, whatever {claim} claims"
+        message = f"{_title(claim)} is built in, although {claim} claims it"
         hint = f"uninstall {claim.distribution}, or ignore QR156 in [lint]"
         yield Finding("QR156", message, hint=hint)
 
 
 def _findings(recipe: Recipe, use: _Use) -> Iterator[Finding]:
-    """What is wrong with the plugin, or else with its arguments."""
+    """The problems of the plugin, or otherwise of its arguments."""
     broken = load(use.kind, use.name)
     for finding in broken:
         yield replace(finding, location=recipe.argument_value(use.path))
@@ -139,16 +138,16 @@ def _place(recipe: Recipe, use: _Use, problem: ArgumentProblem) -> Location:
 
 
 def _refusals(recipe: Recipe, use: _Use) -> Iterator[Finding]:
-    """What the class itself has against its arguments, tried out once."""
+    """Why the class itself rejects its arguments; it is created once to find out."""
     try:
         factory(use.spec, use.phase)()
     except (Exception, SystemExit) as error:
         yield Finding(
             "QR311",
-            f"{KIND_TITLE[use.kind]} {shown(use.name)} cannot be made: "
+            f"{KIND_TITLE[use.kind]} {shown(use.name)} cannot be created: "
             + one_line(first_line(error))[:_LONGEST_MESSAGE],
             recipe.argument_value(use.path[:-1]),
-            hint="mend the arguments or the settings of its tensor",
+            hint="fix the arguments or the settings of its tensor",
         )
 
 
@@ -164,7 +163,7 @@ def _load(claim: Claim) -> tuple[Finding, ...]:
     except BaseException:
         registered.restore(before)
         raise
-    _failed.pop(claim, None)  # of a plan that the plugin made while it was imported
+    _failed.pop(claim, None)  # from a plan that the plugin made during its import
     if found:
         registered.restore(before)
         _failed[claim] = found
@@ -178,18 +177,18 @@ def _import(claim: Claim) -> Iterator[Finding]:
         yield Finding("QR152", message, hint=hint)
         return
     try:
-        # else the first plan would differ from the second; not `random_numbers_kept`, whose lock
-        # another thread that imports the plugin would wait for, while this one waits for the import
+        # or the first plan would differ from the second; not `random_numbers_kept`, whose lock
+        # could deadlock with the import lock of another thread that imports the plugin
         with torch.random.fork_rng(devices=[]):
             importlib.import_module(claim.module)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # a plugin may raise what it likes, SystemExit for one
+    except BaseException as error:  # a plugin may raise anything, even SystemExit
         yield from _import_findings(claim, error)
 
 
 def _import_findings(claim: Claim, error: BaseException) -> Iterator[Finding]:
-    """The findings of a registration that was refused, or else the exception."""
+    """The findings of a refused registration, or otherwise the exception."""
     own = error.findings if isinstance(error, QRecipeError) else ()
     refused = [finding for finding in own if isinstance(finding, Finding)]
     for finding in refused:
@@ -198,7 +197,7 @@ def _import_findings(claim: Claim, error: BaseException) -> Iterator[Finding]:
     if not refused:
         said = one_line(f"{type(error).__name__}: {first_line(error)}")[:_LONGEST_MESSAGE]
         message = f"{_subject(claim)} cannot be imported: {said}"
-        hint = f"mend or uninstall {claim.distribution}; other recipes can do without it"
+        hint = f"fix or uninstall {claim.distribution}; recipes that do not use it are not affected"
         yield Finding("QR152", message, hint=hint, notes=_raised_at(error))
 
 
@@ -209,10 +208,10 @@ def _registration_findings(claim: Claim, before: registered.Table) -> Iterator[F
     if mine is None:
         others = ", ".join(f"{KIND_TITLE[entry.kind]} {shown(entry.name)}" for entry in new)
         hint = f"it registers {others}" if others else "it registers nothing"
-        message = f"{_subject(claim)}: importing {claim.module} registers no {_title(claim)}"
+        message = f"{_subject(claim)}: importing {claim.module} does not register {_title(claim)}"
         yield Finding("QR153", message, hint=hint)
     elif before.get(key) is mine and not _is_from(mine, claim):
-        message = f"{_subject(claim)}, and {mine.module} has registered another one of that name"
+        message = f"{_subject(claim)}: {mine.module} has already registered that name"
         yield Finding("QR151", message, hint="give one of them another name")
     for entry in new:
         owners = claims(entry.kind, entry.name)
@@ -220,12 +219,12 @@ def _registration_findings(claim: Claim, before: registered.Table) -> Iterator[F
             owner.distribution == claim.distribution or _is_from(entry, owner) for owner in owners
         ):
             taken = f"{KIND_TITLE[entry.kind]} {shown(entry.name)}"
-            message = f"{_subject(claim)}: it also registers {taken}, which is that of {owners[0]}"
-            yield Finding("QR155", message, hint=f"mend or uninstall {claim.distribution}")
+            message = f"{_subject(claim)}: it also registers {taken}, which belongs to {owners[0]}"
+            yield Finding("QR155", message, hint=f"fix or uninstall {claim.distribution}")
 
 
 def _is_from(entry: Registration, claim: Claim) -> bool:
-    """Whether the package that registered it is the one that the claim names."""
+    """Whether it was registered by the package that the claim names."""
     return entry.module.partition(".")[0] == claim.module.partition(".")[0]
 
 
@@ -244,7 +243,7 @@ def _subject(claim: Claim) -> str:
 
 
 def _raised_at(error: BaseException) -> tuple[str, ...]:
-    """The line that failed, where the message does not name it already."""
+    """The line that failed, unless the message already names it."""
     frames = traceback.extract_tb(error.__traceback__)
     if not frames or isinstance(error, SyntaxError):
         return ()

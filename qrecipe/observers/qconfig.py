@@ -1,8 +1,8 @@
 """Tensor spec -> observer factory -> torch's ``QConfig``; equal values share one object.
 
-A spec first becomes a `Construction`, which is plain data, and only that becomes a factory. Ranges
-are given to torch as numbers: its ``reduce_range`` is deprecated, warns at every construction and
-is unknown to some fake-quants.
+A spec first becomes a `Construction`, which is plain data, and then a factory. Ranges are passed to
+torch as numbers: its ``reduce_range`` is deprecated, warns whenever it is used and is unknown to
+some fake-quants.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _PER_TENSOR_QSCHEME: dict[QScheme, QScheme] = {
 
 
 class Specs(Protocol):
-    """A resolved qconfig by value; None leaves that tensor float."""
+    """A resolved qconfig; None leaves that tensor float."""
 
     @property
     def weight(self) -> TensorSpec | None: ...
@@ -71,7 +71,7 @@ class Specs(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Construction:
-    """A class and the keyword arguments to call it with."""
+    """A class and its keyword arguments."""
 
     cls: type[Any]
     arguments: tuple[tuple[str, Any], ...] = ()
@@ -80,14 +80,14 @@ class Construction:
 _make_qconfig: Any = QConfig  # torch leaves its constructor untyped
 
 FLOAT = Construction(PlaceholderObserver)
-"""Stands for a tensor that is not quantized, as in torch's weight-only qconfigs."""
+"""Used for tensors that are not quantized, as in torch's weight-only qconfigs."""
 
 
 def qconfig(specs: Specs, phase: Phase, channels: int = 1) -> QConfig:
-    """torch's QConfig of two tensor specs: observers in ptq, fake-quants in qat.
+    """torch's QConfig for two tensor specs: observers in ptq, fake-quants in qat.
 
-    ``channels`` is the number of output channels of the weight, which only fake-quants that learn
-    a scale for each of them depend on.
+    ``channels`` is the number of output channels of the weight; only fake-quants that learn a scale
+    per channel need it.
     """
     return _qconfig(
         _construction(specs.activation, phase, 1), _construction(specs.weight, phase, channels)
@@ -95,12 +95,12 @@ def qconfig(specs: Specs, phase: Phase, channels: int = 1) -> QConfig:
 
 
 def factory(spec: TensorSpec | None, phase: Phase, channels: int = 1) -> Any:
-    """What torch calls without arguments to get the observer or fake-quant of one tensor."""
+    """The callable from which torch gets the observer or fake-quant of a tensor."""
     return _factory(_construction(spec, phase, channels))
 
 
 def torch_dtype(spec: TensorSpec) -> torch.dtype:
-    """torch's dtype for a spec: 4 bits live in 8-bit types, save where torch packs embeddings.
+    """torch's dtype for a spec: 4 bits use 8-bit types, except in torch's packed embeddings.
 
     Raises:
         SchemaError: the spec has no dtype (QR103).
@@ -113,9 +113,9 @@ def torch_dtype(spec: TensorSpec) -> torch.dtype:
 
 
 def per_tensor(spec: TensorSpec) -> TensorSpec:
-    """The spec for weights that torch quantizes per tensor only, as those of ConvTranspose.
+    """The spec for weights that torch only quantizes per tensor, such as ConvTranspose's.
 
-    Observer arguments are kept; a spec that is per tensor already is returned unchanged.
+    Observer arguments are kept; a per-tensor spec is returned unchanged.
     """
     changes: dict[str, Any] = {}
     if spec.observer is not None and spec.observer.name in _PER_TENSOR_OBSERVER:
@@ -146,7 +146,7 @@ def _observer(spec: TensorSpec) -> Construction:
 
 
 def _spec_arguments(spec: TensorSpec) -> dict[str, Any]:
-    """The observer's arguments that the spec sets; a dtype's own full range is left to torch."""
+    """The observer's arguments set by the spec; the full range of a dtype is left to torch."""
     dtype = torch_dtype(spec)
     given: dict[str, Any] = {"dtype": dtype}
     if spec.qscheme is not None:
@@ -189,13 +189,13 @@ def _fake_quant(spec: TensorSpec, observer: Construction, channels: int) -> Cons
 
 
 def _memoryless(spec: TensorSpec) -> Construction:
-    """The range of each input alone, which training needs where inference computes it anew."""
+    """An observer without memory: the range of each input, for training dynamic quantization."""
     given = {**_spec_arguments(spec), "averaging_constant": 1}
     return _call(MovingAverageMinMaxObserver, given)
 
 
 def _overriding_arguments(cls: type[Any], spec: TensorSpec) -> dict[str, Any]:
-    """What a fake-quant hands to its observer in any case, and must hence be told as well."""
+    """The arguments that a fake-quant always passes to its observer, so it must get them too."""
     given: dict[str, Any] = dict(_range_arguments(spec))
     if spec.is_dynamic:
         given["is_dynamic"] = True

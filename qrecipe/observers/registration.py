@@ -1,7 +1,7 @@
-"""Names for observers and fake-quants: torch's own and those that a user registers.
+"""Names for observers and fake-quants: torch's own and user-registered ones.
 
-A registered class is tried out at once (`contract`), so that what is wrong with it shows where it
-is written and not in a model.
+A class is tested (`contract`) when it is registered, so that problems show up in its definition and
+not in a model.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ _C = TypeVar("_C", bound=type)
 def register_observer(name: str, *, options: type[BaseModel] | None = None) -> Callable[[_C], _C]:
     """Make a class available to recipes as ``observer = "name"``; a decorator.
 
-    The arguments that a recipe may give are read from ``__init__``, or from ``options``, a
-    Pydantic model that then validates them as well. Registering a class of the same module and
-    qualified name again replaces it.
+    The arguments that a recipe may give are those of ``__init__``, or of ``options``, a Pydantic
+    model that also validates them. Registering a class of the same module and qualified name again
+    replaces it.
 
     Raises:
         PluginError: the name is taken (QR151), or the class breaks the contract (QR150).
@@ -64,7 +64,7 @@ def fake_quant(name: str) -> type[FakeQuantizeBase]:
 
 
 def constructor_arguments(kind: Kind, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The keyword arguments for the class of that name, from those that a recipe gives."""
+    """The keyword arguments for the class of that name, from those in a recipe."""
     registration = registered.find(kind, name)
     if registration is None or registration.options is None:
         return dict(given)
@@ -83,7 +83,7 @@ def _find(kind: Kind, name: str) -> type[Any]:
 
 
 def _callers_module() -> str:
-    """The module that calls the function which calls this one."""
+    """The module of the caller's caller."""
     return str(sys._getframe(2).f_globals.get("__name__", "?"))
 
 
@@ -106,16 +106,16 @@ def _decorator(
 
 
 def _misuse(kind: Kind, name: object, options: object) -> Finding | None:
-    """A decorator that was written without its name, or with options that are none."""
+    """The finding for a decorator without a name, or with invalid options."""
     written = f'write @register_{kind}("name") above the class'
     if not isinstance(name, str):
-        return Finding("QR150", f"register_{kind} got {shown(str(name))} for a name", hint=written)
+        return Finding("QR150", f"register_{kind} got {shown(str(name))} as its name", hint=written)
     if options is None or (isinstance(options, type) and issubclass(options, BaseModel)):
         return None
     return Finding(
         "QR150",
         f"the options of {shown(name)} are {shown(str(options))}",
-        hint="options is a class derived from pydantic.BaseModel",
+        hint="options must be a subclass of pydantic.BaseModel",
     )
 
 
@@ -123,9 +123,9 @@ def _name_findings(kind: Kind, name: str, cls: type) -> list[Finding]:
     title = f"{KIND_TITLE[kind]} {shown(name)}"
     if not (isinstance(name, str) and PLAIN_NAME.fullmatch(name)):
         mend = "use lower-case letters, digits and underscores, with a letter first"
-        return [Finding("QR150", f"{title} has no plain name", hint=mend)]
+        return [Finding("QR150", f"{title} has an invalid name", hint=mend)]
     if name in (OBSERVERS if kind == "observer" else FAKE_QUANTS):
-        return [Finding("QR151", f"{title} is torch's own", hint="choose another name")]
+        return [Finding("QR151", f"{title} is built in", hint="choose another name")]
     earlier = registered.find(kind, name)
     if earlier is not None and earlier.signature.target != _qualified_name(cls):
         mend = "choose another name"
@@ -150,9 +150,9 @@ def _signature_of(cls: type, options: type[BaseModel] | None) -> Signature:
 
 
 def own_parameters(cls: type) -> Iterator[tuple[str, TypeTag]]:
-    """The constructor's arguments beside the tensor spec, with the tags of their types.
+    """The constructor's arguments that are not in the tensor spec, with their type tags.
 
-    Where a constructor passes ``**kwargs`` on, its base classes' arguments count as well.
+    If a constructor takes ``**kwargs``, the arguments of its base classes count as well.
     """
     seen = {"self", "observer", *SPEC_ARGUMENTS}
     for base in cls.__mro__:
@@ -174,7 +174,7 @@ def own_parameters(cls: type) -> Iterator[tuple[str, TypeTag]]:
 def _hints(cls: type) -> dict[str, Any]:
     try:
         return typing.get_type_hints(vars(cls)["__init__"])
-    except Exception:  # an annotation that names what cannot be imported is no fault here
+    except Exception:  # annotations that cannot be resolved are not an error here
         return {}
 
 

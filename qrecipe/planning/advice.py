@@ -1,4 +1,4 @@
-"""What is legal and planned, and still worth a word: speed, rules without effect, training."""
+"""Warnings about a plan: speed, rules without effect, and training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qrecipe.rules.resolution import Decision, Resolution, describe, listed
 from qrecipe.rules.structure import Member, Operation
 
 _TINY_MODEL = 10_000
-"""Weights below which quantizing and dequantizing cost more than the kernels save."""
+"""With fewer weights, quantizing and dequantizing may cost more than the kernels save."""
 
 
 def advice(
@@ -25,7 +25,7 @@ def advice(
     outcome_of: Mapping[str, Outcome],
     backend: Backend,
 ) -> Iterator[Finding]:
-    """Warnings about the speed of what would be quantized (QR207, QR208)."""
+    """Warnings about the speed of the quantized model (QR207, QR208)."""
     static = {name: outcome for name, outcome in outcome_of.items() if outcome.mode == "static"}
     slow = [
         name
@@ -40,7 +40,7 @@ def advice(
             f"{listed(slow)}",
             decisions[slow[0]].rule.location,
             hint="leave them float; modules that are not transposed have a fast kernel on onednn, "
-            "which takes symmetric weights",
+            "which needs symmetric weights",
         )
     if any(_weight_count(inventory.matches[name]) for name in static):
         quantized = [name for name, outcome in outcome_of.items() if outcome.mode is not None]
@@ -48,22 +48,22 @@ def advice(
         if weights < _TINY_MODEL:
             yield Finding(
                 "QR208",
-                f"all that is quantized has {weights} weights; "
-                "so small a model can be slower in int8",
+                f"the quantized sites only have {weights} weights: "
+                "such a small model can be slower in int8",
                 hint="measure: qrecipe quantize prints the latency of both",
             )
 
 
 def _weight_count(match: Match) -> int:
-    """Of matrices and kernels, all of a recurrent layer's among them; biases are none."""
+    """The number of weights in matrices and kernels, including recurrent layers, without biases."""
     parameters = () if match.module is None else match.module.parameters()
     return sum(parameter.numel() for parameter in parameters if parameter.dim() > 1)
 
 
 def shadowed_findings(recipe: Recipe, resolution: Resolution) -> Iterator[Finding]:
-    """Warnings (QR217) about the rules of the outermost file that are fully shadowed.
+    """Warnings (QR217) about fully shadowed rules of the outermost file.
 
-    Inherited rules are there to be overridden, and the global rule has to be there.
+    Inherited rules may be overridden, and the global rule is required.
     """
     own = recipe.ingredients[0].name
     if is_reference(own):
@@ -73,24 +73,24 @@ def shadowed_findings(recipe: Recipe, resolution: Resolution) -> Iterator[Findin
     for rule, names in resolution.covered.items():
         if not names or rule in winners or rule.tier == "global" or rule.location.file != own:
             continue
-        if rule.location in at_fault:  # an error that says what to do says enough
+        if rule.location in at_fault:  # the error is enough
             continue
         deciders = dict.fromkeys(describe(resolution.decisions[name].rule) for name in names)
         yield Finding(
             "QR217",
-            f"{describe(rule)} has no effect: what it covers is decided by {listed([*deciders])}",
+            f"{describe(rule)} has no effect: everything it covers is decided by "
+            f"{listed([*deciders])}",
             rule.location,
-            hint=f"it covers {listed(names)}; remove it, or narrow what decides there",
+            hint=f"it covers {listed(names)}; remove it, or narrow the rule that decides there",
         )
 
 
 def shared_norm_findings(
     inventory: Inventory, decisions: Mapping[str, Decision], outcome_of: Mapping[str, Outcome]
 ) -> Iterator[Finding]:
-    """Modules that are called twice and fused with a BatchNorm, to be quantized (QR312).
+    """Quantized modules that are called several times and fused with a BatchNorm (QR312).
 
-    The statistics of one BatchNorm scale the weight in every call: they would be updated by each
-    and fold into one weight differently.
+    Every call would update the statistics of the BatchNorm, which scale the weight of all calls.
     """
     calls: dict[str, list[Operation]] = {}
     for operation in inventory.structure.operations:
@@ -106,12 +106,12 @@ def shared_norm_findings(
                 f"{module} is called {len(operations)} times and fused with a BatchNorm at "
                 f"{quantized[0]}: training cannot share it",
                 decisions[quantized[0]].rule.location,
-                hint=f"{leave_float(quantized[0])}, or give each call a module of its own",
+                hint=f"{leave_float(quantized[0])}, or give each call its own module",
             )
 
 
 def _with_tensors(operation: Operation) -> list[Member]:
-    """The members that can own a weight or statistics: what follows them only computes."""
+    """The members that may have weights or statistics; those after them only compute."""
     first, *others = operation.members
     return [first, *(member for member in others if member.op.startswith("BatchNorm"))]
 
@@ -123,11 +123,11 @@ def _has_norm(operation: Operation) -> bool:
 
 
 def branch_findings(inventory: Inventory) -> Iterator[Finding]:
-    """Forwards that do something else in training mode, which the graph does not have (QR205)."""
+    """Forwards that behave differently in training mode, which the graph ignores (QR205)."""
     for path in inventory.trained_otherwise:
         where = f"the forward of {path}" if path else "the model's own forward"
         yield Finding(
             "QR205",
-            f"{where} does something else in training mode; what is trained is its eval branch",
-            hint="a loss on outputs that only training mode gives needs another way",
+            f"{where} behaves differently in training mode; only its eval branch is trained",
+            hint="outputs that only exist in training mode are not available for a loss",
         )

@@ -1,7 +1,7 @@
-"""What a backend can honour: decisions -> outcomes, with the reason where one stays float.
+"""What a backend can honour: decisions -> outcomes, with a reason if a site stays float.
 
-The dtypes come from torch's BackendConfig of the backend's name; `kernels` adds what is known
-about single kernels.
+The dtypes come from torch's BackendConfig of that name; `kernels` adds what is known about single
+kernels.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from qrecipe.rules.structure import Kind, Mode, Operation
 
 
 def _onednn_config() -> BackendConfig:
-    """torch's, save convolution + addition: no other engine runs that, and models change them."""
+    """torch's without convolution + addition, which only runs on onednn; models change engines."""
     configs = [
         config
         for config in get_onednn_backend_config().configs
@@ -52,7 +52,7 @@ def _onednn_config() -> BackendConfig:
 
 
 _BACKEND_CONFIGS: Mapping[Backend, Callable[[], BackendConfig]] = {
-    # x86 and fbgemm have configs of their own, which lack LayerNorm
+    # x86 and fbgemm have their own configs, which lack LayerNorm
     "x86": get_native_backend_config,
     "fbgemm": get_native_backend_config,
     "onednn": _onednn_config,
@@ -62,7 +62,7 @@ _BACKEND_CONFIGS: Mapping[Backend, Callable[[], BackendConfig]] = {
 }
 
 FOLLOWERS: frozenset[Kind] = frozenset({"passthrough", "fixed_qparams"})
-"""Operations that are quantized only behind a quantized producer: they prove nothing of a rule."""
+"""Operations that are only quantized after a quantized producer, whatever their rule says."""
 
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -73,7 +73,7 @@ _DEFAULT_EPS = float(torch.finfo(torch.float32).eps)
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A setting of a tensor that no kernel takes: whose, which key, and what is wrong with it."""
+    """A setting of a tensor that no kernel supports: the tensor's role, the key and the problem."""
 
     role: Literal["weight", "activation"]
     key: str
@@ -82,12 +82,12 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What becomes of an operation.
+    """What happens to an operation.
 
-    ``qconfig`` is what is executed, after substitutions, and None for float; ``reason`` says why
-    it stays float or what was substituted; ``honoured`` is False where a rule wanted more than
-    the backend can give, and ``fault`` then names the setting that is to blame, if a single one is.
-    ``engine`` packs the weights for another engine than the backend's.
+    ``qconfig`` is what is executed, after substitutions, None for float; ``reason`` says why it
+    stays float or what was substituted; ``honoured`` is False if a rule asks for more than the
+    backend supports, and ``fault`` is the setting to blame, if it is a single one. ``engine`` is
+    set if the weights are packed for another engine than the backend's.
     """
 
     verdict: Verdict
@@ -100,9 +100,9 @@ class Outcome:
 
 
 def backend_config(name: Backend, phase: Phase) -> BackendConfig:
-    """torch's BackendConfig that plans, prepares and converts for a backend.
+    """The BackendConfig with which to plan, prepare and convert for a backend.
 
-    In training torch cannot fuse transposed convolutions with BatchNorm; there they stay apart.
+    In training, torch cannot fuse transposed convolutions with BatchNorm, so they stay separate.
     """
     made = _BACKEND_CONFIGS[name]()
     transposed = [config for config in made.configs if _is_transposed_batch_norm(config.pattern)]
@@ -133,7 +133,7 @@ def outcomes(
 def input_specs(
     operation: Operation, own: QConfigSpec, outcome_of: Mapping[str, Outcome]
 ) -> Iterator[TensorSpec]:
-    """The specs of what a static site reads: its producers', and its own for a float tensor."""
+    """The specs of a static site's inputs: its producers', and its own for float tensors."""
     is_float = bool(operation.model_inputs or operation.stored) or not operation.producers
     for name in operation.producers:
         outcome = outcome_of.get(name)
@@ -149,7 +149,7 @@ def input_specs(
 def saturating(
     inventory: Inventory, outcome_of: Mapping[str, Outcome], backend: Backend
 ) -> tuple[str, ...]:
-    """The sites whose kernels saturate without VNNI: they read more than 7 bits."""
+    """The sites whose kernels saturate without VNNI, because they read more than 7 bits."""
     return tuple(
         name
         for name, outcome in outcome_of.items()
@@ -185,9 +185,9 @@ def _float(reason: str, *, honoured: bool = True) -> Outcome:
 
 @dataclass(frozen=True, slots=True)
 class _Judge:
-    """One operation before its backend; ``earlier`` holds the outcomes of its producers.
+    """Judges one operation; ``earlier`` has the outcomes of its producers.
 
-    ``reader`` is a kernel that gets the result and must read 7 bits, if there is one.
+    ``reader`` is a kernel that reads the result and is limited to 7 bits, if there is one.
     """
 
     match: Match
@@ -237,7 +237,7 @@ class _Judge:
         if isinstance(leader, str):
             return _float(f"its range is fixed, and {leader}")
         if self.reader is not None:
-            return _float(f"its range is fixed at 8 bits, and {self.reader} must read 7")
+            return _float(f"its range is fixed at 8 bits, and {self.reader} can only read 7")
         for kernel in self.match.kernels:
             output = kernel.output
             if output.dtype == leader.dtype and output.scale is not None:
@@ -254,23 +254,23 @@ class _Judge:
                 )
                 spec = QConfigSpec(weight=None, activation=fixed)
                 return Outcome("quantized", "static", spec, "the operation fixes its range")
-        return _float(f"{self.backend} fixes no range for {leader.dtype} here", honoured=False)
+        return _float(f"{self.backend} has no fixed range for {leader.dtype} here", honoured=False)
 
     def _quantized_producers(self) -> TensorSpec | str:
-        """The activation spec that arrives, or why none does."""
+        """The activation spec of the producers, or why there is none."""
         operation = self.match.operation
         if operation.model_inputs or not operation.producers:
-            inputs = ", ".join(operation.model_inputs) or "what it reads"
+            inputs = ", ".join(operation.model_inputs) or "its input"
             return f"follows {inputs}, which is float"
         specs: list[TensorSpec] = []
         for name in operation.producers:
             producer = self.earlier[name]
             if producer.mode != "static" or producer.qconfig is None:
-                return f"follows {name}, which gives float"
+                return f"follows {name}, which returns float"
             assert producer.qconfig.activation is not None
             specs.append(producer.qconfig.activation)
         if len(set(specs)) > 1:
-            # torch gives all of them the first one's observer
+            # torch would give all of them the first one's observer
             return f"its producers {self._producer_names()} have different activation specs"
         return specs[0]
 
@@ -306,7 +306,7 @@ class _Judge:
         return Outcome("quantized", mode, spec, notes, engine=found.engine)
 
     def _input_levels(self, own: QConfigSpec) -> int:
-        """How many integers the input spans at most."""
+        """The most integers that the input may span."""
         specs = input_specs(self.match.operation, own, self.earlier)
         ranges = filter(None, map(quantized_range, specs))
         return max((high - low for low, high in ranges), default=0)
@@ -320,7 +320,7 @@ class _Judge:
         weight = qconfig.weight
         if weight is None or _is_per_tensor(weight) or takes_per_channel_weight(self.match):
             return qconfig, None
-        note = "per-tensor weight: no kernel takes per-channel weights here"
+        note = "per-tensor weight: no kernel supports per-channel weights here"
         return replace(qconfig, weight=per_tensor(weight)), note
 
     def _no_mode(self, mode: Mode) -> str:
@@ -334,7 +334,7 @@ class _Judge:
 
 
 def mode_of(qconfig: QConfigSpec) -> Mode:
-    """Which kind of quantization a qconfig asks for."""
+    """The kind of quantization that a qconfig asks for."""
     if qconfig.activation is None or qconfig.activation.dtype == "float32":
         return "weight_only"
     return "dynamic" if qconfig.activation.is_dynamic else "static"
@@ -354,7 +354,7 @@ def _mismatch(qconfig: QConfigSpec, types: KernelTypes, backend: Backend) -> Fau
         if wanted.dtype is None:
             continue
         if spec is None:
-            none = f"wants a {wanted.dtype} {role} here, and none is given"
+            none = f"needs a {wanted.dtype} {role} here, but there is none"
             return Fault(role, "", f"{backend} {none}")
         found = _dtype_problem(spec, wanted)
         if found is not None:
@@ -367,16 +367,16 @@ def _dtype_problem(spec: TensorSpec, wanted: TensorType) -> tuple[str, str] | No
     """The key at fault, and what is wrong with it."""
     stored = {"int4": "int8"}.get(str(spec.dtype), spec.dtype)
     if stored != wanted.dtype:
-        return "dtype", f"takes {wanted.dtype} {{role}}s here, not {spec.dtype}"
+        return "dtype", f"needs {wanted.dtype} {{role}}s here, not {spec.dtype}"
     low, high = quantized_range(spec) or (0, 0)
     least, most = wanted.low, wanted.high
     if least is not None and most is not None and not least <= low <= high <= most:
         return (
             "quant_min" if low < least else "quant_max",
-            f"takes {{role}}s within {least}..{most} here, not {low}..{high}: "
+            f"needs {{role}}s in {least}..{most} here, not {low}..{high}: "
             "set quant_min and quant_max",
         )
     eps = spec.eps if spec.eps is not None else _DEFAULT_EPS
     if wanted.least_scale is not None and eps < wanted.least_scale:
-        return "eps", f"wants eps >= {wanted.least_scale} for {{role}}s here: set eps"
+        return "eps", f"needs eps >= {wanted.least_scale} for {{role}}s here: set eps"
     return None

@@ -1,4 +1,4 @@
-"""How much of what a recipe asks for is quantized, and a warning where that is next to nothing."""
+"""A warning if almost nothing of what a recipe asks for is quantized."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ACCEPT = 'accept it: [lint] ignore = ["QR221"]'
 
 @dataclass(frozen=True, slots=True)
 class _Missed:
-    """A site that the recipe's rules ask to quantize, or would if they reached it, and is float."""
+    """A float site that the rules ask to quantize, or would if they reached it."""
 
     name: str
     op: str
@@ -43,11 +43,11 @@ class _Missed:
 def coverage_findings(
     plan: Plan, inventory: Inventory, model: nn.Module, inputs: Inputs
 ) -> Iterator[Finding]:
-    """A warning (QR221) where no site is quantized, or less than a tenth of what rules ask for.
+    """A warning (QR221) if no site is quantized, or less than a tenth of what rules ask for.
 
-    What rules ask for is counted in multiplications with weights: of the sites that a rule with a
-    qconfig decides, and of modules that torch keeps together although a type rule with a qconfig
-    names what is inside. A recipe all of whose rules say float asks for nothing.
+    This is measured in multiplications with weights: of the sites that a rule with a qconfig
+    decides, and of modules that torch keeps whole although a type rule with a qconfig names what is
+    inside. Nothing is expected if all rules say float.
     """
     asking = [each for each in plan.rules if not each.rule.is_float]
     if not asking:
@@ -57,7 +57,7 @@ def coverage_findings(
         yield _nothing(asking, missed)
         return
     if not any(_may_multiply(inventory.matches[each.name]) for each in missed):
-        return  # and the model need not be run once more
+        return  # without running the model again
     work = _work(model, inventory, inputs)
     done = sum(work.get(site.name, 0) for site in plan.sites if site.verdict == "quantized")
     lost = sum(work.get(each.name, 0) for each in missed)
@@ -71,7 +71,7 @@ def _nothing(asking: list[RuleVerdict], missed: tuple[_Missed, ...]) -> Finding:
     if missed:
         return Finding(
             "QR221",
-            "nothing is quantized: what the rules ask for stays float "
+            "nothing is quantized: everything that the rules ask for stays float "
             f"({listed([each.name for each in missed])})",
             hint=_ACCEPT,
             notes=tuple(map(str, missed[:_SHOWN])),
@@ -80,7 +80,7 @@ def _nothing(asking: list[RuleVerdict], missed: tuple[_Missed, ...]) -> Finding:
     if any(each.sites for each in asking):
         return Finding(
             "QR221",
-            f"nothing is quantized: nearer rules leave float all that {rules} could decide",
+            f"nothing is quantized: other rules leave everything float that {rules} covers",
             hint=_ACCEPT,
         )
     return Finding(
@@ -118,10 +118,10 @@ def _missed(plan: Plan, inventory: Inventory, asking: list[RuleVerdict]) -> Iter
 def _out_of_reach(
     site: Site, module: nn.Module, structure: ModelStructure, wanted: set[str]
 ) -> str | None:
-    """Why type rules do not reach a module, although they name its base or what is inside."""
+    """Why type rules do not reach a module although they name its base class or its contents."""
     path = site.name.partition("#")[0]
     if wanted & structure.bases.get(path, frozenset()):
-        return alteration(module) or "rules by type match exactly, and it is of a subclass"
+        return alteration(module) or "rules by type match exactly, and it is a subclass"
     inside = (p for p in structure.modules if path in enclosing(p)[1:])
     if any(wanted & (structure.modules[p] | structure.bases[p]) for p in inside):
         return OF_TORCH
@@ -135,7 +135,7 @@ def _may_multiply(match: Match) -> bool:
 
 
 def _work(model: nn.Module, inventory: Inventory, inputs: Inputs) -> Mapping[str, int]:
-    """Multiplications by site, for few samples where the model can take so few."""
+    """Multiplications by site, for a few samples if the model accepts so few."""
     try:
         return _work_of(model, inventory, inputs, FEW_SAMPLES)
     except Exception:

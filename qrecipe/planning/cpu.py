@@ -1,4 +1,4 @@
-"""What the CPU at hand can do."""
+"""The capabilities of this CPU."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Literal
 import torch
 
 CpuClass = Literal["avx512_vnni", "avx512", "avx_vnni", "avx2", "other"]
-"""CPUs that run the same quantized kernels, named by the widest instructions that torch uses."""
+"""CPUs with the same quantized kernels, named after the widest instructions that torch uses."""
 
 _AVX512 = ("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq")
 
 
 def class_of_cpu() -> CpuClass:
-    """The class of the CPU at hand: whatever depends on the CPU asks here."""
+    """The class of this CPU; everything that depends on the CPU uses this."""
     has = torch.cpu.get_capabilities()
     if all(has.get(name) for name in _AVX512):
         return "avx512_vnni" if has.get("avx512_vnni") else "avx512"
@@ -25,12 +25,12 @@ def class_of_cpu() -> CpuClass:
 def has_vnni() -> bool:
     """Whether 8-bit products are added in 32 bits, so that 8-bit activations cannot saturate.
 
-    AVX-VNNI without AVX-512 does not count: FBGEMM, and with it the x86 engine, does not use it.
+    AVX-VNNI without AVX-512 does not count: FBGEMM, and therefore the x86 engine, does not use it.
     """
     return class_of_cpu() == "avx512_vnni"
 
 
 def cpu_name() -> str:
-    """The kind of CPU in a few words, as kernels tell them apart: ``AVX2 without VNNI``."""
+    """A short description of the CPU class: ``AVX2 without VNNI``."""
     vnni = "with" if has_vnni() else "without"
     return f"{torch.backends.cpu.get_cpu_capability()} {vnni} VNNI"

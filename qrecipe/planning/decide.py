@@ -1,4 +1,4 @@
-"""Deciding every site of a model, before a tensor moves."""
+"""Decides every site of a model before anything is observed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from qrecipe.rules.resolution import Resolution, describe, listed, resolve, subc
 
 
 def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
-    """Decide every site. Raises the ``PlanError`` of all findings, with the complete plan."""
+    """Decide every site. Raises ``PlanError`` with all findings and the complete plan."""
     resolution = resolve(inventory.structure, recipe.rules)
     outcome_of = outcomes(inventory, resolution.decisions, recipe.backend, recipe.phase)
     unsupported = dict(_unsupported(inventory, resolution, outcome_of, recipe))
@@ -103,7 +103,7 @@ def _sites(
 
 
 def _float_inputs(name: str, inventory: Inventory, outcome_of: Mapping[str, Outcome]) -> list[str]:
-    """The tensors that an operation reads as float: inputs, parameters, float producers."""
+    """The float tensors that an operation reads: inputs, parameters, float producers."""
     operation = inventory.matches[name].operation
     producers = [name for name in operation.producers if outcome_of[name].mode != "static"]
     inputs = [f'input "{name}"' for name in operation.model_inputs]
@@ -144,7 +144,7 @@ def _unsupported(
                 cause or rule.location,
                 hint=outcome_of[names[0]].reason,
                 related=() if cause is None else (("decided by", rule.location),),
-                notes=('decide these as "float", or give them a qconfig that a kernel has',),
+                notes=('leave them "float", or give them a qconfig that a kernel supports',),
             ),
         )
 
@@ -152,7 +152,7 @@ def _unsupported(
 def _input_conflicts(
     inventory: Inventory, resolution: Resolution, outcome_of: Mapping[str, Outcome]
 ) -> Iterator[Finding]:
-    """FX gives two consumers of one float tensor the first one's observer, silently."""
+    """FX silently gives all consumers of a float tensor the first one's observer."""
     consumers: dict[str, list[str]] = {}
     for name, outcome in outcome_of.items():
         if outcome.mode == "static" and outcome.verdict == "quantized":
@@ -166,16 +166,15 @@ def _input_conflicts(
         first, second = resolution.decisions[names[0]].rule, resolution.decisions[other].rule
         yield Finding(
             "QR304",
-            f"{names[0]} and {other} both read {source}, which is float, "
-            "with different activation specs",
+            f"{names[0]} and {other} both read {source} as float, with different activation specs",
             first.location,
-            hint="give both one activation spec, or quantize what they read",
+            hint="give both the same activation spec, or quantize what they read",
             related=(("against", second.location),),
         )
 
 
 def _boundaries(inventory: Inventory, outcome_of: Mapping[str, Outcome]) -> int:
-    """How many tensors cross between float and int8; each costs a pass over its memory."""
+    """The number of tensors that are quantized or dequantized; each costs a pass over memory."""
     static = {name for name, outcome in outcome_of.items() if outcome.mode == "static"}
     quantized = {
         source
@@ -201,7 +200,7 @@ def _boundaries(inventory: Inventory, outcome_of: Mapping[str, Outcome]) -> int:
 def _unmakeable(
     resolution: Resolution, outcome_of: Mapping[str, Outcome], phase: Phase
 ) -> Iterator[Finding]:
-    """Observers that refuse their arguments: torch would find out in the midst of preparing."""
+    """Observers that reject their arguments; torch would only notice while preparing."""
     tried: set[TensorSpec] = set()
     for name, outcome in outcome_of.items():
         qconfig = outcome.qconfig
@@ -215,9 +214,9 @@ def _unmakeable(
                 observer = spec.observer.name if spec.observer is not None else "placeholder"
                 yield Finding(
                     "QR311",
-                    f'observer "{observer}" cannot be made for {name}: {first_line(error)}',
+                    f'observer "{observer}" cannot be created for {name}: {first_line(error)}',
                     resolution.decisions[name].rule.location,
-                    hint="mend the arguments or the settings of its tensor",
+                    hint="fix the arguments or the settings of its tensor",
                 )
 
 
@@ -234,11 +233,15 @@ def _untraced(inventory: Inventory) -> Iterator[Finding]:
     missed, cure = inventory.unreached, inventory.untraced.hint
     yield Finding(
         "QR210",
-        f"module by module, since {inventory.untraced.message}",
+        f"quantized module by module, because {inventory.untraced.message}",
         hint="functions stay float; [fx] roots would trace parts of the model",
         notes=(
-            *((f"to have it traced, {cure}",) if cure else ()),
-            *((f"the example inputs do not reach {listed(missed)}: float",) if missed else ()),
+            *((f"to trace it, {cure}",) if cure else ()),
+            *(
+                (f"the example inputs do not reach {listed(missed)}, so they stay float",)
+                if missed
+                else ()
+            ),
         ),
     )
 
@@ -266,15 +269,15 @@ def _rule_verdicts(
 
 
 def decide(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Plan:
-    """The plan for a model; what it warns of is left to the caller.
+    """The plan for a model, without issuing its warnings.
 
-    Raises as `qrecipe.plan` does.
+    Raises like `qrecipe.plan`.
     """
     return plan_of(model, inventory_of(model, recipe, inputs), recipe, inputs)
 
 
 def plan_of(model: nn.Module, inventory: Inventory, recipe: Recipe, inputs: Inputs) -> Plan:
-    """The plan for an inventory, with a warning (QR221) where next to nothing is quantized."""
+    """The plan for an inventory, with a warning (QR221) if almost nothing is quantized."""
     made = make_plan(inventory, recipe)
     if "QR221" in recipe.lint.ignore:
         return made
@@ -283,7 +286,7 @@ def plan_of(model: nn.Module, inventory: Inventory, recipe: Recipe, inputs: Inpu
 
 
 def warn_of_missed(plan: Plan, recipe: Recipe) -> None:
-    """Give the one warning of a plan that must be heard where nobody prints the plan (QR221)."""
+    """Issue the one warning that matters even if nobody prints the plan (QR221)."""
     for finding in plan.warnings:
         if finding.code == "QR221":
             warn(finding, recipe.lint.ignore)

@@ -1,9 +1,8 @@
-"""Convolutions that one engine computes wrongly or slowly, and another right.
+"""Convolutions that one engine computes wrongly or slowly, but another one correctly.
 
-torch packs weights for the engine of the moment, and what is packed runs under any engine. So a
-site can be packed for another engine than its backend's. The engine x86 hands a convolution to
-onednn or to fbgemm, which of them depends on the CPU; a detour does not: it goes where every CPU
-computes right, and plans agree.
+torch packs weights for the current engine, and packed weights run under any engine, so a site can
+be packed for another engine than its backend's. Whether the engine x86 uses onednn or fbgemm for a
+convolution depends on the CPU. Detours do not, so plans are the same on every CPU.
 """
 
 from __future__ import annotations
@@ -21,23 +20,23 @@ from qrecipe.planning.plan import Engine
 from qrecipe.recipe.schema import Backend, TensorSpec
 
 _ENGINES = ("x86", "fbgemm", "onednn")
-"""Those whose convolutions are told apart here; x86 chooses between the others."""
+"""The engines distinguished here; x86 chooses between the other two."""
 
 _EXACT_LEVELS = 127
-"""fbgemm's depthwise kernel is exact for inputs that span no more integers than 7 bits do."""
+"""fbgemm's depthwise kernel is exact for inputs that span at most 7 bits."""
 
 _HANDED_TO_FBGEMM = 100
-"""With more groups than this the x86 engine uses fbgemm's kernels on every CPU."""
+"""With more groups, the x86 engine uses fbgemm's kernels on every CPU."""
 
 _WIDE_GROUP = 16
-"""Channels of a group above which fbgemm needs no kernel of its own to be as fast as float."""
+"""With more channels per group, fbgemm is as fast as float without a special kernel."""
 
 _GROUPS_OF = (2, 4, 8, 16)
-"""Channels of a group for which fbgemm has a kernel of its own, as many in as out."""
+"""The input and output channels per group for which fbgemm has a special kernel."""
 
 _DEPTHWISE_KERNELS = {2: (3, 5, 7), 3: (3, 5)}
 
-_GAPS = "onednn's transposed convolution leaves what its stride skips as it was in memory"
+_GAPS = "onednn's transposed convolution does not write the outputs that its stride skips"
 
 _FUNCTIONS: dict[Any, bool] = {
     **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), False),
@@ -48,7 +47,7 @@ _FUNCTIONS: dict[Any, bool] = {
 
 @dataclass(frozen=True, slots=True)
 class Detour:
-    """The engine that a site's weights are packed for instead of its backend's, and why."""
+    """The engine for which a site's weights are packed instead of its backend's, and why."""
 
     engine: Engine
     reason: str
@@ -56,7 +55,7 @@ class Detour:
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """A convolution without its numbers; ``inputs`` and ``outputs`` are channels of a group."""
+    """The shape of a convolution; ``inputs`` and ``outputs`` are channels per group."""
 
     transposed: bool
     kernel: tuple[int, ...]
@@ -74,14 +73,14 @@ class _Shape:
 
     @property
     def is_even(self) -> bool:
-        """Whether it gives as many channels as it takes."""
+        """Whether it has as many output as input channels."""
         return self.inputs == self.outputs
 
     @property
     def leaves_gaps(self) -> bool:
-        """Whether a transposed convolution has two results or more in a row that no input reaches.
+        """Whether a transposed convolution has adjacent outputs that no input reaches.
 
-        The bias alone belongs there, and onednn writes nothing.
+        They should be the bias, but onednn writes nothing there.
         """
         count = len(self.kernel)
         strides, dilations = (
@@ -101,9 +100,9 @@ class _Shape:
 def detour(
     match: Match, backend: Backend, weight: TensorSpec | None, levels: int
 ) -> Detour | str | None:
-    """A detour where the backend's own kernel is wrong, the reason to stay float where none helps.
+    """A detour if the backend's own kernel is wrong, or the reason to stay float if none helps.
 
-    ``levels`` is how many integers the input spans, its quant_max - quant_min.
+    ``levels`` is the number of integers that the input spans, quant_max - quant_min.
     """
     shape = _shape(match)
     if shape is None or backend not in _ENGINES:
@@ -124,7 +123,7 @@ def detour(
             "fbgemm's depthwise kernel adds in 16 bits and saturates on 8-bit inputs, VNNI or not"
         )
         if not takes_onednn:
-            return f"{reason}: give what it reads reduce_range = true"
+            return f"{reason}: set reduce_range = true for its input"
         return Detour("onednn", f"on onednn's kernel: {reason}")
     if takes_onednn and _is_slow_on_fbgemm(shape) and not _is_left_to_x86(shape, backend):
         return Detour("onednn", "on onednn's kernel: fbgemm has no fast one for this shape")
@@ -132,27 +131,27 @@ def detour(
 
 
 def adds_in_32_bits(match: Match, engine: str) -> bool:
-    """Whether the kernel of a convolution saturates on no CPU: onednn's for depthwise ones."""
+    """Whether the kernel of a convolution never saturates: onednn's depthwise kernel."""
     shape = _shape(match) if engine == "onednn" else None
     return shape is not None and shape.is_depthwise and not shape.transposed
 
 
 def _is_left_to_x86(shape: _Shape, backend: Backend) -> bool:
-    """Whether x86 takes the faster engine by itself, fbgemm on some CPUs and onednn on others."""
+    """Whether x86 chooses the faster engine itself: fbgemm or onednn, depending on the CPU."""
     return backend == "x86" and shape.groups <= _HANDED_TO_FBGEMM and _is_slow_on_avx2(shape)
 
 
 def _transposed_detour(shape: _Shape, backend: Backend, takes_onednn: bool) -> Detour | str | None:
     wrong_on_onednn = (
-        f"{backend}'s transposed convolution is wrong where in and out channels differ"
+        f"{backend}'s transposed convolution is wrong if input and output channels differ"
     )
     if _is_wrong_on_fbgemm(shape):
         reason = (
             "fbgemm's transposed convolution is wrong for kernels of two rows without padding, "
-            "where the channels are multiples of 8"
+            "if the channels are multiples of 8"
         )
         if not shape.is_even:
-            return f"{reason}, and onednn's where in and out channels differ"
+            return f"{reason}, and onednn's if input and output channels differ"
         if backend == "onednn":
             return None
         return Detour("onednn", f"on onednn's kernel: {reason}") if takes_onednn else reason
@@ -168,7 +167,7 @@ def _transposed_detour(shape: _Shape, backend: Backend, takes_onednn: bool) -> D
 def is_slow(
     match: Match, backend: Backend, weight: TensorSpec | None, engine: Engine | None
 ) -> bool:
-    """Whether a convolution takes 2 to 200 times longer than in float, on the CPU at hand."""
+    """Whether a convolution is 2 to 200 times slower than in float, on this CPU."""
     shape = _shape(match)
     if shape is None or backend not in _ENGINES:
         return False
@@ -210,7 +209,7 @@ def _is_slow_on_fbgemm(shape: _Shape) -> bool:
 
 
 def _is_slow_on_avx2(shape: _Shape) -> bool:
-    """Whether onednn has nothing but its reference kernel where there is no AVX512."""
+    """Whether onednn only has its reference kernel without AVX512."""
     if shape.groups == 1 or shape.transposed:
         return False
     if shape.inputs == shape.outputs == 1:
@@ -219,7 +218,7 @@ def _is_slow_on_avx2(shape: _Shape) -> bool:
 
 
 def _is_wrong_on_fbgemm(shape: _Shape) -> bool:
-    """Whether fbgemm takes its direct kernel, which reads the weights in a wrong order."""
+    """Whether fbgemm uses its direct kernel, which reads the weights in the wrong order."""
     return (
         shape.transposed
         and shape.groups == 1
@@ -234,7 +233,7 @@ def _is_wrong_on_fbgemm(shape: _Shape) -> bool:
 
 
 def _is_fast_depthwise(shape: _Shape) -> bool:
-    """Whether fbgemm has its own depthwise kernel for the shape."""
+    """Whether fbgemm has a special depthwise kernel for the shape."""
     size = shape.kernel[0]
     return (
         not shape.transposed
@@ -250,7 +249,7 @@ def _is_fast_depthwise(shape: _Shape) -> bool:
 
 
 def _shape(match: Match) -> _Shape | None:
-    """None for other operations, and for a function whose weight is computed."""
+    """The shape; None for other operations and for functions whose weight is computed."""
     module = match.module
     if isinstance(module, nn.modules.conv._ConvNd):
         return _Shape(

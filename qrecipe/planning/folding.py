@@ -10,12 +10,12 @@ from torch import nn
 
 
 def fold_into_transposed(is_qat: bool, convolution: Any, norm: Any) -> nn.Module:
-    """The two as one transposed convolution in eval mode; torch's ``fuser_method``.
+    """Fold the BatchNorm in eval mode; a ``fuser_method`` for torch.
 
     The weight has the output channels of one group in its second dimension. torch's own method
-    scales that as though it held those of all groups, and fails where there are several.
+    scales it as if it had those of all groups, and fails if there are several.
     """
-    assert not is_qat, "in training the two stay apart"
+    assert not is_qat, "in training the two stay separate"
     weight, groups = convolution.weight, convolution.groups
     factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     by_group = factor.reshape(groups, 1, -1).expand(-1, weight.shape[0] // groups, -1)

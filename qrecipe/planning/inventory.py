@@ -1,4 +1,4 @@
-"""A recipe and a model -> the plan: traced, or module by module where that is enough."""
+"""The sites of a model for a recipe: traced, or module by module if that is enough."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from qrecipe.rules.resolution import resolve
 
 
 def inventory_of(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Inventory:
-    """The model traced and fused as the recipe wants it, and its sites.
+    """The model traced and fused as the recipe says, and its sites.
 
-    Raises ``PlanError`` at the place in the recipe that is at fault.
+    Raises ``PlanError``, with the location in the recipe if that is at fault.
     """
     load_plugins(recipe)
     config = backend_config(recipe.backend, recipe.phase)
@@ -49,7 +49,7 @@ def inventory_of(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Inventory:
 
 
 def _completed(finding: Finding, model: nn.Module, recipe: Recipe, inputs: Inputs) -> Finding:
-    """The finding with its place in the recipe, or with what lets the model take the inputs."""
+    """The finding with its location in the recipe, or a hint how to change the inputs."""
     if finding.key is not None:
         return replace(finding, location=recipe.origin(finding.key))
     helping = remedy(model, inputs.batch) if finding.code == "QR307" else None
@@ -59,10 +59,7 @@ def _completed(finding: Finding, model: nn.Module, recipe: Recipe, inputs: Input
 def _untraced_inventory(
     model: nn.Module, recipe: Recipe, inputs: Inputs, error: TraceError
 ) -> Inventory | None:
-    """The sites for eager mode, where rules ask for modules that need no trace, and nothing else.
-
-    None where they ask for more.
-    """
+    """The sites for eager mode, or None if rules ask for more than modules that need no trace."""
     if recipe.fx.roots or recipe.phase == "qat":
         return None
     config = backend_config(recipe.backend, recipe.phase)
@@ -72,7 +69,7 @@ def _untraced_inventory(
     except PlanError:
         if static:
             return None
-        raise  # what is wrong with the model or its inputs, whether it can be traced or not
+        raise  # the model or its inputs are at fault, traced or not
     decisions = resolve(inventory.structure, recipe.rules).decisions.values()
     asked = {mode_of(decision.rule.qconfig) for decision in decisions if decision.rule.qconfig}
     on_functions = any(

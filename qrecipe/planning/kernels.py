@@ -1,6 +1,6 @@
-"""What is known about single kernels beyond torch's BackendConfig: wrong, missing or narrower.
+"""Known limits of single kernels beyond torch's BackendConfig: wrong or missing ones.
 
-Each refusal is reproduced by a test against the installed torch.
+A test reproduces each refusal with the installed torch.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _BINARY = (operator.add, operator.mul, torch.add, torch.mul, torch.matmul)
 _OPERANDS: Mapping[Any, str] = {
     **dict.fromkeys(_BINARY, "an operand"),
-    **dict.fromkeys((torch.cat, torch.stack), "one of the joined"),
+    **dict.fromkeys((torch.cat, torch.stack), "one of the joined tensors"),
 }
 
 
@@ -44,22 +44,22 @@ _AVERAGE = (
     *("count_include_pad", "divisor_override"),
 )
 _SAMPLE_STATISTICS = (
-    "the quantized kernel takes the statistics of each sample, not the running ones"
+    "the quantized kernel uses the statistics of each sample, not the running statistics"
 )
 
 
 def refusal(match: Match, backend: Backend) -> str | None:
-    """Why a quantized kernel must not or cannot run this operation; None where nothing is known."""
+    """Why a quantized kernel must not or cannot run this operation; None if nothing is known."""
     for module in _modules(match):
         altered = alteration(module)
         if altered is not None:
             return altered
     if match.operation.kind == "passthrough" and _gives_several(match):
-        return "it gives several results, which torch would observe as one"
+        return "it returns several results, which torch would observe as one"
     if isinstance(match.module, _RECURRENT) and _takes_no_tensor(match):
-        return "it takes a PackedSequence, which FX cannot quantize: pack it within forward"
+        return "it takes a PackedSequence, which FX cannot quantize: pack it inside forward"
     if _lacks_batch(match):
-        return "no quantized convolution takes an input without a batch dimension: x.unsqueeze(0)"
+        return "quantized convolutions need a batch dimension: x.unsqueeze(0)"
     subject: Any = match.nodes[0] if match.module is None else match.module
     target = subject.target if match.module is None else type(subject)
     checks = _FUNCTION_CHECKS if match.module is None else _MODULE_CHECKS
@@ -70,12 +70,12 @@ def refusal(match: Match, backend: Backend) -> str | None:
 
 
 def _gives_several(match: Match) -> bool:
-    """Known from the trace alone: without one there are no nodes, and nothing is observed."""
+    """Only known from a trace: without one, there are no nodes and nothing is observed."""
     return bool(match.nodes) and not _value(match.nodes[-1]).is_tensor
 
 
 def _takes_no_tensor(match: Match) -> bool:
-    """Known from the trace alone: module by module nothing has to be put before a module."""
+    """Only known from a trace: module by module, nothing is inserted before a module."""
     if not match.nodes:
         return False
     node = match.nodes[0]
@@ -84,7 +84,7 @@ def _takes_no_tensor(match: Match) -> bool:
 
 
 def _lacks_batch(match: Match) -> bool:
-    """Whether a convolution gets one sample: channels, and its own dimensions."""
+    """Whether the input of a convolution has no batch dimension."""
     if not match.nodes or not match.nodes[0].args:
         return False
     node, module = match.nodes[0], match.module
@@ -98,19 +98,19 @@ def _lacks_batch(match: Match) -> bool:
 def weight_refusal(
     match: Match, backend: Backend, phase: Phase, weight: TensorSpec | None
 ) -> str | None:
-    """Why the kernel must not or cannot run on a weight like this; None where nothing is known."""
+    """Why the kernel must not or cannot run with such a weight; None if nothing is known."""
     if weight is None:
         return None
     if weight.dtype == "float16":
         if backend == "qnnpack":
             return "qnnpack has no float16 kernels"
         if phase == "qat":
-            return 'nothing rounds to float16 in training: set phase = "ptq" for it'
+            return 'training does not simulate float16: set phase = "ptq"'
         if _beyond_float16(match.module):
-            return f"it has weights beyond {_MOST_FLOAT16:g}, which is all that float16 holds"
+            return f"it has weights beyond {_MOST_FLOAT16:g}, the limit of float16"
     columns = getattr(match.module, "embedding_dim", 0)
     if weight.dtype == "uint4" and columns % 2:
-        return f"two weights of 4 bits share a byte, and rows of {columns} leave one over"
+        return f"two 4-bit weights share a byte, but rows have {columns} weights"
     return None
 
 
@@ -120,7 +120,7 @@ def _beyond_float16(module: nn.Module | None) -> bool:
 
 
 def takes_per_channel_weight(match: Match) -> bool:
-    """Whether the weight may be quantized per channel: not where the channels are transposed."""
+    """Whether the weight may be quantized per channel: not in transposed convolutions."""
     if match.module is not None:
         return not isinstance(match.module, _CONV_TRANSPOSE)
     return match.nodes[0].target not in _F_CONV_TRANSPOSE
@@ -132,7 +132,7 @@ def _value(node: fx.Node) -> Value:
 
 
 def _modules(match: Match) -> Iterator[nn.Module]:
-    """What the operation calls, fused modules as a whole."""
+    """The modules that the operation calls, fused ones as a whole."""
     if not match.nodes and match.module is not None:
         yield match.module  # found without a graph
     for node in match.nodes:
@@ -159,11 +159,11 @@ def _recurrent(module: nn.Module) -> str | None:
     if not isinstance(module, _RECURRENT):
         return None
     if type(module) is nn.RNN:
-        return "torch has quantized kernels for LSTM, GRU and the cells, and none for a whole RNN"
+        return "torch has quantized kernels for LSTM, GRU and cells, but not for RNN"
     if not module.bias:
         return "torch cannot convert a recurrent module without bias"
     if getattr(module, "proj_size", 0):
-        return "no quantized LSTM has projections (proj_size)"
+        return "quantized LSTM does not support projections (proj_size)"
     return None
 
 
@@ -174,9 +174,9 @@ def _embedding(module: nn.Module) -> str | None:
         return "the quantized kernel does not renormalise rows to max_norm"
     if isinstance(module, nn.EmbeddingBag):
         if module.mode != "sum":
-            return f'the quantized kernel sums each bag, whatever the mode ("{module.mode}") says'
+            return f'the quantized kernel sums each bag and ignores mode = "{module.mode}"'
         if module.padding_idx is not None:
-            return "the quantized kernel counts the row of padding_idx in"
+            return "the quantized kernel does not skip the row of padding_idx"
     return None
 
 
@@ -190,11 +190,11 @@ def _padding(module: nn.Module) -> str | None:
     if not isinstance(module, nn.modules.conv._ConvNd):
         return None
     if isinstance(module.padding, str):
-        return f'padding = "{module.padding}" pads the sides differently, which no kernel does'
+        return f'padding = "{module.padding}" is asymmetric, which no kernel supports'
     can_reflect = not isinstance(module, nn.Conv3d)
     if module.padding_mode != "zeros" and not (can_reflect and module.padding_mode == "reflect"):
         kind = type(module).__name__
-        return f'no quantized {kind} has padding_mode = "{module.padding_mode}"'
+        return f'quantized {kind} does not support padding_mode = "{module.padding_mode}"'
     return None
 
 
@@ -215,13 +215,13 @@ def _computed_weight(node: fx.Node) -> str | None:
 
 def _padding_word(node: fx.Node) -> str | None:
     if node.target in _WEIGHTED and len(node.args) > 4 and isinstance(node.args[4], str):
-        return f'padding = "{node.args[4]}" pads the sides differently, which no kernel does'
+        return f'padding = "{node.args[4]}" is asymmetric, which no kernel supports'
     return None
 
 
 def _mean_dtype(node: fx.Node) -> str | None:
     if node.target is torch.mean and node.kwargs.get("dtype") is not None:
-        return "the quantized kernel gives no other dtype"
+        return "the quantized kernel cannot return another dtype"
     return None
 
 
@@ -242,13 +242,13 @@ def _averaging(subject: Any) -> str | None:
     padding, counts_padding, divisor = settings
     pads = any(padding) if isinstance(padding, (tuple, list)) else bool(padding)
     if divisor is not None or (pads and not counts_padding):
-        return "qnnpack divides by the size of the window, whatever the arguments say"
+        return "qnnpack divides by the size of the window, whatever the arguments are"
     return None
 
 
 def _qnnpack_softmax(module: nn.Module) -> str | None:
     if isinstance(module, nn.Softmax) and (module.dim is None or module.dim < 0):
-        return "qnnpack counts dimensions from the front only: give dim as a positive number"
+        return "qnnpack does not support a negative dim: count it from the front"
     return None
 
 
@@ -262,7 +262,7 @@ def _given_statistics(node: fx.Node) -> str | None:
 def _observed_argument(node: fx.Node) -> str | None:
     for source in node.all_input_nodes:
         if source.op == "placeholder" and not _value(source).is_tensor:
-            return f'torch would observe its argument "{source.target}", which is no tensor'
+            return f'torch would observe its argument "{source.target}", which is not a tensor'
     return None
 
 
@@ -270,7 +270,7 @@ def _operands(node: fx.Node) -> str | None:
     what = _OPERANDS.get(node.target)
     if what is None or all(map(is_floating, node.all_input_nodes)):
         return None
-    return f"{what} is no floating tensor, and would be observed as one"
+    return f"{what} is not floating-point, but would be observed"
 
 
 def _infinite_operand(node: fx.Node) -> str | None:
@@ -282,40 +282,40 @@ def _infinite_operand(node: fx.Node) -> str | None:
         mask = stored(source, graph_module)
         if mask is not None and mask.is_floating_point() and not bool(mask.isfinite().all()):
             name = str(source.target).rpartition(".")[2]
-            return f"{name} holds infinite values or NaN, which have no range"
+            return f"{name} has infinite values or NaN, which have no range"
     return None
 
 
 def _number(node: fx.Node) -> str | None:
     numbers = [arg for arg in node.args if isinstance(arg, (int, float))]
     if node.target in (operator.mul, torch.mul) and any(abs(number) > 1 for number in numbers):
-        return "a factor above 1 would share the range of its input"
+        return "with a factor above 1, the result would share the range of its input"
     if node.target in (operator.add, torch.add) and any(numbers):
-        return "what an added number gives would share the range of its input"
+        return "with an added number, the result would share the range of its input"
     return None
 
 
 def _interpolation(node: fx.Node) -> str | None:
     if node.target is F.interpolate and node.kwargs.get("antialias"):
-        return "no quantized interpolation has antialias"
+        return "quantized interpolation does not support antialias"
     if node.target is F.interpolate and node.kwargs.get("mode") not in (
         "nearest",
         "nearest-exact",
         "bilinear",
         "area",
     ):
-        return f"no quantized interpolation has mode = {node.kwargs.get('mode')!r}"
+        return f"quantized interpolation does not support mode = {node.kwargs.get('mode')!r}"
     return None
 
 
 _REFUSED: Mapping[Any, str] = {
-    F.group_norm: "torch has a pattern but no lowering for group_norm",
-    **dict.fromkeys(("tanh_", "sigmoid_"), "no quantized kernel does this in place"),
+    F.group_norm: "torch has a pattern for group_norm, but no lowering",
+    **dict.fromkeys(("tanh_", "sigmoid_"), "no quantized kernel works in place here"),
 }
 _REFUSED_IN_QNNPACK: Mapping[Any, str] = {
     F.conv_transpose3d: "qnnpack computes transposed convolutions wrongly in three dimensions",
     **dict.fromkeys(
-        _CLAMPS, "qnnpack's clamp is wrong on what its convolutions give (channels_last)"
+        _CLAMPS, "qnnpack's clamp is wrong for channels_last, which its convolutions return"
     ),
 }
 """Functions, methods and classes of modules that are refused whatever their arguments are."""

@@ -102,7 +102,7 @@ def plan_of_json(adapter: TypeAdapter[Plan], text: str) -> Plan:
     except KeyError as error:
         problem = f"the key {error} is missing"
     except (AttributeError, TypeError):
-        problem = "an object or an array is expected where something else is"
+        problem = "a value has the wrong type: expected an object or an array"
     except (ValueError, RecursionError) as error:
         problem = str(error)
     if problem is None:
@@ -119,7 +119,7 @@ def _contradictions(plan: Plan, values: Any) -> Iterator[str]:
         if (site.verdict == "float") != (site.mode is None):
             yield f"verdict and mode of {site.name} differ"
     if values["is_for_export"] is not plan.is_for_export:
-        yield f"is_for_export is not that of {plan.backend}"
+        yield f"is_for_export does not match the backend {plan.backend}"
     for finding in (*plan.findings, *plan.warnings):
         if finding.code not in CODES:
             yield f"there is no code {finding.code}"

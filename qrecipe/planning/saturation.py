@@ -1,7 +1,7 @@
-"""Where kernels for x86 can saturate: without VNNI they add pairs of 8-bit products in 16 bits.
+"""Where kernels for x86 can saturate: without VNNI, they add pairs of 8-bit products in 16 bits.
 
-Two products with a weight of -128 fit into 16 bits up to an input code of 128. Seven bits are
-therefore safe, and eight are not. Only engines that use ``vpmaddubsw`` are affected.
+Two products with a weight of -128 fit into 16 bits up to an input code of 128, so seven bits are
+safe and eight are not. Only engines that use ``vpmaddubsw`` are affected.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def exceeds_seven_bits(spec: TensorSpec) -> bool:
 def readers_of_seven_bits(
     inventory: Inventory, decisions: Mapping[str, Decision], backend: Backend
 ) -> dict[str, str]:
-    """The operations whose result reaches a kernel that must read 7 bits, and that kernel's name.
+    """The operations whose result reaches a kernel limited to 7 bits, and that kernel's name.
 
-    Their result may pass through operations that copy or reshape. A result with a fixed range of 8
-    bits would make such a kernel saturate.
+    The result may pass through operations that copy or reshape. With a fixed range of 8 bits, it
+    would make such a kernel saturate.
     """
     if backend not in ADDS_IN_16_BITS:
         return {}

@@ -1,4 +1,4 @@
-"""The CPU that a model is made for, which need not be the one that makes it."""
+"""The CPU that a model is made for, which may differ from this one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qrecipe.planning.plan import Plan
 from qrecipe.rules.resolution import listed
 
 TargetCpu = Literal["this", "vnni"]
-"""``"this"`` is the CPU at hand; ``"vnni"`` an x86 CPU with VNNI, whatever this one is."""
+"""``"this"`` is this CPU; ``"vnni"`` is any x86 CPU with VNNI."""
 
 
 def target_has_vnni(target_cpu: TargetCpu) -> bool:
@@ -21,17 +21,17 @@ def target_has_vnni(target_cpu: TargetCpu) -> bool:
 
 
 def unjudged_sites(plan: Plan, target_cpu: TargetCpu) -> tuple[str, ...]:
-    """The sites whose kernels need VNNI, where this CPU has none: their eighth bit is not judged.
+    """The sites whose kernels need VNNI if this CPU has none, so their eighth bit is not checked.
 
     Raises:
-        UnsupportedError: the plan needs VNNI and is for this CPU, which has none (QR318), or there
-            is no such target (QR319).
+        UnsupportedError: the plan needs VNNI but is for this CPU, which has none (QR318), or the
+            target is unknown (QR319).
     """
     if target_cpu not in get_args(TargetCpu):
         raise UnsupportedError(
             Finding(
                 "QR319",
-                f"target_cpu is {shown(target_cpu)}, and takes {' or '.join(_QUOTED)}",
+                f"target_cpu is {shown(target_cpu)}, but must be {' or '.join(_QUOTED)}",
                 hint=did_you_mean(str(target_cpu), get_args(TargetCpu)),
             )
         )
@@ -52,7 +52,7 @@ def _needs_vnni(plan: Plan) -> Finding:
     return Finding(
         "QR318",
         f"{_SATURATE}, at {listed(plan.saturating)}",
-        hint="keep activations to 7 bits: reduce_range = true, as in builtin:x86-static",
+        hint="limit activations to 7 bits: reduce_range = true, as in builtin:x86-static",
         notes=(
             'or make the model for another CPU: target_cpu="vnni" in Python, '
             "--target-cpu vnni on the command line",
@@ -61,11 +61,11 @@ def _needs_vnni(plan: Plan) -> Finding:
 
 
 def unjudged_finding(sites: tuple[str, ...]) -> Finding:
-    """The warning (QR226) that goes with a model made on a CPU that could not judge all of it."""
+    """The warning (QR226) for a model made on a CPU that could not check all of it."""
     return Finding(
         "QR226",
         "8-bit activations saturate on the CPU that converted the model, which has no VNNI: "
-        f"judged with 7 bits only: {listed(sites)}",
+        f"checked with 7 bits only: {listed(sites)}",
         hint="evaluate the model on a CPU with VNNI before it is used there",
     )
 

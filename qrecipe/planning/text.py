@@ -95,8 +95,8 @@ def explanation(plan: Plan, name: str) -> str:
         return "\n\n".join([*alias, *texts, *sources])
     inside = _sites_inside(plan, canonical, name)
     if not inside:
-        return f"{name}: nothing in it is called that quantization can decide about"
-    head = f"{name or 'the model'} holds {len(inside)} sites"
+        return f"{name}: nothing in it is called that can be quantized"
+    head = f"{name or 'the model'} has {len(inside)} sites"
     return "\n\n".join([head, _site_table(inside).text(), *sources])
 
 
@@ -161,7 +161,7 @@ def _is_inside(site: Site, path: str) -> bool:
 def _site_lines(site: Site, wanted: str) -> Iterator[str]:
     yield f"{site.name}  {site.op}"
     if wanted != site.name:
-        yield f"  {wanted} is a member of this group, which {site.name} names and decides"
+        yield f"  {wanted} is a member of this fused group, decided as {site.name}"
     yield f"  verdict    {site.verdict}: {site.dtypes}"
     if site.reason:
         yield f"  why        {site.reason}"

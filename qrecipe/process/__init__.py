@@ -1,4 +1,4 @@
-"""State of the process and of the thread that is changed for a moment and put back.
+"""State of the process and the thread that is changed temporarily.
 
 May import `recipe` and below.
 """

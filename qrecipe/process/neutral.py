@@ -1,4 +1,4 @@
-"""Modes and defaults of the caller, none of which may change what qrecipe computes."""
+"""Keeps the caller's modes and defaults from changing what qrecipe computes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ R = TypeVar("R")
 
 
 def neutral(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a public function compute as though it were called outside of every mode; a decorator.
+    """Run a public function outside of all torch modes; a decorator.
 
-    The default dtype is float32 inside and the default device the CPU; inference mode, autocast,
-    deterministic algorithms and modes that watch or change torch's calls are off. Gradients are on
-    or off as they were. What the caller passes to be called (``forward``, ``evaluate``, a loader)
-    sees that state too.
+    Inside, the default dtype is float32 and the default device the CPU; inference mode, autocast,
+    deterministic algorithms, and modes that observe or change torch's calls are off. Gradients stay
+    on or off. The caller's functions (``forward``, ``evaluate``, a loader) see that state too.
     """
 
     @functools.wraps(function)
@@ -35,7 +34,7 @@ def neutral(function: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def _without_modes() -> Iterator[None]:
-    """Modes belong to a thread."""
+    """Leave the modes of this thread."""
     with ExitStack() as stack:
         grad = torch.is_grad_enabled()
         for _ in range(torch._C._len_torch_function_stack()):
@@ -51,13 +50,13 @@ def _without_modes() -> Iterator[None]:
 
 
 _Settings = tuple[torch.dtype, int]
-"""The default dtype, and how strictly algorithms have to be deterministic."""
+"""The default dtype, and whether algorithms must be deterministic."""
 
 _NEUTRAL: _Settings = (torch.float32, 0)
 
 
 class _Defaults:
-    """Settings of the process: neutral from the first call of any thread to the end of the last."""
+    """Settings of the process: neutral while any thread is inside."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -1,7 +1,6 @@
-"""State of the whole process that is changed for a moment: by one thread at a time, and put back.
+"""State of the whole process that one thread at a time changes temporarily.
 
-Where several are changed, the engine comes first (`fx.execution.engine` has a lock of its own), so
-that no two threads wait for each other.
+To avoid deadlocks, the engine comes first (`execution.engine` has a lock of its own).
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ _LOCK = threading.RLock()
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Keep the other threads of qrecipe from changing the process."""
+    """Keep qrecipe's other threads from changing the process."""
     with _LOCK:
         yield
 
 
 @contextmanager
 def random_numbers_kept() -> Iterator[None]:
-    """Leave the caller's random numbers where they are, whatever is drawn inside."""
+    """Restore the state of the random number generators afterwards."""
     with alone(), torch.random.fork_rng(devices=[]):
         yield
 
@@ -36,9 +35,8 @@ def random_numbers_kept() -> Iterator[None]:
 def traced_alone() -> Iterator[None]:
     """Let `torch.fx` trace for this thread alone.
 
-    While it traces it replaces ``nn.Module.__call__`` and ``__getattr__`` of the whole process, and
-    tells everybody who asks that it traces. Inside, all of that holds for this thread, and models
-    in others run as ever.
+    While tracing, torch replaces ``nn.Module.__call__`` and ``__getattr__`` in the whole process
+    and sets a global flag. Inside, this only affects this thread; models in others run as usual.
     """
     with alone():
         former = symbolic_trace._new_patcher
@@ -50,7 +48,7 @@ def traced_alone() -> Iterator[None]:
 
 
 class _ThisThread:
-    """True in the thread that made it, until it is over."""
+    """True in the thread that created it, until `end`."""
 
     def __init__(self) -> None:
         self._thread: int | None = threading.get_ident()
@@ -80,7 +78,7 @@ class _Patcher(symbolic_trace._Patcher):
 
 @contextmanager
 def _patcher_of_this_thread() -> Iterator[symbolic_trace._Patcher]:
-    """Stands in for torch's ``_new_patcher``; what it patches is put back on the way out."""
+    """Replaces torch's ``_new_patcher``; what it patches is restored on exit."""
     tracing = _ThisThread()
     symbolic_trace._is_fx_tracing_flag = tracing  # type: ignore[assignment]
     try:

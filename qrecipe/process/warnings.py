@@ -1,7 +1,7 @@
-"""Warnings that one thread holds back, without lasting filters in the process.
+"""Warnings ignored in one thread only.
 
-``warnings.catch_warnings`` restores the filters that it found: where two threads use it at once,
-the later one restores those of the earlier one, and they stay.
+``warnings.catch_warnings`` is not thread-safe: if two threads use it at once, the later one
+restores the filters of the earlier one, and they stay.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from typing import Any
 
 Notice = tuple[str, type[Warning]]
-"""A regular expression for the beginning of a message, and its category."""
+"""A regular expression for the start of a message, and its category."""
 
 
 class _InThisThread:
-    """The pattern of a filter, which matches in the thread that made it and in no other."""
+    """The pattern of a filter that only matches in the thread that created it."""
 
     def __init__(self, pattern: str) -> None:
         self._pattern = re.compile(pattern, re.IGNORECASE)
@@ -32,7 +32,7 @@ class _InThisThread:
 
 @contextmanager
 def held_back(notices: Sequence[Notice]) -> Iterator[None]:
-    """Ignore such warnings inside a ``with``, in this thread alone."""
+    """Ignore such warnings inside a ``with``, in this thread only."""
     home: list[Any] = warnings.filters  # type: ignore[assignment]
     added = [("ignore", _InThisThread(text), category, None, 0) for text, category in notices]
     home[:0] = added
@@ -40,12 +40,14 @@ def held_back(notices: Sequence[Notice]) -> Iterator[None]:
         yield
     finally:
         _remove(added, home)
-        if warnings.filters is not home:  # a catch_warnings elsewhere has copied them meanwhile
+        if (
+            warnings.filters is not home
+        ):  # a catch_warnings elsewhere has copied them in the meantime
             _remove(added, warnings.filters)  # type: ignore[arg-type]
 
 
 def import_aside(module: str) -> None:
-    """Import what adds filters of its own, or imports what does, and take those out again."""
+    """Import a module and remove the warning filters that the import adds."""
     before = list(warnings.filters)
     importlib.import_module(module)
     found = [each for each in warnings.filters if each not in before]

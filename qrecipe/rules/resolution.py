@@ -1,10 +1,10 @@
-"""Rules x operations -> decisions: the one place that says which rule wins.
+"""Decides which rule wins for each operation.
 
 1. ``module_name`` beats ``module_type`` and ``function``, which beat ``global``.
-2. Within a tier a rule covers what it matches and everything inside it, and the rule that matches
-   the nearest enclosing module wins; the operation itself is nearest.
-3. Then an exact name beats a glob, then the extending recipe beats what it extends.
-4. Rules that are equal in all this and say otherwise contradict each other.
+2. Within a tier, a rule covers what it matches and everything inside, and the rule that matches the
+   nearest enclosing module wins; the operation itself is nearest.
+3. Then an exact name beats a glob, and a recipe beats the ones that it extends.
+4. If several rules remain and differ, they contradict each other.
 
 A fused group is decided by its first member.
 """
@@ -32,9 +32,9 @@ _TIER_RANK = {"module_name": 0, "module_type": 1, "function": 1, "global": 2}
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Who decides about an operation: the winning rule and those that it shadows.
+    """The winning rule of an operation and the rules that it shadows.
 
-    ``names_operation`` tells whether the winner names the operation itself: its exact name, its
+    ``names_operation`` means that the winner names the operation itself: by its exact name, its
     leaf type or its function.
     """
 
@@ -46,7 +46,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """Every operation's decision by name, every rule's operations, and what is wrong."""
+    """The decision of each operation by name, the operations of each rule, and the findings."""
 
     decisions: Mapping[str, Decision]
     covered: Mapping[Rule, tuple[str, ...]]
@@ -55,7 +55,7 @@ class Resolution:
 
 @dataclass(frozen=True, slots=True)
 class _Claim:
-    """A rule that covers an operation, through its first member at ``distance`` modules."""
+    """A rule that covers an operation, through a module ``distance`` levels above it."""
 
     rule: Rule
     distance: int
@@ -68,7 +68,7 @@ class _Claim:
 
 @dataclass(slots=True)
 class _Matcher:
-    """What a rule's key means on one model."""
+    """Matches a rule's key against one model."""
 
     rule: Rule
     structure: ModelStructure
@@ -89,7 +89,7 @@ class _Matcher:
         return self.pattern is None or self.pattern.is_exact
 
     def distance(self, member: Member) -> int | None:
-        """How many modules lie between the member and what the key matches; None for no match."""
+        """How many modules are between the member and what the key matches; None for no match."""
         if self.rule.tier == "global":
             return 0
         if self.rule.tier == "function":
@@ -101,7 +101,7 @@ class _Matcher:
         return self._nearest_scope(member, self._scope_has_name)
 
     def selects_call(self, member: Member) -> bool:
-        """Whether the key is a name that selects this very call."""
+        """Whether the key is a name that selects this particular call."""
         if self.pattern is None:
             return False
         path = member.scopes[0]
@@ -122,11 +122,11 @@ class _Matcher:
 
 
 def resolve(structure: ModelStructure, rules: Sequence[Rule]) -> Resolution:
-    """Decide every operation of a model; findings are collected, never raised."""
+    """Decide every operation of a model; findings are returned, not raised."""
     names_of: dict[str, list[str]] = {path: [path] for path in structure.modules}
     for alias, path in structure.aliases.items():
         names_of[path].append(alias)
-    # the order of keys in a file must not show, not even in which of two equal rules is named
+    # the result must not depend on the order of keys in a file, not even in messages
     rules = sorted(rules, key=lambda rule: (_TIER_RANK[rule.tier], rule.tier, rule.key, rule.layer))
     matchers = [_Matcher(rule, structure, names_of) for rule in rules]
     covered: dict[Rule, list[str]] = {rule: [] for rule in rules}
@@ -152,8 +152,8 @@ def resolve(structure: ModelStructure, rules: Sequence[Rule]) -> Resolution:
 class _Conflict:
     """Two rules that contradict each other about an operation.
 
-    ``member`` is what ``rival`` names, where that is a member of the operation's fused group and
-    not the operation itself.
+    ``member`` is the later member of the fused group that ``rival`` names, None if it names the
+    operation itself.
     """
 
     winner: Rule
@@ -162,7 +162,7 @@ class _Conflict:
 
 
 def _decide(operation: Operation, matchers: Sequence[_Matcher]) -> tuple[Decision, list[_Conflict]]:
-    """The decision, and what contradicts it with equal right."""
+    """The decision, and the rules of equal rank that contradict it."""
     first, *others = operation.members
     claims = [
         _Claim(matcher.rule, distance, matcher.exact)
@@ -191,9 +191,9 @@ def _decide(operation: Operation, matchers: Sequence[_Matcher]) -> tuple[Decisio
 def _member_conflicts(
     winner: Rule, others: Sequence[Member], matchers: Sequence[_Matcher]
 ) -> Iterator[_Conflict]:
-    """Rules that name a later member of the group itself, and want something else for it.
+    """Rules that name a later member of the group and decide it differently.
 
-    Those of recipes that the winner's extends are beaten, as everywhere.
+    As elsewhere, the winner beats the rules of recipes that its own one extends.
     """
     for matcher in matchers:
         if matcher.rule.layer in winner.overrides:
@@ -210,7 +210,7 @@ def _conflict_findings(conflicts: Mapping[_Conflict, list[str]]) -> Iterator[Fin
             yield Finding(
                 "QR304",
                 f"{describe(winner)} says {winner.label} and {describe(rival)} says {rival.label} "
-                f"about {listed(names)}, with equal right",
+                f"about {listed(names)}, with equal rank",
                 winner.location,
                 hint="remove one of them, or add a rule with the exact name of the site",
                 related=(("against", rival.location),),
@@ -241,7 +241,7 @@ def _coverage_findings(
                 f"{describe(rule)} covers {counted(count, 'site')}, not {rule.expect}: "
                 f"{listed(covered[rule])}",
                 rule.location,
-                hint=f"write expect = {count} if that is right",
+                hint=f"write expect = {count} if that is intended",
             )
 
 
@@ -259,15 +259,15 @@ def _unmatched(structure: ModelStructure, rule: Rule) -> Finding:
     if outside:
         return Finding(
             "QR301",
-            f"{describe(rule)} names {listed(outside)}, which lies outside fx.roots",
+            f"{describe(rule)} names {listed(outside)}, which is outside fx.roots",
             rule.location,
             hint="add the part to fx.roots, or remove the rule",
         )
     if uncalled:
         return Finding(
             "QR301",
-            f"{describe(rule)} names {listed(uncalled)}, where nothing is called that "
-            "quantization can decide about",
+            f"{describe(rule)} names {listed(uncalled)}, where nothing is called that can be "
+            "quantized",
             rule.location,
             hint="remove the rule, or mark it optional = true",
         )
@@ -280,14 +280,14 @@ def _unmatched(structure: ModelStructure, rule: Rule) -> Finding:
         rule.location,
         hint=f"did you mean {' or '.join(map(write, candidates))}?"
         if candidates
-        else "`qrecipe plan` lists the names; a rule for other models is marked optional = true",
+        else "`qrecipe plan` lists the names; mark a rule for other models optional = true",
     )
 
 
 def subclass_findings(
     structure: ModelStructure, covered: Mapping[Rule, Sequence[str]]
 ) -> Iterator[Finding]:
-    """Type rules that cover nothing, although modules derive from their class (QR209)."""
+    """Type rules that cover nothing although the model has subclasses of their type (QR209)."""
     sites = {operation.members[0].module for operation in structure.operations}
     for rule, names in covered.items():
         if names or rule.tier != "module_type":
@@ -296,7 +296,7 @@ def subclass_findings(
         paths = [
             path
             for path, bases in structure.bases.items()
-            if key in bases and sites.isdisjoint(enclosing(path)[1:])  # within a site nothing is
+            if key in bases and sites.isdisjoint(enclosing(path)[1:])  # not inside a site
         ]
         if paths:
             own = sorted(structure.modules[paths[0]])[0]
@@ -309,11 +309,11 @@ def subclass_findings(
             )
 
 
-_REMOVE = "torch.nn.utils.parametrize.remove_parametrizations makes them plain ones"
+_REMOVE = "torch.nn.utils.parametrize.remove_parametrizations makes them plain modules"
 
 
 def _is_traced(structure: ModelStructure, path: str) -> bool:
-    """Whether the module at ``path`` lies in a root, or holds one."""
+    """Whether the module at ``path`` is inside a root or contains one."""
     around = enclosing(path)
     return not structure.roots or any(
         root in around or path in enclosing(root) for root in structure.roots
@@ -342,12 +342,12 @@ def _known_names(structure: ModelStructure, rule: Rule) -> list[str]:
 
 
 def describe(rule: WrittenRule) -> str:
-    """A rule as a reader of the recipe knows it: ``module_name "layer1.*"``."""
+    """A rule as written in the recipe: ``module_name "layer1.*"``."""
     return "global" if rule.tier == "global" else f"{rule.tier} {quoted(rule.key)}"
 
 
 def rule_for(name: str) -> str:
-    """The key of a ``module_name`` rule that means this site or module, in quotes."""
+    """The quoted key of a ``module_name`` rule for this site or module."""
     return quoted(literal(name))
 
 
@@ -356,7 +356,7 @@ def quoted(name: str) -> str:
 
 
 def listed(names: Sequence[str], limit: int = 4) -> str:
-    """A few names and the number of the others."""
+    """The first names, and how many more there are."""
     if not names:
         return "none"
     shown = ", ".join(names[:limit])

@@ -1,6 +1,6 @@
-"""What a model consists of, as plain data: operations, their members and the modules around them.
+"""A model's structure as plain data: operations, their members and the modules around them.
 
-Rules are resolved against these values alone, so that the resolver knows no executor.
+Rules are resolved against these values only, independently of executors.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ Mode = Literal["static", "dynamic", "weight_only"]
 Kind = Literal["observed", "fixed_qparams", "passthrough", "unmatched"]
 """How a backend treats an operation.
 
-``observed``: has a range of its own; ``fixed_qparams``: its range is known beforehand (sigmoid);
-``passthrough``: copies or reshapes and follows its producer; ``unmatched``: no quantized kernel.
+``observed``: has its own range; ``fixed_qparams``: its range is known in advance (sigmoid);
+``passthrough``: copies or reshapes, and follows its producer; ``unmatched``: no quantized kernel.
 """
 
 
@@ -24,10 +24,10 @@ Kind = Literal["observed", "fixed_qparams", "passthrough", "unmatched"]
 class Member:
     """One call of a module or function, before fusion.
 
-    ``name`` is the call's address (``layer1.0:add#1``); ``module`` is the canonical path for a
+    ``name`` is the call's address (``layer1.0:add#1``); ``module`` is the canonical path of a
     module and None for a function; ``types`` are the dotted names of the module's class;
-    ``functions`` the function's family and dotted names; ``scopes`` the paths of the modules
-    around it, nearest first, a module itself included, the root ("") last.
+    ``functions`` the function's family and dotted names; ``scopes`` the paths of the enclosing
+    modules, nearest first (a module itself included), with the root ("") last.
     """
 
     name: str
@@ -40,12 +40,12 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """A site as the model has it: something that quantization can decide about.
+    """A site: an operation, possibly fused, that can be quantized or left float.
 
-    ``members`` are in order of execution and the first one names the operation; ``producers`` are
-    the operations that compute its floating tensor inputs, ``model_inputs`` the names of the
-    model's inputs that it reads itself, ``stored`` those of parameters and buffers that it reads
-    as data, weights and biases apart; ``is_output`` tells that the model returns its result.
+    ``members`` are in order of execution, and the first one names the operation; ``producers`` are
+    the operations that compute its floating-point inputs, ``model_inputs`` the model inputs that it
+    reads directly, ``stored`` the parameters and buffers that it reads as data, except weights and
+    biases; ``is_output`` means that the model returns its result.
     """
 
     members: tuple[Member, ...]
@@ -66,12 +66,11 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class ModelStructure:
-    """Every operation of a model in order of execution, and every module it has.
+    """All operations of a model in order of execution, and all its modules.
 
     ``modules`` maps each canonical path, called or not, to the dotted names of its class, ``bases``
-    to those of the classes that it derives from; ``aliases`` maps further paths of one module to
-    the canonical one; ``roots`` are the paths outside of which nothing is traced, none for the
-    whole model.
+    to those of its base classes; ``aliases`` maps other paths of a module to the canonical one;
+    ``roots`` are the paths that are traced, empty for the whole model.
     """
 
     operations: tuple[Operation, ...]
@@ -85,11 +84,11 @@ NO_STRUCTURE = ModelStructure((), {}, {}, {})
 
 
 def joined(path: str, name: str) -> str:
-    """The name of something inside a module: ``a`` and ``b`` -> ``a.b``."""
+    """The path of something inside a module: ``a`` and ``b`` -> ``a.b``."""
     return f"{path}.{name}" if path and name else path or name
 
 
 def enclosing(path: str) -> tuple[str, ...]:
-    """A module's path and those of the modules around it: ``a.b`` -> ``a.b``, ``a``, ``""``."""
+    """The paths of a module and those around it: ``a.b`` -> ``a.b``, ``a``, ``""``."""
     parts = path.split(".") if path else []
     return tuple(".".join(parts[:count]) for count in range(len(parts), -1, -1))

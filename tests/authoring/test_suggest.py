@@ -412,7 +412,7 @@ def test_a_model_that_is_quantized_already_is_said_to_be(name):
         recipe = qrecipe.suggest(net.model(), net.batches(1)[0])
         converted = qrecipe.quantize(net.model(), recipe, net.batches(10), progress=silent)
     for model in (converted, nn.Sequential(converted)):
-        with pytest.raises(UnsupportedError, match="QR335 this model is quantized already"):
+        with pytest.raises(UnsupportedError, match="QR335 this model is already quantized"):
             qrecipe.suggest(model, net.batches(1)[0])
 
 
@@ -423,7 +423,7 @@ def test_a_model_with_quantized_functions_alone_is_said_to_be_quantized():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", QRecipeWarning)
         converted = qrecipe.quantize(model, "builtin:x86-static", batches, progress=silent)
-    with pytest.raises(UnsupportedError, match="quantized already: by the recipe"):
+    with pytest.raises(UnsupportedError, match="already quantized: by the recipe"):
         qrecipe.suggest(converted, batches[0])
 
 

@@ -193,7 +193,7 @@ def test_a_forward_that_fails_or_never_calls_the_model_is_named():
         only(caught, "QR402")
     compiled, prepared = prepared_mlp()
     with pytest.raises(CalibrationError):
-        qrecipe.calibrate(prepared, rows(), lambda model, batch: None, progress=silent)
+        qrecipe.calibrate(prepared, rows(), forward=lambda model, batch: None, progress=silent)
     with pytest.raises(CalibrationError):
         compiled.convert(prepared)
 
@@ -464,18 +464,18 @@ MENDABLE = {
         "channels last, no batch dimension",
     ),
     "channels last": (cnn, IMAGES.permute(0, 2, 3, 1), "channels last"),
-    "labels": (Mlp, (ROWS, torch.zeros(2)), "labels beside the input"),
-    "labels of a list": (Mlp, [ROWS.numpy(), 3], "labels beside the input, not a tensor"),
+    "labels": (Mlp, (ROWS, torch.zeros(2)), "labels next to the input"),
+    "labels of a list": (Mlp, [ROWS.numpy(), 3], "labels next to the input, not a tensor"),
     "labels after two": (
         lambda: net_of(lambda self, x, y: self.fc(x + y), fc=nn.Linear(6, 3)),
         (ROWS, ROWS, torch.zeros(2)),
-        "labels beside the inputs",
+        "labels next to the inputs",
     ),
     "another key": (Mlp, {"image": ROWS, "label": torch.zeros(2)}, "keys that do not fit"),
     "a key too many": (Words, {"ids": ids(), "labels": torch.zeros(4)}, "keys that forward lacks"),
     "floating indices": (Words, ids().float(), "not integers"),
     "keys of numpy": (Words, {"ids": ids().numpy(), "mask": ids().numpy()}, "not a tensor"),
-    "a dict in a list": (Words, [{"ids": ids()}], "a dict within a list"),
+    "a dict in a list": (Words, [{"ids": ids()}], "a dict in a list"),
 }
 
 

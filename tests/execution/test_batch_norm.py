@@ -93,7 +93,7 @@ def test_a_convolution_of_one_sample_without_a_batch_stays_float_with_the_reason
     recipe = qrecipe.parse_recipe(RECIPES["static"])
     site = qrecipe.plan(model, recipe, model.batches[0]).sites[0]
     assert (site.members, site.verdict) == (("body.0",), "float")
-    assert "without a batch dimension" in site.reason
+    assert "need a batch dimension" in site.reason
     found = quantized(model, recipe)
     assert sqnr_db(model(model.batches[0]), found(model.batches[0])) > 25
 

@@ -296,7 +296,7 @@ def test_modules_that_copy_stay_float_between_those_that_are_swapped():
 
 def test_what_the_example_inputs_do_not_reach_is_named():
     (warning,) = qrecipe.plan(branching(), DYNAMIC, torch.rand(2, 6)).warnings
-    assert warning.notes == ("the example inputs do not reach b: float",)
+    assert warning.notes == ("the example inputs do not reach b, so they stay float",)
 
 
 def test_a_first_batch_on_another_way_than_the_example_is_no_error():

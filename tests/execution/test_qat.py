@@ -326,15 +326,14 @@ def test_outputs_that_only_training_gives_are_warned_about():
     )
     plan = qrecipe.plan(model, qat_recipe(), torch.randn(4, 6))
     (warning,) = [w for w in plan.warnings if w.code == "QR205"]
-    assert warning.message.startswith("the model's own forward does something else in training")
+    assert warning.message.startswith("the model's own forward behaves differently in training")
 
 
 def test_a_forward_that_branches_on_training_is_warned_about_with_its_name():
     model, batch = Auxiliary().eval(), torch.randn(4, 6)
     plan = qrecipe.plan(model, qat_recipe(), batch)
     assert [w.message for w in plan.warnings if w.code == "QR205"] == [
-        "the forward of inner does something else in training mode; what is trained is its eval "
-        "branch"
+        "the forward of inner behaves differently in training mode; only its eval branch is trained"
     ]
     ptq = qrecipe.plan(model, "builtin:x86-static", batch)
     assert "QR205" not in {w.code for w in ptq.warnings}
@@ -528,7 +527,7 @@ def test_float16_says_that_it_cannot_be_trained():
     recipe = qrecipe.parse_recipe('format = 1\nextends = "builtin:float16-dynamic"\nphase = "qat"')
     with pytest.raises(UnsupportedError) as caught:
         qrecipe.plan(NETS["mlp"].model(), recipe, NETS["mlp"].batches(1)[0])
-    assert "nothing rounds to float16 in training" in caught.value.findings[0].hint
+    assert "training does not simulate float16" in caught.value.findings[0].hint
 
 
 def test_only_dropout_that_follows_training_drops():

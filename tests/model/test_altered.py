@@ -63,8 +63,8 @@ def parametrized(model):
 
 
 ALTERATIONS = {
-    with_hook: "hooks, which no kernel runs: doubled",
-    with_pre_hook: "hooks, which no kernel runs: clamped",
+    with_hook: "hooks, which kernels do not run: doubled",
+    with_pre_hook: "hooks, which kernels do not run: clamped",
     with_its_own_forward: "forward was replaced",
     parametrized: "remove_parametrizations",
 }

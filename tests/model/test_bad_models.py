@@ -292,10 +292,12 @@ def test_quantize_leaves_the_engine_of_the_process_as_it_was():
 def test_a_submodule_with_the_name_of_a_keyword_or_a_method_is_told_to_be_renamed():
     model = nn.Sequential()
     model.add_module("class", nn.Linear(6, 6))
-    with pytest.raises(TraceError, match="QR305 class has the name of a Python keyword"):
+    with pytest.raises(TraceError, match="QR305 class contains a Python keyword"):
         qrecipe.plan(model.eval(), STATIC, ROWS)
     model = net_of(lambda self, x: self.fc(x), fc=nn.Linear(6, 6), half=nn.Linear(6, 6))
-    with pytest.raises(PlanError, match="QR306 half is a submodule with the name of a method"):
+    with pytest.raises(
+        PlanError, match=r"QR306 the submodule half has the name of a torch\.nn\.Module method"
+    ):
         qrecipe.plan(model, STATIC, ROWS)
 
 
@@ -305,12 +307,14 @@ def test_a_submodule_with_the_name_of_a_keyword_or_a_method_is_told_to_be_rename
 def test_a_name_that_no_code_can_spell_is_named_at_plan_time(name):
     model = nn.Sequential()
     model.add_module(name, nn.Sequential(nn.Linear(6, 6), nn.ReLU()))
-    with pytest.raises(TraceError, match="that the Python code of a graph cannot spell") as caught:
+    with pytest.raises(
+        TraceError, match="cannot be written in the Python code of a graph"
+    ) as caught:
         qrecipe.plan(model.eval(), STATIC, ROWS)
     (finding,) = caught.value.findings
     assert finding.code == "QR305"
-    assert json.loads(finding.message.partition(" is a name")[0]) == f"{name}.0"
-    assert finding.hint == "give it another name"
+    assert json.loads(finding.message.partition(" cannot be")[0]) == f"{name}.0"
+    assert finding.hint == "rename it"
     plan = qrecipe.plan(model, "builtin:x86-dynamic", ROWS)  # no code is made of it
     assert plan.executor == "eager"
 

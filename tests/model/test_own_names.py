@@ -154,7 +154,9 @@ def test_an_attribute_that_a_graph_module_needs_cannot_be_preserved(name):
 def test_the_one_name_that_torchs_quantization_writes_to_is_refused(value):
     model = net_of(lambda self, x: self.fc(x), fc=nn.Sequential(nn.Linear(6, 6)))
     model.fc.qconfig = value
-    with pytest.raises(qrecipe.PlanError, match=r"QR306 fc\.qconfig has a name that torch"):
+    with pytest.raises(
+        qrecipe.PlanError, match=r"QR306 the attribute fc\.qconfig is overwritten by torch"
+    ):
         qrecipe.plan(model, recipe(), X)
 
 
@@ -164,7 +166,9 @@ def test_the_one_name_that_qrecipe_writes_to_is_refused_of_the_model_itself(valu
     model.fc._qrecipe = "nothing is written there"
     qrecipe.plan(model, recipe(), X)
     model._qrecipe = value
-    with pytest.raises(qrecipe.PlanError, match=r"^QR306 _qrecipe has a name that qrecipe writes"):
+    with pytest.raises(
+        qrecipe.PlanError, match=r"^QR306 the attribute _qrecipe is reserved for qrecipe"
+    ):
         qrecipe.plan(model, recipe(), X)
     with pytest.raises(qrecipe.QRecipeError, match="QR501"):
         qrecipe.provenance(model)

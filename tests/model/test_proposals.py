@@ -173,12 +173,12 @@ def test_where_nothing_can_be_proposed_the_line_is_to_be_rewritten():
 def test_torchs_own_encoder_as_the_model_is_no_line_to_rewrite():
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
     for a_recipe in ("builtin:x86-static", "builtin:x86-dynamic"):
-        with pytest.raises(TraceError, match="torch computes it as one operation"):
+        with pytest.raises(TraceError, match="torch runs it as one operation"):
             qrecipe.plan(nn.TransformerEncoder(layer, 1).eval(), a_recipe, torch.zeros(2, 5, 16))
 
 
 def test_a_model_that_cannot_take_its_inputs_is_not_called_untraceable():
-    with pytest.raises(PlanError, match="QR307 the model cannot take the example inputs"):
+    with pytest.raises(PlanError, match="QR307 the model does not accept the example inputs"):
         qrecipe.plan(gated(), recipe(), torch.ones(2, 7))
 
 

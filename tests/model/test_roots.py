@@ -92,7 +92,7 @@ def test_a_root_that_cannot_be_one_says_why(model, batches, roots, message):
 
 def test_roots_within_each_other_are_refused(batches):
     outer = nn.Sequential(nn.Sequential(Body()), nn.Flatten()).eval()
-    with pytest.raises(PlanError, match="lies inside"):
+    with pytest.raises(PlanError, match="is inside"):
         qrecipe.plan(outer, recipe_of_roots(["0", "0.0"]), batches[0])
 
 

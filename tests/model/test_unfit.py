@@ -173,8 +173,8 @@ def test_a_model_that_is_quantized_or_prepared_already_is_said_to_be(made):
     model = made()
     for a_recipe in (STATIC, DYNAMIC):
         text = message(lambda a_recipe=a_recipe: qrecipe.plan(model, a_recipe, ROWS))
-        assert f"QR306 the model is {QUANTIZED[made]} already: " in text
-        assert "the float model that it was made from" in text
+        assert f"QR306 the model is already {QUANTIZED[made]}: " in text
+        assert "pass the original float model" in text
 
 
 # --- values

@@ -196,7 +196,7 @@ def test_fake_quant_without_observer_or_gradient_is_refused():
 
     found = messages("fake_quant", Hard)
     assert any("no observer in activation_post_process" in message for message in found)
-    assert any("cuts the gradient" in message for message in found)
+    assert any("blocks the gradient" in message for message in found)
 
 
 def test_fake_quant_that_changes_the_shape_is_refused():

@@ -213,7 +213,7 @@ def test_autocast_in_the_models_own_code_is_named_with_its_line():
     text = str(caught.value)
     assert 'QR305 submodule "body.0" (Linear) is called under torch.autocast at' in text
     assert "return self.body(x).float()" in text
-    assert "take torch.autocast out of the model's code" in text
+    assert "remove torch.autocast from the model's code" in text
     model = Mixed(False).eval()
     converted = qrecipe.quantize(model, "builtin:x86-static", BATCHES)
     with torch.autocast("cpu", torch.bfloat16):

@@ -197,7 +197,7 @@ def test_channels_of_a_transposed_convolution_are_counted_over_all_groups(output
     net = nn.Sequential(nn.Conv2d(8, 8, 1), Transposed(8, outputs, 2)).eval()
     site = qrecipe.plan(net, "builtin:x86-static", torch.randn(2, 8, 6, 6)).sites[-1]
     assert site.op == "conv_transpose2d"
-    assert ("in and out channels differ" in (site.reason or "")) is differ
+    assert ("input and output channels differ" in (site.reason or "")) is differ
 
 
 class Function(nn.Module):

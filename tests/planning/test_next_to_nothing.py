@@ -74,7 +74,7 @@ CASES = {
         recipe('[rules.module_type]\n"torch.nn.Conv2d" = "float"'),
         IMAGE,
         "nothing",
-        "nearer rules leave float",
+        "other rules leave everything float",
     ),
 }
 

@@ -45,7 +45,7 @@ def computed_bias():
 X86, ARM = "builtin:x86-static", "builtin:arm-static"
 STATISTICS = "statistics"
 REFUSED = {
-    "softmax_from_the_end": (ARM, of(lambda: nn.Softmax(-1)), "m", "positive number"),
+    "softmax_from_the_end": (ARM, of(lambda: nn.Softmax(-1)), "m", "from the front"),
     "average_with_a_divisor": (
         *(ARM, of(lambda: nn.AvgPool2d(2, divisor_override=3)), "m", "size of the window"),
     ),
@@ -74,7 +74,7 @@ REFUSED = {
     "mean_in_another_dtype": (
         X86,
         calling(lambda y: y.mean((2, 3), keepdim=True, dtype=torch.float64).float()),
-        *(":mean", "no other dtype"),
+        *(":mean", "cannot return another dtype"),
     ),
     "antialiasing": (
         X86,
@@ -84,12 +84,17 @@ REFUSED = {
     "tanh_in_place": (X86, calling(lambda y: y.tanh_() * 1), ":tanh", "in place"),
     "sigmoid_in_place": (X86, calling(lambda y: y.sigmoid_() * 1), ":sigmoid", "in place"),
     "joined_with_a_mask": (
-        *(X86, calling(lambda y: torch.cat([y[:, :4], y[:, 4:] > 0], 1)), ":cat", "no floating"),
+        *(
+            X86,
+            calling(lambda y: torch.cat([y[:, :4], y[:, 4:] > 0], 1)),
+            ":cat",
+            "not floating-point",
+        ),
     ),
     "joined_with_integers": (
         X86,
         calling(lambda y: torch.cat([y[:, :4], (y[:, 4:] > 0).long()], 1)),
-        *(":cat", "no floating"),
+        *(":cat", "not floating-point"),
     ),
     "maxima_and_their_places": (
         X86,
@@ -158,7 +163,7 @@ def test_padding_as_a_word_that_pads_the_sides_differently_stays_float_as_a_func
     model.w = nn.Parameter(torch.randn(8, 8, 2, 2))
     found = sites(qrecipe.plan(model, X86, images(1)[0]))
     assert found[":conv2d"].verdict == "float"
-    assert "pads the sides differently" in found[":conv2d"].reason
+    assert "is asymmetric" in found[":conv2d"].reason
 
 
 # --- branches

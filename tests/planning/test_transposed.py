@@ -137,8 +137,8 @@ def test_every_shape_that_is_planned_quantized_is_right(backend, dimensions, as_
     ("channels", "engine", "why"),
     [
         ((16, 16), "onednn", "two rows"),
-        ((16, 8), None, "and onednn's where in and out channels differ"),
-        ((12, 6), "fbgemm", "in and out channels differ"),
+        ((16, 8), None, "and onednn's if input and output channels differ"),
+        ((12, 6), "fbgemm", "input and output channels differ"),
         ((12, 12), None, ""),
     ],
 )

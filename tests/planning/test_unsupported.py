@@ -256,7 +256,7 @@ def test_weights_that_reach_below_the_kernels_range_are_refused(backend):
     wide = SIGNED.replace("quant_min = -127", "quant_min = -128", 1)
     with pytest.raises(UnsupportedError) as caught:
         plan_of("mlp", recipe(wide.format(backend=backend, eps=2.0**-12)))
-    assert "within -127..127 here, not -128..127" in caught.value.findings[0].hint
+    assert "in -127..127 here, not -128..127" in caught.value.findings[0].hint
 
 
 def test_what_joins_producers_with_different_specs_stays_float():

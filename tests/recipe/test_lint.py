@@ -120,7 +120,8 @@ def test_a_rule_whose_sites_others_decide_is_a_warning_of_the_plan_that_names_th
     plan = plan_of("residual", recipe(shadowed))
     (finding,) = [finding for finding in plan.warnings if finding.code == "QR217"]
     assert finding.message == (
-        'function "torch.add" has no effect: what it covers is decided by module_name "layer1.*"'
+        'function "torch.add" has no effect: everything it covers is decided by '
+        'module_name "layer1.*"'
     )
     assert (
         finding.location.line

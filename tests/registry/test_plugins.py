@@ -306,7 +306,7 @@ BROKEN = {
     "registers nothing": ("", "QR153", "it registers nothing"),
     "another name": (observer_module("mina"), "QR153", 'it registers observer "mina"'),
     "breaks the contract": (CONTRACT, "QR150", "changes the tensor that it observes"),
-    "torch's own name": (observer_module("minmax"), "QR151", "is torch's own"),
+    "torch's own name": (observer_module("minmax"), "QR151", "is built in"),
     "itself": (
         f"import qrecipe\nqrecipe.plan(None, qrecipe.parse_recipe({RECIPE!r}"
         ".format(observer='\"mine\"')), None)",
@@ -369,7 +369,7 @@ def test_a_plugin_that_takes_the_name_of_another_is_reported_and_the_other_serve
     install(site, "honest", {"observer.theirs": "honest"}, honest=observer_module("theirs"))
     finding = refused('"mine"')
     assert finding.code == "QR155"
-    assert 'also registers observer "theirs", which is that of honest 1.0' in finding.message
+    assert 'also registers observer "theirs", which belongs to honest 1.0' in finding.message
     plan_with('"theirs"')
     assert registered.find("observer", "theirs").module == "honest"
 

@@ -1,4 +1,4 @@
-"""What a plan makes of a site, in words that can be kept in a file and compared."""
+"""The outcome of a plan for a site, as text that can be stored and compared."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class SiteOutcome(Table):
 
 
 def site_outcome(site: Site, phase: Phase) -> SiteOutcome:
-    """What a plan of this phase makes of a site."""
+    """The outcome for a site of a plan of this phase."""
     qconfig = site.qconfig
     mode = f" {site.mode}" if site.mode is not None and site.verdict == "quantized" else ""
     return SiteOutcome(

@@ -11,6 +11,7 @@ from qrecipe.errors.findings import RecipeError
 from qrecipe.errors.short import ShortRepr
 from qrecipe.planning.plan import Plan
 from qrecipe.planning.target_cpu import TargetCpu, target_has_vnni
+from qrecipe.recipe.frozen import FrozenMapping
 from qrecipe.recipe.overlay import overlay_recipe
 from qrecipe.recipe.recipe import Recipe
 from qrecipe.recipe.schema import TensorSpec
@@ -63,7 +64,7 @@ def levers_of(recipe: Recipe, plan: Plan, target_cpu: TargetCpu) -> tuple[Lever,
 
 def _levers(recipe: Recipe, plan: Plan, target_cpu: TargetCpu) -> Iterator[Lever]:
     weights, activations = _roles(recipe, plan)
-    yield Lever(
+    yield _lever(
         "histogram observer for activations",
         {
             name: {"observer": "histogram"}
@@ -72,11 +73,11 @@ def _levers(recipe: Recipe, plan: Plan, target_cpu: TargetCpu) -> Iterator[Lever
         },
     )
     if target_has_vnni(target_cpu) and recipe.backend in _ON_X86:
-        yield Lever(
+        yield _lever(
             "all 8 bits for activations (needs a CPU with VNNI)",
             {name: {"reduce_range": False} for name, s in activations.items() if s.reduce_range},
         )
-    yield Lever(
+    yield _lever(
         "a range per channel for weights",
         {
             name: {"observer": "per_channel_minmax", "qscheme": "per_channel_symmetric"}
@@ -84,6 +85,10 @@ def _levers(recipe: Recipe, plan: Plan, target_cpu: TargetCpu) -> Iterator[Lever
             if spec.dtype in ("int8", "int4") and _is_per_tensor(spec)
         },
     )
+
+
+def _lever(what: str, tensors: Mapping[str, Mapping[str, Any]]) -> Lever:
+    return Lever(what, FrozenMapping({name: FrozenMapping(tensors[name]) for name in tensors}))
 
 
 def _roles(recipe: Recipe, plan: Plan) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:

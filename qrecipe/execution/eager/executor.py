@@ -35,7 +35,7 @@ def traced_paths(roots: Sequence[str]) -> tuple[str, ...]:
 
 
 def rebuilt(model: nn.Module, plan: Plan, architecture: Architecture, table: FxTable) -> nn.Module:
-    """The model with quantized modules in place of those that were planned."""
+    """The model with the planned modules swapped for quantized ones."""
     modules = {path: type(module).__name__ for path, module in model.named_modules()}
     planned = {site.name: site.op for site in plan.sites}
     check_same("site", planned, {name: modules[name] for name in planned if name in modules})

@@ -18,7 +18,7 @@ _SILENT = LintTable(ignore=("QR203",))
 def isolated(task: Task, sites: Sequence[Site], calibrate: Calibrate) -> Isolated:
     """Modules of a copy of the model, and a quantized one for each, converted and audited alone.
 
-    Nothing is calibrated: what can be quantized untraced is dynamic or weight-only.
+    Nothing is calibrated: untraced models are quantized dynamically or weight-only.
     """
     owner = runnable_copy(task.model)
     aliases = task.plan.structure.aliases

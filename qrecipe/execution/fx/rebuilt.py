@@ -17,7 +17,7 @@ from qrecipe.recipe.schema import FxTable
 
 
 def rebuilt(model: nn.Module, plan: Plan, architecture: Architecture, table: FxTable) -> nn.Module:
-    """The model with converted graphs in place of the parts that were traced.
+    """The model with its traced parts replaced by converted graphs.
 
     Raises ``ArchitectureError``.
     """
@@ -59,8 +59,8 @@ def _converted(graph_module: fx.GraphModule, plan: Plan, configs: Configs) -> fx
     for name, tensor in graph_module.named_parameters():
         if not torch.isfinite(tensor).all():  # folded from a buffer with arbitrary values
             graph_module.get_parameter(name).data.zero_()
-    # fake-quants do not accompany training here: they would rest in eval mode, and have to see the
-    # shapes of their weights once
+    # not FxPart.prepare: its fake-quants don't observe in eval mode, and these must see the shapes
+    # of their weights once
     prepared = execution.prepared_copy(graph_module, emit(plan, graph_module), configs).eval()
     reference = execution.reference(prepared, configs)
     if plan.is_for_export:
