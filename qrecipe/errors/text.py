@@ -56,5 +56,5 @@ def first_line(error: BaseException) -> str:
 
 
 def finite_or_none(value: float | None) -> float | None:
-    """The number, or None where JSON has none for it."""
+    """The number, or None if JSON cannot express it."""
     return value if value is not None and math.isfinite(value) else None

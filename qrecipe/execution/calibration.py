@@ -1,4 +1,4 @@
-"""Running batches through a prepared model, and judging the ranges that they leave."""
+"""Running batches through a prepared model, and checking the resulting ranges."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def calibrate(
 
 
 def _run(prepared: nn.Module, batch: Any, index: int, forward: Forward | None) -> None:
-    if index == 0 and is_empty(batch):  # a later one does no harm
+    if index == 0 and is_empty(batch):  # a later one is harmless
         raise unusable_batch(batch, index, EMPTY)
     check_finite(batch, index)
     if forward is None:
@@ -186,7 +186,7 @@ def _check_count(done: int, table: CalibrationTable) -> None:
 
 
 def _few_batches(state: PreparedState) -> Finding:
-    """The warning about few batches (QR201), with what an average makes of them."""
+    """The warning about few batches (QR201), with their effect on moving averages."""
     told, hint = "", "about 100 representative mini-batches are enough"
     if state.first_weight is not None and state.batches > 1:
         told = weight_text(state.first_weight)
@@ -199,14 +199,14 @@ def _few_batches(state: PreparedState) -> Finding:
 
 
 def _order_findings(state: PreparedState, clipping: Clipping, few: bool) -> Iterator[Finding]:
-    """What the first batch decides and QR201 does not tell (QR232 to QR234)."""
+    """Warnings about the first batch's influence that QR201 does not cover (QR232 to QR234)."""
     weight = state.first_weight or 0.0
     if clipping.is_narrow or (clipping.is_hidden and not few):
         yield clipping_finding(clipping)
     elif (
         FEW_BATCHES <= state.batches < MANY_BATCHES
         and weight > LITTLE_WEIGHT
-        and state.qat is None  # training goes on with the averages
+        and state.qat is None  # training continues the averages
     ):
         yield Finding(
             "QR234",

@@ -1,7 +1,7 @@
-"""torch's packed weights, taken apart into plain tensors and packed again.
+"""torch's packed weights, unpacked into plain tensors and packed again.
 
-Each kind of packed weight is a row of `_KINDS`. What a kernel makes of its weight is private to an
-engine; what goes in is a weight of integers with scales and zero points, and a bias.
+Each kind of packed weight is a row of `_KINDS`. The packed form is private to an engine; its input
+is an integer weight with scales and zero points, and a bias.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ops: Any = torch.ops.quantized
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """How to take one kind of packed weight apart, and how to pack tensors as another one is."""
+    """How to unpack one kind of packed weight, and how to pack tensors like another one."""
 
     unpack: Callable[[Any], Tensors]
     pack: Callable[[Any, Tensors], Any]
@@ -34,13 +34,13 @@ class _Kind:
 def unpacked(packed: torch.ScriptObject) -> Tensors:
     """The plain tensors of a packed weight.
 
-    Raises KeyError for a kind of packed weight that is not known.
+    Raises KeyError for an unknown kind of packed weight.
     """
     return _KINDS[_name(packed)].unpack(packed)
 
 
 def repacked(like: torch.ScriptObject, tensors: Tensors) -> torch.ScriptObject:
-    """The tensors packed for the engine of the moment, with the settings of ``like``.
+    """The tensors packed for the current engine, with the settings of ``like``.
 
     Their roles, dtypes and shapes are those of ``unpacked(like)``.
     """
@@ -53,7 +53,7 @@ def _name(packed: Any) -> str:
 
 
 def _integers(weight: Tensor) -> Tensors:
-    """The parts of a quantized tensor; of two 4-bit integers in a byte the first is the low one."""
+    """The parts of a quantized tensor; the first of two 4-bit integers is the low half."""
     if weight.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
         scale = torch.tensor(weight.q_scale(), dtype=torch.float64)
         zero_point = torch.tensor(weight.q_zero_point())
@@ -81,7 +81,7 @@ def _quantized(like: Tensor, tensors: Tensors) -> Tensor:
         axis=like.q_per_channel_axis(),
         dtype=like.dtype,
     )
-    # the way in for 4-bit integers too, which no function takes packed
+    # this also works for 4-bit integers, which no function takes packed
     integers = torch.empty(0, dtype=tensors["weight"].dtype).set_(made.untyped_storage())
     integers.copy_(tensors["weight"].flatten())
     return made
@@ -117,7 +117,7 @@ def _pack_convolution(like: Any, tensors: Tensors) -> Any:
 
 
 def packed_convolution(like: Any, weight: Tensor, bias: Tensor | None) -> Any:
-    """A convolution's weight packed for the engine of the moment, with the settings of ``like``."""
+    """A convolution's weight packed for the current engine, with the settings of ``like``."""
     dimensions = weight.dim() - 2
 
     def own(values: list[int]) -> list[int]:
@@ -154,7 +154,7 @@ def _unpack_cell(packed: Any) -> Tensors:
     found: Tensors = {}
     for role, weight in zip(_CELL_WEIGHTS, weights, strict=True):
         found |= {f"{role}.{part}": tensor for part, tensor in unpacked(weight).items()}
-    if kind == "quantized_dynamic":  # these biases are used, and not those packed with the weights
+    if kind == "quantized_dynamic":  # these biases are used, not those packed with the weights
         biases = packed.__getstate__()[0][1]
         found |= {f"{r}.bias": bias for r, bias in zip(_CELL_WEIGHTS, biases, strict=True)}
     return found
@@ -184,9 +184,9 @@ _KINDS: Mapping[str, _Kind] = {
 
 
 def packed_sites(converted: fx.GraphModule) -> Iterator[tuple[nn.Module, str, str]]:
-    """Where the packed weights of sites are: a module, the name of its attribute, and the site.
+    """The packed weights of sites: a module, the name of its attribute, and the site.
 
-    Those of a module are in it, those of a function beside the graph.
+    Those of a module are inside it, those of a function are attributes of the graph module.
     """
     for node in converted.graph.nodes:
         site = site_of(node)

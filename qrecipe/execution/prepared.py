@@ -1,4 +1,4 @@
-"""What a prepared model carries with it."""
+"""The state that a prepared model carries."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class PreparedState:
 
 
 def mark_prepared(prepared: nn.Module, recipe: Recipe, origin: str, parts: Sequence[str]) -> None:
-    """Let a model carry what calibration and conversion need."""
+    """Attach what calibration and conversion need to a model."""
     schedule = recipe.qat if recipe.phase == "qat" else None
     kept_with(prepared)[_KEY] = PreparedState(
         recipe.calibration, recipe.lint, origin, tuple(parts), schedule
@@ -51,7 +51,7 @@ def mark_prepared(prepared: nn.Module, recipe: Recipe, origin: str, parts: Seque
 
 
 def forget_preparation(converted: nn.Module) -> None:
-    """A converted model keeps no calibration data."""
+    """Remove the calibration data from a converted model."""
     kept_with(converted).pop(_KEY, None)
 
 

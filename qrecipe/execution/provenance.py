@@ -1,4 +1,4 @@
-"""Where a converted model comes from, kept with the model itself."""
+"""The provenance of a converted model, kept with the model."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Provenance(Report):
 
 
 def make_provenance(recipe: Recipe, plan: Plan, unjudged: tuple[str, ...]) -> Provenance:
-    """What a model that was converted now by this plan comes from."""
+    """The provenance of a model that is converted now by this plan."""
     publishers = [each.publisher for each in plan.ingredients if each.publisher is not None]
     versions = {
         **plugin_versions(recipe),
@@ -67,12 +67,12 @@ def make_provenance(recipe: Recipe, plan: Plan, unjudged: tuple[str, ...]) -> Pr
 
 
 def attach(converted: nn.Module, provenance: Provenance, architecture: Architecture) -> None:
-    """Keep both with the model; copies of the model keep them too."""
+    """Attach both to the model; copies of the model keep them too."""
     kept_with(converted).update({PROVENANCE: provenance, _ARCHITECTURE: architecture})
 
 
 def architecture(converted: nn.Module) -> Architecture:
-    """What a model that qrecipe converted was made from, its weights apart.
+    """The architecture that a converted model was made from.
 
     Raises ``ArtifactError`` (QR501) as `provenance` does.
     """

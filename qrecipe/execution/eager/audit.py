@@ -121,7 +121,7 @@ def _failed(error: Exception, calls: Mapping[str, Inputs], _: Any) -> Finding:
 
 
 def _calls_of(model: nn.Module, names: list[str], inputs: Inputs) -> tuple[dict[str, Inputs], Any]:
-    """What each of some modules is called with first, and what the model gives, run on a copy."""
+    """The first inputs of some modules and the model's output, from a run of a copy."""
     probe = runnable_copy(model)
     taken = note_first_calls(probe, names)
     with torch.no_grad():

@@ -27,7 +27,7 @@ from qrecipe.recipe.schema import LintTable
 
 @dataclass(frozen=True, slots=True)
 class EagerPart:
-    """The model as it is, with the plan for it."""
+    """The untraced model with its plan."""
 
     plan: Plan
     model: nn.Module
@@ -35,15 +35,15 @@ class EagerPart:
     path: str = ""
 
     def prepare(self) -> nn.Module:
-        """A copy in eval mode that may be run; there is nothing to observe."""
+        """A copy in eval mode; there is nothing to observe."""
         return runnable_copy(self.model)
 
     def convert(self, prepared: nn.Module, sample: Sample | None, lint: LintTable) -> nn.Module:
         """The quantized model, audited on ``sample``, or on the example inputs without one.
 
-        Raises ``ExecutionError`` (QR405) where torch fails, and ``AuditError``.
+        Raises ``ExecutionError`` (QR405) if torch fails, and ``AuditError``.
         """
-        prepared = runnable_copy(prepared)  # in eval mode, whatever the caller did to it
+        prepared = runnable_copy(prepared)  # in eval mode, even if the caller changed that
         proof = sample or _run(prepared, self.inputs)
         converted = self.swapped(prepared)
         with engine(self.plan.backend), quiet():
@@ -60,18 +60,18 @@ class EagerPart:
         raise ArtifactError(Finding("QR512", "an untraced model cannot be exported", hint=hint))
 
     def swapped(self, prepared: nn.Module) -> nn.Module:
-        """A copy with quantized modules in the places of those that are planned, not audited.
+        """A copy with the planned modules swapped for quantized ones, not audited.
 
-        Raises ``ExecutionError`` (QR405) where torch fails.
+        Raises ``ExecutionError`` (QR405) if torch fails.
         """
         converted = structural_copy(prepared)
-        forget_qconfigs(converted)  # one that the caller left would be taken for ours
+        forget_qconfigs(converted)  # torch would use one that the caller left
         rules = {
             site.name: qconfig(site.qconfig, "ptq") for site in self.plan.sites if site.qconfig
         }
         with engine(self.plan.backend), quiet():
             try:
-                # given no rules, torch would take its own
+                # without rules, torch would use its own
                 if rules:
                     quantize_dynamic(converted, rules, inplace=True)  # type: ignore[no-untyped-call]
             except Exception as error:
@@ -91,14 +91,14 @@ class EagerPart:
         return converted
 
     def _replace_aliases(self, converted: nn.Module, rules: Mapping[str, Any]) -> None:
-        """torch swaps a module under the first of its names alone."""
+        """Swap all names of a module: torch only swaps the first."""
         for alias, path in self.plan.structure.aliases.items():
             if path in rules:
                 converted.set_submodule(alias, converted.get_submodule(path))
 
 
 def _nothing_to_flatten() -> None:
-    """What models call on a recurrent layer before they run it; packed weights are flat."""
+    """Stands for ``flatten_parameters`` of recurrent layers; packed weights are flat already."""
 
 
 def _run(prepared: nn.Module, inputs: Inputs) -> Sample:

@@ -42,7 +42,7 @@ def prepared_copy(
 ) -> fx.GraphModule:
     """A copy of the graph with observers or fake-quants inserted; it shares the float tensors.
 
-    Raises ``PlanError`` (QR306) where torch fails.
+    Raises ``PlanError`` (QR306) if torch fails.
     """
     copied = structural_copy(graph_module)
     weights = dict(copied.named_parameters(remove_duplicate=False))
@@ -68,7 +68,7 @@ def prepared_copy(
 
 
 def _tie_again(prepared: fx.GraphModule, weights: Mapping[str, nn.Parameter]) -> None:
-    """Put back the parameters that torch wrapped anew: what was one weight would become two."""
+    """Tie parameters again that torch wrapped separately: a shared weight would become two."""
     for name, parameter in list(prepared.named_parameters(remove_duplicate=False)):
         former = weights.get(name)
         if former is not None and former is not parameter and former.shape == parameter.shape:
@@ -79,10 +79,10 @@ def _tie_again(prepared: fx.GraphModule, weights: Mapping[str, nn.Parameter]) ->
 def reference(prepared: fx.GraphModule, configs: Configs) -> fx.GraphModule:
     """torch's reference conversion: float kernels between dequantize and quantize.
 
-    The identities that `altered.keep_float` stands for are still in it. Raises
-    ``ExecutionError`` (QR405) where torch fails.
+    The identities that `altered_modules.keep_float` inserted are still in it. Raises
+    ``ExecutionError`` (QR405) if torch fails.
     """
-    # conversion writes into the model that it is given
+    # conversion modifies its input model
     source = structural_copy(prepared)
     try:
         with quiet(), _nothing_kept(), _uninitialised(), random_numbers_kept():
@@ -90,7 +90,7 @@ def reference(prepared: fx.GraphModule, configs: Configs) -> fx.GraphModule:
                 source,
                 True,
                 configs.convert,
-                _remove_qconfig_flag=False,  # lowering reads it
+                _remove_qconfig_flag=False,  # lowering needs it
                 backend_config=configs.backend_config,
             )
     except Exception as error:
@@ -105,16 +105,15 @@ def lowered(
     configs: Configs,
     engines: Mapping[str, Engine],
 ) -> fx.GraphModule:
-    """The reference conversion, in place, on the backend's own kernels.
+    """Lower the reference conversion to the backend's kernels, in place.
 
-    The second half of torch's ``convert``, so that one conversion gives both models. What comes
-    out shares no tensor with ``prepared``. ``engines`` has the sites that run on another engine.
-    Raises ``ExecutionError`` (QR405) where torch fails and ``UnsupportedError`` (QR309) as `engine`
-    does.
+    This is the second half of torch's ``convert``, so that one conversion gives both models. The
+    result shares no tensor with ``prepared``. ``engines`` has the sites that run on another engine.
+    Raises ``ExecutionError`` (QR405) if torch fails and ``UnsupportedError`` (QR309) as `engine`.
     """
     weights = _weights(reference, engines)
     observed = prepared.meta["_observed_graph_module_attrs"]
-    own_tensors(reference, _is_bias)  # packing keeps the bias tensor that it is given
+    own_tensors(reference, _is_bias)  # packing keeps a reference to the bias tensor
     with engine(configs.backend):
         try:
             with quiet(), _nothing_kept(), random_numbers_kept():
@@ -135,7 +134,7 @@ def lowered(
 
 
 def explicit(reference: fx.GraphModule) -> fx.GraphModule:
-    """The reference as it is handed on, in place: it pads by itself, and has no marks of ours."""
+    """Finish the reference, in place: explicit padding, without our marks."""
     pad_explicitly(reference)
     erase_keep_float(reference)
     return reference
@@ -147,7 +146,7 @@ def _is_bias(tensor: torch.Tensor) -> bool:
 
 @contextmanager
 def _nothing_kept() -> Iterator[None]:
-    """torch remembers the device of every model it prepares or converts, and with it the model."""
+    """Clear torch's cache of devices, which keeps every prepared or converted model alive."""
     try:
         yield
     finally:
@@ -180,7 +179,7 @@ def _preserve(source: nn.Module, target: fx.GraphModule, names: list[str]) -> No
 
 
 class _uninitialised(TorchFunctionMode):  # noqa: N801 - reads as what it does in a with statement
-    """Leaves out the random initialisation of modules that get their weights at once.
+    """Skips the random initialisation of modules that get their weights right away.
 
     It costs as much as quantizing the weights.
     """
@@ -196,7 +195,7 @@ class _uninitialised(TorchFunctionMode):  # noqa: N801 - reads as what it does i
 def _weights(reference: fx.GraphModule, sites: Collection[str]) -> dict[str, torch.Tensor]:
     """The quantized weights of some sites' convolutions.
 
-    They are taken from here because some engines give back others than were packed.
+    They are taken from here because some engines return other weights than were packed.
     """
     found: dict[str, torch.Tensor] = {}
     for node in reference.graph.nodes:
@@ -214,7 +213,7 @@ def _weights(reference: fx.GraphModule, sites: Collection[str]) -> dict[str, tor
 
 
 def _computed(node: fx.Node, graph_module: fx.GraphModule) -> Any:
-    """What a node gives that reads nothing but what is stored."""
+    """The value of a node that only reads stored tensors."""
     if node.op == "get_attr":
         return stored(node, graph_module)
     target: Any = node.target

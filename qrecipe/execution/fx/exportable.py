@@ -97,7 +97,7 @@ def _checked_output(decomposed: fx.GraphModule, prepared: fx.GraphModule, inputs
                 Finding(
                     "QR414",
                     f"{name} computes something else after export: {value:.1f} dB from "
-                    "the float module on equal input and with equal weights",
+                    "the float module with equal input and weights",
                     hint=leave_float(name),
                 )
                 for name, value in held.wrong.items()

@@ -47,7 +47,7 @@ class FxPart:
     def prepare(self) -> fx.GraphModule:
         """The part with observers or fake-quants inserted, on a copy.
 
-        Raises ``PlanError`` (QR306) where it computes something else than the caller's model.
+        Raises ``PlanError`` (QR306) if it computes something else than the caller's model.
         """
         graph_module = self.source.graph_module
         prepared = execution.prepared_copy(graph_module, self.emission, self.configs)
@@ -70,7 +70,7 @@ class FxPart:
             prepared = frozen_copy(prepared, inputs)
             sample = _run(prepared, inputs)
 
-        if sample is None:  # observers move with what they see
+        if sample is None:  # running it would change its observers
             sample = _run(copy.deepcopy(prepared), self.source.inputs)
         reference = execution.reference(prepared, self.configs)
         check_conversion(reference, prepared, sample, self.plan.phase)
@@ -89,7 +89,7 @@ class FxPart:
 
         make_judge(reference, prepared)
         proof = run_on_head(reference, sample)
-        # in place: a second reference is needed only where a kernel is suspected
+        # in place: a second reference is only needed if a kernel is suspect
         converted = execution.lowered(reference, prepared, self.configs, self.plan.engines)
         with engine(self.configs.backend):
             audit(self.plan, converted, proof, make_judging_reference, lint, self.unjudged)
@@ -109,7 +109,7 @@ def _run(prepared: fx.GraphModule, inputs: Inputs) -> Sample:
 
 
 def compile_part(plan: Plan, part: Part, configs: Configs, unjudged: tuple[str, ...]) -> FxPart:
-    """Put what the plan says about a part into its graph, in place."""
+    """Annotate the graph of a part with its plan, in place."""
     names = {node.meta["site"] for node in part.graph_module.graph.nodes if "site" in node.meta}
     own = plan.restricted_to(names)
     return FxPart(part, own, emit(own, part.graph_module), configs, unjudged)

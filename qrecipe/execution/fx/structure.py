@@ -1,4 +1,4 @@
-"""The structural audit: what class or kernel each site really became, without data."""
+"""The structural audit: which class or kernel each site became, without data."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _KEEPING_CHECKS: tuple[Callable[..., tuple[bool, bool, bool]], ...] = (
 def realised_sites(converted: fx.GraphModule) -> dict[str, Realised]:
     """What each site became; a site that conversion removed is missing.
 
-    Of several nodes of one site the one that says most counts: leftover, quantized, float.
+    Of several nodes of a site, the most telling one counts: leftover, quantized, float.
     """
     modules = dict(converted.named_modules(remove_duplicate=False))
     quantized: set[fx.Node] = set()

@@ -93,7 +93,7 @@ def watched_converted(
     activations: Activations,
     times: Times,
 ) -> nn.Module:
-    """The converted model, whose sites answer those that `watched_reference` held."""
+    """The converted model, whose sites match those that `watched_reference` held."""
     givers = {_giver(real.node): name for sites in realised for name, real in sites.items()}
 
     def see(node: fx.Node, result: Any, seconds: float) -> None:
@@ -151,7 +151,7 @@ See = Callable[[fx.Node, Any, float], None]
 
 
 class Watched(nn.Module):
-    """A graph module that shows each result to ``see``; it computes what the graph module does."""
+    """Computes what the graph module does, and passes each result to ``see``."""
 
     def __init__(self, graph_module: fx.GraphModule, see: See) -> None:
         super().__init__()

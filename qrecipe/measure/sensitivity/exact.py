@@ -71,7 +71,7 @@ class Replay:
         return self._suffixes[name].reads | set(self._part.nodes[name].all_input_nodes)
 
     def _groups_for(self, inputs: Inputs) -> list[list[str]]:
-        """Sites in order, as many at a time as fit; found anew for batches of another size."""
+        """Sites in order, as many at a time as fit; recomputed for batches of another size."""
         size = batch_size((inputs.args, dict(inputs.kwargs)))
         if self._groups is None or self._groups[0] != size or size is None:
             self._groups = (size, self._find_groups(self._sizes(inputs, size)))
