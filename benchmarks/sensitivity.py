@@ -23,6 +23,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,13 +35,9 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 import qrecipe
 from qrecipe.audit.sqnr import Totals
 from qrecipe.execution.engine import engine
-from qrecipe.measure.sensitivity.isolated_sites import (
-    calibrated_kernels,
-    float_model,
-    unranked,
-    wrap,
-)
-from qrecipe.measure.sensitivity.rank import sensitivity
+from qrecipe.execution.executors import executor_of
+from qrecipe.execution.part import Task
+from qrecipe.measure.sensitivity.rank import sensitivity, unranked
 from qrecipe.model.call import Inputs
 from qrecipe.observers.qconfig import qconfig
 from qrecipe.planning.decide import make_plan
@@ -269,24 +266,25 @@ def _db(fidelity: Any) -> float:
 
 def local_sqnr(net: Net) -> dict[str, float]:
     """What each site loses by itself: its int8 output for float inputs against its float output."""
-    inventory = inventory_of(net.model, RECIPE, Inputs.from_batch(net.batches[0]))
+    inputs = Inputs.from_batch(net.batches[0])
+    inventory = inventory_of(net.model, RECIPE, inputs)
     plan = make_plan(inventory, RECIPE)
     skipped = unranked(inventory, plan)
     sites = [site for site in plan.sites if site.name not in skipped]
-    parts = [wrap(part, inventory, sites) for part in inventory.parts]
-    kernels = calibrated_kernels(net.model, parts, plan, RECIPE, net.batches, None, False, ())
+    task = Task(net.model, RECIPE, inventory, plan, inputs, ())
+    calibrate = partial(qrecipe.calibrate, batches=net.batches, progress=False)
+    isolated = executor_of(plan.executor).isolated(task, sites, calibrate)
     totals = {site.name: Totals() for site in sites}
     handles = []
-    for lone in parts[0].sites:
+    for lone in isolated.sites:
 
         def note(module: nn.Module, args: Any, output: Any, name: str = lone.site.name) -> None:
-            totals[name].add(output, kernels[name](*args))
+            totals[name].add(output, isolated.kernels[name](*args))
 
         handles.append(lone.original.register_forward_hook(note))
     with torch.no_grad(), engine(plan.backend):
-        model = float_model(net.model, parts)
         for batch in net.batches:
-            model(batch)
+            isolated.float_model(batch)
     return {name: sqnr_db(total) for name, total in totals.items()}
 
 

@@ -1,6 +1,6 @@
 """A declarative recipe compiler for PyTorch quantization.
 
-Everything public is imported on first use, so that checking a recipe needs no torch.
+Public names are imported on first use, so that checking a recipe does not need torch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from qrecipe.artifact.loading import load_quantized as load_quantized
     from qrecipe.artifact.onnx import export_onnx as export_onnx
     from qrecipe.artifact.saving import save_quantized as save_quantized
+    from qrecipe.audit.sqnr import Fidelity as Fidelity
     from qrecipe.authoring.suggest.suggest import suggest as suggest
+    from qrecipe.authoring.tune.cheapest_sets import SiteCost as SiteCost
+    from qrecipe.authoring.tune.levers import Candidate as Candidate
+    from qrecipe.authoring.tune.levers import Lever as Lever
     from qrecipe.authoring.tune.result import TuningResult as TuningResult
     from qrecipe.authoring.tune.search import Trial as Trial
     from qrecipe.authoring.tune.tune import tune as tune
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
     from qrecipe.errors.findings import ConflictError as ConflictError
     from qrecipe.errors.findings import ExecutionError as ExecutionError
     from qrecipe.errors.findings import Finding as Finding
+    from qrecipe.errors.findings import Location as Location
     from qrecipe.errors.findings import PlanError as PlanError
     from qrecipe.errors.findings import PluginError as PluginError
     from qrecipe.errors.findings import QRecipeError as QRecipeError
@@ -37,17 +42,26 @@ if TYPE_CHECKING:
     from qrecipe.errors.findings import UnknownNameError as UnknownNameError
     from qrecipe.errors.findings import UnmatchedRuleError as UnmatchedRuleError
     from qrecipe.errors.findings import UnsupportedError as UnsupportedError
+    from qrecipe.execution.batches import Forward as Forward
     from qrecipe.execution.calibration import calibrate as calibrate
     from qrecipe.execution.provenance import Provenance as Provenance
     from qrecipe.execution.provenance import provenance as provenance
     from qrecipe.execution.qat_schedule import QatSchedule as QatSchedule
     from qrecipe.execution.qat_schedule import qat_schedule as qat_schedule
     from qrecipe.measure.compare.comparison import Comparison as Comparison
+    from qrecipe.measure.compare.comparison import SiteComparison as SiteComparison
     from qrecipe.measure.compare.comparison import compare as compare
+    from qrecipe.measure.drift.distribution import Histogram as Histogram
     from qrecipe.measure.drift.drift import drift as drift
     from qrecipe.measure.drift.report import Drift as Drift
+    from qrecipe.measure.drift.report import SiteDrift as SiteDrift
+    from qrecipe.measure.drift.stored_ranges import QRange as QRange
+    from qrecipe.measure.sensitivity.rank import Evaluate as Evaluate
     from qrecipe.measure.sensitivity.rank import sensitivity as sensitivity
+    from qrecipe.measure.sensitivity.ranking import RankedSite as RankedSite
     from qrecipe.measure.sensitivity.ranking import Ranking as Ranking
+    from qrecipe.measure.sensitivity.scores import Metric as Metric
+    from qrecipe.model.call import Inputs as Inputs
     from qrecipe.observers.registration import register_fake_quant as register_fake_quant
     from qrecipe.observers.registration import register_observer as register_observer
     from qrecipe.pipeline import CompiledRecipe as CompiledRecipe
@@ -57,61 +71,62 @@ if TYPE_CHECKING:
     from qrecipe.planning.plan import Plan as Plan
     from qrecipe.planning.plan import RuleVerdict as RuleVerdict
     from qrecipe.planning.plan import Site as Site
+    from qrecipe.recipe.recipe import Ingredient as Ingredient
+    from qrecipe.recipe.recipe import QConfigSpec as QConfigSpec
     from qrecipe.recipe.recipe import Recipe as Recipe
+    from qrecipe.recipe.recipe import Rule as Rule
+    from qrecipe.recipe.recipe import WrittenRule as WrittenRule
     from qrecipe.recipe.recipe import load_recipe as load_recipe
     from qrecipe.recipe.recipe import parse_recipe as parse_recipe
+    from qrecipe.recipe.references import Publisher as Publisher
+    from qrecipe.recipe.schema import CalibrationTable as CalibrationTable
+    from qrecipe.recipe.schema import Constructor as Constructor
+    from qrecipe.recipe.schema import FxTable as FxTable
+    from qrecipe.recipe.schema import LintTable as LintTable
+    from qrecipe.recipe.schema import QatTable as QatTable
+    from qrecipe.recipe.schema import TensorSpec as TensorSpec
+    from qrecipe.terminal.progress import Progress as Progress
 
-_HOME = {
-    "ArtifactError": "errors.findings",
-    "AuditError": "errors.findings",
-    "CalibrationError": "errors.findings",
-    "Comparison": "measure.compare.comparison",
-    "CompiledRecipe": "pipeline",
-    "ConflictError": "errors.findings",
-    "Drift": "measure.drift.report",
-    "ExecutionError": "errors.findings",
-    "Finding": "errors.findings",
-    "Plan": "planning.plan",
-    "PlanError": "errors.findings",
-    "PluginError": "errors.findings",
-    "Provenance": "execution.provenance",
-    "QatSchedule": "execution.qat_schedule",
-    "QRecipeError": "errors.findings",
-    "QRecipeWarning": "errors.findings",
-    "Ranking": "measure.sensitivity.ranking",
-    "Recipe": "recipe.recipe",
-    "RecipeConflictError": "errors.findings",
-    "RecipeError": "errors.findings",
-    "RecipeReferenceError": "errors.findings",
-    "RecipeSyntaxError": "errors.findings",
-    "RuleVerdict": "planning.plan",
-    "SchemaError": "errors.findings",
-    "Site": "planning.plan",
-    "TraceError": "errors.findings",
-    "Trial": "authoring.tune.search",
-    "TuningResult": "authoring.tune.result",
-    "UnknownNameError": "errors.findings",
-    "UnmatchedRuleError": "errors.findings",
-    "UnsupportedError": "errors.findings",
-    "calibrate": "execution.calibration",
-    "compare": "measure.compare.comparison",
-    "compile": "pipeline",
-    "drift": "measure.drift.drift",
-    "export_onnx": "artifact.onnx",
-    "load_quantized": "artifact.loading",
-    "load_recipe": "recipe.recipe",
-    "parse_recipe": "recipe.recipe",
-    "plan": "pipeline",
-    "provenance": "execution.provenance",
-    "qat_schedule": "execution.qat_schedule",
-    "quantize": "pipeline",
-    "register_fake_quant": "observers.registration",
-    "register_observer": "observers.registration",
-    "save_quantized": "artifact.saving",
-    "sensitivity": "measure.sensitivity.rank",
-    "suggest": "authoring.suggest.suggest",
-    "tune": "authoring.tune.tune",
+_NAMES = {
+    "artifact.loading": "load_quantized",
+    "artifact.onnx": "export_onnx",
+    "artifact.saving": "save_quantized",
+    "audit.sqnr": "Fidelity",
+    "authoring.suggest.suggest": "suggest",
+    "authoring.tune.cheapest_sets": "SiteCost",
+    "authoring.tune.levers": "Candidate Lever",
+    "authoring.tune.result": "TuningResult",
+    "authoring.tune.search": "Trial",
+    "authoring.tune.tune": "tune",
+    "errors.findings": (
+        "ArtifactError AuditError CalibrationError ConflictError ExecutionError Finding Location "
+        "PlanError PluginError QRecipeError QRecipeWarning RecipeConflictError RecipeError "
+        "RecipeReferenceError RecipeSyntaxError SchemaError TraceError UnknownNameError "
+        "UnmatchedRuleError UnsupportedError"
+    ),
+    "execution.batches": "Forward",
+    "execution.calibration": "calibrate",
+    "execution.provenance": "Provenance provenance",
+    "execution.qat_schedule": "QatSchedule qat_schedule",
+    "measure.compare.comparison": "Comparison SiteComparison compare",
+    "measure.drift.distribution": "Histogram",
+    "measure.drift.drift": "drift",
+    "measure.drift.report": "Drift SiteDrift",
+    "measure.drift.stored_ranges": "QRange",
+    "measure.sensitivity.rank": "Evaluate sensitivity",
+    "measure.sensitivity.ranking": "RankedSite Ranking",
+    "measure.sensitivity.scores": "Metric",
+    "model.call": "Inputs",
+    "observers.registration": "register_fake_quant register_observer",
+    "pipeline": "CompiledRecipe compile plan quantize",
+    "planning.plan": "Plan RuleVerdict Site",
+    "recipe.recipe": "Ingredient QConfigSpec Recipe Rule WrittenRule load_recipe parse_recipe",
+    "recipe.references": "Publisher",
+    "recipe.schema": "CalibrationTable Constructor FxTable LintTable QatTable TensorSpec",
+    "terminal.progress": "Progress",
 }
+
+_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = ["__version__", *_HOME]
 
@@ -125,4 +140,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return list(__all__)

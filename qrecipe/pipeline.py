@@ -1,4 +1,4 @@
-"""The steps in their order: plan, compile, prepare, calibrate, convert, audit."""
+"""The pipeline: plan, compile, prepare, calibrate, convert, audit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import fx, nn
+from torch import nn
 
 from qrecipe._torch_fx import (
     BackendConfig,
@@ -20,94 +20,69 @@ from qrecipe._torch_fx import (
 from qrecipe.audit.around_roots import around_findings, call_findings, dtype_findings
 from qrecipe.audit.ranges import check_calibrated, check_trained
 from qrecipe.audit.sample import Sample
-from qrecipe.errors.findings import CalibrationError, Finding, PlanError, error_from
+from qrecipe.errors.findings import ArtifactError, CalibrationError, Finding, PlanError, error_from
 from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.warn import warn
 from qrecipe.execution.batches import Forward, inputs_of_batch, peek
 from qrecipe.execution.calibration import calibrate
-from qrecipe.execution.eager.part import EagerPart
 from qrecipe.execution.engine import check_engine, engine
-from qrecipe.execution.fx.parts import CompiledPart, Configs, compile_part
+from qrecipe.execution.executors import executor_of
+from qrecipe.execution.part import Exportable, Part, Task
 from qrecipe.execution.prepared import (
     PreparedState,
     forget_preparation,
     mark_prepared,
     prepared_state,
+    traced_parts,
 )
 from qrecipe.execution.provenance import attach, make_provenance
 from qrecipe.model.architecture import module_settings
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import own_all_tensors, with_parts
 from qrecipe.model.record import Architecture
-from qrecipe.planning.backend import backend_config
 from qrecipe.planning.decide import decide, plan_of, warn_of_missed
 from qrecipe.planning.inventory import inventory_of
 from qrecipe.planning.plan import Plan
 from qrecipe.planning.target_cpu import TargetCpu, unjudged_finding, unjudged_sites
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.recipe import Recipe, load_recipe
-from qrecipe.rules.structure import joined
 from qrecipe.terminal.progress import Progress
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class CompiledRecipe(ShortRepr):
-    """A recipe that has been decided for one model, ready to be executed.
+    """A recipe that is planned for one model and ready to be executed.
 
-    ``graph_module`` is the traced model; with ``[fx] roots`` it is a copy of the model with a graph
-    in place of each root. It and what FX is given are None for a model that cannot be traced.
-    ``unjudged`` are the sites that need VNNI where this CPU has none: conversion judges them with
+    ``graph_module`` is the traced model; with ``[fx] roots`` it is a copy of the model with each
+    root replaced by a graph. ``qconfig_mapping`` is the mapping that is executed; with several
+    roots, the mappings of all of them. It is keyed by the module paths and scopes of
+    ``graph_module``, and not meant for ``prepare_fx`` on your own model. It, the graph and the
+    configs of FX are None for a model that cannot be traced.
+    ``unjudged`` are the sites that need VNNI if this CPU has none: conversion checks them with
     7 bits.
     """
 
     plan: Plan
     recipe: Recipe
     graph_module: nn.Module | None = field(repr=False)
+    qconfig_mapping: QConfigMapping | None = field(repr=False)
+    backend_config: BackendConfig | None = field(repr=False)
+    prepare_custom_config: PrepareCustomConfig | None = field(repr=False)
+    convert_custom_config: ConvertCustomConfig | None = field(repr=False)
     _model: nn.Module = field(repr=False)
-    _parts: tuple[CompiledPart | EagerPart, ...] = field(repr=False)
-    _configs: Configs | None = field(repr=False)
+    _parts: tuple[Part, ...] = field(repr=False)
     _architecture: Architecture = field(repr=False)
     _inputs: Inputs = field(repr=False)
     unjudged: tuple[str, ...] = ()
     _identity: str = field(default_factory=lambda: uuid.uuid4().hex, repr=False)
 
-    @property
-    def qconfig_mapping(self) -> QConfigMapping | None:
-        """The very mapping that is executed; with several roots, those of all of them.
-
-        It is keyed by the module paths and scopes of ``graph_module``, and is not for
-        ``prepare_fx`` on a model of your own.
-        """
-        traced = [part for part in self._parts if isinstance(part, CompiledPart)]
-        if not traced:
-            return None
-        if not traced[0].path:
-            return traced[0].emission.qconfig_mapping
-        mapping = QConfigMapping().set_global(None)
-        for part in traced:
-            for name, qconfig in part.emission.qconfig_mapping.module_name_qconfigs.items():
-                mapping.set_module_name(joined(part.path, name), qconfig)
-        return mapping
-
-    @property
-    def backend_config(self) -> BackendConfig | None:
-        return None if self._configs is None else self._configs.backend_config
-
-    @property
-    def prepare_custom_config(self) -> PrepareCustomConfig | None:
-        return None if self._configs is None else self._configs.prepare
-
-    @property
-    def convert_custom_config(self) -> ConvertCustomConfig | None:
-        return None if self._configs is None else self._configs.convert
-
     @neutral
     def prepare(self) -> nn.Module:
-        """The model with observers inserted, on a copy that shares no tensor with the caller's.
+        """A copy of the model with observers inserted; it shares no tensors with the original.
 
         With ``phase = "qat"`` these are fake-quants, and the copy is in training mode.
 
-        Raises ``PlanError`` (QR306) where torch fails, or where it would compute something else
+        Raises ``PlanError`` (QR306) if torch fails, or if the copy would compute something else
         than the caller's model.
         """
         prepared = self._prepared()
@@ -115,7 +90,7 @@ class CompiledRecipe(ShortRepr):
         return prepared.train(self.recipe.phase == "qat")
 
     def _prepared(self) -> nn.Module:
-        """As `prepare`, sharing the tensors that nobody will write to before conversion."""
+        """As `prepare`, but sharing tensors, which nobody will write to before conversion."""
         prepared = with_parts(self._model, {part.path: part.prepare() for part in self._parts})
         mark_prepared(prepared, self.recipe, self._identity, [part.path for part in self._parts])
         return prepared
@@ -132,10 +107,10 @@ class CompiledRecipe(ShortRepr):
         """
         samples = self._samples(prepared)
         if self.recipe.phase == "qat":
-            check_trained(self._traced(prepared))
+            check_trained(list(traced_parts(prepared).values()))
         if self.unjudged:
             warn(unjudged_finding(self.unjudged), self.recipe.lint.ignore)
-        # calibration leaves no trace in what lies around the roots; training may
+        # calibration does not change the code around the roots; training may
         around = prepared if self.recipe.phase == "qat" else self._model
         converted = with_parts(
             around,
@@ -146,7 +121,7 @@ class CompiledRecipe(ShortRepr):
                 for part in self._parts
             },
         )
-        converted.eval()  # modules that conversion made are born in training mode
+        converted.eval()  # conversion creates modules in training mode
         if self.recipe.fx.roots:
             self._check_around(around, converted, prepared_state(prepared))
         own_all_tensors(converted)
@@ -158,18 +133,23 @@ class CompiledRecipe(ShortRepr):
 
     def _reference(self, prepared: nn.Module) -> nn.Module:
         """The reference conversion of what was calibrated."""
-        parts = [part for part in self._parts if isinstance(part, CompiledPart)]
-        referring = {part.path: part.reference(prepared.get_submodule(part.path)) for part in parts}
-        return with_parts(self._model, referring).eval()
+        references = {
+            part.path: part.reference(prepared.get_submodule(part.path)) for part in self._parts
+        }
+        return with_parts(self._model, references).eval()
 
-    def check_calibrated(self, prepared: nn.Module) -> None:
-        """Raises ``CalibrationError`` where ``prepared`` is not its own, or not calibrated."""
+    def exportable(self, prepared: nn.Module) -> Exportable:
+        """The quantized model for exporters, audited; see `qrecipe.export_onnx`.
+
+        Raises ``ArtifactError`` (QR512) for a model that cannot be exported, and what `convert`
+        raises.
+        """
         self._samples(prepared)
-
-    @property
-    def example_inputs(self) -> Inputs:
-        """What the whole model is called with."""
-        return self._inputs
+        if self.recipe.fx.roots:
+            hint = "export needs one graph of the whole model: remove [fx] roots"
+            raise ArtifactError(Finding("QR512", "parts of a model cannot be exported", hint=hint))
+        (part,) = self._parts
+        return part.exportable(prepared)
 
     def _check_around(self, before: nn.Module, converted: nn.Module, state: PreparedState) -> None:
         roots = [part.path for part in self._parts]
@@ -199,25 +179,22 @@ class CompiledRecipe(ShortRepr):
             site.mode == "static" for site in self.plan.sites
         )
         if not state.samples and needs_batches:
-            check_calibrated(self._traced(prepared))  # a state_dict may have brought ranges
+            # a state_dict may have brought ranges
+            check_calibrated(list(traced_parts(prepared).values()))
         return state.samples
-
-    def _traced(self, prepared: nn.Module) -> list[fx.GraphModule]:
-        parts = [prepared.get_submodule(part.path) for part in self._parts]
-        return [part for part in parts if isinstance(part, fx.GraphModule)]
 
 
 @neutral
 def plan(model: nn.Module, recipe: Recipe | str | os.PathLike[str], example_inputs: Any) -> Plan:
-    """What the recipe does to each operation of the model; nothing is executed or changed.
+    """Decide what the recipe does to each operation of the model, without changing anything.
 
     ``recipe`` is a `Recipe`, a path or a reference; ``example_inputs`` is one batch: a tensor, a
     tuple or list of positional inputs, or a mapping of keyword inputs.
 
     Raises:
-        RecipeError: the recipe is at fault.
+        RecipeError: the recipe is invalid.
         PlanError: recipe and model do not fit, or the model cannot be traced; ``error.plan`` is
-            the complete plan where one could be made.
+            the complete plan if one could be made.
     """
     loaded = load_recipe(recipe)
     made = decide(model, loaded, Inputs.from_batch(example_inputs))
@@ -233,11 +210,11 @@ def compile(
     *,
     target_cpu: TargetCpu = "this",
 ) -> CompiledRecipe:
-    """Plan the recipe for the model and put the plan into a graph that FX will execute.
+    """Plan the recipe for the model, and put the plan into a graph for FX to execute.
 
     Arguments and errors as for `plan`. A plan that needs a CPU with VNNI is an
     ``UnsupportedError`` (QR318) on one without, unless ``target_cpu`` is ``"vnni"``: then the model
-    is made for such a CPU, and judged as far as this one can.
+    is made for such a CPU, and checked as far as this one can.
     """
     return _compile(model, load_recipe(recipe), Inputs.from_batch(example_inputs), target_cpu)
 
@@ -263,9 +240,9 @@ def quantize(
 ) -> nn.Module:
     """Plan, compile, prepare, calibrate, convert and audit in one call.
 
-    ``batches`` is what `calibrate` takes, needed where the plan has static sites;
-    ``example_inputs`` are taken from the first batch where they are not given; ``target_cpu`` is
-    as for `compile`. The caller's model stays as it is.
+    ``batches`` is as in `calibrate`, and required if the plan has static sites; ``example_inputs``
+    default to the first batch; ``target_cpu`` is as for `compile`. The caller's model is not
+    changed.
 
     Raises what `plan`, `calibrate` and `CompiledRecipe.convert` raise.
     """
@@ -298,9 +275,9 @@ def simulate(
     progress: Progress | bool | None = None,
     target_cpu: TargetCpu = "this",
 ) -> nn.Module:
-    """What `quantize` gives, as it computes on the CPU that it is for.
+    """The model of `quantize` as it computes on its target CPU.
 
-    Where this CPU cannot judge the kernels it is torch's reference model, which computes in float
+    If this CPU cannot check the kernels, it is torch's reference model, which computes in float
     what they compute in integers. Arguments and errors as for `quantize`.
     """
     first, stream = peek(batches)
@@ -321,31 +298,30 @@ def _compile_for_batch(
 def compile_decided(
     model: nn.Module, recipe: Recipe, inputs: Inputs, target_cpu: TargetCpu
 ) -> CompiledRecipe:
-    """As `compile`; what the plan warns of is left to the caller."""
+    """As `compile`, but without the warnings of the plan."""
     inventory = inventory_of(model, recipe, inputs)
     decided = plan_of(model, inventory, recipe, inputs)
     if not decided.is_for_export:
-        check_engine(recipe.backend)  # before anybody calibrates or trains
+        check_engine(recipe.backend)  # before calibration or training
     unjudged = unjudged_sites(decided, target_cpu)
     architecture = Architecture(
         parts=tuple(part.traced for part in inventory.parts), modules=module_settings(model)
     )
-    if decided.executor == "eager":
-        eager = EagerPart("", decided, model, inputs)
-        return CompiledRecipe(decided, recipe, None, model, (eager,), None, architecture, inputs)
-    preserved = {name: getattr(model, name) for name in recipe.fx.preserved_attributes}
-    configs = Configs(
-        recipe.backend,
-        backend_config(recipe.backend, recipe.phase),
-        PrepareCustomConfig().set_preserved_attributes(list(preserved)),
-        ConvertCustomConfig().set_preserved_attributes(list(preserved)),
-    )
-    parts = tuple(
-        compile_part(decided, part, configs, preserved, unjudged) for part in inventory.parts
-    )
-    whole = with_parts(model, {part.path: part.graph_module for part in parts})
+    task = Task(model, recipe, inventory, decided, inputs, unjudged)
+    made = executor_of(decided.executor).compile(task)
     return CompiledRecipe(
-        decided, recipe, whole, whole, parts, configs, architecture, inputs, unjudged
+        decided,
+        recipe,
+        made.graph_module,
+        made.qconfig_mapping,
+        made.backend_config,
+        made.prepare_custom_config,
+        made.convert_custom_config,
+        model if made.graph_module is None else made.graph_module,
+        made.parts,
+        architecture,
+        inputs,
+        unjudged,
     )
 
 
@@ -353,7 +329,7 @@ def _no_batches() -> CalibrationError:
     return CalibrationError(
         Finding(
             "QR401",
-            "static quantization needs batches to calibrate with, and none are given",
+            "static quantization needs batches to calibrate with, but none are given",
             hint="pass batches=, about 100 representative mini-batches of inputs",
         )
     )
@@ -362,7 +338,7 @@ def _no_batches() -> CalibrationError:
 def _qat_finding() -> Finding:
     return Finding(
         "QR308",
-        'phase = "qat" trains between prepare and convert',
+        'phase = "qat" needs training between prepare and convert',
         hint='one recipe serves both: set phase = "ptq" to quantize without training',
         notes=(
             "compiled = qrecipe.compile(model, recipe, example_inputs)",

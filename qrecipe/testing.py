@@ -1,4 +1,4 @@
-"""Recipes in a test suite of your own: a plan is held against a golden file.
+"""Recipes in your own test suite: compare a plan with a golden file.
 
 from qrecipe.testing import assert_plan_matches
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from qrecipe.authoring.lock.outcomes import SiteOutcome, plan_outcome
+from qrecipe.authoring.lock.outcomes import SiteOutcome, site_outcome
 from qrecipe.errors.findings import CODES, Finding, RecipeReferenceError
 from qrecipe.errors.text import first_line
 from qrecipe.files import write_atomically
@@ -27,7 +27,7 @@ from qrecipe.planning.text import decided_by, summary
 from qrecipe.recipe.recipe import Recipe, load_recipe
 
 UPDATE_VARIABLE = "QRECIPE_UPDATE_GOLDEN"
-"""An environment variable: ``1`` writes the golden files anew."""
+"""An environment variable: ``1`` rewrites the golden files."""
 
 
 def assert_plan_matches(
@@ -38,14 +38,14 @@ def assert_plan_matches(
     *,
     update: bool | None = None,
 ) -> Plan:
-    """Hold the plan of a recipe for a model against a golden file, and return it.
+    """Compare the plan of a recipe for a model with a golden file, and return the plan.
 
-    The file has what becomes of every site and of every rule, without line numbers and machine
-    paths: comments and the order of keys don't show. With ``update``, by default where the
-    environment has ``QRECIPE_UPDATE_GOLDEN=1``, it is written anew instead.
+    The file has the outcome of every site and every rule, without line numbers and machine paths:
+    comments and the order of keys don't count. With ``update`` (default: whether the environment
+    has ``QRECIPE_UPDATE_GOLDEN=1``) it is rewritten instead.
 
     Raises:
-        AssertionError: the plan is another one, or there is no golden file.
+        AssertionError: the plan differs, or there is no golden file.
         QRecipeError: no plan could be made, or the file cannot be written.
     """
     __tracebackhide__ = True
@@ -65,18 +65,17 @@ def assert_plan_matches(
 
 
 def golden_text(plan: Plan, recipe: str) -> str:
-    """A plan as it stands in a golden file; ``recipe`` names its recipe there.
+    """The text of a plan in a golden file, with ``recipe`` as the recipe's name.
 
-    Nothing is aligned, so that a difference shows the lines that differ in meaning and no others.
+    Columns are not aligned, so that only lines that differ in meaning differ.
     """
-    outcomes = plan_outcome(plan).sites
     rules = (
         f"{decided_by(each.rule)}: {each.verdict}, sites: {len(each.sites)}"
         for each in sorted(plan.rules, key=lambda each: (each.rule.tier, each.rule.key))
     )
     parts = [
         summary(replace(plan, recipe=recipe)),
-        *("\n".join(_site_lines(site, outcomes[site.name])) for site in plan.sites),
+        *("\n".join(_site_lines(site, site_outcome(site, plan.phase))) for site in plan),
         "\n".join(rules),
         *(f"{finding.code} {CODES[finding.code].title}" for finding in plan.warnings),
     ]
@@ -94,7 +93,7 @@ def _site_lines(site: Site, outcome: SiteOutcome) -> Iterator[str]:
 
 
 def _name(recipe: Recipe, plan: Plan, golden: Path) -> str:
-    """A recipe's file as seen from the golden file's folder."""
+    """A recipe's file relative to the golden file's folder."""
     if recipe.path is None:
         return plan.recipe
     return Path(os.path.relpath(recipe.path, golden.parent)).as_posix()
@@ -105,25 +104,25 @@ def _content(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
-        why = "there is none"
+        why = "no such file"
     except (OSError, ValueError) as error:
         why = (getattr(error, "strerror", None) or str(error)).lower()
-    raise AssertionError(f"no golden plan {path}: {why}\n{_advice()}")
+    raise AssertionError(f"cannot read the golden plan {path}: {why}\n{_advice()}")
 
 
 def _difference(path: Path, expected: str, text: str) -> str:
-    return "\n".join([f"the plan is not that of {path}", *_lines(expected, text), _advice()])
+    return "\n".join([f"the plan differs from {path}", *_lines(expected, text), _advice()])
 
 
 def _lines(expected: str, text: str) -> Iterator[str]:
     old, new = expected.splitlines(), text.splitlines()
     if old == new:
-        yield "the lines are equal: it ends them otherwise"
+        yield "the lines are equal, but the line endings differ"
     yield from difflib.unified_diff(old, new, "golden", "the plan now", lineterm="", n=4)
 
 
 def _advice() -> str:
     return (
-        f"run the tests with {UPDATE_VARIABLE}=1 to write the plan as it is now, "
-        "and read the difference before you commit it"
+        f"run the tests with {UPDATE_VARIABLE}=1 to write the current plan, "
+        "and review the difference before you commit it"
     )

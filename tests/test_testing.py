@@ -47,7 +47,7 @@ def test_a_golden_plan_has_the_sites_and_rules_and_holds(golden):
 def test_another_plan_fails_with_the_lines_that_differ(golden, tmp_path):
     (tmp_path / "top.toml").write_text(TOP + '[rules.module_name]\nfc1 = "float"\n')
     message = message_of(tmp_path / "top.toml", ROWS, golden)
-    assert message.startswith(f"the plan is not that of {golden}\n--- golden\n+++ the plan now\n")
+    assert message.startswith(f"the plan differs from {golden}\n--- golden\n+++ the plan now\n")
     lines = message.splitlines()
     assert "-    quantized static, decided by global = int8" in lines
     assert '+    float, decided by module_name "fc1" = float' in lines
@@ -68,7 +68,7 @@ def test_a_missing_golden_file_says_how_to_make_it(tmp_path, monkeypatch):
     monkeypatch.delenv(UPDATE_VARIABLE, raising=False)
     path = tmp_path / "golden.txt"
     message = message_of(STATIC, ROWS, path)
-    assert message.startswith(f"no golden plan {path}: there is none\n")
+    assert message.startswith(f"cannot read the golden plan {path}: no such file\n")
     assert f"{UPDATE_VARIABLE}=1" in message
     assert not path.exists()
     monkeypatch.setenv(UPDATE_VARIABLE, "1")
@@ -99,7 +99,7 @@ def test_neither_comments_nor_the_folder_show(golden, tmp_path, monkeypatch):
 @pytest.mark.parametrize("content", [b"", bytes(range(256)), b"\xff\xfe"])
 def test_a_golden_file_of_anything_else_is_a_difference(golden, content):
     golden.write_bytes(content)
-    assert "the plan is not that of" in message_of(STATIC, ROWS, golden)
+    assert "the plan differs from" in message_of(STATIC, ROWS, golden)
 
 
 def test_a_golden_file_that_is_a_folder_is_said_to_be_one(tmp_path):

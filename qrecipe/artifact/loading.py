@@ -19,23 +19,25 @@ from qrecipe.artifact.container import (
     read_header,
 )
 from qrecipe.artifact.metadata import Contents, contents_of, needs_of, recipe_table, stored_plan
-from qrecipe.artifact.rebuilding import ArchitectureError, detoured, rebuilt
+from qrecipe.artifact.rebuilding import rebuilt
 from qrecipe.artifact.state import Slot, slots_of
 from qrecipe.artifact.tensors import DTYPES, deserialized
 from qrecipe.artifact.value_checks import value_problems
-from qrecipe.errors.findings import ArtifactError, Finding, QRecipeError
+from qrecipe.errors.findings import ArtifactError, QRecipeError
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
 from qrecipe.execution.engine import available_engines, engine
+from qrecipe.execution.executors import executor_of
+from qrecipe.execution.packing import detours
 from qrecipe.execution.provenance import Provenance, attach
-from qrecipe.model.architecture import graph_digests
+from qrecipe.model.architecture import ArchitectureError, graph_digests
 from qrecipe.model.unfit import instead_of_model, wrapper_findings
 from qrecipe.planning.cpu import has_vnni
 from qrecipe.planning.plan import Plan
+from qrecipe.planning.target_cpu import saturation_finding, unjudged_finding
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.frozen import FrozenMapping
 from qrecipe.recipe.schema import LintTable, RecipeTable
-from qrecipe.rules.resolution import listed
 
 
 @neutral
@@ -69,9 +71,10 @@ def load_quantized(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     try:
         with engine(plan.backend) if not plan.is_for_export else quiet(), quiet():
             _fill(slots, tensors, contents.aliases)
-        engines = detoured(converted, plan, [part.path for part in contents.architecture.parts])
+        paths = [part.path for part in contents.architecture.parts]
+        elsewhere = detours(converted, plan.engines, paths)
         for slot in slots:
-            chosen = engines.get((slot.module, slot.attribute))
+            chosen = elsewhere.get((slot.module, slot.attribute))
             if chosen is not None:
                 with engine(chosen), quiet():
                     slot.fill(tensors)
@@ -92,12 +95,12 @@ def load_quantized(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
 
 
 def _check_agreement(header: Header, contents: Contents, plan: Plan, recipe: RecipeTable) -> None:
-    """Plan and architecture are those of the recipe."""
+    """Check that plan and architecture belong to the recipe."""
     paths = tuple(part.path for part in contents.architecture.parts)
     for what, one, other in (
         ("backend", plan.backend, recipe.backend),
         ("phase", plan.phase, recipe.phase or "ptq"),
-        ("parts", paths, () if plan.executor == "eager" else recipe.fx.roots or ("",)),
+        ("parts", paths, executor_of(plan.executor).traced_paths(recipe.fx.roots)),
     ):
         if one != other:
             raise problem("QR505", header.file, f"contradicts its recipe: {what} is {one}")
@@ -197,21 +200,6 @@ def _fill(slots: Sequence[Slot], tensors: Mapping[str, Tensor], aliases: Mapping
 
 def _warn_about_cpu(contents: Contents, lint: LintTable) -> None:
     if contents.unjudged:
-        warn(
-            Finding(
-                "QR226",
-                f"converted on a CPU that could only check these kernels with 7 bits "
-                f"({contents.cpu}): {listed(contents.unjudged)}",
-                hint="evaluate the model on a CPU with VNNI before you use it there",
-            ),
-            lint.ignore,
-        )
+        warn(unjudged_finding(contents.unjudged), lint.ignore)
     if contents.needs.vnni and not has_vnni():
-        warn(
-            Finding(
-                "QR204",
-                "8-bit activations can saturate on this CPU, which has no VNNI",
-                hint="it was quantized for a CPU with VNNI, so results can differ here",
-            ),
-            lint.ignore,
-        )
+        warn(saturation_finding(), lint.ignore)

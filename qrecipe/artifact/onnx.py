@@ -14,30 +14,18 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from qrecipe._torch_ao import quiet
-from qrecipe._torch_fx import convert
 from qrecipe.artifact.container import path_of, problem
-from qrecipe.artifact.onnx_check import checked_output, file_findings
-from qrecipe.audit.sample import Sample
+from qrecipe.artifact.onnx_check import file_findings
 from qrecipe.errors.findings import CODES, ArtifactError, Finding, QRecipeError, error_from
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
-from qrecipe.execution.fx.emission import erase_keep_float
-from qrecipe.execution.fx.fake_quants import frozen_copy
-from qrecipe.execution.fx.padding import pad_explicitly
-from qrecipe.execution.fx.unrounded import check_conversion
 from qrecipe.files import replace_file, why_not
-from qrecipe.model.call import bind
-from qrecipe.model.copies import structural_copy
 from qrecipe.model.nested import Packing, parts_of
 from qrecipe.model.normalize import stored
-from qrecipe.model.outputs import return_tensors
-from qrecipe.model.rewrite_proof import passing
 from qrecipe.pipeline import CompiledRecipe
 from qrecipe.process.neutral import neutral
 from qrecipe.process.state import alone
 from qrecipe.process.warnings import held_back
-from qrecipe.rules.resolution import listed
 
 _PACKAGES = ("onnx", "onnxscript")
 _QUANTIZE = "quantized_decomposed.quantize_per_"
@@ -71,13 +59,10 @@ def export_onnx(
         text = f"export to ONNX needs {', '.join(missing)}: pip install 'qrecipe[onnx]'"
         raise QRecipeError(Finding("QR602", text))
     file = path_of(path, "export_onnx")
-    source = _source(compiled, prepared)
-    model = _decomposed(compiled, source)
-    bound = bind(model, source, compiled.example_inputs)
-    expected = checked_output(model, source, bound)
-    inputs = _take_tensors(model, bound)
-    content = _content(model, inputs, dynamic_shapes)
-    for finding in file_findings(content, inputs, expected, _float_output(compiled, source)):
+    found = compiled.exportable(prepared)
+    inputs = _take_tensors(found.graph_module, found.inputs)
+    content = _content(found.graph_module, inputs, dynamic_shapes)
+    for finding in file_findings(content, inputs, found.output, found.float_output):
         if CODES[finding.code].error is not None:
             raise error_from([finding])
         warn(finding, compiled.recipe.lint.ignore)
@@ -85,52 +70,6 @@ def export_onnx(
         replace_file(file, content)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise problem("QR502", str(file), f"cannot be written: {why_not(error)}") from None
-
-
-def _source(compiled: CompiledRecipe, prepared: nn.Module) -> fx.GraphModule:
-    """The prepared graph as it will be converted, if it can be exported."""
-    compiled.check_calibrated(prepared)
-    if not isinstance(prepared, fx.GraphModule):
-        hint = "export needs one graph of the whole model: remove [fx] roots"
-        raise ArtifactError(Finding("QR512", "parts of a model cannot be exported", hint=hint))
-    assert compiled.convert_custom_config is not None, "a graph was converted with one"
-    dynamic = [site.name for site in compiled.plan.sites if site.mode == "dynamic"]
-    if dynamic:
-        hint = "torch's exporter does not support dynamic quantization: make them static or float"
-        text = f"dynamic sites cannot be exported: {listed(dynamic)}"
-        raise ArtifactError(Finding("QR512", text, hint=hint))
-    if compiled.recipe.phase == "qat":
-        return frozen_copy(prepared, compiled.example_inputs)
-    return prepared
-
-
-def _float_output(compiled: CompiledRecipe, source: fx.GraphModule) -> Any:
-    """The model's output before conversion, with fake-quants enabled if it was trained."""
-    model = source if compiled.recipe.phase == "qat" else passing(source)
-    with torch.no_grad():
-        return compiled.example_inputs.cloned().call(model)
-
-
-def _decomposed(compiled: CompiledRecipe, source: fx.GraphModule) -> fx.GraphModule:
-    """torch's decomposed conversion of a copy, with integer weights."""
-    try:
-        with quiet():
-            decomposed = convert(
-                structural_copy(source),
-                True,
-                compiled.convert_custom_config,
-                is_decomposed=True,
-                backend_config=compiled.backend_config,
-            )
-    except Exception as error:
-        raise _failed(error) from error
-    example = Sample(compiled.example_inputs, _float_output(compiled, source))
-    check_conversion(decomposed, source, example, compiled.recipe.phase)
-    pad_explicitly(decomposed)
-    erase_keep_float(decomposed)
-    _widen_ranges(decomposed)
-    return_tensors(decomposed)
-    return decomposed.eval()
 
 
 def _take_tensors(model: fx.GraphModule, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -162,15 +101,6 @@ def _is_known_to_exporter(value: Any) -> bool:
     """Whether the exporter takes an input as it is; a dict at the end would become keywords."""
     is_dict = isinstance(value, dict)
     return not is_dict and all(parts_of(leaf) is None for leaf in pytree.tree_leaves(value))
-
-
-def _widen_ranges(decomposed: fx.GraphModule) -> None:
-    """Clip at the limits of the dtype, in place: ONNX and the kernels have no other limits."""
-    for node in decomposed.graph.nodes:
-        if str(node.target).startswith(f"{_QUANTIZE}tensor") and len(node.args) == 6:
-            limits = torch.iinfo(node.args[-1])
-            node.args = (*node.args[:3], limits.min, limits.max, node.args[-1])
-    decomposed.recompile()
 
 
 def _content(model: fx.GraphModule, inputs: tuple[Any, ...], dynamic_shapes: Any) -> bytes:

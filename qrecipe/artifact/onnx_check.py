@@ -8,49 +8,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from qrecipe._torch_ao import quiet
 from qrecipe.audit.sample import RIGHT_DB, TOLERANCE_DB
 from qrecipe.audit.sqnr import output_sqnr_db
-from qrecipe.errors.findings import AuditError, Finding
+from qrecipe.errors.findings import Finding
 from qrecipe.errors.text import first_line
-from qrecipe.execution.fx.reference import hold
 from qrecipe.model.nested import tensors_in
-from qrecipe.recipe.patterns import leave_float
 
 _FLIPPED = 0.01
 """The share of integers that may differ: ranks and thresholds flip at ties."""
-
-
-def checked_output(decomposed: fx.GraphModule, prepared: fx.GraphModule, inputs: Any) -> Any:
-    """The output of the model to be exported; each module is compared with the prepared one.
-
-    Raises ``AuditError`` if a module computes something else (QR414) or the model fails (QR413).
-    """
-    held = hold(decomposed, prepared)
-    try:
-        with torch.no_grad(), quiet():
-            output = decomposed(*inputs)
-    except Exception as error:
-        raise AuditError(
-            Finding("QR413", f"the model to be exported fails: {first_line(error)}")
-        ) from error
-    finally:
-        held.release()
-    if held.wrong:
-        raise AuditError(
-            [
-                Finding(
-                    "QR414",
-                    f"{name} computes something else after export: {value:.1f} dB from "
-                    "the float module with equal input and weights",
-                    hint=leave_float(name),
-                )
-                for name, value in held.wrong.items()
-            ]
-        )
-    return output
 
 
 def file_findings(content: bytes, inputs: Any, expected: Any, as_float: Any) -> Iterator[Finding]:

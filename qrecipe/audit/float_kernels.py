@@ -168,16 +168,16 @@ _FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {
     "layer_norm": _layer_norm,
     "instance_norm": _instance_norm,
 }
-"""The operations of ``torch.ops.quantized`` that lowering gives; scale and zero point come last."""
+"""The ``torch.ops.quantized`` operations that lowering emits; scale and zero point come last."""
 
 
 def expected_output(
     kernel: nn.Module, compute: Callable[[Tensor], Any], inputs: Inputs, backend: Backend
 ) -> Tensor | None:
-    """What a module should give: ``compute`` on its input, rounded before where it is dynamic.
+    """What a module should return: ``compute`` on its input, which is rounded if it is dynamic.
 
-    ``compute`` is float arithmetic with the rounded weight. None for what cannot be said:
-    recurrent modules round anew at every step.
+    ``compute`` is float arithmetic with the rounded weight. None for recurrent modules, which
+    round again at every step.
     """
     operands = [*inputs.args, *inputs.kwargs.values()]
     if len(operands) != 1 or not isinstance(operands[0], Tensor) or not operands[0].numel():
@@ -192,7 +192,7 @@ def expected_output(
 
 
 def with_weight_of(kernel: nn.Module, own: nn.Module, x: Tensor) -> Any:
-    """What a float module computes with its weight on the grid of the kernel's."""
+    """What a float module computes with the kernel's rounded weight."""
     weight: Any = own.weight
     return functional_call(own, {"weight": _on_grid_of(_weight(kernel), weight.detach())}, (x,))
 
@@ -221,7 +221,7 @@ def _on_grid_of(stored: Tensor, weight: Tensor) -> Tensor:
 
 
 def _rounded(x: Tensor, bits: int) -> Tensor:
-    """As the dynamic kernels round it: affine, over the range of this very tensor."""
+    """Round as dynamic kernels do: affine, over the range of the tensor itself."""
     most = 2**bits - 1
     low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
     scale = max((high - low) / most, _LEAST_SCALE)

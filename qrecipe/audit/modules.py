@@ -29,6 +29,12 @@ def _contiguous(value: Any) -> Any:
     return value.contiguous() if isinstance(value, Tensor) else value
 
 
+def forget_qconfigs(model: nn.Module) -> None:
+    """Take torch's settings off the modules: those of the caller, or those that are used up."""
+    for module in model.modules():
+        vars(module).pop("qconfig", None)
+
+
 def weight_problem(site: Site, module: nn.Module | None) -> str | None:
     """How the weight of a converted module differs from its site's plan."""
     spec = site.qconfig.weight if site.qconfig else None

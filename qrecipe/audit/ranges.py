@@ -7,12 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from qrecipe._torch_ao import (
-    FakeQuantizeBase,
-    ObserverBase,
-    _LearnableFakeQuantize,
-    is_observer,
-)
+from qrecipe._torch_ao import FakeQuantizeBase, ObserverBase, _LearnableFakeQuantize, is_observer
 from qrecipe.errors.findings import CalibrationError, Finding
 from qrecipe.errors.text import first_line
 from qrecipe.model.addresses import observed_name

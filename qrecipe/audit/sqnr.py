@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qrecipe.errors.text import finite_or_none
 from qrecipe.model.nested import tensors_in
 
 
@@ -52,11 +53,10 @@ def energy_ratio_db(signal: float, noise: float) -> float:
 class Fidelity:
     """SQNR in dB and mean squared error of a value against its reference.
 
-    ``sqnr_db`` is +inf for equal tensors, -inf for noise over a zero reference, NaN where either
-    has NaN or the shapes differ.
+    ``sqnr_db`` is +inf for equal tensors, -inf for noise over a zero reference, NaN if either has
+    NaN or the shapes differ.
 
-    Source of the formula: 20 log10(|x| / |x - y|), as in torch's Numeric Suite, with the norms
-    over all batches.
+    Source: 20 log10(|x| / |x - y|), as in torch's Numeric Suite, with norms over all batches.
     """
 
     sqnr_db: float
@@ -68,7 +68,7 @@ class Fidelity:
         return self.sqnr_db == math.inf
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; what is not finite is null, told apart by ``exact``."""
+        """Plain values; non-finite numbers are null, told apart by ``exact``."""
         return {
             "sqnr_db": finite_or_none(self.sqnr_db),
             "mse": finite_or_none(self.mse),
@@ -76,14 +76,9 @@ class Fidelity:
         }
 
 
-def finite_or_none(value: float | None) -> float | None:
-    """The number, or None where JSON has none for it."""
-    return value if value is not None and math.isfinite(value) else None
-
-
 @dataclass(slots=True)
 class _Sums:
-    """Of one tensor over all batches: energies of the reference and of the difference."""
+    """The energies of the reference and of the difference, for one tensor over all batches."""
 
     signal: float = 0.0
     noise: float = 0.0
@@ -108,21 +103,21 @@ class _Sums:
 
 
 def _energy(x: Tensor) -> float:
-    norm = float(torch.linalg.vector_norm(x))
+    norm: float = torch.linalg.vector_norm(x).item()
     return norm * norm
 
 
 class Totals:
     """Sums over batches of a value that holds any number of tensors.
 
-    With several floating tensors the SQNR is that of the worst, the MSE that of all values.
+    With several floating tensors, the SQNR is that of the worst and the MSE that of all values.
     """
 
     def __init__(self) -> None:
         self._sums: list[_Sums] = []
 
     def add(self, reference: Any, candidate: Any) -> None:
-        """Count one more batch; quantized tensors count by what they stand for."""
+        """Add a batch; quantized tensors are dequantized."""
         expected, actual = floating_tensors(reference), floating_tensors(candidate)
         while len(self._sums) < max(len(expected), len(actual)):
             self._sums.append(_Sums())
@@ -133,7 +128,7 @@ class Totals:
                 sums.noise = math.nan
 
     def fidelity(self) -> Fidelity | None:
-        """None where there was no floating tensor."""
+        """None if there was no floating tensor."""
         if not self._sums:
             return None
         values = [sums.sqnr_db for sums in self._sums]
@@ -144,12 +139,12 @@ class Totals:
 
 
 def db_text(value: float) -> str:
-    """An SQNR in the cell of a table."""
+    """An SQNR for a table cell."""
     return "exact" if value == math.inf else f"{value:.1f}"
 
 
 def sqnr_text(value: float | None) -> str:
-    """An output's SQNR in words; None where it holds no floating tensor."""
+    """An output's SQNR in words; None stands for no floating tensor."""
     if value is None:
         return "no floating tensor"
     return "equal in every value" if value == math.inf else f"SQNR {value:.1f} dB"

@@ -131,7 +131,7 @@ def plan(
         from qrecipe.cli.plan import make_plan
 
         if lock is not None and not check:
-            raise typer.BadParameter("names what --check reads", param_hint="--lock")
+            raise typer.BadParameter("only goes with --check", param_hint="--lock")
         made = make_plan(recipe, model, input, plugin)
         if check:
             check_plan(made, recipe, lock, as_json=json)
@@ -260,7 +260,7 @@ for command in (compare, sensitivity, suggest, tune, diff, drift, lock):
 def schema(plugin: PluginOption = None) -> None:
     """Print the recipe format as JSON Schema.
 
-    With the names and arguments of the observers and fake-quants that are known here.
+    It includes the names and arguments of all known observers and fake-quants.
 
     \b
     Examples:

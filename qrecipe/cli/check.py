@@ -8,6 +8,7 @@ from itertools import chain
 
 from qrecipe.cli.output import out, out_json
 from qrecipe.errors.findings import Finding, QRecipeError
+from qrecipe.errors.text import counted
 from qrecipe.recipe.recipe import Ingredient, load_recipe, published
 from qrecipe.recipe.toml.writer import LOCK_SUFFIX
 
@@ -44,11 +45,10 @@ def show_text(found: CheckedRecipes) -> None:
     for recipe, checked in found.items():
         for line in published(checked.ingredients):
             out(f"{recipe} {line}")
-    recipes = "1 recipe" if len(found) == 1 else f"{len(found)} recipes"
     errors = sum(finding.severity == "error" for finding in distinct.values())
     warnings = len(distinct) - errors
-    counted = [_count(errors, "error"), *([_count(warnings, "warning")] if warnings else [])]
-    out(f"{recipes} checked: {', '.join(counted)}")
+    counts = [_count(errors, "error"), *([_count(warnings, "warning")] if warnings else [])]
+    out(f"{counted(len(found), 'recipe')} checked: {', '.join(counts)}")
 
 
 def _count(number: int, what: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qrecipe.authoring.diff import Value, ValueChange, value_changes
@@ -13,15 +14,16 @@ from qrecipe.recipe.recipe import Recipe, load_recipe, published
 from qrecipe.terminal.tables import render_table
 
 if TYPE_CHECKING:
-    from qrecipe.authoring.lock.outcomes import Change, PlanOutcome
+    from qrecipe.authoring.lock.check import Change
+    from qrecipe.authoring.lock.file import Lock
 
 
 @dataclass(frozen=True, slots=True)
 class Effect:
     """The effect of two recipes on one model."""
 
-    before: PlanOutcome
-    after: PlanOutcome
+    before: Lock
+    after: Lock
     changes: tuple[Change, ...]
 
 
@@ -45,7 +47,7 @@ def compare(
     shapes: Sequence[str] | None,
     plugins: Sequence[str] | None,
 ) -> Difference:
-    """Two recipes, and what they do to the model of a factory where one is named."""
+    """Compare two recipes, and their effect on the model of a factory if one is named."""
     with user_code(plugins) as code, user_output():
         recipes = load_recipe(names[0]), load_recipe(names[1])
         effect = None if model is None else _effect(code, recipes, model, shapes)
@@ -106,13 +108,15 @@ def _effect(
     code: UserCode, recipes: tuple[Recipe, Recipe], model: str, shapes: Sequence[str] | None
 ) -> Effect:
     needs_torch()
-    from qrecipe.authoring.lock.outcomes import outcome_changes, plan_outcome
+    from qrecipe.authoring.lock.check import outcome_changes
+    from qrecipe.authoring.lock.file import make_lock
     from qrecipe.cli.model_argument import load_subject, required_inputs
     from qrecipe.pipeline import plan
 
     subject = load_subject(code, model, shapes)
     inputs = required_inputs(subject, model)
-    before, after = (plan_outcome(plan(subject.model, recipe, inputs)) for recipe in recipes)
+    plans = [plan(subject.model, recipe, inputs) for recipe in recipes]
+    before, after = (make_lock(each, Path()) for each in plans)
     return Effect(before, after, tuple(outcome_changes(before, after)))
 
 

@@ -28,13 +28,13 @@ def look_for_drift(
     plugins: Sequence[str] | None,
     as_json: bool,
 ) -> bool:
-    """Load the model, run the data through it, show the report; whether a range is off."""
+    """Load the model, run the data, show the report; return whether a range is off."""
     get_ready(threads, plot, html)
     with user_code(plugins) as code, user_output():
         batches = code.function(data, "--data")
         converted = load_quantized(file, load_subject(code, model).model)
         report = drift(converted, batches())
-    # what was found is shown before anything is written that could fail
+    # show the result before anything is written, which could fail
     drifted = report.drifted(threshold, max_clipped=max_clipped)
     if as_json:
         above = [{"name": site.name, "tensor": site.tensor} for site in drifted]

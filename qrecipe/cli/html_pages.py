@@ -53,7 +53,7 @@ def quantized_for_page(job: Job) -> ForPage | QRecipeError:
 
 
 def planned_for_page(job: Job, why: str) -> ForPage | QRecipeError:
-    """The plan alone, and ``why`` there are no activations. Raises nothing either."""
+    """Only the plan, and ``why`` there are no activations. Raises nothing either."""
     try:
         with _without_warnings():
             first, _ = peek(job.data())
@@ -64,7 +64,7 @@ def planned_for_page(job: Job, why: str) -> ForPage | QRecipeError:
 
 
 def ranked_for_page(job: Job) -> Sequence[Ranked] | str:
-    """The sites by SQNR, or why they have none. Raises nothing either."""
+    """The sites ranked by SQNR, or why they have none. Raises nothing either."""
     try:
         with _without_warnings():
             ranking = sensitivity(job.model, job.recipe, job.data(), target_cpu=job.target_cpu)

@@ -86,7 +86,7 @@ class Listing:
 
 
 def take_listing(plugins: Sequence[str] | None) -> Listing:
-    """Everything, after the user's and all installed plugins are imported."""
+    """Import the user's and all installed plugins, and list everything."""
     with user_code(plugins), user_output():
         return Listing(
             recipes=tuple(_recipes()),
@@ -195,7 +195,7 @@ def _backends() -> Iterator[BackendLine]:
 
     for name in names:
         if name not in ENGINES:
-            yield BackendLine(name, False, "models are prepared for export, torch has no kernels")
+            yield BackendLine(name, False, "for export only: torch has no kernels for it")
         elif name in available_engines():
             yield BackendLine(name, True, "")
         else:

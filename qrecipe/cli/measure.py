@@ -39,7 +39,7 @@ def compare_models(
         converted = quantize(job.model, job.recipe, job.data(), target_cpu=target_cpu)
         report = compare(job.model, converted, job.data())
         activations = activations_of(converted, job.data) if html is not None else ""
-    # what was measured is shown before anything is written that could fail
+    # show the result before anything is written, which could fail
     if as_json:
         out_json(comparison_json(report))
     else:
@@ -68,7 +68,7 @@ def rank(
     plugins: Sequence[str] | None,
     as_json: bool,
 ) -> Ranking:
-    """Rank the sites, show the ranking, and write the overlay where one is wished for."""
+    """Rank the sites, show the ranking, and write the overlay if requested."""
     get_ready(threads, plot, html, overlay)
     with user_code(plugins) as code, user_output():
         measure = None if evaluate is None else code.function(evaluate, "--evaluate")
@@ -83,7 +83,7 @@ def rank(
             target_cpu=target_cpu,
         )
         quantized = None if html is None else _for_page(job, ranking)
-    # what was measured is shown before anything is written that could fail
+    # show the result before anything is written, which could fail
     if as_json:
         out_json({**ranking_json(ranking), "overlay": overlay})
     else:
@@ -102,6 +102,6 @@ def rank(
 
 
 def _for_page(job: Job, ranking: Ranking) -> ForPage | QRecipeError:
-    if ranking.partial:  # who interrupts does not wait for more
+    if ranking.partial:  # after an interrupt, don't keep the user waiting
         return planned_for_page(job, "the measurement was interrupted")
     return quantized_for_page(job)

@@ -46,7 +46,7 @@ DataOption = Annotated[
     typer.Option(
         "--data",
         metavar="FILE.py:NAME",
-        help="The function that gives an iterable of batches.",
+        help="A function that returns an iterable of batches.",
         show_default=False,
     ),
 ]
@@ -56,11 +56,11 @@ PlotOption = Annotated[
 ]
 HtmlOption = Annotated[
     str | None,
-    typer.Option("--html", metavar="FILE", help="Write a page with plots, plan and recipe."),
+    typer.Option("--html", metavar="FILE", help="Write an HTML page with plots, plan and recipe."),
 ]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option("--threads", min=1, help="Threads of torch; default: torch's own choice."),
+    typer.Option("--threads", min=1, help="Number of torch threads; default: torch's choice."),
 ]
 PluginOption = Annotated[
     list[str] | None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -14,19 +13,19 @@ from typing import Any, TextIO
 import typer
 
 from qrecipe.errors.findings import Finding, PlanError, QRecipeError, QRecipeWarning
-from qrecipe.errors.text import printable
+from qrecipe.errors.text import finite_or_none, printable
 
 FOUND_SOMETHING = 1
 USAGE = 2
 
 
 def out(text: str) -> None:
-    """Text for the reader, on stdout."""
+    """Write text to stdout."""
     print(printable(text))
 
 
 def err(text: str) -> None:
-    """Text about what went wrong, on stderr."""
+    """Write text about what went wrong to stderr."""
     print(printable(text), file=sys.stderr)
 
 
@@ -40,7 +39,7 @@ def _finite(value: Any) -> Any:
         return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return finite_or_none(value) if isinstance(value, float) else value
 
 
 def needs_torch() -> None:

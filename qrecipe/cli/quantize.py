@@ -72,7 +72,7 @@ def quantize(
                 converted = compiled.convert(prepared)
             if output is not None:
                 save_quantized(converted, output)
-            # the quantized copy is in eval mode, and so is what it is compared with
+            # compare in eval mode, as the quantized copy is
             result = _measure(
                 subject.model.eval(), converted, first, measure, _calibrated(prepared)
             )
@@ -96,11 +96,11 @@ def _prepared(compiled: CompiledRecipe, batches: Iterable[Any] | None) -> nn.Mod
     """The prepared model, calibrated if there are batches."""
     prepared = compiled.prepare()
     if batches is not None:
-        with held_back([("QR234", QRecipeWarning)]):  # the result says it
+        with held_back([("QR234", QRecipeWarning)]):  # the result shows it
             calibrate(prepared, batches)
     elif any(site.mode == "static" for site in compiled.plan.sites):
-        text = "--data names the function that gives the batches to calibrate with"
-        raise typer.BadParameter(f"this recipe has static rules: {text}", param_hint="--data")
+        text = "this recipe has static rules: pass a function that returns calibration batches"
+        raise typer.BadParameter(text, param_hint="--data")
     return prepared
 
 

@@ -64,11 +64,10 @@ def result_text(result: Result) -> str:
         ),
         ("output", "", "", sqnr_text(result.sqnr_db)),
     ]
-    threads = "1 thread" if latency.threads == 1 else f"{latency.threads} threads"
     note = (
         f"Latency and SQNR on the first batch ({result.inputs}); latency is the median of "
-        f"{latency.runs} interleaved runs with {threads}. Float is the eager model. Size counts "
-        "parameters, buffers, and packed weights with their scales."
+        f"{latency.runs} interleaved runs with {counted(latency.threads, 'thread')}. Float is the "
+        "eager model. Size counts parameters, buffers, and packed weights with their scales."
     )
     width = min(shutil.get_terminal_size((100, 24)).columns, 100)
     notes = [note, *([] if result.calibrated is None else [_calibrated(result.calibrated)])]

@@ -66,7 +66,7 @@ def tune_recipe(
     plugins: Sequence[str] | None,
     as_json: bool,
 ) -> TuningResult:
-    """Search, show the trials and what was found, and write what is wished for of it."""
+    """Search, show the trials and the result, and write the requested files."""
     get_ready(threads, html=html, out=out)
     with user_code(plugins) as code:
         with user_output():
@@ -83,7 +83,7 @@ def tune_recipe(
                 resume=log,
                 target_cpu=target_cpu,
             )
-        # a search takes long: nothing that could fail or be interrupted stands before its result
+        # a search takes long: show its result before anything that could fail or be interrupted
         _give(result, out, as_json=as_json)
         if html is not None:
             with user_output():
@@ -104,7 +104,7 @@ def _give(result: TuningResult, out: str | None, *, as_json: bool) -> None:
 
 
 def _page(job: Job, result: TuningResult, title: str, metric: str) -> Page:
-    """The report of a search. Raises ``QRecipeError`` where its recipe can no longer be planned."""
+    """The report of a search. Raises ``QRecipeError`` if its recipe can no longer be planned."""
     quantized = _quantized(job, result)
     if isinstance(quantized, QRecipeError):
         raise quantized
@@ -121,13 +121,13 @@ def _page(job: Job, result: TuningResult, title: str, metric: str) -> Page:
 
 
 def _quantized(job: Job, result: TuningResult) -> ForPage | QRecipeError:
-    if result.stopped == "interrupt":  # who interrupts does not wait for more
+    if result.stopped == "interrupt":  # don't keep the user waiting
         return planned_for_page(job, _UNRANKED["interrupt"])
     return quantized_for_page(job)
 
 
 def _ranking(job: Job, result: TuningResult) -> Sequence[Ranked] | str:
-    """What the search went by; where it needed no ranking, one of the recipe that it found."""
+    """The ranking of the search; if it needed none, a ranking of the recipe that it found."""
     if result.ranking:
         return [
             (cost.name, math.nan if cost.sqnr_db is None else cost.sqnr_db, cost.reason)

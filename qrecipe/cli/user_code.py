@@ -70,7 +70,8 @@ class UserCode:
         """
         module_name, _, attribute = name.rpartition(":")
         if not module_name or not attribute.isidentifier():
-            raise typer.BadParameter(f'"{name}" names no function: {_FORM}', param_hint=option)
+            text = f'"{name}" does not name a function: {_FORM}'
+            raise typer.BadParameter(text, param_hint=option)
         module = self.module(module_name, option, "QR601")
         found = getattr(module, attribute, None)
         if found is None:
@@ -119,7 +120,7 @@ def user_output() -> AbstractContextManager[object]:
 
 @contextmanager
 def _hints_for_command_line() -> Iterator[None]:
-    """The library's hint about batches names an argument of Python's."""
+    """Reword the library's hint about batches, which names a Python argument."""
     try:
         yield
     except CalibrationError as error:
@@ -130,9 +131,9 @@ def _without_forward(finding: Finding) -> Finding:
     if finding.hint is None or "forward=" not in finding.hint:
         return finding
     fault, _, call = finding.hint.rpartition("pass forward=lambda model, batch: model(")
-    hint = "let the function of --data give the model's inputs only, without labels"
+    hint = "let the function of --data return the model's inputs only, without labels"
     if fault and call.endswith(")") and "labels" not in fault:
-        hint = f"{fault}let the function of --data give {call[:-1].lstrip('*')} for each batch"
+        hint = f"{fault}let the function of --data return {call[:-1].lstrip('*')} for each batch"
     return replace(finding, hint=hint)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import reduce
 from typing import Any, Literal
 
@@ -66,23 +66,11 @@ class Finding(ShortRepr):
             "code": self.code,
             "severity": self.severity,
             "message": self.message,
-            "location": _location_json(self.location),
+            "location": None if self.location is None else asdict(self.location),
             "hint": self.hint,
-            "related": [{"text": text, **(_location_json(at) or {})} for text, at in self.related],
+            "related": [{"text": text, **asdict(at)} for text, at in self.related],
             "notes": list(self.notes),
         }
-
-
-def _location_json(location: Location | None) -> dict[str, Any] | None:
-    if location is None:
-        return None
-    return {
-        "file": location.file,
-        "line": location.line,
-        "column": location.column,
-        "end_column": location.end_column,
-        "source": location.source,
-    }
 
 
 _EXCERPT_WIDTH = 100
@@ -92,11 +80,11 @@ def _excerpt(location: Location, hint: str | None) -> list[str]:
     """The source line with a caret under the span, cut to fit a terminal."""
     if not location.source.strip():
         return [f"  {hint}"] if hint else []
-    start = location.column - 1
+    start = min(max(location.column - 1, 0), len(location.source))
     is_long = len(location.source) > _EXCERPT_WIDTH
     cut = max(0, start - _EXCERPT_WIDTH // 2) if is_long else 0
     text = location.source[cut : cut + _EXCERPT_WIDTH].replace("\t", " ")
-    width = max(1, min(location.end_column - location.column, len(text) - (start - cut)))
+    width = max(1, min(location.end_column - 1, cut + len(text)) - start)
     gutter = f"{location.line:>5} | "
     caret = " " * (start - cut) + "^" * width
     return [f"{gutter}{text.rstrip()}", f"{'|':>7} {caret}{' ' + hint if hint else ''}"]

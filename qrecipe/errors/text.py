@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 
 # control characters except tab and line feed, line separators, bidirectional overrides and lone
@@ -52,3 +53,8 @@ def first_line(error: BaseException) -> str:
     except (Exception, SystemExit):
         text = ""
     return text.splitlines()[0] if text else type(error).__name__
+
+
+def finite_or_none(value: float | None) -> float | None:
+    """The number, or None where JSON has none for it."""
+    return value if value is not None and math.isfinite(value) else None

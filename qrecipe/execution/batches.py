@@ -1,4 +1,4 @@
-"""The batches that a caller's loader gives: taken one by one, run, checked and described."""
+"""The batches of a caller's loader: iterated, run, checked and described."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NO_MORE = object()
 
 
 class _Stream:
-    """A first batch that was taken out of a loader, and the rest of it."""
+    """A first batch that was taken from a loader, and the rest."""
 
     def __init__(self, first: Any, rest: Iterator[Any], source: Iterable[Any]) -> None:
         self._batches = chain([first], rest)
@@ -43,9 +43,9 @@ class _Stream:
 
 
 def peek(batches: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
-    """The first batch, and all of them to iterate over once.
+    """The first batch, and all batches to iterate over once.
 
-    Raises ``CalibrationError`` where there is none.
+    Raises ``CalibrationError`` if there is none.
     """
     iterator = _iterator(batches)
     first = list(limited(iterator, 1))
@@ -55,14 +55,14 @@ def peek(batches: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
 
 
 class _InputsTaken(BaseException):
-    """Stops a forward as soon as its inputs are known; no ``except Exception`` may stop it."""
+    """Stops a forward as soon as its inputs are known; ``except Exception`` must not catch it."""
 
 
 def batch_inputs(model: nn.Module, batch: Any, forward: Forward | None) -> Inputs:
-    """What the model itself is called with for a batch, without running it.
+    """The inputs of the model itself for a batch, without running it.
 
-    Raises ``CalibrationError`` (QR402) where the batch does not fit, ``PlanError`` (QR306) for what
-    is not a model.
+    Raises ``CalibrationError`` (QR402) if the batch does not fit, ``PlanError`` (QR306) if
+    ``model`` is not a model.
     """
     check_is_model(model)
     if forward is None:
@@ -87,10 +87,10 @@ def batch_inputs(model: nn.Module, batch: Any, forward: Forward | None) -> Input
 
 @contextmanager
 def inputs_of_batch(model: nn.Module, batch: Any, forward: Forward | None) -> Iterator[Inputs]:
-    """What the model is called with for the first batch, to plan with.
+    """The inputs of the model for the first batch, to plan with.
 
-    That it cannot take them is said of the batch, and of the ``forward`` to write, where it shows
-    only inside. Raises ``CalibrationError`` (QR402).
+    If planning inside the ``with`` shows that the model cannot take them, the error is about the
+    batch and suggests a ``forward``. Raises ``CalibrationError`` (QR402).
     """
     inputs = batch_inputs(model, batch, forward)
     try:
@@ -104,7 +104,7 @@ def inputs_of_batch(model: nn.Module, batch: Any, forward: Forward | None) -> It
 
 
 def limited(batches: Iterable[Any], limit: int) -> Iterator[Any]:
-    """At most ``limit`` batches; what the caller's loader raises comes out as our error."""
+    """At most ``limit`` batches; exceptions of the caller's loader become ours."""
     iterator = _iterator(batches)
     for index in range(limit):
         try:
@@ -120,7 +120,7 @@ def limited(batches: Iterable[Any], limit: int) -> Iterator[Any]:
 
 def _iterator(batches: Iterable[Any]) -> Iterator[Any]:
     if isinstance(batches, (Tensor, Mapping, str)) or not isinstance(batches, Iterable):
-        hint = "pass a list of batches or a DataLoader; one batch alone is [batch]"
+        hint = "pass a list of batches or a DataLoader; a single batch is [batch]"
         if isinstance(batches, Dataset):
             hint = "wrap it: torch.utils.data.DataLoader(dataset, batch_size=32)"
         kind = type(batches).__name__
@@ -135,15 +135,15 @@ def _iterator(batches: Iterable[Any]) -> Iterator[Any]:
 
 
 def known_length(batches: object, limit: int) -> int | None:
-    """How many batches there are, up to ``limit``; None where the loader cannot tell."""
+    """The number of batches, up to ``limit``; None if the loader does not know it."""
     try:
         return min(len(batches), limit)  # type: ignore[arg-type]
-    except Exception:  # whatever a loader without a length raises when it is asked
+    except Exception:  # whatever a loader without a length raises
         return None
 
 
 def run_batch(model: nn.Module, batch: Any, index: int, forward: Forward | None) -> None:
-    """Run the model on a batch. Raises ``CalibrationError`` (QR402) where it cannot take it."""
+    """Run the model on a batch. Raises ``CalibrationError`` (QR402) if it cannot take it."""
     try:
         if forward is None:
             Inputs.from_batch(batch).call(model)
@@ -151,15 +151,15 @@ def run_batch(model: nn.Module, batch: Any, index: int, forward: Forward | None)
             forward(model, batch)
     except Exception as error:
         helping = None if forward is not None else remedy(model, batch)
-        # what does not fit the signature is a finding already, and its code is another
+        # inputs that don't fit the signature are a finding of their own, with another code
         why = error.findings[0].message if isinstance(error, PlanError) else first_line(error)
         raise unusable_batch(batch, index, why, helping) from error
 
 
 def no_batches() -> CalibrationError:
-    """The error for a loader that gives nothing."""
+    """The error for an empty loader."""
     return CalibrationError(
-        Finding("QR401", "the loader gives no batches", hint="pass at least one batch")
+        Finding("QR401", "the loader yields no batches", hint="pass at least one batch")
     )
 
 
@@ -177,12 +177,12 @@ def unusable_batch(
 
 
 def check_signature(model: nn.Module, batch: Any, index: int) -> None:
-    """Raises ``CalibrationError`` (QR402) where ``forward`` has no such parameters."""
+    """Raises ``CalibrationError`` (QR402) if ``forward`` does not have such parameters."""
     inputs = Inputs.from_batch(batch)
     try:
         signature = inspect.signature(model.forward)
     except ValueError:
-        return  # not written in Python: the call itself will tell
+        return  # not written in Python: the call itself will fail
     try:
         signature.bind(*inputs.args, **dict(inputs.kwargs))
     except TypeError as error:
@@ -192,14 +192,14 @@ def check_signature(model: nn.Module, batch: Any, index: int) -> None:
 
 def _forward_hint(batch: Any) -> str | None:
     if is_empty(batch):
-        return "leave it out: a filter, or a dataset without samples, gives such a batch"
+        return "skip it: filters and datasets without samples yield such batches"
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return (
-            "does the loader give (inputs, labels)? pass "
+            "does the loader yield (inputs, labels)? pass "
             "forward=lambda model, batch: model(batch[0])"
         )
     if not isinstance(batch, (Tensor, tuple, list, Mapping)):
-        return "pass forward=lambda model, batch: ... that gives the model its tensors"
+        return "pass forward=lambda model, batch: ... that passes the tensors to the model"
     return None
 
 
@@ -211,8 +211,8 @@ def check_finite(batch: Any, index: int) -> None:
             raise CalibrationError(
                 Finding(
                     "QR403",
-                    f"batch {index} has {count} NaN or infinite of {tensor.numel()} values",
-                    hint="one such batch spoils every range after it; clean or skip it",
+                    f"batch {index} has {count} NaN or infinite values of {tensor.numel()}",
+                    hint="one such batch ruins all ranges after it; clean or skip it",
                 )
             )
 

@@ -35,8 +35,8 @@ from qrecipe.execution.batches import (
     run_batch,
     unusable_batch,
 )
-from qrecipe.execution.fx.fake_quants import only_observing
-from qrecipe.execution.prepared import PreparedState, prepared_state
+from qrecipe.execution.fake_quants import only_observing
+from qrecipe.execution.prepared import PreparedState, prepared_state, traced_parts
 from qrecipe.model.call import EMPTY, Inputs, is_empty
 from qrecipe.model.nested import cloned
 from qrecipe.process.neutral import neutral
@@ -57,20 +57,20 @@ def calibrate(
     """Run up to ``[calibration] max_batches`` batches through the observers of ``prepared``.
 
     A batch is a tensor, a tuple or list of positional inputs, or a mapping of keyword inputs;
-    ``forward(model, batch)`` handles anything else. The first batch and its output stay with the
-    model for the audit. What was prepared for training sees float values meanwhile, in eval mode:
-    ranges to start from.
+    ``forward(model, batch)`` handles anything else. The first batch and its output are kept for the
+    audit. A model prepared for training computes in float and eval mode meanwhile, to get initial
+    ranges.
 
     Raises:
-        CalibrationError: a batch that the model cannot take or with NaN or infinity, named by its
-            index; too few batches; observers that saw nothing. The observers are then as before.
+        CalibrationError: the model cannot take a batch, or it has NaN or infinity (the message has
+            its index); too few batches; observers that saw nothing. The observers are restored.
     """
     state = prepared_state(prepared)
     table = state.calibration
     show = chosen_progress(progress, "calibrating")
     total = known_length(batches, table.max_batches)
     done = 0
-    parts = _traced_parts(prepared, state)
+    parts = traced_parts(prepared)
     with (
         _restored_on_error(prepared, state),
         only_observing(prepared),
@@ -109,7 +109,7 @@ def _run(prepared: nn.Module, batch: Any, index: int, forward: Forward | None) -
 
 @contextmanager
 def _first_calls_kept(prepared: nn.Module, state: PreparedState) -> Iterator[None]:
-    """Note what each part is given and answers, whatever ``forward`` makes of a batch."""
+    """Record the inputs and outputs of each part, whatever ``forward`` does with a batch."""
     state.samples, state.later_calls, state.whole = {}, {}, None
     handles = [
         prepared.get_submodule(path).register_forward_hook(
@@ -139,7 +139,7 @@ def _note(
     if not path:
         state.samples.setdefault(path, Sample(inputs, output))
         return
-    # cloned, for the code around a root may write to both
+    # cloned, because the code around a root may write to both
     sample = Sample(inputs.cloned(), cloned(output))
     if path in state.samples:
         state.later_calls.setdefault(path, []).append(sample)
@@ -178,7 +178,7 @@ def _check_count(done: int, table: CalibrationTable) -> None:
         raise CalibrationError(
             Finding(
                 "QR401",
-                f"{counted(done, 'batch')} for calibration, and the recipe wants at least "
+                f"{counted(done, 'batch')} for calibration, but the recipe requires at least "
                 f"{table.min_batches}",
                 hint="pass more batches, or lower min_batches in [calibration]",
             )
@@ -192,9 +192,9 @@ def _few_batches(state: PreparedState) -> Finding:
         told = weight_text(state.first_weight)
     if state.clipping is not None:
         told = f"{told}: {state.clipping}"
-        hint = f'{hint}; of these the observer "minmax" clips nothing'
+        hint = f'{hint}; with these, the observer "minmax" clips nothing'
     return Finding(
-        "QR201", f"calibrated on {counted(state.batches, 'batch')} only{told}", hint=hint
+        "QR201", f"calibrated on only {counted(state.batches, 'batch')}{told}", hint=hint
     )
 
 
@@ -211,7 +211,7 @@ def _order_findings(state: PreparedState, clipping: Clipping, few: bool) -> Iter
         yield Finding(
             "QR234",
             f"calibrated on {counted(state.batches, 'batch')}{weight_text(weight)}",
-            hint='take about 100 batches, or observe with "minmax", which does not depend on their '
+            hint='use about 100 batches, or observe with "minmax", which does not depend on their '
             "order",
         )
 
@@ -220,12 +220,6 @@ def _check_ranges(parts: Iterable[fx.GraphModule]) -> None:
     findings = [finding for part in parts for finding in range_findings(part)]
     if findings:
         raise CalibrationError(findings)
-
-
-def _traced_parts(prepared: nn.Module, state: PreparedState) -> dict[str, fx.GraphModule]:
-    """All parts by their paths, save a model that is quantized untraced."""
-    parts = {path: prepared.get_submodule(path) for path in state.parts}
-    return {path: part for path, part in parts.items() if isinstance(part, fx.GraphModule)}
 
 
 def _branches_findings(

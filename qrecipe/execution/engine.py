@@ -1,4 +1,4 @@
-"""torch's quantized engines: which there are, and one of them for a while."""
+"""torch's quantized engines: which are available, and selecting one temporarily."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def available_engines() -> tuple[str, ...]:
 
 
 def check_engine(backend: Backend) -> None:
-    """Raise ``UnsupportedError`` (QR309) where this build or CPU lacks the backend's engine."""
+    """Raise ``UnsupportedError`` (QR309) if this build or CPU lacks the backend's engine."""
     available = available_engines()
     if backend not in ENGINES:
         raise UnsupportedError(
             Finding(
                 "QR309",
                 f"{backend} has no kernels in torch: its models are exported, not executed",
-                hint=f"to execute here, choose one of {', '.join(available)}",
+                hint=f"to run the model here, choose one of {', '.join(available)}",
             )
         )
     if backend not in available:
@@ -45,10 +45,10 @@ def check_engine(backend: Backend) -> None:
 
 @contextmanager
 def engine(backend: Backend) -> Iterator[None]:
-    """Run under the backend's quantized engine, and set the former one again.
+    """Run with the backend's quantized engine, and restore the previous one.
 
-    The engine is the whole process's: other threads wait for theirs until this one is done.
-    Raises ``UnsupportedError`` (QR309) as `check_engine` does.
+    The engine is global to the process, so other threads wait until this one is done. Raises
+    ``UnsupportedError`` (QR309) as `check_engine` does.
     """
     check_engine(backend)
     with _ENGINE:

@@ -6,12 +6,16 @@ engine; what goes in is a weight of integers with scales and zero points, and a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
+
+from qrecipe.model.addresses import CALLS, site_of
+from qrecipe.model.normalize import stored, stored_in
+from qrecipe.planning.plan import Engine
 
 Tensors = dict[str, Tensor]
 """Plain tensors by role: ``weight``, ``weight_scale``, ``weight_zero_point``, ``bias``."""
@@ -177,3 +181,39 @@ _KINDS: Mapping[str, _Kind] = {
     "EmbeddingPackedParamsBase": _Kind(_unpack_embedding, _pack_embedding),
     "CellParamsBase": _Kind(_unpack_cell, _pack_cell),
 }
+
+
+def packed_sites(converted: fx.GraphModule) -> Iterator[tuple[nn.Module, str, str]]:
+    """Where the packed weights of sites are: a module, the name of its attribute, and the site.
+
+    Those of a module are in it, those of a function beside the graph.
+    """
+    for node in converted.graph.nodes:
+        site = site_of(node)
+        if site is None or node.op not in CALLS:
+            continue
+        if node.op == "call_module":
+            owner = converted.get_submodule(str(node.target))
+            if isinstance(getattr(owner, "_packed_params", None), torch.ScriptObject):
+                yield owner, "_packed_params", site
+            continue
+        for source in node.all_input_nodes:
+            if isinstance(stored(source, converted), torch.ScriptObject):
+                yield *stored_in(source, converted), site
+
+
+def detours(
+    converted: nn.Module, engines: Mapping[str, Engine], paths: Iterable[str]
+) -> dict[tuple[nn.Module, str], Engine]:
+    """The packed weights of sites that run on another engine than the model's.
+
+    They are given by module and attribute; ``paths`` are those of the converted graphs, ``engines``
+    has the sites.
+    """
+    found: dict[tuple[nn.Module, str], Engine] = {}
+    for path in paths:
+        graph_module: Any = converted.get_submodule(path)
+        for owner, name, site in packed_sites(graph_module):
+            if site in engines:
+                found[owner, name] = engines[site]
+    return found

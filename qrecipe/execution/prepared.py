@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from torch import nn
+from torch import fx, nn
 
 from qrecipe.audit.sample import Sample
 from qrecipe.errors.findings import CalibrationError, Finding
@@ -64,6 +64,12 @@ def prepared_state(model: object) -> PreparedState:
         Finding(
             "QR406",
             f"this {type(model).__name__} was not prepared by qrecipe",
-            hint="pass what CompiledRecipe.prepare() returned",
+            hint="pass the model that CompiledRecipe.prepare() returned",
         )
     )
+
+
+def traced_parts(prepared: nn.Module) -> dict[str, fx.GraphModule]:
+    """The parts of a prepared model that are graphs with observers in them, by their paths."""
+    parts = {path: prepared.get_submodule(path) for path in prepared_state(prepared).parts}
+    return {path: part for path, part in parts.items() if isinstance(part, fx.GraphModule)}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from qrecipe._version import __version__
 from qrecipe.errors.findings import ArtifactError, Finding
@@ -29,9 +30,9 @@ _ARCHITECTURE = "architecture"
 class Provenance(Report):
     """The resolved recipe as TOML, its fingerprint, the plan as JSON, and the versions.
 
-    ``versions`` are those of qrecipe, torch, Python, the distributions of the plugins that the
-    recipe names, and those that published recipes which it is made of. ``cpu`` is the kind of CPU
-    that converted the model; ``unjudged`` are the sites that it could not judge with all 8 bits.
+    ``versions`` are those of qrecipe, torch, Python, and the distributions of plugins and of
+    published recipes that the recipe uses. ``cpu`` is the kind of CPU that converted the model;
+    ``unjudged`` are the sites that it could not check with all 8 bits.
     """
 
     recipe: str
@@ -80,6 +81,15 @@ def architecture(converted: nn.Module) -> Architecture:
     return found
 
 
+def converted_graphs(converted: nn.Module) -> dict[str, fx.GraphModule]:
+    """The graphs in a converted model by the paths of their parts; none where it is untraced.
+
+    Raises ``ArtifactError`` (QR501) as `provenance` does.
+    """
+    modules: Any = converted
+    return {part.path: modules.get_submodule(part.path) for part in architecture(converted).parts}
+
+
 def provenance(converted: nn.Module) -> Provenance:
     """Recipe, fingerprint, plan and versions of a model that qrecipe converted.
 
@@ -91,7 +101,7 @@ def provenance(converted: nn.Module) -> Provenance:
             Finding(
                 "QR501",
                 f"this {type(converted).__name__} was not converted by qrecipe",
-                hint="pass what qrecipe.quantize or CompiledRecipe.convert returned",
+                hint="pass the model that qrecipe.quantize or CompiledRecipe.convert returned",
             )
         )
     return found
@@ -114,7 +124,7 @@ def origin_sections(origin: Provenance) -> Iterator[Section]:
 
 
 def _version_order(version: tuple[str, str]) -> tuple[int, str]:
-    """The key that sorts versions: a stored file has them by name, a model at hand does not."""
+    """The sort key of versions: a stored file has them by name, a model in memory does not."""
     name, _ = version
     first = ("qrecipe", "torch", "python")
     return (first.index(name) if name in first else len(first), name)
@@ -122,5 +132,5 @@ def _version_order(version: tuple[str, str]) -> tuple[int, str]:
 
 def stored_plan(origin: Provenance) -> Plan:
     """The plan by which a model was converted."""
-    # not its JSON as it stands: that of a loaded model is only known to be valid
+    # parsed and checked, since the plan of a loaded model comes from a file
     return Plan.from_json(origin.plan)

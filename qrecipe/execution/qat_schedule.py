@@ -1,4 +1,4 @@
-"""The schedule of quantization-aware training, as a learning-rate scheduler of torch."""
+"""The schedule of quantization-aware training, as a torch learning-rate scheduler."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from qrecipe.errors.findings import Finding, PlanError
-from qrecipe.execution.fx.fake_quants import freeze_batch_norm, stop_observing
+from qrecipe.execution.fake_quants import freeze_batch_norm, stop_observing
 from qrecipe.execution.prepared import PreparedState, prepared_state
 from qrecipe.recipe.schema import QatTable
 
@@ -22,21 +22,21 @@ _FACTORS: Mapping[Literal["cosine", "linear", "constant"], Callable[[float], flo
     "linear": lambda done: 1 - done,
     "constant": lambda done: 1.0,
 }
-"""The learning rate as a part of the one that training starts with, by the part that is done."""
+"""The learning rate as a fraction of the initial one, by the fraction of training done."""
 
 
 class QatSchedule(LRScheduler):
     """Anneals the learning rate, and freezes ranges and BatchNorm statistics on the way.
 
-    One ``step()`` a batch, after ``optimizer.step()``. After ``total_steps`` the rate stays where
-    it is. ``state_dict`` holds the position; what was frozen is frozen again by loading it.
+    Call ``step()`` once per batch, after ``optimizer.step()``. After ``total_steps`` the rate stays
+    constant. ``state_dict`` has the position; loading it freezes again what was frozen.
     """
 
     def __init__(
         self, prepared: nn.Module, optimizer: Optimizer, table: QatTable, original_steps: int
     ) -> None:
         self.total_steps = math.ceil(original_steps * table.epochs_fraction)
-        # not before the first batch: there would be no range at all
+        # not before the first batch, when there is no range yet
         self.disable_observer_at = max(
             1, math.ceil(self.total_steps * table.disable_observer_after)
         )
@@ -46,33 +46,33 @@ class QatSchedule(LRScheduler):
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float | torch.Tensor]:
-        """The rates of the optimizer's groups at this step: their initial ones, scaled."""
+        """The learning rates of the optimizer's groups at this step."""
         done = min(1.0, self.last_epoch / self.total_steps)
         factor = self._table.learning_rate_fraction * _FACTORS[self._table.schedule](done)
         return [rate * factor for rate in self.base_lrs]
 
     def step(self, epoch: int | None = None) -> None:
-        """Go on by one batch."""
+        """Advance by one batch."""
         super().step(epoch)
         self._freeze()
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, as plain values; the model and the optimizer have states of their own."""
+        """The position as plain values; model and optimizer have their own state."""
         state: dict[str, Any] = super().state_dict()
         return {key: value for key, value in state.items() if key not in ("_prepared", "_table")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where a schedule of the same length stopped.
+        """Resume a schedule of the same length.
 
-        Raises ``PlanError`` (QR313) for the state of another length.
+        Raises ``PlanError`` (QR313) if the length differs.
         """
         if state_dict.get("total_steps") != self.total_steps:
             raise PlanError(
                 Finding(
                     "QR313",
-                    f"the state is that of a schedule of {state_dict.get('total_steps')} steps, "
+                    f"the state is from a schedule of {state_dict.get('total_steps')} steps, "
                     f"not of {self.total_steps}",
-                    hint="resume with the original_steps and the recipe that training began with",
+                    hint="resume with the original_steps and recipe that training started with",
                 )
             )
         super().load_state_dict(state_dict)
@@ -86,16 +86,16 @@ class QatSchedule(LRScheduler):
 
 
 def qat_schedule(prepared: nn.Module, optimizer: Optimizer, *, original_steps: int) -> QatSchedule:
-    """The scheduler that applies the recipe's ``[qat]`` to a training loop of your own.
+    """The scheduler that applies the recipe's ``[qat]`` table to your training loop.
 
-    ``prepared`` is what `CompiledRecipe.prepare` returned, or its wrapper (DataParallel and the
-    like); ``optimizer`` carries the *initial* learning rates of the original training, of which
-    the schedule makes the recipe's fraction; ``original_steps`` is the number of batches that the
-    original training took, all epochs together. Train for ``total_steps`` batches.
+    ``prepared`` is the model from `CompiledRecipe.prepare`, or its wrapper (such as DataParallel);
+    ``optimizer`` has the *initial* learning rates of the original training, which the schedule
+    scales by the recipe's fraction; ``original_steps`` is the number of batches of the original
+    training, all epochs together. Train for ``total_steps`` batches.
 
     Raises:
         CalibrationError: ``prepared`` was not prepared by qrecipe (QR406).
-        PlanError: it was not prepared for training (QR308), or the steps are no positive number
+        PlanError: it was not prepared for training (QR308), or the number of steps is not positive
             (QR313).
     """
     state, inner = _unwrapped(prepared)
@@ -119,7 +119,7 @@ def qat_schedule(prepared: nn.Module, optimizer: Optimizer, *, original_steps: i
 
 
 def _unwrapped(prepared: nn.Module) -> tuple[PreparedState, nn.Module]:
-    """The prepared model, itself or as the ``module`` of what wraps it."""
+    """The prepared model, itself or as the ``module`` of a wrapper."""
     inner = getattr(prepared, "module", None)
     if isinstance(inner, nn.Module) and "meta" not in vars(prepared):
         return _unwrapped(inner)

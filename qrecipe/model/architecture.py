@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import fx, nn
@@ -41,18 +41,22 @@ def traced_part(
     return TracedPart(path=path, constants=dict(constants), nodes=nodes)
 
 
-def note_values(part: TracedPart, graph_module: fx.GraphModule) -> list[str]:
-    """Give the nodes the recorded values, or return the differences from the record."""
-    nodes = list(graph_module.graph.nodes)
-    found = {node.name: _call(node) for node in nodes}
+class ArchitectureError(Exception):
+    """The model is not the one that was quantized; ``differences`` says where."""
+
+    def __init__(self, differences: list[str]) -> None:
+        super().__init__(differences)
+        self.differences = differences
+
+
+def note_values(part: TracedPart, graph_module: fx.GraphModule) -> None:
+    """Give the nodes the recorded values. Raises `ArchitectureError` for another graph."""
+    found = {node.name: _call(node) for node in graph_module.graph.nodes}
     recorded = {node.name: node.call for node in part.nodes}
-    if list(found) != list(recorded) or found != recorded:
-        return list(
-            differences_of(f"forward of {part.path}" if part.path else "forward", recorded, found)
-        )
-    for node, record in zip(nodes, part.nodes, strict=True):
-        node.meta["value"] = _VALUES[record.value]
-    return []
+    check_same(f"forward of {part.path}" if part.path else "forward", recorded, found)
+    values = {node.name: _VALUES[node.value] for node in part.nodes}
+    for node in graph_module.graph.nodes:
+        node.meta["value"] = values[node.name]
 
 
 def module_settings(model: nn.Module) -> dict[str, str]:
@@ -64,11 +68,6 @@ def module_settings(model: nn.Module) -> dict[str, str]:
     }
 
 
-def setting_differences(architecture: Architecture, model: nn.Module) -> list[str]:
-    """Where the modules of a model differ from the recorded ones."""
-    return list(differences_of("module", architecture.modules, module_settings(model)))
-
-
 def graph_digests(converted: nn.Module, architecture: Architecture) -> dict[str, str]:
     """The SHA-256 of the code of each converted part; equal graphs have equal digests."""
     return {
@@ -77,14 +76,16 @@ def graph_digests(converted: nn.Module, architecture: Architecture) -> dict[str,
     }
 
 
-def differences_of(
-    what: str, recorded: Mapping[str, str], found: Mapping[str, str]
-) -> Iterator[str]:
-    """Descriptions of the differences between two mappings; ``recorded`` is from the file."""
+def check_same(what: str, recorded: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """Raises `ArchitectureError` if two maps by name differ; ``recorded`` is the file's."""
+    differences = []
     for name in [*recorded, *(name for name in found if name not in recorded)]:
         stored, own = recorded.get(name, "nothing"), found.get(name, "nothing")
         if stored != own:
-            yield f"{what}, {name or 'the model itself'}: {stored} in the file, {own} in the model"
+            place = f"{what}, {name or 'the model itself'}"
+            differences.append(f"{place}: {stored} in the file, {own} in the model")
+    if differences:
+        raise ArchitectureError(differences)
 
 
 def _settings(module: nn.Module) -> str:

@@ -60,6 +60,28 @@ def with_parts(model: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
     return whole
 
 
+def without_weights(model: nn.Module) -> nn.Module:
+    """A copy in eval mode with zeros for parameters and for buffers without values."""
+    tensors = [
+        *model.parameters(),
+        *(tensor for tensor in _plain_tensors(model) if tensor.is_meta),
+    ]
+    zeros = {id(tensor): _zeros(tensor) for tensor in tensors}
+    return copy.deepcopy(model, zeros).eval()
+
+
+def _plain_tensors(model: nn.Module) -> list[Tensor]:
+    """Buffers, and plain tensor attributes."""
+    attributes = chain.from_iterable(vars(module).values() for module in model.modules())
+    return [*model.buffers(), *(value for value in attributes if isinstance(value, Tensor))]
+
+
+def _zeros(tensor: Tensor) -> Tensor:
+    zeros = torch.zeros(tensor.shape, dtype=tensor.dtype)
+    is_parameter = isinstance(tensor, nn.Parameter)
+    return nn.Parameter(zeros, tensor.requires_grad) if is_parameter else zeros
+
+
 def _copy_sharing(model: _Model, shared: Iterable[Tensor | nn.Module]) -> _Model:
     """A deep copy that shares some parts; inference tensors are cloned, for autograd."""
     memo: dict[int, Tensor | nn.Module] = {

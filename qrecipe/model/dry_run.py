@@ -67,13 +67,19 @@ def first_calls(model: nn.Module, paths: Collection[str], inputs: Inputs) -> dic
 
     Raises ``PlanError`` like `try_inputs`.
     """
-    taken: dict[str, Inputs] = {}
     probe = runnable_copy(model)
+    taken = note_first_calls(probe, paths)
+    with random_numbers_kept():
+        try_inputs(probe, inputs.cloned(), model)
+    return taken
+
+
+def note_first_calls(probe: nn.Module, paths: Collection[str]) -> dict[str, Inputs]:
+    """Let some submodules of a copy note what each is called with first, once it runs."""
+    taken: dict[str, Inputs] = {}
     for path in paths:
         hook = partial(_take, taken, path)
         probe.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True)
-    with random_numbers_kept():
-        try_inputs(probe, inputs.cloned(), model)
     return taken
 
 

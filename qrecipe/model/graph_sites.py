@@ -27,6 +27,7 @@ from qrecipe.model.altered_modules import Apart, keep_apart, normalises_another_
 from qrecipe.model.architecture import traced_part
 from qrecipe.model.call import Inputs, constants
 from qrecipe.model.graph_names import keep_state_names, outer
+from qrecipe.model.kernel_types import KernelTypes, kernel_types
 from qrecipe.model.normalize import TAKES_WEIGHT, drop_dead_code, normalize
 from qrecipe.model.outputs import is_packing
 from qrecipe.model.record import TracedPart
@@ -44,18 +45,16 @@ _COPIES = (nn.Dropout, F.dropout)
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """An operation in a fused graph: its nodes in order and the backend's pattern for them.
+    """An operation in a fused graph: its nodes in order, and what its backend's kernels take.
 
-    ``module`` is what the first node calls (the first module if it is fused), None for a function;
-    ``pattern`` and ``handler`` are None if the backend has none.
+    ``module`` is what the first node calls, the first one of a fused module, and None for a
+    function.
     """
 
     operation: Operation
     nodes: tuple[fx.Node, ...]
     module: nn.Module | None
-    pattern: Any
-    node_pattern: Any
-    handler: QuantizeHandler | None
+    kernels: tuple[KernelTypes, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +260,7 @@ def _matches(
         _sorted_patterns_dict(_get_pattern_to_quantize_handlers(backend_config)),
         backend_config_utils.get_fusion_pattern_to_root_node_getter(backend_config),
     )
+    configs = backend_config_utils.get_pattern_to_dtype_configs(backend_config)
     position = {node: index for index, node in enumerate(fused.graph.nodes)}
     site_of: dict[fx.Node, str] = {}
     for node in fused.graph.nodes:
@@ -268,10 +268,11 @@ def _matches(
             continue
         _, node_pattern, pattern, handler = found.get(node.name, (node, [node], None, None))
         group = sorted(_nodes_of(node_pattern), key=position.__getitem__)
+        kernels = () if pattern is None else kernel_types(configs[pattern])
         sources = _sources(group)
         operation = Operation(
             members=tuple(member for n in group for member in _members(n)),
-            kind=_kind(pattern, handler, backend_config),
+            kind=_kind(pattern, handler, kernels),
             producers=tuple(dict.fromkeys(site_of[n] for n in sources if n in site_of)),
             model_inputs=tuple(str(n.target) for n in sources if n.op == "placeholder"),
             stored=tuple(outer(str(n.target)) for n in sources if n.op == "get_attr"),
@@ -279,7 +280,7 @@ def _matches(
         )
         site_of.update(dict.fromkeys(group, operation.name))
         module = _first_module(group[0], fused)
-        yield Match(operation, tuple(group), module, pattern, node_pattern, handler)
+        yield Match(operation, tuple(group), module, kernels)
 
 
 def _first_module(node: fx.Node, fused: fx.GraphModule) -> nn.Module | None:
@@ -302,15 +303,12 @@ def _nodes_of(node_pattern: Any) -> Iterator[fx.Node]:
             yield from _nodes_of(part)
 
 
-def _kind(pattern: Any, handler: QuantizeHandler | None, backend_config: BackendConfig) -> Kind:
+def _kind(pattern: Any, handler: QuantizeHandler | None, kernels: tuple[KernelTypes, ...]) -> Kind:
     if handler is None:
         return "unmatched"
     if handler.is_general_tensor_value_op() or pattern in _COPIES:
         return "passthrough"
-    configs = backend_config_utils.get_pattern_to_dtype_configs(backend_config)[pattern]
-    if any(config.output_dtype_with_constraints.scale_exact_match for config in configs):
-        return "fixed_qparams"
-    return "observed"
+    return "fixed_qparams" if any(kernel.output.scale for kernel in kernels) else "observed"
 
 
 def _readers(node: fx.Node) -> Iterator[fx.Node]:

@@ -14,6 +14,7 @@ from qrecipe.model.call import Inputs
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.dry_run import drawing_nothing, try_inputs
 from qrecipe.model.graph_sites import Inventory, Match, module_names
+from qrecipe.model.kernel_types import kernel_types
 from qrecipe.recipe.schema import FxTable
 from qrecipe.rules.structure import Kind, ModelStructure, Operation, enclosing
 
@@ -39,8 +40,8 @@ def take_inventory(
             continue
         config = backend_config._pattern_complex_format_to_config.get(type(module))
         operation = Operation((module_member(path, module),), _kind(config), ())
-        pattern = None if config is None else type(module)
-        matches[path] = Match(operation, (), module, pattern, None, None)
+        kernels = () if config is None else kernel_types(config.dtype_configs)
+        matches[path] = Match(operation, (), module, kernels)
     bases = {path: base_names(type(model.get_submodule(path))) for path in modules}
     operations = tuple(match.operation for match in matches.values())
     structure = ModelStructure(operations, modules, bases, aliases)

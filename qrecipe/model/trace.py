@@ -7,7 +7,7 @@ import inspect
 import keyword
 import operator
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -281,36 +281,26 @@ def _is_made_again_by_torch(value: Any) -> bool:
 
 def _known_names(model: nn.Module, names: Sequence[str]) -> Sequence[str]:
     known = dict(model.named_modules())
-    missing = [
-        Finding(
-            "QR301",
-            f'fx.non_traceable_module_name "{name}" is not a module of the model',
-            hint=did_you_mean(name, known),
-            key="fx.non_traceable_module_name",
-        )
-        for name in names
-        if name not in known
-    ]
-    if missing:
-        raise error_from(missing)
+    _check_known("fx.non_traceable_module_name", names, known, "module of the model")
     return names
 
 
 def _known_classes(model: nn.Module, names: Sequence[str]) -> list[Callable[..., Any]]:
     by_name = {f"{type(m).__module__}.{type(m).__qualname__}": type(m) for m in model.modules()}
+    _check_known(
+        "fx.non_traceable_module_class", names, by_name, "class of any module of the model"
+    )
+    return [by_name[name] for name in names]
+
+
+def _check_known(key: str, names: Sequence[str], known: Collection[str], what: str) -> None:
     missing = [
-        Finding(
-            "QR301",
-            f'fx.non_traceable_module_class "{name}" is not a class of any module of the model',
-            hint=did_you_mean(name, by_name),
-            key="fx.non_traceable_module_class",
-        )
+        Finding("QR301", f'{key} "{name}" is not a {what}', hint=did_you_mean(name, known), key=key)
         for name in names
-        if name not in by_name
+        if name not in known
     ]
     if missing:
         raise error_from(missing)
-    return [by_name[name] for name in names]
 
 
 def _untraceable(error: Exception, path: str, at: str, model: nn.Module) -> UntraceableError:

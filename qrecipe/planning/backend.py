@@ -23,11 +23,12 @@ from qrecipe._torch_fx import (
     get_tensorrt_backend_config,
 )
 from qrecipe.model.graph_sites import Inventory, Match
-from qrecipe.observers.qconfig import per_tensor, quantized_range
+from qrecipe.model.kernel_types import KernelTypes, TensorType
+from qrecipe.observers.qconfig import per_tensor
 from qrecipe.planning.engines import adds_in_32_bits, detour
 from qrecipe.planning.folding import fold_into_transposed
 from qrecipe.planning.kernels import refusal, takes_per_channel_weight, weight_refusal
-from qrecipe.planning.plan import Engine, Mode, Verdict
+from qrecipe.planning.plan import Engine, Verdict
 from qrecipe.planning.saturation import (
     ADDS_IN_16_BITS,
     exceeds_seven_bits,
@@ -35,9 +36,9 @@ from qrecipe.planning.saturation import (
     takes_weight,
 )
 from qrecipe.recipe.recipe import QConfigSpec
-from qrecipe.recipe.schema import Backend, Constructor, Phase, TensorSpec
+from qrecipe.recipe.schema import Backend, Constructor, Phase, TensorSpec, quantized_range
 from qrecipe.rules.resolution import Decision
-from qrecipe.rules.structure import Kind, Operation
+from qrecipe.rules.structure import Kind, Mode, Operation
 
 
 def _onednn_config() -> BackendConfig:
@@ -66,17 +67,6 @@ FOLLOWERS: frozenset[Kind] = frozenset({"passthrough", "fixed_qparams"})
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-
-_DTYPE_NAMES: Mapping[torch.dtype, str] = {
-    torch.qint8: "int8",
-    torch.quint8: "uint8",
-    torch.quint4x2: "uint4",
-    torch.qint32: "int32",
-    torch.int8: "int8",
-    torch.uint8: "uint8",
-    torch.float16: "float16",
-    torch.float32: "float32",
-}
 
 _DEFAULT_EPS = float(torch.finfo(torch.float32).eps)
 
@@ -131,13 +121,11 @@ def _is_transposed_batch_norm(pattern: Any) -> bool:
 def outcomes(
     inventory: Inventory, decisions: Mapping[str, Decision], backend: Backend, phase: Phase
 ) -> dict[str, Outcome]:
-    """The outcome of each operation by name, in order of execution."""
-    configs = backend_config(backend, phase)._pattern_complex_format_to_config
+    """Each operation's outcome by name, in order of execution."""
     readers = readers_of_seven_bits(inventory, decisions, backend)
     found: dict[str, Outcome] = {}
     for name, match in inventory.matches.items():
-        dtype_configs = configs[match.pattern].dtype_configs if match.pattern is not None else []
-        judge = _Judge(match, backend, phase, dtype_configs, found, readers.get(name))
+        judge = _Judge(match, backend, phase, found, readers.get(name))
         found[name] = judge.outcome(decisions[name])
     return found
 
@@ -182,16 +170,13 @@ def can_honour(
     backend: Backend,
     phase: Phase,
 ) -> bool:
-    """Whether any of the named operations could be quantized with ``qconfig``."""
-    configs = backend_config(backend, phase)._pattern_complex_format_to_config
-    for name in names:
-        match = inventory.matches[name]
-        if match.pattern is None or match.operation.kind in FOLLOWERS:
-            continue
-        judge = _Judge(match, backend, phase, configs[match.pattern].dtype_configs, {})
-        if judge.quantized(qconfig).honoured:
-            return True
-    return False
+    """Whether any of the named operations could be quantized as ``qconfig`` says."""
+    matches = (inventory.matches[name] for name in names)
+    return any(
+        _Judge(match, backend, phase, {}).quantized(qconfig).honoured
+        for match in matches
+        if match.operation.kind != "unmatched" and match.operation.kind not in FOLLOWERS
+    )
 
 
 def _float(reason: str, *, honoured: bool = True) -> Outcome:
@@ -208,7 +193,6 @@ class _Judge:
     match: Match
     backend: Backend
     phase: Phase
-    dtype_configs: list[Any]
     earlier: Mapping[str, Outcome]
     reader: str | None = None
 
@@ -254,15 +238,15 @@ class _Judge:
             return _float(f"its range is fixed, and {leader}")
         if self.reader is not None:
             return _float(f"its range is fixed at 8 bits, and {self.reader} can only read 7")
-        for config in self.dtype_configs:
-            output = config.output_dtype_with_constraints
-            if _DTYPE_NAMES.get(output.dtype) == leader.dtype:
+        for kernel in self.match.kernels:
+            output = kernel.output
+            if output.dtype == leader.dtype and output.scale is not None:
                 fixed = TensorSpec(
                     observer=Constructor.model_validate(
                         {
                             "name": "fixed_qparams",
-                            "scale": float(output.scale_exact_match),
-                            "zero_point": int(output.zero_point_exact_match),
+                            "scale": output.scale,
+                            "zero_point": output.zero_point,
                         }
                     ),
                     dtype=leader.dtype,
@@ -295,13 +279,13 @@ class _Judge:
 
     def _quantize(self, qconfig: QConfigSpec) -> Outcome:
         mode = mode_of(qconfig)
-        configs = [config for config in self.dtype_configs if _mode_of_config(config) == mode]
-        if not configs:
+        kernels = [kernel for kernel in self.match.kernels if kernel.mode == mode]
+        if not kernels:
             return _float(self._no_mode(mode), honoured=False)
         faults: list[Fault] = []
-        for config in configs:
-            spec, note = self._substitute(qconfig, config)
-            fault = _mismatch(spec, config, self.backend)
+        for kernel in kernels:
+            spec, note = self._substitute(qconfig, kernel)
+            fault = _mismatch(spec, kernel, self.backend)
             if fault is None:
                 return self._on_a_right_kernel(mode, spec, note)
             faults.append(fault)
@@ -327,9 +311,11 @@ class _Judge:
         ranges = filter(None, map(quantized_range, specs))
         return max((high - low for low, high in ranges), default=0)
 
-    def _substitute(self, qconfig: QConfigSpec, config: Any) -> tuple[QConfigSpec, str | None]:
-        """The qconfig as the kernel supports it, and a note on what was changed."""
-        if config.weight_dtype in (None, torch.float32):
+    def _substitute(
+        self, qconfig: QConfigSpec, types: KernelTypes
+    ) -> tuple[QConfigSpec, str | None]:
+        """The qconfig as the kernel takes it, and what had to change."""
+        if types.weight.dtype is None:
             return replace(qconfig, weight=None), None
         weight = qconfig.weight
         if weight is None or _is_per_tensor(weight) or takes_per_channel_weight(self.match):
@@ -339,7 +325,7 @@ class _Judge:
 
     def _no_mode(self, mode: Mode) -> str:
         word = {"static": "static", "dynamic": "dynamic", "weight_only": "weight-only"}[mode]
-        available = {_mode_of_config(config) for config in self.dtype_configs}
+        available = {kernel.mode for kernel in self.match.kernels}
         others = " or ".join(
             sorted({"static", "dynamic", "weight-only"} & {m.replace("_", "-") for m in available})
         )
@@ -354,27 +340,21 @@ def mode_of(qconfig: QConfigSpec) -> Mode:
     return "dynamic" if qconfig.activation.is_dynamic else "static"
 
 
-def _mode_of_config(config: Any) -> Mode:
-    if config.is_dynamic:
-        return "dynamic"
-    return "weight_only" if config.input_dtype == torch.float32 else "static"
-
-
 def _is_per_tensor(spec: TensorSpec) -> bool:
     return spec.qscheme is None or spec.qscheme.startswith("per_tensor")
 
 
-def _mismatch(qconfig: QConfigSpec, config: Any, backend: Backend) -> Fault | None:
-    """Why the kernel of ``config`` cannot run ``qconfig``, or None if it can."""
-    of_activation: tuple[Literal["activation"], Any, Any]
-    of_activation = ("activation", qconfig.activation, config.input_dtype_with_constraints)
-    of_weight: tuple[Literal["weight"], Any, Any]
-    of_weight = ("weight", qconfig.weight, config.weight_dtype_with_constraints)
-    for role, spec, wanted in (of_activation, of_weight):
-        if wanted.dtype in (None, torch.float32):
+def _mismatch(qconfig: QConfigSpec, types: KernelTypes, backend: Backend) -> Fault | None:
+    """Why a kernel cannot run ``qconfig``, or None where it can."""
+    sides: tuple[tuple[Literal["activation", "weight"], TensorSpec | None, TensorType], ...] = (
+        ("activation", qconfig.activation, types.input),
+        ("weight", qconfig.weight, types.weight),
+    )
+    for role, spec, wanted in sides:
+        if wanted.dtype is None:
             continue
         if spec is None:
-            none = f"needs a {_DTYPE_NAMES[wanted.dtype]} {role} here, but there is none"
+            none = f"needs a {wanted.dtype} {role} here, but there is none"
             return Fault(role, "", f"{backend} {none}")
         found = _dtype_problem(spec, wanted)
         if found is not None:
@@ -383,20 +363,20 @@ def _mismatch(qconfig: QConfigSpec, config: Any, backend: Backend) -> Fault | No
     return None
 
 
-def _dtype_problem(spec: TensorSpec, wanted: Any) -> tuple[str, str] | None:
-    """The key at fault, and the problem."""
+def _dtype_problem(spec: TensorSpec, wanted: TensorType) -> tuple[str, str] | None:
+    """The key at fault, and what is wrong with it."""
     stored = {"int4": "int8"}.get(str(spec.dtype), spec.dtype)
-    if stored != _DTYPE_NAMES[wanted.dtype]:
-        return "dtype", f"needs {_DTYPE_NAMES[wanted.dtype]} {{role}}s here, not {spec.dtype}"
+    if stored != wanted.dtype:
+        return "dtype", f"needs {wanted.dtype} {{role}}s here, not {spec.dtype}"
     low, high = quantized_range(spec) or (0, 0)
-    bound_low, bound_high = wanted.quant_min_lower_bound, wanted.quant_max_upper_bound
-    if bound_low is not None and bound_high is not None and (low < bound_low or high > bound_high):
+    least, most = wanted.low, wanted.high
+    if least is not None and most is not None and not least <= low <= high <= most:
         return (
-            "quant_min" if low < bound_low else "quant_max",
-            f"needs {{role}}s in {bound_low}..{bound_high} here, not {low}..{high}: "
+            "quant_min" if low < least else "quant_max",
+            f"needs {{role}}s in {least}..{most} here, not {low}..{high}: "
             "set quant_min and quant_max",
         )
     eps = spec.eps if spec.eps is not None else _DEFAULT_EPS
-    if wanted.scale_min_lower_bound is not None and eps < wanted.scale_min_lower_bound:
-        return "eps", f"needs eps >= {wanted.scale_min_lower_bound} for {{role}}s here: set eps"
+    if wanted.least_scale is not None and eps < wanted.least_scale:
+        return "eps", f"needs eps >= {wanted.least_scale} for {{role}}s here: set eps"
     return None

@@ -33,6 +33,10 @@ _WEIGHTED = (F.linear, F.conv1d, F.conv2d, F.conv3d, *_F_CONV_TRANSPOSE)
 _MOST_FLOAT16 = torch.finfo(torch.float16).max
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _BINARY = (operator.add, operator.mul, torch.add, torch.mul, torch.matmul)
+_OPERANDS: Mapping[Any, str] = {
+    **dict.fromkeys(_BINARY, "an operand"),
+    **dict.fromkeys((torch.cat, torch.stack), "one of the joined tensors"),
+}
 
 
 _AVERAGE = (
@@ -57,11 +61,12 @@ def refusal(match: Match, backend: Backend) -> str | None:
     if _lacks_batch(match):
         return "quantized convolutions need a batch dimension: x.unsqueeze(0)"
     subject: Any = match.nodes[0] if match.module is None else match.module
-    for check in _FUNCTION_CHECKS if match.module is None else _MODULE_CHECKS:
-        reason = check(subject, backend)
-        if reason is not None:
-            return reason
-    return None
+    target = subject.target if match.module is None else type(subject)
+    checks = _FUNCTION_CHECKS if match.module is None else _MODULE_CHECKS
+    refused = _REFUSED.get(target)
+    if backend == "qnnpack":
+        checks, refused = checks + _QNNPACK_CHECKS, refused or _REFUSED_IN_QNNPACK.get(target)
+    return refused or next(filter(None, (check(subject) for check in checks)), None)
 
 
 def _gives_several(match: Match) -> bool:
@@ -136,7 +141,7 @@ def _modules(match: Match) -> Iterator[nn.Module]:
             yield graph_module.get_submodule(str(node.target))
 
 
-def _norm_statistics(module: nn.Module, backend: Backend) -> str | None:
+def _norm_statistics(module: nn.Module) -> str | None:
     if lacks_statistics(module):
         return "the quantized kernel needs running statistics (track_running_stats = True)"
     if isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.track_running_stats:
@@ -144,13 +149,13 @@ def _norm_statistics(module: nn.Module, backend: Backend) -> str | None:
     return None
 
 
-def _prelu(module: nn.Module, backend: Backend) -> str | None:
+def _prelu(module: nn.Module) -> str | None:
     if isinstance(module, nn.PReLU):
         return "quantized::prelu multiplies positive values by the slope"
     return None
 
 
-def _recurrent(module: nn.Module, backend: Backend) -> str | None:
+def _recurrent(module: nn.Module) -> str | None:
     if not isinstance(module, _RECURRENT):
         return None
     if type(module) is nn.RNN:
@@ -162,7 +167,7 @@ def _recurrent(module: nn.Module, backend: Backend) -> str | None:
     return None
 
 
-def _embedding(module: nn.Module, backend: Backend) -> str | None:
+def _embedding(module: nn.Module) -> str | None:
     if not isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return None
     if module.max_norm is not None:
@@ -175,20 +180,13 @@ def _embedding(module: nn.Module, backend: Backend) -> str | None:
     return None
 
 
-def _qnnpack_clamp(subject: Any, backend: Backend) -> str | None:
-    function = subject.target if isinstance(subject, fx.Node) else type(subject)
-    if backend == "qnnpack" and function in _CLAMPS:
-        return "qnnpack's clamp is wrong for channels_last, which its convolutions return"
-    return None
-
-
-def _qnnpack_dimensions(module: nn.Module, backend: Backend) -> str | None:
-    if backend == "qnnpack" and isinstance(module, _NOT_IN_QNNPACK):
+def _qnnpack_dimensions(module: nn.Module) -> str | None:
+    if isinstance(module, _NOT_IN_QNNPACK):
         return f"qnnpack cannot unpack the weights of a {type(module).__name__}"
     return None
 
 
-def _padding(module: nn.Module, backend: Backend) -> str | None:
+def _padding(module: nn.Module) -> str | None:
     if not isinstance(module, nn.modules.conv._ConvNd):
         return None
     if isinstance(module.padding, str):
@@ -200,13 +198,13 @@ def _padding(module: nn.Module, backend: Backend) -> str | None:
     return None
 
 
-def _binary_arguments(node: fx.Node, backend: Backend) -> str | None:
+def _binary_arguments(node: fx.Node) -> str | None:
     if node.target in _BINARY and node.kwargs:
         return f"the quantized kernel ignores {', '.join(node.kwargs)}"
     return None
 
 
-def _computed_weight(node: fx.Node, backend: Backend) -> str | None:
+def _computed_weight(node: fx.Node) -> str | None:
     if node.target not in _WEIGHTED:
         return None
     for name, source in zip(("weight", "bias"), node.args[1:3], strict=False):
@@ -215,42 +213,20 @@ def _computed_weight(node: fx.Node, backend: Backend) -> str | None:
     return None
 
 
-def _padding_word(node: fx.Node, backend: Backend) -> str | None:
+def _padding_word(node: fx.Node) -> str | None:
     if node.target in _WEIGHTED and len(node.args) > 4 and isinstance(node.args[4], str):
         return f'padding = "{node.args[4]}" is asymmetric, which no kernel supports'
     return None
 
 
-def _qnnpack_functions(node: fx.Node, backend: Backend) -> str | None:
-    if backend == "qnnpack" and node.target is F.conv_transpose3d:
-        return "qnnpack computes transposed convolutions wrongly in three dimensions"
-    return None
-
-
-def _joined_dtypes(node: fx.Node, backend: Backend) -> str | None:
-    if node.target not in (torch.cat, torch.stack):
-        return None
-    if all(is_floating(source) for source in node.all_input_nodes):
-        return None
-    return "one of the joined tensors is not floating-point, but would be observed"
-
-
-def _mean_dtype(node: fx.Node, backend: Backend) -> str | None:
+def _mean_dtype(node: fx.Node) -> str | None:
     if node.target is torch.mean and node.kwargs.get("dtype") is not None:
         return "the quantized kernel cannot return another dtype"
     return None
 
 
-def _in_place(node: fx.Node, backend: Backend) -> str | None:
-    if node.target in ("tanh_", "sigmoid_"):
-        return "no quantized kernel works in place here"
-    return None
-
-
-def _averaging(subject: Any, backend: Backend) -> str | None:
-    """qnnpack always divides by the size of the window, including padding."""
-    if backend != "qnnpack":
-        return None
+def _averaging(subject: Any) -> str | None:
+    """What qnnpack divides by: as many numbers as the window has, padding included."""
     settings: tuple[Any, Any, Any]
     if isinstance(subject, (nn.AvgPool2d, nn.AvgPool3d)):
         settings = (subject.padding, subject.count_include_pad, subject.divisor_override)
@@ -270,37 +246,34 @@ def _averaging(subject: Any, backend: Backend) -> str | None:
     return None
 
 
-def _qnnpack_softmax(module: nn.Module, backend: Backend) -> str | None:
-    if backend != "qnnpack" or not isinstance(module, nn.Softmax):
-        return None
-    if module.dim is None or module.dim < 0:
+def _qnnpack_softmax(module: nn.Module) -> str | None:
+    if isinstance(module, nn.Softmax) and (module.dim is None or module.dim < 0):
         return "qnnpack does not support a negative dim: count it from the front"
     return None
 
 
-def _given_statistics(node: fx.Node, backend: Backend) -> str | None:
+def _given_statistics(node: fx.Node) -> str | None:
     if node.target is not F.instance_norm:
         return None
     uses_input = node.args[5] if len(node.args) > 5 else node.kwargs.get("use_input_stats", True)
     return None if uses_input else _SAMPLE_STATISTICS
 
 
-def _observed_argument(node: fx.Node, backend: Backend) -> str | None:
+def _observed_argument(node: fx.Node) -> str | None:
     for source in node.all_input_nodes:
         if source.op == "placeholder" and not _value(source).is_tensor:
             return f'torch would observe its argument "{source.target}", which is not a tensor'
     return None
 
 
-def _operands(node: fx.Node, backend: Backend) -> str | None:
-    if node.target not in _BINARY:
+def _operands(node: fx.Node) -> str | None:
+    what = _OPERANDS.get(node.target)
+    if what is None or all(map(is_floating, node.all_input_nodes)):
         return None
-    if all(is_floating(arg) for arg in node.args if isinstance(arg, fx.Node)):
-        return None
-    return "an operand is not floating-point, but would be observed"
+    return f"{what} is not floating-point, but would be observed"
 
 
-def _infinite_operand(node: fx.Node, backend: Backend) -> str | None:
+def _infinite_operand(node: fx.Node) -> str | None:
     """A mask of -inf, as attention adds one, has no range."""
     graph_module = node.graph.owning_module
     if node.target not in _BINARY or graph_module is None:
@@ -313,24 +286,16 @@ def _infinite_operand(node: fx.Node, backend: Backend) -> str | None:
     return None
 
 
-def _scalar_factor(node: fx.Node, backend: Backend) -> str | None:
-    if node.target not in (operator.mul, torch.mul):
-        return None
+def _number(node: fx.Node) -> str | None:
     numbers = [arg for arg in node.args if isinstance(arg, (int, float))]
-    if any(abs(number) > 1 for number in numbers):
+    if node.target in (operator.mul, torch.mul) and any(abs(number) > 1 for number in numbers):
         return "with a factor above 1, the result would share the range of its input"
-    return None
-
-
-def _added_number(node: fx.Node, backend: Backend) -> str | None:
-    if node.target not in (operator.add, torch.add):
-        return None
-    if any(isinstance(arg, (int, float)) and arg != 0 for arg in node.args):
+    if node.target in (operator.add, torch.add) and any(numbers):
         return "with an added number, the result would share the range of its input"
     return None
 
 
-def _interpolation(node: fx.Node, backend: Backend) -> str | None:
+def _interpolation(node: fx.Node) -> str | None:
     if node.target is F.interpolate and node.kwargs.get("antialias"):
         return "quantized interpolation does not support antialias"
     if node.target is F.interpolate and node.kwargs.get("mode") not in (
@@ -343,39 +308,30 @@ def _interpolation(node: fx.Node, backend: Backend) -> str | None:
     return None
 
 
-def _group_norm(node: fx.Node, backend: Backend) -> str | None:
-    if node.target is F.group_norm:
-        return "torch has a pattern for group_norm, but no lowering"
-    return None
+_REFUSED: Mapping[Any, str] = {
+    F.group_norm: "torch has a pattern for group_norm, but no lowering",
+    **dict.fromkeys(("tanh_", "sigmoid_"), "no quantized kernel works in place here"),
+}
+_REFUSED_IN_QNNPACK: Mapping[Any, str] = {
+    F.conv_transpose3d: "qnnpack computes transposed convolutions wrongly in three dimensions",
+    **dict.fromkeys(
+        _CLAMPS, "qnnpack's clamp is wrong for channels_last, which its convolutions return"
+    ),
+}
+"""Functions, methods and classes of modules that are refused whatever their arguments are."""
 
-
-_MODULE_CHECKS: tuple[Callable[[Any, Backend], str | None], ...] = (
-    _norm_statistics,
-    _prelu,
-    _recurrent,
-    _embedding,
-    _qnnpack_dimensions,
-    _qnnpack_clamp,
-    _qnnpack_softmax,
-    _averaging,
-    _padding,
-)
-_FUNCTION_CHECKS: tuple[Callable[[Any, Backend], str | None], ...] = (
+_Checks = tuple[Callable[[Any], str | None], ...]
+_MODULE_CHECKS: _Checks = (_norm_statistics, _prelu, _recurrent, _embedding, _padding)
+_FUNCTION_CHECKS: _Checks = (
     _binary_arguments,
-    _qnnpack_clamp,
     _operands,
     _infinite_operand,
     _computed_weight,
     _padding_word,
-    _qnnpack_functions,
-    _joined_dtypes,
     _mean_dtype,
-    _in_place,
-    _averaging,
     _given_statistics,
     _observed_argument,
-    _scalar_factor,
-    _added_number,
+    _number,
     _interpolation,
-    _group_norm,
 )
+_QNNPACK_CHECKS: _Checks = (_qnnpack_dimensions, _qnnpack_softmax, _averaging)

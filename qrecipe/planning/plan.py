@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from qrecipe.errors.findings import Finding, Location
 from qrecipe.errors.short import ShortRepr
-from qrecipe.planning.plan_values import plan_of_text, plan_of_values, plan_values
+from qrecipe.planning.plan_values import plan_of_json, plan_values
 from qrecipe.planning.text import (
     explanation,
     plan_sections,
@@ -24,7 +24,7 @@ from qrecipe.planning.text import (
 )
 from qrecipe.recipe.recipe import Ingredient, QConfigSpec, WrittenRule
 from qrecipe.recipe.schema import Backend, Phase, TensorSpec
-from qrecipe.rules.structure import NO_STRUCTURE, ModelStructure
+from qrecipe.rules.structure import NO_STRUCTURE, Mode, ModelStructure
 from qrecipe.terminal.report import Report, Section
 
 Executor = Literal["fx", "eager"]
@@ -33,7 +33,6 @@ Executor = Literal["fx", "eager"]
 Engine = Literal["fbgemm", "onednn"]
 """An engine that a single site's weights can be packed for."""
 
-Mode = Literal["static", "dynamic", "weight_only"]
 Verdict = Literal["quantized", "passthrough", "float"]
 RuleOutcome = Literal["applied", "shadowed", "unused", "unmatched", "unsupported"]
 
@@ -127,12 +126,12 @@ class Plan(Report):
 
         Raises ``PlanError`` (QR315) for any other text.
         """
-        return plan_of_text(_adapter(), text)
+        return plan_of_json(_adapter(), text)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
         """The plan that `to_dict` gave; otherwise as `from_json`."""
-        return plan_of_values(_adapter(), values)
+        return cls.from_json(json.dumps(values, default=repr))
 
     @property
     def engines(self) -> dict[str, Engine]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from qrecipe.errors.findings import CODES, Finding, Location, PlanError
+from qrecipe.errors.findings import CODES, Finding, PlanError
 from qrecipe.errors.text import one_line
 from qrecipe.recipe.recipe import QConfigSpec, WrittenRule
 from qrecipe.recipe.schema import TensorSpec
@@ -89,18 +89,10 @@ def _rule_values(rule: WrittenRule) -> dict[str, Any]:
     }
 
 
-def plan_of_text(adapter: TypeAdapter[Plan], text: str) -> Plan:
-    """Like `plan_of_values`, for JSON text."""
+def plan_of_json(adapter: TypeAdapter[Plan], text: str) -> Plan:
+    """The plan in a text that may be somebody else's. Raises PlanError (QR315)."""
     try:
         values = json.loads(text)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise _not_a_plan(str(error)) from None
-    return plan_of_values(adapter, values)
-
-
-def plan_of_values(adapter: TypeAdapter[Plan], values: Any) -> Plan:
-    """The plan from untrusted values. Raises PlanError (QR315)."""
-    try:
         # as JSON, so that arrays are read as tuples and nothing else is converted
         plan = adapter.validate_json(json.dumps(_fields(values)), strict=True)
         problem = next(_contradictions(plan, values), None)
@@ -115,20 +107,15 @@ def plan_of_values(adapter: TypeAdapter[Plan], values: Any) -> Plan:
         problem = str(error)
     if problem is None:
         return plan
-    raise _not_a_plan(problem)
-
-
-def _not_a_plan(why: str) -> PlanError:
-    message = f"this is not a plan as Plan.to_json writes it: {one_line(why)[:_LONGEST_REASON]}"
-    return PlanError(Finding("QR315", message, hint="make the plan again with qrecipe.plan"))
+    message = f"this is not a plan as Plan.to_json writes it: {one_line(problem)[:_LONGEST_REASON]}"
+    raise PlanError(Finding("QR315", message, hint="make the plan again with qrecipe.plan"))
 
 
 def _contradictions(plan: Plan, values: Any) -> Iterator[str]:
-    """The inconsistencies of a plan whose single values are valid."""
-    names = [site.name for site in plan.sites]
-    if len(set(names)) != len(names):
+    """What is wrong with a plan each value of which is possible."""
+    if len({site.name for site in plan}) != len(plan):
         yield "it has a site twice"
-    for site in plan.sites:
+    for site in plan:
         if (site.verdict == "float") != (site.mode is None):
             yield f"verdict and mode of {site.name} differ"
     if values["is_for_export"] is not plan.is_for_export:
@@ -136,13 +123,6 @@ def _contradictions(plan: Plan, values: Any) -> Iterator[str]:
     for finding in (*plan.findings, *plan.warnings):
         if finding.code not in CODES:
             yield f"there is no code {finding.code}"
-        places = [finding.location, *(at for _, at in finding.related)]
-        if any(at is not None and not _is_within(at) for at in places):
-            yield f"the location of {finding.code} is outside its line"
-
-
-def _is_within(at: Location) -> bool:
-    return 1 <= at.column <= len(at.source or " ") + 1
 
 
 def _fields(values: Any) -> dict[str, Any]:

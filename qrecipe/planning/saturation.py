@@ -12,10 +12,9 @@ from torch import nn
 
 from qrecipe.model.graph_sites import Inventory, Match
 from qrecipe.model.normalize import MULTIPLIES_WEIGHT
-from qrecipe.observers.qconfig import quantized_range
 from qrecipe.planning.kernels import refusal
 from qrecipe.recipe.recipe import QConfigSpec
-from qrecipe.recipe.schema import Backend, TensorSpec
+from qrecipe.recipe.schema import Backend, TensorSpec, quantized_range
 from qrecipe.rules.resolution import Decision
 
 MOST_EXACT_CODE = 128

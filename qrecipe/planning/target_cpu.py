@@ -45,10 +45,13 @@ def unjudged_sites(plan: Plan, target_cpu: TargetCpu) -> tuple[str, ...]:
 _QUOTED = [f'"{name}"' for name in get_args(TargetCpu)]
 
 
+_SATURATE = "8-bit activations saturate on this CPU, which has no VNNI"
+
+
 def _needs_vnni(plan: Plan) -> Finding:
     return Finding(
         "QR318",
-        f"8-bit activations saturate on this CPU, which has no VNNI, at {listed(plan.saturating)}",
+        f"{_SATURATE}, at {listed(plan.saturating)}",
         hint="limit activations to 7 bits: reduce_range = true, as in builtin:x86-static",
         notes=(
             'or make the model for another CPU: target_cpu="vnni" in Python, '
@@ -61,7 +64,16 @@ def unjudged_finding(sites: tuple[str, ...]) -> Finding:
     """The warning (QR226) for a model made on a CPU that could not check all of it."""
     return Finding(
         "QR226",
-        f"8-bit activations saturate on this CPU, which has no VNNI; checked with 7 bits only: "
-        f"{listed(sites)}",
+        "8-bit activations saturate on the CPU that converted the model, which has no VNNI: "
+        f"checked with 7 bits only: {listed(sites)}",
         hint="evaluate the model on a CPU with VNNI before it is used there",
+    )
+
+
+def saturation_finding() -> Finding:
+    """The warning (QR204) that goes with a model for another CPU that is run on this one."""
+    return Finding(
+        "QR204",
+        _SATURATE,
+        hint="the model was quantized for a CPU with VNNI, so results can differ here",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from qrecipe.errors.findings import Finding, PlanError
@@ -32,12 +32,15 @@ def plan_sections(plan: Plan) -> Iterator[Section]:
         yield Listing("Warning", str(finding))
 
 
+_EXECUTED: Mapping[str, str] = {"eager": "; executed in eager mode"}
+"""What a plan says of an executor that a user may not expect."""
+
+
 def summary(plan: Plan) -> str:
     """One line: recipe, backend, and how many sites become what."""
     counts = Counter(site.verdict for site in plan.sites)
     needs = "; needs a CPU with VNNI" if plan.needs_vnni else ""
-    if plan.executor == "eager":
-        needs += "; executed in eager mode"
+    needs += _EXECUTED.get(plan.executor, "")
     if plan.is_for_export:
         needs = "; gives the reference model, for export"
     return (
@@ -115,19 +118,10 @@ def explanation_json(plan: Plan, name: str) -> dict[str, Any]:
 
 def site_named(plan: Plan, name: str) -> Site:
     """The site that a name or a member's name stands for; of several calls the first one's."""
-    name = str(name)  # an index is a name that no site has
-    canonical = plan.structure.aliases.get(name, name)
-    calls = _sites_of_calls(plan, canonical)
-    if calls:
-        return calls[0][1]
-    if any(_is_inside(site, canonical) for site in plan.sites):
-        what = f'"{name}" is not a site, but a module with sites'
-        hint = f'plan.explain("{name}") lists them'
-    else:
-        what = f'the plan has no site or member "{name}"'
-        known = [*_members(plan), *plan.structure.aliases]
-        hint = did_you_mean(name, known) or "printing the plan lists the names"
-    raise UnknownSiteError(Finding("QR310", what, hint=hint), plan)
+    calls = _sites_of_calls(plan, str(plan.structure.aliases.get(name, name)))
+    if not calls:
+        raise _unknown(plan, "site or member", name, ())
+    return calls[0][1]
 
 
 def _sites_of_calls(plan: Plan, name: str) -> list[tuple[str, Site]]:
@@ -146,15 +140,15 @@ def _sites_inside(plan: Plan, path: str, name: str) -> list[Site]:
     """The sites in a module, which the caller calls ``name``."""
     inside = [site for site in plan.sites if _is_inside(site, path)]
     if not inside and path not in plan.structure.modules:
-        known = [*_members(plan), *plan.structure.modules, *plan.structure.aliases]
-        what = f'the model has no site, member or module "{name}"'
-        hint = did_you_mean(name, known) or "`qrecipe plan` lists the names"
-        raise UnknownSiteError(Finding("QR310", what, hint=hint), plan)
+        raise _unknown(plan, "site, member or module", name, plan.structure.modules)
     return inside
 
 
-def _members(plan: Plan) -> list[str]:
-    return [member for site in plan.sites for member in site.members]
+def _unknown(plan: Plan, kind: str, name: str, modules: Iterable[str]) -> UnknownSiteError:
+    members = [member for site in plan for member in site.members]
+    known = [*members, *modules, *plan.structure.aliases]
+    hint = did_you_mean(str(name), known) or "`qrecipe plan` lists the names"
+    return UnknownSiteError(Finding("QR310", f'the model has no {kind} "{name}"', hint=hint), plan)
 
 
 def _is_inside(site: Site, path: str) -> bool:

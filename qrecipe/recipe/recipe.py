@@ -83,7 +83,7 @@ class WrittenRule(ShortRepr):
         return self.label == FLOAT
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Rule(WrittenRule):
     """One rule of a resolved recipe.
 

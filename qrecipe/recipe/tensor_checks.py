@@ -15,7 +15,8 @@ from qrecipe.recipe.layers import SettingPath
 from qrecipe.recipe.schema import QUANTIZED_RANGE, Constructor, TensorSpec, quantized_range
 from qrecipe.recipe.schema_errors import dotted
 from qrecipe.recipe.toml.positions import KeyPath
-from qrecipe.registry.builtin import FAKE_QUANTS, OBSERVERS, Kind, check_arguments
+from qrecipe.registry.arguments import Kind
+from qrecipe.registry.builtin import FAKE_QUANTS, OBSERVERS, check_arguments
 
 _UNSIGNED = frozenset({"uint8", "uint4"})
 _FLOAT_QPARAMS = "per_channel_affine_float_qparams"

@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+Mode = Literal["static", "dynamic", "weight_only"]
+"""How an operation is quantized: by ranges that are kept, found anew in each run, or not at all."""
+
 Kind = Literal["observed", "fixed_qparams", "passthrough", "unmatched"]
 """How a backend treats an operation.
 

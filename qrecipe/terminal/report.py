@@ -28,7 +28,7 @@ class Section(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of text under a header; ``numeric`` are the positions of columns set to the right."""
+    """Rows of text under a header; ``numeric`` are the indices of right-aligned columns."""
 
     title: str
     header: Sequence[str]
@@ -72,7 +72,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Text whose lines stay as they are, such as a recipe."""
+    """Preformatted text, such as a recipe."""
 
     title: str
     lines: str

@@ -24,6 +24,7 @@ from qrecipe.errors.findings import (
     QRecipeError,
     QRecipeWarning,
 )
+from qrecipe.execution.fx import exportable as decomposition
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -151,6 +152,21 @@ def test_parts_of_a_model_are_refused(tmp_path):
         qrecipe.export_onnx(compiled, model, tmp_path / "model.onnx")
 
 
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.fc(x) if x.sum() > 0 else x
+
+
+def test_a_model_that_cannot_be_traced_is_refused(tmp_path):
+    compiled = qrecipe.compile(Branching().eval(), "builtin:x86-dynamic", torch.rand(2, 4))
+    with pytest.raises(ArtifactError, match=r"QR512 an untraced model"):
+        qrecipe.export_onnx(compiled, compiled.prepare(), tmp_path / "model.onnx")
+
+
 def test_a_model_that_was_never_calibrated_is_refused(tmp_path):
     net = NETS["mlp"]
     compiled = qrecipe.compile(net.model(), recipe(), net.batches(1)[0])
@@ -192,8 +208,10 @@ def test_a_conversion_for_export_that_computes_something_else_is_an_error(
     mlp, tmp_path, monkeypatch
 ):
     compiled, model, _ = mlp
-    honest = export.convert
-    monkeypatch.setattr(export, "convert", lambda *args, **more: turned(honest(*args, **more)))
+    honest = decomposition.convert
+    monkeypatch.setattr(
+        decomposition, "convert", lambda *args, **more: turned(honest(*args, **more))
+    )
     with pytest.raises(AuditError, match=r"QR414 fc1 computes something else after export"):
         qrecipe.export_onnx(compiled, model, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
@@ -255,7 +273,7 @@ def test_whole_numbers_may_differ_at_ties_and_no_more():
 
 
 def test_what_conversion_for_export_does_beside_rounding_is_found(monkeypatch, tmp_path):
-    honest = export.convert
+    honest = decomposition.convert
 
     def negated(*args, **kwargs):
         decomposed = honest(*args, **kwargs)
@@ -266,7 +284,7 @@ def test_what_conversion_for_export_does_beside_rounding_is_found(monkeypatch, t
         decomposed.recompile()
         return decomposed
 
-    monkeypatch.setattr(export, "convert", negated)
+    monkeypatch.setattr(decomposition, "convert", negated)
     batches = [torch.randn(4, 8) for _ in range(12)]
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
     compiled = qrecipe.compile(model, "builtin:x86-static", batches[0])

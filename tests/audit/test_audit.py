@@ -197,7 +197,7 @@ def test_a_site_that_was_converted_without_a_plan_is_found():
     known = {site.name for site in compiled.plan.sites} - {"fc2"}
     (finding,) = structure_findings(compiled.plan.restricted_to(known), converted)
     assert finding.code == "QR410"
-    assert finding.message == "fc2 was converted and is not in the plan"
+    assert finding.message == "fc2 was converted, but is not in the plan"
 
 
 def test_what_lowering_changes_between_kernels_is_an_error_although_every_kernel_is_right(
@@ -216,7 +216,7 @@ def test_what_lowering_changes_between_kernels_is_an_error_although_every_kernel
     monkeypatch.setattr(execution, "lower_to_native_backend", negate)
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
     batches = [torch.randn(16, 8) for _ in range(12)]
-    with pytest.raises(AuditError, match=r"QR412 .* where all kernels give the same"):
+    with pytest.raises(AuditError, match=r"QR412 .* although all kernels agree"):
         qrecipe.quantize(model, "builtin:x86-static", batches)
 
 

@@ -98,7 +98,7 @@ def said(batches, a_recipe=STATIC):
 
 def test_few_batches_are_said_to_be_clipped_with_what_is_lost_where_minmax_loses_nothing():
     converted, (text,) = said(LOUDER)
-    assert text.startswith("QR201 calibrated on 8 batches only, of which the first weighs 93%")
+    assert text.startswith("QR201 calibrated on only 8 batches, of which the first weighs 93%")
     claim = re.search(
         r'and (\S+) dB on batch (\d), with "minmax" (\S+) and (\S+) dB\n', text
     ).groups()
@@ -108,7 +108,7 @@ def test_few_batches_are_said_to_be_clipped_with_what_is_lost_where_minmax_loses
     better, told = said(LOUDER, recipe('[tensor.activation]\nobserver = "minmax"'))
     assert sqnr_db(model()(worst), better(worst)) == pytest.approx(promised, abs=6)
     assert promised > reached + 6
-    assert told == ["QR201 calibrated on 8 batches only\n  " + PLENTY]
+    assert told == ["QR201 calibrated on only 8 batches\n  " + PLENTY]
 
 
 PLENTY = "about 100 representative mini-batches are enough"
@@ -117,7 +117,7 @@ PLENTY = "about 100 representative mini-batches are enough"
 def test_the_loudest_batch_first_clips_nothing_and_only_its_weight_is_said():
     _, (text,) = said(rows(4, *[1] * 7))
     assert text == (
-        "QR201 calibrated on 8 batches only, of which the first weighs 93% in moving averages\n  "
+        "QR201 calibrated on only 8 batches, of which the first weighs 93% in moving averages\n  "
         + PLENTY
     )
 
@@ -130,7 +130,7 @@ def test_from_ten_batches_on_it_is_a_warning_where_a_batch_is_spoilt():
 
 
 def test_one_batch_weighs_all_and_that_goes_without_saying():
-    assert said(LOUDER[:1])[1] == ["QR201 calibrated on 1 batch only\n  " + PLENTY]
+    assert said(LOUDER[:1])[1] == ["QR201 calibrated on only 1 batch\n  " + PLENTY]
 
 
 class Quarter(MinMaxObserver):
@@ -173,7 +173,7 @@ def codes(count, a_recipe=STATIC):
 def test_from_ten_to_a_hundred_batches_it_is_said_what_the_first_weighs():
     assert said(batches(*[1] * 12))[1] == [
         "QR234 calibrated on 12 batches, of which the first weighs 90% in moving averages\n"
-        '  take about 100 batches, or observe with "minmax", which does not depend on their order'
+        '  use about 100 batches, or observe with "minmax", which does not depend on their order'
     ]
     assert {count: codes(count) for count in (9, 10, 99, 100)} == {
         9: ["QR201"],

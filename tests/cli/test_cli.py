@@ -11,6 +11,7 @@ import pytest
 from command_line import RECIPE, STATIC, run
 from places import ROOT
 
+from qrecipe.cli.output import out
 from qrecipe.registry import table as registered
 
 OBSERVERS = """
@@ -92,6 +93,11 @@ def test_a_model_is_quantized_into_a_pipe_without_colours_and_progress(folder):
     assert rows["accuracy"] == ["accuracy", "4", "4", "+0"]
     assert float(rows["tensors"][5]) > 2
     assert "1 thread" in done.stdout
+
+
+def test_separators_of_lines_are_not_printed(capsys):
+    out("one\u2028two\u2029three")
+    assert capsys.readouterr().out == "one\ufffdtwo\ufffdthree\n"
 
 
 def test_text_that_a_pipe_cannot_encode_is_escaped():

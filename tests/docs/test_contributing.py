@@ -7,11 +7,13 @@ from importlib import import_module
 from typing import get_args
 
 import pytest
+import tomli
 from places import ROOT, functions_of
 
 from qrecipe.execution.engine import ENGINES
+from qrecipe.execution.executors import _EXECUTORS
 from qrecipe.planning.backend import _BACKEND_CONFIGS
-from qrecipe.planning.plan import EXPORTED
+from qrecipe.planning.plan import EXPORTED, Executor
 from qrecipe.recipe.schema import Backend
 
 DOCS = ROOT / "docs"
@@ -139,16 +141,13 @@ def test_every_backend_has_a_config_and_is_executed_or_exported():
     assert not set(ENGINES) & EXPORTED
 
 
-def test_every_make_target_that_is_named_exists():
-    targets = re.findall(r"`make ([a-z-]+)`", PAGES["CONTRIBUTING.md"].read_text(encoding="utf-8"))
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    rules = re.findall(r"^([a-z-]+):", makefile, re.MULTILINE)
-    assert len(targets) >= 5
-    assert set(targets) <= set(rules)
-
-
-def test_hooks_make_and_ci_run_the_same_checks():
-    commands = ("ruff check", "ruff format", "mypy --strict", "lint-imports")
-    for name in (".pre-commit-config.yaml", "Makefile", ".ci/run"):
-        text = (ROOT / name).read_text(encoding="utf-8")
-        assert [command for command in commands if f"/{command}" not in text] == [], name
+def test_every_executor_is_a_package_that_is_kept_apart():
+    assert _EXECUTORS.keys() == {*get_args(Executor)}
+    packages = {each.__package__ for each in _EXECUTORS.values()}
+    assert len(packages) == len(_EXECUTORS)
+    project = tomli.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contracts = {each["id"]: each for each in project["tool"]["importlinter"]["contracts"]}
+    assert {*contracts["executors"]["modules"]} == packages
+    assert {*contracts["registry"]["protected_modules"]} == packages
+    there = {path.parent.name for path in (ROOT / "qrecipe" / "execution").glob("*/__init__.py")}
+    assert {f"qrecipe.execution.{name}" for name in there} == packages

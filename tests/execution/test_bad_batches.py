@@ -193,7 +193,7 @@ def test_a_forward_that_fails_or_never_calls_the_model_is_named():
         only(caught, "QR402")
     compiled, prepared = prepared_mlp()
     with pytest.raises(CalibrationError):
-        qrecipe.calibrate(prepared, rows(), lambda model, batch: None, progress=silent)
+        qrecipe.calibrate(prepared, rows(), forward=lambda model, batch: None, progress=silent)
     with pytest.raises(CalibrationError):
         compiled.convert(prepared)
 
@@ -513,7 +513,7 @@ def test_an_empty_first_batch_is_named_by_every_verb_and_a_later_one_does_no_har
     empty = torch.zeros(0, 6)
     with pytest.raises(CalibrationError, match=r"batch 0 .*it is empty") as caught:
         qrecipe.quantize(Mlp().eval(), a_recipe, [empty, *rows()], progress=silent)
-    assert "leave it out" in only(caught, "QR402").hint
+    assert "skip it" in only(caught, "QR402").hint
     with pytest.raises(PlanError, match=r"QR307 .*it is empty"):
         qrecipe.plan(Mlp().eval(), a_recipe, empty)
     qrecipe.quantize(Mlp().eval(), a_recipe, [*rows(), empty], progress=silent)
@@ -531,7 +531,7 @@ def test_float_kernels_that_do_without_a_batch_dimension_are_explained():
 
 
 def test_a_dataset_and_a_name_are_no_batches():
-    for batches, cure in ((TensorDataset(ROWS), "DataLoader(dataset"), ("data", "one batch alone")):
+    for batches, cure in ((TensorDataset(ROWS), "DataLoader(dataset"), ("data", "a single batch")):
         with pytest.raises(CalibrationError) as caught:
             qrecipe.quantize(Mlp().eval(), STATIC, batches, progress=silent)
         assert cure in only(caught, "QR401").hint

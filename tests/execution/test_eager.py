@@ -271,7 +271,7 @@ def test_buffers_that_a_forward_writes_are_neither_the_callers_nor_worn_by_the_a
 def test_a_module_that_the_model_also_keeps_in_a_plain_list_is_found_unreached():
     model = net_of(lambda self, x: self.order[0](x) if x.sum() < 1e9 else x, a=nn.Linear(6, 6))
     model.order = [model.a]
-    with pytest.raises(AuditError, match="still calls what it was before") as caught:
+    with pytest.raises(AuditError, match="still calls the original module") as caught:
         qrecipe.quantize(model, DYNAMIC, example_inputs=torch.rand(2, 6))
     assert "nn.ModuleList" in caught.value.findings[0].hint
 

@@ -482,7 +482,7 @@ def test_labelled_batches_and_keywords_are_taken_as_in_calibration():
     with pytest.raises(CalibrationError, match="forward="):
         qrecipe.drift(converted, labelled, progress=silent)
     given = qrecipe.drift(
-        converted, labelled, lambda model, batch: model(batch[0]), progress=silent
+        converted, labelled, forward=lambda model, batch: model(batch[0]), progress=silent
     )
     named = qrecipe.drift(converted, [{"x": batch} for batch in batches], progress=silent)
     assert plain == given == named
@@ -519,7 +519,7 @@ def test_batches_without_values_are_a_finding_and_one_among_others_says_nothing(
     ):
         qrecipe.drift(converted, [empty, empty], progress=silent)
     with pytest.raises(CalibrationError, match="QR401 no value"):
-        qrecipe.drift(converted, batches, lambda model, batch: None, progress=silent)
+        qrecipe.drift(converted, batches, forward=lambda model, batch: None, progress=silent)
     report = qrecipe.drift(converted, [empty, *batches], progress=silent)
     assert report.sites == qrecipe.drift(converted, batches, progress=silent).sites
 
@@ -529,7 +529,7 @@ def test_a_root_that_is_not_called_today_has_not_drifted():
     batches = [torch.randn(4, 3, 8, 8) for _ in range(10)]
     recipe = recipe_of_roots(["backbone", "head"])
     converted = qrecipe.quantize(Routed().eval(), recipe, batches, progress=silent)
-    report = qrecipe.drift(converted, batches, lambda m, x: m.backbone(x), progress=silent)
+    report = qrecipe.drift(converted, batches, forward=lambda m, x: m.backbone(x), progress=silent)
     head = [site for site in report.sites if site.name.startswith("head")]
     assert head
     assert all(site.is_unseen and site.moved == 0 for site in head)

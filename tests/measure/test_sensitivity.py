@@ -26,8 +26,9 @@ from qrecipe.errors.findings import (
     QRecipeWarning,
     RecipeReferenceError,
 )
+from qrecipe.execution.fx.isolated import wrap
+from qrecipe.execution.isolated import Kernel
 from qrecipe.measure.sensitivity.exact import Replay
-from qrecipe.measure.sensitivity.isolated_sites import Kernel, wrap
 from qrecipe.measure.sensitivity.ranking import RankedSite, Ranking
 from qrecipe.model.call import Inputs
 from qrecipe.observers.qconfig import qconfig
@@ -242,7 +243,7 @@ def test_memory_kept_is_within_the_limit():
     part = wrap(inventory.parts[0], inventory, sites)
     groups = Replay(part, {}, LITTLE)._groups_for(inputs)
     assert 1 < len(groups) < len(sites)
-    assert [lone for group in groups for lone in group] == list(part.sites)
+    assert [name for group in groups for name in group] == list(part.nodes)
 
 
 def test_estimates_come_near_and_say_that_they_are():

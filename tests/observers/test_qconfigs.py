@@ -16,8 +16,8 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qa
 
 from qrecipe._torch_ao import quiet, warn_if_untested
 from qrecipe.errors.findings import QRecipeWarning, SchemaError
-from qrecipe.observers.qconfig import factory, per_tensor, qconfig, quantized_range, torch_dtype
-from qrecipe.recipe.schema import TensorSpec
+from qrecipe.observers.qconfig import factory, per_tensor, qconfig, torch_dtype
+from qrecipe.recipe.schema import TensorSpec, quantized_range
 
 
 class Specs(NamedTuple):

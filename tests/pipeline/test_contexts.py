@@ -223,7 +223,7 @@ def test_autocast_in_the_models_own_code_is_named_with_its_line():
 
 def test_autocast_around_a_dynamic_kernel_is_named_where_it_fails():
     float_first = recipe('[rules.module_name]\n"body.0" = "float"\n', base="builtin:x86-dynamic")
-    with pytest.raises(qrecipe.AuditError, match=r"QR413 body\.2 is given bfloat16") as caught:
+    with pytest.raises(qrecipe.AuditError, match=r"QR413 body\.2 gets bfloat16") as caught:
         qrecipe.quantize(Mixed(True).eval(), float_first, BATCHES)
     assert "torch.autocast" in str(caught.value)
 

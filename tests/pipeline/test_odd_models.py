@@ -13,6 +13,7 @@ from runs import silent
 from torch import nn
 
 import qrecipe
+from qrecipe._torch_ao import MinMaxObserver
 from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.errors.findings import (
     CalibrationError,
@@ -184,7 +185,6 @@ def test_a_model_that_fails_in_the_audit_prints_nothing(capfd, monkeypatch):
 
 @pytest.fixture
 def registered():
-    from qrecipe._torch_ao import MinMaxObserver
     from qrecipe.registry import table
 
     names = []

@@ -112,3 +112,25 @@ def test_a_suggestion_means_the_sites_that_it_names():
     by_name = [rule.key for rule in recipe.rules if rule.tier == "module_name"]
     assert by_name == ["parts.a[[]0[]]"]
     assert [site.name for site in plan.sites if site.verdict == "float"] == ["parts.a[0]"]
+
+
+class Conversions(nn.Module):
+    """Modules with the names of torch's own functions for quantizing."""
+
+    def __init__(self):
+        super().__init__()
+        self.quantize_per_tensor = nn.Linear(6, 6)
+        self.dequantize = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.dequantize(torch.relu(self.quantize_per_tensor(x)))
+
+
+def test_modules_called_as_torchs_conversions_are_sites_like_any_other():
+    torch.manual_seed(0)
+    model = Conversions().eval()
+    converted = qrecipe.quantize(model, with_rules(""), BATCHES, progress=silent)
+    report = qrecipe.compare(model, converted, BATCHES, progress=silent)
+    sqnr = {site.name: site.activation.sqnr_db for site in report.sites}
+    assert sqnr.keys() >= {"quantize_per_tensor", "dequantize"}
+    assert min(sqnr.values()) > 20

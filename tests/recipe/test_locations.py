@@ -74,7 +74,7 @@ def assert_spans_read_back(text: str) -> int:
     key_spans: dict[KeyPath, set[tuple[int, int]]] = {}
     paths = list(paths_of(data))
     for path, value in paths:
-        key, value_span = spans.key_offsets(path), spans.value_offsets(path)
+        key, value_span = spans._node(path).key, spans.value_offsets(path)
         assert_location(spans.key(path), spans.text, key)
         assert_location(spans.value(path), spans.text, value_span)
         assert key not in key_spans.setdefault(path[:-1], set())

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from qrecipe._torch_ao import quiet
-from qrecipe.observers.qconfig import factory, quantized_range
-from qrecipe.recipe.schema import TensorSpec
+from qrecipe.observers.qconfig import factory
+from qrecipe.recipe.schema import TensorSpec, quantized_range
 from qrecipe.recipe.tensor_checks import contradictions, missing_keys
 
 OBSERVERS = [

@@ -7,10 +7,33 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qrecipe.authoring.lock.file import Lock, LockedIngredient, make_lock, read_lock
-from qrecipe.authoring.lock.outcomes import Change, outcome_changes, rule_changes
+from qrecipe.authoring.lock.outcomes import SiteOutcome
 from qrecipe.errors.findings import Finding, PlanError
 from qrecipe.errors.text import one_line, shown
 from qrecipe.planning.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A part that was ``before`` and is now ``after``; None if it is missing."""
+
+    subject: str
+    part: str
+    before: str | None
+    after: str | None
+
+    def __str__(self) -> str:
+        what = f"{self.subject}: {self.part}" if self.part else self.subject
+        return f"{what} {self.before or '(none)'} -> {self.after or '(none)'}"
+
+    def to_json(self) -> dict[str, str | None]:
+        """The change as plain JSON values, with stable keys."""
+        return {
+            "subject": self.subject,
+            "part": self.part,
+            "before": self.before,
+            "after": self.after,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,3 +135,38 @@ def _class_changes(before: Lock, after: Lock) -> Iterator[Change]:
         was, now = before.plugins[name].class_, after.plugins[name].class_
         if was != now:
             yield Change(f"plugin {name}", "class", was, now)
+
+
+def outcome_changes(before: Lock, after: Lock) -> Iterator[Change]:
+    """The changed outcomes: of the plan, then by site in the order of ``before``, then new ones."""
+    for part in ("backend", "phase", "executor", "boundaries"):
+        old, new = str(getattr(before, part)), str(getattr(after, part))
+        if old != new:
+            yield Change("the plan", part, old, new)
+    for name in {**before.sites, **after.sites}:
+        if name not in after.sites:
+            yield Change(name, "site", _short(before.sites[name]), None)
+        elif name not in before.sites:
+            yield Change(name, "site", None, _short(after.sites[name]))
+        else:
+            yield from _part_changes(name, before.sites[name], after.sites[name])
+
+
+def rule_changes(before: Lock, after: Lock) -> Iterator[Change]:
+    """The sites that are now decided by another rule."""
+    for name, was in before.sites.items():
+        now = after.sites.get(name)
+        if now is not None and was.by != now.by:
+            yield Change(name, "decided by", was.by, now.by)
+
+
+def _part_changes(name: str, before: SiteOutcome, after: SiteOutcome) -> Iterator[Change]:
+    old, new = before.parts(), after.parts()
+    either_is_float = before.is_float or after.is_float  # then the verdict says it all
+    for part in ("op", "verdict") if either_is_float else {**old, **new}:
+        if old.get(part) != new.get(part):
+            yield Change(name, part, old.get(part), new.get(part))
+
+
+def _short(outcome: SiteOutcome) -> str:
+    return f"{outcome.op}, {outcome.verdict}"

@@ -21,7 +21,7 @@ import torch
 from pydantic import BeforeValidator, Field, ValidationError
 
 from qrecipe._version import __version__
-from qrecipe.authoring.lock.outcomes import PlanOutcome, plan_outcome
+from qrecipe.authoring.lock.outcomes import SiteOutcome, site_outcome
 from qrecipe.errors.findings import Finding, PlanError
 from qrecipe.errors.text import one_line, shown
 from qrecipe.files import write_atomically
@@ -72,8 +72,8 @@ def _tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-class Lock(PlanOutcome):
-    """The contents of a lock file.
+class Lock(Table):
+    """The contents of a lock file: what a plan comes to, and what from.
 
     ``plugins`` are named ``observer NAME`` and ``fake_quant NAME``; ``structure`` is a fingerprint
     of the model's operations and modules, whatever their weights.
@@ -86,6 +86,11 @@ class Lock(PlanOutcome):
     bases: Annotated[tuple[LockedIngredient, ...], BeforeValidator(_tuple)] = ()
     plugins: dict[str, LockedPlugin] = Field(default_factory=dict)
     structure: str
+    backend: str
+    phase: str
+    executor: str
+    boundaries: int
+    sites: dict[str, SiteOutcome]
 
 
 def lock_path(recipe: str) -> Path:
@@ -106,7 +111,8 @@ def make_lock(plan: Plan, path: Path) -> Lock:
         bases=tuple(bases),
         plugins=dict(sorted(_plugins(plan))),
         structure=structure_fingerprint(plan.structure),
-        **dict(plan_outcome(plan)),
+        **{name: getattr(plan, name) for name in _WHOLE},
+        sites={site.name: site_outcome(site, plan.phase) for site in plan},
     )
 
 

@@ -1,11 +1,8 @@
-"""The outcome of a plan for each site, as text that can be stored and compared."""
+"""The outcome of a plan for a site, as text that can be stored and compared."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-
-from qrecipe.planning.plan import Plan, Site
+from qrecipe.planning.plan import Site
 from qrecipe.planning.plan_values import spec_values
 from qrecipe.planning.text import decided_by
 from qrecipe.recipe.schema import Constructor, Phase, Table, TensorSpec
@@ -38,86 +35,8 @@ class SiteOutcome(Table):
         return self.model_dump(exclude_none=True, exclude={"by"})
 
 
-class PlanOutcome(Table):
-    """The outcome of a plan; ``boundaries`` counts the tensors quantized or dequantized."""
-
-    backend: str
-    phase: str
-    executor: str
-    boundaries: int
-    sites: dict[str, SiteOutcome]
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A part that was ``before`` and is now ``after``; None if it is missing."""
-
-    subject: str
-    part: str
-    before: str | None
-    after: str | None
-
-    def __str__(self) -> str:
-        what = f"{self.subject}: {self.part}" if self.part else self.subject
-        return f"{what} {self.before or '(none)'} -> {self.after or '(none)'}"
-
-    def to_json(self) -> dict[str, str | None]:
-        """The change as plain JSON values, with stable keys."""
-        return {
-            "subject": self.subject,
-            "part": self.part,
-            "before": self.before,
-            "after": self.after,
-        }
-
-
-def plan_outcome(plan: Plan) -> PlanOutcome:
-    """The outcome of a plan, sites in the model's order."""
-    return PlanOutcome(
-        backend=plan.backend,
-        phase=plan.phase,
-        executor=plan.executor,
-        boundaries=plan.boundaries,
-        sites={site.name: _outcome(site, plan.phase) for site in plan.sites},
-    )
-
-
-def outcome_changes(before: PlanOutcome, after: PlanOutcome) -> Iterator[Change]:
-    """The changed outcomes: of the plan, then by site in the order of ``before``, then new ones."""
-    for part in ("backend", "phase", "executor", "boundaries"):
-        old, new = str(getattr(before, part)), str(getattr(after, part))
-        if old != new:
-            yield Change("the plan", part, old, new)
-    for name in {**before.sites, **after.sites}:
-        if name not in after.sites:
-            yield Change(name, "site", _short(before.sites[name]), None)
-        elif name not in before.sites:
-            yield Change(name, "site", None, _short(after.sites[name]))
-        else:
-            yield from _part_changes(name, before.sites[name], after.sites[name])
-
-
-def rule_changes(before: PlanOutcome, after: PlanOutcome) -> Iterator[Change]:
-    """The sites that are now decided by another rule."""
-    for name, was in before.sites.items():
-        now = after.sites.get(name)
-        if now is not None and was.by != now.by:
-            yield Change(name, "decided by", was.by, now.by)
-
-
-def _part_changes(name: str, before: SiteOutcome, after: SiteOutcome) -> Iterator[Change]:
-    old, new = before.parts(), after.parts()
-    either_is_float = before.is_float or after.is_float  # then the verdict says it all
-    for part in ("op", "verdict") if either_is_float else {**old, **new}:
-        if old.get(part) != new.get(part):
-            yield Change(name, part, old.get(part), new.get(part))
-
-
-def _short(outcome: SiteOutcome) -> str:
-    return f"{outcome.op}, {outcome.verdict}"
-
-
-def _outcome(site: Site, phase: Phase) -> SiteOutcome:
+def site_outcome(site: Site, phase: Phase) -> SiteOutcome:
+    """The outcome for a site of a plan of this phase."""
     qconfig = site.qconfig
     mode = f" {site.mode}" if site.mode is not None and site.verdict == "quantized" else ""
     return SiteOutcome(

@@ -11,6 +11,7 @@ from qrecipe.errors.findings import RecipeError
 from qrecipe.errors.short import ShortRepr
 from qrecipe.planning.plan import Plan
 from qrecipe.planning.target_cpu import TargetCpu, target_has_vnni
+from qrecipe.recipe.frozen import FrozenMapping
 from qrecipe.recipe.overlay import overlay_recipe
 from qrecipe.recipe.recipe import Recipe
 from qrecipe.recipe.schema import TensorSpec
@@ -22,7 +23,7 @@ _EXTREMES = ("minmax", "moving_average_minmax")
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Lever(ShortRepr):
-    """A change of how tensors are quantized: the keys that it sets, by the tensor's name."""
+    """A change to how tensors are quantized: the keys that it sets, by tensor name."""
 
     what: str
     tensors: Mapping[str, Mapping[str, Any]] = field(hash=False)
@@ -30,7 +31,7 @@ class Lever(ShortRepr):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Candidate(ShortRepr):
-    """A recipe to try: the base with these levers, and these sites left float."""
+    """A recipe to try: the base with these levers and these float sites."""
 
     levers: tuple[Lever, ...] = ()
     floats: frozenset[str] = field(default_factory=frozenset)
@@ -63,7 +64,7 @@ def levers_of(recipe: Recipe, plan: Plan, target_cpu: TargetCpu) -> tuple[Lever,
 
 def _levers(recipe: Recipe, plan: Plan, target_cpu: TargetCpu) -> Iterator[Lever]:
     weights, activations = _roles(recipe, plan)
-    yield Lever(
+    yield _lever(
         "histogram observer for activations",
         {
             name: {"observer": "histogram"}
@@ -72,11 +73,11 @@ def _levers(recipe: Recipe, plan: Plan, target_cpu: TargetCpu) -> Iterator[Lever
         },
     )
     if target_has_vnni(target_cpu) and recipe.backend in _ON_X86:
-        yield Lever(
+        yield _lever(
             "all 8 bits for activations (needs a CPU with VNNI)",
             {name: {"reduce_range": False} for name, s in activations.items() if s.reduce_range},
         )
-    yield Lever(
+    yield _lever(
         "a range per channel for weights",
         {
             name: {"observer": "per_channel_minmax", "qscheme": "per_channel_symmetric"}
@@ -86,8 +87,12 @@ def _levers(recipe: Recipe, plan: Plan, target_cpu: TargetCpu) -> Iterator[Lever
     )
 
 
+def _lever(what: str, tensors: Mapping[str, Mapping[str, Any]]) -> Lever:
+    return Lever(what, FrozenMapping({name: FrozenMapping(tensors[name]) for name in tensors}))
+
+
 def _roles(recipe: Recipe, plan: Plan) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
-    """The tensors that the plan quantizes weights and static activations by, by name."""
+    """The tensor specs of weights and of static activations in the plan, by name."""
     winners = {site.rule for site in plan if site.verdict == "quantized"}
     qconfigs = [rule.qconfig for rule in recipe.rules if rule.as_written in winners]
     weights = {q.weight for q in qconfigs if q is not None and q.weight is not None}

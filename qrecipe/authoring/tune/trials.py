@@ -11,13 +11,12 @@ from typing import Any, Literal
 
 from torch import nn
 
-from qrecipe.audit.sqnr import finite_or_none
 from qrecipe.authoring.tune.cheapest_sets import SiteCost
 from qrecipe.authoring.tune.levers import Candidate, Lever, digest_of
 from qrecipe.authoring.tune.log import TrialLog, again
 from qrecipe.authoring.tune.search import Measured, Trial
 from qrecipe.errors.findings import ExecutionError, QRecipeError, QRecipeWarning, RecipeError
-from qrecipe.errors.text import first_line
+from qrecipe.errors.text import finite_or_none, first_line
 from qrecipe.execution.batches import Forward, limited
 from qrecipe.measure.compare.comparison import compare
 from qrecipe.measure.sensitivity.rank import Evaluate, sensitivity

@@ -15,6 +15,7 @@ from qrecipe.cli.options import (
     RecipeArgument,
 )
 from qrecipe.cli.output import needs_torch, out, out_json, reported
+from qrecipe.errors.text import counted
 
 if TYPE_CHECKING:
     from qrecipe.planning.plan import Plan
@@ -58,7 +59,7 @@ def lock(
         if json:
             out_json({"lock": str(path), "sites": len(plan.sites)})
         else:
-            out(f"{path}: {_sites(plan)} locked")
+            out(f"{path}: {counted(len(plan.sites), 'site')} locked")
 
 
 def check_plan(plan: Plan, recipe: str, lock: str | None, *, as_json: bool) -> None:
@@ -71,15 +72,11 @@ def check_plan(plan: Plan, recipe: str, lock: str | None, *, as_json: bool) -> N
     if as_json:
         out_json({"lock": str(path), "findings": [], "changed_without_effect": causes})
         return
-    out(f"{path}: {_sites(plan)} as locked")
+    out(f"{path}: {counted(len(plan.sites), 'site')} as locked")
     if causes:
         out("changed without effect on the sites (run `qrecipe lock` to update the file):")
         for cause in found.causes:
             out(f"  {cause}")
-
-
-def _sites(plan: Plan) -> str:
-    return "1 site" if len(plan.sites) == 1 else f"{len(plan.sites)} sites"
 
 
 def _path(recipe: str, lock: str | None) -> Path:

@@ -1,4 +1,4 @@
-"""The executor that swaps modules, for models that cannot be traced.
+"""The eager-mode executor: swaps modules of models that cannot be traced.
 
-May import `execution` beside the other executors, and below.
+May import `execution` except for other executors, and below.
 """

@@ -1,4 +1,4 @@
-"""The proof that a model converted in eager mode is what the plan says."""
+"""The audit of a model converted in eager mode."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import runnable_copy
+from qrecipe.model.dry_run import note_first_calls
 from qrecipe.model.nested import tensors_in
 from qrecipe.model.quantized import module_became
 from qrecipe.model.trace import WITHOUT_AUTOCAST
@@ -32,12 +33,12 @@ def audit(
 ) -> None:
     """Compare classes and numbers with the plan.
 
-    Each Linear and Embedding is judged alone, on the input that it gets in the float model and
-    against float arithmetic with its own rounded weight; recurrent modules round anew at every
-    step and are judged by the output of the model only.
+    Each Linear and Embedding is checked alone, on its input in the float model and against float
+    arithmetic with its rounded weight; recurrent modules round again at every step and are only
+    checked by the model's output.
 
-    Raises ``AuditError``: another class or weight (QR410), a wrong kernel (QR411), a model that
-    gives NaN (QR412) or does not run (QR413).
+    Raises ``AuditError`` for another class or weight (QR410), a wrong kernel (QR411), or a model
+    that gives NaN (QR412) or does not run (QR413).
     """
     findings = list(_structure_findings(plan, converted))
     if not findings:
@@ -96,12 +97,12 @@ def _numeric_findings(
         yield Finding(
             "QR203",
             f"only {reached:.1f} dB against float on the first batch",
-            hint="find the sites that hurt and leave them float",
+            hint="find the sites that cost most (qrecipe sensitivity) and leave them float",
         )
 
 
 def _failed(error: Exception, calls: Mapping[str, Inputs], _: Any) -> Finding:
-    """Why the converted model fails, by what the modules were called with in float."""
+    """Why the converted model fails, from the inputs of its modules in float."""
     what = f"the converted model fails on the first batch: {first_line(error)}"
     for name, inputs in calls.items():
         dtypes = {
@@ -109,40 +110,30 @@ def _failed(error: Exception, calls: Mapping[str, Inputs], _: Any) -> Finding:
         }
         for dtype in dtypes - {torch.float32}:
             given = str(dtype).removeprefix("torch.")
-            what = f"{name} is given {given}, and its kernel takes float32: {first_line(error)}"
+            what = f"{name} gets {given}, but its kernel takes float32: {first_line(error)}"
             return Finding("QR413", what, hint=WITHOUT_AUTOCAST)
     return Finding(
         "QR413",
         what,
-        hint="a quantized module has no weight to read, and takes its input by position: where "
-        "forward wants otherwise, leave the module float",
+        hint="a quantized module has no weight tensor, and takes its input by position: if "
+        "forward needs anything else, leave the module float",
     )
 
 
 def _calls_of(model: nn.Module, names: list[str], inputs: Inputs) -> tuple[dict[str, Inputs], Any]:
     """What each of some modules is called with first, and what the model gives, run on a copy."""
-    taken: dict[str, Inputs] = {}
     probe = runnable_copy(model)
-    for name in names:
-        probe.get_submodule(name).register_forward_pre_hook(
-            partial(_take, taken, name), with_kwargs=True
-        )
+    taken = note_first_calls(probe, names)
     with torch.no_grad():
         return taken, inputs.call(probe)
-
-
-def _take(
-    taken: dict[str, Inputs], name: str, module: nn.Module, args: Any, kwargs: dict[str, Any]
-) -> None:
-    taken.setdefault(name, Inputs(args, kwargs))
 
 
 def _unreached(site: Site) -> Finding:
     return Finding(
         "QR410",
-        f"{site.name} was converted, and the model still calls what it was before",
+        f"{site.name} was converted, but the model still calls the original module",
         site.rule.location,
-        hint="does the model keep it in a plain list, dict or tuple too? use nn.ModuleList or "
+        hint="does the model also keep it in a plain list, dict or tuple? use nn.ModuleList or "
         "nn.ModuleDict",
     )
 
@@ -156,14 +147,14 @@ def _judged(
         expected = expected_output(kernel, compute, inputs, plan.backend)
         if expected is None:
             return None
-        # without hooks of the caller's, which are no business of the kernel
+        # without the caller's hooks, which are not part of the kernel
         reached = sqnr_db(expected, kernel.forward(*inputs.args, **dict(inputs.kwargs)))
     if reached >= RIGHT_DB:
         return None
     return Finding(
         "QR411",
         f"the quantized kernel of {site.name} ({site.op}) computes something else: "
-        f"{reached:.1f} dB from its reference on equal input",
+        f"{reached:.1f} dB from its reference on the same input",
         site.rule.location,
         hint=leave_float(site.name),
     )

@@ -11,12 +11,13 @@ from torch import nn
 
 from qrecipe._torch_ao import quiet
 from qrecipe._torch_fx import DynamicRecurrent, quantize_dynamic
-from qrecipe.audit.modules import take_any_layout
+from qrecipe.audit.modules import forget_qconfigs, take_any_layout
 from qrecipe.audit.sample import Sample
-from qrecipe.errors.findings import ExecutionError, Finding
+from qrecipe.errors.findings import ArtifactError, ExecutionError, Finding
 from qrecipe.errors.text import first_line
 from qrecipe.execution.eager.audit import audit
 from qrecipe.execution.engine import engine
+from qrecipe.execution.part import Exportable
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import runnable_copy, structural_copy
 from qrecipe.observers.qconfig import qconfig
@@ -28,10 +29,10 @@ from qrecipe.recipe.schema import LintTable
 class EagerPart:
     """The model as it is, with the plan for it."""
 
-    path: str
     plan: Plan
     model: nn.Module
     inputs: Inputs
+    path: str = ""
 
     def prepare(self) -> nn.Module:
         """A copy in eval mode that may be run; there is nothing to observe."""
@@ -49,13 +50,22 @@ class EagerPart:
             audit(self.plan, prepared, converted, proof, lint)
         return converted
 
+    def reference(self, prepared: nn.Module) -> nn.Module:
+        """The quantized model itself: dynamic kernels do not saturate."""
+        return self.swapped(runnable_copy(prepared))
+
+    def exportable(self, prepared: nn.Module) -> Exportable:
+        """Raises ``ArtifactError`` (QR512): exporters want a graph."""
+        hint = "export needs one graph of the whole model; QR210 says why there is none"
+        raise ArtifactError(Finding("QR512", "an untraced model cannot be exported", hint=hint))
+
     def swapped(self, prepared: nn.Module) -> nn.Module:
         """A copy with quantized modules in the places of those that are planned, not audited.
 
         Raises ``ExecutionError`` (QR405) where torch fails.
         """
         converted = structural_copy(prepared)
-        _forget_qconfigs(converted)  # one that the caller left would be taken for ours
+        forget_qconfigs(converted)  # one that the caller left would be taken for ours
         rules = {
             site.name: qconfig(site.qconfig, "ptq") for site in self.plan.sites if site.qconfig
         }
@@ -69,11 +79,11 @@ class EagerPart:
                     Finding(
                         "QR405",
                         f"torch could not convert the model: {first_line(error)}",
-                        hint="leave the module that it names float, and report the model",
+                        hint="leave the named module float, and report the model",
                     )
                 ) from error
         self._replace_aliases(converted, rules)
-        _forget_qconfigs(converted)
+        forget_qconfigs(converted)
         take_any_layout(converted)
         for module in converted.modules():
             if isinstance(module, DynamicRecurrent):
@@ -89,11 +99,6 @@ class EagerPart:
 
 def _nothing_to_flatten() -> None:
     """What models call on a recurrent layer before they run it; packed weights are flat."""
-
-
-def _forget_qconfigs(model: nn.Module) -> None:
-    for module in model.modules():
-        vars(module).pop("qconfig", None)
 
 
 def _run(prepared: nn.Module, inputs: Inputs) -> Sample:

@@ -1,4 +1,4 @@
-"""The proof that a converted model is what the plan says, raised as one error where it is not."""
+"""The audit of a converted model; differences from the plan are raised as one error."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def audit(
 ) -> None:
     """Compare structure and numbers with the plan.
 
-    The kernels of ``may_saturate`` are made for another CPU, and judged without saturation.
+    The kernels of ``may_saturate`` are for another CPU, and checked without saturation.
 
-    Raises ``AuditError`` where they differ; warns where the scheme alone explains low accuracy.
+    Raises ``AuditError`` if they differ; warns if the scheme alone explains low accuracy.
     """
 
     def found() -> Iterator[Finding]:
@@ -47,10 +47,10 @@ def audit_reference(
     wrong: Mapping[str, float],
     lint: LintTable,
 ) -> None:
-    """The same for a reference conversion that is the product itself.
+    """The same for a reference conversion that is exported.
 
-    ``wrong`` are sites that differ from the float module of the prepared model on equal input,
-    with their SQNR in dB.
+    ``wrong`` are sites that differ from the prepared model's float module on the same input, with
+    their SQNR in dB.
     """
 
     def found() -> Iterator[Finding]:

@@ -12,38 +12,33 @@ from torch.overrides import TorchFunctionMode
 
 from qrecipe._torch_ao import quiet
 from qrecipe._torch_fx import (
-    BackendConfig,
-    ConvertCustomConfig,
-    PrepareCustomConfig,
     assert_and_get_unique_device,
     attach_preserved_attrs_to_model,
     convert,
     lower_to_native_backend,
     prepare,
 )
-from qrecipe.audit.modules import take_any_layout
+from qrecipe.audit.modules import forget_qconfigs, take_any_layout
 from qrecipe.errors.findings import ExecutionError, Finding, PlanError
 from qrecipe.errors.text import first_line
 from qrecipe.execution.engine import engine
+from qrecipe.execution.fx.configs import Configs
 from qrecipe.execution.fx.emission import Emission, erase_keep_float
+from qrecipe.execution.fx.padding import pad_explicitly
 from qrecipe.execution.fx.sharing import share_connected_observers
-from qrecipe.execution.packing import packed_convolution
-from qrecipe.model.addresses import CALLS, site_of
+from qrecipe.execution.packing import packed_convolution, packed_sites
+from qrecipe.model.addresses import site_of
 from qrecipe.model.copies import own_tensors, structural_copy
 from qrecipe.model.graph_names import keep_state_names
-from qrecipe.model.normalize import TAKES_WEIGHT, stored, stored_in
+from qrecipe.model.normalize import TAKES_WEIGHT, stored
 from qrecipe.planning.plan import Engine
 from qrecipe.process.state import random_numbers_kept
-from qrecipe.recipe.schema import Backend, Phase
 
 
 def prepared_copy(
     graph_module: fx.GraphModule,
     emission: Emission,
-    backend_config: BackendConfig,
-    custom_config: PrepareCustomConfig,
-    preserved: Mapping[str, Any],
-    phase: Phase,
+    configs: Configs,
 ) -> fx.GraphModule:
     """A copy of the graph with observers or fake-quants inserted; it shares the float tensors.
 
@@ -56,19 +51,19 @@ def prepared_copy(
             prepared = prepare(
                 copied,
                 emission.qconfig_mapping,
-                phase == "qat",
+                configs.phase == "qat",
                 dict(emission.scopes),
                 (),
-                custom_config,
+                configs.prepare,
                 None,
-                backend_config,
+                configs.backend_config,
             )
     except Exception as error:
         raise _preparation_failed(error) from error
     _tie_again(prepared, weights)
     share_connected_observers(prepared)
     keep_state_names(prepared)
-    attach_preserved_attrs_to_model(prepared, dict(preserved))
+    attach_preserved_attrs_to_model(prepared, dict(configs.preserved))
     return prepared
 
 
@@ -81,9 +76,7 @@ def _tie_again(prepared: fx.GraphModule, weights: Mapping[str, nn.Parameter]) ->
             setattr(prepared.get_submodule(path), own, former)
 
 
-def reference(
-    prepared: fx.GraphModule, backend_config: BackendConfig, custom_config: ConvertCustomConfig
-) -> fx.GraphModule:
+def reference(prepared: fx.GraphModule, configs: Configs) -> fx.GraphModule:
     """torch's reference conversion: float kernels between dequantize and quantize.
 
     The identities that `altered.keep_float` stands for are still in it. Raises
@@ -96,21 +89,20 @@ def reference(
             converted = convert(
                 source,
                 True,
-                custom_config,
+                configs.convert,
                 _remove_qconfig_flag=False,  # lowering reads it
-                backend_config=backend_config,
+                backend_config=configs.backend_config,
             )
     except Exception as error:
         raise _conversion_failed(error) from error
-    _preserve(prepared, converted, custom_config.preserved_attributes)
+    _preserve(prepared, converted, configs.convert.preserved_attributes)
     return converted
 
 
 def lowered(
     reference: fx.GraphModule,
     prepared: fx.GraphModule,
-    backend: Backend,
-    custom_config: ConvertCustomConfig,
+    configs: Configs,
     engines: Mapping[str, Engine],
 ) -> fx.GraphModule:
     """The reference conversion, in place, on the backend's own kernels.
@@ -123,7 +115,7 @@ def lowered(
     weights = _weights(reference, engines)
     observed = prepared.meta["_observed_graph_module_attrs"]
     own_tensors(reference, _is_bias)  # packing keeps the bias tensor that it is given
-    with engine(backend):
+    with engine(configs.backend):
         try:
             with quiet(), _nothing_kept(), random_numbers_kept():
                 converted = lower_to_native_backend(
@@ -135,20 +127,22 @@ def lowered(
             raise _conversion_failed(error) from error
     _pack(converted, weights, engines)
     take_any_layout(converted)
-    _remove_qconfig(converted)
+    forget_qconfigs(converted)
     converted.delete_all_unused_submodules()
     erase_keep_float(converted)
-    _preserve(prepared, converted, custom_config.preserved_attributes)
+    _preserve(prepared, converted, configs.convert.preserved_attributes)
     return converted
+
+
+def explicit(reference: fx.GraphModule) -> fx.GraphModule:
+    """The reference as it is handed on, in place: it pads by itself, and has no marks of ours."""
+    pad_explicitly(reference)
+    erase_keep_float(reference)
+    return reference
 
 
 def _is_bias(tensor: torch.Tensor) -> bool:
     return tensor.dim() == 1
-
-
-def _remove_qconfig(model: nn.Module) -> None:
-    for module in model.modules():
-        vars(module).pop("qconfig", None)
 
 
 @contextmanager
@@ -165,7 +159,7 @@ def _preparation_failed(error: Exception) -> PlanError:
         Finding(
             "QR306",
             f"torch cannot prepare the model: {first_line(error)}",
-            hint="leave the operation that it names float, and report the model",
+            hint="leave the named operation float, and report the model",
         )
     )
 
@@ -175,7 +169,7 @@ def _conversion_failed(error: Exception) -> ExecutionError:
         Finding(
             "QR405",
             f"torch could not convert the prepared model: {first_line(error)}",
-            hint="leave the operation that it names float, and report the model",
+            hint="leave the named operation float, and report the model",
         )
     )
 
@@ -238,22 +232,3 @@ def _pack(
             with engine(engines[site]):
                 packed = packed_convolution(former, weights[site], former.unpack()[1])
             setattr(owner, name, packed)
-
-
-def packed_sites(converted: fx.GraphModule) -> Iterator[tuple[nn.Module, str, str]]:
-    """Where the packed weights of sites are: a module, the name of its attribute, and the site.
-
-    Those of a module are in it, those of a function beside the graph.
-    """
-    for node in converted.graph.nodes:
-        site = site_of(node)
-        if site is None or node.op not in CALLS:
-            continue
-        if node.op == "call_module":
-            owner = converted.get_submodule(str(node.target))
-            if isinstance(getattr(owner, "_packed_params", None), torch.ScriptObject):
-                yield owner, "_packed_params", site
-            continue
-        for source in node.all_input_nodes:
-            if isinstance(stored(source, converted), torch.ScriptObject):
-                yield *stored_in(source, converted), site

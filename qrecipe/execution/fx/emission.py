@@ -1,4 +1,4 @@
-"""Plan -> FX: an exact rule for every node, so that FX has nothing left to decide."""
+"""Plan -> FX: one exact rule for every node, so that nothing is left for FX to decide."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from qrecipe.planning.plan import Plan, Site
 
 @dataclass(frozen=True, slots=True)
 class Emission:
-    """What FX is given beside the graph.
+    """The input of FX besides the graph.
 
-    ``qconfig_mapping`` decides every call by one exact name: a module's path, or for functions
-    and methods the scope that ``scopes`` gives to the node. It fits this graph alone.
+    ``qconfig_mapping`` has one exact name for every call: a module's path, or for functions and
+    methods the scope that ``scopes`` gives to the node. It only fits this graph.
     """
 
     qconfig_mapping: QConfigMapping
@@ -30,7 +30,7 @@ class Emission:
 
 
 def emit(plan: Plan, graph_module: fx.GraphModule) -> Emission:
-    """Put the plan into the graph, in place, and give the rules for it."""
+    """Annotate the graph with the plan, in place, and return the rules for it."""
     sites = {site.name: site for site in plan.sites}
     _separate_float_results(graph_module, sites)
     mapping = QConfigMapping().set_global(None)
@@ -59,7 +59,7 @@ def emit(plan: Plan, graph_module: fx.GraphModule) -> Emission:
 
 
 def _channels(graph_module: fx.GraphModule) -> dict[str, int]:
-    """The output channels of each site's weight, which can learn a scale each."""
+    """The number of output channels of each site's weight; each channel can learn a scale."""
     weights = {
         str(node.meta[SITE]): weight
         for node in graph_module.graph.nodes
@@ -72,7 +72,7 @@ def _weight(node: fx.Node, graph_module: fx.GraphModule) -> Tensor | None:
     if node.op == "call_module":
         module = graph_module.get_submodule(str(node.target))
         owner = module[0] if isinstance(module, nn.Sequential) else module
-        # all weights of a recurrent module have a row for each of its gates' outputs
+        # the weights of a recurrent module have one row per gate output
         found = (getattr(owner, name, None) for name in ("weight", "weight_ih_l0", "weight_ih"))
         return next((weight for weight in found if isinstance(weight, Tensor)), None)
     if node.target not in TAKES_WEIGHT or len(node.args) < 2:
@@ -82,7 +82,7 @@ def _weight(node: fx.Node, graph_module: fx.GraphModule) -> Tensor | None:
 
 
 def erase_keep_float(graph_module: fx.GraphModule) -> None:
-    """Take the identities out again, and the names of constants, in place."""
+    """Remove the identities again, and the names of constants, in place."""
     for node in list(graph_module.graph.nodes):
         if node.target is keep_float:
             node.replace_all_uses_with(node.args[0])
@@ -112,7 +112,7 @@ def _quantized_users(node: fx.Node, sites: Mapping[str, Site]) -> Iterator[fx.No
 
 
 def _scope(node: fx.Node, taken: set[str]) -> str:
-    """A name without dots that nothing else has; it also names the node's scale."""
+    """A unique name without dots; it also names the node's scale."""
     stem = re.sub(r"\W", "_", node.meta.get(SITE) or node.name)
     name, number = stem, 0
     while name in taken:

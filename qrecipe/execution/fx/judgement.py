@@ -1,4 +1,4 @@
-"""Each kernel of a converted graph against its reference, on the same quantized input."""
+"""Each kernel of a converted graph compared with its reference on the same quantized input."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from qrecipe.recipe.schema import Backend, Phase
 from qrecipe.rules.resolution import listed
 
 CLIPPED_DB = 20.0
-"""Below this what a range cuts off alone is a tenth of a tensor."""
+"""Below this, the clipped part alone is a tenth of a tensor."""
 
 RANGES_CURE = (
-    'observe the activations with "minmax", which keeps the widest range; an average needs more '
-    "batches that are as wide"
+    'observe the activations with "minmax", which keeps the widest range; a moving average needs '
+    "more batches that are as wide"
 )
 
 _MOST_SEVEN_BITS = 127
@@ -39,17 +39,17 @@ _DATA: Mapping[Phase, str] = {
 }
 
 Limit = Callable[[Tensor], Tensor]
-"""What becomes of each quantized tensor before the next kernel reads it."""
+"""A function applied to each quantized tensor before the next kernel reads it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """The SQNR in dB between kernel and reference, of the sites that differ by more than rounding.
+    """The SQNR in dB between kernel and reference, for sites that differ by more than rounding.
 
-    ``wrong`` differ on any input, ``saturated`` only where the input has more than 7 bits;
-    ``complete`` tells that no site was left out. ``output_db`` is the SQNR between the outputs
-    where all kernels gave the same; None where that cannot be had. ``clipped`` are tensors beyond
-    their calibrated range, with the SQNR in dB that cutting them to it leaves.
+    ``wrong`` sites differ on any input, ``saturated`` ones only if the input has more than 7 bits;
+    ``complete`` tells that every site was compared. ``output_db`` is the SQNR between the outputs
+    given equal kernel results; None if it is not available. ``clipped`` are tensors beyond their
+    calibrated range, with the SQNR in dB after clipping.
     """
 
     wrong: Mapping[str, float]
@@ -62,10 +62,10 @@ class Judgement:
 def judge_sites(
     plan: Plan, converted: fx.GraphModule, reference: fx.GraphModule, inputs: Inputs
 ) -> Judgement:
-    """Run both graphs, the reference on what the kernels gave, so that each site is judged alone.
+    """Run both graphs, the reference on the kernels' results, to compare each site alone.
 
-    Where kernels differ they are judged once more on input that is cut to 7 bits: a kernel that is
-    right then adds in 16 bits, and saturates.
+    Kernels that differ are run again on input that is cut to 7 bits: a kernel that is right then
+    adds in 16 bits, and saturates.
     """
     quantized = {site.name: site for site in plan.sites if site.mode is not None}
     run = _run_both(plan.backend, converted, reference, inputs, _as_it_is)
@@ -89,7 +89,7 @@ def judge_sites(
         wrong={name: value for name, value in differ.items() if name not in saturated},
         saturated=saturated,
         complete=weighed <= judged.keys(),
-        # the results of other kernels are not handed to the reference
+        # results of other kernels are not passed to the reference
         output_db=run.output_db
         if all(site.mode == "static" for site in quantized.values())
         else None,
@@ -104,7 +104,7 @@ def wrong_kernel_findings(plan: Plan, judgement: Judgement) -> Iterator[Finding]
         yield Finding(
             "QR411",
             f"the quantized kernel of {name} ({sites[name].op}) computes something else: "
-            f"{value:.1f} dB from its reference on equal input",
+            f"{value:.1f} dB from its reference on the same input",
             sites[name].rule.location,
             hint=leave_float(name),
         )
@@ -113,9 +113,9 @@ def wrong_kernel_findings(plan: Plan, judgement: Judgement) -> Iterator[Finding]
 def saturation_findings(
     plan: Plan, judgement: Judgement, may_saturate: Collection[str]
 ) -> Iterator[Finding]:
-    """Kernels that saturate (QR416), by cause: 8 bits by the recipe, or data beyond the ranges.
+    """Kernels that saturate (QR416), by cause: 8 bits in the recipe, or data beyond the ranges.
 
-    Those of ``may_saturate`` are made for a CPU on which they do not.
+    Those of ``may_saturate`` are for a CPU on which they do not saturate.
     """
     sites = {site.name: site for site in plan.sites}
     found = {name: db for name, db in judgement.saturated.items() if name not in may_saturate}
@@ -128,14 +128,14 @@ def saturation_findings(
             f"kernels saturate on this CPU, which adds pairs of 8-bit products in 16 bits: "
             f"{listed(tuple(wide))}, {min(wide.values()):.1f} dB from the reference at worst",
             sites[first].rule.location,
-            hint="keep the activations that they read to 7 bits: reduce_range = true",
+            hint="limit the activations that they read to 7 bits: reduce_range = true",
         )
     if beyond:
         first = next(iter(beyond))
         yield Finding(
             "QR416",
-            f"{_DATA[plan.phase]} beyond the calibrated range of what these sites read, and their "
-            f"kernels saturate there on this CPU: {listed(tuple(beyond))}, "
+            f"{_DATA[plan.phase]} beyond the calibrated range of the inputs of these sites, and "
+            f"their kernels saturate there on this CPU: {listed(tuple(beyond))}, "
             f"{min(beyond.values()):.1f} dB from the reference at worst",
             sites[first].rule.location,
             hint=RANGES_CURE,
@@ -166,7 +166,7 @@ def _cut_to_seven_bits(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """SQNR in dB: of each site's kernel against its reference on equal input, and of the output."""
+    """SQNR in dB of each site's kernel against its reference on equal input, and of the output."""
 
     judged: dict[str, float]
     output_db: float | None
@@ -180,7 +180,7 @@ def _run_both(
     inputs: Inputs,
     limit: Limit,
 ) -> _Run:
-    """Both graphs on one input, the reference going on with what the kernels gave."""
+    """Run both graphs on one input; the reference continues with the results of the kernels."""
     collector = _Collector(converted, reference, backend, limit)
     with torch.no_grad(), quiet():
         actual = collector.run(*bind(converted, converted, inputs))
@@ -192,7 +192,7 @@ def _run_both(
 
 
 class _Collector(fx.Interpreter):
-    """Keeps what each static site gives, by its name, and judges the others at once."""
+    """Keeps the outputs of static sites by name, and compares the other sites right away."""
 
     def __init__(
         self,
@@ -215,7 +215,7 @@ class _Collector(fx.Interpreter):
             return result
         if result.is_quantized:
             if name is not None:
-                # a later operation in place must not change what is judged
+                # a later in-place operation must not change it
                 self.results[name] = result.clone()
             return self.limit(result)
         if name is not None and n.op == "call_module":
@@ -223,7 +223,7 @@ class _Collector(fx.Interpreter):
         return result
 
     def _note_untraced_range(self, name: str, n: fx.Node, result: Tensor) -> None:
-        """What a dynamic or weight-only module gives, beside what it should."""
+        """Compare the output of a dynamic or weight-only module with what it should be."""
         inputs = Inputs(*self.fetch_args_kwargs_from_env(n))
         kernel = self.module.get_submodule(str(n.target))
         compute = self.reference.get_submodule(str(n.target))
@@ -233,7 +233,7 @@ class _Collector(fx.Interpreter):
 
 
 class _Replay(fx.Interpreter):
-    """Runs the reference, but goes on from what the kernels gave: each site alone is judged."""
+    """Runs the reference but continues with the kernels' results, to compare each site alone."""
 
     def __init__(self, reference: fx.GraphModule, results: dict[str, Any], limit: Limit) -> None:
         super().__init__(reference)
@@ -268,14 +268,14 @@ class _Replay(fx.Interpreter):
 
 
 def _cut_to_range_of(quantized: Tensor, x: Tensor) -> Tensor:
-    """All that the codes of a quantized tensor can hold of a float one, without rounding."""
+    """A float tensor clipped to the codes of a quantized one, without rounding."""
     codes = torch.iinfo(quantized.int_repr().dtype)
     scale, zero_point = quantized.q_scale(), quantized.q_zero_point()
     return x.clamp((codes.min - zero_point) * scale, (codes.max - zero_point) * scale)
 
 
 def _one_step_apart(result: Tensor, kernel: Tensor) -> bool:
-    """Whether two tensors on one grid differ by a step at most: ties that rounded otherwise."""
+    """Whether two tensors on one grid differ by at most one step: ties that rounded differently."""
     same_grid = (
         result.q_scale() == kernel.q_scale() and result.q_zero_point() == kernel.q_zero_point()
     )
@@ -286,8 +286,8 @@ def _one_step_apart(result: Tensor, kernel: Tensor) -> bool:
 
 
 def _is_finer(site: Site) -> bool:
-    """Whether the kernel keeps the scale of its input, and its reference rounds to a coarser one.
+    """Whether the kernel keeps the scale of its input, but its reference rounds to a coarser one.
 
-    So does a product with a number; and dropout, whose range of training has what it scaled up.
+    True for products with a number, and for dropout, whose range includes scaled-up values.
     """
     return site.verdict == "passthrough" and (site.op == "mul" or "dropout" in site.op.lower())

@@ -1,4 +1,4 @@
-"""The numeric audit: the converted model against torch's own reference of it, on one batch."""
+"""The numeric audit: the converted model compared with torch's reference model on one batch."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from qrecipe.recipe.patterns import leave_float
 from qrecipe.rules.resolution import listed
 
 FINE_DB = 20 * math.log10(2**8)
-"""From here on an output is finer than a step of 8 bits, however much finer its reference is."""
+"""From here on, an output is finer than an 8-bit step, however much finer its reference is."""
 
 
 CAUSE_DB = 20 * math.log10(2)
-"""What makes half of an error or more is said to be its cause."""
+"""What accounts for at least half of an error is reported as its cause."""
 
 
 DYNAMIC_TOLERANCE_DB = TOLERANCE_DB + 20 * math.log10(2)
-"""The dynamic kernels take 7 bits of their input, their reference 8."""
+"""Dynamic kernels use 7 bits of their input, their reference 8."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReferenceRun:
-    """A sample and what the reference conversion makes of it; ``error`` where it fails.
+    """A sample and the output of the reference conversion; ``error`` if it fails.
 
-    ``whole`` is the sample that it is the head of, to be tried where the head proves nothing.
+    ``whole`` is the full sample, to be tried if its head proves nothing.
     """
 
     sample: Sample
@@ -52,7 +52,7 @@ class ReferenceRun:
 
 
 def run_on_head(reference: fx.GraphModule, sample: Sample) -> ReferenceRun:
-    """As `run_reference`, on the first samples alone where the batch can be cut."""
+    """As `run_reference`, but only on the first samples if the batch can be cut."""
     part = sample.head()
     if part is None:
         return run_reference(reference, sample)
@@ -70,7 +70,7 @@ def run_reference(reference: fx.GraphModule, sample: Sample) -> ReferenceRun:
 
 
 def run_until_judgeable(reference: fx.GraphModule, sample: Sample) -> ReferenceRun:
-    """As `run_on_head`, and on the whole batch where the head fails or is far from float."""
+    """As `run_on_head`, and on the whole batch if the head fails or is far from float."""
     proof = run_on_head(reference, sample)
     if proof.whole is None or (proof.error is None and not _is_coarse(proof)):
         return proof
@@ -88,7 +88,7 @@ def numeric_findings(
     make_reference: Callable[[], fx.GraphModule],
     may_saturate: Collection[str],
 ) -> Iterator[Finding]:
-    """What the numbers of one batch say: wrong kernels, a worse model, a doubtful scheme."""
+    """Findings from the numbers of one batch: wrong kernels, a worse model, a doubtful scheme."""
     if not any(site.mode for site in plan.sites):
         return
     if proof.whole is not None:
@@ -119,14 +119,14 @@ def _whole_findings(
         return
     judgement = judge_sites(plan, converted, make_reference(), sample.inputs)
     found = [*wrong_kernel_findings(plan, judgement)]
-    if not found:  # what follows a wrong kernel saturates on what that made of its input
+    if not found:  # kernels after a wrong one saturate on its results
         found = [*saturation_findings(plan, judgement, may_saturate)]
     yield from found
     if found or reference_db is None or lowered_db is None:
         return
     if math.isnan(lowered_db):
         yield _worse(reference_db, lowered_db)
-    elif not may_saturate:  # where kernels do, that this CPU gives worse results says nothing
+    elif not may_saturate:  # if kernels may, worse results on this CPU say nothing
         yield from _shortfall(plan, judgement, reference_db, lowered_db)
 
 
@@ -149,10 +149,10 @@ def _shortfall(
 def reference_number_findings(
     plan: Plan, proof: ReferenceRun, wrong: Mapping[str, float]
 ) -> Iterator[Finding]:
-    """What the numbers say of a reference conversion that is exported.
+    """Findings from the numbers of a reference conversion that is exported.
 
-    ``wrong`` are sites that differ from the float module of the prepared model on equal input,
-    with their SQNR in dB.
+    ``wrong`` are sites that differ from the prepared model's float module on the same input, with
+    their SQNR in dB.
     """
     if proof.error is not None:
         yield _does_not_run("reference model", proof.error)
@@ -162,7 +162,7 @@ def reference_number_findings(
         yield Finding(
             "QR411",
             f"the reference module of {name} ({sites[name].op}) computes something else: "
-            f"{value:.1f} dB from the float module on equal input and with equal weights",
+            f"{value:.1f} dB from the float module with equal input and weights",
             sites[name].rule.location,
             hint=leave_float(name),
         )
@@ -171,7 +171,7 @@ def reference_number_findings(
 
 
 def _head_agrees(plan: Plan, converted: fx.GraphModule, proof: ReferenceRun) -> bool:
-    """Whether the first samples prove the model; a failure on them says nothing of the batch."""
+    """Whether the first samples prove the model; a failure on them says nothing about the batch."""
     try:
         with torch.no_grad(), quiet():
             output = proof.sample.inputs.call(converted)
@@ -188,8 +188,8 @@ def _agree(plan: Plan, reference_db: float | None, lowered_db: float | None) -> 
         return False
     dynamic = any(site.mode == "dynamic" for site in plan.sites)
     tolerance = DYNAMIC_TOLERANCE_DB if dynamic else TOLERANCE_DB
-    # the reference can be the worse one: it saturates where the kernel of an operation with a
-    # number finds a scale of its own
+    # the reference can be worse: it saturates where the kernel of an operation with a number
+    # finds its own scale
     enough = min(reference_db - tolerance, FINE_DB)
     return lowered_db >= enough and max(reference_db, lowered_db) >= JUDGEABLE_DB
 
@@ -199,15 +199,15 @@ def _worse(reference_db: float, lowered_db: float) -> Finding:
         "QR412",
         f"the converted model reaches {lowered_db:.1f} dB against float on the first batch, "
         f"its reference {reference_db:.1f} dB",
-        hint="some kernels could not be judged one by one; try another backend",
+        hint="some kernels could not be checked one by one; try another backend",
     )
 
 
 def _unlike_reference(output_db: float) -> Finding:
     return Finding(
         "QR412",
-        f"the output of the converted model is {output_db:.1f} dB from its reference where all "
-        "kernels give the same: torch has changed what stands between them",
+        f"the output of the converted model is {output_db:.1f} dB from its reference although all "
+        "kernels agree: torch has changed what is between them",
         hint="leave the last operations float, and report the model",
     )
 
@@ -217,7 +217,7 @@ def _coarse(reference_db: float, lowered_db: float) -> Finding:
         "QR203",
         f"only {lowered_db:.1f} dB against float on the first batch; no kernel is wrong, and the "
         f"reference conversion gives {reference_db:.1f} dB: the scheme is too coarse",
-        hint="find the sites that hurt, leave them float or give them another observer",
+        hint="find the sites that cost most, leave them float or give them another observer",
     )
 
 
@@ -237,19 +237,17 @@ def _unlike_training(reference_db: float, lowered_db: float) -> Finding:
         f"only {lowered_db:.1f} dB between the trained model and the converted one, on the example "
         f"inputs or the first batch of calibration; no kernel is wrong, and the reference "
         f"conversion gives {reference_db:.1f} dB",
-        hint="evaluate the converted model: with reduce_range training clips where int8 kernels do "
-        "not, and inputs unlike the data tell little; compile with a batch of data",
+        hint="evaluate the converted model: with reduce_range, training clips where int8 kernels "
+        "do not, and inputs unlike the data say little; compile with a batch of data",
     )
 
 
 _WANT_BATCHES = ("Input shape must be `(N, C", "dimension of input tensor should be larger")
-"""What torch's quantized kernels say to an input without a batch dimension."""
+"""Errors of torch's quantized kernels for an input without a batch dimension."""
 
 
 def _does_not_run(what: str, error: str) -> Finding:
-    hint = "leave the operation that fails float, and report the model"
+    hint = "leave the failing operation float, and report the model"
     if any(text in error for text in _WANT_BATCHES):
-        hint = (
-            "quantized kernels want a batch dimension, where float ones do without: x.unsqueeze(0)"
-        )
+        hint = "quantized kernels need a batch dimension, unlike float ones: x.unsqueeze(0)"
     return Finding("QR413", f"the {what} fails on the first batch: {error}", hint=hint)

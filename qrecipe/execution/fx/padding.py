@@ -1,4 +1,4 @@
-"""Padding that torch's reference convolutions forget: they pad with zeros, whatever the mode."""
+"""Explicit padding: torch's reference convolutions pad with zeros, whatever the padding mode."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _REFERENCE = "torch.ao.nn.quantized.reference."
 
 
 def pad_explicitly(reference: fx.GraphModule) -> None:
-    """Let the graph of a reference model pad where its convolutions would pad wrongly, in place."""
+    """Pad explicitly where the convolutions of a reference model would pad wrongly, in place."""
     for node in list(reference.graph.nodes):
         if node.op != "call_module":
             continue

@@ -1,8 +1,8 @@
-"""A reference conversion held against the float modules that it was made from.
+"""A reference conversion compared with the float modules that it was made from.
 
-torch's reference modules are made anew from the float ones, and lack what torch forgot to copy. A
-reference that shares a fault with a kernel cannot judge it, and for a backend that is exported to
-the reference is the product.
+torch builds new reference modules from the float ones, and may forget to copy something. A
+reference that shares a bug with a kernel cannot judge it; and if the backend is only exported, the
+reference is the result.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from qrecipe.model.addresses import site_of
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What the hooks of `hold` have found: ``wrong`` is the worst SQNR in dB by site."""
+    """The findings of the hooks of `hold`: ``wrong`` is the worst SQNR in dB by site."""
 
     wrong: dict[str, float] = field(default_factory=dict)
     handles: list[RemovableHandle] = field(default_factory=list)
@@ -38,10 +38,10 @@ class Held:
 
 
 def make_judge(reference: fx.GraphModule, prepared: fx.GraphModule) -> None:
-    """Let the prepared model's own modules compute in the places of reference modules, in place.
+    """Make the prepared model's own modules compute instead of reference modules, in place.
 
-    They get the rounded weight. Modules that were trained round it themselves, at other ties: they
-    stand in only where they differ from the reference, as in `hold`.
+    They get the rounded weight. Trained modules round it themselves, with other ties, so they only
+    replace a reference module that differs, as in `hold`.
     """
     for node in reference.graph.nodes:
         if node.op == "call_module":
@@ -54,10 +54,10 @@ def make_judge(reference: fx.GraphModule, prepared: fx.GraphModule) -> None:
 
 
 def hold(reference: fx.GraphModule, prepared: fx.GraphModule) -> Held:
-    """Let the prepared model's own modules check each call of a reference module.
+    """Check each call of a reference module with the prepared model's own module.
 
-    They get the same input and the same rounded weight; in training, they round it themselves. What
-    differs is noted, and the reference goes on with what the module of the prepared model gave.
+    It gets the same input and rounded weight; in training, it rounds the weight itself. Differences
+    are recorded, and the reference continues with the prepared module's result.
     """
     held = Held()
     for node in reference.graph.nodes:
@@ -73,7 +73,7 @@ def hold(reference: fx.GraphModule, prepared: fx.GraphModule) -> Held:
 def _twins(
     target: str, reference: fx.GraphModule, prepared: fx.GraphModule
 ) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
-    """The reference modules in what a node calls, each with what it should compute."""
+    """The reference modules that a node calls, each with the module that it should equal."""
     module, known = reference.get_submodule(target), dict(prepared.named_modules())
     inside = {
         name: inner
@@ -91,7 +91,7 @@ def _twins(
 
 
 def _padding_as(reference: nn.Module, own: nn.Module) -> Any:
-    """The module without the padding that the graph does in its place."""
+    """The module without the padding that the graph now does explicitly."""
     mode = getattr(reference, "padding_mode", None)
     if mode is None or mode == getattr(own, "padding_mode", None):
         return own

@@ -1,8 +1,8 @@
 """The structural audit of a reference conversion: what each site became, without data.
 
-In this form an operation is quantized by what stands around it: its inputs come from
-``dequantize``, its result goes to ``quantize_per_tensor``, and its weight has a grid. An operation
-without a weight between two quantized ones looks alike, planned or not: a backend may take it too.
+In this form an operation is quantized if its inputs come from ``dequantize``, its result goes to
+``quantize_per_tensor``, and its weight has a grid. An operation without a weight between two
+quantized ones looks the same, planned or not: a backend may quantize it too.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _QUANTIZE = (torch.quantize_per_tensor, torch.quantize_per_channel)
 
 @dataclass(frozen=True, slots=True)
 class _Weight:
-    """The grid of a weight; None where torch keeps several, or does not say."""
+    """The grid of a weight; None if torch keeps several or does not say."""
 
     dtype: torch.dtype | None
     per_channel: bool | None
@@ -61,7 +61,7 @@ def reference_findings(plan: Plan, reference: fx.GraphModule) -> Iterator[Findin
         if problem is not None:
             yield differs(site, site.mode or "float", problem)
     for name in nodes:
-        yield Finding("QR410", f"{name} was converted and is not in the plan")
+        yield Finding("QR410", f"{name} was converted, but is not in the plan")
 
 
 def _problem(site: Site, nodes: list[fx.Node], modules: dict[str, nn.Module]) -> str | None:
@@ -85,7 +85,7 @@ def _problem(site: Site, nodes: list[fx.Node], modules: dict[str, nn.Module]) ->
 
 
 def _weight(node: fx.Node, modules: dict[str, nn.Module]) -> _Weight | None:
-    """The quantized weight of a node, None where it has none."""
+    """The quantized weight of a node, if it has one."""
     if node.op == "call_module":
         module: Any = _inner(modules[str(node.target)])
         if not isinstance(module, ReferenceQuantizedModule):
@@ -145,7 +145,7 @@ def _is_fed_dynamically(nodes: list[fx.Node]) -> bool:
 
 
 def _data_inputs(nodes: list[fx.Node]) -> Iterator[fx.Node]:
-    """What a site reads of other operations or of the model's inputs, tuples taken apart."""
+    """What a site reads from other operations or the model's inputs, with tuples unpacked."""
     for node in nodes:
         for source in node.all_input_nodes:
             if source in nodes or source.op == "get_attr" or not _is_data(source):
@@ -160,7 +160,7 @@ def _whole(node: fx.Node) -> fx.Node:
 
 
 def _is_explicit_padding(node: fx.Node) -> bool:
-    """Whether `padding.pad_explicitly` put it there, which is after any value was recorded."""
+    """Whether `padding.pad_explicitly` inserted it, after all values were recorded."""
     return node.target is F.pad and "value" not in node.meta
 
 

@@ -17,7 +17,7 @@ _INTEGERS = {torch.qint8: torch.int8, torch.quint8: torch.uint8, torch.qint32: t
 
 @contextmanager
 def rounding_weights_fast(reference: nn.Module) -> Iterator[None]:
-    """Let each reference module compute its rounded weight by `rounded_weight` inside a ``with``.
+    """Make reference modules compute their rounded weight by `rounded_weight` inside a ``with``.
 
     torch's own quantize and dequantize per channel take five times as long, and a reference
     module repeats them at every call.
@@ -46,7 +46,7 @@ def _has_one_integer_weight(module: Any) -> bool:
 
 
 def rounded_weight(module: Any) -> Tensor:
-    """What the module's ``get_weight`` gives: the weight on the grid of its scale."""
+    """What the module's ``get_weight`` returns: the weight on the grid of its scale."""
     return _on_grid(module.weight.detach(), module)
 
 

@@ -1,8 +1,8 @@
 """One observer for all tensors that have to share a scale.
 
 Operations that copy give their output the scale of their input, and `cat` that of its first input.
-torch shares observers from one such operation to the next, and loses the thread where a later
-`cat` takes over the producer of an earlier one.
+torch shares observers from one such operation to the next, but fails if a later `cat` takes over
+the producer of an earlier one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from qrecipe._torch_ao import is_observer
 
 
 def share_connected_observers(prepared: fx.GraphModule) -> None:
-    """Give observers that copying operations connect, however far apart, one object, in place."""
+    """Merge all observers that are connected by copying operations, in place."""
     groups: dict[nn.Module, set[str]] = {}
     for node in prepared.graph.nodes:
         info = node.meta.get("target_dtype_info") or {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from qrecipe._torch_fx import (
 )
 from qrecipe.audit.modules import differs, weight_problem
 from qrecipe.errors.findings import Finding
+from qrecipe.execution.part import Realised
 from qrecipe.model.addresses import CALLS, is_conversion, is_floating, site_of
 from qrecipe.model.quantized import Became, module_became
 from qrecipe.planning.plan import Plan
@@ -31,14 +31,6 @@ _KEEPING_CHECKS: tuple[Callable[..., tuple[bool, bool, bool]], ...] = (
     is_general_tensor_shape_node,
     is_other_node,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Realised:
-    """What a site's nodes in the converted graph turned out to be."""
-
-    became: Became
-    node: fx.Node
 
 
 def realised_sites(converted: fx.GraphModule) -> dict[str, Realised]:
@@ -114,7 +106,7 @@ def structure_findings(plan: Plan, converted: fx.GraphModule) -> Iterator[Findin
             if problem:
                 yield differs(site, expected, problem)
     for name in realised.keys() - {site.name for site in plan.sites}:
-        yield Finding("QR410", f"{name} was converted and is not in the plan")
+        yield Finding("QR410", f"{name} was converted, but is not in the plan")
 
 
 def _shown(node: fx.Node, modules: dict[str, nn.Module]) -> str:

@@ -1,7 +1,7 @@
-"""A reference conversion without its rounding: what is left has to be the prepared model.
+"""A reference conversion without rounding has to equal the prepared model.
 
-What torch's conversion does to a graph beside rounding is shared by the kernels and by the
-reference that judges them. Only a run without any rounding shows it.
+Anything else that torch's conversion changes in a graph affects both the kernels and the reference
+that judges them. Only a run without rounding shows it.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from qrecipe.recipe.schema import Phase
 _ROUNDING = ("quantize_per_", "dequantize")
 
 _FLIPPED = 0.001
-"""The share of results that a threshold may turn, where sums differ in their last bits."""
+"""The share of results that a threshold may flip if sums differ in their last bits."""
 
 
 def check_conversion(
     reference: fx.GraphModule, prepared: fx.GraphModule, sample: Sample, phase: Phase
 ) -> None:
-    """Hold a reference conversion to the prepared model that it was made from, rounding apart.
+    """Check that a reference conversion equals its prepared model, except for rounding.
 
-    ``sample`` is what the prepared model makes of some inputs. Its first samples can only prove: a
-    model that mixes samples needs all of them.
+    ``sample`` has inputs and outputs of the prepared model. Its first samples can prove equality,
+    but not disprove it: a model that mixes samples needs all of them.
 
-    Raises ``AuditError`` (QR412) where they differ.
+    Raises ``AuditError`` (QR412) if they differ.
     """
     if phase == "qat":  # its fake-quants round
         prepared = passing(prepared)
@@ -58,14 +58,14 @@ def check_conversion(
 def _difference(reference: fx.GraphModule, prepared: fx.GraphModule, sample: Sample) -> str | None:
     expected = list(tensors_in(sample.output))
     if any(x.is_floating_point() and x.dtype != torch.float32 for x in expected):
-        return None  # it ran under autocast, which `around.dtype_findings` tells
+        return None  # it ran under autocast, which `around_roots.dtype_findings` reports
     run = _Unrounded(reference, prepared)
     try:
         with torch.no_grad(), quiet():
             actual = run.run(*bind(reference, reference, sample.inputs.cloned()))
     except Exception as error:
         if _fails(reference, sample):
-            return None  # with its rounding too: the audit says so
+            return None  # it fails with rounding too: the audit reports it
         return f"without rounding it fails: {first_line(error)}"
     return difference(expected, list(tensors_in(actual)), _FLIPPED)
 
@@ -80,7 +80,7 @@ def _fails(reference: fx.GraphModule, sample: Sample) -> bool:
 
 
 class _Unrounded(fx.Interpreter):
-    """Runs a reference graph with the float modules that it was made from, and rounds nothing."""
+    """Runs a reference graph with the original float modules and without rounding."""
 
     def __init__(self, reference: fx.GraphModule, prepared: fx.GraphModule) -> None:
         super().__init__(reference)

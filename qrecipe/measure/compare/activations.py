@@ -13,9 +13,9 @@ import torch
 from torch import fx, nn
 
 from qrecipe.audit.sqnr import Totals
-from qrecipe.execution.fx.structure import realised_sites
-from qrecipe.measure.compare.watched import Watched
+from qrecipe.execution.part import Realised
 from qrecipe.model.addresses import is_conversion, site_of
+from qrecipe.model.call import Inputs, bind
 from qrecipe.model.copies import structural_copy, with_parts
 from qrecipe.model.graph_sites import Inventory
 
@@ -88,16 +88,13 @@ def watched_reference(
 
 def watched_converted(
     parts: Mapping[str, fx.GraphModule],
+    realised: Iterable[Mapping[str, Realised]],
     converted: nn.Module,
     activations: Activations,
     times: Times,
 ) -> nn.Module:
-    """The converted model, whose sites match those that `watched_reference` held."""
-    givers = {
-        _giver(real.node): name
-        for part in parts.values()
-        for name, real in realised_sites(part).items()
-    }
+    """The converted model, whose sites answer those that `watched_reference` held."""
+    givers = {_giver(real.node): name for sites in realised for name, real in sites.items()}
 
     def see(node: fx.Node, result: Any, seconds: float) -> None:
         times.add(CONVERSIONS if is_conversion(node) else site_of(node) or "", seconds)
@@ -147,3 +144,32 @@ def _giver(node: fx.Node) -> fx.Node:
 def _is_reference(node: fx.Node) -> bool:
     """Whether the node computes in float between dequantize and quantize."""
     return any(map(is_conversion, node.all_input_nodes))
+
+
+See = Callable[[fx.Node, Any, float], None]
+"""Called with each node, its result and the seconds that it took."""
+
+
+class Watched(nn.Module):
+    """A graph module that shows each result to ``see``; it computes what the graph module does."""
+
+    def __init__(self, graph_module: fx.GraphModule, see: See) -> None:
+        super().__init__()
+        self.graph_module = graph_module
+        self._see = see
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        inputs = bind(self.graph_module, self.graph_module, Inputs(args, kwargs))
+        return _Watching(self.graph_module, self._see).run(*inputs)
+
+
+class _Watching(fx.Interpreter):
+    def __init__(self, graph_module: fx.GraphModule, see: See) -> None:
+        super().__init__(graph_module)
+        self._see = see
+
+    def run_node(self, n: fx.Node) -> Any:
+        start = time.perf_counter()
+        result = super().run_node(n)
+        self._see(n, result, time.perf_counter() - start)
+        return result

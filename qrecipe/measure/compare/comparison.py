@@ -24,8 +24,9 @@ from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.text import counted
 from qrecipe.execution.batches import Forward, inputs_of_batch, limited, no_batches, peek
 from qrecipe.execution.engine import engine
-from qrecipe.execution.fx.structure import realised_sites
-from qrecipe.execution.provenance import provenance
+from qrecipe.execution.executors import executor_of
+from qrecipe.execution.part import Realised
+from qrecipe.execution.provenance import converted_graphs, provenance
 from qrecipe.measure.batches import noted_calls, run_quietly
 from qrecipe.measure.compare.activations import (
     CONVERSIONS,
@@ -35,8 +36,8 @@ from qrecipe.measure.compare.activations import (
     watched_modules,
     watched_reference,
 )
-from qrecipe.measure.out_of_place import without_changes_in_place
 from qrecipe.model.graph_sites import Inventory
+from qrecipe.model.out_of_place import without_changes_in_place
 from qrecipe.planning.inventory import inventory_of
 from qrecipe.planning.plan import Plan
 from qrecipe.process.neutral import neutral
@@ -171,10 +172,13 @@ def compare(
     first, stream = peek(batches)
     with inputs_of_batch(reference, first, forward) as inputs:
         inventory = inventory_of(reference, recipe, inputs)
-    _check_same(inventory, plan)
+    graphs = converted_graphs(converted)
+    _check_same(inventory, plan, graphs)
     for part in inventory.parts:
         without_changes_in_place(part.graph_module)
-    run = _Run(reference, converted, inventory, forward)
+    realised_sites = executor_of(plan.executor).realised_sites
+    realised = {path: realised_sites(graph) for path, graph in graphs.items()}
+    run = _Run(reference, converted, inventory, graphs, realised, forward)
     weights = run.weights()
     show = chosen_progress(progress, "comparing")
     kernels: AbstractContextManager[None] = (
@@ -192,22 +196,13 @@ def compare(
     return run.report(plan, weights, count)
 
 
-def converted_parts(converted: nn.Module, paths: Iterable[str]) -> dict[str, fx.GraphModule]:
-    """The traced parts of a converted model by path."""
-    parts: dict[str, fx.GraphModule] = {}
-    for path in paths:
-        part = converted.get_submodule(path)
-        if not isinstance(part, fx.GraphModule):
-            raise _different(f'"{path}" is a {type(part).__name__}, not a converted part')
-        parts[path] = part
-    return parts
-
-
-def _check_same(inventory: Inventory, plan: Plan) -> None:
+def _check_same(inventory: Inventory, plan: Plan, graphs: Iterable[str]) -> None:
     planned = {site.name for site in plan.sites}
     odd = planned.symmetric_difference(inventory.matches)
     if odd:
         raise _different(f"only one of them has the site {min(odd)}")
+    if {part.path for part in inventory.parts} != set(graphs):
+        raise _different("only one of them can be traced")
 
 
 def _different(what: str) -> ArtifactError:
@@ -228,20 +223,23 @@ class _Run:
         reference: nn.Module,
         converted: nn.Module,
         inventory: Inventory,
+        graphs: Mapping[str, fx.GraphModule],
+        realised: Mapping[str, Mapping[str, Realised]],
         forward: Forward | None,
     ) -> None:
         self._inventory = inventory
+        self._graphs = graphs
+        self._realised = realised
         self._forward = forward
         self._output = Totals()
         self._activations = Activations()
         self._times = (Times(), Times())
         self._raw = (reference, converted)
-        self._parts = converted_parts(converted, [part.path for part in inventory.parts])
         seen, (before, after) = self._activations, self._times
         if inventory.untraced is None:
             self._models = (
                 watched_reference(reference, inventory, seen, before),
-                watched_converted(self._parts, converted, seen, after),
+                watched_converted(graphs, realised.values(), converted, seen, after),
             )
         else:
             names = list(inventory.matches)
@@ -305,11 +303,10 @@ class _Run:
     def _weight_pairs(self) -> Iterator[tuple[str, tuple[list[Tensor], list[Tensor]]]]:
         """The weights of each site, float and quantized."""
         for part in self._inventory.parts:
-            converted = self._parts[part.path]
-            for name, real in realised_sites(converted).items():
+            for name, real in self._realised[part.path].items():
                 node = self._inventory.matches[name].nodes[0]
                 expected = float_weights(node, part.graph_module)
-                yield name, (expected, quantized_weights(real.node, converted))
+                yield name, (expected, quantized_weights(real.node, self._graphs[part.path]))
         if self._inventory.untraced is not None:
             reference, quantized = self._raw
             for name in self._inventory.matches:

@@ -14,9 +14,8 @@ from qrecipe.errors.text import counted
 from qrecipe.errors.warn import warn
 from qrecipe.execution.batches import Forward, check_finite, limited, no_batches
 from qrecipe.execution.engine import engine
-from qrecipe.execution.provenance import architecture, provenance
+from qrecipe.execution.provenance import converted_graphs, provenance
 from qrecipe.measure.batches import run_quietly
-from qrecipe.measure.compare.comparison import converted_parts
 from qrecipe.measure.drift.counts import Tally
 from qrecipe.measure.drift.observers import Observing
 from qrecipe.measure.drift.report import Drift, SiteDrift, worst_first
@@ -59,15 +58,15 @@ def drift(
         ExecutionError: the model has no stored ranges (QR430): it is dynamic or float.
     """
     plan = Plan.from_json(provenance(converted).plan)
-    paths = [part.path for part in architecture(converted).parts]
-    parts = {} if plan.executor == "eager" else converted_parts(converted, paths)
     observing = Observing()
-    shadows = {path: _Shadowed(part, plan, observing) for path, part in parts.items()}
+    shadows = {
+        path: _Shadowed(part, plan, observing) for path, part in converted_graphs(converted).items()
+    }
     if not any(shadow.tallies for shadow in shadows.values()):
         raise _nothing_stored()
     _warn_about(observing, converted)
     model = with_parts(converted, shadows)
-    show = chosen_progress(progress, "looking for drift")
+    show = chosen_progress(progress, "measuring drift")
     kernels: AbstractContextManager[None] = (
         nullcontext() if plan.is_for_export else engine(plan.backend)
     )

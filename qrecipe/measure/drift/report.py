@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from qrecipe.audit.sqnr import db_text, finite_or_none
+from qrecipe.audit.sqnr import db_text
 from qrecipe.errors.short import ShortRepr
-from qrecipe.errors.text import counted
+from qrecipe.errors.text import counted, finite_or_none
 from qrecipe.measure.drift.distribution import Histogram
 from qrecipe.measure.drift.stored_ranges import QRange
 from qrecipe.recipe.recipe import Ingredient, published

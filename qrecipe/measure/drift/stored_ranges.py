@@ -73,7 +73,7 @@ class StoredRange:
 
 
 def stored_ranges(part: fx.GraphModule, sites: Mapping[str, Site]) -> dict[fx.Node, StoredRange]:
-    """Each node that quantizes to a range which calibration has found, in order."""
+    """Each node that quantizes to a calibrated range, in order."""
     found = {}
     for node in part.graph.nodes:
         place = _place(node, sites)
@@ -135,7 +135,7 @@ def sharing(
 
 
 def _place(node: fx.Node, sites: Mapping[str, Site]) -> tuple[Site, TensorRole] | None:
-    """The site whose tensor a node quantizes; None where that is no new range."""
+    """The site whose tensor a node quantizes; None if that is not a new range."""
     if node.op not in CALLS:
         return None
     if node.target is torch.quantize_per_tensor:

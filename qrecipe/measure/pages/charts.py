@@ -12,7 +12,7 @@ from typing import Any
 
 from qrecipe.errors.text import one_line
 from qrecipe.measure.drift.distribution import Histogram
-from qrecipe.measure.pages.plots import check_available
+from qrecipe.measure.pages.plots import new_figure
 
 _WIDTH = 10.4
 _LONGEST_NAME = 44
@@ -46,7 +46,7 @@ class Point:
 
 def bars(names: Sequence[str], values: Sequence[float], label: str) -> bytes:
     """One bar per name, from the top; names without a finite value have no bar."""
-    figure = _figure(_WIDTH, 0.9 + 0.24 * len(names))
+    figure = new_figure(_WIDTH, 0.9 + 0.24 * len(names))
     axes = figure.subplots()
     finite = [value if math.isfinite(value) else 0.0 for value in values]
     axes.barh(range(len(names)), finite, 0.72, color="#4c78a8")
@@ -64,11 +64,10 @@ def bars(names: Sequence[str], values: Sequence[float], label: str) -> bytes:
 def along(names: Sequence[str], series: Mapping[str, Sequence[float]], label: str) -> bytes:
     """One line per series over the names in order; non-finite values are left out."""
     longest = max(len(_short(name)) for name in names)
-    figure = _figure(_WIDTH, 3.4 + 0.07 * longest)
+    figure = new_figure(_WIDTH, 3.4 + 0.07 * longest)
     axes = figure.subplots()
     for (name, values), style in zip(series.items(), _STYLES, strict=False):
-        finite = [value if math.isfinite(value) else math.nan for value in values]
-        axes.plot(range(len(names)), finite, label=name, **style)
+        axes.plot(range(len(names)), list(map(_finite, values)), label=name, **style)
     shown = range(0, len(names), math.ceil(len(names) / _MOST_LABELS) or 1)
     _label(axes.xaxis, shown, [names[index] for index in shown])
     axes.tick_params(axis="x", rotation=90)
@@ -90,7 +89,7 @@ _STYLES: Sequence[Mapping[str, Any]] = (
 def spreads(panels: Sequence[Spread]) -> bytes:
     """Counts of values on a logarithmic scale, with the quantization range behind them."""
     rows = math.ceil(len(panels) / _COLUMNS)
-    figure = _figure(_WIDTH, 0.5 + 2.3 * rows)
+    figure = new_figure(_WIDTH, 0.5 + 2.3 * rows)
     grid = figure.subplots(rows, _COLUMNS, squeeze=False).flatten()
     for axes, panel in zip(grid, panels, strict=False):
         _spread(axes, panel)
@@ -104,7 +103,7 @@ def spreads(panels: Sequence[Spread]) -> bytes:
 
 def trials(points: Sequence[Point], target: float | None, label: str) -> bytes:
     """The metric of each trial in order; filled if it was kept, a cross if it failed."""
-    figure = _figure(_WIDTH, 3.6)
+    figure = new_figure(_WIDTH, 3.6)
     axes = figure.subplots()
     steps = range(1, len(points) + 1)
     axes.plot(steps, [_finite(p.value) for p in points], color="#bbbbbb", linewidth=1, zorder=1)
@@ -187,13 +186,6 @@ def _wrapped(label: str) -> str:
 
 def _finite(value: float) -> float:
     return value if math.isfinite(value) else math.nan
-
-
-def _figure(width: float, height: float) -> Any:
-    check_available()
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _svg(figure: Any) -> bytes:

@@ -28,7 +28,7 @@ class Figure:
         return self.alt
 
     def html(self) -> str:
-        # an image of its own: the names inside one drawing cannot meet those of another
+        # a separate image: the ids inside one drawing cannot clash with those of another
         data = base64.b64encode(self.svg).decode()
         image = f'<img alt="{escaped(self.alt)}" src="data:image/svg+xml;base64,{data}">'
         caption = f"\n<figcaption>{escaped(self.caption)}</figcaption>" if self.caption else ""
@@ -48,7 +48,7 @@ class Page:
 
 
 def page_html(page: Page) -> str:
-    """The page as an HTML5 document; every text in it is escaped."""
+    """The page as an HTML5 document; all text is escaped."""
     title, subtitle = escaped(page.title), escaped(page.subtitle)
     sections = report_html(page.sections, "h2")
     return (

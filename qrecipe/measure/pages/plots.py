@@ -21,7 +21,7 @@ _MARGIN = 1.6
 def plot_comparison(report: Comparison, path: str | os.PathLike[str]) -> None:
     """Two bar charts with one line per site: SQNR of its activation, share of the time."""
     names = [site.name for site in report.sites]
-    figure = _figure(len(names), 11.0)
+    figure = new_figure(11.0, _MARGIN + len(names) * _INCHES_A_SITE)
     quality, time = figure.subplots(1, 2, sharey=True)
     values = [math.nan if s.activation is None else s.activation.sqnr_db for s in report.sites]
     _bars(quality, names, values)
@@ -40,7 +40,7 @@ def plot_bars(
     names: Sequence[str], values: Sequence[float], label: str, path: str | os.PathLike[str]
 ) -> None:
     """One bar per name, from the top; non-finite values have none."""
-    figure = _figure(len(names), 8.0)
+    figure = new_figure(8.0, _MARGIN + len(names) * _INCHES_A_SITE)
     axes = figure.subplots()
     _bars(axes, names, values)
     axes.set_xlabel(label)
@@ -68,11 +68,12 @@ def check_available() -> None:
         ) from None
 
 
-def _figure(rows: int, width: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure, sized in inches. Raises as `check_available` does."""
     check_available()
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, _MARGIN + rows * _INCHES_A_SITE), layout="constrained")
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def save(figure: Any, path: str | os.PathLike[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from qrecipe.audit.sqnr import energy_ratio_db, floating_tensors
 from qrecipe.errors.findings import ExecutionError, Finding
+from qrecipe.execution.isolated import Isolated, Kernel
 from qrecipe.measure.batches import Call
 from qrecipe.measure.sensitivity.exact import too_little_memory
-from qrecipe.measure.sensitivity.isolated_sites import Kernel, Replaceable
 from qrecipe.measure.sensitivity.replay import size_of
 from qrecipe.model.call import batch_size
 from qrecipe.process.warnings import import_aside
@@ -30,20 +30,13 @@ class Estimate:
     Source: Hutchinson's estimator of a trace, here of J e e^T J^T.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        sites: Sequence[Replaceable],
-        kernels: Mapping[str, Kernel],
-        probes: int,
-        seed: int,
-        memory_limit: int,
-    ) -> None:
+    def __init__(self, isolated: Isolated, probes: int, seed: int, memory_limit: int) -> None:
         import_aside("torch.fx.experimental.symbolic_shapes")  # or torch does, at a gradient
-        self._model = model
-        self._sites = sites
+        self._model = isolated.float_model
+        self._sites = isolated.sites
         self._probes = {
-            lone.site.name: _Probe(lone.original, kernels[lone.site.name]) for lone in self._sites
+            lone.site.name: _Probe(lone.original, isolated.kernels[lone.site.name])
+            for lone in self._sites
         }
         self._count = probes
         self._limit = memory_limit

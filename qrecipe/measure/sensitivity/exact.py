@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import fx, nn
+from torch import fx
 
 from qrecipe.errors.findings import ExecutionError, Finding
+from qrecipe.execution.isolated import Isolated, Kernel, WrappedPart
 from qrecipe.measure.batches import Call
-from qrecipe.measure.sensitivity.isolated_sites import Kernel, LoneSite, Replaceable, WrappedPart
-from qrecipe.measure.sensitivity.replay import FloatGraph, Suffix
+from qrecipe.measure.sensitivity.replay import FloatGraph
 from qrecipe.measure.sensitivity.scores import Score
 from qrecipe.model.call import Inputs, batch_size, bind
 
@@ -21,19 +21,15 @@ Tick = Callable[[], None]
 class Rerun:
     """Runs the whole model for each site, for models that are not traced as a whole."""
 
-    def __init__(
-        self, model: nn.Module, sites: Sequence[Replaceable], kernels: Mapping[str, Kernel]
-    ) -> None:
-        self._model = model
-        self._sites = sites
-        self._kernels = kernels
+    def __init__(self, isolated: Isolated) -> None:
+        self._isolated = isolated
 
     def add(self, call: Call, scores: Mapping[str, Score], tick: Tick) -> None:
         """Score each site on one call of the model."""
-        for lone in self._sites:
-            lone.put(self._kernels[lone.site.name])
+        for lone in self._isolated.sites:
+            lone.put(self._isolated.kernels[lone.site.name])
             try:
-                output = call.inputs.call(self._model)
+                output = call.inputs.call(self._isolated.float_model)
             finally:
                 lone.put(lone.original)
             scores[lone.site.name].add(call.output, output)
@@ -52,54 +48,52 @@ class Replay:
         self._graph = FloatGraph(part.graph_module)
         self._kernels = kernels
         self._limit = memory_limit
-        self._suffixes = {lone.site.name: self._graph.suffix(lone.node) for lone in part.sites}
-        self._groups: tuple[int | None, list[list[LoneSite]]] | None = None
+        self._suffixes = {name: self._graph.suffix(node) for name, node in part.nodes.items()}
+        self._groups: tuple[int | None, list[list[str]]] | None = None
 
     def add(self, call: Call, scores: Mapping[str, Score], tick: Tick) -> None:
         """Score each site on one call of the model."""
         inputs = self._bound(call.inputs)
         for group in self._groups_for(call.inputs):
-            needed = set().union(*(self._needs(lone) for lone in group))
+            needed = set().union(*map(self._needs, group))
             kept = self._graph.run(inputs, needed.__contains__)
-            for lone in group:
-                name = lone.site.name
-                args = fx.map_arg(lone.node.args, kept.__getitem__)
-                value = self._kernels[name](*args)
-                output = self._graph.replay(self._suffixes[name], lone.node, value, kept)
+            for name in group:
+                node = self._part.nodes[name]
+                value = self._kernels[name](*fx.map_arg(node.args, kept.__getitem__))
+                output = self._graph.replay(self._suffixes[name], node, value, kept)
                 scores[name].add(call.output, output)
                 tick()
 
     def _bound(self, inputs: Inputs) -> tuple[Any, ...]:
         return bind(self._part.graph_module, self._part.graph_module, inputs)
 
-    def _needs(self, lone: LoneSite) -> frozenset[fx.Node]:
-        suffix: Suffix = self._suffixes[lone.site.name]
-        return suffix.reads | set(lone.node.all_input_nodes)
+    def _needs(self, name: str) -> frozenset[fx.Node]:
+        return self._suffixes[name].reads | set(self._part.nodes[name].all_input_nodes)
 
-    def _groups_for(self, inputs: Inputs) -> list[list[LoneSite]]:
-        """Sites in order, as many at a time as fit; recomputed for batches of another size."""
+    def _groups_for(self, inputs: Inputs) -> list[list[str]]:
+        """Sites in order, as many at a time as fit; found anew for batches of another size."""
         size = batch_size((inputs.args, dict(inputs.kwargs)))
         if self._groups is None or self._groups[0] != size or size is None:
             self._groups = (size, self._find_groups(self._sizes(inputs, size)))
         return self._groups[1]
 
-    def _find_groups(self, sizes: Mapping[fx.Node, int]) -> list[list[LoneSite]]:
-        groups: list[list[LoneSite]] = []
+    def _find_groups(self, sizes: Mapping[fx.Node, int]) -> list[list[str]]:
+        groups: list[list[str]] = []
         kept: set[fx.Node] = set()
         peak = 0
-        for lone in self._part.sites:
-            needs = set(self._needs(lone))
-            own = self._graph.peak(self._suffixes[lone.site.name], lone.node, sizes)
+        for name, node in self._part.nodes.items():
+            needs = set(self._needs(name))
+            own = self._graph.peak(self._suffixes[name], node, sizes)
             together = sum(map(sizes.__getitem__, kept | needs)) + max(peak, own)
             if together > self._limit or not groups:
                 alone = sum(map(sizes.__getitem__, needs)) + own
                 if alone > self._limit:
-                    raise too_little_memory(f"replaying {lone.site.name}", alone, self._limit)
+                    raise too_little_memory(f"replaying {name}", alone, self._limit)
                 groups.append([])
                 kept, peak = set(), 0
             kept |= needs
             peak = max(peak, own)
-            groups[-1].append(lone)
+            groups[-1].append(name)
         return groups
 
     def _sizes(self, inputs: Inputs, size: int | None) -> Mapping[fx.Node, int]:

@@ -10,29 +10,21 @@ from numbers import Integral, Real
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from qrecipe._torch_ao import quiet
-from qrecipe._torch_fx import attach_preserved_attrs_to_model
-from qrecipe.errors.findings import Finding
+from qrecipe.errors.findings import ExecutionError, Finding
 from qrecipe.errors.text import counted, shown
 from qrecipe.errors.warn import warn
 from qrecipe.execution.batches import Forward, inputs_of_batch, known_length, limited, peek
+from qrecipe.execution.calibration import calibrate
 from qrecipe.execution.engine import engine
+from qrecipe.execution.executors import executor_of
+from qrecipe.execution.isolated import Isolated
+from qrecipe.execution.part import Task
 from qrecipe.measure.batches import Call, calls_of, rereadable
 from qrecipe.measure.sensitivity.estimate import Estimate
 from qrecipe.measure.sensitivity.exact import Replay, Rerun
-from qrecipe.measure.sensitivity.isolated_modules import module_kernels, module_sites
-from qrecipe.measure.sensitivity.isolated_sites import (
-    Kernel,
-    Replaceable,
-    WrappedPart,
-    calibrated_kernels,
-    check_any,
-    float_model,
-    unranked,
-    wrap,
-)
 from qrecipe.measure.sensitivity.ranking import (
     Method,
     RankedSite,
@@ -42,9 +34,10 @@ from qrecipe.measure.sensitivity.ranking import (
 )
 from qrecipe.measure.sensitivity.scores import Metric, MetricScore, Score, SqnrScore, number
 from qrecipe.model.copies import runnable_copy, structural_copy
+from qrecipe.model.graph_sites import Inventory
 from qrecipe.planning.decide import plan_of, warn_of_missed
 from qrecipe.planning.inventory import inventory_of
-from qrecipe.planning.plan import Plan
+from qrecipe.planning.plan import Plan, Site
 from qrecipe.planning.target_cpu import TargetCpu, unjudged_sites
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.frozen import FrozenMapping
@@ -112,49 +105,49 @@ def sensitivity(
     unjudged = unjudged_sites(plan, target_cpu)
     reasons = unranked(inventory, plan)
     sites = [site for site in plan.sites if site.name not in reasons]
-    check_any(sites, reasons)
+    _check_any(sites, reasons)
     warn_of_missed(plan, loaded)
-    if plan.executor == "eager":
-        lone = module_sites(model, plan, sites)
-        job = _Job(model, lone[0].owner, (), lone, module_kernels(model, plan, sites, inputs))
-    else:
-        wrapped = tuple(wrap(part, inventory, sites) for part in inventory.parts)
-        kernels = calibrated_kernels(
-            model, wrapped, plan, loaded, held, forward, progress, unjudged
-        )
-        among = [lone for part in wrapped for lone in part.sites]
-        whole = float_model(model, wrapped)
-        if isinstance(whole, fx.GraphModule):
-            preserved = {name: getattr(model, name) for name in loaded.fx.preserved_attributes}
-            attach_preserved_attrs_to_model(whole, preserved)
-        job = _Job(model, whole, wrapped, among, kernels)
+    task = Task(model, loaded, inventory, plan, inputs, unjudged)
+    run = partial(calibrate, batches=held, forward=forward, progress=progress)
+    isolated = executor_of(plan.executor).isolated(task, sites, run)
     most = loaded.calibration.max_batches
     source = _Source(held, most, forward)
     show = _Show(chosen_progress(progress, "measuring"), len(sites), held, most)
     limit = DEFAULT_MEMORY_LIMIT if memory_limit is None else memory_limit
     with engine(plan.backend), torch.no_grad(), quiet():
         if evaluate is not None:
-            found = _by_evaluation(job, evaluate, show)
+            found = _by_evaluation(isolated, evaluate, show)
         elif method == "estimate":
-            estimate = Estimate(job.float_model, job.sites, job.kernels, probes, seed, limit)
-            found = _by_estimate(job, source, estimate, show)
+            estimate = Estimate(isolated, probes, seed, limit)
+            found = _by_estimate(model, source, estimate, show)
         else:
-            found = _by_scores(job, source, metric, limit, show)
+            found = _by_scores(isolated, model, source, metric, limit, show)
     return _ranking(found, plan, reasons, method, given)
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """What is measured, ready to run.
+def unranked(inventory: Inventory, plan: Plan) -> dict[str, str]:
+    """The sites that cannot be quantized alone, and why."""
+    found: dict[str, str] = {}
+    for site in plan.sites:
+        if site.verdict == "float":
+            found[site.name] = "stays float"
+        elif site.verdict == "passthrough":
+            found[site.name] = f"{site.reason}: alone it would stay float"
+        elif inventory.matches[site.name].operation.kind == "fixed_qparams":
+            found[site.name] = "its range is fixed and its producer float: alone it stays float"
+    return found
 
-    ``float_model`` contains the sites; ``parts`` are its traced graphs, if any.
-    """
 
-    model: nn.Module
-    float_model: nn.Module
-    parts: Sequence[WrappedPart]
-    sites: Sequence[Replaceable]
-    kernels: Mapping[str, Kernel]
+def _check_any(sites: Sequence[Site], reasons: Mapping[str, str]) -> None:
+    """Raises ``ExecutionError`` (QR422) if there is no site to rank."""
+    if not sites:
+        raise ExecutionError(
+            Finding(
+                "QR422",
+                f"the plan quantizes none of {len(reasons)} sites with a range of its own",
+                hint="`qrecipe plan` shows why each stays float",
+            )
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,17 +198,21 @@ class _Show:
 
 
 def _by_scores(
-    job: _Job, source: _Source, metric: Metric | None, limit: int, show: _Show
+    isolated: Isolated,
+    model: nn.Module,
+    source: _Source,
+    metric: Metric | None,
+    limit: int,
+    show: _Show,
 ) -> _Found:
     scores: dict[str, Score] = {
-        name: SqnrScore() if metric is None else MetricScore(metric) for name in job.kernels
+        name: SqnrScore() if metric is None else MetricScore(metric) for name in isolated.kernels
     }
     perfect = None if metric is None else MetricScore(metric)
-    whole = [part for part in job.parts if not part.path]
-    runner: Replay | Rerun = Rerun(job.float_model, job.sites, job.kernels)
-    if whole:
-        runner = Replay(whole[0], job.kernels, limit)
-    reference, count, interrupted = runnable_copy(job.model), 0, False
+    runner: Replay | Rerun = Rerun(isolated)
+    if isolated.graph is not None:
+        runner = Replay(isolated.graph, isolated.kernels, limit)
+    reference, count, interrupted = runnable_copy(model), 0, False
     try:
         for calls in source.calls(reference):
             for call in calls:
@@ -233,8 +230,8 @@ def _by_scores(
     return _Found(effects, interrupted, count, None if perfect is None else perfect.value)
 
 
-def _by_estimate(job: _Job, source: _Source, estimate: Estimate, show: _Show) -> _Found:
-    reference, interrupted = runnable_copy(job.model), False
+def _by_estimate(model: nn.Module, source: _Source, estimate: Estimate, show: _Show) -> _Found:
+    reference, interrupted = runnable_copy(model), False
     try:
         for calls in source.calls(reference):
             for call in calls:
@@ -247,17 +244,17 @@ def _by_estimate(job: _Job, source: _Source, estimate: Estimate, show: _Show) ->
     return _Found({name: (v, None, count) for name, v in values.items()}, interrupted, count)
 
 
-def _by_evaluation(job: _Job, evaluate: Evaluate, show: _Show) -> _Found:
+def _by_evaluation(isolated: Isolated, evaluate: Evaluate, show: _Show) -> _Found:
     effects: dict[str, tuple[float | None, float | None, int]] = {}
     interrupted, base = False, None
     try:
-        untouched = structural_copy(job.float_model)
+        untouched = structural_copy(isolated.float_model)
         base = number(partial(evaluate, untouched), "evaluate")
         show.model()
-        for lone in job.sites:
+        for lone in isolated.sites:
             name = lone.site.name
-            lone.put(job.kernels[name])
-            candidate = structural_copy(job.float_model)
+            lone.put(isolated.kernels[name])
+            candidate = structural_copy(isolated.float_model)
             lone.put(lone.original)
             effects[name] = (None, number(partial(evaluate, candidate), "evaluate"), 1)
             show.model()

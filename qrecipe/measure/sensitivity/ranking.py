@@ -11,10 +11,9 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
-from qrecipe.audit.sqnr import finite_or_none
 from qrecipe.errors.findings import ExecutionError, Finding
 from qrecipe.errors.short import ShortRepr
-from qrecipe.errors.text import counted, shown
+from qrecipe.errors.text import counted, finite_or_none, shown
 from qrecipe.recipe import overlay
 from qrecipe.recipe.recipe import Ingredient, Recipe, published
 from qrecipe.recipe.references import path_text

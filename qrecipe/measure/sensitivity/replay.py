@@ -32,9 +32,7 @@ class FloatGraph:
     def __init__(self, graph_module: fx.GraphModule) -> None:
         self.nodes: list[fx.Node] = list(graph_module.graph.nodes)
         self.output = self.nodes[-1]
-        self._run: dict[fx.Node, Callable[[Values], Any]] = {
-            node: _step(node, graph_module) for node in self.nodes if node.op != "placeholder"
-        }
+        self._interpreter = fx.Interpreter(graph_module, garbage_collect_values=False)
         self._placeholders = [node for node in self.nodes if node.op == "placeholder"]
         self._needed = _ancestors(self.output)
         self._dead_after = _dead_after(self.nodes, set(self.nodes))
@@ -60,7 +58,7 @@ class FloatGraph:
         values: Values = {}
         given = dict(zip(self._placeholders, inputs, strict=True))
         for node, dead in zip(self.nodes, self._dead_after, strict=True):
-            values[node] = given[node] if node in given else self._run[node](values)
+            values[node] = given[node] if node in given else self._result(node, values)
             for source in dead:
                 if not keep(source):
                     del values[source]
@@ -85,10 +83,15 @@ class FloatGraph:
         values = {node: cached[node] for node in suffix.reads}
         values[start] = value
         for node, dead in zip(suffix.steps, suffix.dead_after, strict=True):
-            values[node] = self._run[node](values)
+            values[node] = self._result(node, values)
             for source in dead:
                 del values[source]
         return values[self.output]
+
+    def _result(self, node: fx.Node, values: Values) -> Any:
+        """What a node gives for the values of others."""
+        self._interpreter.env = values
+        return self._interpreter.run_node(node)
 
 
 def _dead_after(steps: Sequence[fx.Node], own: set[fx.Node]) -> tuple[tuple[fx.Node, ...], ...]:
@@ -112,37 +115,6 @@ def _ancestors(node: fx.Node) -> set[fx.Node]:
                 found.add(source)
                 waiting.append(source)
     return found
-
-
-def _step(node: fx.Node, graph_module: fx.GraphModule) -> Callable[[Values], Any]:
-    """A function that computes a node from the values of others."""
-    if node.op == "get_attr":
-        path, _, name = str(node.target).rpartition(".")
-        owner = graph_module.get_submodule(path)
-        return lambda values: getattr(owner, name)
-    args, kwargs = node.args, dict(node.kwargs)
-    if node.op == "output":
-        return lambda values: fx.map_arg(args[0], values.__getitem__)
-    function: Any = node.target
-    if node.op == "call_module":
-        function = graph_module.get_submodule(str(node.target))
-    elif node.op == "call_method":
-        function = _Method(str(node.target))
-    nodes = [arg for arg in args if isinstance(arg, fx.Node)]
-    if not kwargs and len(nodes) == len(args):
-        # the common case: map_arg takes longer than a small operation
-        return lambda values: function(*[values[node] for node in nodes])
-    return lambda values: function(
-        *fx.map_arg(args, values.__getitem__), **fx.map_arg(kwargs, values.__getitem__)
-    )
-
-
-class _Method:
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __call__(self, first: Any, *rest: Any, **keywords: Any) -> Any:
-        return getattr(first, self._name)(*rest, **keywords)
 
 
 def size_of(value: Any) -> int:

@@ -119,10 +119,6 @@ class Spans:
         """
         return self._lines.location(*self.value_offsets(path))
 
-    def key_offsets(self, path: KeyPath) -> tuple[int, int]:
-        """Start and end of the key in ``text``."""
-        return self._node(path).key
-
     def value_offsets(self, path: KeyPath) -> tuple[int, int]:
         """Start and end of the whole value in ``text``, or of the key if it has no value."""
         node = self._node(path)

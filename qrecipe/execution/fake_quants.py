@@ -1,4 +1,4 @@
-"""The fake-quants of a prepared model: which observe, which learn, and when they rest."""
+"""The fake-quants of a prepared model: which observe, which learn, and when they are frozen."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def fake_quants(model: nn.Module) -> Iterator[FakeQuantizeBase]:
 
 
 def activation_fake_quants(prepared: fx.GraphModule) -> Iterator[tuple[fx.Node, FakeQuantizeBase]]:
-    """The fake-quants that the graph itself calls; those of weights stand inside modules."""
+    """The fake-quants that the graph calls; those of weights are inside modules."""
     for node in prepared.graph.nodes:
         if node.op == "call_module":
             module = prepared.get_submodule(str(node.target))
@@ -33,12 +33,12 @@ def activation_fake_quants(prepared: fx.GraphModule) -> Iterator[tuple[fx.Node, 
 
 
 def is_observing(fake_quant: FakeQuantizeBase) -> bool:
-    """Whether data that pass still move its range."""
+    """Whether its range still changes with the data."""
     return bool(_observer_switch(fake_quant)[0])
 
 
 def has_seen_nothing(fake_quant: nn.Module) -> bool:
-    """Whether its observer keeps extremes, and has none yet."""
+    """Whether its observer records extremes, but has none yet."""
     extreme = getattr(getattr(fake_quant, "activation_post_process", None), "min_val", None)
     return isinstance(extreme, torch.Tensor) and not (
         extreme.numel() and bool(torch.isfinite(extreme).all())
@@ -46,13 +46,13 @@ def has_seen_nothing(fake_quant: nn.Module) -> bool:
 
 
 def stop_observing(model: nn.Module) -> None:
-    """Fix all ranges, save those that are learnt by their gradients."""
+    """Freeze all ranges, except for learnable ones."""
     for fake_quant in fake_quants(model):
         fake_quant.disable_observer()
 
 
 def freeze_batch_norm(model: nn.Module) -> None:
-    """Normalise with the running statistics from now on, in training mode too."""
+    """Use the running statistics from now on, also in training mode."""
     for module in model.modules():
         if isinstance(module, (FusedConvBatchNorm, FusedLinearBatchNorm)):
             module.freeze_bn_stats()  # type: ignore[no-untyped-call]
@@ -63,16 +63,16 @@ def freeze_batch_norm(model: nn.Module) -> None:
 
 
 def _rest(module: nn.Module, args: Any) -> None:
-    """Undo what ``train()`` of the whole model did to a frozen layer."""
+    """Keep a frozen layer in eval mode after ``train()`` of the whole model."""
     module.eval()
 
 
 def accompany_training(prepared: nn.Module) -> None:
-    """Let fake-quants keep their ranges in eval mode, and learnable ones learn after one batch.
+    """Make fake-quants keep their ranges in eval mode, and learnable ones learn after one batch.
 
-    torch lets the observers of a model in eval mode run on, so that measuring it would change it,
-    and overwrites what is learnt by what is observed until somebody switches over. Before the
-    first batch there is no range to keep, and tensors pass as they are.
+    In torch, observers also observe in eval mode, so that measuring a model changes it, and
+    observed scales overwrite learnt ones until learning is enabled. Before the first batch there
+    is no range, and tensors pass unchanged.
     """
     for fake_quant in fake_quants(prepared):
         fake_quant.register_forward_pre_hook(_rest_in_eval_mode)
@@ -107,9 +107,9 @@ def _go_on(fake_quant: nn.Module, args: Any, output: Any) -> None:
 
 
 def _start_alike(learnable: _LearnableFakeQuantize) -> None:
-    """Give all processes the first one's estimate: each has seen a batch of its own.
+    """Give all processes the first one's estimate: each has seen a different batch.
 
-    DistributedDataParallel keeps parameters alike from its construction on, when there was none.
+    DistributedDataParallel only synchronised the parameters at construction, before there was one.
     """
     if dist.is_available() and dist.is_initialized():
         for parameter in (learnable.scale, learnable.zero_point):
@@ -120,7 +120,7 @@ def _start_alike(learnable: _LearnableFakeQuantize) -> None:
 def only_observing(prepared: nn.Module) -> Iterator[None]:
     """Run the model in eval mode with float values while its ranges are observed.
 
-    Ranges that were fixed are observed once more, and are fixed again afterwards.
+    Frozen ranges are observed too, and frozen again afterwards.
     """
     modes = {module: module.training for module in prepared.modules()}
     switches = {
@@ -129,7 +129,7 @@ def only_observing(prepared: nn.Module) -> Iterator[None]:
     }
     prepared.eval()
     for fake_quant in switches:
-        fake_quant.train()  # as in training: in eval mode they rest
+        fake_quant.train()  # in eval mode they don't observe
         fake_quant.disable_fake_quant()
         fake_quant.enable_observer()
     try:
@@ -143,14 +143,14 @@ def only_observing(prepared: nn.Module) -> Iterator[None]:
 
 
 def frozen_copy(prepared: fx.GraphModule, inputs: Inputs) -> fx.GraphModule:
-    """The prepared part as it will be converted: in eval mode, ranges fixed, fake-quants on.
+    """The prepared part as it will be converted: in eval mode, ranges frozen, fake-quants enabled.
 
-    Weights have changed since they were last observed: ranges of weights that are still observed
-    take the final weights in, as they would in torch's own conversion.
+    Weights have changed since they were last observed, so weight ranges that are still observed
+    are updated with the final weights, as in torch's own conversion.
     """
     frozen = copy.deepcopy(prepared).eval()
     for fake_quant in fake_quants(frozen):
-        # the switches alone decide from here on
+        # from here on only the switches decide
         fake_quant._forward_pre_hooks.clear()
         fake_quant._forward_hooks.clear()
         fake_quant.enable_fake_quant()

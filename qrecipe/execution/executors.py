@@ -1,0 +1,53 @@
+"""The executors by the names that plans give them, and what each provides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from torch import fx, nn
+
+from qrecipe.execution.eager import executor as eager
+from qrecipe.execution.fx import executor as graph_mode
+from qrecipe.execution.isolated import Calibrate, Isolated
+from qrecipe.execution.part import Compiled, Realised, Task
+from qrecipe.model.record import Architecture
+from qrecipe.planning.plan import Executor as Name
+from qrecipe.planning.plan import Plan, Site
+from qrecipe.recipe.schema import FxTable
+
+
+class Executor(Protocol):
+    """What carries out plans: a module ``executor`` with these functions."""
+
+    def compile(self, task: Task) -> Compiled:
+        """The plan put into the model, which may use the graphs of the inventory up."""
+
+    def isolated(self, task: Task, sites: Sequence[Site], calibrate: Calibrate) -> Isolated:
+        """Each of ``sites`` quantized alone, in a float model that can take it in.
+
+        ``calibrate`` runs the caller's batches through a prepared model.
+        """
+
+    def realised_sites(self, converted: fx.GraphModule) -> Mapping[str, Realised]:
+        """What each site of a converted graph became; one that conversion removed is missing."""
+
+    def traced_paths(self, roots: Sequence[str]) -> tuple[str, ...]:
+        """The paths of the parts that are graphs, given ``[fx] roots``."""
+
+    def rebuilt(
+        self, model: nn.Module, plan: Plan, architecture: Architecture, table: FxTable
+    ) -> nn.Module:
+        """The converted model that the plan gave, with state of the right shapes and no meaning.
+
+        Nothing is calibrated, audited or run. Raises ``ArchitectureError`` if the model is not
+        the one that was quantized.
+        """
+
+
+_EXECUTORS: Mapping[Name, Executor] = {"fx": graph_mode, "eager": eager}
+
+
+def executor_of(name: Name) -> Executor:
+    """The executor of this name."""
+    return _EXECUTORS[name]

@@ -1,0 +1,106 @@
+"""torch's decomposed conversion: plain functions, which exporters know."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from qrecipe._torch_ao import quiet
+from qrecipe._torch_fx import convert
+from qrecipe.audit.sample import Sample
+from qrecipe.errors.findings import ArtifactError, AuditError, Finding
+from qrecipe.errors.text import first_line
+from qrecipe.execution.fx.configs import Configs
+from qrecipe.execution.fx.convert import explicit
+from qrecipe.execution.fx.reference import hold
+from qrecipe.execution.fx.unrounded import check_conversion
+from qrecipe.execution.part import Exportable
+from qrecipe.model.call import Inputs, bind
+from qrecipe.model.copies import structural_copy
+from qrecipe.model.outputs import return_tensors
+from qrecipe.model.rewrite_proof import passing
+from qrecipe.planning.plan import Plan
+from qrecipe.recipe.patterns import leave_float
+from qrecipe.rules.resolution import listed
+
+_QUANTIZE = "quantized_decomposed.quantize_per_tensor"
+
+
+def exportable(
+    plan: Plan, prepared: fx.GraphModule, inputs: Inputs, configs: Configs
+) -> Exportable:
+    """The decomposed conversion on a copy, each module held against the prepared model's.
+
+    Raises:
+        ArtifactError: the plan has dynamic sites, or torch fails (QR512).
+        AuditError: it computes something else than the prepared model (QR412, QR414), or fails
+            (QR413).
+    """
+    dynamic = [site.name for site in plan.sites if site.mode == "dynamic"]
+    if dynamic:
+        hint = "torch's exporter does not support dynamic quantization: make them static or float"
+        text = f"dynamic sites cannot be exported: {listed(dynamic)}"
+        raise ArtifactError(Finding("QR512", text, hint=hint))
+    # what was trained rounds already
+    before = prepared if plan.phase == "qat" else passing(prepared)
+    with torch.no_grad():
+        float_output = inputs.cloned().call(before)
+    decomposed = _decomposed(prepared, configs)
+    check_conversion(decomposed, prepared, Sample(inputs, float_output), plan.phase)
+    explicit(decomposed)
+    _widen_ranges(decomposed)
+    return_tensors(decomposed)
+    bound = bind(decomposed.eval(), prepared, inputs)
+    return Exportable(decomposed, bound, _checked_output(decomposed, prepared, bound), float_output)
+
+
+def _decomposed(prepared: fx.GraphModule, configs: Configs) -> fx.GraphModule:
+    try:
+        with quiet():
+            return convert(
+                structural_copy(prepared),
+                True,
+                configs.convert,
+                is_decomposed=True,
+                backend_config=configs.backend_config,
+            )
+    except Exception as error:
+        text = f"torch cannot convert the model for export: {first_line(error)}"
+        raise ArtifactError(Finding("QR512", text)) from error
+
+
+def _widen_ranges(decomposed: fx.GraphModule) -> None:
+    """Clip at the limits of the dtype, in place: ONNX and the kernels have no other limits."""
+    for node in decomposed.graph.nodes:
+        if str(node.target).startswith(_QUANTIZE) and len(node.args) == 6:
+            limits = torch.iinfo(node.args[-1])
+            node.args = (*node.args[:3], limits.min, limits.max, node.args[-1])
+    decomposed.recompile()
+
+
+def _checked_output(decomposed: fx.GraphModule, prepared: fx.GraphModule, inputs: Any) -> Any:
+    held = hold(decomposed, prepared)
+    try:
+        with torch.no_grad(), quiet():
+            output = decomposed(*inputs)
+    except Exception as error:
+        raise AuditError(
+            Finding("QR413", f"the model to be exported fails: {first_line(error)}")
+        ) from error
+    finally:
+        held.release()
+    if held.wrong:
+        raise AuditError(
+            [
+                Finding(
+                    "QR414",
+                    f"{name} computes something else after export: {value:.1f} dB from "
+                    "the float module on equal input and with equal weights",
+                    hint=leave_float(name),
+                )
+                for name, value in held.wrong.items()
+            ]
+        )
+    return output
