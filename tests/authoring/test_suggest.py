@@ -400,7 +400,7 @@ def test_inputs_that_the_model_cannot_take_are_told_as_plan_tells_them(forward, 
     ):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of torch, of such an index
-            with pytest.raises(PlanError, match="QR307 the model cannot take"):
+            with pytest.raises(PlanError, match="QR307 the model does not accept"):
                 call()
 
 

@@ -275,7 +275,7 @@ def test_plan_with_errors_is_shown_and_the_findings_are_on_stderr(folder):
 def test_explain_tells_the_rule_of_a_member(folder):
     result = run("explain", STATIC, "norm", "--model", "model.py:factory")
     assert result.exit_code == 0, result.stderr
-    assert "norm is a member of this group" in result.stdout
+    assert "norm is a member of this fused group" in result.stdout
     assert "global = int8" in result.stdout
 
 
