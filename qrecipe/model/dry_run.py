@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -65,30 +65,45 @@ def drawing_nothing() -> Iterator[None]:
         )
 
 
-def first_calls(model: nn.Module, paths: Collection[str], inputs: Inputs) -> dict[str, Inputs]:
+def first_calls(model: nn.Module, paths: Iterable[str], inputs: Inputs) -> dict[str, Inputs]:
     """What each of some submodules is called with first in a run; those not called are left out.
 
     Raises ``PlanError`` as `try_inputs` does.
     """
     taken: dict[str, Inputs] = {}
     probe = runnable_copy(model)
-    for path in paths:
-        hook = partial(_take, taken, path)
-        probe.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True)
+    watch_calls(probe, paths, partial(_take, taken))
     with random_numbers_kept():
         try_inputs(probe, inputs.cloned(), model)
     return taken
 
 
-def _take(
-    taken: dict[str, Inputs],
-    path: str,
-    module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-) -> None:
+def _take(taken: dict[str, Inputs], path: str, inputs: Inputs) -> None:
     if path not in taken:  # cloned, for what follows may write to them
-        taken[path] = Inputs(args, dict(kwargs)).cloned()
+        taken[path] = inputs.cloned()
+
+
+def watch_calls(
+    probe: nn.Module, paths: Iterable[str], note: Callable[[str, Inputs], object]
+) -> None:
+    """Let ``note`` see every call of some submodules of a copy.
+
+    Without hooks: torch's encoder layers take another way through the model where there are any.
+    """
+    for path in paths:
+        module = probe.get_submodule(path)
+        vars(module)["forward"] = partial(_noted, note, path, module.forward)
+
+
+def _noted(
+    note: Callable[[str, Inputs], object],
+    path: str,
+    forward: Callable[..., Any],
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    note(path, Inputs(args, kwargs))
+    return forward(*args, **kwargs)
 
 
 CANNOT_TAKE = "the model cannot take the example inputs: "

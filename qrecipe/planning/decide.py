@@ -238,7 +238,11 @@ def _untraced(inventory: Inventory) -> Iterator[Finding]:
         hint="functions stay float; [fx] roots would trace parts of the model",
         notes=(
             *((f"to have it traced, {cure}",) if cure else ()),
-            *((f"the example inputs do not reach {listed(missed)}: float",) if missed else ()),
+            *(
+                (f"the example inputs lead to no call of {listed(missed)}: float",)
+                if missed
+                else ()
+            ),
         ),
     )
 

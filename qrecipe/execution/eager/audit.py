@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import runnable_copy
+from qrecipe.model.dry_run import watch_calls
 from qrecipe.model.nested import tensors_in
 from qrecipe.model.quantized import module_became
 from qrecipe.model.trace import WITHOUT_AUTOCAST
@@ -76,7 +78,8 @@ def _numeric_findings(
     try:
         calls, output = _calls_of(converted, names, sample.inputs)
     except Exception as error:
-        yield _failed(error, *_calls_of(prepared, names, sample.inputs))
+        where = _where_it_fails(converted, sample.inputs)
+        yield _failed(error, where, *_calls_of(prepared, names, sample.inputs))
         return
     before, _ = _calls_of(prepared, names, sample.inputs)
     yield from (_unreached(site) for site in sites if site.name in before.keys() - calls.keys())
@@ -100,9 +103,9 @@ def _numeric_findings(
         )
 
 
-def _failed(error: Exception, calls: Mapping[str, Inputs], _: Any) -> Finding:
+def _failed(error: Exception, where: str, calls: Mapping[str, Inputs], _: Any) -> Finding:
     """Why the converted model fails, by what the modules were called with in float."""
-    what = f"the converted model fails on the first batch: {first_line(error)}"
+    what = f"the converted model fails on the first batch{where}: {first_line(error)}"
     for name, inputs in calls.items():
         dtypes = {
             x.dtype for x in tensors_in((inputs.args, inputs.kwargs)) if x.is_floating_point()
@@ -119,22 +122,35 @@ def _failed(error: Exception, calls: Mapping[str, Inputs], _: Any) -> Finding:
     )
 
 
+def _where_it_fails(model: nn.Module, inputs: Inputs) -> str:
+    """The innermost submodule that raises, to follow a verb; empty for the model's own forward."""
+    failed: list[str] = []
+    probe = runnable_copy(model)
+    for path, module in probe.named_modules():
+        if path:
+            vars(module)["forward"] = partial(_noting_failure, failed, path, module.forward)
+    with torch.no_grad(), suppress(Exception):
+        inputs.call(probe)
+    return f" in {failed[0]}" if failed else ""
+
+
+def _noting_failure(
+    failed: list[str], path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    try:
+        return forward(*args, **kwargs)
+    except Exception:
+        failed.append(path)
+        raise
+
+
 def _calls_of(model: nn.Module, names: list[str], inputs: Inputs) -> tuple[dict[str, Inputs], Any]:
     """What each of some modules is called with first, and what the model gives, run on a copy."""
     taken: dict[str, Inputs] = {}
     probe = runnable_copy(model)
-    for name in names:
-        probe.get_submodule(name).register_forward_pre_hook(
-            partial(_take, taken, name), with_kwargs=True
-        )
+    watch_calls(probe, names, taken.setdefault)
     with torch.no_grad():
         return taken, inputs.call(probe)
-
-
-def _take(
-    taken: dict[str, Inputs], name: str, module: nn.Module, args: Any, kwargs: dict[str, Any]
-) -> None:
-    taken.setdefault(name, Inputs(args, kwargs))
 
 
 def _unreached(site: Site) -> Finding:
