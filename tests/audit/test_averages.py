@@ -77,8 +77,23 @@ def test_a_second_calibration_starts_from_the_average_of_the_first():
     compiled = qrecipe.compile(model(), STATIC, batches(1)[0])
     prepared = compiled.prepare()
     qrecipe.calibrate(prepared, batches(*[1] * 10), progress=silent)
-    with pytest.warns(QRecipeWarning, match="^QR232"):
+    with pytest.warns(QRecipeWarning, match="^QR232") as caught:
         qrecipe.calibrate(prepared, batches(*[10] * 10), progress=silent)
+    assert re.search(r"dB on batch [1-9],", str(caught[0].message))
+
+
+@pytest.mark.parametrize("scales", [(0.2, 5, 5, 5), (0.2, *[5] * 7)])
+def test_what_few_batches_clip_is_told_once(scales):
+    compiled = qrecipe.compile(model(), STATIC, batches(1)[0])
+    prepared = compiled.prepare()
+    with pytest.warns(QRecipeWarning) as caught:
+        qrecipe.calibrate(prepared, batches(*scales), progress=silent)
+    (text,) = [str(warning.message) for warning in caught]
+    assert text.startswith("QR201")
+    assert "is clipped by" in text
+    few_accepted = recipe('[lint]\nignore = ["QR201", "QR203"]')
+    with pytest.warns(QRecipeWarning, match="^QR232"):
+        quantized(scales, few_accepted)
 
 
 # --- few batches that differ little: nothing is three times narrower, and much is clipped
