@@ -72,15 +72,23 @@ def first_calls(model: nn.Module, paths: Iterable[str], inputs: Inputs) -> dict[
     """
     taken: dict[str, Inputs] = {}
     probe = runnable_copy(model)
-    watch_calls(probe, paths, partial(_take, taken))
+    for path in paths:  # with hooks: a forward that is called directly is no call of a graph
+        hook = partial(_take, taken, path)
+        probe.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True)
     with random_numbers_kept():
         try_inputs(probe, inputs.cloned(), model)
     return taken
 
 
-def _take(taken: dict[str, Inputs], path: str, inputs: Inputs) -> None:
+def _take(
+    taken: dict[str, Inputs],
+    path: str,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> None:
     if path not in taken:  # cloned, for what follows may write to them
-        taken[path] = inputs.cloned()
+        taken[path] = Inputs(args, dict(kwargs)).cloned()
 
 
 def watch_calls(
