@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 from torch import Tensor, fx
 
-from qrecipe._torch_ao import MinMaxObserver, ObserverBase
+from qrecipe._torch_ao import ObserverBase
+from qrecipe.audit.farthest_call import Call, Candidates, outside, static_observers
 from qrecipe.audit.moving_averages import Average, Averages, Extremes, activation_observers, span
-from qrecipe.audit.ranges import quantizes
 from qrecipe.audit.rounding import code_range, minmax, rounded_db
 from qrecipe.audit.sample import JUDGEABLE_DB, Sample
 from qrecipe.errors.findings import Finding
-from qrecipe.model.call import Inputs
-from qrecipe.model.nested import cloned
 
 LEAST_GAIN_DB = 6.0
 """The least gain of "minmax" on one batch (about one bit) that is worth a warning."""
@@ -33,15 +28,6 @@ _MOST_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Farthest:
-    """The call of a part that went furthest beyond its output range, where clipping shows."""
-
-    reach: float
-    batch: int
-    sample: Sample
-
-
-@dataclass(frozen=True, slots=True)
 class Clipped:
     """A site, the range that it keeps, and the range that calibration saw."""
 
@@ -52,7 +38,7 @@ class Clipped:
     @property
     def share(self) -> float:
         """The clipped part of the range that was seen (zero included), 0 to 1."""
-        return _outside(self.kept, self.seen) / (span(self.seen) or 1.0)
+        return outside(self.kept, self.seen) / (span(self.seen) or 1.0)
 
     @property
     def extent(self) -> str:
@@ -113,68 +99,11 @@ class Clipping:
         return told if self.cost is None else f"{told}; {self.cost}"
 
 
-@contextmanager
-def farthest_kept(
-    parts: Iterable[fx.GraphModule], averages: Averages
-) -> Iterator[Mapping[fx.GraphModule, Farthest]]:
-    """Keep, for each part, the call that goes furthest beyond the range of its last observer.
-
-    Clipping at the output cannot be made up for later. The first batch would not show it, since a
-    moving average starts from that one.
-    """
-    kept: dict[fx.GraphModule, Farthest] = {}
-    handles = []
-    for part in parts:
-        observers = _static_observers(part)
-        if observers and type(observers[-1]) is not MinMaxObserver:
-            watch = _Watch(observers[-1], averages.get(observers[-1]))
-            hook = partial(watch.note, kept)
-            handles.append(part.register_forward_hook(hook, with_kwargs=True))
-    try:
-        yield kept
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-class _Watch:
-    """Counts the calls of a part and measures how far each one reached."""
-
-    def __init__(self, observer: ObserverBase, average: Average | None) -> None:
-        self._observer = observer
-        self._average = average
-        self._calls = 0
-
-    def note(
-        self,
-        kept: dict[fx.GraphModule, Farthest],
-        part: fx.GraphModule,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        output: Any,
-    ) -> None:
-        reach = self._reach()
-        if reach > (kept[part].reach if part in kept else 0.0):
-            sample = Sample(Inputs(args, dict(kwargs)).cloned(), cloned(output))
-            kept[part] = Farthest(reach, self._calls, sample)
-        self._calls += 1
-
-    def _reach(self) -> float:
-        """How far the last call was outside the average; other observers: how wide they are now.
-
-        The latter grows with exactly the calls that reach further.
-        """
-        if self._average is None:
-            return span(_extremes(self._observer) or (0.0, 0.0))
-        kept = code_range(self._observer) if self._average.calls else None
-        return 0.0 if kept is None else _outside(kept, self._average.last_batch()) / span(kept)
-
-
 def clipping_of(
     parts: Mapping[str, fx.GraphModule],
     averages: Averages,
     batches: int,
-    farthest: Mapping[fx.GraphModule, Farthest],
+    candidates: Mapping[fx.GraphModule, Candidates],
     first: Mapping[str, Sample],
 ) -> Clipping:
     """What the calibrated ranges clip, and its cost where that is high.
@@ -186,7 +115,9 @@ def clipping_of(
     costs = [
         cost
         for path, part in parts.items()
-        if part in farthest and (cost := _cost(part, seen, first[path], farthest[part]))
+        if part in candidates
+        and (farthest := candidates[part].farthest())
+        and (cost := _cost(part, seen, first[path], farthest))
     ]
     averaging = [averages[observer] for observer in seen if observer in averages]
     narrow = any(average.is_narrow() for average in averaging)
@@ -233,7 +164,7 @@ def _seen(
     """What each observer saw, if it keeps its extremes or its average tells them."""
     seen: dict[ObserverBase, Extremes] = {}
     for part in parts:
-        for observer in _static_observers(part):
+        for observer in static_observers(part):
             average = averages.get(observer)
             if average is None:
                 extremes = _extremes(observer)
@@ -259,10 +190,10 @@ def _clipped(
 
 
 def _cost(
-    part: fx.GraphModule, seen: Mapping[ObserverBase, Extremes], first: Sample, farthest: Farthest
+    part: fx.GraphModule, seen: Mapping[ObserverBase, Extremes], first: Sample, farthest: Call
 ) -> Cost | None:
     """What the ranges cost; None unless "minmax" would be much better."""
-    as_calibrated = {observer: observer for observer in _static_observers(part)}
+    as_calibrated = {observer: observer for observer in static_observers(part)}
     reached = rounded_db(part, as_calibrated, farthest.sample)
     if not reached < GOOD_DB:  # NaN too: the output has no floats
         return None
@@ -274,11 +205,6 @@ def _cost(
     return Cost(farthest.batch, at_first, reached, (rounded_db(part, wide, first), best))
 
 
-def _static_observers(part: fx.GraphModule) -> list[ObserverBase]:
-    """The observers of static ranges, in graph order."""
-    return [observer for _, observer in activation_observers(part) if quantizes(observer)]
-
-
 def _extremes(observer: ObserverBase) -> Extremes | None:
     """The extremes that a per-tensor observer has seen, if it keeps them."""
     found = [getattr(observer, name, None) for name in ("min_val", "max_val")]
@@ -286,8 +212,3 @@ def _extremes(observer: ObserverBase) -> Extremes | None:
         return None
     low, high = map(float, found)  # type: ignore[arg-type]
     return low, high
-
-
-def _outside(kept: Extremes, seen: Extremes) -> float:
-    """How far ``seen`` reaches beyond ``kept``."""
-    return max(0.0, kept[0] - seen[0]) + max(0.0, seen[1] - kept[1])

@@ -12,7 +12,8 @@ import torch
 from torch import fx, nn
 
 from qrecipe._torch_ao import FakeQuantizeBase, ObserverBase, quiet
-from qrecipe.audit.clipping import GOOD_DB, Clipping, clipping_finding, clipping_of, farthest_kept
+from qrecipe.audit.clipping import GOOD_DB, Clipping, clipping_finding, clipping_of
+from qrecipe.audit.farthest_call import candidates_kept
 from qrecipe.audit.joined_ranges import branch_findings
 from qrecipe.audit.moving_averages import (
     LITTLE_WEIGHT,
@@ -77,7 +78,7 @@ def calibrate(
         torch.no_grad(),
         quiet(),
         watched(parts.values()) as averages,
-        farthest_kept(parts.values(), averages) as farthest,
+        candidates_kept(parts.values()) as candidates,
     ):
         for batch in limited(batches, table.max_batches):
             with _first_calls_kept(prepared, state) if done == 0 else nullcontext():
@@ -86,7 +87,7 @@ def calibrate(
             show(done, total)
         _check_count(done, state.calibration)
         _check_ranges(parts.values())
-        clipping = clipping_of(parts, averages, done, farthest, state.samples)
+        clipping = clipping_of(parts, averages, done, candidates, state.samples)
         state.batches, state.first_weight = done, first_weight(averages, done)
         state.clipping = str(clipping) if clipping.shows_below(GOOD_DB) else None
         few = done < FEW_BATCHES and observes(prepared)
@@ -201,7 +202,8 @@ def _few_batches(state: PreparedState) -> Finding:
 def _order_findings(state: PreparedState, clipping: Clipping, few: bool) -> Iterator[Finding]:
     """Warnings about the first batch's influence that QR201 does not cover (QR232 to QR234)."""
     weight = state.first_weight or 0.0
-    if clipping.is_narrow or (clipping.is_hidden and not few):
+    told = few and state.clipping is not None and "QR201" not in state.lint.ignore
+    if not told and (clipping.is_narrow or clipping.is_hidden):
         yield clipping_finding(clipping)
     elif (
         FEW_BATCHES <= state.batches < MANY_BATCHES

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -62,24 +62,18 @@ def drawing_nothing() -> Iterator[None]:
         )
 
 
-def first_calls(model: nn.Module, paths: Collection[str], inputs: Inputs) -> dict[str, Inputs]:
+def first_calls(model: nn.Module, paths: Iterable[str], inputs: Inputs) -> dict[str, Inputs]:
     """The inputs of the first call of each submodule in a run; those not called are left out.
 
     Raises ``PlanError`` like `try_inputs`.
     """
     probe = runnable_copy(model)
-    taken = note_first_calls(probe, paths)
-    with random_numbers_kept():
-        try_inputs(probe, inputs.cloned(), model)
-    return taken
-
-
-def note_first_calls(probe: nn.Module, paths: Collection[str]) -> dict[str, Inputs]:
-    """Let some submodules of a copy note what each is called with first, once it runs."""
     taken: dict[str, Inputs] = {}
-    for path in paths:
+    for path in paths:  # with hooks: calling forward directly does not call a graph module
         hook = partial(_take, taken, path)
         probe.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True)
+    with random_numbers_kept():
+        try_inputs(probe, inputs.cloned(), model)
     return taken
 
 
@@ -92,6 +86,29 @@ def _take(
 ) -> None:
     if path not in taken:  # cloned because later code may write to them
         taken[path] = Inputs(args, dict(kwargs)).cloned()
+
+
+def watch_calls(
+    probe: nn.Module, paths: Iterable[str], note: Callable[[str, Inputs], object]
+) -> None:
+    """Let ``note`` see every call of some submodules of a copy.
+
+    Without hooks: torch's encoder layers take another path through the model if there are any.
+    """
+    for path in paths:
+        module = probe.get_submodule(path)
+        vars(module)["forward"] = partial(_noted, note, path, module.forward)
+
+
+def _noted(
+    note: Callable[[str, Inputs], object],
+    path: str,
+    forward: Callable[..., Any],
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    note(path, Inputs(args, kwargs))
+    return forward(*args, **kwargs)
 
 
 CANNOT_TAKE = "the model does not accept the example inputs: "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from torch import nn
@@ -12,11 +11,13 @@ from qrecipe.errors.findings import Finding
 from qrecipe.model.addresses import base_names, module_member
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import runnable_copy
-from qrecipe.model.dry_run import drawing_nothing, try_inputs
+from qrecipe.model.dry_run import drawing_nothing, try_inputs, watch_calls
 from qrecipe.model.graph_sites import Inventory, Match, module_names
 from qrecipe.model.kernel_types import kernel_types
 from qrecipe.recipe.schema import FxTable
 from qrecipe.rules.structure import Kind, ModelStructure, Operation, enclosing
+
+_WITH_FAST_PATH = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
 
 
 def take_inventory(
@@ -33,10 +34,11 @@ def take_inventory(
     called = _called(model, inputs)
     modules, aliases = module_names(model)
     stops = {path for path in called if _stops(path, model.get_submodule(path), table)}
+    stops |= {path for path in ("", *called) if _takes_fast_path(path, model, called)}
     matches: dict[str, Match] = {}
     for path in called:
         module = model.get_submodule(path)
-        if path not in stops or stops.intersection(enclosing(path)[1:-1]):
+        if path not in stops or stops.intersection(enclosing(path)[1:]):
             continue
         config = backend_config._pattern_complex_format_to_config.get(type(module))
         operation = Operation((module_member(path, module),), _kind(config), ())
@@ -45,35 +47,35 @@ def take_inventory(
     bases = {path: base_names(type(model.get_submodule(path))) for path in modules}
     operations = tuple(match.operation for match in matches.values())
     structure = ModelStructure(operations, modules, bases, aliases)
-    return Inventory((), matches, structure, untraced=why, unreached=_unreached(model, called))
+    return Inventory(
+        (), matches, structure, untraced=why, unreached=_unreached(model, called, stops)
+    )
 
 
 def _called(model: nn.Module, inputs: Inputs) -> list[str]:
     """The canonical paths of the modules called in a run, in order."""
     probe = runnable_copy(model)
     called: dict[str, None] = {}
-    for path, module in probe.named_modules():
-        if path:
-            module.register_forward_pre_hook(partial(_note, called, path))
+    paths = [path for path, _ in probe.named_modules() if path]
+    watch_calls(probe, paths, lambda path, inputs: called.setdefault(path))
     with drawing_nothing():
         try_inputs(probe, inputs.cloned(), model)
     return list(called)
 
 
-def _unreached(model: nn.Module, called: list[str]) -> tuple[str, ...]:
-    """Modules with weights that no call reached, except those inside torch's own modules."""
+def _unreached(model: nn.Module, called: list[str], stops: set[str]) -> tuple[str, ...]:
+    """Modules with their own weights that no call reached, except those inside one site."""
     reached = set(called)
     return tuple(
         path
         for path, module in model.named_modules()
         if path not in reached
         and next(module.parameters(recurse=False), None) is not None
-        and not any(_is_torchs_own(model.get_submodule(p)) for p in enclosing(path)[1:-1])
+        and not any(
+            outer in stops or _is_torchs_own(model.get_submodule(outer))
+            for outer in enclosing(path)[1:-1]
+        )
     )
-
-
-def _note(called: dict[str, None], path: str, module: nn.Module, args: Any) -> None:
-    called.setdefault(path)
 
 
 def _stops(path: str, module: nn.Module, table: FxTable) -> bool:
@@ -91,6 +93,20 @@ def _is_torchs_own(module: nn.Module) -> bool:
     """Whether tracing treats the module as one operation; containers are not operations."""
     containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
     return type(module).__module__.startswith("torch.nn") and not isinstance(module, containers)
+
+
+def _takes_fast_path(path: str, model: nn.Module, called: list[str]) -> bool:
+    """Whether torch reads the weights inside a module instead of calling what holds them.
+
+    A quantized module has no weight to read. torch's own forward chooses by the inputs, and may
+    read the weights for others than these; another one may call torch's.
+    """
+    module = model.get_submodule(path)
+    if not isinstance(module, _WITH_FAST_PATH):
+        return False
+    inside = f"{path}." if path else ""
+    is_torchs = type(module).forward.__module__.startswith("torch.nn")
+    return is_torchs or not any(other.startswith(inside) for other in called)
 
 
 def _kind(config: Any) -> Kind:

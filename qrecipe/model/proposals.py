@@ -47,7 +47,8 @@ def with_advice(error: TraceError, model: nn.Module, inputs: Inputs, table: FxTa
         )
     if roots := _roots(model, error.path, inputs, table, calls):
         proposed.append(f"trace the parts that can be traced: [fx] roots = {_toml_list(roots)}")
-    is_torchs = type(model.get_submodule(error.at)).__module__.startswith("torch.nn.modules")
+    forward = type(model.get_submodule(error.at)).forward
+    is_torchs = forward.__module__.startswith("torch.nn.modules")
     hint, *others = proposed or [OF_TORCH if is_torchs else _REWRITE]
     notes = tuple(f"or {other}" for other in others)
     return TraceError(replace(finding, hint=hint, notes=notes))

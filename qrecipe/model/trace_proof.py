@@ -25,6 +25,7 @@ from qrecipe.model.dry_run import (
     versions_of,
 )
 from qrecipe.model.nested import parts_of, tensors_in
+from qrecipe.process.warnings import held_back
 
 _RELATIVE_TOLERANCE = 1e-3
 
@@ -66,13 +67,14 @@ def record_values(graph_module: fx.GraphModule, model: nn.Module, inputs: Inputs
     few, expected = _outputs(model, inputs)
     args = bind(graph_module, model, few.cloned())
     try:
-        with torch.no_grad():
+        # what the model itself warns of was said when it ran
+        with torch.no_grad(), held_back([("", Warning)]):
             actual = _Recorder(graph_module).run(*args)
     except Exception as error:
-        raise _different(f"the traced graph does not run: {first_line(error)}") from error
+        raise _different(f"the traced graph does not run: {first_line(error)}", model) from error
     found = difference(expected, actual)
     if found is not None:
-        raise _different(f"the traced graph computes something else than the model: {found}")
+        raise _different(f"the traced graph computes something else than the model: {found}", model)
     return Example(few.cloned(), expected)
 
 
@@ -121,14 +123,22 @@ def _output(model: nn.Module, inputs: Inputs) -> Any:
     return output
 
 
-def _different(message: str) -> PlanError:
+def _different(message: str, model: nn.Module) -> PlanError:
+    """What tracing may have missed; the cause cannot be told from the difference."""
+    own = [m for m in model.modules() if not type(m).__module__.startswith("torch.nn")]
+    leave_out = "or leave the module inside that does so out: [fx] non_traceable_module_name"
     return PlanError(
         Finding(
             "QR306",
             message,
-            hint="tracing loses in-place changes through a view or an alias (y = x; y += 1), and "
-            "whatever depends on data; write them out of place, or do not trace the module: "
-            "[fx] non_traceable_module_name",
+            hint="tracing may have taken another branch: isinstance(x, torch.Tensor) and "
+            "torch.is_grad_enabled() differ in it; remove the branch, or ask for "
+            "isinstance(x, (tuple, list))",
+            notes=(
+                "or it lost an in-place change through a view or an alias (y = x; y += 1), or "
+                "whatever depends on data: write it out of place",
+                *([leave_out] if any(module is not model for module in own) else []),
+            ),
         )
     )
 

@@ -13,8 +13,11 @@ from torch import nn
 
 import qrecipe
 from qrecipe._torch_ao import MinMaxObserver
+from qrecipe.audit.farthest_call import Candidates, outside
+from qrecipe.audit.rounding import code_range
 from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.errors.findings import QRecipeWarning
+from qrecipe.execution.prepared import prepared_state
 from qrecipe.registry import table as registered
 
 
@@ -74,8 +77,23 @@ def test_a_second_calibration_starts_from_the_average_of_the_first():
     compiled = qrecipe.compile(model(), STATIC, batches(1)[0])
     prepared = compiled.prepare()
     qrecipe.calibrate(prepared, batches(*[1] * 10), progress=silent)
-    with pytest.warns(QRecipeWarning, match="^QR232"):
+    with pytest.warns(QRecipeWarning, match="^QR232") as caught:
         qrecipe.calibrate(prepared, batches(*[10] * 10), progress=silent)
+    assert re.search(r"dB on batch [1-9],", str(caught[0].message))
+
+
+@pytest.mark.parametrize("scales", [(0.2, 5, 5, 5), (0.2, *[5] * 7)])
+def test_what_few_batches_clip_is_told_once(scales):
+    compiled = qrecipe.compile(model(), STATIC, batches(1)[0])
+    prepared = compiled.prepare()
+    with pytest.warns(QRecipeWarning) as caught:
+        qrecipe.calibrate(prepared, batches(*scales), progress=silent)
+    (text,) = [str(warning.message) for warning in caught]
+    assert text.startswith("QR201")
+    assert "is clipped by" in text
+    few_accepted = recipe('[lint]\nignore = ["QR201", "QR203"]')
+    with pytest.warns(QRecipeWarning, match="^QR232"):
+        quantized(scales, few_accepted)
 
 
 # --- few batches that differ little: nothing is three times narrower, and much is clipped
@@ -161,6 +179,47 @@ def test_without_a_pass_more_only_one_call_of_the_model_is_kept():
     with pytest.warns(QRecipeWarning, match="QR201"):
         qrecipe.calibrate(prepared, iter(LOUDER), progress=silent)
     assert len(calls) == len(LOUDER)
+
+
+def test_the_batch_that_is_told_of_is_the_worst_although_an_average_was_narrower_before():
+    """Against the average of that moment an early batch goes further."""
+    torch.manual_seed(3)
+    layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()]
+    net = nn.Sequential(*layers, nn.Conv2d(8, 4, 3)).eval()
+    images = [torch.randn(4, 3, 10, 10) * (0.2 if not index else 1) for index in range(100)]
+    compiled = qrecipe.compile(net, STATIC, images[0])
+    prepared = compiled.prepare()
+    qrecipe.calibrate(prepared, images, progress=silent)
+    converted = compiled.convert(prepared)
+    with torch.no_grad():
+        reached = [sqnr_db(net(x), converted(x)) for x in images]
+    claims = re.findall(r"(\S+) dB on batch (\d+), with", prepared_state(prepared).clipping)
+    assert [(float(db), int(batch)) for db, batch in claims] == [
+        (pytest.approx(min(reached), abs=1), reached.index(min(reached)))
+    ]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_farthest_call_is_kept_for_whatever_range_comes_out_and_no_more_than_three(seed):
+    torch.manual_seed(seed)
+    observer = MinMaxObserver(dtype=torch.quint8, reduce_range=False)
+    candidates, seen = Candidates(observer), []
+    for _ in range(20):
+        x = torch.randn(2) * 3
+        candidates.see(observer, (x,))
+        candidates.note(None, (x,), {}, x)
+        seen.append((float(x.min()), float(x.max())))
+    kept = set()
+    for low, high in torch.rand(50, 2) * 5:
+        observer.min_val, observer.max_val = -low, high
+        farthest = candidates.farthest()
+        kept.add(farthest.batch)
+        codes = code_range(observer)
+        most = max(outside(codes, each) for each in seen[1:])
+        assert outside(codes, seen[farthest.batch]) == most
+        assert torch.equal(farthest.sample.output, farthest.sample.inputs.args[0])
+    assert 0 not in kept
+    assert len(kept) <= 3
 
 
 # --- enough for other observers, and few for an average

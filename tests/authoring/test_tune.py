@@ -617,3 +617,14 @@ def test_errors_of_the_recipe_as_it_is_are_the_callers():
     recipe = base('[rules.module_name]\n"nowhere" = "float"\n')
     with pytest.raises(QRecipeError, match="QR301"):
         tuned(model, batches, closeness(model, batches), recipe)
+
+
+def test_a_search_where_nothing_is_quantized_says_so():
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    model = nn.Sequential(nn.TransformerEncoder(layer, 1)).eval()
+    with pytest.warns(QRecipeWarning, match="QR221 nothing is quantized"):
+        result = qrecipe.tune(
+            model, "builtin:x86-dynamic", [torch.rand(2, 5, 16)], lambda net: 1.0, progress=silent
+        )
+    assert "Reached: 1 with nothing quantized." in result.notes
+    assert [each["code"] for each in json.loads(result.to_json())["warnings"]] == ["QR221"]

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from differential import snapshot
 from nets import NETS, UNTRACEABLE, Attention
 from plans import net_of, sites, verdicts
@@ -387,3 +388,126 @@ def test_a_packed_sequence_as_an_input_of_a_trace_is_refused_in_the_plan():
     converted = qrecipe.quantize(model, recipe, example_inputs=(packed,))
     assert type(converted.rnn) is nn.GRU
     assert type(converted.fc) is not nn.Linear
+
+
+# --- torch's encoder layers have a fast path, which reads weights and takes no part in hooks
+
+
+class OwnLayer(nn.TransformerEncoderLayer):
+    pass
+
+
+class CallsTorchs(nn.TransformerEncoderLayer):
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+class OwnForward(nn.TransformerEncoderLayer):
+    def forward(self, x):
+        return x if x.sum() > 1e9 else self.linear2(torch.relu(self.linear1(x)))
+
+
+class OwnEncoder(nn.TransformerEncoder):
+    pass
+
+
+class Around(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.head = layer, nn.Linear(8, 4)
+
+    def forward(self, x):
+        return x if x.sum() > 1e9 else self.head(self.layer(x))
+
+
+def around(kind, **settings):
+    torch.manual_seed(0)
+    layer = kind(8, 2, 16, **settings)
+    return Around(OwnEncoder(layer, 1) if kind is nn.TransformerEncoderLayer else layer).eval()
+
+
+SEQUENCE = torch.randn(2, 3, 8)
+
+
+@pytest.mark.filterwarnings("ignore:.*QR2")
+@pytest.mark.parametrize("a_recipe", ["builtin:x86-dynamic", "builtin:float16-dynamic"])
+@pytest.mark.parametrize("kind", [OwnLayer, CallsTorchs, nn.TransformerEncoderLayer])
+def test_a_subclass_of_torchs_encoder_layer_stays_whole_too(kind, a_recipe, tmp_path):
+    model = around(kind, batch_first=True)
+    plan = qrecipe.plan(model, a_recipe, SEQUENCE)
+    assert verdicts(plan) == {"layer": "float", "head": "quantized"}
+    converted = qrecipe.quantize(model, a_recipe, [SEQUENCE])
+    qrecipe.save_quantized(converted, tmp_path / "q.safetensors")
+    loaded = qrecipe.load_quantized(tmp_path / "q.safetensors", model)
+    with torch.no_grad():
+        for quantized in (converted, loaded):
+            assert output_sqnr_db(model(SEQUENCE), quantized(SEQUENCE)) > 30
+    assert len(qrecipe.sensitivity(model, a_recipe, [SEQUENCE]).sites) == 1
+
+
+def test_next_to_nothing_is_left_of_it_and_that_is_said():
+    for kind in (OwnLayer, CallsTorchs):
+        with pytest.warns(QRecipeWarning, match=r"(?s)QR221 only .*layer \(.*one operation"):
+            qrecipe.plan(around(kind, batch_first=True), DYNAMIC, SEQUENCE)
+
+
+def test_it_stays_whole_where_these_inputs_would_take_the_slow_path():
+    """One sequence alone takes the slow path, and a batch of them would fail later."""
+    model = around(OwnLayer, batch_first=True)
+    with pytest.warns(QRecipeWarning, match="QR221"):
+        assert verdicts(qrecipe.plan(model, DYNAMIC, SEQUENCE[0]))["layer"] == "float"
+
+
+def test_one_with_a_forward_that_calls_its_layers_is_quantized_inside():
+    model = around(OwnForward)
+    converted = qrecipe.quantize(model, DYNAMIC, [SEQUENCE])
+    assert type(converted.layer.linear1) is nnq.dynamic.Linear
+    with torch.no_grad():
+        assert output_sqnr_db(model(SEQUENCE), converted(SEQUENCE)) > 30
+
+
+@pytest.mark.parametrize("kind", [nn.TransformerEncoderLayer, OwnLayer])
+def test_as_the_whole_model_it_is_refused_as_torchs_encoder_is(kind):
+    model = kind(8, 2, 16, batch_first=True).eval()
+    for x in (SEQUENCE, SEQUENCE[0]):
+        with pytest.raises(TraceError, match=r"(?s)QR305 .*torch computes it as one operation"):
+            qrecipe.quantize(model, DYNAMIC, [x])
+
+
+class ReadsUnlessHooked(nn.Module):
+    """As torch's encoder layers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x):
+        if self.fc._forward_hooks or self.fc._forward_pre_hooks:
+            return self.fc(x)
+        return F.linear(x, self.fc.weight, self.fc.bias)
+
+
+def test_what_is_called_only_under_hooks_stays_float():
+    plan = qrecipe.plan(Around(ReadsUnlessHooked()).eval(), DYNAMIC, SEQUENCE)
+    assert verdicts(plan) == {"head": "quantized"}
+    assert "the example inputs do not reach layer.fc, so they stay float" in str(plan)
+
+
+class Reads(nn.Module):
+    """Takes what torch's fast path reads from a layer only where nothing watches the calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x):
+        y = self.fc(x)
+        is_watched = self.fc._forward_hooks or self.fc._forward_pre_hooks
+        return y if is_watched else y + self.fc.weight.sum()
+
+
+def test_the_audit_runs_what_is_returned_and_names_the_module_that_fails():
+    with pytest.raises(AuditError, match=r"QR413 .* on the first batch in layer: 'function'"):
+        qrecipe.quantize(Around(Reads()).eval(), DYNAMIC, [SEQUENCE])
+    with pytest.raises(AuditError, match="QR413"):
+        qrecipe.sensitivity(Around(Reads()).eval(), DYNAMIC, [SEQUENCE])

@@ -235,3 +235,63 @@ def test_a_wrong_weight_in_eager_mode_is_an_error(monkeypatch):
     monkeypatch.setattr(qrecipe.execution.eager.part, "quantize_dynamic", wrong)
     with pytest.raises(AuditError, match=r"QR411 .* head\.1 .* something else"):
         qrecipe.quantize(Untraceable().eval(), parsed(DYNAMIC), example_inputs=batches(1)[0])
+
+
+# --- what tracing does not follow: the cause cannot be told, and every cure can be followed
+
+
+class Either(nn.Module):
+    """Takes one tensor or several, as torchvision's DenseNet."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x):
+        if isinstance(x, torch.Tensor):
+            x = [x]
+        return self.fc(torch.cat(x, 1))
+
+
+class EitherAsked(Either):
+    def forward(self, x):
+        if not isinstance(x, (tuple, list)):
+            x = [x]
+        return self.fc(torch.cat(x, 1))
+
+
+class Keyed(Either):
+    def forward(self, x):
+        if not isinstance(x, torch.Tensor):
+            x = x["x"]
+        return self.fc(x)
+
+
+class InTraining(Either):
+    def forward(self, x):
+        return self.fc(x).detach() * 2 if torch.is_grad_enabled() else self.fc(x)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("text", [STATIC, DYNAMIC])
+@pytest.mark.parametrize("kind", [Either, Keyed, InTraining])
+def test_another_branch_in_the_trace_is_named_as_a_cause_and_the_model_is_not_to_be_left_out(
+    kind, text
+):
+    with pytest.raises(PlanError, match="QR306 the traced graph") as caught:
+        qrecipe.plan(kind().eval(), parsed(text), torch.rand(2, 8))
+    told = str(caught.value)
+    assert "isinstance(x, torch.Tensor) and torch.is_grad_enabled()" in told
+    assert "a change in place" in told
+    assert "non_traceable_module_name" not in told
+    qrecipe.plan(EitherAsked().eval(), parsed(text), torch.rand(2, 8))
+
+
+def test_a_module_of_the_callers_inside_may_be_left_out():
+    model = nn.Sequential(nn.Linear(8, 8), Either()).eval()
+    with pytest.raises(PlanError, match=r"or leave the module .*non_traceable_module_name"):
+        qrecipe.plan(model, parsed(STATIC), torch.rand(2, 8))
+    plan = qrecipe.plan(
+        model, parsed(STATIC, fx='non_traceable_module_name = ["1"]'), torch.rand(2, 8)
+    )
+    assert [site.verdict for site in plan.sites] == ["quantized", "float"]

@@ -14,6 +14,8 @@ from qrecipe.authoring.tune.levers import Candidate, Lever
 from qrecipe.authoring.tune.log import cost_json, trial_json
 from qrecipe.authoring.tune.search import Search, Trial
 from qrecipe.authoring.tune.trials import Stop
+from qrecipe.errors.findings import Finding
+from qrecipe.planning.plan import Plan
 from qrecipe.recipe.overlay import float_rules, overlay_recipe, rule_key, save_overlay
 from qrecipe.recipe.recipe import Ingredient, Recipe, published
 from qrecipe.recipe.references import path_text
@@ -66,12 +68,18 @@ class TuningResult(Report):
     ranking: tuple[SiteCost, ...]
     stopped: Stop | None
     _base: Recipe = field(repr=False)
+    _planned: Plan = field(hash=False, repr=False)
     _values: Mapping[str, Any] = field(hash=False, repr=False)
 
     @property
     def ingredients(self) -> tuple[Ingredient, ...]:
         """The files of the base recipe."""
         return self._base.ingredients
+
+    @property
+    def warnings(self) -> tuple[Finding, ...]:
+        """What the plan of the base recipe warns of, such as that nothing is quantized (QR221)."""
+        return self._planned.warnings
 
     @property
     def distance(self) -> float | None:
@@ -123,6 +131,7 @@ def tuning_json(result: TuningResult) -> dict[str, Any]:
         "base_float_sites": list(result.base_float_sites),
         "ranking": [cost_json(cost) for cost in result.ranking],
         "stopped": result.stopped,
+        "warnings": [finding.to_json() for finding in result.warnings],
         "trials": [trial_json(trial) for trial in result.trials],
         "recipe": result.recipe.to_toml(),
     }
@@ -132,12 +141,13 @@ def found(
     base: Recipe,
     search: Search,
     budget: Budget,
-    members: frozenset[str],
+    planned: Plan,
     base_float_sites: tuple[str, ...],
     stopped: Stop | None,
 ) -> TuningResult:
     """The result of a search that is complete, or was ended by ``stopped``."""
     best, trials = search.best, search.trials
+    members = frozenset(member for site in planned.sites for member in site.members)
     left = [cost for cost in search.costs if cost.name in best.candidate.floats]
     reasons = {rule_key(cost.name, members): _reason(cost, best, trials) for cost in left}
     values: dict[str, Any] = {
@@ -158,6 +168,7 @@ def found(
         ranking=search.costs,
         stopped=stopped,
         _base=base,
+        _planned=planned,
         _values=values,
     )
     return _described(result, best)
@@ -193,7 +204,9 @@ def _verdict(result: TuningResult) -> Iterator[str]:
     yield f"The float model reaches {whole}, so the target is {least}."
     by = " by the search" if result.base_float_sites else ""
     left = f"{_counted(result.float_sites)} left float{by}"
-    if result.float_sites:
+    if not any(site.verdict == "quantized" for site in result._planned.sites):
+        left = "nothing quantized"
+    elif result.float_sites:
         left += f" ({result.float_share:.0%} of the float model's time)"
     if result.metric is None:
         yield f"Not reached: no accuracy with {left}."

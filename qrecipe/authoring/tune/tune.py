@@ -35,7 +35,7 @@ from qrecipe.measure.sensitivity.rank import Evaluate
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.planning.backend import can_honour
-from qrecipe.planning.decide import make_plan
+from qrecipe.planning.decide import plan_of
 from qrecipe.planning.inventory import inventory_of
 from qrecipe.planning.plan import Plan
 from qrecipe.planning.target_cpu import TargetCpu, unjudged_sites
@@ -103,7 +103,7 @@ def tune(
     target = budget.least - _ROUNDING * max(1.0, abs(budget.least))
     search = Search(bench, levers_of(base, planned, target_cpu), target, bench.record)
     stopped = _run(search)
-    result = found(base, search, budget, members, _left_float(base, inventory, planned), stopped)
+    result = found(base, search, budget, planned, _left_float(base, inventory, planned), stopped)
     _warn(result, base)
     return result
 
@@ -128,7 +128,7 @@ def _planned(
     # quantizing warns again
     with unwarned(), inputs_of_batch(model, first, forward) as inputs:
         inventory = inventory_of(model, calibrated, inputs)
-        return inventory, make_plan(inventory, calibrated)
+        return inventory, plan_of(model, inventory, calibrated, inputs)
 
 
 def _left_float(recipe: Recipe, inventory: Inventory, planned: Plan) -> tuple[str, ...]:

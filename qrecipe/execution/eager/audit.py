@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,7 @@ from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import runnable_copy
-from qrecipe.model.dry_run import note_first_calls
+from qrecipe.model.dry_run import watch_calls
 from qrecipe.model.nested import tensors_in
 from qrecipe.model.quantized import module_became
 from qrecipe.model.trace import WITHOUT_AUTOCAST
@@ -77,7 +78,8 @@ def _numeric_findings(
     try:
         calls, output = _calls_of(converted, names, sample.inputs)
     except Exception as error:
-        yield _failed(error, *_calls_of(prepared, names, sample.inputs))
+        where = _where_it_fails(converted, sample.inputs)
+        yield _failed(error, where, *_calls_of(prepared, names, sample.inputs))
         return
     before, _ = _calls_of(prepared, names, sample.inputs)
     yield from (_unreached(site) for site in sites if site.name in before.keys() - calls.keys())
@@ -101,9 +103,9 @@ def _numeric_findings(
         )
 
 
-def _failed(error: Exception, calls: Mapping[str, Inputs], _: Any) -> Finding:
+def _failed(error: Exception, where: str, calls: Mapping[str, Inputs], _: Any) -> Finding:
     """Why the converted model fails, from the inputs of its modules in float."""
-    what = f"the converted model fails on the first batch: {first_line(error)}"
+    what = f"the converted model fails on the first batch{where}: {first_line(error)}"
     for name, inputs in calls.items():
         dtypes = {
             x.dtype for x in tensors_in((inputs.args, inputs.kwargs)) if x.is_floating_point()
@@ -120,10 +122,38 @@ def _failed(error: Exception, calls: Mapping[str, Inputs], _: Any) -> Finding:
     )
 
 
+def _where_it_fails(model: nn.Module, inputs: Inputs) -> str:
+    """The innermost submodule that raises, to follow a verb; empty for the model's own forward."""
+    failed: list[str] = []
+    probe = runnable_copy(model)
+    for path, module in probe.named_modules():
+        if path:
+            vars(module)["forward"] = partial(_noting_failure, failed, path, module.forward)
+    with torch.no_grad(), suppress(Exception):
+        inputs.call(probe)
+    return f" in {failed[0]}" if failed else ""
+
+
+def _noting_failure(
+    failed: list[str], path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    try:
+        return forward(*args, **kwargs)
+    except Exception:
+        failed.append(path)
+        raise
+
+
 def _calls_of(model: nn.Module, names: list[str], inputs: Inputs) -> tuple[dict[str, Inputs], Any]:
     """The first inputs of some modules and the model's output, from a run of a copy."""
     probe = runnable_copy(model)
-    taken = note_first_calls(probe, names)
+    taken: dict[str, Inputs] = {}
+
+    def note(path: str, given: Inputs) -> None:
+        if path not in taken:  # cloned because later code may write to them
+            taken[path] = given.cloned()
+
+    watch_calls(probe, names, note)
     with torch.no_grad():
         return taken, inputs.call(probe)
 
