@@ -138,18 +138,10 @@ class CompiledRecipe(ShortRepr):
         }
         return with_parts(self._model, references).eval()
 
-    def exportable(self, prepared: nn.Module) -> Exportable:
-        """The quantized model for exporters, audited; see `qrecipe.export_onnx`.
-
-        Raises ``ArtifactError`` (QR512) for a model that cannot be exported, and what `convert`
-        raises.
-        """
-        self._samples(prepared)
-        if self.recipe.fx.roots:
-            hint = "export needs one graph of the whole model: remove [fx] roots"
-            raise ArtifactError(Finding("QR512", "parts of a model cannot be exported", hint=hint))
-        (part,) = self._parts
-        return part.exportable(prepared)
+    @property
+    def example_inputs(self) -> Inputs:
+        """The inputs of the whole model."""
+        return self._inputs
 
     def _check_around(self, before: nn.Module, converted: nn.Module, state: PreparedState) -> None:
         roots = [part.path for part in self._parts]
@@ -182,6 +174,20 @@ class CompiledRecipe(ShortRepr):
             # a state_dict may have brought ranges
             check_calibrated(list(traced_parts(prepared).values()))
         return state.samples
+
+
+def exportable(compiled: CompiledRecipe, prepared: nn.Module) -> Exportable:
+    """The quantized model for exporters, audited; see `qrecipe.export_onnx`.
+
+    Raises ``ArtifactError`` (QR512) for a model that cannot be exported, and whatever
+    `CompiledRecipe.convert` raises.
+    """
+    compiled._samples(prepared)
+    if compiled.recipe.fx.roots:
+        hint = "export needs one graph of the whole model: remove [fx] roots"
+        raise ArtifactError(Finding("QR512", "parts of a model cannot be exported", hint=hint))
+    (part,) = compiled._parts
+    return part.exportable(prepared)
 
 
 @neutral

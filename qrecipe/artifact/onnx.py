@@ -22,7 +22,7 @@ from qrecipe.errors.warn import warn
 from qrecipe.files import replace_file, why_not
 from qrecipe.model.nested import Packing, parts_of
 from qrecipe.model.normalize import stored
-from qrecipe.pipeline import CompiledRecipe
+from qrecipe.pipeline import CompiledRecipe, exportable
 from qrecipe.process.neutral import neutral
 from qrecipe.process.state import alone
 from qrecipe.process.warnings import held_back
@@ -59,7 +59,7 @@ def export_onnx(
         text = f"export to ONNX needs {', '.join(missing)}: pip install 'qrecipe[onnx]'"
         raise QRecipeError(Finding("QR602", text))
     file = path_of(path, "export_onnx")
-    found = compiled.exportable(prepared)
+    found = exportable(compiled, prepared)
     inputs = _take_tensors(found.graph_module, found.inputs)
     content = _content(found.graph_module, inputs, dynamic_shapes)
     for finding in file_findings(content, inputs, found.output, found.float_output):

@@ -230,7 +230,7 @@ def test_a_custom_observer_that_is_none_fails_deep_in_torch_and_here_at_its_regi
     mapping = QConfigMapping().set_global(QConfig(activation=_NoObserver, weight=_NoObserver))
     with pytest.raises(AssertionError, match="must be an activation post process"):
         prepare_fx(two_linears(), mapping, (ROWS[0],))
-    with pytest.raises(PluginError, match="is no ObserverBase"):
+    with pytest.raises(PluginError, match="is not a subclass of ObserverBase"):
         qrecipe.register_observer("none_at_all")(_NoObserver)
 
 

@@ -594,7 +594,7 @@ def test_progress_counts_no_more_batches_than_the_recipe_takes():
 
 def test_a_measure_that_gives_nan_is_refused():
     net = NETS["mlp"]
-    with pytest.raises(ExecutionError, match="gives NaN"):
+    with pytest.raises(ExecutionError, match="returns NaN"):
         qrecipe.sensitivity(
             net.model(),
             qrecipe.parse_recipe(f"{HEAD}{FEW}"),
