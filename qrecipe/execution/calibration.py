@@ -203,7 +203,7 @@ def _order_findings(state: PreparedState, clipping: Clipping, few: bool) -> Iter
     """Warnings about the first batch's influence that QR201 does not cover (QR232 to QR234)."""
     weight = state.first_weight or 0.0
     told = few and state.clipping is not None and "QR201" not in state.lint.ignore
-    if not told and (clipping.is_narrow or clipping.is_hidden):
+    if (clipping.is_narrow and not told) or (clipping.is_hidden and not few):
         yield clipping_finding(clipping)
     elif (
         FEW_BATCHES <= state.batches < MANY_BATCHES
