@@ -470,7 +470,7 @@ def test_one_with_a_forward_that_calls_its_layers_is_quantized_inside():
 def test_as_the_whole_model_it_is_refused_as_torchs_encoder_is(kind):
     model = kind(8, 2, 16, batch_first=True).eval()
     for x in (SEQUENCE, SEQUENCE[0]):
-        with pytest.raises(TraceError, match=r"(?s)QR305 .*torch computes it as one operation"):
+        with pytest.raises(TraceError, match=r"(?s)QR305 .*torch runs it as one operation"):
             qrecipe.quantize(model, DYNAMIC, [x])
 
 

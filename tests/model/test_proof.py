@@ -282,7 +282,7 @@ def test_another_branch_in_the_trace_is_named_as_a_cause_and_the_model_is_not_to
         qrecipe.plan(kind().eval(), parsed(text), torch.rand(2, 8))
     told = str(caught.value)
     assert "isinstance(x, torch.Tensor) and torch.is_grad_enabled()" in told
-    assert "a change in place" in told
+    assert "an in-place change" in told
     assert "non_traceable_module_name" not in told
     qrecipe.plan(EitherAsked().eval(), parsed(text), torch.rand(2, 8))
 
