@@ -85,6 +85,9 @@ if TYPE_CHECKING:
     from qrecipe.recipe.schema import LintTable as LintTable
     from qrecipe.recipe.schema import QatTable as QatTable
     from qrecipe.recipe.schema import TensorSpec as TensorSpec
+    from qrecipe.rules.structure import Member as Member
+    from qrecipe.rules.structure import ModelStructure as ModelStructure
+    from qrecipe.rules.structure import Operation as Operation
     from qrecipe.terminal.progress import Progress as Progress
 
 _NAMES = {
@@ -123,6 +126,7 @@ _NAMES = {
     "recipe.recipe": "Ingredient QConfigSpec Recipe Rule WrittenRule load_recipe parse_recipe",
     "recipe.references": "Publisher",
     "recipe.schema": "CalibrationTable Constructor FxTable LintTable QatTable TensorSpec",
+    "rules.structure": "Member ModelStructure Operation",
     "terminal.progress": "Progress",
 }
 

@@ -83,9 +83,6 @@ def test_whatever_writes_a_file_returns_none():
 def handed_out(cls):
     """The types of the public fields, properties and results of a class."""
     hints = typing.get_type_hints(cls)
-    if is_dataclass(cls):  # what is not compared is how a value was made, and not what it says
-        internal = {each.name for each in fields(cls) if not each.compare}
-        hints = {name: hint for name, hint in hints.items() if name not in internal}
     yield from (hint for name, hint in hints.items() if not name.startswith("_"))
     for member in own(cls).values():
         function = member.fget if isinstance(member, property) else member

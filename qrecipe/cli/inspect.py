@@ -12,7 +12,7 @@ from typing import Any
 from qrecipe.artifact.container import Header, check_checksum, read_header
 from qrecipe.artifact.metadata import Contents, contents_of, recipe_table, stored_plan
 from qrecipe.cli.output import out, out_json
-from qrecipe.errors.text import one_line
+from qrecipe.errors.text import counted, one_line
 from qrecipe.planning.plan import Plan
 from qrecipe.planning.text import SITE_COLUMNS, site_row
 from qrecipe.rules.resolution import listed
@@ -47,7 +47,7 @@ def show_text(found: Inspection) -> None:
     rows = [
         ("file", f"{header.file}, {header.start + header.nbytes:,} bytes, checksum ok"),
         ("recipe", f"{plan.recipe}, fingerprint {contents.fingerprint}"),
-        ("plan", f"{plan.backend} ({plan.phase}): {len(plan.sites)} sites, {verdicts}"),
+        ("plan", f"{plan.backend} ({plan.phase}): {counted(len(plan.sites), 'site')}, {verdicts}"),
         ("needs", _needs_text(found)),
         ("made on", _cpu_text(contents)),
         ("saved by", ", ".join(f"{name} {text}" for name, text in contents.versions.items())),

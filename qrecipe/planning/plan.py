@@ -15,7 +15,8 @@ from pydantic import TypeAdapter
 
 from qrecipe.errors.findings import Finding, Location
 from qrecipe.errors.short import ShortRepr
-from qrecipe.planning.plan_values import plan_of_json, plan_values
+from qrecipe.errors.text import printable
+from qrecipe.planning.plan_values import plan_of_json, plan_values, text_of_values
 from qrecipe.planning.text import (
     explanation,
     plan_sections,
@@ -131,7 +132,7 @@ class Plan(Report):
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
         """The plan that `to_dict` gave; otherwise as `from_json`."""
-        return cls.from_json(json.dumps(values, default=repr))
+        return plan_of_json(_adapter(), text_of_values(values))
 
     @property
     def engines(self) -> dict[str, Engine]:
@@ -151,6 +152,9 @@ class Plan(Report):
 
     def __len__(self) -> int:
         return len(self.sites)
+
+    def __bool__(self) -> bool:
+        return True  # a plan without sites is a plan
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self.sites)
@@ -180,7 +184,7 @@ class Plan(Report):
 
         Raises ``PlanError`` (QR310) for a name that the model does not have.
         """
-        return explanation(self, name)
+        return printable(explanation(self, name))
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain values: dicts, lists, texts and numbers."""

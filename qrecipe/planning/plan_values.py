@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -107,22 +107,52 @@ def plan_of_json(adapter: TypeAdapter[Plan], text: str) -> Plan:
         problem = str(error)
     if problem is None:
         return plan
+    raise _not_a_plan(problem)
+
+
+def text_of_values(values: Mapping[str, Any]) -> str:
+    """Plain values as JSON. Raises PlanError (QR315) for anything else."""
+    try:
+        return json.dumps(dict(values), default=_plain)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _not_a_plan(str(error)) from None
+
+
+def _plain(value: object) -> dict[Any, Any]:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"a {type(value).__name__} is not a plain value")
+
+
+def _not_a_plan(problem: str) -> PlanError:
     message = f"this is not a plan as Plan.to_json writes it: {one_line(problem)[:_LONGEST_REASON]}"
-    raise PlanError(Finding("QR315", message, hint="make the plan again with qrecipe.plan"))
+    return PlanError(Finding("QR315", message, hint="make the plan again with qrecipe.plan"))
 
 
 def _contradictions(plan: Plan, values: Any) -> Iterator[str]:
-    """What is wrong with a plan each value of which is possible."""
+    """What is wrong with a plan whose single values are valid."""
     if len({site.name for site in plan}) != len(plan):
         yield "it has a site twice"
     for site in plan:
         if (site.verdict == "float") != (site.mode is None):
             yield f"verdict and mode of {site.name} differ"
+        if site.verdict == "quantized" and site.qconfig is None:
+            yield f"{site.name} is quantized without a qconfig"
+    if plan.boundaries < 0:
+        yield "boundaries is negative"
+    yield from (
+        f"there is no code {finding.code}"
+        for finding in (*plan.findings, *plan.warnings)
+        if finding.code not in CODES
+    )
     if values["is_for_export"] is not plan.is_for_export:
         yield f"is_for_export does not match the backend {plan.backend}"
-    for finding in (*plan.findings, *plan.warnings):
-        if finding.code not in CODES:
-            yield f"there is no code {finding.code}"
+    written = json.loads(json.dumps(plan_values(plan)))
+    yield from (
+        f"{key} has keys or values that are not written there"
+        for key in {**written, **values}
+        if written.get(key) != values.get(key)
+    )
 
 
 def _fields(values: Any) -> dict[str, Any]:

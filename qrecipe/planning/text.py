@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qrecipe.errors.findings import Finding, PlanError
 from qrecipe.errors.spelling import did_you_mean
+from qrecipe.errors.text import counted
 from qrecipe.planning.plan_values import site_values, spec_values
 from qrecipe.recipe.recipe import WrittenRule, published
 from qrecipe.recipe.schema import TensorSpec
@@ -44,7 +45,7 @@ def summary(plan: Plan) -> str:
     if plan.is_for_export:
         needs = "; gives the reference model, for export"
     return (
-        f"{plan.recipe} on {plan.backend} ({plan.phase}): {len(plan.sites)} sites, "
+        f"{plan.recipe} on {plan.backend} ({plan.phase}): {counted(len(plan.sites), 'site')}, "
         f"{counts['quantized']} quantized, {counts['passthrough']} passthrough, "
         f"{counts['float']} float, {plan.boundaries} q/dq boundaries{needs}"
     )
@@ -96,7 +97,7 @@ def explanation(plan: Plan, name: str) -> str:
     inside = _sites_inside(plan, canonical, name)
     if not inside:
         return f"{name}: nothing in it is called that can be quantized"
-    head = f"{name or 'the model'} has {len(inside)} sites"
+    head = f"{name or 'the model'} has {counted(len(inside), 'site')}"
     return "\n\n".join([head, _site_table(inside).text(), *sources])
 
 
@@ -118,6 +119,7 @@ def explanation_json(plan: Plan, name: str) -> dict[str, Any]:
 
 def site_named(plan: Plan, name: str) -> Site:
     """The site that a name or a member's name stands for; of several calls the first one's."""
+    name = str(name)  # an index is a name that no site has
     calls = _sites_of_calls(plan, str(plan.structure.aliases.get(name, name)))
     if not calls:
         raise _unknown(plan, "site or member", name, ())

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
+from qrecipe.errors.short import short
+
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -30,4 +32,4 @@ class FrozenMapping(Mapping[K, V]):
         return hash(frozenset(self._items.items()))
 
     def __repr__(self) -> str:
-        return repr(self._items)
+        return short(self._items)

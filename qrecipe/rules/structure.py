@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from qrecipe.errors.short import ShortRepr
+from qrecipe.recipe.frozen import FrozenMapping
+
 Mode = Literal["static", "dynamic", "weight_only"]
 """How an operation is quantized: by ranges that are kept, found anew in each run, or not at all."""
 
@@ -20,8 +23,8 @@ Kind = Literal["observed", "fixed_qparams", "passthrough", "unmatched"]
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+@dataclass(frozen=True, slots=True, repr=False)
+class Member(ShortRepr):
     """One call of a module or function, before fusion.
 
     ``name`` is the call's address (``layer1.0:add#1``); ``module`` is the canonical path of a
@@ -38,8 +41,8 @@ class Member:
     scopes: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
+@dataclass(frozen=True, slots=True, repr=False)
+class Operation(ShortRepr):
     """A site: an operation, possibly fused, that can be quantized or left float.
 
     ``members`` are in order of execution, and the first one names the operation; ``producers`` are
@@ -64,8 +67,8 @@ class Operation:
         return "+".join(member.op for member in self.members)
 
 
-@dataclass(frozen=True, slots=True)
-class ModelStructure:
+@dataclass(frozen=True, slots=True, repr=False)
+class ModelStructure(ShortRepr):
     """All operations of a model in order of execution, and all its modules.
 
     ``modules`` maps each canonical path, called or not, to the dotted names of its class, ``bases``
@@ -78,6 +81,10 @@ class ModelStructure:
     bases: Mapping[str, frozenset[str]]
     aliases: Mapping[str, str]
     roots: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("modules", "bases", "aliases"):
+            object.__setattr__(self, name, FrozenMapping(getattr(self, name)))
 
 
 NO_STRUCTURE = ModelStructure((), {}, {}, {})

@@ -91,7 +91,7 @@ def escaped(text: str) -> str:
 
 def report_text(sections: Iterable[Section]) -> str:
     """The sections without their titles, an empty line between them."""
-    return "\n\n".join(section.text() for section in sections)
+    return printable("\n\n".join(section.text() for section in sections))
 
 
 def report_html(sections: Iterable[Section], heading: str) -> str:

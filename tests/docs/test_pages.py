@@ -106,7 +106,7 @@ def test_a_page_is_one_session_and_leaves_nothing_behind(tmp_path):
             r"exit status 1\nQR120",
         ),
         (("console", "$ false"), "exit status 1"),
-        (("text", "what nothing printed"), "stands behind the Python"),
+        (("text", "what nothing printed"), "comes after the Python"),
         (("sh", "true"), "sh blocks are for the first commands"),
         (("fortran", "END"), 'no way is known to run a block of "fortran"'),
         (("", "anything"), 'no way is known to run a block of ""'),

@@ -6,12 +6,15 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from types import MappingProxyType
 from typing import get_args
 
 import pytest
 import torch
 from plans import named, plan_of
+from torch import nn
 
+import qrecipe
 from qrecipe.errors.findings import Finding, Location, PlanError
 from qrecipe.planning.plan import Engine, Executor, Plan
 from qrecipe.recipe.recipe import Ingredient
@@ -243,3 +246,41 @@ def test_a_plan_has_a_hash_and_equal_plans_have_the_same():
 
 def test_the_repr_of_a_plan_is_its_first_line(plan):
     assert repr(plan) == f"<Plan: {str(plan).splitlines()[0]}>"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda values: values["sites"][0].pop("engine"), "sites has keys or values"),
+        (lambda values: values["sites"][0].update(engin=None), "sites has keys or values"),
+        (lambda values: values.update(notes=[]), "notes has keys or values"),
+        (lambda values: values.update(boundaries=-7), "boundaries is negative"),
+        (lambda values: values.update(recipe=object()), "object is not a plain value"),
+    ],
+)
+def test_nothing_that_to_dict_does_not_write_is_read(change, said):
+    values = qrecipe.plan(
+        nn.Sequential(nn.Linear(2, 2)).eval(), "builtin:x86-dynamic", torch.ones(1, 2)
+    ).to_dict()
+    change(values)
+    with pytest.raises(qrecipe.PlanError, match=f"QR315 .*{said}"):
+        qrecipe.Plan.from_dict(values)
+
+
+def test_any_mapping_is_read_and_a_plan_without_sites_is_true():
+    plan = qrecipe.plan(
+        nn.Sequential(nn.Linear(2, 2)).eval(), "builtin:x86-dynamic", torch.ones(1, 2)
+    )
+    assert qrecipe.Plan.from_dict(MappingProxyType(plan.to_dict())) == plan
+    assert replace(plan, sites=())
+
+
+def test_control_characters_of_a_recipe_do_not_reach_the_terminal():
+    text = 'format = 1\nextends = "builtin:x86-dynamic"\n[rules.module_name]\n'
+    text += '"0" = { qconfig = "float", reason = "a\\u001b[31mb" }\n'
+    plan = qrecipe.plan(
+        nn.Sequential(nn.Linear(2, 2)).eval(), qrecipe.parse_recipe(text), torch.ones(1, 2)
+    )
+    assert "\x1b" in plan.sites[0].rule.reason
+    assert "\x1b" not in str(plan)
+    assert "\x1b" not in plan.explain("")

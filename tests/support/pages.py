@@ -4,11 +4,11 @@ Blocks run in their order, in a folder with copies of ``examples/`` and ``recipe
 
 - ``python``, ``toml`` or ``yaml`` with ``title="NAME"`` is a file, which a later block has to use;
   ``toml`` without a title is a recipe that must be without errors;
-- ``python`` runs, all blocks of a page in one namespace, and a ``text`` block behind it is what it
+- ``python`` runs, all blocks of a page in one namespace, and a ``text`` block after it is what it
   printed; where there is none, it must print nothing. The page names the code of each warning;
-- ``console`` holds commands behind ``$ `` and what they print; where nothing is shown, or nothing
+- ``console`` holds commands after ``$ `` and what they print; where nothing is shown, or nothing
   but ``...``, only the exit status counts. That is 0; 1 where the block shows a finding; or what a
-  comment behind the command says: ``# exit status 1``.
+  comment after the command says: ``# exit status 1``.
 
 A line ``...`` stands for any lines, ``...`` in a line for any text. Numbers with a decimal point
 may differ by one in their last place, as CPUs round differently; times, and ratios of times, by
@@ -205,7 +205,7 @@ def _python(session: Session, example: Example) -> str | None:
 def _text(session: Session, example: Example) -> str | None:
     printed, session.printed = session.printed, ""
     if not printed:
-        return "a text block stands behind the Python that prints it"
+        return "a text block comes after the Python that prints it"
     return difference(str(example.parsed), printed)
 
 

@@ -104,7 +104,8 @@ def ranking_page(ranking: Ranking, activations: Activations, origin: Provenance)
     measure = "SQNR of the output (dB)" if by_db else "measure of the model"
     label = f"{measure} with this site alone quantized{estimate}"
     summary = [
-        f"{len(values)} sites, each quantized alone, over {counted(ranking.batches, 'batch')}."
+        f"{counted(len(values), 'site')}, each quantized alone, "
+        f"over {counted(ranking.batches, 'batch')}."
     ]
     if ranking.float_value is not None:
         summary.append(f"The float model reaches {ranking.float_value:.6g}.")

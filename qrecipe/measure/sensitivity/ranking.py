@@ -110,13 +110,14 @@ class Ranking(Report):
 
     def _notes(self) -> list[str]:
         batches = counted(self.batches, "batch")
-        notes = [f"{len(self.sites)} sites, each quantized alone, over {batches}"]
+        notes = [f"{counted(len(self.sites), 'site')}, each quantized alone, over {batches}"]
         if self.is_estimate:
             notes.append("The dB are estimates from random projections: use them for the order.")
         if self.partial:
             notes.append("Interrupted: the ranking covers what was measured so far.")
         if self.unranked:
-            notes.append(f"{len(self.unranked)} sites have no error of their own.")
+            count = counted(len(self.unranked), "site")
+            notes.append(f"{count} without an error of its own.")
         return [*notes, *published(self.ingredients)]
 
     def to_json(self) -> str:
