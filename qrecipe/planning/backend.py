@@ -318,7 +318,7 @@ class _Judge:
         if types.weight.dtype is None:
             return replace(qconfig, weight=None), None
         weight = qconfig.weight
-        if weight is None or _is_per_tensor(weight) or takes_per_channel_weight(self.match):
+        if weight is None or weight.is_per_tensor or takes_per_channel_weight(self.match):
             return qconfig, None
         note = "per-tensor weight: no kernel supports per-channel weights here"
         return replace(qconfig, weight=per_tensor(weight)), note
@@ -338,10 +338,6 @@ def mode_of(qconfig: QConfigSpec) -> Mode:
     if qconfig.activation is None or qconfig.activation.dtype == "float32":
         return "weight_only"
     return "dynamic" if qconfig.activation.is_dynamic else "static"
-
-
-def _is_per_tensor(spec: TensorSpec) -> bool:
-    return spec.qscheme is None or spec.qscheme.startswith("per_tensor")
 
 
 def _mismatch(qconfig: QConfigSpec, types: KernelTypes, backend: Backend) -> Fault | None:

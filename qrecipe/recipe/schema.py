@@ -129,6 +129,11 @@ class TensorSpec(Table):
     )
     is_dynamic: bool | None = _key("Compute the range of each input at run time.")
 
+    @property
+    def is_per_tensor(self) -> bool:
+        """Whether one scale serves the whole tensor, as it does without a ``qscheme``."""
+        return self.qscheme is None or self.qscheme.startswith("per_tensor")
+
 
 def quantized_range(spec: TensorSpec) -> tuple[int, int] | None:
     """The inclusive range of integers that a spec uses; None for float dtypes."""

@@ -82,7 +82,7 @@ def _levers(recipe: Recipe, plan: Plan, target_cpu: TargetCpu) -> Iterator[Lever
         {
             name: {"observer": "per_channel_minmax", "qscheme": "per_channel_symmetric"}
             for name, spec in weights.items()
-            if spec.dtype in ("int8", "int4") and _is_per_tensor(spec)
+            if spec.dtype in ("int8", "int4") and spec.is_per_tensor
         },
     )
 
@@ -111,10 +111,6 @@ def _roles(recipe: Recipe, plan: Plan) -> tuple[dict[str, TensorSpec], dict[str,
 def _takes_extremes(spec: TensorSpec) -> bool:
     """Whether a torch observer of extremes finds the range; a plugin's is the author's choice."""
     return spec.observer is not None and spec.observer.name in _EXTREMES
-
-
-def _is_per_tensor(spec: TensorSpec) -> bool:
-    return spec.qscheme is None or spec.qscheme.startswith("per_tensor")
 
 
 def _fits(recipe: Recipe, lever: Lever) -> bool:
