@@ -202,17 +202,18 @@ def _few_batches(state: PreparedState) -> Finding:
 def _order_findings(state: PreparedState, clipping: Clipping, few: bool) -> Iterator[Finding]:
     """Warnings about the first batch's influence that QR201 does not cover (QR232 to QR234)."""
     weight = state.first_weight or 0.0
-    told = few and state.clipping is not None and "QR201" not in state.lint.ignore
-    if (clipping.is_narrow and not told) or (clipping.is_hidden and not few):
+    is_said = few and state.clipping is not None and "QR201" not in state.lint.ignore
+    if (clipping.is_narrow and not is_said) or (clipping.is_hidden and not few):
         yield clipping_finding(clipping)
-    elif (
-        FEW_BATCHES <= state.batches < MANY_BATCHES
-        and weight > LITTLE_WEIGHT
-        and state.qat is None  # training continues the averages
-    ):
+    elif state.qat is not None:
+        return  # training continues the averages
+    elif state.batches >= MANY_BATCHES and state.clipping is not None:
+        yield clipping_finding(clipping)
+    elif FEW_BATCHES <= state.batches < MANY_BATCHES and weight > LITTLE_WEIGHT:
+        told = f"calibrated on {counted(state.batches, 'batch')}{weight_text(weight)}"
         yield Finding(
             "QR234",
-            f"calibrated on {counted(state.batches, 'batch')}{weight_text(weight)}",
+            told if state.clipping is None else f"{told}: {state.clipping}",
             hint='use about 100 batches, or observe with "minmax", which does not depend on their '
             "order",
         )

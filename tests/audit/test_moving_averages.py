@@ -229,6 +229,19 @@ def codes(count, a_recipe=STATIC):
     return [text[:5] for text in said(batches(*[1] * count), a_recipe)[1]]
 
 
+def test_what_the_ranges_clip_is_said_with_the_weight_where_it_costs_accuracy():
+    (text,) = said(batches(0.5, *[1] * 15))[1]
+    assert text.startswith("QR234 calibrated on 16 batches, of which the first weighs 86%")
+    assert re.search(r"averages: the input of 0 is clipped by \d+% ", text)
+    assert re.search(r'on the first batch and 1\d\.\d dB on batch \d+, with "minmax"', text)
+
+
+def test_a_hundred_batches_are_enough_unless_accuracy_is_lost_all_the_same():
+    (text,) = said(batches(0.1, *[1] * 99))[1]
+    assert text.startswith("QR232 the moving averages depend too much on the first of 100 batches")
+    assert re.search(r"on the first batch and 1\d\.\d dB on batch \d+", text)
+
+
 def test_from_ten_to_a_hundred_batches_it_is_said_what_the_first_weighs():
     assert said(batches(*[1] * 12))[1] == [
         "QR234 calibrated on 12 batches, of which the first weighs 90% in moving averages\n"
