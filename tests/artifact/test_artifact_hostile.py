@@ -275,7 +275,7 @@ def change_plan(path, change):
         (lambda plan: plan["sites"][0].update(name="other"), "QR507"),
         (lambda plan: plan["sites"][0].update(members=["fc1"]), "QR507"),
         (lambda plan: plan["sites"][0].update(verdict="float"), "QR505"),
-        (lambda plan: plan["sites"][0].update(qconfig=None), "QR507"),
+        (lambda plan: plan["sites"][0].update(qconfig=None), "QR505"),
         (lambda plan: plan["sites"][0].update(mode="eager"), "QR505"),
         (lambda plan: plan["sites"][0].update(engine="../../x"), "QR505"),
         (lambda plan: plan["sites"][0].update(engine="onednn"), "QR505"),

@@ -181,6 +181,7 @@ def test_without_a_pass_more_only_one_call_of_the_model_is_kept():
     assert len(calls) == len(LOUDER)
 
 
+@pytest.mark.filterwarnings("ignore:QR232:qrecipe.QRecipeWarning")
 def test_the_batch_that_is_told_of_is_the_worst_although_an_average_was_narrower_before():
     """Against the average of that moment an early batch goes further."""
     torch.manual_seed(3)

@@ -116,8 +116,8 @@ class Ranking(Report):
         if self.partial:
             notes.append("Interrupted: the ranking covers what was measured so far.")
         if self.unranked:
-            count = counted(len(self.unranked), "site")
-            notes.append(f"{count} without an error of its own.")
+            lack = "has no error of its" if len(self.unranked) == 1 else "have no error of their"
+            notes.append(f"{counted(len(self.unranked), 'site')} {lack} own.")
         return [*notes, *published(self.ingredients)]
 
     def to_json(self) -> str:
