@@ -14,12 +14,11 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from qrecipe.artifact.container import path_of, problem
+from qrecipe.artifact.container import path_of, write
 from qrecipe.artifact.onnx_check import file_findings
 from qrecipe.errors.findings import CODES, ArtifactError, Finding, QRecipeError, error_from
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
-from qrecipe.files import replace_file, why_not
 from qrecipe.model.nested import Packing, parts_of
 from qrecipe.model.normalize import stored
 from qrecipe.pipeline import CompiledRecipe, exportable
@@ -66,10 +65,7 @@ def export_onnx(
         if CODES[finding.code].error is not None:
             raise error_from([finding])
         warn(finding, compiled.recipe.lint.ignore)
-    try:
-        replace_file(file, content)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise problem("QR502", str(file), f"cannot be written: {why_not(error)}") from None
+    write(file, [content])
 
 
 def _take_tensors(model: fx.GraphModule, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
