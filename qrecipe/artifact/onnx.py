@@ -110,7 +110,9 @@ def _content(model: fx.GraphModule, inputs: tuple[Any, ...], dynamic_shapes: Any
             )
             content: bytes = program.model_proto.SerializeToString()
     except Exception as error:
-        raise _failed(error) from error
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        text = f"torch cannot export the model to ONNX: {first_line(cause)}"
+        raise ArtifactError(Finding("QR512", text)) from error
     return content
 
 
@@ -141,10 +143,3 @@ def _spell_out(graph_module: fx.GraphModule, node: fx.Node) -> None:
         _, scale, zero_point, *rest = _values(graph_module, node)
         node.target = torch.ops.quantized_decomposed.dequantize_per_tensor.default
         node.args = (node.args[0], scale.item(), int(zero_point), *rest)
-
-
-def _failed(error: Exception) -> ArtifactError:
-    cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-    return ArtifactError(
-        Finding("QR512", f"torch cannot export the model to ONNX: {first_line(cause)}")
-    )
