@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import fx, nn
 
 from qrecipe.execution.fx import convert as execution
@@ -12,6 +11,7 @@ from qrecipe.model.architecture import check_same, note_values
 from qrecipe.model.copies import with_parts, without_weights
 from qrecipe.model.graph_sites import Match, fused_graph, named_sites, traced_graph
 from qrecipe.model.record import Architecture, TracedPart
+from qrecipe.model.unfit import all_finite
 from qrecipe.planning.plan import Plan
 from qrecipe.recipe.schema import FxTable
 
@@ -57,7 +57,7 @@ def _fused(
 
 def _converted(graph_module: fx.GraphModule, plan: Plan, configs: Configs) -> fx.GraphModule:
     for name, tensor in graph_module.named_parameters():
-        if not torch.isfinite(tensor).all():  # folded from a buffer with arbitrary values
+        if not all_finite(tensor):  # folded from a buffer with arbitrary values
             graph_module.get_parameter(name).data.zero_()
     # not FxPart.prepare: its fake-quants don't observe in eval mode, and these must see the shapes
     # of their weights once
@@ -65,4 +65,4 @@ def _converted(graph_module: fx.GraphModule, plan: Plan, configs: Configs) -> fx
     reference = execution.reference(prepared, configs)
     if plan.is_for_export:
         return execution.explicit(reference)
-    return execution.lowered(reference, prepared, configs, plan.engines)
+    return execution.lowered(reference, prepared, configs, {})  # each weight is packed once, later
