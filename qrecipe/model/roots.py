@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
 
@@ -24,7 +24,8 @@ def inputs_of_roots(model: nn.Module, inputs: Inputs, roots: Sequence[str]) -> d
     called (QR301); the model does not accept the inputs (QR307); its forward writes to its
     parameters (QR306).
     """
-    _check(model, roots)
+    if findings := list(root_findings(model, roots)):
+        raise error_from(findings)
     taken = first_calls(model, roots, inputs)
     uncalled = [path for path in roots if path not in taken]
     if uncalled:
@@ -80,11 +81,12 @@ def _depends_on_roots(what: str) -> PlanError:
     )
 
 
-def _check(model: nn.Module, roots: Sequence[str]) -> None:
+def root_findings(model: nn.Module, roots: Sequence[str]) -> Iterator[Finding]:
+    """Roots that are not containers of the model, or are inside each other (QR301)."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    findings = [finding for path in roots if (finding := _problem(path, roots, modules))]
-    if findings:
-        raise error_from(findings)
+    for path in roots:
+        if (finding := _problem(path, roots, modules)) is not None:
+            yield finding
 
 
 def _problem(path: str, roots: Sequence[str], modules: Mapping[str, nn.Module]) -> Finding | None:

@@ -21,8 +21,8 @@ def rebuilt(model: nn.Module, plan: Plan, architecture: Architecture, table: FxT
 
     Raises ``ArchitectureError``.
     """
-    configs = Configs.of(plan, model, table.preserved_attributes)
     blank = without_weights(model)
+    configs = Configs.of(plan, blank, table.preserved_attributes)
     fused = {part.path: _fused(blank, part, plan, table, configs) for part in architecture.parts}
     found: dict[str, Match] = {}
     for graph_module in fused.values():
