@@ -5,41 +5,25 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qrecipe.artifact.container import Header, check_checksum, read_header
-from qrecipe.artifact.metadata import Contents, contents_of, recipe_table, stored_plan
+from qrecipe.artifact.container import opened
+from qrecipe.artifact.metadata import Contents, StoredModel, stored_model
 from qrecipe.cli.output import out, out_json
 from qrecipe.errors.text import counted, one_line
-from qrecipe.planning.plan import Plan
 from qrecipe.planning.text import SITE_COLUMNS, site_row
 from qrecipe.rules.resolution import listed
 from qrecipe.terminal.tables import render_table
 
 
-@dataclass(frozen=True, slots=True)
-class Inspection:
-    """A stored model, checked as far as possible without the float model."""
-
-    header: Header
-    contents: Contents
-    plan: Plan
-
-
-def inspect(file: str) -> Inspection:
+def inspect(file: str) -> StoredModel:
     """Raises ArtifactError for a file that `load_quantized` would refuse with any model."""
-    path = Path(file)
-    header = read_header(path)
-    contents = contents_of(header)
-    check_checksum(header, path)
-    plan = stored_plan(header, contents)
-    recipe_table(header, contents)
-    return Inspection(header, contents, plan)
+    with opened(Path(file)) as stored:
+        return stored_model(stored)
 
 
-def show_text(found: Inspection) -> None:
+def show_text(found: StoredModel) -> None:
     """Its origin and needs, then the recipe, the plan and the tensors."""
     header, contents, plan = found.header, found.contents, found.plan
     counts: Counter[str] = Counter(site.verdict for site in plan.sites)
@@ -59,7 +43,7 @@ def show_text(found: Inspection) -> None:
     out("\n" + render_table(("tensor", "dtype", "shape", "bytes"), list(_tensor_rows(found))))
 
 
-def show_json(found: Inspection) -> None:
+def show_json(found: StoredModel) -> None:
     """The same as one document; the plan is as in ``qrecipe plan --json``."""
     header, contents = found.header, found.contents
     out_json(
@@ -89,7 +73,7 @@ def _cpu_text(contents: Contents) -> str:
     return f"{contents.cpu}, which checked these with 7 bits only: {listed(contents.unjudged)}"
 
 
-def _needs_text(found: Inspection) -> str:
+def _needs_text(found: StoredModel) -> str:
     if found.plan.is_for_export:
         return f"nothing: a reference model, to be exported for {found.plan.backend}"
     engines = " and ".join(found.contents.needs.engines)
@@ -97,13 +81,13 @@ def _needs_text(found: Inspection) -> str:
     return f"torch's engine {engines}{vnni}"
 
 
-def _tensor_rows(found: Inspection) -> Iterator[tuple[str, ...]]:
+def _tensor_rows(found: StoredModel) -> Iterator[tuple[str, ...]]:
     for name, entry in sorted(found.header.tensors.items()):
         yield one_line(name), entry.dtype, "x".join(map(str, entry.shape)), f"{entry.nbytes:,}"
     for name, stored in found.contents.aliases.items():
         yield one_line(name), "", "", one_line(f"is {stored}")
 
 
-def _entry_json(found: Inspection, name: str) -> Mapping[str, Any]:
+def _entry_json(found: StoredModel, name: str) -> Mapping[str, Any]:
     entry = found.header.tensors[name]
     return {"dtype": entry.dtype, "shape": list(entry.shape), "bytes": entry.nbytes}

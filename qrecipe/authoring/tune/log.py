@@ -63,7 +63,7 @@ class TrialLog:
             return
         text = json.dumps(self._values(), indent=2, allow_nan=False)
         try:
-            replace_file(self.path, f"{text}\n".encode())
+            replace_file(self.path, [f"{text}\n".encode()])
         except (OSError, ValueError) as error:
             raise _unusable(self.path, "cannot be written", why_not(error)) from None
 
