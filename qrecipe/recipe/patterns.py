@@ -204,9 +204,7 @@ _WILD: dict[str, _Item] = {
     "**.": _Any(((), (*_DEEP, _DOT))),  # as a whole part: modules around, if any
     ".**": _Any(((), (_DOT, *_DEEP))),  # before a call: the module, or any inside
 }
-_TOKEN = re.compile(
-    r"\.\*\*(?=[:#])|(?<![^.])\*\*\.|\*+|\[(?P<listed>.[^\]]*)\]|.", re.DOTALL
-)
+_TOKEN = re.compile(r"\.\*\*(?=[:#])|(?<![^.])\*\*\.|\*+|\[(?P<listed>.[^\]]*)\]|.", re.DOTALL)
 
 
 class _Parser:
@@ -239,7 +237,7 @@ class _Parser:
         return _WILD.get(text) or _One(text.__eq__)
 
     def _alternatives(self) -> _Any:
-        branches = []
+        branches: list[list[_Item]] = []
         while not branches or self._tokens.pop().group() == ",":
             branches.append(self._sequence(","))
             if not self._tokens and branches[-1]:
