@@ -28,7 +28,7 @@ from qrecipe.registry.arguments import (
     argument_problems,
     option_problems,
 )
-from qrecipe.registry.entry_points import claimed_names, claims
+from qrecipe.registry.entry_points import claims, every_claim
 
 _OBSERVER = "torch.ao.quantization.observer."
 _FAKE_QUANT = "torch.ao.quantization.fake_quantize."
@@ -106,8 +106,9 @@ def signature(kind: Kind, name: str) -> Signature | None:
 
 def known_names(kind: Kind) -> tuple[str, ...]:
     """The built-in, registered and claimed names of one kind."""
-    installed = sorted({*registered.names(kind), *claimed_names(kind)} - _BUILTIN[kind].keys())
-    return (*_BUILTIN[kind], *installed)
+    claimed = {claim.name for claim in every_claim() if claim.kind == kind}
+    installed = {*registered.names(kind), *claimed} - _BUILTIN[kind].keys()
+    return (*_BUILTIN[kind], *sorted(installed))
 
 
 def check_arguments(
