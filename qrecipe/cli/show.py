@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import tomli
 
-from qrecipe.cli.output import out, out_json
+from qrecipe.cli.options import JsonOption, PluginOption, RecipeArgument
+from qrecipe.cli.output import out, out_json, reported
+from qrecipe.cli.user_code import user_code
 from qrecipe.errors.findings import Location, UnknownNameError
-from qrecipe.recipe.recipe import Recipe
+from qrecipe.recipe.recipe import Recipe, load_recipe
 from qrecipe.recipe.schema_errors import dotted
 from qrecipe.recipe.toml.positions import KeyPath, Spans
 
 _WIDEST_CODE = 60
 
 
-def show_text(recipe: Recipe) -> None:
+def show(recipe: RecipeArgument, plugin: PluginOption = None, json: JsonOption = False) -> None:
+    """Show the resolved recipe, and where each value was set.
+
+    \b
+    Examples:
+      qrecipe show cnn.toml
+      qrecipe show builtin:x86-static --json
+    """
+    with reported(as_json=json), user_code(plugin):
+        (_show_json if json else _show_text)(load_recipe(recipe))
+
+
+def _show_text(recipe: Recipe) -> None:
     """The resolved TOML, with the origin of each value in a comment."""
     lines = recipe.to_toml().rstrip("\n").split("\n")
     origins = _origin_by_line(recipe)
@@ -33,7 +48,7 @@ def show_text(recipe: Recipe) -> None:
         out(text if at is None else f"{text.ljust(width)}  # {at.file}:{at.line}")
 
 
-def show_json(recipe: Recipe) -> None:
+def _show_json(recipe: Recipe) -> None:
     """The values, and their origins by dotted key."""
     values = tomli.loads(recipe.to_toml())
     out_json(
@@ -64,16 +79,8 @@ def _origin_by_line(recipe: Recipe) -> dict[int, Location]:
 def _origins(recipe: Recipe, values: Mapping[str, Any]) -> Iterator[tuple[KeyPath, Location]]:
     """Each value that a file sets as a whole, with its location."""
     for path in _paths(values, ()):
-        at = _origin(recipe, path)
-        if at is not None:
-            yield path, at
-
-
-def _origin(recipe: Recipe, path: KeyPath) -> Location | None:
-    try:
-        return recipe.origin(dotted(path))
-    except UnknownNameError:
-        return None
+        with suppress(UnknownNameError):
+            yield path, recipe.origin(dotted(path))
 
 
 def _paths(table: Mapping[str, Any], above: KeyPath) -> Iterator[KeyPath]:
