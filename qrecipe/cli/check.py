@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import qrecipe
 from qrecipe.cli.options import JsonOption, PluginOption, StrictOption
 from qrecipe.cli.output import FOUND_SOMETHING, out, out_json, reported
 from qrecipe.cli.user_code import user_code
 from qrecipe.errors.findings import Finding, QRecipeError
 from qrecipe.errors.text import counted
-from qrecipe.recipe.recipe import Ingredient, load_recipe, published
 from qrecipe.recipe.toml.writer import LOCK_SUFFIX
 
-Ingredients = Mapping[str, Sequence[Ingredient]]
+if TYPE_CHECKING:
+    from qrecipe.recipe.recipe import Ingredient
+
+Ingredients = Mapping[str, Sequence["Ingredient"]]
 """By recipe, as named on the command line; those of a recipe that cannot be read are unknown."""
 
 
@@ -51,7 +54,7 @@ def check(
 
 def _checked(name: str) -> tuple[Sequence[Finding], Sequence[Ingredient]]:
     try:
-        recipe = load_recipe(name)
+        recipe = qrecipe.load_recipe(name)
     except QRecipeError as error:
         return error.findings, ()
     return recipe.warnings, recipe.ingredients
@@ -59,6 +62,8 @@ def _checked(name: str) -> tuple[Sequence[Finding], Sequence[Ingredient]]:
 
 def _show_text(found: Sequence[tuple[str, Finding]], ingredients: Ingredients) -> None:
     """Each finding once, even if several recipes extend the file at fault; then a summary."""
+    from qrecipe.recipe.recipe import published
+
     distinct: dict[object, Finding] = {}
     for _, finding in found:
         distinct.setdefault((finding.code, finding.message, finding.location), finding)

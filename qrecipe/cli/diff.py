@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qrecipe.authoring.diff import Value, value_changes
+import qrecipe
 from qrecipe.cli.options import InputOption, JsonOption, PluginOption
 from qrecipe.cli.output import FOUND_SOMETHING, out, out_json, reported
 from qrecipe.cli.user_code import UserCode, user_code, user_output
-from qrecipe.recipe.recipe import Recipe, load_recipe, published
 from qrecipe.terminal.tables import render_table
 
 if TYPE_CHECKING:
+    from qrecipe.authoring.diff import Value
     from qrecipe.authoring.lock.file import Lock
+    from qrecipe.recipe.recipe import Recipe
 
 
 def diff(
@@ -51,8 +52,10 @@ def diff(
     """
     names = (before, after)
     with reported(as_json=json):
+        from qrecipe.authoring.diff import value_changes
+
         with user_code(plugin) as code, user_output():
-            recipes = load_recipe(before), load_recipe(after)
+            recipes = qrecipe.load_recipe(before), qrecipe.load_recipe(after)
             values = [
                 {"key": each.key, "a": _value(each.before), "b": _value(each.after)}
                 for each in value_changes(*recipes)
@@ -78,11 +81,12 @@ def _sites(
     from qrecipe.authoring.lock.check import outcome_changes
     from qrecipe.authoring.lock.file import make_lock
     from qrecipe.cli.model_argument import load_subject, required_inputs
-    from qrecipe.pipeline import plan
 
     subject = load_subject(code, model, shapes)
     inputs = required_inputs(subject, model)
-    before, after = (make_lock(plan(subject.model, each, inputs), Path()) for each in recipes)
+    before, after = (
+        make_lock(qrecipe.plan(subject.model, each, inputs), Path()) for each in recipes
+    )
     changes = [
         {
             "site": change.subject,
@@ -110,6 +114,8 @@ def _show(
     every: Set[str],
 ) -> None:
     """A table of values, a table of sites, and a summary."""
+    from qrecipe.recipe.recipe import published
+
     a, b = names
     if values:
         rows = [(each["key"], *_cells(each["a"]), *_cells(each["b"])) for each in values]

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from json import loads
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from qrecipe.artifact.container import Header, check_checksum, read_header
-from qrecipe.artifact.metadata import Contents, contents_of, recipe_table, stored_plan
 from qrecipe.cli.options import ArtifactArgument, JsonOption
 from qrecipe.cli.output import out, out_json, reported
 from qrecipe.errors.text import counted, one_line
-from qrecipe.planning.plan import Plan
-from qrecipe.planning.text import SITE_COLUMNS, site_row
-from qrecipe.rules.resolution import listed
 from qrecipe.terminal.tables import render_table
+
+if TYPE_CHECKING:
+    from qrecipe.artifact.container import Header
+    from qrecipe.artifact.metadata import Contents
+    from qrecipe.planning.plan import Plan
 
 
 def inspect(file: ArtifactArgument, json: JsonOption = False) -> None:
@@ -27,6 +27,9 @@ def inspect(file: ArtifactArgument, json: JsonOption = False) -> None:
       qrecipe inspect model.safetensors --json
     """
     with reported(as_json=json):
+        from qrecipe.artifact.container import check_checksum, read_header
+        from qrecipe.artifact.metadata import contents_of, recipe_table, stored_plan
+
         path = Path(file)
         header = read_header(path)
         contents = contents_of(header)
@@ -41,6 +44,8 @@ def inspect(file: ArtifactArgument, json: JsonOption = False) -> None:
 
 def _show(header: Header, contents: Contents, plan: Plan) -> None:
     """Its origin and needs, then the recipe, the plan and the tensors."""
+    from qrecipe.planning.text import SITE_COLUMNS, site_row
+
     counts: Counter[str] = Counter(site.verdict for site in plan.sites)
     kinds = ("quantized", "passthrough", "float")
     verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in kinds)
@@ -89,6 +94,8 @@ def _values(header: Header, contents: Contents) -> dict[str, Any]:
 
 
 def _cpu_text(contents: Contents) -> str:
+    from qrecipe.rules.resolution import listed
+
     if not contents.unjudged:
         return contents.cpu or "an unknown CPU"
     return f"{contents.cpu}, which checked these with 7 bits only: {listed(contents.unjudged)}"

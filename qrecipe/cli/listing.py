@@ -6,14 +6,12 @@ import importlib.util
 from collections.abc import Iterator
 from typing import Any, get_args
 
+import qrecipe
 from qrecipe.cli.options import JsonOption, PluginOption
 from qrecipe.cli.output import out, out_json, reported
 from qrecipe.cli.user_code import user_code, user_output
 from qrecipe.errors.findings import RecipeError
-from qrecipe.recipe.json_schema import recipe_schema
-from qrecipe.recipe.recipe import load_recipe
 from qrecipe.recipe.references import ENTRY_POINT_GROUP, Publisher, builtin_names, titled
-from qrecipe.recipe.schema import Backend
 from qrecipe.registry import table as registered
 from qrecipe.registry.arguments import Kind
 from qrecipe.registry.builtin import FAKE_QUANTS, OBSERVERS, known_names, signature
@@ -59,6 +57,8 @@ def schema(plugin: PluginOption = None) -> None:
       qrecipe schema --plugin acme.observers > recipe.schema.json
     """
     with reported(as_json=False), user_code(plugin):
+        from qrecipe.recipe.json_schema import recipe_schema
+
         out_json(recipe_schema())
 
 
@@ -111,7 +111,7 @@ def _recipes() -> Iterator[_Line]:
 def _recipe(reference: str, distribution: str | None, version: str | None) -> _Line:
     backend = None
     try:
-        recipe = load_recipe(reference)
+        recipe = qrecipe.load_recipe(reference)
     except RecipeError as error:
         description = f"cannot be used: {error.findings[0].message}"
     else:
@@ -176,6 +176,8 @@ def _ignored() -> Iterator[_Line]:
 
 
 def _backends() -> Iterator[_Line]:
+    from qrecipe.recipe.schema import Backend
+
     for name in get_args(Backend):
         available, note = _availability(name)
         yield {"name": name, "available": available, "note": note}

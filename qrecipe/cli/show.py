@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tomli
 
+import qrecipe
 from qrecipe.cli.options import JsonOption, PluginOption, RecipeArgument
 from qrecipe.cli.output import out, out_json, reported
 from qrecipe.cli.user_code import user_code
 from qrecipe.errors.findings import Location, UnknownNameError
-from qrecipe.recipe.recipe import Recipe, load_recipe
-from qrecipe.recipe.schema_errors import dotted
 from qrecipe.recipe.toml.positions import KeyPath, Spans
+
+if TYPE_CHECKING:
+    from qrecipe.recipe.recipe import Recipe
 
 _WIDEST_CODE = 60
 
@@ -28,7 +30,7 @@ def show(recipe: RecipeArgument, plugin: PluginOption = None, json: JsonOption =
       qrecipe show builtin:x86-static --json
     """
     with reported(as_json=json), user_code(plugin):
-        (_show_json if json else _show_text)(load_recipe(recipe))
+        (_show_json if json else _show_text)(qrecipe.load_recipe(recipe))
 
 
 def _show_text(recipe: Recipe) -> None:
@@ -50,6 +52,8 @@ def _show_text(recipe: Recipe) -> None:
 
 def _show_json(recipe: Recipe) -> None:
     """The values, and their origins by dotted key."""
+    from qrecipe.recipe.schema_errors import dotted
+
     values = tomli.loads(recipe.to_toml())
     out_json(
         {
@@ -78,6 +82,8 @@ def _origin_by_line(recipe: Recipe) -> dict[int, Location]:
 
 def _origins(recipe: Recipe, values: Mapping[str, Any]) -> Iterator[tuple[KeyPath, Location]]:
     """Each value that a file sets as a whole, with its location."""
+    from qrecipe.recipe.schema_errors import dotted
+
     for path in _paths(values, ()):
         with suppress(UnknownNameError):
             yield path, recipe.origin(dotted(path))
