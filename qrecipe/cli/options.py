@@ -23,6 +23,9 @@ RecipeArgument = Annotated[
         show_default=False,
     ),
 ]
+ArtifactArgument = Annotated[
+    str, typer.Argument(metavar="FILE", help="A file from save_quantized.", show_default=False)
+]
 ModelOption = Annotated[
     str,
     typer.Option(
