@@ -13,8 +13,8 @@ from torch import nn
 from qrecipe.artifact.metadata import Contents
 from qrecipe.execution.executors import executor_of
 from qrecipe.model.architecture import check_same, module_settings
-from qrecipe.model.copies import own_all_tensors
-from qrecipe.model.graph_sites import module_names
+from qrecipe.model.copies import own_tensors
+from qrecipe.model.graph_sites import structure_of
 from qrecipe.planning.plan import Plan
 from qrecipe.process.warnings import held_back
 from qrecipe.recipe.recipe import QConfigSpec
@@ -33,7 +33,7 @@ def rebuilt(model: nn.Module, contents: Contents, plan: Plan, table: FxTable) ->
     executor = executor_of(plan.executor)
     with held_back([("", Warning)]):  # about observers that saw nothing
         whole = executor.rebuilt(model, _without_plugins(plan, model), contents.architecture, table)
-    own_all_tensors(whole)
+    own_tensors(whole)
     return whole.eval()
 
 
@@ -48,7 +48,7 @@ def _without_plugins(plan: Plan, model: nn.Module) -> Plan:
         )
         for site in plan
     )
-    structure = replace(plan.structure, aliases=module_names(model)[1])
+    structure = replace(plan.structure, aliases=structure_of(model, {}).aliases)
     return replace(plan, sites=sites, structure=structure)
 
 
