@@ -37,7 +37,7 @@ from qrecipe.execution.prepared import (
 from qrecipe.execution.provenance import attach, make_provenance
 from qrecipe.model.architecture import module_settings
 from qrecipe.model.call import Inputs
-from qrecipe.model.copies import own_all_tensors, with_parts
+from qrecipe.model.copies import own_tensors, with_parts
 from qrecipe.model.record import Architecture
 from qrecipe.planning.decide import decide, plan_of, warn_of_missed
 from qrecipe.planning.inventory import inventory_of
@@ -85,7 +85,7 @@ class CompiledRecipe(ShortRepr):
         than the caller's model.
         """
         prepared = self._prepared()
-        own_all_tensors(prepared)
+        own_tensors(prepared)
         return prepared.train(self.recipe.phase == "qat")
 
     def _calibrated(
@@ -130,7 +130,7 @@ class CompiledRecipe(ShortRepr):
         converted.eval()  # conversion creates modules in training mode
         if self.recipe.fx.roots:
             self._check_around(around, converted, prepared_state(prepared))
-        own_all_tensors(converted)
+        own_tensors(converted)
         forget_preparation(converted)
         attach(
             converted, make_provenance(self.recipe, self.plan, self.unjudged), self._architecture

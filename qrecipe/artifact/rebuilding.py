@@ -13,7 +13,7 @@ from torch import nn
 from qrecipe.artifact.metadata import StoredModel
 from qrecipe.execution.executors import executor_of
 from qrecipe.model.architecture import check_same, module_settings
-from qrecipe.model.graph_sites import module_names
+from qrecipe.model.graph_sites import structure_of
 from qrecipe.planning.plan import Plan
 from qrecipe.process.warnings import held_back
 from qrecipe.recipe.recipe import QConfigSpec
@@ -39,7 +39,7 @@ def rebuilt(model: nn.Module, stored: StoredModel) -> nn.Module:
 def _without_plugins(plan: Plan, model: nn.Module) -> Plan:
     """The plan with the model's other names of modules, and with observers of torch's own."""
     sites = tuple(replace(site, qconfig=_with_builtins(site.qconfig)) for site in plan)
-    structure = replace(plan.structure, aliases=module_names(model)[1])
+    structure = replace(plan.structure, aliases=structure_of(model, {}).aliases)
     return replace(plan, sites=sites, structure=structure)
 
 

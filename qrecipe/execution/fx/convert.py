@@ -50,7 +50,7 @@ def prepared_copy(
     copied = structural_copy(graph_module)
     weights = dict(copied.named_parameters(remove_duplicate=False))
     try:
-        with quiet(), _nothing_kept(), random_numbers_kept():
+        with quiet(), _nothing_kept(), _listed_once(copied), random_numbers_kept():
             prepared = prepare(
                 copied,
                 emission.qconfig_mapping,
@@ -147,6 +147,28 @@ def _nothing_kept() -> Iterator[None]:
         yield
     finally:
         assert_and_get_unique_device.cache_clear()
+
+
+@contextmanager
+def _listed_once(model: nn.Module) -> Iterator[None]:
+    """Let `prepare` list the modules once, not for every node that it observes.
+
+    From its first listing on, it only adds modules to the model itself.
+    """
+    listed = model.named_modules
+    known: dict[str, Any] = {}
+
+    def named_modules(memo: Any = None, prefix: str = "", remove_duplicate: bool = True) -> Any:
+        if remove_duplicate:
+            return listed(memo, prefix)
+        known.update(model._modules if known else listed(remove_duplicate=False))
+        return known
+
+    vars(model)["named_modules"] = named_modules
+    try:
+        yield
+    finally:
+        del vars(model)["named_modules"]
 
 
 def _preparation_failed(error: Exception) -> PlanError:

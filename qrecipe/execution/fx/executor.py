@@ -27,9 +27,10 @@ from qrecipe.model.addresses import SITE
 from qrecipe.model.architecture import check_same, note_values
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import with_parts, without_weights
-from qrecipe.model.graph_sites import Match, Part, fused_graph, named_sites, traced_graph
+from qrecipe.model.graph_sites import Match, Part, fused_graph, named_sites
 from qrecipe.model.record import Architecture, TracedPart
 from qrecipe.model.rewrite_proof import prove_prepared
+from qrecipe.model.trace import trace
 from qrecipe.planning.plan import Plan
 from qrecipe.recipe.schema import FxTable, LintTable
 from qrecipe.rules.structure import joined
@@ -165,7 +166,7 @@ def rebuilt(model: nn.Module, plan: Plan, architecture: Architecture, table: FxT
 def _fused(
     blank: nn.Module, recorded: TracedPart, plan: Plan, table: FxTable, configs: Configs
 ) -> fx.GraphModule:
-    graph_module, scopes = traced_graph(blank, recorded.path, recorded.constants, table)
+    graph_module, scopes = trace(blank, recorded.path, recorded.constants, table)
     note_values(recorded, graph_module)
     alone = {site.members for site in plan.sites}
 

@@ -67,20 +67,27 @@ def _twins(
     target: str, reference: fx.GraphModule, prepared: fx.GraphModule
 ) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
     """The reference modules that a node calls, each with the module that it should equal."""
-    module, known = reference.get_submodule(target), dict(prepared.named_modules())
+    module, own = reference.get_submodule(target), _at(target, prepared)
     inside = {
         name: inner
         for name, inner in module.named_modules(prefix=target)
         if isinstance(inner, ReferenceQuantizedModule)
     }
-    if inside and hasattr(known.get(target), "weight_fake_quant"):
-        yield module, _padding_as(next(iter(inside.values())), known[target])
+    if inside and own is not None and hasattr(own, "weight_fake_quant"):
+        yield module, _padding_as(next(iter(inside.values())), own)
         return
     for name, inner in inside.items():
-        own = known.get(name)
+        own = _at(name, prepared)
         weight = getattr(own, "weight", None)
         if own is not None and isinstance(weight, Tensor):
             yield inner, partial(_with_rounded_weight, _padding_as(inner, own), weight, inner)
+
+
+def _at(path: str, model: nn.Module) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
 
 
 def _padding_as(reference: nn.Module, own: nn.Module) -> Any:
