@@ -13,7 +13,6 @@ from qrecipe._torch_fx import (
     BackendConfig,
     QuantizeHandler,
     _get_fusion_pattern_to_fuse_handler_cls,
-    _get_pattern_to_quantize_handlers,
     _sorted_patterns_dict,
     backend_config_utils,
     find_fusions,
@@ -30,6 +29,7 @@ from qrecipe.model.graph_names import keep_state_names, outer
 from qrecipe.model.kernel_types import KernelTypes, kernel_types
 from qrecipe.model.normalize import TAKES_WEIGHT, drop_dead_code, normalize
 from qrecipe.model.outputs import is_packing
+from qrecipe.model.quantize_handlers import quantize_handlers
 from qrecipe.model.record import TracedPart
 from qrecipe.model.rewrite_proof import prove_fused
 from qrecipe.model.roots import inputs_of_roots, prove_whole
@@ -257,7 +257,7 @@ def _matches(
     found = find_quantizable(
         fused.graph,
         dict(modules),
-        _sorted_patterns_dict(_get_pattern_to_quantize_handlers(backend_config)),
+        _sorted_patterns_dict(quantize_handlers(backend_config)),
         backend_config_utils.get_fusion_pattern_to_root_node_getter(backend_config),
     )
     configs = backend_config_utils.get_pattern_to_dtype_configs(backend_config)

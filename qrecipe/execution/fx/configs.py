@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from qrecipe._torch_fx import BackendConfig, ConvertCustomConfig, PrepareCustomConfig
-from qrecipe.planning.backend import backend_config
+from qrecipe.planning.backend import own_backend_config
 from qrecipe.planning.plan import Plan
 from qrecipe.recipe.schema import Backend, Phase
 
@@ -34,7 +34,7 @@ class Configs:
         return cls(
             plan.backend,
             plan.phase,
-            backend_config(plan.backend, plan.phase),
+            own_backend_config(plan.backend, plan.phase),
             PrepareCustomConfig().set_preserved_attributes(list(preserved)),
             ConvertCustomConfig().set_preserved_attributes(list(preserved)),
             {name: getattr(model, name) for name in preserved},

@@ -31,6 +31,7 @@ from qrecipe.model.addresses import site_of
 from qrecipe.model.copies import own_tensors, structural_copy
 from qrecipe.model.graph_names import keep_state_names
 from qrecipe.model.normalize import TAKES_WEIGHT, stored
+from qrecipe.model.quantize_handlers import handlers_made_once
 from qrecipe.planning.plan import Engine
 from qrecipe.process.state import random_numbers_kept
 
@@ -47,7 +48,12 @@ def prepared_copy(
     copied = structural_copy(graph_module)
     weights = dict(copied.named_parameters(remove_duplicate=False))
     try:
-        with quiet(), _nothing_kept(), random_numbers_kept():
+        with (
+            quiet(),
+            _nothing_kept(),
+            random_numbers_kept(),
+            handlers_made_once(configs.backend_config),
+        ):
             prepared = prepare(
                 copied,
                 emission.qconfig_mapping,

@@ -12,6 +12,7 @@ from qrecipe.execution.fx.rebuilt import rebuilt
 from qrecipe.execution.fx.structure import realised_sites
 from qrecipe.execution.part import Compiled, Task
 from qrecipe.model.copies import with_parts
+from qrecipe.planning.backend import backend_config
 from qrecipe.rules.structure import joined
 
 __all__ = ["compile", "isolated", "realised_sites", "rebuilt", "traced_paths"]
@@ -28,7 +29,7 @@ def compile(task: Task) -> Compiled:
         parts,
         whole,
         _mapping(parts),
-        configs.backend_config,
+        backend_config(task.plan.backend, task.plan.phase),
         configs.prepare,
         configs.convert,
     )
