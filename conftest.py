@@ -8,14 +8,26 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 
 import pytest
 from pages import blocks, close_session, open_session
 from sybil import Sybil
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for torch, here and in every process that a test starts
+# the tests start dozens of processes, and each would compile qrecipe again
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
-SLOW_PAGES = {"few-batches.md", "gallery.md", "security.md", "story.md", "training.md", "tune.md"}
+SLOW_PAGES = {
+    "few-batches.md",
+    "gallery.md",
+    "lightning.md",
+    "security.md",
+    "story.md",
+    "training.md",
+    "tune.md",
+}
 
 pytest_collect_file = Sybil(
     parsers=[blocks],

@@ -25,11 +25,11 @@ from qrecipe.model.addresses import base_names, class_names, is_floating, is_plu
 from qrecipe.model.altered_modules import Apart, keep_apart, normalises_another_axis
 from qrecipe.model.architecture import traced_part
 from qrecipe.model.call import Inputs, constants
+from qrecipe.model.derived import quantize_handlers
 from qrecipe.model.graph_names import keep_state_names, outer
 from qrecipe.model.kernel_types import KernelTypes, kernel_types
 from qrecipe.model.normalize import TAKES_WEIGHT, drop_dead_code, normalize
 from qrecipe.model.outputs import is_packing
-from qrecipe.model.quantize_handlers import quantize_handlers
 from qrecipe.model.record import TracedPart
 from qrecipe.model.rewrite_proof import prove_fused
 from qrecipe.model.roots import inputs_of_roots, prove_whole

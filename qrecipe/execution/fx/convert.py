@@ -29,9 +29,9 @@ from qrecipe.execution.fx.sharing import share_connected_observers
 from qrecipe.execution.packing import packed_convolution, packed_sites
 from qrecipe.model.addresses import site_of
 from qrecipe.model.copies import own_tensors, structural_copy
+from qrecipe.model.derived import derived_once
 from qrecipe.model.graph_names import keep_state_names
 from qrecipe.model.normalize import TAKES_WEIGHT, stored
-from qrecipe.model.quantize_handlers import handlers_made_once
 from qrecipe.planning.plan import Engine
 from qrecipe.process.state import random_numbers_kept
 
@@ -52,7 +52,7 @@ def prepared_copy(
             quiet(),
             _nothing_kept(),
             random_numbers_kept(),
-            handlers_made_once(configs.backend_config),
+            derived_once(configs.backend_config),
         ):
             prepared = prepare(
                 copied,
