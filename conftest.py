@@ -9,15 +9,13 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from collections.abc import Iterator
 
 import pytest
 from pages import blocks, close_session, open_session
 from sybil import Sybil
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for torch, here and in every process that a test starts
-# the tests start dozens of processes, and each would compile qrecipe again
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-sys.dont_write_bytecode = False
 
 SLOW_PAGES = {
     "few-batches.md",
@@ -35,6 +33,19 @@ pytest_collect_file = Sybil(
     setup=open_session,
     teardown=close_session,
 ).pytest()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What is imported here is compiled once, for the next run and for processes of tests.
+
+    Modules that a test writes are not: within a second, Python may take the old one for the new.
+    """
+    former, sys.dont_write_bytecode = sys.dont_write_bytecode, False
+    try:
+        return (yield)
+    finally:
+        sys.dont_write_bytecode = former
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
