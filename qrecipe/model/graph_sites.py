@@ -14,7 +14,6 @@ from qrecipe._torch_fx import (
     DTypeConfig,
     QuantizeHandler,
     _get_fusion_pattern_to_fuse_handler_cls,
-    _get_pattern_to_quantize_handlers,
     _sorted_patterns_dict,
     backend_config_utils,
     find_fusions,
@@ -27,6 +26,7 @@ from qrecipe.model.addresses import base_names, class_names, is_floating, is_plu
 from qrecipe.model.altered_modules import Apart, keep_apart, normalises_another_axis
 from qrecipe.model.architecture import traced_part
 from qrecipe.model.call import Inputs, constants
+from qrecipe.model.derived import quantize_handlers
 from qrecipe.model.graph_names import keep_state_names, outer
 from qrecipe.model.normalize import TAKES_WEIGHT, normalize
 from qrecipe.model.outputs import is_packing
@@ -247,7 +247,7 @@ def _matches(
     found = find_quantizable(
         fused.graph,
         dict(modules),
-        _sorted_patterns_dict(_get_pattern_to_quantize_handlers(backend_config)),
+        _sorted_patterns_dict(quantize_handlers(backend_config)),
         backend_config_utils.get_fusion_pattern_to_root_node_getter(backend_config),
     )
     configs = backend_config_utils.get_pattern_to_dtype_configs(backend_config)

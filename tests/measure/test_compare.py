@@ -14,6 +14,7 @@ from nets import NETS, UNTRACEABLE
 from plans import net_of, recipe
 from routed import Routed, recipe_of_roots
 from runs import STATIC, silent
+from shares import every
 from torch import nn
 from torch.ao.ns import _numeric_suite_fx as numeric_suite
 from torch.ao.ns.fx.utils import compute_sqnr
@@ -115,7 +116,7 @@ def test_output_over_batches_is_that_of_all_outputs_together():
     assert report.output.mse == pytest.approx(mse, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", every(2, NETS))
 def test_every_site_of_every_net_is_compared(name):
     model, converted, batches = quantized(name)
     report = qrecipe.compare(model, converted, batches[:2], progress=silent)

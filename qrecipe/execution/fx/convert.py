@@ -30,9 +30,10 @@ from qrecipe.execution.fx.emission import Emission, erase_keep_float
 from qrecipe.execution.packing import packed_convolution, packed_sites
 from qrecipe.model.addresses import site_of
 from qrecipe.model.copies import own_tensors, structural_copy
+from qrecipe.model.derived import derived_once
 from qrecipe.model.graph_names import keep_state_names
 from qrecipe.model.normalize import TAKES_WEIGHT, stored
-from qrecipe.planning.backend import backend_config
+from qrecipe.planning.backend import own_backend_config
 from qrecipe.planning.plan import Engine, Plan
 from qrecipe.process.state import random_numbers_kept
 from qrecipe.recipe.schema import Backend, Phase
@@ -50,7 +51,13 @@ def prepared_copy(
     copied = structural_copy(graph_module)
     weights = dict(copied.named_parameters(remove_duplicate=False))
     try:
-        with quiet(), _nothing_kept(), _listed_once(copied), random_numbers_kept():
+        with (
+            quiet(),
+            _nothing_kept(),
+            _listed_once(copied),
+            random_numbers_kept(),
+            derived_once(configs.backend_config),
+        ):
             prepared = prepare(
                 copied,
                 emission.qconfig_mapping,
@@ -271,7 +278,7 @@ class Configs:
         return cls(
             plan.backend,
             plan.phase,
-            backend_config(plan.backend, plan.phase),
+            own_backend_config(plan.backend, plan.phase),
             PrepareCustomConfig().set_preserved_attributes(list(preserved)),
             ConvertCustomConfig().set_preserved_attributes(list(preserved)),
             {name: getattr(model, name) for name in preserved},

@@ -31,6 +31,7 @@ from qrecipe.model.graph_sites import Match, Part, fused_graph, named_sites
 from qrecipe.model.record import Architecture, TracedPart
 from qrecipe.model.rewrite_proof import prove_prepared
 from qrecipe.model.trace import trace
+from qrecipe.planning.backend import backend_config
 from qrecipe.planning.plan import Plan
 from qrecipe.recipe.schema import FxTable, LintTable
 from qrecipe.rules.structure import joined
@@ -46,7 +47,12 @@ def compile(task: Task) -> Compiled:
     )
     whole = with_parts(task.model, {part.path: part.graph_module for part in task.inventory.parts})
     return Compiled(
-        parts, whole, _mapping(parts), configs.backend_config, configs.prepare, configs.convert
+        parts,
+        whole,
+        _mapping(parts),
+        backend_config(task.plan.backend, task.plan.phase),
+        configs.prepare,
+        configs.convert,
     )
 
 
