@@ -27,6 +27,11 @@ class Location(ShortRepr):
     end_column: int
     source: str = ""
 
+    @property
+    def place(self) -> tuple[str, int, int]:
+        """Where the span starts, to sort by."""
+        return self.file, self.line, self.column
+
     def __str__(self) -> str:
         return f"{one_line(self.file)}:{self.line}:{self.column}"
 
