@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from qrecipe.cli.output import out, out_json
-from qrecipe.errors.findings import Finding, QRecipeError
+from qrecipe.errors.findings import Finding, QRecipeError, in_full
 from qrecipe.errors.text import counted
 from qrecipe.recipe.recipe import Ingredient, load_recipe, published
 from qrecipe.recipe.toml.writer import LOCK_SUFFIX
@@ -40,8 +40,8 @@ def show_text(found: CheckedRecipes) -> None:
     distinct: dict[object, Finding] = {}
     for finding in _findings(found):
         distinct.setdefault((finding.code, finding.message, finding.location), finding)
-    for finding in distinct.values():
-        out(f"{finding}\n")
+    for text in in_full([*distinct.values()]):
+        out(f"{text}\n")
     for recipe, checked in found.items():
         for line in published(checked.ingredients):
             out(f"{recipe} {line}")

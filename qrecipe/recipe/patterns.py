@@ -54,14 +54,14 @@ class NamePatterns:
         groups: list[dict[int, Sequence[_Item]]] = []
         room = 0
         for index, text in enumerate(texts):
-            items = parsed_pattern(text)
-            if is_exact(text):
-                self._exact.setdefault(_ESCAPED.sub(r"\1", _kept(text)), []).append(index)
+            kept = _checked(text)
+            if is_exact(kept):
+                self._exact.setdefault(_ESCAPED.sub(r"\1", kept), []).append(index)
                 continue
             if len(text) > room:
                 groups.append({})
                 room = _GROUPED
-            groups[-1][index] = items
+            groups[-1][index] = _Parser(kept).items
             room -= len(text)
         self._automata = list(map(_Automaton, groups))
 
@@ -83,22 +83,25 @@ class NamePatterns:
         return found
 
 
-def parsed_pattern(text: str) -> Sequence[_Item]:
-    """What a pattern consists of.
+def check_pattern(text: str) -> None:
+    """Raises SchemaError (QR110) if a text is not a pattern."""
+    kept = _checked(text)
+    if not is_exact(kept):
+        _Parser(kept)
 
-    Raises SchemaError (QR110) if it is not one.
-    """
+
+def _checked(text: str) -> str:
+    """The pattern without trailing ``.**``, which could match a name."""
     if len(text) > MAX_PATTERN_LENGTH:
         raise _problem(f"a name pattern has at most {MAX_PATTERN_LENGTH} characters")
     kept = _kept(text)
     if kept == "**":
         raise _problem(f"the pattern {shown(text)} matches everything", "use rules.global for that")
     _check_parts(kept)
-    return _Parser(kept).items
+    return kept
 
 
 def _kept(text: str) -> str:
-    """The pattern without trailing ``.**``."""
     while text.endswith(".**"):
         text = text[: -len(".**")]
     return text

@@ -14,9 +14,9 @@ from qrecipe.errors.findings import SchemaError
 from qrecipe.recipe.patterns import (
     MAX_PATTERN_LENGTH,
     NamePatterns,
+    check_pattern,
     is_exact,
     literal,
-    parsed_pattern,
 )
 
 # --- the reference: alternatives written out, then plain backtracking
@@ -237,13 +237,13 @@ def test_a_rule_selects_all_calls_or_the_numbered_one(pattern, site, expected):
 )
 def test_what_is_no_pattern_is_a_finding(pattern, message):
     with pytest.raises(SchemaError, match=message) as caught:
-        parsed_pattern(pattern)
+        check_pattern(pattern)
     assert [finding.code for finding in caught.value.findings] == ["QR110"]
 
 
 def test_the_bare_deep_star_names_the_global_rule():
     with pytest.raises(SchemaError, match=r"rules\.global"):
-        parsed_pattern("**")
+        check_pattern("**")
 
 
 @given(st.text("ab.*?[]{},:#-!", max_size=30))
