@@ -14,7 +14,7 @@ from qrecipe.errors.spelling import did_you_mean, nearest
 from qrecipe.errors.text import shown
 from qrecipe.recipe.extends import Composition
 from qrecipe.recipe.layers import Layer
-from qrecipe.recipe.patterns import compile_pattern, is_exact
+from qrecipe.recipe.patterns import check_pattern, is_exact
 from qrecipe.recipe.schema import (
     FLOAT,
     INHERIT,
@@ -105,7 +105,7 @@ def _key_of_rule(layer: Layer, path: KeyPath) -> Iterator[Finding]:
     tier, key = str(path[1]), str(path[-1])
     if tier == "module_name":
         try:
-            compile_pattern(key)
+            check_pattern(key)
         except SchemaError as error:
             for finding in error.findings:
                 yield replace(finding, location=layer.key(path))

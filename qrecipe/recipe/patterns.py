@@ -14,15 +14,16 @@ name ``a[0]``, and exact.
 
 A rule also covers everything inside what it matches, so a trailing ``.**`` is dropped.
 
-A pattern becomes a nondeterministic automaton whose set of states is an integer. Steps are cached:
-matching takes one look-up per character, and a hostile pattern cannot blow up.
+The globs of a recipe become nondeterministic automata, one for each thousand characters, whose sets
+of states are integers. Steps are cached: matching all globs takes one look-up per character and
+automaton, and a hostile pattern cannot blow up.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial, reduce
 from operator import or_
 from typing import TypeAlias
@@ -31,6 +32,9 @@ from qrecipe.errors.findings import Finding, SchemaError
 from qrecipe.errors.text import quoted_whole, shown
 
 MAX_PATTERN_LENGTH = 500
+_GROUPED = 1_000
+"""The most characters of the patterns that share an automaton: a set of states stays small."""
+_MOST_STEPS = 10_000
 SEPARATORS = frozenset(".:#")
 
 _SPECIAL = frozenset("*?[]{}")
@@ -40,43 +44,72 @@ _CALL_NUMBER = re.compile(r"[0-9*?{},\[\]-]+")
 _Accepts = Callable[[str], bool]
 
 
-@dataclass(frozen=True, slots=True)
-class NamePattern:
-    """A compiled pattern; equal texts give equal patterns.
+class NamePatterns:
+    """Several patterns, matched together; they are known by their position."""
 
-    ``is_exact`` means that it can match only one name.
-    """
+    def __init__(self, texts: Sequence[str]) -> None:
+        """Raises SchemaError (QR110) if one of them is not a pattern."""
+        self._exact: dict[str, list[int]] = {}
+        self._numbered = {index for index, text in enumerate(texts) if "#" in text}
+        groups: list[dict[int, Sequence[_Item]]] = []
+        room = 0
+        for index, text in enumerate(texts):
+            kept = _checked(text)
+            if is_exact(kept):
+                self._exact.setdefault(_ESCAPED.sub(r"\1", kept), []).append(index)
+                continue
+            if len(text) > room:
+                groups.append({})
+                room = _GROUPED
+            groups[-1][index] = _Parser(kept).items
+            room -= len(text)
+        self._automata = list(map(_Automaton, groups))
 
-    text: str
-    is_exact: bool
-    _accepts: _Accepts = field(compare=False, repr=False)
+    def matching(self, name: str) -> list[int]:
+        """The patterns that match a whole name."""
+        found = self._exact.get(name, [])
+        return [*found, *(index for each in self._automata for index in each.accepting(name))]
 
-    def matches(self, name: str) -> bool:
-        """Whether the whole name matches."""
-        return self._accepts(name)
+    def selecting(self, name: str) -> list[int]:
+        """The patterns of the rules that select the site of that name.
+
+        The second call of a module is ``layer1.relu#1``, the first one has no number. A pattern
+        without ``#`` selects all calls, ``#0`` the first, ``#1`` the second.
+        """
+        path, _, call = name.partition("#")
+        found = [index for index in self.matching(path) if index not in self._numbered]
+        if self._numbered:
+            found += self._numbered.intersection(self.matching(f"{path}#{call or 0}"))
+        return found
 
 
-def compile_pattern(text: str) -> NamePattern:
-    """Compile ``text``; a trailing ``.**`` is dropped.
+def check_pattern(text: str) -> None:
+    """Raises SchemaError (QR110) if a text is not a pattern."""
+    kept = _checked(text)
+    if not is_exact(kept):
+        _Parser(kept)
 
-    Raises SchemaError (QR110) if it is not a pattern.
-    """
+
+def _checked(text: str) -> str:
+    """The pattern without trailing ``.**``, which could match a name."""
     if len(text) > MAX_PATTERN_LENGTH:
         raise _problem(f"a name pattern has at most {MAX_PATTERN_LENGTH} characters")
-    kept = text
-    while kept.endswith(".**"):
-        kept = kept[: -len(".**")]
+    kept = _kept(text)
     if kept == "**":
         raise _problem(f"the pattern {shown(text)} matches everything", "use rules.global for that")
     _check_parts(kept)
-    if is_exact(kept):
-        return NamePattern(text, True, _ESCAPED.sub(r"\1", kept).__eq__)
-    return NamePattern(text, False, _Automaton(kept).accepts)
+    return kept
+
+
+def _kept(text: str) -> str:
+    while text.endswith(".**"):
+        text = text[: -len(".**")]
+    return text
 
 
 def is_exact(text: str) -> bool:
     """Whether a pattern can match only one name."""
-    return _SPECIAL.isdisjoint(_ESCAPED.sub("", text))
+    return _SPECIAL.isdisjoint(_ESCAPED.sub("", _kept(text)))
 
 
 def literal(name: str) -> str:
@@ -87,18 +120,6 @@ def literal(name: str) -> str:
 def leave_float(name: str) -> str:
     """The hint to leave a site or module float, with the rule to write."""
     return f'leave it float: [rules.module_name] {quoted_whole(literal(name))} = "float"'
-
-
-def selects(pattern: NamePattern, name: str) -> bool:
-    """Whether a rule with that pattern selects the site of that name.
-
-    The second call of a module is ``layer1.relu#1``, the first one has no number. A pattern
-    without ``#`` selects all calls, ``#0`` the first, ``#1`` the second.
-    """
-    path, _, call = name.partition("#")
-    if "#" in pattern.text:
-        return pattern.matches(f"{path}#{call or 0}")
-    return pattern.matches(path)
 
 
 def _check_parts(text: str) -> None:
@@ -124,23 +145,33 @@ def _problem(message: str, hint: str | None = None) -> SchemaError:
 
 
 class _Automaton:
-    """States are bits; a state is left by one kind of character, for a set of states."""
+    """States are bits; a state is left by one kind of character, for a set of states.
 
-    def __init__(self, text: str) -> None:
-        self._states: list[tuple[_Accepts, int]] = [(_nothing, 0)]
-        self._start = self._before(_Parser(text).items, 1)
+    The first states accept, each for one of the patterns.
+    """
+
+    def __init__(self, patterns: Mapping[int, Sequence[_Item]]) -> None:
+        self._patterns = list(patterns)
+        self._states: list[tuple[_Accepts, int]] = [(_nothing, 0)] * len(patterns)
+        starts = (self._before(each, 1 << end) for end, each in enumerate(patterns.values()))
+        self._start = reduce(or_, starts)
         self._steps: dict[tuple[int, str], int] = {}
 
-    def accepts(self, name: str) -> bool:
+    def accepting(self, name: str) -> Iterator[int]:
+        """The patterns that match a whole name."""
         states = self._start
         for character in name:
             step = (states, character)
             if step not in self._steps:
+                if len(self._steps) >= _MOST_STEPS:
+                    self._steps.clear()
                 self._steps[step] = self._follow(states, character)
             states = self._steps[step]
             if not states:
-                return False
-        return bool(states & 1)
+                return
+        for end, pattern in enumerate(self._patterns):
+            if states >> end & 1:
+                yield pattern
 
     def _follow(self, states: int, character: str) -> int:
         reached = 0

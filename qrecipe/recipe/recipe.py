@@ -79,6 +79,9 @@ class WrittenRule(ShortRepr):
     reason: str | None
     location: Location = field(compare=False)
 
+    def __hash__(self) -> int:
+        return hash((self.tier, self.key, self.label))
+
     @property
     def is_float(self) -> bool:
         """Whether the rule leaves things float."""
@@ -98,6 +101,8 @@ class Rule(WrittenRule):
     optional: bool
     layer: str
     overrides: frozenset[str]
+
+    __hash__ = WrittenRule.__hash__
 
     @property
     def as_written(self) -> WrittenRule:
