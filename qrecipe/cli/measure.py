@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from json import loads
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -17,19 +16,11 @@ from qrecipe.cli.options import (
     PlotOption,
     PluginOption,
     RecipeArgument,
-    TargetCpuName,
     TargetCpuOption,
     ThreadsOption,
 )
 from qrecipe.cli.output import FOUND_SOMETHING, out, out_json, reported
 from qrecipe.cli.user_code import user_code, user_output
-
-
-class RankingMethod(str, Enum):
-    """How the effect of a site is measured."""
-
-    exact = "exact"
-    estimate = "estimate"
 
 
 def compare(
@@ -38,7 +29,7 @@ def compare(
     data: DataOption,
     plot: PlotOption = None,
     html: HtmlOption = None,
-    target_cpu: TargetCpuOption = TargetCpuName.this,
+    target_cpu: TargetCpuOption = "this",
     threads: ThreadsOption = None,
     plugin: PluginOption = None,
     json: JsonOption = False,
@@ -58,7 +49,7 @@ def compare(
 
         get_ready(threads, plot, html)
         with user_code(plugin) as code, user_output():
-            job = load_job(code, recipe, model, data, target_cpu.value)
+            job = load_job(code, recipe, model, data, target_cpu)
             converted = qrecipe.quantize(
                 job.model, job.recipe, job.data(), target_cpu=job.target_cpu
             )
@@ -80,9 +71,9 @@ def sensitivity(
     model: ModelOption,
     data: DataOption,
     method: Annotated[
-        RankingMethod,
+        Literal["exact", "estimate"],
         typer.Option(help="Run the rest of the model for each site, or estimate all in one pass."),
-    ] = RankingMethod.exact,
+    ] = "exact",
     evaluate: Annotated[
         str | None,
         typer.Option(
@@ -107,7 +98,7 @@ def sensitivity(
     ] = None,
     plot: PlotOption = None,
     html: HtmlOption = None,
-    target_cpu: TargetCpuOption = TargetCpuName.this,
+    target_cpu: TargetCpuOption = "this",
     threads: ThreadsOption = None,
     plugin: PluginOption = None,
     json: JsonOption = False,
@@ -120,7 +111,7 @@ def sensitivity(
       qrecipe sensitivity cnn.toml --model model.py:factory --data model.py:batches \\
           --keep-float 2 --out cnn-overlay.toml
     """
-    if evaluate is not None and method is RankingMethod.estimate:
+    if evaluate is not None and method == "estimate":
         raise typer.BadParameter("--evaluate needs --method exact")
     _check_overlay(overlay, keep_float, min_sqnr_db, by_db=evaluate is None)
     with reported(as_json=json):
@@ -133,12 +124,12 @@ def sensitivity(
         with user_code(plugin) as code:
             with user_output():
                 measure = None if evaluate is None else code.function(evaluate, "--evaluate")
-                job = load_job(code, recipe, model, data, target_cpu.value)
+                job = load_job(code, recipe, model, data, target_cpu)
                 ranking = qrecipe.sensitivity(
                     job.model,
                     job.recipe,
                     job.data(),
-                    method=method.value,
+                    method=method,
                     evaluate=measure,
                     memory_limit=memory_limit,
                     target_cpu=job.target_cpu,

@@ -16,7 +16,6 @@ from qrecipe.cli.options import (
     PluginOption,
     RecipeArgument,
     StrictOption,
-    TargetCpuName,
     TargetCpuOption,
     ThreadsOption,
 )
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 
     from qrecipe.cli.model_argument import Subject
     from qrecipe.pipeline import CompiledRecipe
+    from qrecipe.planning.target_cpu import TargetCpu
     from qrecipe.recipe.recipe import Recipe
 
 
@@ -54,7 +54,7 @@ def quantize(
         str | None,
         typer.Option("--out", metavar="FILE", help="Save the quantized model as safetensors."),
     ] = None,
-    target_cpu: TargetCpuOption = TargetCpuName.this,
+    target_cpu: TargetCpuOption = "this",
     threads: ThreadsOption = None,
     strict: StrictOption = False,
     plugin: PluginOption = None,
@@ -107,7 +107,7 @@ def quantize(
 
 
 def _compiled(
-    subject: Subject, recipe: Recipe, first: Any, target_cpu: TargetCpuName
+    subject: Subject, recipe: Recipe, first: Any, target_cpu: TargetCpu
 ) -> CompiledRecipe:
     from qrecipe.execution.batches import inputs_of_batch
     from qrecipe.model.call import Inputs
@@ -115,9 +115,9 @@ def _compiled(
 
     if subject.example_inputs is not None:
         inputs = Inputs.from_batch(subject.example_inputs)
-        return compile_decided(subject.model, recipe, inputs, target_cpu.value)
+        return compile_decided(subject.model, recipe, inputs, target_cpu)
     with inputs_of_batch(subject.model, first, None) as inputs:
-        return compile_decided(subject.model, recipe, inputs, target_cpu.value)
+        return compile_decided(subject.model, recipe, inputs, target_cpu)
 
 
 def _prepared(compiled: CompiledRecipe, batches: Iterable[Any] | None) -> nn.Module:

@@ -21,7 +21,6 @@ from qrecipe.cli.options import (
     ModelOption,
     PluginOption,
     RecipeArgument,
-    TargetCpuName,
     TargetCpuOption,
     ThreadsOption,
 )
@@ -115,7 +114,7 @@ def tune(
     ] = None,
     output: OutOption = None,
     html: HtmlOption = None,
-    target_cpu: TargetCpuOption = TargetCpuName.this,
+    target_cpu: TargetCpuOption = "this",
     threads: ThreadsOption = None,
     plugin: PluginOption = None,
     json: JsonOption = False,
@@ -143,7 +142,7 @@ def tune(
         with user_code(plugin) as code:
             with user_output():
                 measure = code.function(evaluate, "--evaluate")
-                job = load_job(code, recipe, model, data, target_cpu.value)
+                job = load_job(code, recipe, model, data, target_cpu)
                 result = qrecipe.tune(
                     job.model,
                     job.recipe,

@@ -74,7 +74,8 @@ def suggestion(model: nn.Module, example_inputs: Any, num_batches: int | None = 
     subject = _subject(model, inputs, num_batches)
     for scheme in _schemes(subject):
         with suppress(UnsupportedError):
-            return _settled(subject, scheme)
+            if (text := _settled(subject, scheme)) is not None:
+                return text
     hint = "`qrecipe plan builtin:x86-static` shows why each operation stays float"
     message = "nothing in this model has a quantized kernel"
     raise UnsupportedError(Finding("QR335", message, hint=hint))
@@ -85,11 +86,12 @@ def _subject(model: nn.Module, inputs: Inputs, num_batches: int | None) -> Subje
     untraced = None
     try:
         inventory = inventory_of(model, _base("static"), inputs)
-        work = work_of(model, inputs)
     except TraceError as error:
         work = work_of(model, inputs)
         inventory, roots = _untraced_inventory(model, inputs, error, work.convolution_share)
         untraced = error.findings[0].message
+    else:
+        work = work_of(model, inputs)
     of_sites = work_of_sites(model, inventory, work.places)
     return Subject(inventory, work, of_sites, roots, untraced, num_batches)
 
@@ -122,21 +124,19 @@ def _schemes(subject: Subject) -> Sequence[Scheme]:
     return ("mixed", "static", "dynamic")
 
 
-def _settled(subject: Subject, scheme: Scheme) -> str:
+def _settled(subject: Subject, scheme: Scheme) -> str | None:
     """The scheme with rules that leave float what it cannot quantize.
 
-    Raises ``UnsupportedError`` if that is everything.
+    None, or ``UnsupportedError``, if that is everything.
     """
     values = _with_roots(_values(scheme, subject), subject.roots)
     plan, refused = _plan_and_refusals(subject.inventory, values, {})
     if not any(site.verdict == "quantized" for site in plan.sites):
-        raise UnsupportedError(())
+        return None
     dynamic = parse_recipe(toml_text(values)).qconfigs.get("int8-dynamic")
     values = _with_rules(values, rules_of_float_sites(plan, subject.inventory, refused, dynamic))
-    described = {"description": description(subject, scheme, plan)}
-    text, recipe = fitting(
-        toml_text, {"format": 1, "name": f"suggested-{scheme}", **described, **values}
-    )
+    head = {"name": f"suggested-{scheme}", "description": description(subject, scheme, plan)}
+    text, recipe = fitting(toml_text, {"format": 1, **head, **values})
     make_plan(subject.inventory, recipe)  # only suggest what can be planned
     return text
 
