@@ -12,6 +12,8 @@ from torch.ao.nn.quantized.dynamic.modules.rnn import RNNBase as DynamicRecurren
 from torch.ao.nn.quantized.reference.modules.utils import ReferenceQuantizedModule
 from torch.ao.quantization.backend_config import (
     BackendConfig,
+    DTypeConfig,
+    DTypeWithConstraints,
     ObservationType,
     get_executorch_backend_config,
     get_native_backend_config,
@@ -57,6 +59,8 @@ __all__ = [
     "TWO_INPUT_FUSIONS",
     "BackendConfig",
     "ConvertCustomConfig",
+    "DTypeConfig",
+    "DTypeWithConstraints",
     "DynamicLinear",
     "DynamicLinearReLU",
     "DynamicRecurrent",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from qrecipe.errors.findings import Finding, RecipeReferenceError
@@ -17,7 +18,7 @@ def write_atomically(path: Path, text: str) -> None:
     Raises RecipeReferenceError (QR001) if it cannot be written.
     """
     try:
-        replace_file(path, text.encode())
+        replace_file(path, [text.encode()])
     except (OSError, ValueError) as error:
         message = f"cannot write {shown(str(path))}: {why_not(error)}"
         raise RecipeReferenceError(Finding("QR001", message)) from None
@@ -39,8 +40,8 @@ def check_replaceable_file(path: Path) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Replace a file atomically.
+def replace_file(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
+    """Replace a file atomically by what ``pieces`` gives, one after another.
 
     Raises OSError, or ValueError if it is not a regular file or not a path.
     """
@@ -51,7 +52,7 @@ def replace_file(path: Path, content: bytes) -> None:
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
+            stream.writelines(pieces)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.chmod(_mode(target))

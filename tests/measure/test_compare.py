@@ -195,7 +195,7 @@ def test_an_output_without_a_number_of_decibels_is_told_in_words(forward, words)
     (summary,) = (line for line in str(report).splitlines() if line.startswith("output: "))
     assert summary.startswith(words)
     page = comparison_page(report, "nothing is static", qrecipe.provenance(converted))
-    assert page.sections[0].paragraphs[0] == words.capitalize().removesuffix("; ") + "."
+    assert page.sections[0].paragraphs[0] == summary
 
 
 def test_changes_in_place_do_not_reach_what_is_compared():
