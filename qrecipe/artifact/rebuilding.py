@@ -6,12 +6,19 @@ replace those of plugins.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverloadPacket
+from torch.overrides import TorchFunctionMode
 
 from qrecipe.artifact.metadata import StoredModel
 from qrecipe.execution.executors import executor_of
+from qrecipe.execution.packing import Unpacked
 from qrecipe.model.architecture import check_same, module_settings
 from qrecipe.model.graph_sites import structure_of
 from qrecipe.planning.plan import Plan
@@ -31,9 +38,55 @@ def rebuilt(model: nn.Module, stored: StoredModel) -> nn.Module:
     architecture, table = stored.contents.architecture, stored.recipe.fx
     check_same("module", architecture.modules, module_settings(model))
     plan = _without_plugins(stored.plan, model)
-    with held_back([("", Warning)]):  # about observers that saw nothing
+    with _valueless(), held_back([("", Warning)]):  # about observers that saw nothing
         whole = executor_of(plan.executor).rebuilt(model, plan, architecture, table)
     return whole.eval()
+
+
+class _valueless(TorchFunctionMode):  # noqa: N801 - reads as what it does in a with statement
+    """Neither quantizes nor packs weights: their values are in the file."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if isinstance(func, OpOverloadPacket) and _PACKS.match(func._qualified_op_name):
+            names = [argument.name for argument in func.default._schema.arguments]
+            return Unpacked(func, (*args, *map(kwargs.get, names[len(args) :])))
+        if args and isinstance(args[0], Tensor):
+            func = _VALUELESS.get(func, func)
+        return func(*args, **kwargs)
+
+
+_PACKS = re.compile(r"quantized::(\w+_prepack(_fp16)?|make_quantized_cell_params_(dynamic|fp16))$")
+
+
+def _per_tensor(input: Tensor, scale: Any, zero_point: Any, dtype: torch.dtype) -> Tensor:
+    made = torch._empty_affine_quantized(
+        input.shape, scale=float(scale), zero_point=int(zero_point), dtype=dtype
+    )
+    return _small(made)
+
+
+def _per_channel(
+    input: Tensor, scales: Tensor, zero_points: Tensor, axis: int, dtype: torch.dtype
+) -> Tensor:
+    made = torch._empty_per_channel_affine_quantized(
+        input.shape, scales=scales, zero_points=zero_points, axis=axis, dtype=dtype
+    )
+    return made if dtype is torch.quint4x2 else _small(made)
+
+
+def _small(quantized: Tensor) -> Tensor:
+    """The same tensor on the memory of a single value."""
+    value = torch.zeros(1, dtype=torch.uint8).untyped_storage()
+    return quantized.set_(value, 0, quantized.size(), [0] * quantized.dim())
+
+
+_VALUELESS: Mapping[Any, Callable[..., Tensor]] = {
+    torch.quantize_per_tensor: _per_tensor,
+    torch.quantize_per_channel: _per_channel,
+}
 
 
 def _without_plugins(plan: Plan, model: nn.Module) -> Plan:

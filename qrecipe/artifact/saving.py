@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -84,25 +84,31 @@ class _Stored:
         self.layouts: dict[str, tuple[int, ...]] = {}
         self._sources: dict[str, _Source] = {}
         self._names: dict[Hashable, str] = {}
-        slots, checks, problems = slots_of(model), ValueChecks(model), list[str]()
-        found: dict[str, Tensor] = {}
-        for slot in slots:
-            tensors = _tensors(slot)
-            problems += checks.problems(slot, tensors)
-            for name, tensor in tensors.items():
-                if name in self._sources or name in self.aliases:
-                    raise _unstorable(f"two of its tensors are named {shown(name)}")
-                self._add(slot, name, tensor)
-                found[name] = tensor.to("meta")
+        self._shapes: dict[str, Tensor] = {}
+        checks = ValueChecks(model)
+        problems = [text for slot in slots_of(model) for text in self._add_slot(slot, checks)]
         if problems:
             raise ArtifactError([Finding("QR511", f"the model has {text}") for text in problems])
-        self.entries = _entries({name: found[name] for name in self._sources})
+        self.entries = _entries(self._shapes)
 
     def pieces(self, header: bytes) -> Iterator[bytes | memoryview]:
         """The file, one tensor after another."""
         yield header
         for name in self.entries:
             yield memory_of(self._sources[name].tensor_named(name))
+
+    def _add_slot(self, slot: Slot, checks: ValueChecks) -> list[str]:
+        """Add the tensors of a slot; what is wrong with them."""
+        try:
+            tensors = slot.tensors()
+        except KeyError:
+            kind = type(slot.module).__name__
+            raise _unstorable(f"{slot.name} ({kind}) is packed in an unknown way") from None
+        for name, tensor in tensors.items():
+            if name in self._sources or name in self.aliases:
+                raise _unstorable(f"two of its tensors are named {shown(name)}")
+            self._add(slot, name, tensor)
+        return list(checks.problems(slot, tensors))
 
     def _add(self, slot: Slot, name: str, tensor: Tensor) -> None:
         if tensor.dtype not in DTYPE_NAMES or tensor.layout != torch.strided:
@@ -120,22 +126,15 @@ class _Stored:
             self.aliases[name] = first
             return
         self.digests[name], self._sources[name] = digest, source
+        self._shapes[name] = tensor.to("meta")
         order = _order_in_memory(tensor)
         if order is not None:
             self.layouts[name] = order
 
 
-def _tensors(slot: Slot) -> dict[str, Tensor]:
-    try:
-        return slot.tensors()
-    except KeyError:
-        kind = type(slot.module).__name__
-        raise _unstorable(f"{slot.name} ({kind}) is packed in an unknown way") from None
-
-
 def _entries(tensors: Mapping[str, Tensor]) -> dict[str, Entry]:
     """The table of the tensors; the widest come first, which keeps all of them aligned."""
-    names: Sequence[str] = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
+    names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
     table: dict[str, Entry] = {}
     start = 0
     for name in names:

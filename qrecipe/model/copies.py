@@ -77,7 +77,8 @@ def _plain_tensors(model: nn.Module) -> list[Tensor]:
 
 
 def _zeros(tensor: Tensor) -> Tensor:
-    zeros = torch.zeros(tensor.shape, dtype=tensor.dtype)
+    """Zeros like a tensor that take the memory of one."""
+    zeros = torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
     is_parameter = isinstance(tensor, nn.Parameter)
     return nn.Parameter(zeros, tensor.requires_grad) if is_parameter else zeros
 
