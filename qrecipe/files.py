@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from qrecipe.errors.findings import Finding, RecipeReferenceError
@@ -74,7 +75,7 @@ def write_atomically(path: Path, text: str) -> None:
     Raises RecipeReferenceError (QR001) if it cannot be written.
     """
     try:
-        replace_file(path, text.encode())
+        replace_file(path, [text.encode()])
     except (OSError, ValueError) as error:
         message = f"cannot write {shown(str(path))}: {why_not(error)}"
         raise RecipeReferenceError(Finding("QR001", message)) from None
@@ -96,8 +97,8 @@ def check_replaceable_file(path: Path) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Replace a file atomically.
+def replace_file(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
+    """Replace a file atomically by what ``pieces`` gives, one after another.
 
     Raises OSError, or ValueError if it is not a regular file or not a path.
     """
@@ -108,7 +109,7 @@ def replace_file(path: Path, content: bytes) -> None:
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
+            stream.writelines(pieces)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.chmod(_mode(target))

@@ -10,46 +10,43 @@ from dataclasses import replace
 
 from torch import nn
 
-from qrecipe.artifact.metadata import Contents
+from qrecipe.artifact.metadata import StoredModel
 from qrecipe.execution.executors import executor_of
 from qrecipe.model.architecture import check_same, module_settings
-from qrecipe.model.copies import own_all_tensors
-from qrecipe.model.graph_sites import module_names
+from qrecipe.model.graph_sites import structure_of
 from qrecipe.planning.plan import Plan
 from qrecipe.process.warnings import held_back
 from qrecipe.recipe.recipe import QConfigSpec
-from qrecipe.recipe.schema import Constructor, FxTable, TensorSpec
+from qrecipe.recipe.schema import Constructor, TensorSpec
 
 _MEMORYLESS = ("placeholder", "fixed_qparams")
 """Observers that know their range, or need none, and decide what torch inserts."""
 
 
-def rebuilt(model: nn.Module, contents: Contents, plan: Plan, table: FxTable) -> nn.Module:
+def rebuilt(model: nn.Module, stored: StoredModel) -> nn.Module:
     """The converted model of the plan, with state of the right shapes and meaningless values.
 
     ``model`` is not changed, and its weights don't matter. Raises ``ArchitectureError``.
     """
-    check_same("module", contents.architecture.modules, module_settings(model))
-    executor = executor_of(plan.executor)
+    architecture, table = stored.contents.architecture, stored.recipe.fx
+    check_same("module", architecture.modules, module_settings(model))
+    plan = _without_plugins(stored.plan, model)
     with held_back([("", Warning)]):  # about observers that saw nothing
-        whole = executor.rebuilt(model, _without_plugins(plan, model), contents.architecture, table)
-    own_all_tensors(whole)
+        whole = executor_of(plan.executor).rebuilt(model, plan, architecture, table)
     return whole.eval()
 
 
 def _without_plugins(plan: Plan, model: nn.Module) -> Plan:
     """The plan with the model's other names of modules, and with observers of torch's own."""
-    sites = tuple(
-        site
-        if site.qconfig is None
-        else replace(
-            site,
-            qconfig=QConfigSpec(_builtin(site.qconfig.weight), _builtin(site.qconfig.activation)),
-        )
-        for site in plan
-    )
-    structure = replace(plan.structure, aliases=module_names(model)[1])
+    sites = tuple(replace(site, qconfig=_with_builtins(site.qconfig)) for site in plan)
+    structure = replace(plan.structure, aliases=structure_of(model, {}).aliases)
     return replace(plan, sites=sites, structure=structure)
+
+
+def _with_builtins(qconfig: QConfigSpec | None) -> QConfigSpec | None:
+    if qconfig is None:
+        return None
+    return QConfigSpec(_builtin(qconfig.weight), _builtin(qconfig.activation))
 
 
 def _builtin(spec: TensorSpec | None) -> TensorSpec | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 import warnings
@@ -17,6 +16,12 @@ from qrecipe.errors.text import finite_or_none, printable
 
 FOUND_SOMETHING = 1
 USAGE = 2
+
+_NO_TORCH = Finding(
+    "QR602",
+    "this command needs torch: pip install 'qrecipe[cli]'",
+    hint="check and show work without it",
+)
 
 
 def out(text: str) -> None:
@@ -42,13 +47,6 @@ def _finite(value: Any) -> Any:
     return finite_or_none(value) if isinstance(value, float) else value
 
 
-def needs_torch() -> None:
-    """Raises QRecipeError (QR602) if torch is not installed."""
-    if importlib.util.find_spec("torch") is None:
-        text = "this command needs torch: pip install 'qrecipe[cli]'"
-        raise QRecipeError(Finding("QR602", text, hint="check and show work without it"))
-
-
 def fail_on(findings: Iterable[Finding]) -> None:
     """If there are warnings, show them as errors and exit."""
     found = list(findings)
@@ -63,13 +61,19 @@ def reported(*, as_json: bool, strict: bool = False) -> Iterator[None]:
     """Show the library's warnings and errors as plain lines, and exit after an error.
 
     A plan that failed is shown anyway; with ``as_json`` an error without a plan is shown as a
-    document of its findings. With ``strict`` the first warning is an error.
+    document of its findings. With ``strict`` the first warning is an error. A missing torch is an
+    error of the installation (QR602): commands import it only when they need it.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("error" if strict else "always", QRecipeWarning)
         warnings.showwarning = _line_of_warning(warnings.showwarning)
         try:
             yield
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            _show_error(QRecipeError(_NO_TORCH), as_json=as_json)
+            raise typer.Exit(USAGE) from None
         except QRecipeError as error:
             _show_error(error, as_json=as_json)
             is_missing = any(finding.code == "QR602" for finding in error.findings)

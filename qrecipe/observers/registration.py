@@ -24,14 +24,6 @@ from qrecipe.registry.arguments import KIND_TITLE, SPEC_ARGUMENTS, Kind, Signatu
 from qrecipe.registry.builtin import FAKE_QUANTS, OBSERVERS, signature, unknown_name
 from qrecipe.registry.entry_points import PLAIN_NAME
 
-__all__ = [
-    "constructor_arguments",
-    "fake_quant",
-    "observer",
-    "register_fake_quant",
-    "register_observer",
-]
-
 _C = TypeVar("_C", bound=type)
 
 

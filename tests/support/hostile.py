@@ -6,6 +6,7 @@ The quick suite (`test_hostile.py`) draws some of it, `tools/fuzz.py` as much as
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import re
@@ -17,11 +18,12 @@ from pathlib import Path
 from random import Random
 from typing import Any, NoReturn
 
+from artifacts import with_header
 from giants import GIANTS
 from places import ROOT
 
 import qrecipe
-from qrecipe.artifact.container import Entry, Header, header_of, with_header
+from qrecipe.artifact.container import Entry, Header, read_header
 from qrecipe.authoring.lock.file import read_lock
 from qrecipe.errors.findings import QRecipeError
 from qrecipe.recipe.patterns import NamePatterns, is_exact
@@ -434,7 +436,7 @@ def _damaged(random: Random, good: bytes) -> bytes:
 
 def _forged(random: Random, good: bytes) -> bytes:
     """A file with other contents and the right checksum."""
-    header = header_of(good, "good")
+    header = read_header(io.BytesIO(good), len(good), "good")
     tensors, metadata = dict(header.tensors), dict(header.metadata)
     content = bytearray(good[header.start :])
     for _ in range(random.choice((1, 1, 2, 5))):
@@ -578,7 +580,7 @@ def _forge_content(
 
 def with_text_everywhere(good: bytes, written: str) -> Iterator[bytes]:
     """The file with that text in the place of one text of its metadata, for each of them."""
-    header = header_of(good, "good")
+    header = read_header(io.BytesIO(good), len(good), "good")
     content = good[header.start :]
     for key, value in header.metadata.items():
         yield with_header(header.tensors, {**header.metadata, key: written}, content)
@@ -604,7 +606,7 @@ def _each_changed(value: Any, written: str) -> Iterator[Any]:
 
 def artifact_bombs(good: bytes) -> Iterator[bytes]:
     """Files whose metadata unpack to much more than they are."""
-    header = header_of(good, "good")
+    header = read_header(io.BytesIO(good), len(good), "good")
     content = good[header.start :]
     for bomb in (
         " " * 2**26,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Iterable, Iterator
 from numbers import Integral, Real
 from pathlib import Path
@@ -14,14 +15,12 @@ from torch import nn
 from qrecipe.authoring.tune.digest import environment, model_digest
 from qrecipe.authoring.tune.levers import levers_of
 from qrecipe.authoring.tune.log import TrialLog, open_log
-from qrecipe.authoring.tune.result import Budget, TuningResult, found
+from qrecipe.authoring.tune.result import TuningResult, found
 from qrecipe.authoring.tune.search import Search
 from qrecipe.authoring.tune.trials import (
-    Limits,
     ModelBench,
     Stop,
     Stopped,
-    Subject,
     accuracy,
     as_calibrated,
     unwarned,
@@ -96,14 +95,26 @@ def tune(
     path = None if resume is None else Path(path_text(resume, "resume takes a path"))
     log = open_log(path, base.fingerprint, model_digest(model), environment(target_cpu))
     show = chosen_progress(progress, "tuning")
-    subject = Subject(model, base, held, evaluate, forward, show, target_cpu)
-    members = frozenset(member for site in planned.sites for member in site.members)
-    bench = ModelBench(subject, members, log, Limits(max_trials, max_seconds))
-    budget = Budget(_float_metric(model, evaluate, log), max_drop)
-    target = budget.least - _ROUNDING * max(1.0, abs(budget.least))
+    bench = ModelBench(
+        model,
+        base,
+        held,
+        evaluate,
+        forward,
+        show,
+        target_cpu,
+        frozenset(member for site in planned.sites for member in site.members),
+        log,
+        max_trials=math.inf if max_trials is None else max_trials,
+        end=math.inf if max_seconds is None else time.monotonic() + max_seconds,
+    )
+    float_metric = _float_metric(model, evaluate, log)
+    least = float_metric - max_drop
+    target = least - _ROUNDING * max(1.0, abs(least))
     search = Search(bench, levers_of(base, planned, target_cpu), target, bench.record)
     stopped = _run(search)
-    result = found(base, search, budget, planned, _left_float(base, inventory, planned), stopped)
+    left = _left_float(base, inventory, planned)
+    result = found(base, search, float_metric, max_drop, planned, left, stopped)
     _warn(result, base)
     return result
 
