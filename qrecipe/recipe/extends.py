@@ -25,7 +25,7 @@ from qrecipe.recipe.layers import (
 )
 from qrecipe.recipe.references import Source, relative_source
 from qrecipe.recipe.schema import BaseReference
-from qrecipe.recipe.toml.document import MAX_ITEMS, Document, parse_document, read_text
+from qrecipe.recipe.toml.document import MAX_ITEMS, Document, parse_document
 from qrecipe.recipe.toml.positions import KeyPath
 from qrecipe.recipe.validation import validate
 
@@ -100,7 +100,7 @@ def compose(source: Source, text: str | None = None) -> Composition:
     findings.
     """
     reader = _Reader()
-    top = reader.read(source, (), text)
+    top = reader.read(source if text is None else replace(source, text=text), ())
     assert top is not None, "only what was read before may be missing"
     settings, conflicts = resolve(top)
     return Composition(top, settings, (*reader.findings, *conflicts))
@@ -131,17 +131,15 @@ class _Reader:
             message = f"more than {MAX_LAYERS} recipes"
             raise RecipeSyntaxError(Finding("QR005", message, hint="merge some of them"))
         self._layers[key] = None
-        document = self._document(source, text)
+        document = self._document(source.read())
         self._open.add(key)
         self._layers[key] = layer = self._layer(source, document, (*chain, source.title))
         self._open.remove(key)
         return layer
 
-    def _document(self, source: Source, text: str | None) -> Document:
-        if text is None:
-            assert source.path is not None, "a source without a path comes with its text"
-            text = read_text(source.path, source.name)
-        document = parse_document(text, source.name)
+    def _document(self, source: Source) -> Document:
+        assert source.text is not None
+        document = parse_document(source.text, source.name)
         self._size += document.size
         if self._size > MAX_ITEMS:
             message = f"the recipes have more than {MAX_ITEMS:,} keys and values in total"

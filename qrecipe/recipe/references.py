@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import filecmp
 import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import Distribution, EntryPoint, distributions
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -15,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 from qrecipe.errors.findings import Finding, RecipeReferenceError
 from qrecipe.errors.spelling import did_you_mean, nearest
 from qrecipe.errors.text import one_line, quoted_whole, shown, shown_names
+from qrecipe.recipe.toml.document import read_text
 
 MAX_LENGTH = 4_096
 """The longest reference; longer paths cannot be opened, and resolving takes quadratic time."""
@@ -46,6 +46,7 @@ class Source:
     """A recipe to read: its name in findings, its file, and the tree that it may refer to.
 
     ``path`` and ``tree`` have symbolic links resolved, and are None for a text without a file.
+    ``text`` is None if it has not been read yet.
     ``publisher`` is None if no distribution publishes it, and for the recipes of qrecipe itself.
     """
 
@@ -53,6 +54,18 @@ class Source:
     path: Path | None = None
     tree: Path | None = None
     publisher: Publisher | None = None
+    text: str | None = None
+
+    def read(self) -> Source:
+        """The recipe with its text.
+
+        Raises RecipeError (QR001 to QR003) if it cannot be read.
+        """
+        if self.text is not None:
+            return self
+        assert self.path is not None, "a source without a path comes with its text"
+        assert self.tree is not None
+        return replace(self, text=read_text(self.tree, self.path, self.name))
 
     @property
     def title(self) -> str:
@@ -298,11 +311,11 @@ def _refuse_versions(owner: str, installed: list[_Installed]) -> None:
 
 
 def _only_source(reference: str, sources: list[Source]) -> Source:
-    first, *others = sources
+    if len(sources) == 1:
+        return sources[0]
+    first, *others = (source.read() for source in sources)
     for other in others:
-        assert first.path is not None
-        assert other.path is not None
-        if not filecmp.cmp(first.path, other.path, shallow=False):
+        if other.text != first.text:
             places = one_line(f"{first.path} and {other.path}")
             message = f"{shown(reference)} is published twice with different contents: {places}"
             raise _error("QR120", message, "uninstall all but one")
