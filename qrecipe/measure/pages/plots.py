@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qrecipe.errors.findings import Finding, QRecipeError
 from qrecipe.errors.text import shown
-from qrecipe.files import why_not
+from qrecipe.files import replace_file, why_not
 
 if TYPE_CHECKING:
     from qrecipe.measure.compare.comparison import Comparison
@@ -82,8 +84,11 @@ def save(figure: Any, path: str | os.PathLike[str]) -> None:
     if not isinstance(name, str):
         text = f"plot takes a path, not {shown(type(path).__name__)}"
         raise QRecipeError(Finding("QR421", text))
+    suffix = os.path.splitext(name)[1][1:]
+    stream = BytesIO()
     try:
-        figure.savefig(name)
+        figure.savefig(stream, format=suffix or "png")
+        replace_file(Path(name if suffix else f"{name}.png"), stream.getvalue())
     except (OSError, ValueError) as error:
         raise QRecipeError(
             Finding(
