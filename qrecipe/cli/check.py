@@ -11,7 +11,7 @@ import qrecipe
 from qrecipe.cli.options import JsonOption, PluginOption, StrictOption
 from qrecipe.cli.output import FOUND_SOMETHING, out, out_json, reported
 from qrecipe.cli.user_code import user_code
-from qrecipe.errors.findings import Finding, QRecipeError
+from qrecipe.errors.findings import Finding, QRecipeError, in_full
 from qrecipe.errors.text import counted
 from qrecipe.recipe.toml.writer import LOCK_SUFFIX
 
@@ -67,8 +67,8 @@ def _show_text(found: Sequence[tuple[str, Finding]], ingredients: Ingredients) -
     distinct: dict[object, Finding] = {}
     for _, finding in found:
         distinct.setdefault((finding.code, finding.message, finding.location), finding)
-    for finding in distinct.values():
-        out(f"{finding}\n")
+    for text in in_full([*distinct.values()]):
+        out(f"{text}\n")
     for recipe, its in ingredients.items():
         for line in published(its):
             out(f"{recipe} {line}")

@@ -13,9 +13,7 @@ from qrecipe.errors.text import counted, one_line
 from qrecipe.terminal.tables import render_table
 
 if TYPE_CHECKING:
-    from qrecipe.artifact.container import Header
-    from qrecipe.artifact.metadata import Contents
-    from qrecipe.planning.plan import Plan
+    from qrecipe.artifact.metadata import StoredModel
 
 
 def inspect(file: ArtifactArgument, json: JsonOption = False) -> None:
@@ -27,25 +25,22 @@ def inspect(file: ArtifactArgument, json: JsonOption = False) -> None:
       qrecipe inspect model.safetensors --json
     """
     with reported(as_json=json):
-        from qrecipe.artifact.container import check_checksum, read_header
-        from qrecipe.artifact.metadata import contents_of, recipe_table, stored_plan
+        from qrecipe.artifact.container import opened
+        from qrecipe.artifact.metadata import stored_model
 
-        path = Path(file)
-        header = read_header(path)
-        contents = contents_of(header)
-        check_checksum(header, path)
-        plan = stored_plan(header, contents)
-        recipe_table(header, contents)
+        with opened(Path(file)) as stored:
+            found = stored_model(stored)
         if json:
-            out_json(_values(header, contents))
+            out_json(_values(found))
         else:
-            _show(header, contents, plan)
+            _show(found)
 
 
-def _show(header: Header, contents: Contents, plan: Plan) -> None:
+def _show(found: StoredModel) -> None:
     """Its origin and needs, then the recipe, the plan and the tensors."""
     from qrecipe.planning.text import SITE_COLUMNS, site_row
 
+    header, contents, plan = found.header, found.contents, found.plan
     counts: Counter[str] = Counter(site.verdict for site in plan.sites)
     kinds = ("quantized", "passthrough", "float")
     verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in kinds)
@@ -53,8 +48,8 @@ def _show(header: Header, contents: Contents, plan: Plan) -> None:
         ("file", f"{header.file}, {header.start + header.nbytes:,} bytes, checksum ok"),
         ("recipe", f"{plan.recipe}, fingerprint {contents.fingerprint}"),
         ("plan", f"{plan.backend} ({plan.phase}): {counted(len(plan.sites), 'site')}, {verdicts}"),
-        ("needs", _needs_text(contents, plan)),
-        ("made on", _cpu_text(contents)),
+        ("needs", _needs_text(found)),
+        ("made on", _cpu_text(found)),
         ("saved by", ", ".join(f"{name} {text}" for name, text in contents.versions.items())),
         ("tensors", f"{len(header.tensors)}, {header.nbytes:,} bytes"),
     ]
@@ -72,8 +67,9 @@ def _show(header: Header, contents: Contents, plan: Plan) -> None:
     out("\n" + render_table(("tensor", "dtype", "shape", "bytes"), tensors))
 
 
-def _values(header: Header, contents: Contents) -> dict[str, Any]:
+def _values(found: StoredModel) -> dict[str, Any]:
     """The same as one document; the plan is as in ``qrecipe plan --json``."""
+    header, contents = found.header, found.contents
     return {
         "file": header.file,
         "bytes": header.start + header.nbytes,
@@ -93,15 +89,17 @@ def _values(header: Header, contents: Contents) -> dict[str, Any]:
     }
 
 
-def _cpu_text(contents: Contents) -> str:
+def _cpu_text(found: StoredModel) -> str:
     from qrecipe.rules.resolution import listed
 
+    contents = found.contents
     if not contents.unjudged:
         return contents.cpu or "an unknown CPU"
     return f"{contents.cpu}, which checked these with 7 bits only: {listed(contents.unjudged)}"
 
 
-def _needs_text(contents: Contents, plan: Plan) -> str:
+def _needs_text(found: StoredModel) -> str:
+    plan, contents = found.plan, found.contents
     if plan.is_for_export:
         return f"nothing: a reference model, to be exported for {plan.backend}"
     vnni = "; a CPU with VNNI, or results may saturate" if contents.needs.vnni else ""

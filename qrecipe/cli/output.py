@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from qrecipe.errors.findings import Finding, PlanError, QRecipeError, QRecipeWarning
+from qrecipe.errors.findings import Finding, PlanError, QRecipeError, QRecipeWarning, in_full
 from qrecipe.errors.text import finite_or_none, printable
 
 FOUND_SOMETHING = 1
@@ -50,10 +50,10 @@ def _finite(value: Any) -> Any:
 
 def fail_on(findings: Iterable[Finding]) -> None:
     """If there are warnings, show them as errors and exit."""
-    found = [f"error: {finding}" for finding in findings]
+    found = list(findings)
     if found:
         sys.stdout.flush()
-        err("\n".join(found))
+        err("\n".join(f"error: {text}" for text in in_full(found)))
         raise typer.Exit(FOUND_SOMETHING)
 
 

@@ -10,8 +10,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from qrecipe.errors.findings import Finding, PlanError
 from qrecipe.model.nested import tensors_in
+from qrecipe.model.unfit import unfit
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -77,7 +77,8 @@ def _plain_tensors(model: nn.Module) -> list[Tensor]:
 
 
 def _zeros(tensor: Tensor) -> Tensor:
-    zeros = torch.zeros(tensor.shape, dtype=tensor.dtype)
+    """Zeros like a tensor that take the memory of one."""
+    zeros = torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
     is_parameter = isinstance(tensor, nn.Parameter)
     return nn.Parameter(zeros, tensor.requires_grad) if is_parameter else zeros
 
@@ -85,24 +86,15 @@ def _zeros(tensor: Tensor) -> Tensor:
 def _copy_sharing(model: _Model, shared: Iterable[Tensor | nn.Module]) -> _Model:
     """A deep copy that shares some parts; inference tensors are cloned, for autograd."""
     memo: dict[int, Tensor | nn.Module] = {
-        id(part): part for part in shared if not _is_inference(part)
+        id(part): part for part in shared if not (isinstance(part, Tensor) and part.is_inference())
     }
     # deepcopy rejects tensors computed by autograd, such as the weight of an old-style weight_norm
     memo |= {id(tensor): tensor.detach() for tensor in _computed(model)}
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:
-        raise PlanError(
-            Finding(
-                "QR306",
-                f"the model cannot be copied: {error}",
-                hint="quantization works on a copy: make copy.deepcopy(model) work",
-            )
-        ) from error
-
-
-def _is_inference(part: Tensor | nn.Module) -> bool:
-    return isinstance(part, Tensor) and part.is_inference()
+        hint = "quantization works on a copy: make copy.deepcopy(model) work"
+        raise unfit(f"the model cannot be copied: {error}", hint) from error
 
 
 def _computed(model: nn.Module) -> Iterator[Tensor]:
@@ -113,17 +105,10 @@ def _computed(model: nn.Module) -> Iterator[Tensor]:
                 yield value
 
 
-def _any(tensor: torch.Tensor) -> bool:
-    return True
-
-
-def own_all_tensors(model: nn.Module) -> None:
-    """Replace each parameter and buffer of the model with a clone, in place."""
-    own_tensors(model, _any)
-
-
-def own_tensors(model: nn.Module, chosen: Callable[[torch.Tensor], bool]) -> None:
-    """Replace each chosen parameter and buffer with a clone; shared ones stay shared."""
+def own_tensors(
+    model: nn.Module, chosen: Callable[[torch.Tensor], bool] = lambda tensor: True
+) -> None:
+    """Replace each chosen parameter and buffer with a clone, in place; shared ones stay shared."""
     clones: dict[int, torch.Tensor] = {}
 
     def own(tensor: torch.Tensor) -> torch.Tensor:

@@ -12,13 +12,22 @@ import zlib
 
 import pytest
 import torch
-from artifacts import header_of, quantized, recipe, refused, stored
+from artifacts import (
+    assert_same_outputs,
+    header_of,
+    parts,
+    quantized,
+    recipe,
+    refused,
+    stored,
+    with_header,
+)
 from nets import NETS, Mlp
 from places import ROOT
 from torch import nn
 
 import qrecipe
-from qrecipe.artifact.container import CHECKSUM, Entry, read_header, with_header
+from qrecipe.artifact.container import CHECKSUM, Entry
 from qrecipe.errors.findings import ArtifactError
 
 
@@ -34,13 +43,6 @@ def file(good, tmp_path):
     path = tmp_path / "spoilt.safetensors"
     path.write_bytes(good.read_bytes())
     return path
-
-
-def parts(path):
-    """Table of tensors, metadata, and the bytes of the tensors."""
-    content = path.read_bytes()
-    header = read_header(path)
-    return dict(header.tensors), dict(header.metadata), bytearray(content[header.start :])
 
 
 def forge(path, tensors, metadata, content):
@@ -345,9 +347,11 @@ def put(content, entry, value):
         ("fc1.weight_zero_point", 1000, "outside -128..127 in fc1.weight_zero_point"),
         ("fc1.scale", float("nan"), "not finite in fc1.scale"),
         ("fc1.bias", float("nan"), "not finite in fc1.bias"),
-        ("fc1.zero_point", 2**40, "outside -128..255"),
+        ("fc1.zero_point", 2**40, "outside 0..255"),
+        ("fc1.zero_point", -128, "outside 0..255"),
         ("fc1_1_input_scale_0", float("nan"), "not finite in fc1_1_input_scale_0"),
         ("fc1_1_input_zero_point_0", -500, "outside"),
+        ("fc1_1_input_zero_point_0", -128, "outside 0..255"),
     ],
 )
 def test_scales_and_zero_points_that_cannot_be_are_refused(file, name, value, text):
@@ -529,18 +533,43 @@ def test_a_text_of_the_file_cannot_steer_the_terminal(file):
     assert "\x1b" not in str(caught.value)
 
 
-def test_a_file_that_is_replaced_while_it_is_read_is_refused(file, monkeypatch, tmp_path):
-    from qrecipe.artifact import loading
+@pytest.fixture
+def meddled(monkeypatch):
+    """Calls a function once a file has been checked, before its tensors are read."""
 
+    def meddle(function):
+        from qrecipe.artifact import loading
+
+        checked = loading._structure
+
+        def structure(*args):
+            function()
+            return checked(*args)
+
+        monkeypatch.setattr(loading, "_structure", structure)
+
+    return meddle
+
+
+def test_a_file_that_is_replaced_while_it_is_read_does_not_matter(file, meddled, tmp_path):
     other = stored(tmp_path, "mlp", recipe('[rules.module_name]\nfc1 = "float"'))
-    read_content = loading.read_content
+    expected = qrecipe.load_quantized(file, model())
+    meddled(lambda: os.replace(other, file))
+    loaded = qrecipe.load_quantized(file, model())
+    assert not other.exists()
+    assert_same_outputs(loaded, expected, NETS["mlp"].batches(1)[0])
 
-    def replaced(header, path):
-        os.replace(other, path)
-        return read_content(header, path)
 
-    monkeypatch.setattr(loading, "read_content", replaced)
-    assert "replaced" in refused(file, model(), "QR503")
+def test_bytes_that_change_while_they_are_read_are_refused(file, meddled):
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    meddled(lambda: file.write_bytes(content))
+    assert "checksum differs" in refused(file, model(), "QR504")
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_refused(file, meddled):
+    meddled(lambda: os.truncate(file, file.stat().st_size - 100))
+    assert "checksum differs" in refused(file, model(), "QR504")
 
 
 def test_header_and_metadata_are_read_without_torch():

@@ -21,13 +21,13 @@ from qrecipe.observers.registration import own_parameters
 from qrecipe.registry.arguments import SPEC_ARGUMENTS
 from qrecipe.registry.builtin import (
     FAKE_QUANTS,
-    FUNCTION_FAMILIES,
-    MODULE_TYPES,
     OBSERVERS,
     canonical_module_type,
     check_arguments,
+    function_families,
     function_family,
     is_module_type,
+    module_types,
 )
 
 SIGNATURES = {**OBSERVERS, **{f"{name} ": found for name, found in FAKE_QUANTS.items()}}
@@ -64,8 +64,8 @@ def test_committed_names_are_those_of_the_installed_torch():
 
 def test_signatures_are_read_without_torch():
     code = (
-        "import sys; from qrecipe.registry.builtin import function_family, MODULE_TYPES;"
-        "assert function_family('torch.add') == 'add' and 'torch.nn.Conv2d' in MODULE_TYPES;"
+        "import sys; from qrecipe.registry.builtin import function_family, module_types;"
+        "assert function_family('torch.add') == 'add' and 'torch.nn.Conv2d' in module_types();"
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
@@ -141,8 +141,8 @@ def test_spellings_of_a_function_share_its_family(spelling, family):
 
 
 def test_every_family_is_its_own_family():
-    assert {name: function_family(name) for name in FUNCTION_FAMILIES} == {
-        name: name for name in FUNCTION_FAMILIES
+    assert {name: function_family(name) for name in function_families()} == {
+        name: name for name in function_families()
     }
 
 
@@ -161,5 +161,5 @@ def test_module_types_are_known_by_public_and_internal_name():
     assert canonical_module_type("mypkg.Attention") == "mypkg.Attention"
     assert not is_module_type("torch.nn.Conv9d")
     assert all(
-        torch_class(canonical_module_type(name)) is torch_class(name) for name in MODULE_TYPES
+        torch_class(canonical_module_type(name)) is torch_class(name) for name in module_types()
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
@@ -10,6 +11,7 @@ from nets import NETS
 from runs import HEAD, silent, tensors_of
 
 import qrecipe
+from qrecipe.artifact.container import header_bytes, opened
 from qrecipe.errors.findings import ArtifactError
 from qrecipe.model.call import Inputs
 
@@ -96,6 +98,22 @@ def assert_same_outputs(one, other, batch):
     pairs = list(zip(outputs(one, batch), outputs(other, batch), strict=True))
     assert pairs
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def parts(path):
+    """Table of tensors, metadata, and the bytes of the tensors."""
+    with opened(path) as file:
+        header = file.header
+    return dict(header.tensors), dict(header.metadata), bytearray(path.read_bytes()[header.start :])
+
+
+def with_header(tensors, metadata, content):
+    """A file as its forger would write it, with the right checksum."""
+    digests = {
+        name: hashlib.sha256(content[slice(*entry.data_offsets)]).hexdigest()
+        for name, entry in tensors.items()
+    }
+    return header_bytes(tensors, metadata, digests) + content
 
 
 def header_of(path):

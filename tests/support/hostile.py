@@ -6,6 +6,7 @@ The quick suite (`test_hostile.py`) draws some of it, `tools/fuzz.py` as much as
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import re
@@ -17,14 +18,15 @@ from pathlib import Path
 from random import Random
 from typing import Any, NoReturn
 
+from artifacts import with_header
 from giants import GIANTS
 from places import ROOT
 
 import qrecipe
-from qrecipe.artifact.container import Entry, Header, header_of, with_header
+from qrecipe.artifact.container import Entry, Header, read_header
 from qrecipe.authoring.lock.file import read_lock
 from qrecipe.errors.findings import QRecipeError
-from qrecipe.recipe.patterns import compile_pattern, selects
+from qrecipe.recipe.patterns import NamePatterns, is_exact
 
 RECIPES = ROOT / "recipes"
 SEEDS = tuple(path.read_text(encoding="utf-8") for path in sorted(RECIPES.glob("*.toml")))
@@ -374,12 +376,12 @@ def pattern_case(random: Random, folder: Path) -> Outcome:
     names = [site_name(random) for _ in range(50)]
 
     def match() -> None:
-        compiled = compile_pattern(written)
-        verdicts = [selects(compiled, name) for name in names]
-        assert verdicts == [selects(compiled, name) for name in names], "a pattern that remembers"
-        if compiled.is_exact and not written.endswith(".**") and "#" not in written:
+        patterns = NamePatterns([written])
+        verdicts = list(map(patterns.selecting, names))
+        assert verdicts == list(map(patterns.selecting, names)), "a pattern that remembers"
+        if is_exact(written) and not written.endswith(".**") and "#" not in written:
             name = re.sub(r"\[(.)\]", r"\1", written)  # one letter in brackets is that letter
-            assert compiled.matches(name), "an exact name does not match itself"
+            assert patterns.matching(name), "an exact name does not match itself"
 
     return outcome(1, match)
 
@@ -434,7 +436,7 @@ def _damaged(random: Random, good: bytes) -> bytes:
 
 def _forged(random: Random, good: bytes) -> bytes:
     """A file with other contents and the right checksum."""
-    header = header_of(good, "good")
+    header = read_header(io.BytesIO(good), len(good), "good")
     tensors, metadata = dict(header.tensors), dict(header.metadata)
     content = bytearray(good[header.start :])
     for _ in range(random.choice((1, 1, 2, 5))):
@@ -578,7 +580,7 @@ def _forge_content(
 
 def with_text_everywhere(good: bytes, written: str) -> Iterator[bytes]:
     """The file with that text in the place of one text of its metadata, for each of them."""
-    header = header_of(good, "good")
+    header = read_header(io.BytesIO(good), len(good), "good")
     content = good[header.start :]
     for key, value in header.metadata.items():
         yield with_header(header.tensors, {**header.metadata, key: written}, content)
@@ -604,7 +606,7 @@ def _each_changed(value: Any, written: str) -> Iterator[Any]:
 
 def artifact_bombs(good: bytes) -> Iterator[bytes]:
     """Files whose metadata unpack to much more than they are."""
-    header = header_of(good, "good")
+    header = read_header(io.BytesIO(good), len(good), "good")
     content = good[header.start :]
     for bomb in (
         " " * 2**26,

@@ -79,7 +79,7 @@ class TrialLog(BaseModel):
         if self.path is None:
             return
         try:
-            replace_file(self.path, f"{self.model_dump_json(indent=2)}\n".encode())
+            replace_file(self.path, [f"{self.model_dump_json(indent=2)}\n".encode()])
         except (OSError, ValueError) as error:
             raise _unusable(self.path, "cannot be written", why_not(error)) from None
 
