@@ -1,14 +1,15 @@
 """How the cost of each step grows with the number of layers, by qrecipe and by hand.
 
-A chain of Linear and ReLU, and one of residual blocks (convolution, BatchNorm, addition, ReLU), at 30
-to 1,000 layers: CPU seconds of plan, quantize, save, load and sensitivity (the estimate), on one thread,
-and of deepcopy, ``prepare_fx``, calibration and ``convert_fx`` by hand. The exponent of a step is the
-slope of a line through the logarithms of its seconds and layers: 1 is linear, 2 is quadratic.
+A chain of Linear and ReLU, and one of residual blocks (convolution, BatchNorm, addition, ReLU), at
+30 to 1,000 layers: CPU seconds of plan, quantize, save, load and sensitivity (the estimate), on one
+thread, and of deepcopy, ``prepare_fx``, calibration and ``convert_fx`` by hand. The exponent of a
+step is the slope of a line through the logarithms of its seconds and layers: 1 is linear, 2 is
+quadratic.
 
     python benchmarks/scale.py [--layers 30 100 300 1000] [--kinds linear residual]
 
-The status is 1 if an exponent of qrecipe is above 1.1, or if quantizing the largest chain takes more
-than 4 times as long as by hand.
+The status is 1 if an exponent of qrecipe is above 1.1, or if quantizing the largest chain takes
+more than 4 times as long as by hand.
 """
 
 from __future__ import annotations
@@ -109,7 +110,8 @@ def main() -> int:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    return 0 if all([measure(kind, sorted(options.layers)) for kind in options.kinds]) else 1
+    within = [measure(kind, sorted(options.layers)) for kind in options.kinds]
+    return 0 if all(within) else 1
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,7 +33,7 @@ from qrecipe.model.copies import own_tensors, structural_copy
 from qrecipe.model.graph_names import keep_state_names
 from qrecipe.model.normalize import TAKES_WEIGHT, stored
 from qrecipe.planning.plan import Engine
-from qrecipe.process.state import random_numbers_kept
+from qrecipe.process.state import alone, random_numbers_kept
 
 
 def prepared_copy(
@@ -47,7 +48,7 @@ def prepared_copy(
     copied = structural_copy(graph_module)
     weights = dict(copied.named_parameters(remove_duplicate=False))
     try:
-        with quiet(), _nothing_kept(), _listed_once(copied), random_numbers_kept():
+        with quiet(), _nothing_kept(), random_numbers_kept(), _without_searches(copied):
             prepared = prepare(
                 copied,
                 emission.qconfig_mapping,
@@ -154,13 +155,15 @@ def _nothing_kept() -> Iterator[None]:
 
 
 @contextmanager
-def _listed_once(model: nn.Module) -> Iterator[None]:
-    """Let `prepare` list the modules once, not for every node that it observes.
+def _without_searches(model: nn.Module) -> Iterator[None]:
+    """Keep `prepare` from searching the whole model for every observer that it inserts.
 
-    From its first listing on, it only adds modules to the model itself.
+    It lists all modules each time, and tries all numbers from 0 for a free name. Meanwhile it only
+    adds modules to the model itself, with the next number.
     """
     listed = model.named_modules
     known: dict[str, Any] = {}
+    next_number: Counter[tuple[nn.Module, str]] = Counter()
 
     def named_modules(memo: Any = None, prefix: str = "", remove_duplicate: bool = True) -> Any:
         if remove_duplicate:
@@ -168,11 +171,26 @@ def _listed_once(model: nn.Module) -> Iterator[None]:
         known.update(model._modules if known else listed(remove_duplicate=False))
         return known
 
-    vars(model)["named_modules"] = named_modules
-    try:
-        yield
-    finally:
-        del vars(model)["named_modules"]
+    def free_name_with_prefix(prefix: str) -> Callable[[nn.Module], str]:
+        stem = prefix.replace(".", "_")
+
+        def free_name(module: nn.Module) -> str:
+            while hasattr(module, name := f"{stem}{next_number[module, stem]}"):
+                next_number[module, stem] += 1
+            return name
+
+        return free_name
+
+    functions = prepare.__globals__
+    former = functions["get_new_attr_name_with_prefix"]
+    with alone():
+        vars(model)["named_modules"] = named_modules
+        functions["get_new_attr_name_with_prefix"] = free_name_with_prefix
+        try:
+            yield
+        finally:
+            functions["get_new_attr_name_with_prefix"] = former
+            del vars(model)["named_modules"]
 
 
 def _preparation_failed(error: Exception) -> PlanError:
