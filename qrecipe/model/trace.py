@@ -30,7 +30,7 @@ from qrecipe.model.out_of_place import drop_dead_code
 from qrecipe.model.unfit import hidden_modules
 from qrecipe.process.state import random_numbers_kept, traced_alone
 from qrecipe.recipe.schema import FxTable
-from qrecipe.rules.structure import joined
+from qrecipe.rules.structure import enclosing, joined
 
 Scopes = Mapping[str, tuple[str, type]]
 """The path and class of the innermost module whose forward made a node's call, by node name."""
@@ -83,12 +83,12 @@ def trace(
 def hook_findings(model: nn.Module, path: str, table: FxTable) -> Iterator[Finding]:
     """Hooks on modules that are traced through (QR230), which only run during tracing."""
     tracer = _tracer(model, path, table)
-    leaves: list[str] = []
+    leaves: set[str] = set()
     for name, module in model.get_submodule(path).named_modules():
-        if any(name.startswith(f"{leaf}.") for leaf in leaves):
+        if not leaves.isdisjoint(enclosing(name)[1:]):
             continue
         if name and tracer.is_leaf_module(module, name):
-            leaves.append(name)
+            leaves.add(name)
         elif module._forward_hooks or module._forward_pre_hooks:
             where = joined(path, name) or "the model itself"
             what = "only what they compute with tensors is kept" if name else "nothing is kept"
