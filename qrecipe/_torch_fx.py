@@ -12,6 +12,8 @@ from torch.ao.nn.quantized.dynamic.modules.rnn import RNNBase as DynamicRecurren
 from torch.ao.nn.quantized.reference.modules.utils import ReferenceQuantizedModule
 from torch.ao.quantization.backend_config import (
     BackendConfig,
+    DTypeConfig,
+    DTypeWithConstraints,
     ObservationType,
     get_executorch_backend_config,
     get_native_backend_config,
@@ -41,11 +43,15 @@ from torch.ao.quantization.fx.quantize_handler import (
     _get_pattern_to_quantize_handlers,
 )
 from torch.ao.quantization.fx.tracer import QuantizationTracer
-from torch.ao.quantization.fx.utils import assert_and_get_unique_device
+from torch.ao.quantization.fx.utils import (
+    _qconfig_satisfies_dtype_config_constraints,
+    assert_and_get_unique_device,
+)
 from torch.ao.quantization.qconfig_mapping import QConfigMapping
 from torch.ao.quantization.quantize import quantize_dynamic
 from torch.ao.quantization.quantize_fx import _swap_ff_with_fxff as swap_float_functional
 from torch.ao.quantization.quantize_fx import attach_preserved_attrs_to_model
+from torch.ao.quantization.utils import get_qconfig_dtypes
 
 TWO_INPUT_FUSIONS = (ConvAdd2d, ConvAddReLU2d)
 
@@ -53,6 +59,8 @@ __all__ = [
     "TWO_INPUT_FUSIONS",
     "BackendConfig",
     "ConvertCustomConfig",
+    "DTypeConfig",
+    "DTypeWithConstraints",
     "DynamicLinear",
     "DynamicLinearReLU",
     "DynamicRecurrent",
@@ -67,6 +75,7 @@ __all__ = [
     "ReferenceQuantizedModule",
     "_get_fusion_pattern_to_fuse_handler_cls",
     "_get_pattern_to_quantize_handlers",
+    "_qconfig_satisfies_dtype_config_constraints",
     "_sorted_patterns_dict",
     "assert_and_get_unique_device",
     "attach_preserved_attrs_to_model",
@@ -78,6 +87,7 @@ __all__ = [
     "get_executorch_backend_config",
     "get_native_backend_config",
     "get_onednn_backend_config",
+    "get_qconfig_dtypes",
     "get_qnnpack_backend_config",
     "get_tensorrt_backend_config",
     "is_copy_node",

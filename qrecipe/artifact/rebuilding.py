@@ -22,7 +22,7 @@ from qrecipe.execution.executors import executor_of
 from qrecipe.execution.packing import Unpacked
 from qrecipe.model.architecture import check_same, module_settings
 from qrecipe.model.checks import attribute_findings
-from qrecipe.model.graph_sites import module_names
+from qrecipe.model.graph_sites import structure_of
 from qrecipe.model.roots import root_findings
 from qrecipe.planning.plan import Plan
 from qrecipe.process.warnings import held_back
@@ -102,7 +102,7 @@ _VALUELESS: Mapping[Any, Callable[..., Tensor]] = {
 def _without_plugins(plan: Plan, model: nn.Module) -> Plan:
     """The plan with the model's other names of modules, and with observers of torch's own."""
     sites = tuple(replace(site, qconfig=_with_builtins(site.qconfig)) for site in plan)
-    structure = replace(plan.structure, aliases=module_names(model)[1])
+    structure = replace(plan.structure, aliases=structure_of(model, {}).aliases)
     return replace(plan, sites=sites, structure=structure)
 
 

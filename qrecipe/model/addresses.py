@@ -94,9 +94,7 @@ def is_plumbing(node: fx.Node) -> bool:
 def address(graph_module: fx.GraphModule, scopes: Scopes, prefix: str) -> None:
     calls: Counter[str] = Counter()
     for node in graph_module.graph.nodes:
-        if node.op not in CALLS or not is_floating(node) or is_plumbing(node):
-            continue
-        if is_packing(node):
+        if node.op not in CALLS or not is_floating(node) or is_plumbing(node) or is_packing(node):
             continue
         if node.op == "call_module":
             module = graph_module.get_submodule(node.target)
@@ -105,11 +103,15 @@ def address(graph_module: fx.GraphModule, scopes: Scopes, prefix: str) -> None:
             member = _function_member(joined(prefix, scopes[node.name][0]), node)
         number = calls[member.name]
         calls[member.name] += 1
-        node.meta["member"] = member if number == 0 else _numbered(member, number)
+        if number > 0:
+            member = replace(member, name=f"{member.name}#{number}")
+        node.meta["member"] = member
 
 
-def _numbered(member: Member, number: int) -> Member:
-    return replace(member, name=f"{member.name}#{number}")
+def members_of(node: fx.Node) -> tuple[Member, ...]:
+    """The operations that a node stands for, in order; none for nodes that no rule can name."""
+    members: tuple[Member, ...] = node.meta.get("members", ())
+    return members or ((node.meta["member"],) if "member" in node.meta else ())
 
 
 def module_member(path: str, module: nn.Module) -> Member:

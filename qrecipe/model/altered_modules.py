@@ -85,8 +85,8 @@ def keep_apart(graph_module: fx.GraphModule, apart: Apart) -> None:
             continue
         module = graph_module.get_submodule(node.target)
         is_apart = isinstance(module, nn.BatchNorm1d) and apart(node)
-        if not _stays_alone(module) and not is_apart:
-            if _may_fuse(node):
+        if not is_apart and alteration(module) is None and not lacks_statistics(module):
+            if any(source.op == "call_module" for source in node.all_input_nodes):
                 make_affine(module)
             continue
         for source in node.all_input_nodes:
@@ -99,18 +99,10 @@ def keep_apart(graph_module: fx.GraphModule, apart: Apart) -> None:
             user.replace_input_with(node, identity)
 
 
-def _may_fuse(node: fx.Node) -> bool:
-    return any(source.op == "call_module" for source in node.all_input_nodes)
-
-
 def _identity(source: fx.Node) -> fx.Node:
     identity = source.graph.call_function(keep_float, (source,))
     identity.meta["value"] = source.meta["value"]
     return identity
-
-
-def _stays_alone(module: nn.Module) -> bool:
-    return alteration(module) is not None or lacks_statistics(module)
 
 
 def lacks_statistics(module: nn.Module) -> bool:

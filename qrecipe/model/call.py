@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import fx, nn
@@ -14,6 +15,8 @@ from torch.nn.utils.rnn import PackedSequence
 from qrecipe.errors.findings import Finding, PlanError
 from qrecipe.errors.short import ShortRepr
 from qrecipe.model.nested import UncopyableError, cloned, map_tensors, tensors_in
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -74,6 +77,18 @@ class Inputs(ShortRepr):
                     hint="pass tensors directly, or in a dict, list, tuple or dataclass",
                 )
             ) from error
+
+
+FEW_SAMPLES = 2
+"""More than one, so that code for the other samples (``y[1:]``) has an effect."""
+
+
+def on_few(run: Callable[[int], _Result]) -> _Result:
+    """The result of ``run`` for a few samples, or for all of them if it needs them."""
+    try:
+        return run(FEW_SAMPLES)
+    except Exception:
+        return run(sys.maxsize)
 
 
 EMPTY = "it is empty, so nothing can be observed"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from types import NoneType
 from typing import Any
 
@@ -32,9 +32,9 @@ def check_model(model: nn.Module, recipe: Recipe) -> None:
     """
     check_is_model(model)
     findings = (
-        [*wrapper_findings(model), *_quantized_findings(model)]
+        [*wrapper_findings(model), *_findings(_quantized(model))]
         or [
-            *_model_findings(model),
+            *_findings(islice(chain(_name_faults(model), _tensor_faults(model)), 1)),
             *attribute_findings(model, recipe.fx.preserved_attributes),
         ]
         or [*broken_values(model)]
@@ -52,64 +52,47 @@ def check_model(model: nn.Module, recipe: Recipe) -> None:
         )
 
 
-def _quantized_findings(model: nn.Module) -> Iterator[Finding]:
+def _findings(faults: Iterable[tuple[str, str]]) -> Iterator[Finding]:
+    return (Finding("QR306", message, hint=hint) for message, hint in faults)
+
+
+def _quantized(model: nn.Module) -> Iterator[tuple[str, str]]:
     found = quantized_part(model)
     if found is not None:
-        yield Finding(
-            "QR306",
-            f"the model {found}",
-            hint="pass the original float model",
-        )
+        yield f"the model {found}", "pass the original float model"
 
 
-def _model_findings(model: nn.Module) -> Iterator[Finding]:
+def _name_faults(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Names that quantization needs itself, and the cure."""
     if _has_own(model, PRIVATE, dict):
-        yield Finding(
-            "QR306",
-            f"the attribute {PRIVATE} is reserved for qrecipe",
-            hint="rename it",
-        )
-        return
+        yield f"the attribute {PRIVATE} is reserved for qrecipe", "rename it"
     for path, module in model.named_modules():
         if _has_own(module, "qconfig", QConfig):
-            yield Finding(
-                "QR306",
-                f"the attribute {joined(path, 'qconfig')} is overwritten by torch's quantization",
-                hint="rename it",
-            )
-            return
-        shadowed = next((name for name in module._modules if hasattr(nn.Module, name)), None)
-        if shadowed is not None:
-            yield Finding(
-                "QR306",
-                f"the submodule {joined(path, shadowed)} has the name of a torch.nn.Module method",
-                hint="rename it",
-            )
-            return
+            name = joined(path, "qconfig")
+            yield f"the attribute {name} is overwritten by torch's quantization", "rename it"
+        for name in module._modules:
+            if hasattr(nn.Module, name):
+                where = f"the submodule {joined(path, name)}"
+                yield f"{where} has the name of a torch.nn.Module method", "rename it"
+
+
+def _tensor_faults(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Tensors that are not floats on the CPU, and the cure."""
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         if is_lazy(tensor):
-            yield Finding(
-                "QR306",
-                f"{name} has no shape yet: it is lazy",
-                hint="run the model once on an example first",
+            yield f"{name} has no shape yet: it is lazy", "run the model once on an example first"
+        elif tensor.is_floating_point() and tensor.dtype != torch.float32:
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            yield (
+                f"{name} is {dtype}: quantization starts from a float32 model",
+                "call model.float() on it, or on a copy of it",
             )
-            return
-        if tensor.is_floating_point() and tensor.dtype != torch.float32:
-            yield Finding(
-                "QR306",
-                f"{name} is {str(tensor.dtype).removeprefix('torch.')}: quantization starts "
-                "from a float32 model",
-                hint="call model.float() on it, or on a copy of it",
-            )
-            return
     for name, tensor in model.named_parameters():
         if tensor.device.type != "cpu":
-            yield Finding(
-                "QR306",
+            yield (
                 f"{name} is on {tensor.device}: the quantized kernels run on the CPU",
-                hint='call model.to("cpu") on it, or on a copy of it',
+                'call model.to("cpu") on it, or on a copy of it',
             )
-            return
 
 
 def _has_own(module: nn.Module, name: str, written: type) -> bool:

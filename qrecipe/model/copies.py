@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from qrecipe.errors.findings import Finding, PlanError
 from qrecipe.model.nested import tensors_in
+from qrecipe.model.unfit import unfit
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -87,7 +87,7 @@ def _zeros(tensor: Tensor) -> Tensor:
 def _copy_sharing(model: _Model, shared: Iterable[Tensor | nn.Module]) -> _Model:
     """A deep copy that shares some parts; inference tensors are cloned, for autograd."""
     memo: dict[int, Tensor | nn.Module] = {
-        id(part): part for part in shared if not _is_inference(part)
+        id(part): part for part in shared if not (isinstance(part, Tensor) and part.is_inference())
     }
     # deepcopy rejects tensors computed by autograd, such as the weight of an old-style weight_norm
     memo |= {id(tensor): tensor.detach() for tensor in _computed(model)}
@@ -110,17 +110,9 @@ def _copied(model: _Model, memo: dict[int, Any]) -> _Model:
         if own.isdisjoint(copied.modules()):
             return copied
         problem = "its copy has the same modules"
-    raise PlanError(
-        Finding(
-            "QR306",
-            f"the model cannot be copied: {problem}",
-            hint="quantization works on a copy: make copy.deepcopy(model) work",
-        )
-    ) from (problem if isinstance(problem, Exception) else None)
-
-
-def _is_inference(part: Tensor | nn.Module) -> bool:
-    return isinstance(part, Tensor) and part.is_inference()
+    hint = "quantization works on a copy: make copy.deepcopy(model) work"
+    cause = problem if isinstance(problem, Exception) else None
+    raise unfit(f"the model cannot be copied: {problem}", hint) from cause
 
 
 def _computed(model: nn.Module) -> Iterator[Tensor]:
@@ -131,17 +123,10 @@ def _computed(model: nn.Module) -> Iterator[Tensor]:
                 yield value
 
 
-def _any(tensor: torch.Tensor) -> bool:
-    return True
-
-
-def own_all_tensors(model: nn.Module) -> None:
-    """Replace each parameter and buffer of the model with a clone, in place."""
-    own_tensors(model, _any)
-
-
-def own_tensors(model: nn.Module, chosen: Callable[[torch.Tensor], bool]) -> None:
-    """Replace each chosen parameter and buffer with a clone; shared ones stay shared."""
+def own_tensors(
+    model: nn.Module, chosen: Callable[[torch.Tensor], bool] = lambda tensor: True
+) -> None:
+    """Replace each chosen parameter and buffer with a clone, in place; shared ones stay shared."""
     clones: dict[int, torch.Tensor] = {}
 
     def own(tensor: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ from qrecipe.errors.text import first_line
 from qrecipe.model.call import Inputs, arguments
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.nested import parts_of, tensors_in
+from qrecipe.model.unfit import unfit
 from qrecipe.process.state import random_numbers_kept
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"_buffers", "_parameters"}
@@ -53,12 +54,9 @@ def drawing_nothing() -> Iterator[None]:
         yield
         drew = not torch.equal(before, torch.get_rng_state())
     if drew:
-        raise PlanError(
-            Finding(
-                "QR306",
-                "the model's forward draws random numbers in eval mode",
-                hint="measurements would not be comparable: draw them outside of forward",
-            )
+        raise unfit(
+            "the model's forward draws random numbers in eval mode",
+            "measurements would not be comparable: draw them outside of forward",
         )
 
 
@@ -162,12 +160,9 @@ class _ReadOnly(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         name = self.names.get(tensor.untyped_storage().data_ptr())
         if name is not None:
-            raise PlanError(
-                Finding(
-                    "QR306",
-                    f"forward writes to the parameter {name} ({func.overloadpacket.__name__})",
-                    hint="change the weights once, outside of forward",
-                )
+            raise unfit(
+                f"forward writes to the parameter {name} ({func.overloadpacket.__name__})",
+                "change the weights once, outside of forward",
             )
 
 
@@ -220,20 +215,19 @@ def _same(before: tuple[Any, int], after: tuple[Any, int]) -> bool:
     return old is new or (plain and bool(old == new))
 
 
-def changed_argument(model: nn.Module, inputs: Inputs, versions: Sequence[int]) -> str | None:
+Versions = Mapping[str, list[int]]
+"""The versions of the tensors in each argument of forward; each in-place write increments one."""
+
+
+def changed_argument(model: nn.Module, inputs: Inputs, versions: Versions) -> str | None:
     """The argument of forward that was written to since `versions_of` looked at the inputs."""
-    now = iter(zip(versions, versions_of(model, inputs), strict=True))
-    for name, value in arguments(model, inputs).items():
-        for _ in tensors_in(value):
-            old, new = next(now)
-            if old != new:
-                return name
-    return None
+    now = versions_of(model, inputs)
+    return next((name for name, found in now.items() if found != versions[name]), None)
 
 
-def versions_of(model: nn.Module, inputs: Inputs) -> list[int]:
-    """The versions of all tensors in the inputs; each in-place write increments one."""
-    return [_version(tensor) for tensor in tensors_in(arguments(model, inputs))]
+def versions_of(model: nn.Module, inputs: Inputs) -> Versions:
+    given = arguments(model, inputs).items()
+    return {name: list(map(_version, tensors_in(value))) for name, value in given}
 
 
 def _version(tensor: Tensor) -> int:

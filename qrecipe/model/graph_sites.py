@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import fx, nn
 
 from qrecipe._torch_fx import (
     BackendConfig,
+    DTypeConfig,
     QuantizeHandler,
     _get_fusion_pattern_to_fuse_handler_cls,
     _get_pattern_to_quantize_handlers,
@@ -20,15 +22,14 @@ from qrecipe._torch_fx import (
     find_quantizable,
     fuse,
 )
-from qrecipe.errors.findings import Finding, PlanError
+from qrecipe.errors.findings import Finding
 from qrecipe.errors.text import first_line
-from qrecipe.model.addresses import base_names, class_names, is_floating, is_plumbing
+from qrecipe.model.addresses import base_names, class_names, is_floating, is_plumbing, members_of
 from qrecipe.model.altered_modules import Apart, keep_apart, normalises_another_axis
 from qrecipe.model.architecture import traced_part
 from qrecipe.model.call import Inputs, constants
 from qrecipe.model.graph_names import keep_state_names, outer
-from qrecipe.model.kernel_types import KernelTypes, kernel_types
-from qrecipe.model.normalize import TAKES_WEIGHT, drop_dead_code, normalize
+from qrecipe.model.normalize import TAKES_WEIGHT, normalize
 from qrecipe.model.outputs import is_packing
 from qrecipe.model.record import TracedPart
 from qrecipe.model.rewrite_proof import prove_fused
@@ -36,8 +37,9 @@ from qrecipe.model.roots import inputs_of_roots, prove_whole
 from qrecipe.model.trace import Scopes, hook_findings, in_training, trace
 from qrecipe.model.trace_proof import Example, record_values
 from qrecipe.model.training_graph import make_dropouts_switchable, modules_as_trained
+from qrecipe.model.unfit import unfit
 from qrecipe.recipe.schema import FxTable, Phase
-from qrecipe.rules.structure import Kind, Member, ModelStructure, Operation
+from qrecipe.rules.structure import Kind, ModelStructure, Operation
 
 _COPIES = (nn.Dropout, F.dropout)
 """Modules that copy in eval mode; torch gives them a range that their kernels ignore."""
@@ -54,7 +56,7 @@ class Match:
     operation: Operation
     nodes: tuple[fx.Node, ...]
     module: nn.Module | None
-    kernels: tuple[KernelTypes, ...]
+    kernels: tuple[DTypeConfig, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,7 @@ def take_inventory(
     for path, part_inputs in inputs_of.items():
         module = model.get_submodule(path)
         fixed = constants(module, part_inputs)
-        graph_module, scopes = traced_graph(model, path, fixed, table)
+        graph_module, scopes = trace(model, path, fixed, table)
         example = record_values(graph_module, module, part_inputs)
         traced = traced_part(path, fixed, graph_module)
         dropouts: frozenset[str] = frozenset()
@@ -122,27 +124,15 @@ def take_inventory(
         matches |= named_sites(graph_module, backend_config, phase)
     if table.roots:
         prove_whole(model, {part.path: part.graph_module for part in parts}, inputs)
-    modules, aliases = module_names(model, table.roots)
-    bases = {path: base_names(type(model.get_submodule(path))) for path in modules}
-    operations = tuple(match.operation for match in matches.values())
     return Inventory(
         tuple(parts),
         matches,
-        ModelStructure(operations, modules, bases, aliases, tuple(table.roots)),
+        structure_of(model, matches, table.roots),
         tuple(trained),
         doubts=tuple(
             finding for path in inputs_of for finding in hook_findings(model, path, table)
         ),
     )
-
-
-def traced_graph(
-    model: nn.Module, path: str, fixed: Mapping[str, Any], table: FxTable
-) -> tuple[fx.GraphModule, Scopes]:
-    """The result of `trace.trace` without dead code."""
-    graph_module, scopes = trace(model, path, fixed, table)
-    drop_dead_code(graph_module)
-    return graph_module, scopes
 
 
 def fused_graph(
@@ -167,13 +157,8 @@ def fused_graph(
     try:
         fused = fuse(graph_module, phase == "qat", None, backend_config)
     except Exception as error:
-        raise PlanError(
-            Finding(
-                "QR306",
-                f"torch cannot fuse the model: {first_line(error)}",
-                hint="please report the model",
-            )
-        ) from error
+        message = f"torch cannot fuse the model: {first_line(error)}"
+        raise unfit(message, "please report the model") from error
     keep_state_names(fused)
     return fused
 
@@ -193,10 +178,10 @@ def named_sites(
     return found
 
 
-def module_names(
-    model: nn.Module, roots: Sequence[str] = ()
-) -> tuple[dict[str, frozenset[str]], dict[str, str]]:
-    """The classes of all modules by canonical path, and the canonical path of each alias.
+def structure_of(
+    model: nn.Module, matches: Mapping[str, Match], roots: Sequence[str] = ()
+) -> ModelStructure:
+    """The operations of all sites, and the names of all modules.
 
     A module in several roots has a canonical path in each, as each has its own sites.
     """
@@ -208,16 +193,22 @@ def module_names(
         canonical.setdefault((module, root), path)
         if root:
             in_a_root.setdefault(module, path)
-    modules: dict[str, frozenset[str]] = {}
+    modules: dict[str, type[nn.Module]] = {}
     aliases: dict[str, str] = {}
     for path, module in named.items():
         root = _root_of(path, roots)
         first = canonical[module, root] if root else in_a_root.get(module, canonical[module, root])
         if first == path:
-            modules[path] = class_names(type(module))
+            modules[path] = type(module)
         else:
             aliases[path] = first
-    return modules, aliases
+    return ModelStructure(
+        tuple(match.operation for match in matches.values()),
+        {path: class_names(kind) for path, kind in modules.items()},
+        {path: base_names(kind) for path, kind in modules.items()},
+        aliases,
+        tuple(roots),
+    )
 
 
 def _root_of(path: str, roots: Sequence[str]) -> str:
@@ -250,6 +241,12 @@ def _innermost(node_pattern: Any) -> fx.Node:
     return node_pattern
 
 
+@lru_cache(maxsize=16)
+def quantize_handlers(backend_config: BackendConfig) -> dict[Any, Any]:
+    """The classes that torch makes of the patterns: some 200, which takes longer than matching."""
+    return _get_pattern_to_quantize_handlers(backend_config)
+
+
 def _matches(
     fused: fx.GraphModule, modules: Mapping[str, nn.Module], backend_config: BackendConfig
 ) -> Iterator[Match]:
@@ -257,7 +254,7 @@ def _matches(
     found = find_quantizable(
         fused.graph,
         dict(modules),
-        _sorted_patterns_dict(_get_pattern_to_quantize_handlers(backend_config)),
+        _sorted_patterns_dict(quantize_handlers(backend_config)),
         backend_config_utils.get_fusion_pattern_to_root_node_getter(backend_config),
     )
     configs = backend_config_utils.get_pattern_to_dtype_configs(backend_config)
@@ -268,10 +265,10 @@ def _matches(
             continue
         _, node_pattern, pattern, handler = found.get(node.name, (node, [node], None, None))
         group = sorted(_nodes_of(node_pattern), key=position.__getitem__)
-        kernels = () if pattern is None else kernel_types(configs[pattern])
+        kernels = () if pattern is None else tuple(configs[pattern])
         sources = _sources(group)
         operation = Operation(
-            members=tuple(member for n in group for member in _members(n)),
+            members=tuple(member for n in group for member in members_of(n)),
             kind=_kind(pattern, handler, kernels),
             producers=tuple(dict.fromkeys(site_of[n] for n in sources if n in site_of)),
             model_inputs=tuple(str(n.target) for n in sources if n.op == "placeholder"),
@@ -290,11 +287,6 @@ def _first_module(node: fx.Node, fused: fx.GraphModule) -> nn.Module | None:
     return module[0] if isinstance(module, nn.Sequential) else module
 
 
-def _members(node: fx.Node) -> tuple[Member, ...]:
-    members: tuple[Member, ...] = node.meta.get("members", (node.meta["member"],))
-    return members
-
-
 def _nodes_of(node_pattern: Any) -> Iterator[fx.Node]:
     if isinstance(node_pattern, fx.Node):
         yield node_pattern
@@ -303,12 +295,13 @@ def _nodes_of(node_pattern: Any) -> Iterator[fx.Node]:
             yield from _nodes_of(part)
 
 
-def _kind(pattern: Any, handler: QuantizeHandler | None, kernels: tuple[KernelTypes, ...]) -> Kind:
+def _kind(pattern: Any, handler: QuantizeHandler | None, kernels: tuple[DTypeConfig, ...]) -> Kind:
     if handler is None:
         return "unmatched"
     if handler.is_general_tensor_value_op() or pattern in _COPIES:
         return "passthrough"
-    return "fixed_qparams" if any(kernel.output.scale for kernel in kernels) else "observed"
+    outputs = [kernel.output_dtype_with_constraints for kernel in kernels]
+    return "fixed_qparams" if any(output.scale_exact_match for output in outputs) else "observed"
 
 
 def _readers(node: fx.Node) -> Iterator[fx.Node]:

@@ -8,14 +8,13 @@ from torch import nn
 
 from qrecipe._torch_fx import BackendConfig, ObservationType
 from qrecipe.errors.findings import Finding
-from qrecipe.model.addresses import base_names, module_member
+from qrecipe.model.addresses import module_member
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.dry_run import drawing_nothing, try_inputs, watch_calls
-from qrecipe.model.graph_sites import Inventory, Match, module_names
-from qrecipe.model.kernel_types import kernel_types
+from qrecipe.model.graph_sites import Inventory, Match, structure_of
 from qrecipe.recipe.schema import FxTable
-from qrecipe.rules.structure import Kind, ModelStructure, Operation, enclosing
+from qrecipe.rules.structure import Kind, Operation, enclosing
 
 _WITH_FAST_PATH = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
 
@@ -32,7 +31,6 @@ def take_inventory(
     or writes to its parameters (QR306).
     """
     called = _called(model, inputs)
-    modules, aliases = module_names(model)
     stops = {path for path in called if _stops(path, model.get_submodule(path), table)}
     stops |= {path for path in ("", *called) if _takes_fast_path(path, model, called)}
     matches: dict[str, Match] = {}
@@ -42,14 +40,11 @@ def take_inventory(
             continue
         config = backend_config._pattern_complex_format_to_config.get(type(module))
         operation = Operation((module_member(path, module),), _kind(config), ())
-        kernels = () if config is None else kernel_types(config.dtype_configs)
+        kernels = () if config is None else tuple(config.dtype_configs)
         matches[path] = Match(operation, (), module, kernels)
-    bases = {path: base_names(type(model.get_submodule(path))) for path in modules}
-    operations = tuple(match.operation for match in matches.values())
-    structure = ModelStructure(operations, modules, bases, aliases)
-    return Inventory(
-        (), matches, structure, untraced=why, unreached=_unreached(model, called, stops)
-    )
+    structure = structure_of(model, matches)
+    unreached = _unreached(model, called, stops)
+    return Inventory((), matches, structure, untraced=why, unreached=unreached)
 
 
 def _called(model: nn.Module, inputs: Inputs) -> list[str]:

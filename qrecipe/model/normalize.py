@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import inspect
 import operator
+from itertools import count
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from qrecipe.model.addresses import FUNCTION_NAMES, address
+from qrecipe.model.addresses import address
 from qrecipe.model.copies import structural_copy
 from qrecipe.model.outputs import is_packing, name_constants
 from qrecipe.model.trace import Scopes
+from qrecipe.rules.structure import joined
 
 _TWIN_OF_METHOD: dict[str, Any] = {
     "add": torch.add,
@@ -45,29 +47,34 @@ _TWIN_OF_FUNCTION: dict[Any, Any] = {
 }
 
 _BINARY_FUNCTIONS = frozenset({torch.add, torch.mul, torch.matmul})
-MULTIPLIES_WEIGHT = frozenset(
-    {
-        *(F.linear, F.conv1d, F.conv2d, F.conv3d),
-        *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
-    }
-)
+_WEIGHTED = ("input", "weight", "bias")
+_POSITIONAL: dict[Any, tuple[str, ...]] = {
+    **dict.fromkeys(_BINARY_FUNCTIONS, ("input", "other")),
+    F.linear: _WEIGHTED,
+    torch.cat: ("tensors", "dim"),
+    torch.stack: ("tensors", "dim"),
+}
+_SETTINGS = ("stride", "padding", "dilation", "groups")
+_TRANSPOSED_SETTINGS = ("stride", "padding", "output_padding", "groups", "dilation")
+_CONVOLUTIONS: dict[Any, tuple[int, tuple[str, ...]]] = {
+    F.conv1d: (1, _WEIGHTED + _SETTINGS),
+    F.conv2d: (2, _WEIGHTED + _SETTINGS),
+    F.conv3d: (3, _WEIGHTED + _SETTINGS),
+    F.conv_transpose1d: (1, _WEIGHTED + _TRANSPOSED_SETTINGS),
+    F.conv_transpose2d: (2, _WEIGHTED + _TRANSPOSED_SETTINGS),
+    F.conv_transpose3d: (3, _WEIGHTED + _TRANSPOSED_SETTINGS),
+}
+"""The number of dimensions, and the arguments in torch's order, which differs."""
+
+_DEFAULTS = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1}
+
+MULTIPLIES_WEIGHT = frozenset({F.linear, *_CONVOLUTIONS})
 """Linear layers and convolutions as functions."""
 
 TAKES_WEIGHT = MULTIPLIES_WEIGHT | {
     *(F.layer_norm, F.instance_norm, F.group_norm, F.batch_norm, F.embedding)
 }
 """Functions with weight and bias as arguments."""
-
-_WEIGHTED = ("input", "weight", "bias")
-_POSITIONAL: dict[Any, tuple[str, ...]] = {
-    **dict.fromkeys(_BINARY_FUNCTIONS, ("input", "other")),
-    **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), _WEIGHTED),
-    F.linear: _WEIGHTED,
-    torch.cat: ("tensors", "dim"),
-    torch.stack: ("tensors", "dim"),
-}
-_TRANSPOSED_DIMENSIONS = {F.conv_transpose1d: 1, F.conv_transpose2d: 2, F.conv_transpose3d: 3}
-_CONVOLUTION_DIMENSIONS = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 
 
 def normalize(graph_module: fx.GraphModule, scopes: Scopes, prefix: str) -> None:
@@ -93,45 +100,13 @@ def normalize(graph_module: fx.GraphModule, scopes: Scopes, prefix: str) -> None
             _spell_out(node, _POSITIONAL.get(node.target, ("input",)))
             if node.target in _BINARY_FUNCTIONS:
                 _drop_neutral_alpha(node)
-            elif node.target in _TRANSPOSED_DIMENSIONS:
-                _spell_out_transposed(node, _TRANSPOSED_DIMENSIONS[node.target])
-            elif node.target in _CONVOLUTION_DIMENSIONS:
-                _spell_out_convolution(node, _CONVOLUTION_DIMENSIONS[node.target])
+            elif node.target in _CONVOLUTIONS:
+                _spell_out_convolution(node, *_CONVOLUTIONS[node.target])
                 _spell_out_word(node, graph_module)
         if node.op == "call_module":
             _spell_out_padding(graph_module.get_submodule(node.target))
     name_constants(graph_module)
     graph_module.recompile()
-
-
-def drop_dead_code(graph_module: fx.GraphModule) -> None:
-    """Remove unused nodes, after redirecting readers of a tensor to its last in-place change.
-
-    A call whose result is unused counts as dead code, as in FX's own conversion, even if it changes
-    its input: ``x.add_(1); return x``. Quantized kernels never change their input, even with
-    ``inplace``.
-    """
-    position = {node: index for index, node in enumerate(graph_module.graph.nodes)}
-    for node in graph_module.graph.nodes:
-        if not _is_in_place(node, graph_module):
-            continue
-        changed = node.args[0]
-        for user in list(changed.users):
-            if user is not node and position[user] > position[node]:
-                user.replace_input_with(changed, node)
-    graph_module.graph.eliminate_dead_code()
-    graph_module.recompile()
-
-
-def _is_in_place(node: fx.Node, graph_module: fx.GraphModule) -> bool:
-    if not node.args or not isinstance(node.args[0], fx.Node):
-        return False
-    if node.op == "call_module":
-        return bool(getattr(graph_module.get_submodule(str(node.target)), "inplace", False))
-    if node.kwargs.get("inplace"):
-        return True
-    name = FUNCTION_NAMES.get(node.target, "") if node.op == "call_function" else str(node.target)
-    return not name.startswith("operator.") and name.endswith("_") and not name.endswith("__")
 
 
 def stored(source: object, graph_module: fx.GraphModule) -> Any:
@@ -200,16 +175,12 @@ def _separate_readers_of_weights(graph: fx.Graph) -> None:
 
 
 def free_name(graph_module: fx.GraphModule, path: str) -> str:
-    """A name that no module, parameter or buffer of the graph has yet."""
-    taken = {
-        *dict(graph_module.named_modules(remove_duplicate=False)),
-        *dict(graph_module.named_parameters(remove_duplicate=False)),
-        *dict(graph_module.named_buffers(remove_duplicate=False)),
-    }
-    number = 1
-    while f"{path}__call{number}" in taken:
-        number += 1
-    return f"{path}__call{number}"
+    """A name after ``path`` that no module, parameter or buffer of the graph has yet."""
+    outer, _, name = path.rpartition(".")
+    owner = graph_module.get_submodule(outer)
+    taken = {*owner._modules, *owner._parameters, *owner._buffers}
+    free = next(free for k in count(1) if (free := f"{name}__call{k}") not in taken)
+    return joined(outer, free)
 
 
 def _method_to_function(node: fx.Node) -> None:
@@ -228,15 +199,12 @@ def _module_to_function(node: fx.Node, module: nn.Module) -> None:
         node.args = (*node.args, module.start_dim, module.end_dim)
 
 
-def _spell_out_convolution(node: fx.Node, dimensions: int) -> None:
+def _spell_out_convolution(node: fx.Node, dimensions: int, names: tuple[str, ...]) -> None:
     """Write all arguments positionally and as tuples, as the quantized prepack operators need."""
-    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-    defaults = (None, None, None, 1, 0, 1, 1)
-    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-    spelled = [given.get(name, default) for name, default in zip(names, defaults, strict=True)]
-    for index in (3, 4, 5):
-        spelled[index] = _for_each_dimension(spelled[index], dimensions)
-    node.args, node.kwargs = tuple(spelled), {}
+    given = {**_DEFAULTS, **dict(zip(names, node.args, strict=False)), **node.kwargs}
+    for name in _DEFAULTS.keys() - {"groups"}:
+        given[name] = _for_each_dimension(given[name], dimensions)
+    node.args, node.kwargs = tuple(given.get(name) for name in names), {}
 
 
 def _for_each_dimension(value: Any, dimensions: int) -> Any:
@@ -260,17 +228,6 @@ def _spell_out(node: fx.Node, names: tuple[str, ...]) -> None:
             break
         args.append(kwargs.pop(name))
     node.args, node.kwargs = tuple(args), kwargs
-
-
-def _spell_out_transposed(node: fx.Node, dimensions: int) -> None:
-    """As for other convolutions; torch itself swaps groups and dilation when it packs them."""
-    names = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
-    defaults = (None, None, None, 1, 0, 0, 1, 1)
-    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-    spelled = [given.get(name, default) for name, default in zip(names, defaults, strict=True)]
-    for index in (3, 4, 5, 7):
-        spelled[index] = _for_each_dimension(spelled[index], dimensions)
-    node.args, node.kwargs = tuple(spelled), {}
 
 
 def _drop_neutral_alpha(node: fx.Node) -> None:

@@ -10,11 +10,11 @@ from torch import nn
 
 from qrecipe.errors.findings import PlanError, TraceError
 from qrecipe.errors.text import quoted_whole
-from qrecipe.model.call import Inputs, constants
+from qrecipe.model.call import Inputs, constants, on_few
 from qrecipe.model.dry_run import first_calls
 from qrecipe.model.roots import prove_whole
 from qrecipe.model.trace import UntraceableError, trace
-from qrecipe.model.trace_proof import FEW_SAMPLES, record_values
+from qrecipe.model.trace_proof import record_values
 from qrecipe.recipe.schema import FxTable
 from qrecipe.rules.structure import enclosing
 
@@ -144,7 +144,4 @@ def _calls(model: nn.Module, inputs: Inputs) -> dict[str, Inputs]:
     `try_inputs`.
     """
     paths = [path for path, module in model.named_modules() if not path or list(module.children())]
-    try:
-        return first_calls(model, paths, inputs.first_samples(FEW_SAMPLES))
-    except PlanError:
-        return first_calls(model, paths, inputs)
+    return on_few(lambda count: first_calls(model, paths, inputs.first_samples(count)))

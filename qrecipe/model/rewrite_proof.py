@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -11,12 +12,13 @@ from torch import Tensor, fx, nn
 
 from qrecipe._torch_ao import is_observer
 from qrecipe._torch_fx import FusedConvBatchNorm, FusedLinearBatchNorm
-from qrecipe.errors.findings import Finding, PlanError
 from qrecipe.errors.text import first_line, quoted_whole
+from qrecipe.model.addresses import members_of
 from qrecipe.model.call import bind
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.dry_run import try_out
 from qrecipe.model.trace_proof import Example, difference
+from qrecipe.model.unfit import unfit
 from qrecipe.recipe.patterns import leave_float
 from qrecipe.rules.structure import Member, joined
 
@@ -34,13 +36,8 @@ def prove_fused(fused: fx.GraphModule, model: nn.Module, path: str, example: Exa
         return
     expected = _module_results(model.get_submodule(path), path, example)
     members = _members(_first_unlike(expected, fused, example))
-    raise PlanError(
-        Finding(
-            "QR306",
-            f"{_shown(members)} computes something else after fusion: {found}",
-            hint=_left_whole(members),
-        )
-    )
+    message = f"{_shown(members)} computes something else after fusion: {found}"
+    raise unfit(message, _left_whole(members))
 
 
 def _left_whole(members: tuple[Member, ...]) -> str:
@@ -67,31 +64,19 @@ def prove_prepared(prepared: fx.GraphModule, fused: fx.GraphModule, example: Exa
     if found is None:
         return
     if _found(fused, example) is not None:
-        raise PlanError(
-            Finding(
-                "QR306",
-                "the model's weights have changed since it was compiled",
-                hint="compile it again",
-            )
-        )
+        raise unfit("the model's weights have changed since it was compiled", "compile it again")
     node = _first_unlike(_results(fused, example), prepared, example)
     shown = _shown(_members(node))
     if node is not None and _divides_by_zero(node, prepared):
-        raise PlanError(
-            Finding(
-                "QR306",
-                f"{shown} cannot be trained with fake-quants: torch divides by the weights of its "
-                "BatchNorm, and some are 0",
-                hint="make them small instead: bn.weight.data[bn.weight == 0] = 1e-6",
-            )
+        raise unfit(
+            f"{shown} cannot be trained with fake-quants: torch divides by the weights of its "
+            "BatchNorm, and some are 0",
+            "make them small instead: bn.weight.data[bn.weight == 0] = 1e-6",
         )
     site = None if node is None else node.meta.get("site")
-    raise PlanError(
-        Finding(
-            "QR306",
-            f"{shown} computes something else after it is prepared: {found}",
-            hint=leave_float(site) if site else "quantize parts of it: [fx] roots",
-        )
+    raise unfit(
+        f"{shown} computes something else after it is prepared: {found}",
+        leave_float(site) if site else "quantize parts of it: [fx] roots",
     )
 
 
@@ -137,14 +122,11 @@ def _first_unlike(
 
 
 def _members(node: fx.Node | None) -> tuple[Member, ...]:
-    """The operations that a node stands for, in order."""
-    meta: Mapping[str, Any] = {} if node is None else node.meta
-    members: tuple[Member, ...] = meta.get("members", (meta["member"],) if "member" in meta else ())
-    return members
+    return () if node is None else members_of(node)
 
 
 def _name(node: fx.Node) -> str | None:
-    members = _members(node)
+    members = members_of(node)
     return members[-1].name if members else None
 
 
@@ -165,11 +147,8 @@ def _results(graph_module: fx.GraphModule, example: Example) -> dict[str, Tensor
     """The results of a graph's operations, as far as they run, by the name of the last member."""
     probe = passing(graph_module)
     keeper = _Keeper(probe)
-    with torch.no_grad():
-        try:
-            keeper.run(*bind(probe, probe, example.inputs.cloned()))
-        except Exception:
-            return keeper.results
+    with torch.no_grad(), suppress(Exception):
+        keeper.run(*bind(probe, probe, example.inputs.cloned()))
     return keeper.results
 
 

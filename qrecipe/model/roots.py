@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
 from qrecipe.errors.findings import Finding, PlanError, error_from
 from qrecipe.errors.spelling import did_you_mean
 from qrecipe.errors.text import first_line
-from qrecipe.model.call import Inputs
+from qrecipe.model.call import Inputs, on_few
 from qrecipe.model.copies import runnable_copy, with_parts
 from qrecipe.model.dry_run import first_calls, try_out
 from qrecipe.model.rewrite_proof import FLIPPED
-from qrecipe.model.trace_proof import FEW_SAMPLES, difference
+from qrecipe.model.trace_proof import difference
 from qrecipe.process.state import random_numbers_kept
 
 
@@ -47,15 +48,13 @@ def prove_whole(model: nn.Module, graphs: Mapping[str, nn.Module], inputs: Input
     Code around a root may look into it, check its class or call other methods, none of which works
     after tracing. Raises ``PlanError`` (QR306) in that case.
     """
-    few, expected = inputs, None
-    for few in (inputs.first_samples(FEW_SAMPLES), inputs):
-        try:
-            with random_numbers_kept():  # both runs draw the same numbers
-                expected = try_out(runnable_copy(model), few.cloned(), model)
-            break
-        except Exception:
-            if few is inputs:
-                raise
+
+    def run(count: int) -> tuple[Inputs, Any]:
+        few = inputs.first_samples(count)
+        with random_numbers_kept():  # both runs draw the same numbers
+            return few, try_out(runnable_copy(model), few.cloned(), model)
+
+    few, expected = on_few(run)
     try:
         parts = {path: runnable_copy(graph) for path, graph in graphs.items()}
         with random_numbers_kept():
@@ -85,38 +84,21 @@ def root_findings(model: nn.Module, roots: Sequence[str]) -> Iterator[Finding]:
     """Roots that are not containers of the model, or are inside each other (QR301)."""
     modules = dict(model.named_modules(remove_duplicate=False))
     for path in roots:
-        if (finding := _problem(path, roots, modules)) is not None:
-            yield finding
+        if (problem := _problem(path, roots, modules)) is not None:
+            what, hint = problem
+            yield Finding("QR301", f'fx.roots "{path}" {what}', hint=hint, key="fx.roots")
 
 
-def _problem(path: str, roots: Sequence[str], modules: Mapping[str, nn.Module]) -> Finding | None:
+def _problem(
+    path: str, roots: Sequence[str], modules: Mapping[str, nn.Module]
+) -> tuple[str, str | None] | None:
+    """What is wrong with a root, and how to mend it."""
     if path not in modules or not path:
-        return Finding(
-            "QR301",
-            f'fx.roots "{path}" is not a module of the model',
-            hint=did_you_mean(path, [name for name in modules if name]),
-            key="fx.roots",
-        )
-    if type(modules[path]).__module__.startswith("torch.nn") and not list(modules[path].children()):
-        return Finding(
-            "QR301",
-            f'fx.roots "{path}" is a single {type(modules[path]).__name__}, with nothing to trace',
-            hint="name the module around it",
-            key="fx.roots",
-        )
+        return "is not a module of the model", did_you_mean(path, filter(None, modules))
+    kind = type(modules[path])
+    if kind.__module__.startswith("torch.nn") and not list(modules[path].children()):
+        return f"is a single {kind.__name__}, with nothing to trace", "name the module around it"
     if list(roots).count(path) > 1:
-        return Finding(
-            "QR301",
-            f'fx.roots has "{path}" twice',
-            hint="remove one",
-            key="fx.roots",
-        )
+        return "is named twice", "remove one"
     outer = next((root for root in roots if root != path and path.startswith(f"{root}.")), None)
-    if outer is not None:
-        return Finding(
-            "QR301",
-            f'fx.roots "{path}" is inside "{outer}"',
-            hint="remove one of them",
-            key="fx.roots",
-        )
-    return None
+    return None if outer is None else (f'is inside "{outer}"', "remove one of them")

@@ -26,10 +26,11 @@ from qrecipe.model.call import Inputs, constants
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.graph_names import rename_taken
 from qrecipe.model.nested import Packing, leaves, parts_of
+from qrecipe.model.out_of_place import drop_dead_code
 from qrecipe.model.unfit import hidden_modules
 from qrecipe.process.state import random_numbers_kept, traced_alone
 from qrecipe.recipe.schema import FxTable
-from qrecipe.rules.structure import joined
+from qrecipe.rules.structure import enclosing, joined
 
 Scopes = Mapping[str, tuple[str, type]]
 """The path and class of the innermost module whose forward made a node's call, by node name."""
@@ -51,19 +52,18 @@ def trace(
 ) -> tuple[fx.GraphModule, Scopes]:
     """The graph of a copy of the submodule at ``path``, in eval mode, and its scopes.
 
-    The copy shares the parameters. Names in ``table`` are relative to the whole model, ``scopes``
-    to the submodule. ``fixed`` are the arguments of its forward that are not tensors.
+    The copy shares the parameters, and dead code is dropped. Names in ``table`` are relative to
+    the whole model, ``scopes`` to the submodule. ``fixed`` are the arguments of its forward that
+    are not tensors.
 
     Raises ``TraceError`` with the submodule and the line that cannot be traced.
     """
-    names = _known_names(model, table.non_traceable_module_name)
-    classes = _known_classes(model, table.non_traceable_module_class)
+    tracer = _tracer(model, path, table)
     root = runnable_copy(model.get_submodule(path))
     for module in root.modules():
         # leftovers of an earlier prepare would look like our decisions
         module.__dict__.pop("qconfig", None)
     swap_float_functional(root)
-    tracer = _Tracer([_within(path, name) for name in names], classes)
     try:
         graph = tracer.trace(root, dict(fixed))
         _name_placeholders(graph, root)
@@ -76,19 +76,19 @@ def trace(
         at = joined(path, tracer.path)
         raise _untraceable(error, path, at, model) from error
     _check_placeholders(graph_module, path)
+    drop_dead_code(graph_module)
     return graph_module, tracer.node_name_to_scope
 
 
 def hook_findings(model: nn.Module, path: str, table: FxTable) -> Iterator[Finding]:
     """Hooks on modules that are traced through (QR230), which only run during tracing."""
-    names = [_within(path, name) for name in table.non_traceable_module_name]
-    tracer = _Tracer(names, _known_classes(model, table.non_traceable_module_class))
-    leaves: list[str] = []
+    tracer = _tracer(model, path, table)
+    leaves: set[str] = set()
     for name, module in model.get_submodule(path).named_modules():
-        if any(name.startswith(f"{leaf}.") for leaf in leaves):
+        if not leaves.isdisjoint(enclosing(name)[1:]):
             continue
         if name and tracer.is_leaf_module(module, name):
-            leaves.append(name)
+            leaves.add(name)
         elif module._forward_hooks or module._forward_pre_hooks:
             where = joined(path, name) or "the model itself"
             what = "only what they compute with tensors is kept" if name else "nothing is kept"
@@ -113,13 +113,11 @@ class InTraining:
 
 def in_training(model: nn.Module, path: str, inputs: Inputs, table: FxTable) -> InTraining:
     """Compare the traces of a submodule in both modes."""
-    names = [_within(path, name) for name in table.non_traceable_module_name]
-    classes = _known_classes(model, table.non_traceable_module_class)
     calls: list[list[tuple[Any, ...]]] = []
     dropouts: frozenset[str] = frozenset()
     for training in (False, True):
         root = runnable_copy(model.get_submodule(path)).train(training)
-        tracer = _Tracer(names, classes)
+        tracer = _tracer(model, path, table)
         try:
             graph = tracer.trace(root, constants(root, inputs))
         except Exception:
@@ -174,11 +172,6 @@ def _keep_assertion(graph: fx.Graph, node: fx.Node) -> None:
         is_none = graph.call_function(operator.is_, (value, None))
         graph.call_function(torch._assert, (is_none, message))
     graph.erase_node(node)
-
-
-def _within(path: str, name: str) -> str:
-    """A name of the whole model relative to the submodule at ``path``."""
-    return name.removeprefix(f"{path}.") if path else name
 
 
 def _check_names(graph: fx.Graph, path: str) -> None:
@@ -279,18 +272,17 @@ def _is_made_again_by_torch(value: Any) -> bool:
     return is_plain and all(parts_of(part) is None for part in parts.values())
 
 
-def _known_names(model: nn.Module, names: Sequence[str]) -> Sequence[str]:
-    known = dict(model.named_modules())
-    _check_known("fx.non_traceable_module_name", names, known, "module of the model")
-    return names
-
-
-def _known_classes(model: nn.Module, names: Sequence[str]) -> list[Callable[..., Any]]:
-    by_name = {f"{type(m).__module__}.{type(m).__qualname__}": type(m) for m in model.modules()}
+def _tracer(model: nn.Module, path: str, table: FxTable) -> _Tracer:
+    """A tracer of the submodule at ``path``. Raises ``PlanError`` (QR301) for unknown names."""
+    names, classes = table.non_traceable_module_name, table.non_traceable_module_class
+    modules = dict(model.named_modules())
+    by_name = {f"{type(m).__module__}.{type(m).__qualname__}": type(m) for m in modules.values()}
+    _check_known("fx.non_traceable_module_name", names, modules, "module of the model")
     _check_known(
-        "fx.non_traceable_module_class", names, by_name, "class of any module of the model"
+        "fx.non_traceable_module_class", classes, by_name, "class of any module of the model"
     )
-    return [by_name[name] for name in names]
+    within = f"{path}." if path else ""
+    return _Tracer([name.removeprefix(within) for name in names], [by_name[k] for k in classes])
 
 
 def _check_known(key: str, names: Sequence[str], known: Collection[str], what: str) -> None:

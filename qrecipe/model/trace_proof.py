@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
-from qrecipe.errors.findings import Finding, PlanError
+from qrecipe.errors.findings import PlanError
 from qrecipe.errors.text import first_line
-from qrecipe.model.call import Inputs, bind
+from qrecipe.model.call import Inputs, bind, on_few
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.dry_run import (
     changed_argument,
@@ -25,12 +25,10 @@ from qrecipe.model.dry_run import (
     versions_of,
 )
 from qrecipe.model.nested import parts_of, tensors_in
+from qrecipe.model.unfit import unfit
 from qrecipe.process.warnings import held_back
 
 _RELATIVE_TOLERANCE = 1e-3
-
-FEW_SAMPLES = 2
-"""More than one, so that code for the other samples (``y[1:]``) has an effect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,20 +77,17 @@ def record_values(graph_module: fx.GraphModule, model: nn.Module, inputs: Inputs
 
 
 def _outputs(model: nn.Module, inputs: Inputs) -> tuple[Inputs, Any]:
-    """The model's output for the first samples, or for all of them if it needs them."""
-    few = inputs.first_samples(FEW_SAMPLES)
-    try:
+    """The first samples, or all if the model needs them, and its output for them."""
+
+    def run(count: int) -> tuple[Inputs, Any]:
+        few = inputs.first_samples(count)
         return few, _output(model, few)
-    except Exception as error:
-        if isinstance(error, PlanError):
-            raise
-        if few is inputs:
-            raise unusable(error) from error
+
     try:
-        return inputs, _output(model, inputs)
+        return on_few(run)
+    except PlanError:
+        raise
     except Exception as error:
-        if isinstance(error, PlanError):
-            raise
         raise unusable(error) from error
 
 
@@ -103,22 +98,16 @@ def _output(model: nn.Module, inputs: Inputs) -> Any:
         output = try_out(probe, given, model)
     argument = changed_argument(model, given, versions)
     if argument is not None:
-        raise PlanError(
-            Finding(
-                "QR306",
-                f'the model\'s forward changes its input "{argument}" in place',
-                hint="the quantized model would not: change a copy instead, x = x.sub(0.5)",
-            )
+        raise unfit(
+            f'the model\'s forward changes its input "{argument}" in place',
+            "the quantized model would not: change a copy instead, x = x.sub(0.5)",
         )
     written = first_change(state, state_of(probe))
     if written is not None:
-        raise PlanError(
-            Finding(
-                "QR306",
-                f"the model's forward writes to {written}, which its graph would not",
-                hint="return the value instead, or quantize the parts around the module that "
-                "keeps it: [fx] roots; if it is only filled once, run the model first",
-            )
+        raise unfit(
+            f"the model's forward writes to {written}, which its graph would not",
+            "return the value instead, or quantize the parts around the module that keeps it: "
+            "[fx] roots; if it is only filled once, run the model first",
         )
     return output
 
@@ -127,19 +116,14 @@ def _different(message: str, model: nn.Module) -> PlanError:
     """What tracing may have missed; the cause cannot be told from the difference."""
     own = [m for m in model.modules() if not type(m).__module__.startswith("torch.nn")]
     leave_out = "or leave the module inside that does so out: [fx] non_traceable_module_name"
-    return PlanError(
-        Finding(
-            "QR306",
-            message,
-            hint="tracing may have taken another branch: isinstance(x, torch.Tensor) and "
-            "torch.is_grad_enabled() differ in it; remove the branch, or ask for "
-            "isinstance(x, (tuple, list))",
-            notes=(
-                "or it lost an in-place change through a view or an alias (y = x; y += 1), or "
-                "whatever depends on data: write it out of place",
-                *([leave_out] if any(module is not model for module in own) else []),
-            ),
-        )
+    return unfit(
+        message,
+        "tracing may have taken another branch: isinstance(x, torch.Tensor) and "
+        "torch.is_grad_enabled() differ in it; remove the branch, or ask for "
+        "isinstance(x, (tuple, list))",
+        "or it lost an in-place change through a view or an alias (y = x; y += 1), or "
+        "whatever depends on data: write it out of place",
+        *([leave_out] if any(module is not model for module in own) else []),
     )
 
 

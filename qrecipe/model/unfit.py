@@ -31,7 +31,12 @@ def check_is_model(model: object) -> None:
     if isinstance(model, nn.Module):
         return
     what, hint = instead_of_model(model)
-    raise PlanError(Finding("QR306", f"the model is {what}, not a torch.nn.Module", hint=hint))
+    raise unfit(f"the model is {what}, not a torch.nn.Module", hint)
+
+
+def unfit(message: str, hint: str, *notes: str) -> PlanError:
+    """The error (QR306) for a model that cannot be quantized as it is."""
+    return PlanError(Finding("QR306", message, hint=hint, notes=notes))
 
 
 def instead_of_model(given: Any) -> tuple[str, str]:

@@ -2,49 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 
 from qrecipe.errors.findings import Finding
 from qrecipe.model.graph_sites import Inventory, Match
-from qrecipe.planning.backend import Outcome
 from qrecipe.planning.engines import is_slow
+from qrecipe.planning.plan import Site
 from qrecipe.recipe.patterns import leave_float
 from qrecipe.recipe.recipe import Recipe
 from qrecipe.recipe.references import is_reference
 from qrecipe.recipe.schema import Backend
-from qrecipe.rules.resolution import Decision, Resolution, describe, listed
+from qrecipe.rules.resolution import Resolution, describe, listed
 from qrecipe.rules.structure import Member, Operation
 
 _TINY_MODEL = 10_000
 """With fewer weights, quantizing and dequantizing may cost more than the kernels save."""
 
 
-def advice(
-    inventory: Inventory,
-    decisions: Mapping[str, Decision],
-    outcome_of: Mapping[str, Outcome],
-    backend: Backend,
-) -> Iterator[Finding]:
+def advice(sites: Sequence[Site], inventory: Inventory, backend: Backend) -> Iterator[Finding]:
     """Warnings about the speed of the quantized model (QR207, QR208)."""
-    static = {name: outcome for name, outcome in outcome_of.items() if outcome.mode == "static"}
+    matches = inventory.matches
     slow = [
-        name
-        for name, outcome in static.items()
-        if outcome.qconfig is not None
-        and is_slow(inventory.matches[name], backend, outcome.qconfig.weight, outcome.engine)
+        site
+        for site in sites
+        if site.mode == "static"
+        and site.qconfig is not None
+        and is_slow(matches[site.name], backend, site.qconfig.weight, site.engine)
     ]
     if slow:
         yield Finding(
             "QR207",
             f"convolution in small groups, 2 to 200 times slower in int8 than in float: "
-            f"{listed(slow)}",
-            decisions[slow[0]].rule.location,
+            f"{listed([site.name for site in slow])}",
+            slow[0].rule.location,
             hint="leave them float; modules that are not transposed have a fast kernel on onednn, "
             "which needs symmetric weights",
         )
-    if any(_weight_count(inventory.matches[name]) for name in static):
-        quantized = [name for name, outcome in outcome_of.items() if outcome.mode is not None]
-        weights = sum(_weight_count(inventory.matches[name]) for name in quantized)
+    if any(_weight_count(matches[site.name]) for site in sites if site.mode == "static"):
+        weights = sum(_weight_count(matches[site.name]) for site in sites if site.mode is not None)
         if weights < _TINY_MODEL:
             yield Finding(
                 "QR208",
@@ -85,9 +80,7 @@ def shadowed_findings(recipe: Recipe, resolution: Resolution) -> Iterator[Findin
         )
 
 
-def shared_norm_findings(
-    inventory: Inventory, decisions: Mapping[str, Decision], outcome_of: Mapping[str, Outcome]
-) -> Iterator[Finding]:
+def shared_norm_findings(sites: Sequence[Site], inventory: Inventory) -> Iterator[Finding]:
     """Quantized modules that are called several times and fused with a BatchNorm (QR312).
 
     Every call would update the statistics of the BatchNorm, which scale the weight of all calls.
@@ -97,15 +90,15 @@ def shared_norm_findings(
         for member in _with_tensors(operation):
             if member.module is not None:
                 calls.setdefault(member.module, []).append(operation)
+    site_of = {site.name: site for site in sites if site.qconfig is not None}
     for module, operations in calls.items():
-        fused = [operation for operation in operations if _has_norm(operation)]
-        quantized = [name for op in fused if outcome_of[name := op.name].qconfig is not None]
+        quantized = [op.name for op in operations if _has_norm(op) and op.name in site_of]
         if len(operations) > 1 and quantized:
             yield Finding(
                 "QR312",
                 f"{module} is called {len(operations)} times and fused with a BatchNorm at "
                 f"{quantized[0]}: training cannot share it",
-                decisions[quantized[0]].rule.location,
+                site_of[quantized[0]].rule.location,
                 hint=f"{leave_float(quantized[0])}, or give each call its own module",
             )
 
@@ -113,13 +106,15 @@ def shared_norm_findings(
 def _with_tensors(operation: Operation) -> list[Member]:
     """The members that may have weights or statistics; those after them only compute."""
     first, *others = operation.members
-    return [first, *(member for member in others if member.op.startswith("BatchNorm"))]
+    return [first, *filter(_is_norm, others)]
 
 
 def _has_norm(operation: Operation) -> bool:
-    return len(operation.members) > 1 and any(
-        member.op.startswith("BatchNorm") for member in operation.members
-    )
+    return len(operation.members) > 1 and any(map(_is_norm, operation.members))
+
+
+def _is_norm(member: Member) -> bool:
+    return member.op.startswith("BatchNorm")
 
 
 def branch_findings(inventory: Inventory) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,8 @@ from torch import nn
 from qrecipe._torch_fx import (
     TWO_INPUT_FUSIONS,
     BackendConfig,
+    DTypeConfig,
+    DTypeWithConstraints,
     get_executorch_backend_config,
     get_native_backend_config,
     get_onednn_backend_config,
@@ -23,7 +26,6 @@ from qrecipe._torch_fx import (
     get_tensorrt_backend_config,
 )
 from qrecipe.model.graph_sites import Inventory, Match
-from qrecipe.model.kernel_types import KernelTypes, TensorType
 from qrecipe.observers.qconfig import per_tensor
 from qrecipe.planning.engines import adds_in_32_bits, detour
 from qrecipe.planning.folding import fold_into_transposed
@@ -68,14 +70,28 @@ FOLLOWERS: frozenset[Kind] = frozenset({"passthrough", "fixed_qparams"})
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
+_DTYPES: Mapping[Any, str] = {
+    torch.qint8: "int8",
+    torch.quint8: "uint8",
+    torch.quint4x2: "uint4",
+    torch.qint32: "int32",
+    torch.int8: "int8",
+    torch.uint8: "uint8",
+    torch.float16: "float16",
+}
+"""torch's dtypes as recipes name them; a kernel wants nothing of a float32 tensor."""
+
 _DEFAULT_EPS = float(torch.finfo(torch.float32).eps)
+
+
+Role = Literal["weight", "activation"]
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
     """A setting of a tensor that no kernel supports: the tensor's role, the key and the problem."""
 
-    role: Literal["weight", "activation"]
+    role: Role
     key: str
     problem: str
 
@@ -112,6 +128,12 @@ def backend_config(name: Backend, phase: Phase) -> BackendConfig:
     for config in transposed:
         config.set_fuser_method(fold_into_transposed)
     return made
+
+
+@cache
+def own_backend_config(name: Backend, phase: Phase) -> BackendConfig:
+    """The `backend_config` that qrecipe reads; it is made once and never given to callers."""
+    return backend_config(name, phase)
 
 
 def _is_transposed_batch_norm(pattern: Any) -> bool:
@@ -239,14 +261,14 @@ class _Judge:
         if self.reader is not None:
             return _float(f"its range is fixed at 8 bits, and {self.reader} can only read 7")
         for kernel in self.match.kernels:
-            output = kernel.output
-            if output.dtype == leader.dtype and output.scale is not None:
+            output = kernel.output_dtype_with_constraints
+            if _DTYPES.get(output.dtype) == leader.dtype and output.scale_exact_match is not None:
                 fixed = TensorSpec(
                     observer=Constructor.model_validate(
                         {
                             "name": "fixed_qparams",
-                            "scale": output.scale,
-                            "zero_point": output.zero_point,
+                            "scale": output.scale_exact_match,
+                            "zero_point": output.zero_point_exact_match,
                         }
                     ),
                     dtype=leader.dtype,
@@ -279,7 +301,7 @@ class _Judge:
 
     def _quantize(self, qconfig: QConfigSpec) -> Outcome:
         mode = mode_of(qconfig)
-        kernels = [kernel for kernel in self.match.kernels if kernel.mode == mode]
+        kernels = [kernel for kernel in self.match.kernels if _mode_of_kernel(kernel) == mode]
         if not kernels:
             return _float(self._no_mode(mode), honoured=False)
         faults: list[Fault] = []
@@ -312,10 +334,10 @@ class _Judge:
         return max((high - low for low, high in ranges), default=0)
 
     def _substitute(
-        self, qconfig: QConfigSpec, types: KernelTypes
+        self, qconfig: QConfigSpec, kernel: DTypeConfig
     ) -> tuple[QConfigSpec, str | None]:
         """The qconfig as the kernel takes it, and what had to change."""
-        if types.weight.dtype is None:
+        if kernel.weight_dtype not in _DTYPES:
             return replace(qconfig, weight=None), None
         weight = qconfig.weight
         if weight is None or weight.is_per_tensor or takes_per_channel_weight(self.match):
@@ -325,7 +347,7 @@ class _Judge:
 
     def _no_mode(self, mode: Mode) -> str:
         word = {"static": "static", "dynamic": "dynamic", "weight_only": "weight-only"}[mode]
-        available = {kernel.mode for kernel in self.match.kernels}
+        available = {_mode_of_kernel(kernel) for kernel in self.match.kernels}
         others = " or ".join(
             sorted({"static", "dynamic", "weight-only"} & {m.replace("_", "-") for m in available})
         )
@@ -340,18 +362,24 @@ def mode_of(qconfig: QConfigSpec) -> Mode:
     return "dynamic" if qconfig.activation.is_dynamic else "static"
 
 
-def _mismatch(qconfig: QConfigSpec, types: KernelTypes, backend: Backend) -> Fault | None:
+def _mode_of_kernel(kernel: DTypeConfig) -> Mode:
+    if kernel.is_dynamic:
+        return "dynamic"
+    return "weight_only" if kernel.input_dtype == torch.float32 else "static"
+
+
+def _mismatch(qconfig: QConfigSpec, kernel: DTypeConfig, backend: Backend) -> Fault | None:
     """Why a kernel cannot run ``qconfig``, or None where it can."""
-    sides: tuple[tuple[Literal["activation", "weight"], TensorSpec | None, TensorType], ...] = (
-        ("activation", qconfig.activation, types.input),
-        ("weight", qconfig.weight, types.weight),
+    sides: tuple[tuple[Role, TensorSpec | None, DTypeWithConstraints], ...] = (
+        ("activation", qconfig.activation, kernel.input_dtype_with_constraints),
+        ("weight", qconfig.weight, kernel.weight_dtype_with_constraints),
     )
     for role, spec, wanted in sides:
-        if wanted.dtype is None:
+        dtype = _DTYPES.get(wanted.dtype)
+        if dtype is None:
             continue
         if spec is None:
-            none = f"needs a {wanted.dtype} {role} here, but there is none"
-            return Fault(role, "", f"{backend} {none}")
+            return Fault(role, "", f"{backend} needs a {dtype} {role} here, but there is none")
         found = _dtype_problem(spec, wanted)
         if found is not None:
             key, problem = found
@@ -359,13 +387,14 @@ def _mismatch(qconfig: QConfigSpec, types: KernelTypes, backend: Backend) -> Fau
     return None
 
 
-def _dtype_problem(spec: TensorSpec, wanted: TensorType) -> tuple[str, str] | None:
+def _dtype_problem(spec: TensorSpec, wanted: DTypeWithConstraints) -> tuple[str, str] | None:
     """The key at fault, and what is wrong with it."""
+    dtype = _DTYPES[wanted.dtype]
     stored = {"int4": "int8"}.get(str(spec.dtype), spec.dtype)
-    if stored != wanted.dtype:
-        return "dtype", f"needs {wanted.dtype} {{role}}s here, not {spec.dtype}"
+    if stored != dtype:
+        return "dtype", f"needs {dtype} {{role}}s here, not {spec.dtype}"
     low, high = quantized_range(spec) or (0, 0)
-    least, most = wanted.low, wanted.high
+    least, most = wanted.quant_min_lower_bound, wanted.quant_max_upper_bound
     if least is not None and most is not None and not least <= low <= high <= most:
         return (
             "quant_min" if low < least else "quant_max",
@@ -373,6 +402,7 @@ def _dtype_problem(spec: TensorSpec, wanted: TensorType) -> tuple[str, str] | No
             "set quant_min and quant_max",
         )
     eps = spec.eps if spec.eps is not None else _DEFAULT_EPS
-    if wanted.least_scale is not None and eps < wanted.least_scale:
-        return "eps", f"needs eps >= {wanted.least_scale} for {{role}}s here: set eps"
+    least_scale = wanted.scale_min_lower_bound
+    if least_scale is not None and eps < least_scale:
+        return "eps", f"needs eps >= {least_scale} for {{role}}s here: set eps"
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -10,11 +9,10 @@ from torch import nn
 
 from qrecipe.errors.findings import Finding
 from qrecipe.model.altered_modules import alteration
-from qrecipe.model.call import Inputs
+from qrecipe.model.call import Inputs, on_few
 from qrecipe.model.graph_sites import Inventory, Match
 from qrecipe.model.normalize import TAKES_WEIGHT
 from qrecipe.model.proposals import OF_TORCH
-from qrecipe.model.trace_proof import FEW_SAMPLES
 from qrecipe.model.work import work_of, work_of_sites
 from qrecipe.planning.backend import FOLLOWERS
 from qrecipe.planning.plan import Plan, RuleVerdict, Site
@@ -58,7 +56,7 @@ def coverage_findings(
         return
     if not any(_may_multiply(inventory.matches[each.name]) for each in missed):
         return  # without running the model again
-    work = _work(model, inventory, inputs)
+    work = on_few(lambda count: _work_of(model, inventory, inputs, count))
     done = sum(work.get(site.name, 0) for site in plan.sites if site.verdict == "quantized")
     lost = sum(work.get(each.name, 0) for each in missed)
     if done < _LEAST_SHARE * (done + lost):
@@ -134,17 +132,10 @@ def _may_multiply(match: Match) -> bool:
     return bool(match.operation.stored) or any(node.target in TAKES_WEIGHT for node in match.nodes)
 
 
-def _work(model: nn.Module, inventory: Inventory, inputs: Inputs) -> Mapping[str, int]:
-    """Multiplications by site, for a few samples if the model accepts so few."""
-    try:
-        return _work_of(model, inventory, inputs, FEW_SAMPLES)
-    except Exception:
-        return _work_of(model, inventory, inputs, sys.maxsize)
-
-
 def _work_of(
     model: nn.Module, inventory: Inventory, inputs: Inputs, samples: int
 ) -> Mapping[str, int]:
+    """Multiplications by site, for the first samples."""
     parts = tuple(
         replace(part, inputs=part.inputs.first_samples(samples)) for part in inventory.parts
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from qrecipe.planning.plan import Plan, RuleOutcome, RuleVerdict, Site
 from qrecipe.recipe.recipe import Recipe, Rule
 from qrecipe.recipe.schema import Phase, TensorSpec
 from qrecipe.rules.resolution import Resolution, describe, listed, resolve, subclass_findings
+from qrecipe.rules.structure import Operation
 
 
 def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
@@ -35,23 +36,24 @@ def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
     resolution = resolve(inventory.structure, recipe.rules)
     outcome_of = outcomes(inventory, resolution.decisions, recipe.backend, recipe.phase)
     unsupported = dict(_unsupported(inventory, resolution, outcome_of, recipe))
+    sites = tuple(_sites(inventory, resolution, outcome_of))
     findings = (
         *resolution.findings,
         *unsupported.values(),
-        *_input_conflicts(inventory, resolution, outcome_of),
-        *_unmakeable(resolution, outcome_of, recipe.phase),
-        *_untrainable(inventory, resolution, outcome_of, recipe.phase),
+        *_input_conflicts(sites, inventory),
+        *_unmakeable(sites, recipe.phase),
+        *(shared_norm_findings(sites, inventory) if recipe.phase == "qat" else ()),
     )
     findings = tuple(sorted(findings, key=_place))
     saturated = saturating(inventory, outcome_of, recipe.backend)
     plan = Plan(
-        sites=tuple(_sites(inventory, resolution, outcome_of)),
+        sites=sites,
         rules=tuple(_rule_verdicts(recipe.rules, resolution, unsupported)),
         findings=findings,
         warnings=tuple(
             finding
             for finding in (
-                *advice(inventory, resolution.decisions, outcome_of, recipe.backend),
+                *advice(sites, inventory, recipe.backend),
                 *subclass_findings(inventory.structure, resolution.covered),
                 *branch_findings(inventory),
                 *_untraced(inventory),
@@ -59,7 +61,7 @@ def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
             )
             if finding.code not in recipe.lint.ignore
         ),
-        boundaries=_boundaries(inventory, outcome_of),
+        boundaries=_boundaries(sites, inventory),
         recipe=recipe.reference or recipe.path or recipe.name or "recipe",
         fingerprint=recipe.fingerprint,
         backend=recipe.backend,
@@ -83,10 +85,10 @@ def _place(finding: Finding) -> tuple[str, int, int]:
 def _sites(
     inventory: Inventory, resolution: Resolution, outcome_of: Mapping[str, Outcome]
 ) -> Iterator[Site]:
+    static = {name for name, outcome in outcome_of.items() if outcome.mode == "static"}
     for operation in inventory.structure.operations:
         decision, outcome = resolution.decisions[operation.name], outcome_of[operation.name]
-        float_inputs = _float_inputs(operation.name, inventory, outcome_of)
-        reads_float = outcome.verdict == "quantized" and bool(float_inputs)
+        reads_float = outcome.verdict == "quantized" and bool(_float_inputs(operation, static))
         yield Site(
             name=operation.name,
             op=operation.op,
@@ -102,10 +104,13 @@ def _sites(
         )
 
 
-def _float_inputs(name: str, inventory: Inventory, outcome_of: Mapping[str, Outcome]) -> list[str]:
-    """The float tensors that an operation reads: inputs, parameters, float producers."""
-    operation = inventory.matches[name].operation
-    producers = [name for name in operation.producers if outcome_of[name].mode != "static"]
+def _static(sites: Sequence[Site]) -> dict[str, Site]:
+    return {site.name: site for site in sites if site.mode == "static"}
+
+
+def _float_inputs(operation: Operation, static: Container[str]) -> list[str]:
+    """The float tensors that an operation reads: inputs, parameters, and results."""
+    producers = [name for name in operation.producers if name not in static]
     inputs = [f'input "{name}"' for name in operation.model_inputs]
     stored = [f'parameter "{name}"' for name in operation.stored]
     return [*inputs, *stored, *producers]
@@ -149,39 +154,35 @@ def _unsupported(
         )
 
 
-def _input_conflicts(
-    inventory: Inventory, resolution: Resolution, outcome_of: Mapping[str, Outcome]
-) -> Iterator[Finding]:
+def _readers_of_float(sites: Sequence[Site], inventory: Inventory) -> dict[str, list[Site]]:
+    """The float tensors that are quantized, and the sites that do so."""
+    static = _static(sites)
+    readers: dict[str, list[Site]] = {}
+    for name, site in static.items():
+        if site.input is not None:
+            for source in _float_inputs(inventory.matches[name].operation, static):
+                readers.setdefault(source, []).append(site)
+    return readers
+
+
+def _input_conflicts(sites: Sequence[Site], inventory: Inventory) -> Iterator[Finding]:
     """FX silently gives all consumers of a float tensor the first one's observer."""
-    consumers: dict[str, list[str]] = {}
-    for name, outcome in outcome_of.items():
-        if outcome.mode == "static" and outcome.verdict == "quantized":
-            for source in _float_inputs(name, inventory, outcome_of):
-                consumers.setdefault(source, []).append(name)
-    for source, names in consumers.items():
-        spec = _activation(outcome_of[names[0]])
-        other = next((name for name in names if _activation(outcome_of[name]) != spec), None)
-        if other is None:
-            continue
-        first, second = resolution.decisions[names[0]].rule, resolution.decisions[other].rule
-        yield Finding(
-            "QR304",
-            f"{names[0]} and {other} both read {source} as float, with different activation specs",
-            first.location,
-            hint="give both the same activation spec, or quantize what they read",
-            related=(("against", second.location),),
-        )
+    for source, (first, *others) in _readers_of_float(sites, inventory).items():
+        other = next((site for site in others if site.input != first.input), None)
+        if other is not None:
+            yield Finding(
+                "QR304",
+                f"{first.name} and {other.name} both read {source} as float, with different "
+                "activation specs",
+                first.rule.location,
+                hint="give both the same activation spec, or quantize what they read",
+                related=(("against", other.rule.location),),
+            )
 
 
-def _boundaries(inventory: Inventory, outcome_of: Mapping[str, Outcome]) -> int:
+def _boundaries(sites: Sequence[Site], inventory: Inventory) -> int:
     """The number of tensors that are quantized or dequantized; each costs a pass over memory."""
-    static = {name for name, outcome in outcome_of.items() if outcome.mode == "static"}
-    quantized = {
-        source
-        for name in static
-        if outcome_of[name].verdict == "quantized"
-        for source in _float_inputs(name, inventory, outcome_of)
-    }
+    static = _static(sites)
     dequantized = {
         producer
         for operation in inventory.structure.operations
@@ -194,16 +195,14 @@ def _boundaries(inventory: Inventory, outcome_of: Mapping[str, Outcome]) -> int:
         for operation in inventory.structure.operations
         if operation.is_output and operation.name in static
     }
-    return len(quantized) + len(dequantized | returned)
+    return len(_readers_of_float(sites, inventory)) + len(dequantized | returned)
 
 
-def _unmakeable(
-    resolution: Resolution, outcome_of: Mapping[str, Outcome], phase: Phase
-) -> Iterator[Finding]:
+def _unmakeable(sites: Sequence[Site], phase: Phase) -> Iterator[Finding]:
     """Observers that reject their arguments; torch would only notice while preparing."""
     tried: set[TensorSpec] = set()
-    for name, outcome in outcome_of.items():
-        qconfig = outcome.qconfig
+    for site in sites:
+        qconfig = site.qconfig
         for spec in (qconfig.weight, qconfig.activation) if qconfig is not None else ():
             if spec is None or spec in tried:
                 continue
@@ -214,40 +213,26 @@ def _unmakeable(
                 observer = spec.observer.name if spec.observer is not None else "placeholder"
                 yield Finding(
                     "QR311",
-                    f'observer "{observer}" cannot be created for {name}: {first_line(error)}',
-                    resolution.decisions[name].rule.location,
+                    f'observer "{observer}" cannot be created for {site.name}: {first_line(error)}',
+                    site.rule.location,
                     hint="fix the arguments or the settings of its tensor",
                 )
-
-
-def _untrainable(
-    inventory: Inventory, resolution: Resolution, outcome_of: Mapping[str, Outcome], phase: Phase
-) -> Iterator[Finding]:
-    if phase == "qat":
-        yield from shared_norm_findings(inventory, resolution.decisions, outcome_of)
 
 
 def _untraced(inventory: Inventory) -> Iterator[Finding]:
     if inventory.untraced is None:
         return
     missed, cure = inventory.unreached, inventory.untraced.hint
+    notes = (
+        f"to trace it, {cure}" if cure else "",
+        f"the example inputs do not reach {listed(missed)}, so they stay float" if missed else "",
+    )
     yield Finding(
         "QR210",
         f"quantized module by module, because {inventory.untraced.message}",
         hint="functions stay float; [fx] roots would trace parts of the model",
-        notes=(
-            *((f"to trace it, {cure}",) if cure else ()),
-            *(
-                (f"the example inputs do not reach {listed(missed)}, so they stay float",)
-                if missed
-                else ()
-            ),
-        ),
+        notes=tuple(filter(None, notes)),
     )
-
-
-def _activation(outcome: Outcome) -> TensorSpec | None:
-    return outcome.qconfig.activation if outcome.qconfig else None
 
 
 def _rule_verdicts(

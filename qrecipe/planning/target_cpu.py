@@ -38,7 +38,17 @@ def unjudged_sites(plan: Plan, target_cpu: TargetCpu) -> tuple[str, ...]:
     if not plan.needs_vnni or has_vnni():
         return ()
     if target_cpu == "this":
-        raise UnsupportedError(_needs_vnni(plan))
+        raise UnsupportedError(
+            Finding(
+                "QR318",
+                f"{_SATURATE}, at {listed(plan.saturating)}",
+                hint="limit activations to 7 bits: reduce_range = true, as in builtin:x86-static",
+                notes=(
+                    'or make the model for another CPU: target_cpu="vnni" in Python, '
+                    "--target-cpu vnni on the command line",
+                ),
+            )
+        )
     return plan.saturating
 
 
@@ -46,18 +56,6 @@ _QUOTED = [f'"{name}"' for name in get_args(TargetCpu)]
 
 
 _SATURATE = "8-bit activations saturate on this CPU, which has no VNNI"
-
-
-def _needs_vnni(plan: Plan) -> Finding:
-    return Finding(
-        "QR318",
-        f"{_SATURATE}, at {listed(plan.saturating)}",
-        hint="limit activations to 7 bits: reduce_range = true, as in builtin:x86-static",
-        notes=(
-            'or make the model for another CPU: target_cpu="vnni" in Python, '
-            "--target-cpu vnni on the command line",
-        ),
-    )
 
 
 def unjudged_finding(sites: tuple[str, ...]) -> Finding:

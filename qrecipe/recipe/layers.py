@@ -95,14 +95,11 @@ class Setting:
 
 def fingerprint(values: Values) -> str:
     """The SHA-256 of resolved values as canonical JSON, without the description and reasons."""
-    significant = {key: value for key, value in values.items() if key != "description"}
-    if "rules" in values:
-        significant["rules"] = {
-            tier: unreasoned(rules)
-            if tier == "global"
-            else {key: unreasoned(rule) for key, rule in rules.items()}
-            for tier, rules in values["rules"].items()
-        }
+    significant = nested(
+        (path, _significant(path, value))
+        for path, value in flattened(values)
+        if path != ("description",)
+    )
     text = json.dumps(significant, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -124,7 +121,9 @@ def settings_of(table: RecipeTable) -> dict[SettingPath, Any]:
     return dict(flattened(values))
 
 
-def flattened(values: Values, above: SettingPath = ()) -> Iterator[tuple[SettingPath, Any]]:
+def flattened(
+    values: Mapping[str, Any], above: SettingPath = ()
+) -> Iterator[tuple[SettingPath, Any]]:
     """Nested tables as flat settings."""
     for key, value in values.items():
         path = (*above, key)
@@ -232,6 +231,6 @@ def _significant(path: SettingPath, value: Any) -> Any:
     return unreasoned(value) if path[0] == "rules" else value
 
 
-def unreasoned(rule: Values) -> Values:
+def unreasoned(rule: Mapping[str, Any]) -> Values:
     """A rule without its reason, which has no effect."""
     return {key: item for key, item in rule.items() if key != "reason"}

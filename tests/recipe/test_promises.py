@@ -17,6 +17,7 @@ import qrecipe
 from qrecipe.artifact.container import read_header
 from qrecipe.errors.findings import QRecipeError, RecipeReferenceError
 from qrecipe.recipe import extends as composition
+from qrecipe.recipe import references
 
 HEAD = "format = 1\nbackend = 'x86'\n[rules]\nglobal = 'float'\n"
 
@@ -201,12 +202,12 @@ def read(monkeypatch):
     """The names of the recipes that are read."""
     names = []
 
-    def read_text(path, file):
+    def read_text(tree, path, file):
         names.append(file)
-        return original(path, file)
+        return original(tree, path, file)
 
-    original = composition.read_text
-    monkeypatch.setattr(composition, "read_text", read_text)
+    original = references.read_text
+    monkeypatch.setattr(references, "read_text", read_text)
     return names
 
 

@@ -27,7 +27,7 @@ import qrecipe
 from qrecipe.artifact.container import Entry, Header, read_header
 from qrecipe.authoring.lock.file import read_lock
 from qrecipe.errors.findings import QRecipeError
-from qrecipe.recipe.patterns import compile_pattern, selects
+from qrecipe.recipe.patterns import NamePatterns, is_exact
 
 RECIPES = ROOT / "recipes"
 SEEDS = tuple(path.read_text(encoding="utf-8") for path in sorted(RECIPES.glob("*.toml")))
@@ -377,12 +377,12 @@ def pattern_case(random: Random, folder: Path) -> Outcome:
     names = [site_name(random) for _ in range(50)]
 
     def match() -> None:
-        compiled = compile_pattern(written)
-        verdicts = [selects(compiled, name) for name in names]
-        assert verdicts == [selects(compiled, name) for name in names], "a pattern that remembers"
-        if compiled.is_exact and not written.endswith(".**") and "#" not in written:
+        patterns = NamePatterns([written])
+        verdicts = list(map(patterns.selecting, names))
+        assert verdicts == list(map(patterns.selecting, names)), "a pattern that remembers"
+        if is_exact(written) and not written.endswith(".**") and "#" not in written:
             name = re.sub(r"\[(.)\]", r"\1", written)  # one letter in brackets is that letter
-            assert compiled.matches(name), "an exact name does not match itself"
+            assert patterns.matching(name), "an exact name does not match itself"
 
     return outcome(1, match)
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
-from qrecipe._torch_ao import quiet
+from qrecipe._torch_ao import is_observer, quiet
 from qrecipe._torch_fx import (
+    BackendConfig,
+    ConvertCustomConfig,
+    PrepareCustomConfig,
     assert_and_get_unique_device,
     attach_preserved_attrs_to_model,
     convert,
@@ -22,17 +26,17 @@ from qrecipe.audit.modules import forget_qconfigs, take_any_layout
 from qrecipe.errors.findings import ExecutionError, Finding, PlanError
 from qrecipe.errors.text import first_line
 from qrecipe.execution.engine import engine
-from qrecipe.execution.fx.configs import Configs
 from qrecipe.execution.fx.emission import Emission, erase_keep_float
-from qrecipe.execution.fx.padding import pad_explicitly
-from qrecipe.execution.fx.sharing import share_connected_observers
+from qrecipe.execution.fx.repetition import without_repetition
 from qrecipe.execution.packing import packed_convolution, packed_sites
 from qrecipe.model.addresses import site_of
 from qrecipe.model.copies import own_tensors, structural_copy
 from qrecipe.model.graph_names import keep_state_names
 from qrecipe.model.normalize import TAKES_WEIGHT, stored
-from qrecipe.planning.plan import Engine
+from qrecipe.planning.backend import own_backend_config
+from qrecipe.planning.plan import Engine, Plan
 from qrecipe.process.state import random_numbers_kept
+from qrecipe.recipe.schema import Backend, Phase
 
 
 def prepared_copy(
@@ -47,7 +51,12 @@ def prepared_copy(
     copied = structural_copy(graph_module)
     weights = dict(copied.named_parameters(remove_duplicate=False))
     try:
-        with quiet(), _nothing_kept(), random_numbers_kept():
+        with (
+            quiet(),
+            _nothing_kept(),
+            random_numbers_kept(),
+            without_repetition(copied, configs.backend_config),
+        ):
             prepared = prepare(
                 copied,
                 emission.qconfig_mapping,
@@ -131,13 +140,6 @@ def lowered(
     erase_keep_float(converted)
     _preserve(prepared, converted, configs.convert.preserved_attributes)
     return converted
-
-
-def explicit(reference: fx.GraphModule) -> fx.GraphModule:
-    """Finish the reference, in place: explicit padding, without our marks."""
-    pad_explicitly(reference)
-    erase_keep_float(reference)
-    return reference
 
 
 def _is_bias(tensor: torch.Tensor) -> bool:
@@ -231,3 +233,58 @@ def _pack(
             with engine(engines[site]):
                 packed = packed_convolution(former, weights[site], former.unpack()[1])
             setattr(owner, name, packed)
+
+
+@dataclass(frozen=True, slots=True)
+class Configs:
+    """The same for all parts of a model.
+
+    ``preserved`` are the attributes of the model that are kept on its graphs.
+    """
+
+    backend: Backend
+    phase: Phase
+    backend_config: BackendConfig
+    prepare: PrepareCustomConfig
+    convert: ConvertCustomConfig
+    preserved: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, plan: Plan, model: nn.Module, preserved: Sequence[str] = ()) -> Configs:
+        """The configs for a plan, which was made by the same backend config."""
+        return cls(
+            plan.backend,
+            plan.phase,
+            own_backend_config(plan.backend, plan.phase),
+            PrepareCustomConfig().set_preserved_attributes(list(preserved)),
+            ConvertCustomConfig().set_preserved_attributes(list(preserved)),
+            {name: getattr(model, name) for name in preserved},
+        )
+
+
+def share_connected_observers(prepared: fx.GraphModule) -> None:
+    """Merge all observers that are connected by copying operations, in place."""
+    groups: dict[nn.Module, set[str]] = {}
+    for node in prepared.graph.nodes:
+        info = node.meta.get("target_dtype_info") or {}
+        if not info.get("input_output_share_observers"):
+            continue
+        names = set(_observer_names(node, prepared))
+        if not any(user.target in names for user in node.users):
+            continue  # its output is not observed: it stays float
+        for module in {prepared.get_submodule(name) for name in names}:
+            names |= groups.get(module, set())
+        groups |= {prepared.get_submodule(name): names for name in names}
+    for names in {id(names): names for names in groups.values()}.values():
+        first = prepared.get_submodule(min(names))
+        for name in names:
+            prepared.set_submodule(name, first)
+
+
+def _observer_names(node: fx.Node, prepared: fx.GraphModule) -> Iterator[str]:
+    """The observers of a node's inputs and of its output."""
+    for other in (*node.all_input_nodes, *node.users):
+        if other.op != "call_module":
+            continue
+        if is_observer(prepared.get_submodule(str(other.target))):
+            yield str(other.target)
