@@ -261,7 +261,7 @@ def _save(figure: Any, path: str | os.PathLike[str]) -> None:
     stream = io.BytesIO()
     try:
         figure.savefig(stream, format=suffix or "png")
-        replace_file(Path(name if suffix else f"{name}.png"), stream.getvalue())
+        replace_file(Path(name if suffix else f"{name}.png"), [stream.getvalue()])
     except (OSError, ValueError) as error:
         raise QRecipeError(
             Finding(
