@@ -17,10 +17,13 @@ from torch._ops import OpOverloadPacket
 from torch.overrides import TorchFunctionMode
 
 from qrecipe.artifact.metadata import StoredModel
+from qrecipe.errors.findings import error_from
 from qrecipe.execution.executors import executor_of
 from qrecipe.execution.packing import Unpacked
 from qrecipe.model.architecture import check_same, module_settings
+from qrecipe.model.checks import attribute_findings
 from qrecipe.model.graph_sites import structure_of
+from qrecipe.model.roots import root_findings
 from qrecipe.planning.plan import Plan
 from qrecipe.process.warnings import held_back
 from qrecipe.recipe.recipe import QConfigSpec
@@ -33,9 +36,16 @@ _MEMORYLESS = ("placeholder", "fixed_qparams")
 def rebuilt(model: nn.Module, stored: StoredModel) -> nn.Module:
     """The converted model of the plan, with state of the right shapes and meaningless values.
 
-    ``model`` is not changed, and its weights don't matter. Raises ``ArchitectureError``.
+    ``model`` is not changed, its weights don't matter, and nothing of it is in the result. Raises
+    ``ArchitectureError``, and ``PlanError`` if the recipe could not be planned for the model.
     """
     architecture, table = stored.contents.architecture, stored.recipe.fx
+    unfit = (
+        *attribute_findings(model, table.preserved_attributes),
+        *root_findings(model, table.roots),
+    )
+    if unfit:
+        raise error_from(unfit)
     check_same("module", architecture.modules, module_settings(model))
     plan = _without_plugins(stored.plan, model)
     with _valueless(), held_back([("", Warning)]):  # about observers that saw nothing
@@ -104,8 +114,10 @@ def _with_builtins(qconfig: QConfigSpec | None) -> QConfigSpec | None:
 
 def _builtin(spec: TensorSpec | None) -> TensorSpec | None:
     """The spec with one of torch's observers that gives scales of the same shape."""
-    if spec is None or spec.observer is None or spec.observer.name in _MEMORYLESS:
-        return spec
-    per_channel = (spec.qscheme or "").startswith("per_channel")
-    name = "per_channel_minmax" if per_channel else "minmax"
-    return spec.model_copy(update={"observer": Constructor(name=name), "fake_quant": None})
+    if spec is None:
+        return None
+    observer = spec.observer
+    if observer is not None and observer.name not in _MEMORYLESS:
+        per_channel = (spec.qscheme or "").startswith("per_channel")
+        observer = Constructor(name="per_channel_minmax" if per_channel else "minmax")
+    return spec.model_copy(update={"observer": observer, "fake_quant": None})

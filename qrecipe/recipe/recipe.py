@@ -196,11 +196,12 @@ class Recipe(ShortRepr):
 
         ``role`` is "weight" or "activation"; None if the rule has no such tensor.
         """
-        tier = self._composition.values["rules"][rule.tier]
-        value = tier[rule.key] if rule.key else tier
-        named = self._composition.values.get("qconfig", {}).get(rule.label, value)
-        for path in (("tensor", named.get(role), each) for each in (key, "dtype")):
-            if path in self._composition.settings:
+        settings = self._composition.settings
+        value = settings["rules", rule.tier, *([rule.key] if rule.key else [])].value
+        named = settings.get(("qconfig", rule.label, role))
+        tensor = value.get(role) if named is None else named.value
+        for path in (("tensor", tensor, each) for each in (key, "dtype")):
+            if path in settings:
                 return self._composition.owner(path).key(path)
         return None
 

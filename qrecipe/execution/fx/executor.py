@@ -151,8 +151,8 @@ def _run(prepared: fx.GraphModule, inputs: Inputs) -> Sample:
 
 
 def rebuilt(model: nn.Module, plan: Plan, architecture: Architecture, table: FxTable) -> nn.Module:
-    configs = Configs.of(plan, model, table.preserved_attributes)
     blank = without_weights(model)
+    configs = Configs.of(plan, blank, table.preserved_attributes)
     fused = {part.path: _fused(blank, part, plan, table, configs) for part in architecture.parts}
     found: dict[str, Match] = {}
     for graph_module in fused.values():
