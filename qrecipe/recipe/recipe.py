@@ -197,12 +197,13 @@ class Recipe(ShortRepr):
         ``role`` is "weight" or "activation"; None if the rule has no such tensor.
         """
         settings = self._composition.settings
-        value = settings["rules", rule.tier, *([rule.key] if rule.key else [])].value
+        path: tuple[str, ...] = ("rules", rule.tier, rule.key) if rule.key else ("rules", "global")
+        value = settings[path].value
         named = settings.get(("qconfig", rule.label, role))
         tensor = value.get(role) if named is None else named.value
         for path in (("tensor", tensor, each) for each in (key, "dtype")):
             if path in settings:
-                return self._composition.owner(path).key(path)
+                return settings[path].layer.key(path)
         return None
 
     def argument_key(self, path: KeyPath) -> Location:
