@@ -109,8 +109,8 @@ def in_full(findings: Sequence[Finding], whole: str | None = None) -> Iterator[s
     rest = Counter(finding.code for finding in findings[SHOWN:])
     if rest:
         counts = ", ".join(f"{count} {code} ({CODES[code].title})" for code, count in rest.items())
-        yield f"... and {rest.total()} more: {counts}"
-        yield f"  `--json` shows all of them{f', and {whole} has them' if whole else ''}"
+        has_them = f", and {whole} has them" if whole else ""
+        yield f"... and {rest.total()} more: {counts}\n  `--json` shows all of them{has_them}"
 
 
 class QRecipeError(Exception):
