@@ -29,7 +29,7 @@ from qrecipe.model.call import Inputs
 from qrecipe.model.copies import with_parts, without_weights
 from qrecipe.model.graph_sites import Match, Part, fused_graph, named_sites, traced_graph
 from qrecipe.model.record import Architecture, TracedPart
-from qrecipe.model.rewrite_proof import prove_prepared
+from qrecipe.model.rewrite_proof import check_unchanged, prove_prepared
 from qrecipe.planning.plan import Plan
 from qrecipe.recipe.schema import FxTable, LintTable
 from qrecipe.rules.structure import joined
@@ -88,6 +88,10 @@ class FxPart:
     unjudged: tuple[str, ...]
 
     def prepare(self) -> fx.GraphModule:
+        check_unchanged(self.source.graph_module, self.source.example)
+        return self.prepare_at_once()
+
+    def prepare_at_once(self) -> fx.GraphModule:
         graph_module = self.source.graph_module
         prepared = execution.prepared_copy(graph_module, self.emission, self.configs)
         prove_prepared(prepared, graph_module, self.source.example)
