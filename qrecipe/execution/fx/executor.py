@@ -29,7 +29,7 @@ from qrecipe.model.call import Inputs
 from qrecipe.model.copies import with_parts, without_weights
 from qrecipe.model.graph_sites import Match, Part, fused_graph, named_sites
 from qrecipe.model.record import Architecture, TracedPart
-from qrecipe.model.rewrite_proof import prove_prepared
+from qrecipe.model.rewrite_proof import check_unchanged, prove_prepared
 from qrecipe.model.trace import trace
 from qrecipe.model.unfit import all_finite
 from qrecipe.planning.backend import backend_config
@@ -96,6 +96,10 @@ class FxPart:
     unjudged: tuple[str, ...]
 
     def prepare(self) -> fx.GraphModule:
+        check_unchanged(self.source.graph_module, self.source.example)
+        return self.prepare_at_once()
+
+    def prepare_at_once(self) -> fx.GraphModule:
         graph_module = self.source.graph_module
         prepared = execution.prepared_copy(graph_module, self.emission, self.configs)
         prove_prepared(prepared, graph_module, self.source.example)
