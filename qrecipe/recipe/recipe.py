@@ -196,12 +196,14 @@ class Recipe(ShortRepr):
 
         ``role`` is "weight" or "activation"; None if the rule has no such tensor.
         """
-        tier = self._composition.values["rules"][rule.tier]
-        value = tier[rule.key] if rule.key else tier
-        named = self._composition.values.get("qconfig", {}).get(rule.label, value)
-        for path in (("tensor", named.get(role), each) for each in (key, "dtype")):
-            if path in self._composition.settings:
-                return self._composition.owner(path).key(path)
+        settings = self._composition.settings
+        place = ("rules", rule.tier, rule.key) if rule.key else ("rules", rule.tier)
+        value = settings[place].value
+        named = settings.get(("qconfig", rule.label, role))
+        tensor = value.get(role) if named is None else named.value
+        for path in (("tensor", tensor, each) for each in (key, "dtype")):
+            if path in settings:
+                return settings[path].layer.key(path)
         return None
 
     def argument_key(self, path: KeyPath) -> Location:

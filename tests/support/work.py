@@ -1,20 +1,25 @@
-"""How much work a call is: executed bytecode instructions, which no busy machine changes."""
+"""How much work a call is, in units that no busy machine changes."""
 
 from __future__ import annotations
 
 import sys
 
+import qrecipe
+
+PACKAGE = qrecipe.__path__[0]
+
 
 def work(function):
-    """The number of instructions that a call executes in Python, and what it returns or raises."""
+    """The instructions that a call executes in qrecipe, and its calls of anything in Python."""
     count = 0
 
     def trace(frame, event, arg):
         nonlocal count
+        count += 1
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
         frame.f_trace_opcodes = True
         frame.f_trace_lines = False
-        if event == "opcode":
-            count += 1
         return trace
 
     before = sys.gettrace()
@@ -27,6 +32,6 @@ def work(function):
 
 
 def growth(function, size):
-    """How much more work twice the size is: 2 is linear, 4 quadratic."""
+    """How many times more work twice the size is: 2 is linear, 4 quadratic."""
     function(4)  # imports, and what is cached once
     return work(lambda: function(2 * size)) / work(lambda: function(size))
