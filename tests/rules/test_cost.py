@@ -28,7 +28,7 @@ SPEC = 'dtype = "int8"\nobserver = "minmax"\nqscheme = "per_tensor_symmetric"\n'
 REFUSED = SPEC.replace("int8", "int32")
 GLOBAL = f'{HEAD}[rules]\nglobal = "float"\n'
 LOCK = Path("net.lock.toml")
-SIZE = 60
+SIZE = 40
 LINEAR = 2.2
 """What twice the size may cost at most; quadratic work would cost four times as much."""
 
