@@ -18,11 +18,13 @@ from sybil import Sybil
 os.environ["OMP_NUM_THREADS"] = "1"  # for torch, here and in every process that a test starts
 
 SLOW_PAGES = {
+    "export.md",
     "few-batches.md",
     "gallery.md",
     "lightning.md",
     "security.md",
     "story.md",
+    "testing.md",
     "training.md",
     "tune.md",
 }

@@ -4,6 +4,8 @@ By hand: deepcopy, ``prepare_fx``, calibration, ``convert_fx``. A ResNet-18-like
 batches of 16, one thread, CPU time, interleaved in one process, medians of the ratios by pair; the
 outputs are equal. Peak memory is measured in a process for each way, in sizes of the float model.
 
+Then what each step and each check takes, as the median of as many further runs.
+
     python benchmarks/overhead.py [--pairs 15]
 """
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
+import importlib
 import os
 import statistics
 import subprocess
@@ -19,7 +22,11 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import torch
 from nets import ResNet18Like, warmed
@@ -85,6 +92,52 @@ def compare_time(pairs: int) -> None:
     print(f"   ratio: {medians:.3f} of the medians, {statistics.median(ratios):.3f} by pair")
 
 
+STEPS = {
+    "trace": "qrecipe.model.graph_sites:traced_graph",
+    "check: the graph is the model": "qrecipe.model.graph_sites:record_values",
+    "fuse": "qrecipe.model.graph_sites:fused_graph",
+    "check: the fused graph is the model": "qrecipe.model.graph_sites:prove_fused",
+    "plan": "qrecipe.pipeline:plan_of",
+    "prepare": "qrecipe.execution.fx.convert:prepared_copy",
+    "check: the prepared graph is the fused one": "qrecipe.execution.fx.executor:prove_prepared",
+    "run a batch of calibration": "qrecipe.execution.calibration:_run",
+    "check: what the ranges clip": "qrecipe.execution.calibration:clipping_of",
+    "convert to the reference": "qrecipe.execution.fx.convert:reference",
+    "check: conversion only rounds": "qrecipe.execution.fx.executor:check_conversion",
+    "check: run the reference": "qrecipe.execution.fx.executor:run_on_head",
+    "lower to kernels": "qrecipe.execution.fx.convert:lowered",
+    "check: structure and kernels": "qrecipe.execution.fx.executor:audit",
+}
+"""Functions of qrecipe by what they do; none runs inside another."""
+
+
+def print_steps(runs: int) -> None:
+    model, batches = setting()
+    spent: dict[str, list[float]] = {label: [] for label in STEPS}
+    with ExitStack() as patches:
+        for label, target in STEPS.items():
+            module, name = target.split(":")
+            honest = getattr(importlib.import_module(module), name)
+            timed = partial(timed_call, honest, spent[label])
+            patches.enter_context(mock.patch(f"{module}.{name}", timed))
+        by_qrecipe(model, batches)
+        for seconds in spent.values():
+            seconds.clear()
+        whole = [cpu_seconds("qrecipe", model, batches) for _ in range(runs)]
+    total = statistics.median(whole)
+    for label, seconds in spent.items():
+        share = statistics.median(seconds) * len(seconds) / runs
+        print(f"{label:>42}: {share:.4f} s, {share / total:.1%}")
+
+
+def timed_call(function: Callable[..., Any], seconds: list[float], *args: Any, **kw: Any) -> Any:
+    start = time.process_time()
+    try:
+        return function(*args, **kw)
+    finally:
+        seconds.append(time.process_time() - start)
+
+
 def print_peak(way: str) -> None:
     model, batches = setting()
     with torch.no_grad():
@@ -129,6 +182,7 @@ def main() -> None:
         print_peak(options.peak)
         return
     compare_time(options.pairs)
+    print_steps(options.pairs)
     compare_memory()
 
 

@@ -84,20 +84,24 @@ class CompiledRecipe(ShortRepr):
         Raises ``PlanError`` (QR306) if torch fails, or if the copy would compute something else
         than the caller's model.
         """
-        prepared = self._prepared()
+        prepared = self._whole({part.path: part.prepare() for part in self._parts})
         own_tensors(prepared)
         return prepared.train(self.recipe.phase == "qat")
 
     def _calibrated(
         self, batches: Iterable[Any], forward: Forward | None, progress: Progress | bool | None
     ) -> nn.Module:
-        """The model prepared and calibrated, sharing tensors: nobody else will see it."""
+        """The model prepared and calibrated, right after it was compiled."""
         prepared = self._prepared()
         calibrate(prepared, batches, forward=forward, progress=progress)
         return prepared
 
     def _prepared(self) -> nn.Module:
-        prepared = with_parts(self._model, {part.path: part.prepare() for part in self._parts})
+        """As `prepare`, but right after the model was compiled, and sharing tensors with it."""
+        return self._whole({part.path: part.prepare_at_once() for part in self._parts})
+
+    def _whole(self, parts: Mapping[str, nn.Module]) -> nn.Module:
+        prepared = with_parts(self._model, parts)
         mark_prepared(prepared, self.recipe, self._identity, [part.path for part in self._parts])
         return prepared
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from qrecipe._torch_ao import ObserverBase
 from qrecipe.audit.farthest_call import Call, Candidates, outside
 from qrecipe.audit.moving_averages import Average, Averages, Extremes, span
 from qrecipe.audit.ranges import static_observers
-from qrecipe.audit.rounding import code_range, minmax, rounded_db
+from qrecipe.audit.rounding import code_range, minmax, rounded_db, rounded_dbs
 from qrecipe.audit.sample import JUDGEABLE_DB, Sample
 from qrecipe.errors.findings import Finding
 
@@ -23,6 +24,9 @@ GOOD_DB = 20.0
 
 BAD_DB = 8.0
 """Below this, two fifths of an output are noise: worth a warning even with many batches."""
+
+_MARGIN_DB = 3.0
+"""How much the samples that go furthest may differ from their batch."""
 
 _LEAST_SHARE = 0.01
 _MOST_NAMED = 3
@@ -192,15 +196,22 @@ def _cost(
 ) -> Cost | None:
     """What the ranges cost; None unless "minmax" would be much better."""
     as_calibrated = {observer: observer for _, observer in static_observers(part)}
-    reached = rounded_db(part, as_calibrated, farthest.sample)
-    if not reached < GOOD_DB:  # NaN too: the output has no floats
-        return None
     wide = {each: minmax(each, seen[each]) if each in seen else each for each in as_calibrated}
-    best = rounded_db(part, wide, farthest.sample)
-    if not best >= reached + LEAST_GAIN_DB:
+    few = farthest.sample.extremes()
+    hinted = None if few is None else rounded_dbs(part, (as_calibrated, wide), few)
+    if hinted is not None and not _is_costly(hinted[0], hinted[1], _MARGIN_DB):
+        return None
+    reached = rounded_db(part, as_calibrated, farthest.sample)
+    best = rounded_db(part, wide, farthest.sample) if reached < GOOD_DB else math.nan
+    if not _is_costly(reached, best):
         return None
     at_first = rounded_db(part, as_calibrated, first)
     return Cost(farthest.batch, at_first, reached, (rounded_db(part, wide, first), best))
+
+
+def _is_costly(reached: float, best: float, margin: float = 0.0) -> bool:
+    """Whether ``reached`` dB are bad, and ``best`` much better; NaN is neither."""
+    return reached < GOOD_DB + margin and best >= reached + LEAST_GAIN_DB - margin
 
 
 def _extremes(observer: ObserverBase) -> Extremes | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from qrecipe.audit.moving_averages import Extremes
 from qrecipe.audit.sample import Sample
 from qrecipe.audit.sqnr import output_sqnr_db
 from qrecipe.model.call import bind
+from qrecipe.model.nested import map_tensors
+from qrecipe.model.trace_proof import difference
 
 Ranging = Mapping[ObserverBase, ObserverBase]
 """Observers of a prepared graph, each with the one whose range is used instead."""
@@ -28,6 +30,32 @@ def rounded_db(part: fx.GraphModule, ranging: Ranging, sample: Sample) -> float:
         inputs = bind(part, part, sample.inputs.cloned())
         value = output_sqnr_db(sample.output, _Rounded(part, ranging).run(*inputs))
     return math.nan if value is None else value
+
+
+def rounded_dbs(
+    part: fx.GraphModule, rangings: Sequence[Ranging], sample: Sample
+) -> list[float] | None:
+    """`rounded_db` with several ranges, from one run of copies of the samples.
+
+    None if samples do not stay apart: the copies that are not rounded show it.
+    """
+    size, count = sample.inputs.batch_size, len(rangings) + 1
+    if size is None:
+        return None
+    try:
+        copies = sample.inputs.taken(torch.arange(size).repeat(count))
+        with torch.no_grad():
+            output = _SideBySide(part, rangings, size).run(*bind(part, part, copies))
+        plain, *rounded = (
+            map_tensors(lambda x, at=index * size: x[at : at + size], output)  # type: ignore[misc]
+            for index in range(count)
+        )
+    except Exception:
+        return None
+    if difference(sample.output, plain) is not None:
+        return None
+    found = [output_sqnr_db(sample.output, each) for each in rounded]
+    return [math.nan if value is None else value for value in found]
 
 
 def code_range(observer: ObserverBase) -> Extremes | None:
@@ -91,3 +119,20 @@ class _Rounded(Unobserved):
         if grid is None or not (isinstance(x, Tensor) and x.is_floating_point()):
             return x
         return torch.fake_quantize_per_tensor_affine(x, *grid)
+
+
+class _SideBySide(Unobserved):
+    """Leaves the first ``size`` rows as they are, and rounds the next by each ranging in turn."""
+
+    def __init__(self, part: fx.GraphModule, rangings: Sequence[Ranging], size: int) -> None:
+        super().__init__(part)
+        self._grids = [{o: _grid(ranged) for o, ranged in each.items()} for each in rangings]
+        self._size = size
+
+    def passed(self, observer: Any, x: Any) -> Any:
+        grids = [each.get(observer) for each in self._grids]
+        if None in grids or not (isinstance(x, Tensor) and x.is_floating_point()):
+            return x
+        plain, *others = x.split(self._size)  # type: ignore[no-untyped-call]
+        rounded = map(torch.fake_quantize_per_tensor_affine, others, *zip(*grids, strict=True))
+        return torch.cat([plain, *rounded])

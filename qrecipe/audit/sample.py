@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from qrecipe.audit.sqnr import floating_tensors
 from qrecipe.model.call import Inputs, batch_size, head
-from qrecipe.model.nested import UncopyableError
+from qrecipe.model.nested import UncopyableError, map_tensors
 
 JUDGEABLE_DB = 15.0
 """Below this, an output says nothing about kernels: the reference is as far from float itself."""
@@ -30,11 +33,22 @@ class Sample:
     def head(self) -> Sample | None:
         """The first samples with their part of the output; None if the output cannot be cut."""
         inputs = self.inputs.first_samples(HEAD_SAMPLES)
-        size = batch_size((self.inputs.args, dict(self.inputs.kwargs)))
-        if inputs is self.inputs or batch_size(self.output) != size:
+        if inputs is self.inputs or batch_size(self.output) != self.inputs.batch_size:
             return None
         try:
             return Sample(inputs, head(self.output, HEAD_SAMPLES))
+        except UncopyableError:
+            return None
+
+    def extremes(self) -> Sample | None:
+        """The samples with the lowest and the highest output; None if they cannot be told."""
+        size, outputs = self.inputs.batch_size, floating_tensors(self.output)
+        if size is None or not outputs or batch_size(self.output) != size or not outputs[0].numel():
+            return None
+        rows = outputs[0].detach().reshape(size, -1)
+        chosen = torch.stack([rows.amin(1).argmin(), rows.amax(1).argmax()])
+        try:
+            return Sample(self.inputs.taken(chosen), map_tensors(lambda x: x[chosen], self.output))
         except UncopyableError:
             return None
 

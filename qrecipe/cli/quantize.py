@@ -124,7 +124,7 @@ def _prepared(compiled: CompiledRecipe, batches: Iterable[Any] | None) -> nn.Mod
     """The prepared model, calibrated if there are batches."""
     from qrecipe.process.warnings import held_back
 
-    prepared = compiled.prepare()
+    prepared = compiled._prepared()  # it shares the model's tensors: nobody trains it
     if batches is not None:
         with held_back([("QR234", QRecipeWarning)]):  # the result shows it
             qrecipe.calibrate(prepared, batches)

@@ -109,8 +109,8 @@ def in_full(findings: Sequence[Finding], whole: str | None = None) -> Iterator[s
     rest = Counter(finding.code for finding in findings[SHOWN:])
     if rest:
         counts = ", ".join(f"{count} {code} ({CODES[code].title})" for code, count in rest.items())
-        yield f"... and {rest.total()} more: {counts}"
-        yield f"  `--json` shows all of them{f', and {whole} has them' if whole else ''}"
+        has_them = f", and {whole} has them" if whole else ""
+        yield f"... and {rest.total()} more: {counts}\n  `--json` shows all of them{has_them}"
 
 
 class QRecipeError(Exception):
@@ -307,6 +307,7 @@ CODES: dict[str, Code] = {
     "QR404": Code("observers without usable ranges", CalibrationError),
     "QR405": Code("conversion failed", ExecutionError),
     "QR406": Code("not a model prepared by qrecipe", CalibrationError),
+    "QR407": Code("not enough memory", ExecutionError),
     "QR410": Code("the converted model differs from the plan", AuditError),
     "QR411": Code("a kernel gives wrong results", AuditError),
     "QR412": Code("the converted model is worse than its reference", AuditError),

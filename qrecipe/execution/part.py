@@ -72,6 +72,9 @@ class Part(Protocol):
         Raises ``PlanError`` (QR306) if it computes something else than the caller's model.
         """
 
+    def prepare_at_once(self) -> nn.Module:
+        """As `prepare`, before anybody could have changed the weights since it was compiled."""
+
     def convert(self, prepared: nn.Module, sample: Sample | None, lint: LintTable) -> nn.Module:
         """The quantized part, audited on ``sample``, or on the example inputs without one.
 

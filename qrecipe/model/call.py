@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from qrecipe.errors.findings import Finding, PlanError
@@ -50,9 +50,19 @@ class Inputs(ShortRepr):
             return nn.Module.__call__(model, *self.args, **dict(self.kwargs))
         return model(*self.args, **dict(self.kwargs))
 
+    @property
+    def batch_size(self) -> int | None:
+        """The size of the first dimension, if all tensors have the same."""
+        return batch_size((self.args, dict(self.kwargs)))
+
+    def taken(self, samples: Tensor) -> Inputs:
+        """The samples of these numbers. Raises ``UncopyableError`` like `nested.map_tensors`."""
+        args, kwargs = map_tensors(lambda x: x[samples], (self.args, dict(self.kwargs)))
+        return Inputs(args, kwargs)
+
     def first_samples(self, count: int) -> Inputs:
         """The first samples, if all tensors have the same larger batch size; else ``self``."""
-        size = batch_size((self.args, dict(self.kwargs)))
+        size = self.batch_size
         if size is None or size <= count:
             return self
         try:
@@ -60,7 +70,7 @@ class Inputs(ShortRepr):
         except UncopyableError:
             return self
         # a container that computes its tensors on access has returned the whole batch again
-        return few if batch_size((few.args, few.kwargs)) == count else self
+        return few if few.batch_size == count else self
 
     def cloned(self) -> Inputs:
         """A copy with cloned tensors, for a forward that may write to them.

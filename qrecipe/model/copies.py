@@ -15,6 +15,11 @@ from qrecipe.model.unfit import unfit
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
+_Part = Tensor | nn.Module | torch.ScriptObject
+"""What a copy can share."""
+
+_PACKED = ("__torch__.torch.classes.quantized.", "__torch__.torch.classes.rnn.")
+
 
 def structural_copy(model: _Model) -> _Model:
     """A deep copy of the modules that shares every parameter and buffer with ``model``.
@@ -25,7 +30,7 @@ def structural_copy(model: _Model) -> _Model:
 
 
 def runnable_copy(model: _Model) -> _Model:
-    """A copy in eval mode that can be run: it shares the parameters, but not the buffers.
+    """A copy in eval mode that can be run: it shares parameters and packed weights, not buffers.
 
     Embeddings with ``max_norm`` write to their weight, so that is not shared either. Raises
     ``PlanError`` (QR306) like `structural_copy`.
@@ -36,7 +41,7 @@ def runnable_copy(model: _Model) -> _Model:
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None
     }
     shared = (parameter for parameter in model.parameters() if id(parameter) not in written)
-    return _copy_sharing(model, shared).eval()
+    return _copy_sharing(model, chain(shared, _packed(model))).eval()
 
 
 def copy_around(model: nn.Module, paths: Sequence[str]) -> nn.Module:
@@ -71,6 +76,16 @@ def without_weights(model: nn.Module) -> nn.Module:
     return _copied(model, {**values, **zeros}).eval()
 
 
+def _packed(model: nn.Module) -> Iterator[torch.ScriptObject]:
+    """The packed weights of torch's quantized modules, which nothing writes to."""
+    for module in model.modules():
+        for value in vars(module).values():
+            if type(value) is torch.ScriptObject and value._type().qualified_name().startswith(
+                _PACKED
+            ):
+                yield value
+
+
 def _plain_tensors(model: nn.Module) -> list[Tensor]:
     """Buffers, and plain tensor attributes."""
     attributes = chain.from_iterable(vars(module).values() for module in model.modules())
@@ -84,9 +99,9 @@ def _zeros(tensor: Tensor) -> Tensor:
     return nn.Parameter(zeros, tensor.requires_grad) if is_parameter else zeros
 
 
-def _copy_sharing(model: _Model, shared: Iterable[Tensor | nn.Module]) -> _Model:
+def _copy_sharing(model: _Model, shared: Iterable[_Part]) -> _Model:
     """A deep copy that shares some parts; inference tensors are cloned, for autograd."""
-    memo: dict[int, Tensor | nn.Module] = {
+    memo: dict[int, _Part] = {
         id(part): part for part in shared if not (isinstance(part, Tensor) and part.is_inference())
     }
     # deepcopy rejects tensors computed by autograd, such as the weight of an old-style weight_norm

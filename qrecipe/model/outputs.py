@@ -30,8 +30,9 @@ def name_constants(graph_module: fx.GraphModule) -> None:
     output.args = (map_leaves(named, output.args[0]),)
 
 
-def restore_constants(graph_module: fx.GraphModule) -> None:
-    """Undo `name_constants`, in place."""
+def restore_constants(graph_module: fx.GraphModule) -> bool:
+    """Undo `name_constants`, in place; whether there were any."""
+    constants = [node for node in graph_module.graph.nodes if node.target is _constant]
 
     def restored(leaf: Any) -> Any:
         is_constant = isinstance(leaf, fx.Node) and leaf.target is _constant
@@ -39,9 +40,9 @@ def restore_constants(graph_module: fx.GraphModule) -> None:
 
     output = graph_module.graph.output_node()
     output.args = (map_leaves(restored, output.args[0]),)
-    for node in list(graph_module.graph.nodes):
-        if node.target is _constant:
-            graph_module.graph.erase_node(node)
+    for node in constants:
+        graph_module.graph.erase_node(node)
+    return bool(constants)
 
 
 def return_tensors(graph_module: fx.GraphModule) -> None:

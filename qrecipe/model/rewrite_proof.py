@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -17,8 +18,10 @@ from qrecipe.model.addresses import members_of
 from qrecipe.model.call import bind
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.dry_run import try_out
+from qrecipe.model.same_graph import observing, same_calls
 from qrecipe.model.trace_proof import Example, difference
 from qrecipe.model.unfit import unfit
+from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.recipe.patterns import leave_float
 from qrecipe.rules.structure import Member, joined
 
@@ -57,14 +60,16 @@ def _shown(members: tuple[Member, ...]) -> str:
 def prove_prepared(prepared: fx.GraphModule, fused: fx.GraphModule, example: Example) -> None:
     """Compare a prepared graph, without its observers and fake-quants, with the caller's model.
 
+    It runs only where it is more than the ``fused`` graph with observers in it: that is proven.
+
     Raises ``PlanError`` (QR306), naming the first site that computes something else than in the
     ``fused`` graph.
     """
+    if _is_the_same(prepared, fused):
+        return
     found = _found(prepared, example)
     if found is None:
         return
-    if _found(fused, example) is not None:
-        raise unfit("the model's weights have changed since it was compiled", "compile it again")
     node = _first_unlike(_results(fused, example), prepared, example)
     shown = _shown(_members(node))
     if node is not None and _divides_by_zero(node, prepared):
@@ -80,6 +85,39 @@ def prove_prepared(prepared: fx.GraphModule, fused: fx.GraphModule, example: Exa
     )
 
 
+def check_unchanged(fused: fx.GraphModule, example: Example) -> None:
+    """Raises ``PlanError`` (QR306) if a graph no longer computes what it did when it was proven."""
+    if _found(fused, example) is not None:
+        raise unfit("the model's weights have changed since it was compiled", "compile it again")
+
+
+def _is_the_same(prepared: fx.GraphModule, fused: fx.GraphModule) -> bool:
+    """Whether a prepared graph makes the same calls, of modules with the same tensors."""
+    if not same_calls(fused.graph, prepared.graph, lambda node: False, observing(prepared)):
+        return False
+    modules = dict(prepared.named_modules(remove_duplicate=False))
+    return (
+        all(
+            not path or _is_twin(module, modules[path])
+            for path, module in fused.named_modules(remove_duplicate=False)
+        )
+        and _state(prepared).items() >= _state(fused).items()
+    )
+
+
+def _is_twin(module: nn.Module, copied: nn.Module) -> bool:
+    return type(module) is type(copied) and "forward" not in vars(copied).keys() - vars(module)
+
+
+def _state(graph_module: fx.GraphModule) -> dict[str, int]:
+    """The identities of parameters and buffers."""
+    tensors = chain(
+        graph_module.named_parameters(remove_duplicate=False),
+        graph_module.named_buffers(remove_duplicate=False),
+    )
+    return {name: id(tensor) for name, tensor in tensors}
+
+
 def _divides_by_zero(node: fx.Node, prepared: fx.GraphModule) -> bool:
     module = prepared.get_submodule(str(node.target)) if node.op == "call_module" else None
     if not isinstance(module, (FusedConvBatchNorm, FusedLinearBatchNorm)):
@@ -89,10 +127,13 @@ def _divides_by_zero(node: fx.Node, prepared: fx.GraphModule) -> bool:
 
 def _found(graph_module: fx.GraphModule, example: Example) -> str | None:
     """How the graph's output differs from the model's, or None."""
-    probe = passing(graph_module)
+    modules = graph_module.modules()
+    is_plain = not graph_module.training and not any(map(is_observer, modules))
+    probe = graph_module if is_plain else passing(graph_module)
     try:
         actual = try_out(probe, example.inputs.cloned(), graph_module)
     except Exception as error:
+        raise_lack_of_memory(error)
         return f"it does not run: {first_line(error)}"
     return difference(example.output, actual, FLIPPED)
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from qrecipe.errors.findings import Finding, Location
@@ -68,7 +69,8 @@ class Layer:
 
     def is_sound(self, path: KeyPath) -> bool:
         """Whether there is no finding at, inside or around that path."""
-        return not any(at[: len(path)] == path[: len(at)] for at in self.damaged)
+        prefixes = (path[:size] for size in range(len(path) + 1))
+        return path not in _around(self.damaged) and self.damaged.isdisjoint(prefixes)
 
     def key(self, path: KeyPath) -> Location:
         """Where this file writes that key."""
@@ -83,6 +85,11 @@ class Layer:
         if len(self.chain) == 1 and self.source.publisher is None:
             return finding
         return replace(finding, notes=(*finding.notes, chain_text(self.chain)))
+
+
+@lru_cache(maxsize=64)
+def _around(paths: frozenset[KeyPath]) -> frozenset[KeyPath]:
+    return frozenset(path[:size] for path in paths for size in range(len(path)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -203,7 +203,7 @@ class Recipe(ShortRepr):
         tensor = value.get(role) if named is None else named.value
         for path in (("tensor", tensor, each) for each in (key, "dtype")):
             if path in settings:
-                return self._composition.owner(path).key(path)
+                return settings[path].layer.key(path)
         return None
 
     def argument_key(self, path: KeyPath) -> Location:

@@ -12,8 +12,9 @@ from places import ROOT
 GOALS = {"save": 0.3, "load": 0.5}
 
 
+@pytest.mark.slow  # tests/pipeline/test_peaks.py measures within its process
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("recipe", ["static", pytest.param("dynamic", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("recipe", ["static", "dynamic"])
 def test_saving_and_loading_take_less_memory_than_the_float_model(recipe):
     script = ROOT / "benchmarks" / "memory.py"
     options = ["--megabytes", "64", "--recipes", recipe, "--steps", *GOALS]

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from nets import NETS, Mlp
 from plans import ROWS, recipe
 from recipe_files import BASE, install, write
+from shares import every
 from torch import nn
 from torch.ao.quantization.observer import MinMaxObserver
 
@@ -289,7 +290,7 @@ def test_a_fake_quant_is_an_outcome_of_training_alone():
     assert outcome.weight.endswith("fake_quant=fake_quantize")
 
 
-@pytest.mark.parametrize("name", [name for name in NETS if name != "roots"])
+@pytest.mark.parametrize("name", every(2, NETS))
 def test_a_lock_of_any_net_holds_its_own_plan_and_no_float_one(name, tmp_path):
     net = NETS[name]
     plan = qrecipe.plan(net.model(), STATIC, net.batches(1)[0])

@@ -42,11 +42,13 @@ def scheme_of(name):
 
 
 def _corpus():
-    for name in CORPUS:
+    for at, name in enumerate(CORPUS):
         marks = []
         if name in TORCHVISION:
             marks.append(pytest.mark.skipif(missing() is not None, reason=str(missing())))
             marks += [] if name in ALWAYS else [pytest.mark.slow]
+        elif at % 2 == 0:
+            marks.append(pytest.mark.slow)
         yield pytest.param(name, marks=marks)
 
 

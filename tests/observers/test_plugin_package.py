@@ -281,6 +281,7 @@ def test_trained_with_the_recipe_the_converted_model_is_the_one_that_was_trained
     )  # 28.4 to 32.2 for 12 seeds
 
 
+@pytest.mark.slow
 def test_installed_it_serves_the_command_line(tmp_path):
     from try_it import environment_with_plugin
 

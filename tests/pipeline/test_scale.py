@@ -2,6 +2,7 @@
 
 import cProfile
 import pstats
+from itertools import product
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 import qrecipe
 
 RECIPE = "builtin:x86-static"
-LAYERS = 24
+LAYERS = 16
 NOTICEABLE = 0.005
 """The share of all calls from which on a function counts."""
 
@@ -71,9 +72,20 @@ def calls_of(run):
     return {function: calls for function, (_, calls, *_) in stats.items()}
 
 
+CASES = [*product((plan, quantize, store, estimate), (linear_chain, residual_chain))]
+ALWAYS = [
+    (plan, residual_chain),
+    (quantize, residual_chain),
+    (store, linear_chain),
+    (estimate, linear_chain),
+]
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("make", [linear_chain, residual_chain])
-@pytest.mark.parametrize("step", [plan, quantize, store, estimate])
+@pytest.mark.parametrize(
+    ("step", "make"),
+    [pytest.param(*case, marks=[] if case in ALWAYS else [pytest.mark.slow]) for case in CASES],
+)
 def test_twice_the_layers_take_at_most_twice_the_calls_of_any_function(step, make, tmp_path):
     path = tmp_path / "model.safetensors"
     step(make, 2, path)()  # imports and caches

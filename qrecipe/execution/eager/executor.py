@@ -61,6 +61,9 @@ class EagerPart:
     def prepare(self) -> nn.Module:
         return runnable_copy(self.model)  # there is nothing to observe
 
+    def prepare_at_once(self) -> nn.Module:
+        return self.prepare()
+
     def convert(self, prepared: nn.Module, sample: Sample | None, lint: LintTable) -> nn.Module:
         prepared = runnable_copy(prepared)  # in eval mode, even if the caller changed that
         proof = sample or _run(prepared, self.inputs)

@@ -125,7 +125,7 @@ def lowered(
     own_tensors(reference, _is_bias)  # packing keeps a reference to the bias tensor
     with engine(configs.backend):
         try:
-            with quiet(), _nothing_kept(), random_numbers_kept():
+            with quiet(), _nothing_kept(), _uninitialised(), random_numbers_kept():
                 converted = lower_to_native_backend(
                     reference,
                     observed.node_name_to_qconfig,
@@ -181,17 +181,36 @@ def _preserve(source: nn.Module, target: fx.GraphModule, names: list[str]) -> No
 
 
 class _uninitialised(TorchFunctionMode):  # noqa: N801 - reads as what it does in a with statement
-    """Skips the random initialisation of modules that get their weights right away.
+    """Neither draws nor packs the first weights of modules, which get their own right away.
 
-    It costs as much as quantizing the weights.
+    It costs as much as quantizing and packing those.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._empty: torch.Tensor | None = None
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if func in (nn.init.kaiming_uniform_, nn.init.uniform_):
             return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
+        if func in _PREPACK and args[0] is self._empty:
+            return None
+        result = func(*args, **(kwargs or {}))
+        if func is torch._empty_affine_quantized:
+            self._empty = result
+        return result
+
+
+_ops: Any = torch.ops.quantized
+_PREPACK = frozenset(
+    (
+        _ops.linear_prepack,
+        *(getattr(_ops, f"conv{dimensions}d_prepack") for dimensions in (1, 2, 3)),
+        *(getattr(_ops, f"conv_transpose{dimensions}d_prepack") for dimensions in (1, 2, 3)),
+    )
+)
 
 
 def _weights(reference: fx.GraphModule, sites: Collection[str]) -> dict[str, torch.Tensor]:

@@ -54,7 +54,6 @@ def emit(plan: Plan, graph_module: fx.GraphModule) -> Emission:
         if site is not None:
             # lowering keeps only the stack trace of a binary operation
             node.meta["stack_trace"] = TRACE_PREFIX + site.name
-    graph_module.recompile()
     return Emission(mapping, scopes)
 
 
@@ -83,15 +82,16 @@ def _weight(node: fx.Node, graph_module: fx.GraphModule) -> Tensor | None:
 
 def erase_keep_float(graph_module: fx.GraphModule) -> None:
     """Remove the identities again, and the names of constants, in place."""
-    for node in list(graph_module.graph.nodes):
-        if node.target is keep_float:
-            node.replace_all_uses_with(node.args[0])
-            graph_module.graph.erase_node(node)
-    restore_constants(graph_module)
-    graph_module.recompile()
+    identities = [node for node in graph_module.graph.nodes if node.target is keep_float]
+    for node in identities:
+        node.replace_all_uses_with(node.args[0])
+        graph_module.graph.erase_node(node)
+    if restore_constants(graph_module) or identities:
+        graph_module.recompile()
 
 
 def _separate_float_results(graph_module: fx.GraphModule, sites: Mapping[str, Site]) -> None:
+    is_changed = False
     for node in list(graph_module.graph.nodes):
         site = sites.get(node.meta.get(SITE, ""))
         if site is None or _is_static(site):
@@ -102,6 +102,9 @@ def _separate_float_results(graph_module: fx.GraphModule, sites: Mapping[str, Si
                 identity = graph_module.graph.call_function(keep_float, (node,))
             for consumer in consumers:
                 consumer.replace_input_with(node, identity)
+            is_changed = True
+    if is_changed:
+        graph_module.recompile()
 
 
 def _is_static(site: Site | None) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,10 +25,10 @@ from qrecipe.execution.part import Compiled, Exportable, Task
 from qrecipe.model.addresses import SITE
 from qrecipe.model.architecture import check_same, note_values
 from qrecipe.model.call import Inputs
-from qrecipe.model.copies import with_parts, without_weights
+from qrecipe.model.copies import runnable_copy, with_parts, without_weights
 from qrecipe.model.graph_sites import Match, Part, fused_graph, named_sites
 from qrecipe.model.record import Architecture, TracedPart
-from qrecipe.model.rewrite_proof import prove_prepared
+from qrecipe.model.rewrite_proof import check_unchanged, prove_prepared
 from qrecipe.model.trace import trace
 from qrecipe.model.unfit import all_finite
 from qrecipe.planning.backend import backend_config
@@ -96,6 +95,10 @@ class FxPart:
     unjudged: tuple[str, ...]
 
     def prepare(self) -> fx.GraphModule:
+        check_unchanged(self.source.graph_module, self.source.example)
+        return self.prepare_at_once()
+
+    def prepare_at_once(self) -> fx.GraphModule:
         graph_module = self.source.graph_module
         prepared = execution.prepared_copy(graph_module, self.emission, self.configs)
         prove_prepared(prepared, graph_module, self.source.example)
@@ -115,7 +118,7 @@ class FxPart:
             prepared = frozen_copy(prepared, inputs)
             sample = _run(prepared, inputs)
         if sample is None:  # running it would change its observers
-            sample = _run(copy.deepcopy(prepared), self.source.inputs)
+            sample = _run(runnable_copy(prepared), self.source.inputs)
         reference = execution.reference(prepared, self.configs)
         check_conversion(reference, prepared, sample, self.plan.phase)
         if self.plan.is_for_export:

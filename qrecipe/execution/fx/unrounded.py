@@ -18,7 +18,9 @@ from qrecipe.errors.text import first_line
 from qrecipe.model.call import bind
 from qrecipe.model.nested import tensors_in
 from qrecipe.model.rewrite_proof import passing
+from qrecipe.model.same_graph import observing, same_calls
 from qrecipe.model.trace_proof import difference
+from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.recipe.schema import Phase
 
 _ROUNDING = ("quantize_per_", "dequantize")
@@ -32,11 +34,14 @@ def check_conversion(
 ) -> None:
     """Check that a reference conversion equals its prepared model, except for rounding.
 
-    ``sample`` has inputs and outputs of the prepared model. Its first samples can prove equality,
-    but not disprove it: a model that mixes samples needs all of them.
+    Where the graphs are not the same, they are run on ``sample``, which has inputs and outputs of
+    the prepared model. Its first samples can prove equality, but not disprove it: a model that
+    mixes samples needs all of them.
 
     Raises ``AuditError`` (QR412) if they differ.
     """
+    if same_calls(reference.graph, prepared.graph, _rounds, observing(prepared)):
+        return
     if phase == "qat":  # its fake-quants round
         prepared = passing(prepared)
         with torch.no_grad():
@@ -64,6 +69,7 @@ def _difference(reference: fx.GraphModule, prepared: fx.GraphModule, sample: Sam
         with torch.no_grad(), quiet():
             actual = run.run(*bind(reference, reference, sample.inputs.cloned()))
     except Exception as error:
+        raise_lack_of_memory(error)
         if _fails(reference, sample):
             return None  # it fails with rounding too: the audit reports it
         return f"without rounding it fails: {first_line(error)}"
@@ -74,9 +80,17 @@ def _fails(reference: fx.GraphModule, sample: Sample) -> bool:
     try:
         with torch.no_grad(), quiet():
             sample.inputs.cloned().call(reference)
-    except Exception:
+    except Exception as error:
+        raise_lack_of_memory(error)
         return True
     return False
+
+
+def _rounds(node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return node.target == "dequantize" or (node.target == "to" and torch.float16 in node.args)
+    name = str(getattr(node.target, "__name__", node.target))
+    return node.op == "call_function" and name.startswith(_ROUNDING)
 
 
 class _Unrounded(fx.Interpreter):
@@ -86,16 +100,8 @@ class _Unrounded(fx.Interpreter):
         super().__init__(reference)
         self._float_modules = dict(prepared.named_modules(remove_duplicate=False))
 
-    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        name = str(getattr(target, "__name__", target))
-        if name.startswith(_ROUNDING):
-            return args[0]
-        return super().call_function(target, args, kwargs)
-
-    def call_method(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if target == "dequantize" or (target == "to" and torch.float16 in args):
-            return args[0]
-        return super().call_method(target, args, kwargs)
+    def run_node(self, n: fx.Node) -> Any:
+        return self.env[n.all_input_nodes[0]] if _rounds(n) else super().run_node(n)
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module: nn.Module = self._float_modules.get(target) or self.fetch_attr(target)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qrecipe.audit.sample import Sample
 from qrecipe.audit.sqnr import energy_ratio_db, floating_tensors
 from qrecipe.errors.findings import ExecutionError, Finding
 from qrecipe.execution.isolated import Isolated, Kernel
+from qrecipe.measure.batches import running
 from qrecipe.measure.sensitivity.exact import size_of, too_little_memory
-from qrecipe.model.call import batch_size
+from qrecipe.model.call import Inputs
 from qrecipe.process.warnings import import_aside
+
+_Place = tuple[str, Tensor, Tensor]
+"""A site, a floating tensor that it gave, and the error of its kernel there."""
 
 
 class Estimate:
@@ -38,27 +43,43 @@ class Estimate:
             lone.site.name: _Probe(lone.original, isolated.kernels[lone.site.name])
             for lone in self._sites
         }
+        self._runs: deque[tuple[Any, list[_Place]]] = deque()
         self._count = probes
         self._limit = memory_limit
         self._generator = torch.Generator().manual_seed(seed)
         self._signal: list[float] = []
         self._noise: dict[str, list[float]] = {name: [] for name in self._probes}
 
-    def add(self, call: Sample) -> None:
-        """Count one more call of the model."""
-        with ExitStack() as probing:
+    @contextmanager
+    def probing(self) -> Iterator[nn.Module]:
+        """The float model, to be called with a probe at each site inside a ``with``."""
+        run = self._model.forward
+        with ExitStack() as replaced:
             for lone in self._sites:
-                probing.enter_context(lone.replaced(self._probes[lone.site.name]))
-            with torch.enable_grad():
-                outputs = floating_tensors(call.inputs.call(self._model))
-        self._check(outputs)
-        samples = batch_size((call.inputs.args, dict(call.inputs.kwargs)))
+                replaced.enter_context(lone.replaced(self._probes[lone.site.name]))
+            replaced.enter_context(running(self._model, partial(self._run, run)))
+            yield self._model
+
+    def _run(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with torch.enable_grad():
+            output = forward(*args, **kwargs)
+        places = [
+            (name, given, error)
+            for name, probe in self._probes.items()
+            for given, error in probe.taken()
+        ]
+        self._runs.append((output, places))
+        return output
+
+    def add(self, inputs: Inputs) -> None:
+        """Count the next call that ran."""
+        output, places = self._runs.popleft()
+        outputs = floating_tensors(output)
+        self._check(outputs, places)
         for index, output in enumerate(outputs):
             _add(self._signal, index, output.detach().double().square().sum().item())
             for _ in range(self._count):
-                self._project(index, output, samples)
-        for probe in self._probes.values():
-            probe.forget()
+                self._project(index, output, places, inputs.batch_size)
 
     def sqnr_db(self) -> dict[str, float]:
         """The estimate for each site; of several output tensors the worst counts."""
@@ -73,7 +94,7 @@ class Estimate:
             for name, energies in self._noise.items()
         }
 
-    def _check(self, outputs: Sequence[Tensor]) -> None:
+    def _check(self, outputs: Sequence[Tensor], places: Sequence[_Place]) -> None:
         if not any(output.requires_grad for output in outputs):
             raise ExecutionError(
                 Finding(
@@ -82,21 +103,18 @@ class Estimate:
                     hint='use method = "exact", with a metric if the output is not floating',
                 )
             )
-        held = 2 * sum(size_of(probe.given) for probe in self._probes.values())
+        held = 2 * sum(size_of(given) for _, given, _ in places)
         if held > self._limit:
             raise too_little_memory("estimating all sites at once", held, self._limit)
 
-    def _project(self, index: int, output: Tensor, samples: int | None) -> None:
+    def _project(
+        self, index: int, output: Tensor, places: Sequence[_Place], samples: int | None
+    ) -> None:
         if not output.requires_grad:
             for energies in self._noise.values():
                 _add(energies, index, 0.0)
             return
         direction = torch.randn(output.shape, generator=self._generator)
-        places = [
-            (name, given, error)
-            for name, probe in self._probes.items()
-            for given, error in zip(probe.given, probe.errors, strict=True)
-        ]
         gradients = torch.autograd.grad(
             output,
             [given for _, given, _ in places],
@@ -141,9 +159,10 @@ class _Probe(nn.Module):
         self.given += given
         return result
 
-    def forget(self) -> None:
-        """Drop the values of one call."""
-        self.given, self.errors = [], []
+    def taken(self) -> Iterable[tuple[Tensor, Tensor]]:
+        """The values of the last call, each with its error."""
+        given, errors, self.given, self.errors = self.given, self.errors, [], []
+        return zip(given, errors, strict=True)
 
 
 def _add(sums: list[float], index: int, value: float) -> None:

@@ -110,7 +110,7 @@ def sensitivity(
     task = Task(model, loaded, inventory, plan, inputs, unjudged)
     run = partial(calibrate, batches=held, forward=forward, progress=progress)
     isolated = executor_of(plan.executor).isolated(task, sites, run)
-    source = _Source(model, held, loaded.calibration.max_batches, forward)
+    source = _Source(held, loaded.calibration.max_batches, forward)
     limit = DEFAULT_MEMORY_LIMIT if memory_limit is None else memory_limit
     found = _Found()
     if evaluate is not None:
@@ -118,7 +118,7 @@ def sensitivity(
     elif method == "estimate":
         steps = _by_estimate(found, source, Estimate(isolated, probes, seed, limit))
     else:
-        steps = _by_scores(found, isolated, source, metric, limit)
+        steps = _by_scores(found, isolated, model, source, metric, limit)
     show, interrupted = chosen_progress(progress, "measuring"), False
     with engine(plan.backend), torch.no_grad(), quiet():
         try:
@@ -179,9 +179,8 @@ def _check_any(sites: Sequence[Site], reasons: Mapping[str, str]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """The caller's model and batches, limited as in calibration; ``count`` of them if known."""
+    """The caller's batches, limited as in calibration; ``count`` of them if known."""
 
-    model: nn.Module
     batches: Iterable[Any]
     limit: int
     forward: Forward | None
@@ -190,9 +189,8 @@ class _Source:
     def count(self) -> int | None:
         return known_length(self.batches, self.limit)
 
-    def calls(self) -> Iterator[list[Sample]]:
-        """The calls of the model for each batch."""
-        model = runnable_copy(self.model)
+    def calls(self, model: nn.Module) -> Iterator[list[Sample]]:
+        """The calls of a float model for each batch."""
         for index, batch in enumerate(limited(self.batches, self.limit)):
             yield calls_of(model, batch, index, self.forward)
 
@@ -211,14 +209,20 @@ Steps = Iterator[int | None]
 
 
 def _by_scores(
-    found: _Found, isolated: Isolated, source: _Source, metric: Metric | None, limit: int
+    found: _Found,
+    isolated: Isolated,
+    model: nn.Module,
+    source: _Source,
+    metric: Metric | None,
+    limit: int,
 ) -> Steps:
     new: Callable[[], Score] = SqnrScore if metric is None else partial(MetricScore, metric)
     scores, perfect, count = {name: new() for name in isolated.kernels}, new(), source.count
     outputs: Callable[[Inputs], Iterator[tuple[str, Any]]] = partial(rerun, isolated)
     if isolated.graph is not None:
         outputs = Replay(isolated.graph, isolated.kernels, limit).outputs
-    for calls in source.calls():
+    # the caller's own model: fusion rounds differently, which counts where errors are small
+    for calls in source.calls(runnable_copy(model)):
         for call in calls:
             if metric is not None:
                 perfect.add(call.output, call.output)
@@ -231,13 +235,14 @@ def _by_scores(
 
 
 def _by_estimate(found: _Found, source: _Source, estimate: Estimate) -> Steps:
-    for calls in source.calls():
-        for call in calls:
-            estimate.add(call)
-        found.batches += 1
-        for name, sqnr_db in estimate.sqnr_db().items():
-            found.effects[name] = (sqnr_db, None, found.batches)
-        yield source.count
+    with estimate.probing() as probed:
+        for calls in source.calls(probed):
+            for call in calls:
+                estimate.add(call.inputs)
+            found.batches += 1
+            for name, sqnr_db in estimate.sqnr_db().items():
+                found.effects[name] = (sqnr_db, None, found.batches)
+            yield source.count
 
 
 def _by_evaluation(found: _Found, isolated: Isolated, evaluate: Evaluate) -> Steps:

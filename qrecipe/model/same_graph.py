@@ -1,0 +1,56 @@
+"""Whether two graphs make the same calls, told without running them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import fx, nn
+
+from qrecipe._torch_ao import is_observer
+
+Passes = Callable[[fx.Node], bool]
+"""Whether a node counts as one that returns its first input."""
+
+
+def same_calls(graph: fx.Graph, other: fx.Graph, passes: Passes, other_passes: Passes) -> bool:
+    """Whether the graphs make the same calls in the same order, but for nodes that pass.
+
+    False proves nothing: graphs that differ may compute the same.
+    """
+    own, others = _calls(graph, passes), _calls(other, other_passes)
+    if len(own) != len(others):
+        return False
+    twins: dict[fx.Node, fx.Node] = {}
+    for node, twin in zip(own, others, strict=True):
+        twins[twin] = node
+        if (node.op, node.target) != (twin.op, twin.target):
+            return False
+        given = fx.map_arg((node.args, node.kwargs), lambda each: _source(each, passes))
+        asked = fx.map_arg(
+            (twin.args, twin.kwargs), lambda each: twins.get(_source(each, other_passes))
+        )
+        if given != asked:
+            return False
+    return True
+
+
+def observing(graph_module: fx.GraphModule) -> Passes:
+    """Tells the nodes of a prepared graph that observe or fake-quantize."""
+    modules: Mapping[str, nn.Module] = dict(graph_module.named_modules(remove_duplicate=False))
+    return lambda node: node.op == "call_module" and is_observer(modules[str(node.target)])
+
+
+def _calls(graph: fx.Graph, passes: Passes) -> list[fx.Node]:
+    """All nodes except those that pass, and the parameters of these."""
+    return [
+        node
+        for node in graph.nodes
+        if not passes(node)
+        and not (node.op == "get_attr" and node.users and all(map(passes, node.users)))
+    ]
+
+
+def _source(node: fx.Node, passes: Passes) -> fx.Node:
+    while passes(node):
+        node = node.all_input_nodes[0]
+    return node
