@@ -167,6 +167,28 @@ def test_only_attributes_of_the_models_own_can_be_preserved(name):
     assert caught.value.findings[0].location.line == 4
 
 
+class Computing(nn.Linear):
+    KINDS = ("a", "b")
+
+    @property
+    def norm(self):
+        raise AssertionError("the property was run")
+
+    def half(self, x):
+        return self(x) / 2
+
+
+@pytest.mark.parametrize("name", ["norm", "half"])
+def test_properties_and_methods_cannot_be_preserved_and_are_not_run(name):
+    text = f'format = 1\nextends = "{STATIC}"\n[fx]\npreserved_attributes = ["KINDS", "{name}"]'
+    model = Computing(6, 6).eval()
+    with pytest.raises(UnmatchedRuleError) as caught:
+        qrecipe.plan(model, qrecipe.parse_recipe(text), rows(1)[0])
+    (finding,) = caught.value.findings
+    assert f'"{name}"' in finding.message
+    assert "float model" in finding.hint
+
+
 def test_findings_about_roots_point_into_the_recipe():
     text = f'format = 1\nextends = "{STATIC}"\n[fx]\nroots = ["nope"]'
     with pytest.raises(UnmatchedRuleError) as caught:

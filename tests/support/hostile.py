@@ -634,7 +634,8 @@ def _attack_table(random: Random, metadata: dict[str, str]) -> None:
     key = random.choice(("plan", "plan", "architecture", "aliases", "layouts", "versions"))
     written = _unpacked(metadata[key]) if key in _PACKED else metadata[key]
     value = _renamed(random, json.loads(written)) or _mutated(random, json.loads(written))
-    metadata[key] = pack(value) if key in _PACKED else json.dumps(value)
+    written = json.dumps(value)
+    metadata[key] = pack(written) if key in _PACKED else written
 
 
 def _renamed(random: Random, value: Any) -> Any:
