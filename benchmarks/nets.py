@@ -181,3 +181,51 @@ class Chain(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.fc(self.body(x).mean((2, 3)))
         return logits
+
+
+class LinearChain(nn.Module):
+    """Linear layers with ReLU, (N, width) to (N, width); nearly the identity, so nothing fades."""
+
+    def __init__(self, layers: int, width: int = 64) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *(each for _ in range(layers) for each in (nn.Linear(width, width), nn.ReLU()))
+        )
+        with torch.no_grad():
+            for layer in self.body:
+                if isinstance(layer, nn.Linear):
+                    layer.weight.copy_(torch.eye(width) + 0.01 * torch.randn(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.body(x)
+        return result
+
+
+class Residual(nn.Module):
+    """A 3x3 convolution with BatchNorm, a residual addition and ReLU."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.relu(self.bn(self.conv(x)) + x)
+        return result
+
+
+class ResidualChain(nn.Module):
+    """Residual blocks of one convolution each, (N, channels, H, W) to the same shape."""
+
+    def __init__(self, layers: int, channels: int = 8) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*(Residual(channels) for _ in range(layers)))
+        with torch.no_grad():
+            for module in self.modules():
+                if isinstance(module, nn.Conv2d):
+                    module.weight.mul_(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.body(x)
+        return result

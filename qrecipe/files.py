@@ -6,8 +6,9 @@ import errno
 import os
 import stat
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from qrecipe.errors.findings import Finding, RecipeReferenceError
 from qrecipe.errors.text import one_line, shown
@@ -75,7 +76,7 @@ def write_atomically(path: Path, text: str) -> None:
     Raises RecipeReferenceError (QR001) if it cannot be written.
     """
     try:
-        replace_file(path, [text.encode()])
+        replace_file(path, lambda stream: stream.write(text.encode()))
     except (OSError, ValueError) as error:
         message = f"cannot write {shown(str(path))}: {why_not(error)}"
         raise RecipeReferenceError(Finding("QR001", message)) from None
@@ -97,8 +98,8 @@ def check_replaceable_file(path: Path) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
-def replace_file(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
-    """Replace a file atomically by what ``pieces`` gives, one after another.
+def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Replace a file atomically by what ``write`` writes to a stream.
 
     Raises OSError, or ValueError if it is not a regular file or not a path.
     """
@@ -109,7 +110,7 @@ def replace_file(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as stream:
-            stream.writelines(pieces)
+            write(stream)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.chmod(_mode(target))

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,21 +125,23 @@ class StoredFile:
     def __init__(self, header: Header, stream: BinaryIO) -> None:
         self.header = header
         self._stream = stream
-        self._digests: dict[str, str] = {}
+        self._digests: dict[str, bytes] = {}
 
     def check(self) -> None:
         """Raises ArtifactError (QR504) if the file is not what was saved."""
+        total = _checksum_of(self.header.metadata)
         piece = memoryview(bytearray(_CHUNK))
-        for name, entry in self.header.tensors.items():
-            digest = hashlib.sha256()
+        for name, entry in sorted(self.header.tensors.items()):
+            total.update(_table_row(name, entry))
+            own = hashlib.sha256()
             self._seek(entry)
             for start in range(0, entry.nbytes, _CHUNK):
-                size = min(_CHUNK, entry.nbytes - start)
-                self._read_into(piece[:size])
-                digest.update(piece[:size])
-            self._digests[name] = digest.hexdigest()
-        found = checksum(self.header.metadata, self.header.tensors, self._digests)
-        if self.header.metadata.get(CHECKSUM) != found:
+                part = piece[: entry.nbytes - start]
+                self._read_into(part)
+                total.update(part)
+                own.update(part)
+            self._digests[name] = own.digest()
+        if self.header.metadata.get(CHECKSUM) != total.hexdigest():
             raise self._changed()
 
     def read_tensor(self, name: str, memory: memoryview) -> None:
@@ -149,7 +151,7 @@ class StoredFile:
         """
         self._seek(self.header.tensors[name])
         self._read_into(memory)
-        if hashlib.sha256(memory).hexdigest() != self._digests[name]:
+        if hashlib.sha256(memory).digest() != self._digests[name]:
             raise self._changed()
 
     def _seek(self, entry: Entry) -> None:
@@ -205,36 +207,57 @@ def _near_file(path: Path) -> str | None:
     return did_you_mean(path.name, beside)
 
 
-def write(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
+def write(path: Path, writing: Callable[[BinaryIO], object]) -> None:
     """Write a file atomically. Raises ArtifactError (QR502) if that fails."""
     try:
-        replace_file(path, pieces)
+        replace_file(path, writing)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise problem("QR502", str(path), f"cannot be written: {why_not(error)}") from None
 
 
 def header_bytes(
-    tensors: Mapping[str, Entry], metadata: Mapping[str, str], digests: Mapping[str, str]
+    tensors: Mapping[str, Entry], metadata: Mapping[str, str], checksum: str = "0" * 64
 ) -> bytes:
-    """The start of a file, up to its tensors; a checksum is added to the metadata.
-
-    ``digests`` has the SHA-256 of each tensor.
-    """
-    texts = {**metadata, CHECKSUM: checksum(metadata, tensors, digests)}
+    """The start of a file, up to its tensors; it is as long with any checksum."""
+    texts = {**metadata, CHECKSUM: checksum}
     table = {name: entry.model_dump() for name, entry in tensors.items()}
     text = json.dumps({_METADATA: texts, **table}, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _LENGTH)  # the tensors start at a multiple of 8 bytes
     return len(text).to_bytes(_LENGTH, "little") + text
 
 
-def checksum(
-    metadata: Mapping[str, str], tensors: Mapping[str, Entry], digests: Mapping[str, str]
-) -> str:
-    """The SHA-256 of the other metadata, and of the table of tensors with their digests."""
+def write_tensors(
+    stream: BinaryIO,
+    tensors: Mapping[str, Entry],
+    metadata: Mapping[str, str],
+    content_of: Callable[[str], bytes | memoryview],
+) -> None:
+    """Write a whole file, one tensor after another, with its checksum."""
+    start = len(header_bytes(tensors, metadata))
+    total = _checksum_of(metadata)
+    for name, entry in sorted(tensors.items()):
+        content = content_of(name)
+        total.update(_table_row(name, entry))
+        total.update(content)
+        stream.seek(start + entry.data_offsets[0])
+        stream.write(content)
+    stream.seek(0)
+    stream.write(header_bytes(tensors, metadata, total.hexdigest()))
+
+
+def _checksum_of(metadata: Mapping[str, str]) -> hashlib._Hash:
+    """The SHA-256 of the other metadata, to which each tensor is added, sorted by name."""
     others = {key: text for key, text in metadata.items() if key != CHECKSUM}
-    table = [(name, each.dtype, each.shape, digests[name]) for name, each in tensors.items()]
-    text = json.dumps([others, sorted(table)], sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_canonical(others))
+
+
+def _table_row(name: str, entry: Entry) -> bytes:
+    """What the checksum has before the bytes of a tensor."""
+    return _canonical([name, entry.dtype, entry.shape])
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
 def read_header(stream: BinaryIO, size: int, file: str) -> Header:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -13,7 +13,7 @@ from qrecipe._torch_ao import quiet
 from qrecipe.artifact.container import StoredFile, opened, path_of, problem
 from qrecipe.artifact.metadata import StoredModel, stored_model
 from qrecipe.artifact.rebuilding import rebuilt
-from qrecipe.artifact.state import slots_of
+from qrecipe.artifact.state import Slot, slots_of
 from qrecipe.artifact.tensors import DTYPES, memory_of
 from qrecipe.artifact.value_checks import ValueChecks
 from qrecipe.errors.findings import ArtifactError, QRecipeError
@@ -24,6 +24,7 @@ from qrecipe.execution.executors import executor_of
 from qrecipe.execution.packing import detours
 from qrecipe.execution.provenance import Provenance, attach
 from qrecipe.model.architecture import ArchitectureError, graph_digests
+from qrecipe.model.copies import replace_in_attributes
 from qrecipe.model.unfit import instead_of_model, wrapper_findings
 from qrecipe.planning.cpu import has_vnni
 from qrecipe.planning.target_cpu import saturation_finding, unjudged_finding
@@ -133,28 +134,33 @@ def _fill(file: StoredFile, stored: StoredModel, converted: nn.Module) -> None:
     _check_tensors(stored, {name: each for own in slots.values() for name, each in own.items()})
     paths = [part.path for part in stored.contents.architecture.parts]
     elsewhere = detours(converted, stored.plan.engines, paths)
-    checks, problems = ValueChecks(converted), list[str]()
-    shared: dict[str, Tensor] = {}
-    is_for_export = stored.plan.is_for_export
+    checks, shared = ValueChecks(converted), dict[str, Tensor]()
+
+    def fill(slot: Slot, names: Iterable[str]) -> list[str]:
+        """What is wrong with the tensors of a slot; it is filled if that is nothing."""
+        tensors = {name: _tensor(file, stored, name) for name in names}
+        problems = list(checks.problems(slot, tensors))
+        if problems:
+            return problems
+        if slot.kind == "tensor":
+            first = stored.contents.aliases.get(slot.name, slot.name)
+            tensors[slot.name] = shared.setdefault(first, slot.like(tensors[slot.name]))
+        chosen = elsewhere.get((slot.module, slot.attribute))
+        with nullcontext() if chosen is None else engine(chosen):
+            slot.fill(tensors)
+        return []
+
+    former = {slot: slot.value for slot in slots if slot.kind == "tensor"}
+    backend = stored.plan.backend
     try:
-        with quiet(), nullcontext() if is_for_export else engine(stored.plan.backend):
-            for slot, own in slots.items():
-                tensors = {name: _tensor(file, stored, name) for name in own}
-                found = list(checks.problems(slot, tensors))
-                problems += found
-                if found:
-                    continue
-                if slot.kind == "tensor":
-                    first = stored.contents.aliases.get(slot.name, slot.name)
-                    tensors[slot.name] = shared.setdefault(first, slot.like(tensors[slot.name]))
-                chosen = elsewhere.get((slot.module, slot.attribute))
-                with nullcontext() if chosen is None else engine(chosen):
-                    slot.fill(tensors)
+        with quiet(), nullcontext() if stored.plan.is_for_export else engine(backend):
+            problems = [text for slot, own in slots.items() for text in fill(slot, own)]
     except (RuntimeError, ValueError, TypeError) as error:
         what = f"has weights that torch cannot pack: {first_line(error)}"
         raise problem("QR509", file.header.file, what) from error
     if problems:
         raise problem("QR509", file.header.file, f"has {problems[0]}", differences=problems[1:])
+    replace_in_attributes(converted, {id(value): slot.value for slot, value in former.items()})
 
 
 def _check_tensors(stored: StoredModel, own: Mapping[str, Tensor]) -> None:

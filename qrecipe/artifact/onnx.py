@@ -65,7 +65,7 @@ def export_onnx(
         if CODES[finding.code].error is not None:
             raise error_from([finding])
         warn(finding, compiled.recipe.lint.ignore)
-    write(file, [content])
+    write(file, lambda stream: stream.write(content))
 
 
 def _take_tensors(model: fx.GraphModule, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -5,13 +5,19 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from qrecipe.artifact.container import Entry, header_bytes, path_of, read_header, write
+from qrecipe.artifact.container import (
+    Entry,
+    header_bytes,
+    path_of,
+    read_header,
+    write,
+    write_tensors,
+)
 from qrecipe.artifact.metadata import Contents, contents_of, metadata_of, needs_of
 from qrecipe.artifact.state import Slot, slots_of
 from qrecipe.artifact.tensors import DTYPE_NAMES, memory_of
@@ -50,25 +56,15 @@ def save_quantized(converted: nn.Module, path: str | os.PathLike[str]) -> None:
         cpu=origin.cpu,
         unjudged=origin.unjudged,
     )
-    header = header_bytes(stored.entries, metadata_of(contents), stored.digests)
-    size = len(header) + sum(entry.nbytes for entry in stored.entries.values())
+    entries, metadata = stored.entries, metadata_of(contents)
+    header = header_bytes(entries, metadata)
+    size = len(header) + sum(entry.nbytes for entry in entries.values())
     try:  # refuse a file that would exceed the limits for reading
         contents_of(read_header(io.BytesIO(header), size, "its file"))
     except ArtifactError as error:
         raise _unstorable(error.findings[0].message) from None
-    write(path_of(path, "save_quantized"), stored.pieces(header))
-
-
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """Where a tensor is taken from; large ones of packed weights are unpacked again."""
-
-    slot: Slot
-    tensor: Tensor | None
-
-    def tensor_named(self, name: str) -> Tensor:
-        found = self.slot.tensors()[name] if self.tensor is None else self.tensor
-        return found.contiguous()
+    file = path_of(path, "save_quantized")
+    write(file, lambda stream: write_tensors(stream, entries, metadata, stored.content_of))
 
 
 class _Stored:
@@ -79,63 +75,60 @@ class _Stored:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.digests: dict[str, str] = {}
         self.aliases: dict[str, str] = {}
         self.layouts: dict[str, tuple[int, ...]] = {}
-        self._sources: dict[str, _Source] = {}
+        self._sources: dict[str, Tensor | Slot] = {}  # large weights are unpacked again
         self._names: dict[Hashable, str] = {}
-        slots, checks, problems = slots_of(model), ValueChecks(model), list[str]()
-        found: dict[str, Tensor] = {}
-        for slot in slots:
-            tensors = _tensors(slot)
-            problems += checks.problems(slot, tensors)
-            for name, tensor in tensors.items():
-                if name in self._sources or name in self.aliases:
-                    raise _unstorable(f"two of its tensors are named {shown(name)}")
-                self._add(slot, name, tensor)
-                found[name] = tensor.to("meta")
+        self._shapes: dict[str, Tensor] = {}
+        checks = ValueChecks(model)
+        problems = [text for slot in slots_of(model) for text in self._add_slot(slot, checks)]
         if problems:
             raise ArtifactError([Finding("QR511", f"the model has {text}") for text in problems])
-        self.entries = _entries({name: found[name] for name in self._sources})
+        self.entries = _entries(self._shapes)
 
-    def pieces(self, header: bytes) -> Iterator[bytes | memoryview]:
-        """The file, one tensor after another."""
-        yield header
-        for name in self.entries:
-            yield memory_of(self._sources[name].tensor_named(name))
+    def content_of(self, name: str) -> memoryview:
+        """The bytes of a tensor."""
+        source = self._sources[name]
+        tensor = source.tensors()[name] if isinstance(source, Slot) else source
+        return memory_of(tensor.contiguous())
+
+    def _add_slot(self, slot: Slot, checks: ValueChecks) -> list[str]:
+        """Add the tensors of a slot; what is wrong with them."""
+        try:
+            tensors = slot.tensors()
+        except KeyError:
+            kind = type(slot.module).__name__
+            raise _unstorable(f"{slot.name} ({kind}) is packed in an unknown way") from None
+        for name, tensor in tensors.items():
+            if name in self._sources or name in self.aliases:
+                raise _unstorable(f"two of its tensors are named {shown(name)}")
+            self._add(slot, name, tensor)
+        return list(checks.problems(slot, tensors))
 
     def _add(self, slot: Slot, name: str, tensor: Tensor) -> None:
         if tensor.dtype not in DTYPE_NAMES or tensor.layout != torch.strided:
             raise _unstorable(f"{shown(name)} is a tensor of {tensor.dtype}, {tensor.layout}")
         is_large_copy = slot.kind == "packed" and tensor.dim() > 1
-        source = _Source(slot, None if is_large_copy else tensor)
-        digest = hashlib.sha256(memory_of(tensor.contiguous())).hexdigest()
         identity: Hashable = name  # scales and biases are easier to find under their own names
         if slot.kind == "tensor":
             identity = id(slot.value)
         elif is_large_copy:
+            digest = hashlib.sha256(memory_of(tensor)).digest()
             identity = tensor.dtype, tensor.shape, digest
         first = self._names.setdefault(identity, name)
         if first != name:
             self.aliases[name] = first
             return
-        self.digests[name], self._sources[name] = digest, source
+        self._sources[name] = slot if is_large_copy else tensor
+        self._shapes[name] = tensor.to("meta")
         order = _order_in_memory(tensor)
         if order is not None:
             self.layouts[name] = order
 
 
-def _tensors(slot: Slot) -> dict[str, Tensor]:
-    try:
-        return slot.tensors()
-    except KeyError:
-        kind = type(slot.module).__name__
-        raise _unstorable(f"{slot.name} ({kind}) is packed in an unknown way") from None
-
-
 def _entries(tensors: Mapping[str, Tensor]) -> dict[str, Entry]:
     """The table of the tensors; the widest come first, which keeps all of them aligned."""
-    names: Sequence[str] = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
+    names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
     table: dict[str, Entry] = {}
     start = 0
     for name in names:

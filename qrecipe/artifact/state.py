@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from qrecipe.execution.packing import repacked, unpacked
+from qrecipe.execution.packing import Unpacked, unpacked
 from qrecipe.model.graph_names import outer
 from qrecipe.rules.structure import joined
 
@@ -41,7 +41,8 @@ class Slot:
         """Its state as plain tensors by their names in a file; scalars have no dimensions."""
         value = self.value
         if self.kind == "packed":
-            return {f"{self.name}.{role}": tensor for role, tensor in unpacked(value).items()}
+            found = value.tensors() if isinstance(value, Unpacked) else unpacked(value)
+            return {f"{self.name}.{role}": tensor for role, tensor in found.items()}
         if self.kind == "number":
             dtype = torch.float64 if isinstance(value, float) else torch.int64
             return {self.name: torch.tensor(value, dtype=dtype)}
@@ -52,7 +53,7 @@ class Slot:
         value: Any
         if self.kind == "packed":
             roles = {name.removeprefix(f"{self.name}."): each for name, each in tensors.items()}
-            value = repacked(self.value, roles)
+            value = self.value.packed(roles)
         elif self.kind == "number":
             value = tensors[self.name].item()
         else:
@@ -79,7 +80,7 @@ def _slots(path: str, module: nn.Module) -> Iterator[Slot]:
     attributes = {**vars(module), **module._parameters, **module._buffers}
     for attribute, value in attributes.items():
         name = outer(joined(path, attribute))
-        if isinstance(value, torch.ScriptObject):
+        if isinstance(value, (torch.ScriptObject, Unpacked)):
             short = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
             yield Slot(short, "packed", module, attribute)
         elif isinstance(value, Tensor):

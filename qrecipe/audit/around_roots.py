@@ -18,6 +18,7 @@ from qrecipe.model.call import Inputs
 from qrecipe.model.copies import copy_around, runnable_copy
 from qrecipe.model.nested import cloned, tensors_in
 from qrecipe.model.trace_proof import difference
+from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.process.state import random_numbers_kept
 
 
@@ -37,6 +38,7 @@ def around_findings(
     try:
         actual = _run(copy_around(converted, roots), inputs)
     except Exception as error:
+        raise_lack_of_memory(error)
         yield Finding(
             "QR413",
             f"the converted model fails in the code around its roots: {first_line(error)}",
@@ -53,6 +55,7 @@ def around_findings(
     try:
         found = difference(_run(answering, inputs), actual)
     except Exception as error:
+        raise_lack_of_memory(error)
         found = first_line(error)
     if found is not None:
         yield Finding(

@@ -12,6 +12,7 @@ from qrecipe._torch_ao import FakeQuantizeBase, ObserverBase, _LearnableFakeQuan
 from qrecipe.errors.findings import CalibrationError, Finding
 from qrecipe.errors.text import first_line
 from qrecipe.model.addresses import observed_name
+from qrecipe.process.memory import raise_lack_of_memory
 
 _LEAST_SCALE = torch.finfo(torch.float32).eps
 
@@ -129,6 +130,7 @@ def _qparams_problem(module: ObserverBase | FakeQuantizeBase) -> str | None:
     try:
         scale, zero_point = calculate_qparams()
     except Exception as error:
+        raise_lack_of_memory(error)
         return f"no qparams: {first_line(error)}"
     if not bool((torch.isfinite(scale) & (scale > 0)).all()):
         return "a scale that is not finite and positive"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from functools import partial
+from typing import Any
 
 import typer
 
@@ -66,7 +67,7 @@ def reported(*, as_json: bool, strict: bool = False) -> Iterator[None]:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("error" if strict else "always", QRecipeWarning)
-        warnings.showwarning = _line_of_warning(warnings.showwarning)
+        warnings.showwarning = partial(_show_warning, warnings.showwarning)
         try:
             yield
         except ModuleNotFoundError as error:
@@ -93,18 +94,10 @@ def _show_error(error: QRecipeError, *, as_json: bool) -> None:
     err(str(error))
 
 
-def _line_of_warning(otherwise: Any) -> Any:
-    def show(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
-        if issubclass(category, QRecipeWarning):
-            err(f"warning: {message}")
-        else:
-            otherwise(message, category, filename, lineno, file, line)
-
-    return show
+def _show_warning(
+    otherwise: Callable[..., None], message: Warning | str, category: type[Warning], *details: Any
+) -> None:
+    if issubclass(category, QRecipeWarning):
+        err(f"warning: {message}")
+    else:
+        otherwise(message, category, *details)

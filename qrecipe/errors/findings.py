@@ -307,6 +307,7 @@ CODES: dict[str, Code] = {
     "QR404": Code("observers without usable ranges", CalibrationError),
     "QR405": Code("conversion failed", ExecutionError),
     "QR406": Code("not a model prepared by qrecipe", CalibrationError),
+    "QR407": Code("not enough memory", ExecutionError),
     "QR410": Code("the converted model differs from the plan", AuditError),
     "QR411": Code("a kernel gives wrong results", AuditError),
     "QR412": Code("the converted model is worse than its reference", AuditError),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from qrecipe.errors.findings import CalibrationError, Finding, PlanError
-from qrecipe.errors.text import first_line
+from qrecipe.errors.text import counted, first_line
 from qrecipe.model.call import Inputs, is_empty
 from qrecipe.model.copies import structural_copy
 from qrecipe.model.dry_run import CANNOT_TAKE
@@ -207,11 +207,11 @@ def check_finite(batch: Any, index: int) -> None:
     """Raises ``CalibrationError`` (QR403) for a batch with NaN or infinity."""
     for tensor in tensors_in(batch):
         if tensor.is_floating_point() and not all_finite(tensor):
-            found = int((~torch.isfinite(tensor)).sum())
+            found = counted(int((~torch.isfinite(tensor)).sum()), "NaN or infinite value")
             raise CalibrationError(
                 Finding(
                     "QR403",
-                    f"batch {index} has {found} NaN or infinite values of {tensor.numel()}",
+                    f"batch {index} has {found} of {tensor.numel()}",
                     hint="one such batch ruins all ranges after it; clean or skip it",
                 )
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from qrecipe._torch_fx import (
     DTypeConfig,
     QuantizeHandler,
     _get_fusion_pattern_to_fuse_handler_cls,
+    _get_pattern_to_quantize_handlers,
     _sorted_patterns_dict,
     backend_config_utils,
     find_fusions,
@@ -26,7 +28,6 @@ from qrecipe.model.addresses import base_names, class_names, is_floating, is_plu
 from qrecipe.model.altered_modules import Apart, keep_apart, normalises_another_axis
 from qrecipe.model.architecture import traced_part
 from qrecipe.model.call import Inputs, constants
-from qrecipe.model.derived import quantize_handlers
 from qrecipe.model.graph_names import keep_state_names, outer
 from qrecipe.model.normalize import TAKES_WEIGHT, normalize
 from qrecipe.model.outputs import is_packing
@@ -238,6 +239,12 @@ def _innermost(node_pattern: Any) -> fx.Node:
     while not isinstance(node_pattern, fx.Node):
         node_pattern = node_pattern[-1]
     return node_pattern
+
+
+@lru_cache(maxsize=16)
+def quantize_handlers(backend_config: BackendConfig) -> dict[Any, Any]:
+    """The classes that torch makes of the patterns: some 200, which takes longer than matching."""
+    return _get_pattern_to_quantize_handlers(backend_config)
 
 
 def _matches(

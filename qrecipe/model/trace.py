@@ -28,9 +28,10 @@ from qrecipe.model.graph_names import rename_taken
 from qrecipe.model.nested import Packing, leaves, parts_of
 from qrecipe.model.out_of_place import drop_dead_code
 from qrecipe.model.unfit import hidden_modules
+from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.process.state import random_numbers_kept, traced_alone
 from qrecipe.recipe.schema import FxTable
-from qrecipe.rules.structure import joined
+from qrecipe.rules.structure import enclosing, joined
 
 Scopes = Mapping[str, tuple[str, type]]
 """The path and class of the innermost module whose forward made a node's call, by node name."""
@@ -83,12 +84,12 @@ def trace(
 def hook_findings(model: nn.Module, path: str, table: FxTable) -> Iterator[Finding]:
     """Hooks on modules that are traced through (QR230), which only run during tracing."""
     tracer = _tracer(model, path, table)
-    leaves: list[str] = []
+    leaves: set[str] = set()
     for name, module in model.get_submodule(path).named_modules():
-        if any(name.startswith(f"{leaf}.") for leaf in leaves):
+        if not leaves.isdisjoint(enclosing(name)[1:]):
             continue
         if name and tracer.is_leaf_module(module, name):
-            leaves.append(name)
+            leaves.add(name)
         elif module._forward_hooks or module._forward_pre_hooks:
             where = joined(path, name) or "the model itself"
             what = "only what they compute with tensors is kept" if name else "nothing is kept"
@@ -120,7 +121,8 @@ def in_training(model: nn.Module, path: str, inputs: Inputs, table: FxTable) -> 
         tracer = _tracer(model, path, table)
         try:
             graph = tracer.trace(root, constants(root, inputs))
-        except Exception:
+        except Exception as error:
+            raise_lack_of_memory(error)
             return InTraining(joined(path, tracer.path), dropouts)
         scopes = tracer.node_name_to_scope
         calls.append(

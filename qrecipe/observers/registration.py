@@ -113,7 +113,7 @@ def _misuse(kind: Kind, name: object, options: object) -> Finding | None:
 
 def _name_findings(kind: Kind, name: str, cls: type) -> list[Finding]:
     title = f"{KIND_TITLE[kind]} {shown(name)}"
-    if not (isinstance(name, str) and PLAIN_NAME.fullmatch(name)):
+    if not PLAIN_NAME.fullmatch(name):
         mend = "use lower-case letters, digits and underscores, with a letter first"
         return [Finding("QR150", f"{title} has an invalid name", hint=mend)]
     if name in (OBSERVERS if kind == "observer" else FAKE_QUANTS):

@@ -197,8 +197,8 @@ class Recipe(ShortRepr):
         ``role`` is "weight" or "activation"; None if the rule has no such tensor.
         """
         settings = self._composition.settings
-        path: tuple[str, ...] = ("rules", rule.tier, rule.key) if rule.key else ("rules", "global")
-        value = settings[path].value
+        place = ("rules", rule.tier, rule.key) if rule.key else ("rules", rule.tier)
+        value = settings[place].value
         named = settings.get(("qconfig", rule.label, role))
         tensor = value.get(role) if named is None else named.value
         for path in (("tensor", tensor, each) for each in (key, "dtype")):

@@ -33,9 +33,12 @@ RECIPES = ("x86-static", "x86-vnni-static", "x86-static-histogram", "arm-static"
 SHARES = ("all", "half")
 """How many of the sites the recipe quantizes; the others are left float by their exact names."""
 
-ALWAYS = ("mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1")
-QUICK = {("x86-static", "all"), ("arm-static", "half")}
-"""What these run in any case: each engine, and each share."""
+ALWAYS = {
+    "mobilenet_v3_small": {("x86-static", "all")},
+    "shufflenet_v2_x0_5": {("arm-static", "half")},
+    "squeezenet1_1": {("x86-static", "all"), ("arm-static", "half")},
+}
+"""What runs in any case: each engine, and each share."""
 IN_TURN = (
     ("x86-vnni-static", "all"),
     ("arm-static", "half"),
@@ -56,7 +59,7 @@ def _runs():
     for name in TORCHVISION:
         for recipe, share in product(RECIPES, SHARES):
             marks = [pytest.mark.skipif(missing() is not None, reason=str(missing()))]
-            if name not in ALWAYS or (recipe, share) not in QUICK:
+            if (recipe, share) not in ALWAYS.get(name, ()):
                 marks.append(pytest.mark.slow)
             values = ("torchvision", name, recipe, share)
             yield pytest.param(values, id=f"{name}-{recipe}-{share}", marks=marks)

@@ -97,6 +97,7 @@ for text in json.loads(sys.argv[2]):
         planning.append(error.findings[0].code)
 """
 LOAD_ARTIFACTS = """
+import os
 model = NETS["mlp"].model()
 good, *files = sorted(folder.glob("*.safetensors"))
 qrecipe.load_quantized(good, model)
@@ -110,6 +111,8 @@ for path in files:
 
     for name, given in events:
         own = name in ("exec", "compile", "import", "os.listdir") or "r" in str(given[1])
+        if name == "open" and given[1] is None:  # by its flags
+            own = given[2] & os.O_ACCMODE == os.O_RDONLY
         if not own or "evil" in repr(given):
             found.append(f"{path.name} {name} {given!r:.200}")
 loading = [refused, found, sorted(set(sys.modules) - modules)]

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from places import ROOT
 
+from qrecipe._torch_versions import TESTED_TORCH
 from qrecipe.observers.registration import own_parameters
 from qrecipe.registry.arguments import SPEC_ARGUMENTS
 from qrecipe.registry.builtin import (
@@ -30,6 +31,10 @@ from qrecipe.registry.builtin import (
     module_types,
 )
 
+COMMITTED = json.loads(
+    (ROOT / "qrecipe" / "registry" / "torch_names.json").read_text(encoding="utf-8")
+)
+VERSION = ".".join(torch.__version__.split(".")[:2])
 SIGNATURES = {**OBSERVERS, **{f"{name} ": found for name, found in FAKE_QUANTS.items()}}
 
 # Deprecated, of no use in a recipe, or what the tensor spec and the operation decide.
@@ -56,10 +61,26 @@ def test_spec_arguments_are_arguments_of_torchs_observers():
 
 def test_committed_names_are_those_of_the_installed_torch():
     tool = runpy.run_path(str(ROOT / "tools" / "torch_names.py"))
-    committed = json.loads(
-        (ROOT / "qrecipe" / "registry" / "torch_names.json").read_text(encoding="utf-8")
-    )
-    assert tool["torch_names"]() == committed
+    assert tool["merged"](COMMITTED, VERSION, tool["torch_names"]()) == COMMITTED
+
+
+def test_committed_names_are_of_the_tested_versions_and_none_is_lacking_everywhere():
+    assert set(COMMITTED["lacking"]) == set(TESTED_TORCH)
+    assert not set.intersection(*map(set, COMMITTED["lacking"].values()))
+
+
+def test_names_of_one_more_torch_are_entered_and_the_others_lack_what_is_new():
+    tool = runpy.run_path(str(ROOT / "tools" / "torch_names.py"))
+    first = {"module_types": {"torch.nn.A": "a.A"}, "functions": {"torch": ["f"]}, "families": {}}
+    second = {"module_types": {}, "functions": {"torch": ["f", "g"]}, "families": {"g": "f"}}
+    table = tool["merged"]({**first, "lacking": {}}, "2.1", first)
+    table = tool["merged"](table, "2.2", second)
+    assert table == {
+        "module_types": first["module_types"],
+        "functions": second["functions"],
+        "families": second["families"],
+        "lacking": {"2.1": ["torch.g"], "2.2": ["torch.nn.A"]},
+    }
 
 
 def test_signatures_are_read_without_torch():
@@ -160,6 +181,5 @@ def test_module_types_are_known_by_public_and_internal_name():
     assert canonical_module_type("torch.nn.Conv2d") == "torch.nn.modules.conv.Conv2d"
     assert canonical_module_type("mypkg.Attention") == "mypkg.Attention"
     assert not is_module_type("torch.nn.Conv9d")
-    assert all(
-        torch_class(canonical_module_type(name)) is torch_class(name) for name in module_types()
-    )
+    installed = set(module_types()) - set(COMMITTED["lacking"][VERSION])
+    assert all(torch_class(canonical_module_type(name)) is torch_class(name) for name in installed)

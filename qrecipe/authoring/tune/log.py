@@ -79,7 +79,8 @@ class TrialLog(BaseModel):
         if self.path is None:
             return
         try:
-            replace_file(self.path, [f"{self.model_dump_json(indent=2)}\n".encode()])
+            text = f"{self.model_dump_json(indent=2)}\n"
+            replace_file(self.path, lambda stream: stream.write(text.encode()))
         except (OSError, ValueError) as error:
             raise _unusable(self.path, "cannot be written", why_not(error)) from None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -174,26 +174,24 @@ def _float_metric(model: nn.Module, evaluate: Evaluate, log: TrialLog) -> float:
 
 
 def _check_bounds(max_drop: Any, max_trials: Any, max_seconds: Any) -> None:
-    problems = list(_problems(max_drop, max_trials, max_seconds))
+    holds = {
+        f"max_drop is {shown(max_drop)}: it must be a finite number, 0 or more": (
+            _is_a(Real, max_drop) and 0 <= max_drop < math.inf
+        ),
+        f"max_trials is {shown(max_trials)}: it must be an integer, 1 or more": (
+            max_trials is None or (_is_a(Integral, max_trials) and max_trials >= 1)
+        ),
+        f"max_seconds is {shown(max_seconds)}: it must be a number above 0": (
+            max_seconds is None or (_is_a(Real, max_seconds) and max_seconds > 0)
+        ),
+    }
+    problems = [Finding("QR333", text) for text, is_met in holds.items() if not is_met]
     if problems:
-        raise ExecutionError([Finding("QR333", problem) for problem in problems])
+        raise ExecutionError(problems)
 
 
-def _problems(max_drop: Any, max_trials: Any, max_seconds: Any) -> Iterator[str]:
-    if not _is_real(max_drop) or not 0 <= max_drop < math.inf:
-        yield f"max_drop is {shown(max_drop)}: it must be a finite number, 0 or more"
-    if max_trials is not None and not (_is_whole(max_trials) and max_trials >= 1):
-        yield f"max_trials is {shown(max_trials)}: it must be an integer, 1 or more"
-    if max_seconds is not None and not (_is_real(max_seconds) and max_seconds > 0):
-        yield f"max_seconds is {shown(max_seconds)}: it must be a number above 0"
-
-
-def _is_real(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
+def _is_a(kind: type, value: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _warn(result: TuningResult, base: Recipe) -> None:

@@ -25,6 +25,7 @@ from qrecipe.model.nested import tensors_in
 from qrecipe.model.quantized import module_became
 from qrecipe.model.trace import WITHOUT_AUTOCAST
 from qrecipe.planning.plan import Plan, Site
+from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.recipe.schema import LintTable
 
 
@@ -71,6 +72,7 @@ def _numeric_findings(
     try:
         calls, output = _calls_of(converted, names, sample.inputs)
     except Exception as error:
+        raise_lack_of_memory(error)
         where = _where_it_fails(converted, sample.inputs)
         yield _failed(error, where, *_calls_of(prepared, names, sample.inputs))
         return

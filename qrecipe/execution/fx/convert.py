@@ -27,10 +27,10 @@ from qrecipe.errors.findings import ExecutionError, Finding, PlanError
 from qrecipe.errors.text import first_line
 from qrecipe.execution.engine import engine
 from qrecipe.execution.fx.emission import Emission, erase_keep_float
+from qrecipe.execution.fx.repetition import without_repetition
 from qrecipe.execution.packing import packed_convolution, packed_sites
 from qrecipe.model.addresses import site_of
 from qrecipe.model.copies import own_tensors, structural_copy
-from qrecipe.model.derived import derived_once
 from qrecipe.model.graph_names import keep_state_names
 from qrecipe.model.normalize import TAKES_WEIGHT, stored
 from qrecipe.planning.backend import own_backend_config
@@ -54,9 +54,8 @@ def prepared_copy(
         with (
             quiet(),
             _nothing_kept(),
-            _listed_once(copied),
             random_numbers_kept(),
-            derived_once(configs.backend_config),
+            without_repetition(copied, configs.backend_config),
         ):
             prepared = prepare(
                 copied,
@@ -154,28 +153,6 @@ def _nothing_kept() -> Iterator[None]:
         yield
     finally:
         assert_and_get_unique_device.cache_clear()
-
-
-@contextmanager
-def _listed_once(model: nn.Module) -> Iterator[None]:
-    """Let `prepare` list the modules once, not for every node that it observes.
-
-    From its first listing on, it only adds modules to the model itself.
-    """
-    listed = model.named_modules
-    known: dict[str, Any] = {}
-
-    def named_modules(memo: Any = None, prefix: str = "", remove_duplicate: bool = True) -> Any:
-        if remove_duplicate:
-            return listed(memo, prefix)
-        known.update(model._modules if known else listed(remove_duplicate=False))
-        return known
-
-    vars(model)["named_modules"] = named_modules
-    try:
-        yield
-    finally:
-        del vars(model)["named_modules"]
 
 
 def _preparation_failed(error: Exception) -> PlanError:

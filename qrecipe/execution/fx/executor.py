@@ -31,6 +31,7 @@ from qrecipe.model.graph_sites import Match, Part, fused_graph, named_sites
 from qrecipe.model.record import Architecture, TracedPart
 from qrecipe.model.rewrite_proof import prove_prepared
 from qrecipe.model.trace import trace
+from qrecipe.model.unfit import all_finite
 from qrecipe.planning.backend import backend_config
 from qrecipe.planning.plan import Plan
 from qrecipe.recipe.schema import FxTable, LintTable
@@ -150,8 +151,8 @@ def _run(prepared: fx.GraphModule, inputs: Inputs) -> Sample:
 
 
 def rebuilt(model: nn.Module, plan: Plan, architecture: Architecture, table: FxTable) -> nn.Module:
-    configs = Configs.of(plan, model, table.preserved_attributes)
     blank = without_weights(model)
+    configs = Configs.of(plan, blank, table.preserved_attributes)
     fused = {part.path: _fused(blank, part, plan, table, configs) for part in architecture.parts}
     found: dict[str, Match] = {}
     for graph_module in fused.values():
@@ -186,7 +187,7 @@ def _fused(
 
 def _converted(graph_module: fx.GraphModule, plan: Plan, configs: Configs) -> fx.GraphModule:
     for name, tensor in graph_module.named_parameters():
-        if not torch.isfinite(tensor).all():  # folded from a buffer with arbitrary values
+        if not all_finite(tensor):  # folded from a buffer with arbitrary values
             graph_module.get_parameter(name).data.zero_()
     # not FxPart.prepare: its fake-quants don't observe in eval mode, and these must see the shapes
     # of their weights once
@@ -194,4 +195,4 @@ def _converted(graph_module: fx.GraphModule, plan: Plan, configs: Configs) -> fx
     reference = execution.reference(prepared, configs)
     if plan.is_for_export:
         return explicit(reference)
-    return execution.lowered(reference, prepared, configs, plan.engines)
+    return execution.lowered(reference, prepared, configs, {})  # each weight is packed once, later

@@ -109,8 +109,8 @@ def _side_by_side(part: WrappedPart) -> fx.GraphModule:
 
 def _taken_apart(together: fx.GraphModule, count: int) -> list[fx.GraphModule]:
     """Split `_side_by_side`, prepared or converted, into one graph per site again."""
-    output = next(reversed(together.graph.nodes))
-    results: Sequence[fx.Node] = output.args[0]
+    output = together.graph.output_node()
+    results: Any = output.args[0]
     assert len(results) == count
     owner: dict[fx.Node, int] = {}
     for index, result in enumerate(results):

@@ -27,6 +27,7 @@ from qrecipe.execution.fx.reference import rounding_weights_fast
 from qrecipe.execution.fx.reference_form import reference_findings
 from qrecipe.execution.fx.structure import structure_findings
 from qrecipe.planning.plan import Plan
+from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.recipe.schema import LintTable
 from qrecipe.rules.resolution import listed
 
@@ -69,6 +70,7 @@ def run_reference(reference: fx.GraphModule, sample: Sample) -> ReferenceRun:
         with torch.no_grad(), quiet(), rounding_weights_fast(reference):
             output = sample.inputs.call(reference)
     except Exception as error:
+        raise_lack_of_memory(error)
         return ReferenceRun(sample, None, first_line(error))
     return ReferenceRun(sample, output_sqnr_db(sample.output, output))
 
@@ -117,6 +119,7 @@ def _whole_findings(
         with torch.no_grad(), quiet():
             lowered_db = output_sqnr_db(sample.output, sample.inputs.call(converted))
     except Exception as error:
+        raise_lack_of_memory(error)
         yield _does_not_run("converted model", first_line(error))
         return
     if _agree(plan, reference_db, lowered_db):
@@ -170,7 +173,8 @@ def _head_agrees(plan: Plan, converted: fx.GraphModule, proof: ReferenceRun) -> 
     try:
         with torch.no_grad(), quiet():
             output = proof.sample.inputs.call(converted)
-    except Exception:
+    except Exception as error:
+        raise_lack_of_memory(error)
         return False
     return proof.error is None and _agree(
         plan, proof.sqnr_db, output_sqnr_db(proof.sample.output, output)

@@ -23,6 +23,7 @@ from qrecipe.model.call import Inputs, bind
 from qrecipe.model.copies import with_parts
 from qrecipe.model.nested import map_tensors
 from qrecipe.planning.plan import Plan
+from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.extends import compose
 from qrecipe.recipe.references import Source
@@ -185,7 +186,8 @@ class _Run(fx.Interpreter):
             if is_kernel(n, module):
                 return float_result(n, module, args, kwargs)
             return getattr(self, n.op)(n.target, args, kwargs)
-        except Exception:  # an unknown kernel: the report says so
+        except Exception as error:  # an unknown kernel: the report says so
+            raise_lack_of_memory(error)
             return None
 
     def _module(self, n: fx.Node) -> nn.Module | None:

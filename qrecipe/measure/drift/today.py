@@ -14,6 +14,7 @@ from qrecipe.measure.drift.report import SiteDrift
 from qrecipe.measure.drift.stored_ranges import QRange, StoredRange
 from qrecipe.observers.loading import load
 from qrecipe.observers.qconfig import factory
+from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.recipe.schema import Constructor, TensorSpec, quantized_range
 
 
@@ -87,6 +88,7 @@ class Observing:
                 load("observer", spec.observer.name)
             return Watch(factory(spec, "ptq")(), spec)
         except Exception as error:
+            raise_lack_of_memory(error)
             name = "placeholder" if spec.observer is None else spec.observer.name
             self.missing[name] = first_line(error)
         plain = spec.model_copy(update={"observer": Constructor(name="minmax")})
@@ -114,7 +116,8 @@ class Watch:
             self._observer.averaging_constant = 1 / self._seen
         try:
             self._observer(value.detach().float())
-        except Exception:
+        except Exception as error:
+            raise_lack_of_memory(error)
             self._failed = True
 
     def range(self) -> QRange | None:
@@ -125,7 +128,8 @@ class Watch:
         try:
             scale, zero_point = self._observer.calculate_qparams()
             step, zero = float(scale), int(zero_point)
-        except Exception:
+        except Exception as error:
+            raise_lack_of_memory(error)
             return None
         if not (math.isfinite(step) and step > 0 and torch.isfinite(scale).all()):
             return None

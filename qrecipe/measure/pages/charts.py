@@ -9,11 +9,12 @@ import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qrecipe.errors.findings import Finding, QRecipeError
 from qrecipe.errors.text import one_line, shown
-from qrecipe.files import why_not
+from qrecipe.files import replace_file, why_not
 from qrecipe.measure.drift.distribution import Histogram
 
 if TYPE_CHECKING:
@@ -256,8 +257,10 @@ def _save(figure: Any, path: str | os.PathLike[str]) -> None:
     if not isinstance(name, str):
         text = f"plot takes a path, not {shown(type(path).__name__)}"
         raise QRecipeError(Finding("QR421", text))
+    suffix = os.path.splitext(name)[1][1:]
+    target = Path(name if suffix else f"{name}.png")
     try:
-        figure.savefig(name)
+        replace_file(target, lambda stream: figure.savefig(stream, format=suffix or "png"))
     except (OSError, ValueError) as error:
         raise QRecipeError(
             Finding(

@@ -1,0 +1,87 @@
+"""The cost of each step is linear in the number of layers; calls are counted, not seconds."""
+
+import cProfile
+import pstats
+
+import pytest
+import torch
+from torch import nn
+
+import qrecipe
+
+RECIPE = "builtin:x86-static"
+LAYERS = 24
+NOTICEABLE = 0.005
+"""The share of all calls from which on a function counts."""
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn, self.relu = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()
+        nn.init.constant_(self.bn.weight, 0.1)
+
+    def forward(self, x):
+        return self.relu(self.bn(self.conv(x)) + x)
+
+
+def linear_chain(layers):
+    pairs = [each for _ in range(layers) for each in (nn.Linear(8, 8), nn.ReLU())]
+    for linear in pairs[::2]:
+        nn.init.eye_(linear.weight)
+    return nn.Sequential(*pairs).eval(), [torch.randn(2, 8) for _ in range(10)]
+
+
+def residual_chain(layers):
+    blocks = [Residual() for _ in range(layers)]
+    return nn.Sequential(*blocks).eval(), [torch.randn(2, 4, 5, 5) for _ in range(10)]
+
+
+def plan(make, layers, path):
+    model, batches = make(layers)
+    return lambda: qrecipe.plan(model, RECIPE, batches[0])
+
+
+def quantize(make, layers, path):
+    model, batches = make(layers)
+    return lambda: qrecipe.quantize(model, RECIPE, batches)
+
+
+def store(make, layers, path):
+    model, batches = make(layers)
+    quantized = qrecipe.quantize(model, RECIPE, batches)
+
+    def run():
+        qrecipe.save_quantized(quantized, path)
+        qrecipe.load_quantized(path, model)
+
+    return run
+
+
+def estimate(make, layers, path):
+    model, batches = make(layers)
+    return lambda: qrecipe.sensitivity(model, RECIPE, batches[:2], method="estimate")
+
+
+def calls_of(run):
+    """The number of calls of each function, builtin or not, by file, line and name."""
+    profile = cProfile.Profile()
+    profile.runcall(run)
+    stats = pstats.Stats(profile).stats
+    return {function: calls for function, (_, calls, *_) in stats.items()}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", [linear_chain, residual_chain])
+@pytest.mark.parametrize("step", [plan, quantize, store, estimate])
+def test_twice_the_layers_take_at_most_twice_the_calls_of_any_function(step, make, tmp_path):
+    path = tmp_path / "model.safetensors"
+    step(make, 2, path)()  # imports and caches
+    few, many = (calls_of(step(make, count, path)) for count in (LAYERS, 2 * LAYERS))
+    total = sum(many.values())
+    steeper = {
+        function: (few.get(function, 0), calls)
+        for function, calls in many.items()
+        if calls > NOTICEABLE * total and calls > 2.2 * few.get(function, 0)
+    }
+    assert steeper == {}
