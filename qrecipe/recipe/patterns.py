@@ -24,7 +24,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import lru_cache, partial, reduce
 from operator import or_
 from typing import TypeAlias
 
@@ -235,6 +235,13 @@ _WILD: dict[str, _Item] = {
     "**.": _Any(((), (*_DEEP, _DOT))),  # as a whole part: modules around, if any
     ".**": _Any(((), (_DOT, *_DEEP))),  # before a call: the module, or any inside
 }
+
+
+@lru_cache(maxsize=1_000)
+def _literal(character: str) -> _One:
+    return _One(character.__eq__)
+
+
 _TOKEN = re.compile(r"\.\*\*(?=[:#])|(?<![^.])\*\*\.|\*+|\[(?P<listed>.[^\]]*)\]|.", re.DOTALL)
 
 
@@ -265,7 +272,7 @@ class _Parser:
             raise self._unbalanced()
         if text.startswith("*") and len(text) > 1 and (in_braces or text.startswith("***")):
             raise _problem(f'{shown(self._text)} has "**" in the wrong place', 'write "*" or "**"')
-        return _WILD.get(text) or _One(text.__eq__)
+        return _WILD.get(text) or _literal(text)
 
     def _alternatives(self) -> _Any:
         branches: list[list[_Item]] = []
