@@ -2,14 +2,17 @@
 
 import cProfile
 import pstats
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
 
 import qrecipe
+from qrecipe.execution.fx import convert
 
 RECIPE = "builtin:x86-static"
+QAT = qrecipe.parse_recipe(f'format = 1\nphase = "qat"\nextends = "{RECIPE}"\n')
 LAYERS = 24
 NOTICEABLE = 0.005
 """The share of all calls from which on a function counts."""
@@ -71,8 +74,18 @@ def calls_of(run):
     return {function: calls for function, (_, calls, *_) in stats.items()}
 
 
+class Joined(nn.Module):
+    def forward(self, x):
+        return torch.cat([x[:, :4], x[:, 4:]], 1)
+
+
+def joined_chain(layers):
+    blocks = [each for _ in range(layers) for each in (nn.Dropout(), nn.Flatten(), Joined())]
+    return nn.Sequential(nn.Linear(8, 8), *blocks).eval(), [torch.randn(2, 8) for _ in range(10)]
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("make", [linear_chain, residual_chain])
+@pytest.mark.parametrize("make", [linear_chain, residual_chain, joined_chain])
 @pytest.mark.parametrize("step", [plan, quantize, store, estimate])
 def test_twice_the_layers_take_at_most_twice_the_calls_of_any_function(step, make, tmp_path):
     path = tmp_path / "model.safetensors"
@@ -85,3 +98,32 @@ def test_twice_the_layers_take_at_most_twice_the_calls_of_any_function(step, mak
         if calls > NOTICEABLE * total and calls > 2.2 * few.get(function, 0)
     }
     assert steeper == {}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", [linear_chain, residual_chain])
+@pytest.mark.parametrize("recipe", [RECIPE, QAT])
+def test_observers_are_where_torch_inserts_them_with_all_its_searches(make, recipe, monkeypatch):
+    model, batches = make(12)
+    compiled = qrecipe.compile(model, recipe, batches[0])
+    ours = compiled.prepare()
+    monkeypatch.setattr(convert, "_without_searches", lambda model: nullcontext())
+    torchs = compiled.prepare()
+    assert ours.code == torchs.code
+    assert [name for name, _ in ours.named_modules()] == [n for n, _ in torchs.named_modules()]
+
+
+def test_torchs_own_search_for_names_is_back_after_a_failure():
+    names = convert.prepare.__globals__
+    former = names["get_new_attr_name_with_prefix"]
+    inside = []
+
+    def fail():
+        with convert._without_searches(nn.Linear(1, 1)):
+            inside.append(names["get_new_attr_name_with_prefix"])
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert inside != [former]
+    assert names["get_new_attr_name_with_prefix"] is former
