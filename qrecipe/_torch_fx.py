@@ -1,5 +1,7 @@
 """FX graph mode's internals, imported in one place: what a new torch may break breaks here."""
 
+import importlib
+
 # torch.ao.quantization.backend_config reaches for its own utils without importing them
 import torch.ao.quantization.backend_config.utils as backend_config_utils
 from torch.ao.nn.intrinsic import ConvAdd2d, ConvAddReLU2d
@@ -49,6 +51,9 @@ from torch.ao.quantization.quantize import quantize_dynamic
 from torch.ao.quantization.quantize_fx import _swap_ff_with_fxff as swap_float_functional
 from torch.ao.quantization.quantize_fx import attach_preserved_attrs_to_model
 
+# the package has a function of the same name
+preparation = importlib.import_module("torch.ao.quantization.fx.prepare")
+
 TWO_INPUT_FUSIONS = (ConvAdd2d, ConvAddReLU2d)
 
 __all__ = [
@@ -89,6 +94,7 @@ __all__ = [
     "is_general_tensor_shape_node",
     "is_other_node",
     "lower_to_native_backend",
+    "preparation",
     "prepare",
     "quantize_dynamic",
     "swap_float_functional",

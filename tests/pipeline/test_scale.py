@@ -114,7 +114,7 @@ def test_observers_are_where_torch_inserts_them_with_all_its_searches(make, reci
 
 
 def test_torchs_own_search_for_names_is_back_after_a_failure():
-    names = convert.prepare.__globals__
+    names = vars(convert.preparation)
     former = names["get_new_attr_name_with_prefix"]
     inside = []
 

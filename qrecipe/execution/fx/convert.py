@@ -17,6 +17,7 @@ from qrecipe._torch_fx import (
     attach_preserved_attrs_to_model,
     convert,
     lower_to_native_backend,
+    preparation,
     prepare,
 )
 from qrecipe.audit.modules import forget_qconfigs, take_any_layout
@@ -181,7 +182,7 @@ def _without_searches(model: nn.Module) -> Iterator[None]:
 
         return free_name
 
-    functions = prepare.__globals__
+    functions = vars(preparation)
     former = functions["get_new_attr_name_with_prefix"]
     with alone():
         vars(model)["named_modules"] = named_modules
