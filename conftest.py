@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
+from collections.abc import Iterator
 
 import pytest
 from pages import blocks, close_session, open_session
@@ -15,7 +17,15 @@ from sybil import Sybil
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for torch, here and in every process that a test starts
 
-SLOW_PAGES = {"few-batches.md", "gallery.md", "security.md", "story.md", "training.md", "tune.md"}
+SLOW_PAGES = {
+    "few-batches.md",
+    "gallery.md",
+    "lightning.md",
+    "security.md",
+    "story.md",
+    "training.md",
+    "tune.md",
+}
 
 pytest_collect_file = Sybil(
     parsers=[blocks],
@@ -23,6 +33,19 @@ pytest_collect_file = Sybil(
     setup=open_session,
     teardown=close_session,
 ).pytest()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What is imported here is compiled once, for the next run and for processes of tests.
+
+    Modules that a test writes are not: within a second, Python may take the old one for the new.
+    """
+    former, sys.dont_write_bytecode = sys.dont_write_bytecode, False
+    try:
+        return (yield)
+    finally:
+        sys.dont_write_bytecode = former
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

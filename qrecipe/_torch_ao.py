@@ -1,4 +1,4 @@
-"""The one door to the public part of ``torch.ao``: names, the version guard, the warning filter.
+"""The one door to the public part of ``torch.ao``: names and the warning filter.
 
 Nothing is filtered for the whole process: calls that would repeat torch's deprecation notices run
 inside `quiet`.
@@ -7,7 +7,6 @@ inside `quiet`.
 from __future__ import annotations
 
 import importlib
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,7 +31,7 @@ from torch.ao.quantization.observer import (
 )
 from torch.ao.quantization.qconfig import QConfig
 
-from qrecipe.errors.findings import Finding, QRecipeWarning
+from qrecipe._torch_versions import warn_if_untested
 from qrecipe.process.warnings import Notice, held_back
 
 __all__ = [
@@ -53,11 +52,7 @@ __all__ = [
     "is_observer",
     "named_class",
     "quiet",
-    "warn_if_untested",
 ]
-
-TESTED_TORCH = ("2.13",)
-"""The minor versions of torch that the test suite has run on."""
 
 _NOTICES: tuple[Notice, ...] = (
     (r"torch\.ao\.quantization is deprecated", DeprecationWarning),
@@ -85,19 +80,6 @@ def named_class(target: str) -> type[Any]:
     module, _, name = target.rpartition(".")
     found: type[Any] = getattr(importlib.import_module(module), name)
     return found
-
-
-def warn_if_untested(version: str) -> None:
-    """Warn (QR200) where ``version`` of torch is none that the test suite has run on."""
-    minor = ".".join(version.split(".")[:2])
-    if minor in TESTED_TORCH:
-        return
-    finding = Finding(
-        "QR200",
-        f"torch {version} is outside the tested range ({', '.join(TESTED_TORCH)})",
-        hint="plans and audits may fail; install a tested version if they do",
-    )
-    warnings.warn(str(finding), QRecipeWarning, stacklevel=3)
 
 
 warn_if_untested(torch.__version__)

@@ -1,7 +1,5 @@
 """FX graph mode's internals, imported in one place: what a new torch may break breaks here."""
 
-import importlib
-
 # torch.ao.quantization.backend_config reaches for its own utils without importing them
 import torch.ao.quantization.backend_config.utils as backend_config_utils
 from torch.ao.nn.intrinsic import ConvAdd2d, ConvAddReLU2d
@@ -45,14 +43,15 @@ from torch.ao.quantization.fx.quantize_handler import (
     _get_pattern_to_quantize_handlers,
 )
 from torch.ao.quantization.fx.tracer import QuantizationTracer
-from torch.ao.quantization.fx.utils import assert_and_get_unique_device
+from torch.ao.quantization.fx.utils import (
+    _qconfig_satisfies_dtype_config_constraints,
+    assert_and_get_unique_device,
+)
 from torch.ao.quantization.qconfig_mapping import QConfigMapping
 from torch.ao.quantization.quantize import quantize_dynamic
 from torch.ao.quantization.quantize_fx import _swap_ff_with_fxff as swap_float_functional
 from torch.ao.quantization.quantize_fx import attach_preserved_attrs_to_model
-
-# the package has a function of the same name
-preparation = importlib.import_module("torch.ao.quantization.fx.prepare")
+from torch.ao.quantization.utils import get_qconfig_dtypes
 
 TWO_INPUT_FUSIONS = (ConvAdd2d, ConvAddReLU2d)
 
@@ -76,6 +75,7 @@ __all__ = [
     "ReferenceQuantizedModule",
     "_get_fusion_pattern_to_fuse_handler_cls",
     "_get_pattern_to_quantize_handlers",
+    "_qconfig_satisfies_dtype_config_constraints",
     "_sorted_patterns_dict",
     "assert_and_get_unique_device",
     "attach_preserved_attrs_to_model",
@@ -87,6 +87,7 @@ __all__ = [
     "get_executorch_backend_config",
     "get_native_backend_config",
     "get_onednn_backend_config",
+    "get_qconfig_dtypes",
     "get_qnnpack_backend_config",
     "get_tensorrt_backend_config",
     "is_copy_node",
@@ -94,7 +95,6 @@ __all__ = [
     "is_general_tensor_shape_node",
     "is_other_node",
     "lower_to_native_backend",
-    "preparation",
     "prepare",
     "quantize_dynamic",
     "swap_float_functional",

@@ -1,14 +1,73 @@
-"""Atomic file writes."""
+"""Atomic file writes, and reads that do not leave a folder."""
 
 from __future__ import annotations
 
 import errno
 import os
+import stat
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from qrecipe.errors.findings import Finding, RecipeReferenceError
 from qrecipe.errors.text import one_line, shown
+
+_STEP_BY_STEP = os.open in os.supports_dir_fd and hasattr(os, "O_NOFOLLOW")
+_INTO = getattr(os, "O_PATH", os.O_RDONLY) | getattr(os, "O_DIRECTORY", 0)
+_ONTO = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
+def read_inside(tree: Path, path: Path, most: int) -> bytes:
+    """The content of a regular file inside a folder, to one byte more than ``most``.
+
+    Both paths are absolute and without links, as `Path.resolve` gives them. The file is opened
+    once, and no link is followed that has replaced a part of ``path`` since.
+
+    Raises OSError, or ValueError if it is not a regular file or not a path.
+    """
+    handle = (_opened_step_by_step if _STEP_BY_STEP else _opened_and_compared)(tree, path)
+    try:
+        mode = os.fstat(handle).st_mode
+        if not stat.S_ISREG(mode):
+            raise ValueError(f"it is {'a directory' if stat.S_ISDIR(mode) else _NOT_REGULAR}")
+        with os.fdopen(handle, "rb", closefd=False) as stream:
+            return stream.read(most + 1)
+    finally:
+        os.close(handle)
+
+
+def _opened_step_by_step(tree: Path, path: Path) -> int:
+    *folders, name = path.relative_to(tree).parts
+    at: int | None = None
+    try:
+        for folder in (str(tree), *folders):
+            outer, at = at, os.open(folder, _INTO | os.O_NOFOLLOW, dir_fd=at)
+            if outer is not None:
+                os.close(outer)
+        return os.open(name, _ONTO | os.O_NOFOLLOW, dir_fd=at)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            raise OSError(error.errno, _REPLACED) from None
+        raise
+    finally:
+        if at is not None:
+            os.close(at)
+
+
+def _opened_and_compared(tree: Path, path: Path) -> int:
+    """For systems that cannot open a file relative to a folder."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "it is a directory")
+    handle = os.open(path, _ONTO)
+    if path.resolve() == path and os.path.samestat(os.fstat(handle), path.stat()):
+        return handle
+    os.close(handle)
+    raise OSError(errno.ELOOP, _REPLACED)
+
+
+_NOT_REGULAR = "not a regular file"
+_REPLACED = "a link has replaced it, or a folder above it, while it was read"
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -17,7 +76,7 @@ def write_atomically(path: Path, text: str) -> None:
     Raises RecipeReferenceError (QR001) if it cannot be written.
     """
     try:
-        replace_file(path, text.encode())
+        replace_file(path, lambda stream: stream.write(text.encode()))
     except (OSError, ValueError) as error:
         message = f"cannot write {shown(str(path))}: {why_not(error)}"
         raise RecipeReferenceError(Finding("QR001", message)) from None
@@ -32,26 +91,26 @@ def check_replaceable_file(path: Path) -> None:
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, "it is a folder")
     if target.exists() and not target.is_file():
-        raise ValueError("not a regular file")
+        raise ValueError(_NOT_REGULAR)
     if not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "there is no such folder")
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Replace a file atomically.
+def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Replace a file atomically by what ``write`` writes to a stream.
 
     Raises OSError, or ValueError if it is not a regular file or not a path.
     """
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
-        raise ValueError("not a regular file")
+        raise ValueError(_NOT_REGULAR)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
+            write(stream)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.chmod(_mode(target))

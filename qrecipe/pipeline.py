@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,12 +19,12 @@ from qrecipe._torch_fx import (
 from qrecipe.audit.around_roots import around_findings, call_findings, dtype_findings
 from qrecipe.audit.ranges import check_calibrated, check_trained
 from qrecipe.audit.sample import Sample
-from qrecipe.errors.findings import ArtifactError, CalibrationError, Finding, PlanError, error_from
+from qrecipe.errors.findings import ArtifactError, CalibrationError, Finding, PlanError
 from qrecipe.errors.short import ShortRepr
-from qrecipe.errors.warn import warn
+from qrecipe.errors.warn import settle, warn
 from qrecipe.execution.batches import Forward, inputs_of_batch, peek
 from qrecipe.execution.calibration import calibrate
-from qrecipe.execution.engine import check_engine, engine
+from qrecipe.execution.engine import check_engine, engine_of
 from qrecipe.execution.executors import executor_of
 from qrecipe.execution.part import Exportable, Part, Task
 from qrecipe.execution.prepared import (
@@ -89,8 +88,15 @@ class CompiledRecipe(ShortRepr):
         own_tensors(prepared)
         return prepared.train(self.recipe.phase == "qat")
 
+    def _calibrated(
+        self, batches: Iterable[Any], forward: Forward | None, progress: Progress | bool | None
+    ) -> nn.Module:
+        """The model prepared and calibrated, sharing tensors: nobody else will see it."""
+        prepared = self._prepared()
+        calibrate(prepared, batches, forward=forward, progress=progress)
+        return prepared
+
     def _prepared(self) -> nn.Module:
-        """As `prepare`, but sharing tensors, which nobody will write to before conversion."""
         prepared = with_parts(self._model, {part.path: part.prepare() for part in self._parts})
         mark_prepared(prepared, self.recipe, self._identity, [part.path for part in self._parts])
         return prepared
@@ -145,17 +151,12 @@ class CompiledRecipe(ShortRepr):
 
     def _check_around(self, before: nn.Module, converted: nn.Module, state: PreparedState) -> None:
         roots = [part.path for part in self._parts]
-        under = nullcontext() if self.plan.is_for_export else engine(self.recipe.backend)
-        with under:
+        with engine_of(self.plan):
             inputs = state.whole or self._inputs
-            errors = [
-                *around_findings(before, converted, roots, inputs),
-                *dtype_findings(converted, state.samples),
-            ]
-            if errors:
-                raise error_from(errors)
-            for finding in call_findings(converted, state.samples, state.later_calls):
-                warn(finding, self.recipe.lint.ignore)
+            ignore = self.recipe.lint.ignore
+            around = around_findings(before, converted, roots, inputs)
+            settle([*around, *dtype_findings(converted, state.samples)], ignore)
+            settle(call_findings(converted, state.samples, state.later_calls), ignore)
 
     def _samples(self, prepared: nn.Module) -> Mapping[str, Sample]:
         state = prepared_state(prepared)
@@ -261,15 +262,13 @@ def quantize(
         compiled = _compile(model, loaded, Inputs.from_batch(example_inputs), target_cpu)
         if any(site.mode == "static" for site in compiled.plan.sites):
             raise _no_batches()
-        return compiled.convert(compiled.prepare())
+        return compiled.convert(compiled._prepared())
     first, stream = peek(batches)
     if example_inputs is None:
         compiled = _compile_for_batch(model, loaded, first, forward, target_cpu)
     else:
         compiled = _compile(model, loaded, Inputs.from_batch(example_inputs), target_cpu)
-    prepared = compiled._prepared()
-    calibrate(prepared, stream, forward=forward, progress=progress)
-    return compiled.convert(prepared)
+    return compiled.convert(compiled._calibrated(stream, forward, progress))
 
 
 def simulate(
@@ -288,8 +287,7 @@ def simulate(
     """
     first, stream = peek(batches)
     compiled = _compile_for_batch(model, recipe, first, forward, target_cpu)
-    prepared = compiled._prepared()
-    calibrate(prepared, stream, forward=forward, progress=progress)
+    prepared = compiled._calibrated(stream, forward, progress)
     converted = compiled.convert(prepared)
     return compiled._reference(prepared) if compiled.unjudged else converted
 

@@ -107,22 +107,17 @@ def _content(path: Path) -> str:
         why = "no such file"
     except (OSError, ValueError) as error:
         why = (getattr(error, "strerror", None) or str(error)).lower()
-    raise AssertionError(f"cannot read the golden plan {path}: {why}\n{_advice()}")
+    raise AssertionError(f"cannot read the golden plan {path}: {why}\n{_ADVICE}")
 
 
 def _difference(path: Path, expected: str, text: str) -> str:
-    return "\n".join([f"the plan differs from {path}", *_lines(expected, text), _advice()])
-
-
-def _lines(expected: str, text: str) -> Iterator[str]:
     old, new = expected.splitlines(), text.splitlines()
-    if old == new:
-        yield "the lines are equal, but the line endings differ"
-    yield from difflib.unified_diff(old, new, "golden", "the plan now", lineterm="", n=4)
+    lines = difflib.unified_diff(old, new, "golden", "the plan now", lineterm="", n=4)
+    endings = ["the lines are equal, but the line endings differ"] if old == new else []
+    return "\n".join([f"the plan differs from {path}", *endings, *lines, _ADVICE])
 
 
-def _advice() -> str:
-    return (
-        f"run the tests with {UPDATE_VARIABLE}=1 to write the current plan, "
-        "and review the difference before you commit it"
-    )
+_ADVICE = (
+    f"run the tests with {UPDATE_VARIABLE}=1 to write the current plan, "
+    "and review the difference before you commit it"
+)

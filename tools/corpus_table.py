@@ -34,7 +34,8 @@ INTRODUCTION = """\
 
 Every static built-in recipe is run on these architectures of torchvision, once with all sites and
 once with a random half of them kept float (`tests/pipeline/test_corpus.py`). (A site is a module, a
-fused group, or one call of a function.) Each run compares three things with the plan: FX's own
+fused group, or one call of a function; a passthrough site only moves, reshapes or pools values.)
+Each run compares three things with the plan: FX's own
 assignment, the classes of the converted model, and every kernel against its float operation on
 equal input. `python tools/corpus_table.py` writes this page.
 

@@ -31,6 +31,7 @@ from qrecipe.planning.cpu import has_vnni
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 import hostile  # noqa: E402
+from guarded import store_guarded  # noqa: E402
 from nets import NETS  # noqa: E402
 from watched import forbidden, watched  # noqa: E402
 
@@ -41,6 +42,8 @@ MEMORY = 512 * 2**20
 """Bytes that the process may grow by, from its size when all is loaded."""
 
 SHOWN_FAILURES = 20
+
+SUBJECTS = ("recipes", "references", "globs", "artifacts", "attacks", "locks")
 
 Case = Callable[[Random, Path], hostile.Outcome]
 
@@ -73,6 +76,9 @@ def subjects(folder: Path) -> dict[str, Case]:
         "references": hostile.reference_case,
         "globs": hostile.pattern_case,
         "artifacts": partial(hostile.artifact_case, good=path.read_bytes(), load=load),
+        "attacks": partial(
+            hostile.attack_case, good=store_guarded(folder / "guarded.safetensors").read_bytes()
+        ),
         "locks": partial(hostile.lock_case, good=lock),
     }
 
@@ -95,7 +101,7 @@ def run(name: str, case: Case, seed: int, folder: Path, tally: Tally) -> None:
         tally.failures.append(f"{name} --case {seed}: {seconds:.2f} s")
     # the cases write their files themselves, and rebuilding a sound model runs FX's code for it
     seen = [event for event in events if not _is_of_the_case(event, folder)]
-    if name != "artifacts" and (
+    if name not in ("artifacts", "attacks") and (
         odd := forbidden(seen, *(folder / each for each in ("tree", "alone", "recipe.lock")))
     ):
         tally.failures.append(f"{name} --case {seed}: {odd[:3]}")
@@ -134,7 +140,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=time.time_ns() % 2**32)
-    parser.add_argument("--only", choices=["recipes", "references", "globs", "artifacts", "locks"])
+    parser.add_argument("--only", choices=SUBJECTS)
     parser.add_argument("--case", type=int, help="run one case again")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")

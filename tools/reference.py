@@ -53,7 +53,8 @@ COMMANDS = """\
 # The commands
 
 The `--help` of each command. The exit status is 0 if all is well, 1 if something was found, and 2
-if the command was called wrongly.
+if the command was called wrongly. A *site* in these texts is a module, a fused group, or one call
+of a function; the [glossary](glossary.md) has the other words.
 """
 
 

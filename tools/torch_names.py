@@ -1,6 +1,6 @@
-"""Write the names of torch's module types and functions for `qrecipe.registry.builtin`.
+"""Enter the names of the installed torch's module types and functions for `registry.builtin`.
 
-    python tools/torch_names.py        # run again whenever the tested torch version changes
+    python tools/torch_names.py        # run with each version of torch that is to be supported
 
 A test compares the committed file with what the installed torch gives.
 """
@@ -19,6 +19,8 @@ import torch.ao.nn.quantized
 from torch.fx.graph import inplace_methods, magic_methods
 from torch.nn import functional
 from torch.overrides import get_testing_overrides
+
+Names = dict[str, Any]
 
 PATH = Path(__file__).parents[1] / "qrecipe" / "registry" / "torch_names.json"
 
@@ -42,11 +44,10 @@ ALIAS = re.compile(
 )
 
 
-def torch_names() -> dict[str, Any]:
+def torch_names() -> Names:
     """Module types (public to internal name), functions by namespace, and merged families."""
     functions = _functions()
     return {
-        "torch": ".".join(torch.__version__.split(".")[:2]),
         "module_types": _module_types(),
         "functions": functions,
         "families": _families(functions),
@@ -109,8 +110,38 @@ def _families(functions: dict[str, list[str]]) -> dict[str, str]:
     return {name: family for name, family in sorted(merged.items()) if name != family}
 
 
+def merged(table: Names, version: str, installed: Names) -> Names:
+    """The table with the names of one more version of torch, or the same one read again.
+
+    It holds the names of all versions, and for each version those that it lacks.
+    """
+    functions = {
+        namespace: sorted({*table["functions"][namespace], *names})
+        for namespace, names in installed["functions"].items()
+    }
+    module_types = table["module_types"] | installed["module_types"]
+    every = dotted({"functions": functions, "module_types": module_types})
+    new = every - dotted(table)
+    lacking = {other: {*names, *new} for other, names in table["lacking"].items()}
+    lacking[version] = every - dotted(installed)
+    return {
+        "module_types": module_types,
+        "functions": functions,
+        "families": table["families"] | installed["families"],
+        "lacking": {version: sorted(names) for version, names in lacking.items()},
+    }
+
+
+def dotted(names: Names) -> set[str]:
+    """The full names of functions and module types, such as ``torch.nn.functional.relu``."""
+    functions = names["functions"].items()
+    return {*names["module_types"], *(f"{space}.{name}" for space, of in functions for name in of)}
+
+
 def main() -> None:
-    text = json.dumps(torch_names(), indent=1, sort_keys=True)
+    table = json.loads(PATH.read_text(encoding="utf-8"))
+    version = ".".join(torch.__version__.split(".")[:2])
+    text = json.dumps(merged(table, version, torch_names()), indent=1, sort_keys=True)
     PATH.write_text(text + "\n", encoding="utf-8")
 
 

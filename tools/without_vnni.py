@@ -50,7 +50,11 @@ def _forgotten_offsets(library: Path) -> Iterator[int]:
 
 
 def _capabilities() -> dict[str, object]:
-    return dict(torch._C._cpu._get_cpu_capability())
+    cpu = torch._C._cpu
+    if hasattr(cpu, "_get_cpu_capability"):
+        return dict(cpu._get_cpu_capability())
+    asked = [name for name in dir(cpu) if name.startswith("_is_")]  # up to torch 2.10
+    return {name.removeprefix("_is_"): getattr(cpu, name)() for name in asked}
 
 
 def main(arguments: Sequence[str]) -> None:

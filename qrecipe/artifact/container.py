@@ -7,12 +7,12 @@ and metadata as strings), and the tensors one after another.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import os
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from qrecipe.errors.findings import ArtifactError, Finding
 from qrecipe.errors.spelling import did_you_mean
 from qrecipe.errors.text import one_line, shown
+from qrecipe.files import replace_file, why_not
 from qrecipe.recipe.toml.size_limits import json_count
 
 MAX_HEADER = 2**23
@@ -115,68 +116,89 @@ def path_of(path: object, what: str) -> Path:
     return Path(text)
 
 
-def read_header(path: Path) -> Header:
-    """The header of a file, checked against the file's size.
+class StoredFile:
+    """A stored model that is open.
+
+    It is opened once, so what is read is what was checked, even if another file takes its place.
+    """
+
+    def __init__(self, header: Header, stream: BinaryIO) -> None:
+        self.header = header
+        self._stream = stream
+        self._digests: dict[str, bytes] = {}
+
+    def check(self) -> None:
+        """Raises ArtifactError (QR504) if the file is not what was saved."""
+        total = _checksum_of(self.header.metadata)
+        piece = memoryview(bytearray(_CHUNK))
+        for name, entry in sorted(self.header.tensors.items()):
+            total.update(_table_row(name, entry))
+            own = hashlib.sha256()
+            self._seek(entry)
+            for start in range(0, entry.nbytes, _CHUNK):
+                part = piece[: entry.nbytes - start]
+                self._read_into(part)
+                total.update(part)
+                own.update(part)
+            self._digests[name] = own.digest()
+        if self.header.metadata.get(CHECKSUM) != total.hexdigest():
+            raise self._changed()
+
+    def read_tensor(self, name: str, memory: memoryview) -> None:
+        """Read the bytes of a tensor into ``memory``, which has their size.
+
+        Raises ArtifactError (QR504) if they are no longer those that `check` has seen.
+        """
+        self._seek(self.header.tensors[name])
+        self._read_into(memory)
+        if hashlib.sha256(memory).digest() != self._digests[name]:
+            raise self._changed()
+
+    def _seek(self, entry: Entry) -> None:
+        self._stream.seek(self.header.start + entry.data_offsets[0])
+
+    def _read_into(self, memory: memoryview) -> None:
+        with _readable(self.header.file):
+            size = self._stream.readinto(memory)  # type: ignore[attr-defined]
+        if size != len(memory):
+            raise self._changed()
+
+    def _changed(self) -> ArtifactError:
+        hint = "it was damaged or modified since it was saved: copy it again"
+        what = "is not what was saved: its checksum differs"
+        return problem("QR504", self.header.file, what, hint)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[StoredFile]:
+    """A stored model whose header has been checked against its size.
 
     Raises ArtifactError if the file cannot be read (QR502) or is not a complete safetensors file
     (QR503).
     """
-    file = str(path)
-    with _opened(path) as stream:
-        return _header(stream, file)
+    with ExitStack() as stack:
+        with _readable(str(path)):
+            stream = stack.enter_context(open(path, "rb", opener=_without_waiting))
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise problem("QR502", str(path), "is not a regular file")
+            header = read_header(stream, status.st_size, str(path))
+        yield StoredFile(header, stream)
 
 
-def with_header(tensors: Mapping[str, Entry], metadata: Mapping[str, str], content: bytes) -> bytes:
-    """A complete file from the bytes of all tensors; a checksum is added to the metadata."""
-    header = Header("", metadata, tensors, 0)
-    texts = {**metadata, CHECKSUM: checksum(header, io.BytesIO(content))}
-    table = {name: entry.model_dump() for name, entry in tensors.items()}
-    text = json.dumps({_METADATA: texts, **table}, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _LENGTH)  # the tensors start at a multiple of 8 bytes
-    return len(text).to_bytes(_LENGTH, "little") + text + content
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe would wait for its writer
 
 
-def header_of(content: bytes, file: str) -> Header:
-    """As `read_header`, for the content of a file."""
-    return _header(io.BytesIO(content), file)
-
-
-def read_content(header: Header, path: Path) -> bytes:
-    """The whole file that the header belongs to.
-
-    Raises ArtifactError as `read_header` does, and if the file has been replaced (QR503).
-    """
-    with _opened(path) as stream:
-        content = stream.read(header.start + header.nbytes + 1)
-    if header_of(content, header.file) != header:
-        raise problem("QR503", header.file, "was replaced while it was being read")
-    return content
-
-
-class _opened:  # noqa: N801 - reads as what it does in a with statement
-    """A regular file opened for reading; OS errors become ours."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> BinaryIO:
-        try:
-            if not stat.S_ISREG(self._path.stat().st_mode):
-                raise problem("QR502", str(self._path), "is not a regular file")
-            self._stream = self._path.open("rb")
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-            raise self._unreadable(error) from None
-        return self._stream
-
-    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
-        self._stream.close()
-        if isinstance(error, (OSError, MemoryError)):
-            raise self._unreadable(error) from None
-
-    def _unreadable(self, error: BaseException) -> ArtifactError:
+@contextmanager
+def _readable(file: str) -> Iterator[None]:
+    """Raises ArtifactError (QR502) for what the operating system says."""
+    try:
+        yield
+    except (OSError, MemoryError, ValueError) as error:  # ValueError: a NUL in the path
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        hint = _near_file(self._path) if isinstance(error, FileNotFoundError) else None
-        return problem("QR502", str(self._path), f"cannot be read: {why.lower()}", hint)
+        hint = _near_file(Path(file)) if isinstance(error, FileNotFoundError) else None
+        raise problem("QR502", file, f"cannot be read: {why.lower()}", hint) from None
 
 
 def _near_file(path: Path) -> str | None:
@@ -185,9 +207,64 @@ def _near_file(path: Path) -> str | None:
     return did_you_mean(path.name, beside)
 
 
-def _header(stream: BinaryIO, file: str) -> Header:
-    size = stream.seek(0, 2)
+def write(path: Path, writing: Callable[[BinaryIO], object]) -> None:
+    """Write a file atomically. Raises ArtifactError (QR502) if that fails."""
+    try:
+        replace_file(path, writing)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise problem("QR502", str(path), f"cannot be written: {why_not(error)}") from None
+
+
+def header_bytes(
+    tensors: Mapping[str, Entry], metadata: Mapping[str, str], checksum: str = "0" * 64
+) -> bytes:
+    """The start of a file, up to its tensors; it is as long with any checksum."""
+    texts = {**metadata, CHECKSUM: checksum}
+    table = {name: entry.model_dump() for name, entry in tensors.items()}
+    text = json.dumps({_METADATA: texts, **table}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _LENGTH)  # the tensors start at a multiple of 8 bytes
+    return len(text).to_bytes(_LENGTH, "little") + text
+
+
+def write_tensors(
+    stream: BinaryIO,
+    tensors: Mapping[str, Entry],
+    metadata: Mapping[str, str],
+    content_of: Callable[[str], bytes | memoryview],
+) -> None:
+    """Write a whole file, one tensor after another, with its checksum."""
+    start = len(header_bytes(tensors, metadata))
+    total = _checksum_of(metadata)
+    for name, entry in sorted(tensors.items()):
+        content = content_of(name)
+        total.update(_table_row(name, entry))
+        total.update(content)
+        stream.seek(start + entry.data_offsets[0])
+        stream.write(content)
     stream.seek(0)
+    stream.write(header_bytes(tensors, metadata, total.hexdigest()))
+
+
+def _checksum_of(metadata: Mapping[str, str]) -> hashlib._Hash:
+    """The SHA-256 of the other metadata, to which each tensor is added, sorted by name."""
+    others = {key: text for key, text in metadata.items() if key != CHECKSUM}
+    return hashlib.sha256(_canonical(others))
+
+
+def _table_row(name: str, entry: Entry) -> bytes:
+    """What the checksum has before the bytes of a tensor."""
+    return _canonical([name, entry.dtype, entry.shape])
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def read_header(stream: BinaryIO, size: int, file: str) -> Header:
+    """The header at the start of a stream, for a file of ``size`` bytes.
+
+    Raises ArtifactError (QR503).
+    """
     prefix = stream.read(_LENGTH)
     length = int.from_bytes(prefix, "little")
     if len(prefix) < _LENGTH or length > size - _LENGTH or length > MAX_HEADER:
@@ -258,31 +335,3 @@ def _check_layout(tensors: Mapping[str, Entry], available: int, file: str) -> No
         raise problem("QR503", file, missing, hint)
     if end < available:
         raise problem("QR503", file, f"has {available - end:,} extra bytes after its tensors")
-
-
-def check_checksum(header: Header, path: Path) -> None:
-    """Raises ArtifactError (QR504) if the file is not what was saved."""
-    with _opened(path) as stream:
-        found = checksum(header, stream)
-    if header.metadata.get(CHECKSUM) != found:
-        hint = "it was damaged or modified since it was saved: copy it again"
-        raise problem("QR504", header.file, "is not what was saved: its checksum differs", hint)
-
-
-def checksum(header: Header, stream: BinaryIO) -> str:
-    """The SHA-256 of metadata (without this key) and tensors, sorted by name."""
-    digest = hashlib.sha256()
-    metadata = {key: text for key, text in header.metadata.items() if key != CHECKSUM}
-    digest.update(_canonical(metadata))
-    for name, entry in sorted(header.tensors.items()):
-        digest.update(_canonical([name, entry.dtype, entry.shape]))
-        stream.seek(header.start + entry.data_offsets[0])
-        left = entry.nbytes
-        while left and (piece := stream.read(min(left, _CHUNK))):
-            digest.update(piece)
-            left -= len(piece)
-    return digest.hexdigest()
-
-
-def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

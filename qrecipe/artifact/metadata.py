@@ -8,14 +8,16 @@ from __future__ import annotations
 import base64
 import json
 import zlib
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from qrecipe.artifact.container import MAX_VALUES, Header, json_of, problem
-from qrecipe.errors.findings import PlanError, QRecipeError
+from qrecipe.artifact.container import MAX_VALUES, Header, StoredFile, json_of, problem
+from qrecipe.errors.findings import ArtifactError, PlanError, QRecipeError
 from qrecipe.model.record import Architecture, Stored
 from qrecipe.planning.plan import Plan
+from qrecipe.recipe.checks import findings_of
 from qrecipe.recipe.extends import compose
 from qrecipe.recipe.layers import fingerprint
 from qrecipe.recipe.references import Source
@@ -30,6 +32,7 @@ MAX_TEXT = 2**23
 """The largest text that is unpacked: 8 MiB."""
 
 _MARK = "qrecipe"
+_UNKNOWN_PLUGIN = "QR104"
 _PACKED = frozenset({"plan", "architecture"})
 _TABLES = ("versions", "needs", "architecture", "aliases", "layouts", "unjudged")
 
@@ -83,7 +86,13 @@ def contents_of(header: Header) -> Contents:
     Raises ArtifactError if it is not a file of qrecipe (QR505), is from a newer release (QR506), or
     the metadata are damaged or contradict each other (QR505).
     """
-    _check_format(header)
+    mark, _, version = header.metadata.get("format", "").partition(" ")
+    if mark != _MARK or not version.isdecimal():
+        hint = "only files written by qrecipe.save_quantized can be read"
+        raise problem("QR505", header.file, "is not a quantized model of qrecipe", hint)
+    if version != str(FORMAT):
+        hint = f"this qrecipe reads format {FORMAT}: install a newer release"
+        raise problem("QR506", header.file, f"has format {version}", hint)
     texts = {
         key: header.metadata.get(key, "[]" if key == "unjudged" else "")
         for key in Contents.model_fields
@@ -97,10 +106,12 @@ def contents_of(header: Header) -> Contents:
         values["plan"] = json.dumps(json_of(values["plan"]), indent=2, sort_keys=True)
         found = Contents.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        raise _bad(header, _first(error)) from None
+        first = error.errors()[0]
+        at = ".".join(map(str, first["loc"]))
+        raise _bad(header, f"{at}: {first['msg']}") from None
     except (ValueError, zlib.error, RecursionError) as error:
         raise _bad(header, str(error)) from None
-    _check_agreement(header, found)
+    _check_names(header, found)
     return found
 
 
@@ -111,11 +122,35 @@ def needs_of(plan: Plan) -> Needs:
     )
 
 
-def stored_plan(header: Header, contents: Contents) -> Plan:
-    """The plan of the contents, checked.
+@dataclass(frozen=True, slots=True)
+class StoredModel:
+    """A stored model without its tensors, checked as far as possible without the float model."""
 
-    Raises ArtifactError (QR505) if it is not a plan or belongs to another recipe.
+    header: Header
+    contents: Contents
+    plan: Plan
+    recipe: RecipeTable
+
+
+def stored_model(file: StoredFile) -> StoredModel:
+    """What a file says, and nothing else than what was saved.
+
+    Raises ArtifactError: as `contents_of`; if the checksum differs (QR504); if the parts contradict
+    each other (QR505).
     """
+    contents = contents_of(file.header)
+    file.check()
+    plan, recipe = _plan(file.header, contents), _recipe(file.header, contents)
+    for what, one, other in (
+        ("backend", plan.backend, recipe.backend),
+        ("phase", plan.phase, recipe.phase or "ptq"),
+    ):
+        if one != other:
+            raise _bad(file.header, f"{what} is {one} in the plan and {other} in the recipe")
+    return StoredModel(file.header, contents, plan, recipe)
+
+
+def _plan(header: Header, contents: Contents) -> Plan:
     try:
         plan = Plan.from_json(contents.plan)
     except PlanError as error:
@@ -131,36 +166,25 @@ def stored_plan(header: Header, contents: Contents) -> Plan:
     return plan
 
 
-def recipe_table(header: Header, contents: Contents) -> RecipeTable:
-    """The recipe's tables, checked without the plugins that it may name.
-
-    Raises ArtifactError (QR505) if it is not a resolved recipe or its fingerprint differs.
-    """
+def _recipe(header: Header, contents: Contents) -> RecipeTable:
+    """The recipe's tables: all checks of a recipe, except that plugins may be missing here."""
     try:
         if "extends" in parse_document(contents.recipe, "recipe").data:
             raise _bad(header, "the recipe is not resolved: it extends another recipe")
         composition = compose(Source("recipe"), contents.recipe)
     except QRecipeError as error:
         raise _bad(header, f"recipe: {error.findings[0].message}") from None
-    if composition.findings:
-        raise _bad(header, f"recipe: {composition.findings[0].message}")
+    table = RecipeTable.model_validate(composition.values)
+    for finding in (*composition.findings, *findings_of(composition, table)):
+        if finding.code != _UNKNOWN_PLUGIN:
+            raise _bad(header, f"recipe: {finding.message}")
     if fingerprint(composition.values) != contents.fingerprint:
         raise _bad(header, "the recipe does not match its fingerprint")
-    return RecipeTable.model_validate(composition.values)
+    return table
 
 
-def _check_format(header: Header) -> None:
-    mark, _, version = header.metadata.get("format", "").partition(" ")
-    if mark != _MARK or not version.isdecimal():
-        hint = "only files written by qrecipe.save_quantized can be read"
-        raise problem("QR505", header.file, "is not a quantized model of qrecipe", hint)
-    if version != str(FORMAT):
-        hint = f"this qrecipe reads format {FORMAT}: install a newer release"
-        raise problem("QR506", header.file, f"has format {version}", hint)
-
-
-def _check_agreement(header: Header, contents: Contents) -> None:
-    """Check that repeated facts agree and that aliases and layouts refer to stored tensors."""
+def _check_names(header: Header, contents: Contents) -> None:
+    """Check that aliases and layouts refer to stored tensors."""
     for name, stored in contents.aliases.items():
         if name in header.tensors or stored not in header.tensors:
             raise _bad(header, f"aliases: {name} refers to no stored tensor")
@@ -170,13 +194,8 @@ def _check_agreement(header: Header, contents: Contents) -> None:
             raise _bad(header, f"layouts: {name} has no such dimensions")
 
 
-def _bad(header: Header, what: str) -> Exception:
+def _bad(header: Header, what: str) -> ArtifactError:
     return problem("QR505", header.file, f"has bad metadata: {what}")
-
-
-def _first(error: ValidationError) -> str:
-    found = error.errors()[0]
-    return f"{'.'.join(map(str, found['loc']))}: {found['msg']}"
 
 
 def _json(value: Any) -> str:

@@ -14,12 +14,11 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from qrecipe.artifact.container import path_of, problem
+from qrecipe.artifact.container import path_of, write
 from qrecipe.artifact.onnx_check import file_findings
 from qrecipe.errors.findings import CODES, ArtifactError, Finding, QRecipeError, error_from
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
-from qrecipe.files import replace_file, why_not
 from qrecipe.model.nested import Packing, parts_of
 from qrecipe.model.normalize import stored
 from qrecipe.pipeline import CompiledRecipe, exportable
@@ -66,10 +65,7 @@ def export_onnx(
         if CODES[finding.code].error is not None:
             raise error_from([finding])
         warn(finding, compiled.recipe.lint.ignore)
-    try:
-        replace_file(file, content)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise problem("QR502", str(file), f"cannot be written: {why_not(error)}") from None
+    write(file, lambda stream: stream.write(content))
 
 
 def _take_tensors(model: fx.GraphModule, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -114,7 +110,9 @@ def _content(model: fx.GraphModule, inputs: tuple[Any, ...], dynamic_shapes: Any
             )
             content: bytes = program.model_proto.SerializeToString()
     except Exception as error:
-        raise _failed(error) from error
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        text = f"torch cannot export the model to ONNX: {first_line(cause)}"
+        raise ArtifactError(Finding("QR512", text)) from error
     return content
 
 
@@ -145,10 +143,3 @@ def _spell_out(graph_module: fx.GraphModule, node: fx.Node) -> None:
         _, scale, zero_point, *rest = _values(graph_module, node)
         node.target = torch.ops.quantized_decomposed.dequantize_per_tensor.default
         node.args = (node.args[0], scale.item(), int(zero_point), *rest)
-
-
-def _failed(error: Exception) -> ArtifactError:
-    cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-    return ArtifactError(
-        Finding("QR512", f"torch cannot export the model to ONNX: {first_line(cause)}")
-    )

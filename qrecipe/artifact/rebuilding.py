@@ -6,56 +6,118 @@ replace those of plugins.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverloadPacket
+from torch.overrides import TorchFunctionMode
 
-from qrecipe.artifact.metadata import Contents
+from qrecipe.artifact.metadata import StoredModel
+from qrecipe.errors.findings import error_from
 from qrecipe.execution.executors import executor_of
+from qrecipe.execution.packing import Unpacked
 from qrecipe.model.architecture import check_same, module_settings
-from qrecipe.model.copies import own_tensors
+from qrecipe.model.checks import attribute_findings
 from qrecipe.model.graph_sites import structure_of
+from qrecipe.model.roots import root_findings
 from qrecipe.planning.plan import Plan
 from qrecipe.process.warnings import held_back
 from qrecipe.recipe.recipe import QConfigSpec
-from qrecipe.recipe.schema import Constructor, FxTable, TensorSpec
+from qrecipe.recipe.schema import Constructor, TensorSpec
 
 _MEMORYLESS = ("placeholder", "fixed_qparams")
 """Observers that know their range, or need none, and decide what torch inserts."""
 
 
-def rebuilt(model: nn.Module, contents: Contents, plan: Plan, table: FxTable) -> nn.Module:
+def rebuilt(model: nn.Module, stored: StoredModel) -> nn.Module:
     """The converted model of the plan, with state of the right shapes and meaningless values.
 
-    ``model`` is not changed, and its weights don't matter. Raises ``ArchitectureError``.
+    ``model`` is not changed, its weights don't matter, and nothing of it is in the result. Raises
+    ``ArchitectureError``, and ``PlanError`` if the recipe could not be planned for the model.
     """
-    check_same("module", contents.architecture.modules, module_settings(model))
-    executor = executor_of(plan.executor)
-    with held_back([("", Warning)]):  # about observers that saw nothing
-        whole = executor.rebuilt(model, _without_plugins(plan, model), contents.architecture, table)
-    own_tensors(whole)
+    architecture, table = stored.contents.architecture, stored.recipe.fx
+    unfit = (
+        *attribute_findings(model, table.preserved_attributes),
+        *root_findings(model, table.roots),
+    )
+    if unfit:
+        raise error_from(unfit)
+    check_same("module", architecture.modules, module_settings(model))
+    plan = _without_plugins(stored.plan, model)
+    with _valueless(), held_back([("", Warning)]):  # about observers that saw nothing
+        whole = executor_of(plan.executor).rebuilt(model, plan, architecture, table)
     return whole.eval()
+
+
+class _valueless(TorchFunctionMode):  # noqa: N801 - reads as what it does in a with statement
+    """Neither quantizes nor packs weights: their values are in the file."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if isinstance(func, OpOverloadPacket) and _PACKS.match(func._qualified_op_name):
+            names = [argument.name for argument in func.default._schema.arguments]
+            return Unpacked(func, (*args, *map(kwargs.get, names[len(args) :])))
+        if args and isinstance(args[0], Tensor):
+            func = _VALUELESS.get(func, func)
+        return func(*args, **kwargs)
+
+
+_PACKS = re.compile(r"quantized::(\w+_prepack(_fp16)?|make_quantized_cell_params_(dynamic|fp16))$")
+
+
+def _per_tensor(input: Tensor, scale: Any, zero_point: Any, dtype: torch.dtype) -> Tensor:
+    made = torch._empty_affine_quantized(
+        input.shape, scale=float(scale), zero_point=int(zero_point), dtype=dtype
+    )
+    return _small(made)
+
+
+def _per_channel(
+    input: Tensor, scales: Tensor, zero_points: Tensor, axis: int, dtype: torch.dtype
+) -> Tensor:
+    made = torch._empty_per_channel_affine_quantized(
+        input.shape, scales=scales, zero_points=zero_points, axis=axis, dtype=dtype
+    )
+    return made if dtype is torch.quint4x2 else _small(made)
+
+
+def _small(quantized: Tensor) -> Tensor:
+    """The same tensor on the memory of a single value."""
+    value = torch.zeros(1, dtype=torch.uint8).untyped_storage()
+    return quantized.set_(value, 0, quantized.size(), [0] * quantized.dim())
+
+
+_VALUELESS: Mapping[Any, Callable[..., Tensor]] = {
+    torch.quantize_per_tensor: _per_tensor,
+    torch.quantize_per_channel: _per_channel,
+}
 
 
 def _without_plugins(plan: Plan, model: nn.Module) -> Plan:
     """The plan with the model's other names of modules, and with observers of torch's own."""
-    sites = tuple(
-        site
-        if site.qconfig is None
-        else replace(
-            site,
-            qconfig=QConfigSpec(_builtin(site.qconfig.weight), _builtin(site.qconfig.activation)),
-        )
-        for site in plan
-    )
+    sites = tuple(replace(site, qconfig=_with_builtins(site.qconfig)) for site in plan)
     structure = replace(plan.structure, aliases=structure_of(model, {}).aliases)
     return replace(plan, sites=sites, structure=structure)
 
 
+def _with_builtins(qconfig: QConfigSpec | None) -> QConfigSpec | None:
+    if qconfig is None:
+        return None
+    return QConfigSpec(_builtin(qconfig.weight), _builtin(qconfig.activation))
+
+
 def _builtin(spec: TensorSpec | None) -> TensorSpec | None:
     """The spec with one of torch's observers that gives scales of the same shape."""
-    if spec is None or spec.observer is None or spec.observer.name in _MEMORYLESS:
-        return spec
-    per_channel = (spec.qscheme or "").startswith("per_channel")
-    name = "per_channel_minmax" if per_channel else "minmax"
-    return spec.model_copy(update={"observer": Constructor(name=name), "fake_quant": None})
+    if spec is None:
+        return None
+    observer = spec.observer
+    if observer is not None and observer.name not in _MEMORYLESS:
+        per_channel = (spec.qscheme or "").startswith("per_channel")
+        observer = Constructor(name="per_channel_minmax" if per_channel else "minmax")
+    return spec.model_copy(update={"observer": observer, "fake_quant": None})

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from qrecipe.artifact.container import header_of, path_of, problem
+from qrecipe.artifact.container import (
+    Entry,
+    header_bytes,
+    path_of,
+    read_header,
+    write,
+    write_tensors,
+)
 from qrecipe.artifact.metadata import Contents, contents_of, metadata_of, needs_of
 from qrecipe.artifact.state import Slot, slots_of
-from qrecipe.artifact.tensors import STORABLE, bytes_of, serialized
-from qrecipe.artifact.value_checks import value_problems
+from qrecipe.artifact.tensors import DTYPE_NAMES, memory_of
+from qrecipe.artifact.value_checks import ValueChecks
 from qrecipe.errors.findings import ArtifactError, Finding
 from qrecipe.errors.text import shown
 from qrecipe.execution.provenance import architecture, provenance
-from qrecipe.files import replace_file, why_not
 from qrecipe.model.architecture import graph_digests
 from qrecipe.planning.plan import Plan
 from qrecipe.process.neutral import neutral
@@ -28,27 +35,15 @@ def save_quantized(converted: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a converted model to one safetensors file, with all that `load_quantized` needs.
 
     Integers, scales and zero points are separate tensors; recipe, plan and versions are in the
-    metadata. An existing file is replaced atomically.
+    metadata. An existing file is replaced atomically. No more than one unpacked weight is in memory
+    at a time.
 
     Raises:
         ArtifactError: the model was not converted by qrecipe (QR501) or cannot be stored (QR511),
             or the file cannot be written (QR502).
     """
-    content = _content(converted)
-    file = path_of(path, "save_quantized")
-    try:
-        replace_file(file, content)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise problem("QR502", str(file), f"cannot be written: {why_not(error)}") from None
-
-
-def _content(converted: nn.Module) -> bytes:
     origin, recorded = provenance(converted), architecture(converted)
-    slots = slots_of(converted)
-    stored = _Stored(slots)
-    problems = value_problems(converted, slots, stored.all)
-    if problems:
-        raise ArtifactError([Finding("QR511", f"the model has {text}") for text in problems])
+    stored = _Stored(converted)
     contents = Contents(
         recipe=origin.recipe,
         fingerprint=origin.fingerprint,
@@ -61,71 +56,87 @@ def _content(converted: nn.Module) -> bytes:
         cpu=origin.cpu,
         unjudged=origin.unjudged,
     )
-    content = serialized(stored.tensors, metadata_of(contents))
-    _check_readable(content)
-    return content
-
-
-def _check_readable(content: bytes) -> None:
-    """Refuse a file that would exceed the limits for reading."""
-    try:
-        contents_of(header_of(content, "its file"))
+    entries, metadata = stored.entries, metadata_of(contents)
+    header = header_bytes(entries, metadata)
+    size = len(header) + sum(entry.nbytes for entry in entries.values())
+    try:  # refuse a file that would exceed the limits for reading
+        contents_of(read_header(io.BytesIO(header), size, "its file"))
     except ArtifactError as error:
-        text = f"the model cannot be stored: {error.findings[0].message}"
-        raise ArtifactError(Finding("QR511", text)) from None
+        raise _unstorable(error.findings[0].message) from None
+    file = path_of(path, "save_quantized")
+    write(file, lambda stream: write_tensors(stream, entries, metadata, stored.content_of))
 
 
 class _Stored:
-    """The tensors of a model by name, each once: ``all`` before and ``tensors`` after sharing.
+    """The tensors of a model as a file holds them, each once.
 
     Shared parameters and buffers are stored once, as are packed weights of equal content: a
     convolution that is called twice was packed twice.
     """
 
-    def __init__(self, slots: Sequence[Slot]) -> None:
-        self.all: dict[str, Tensor] = {}
-        self.tensors: dict[str, Tensor] = {}
+    def __init__(self, model: nn.Module) -> None:
         self.aliases: dict[str, str] = {}
         self.layouts: dict[str, tuple[int, ...]] = {}
+        self._sources: dict[str, Tensor | Slot] = {}  # large weights are unpacked again
         self._names: dict[Hashable, str] = {}
-        for slot in slots:
-            for name, tensor in _tensors(slot).items():
-                self._add(name, tensor, _identity(slot, tensor))
+        self._shapes: dict[str, Tensor] = {}
+        checks = ValueChecks(model)
+        problems = [text for slot in slots_of(model) for text in self._add_slot(slot, checks)]
+        if problems:
+            raise ArtifactError([Finding("QR511", f"the model has {text}") for text in problems])
+        self.entries = _entries(self._shapes)
 
-    def _add(self, name: str, tensor: Tensor, identity: Hashable) -> None:
-        if tensor.dtype not in STORABLE or tensor.layout != torch.strided:
-            what = f"{shown(name)} is a tensor of {tensor.dtype}, {tensor.layout}"
-            raise ArtifactError(Finding("QR511", f"the model cannot be stored: {what}"))
-        if name in self.all:
-            text = f"the model cannot be stored: two of its tensors are named {shown(name)}"
-            raise ArtifactError(Finding("QR511", text))
-        self.all[name] = tensor
+    def content_of(self, name: str) -> memoryview:
+        """The bytes of a tensor."""
+        source = self._sources[name]
+        tensor = source.tensors()[name] if isinstance(source, Slot) else source
+        return memory_of(tensor.contiguous())
+
+    def _add_slot(self, slot: Slot, checks: ValueChecks) -> list[str]:
+        """Add the tensors of a slot; what is wrong with them."""
+        try:
+            tensors = slot.tensors()
+        except KeyError:
+            kind = type(slot.module).__name__
+            raise _unstorable(f"{slot.name} ({kind}) is packed in an unknown way") from None
+        for name, tensor in tensors.items():
+            if name in self._sources or name in self.aliases:
+                raise _unstorable(f"two of its tensors are named {shown(name)}")
+            self._add(slot, name, tensor)
+        return list(checks.problems(slot, tensors))
+
+    def _add(self, slot: Slot, name: str, tensor: Tensor) -> None:
+        if tensor.dtype not in DTYPE_NAMES or tensor.layout != torch.strided:
+            raise _unstorable(f"{shown(name)} is a tensor of {tensor.dtype}, {tensor.layout}")
+        is_large_copy = slot.kind == "packed" and tensor.dim() > 1
+        identity: Hashable = name  # scales and biases are easier to find under their own names
+        if slot.kind == "tensor":
+            identity = id(slot.value)
+        elif is_large_copy:
+            digest = hashlib.sha256(memory_of(tensor)).digest()
+            identity = tensor.dtype, tensor.shape, digest
         first = self._names.setdefault(identity, name)
         if first != name:
             self.aliases[name] = first
             return
+        self._sources[name] = slot if is_large_copy else tensor
+        self._shapes[name] = tensor.to("meta")
         order = _order_in_memory(tensor)
         if order is not None:
             self.layouts[name] = order
-        self.tensors[name] = tensor.contiguous()
 
 
-def _tensors(slot: Slot) -> dict[str, Tensor]:
-    try:
-        return slot.tensors()
-    except KeyError:
-        kind = type(slot.module).__name__
-        text = f"the model cannot be stored: {slot.name} ({kind}) is packed in an unknown way"
-        raise ArtifactError(Finding("QR511", text)) from None
-
-
-def _identity(slot: Slot, tensor: Tensor) -> Hashable:
-    """A key that is equal for two tensors if they are to be stored once."""
-    if slot.kind == "tensor":
-        return id(slot.value)
-    if tensor.dim() < 2:
-        return object()  # small, and easier to find under its own name
-    return tensor.dtype, tensor.shape, hashlib.sha256(bytes_of(tensor.contiguous())).digest()
+def _entries(tensors: Mapping[str, Tensor]) -> dict[str, Entry]:
+    """The table of the tensors; the widest come first, which keeps all of them aligned."""
+    names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
+    table: dict[str, Entry] = {}
+    start = 0
+    for name in names:
+        tensor, end = tensors[name], start + tensors[name].nbytes
+        dtype, shape = DTYPE_NAMES[tensor.dtype], tuple(tensor.shape)
+        table[name] = Entry(dtype=dtype, shape=shape, data_offsets=(start, end))
+        start = end
+    return table
 
 
 def _order_in_memory(tensor: Tensor) -> tuple[int, ...] | None:
@@ -134,3 +145,7 @@ def _order_in_memory(tensor: Tensor) -> tuple[int, ...] | None:
         return None
     order = tuple(sorted(range(tensor.dim()), key=tensor.stride, reverse=True))
     return order if tensor.permute(order).is_contiguous() else None
+
+
+def _unstorable(what: str) -> ArtifactError:
+    return ArtifactError(Finding("QR511", f"the model cannot be stored: {what}"))

@@ -1,57 +1,106 @@
-"""Checks that kernels can work with the scales, zero points, weights and biases."""
+"""Checks that kernels can work with the values of a model, and that none is NaN."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from qrecipe.artifact.state import Slot, roles_of
+from qrecipe.artifact.state import Slot
+from qrecipe.model.graph_names import outer
+from qrecipe.model.normalize import stored
+from qrecipe.model.unfit import all_finite, must_be_finite
+from qrecipe.rules.structure import joined
 
-_ANY_8_BITS = (-128, 255)
+_ROLE = re.compile(r"(?:^|[._])(scale|zero_point)$")
+_ACTIVATIONS = torch.quint8
+"""The dtype of what torch's quantized kernels return."""
 
-
-def value_problems(
-    model: nn.Module, slots: Sequence[Slot], tensors: Mapping[str, Tensor]
-) -> list[str]:
-    """The values in a model's slots that no kernel can work with."""
-    checks = {"scale": _scale, "zero point": _zero_point, "operand": _operand}
-    return [
-        f"{problem} in {name}"
-        for name, role in roles_of(model, slots).items()
-        for problem in checks[role](name, tensors)
-    ]
+Check = Callable[[Tensor], str | None]
+"""Says what is wrong with the values of a tensor."""
 
 
-def _scale(name: str, tensors: Mapping[str, Tensor]) -> Iterator[str]:
-    scale = tensors[name].float()  # as kernels read it
+class ValueChecks:
+    """The checks for the state of a converted model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._of_calls = {
+            outer(joined(path, name)): check
+            for path, module in model.named_modules()
+            if isinstance(module, fx.GraphModule)
+            for name, check in _checks_of_calls(module)
+        }
+
+    def problems(self, slot: Slot, tensors: Mapping[str, Tensor]) -> Iterator[str]:
+        """What is wrong with the tensors of a slot."""
+        for name, tensor in tensors.items():
+            check = self._of_calls.get(name) or _check(slot, name, tensors)
+            if (found := check(tensor)) is not None:
+                yield f"{found} in {name}"
+
+
+def _checks_of_calls(graph_module: fx.GraphModule) -> Iterator[tuple[str, Check]]:
+    """Those of the stored scalars that quantizing calls read: floating ones are scales."""
+    for node in graph_module.graph.nodes:
+        is_quantize = node.target is torch.quantize_per_tensor
+        if not (is_quantize or str(node.target).startswith("quantized.")):
+            continue
+        dtype = node.args[3] if is_quantize else _ACTIVATIONS
+        for source in node.all_input_nodes:
+            value = stored(source, graph_module)
+            if isinstance(value, Tensor) and value.numel() == 1:
+                is_scale = value.is_floating_point()
+                yield str(source.target), _scale if is_scale else partial(_zero_point, dtype)
+
+
+def _check(slot: Slot, name: str, tensors: Mapping[str, Tensor]) -> Check:
+    if not slot.is_kernels:
+        return _finite if must_be_finite(slot.module, slot.attribute) else _not_nan
+    role = _ROLE.search(name)
+    if role is None:
+        return _finite
+    if role[1] == "scale":
+        return _scale
+    return partial(_zero_point, _dtype_of(slot, name, tensors))
+
+
+def _dtype_of(slot: Slot, name: str, tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """The dtype of the integers that a zero point belongs to."""
+    integers = tensors.get(name.removesuffix("_zero_point"))
+    if slot.kind == "packed" and integers is not None:
+        return integers.dtype
+    of_reference = slot.attribute.replace("zero_point", "dtype")
+    dtype: torch.dtype = getattr(slot.module, of_reference, _ACTIVATIONS)
+    return dtype
+
+
+def _scale(scale: Tensor) -> str | None:
+    scale = scale.float()  # as kernels read it
     if not bool(torch.isfinite(scale).all()):
-        yield "a scale that is not finite"
-    elif not bool((scale > 0).all()):
-        yield "a scale that is not positive"
+        return "a scale that is not finite"
+    return None if bool((scale > 0).all()) else "a scale that is not positive"
 
 
-def _zero_point(name: str, tensors: Mapping[str, Tensor]) -> Iterator[str]:
-    zero_point = tensors[name]
+def _zero_point(dtype: torch.dtype, zero_point: Tensor) -> str | None:
     if zero_point.is_floating_point():  # of embeddings
-        if not bool(torch.isfinite(zero_point).all()):
-            yield "a zero point that is not finite"
-        return
-    of_weight = name.endswith("weight_zero_point")
-    low, high = _range(tensors.get(name.removesuffix("_zero_point")) if of_weight else None)
-    if not bool(((zero_point >= low) & (zero_point <= high)).all()):
-        yield f"a zero point outside {low}..{high}"
+        return None if all_finite(zero_point) else "a zero point that is not finite"
+    low, high = torch.iinfo(dtype).min, torch.iinfo(dtype).max
+    if bool(((zero_point >= low) & (zero_point <= high)).all()):
+        return None
+    return f"a zero point outside {low}..{high}"
 
 
-def _operand(name: str, tensors: Mapping[str, Tensor]) -> Iterator[str]:
-    if not bool(torch.isfinite(tensors[name]).all()):
-        yield "a value that is not finite"
+def _finite(tensor: Tensor) -> str | None:
+    if not tensor.is_floating_point() or all_finite(tensor):
+        return None
+    return "a value that is not finite"
 
 
-def _range(integers: Tensor | None) -> tuple[int, int]:
-    """The limits of the integers that a zero point belongs to; None: those of activations."""
-    if integers is None or integers.is_floating_point():
-        return _ANY_8_BITS
-    limits = torch.iinfo(integers.dtype)
-    return limits.min, limits.max
+def _not_nan(tensor: Tensor) -> str | None:
+    """Masks and limits may be infinite."""
+    if _finite(tensor) is None or not bool(tensor.isnan().any()):
+        return None
+    return "NaN"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from qrecipe.model.call import Inputs
 from qrecipe.model.copies import copy_around, runnable_copy
 from qrecipe.model.nested import cloned, tensors_in
 from qrecipe.model.trace_proof import difference
+from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.process.state import random_numbers_kept
 
 
@@ -37,6 +38,7 @@ def around_findings(
     try:
         actual = _run(copy_around(converted, roots), inputs)
     except Exception as error:
+        raise_lack_of_memory(error)
         yield Finding(
             "QR413",
             f"the converted model fails in the code around its roots: {first_line(error)}",
@@ -49,10 +51,11 @@ def around_findings(
             handle.remove()
     answering = runnable_copy(before)
     for path in roots:
-        vars(answering.get_submodule(path))["forward"] = _Answer(answers[path])
+        vars(answering.get_submodule(path))["forward"] = _answering(answers[path])
     try:
         found = difference(_run(answering, inputs), actual)
     except Exception as error:
+        raise_lack_of_memory(error)
         found = first_line(error)
     if found is not None:
         yield Finding(
@@ -65,9 +68,7 @@ def around_findings(
 def dtype_findings(converted: nn.Module, samples: Mapping[str, Sample]) -> Iterator[Finding]:
     """Roots whose output has another dtype than before (QR412), for example under autocast."""
     for path, sample in samples.items():
-        tried = sample.head() or sample
-        answer = _run(converted.get_submodule(path), tried.inputs)
-        before, after = _dtypes(tried.output), _dtypes(answer)
+        before, after = map(_dtypes, _on_head(converted.get_submodule(path), sample))
         if before != after:
             yield Finding(
                 "QR412",
@@ -87,7 +88,8 @@ def call_findings(
     """Roots that are called several times in a forward with inputs too different (QR231)."""
     for path, samples in later.items():
         part = converted.get_submodule(path)
-        reached = [_sqnr_db(part, sample) for sample in (first[path], *samples)]
+        calls = (first[path], *samples)
+        reached = [output_sqnr_db(*_on_head(part, sample)) for sample in calls]
         judged = [db for db in reached if db is not None]
         if judged and min(judged) < JUDGEABLE_DB:
             listed = ", ".join("-" if db is None else f"{db:.0f}" for db in reached)
@@ -100,9 +102,10 @@ def call_findings(
             )
 
 
-def _sqnr_db(part: nn.Module, sample: Sample) -> float | None:
+def _on_head(part: nn.Module, sample: Sample) -> tuple[Any, Any]:
+    """The output for the first samples: that of before and that of now."""
     tried = sample.head() or sample
-    return output_sqnr_db(tried.output, _run(part, tried.inputs))
+    return tried.output, _run(part, tried.inputs)
 
 
 def _run(model: nn.Module, inputs: Inputs) -> Any:
@@ -115,12 +118,13 @@ def _keep(answers: list[Any], module: nn.Module, args: Any, output: Any) -> None
     answers.append(cloned(output))  # the code around the root may write to it
 
 
-class _Answer:
-    def __init__(self, answers: Sequence[Any]) -> None:
-        self.answers = iter(answers)
+def _answering(answers: Sequence[Any]) -> Callable[..., Any]:
+    """A forward that gives one answer after another."""
+    left = iter(answers)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return next(self.answers)
-        except StopIteration:
-            raise RuntimeError("a root is called more often than before conversion") from None
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        for answer in left:
+            return answer
+        raise RuntimeError("a root is called more often than before conversion")
+
+    return forward

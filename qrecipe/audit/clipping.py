@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, fx
 
 from qrecipe._torch_ao import ObserverBase
-from qrecipe.audit.farthest_call import Call, Candidates, outside, static_observers
-from qrecipe.audit.moving_averages import Average, Averages, Extremes, activation_observers, span
+from qrecipe.audit.farthest_call import Call, Candidates, outside
+from qrecipe.audit.moving_averages import Average, Averages, Extremes, span
+from qrecipe.audit.ranges import static_observers
 from qrecipe.audit.rounding import code_range, minmax, rounded_db
 from qrecipe.audit.sample import JUDGEABLE_DB, Sample
 from qrecipe.errors.findings import Finding
@@ -91,11 +92,16 @@ class Clipping:
     @property
     def is_hidden(self) -> bool:
         """Whether a batch is bad although the first one, which the audit checks, is fine."""
-        cost = self.cost
-        return self.shows_below(BAD_DB) and cost is not None and cost.first_db >= JUDGEABLE_DB
+        if self.cost is None or self.cost.first_db < JUDGEABLE_DB:
+            return False
+        return self.shows_below(BAD_DB)
 
     def __str__(self) -> str:
-        told = _told(self.clipped)
+        first = [f"{each.site} is clipped {each.extent}" for each in self.clipped[:1]]
+        others = [f"{each.site} {each.extent}" for each in self.clipped[1:_MOST_NAMED]]
+        told = ", ".join([*first, *others])
+        if len(self.clipped) > _MOST_NAMED:
+            told += f" and {len(self.clipped) - _MOST_NAMED} more"
         return told if self.cost is None else f"{told}; {self.cost}"
 
 
@@ -150,21 +156,13 @@ def _beginning(average: Average, batches: int) -> str:
     return f"{what}, which weighs {average.first_weight:.0%}"
 
 
-def _told(clipped: Sequence[Clipped]) -> str:
-    first = [f"{each.site} is clipped {each.extent}" for each in clipped[:1]]
-    others = [f"{each.site} {each.extent}" for each in clipped[1:_MOST_NAMED]]
-    told = ", ".join([*first, *others])
-    more = len(clipped) - _MOST_NAMED
-    return f"{told} and {more} more" if more > 0 else told
-
-
 def _seen(
     parts: Iterable[fx.GraphModule], averages: Averages, batches: int
 ) -> dict[ObserverBase, Extremes]:
     """What each observer saw, if it keeps its extremes or its average tells them."""
     seen: dict[ObserverBase, Extremes] = {}
     for part in parts:
-        for observer in static_observers(part):
+        for _, observer in static_observers(part):
             average = averages.get(observer)
             if average is None:
                 extremes = _extremes(observer)
@@ -182,7 +180,7 @@ def _clipped(
     found = [
         Clipped(name, kept, seen[observer])
         for part in parts
-        for name, observer in activation_observers(part)
+        for name, observer in static_observers(part)
         if observer in seen and (kept := code_range(observer))
     ]
     clipped = [each for each in found if each.share >= _LEAST_SHARE]
@@ -193,7 +191,7 @@ def _cost(
     part: fx.GraphModule, seen: Mapping[ObserverBase, Extremes], first: Sample, farthest: Call
 ) -> Cost | None:
     """What the ranges cost; None unless "minmax" would be much better."""
-    as_calibrated = {observer: observer for observer in static_observers(part)}
+    as_calibrated = {observer: observer for _, observer in static_observers(part)}
     reached = rounded_db(part, as_calibrated, farthest.sample)
     if not reached < GOOD_DB:  # NaN too: the output has no floats
         return None

@@ -11,8 +11,8 @@ from typing import Any
 from torch import fx, nn
 
 from qrecipe._torch_ao import MinMaxObserver, ObserverBase
-from qrecipe.audit.moving_averages import Extremes, activation_observers
-from qrecipe.audit.ranges import quantizes
+from qrecipe.audit.moving_averages import Extremes
+from qrecipe.audit.ranges import static_observers
 from qrecipe.audit.rounding import code_range
 from qrecipe.audit.sample import Sample
 from qrecipe.model.call import Inputs
@@ -96,7 +96,7 @@ def candidates_kept(
     kept: dict[fx.GraphModule, Candidates] = {}
     handles = []
     for part in parts:
-        observers = static_observers(part)
+        observers = [observer for _, observer in static_observers(part)]
         if observers and type(observers[-1]) is not MinMaxObserver:
             kept[part] = Candidates(observers[-1])
             handles.append(observers[-1].register_forward_pre_hook(kept[part].see))
@@ -106,11 +106,6 @@ def candidates_kept(
     finally:
         for handle in handles:
             handle.remove()
-
-
-def static_observers(part: fx.GraphModule) -> list[ObserverBase]:
-    """The observers of static ranges, in graph order."""
-    return [observer for _, observer in activation_observers(part) if quantizes(observer)]
 
 
 def outside(kept: Extremes, seen: Extremes) -> float:

@@ -11,7 +11,6 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from qrecipe._torch_fx import DynamicLinear, QuantizedEmbedding
-from qrecipe.audit.weights import weights_of_kernel
 from qrecipe.model.call import Inputs
 from qrecipe.recipe.schema import Backend
 
@@ -47,36 +46,20 @@ def is_kernel(node: fx.Node, module: nn.Module | None) -> bool:
     return str(node.target).startswith("quantized.") and "_dynamic" not in str(node.target)
 
 
-def _module_result(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def _module_result(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     name = type(module).__name__
-    if isinstance(getattr(module, "_packed_params", None), torch.ScriptObject) or (
-        "Linear" in name and hasattr(module, "_packed_params")
-    ):
-        result = _weighted_result(module, *args, **kwargs)
+    packed = getattr(module, "_packed_params", None)
+    packed = getattr(packed, "_packed_params", packed)  # of a linear layer
+    if isinstance(packed, torch.ScriptObject):
+        input, *added = *args, *kwargs.values()
+        if getattr(module, "padding_mode", "zeros") != "zeros":  # then none is packed
+            padding = module.padding[2 - input.dim() :]
+            both_ends = [size for size in reversed(padding) for _ in range(2)]
+            input = F.pad(input, both_ends, mode=module.padding_mode)
+        result = sum(added, _weighted(input, packed))
     else:
         result = _plain_forward(module)(module, *args, **kwargs)
     return torch.relu(result) if "ReLU" in name and not name.endswith("LeakyReLU") else result
-
-
-def _weighted_result(module: Any, input: Tensor, extra: Tensor | None = None) -> Tensor:
-    """A convolution or linear layer with its own weights, plus what is added to its result."""
-    (weight,), bias, name = weights_of_kernel(module), module.bias(), type(module).__name__
-    if "Linear" in name:
-        return F.linear(input, weight, bias)
-    dimensions = weight.dim() - 2
-    stride, padding, dilation = (
-        tuple(value)[-dimensions:] for value in (module.stride, module.padding, module.dilation)
-    )
-    if "Transpose" in name:
-        output_padding = tuple(module.output_padding)[-dimensions:]
-        return _TRANSPOSED[dimensions](
-            input, weight, bias, stride, padding, output_padding, module.groups, dilation
-        )
-    if module.padding_mode != "zeros":
-        both_ends = [size for size in reversed(padding) for _ in range(2)]
-        input, padding = F.pad(input, both_ends, mode=module.padding_mode), (0,) * dimensions
-    result = _PLAIN[dimensions](input, weight, bias, stride, padding, dilation, module.groups)
-    return result if extra is None else result + extra
 
 
 def _plain_forward(module: nn.Module) -> Callable[..., Any]:
@@ -97,76 +80,51 @@ _TRANSPOSED: Mapping[int, Callable[..., Tensor]] = {
 }
 
 
-def _linear(input: Tensor, packed: Any, *_: Any) -> Tensor:
+def _weighted(input: Tensor, packed: Any, *_: Any) -> Tensor:
+    """A convolution or linear layer with its packed weights."""
     weight, bias = packed.unpack()
-    return F.linear(input, weight.dequantize(), bias)
-
-
-def _convolution(input: Tensor, packed: Any, *_: Any) -> Tensor:
-    weight, bias, (stride, padding, dilation) = _geometry(input, packed)
-    function = _PLAIN[weight.dim() - 2]
-    return function(input, weight, bias, stride, padding, dilation, packed.groups())
-
-
-def _transposed(input: Tensor, packed: Any, *_: Any) -> Tensor:
-    weight, bias, (stride, padding, dilation) = _geometry(input, packed)
-    dimensions = weight.dim() - 2
-    output_padding = tuple(packed.output_padding())[-dimensions:]
-    return _TRANSPOSED[dimensions](
-        input, weight, bias, stride, padding, output_padding, packed.groups(), dilation
-    )
-
-
-def _geometry(
-    input: Tensor, packed: Any
-) -> tuple[Tensor, Tensor | None, tuple[tuple[int, ...], ...]]:
-    """Weight, bias, stride, padding and dilation; torch packs one dimension as two."""
-    weight, bias = packed.unpack()
+    weight = weight.dequantize()
+    if not hasattr(packed, "stride"):
+        return F.linear(input, weight, bias)
     dimensions = input.dim() - 2
-    if weight.dim() - 2 > dimensions:
+    if weight.dim() - 2 > dimensions:  # torch packs one dimension as two
         weight = weight.squeeze(2)
-    numbers = (packed.stride(), packed.padding(), packed.dilation())
-    return weight.dequantize(), bias, tuple(tuple(each)[-dimensions:] for each in numbers)
+
+    def own(values: Sequence[int]) -> tuple[int, ...]:
+        return tuple(values)[-dimensions:]
+
+    before, after = (own(packed.stride()), own(packed.padding())), own(packed.dilation())
+    if packed.transpose():
+        padded = own(packed.output_padding())
+        function = _TRANSPOSED[dimensions]
+        return function(input, weight, bias, *before, padded, packed.groups(), after)
+    return _PLAIN[dimensions](input, weight, bias, *before, after, packed.groups())
 
 
 def _rectified(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda *args, **kwargs: torch.relu(function(*args, **kwargs))
 
 
-def _layer_norm(
-    input: Tensor, normalized_shape: Any, weight: Any, bias: Any, eps: float, **_: Any
-) -> Tensor:
-    return F.layer_norm(input, normalized_shape, weight, bias, eps)
-
-
-def _instance_norm(input: Tensor, weight: Any, bias: Any, eps: float, **_: Any) -> Tensor:
-    return F.instance_norm(input, weight=weight, bias=bias, eps=eps)
-
-
-def _leaky_relu(input: Tensor, negative_slope: float = 0.01, *_: Any, **__: Any) -> Tensor:
-    return F.leaky_relu(input, negative_slope)
-
-
-def _elu(input: Tensor, *_: Any, alpha: float = 1.0, **__: Any) -> Tensor:
-    return F.elu(input, alpha)
-
-
 _FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {
-    "linear": _linear,
-    "linear_relu": _rectified(_linear),
-    **{f"conv{n}d": _convolution for n in _PLAIN},
-    **{f"conv{n}d_relu": _rectified(_convolution) for n in _PLAIN},
-    **{f"conv_transpose{n}d": _transposed for n in _TRANSPOSED},
+    "linear": _weighted,
+    "linear_relu": _rectified(_weighted),
+    **{f"conv{n}d": _weighted for n in _PLAIN},
+    **{f"conv{n}d_relu": _rectified(_weighted) for n in _PLAIN},
+    **{f"conv_transpose{n}d": _weighted for n in _TRANSPOSED},
     "add": lambda a, b, *_: a + b,
     "add_relu": lambda a, b, *_: torch.relu(a + b),
     "mul": lambda a, b, *_: a * b,
     "mul_relu": lambda a, b, *_: torch.relu(a * b),
     "matmul": lambda a, b, *_: torch.matmul(a, b),
     "hardswish": lambda input, *_, **__: F.hardswish(input),
-    "leaky_relu": _leaky_relu,
-    "elu": _elu,
-    "layer_norm": _layer_norm,
-    "instance_norm": _instance_norm,
+    "leaky_relu": lambda input, negative_slope=0.01, *_, **__: F.leaky_relu(input, negative_slope),
+    "elu": lambda input, *_, alpha=1.0, **__: F.elu(input, alpha),
+    "layer_norm": lambda input, shape, weight, bias, eps, **_: F.layer_norm(
+        input, shape, weight, bias, eps
+    ),
+    "instance_norm": lambda input, weight, bias, eps, **_: F.instance_norm(
+        input, weight=weight, bias=bias, eps=eps
+    ),
 }
 """The ``torch.ops.quantized`` operations that lowering emits; scale and zero point come last."""
 

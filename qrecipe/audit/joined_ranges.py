@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from qrecipe._torch_ao import is_observer
+from qrecipe.audit.moving_averages import span
+from qrecipe.audit.rounding import Unobserved
 from qrecipe.audit.sample import Sample
 from qrecipe.errors.findings import Finding
 from qrecipe.model.addresses import site_of
@@ -25,10 +27,11 @@ def branch_findings(part: fx.GraphModule, sample: Sample) -> Iterator[Finding]:
 
     torch gives all branches one observer; a moving average swings between them.
     """
-    if not any(_is_quantized_join(node, part) for node in part.graph.nodes):
+    joins = {node for node in part.graph.nodes if _is_quantized_join(node, part)}
+    if not joins:
         return
     with torch.no_grad():
-        ranges = _Ranges(part)
+        ranges = _Ranges(part, joins)
         ranges.run(*bind(part, part, sample.inputs))
     for name, spans in ranges.spans.items():
         narrow, wide = min(spans, default=0.0), max(spans, default=0.0)
@@ -41,11 +44,6 @@ def branch_findings(part: fx.GraphModule, sample: Sample) -> Iterator[Finding]:
             )
 
 
-def _span(x: Tensor) -> float:
-    """The width of a range as a scale covers it, zero included."""
-    return max(float(x.max()), 0.0) - min(float(x.min()), 0.0)
-
-
 def _is_quantized_join(node: fx.Node, part: fx.GraphModule) -> bool:
     return node.target in _JOINS and any(
         user.op == "call_module" and is_observer(part.get_submodule(str(user.target)))
@@ -53,20 +51,18 @@ def _is_quantized_join(node: fx.Node, part: fx.GraphModule) -> bool:
     )
 
 
-class _Ranges(fx.Interpreter):
-    """Runs a prepared graph without observing, and notes the inputs of each join."""
+class _Ranges(Unobserved):
+    """Notes the spans of the inputs of each join."""
 
-    def __init__(self, part: fx.GraphModule) -> None:
+    def __init__(self, part: fx.GraphModule, joins: Collection[fx.Node]) -> None:
         super().__init__(part)
         self.spans: dict[str, list[float]] = {}
+        self._joins = joins
 
     def run_node(self, n: fx.Node) -> Any:
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
-        if n.op == "call_module":
-            module = self.module.get_submodule(str(n.target))
-            return args[0] if is_observer(module) else module(*args, **kwargs)
-        assert isinstance(self.module, fx.GraphModule)
-        if _is_quantized_join(n, self.module):
-            tensors = [x for x in args[0] if isinstance(x, Tensor) and x.numel()]
-            self.spans[site_of(n) or n.name] = [_span(x) for x in tensors]
+        if n in self._joins:
+            (branches, *_), _ = self.fetch_args_kwargs_from_env(n)
+            ranges = [x.aminmax() for x in branches if isinstance(x, Tensor) and x.numel()]
+            spans = [span((float(low), float(high))) for low, high in ranges]
+            self.spans[site_of(n) or n.name] = spans
         return super().run_node(n)

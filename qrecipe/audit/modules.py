@@ -10,6 +10,7 @@ from qrecipe._torch_fx import QuantizedEmbedding
 from qrecipe.errors.findings import Finding
 from qrecipe.observers.qconfig import torch_dtype
 from qrecipe.planning.plan import Site
+from qrecipe.recipe.patterns import leave_float
 
 
 def take_any_layout(model: nn.Module) -> None:
@@ -61,4 +62,17 @@ def differs(site: Site, expected: str, what: str) -> Finding:
         f"{site.name} ({site.op}) is planned as {expected}, but {what}",
         site.rule.location,
         hint=f"decided by {site.rule.tier} {site.rule.key}".rstrip(),
+    )
+
+
+EQUAL_INPUT = "its reference on the same input"
+
+
+def computes_otherwise(site: Site, what: str, found_db: float, like: str) -> Finding:
+    """The finding (QR411) about a site whose ``what`` computes something else than ``like``."""
+    return Finding(
+        "QR411",
+        f"{what} of {site.name} ({site.op}) computes something else: {found_db:.1f} dB from {like}",
+        site.rule.location,
+        hint=leave_float(site.name),
     )

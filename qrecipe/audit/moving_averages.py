@@ -14,7 +14,7 @@ from typing import Any
 from torch import fx, nn
 
 from qrecipe._torch_ao import MovingAverageMinMaxObserver, ObserverBase
-from qrecipe.model.addresses import observed_name
+from qrecipe.audit.ranges import static_observers
 
 NARROW_RATIO = 3.0
 """How much narrower than the median batch a range may be; batches themselves differ by less."""
@@ -53,18 +53,14 @@ class Average:
         """The weight of the first batch, or of what was observed before, in the average."""
         return float((1 - self.constant) ** (self.calls - (not self.is_continued)))
 
-    def last_batch(self) -> Extremes:
-        """The extremes of the last call: the average moved towards them by ``constant``."""
-        (low, high), (next_low, next_high) = self.history[-2:]
-        if not math.isfinite(low):  # the very first call sets the average
-            return next_low, next_high
-        c = self.constant
-        return low + (next_low - low) / c, high + (next_high - high) / c
-
     def batches(self) -> Iterator[Extremes]:
-        """The extremes of each call."""
-        for pair in itertools.pairwise(self.history):
-            yield Average(self.constant, [*pair]).last_batch()
+        """The extremes of each call: the average moved towards them by ``constant``."""
+        for (low, high), (next_low, next_high) in itertools.pairwise(self.history):
+            if math.isfinite(low):
+                c = self.constant
+                yield low + (next_low - low) / c, high + (next_high - high) / c
+            else:  # the very first call sets the average
+                yield next_low, next_high
 
     def seen(self) -> Extremes:
         """The extremes of all calls and of the average that they started from."""
@@ -87,7 +83,7 @@ def watched(parts: Iterable[fx.GraphModule]) -> Iterator[Averages]:
     averages: dict[ObserverBase, Average] = {}
     handles = []
     for part in parts:
-        for _, observer in activation_observers(part):
+        for _, observer in static_observers(part):
             if type(observer) is MovingAverageMinMaxObserver and observer not in averages:
                 average = Average(float(observer.averaging_constant))
                 _note(average, observer)
@@ -113,17 +109,6 @@ def first_weight(averages: Averages, batches: int) -> float | None:
 def weight_text(weight: float) -> str:
     """The weight of the first batch, to follow the number of batches in a sentence."""
     return f", of which the first weighs {weight:.0%} in moving averages"
-
-
-def activation_observers(part: fx.GraphModule) -> Iterator[tuple[str, ObserverBase]]:
-    """The observers of a prepared graph (also those in fake-quants) with what they observe."""
-    for node in part.graph.nodes:
-        if node.op != "call_module":
-            continue
-        module: nn.Module = part.get_submodule(str(node.target))
-        observer = getattr(module, "activation_post_process", module)
-        if isinstance(observer, ObserverBase):
-            yield observed_name(node), observer
 
 
 def span(extremes: Extremes) -> float:

@@ -65,19 +65,28 @@ def _grid(observer: ObserverBase) -> tuple[float, int, int, int] | None:
     return float(scale), int(zero_point), codes.min, codes.max
 
 
-class _Rounded(fx.Interpreter):
-    """Runs a prepared graph without observing, and rounds the observed tensors."""
+class Unobserved(fx.Interpreter):
+    """Runs a prepared graph without observing."""
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        module = self.module.get_submodule(str(target))
+        if is_observer(module):
+            return self.passed(getattr(module, "activation_post_process", module), args[0])
+        return super().call_module(target, args, kwargs)
+
+    def passed(self, observer: Any, x: Any) -> Any:
+        """What comes out of the place of an observer."""
+        return x
+
+
+class _Rounded(Unobserved):
+    """Rounds the observed tensors."""
 
     def __init__(self, part: fx.GraphModule, ranging: Ranging) -> None:
         super().__init__(part)
         self._grids = {observer: _grid(ranged) for observer, ranged in ranging.items()}
 
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        module = self.module.get_submodule(str(target))
-        if not is_observer(module):
-            return super().call_module(target, args, kwargs)
-        x, observer = args[0], getattr(module, "activation_post_process", module)
-        assert isinstance(observer, ObserverBase)
+    def passed(self, observer: Any, x: Any) -> Any:
         grid = self._grids.get(observer)
         if grid is None or not (isinstance(x, Tensor) and x.is_floating_point()):
             return x

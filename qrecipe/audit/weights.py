@@ -20,7 +20,8 @@ def weights_of_module(module: nn.Module) -> list[Tensor]:
     """The weights of a float module; for a fused module those of its first one."""
     inner: Any = module[0] if isinstance(module, nn.Sequential) else module
     if isinstance(inner, nn.RNNBase):
-        return [getattr(inner, name).detach() for name in _recurrent_names(inner)]
+        names = [name for name in inner._flat_weights_names if name.startswith("weight")]
+        return [getattr(inner, name).detach() for name in names]
     weight = getattr(inner, "weight", None)
     return [weight.detach()] if isinstance(weight, Tensor) else []
 
@@ -42,15 +43,6 @@ def weights_of_kernel(module: Any) -> list[Tensor]:
     weight = getattr(module, "weight", None)
     value = weight() if callable(weight) and not isinstance(weight, Tensor) else weight
     return [_plain(value)] if isinstance(value, Tensor) else []
-
-
-def _recurrent_names(module: nn.RNNBase) -> list[str]:
-    return [name for names in module.all_weights for name in _names(module, names)]
-
-
-def _names(module: nn.RNNBase, tensors: list[Any]) -> list[str]:
-    by_id = {id(tensor): name for name, tensor in module.named_parameters()}
-    return [by_id[id(t)] for t in tensors if by_id[id(t)].startswith("weight")]
 
 
 def _plain(weight: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The command line: `app` declares the commands, and one module each does the work.
+"""The command line: `app` has the commands, one module each.
 
 The library imports nothing of it, and it imports torch only when a command needs it. May import
 everything but `testing`.

@@ -3,82 +3,89 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from typing import TYPE_CHECKING, Annotated
 
-from qrecipe.cli.output import out, out_json
-from qrecipe.errors.findings import Finding, QRecipeError
+import typer
+
+import qrecipe
+from qrecipe.cli.options import JsonOption, PluginOption, StrictOption
+from qrecipe.cli.output import FOUND_SOMETHING, out, out_json, reported
+from qrecipe.cli.user_code import user_code
+from qrecipe.errors.findings import Finding, QRecipeError, in_full
 from qrecipe.errors.text import counted
-from qrecipe.recipe.recipe import Ingredient, load_recipe, published
 from qrecipe.recipe.toml.writer import LOCK_SUFFIX
 
+if TYPE_CHECKING:
+    from qrecipe.recipe.recipe import Ingredient
 
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """The findings in a recipe, and its files as far as they could be read."""
-
-    findings: tuple[Finding, ...]
-    ingredients: tuple[Ingredient, ...] = ()
+Ingredients = Mapping[str, Sequence["Ingredient"]]
+"""By recipe, as named on the command line; those of a recipe that cannot be read are unknown."""
 
 
-CheckedRecipes = Mapping[str, Checked]
-"""By recipe, as named on the command line."""
+def check(
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE", help="Recipes: files or references.", show_default=False),
+    ],
+    strict: StrictOption = False,
+    plugin: PluginOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Check recipes without torch, for pre-commit and CI.
+
+    Lock files (*.lock.toml) are skipped.
+
+    \b
+    Examples:
+      qrecipe check recipes/*.toml
+      qrecipe check --plugin acme.observers cnn.toml builtin:x86-static
+    """
+    found: list[tuple[str, Finding]] = []
+    ingredients: dict[str, Sequence[Ingredient]] = {}
+    with reported(as_json=json), user_code(plugin):
+        for name in dict.fromkeys(files):
+            if not name.endswith(LOCK_SUFFIX):
+                findings, ingredients[name] = _checked(name)
+                found += [(name, finding) for finding in findings]
+        (_show_json if json else _show_text)(found, ingredients)
+    if any(strict or finding.severity == "error" for _, finding in found):
+        raise typer.Exit(FOUND_SOMETHING)
 
 
-def check(recipes: Sequence[str]) -> CheckedRecipes:
-    """Load each recipe, a path or a reference; lock files are skipped."""
-    return {recipe: _checked(recipe) for recipe in recipes if not recipe.endswith(LOCK_SUFFIX)}
+def _checked(name: str) -> tuple[Sequence[Finding], Sequence[Ingredient]]:
+    try:
+        recipe = qrecipe.load_recipe(name)
+    except QRecipeError as error:
+        return error.findings, ()
+    return recipe.warnings, recipe.ingredients
 
 
-def fails(found: CheckedRecipes, *, strict: bool) -> bool:
-    """Whether any finding is an error; with ``strict`` warnings are errors too."""
-    return any(strict or finding.severity == "error" for finding in _findings(found))
-
-
-def show_text(found: CheckedRecipes) -> None:
+def _show_text(found: Sequence[tuple[str, Finding]], ingredients: Ingredients) -> None:
     """Each finding once, even if several recipes extend the file at fault; then a summary."""
+    from qrecipe.recipe.recipe import published
+
     distinct: dict[object, Finding] = {}
-    for finding in _findings(found):
+    for _, finding in found:
         distinct.setdefault((finding.code, finding.message, finding.location), finding)
-    for finding in distinct.values():
-        out(f"{finding}\n")
-    for recipe, checked in found.items():
-        for line in published(checked.ingredients):
+    for text in in_full([*distinct.values()]):
+        out(f"{text}\n")
+    for recipe, its in ingredients.items():
+        for line in published(its):
             out(f"{recipe} {line}")
     errors = sum(finding.severity == "error" for finding in distinct.values())
     warnings = len(distinct) - errors
-    counts = [_count(errors, "error"), *([_count(warnings, "warning")] if warnings else [])]
-    out(f"{counted(len(found), 'recipe')} checked: {', '.join(counts)}")
+    counts = [counted(errors, "error") if errors else "no errors"]
+    counts += [counted(warnings, "warning")] if warnings else []
+    out(f"{counted(len(ingredients), 'recipe')} checked: {', '.join(counts)}")
 
 
-def _count(number: int, what: str) -> str:
-    return {0: f"no {what}s", 1: f"1 {what}"}.get(number, f"{number} {what}s")
-
-
-def show_json(found: CheckedRecipes) -> None:
-    """The recipes and all findings, each with its recipe."""
+def _show_json(found: Sequence[tuple[str, Finding]], ingredients: Ingredients) -> None:
     out_json(
         {
             "recipes": [
-                {"recipe": recipe, "ingredients": [each.to_json() for each in checked.ingredients]}
-                for recipe, checked in found.items()
+                {"recipe": recipe, "ingredients": [each.to_json() for each in its]}
+                for recipe, its in ingredients.items()
             ],
-            "findings": [
-                {"recipe": recipe, **finding.to_json()}
-                for recipe, checked in found.items()
-                for finding in checked.findings
-            ],
+            "findings": [{"recipe": recipe, **finding.to_json()} for recipe, finding in found],
         }
     )
-
-
-def _checked(name: str) -> Checked:
-    try:
-        recipe = load_recipe(name)
-    except QRecipeError as error:
-        return Checked(error.findings)
-    return Checked(recipe.warnings, recipe.ingredients)
-
-
-def _findings(found: CheckedRecipes) -> list[Finding]:
-    return list(chain.from_iterable(checked.findings for checked in found.values()))

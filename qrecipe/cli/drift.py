@@ -2,49 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from json import loads
+from typing import Annotated
 
-from qrecipe.artifact.loading import load_quantized
-from qrecipe.cli.model_argument import get_ready, load_subject
-from qrecipe.cli.output import out, out_json
+import typer
+
+import qrecipe
+from qrecipe.cli.options import (
+    ArtifactArgument,
+    DataOption,
+    HtmlOption,
+    JsonOption,
+    ModelOption,
+    PlotOption,
+    PluginOption,
+    ThreadsOption,
+)
+from qrecipe.cli.output import FOUND_SOMETHING, out, out_json, reported
 from qrecipe.cli.user_code import user_code, user_output
-from qrecipe.execution.provenance import provenance
-from qrecipe.measure.drift.drift import drift
-from qrecipe.measure.drift.report import drift_json
-from qrecipe.measure.pages.page import save_page
-from qrecipe.measure.pages.reports import drift_page
 
 
-def look_for_drift(
-    file: str,
-    model: str,
-    data: str,
-    *,
-    threshold: float,
-    max_clipped: float,
-    plot: str | None,
-    html: str | None,
-    threads: int | None,
-    plugins: Sequence[str] | None,
-    as_json: bool,
-) -> bool:
-    """Load the model, run the data, show the report; return whether a range is off."""
-    get_ready(threads, plot, html)
-    with user_code(plugins) as code, user_output():
-        batches = code.function(data, "--data")
-        converted = load_quantized(file, load_subject(code, model).model)
-        report = drift(converted, batches())
-    # show the result before anything is written, which could fail
-    drifted = report.drifted(threshold, max_clipped=max_clipped)
-    if as_json:
-        above = [{"name": site.name, "tensor": site.tensor} for site in drifted]
-        thresholds = {"threshold": threshold, "max_clipped": max_clipped}
-        out_json({**drift_json(report), **thresholds, "drifted": above})
-    else:
-        out(report.text(threshold, max_clipped=max_clipped))
-    if plot is not None:
-        report.plot(plot)
-    if html is not None:
-        page = drift_page(report, provenance(converted), threshold, max_clipped=max_clipped)
-        save_page(page, html)
-    return bool(drifted)
+def drift(
+    file: ArtifactArgument,
+    model: ModelOption,
+    data: DataOption,
+    threshold: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            metavar="SHARE",
+            help="Fail if recalibration would move the ends of a range by more than this, "
+            "in widths of the stored range.",
+        ),
+    ] = 0.5,
+    max_clipped: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            metavar="SHARE",
+            help="Fail if recalibration would save more than this share of a tensor's values from "
+            "clipping.",
+        ),
+    ] = 0.05,
+    html: HtmlOption = None,
+    plot: PlotOption = None,
+    threads: ThreadsOption = None,
+    plugin: PluginOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Compare the ranges of a stored model with new data.
+
+    The exit status is 1 if a range is off by more than a threshold.
+
+    \b
+    Examples:
+      qrecipe drift model.safetensors --model model.py:factory --data model.py:batches
+      qrecipe drift model.safetensors --model model.py:factory --data model.py:batches \\
+          --threshold 0.2 --html drift.html
+    """
+    with reported(as_json=json):
+        from qrecipe.cli.model_argument import get_ready, load_subject
+        from qrecipe.measure.pages.page import save_page
+        from qrecipe.measure.pages.reports import drift_page
+
+        get_ready(threads, plot, html)
+        with user_code(plugin) as code, user_output():
+            batches = code.function(data, "--data")
+            converted = qrecipe.load_quantized(file, load_subject(code, model).model)
+            report = qrecipe.drift(converted, batches())
+        # show the result before anything is written, which could fail
+        drifted = report.drifted(threshold, max_clipped=max_clipped)
+        if json:
+            above = [{"name": site.name, "tensor": site.tensor} for site in drifted]
+            thresholds = {"threshold": threshold, "max_clipped": max_clipped}
+            out_json({**loads(report.to_json()), **thresholds, "drifted": above})
+        else:
+            out(report.text(threshold, max_clipped=max_clipped))
+        if plot is not None:
+            report.plot(plot)
+        if html is not None:
+            origin = qrecipe.provenance(converted)
+            save_page(drift_page(report, origin, threshold, max_clipped=max_clipped), html)
+    if drifted:
+        raise typer.Exit(FOUND_SOMETHING)

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torch import nn
 
@@ -21,14 +21,6 @@ from qrecipe.measure.sensitivity.rank import sensitivity
 from qrecipe.pipeline import plan, quantize
 
 
-@dataclass(frozen=True, slots=True)
-class ForPage:
-    """The activations of a quantized model, and its provenance."""
-
-    activations: Activations
-    origin: Provenance
-
-
 def activations_of(converted: nn.Module, data: UserFunction) -> Activations:
     """The activations on the caller's data, or why there are none to show."""
     try:
@@ -38,33 +30,26 @@ def activations_of(converted: nn.Module, data: UserFunction) -> Activations:
         return error.findings[0].message
 
 
-def quantized_for_page(job: Job) -> ForPage | QRecipeError:
-    """The model with all sites quantized; the plan alone where that fails, or why there is none.
+def for_page(job: Job, hurry: str | None = None) -> tuple[Activations, Provenance]:
+    """The activations of the model with all sites quantized, and its provenance.
 
-    Raises nothing: the measurement must still be shown.
+    Where quantizing fails, or if ``hurry`` says why not to wait for it, the plan alone and why
+    there are no activations. Raises QRecipeError if there is no plan.
     """
     plain = replace(job.recipe, phase="ptq")
-    try:
-        with _without_warnings():
-            converted = quantize(job.model, plain, job.data(), target_cpu=job.target_cpu)
-    except QRecipeError as error:
-        return planned_for_page(job, error.findings[0].message)
-    return ForPage(activations_of(converted, job.data), provenance(converted))
-
-
-def planned_for_page(job: Job, why: str) -> ForPage | QRecipeError:
-    """Only the plan, and ``why`` there are no activations. Raises nothing either."""
-    try:
-        with _without_warnings():
-            first, _ = peek(job.data())
-            plain = replace(job.recipe, phase="ptq")
-            return ForPage(why, make_provenance(plain, plan(job.model, plain, first), ()))
-    except QRecipeError as error:
-        return error
+    with _without_warnings():
+        if hurry is None:
+            try:
+                converted = quantize(job.model, plain, job.data(), target_cpu=job.target_cpu)
+                return activations_of(converted, job.data), provenance(converted)
+            except QRecipeError as error:
+                hurry = error.findings[0].message
+        first, _ = peek(job.data())
+        return hurry, make_provenance(plain, plan(job.model, plain, first), ())
 
 
 def ranked_for_page(job: Job) -> Sequence[Ranked] | str:
-    """The sites ranked by SQNR, or why they have none. Raises nothing either."""
+    """The sites ranked by SQNR, or why they have none."""
     try:
         with _without_warnings():
             ranking = sensitivity(job.model, job.recipe, job.data(), target_cpu=job.target_cpu)

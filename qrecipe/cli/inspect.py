@@ -2,108 +2,105 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from json import loads
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from qrecipe.artifact.container import Header, check_checksum, read_header
-from qrecipe.artifact.metadata import Contents, contents_of, recipe_table, stored_plan
-from qrecipe.cli.output import out, out_json
+from qrecipe.cli.options import ArtifactArgument, JsonOption
+from qrecipe.cli.output import out, out_json, reported
 from qrecipe.errors.text import counted, one_line
-from qrecipe.planning.plan import Plan
-from qrecipe.planning.text import SITE_COLUMNS, site_row
-from qrecipe.rules.resolution import listed
 from qrecipe.terminal.tables import render_table
 
-
-@dataclass(frozen=True, slots=True)
-class Inspection:
-    """A stored model, checked as far as possible without the float model."""
-
-    header: Header
-    contents: Contents
-    plan: Plan
+if TYPE_CHECKING:
+    from qrecipe.artifact.metadata import StoredModel
 
 
-def inspect(file: str) -> Inspection:
-    """Raises ArtifactError for a file that `load_quantized` would refuse with any model."""
-    path = Path(file)
-    header = read_header(path)
-    contents = contents_of(header)
-    check_checksum(header, path)
-    plan = stored_plan(header, contents)
-    recipe_table(header, contents)
-    return Inspection(header, contents, plan)
+def inspect(file: ArtifactArgument, json: JsonOption = False) -> None:
+    """Show the recipe, plan and versions of a stored model, without torch.
+
+    \b
+    Examples:
+      qrecipe inspect model.safetensors
+      qrecipe inspect model.safetensors --json
+    """
+    with reported(as_json=json):
+        from qrecipe.artifact.container import opened
+        from qrecipe.artifact.metadata import stored_model
+
+        with opened(Path(file)) as stored:
+            found = stored_model(stored)
+        if json:
+            out_json(_values(found))
+        else:
+            _show(found)
 
 
-def show_text(found: Inspection) -> None:
+def _show(found: StoredModel) -> None:
     """Its origin and needs, then the recipe, the plan and the tensors."""
+    from qrecipe.planning.text import SITE_COLUMNS, site_row
+
     header, contents, plan = found.header, found.contents, found.plan
     counts: Counter[str] = Counter(site.verdict for site in plan.sites)
-    verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in _VERDICTS)
+    kinds = ("quantized", "passthrough", "float")
+    verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in kinds)
     rows = [
         ("file", f"{header.file}, {header.start + header.nbytes:,} bytes, checksum ok"),
         ("recipe", f"{plan.recipe}, fingerprint {contents.fingerprint}"),
         ("plan", f"{plan.backend} ({plan.phase}): {counted(len(plan.sites), 'site')}, {verdicts}"),
         ("needs", _needs_text(found)),
-        ("made on", _cpu_text(contents)),
+        ("made on", _cpu_text(found)),
         ("saved by", ", ".join(f"{name} {text}" for name, text in contents.versions.items())),
         ("tensors", f"{len(header.tensors)}, {header.nbytes:,} bytes"),
     ]
     out("\n".join(f"{name:<9} {one_line(text)}" for name, text in rows))
     out(f"\n{contents.recipe}")
     out(render_table(SITE_COLUMNS, [tuple(map(one_line, site_row(site))) for site in plan]))
-    out("\n" + render_table(("tensor", "dtype", "shape", "bytes"), list(_tensor_rows(found))))
+    tensors: list[tuple[str, ...]] = [
+        (one_line(name), entry.dtype, "x".join(map(str, entry.shape)), f"{entry.nbytes:,}")
+        for name, entry in sorted(header.tensors.items())
+    ]
+    tensors += [
+        (one_line(name), "", "", one_line(f"is {stored}"))
+        for name, stored in contents.aliases.items()
+    ]
+    out("\n" + render_table(("tensor", "dtype", "shape", "bytes"), tensors))
 
 
-def show_json(found: Inspection) -> None:
+def _values(found: StoredModel) -> dict[str, Any]:
     """The same as one document; the plan is as in ``qrecipe plan --json``."""
     header, contents = found.header, found.contents
-    out_json(
-        {
-            "file": header.file,
-            "bytes": header.start + header.nbytes,
-            "tensor_bytes": header.nbytes,
-            "fingerprint": contents.fingerprint,
-            "recipe": contents.recipe,
-            "plan": json.loads(contents.plan),
-            "versions": dict(contents.versions),
-            "needs": contents.needs.model_dump(mode="json"),
-            "cpu": contents.cpu,
-            "unjudged": list(contents.unjudged),
-            "tensors": {name: _entry_json(found, name) for name in sorted(header.tensors)},
-            "aliases": dict(contents.aliases),
-        }
-    )
+    return {
+        "file": header.file,
+        "bytes": header.start + header.nbytes,
+        "tensor_bytes": header.nbytes,
+        "fingerprint": contents.fingerprint,
+        "recipe": contents.recipe,
+        "plan": loads(contents.plan),
+        "versions": dict(contents.versions),
+        "needs": contents.needs.model_dump(mode="json"),
+        "cpu": contents.cpu,
+        "unjudged": list(contents.unjudged),
+        "tensors": {
+            name: {"dtype": entry.dtype, "shape": list(entry.shape), "bytes": entry.nbytes}
+            for name, entry in sorted(header.tensors.items())
+        },
+        "aliases": dict(contents.aliases),
+    }
 
 
-_VERDICTS = ("quantized", "passthrough", "float")
+def _cpu_text(found: StoredModel) -> str:
+    from qrecipe.rules.resolution import listed
 
-
-def _cpu_text(contents: Contents) -> str:
+    contents = found.contents
     if not contents.unjudged:
         return contents.cpu or "an unknown CPU"
     return f"{contents.cpu}, which checked these with 7 bits only: {listed(contents.unjudged)}"
 
 
-def _needs_text(found: Inspection) -> str:
-    if found.plan.is_for_export:
-        return f"nothing: a reference model, to be exported for {found.plan.backend}"
-    engines = " and ".join(found.contents.needs.engines)
-    vnni = "; a CPU with VNNI, or results may saturate" if found.contents.needs.vnni else ""
-    return f"torch's engine {engines}{vnni}"
-
-
-def _tensor_rows(found: Inspection) -> Iterator[tuple[str, ...]]:
-    for name, entry in sorted(found.header.tensors.items()):
-        yield one_line(name), entry.dtype, "x".join(map(str, entry.shape)), f"{entry.nbytes:,}"
-    for name, stored in found.contents.aliases.items():
-        yield one_line(name), "", "", one_line(f"is {stored}")
-
-
-def _entry_json(found: Inspection, name: str) -> Mapping[str, Any]:
-    entry = found.header.tensors[name]
-    return {"dtype": entry.dtype, "shape": list(entry.shape), "bytes": entry.nbytes}
+def _needs_text(found: StoredModel) -> str:
+    plan, contents = found.plan, found.contents
+    if plan.is_for_export:
+        return f"nothing: a reference model, to be exported for {plan.backend}"
+    vnni = "; a CPU with VNNI, or results may saturate" if contents.needs.vnni else ""
+    return f"torch's engine {' and '.join(contents.needs.engines)}{vnni}"

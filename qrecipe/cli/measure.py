@@ -2,106 +2,165 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from json import loads
+from typing import Annotated, Literal
 
-from qrecipe.cli.html_pages import ForPage, activations_of, planned_for_page, quantized_for_page
-from qrecipe.cli.model_argument import Job, get_ready, load_job
-from qrecipe.cli.output import out, out_json
+import typer
+
+import qrecipe
+from qrecipe.cli.options import (
+    DataOption,
+    HtmlOption,
+    JsonOption,
+    ModelOption,
+    PlotOption,
+    PluginOption,
+    RecipeArgument,
+    TargetCpuOption,
+    ThreadsOption,
+)
+from qrecipe.cli.output import FOUND_SOMETHING, out, out_json, reported
 from qrecipe.cli.user_code import user_code, user_output
-from qrecipe.errors.findings import QRecipeError
-from qrecipe.execution.provenance import provenance
-from qrecipe.measure.compare.comparison import compare, comparison_json
-from qrecipe.measure.pages.page import save_page
-from qrecipe.measure.pages.reports import comparison_page, ranking_page
-from qrecipe.measure.sensitivity.rank import sensitivity
-from qrecipe.measure.sensitivity.ranking import Ranking, ranking_json
-from qrecipe.pipeline import quantize
-from qrecipe.planning.target_cpu import TargetCpu
 
 
-def compare_models(
-    recipe: str,
-    model: str,
-    data: str,
-    *,
-    plot: str | None,
-    html: str | None,
-    target_cpu: TargetCpu,
-    threads: int | None,
-    plugins: Sequence[str] | None,
-    as_json: bool,
+def compare(
+    recipe: RecipeArgument,
+    model: ModelOption,
+    data: DataOption,
+    plot: PlotOption = None,
+    html: HtmlOption = None,
+    target_cpu: TargetCpuOption = "this",
+    threads: ThreadsOption = None,
+    plugin: PluginOption = None,
+    json: JsonOption = False,
 ) -> None:
-    """Quantize, compare with the float model, and show the report."""
-    get_ready(threads, plot, html)
-    with user_code(plugins) as code, user_output():
-        job = load_job(code, recipe, model, data, target_cpu)
-        converted = quantize(job.model, job.recipe, job.data(), target_cpu=target_cpu)
-        report = compare(job.model, converted, job.data())
-        activations = activations_of(converted, job.data) if html is not None else ""
-    # show the result before anything is written, which could fail
-    if as_json:
-        out_json(comparison_json(report))
-    else:
-        out(str(report))
-    if plot is not None:
-        report.plot(plot)
-    if html is not None:
-        save_page(comparison_page(report, activations, provenance(converted)), html)
+    """Quantize a model and compare it with the float one, site by site.
+
+    \b
+    Examples:
+      qrecipe compare cnn.toml --model model.py:factory --data model.py:batches
+      qrecipe compare cnn.toml --model model.py:factory --data model.py:batches --html sites.html
+    """
+    with reported(as_json=json):
+        from qrecipe.cli.html_pages import activations_of
+        from qrecipe.cli.model_argument import get_ready, load_job
+        from qrecipe.measure.pages.page import save_page
+        from qrecipe.measure.pages.reports import comparison_page
+
+        get_ready(threads, plot, html)
+        with user_code(plugin) as code, user_output():
+            job = load_job(code, recipe, model, data, target_cpu)
+            converted = qrecipe.quantize(
+                job.model, job.recipe, job.data(), target_cpu=job.target_cpu
+            )
+            report = qrecipe.compare(job.model, converted, job.data())
+            activations = activations_of(converted, job.data) if html is not None else ""
+        # show the result before anything is written, which could fail
+        if json:
+            out_json(loads(report.to_json()))
+        else:
+            out(str(report))
+        if plot is not None:
+            report.plot(plot)
+        if html is not None:
+            save_page(comparison_page(report, activations, qrecipe.provenance(converted)), html)
 
 
-def rank(
-    recipe: str,
-    model: str,
-    data: str,
-    *,
-    method: Literal["exact", "estimate"],
-    evaluate: str | None,
-    memory_limit: int | None,
-    keep_float: int | None,
-    min_sqnr_db: float | None,
-    overlay: str | None,
-    plot: str | None,
-    html: str | None,
-    target_cpu: TargetCpu,
-    threads: int | None,
-    plugins: Sequence[str] | None,
-    as_json: bool,
-) -> Ranking:
-    """Rank the sites, show the ranking, and write the overlay if requested."""
-    get_ready(threads, plot, html, overlay)
-    with user_code(plugins) as code, user_output():
-        measure = None if evaluate is None else code.function(evaluate, "--evaluate")
-        job = load_job(code, recipe, model, data, target_cpu)
-        ranking = sensitivity(
-            job.model,
-            job.recipe,
-            job.data(),
-            method=method,
-            evaluate=measure,
-            memory_limit=memory_limit,
-            target_cpu=target_cpu,
-        )
-        quantized = None if html is None else _for_page(job, ranking)
-    # show the result before anything is written, which could fail
-    if as_json:
-        out_json({**ranking_json(ranking), "overlay": overlay})
-    else:
-        out(str(ranking))
-    if overlay is not None:
-        ranking.save_overlay(overlay, keep_float, min_sqnr_db=min_sqnr_db)
-        if not as_json:
-            out(f"\nwritten to {overlay}")
-    if plot is not None:
-        ranking.plot(plot)
-    if html is not None and quantized is not None:
-        if isinstance(quantized, QRecipeError):
-            raise quantized
-        save_page(ranking_page(ranking, quantized.activations, quantized.origin), html)
-    return ranking
+def sensitivity(
+    recipe: RecipeArgument,
+    model: ModelOption,
+    data: DataOption,
+    method: Annotated[
+        Literal["exact", "estimate"],
+        typer.Option(help="Run the rest of the model for each site, or estimate all in one pass."),
+    ] = "exact",
+    evaluate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.py:NAME",
+            help="Rank by this function of a model instead of SQNR; higher is better.",
+        ),
+    ] = None,
+    keep_float: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Leave the N worst sites float.")
+    ] = None,
+    min_sqnr_db: Annotated[
+        float | None,
+        typer.Option(metavar="DB", help="Leave the sites below this SQNR float."),
+    ] = None,
+    overlay: Annotated[
+        str | None,
+        typer.Option("--out", metavar="FILE", help="Write a recipe that leaves them float."),
+    ] = None,
+    memory_limit: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="BYTES", help="Memory for float activations; default: 2 GiB."),
+    ] = None,
+    plot: PlotOption = None,
+    html: HtmlOption = None,
+    target_cpu: TargetCpuOption = "this",
+    threads: ThreadsOption = None,
+    plugin: PluginOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Rank the sites by their effect on the output when only that site is quantized.
+
+    \b
+    Examples:
+      qrecipe sensitivity cnn.toml --model model.py:factory --data model.py:batches
+      qrecipe sensitivity cnn.toml --model model.py:factory --data model.py:batches \\
+          --keep-float 2 --out cnn-overlay.toml
+    """
+    if evaluate is not None and method == "estimate":
+        raise typer.BadParameter("--evaluate needs --method exact")
+    _check_overlay(overlay, keep_float, min_sqnr_db, by_db=evaluate is None)
+    with reported(as_json=json):
+        from qrecipe.cli.html_pages import for_page
+        from qrecipe.cli.model_argument import get_ready, load_job
+        from qrecipe.measure.pages.page import save_page
+        from qrecipe.measure.pages.reports import ranking_page
+
+        get_ready(threads, plot, html, overlay)
+        with user_code(plugin) as code:
+            with user_output():
+                measure = None if evaluate is None else code.function(evaluate, "--evaluate")
+                job = load_job(code, recipe, model, data, target_cpu)
+                ranking = qrecipe.sensitivity(
+                    job.model,
+                    job.recipe,
+                    job.data(),
+                    method=method,
+                    evaluate=measure,
+                    memory_limit=memory_limit,
+                    target_cpu=job.target_cpu,
+                )
+            # show the result before anything is written, which could fail
+            if json:
+                out_json({**loads(ranking.to_json()), "overlay": overlay})
+            else:
+                out(str(ranking))
+            if overlay is not None:
+                ranking.save_overlay(overlay, keep_float, min_sqnr_db=min_sqnr_db)
+                if not json:
+                    out(f"\nwritten to {overlay}")
+            if plot is not None:
+                ranking.plot(plot)
+            if html is not None:
+                with user_output():
+                    hurry = "the measurement was interrupted" if ranking.partial else None
+                    activations, origin = for_page(job, hurry)
+                save_page(ranking_page(ranking, activations, origin), html)
+    if ranking.partial:
+        raise typer.Exit(FOUND_SOMETHING)
 
 
-def _for_page(job: Job, ranking: Ranking) -> ForPage | QRecipeError:
-    if ranking.partial:  # after an interrupt, don't keep the user waiting
-        return planned_for_page(job, "the measurement was interrupted")
-    return quantized_for_page(job)
+def _check_overlay(
+    overlay: str | None, keep_float: int | None, min_sqnr_db: float | None, *, by_db: bool
+) -> None:
+    if keep_float is not None and min_sqnr_db is not None:
+        raise typer.BadParameter("pass either --keep-float or --min-sqnr-db")
+    if (overlay is None) != (keep_float is None and min_sqnr_db is None):
+        text = "--out FILE goes with --keep-float N or --min-sqnr-db DB"
+        raise typer.BadParameter(text, param_hint="--out")
+    if min_sqnr_db is not None and not by_db:
+        raise typer.BadParameter("--evaluate does not rank by dB: use --keep-float")

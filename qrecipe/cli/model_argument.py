@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from qrecipe.cli.user_code import UserCode, UserFunction
 from qrecipe.errors.findings import Finding, QRecipeError
+from qrecipe.measure.pages.charts import check_available
 from qrecipe.measure.pages.page import check_writable
-from qrecipe.measure.pages.plots import check_available
 from qrecipe.model.unfit import instead_of_model
 from qrecipe.planning.target_cpu import TargetCpu
 from qrecipe.recipe.overlay import check_replaceable

@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-from enum import Enum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
-
-
-class TargetCpuName(str, Enum):
-    """`qrecipe.planning.target_cpu.TargetCpu`, repeated here so that help does not need torch."""
-
-    this = "this"
-    vnni = "vnni"
-
 
 RecipeArgument = Annotated[
     str,
@@ -22,6 +13,9 @@ RecipeArgument = Annotated[
         help="A file, or a reference such as builtin:x86-static.",
         show_default=False,
     ),
+]
+ArtifactArgument = Annotated[
+    str, typer.Argument(metavar="FILE", help="A file from save_quantized.", show_default=False)
 ]
 ModelOption = Annotated[
     str,
@@ -71,7 +65,7 @@ PluginOption = Annotated[
     ),
 ]
 TargetCpuOption = Annotated[
-    TargetCpuName,
+    Literal["this", "vnni"],
     typer.Option(
         "--target-cpu",
         help="Make the model for this CPU, or for x86 CPUs with VNNI even if this one has none.",

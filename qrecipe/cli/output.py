@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from functools import partial
+from typing import Any
 
 import typer
 
-from qrecipe.errors.findings import Finding, PlanError, QRecipeError, QRecipeWarning
+from qrecipe.errors.findings import Finding, PlanError, QRecipeError, QRecipeWarning, in_full
 from qrecipe.errors.text import finite_or_none, printable
 
 FOUND_SOMETHING = 1
 USAGE = 2
+
+_NO_TORCH = Finding(
+    "QR602",
+    "this command needs torch: pip install 'qrecipe[cli]'",
+    hint="check and show work without it",
+)
 
 
 def out(text: str) -> None:
@@ -42,19 +48,12 @@ def _finite(value: Any) -> Any:
     return finite_or_none(value) if isinstance(value, float) else value
 
 
-def needs_torch() -> None:
-    """Raises QRecipeError (QR602) if torch is not installed."""
-    if importlib.util.find_spec("torch") is None:
-        text = "this command needs torch: pip install 'qrecipe[cli]'"
-        raise QRecipeError(Finding("QR602", text, hint="check and show work without it"))
-
-
 def fail_on(findings: Iterable[Finding]) -> None:
     """If there are warnings, show them as errors and exit."""
-    found = [f"error: {finding}" for finding in findings]
+    found = list(findings)
     if found:
         sys.stdout.flush()
-        err("\n".join(found))
+        err("\n".join(f"error: {text}" for text in in_full(found)))
         raise typer.Exit(FOUND_SOMETHING)
 
 
@@ -63,13 +62,19 @@ def reported(*, as_json: bool, strict: bool = False) -> Iterator[None]:
     """Show the library's warnings and errors as plain lines, and exit after an error.
 
     A plan that failed is shown anyway; with ``as_json`` an error without a plan is shown as a
-    document of its findings. With ``strict`` the first warning is an error.
+    document of its findings. With ``strict`` the first warning is an error. A missing torch is an
+    error of the installation (QR602): commands import it only when they need it.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("error" if strict else "always", QRecipeWarning)
-        warnings.showwarning = _line_of_warning(warnings.showwarning)
+        warnings.showwarning = partial(_show_warning, warnings.showwarning)
         try:
             yield
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            _show_error(QRecipeError(_NO_TORCH), as_json=as_json)
+            raise typer.Exit(USAGE) from None
         except QRecipeError as error:
             _show_error(error, as_json=as_json)
             is_missing = any(finding.code == "QR602" for finding in error.findings)
@@ -89,18 +94,10 @@ def _show_error(error: QRecipeError, *, as_json: bool) -> None:
     err(str(error))
 
 
-def _line_of_warning(otherwise: Any) -> Any:
-    def show(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
-        if issubclass(category, QRecipeWarning):
-            err(f"warning: {message}")
-        else:
-            otherwise(message, category, filename, lineno, file, line)
-
-    return show
+def _show_warning(
+    otherwise: Callable[..., None], message: Warning | str, category: type[Warning], *details: Any
+) -> None:
+    if issubclass(category, QRecipeWarning):
+        err(f"warning: {message}")
+    else:
+        otherwise(message, category, *details)

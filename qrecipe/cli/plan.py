@@ -1,23 +1,170 @@
-"""``qrecipe plan`` and ``qrecipe explain``."""
+"""``qrecipe plan``, ``explain`` and ``lock``: what a recipe makes of a model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from qrecipe.cli.model_argument import load_subject, required_inputs
+import typer
+
+import qrecipe
+from qrecipe.cli.options import (
+    InputOption,
+    JsonOption,
+    ModelOption,
+    PluginOption,
+    RecipeArgument,
+    StrictOption,
+)
+from qrecipe.cli.output import fail_on, out, out_json, reported
 from qrecipe.cli.user_code import user_code, user_output
-from qrecipe.model.call import Inputs
-from qrecipe.planning.decide import decide
-from qrecipe.planning.plan import Plan
-from qrecipe.recipe.recipe import load_recipe
+from qrecipe.errors.text import counted
+from qrecipe.recipe.toml.writer import LOCK_SUFFIX
+
+if TYPE_CHECKING:
+    from qrecipe.planning.plan import Plan
+
+LockOption = Annotated[
+    str | None,
+    typer.Option(
+        "--lock",
+        metavar="FILE.lock.toml",
+        help="The lock file; default: next to the recipe, or in this folder for a reference.",
+    ),
+]
 
 
-def make_plan(
+def plan(
+    recipe: RecipeArgument,
+    model: ModelOption,
+    input: InputOption = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Fail if the plan differs from the lock file.")
+    ] = False,
+    lock: LockOption = None,
+    strict: StrictOption = False,
+    plugin: PluginOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show what will happen to each operation of a model.
+
+    \b
+    Examples:
+      qrecipe plan cnn.toml --model model.py:factory
+      qrecipe plan cnn.toml --model model.py:factory --check
+      qrecipe plan builtin:x86-static --model torchvision.models:resnet18 --input 1x3x224x224
+    """
+    if lock is not None and not check:
+        raise typer.BadParameter("only goes with --check", param_hint="--lock")
+    with reported(as_json=json, strict=strict):
+        made = _make_plan(recipe, model, input, plugin)
+        if check:
+            _check_lock(made, _lock_path(recipe, lock), as_json=json)
+        else:
+            out(made.to_json() if json else str(made))
+        if strict:
+            fail_on(made.warnings)
+
+
+def explain(
+    recipe: RecipeArgument,
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A site, a member of a site, or a module, as named in the plan.",
+            show_default=False,
+        ),
+    ],
+    model: ModelOption,
+    input: InputOption = None,
+    plugin: PluginOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Explain what decided an operation or a module.
+
+    \b
+    Examples:
+      qrecipe explain cnn.toml layer1.0.bn1 --model model.py:factory
+      qrecipe explain cnn.toml layer1.0:add --model model.py:factory
+    """
+    with reported(as_json=json):
+        made = _make_plan(recipe, model, input, plugin)
+        if json:
+            from qrecipe.planning.text import explanation_json
+
+            out_json(explanation_json(made, name))
+        else:
+            out(made.explain(name))
+
+
+def lock(
+    recipe: RecipeArgument,
+    model: ModelOption,
+    input: InputOption = None,
+    lock: LockOption = None,
+    plugin: PluginOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Write the lock file of a recipe and a model.
+
+    It has the outcome for every site; `qrecipe plan --check` compares a plan with it. If several
+    models share a recipe, name a lock file for each with --lock.
+
+    \b
+    Examples:
+      qrecipe lock cnn.toml --model model.py:factory
+      qrecipe lock cnn.toml --model net.py:factory --lock net.lock.toml
+    """
+    with reported(as_json=json):
+        from qrecipe.authoring.lock.file import write_lock
+
+        path = _lock_path(recipe, lock)
+        made = _make_plan(recipe, model, input, plugin)
+        write_lock(made, path)
+        if json:
+            out_json({"lock": str(path), "sites": len(made.sites)})
+        else:
+            out(f"{path}: {counted(len(made.sites), 'site')} locked")
+
+
+def _make_plan(
     recipe: str, model: str, shapes: Sequence[str] | None, plugins: Sequence[str] | None
 ) -> Plan:
     """The plan of a recipe for the model of a factory, named as on the command line."""
+    from qrecipe.cli.model_argument import load_subject, required_inputs
+    from qrecipe.model.call import Inputs
+    from qrecipe.planning.decide import decide
+
     with user_code(plugins) as code, user_output():
-        loaded = load_recipe(recipe)
+        loaded = qrecipe.load_recipe(recipe)
         subject = load_subject(code, model, shapes)
         inputs = Inputs.from_batch(required_inputs(subject, model))
         return decide(subject.model, loaded, inputs)
+
+
+def _check_lock(plan: Plan, path: Path, *, as_json: bool) -> None:
+    """Compare a plan with its lock file. Raises PlanError if an outcome has changed."""
+    from qrecipe.authoring.lock.check import check_lock
+
+    causes = check_lock(plan, path).causes
+    if as_json:
+        changed = [cause.to_json() for cause in causes]
+        out_json({"lock": str(path), "findings": [], "changed_without_effect": changed})
+        return
+    out(f"{path}: {counted(len(plan.sites), 'site')} as locked")
+    if causes:
+        out("changed without effect on the sites (run `qrecipe lock` to update the file):")
+        for cause in causes:
+            out(f"  {cause}")
+
+
+def _lock_path(recipe: str, lock: str | None) -> Path:
+    from qrecipe.authoring.lock.file import lock_path
+
+    if lock is None:
+        return lock_path(recipe)
+    if not lock.endswith(LOCK_SUFFIX):
+        text = f'"{lock}" is not a name for a lock file: it must end in {LOCK_SUFFIX}'
+        raise typer.BadParameter(text, param_hint="--lock")
+    return Path(lock)

@@ -1,16 +1,27 @@
-"""The result of ``qrecipe quantize`` as a table and as JSON."""
+"""The result of ``qrecipe quantize``: measured, and as a table and as JSON."""
 
 from __future__ import annotations
 
 import shutil
 import textwrap
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import nn
+
 from qrecipe.audit.moving_averages import MANY_BATCHES, weight_text
-from qrecipe.audit.sqnr import sqnr_text
+from qrecipe.audit.ranges import observes
+from qrecipe.audit.sqnr import output_sqnr_db, sqnr_text
+from qrecipe.cli.user_code import UserFunction
+from qrecipe.errors.findings import Finding, QRecipeError
 from qrecipe.errors.text import counted
-from qrecipe.measure.latency import Latency
+from qrecipe.execution.batches import describe_batch
+from qrecipe.execution.prepared import prepared_state
+from qrecipe.measure.latency import Latency, compare_latency
+from qrecipe.measure.sizes import model_size
+from qrecipe.model.call import Inputs
+from qrecipe.terminal.progress import activity
 from qrecipe.terminal.tables import render_table
 
 
@@ -24,15 +35,6 @@ class Metric:
 
 
 @dataclass(frozen=True, slots=True)
-class Calibrated:
-    """The number of batches, the weight of the first in moving averages, and the clipping."""
-
-    batches: int
-    first_weight: float | None
-    clipping: str | None
-
-
-@dataclass(frozen=True, slots=True)
 class Result:
     """Float and quantized model side by side; sizes in bytes, the SQNR of the output in dB."""
 
@@ -42,14 +44,55 @@ class Result:
     latency: Latency
     sqnr_db: float | None
     inputs: str
-    calibrated: Calibrated | None
+    calibration: dict[str, Any] | None
+
+
+def measure(
+    model: nn.Module,
+    converted: nn.Module,
+    first: Any,
+    evaluate: UserFunction | None,
+    prepared: nn.Module,
+) -> Result:
+    """Compare both models on the first batch, and by the user's evaluation if there is one."""
+    inputs, state = Inputs.from_batch(first), prepared_state(prepared)
+    calibration = {
+        "batches": state.batches,
+        "first_weight": state.first_weight,
+        "clipping": state.clipping,
+    }
+    with torch.no_grad():
+        return Result(
+            metric=None if evaluate is None else _metric(evaluate, model, converted),
+            float_size=model_size(model),
+            quantized_size=model_size(converted),
+            latency=compare_latency(model, converted, inputs),
+            sqnr_db=output_sqnr_db(inputs.call(model), inputs.call(converted)),
+            inputs=describe_batch(first),
+            calibration=calibration if state.batches and observes(prepared) else None,
+        )
+
+
+def _metric(evaluate: UserFunction, model: nn.Module, converted: nn.Module) -> Metric:
+    # not around the latency: updating the screen would take time from it
+    with activity("evaluating"):
+        return Metric(evaluate.name, _number(evaluate, model), _number(evaluate, converted))
+
+
+def _number(evaluate: UserFunction, model: nn.Module) -> float:
+    value = evaluate(model)
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        text = f"{evaluate.name}() returns a {type(value).__name__}, not a number"
+        hint = "return the metric of the given model as a float"
+        raise QRecipeError(Finding("QR601", text, hint=hint)) from None
 
 
 def result_text(result: Result) -> str:
     """A table of what changed, and the conditions of the measurement."""
     latency = result.latency
     rows = [
-        *([] if result.metric is None else [_metric_row(result.metric)]),
         (
             "tensors",
             _kilobytes(result.float_size),
@@ -64,27 +107,25 @@ def result_text(result: Result) -> str:
         ),
         ("output", "", "", sqnr_text(result.sqnr_db)),
     ]
+    if (metric := result.metric) is not None:
+        change = f"{metric.after - metric.before:+.4g}"
+        rows.insert(0, (metric.name, f"{metric.before:.6g}", f"{metric.after:.6g}", change))
     note = (
         f"Latency and SQNR on the first batch ({result.inputs}); latency is the median of "
         f"{latency.runs} interleaved runs with {counted(latency.threads, 'thread')}. Float is the "
         "eager model. Size counts parameters, buffers, and packed weights with their scales."
     )
     width = min(shutil.get_terminal_size((100, 24)).columns, 100)
-    notes = [note, *([] if result.calibrated is None else [_calibrated(result.calibrated)])]
+    notes = [note, *([] if result.calibration is None else [_calibrated(**result.calibration)])]
     table = render_table(("", "float", "quantized", ""), rows)
     return "\n\n".join([table, *(textwrap.fill(each, width) for each in notes)])
 
 
-def _calibrated(calibrated: Calibrated) -> str:
-    text = f"Calibrated on {counted(calibrated.batches, 'batch')}"
-    if calibrated.first_weight is not None and calibrated.batches < MANY_BATCHES:
-        text += weight_text(calibrated.first_weight)
-    return f"{text}." if calibrated.clipping is None else f"{text}: {calibrated.clipping}."
-
-
-def _metric_row(metric: Metric) -> tuple[str, str, str, str]:
-    change = metric.after - metric.before
-    return (metric.name, f"{metric.before:.6g}", f"{metric.after:.6g}", f"{change:+.4g}")
+def _calibrated(batches: int, first_weight: float | None, clipping: str | None) -> str:
+    text = f"Calibrated on {counted(batches, 'batch')}"
+    if first_weight is not None and batches < MANY_BATCHES:
+        text += weight_text(first_weight)
+    return f"{text}." if clipping is None else f"{text}: {clipping}."
 
 
 def _kilobytes(size: int) -> str:
@@ -107,5 +148,5 @@ def result_json(result: Result) -> dict[str, Any]:
             "threads": latency.threads,
         },
         "output_sqnr_db": result.sqnr_db,
-        "calibration": None if result.calibrated is None else asdict(result.calibrated),
+        "calibration": result.calibration,
     }

@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import tomli
 
-from qrecipe.cli.output import out, out_json
+import qrecipe
+from qrecipe.cli.options import JsonOption, PluginOption, RecipeArgument
+from qrecipe.cli.output import out, out_json, reported
+from qrecipe.cli.user_code import user_code
 from qrecipe.errors.findings import Location, UnknownNameError
-from qrecipe.recipe.recipe import Recipe
-from qrecipe.recipe.schema_errors import dotted
 from qrecipe.recipe.toml.positions import KeyPath, Spans
+
+if TYPE_CHECKING:
+    from qrecipe.recipe.recipe import Recipe
 
 _WIDEST_CODE = 60
 
 
-def show_text(recipe: Recipe) -> None:
+def show(recipe: RecipeArgument, plugin: PluginOption = None, json: JsonOption = False) -> None:
+    """Show the resolved recipe, and where each value was set.
+
+    \b
+    Examples:
+      qrecipe show cnn.toml
+      qrecipe show builtin:x86-static --json
+    """
+    with reported(as_json=json), user_code(plugin):
+        (_show_json if json else _show_text)(qrecipe.load_recipe(recipe))
+
+
+def _show_text(recipe: Recipe) -> None:
     """The resolved TOML, with the origin of each value in a comment."""
     lines = recipe.to_toml().rstrip("\n").split("\n")
     origins = _origin_by_line(recipe)
@@ -33,8 +50,10 @@ def show_text(recipe: Recipe) -> None:
         out(text if at is None else f"{text.ljust(width)}  # {at.file}:{at.line}")
 
 
-def show_json(recipe: Recipe) -> None:
+def _show_json(recipe: Recipe) -> None:
     """The values, and their origins by dotted key."""
+    from qrecipe.recipe.schema_errors import dotted
+
     values = tomli.loads(recipe.to_toml())
     out_json(
         {
@@ -63,17 +82,11 @@ def _origin_by_line(recipe: Recipe) -> dict[int, Location]:
 
 def _origins(recipe: Recipe, values: Mapping[str, Any]) -> Iterator[tuple[KeyPath, Location]]:
     """Each value that a file sets as a whole, with its location."""
+    from qrecipe.recipe.schema_errors import dotted
+
     for path in _paths(values, ()):
-        at = _origin(recipe, path)
-        if at is not None:
-            yield path, at
-
-
-def _origin(recipe: Recipe, path: KeyPath) -> Location | None:
-    try:
-        return recipe.origin(dotted(path))
-    except UnknownNameError:
-        return None
+        with suppress(UnknownNameError):
+            yield path, recipe.origin(dotted(path))
 
 
 def _paths(table: Mapping[str, Any], above: KeyPath) -> Iterator[KeyPath]:

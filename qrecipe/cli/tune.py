@@ -3,145 +3,219 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from json import loads
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from qrecipe.authoring.suggest.suggest import suggestion
-from qrecipe.authoring.tune.result import TuningResult, tuning_json
-from qrecipe.authoring.tune.search import Trial
-from qrecipe.authoring.tune.trials import Stop
-from qrecipe.authoring.tune.tune import tune
-from qrecipe.cli import output
-from qrecipe.cli.html_pages import ForPage, planned_for_page, quantized_for_page, ranked_for_page
-from qrecipe.cli.model_argument import Job, get_ready, load_job, load_subject, required_inputs
+import typer
+
+import qrecipe
+from qrecipe.cli.options import (
+    DataOption,
+    HtmlOption,
+    InputOption,
+    JsonOption,
+    ModelOption,
+    PluginOption,
+    RecipeArgument,
+    TargetCpuOption,
+    ThreadsOption,
+)
+from qrecipe.cli.output import FOUND_SOMETHING, out, out_json, reported
 from qrecipe.cli.user_code import user_code, user_output
-from qrecipe.errors.findings import QRecipeError
 from qrecipe.files import write_atomically
-from qrecipe.measure.pages.page import Page, save_page
-from qrecipe.measure.pages.reports import Ranked, tune_page
-from qrecipe.planning.target_cpu import TargetCpu
-from qrecipe.recipe.recipe import parse_recipe
+
+if TYPE_CHECKING:
+    from qrecipe.authoring.tune.result import TuningResult
+    from qrecipe.authoring.tune.search import Trial
+    from qrecipe.cli.model_argument import Job
+    from qrecipe.measure.pages.page import Page
+    from qrecipe.measure.pages.reports import Ranked
+
+OutOption = Annotated[
+    str | None,
+    typer.Option("--out", metavar="FILE", help="Write the recipe to this file."),
+]
 
 
 def suggest(
-    model: str,
-    *,
-    shapes: Sequence[str] | None,
-    num_batches: int | None,
-    out: str | None,
-    plugins: Sequence[str] | None,
-    as_json: bool,
+    model: ModelOption,
+    input: InputOption = None,
+    batches: Annotated[
+        int | None,
+        typer.Option(
+            "--batches",
+            min=1,
+            metavar="N",
+            help="Number of calibration batches; few batches call for another observer.",
+        ),
+    ] = None,
+    output: OutOption = None,
+    plugin: PluginOption = None,
+    json: JsonOption = False,
 ) -> None:
-    """Print or write a recipe for the model of a factory, named as on the command line."""
-    get_ready(None, out=out)
-    with user_code(plugins) as code, user_output():
-        subject = load_subject(code, model, shapes)
-        text = suggestion(subject.model, required_inputs(subject, model), num_batches)
-    if out is not None:
-        write_atomically(Path(out), text)
-    if as_json:
-        recipe = parse_recipe(text)
-        output.out_json({"recipe": text, "fingerprint": recipe.fingerprint, "out": out})
-    elif out is None:
-        output.out(text.rstrip("\n"))
-    else:
-        output.out(f"written to {out}")
+    """Suggest a recipe to start from.
+
+    Static for convolutional nets, dynamic if linear and recurrent layers dominate, both for a
+    mixture. Rules that leave something float give the reason.
+
+    \b
+    Examples:
+      qrecipe suggest --model model.py:factory --out cnn.toml
+      qrecipe suggest --model torchvision.models:resnet18 --input 1x3x224x224 --batches 8
+    """
+    with reported(as_json=json):
+        from qrecipe.authoring.suggest.suggest import suggestion
+        from qrecipe.cli.model_argument import get_ready, load_subject, required_inputs
+
+        get_ready(None, out=output)
+        with user_code(plugin) as code, user_output():
+            subject = load_subject(code, model, input)
+            text = suggestion(subject.model, required_inputs(subject, model), batches)
+        if output is not None:
+            write_atomically(Path(output), text)
+        if json:
+            fingerprint = qrecipe.parse_recipe(text).fingerprint
+            out_json({"recipe": text, "fingerprint": fingerprint, "out": output})
+        else:
+            out(text.rstrip("\n") if output is None else f"written to {output}")
 
 
-def tune_recipe(
-    recipe: str,
-    model: str,
-    data: str,
-    evaluate: str,
-    *,
-    max_drop: float,
-    max_trials: int | None,
-    max_seconds: float | None,
-    log: str | None,
-    out: str | None,
-    html: str | None,
-    target_cpu: TargetCpu,
-    threads: int | None,
-    plugins: Sequence[str] | None,
-    as_json: bool,
-) -> TuningResult:
-    """Search, show the trials and the result, and write the requested files."""
-    get_ready(threads, html=html, out=out)
-    with user_code(plugins) as code:
-        with user_output():
-            measure = code.function(evaluate, "--evaluate")
-            job = load_job(code, recipe, model, data, target_cpu)
-            result = tune(
-                job.model,
-                job.recipe,
-                job.data(),
-                measure,
-                max_drop=max_drop,
-                max_trials=max_trials,
-                max_seconds=max_seconds,
-                resume=log,
-                target_cpu=target_cpu,
-            )
-        # a search takes long: show its result before anything that could fail or be interrupted
-        _give(result, out, as_json=as_json)
-        if html is not None:
+def tune(
+    recipe: RecipeArgument,
+    model: ModelOption,
+    data: DataOption,
+    evaluate: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE.py:NAME",
+            help="A function that takes a model and returns its accuracy; higher is better.",
+            show_default=False,
+        ),
+    ],
+    max_drop: Annotated[
+        float, typer.Option(min=0, metavar="X", help="How much accuracy may be lost.")
+    ] = 0.01,
+    max_trials: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Maximum number of trials.")
+    ] = None,
+    max_seconds: Annotated[
+        float | None, typer.Option(metavar="S", help="Start no trial after that many seconds.")
+    ] = None,
+    log: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write each trial to this JSON file, and resume from it if it exists.",
+        ),
+    ] = None,
+    output: OutOption = None,
+    html: HtmlOption = None,
+    target_cpu: TargetCpuOption = "this",
+    threads: ThreadsOption = None,
+    plugin: PluginOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Search for a recipe within an accuracy budget that leaves little float.
+
+    The exit status is 1 if the budget was not met or the search was interrupted; the best recipe
+    is written anyway.
+
+    \b
+    Examples:
+      qrecipe tune cnn.toml --model model.py:factory --data model.py:batches \\
+          --evaluate model.py:accuracy --max-drop 0.005 --out tuned.toml
+      qrecipe tune cnn.toml --model model.py:factory --data model.py:batches \\
+          --evaluate model.py:accuracy --log trials.json --max-seconds 600 --html tuning.html
+    """
+    if max_seconds is not None and not max_seconds > 0:
+        raise typer.BadParameter("must be above 0", param_hint="--max-seconds")
+    _check_distinct({"--log": log, "--out": output, "--html": html})
+    with reported(as_json=json):
+        from qrecipe.cli.model_argument import get_ready, load_job
+        from qrecipe.measure.pages.page import save_page
+
+        get_ready(threads, html=html, out=output)
+        with user_code(plugin) as code:
             with user_output():
-                page = _page(replace(job, recipe=result.recipe), result, recipe, measure.name)
-            save_page(page, html)
-    return result
+                measure = code.function(evaluate, "--evaluate")
+                job = load_job(code, recipe, model, data, target_cpu)
+                result = qrecipe.tune(
+                    job.model,
+                    job.recipe,
+                    job.data(),
+                    measure,
+                    max_drop=max_drop,
+                    max_trials=max_trials,
+                    max_seconds=max_seconds,
+                    resume=log,
+                    target_cpu=job.target_cpu,
+                )
+            # a search takes long: show its result before anything that could fail
+            if json:
+                out_json({**loads(result.to_json()), "out": output})
+            else:
+                out(str(result))
+            if output is not None:
+                result.save(output)
+                if not json:
+                    out(f"\nwritten to {output}")
+            if html is not None:
+                with user_output():
+                    tuned = replace(job, recipe=result.recipe)
+                    page = _page(tuned, result, recipe, measure.name)
+                save_page(page, html)
+    if not result.reached or result.stopped == "interrupt":
+        raise typer.Exit(FOUND_SOMETHING)
 
 
-def _give(result: TuningResult, out: str | None, *, as_json: bool) -> None:
-    if as_json:
-        output.out_json({**tuning_json(result), "out": out})
-    else:
-        output.out(str(result))
-    if out is not None:
-        result.save(out)
-        if not as_json:
-            output.out(f"\nwritten to {out}")
+def _check_distinct(outputs: Mapping[str, str | None]) -> None:
+    """Raise if two options name the same file: the later would overwrite the earlier."""
+    taken: dict[str, str] = {}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        real = os.path.realpath(path.replace("\0", ""))
+        if real in taken:
+            raise typer.BadParameter(f"{taken[real]} already writes this file", param_hint=option)
+        taken[real] = option
 
 
 def _page(job: Job, result: TuningResult, title: str, metric: str) -> Page:
     """The report of a search. Raises ``QRecipeError`` if its recipe can no longer be planned."""
-    quantized = _quantized(job, result)
-    if isinstance(quantized, QRecipeError):
-        raise quantized
+    from qrecipe.cli.html_pages import for_page
+    from qrecipe.measure.pages.reports import tune_page
+
+    # after an interrupt, don't keep the user waiting
+    hurry = "the search was interrupted" if result.stopped == "interrupt" else None
+    activations, origin = for_page(job, hurry)
     return tune_page(
         title,
         [_shown(trial) for trial in result.trials],
         notes=result.notes,
         wanted=result.float_metric - result.max_drop,
-        ranking=_ranking(job, result),
-        activations=quantized.activations,
-        origin=quantized.origin,
+        ranking=_ranking(job, result, hurry),
+        activations=activations,
+        origin=origin,
         metric=metric,
     )
 
 
-def _quantized(job: Job, result: TuningResult) -> ForPage | QRecipeError:
-    if result.stopped == "interrupt":  # don't keep the user waiting
-        return planned_for_page(job, _UNRANKED["interrupt"])
-    return quantized_for_page(job)
-
-
-def _ranking(job: Job, result: TuningResult) -> Sequence[Ranked] | str:
+def _ranking(job: Job, result: TuningResult, hurry: str | None) -> Sequence[Ranked] | str:
     """The ranking of the search; if it needed none, a ranking of the recipe that it found."""
+    from qrecipe.cli.html_pages import ranked_for_page
+
     if result.ranking:
         return [
             (cost.name, math.nan if cost.sqnr_db is None else cost.sqnr_db, cost.reason)
             for cost in result.ranking
         ]
-    if result.stopped is not None and result.stopped in _UNRANKED:
-        return _UNRANKED[result.stopped]
-    return ranked_for_page(job)
-
-
-_UNRANKED: Mapping[Stop, str] = {
-    "interrupt": "the search was interrupted",
-    "seconds": "time ran out before the sites were ranked",
-}
+    if result.stopped == "seconds":
+        return "time ran out before the sites were ranked"
+    return ranked_for_page(job) if hurry is None else hurry
 
 
 def _shown(trial: Trial) -> tuple[str, float, bool]:

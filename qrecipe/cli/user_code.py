@@ -187,14 +187,10 @@ def _guarded(what: str, folder: Path, code: str) -> Iterator[None]:
         first, *rest = str(error).strip().splitlines() or [""]
         text = f"{what} failed: {type(error).__name__}" + (f": {first}" if first else "")
         at, notes = _place(error, folder), tuple(rest[:_NOTES])
-        raise error_from([Finding(code, text, at, _hint(error, at), notes=notes)]) from error
-
-
-def _hint(error: BaseException, at: Location | None) -> str | None:
-    is_relative = at is not None and at.source.lstrip().startswith("from .")
-    if isinstance(error, ImportError) and is_relative:
-        return "name a file of a package as its module: package.module:function"
-    return None
+        is_relative = at is not None and at.source.lstrip().startswith("from .")
+        hint = "name a file of a package as its module: package.module:function"
+        given = hint if is_relative and isinstance(error, ImportError) else None
+        raise error_from([Finding(code, text, at, given, notes=notes)]) from error
 
 
 def _place(error: BaseException, folder: Path) -> Location | None:

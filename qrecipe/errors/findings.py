@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import reduce
 from typing import Any, Literal
@@ -26,6 +27,11 @@ class Location(ShortRepr):
     column: int
     end_column: int
     source: str = ""
+
+    @property
+    def place(self) -> tuple[str, int, int]:
+        """Where the span starts, to sort by."""
+        return self.file, self.line, self.column
 
     def __str__(self) -> str:
         return f"{one_line(self.file)}:{self.line}:{self.column}"
@@ -90,6 +96,23 @@ def _excerpt(location: Location, hint: str | None) -> list[str]:
     return [f"{gutter}{text.rstrip()}", f"{'|':>7} {caret}{' ' + hint if hint else ''}"]
 
 
+SHOWN = 20
+"""The most findings that a report shows in full."""
+
+
+def in_full(findings: Sequence[Finding], whole: str | None = None) -> Iterator[str]:
+    """The texts of the first findings, and how many more of each code there are.
+
+    ``whole`` is what has all of them, apart from the output of ``--json``.
+    """
+    yield from map(str, findings[:SHOWN])
+    rest = Counter(finding.code for finding in findings[SHOWN:])
+    if rest:
+        counts = ", ".join(f"{count} {code} ({CODES[code].title})" for code, count in rest.items())
+        has_them = f", and {whole} has them" if whole else ""
+        yield f"... and {rest.total()} more: {counts}\n  `--json` shows all of them{has_them}"
+
+
 class QRecipeError(Exception):
     """Base class of all errors that the library raises; ``findings`` has the details."""
 
@@ -100,7 +123,7 @@ class QRecipeError(Exception):
         super().__init__(self.findings)
 
     def __str__(self) -> str:
-        return "\n".join(str(finding) for finding in self.findings)
+        return "\n".join(in_full(self.findings, "`findings` of this error"))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({short(self.findings)})"
@@ -284,6 +307,7 @@ CODES: dict[str, Code] = {
     "QR404": Code("observers without usable ranges", CalibrationError),
     "QR405": Code("conversion failed", ExecutionError),
     "QR406": Code("not a model prepared by qrecipe", CalibrationError),
+    "QR407": Code("not enough memory", ExecutionError),
     "QR410": Code("the converted model differs from the plan", AuditError),
     "QR411": Code("a kernel gives wrong results", AuditError),
     "QR412": Code("the converted model is worse than its reference", AuditError),

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from qrecipe.errors.findings import SHOWN
 from qrecipe.errors.text import quoted_whole
 
 _LONGEST_NAME = 100
@@ -17,9 +18,9 @@ _suggestions_left: ContextVar[int | None] = ContextVar("_suggestions_left", defa
 
 
 @contextmanager
-def few_suggestions(count: int = 100) -> Iterator[None]:
-    """Suggest at most ``count`` names inside: a hostile recipe has thousands of mistakes."""
-    token = _suggestions_left.set(count)
+def few_suggestions() -> Iterator[None]:
+    """Suggest names for as many findings inside as a report shows: comparing names is slow."""
+    token = _suggestions_left.set(SHOWN)
     try:
         yield
     finally:

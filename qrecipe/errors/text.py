@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterable
 
 # control characters except tab and line feed, line separators, bidirectional overrides and lone
 # surrogates, which no encoding can write
@@ -32,6 +33,11 @@ def shown(value: object) -> str:
         return repr(value)
     text = printable(json.dumps(value, ensure_ascii=False, default=str))
     return text if len(text) <= _SHOWN_WIDTH else text[: _SHOWN_WIDTH - 1] + "…"
+
+
+def shown_names(names: Iterable[str]) -> str:
+    """Names as TOML strings, separated by commas."""
+    return ", ".join(map(shown, names))
 
 
 def counted(count: int, noun: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, count
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from qrecipe.errors.findings import CalibrationError, Finding, PlanError
-from qrecipe.errors.text import first_line
+from qrecipe.errors.text import counted, first_line
 from qrecipe.model.call import Inputs, is_empty
 from qrecipe.model.copies import structural_copy
 from qrecipe.model.dry_run import CANNOT_TAKE
@@ -103,10 +103,10 @@ def inputs_of_batch(model: nn.Module, batch: Any, forward: Forward | None) -> It
         raise unusable_batch(batch, 0, why, helping) from error
 
 
-def limited(batches: Iterable[Any], limit: int) -> Iterator[Any]:
+def limited(batches: Iterable[Any], limit: int | None = None) -> Iterator[Any]:
     """At most ``limit`` batches; exceptions of the caller's loader become ours."""
     iterator = _iterator(batches)
-    for index in range(limit):
+    for index in count() if limit is None else range(limit):
         try:
             batch = next(iterator, _NO_MORE)
         except Exception as error:
@@ -207,11 +207,11 @@ def check_finite(batch: Any, index: int) -> None:
     """Raises ``CalibrationError`` (QR403) for a batch with NaN or infinity."""
     for tensor in tensors_in(batch):
         if tensor.is_floating_point() and not all_finite(tensor):
-            count = int((~torch.isfinite(tensor)).sum())
+            found = counted(int((~torch.isfinite(tensor)).sum()), "NaN or infinite value")
             raise CalibrationError(
                 Finding(
                     "QR403",
-                    f"batch {index} has {count} NaN or infinite values of {tensor.numel()}",
+                    f"batch {index} has {found} of {tensor.numel()}",
                     hint="one such batch ruins all ranges after it; clean or skip it",
                 )
             )

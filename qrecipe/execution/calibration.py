@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,7 @@ from qrecipe.audit.ranges import observes, range_findings
 from qrecipe.audit.sample import Sample
 from qrecipe.errors.findings import CalibrationError, Finding
 from qrecipe.errors.text import counted
-from qrecipe.errors.warn import warn
+from qrecipe.errors.warn import settle, warn
 from qrecipe.execution.batches import (
     Forward,
     check_finite,
@@ -93,10 +93,8 @@ def calibrate(
         few = done < FEW_BATCHES and observes(prepared)
         if few:
             warn(_few_batches(state), state.lint.ignore)
-        for finding in _branches_findings(parts, state.samples):
-            warn(finding, state.lint.ignore)
-        for finding in _order_findings(state, clipping, few):
-            warn(finding, state.lint.ignore)
+        settle(_branches_findings(parts, state.samples), state.lint.ignore)
+        settle(_order_findings(state, clipping, few), state.lint.ignore)
 
 
 def _run(prepared: nn.Module, batch: Any, index: int, forward: Forward | None) -> None:
@@ -112,47 +110,32 @@ def _run(prepared: nn.Module, batch: Any, index: int, forward: Forward | None) -
 def _first_calls_kept(prepared: nn.Module, state: PreparedState) -> Iterator[None]:
     """Record the inputs and outputs of each part, whatever ``forward`` does with a batch."""
     state.samples, state.later_calls, state.whole = {}, {}, None
-    handles = [
-        prepared.get_submodule(path).register_forward_hook(
-            partial(_note, state, path), with_kwargs=True
-        )
-        for path in state.parts
-    ]
-    if "" not in state.parts:
-        hook = partial(_note_whole, state)
-        handles.append(prepared.register_forward_pre_hook(hook, with_kwargs=True))
-    try:
+
+    def note(path: str, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        inputs = Inputs(args, dict(kwargs))
+        if not path:
+            state.samples.setdefault(path, Sample(inputs, output))
+        elif path in state.samples:
+            state.later_calls.setdefault(path, []).append(_own(inputs, output))
+        else:
+            state.samples[path] = _own(inputs, output)
+
+    def note_whole(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        if state.whole is None:
+            state.whole = Inputs(args, dict(kwargs)).cloned()
+
+    with ExitStack() as hooks:
+        for path in state.parts:
+            part = prepared.get_submodule(path)
+            hooks.enter_context(part.register_forward_hook(partial(note, path), with_kwargs=True))
+        if "" not in state.parts:
+            hooks.enter_context(prepared.register_forward_pre_hook(note_whole, with_kwargs=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def _note(
-    state: PreparedState,
-    path: str,
-    module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    output: Any,
-) -> None:
-    inputs = Inputs(args, dict(kwargs))
-    if not path:
-        state.samples.setdefault(path, Sample(inputs, output))
-        return
-    # cloned, because the code around a root may write to both
-    sample = Sample(inputs.cloned(), cloned(output))
-    if path in state.samples:
-        state.later_calls.setdefault(path, []).append(sample)
-    else:
-        state.samples[path] = sample
-
-
-def _note_whole(
-    state: PreparedState, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> None:
-    if state.whole is None:
-        state.whole = Inputs(args, dict(kwargs)).cloned()
+def _own(inputs: Inputs, output: Any) -> Sample:
+    """A copy, because the code around a root may write to both."""
+    return Sample(inputs.cloned(), cloned(output))
 
 
 @contextmanager

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
 from qrecipe.errors.findings import Finding, UnsupportedError
 from qrecipe.errors.spelling import nearest
+from qrecipe.planning.plan import Plan
 from qrecipe.recipe.schema import Backend
 
 ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
@@ -24,23 +25,21 @@ def available_engines() -> tuple[str, ...]:
 def check_engine(backend: Backend) -> None:
     """Raise ``UnsupportedError`` (QR309) if this build or CPU lacks the backend's engine."""
     available = available_engines()
+    if backend in available:
+        return
+    names = ", ".join(available)
+    text = f"this torch has no engine {backend}; it has {names}"
+    near = nearest(backend, available)
+    hint = f'did you mean "{near[0]}"?' if near else None
     if backend not in ENGINES:
-        raise UnsupportedError(
-            Finding(
-                "QR309",
-                f"{backend} has no kernels in torch: its models are exported, not executed",
-                hint=f"to run the model here, choose one of {', '.join(available)}",
-            )
-        )
-    if backend not in available:
-        near = nearest(backend, available)
-        raise UnsupportedError(
-            Finding(
-                "QR309",
-                f"this torch has no engine {backend}; it has {', '.join(available)}",
-                hint=f'did you mean "{near[0]}"?' if near else None,
-            )
-        )
+        text = f"{backend} has no kernels in torch: its models are exported, not executed"
+        hint = f"to run the model here, choose one of {names}"
+    raise UnsupportedError(Finding("QR309", text, hint=hint))
+
+
+def engine_of(plan: Plan) -> AbstractContextManager[None]:
+    """The engine of a plan's kernels; none where the converted model computes in float."""
+    return nullcontext() if plan.is_for_export else engine(plan.backend)
 
 
 @contextmanager

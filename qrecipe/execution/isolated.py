@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,15 @@ class LoneSite:
         """Make the model call ``module`` at this site."""
         for name in self.names:
             self.owner.set_submodule(name, module)
+
+    @contextmanager
+    def replaced(self, module: nn.Module) -> Iterator[None]:
+        """Make the model call ``module`` at this site inside a ``with``."""
+        self.put(module)
+        try:
+            yield
+        finally:
+            self.put(self.original)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,33 +23,13 @@ Tensors = dict[str, Tensor]
 _ops: Any = torch.ops.quantized
 
 
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    """How to unpack one kind of packed weight, and how to pack tensors like another one."""
-
-    unpack: Callable[[Any], Tensors]
-    pack: Callable[[Any, Tensors], Any]
-
-
-def unpacked(packed: torch.ScriptObject) -> Tensors:
+def unpacked(packed: Any) -> Tensors:
     """The plain tensors of a packed weight.
 
     Raises KeyError for an unknown kind of packed weight.
     """
-    return _KINDS[_name(packed)].unpack(packed)
-
-
-def repacked(like: torch.ScriptObject, tensors: Tensors) -> torch.ScriptObject:
-    """The tensors packed for the current engine, with the settings of ``like``.
-
-    Their roles, dtypes and shapes are those of ``unpacked(like)``.
-    """
-    found: torch.ScriptObject = _KINDS[_name(like)].pack(like, tensors)
-    return found
-
-
-def _name(packed: Any) -> str:
-    return str(packed._type().name()) if hasattr(packed, "_type") else ""
+    unpack = _KINDS[packed._type().name() if hasattr(packed, "_type") else ""]
+    return {role: tensor.contiguous() for role, tensor in unpack(packed).items()}
 
 
 def _integers(weight: Tensor) -> Tensors:
@@ -60,31 +40,21 @@ def _integers(weight: Tensor) -> Tensors:
     else:
         scale, zero_point = weight.q_per_channel_scales(), weight.q_per_channel_zero_points()
     return {
-        "weight": weight.int_repr().contiguous(),
+        "weight": _codes(weight),
         "weight_scale": scale,
         "weight_zero_point": zero_point,
     }
 
 
-def _quantized(like: Tensor, tensors: Tensors) -> Tensor:
-    """The quantized tensor of these parts, of the shape, dtype and axis of ``like``."""
-    scale, zero_point = tensors["weight_scale"], tensors["weight_zero_point"]
-    if not scale.dim():
-        made: Tensor = torch._make_per_tensor_quantized_tensor(
-            tensors["weight"], scale.item(), int(zero_point)
-        )
-        return made
-    made = torch._empty_per_channel_affine_quantized(
-        like.shape,
-        scales=scale,
-        zero_points=zero_point,
-        axis=like.q_per_channel_axis(),
-        dtype=like.dtype,
-    )
-    # this also works for 4-bit integers, which no function takes packed
-    integers = torch.empty(0, dtype=tensors["weight"].dtype).set_(made.untyped_storage())
-    integers.copy_(tensors["weight"].flatten())
-    return made
+_CODES = {torch.qint8: torch.int8, torch.quint8: torch.uint8}
+
+
+def _codes(weight: Tensor) -> Tensor:
+    """The integers of a quantized tensor, which share its memory if they have a byte each."""
+    if weight.dtype not in _CODES:
+        return weight.int_repr()
+    place = weight.storage_offset(), weight.size(), weight.stride()
+    return torch.empty(0, dtype=_CODES[weight.dtype]).set_(weight.untyped_storage(), *place)
 
 
 def _with_bias(tensors: Tensors, bias: Tensor | None) -> Tensors:
@@ -98,22 +68,9 @@ def _unpack_linear(packed: Any) -> Tensors:
     return _with_bias(parts, bias)
 
 
-def _pack_linear(like: Any, tensors: Tensors) -> Any:
-    weight, _ = like.__getstate__()[0]
-    bias = tensors.get("bias")
-    if not weight.is_quantized:
-        return _ops.linear_prepack_fp16(tensors["weight"].float(), bias)
-    return _ops.linear_prepack(_quantized(weight, tensors), bias)
-
-
 def _unpack_convolution(packed: Any) -> Tensors:
     weight, bias = packed.unpack()
     return _with_bias(_integers(weight), bias)
-
-
-def _pack_convolution(like: Any, tensors: Tensors) -> Any:
-    weight, _ = like.unpack()
-    return packed_convolution(like, _quantized(weight, tensors), tensors.get("bias"))
 
 
 def packed_convolution(like: Any, weight: Tensor, bias: Tensor | None) -> Any:
@@ -136,21 +93,9 @@ def _unpack_embedding(packed: Any) -> Tensors:
     return _integers(_ops.embedding_bag_unpack(packed))
 
 
-def _pack_embedding(like: Any, tensors: Tensors) -> Any:
-    return _ops.embedding_bag_prepack(_quantized(_ops.embedding_bag_unpack(like), tensors))
-
-
-_CELL_WEIGHTS = ("ih", "hh")
-
-
-def _cell_state(packed: Any) -> tuple[str, list[Any], bool]:
-    """The name of the kind of a recurrent cell, its two packed weights, and reduce_range."""
-    kind, _, _, numbers, weights = packed.__getstate__()[0]
-    return kind, weights, bool(numbers and numbers[0])
-
-
 def _unpack_cell(packed: Any) -> Tensors:
-    kind, weights, _ = _cell_state(packed)
+    """Those of a recurrent cell's two weights."""
+    kind, _, _, _, weights = packed.__getstate__()[0]
     found: Tensors = {}
     for role, weight in zip(_CELL_WEIGHTS, weights, strict=True):
         found |= {f"{role}.{part}": tensor for part, tensor in unpacked(weight).items()}
@@ -160,27 +105,83 @@ def _unpack_cell(packed: Any) -> Tensors:
     return found
 
 
-def _pack_cell(like: Any, tensors: Tensors) -> Any:
-    kind, weights, reduce_range = _cell_state(like)
-    parts = [
-        {part: tensors[f"{role}.{part}"] for part in unpacked(weight)}
-        for role, weight in zip(_CELL_WEIGHTS, weights, strict=True)
-    ]
-    packed = [repacked(weight, part) for weight, part in zip(weights, parts, strict=True)]
-    if kind == "quantized_fp16":
-        return _ops.make_quantized_cell_params_fp16(*packed)
-    biases = [tensors[f"{role}.bias"] for role in _CELL_WEIGHTS]
-    return _ops.make_quantized_cell_params_dynamic(*packed, *biases, reduce_range)
-
-
-_CONVOLUTION = _Kind(_unpack_convolution, _pack_convolution)
-_KINDS: Mapping[str, _Kind] = {
-    "LinearPackedParamsBase": _Kind(_unpack_linear, _pack_linear),
-    "Conv2dPackedParamsBase": _CONVOLUTION,
-    "Conv3dPackedParamsBase": _CONVOLUTION,
-    "EmbeddingPackedParamsBase": _Kind(_unpack_embedding, _pack_embedding),
-    "CellParamsBase": _Kind(_unpack_cell, _pack_cell),
+_CELL_WEIGHTS = ("ih", "hh")
+_KINDS: Mapping[str, Callable[[Any], Tensors]] = {
+    "LinearPackedParamsBase": _unpack_linear,
+    "Conv2dPackedParamsBase": _unpack_convolution,
+    "Conv3dPackedParamsBase": _unpack_convolution,
+    "EmbeddingPackedParamsBase": _unpack_embedding,
+    "CellParamsBase": _unpack_cell,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Unpacked:
+    """A packed weight to come: one of torch's operations that pack, and what it takes.
+
+    The tensors in ``arguments`` have shapes and dtypes, and meaningless values.
+    """
+
+    operation: Any
+    arguments: tuple[Any, ...]
+
+    @property
+    def _roles(self) -> tuple[str, ...]:
+        """What the first arguments are."""
+        is_cell = isinstance(self.arguments[0], Unpacked)
+        biases = tuple(f"{role}.bias" for role in _CELL_WEIGHTS)
+        return (*_CELL_WEIGHTS, *biases) if is_cell else ("weight", "bias")
+
+    def tensors(self) -> Tensors:
+        """The names, shapes and dtypes that `unpacked` would give, on the meta device."""
+        found: Tensors = {}
+        for role, value in zip(self._roles, self.arguments, strict=False):
+            if isinstance(value, Unpacked):
+                found |= {f"{role}.{part}": each for part, each in value.tensors().items()}
+            elif isinstance(value, Tensor) and value.is_quantized:
+                # torch packs one dimension as two
+                found |= _integers(value.unsqueeze(2) if value.dim() == 3 else value)
+            elif isinstance(value, Tensor):
+                found[role] = (
+                    value if "bias" in role else torch.empty(value.shape, dtype=torch.half)
+                )
+        return {role: tensor.to("meta") for role, tensor in found.items()}
+
+    def packed(self, tensors: Tensors) -> torch.ScriptObject:
+        """The packed weight, for the current engine, of tensors like those of `tensors`."""
+        settings = self.arguments[len(self._roles) :]
+        pairs = zip(self._roles, self.arguments, strict=False)
+        filled = [_filled(role, value, tensors) for role, value in pairs]
+        found: torch.ScriptObject = self.operation(*filled, *settings)
+        return found
+
+
+def _filled(role: str, value: Any, tensors: Tensors) -> Any:
+    """An argument with the values of the tensors."""
+    if isinstance(value, Unpacked):
+        own = f"{role}."
+        inside = {name.removeprefix(own): tensors[name] for name in tensors if own in name}
+        return value.packed(inside)
+    if not isinstance(value, Tensor):
+        return value
+    if not value.is_quantized:
+        return tensors[role].float()
+    scale, zero_point = tensors["weight_scale"], tensors["weight_zero_point"]
+    made: Tensor
+    if scale.dim():
+        made = torch._empty_per_channel_affine_quantized(
+            value.shape,
+            scales=scale,
+            zero_points=zero_point,
+            axis=value.q_per_channel_axis(),
+            dtype=value.dtype,
+        )
+    else:
+        made = torch._empty_affine_quantized(
+            value.shape, scale=scale.item(), zero_point=int(zero_point), dtype=value.dtype
+        )
+    # no copy; this also works for 4-bit integers, which no function takes packed
+    return made.set_(tensors["weight"].untyped_storage(), 0, made.size(), made.stride())
 
 
 def packed_sites(converted: fx.GraphModule) -> Iterator[tuple[nn.Module, str, str]]:
@@ -194,11 +195,11 @@ def packed_sites(converted: fx.GraphModule) -> Iterator[tuple[nn.Module, str, st
             continue
         if node.op == "call_module":
             owner = converted.get_submodule(str(node.target))
-            if isinstance(getattr(owner, "_packed_params", None), torch.ScriptObject):
+            if isinstance(getattr(owner, "_packed_params", None), (torch.ScriptObject, Unpacked)):
                 yield owner, "_packed_params", site
             continue
         for source in node.all_input_nodes:
-            if isinstance(stored(source, converted), torch.ScriptObject):
+            if isinstance(stored(source, converted), (torch.ScriptObject, Unpacked)):
                 yield *stored_in(source, converted), site
 
 

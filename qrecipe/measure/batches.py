@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,16 +11,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from qrecipe._torch_ao import quiet
+from qrecipe.audit.sample import Sample
 from qrecipe.execution.batches import Forward, limited, run_batch, unusable_batch
 from qrecipe.model.call import Inputs
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One call of a whole model and its output."""
-
-    inputs: Inputs
-    output: Any
 
 
 def rereadable(batches: Iterable[Any], limit: int) -> Iterable[Any]:
@@ -52,7 +44,7 @@ def run_quietly(model: nn.Module, batch: Any, index: int, forward: Forward | Non
 
 def calls_of(
     model: nn.Module, batch: Any, index: int, forward: Forward | None = None
-) -> list[Call]:
+) -> list[Sample]:
     """Each call of the model for one batch, in order. Raises as `loaders.run_batch` does."""
     with noted_calls(model) as calls:
         run_quietly(model, batch, index, forward)
@@ -62,15 +54,12 @@ def calls_of(
 
 
 @contextmanager
-def noted_calls(model: nn.Module) -> Iterator[list[Call]]:
+def noted_calls(model: nn.Module) -> Iterator[list[Sample]]:
     """The calls of one of our models inside the ``with``."""
-    calls: list[Call] = []
+    calls: list[Sample] = []
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        calls.append(Call(Inputs(args, kwargs), output))
+        calls.append(Sample(Inputs(args, kwargs), output))
 
-    handle = model.register_forward_hook(note, with_kwargs=True)
-    try:
+    with model.register_forward_hook(note, with_kwargs=True):
         yield calls
-    finally:
-        handle.remove()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from types import NoneType
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,7 +35,7 @@ def check_model(model: nn.Module, recipe: Recipe) -> None:
         [*wrapper_findings(model), *_findings(_quantized(model))]
         or [
             *_findings(islice(chain(_name_faults(model), _tensor_faults(model)), 1)),
-            *_attribute_findings(model, recipe),
+            *attribute_findings(model, recipe.fx.preserved_attributes),
         ]
         or [*broken_values(model)]
     )
@@ -95,21 +97,43 @@ def _tensor_faults(model: nn.Module) -> Iterator[tuple[str, str]]:
 
 def _has_own(module: nn.Module, name: str, written: type) -> bool:
     """Whether a module has an attribute of that name that was not written by quantization."""
-    members = (module._modules, module._parameters, module._buffers)
     value = vars(module).get(name)
-    return any(name in each for each in members) or not isinstance(value, (written, NoneType))
+    return any(name in each for each in _members(module)) or not isinstance(
+        value, (written, NoneType)
+    )
 
 
-def _attribute_findings(model: nn.Module, recipe: Recipe) -> Iterator[Finding]:
-    """``[fx] preserved_attributes`` must name the model's own attributes."""
-    for name in recipe.fx.preserved_attributes:
-        if not hasattr(model, name) or name.startswith("_") or hasattr(nn.Module, name):
+def attribute_findings(model: nn.Module, names: Sequence[str]) -> Iterator[Finding]:
+    """``[fx] preserved_attributes`` must name values that the model holds (QR301, QR314).
+
+    Nothing of the model is run to find out, as a property would be.
+    """
+    for name in names:
+        if name.startswith("_") or name in _OF_EVERY_MODULE or not _holds(model, name):
             known = [known for known in vars(model) if not known.startswith("_")]
+            hint = did_you_mean(name, known)
+            if hint is None and hasattr(type(model), name):
+                hint = "a property or method would compute with the float model: preserve a value"
             yield Finding(
                 "QR301",
                 f'fx.preserved_attributes "{name}" is not an attribute of the model itself',
-                hint=did_you_mean(name, known),
+                hint=hint,
                 key="fx.preserved_attributes",
             )
         elif is_taken(name):
             yield cannot_be_preserved(name)
+
+
+_OF_EVERY_MODULE = frozenset(dir(nn.Module()))
+
+
+def _holds(model: nn.Module, name: str) -> bool:
+    """Whether a value is kept under that name in the model or in its class."""
+    if any(name in held for held in (vars(model), *_members(model))):
+        return True
+    of_class = inspect.getattr_static(type(model), name, property())
+    return not hasattr(type(of_class), "__get__")
+
+
+def _members(module: nn.Module) -> tuple[Mapping[str, Any], ...]:
+    return module._modules, module._parameters, module._buffers

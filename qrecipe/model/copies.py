@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -66,8 +66,9 @@ def without_weights(model: nn.Module) -> nn.Module:
         *model.parameters(),
         *(tensor for tensor in _plain_tensors(model) if tensor.is_meta),
     ]
+    values = {id(tensor): tensor.detach().clone() for tensor in _computed(model)}
     zeros = {id(tensor): _zeros(tensor) for tensor in tensors}
-    return copy.deepcopy(model, zeros).eval()
+    return _copied(model, {**values, **zeros}).eval()
 
 
 def _plain_tensors(model: nn.Module) -> list[Tensor]:
@@ -77,7 +78,8 @@ def _plain_tensors(model: nn.Module) -> list[Tensor]:
 
 
 def _zeros(tensor: Tensor) -> Tensor:
-    zeros = torch.zeros(tensor.shape, dtype=tensor.dtype)
+    """Zeros like a tensor that take the memory of one."""
+    zeros = torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
     is_parameter = isinstance(tensor, nn.Parameter)
     return nn.Parameter(zeros, tensor.requires_grad) if is_parameter else zeros
 
@@ -89,11 +91,28 @@ def _copy_sharing(model: _Model, shared: Iterable[Tensor | nn.Module]) -> _Model
     }
     # deepcopy rejects tensors computed by autograd, such as the weight of an old-style weight_norm
     memo |= {id(tensor): tensor.detach() for tensor in _computed(model)}
+    return _copied(model, memo)
+
+
+def _copied(model: _Model, memo: dict[int, Any]) -> _Model:
+    """A deep copy of a model with its own modules, except for those in ``memo``.
+
+    Raises ``PlanError`` (QR306) if there is none.
+    """
+    shared = {value for value in memo.values() if isinstance(value, nn.Module)}
+    own = set(model.modules()).difference(*(module.modules() for module in shared))
+    problem: Exception | str
     try:
-        return copy.deepcopy(model, memo)
+        copied = copy.deepcopy(model, memo)
     except Exception as error:
-        hint = "quantization works on a copy: make copy.deepcopy(model) work"
-        raise unfit(f"the model cannot be copied: {error}", hint) from error
+        problem = error
+    else:
+        if own.isdisjoint(copied.modules()):
+            return copied
+        problem = "its copy has the same modules"
+    hint = "quantization works on a copy: make copy.deepcopy(model) work"
+    cause = problem if isinstance(problem, Exception) else None
+    raise unfit(f"the model cannot be copied: {problem}", hint) from cause
 
 
 def _computed(model: nn.Module) -> Iterator[Tensor]:
@@ -125,11 +144,11 @@ def own_tensors(
         for name, buffer in module._buffers.items():
             if buffer is not None and chosen(buffer):
                 module._buffers[name] = own(buffer)
-    _own_attributes(model, {**clones, **parameters})
+    replace_in_attributes(model, {**clones, **parameters})
 
 
-def _own_attributes(model: nn.Module, clones: Mapping[int, torch.Tensor]) -> None:
-    """Update other attributes of modules that refer to the tensors, such as lists of parameters."""
+def replace_in_attributes(model: nn.Module, clones: Mapping[int, torch.Tensor]) -> None:
+    """Replace tensors, given by id, in attributes of modules such as lists of parameters."""
     registries = ("_parameters", "_buffers", "_modules")
     for module in model.modules():
         for name, value in vars(module).items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch.nn.functional as F
@@ -240,6 +241,12 @@ def _innermost(node_pattern: Any) -> fx.Node:
     return node_pattern
 
 
+@lru_cache(maxsize=16)
+def quantize_handlers(backend_config: BackendConfig) -> dict[Any, Any]:
+    """The classes that torch makes of the patterns: some 200, which takes longer than matching."""
+    return _get_pattern_to_quantize_handlers(backend_config)
+
+
 def _matches(
     fused: fx.GraphModule, modules: Mapping[str, nn.Module], backend_config: BackendConfig
 ) -> Iterator[Match]:
@@ -247,7 +254,7 @@ def _matches(
     found = find_quantizable(
         fused.graph,
         dict(modules),
-        _sorted_patterns_dict(_get_pattern_to_quantize_handlers(backend_config)),
+        _sorted_patterns_dict(quantize_handlers(backend_config)),
         backend_config_utils.get_fusion_pattern_to_root_node_getter(backend_config),
     )
     configs = backend_config_utils.get_pattern_to_dtype_configs(backend_config)

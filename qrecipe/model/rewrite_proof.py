@@ -19,6 +19,7 @@ from qrecipe.model.copies import runnable_copy
 from qrecipe.model.dry_run import try_out
 from qrecipe.model.trace_proof import Example, difference
 from qrecipe.model.unfit import unfit
+from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.recipe.patterns import leave_float
 from qrecipe.rules.structure import Member, joined
 
@@ -93,6 +94,7 @@ def _found(graph_module: fx.GraphModule, example: Example) -> str | None:
     try:
         actual = try_out(probe, example.inputs.cloned(), graph_module)
     except Exception as error:
+        raise_lack_of_memory(error)
         return f"it does not run: {first_line(error)}"
     return difference(example.output, actual, FLIPPED)
 

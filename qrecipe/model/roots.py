@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -25,7 +25,8 @@ def inputs_of_roots(model: nn.Module, inputs: Inputs, roots: Sequence[str]) -> d
     called (QR301); the model does not accept the inputs (QR307); its forward writes to its
     parameters (QR306).
     """
-    _check(model, roots)
+    if findings := list(root_findings(model, roots)):
+        raise error_from(findings)
     taken = first_calls(model, roots, inputs)
     uncalled = [path for path in roots if path not in taken]
     if uncalled:
@@ -79,16 +80,13 @@ def _depends_on_roots(what: str) -> PlanError:
     )
 
 
-def _check(model: nn.Module, roots: Sequence[str]) -> None:
+def root_findings(model: nn.Module, roots: Sequence[str]) -> Iterator[Finding]:
+    """Roots that are not containers of the model, or are inside each other (QR301)."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    problems = ((path, _problem(path, roots, modules)) for path in roots)
-    findings = [
-        Finding("QR301", f'fx.roots "{path}" {problem[0]}', hint=problem[1], key="fx.roots")
-        for path, problem in problems
-        if problem is not None
-    ]
-    if findings:
-        raise error_from(findings)
+    for path in roots:
+        if (problem := _problem(path, roots, modules)) is not None:
+            what, hint = problem
+            yield Finding("QR301", f'fx.roots "{path}" {what}', hint=hint, key="fx.roots")
 
 
 def _problem(

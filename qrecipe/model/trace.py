@@ -28,6 +28,7 @@ from qrecipe.model.graph_names import rename_taken
 from qrecipe.model.nested import Packing, leaves, parts_of
 from qrecipe.model.out_of_place import drop_dead_code
 from qrecipe.model.unfit import hidden_modules
+from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.process.state import random_numbers_kept, traced_alone
 from qrecipe.recipe.schema import FxTable
 from qrecipe.rules.structure import enclosing, joined
@@ -120,7 +121,8 @@ def in_training(model: nn.Module, path: str, inputs: Inputs, table: FxTable) -> 
         tracer = _tracer(model, path, table)
         try:
             graph = tracer.trace(root, constants(root, inputs))
-        except Exception:
+        except Exception as error:
+            raise_lack_of_memory(error)
             return InTraining(joined(path, tracer.path), dropouts)
         scopes = tracer.node_name_to_scope
         calls.append(

@@ -111,8 +111,8 @@ def broken_values(model: nn.Module) -> Iterator[Finding]:
     names = [
         joined(path, name)
         for path, module in model.named_modules()
-        for name, tensor in (*module._parameters.items(), *_statistics(module))
-        if tensor is not None and not _is_finite(tensor)
+        for name, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None and must_be_finite(module, name) and not _is_finite(tensor)
     ]
     if names:
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
@@ -124,11 +124,11 @@ def broken_values(model: nn.Module) -> Iterator[Finding]:
         )
 
 
-def _statistics(module: nn.Module) -> Iterator[tuple[str, Tensor | None]]:
-    of_torch = type(module).__module__.startswith("torch.nn")
-    for name, tensor in module._buffers.items():
-        if of_torch or name.startswith("running_"):
-            yield name, tensor
+def must_be_finite(module: nn.Module, name: str) -> bool:
+    """Whether an attribute of a module is a parameter or a statistic."""
+    if name in module._buffers:
+        return type(module).__module__.startswith("torch.nn") or name.startswith("running_")
+    return name in module._parameters
 
 
 def _is_finite(tensor: Tensor) -> bool:

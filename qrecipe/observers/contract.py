@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +74,10 @@ def contract_findings(kind: Kind, name: str, cls: object) -> list[Finding]:
         return [
             Finding("QR150", f"{title}: {given} is not a subclass of {base.__name__}", hint=mend)
         ]
-    problems = _observer_problems(cls) if kind == "observer" else _fake_quant_problems(cls)
+    if kind == "observer":
+        problems = _problems(cls, lambda scheme: scheme.arguments, _observation_problems)
+    else:
+        problems = _problems(cls, _fake_quant_arguments, _training_problems)
     with quiet(), random_numbers_kept():
         distinct = dict(problems)
     return [Finding("QR150", f"{title} {what}", hint=mend) for what, mend in distinct.items()]
@@ -83,14 +86,25 @@ def contract_findings(kind: Kind, name: str, cls: object) -> list[Finding]:
 _Problem = tuple[str, str]
 
 
-def _observer_problems(cls: type[Any]) -> Iterator[_Problem]:
-    refusals = {scheme: _refusal_of(cls, scheme.arguments) for scheme in _SCHEMES}
+def _problems(
+    cls: type[Any],
+    arguments_of: Callable[[_Scheme], dict[str, Any]],
+    check: Callable[[Any, _Scheme, str, Tensor], Iterator[_Problem]],
+) -> Iterator[_Problem]:
+    """The problems with each scheme that the class accepts, and that it accepts none."""
+    arguments = {scheme: arguments_of(scheme) for scheme in _SCHEMES}
+    refusals = {scheme: _refusal_of(cls, arguments[scheme]) for scheme in _SCHEMES}
     if all(refusals.values()):
-        yield _refusal("dtype, qscheme, quant_min and quant_max", refusals[_SCHEMES[0]])
+        *names, last = arguments[_SCHEMES[0]]
+        named = f"{', '.join(names)} and {last}"
+        yield (
+            f"cannot be created with {named}: {refusals[_SCHEMES[0]]}",
+            f"accept {named} by keyword, pass them on to super().__init__ "
+            "and give all other arguments a default",
+        )
     for scheme in (scheme for scheme in _SCHEMES if not refusals[scheme]):
-        yield from _attribute_problems(cls(**scheme.arguments), scheme)
         for sample, batch in _samples().items():
-            yield from _observation_problems(cls(**scheme.arguments), scheme, sample, batch)
+            yield from check(cls(**arguments[scheme]), scheme, sample, batch)
 
 
 def _refusal_of(cls: type[Any], arguments: dict[str, Any]) -> str | None:
@@ -102,33 +116,18 @@ def _refusal_of(cls: type[Any], arguments: dict[str, Any]) -> str | None:
     return None
 
 
-def _refusal(arguments: str, error: str | None) -> _Problem:
-    return (
-        f"cannot be created with {arguments}: {error}",
-        f"accept {arguments} by keyword, pass them on to super().__init__ "
-        "and give all other arguments a default",
-    )
-
-
 def _attribute_problems(observer: ObserverBase, scheme: _Scheme) -> Iterator[_Problem]:
-    for attribute in ("dtype", "qscheme"):
-        asked = getattr(scheme, attribute)
-        if getattr(observer, attribute, None) != asked:
-            yield (
-                f"does not keep the {attribute} that it is given",
-                f"set self.{attribute} = {attribute} in __init__",
-            )
-    for attribute, asked in (("quant_min", scheme.low), ("quant_max", scheme.high)):
-        if getattr(observer, attribute, None) != asked:
-            yield (
-                f"does not keep the {attribute} that it is given",
-                f"set self.{attribute} = {attribute} in __init__ and quantize to that range",
-            )
+    for name, asked in scheme.arguments.items():
+        if getattr(observer, name, None) != asked:
+            more = " and quantize to that range" if name.startswith("quant_") else ""
+            mend = f"set self.{name} = {name} in __init__{more}"
+            yield f"does not keep the {name} that it is given", mend
 
 
 def _observation_problems(
     observer: ObserverBase, scheme: _Scheme, sample: str, batch: Tensor
 ) -> Iterator[_Problem]:
+    yield from _attribute_problems(observer, scheme)
     try:
         seen = observer(batch.clone())
     except Exception as error:
@@ -164,16 +163,6 @@ def _qparams_problems(module: Any, scheme: _Scheme, sample: str) -> Iterator[_Pr
             f"gives a scale and a zero point of different shapes after {sample}",
             "return one value for both, or one value per channel for both",
         )
-
-
-def _fake_quant_problems(cls: type[Any]) -> Iterator[_Problem]:
-    arguments = {scheme: _fake_quant_arguments(scheme) for scheme in _SCHEMES}
-    refusals = {scheme: _refusal_of(cls, arguments[scheme]) for scheme in _SCHEMES}
-    if all(refusals.values()):
-        yield _refusal("observer, quant_min and quant_max", refusals[_SCHEMES[0]])
-    for scheme in (scheme for scheme in _SCHEMES if not refusals[scheme]):
-        for sample, batch in _samples().items():
-            yield from _training_problems(cls(**arguments[scheme]), scheme, sample, batch)
 
 
 def _fake_quant_arguments(scheme: _Scheme) -> dict[str, Any]:

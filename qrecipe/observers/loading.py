@@ -35,7 +35,7 @@ _LONGEST_MESSAGE = 300
 
 @dataclass(frozen=True, slots=True)
 class _Use:
-    """An observer or fake-quant in a recipe that is not built in."""
+    """An observer or fake-quant in a recipe."""
 
     kind: Kind
     constructor: Constructor
@@ -45,6 +45,10 @@ class _Use:
     @property
     def name(self) -> str:
         return self.constructor.name
+
+    @property
+    def is_torchs(self) -> bool:
+        return self.name in (OBSERVERS if self.kind == "observer" else FAKE_QUANTS)
 
     @property
     def phase(self) -> Phase:
@@ -60,11 +64,10 @@ def load_plugins(recipe: Recipe) -> None:
         UnknownNameError, SchemaError, UnsupportedError: a name (QR104) or an argument (QR105,
             QR106) is wrong, or the class rejects its arguments (QR311).
     """
-    for kind, constructor, path in _named(recipe):
-        if _is_torchs(kind, constructor.name):
-            for finding in _shadowed(kind, constructor.name):
-                warn(replace(finding, location=recipe.argument_value(path)), recipe.lint.ignore)
-    uses = list(_uses(recipe))
+    for use in _uses(recipe):
+        for finding in _shadowed(use.kind, use.name) if use.is_torchs else ():
+            warn(replace(finding, location=recipe.argument_value(use.path)), recipe.lint.ignore)
+    uses = [use for use in _uses(recipe) if not use.is_torchs]
     findings = {use.path: list(_findings(recipe, use)) for use in uses}
     spoilt = {path[1] for path, found in findings.items() if found}
     for use in uses:
@@ -77,7 +80,8 @@ def load_plugins(recipe: Recipe) -> None:
 
 def plugin_versions(recipe: Recipe) -> Mapping[str, str]:
     """The distributions of the plugins that a recipe names, and their versions."""
-    found = [claim for use in _uses(recipe) for claim in claims(use.kind, use.name)]
+    uses = (use for use in _uses(recipe) if not use.is_torchs)
+    found = [claim for use in uses for claim in claims(use.kind, use.name)]
     return {claim.distribution: claim.version for claim in found}
 
 
@@ -92,22 +96,15 @@ def load(kind: Kind, name: str) -> tuple[Finding, ...]:
     return _load(claimed[0]) if claimed else ()
 
 
-def _named(recipe: Recipe) -> Iterator[tuple[Kind, Constructor, KeyPath]]:
-    for tensor, spec in recipe.tensors.items():
-        if spec.observer is not None:
-            yield "observer", spec.observer, ("tensor", tensor, "observer", "name")
-        if spec.fake_quant is not None:
-            yield "fake_quant", spec.fake_quant, ("tensor", tensor, "fake_quant", "name")
-
-
 def _uses(recipe: Recipe) -> Iterator[_Use]:
-    for kind, constructor, path in _named(recipe):
-        if not _is_torchs(kind, constructor.name):
-            yield _Use(kind, constructor, recipe.tensors[str(path[1])], path)
-
-
-def _is_torchs(kind: Kind, name: str) -> bool:
-    return name in (OBSERVERS if kind == "observer" else FAKE_QUANTS)
+    for tensor, spec in recipe.tensors.items():
+        kinds: tuple[tuple[Kind, Constructor | None], ...] = (
+            ("observer", spec.observer),
+            ("fake_quant", spec.fake_quant),
+        )
+        for kind, constructor in kinds:
+            if constructor is not None:
+                yield _Use(kind, constructor, spec, ("tensor", tensor, kind, "name"))
 
 
 def _shadowed(kind: Kind, name: str) -> Iterator[Finding]:

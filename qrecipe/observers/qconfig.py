@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -25,6 +25,7 @@ from qrecipe._torch_ao import (
 )
 from qrecipe.errors.findings import Finding, SchemaError
 from qrecipe.observers import registration as registry
+from qrecipe.recipe.recipe import QConfigSpec
 from qrecipe.recipe.schema import (
     QUANTIZED_RANGE,
     Constructor,
@@ -34,8 +35,6 @@ from qrecipe.recipe.schema import (
     TensorSpec,
     quantized_range,
 )
-
-__all__ = ["Specs", "factory", "per_tensor", "qconfig", "quantized_range", "torch_dtype"]
 
 FLOAT_QPARAMS = "per_channel_affine_float_qparams"
 
@@ -60,15 +59,6 @@ _PER_TENSOR_QSCHEME: dict[QScheme, QScheme] = {
 }
 
 
-class Specs(Protocol):
-    """A resolved qconfig; None leaves that tensor float."""
-
-    @property
-    def weight(self) -> TensorSpec | None: ...
-    @property
-    def activation(self) -> TensorSpec | None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Construction:
     """A class and its keyword arguments."""
@@ -83,7 +73,7 @@ FLOAT = Construction(PlaceholderObserver)
 """Used for tensors that are not quantized, as in torch's weight-only qconfigs."""
 
 
-def qconfig(specs: Specs, phase: Phase, channels: int = 1) -> QConfig:
+def qconfig(specs: QConfigSpec, phase: Phase, channels: int = 1) -> QConfig:
     """torch's QConfig for two tensor specs: observers in ptq, fake-quants in qat.
 
     ``channels`` is the number of output channels of the weight; only fake-quants that learn a scale
@@ -178,20 +168,16 @@ def _fake_quant(spec: TensorSpec, observer: Construction, channels: int) -> Cons
     if observer.cls is FixedQParamsObserver:
         return _call(FixedQParamsFakeQuantize, {"observer": observer})
     if observer.cls is PlaceholderObserver:
-        observer = _memoryless(spec)
+        # without memory: the range of each input, for training dynamic quantization
+        given = {**_spec_arguments(spec), "averaging_constant": 1}
+        observer = _call(MovingAverageMinMaxObserver, given)
     chosen = spec.fake_quant or Constructor(name="fake_quantize")
     cls = registry.fake_quant(chosen.name)
     own = registry.constructor_arguments("fake_quant", chosen.name, chosen.arguments)
-    given = {"observer": observer, **_overriding_arguments(cls, spec), **own}
+    arguments = {"observer": observer, **_overriding_arguments(cls, spec), **own}
     if cls is _LearnableFakeQuantize and (spec.qscheme or "").startswith("per_channel"):
-        given["channel_len"] = channels
-    return _call(cls, given)
-
-
-def _memoryless(spec: TensorSpec) -> Construction:
-    """An observer without memory: the range of each input, for training dynamic quantization."""
-    given = {**_spec_arguments(spec), "averaging_constant": 1}
-    return _call(MovingAverageMinMaxObserver, given)
+        arguments["channel_len"] = channels
+    return _call(cls, arguments)
 
 
 def _overriding_arguments(cls: type[Any], spec: TensorSpec) -> dict[str, Any]:

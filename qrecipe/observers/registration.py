@@ -24,14 +24,6 @@ from qrecipe.registry.arguments import KIND_TITLE, SPEC_ARGUMENTS, Kind, Signatu
 from qrecipe.registry.builtin import FAKE_QUANTS, OBSERVERS, signature, unknown_name
 from qrecipe.registry.entry_points import PLAIN_NAME
 
-__all__ = [
-    "constructor_arguments",
-    "fake_quant",
-    "observer",
-    "register_fake_quant",
-    "register_observer",
-]
-
 _C = TypeVar("_C", bound=type)
 
 
@@ -121,7 +113,7 @@ def _misuse(kind: Kind, name: object, options: object) -> Finding | None:
 
 def _name_findings(kind: Kind, name: str, cls: type) -> list[Finding]:
     title = f"{KIND_TITLE[kind]} {shown(name)}"
-    if not (isinstance(name, str) and PLAIN_NAME.fullmatch(name)):
+    if not PLAIN_NAME.fullmatch(name):
         mend = "use lower-case letters, digits and underscores, with a letter first"
         return [Finding("QR150", f"{title} has an invalid name", hint=mend)]
     if name in (OBSERVERS if kind == "observer" else FAKE_QUANTS):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -127,6 +128,12 @@ def backend_config(name: Backend, phase: Phase) -> BackendConfig:
     for config in transposed:
         config.set_fuser_method(fold_into_transposed)
     return made
+
+
+@cache
+def own_backend_config(name: Backend, phase: Phase) -> BackendConfig:
+    """The `backend_config` that qrecipe reads; it is made once and never given to callers."""
+    return backend_config(name, phase)
 
 
 def _is_transposed_batch_norm(pattern: Any) -> bool:

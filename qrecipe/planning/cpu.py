@@ -6,6 +6,8 @@ from typing import Literal
 
 import torch
 
+from qrecipe._torch_versions import cpu_capabilities
+
 CpuClass = Literal["avx512_vnni", "avx512", "avx_vnni", "avx2", "other"]
 """CPUs with the same quantized kernels, named after the widest instructions that torch uses."""
 
@@ -14,7 +16,7 @@ _AVX512 = ("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq")
 
 def class_of_cpu() -> CpuClass:
     """The class of this CPU; everything that depends on the CPU uses this."""
-    has = torch.cpu.get_capabilities()
+    has = cpu_capabilities()
     if all(has.get(name) for name in _AVX512):
         return "avx512_vnni" if has.get("avx512_vnni") else "avx512"
     if has.get("avx_vnni"):

@@ -25,6 +25,7 @@ from qrecipe.planning.backend import (
 from qrecipe.planning.coverage import coverage_findings
 from qrecipe.planning.inventory import inventory_of
 from qrecipe.planning.plan import Plan, RuleOutcome, RuleVerdict, Site
+from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.recipe.recipe import Recipe, Rule
 from qrecipe.recipe.schema import Phase, TensorSpec
 from qrecipe.rules.resolution import Resolution, describe, listed, resolve, subclass_findings
@@ -210,6 +211,7 @@ def _unmakeable(sites: Sequence[Site], phase: Phase) -> Iterator[Finding]:
             try:
                 factory(spec, phase)()
             except Exception as error:
+                raise_lack_of_memory(error)
                 observer = spec.observer.name if spec.observer is not None else "placeholder"
                 yield Finding(
                     "QR311",

@@ -16,7 +16,7 @@ from qrecipe.model.module_sites import take_inventory as eager_inventory
 from qrecipe.model.proposals import with_advice
 from qrecipe.model.remedies import remedy
 from qrecipe.observers.loading import load_plugins
-from qrecipe.planning.backend import backend_config, mode_of
+from qrecipe.planning.backend import mode_of, own_backend_config
 from qrecipe.recipe.recipe import Recipe
 from qrecipe.rules.resolution import resolve
 
@@ -27,7 +27,7 @@ def inventory_of(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Inventory:
     Raises ``PlanError``, with the location in the recipe if that is at fault.
     """
     load_plugins(recipe)
-    config = backend_config(recipe.backend, recipe.phase)
+    config = own_backend_config(recipe.backend, recipe.phase)
     try:
         check_model(model, recipe)
         if is_empty(inputs.batch):
@@ -62,7 +62,7 @@ def _untraced_inventory(
     """The sites for eager mode, or None if rules ask for more than modules that need no trace."""
     if recipe.fx.roots or recipe.phase == "qat":
         return None
-    config = backend_config(recipe.backend, recipe.phase)
+    config = own_backend_config(recipe.backend, recipe.phase)
     static = any(rule.qconfig and mode_of(rule.qconfig) == "static" for rule in recipe.rules)
     try:
         inventory = eager_inventory(model, inputs, recipe.fx, config, error.findings[0])

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from qrecipe.errors.findings import Finding, PlanError
+from qrecipe.errors.findings import Finding, PlanError, in_full
 from qrecipe.errors.spelling import did_you_mean
 from qrecipe.errors.text import counted
 from qrecipe.planning.plan_values import site_values, spec_values
@@ -29,8 +29,8 @@ def plan_sections(plan: Plan) -> Iterator[Section]:
     yield Text("Plan", [summary(plan), *published(plan.ingredients)])
     yield _site_table(plan.sites)
     yield _rule_table(plan)
-    for finding in plan.warnings:
-        yield Listing("Warning", str(finding))
+    for text in in_full(plan.warnings, "`warnings` of the plan"):
+        yield Listing("Warning", text)
 
 
 _EXECUTED: Mapping[str, str] = {"eager": "; executed in eager mode"}

@@ -1,4 +1,4 @@
 """State of the process and the thread that is changed temporarily.
 
-May import nothing of qrecipe.
+May import `errors`.
 """

@@ -12,6 +12,8 @@ import torch
 from torch.overrides import _pop_mode, _push_mode
 from torch.utils import _python_dispatch as dispatch
 
+from qrecipe.process.memory import lack_of_memory_said
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -21,12 +23,13 @@ def neutral(function: Callable[P, R]) -> Callable[P, R]:
 
     Inside, the default dtype is float32 and the default device the CPU; inference mode, autocast,
     deterministic algorithms, and modes that observe or change torch's calls are off. Gradients stay
-    on or off. The caller's functions (``forward``, ``evaluate``, a loader) see that state too.
+    on or off. The caller's functions (``forward``, ``evaluate``, a loader) see that state too. Lack
+    of memory is an ``ExecutionError`` (QR407).
     """
 
     @functools.wraps(function)
     def computed(*args: P.args, **kwargs: P.kwargs) -> R:
-        with _without_modes(), _DEFAULTS.neutral():
+        with lack_of_memory_said(), _without_modes(), _DEFAULTS.neutral():
             return function(*args, **kwargs)
 
     return computed

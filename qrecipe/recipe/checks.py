@@ -14,17 +14,24 @@ from qrecipe.errors.spelling import did_you_mean, nearest
 from qrecipe.errors.text import shown
 from qrecipe.recipe.extends import Composition
 from qrecipe.recipe.layers import Layer
-from qrecipe.recipe.patterns import compile_pattern, is_exact
-from qrecipe.recipe.schema import FLOAT, INHERIT, RESERVED_QCONFIG_NAMES, RecipeTable, RuleTable
+from qrecipe.recipe.patterns import check_pattern, is_exact
+from qrecipe.recipe.schema import (
+    FLOAT,
+    INHERIT,
+    RESERVED_QCONFIG_NAMES,
+    QConfigTable,
+    RecipeTable,
+    RuleTable,
+)
 from qrecipe.recipe.schema_errors import dotted, one_of
-from qrecipe.recipe.tensor_checks import activation_findings, tensor_findings, weight_findings
+from qrecipe.recipe.tensor_checks import tensor_findings, use_findings
 from qrecipe.recipe.toml.positions import KeyPath
 from qrecipe.recipe.validation import MAX_FINDINGS
 from qrecipe.registry.builtin import (
-    FUNCTION_FAMILIES,
-    MODULE_TYPES,
+    function_families,
     function_family,
     is_module_type,
+    module_types,
 )
 
 MAX_PATTERNS = 200_000
@@ -98,7 +105,7 @@ def _key_of_rule(layer: Layer, path: KeyPath) -> Iterator[Finding]:
     tier, key = str(path[1]), str(path[-1])
     if tier == "module_name":
         try:
-            compile_pattern(key)
+            check_pattern(key)
         except SchemaError as error:
             for finding in error.findings:
                 yield replace(finding, location=layer.key(path))
@@ -118,7 +125,7 @@ def _may_be_module_type(key: str) -> bool:
 
 def _module_type_hint(key: str) -> str:
     full = _unabbreviated(key) if "." in key else f"torch.nn.{key}"
-    return did_you_mean(full, MODULE_TYPES) or "write its dotted name, such as torch.nn.Linear"
+    return did_you_mean(full, module_types()) or "write its dotted name, such as torch.nn.Linear"
 
 
 def _may_be_function(key: str) -> bool:
@@ -144,7 +151,7 @@ def _function_hint(key: str) -> str:
     if (full := _unabbreviated(key)) != key and function_family(full) is not None:
         return f"did you mean {shown(full)}?"
     namespace, _, last = key.rpartition(".")
-    for near in nearest(last, FUNCTION_FAMILIES, 3):
+    for near in nearest(last, function_families(), 3):
         full = f"{namespace}.{near}" if namespace else near
         if function_family(full) is not None:
             return f"did you mean {shown(full)}?"
@@ -152,15 +159,12 @@ def _function_hint(key: str) -> str:
 
 
 def _missing(recipe: Composition, table: RecipeTable) -> Iterator[Finding]:
-    present = {
-        ("format",): (table.format, "format = 1"),
-        ("backend",): (table.backend, 'for example backend = "x86"'),
-        ("rules", "global"): (
-            table.rules.global_,
-            f'global = "{FLOAT}" keeps whatever no other rule covers in float',
-        ),
-    }
-    for path, (value, hint) in present.items():
+    keep_float = f'global = "{FLOAT}" keeps whatever no other rule covers in float'
+    for path, value, hint in (
+        (("format",), table.format, "format = 1"),
+        (("backend",), table.backend, 'for example backend = "x86"'),
+        (("rules", "global"), table.rules.global_, keep_float),
+    ):
         if value is None and recipe.is_whole and recipe.is_sound(*path):
             start = recipe.top.document.spans.start()
             yield Finding("QR103", f"the recipe needs {dotted(path)}", start, hint)
@@ -168,49 +172,34 @@ def _missing(recipe: Composition, table: RecipeTable) -> Iterator[Finding]:
 
 def _qconfig_findings(recipe: Composition, table: RecipeTable) -> Iterator[Finding]:
     for name, qconfig in table.qconfig.items():
-        yield from _use_findings(
-            recipe, table, ("qconfig", name), qconfig.weight, qconfig.activation
-        )
+        yield from _role_findings(recipe, table, ("qconfig", name), qconfig)
 
 
 def _rule_findings(recipe: Composition, table: RecipeTable) -> Iterator[Finding]:
-    known = [*table.qconfig, FLOAT, INHERIT]
+    known = {*table.qconfig, *RESERVED_QCONFIG_NAMES}
     for path, rule in rules_of(table):
-        yield from _use_findings(recipe, table, path, rule.weight, rule.activation)
-        if rule.qconfig is None or rule.qconfig in table.qconfig:
+        yield from _role_findings(recipe, table, path, rule)
+        if rule.qconfig is None or rule.qconfig in known or not recipe.is_whole:
             continue
-        if rule.qconfig in RESERVED_QCONFIG_NAMES:
-            continue
-        if recipe.is_whole and recipe.is_sound("qconfig", rule.qconfig):
+        if recipe.is_sound("qconfig", rule.qconfig):
             message = f"there is no qconfig {shown(rule.qconfig)}"
-            yield recipe.about_value(
-                "QR107", message, (*path, "qconfig"), one_of(rule.qconfig, known)
-            )
+            hint = one_of(rule.qconfig, [*table.qconfig, FLOAT, INHERIT])
+            yield recipe.about_value("QR107", message, (*path, "qconfig"), hint)
 
 
-def _use_findings(
-    recipe: Composition,
-    table: RecipeTable,
-    path: KeyPath,
-    weight: str | None,
-    activation: str | None,
+def _role_findings(
+    recipe: Composition, table: RecipeTable, path: KeyPath, roles: QConfigTable | RuleTable
 ) -> Iterator[Finding]:
     """Problems of the tensors that a qconfig or rule names, alone and combined."""
-    for role, name in (("weight", weight), ("activation", activation)):
-        if name is None:
-            continue
-        use = (*path, role)
-        if name not in table.tensor:
-            if recipe.is_whole and recipe.is_sound("tensor", name):
-                message = f"there is no tensor {shown(name)}"
-                hint = one_of(name, table.tensor) if table.tensor else "no tensors are defined"
-                yield recipe.about_value("QR107", message, use, hint)
-        elif role == "weight":
-            yield from weight_findings(recipe, use, name, table.tensor[name])
-        else:
-            yield from activation_findings(recipe, use, name, table.tensor[name])
-    if weight in table.tensor and activation in table.tensor:
-        yield from _pair_findings(recipe, table, path, weight, activation)
+    for role, name in (("weight", roles.weight), ("activation", roles.activation)):
+        if name in table.tensor:
+            yield from use_findings(recipe, (*path, role), role, name, table.tensor[name])
+        elif name is not None and recipe.is_whole and recipe.is_sound("tensor", name):
+            message = f"there is no tensor {shown(name)}"
+            hint = one_of(name, table.tensor) if table.tensor else "no tensors are defined"
+            yield recipe.about_value("QR107", message, (*path, role), hint)
+    if roles.weight in table.tensor and roles.activation in table.tensor:
+        yield from _pair_findings(recipe, table, path, roles.weight, roles.activation)
 
 
 def _pair_findings(

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from qrecipe.errors.findings import Finding, Location, RecipeError, RecipeSyntaxError
+from qrecipe.errors.findings import (
+    Finding,
+    RecipeError,
+    RecipeReferenceError,
+    RecipeSyntaxError,
+)
 from qrecipe.errors.text import shown
 from qrecipe.recipe.layers import (
     Layer,
@@ -20,7 +25,7 @@ from qrecipe.recipe.layers import (
 )
 from qrecipe.recipe.references import Source, relative_source
 from qrecipe.recipe.schema import BaseReference
-from qrecipe.recipe.toml.document import MAX_ITEMS, parse_document, read_text
+from qrecipe.recipe.toml.document import MAX_ITEMS, Document, parse_document
 from qrecipe.recipe.toml.positions import KeyPath
 from qrecipe.recipe.validation import validate
 
@@ -49,6 +54,19 @@ class Composition:
     def values(self) -> Values:
         """The resolved values as a nested table."""
         return nested((path, setting.value) for path, setting in self.settings.items())
+
+    @property
+    def paths(self) -> Iterator[KeyPath]:
+        """Where values are set, including arguments of constructors and keys of rules."""
+        for at, setting in self.settings.items():
+            yield at
+            if isinstance(setting.value, dict):
+                yield from ((*at, key) for key in setting.value)
+
+    def sets(self, path: KeyPath) -> bool:
+        """Whether a file has the path, as one of `paths`."""
+        is_known = path in self.settings or path[:-1] in self.settings
+        return is_known and path in self.owner(path).document.spans
 
     def is_sound(self, *path: str) -> bool:
         """Whether no file has a finding at, inside or around that path."""
@@ -82,7 +100,8 @@ def compose(source: Source, text: str | None = None) -> Composition:
     findings.
     """
     reader = _Reader()
-    top = reader.read(source, (), text)
+    top = reader.read(source if text is None else replace(source, text=text), ())
+    assert top is not None, "only what was read before may be missing"
     settings, conflicts = resolve(top)
     return Composition(top, settings, (*reader.findings, *conflicts))
 
@@ -96,19 +115,38 @@ class _Reader:
         self._open: set[str] = set()
         self._size = 0
 
-    def read(self, source: Source, chain: tuple[str, ...], text: str | None = None) -> Layer:
-        """The layer of a source, with all its bases.
+    def read(self, source: Source, chain: tuple[str, ...], text: str | None = None) -> Layer | None:
+        """The layer of a source, with all its bases; None if it could not be read before.
 
-        Raises RecipeError if the file cannot be read at all.
+        Raises RecipeError if it cannot be read at all.
         """
-        if text is None:
-            assert source.path is not None, "a source without a path comes with its text"
-            text = read_text(source.path, source.name)
-        document = parse_document(text, source.name)
+        key = identity(source)
+        if key in self._open:
+            message = "recipes extend each other in a cycle"
+            hint = "move what both need into a third recipe, and extend that"
+            raise RecipeReferenceError(Finding("QR121", message, hint=hint))
+        if key in self._layers:
+            return self._layers[key]
+        if len(self._layers) >= MAX_LAYERS:
+            message = f"more than {MAX_LAYERS} recipes"
+            raise RecipeSyntaxError(Finding("QR005", message, hint="merge some of them"))
+        self._layers[key] = None
+        document = self._document(source.read())
+        self._open.add(key)
+        self._layers[key] = layer = self._layer(source, document, (*chain, source.title))
+        self._open.remove(key)
+        return layer
+
+    def _document(self, source: Source) -> Document:
+        assert source.text is not None
+        document = parse_document(source.text, source.name)
         self._size += document.size
         if self._size > MAX_ITEMS:
             message = f"the recipes have more than {MAX_ITEMS:,} keys and values in total"
             raise RecipeSyntaxError(Finding("QR002", message, document.spans.start()))
+        return document
+
+    def _layer(self, source: Source, document: Document, chain: tuple[str, ...]) -> Layer:
         validated = validate(document)
         layer = Layer(
             source=source,
@@ -116,84 +154,50 @@ class _Reader:
             table=validated.table,
             damaged=validated.damaged,
             extended=(),
-            chain=(*chain, source.title),
+            chain=chain,
             misses_bases=False,
             settings=settings_of(validated.table),
         )
         self.findings += map(layer.noted, validated.findings)
-        self._layers[identity(source)] = None
-        self._open.add(identity(source))
+        references = validated.table.extends
+        if len(references) > MAX_LAYERS:
+            at = layer.value(("extends",))
+            self.findings.append(Finding("QR005", f"extends more than {MAX_LAYERS} recipes", at))
         bases = [
             self._base(layer, index, reference)
-            for index, reference in enumerate(self._few(layer, validated.table.extends))
+            for index, reference in enumerate(references[:MAX_LAYERS])
             if reference.recipe or layer.is_sound(("extends", index))
         ]
-        self._open.remove(identity(source))
         found = [base for base in bases if base is not None]
-        layer = replace(
+        closure = dict.fromkeys(each for base in found for each in (base, *base.extended))
+        return replace(
             layer,
-            extended=_closure(found),
+            extended=tuple(closure),
             misses_bases=(
                 len(found) < len(bases)
                 or any(base.misses_bases for base in found)
                 or any(path[:1] == ("extends",) for path in layer.damaged)
             ),
         )
-        self._layers[identity(source)] = layer
-        return layer
-
-    def _few(self, layer: Layer, bases: Sequence[BaseReference]) -> Sequence[BaseReference]:
-        if len(bases) > MAX_LAYERS:
-            at = layer.value(("extends",))
-            self.findings.append(Finding("QR005", f"extends more than {MAX_LAYERS} recipes", at))
-        return bases[:MAX_LAYERS]
 
     def _base(self, layer: Layer, index: int, reference: BaseReference) -> Layer | None:
-        chain = layer.chain
-        at = layer.value(("extends", index, "recipe"))
+        name = shown(reference.recipe)
         try:
             source = relative_source(reference.recipe, layer.source)
+            name = source.title
+            base = self.read(source, layer.chain)
         except RecipeError as error:
-            note = chain_text((*chain, shown(reference.recipe)))
+            at = layer.value(("extends", index, "recipe"))
+            note = chain_text((*layer.chain, name))
             self.findings += (
-                replace(finding, location=at, notes=(*finding.notes, note))
-                for finding in error.findings
+                replace(each, location=each.location or at, notes=(*each.notes, note))
+                for each in error.findings
             )
             return None
-        if identity(source) in self._open:
-            message = "recipes extend each other in a cycle"
-            hint = "move what both need into a third recipe, and extend that"
-            self._report("QR121", message, hint, at, source, chain)
-            return None
-        if identity(source) in self._layers:
-            base = self._layers[identity(source)]
-        elif len(self._layers) >= MAX_LAYERS:
-            message, hint = f"more than {MAX_LAYERS} recipes", "merge some of them"
-            self._report("QR005", message, hint, at, source, chain)
-            return None
-        else:
-            base = self._read_base(source, at, chain)
-        if base is not None and reference.sha256 is not None:
-            self._check_pin(layer, index, base, reference.sha256)
-        return base
-
-    def _read_base(self, source: Source, at: Location, chain: tuple[str, ...]) -> Layer | None:
-        try:
-            return self.read(source, chain)
-        except RecipeError as error:
-            note = chain_text((*chain, source.title))
-            self.findings += (
-                replace(finding, location=finding.location or at, notes=(note,))
-                for finding in error.findings
-            )
-            self._layers[identity(source)] = None
-            return None
-
-    def _check_pin(self, layer: Layer, index: int, base: Layer, pinned: str) -> None:
-        if base.damaged or base.misses_bases:
-            return
+        if base is None or reference.sha256 is None or base.damaged or base.misses_bases:
+            return base
         actual = layer_fingerprint(base)
-        if actual != pinned:
+        if actual != reference.sha256:
             finding = Finding(
                 "QR123",
                 f"{shown(base.source.title)} differs from its pin",
@@ -202,25 +206,9 @@ class _Reader:
                 notes=(chain_text((*layer.chain, base.source.title)),),
             )
             self.findings.append(finding)
-
-    def _report(
-        self,
-        code: str,
-        message: str,
-        hint: str,
-        at: Location,
-        source: Source,
-        chain: tuple[str, ...],
-    ) -> None:
-        note = chain_text((*chain, source.title))
-        self.findings.append(Finding(code, message, at, hint, notes=(note,)))
+        return base
 
 
 def identity(source: Source) -> str:
     """A unique key for a source; names are not unique across folders."""
     return f"<{source.name}>" if source.path is None else str(source.path)
-
-
-def _closure(bases: Iterable[Layer]) -> tuple[Layer, ...]:
-    found = {id(layer): layer for base in bases for layer in (base, *base.extended)}
-    return tuple(found.values())

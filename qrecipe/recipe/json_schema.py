@@ -11,14 +11,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
-from qrecipe.errors.findings import CODES
-from qrecipe.recipe.schema import (
-    DTYPE_SPELLINGS,
-    FORMAT,
-    RESERVED_QCONFIG_NAMES,
-    DType,
-    RecipeTable,
-)
+from qrecipe.recipe.schema import FORMAT, RecipeTable
 from qrecipe.registry.arguments import Interval, Kind, Signature, TypeTag
 from qrecipe.registry.builtin import known_names, signature
 
@@ -43,9 +36,11 @@ def recipe_schema() -> Schema:
     made = _plain(RecipeTable.model_json_schema(ref_template="#/definitions/{model}"))
     definitions = made.pop("$defs")
     del definitions["Constructor"]
+    keys = definitions["TensorSpec"]["properties"]
     for kind in get_args(Kind):
         definitions[kind] = _constructor(kind)
-    _complete(made["properties"], definitions)
+        either = [{"$ref": f"#/definitions/{kind}"}]
+        keys[kind] = {"description": keys[kind]["description"], "anyOf": either}
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": f"Quantization recipe, format {FORMAT}",
@@ -60,11 +55,11 @@ def _plain(node: Any) -> Any:
         return [_plain(item) for item in node]
     if not isinstance(node, dict):
         return node
-    branches = [branch for branch in node.get("anyOf", ()) if branch != {"type": "null"}]
-    if len(branches) == 1:
-        node = {**{key: value for key, value in node.items() if key != "anyOf"}, **branches[0]}
+    node = dict(node)
+    if branches := [branch for branch in node.pop("anyOf", ()) if branch != {"type": "null"}]:
+        node |= branches[0] if len(branches) == 1 else {"anyOf": branches}
     kept = {key: _plain(value) for key, value in node.items()}
-    if "properties" in kept or "type" in kept or "$ref" in kept:
+    if kept.keys() & {"properties", "type", "$ref", "anyOf", "enum"}:
         kept = {key: value for key, value in kept.items() if not _says_nothing(key, value)}
     if isinstance(kept.get("description"), str) and "properties" in kept:
         kept["description"] = _sentence(kept["description"])
@@ -83,52 +78,6 @@ def _says_nothing(key: str, value: Any) -> bool:
 def _sentence(text: str) -> str:
     first = " ".join(text.split()).partition(". ")[0].replace("``", "`")
     return first if first.endswith(".") else f"{first}."
-
-
-def _complete(properties: Schema, definitions: Schema) -> None:
-    """Add what is converted before Pydantic validates it: short forms and other spellings."""
-    rule, base = _reference("RuleTable"), _reference("BaseReference")
-    properties["format"] = _described(properties["format"], {"enum": [FORMAT]})
-    forms = [_TYPES["str"], base, {"type": "array", "items": _either(base)}]
-    properties["extends"] = _described(properties["extends"], {"anyOf": forms})
-    rules = definitions["RulesTable"]["properties"]
-    rules["global"] = _described(rules["global"], _either(rule))
-    for tier in ("module_type", "function", "module_name"):
-        rules[tier]["additionalProperties"] = _either(rule)
-    definitions["RuleTable"]["oneOf"] = _forms_of_rules()
-    keys = definitions["TensorSpec"]["properties"]
-    for kind in get_args(Kind):
-        keys[kind] = _described(keys[kind], {"anyOf": [_reference(kind)]})
-    keys["dtype"] = _described(keys["dtype"], {"enum": [*get_args(DType), *DTYPE_SPELLINGS]})
-    for name in ("TensorSpec", "QConfigTable"):
-        definitions[name]["minProperties"] = 1
-    reserved = [{"required": [name]} for name in sorted(RESERVED_QCONFIG_NAMES)]
-    properties["qconfig"]["not"] = {"anyOf": reserved}
-    errors = [code for code, meaning in CODES.items() if meaning.error is not None]
-    definitions["LintTable"]["properties"]["ignore"]["items"]["not"] = {"enum": errors}
-
-
-def _described(key: Schema, value: Schema) -> Schema:
-    """The value with the key's description."""
-    return {"description": key["description"], **value}
-
-
-def _reference(name: str) -> Schema:
-    return {"$ref": f"#/definitions/{name}"}
-
-
-def _either(table: Schema) -> Schema:
-    """A name, or the table that is its long form."""
-    return {"anyOf": [_TYPES["str"], table]}
-
-
-def _forms_of_rules() -> list[Schema]:
-    """A rule names either a qconfig or tensors."""
-    tensors = {"anyOf": [{"required": ["weight"]}, {"required": ["activation"]}]}
-    return [
-        {"required": ["qconfig"], "not": tensors},
-        {**tensors, "not": {"required": ["qconfig"]}},
-    ]
 
 
 def _constructor(kind: Kind) -> Schema:

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from qrecipe.errors.findings import Finding, Location
@@ -68,7 +69,8 @@ class Layer:
 
     def is_sound(self, path: KeyPath) -> bool:
         """Whether there is no finding at, inside or around that path."""
-        return not any(at[: len(path)] == path[: len(at)] for at in self.damaged)
+        prefixes = (path[:size] for size in range(len(path) + 1))
+        return path not in _around(self.damaged) and self.damaged.isdisjoint(prefixes)
 
     def key(self, path: KeyPath) -> Location:
         """Where this file writes that key."""
@@ -85,6 +87,11 @@ class Layer:
         return replace(finding, notes=(*finding.notes, chain_text(self.chain)))
 
 
+@lru_cache(maxsize=64)
+def _around(paths: frozenset[KeyPath]) -> frozenset[KeyPath]:
+    return frozenset(path[:size] for path in paths for size in range(len(path)))
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """A resolved value and the layer that set it."""
@@ -95,14 +102,11 @@ class Setting:
 
 def fingerprint(values: Values) -> str:
     """The SHA-256 of resolved values as canonical JSON, without the description and reasons."""
-    significant = {key: value for key, value in values.items() if key != "description"}
-    if "rules" in values:
-        significant["rules"] = {
-            tier: unreasoned(rules)
-            if tier == "global"
-            else {key: unreasoned(rule) for key, rule in rules.items()}
-            for tier, rules in values["rules"].items()
-        }
+    significant = nested(
+        (path, _significant(path, value))
+        for path, value in flattened(values)
+        if path != ("description",)
+    )
     text = json.dumps(significant, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -124,7 +128,9 @@ def settings_of(table: RecipeTable) -> dict[SettingPath, Any]:
     return dict(flattened(values))
 
 
-def flattened(values: Values, above: SettingPath = ()) -> Iterator[tuple[SettingPath, Any]]:
+def flattened(
+    values: Mapping[str, Any], above: SettingPath = ()
+) -> Iterator[tuple[SettingPath, Any]]:
     """Nested tables as flat settings."""
     for key, value in values.items():
         path = (*above, key)
@@ -232,6 +238,6 @@ def _significant(path: SettingPath, value: Any) -> Any:
     return unreasoned(value) if path[0] == "rules" else value
 
 
-def unreasoned(rule: Values) -> Values:
+def unreasoned(rule: Mapping[str, Any]) -> Values:
     """A rule without its reason, which has no effect."""
     return {key: item for key, item in rule.items() if key != "reason"}

@@ -12,7 +12,7 @@ from qrecipe.errors.findings import Finding
 from qrecipe.errors.text import shown
 from qrecipe.recipe.checks import rules_of
 from qrecipe.recipe.extends import Composition
-from qrecipe.recipe.patterns import compile_pattern
+from qrecipe.recipe.patterns import NamePatterns
 from qrecipe.recipe.references import is_reference
 from qrecipe.recipe.schema import QConfigTable, RecipeTable, RuleTable
 
@@ -72,7 +72,7 @@ def _rules_for_everything(recipe: Composition) -> Iterator[Finding]:
         if (
             "*" in key
             and len(key) <= _LONGEST_PROBED
-            and all(map(compile_pattern(key).matches, _PROBES))
+            and all(map(NamePatterns([key]).matching, _PROBES))
         ):
             yield Finding(
                 "QR216",

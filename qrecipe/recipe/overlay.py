@@ -13,7 +13,7 @@ import tomli
 from qrecipe.errors.findings import Finding, RecipeError, RecipeReferenceError, RecipeSyntaxError
 from qrecipe.errors.text import shown
 from qrecipe.files import check_replaceable_file, why_not, write_atomically
-from qrecipe.recipe.layers import unreasoned
+from qrecipe.recipe.layers import flattened, nested, unreasoned
 from qrecipe.recipe.patterns import literal
 from qrecipe.recipe.recipe import Recipe, load_recipe, parse_recipe
 from qrecipe.recipe.references import is_reference
@@ -44,15 +44,9 @@ def merged_rules(rules: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, 
 
     The new rules come last, in their own order, even if they replace others.
     """
-    merged: dict[str, Any] = {}
-    for tier in {**rules, **new}:
-        if tier == "global":
-            merged[tier] = _table(new.get(tier, rules.get(tier)))
-            continue
-        own = new.get(tier, {})
-        old = {key: rule for key, rule in rules.get(tier, {}).items() if key not in own}
-        merged[tier] = {key: _table(rule) for key, rule in {**old, **own}.items()}
-    return merged
+    own = dict(flattened({"rules": new}))
+    old = {path: rule for path, rule in flattened({"rules": rules}) if path not in own}
+    return nested((path[1:], _table(rule)) for path, rule in {**old, **own}.items())
 
 
 def overlay_recipe(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
@@ -88,13 +82,10 @@ def fitting(
 
 
 def _without_reasons(values: Mapping[str, Any]) -> dict[str, Any]:
-    rules = {
-        tier: unreasoned(found)
-        if tier == "global"
-        else {key: unreasoned(_table(rule)) for key, rule in found.items()}
-        for tier, found in values.get("rules", {}).items()
-    }
-    return {**values, "rules": rules}
+    return nested(
+        (path, unreasoned(_table(value)) if path[0] == "rules" else value)
+        for path, value in flattened(values)
+    )
 
 
 def save_overlay(recipe: Recipe, values: Mapping[str, Any], path: Path) -> None:

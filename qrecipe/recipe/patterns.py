@@ -14,21 +14,27 @@ name ``a[0]``, and exact.
 
 A rule also covers everything inside what it matches, so a trailing ``.**`` is dropped.
 
-A pattern becomes a nondeterministic automaton whose set of states is an integer. Steps are cached:
-matching takes one look-up per character, and a hostile pattern cannot blow up.
+The globs of a recipe become nondeterministic automata, one for each thousand characters, whose sets
+of states are integers. Steps are cached: matching all globs takes one look-up per character and
+automaton, and a hostile pattern cannot blow up.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial, reduce
+from operator import or_
+from typing import TypeAlias
 
 from qrecipe.errors.findings import Finding, SchemaError
 from qrecipe.errors.text import quoted_whole, shown
 
 MAX_PATTERN_LENGTH = 500
+_GROUPED = 1_000
+"""The most characters of the patterns that share an automaton: a set of states stays small."""
+_MOST_STEPS = 10_000
 SEPARATORS = frozenset(".:#")
 
 _SPECIAL = frozenset("*?[]{}")
@@ -38,43 +44,72 @@ _CALL_NUMBER = re.compile(r"[0-9*?{},\[\]-]+")
 _Accepts = Callable[[str], bool]
 
 
-@dataclass(frozen=True, slots=True)
-class NamePattern:
-    """A compiled pattern; equal texts give equal patterns.
+class NamePatterns:
+    """Several patterns, matched together; they are known by their position."""
 
-    ``is_exact`` means that it can match only one name.
-    """
+    def __init__(self, texts: Sequence[str]) -> None:
+        """Raises SchemaError (QR110) if one of them is not a pattern."""
+        self._exact: dict[str, list[int]] = {}
+        self._numbered = {index for index, text in enumerate(texts) if "#" in text}
+        groups: list[dict[int, Sequence[_Item]]] = []
+        room = 0
+        for index, text in enumerate(texts):
+            kept = _checked(text)
+            if is_exact(kept):
+                self._exact.setdefault(_ESCAPED.sub(r"\1", kept), []).append(index)
+                continue
+            if len(text) > room:
+                groups.append({})
+                room = _GROUPED
+            groups[-1][index] = _Parser(kept).items
+            room -= len(text)
+        self._automata = list(map(_Automaton, groups))
 
-    text: str
-    is_exact: bool
-    _accepts: _Accepts = field(compare=False, repr=False)
+    def matching(self, name: str) -> list[int]:
+        """The patterns that match a whole name."""
+        found = self._exact.get(name, [])
+        return [*found, *(index for each in self._automata for index in each.accepting(name))]
 
-    def matches(self, name: str) -> bool:
-        """Whether the whole name matches."""
-        return self._accepts(name)
+    def selecting(self, name: str) -> list[int]:
+        """The patterns of the rules that select the site of that name.
+
+        The second call of a module is ``layer1.relu#1``, the first one has no number. A pattern
+        without ``#`` selects all calls, ``#0`` the first, ``#1`` the second.
+        """
+        path, _, call = name.partition("#")
+        found = [index for index in self.matching(path) if index not in self._numbered]
+        if self._numbered:
+            found += self._numbered.intersection(self.matching(f"{path}#{call or 0}"))
+        return found
 
 
-def compile_pattern(text: str) -> NamePattern:
-    """Compile ``text``; a trailing ``.**`` is dropped.
+def check_pattern(text: str) -> None:
+    """Raises SchemaError (QR110) if a text is not a pattern."""
+    kept = _checked(text)
+    if not is_exact(kept):
+        _Parser(kept)
 
-    Raises SchemaError (QR110) if it is not a pattern.
-    """
+
+def _checked(text: str) -> str:
+    """The pattern without trailing ``.**``, which could match a name."""
     if len(text) > MAX_PATTERN_LENGTH:
         raise _problem(f"a name pattern has at most {MAX_PATTERN_LENGTH} characters")
-    kept = text
-    while kept.endswith(".**"):
-        kept = kept[: -len(".**")]
+    kept = _kept(text)
     if kept == "**":
         raise _problem(f"the pattern {shown(text)} matches everything", "use rules.global for that")
     _check_parts(kept)
-    if is_exact(kept):
-        return NamePattern(text, True, _ESCAPED.sub(r"\1", kept).__eq__)
-    return NamePattern(text, False, _Builder(kept).build().accepts)
+    return kept
+
+
+def _kept(text: str) -> str:
+    while text.endswith(".**"):
+        text = text[: -len(".**")]
+    return text
 
 
 def is_exact(text: str) -> bool:
     """Whether a pattern can match only one name."""
-    return _SPECIAL.isdisjoint(_ESCAPED.sub("", text))
+    return _SPECIAL.isdisjoint(_ESCAPED.sub("", _kept(text)))
 
 
 def literal(name: str) -> str:
@@ -85,18 +120,6 @@ def literal(name: str) -> str:
 def leave_float(name: str) -> str:
     """The hint to leave a site or module float, with the rule to write."""
     return f'leave it float: [rules.module_name] {quoted_whole(literal(name))} = "float"'
-
-
-def selects(pattern: NamePattern, name: str) -> bool:
-    """Whether a rule with that pattern selects the site of that name.
-
-    The second call of a module is ``layer1.relu#1``, the first one has no number. A pattern
-    without ``#`` selects all calls, ``#0`` the first, ``#1`` the second.
-    """
-    path, _, call = name.partition("#")
-    if "#" in pattern.text:
-        return pattern.matches(f"{path}#{call or 0}")
-    return pattern.matches(path)
 
 
 def _check_parts(text: str) -> None:
@@ -122,104 +145,139 @@ def _problem(message: str, hint: str | None = None) -> SchemaError:
 
 
 class _Automaton:
-    """States are bits; ``_edges[i]`` has the transitions of state i: character test, target set."""
+    """States are bits; a state is left by one kind of character, for a set of states.
 
-    __slots__ = ("_accepting", "_edges", "_start", "_steps")
+    The first states accept, each for one of the patterns.
+    """
 
-    def __init__(self, edges: list[list[tuple[_Accepts, int]]], start: int, accepting: int) -> None:
-        self._edges = edges
-        self._start = start
-        self._accepting = accepting
+    def __init__(self, patterns: Mapping[int, Sequence[_Item]]) -> None:
+        self._patterns = list(patterns)
+        self._states: list[tuple[_Accepts, int]] = [(_nothing, 0)] * len(patterns)
+        starts = (self._before(each, 1 << end) for end, each in enumerate(patterns.values()))
+        self._start = reduce(or_, starts)
         self._steps: dict[tuple[int, str], int] = {}
 
-    def accepts(self, name: str) -> bool:
+    def accepting(self, name: str) -> Iterator[int]:
+        """The patterns that match a whole name."""
         states = self._start
         for character in name:
             step = (states, character)
             if step not in self._steps:
+                if len(self._steps) >= _MOST_STEPS:
+                    self._steps.clear()
                 self._steps[step] = self._follow(states, character)
             states = self._steps[step]
             if not states:
-                return False
-        return bool(states & self._accepting)
+                return
+        for end, pattern in enumerate(self._patterns):
+            if states >> end & 1:
+                yield pattern
 
     def _follow(self, states: int, character: str) -> int:
         reached = 0
         while states:
             lowest = states & -states
             states ^= lowest
-            for accepts, targets in self._edges[lowest.bit_length() - 1]:
-                if accepts(character):
-                    reached |= targets
+            accepts, targets = self._states[lowest.bit_length() - 1]
+            if accepts(character):
+                reached |= targets
         return reached
 
+    def _before(self, items: Sequence[_Item], after: int) -> int:
+        """The states from which the items lead to the states ``after``."""
+        for item in reversed(items):
+            if isinstance(item, _Any):
+                after = reduce(or_, [self._before(branch, after) for branch in item.branches])
+                continue
+            state = 1 << len(self._states)
+            if item.repeats:
+                after |= state
+            self._states.append((item.accepts, after))
+            after = after if item.repeats else state
+        return after
 
-class _Builder:
-    """Compiles a pattern from left to right; every method continues from ``self._state``."""
+
+@dataclass(frozen=True, slots=True)
+class _One:
+    """One character, or any number of them."""
+
+    accepts: _Accepts
+    repeats: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Any:
+    """One of several sequences."""
+
+    branches: Sequence[Sequence[_Item]]
+
+
+_Item: TypeAlias = "_One | _Any"
+
+
+def _within_part(character: str) -> bool:
+    return character not in SEPARATORS
+
+
+def _across_dots(character: str) -> bool:
+    return character not in ":#"
+
+
+def _nothing(character: str) -> bool:
+    return False
+
+
+_DOT, _DEEP = _One(".".__eq__), (_One(_across_dots), _One(_across_dots, repeats=True))
+_WILD: dict[str, _Item] = {
+    "?": _One(_within_part),
+    "*": _One(_within_part, repeats=True),
+    "**": _One(_across_dots, repeats=True),
+    "**.": _Any(((), (*_DEEP, _DOT))),  # as a whole part: modules around, if any
+    ".**": _Any(((), (_DOT, *_DEEP))),  # before a call: the module, or any inside
+}
+_TOKEN = re.compile(r"\.\*\*(?=[:#])|(?<![^.])\*\*\.|\*+|\[(?P<listed>.[^\]]*)\]|.", re.DOTALL)
+
+
+class _Parser:
+    """Reads a pattern from left to right."""
 
     def __init__(self, text: str) -> None:
         self._text = text
-        self._position = 0
-        self._edges: list[list[tuple[_Accepts, int]]] = [[]]
-        self._silent: list[list[int]] = [[]]
-        self._state = 0
-
-    def build(self) -> _Automaton:
-        while self._position < len(self._text):
-            self._token(in_braces=False)
-        closures = self._closures()
-        edges = [[(accepts, closures[to]) for accepts, to in row] for row in self._edges]
-        return _Automaton(edges, closures[0], 1 << self._state)
-
-    def _token(self, *, in_braces: bool) -> None:
-        rest = self._text[self._position :]
-        if rest.startswith("**"):
-            self._deep(in_braces=in_braces)
-        elif rest.startswith(".**") and rest[3:4] in (":", "#"):
-            self._deep_suffix()
-        elif rest[0] == "*":
-            self._position += 1
-            self._loop(_within_part)
-        elif rest[0] == "[":
-            self._class()
-        elif rest[0] == "{" and not in_braces:
-            self._alternatives()
-        elif rest[0] in "{}]":
+        self._tokens = list(_TOKEN.finditer(text))[::-1]
+        self.items = self._sequence("")
+        if self._tokens:
             raise self._unbalanced()
-        else:
-            self._position += 1
-            self._step(_within_part if rest[0] == "?" else rest[0].__eq__)
 
-    def _deep(self, *, in_braces: bool) -> None:
-        before, after = self._text[: self._position], self._text[self._position + 2 :]
-        if in_braces or before.endswith("*") or after.startswith("*"):
+    def _sequence(self, ends: str) -> list[_Item]:
+        """The items up to one of the characters ``ends``, or to the end of the pattern."""
+        items = []
+        while self._tokens and self._tokens[-1].group() not in (*ends, "}"):
+            items.append(self._item(self._tokens.pop(), in_braces=bool(ends)))
+        return items
+
+    def _item(self, token: re.Match[str], *, in_braces: bool) -> _Item:
+        text = token.group()
+        if token["listed"] is not None:
+            return _One(self._listed(token["listed"]))
+        if text == "{" and not in_braces:
+            return self._alternatives()
+        if text in ("[", "]", "{"):
+            raise self._unbalanced()
+        if text.startswith("*") and len(text) > 1 and (in_braces or text.startswith("***")):
             raise _problem(f'{shown(self._text)} has "**" in the wrong place', 'write "*" or "**"')
-        self._position += 2
-        is_part = (not before or before.endswith(".")) and after.startswith(".")
-        if not is_part:
-            self._loop(_across_dots)
-            return
-        self._position += 1
-        start = self._state
-        self._step(_across_dots)
-        self._loop(_across_dots)
-        self._step(".".__eq__)
-        self._skip_from(start)
+        return _WILD.get(text) or _One(text.__eq__)
 
-    def _deep_suffix(self) -> None:
-        """``.**`` before a call: the module before it, or any module inside."""
-        self._position += len(".**")
-        start = self._state
-        self._step(".".__eq__)
-        self._step(_across_dots)
-        self._loop(_across_dots)
-        self._skip_from(start)
+    def _alternatives(self) -> _Any:
+        branches: list[list[_Item]] = []
+        while not branches or self._tokens.pop().group() == ",":
+            branches.append(self._sequence(","))
+            if not self._tokens and branches[-1]:
+                raise self._unbalanced()
+            if not branches[-1]:
+                raise _problem(f"{shown(self._text)} has an empty alternative in braces")
+        return _Any(branches)
 
-    def _class(self) -> None:
-        end = self._text.find("]", self._position + 2)
-        if end < 0:
-            raise self._unbalanced()
-        content = self._text[self._position + 1 : end]
+    def _listed(self, content: str) -> _Accepts:
         if content[0] in "!^" and len(content) > 1:
             raise _problem(
                 f"{shown(f'[{content}]')} cannot be negated", "list the characters that may match"
@@ -230,59 +288,7 @@ class _Builder:
         if any(first > last for first, last in ranges):
             raise _problem(f"{shown(f'[{content}]')} has a range that runs backwards")
         characters = frozenset(re.sub("(.)-(.)", "", content, flags=re.DOTALL))
-        self._position = end + 1
-        self._step(partial(_in_class, characters, ranges))
-
-    def _alternatives(self) -> None:
-        start, ends = self._state, list[int]()
-        at = ","
-        while at == ",":
-            self._state = self._add_state()
-            self._silent[start].append(self._state)
-            first = self._position = self._position + 1
-            while self._text[self._position : self._position + 1] not in (",", "}", ""):
-                self._token(in_braces=True)
-            if self._position == first:
-                raise _problem(f"{shown(self._text)} has an empty alternative in braces")
-            ends.append(self._state)
-            at = self._text[self._position : self._position + 1]
-        if at != "}":
-            raise self._unbalanced()
-        self._position += 1
-        self._state = self._add_state()
-        for end in ends:
-            self._silent[end].append(self._state)
-
-    def _step(self, accepts: _Accepts) -> None:
-        target = self._add_state()
-        self._edges[self._state].append((accepts, target))
-        self._state = target
-
-    def _loop(self, accepts: _Accepts) -> None:
-        target = self._add_state()
-        self._silent[self._state].append(target)
-        self._edges[target].append((accepts, target))
-        self._state = target
-
-    def _skip_from(self, start: int) -> None:
-        target = self._add_state()
-        self._silent[self._state].append(target)
-        self._silent[start].append(target)
-        self._state = target
-
-    def _add_state(self) -> int:
-        self._edges.append([])
-        self._silent.append([])
-        return len(self._edges) - 1
-
-    def _closures(self) -> list[int]:
-        """For each state, the states reached from it without reading a character."""
-        closures = [0] * len(self._silent)
-        for state in reversed(range(len(self._silent))):
-            closures[state] = 1 << state
-            for target in self._silent[state]:
-                closures[state] |= closures[target]
-        return closures
+        return partial(_in_class, characters, ranges)
 
     def _unbalanced(self) -> SchemaError:
         return _problem(
@@ -294,11 +300,3 @@ class _Builder:
 def _in_class(characters: frozenset[str], ranges: list[tuple[str, str]], character: str) -> bool:
     listed = character in characters or any(first <= character <= last for first, last in ranges)
     return listed and character not in SEPARATORS
-
-
-def _within_part(character: str) -> bool:
-    return character not in SEPARATORS
-
-
-def _across_dots(character: str) -> bool:
-    return character not in ":#"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import tomli
 
@@ -24,7 +25,7 @@ from qrecipe.files import write_atomically
 from qrecipe.recipe.checks import findings_of, rules_of
 from qrecipe.recipe.extends import Composition, compose, identity
 from qrecipe.recipe.frozen import FrozenMapping
-from qrecipe.recipe.layers import Layer, fingerprint, flattened, layer_fingerprint
+from qrecipe.recipe.layers import layer_fingerprint
 from qrecipe.recipe.lint import doubtful_findings
 from qrecipe.recipe.references import (
     Publisher,
@@ -44,6 +45,7 @@ from qrecipe.recipe.schema import (
     LintTable,
     Phase,
     QatTable,
+    QConfigTable,
     RecipeTable,
     RuleTable,
     TensorSpec,
@@ -77,6 +79,9 @@ class WrittenRule(ShortRepr):
     reason: str | None
     location: Location = field(compare=False)
 
+    def __hash__(self) -> int:
+        return hash((self.tier, self.key, self.label))
+
     @property
     def is_float(self) -> bool:
         """Whether the rule leaves things float."""
@@ -96,6 +101,8 @@ class Rule(WrittenRule):
     optional: bool
     layer: str
     overrides: frozenset[str]
+
+    __hash__ = WrittenRule.__hash__
 
     @property
     def as_written(self) -> WrittenRule:
@@ -160,9 +167,7 @@ class Recipe(ShortRepr):
     fingerprint: str
     ingredients: tuple[Ingredient, ...]
     warnings: tuple[Finding, ...]
-    _values: Mapping[str, Any] = field(hash=False, repr=False)
-    _origins: Mapping[KeyPath, Location] = field(hash=False, repr=False)
-    _constructors: Mapping[KeyPath, Location] = field(hash=False, repr=False)
+    _composition: Composition = field(compare=False, repr=False)
 
     @property
     def settings(self) -> dict[tuple[str, ...], Any]:
@@ -171,7 +176,7 @@ class Recipe(ShortRepr):
         Recipes with equal settings, except for reasons and the description, have the same
         fingerprint.
         """
-        return dict(flattened(dict(self._values)))
+        return {path: setting.value for path, setting in self._composition.settings.items()}
 
     def origin(self, key: str) -> Location:
         """Where the value of a dotted key such as ``rules.module_name."layer1.0"`` was set.
@@ -180,9 +185,9 @@ class Recipe(ShortRepr):
         Raises UnknownNameError if no file sets it.
         """
         for path in (_key_path(key), tuple(key.split(".", 2))):
-            if path in self._origins:
-                return self._origins[path]
-        known = [dotted(path) for path in self._origins]
+            if path and self._composition.sets(path):
+                return self._composition.owner(path).key(path)
+        known = map(dotted, self._composition.paths)
         finding = Finding("QR107", f"no file sets {shown(key)}", hint=did_you_mean(key, known))
         raise UnknownNameError(finding)
 
@@ -191,26 +196,30 @@ class Recipe(ShortRepr):
 
         ``role`` is "weight" or "activation"; None if the rule has no such tensor.
         """
-        tier = self._values["rules"][rule.tier]
-        value = tier[rule.key] if rule.key else tier
-        named = self._values.get("qconfig", {}).get(rule.label, value)
-        path = ("tensor", named.get(role))
-        return self._origins.get((*path, key)) or self._origins.get((*path, "dtype"))
+        settings = self._composition.settings
+        place = ("rules", rule.tier, rule.key) if rule.key else ("rules", rule.tier)
+        value = settings[place].value
+        named = settings.get(("qconfig", rule.label, role))
+        tensor = value.get(role) if named is None else named.value
+        for path in (("tensor", tensor, each) for each in (key, "dtype")):
+            if path in settings:
+                return settings[path].layer.key(path)
+        return None
 
     def argument_key(self, path: KeyPath) -> Location:
         """Where the key of a constructor's argument is written, or otherwise the table around it.
 
         ``path`` is ``("tensor", NAME, "observer" or "fake_quant", ARGUMENT)``.
         """
-        return _nearest(self._origins, path)
+        return self._composition.owner(path).key(path)
 
     def argument_value(self, path: KeyPath) -> Location:
         """Like `argument_key`, but where the value is written."""
-        return _nearest(self._constructors, path)
+        return self._composition.owner(path).value(path)
 
     def to_toml(self) -> str:
         """The resolved recipe as one file without ``extends``, with the same fingerprint."""
-        return toml_text(self._values)
+        return toml_text(self._composition.values)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write `to_toml` to a file atomically.
@@ -252,6 +261,11 @@ def parse_recipe(text: str, path: str | os.PathLike[str] | None = None) -> Recip
     return _composed(file_source(Path(name), name), text, name, name)
 
 
+def _composed(source: Source, text: str | None, path: str | None, reference: str | None) -> Recipe:
+    with few_suggestions():
+        return _resolved(compose(source, text), path, reference)
+
+
 def _resolved(composition: Composition, path: str | None, reference: str | None) -> Recipe:
     values = composition.values
     table = RecipeTable.model_validate(values)
@@ -259,42 +273,34 @@ def _resolved(composition: Composition, path: str | None, reference: str | None)
     if findings:
         raise error_from(_in_order(findings, composition))
     assert table.backend is not None
-    own = fingerprint(values)
-    qconfigs = {
-        name: _qconfig(table, qconfig.weight, qconfig.activation)
-        for name, qconfig in table.qconfig.items()
-    }
+    layers = {layer: layer_fingerprint(layer) for layer in composition.layers}
+    doubtful = _in_order(doubtful_findings(composition, table), composition)
     return Recipe(
         name=table.name,
         description=table.description,
         phase=table.phase or "ptq",
         backend=table.backend,
         tensors=FrozenMapping(table.tensor),
-        qconfigs=FrozenMapping(qconfigs),
-        rules=tuple(_rule(composition, table, qconfigs, at, rule) for at, rule in rules_of(table)),
+        qconfigs=FrozenMapping(
+            {name: _qconfig(table, qconfig) for name, qconfig in table.qconfig.items()}
+        ),
+        rules=tuple(_rules(composition, table)),
         calibration=table.calibration,
         qat=table.qat,
         fx=table.fx,
         lint=table.lint,
         path=path,
         reference=reference,
-        fingerprint=own,
-        ingredients=(
-            _ingredient(composition.top, own),
-            *(_ingredient(base, layer_fingerprint(base)) for base in composition.top.extended),
+        fingerprint=layers[composition.top],
+        ingredients=tuple(
+            Ingredient(layer.name, own, layer.source.publisher) for layer, own in layers.items()
         ),
-        warnings=tuple(
-            finding
-            for finding in _in_order(list(doubtful_findings(composition, table)), composition)
-            if finding.code not in table.lint.ignore
-        ),
-        _values=values,
-        _origins=_origins(composition),
-        _constructors=_constructors(composition),
+        warnings=tuple(each for each in doubtful if each.code not in table.lint.ignore),
+        _composition=composition,
     )
 
 
-def _in_order(findings: list[Finding], composition: Composition) -> list[Finding]:
+def _in_order(findings: Iterable[Finding], composition: Composition) -> list[Finding]:
     """Sorted by file, the outermost first, and by line."""
     files = {layer.name: index for index, layer in enumerate(composition.layers)}
 
@@ -305,85 +311,36 @@ def _in_order(findings: list[Finding], composition: Composition) -> list[Finding
     return sorted(dict.fromkeys(findings), key=place)
 
 
-def _qconfig(table: RecipeTable, weight: str | None, activation: str | None) -> QConfigSpec:
+def _qconfig(table: RecipeTable, roles: QConfigTable | RuleTable) -> QConfigSpec:
     return QConfigSpec(
-        weight=None if weight is None else table.tensor[weight],
-        activation=None if activation is None else table.tensor[activation],
+        weight=None if roles.weight is None else table.tensor[roles.weight],
+        activation=None if roles.activation is None else table.tensor[roles.activation],
     )
 
 
-def _rule(
-    composition: Composition,
-    table: RecipeTable,
-    qconfigs: Mapping[str, QConfigSpec],
-    path: KeyPath,
-    rule: RuleTable,
-) -> Rule:
-    layer = composition.owner(path)
-    qconfig: QConfigSpec | None
-    if rule.qconfig is None:
-        qconfig = _qconfig(table, rule.weight, rule.activation)
+def _rules(composition: Composition, table: RecipeTable) -> Iterator[Rule]:
+    layers = composition.layers
+    times = Counter(layer.name for layer in layers)
+    # unique, even if two files have the same name
+    names = {each: each.name if times[each.name] == 1 else identity(each.source) for each in layers}
+    overrides = {layer: frozenset(map(names.__getitem__, layer.extended)) for layer in layers}
+    for path, rule in rules_of(table):
+        layer = composition.owner(path)
         roles = {"weight": rule.weight, "activation": rule.activation}
         label = " ".join(f"{role}={name}" for role, name in roles.items() if name is not None)
-    else:
-        qconfig = None if rule.qconfig == FLOAT else qconfigs[rule.qconfig]
-        label = rule.qconfig
-    tier: Tier = path[1]  # type: ignore[assignment]
-    return Rule(
-        tier=tier,
-        key=str(path[2]) if len(path) > 2 else "",
-        qconfig=qconfig,
-        label=label,
-        reason=rule.reason,
-        expect=rule.expect,
-        optional=rule.optional,
-        location=layer.key(path),
-        layer=_layer_name(composition, layer),
-        overrides=frozenset(_layer_name(composition, base) for base in layer.extended),
-    )
-
-
-def _layer_name(composition: Composition, layer: Layer) -> str:
-    """The layer's name, made unique if two files have the same name."""
-    names = [other.name for other in composition.layers]
-    return layer.name if names.count(layer.name) == 1 else identity(layer.source)
-
-
-def _ingredient(layer: Layer, fingerprint: str) -> Ingredient:
-    return Ingredient(layer.name, fingerprint, layer.source.publisher)
-
-
-def _composed(source: Source, text: str | None, path: str | None, reference: str | None) -> Recipe:
-    with few_suggestions():
-        return _resolved(compose(source, text), path, reference)
-
-
-def _origins(composition: Composition) -> dict[KeyPath, Location]:
-    """Where each resolved value is written, including arguments of constructors."""
-    return {
-        path: setting.layer.key(path)
-        for at, setting in composition.settings.items()
-        for path in (at, *_inside(at, setting.value))
-        if path in setting.layer.document.spans
-    }
-
-
-def _constructors(composition: Composition) -> dict[KeyPath, Location]:
-    """Where observers and fake-quants and the values of their arguments are written."""
-    return {
-        path: setting.layer.value(path)
-        for at, setting in composition.settings.items()
-        if at[0] == "tensor" and at[-1] in ("observer", "fake_quant")
-        for path in (at, *_inside(at, setting.value))
-    }
-
-
-def _nearest(places: Mapping[KeyPath, Location], path: KeyPath) -> Location:
-    return next(places[path[:size]] for size in range(len(path), 0, -1) if path[:size] in places)
-
-
-def _inside(path: KeyPath, value: Any) -> list[KeyPath]:
-    return [(*path, key) for key in value] if isinstance(value, dict) else []
+        decides = table.qconfig.get(rule.qconfig, rule) if rule.qconfig else rule
+        yield Rule(
+            tier=cast(Tier, path[1]),
+            key=str(path[2]) if len(path) > 2 else "",
+            qconfig=None if rule.qconfig == FLOAT else _qconfig(table, decides),
+            label=rule.qconfig or label,
+            reason=rule.reason,
+            expect=rule.expect,
+            optional=rule.optional,
+            location=layer.key(path),
+            layer=names[layer],
+            overrides=overrides[layer],
+        )
 
 
 def _key_path(key: str) -> KeyPath:

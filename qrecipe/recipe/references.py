@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import filecmp
 import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import Distribution, EntryPoint, distributions
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from qrecipe.errors.findings import Finding, RecipeReferenceError
 from qrecipe.errors.spelling import did_you_mean, nearest
-from qrecipe.errors.text import one_line, quoted_whole, shown
+from qrecipe.errors.text import one_line, quoted_whole, shown, shown_names
+from qrecipe.recipe.toml.document import read_text
 
 MAX_LENGTH = 4_096
 """The longest reference; longer paths cannot be opened, and resolving takes quadratic time."""
@@ -46,6 +46,7 @@ class Source:
     """A recipe to read: its name in findings, its file, and the tree that it may refer to.
 
     ``path`` and ``tree`` have symbolic links resolved, and are None for a text without a file.
+    ``text`` is None if it has not been read yet.
     ``publisher`` is None if no distribution publishes it, and for the recipes of qrecipe itself.
     """
 
@@ -53,6 +54,18 @@ class Source:
     path: Path | None = None
     tree: Path | None = None
     publisher: Publisher | None = None
+    text: str | None = None
+
+    def read(self) -> Source:
+        """The recipe with its text.
+
+        Raises RecipeError (QR001 to QR003) if it cannot be read.
+        """
+        if self.text is not None:
+            return self
+        assert self.path is not None, "a source without a path comes with its text"
+        assert self.tree is not None
+        return replace(self, text=read_text(self.tree, self.path, self.name))
 
     @property
     def title(self) -> str:
@@ -101,27 +114,15 @@ def file_source(path: Path, name: str) -> Source:
 def existing_source(path: Path, name: str) -> Source:
     """Like `file_source`, for a file that must exist."""
     source = file_source(path, name)
-    if source.path is not None and not _exists(source.path):
-        if _exists(path):  # a pipe, which does not resolve to a file
+    if source.path is not None and not os.path.exists(source.path):
+        if os.path.exists(path):  # a pipe, which does not resolve to a file
             raise _error("QR001", f"cannot read {shown(name)}: it is not a regular file")
         near = _nearest_file(source.path, name)
-        hint = near or (_suggestion(name) if _is_plain(name) else None)
+        hint = near or (_suggestion(name) if re.fullmatch("[A-Za-z0-9_-]+", name) else None)
         if "=" in name and "\n" in name:
             hint = "parse_recipe takes a recipe as text"
         raise _error("QR001", f"there is no file {shown(name)}", hint)
     return source
-
-
-def _is_plain(name: str) -> bool:
-    """Whether a name could be that of a built-in recipe."""
-    return re.fullmatch("[A-Za-z0-9_-]+", name) is not None
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a name that is too long
-        return False
 
 
 def _tree_of(folder: Path) -> Path:
@@ -175,8 +176,8 @@ def relative_source(reference: str, origin: Source) -> Source:
             f"{shown(reference)} is outside the tree of the recipe",
             f"a recipe may only extend files inside {shown(origin.tree.name)}",
         )
-    if not _is_file(path):
-        if _exists(path):
+    if not os.path.isfile(path):
+        if os.path.exists(path):
             raise _error("QR120", f"{shown(reference)} is not a regular file")
         near = _nearest_file(path, reference, besides=origin.path)
         raise _error("QR120", f"there is no recipe {shown(reference)}", near)
@@ -193,13 +194,6 @@ def _resolved(path: Path, reference: str) -> Path:
         return path.resolve()
     except (OSError, RuntimeError):  # a cycle of links, or a name that is too long
         raise _error("QR120", f"there is no recipe {shown(reference)}") from None
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name that is too long
-        return False
 
 
 def _relative_name(reference: str, path: Path, origin: Source) -> str:
@@ -261,7 +255,7 @@ def _distributed_source(owner: str, name: str) -> Source:
     if not chosen:
         names = sorted({point.name for _, point in published})
         hint = did_you_mean(name, names) or (
-            "it has " + ", ".join(map(shown, names)) if names else "it publishes none"
+            f"it has {shown_names(names)}" if names else "it publishes none"
         )
         raise _error("QR120", f"{shown(owner)} publishes no recipe {shown(name)}", hint)
     _refuse_versions(owner, installed)
@@ -317,11 +311,11 @@ def _refuse_versions(owner: str, installed: list[_Installed]) -> None:
 
 
 def _only_source(reference: str, sources: list[Source]) -> Source:
-    first, *others = sources
+    if len(sources) == 1:
+        return sources[0]
+    first, *others = (source.read() for source in sources)
     for other in others:
-        assert first.path is not None
-        assert other.path is not None
-        if not filecmp.cmp(first.path, other.path, shallow=False):
+        if other.text != first.text:
             places = one_line(f"{first.path} and {other.path}")
             message = f"{shown(reference)} is published twice with different contents: {places}"
             raise _error("QR120", message, "uninstall all but one")
@@ -338,7 +332,7 @@ def _published_source(
     place = "/".join((first, *rest, f"{point.name}.toml"))
     for root in _roots(installed.distribution, place):
         tree, path = _resolved(root / first, reference), _resolved(root / place, reference)
-        if _is_file(path) and path.is_relative_to(tree):
+        if os.path.isfile(path) and path.is_relative_to(tree):
             return Source(reference, path, tree, installed.publisher)
     owner = shown(installed.publisher.name)
     return _error("QR120", f"{shown(reference)} should be {place}, but {owner} has no such file")

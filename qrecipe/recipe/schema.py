@@ -7,9 +7,17 @@ references between tables are checked after merging, in `recipe`. Torch-free.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    WithJsonSchema,
+)
 from pydantic_core import PydanticCustomError
 
 from qrecipe.errors.findings import CODES
@@ -92,6 +100,9 @@ def _thawed(value: Any) -> Any:
     return list(map(_thawed, value)) if isinstance(value, tuple) else value
 
 
+_SPELLINGS = Annotated[str, WithJsonSchema({"enum": [*get_args(DType), *DTYPE_SPELLINGS]})]
+
+
 def _dtype(value: object) -> object:
     return DTYPE_SPELLINGS.get(value, value) if isinstance(value, str) else value
 
@@ -104,7 +115,7 @@ def _key(description: str) -> Any:
     return Field(default=None, description=description)
 
 
-class TensorSpec(Table):
+class TensorSpec(Table, json_schema_extra={"minProperties": 1}):
     """``[tensor.NAME]``: how a tensor is quantized; None if a key is not set."""
 
     observer: NamedConstructor | None = _key(
@@ -115,7 +126,7 @@ class TensorSpec(Table):
         "The fake-quant for training (phase = qat): a registered name, or a table with its name "
         "and arguments. The default is fake_quantize."
     )
-    dtype: Annotated[DType, BeforeValidator(_dtype)] | None = _key(
+    dtype: Annotated[DType, BeforeValidator(_dtype, _SPELLINGS)] | None = _key(
         "The type that values are converted to. int4 is int8 limited to -8..7."
     )
     qscheme: QScheme | None = _key(
@@ -145,14 +156,23 @@ def quantized_range(spec: TensorSpec) -> tuple[int, int] | None:
     return (low // 2, high // 2) if spec.reduce_range else (low, high)
 
 
-class QConfigTable(Table):
+class QConfigTable(Table, json_schema_extra={"minProperties": 1}):
     """``[qconfig.NAME]``: names of tensor specs; without one, the tensor is not quantized."""
 
     weight: str | None = _key("The tensor spec for weights.")
     activation: str | None = _key("The tensor spec for outputs, and for float inputs.")
 
 
-class RuleTable(Table):
+_NAMES_TENSORS: dict[str, JsonValue] = {
+    "anyOf": [{"required": ["weight"]}, {"required": ["activation"]}]
+}
+_EITHER_FORM: list[JsonValue] = [
+    {"required": ["qconfig"], "not": _NAMES_TENSORS},
+    {**_NAMES_TENSORS, "not": {"required": ["qconfig"]}},
+]
+
+
+class RuleTable(Table, json_schema_extra={"oneOf": _EITHER_FORM}):
     """The long form of a rule's value; the short form is a qconfig's name alone."""
 
     qconfig: str | None = _key("A qconfig, float, or inherit to drop the inherited rule.")
@@ -169,7 +189,7 @@ def _rule(value: object) -> object:
     return {"qconfig": value} if isinstance(value, str) else value
 
 
-RuleValue = Annotated[RuleTable, BeforeValidator(_rule)]
+RuleValue = Annotated[RuleTable, BeforeValidator(_rule, str | RuleTable)]
 
 
 class RulesTable(Table):
@@ -210,8 +230,10 @@ def _array(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+_Written = str | BaseReference
 References = Annotated[
-    tuple[Annotated[BaseReference, BeforeValidator(_reference)], ...], BeforeValidator(_references)
+    tuple[Annotated[BaseReference, BeforeValidator(_reference)], ...],
+    BeforeValidator(_references, _Written | list[_Written]),
 ]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_array)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -268,12 +290,17 @@ class FxTable(Table):
 
 def _no_error(code: str) -> str:
     """Reject codes of errors; unknown codes pass, as they may be another version's warnings."""
-    if code in CODES and CODES[code].error is not None:
+    if code in _ERRORS:
         raise PydanticCustomError("code_of_error", "the code of an error")
     return code
 
 
-IgnoredCode = Annotated[str, Field(pattern=r"^QR[0-9]{3}$"), AfterValidator(_no_error)]
+_ERRORS: list[JsonValue] = [code for code, meaning in CODES.items() if meaning.error is not None]
+IgnoredCode = Annotated[
+    str,
+    Field(pattern=r"^QR[0-9]{3}$", json_schema_extra={"not": {"enum": _ERRORS}}),
+    AfterValidator(_no_error),
+]
 
 
 class LintTable(Table):
@@ -287,7 +314,9 @@ class LintTable(Table):
 class RecipeTable(Table):
     """One recipe file."""
 
-    format: Annotated[int, Field(ge=1)] | None = _key("The version of the format.")
+    format: Annotated[int, Field(ge=1), WithJsonSchema({"enum": [FORMAT]})] | None = _key(
+        "The version of the format."
+    )
     name: str | None = _key("The name of the recipe in reports.")
     description: str | None = _key("What the recipe is for.")
     extends: References = Field(default=(), description="A base recipe, or a list of them.")
@@ -301,7 +330,11 @@ class RecipeTable(Table):
         default={}, description="How a tensor is quantized, by a name of your choice."
     )
     qconfig: dict[str, QConfigTable] = Field(
-        default={}, description="A pair of weight and activation, by a name of your choice."
+        default={},
+        description="A pair of weight and activation, by a name of your choice.",
+        json_schema_extra={
+            "not": {"anyOf": [{"required": [name]} for name in sorted(RESERVED_QCONFIG_NAMES)]}
+        },
     )
     rules: RulesTable = RulesTable()
     calibration: CalibrationTable = CalibrationTable()

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from qrecipe.errors.findings import CODES, Finding
 from qrecipe.errors.spelling import did_you_mean, nearest
-from qrecipe.errors.text import shown
+from qrecipe.errors.text import shown, shown_names
 from qrecipe.recipe.schema import (
     BaseReference,
     CalibrationTable,
@@ -102,7 +102,7 @@ def one_of(value: object, allowed: Iterable[str]) -> str:
     """The allowed values as a hint, with a suggestion if one is close."""
     names = list(dict.fromkeys(allowed))
     rest = ", ..." if len(names) > _LISTED else ""
-    listed = "one of " + ", ".join(map(shown, names[:_LISTED])) + rest
+    listed = f"one of {shown_names(names[:_LISTED])}{rest}"
     suggestion = did_you_mean(value, names) if isinstance(value, str) else None
     return f"{suggestion} {listed}" if suggestion else listed
 
@@ -128,7 +128,7 @@ def _unknown_key(path: KeyPath, value: Any, spans: Spans) -> Finding:
         name = f"{path[-2]}.{key}{_dotted_rest(value)}"
         hint = f"a name with dots must be quoted: {shown(name)}"
     where = f" in {dotted(path[:-1])}" if path[:-1] else ""
-    hint = hint or "one of " + ", ".join(map(shown, known))
+    hint = hint or f"one of {shown_names(known)}"
     return Finding("QR101", f"unknown key {shown(key)}{where}", spans.key(path), hint)
 
 

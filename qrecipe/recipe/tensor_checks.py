@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from qrecipe.errors.findings import Finding
-from qrecipe.errors.text import shown
+from qrecipe.errors.text import shown, shown_names
 from qrecipe.recipe.extends import Composition
 from qrecipe.recipe.layers import SettingPath
 from qrecipe.recipe.schema import QUANTIZED_RANGE, Constructor, TensorSpec, quantized_range
@@ -38,45 +38,29 @@ def tensor_findings(recipe: Composition, name: str, spec: TensorSpec) -> Iterato
         yield _related(recipe, finding, (*path, *problem.cause)) if problem.cause else finding
 
 
-def weight_findings(
-    recipe: Composition, use: KeyPath, name: str, spec: TensorSpec
+def use_findings(
+    recipe: Composition, use: KeyPath, role: str, name: str, spec: TensorSpec
 ) -> Iterator[Finding]:
-    """Why a tensor spec cannot be a weight; ``use`` is the path that names it."""
+    """Why a tensor spec cannot be a weight or an activation; ``use`` is the path that names it."""
+    for key, what, hint in _misuses(role, spec):
+        finding = recipe.about_value("QR109", f"{shown(name)} {what}", use, hint)
+        yield _related(recipe, finding, ("tensor", name, key))
+
+
+def _misuses(role: str, spec: TensorSpec) -> Iterator[tuple[str, str, str]]:
+    """The keys that do not fit a role: what is wrong, and a hint."""
+    if role == "activation":
+        if is_static_integer(spec) and is_per_channel(spec):
+            key = "observer" if spec.qscheme is None else "qscheme"
+            what = "is per channel, which no kernel supports for activations"
+            yield key, what, "use a per-tensor observer and qscheme"
+        return
     if spec.reduce_range and is_static_integer(spec):
-        yield _misuse(
-            recipe,
-            use,
-            f"{shown(name)} has reduce_range, which is for activations only",
-            ("tensor", name, "reduce_range"),
-            "use a tensor without reduce_range",
-        )
+        what = "has reduce_range, which is for activations only"
+        yield "reduce_range", what, "use a tensor without reduce_range"
     if spec.is_dynamic and spec.dtype in ("int8", "uint8"):
-        yield _misuse(
-            recipe,
-            use,
-            f"{shown(name)} is dynamic, which a weight cannot be",
-            ("tensor", name, "is_dynamic"),
-            "only activations have ranges that change at run time",
-        )
-
-
-def activation_findings(
-    recipe: Composition, use: KeyPath, name: str, spec: TensorSpec
-) -> Iterator[Finding]:
-    """Why a tensor spec cannot be an activation; ``use`` is the path that names it."""
-    if is_static_integer(spec) and is_per_channel(spec):
-        yield _misuse(
-            recipe,
-            use,
-            f"{shown(name)} is per channel, which no kernel supports for activations",
-            ("tensor", name, "observer" if spec.qscheme is None else "qscheme"),
-            "use a per-tensor observer and qscheme",
-        )
-
-
-def _misuse(recipe: Composition, use: KeyPath, message: str, cause: KeyPath, hint: str) -> Finding:
-    finding = recipe.about_value("QR109", message, use, hint)
-    return _related(recipe, finding, cause)
+        what = "is dynamic, which a weight cannot be"
+        yield "is_dynamic", what, "only activations have ranges that change at run time"
 
 
 def _related(recipe: Composition, finding: Finding, cause: KeyPath) -> Finding:
@@ -154,7 +138,9 @@ def contradictions(spec: TensorSpec) -> Iterator[Contradiction]:
     elif spec.dtype is not None and spec.is_dynamic:
         yield from _of_dynamic(spec)
     elif spec.dtype is not None:
-        yield from _of_observer(spec)
+        if spec.observer is not None and not _observes(spec):
+            message = f"a placeholder observes nothing, and {spec.dtype} needs a range"
+            yield Contradiction(_OBSERVER, message, "use it for is_dynamic, float16 or float32")
         yield from _of_qscheme(spec)
         yield from _of_range(spec)
         yield from _of_fixed(spec)
@@ -198,12 +184,6 @@ def _of_dynamic(spec: TensorSpec) -> Iterator[Contradiction]:
         message = f'a dynamic tensor takes no "{key}": the kernel would ignore it'
         hint = "remove it, or define a separate tensor for dynamic use"
         yield Contradiction((key,), message, hint, is_surplus=True)
-
-
-def _of_observer(spec: TensorSpec) -> Iterator[Contradiction]:
-    if spec.observer is not None and spec.observer.name == _PLACEHOLDER:
-        message = f"a placeholder observes nothing, and {spec.dtype} needs a range"
-        yield Contradiction(_OBSERVER, message, "use it for is_dynamic, float16 or float32")
 
 
 def _of_qscheme(spec: TensorSpec) -> Iterator[Contradiction]:
@@ -263,7 +243,7 @@ def _of_fake_quant(spec: TensorSpec) -> Iterator[Contradiction]:
     observer = None if spec.observer is None else spec.observer.name
     if wrapped is not None and observer in OBSERVERS and observer not in wrapped:
         message = f'the fake-quant "{name}" cannot wrap the observer "{observer}"'
-        hint = "it wraps " + ", ".join(map(shown, sorted(wrapped)))
+        hint = f"it wraps {shown_names(sorted(wrapped))}"
         yield Contradiction(_FAKE_QUANT, message, hint, cause=("observer",))
     if name in ("fused_moving_average", "learnable"):
         yield from _trained_otherwise(spec, name)

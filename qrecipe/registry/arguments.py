@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from qrecipe.errors.spelling import did_you_mean, nearest
-from qrecipe.errors.text import first_line, one_line, shown
+from qrecipe.errors.text import first_line, one_line, shown, shown_names
 
 Kind = Literal["observer", "fake_quant"]
 TypeTag = Literal["int", "float", "bool", "str", "number_list", "any"]
@@ -33,6 +33,11 @@ SPEC_ARGUMENTS = frozenset(
 )
 """Constructor arguments that come from the tensor spec or the operation, never from the recipe's
 arguments."""
+
+_PROVIDED = {
+    "ch_axis": "the channel axis comes from the operation",
+    "factory_kwargs": "the device comes from the module",
+}
 
 _EXPECTED: dict[TypeTag, str] = {
     "int": "an integer",
@@ -92,22 +97,18 @@ def argument_problems(
     title: str, signature: Signature, arguments: Mapping[str, object]
 ) -> Iterator[ArgumentProblem]:
     """The problems of ``arguments`` for ``signature``; messages call it ``title``."""
+    known, meant = signature.parameters, set[str]()
     for name, value in arguments.items():
-        problem = (
-            _value_problem(title, name, value, signature)
-            if name in signature.parameters
-            else _unknown_problem(title, name, signature)
-        )
-        if problem is not None:
-            yield problem
-    given = {*arguments, *(near for name in arguments for near in _meant(name, signature))}
-    for name in sorted(signature.required - given):
-        yield ArgumentProblem(
-            "QR106",
-            name,
-            f"{title} needs the argument {shown(name)}",
-            f"expected {_expected(signature, name)}",
-        )
+        if name not in known:
+            meant.update(nearest(name, known))  # not to be reported as missing too
+            message = f"{title} has no argument {shown(name)}"
+            yield ArgumentProblem("QR105", name, message, _unknown_hint(name, known))
+        elif not _fits(value, known[name], signature.limits.get(name)):
+            message = f"argument {shown(name)} of {title} cannot be {shown(value)}"
+            yield ArgumentProblem("QR106", name, message, _expected(signature, name))
+    for name in sorted(signature.required - meant - arguments.keys()):
+        message = f"{title} needs the argument {shown(name)}"
+        yield ArgumentProblem("QR106", name, message, _expected(signature, name))
 
 
 def option_problems(
@@ -127,55 +128,24 @@ def option_problems(
         yield ArgumentProblem("QR106", None, f"the options of {title} fail: {said}")
 
 
-def _unknown_problem(title: str, name: str, signature: Signature) -> ArgumentProblem:
+def _unknown_hint(name: str, known: Collection[str]) -> str:
+    if name in _PROVIDED:
+        return _PROVIDED[name]
     if name in SPEC_ARGUMENTS:
-        hint = (
-            "the channel axis comes from the operation"
-            if name == "ch_axis"
-            else "the device comes from the module"
-            if name == "factory_kwargs"
-            else f'write "{name}" as a key of the tensor, next to "observer"'
-        )
-    else:
-        hint = did_you_mean(name, signature.parameters) or _takes(signature)
-    return ArgumentProblem("QR105", name, f"{title} has no argument {shown(name)}", hint)
-
-
-def _meant(name: str, signature: Signature) -> list[str]:
-    """The argument that a misspelled one means; it must not be reported as missing too."""
-    return [] if name in signature.parameters else nearest(name, signature.parameters)
-
-
-def _takes(signature: Signature) -> str:
-    if not signature.parameters:
-        return "it takes no arguments"
-    return "it takes " + ", ".join(map(shown, sorted(signature.parameters)))
-
-
-def _value_problem(
-    title: str, name: str, value: object, signature: Signature
-) -> ArgumentProblem | None:
-    tag = signature.parameters[name]
-    limit = signature.limits.get(name)
-    sound = _has_type(value, tag) and (limit is None or _within(value, limit))
-    if sound:
-        return None
-    return ArgumentProblem(
-        "QR106",
-        name,
-        f"argument {shown(name)} of {title} cannot be {shown(value)}",
-        f"expected {_expected(signature, name)}",
-    )
+        return f'write "{name}" as a key of the tensor, next to "observer"'
+    takes = f"it takes {shown_names(sorted(known))}" if known else "it takes no arguments"
+    return did_you_mean(name, known) or takes
 
 
 def _expected(signature: Signature, name: str) -> str:
     limit = signature.limits.get(name)
     kind = _EXPECTED[signature.parameters[name]]
-    return kind if limit is None else f"{kind} {limit}"
+    return f"expected {kind}" if limit is None else f"expected {kind} {limit}"
 
 
-def _within(value: object, limit: Interval) -> bool:
-    return isinstance(value, (int, float)) and value in limit
+def _fits(value: object, tag: TypeTag, limit: Interval | None) -> bool:
+    is_within = limit is None or (isinstance(value, (int, float)) and value in limit)
+    return is_within and _has_type(value, tag)
 
 
 def _has_type(value: object, tag: TypeTag) -> bool:

@@ -7,14 +7,14 @@ compare everything with the installed torch.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from qrecipe.errors.spelling import did_you_mean
-from qrecipe.errors.text import shown
+from qrecipe.errors.text import shown, shown_names
 from qrecipe.registry import table as registered
 from qrecipe.registry.arguments import (
     KIND_TITLE,
@@ -28,24 +28,7 @@ from qrecipe.registry.arguments import (
     argument_problems,
     option_problems,
 )
-from qrecipe.registry.entry_points import claimed_names, claims
-
-__all__ = [
-    "FAKE_QUANTS",
-    "FUNCTION_FAMILIES",
-    "MODULE_TYPES",
-    "OBSERVERS",
-    "ArgumentProblem",
-    "Kind",
-    "Signature",
-    "canonical_module_type",
-    "check_arguments",
-    "function_family",
-    "is_module_type",
-    "known_names",
-    "signature",
-    "unknown_name",
-]
+from qrecipe.registry.entry_points import claims, every_claim
 
 _OBSERVER = "torch.ao.quantization.observer."
 _FAKE_QUANT = "torch.ao.quantization.fake_quantize."
@@ -123,8 +106,9 @@ def signature(kind: Kind, name: str) -> Signature | None:
 
 def known_names(kind: Kind) -> tuple[str, ...]:
     """The built-in, registered and claimed names of one kind."""
-    installed = sorted({*registered.names(kind), *claimed_names(kind)} - _BUILTIN[kind].keys())
-    return (*_BUILTIN[kind], *installed)
+    claimed = {claim.name for claim in every_claim() if claim.kind == kind}
+    installed = {*registered.names(kind), *claimed} - _BUILTIN[kind].keys()
+    return (*_BUILTIN[kind], *sorted(installed))
 
 
 def check_arguments(
@@ -153,8 +137,9 @@ def unknown_name(kind: Kind, name: str) -> ArgumentProblem:
     if claimed := claims(kind, name):
         hint = f"plan a recipe that uses it, or import {shown(claimed[0].module)}"
         return ArgumentProblem("QR104", None, f"{title} of {claimed[0]} is not loaded", hint)
+    known = known_names(kind)
     hint = (
-        _by_class(kind, name) or did_you_mean(name, known_names(kind)) or _one_of(known_names(kind))
+        _by_class(kind, name) or did_you_mean(name, known) or f"known: {shown_names(sorted(known))}"
     )
     return ArgumentProblem("QR104", None, f"unknown {title}", hint)
 
@@ -175,10 +160,6 @@ def _plain(name: str) -> str:
     """The common form of a class and a recipe name: ``MinMaxObserver`` gives ``minmax``."""
     last = name.rpartition(".")[2].replace("_", "").lower()
     return last.removesuffix("observer") or last
-
-
-def _one_of(names: Collection[str]) -> str:
-    return "known: " + ", ".join(map(shown, sorted(names)))
 
 
 @cache
@@ -203,29 +184,16 @@ def _functions() -> dict[str, frozenset[str]]:
     return {**by_namespace, "": bare}
 
 
-class _LazyNames(Collection[str]):
-    """Names that are read from the data file on first use."""
-
-    def __init__(self, read: Callable[[], Collection[str]]) -> None:
-        self._read = cache(read)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._read()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._read())
-
-    def __len__(self) -> int:
-        return len(self._read())
+def module_types() -> Collection[str]:
+    """The public dotted names of torch's module types."""
+    names: Mapping[str, str] = _torch_names()["module_types"]
+    return names.keys()
 
 
-MODULE_TYPES: Collection[str] = _LazyNames(lambda: _torch_names()["module_types"])
-"""The public dotted names of torch's module types."""
-
-FUNCTION_FAMILIES: Collection[str] = _LazyNames(
-    lambda: {_family(name): None for name in sorted(_functions()[""])}
-)
-"""The families of torch's and Python's functions on tensors."""
+@cache
+def function_families() -> Collection[str]:
+    """The families of torch's and Python's functions on tensors."""
+    return dict.fromkeys(_family(name) for name in sorted(_functions()[""])).keys()
 
 
 PARAMETRIZED = "torch.nn.utils.parametrize.Parametrized"
@@ -237,7 +205,7 @@ _INSIDE_ATTENTION = "torch.nn.modules.linear.NonDynamicallyQuantizableLinear"
 def is_module_type(name: str) -> bool:
     """Whether ``name`` is the public or internal dotted name of a torch module type."""
     return (
-        name in MODULE_TYPES
+        name in module_types()
         or name in _internal_module_types()
         or name.startswith(PARAMETRIZED)
         or name == _INSIDE_ATTENTION

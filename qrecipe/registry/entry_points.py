@@ -50,7 +50,8 @@ def _entry_points(group: str, _: tuple[tuple[str, int], ...]) -> tuple[EntryPoin
     for installed in distributions():
         points = tuple(_read(installed, group))
         if points:
-            found.setdefault(_normalized(points[0].distribution), points)
+            name = re.sub("[-_.]+", "-", points[0].distribution).lower()
+            found.setdefault(name, points)
     every = (point for points in found.values() for point in points)
     return tuple(sorted(every, key=lambda point: (point.distribution, point.name, point.value)))
 
@@ -69,10 +70,6 @@ def _read(installed: Distribution, group: str) -> Iterator[EntryPoint]:
         for point in points:
             if point.group == group:
                 yield EntryPoint(point.name, point.value, name, version)
-
-
-def _normalized(name: str) -> str:
-    return re.sub("[-_.]+", "-", name).lower()
 
 
 ENTRY_POINT_GROUP = "qrecipe.plugins"
@@ -98,11 +95,6 @@ class Claim:
 def claims(kind: Kind, name: str) -> tuple[Claim, ...]:
     """The claims of a name; several contradict each other."""
     return tuple(claim for claim in every_claim() if (claim.kind, claim.name) == (kind, name))
-
-
-def claimed_names(kind: Kind) -> tuple[str, ...]:
-    """The claimed names, sorted."""
-    return tuple(sorted({claim.name for claim in every_claim() if claim.kind == kind}))
 
 
 def every_claim() -> tuple[Claim, ...]:

@@ -11,13 +11,14 @@ A fused group is decided by its first member.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 
 from qrecipe.errors.findings import Finding
-from qrecipe.errors.spelling import nearest
+from qrecipe.errors.spelling import few_suggestions, nearest
 from qrecipe.errors.text import counted
-from qrecipe.recipe.patterns import NamePattern, compile_pattern, literal, selects
+from qrecipe.recipe.patterns import literal
 from qrecipe.recipe.recipe import Rule, WrittenRule
 from qrecipe.registry.builtin import (
     PARAMETRIZED,
@@ -25,6 +26,7 @@ from qrecipe.registry.builtin import (
     function_family,
     is_module_type,
 )
+from qrecipe.rules.matching import RuleIndex
 from qrecipe.rules.structure import Member, ModelStructure, Operation, enclosing
 
 _TIER_RANK = {"module_name": 0, "module_type": 1, "function": 1, "global": 2}
@@ -53,87 +55,16 @@ class Resolution:
     findings: tuple[Finding, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Claim:
-    """A rule that covers an operation, through a module ``distance`` levels above it."""
-
-    rule: Rule
-    distance: int
-    exact: bool
-
-    @property
-    def rank(self) -> tuple[int, int, int]:
-        return (_TIER_RANK[self.rule.tier], self.distance, 0 if self.exact else 1)
-
-
-@dataclass(slots=True)
-class _Matcher:
-    """Matches a rule's key against one model."""
-
-    rule: Rule
-    structure: ModelStructure
-    names_of: Mapping[str, Sequence[str]]
-    pattern: NamePattern | None = field(init=False, default=None)
-    key: str = field(init=False, default="")
-
-    def __post_init__(self) -> None:
-        if self.rule.tier == "module_name":
-            self.pattern = compile_pattern(self.rule.key)
-        elif self.rule.tier == "module_type":
-            self.key = canonical_module_type(self.rule.key)
-        elif self.rule.tier == "function":
-            self.key = function_family(self.rule.key) or self.rule.key
-
-    @property
-    def exact(self) -> bool:
-        return self.pattern is None or self.pattern.is_exact
-
-    def distance(self, member: Member) -> int | None:
-        """How many modules are between the member and what the key matches; None for no match."""
-        if self.rule.tier == "global":
-            return 0
-        if self.rule.tier == "function":
-            return 0 if self.key in member.functions else None
-        if self.rule.tier == "module_type":
-            return self._nearest_scope(member, self._scope_has_type)
-        if self.selects_call(member):
-            return 0
-        return self._nearest_scope(member, self._scope_has_name)
-
-    def selects_call(self, member: Member) -> bool:
-        """Whether the key is a name that selects this particular call."""
-        if self.pattern is None:
-            return False
-        path = member.scopes[0]
-        rest = member.name[len(path) :]
-        return any(selects(self.pattern, name + rest) for name in self.names_of[path])
-
-    def _nearest_scope(self, member: Member, matches: Callable[[str], bool]) -> int | None:
-        first = 0 if member.module is not None else 1
-        scopes = enumerate(member.scopes, start=first)
-        return next((distance for distance, path in scopes if matches(path)), None)
-
-    def _scope_has_type(self, path: str) -> bool:
-        return self.key in self.structure.modules[path]
-
-    def _scope_has_name(self, path: str) -> bool:
-        assert self.pattern is not None
-        return any(self.pattern.matches(name) for name in self.names_of[path] if name)
-
-
 def resolve(structure: ModelStructure, rules: Sequence[Rule]) -> Resolution:
     """Decide every operation of a model; findings are returned, not raised."""
-    names_of: dict[str, list[str]] = {path: [path] for path in structure.modules}
-    for alias, path in structure.aliases.items():
-        names_of[path].append(alias)
     # the result must not depend on the order of keys in a file, not even in messages
     rules = sorted(rules, key=lambda rule: (_TIER_RANK[rule.tier], rule.tier, rule.key, rule.layer))
-    matchers = [_Matcher(rule, structure, names_of) for rule in rules]
+    index = RuleIndex(structure, rules)
     covered: dict[Rule, list[str]] = {rule: [] for rule in rules}
     decisions: dict[str, Decision] = {}
     conflicts: dict[_Conflict, list[str]] = {}
     for operation in structure.operations:
-        decision, found = _decide(operation, matchers)
+        decision, found = _decide(operation, rules, index)
         decisions[operation.name] = decision
         for rule in (decision.rule, *decision.shadowed):
             covered[rule].append(operation.name)
@@ -141,7 +72,7 @@ def resolve(structure: ModelStructure, rules: Sequence[Rule]) -> Resolution:
             conflicts.setdefault(conflict, []).append(operation.name)
     findings = [
         *_conflict_findings(conflicts),
-        *_coverage_findings(structure, rules, covered),
+        *_coverage_findings(structure, rules, covered, index),
     ]
     return Resolution(
         decisions, {rule: tuple(names) for rule, names in covered.items()}, tuple(findings)
@@ -161,46 +92,42 @@ class _Conflict:
     member: str | None
 
 
-def _decide(operation: Operation, matchers: Sequence[_Matcher]) -> tuple[Decision, list[_Conflict]]:
+def _decide(
+    operation: Operation, rules: Sequence[Rule], index: RuleIndex
+) -> tuple[Decision, list[_Conflict]]:
     """The decision, and the rules of equal rank that contradict it."""
     first, *others = operation.members
-    claims = [
-        _Claim(matcher.rule, distance, matcher.exact)
-        for matcher in matchers
-        if (distance := matcher.distance(first)) is not None
-    ]
-    claims.sort(key=lambda claim: claim.rank)
-    peers = [claim.rule for claim in claims if claim.rank == claims[0].rank]
-    top = [rule for rule in peers if not any(rule.layer in peer.overrides for peer in peers)]
+    distances = index.distances(first)
+
+    def rank(at: int) -> tuple[int, int, bool]:
+        return _TIER_RANK[rules[at].tier], distances[at], at in index.globs
+
+    ranked = sorted(sorted(distances), key=rank)
+    _, nearest_ones = next(groupby(ranked, key=rank))
+    peers = [rules[at] for at in nearest_ones]
+    beaten = frozenset[str]().union(*{rule.overrides for rule in peers})
+    top = [rule for rule in peers if rule.layer not in beaten]
     winner = top[0]
-    claimed = {claim.rule for claim in claims}
-    on_members = [
-        matcher.rule
-        for matcher in matchers
-        if matcher.rule not in claimed
-        and any(matcher.distance(member) is not None for member in others)
-    ]
-    shadowed = [*(claim.rule for claim in claims if claim.rule is not winner), *on_members]
-    at = next(claim for claim in claims if claim.rule is winner)
-    names_operation = winner.tier != "global" and at.distance == 0 and at.exact
+    on_members = {at for member in others for at in index.distances(member)} - distances.keys()
+    shadowed = (rules[at] for at in (*ranked, *sorted(on_members)) if rules[at] is not winner)
+    names_operation = winner.tier != "global" and rank(ranked[0])[1:] == (0, False)
     decision = Decision(operation, winner, tuple(shadowed), names_operation)
     equals = [_Conflict(winner, rule, None) for rule in top if rule.qconfig != winner.qconfig]
-    return decision, [*equals, *_member_conflicts(winner, others, matchers)]
+    return decision, [*equals, *_member_conflicts(winner, others, rules, index)]
 
 
 def _member_conflicts(
-    winner: Rule, others: Sequence[Member], matchers: Sequence[_Matcher]
+    winner: Rule, others: Sequence[Member], rules: Sequence[Rule], index: RuleIndex
 ) -> Iterator[_Conflict]:
     """Rules that name a later member of the group and decide it differently.
 
     As elsewhere, the winner beats the rules of recipes that its own one extends.
     """
-    for matcher in matchers:
-        if matcher.rule.layer in winner.overrides:
-            continue
-        named = next((member.name for member in others if matcher.selects_call(member)), None)
-        if named is not None and matcher.rule.qconfig != winner.qconfig:
-            yield _Conflict(winner, matcher.rule, named)
+    named = {at: member.name for member in reversed(others) for at in index.of_call(member)}
+    for at in sorted(named):
+        rule = rules[at]
+        if rule.layer not in winner.overrides and rule.qconfig != winner.qconfig:
+            yield _Conflict(winner, rule, named[at])
 
 
 def _conflict_findings(conflicts: Mapping[_Conflict, list[str]]) -> Iterator[Finding]:
@@ -227,14 +154,18 @@ def _conflict_findings(conflicts: Mapping[_Conflict, list[str]]) -> Iterator[Fin
 
 
 def _coverage_findings(
-    structure: ModelStructure, rules: Sequence[Rule], covered: Mapping[Rule, Sequence[str]]
+    structure: ModelStructure,
+    rules: Sequence[Rule],
+    covered: Mapping[Rule, Sequence[str]],
+    index: RuleIndex,
 ) -> Iterator[Finding]:
-    for rule in rules:
+    unmatched = {}
+    for at, rule in enumerate(rules):
         count = len(covered[rule])
         if rule.expect == count or (count == 0 and rule.optional):
             continue
         if count == 0 and not _may_be_unused(rule):
-            yield _unmatched(structure, rule)
+            unmatched[at] = rule
         elif rule.expect is not None:
             yield Finding(
                 "QR302",
@@ -243,6 +174,13 @@ def _coverage_findings(
                 rule.location,
                 hint=f"write expect = {count} if that is intended",
             )
+    if unmatched:
+        uncalled = index.modules(unmatched)
+        known = _known_names(structure)
+        # suggestions are for those that a report shows
+        with few_suggestions():
+            for at in sorted(unmatched, key=lambda at: unmatched[at].location.place):
+                yield _unmatched(structure, unmatched[at], uncalled[at], known)
 
 
 def _may_be_unused(rule: Rule) -> bool:
@@ -253,8 +191,9 @@ def _may_be_unused(rule: Rule) -> bool:
     return rule.tier == "global"
 
 
-def _unmatched(structure: ModelStructure, rule: Rule) -> Finding:
-    uncalled = _uncalled_modules(structure, rule)
+def _unmatched(
+    structure: ModelStructure, rule: Rule, uncalled: Sequence[str], known: Mapping[str, list[str]]
+) -> Finding:
     outside = [path for path in uncalled if not _is_traced(structure, path)]
     if outside:
         return Finding(
@@ -271,9 +210,8 @@ def _unmatched(structure: ModelStructure, rule: Rule) -> Finding:
             rule.location,
             hint="remove the rule, or mark it optional = true",
         )
-    known = _known_names(structure, rule)
     write = rule_for if rule.tier == "module_name" else quoted
-    candidates = nearest(rule.key, known, count=3)
+    candidates = nearest(rule.key, known[rule.tier], count=3)
     return Finding(
         "QR301",
         f"{describe(rule)} matches nothing in this model",
@@ -289,15 +227,15 @@ def subclass_findings(
 ) -> Iterator[Finding]:
     """Type rules that cover nothing although the model has subclasses of their type (QR209)."""
     sites = {operation.members[0].module for operation in structure.operations}
+    derived: dict[str, list[str]] = {}
+    for path, bases in structure.bases.items():
+        if sites.isdisjoint(enclosing(path)[1:]):  # not inside a site
+            for base in bases:
+                derived.setdefault(base, []).append(path)
     for rule, names in covered.items():
         if names or rule.tier != "module_type":
             continue
-        key = canonical_module_type(rule.key)
-        paths = [
-            path
-            for path, bases in structure.bases.items()
-            if key in bases and sites.isdisjoint(enclosing(path)[1:])  # not inside a site
-        ]
+        paths = derived.get(canonical_module_type(rule.key))
         if paths:
             own = sorted(structure.modules[paths[0]])[0]
             yield Finding(
@@ -320,25 +258,15 @@ def _is_traced(structure: ModelStructure, path: str) -> bool:
     )
 
 
-def _uncalled_modules(structure: ModelStructure, rule: Rule) -> list[str]:
-    if rule.tier == "module_name":
-        pattern = compile_pattern(rule.key)
-        paths = [*structure.modules, *structure.aliases]
-        return [path for path in paths if path and pattern.matches(path)]
-    if rule.tier == "module_type":
-        key = canonical_module_type(rule.key)
-        return [path for path, types in structure.modules.items() if key in types]
-    return []
-
-
-def _known_names(structure: ModelStructure, rule: Rule) -> list[str]:
+def _known_names(structure: ModelStructure) -> dict[str, list[str]]:
+    """What the keys of each tier may name."""
     members = [member for operation in structure.operations for member in operation.members]
-    if rule.tier == "module_type":
-        return sorted({name for types in structure.modules.values() for name in types})
-    if rule.tier == "function":
-        return sorted({name for member in members for name in member.functions})
     names = [*(member.name for member in members), *structure.modules, *structure.aliases]
-    return list(dict.fromkeys(names))
+    return {
+        "module_name": list(dict.fromkeys(names)),
+        "module_type": sorted({name for types in structure.modules.values() for name in types}),
+        "function": sorted({name for member in members for name in member.functions}),
+    }
 
 
 def describe(rule: WrittenRule) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -102,13 +103,14 @@ def report_html(sections: Iterable[Section], heading: str) -> str:
     )
 
 
-class Report(ShortRepr):
+class Report(ShortRepr, ABC):
     """A value that is printed, and shown in a notebook, as a report."""
 
     __slots__ = ()
 
+    @abstractmethod
     def _sections(self) -> Iterable[Section]:
-        raise NotImplementedError
+        """What the report shows, in its order."""
 
     def __str__(self) -> str:
         return report_text(self._sections())

@@ -10,15 +10,29 @@ import subprocess
 import sys
 import zlib
 
+import hostile
 import pytest
 import torch
-from artifacts import header_of, quantized, recipe, refused, stored
+from artifacts import (
+    assert_same_outputs,
+    header_of,
+    pack,
+    parts,
+    quantized,
+    recipe,
+    refused,
+    stored,
+    unpack,
+    with_header,
+    with_recipe,
+)
+from guarded import OF_MODULES, Guarded, assert_unchanged, objects_of, state_of, store_guarded
 from nets import NETS, Mlp
 from places import ROOT
 from torch import nn
 
 import qrecipe
-from qrecipe.artifact.container import CHECKSUM, Entry, read_header, with_header
+from qrecipe.artifact.container import CHECKSUM, Entry
 from qrecipe.errors.findings import ArtifactError
 
 
@@ -36,13 +50,6 @@ def file(good, tmp_path):
     return path
 
 
-def parts(path):
-    """Table of tensors, metadata, and the bytes of the tensors."""
-    content = path.read_bytes()
-    header = read_header(path)
-    return dict(header.tensors), dict(header.metadata), bytearray(content[header.start :])
-
-
 def forge(path, tensors, metadata, content):
     """Write a file as its forger would, with the right checksum."""
     path.write_bytes(with_header(tensors, metadata, bytes(content)))
@@ -56,15 +63,6 @@ def write_header(path, header, content=b""):
 
 def model():
     return NETS["mlp"].model()
-
-
-def unpack(text):
-    return json.loads(zlib.decompress(base64.b64decode(text)))
-
-
-def pack(value):
-    text = value if isinstance(value, str) else json.dumps(value)
-    return base64.b64encode(zlib.compress(text.encode())).decode()
 
 
 def test_the_sound_file_loads(good):
@@ -345,9 +343,11 @@ def put(content, entry, value):
         ("fc1.weight_zero_point", 1000, "outside -128..127 in fc1.weight_zero_point"),
         ("fc1.scale", float("nan"), "not finite in fc1.scale"),
         ("fc1.bias", float("nan"), "not finite in fc1.bias"),
-        ("fc1.zero_point", 2**40, "outside -128..255"),
+        ("fc1.zero_point", 2**40, "outside 0..255"),
+        ("fc1.zero_point", -128, "outside 0..255"),
         ("fc1_1_input_scale_0", float("nan"), "not finite in fc1_1_input_scale_0"),
         ("fc1_1_input_zero_point_0", -500, "outside"),
+        ("fc1_1_input_zero_point_0", -128, "outside 0..255"),
     ],
 )
 def test_scales_and_zero_points_that_cannot_be_are_refused(file, name, value, text):
@@ -529,18 +529,131 @@ def test_a_text_of_the_file_cannot_steer_the_terminal(file):
     assert "\x1b" not in str(caught.value)
 
 
-def test_a_file_that_is_replaced_while_it_is_read_is_refused(file, monkeypatch, tmp_path):
-    from qrecipe.artifact import loading
+@pytest.fixture
+def meddled(monkeypatch):
+    """Calls a function once a file has been checked, before its tensors are read."""
 
+    def meddle(function):
+        from qrecipe.artifact import loading
+
+        checked = loading._structure
+
+        def structure(*args):
+            function()
+            return checked(*args)
+
+        monkeypatch.setattr(loading, "_structure", structure)
+
+    return meddle
+
+
+def test_a_file_that_is_replaced_while_it_is_read_does_not_matter(file, meddled, tmp_path):
     other = stored(tmp_path, "mlp", recipe('[rules.module_name]\nfc1 = "float"'))
-    read_content = loading.read_content
+    expected = qrecipe.load_quantized(file, model())
+    meddled(lambda: os.replace(other, file))
+    loaded = qrecipe.load_quantized(file, model())
+    assert not other.exists()
+    assert_same_outputs(loaded, expected, NETS["mlp"].batches(1)[0])
 
-    def replaced(header, path):
-        os.replace(other, path)
-        return read_content(header, path)
 
-    monkeypatch.setattr(loading, "read_content", replaced)
-    assert "replaced" in refused(file, model(), "QR503")
+def test_bytes_that_change_while_they_are_read_are_refused(file, meddled):
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    meddled(lambda: file.write_bytes(content))
+    assert "checksum differs" in refused(file, model(), "QR504")
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_refused(file, meddled):
+    meddled(lambda: os.truncate(file, file.stat().st_size - 100))
+    assert "checksum differs" in refused(file, model(), "QR504")
+
+
+# --- what a file must not touch
+
+
+def test_attacks_with_sound_checksums_touch_nothing(guarded, tmp_path):
+    good = guarded.read_bytes()
+    found = [hostile.attack_case(random.Random(seed), tmp_path, good) for seed in range(60)]
+    codes = {code for each in found for code in each.codes}
+    assert {"accepted", "QR505", "QR507"} <= codes
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory):
+    path = tmp_path_factory.mktemp("guarded") / "guarded.safetensors"
+    return store_guarded(path)
+
+
+def write_with_fx(path, good, table):
+    """A file whose recipe has that ``[fx]`` table."""
+    tensors, metadata, content = parts(good)
+    text = f"{metadata['recipe']}\n[fx]\n{table}\n"
+    forge(path, tensors, with_recipe(metadata, text), content)
+
+
+OF_THE_MODEL = ("boom", "helper", "forward", "fc1.weight", "nothing", "fc1", "fc2")
+
+
+@pytest.mark.parametrize("name", [*OF_THE_MODEL, *OF_MODULES])
+def test_no_name_in_a_recipe_reaches_into_the_model(name, guarded, tmp_path):
+    path, net = tmp_path / "evil.safetensors", Guarded().eval()
+    write_with_fx(path, guarded, f"preserved_attributes = [{json.dumps(name)}]")
+    before = state_of(net)
+    refused(path, net, "QR507")
+    assert_unchanged(net, before)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        'roots = ["boom"]',
+        'roots = ["_modules"]',
+        'roots = ["fc1"]',
+        'non_traceable_module_name = ["boom"]',
+        'non_traceable_module_class = ["builtins.object"]',
+    ],
+)
+def test_what_plan_refuses_for_a_model_is_refused_in_a_file(table, guarded, tmp_path):
+    path, net = tmp_path / "evil.safetensors", Guarded().eval()
+    write_with_fx(path, guarded, table)
+    if table.startswith("roots"):
+        root = table.split('"')[1]
+        change_architecture(path, lambda found: found["parts"][0].update(path=root))
+    before = state_of(net)
+    text = refused(path, net, "QR507")
+    assert "fx." in text
+    assert_unchanged(net, before)
+
+
+@pytest.mark.parametrize("names", [[], ["class_names", "KINDS", "offset", "notes"]])
+def test_a_loaded_model_has_nothing_of_the_given_one(names, guarded, tmp_path):
+    path, net = tmp_path / "model.safetensors", Guarded().eval()
+    write_with_fx(path, guarded, f"preserved_attributes = {json.dumps(names)}")
+    before = state_of(net)
+    loaded = qrecipe.load_quantized(path, net)
+    assert_unchanged(net, before)
+    assert not objects_of(net).keys() & objects_of(loaded).keys()
+    assert all(getattr(loaded, name, None) is not None for name in names)
+    with torch.no_grad():
+        loaded.gain.fill_(0)
+        loaded.offset.fill_(0)
+    loaded.register_forward_hook(lambda *_: pytest.fail("a hook of the loaded model was run"))
+    net(NETS["mlp"].batches(1)[0])
+    assert_unchanged(net, before)
+
+
+class Selfish(Mlp):
+    def __deepcopy__(self, memo):
+        return self
+
+
+def test_a_model_whose_copy_is_itself_is_not_written_to(file):
+    net = Selfish().train()
+    before = state_of(net)
+    assert "copied" in refused(file, net, "QR507")
+    assert_unchanged(net, before)
+    with pytest.raises(qrecipe.PlanError, match="same modules"):
+        qrecipe.plan(net.eval(), recipe(), NETS["mlp"].batches(1)[0])
 
 
 def test_header_and_metadata_are_read_without_torch():

@@ -14,6 +14,7 @@ from differential import snapshot
 from nets import NETS, UNTRACEABLE
 from plans import net_of
 from runs import silent
+from shares import every
 from torch import nn
 from tuning import FEW, base, cancelling, closeness, full_loss, tuned
 
@@ -178,7 +179,7 @@ def whole_search():
         yield model, batches, evaluate, options, tuned(model, batches, evaluate, **options)
 
 
-@pytest.mark.parametrize("call", [3, 5, 7, 9])
+@pytest.mark.parametrize("call", every(3, [3, 5, 7, 9]))
 def test_an_interrupted_search_goes_on_and_ends_as_if_nothing_had_happened(
     tmp_path, whole_search, call
 ):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from artifacts import assert_same_outputs, quantized, recipe, stored
+from artifacts import assert_same_outputs, parts, quantized, recipe, stored, with_header
 from command_line import run
 from nets import NETS
 from places import ROOT
@@ -142,18 +142,11 @@ def test_help_of_inspect_has_examples():
 
 
 def test_a_name_that_steers_the_terminal_is_shown_as_plain_text(tmp_path):
-    import io
-
-    from qrecipe.artifact.container import read_header, with_header
-
     path = tmp_path / "model.safetensors"
     qrecipe.save_quantized(quantized(NETS["mlp"], recipe()), path)
-    header = read_header(path)
-    content = io.BytesIO(path.read_bytes()[header.start :]).getvalue()
-    tensors = {
-        name.replace("fc1.bias", "fc1\x1b[31m\n.bias"): e for name, e in header.tensors.items()
-    }
-    path.write_bytes(with_header(tensors, header.metadata, content))
+    tensors, metadata, content = parts(path)
+    tensors = {name.replace("fc1.bias", "fc1\x1b[31m\n.bias"): e for name, e in tensors.items()}
+    path.write_bytes(with_header(tensors, metadata, content))
     result = run("inspect", path)
     assert result.exit_code == 0
     assert "\x1b" not in result.stdout

@@ -368,12 +368,12 @@ def test_files_of_one_name_in_two_folders_are_two_modules(folder):
 
 
 @pytest.mark.parametrize("command", ["plan", "compare", "sensitivity", "drift"])
-def test_missing_torch_is_a_usage_error(monkeypatch, command):
-    monkeypatch.setitem(sys.modules, "torch", None)
+def test_missing_torch_is_a_usage_error(command):
+    code = "import sys; sys.modules['torch'] = None; import qrecipe.__main__ as m; m.main()"
     data = () if command == "plan" else ("--data", "model.py:batches")
-    result = run(command, STATIC, "--model", "model.py:factory", *data)
-    assert result.exit_code == 2
-    assert "QR602 this command needs torch" in result.stderr
+    done = python("-c", code, command, STATIC, "--model", "model.py:factory", *data)
+    assert done.returncode == 2
+    assert "QR602 this command needs torch" in done.stderr
 
 
 # quantize

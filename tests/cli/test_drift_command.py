@@ -72,7 +72,7 @@ def test_one_batch_as_it_was_does_not_hide_nine_that_are_brighter(stored, normal
 def test_the_default_thresholds_are_those_of_the_library():
     import inspect
 
-    from qrecipe.cli.commands.drift import drift
+    from qrecipe.cli.drift import drift
     from qrecipe.measure.drift.report import DEFAULT_MAX_CLIPPED, DEFAULT_THRESHOLD
 
     parameters = inspect.signature(drift).parameters

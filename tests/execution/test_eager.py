@@ -238,7 +238,7 @@ def test_a_kernel_that_computes_something_else_is_found(model, tokens, monkeypat
 
 def test_a_module_that_was_not_swapped_is_found(model, tokens, monkeypatch):
     monkeypatch.setattr(
-        "qrecipe.execution.eager.part.quantize_dynamic", lambda model, rules, inplace: model
+        "qrecipe.execution.eager.executor.quantize_dynamic", lambda model, rules, inplace: model
     )
     with pytest.raises(AuditError, match="is planned as dynamic, but became float"):
         qrecipe.quantize(model, DYNAMIC, example_inputs=tokens)

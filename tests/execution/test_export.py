@@ -14,7 +14,7 @@ import qrecipe
 from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.errors.findings import AuditError, UnsupportedError
 from qrecipe.execution.fx import convert as execution
-from qrecipe.execution.fx import parts
+from qrecipe.execution.fx import executor
 
 
 @pytest.mark.parametrize("text", [EXECUTORCH, TENSORRT], ids=["executorch", "tensorrt"])
@@ -165,9 +165,9 @@ def test_a_site_that_is_planned_float_and_has_quantized_weights_is_an_error(monk
 
 def test_the_model_that_is_returned_is_the_one_that_was_audited(monkeypatch):
     seen = []
-    honest = parts.audit_reference
+    honest = executor.audit_reference
     monkeypatch.setattr(
-        parts, "audit_reference", lambda *args: seen.append(args[1]) or honest(*args)
+        executor, "audit_reference", lambda *args: seen.append(args[1]) or honest(*args)
     )
     recipe = qrecipe.parse_recipe(EXECUTORCH)
     converted = qrecipe.quantize(net(), recipe, batches(), progress=silent)

@@ -60,7 +60,7 @@ def same(one, two):
 
 
 EIGHT_BITS = {"arm-static": (), "x86-vnni-static": (pytest.mark.vnni,)}
-WITH_ALL = ("residual", "functional", "attention", "binary", "norms")
+WITH_ALL = ("residual", "attention")
 
 
 def _runs():

@@ -14,6 +14,7 @@ from plain_torch import engine, mapping
 from plans import net_of
 from routed import Routed
 from runs import HEAD, exactly, silent
+from shares import every
 from torch import nn
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
@@ -98,7 +99,7 @@ def as_dict(ranking):
     return {site.name: site.sqnr_db for site in ranking.sites}
 
 
-@pytest.mark.parametrize("name", sorted(NETS))
+@pytest.mark.parametrize("name", every(2, sorted(NETS)))
 def test_exact_is_what_the_loop_over_recipes_gives(name):
     net = NETS[name]
     model, batches = net.model(), net.batches(3)

@@ -10,7 +10,7 @@ from runs import silent
 from torch import nn
 
 import qrecipe
-import qrecipe.execution.eager.part
+import qrecipe.execution.eager.executor
 import qrecipe.execution.fx.convert
 import qrecipe.model.graph_sites
 from qrecipe._torch_fx import ReferenceQuantizedModule
@@ -225,14 +225,14 @@ class Untraceable(Blocks):
 
 
 def test_a_wrong_weight_in_eager_mode_is_an_error(monkeypatch):
-    honest = qrecipe.execution.eager.part.quantize_dynamic
+    honest = qrecipe.execution.eager.executor.quantize_dynamic
 
     def wrong(model, *args, **kwargs):
         linear = model.head[1]
         linear.weight = nn.Parameter(linear.weight.data.roll(1, 0))
         return honest(model, *args, **kwargs)
 
-    monkeypatch.setattr(qrecipe.execution.eager.part, "quantize_dynamic", wrong)
+    monkeypatch.setattr(qrecipe.execution.eager.executor, "quantize_dynamic", wrong)
     with pytest.raises(AuditError, match=r"QR411 .* head\.1 .* something else"):
         qrecipe.quantize(Untraceable().eval(), parsed(DYNAMIC), example_inputs=batches(1)[0])
 

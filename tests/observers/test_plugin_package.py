@@ -82,7 +82,9 @@ def test_the_range_ends_at_the_percentiles_of_all_values():
     values = torch.arange(-100.0, 901.0)[torch.randperm(1001)]
     for batch in values.split(100):
         assert observer(batch) is batch
-    assert (float(observer.min_val), float(observer.max_val)) == (0.0, 800.0)
+    # torch.quantile computes the rank in float32, and not alike in every version
+    limits = (float(observer.min_val), float(observer.max_val))
+    assert limits == pytest.approx((0.0, 800.0), abs=1e-5)
     scale, zero_point = observer.calculate_qparams()
     assert (float(scale), int(zero_point)) == (pytest.approx(800 / 255), 0)
 

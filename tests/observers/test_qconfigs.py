@@ -14,8 +14,8 @@ from torch.ao import quantization as tq
 from torch.ao.quantization import qconfig as torch_qconfigs
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qat_fx
 
-from qrecipe._torch_ao import quiet, warn_if_untested
-from qrecipe.errors.findings import QRecipeWarning, SchemaError
+from qrecipe._torch_ao import quiet
+from qrecipe.errors.findings import SchemaError
 from qrecipe.observers.qconfig import factory, per_tensor, qconfig, torch_dtype
 from qrecipe.recipe.schema import TensorSpec, quantized_range
 
@@ -301,9 +301,3 @@ def test_quiet_holds_back_torchs_notices_only():
             tq.MinMaxObserver(reduce_range=True)
             warnings.warn("mine", UserWarning, stacklevel=1)
     assert [str(warning.message) for warning in caught] == ["mine"]
-
-
-def test_untested_torch_is_warned_about():
-    with pytest.warns(QRecipeWarning, match=r"QR200 torch 2\.15\.0"):
-        warn_if_untested("2.15.0")
-    warn_if_untested("2.13.1+cpu")

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import qrecipe
-from qrecipe.execution.fx import convert
+from qrecipe.execution.fx import convert, repetition
+from qrecipe.planning.backend import backend_config
 
 RECIPE = "builtin:x86-static"
 QAT = qrecipe.parse_recipe(f'format = 1\nphase = "qat"\nextends = "{RECIPE}"\n')
@@ -103,27 +104,27 @@ def test_twice_the_layers_take_at_most_twice_the_calls_of_any_function(step, mak
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("make", [linear_chain, residual_chain])
 @pytest.mark.parametrize("recipe", [RECIPE, QAT])
-def test_observers_are_where_torch_inserts_them_with_all_its_searches(make, recipe, monkeypatch):
+def test_observers_are_where_torch_inserts_them_with_all_its_repetition(make, recipe, monkeypatch):
     model, batches = make(12)
     compiled = qrecipe.compile(model, recipe, batches[0])
     ours = compiled.prepare()
-    monkeypatch.setattr(convert, "_without_searches", lambda model: nullcontext())
+    monkeypatch.setattr(convert, "without_repetition", lambda *_: nullcontext())
     torchs = compiled.prepare()
     assert ours.code == torchs.code
     assert [name for name, _ in ours.named_modules()] == [n for n, _ in torchs.named_modules()]
 
 
-def test_torchs_own_search_for_names_is_back_after_a_failure():
-    names = vars(convert.preparation)
-    former = names["get_new_attr_name_with_prefix"]
-    inside = []
+def test_torchs_own_functions_are_back_after_a_failure():
+    names = repetition.prepare.__globals__
+    former = dict(names)
+    changed = []
 
     def fail():
-        with convert._without_searches(nn.Linear(1, 1)):
-            inside.append(names["get_new_attr_name_with_prefix"])
+        with repetition.without_repetition(nn.Linear(1, 1), backend_config("x86", "ptq")):
+            changed.extend(name for name in names if names[name] is not former[name])
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         fail()
-    assert inside != [former]
-    assert names["get_new_attr_name_with_prefix"] is former
+    assert "get_new_attr_name_with_prefix" in changed
+    assert names == former

@@ -53,7 +53,7 @@ def test_a_depthwise_convolution_that_would_saturate_runs_on_onednn_and_is_right
 def test_without_the_detour_the_kernel_is_wrong(monkeypatch):
     monkeypatch.setattr("qrecipe.planning.backend.detour", lambda *args: None)
     model, batches = depthwise(104), extremes(4, 104, 12, 12)
-    monkeypatch.setattr("qrecipe.execution.fx.parts.audit", lambda *args: None)
+    monkeypatch.setattr("qrecipe.execution.fx.executor.audit", lambda *args: None)
     converted = qrecipe.quantize(model, FULL, batches, progress=silent, target_cpu="vnni")
     assert error_in_steps(model, converted, batches[0]) > 10
 

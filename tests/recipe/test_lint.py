@@ -14,7 +14,7 @@ from recipe_texts import FULL, HEAD, INT8, findings_of, marked
 
 from qrecipe.errors.findings import CODES, QRecipeError, SchemaError
 from qrecipe.recipe.lint import _PROBES
-from qrecipe.recipe.patterns import compile_pattern
+from qrecipe.recipe.patterns import NamePatterns
 from qrecipe.recipe.recipe import load_recipe, parse_recipe
 from qrecipe.recipe.references import builtin_names
 
@@ -102,11 +102,11 @@ def test_a_pattern_that_leaves_something_out_is_not(key):
 @given(st.text("ab*?.[]{},0", min_size=1, max_size=6), st.text("abc019_", min_size=1, max_size=5))
 def test_what_matches_the_probes_matches_any_module_of_the_root(key, name):
     try:
-        pattern = compile_pattern(key)
+        pattern = NamePatterns([key])
     except SchemaError:
         return
-    if all(map(pattern.matches, _PROBES)):
-        assert pattern.matches(name)
+    if all(map(pattern.matching, _PROBES)):
+        assert pattern.matching(name)
 
 
 # shadowed rules

@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qrecipe.errors.findings import SchemaError
-from qrecipe.recipe.patterns import MAX_PATTERN_LENGTH, compile_pattern, literal, selects
+from qrecipe.recipe.patterns import (
+    MAX_PATTERN_LENGTH,
+    NamePatterns,
+    check_pattern,
+    is_exact,
+    literal,
+)
 
 # --- the reference: alternatives written out, then plain backtracking
 
@@ -84,21 +90,41 @@ NAMES = st.builds(
 )
 
 
+def matches(pattern, name):
+    return NamePatterns([pattern]).matching(name) == [0]
+
+
+def selects(pattern, name):
+    return NamePatterns([pattern]).selecting(name) == [0]
+
+
 @given(PATTERNS, st.lists(NAMES, min_size=1, max_size=8))
 @settings(max_examples=400, deadline=None)
 def test_a_pattern_matches_what_the_naive_reference_matches(text, names):
-    pattern = compile_pattern(text)
     for name in names:
-        assert pattern.matches(name) == reference(text, name), name
+        assert matches(text, name) == reference(text, name), name
+
+
+@given(st.lists(PATTERNS, max_size=12), st.lists(NAMES, min_size=1, max_size=8))
+@settings(deadline=None)
+def test_patterns_that_are_matched_together_match_what_each_matches_alone(texts, names):
+    together = NamePatterns(texts)
+    numbered = [f"{name}#{number}" for number, name in enumerate(names)]
+    for name in (*names, *numbered):
+        assert sorted(together.matching(name)) == [
+            index for index, text in enumerate(texts) if matches(text, name)
+        ]
+        assert sorted(together.selecting(name)) == [
+            index for index, text in enumerate(texts) if selects(text, name)
+        ]
 
 
 @given(NAMES)
 def test_a_name_is_a_pattern_that_matches_itself_only(name):
-    pattern = compile_pattern(name)
-    assert pattern.is_exact
-    assert pattern.matches(name)
-    assert not pattern.matches(f"{name}x")
-    assert not pattern.matches(name[1:])
+    assert is_exact(name)
+    assert matches(name, name)
+    assert not matches(name, f"{name}x")
+    assert not matches(name, name[1:])
 
 
 ODD_NAMES = st.text("ab*?[]{},-!^", min_size=1, max_size=12)
@@ -106,21 +132,21 @@ ODD_NAMES = st.text("ab*?[]{},-!^", min_size=1, max_size=12)
 
 @given(ODD_NAMES, st.lists(ODD_NAMES, max_size=8))
 def test_a_name_with_letters_of_patterns_has_an_exact_pattern_that_matches_it_alone(name, others):
-    pattern = compile_pattern(literal(name))
-    assert pattern.is_exact
-    assert pattern.matches(name)
-    assert [other for other in others if pattern.matches(other)] == [
+    pattern = literal(name)
+    assert is_exact(pattern)
+    assert matches(pattern, name)
+    assert [other for other in others if matches(pattern, other)] == [
         other for other in others if other == name
     ]
-    assert selects(compile_pattern(f"{literal(name)}#0"), name)
-    assert not selects(compile_pattern(f"{literal(name)}#0"), f"{name}#1")
+    assert selects(f"{pattern}#0", name)
+    assert not selects(f"{pattern}#0", f"{name}#1")
 
 
 def test_a_class_of_one_plain_letter_or_of_several_is_no_exact_name():
-    assert compile_pattern("conv[[]1[]]").is_exact
-    assert not compile_pattern("conv[1]").is_exact
-    assert not compile_pattern("conv[*?]").is_exact
-    assert not compile_pattern("conv[*]*").is_exact
+    assert is_exact("conv[[]1[]]")
+    assert not is_exact("conv[1]")
+    assert not is_exact("conv[*?]")
+    assert not is_exact("conv[*]*")
 
 
 @pytest.mark.parametrize(
@@ -150,16 +176,14 @@ def test_a_class_of_one_plain_letter_or_of_several_is_no_exact_name():
     ],
 )
 def test_the_dialect_by_example(pattern, matching, other):
-    compiled = compile_pattern(pattern)
-    assert compiled.matches(matching)
-    assert not compiled.matches(other)
+    assert matches(pattern, matching)
+    assert not matches(pattern, other)
 
 
 def test_a_trailing_deep_star_is_dropped_and_leaves_an_exact_name():
-    assert compile_pattern("layer4.**").is_exact
-    assert compile_pattern("layer4.**.**").matches("layer4")
-    assert not compile_pattern("layer4.*").is_exact
-    assert compile_pattern("layer4.**").text == "layer4.**"
+    assert is_exact("layer4.**")
+    assert matches("layer4.**.**", "layer4")
+    assert not is_exact("layer4.*")
 
 
 @pytest.mark.parametrize(
@@ -179,7 +203,7 @@ def test_a_trailing_deep_star_is_dropped_and_leaves_an_exact_name():
     ],
 )
 def test_a_rule_selects_all_calls_or_the_numbered_one(pattern, site, expected):
-    assert selects(compile_pattern(pattern), site) is expected
+    assert selects(pattern, site) is expected
 
 
 @pytest.mark.parametrize(
@@ -213,19 +237,19 @@ def test_a_rule_selects_all_calls_or_the_numbered_one(pattern, site, expected):
 )
 def test_what_is_no_pattern_is_a_finding(pattern, message):
     with pytest.raises(SchemaError, match=message) as caught:
-        compile_pattern(pattern)
+        check_pattern(pattern)
     assert [finding.code for finding in caught.value.findings] == ["QR110"]
 
 
 def test_the_bare_deep_star_names_the_global_rule():
     with pytest.raises(SchemaError, match=r"rules\.global"):
-        compile_pattern("**")
+        check_pattern("**")
 
 
 @given(st.text("ab.*?[]{},:#-!", max_size=30))
 def test_any_text_is_a_pattern_or_a_finding(text):
     with contextlib.suppress(SchemaError):
-        assert compile_pattern(text).matches("a.b:add#1") in (True, False)
+        assert NamePatterns([text]).matching("a.b:add#1") in ([], [0])
 
 
 @pytest.mark.parametrize("unit", ["*a", "**.", "?*", "a**b**", "{a,b}*", "[\x01-\U0010ffff]*"])
@@ -233,5 +257,5 @@ def test_a_hostile_pattern_takes_no_more_than_linear_time(unit):
     pattern = unit * ((MAX_PATTERN_LENGTH - 1) // len(unit)) + "x"
     started = time.process_time()
     for name in ("a" * 2_000, "a." * 1_000 + "b", "ab" * 1_000):
-        assert not compile_pattern(pattern).matches(name)
+        assert not matches(pattern, name)
     assert time.process_time() - started < 5

@@ -17,19 +17,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from places import ROOT
 
+from qrecipe._torch_versions import TESTED_TORCH
 from qrecipe.observers.registration import own_parameters
 from qrecipe.registry.arguments import SPEC_ARGUMENTS
 from qrecipe.registry.builtin import (
     FAKE_QUANTS,
-    FUNCTION_FAMILIES,
-    MODULE_TYPES,
     OBSERVERS,
     canonical_module_type,
     check_arguments,
+    function_families,
     function_family,
     is_module_type,
+    module_types,
 )
 
+COMMITTED = json.loads(
+    (ROOT / "qrecipe" / "registry" / "torch_names.json").read_text(encoding="utf-8")
+)
+VERSION = ".".join(torch.__version__.split(".")[:2])
 SIGNATURES = {**OBSERVERS, **{f"{name} ": found for name, found in FAKE_QUANTS.items()}}
 
 # Deprecated, of no use in a recipe, or what the tensor spec and the operation decide.
@@ -56,16 +61,32 @@ def test_spec_arguments_are_arguments_of_torchs_observers():
 
 def test_committed_names_are_those_of_the_installed_torch():
     tool = runpy.run_path(str(ROOT / "tools" / "torch_names.py"))
-    committed = json.loads(
-        (ROOT / "qrecipe" / "registry" / "torch_names.json").read_text(encoding="utf-8")
-    )
-    assert tool["torch_names"]() == committed
+    assert tool["merged"](COMMITTED, VERSION, tool["torch_names"]()) == COMMITTED
+
+
+def test_committed_names_are_of_the_tested_versions_and_none_is_lacking_everywhere():
+    assert set(COMMITTED["lacking"]) == set(TESTED_TORCH)
+    assert not set.intersection(*map(set, COMMITTED["lacking"].values()))
+
+
+def test_names_of_one_more_torch_are_entered_and_the_others_lack_what_is_new():
+    tool = runpy.run_path(str(ROOT / "tools" / "torch_names.py"))
+    first = {"module_types": {"torch.nn.A": "a.A"}, "functions": {"torch": ["f"]}, "families": {}}
+    second = {"module_types": {}, "functions": {"torch": ["f", "g"]}, "families": {"g": "f"}}
+    table = tool["merged"]({**first, "lacking": {}}, "2.1", first)
+    table = tool["merged"](table, "2.2", second)
+    assert table == {
+        "module_types": first["module_types"],
+        "functions": second["functions"],
+        "families": second["families"],
+        "lacking": {"2.1": ["torch.g"], "2.2": ["torch.nn.A"]},
+    }
 
 
 def test_signatures_are_read_without_torch():
     code = (
-        "import sys; from qrecipe.registry.builtin import function_family, MODULE_TYPES;"
-        "assert function_family('torch.add') == 'add' and 'torch.nn.Conv2d' in MODULE_TYPES;"
+        "import sys; from qrecipe.registry.builtin import function_family, module_types;"
+        "assert function_family('torch.add') == 'add' and 'torch.nn.Conv2d' in module_types();"
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
@@ -141,8 +162,8 @@ def test_spellings_of_a_function_share_its_family(spelling, family):
 
 
 def test_every_family_is_its_own_family():
-    assert {name: function_family(name) for name in FUNCTION_FAMILIES} == {
-        name: name for name in FUNCTION_FAMILIES
+    assert {name: function_family(name) for name in function_families()} == {
+        name: name for name in function_families()
     }
 
 
@@ -160,6 +181,5 @@ def test_module_types_are_known_by_public_and_internal_name():
     assert canonical_module_type("torch.nn.Conv2d") == "torch.nn.modules.conv.Conv2d"
     assert canonical_module_type("mypkg.Attention") == "mypkg.Attention"
     assert not is_module_type("torch.nn.Conv9d")
-    assert all(
-        torch_class(canonical_module_type(name)) is torch_class(name) for name in MODULE_TYPES
-    )
+    installed = set(module_types()) - set(COMMITTED["lacking"][VERSION])
+    assert all(torch_class(canonical_module_type(name)) is torch_class(name) for name in installed)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import zlib
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from nets import NETS
 from runs import HEAD, silent, tensors_of
 
 import qrecipe
+from qrecipe.artifact.container import opened, write_tensors
 from qrecipe.errors.findings import ArtifactError
 from qrecipe.model.call import Inputs
 
@@ -96,6 +100,39 @@ def assert_same_outputs(one, other, batch):
     pairs = list(zip(outputs(one, batch), outputs(other, batch), strict=True))
     assert pairs
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def parts(path):
+    """Table of tensors, metadata, and the bytes of the tensors."""
+    with opened(path) as file:
+        header = file.header
+    return dict(header.tensors), dict(header.metadata), bytearray(path.read_bytes()[header.start :])
+
+
+def with_header(tensors, metadata, content):
+    """A file as its forger would write it, with the right checksum."""
+    stream = io.BytesIO()
+    write_tensors(
+        stream, tensors, metadata, lambda name: content[slice(*tensors[name].data_offsets)]
+    )
+    return stream.getvalue()
+
+
+def pack(value):
+    """A text, or a value as JSON, as the metadata have it."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return base64.b64encode(zlib.compress(text.encode(), 1)).decode()
+
+
+def unpack(text):
+    return json.loads(zlib.decompress(base64.b64decode(text)))
+
+
+def with_recipe(metadata, text):
+    """The metadata with another recipe, and with its fingerprint wherever that is."""
+    former, own = metadata["fingerprint"], qrecipe.parse_recipe(text).fingerprint
+    plan = json.loads(json.dumps(unpack(metadata["plan"])).replace(former, own))
+    return {**metadata, "recipe": text, "fingerprint": own, "plan": pack(plan)}
 
 
 def header_of(path):

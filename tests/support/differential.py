@@ -10,7 +10,7 @@ import gc
 import hashlib
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,21 +69,18 @@ def execute(model: nn.Module, batches: list[Any], recipe: qrecipe.Recipe) -> Run
 
 
 def forget_models() -> None:
-    """Free what earlier runs left: torch keeps what it converts, and graphs are cycles."""
+    """Free large models of earlier runs: torch keeps what it converts, and graphs are cycles."""
     assert_and_get_unique_device.cache_clear()
     gc.collect()
 
 
-def half_float(
-    model: nn.Module, base: str, example: Any, seed: int, own: str = ""
-) -> qrecipe.Recipe:
-    """``base`` with a random half of the sites left float, each by its exact name.
+def half_float(names: Collection[str], base: str, seed: int, own: str = "") -> qrecipe.Recipe:
+    """``base`` with a random half of the named sites left float, each by its exact name.
 
     ``own`` is what the recipe sets besides.
     """
     head = f'format = 1\nextends = "{base}"\n{own}'
-    names = [site.name for site in qrecipe.plan(model, qrecipe.parse_recipe(head), example).sites]
-    chosen = random.Random(seed).sample(names, len(names) // 2)
+    chosen = random.Random(seed).sample(list(names), len(names) // 2)
     rules = "".join(f'"{exactly(name)}" = "float"\n' for name in chosen)
     return qrecipe.parse_recipe(f"{head}[rules.module_name]\n{rules}")
 

@@ -6,6 +6,7 @@ The quick suite (`test_hostile.py`) draws some of it, `tools/fuzz.py` as much as
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import re
@@ -17,14 +18,16 @@ from pathlib import Path
 from random import Random
 from typing import Any, NoReturn
 
+from artifacts import pack, with_header, with_recipe
 from giants import GIANTS
+from guarded import OF_MODULES, Guarded, assert_unchanged, objects_of, state_of
 from places import ROOT
 
 import qrecipe
-from qrecipe.artifact.container import Entry, Header, header_of, with_header
+from qrecipe.artifact.container import Entry, Header, read_header
 from qrecipe.authoring.lock.file import read_lock
 from qrecipe.errors.findings import QRecipeError
-from qrecipe.recipe.patterns import compile_pattern, selects
+from qrecipe.recipe.patterns import NamePatterns, is_exact
 
 RECIPES = ROOT / "recipes"
 SEEDS = tuple(path.read_text(encoding="utf-8") for path in sorted(RECIPES.glob("*.toml")))
@@ -374,12 +377,12 @@ def pattern_case(random: Random, folder: Path) -> Outcome:
     names = [site_name(random) for _ in range(50)]
 
     def match() -> None:
-        compiled = compile_pattern(written)
-        verdicts = [selects(compiled, name) for name in names]
-        assert verdicts == [selects(compiled, name) for name in names], "a pattern that remembers"
-        if compiled.is_exact and not written.endswith(".**") and "#" not in written:
+        patterns = NamePatterns([written])
+        verdicts = list(map(patterns.selecting, names))
+        assert verdicts == list(map(patterns.selecting, names)), "a pattern that remembers"
+        if is_exact(written) and not written.endswith(".**") and "#" not in written:
             name = re.sub(r"\[(.)\]", r"\1", written)  # one letter in brackets is that letter
-            assert compiled.matches(name), "an exact name does not match itself"
+            assert patterns.matching(name), "an exact name does not match itself"
 
     return outcome(1, match)
 
@@ -434,7 +437,7 @@ def _damaged(random: Random, good: bytes) -> bytes:
 
 def _forged(random: Random, good: bytes) -> bytes:
     """A file with other contents and the right checksum."""
-    header = header_of(good, "good")
+    header = read_header(io.BytesIO(good), len(good), "good")
     tensors, metadata = dict(header.tensors), dict(header.metadata)
     content = bytearray(good[header.start :])
     for _ in range(random.choice((1, 1, 2, 5))):
@@ -480,7 +483,7 @@ def _forge_json(random: Random, metadata: dict[str, str], key: str) -> None:
     written = json.dumps(value)
     if random.random() < 0.05:
         written = random.choice(("[" * 5_000, "[" * 50 + "]" * 50, "1" * 5_000, "NaN", "{}", "[]"))
-    metadata[key] = _packed(written) if key in _PACKED else written
+    metadata[key] = pack(written) if key in _PACKED else written
 
 
 ODD_JSON: tuple[Any, ...] = (
@@ -576,16 +579,80 @@ def _forge_content(
     content[start:stop] = (odd * (1 + (stop - start) // 8))[: stop - start]
 
 
+# --- artifacts that are sound but for what they say
+
+_FX_KEYS = (
+    *("preserved_attributes",) * 3,
+    *("roots", "non_traceable_module_name", "non_traceable_module_class"),
+)
+_ODD_NAMES = (
+    *OF_MODULES,
+    *("boom", "helper", "notes", "class_names", "KINDS", "offset", "gain", "spare", "fc1", "fc2"),
+    *("fc1.weight", "fc1._parameters", "__main__", "torch.nn.Linear", "guarded.Guarded", ""),
+)
+
+
+def attack_case(random: Random, folder: Path, good: bytes) -> Outcome:
+    """A file of the model `Guarded` that wants to reach into the model that it is loaded for.
+
+    Its checksum and fingerprints are right; its recipe, plan and tables are not those of the model.
+    """
+    header = read_header(io.BytesIO(good), len(good), "good")
+    metadata = dict(header.metadata)
+    for _ in range(random.choice((1, 1, 2, 3))):
+        random.choice((_attack_recipe, _attack_recipe, _attack_table))(random, metadata)
+    path = folder / "attack.safetensors"
+    path.write_bytes(with_header(header.tensors, metadata, good[header.start :]))
+    model = Guarded().train(random.random() < 0.5)
+    before = state_of(model)
+
+    def load() -> None:
+        loaded = qrecipe.load_quantized(path, model)
+        shared = objects_of(model).keys() & objects_of(loaded).keys()
+        assert not shared, "the loaded model has something of the given one"
+
+    found = outcome(1, load)
+    assert_unchanged(model, before)
+    return found
+
+
+def _attack_recipe(random: Random, metadata: dict[str, str]) -> None:
+    names = random.choices(_ODD_NAMES, k=random.choice((1, 1, 2, 5)))
+    lines = metadata["recipe"].split("\n")
+    if random.random() < 0.7:
+        lines += ["[fx]", f"{random.choice(_FX_KEYS)} = {json.dumps(names)}"]
+    else:
+        random.choice(MUTATIONS)(random, lines)
+    try:
+        metadata.update(with_recipe(metadata, "\n".join(lines)))
+    except (QRecipeError, UnicodeError, ValueError):
+        return  # `artifact_case` has the recipes that are none
+
+
+def _attack_table(random: Random, metadata: dict[str, str]) -> None:
+    """One place in the plan, in the record of the model, or in another table."""
+    key = random.choice(("plan", "plan", "architecture", "aliases", "layouts", "versions"))
+    written = _unpacked(metadata[key]) if key in _PACKED else metadata[key]
+    value = _renamed(random, json.loads(written)) or _mutated(random, json.loads(written))
+    metadata[key] = pack(value) if key in _PACKED else json.dumps(value)
+
+
+def _renamed(random: Random, value: Any) -> Any:
+    """The value with one of its texts replaced by a name of modules; None if it has no text."""
+    changed = list(_each_changed(value, random.choice(_ODD_NAMES)))
+    return random.choice(changed) if changed and random.random() < 0.7 else None
+
+
 def with_text_everywhere(good: bytes, written: str) -> Iterator[bytes]:
     """The file with that text in the place of one text of its metadata, for each of them."""
-    header = header_of(good, "good")
+    header = read_header(io.BytesIO(good), len(good), "good")
     content = good[header.start :]
     for key, value in header.metadata.items():
         yield with_header(header.tensors, {**header.metadata, key: written}, content)
         if key not in _PACKED:
             continue
         for changed in _each_changed(json.loads(_unpacked(value)), written):
-            metadata = {**header.metadata, key: _packed(json.dumps(changed))}
+            metadata = {**header.metadata, key: pack(json.dumps(changed))}
             yield with_header(header.tensors, metadata, content)
 
 
@@ -604,7 +671,7 @@ def _each_changed(value: Any, written: str) -> Iterator[Any]:
 
 def artifact_bombs(good: bytes) -> Iterator[bytes]:
     """Files whose metadata unpack to much more than they are."""
-    header = header_of(good, "good")
+    header = read_header(io.BytesIO(good), len(good), "good")
     content = good[header.start :]
     for bomb in (
         " " * 2**26,
@@ -614,11 +681,7 @@ def artifact_bombs(good: bytes) -> Iterator[bytes]:
         "{" + ",".join(f'"k{index:x}":1' for index in range(2**18)) + "}",
     ):
         for key in _PACKED:
-            yield with_header(header.tensors, {**header.metadata, key: _packed(bomb)}, content)
-
-
-def _packed(written: str) -> str:
-    return base64.b64encode(zlib.compress(written.encode(), 1)).decode()
+            yield with_header(header.tensors, {**header.metadata, key: pack(bomb)}, content)
 
 
 def _unpacked(packed: str) -> str:

@@ -29,6 +29,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from functools import cache
+from importlib.util import cache_from_source
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,8 @@ class Session:
         path = self.folder / title
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
+        if path.suffix == ".py":  # bytecode of a former text, perhaps of the same size and second
+            Path(cache_from_source(str(path))).unlink(missing_ok=True)
         self._forget_modules()  # a module that was imported from the former text
         sys.modules.pop(path.stem, None)  # and one of that name that is another test's
 

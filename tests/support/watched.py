@@ -79,8 +79,14 @@ def _may(event: str, arguments: tuple[Any, ...], allowed: list[str]) -> bool:
     if event == "open":
         path, mode, flags = arguments
         writes = bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)) or (mode and "r" not in mode)
-        return not writes and _is_inside(path, allowed)
+        return not writes and (_is_step(path, mode, flags) or _is_inside(path, allowed))
     return event in _LOOKS and _is_inside(arguments[0], allowed)
+
+
+def _is_step(path: object, mode: str | None, flags: int) -> bool:
+    """Whether it is a plain name in a folder that is open already, and no link is followed."""
+    is_name = isinstance(path, str) and path not in (".", "..") and os.sep not in path
+    return is_name and mode is None and bool(flags & os.O_NOFOLLOW)
 
 
 def _is_inside(path: object, allowed: list[str]) -> bool:

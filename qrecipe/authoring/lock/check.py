@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from qrecipe.authoring.lock.file import Lock, LockedIngredient, make_lock, read_lock
+from qrecipe.authoring.lock.file import (
+    WHOLE,
+    Lock,
+    make_lock,
+    read_lock,
+)
 from qrecipe.authoring.lock.outcomes import SiteOutcome
 from qrecipe.errors.findings import Finding, PlanError
 from qrecipe.errors.text import one_line, shown
@@ -28,12 +33,7 @@ class Change:
 
     def to_json(self) -> dict[str, str | None]:
         """The change as plain JSON values, with stable keys."""
-        return {
-            "subject": self.subject,
-            "part": self.part,
-            "before": self.before,
-            "after": self.after,
-        }
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +49,17 @@ class Comparison:
 
 def compare(before: Lock, after: Lock) -> Comparison:
     """The changes from one lock to the other."""
-    causes = (
-        *_ingredient_changes(before, after),
-        *_version_changes(before, after),
-        *rule_changes(before, after),
+    return Comparison(
+        changes=(
+            *_changes(_classes(before), _classes(after)),
+            *outcome_changes(before, after),
+        ),
+        causes=(
+            *_ingredient_changes(before, after),
+            *_changes(_versions(before), _versions(after)),
+            *_changes(_deciders(before), _deciders(after)),
+        ),
     )
-    changes = (*_class_changes(before, after), *outcome_changes(before, after))
-    return Comparison(changes, causes)
 
 
 def check_lock(plan: Plan, path: Path) -> Comparison:
@@ -90,83 +94,69 @@ def _finding(found: Comparison, path: Path) -> Finding:
     )
 
 
+Parts = Mapping[str, "str | None"]
+
+
+def _changes(before: Mapping[str, Parts], after: Mapping[str, Parts]) -> Iterator[Change]:
+    """The parts that differ, of the subjects that both have."""
+    for subject, old in before.items():
+        new = after.get(subject, old)
+        for part in {**old, **new}:
+            if old.get(part) != new.get(part):
+                yield Change(subject, part, old.get(part), new.get(part))
+
+
 def _ingredient_changes(before: Lock, after: Lock) -> Iterator[Change]:
-    old, new = (
-        {each.name: each for each in (lock.recipe, *lock.bases)} for lock in (before, after)
-    )
+    old, new = _ingredients(before), _ingredients(after)
     for name in {**old, **new}:
-        was, now = _contents(old.get(name)), _contents(new.get(name))
-        if was is None or now is None:
-            yield Change(f"recipe {name}", "", *(_presence(each) for each in (was, now)))
-            continue
-        for part in was:
-            if was[part] != now[part]:
-                yield Change(f"recipe {name}", part, was[part], now[part])
+        if name in old and name in new:
+            yield from _changes({name: old[name]}, {name: new[name]})
+        else:
+            yield Change(name, "", *("extended" if name in names else None for names in (old, new)))
 
 
-def _contents(ingredient: LockedIngredient | None) -> dict[str, str | None] | None:
-    if ingredient is None:
-        return None
-    values = ingredient.model_dump(exclude={"name"})
-    return {**values, "fingerprint": ingredient.fingerprint[:12]}
+def _ingredients(lock: Lock) -> dict[str, Parts]:
+    return {
+        f"recipe {each.name}": {
+            **each.model_dump(exclude={"name"}),
+            "fingerprint": each.fingerprint[:12],
+        }
+        for each in (lock.recipe, *lock.bases)
+    }
 
 
-def _presence(contents: Mapping[str, str | None] | None) -> str | None:
-    return None if contents is None else "extended"
+def _versions(lock: Lock) -> dict[str, Parts]:
+    plugins = {
+        f"plugin {name}": {"": f"{plugin.distribution} {plugin.version}"}
+        for name, plugin in lock.plugins.items()
+    }
+    own = {"torch": {"": lock.torch}, "qrecipe": {"": lock.qrecipe}}
+    return {**own, "the model": {"structure": lock.structure[:12]}, **plugins}
 
 
-def _version_changes(before: Lock, after: Lock) -> Iterator[Change]:
-    for name in ("torch", "qrecipe"):
-        old, new = getattr(before, name), getattr(after, name)
-        if old != new:
-            yield Change(name, "", old, new)
-    if before.structure != after.structure:
-        yield Change("the model", "structure", before.structure[:12], after.structure[:12])
-    for name in sorted(before.plugins.keys() & after.plugins.keys()):
-        was, now = before.plugins[name], after.plugins[name]
-        versions = [f"{each.distribution} {each.version}" for each in (was, now)]
-        if versions[0] != versions[1]:
-            yield Change(f"plugin {name}", "", *versions)
-
-
-def _class_changes(before: Lock, after: Lock) -> Iterator[Change]:
+def _classes(lock: Lock) -> dict[str, Parts]:
     """Another class of the same name computes something else, although the specs look the same."""
-    for name in sorted(before.plugins.keys() & after.plugins.keys()):
-        was, now = before.plugins[name].class_, after.plugins[name].class_
-        if was != now:
-            yield Change(f"plugin {name}", "class", was, now)
+    return {f"plugin {name}": {"class": plugin.class_} for name, plugin in lock.plugins.items()}
+
+
+def _deciders(lock: Lock) -> dict[str, Parts]:
+    return {name: {"decided by": outcome.by} for name, outcome in lock.sites.items()}
 
 
 def outcome_changes(before: Lock, after: Lock) -> Iterator[Change]:
     """The changed outcomes: of the plan, then by site in the order of ``before``, then new ones."""
-    for part in ("backend", "phase", "executor", "boundaries"):
-        old, new = str(getattr(before, part)), str(getattr(after, part))
-        if old != new:
-            yield Change("the plan", part, old, new)
+    old, new = ({part: str(getattr(lock, part)) for part in WHOLE} for lock in (before, after))
+    yield from _changes({"the plan": old}, {"the plan": new})
     for name in {**before.sites, **after.sites}:
-        if name not in after.sites:
-            yield Change(name, "site", _short(before.sites[name]), None)
-        elif name not in before.sites:
-            yield Change(name, "site", None, _short(after.sites[name]))
-        else:
-            yield from _part_changes(name, before.sites[name], after.sites[name])
+        was, now = before.sites.get(name), after.sites.get(name)
+        if was is None or now is None:
+            yield Change(name, "site", _short(was), _short(now))
+            continue
+        # what a float site lacks is said by the verdict
+        shown = {"op", "verdict"} if was.is_float or now.is_float else None
+        parts = (each.model_dump(include=shown, exclude={"by"}) for each in (was, now))
+        yield from _changes(*({name: each} for each in parts))
 
 
-def rule_changes(before: Lock, after: Lock) -> Iterator[Change]:
-    """The sites that are now decided by another rule."""
-    for name, was in before.sites.items():
-        now = after.sites.get(name)
-        if now is not None and was.by != now.by:
-            yield Change(name, "decided by", was.by, now.by)
-
-
-def _part_changes(name: str, before: SiteOutcome, after: SiteOutcome) -> Iterator[Change]:
-    old, new = before.parts(), after.parts()
-    either_is_float = before.is_float or after.is_float  # then the verdict says it all
-    for part in ("op", "verdict") if either_is_float else {**old, **new}:
-        if old.get(part) != new.get(part):
-            yield Change(name, part, old.get(part), new.get(part))
-
-
-def _short(outcome: SiteOutcome) -> str:
-    return f"{outcome.op}, {outcome.verdict}"
+def _short(outcome: SiteOutcome | None) -> str | None:
+    return None if outcome is None else f"{outcome.op}, {outcome.verdict}"

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 import tomli
 import torch
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from qrecipe._version import __version__
 from qrecipe.authoring.lock.outcomes import SiteOutcome, site_outcome
@@ -28,7 +28,7 @@ from qrecipe.files import write_atomically
 from qrecipe.planning.plan import Plan
 from qrecipe.recipe.recipe import Ingredient
 from qrecipe.recipe.references import is_reference
-from qrecipe.recipe.schema import Table, TensorSpec
+from qrecipe.recipe.schema import Table
 from qrecipe.recipe.toml.positions import MAX_DEPTH
 from qrecipe.recipe.toml.size_limits import item_count, longest_key, outline
 from qrecipe.recipe.toml.writer import LOCK_SUFFIX, toml_key, toml_value
@@ -44,7 +44,9 @@ MAX_BYTES = 2**22
 MAX_ITEMS = 60_000
 """The most keys and array elements of a lock file: some 8,000 sites."""
 
-_WHOLE = ("backend", "phase", "executor", "boundaries")
+WHOLE = ("backend", "phase", "executor", "boundaries")
+"""What a plan comes to as a whole."""
+
 _HEAD = """\
 # Written by `qrecipe lock` and checked by `qrecipe plan --check`. Commit it, and review its
 # changes. To accept a changed plan, run `qrecipe lock` again.
@@ -68,10 +70,6 @@ class LockedPlugin(Table):
     version: str | None = None
 
 
-def _tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
 class Lock(Table):
     """The contents of a lock file: what a plan comes to, and what from.
 
@@ -83,7 +81,7 @@ class Lock(Table):
     qrecipe: str
     torch: str
     recipe: LockedIngredient
-    bases: Annotated[tuple[LockedIngredient, ...], BeforeValidator(_tuple)] = ()
+    bases: Annotated[tuple[LockedIngredient, ...], Field(strict=False)] = ()
     plugins: dict[str, LockedPlugin] = Field(default_factory=dict)
     structure: str
     backend: str
@@ -111,7 +109,7 @@ def make_lock(plan: Plan, path: Path) -> Lock:
         bases=tuple(bases),
         plugins=dict(sorted(_plugins(plan))),
         structure=structure_fingerprint(plan.structure),
-        **{name: getattr(plan, name) for name in _WHOLE},
+        **{name: getattr(plan, name) for name in WHOLE},
         sites={site.name: site_outcome(site, plan.phase) for site in plan},
     )
 
@@ -135,7 +133,7 @@ def lock_text(lock: Lock) -> str:
     lines = [
         *(f"{key} = {toml_value(values[key])}" for key in ("lock", "qrecipe", "torch", "recipe")),
         *(["bases = [", *bases, "]"] if bases else []),
-        *(f"{key} = {toml_value(values[key])}" for key in ("structure", *_WHOLE)),
+        *(f"{key} = {toml_value(values[key])}" for key in ("structure", *WHOLE)),
     ]
     for name in ("plugins", "sites"):
         rows = [f"{toml_key(key)} = {toml_value(value)}" for key, value in values[name].items()]
@@ -234,29 +232,18 @@ def _plugins(plan: Plan) -> Iterator[tuple[str, LockedPlugin]]:
     specs = {spec for each in qconfigs for spec in (each.weight, each.activation) if spec}
     kinds: tuple[Kind, ...] = ("observer", "fake_quant") if plan.phase == "qat" else ("observer",)
     for kind in kinds:
-        for name in {_name(kind, spec) for spec in specs} - {None}:
-            registration = registered.find(kind, str(name))
+        constructors = (getattr(spec, kind) for spec in specs)
+        for name in {each.name for each in constructors if each is not None}:
+            registration = registered.find(kind, name)
             if registration is not None:
-                yield f"{kind} {name}", _locked_plugin(registration)
+                values = {"class": registration.signature.target, **_distribution(registration)}
+                yield f"{kind} {name}", LockedPlugin.model_validate(values)
 
 
-def _name(kind: Kind, spec: TensorSpec) -> str | None:
-    constructor = getattr(spec, kind)
-    return None if constructor is None else constructor.name
-
-
-def _locked_plugin(registration: registered.Registration) -> LockedPlugin:
-    values: dict[str, Any] = {"class": registration.signature.target}
-    distribution = _distribution(registration)
-    if distribution is not None:
-        values |= dict(zip(("distribution", "version"), distribution, strict=True))
-    return LockedPlugin.model_validate(values)
-
-
-def _distribution(registration: registered.Registration) -> tuple[str, str] | None:
+def _distribution(registration: registered.Registration) -> dict[str, str]:
     """The distribution that claims the name or else contains the class, and its version."""
     for claim in claims(registration.kind, registration.name):
-        return claim.distribution, claim.version
+        return {"distribution": claim.distribution, "version": claim.version}
     package = registration.cls.__module__.partition(".")[0]
     owners = packages_distributions().get(package, ())
-    return (owners[0], version(owners[0])) if owners else None
+    return {"distribution": owners[0], "version": version(owners[0])} if owners else {}

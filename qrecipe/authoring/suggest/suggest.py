@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
@@ -69,44 +69,40 @@ def suggestion(model: nn.Module, example_inputs: Any, num_batches: int | None = 
     """The TOML text of the recipe that `suggest` returns. Raises as `suggest`."""
     inputs = Inputs.from_batch(example_inputs)
     if isinstance(model, nn.Module) and (quantized := quantized_part(model)) is not None:
-        raise _quantized_already(quantized)
-    subject = replace(_subject(model, inputs), num_batches=num_batches)
-    return _first_possible(subject, _schemes(subject))
+        hint = "suggest a recipe for the float model that it was made from"
+        raise UnsupportedError(Finding("QR335", f"this model {quantized}", hint=hint))
+    subject = _subject(model, inputs, num_batches)
+    for scheme in _schemes(subject):
+        with suppress(UnsupportedError):
+            if (text := _settled(subject, scheme)) is not None:
+                return text
+    hint = "`qrecipe plan builtin:x86-static` shows why each operation stays float"
+    message = "nothing in this model has a quantized kernel"
+    raise UnsupportedError(Finding("QR335", message, hint=hint))
 
 
-def _first_possible(subject: Subject, schemes: Sequence[Scheme]) -> str:
+def _subject(model: nn.Module, inputs: Inputs, num_batches: int | None) -> Subject:
+    roots: tuple[str, ...] = ()
+    untraced = None
     try:
-        return _settled(subject, schemes[0])
-    except UnsupportedError as error:
-        if len(schemes) == 1:
-            raise _nothing() from error
-    return _first_possible(subject, schemes[1:])
-
-
-def _subject(model: nn.Module, inputs: Inputs) -> Subject:
-    try:
-        inventory = inventory_of(model, parse_recipe(_base("static")), inputs)
+        inventory = inventory_of(model, _base("static"), inputs)
     except TraceError as error:
-        return _untraceable(model, inputs, error)
-    work = work_of(model, inputs)
-    return Subject(inventory, work, work_of_sites(model, inventory, work.places))
-
-
-def _untraceable(model: nn.Module, inputs: Inputs, error: TraceError) -> Subject:
-    """Module by module if that is enough, else by the parts that can be traced."""
-    work = work_of(model, inputs)
-    inventory, roots = _untraced_inventory(model, inputs, error, work.convolution_share)
+        work = work_of(model, inputs)
+        inventory, roots = _untraced_inventory(model, inputs, error, work.convolution_share)
+        untraced = error.findings[0].message
+    else:
+        work = work_of(model, inputs)
     of_sites = work_of_sites(model, inventory, work.places)
-    return Subject(inventory, work, of_sites, roots, error.findings[0].message)
+    return Subject(inventory, work, of_sites, roots, untraced, num_batches)
 
 
 def _untraced_inventory(
     model: nn.Module, inputs: Inputs, error: TraceError, convolution_share: float
 ) -> tuple[Inventory, tuple[str, ...]]:
-    """The sites and the roots that contain them."""
+    """Module by module if that is enough, else by roots, the parts that can be traced."""
     if convolution_share < FEW_CONVOLUTIONS:
         try:
-            return inventory_of(model, parse_recipe(_base("dynamic")), inputs), ()
+            return inventory_of(model, _base("dynamic"), inputs), ()
         except PlanError:
             pass  # no such layer: the parts that can be traced may have others
     roots = tuple(traceable_parts(model, inputs))
@@ -128,19 +124,19 @@ def _schemes(subject: Subject) -> Sequence[Scheme]:
     return ("mixed", "static", "dynamic")
 
 
-def _settled(subject: Subject, scheme: Scheme) -> str:
+def _settled(subject: Subject, scheme: Scheme) -> str | None:
     """The scheme with rules that leave float what it cannot quantize.
 
-    Raises ``UnsupportedError`` if that is everything.
+    None, or ``UnsupportedError``, if that is everything.
     """
     values = _with_roots(_values(scheme, subject), subject.roots)
     plan, refused = _plan_and_refusals(subject.inventory, values, {})
     if not any(site.verdict == "quantized" for site in plan.sites):
-        raise _nothing()
+        return None
     dynamic = parse_recipe(toml_text(values)).qconfigs.get("int8-dynamic")
     values = _with_rules(values, rules_of_float_sites(plan, subject.inventory, refused, dynamic))
-    described = {"description": description(subject, scheme, plan)}
-    text, recipe = fitting(toml_text, {"format": 1, "name": _name(scheme), **described, **values})
+    head = {"name": f"suggested-{scheme}", "description": description(subject, scheme, plan)}
+    text, recipe = fitting(toml_text, {"format": 1, **head, **values})
     make_plan(subject.inventory, recipe)  # only suggest what can be planned
     return text
 
@@ -164,41 +160,33 @@ def _plan_and_refusals(
     return _plan_and_refusals(inventory, values, {**refused, **more})
 
 
-def _name(scheme: Scheme) -> str:
-    return f"suggested-{scheme}"
-
-
-def _base(scheme: Scheme) -> str:
-    return toml_text(_values(scheme))
+def _base(scheme: Scheme) -> Recipe:
+    return parse_recipe(toml_text(_values(scheme)))
 
 
 def _values(scheme: Scheme, subject: Subject | None = None) -> dict[str, Any]:
     """The scheme as a recipe that extends a built-in one, with rules for embeddings, if any."""
+    few = subject is not None and subject.has_few_batches
     if scheme == "dynamic":
         reason = "a dynamic recipe quantizes linear and recurrent layers"
         values = _extending("x86-dynamic", {"global": {"qconfig": FLOAT, "reason": reason}})
     elif scheme == "static":
-        values = _extending(_ranged("x86-static", subject), {})
+        values = _extending("x86-static-minmax" if few else "x86-static", {})
     else:
         linear = {
             "module_type": {"torch.nn.Linear": "int8-dynamic"},
             "function": {"torch.nn.functional.linear": "int8-dynamic"},
         }
         values = _with_rules(_extending("cnn-lstm", {}), linear)
-        if subject is not None and subject.has_few_batches:
+        if few:
             both = [values["extends"], "builtin:x86-static-minmax"]
-            values = {**values, "name": _name(scheme), "extends": both}
+            values = {**values, "name": "suggested-mixed", "extends": both}
     if subject is None:
         return values
     embeddings = {f"torch.nn.{kind}": "embedding" for kind in _EMBEDDINGS if subject.has([kind])}
     if not embeddings:
         return values
     return {**_with_rules(values, {"module_type": embeddings}), **_EMBEDDING_TABLES}
-
-
-def _ranged(base: str, subject: Subject | None) -> str:
-    """The built-in recipe of that name, or its variant for few batches."""
-    return f"{base}-minmax" if subject is not None and subject.has_few_batches else base
 
 
 def _extending(base: str, rules: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,23 +199,3 @@ def _with_rules(values: Mapping[str, Any], rules: Mapping[str, Any]) -> dict[str
 
 def _with_roots(values: dict[str, Any], roots: Sequence[str]) -> dict[str, Any]:
     return {**values, "fx": {"roots": list(roots)}} if roots else values
-
-
-def _nothing() -> UnsupportedError:
-    return UnsupportedError(
-        Finding(
-            "QR335",
-            "nothing in this model has a quantized kernel",
-            hint="`qrecipe plan builtin:x86-static` shows why each operation stays float",
-        )
-    )
-
-
-def _quantized_already(what: str) -> UnsupportedError:
-    return UnsupportedError(
-        Finding(
-            "QR335",
-            f"this model {what}",
-            hint="suggest a recipe for the float model that it was made from",
-        )
-    )

@@ -50,8 +50,8 @@ def cheapest_sets(
     Solves the knapsack problem by dynamic programming over the time in 256 parts, at least one per
     site. Of equal sets, the one with more sensitive sites wins.
     """
-    total = sum(shares[name] for name in errors)
-    parts = {name: max(1, round(_GRAIN * _ratio(shares[name], total))) for name in errors}
+    total = sum(shares[name] for name in errors) or 1.0
+    parts = {name: max(1, round(_GRAIN * shares[name] / total)) for name in errors}
     best: list[tuple[float, frozenset[str]]] = [(0.0, frozenset())] * (sum(parts.values()) + 1)
     for name, error in errors.items():
         for time in range(len(best) - 1, parts[name] - 1, -1):
@@ -65,7 +65,3 @@ def cheapest_sets(
             least = removed
             found.append(names)
     return found
-
-
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else 0.0

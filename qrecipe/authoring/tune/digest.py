@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qrecipe import _version
-from qrecipe.artifact.tensors import bytes_of
+from qrecipe.artifact.tensors import memory_of
 from qrecipe.planning.target_cpu import TargetCpu, target_has_vnni
 
 _COMPRESSED_ROWS = (torch.sparse_csr, torch.sparse_bsr)
@@ -23,7 +23,7 @@ def model_digest(model: nn.Module) -> str:
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {tensor.layout}\n".encode())
         for part in _parts(tensor.detach()):
-            digest.update(bytes_of(part.cpu().contiguous()))
+            digest.update(memory_of(part.cpu().contiguous()))
     return digest.hexdigest()
 
 

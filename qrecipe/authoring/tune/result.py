@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from qrecipe.authoring.tune.cheapest_sets import SiteCost
-from qrecipe.authoring.tune.levers import Candidate, Lever
-from qrecipe.authoring.tune.log import cost_json, trial_json
+from qrecipe.authoring.tune.levers import Candidate
+from qrecipe.authoring.tune.log import trial_json
 from qrecipe.authoring.tune.search import Search, Trial
 from qrecipe.authoring.tune.trials import Stop
 from qrecipe.errors.findings import Finding
+from qrecipe.errors.text import counted
 from qrecipe.planning.plan import Plan
 from qrecipe.recipe.overlay import float_rules, overlay_recipe, rule_key, save_overlay
 from qrecipe.recipe.recipe import Ingredient, Recipe, published
@@ -27,19 +28,6 @@ _WORDS: Mapping[Stop, str] = {
     "seconds": "Stopped when time ran out",
     "interrupt": "Interrupted",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """The accuracy of the float model, and how much of it may be lost."""
-
-    float_metric: float
-    max_drop: float
-
-    @property
-    def least(self) -> float:
-        """The accuracy to reach."""
-        return self.float_metric - self.max_drop
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -98,7 +86,12 @@ class TuningResult(Report):
 
     def _sections(self) -> Iterator[Section]:
         rows = [
-            (str(number), _metric(trial.metric), _mark(trial), _what(trial))
+            (
+                str(number),
+                _metric(trial.metric),
+                _mark(trial),
+                trial.what if trial.error is None else f"{trial.what}: {trial.error}",
+            )
             for number, trial in enumerate(self.trials, 1)
         ]
         yield Table("Trials", ("trial", "metric", "", "what"), rows, numeric=frozenset({0, 1}))
@@ -129,7 +122,7 @@ def tuning_json(result: TuningResult) -> dict[str, Any]:
         "float_sites": list(result.float_sites),
         "float_share": result.float_share,
         "base_float_sites": list(result.base_float_sites),
-        "ranking": [cost_json(cost) for cost in result.ranking],
+        "ranking": [asdict(cost) for cost in result.ranking],
         "stopped": result.stopped,
         "warnings": [finding.to_json() for finding in result.warnings],
         "trials": [trial_json(trial) for trial in result.trials],
@@ -140,7 +133,8 @@ def tuning_json(result: TuningResult) -> dict[str, Any]:
 def found(
     base: Recipe,
     search: Search,
-    budget: Budget,
+    float_metric: float,
+    max_drop: float,
     planned: Plan,
     base_float_sites: tuple[str, ...],
     stopped: Stop | None,
@@ -160,8 +154,8 @@ def found(
         trials=tuple(trials),
         reached=best.within and last.within,
         metric=last.metric,
-        float_metric=budget.float_metric,
-        max_drop=budget.max_drop,
+        float_metric=float_metric,
+        max_drop=max_drop,
         float_sites=tuple(cost.name for cost in left),
         float_share=sum(cost.share for cost in left),
         base_float_sites=base_float_sites,
@@ -171,14 +165,9 @@ def found(
         _planned=planned,
         _values=values,
     )
-    return _described(result, best)
-
-
-def _described(result: TuningResult, best: Trial) -> TuningResult:
-    """The same with a recipe whose description says what the search found."""
     sentences = [*_verdict(result), *_lever_notes(result, best)]
-    values = {"description": "\n".join(sentences) + "\n", **result._values}
-    return replace(result, recipe=overlay_recipe(result._base, values), _values=values)
+    values = {"description": "\n".join(sentences) + "\n", **values}
+    return replace(result, recipe=overlay_recipe(base, values), _values=values)
 
 
 def _lever_notes(result: TuningResult, best: Trial) -> Iterator[str]:
@@ -191,19 +180,16 @@ def _lever_notes(result: TuningResult, best: Trial) -> Iterator[str]:
             if trial.candidate.levers[-1:] == (lever,)
         )
         before, after = metrics[Candidate(levers[:-1])], metrics[Candidate(levers)]
-        yield f"{_sentence(lever)}: {_metric(before)} -> {_metric(after)}."
-
-
-def _sentence(lever: Lever) -> str:
-    return f"{lever.what[0].upper()}{lever.what[1:]}"
+        what = f"{lever.what[0].upper()}{lever.what[1:]}"
+        yield f"{what}: {_metric(before)} -> {_metric(after)}."
 
 
 def _verdict(result: TuningResult) -> Iterator[str]:
-    budget = Budget(result.float_metric, result.max_drop)
-    whole, least = _metric(budget.float_metric), _metric(budget.least)
+    whole, least = _metric(result.float_metric), _metric(result.float_metric - result.max_drop)
     yield f"The float model reaches {whole}, so the target is {least}."
     by = " by the search" if result.base_float_sites else ""
-    left = f"{_counted(result.float_sites)} left float{by}"
+    sites = counted(len(result.float_sites), "site") if result.float_sites else "no sites"
+    left = f"{sites} left float{by}"
     if not any(site.verdict == "quantized" for site in result._planned.sites):
         left = "nothing quantized"
     elif result.float_sites:
@@ -218,7 +204,7 @@ def _verdict(result: TuningResult) -> Iterator[str]:
     yield from _repetition(result.trials)
     if result.base_float_sites:
         names = listed(result.base_float_sites)
-        count = _counted(result.base_float_sites)
+        count = counted(len(result.base_float_sites), "site")
         yield f"The base recipe itself leaves {count} float: {names}."
     if not result.reached:
         yield 'Training can recover more than calibration: phase = "qat", see docs/training.md.'
@@ -236,10 +222,6 @@ def _repetition(trials: Sequence[Trial]) -> Iterator[str]:
     elif last.metric != first.metric:
         again = f"{_metric(last.metric)} when it was quantized and evaluated again"
         yield f"{chosen}, but {again}: the evaluation is noisy, use more data."
-
-
-def _counted(names: Sequence[str]) -> str:
-    return "no sites" if not names else "1 site" if len(names) == 1 else f"{len(names)} sites"
 
 
 def _reason(cost: SiteCost, best: Trial, trials: Sequence[Trial]) -> str:
@@ -261,10 +243,6 @@ def _reason(cost: SiteCost, best: Trial, trials: Sequence[Trial]) -> str:
 
 def _metric(value: float | None) -> str:
     return "none" if value is None else f"{value + 0.0:.6g}"  # no -0
-
-
-def _what(trial: Trial) -> str:
-    return trial.what if trial.error is None else f"{trial.what}: {trial.error}"
 
 
 def _mark(trial: Trial) -> str:

@@ -43,17 +43,13 @@ class Stopped(Exception):  # noqa: N818
         self.why: Stop = why
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The maximum number of trials, and the seconds from now after which none is started."""
+@dataclass(slots=True)
+class ModelBench:
+    """Quantizes and evaluates candidates, or takes the result from the log.
 
-    trials: int | None
-    seconds: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """The model and recipe to tune, how to measure them, and where progress goes."""
+    ``members`` are the calls of the model. No trial is started after ``max_trials``, or once
+    `time.monotonic` has reached ``end``.
+    """
 
     model: nn.Module
     base: Recipe
@@ -61,22 +57,13 @@ class Subject:
     evaluate: Evaluate
     forward: Forward | None
     progress: Progress
-    target_cpu: TargetCpu = "this"
-
-
-class ModelBench:
-    """Quantizes and evaluates candidates, or takes the result from the log."""
-
-    def __init__(
-        self, subject: Subject, members: frozenset[str], log: TrialLog, limits: Limits
-    ) -> None:
-        self.members = members
-        self._subject = subject
-        self._log = log
-        self._most = math.inf if limits.trials is None else limits.trials
-        self._end = math.inf if limits.seconds is None else time.monotonic() + limits.seconds
-        self._count = 0
-        self._succeeded = False
+    target_cpu: TargetCpu
+    members: frozenset[str]
+    log: TrialLog
+    max_trials: float
+    end: float
+    _count: int = 0
+    _succeeded: bool = False
 
     def measure(self, candidate: Candidate) -> Measured:
         """Raises ``Stopped`` at a limit."""
@@ -99,11 +86,11 @@ class ModelBench:
             key = self._recipe(trial.candidate).fingerprint
         except RecipeError:
             key = digest_of(trial.candidate)  # it has no recipe, but gets its own entry in the log
-        self._log.note_trial(again(key) if trial.is_repeated else key, trial)
+        self.log.note_trial(again(key) if trial.is_repeated else key, trial)
 
     def _known_or_new(self, recipe: Recipe, key: str) -> Measured:
         self._check_count()
-        known = self._log.measured(key)
+        known = self.log.measured(key)
         if known is None:
             if self._count:  # the unchanged recipe is measured however long it takes
                 self._check_time()
@@ -111,19 +98,19 @@ class ModelBench:
         return self._counted(known)
 
     def _check_count(self) -> None:
-        if self._count >= self._most:
+        if self._count >= self.max_trials:
             raise Stopped("trials")
 
     def _counted(self, measured: Measured) -> Measured:
         self._succeeded |= measured.metric is not None
         self._count += 1
-        self._subject.progress(self._count, None)
+        self.progress(self._count, None)
         return measured
 
     def costs(self, levers: tuple[Lever, ...]) -> Sequence[SiteCost]:
         """Raises ``Stopped`` when time runs out, and lets ``KeyboardInterrupt`` through."""
         recipe = self._recipe(Candidate(levers))
-        if recipe.fingerprint not in self._log.costs:
+        if recipe.fingerprint not in self.log.sites:
             self._check_time()
             with unwarned():
                 ranking = self._ranking(recipe)
@@ -131,18 +118,18 @@ class ModelBench:
             if ranking is not None and ranking.partial:
                 raise KeyboardInterrupt
             costs = [] if ranking is None else _costs(ranking, shares)
-            self._log.note_costs(recipe.fingerprint, costs)
-        return self._log.costs[recipe.fingerprint]
+            self.log.note_costs(recipe.fingerprint, costs)
+        return self.log.sites[recipe.fingerprint]
 
     def _check_time(self) -> None:
-        if time.monotonic() >= self._end:
+        if time.monotonic() >= self.end:
             raise Stopped("seconds")
 
     def _recipe(self, candidate: Candidate) -> Recipe:
         keys = [rule_key(name, self.members) for name in sorted(candidate.floats)]
         named = {key: {"qconfig": FLOAT} for key in keys}
         rules = {"rules": {"module_name": named}} if named else {}
-        return overlay_recipe(self._subject.base, {"tensor": candidate.tensors, **rules})
+        return overlay_recipe(self.base, {"tensor": candidate.tensors, **rules})
 
     def _measured(self, recipe: Recipe) -> Measured:
         start = time.monotonic()
@@ -151,15 +138,15 @@ class ModelBench:
             return Measured(None, time.monotonic() - start, why)
 
         if not self._count:
-            converted = self._as_it_computes(recipe)  # warnings and errors are the caller's
+            converted = self._made(simulate, recipe)  # warnings and errors are the caller's
         else:
             try:
                 with unwarned():
-                    converted = self._as_it_computes(recipe)
+                    converted = self._made(simulate, recipe)
             except QRecipeError as error:
                 return failed(first_line(error))
         try:
-            metric = accuracy(self._subject.evaluate, converted)
+            metric = accuracy(self.evaluate, converted)
         except QRecipeError as error:
             if not self._succeeded:  # it may fail for every candidate
                 raise
@@ -168,35 +155,30 @@ class ModelBench:
             return failed("evaluate returns no finite number")
         return Measured(metric, time.monotonic() - start)
 
-    def _as_it_computes(self, recipe: Recipe) -> nn.Module:
-        return self._made(simulate, recipe)
-
     def _made(self, make: Callable[..., nn.Module], recipe: Recipe) -> nn.Module:
-        of = self._subject
         return make(
-            of.model,
+            self.model,
             as_calibrated(recipe),
-            of.batches,
-            forward=of.forward,
+            self.batches,
+            forward=self.forward,
             progress=False,
-            target_cpu=of.target_cpu,
+            target_cpu=self.target_cpu,
         )
 
     def _ranking(self, recipe: Recipe) -> Ranking | None:
         """By SQNR, or by the metric if the output has no floating tensor; None without sites."""
-        return self._ranked(recipe, None) or self._ranked(recipe, self._subject.evaluate)
+        return self._ranked(recipe, None) or self._ranked(recipe, self.evaluate)
 
     def _ranked(self, recipe: Recipe, evaluate: Evaluate | None) -> Ranking | None:
-        of = self._subject
         try:
             return sensitivity(
-                of.model,
+                self.model,
                 recipe,
-                of.batches,
+                self.batches,
                 evaluate=evaluate,
-                forward=of.forward,
+                forward=self.forward,
                 progress=False,
-                target_cpu=of.target_cpu,
+                target_cpu=self.target_cpu,
             )
         except ExecutionError as error:
             if {finding.code for finding in error.findings} != {"QR422"}:
@@ -205,12 +187,10 @@ class ModelBench:
 
     def _shares(self, recipe: Recipe) -> dict[str, float]:
         """Each site's share of the float model's time."""
-        of = self._subject
-        one = list(limited(of.batches, 1))
+        one = list(limited(self.batches, 1))
         converted = self._made(quantize, recipe)
-        report = compare(
-            runnable_copy(of.model), converted, one, forward=of.forward, progress=False
-        )
+        plain = runnable_copy(self.model)
+        report = compare(plain, converted, one, forward=self.forward, progress=False)
         return {site.name: site.float_share for site in report.sites}
 
 

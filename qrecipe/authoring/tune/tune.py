@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,12 @@ from torch import nn
 from qrecipe.authoring.tune.digest import environment, model_digest
 from qrecipe.authoring.tune.levers import levers_of
 from qrecipe.authoring.tune.log import TrialLog, open_log
-from qrecipe.authoring.tune.result import Budget, TuningResult, found
+from qrecipe.authoring.tune.result import TuningResult, found
 from qrecipe.authoring.tune.search import Search
 from qrecipe.authoring.tune.trials import (
-    Limits,
     ModelBench,
     Stop,
     Stopped,
-    Subject,
     accuracy,
     as_calibrated,
     unwarned,
@@ -96,14 +95,26 @@ def tune(
     path = None if resume is None else Path(path_text(resume, "resume takes a path"))
     log = open_log(path, base.fingerprint, model_digest(model), environment(target_cpu))
     show = chosen_progress(progress, "tuning")
-    subject = Subject(model, base, held, evaluate, forward, show, target_cpu)
-    members = frozenset(member for site in planned.sites for member in site.members)
-    bench = ModelBench(subject, members, log, Limits(max_trials, max_seconds))
-    budget = Budget(_float_metric(model, evaluate, log), max_drop)
-    target = budget.least - _ROUNDING * max(1.0, abs(budget.least))
+    bench = ModelBench(
+        model,
+        base,
+        held,
+        evaluate,
+        forward,
+        show,
+        target_cpu,
+        frozenset(member for site in planned.sites for member in site.members),
+        log,
+        max_trials=math.inf if max_trials is None else max_trials,
+        end=math.inf if max_seconds is None else time.monotonic() + max_seconds,
+    )
+    float_metric = _float_metric(model, evaluate, log)
+    least = float_metric - max_drop
+    target = least - _ROUNDING * max(1.0, abs(least))
     search = Search(bench, levers_of(base, planned, target_cpu), target, bench.record)
     stopped = _run(search)
-    result = found(base, search, budget, planned, _left_float(base, inventory, planned), stopped)
+    left = _left_float(base, inventory, planned)
+    result = found(base, search, float_metric, max_drop, planned, left, stopped)
     _warn(result, base)
     return result
 
@@ -163,26 +174,24 @@ def _float_metric(model: nn.Module, evaluate: Evaluate, log: TrialLog) -> float:
 
 
 def _check_bounds(max_drop: Any, max_trials: Any, max_seconds: Any) -> None:
-    problems = list(_problems(max_drop, max_trials, max_seconds))
+    holds = {
+        f"max_drop is {shown(max_drop)}: it must be a finite number, 0 or more": (
+            _is_a(Real, max_drop) and 0 <= max_drop < math.inf
+        ),
+        f"max_trials is {shown(max_trials)}: it must be an integer, 1 or more": (
+            max_trials is None or (_is_a(Integral, max_trials) and max_trials >= 1)
+        ),
+        f"max_seconds is {shown(max_seconds)}: it must be a number above 0": (
+            max_seconds is None or (_is_a(Real, max_seconds) and max_seconds > 0)
+        ),
+    }
+    problems = [Finding("QR333", text) for text, is_met in holds.items() if not is_met]
     if problems:
-        raise ExecutionError([Finding("QR333", problem) for problem in problems])
+        raise ExecutionError(problems)
 
 
-def _problems(max_drop: Any, max_trials: Any, max_seconds: Any) -> Iterator[str]:
-    if not _is_real(max_drop) or not 0 <= max_drop < math.inf:
-        yield f"max_drop is {shown(max_drop)}: it must be a finite number, 0 or more"
-    if max_trials is not None and not (_is_whole(max_trials) and max_trials >= 1):
-        yield f"max_trials is {shown(max_trials)}: it must be an integer, 1 or more"
-    if max_seconds is not None and not (_is_real(max_seconds) and max_seconds > 0):
-        yield f"max_seconds is {shown(max_seconds)}: it must be a number above 0"
-
-
-def _is_real(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
+def _is_a(kind: type, value: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _warn(result: TuningResult, base: Recipe) -> None:

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from qrecipe.audit.float_kernels import expected_output, with_weight_of
-from qrecipe.audit.modules import differs, weight_problem
+from qrecipe.audit.modules import EQUAL_INPUT, computes_otherwise, differs, weight_problem
 from qrecipe.audit.sample import JUDGEABLE_DB, RIGHT_DB, Sample
 from qrecipe.audit.sqnr import output_sqnr_db, sqnr_db
-from qrecipe.errors.findings import CODES, Finding, error_from
+from qrecipe.errors.findings import Finding
 from qrecipe.errors.text import first_line
-from qrecipe.errors.warn import warn
+from qrecipe.errors.warn import settle
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.dry_run import watch_calls
@@ -25,7 +25,7 @@ from qrecipe.model.nested import tensors_in
 from qrecipe.model.quantized import module_became
 from qrecipe.model.trace import WITHOUT_AUTOCAST
 from qrecipe.planning.plan import Plan, Site
-from qrecipe.recipe.patterns import leave_float
+from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.recipe.schema import LintTable
 
 
@@ -41,14 +41,8 @@ def audit(
     Raises ``AuditError`` for another class or weight (QR410), a wrong kernel (QR411), or a model
     that gives NaN (QR412) or does not run (QR413).
     """
-    findings = list(_structure_findings(plan, converted))
-    if not findings:
-        findings = list(_numeric_findings(plan, prepared, converted, sample))
-    errors = [finding for finding in findings if CODES[finding.code].error is not None]
-    if errors:
-        raise error_from(errors)
-    for finding in findings:
-        warn(finding, lint.ignore)
+    structure = list(_structure_findings(plan, converted))
+    settle(structure or _numeric_findings(plan, prepared, converted, sample), lint.ignore)
 
 
 def _structure_findings(plan: Plan, converted: nn.Module) -> Iterator[Finding]:
@@ -78,6 +72,7 @@ def _numeric_findings(
     try:
         calls, output = _calls_of(converted, names, sample.inputs)
     except Exception as error:
+        raise_lack_of_memory(error)
         where = _where_it_fails(converted, sample.inputs)
         yield _failed(error, where, *_calls_of(prepared, names, sample.inputs))
         return
@@ -181,10 +176,4 @@ def _judged(
         reached = sqnr_db(expected, kernel.forward(*inputs.args, **dict(inputs.kwargs)))
     if reached >= RIGHT_DB:
         return None
-    return Finding(
-        "QR411",
-        f"the quantized kernel of {site.name} ({site.op}) computes something else: "
-        f"{reached:.1f} dB from its reference on the same input",
-        site.rule.location,
-        hint=leave_float(site.name),
-    )
+    return computes_otherwise(site, "the quantized kernel", reached, EQUAL_INPUT)

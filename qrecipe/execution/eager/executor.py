@@ -1,43 +1,145 @@
-"""Eager mode as an executor."""
+"""Eager mode as an executor: torch's `quantize_dynamic` swaps the planned modules of a model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
+import torch
 from torch import fx, nn
 
-from qrecipe.execution.eager.isolated import isolated
-from qrecipe.execution.eager.part import EagerPart
-from qrecipe.execution.part import Compiled, Realised, Task
+from qrecipe._torch_ao import quiet
+from qrecipe._torch_fx import DynamicRecurrent, quantize_dynamic
+from qrecipe.audit.modules import forget_qconfigs, take_any_layout
+from qrecipe.audit.sample import Sample
+from qrecipe.errors.findings import ArtifactError, ExecutionError, Finding
+from qrecipe.errors.text import first_line
+from qrecipe.execution.eager.audit import audit
+from qrecipe.execution.engine import engine
+from qrecipe.execution.isolated import Calibrate, Isolated, Kernel, LoneSite
+from qrecipe.execution.part import Compiled, Exportable, Realised, Task
 from qrecipe.model.architecture import check_same
 from qrecipe.model.call import Inputs
-from qrecipe.model.copies import without_weights
+from qrecipe.model.copies import runnable_copy, structural_copy, without_weights
 from qrecipe.model.record import Architecture
-from qrecipe.planning.plan import Plan
-from qrecipe.recipe.schema import FxTable
+from qrecipe.observers.qconfig import qconfig
+from qrecipe.planning.plan import Plan, Site
+from qrecipe.recipe.schema import FxTable, LintTable
 
 __all__ = ["compile", "isolated", "realised_sites", "rebuilt", "traced_paths"]
 
 
 def compile(task: Task) -> Compiled:
-    """The model as a single part."""
     return Compiled((EagerPart(task.plan, task.model, task.inputs),))
 
 
 def realised_sites(converted: fx.GraphModule) -> Mapping[str, Realised]:
-    """None: sites are modules here."""
-    return {}
+    return {}  # sites are modules here
 
 
 def traced_paths(roots: Sequence[str]) -> tuple[str, ...]:
-    """None."""
     return ()
 
 
 def rebuilt(model: nn.Module, plan: Plan, architecture: Architecture, table: FxTable) -> nn.Module:
-    """The model with the planned modules swapped for quantized ones."""
     modules = {path: type(module).__name__ for path, module in model.named_modules()}
     planned = {site.name: site.op for site in plan.sites}
     check_same("site", planned, {name: modules[name] for name in planned if name in modules})
     blank = without_weights(model)
     return EagerPart(plan, blank, Inputs()).swapped(blank)
+
+
+@dataclass(frozen=True, slots=True)
+class EagerPart:
+    """The untraced model with its plan."""
+
+    plan: Plan
+    model: nn.Module
+    inputs: Inputs
+    path: str = ""
+
+    def prepare(self) -> nn.Module:
+        return runnable_copy(self.model)  # there is nothing to observe
+
+    def convert(self, prepared: nn.Module, sample: Sample | None, lint: LintTable) -> nn.Module:
+        prepared = runnable_copy(prepared)  # in eval mode, even if the caller changed that
+        proof = sample or _run(prepared, self.inputs)
+        converted = self.swapped(prepared)
+        with engine(self.plan.backend), quiet():
+            audit(self.plan, prepared, converted, proof, lint)
+        return converted
+
+    def reference(self, prepared: nn.Module) -> nn.Module:
+        return self.swapped(runnable_copy(prepared))  # dynamic kernels do not saturate
+
+    def exportable(self, prepared: nn.Module) -> Exportable:
+        hint = "export needs one graph of the whole model; QR210 says why there is none"
+        raise ArtifactError(Finding("QR512", "an untraced model cannot be exported", hint=hint))
+
+    def swapped(self, prepared: nn.Module) -> nn.Module:
+        """A copy with the planned modules swapped for quantized ones, not audited.
+
+        Raises ``ExecutionError`` (QR405) if torch fails.
+        """
+        converted = structural_copy(prepared)
+        forget_qconfigs(converted)  # torch would use one that the caller left
+        rules = {
+            site.name: qconfig(site.qconfig, "ptq") for site in self.plan.sites if site.qconfig
+        }
+        with engine(self.plan.backend), quiet():
+            try:
+                # without rules, torch would use its own
+                if rules:
+                    quantize_dynamic(converted, rules, inplace=True)  # type: ignore[no-untyped-call]
+            except Exception as error:
+                raise ExecutionError(
+                    Finding(
+                        "QR405",
+                        f"torch could not convert the model: {first_line(error)}",
+                        hint="leave the named module float, and report the model",
+                    )
+                ) from error
+        for alias, path in self.plan.structure.aliases.items():
+            if path in rules:  # torch swaps a module under its first name alone
+                converted.set_submodule(alias, converted.get_submodule(path))
+        forget_qconfigs(converted)
+        take_any_layout(converted)
+        for module in converted.modules():
+            if isinstance(module, DynamicRecurrent):
+                vars(module)["flatten_parameters"] = _nothing_to_flatten
+        return converted
+
+
+def _nothing_to_flatten() -> None:
+    """Stands for ``flatten_parameters`` of recurrent layers; packed weights are flat already."""
+
+
+def _run(prepared: nn.Module, inputs: Inputs) -> Sample:
+    with torch.no_grad():
+        return Sample(inputs, inputs.call(runnable_copy(prepared)))
+
+
+def isolated(task: Task, sites: Sequence[Site], calibrate: Calibrate) -> Isolated:
+    # nothing is calibrated: untraced models are quantized dynamically or weight-only
+    owner = runnable_copy(task.model)
+    aliases = task.plan.structure.aliases
+    lone = [
+        LoneSite(
+            site,
+            owner.get_submodule(site.name),
+            owner,
+            (site.name, *(alias for alias, path in aliases.items() if path == site.name)),
+        )
+        for site in sites
+    ]
+    return Isolated(owner, lone, {site.name: _kernel(task, site) for site in sites})
+
+
+def _kernel(task: Task, only: Site) -> Kernel:
+    alone = tuple(
+        site if site is only else replace(site, verdict="float", mode=None, qconfig=None)
+        for site in task.plan.sites
+    )
+    part = EagerPart(replace(task.plan, sites=alone), task.model, task.inputs)
+    converted = part.convert(part.prepare(), None, LintTable(ignore=("QR203",)))
+    return Kernel(only.name, converted.get_submodule(only.name))

@@ -2,39 +2,41 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
-from qrecipe._torch_ao import quiet
+from qrecipe._torch_ao import is_observer, quiet
 from qrecipe._torch_fx import (
+    BackendConfig,
+    ConvertCustomConfig,
+    PrepareCustomConfig,
     assert_and_get_unique_device,
     attach_preserved_attrs_to_model,
     convert,
     lower_to_native_backend,
-    preparation,
     prepare,
 )
 from qrecipe.audit.modules import forget_qconfigs, take_any_layout
 from qrecipe.errors.findings import ExecutionError, Finding, PlanError
 from qrecipe.errors.text import first_line
 from qrecipe.execution.engine import engine
-from qrecipe.execution.fx.configs import Configs
 from qrecipe.execution.fx.emission import Emission, erase_keep_float
-from qrecipe.execution.fx.padding import pad_explicitly
-from qrecipe.execution.fx.sharing import share_connected_observers
+from qrecipe.execution.fx.repetition import without_repetition
 from qrecipe.execution.packing import packed_convolution, packed_sites
 from qrecipe.model.addresses import site_of
 from qrecipe.model.copies import own_tensors, structural_copy
 from qrecipe.model.graph_names import keep_state_names
 from qrecipe.model.normalize import TAKES_WEIGHT, stored
-from qrecipe.planning.plan import Engine
-from qrecipe.process.state import alone, random_numbers_kept
+from qrecipe.planning.backend import own_backend_config
+from qrecipe.planning.plan import Engine, Plan
+from qrecipe.process.state import random_numbers_kept
+from qrecipe.recipe.schema import Backend, Phase
 
 
 def prepared_copy(
@@ -49,7 +51,12 @@ def prepared_copy(
     copied = structural_copy(graph_module)
     weights = dict(copied.named_parameters(remove_duplicate=False))
     try:
-        with quiet(), _nothing_kept(), random_numbers_kept(), _without_searches(copied):
+        with (
+            quiet(),
+            _nothing_kept(),
+            random_numbers_kept(),
+            without_repetition(copied, configs.backend_config),
+        ):
             prepared = prepare(
                 copied,
                 emission.qconfig_mapping,
@@ -135,13 +142,6 @@ def lowered(
     return converted
 
 
-def explicit(reference: fx.GraphModule) -> fx.GraphModule:
-    """Finish the reference, in place: explicit padding, without our marks."""
-    pad_explicitly(reference)
-    erase_keep_float(reference)
-    return reference
-
-
 def _is_bias(tensor: torch.Tensor) -> bool:
     return tensor.dim() == 1
 
@@ -153,45 +153,6 @@ def _nothing_kept() -> Iterator[None]:
         yield
     finally:
         assert_and_get_unique_device.cache_clear()
-
-
-@contextmanager
-def _without_searches(model: nn.Module) -> Iterator[None]:
-    """Keep `prepare` from searching the whole model for every observer that it inserts.
-
-    It lists all modules each time, and tries all numbers from 0 for a free name. Meanwhile it only
-    adds modules to the model itself, with the next number.
-    """
-    listed = model.named_modules
-    known: dict[str, Any] = {}
-    next_number: Counter[tuple[nn.Module, str]] = Counter()
-
-    def named_modules(memo: Any = None, prefix: str = "", remove_duplicate: bool = True) -> Any:
-        if remove_duplicate:
-            return listed(memo, prefix)
-        known.update(model._modules if known else listed(remove_duplicate=False))
-        return known
-
-    def free_name_with_prefix(prefix: str) -> Callable[[nn.Module], str]:
-        stem = prefix.replace(".", "_")
-
-        def free_name(module: nn.Module) -> str:
-            while hasattr(module, name := f"{stem}{next_number[module, stem]}"):
-                next_number[module, stem] += 1
-            return name
-
-        return free_name
-
-    functions = vars(preparation)
-    former = functions["get_new_attr_name_with_prefix"]
-    with alone():
-        vars(model)["named_modules"] = named_modules
-        functions["get_new_attr_name_with_prefix"] = free_name_with_prefix
-        try:
-            yield
-        finally:
-            functions["get_new_attr_name_with_prefix"] = former
-            del vars(model)["named_modules"]
 
 
 def _preparation_failed(error: Exception) -> PlanError:
@@ -272,3 +233,63 @@ def _pack(
             with engine(engines[site]):
                 packed = packed_convolution(former, weights[site], former.unpack()[1])
             setattr(owner, name, packed)
+
+
+@dataclass(frozen=True, slots=True)
+class Configs:
+    """The same for all parts of a model.
+
+    ``preserved`` are the attributes of the model that are kept on its graphs.
+    """
+
+    backend: Backend
+    phase: Phase
+    backend_config: BackendConfig
+    prepare: PrepareCustomConfig
+    convert: ConvertCustomConfig
+    preserved: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, plan: Plan, model: nn.Module, preserved: Sequence[str] = ()) -> Configs:
+        """The configs for a plan, which was made by the same backend config."""
+        return cls(
+            plan.backend,
+            plan.phase,
+            own_backend_config(plan.backend, plan.phase),
+            PrepareCustomConfig().set_preserved_attributes(list(preserved)),
+            ConvertCustomConfig().set_preserved_attributes(list(preserved)),
+            {name: getattr(model, name) for name in preserved},
+        )
+
+
+def share_connected_observers(prepared: fx.GraphModule) -> None:
+    """Merge all observers that are connected by copying operations, in place."""
+    groups: dict[nn.Module, set[str]] = {}
+    for node in prepared.graph.nodes:
+        info = node.meta.get("target_dtype_info") or {}
+        if not info.get("input_output_share_observers"):
+            continue
+        names = set(_observer_names(node, prepared))
+        if not any(user.target in names for user in node.users):
+            continue  # its output is not observed: it stays float
+        merged: set[str] = set()
+        for name in names:
+            group = groups.setdefault(prepared.get_submodule(name), set())
+            group.add(name)
+            if group is not merged:
+                smaller, merged = sorted((merged, group), key=len)
+                merged |= smaller
+                groups |= {prepared.get_submodule(name): merged for name in smaller}
+    for names in {id(names): names for names in groups.values()}.values():
+        first = prepared.get_submodule(min(names))
+        for name in names:
+            prepared.set_submodule(name, first)
+
+
+def _observer_names(node: fx.Node, prepared: fx.GraphModule) -> Iterator[str]:
+    """The observers of a node's inputs and of its output."""
+    for other in (*node.all_input_nodes, *node.users):
+        if other.op != "call_module":
+            continue
+        if is_observer(prepared.get_submodule(str(other.target))):
+            yield str(other.target)

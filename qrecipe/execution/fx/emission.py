@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
@@ -94,9 +94,9 @@ def erase_keep_float(graph_module: fx.GraphModule) -> None:
 def _separate_float_results(graph_module: fx.GraphModule, sites: Mapping[str, Site]) -> None:
     for node in list(graph_module.graph.nodes):
         site = sites.get(node.meta.get(SITE, ""))
-        if site is None or site.mode == "static":
+        if site is None or _is_static(site):
             continue
-        consumers = list(_quantized_users(node, sites))
+        consumers = [user for user in node.users if _is_static(sites.get(user.meta.get(SITE, "")))]
         if consumers:
             with graph_module.graph.inserting_after(node):
                 identity = graph_module.graph.call_function(keep_float, (node,))
@@ -104,11 +104,8 @@ def _separate_float_results(graph_module: fx.GraphModule, sites: Mapping[str, Si
                 consumer.replace_input_with(node, identity)
 
 
-def _quantized_users(node: fx.Node, sites: Mapping[str, Site]) -> Iterator[fx.Node]:
-    for user in node.users:
-        site = sites.get(user.meta.get(SITE, ""))
-        if site is not None and site.mode == "static":
-            yield user
+def _is_static(site: Site | None) -> bool:
+    return site is not None and site.mode == "static"
 
 
 def _scope(node: fx.Node, taken: set[str]) -> str:

@@ -1,17 +1,40 @@
-"""FX graph mode as an executor."""
+"""FX graph mode as an executor: compiled, prepared, converted and rebuilt parts of a model."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
 
 from qrecipe._torch_fx import QConfigMapping
-from qrecipe.execution.fx.configs import Configs
+from qrecipe.audit.sample import Sample
+from qrecipe.execution.engine import engine
+from qrecipe.execution.fake_quants import accompany_training, frozen_copy
+from qrecipe.execution.fx import convert as execution
+from qrecipe.execution.fx.convert import Configs
+from qrecipe.execution.fx.emission import Emission, emit
+from qrecipe.execution.fx.exportable import exportable
 from qrecipe.execution.fx.isolated import isolated
-from qrecipe.execution.fx.parts import FxPart, compile_part
-from qrecipe.execution.fx.rebuilt import rebuilt
+from qrecipe.execution.fx.numerics import audit, audit_reference, run_on_head, run_until_judgeable
+from qrecipe.execution.fx.reference import explicit, held, make_judge
 from qrecipe.execution.fx.structure import realised_sites
-from qrecipe.execution.part import Compiled, Task
-from qrecipe.model.copies import with_parts
+from qrecipe.execution.fx.unrounded import check_conversion
+from qrecipe.execution.part import Compiled, Exportable, Task
+from qrecipe.model.addresses import SITE
+from qrecipe.model.architecture import check_same, note_values
+from qrecipe.model.call import Inputs
+from qrecipe.model.copies import with_parts, without_weights
+from qrecipe.model.graph_sites import Match, Part, fused_graph, named_sites
+from qrecipe.model.record import Architecture, TracedPart
+from qrecipe.model.rewrite_proof import prove_prepared
+from qrecipe.model.trace import trace
+from qrecipe.model.unfit import all_finite
+from qrecipe.planning.backend import backend_config
+from qrecipe.planning.plan import Plan
+from qrecipe.recipe.schema import FxTable, LintTable
 from qrecipe.rules.structure import joined
 
 __all__ = ["compile", "isolated", "realised_sites", "rebuilt", "traced_paths"]
@@ -21,17 +44,25 @@ def compile(task: Task) -> Compiled:
     """The graphs of the inventory, with the plan in them."""
     configs = Configs.of(task.plan, task.model, task.recipe.fx.preserved_attributes)
     parts = tuple(
-        compile_part(task.plan, part, configs, task.unjudged) for part in task.inventory.parts
+        _compiled(task.plan, part, configs, task.unjudged) for part in task.inventory.parts
     )
     whole = with_parts(task.model, {part.path: part.graph_module for part in task.inventory.parts})
     return Compiled(
         parts,
         whole,
         _mapping(parts),
-        configs.backend_config,
+        backend_config(task.plan.backend, task.plan.phase),
         configs.prepare,
         configs.convert,
     )
+
+
+def _compiled(plan: Plan, part: Part, configs: Configs, unjudged: tuple[str, ...]) -> FxPart:
+    """The part with its own sites of the plan in its graph, in place."""
+    names = {node.meta[SITE] for node in part.graph_module.graph.nodes if SITE in node.meta}
+    own = plan.restricted_to(names)
+    emission = emit(own, part.graph_module)
+    return FxPart(part.path, part, own, emission, configs, unjudged)
 
 
 def traced_paths(roots: Sequence[str]) -> tuple[str, ...]:
@@ -48,3 +79,120 @@ def _mapping(parts: Sequence[FxPart]) -> QConfigMapping:
         for name, qconfig in part.emission.qconfig_mapping.module_name_qconfigs.items():
             mapping.set_module_name(joined(part.path, name), qconfig)
     return mapping
+
+
+@dataclass(frozen=True, slots=True)
+class FxPart:
+    """A part of the inventory with the plan in its graph; ``plan`` holds its own sites alone.
+
+    ``unjudged`` are the sites that may saturate on this CPU, being made for another.
+    """
+
+    path: str
+    source: Part
+    plan: Plan
+    emission: Emission
+    configs: Configs
+    unjudged: tuple[str, ...]
+
+    def prepare(self) -> fx.GraphModule:
+        graph_module = self.source.graph_module
+        prepared = execution.prepared_copy(graph_module, self.emission, self.configs)
+        prove_prepared(prepared, graph_module, self.source.example)
+        accompany_training(prepared)
+        return prepared
+
+    def reference(self, prepared: nn.Module) -> fx.GraphModule:
+        assert isinstance(prepared, fx.GraphModule)
+        return explicit(execution.reference(prepared, self.configs))
+
+    def convert(
+        self, prepared: nn.Module, sample: Sample | None, lint: LintTable
+    ) -> fx.GraphModule:
+        assert isinstance(prepared, fx.GraphModule)
+        if self.plan.phase == "qat":
+            inputs = self.source.inputs if sample is None else sample.inputs
+            prepared = frozen_copy(prepared, inputs)
+            sample = _run(prepared, inputs)
+        if sample is None:  # running it would change its observers
+            sample = _run(copy.deepcopy(prepared), self.source.inputs)
+        reference = execution.reference(prepared, self.configs)
+        check_conversion(reference, prepared, sample, self.plan.phase)
+        if self.plan.is_for_export:
+            reference = explicit(reference)
+            with held(reference, prepared) as wrong:
+                proof = run_until_judgeable(reference, sample)
+            audit_reference(self.plan, reference, proof, wrong, lint)
+            return reference
+
+        def make_judging_reference() -> fx.GraphModule:
+            judge = execution.reference(prepared, self.configs)
+            make_judge(judge, prepared)
+            return judge
+
+        make_judge(reference, prepared)
+        proof = run_on_head(reference, sample)
+        # in place: a second reference is only needed if a kernel is suspect
+        converted = execution.lowered(reference, prepared, self.configs, self.plan.engines)
+        with engine(self.configs.backend):
+            audit(self.plan, converted, proof, make_judging_reference, lint, self.unjudged)
+        return converted
+
+    def exportable(self, prepared: nn.Module) -> Exportable:
+        assert isinstance(prepared, fx.GraphModule)
+        if self.plan.phase == "qat":
+            prepared = frozen_copy(prepared, self.source.inputs)
+        return exportable(self.plan, prepared, self.source.inputs, self.configs)
+
+
+def _run(prepared: fx.GraphModule, inputs: Inputs) -> Sample:
+    with torch.no_grad():
+        return Sample(inputs, inputs.call(prepared))
+
+
+def rebuilt(model: nn.Module, plan: Plan, architecture: Architecture, table: FxTable) -> nn.Module:
+    blank = without_weights(model)
+    configs = Configs.of(plan, blank, table.preserved_attributes)
+    fused = {part.path: _fused(blank, part, plan, table, configs) for part in architecture.parts}
+    found: dict[str, Match] = {}
+    for graph_module in fused.values():
+        found |= named_sites(graph_module, configs.backend_config, plan.phase)
+    check_same(
+        "site",
+        {site.name: ", ".join(site.members) for site in plan.sites},
+        {
+            name: ", ".join(member.name for member in match.operation.members)
+            for name, match in found.items()
+        },
+    )
+    return with_parts(
+        blank, {path: _converted(graph, plan, configs) for path, graph in fused.items()}
+    )
+
+
+def _fused(
+    blank: nn.Module, recorded: TracedPart, plan: Plan, table: FxTable, configs: Configs
+) -> fx.GraphModule:
+    graph_module, scopes = trace(blank, recorded.path, recorded.constants, table)
+    note_values(recorded, graph_module)
+    alone = {site.members for site in plan.sites}
+
+    def is_apart(node: fx.Node) -> bool:
+        return (node.meta["member"].name,) in alone
+
+    return fused_graph(
+        graph_module, scopes, recorded.path, configs.backend_config, plan.phase, apart=is_apart
+    )
+
+
+def _converted(graph_module: fx.GraphModule, plan: Plan, configs: Configs) -> fx.GraphModule:
+    for name, tensor in graph_module.named_parameters():
+        if not all_finite(tensor):  # folded from a buffer with arbitrary values
+            graph_module.get_parameter(name).data.zero_()
+    # not FxPart.prepare: its fake-quants don't observe in eval mode, and these must see the shapes
+    # of their weights once
+    prepared = execution.prepared_copy(graph_module, emit(plan, graph_module), configs).eval()
+    reference = execution.reference(prepared, configs)
+    if plan.is_for_export:
+        return explicit(reference)
+    return execution.lowered(reference, prepared, configs, {})  # each weight is packed once, later

@@ -12,9 +12,8 @@ from qrecipe._torch_fx import convert
 from qrecipe.audit.sample import Sample
 from qrecipe.errors.findings import ArtifactError, AuditError, Finding
 from qrecipe.errors.text import first_line
-from qrecipe.execution.fx.configs import Configs
-from qrecipe.execution.fx.convert import explicit
-from qrecipe.execution.fx.reference import hold
+from qrecipe.execution.fx.convert import Configs
+from qrecipe.execution.fx.reference import explicit, held
 from qrecipe.execution.fx.unrounded import check_conversion
 from qrecipe.execution.part import Exportable
 from qrecipe.model.call import Inputs, bind
@@ -81,17 +80,14 @@ def _widen_ranges(decomposed: fx.GraphModule) -> None:
 
 
 def _checked_output(decomposed: fx.GraphModule, prepared: fx.GraphModule, inputs: Any) -> Any:
-    held = hold(decomposed, prepared)
     try:
-        with torch.no_grad(), quiet():
+        with torch.no_grad(), quiet(), held(decomposed, prepared) as wrong:
             output = decomposed(*inputs)
     except Exception as error:
         raise AuditError(
             Finding("QR413", f"the model to be exported fails: {first_line(error)}")
         ) from error
-    finally:
-        held.release()
-    if held.wrong:
+    if wrong:
         raise AuditError(
             [
                 Finding(
@@ -100,7 +96,7 @@ def _checked_output(decomposed: fx.GraphModule, prepared: fx.GraphModule, inputs
                     "the float module with equal input and weights",
                     hint=leave_float(name),
                 )
-                for name, value in held.wrong.items()
+                for name, value in wrong.items()
             ]
         )
     return output

@@ -13,12 +13,13 @@ from torch import fx, nn
 
 from qrecipe._torch_fx import attach_preserved_attrs_to_model
 from qrecipe.audit.ranges import range_findings
-from qrecipe.errors.findings import CalibrationError, error_from
+from qrecipe.errors.findings import CalibrationError
+from qrecipe.errors.warn import settle
 from qrecipe.execution.engine import engine
 from qrecipe.execution.fx import convert as execution
-from qrecipe.execution.fx.configs import Configs
+from qrecipe.execution.fx.convert import Configs
 from qrecipe.execution.fx.emission import emit
-from qrecipe.execution.fx.padding import pad_explicitly
+from qrecipe.execution.fx.reference import pad_explicitly
 from qrecipe.execution.fx.structure import structure_findings
 from qrecipe.execution.isolated import Calibrate, Isolated, Kernel, LoneSite, WrappedPart
 from qrecipe.execution.part import Task
@@ -108,8 +109,8 @@ def _side_by_side(part: WrappedPart) -> fx.GraphModule:
 
 def _taken_apart(together: fx.GraphModule, count: int) -> list[fx.GraphModule]:
     """Split `_side_by_side`, prepared or converted, into one graph per site again."""
-    output = next(reversed(together.graph.nodes))
-    results: Sequence[fx.Node] = output.args[0]
+    output = together.graph.output_node()
+    results: Any = output.args[0]
     assert len(results) == count
     owner: dict[fx.Node, int] = {}
     for index, result in enumerate(results):
@@ -158,7 +159,12 @@ def _calibrated_kernels(
     parts = [part for part in wrapped if part.sites]
     kernels: dict[str, Kernel] = {}
     with engine(task.plan.backend):
-        prepared = [_prepared(part, task.plan, configs) for part in parts]
+        prepared = [
+            execution.prepared_copy(
+                together := _side_by_side(part), emit(_plan_of(part, task.plan), together), configs
+            )
+            for part in parts
+        ]
         for part, together in zip(parts, prepared, strict=True):
             for lone, alone in zip(
                 part.sites, _taken_apart(together, len(part.sites)), strict=True
@@ -176,7 +182,11 @@ def _calibrated_kernels(
         if findings:
             raise CalibrationError(findings)
         for part, together in zip(parts, prepared, strict=True):
-            kernels |= _kernels_of(part, _converted(part, task.plan, configs, together))
+            own = _plan_of(part, task.plan)
+            reference = execution.reference(together, configs)
+            converted = execution.lowered(reference, together, configs, own.engines)
+            settle(structure_findings(own, converted), ())
+            kernels |= _kernels_of(part, converted)
             if task.unjudged:
                 reference = execution.reference(together, configs)
                 pad_explicitly(reference)
@@ -189,24 +199,6 @@ def _kernels_of(part: WrappedPart, converted: fx.GraphModule) -> dict[str, Kerne
     alone = _taken_apart(converted, len(part.sites))
     names = [lone.site.name for lone in part.sites]
     return {name: Kernel(name, graph.eval()) for name, graph in zip(names, alone, strict=True)}
-
-
-def _prepared(part: WrappedPart, plan: Plan, configs: Configs) -> fx.GraphModule:
-    together = _side_by_side(part)
-    emission = emit(_plan_of(part, plan), together)
-    return execution.prepared_copy(together, emission, configs)
-
-
-def _converted(
-    part: WrappedPart, plan: Plan, configs: Configs, prepared: fx.GraphModule
-) -> fx.GraphModule:
-    reference = execution.reference(prepared, configs)
-    own = _plan_of(part, plan)
-    converted = execution.lowered(reference, prepared, configs, own.engines)
-    findings = list(structure_findings(own, converted))
-    if findings:
-        raise error_from(findings)
-    return converted
 
 
 def _plan_of(part: WrappedPart, plan: Plan) -> Plan:

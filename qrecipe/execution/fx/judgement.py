@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from qrecipe._torch_ao import quiet
 from qrecipe.audit.float_kernels import expected_output
+from qrecipe.audit.modules import EQUAL_INPUT, computes_otherwise
 from qrecipe.audit.sample import RIGHT_DB
 from qrecipe.audit.sqnr import output_sqnr_db, sqnr_db
 from qrecipe.errors.findings import Finding
@@ -19,7 +20,6 @@ from qrecipe.model.addresses import observed_name, site_of
 from qrecipe.model.call import Inputs, bind
 from qrecipe.planning.plan import Plan, Site
 from qrecipe.planning.saturation import ADDS_IN_16_BITS
-from qrecipe.recipe.patterns import leave_float
 from qrecipe.recipe.schema import Backend, Phase
 from qrecipe.rules.resolution import listed
 
@@ -99,15 +99,10 @@ def judge_sites(
 
 def wrong_kernel_findings(plan: Plan, judgement: Judgement) -> Iterator[Finding]:
     """Kernels that compute something else (QR411)."""
-    sites = {site.name: site for site in plan.sites}
-    for name, value in judgement.wrong.items():
-        yield Finding(
-            "QR411",
-            f"the quantized kernel of {name} ({sites[name].op}) computes something else: "
-            f"{value:.1f} dB from its reference on the same input",
-            sites[name].rule.location,
-            hint=leave_float(name),
-        )
+    for site in plan.sites:
+        if site.name in judgement.wrong:
+            found_db = judgement.wrong[site.name]
+            yield computes_otherwise(site, "the quantized kernel", found_db, EQUAL_INPUT)
 
 
 def saturation_findings(
@@ -117,29 +112,31 @@ def saturation_findings(
 
     Those of ``may_saturate`` are for a CPU on which they do not saturate.
     """
-    sites = {site.name: site for site in plan.sites}
-    found = {name: db for name, db in judgement.saturated.items() if name not in may_saturate}
-    wide = {name: db for name, db in found.items() if name in plan.saturating}
-    beyond = {name: db for name, db in found.items() if name not in plan.saturating}
-    if wide:
-        first = next(iter(wide))
-        yield Finding(
-            "QR416",
-            f"kernels saturate on this CPU, which adds pairs of 8-bit products in 16 bits: "
-            f"{listed(tuple(wide))}, {min(wide.values()):.1f} dB from the reference at worst",
-            sites[first].rule.location,
-            hint="limit the activations that they read to 7 bits: reduce_range = true",
-        )
-    if beyond:
-        first = next(iter(beyond))
-        yield Finding(
-            "QR416",
+    by_cause: tuple[dict[str, float], dict[str, float]] = {}, {}
+    for name, found_db in judgement.saturated.items():
+        if name not in may_saturate:
+            by_cause[name not in plan.saturating][name] = found_db
+    causes = (
+        (
+            "kernels saturate on this CPU, which adds pairs of 8-bit products in 16 bits",
+            "limit the activations that they read to 7 bits: reduce_range = true",
+        ),
+        (
             f"{_DATA[plan.phase]} beyond the calibrated range of the inputs of these sites, and "
-            f"their kernels saturate there on this CPU: {listed(tuple(beyond))}, "
-            f"{min(beyond.values()):.1f} dB from the reference at worst",
-            sites[first].rule.location,
-            hint=RANGES_CURE,
-        )
+            "their kernels saturate there on this CPU",
+            RANGES_CURE,
+        ),
+    )
+    locations = {site.name: site.rule.location for site in plan.sites}
+    for found, (cause, cure) in zip(by_cause, causes, strict=True):
+        if found:
+            worst = min(found.values())
+            yield Finding(
+                "QR416",
+                f"{cause}: {listed(tuple(found))}, {worst:.1f} dB from the reference at worst",
+                locations[next(iter(found))],
+                hint=cure,
+            )
 
 
 def _may_saturate(site: Site, backend: Backend) -> bool:

@@ -10,10 +10,12 @@ import torch
 from torch import fx
 
 from qrecipe._torch_ao import quiet
+from qrecipe.audit.modules import computes_otherwise
 from qrecipe.audit.sample import JUDGEABLE_DB, RIGHT_DB, TOLERANCE_DB, Sample
 from qrecipe.audit.sqnr import output_sqnr_db
-from qrecipe.errors.findings import Finding
+from qrecipe.errors.findings import AuditError, Finding, QRecipeError
 from qrecipe.errors.text import first_line
+from qrecipe.errors.warn import settle
 from qrecipe.execution.fx.judgement import (
     RANGES_CURE,
     Judgement,
@@ -21,9 +23,12 @@ from qrecipe.execution.fx.judgement import (
     saturation_findings,
     wrong_kernel_findings,
 )
-from qrecipe.execution.fx.reference_weights import rounding_weights_fast
+from qrecipe.execution.fx.reference import rounding_weights_fast
+from qrecipe.execution.fx.reference_form import reference_findings
+from qrecipe.execution.fx.structure import structure_findings
 from qrecipe.planning.plan import Plan
-from qrecipe.recipe.patterns import leave_float
+from qrecipe.process.memory import raise_lack_of_memory
+from qrecipe.recipe.schema import LintTable
 from qrecipe.rules.resolution import listed
 
 FINE_DB = 20 * math.log10(2**8)
@@ -65,6 +70,7 @@ def run_reference(reference: fx.GraphModule, sample: Sample) -> ReferenceRun:
         with torch.no_grad(), quiet(), rounding_weights_fast(reference):
             output = sample.inputs.call(reference)
     except Exception as error:
+        raise_lack_of_memory(error)
         return ReferenceRun(sample, None, first_line(error))
     return ReferenceRun(sample, output_sqnr_db(sample.output, output))
 
@@ -113,6 +119,7 @@ def _whole_findings(
         with torch.no_grad(), quiet():
             lowered_db = output_sqnr_db(sample.output, sample.inputs.call(converted))
     except Exception as error:
+        raise_lack_of_memory(error)
         yield _does_not_run("converted model", first_line(error))
         return
     if _agree(plan, reference_db, lowered_db):
@@ -149,23 +156,14 @@ def _shortfall(
 def reference_number_findings(
     plan: Plan, proof: ReferenceRun, wrong: Mapping[str, float]
 ) -> Iterator[Finding]:
-    """Findings from the numbers of a reference conversion that is exported.
-
-    ``wrong`` are sites that differ from the prepared model's float module on the same input, with
-    their SQNR in dB.
-    """
+    """Findings from the numbers of a reference conversion that is exported."""
     if proof.error is not None:
         yield _does_not_run("reference model", proof.error)
         return
     sites = {site.name: site for site in plan.sites}
-    for name, value in wrong.items():
-        yield Finding(
-            "QR411",
-            f"the reference module of {name} ({sites[name].op}) computes something else: "
-            f"{value:.1f} dB from the float module with equal input and weights",
-            sites[name].rule.location,
-            hint=leave_float(name),
-        )
+    like = "the float module with equal input and weights"
+    for name, found_db in wrong.items():
+        yield computes_otherwise(sites[name], "the reference module", found_db, like)
     if proof.sqnr_db is not None and _is_coarse(proof) and not wrong:
         yield _coarse(proof.sqnr_db, proof.sqnr_db)
 
@@ -175,7 +173,8 @@ def _head_agrees(plan: Plan, converted: fx.GraphModule, proof: ReferenceRun) -> 
     try:
         with torch.no_grad(), quiet():
             output = proof.sample.inputs.call(converted)
-    except Exception:
+    except Exception as error:
+        raise_lack_of_memory(error)
         return False
     return proof.error is None and _agree(
         plan, proof.sqnr_db, output_sqnr_db(proof.sample.output, output)
@@ -251,3 +250,50 @@ def _does_not_run(what: str, error: str) -> Finding:
     if any(text in error for text in _WANT_BATCHES):
         hint = "quantized kernels need a batch dimension, unlike float ones: x.unsqueeze(0)"
     return Finding("QR413", f"the {what} fails on the first batch: {error}", hint=hint)
+
+
+def audit(
+    plan: Plan,
+    converted: fx.GraphModule,
+    proof: ReferenceRun,
+    make_reference: Callable[[], fx.GraphModule],
+    lint: LintTable,
+    may_saturate: Collection[str],
+) -> None:
+    """Compare structure and numbers with the plan.
+
+    The kernels of ``may_saturate`` are for another CPU, and checked without saturation.
+
+    Raises ``AuditError`` if they differ; warns if the scheme alone explains low accuracy.
+    """
+    structure = structure_findings(plan, converted)
+    _judge(structure, numeric_findings(plan, converted, proof, make_reference, may_saturate), lint)
+
+
+def audit_reference(
+    plan: Plan,
+    reference: fx.GraphModule,
+    proof: ReferenceRun,
+    wrong: Mapping[str, float],
+    lint: LintTable,
+) -> None:
+    """The same for a reference conversion that is exported.
+
+    ``wrong`` are sites that differ from the prepared model's float module on the same input, with
+    their SQNR in dB.
+    """
+    structure = reference_findings(plan, reference)
+    _judge(structure, reference_number_findings(plan, proof, wrong), lint)
+
+
+def _judge(structure: Iterator[Finding], numbers: Iterator[Finding], lint: LintTable) -> None:
+    """Settle what differs in structure, and only if nothing does, what differs in numbers."""
+    try:
+        findings = list(structure) or list(numbers)
+    except QRecipeError:
+        raise
+    except Exception as error:
+        raise AuditError(
+            Finding("QR413", f"the converted model cannot be audited: {first_line(error)}")
+        ) from error
+    settle(findings, lint.ignore)

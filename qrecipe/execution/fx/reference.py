@@ -10,38 +10,29 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.func import functional_call
-from torch.utils.hooks import RemovableHandle
 
-from qrecipe._torch_fx import ReferenceQuantizedModule
+from qrecipe._torch_fx import (
+    ReferenceQuantizedModule,
+)
 from qrecipe.audit.sample import RIGHT_DB
 from qrecipe.audit.sqnr import sqnr_db
-from qrecipe.execution.fx.reference_weights import quantized_weight
+from qrecipe.execution.fx.emission import erase_keep_float
 from qrecipe.model.addresses import site_of
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """The findings of the hooks of `hold`: ``wrong`` is the worst SQNR in dB by site."""
-
-    wrong: dict[str, float] = field(default_factory=dict)
-    handles: list[RemovableHandle] = field(default_factory=list)
-
-    def release(self) -> None:
-        for handle in self.handles:
-            handle.remove()
 
 
 def make_judge(reference: fx.GraphModule, prepared: fx.GraphModule) -> None:
     """Make the prepared model's own modules compute instead of reference modules, in place.
 
     They get the rounded weight. Trained modules round it themselves, with other ties, so they only
-    replace a reference module that differs, as in `hold`.
+    replace a reference module that differs, as in `held`.
     """
     for node in reference.graph.nodes:
         if node.op == "call_module":
@@ -53,21 +44,23 @@ def make_judge(reference: fx.GraphModule, prepared: fx.GraphModule) -> None:
                     vars(module)["forward"] = truth
 
 
-def hold(reference: fx.GraphModule, prepared: fx.GraphModule) -> Held:
-    """Check each call of a reference module with the prepared model's own module.
+@contextmanager
+def held(reference: fx.GraphModule, prepared: fx.GraphModule) -> Iterator[dict[str, float]]:
+    """Check each call of a reference module with the prepared model's own, inside a ``with``.
 
-    It gets the same input and rounded weight; in training, it rounds the weight itself. Differences
-    are recorded, and the reference continues with the prepared module's result.
+    It gets the same input and rounded weight; in training, it rounds the weight itself. Sites that
+    differ are recorded with their worst SQNR in dB, and the reference continues with the prepared
+    module's result.
     """
-    held = Held()
-    for node in reference.graph.nodes:
-        if node.op != "call_module":
-            continue
-        name = site_of(node) or str(node.target)
-        for module, truth in _twins(str(node.target), reference, prepared):
-            hook = partial(_check, truth, held.wrong, name)
-            held.handles.append(module.register_forward_hook(hook, with_kwargs=True))
-    return held
+    wrong: dict[str, float] = {}
+    with ExitStack() as hooks:
+        for node in reference.graph.nodes:
+            if node.op == "call_module":
+                name = site_of(node) or str(node.target)
+                for module, truth in _twins(str(node.target), reference, prepared):
+                    hook = partial(_check, truth, wrong, name)
+                    hooks.enter_context(module.register_forward_hook(hook, with_kwargs=True))
+        yield wrong
 
 
 def _twins(
@@ -134,3 +127,95 @@ def _check(
         found = math.nan
     wrong[name] = min(found, wrong.get(name, math.inf))
     return expected
+
+
+_INTEGERS = {torch.qint8: torch.int8, torch.quint8: torch.uint8, torch.qint32: torch.int32}
+
+
+@contextmanager
+def rounding_weights_fast(reference: nn.Module) -> Iterator[None]:
+    """Make reference modules compute their rounded weight by `rounded_weight` inside a ``with``.
+
+    torch's own quantize and dequantize per channel take five times as long, and a reference
+    module repeats them at every call.
+    """
+    patched = [
+        module
+        for module in reference.modules()
+        if isinstance(module, ReferenceQuantizedModule) and _has_one_integer_weight(module)
+    ]
+    for module in patched:
+        vars(module)["get_weight"] = partial(rounded_weight, module)
+    try:
+        yield
+    finally:
+        for module in patched:
+            del vars(module)["get_weight"]
+
+
+def _has_one_integer_weight(module: Any) -> bool:
+    """Recurrent modules have several weights, embeddings a floating zero point."""
+    return (
+        isinstance(getattr(module, "weight_scale", None), Tensor)
+        and module.weight_dtype in _INTEGERS
+        and module.weight_qscheme != torch.per_channel_affine_float_qparams
+    )
+
+
+def rounded_weight(module: Any) -> Tensor:
+    """What the module's ``get_weight`` returns: the weight on the grid of its scale."""
+    return _on_grid(module.weight.detach(), module)
+
+
+def quantized_weight(module: Any, weight: Tensor) -> Tensor:
+    """A float weight as the reference module rounds its own."""
+    if _has_one_integer_weight(module):
+        return _on_grid(weight.detach(), module)
+    rounded: Tensor = module.get_weight()
+    return rounded
+
+
+def _on_grid(weight: Tensor, module: Any) -> Tensor:
+    scale, zero_point = module.weight_scale, module.weight_zero_point
+    if module.weight_qscheme in (torch.per_channel_affine, torch.per_channel_symmetric):
+        shape = [-1 if axis == module.weight_axis_int else 1 for axis in range(weight.dim())]
+        scale, zero_point = scale.view(shape), zero_point.view(shape)
+    integers = torch.iinfo(_INTEGERS[module.weight_dtype])
+    steps: Tensor = (weight / scale).round_().add_(zero_point).clamp_(integers.min, integers.max)
+    steps.sub_(zero_point).mul_(scale)
+    return steps
+
+
+_REFERENCE = "torch.ao.nn.quantized.reference."
+
+
+def pad_explicitly(reference: fx.GraphModule) -> None:
+    """Pad explicitly where the convolutions of a reference model would pad wrongly, in place."""
+    for node in list(reference.graph.nodes):
+        if node.op != "call_module":
+            continue
+        for module in reference.get_submodule(str(node.target)).modules():
+            if _forgets_its_mode(module):
+                _pad_before(node, module)
+    reference.recompile()
+
+
+def _forgets_its_mode(module: nn.Module) -> bool:
+    is_reference = type(module).__module__.startswith(_REFERENCE)
+    return is_reference and getattr(module, "padding_mode", "zeros") != "zeros"
+
+
+def _pad_before(node: fx.Node, convolution: Any) -> None:
+    widths = tuple(convolution._reversed_padding_repeated_twice)
+    with node.graph.inserting_before(node):
+        padded = node.graph.call_function(F.pad, (node.args[0], widths, convolution.padding_mode))
+    node.update_arg(0, padded)
+    convolution.padding = (0,) * len(convolution.kernel_size)
+    convolution.padding_mode = "zeros"
+
+
+def explicit(reference: fx.GraphModule) -> fx.GraphModule:
+    """Finish the reference, in place: explicit padding, without our marks."""
+    pad_explicitly(reference)
+    erase_keep_float(reference)
+    return reference

@@ -19,6 +19,7 @@ from qrecipe.model.call import bind
 from qrecipe.model.nested import tensors_in
 from qrecipe.model.rewrite_proof import passing
 from qrecipe.model.trace_proof import difference
+from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.recipe.schema import Phase
 
 _ROUNDING = ("quantize_per_", "dequantize")
@@ -64,6 +65,7 @@ def _difference(reference: fx.GraphModule, prepared: fx.GraphModule, sample: Sam
         with torch.no_grad(), quiet():
             actual = run.run(*bind(reference, reference, sample.inputs.cloned()))
     except Exception as error:
+        raise_lack_of_memory(error)
         if _fails(reference, sample):
             return None  # it fails with rounding too: the audit reports it
         return f"without rounding it fails: {first_line(error)}"
@@ -74,7 +76,8 @@ def _fails(reference: fx.GraphModule, sample: Sample) -> bool:
     try:
         with torch.no_grad(), quiet():
             sample.inputs.cloned().call(reference)
-    except Exception:
+    except Exception as error:
+        raise_lack_of_memory(error)
         return True
     return False
 

@@ -6,7 +6,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -110,28 +109,19 @@ def watched_modules(
     """A copy of an untraced model whose named modules pass their outputs to ``keep``."""
     watched = structural_copy(model).eval()
     for name in names:
-        started: list[float] = []
-        module = watched.get_submodule(name)
-        module.register_forward_pre_hook(partial(_start, started))
-        module.register_forward_hook(partial(_stop, name, started, keep, times))
+        _watch(watched.get_submodule(name), name, keep, times)
     return watched
 
 
-def _start(started: list[float], module: nn.Module, args: Any) -> None:
-    started.append(time.perf_counter())
+def _watch(module: nn.Module, name: str, keep: Callable[[str, Any], None], times: Times) -> None:
+    started: list[float] = []
 
+    def stop(module: nn.Module, args: Any, output: Any) -> None:
+        times.add(name, time.perf_counter() - started.pop())
+        keep(name, output)
 
-def _stop(
-    name: str,
-    started: list[float],
-    keep: Callable[[str, Any], None],
-    times: Times,
-    module: nn.Module,
-    args: Any,
-    output: Any,
-) -> None:
-    times.add(name, time.perf_counter() - started.pop())
-    keep(name, output)
+    module.register_forward_pre_hook(lambda *_: started.append(time.perf_counter()))
+    module.register_forward_hook(stop)
 
 
 def _giver(node: fx.Node) -> fx.Node:

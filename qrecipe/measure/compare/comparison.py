@@ -6,7 +6,6 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,8 +21,8 @@ from qrecipe.audit.weights import (
 from qrecipe.errors.findings import ArtifactError, Finding
 from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.text import counted
-from qrecipe.execution.batches import Forward, inputs_of_batch, limited, no_batches, peek
-from qrecipe.execution.engine import engine
+from qrecipe.execution.batches import Forward, inputs_of_batch, limited, peek
+from qrecipe.execution.engine import engine_of
 from qrecipe.execution.executors import executor_of
 from qrecipe.execution.part import Realised
 from qrecipe.execution.provenance import converted_graphs, provenance
@@ -45,7 +44,6 @@ from qrecipe.recipe.recipe import Ingredient, parse_recipe, published
 from qrecipe.terminal.progress import Progress, chosen_progress
 from qrecipe.terminal.report import Report, Section, Table, Text
 
-_MOST_BATCHES = 2**31
 _TIMED_RUNS = 5
 
 
@@ -81,7 +79,22 @@ class Comparison(Report):
     ingredients: tuple[Ingredient, ...] = ()
 
     def _sections(self) -> Iterator[Section]:
-        yield comparison_table(self.sites)
+        rows = [
+            (
+                site.name,
+                site.op,
+                site.verdict,
+                "" if site.weight is None else db_text(site.weight.sqnr_db),
+                "" if site.activation is None else db_text(site.activation.sqnr_db),
+                "" if site.activation is None else f"{site.activation.mse:.2e}",
+                f"{site.float_share:.1%}",
+                f"{site.quantized_share:.1%}",
+            )
+            for site in self.sites
+        ]
+        header = ("site", "operation", "verdict", "weight dB", "activation dB", "MSE")
+        times = ("float time", "int8 time")
+        yield Table("Sites", (*header, *times), rows, numeric=frozenset(range(3, 8)))
         output = sqnr_text(None if self.output is None else self.output.sqnr_db)
         summary = (
             f"output: {output} over {counted(self.batches, 'batch')}; "
@@ -98,29 +111,9 @@ class Comparison(Report):
 
         Raises ``QRecipeError`` (QR602) if matplotlib is missing.
         """
-        from qrecipe.measure.pages.plots import plot_comparison
+        from qrecipe.measure.pages.charts import plot_comparison
 
         plot_comparison(self, path)
-
-
-def comparison_table(sites: Iterable[SiteComparison]) -> Table:
-    """What quantization cost at each site."""
-    rows = [
-        (
-            site.name,
-            site.op,
-            site.verdict,
-            "" if site.weight is None else db_text(site.weight.sqnr_db),
-            "" if site.activation is None else db_text(site.activation.sqnr_db),
-            "" if site.activation is None else f"{site.activation.mse:.2e}",
-            f"{site.float_share:.1%}",
-            f"{site.quantized_share:.1%}",
-        )
-        for site in sites
-    ]
-    header = ("site", "operation", "verdict", "weight dB", "activation dB", "MSE")
-    numeric = frozenset(range(3, 8))
-    return Table("Sites", (*header, "float time", "int8 time"), rows, numeric=numeric)
 
 
 def comparison_json(report: Comparison) -> dict[str, Any]:
@@ -181,17 +174,12 @@ def compare(
     run = _Run(reference, converted, inventory, graphs, realised, forward)
     weights = run.weights()
     show = chosen_progress(progress, "comparing")
-    kernels: AbstractContextManager[None] = (
-        nullcontext() if plan.is_for_export else engine(recipe.backend)
-    )
-    with kernels:
+    with engine_of(plan):
         count = 0
-        for batch in limited(stream, _MOST_BATCHES):
+        for batch in limited(stream):
             run.batch(batch, count)
             count += 1
             show(count, None)
-        if not count:
-            raise no_batches()
         run.time(first)
     return run.report(plan, weights, count)
 

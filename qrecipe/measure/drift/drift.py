@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -13,25 +12,23 @@ from qrecipe.errors.findings import CalibrationError, ExecutionError, Finding
 from qrecipe.errors.text import counted
 from qrecipe.errors.warn import warn
 from qrecipe.execution.batches import Forward, check_finite, limited, no_batches
-from qrecipe.execution.engine import engine
+from qrecipe.execution.engine import engine_of
 from qrecipe.execution.provenance import converted_graphs, provenance
 from qrecipe.measure.batches import run_quietly
-from qrecipe.measure.drift.counts import Tally
-from qrecipe.measure.drift.observers import Observing
 from qrecipe.measure.drift.report import Drift, SiteDrift, worst_first
 from qrecipe.measure.drift.stored_ranges import sharing, stored_ranges
+from qrecipe.measure.drift.today import Observing, Tally
 from qrecipe.model.addresses import is_conversion
 from qrecipe.model.call import Inputs, bind
 from qrecipe.model.copies import with_parts
 from qrecipe.model.nested import map_tensors
 from qrecipe.planning.plan import Plan
+from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.extends import compose
 from qrecipe.recipe.references import Source
 from qrecipe.recipe.schema import LintTable, RecipeTable
 from qrecipe.terminal.progress import Progress, chosen_progress
-
-_MOST_BATCHES = 2**31
 
 
 @neutral
@@ -67,12 +64,9 @@ def drift(
     _warn_about(observing, converted)
     model = with_parts(converted, shadows)
     show = chosen_progress(progress, "measuring drift")
-    kernels: AbstractContextManager[None] = (
-        nullcontext() if plan.is_for_export else engine(plan.backend)
-    )
     count = 0
-    with kernels:
-        for batch in limited(batches, _MOST_BATCHES):
+    with engine_of(plan):
+        for batch in limited(batches):
             check_finite(batch, count)
             run_quietly(model, batch, count, forward)
             count += 1
@@ -192,7 +186,8 @@ class _Run(fx.Interpreter):
             if is_kernel(n, module):
                 return float_result(n, module, args, kwargs)
             return getattr(self, n.op)(n.target, args, kwargs)
-        except Exception:  # an unknown kernel: the report says so
+        except Exception as error:  # an unknown kernel: the report says so
+            raise_lack_of_memory(error)
             return None
 
     def _module(self, n: fx.Node) -> nn.Module | None:

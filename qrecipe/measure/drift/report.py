@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,7 +118,14 @@ class Drift(Report):
     def _sections(
         self, threshold: float = DEFAULT_THRESHOLD, max_clipped: float = DEFAULT_MAX_CLIPPED
     ) -> Iterator[Section]:
-        yield drift_table(self.sites)
+        yield Table(
+            "Stored ranges",
+            _HEADER,
+            [_row(site) for site in self.sites],
+            "clipped: values beyond all integers of the kernel; dB: SQNR that the stored range "
+            "leaves of what float gives here (estimate); after: the same for the range of today.",
+            numeric=frozenset(range(2, len(_HEADER))),
+        )
         summary = self.summary(threshold, max_clipped)
         yield Text("Result", [*summary, *published(self.ingredients)])
 
@@ -147,7 +154,7 @@ class Drift(Report):
         Raises ``QRecipeError`` if matplotlib is missing (QR602) or the file cannot be written
         (QR421).
         """
-        from qrecipe.measure.pages.plots import plot_bars
+        from qrecipe.measure.pages.charts import plot_bars
 
         label = "how far recalibration moves the ends, in widths of the stored range"
         names = [f"{site.name} ({site.tensor})" for site in self.sites]
@@ -188,18 +195,6 @@ _HEADER = (
     *("site", "tensor", "stored range", "range today", "moved"),
     *("clipped", "clipped after", "dB", "dB after"),
 )
-
-
-def drift_table(sites: Iterable[SiteDrift]) -> Table:
-    """Each stored range beside that of today."""
-    return Table(
-        "Stored ranges",
-        _HEADER,
-        [_row(site) for site in sites],
-        "clipped: values beyond all integers of the kernel; dB: SQNR that the stored range "
-        "leaves of what float gives here (estimate); after: the same for the range of today.",
-        numeric=frozenset(range(2, len(_HEADER))),
-    )
 
 
 def _row(site: SiteDrift) -> tuple[str, ...]:

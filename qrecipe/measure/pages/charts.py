@@ -1,18 +1,24 @@
-"""The charts of the reports as SVG, by matplotlib from the extra ``[report]``."""
+"""The charts of the reports, by matplotlib from the extra ``[report]``: as SVG, or as files."""
 
 from __future__ import annotations
 
 import io
 import math
+import os
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from qrecipe.errors.text import one_line
+from qrecipe.errors.findings import Finding, QRecipeError
+from qrecipe.errors.text import one_line, shown
+from qrecipe.files import replace_file, why_not
 from qrecipe.measure.drift.distribution import Histogram
-from qrecipe.measure.pages.plots import new_figure
+
+if TYPE_CHECKING:
+    from qrecipe.measure.compare.comparison import Comparison
 
 _WIDTH = 10.4
 _LONGEST_NAME = 44
@@ -46,8 +52,44 @@ class Point:
 
 def bars(names: Sequence[str], values: Sequence[float], label: str) -> bytes:
     """One bar per name, from the top; names without a finite value have no bar."""
-    figure = new_figure(_WIDTH, 0.9 + 0.24 * len(names))
-    axes = figure.subplots()
+    return _svg(_drawn_bars(names, values, label))
+
+
+def plot_bars(
+    names: Sequence[str], values: Sequence[float], label: str, path: str | os.PathLike[str]
+) -> None:
+    """The chart of `bars` as a file."""
+    _save(_drawn_bars(names, values, label), path)
+
+
+def plot_comparison(report: Comparison, path: str | os.PathLike[str]) -> None:
+    """Two bar charts with one line per site: SQNR of its activation, share of the time."""
+    names = [site.name for site in report.sites]
+    figure = _bar_figure(len(names))
+    quality, time = figure.subplots(1, 2, sharey=True)
+    values = [math.nan if s.activation is None else s.activation.sqnr_db for s in report.sites]
+    _bars(quality, names, values, "SQNR of the activation (dB)")
+    rows = range(len(names))
+    float_shares = [100 * site.float_share for site in report.sites]
+    int8_shares = [100 * site.quantized_share for site in report.sites]
+    time.barh([row - 0.2 for row in rows], float_shares, 0.4, color="0.7", label="float")
+    time.barh([row + 0.2 for row in rows], int8_shares, 0.4, color="#4c78a8", label="int8")
+    time.set_xlabel("share of the time (%)")
+    time.legend(loc="lower right")
+    _save(figure, path)
+
+
+def _drawn_bars(names: Sequence[str], values: Sequence[float], label: str) -> Any:
+    figure = _bar_figure(len(names))
+    _bars(figure.subplots(), names, values, label)
+    return figure
+
+
+def _bar_figure(count: int) -> Any:
+    return _new_figure(_WIDTH, 0.9 + 0.24 * count)
+
+
+def _bars(axes: Any, names: Sequence[str], values: Sequence[float], label: str) -> None:
     finite = [value if math.isfinite(value) else 0.0 for value in values]
     axes.barh(range(len(names)), finite, 0.72, color="#4c78a8")
     _label(axes.yaxis, range(len(names)), names)
@@ -58,13 +100,12 @@ def bars(names: Sequence[str], values: Sequence[float], label: str) -> bytes:
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    return _svg(figure)
 
 
 def along(names: Sequence[str], series: Mapping[str, Sequence[float]], label: str) -> bytes:
     """One line per series over the names in order; non-finite values are left out."""
     longest = max(len(_short(name)) for name in names)
-    figure = new_figure(_WIDTH, 3.4 + 0.07 * longest)
+    figure = _new_figure(_WIDTH, 3.4 + 0.07 * longest)
     axes = figure.subplots()
     for (name, values), style in zip(series.items(), _STYLES, strict=False):
         axes.plot(range(len(names)), list(map(_finite, values)), label=name, **style)
@@ -89,7 +130,7 @@ _STYLES: Sequence[Mapping[str, Any]] = (
 def spreads(panels: Sequence[Spread]) -> bytes:
     """Counts of values on a logarithmic scale, with the quantization range behind them."""
     rows = math.ceil(len(panels) / _COLUMNS)
-    figure = new_figure(_WIDTH, 0.5 + 2.3 * rows)
+    figure = _new_figure(_WIDTH, 0.5 + 2.3 * rows)
     grid = figure.subplots(rows, _COLUMNS, squeeze=False).flatten()
     for axes, panel in zip(grid, panels, strict=False):
         _spread(axes, panel)
@@ -103,7 +144,7 @@ def spreads(panels: Sequence[Spread]) -> bytes:
 
 def trials(points: Sequence[Point], target: float | None, label: str) -> bytes:
     """The metric of each trial in order; filled if it was kept, a cross if it failed."""
-    figure = new_figure(_WIDTH, 3.6)
+    figure = _new_figure(_WIDTH, 3.6)
     axes = figure.subplots()
     steps = range(1, len(points) + 1)
     axes.plot(steps, [_finite(p.value) for p in points], color="#bbbbbb", linewidth=1, zorder=1)
@@ -186,6 +227,48 @@ def _wrapped(label: str) -> str:
 
 def _finite(value: float) -> float:
     return value if math.isfinite(value) else math.nan
+
+
+def check_available() -> None:
+    """Raises ``QRecipeError`` (QR602) if matplotlib is missing."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        raise QRecipeError(
+            Finding(
+                "QR602",
+                "plots need matplotlib: pip install 'qrecipe[report]'",
+                hint="the table and JSON output work without it",
+            )
+        ) from None
+
+
+def _new_figure(width: float, height: float) -> Any:
+    """An empty figure, sized in inches. Raises as `check_available` does."""
+    check_available()
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Any, path: str | os.PathLike[str]) -> None:
+    """Write the figure in the format of the suffix. Raises ``QRecipeError`` (QR421)."""
+    name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+    if not isinstance(name, str):
+        text = f"plot takes a path, not {shown(type(path).__name__)}"
+        raise QRecipeError(Finding("QR421", text))
+    suffix = os.path.splitext(name)[1][1:]
+    target = Path(name if suffix else f"{name}.png")
+    try:
+        replace_file(target, lambda stream: figure.savefig(stream, format=suffix or "png"))
+    except (OSError, ValueError) as error:
+        raise QRecipeError(
+            Finding(
+                "QR421",
+                f"cannot write the plot {shown(name)}: {why_not(error)}",
+                hint="name a .png, .svg or .pdf file in an existing folder",
+            )
+        ) from None
 
 
 def _svg(figure: Any) -> bytes:

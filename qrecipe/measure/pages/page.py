@@ -63,7 +63,7 @@ def page_html(page: Page) -> str:
 def save_page(page: Page, path: str | os.PathLike[str]) -> None:
     """Write the page atomically. Raises ``QRecipeError`` (QR431) if it cannot be written."""
     try:
-        replace_file(Path(path), page_html(page).encode())
+        replace_file(Path(path), lambda stream: stream.write(page_html(page).encode()))
     except (OSError, ValueError) as error:
         raise _unwritable(path, why_not(error)) from None
 

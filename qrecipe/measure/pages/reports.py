@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
-from qrecipe.audit.sqnr import db_text, sqnr_text
-from qrecipe.errors.text import counted
 from qrecipe.execution.provenance import Provenance, origin_sections, stored_plan
-from qrecipe.measure.compare.comparison import Comparison, comparison_table
+from qrecipe.measure.compare.comparison import Comparison
 from qrecipe.measure.drift.report import (
     DEFAULT_MAX_CLIPPED,
     DEFAULT_THRESHOLD,
     Drift,
     SiteDrift,
     drawn_move,
-    drift_table,
     moved_text,
 )
 from qrecipe.measure.pages import charts
 from qrecipe.measure.pages.page import Figure, Page
-from qrecipe.measure.sensitivity.ranking import Ranking
+from qrecipe.measure.sensitivity.ranking import EFFECT, Ranking
 from qrecipe.rules.resolution import listed
 from qrecipe.terminal.report import Section, Table, Text
 
@@ -43,95 +39,45 @@ def drift_page(
     max_clipped: float = DEFAULT_MAX_CLIPPED,
 ) -> Page:
     """The page about stored ranges and today's data."""
-    sites = report.sites
-    worst = sites[0]
-    summary = Text(
-        "Result",
-        (
-            *report.summary(threshold, max_clipped),
-            f"The {worst.tensor} of {worst.name} would move furthest: {moved_text(worst)}.",
-        ),
-    )
+    worst = report.sites[0]
+    table, result = report._sections(threshold, max_clipped)
+    farthest = f"The {worst.tensor} of {worst.name} would move furthest: {moved_text(worst)}."
+    by_name = {f"{site.name} ({site.tensor})": site for site in report.sites}
+    place = {name: index for index, name in enumerate(_site_names(origin))}
+    in_depth = sorted(by_name, key=lambda name: (place.get(by_name[name].name, 0), name))
+    series = {
+        "stored range": {name: site.sqnr_db for name, site in by_name.items()},
+        "range of today's data": {name: site.sqnr_after_db for name, site in by_name.items()},
+    }
+    moves = [100 * drawn_move(site) for site in report.sites]
+    label = "how far recalibration moves the two ends (% of the stored width)"
     sections: list[Section] = [
-        summary,
-        *_bars(
-            "Ranges by how far they would move",
-            [f"{site.name} ({site.tensor})" for site in sites],
-            [100 * drawn_move(site) for site in sites],
-            "how far recalibration moves the two ends (% of the stored width)",
-        ),
-        *_depth(
-            "SQNR along the depth of the network",
-            _in_depth(sites, origin),
-            {"stored range": _sqnr, "range of today's data": _sqnr_after},
-        ),
-        *_spreads(sites, with_now=True),
-        drift_table(sites),
+        Text(result.title, (*result.text().splitlines(), farthest)),
+        *_bars("Ranges by how far they would move", list(by_name), moves, label),
+        *_line("SQNR along the depth of the network", in_depth, series, "SQNR (dB)"),
+        *_spreads(report.sites, with_now=True),
+        table,
     ]
     return _page(f"Drift: {_name(origin)}", sections, origin)
 
 
 def comparison_page(report: Comparison, activations: Activations, origin: Provenance) -> Page:
     """The page about a float model and its quantized one."""
-    sites = [site for site in report.sites if site.activation is not None]
-    values = {site.name: site.activation.sqnr_db for site in sites if site.activation is not None}
-    output = report.output
-    summary = Text(
-        "Result",
-        (
-            f"Output: {sqnr_text(None if output is None else output.sqnr_db)} "
-            f"over {counted(report.batches, 'batch')}.",
-            f"Quantizing and dequantizing takes {report.conversion_share:.1%} of the int8 time.",
-        ),
-    )
-    label = "SQNR of the activation (dB)"
-    sections: list[Section] = [
-        summary,
-        *_bars("Sites by SQNR, worst first", list(values), list(values.values()), label),
-        *_named_depth(values, origin, label),
-        *_worst_spreads(list(values), activations),
-        comparison_table(report.sites),
-    ]
+    table, result = report._sections()
+    values = {
+        site.name: site.activation.sqnr_db for site in report.sites if site.activation is not None
+    }
+    ranked = _worst_first("Sites by SQNR", values, "SQNR of the activation (dB)", origin)
+    sections = [result, *ranked, *_worst_spreads(list(values), activations), table]
     return _page(f"Comparison: {_name(origin)}", sections, origin)
 
 
 def ranking_page(ranking: Ranking, activations: Activations, origin: Provenance) -> Page:
     """The page that ranks sites by their effect on the output when quantized alone."""
-    by_db = ranking.float_value is None
-    found = {site.name: site.sqnr_db if by_db else site.value for site in ranking.sites}
-    values = {name: math.nan if value is None else value for name, value in found.items()}
-    estimate = " (estimate)" if ranking.is_estimate else ""
-    measure = "SQNR of the output (dB)" if by_db else "measure of the model"
-    label = f"{measure} with this site alone quantized{estimate}"
-    summary = [
-        f"{counted(len(values), 'site')}, each quantized alone, "
-        f"over {counted(ranking.batches, 'batch')}."
-    ]
-    if ranking.float_value is not None:
-        summary.append(f"The float model reaches {ranking.float_value:.6g}.")
-    if ranking.partial:
-        summary.append("Interrupted: the ranking covers what was measured so far.")
-    rows = [
-        (
-            str(place),
-            site.name,
-            site.op,
-            db_text(values[site.name]) if by_db else f"{site.value:.6g}",
-        )
-        for place, site in enumerate(ranking.sites, 1)
-    ]
-    sections: list[Section] = [
-        Text("Result", summary),
-        *_bars("Ranking, worst first", list(values), list(values.values()), label),
-        *_named_depth(values, origin, label),
-        *_worst_spreads(list(values), activations),
-        Table(
-            "Ranking",
-            ("place", "site", "operation", f"{'dB' if by_db else 'measure'} alone{estimate}"),
-            rows,
-            numeric=frozenset({0, 3}),
-        ),
-    ]
+    table, result = ranking._sections()
+    values = ranking.values
+    ranked = _worst_first("Ranking", values, ranking.label, origin)
+    sections = [result, *ranked, *_worst_spreads(list(values), activations), table]
     if ranking.unranked:
         reasons = list(ranking.unranked.items())
         sections.append(Table("Sites without an error of their own", ("site", "why"), reasons))
@@ -190,9 +136,7 @@ def _ranked(
         yield from _worst_spreads(_site_names(origin), activations)
         return
     values = {name: sqnr_db for name, sqnr_db, _ in ranking}
-    label = "SQNR of the output with this site alone quantized (dB)"
-    yield from _bars("Ranking, worst first", list(values), list(values.values()), label)
-    yield from _named_depth(values, origin, label)
+    yield from _worst_first("Ranking", values, EFFECT, origin)
     verdicts = {site.name: site.verdict for site in stored_plan(origin)}
     left = [name for name in values if verdicts.get(name) == "float"]
     why = f"Float, so without a range: {listed(left)}." if left else ""
@@ -219,33 +163,27 @@ def _bars(
     yield Figure(title, drawing, f"{label}, one bar for each site", f"{cut}{note}".strip())
 
 
-def _named_depth(values: Mapping[str, float], origin: Provenance, label: str) -> Iterator[Section]:
-    """Values of sites by name, in the order in which the model runs them."""
+def _worst_first(
+    title: str, values: Mapping[str, float], label: str, origin: Provenance
+) -> Iterator[Section]:
+    """Values of sites from the worst, and in the order in which the model runs them."""
+    yield from _bars(f"{title}, worst first", list(values), list(values.values()), label)
     names = [name for name in _site_names(origin) if name in values]
     yield from _line("Along the depth of the network", names, {label: values}, label)
 
 
-def _in_depth(sites: Sequence[SiteDrift], origin: Provenance) -> list[SiteDrift]:
-    place = {name: index for index, name in enumerate(_site_names(origin))}
-    return sorted(sites, key=lambda site: (place.get(site.name, 0), site.tensor))
-
-
-def _depth(title: str, sites: Sequence[SiteDrift], series: Mapping[str, Any]) -> Iterator[Section]:
-    names = [f"{site.name} ({site.tensor})" for site in sites]
-    values = {label: dict(zip(names, map(of, sites), strict=True)) for label, of in series.items()}
-    yield from _line(title, names, values, "SQNR (dB)")
-
-
 def _line(
-    title: str, names: Sequence[str], series: Mapping[str, Mapping[str, float]], label: str
+    title: str, names: Sequence[str], series: Mapping[str, Mapping[str, float | None]], label: str
 ) -> Iterator[Section]:
-    values = {key: [by_name[name] for name in names] for key, by_name in series.items()}
-    if not any(math.isfinite(value) for line in values.values() for value in line):
+    found = {
+        key: [math.nan if (value := by_name[name]) is None else value for name in names]
+        for key, by_name in series.items()
+    }
+    if not any(math.isfinite(value) for line in found.values() for value in line):
         yield Text(title, ("There are no finite values to draw.",))
         return
-    drawing = charts.along(names, values, label)
     alt = f"{label} of {len(names)} tensors in the order in which they are computed"
-    yield Figure(title, drawing, alt, "Exact tensors have no point.")
+    yield Figure(title, charts.along(names, found, label), alt, "Exact tensors have no point.")
 
 
 def _worst_spreads(
@@ -305,11 +243,3 @@ def _page(title: str, sections: Sequence[Section], origin: Provenance) -> Page:
         f"recipe {origin.fingerprint[:12]}"
     )
     return Page(title, subtitle, [*sections, *origin_sections(origin)])
-
-
-def _sqnr(site: SiteDrift) -> float:
-    return math.nan if site.sqnr_db is None else site.sqnr_db
-
-
-def _sqnr_after(site: SiteDrift) -> float:
-    return math.nan if site.sqnr_after_db is None else site.sqnr_after_db

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qrecipe.audit.sample import Sample
 from qrecipe.audit.sqnr import energy_ratio_db, floating_tensors
 from qrecipe.errors.findings import ExecutionError, Finding
 from qrecipe.execution.isolated import Isolated, Kernel
-from qrecipe.measure.batches import Call
-from qrecipe.measure.sensitivity.exact import too_little_memory
-from qrecipe.measure.sensitivity.replay import size_of
+from qrecipe.measure.sensitivity.exact import size_of, too_little_memory
 from qrecipe.model.call import batch_size
 from qrecipe.process.warnings import import_aside
 
@@ -43,18 +43,14 @@ class Estimate:
         self._generator = torch.Generator().manual_seed(seed)
         self._signal: list[float] = []
         self._noise: dict[str, list[float]] = {name: [] for name in self._probes}
-        self.batches = 0
 
-    def add(self, call: Call) -> None:
+    def add(self, call: Sample) -> None:
         """Count one more call of the model."""
-        for lone in self._sites:
-            lone.put(self._probes[lone.site.name])
-        try:
+        with ExitStack() as probing:
+            for lone in self._sites:
+                probing.enter_context(lone.replaced(self._probes[lone.site.name]))
             with torch.enable_grad():
                 outputs = floating_tensors(call.inputs.call(self._model))
-        finally:
-            for lone in self._sites:
-                lone.put(lone.original)
         self._check(outputs)
         samples = batch_size((call.inputs.args, dict(call.inputs.kwargs)))
         for index, output in enumerate(outputs):
@@ -63,7 +59,6 @@ class Estimate:
                 self._project(index, output, samples)
         for probe in self._probes.values():
             probe.forget()
-        self.batches += 1
 
     def sqnr_db(self) -> dict[str, float]:
         """The estimate for each site; of several output tensors the worst counts."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from numbers import Integral, Real
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from qrecipe._torch_ao import quiet
+from qrecipe.audit.sample import Sample
 from qrecipe.errors.findings import ExecutionError, Finding
 from qrecipe.errors.text import counted, shown
 from qrecipe.errors.warn import warn
@@ -22,9 +23,9 @@ from qrecipe.execution.engine import engine
 from qrecipe.execution.executors import executor_of
 from qrecipe.execution.isolated import Isolated
 from qrecipe.execution.part import Task
-from qrecipe.measure.batches import Call, calls_of, rereadable
+from qrecipe.measure.batches import calls_of, rereadable
 from qrecipe.measure.sensitivity.estimate import Estimate
-from qrecipe.measure.sensitivity.exact import Replay, Rerun
+from qrecipe.measure.sensitivity.exact import Replay, rerun
 from qrecipe.measure.sensitivity.ranking import (
     Method,
     RankedSite,
@@ -32,7 +33,8 @@ from qrecipe.measure.sensitivity.ranking import (
     contradiction,
     worst_first,
 )
-from qrecipe.measure.sensitivity.scores import Metric, MetricScore, Score, SqnrScore, number
+from qrecipe.measure.sensitivity.scores import Effect, Metric, MetricScore, Score, SqnrScore, number
+from qrecipe.model.call import Inputs
 from qrecipe.model.copies import runnable_copy, structural_copy
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.planning.decide import plan_of, warn_of_missed
@@ -92,9 +94,7 @@ def sensitivity(
         ExecutionError: nothing to rank (QR422), a measure that returns no number (QR423), too
             little memory (QR424), or arguments that are invalid or contradict each other (QR425).
     """
-    _check_functions(evaluate=evaluate, metric=metric, forward=forward)
-    _check_integers(probes=probes, seed=seed)
-    _check_arguments(method, evaluate, metric, memory_limit, probes, seed)
+    _check_arguments(method, evaluate, metric, forward, memory_limit, probes, seed)
     given = load_recipe(recipe)
     loaded = replace(given, phase="ptq")  # rank the loss without training, which would reduce it
     held = rereadable(batches, loaded.calibration.max_batches)
@@ -110,19 +110,46 @@ def sensitivity(
     task = Task(model, loaded, inventory, plan, inputs, unjudged)
     run = partial(calibrate, batches=held, forward=forward, progress=progress)
     isolated = executor_of(plan.executor).isolated(task, sites, run)
-    most = loaded.calibration.max_batches
-    source = _Source(held, most, forward)
-    show = _Show(chosen_progress(progress, "measuring"), len(sites), held, most)
+    source = _Source(model, held, loaded.calibration.max_batches, forward)
     limit = DEFAULT_MEMORY_LIMIT if memory_limit is None else memory_limit
+    found = _Found()
+    if evaluate is not None:
+        steps = _by_evaluation(found, isolated, evaluate)
+    elif method == "estimate":
+        steps = _by_estimate(found, source, Estimate(isolated, probes, seed, limit))
+    else:
+        steps = _by_scores(found, isolated, source, metric, limit)
+    show, interrupted = chosen_progress(progress, "measuring"), False
     with engine(plan.backend), torch.no_grad(), quiet():
-        if evaluate is not None:
-            found = _by_evaluation(isolated, evaluate, show)
-        elif method == "estimate":
-            estimate = Estimate(isolated, probes, seed, limit)
-            found = _by_estimate(model, source, estimate, show)
-        else:
-            found = _by_scores(isolated, model, source, metric, limit, show)
-    return _ranking(found, plan, reasons, method, given)
+        try:
+            for done, total in enumerate(steps, start=1):
+                show(done, total)
+        except KeyboardInterrupt:
+            interrupted = True
+    if interrupted and not found.effects:
+        raise KeyboardInterrupt
+    if interrupted:
+        text = (
+            f"interrupted after {len(found.effects)} of {counted(len(sites), 'site')}, "
+            f"{counted(found.batches, 'whole batch')}"
+        )
+        hint = "the ranking covers what was measured so far"
+        warn(Finding("QR212", text, hint=hint), given.lint.ignore)
+    ranked = (
+        RankedSite(site.name, site.op, *found.effects[site.name])
+        for site in plan.sites
+        if site.name in found.effects
+    )
+    return Ranking(
+        sites=tuple(sorted(ranked, key=worst_first)),
+        unranked=FrozenMapping(reasons),
+        method=method,
+        batches=max(1, found.batches),
+        partial=interrupted,
+        float_value=found.float_value,
+        recipe=given,
+        members=frozenset(member for site in plan.sites for member in site.members),
+    )
 
 
 def unranked(inventory: Inventory, plan: Plan) -> dict[str, str]:
@@ -152,176 +179,115 @@ def _check_any(sites: Sequence[Site], reasons: Mapping[str, str]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """The caller's batches, limited as in calibration, and how to run a model on one."""
+    """The caller's model and batches, limited as in calibration; ``count`` of them if known."""
 
+    model: nn.Module
     batches: Iterable[Any]
     limit: int
     forward: Forward | None
 
-    def calls(self, model: nn.Module) -> Iterator[list[Call]]:
+    @property
+    def count(self) -> int | None:
+        return known_length(self.batches, self.limit)
+
+    def calls(self) -> Iterator[list[Sample]]:
         """The calls of the model for each batch."""
+        model = runnable_copy(self.model)
         for index, batch in enumerate(limited(self.batches, self.limit)):
             yield calls_of(model, batch, index, self.forward)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Found:
-    """The measurements of each site: SQNR and value, and the number of batches."""
+    """What is measured so far: SQNR, value and number of batches by site, and whole batches."""
 
-    effects: Mapping[str, tuple[float | None, float | None, int]]
-    interrupted: bool
-    batches: int
+    effects: dict[str, Effect] = field(default_factory=dict)
+    batches: int = 0
     float_value: float | None = None
 
 
-class _Show:
-    """Progress in steps of one site on one batch."""
-
-    def __init__(self, progress: Progress, sites: int, batches: Iterable[Any], most: int) -> None:
-        self._progress = progress
-        self._done = 0
-        self._sites = sites
-        self._count = known_length(batches, most)
-
-    def site(self) -> None:
-        self._step(None if self._count is None else self._count * self._sites)
-
-    def batch(self) -> None:
-        self._step(self._count)
-
-    def model(self) -> None:
-        self._step(self._sites + 1)
-
-    def _step(self, total: int | None) -> None:
-        self._done += 1
-        self._progress(self._done, total)
+Steps = Iterator[int | None]
+"""Measures, and after each step gives the number of all steps if it is known."""
 
 
 def _by_scores(
-    isolated: Isolated,
-    model: nn.Module,
-    source: _Source,
-    metric: Metric | None,
-    limit: int,
-    show: _Show,
-) -> _Found:
-    scores: dict[str, Score] = {
-        name: SqnrScore() if metric is None else MetricScore(metric) for name in isolated.kernels
-    }
-    perfect = None if metric is None else MetricScore(metric)
-    runner: Replay | Rerun = Rerun(isolated)
+    found: _Found, isolated: Isolated, source: _Source, metric: Metric | None, limit: int
+) -> Steps:
+    new: Callable[[], Score] = SqnrScore if metric is None else partial(MetricScore, metric)
+    scores, perfect, count = {name: new() for name in isolated.kernels}, new(), source.count
+    outputs: Callable[[Inputs], Iterator[tuple[str, Any]]] = partial(rerun, isolated)
     if isolated.graph is not None:
-        runner = Replay(isolated.graph, isolated.kernels, limit)
-    reference, count, interrupted = runnable_copy(model), 0, False
-    try:
-        for calls in source.calls(reference):
-            for call in calls:
-                if perfect is not None:
-                    perfect.add(call.output, call.output)
-                runner.add(call, scores, show.site)
-            count += 1
-    except KeyboardInterrupt:
-        interrupted = True
-    effects = {
-        name: (score.sqnr_db, score.value, score.batches)
-        for name, score in scores.items()
-        if score.batches
-    }
-    return _Found(effects, interrupted, count, None if perfect is None else perfect.value)
+        outputs = Replay(isolated.graph, isolated.kernels, limit).outputs
+    for calls in source.calls():
+        for call in calls:
+            if metric is not None:
+                perfect.add(call.output, call.output)
+                found.float_value = perfect.effect()[1]
+            for name, output in outputs(call.inputs):
+                scores[name].add(call.output, output)
+                found.effects[name] = scores[name].effect()
+                yield None if count is None else count * len(scores)
+        found.batches += 1
 
 
-def _by_estimate(model: nn.Module, source: _Source, estimate: Estimate, show: _Show) -> _Found:
-    reference, interrupted = runnable_copy(model), False
-    try:
-        for calls in source.calls(reference):
-            for call in calls:
-                estimate.add(call)
-            show.batch()
-    except KeyboardInterrupt:
-        interrupted = True
-    count = estimate.batches
-    values = estimate.sqnr_db() if count else {}
-    return _Found({name: (v, None, count) for name, v in values.items()}, interrupted, count)
+def _by_estimate(found: _Found, source: _Source, estimate: Estimate) -> Steps:
+    for calls in source.calls():
+        for call in calls:
+            estimate.add(call)
+        found.batches += 1
+        for name, sqnr_db in estimate.sqnr_db().items():
+            found.effects[name] = (sqnr_db, None, found.batches)
+        yield source.count
 
 
-def _by_evaluation(isolated: Isolated, evaluate: Evaluate, show: _Show) -> _Found:
-    effects: dict[str, tuple[float | None, float | None, int]] = {}
-    interrupted, base = False, None
-    try:
-        untouched = structural_copy(isolated.float_model)
-        base = number(partial(evaluate, untouched), "evaluate")
-        show.model()
-        for lone in isolated.sites:
-            name = lone.site.name
-            lone.put(isolated.kernels[name])
-            candidate = structural_copy(isolated.float_model)
-            lone.put(lone.original)
-            effects[name] = (None, number(partial(evaluate, candidate), "evaluate"), 1)
-            show.model()
-    except KeyboardInterrupt:
-        interrupted = True
-    return _Found(effects, interrupted, 1, base)
+def _by_evaluation(found: _Found, isolated: Isolated, evaluate: Evaluate) -> Steps:
+    def value() -> float:
+        candidate = structural_copy(isolated.float_model)
+        return number(partial(evaluate, candidate), "evaluate")
 
-
-def _ranking(
-    found: _Found, plan: Plan, reasons: Mapping[str, str], method: Method, recipe: Recipe
-) -> Ranking:
-    if found.interrupted:
-        if not found.effects:
-            raise KeyboardInterrupt
-        count = len(plan.sites) - len(reasons)
-        batches = counted(found.batches, "whole batch")
-        done = f"{len(found.effects)} of {counted(count, 'site')}, {batches}"
-        finding = Finding(
-            "QR212", f"interrupted after {done}", hint="the ranking covers what was measured so far"
-        )
-        warn(finding, recipe.lint.ignore)
-    ranked = [
-        RankedSite(site.name, site.op, *found.effects[site.name])
-        for site in plan.sites
-        if site.name in found.effects
-    ]
-    return Ranking(
-        sites=tuple(sorted(ranked, key=worst_first)),
-        unranked=FrozenMapping(reasons),
-        method=method,
-        batches=max(1, found.batches),
-        partial=found.interrupted,
-        float_value=found.float_value,
-        recipe=recipe,
-        members=frozenset(member for site in plan.sites for member in site.members),
-    )
+    steps = len(isolated.sites) + 1
+    found.batches, found.float_value = 1, value()
+    yield steps
+    for lone in isolated.sites:
+        with lone.replaced(isolated.kernels[lone.site.name]):
+            found.effects[lone.site.name] = (None, value(), 1)
+        yield steps
 
 
 def _check_arguments(
     method: Method,
     evaluate: Evaluate | None,
     metric: Metric | None,
+    forward: Forward | None,
     memory_limit: int | None,
     probes: int,
     seed: int,
 ) -> None:
-    if method not in ("exact", "estimate"):
-        raise contradiction(f'method must be "exact" or "estimate", not {method!r}')
-    if evaluate is not None and metric is not None:
-        raise contradiction("evaluate and metric both rank: pass one of them")
-    if method == "estimate" and (evaluate is not None or metric is not None):
-        raise contradiction("an estimate ranks by SQNR: evaluate and metric need the exact method")
-    if memory_limit is not None and not (isinstance(memory_limit, Real) and memory_limit > 0):
-        raise contradiction(f"memory_limit is {shown(memory_limit)}, not a number of bytes")
-    if probes < 1:
-        raise contradiction(f"probes is {probes}: at least one is needed")
-    if seed not in _SEEDS:
-        raise contradiction(f"seed is {seed}: torch's seeds have 64 bits")
-
-
-def _check_functions(**given: object) -> None:
-    for name, value in given.items():
-        if value is not None and not callable(value):
-            raise contradiction(f"{name} must be a function, not {shown(type(value).__name__)}")
-
-
-def _check_integers(**given: object) -> None:
-    for name, value in given.items():
-        if not isinstance(value, Integral):
-            raise contradiction(f"{name} must be an integer, not {shown(type(value).__name__)}")
+    for name, function in (("evaluate", evaluate), ("metric", metric), ("forward", forward)):
+        if function is not None and not callable(function):
+            raise contradiction(f"{name} must be a function, not {shown(type(function).__name__)}")
+    for name, integer in (("probes", probes), ("seed", seed)):
+        if not isinstance(integer, Integral):
+            raise contradiction(f"{name} must be an integer, not {shown(type(integer).__name__)}")
+    for is_wrong, message in (
+        (
+            method not in ("exact", "estimate"),
+            f'method must be "exact" or "estimate", not {method!r}',
+        ),
+        (
+            evaluate is not None and metric is not None,
+            "evaluate and metric both rank: pass one of them",
+        ),
+        (
+            method == "estimate" and (evaluate is not None or metric is not None),
+            "an estimate ranks by SQNR: evaluate and metric need the exact method",
+        ),
+        (
+            memory_limit is not None and not (isinstance(memory_limit, Real) and memory_limit > 0),
+            f"memory_limit is {shown(memory_limit)}, not a number of bytes",
+        ),
+        (probes < 1, f"probes is {probes}: at least one is needed"),
+        (seed not in _SEEDS, f"seed is {seed}: torch's seeds have 64 bits"),
+    ):
+        if is_wrong:
+            raise contradiction(message)

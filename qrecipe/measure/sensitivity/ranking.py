@@ -22,6 +22,8 @@ from qrecipe.terminal.tables import room_beside
 
 Method = Literal["exact", "estimate"]
 
+EFFECT = "SQNR of the output with this site alone quantized (dB)"
+
 _BAR = 30
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
@@ -130,16 +132,23 @@ class Ranking(Report):
         Raises ``QRecipeError`` if matplotlib is missing (QR602) or the file cannot be written
         (QR421).
         """
-        from qrecipe.measure.pages.plots import plot_bars
+        from qrecipe.measure.pages.charts import plot_bars
 
-        names = [site.name for site in self.sites]
-        if self.float_value is None:
-            values = [math.nan if s.sqnr_db is None else s.sqnr_db for s in self.sites]
-            label = "SQNR of the output with this site alone quantized (dB)"
-            plot_bars(names, values, f"{label}{', estimate' if self.is_estimate else ''}", path)
-        else:
-            values = [math.nan if s.value is None else s.value for s in self.sites]
-            plot_bars(names, values, "measure with this site alone quantized", path)
+        plot_bars(list(self.values), list(self.values.values()), self.label, path)
+
+    @property
+    def values(self) -> dict[str, float]:
+        """By site, the dB or the result of the caller's measure; NaN for none."""
+        by_db = self.float_value is None
+        found = {site.name: site.sqnr_db if by_db else site.value for site in self.sites}
+        return {name: math.nan if value is None else value for name, value in found.items()}
+
+    @property
+    def label(self) -> str:
+        """What `values` are, in words."""
+        if self.float_value is not None:
+            return "measure with this site alone quantized"
+        return f"{EFFECT}{', estimate' if self.is_estimate else ''}"
 
     def to_recipe(
         self, keep_float: int | None = None, *, min_sqnr_db: float | None = None

@@ -14,33 +14,30 @@ Metric = Callable[[Any, Any], float]
 """``metric(outputs, reference)`` of one batch; higher is better."""
 
 
+Effect = tuple[float | None, float | None, int]
+"""The SQNR in dB or the value of the caller's measure, and the number of batches."""
+
+
 class Score(Protocol):
     """Collects outputs and reference outputs of one site over batches."""
 
-    batches: int
-
     def add(self, reference: Any, output: Any) -> None: ...
 
-    @property
-    def sqnr_db(self) -> float | None: ...
-
-    @property
-    def value(self) -> float | None: ...
+    def effect(self) -> Effect: ...
 
 
 class SqnrScore:
     """The SQNR in dB over all batches together."""
 
     def __init__(self) -> None:
-        self.batches = 0
+        self._batches = 0
         self._totals = Totals()
 
     def add(self, reference: Any, output: Any) -> None:
-        self.batches += 1
+        self._batches += 1
         self._totals.add(reference, output)
 
-    @property
-    def sqnr_db(self) -> float:
+    def effect(self) -> Effect:
         fidelity = self._totals.fidelity()
         if fidelity is None:
             raise ExecutionError(
@@ -50,32 +47,23 @@ class SqnrScore:
                     hint="pass your own measure as metric= or evaluate=",
                 )
             )
-        return fidelity.sqnr_db
-
-    @property
-    def value(self) -> None:
-        return None
+        return fidelity.sqnr_db, None, self._batches
 
 
 class MetricScore:
     """The mean over batches of the caller's metric."""
 
     def __init__(self, metric: Metric) -> None:
-        self.batches = 0
+        self._batches = 0
         self._metric = metric
         self._sum = 0.0
 
     def add(self, reference: Any, output: Any) -> None:
         self._sum += number(lambda: self._metric(output, reference), "metric")
-        self.batches += 1
+        self._batches += 1
 
-    @property
-    def sqnr_db(self) -> None:
-        return None
-
-    @property
-    def value(self) -> float:
-        return self._sum / self.batches if self.batches else math.nan
+    def effect(self) -> Effect:
+        return None, self._sum / self._batches, self._batches
 
 
 def number(measure: Callable[[], Any], name: str) -> float:

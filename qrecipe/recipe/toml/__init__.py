@@ -1,4 +1,4 @@
 """TOML documents: reading, positions, size limits, syntax errors and writing.
 
-May import `errors`.
+May import `errors` and `files`.
 """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,6 +11,7 @@ import tomli
 
 from qrecipe.errors.findings import Finding, Location, RecipeReferenceError, RecipeSyntaxError
 from qrecipe.errors.text import shown
+from qrecipe.files import read_inside, why_not
 from qrecipe.recipe.toml.positions import MAX_DEPTH, NestingError, Spans
 from qrecipe.recipe.toml.size_limits import depth, item_count, longest_key, outline
 from qrecipe.recipe.toml.syntax_errors import long_number_finding, syntax_finding
@@ -38,22 +38,16 @@ class Document:
     size: int
 
 
-def read_text(path: Path, file: str) -> str:
-    """The text of a recipe; ``file`` is its name in findings.
+def read_text(tree: Path, path: Path, file: str) -> str:
+    """The text of a recipe inside a folder, as `read_inside` reads it; ``file`` is for findings.
 
     Raises RecipeReferenceError (QR001) or RecipeSyntaxError (QR002, QR003).
     """
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            what = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise _unreadable(file, f"it is {what}")
-        if status.st_size > MAX_BYTES:
-            raise _too_large(file)
-        with path.open("rb") as stream:
-            content = stream.read(MAX_BYTES + 1)
+        content = read_inside(tree, path, MAX_BYTES)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise _unreadable(file, getattr(error, "strerror", None) or str(error)) from None
+        message = f"cannot read {shown(file)}: {why_not(error)}"
+        raise RecipeReferenceError(Finding("QR001", message)) from None
     if len(content) > MAX_BYTES:
         raise _too_large(file)
     return _decode(content, file)
@@ -100,10 +94,6 @@ def _too_deep(file: str) -> RecipeSyntaxError:
     message = f"the recipe is nested more than {MAX_DEPTH} levels deep"
     hint = "is a bracket not closed, or a dotted key endless?"
     return RecipeSyntaxError(Finding("QR005", message, Location(file, 1, 1, 1), hint))
-
-
-def _unreadable(file: str, why: str) -> RecipeReferenceError:
-    return RecipeReferenceError(Finding("QR001", f"cannot read {shown(file)}: {why.lower()}"))
 
 
 def _too_large(file: str) -> RecipeSyntaxError:

@@ -182,11 +182,7 @@ class _Scanner:
         """``[a.b]`` or ``[[a.b]]``; returns the table that the next lines fill."""
         brackets = 2 if self._text.startswith("[[", self._position) else 1
         self._position += brackets
-        *parents, (name, span) = self._key()
-        table = self._descend(root, parents)
-        self._compare(table, name, span)
-        is_new = name not in table.children
-        node = table.child(name, span)
+        node, span, is_new = self._key(root)
         self._position += brackets
         if brackets == 1:
             node.key = span
@@ -195,36 +191,30 @@ class _Scanner:
         return node.child(len(node.children), span)
 
     def _pair(self, table: _Node) -> None:
-        *parents, (name, span) = self._key()
-        table = self._descend(table, parents)
-        self._compare(table, name, span)
-        node = table.child(name, span)
+        node, _, _ = self._key(table)
         self._position += 1  # the equals sign
         self._skip(_SPACE)
         self._value(node)
 
-    def _descend(self, table: _Node, parents: list[tuple[str, _Span]]) -> _Node:
-        for name, span in parents:
-            self._compare(table, name, span)
-            table = table.child(name, span).table()
-        return table
+    def _key(self, table: _Node) -> tuple[_Node, _Span, bool]:
+        """What a dotted key in a table stands for, where its last part is, and whether it is new.
 
-    def _compare(self, table: _Node, name: str, span: _Span) -> None:
-        if name in table.children:
-            self.repeated = table.children[name].key, span
-
-    def _key(self) -> list[tuple[str, _Span]]:
-        """A key's dotted parts; skips the blanks after it."""
-        parts = []
+        Skips the blanks after it.
+        """
         while True:
             self._skip(_SPACE)
             start = self._position
-            part = self._skip(_KEY_PART)
-            parts.append((_decoded(part), (start, self._position)))
+            name = _decoded(self._skip(_KEY_PART))
+            span = start, self._position
+            is_new = name not in table.children
+            if not is_new:
+                self.repeated = table.children[name].key, span
+            node = table.child(name, span)
             self._skip(_SPACE)
             if not self._at("."):
-                return parts
+                return node, span, is_new
             self._position += 1
+            table = node.table()
 
     def _value(self, node: _Node) -> None:
         start = self._position

@@ -1,0 +1,99 @@
+"""torch's ``prepare`` without what it does again for each node, and so in more than linear time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+from torch import nn
+
+from qrecipe._torch_fx import (
+    BackendConfig,
+    _get_pattern_to_quantize_handlers,
+    _qconfig_satisfies_dtype_config_constraints,
+    get_qconfig_dtypes,
+    prepare,
+)
+from qrecipe.model.graph_sites import quantize_handlers
+from qrecipe.process.state import alone
+
+
+@contextmanager
+def without_repetition(model: nn.Module, backend_config: BackendConfig) -> Iterator[None]:
+    """Inside, ``prepare`` of this model and config gives the same result sooner.
+
+    It would make classes of the config's patterns for each graph, create an observer for each
+    question about a qconfig, list all modules for each observer that it inserts, and try all
+    numbers from 0 for the observer's name.
+    """
+    names = prepare.__globals__
+    ours = {
+        "_get_pattern_to_quantize_handlers": _handlers_of(backend_config),
+        "_qconfig_satisfies_dtype_config_constraints": _answers_kept(),
+        "get_qconfig_dtypes": cache(get_qconfig_dtypes),
+        "get_new_attr_name_with_prefix": _names_counted(),
+    }
+    with alone():
+        former = {name: names[name] for name in ours}
+        vars(model)["named_modules"] = _listed_once(model)
+        names.update(ours)
+        try:
+            yield
+        finally:
+            names.update(former)
+            del vars(model)["named_modules"]
+
+
+def _handlers_of(own: BackendConfig) -> Callable[[BackendConfig], dict[Any, Any]]:
+    def handlers(config: BackendConfig) -> dict[Any, Any]:
+        return (quantize_handlers if config is own else _get_pattern_to_quantize_handlers)(config)
+
+    return handlers
+
+
+def _answers_kept() -> Callable[..., bool]:
+    asked: dict[tuple[Any, int, bool], tuple[Any, bool]] = {}
+
+    def satisfies(qconfig: Any, constraints: Any, is_activation: bool = True) -> bool:
+        key = qconfig, id(constraints), is_activation
+        if key not in asked:  # with the constraints, so that none can get the same id
+            answer = _qconfig_satisfies_dtype_config_constraints(
+                qconfig, constraints, is_activation
+            )
+            asked[key] = constraints, answer
+        return asked[key][1]
+
+    return satisfies
+
+
+def _names_counted() -> Callable[[str], Callable[[nn.Module], str]]:
+    next_number: Counter[tuple[nn.Module, str]] = Counter()
+
+    def free_name_with_prefix(prefix: str) -> Callable[[nn.Module], str]:
+        stem = prefix.replace(".", "_")
+
+        def free_name(module: nn.Module) -> str:
+            while hasattr(module, name := f"{stem}{next_number[module, stem]}"):
+                next_number[module, stem] += 1
+            return name
+
+        return free_name
+
+    return free_name_with_prefix
+
+
+def _listed_once(model: nn.Module) -> Callable[..., Any]:
+    """``prepare`` only adds modules to the model itself."""
+    listed = model.named_modules
+    known: dict[str, Any] = {}
+
+    def named_modules(memo: Any = None, prefix: str = "", remove_duplicate: bool = True) -> Any:
+        if remove_duplicate:
+            return listed(memo, prefix)
+        known.update(model._modules if known else listed(remove_duplicate=False))
+        return known
+
+    return named_modules

@@ -1,0 +1,57 @@
+"""Lack of memory: said as such, whichever step it stopped."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from qrecipe.errors.findings import ExecutionError, Finding
+
+_TORCHS = re.compile("can't allocate memory|out of memory|bad_alloc")
+_BYTES = re.compile(r"tried to allocate (\d+) bytes")
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether Python or torch got no memory; torch says so in the text of a RuntimeError."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and _TORCHS.search(str(error)) is not None
+    )
+
+
+@contextmanager
+def lack_of_memory_said() -> Iterator[None]:
+    """Raises ``ExecutionError`` (QR407) for an error that lack of memory has caused.
+
+    Steps that call the caller's model turn what it raises into findings about the model.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause = next(filter(lacks_memory, _causes(error)), None)
+        if cause is None or _is_said(error):
+            raise
+        asked = _BYTES.search(str(cause))
+        what = "" if asked is None else f" for {int(asked[1]):,} bytes"
+        hint = "use smaller batches, or a machine with more memory"
+        text = f"there is not enough memory{what}"
+        raise ExecutionError(Finding("QR407", text, hint=hint)) from error
+
+
+def _is_said(error: Exception) -> bool:
+    return isinstance(error, ExecutionError) and error.findings[0].code == "QR407"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those during which it was raised."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def raise_lack_of_memory(error: Exception) -> None:
+    """Raise the error again if it is one of memory, which says nothing about who ran out of it."""
+    if any(map(lacks_memory, _causes(error))):
+        raise error
