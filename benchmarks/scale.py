@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import gc
 import math
+import statistics
 import sys
 import tempfile
 import time
@@ -38,6 +39,9 @@ HIGHEST_RATIO = 4.0
 BATCHES = 10
 MEASURED = 2
 """The number of batches for sensitivity."""
+
+REPEATED = 300
+"""Chains of fewer layers are measured until they have so many in all; medians count."""
 
 Setting = tuple[nn.Module, list[Tensor]]
 
@@ -90,8 +94,9 @@ def measure(kind: str, layers: Sequence[int]) -> bool:
     found: dict[str, list[float]] = {step: [] for step in STEPS}
     print(f"{kind:<10}" + "".join(f"{step:>12}" for step in STEPS), flush=True)
     for count in layers:
-        for step, seconds in seconds_of_steps(*KINDS[kind](count)).items():
-            found[step].append(seconds)
+        runs = [seconds_of_steps(*KINDS[kind](count)) for _ in range(max(1, REPEATED // count))]
+        for step in STEPS:
+            found[step].append(statistics.median(run[step] for run in runs))
         row = "".join(f"{found[step][-1]:12.2f}" for step in STEPS)
         print(f"{count:>8,}  {row}", flush=True)
     exponents = {step: exponent(layers, found[step]) for step in STEPS}

@@ -2,6 +2,7 @@
 
 import cProfile
 import pstats
+from contextlib import nullcontext
 from itertools import product
 
 import pytest
@@ -9,8 +10,11 @@ import torch
 from torch import nn
 
 import qrecipe
+from qrecipe.execution.fx import convert, repetition
+from qrecipe.planning.backend import backend_config
 
 RECIPE = "builtin:x86-static"
+QAT = qrecipe.parse_recipe(f'format = 1\nphase = "qat"\nextends = "{RECIPE}"\n')
 LAYERS = 16
 NOTICEABLE = 0.005
 """The share of all calls from which on a function counts."""
@@ -72,10 +76,21 @@ def calls_of(run):
     return {function: calls for function, (_, calls, *_) in stats.items()}
 
 
-CASES = [*product((plan, quantize, store, estimate), (linear_chain, residual_chain))]
+class Joined(nn.Module):
+    def forward(self, x):
+        return torch.cat([x[:, :4], x[:, 4:]], 1)
+
+
+def joined_chain(layers):
+    blocks = [each for _ in range(layers) for each in (nn.Dropout(), nn.Flatten(), Joined())]
+    return nn.Sequential(nn.Linear(8, 8), *blocks).eval(), [torch.randn(2, 8) for _ in range(10)]
+
+
+CASES = [*product((plan, quantize, store, estimate), (linear_chain, residual_chain, joined_chain))]
 ALWAYS = [
     (plan, residual_chain),
     (quantize, residual_chain),
+    (quantize, joined_chain),
     (store, linear_chain),
     (estimate, linear_chain),
 ]
@@ -97,3 +112,32 @@ def test_twice_the_layers_take_at_most_twice_the_calls_of_any_function(step, mak
         if calls > NOTICEABLE * total and calls > 2.2 * few.get(function, 0)
     }
     assert steeper == {}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", [linear_chain, residual_chain])
+@pytest.mark.parametrize("recipe", [RECIPE, QAT])
+def test_observers_are_where_torch_inserts_them_with_all_its_repetition(make, recipe, monkeypatch):
+    model, batches = make(12)
+    compiled = qrecipe.compile(model, recipe, batches[0])
+    ours = compiled.prepare()
+    monkeypatch.setattr(convert, "without_repetition", lambda *_: nullcontext())
+    torchs = compiled.prepare()
+    assert ours.code == torchs.code
+    assert [name for name, _ in ours.named_modules()] == [n for n, _ in torchs.named_modules()]
+
+
+def test_torchs_own_functions_are_back_after_a_failure():
+    names = repetition.prepare.__globals__
+    former = dict(names)
+    changed = []
+
+    def fail():
+        with repetition.without_repetition(nn.Linear(1, 1), backend_config("x86", "ptq")):
+            changed.extend(name for name in names if names[name] is not former[name])
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert "get_new_attr_name_with_prefix" in changed
+    assert names == former

@@ -291,9 +291,14 @@ def share_connected_observers(prepared: fx.GraphModule) -> None:
         names = set(_observer_names(node, prepared))
         if not any(user.target in names for user in node.users):
             continue  # its output is not observed: it stays float
-        for module in {prepared.get_submodule(name) for name in names}:
-            names |= groups.get(module, set())
-        groups |= {prepared.get_submodule(name): names for name in names}
+        merged: set[str] = set()
+        for name in names:
+            group = groups.setdefault(prepared.get_submodule(name), set())
+            group.add(name)
+            if group is not merged:
+                smaller, merged = sorted((merged, group), key=len)
+                merged |= smaller
+                groups |= {prepared.get_submodule(name): merged for name in smaller}
     for names in {id(names): names for names in groups.values()}.values():
         first = prepared.get_submodule(min(names))
         for name in names:
