@@ -13,6 +13,7 @@ from torch.overrides import _pop_mode, _push_mode
 from torch.utils import _python_dispatch as dispatch
 
 from qrecipe.process.memory import lack_of_memory_said
+from qrecipe.process.sources import sources_forgotten
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -29,7 +30,7 @@ def neutral(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def computed(*args: P.args, **kwargs: P.kwargs) -> R:
-        with lack_of_memory_said(), _without_modes(), _DEFAULTS.neutral():
+        with lack_of_memory_said(), sources_forgotten(), _without_modes(), _DEFAULTS.neutral():
             return function(*args, **kwargs)
 
     return computed

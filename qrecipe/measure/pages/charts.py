@@ -258,9 +258,9 @@ def _save(figure: Any, path: str | os.PathLike[str]) -> None:
         text = f"plot takes a path, not {shown(type(path).__name__)}"
         raise QRecipeError(Finding("QR421", text))
     suffix = os.path.splitext(name)[1][1:]
-    target = Path(name if suffix else f"{name}.png")
+    file = Path(name if suffix else f"{name}.png")
     try:
-        replace_file(target, lambda stream: figure.savefig(stream, format=suffix or "png"))
+        replace_file(file, lambda stream: figure.savefig(stream, format=suffix or "png"))
     except (OSError, ValueError) as error:
         raise QRecipeError(
             Finding(
