@@ -35,7 +35,7 @@ def sources_forgotten() -> Iterator[None]:
                 _OURS.discard(key)
 
 
-def _living(kind: type) -> Iterator[str]:
+def _living(kind: type[fx.GraphModule]) -> Iterator[str]:
     """The keys of all graphs that are there: each is the only instance of its class."""
     for each in kind.__subclasses__():
         forward = vars(each).get("forward")
