@@ -143,6 +143,20 @@ def test_globs_cost_as_much_as_there_are_names_and_as_much_as_there_are_globs():
     assert growth(lambda size: resolve(structure, some[size]), 4 * SIZE) < LINEAR
 
 
+UNITS = ("**.{l*,?a}" * 45, "layers.*" + "*1*0" * 110, "{c,l}" * 90)
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=["deep", "stars", "braces"])
+def test_globs_as_long_as_allowed_cost_as_much_as_there_are_names_and_globs(unit):
+    long = rules(f'"{unit}$" = {{ qconfig = "float", optional = true }}')
+    few = parse_recipe(long(5)).rules
+    assert growth(lambda size: resolve(inventory(size).structure, few), SIZE) < LINEAR
+    some = {size: parse_recipe(long(size)).rules for size in (4, 10, 20)}
+    structure = inventory(10).structure
+    assert growth(lambda size: resolve(structure, some[size]), 10) < LINEAR
+    assert growth(lambda size: parse_recipe(long(size)), 10) < LINEAR
+
+
 MERGED = {
     "rules": KINDS["optional"],
     "globs": GLOBS,
