@@ -2,7 +2,8 @@
 
 Models of equal Linear layers without biases, dynamic and static, each step in a process of its own:
 the peak of its resident memory above what it had before the step, in sizes of the float model. The
-goals are 1.0, 0.3 and 0.5 (Linux, x86).
+goals are 1.0, 0.3 and 0.5 (Linux, x86). Blocks of 1 MiB and more go back to the system when they
+are freed: what the C library keeps of them otherwise, some 16 MiB, differs from run to run.
 
     python benchmarks/memory.py [--megabytes 64 1024]
     python benchmarks/memory.py --megabytes 4096 --recipes dynamic --steps quantize save
@@ -89,7 +90,10 @@ def measure(step: str, recipe: str, megabytes: int, path: str) -> tuple[int, flo
 
 def run(step: str, recipe: str, megabytes: int, path: str) -> None:
     child = [sys.executable, os.fspath(__file__), "--child", step, recipe, str(megabytes), path]
-    told = subprocess.run(child, check=True, capture_output=True, text=True).stdout.split()
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(MIB)}
+    told = subprocess.run(
+        child, env=environment, check=True, capture_output=True, text=True
+    ).stdout.split()
     peak, seconds = int(told[0]), float(told[1])
     size = megabytes * MIB
     print(
