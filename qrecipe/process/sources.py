@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FunctionType
+from typing import Any
 
 from torch import fx
 from torch.fx import graph_module
@@ -35,8 +36,9 @@ def sources_forgotten() -> Iterator[None]:
                 _OURS.discard(key)
 
 
-def _living(kind: type[fx.GraphModule]) -> Iterator[str]:
+def _living(kind: type[Any]) -> Iterator[str]:
     """The keys of all graphs that are there: each is the only instance of its class."""
+    each: type[Any]
     for each in kind.__subclasses__():
         forward = vars(each).get("forward")
         if isinstance(forward, FunctionType):
