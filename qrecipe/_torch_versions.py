@@ -15,11 +15,11 @@ from qrecipe.errors.findings import Finding, QRecipeWarning
 __all__ = ["TESTED_TORCH", "cpu_capabilities", "warn_if_untested"]
 
 TESTED_TORCH = ("2.10", "2.11", "2.12", "2.13", "2.14", "2.15")
-"""The minor versions of torch that the test suite has run on."""
+"""The supported minor versions of torch; docs/versions.md says what was tested with each."""
 
 
 def warn_if_untested(version: str) -> None:
-    """Warn (QR200) where ``version`` of torch is none that the test suite has run on."""
+    """Warn (QR200) where ``version`` of torch is not a supported one."""
     minor = ".".join(version.split(".")[:2])
     if minor in TESTED_TORCH:
         return
