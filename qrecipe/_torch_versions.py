@@ -9,10 +9,11 @@ import warnings
 from collections.abc import Mapping
 
 import torch
+from torch import nn
 
 from qrecipe.errors.findings import Finding, QRecipeWarning
 
-__all__ = ["TESTED_TORCH", "cpu_capabilities", "warn_if_untested"]
+__all__ = ["TESTED_TORCH", "cpu_capabilities", "rewrites_statistics", "warn_if_untested"]
 
 TESTED_TORCH = ("2.10", "2.11", "2.12", "2.13", "2.14", "2.15")
 """The supported minor versions of torch; docs/versions.md says what was tested with each."""
@@ -43,3 +44,12 @@ def cpu_capabilities() -> Mapping[str, object]:
     parts = dict.fromkeys(("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq"), avx512)
     vnni = torch.cpu._is_vnni_supported()
     return {"avx2": torch.cpu._is_avx2_supported(), **parts, "avx512_vnni": vnni}
+
+
+def rewrites_statistics(module: nn.Module) -> bool:
+    """Whether a module writes its statistics back in eval mode, changed by rounding at most.
+
+    torch 2.10's instance norm does: the mean of one copy for each sample of the batch.
+    """
+    is_norm = isinstance(module, nn.modules.instancenorm._InstanceNorm)
+    return is_norm and not module.training and torch.__version__.startswith("2.10.")

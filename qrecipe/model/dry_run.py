@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from qrecipe._torch_versions import rewrites_statistics
 from qrecipe.errors.findings import Finding, PlanError
 from qrecipe.errors.text import first_line
 from qrecipe.model.call import Inputs, arguments
@@ -175,7 +176,7 @@ def state_of(model: nn.Module) -> State:
     found: dict[str, tuple[Any, int]] = {}
     for path, module in model.named_modules():
         for key, value in vars(module).items():
-            if key == "_buffers":
+            if key == "_buffers" and not rewrites_statistics(module):
                 found |= dict(_leaves(path, value, 0))
             elif key == "_parameters":  # `try_out` checks writes to parameters
                 found |= {f"{path}.{name}": (tensor, 0) for name, tensor in value.items()}

@@ -52,8 +52,9 @@ def test_onednn_is_wrong_where_in_and_out_channels_differ_and_x86_where_it_hands
 
 @pytest.mark.parametrize("kernel", [2, (2, 1), (2, 3)])
 @pytest.mark.parametrize("stride", [1, 2, (1, 2)])
-def test_fbgemm_is_wrong_for_two_rows_and_channels_in_multiples_of_eight(kernel, stride):
-    assert steps("fbgemm", 16, 8, kernel, stride) > 10
+def test_fbgemm_is_wrong_since_2_13_for_two_rows_and_channels_in_multiples_of_eight(kernel, stride):
+    is_wrong = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
+    assert (steps("fbgemm", 16, 8, kernel, stride) > 10) is is_wrong
     assert steps("fbgemm", 16, 12, kernel, stride) < 2
 
 
