@@ -176,8 +176,8 @@ def state_of(model: nn.Module) -> State:
     found: dict[str, tuple[Any, int]] = {}
     for path, module in model.named_modules():
         for key, value in vars(module).items():
-            if key == "_buffers" and not rewrites_statistics(module):
-                found |= dict(_leaves(path, value, 0))
+            if key == "_buffers":
+                found |= {} if rewrites_statistics(module) else dict(_leaves(path, value, 0))
             elif key == "_parameters":  # `try_out` checks writes to parameters
                 found |= {f"{path}.{name}": (tensor, 0) for name, tensor in value.items()}
             elif key not in _OF_EVERY_MODULE and key not in _computed_by_hooks(module):
