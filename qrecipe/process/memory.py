@@ -39,7 +39,8 @@ def lack_of_memory_said() -> Iterator[None]:
 
 
 def _is_said(error: Exception) -> bool:
-    return isinstance(error, ExecutionError) and error.findings[0].code == "QR407"
+    """Whether an error of ours says it, of a step or (QR423) of the caller's own function."""
+    return isinstance(error, ExecutionError) and error.findings[0].code in ("QR407", "QR423")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -210,7 +210,11 @@ def test_torch_converts_to_float_for_another_backend_and_here_one_object_serves_
     qrecipe.calibrate(prepared, [ROWS] * 10, progress=silent)
     compiled.convert(prepared)
     assert len(used) == 2
-    assert all(config is compiled.backend_config for config in used)
+    assert used[0] is used[1]
+    ours, theirs = (each.configs for each in (used[0], compiled.backend_config))
+    assert [(each.pattern, each.dtype_configs) for each in ours] == [
+        (each.pattern, each.dtype_configs) for each in theirs
+    ]
 
 
 def test_torch_takes_a_range_that_the_dtype_lacks_and_here_it_is_an_error():
