@@ -188,19 +188,21 @@ def test_another_backend_or_phase_is_another_outcome_though_every_site_reads_the
 
 
 def test_another_torch_without_another_outcome_is_mentioned_and_passes(locked, monkeypatch):
+    installed = torch.__version__
     monkeypatch.setattr(locking.torch, "__version__", "2.13.9")
     result = checked()
     assert result.exit_code == 0, result.stderr
-    assert "torch 2.13.0" in result.stdout
+    assert f"torch {installed}" in result.stdout
     assert "-> 2.13.9" in result.stdout
     assert "run `qrecipe lock` to update the file" in result.stdout
 
 
 def test_another_torch_is_named_as_cause_where_an_outcome_differs(locked, monkeypatch):
+    installed = torch.__version__
     monkeypatch.setattr(locking.torch, "__version__", "2.13.9")
     (locked / "base.toml").write_text(TOP + "[tensor.weight]\ndtype = 'int4'\n")
     lines = lines_of(checked())
-    assert any(re.match(r"torch 2\.13\.0\S* -> 2\.13\.9$", line) for line in lines)
+    assert f"torch {installed} -> 2.13.9" in lines
 
 
 def test_a_comment_a_reason_and_another_rule_with_the_same_effect_are_no_failure(locked):
