@@ -15,11 +15,15 @@ class Stored(BaseModel):
 
 
 class TracedNode(Stored):
-    """A node of a traced graph; ``call`` is its kind, target and arguments."""
+    """A node of a traced graph.
+
+    ``call`` is its kind, target and arguments; ``rank`` is the number of dimensions of a tensor.
+    """
 
     name: str
     call: str
     value: Value
+    rank: int | None
 
 
 class TracedPart(Stored):

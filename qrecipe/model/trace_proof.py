@@ -36,7 +36,7 @@ class Value:
     """What a node computes: ``is_float`` for floating-point tensors, also in a tuple.
 
     ``is_tensor`` is False for tuples, sizes and numbers. ``rank`` is the number of dimensions of a
-    tensor, None if the model has not been run.
+    tensor.
     """
 
     is_float: bool

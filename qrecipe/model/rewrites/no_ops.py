@@ -1,0 +1,54 @@
+"""What does nothing is no operation: dropouts in eval mode, identities, stochastic depth."""
+
+from __future__ import annotations
+
+from torch import fx, nn
+
+from qrecipe._torch_ao import DeQuantStub, QuantStub
+from qrecipe.model.addresses import members_of
+from qrecipe.model.altered_modules import alteration
+from qrecipe.model.switches import arguments, flag
+from qrecipe.rules.structure import Member
+
+_IDENTITIES = (nn.Identity, QuantStub, DeQuantStub)
+
+
+def drop_no_ops(graph_module: fx.GraphModule, is_trained: bool) -> tuple[Member, ...]:
+    """Remove the calls that return their input unchanged, in place; returns them.
+
+    If the graph ``is_trained``, modules that drop in training mode stay.
+    """
+    removed: list[Member] = []
+    for node in graph_module.graph.nodes:
+        if node.op == "call_module":
+            module = graph_module.get_submodule(node.target)
+            does_nothing = _does_nothing(module, is_trained)
+        else:
+            does_nothing = _drops_nothing(node)
+        if not does_nothing:
+            continue
+        (source,) = node.all_input_nodes
+        node.replace_all_uses_with(source)
+        graph_module.graph.erase_node(node)
+        removed += members_of(node)
+    return tuple(removed)
+
+
+def _does_nothing(module: nn.Module, is_trained: bool) -> bool:
+    if alteration(module) is not None:
+        return False
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        is_torchs_own = type(module).__module__ == nn.modules.dropout.__name__
+        return is_torchs_own and (not is_trained or module.p == 0)
+    return type(module) in _IDENTITIES
+
+
+def _drops_nothing(node: fx.Node) -> bool:
+    """Whether a function drops in training mode only, or never.
+
+    By name, because some are libraries' own: stochastic depth, DropPath, DropBlock.
+    """
+    name = getattr(node.target, "__name__", "")
+    if "drop" not in name and name != "stochastic_depth":
+        return False
+    return flag(node) is False or arguments(node).get("p") == 0
