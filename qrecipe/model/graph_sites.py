@@ -41,6 +41,7 @@ from qrecipe.model.outputs import is_packing
 from qrecipe.model.record import TracedPart
 from qrecipe.model.rewrite_proof import prove_fused
 from qrecipe.model.rewrites.batch_norms import batch_norms_as_modules, frozen_in_training
+from qrecipe.model.rewrites.channel_arithmetic import channel_arithmetic_as_batch_norms
 from qrecipe.model.rewrites.no_ops import drop_no_ops
 from qrecipe.model.rewrites.shape_readers import let_shapes_be_read_later
 from qrecipe.model.roots import inputs_of_roots, prove_whole
@@ -165,6 +166,8 @@ def fused_graph(
     idle = drop_no_ops(graph_module, is_trained=training is not None)
     batch_norms_as_modules(graph_module, switched)
     normalize(graph_module)
+    if training is None:
+        channel_arithmetic_as_batch_norms(graph_module)
     let_shapes_be_read_later(graph_module)
     keep_apart(graph_module)
     _note_fused_members(graph_module, backend_config)
@@ -199,7 +202,7 @@ def structure_of(
     roots: Sequence[str] = (),
     idle: Sequence[Member] = (),
 ) -> ModelStructure:
-    """The operations of all sites, the names of all modules, and the calls that do nothing.
+    """The operations of all sites, the names of all modules, and the ``idle`` calls.
 
     A module in several roots has a canonical path in each, as each has its own sites.
     """
@@ -250,7 +253,7 @@ def _note_fused_members(graph_module: fx.GraphModule, backend_config: BackendCon
             if node is last:  # the others only know their part of the pattern
                 roots[last] = get_root.get(pattern, _innermost)(node_pattern)
     for last, nodes in groups.items():
-        roots[last].meta["members"] = tuple(node.meta["member"] for node in nodes)
+        roots[last].meta["members"] = tuple(each for node in nodes for each in members_of(node))
         roots[last].meta["value"] = last.meta["value"]
 
 

@@ -7,12 +7,13 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from norms import SPELLINGS, Function, NormAct, norm_net, warmed
+from norms import SPELLINGS, Frozen, Function, InSteps, NormAct, norm_net, warmed
 from plans import net_of, recipe, sites
 from torch import nn
 from training import qat_recipe, train
 
 import qrecipe
+from qrecipe.audit.sqnr import output_sqnr_db
 
 BATCH = torch.rand(4, 3, 8, 8)
 TRAINED = ("activation inside", "cumulative", "by position")
@@ -172,3 +173,36 @@ def test_calls_that_share_statistics_are_trained_apart_and_the_plan_says_what_th
     (warning,) = [each for each in plan.warnings if each.code == "QR205"]
     assert "the forward of 1 behaves differently" in warning.message
     assert {site.verdict for site in qrecipe.plan(model, recipe(), BATCH)} == {"quantized"}
+
+
+@pytest.mark.parametrize(
+    ("norm", "steps"),
+    [(Frozen(8), [":mul", ":add"]), (InSteps(8), [":sub", ":div", ":mul", ":add"])],
+)
+def test_a_batch_norm_as_arithmetic_with_stored_tensors_is_folded(norm, steps, tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), norm, nn.ReLU()).eval()
+    plan, converted = quantized(model)
+    assert [site.members for site in plan] == [("0", *(f"1{step}" for step in steps), "2")]
+    assert output_sqnr_db(model(BATCH), converted(BATCH)) > 30
+    qrecipe.save_quantized(converted, tmp_path / "model.safetensors")
+    loaded = qrecipe.load_quantized(tmp_path / "model.safetensors", model)
+    assert torch.equal(loaded(BATCH), converted(BATCH))
+    trained, _ = quantized(model, phase="qat")
+    assert list(sites(trained)) == ["0", *(f"1{step}" for step in steps)]
+
+
+UNFOLDED = {
+    "another shape": lambda self, x: self.conv(x) + self.table,
+    "read twice": lambda self, x: (y := self.conv(x)) * self.scale + y,
+    "divided by it": lambda self, x: self.scale / self.conv(x),
+    "without a batch": lambda self, x: self.conv(x.squeeze(0)) * self.scale,
+}
+
+
+@pytest.mark.parametrize("case", UNFOLDED)
+def test_other_arithmetic_stays_what_it_is(case):
+    model = net_of(UNFOLDED[case], conv=nn.Conv2d(3, 8, 1))
+    model.scale = nn.Parameter(torch.rand(8, 1, 1) + 1)
+    model.table = nn.Parameter(torch.rand(8, 8, 8))
+    plan = qrecipe.plan(model, recipe(), BATCH[:1])
+    assert plan["conv"].members == ("conv",)

@@ -1,4 +1,4 @@
-"""What does nothing outside training is no operation: it has no site and costs no boundary."""
+"""What does nothing outside training has no site, costs no boundary and breaks no fusion."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_what_does_nothing_has_no_site_and_keeps_nothing_apart(name):
     assert plan.boundaries == 2
 
 
-def test_nothing_at_the_input_and_at_the_output_of_a_model_is_none_either():
+def test_what_does_nothing_may_be_the_first_and_the_last_call_of_a_model():
     nothing = nn.Sequential(nn.Identity(), nn.Dropout())
     model = nn.Sequential(nothing, nn.Linear(6, 3), nothing).eval()
     converted = qrecipe.quantize(model, recipe(), [ROWS] * 10)
@@ -104,4 +104,4 @@ def test_a_rule_that_names_what_does_nothing_says_so(rule):
     optional = f"{key} = {{ qconfig = {value}, optional = true }}"
     plan = qrecipe.plan(model, recipe(optional), ROWS)
     assert list(sites(plan)) == ["fc"]
-    assert plan.explain(RULES[rule]) == f"{RULES[rule]} does nothing outside training: no operation"
+    assert "does nothing outside training" in plan.explain(RULES[rule])

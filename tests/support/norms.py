@@ -95,3 +95,26 @@ def warmed(model, batch):
         for _ in range(3):
             model(torch.rand_like(batch))
     return model.eval()
+
+
+class Frozen(nn.Module):
+    """A BatchNorm as sums and products with buffers, as detectors have it."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.register_buffer("weight", torch.linspace(0.5, 2, features))
+        self.register_buffer("bias", torch.linspace(-1, 1, features))
+        self.register_buffer("mean", torch.full((features,), 0.1))
+        self.register_buffer("var", torch.full((features,), 0.3))
+
+    def forward(self, x):
+        torch._assert(x.ndim == 4, "expected 4 dimensions")
+        scale = self.weight.reshape(1, -1, 1, 1) * (self.var.reshape(1, -1, 1, 1) + 1e-5).rsqrt()
+        return x * scale + (self.bias.reshape(1, -1, 1, 1) - self.mean.reshape(1, -1, 1, 1) * scale)
+
+
+class InSteps(Frozen):
+    def forward(self, x):
+        x -= self.mean[:, None, None]
+        x = self.weight[:, None, None] * (x / self.var[:, None, None].sqrt())
+        return self.bias[:, None, None] + x

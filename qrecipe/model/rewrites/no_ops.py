@@ -1,4 +1,4 @@
-"""What does nothing is no operation: dropouts in eval mode, identities, stochastic depth."""
+"""Calls that only return their input: dropouts in eval mode, identities, stochastic depth."""
 
 from __future__ import annotations
 

@@ -14,13 +14,18 @@ def let_shapes_be_read_later(graph_module: fx.GraphModule) -> None:
     torch only fuses what has a single reader, and a size or a check of the rank is one.
     """
     for node in list(graph_module.graph.nodes):
-        readers = [user for user in node.users if _reads_shape(user)]
-        others = [user for user in node.users if user not in readers]
-        if not readers or len(others) != 1 or not _keeps_shape(others[0], graph_module):
+        readers = readers_of_values(node)
+        if len(readers) == len(node.users) or len(readers) != 1:
             continue
-        node.append(others[0])
-        for reader in readers:
-            reader.replace_input_with(node, others[0])
+        (reader,) = readers
+        if _keeps_shape(reader, graph_module):
+            node.append(reader)
+            node.replace_all_uses_with(reader, lambda user, reader=reader: user is not reader)
+
+
+def readers_of_values(node: fx.Node) -> list[fx.Node]:
+    """The nodes that read a result, and not only its shape."""
+    return [user for user in node.users if not _reads_shape(user)]
 
 
 def _reads_shape(node: fx.Node) -> bool:
