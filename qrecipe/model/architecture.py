@@ -41,6 +41,7 @@ def traced_part(
             call=_call(node),
             value=_NAMES[node.meta["value"]],
             rank=node.meta["value"].rank,
+            is_input=node.meta["value"].is_input,
         )
         for node in graph_module.graph.nodes
     )
@@ -60,7 +61,10 @@ def note_values(part: TracedPart, graph_module: fx.GraphModule) -> None:
     found = {node.name: _call(node) for node in graph_module.graph.nodes}
     recorded = {node.name: node.call for node in part.nodes}
     check_same(f"forward of {part.path}" if part.path else "forward", recorded, found)
-    values = {node.name: replace(_VALUES[node.value], rank=node.rank) for node in part.nodes}
+    values = {
+        node.name: replace(_VALUES[node.value], rank=node.rank, is_input=node.is_input)
+        for node in part.nodes
+    }
     for node in graph_module.graph.nodes:
         node.meta["value"] = values[node.name]
 

@@ -53,10 +53,9 @@ def arguments(node: fx.Node) -> dict[str, Any]:
         return {}
     if function in _BUILTINS:
         return {**dict(zip(_BUILTINS[function], node.args, strict=False)), **node.kwargs}
-    try:
-        bound = inspect.signature(function).bind(*node.args, **node.kwargs)
-    except (TypeError, ValueError):
+    if not inspect.isfunction(function):
         return {}
+    bound = inspect.signature(function).bind(*node.args, **node.kwargs)
     bound.apply_defaults()
     return bound.arguments
 

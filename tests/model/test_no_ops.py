@@ -22,6 +22,11 @@ def stochastic_depth(input, p, mode, training=True):
     return input * torch.rand(len(input), 1).gt(p) if training and p > 0 else input
 
 
+@torch.fx.wrap
+def drop_and_add(x, residual, training=True):
+    return x + residual
+
+
 class DropPath(nn.Module):
     def forward(self, x):
         return x * (torch.rand(len(x), 1) > 0.1) if self.training else x
@@ -64,6 +69,11 @@ def test_what_does_nothing_may_be_the_first_and_the_last_call_of_a_model():
     converted = qrecipe.quantize(model, recipe(), [ROWS] * 10)
     bare = qrecipe.quantize(model[1:2].eval(), recipe(), [ROWS] * 10)
     assert torch.equal(converted(ROWS), bare(ROWS))
+
+
+def test_a_function_that_does_more_than_dropping_stays():
+    model = net_of(lambda self, x: drop_and_add(self.fc(x), x, training=False), fc=nn.Linear(6, 6))
+    assert list(sites(qrecipe.plan(model, recipe(), ROWS))) == ["fc", ":drop_and_add"]
 
 
 def test_a_dropout_with_a_hook_does_something():

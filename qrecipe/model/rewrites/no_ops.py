@@ -21,16 +21,13 @@ def drop_no_ops(graph_module: fx.GraphModule, is_trained: bool) -> tuple[Member,
     removed: list[Member] = []
     for node in graph_module.graph.nodes:
         if node.op == "call_module":
-            module = graph_module.get_submodule(node.target)
-            does_nothing = _does_nothing(module, is_trained)
+            does_nothing = _does_nothing(graph_module.get_submodule(node.target), is_trained)
         else:
-            does_nothing = _drops_nothing(node)
-        if not does_nothing:
-            continue
-        (source,) = node.all_input_nodes
-        node.replace_all_uses_with(source)
-        graph_module.graph.erase_node(node)
-        removed += members_of(node)
+            does_nothing = node.meta["value"].is_input and _drops_nothing(node)
+        if does_nothing:
+            node.replace_all_uses_with(node.all_input_nodes[0])
+            graph_module.graph.erase_node(node)
+            removed += members_of(node)
     return tuple(removed)
 
 
@@ -44,11 +41,5 @@ def _does_nothing(module: nn.Module, is_trained: bool) -> bool:
 
 
 def _drops_nothing(node: fx.Node) -> bool:
-    """Whether a function drops in training mode only, or never.
-
-    By name, because some are libraries' own: stochastic depth, DropPath, DropBlock.
-    """
-    name = getattr(node.target, "__name__", "")
-    if "drop" not in name and name != "stochastic_depth":
-        return False
+    """Whether a function that returned its input would only do anything else in training mode."""
     return flag(node) is False or arguments(node).get("p") == 0
