@@ -55,7 +55,10 @@ def arguments(node: fx.Node) -> dict[str, Any]:
         return {**dict(zip(_BUILTINS[function], node.args, strict=False)), **node.kwargs}
     if not inspect.isfunction(function):
         return {}
-    bound = inspect.signature(function).bind(*node.args, **node.kwargs)
+    try:
+        bound = inspect.signature(function).bind(*node.args, **node.kwargs)
+    except TypeError:  # a wrapper that changes the parameters
+        return {}
     bound.apply_defaults()
     return bound.arguments
 
