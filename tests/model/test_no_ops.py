@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from plans import net_of, recipe, sites
 from torch import nn
 from torch.ao.quantization import DeQuantStub, QuantStub
-from training import qat_recipe
+from training import qat_recipe, trained
 
 import qrecipe
 from qrecipe.errors.findings import UnmatchedRuleError
@@ -90,6 +90,19 @@ def test_in_training_only_what_never_drops_does_nothing():
     plan = qrecipe.plan(model, qat_recipe(), ROWS)
     assert [site.members for site in plan] == [("0", "3"), ("4",)]
     assert plan["4"].verdict == "passthrough"
+
+
+def test_a_dropout_function_that_drops_in_training_is_stored_and_loaded(tmp_path):
+    model = net_of(
+        lambda self, x: self.b(F.dropout(self.a(x), training=self.training)),
+        a=nn.Linear(6, 6),
+        b=nn.Linear(6, 3),
+    )
+    compiled, prepared = trained(model, [ROWS], qat_recipe())
+    converted = compiled.convert(prepared)
+    qrecipe.save_quantized(converted, tmp_path / "model.safetensors")
+    loaded = qrecipe.load_quantized(tmp_path / "model.safetensors", model)
+    assert torch.equal(loaded(ROWS), converted(ROWS))
 
 
 RULES = {
