@@ -60,6 +60,8 @@ def same(one, two):
 
 
 EIGHT_BITS = {"arm-static": (), "x86-vnni-static": (pytest.mark.vnni,)}
+
+
 def _runs():
     """A net with each kind for each base always, the others with one kind, and the rest as slow."""
     for (base, marks), (place, kind), (at, name) in product(
