@@ -107,12 +107,6 @@ def hostile_page():
     return drift_page(Drift(sites, 3), origin)
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    """For tests of words: drawing takes longer than all else."""
-    monkeypatch.setattr(charts, "_svg", lambda figure: b"<svg/>")
-
-
 class Checked(HTMLParser):
     """Notes tags that do not match and everything that would leave the page."""
 
