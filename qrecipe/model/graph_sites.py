@@ -30,6 +30,7 @@ from qrecipe.model.architecture import traced_part
 from qrecipe.model.call import Inputs, constants
 from qrecipe.model.graph_names import keep_state_names, outer
 from qrecipe.model.normalize import TAKES_WEIGHT, normalize
+from qrecipe.model.opened.whole import class_of_the_caller
 from qrecipe.model.outputs import is_packing
 from qrecipe.model.record import TracedPart
 from qrecipe.model.rewrite_proof import prove_fused
@@ -50,13 +51,14 @@ class Match:
     """An operation in a fused graph: its nodes in order, and what its backend's kernels take.
 
     ``module`` is what the first node calls, the first one of a fused module, and None for a
-    function.
+    function. ``whole`` says why it is a layer that holds layers and is not opened.
     """
 
     operation: Operation
     nodes: tuple[fx.Node, ...]
     module: nn.Module | None
     kernels: tuple[DTypeConfig, ...]
+    whole: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +79,20 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """The parts of a model and all their sites, in order of execution within a part.
+    """The parts of a ``model`` and all their sites, in order of execution within a part.
+
+    The model is the caller's with the layers at the paths ``opened`` opened.
 
     ``trained_otherwise`` are the paths of modules that compute something else in training mode,
     only determined for training. ``untraced`` says why there are no parts; ``doubts`` are warnings
     about the model itself.
     """
 
+    model: nn.Module
     parts: tuple[Part, ...]
     matches: Mapping[str, Match]
     structure: ModelStructure
+    opened: tuple[str, ...] = ()
     trained_otherwise: tuple[str, ...] = ()
     untraced: Finding | None = None
     unreached: tuple[str, ...] = ()
@@ -125,10 +131,11 @@ def take_inventory(
     if table.roots:
         prove_whole(model, {part.path: part.graph_module for part in parts}, inputs)
     return Inventory(
+        model,
         tuple(parts),
         matches,
         structure_of(model, matches, table.roots),
-        tuple(trained),
+        trained_otherwise=tuple(trained),
         doubts=tuple(
             finding for path in inputs_of for finding in hook_findings(model, path, table)
         ),
@@ -199,7 +206,7 @@ def structure_of(
         root = _root_of(path, roots)
         first = canonical[module, root] if root else in_a_root.get(module, canonical[module, root])
         if first == path:
-            modules[path] = type(module)
+            modules[path] = class_of_the_caller(module)
         else:
             aliases[path] = first
     return ModelStructure(

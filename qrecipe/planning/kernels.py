@@ -40,6 +40,8 @@ _SAMPLE_STATISTICS = (
 
 def refusal(match: Match, backend: Backend) -> str | None:
     """Why a quantized kernel must not or cannot run this operation; None if nothing is known."""
+    if match.whole is not None:
+        return match.whole
     for module in _modules(match):
         altered = alteration(module)
         if altered is not None:
