@@ -34,6 +34,7 @@ from qrecipe.model.opened.whole import class_of_the_caller
 from qrecipe.model.outputs import is_packing
 from qrecipe.model.record import TracedPart
 from qrecipe.model.rewrite_proof import prove_fused
+from qrecipe.model.rewrites.products import products_as_linear
 from qrecipe.model.roots import inputs_of_roots, prove_whole
 from qrecipe.model.trace import Scopes, hook_findings, in_training, trace
 from qrecipe.model.trace_proof import Example, record_values
@@ -156,6 +157,7 @@ def fused_graph(
     ``dropouts`` are the names of its functions that drop in training mode.
     """
     normalize(graph_module, scopes, path)
+    products_as_linear(graph_module)
     keep_apart(graph_module, apart)
     _note_fused_members(graph_module, backend_config)
     if phase == "qat":
@@ -200,19 +202,22 @@ def structure_of(
         canonical.setdefault((module, root), path)
         if root:
             in_a_root.setdefault(module, path)
-    modules: dict[str, type[nn.Module]] = {}
+    modules: dict[str, nn.Module] = {}
     aliases: dict[str, str] = {}
     for path, module in named.items():
         root = _root_of(path, roots)
         first = canonical[module, root] if root else in_a_root.get(module, canonical[module, root])
         if first == path:
-            modules[path] = class_of_the_caller(module)
+            modules[path] = module
         else:
             aliases[path] = first
     return ModelStructure(
         tuple(match.operation for match in matches.values()),
-        {path: class_names(kind) for path, kind in modules.items()},
-        {path: base_names(kind) for path, kind in modules.items()},
+        {
+            path: class_names(class_of_the_caller(module)) | class_names(type(module))
+            for path, module in modules.items()
+        },
+        {path: base_names(class_of_the_caller(module)) for path, module in modules.items()},
         aliases,
         tuple(roots),
     )

@@ -16,6 +16,7 @@ from qrecipe.model.copies import runnable_copy, structural_copy
 from qrecipe.model.dry_run import try_out
 from qrecipe.model.opened import transformer
 from qrecipe.model.opened.attention import open_attention
+from qrecipe.model.opened.linear import is_product, open_product
 from qrecipe.model.opened.whole import note_class
 from qrecipe.model.trace_proof import difference
 from qrecipe.process.memory import raise_lack_of_memory
@@ -107,13 +108,14 @@ def _candidates(model: nn.Module, table: FxTable) -> Opening:
     whole: dict[str, str] = {}
     paths: list[str] = []
     for path, module in model.named_modules():
-        holds_layers = not _OPENERS.keys().isdisjoint(type(module).__mro__)
-        if not holds_layers or not _is_traced(path, module, table):
+        opener = _opener(module)
+        is_torchs = not _OPENERS.keys().isdisjoint(type(module).__mro__)
+        if (opener is None and not is_torchs) or not _is_traced(path, module, table):
             continue
         if not whole.keys().isdisjoint(enclosing(path)):
             continue
         why = alteration(module)
-        if why is None and _opener(module) is not None:
+        if why is None and opener is not None:
             paths.append(path)
         elif why is not None or type(module).forward in _FORWARDS:
             whole[path] = why or f"{_STAYS}its class replaces code of torch's"
@@ -132,14 +134,17 @@ def _is_traced(path: str, module: nn.Module, table: FxTable) -> bool:
 
 
 def _opener(module: nn.Module) -> _Opener | None:
-    """What opens a layer of torch's, or of a class that replaces none of torch's code."""
+    """What opens a layer of torch's, or of a class that replaces none of torch's code.
+
+    Also what turns a layer that only multiplies into a linear one.
+    """
     replaced: set[str] = set()
     for kind in type(module).__mro__:
         if kind in _OPENERS:
             code = {name for name, value in vars(kind).items() if inspect.isfunction(value)}
             return _OPENERS[kind] if replaced.isdisjoint(code - {"__init__"}) else None
         replaced |= vars(kind).keys()
-    return None
+    return open_product if is_product(module) else None
 
 
 def _example(model: nn.Module, inputs: Inputs) -> tuple[Inputs, Any]:
