@@ -280,6 +280,7 @@ _Limit = str | Callable[[Any], str | None]
 """Why an operation is refused: always, or depending on the module or node."""
 
 _LIMITS: Mapping[Any, _Limit] = {
+    F.multi_head_attention_forward: "only nn.MultiheadAttention is opened, not its function",
     F.group_norm: "torch has a pattern for group_norm, but no lowering",
     **dict.fromkeys(("tanh_", "sigmoid_"), "no quantized kernel works in place here"),
     nn.PReLU: "quantized::prelu multiplies positive values by the slope",

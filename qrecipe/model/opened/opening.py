@@ -18,6 +18,7 @@ from qrecipe.model.opened import transformer
 from qrecipe.model.opened.attention import open_attention
 from qrecipe.model.opened.linear import is_product, open_product
 from qrecipe.model.opened.whole import note_class
+from qrecipe.model.opened.windows import open_windows
 from qrecipe.model.trace_proof import difference
 from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.process.state import random_numbers_kept
@@ -44,6 +45,11 @@ _OPENERS: Mapping[type[nn.Module], _Opener] = {
     nn.TransformerDecoder: _turn_into(transformer.TransformerDecoder),
     nn.Transformer: _turn_into(transformer.Transformer),
 }
+_OF_TORCHVISION = {
+    f"torchvision.models.swin_transformer.{name}": open_windows
+    for name in ("ShiftedWindowAttention", "ShiftedWindowAttentionV2")
+}
+"""By name, as torchvision need not be installed."""
 _STAYS = "it stays one operation: "
 _FORWARDS = frozenset(kind.forward for kind in _OPENERS)
 
@@ -109,6 +115,8 @@ def _candidates(model: nn.Module, table: FxTable) -> Opening:
     paths: list[str] = []
     for path, module in model.named_modules():
         opener = _opener(module)
+        if not path and opener is open_product:
+            continue  # the calls of the model's own forward are sites
         is_torchs = not _OPENERS.keys().isdisjoint(type(module).__mro__)
         if (opener is None and not is_torchs) or not _is_traced(path, module, table):
             continue
@@ -144,7 +152,9 @@ def _opener(module: nn.Module) -> _Opener | None:
             code = {name for name, value in vars(kind).items() if inspect.isfunction(value)}
             return _OPENERS[kind] if replaced.isdisjoint(code - {"__init__"}) else None
         replaced |= vars(kind).keys()
-    return open_product if is_product(module) else None
+    if is_product(module):
+        return open_product
+    return _OF_TORCHVISION.get(f"{type(module).__module__}.{type(module).__qualname__}")
 
 
 def _example(model: nn.Module, inputs: Inputs) -> tuple[Inputs, Any]:
