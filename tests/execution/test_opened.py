@@ -202,5 +202,5 @@ def test_attention_in_windows_computes_the_same(name, size):
         with torch.no_grad():
             for parameter in layer.parameters():
                 parameter.normal_()
-        plan = qrecipe.plan(nn.Sequential(layer), recipe(), torch.randn(2, *size, 12))
+        plan = qrecipe.plan(nn.Sequential(layer).eval(), recipe(), torch.randn(2, *size, 12))
         assert sites(plan)["0.qkv"].verdict == sites(plan)["0.proj"].verdict == "quantized"

@@ -112,22 +112,20 @@ class WindowAttention(_Shifted):
         """From ``qkv`` (N * windows, tokens, 3 * C) to the attended values."""
         split = qkv.view(*qkv.shape[:2], 3, self.num_heads, -1)
         q, k, v = split.permute(2, 0, 3, 1, 4)
-        if self.logit_scale is None:
-            q = q * q.shape[-1] ** -0.5
-        else:  # the cosine of the angle between them
-            scale = self.logit_scale.clamp(max=_LARGEST_SCALE).exp()
-            q, k = F.normalize(q, dim=-1) * scale, F.normalize(k, dim=-1)
-        scores = q @ k.transpose(-2, -1) + position_bias
+        scale = None
+        if self.logit_scale is not None:  # the cosine of the angle between them
+            own = self.logit_scale.clamp(max=_LARGEST_SCALE).exp()
+            q, k, scale = F.normalize(q, dim=-1) * own, F.normalize(k, dim=-1), 1.0
+        mask = position_bias
         if any(self.shifts(image)):
-            blocked = self._blocked(image)
-            by_image = scores.view(-1, len(blocked), *scores.shape[1:])
-            scores = by_image.add(blocked.unsqueeze(1), alpha=_BLOCKED).view_as(scores)
-        weights = F.dropout(scores.softmax(-1), self.dropout, self.training)
-        attended: Tensor = (weights @ v).transpose(1, 2).flatten(2)
-        return attended
+            mask = mask + self._blocked(image).unsqueeze(1)
+            mask = mask.repeat(len(q) // len(mask), 1, 1, 1)
+        dropout = self.dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale)
+        return attended.transpose(1, 2).flatten(2)
 
     def _blocked(self, image: Tensor) -> Tensor:
-        """1 for tokens (windows, tokens, tokens) that are no neighbours in the unshifted image."""
+        """Added for tokens (windows, tokens, tokens) that are only neighbours by the shift."""
         regions = [
             (torch.arange(size) >= size - window).int() + (torch.arange(size) >= size - shift)
             for size, window, shift in zip(
@@ -136,4 +134,4 @@ class WindowAttention(_Shifted):
         ]
         region = (3 * regions[0].unsqueeze(1) + regions[1])[None, :, :, None]
         tokens = self.partitioned(region).squeeze(-1)
-        return (tokens.unsqueeze(1) != tokens.unsqueeze(2)).to(image.dtype)
+        return (tokens.unsqueeze(1) != tokens.unsqueeze(2)).to(image.dtype) * _BLOCKED
