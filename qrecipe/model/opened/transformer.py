@@ -56,7 +56,8 @@ class TransformerEncoder(nn.TransformerEncoder):
                 src_key_padding_mask=src_key_padding_mask,
                 is_causal=is_causal is True,
             )
-        if self.use_nested_tensor and mask is None and src_key_padding_mask is not None:
+        nests = getattr(self, "use_nested_tensor", False)  # older pickles lack it
+        if nests and mask is None and src_key_padding_mask is not None:
             src = self.padding(src, src_key_padding_mask)
         return src if self.norm is None else self.norm(src)
 
