@@ -135,6 +135,19 @@ def bind(graph_module: fx.GraphModule, model: nn.Module, inputs: Inputs) -> tupl
     )
 
 
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+"""The kinds of ``*args`` and ``**kwargs``."""
+
+
+def variadic(model: nn.Module, inputs: Inputs) -> str | None:
+    """``*args`` or ``**kwargs`` of ``forward``, by its name, if the inputs fill it."""
+    given = arguments(model, inputs)
+    for parameter in _signature(model).parameters.values():
+        if parameter.kind in VARIADIC and given[parameter.name]:
+            return str(parameter).partition(":")[0]
+    return None
+
+
 def constants(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
     """The arguments of ``forward`` that are not tensors, including defaults: None, flags, numbers.
 
@@ -152,7 +165,7 @@ def arguments(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
 
     Raises ``PlanError`` (QR307) like `bind`.
     """
-    signature = inspect.signature(model.forward)
+    signature = _signature(model)
     try:
         bound = signature.bind(*inputs.args, **dict(inputs.kwargs))
     except TypeError as error:
@@ -165,3 +178,11 @@ def arguments(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
         ) from error
     bound.apply_defaults()
     return bound.arguments
+
+
+def _signature(model: nn.Module) -> inspect.Signature:
+    try:
+        return inspect.signature(model.forward)
+    except ValueError:  # of a callable that is not written in Python
+        kinds = zip(("args", "kwargs"), VARIADIC, strict=True)
+        return inspect.Signature([inspect.Parameter(name, kind) for name, kind in kinds])

@@ -27,14 +27,14 @@ from qrecipe.errors.text import first_line
 from qrecipe.model.addresses import base_names, class_names, is_floating, is_plumbing, members_of
 from qrecipe.model.altered_modules import Apart, keep_apart, normalises_another_axis
 from qrecipe.model.architecture import traced_part
-from qrecipe.model.call import Inputs, constants
+from qrecipe.model.call import Inputs
 from qrecipe.model.graph_names import keep_state_names, outer
 from qrecipe.model.normalize import TAKES_WEIGHT, normalize
 from qrecipe.model.outputs import is_packing
 from qrecipe.model.record import TracedPart
 from qrecipe.model.rewrite_proof import prove_fused
 from qrecipe.model.roots import inputs_of_roots, prove_whole
-from qrecipe.model.trace import Scopes, hook_findings, in_training, trace
+from qrecipe.model.trace import Scopes, hook_findings, in_training, trace_part
 from qrecipe.model.trace_proof import Example, record_values
 from qrecipe.model.training_graph import make_dropouts_switchable, modules_as_trained
 from qrecipe.model.unfit import unfit
@@ -100,7 +100,7 @@ def take_inventory(
 
     In ``phase`` qat, the parts are in training mode, and BatchNorm is fused but not folded.
 
-    Raises ``TraceError`` or ``PlanError`` like `trace.trace`, `trace_proof.record_values`,
+    Raises ``TraceError`` or ``PlanError`` like `trace.trace_part`, `trace_proof.record_values`,
     `rewrite_proof.prove_fused` and `roots.inputs_of_roots`.
     """
     inputs_of = inputs_of_roots(model, inputs, table.roots) if table.roots else {"": inputs}
@@ -109,8 +109,7 @@ def take_inventory(
     matches: dict[str, Match] = {}
     for path, part_inputs in inputs_of.items():
         module = model.get_submodule(path)
-        fixed = constants(module, part_inputs)
-        graph_module, scopes = trace(model, path, fixed, table)
+        graph_module, scopes, fixed = trace_part(model, path, part_inputs, table)
         example = record_values(graph_module, module, part_inputs)
         traced = traced_part(path, fixed, graph_module)
         dropouts: frozenset[str] = frozenset()

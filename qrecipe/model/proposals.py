@@ -10,11 +10,12 @@ from torch import nn
 
 from qrecipe.errors.findings import PlanError, TraceError
 from qrecipe.errors.text import quoted_whole
-from qrecipe.model.call import Inputs, constants, on_few
+from qrecipe.model.call import Inputs, on_few
 from qrecipe.model.dry_run import first_calls
 from qrecipe.model.roots import prove_whole
-from qrecipe.model.trace import UntraceableError, trace
+from qrecipe.model.trace import trace_part
 from qrecipe.model.trace_proof import record_values
+from qrecipe.model.untraceable import UntraceableError
 from qrecipe.recipe.schema import FxTable
 from qrecipe.rules.structure import enclosing
 
@@ -132,7 +133,7 @@ def _traceable(
 def _prove(model: nn.Module, path: str, calls: Mapping[str, Inputs], table: FxTable) -> nn.Module:
     """The proven graph of a part. Raises ``PlanError`` if there is none."""
     part, inputs = model.get_submodule(path), calls[path]
-    graph, _ = trace(model, path, constants(part, inputs), table)
+    graph, *_ = trace_part(model, path, inputs, table)
     record_values(graph, part, inputs)
     return graph
 
