@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qrecipe.model.nested import tensors_in
+from qrecipe.model.plain_attributes import keep_plain_attributes
 from qrecipe.model.unfit import unfit
 
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -53,11 +54,14 @@ def copy_around(model: nn.Module, paths: Sequence[str]) -> nn.Module:
 def with_parts(model: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
     """A `runnable_copy` of the model with the modules at some paths, and their aliases, replaced.
 
-    A part for the whole model (the empty path) is returned as is.
+    The parts get the plain attributes of what they replace. A part for the whole model (the empty
+    path) is returned as is.
     """
     if "" in parts:
         return parts[""]
     whole = runnable_copy(model)
+    for path, part in parts.items():
+        keep_plain_attributes(whole.get_submodule(path), part)
     part_of = {whole.get_submodule(path): part for path, part in parts.items()}
     for path, module in list(whole.named_modules(remove_duplicate=False)):
         if module in part_of:

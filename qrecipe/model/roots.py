@@ -73,8 +73,8 @@ def _depends_on_roots(what: str) -> PlanError:
         Finding(
             "QR306",
             f"with graphs in place of fx.roots the model {what}",
-            hint="the code around a root may only call it: no other methods or attributes, no "
-            "isinstance, no hooks that keep what they see",
+            hint="the code around a root may only call it and read plain attributes: no tensors, "
+            "modules or other methods, no isinstance, no hooks that keep what they see",
             key="fx.roots",
         )
     )

@@ -21,6 +21,7 @@ from qrecipe.execution.part import Compiled, Exportable, Realised, Task
 from qrecipe.model.architecture import check_same
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import runnable_copy, structural_copy, without_weights
+from qrecipe.model.plain_attributes import keep_plain_attributes
 from qrecipe.model.record import Architecture
 from qrecipe.observers.qconfig import qconfig
 from qrecipe.planning.plan import Plan, Site
@@ -102,6 +103,8 @@ class EagerPart:
                         hint="leave the named module float, and report the model",
                     )
                 ) from error
+        for path in rules:
+            keep_plain_attributes(prepared.get_submodule(path), converted.get_submodule(path))
         for alias, path in self.plan.structure.aliases.items():
             if path in rules:  # torch swaps a module under its first name alone
                 converted.set_submodule(alias, converted.get_submodule(path))
