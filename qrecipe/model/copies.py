@@ -19,6 +19,8 @@ _Model = TypeVar("_Model", bound=nn.Module)
 _Part = Tensor | nn.Module | torch.ScriptObject
 """What a copy can share."""
 
+_REGISTRIES = ("_parameters", "_buffers", "_modules")
+
 _PACKED = ("__torch__.torch.classes.quantized.", "__torch__.torch.classes.rnn.")
 
 
@@ -135,11 +137,11 @@ def _copied(model: _Model, memo: dict[int, Any]) -> _Model:
 
 
 def _computed(model: nn.Module) -> Iterator[Tensor]:
-    """Attributes of modules that are part of an autograd graph."""
+    """Attributes of modules, also in containers, that are part of an autograd graph."""
     for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                yield value
+        for name, value in vars(module).items():
+            if isinstance(value, (Tensor, dict, list, tuple)) and name not in _REGISTRIES:
+                yield from (tensor for tensor in tensors_in(value) if not tensor.is_leaf)
 
 
 def own_tensors(
@@ -168,8 +170,9 @@ def own_tensors(
 
 def replace_in_attributes(model: nn.Module, clones: Mapping[int, torch.Tensor]) -> None:
     """Replace tensors, given by id, in attributes of modules such as lists of parameters."""
-    registries = ("_parameters", "_buffers", "_modules")
     for module in model.modules():
         for name, value in vars(module).items():
-            if name not in registries and any(id(tensor) in clones for tensor in tensors_in(value)):
+            if name not in _REGISTRIES and any(
+                id(tensor) in clones for tensor in tensors_in(value)
+            ):
                 vars(module)[name] = copy.deepcopy(value, dict(clones))

@@ -22,11 +22,12 @@ from qrecipe._torch_fx import (
     find_quantizable,
     fuse,
 )
-from qrecipe.errors.findings import Finding
+from qrecipe.errors.findings import Finding, TraceError
 from qrecipe.errors.text import first_line
 from qrecipe.model.addresses import base_names, class_names, is_floating, is_plumbing, members_of
 from qrecipe.model.altered_modules import Apart, keep_apart, normalises_another_axis
 from qrecipe.model.architecture import traced_part
+from qrecipe.model.caches import with_caches_filled
 from qrecipe.model.call import Inputs
 from qrecipe.model.graph_names import keep_state_names, outer
 from qrecipe.model.normalize import TAKES_WEIGHT, normalize
@@ -98,11 +99,24 @@ def take_inventory(
 ) -> Inventory:
     """Trace, normalise and fuse copies of the model's parts, and find their sites.
 
-    In ``phase`` qat, the parts are in training mode, and BatchNorm is fused but not folded.
+    In ``phase`` qat, the parts are in training mode, and BatchNorm is fused but not folded. Caches
+    that the model fills on its first call are filled if it cannot be traced without.
 
     Raises ``TraceError`` or ``PlanError`` like `trace.trace_part`, `trace_proof.record_values`,
     `rewrite_proof.prove_fused` and `roots.inputs_of_roots`.
     """
+    try:
+        return _inventory(model, inputs, table, backend_config, phase)
+    except TraceError:
+        filled = with_caches_filled(model, inputs)
+        if filled is None:
+            raise
+    return _inventory(filled, inputs, table, backend_config, phase)
+
+
+def _inventory(
+    model: nn.Module, inputs: Inputs, table: FxTable, backend_config: BackendConfig, phase: Phase
+) -> Inventory:
     inputs_of = inputs_of_roots(model, inputs, table.roots) if table.roots else {"": inputs}
     parts: list[Part] = []
     trained: list[str] = []
