@@ -72,6 +72,19 @@ class Inputs(ShortRepr):
         # a container that computes its tensors on access has returned the whole batch again
         return few if few.batch_size == count else self
 
+    def of_another_size(self) -> Inputs | None:
+        """The first sample of several, or the only one twice; None if nothing is a batch."""
+        size = self.batch_size
+        if not size:
+            return None
+        if size > 1:
+            first = self.first_samples(1)
+            return None if first is self else first
+        try:
+            return self.taken(torch.zeros(2, dtype=torch.long))
+        except UncopyableError:
+            return None
+
     def cloned(self) -> Inputs:
         """A copy with cloned tensors, for a forward that may write to them.
 

@@ -22,7 +22,7 @@ from qrecipe._torch_fx import (
     find_quantizable,
     fuse,
 )
-from qrecipe.errors.findings import Finding, TraceError
+from qrecipe.errors.findings import Finding, PlanError
 from qrecipe.errors.text import first_line
 from qrecipe.model.addresses import base_names, class_names, is_floating, is_plumbing, members_of
 from qrecipe.model.altered_modules import Apart, keep_apart, normalises_another_axis
@@ -34,7 +34,7 @@ from qrecipe.model.normalize import TAKES_WEIGHT, normalize
 from qrecipe.model.outputs import is_packing
 from qrecipe.model.record import TracedPart
 from qrecipe.model.rewrite_proof import prove_fused
-from qrecipe.model.roots import inputs_of_roots, prove_whole
+from qrecipe.model.roots import inputs_of_roots, prove_whole, sizes_of_roots
 from qrecipe.model.trace import Scopes, hook_findings, in_training, trace_part
 from qrecipe.model.trace_proof import Example, record_values
 from qrecipe.model.training_graph import make_dropouts_switchable, modules_as_trained
@@ -100,14 +100,14 @@ def take_inventory(
     """Trace, normalise and fuse copies of the model's parts, and find their sites.
 
     In ``phase`` qat, the parts are in training mode, and BatchNorm is fused but not folded. Caches
-    that the model fills on its first call are filled if it cannot be traced without.
+    that the model fills on its first call are filled if it cannot be taken without.
 
     Raises ``TraceError`` or ``PlanError`` like `trace.trace_part`, `trace_proof.record_values`,
     `rewrite_proof.prove_fused` and `roots.inputs_of_roots`.
     """
     try:
         return _inventory(model, inputs, table, backend_config, phase)
-    except TraceError:
+    except PlanError:
         filled = with_caches_filled(model, inputs)
         if filled is None:
             raise
@@ -117,13 +117,18 @@ def take_inventory(
 def _inventory(
     model: nn.Module, inputs: Inputs, table: FxTable, backend_config: BackendConfig, phase: Phase
 ) -> Inventory:
-    inputs_of = inputs_of_roots(model, inputs, table.roots) if table.roots else {"": inputs}
+    inputs_of, sizes_of = {"": inputs}, dict[str, frozenset[str]]()
+    if table.roots:
+        inputs_of = inputs_of_roots(model, inputs, table.roots)
+        sizes_of = sizes_of_roots(model, inputs, inputs_of)
     parts: list[Part] = []
     trained: list[str] = []
     matches: dict[str, Match] = {}
     for path, part_inputs in inputs_of.items():
         module = model.get_submodule(path)
-        graph_module, scopes, fixed = trace_part(model, path, part_inputs, table)
+        graph_module, scopes, fixed = trace_part(
+            model, path, part_inputs, table, sizes_of.get(path, ())
+        )
         example = record_values(graph_module, module, part_inputs)
         traced = traced_part(path, fixed, graph_module)
         dropouts: frozenset[str] = frozenset()

@@ -7,9 +7,11 @@ import functools
 import inspect
 import keyword
 import operator
+import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
-from itertools import zip_longest
+from itertools import takewhile, zip_longest
 from typing import Any
 
 import torch
@@ -26,7 +28,12 @@ from qrecipe.model.copies import runnable_copy
 from qrecipe.model.graph_names import rename_taken
 from qrecipe.model.nested import Packing, leaves, parts_of
 from qrecipe.model.out_of_place import drop_dead_code
-from qrecipe.model.untraceable import AutocastError, takes_any_number, untraceable
+from qrecipe.model.untraceable import (
+    AutocastError,
+    innermost_line,
+    takes_any_number,
+    untraceable,
+)
 from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.process.state import random_numbers_kept, traced_alone
 from qrecipe.recipe.schema import FxTable
@@ -37,9 +44,15 @@ Scopes = Mapping[str, tuple[str, type]]
 
 
 def trace_part(
-    model: nn.Module, path: str, inputs: Inputs, table: FxTable
+    model: nn.Module,
+    path: str,
+    inputs: Inputs,
+    table: FxTable,
+    sizes: Collection[str] = (),
 ) -> tuple[fx.GraphModule, Scopes, dict[str, Any]]:
     """As `trace`, with the arguments in ``inputs`` that are not tensors fixed; and those.
+
+    Numbers in ``sizes`` are inputs of the graph where that can be traced.
 
     Raises ``TraceError`` like `trace`, and if ``*args`` or ``**kwargs`` of forward are used.
     """
@@ -48,6 +61,10 @@ def trace_part(
     if taken is not None:
         raise takes_any_number(taken, path, model)
     fixed = constants(module, inputs)
+    if sizes:
+        rest = {name: value for name, value in fixed.items() if name not in sizes}
+        with suppress(TraceError):
+            return (*trace(model, path, rest, table), rest)
     return (*trace(model, path, fixed, table), fixed)
 
 
@@ -63,11 +80,7 @@ def trace(
     Raises ``TraceError`` with the submodule and the line that cannot be traced.
     """
     tracer = _tracer(model, path, table)
-    root = runnable_copy(model.get_submodule(path))
-    for module in root.modules():
-        # leftovers of an earlier prepare would look like our decisions
-        module.__dict__.pop("qconfig", None)
-    swap_float_functional(root)
+    root = _to_be_traced(model, path)
     try:
         graph = tracer.trace(root, dict(fixed))
         _keep_assertions(graph)
@@ -80,6 +93,31 @@ def trace(
     except Exception as error:
         raise untraceable(error, path, joined(path, tracer.path), model) from error
     return graph_module, tracer.node_name_to_scope
+
+
+def _to_be_traced(model: nn.Module, path: str) -> nn.Module:
+    root = runnable_copy(model.get_submodule(path))
+    for module in root.modules():
+        # leftovers of an earlier prepare would look like our decisions
+        module.__dict__.pop("qconfig", None)
+    swap_float_functional(root)
+    return root
+
+
+def line_of(
+    model: nn.Module, path: str, fixed: Mapping[str, Any], table: FxTable, node: fx.Node
+) -> str | None:
+    """The line of the model's code that made a node of `trace`, or the last one before it.
+
+    It is traced again for that, as noting the lines takes much longer than tracing.
+    """
+    tracer = _tracer(model, path, table)
+    tracer.lines = {}
+    with suppress(Exception):
+        tracer.trace(_to_be_traced(model, path), dict(fixed))
+    names = [each.name for each in takewhile(lambda each: each is not node, node.graph.nodes)]
+    lines = [line for name in (*names, node.name) if (line := tracer.lines.get(name))]
+    return lines[-1] if lines else None
 
 
 def hook_findings(model: nn.Module, path: str, table: FxTable) -> Iterator[Finding]:
@@ -199,12 +237,16 @@ def _is_spelt_by_code(part: str) -> bool:
 
 
 class _Tracer(QuantizationTracer):
-    """Remembers the innermost module whose forward it was in when tracing failed."""
+    """Remembers the innermost module whose forward it was in when tracing failed.
+
+    ``lines`` are filled with the lines that made the nodes, by name, unless they are None.
+    """
 
     def __init__(self, module_names: list[str], module_classes: list[Callable[..., Any]]) -> None:
         super().__init__(module_names, module_classes)
         self.record_stack_traces = False
         self.path = ""
+        self.lines: dict[str, str | None] | None = None
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         # what forward draws or writes during tracing must not affect the caller
@@ -255,7 +297,10 @@ class _Tracer(QuantizationTracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if torch.is_autocast_enabled("cpu"):
             raise AutocastError
-        return super().create_node(*args, **kwargs)
+        node = super().create_node(*args, **kwargs)
+        if self.lines is not None:
+            self.lines[node.name] = innermost_line(traceback.extract_stack(), self.root)
+        return node
 
     def create_arg(self, a: Any) -> Any:
         """Like torch, but containers of custom classes keep their class."""

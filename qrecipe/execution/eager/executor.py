@@ -17,7 +17,7 @@ from qrecipe.errors.text import first_line
 from qrecipe.execution.eager.audit import audit
 from qrecipe.execution.engine import engine
 from qrecipe.execution.isolated import Calibrate, Isolated, Kernel, LoneSite
-from qrecipe.execution.part import Compiled, Exportable, Realised, Task
+from qrecipe.execution.part import Compiled, Exportable, Fault, Realised, Task
 from qrecipe.model.architecture import check_same
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import runnable_copy, structural_copy, without_weights
@@ -75,6 +75,9 @@ class EagerPart:
 
     def reference(self, prepared: nn.Module) -> nn.Module:
         return self.swapped(runnable_copy(prepared))  # dynamic kernels do not saturate
+
+    def fault(self, converted: nn.Module, inputs: Inputs) -> Fault | None:
+        return None  # there is no graph to find it in
 
     def exportable(self, prepared: nn.Module) -> Exportable:
         hint = "export needs one graph of the whole model; QR210 says why there is none"
