@@ -166,6 +166,23 @@ def test_a_root_with_which_conversion_fails_is_left_out_and_said(monkeypatch):
     model, batch = a_result_of_its_own_class()
     recipe = qrecipe.suggest(model, batch)
     assert recipe.fx.roots == ("body",)
-    assert "Tried in vain: static, with roots body, head: the kernel of head is wrong." in (
+    assert "Tried in vain: static with roots body, head: the kernel of head is wrong." in (
         recipe.description
     )
+
+
+def test_a_scheme_that_plans_and_does_not_convert_gives_way_to_the_next(monkeypatch):
+    from qrecipe.authoring.suggest import suggest
+    from qrecipe.errors.findings import AuditError, Finding
+
+    def failing(model, recipe, *args, **kwargs):
+        if recipe.name in wrong:
+            raise AuditError(Finding("QR411", "the kernel is wrong"))
+
+    monkeypatch.setattr(suggest, "quantize", failing)
+    wrong, model = {"suggested-dynamic"}, products().eval()
+    recipe = qrecipe.suggest(model, torch.randn(2, 8))
+    assert recipe.name == "suggested-static"
+    assert "Tried in vain: dynamic: the kernel is wrong." in recipe.description
+    wrong |= {"suggested-static", "suggested-float16"}
+    assert qrecipe.suggest(model, torch.randn(2, 8)).name == "suggested-dynamic"

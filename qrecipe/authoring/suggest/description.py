@@ -52,15 +52,16 @@ def _why(subject: Subject, scheme: Scheme, plan: Plan) -> Iterator[str]:
     else:
         yield "Weights use a range per channel, activations a moving average of their range."
         yield "Calibrate with about 100 representative mini-batches."
-    if subject.reasons:
+    tried = subject.reasons
+    if subject.roots or subject.inventory.untraced is not None:
         how = (
             "Only the roots are quantized, and what is outside the roots stays float"
             if subject.roots
             else "Modules are swapped one by one, functions stay float"
         )
-        why, *tried = subject.reasons
-        yield f"{how}, because {why}."
-        yield from (f"Tried in vain: {each}." for each in tried)
+        yield f"{how}, because {tried[0]}."
+        tried = tried[1:]
+    yield from (f"Tried in vain: {each}." for each in tried)
 
 
 def _what_dominates(subject: Subject, scheme: Scheme) -> str:

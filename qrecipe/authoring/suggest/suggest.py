@@ -42,8 +42,9 @@ def suggest(model: nn.Module, example_inputs: Any, *, num_batches: int | None = 
     ``num_batches`` is the number of calibration batches, if known: with fewer than 100, activations
     are observed by minimum and maximum, which don't depend on the order of the batches.
 
-    If the model cannot be traced, its roots or its modules one by one are quantized with the
-    example inputs, and what works and covers most of the work is suggested, with the reason.
+    The model is quantized with the example inputs before a recipe is suggested. If it cannot be
+    traced, its roots or its modules one by one are, and what covers most of the work is suggested,
+    with the reason.
 
     Raises:
         UnsupportedError: nothing in the model has a quantized kernel, or it is quantized already
@@ -61,19 +62,24 @@ def suggestion(model: nn.Module, example_inputs: Any, num_batches: int | None = 
     if isinstance(model, nn.Module) and (quantized := quantized_part(model)) is not None:
         hint = "suggest a recipe for the float model that it was made from"
         raise UnsupportedError(Finding("QR335", f"this model {quantized}", hint=hint))
+    reasons: list[str] = []
     try:
         subject = whole(model, inputs, num_batches)
     except PlanError as error:
-        found = _of_parts(model, inputs, num_batches, error)
+        if not isinstance(model, nn.Module) or error.findings[0].code == "QR307":
+            raise
+        reasons.append(error.findings[0].message)
+        found = _of_parts(model, inputs, num_batches, reasons)
         if found is None:
             raise
         return found.text
-    for scheme in schemes(subject):
-        if (found := _settled(subject, scheme)) is not None:
-            return found.text
-    hint = "`qrecipe plan builtin:x86-static` shows why each operation stays float"
-    message = "nothing in this model has a quantized kernel"
-    raise UnsupportedError(Finding("QR335", message, hint=hint))
+    planned = next(filter(None, (_settled(subject, scheme) for scheme in schemes(subject))), None)
+    if planned is None:
+        hint = "`qrecipe plan builtin:x86-static` shows why each operation stays float"
+        message = "nothing in this model has a quantized kernel"
+        raise UnsupportedError(Finding("QR335", message, hint=hint))
+    found = _proven(model, inputs, subject, reasons)
+    return (found or _of_parts(model, inputs, num_batches, reasons) or planned).text
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +91,9 @@ class _Proposal:
 
 
 def _of_parts(
-    model: nn.Module, inputs: Inputs, num_batches: int | None, error: PlanError
+    model: nn.Module, inputs: Inputs, num_batches: int | None, reasons: list[str]
 ) -> _Proposal | None:
     """The first proposal that works and covers most of the work, else the one that covers most."""
-    if not isinstance(model, nn.Module) or error.findings[0].code == "QR307":
-        return None
-    reasons = [error.findings[0].message]
     found: list[_Proposal] = []
     for subject in parts(model, inputs, num_batches):
         proposal = _proven(model, inputs, subject, reasons)
@@ -115,8 +118,8 @@ def _proven(
             with held_back([("", QRecipeWarning)]):
                 quantize(model, parse_recipe(proposal.text), [inputs.batch], progress=False)
         except QRecipeError as error:
-            where = f"with roots {', '.join(subject.roots)}" if subject.roots else "by modules"
-            reasons.append(f"{scheme}, {where}: {error.findings[0].message}")
+            where = f" with roots {', '.join(subject.roots)}" if subject.roots else ""
+            reasons.append(f"{scheme}{where}: {error.findings[0].message}")
         else:
             return proposal
     return None
