@@ -107,6 +107,7 @@ STEPS = {
     "check: run the reference": "qrecipe.execution.fx.executor:run_on_head",
     "lower to kernels": "qrecipe.execution.fx.convert:lowered",
     "check: structure and kernels": "qrecipe.execution.fx.executor:audit",
+    "check: another batch size": "qrecipe.execution.batch_sizes:shortfall",
 }
 """Functions of qrecipe by what they do; none runs inside another."""
 

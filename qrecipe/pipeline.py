@@ -22,6 +22,7 @@ from qrecipe.audit.sample import Sample
 from qrecipe.errors.findings import ArtifactError, CalibrationError, Finding, PlanError
 from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.warn import settle, warn
+from qrecipe.execution.batch_sizes import size_findings
 from qrecipe.execution.batches import Forward, inputs_of_batch, peek
 from qrecipe.execution.calibration import calibrate
 from qrecipe.execution.engine import check_engine, engine_of
@@ -72,6 +73,7 @@ class CompiledRecipe(ShortRepr):
     _parts: tuple[Part, ...] = field(repr=False)
     _architecture: Architecture = field(repr=False)
     _inputs: Inputs = field(repr=False)
+    _source: nn.Module = field(repr=False)
     unjudged: tuple[str, ...] = ()
     _identity: str = field(default_factory=lambda: uuid.uuid4().hex, repr=False)
 
@@ -134,6 +136,7 @@ class CompiledRecipe(ShortRepr):
         converted.eval()  # conversion creates modules in training mode
         if self.recipe.fx.roots:
             self._check_around(around, converted, prepared_state(prepared))
+        self._check_batch_size(converted, prepared_state(prepared))
         own_tensors(converted)
         forget_preparation(converted)
         attach(
@@ -161,6 +164,15 @@ class CompiledRecipe(ShortRepr):
             around = around_findings(before, converted, roots, inputs)
             settle([*around, *dtype_findings(converted, state.samples)], ignore)
             settle(call_findings(converted, state.samples, state.later_calls), ignore)
+
+    def _check_batch_size(self, converted: nn.Module, state: PreparedState) -> None:
+        sample = state.samples.get("")
+        inputs = state.whole or (self._inputs if sample is None else sample.inputs)
+        # training has changed what the output was before
+        output = None if sample is None or self.recipe.phase == "qat" else sample.output
+        with engine_of(self.plan):
+            found = size_findings(self._source, converted, self._parts, inputs, output)
+            settle(found, self.recipe.lint.ignore)
 
     def _samples(self, prepared: nn.Module) -> Mapping[str, Sample]:
         state = prepared_state(prepared)
@@ -331,6 +343,7 @@ def compile_decided(
         made.parts,
         architecture,
         inputs,
+        model,
         unjudged,
     )
 

@@ -16,7 +16,7 @@ from qrecipe.artifact.rebuilding import rebuilt
 from qrecipe.artifact.state import Slot, slots_of
 from qrecipe.artifact.tensors import DTYPES, memory_of
 from qrecipe.artifact.value_checks import ValueChecks
-from qrecipe.errors.findings import ArtifactError, QRecipeError
+from qrecipe.errors.findings import ArtifactError, QRecipeError, TraceError
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
 from qrecipe.execution.engine import available_engines, engine
@@ -104,7 +104,8 @@ def _structure(stored: StoredModel, model: nn.Module) -> nn.Module:
     except ArchitectureError as error:
         raise _other_architecture(file, error.differences) from None
     except QRecipeError as error:
-        raise _other_architecture(file, [f.message for f in error.findings]) from error
+        hint = _RUN_FIRST if isinstance(error, TraceError) else _SAME_CODE
+        raise _other_architecture(file, [f.message for f in error.findings], hint) from error
     except Exception as error:  # whatever torch raises for a forged plan
         raise _other_architecture(file, [first_line(error)]) from error
     if found != contents.architecture.graphs:
@@ -114,9 +115,14 @@ def _structure(stored: StoredModel, model: nn.Module) -> nn.Module:
     return converted
 
 
-def _other_architecture(file: str, differences: Sequence[str]) -> ArtifactError:
+_SAME_CODE = "build the model with the code and settings that it was quantized with"
+_RUN_FIRST = f"{_SAME_CODE}; if it fills a cache on its first call, run it once on an example"
+
+
+def _other_architecture(
+    file: str, differences: Sequence[str], hint: str = _SAME_CODE
+) -> ArtifactError:
     what = "was made from another architecture than this model"
-    hint = "build the model with the code and settings that it was quantized with"
     if any("meta tensor" in difference for difference in differences):
         hint = "build the model on the CPU: its code reads a tensor that has no values on meta"
     return problem("QR507", file, what, hint, differences)

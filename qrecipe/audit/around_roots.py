@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -103,9 +104,15 @@ def call_findings(
 
 
 def _on_head(part: nn.Module, sample: Sample) -> tuple[Any, Any]:
-    """The output for the first samples: that of before and that of now."""
-    tried = sample.head() or sample
-    return tried.output, _run(part, tried.inputs)
+    """The output for the first samples: that of before and that of now.
+
+    A part that is given the size of its batch as a number only takes the whole of it.
+    """
+    head = sample.head()
+    if head is not None:
+        with suppress(Exception):
+            return head.output, _run(part, head.inputs)
+    return sample.output, _run(part, sample.inputs)
 
 
 def _run(model: nn.Module, inputs: Inputs) -> Any:

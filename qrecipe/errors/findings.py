@@ -270,6 +270,7 @@ CODES: dict[str, Code] = {
     "QR232": Code("a moving average dominated by the first batches"),
     "QR233": Code("ranges that clip calibration data"),
     "QR234": Code("few batches for a moving average"),
+    "QR235": Code("a model that is fixed to one batch size"),
     # plan
     "QR301": Code("rule matches nothing", UnmatchedRuleError),
     "QR302": Code("rule does not match the expected number of sites", UnmatchedRuleError),

@@ -59,6 +59,14 @@ class Realised:
     node: fx.Node
 
 
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What in a part fixes it to one batch size, and what helps."""
+
+    what: str
+    hint: str | None
+
+
 class Part(Protocol):
     """The whole model, or a root of it, on its way to quantized kernels."""
 
@@ -83,6 +91,12 @@ class Part(Protocol):
 
     def reference(self, prepared: nn.Module) -> nn.Module:
         """The quantized part as it computes on a CPU where no kernel saturates."""
+
+    def fault(self, converted: nn.Module, inputs: Inputs) -> Fault | None:
+        """What in the converted part cannot compute inputs of another batch size, if it is known.
+
+        ``inputs`` are the part's own.
+        """
 
     def exportable(self, prepared: nn.Module) -> Exportable:
         """The quantized part for exporters, audited.

@@ -72,6 +72,19 @@ class Inputs(ShortRepr):
         # a container that computes its tensors on access has returned the whole batch again
         return few if few.batch_size == count else self
 
+    def of_another_size(self) -> Inputs | None:
+        """The first sample of several, or the only one twice; None if nothing is a batch."""
+        size = self.batch_size
+        if not size:
+            return None
+        if size > 1:
+            first = self.first_samples(1)
+            return None if first is self else first
+        try:
+            return self.taken(torch.zeros(2, dtype=torch.long))
+        except UncopyableError:
+            return None
+
     def cloned(self) -> Inputs:
         """A copy with cloned tensors, for a forward that may write to them.
 
@@ -135,6 +148,19 @@ def bind(graph_module: fx.GraphModule, model: nn.Module, inputs: Inputs) -> tupl
     )
 
 
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+"""The kinds of ``*args`` and ``**kwargs``."""
+
+
+def variadic(model: nn.Module, inputs: Inputs) -> str | None:
+    """``*args`` or ``**kwargs`` of ``forward``, by its name, if the inputs fill it."""
+    given = arguments(model, inputs)
+    for parameter in _signature(model).parameters.values():
+        if parameter.kind in VARIADIC and given[parameter.name]:
+            return str(parameter).partition(":")[0]
+    return None
+
+
 def constants(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
     """The arguments of ``forward`` that are not tensors, including defaults: None, flags, numbers.
 
@@ -152,7 +178,7 @@ def arguments(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
 
     Raises ``PlanError`` (QR307) like `bind`.
     """
-    signature = inspect.signature(model.forward)
+    signature = _signature(model)
     try:
         bound = signature.bind(*inputs.args, **dict(inputs.kwargs))
     except TypeError as error:
@@ -165,3 +191,11 @@ def arguments(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
         ) from error
     bound.apply_defaults()
     return bound.arguments
+
+
+def _signature(model: nn.Module) -> inspect.Signature:
+    try:
+        return inspect.signature(model.forward)
+    except ValueError:  # of a callable that is not written in Python
+        kinds = zip(("args", "kwargs"), VARIADIC, strict=True)
+        return inspect.Signature([inspect.Parameter(name, kind) for name, kind in kinds])

@@ -8,15 +8,18 @@ from itertools import chain
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from qrecipe.model.nested import tensors_in
+from qrecipe.model.plain_attributes import keep_plain_attributes
 from qrecipe.model.unfit import unfit
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
 _Part = Tensor | nn.Module | torch.ScriptObject
 """What a copy can share."""
+
+_REGISTRIES = ("_parameters", "_buffers", "_modules")
 
 _PACKED = ("__torch__.torch.classes.quantized.", "__torch__.torch.classes.rnn.")
 
@@ -53,16 +56,27 @@ def copy_around(model: nn.Module, paths: Sequence[str]) -> nn.Module:
 def with_parts(model: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
     """A `runnable_copy` of the model with the modules at some paths, and their aliases, replaced.
 
-    A part for the whole model (the empty path) is returned as is.
+    The parts get the plain attributes of what they replace. A part for the whole model (the empty
+    path) is returned as is.
     """
     if "" in parts:
         return parts[""]
     whole = runnable_copy(model)
+    for path, part in parts.items():
+        keep_plain_attributes(whole.get_submodule(path), part)
     part_of = {whole.get_submodule(path): part for path, part in parts.items()}
     for path, module in list(whole.named_modules(remove_duplicate=False)):
         if module in part_of:
             whole.set_submodule(path, part_of[module])
     return whole
+
+
+def failing_quietly(model: _Model) -> _Model:
+    """A copy's graphs, in place, without torch's traceback on stderr when one raises."""
+    for module in model.modules():
+        if isinstance(module, fx.GraphModule):  # each has a class of its own
+            type(module).__call__ = nn.Module.__call__  # type: ignore[method-assign]
+    return model
 
 
 def without_weights(model: nn.Module) -> nn.Module:
@@ -131,11 +145,11 @@ def _copied(model: _Model, memo: dict[int, Any]) -> _Model:
 
 
 def _computed(model: nn.Module) -> Iterator[Tensor]:
-    """Attributes of modules that are part of an autograd graph."""
+    """Attributes of modules, also in containers, that are part of an autograd graph."""
     for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                yield value
+        for name, value in vars(module).items():
+            if isinstance(value, (Tensor, dict, list, tuple)) and name not in _REGISTRIES:
+                yield from (tensor for tensor in tensors_in(value) if not tensor.is_leaf)
 
 
 def own_tensors(
@@ -164,8 +178,9 @@ def own_tensors(
 
 def replace_in_attributes(model: nn.Module, clones: Mapping[int, torch.Tensor]) -> None:
     """Replace tensors, given by id, in attributes of modules such as lists of parameters."""
-    registries = ("_parameters", "_buffers", "_modules")
     for module in model.modules():
         for name, value in vars(module).items():
-            if name not in registries and any(id(tensor) in clones for tensor in tensors_in(value)):
+            if name not in _REGISTRIES and any(
+                id(tensor) in clones for tensor in tensors_in(value)
+            ):
                 vars(module)[name] = copy.deepcopy(value, dict(clones))

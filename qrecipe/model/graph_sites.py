@@ -22,7 +22,7 @@ from qrecipe._torch_fx import (
     find_quantizable,
     fuse,
 )
-from qrecipe.errors.findings import Finding
+from qrecipe.errors.findings import Finding, PlanError
 from qrecipe.errors.text import first_line
 from qrecipe.model.addresses import (
     address,
@@ -34,7 +34,8 @@ from qrecipe.model.addresses import (
 )
 from qrecipe.model.altered_modules import keep_apart
 from qrecipe.model.architecture import traced_part
-from qrecipe.model.call import Inputs, constants
+from qrecipe.model.caches import with_caches_filled
+from qrecipe.model.call import Inputs
 from qrecipe.model.graph_names import keep_state_names, outer
 from qrecipe.model.normalize import TAKES_WEIGHT, normalize
 from qrecipe.model.opened.whole import class_of_the_caller
@@ -46,8 +47,8 @@ from qrecipe.model.rewrites.channel_arithmetic import channel_arithmetic_as_batc
 from qrecipe.model.rewrites.no_ops import drop_no_ops
 from qrecipe.model.rewrites.products import products_as_linear
 from qrecipe.model.rewrites.shape_readers import let_shapes_be_read_later
-from qrecipe.model.roots import inputs_of_roots, prove_whole
-from qrecipe.model.trace import InTraining, Scopes, hook_findings, in_training, trace
+from qrecipe.model.roots import inputs_of_roots, prove_whole, sizes_of_roots
+from qrecipe.model.trace import InTraining, Scopes, hook_findings, in_training, trace_part
 from qrecipe.model.trace_proof import Example, record_values
 from qrecipe.model.training_graph import make_dropouts_switchable, modules_as_trained
 from qrecipe.model.unfit import unfit
@@ -116,20 +117,37 @@ def take_inventory(
 ) -> Inventory:
     """Trace, normalise and fuse copies of the model's parts, and find their sites.
 
-    In ``phase`` qat, the parts are in training mode, and BatchNorm is fused but not folded.
+    In ``phase`` qat, the parts are in training mode, and BatchNorm is fused but not folded. Caches
+    that the model fills on its first call are filled if it cannot be taken without.
 
-    Raises ``TraceError`` or ``PlanError`` like `trace.trace`, `trace_proof.record_values`,
+    Raises ``TraceError`` or ``PlanError`` like `trace.trace_part`, `trace_proof.record_values`,
     `rewrite_proof.prove_fused` and `roots.inputs_of_roots`.
     """
-    inputs_of = inputs_of_roots(model, inputs, table.roots) if table.roots else {"": inputs}
+    try:
+        return _inventory(model, inputs, table, backend_config, phase)
+    except PlanError:
+        filled = with_caches_filled(model, inputs)
+        if filled is None:
+            raise
+    return _inventory(filled, inputs, table, backend_config, phase)
+
+
+def _inventory(
+    model: nn.Module, inputs: Inputs, table: FxTable, backend_config: BackendConfig, phase: Phase
+) -> Inventory:
+    inputs_of, sizes_of = {"": inputs}, dict[str, frozenset[str]]()
+    if table.roots:
+        inputs_of = inputs_of_roots(model, inputs, table.roots)
+        sizes_of = sizes_of_roots(model, inputs, inputs_of)
     parts: list[Part] = []
     trained: list[str] = []
     idle: list[Member] = []
     matches: dict[str, Match] = {}
     for path, part_inputs in inputs_of.items():
         module = model.get_submodule(path)
-        fixed = constants(module, part_inputs)
-        graph_module, scopes = trace(model, path, fixed, table)
+        graph_module, scopes, fixed = trace_part(
+            model, path, part_inputs, table, sizes_of.get(path, ())
+        )
         example = record_values(graph_module, module, part_inputs)
         traced = traced_part(path, fixed, graph_module)
         training = in_training(model, path, fixed, table) if phase == "qat" else None

@@ -10,11 +10,13 @@ from torch import nn
 
 from qrecipe.errors.findings import PlanError, TraceError
 from qrecipe.errors.text import quoted_whole
-from qrecipe.model.call import Inputs, constants, on_few
+from qrecipe.model.caches import with_caches_filled
+from qrecipe.model.call import Inputs, on_few
 from qrecipe.model.dry_run import first_calls
 from qrecipe.model.roots import prove_whole
-from qrecipe.model.trace import UntraceableError, trace
+from qrecipe.model.trace import trace_part
 from qrecipe.model.trace_proof import record_values
+from qrecipe.model.untraceable import UntraceableError
 from qrecipe.recipe.schema import FxTable
 from qrecipe.rules.structure import enclosing
 
@@ -39,6 +41,7 @@ def with_advice(error: TraceError, model: nn.Module, inputs: Inputs, table: FxTa
     (finding,) = error.findings
     if not isinstance(error, UntraceableError):
         return error
+    model = with_caches_filled(model, inputs) or model
     calls = _calls(model, inputs)
     proposed = [] if finding.hint is None else [finding.hint]
     if kept_out := _kept_out(error, model, calls, table):
@@ -59,6 +62,7 @@ def traceable_parts(model: nn.Module, inputs: Inputs) -> list[str]:
 
     ``[fx] roots`` could name them. Raises ``PlanError`` like `dry_run.try_inputs`.
     """
+    model = with_caches_filled(model, inputs) or model
     return _roots(model, "", inputs, FxTable(), _calls(model, inputs))
 
 
@@ -132,7 +136,7 @@ def _traceable(
 def _prove(model: nn.Module, path: str, calls: Mapping[str, Inputs], table: FxTable) -> nn.Module:
     """The proven graph of a part. Raises ``PlanError`` if there is none."""
     part, inputs = model.get_submodule(path), calls[path]
-    graph, _ = trace(model, path, constants(part, inputs), table)
+    graph, *_ = trace_part(model, path, inputs, table)
     record_values(graph, part, inputs)
     return graph
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from torch import nn
 
 from qrecipe.errors.findings import Finding, PlanError, error_from
 from qrecipe.errors.spelling import did_you_mean
 from qrecipe.errors.text import first_line
-from qrecipe.model.call import Inputs, on_few
-from qrecipe.model.copies import runnable_copy, with_parts
+from qrecipe.model.call import Inputs, constants, on_few
+from qrecipe.model.copies import failing_quietly, runnable_copy, with_parts
 from qrecipe.model.dry_run import first_calls, try_out
 from qrecipe.model.rewrite_proof import FLIPPED
 from qrecipe.model.trace_proof import difference
@@ -42,6 +41,29 @@ def inputs_of_roots(model: nn.Module, inputs: Inputs, roots: Sequence[str]) -> d
     return {path: taken[path] for path in roots}
 
 
+def sizes_of_roots(
+    model: nn.Module, inputs: Inputs, inputs_of: Mapping[str, Inputs]
+) -> dict[str, frozenset[str]]:
+    """The numbers that each root is given and that change with the batch size, by parameter."""
+    numbers = {path: _numbers(model, path, given) for path, given in inputs_of.items()}
+    other = inputs.of_another_size()
+    if other is None or not any(numbers.values()):
+        return {}
+    try:
+        calls = first_calls(model, list(numbers), other)
+    except PlanError:  # the model itself does not accept another size
+        return {}
+    return {
+        path: frozenset(dict(numbers[path].items() - _numbers(model, path, call).items()))
+        for path, call in calls.items()
+    }
+
+
+def _numbers(model: nn.Module, path: str, inputs: Inputs) -> dict[str, float]:
+    given = constants(model.get_submodule(path), inputs)
+    return {name: value for name, value in given.items() if type(value) in (int, float)}
+
+
 def prove_whole(model: nn.Module, graphs: Mapping[str, nn.Module], inputs: Inputs) -> None:
     """Check that the model computes the same with a graph in place of each root.
 
@@ -49,23 +71,23 @@ def prove_whole(model: nn.Module, graphs: Mapping[str, nn.Module], inputs: Input
     after tracing. Raises ``PlanError`` (QR306) in that case.
     """
 
-    def run(count: int) -> tuple[Inputs, Any]:
+    def compare(count: int) -> None:
         few = inputs.first_samples(count)
         with random_numbers_kept():  # both runs draw the same numbers
-            return few, try_out(runnable_copy(model), few.cloned(), model)
+            expected = try_out(runnable_copy(model), few.cloned(), model)
+        try:
+            parts = {path: runnable_copy(graph) for path, graph in graphs.items()}
+            with random_numbers_kept():
+                actual = try_out(failing_quietly(with_parts(model, parts)), few.cloned(), model)
+        except PlanError:
+            raise
+        except Exception as error:
+            raise _depends_on_roots(f"does not run: {first_line(error)}") from error
+        found = difference(expected, actual, FLIPPED)
+        if found is not None:
+            raise _depends_on_roots(f"computes something else: {found}")
 
-    few, expected = on_few(run)
-    try:
-        parts = {path: runnable_copy(graph) for path, graph in graphs.items()}
-        with random_numbers_kept():
-            actual = try_out(with_parts(model, parts), few.cloned(), model)
-    except PlanError:
-        raise
-    except Exception as error:
-        raise _depends_on_roots(f"does not run: {first_line(error)}") from error
-    found = difference(expected, actual, FLIPPED)
-    if found is not None:
-        raise _depends_on_roots(f"computes something else: {found}")
+    on_few(compare)
 
 
 def _depends_on_roots(what: str) -> PlanError:
@@ -73,8 +95,8 @@ def _depends_on_roots(what: str) -> PlanError:
         Finding(
             "QR306",
             f"with graphs in place of fx.roots the model {what}",
-            hint="the code around a root may only call it: no other methods or attributes, no "
-            "isinstance, no hooks that keep what they see",
+            hint="the code around a root may only call it and read plain attributes: no tensors, "
+            "modules or other methods, no isinstance, no hooks that keep what they see",
             key="fx.roots",
         )
     )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import keyword
 import operator
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
-from itertools import zip_longest
-from pathlib import Path
+from itertools import takewhile, zip_longest
 from typing import Any
 
 import torch
@@ -21,14 +22,20 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 from qrecipe._torch_fx import QuantizationTracer, swap_float_functional
 from qrecipe.errors.findings import Finding, TraceError, error_from
 from qrecipe.errors.spelling import did_you_mean
-from qrecipe.errors.text import first_line, quoted_whole
+from qrecipe.errors.text import quoted_whole
+from qrecipe.model.call import VARIADIC, Inputs, constants, variadic
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.graph_names import rename_taken
 from qrecipe.model.nested import Packing, leaves, parts_of
 from qrecipe.model.opened.whole import Whole
 from qrecipe.model.out_of_place import drop_dead_code
 from qrecipe.model.switches import BATCH_NORMS, DROPOUTS, arguments, flag, told
-from qrecipe.model.unfit import hidden_modules
+from qrecipe.model.untraceable import (
+    AutocastError,
+    innermost_line,
+    takes_any_number,
+    untraceable,
+)
 from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.process.state import random_numbers_kept, traced_alone
 from qrecipe.recipe.schema import FxTable
@@ -38,15 +45,29 @@ Scopes = Mapping[str, tuple[str, type]]
 """The path and class of the innermost module whose forward made a node's call, by node name."""
 
 
-class UntraceableError(TraceError):
-    """Tracing the part at ``path`` failed in the forward of the module ``at``.
+def trace_part(
+    model: nn.Module,
+    path: str,
+    inputs: Inputs,
+    table: FxTable,
+    sizes: Collection[str] = (),
+) -> tuple[fx.GraphModule, Scopes, dict[str, Any]]:
+    """As `trace`, with the arguments in ``inputs`` that are not tensors fixed; and those.
 
-    `proposals.with_advice` adds what to do about it.
+    Numbers in ``sizes`` are inputs of the graph where that can be traced.
+
+    Raises ``TraceError`` like `trace`, and if ``*args`` or ``**kwargs`` of forward are used.
     """
-
-    def __init__(self, finding: Finding, path: str, at: str) -> None:
-        super().__init__(finding)
-        self.path, self.at = path, at
+    module = model.get_submodule(path)
+    taken = variadic(module, inputs)
+    if taken is not None:
+        raise takes_any_number(taken, path, model)
+    fixed = constants(module, inputs)
+    if sizes:
+        rest = {name: value for name, value in fixed.items() if name not in sizes}
+        with suppress(TraceError):
+            return (*trace(model, path, rest, table), rest)
+    return (*trace(model, path, fixed, table), fixed)
 
 
 def trace(
@@ -64,18 +85,32 @@ def trace(
     root = _traceable_copy(model, path)
     try:
         graph = tracer.trace(root, dict(fixed))
-        _name_placeholders(graph, root)
+        _keep_assertions(graph)
         _check_names(graph, path)
         rename_taken(graph, root)
         graph_module = fx.GraphModule(root, graph)
+        drop_dead_code(graph_module)
     except TraceError:
         raise
     except Exception as error:
-        at = joined(path, tracer.path)
-        raise _untraceable(error, path, at, model) from error
-    _check_placeholders(graph_module, path)
-    drop_dead_code(graph_module)
+        raise untraceable(error, path, joined(path, tracer.path), model) from error
     return graph_module, tracer.node_name_to_scope
+
+
+def line_of(
+    model: nn.Module, path: str, fixed: Mapping[str, Any], table: FxTable, node: fx.Node
+) -> str | None:
+    """The line of the model's code that made a node of `trace`, or the last one before it.
+
+    It is traced again for that, as noting the lines takes much longer than tracing.
+    """
+    tracer = _tracer(model, path, table)
+    tracer.lines = {}
+    with suppress(Exception):
+        tracer.trace(_traceable_copy(model, path), dict(fixed))
+    names = [each.name for each in takewhile(lambda each: each is not node, node.graph.nodes)]
+    lines = [line for name in (*names, node.name) if (line := tracer.lines.get(name))]
+    return lines[-1] if lines else None
 
 
 def hook_findings(model: nn.Module, path: str, table: FxTable) -> Iterator[Finding]:
@@ -169,13 +204,7 @@ def _accept(input: Any) -> None:
     """Checks nothing."""
 
 
-def _name_placeholders(graph: fx.Graph, root: nn.Module) -> None:
-    """Name the inputs after forward's parameters; tracing numbers them if there are constants."""
-    parameters = inspect.signature(root.forward).parameters.values()
-    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    for node, parameter in zip(placeholders, parameters, strict=True):
-        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            node.target = parameter.name
+def _keep_assertions(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.target is assert_is_none:
             _keep_assertion(graph, node)
@@ -217,32 +246,17 @@ def _is_spelt_by_code(part: str) -> bool:
     return part == (read.id if isinstance(read, ast.Name) else getattr(read, "value", None))
 
 
-def _check_placeholders(graph_module: fx.GraphModule, path: str) -> None:
-    for node in graph_module.graph.nodes:
-        if node.op == "placeholder" and str(node.target).startswith("*"):
-            whose = f'the forward of "{path}"' if path else "the model's forward"
-            raise UntraceableError(
-                Finding(
-                    "QR305",
-                    f"{whose} takes {node.target}, whose length tracing cannot know",
-                    hint="give forward a named argument for each input",
-                ),
-                path,
-                path,
-            )
-
-
-class _AutocastError(Exception):
-    """A call under ``torch.autocast``, which a graph would not keep."""
-
-
 class _Tracer(QuantizationTracer):
-    """Remembers the innermost module whose forward it was in when tracing failed."""
+    """Remembers the innermost module whose forward it was in when tracing failed.
+
+    ``lines`` are filled with the lines that made the nodes, by name, unless they are None.
+    """
 
     def __init__(self, module_names: list[str], module_classes: list[Callable[..., Any]]) -> None:
         super().__init__(module_names, module_classes)
         self.record_stack_traces = False
         self.path = ""
+        self.lines: dict[str, str | None] | None = None
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         # what forward draws or writes during tracing must not affect the caller
@@ -252,10 +266,54 @@ class _Tracer(QuantizationTracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, Whole) or super().is_leaf_module(m, module_qualified_name)
 
+    def create_args_for_root(
+        self, root_fn: Any, is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """The call of forward that is traced, with a placeholder for each named parameter.
+
+        torch reads and patches the code object of forward. That of a decorator may only have
+        ``*args``, so forward is called here by its signature, as the caller would.
+        """
+        forward, fixed = self.root.forward, concrete_args or {}
+        annotations = getattr(inspect.unwrap(root_fn), "__annotations__", {})
+        positional, by_name = [], {}
+        for parameter in inspect.signature(forward).parameters.values():
+            if parameter.kind in VARIADIC:
+                continue
+            value = self._input(parameter, fixed, annotations.get(parameter.name))
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                by_name[parameter.name] = value
+            else:
+                positional.append(value)
+
+        @functools.wraps(root_fn)  # torch looks for annotations behind it
+        def call() -> Any:
+            return forward(*positional, **by_name)
+
+        return call, []
+
+    def _input(self, parameter: inspect.Parameter, fixed: Mapping[str, Any], kind: Any) -> Any:
+        """The placeholder for a parameter; its value if that is fixed, which the graph asserts."""
+        name = parameter.name
+        default = () if parameter.default is parameter.empty else (parameter.default,)
+        if name not in fixed:
+            return self.create_proxy("placeholder", name, default, {}, type_expr=kind)
+        value = fixed[name]
+        given = self.create_proxy("placeholder", name, default, {}, name=f"{name}_1")
+        text = f"{name} has been specialized to have value {value} but got another value"
+        if value is None:
+            self.create_proxy("call_function", assert_is_none, (given, text), {})
+        else:
+            torch._assert(given == value, text)  # type: ignore[no-untyped-call]
+        return value
+
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if torch.is_autocast_enabled("cpu"):
-            raise _AutocastError
-        return super().create_node(*args, **kwargs)
+            raise AutocastError
+        node = super().create_node(*args, **kwargs)
+        if self.lines is not None:
+            self.lines[node.name] = innermost_line(traceback.extract_stack(), self.root)
+        return node
 
     def create_arg(self, a: Any) -> Any:
         """Like torch, but containers of custom classes keep their class."""
@@ -312,44 +370,3 @@ def _check_known(key: str, names: Sequence[str], known: Collection[str], what: s
     ]
     if missing:
         raise error_from(missing)
-
-
-def _untraceable(error: Exception, path: str, at: str, model: nn.Module) -> UntraceableError:
-    kind = type(model.get_submodule(at)).__name__
-    where = f'submodule "{at}" ({kind})' if at else f"the model's own forward ({kind})"
-    line = _user_line(error)
-    if isinstance(error, _AutocastError):
-        what = f"{where} is called under torch.autocast{f' at {line}' if line else ''}"
-        finding = Finding("QR305", f"{what}, which a graph does not keep", hint=WITHOUT_AUTOCAST)
-        return UntraceableError(finding, path, at)
-    why, hint = first_line(error), None
-    hidden = hidden_modules(model) if why == _NOT_INSTALLED else None
-    if hidden is not None:
-        why, hint = hidden
-    message = f"{where} cannot be traced{f' at {line}' if line else ''}: {why}"
-    return UntraceableError(Finding("QR305", message, hint=hint), path, at)
-
-
-WITHOUT_AUTOCAST = (
-    "remove torch.autocast from the model's code, and call the float model under it instead"
-)
-_NOT_INSTALLED = "module is not installed as a submodule"
-
-
-_NOT_THE_CALLERS = (Path(torch.__file__).parent, Path(__file__).parents[1])
-
-
-def _user_line(error: Exception) -> str | None:
-    """The innermost line of the user's code in the traceback."""
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith("<")  # code generated by FX
-        and not any(map(Path(frame.filename).is_relative_to, _NOT_THE_CALLERS))
-    ]
-    if not frames:
-        return None
-    frame = frames[-1]
-    path = Path(frame.filename)
-    here = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-    return f"{here}:{frame.lineno} `{frame.line}`"

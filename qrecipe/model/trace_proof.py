@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
-from qrecipe.errors.findings import PlanError
+from qrecipe.errors.findings import PlanError, TraceError
 from qrecipe.errors.text import first_line
+from qrecipe.model.caches import with_caches_filled
 from qrecipe.model.call import Inputs, bind, on_few
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.dry_run import (
@@ -51,6 +52,10 @@ class Example:
 
     inputs: Inputs
     output: Any
+
+
+class UnprovenError(TraceError):
+    """The traced graph is not the model, or lacks what its forward writes (QR306)."""
 
 
 def record_values(graph_module: fx.GraphModule, model: nn.Module, inputs: Inputs) -> Example:
@@ -104,20 +109,24 @@ def _output(model: nn.Module, inputs: Inputs) -> Any:
             "the quantized model would not: change a copy instead, x = x.sub(0.5)",
         )
     written = first_change(state, state_of(probe))
-    if written is not None:
-        raise unfit(
+    if written is not None and with_caches_filled(model, inputs) is None:
+        raise _unproven(
             f"the model's forward writes to {written}, which its graph would not",
             "return the value instead, or quantize the parts around the module that keeps it: "
-            "[fx] roots; if it is only filled once, run the model first",
+            "[fx] roots",
         )
     return output
 
 
-def _different(message: str, model: nn.Module) -> PlanError:
+def _unproven(message: str, hint: str, *notes: str) -> UnprovenError:
+    return UnprovenError(unfit(message, hint, *notes).findings)
+
+
+def _different(message: str, model: nn.Module) -> UnprovenError:
     """What tracing may have missed; the cause cannot be told from the difference."""
     own = [m for m in model.modules() if not type(m).__module__.startswith("torch.nn")]
     leave_out = "or leave the module inside that does so out: [fx] non_traceable_module_name"
-    return unfit(
+    return _unproven(
         message,
         "tracing may have taken another branch: isinstance(x, torch.Tensor) and "
         "torch.is_grad_enabled() differ in it; remove the branch, or ask for "

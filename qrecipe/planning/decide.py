@@ -224,9 +224,9 @@ def _unmakeable(sites: Sequence[Site], phase: Phase) -> Iterator[Finding]:
 def _untraced(inventory: Inventory) -> Iterator[Finding]:
     if inventory.untraced is None:
         return
-    missed, cure = inventory.unreached, inventory.untraced.hint
+    missed, cure = inventory.unreached, inventory.untraced.hint or ""
     notes = (
-        f"to trace it, {cure}" if cure else "",
+        f"to trace it, {cure}" if cure and inventory.untraced.code == "QR305" else cure,
         f"the example inputs do not reach {listed(missed)}, so they stay float" if missed else "",
     )
     yield Finding(

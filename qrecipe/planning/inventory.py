@@ -16,7 +16,7 @@ from qrecipe.model.module_sites import take_inventory as eager_inventory
 from qrecipe.model.opened.opening import Opening, opened_at, opening_of
 from qrecipe.model.proposals import with_advice
 from qrecipe.model.remedies import remedy
-from qrecipe.model.trace import UntraceableError
+from qrecipe.model.untraceable import UntraceableError
 from qrecipe.observers.loading import load_plugins
 from qrecipe.planning.backend import mode_of, own_backend_config
 from qrecipe.recipe.recipe import Recipe

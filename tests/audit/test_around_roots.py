@@ -17,6 +17,7 @@ from qrecipe.errors.findings import AuditError, PlanError, QRecipeWarning, Trace
 
 class Body(nn.Module):
     scale = 3.0
+    scales = torch.full((1,), 3.0)
 
     def __init__(self):
         super().__init__()
@@ -49,8 +50,12 @@ def quantized(model, *roots):
 # --- code that looks into a root
 
 
-def asks_for_an_attribute(self, x):
+def asks_for_a_number(self, x):
     return self.bb(x) * getattr(self.bb, "scale", 1.0)
+
+
+def asks_for_a_tensor(self, x):
+    return self.bb(x) * getattr(self.bb, "scales", 1.0)
 
 
 def asks_for_the_class(self, x):
@@ -61,9 +66,13 @@ def calls_another_method(self, x):
     return self.bb(self.bb.doubled(x))
 
 
-@pytest.mark.parametrize(
-    "forward", [asks_for_an_attribute, asks_for_the_class, calls_another_method]
-)
+def test_a_number_of_a_root_is_there_after_conversion_too():
+    model = around(asks_for_a_number)
+    batch = rows(1)[0]
+    assert sqnr_db(model(batch), quantized(model)(batch)) > 20
+
+
+@pytest.mark.parametrize("forward", [asks_for_a_tensor, asks_for_the_class, calls_another_method])
 def test_code_that_needs_more_of_a_root_than_a_call_is_found_by_the_plan(forward):
     with pytest.raises(PlanError, match=r"QR306 with graphs in place of fx\.roots") as caught:
         qrecipe.plan(around(forward), rooted("bb"), rows(1)[0])

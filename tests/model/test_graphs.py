@@ -60,7 +60,7 @@ def test_an_argument_that_is_a_word_is_a_constant_of_the_graph():
 
 
 @pytest.mark.parametrize("stars", [1, 2])
-def test_arguments_of_any_number_are_refused(stars):
+def test_arguments_of_any_number_are_refused_if_they_are_given(stars):
     def positional(self, x, *rest):
         return self.fc(x)
 
@@ -68,9 +68,12 @@ def test_arguments_of_any_number_are_refused(stars):
         return self.fc(x)
 
     model = net_of((positional, by_keyword)[stars - 1], fc=linear())
+    assert list(sites(qrecipe.plan(model, STATIC, ROWS))) == ["fc"]
     with pytest.raises(TraceError) as caught:
-        qrecipe.plan(model, STATIC, ROWS)
-    assert f"takes {'*' * stars}rest" in only(caught, "QR305").message
+        qrecipe.plan(model, STATIC, ((ROWS, ROWS), {"x": ROWS, "y": ROWS})[stars - 1])
+    message = only(caught, "QR305").message
+    assert f"takes {'*' * stars}rest at " in message
+    assert "test_graphs.py:" in message
 
 
 def test_what_an_earlier_preparation_left_behind_decides_nothing():

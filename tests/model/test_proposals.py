@@ -66,8 +66,8 @@ class Encoder(nn.Module):
     def forward(self, x, mask=None):
         if mask is not None and mask.min() < -1e9:
             raise ValueError
-        for layer in self.layers:
-            x = layer(x, mask=mask)
+        for index, layer in enumerate(self.layers):
+            x = layer(x, mask=mask, index=index)
         return x
 
 

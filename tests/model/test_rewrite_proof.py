@@ -273,18 +273,26 @@ class InTraining(Either):
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("text", [STATIC, DYNAMIC])
 @pytest.mark.parametrize("kind", [Either, Keyed, InTraining])
-def test_another_branch_in_the_trace_is_named_as_a_cause_and_the_model_is_not_to_be_left_out(
-    kind, text
-):
+def test_another_branch_in_the_trace_is_named_as_a_cause_and_the_model_is_not_to_be_left_out(kind):
     with pytest.raises(PlanError, match="QR306 the traced graph") as caught:
-        qrecipe.plan(kind().eval(), parsed(text), torch.rand(2, 8))
+        qrecipe.plan(kind().eval(), parsed(STATIC), torch.rand(2, 8))
     told = str(caught.value)
     assert "isinstance(x, torch.Tensor) and torch.is_grad_enabled()" in told
     assert "an in-place change" in told
     assert "non_traceable_module_name" not in told
-    qrecipe.plan(EitherAsked().eval(), parsed(text), torch.rand(2, 8))
+    qrecipe.plan(EitherAsked().eval(), parsed(STATIC), torch.rand(2, 8))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", [Either, Keyed, InTraining])
+def test_what_needs_no_graph_is_done_without_one_that_takes_another_branch(kind):
+    plan = qrecipe.plan(kind().eval(), parsed(DYNAMIC), torch.rand(2, 8))
+    assert plan.executor == "eager"
+    (warning,) = [each for each in plan.warnings if each.code == "QR210"]
+    assert "because the traced graph" in warning.message
+    assert warning.notes[0].startswith("tracing may have taken another branch")
+    assert qrecipe.plan(EitherAsked().eval(), parsed(DYNAMIC), torch.rand(2, 8)).executor == "fx"
 
 
 def test_a_module_of_the_callers_inside_may_be_left_out():

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from qrecipe.authoring.suggest.subject import Scheme, Subject
+from qrecipe.authoring.suggest.subject import MOST, Scheme, Subject
 from qrecipe.errors.text import counted
 from qrecipe.model.altered_modules import alteration
 from qrecipe.planning.plan import Plan
@@ -17,8 +17,13 @@ _MOST_NAMED = 4
 _LEAST_NAMED = 0.01
 """Smaller shares are neither listed nor worth advice."""
 
-_SMALL_SHARE = 0.5
-"""Below this share of the work in quantized operations a recipe does little."""
+
+_KINDS: Mapping[Scheme, str] = {
+    "static": "Static int8",
+    "dynamic": "Dynamic int8",
+    "mixed": "Mixed",
+    "float16": "Dynamic float16",
+}
 
 
 def description(subject: Subject, scheme: Scheme, plan: Plan) -> str:
@@ -36,6 +41,8 @@ def _why(subject: Subject, scheme: Scheme, plan: Plan) -> Iterator[str]:
     yield _what_dominates(subject, scheme)
     if {site.mode for site in plan.sites} <= {"weight_only", None}:
         yield "Only the weights of embeddings are quantized, so no calibration is needed."
+    elif scheme == "float16":
+        yield "The weights take half the memory, and the arithmetic stays float."
     elif scheme == "dynamic":
         yield "Activation ranges are found at run time, so no calibration is needed."
     elif subject.has_few_batches:
@@ -45,20 +52,24 @@ def _why(subject: Subject, scheme: Scheme, plan: Plan) -> Iterator[str]:
     else:
         yield "Weights use a range per channel, activations a moving average of their range."
         yield "Calibrate with about 100 representative mini-batches."
-    if subject.untraced is not None:
-        yield (
-            "The model cannot be traced as a whole: what is outside the roots stays float."
+    tried = subject.reasons
+    if subject.roots or subject.inventory.untraced is not None:
+        how = (
+            "Only the roots are quantized, and what is outside the roots stays float"
             if subject.roots
-            else "The model cannot be traced: modules are swapped one by one, functions stay float."
+            else "Modules are swapped one by one, functions stay float"
         )
+        yield f"{how}, because {tried[0]}."
+        tried = tried[1:]
+    yield from (f"Tried in vain: {each}." for each in tried)
 
 
 def _what_dominates(subject: Subject, scheme: Scheme) -> str:
-    kind = {"static": "Static int8", "dynamic": "Dynamic int8", "mixed": "Mixed"}[scheme]
+    kind = _KINDS[scheme]
     if not subject.work.total:
         return f"{kind}: nothing in this model multiplies with weights."
     convolutions = subject.work.convolution_share
-    if scheme == "dynamic":
+    if scheme in ("dynamic", "float16"):
         return (
             f"{kind}: matrix products, such as those of linear and recurrent layers, are "
             f"{_percent(1 - convolutions)} of the multiplications with weights."
@@ -82,14 +93,9 @@ def _coverage(subject: Subject, plan: Plan) -> Iterator[str]:
     total = subject.work.total
     if not total:
         return
-    quantized = sum(
-        subject.work_of_sites.get(site.name, 0)
-        for site in plan.sites
-        if site.verdict == "quantized"
-    )
-    share = quantized / total
+    share = subject.covered(plan)
     text = f"{_percent(share)} of the multiplications with weights are in quantized operations"
-    small = share < _SMALL_SHARE
+    small = share < MOST
     yield f"Most of the work stays float: {text}." if small else f"{text[0].upper()}{text[1:]}."
     left = Counter(_left_float(subject, plan)).most_common()
     named = [f"{what} {_percent(n / total)}" for what, n in left if n >= _LEAST_NAMED * total]

@@ -9,8 +9,12 @@ from typing import Literal
 from qrecipe.audit.moving_averages import MANY_BATCHES
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.model.work import Work, nearest
+from qrecipe.planning.plan import Plan
 
-Scheme = Literal["static", "dynamic", "mixed"]
+Scheme = Literal["static", "dynamic", "mixed", "float16"]
+
+MOST = 0.5
+"""Below this share of the work in quantized operations a recipe does little."""
 
 _RECURRENT = ("LSTM", "GRU", "LSTMCell", "GRUCell", "RNNCell")
 
@@ -19,16 +23,23 @@ _RECURRENT = ("LSTM", "GRU", "LSTMCell", "GRUCell", "RNNCell")
 class Subject:
     """A model's sites and work, and the roots if only those can be traced.
 
-    ``work_of_sites`` counts multiplications with weights by site; ``untraced`` says why the model
-    is not traced as a whole; ``num_batches`` is the number of calibration batches, if known.
+    ``work_of_sites`` counts multiplications with weights by site; ``reasons`` say why the model is
+    not taken as a whole, and what was tried in vain; ``num_batches`` is the number of calibration
+    batches, if known.
     """
 
     inventory: Inventory
     work: Work
     work_of_sites: Mapping[str, int]
     roots: tuple[str, ...] = ()
-    untraced: str | None = None
+    reasons: tuple[str, ...] = ()
     num_batches: int | None = None
+
+    def covered(self, plan: Plan) -> float:
+        """The share of the work in quantized operations, 0 to 1; 1 if there is none."""
+        quantized = (site.name for site in plan.sites if site.verdict == "quantized")
+        done = sum(self.work_of_sites.get(name, 0) for name in quantized)
+        return done / self.work.total if self.work.total else 1.0
 
     @property
     def has_few_batches(self) -> bool:

@@ -3,47 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
+from qrecipe.authoring.suggest.candidates import of_roots, parts, whole
 from qrecipe.authoring.suggest.description import description
 from qrecipe.authoring.suggest.float_rules import refusals, rules_of_float_sites
-from qrecipe.authoring.suggest.subject import Scheme, Subject
-from qrecipe.errors.findings import Finding, PlanError, TraceError, UnsupportedError
+from qrecipe.authoring.suggest.schemes import schemes, values_for, with_rules
+from qrecipe.authoring.suggest.subject import MOST, Scheme, Subject
+from qrecipe.errors.findings import (
+    Finding,
+    PlanError,
+    QRecipeError,
+    QRecipeWarning,
+    UnsupportedError,
+)
 from qrecipe.model.call import Inputs
 from qrecipe.model.graph_sites import Inventory
-from qrecipe.model.proposals import traceable_parts
 from qrecipe.model.quantized import quantized_part
-from qrecipe.model.work import work_of, work_of_sites
+from qrecipe.pipeline import quantize
 from qrecipe.planning.decide import make_plan
-from qrecipe.planning.inventory import inventory_of
 from qrecipe.planning.plan import Plan
 from qrecipe.process.neutral import neutral
-from qrecipe.recipe.overlay import fitting, float_rules, merged_rules
+from qrecipe.process.warnings import held_back
+from qrecipe.recipe.overlay import fitting, float_rules
 from qrecipe.recipe.recipe import Recipe, parse_recipe
-from qrecipe.recipe.schema import FLOAT
 from qrecipe.recipe.toml.writer import toml_text
-
-FEW_CONVOLUTIONS = 0.1
-"""Below this share of the multiplications, convolutions are not worth a calibration."""
-
-MANY_CONVOLUTIONS = 0.5
-"""Above this share, a model without recurrent layers is a convolutional net."""
-
-_EMBEDDINGS = ("Embedding", "EmbeddingBag")
-
-_EMBEDDING_TABLES = {
-    "tensor": {
-        "embedding": {
-            "observer": "per_channel_minmax",
-            "dtype": "uint8",
-            "qscheme": "per_channel_affine_float_qparams",
-        }
-    },
-    "qconfig": {"embedding": {"weight": "embedding"}},
-}
 
 
 @neutral
@@ -55,10 +42,14 @@ def suggest(model: nn.Module, example_inputs: Any, *, num_batches: int | None = 
     ``num_batches`` is the number of calibration batches, if known: with fewer than 100, activations
     are observed by minimum and maximum, which don't depend on the order of the batches.
 
+    The model is quantized with the example inputs before a recipe is suggested. If it cannot be
+    traced, its roots or its modules one by one are, and what covers most of the work is suggested,
+    with the reason.
+
     Raises:
         UnsupportedError: nothing in the model has a quantized kernel, or it is quantized already
             (QR335).
-        TraceError: static quantization needs a trace, and no part of the model can be traced.
+        TraceError: the model cannot be traced, and no part of it can be quantized without that.
         PlanError: the model cannot be quantized as it is, or does not accept the inputs.
     """
     return parse_recipe(suggestion(model, example_inputs, num_batches))
@@ -71,80 +62,107 @@ def suggestion(model: nn.Module, example_inputs: Any, num_batches: int | None = 
     if isinstance(model, nn.Module) and (quantized := quantized_part(model)) is not None:
         hint = "suggest a recipe for the float model that it was made from"
         raise UnsupportedError(Finding("QR335", f"this model {quantized}", hint=hint))
-    subject = _subject(model, inputs, num_batches)
-    for scheme in _schemes(subject):
-        with suppress(UnsupportedError):
-            if (text := _settled(subject, scheme)) is not None:
-                return text
-    hint = "`qrecipe plan builtin:x86-static` shows why each operation stays float"
-    message = "nothing in this model has a quantized kernel"
-    raise UnsupportedError(Finding("QR335", message, hint=hint))
-
-
-def _subject(model: nn.Module, inputs: Inputs, num_batches: int | None) -> Subject:
-    roots: tuple[str, ...] = ()
-    untraced = None
+    reasons: list[str] = []
     try:
-        inventory = inventory_of(model, _base("static"), inputs)
-    except TraceError as error:
-        share = work_of(model, inputs).convolution_share
-        inventory, roots = _untraced_inventory(model, inputs, error, share)
-        untraced = error.findings[0].message
-    work = work_of(inventory.model, inputs)
-    of_sites = work_of_sites(inventory.model, inventory, work.places)
-    return Subject(inventory, work, of_sites, roots, untraced, num_batches)
+        subject = whole(model, inputs, num_batches)
+    except PlanError as error:
+        if not isinstance(model, nn.Module) or error.findings[0].code == "QR307":
+            raise
+        reasons.append(error.findings[0].message)
+        found = _of_parts(model, inputs, num_batches, reasons)
+        if found is None:
+            raise
+        return found.text
+    planned = next(filter(None, (_settled(subject, scheme) for scheme in schemes(subject))), None)
+    if planned is None:
+        hint = "`qrecipe plan builtin:x86-static` shows why each operation stays float"
+        message = "nothing in this model has a quantized kernel"
+        raise UnsupportedError(Finding("QR335", message, hint=hint))
+    found = _proven(model, inputs, subject, reasons)
+    return (found or _of_parts(model, inputs, num_batches, reasons) or planned).text
 
 
-def _untraced_inventory(
-    model: nn.Module, inputs: Inputs, error: TraceError, convolution_share: float
-) -> tuple[Inventory, tuple[str, ...]]:
-    """Module by module if that is enough, else by roots, the parts that can be traced."""
-    if convolution_share < FEW_CONVOLUTIONS:
+@dataclass(frozen=True, slots=True)
+class _Proposal:
+    """The text of a recipe, and the share of the work that it quantizes, 0 to 1."""
+
+    text: str
+    share: float
+
+
+def _of_parts(
+    model: nn.Module, inputs: Inputs, num_batches: int | None, reasons: list[str]
+) -> _Proposal | None:
+    """The first proposal that works and covers most of the work, else the one that covers most."""
+    found: list[_Proposal] = []
+    for subject in parts(model, inputs, num_batches):
+        proposal = _proven(model, inputs, subject, reasons)
+        if proposal is None and len(subject.roots) > 1:
+            proposal = _of_some_roots(model, inputs, subject, reasons)
+        if proposal is not None:
+            found.append(proposal)
+            if proposal.share >= MOST:
+                return proposal
+    return max(found, key=lambda each: each.share, default=None)
+
+
+def _proven(
+    model: nn.Module, inputs: Inputs, subject: Subject, reasons: list[str]
+) -> _Proposal | None:
+    """The first scheme with which the model is quantized; why others are not joins ``reasons``."""
+    for scheme in schemes(subject):
+        proposal = _settled(replace(subject, reasons=tuple(reasons)), scheme)
+        if proposal is None:
+            continue
         try:
-            return inventory_of(model, _base("dynamic"), inputs), ()
+            with held_back([("", QRecipeWarning)]):
+                quantize(model, parse_recipe(proposal.text), [inputs.batch], progress=False)
+        except QRecipeError as error:
+            where = f" with roots {', '.join(subject.roots)}" if subject.roots else ""
+            reasons.append(f"{scheme}{where}: {error.findings[0].message}")
+        else:
+            return proposal
+    return None
+
+
+def _of_some_roots(
+    model: nn.Module, inputs: Inputs, subject: Subject, reasons: list[str]
+) -> _Proposal | None:
+    """A proposal with those roots that work alone."""
+
+    def only(roots: Sequence[str]) -> _Proposal | None:
+        try:
+            chosen = of_roots(model, inputs, roots, subject.num_batches)
         except PlanError:
-            pass  # no such layer: the parts that can be traced may have others
-    roots = tuple(traceable_parts(model, inputs))
-    if not roots:
-        raise error
-    recipe = parse_recipe(toml_text(_with_roots(_values("static"), roots)))
-    return inventory_of(model, recipe, inputs), roots
+            return None
+        return _proven(model, inputs, chosen, reasons)
+
+    roots = [root for root in subject.roots if only([root]) is not None]
+    return only(roots) if roots else None
 
 
-def _schemes(subject: Subject) -> Sequence[Scheme]:
-    """The scheme that fits best, then the fallback if nothing can honour it."""
-    share = subject.work.convolution_share
-    if subject.inventory.untraced is not None:
-        return ("dynamic",)
-    if share < FEW_CONVOLUTIONS:
-        return ("dynamic", "static")
-    if share > MANY_CONVOLUTIONS and not subject.has_recurrent_layers:
-        return ("static", "dynamic")
-    return ("mixed", "static", "dynamic")
-
-
-def _settled(subject: Subject, scheme: Scheme) -> str | None:
-    """The scheme with rules that leave float what it cannot quantize.
-
-    None, or ``UnsupportedError``, if that is everything.
-    """
-    values = _with_roots(_values(scheme, subject), subject.roots)
-    plan, refused = _plan_and_refusals(subject.inventory, values, {})
-    if not any(site.verdict == "quantized" for site in plan.sites):
+def _settled(subject: Subject, scheme: Scheme) -> _Proposal | None:
+    """The scheme with rules that leave float what it cannot quantize; None if that is all."""
+    values = values_for(subject, scheme)
+    try:
+        plan, refused = _plan_and_refusals(subject.inventory, values, {})
+        if not any(site.verdict == "quantized" for site in plan.sites):
+            return None
+        dynamic = parse_recipe(toml_text(values)).qconfigs.get("int8-dynamic")
+        values = with_rules(values, rules_of_float_sites(plan, subject.inventory, refused, dynamic))
+        head = {"name": f"suggested-{scheme}", "description": description(subject, scheme, plan)}
+        text, recipe = fitting(toml_text, {"format": 1, **head, **values})
+        make_plan(subject.inventory, recipe)  # only suggest what can be planned
+    except UnsupportedError:
         return None
-    dynamic = parse_recipe(toml_text(values)).qconfigs.get("int8-dynamic")
-    values = _with_rules(values, rules_of_float_sites(plan, subject.inventory, refused, dynamic))
-    head = {"name": f"suggested-{scheme}", "description": description(subject, scheme, plan)}
-    text, recipe = fitting(toml_text, {"format": 1, **head, **values})
-    make_plan(subject.inventory, recipe)  # only suggest what can be planned
-    return text
+    return _Proposal(text, subject.covered(plan))
 
 
 def _plan_and_refusals(
     inventory: Inventory, values: Mapping[str, Any], refused: Mapping[str, str]
 ) -> tuple[Plan, dict[str, str]]:
     """A plan without errors, and the sites that had to be left float for it, with reasons."""
-    _, recipe = fitting(toml_text, _with_rules(values, float_rules(refused)["rules"]))
+    _, recipe = fitting(toml_text, with_rules(values, float_rules(refused)["rules"]))
     try:
         plan = make_plan(inventory, recipe)
         more = refusals(plan, inventory, refused)
@@ -157,44 +175,3 @@ def _plan_and_refusals(
     if not more:
         return plan, dict(refused)
     return _plan_and_refusals(inventory, values, {**refused, **more})
-
-
-def _base(scheme: Scheme) -> Recipe:
-    return parse_recipe(toml_text(_values(scheme)))
-
-
-def _values(scheme: Scheme, subject: Subject | None = None) -> dict[str, Any]:
-    """The scheme as a recipe that extends a built-in one, with rules for embeddings, if any."""
-    few = subject is not None and subject.has_few_batches
-    if scheme == "dynamic":
-        reason = "a dynamic recipe quantizes linear and recurrent layers"
-        values = _extending("x86-dynamic", {"global": {"qconfig": FLOAT, "reason": reason}})
-    elif scheme == "static":
-        values = _extending("x86-static-minmax" if few else "x86-static", {})
-    else:
-        linear = {
-            "module_type": {"torch.nn.Linear": "int8-dynamic"},
-            "function": {"torch.nn.functional.linear": "int8-dynamic"},
-        }
-        values = _with_rules(_extending("cnn-lstm", {}), linear)
-        if few:
-            both = [values["extends"], "builtin:x86-static-minmax"]
-            values = {**values, "name": "suggested-mixed", "extends": both}
-    if subject is None:
-        return values
-    embeddings = {f"torch.nn.{kind}": "embedding" for kind in _EMBEDDINGS if subject.has([kind])}
-    if not embeddings:
-        return values
-    return {**_with_rules(values, {"module_type": embeddings}), **_EMBEDDING_TABLES}
-
-
-def _extending(base: str, rules: Mapping[str, Any]) -> dict[str, Any]:
-    return {"format": 1, "extends": f"builtin:{base}", "rules": dict(rules)}
-
-
-def _with_rules(values: Mapping[str, Any], rules: Mapping[str, Any]) -> dict[str, Any]:
-    return {**values, "rules": merged_rules(values["rules"], rules)}
-
-
-def _with_roots(values: dict[str, Any], roots: Sequence[str]) -> dict[str, Any]:
-    return {**values, "fx": {"roots": list(roots)}} if roots else values

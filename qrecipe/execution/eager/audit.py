@@ -23,7 +23,7 @@ from qrecipe.model.copies import runnable_copy
 from qrecipe.model.dry_run import watch_calls
 from qrecipe.model.nested import tensors_in
 from qrecipe.model.quantized import module_became
-from qrecipe.model.trace import WITHOUT_AUTOCAST
+from qrecipe.model.untraceable import WITHOUT_AUTOCAST
 from qrecipe.planning.plan import Plan, Site
 from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.recipe.schema import LintTable

@@ -17,10 +17,11 @@ from qrecipe.errors.text import first_line
 from qrecipe.execution.eager.audit import audit
 from qrecipe.execution.engine import engine
 from qrecipe.execution.isolated import Calibrate, Isolated, Kernel, LoneSite
-from qrecipe.execution.part import Compiled, Exportable, Realised, Task
+from qrecipe.execution.part import Compiled, Exportable, Fault, Realised, Task
 from qrecipe.model.architecture import check_same
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import runnable_copy, structural_copy, without_weights
+from qrecipe.model.plain_attributes import keep_plain_attributes
 from qrecipe.model.record import Architecture
 from qrecipe.observers.qconfig import qconfig
 from qrecipe.planning.plan import Plan, Site
@@ -75,6 +76,9 @@ class EagerPart:
     def reference(self, prepared: nn.Module) -> nn.Module:
         return self.swapped(runnable_copy(prepared))  # dynamic kernels do not saturate
 
+    def fault(self, converted: nn.Module, inputs: Inputs) -> Fault | None:
+        return None  # there is no graph to find it in
+
     def exportable(self, prepared: nn.Module) -> Exportable:
         hint = "export needs one graph of the whole model; QR210 says why there is none"
         raise ArtifactError(Finding("QR512", "an untraced model cannot be exported", hint=hint))
@@ -102,6 +106,8 @@ class EagerPart:
                         hint="leave the named module float, and report the model",
                     )
                 ) from error
+        for path in rules:
+            keep_plain_attributes(prepared.get_submodule(path), converted.get_submodule(path))
         for alias, path in self.plan.structure.aliases.items():
             if path in rules:  # torch swaps a module under its first name alone
                 converted.set_submodule(alias, converted.get_submodule(path))

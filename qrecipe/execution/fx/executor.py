@@ -3,36 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
 
 from qrecipe._torch_fx import QConfigMapping
+from qrecipe.audit.batch_sizes import shortfall
 from qrecipe.audit.sample import Sample
+from qrecipe.errors.findings import PlanError
+from qrecipe.errors.text import quoted_whole
 from qrecipe.execution.engine import engine
 from qrecipe.execution.fake_quants import accompany_training, frozen_copy
 from qrecipe.execution.fx import convert as execution
 from qrecipe.execution.fx.convert import Configs
 from qrecipe.execution.fx.emission import Emission, emit
 from qrecipe.execution.fx.exportable import exportable
+from qrecipe.execution.fx.faulty_node import faulty_node
 from qrecipe.execution.fx.isolated import isolated
 from qrecipe.execution.fx.numerics import audit, audit_reference, run_on_head, run_until_judgeable
 from qrecipe.execution.fx.reference import explicit, held, make_judge
 from qrecipe.execution.fx.structure import realised_sites
 from qrecipe.execution.fx.unrounded import check_conversion
-from qrecipe.execution.part import Compiled, Exportable, Task
-from qrecipe.model.addresses import SITE
+from qrecipe.execution.part import Compiled, Exportable, Fault, Task
+from qrecipe.model.addresses import SITE, site_of
 from qrecipe.model.architecture import check_same, note_values
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import runnable_copy, with_parts, without_weights
 from qrecipe.model.graph_sites import Match, Part, fused_graph, named_sites
 from qrecipe.model.record import Architecture, TracedPart
 from qrecipe.model.rewrite_proof import check_unchanged, prove_prepared
-from qrecipe.model.trace import in_training, trace
+from qrecipe.model.trace import in_training, line_of, trace, trace_part
 from qrecipe.model.unfit import all_finite
 from qrecipe.planning.backend import backend_config
 from qrecipe.planning.plan import Plan
+from qrecipe.recipe.patterns import leave_float
 from qrecipe.recipe.schema import FxTable, LintTable
 from qrecipe.rules.structure import joined
 
@@ -42,9 +48,7 @@ __all__ = ["compile", "isolated", "realised_sites", "rebuilt", "traced_paths"]
 def compile(task: Task) -> Compiled:
     """The graphs of the inventory, with the plan in them."""
     configs = Configs.of(task.plan, task.model, task.recipe.fx.preserved_attributes)
-    parts = tuple(
-        _compiled(task.plan, part, configs, task.unjudged) for part in task.inventory.parts
-    )
+    parts = tuple(_compiled(task, part, configs) for part in task.inventory.parts)
     whole = with_parts(task.model, {part.path: part.graph_module for part in task.inventory.parts})
     return Compiled(
         parts,
@@ -56,12 +60,12 @@ def compile(task: Task) -> Compiled:
     )
 
 
-def _compiled(plan: Plan, part: Part, configs: Configs, unjudged: tuple[str, ...]) -> FxPart:
+def _compiled(task: Task, part: Part, configs: Configs) -> FxPart:
     """The part with its own sites of the plan in its graph, in place."""
     names = {node.meta[SITE] for node in part.graph_module.graph.nodes if SITE in node.meta}
-    own = plan.restricted_to(names)
+    own = task.plan.restricted_to(names)
     emission = emit(own, part.graph_module)
-    return FxPart(part.path, part, own, emission, configs, unjudged)
+    return FxPart(part.path, part, own, emission, configs, task)
 
 
 def traced_paths(roots: Sequence[str]) -> tuple[str, ...]:
@@ -82,17 +86,14 @@ def _mapping(parts: Sequence[FxPart]) -> QConfigMapping:
 
 @dataclass(frozen=True, slots=True)
 class FxPart:
-    """A part of the inventory with the plan in its graph; ``plan`` holds its own sites alone.
-
-    ``unjudged`` are the sites that may saturate on this CPU, being made for another.
-    """
+    """A part of the inventory with the plan in its graph; ``plan`` holds its own sites alone."""
 
     path: str
     source: Part
     plan: Plan
     emission: Emission
     configs: Configs
-    unjudged: tuple[str, ...]
+    task: Task
 
     def prepare(self) -> fx.GraphModule:
         check_unchanged(self.source.graph_module, self.source.example)
@@ -138,8 +139,37 @@ class FxPart:
         # in place: a second reference is only needed if a kernel is suspect
         converted = execution.lowered(reference, prepared, self.configs, self.plan.engines)
         with engine(self.configs.backend):
-            audit(self.plan, converted, proof, make_judging_reference, lint, self.unjudged)
+            audit(self.plan, converted, proof, make_judging_reference, lint, self.task.unjudged)
         return converted
+
+    def fault(self, converted: nn.Module, inputs: Inputs) -> Fault | None:
+        assert isinstance(converted, fx.GraphModule)
+        usual, traced = self.source.inputs, self.source.traced
+        node = faulty_node(self.source.graph_module, usual, inputs)
+        if node is None:  # the trace is right: a kernel is to blame
+            node = faulty_node(converted, usual, inputs)
+            site = None if node is None else site_of(node)
+            return None if site is None else Fault(f"the kernel of {site}", leave_float(site))
+        model, table = self.task.model, self.task.recipe.fx
+        line = line_of(model, self.path, traced.constants, table, node)
+        what = site_of(node) or joined(self.path, node.name)
+        return Fault(f"{what} at {line}" if line else what, self._way_out(what))
+
+    def _way_out(self, site: str) -> str | None:
+        """How to leave the module out that holds a site; tried at another batch size."""
+        around = site.partition(":")[0] if ":" in site else site.rpartition(".")[0]
+        if around == self.path:
+            return f'remove "{around}" from [fx] roots' if around else None
+        model, table = self.task.model, self.task.recipe.fx
+        names = (*table.non_traceable_module_name, around)
+        without = table.model_copy(update={"non_traceable_module_name": names})
+        with suppress(PlanError):
+            graph_module, *_ = trace_part(model, self.path, self.source.inputs, without)
+            whole = with_parts(model, {self.path: graph_module})
+            if shortfall(model, whole, self.task.inputs) is None:
+                listed = ", ".join(map(quoted_whole, names))
+                return f"leave it float: [fx] non_traceable_module_name = [{listed}]"
+        return None
 
     def exportable(self, prepared: nn.Module) -> Exportable:
         assert isinstance(prepared, fx.GraphModule)

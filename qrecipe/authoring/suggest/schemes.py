@@ -1,0 +1,95 @@
+"""The schemes that a suggestion chooses from, as values of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from qrecipe.authoring.suggest.subject import Scheme, Subject
+from qrecipe.recipe.overlay import merged_rules
+from qrecipe.recipe.recipe import Recipe, parse_recipe
+from qrecipe.recipe.schema import FLOAT
+from qrecipe.recipe.toml.writer import toml_text
+
+FEW_CONVOLUTIONS = 0.1
+"""Below this share of the multiplications, convolutions are not worth a calibration."""
+
+MANY_CONVOLUTIONS = 0.5
+"""Above this share, a model without recurrent layers is a convolutional net."""
+
+_EMBEDDINGS = ("Embedding", "EmbeddingBag")
+
+_EMBEDDING_TABLES = {
+    "tensor": {
+        "embedding": {
+            "observer": "per_channel_minmax",
+            "dtype": "uint8",
+            "qscheme": "per_channel_affine_float_qparams",
+        }
+    },
+    "qconfig": {"embedding": {"weight": "embedding"}},
+}
+
+
+def schemes(subject: Subject) -> Sequence[Scheme]:
+    """The scheme that fits best, then those to fall back on if nothing can honour it."""
+    share = subject.work.convolution_share
+    if subject.inventory.untraced is not None:
+        return ("dynamic", "float16")
+    if share < FEW_CONVOLUTIONS:
+        return ("dynamic", "static")
+    if share > MANY_CONVOLUTIONS and not subject.has_recurrent_layers:
+        return ("static", "dynamic")
+    return ("mixed", "static", "dynamic")
+
+
+def values_for(subject: Subject, scheme: Scheme) -> dict[str, Any]:
+    """The scheme as a recipe that extends a built-in one, with rules for embeddings, if any."""
+    values = _values(scheme, subject.has_few_batches)
+    kinds = [kind for kind in _EMBEDDINGS if subject.has([kind])]
+    return with_roots(_with_embeddings(values, kinds) if kinds else values, subject.roots)
+
+
+def in_graphs(roots: Sequence[str] = ()) -> Recipe:
+    """A recipe to trace a model for, whole or in parts."""
+    return parse_recipe(toml_text(with_roots(_values("static", False), roots)))
+
+
+def by_modules() -> Recipe:
+    """A recipe to find the modules for that are quantized one by one."""
+    return parse_recipe(toml_text(_with_embeddings(_values("dynamic", False), _EMBEDDINGS)))
+
+
+def with_rules(values: Mapping[str, Any], rules: Mapping[str, Any]) -> dict[str, Any]:
+    return {**values, "rules": merged_rules(values["rules"], rules)}
+
+
+def with_roots(values: dict[str, Any], roots: Sequence[str]) -> dict[str, Any]:
+    return {**values, "fx": {"roots": list(roots)}} if roots else values
+
+
+def _values(scheme: Scheme, few_batches: bool) -> dict[str, Any]:
+    if scheme in ("dynamic", "float16"):
+        built_in = "x86-dynamic" if scheme == "dynamic" else "float16-dynamic"
+        reason = "a dynamic recipe quantizes linear and recurrent layers"
+        return _extending(built_in, {"global": {"qconfig": FLOAT, "reason": reason}})
+    if scheme == "static":
+        return _extending("x86-static-minmax" if few_batches else "x86-static", {})
+    linear = {
+        "module_type": {"torch.nn.Linear": "int8-dynamic"},
+        "function": {"torch.nn.functional.linear": "int8-dynamic"},
+    }
+    values = with_rules(_extending("cnn-lstm", {}), linear)
+    if not few_batches:
+        return values
+    both = [values["extends"], "builtin:x86-static-minmax"]
+    return {**values, "name": "suggested-mixed", "extends": both}
+
+
+def _with_embeddings(values: Mapping[str, Any], kinds: Sequence[str]) -> dict[str, Any]:
+    rules = {"module_type": {f"torch.nn.{kind}": "embedding" for kind in kinds}}
+    return {**with_rules(values, rules), **_EMBEDDING_TABLES}
+
+
+def _extending(built_in: str, rules: Mapping[str, Any]) -> dict[str, Any]:
+    return {"format": 1, "extends": f"builtin:{built_in}", "rules": dict(rules)}
