@@ -29,6 +29,7 @@ from qrecipe.model.altered_modules import Apart, keep_apart, normalises_another_
 from qrecipe.model.architecture import traced_part
 from qrecipe.model.call import Inputs, constants
 from qrecipe.model.graph_names import keep_state_names, outer
+from qrecipe.model.moving import PIECE, moved, spell_out_moves
 from qrecipe.model.normalize import TAKES_WEIGHT, normalize
 from qrecipe.model.outputs import is_packing
 from qrecipe.model.record import TracedPart
@@ -39,7 +40,7 @@ from qrecipe.model.trace_proof import Example, record_values
 from qrecipe.model.training_graph import make_dropouts_switchable, modules_as_trained
 from qrecipe.model.unfit import unfit
 from qrecipe.recipe.schema import FxTable, Phase
-from qrecipe.rules.structure import Kind, ModelStructure, Operation
+from qrecipe.rules.structure import Kind, Member, ModelStructure, Operation
 
 _COPIES = (nn.Dropout, F.dropout)
 """Modules that copy in eval mode; torch gives them a range that their kernels ignore."""
@@ -149,6 +150,9 @@ def fused_graph(
     ``dropouts`` are the names of its functions that drop in training mode.
     """
     normalize(graph_module, scopes, path)
+    patterns = backend_config_utils.get_pattern_to_dtype_configs(backend_config)
+    if moved in patterns:
+        spell_out_moves(graph_module, patterns)
     keep_apart(graph_module, apart)
     _note_fused_members(graph_module, backend_config)
     if phase == "qat":
@@ -260,20 +264,25 @@ def _matches(
     configs = backend_config_utils.get_pattern_to_dtype_configs(backend_config)
     position = {node: index for index, node in enumerate(fused.graph.nodes)}
     site_of: dict[fx.Node, str] = {}
+    pieces: dict[Member, list[fx.Node]] = {}
+    for node in fused.graph.nodes:
+        if PIECE in node.meta:
+            pieces.setdefault(node.meta["member"], []).append(node)
     for node in fused.graph.nodes:
         if "member" not in node.meta or node in site_of:
             continue
         _, node_pattern, pattern, handler = found.get(node.name, (node, [node], None, None))
         group = sorted(_nodes_of(node_pattern), key=position.__getitem__)
+        group = pieces.get(node.meta["member"], group)
         kernels = () if pattern is None else tuple(configs[pattern])
         sources = _sources(group)
         operation = Operation(
-            members=tuple(member for n in group for member in members_of(n)),
+            members=tuple(dict.fromkeys(member for n in group for member in members_of(n))),
             kind=_kind(pattern, handler, kernels),
             producers=tuple(dict.fromkeys(site_of[n] for n in sources if n in site_of)),
             model_inputs=tuple(str(n.target) for n in sources if n.op == "placeholder"),
             stored=tuple(outer(str(n.target)) for n in sources if n.op == "get_attr"),
-            is_output=any(user.op == "output" for user in _readers(group[-1])),
+            is_output=any(user.op == "output" for n in group for user in _readers(n)),
         )
         site_of.update(dict.fromkeys(group, operation.name))
         module = _first_module(group[0], fused)

@@ -17,8 +17,10 @@ from torch import nn
 from qrecipe._torch_fx import (
     TWO_INPUT_FUSIONS,
     BackendConfig,
+    BackendPatternConfig,
     DTypeConfig,
     DTypeWithConstraints,
+    ObservationType,
     get_executorch_backend_config,
     get_native_backend_config,
     get_onednn_backend_config,
@@ -26,11 +28,12 @@ from qrecipe._torch_fx import (
     get_tensorrt_backend_config,
 )
 from qrecipe.model.graph_sites import Inventory, Match
+from qrecipe.model.moving import moved, moves
 from qrecipe.observers.qconfig import per_tensor
 from qrecipe.planning.engines import adds_in_32_bits, detour
 from qrecipe.planning.folding import fold_into_transposed
 from qrecipe.planning.kernels import refusal, takes_per_channel_weight, weight_refusal
-from qrecipe.planning.plan import Engine, Verdict
+from qrecipe.planning.plan import EXPORTED, Engine, Verdict
 from qrecipe.planning.saturation import (
     ADDS_IN_16_BITS,
     exceeds_seven_bits,
@@ -121,6 +124,8 @@ def backend_config(name: Backend, phase: Phase) -> BackendConfig:
     In training, torch cannot fuse transposed convolutions with BatchNorm, so they stay separate.
     """
     made = _BACKEND_CONFIGS[name]()
+    if name not in EXPORTED:
+        made.set_backend_pattern_config(_pattern_of_moves(made))
     transposed = [config for config in made.configs if _is_transposed_batch_norm(config.pattern)]
     if phase == "qat":
         configs = [config for config in made.configs if config not in transposed]
@@ -128,6 +133,16 @@ def backend_config(name: Backend, phase: Phase) -> BackendConfig:
     for config in transposed:
         config.set_fuser_method(fold_into_transposed)
     return made
+
+
+def _pattern_of_moves(made: BackendConfig) -> BackendPatternConfig:
+    """What torch knows of flatten applies to all calls that move numbers."""
+    known = next(config for config in made.configs if config.pattern is torch.flatten)
+    return (
+        BackendPatternConfig(moved)
+        .set_observation_type(ObservationType.OUTPUT_SHARE_OBSERVER_WITH_INPUT)
+        .set_dtype_configs(known.dtype_configs)
+    )
 
 
 @cache
@@ -250,7 +265,8 @@ class _Judge:
         if isinstance(leader, str):
             return _float(leader)
         qconfig = QConfigSpec(weight=None, activation=leader)
-        return Outcome("passthrough", "static", qconfig, f"follows {self._producer_names()}")
+        does = "moves the integers of" if any(map(moves, self.match.nodes)) else "follows"
+        return Outcome("passthrough", "static", qconfig, f"{does} {self._producer_names()}")
 
     def _fix(self, qconfig: QConfigSpec) -> Outcome:
         if mode_of(qconfig) != "static":

@@ -24,7 +24,7 @@ from training import train
 
 import qrecipe
 from qrecipe.execution.engine import engine
-from qrecipe.execution.fx.emission import erase_keep_float
+from qrecipe.execution.fx.emission import erase_marks
 from qrecipe.model.addresses import site_of
 from qrecipe.model.call import Inputs, bind
 from qrecipe.observers.qconfig import qconfig
@@ -165,7 +165,7 @@ def _reference(run: Run) -> fx.GraphModule:
         reference = convert_to_reference_fx(
             copy.deepcopy(run.prepared), backend_config=run.compiled.backend_config
         )
-    erase_keep_float(reference)
+    erase_marks(reference)
     return reference
 
 
