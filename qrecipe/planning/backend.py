@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from qrecipe._torch_fx import (
@@ -32,7 +33,12 @@ from qrecipe.model.moving import moved, moves
 from qrecipe.observers.qconfig import per_tensor
 from qrecipe.planning.engines import adds_in_32_bits, detour
 from qrecipe.planning.folding import fold_into_transposed
-from qrecipe.planning.kernels import refusal, takes_per_channel_weight, weight_refusal
+from qrecipe.planning.kernels import (
+    better_float,
+    refusal,
+    takes_per_channel_weight,
+    weight_refusal,
+)
 from qrecipe.planning.plan import EXPORTED, Engine, Verdict
 from qrecipe.planning.saturation import (
     ADDS_IN_16_BITS,
@@ -125,7 +131,7 @@ def backend_config(name: Backend, phase: Phase) -> BackendConfig:
     """
     made = _BACKEND_CONFIGS[name]()
     if name not in EXPORTED:
-        made.set_backend_pattern_config(_pattern_of_moves(made))
+        made.set_backend_pattern_configs(_own_patterns(made))
     transposed = [config for config in made.configs if _is_transposed_batch_norm(config.pattern)]
     if phase == "qat":
         configs = [config for config in made.configs if config not in transposed]
@@ -135,14 +141,17 @@ def backend_config(name: Backend, phase: Phase) -> BackendConfig:
     return made
 
 
-def _pattern_of_moves(made: BackendConfig) -> BackendPatternConfig:
-    """What torch knows of flatten applies to all calls that move numbers."""
+def _own_patterns(made: BackendConfig) -> list[BackendPatternConfig]:
+    """What torch's kernels can do besides, with the dtypes that it knows for flatten."""
     known = next(config for config in made.configs if config.pattern is torch.flatten)
-    return (
-        BackendPatternConfig(moved)
-        .set_observation_type(ObservationType.OUTPUT_SHARE_OBSERVER_WITH_INPUT)
+    sharing = ObservationType.OUTPUT_SHARE_OBSERVER_WITH_INPUT
+    own = ObservationType.OUTPUT_USE_DIFFERENT_OBSERVER_AS_INPUT
+    return [
+        BackendPatternConfig(operation)
+        .set_observation_type(sharing if operation is moved else own)
         .set_dtype_configs(known.dtype_configs)
-    )
+        for operation in (moved, nn.SiLU, F.silu)
+    ]
 
 
 @cache
@@ -207,12 +216,14 @@ def can_honour(
     backend: Backend,
     phase: Phase,
 ) -> bool:
-    """Whether any of the named operations could be quantized as ``qconfig`` says."""
+    """Whether a rule that does not name them could quantize any of the named operations."""
     matches = (inventory.matches[name] for name in names)
     return any(
         _Judge(match, backend, phase, {}).quantized(qconfig).honoured
         for match in matches
-        if match.operation.kind != "unmatched" and match.operation.kind not in FOLLOWERS
+        if match.operation.kind != "unmatched"
+        and match.operation.kind not in FOLLOWERS
+        and better_float(match) is None
     )
 
 
@@ -244,7 +255,8 @@ class _Judge:
             known = refusal(self.match, self.backend)
             none = f"{self.backend} has no quantized kernel for {op}"
             return _float(known or none, honoured=False)
-        return self.quantized(qconfig)
+        better = None if decision.names_operation else better_float(self.match)
+        return _float(better, honoured=False) if better else self.quantized(qconfig)
 
     def quantized(self, qconfig: QConfigSpec) -> Outcome:
         """The outcome of an operation that the backend has a pattern for."""

@@ -60,6 +60,16 @@ def refusal(match: Match, backend: Backend) -> str | None:
     return next(filter(None, reasons), None)
 
 
+def better_float(match: Match) -> str | None:
+    """Why only a rule that names the operation makes it int8; None for most operations."""
+    is_silu = isinstance(match.module, nn.SiLU) or (
+        bool(match.nodes) and match.nodes[0].target is F.silu
+    )
+    if is_silu:
+        return "faster in float: int8 SiLU is a sigmoid and a product"
+    return None
+
+
 def _gives_several(match: Match) -> bool:
     """Only known from a trace: without one, there are no nodes and nothing is observed."""
     return bool(match.nodes) and not _value(match.nodes[-1]).is_tensor

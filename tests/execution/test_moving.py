@@ -14,7 +14,7 @@ from shares import every
 from torch import nn
 
 import qrecipe
-from qrecipe.execution.fx.lowering import lower_moves
+from qrecipe.execution.fx.lowering import lower_ours
 from qrecipe.model.moving import padded
 
 WHOLE = slice(None)
@@ -217,9 +217,9 @@ def test_a_backend_that_only_exports_is_told_of_no_moves():
 
 def left_float(*names):
     def lower(reference, qconfigs):
-        lower_moves(reference, {name: qconfigs[name] for name in qconfigs.keys() - set(names)})
+        lower_ours(reference, {name: qconfigs[name] for name in qconfigs.keys() - set(names)})
 
-    return patch("qrecipe.execution.fx.convert.lower_moves", lower)
+    return patch("qrecipe.execution.fx.convert.lower_ours", lower)
 
 
 @pytest.mark.parametrize("name", ["getitem", "getitem_1", "roll", "pad", "getitem_2"])

@@ -27,7 +27,7 @@ from qrecipe.errors.findings import ExecutionError, Finding, PlanError
 from qrecipe.errors.text import first_line
 from qrecipe.execution.engine import engine
 from qrecipe.execution.fx.emission import Emission, erase_marks
-from qrecipe.execution.fx.lowering import lower_moves
+from qrecipe.execution.fx.lowering import lower_ours
 from qrecipe.execution.fx.repetition import without_repetition
 from qrecipe.execution.packing import packed_convolution, packed_sites
 from qrecipe.model.addresses import site_of
@@ -127,7 +127,7 @@ def lowered(
     with engine(configs.backend):
         try:
             with quiet(), _nothing_kept(), _uninitialised(), random_numbers_kept():
-                lower_moves(reference, observed.node_name_to_qconfig)
+                lower_ours(reference, observed.node_name_to_qconfig)
                 converted = lower_to_native_backend(
                     reference,
                     observed.node_name_to_qconfig,
