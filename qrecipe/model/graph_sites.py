@@ -282,7 +282,7 @@ def _matches(
             producers=tuple(dict.fromkeys(site_of[n] for n in sources if n in site_of)),
             model_inputs=tuple(str(n.target) for n in sources if n.op == "placeholder"),
             stored=tuple(outer(str(n.target)) for n in sources if n.op == "get_attr"),
-            is_output=any(user.op == "output" for n in group for user in _readers(n)),
+            is_output=any(user.op == "output" for n in group for user in readers_of(n)),
         )
         site_of.update(dict.fromkeys(group, operation.name))
         module = _first_module(group[0], fused)
@@ -313,10 +313,10 @@ def _kind(pattern: Any, handler: QuantizeHandler | None, kernels: tuple[DTypeCon
     return "fixed_qparams" if any(output.scale_exact_match for output in outputs) else "observed"
 
 
-def _readers(node: fx.Node) -> Iterator[fx.Node]:
+def readers_of(node: fx.Node) -> Iterator[fx.Node]:
     """The nodes that read a result, directly or through tuples and containers."""
     for user in node.users:
-        yield from _readers(user) if is_plumbing(user) or is_packing(user) else (user,)
+        yield from readers_of(user) if is_plumbing(user) or is_packing(user) else (user,)
 
 
 def _is_weight(source: fx.Node, node: fx.Node) -> bool:

@@ -14,6 +14,7 @@ from shares import every
 from torch import nn
 
 import qrecipe
+from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.execution.fx.lowering import lower_ours
 from qrecipe.model.moving import padded
 
@@ -143,8 +144,8 @@ def _module(move):
     return move if isinstance(move, nn.Module) else net_of(lambda self, x: move(x))
 
 
-def converted_of(model, batch, backend="x86"):
-    compiled = qrecipe.compile(model, recipe(head=f'backend = "{backend}"'), batch)
+def converted_of(model, batch, backend="x86", rules=""):
+    compiled = qrecipe.compile(model, recipe(rules, head=f'backend = "{backend}"'), batch)
     prepared = compiled.prepare()
     qrecipe.calibrate(prepared, [batch] * 10, progress=silent)
     return compiled.plan, compiled.convert(prepared)
@@ -189,10 +190,18 @@ def test_each_says_whose_integers_it_moves():
     assert reasons[":getitem"] == "moves the integers of :pad"
 
 
+@pytest.mark.parametrize("name", [":chunk", ":cat", "second"])
+def test_the_plan_counts_each_result_that_goes_to_float(name):
+    rules = f'[rules.module_name]\n"{name}" = "float"'
+    plan, converted = converted_of(shuffling(), IMAGES, rules=rules)
+    quantized = count(converted, torch.quantize_per_tensor)
+    assert plan.boundaries == quantized + count(converted, "dequantize")
+    assert count(converted, "chunk") == 1
+
+
 def test_moved_integers_are_loaded_as_they_were_saved(tmp_path):
     model = shuffling()
     _, converted = converted_of(model, IMAGES)
-    assert count(converted, "chunk") == 1  # for both results
     qrecipe.save_quantized(converted, tmp_path / "model.safetensors")
     loaded = qrecipe.load_quantized(tmp_path / "model.safetensors", model)
     assert torch.equal(loaded(IMAGES), converted(IMAGES))
@@ -213,6 +222,22 @@ def test_training_simulates_one_range_along_the_moves():
 def test_a_backend_that_only_exports_is_told_of_no_moves():
     plan = qrecipe.plan(shuffling(), qrecipe.parse_recipe(EXECUTORCH), IMAGES)
     assert {":chunk": "float", ":roll": "float"}.items() <= verdicts(plan).items()
+
+
+@pytest.mark.slow
+def test_qnnpacks_softmax_is_right_on_integers_that_are_not_contiguous():
+    model = net_of(
+        lambda self, x: self.softmax(self.conv(x).chunk(2, 1)[1]),
+        conv=nn.Conv2d(3, 8, 3),
+        softmax=nn.Softmax(1),
+    )
+    with (
+        patch("qrecipe.execution.fx.convert.take_any_layout"),
+        pytest.raises(qrecipe.AuditError, match="QR411 the quantized kernel of softmax"),
+    ):
+        converted_of(model, IMAGES, "qnnpack")
+    _, converted = converted_of(model, IMAGES, "qnnpack")
+    assert sqnr_db(model(IMAGES), converted(IMAGES)) > 30
 
 
 def left_float(*names):
