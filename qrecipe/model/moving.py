@@ -125,6 +125,8 @@ def spell_out_moves(graph_module: fx.GraphModule, patterns: Collection[Any]) -> 
             continue
         if node.op == "call_module":
             _module_to_function(node, graph_module.get_submodule(str(node.target)), patterns)
+        elif node.op == "call_method" and node.target in _LIKE_ANOTHER:
+            _ask_for_size(node)
         call = _dotted(node)
         if node.target in patterns or call is None or _last(call) not in _MOVES:
             continue
@@ -137,6 +139,18 @@ def spell_out_moves(graph_module: fx.GraphModule, patterns: Collection[Any]) -> 
                 *("call_function", moved),
                 *((x, call, given), {}),
             )
+
+
+_LIKE_ANOTHER = {"expand_as": "expand", "view_as": "reshape", "reshape_as": "reshape"}
+
+
+def _ask_for_size(node: fx.Node) -> None:
+    """Read the size of the other tensor, which is no number that is moved."""
+    x, other = (*node.args, *node.kwargs.values())
+    with node.graph.inserting_before(node):
+        size = node.graph.call_method("size", (other,))
+    size.meta["value"] = Value(False, False)
+    node.target, node.args, node.kwargs = _LIKE_ANOTHER[str(node.target)], (x, size), {}
 
 
 def _dotted(node: fx.Node) -> str | None:
