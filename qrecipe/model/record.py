@@ -15,11 +15,17 @@ class Stored(BaseModel):
 
 
 class TracedNode(Stored):
-    """A node of a traced graph; ``call`` is its kind, target and arguments."""
+    """A node of a traced graph.
+
+    ``call`` is its kind, target and arguments; ``rank`` is the number of dimensions of a tensor,
+    and ``is_input`` tells that it is the node's first input itself.
+    """
 
     name: str
     call: str
     value: Value
+    rank: int | None
+    is_input: bool
 
 
 class TracedPart(Stored):

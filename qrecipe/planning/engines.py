@@ -38,6 +38,11 @@ _DEPTHWISE_KERNELS = {2: (3, 5, 7), 3: (3, 5)}
 
 _GAPS = "onednn's transposed convolution does not write the outputs that its stride skips"
 
+_WRONG_WITH_AMX = (
+    "onednn's padded convolution in groups of fewer than 32 input and more than 16 output channels "
+    "is wrong on CPUs with AMX"
+)
+
 _FUNCTIONS: dict[Any, bool] = {
     **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), False),
     **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), True),
@@ -111,13 +116,15 @@ def detour(
         return "onednn has no transposed convolution with output_padding"
     if backend == "onednn" and shape.leaves_gaps:
         return _GAPS
-    takes_onednn = _is_symmetric(weight) and not shape.pads_output and not shape.leaves_gaps
-    if shape.transposed:
-        found = _transposed_detour(shape, backend, takes_onednn)
-        if found is not None:
-            return found
-    if backend == "onednn":
-        return None
+    takes_onednn = (
+        _is_symmetric(weight)
+        and not shape.pads_output
+        and not shape.leaves_gaps
+        and not _is_wrong_with_amx(shape)
+    )
+    found = _around_wrong_kernel(shape, backend, takes_onednn)
+    if found is not None or backend == "onednn":
+        return found
     if levels > _EXACT_LEVELS and _is_fast_depthwise(shape):
         reason = (
             "fbgemm's depthwise kernel adds in 16 bits and saturates on 8-bit inputs, VNNI or not"
@@ -127,6 +134,16 @@ def detour(
         return Detour("onednn", f"on onednn's kernel: {reason}")
     if takes_onednn and _is_slow_on_fbgemm(shape) and not _is_left_to_x86(shape, backend):
         return Detour("onednn", "on onednn's kernel: fbgemm has no fast one for this shape")
+    return None
+
+
+def _around_wrong_kernel(
+    shape: _Shape, backend: Backend, takes_onednn: bool
+) -> Detour | str | None:
+    if shape.transposed:
+        return _transposed_detour(shape, backend, takes_onednn)
+    if backend != "fbgemm" and _is_wrong_with_amx(shape):
+        return Detour("fbgemm", f"on fbgemm's kernel: {_WRONG_WITH_AMX}")
     return None
 
 
@@ -229,6 +246,18 @@ def _is_wrong_on_fbgemm(shape: _Shape) -> bool:
         and set(shape.stride) <= {1, 2}
         and set(shape.padding) == {0}
         and set(shape.dilation) == {1}
+    )
+
+
+def _is_wrong_with_amx(shape: _Shape) -> bool:
+    """Whether onednn corrects the padding of a grouped convolution for the wrong zero point."""
+    return (
+        not shape.transposed
+        and shape.groups > 1
+        and len(shape.kernel) == 2
+        and shape.inputs < 32
+        and shape.outputs > 16
+        and any(shape.padding)
     )
 
 

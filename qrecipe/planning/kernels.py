@@ -18,6 +18,7 @@ from qrecipe.model.altered_modules import alteration, lacks_statistics
 from qrecipe.model.graph_sites import Match
 from qrecipe.model.moving import moved
 from qrecipe.model.normalize import MULTIPLIES_WEIGHT, stored
+from qrecipe.model.rewrites.batch_norms import why_function
 from qrecipe.model.trace_proof import Value
 from qrecipe.planning.moves import no_move
 from qrecipe.recipe.schema import Backend, Phase, TensorSpec
@@ -309,6 +310,7 @@ _LIMITS: Mapping[Any, _Limit] = {
     torch.matmul: _binary,
     **dict.fromkeys((torch.cat, torch.stack), _joined),
     torch.mean: _mean,
+    F.batch_norm: why_function,
     F.instance_norm: _given_statistics,
     F.interpolate: _interpolation,
     moved: no_move,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -225,3 +226,78 @@ def test_a_transposed_convolution_that_pads_its_output_stays_float_on_onednn(pad
     for recipe in recipes:
         converted = qrecipe.quantize(model, recipe, batches, progress=silent)
         assert sqnr_db(model(batches[0]), converted(batches[0])) > 25
+
+
+GROUPED = [
+    pytest.param((24, 24, 2), {}, id="24 channels a group"),
+    pytest.param((20, 40, 3), {"kernel_size": 5, "padding": 2}, id="20 to 40"),
+    pytest.param((1, 24, 4), {"stride": 2}, id="one to 24"),
+    pytest.param((31, 17, 2), {"padding": (0, 1)}, id="31 to 17"),
+]
+"""Channels per group, and the number of groups."""
+
+
+def grouped(inputs, outputs, groups, **options):
+    torch.manual_seed(0)
+    settings = {"kernel_size": 3, "padding": 1, **options}
+    return nn.Sequential(
+        nn.Conv2d(inputs * groups, outputs * groups, groups=groups, **settings)
+    ).eval()
+
+
+def is_right_on(engine, model, x):
+    """Whether the engine's kernel gives what the float convolution gives for equal inputs."""
+    (conv,) = model
+    weight = torch.quantize_per_tensor(conv.weight.detach(), 0.002, 0, torch.qint8)
+    quantized = torch.quantize_per_tensor(x, 0.02, 64, torch.quint8)
+    kernel = torch.ao.nn.quantized.Conv2d(
+        *(conv.in_channels, conv.out_channels, conv.kernel_size),
+        *(conv.stride, conv.padding, conv.dilation, conv.groups),
+    )
+    kernel.scale, kernel.zero_point = 0.1, 128
+    before = torch.backends.quantized.engine
+    torch.backends.quantized.engine = engine
+    kernel.set_weight_bias(weight, conv.bias.detach())
+    torch.backends.quantized.engine = before
+    settings = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    expected = F.conv2d(quantized.dequantize(), weight.dequantize(), conv.bias, *settings)
+    return float((kernel(quantized).dequantize() - expected).abs().max()) < 0.11
+
+
+def test_onednn_is_wrong_for_padded_groups_of_few_channels_on_cpus_with_amx():
+    right = {"fbgemm": [], "onednn": []}
+    for values in GROUPED:
+        channels, options = values.values
+        model, x = grouped(*channels, **options), torch.rand(1, channels[0] * channels[2], 7, 7)
+        for engine, each in right.items():
+            each.append(is_right_on(engine, model, 2 * x - 1))
+    has_amx = torch.cpu._is_amx_tile_supported() and "ONEDNN_MAX_CPU_ISA" not in os.environ
+    assert all(right["fbgemm"])
+    assert all(right["onednn"]) is not has_amx
+
+
+@pytest.mark.parametrize("backend", ["x86", "onednn"])
+@pytest.mark.parametrize(("channels", "options"), GROUPED)
+def test_padded_groups_of_few_channels_run_on_fbgemm_and_are_right(channels, options, backend):
+    model = grouped(*channels, **options)
+    batches = [torch.randn(2, channels[0] * channels[2], 7, 7) for _ in range(12)]
+    recipe = qrecipe.parse_recipe(
+        f'format = 1\nextends = "builtin:x86-static-minmax"\nbackend = "{backend}"'
+    )
+    (site,) = qrecipe.plan(model, recipe, batches[0]).sites
+    assert (site.verdict, site.engine) == ("quantized", "fbgemm")
+    assert "AMX" in site.reason
+    converted = qrecipe.quantize(model, recipe, batches, progress=silent)
+    assert sqnr_db(model(batches[0]), converted(batches[0])) > 30
+
+
+@pytest.mark.parametrize(
+    ("channels", "options"),
+    [((32, 32, 2), {}), ((24, 24, 2), {"padding": 0}), ((16, 16, 4), {}), ((24, 24, 1), {})],
+)
+def test_other_groups_stay_with_the_backends_engine(channels, options):
+    model = grouped(*channels, **options)
+    x = torch.randn(2, channels[0] * channels[2], 7, 7)
+    (site,) = qrecipe.plan(model, "builtin:x86-static", x).sites
+    assert site.engine is None
+    assert is_right_on("onednn", model, x)

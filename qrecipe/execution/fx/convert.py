@@ -27,6 +27,7 @@ from qrecipe.errors.findings import ExecutionError, Finding, PlanError
 from qrecipe.errors.text import first_line
 from qrecipe.execution.engine import engine
 from qrecipe.execution.fx.emission import Emission, erase_marks
+from qrecipe.execution.fx.flat_code import look_modules_up_once
 from qrecipe.execution.fx.lowering import lower_ours
 from qrecipe.execution.fx.repetition import without_repetition
 from qrecipe.execution.packing import packed_convolution, packed_sites
@@ -140,6 +141,7 @@ def lowered(
     forget_qconfigs(converted)
     converted.delete_all_unused_submodules()
     erase_marks(converted)
+    look_modules_up_once(converted)
     _preserve(prepared, converted, configs.convert.preserved_attributes)
     return converted
 
