@@ -1,6 +1,6 @@
-"""Calls that move numbers, but not all integers: what torch's quantized tensors do not run.
+"""Calls that move numbers, but not integers: they have no kernel, or would widen the range.
 
-A test reproduces each with the installed torch.
+A test reproduces each missing kernel with the installed torch.
 """
 
 from __future__ import annotations

@@ -292,3 +292,31 @@ def test_what_cannot_be_moved_stays_float_with_the_reason(move, reason):
     plan = qrecipe.plan(model, recipe(), IMAGES)
     assert plan.sites[-1].verdict == "float"
     assert reason in plan.sites[-1].reason
+
+
+@pytest.mark.parametrize(
+    ("move", "shape"),
+    [
+        (lambda x: F.pad(x, (1, 1, 1, 1), mode="replicate"), (1, 4, 5, 5)),
+        (lambda x: F.pad(x, (1,) * 6, mode="reflect"), (1, 4, 5, 5, 5)),
+        (lambda x: x.roll(1, 1), (1, 4, 5, 5)),
+        (lambda x: F.channel_shuffle(x, 2), (1, 4, 5)),
+        (lambda x: F.interpolate(x, scale_factor=2), (1, 4, 5)),
+        (lambda x: x.gather(1, torch.zeros(1, 1, 1, 1, dtype=torch.long)), (1, 4, 5, 5)),
+    ],
+)
+def test_torch_has_no_kernel_for_these_integers(move, shape):
+    x = torch.randn(shape)
+    move(x)
+    with pytest.raises(RuntimeError):
+        move(torch.quantize_per_tensor(x, 0.1, 7, torch.quint8))
+
+
+def test_torch_cannot_pad_the_integers_that_a_convolution_in_three_dimensions_gives():
+    x = torch.randn(1, 4, 5, 5, 5).contiguous(memory_format=torch.channels_last_3d)
+    integers = torch.quantize_per_tensor(x, 0.1, 7, torch.quint8)
+    with pytest.raises(RuntimeError, match="Quantized copy only works"):
+        F.pad(integers, (1, 1))
+    assert torch.equal(
+        padded(integers, (1, -2)).dequantize(), F.pad(integers.dequantize(), (1, -2))
+    )
