@@ -38,12 +38,14 @@ from qrecipe.model.call import Inputs, constants
 from qrecipe.model.graph_names import keep_state_names, outer
 from qrecipe.model.moving import PIECE, moved, spell_out_moves
 from qrecipe.model.normalize import TAKES_WEIGHT, normalize
+from qrecipe.model.opened.whole import class_of_the_caller
 from qrecipe.model.outputs import is_packing
 from qrecipe.model.record import TracedPart
 from qrecipe.model.rewrite_proof import prove_fused
 from qrecipe.model.rewrites.batch_norms import batch_norms_as_modules, frozen_in_training
 from qrecipe.model.rewrites.channel_arithmetic import channel_arithmetic_as_batch_norms
 from qrecipe.model.rewrites.no_ops import drop_no_ops
+from qrecipe.model.rewrites.products import products_as_linear
 from qrecipe.model.rewrites.shape_readers import let_shapes_be_read_later
 from qrecipe.model.roots import inputs_of_roots, prove_whole
 from qrecipe.model.trace import InTraining, Scopes, hook_findings, in_training, trace
@@ -62,13 +64,14 @@ class Match:
     """An operation in a fused graph: its nodes in order, and what its backend's kernels take.
 
     ``module`` is what the first node calls, the first one of a fused module, and None for a
-    function.
+    function. ``whole`` says why it is a layer that holds layers and is not opened.
     """
 
     operation: Operation
     nodes: tuple[fx.Node, ...]
     module: nn.Module | None
     kernels: tuple[DTypeConfig, ...]
+    whole: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +92,20 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """The parts of a model and all their sites, in order of execution within a part.
+    """The parts of a ``model`` and all their sites, in order of execution within a part.
+
+    The model is the caller's with the layers at the paths ``opened`` opened.
 
     ``trained_otherwise`` are the paths of modules that compute something else in training mode,
     only determined for training. ``untraced`` says why there are no parts; ``doubts`` are warnings
     about the model itself.
     """
 
+    model: nn.Module
     parts: tuple[Part, ...]
     matches: Mapping[str, Match]
     structure: ModelStructure
+    opened: tuple[str, ...] = ()
     trained_otherwise: tuple[str, ...] = ()
     untraced: Finding | None = None
     unreached: tuple[str, ...] = ()
@@ -139,10 +146,11 @@ def take_inventory(
     if table.roots:
         prove_whole(model, {part.path: part.graph_module for part in parts}, inputs)
     return Inventory(
+        model,
         tuple(parts),
         matches,
         structure_of(model, matches, table.roots, idle),
-        tuple(trained),
+        trained_otherwise=tuple(trained),
         doubts=tuple(
             finding for path in inputs_of for finding in hook_findings(model, path, table)
         ),
@@ -167,6 +175,7 @@ def fused_graph(
     idle = drop_no_ops(graph_module, is_trained=training is not None)
     batch_norms_as_modules(graph_module, switched)
     normalize(graph_module)
+    products_as_linear(graph_module)
     if training is None:
         channel_arithmetic_as_batch_norms(graph_module)
     patterns = backend_config_utils.get_pattern_to_dtype_configs(backend_config)
@@ -218,19 +227,22 @@ def structure_of(
         canonical.setdefault((module, root), path)
         if root:
             in_a_root.setdefault(module, path)
-    modules: dict[str, type[nn.Module]] = {}
+    modules: dict[str, nn.Module] = {}
     aliases: dict[str, str] = {}
     for path, module in named.items():
         root = _root_of(path, roots)
         first = canonical[module, root] if root else in_a_root.get(module, canonical[module, root])
         if first == path:
-            modules[path] = type(module)
+            modules[path] = module
         else:
             aliases[path] = first
     return ModelStructure(
         tuple(match.operation for match in matches.values()),
-        {path: class_names(kind) for path, kind in modules.items()},
-        {path: base_names(kind) for path, kind in modules.items()},
+        {
+            path: class_names(class_of_the_caller(module)) | class_names(type(module))
+            for path, module in modules.items()
+        },
+        {path: base_names(class_of_the_caller(module)) for path, module in modules.items()},
         aliases,
         tuple(roots),
         tuple(idle),

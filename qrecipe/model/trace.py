@@ -25,6 +25,7 @@ from qrecipe.errors.text import first_line, quoted_whole
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.graph_names import rename_taken
 from qrecipe.model.nested import Packing, leaves, parts_of
+from qrecipe.model.opened.whole import Whole
 from qrecipe.model.out_of_place import drop_dead_code
 from qrecipe.model.switches import BATCH_NORMS, DROPOUTS, arguments, flag, told
 from qrecipe.model.unfit import hidden_modules
@@ -247,6 +248,9 @@ class _Tracer(QuantizationTracer):
         # what forward draws or writes during tracing must not affect the caller
         with traced_alone(), random_numbers_kept():
             return super().trace(root, concrete_args)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, Whole) or super().is_leaf_module(m, module_qualified_name)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if torch.is_autocast_enabled("cpu"):

@@ -43,6 +43,8 @@ _SAMPLE_STATISTICS = (
 
 def refusal(match: Match, backend: Backend) -> str | None:
     """Why a quantized kernel must not or cannot run this operation; None if nothing is known."""
+    if match.whole is not None:
+        return match.whole
     for module in _modules(match):
         altered = alteration(module)
         if altered is not None:
@@ -294,6 +296,7 @@ _Limit = str | Callable[[Any], str | None]
 """Why an operation is refused: always, or depending on the module or node."""
 
 _LIMITS: Mapping[Any, _Limit] = {
+    F.multi_head_attention_forward: "only nn.MultiheadAttention is opened, not its function",
     F.group_norm: "torch has a pattern for group_norm, but no lowering",
     **dict.fromkeys(("tanh_", "sigmoid_"), "no quantized kernel works in place here"),
     nn.PReLU: "quantized::prelu multiplies positive values by the slope",

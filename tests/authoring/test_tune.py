@@ -379,6 +379,7 @@ def test_errors_of_the_recipe_as_it_is_are_the_callers():
 def test_a_search_where_nothing_is_quantized_says_so():
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
     model = nn.Sequential(nn.TransformerEncoder(layer, 1)).eval()
+    model[0].register_forward_hook(lambda module, args, output: None)
     with pytest.warns(QRecipeWarning, match="QR221 nothing is quantized"):
         result = qrecipe.tune(
             model, "builtin:x86-dynamic", [torch.rand(2, 5, 16)], lambda net: 1.0, progress=silent
