@@ -7,11 +7,13 @@ from torch.ao.nn.intrinsic.qat.modules.conv_fused import _ConvBnNd as FusedConvB
 from torch.ao.nn.intrinsic.qat.modules.linear_fused import LinearBn1d as FusedLinearBatchNorm
 from torch.ao.nn.intrinsic.quantized.dynamic import LinearReLU as DynamicLinearReLU
 from torch.ao.nn.quantized import Embedding as QuantizedEmbedding
+from torch.ao.nn.quantized import Softmax as QuantizedSoftmax
 from torch.ao.nn.quantized.dynamic import Linear as DynamicLinear
 from torch.ao.nn.quantized.dynamic.modules.rnn import RNNBase as DynamicRecurrent
 from torch.ao.nn.quantized.reference.modules.utils import ReferenceQuantizedModule
 from torch.ao.quantization.backend_config import (
     BackendConfig,
+    BackendPatternConfig,
     DTypeConfig,
     DTypeWithConstraints,
     ObservationType,
@@ -58,6 +60,7 @@ TWO_INPUT_FUSIONS = (ConvAdd2d, ConvAddReLU2d)
 __all__ = [
     "TWO_INPUT_FUSIONS",
     "BackendConfig",
+    "BackendPatternConfig",
     "ConvertCustomConfig",
     "DTypeConfig",
     "DTypeWithConstraints",
@@ -72,6 +75,7 @@ __all__ = [
     "QuantizationTracer",
     "QuantizeHandler",
     "QuantizedEmbedding",
+    "QuantizedSoftmax",
     "ReferenceQuantizedModule",
     "_get_fusion_pattern_to_fuse_handler_cls",
     "_get_pattern_to_quantize_handlers",

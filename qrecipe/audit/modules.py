@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qrecipe._torch_fx import QuantizedEmbedding
+from qrecipe._torch_fx import QuantizedEmbedding, QuantizedSoftmax
 from qrecipe.errors.findings import Finding
 from qrecipe.observers.qconfig import torch_dtype
 from qrecipe.planning.plan import Site
@@ -14,9 +14,12 @@ from qrecipe.recipe.patterns import leave_float
 
 
 def take_any_layout(model: nn.Module) -> None:
-    """Make the indices of quantized embeddings contiguous, in place: their kernels require it."""
+    """Make the inputs of some modules contiguous, in place.
+
+    The kernels of quantized embeddings require it. qnnpack's softmax is wrong without it.
+    """
     for module in model.modules():
-        if isinstance(module, QuantizedEmbedding):
+        if isinstance(module, (QuantizedEmbedding, QuantizedSoftmax)):
             module.register_forward_pre_hook(_make_contiguous, with_kwargs=True)
 
 

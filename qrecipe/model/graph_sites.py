@@ -37,6 +37,7 @@ from qrecipe.model.architecture import traced_part
 from qrecipe.model.caches import with_caches_filled
 from qrecipe.model.call import Inputs
 from qrecipe.model.graph_names import keep_state_names, outer
+from qrecipe.model.moving import PIECE, moved, spell_out_moves
 from qrecipe.model.normalize import TAKES_WEIGHT, normalize
 from qrecipe.model.opened.whole import class_of_the_caller
 from qrecipe.model.outputs import is_packing
@@ -195,6 +196,9 @@ def fused_graph(
     products_as_linear(graph_module)
     if training is None:
         channel_arithmetic_as_batch_norms(graph_module)
+    patterns = backend_config_utils.get_pattern_to_dtype_configs(backend_config)
+    if moved in patterns:
+        spell_out_moves(graph_module, patterns)
     let_shapes_be_read_later(graph_module)
     keep_apart(graph_module)
     _note_fused_members(graph_module, backend_config)
@@ -312,20 +316,25 @@ def _matches(
     configs = backend_config_utils.get_pattern_to_dtype_configs(backend_config)
     position = {node: index for index, node in enumerate(fused.graph.nodes)}
     site_of: dict[fx.Node, str] = {}
+    pieces: dict[Member, list[fx.Node]] = {}
+    for node in fused.graph.nodes:
+        if PIECE in node.meta:
+            pieces.setdefault(node.meta["member"], []).append(node)
     for node in fused.graph.nodes:
         if "member" not in node.meta or node in site_of:
             continue
         _, node_pattern, pattern, handler = found.get(node.name, (node, [node], None, None))
         group = sorted(_nodes_of(node_pattern), key=position.__getitem__)
+        group = pieces.get(node.meta["member"], group)
         kernels = () if pattern is None else tuple(configs[pattern])
         sources = _sources(group)
         operation = Operation(
-            members=tuple(member for n in group for member in members_of(n)),
+            members=tuple(dict.fromkeys(member for n in group for member in members_of(n))),
             kind=_kind(pattern, handler, kernels),
             producers=tuple(dict.fromkeys(site_of[n] for n in sources if n in site_of)),
             model_inputs=tuple(str(n.target) for n in sources if n.op == "placeholder"),
             stored=tuple(outer(str(n.target)) for n in sources if n.op == "get_attr"),
-            is_output=any(user.op == "output" for user in _readers(group[-1])),
+            is_output=any(user.op == "output" for n in group for user in readers_of(n)),
         )
         site_of.update(dict.fromkeys(group, operation.name))
         module = _first_module(group[0], fused)
@@ -356,10 +365,10 @@ def _kind(pattern: Any, handler: QuantizeHandler | None, kernels: tuple[DTypeCon
     return "fixed_qparams" if any(output.scale_exact_match for output in outputs) else "observed"
 
 
-def _readers(node: fx.Node) -> Iterator[fx.Node]:
+def readers_of(node: fx.Node) -> Iterator[fx.Node]:
     """The nodes that read a result, directly or through tuples and containers."""
     for user in node.users:
-        yield from _readers(user) if is_plumbing(user) or is_packing(user) else (user,)
+        yield from readers_of(user) if is_plumbing(user) or is_packing(user) else (user,)
 
 
 def _is_weight(source: fx.Node, node: fx.Node) -> bool:

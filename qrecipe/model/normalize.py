@@ -38,6 +38,11 @@ _TWIN_OF_FUNCTION: dict[Any, Any] = {
     torch.relu: F.relu,
     F.sigmoid: torch.sigmoid,
     F.tanh: torch.tanh,
+    torch.concat: torch.cat,
+    torch.concatenate: torch.cat,
+    torch.max_pool1d: F.max_pool1d,
+    torch.max_pool2d: F.max_pool2d,
+    torch.max_pool3d: F.max_pool3d,
 }
 
 _BINARY_FUNCTIONS = frozenset({torch.add, torch.mul, torch.matmul})

@@ -12,13 +12,16 @@ from functools import cache
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from qrecipe._torch_fx import (
     TWO_INPUT_FUSIONS,
     BackendConfig,
+    BackendPatternConfig,
     DTypeConfig,
     DTypeWithConstraints,
+    ObservationType,
     get_executorch_backend_config,
     get_native_backend_config,
     get_onednn_backend_config,
@@ -26,11 +29,17 @@ from qrecipe._torch_fx import (
     get_tensorrt_backend_config,
 )
 from qrecipe.model.graph_sites import Inventory, Match
+from qrecipe.model.moving import moved, moves
 from qrecipe.observers.qconfig import per_tensor
 from qrecipe.planning.engines import adds_in_32_bits, detour
 from qrecipe.planning.folding import fold_into_transposed
-from qrecipe.planning.kernels import refusal, takes_per_channel_weight, weight_refusal
-from qrecipe.planning.plan import Engine, Verdict
+from qrecipe.planning.kernels import (
+    better_float,
+    refusal,
+    takes_per_channel_weight,
+    weight_refusal,
+)
+from qrecipe.planning.plan import EXPORTED, Engine, Verdict
 from qrecipe.planning.saturation import (
     ADDS_IN_16_BITS,
     exceeds_seven_bits,
@@ -121,6 +130,8 @@ def backend_config(name: Backend, phase: Phase) -> BackendConfig:
     In training, torch cannot fuse transposed convolutions with BatchNorm, so they stay separate.
     """
     made = _BACKEND_CONFIGS[name]()
+    if name not in EXPORTED:
+        made.set_backend_pattern_configs(_own_patterns(made))
     transposed = [config for config in made.configs if _is_transposed_batch_norm(config.pattern)]
     if phase == "qat":
         configs = [config for config in made.configs if config not in transposed]
@@ -128,6 +139,19 @@ def backend_config(name: Backend, phase: Phase) -> BackendConfig:
     for config in transposed:
         config.set_fuser_method(fold_into_transposed)
     return made
+
+
+def _own_patterns(made: BackendConfig) -> list[BackendPatternConfig]:
+    """What torch's kernels can do besides, with the dtypes that it knows for flatten."""
+    known = next(config for config in made.configs if config.pattern is torch.flatten)
+    sharing = ObservationType.OUTPUT_SHARE_OBSERVER_WITH_INPUT
+    own = ObservationType.OUTPUT_USE_DIFFERENT_OBSERVER_AS_INPUT
+    return [
+        BackendPatternConfig(operation)
+        .set_observation_type(sharing if operation is moved else own)
+        .set_dtype_configs(known.dtype_configs)
+        for operation in (moved, nn.SiLU, F.silu)
+    ]
 
 
 @cache
@@ -192,12 +216,14 @@ def can_honour(
     backend: Backend,
     phase: Phase,
 ) -> bool:
-    """Whether any of the named operations could be quantized as ``qconfig`` says."""
+    """Whether a rule that does not name them could quantize any of the named operations."""
     matches = (inventory.matches[name] for name in names)
     return any(
         _Judge(match, backend, phase, {}).quantized(qconfig).honoured
         for match in matches
-        if match.operation.kind != "unmatched" and match.operation.kind not in FOLLOWERS
+        if match.operation.kind != "unmatched"
+        and match.operation.kind not in FOLLOWERS
+        and better_float(match) is None
     )
 
 
@@ -229,7 +255,8 @@ class _Judge:
             known = refusal(self.match, self.backend)
             none = f"{self.backend} has no quantized kernel for {op}"
             return _float(known or none, honoured=False)
-        return self.quantized(qconfig)
+        better = None if decision.names_operation else better_float(self.match)
+        return _float(better, honoured=False) if better else self.quantized(qconfig)
 
     def quantized(self, qconfig: QConfigSpec) -> Outcome:
         """The outcome of an operation that the backend has a pattern for."""
@@ -250,7 +277,8 @@ class _Judge:
         if isinstance(leader, str):
             return _float(leader)
         qconfig = QConfigSpec(weight=None, activation=leader)
-        return Outcome("passthrough", "static", qconfig, f"follows {self._producer_names()}")
+        does = "moves the integers of" if any(map(moves, self.match.nodes)) else "follows"
+        return Outcome("passthrough", "static", qconfig, f"{does} {self._producer_names()}")
 
     def _fix(self, qconfig: QConfigSpec) -> Outcome:
         if mode_of(qconfig) != "static":

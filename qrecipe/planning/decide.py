@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from qrecipe.errors.findings import Finding, error_from
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
+from qrecipe.model.addresses import SITE
 from qrecipe.model.call import Inputs
-from qrecipe.model.graph_sites import Inventory
+from qrecipe.model.graph_sites import Inventory, readers_of
+from qrecipe.model.moving import PIECE
 from qrecipe.observers.qconfig import factory
 from qrecipe.planning.advice import advice, branch_findings, shadowed_findings, shared_norm_findings
 from qrecipe.planning.backend import (
@@ -196,7 +198,31 @@ def _boundaries(sites: Sequence[Site], inventory: Inventory) -> int:
         for operation in inventory.structure.operations
         if operation.is_output and operation.name in static
     }
-    return len(_readers_of_float(sites, inventory)) + len(dequantized | returned)
+    quantized = (
+        _results(inventory, source, lambda reader: reader in static)
+        for source in _readers_of_float(sites, inventory)
+    )
+    read_as_float = (
+        _results(inventory, name, lambda reader: reader not in static)
+        for name in dequantized | returned
+    )
+    return sum(quantized) + sum(read_as_float)
+
+
+def _results(inventory: Inventory, source: str, counts: Callable[[str | None], bool]) -> int:
+    """The results of a site for whose readers something counts: one, unless it gives several.
+
+    ``counts`` takes the name of a reading site, None for the model's output.
+    """
+    nodes = inventory.matches[source].nodes if source in inventory.matches else ()
+    pieces = [node for node in nodes if PIECE in node.meta]
+    return sum(any(map(counts, _reading(piece))) for piece in pieces) if pieces else 1
+
+
+def _reading(piece: fx.Node) -> Iterator[str | None]:
+    for reader in readers_of(piece):
+        if reader.op == "output" or SITE in reader.meta:
+            yield reader.meta.get(SITE)
 
 
 def _unmakeable(sites: Sequence[Site], phase: Phase) -> Iterator[Finding]:

@@ -16,9 +16,11 @@ from torch import fx, nn
 from qrecipe.model.addresses import is_floating
 from qrecipe.model.altered_modules import alteration, lacks_statistics
 from qrecipe.model.graph_sites import Match
+from qrecipe.model.moving import moved
 from qrecipe.model.normalize import MULTIPLIES_WEIGHT, stored
 from qrecipe.model.rewrites.batch_norms import why_function
 from qrecipe.model.trace_proof import Value
+from qrecipe.planning.moves import no_move
 from qrecipe.recipe.schema import Backend, Phase, TensorSpec
 
 _CLAMPS = (nn.ReLU6, nn.Hardtanh, F.relu6, F.hardtanh, F.hardtanh_, torch.clamp)
@@ -59,6 +61,16 @@ def refusal(match: Match, backend: Backend) -> str | None:
     limits = (table[key] for table in tables for key in keys if key in table)
     reasons = (limit(subject) if callable(limit) else limit for limit in limits)
     return next(filter(None, reasons), None)
+
+
+def better_float(match: Match) -> str | None:
+    """Why only a rule that names the operation makes it int8; None for most operations."""
+    is_silu = isinstance(match.module, nn.SiLU) or (
+        bool(match.nodes) and match.nodes[0].target is F.silu
+    )
+    if is_silu:
+        return "faster in float: int8 SiLU is a sigmoid and a product"
+    return None
 
 
 def _gives_several(match: Match) -> bool:
@@ -222,7 +234,8 @@ def _given_statistics(node: fx.Node) -> str | None:
 
 
 def _observed_argument(node: fx.Node) -> str | None:
-    for source in node.all_input_nodes:
+    seen = node.all_input_nodes[:1] if node.target is moved else node.all_input_nodes
+    for source in seen:
         if source.op == "placeholder" and not _value(source).is_tensor:
             return f'torch would observe its argument "{source.target}", which is not a tensor'
     return None
@@ -270,6 +283,8 @@ def _sum(node: fx.Node) -> str | None:
 
 def _interpolation(node: fx.Node) -> str | None:
     mode = node.kwargs.get("mode")
+    if node.meta["value"].rank == 3:
+        return "quantized interpolation needs two or three dimensions besides the channels"
     if node.kwargs.get("antialias"):
         return "quantized interpolation does not support antialias"
     if mode not in ("nearest", "nearest-exact", "bilinear", "area"):
@@ -301,6 +316,7 @@ _LIMITS: Mapping[Any, _Limit] = {
     F.batch_norm: why_function,
     F.instance_norm: _given_statistics,
     F.interpolate: _interpolation,
+    moved: no_move,
     fx.Node: _observed_argument,
 }
 """By function, method or class of modules; the last one is for every function."""
@@ -312,6 +328,7 @@ _LIMITS_OF_QNNPACK: Mapping[Any, _Limit] = {
     ),
     nn.Conv3d: "qnnpack cannot unpack the weights of a Conv3d",
     nn.ConvTranspose3d: "qnnpack cannot unpack the weights of a ConvTranspose3d",
+    **dict.fromkeys((nn.MaxPool3d, F.max_pool3d), "qnnpack has no max-pooling in three dimensions"),
     nn.Softmax: _qnnpack_softmax,
     **dict.fromkeys((nn.AvgPool2d, nn.AvgPool3d), _averaging_module),
     **dict.fromkeys((F.avg_pool2d, F.avg_pool3d), _averaging_function),

@@ -24,9 +24,10 @@ from training import train
 
 import qrecipe
 from qrecipe.execution.engine import engine
-from qrecipe.execution.fx.emission import erase_keep_float
+from qrecipe.execution.fx.emission import erase_marks
 from qrecipe.model.addresses import site_of
 from qrecipe.model.call import Inputs, bind
+from qrecipe.model.moving import PIECE
 from qrecipe.observers.qconfig import qconfig
 from qrecipe.planning.cpu import has_vnni
 from qrecipe.planning.plan import Plan, Site
@@ -159,10 +160,6 @@ def judged_kernels(run: Run, batch: Any) -> dict[str, Judged]:
     return judge.judged
 
 
-TAKEN_APART = {"chunk", "split", "unbind"}
-"""Their results are no tensors, so that nothing quantizes them in the reference."""
-
-
 def wrong_kernels(run: Run, batch: Any) -> dict[str, str]:
     """Sites whose kernel does not give what its float operation gives, rounded.
 
@@ -180,7 +177,7 @@ def wrong_kernels(run: Run, batch: Any) -> dict[str, str]:
     unjudged = {
         name: "not judged"
         for name, site in sites.items()
-        if site.mode == "static" and name not in judged and site.op not in TAKEN_APART
+        if site.mode == "static" and name not in judged
     }
     return wrong | unjudged
 
@@ -191,7 +188,7 @@ def _reference(run: Run) -> fx.GraphModule:
         reference = convert_to_reference_fx(
             copy.deepcopy(run.prepared), backend_config=run.compiled.backend_config
         )
-    erase_keep_float(reference)
+    erase_marks(reference)
     return reference
 
 
@@ -200,8 +197,8 @@ class _Kernels(fx.Interpreter):
 
     def __init__(self, converted: fx.GraphModule) -> None:
         super().__init__(converted)
-        self.results: dict[str, torch.Tensor] = {}
-        self.entered: dict[tuple[str, float, int], torch.Tensor] = {}
+        self.results: dict[tuple[str | None, Any], torch.Tensor] = {}
+        self.entered: dict[tuple[Any, str, float, int], torch.Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
@@ -211,7 +208,7 @@ class _Kernels(fx.Interpreter):
         if n.target is torch.quantize_per_tensor:
             self.entered[_entry(n.args[0], result)] = kept
         elif site_of(n) is not None:
-            self.results[site_of(n)] = kept
+            self.results[site_of(n), n.meta.get(PIECE)] = kept
         return _exact_here(result)
 
 
@@ -228,11 +225,12 @@ class _Judge(fx.Interpreter):
         if n.target is not torch.quantize_per_tensor:
             return result
         name = site_of(n.args[0])
-        kernel = self.kernels.results.get(name) if name is not None else None
+        kernel = self.kernels.results.get((name, n.args[0].meta.get(PIECE)))
         if kernel is None:
             # a float value that falls on the other side of a tie would be another input
             return _exact_here(self.kernels.entered.get(_entry(n.args[0], result), result))
-        self.judged[name] = _judged(self.env[n.args[0]], result, kernel)
+        judged = _judged(self.env[n.args[0]], result, kernel)
+        self.judged[name] = max(judged, self.judged.get(name, judged), key=lambda of: of.steps)
         return _exact_here(kernel)
 
 
@@ -245,8 +243,9 @@ def _exact_here(x: torch.Tensor) -> torch.Tensor:
     return torch._make_per_tensor_quantized_tensor(codes, x.q_scale(), zero_point)
 
 
-def _entry(source: fx.Node, quantized: torch.Tensor) -> tuple[str, float, int]:
-    return site_of(source) or source.name, quantized.q_scale(), quantized.q_zero_point()
+def _entry(source: fx.Node, quantized: torch.Tensor) -> tuple[Any, str, float, int]:
+    name = site_of(source) or source.name
+    return source.meta.get(PIECE), name, quantized.q_scale(), quantized.q_zero_point()
 
 
 def _judged(exact: torch.Tensor, reference: torch.Tensor, kernel: torch.Tensor) -> Judged:

@@ -26,8 +26,9 @@ from qrecipe.audit.modules import forget_qconfigs, take_any_layout
 from qrecipe.errors.findings import ExecutionError, Finding, PlanError
 from qrecipe.errors.text import first_line
 from qrecipe.execution.engine import engine
-from qrecipe.execution.fx.emission import Emission, erase_keep_float
+from qrecipe.execution.fx.emission import Emission, erase_marks
 from qrecipe.execution.fx.flat_code import look_modules_up_once
+from qrecipe.execution.fx.lowering import lower_ours
 from qrecipe.execution.fx.repetition import without_repetition
 from qrecipe.execution.packing import packed_convolution, packed_sites
 from qrecipe.model.addresses import site_of
@@ -127,6 +128,7 @@ def lowered(
     with engine(configs.backend):
         try:
             with quiet(), _nothing_kept(), _uninitialised(), random_numbers_kept():
+                lower_ours(reference, observed.node_name_to_qconfig)
                 converted = lower_to_native_backend(
                     reference,
                     observed.node_name_to_qconfig,
@@ -138,7 +140,7 @@ def lowered(
     take_any_layout(converted)
     forget_qconfigs(converted)
     converted.delete_all_unused_submodules()
-    erase_keep_float(converted)
+    erase_marks(converted)
     look_modules_up_once(converted)
     _preserve(prepared, converted, configs.convert.preserved_attributes)
     return converted

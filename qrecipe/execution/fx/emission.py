@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from qrecipe._torch_fx import QConfigMapping
 from qrecipe.model.addresses import CALLS, SITE, TRACE_PREFIX
 from qrecipe.model.altered_modules import keep_float, make_affine
+from qrecipe.model.moving import restore_moves
 from qrecipe.model.normalize import TAKES_WEIGHT, stored
 from qrecipe.model.outputs import restore_constants
 from qrecipe.observers.qconfig import qconfig
@@ -80,13 +81,14 @@ def _weight(node: fx.Node, graph_module: fx.GraphModule) -> Tensor | None:
     return weight
 
 
-def erase_keep_float(graph_module: fx.GraphModule) -> None:
-    """Remove the identities again, and the names of constants, in place."""
+def erase_marks(graph_module: fx.GraphModule) -> None:
+    """Undo what was done for FX alone: identities, names of constants, calls in disguise."""
     identities = [node for node in graph_module.graph.nodes if node.target is keep_float]
     for node in identities:
         node.replace_all_uses_with(node.args[0])
         graph_module.graph.erase_node(node)
-    if restore_constants(graph_module) or identities:
+    restored = [restore_constants(graph_module), restore_moves(graph_module)]
+    if any(restored) or identities:
         graph_module.recompile()
 
 

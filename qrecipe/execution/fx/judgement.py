@@ -18,6 +18,7 @@ from qrecipe.audit.sqnr import output_sqnr_db, sqnr_db
 from qrecipe.errors.findings import Finding
 from qrecipe.model.addresses import observed_name, site_of
 from qrecipe.model.call import Inputs, bind
+from qrecipe.model.moving import PIECE
 from qrecipe.planning.plan import Plan, Site
 from qrecipe.planning.saturation import ADDS_IN_16_BITS
 from qrecipe.recipe.schema import Backend, Phase
@@ -188,6 +189,15 @@ def _run_both(
     )
 
 
+_Key = tuple[str, Any]
+"""The name of a site, and the number of its result if it gives several."""
+
+
+def _key(node: Any) -> _Key | None:
+    name = site_of(node) if isinstance(node, fx.Node) else None
+    return None if name is None else (name, node.meta.get(PIECE))
+
+
 class _Collector(fx.Interpreter):
     """Keeps the outputs of static sites by name, and compares the other sites right away."""
 
@@ -202,21 +212,21 @@ class _Collector(fx.Interpreter):
         self.reference = reference
         self.backend = backend
         self.limit = limit
-        self.results: dict[str, Any] = {}
+        self.results: dict[_Key, Tensor] = {}
         self.judged: dict[str, float] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        name = site_of(n)
+        key = _key(n)
         if not isinstance(result, Tensor):
             return result
         if result.is_quantized:
-            if name is not None:
+            if key is not None:
                 # a later in-place operation must not change it
-                self.results[name] = result.clone()
+                self.results[key] = result.clone()
             return self.limit(result)
-        if name is not None and n.op == "call_module":
-            self._note_untraced_range(name, n, result)
+        if key is not None and n.op == "call_module":
+            self._note_untraced_range(key[0], n, result)
         return result
 
     def _note_untraced_range(self, name: str, n: fx.Node, result: Tensor) -> None:
@@ -232,7 +242,9 @@ class _Collector(fx.Interpreter):
 class _Replay(fx.Interpreter):
     """Runs the reference but continues with the kernels' results, to compare each site alone."""
 
-    def __init__(self, reference: fx.GraphModule, results: dict[str, Any], limit: Limit) -> None:
+    def __init__(
+        self, reference: fx.GraphModule, results: dict[_Key, Tensor], limit: Limit
+    ) -> None:
         super().__init__(reference)
         self.results = results
         self.limit = limit
@@ -244,16 +256,16 @@ class _Replay(fx.Interpreter):
         if n.target is not torch.quantize_per_tensor:
             return result
         self._note_clipping(n, result)
-        source = n.args[0]
-        name = site_of(source) if isinstance(source, fx.Node) else None
-        kernel = self.results.get(name) if name is not None else None
-        if kernel is None or kernel.shape != result.shape:
+        key = _key(n.args[0])
+        kernel = None if key is None else self.results.get(key)
+        if key is None or kernel is None or kernel.shape != result.shape:
             return self.limit(result)
-        self.judged[str(name)] = (
+        found = (
             math.inf
             if _one_step_apart(result, kernel)
             else sqnr_db(result.dequantize(), kernel.dequantize())
         )
+        self.judged[key[0]] = min(found, self.judged.get(key[0], math.inf))
         limited: Tensor = self.limit(kernel)
         return limited
 

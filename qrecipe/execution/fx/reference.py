@@ -24,7 +24,7 @@ from qrecipe._torch_fx import (
 )
 from qrecipe.audit.sample import RIGHT_DB
 from qrecipe.audit.sqnr import sqnr_db
-from qrecipe.execution.fx.emission import erase_keep_float
+from qrecipe.execution.fx.emission import erase_marks
 from qrecipe.model.addresses import site_of
 
 
@@ -217,5 +217,5 @@ def _pad_before(node: fx.Node, convolution: Any) -> None:
 def explicit(reference: fx.GraphModule) -> fx.GraphModule:
     """Finish the reference, in place: explicit padding, without our marks."""
     pad_explicitly(reference)
-    erase_keep_float(reference)
+    erase_marks(reference)
     return reference

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,11 +18,9 @@ from qrecipe.audit.modules import differs, weight_problem
 from qrecipe.errors.findings import Finding
 from qrecipe.execution.part import Realised
 from qrecipe.model.addresses import CALLS, is_conversion, is_floating, site_of
+from qrecipe.model.moving import PIECE, moves
 from qrecipe.model.quantized import Became, module_became
 from qrecipe.planning.plan import Plan
-
-_KEEP_QUANTIZED = frozenset({operator.getitem, torch.chunk, torch.split, torch.unbind, torch.roll})
-_KEEP_QUANTIZED_METHODS = frozenset({"chunk", "split", "expand", "unbind", "roll"})
 
 _KEEPING_CHECKS: tuple[Callable[..., tuple[bool, bool, bool]], ...] = (
     is_copy_node,
@@ -48,12 +45,19 @@ def realised_sites(converted: fx.GraphModule) -> dict[str, Realised]:
         name = site_of(node)
         if name is None or node.op not in CALLS or is_conversion(node):
             continue
-        if name not in found or _WEIGHT[became] >= _WEIGHT[found[name].became]:
-            found[name] = Realised(became, node)
+        real = Realised(became, node)
+        if name not in found or _telling(real) >= _telling(found[name]):
+            found[name] = real
     return found
 
 
 _WEIGHT = {"float": 0, "static": 1, "dynamic": 1, "weight_only": 1, "leftover": 2}
+
+
+def _telling(real: Realised) -> int:
+    """How much a node says of its site: one of several results that stays float says it all."""
+    is_float_piece = real.became == "float" and PIECE in real.node.meta
+    return _WEIGHT["leftover" if is_float_piece else real.became]
 
 
 def _became(node: fx.Node, modules: dict[str, nn.Module], quantized: set[fx.Node]) -> Became:
@@ -85,9 +89,7 @@ def _function_became(target: Any) -> Became:
 
 
 def _keeps_quantized(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    if node.target in _KEEP_QUANTIZED or node.target in _KEEP_QUANTIZED_METHODS:
-        return True
-    return any(any(check(node, modules)) for check in _KEEPING_CHECKS)
+    return moves(node) or any(any(check(node, modules)) for check in _KEEPING_CHECKS)
 
 
 def structure_findings(plan: Plan, converted: fx.GraphModule) -> Iterator[Finding]:

@@ -1,0 +1,250 @@
+"""Calls that only move numbers, in any spelling, as one function: a backend needs one pattern.
+
+torch's quantized tensors run all of them, and the integers stay the same. Its table of patterns has
+one spelling of some. `restore_moves` writes a graph's calls again as they were.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from qrecipe.model.addresses import FUNCTION_NAMES, SITE, site_of
+from qrecipe.model.altered_modules import alteration
+from qrecipe.model.trace_proof import Value
+
+PIECE = "piece"
+"""The key of a node's ``meta`` for its number among the results of a call that gives several."""
+
+_GIVE_SEVERAL = frozenset(
+    (
+        *("chunk", "unsafe_chunk", "split", "unsafe_split", "split_with_sizes"),
+        *("tensor_split", "hsplit", "vsplit", "dsplit", "unbind"),
+    )
+)
+_MOVES = _GIVE_SEVERAL | frozenset(
+    (
+        *("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "adjoint"),
+        *("reshape", "flatten", "ravel", "unflatten", "squeeze", "unsqueeze"),
+        *("expand", "broadcast_to", "repeat", "tile", "repeat_interleave"),
+        *("getitem", "narrow", "select", "index_select", "diagonal"),
+        *("flip", "fliplr", "flipud", "rot90", "roll", "pad", "masked_fill"),
+        *("channel_shuffle", "pixel_shuffle", "pixel_unshuffle"),
+        *("clone", "contiguous", "detach", "getattr"),
+    )
+)
+"""The last parts of the dotted names of functions and methods."""
+
+_METHOD = "torch.Tensor."
+_PROPERTY = "builtins.getattr"
+_FUNCTIONS = {_PROPERTY: getattr, **{name: each for each, name in FUNCTION_NAMES.items()}}
+
+
+def moved(x: Any, call: str, given: dict[str, Any], index: int | None = None) -> Any:
+    """The result of the function ``call`` for ``x``, or one of its results.
+
+    The other arguments are ``given`` in a dict: torch observes the tensors that it finds in lists
+    and tuples, sizes and indices among them.
+    """
+    function = _function(call)
+    result = function(x, *given["args"], **given["kwargs"])
+    return result if index is None else result[index]
+
+
+_PARAMETERS = {
+    "pad": ("pad", "mode", "value"),
+    "masked_fill": ("mask", "value"),
+    "roll": ("shifts", "dims"),
+}
+"""The names of the arguments that someone asks for."""
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """The arguments that a `moved` call is given, by name."""
+    given: Any = node.args[2]
+    names = _PARAMETERS.get(last_name(node), ())
+    return {**dict(zip(names, given["args"], strict=False)), **given["kwargs"]}
+
+
+def last_name(node: fx.Node) -> str:
+    """The name of the function that a `moved` call calls, without its namespace."""
+    return _last(str(node.args[1]))
+
+
+def padded(x: Tensor, widths: Sequence[int]) -> Tensor:
+    """``F.pad`` with 0, which on quantized tensors fails for some layouts.
+
+    It is 4 to 10 times faster: filling a quantized tensor costs 15 times as much as copying to it.
+    """
+    if not x.is_quantized:
+        return F.pad(x, widths)
+    sides = [(x.dim() - 1 - k // 2, *widths[k : k + 2]) for k in range(0, len(widths), 2)]
+    sizes, inner = list(x.shape), x
+    for dim, before, after in sides:
+        sizes[dim] += before + after
+    zero = torch.quantize_per_tensor(torch.zeros(()), x.q_scale(), x.q_zero_point(), x.dtype)
+    result = zero.expand(sizes).contiguous(memory_format=_layout(x))
+    target = result
+    for dim, before, after in sides:
+        target = _cropped(target, dim, before, after)
+        inner = _cropped(inner, dim, -before, -after)
+    target.copy_(inner)
+    return result
+
+
+def _cropped(x: Tensor, dim: int, before: int, after: int) -> Tensor:
+    start = max(before, 0)
+    return x.narrow(dim, start, x.shape[dim] - start - max(after, 0))
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
+    is_last = last is not None and x.is_contiguous(memory_format=last)
+    return last if last is not None and is_last else torch.contiguous_format
+
+
+def moves(node: fx.Node) -> bool:
+    """Whether a node only moves numbers, restored or not."""
+    call = _dotted(node)
+    return node.target is padded or (call is not None and _last(call) in _MOVES)
+
+
+def spell_out_moves(graph_module: fx.GraphModule, patterns: Collection[Any]) -> None:
+    """Make calls `moved` that are not among ``patterns`` already, in place.
+
+    A call that gives several results becomes one call for each of them, if only single results are
+    used. Nodes must have their addresses.
+    """
+    for node in list(graph_module.graph.nodes):
+        if "member" not in node.meta or not node.args or not isinstance(node.args[0], fx.Node):
+            continue
+        if node.op == "call_module":
+            _module_to_function(node, graph_module.get_submodule(str(node.target)), patterns)
+        elif node.op == "call_method" and node.target in _LIKE_ANOTHER:
+            _ask_for_size(node)
+        call = _dotted(node)
+        if node.target in patterns or call is None or _last(call) not in _MOVES:
+            continue
+        x, *args = node.args
+        given = {"args": tuple(args), "kwargs": dict(node.kwargs)}
+        if _last(call) in _GIVE_SEVERAL:
+            _take_apart(node, (x, call, given))
+        elif node.meta["value"].is_tensor:
+            node.op, node.target, node.args, node.kwargs = (
+                *("call_function", moved),
+                *((x, call, given), {}),
+            )
+
+
+_LIKE_ANOTHER = {"expand_as": "expand", "view_as": "reshape", "reshape_as": "reshape"}
+
+
+def _ask_for_size(node: fx.Node) -> None:
+    """Read the size of the other tensor, which is no number that is moved."""
+    x, other = (*node.args, *node.kwargs.values())
+    with node.graph.inserting_before(node):
+        size = node.graph.call_method("size", (other,))
+    size.meta["value"] = Value(False, False)
+    node.target, node.args, node.kwargs = _LIKE_ANOTHER[str(node.target)], (x, size), {}
+
+
+def _dotted(node: fx.Node) -> str | None:
+    if node.op == "call_method":
+        return f"{_METHOD}{node.target}"
+    if node.target is moved:
+        return str(node.args[1])
+    if node.target is getattr and node.args[1] in ("T", "mT", "H", "mH"):
+        return _PROPERTY
+    return FUNCTION_NAMES.get(node.target) if node.op == "call_function" else None
+
+
+def _last(call: str) -> str:
+    return call.rpartition(".")[2]
+
+
+def _take_apart(node: fx.Node, args: tuple[Any, ...]) -> None:
+    if not all(map(_is_single_result, node.users)):
+        return
+    for user in list(node.users):
+        user.meta |= {"member": node.meta["member"], PIECE: user.args[1]}
+        user.target, user.args = moved, (*args, user.args[1])
+    node.graph.erase_node(node)
+
+
+def _is_single_result(user: fx.Node) -> bool:
+    return user.target is operator.getitem and isinstance(user.args[1], int)
+
+
+_Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
+"""A function, and its arguments after the first."""
+
+
+def _module_to_function(node: fx.Node, module: Any, patterns: Collection[Any]) -> None:
+    """Replace a module without weights by the function that it calls."""
+    write = _AS_FUNCTION.get(type(module))
+    if type(module) in patterns or write is None or alteration(module) is not None:
+        return
+    node.op, (node.target, args, node.kwargs) = "call_function", write(module)
+    node.args = (*node.args, *args)
+
+
+def _upsampling(module: Any) -> _Call:
+    names = ("size", "scale_factor", "mode", "align_corners", "recompute_scale_factor")
+    return F.interpolate, (), {name: getattr(module, name) for name in names}
+
+
+def _constant_padding(module: Any) -> _Call:
+    return F.pad, (module.padding, "constant", module.value), {}
+
+
+_AS_FUNCTION: dict[type, Callable[[Any], _Call]] = {
+    **dict.fromkeys((nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d), _upsampling),
+    **dict.fromkeys((nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d), _constant_padding),
+    **dict.fromkeys((nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d), _constant_padding),
+    **dict.fromkeys(
+        (nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
+        lambda module: (F.pad, (module.padding, "reflect"), {}),
+    ),
+    nn.ChannelShuffle: lambda module: (F.channel_shuffle, (module.groups,), {}),
+    nn.Unflatten: lambda module: (torch.unflatten, (module.dim, module.unflattened_size), {}),
+}
+
+
+def restore_moves(graph_module: fx.GraphModule) -> bool:
+    """Undo `spell_out_moves` for functions and methods, in place; whether there were any."""
+    found = [node for node in graph_module.graph.nodes if node.target is moved]
+    whole: dict[tuple[Any, str | None], fx.Node] = {}
+    for node in found:
+        x, call, given, *_ = node.args
+        if PIECE not in node.meta:
+            node.op, node.target = _written(call)
+            node.args, node.kwargs = (x, *given["args"]), given["kwargs"]
+            continue
+        key = x, site_of(node)
+        if key not in whole:
+            with graph_module.graph.inserting_before(node):
+                whole[key] = graph_module.graph.create_node(
+                    *_written(call), (x, *given["args"]), given["kwargs"]
+                )
+            whole[key].meta = {"value": Value(True, False)}
+            if SITE in node.meta:
+                whole[key].meta[SITE] = node.meta[SITE]
+        node.target, node.args = operator.getitem, (whole[key], node.meta[PIECE])
+    return bool(found)
+
+
+def _function(call: str) -> Any:
+    if call.startswith(_METHOD):
+        return getattr(torch.Tensor, call.removeprefix(_METHOD))
+    return _FUNCTIONS[call]
+
+
+def _written(call: str) -> tuple[str, Any]:
+    if call.startswith(_METHOD):
+        return "call_method", call.removeprefix(_METHOD)
+    return "call_function", _FUNCTIONS[call]

@@ -1,0 +1,322 @@
+"""Whatever moves numbers moves integers: each spelling, with the bits that float moves."""
+
+import operator
+from collections.abc import Callable
+from unittest.mock import patch
+
+import pytest
+import torch
+import torch.nn.functional as F
+from export_recipes import EXECUTORCH
+from plans import net_of, recipe, verdicts
+from runs import silent
+from shares import every
+from torch import nn
+
+import qrecipe
+from qrecipe.audit.sqnr import sqnr_db
+from qrecipe.execution.fx.lowering import lower_ours
+from qrecipe.model.moving import padded
+
+WHOLE = slice(None)
+INDEX = torch.tensor([5, 0, 2])
+
+SPELLINGS: dict[str, Callable[[torch.Tensor], torch.Tensor] | nn.Module] = {
+    "permute": lambda x: x.permute(0, 2, 3, 1),
+    "torch.permute": lambda x: torch.permute(x, (0, 2, 3, 1)),
+    "permute by name": lambda x: torch.permute(input=x, dims=(0, 2, 3, 1)),
+    "transpose": lambda x: x.transpose(1, 2),
+    "torch.transpose": lambda x: torch.transpose(x, 1, -1),
+    "swapaxes": lambda x: x.swapaxes(1, 2),
+    "torch.swapaxes": lambda x: torch.swapaxes(x, 1, 2),
+    "swapdims": lambda x: x.swapdims(1, 2),
+    "torch.swapdims": lambda x: torch.swapdims(x, 1, 2),
+    "movedim": lambda x: x.movedim(1, -1),
+    "torch.movedim": lambda x: torch.movedim(x, (1, 2), (3, 1)),
+    "moveaxis": lambda x: x.moveaxis(1, -1),
+    "torch.moveaxis": lambda x: torch.moveaxis(x, 1, -1),
+    "mT": lambda x: x.mT,
+    "T": lambda x: x[0, 0].T,
+    "H": lambda x: x[0, 0].H,
+    "t": lambda x: x[0, 0].t(),
+    "adjoint": lambda x: x.adjoint(),
+    "reshape": lambda x: x.reshape(x.shape[0], -1),
+    "torch.reshape": lambda x: torch.reshape(x, (x.size(0), 2, -1)),
+    "view": lambda x: x.view(x.shape[0], 2, -1),
+    "flatten": lambda x: x.flatten(1),
+    "torch.flatten": lambda x: torch.flatten(x, 1),
+    "nn.Flatten": nn.Flatten(),
+    "ravel": lambda x: x.ravel(),
+    "unflatten": lambda x: x.unflatten(1, (2, -1)),
+    "torch.unflatten": lambda x: torch.unflatten(x, 1, (2, -1)),
+    "nn.Unflatten": nn.Unflatten(1, (2, 4)),
+    "unsqueeze and squeeze": lambda x: torch.squeeze(x.unsqueeze(1), 1),
+    "expand": lambda x: x[:, :1].expand(-1, 3, -1, -1),
+    "expand_as": lambda x: x[:, :1].expand_as(x),
+    "reshape_as": lambda x: x.reshape_as(other=x.transpose(1, 2)),
+    "view_as": lambda x: x.view_as(x.flatten(2)),
+    "torch.broadcast_to": lambda x: torch.broadcast_to(x.unsqueeze(1), (-1, 2, -1, -1, -1)),
+    "repeat": lambda x: x.repeat(1, 2, 1, 1),
+    "tile": lambda x: x.tile(1, 2, 1, 1),
+    "torch.tile": lambda x: torch.tile(x, (1, 2, 1, 1)),
+    "repeat_interleave": lambda x: x.repeat_interleave(2, 1),
+    "torch.repeat_interleave": lambda x: torch.repeat_interleave(x, 2, dim=1),
+    "slices": lambda x: x[:, 1:-1, ::2],
+    "number": lambda x: x[:, -1],
+    "ellipsis": lambda x: x[..., 0],
+    "none": lambda x: x[:, None],
+    "size": lambda x: x[:, : x.shape[1] // 2],
+    "operator.getitem": lambda x: operator.getitem(x, (WHOLE, 0)),
+    "tensor": lambda x: x[:, INDEX],
+    "list": lambda x: x[:, [0, 2]],
+    "mask": lambda x: x[:, torch.arange(8) % 3 == 0],
+    "narrow": lambda x: x.narrow(1, 1, 3),
+    "torch.narrow": lambda x: torch.narrow(x, 1, 1, x.size(1) - 2),
+    "select": lambda x: x.select(1, 2),
+    "torch.select": lambda x: torch.select(x, 1, 2),
+    "index_select": lambda x: x.index_select(1, INDEX),
+    "torch.index_select": lambda x: torch.index_select(x, 1, INDEX),
+    "diagonal": lambda x: x.diagonal(dim1=2, dim2=3),
+    "chunk": lambda x: x.chunk(2, 1)[1],
+    "torch.chunk": lambda x: torch.chunk(x, 3, dim=1)[-1],
+    "split": lambda x: x.split(3, 1)[2],
+    "torch.split": lambda x: torch.split(x, [3, 1, 4], dim=1)[0],
+    "split_with_sizes": lambda x: x.split_with_sizes([3, 5], 1)[1],
+    "unbind": lambda x: x.unbind(1)[3],
+    "torch.unbind": lambda x: torch.unbind(x, 1)[-1],
+    "tensor_split": lambda x: x.tensor_split((1, 5), 1)[1],
+    "torch.tensor_split": lambda x: torch.tensor_split(x, 3, dim=1)[0],
+    "hsplit": lambda x: x.hsplit(2)[1],
+    "torch.vsplit": lambda x: torch.vsplit(x, (1,))[0],
+    "flip": lambda x: x.flip(1),
+    "torch.flip": lambda x: torch.flip(x, (2, 3)),
+    "fliplr": lambda x: x.fliplr(),
+    "torch.flipud": lambda x: torch.flipud(x),
+    "rot90": lambda x: x.rot90(1, (2, 3)),
+    "roll": lambda x: x.roll(2, 1),
+    "torch.roll": lambda x: torch.roll(x, shifts=(-1, 20), dims=(2, -1)),
+    "F.pad": lambda x: F.pad(x, (1, 2, 0, 1)),
+    "pad by name": lambda x: F.pad(input=x, pad=(0, 0, 1, 1), mode="constant", value=0.0),
+    "crop": lambda x: F.pad(x, (-1, 1)),
+    "pad channels": lambda x: F.pad(x, (0, 0, 0, 0, 0, 3)),
+    "reflect": lambda x: F.pad(x, (1, 1, 2, 2), mode="reflect"),
+    "nn.ZeroPad2d": nn.ZeroPad2d((0, 1, 0, 1)),
+    "nn.ConstantPad2d": nn.ConstantPad2d(1, 0.0),
+    "nn.ReflectionPad2d": nn.ReflectionPad2d(1),
+    "F.interpolate": lambda x: F.interpolate(x, scale_factor=2),
+    "interpolate to a size": lambda x: F.interpolate(x, (5, 9), mode="nearest"),
+    "nn.Upsample": nn.Upsample(scale_factor=2),
+    "nn.UpsamplingNearest2d": nn.UpsamplingNearest2d(size=(5, 9)),
+    "F.pixel_shuffle": lambda x: F.pixel_shuffle(x, 2),
+    "nn.PixelShuffle": nn.PixelShuffle(2),
+    "F.pixel_unshuffle": lambda x: F.pixel_unshuffle(x, 2),
+    "nn.PixelUnshuffle": nn.PixelUnshuffle(2),
+    "torch.channel_shuffle": lambda x: torch.channel_shuffle(x, 2),
+    "F.channel_shuffle": lambda x: F.channel_shuffle(x, 4),
+    "nn.ChannelShuffle": nn.ChannelShuffle(2),
+    "masked_fill": lambda x: x.masked_fill(torch.eye(6, dtype=torch.bool), 0.0),
+    "torch.masked_fill": lambda x: torch.masked_fill(x, torch.eye(6, dtype=torch.bool), 0),
+    "clone": lambda x: x.clone(),
+    "torch.clone": lambda x: torch.clone(x),
+    "contiguous": lambda x: x.contiguous(),
+    "detach": lambda x: x.detach(),
+    "torch.cat": lambda x: torch.cat((x, x), 1),
+    "torch.concat": lambda x: torch.concat((x, x), 1),
+    "torch.concatenate": lambda x: torch.concatenate(tensors=(x, x), dim=1),
+    "torch.stack": lambda x: torch.stack([x, x], 1),
+    "F.max_pool2d": lambda x: F.max_pool2d(x, 3, 2, 1),
+    "torch.max_pool2d": lambda x: torch.max_pool2d(x, 2),
+    "nn.MaxPool2d": nn.MaxPool2d(2),
+}
+
+
+class Spelt(nn.Module):
+    """A convolution whose output is moved in all spellings."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.moves = nn.ModuleList(map(_module, SPELLINGS.values()))
+
+    def forward(self, x):
+        x = self.conv(x)
+        return [x, *(move(x) for move in self.moves)]
+
+
+def _module(move):
+    return move if isinstance(move, nn.Module) else net_of(lambda self, x: move(x))
+
+
+def converted_of(model, batch, backend="x86", rules=""):
+    compiled = qrecipe.compile(model, recipe(rules, head=f'backend = "{backend}"'), batch)
+    prepared = compiled.prepare()
+    qrecipe.calibrate(prepared, [batch] * 10, progress=silent)
+    return compiled.plan, compiled.convert(prepared)
+
+
+@pytest.mark.parametrize("backend", every(4, ["x86", "fbgemm", "onednn", "qnnpack"]))
+def test_every_spelling_moves_integers(backend):
+    torch.manual_seed(0)
+    model, image = Spelt().eval(), torch.randn(2, 3, 6, 6)
+    plan, converted = converted_of(model, image, backend)
+    assert {site.verdict for site in plan.sites[1:]} == {"passthrough"}
+    assert count(converted, torch.quantize_per_tensor) == 1
+    assert count(converted, "dequantize") == 1 + len(SPELLINGS)  # the outputs
+    for batch in (image, torch.randn(3, 3, 6, 6)):
+        x, *results = converted(batch)
+        for (name, move), result in zip(SPELLINGS.items(), results, strict=True):
+            assert torch.equal(result, move(x.contiguous())), name
+
+
+def count(graph_module, target):
+    return sum(node.target == target for node in graph_module.graph.nodes)
+
+
+def shuffling():
+    def forward(self, x):
+        a, b = self.first(x).chunk(2, 1)
+        x = F.pad(torch.cat([b, a], 1).roll((1, -2), (2, 3)), (1, 0))
+        return self.second(x[..., 1:])
+
+    torch.manual_seed(0)
+    return net_of(forward, first=nn.Conv2d(3, 8, 3), second=nn.Conv2d(8, 4, 3))
+
+
+IMAGES = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+def test_each_says_whose_integers_it_moves():
+    plan = qrecipe.plan(shuffling(), recipe(), IMAGES)
+    reasons = {site.name: site.reason for site in plan.sites}
+    assert reasons[":chunk"] == "moves the integers of first"
+    assert reasons[":cat"] == "follows :chunk"
+    assert reasons[":getitem"] == "moves the integers of :pad"
+
+
+@pytest.mark.parametrize("name", [":chunk", ":cat", "second"])
+def test_the_plan_counts_each_result_that_goes_to_float(name):
+    rules = f'[rules.module_name]\n"{name}" = "float"'
+    plan, converted = converted_of(shuffling(), IMAGES, rules=rules)
+    quantized = count(converted, torch.quantize_per_tensor)
+    assert plan.boundaries == quantized + count(converted, "dequantize")
+    assert count(converted, "chunk") == 1
+
+
+def test_moved_integers_are_loaded_as_they_were_saved(tmp_path):
+    model = shuffling()
+    _, converted = converted_of(model, IMAGES)
+    qrecipe.save_quantized(converted, tmp_path / "model.safetensors")
+    loaded = qrecipe.load_quantized(tmp_path / "model.safetensors", model)
+    assert torch.equal(loaded(IMAGES), converted(IMAGES))
+
+
+def test_training_simulates_one_range_along_the_moves():
+    compiled = qrecipe.compile(shuffling(), recipe(head='phase = "qat"'), IMAGES)
+    prepared = compiled.prepare().train()
+    names = {node.name: node for node in prepared.graph.nodes}
+    moved = ("first", "getitem", "getitem_1", "cat", "roll", "pad", "getitem_2")
+    ranges = {id(prepared.get_submodule(next(iter(names[name].users)).target)) for name in moved}
+    assert len(ranges) == 1
+    prepared(IMAGES).sum().backward()
+    converted = compiled.convert(prepared)
+    assert count(converted, torch.quantize_per_tensor) == count(converted, "dequantize") == 1
+
+
+def test_a_backend_that_only_exports_is_told_of_no_moves():
+    plan = qrecipe.plan(shuffling(), qrecipe.parse_recipe(EXECUTORCH), IMAGES)
+    assert {":chunk": "float", ":roll": "float"}.items() <= verdicts(plan).items()
+
+
+@pytest.mark.slow
+def test_qnnpacks_softmax_is_right_on_integers_that_are_not_contiguous():
+    model = net_of(
+        lambda self, x: self.softmax(self.conv(x).chunk(2, 1)[1]),
+        conv=nn.Conv2d(3, 8, 3),
+        softmax=nn.Softmax(1),
+    )
+    with (
+        patch("qrecipe.execution.fx.convert.take_any_layout"),
+        pytest.raises(qrecipe.AuditError, match="QR411 the quantized kernel of softmax"),
+    ):
+        converted_of(model, IMAGES, "qnnpack")
+    _, converted = converted_of(model, IMAGES, "qnnpack")
+    assert sqnr_db(model(IMAGES), converted(IMAGES)) > 30
+
+
+def left_float(*names):
+    def lower(reference, qconfigs):
+        lower_ours(reference, {name: qconfigs[name] for name in qconfigs.keys() - set(names)})
+
+    return patch("qrecipe.execution.fx.convert.lower_ours", lower)
+
+
+@pytest.mark.parametrize("name", ["getitem", "getitem_1", "roll", "pad", "getitem_2"])
+def test_the_audit_finds_a_move_that_is_left_float(name):
+    with left_float(name), pytest.raises(qrecipe.AuditError, match=r"QR410 .*became float"):
+        converted_of(shuffling(), IMAGES)
+
+
+def test_the_audit_finds_moved_integers_that_get_another_scale():
+    def doubled(x, widths):
+        x = padded(x, widths)
+        if not x.is_quantized:
+            return x
+        return torch._make_per_tensor_quantized_tensor(
+            x.int_repr(), 2 * x.q_scale(), x.q_zero_point()
+        )
+
+    with (
+        patch("qrecipe.execution.fx.lowering.padded", doubled),
+        patch("qrecipe.model.moving.padded", doubled),
+        pytest.raises(qrecipe.AuditError, match="QR411 the quantized kernel of :pad"),
+    ):
+        converted_of(shuffling(), IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("move", "reason"),
+    [
+        (lambda x: F.pad(x, (1, 1), value=1.0), "another number than 0"),
+        (lambda x: F.pad(x, (1, 1, 1, 1), mode="replicate"), "mode = 'replicate'"),
+        (lambda x: x.masked_fill(x > 0, -1e9), "another number than 0"),
+        (lambda x: x.roll(1), "along given dimensions"),
+        (lambda x: F.channel_shuffle(x.flatten(2), 2), "in four dimensions"),
+        (lambda x: F.interpolate(x.flatten(2), scale_factor=2), "two or three dimensions"),
+        (lambda x: x.gather(1, torch.zeros(1, 1, 1, 1, dtype=torch.long)), "no quantized kernel"),
+    ],
+)
+def test_what_cannot_be_moved_stays_float_with_the_reason(move, reason):
+    model = net_of(
+        lambda self, x: self.move(self.conv(x)), conv=nn.Conv2d(3, 8, 3), move=_module(move)
+    )
+    plan = qrecipe.plan(model, recipe(), IMAGES)
+    assert plan.sites[-1].verdict == "float"
+    assert reason in plan.sites[-1].reason
+
+
+@pytest.mark.parametrize(
+    ("move", "shape"),
+    [
+        (lambda x: F.pad(x, (1, 1, 1, 1), mode="replicate"), (1, 4, 5, 5)),
+        (lambda x: F.pad(x, (1,) * 6, mode="reflect"), (1, 4, 5, 5, 5)),
+        (lambda x: x.roll(1, 1), (1, 4, 5, 5)),
+        (lambda x: F.channel_shuffle(x, 2), (1, 4, 5)),
+        (lambda x: F.interpolate(x, scale_factor=2), (1, 4, 5)),
+        (lambda x: x.gather(1, torch.zeros(1, 1, 1, 1, dtype=torch.long)), (1, 4, 5, 5)),
+    ],
+)
+def test_torch_has_no_kernel_for_these_integers(move, shape):
+    x = torch.randn(shape)
+    move(x)
+    with pytest.raises(RuntimeError):
+        move(torch.quantize_per_tensor(x, 0.1, 7, torch.quint8))
+
+
+def test_torch_cannot_pad_the_integers_that_a_convolution_in_three_dimensions_gives():
+    x = torch.randn(1, 4, 5, 5, 5).contiguous(memory_format=torch.channels_last_3d)
+    integers = torch.quantize_per_tensor(x, 0.1, 7, torch.quint8)
+    with pytest.raises(RuntimeError, match="Quantized copy only works"):
+        F.pad(integers, (1, 1))
+    assert torch.equal(
+        padded(integers, (1, -2)).dequantize(), F.pad(integers.dequantize(), (1, -2))
+    )
