@@ -45,6 +45,8 @@ class Written:
         for norm in norms:
             norm.train()
             norm.momentum = None  # the plain average
+            if norm.bias is not None:
+                nn.init.ones_(norm.bias)  # keeps most ReLUs open: see corpus.py
         if norms:
             with torch.no_grad():
                 for _ in range(_WARMING_BATCHES):
