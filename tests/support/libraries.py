@@ -1,0 +1,309 @@
+"""Architectures as other libraries write them, with random weights: timm, transformers, torch.
+
+`TIMM`, `TRANSFORMERS` and `OTHERS` map a name to a `Written`. Their libraries are imported when a
+model is built; `missing()` says which is not installed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from corpus import torchvision
+from torch import Tensor, nn
+
+_WARMING_BATCHES = 6
+_WARMING_SIZE = 8
+
+
+@dataclass(frozen=True)
+class Written:
+    """An architecture of ``library``; ``batch`` makes a batch of a given size."""
+
+    library: str
+    build: Callable[[], nn.Module]
+    batch: Callable[[int], Any]
+
+    def missing(self) -> str | None:
+        """Why the model cannot be built here, None if it can."""
+        if importlib.util.find_spec(self.library) is None:
+            return f"{self.library} is not installed: pip install -e '.[models]'"
+        return None
+
+    def model(self) -> nn.Module:
+        """The model in eval mode, with BatchNorm statistics of random inputs."""
+        torch.manual_seed(1)
+        model = self.build().eval()
+        _wake(model)
+        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.train()
+            norm.momentum = None  # the plain average
+            if norm.bias is not None:
+                nn.init.ones_(norm.bias)  # keeps most ReLUs open: see corpus.py
+        if norms:
+            with torch.no_grad():
+                for _ in range(_WARMING_BATCHES):
+                    call(model, self.batch(_WARMING_SIZE))
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        return model.eval()
+
+    def batches(self, count: int = 10, size: int = 2) -> list[Any]:
+        torch.manual_seed(2)
+        return [self.batch(size) for _ in range(count)]
+
+
+def call(model: nn.Module, batch: Any) -> Any:
+    """The output for a batch of positional inputs, or of inputs by keyword."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(*batch) if isinstance(batch, tuple) else model(batch)
+
+
+def _wake(model: nn.Module) -> None:
+    """Give weight to what starts at nothing: zero gains, a layer scale of one millionth."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            last = name.rpartition(".")[2]
+            if last in {"gamma", "layer_scale", "layer_scale_1", "layer_scale_2"}:
+                parameter.fill_(0.5)
+            elif last == "weight" and not parameter.any():
+                parameter.normal_(mean=1 if parameter.dim() == 1 else 0, std=0.05)
+
+
+def _images(px: int) -> Callable[[int], Tensor]:
+    return lambda size: torch.randn(size, 3, px, px)
+
+
+def _timm(name: str, px: int = 128, **arguments: Any) -> Written:
+    def build() -> nn.Module:
+        torchvision("ops")
+        model: nn.Module = importlib.import_module("timm").create_model(
+            name, num_classes=10, **arguments
+        )
+        return model
+
+    return Written("timm", build, _images(px))
+
+
+_SIZED = {"img_size": 128}
+
+TIMM: dict[str, Written] = {
+    **{
+        name: _timm(name)
+        for name in (
+            *("convnext_atto", "convnextv2_atto", "densenet121", "dla46_c", "edgenext_xx_small"),
+            *("efficientnet_b0", "efficientvit_b0", "fastvit_t8", "fbnetc_100", "ghostnet_100"),
+            *("hardcorenas_a", "lcnet_050", "mobilenetv3_small_100", "mobilenetv4_conv_small"),
+            *("mobilevit_xxs", "poolformer_s12", "pvt_v2_b0", "regnety_002", "repvgg_a0"),
+            *("resnet18d", "rexnet_100", "semnasnet_075", "tf_efficientnet_lite0"),
+            *("tf_efficientnetv2_b0", "tf_mixnet_s", "tinynet_e", "xcit_nano_12_p16_224"),
+        )
+    },
+    **{
+        name: _timm(name, **_SIZED)
+        for name in (
+            *("deit_tiny_patch16_224", "levit_128s", "resmlp_12_224"),
+            "swin_tiny_patch4_window7_224",
+        )
+    },
+}
+"""At 128 pixels, and 10 classes."""
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What makes a small model of transformers: names of classes, and settings by keyword."""
+
+    config: str
+    model: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self) -> nn.Module:
+        torchvision("ops")
+        library = importlib.import_module("transformers")
+        config = getattr(library, self.config)(**self.settings)
+        built = getattr(library, self.model)(config)
+        model: nn.Module = getattr(built, "encoder", built) if "Whisper" in self.model else built
+        return model
+
+
+_WIDTHS = {
+    "hidden_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 512,
+    "vocab_size": 1000,
+}
+_TOKENS = 32
+
+
+def _tokens(size: int) -> dict[str, Tensor]:
+    ids = torch.randint(0, 1000, (size, _TOKENS))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def _text(config: str, model: str, **settings: Any) -> Written:
+    return Written("transformers", _Settings(config, model, {**_WIDTHS, **settings}), _tokens)
+
+
+def _pixels(size: int) -> dict[str, Tensor]:
+    return {"pixel_values": torch.randn(size, 3, 64, 64)}
+
+
+def _mel(size: int) -> dict[str, Tensor]:
+    return {"input_features": torch.randn(size, 40, 200)}
+
+
+_VISION = {
+    **{key: value for key, value in _WIDTHS.items() if key != "vocab_size"},
+    "image_size": 64,
+    "patch_size": 8,
+}
+
+TRANSFORMERS: dict[str, Written] = {
+    "albert": _text("AlbertConfig", "AlbertModel", embedding_size=64),
+    "bert": _text("BertConfig", "BertModel"),
+    "distilbert": Written(
+        "transformers",
+        _Settings(
+            "DistilBertConfig",
+            "DistilBertModel",
+            {"dim": 128, "n_layers": 3, "n_heads": 4, "hidden_dim": 512, "vocab_size": 1000},
+        ),
+        _tokens,
+    ),
+    "electra": _text("ElectraConfig", "ElectraModel", embedding_size=64),
+    "gpt2": Written(
+        "transformers",
+        _Settings(
+            "GPT2Config",
+            "GPT2Model",
+            {"n_embd": 128, "n_layer": 3, "n_head": 4, "vocab_size": 1000, "use_cache": False},
+        ),
+        _tokens,
+    ),
+    "roberta": _text("RobertaConfig", "RobertaModel", pad_token_id=0),
+    "t5_encoder": Written(
+        "transformers",
+        _Settings(
+            "T5Config",
+            "T5EncoderModel",
+            {
+                "d_model": 128,
+                "d_kv": 32,
+                "d_ff": 512,
+                "num_layers": 3,
+                "num_heads": 4,
+                "vocab_size": 1000,
+            },
+        ),
+        _tokens,
+    ),
+    "vit": Written("transformers", _Settings("ViTConfig", "ViTModel", _VISION), _pixels),
+    "deit": Written("transformers", _Settings("DeiTConfig", "DeiTModel", _VISION), _pixels),
+    "yolos": Written(
+        "transformers",
+        _Settings(
+            "YolosConfig",
+            "YolosForObjectDetection",
+            {**_VISION, "image_size": [64, 64], "num_detection_tokens": 10},
+        ),
+        _pixels,
+    ),
+    "whisper_encoder": Written(
+        "transformers",
+        _Settings(
+            "WhisperConfig",
+            "WhisperModel",
+            {
+                "d_model": 128,
+                "encoder_layers": 3,
+                "encoder_attention_heads": 4,
+                "decoder_layers": 1,
+                "decoder_attention_heads": 4,
+                "encoder_ffn_dim": 512,
+                "num_mel_bins": 40,
+                "max_source_positions": 100,
+                "vocab_size": 1000,
+                "pad_token_id": 0,
+                "bos_token_id": 1,
+                "eos_token_id": 2,
+                "decoder_start_token_id": 1,
+            },
+        ),
+        _mel,
+    ),
+}
+"""Three layers of 128 features, 4 heads; 32 tokens, 64 pixels or 200 frames."""
+
+
+class _Up(nn.Module):
+    """Twice the size, joined with what was seen at that size on the way down."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(2 * channels, channels, 2, 2)
+        self.conv = _double(2 * channels, channels)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        x = self.up(x)
+        high, wide = skip.shape[2] - x.shape[2], skip.shape[3] - x.shape[3]
+        x = F.pad(x, [wide // 2, wide - wide // 2, high // 2, high - high // 2])
+        result: Tensor = self.conv(torch.cat([skip, x], dim=1))
+        return result
+
+
+def _double(inputs: int, outputs: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for width in (inputs, outputs):
+        conv = nn.Conv2d(width, outputs, 3, padding=1, bias=False)
+        layers += [conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
+class UNet(nn.Module):
+    """Images (N, 3, H, W) to 2 classes a pixel, four sizes, 16 to 128 channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = _double(3, 16)
+        self.down = nn.ModuleList(_double(16 * 2**k, 32 * 2**k) for k in range(3))
+        self.up = nn.ModuleList(_Up(16 * 2**k) for k in reversed(range(3)))
+        self.last = nn.Conv2d(16, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = [self.first(x)]
+        for stage in self.down:
+            seen.append(stage(F.max_pool2d(seen[-1], 2)))
+        x = seen.pop()
+        for stage in self.up:
+            x = stage(x, seen.pop())
+        result: Tensor = self.last(x)
+        return result
+
+
+OTHERS: dict[str, Written] = {
+    "torch.nn.Transformer": Written(
+        "torch",
+        lambda: nn.Transformer(128, 4, 3, 3, 512, batch_first=True),
+        lambda size: (torch.randn(size, 24, 128), torch.randn(size, 16, 128)),
+    ),
+    "torch.nn.TransformerEncoder": Written(
+        "torch",
+        lambda: nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(128, 4, 512, batch_first=True), num_layers=3
+        ),
+        lambda size: torch.randn(size, 32, 128),
+    ),
+    "unet": Written("torch", UNet, _images(64)),
+}
+
+WRITTEN: dict[str, Written] = {**TIMM, **TRANSFORMERS, **OTHERS}
