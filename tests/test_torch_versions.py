@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import subprocess
 from types import SimpleNamespace
 
 import pytest
@@ -84,6 +85,15 @@ def test_environments_have_the_pins_without_what_depends_on_torch(on_torch):
     assert not {"torch", "torchvision"} & names
     assert Requirement(on_torch["requirement"]("2.10")).specifier.contains("2.10.1")
     assert not Requirement(on_torch["requirement"]("2.10.0")).specifier.contains("2.10.1")
+
+
+def test_an_environment_that_could_not_be_made_is_not_taken_for_one(on_torch, tmp_path):
+    broken = tmp_path / "broken"
+    broken.write_text('#!/bin/sh\nmkdir -p "$3/bin"\ntouch "$3/bin/python"\nexit 1\n')
+    broken.chmod(0o755)
+    for _ in range(2):
+        with pytest.raises(subprocess.CalledProcessError):
+            on_torch["environment"]("2.10", str(broken), tmp_path / "2.10")
 
 
 def test_a_command_runs_in_the_environment_that_is_there(on_torch, tmp_path, capfd):

@@ -56,8 +56,18 @@ def environment(version: str, python: str, folder: Path) -> Path:
     there = folder.absolute() / "bin" / "python"
     if there.exists():
         return there
+    try:
+        make(version, python, folder)
+    except BaseException:
+        there.unlink(missing_ok=True)  # what is half made is completed next time
+        raise
+    return there
+
+
+def make(version: str, python: str, folder: Path) -> None:
+    """Make an environment with that torch, the pinned versions of all else, and this clone."""
     subprocess.run([python, "-m", "venv", folder], check=True)
-    pip = [there, "-m", "pip", "install", "--quiet"]
+    pip = [folder.absolute() / "bin" / "python", "-m", "pip", "install", "--quiet"]
     pinned = folder / "pinned.txt"
     pinned.write_text("\n".join(pins()) + "\n", encoding="utf-8")
     subprocess.run([*pip, requirement(version), "-r", pinned], check=True)
@@ -65,7 +75,6 @@ def environment(version: str, python: str, folder: Path) -> Path:
     corpus = [*pip, requirement(version), "-e", f"{ROOT}[corpus]"]
     if subprocess.run(corpus, check=False).returncode != 0:
         print(f"no torchvision for torch {version}: tests that need it are skipped")
-    return there
 
 
 def requirement(version: str) -> str:

@@ -28,7 +28,7 @@ _FORGOTTEN = ("avx512", "avx10", "avx_vnni", "amx")
 
 def environment() -> dict[str, str]:
     """The environment of a Python that is to believe that it runs on such a CPU."""
-    library = Path(torch.__file__).parent / "lib" / "libc10.so"
+    library = Path(torch.__file__).parent / "lib" / "libtorch.so"  # or what it loads: libc10.so
     offsets = ",".join(map(str, _forgotten_offsets(library)))
     path = os.pathsep.join(filter(None, [str(_STARTUP), os.environ.get("PYTHONPATH")]))
     told = {"QRECIPE_CPUINFO_CLEARED": f"{library}:{offsets}", "PYTHONPATH": path}
