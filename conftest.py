@@ -57,5 +57,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is there by now stays until the end: no garbage collection has to look at it again."""
+    """What is there by now stays until the end: no garbage collection has to look at it again.
+
+    Full collections took a fifteenth of the time of the tests: modules that tests import grow the
+    heap, and traced graphs fill it. What dies young is collected as often as ever.
+    """
     gc.freeze()
+    young, middle, _ = gc.get_threshold()
+    gc.set_threshold(young, middle, 100)

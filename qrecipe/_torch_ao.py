@@ -30,11 +30,13 @@ from torch.ao.quantization.observer import (
     PlaceholderObserver,
 )
 from torch.ao.quantization.qconfig import QConfig
+from torch.ao.quantization.stubs import DeQuantStub, QuantStub
 
 from qrecipe._torch_versions import warn_if_untested
 from qrecipe.process.warnings import Notice, held_back
 
 __all__ = [
+    "DeQuantStub",
     "FakeQuantize",
     "FakeQuantizeBase",
     "FixedQParamsFakeQuantize",
@@ -48,6 +50,7 @@ __all__ = [
     "PerChannelMinMaxObserver",
     "PlaceholderObserver",
     "QConfig",
+    "QuantStub",
     "_LearnableFakeQuantize",
     "is_observer",
     "named_class",

@@ -313,9 +313,11 @@ def compile_decided(
         check_engine(recipe.backend)  # before calibration or training
     unjudged = unjudged_sites(decided, target_cpu)
     architecture = Architecture(
-        parts=tuple(part.traced for part in inventory.parts), modules=module_settings(model)
+        parts=tuple(part.traced for part in inventory.parts),
+        modules=module_settings(model),
+        opened=inventory.opened,
     )
-    task = Task(model, recipe, inventory, decided, inputs, unjudged)
+    task = Task(inventory.model, recipe, inventory, decided, inputs, unjudged)
     made = executor_of(decided.executor).compile(task)
     return CompiledRecipe(
         decided,
@@ -325,7 +327,7 @@ def compile_decided(
         made.backend_config,
         made.prepare_custom_config,
         made.convert_custom_config,
-        model if made.graph_module is None else made.graph_module,
+        inventory.model if made.graph_module is None else made.graph_module,
         made.parts,
         architecture,
         inputs,

@@ -1,4 +1,4 @@
-"""One seed for every test; what needs VNNI is skipped where the CPU has none."""
+"""One seed for every test, VNNI where it is needed, and pages without drawings where asked for."""
 
 from __future__ import annotations
 
@@ -19,3 +19,9 @@ def _seeded():
 
     # manual_seed queues each call, with its stack, for devices that are not there
     torch.default_generator.manual_seed(0)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """For tests of the words on pages: drawing takes longer than all else."""
+    monkeypatch.setattr("qrecipe.measure.pages.charts._svg", lambda figure: b"<svg/>")

@@ -1,6 +1,6 @@
 """Kills, full disks, too little memory and long runs: what does harm ends it with status 1.
 
-python tools/faults.py [--share 0.1] [--seed 7] [--only kills]
+python tools/faults.py [--share 0.1] [--seed 7] [--only kills disks]
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ FAILING_CALLS = 100
 LITTLE_MEMORY = 100
 BATCHES = 1000
 REPEATS = 200
+SUBJECTS = ["kills", "disks", "memory", "runs"]
 
 
 def subjects(share: float, random: Random) -> dict[str, Callable[[faults.Tally], None]]:
@@ -57,14 +58,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--share", type=float, default=1.0, help="of the full number of faults")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 2**32)
-    parser.add_argument("--only", choices=["kills", "disks", "memory", "runs"])
+    parser.add_argument("--only", nargs="+", choices=SUBJECTS, default=SUBJECTS)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)  # a fork has no other threads
     print(f"seed {arguments.seed}; Python {sys.version.split()[0]}, torch {torch.__version__}")
     tally = faults.Tally()
     for name, attempt in subjects(arguments.share, Random(arguments.seed)).items():
-        if arguments.only in (None, name):
+        if name in arguments.only:
             attempt(tally)
     for what, number in tally.tried.items():
         ends = {end: n for end, n in tally.ends.items() if end.startswith(f"{what}: ")}

@@ -23,6 +23,7 @@ from qrecipe.execution.packing import Unpacked
 from qrecipe.model.architecture import check_same, module_settings
 from qrecipe.model.checks import attribute_findings
 from qrecipe.model.graph_sites import structure_of
+from qrecipe.model.opened.opening import opened_at
 from qrecipe.model.roots import root_findings
 from qrecipe.planning.plan import Plan
 from qrecipe.process.warnings import held_back
@@ -47,6 +48,7 @@ def rebuilt(model: nn.Module, stored: StoredModel) -> nn.Module:
     if unfit:
         raise error_from(unfit)
     check_same("module", architecture.modules, module_settings(model))
+    model = opened_at(model, architecture.opened)
     plan = _without_plugins(stored.plan, model)
     with _valueless(), held_back([("", Warning)]):  # about observers that saw nothing
         whole = executor_of(plan.executor).rebuilt(model, plan, architecture, table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from json import loads
 from typing import Annotated, Literal
 
@@ -19,7 +20,7 @@ from qrecipe.cli.options import (
     TargetCpuOption,
     ThreadsOption,
 )
-from qrecipe.cli.output import FOUND_SOMETHING, out, out_json, reported
+from qrecipe.cli.output import FOUND_SOMETHING, out, out_and_save, out_json, reported
 from qrecipe.cli.user_code import user_code, user_output
 
 
@@ -134,15 +135,8 @@ def sensitivity(
                     memory_limit=memory_limit,
                     target_cpu=job.target_cpu,
                 )
-            # show the result before anything is written, which could fail
-            if json:
-                out_json({**loads(ranking.to_json()), "overlay": overlay})
-            else:
-                out(str(ranking))
-            if overlay is not None:
-                ranking.save_overlay(overlay, keep_float, min_sqnr_db=min_sqnr_db)
-                if not json:
-                    out(f"\nwritten to {overlay}")
+            save = partial(ranking.save_overlay, keep_float=keep_float, min_sqnr_db=min_sqnr_db)
+            out_and_save(ranking, "overlay", overlay, save, as_json=json)
             if plot is not None:
                 ranking.plot(plot)
             if html is not None:

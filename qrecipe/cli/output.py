@@ -40,6 +40,23 @@ def out_json(value: Any) -> None:
     print(json.dumps(_finite(value), indent=2, allow_nan=False))
 
 
+def out_and_save(
+    result: Any, key: str, path: str | None, save: Callable[[str], object], *, as_json: bool
+) -> None:
+    """Show what a search found, then save the recipe that came of it if a path is given.
+
+    In this order because writing could fail; ``key`` has the path in the JSON.
+    """
+    if as_json:
+        out_json({**json.loads(result.to_json()), key: path})
+    else:
+        out(str(result))
+    if path is not None:
+        save(path)
+        if not as_json:
+            out(f"\nwritten to {path}")
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(inner) for key, inner in value.items()}

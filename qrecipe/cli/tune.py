@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from json import loads
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,7 +23,7 @@ from qrecipe.cli.options import (
     TargetCpuOption,
     ThreadsOption,
 )
-from qrecipe.cli.output import FOUND_SOMETHING, out, out_json, reported
+from qrecipe.cli.output import FOUND_SOMETHING, out, out_and_save, out_json, reported
 from qrecipe.cli.user_code import user_code, user_output
 from qrecipe.files import write_atomically
 
@@ -154,15 +153,7 @@ def tune(
                     resume=log,
                     target_cpu=job.target_cpu,
                 )
-            # a search takes long: show its result before anything that could fail
-            if json:
-                out_json({**loads(result.to_json()), "out": output})
-            else:
-                out(str(result))
-            if output is not None:
-                result.save(output)
-                if not json:
-                    out(f"\nwritten to {output}")
+            out_and_save(result, "out", output, result.save, as_json=json)
             if html is not None:
                 with user_output():
                     tuned = replace(job, recipe=result.recipe)

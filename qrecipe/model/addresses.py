@@ -1,4 +1,8 @@
-"""Addresses of operations, as rules name them and as stored on the nodes of graphs."""
+"""Addresses of operations, as rules name them and as stored on the nodes of graphs.
+
+An address is the name in rules and reports: a module's path, or ``path:family`` for a function
+called in a module's forward, with ``#k`` from the second call on.
+"""
 
 from __future__ import annotations
 
@@ -92,6 +96,12 @@ def is_plumbing(node: fx.Node) -> bool:
 
 
 def address(graph_module: fx.GraphModule, scopes: Scopes, prefix: str) -> None:
+    """Give nodes that a rule can name their ``meta["member"]``.
+
+    ``prefix`` is the path of the graph in the whole model, from which members are named. ``scopes``
+    maps a node's name to the innermost module whose forward made the call. Values must have been
+    recorded by `trace_proof.record_values`.
+    """
     calls: Counter[str] = Counter()
     for node in graph_module.graph.nodes:
         if node.op not in CALLS or not is_floating(node) or is_plumbing(node) or is_packing(node):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,11 +54,7 @@ def keep_float(x: Any) -> Any:
     return x
 
 
-Apart = Callable[[fx.Node], bool]
-"""Whether the call of a BatchNorm1d must not be folded into the operation before it."""
-
-
-def normalises_another_axis(node: fx.Node) -> bool:
+def _normalises_another_axis(node: fx.Node) -> bool:
     """Whether a BatchNorm1d normalises another dimension than that of its producer's features.
 
     With three dimensions it normalises the second one, but the features of a linear layer are in
@@ -74,7 +69,7 @@ def normalises_another_axis(node: fx.Node) -> bool:
     return rank is not None and rank != (2 if channels_last else 3)
 
 
-def keep_apart(graph_module: fx.GraphModule, apart: Apart) -> None:
+def keep_apart(graph_module: fx.GraphModule) -> None:
     """Insert `keep_float` around the modules that cannot be fused with their neighbours, in place.
 
     BatchNorms that may be fused are made affine.
@@ -84,7 +79,7 @@ def keep_apart(graph_module: fx.GraphModule, apart: Apart) -> None:
         if node.op != "call_module":
             continue
         module = graph_module.get_submodule(node.target)
-        is_apart = isinstance(module, nn.BatchNorm1d) and apart(node)
+        is_apart = isinstance(module, nn.BatchNorm1d) and _normalises_another_axis(node)
         if not is_apart and alteration(module) is None and not lacks_statistics(module):
             if any(source.op == "call_module" for source in node.all_input_nodes):
                 make_affine(module)
@@ -116,9 +111,13 @@ def make_affine(module: nn.Module) -> None:
     torch reads both when it folds a BatchNorm, trains it fused, or quantizes it alone. This also
     applies to a BatchNorm in a sequence, with its ReLU.
     """
+    neutral = {"weight": torch.ones_like, "bias": torch.zeros_like}
+    norm: Any
     for norm in module.modules():
         is_batch_norm = isinstance(norm, nn.modules.batchnorm._BatchNorm)
-        if is_batch_norm and norm.weight is None and isinstance(norm.running_mean, torch.Tensor):
-            norm.affine = True
-            norm.weight = nn.Parameter(torch.ones_like(norm.running_mean), requires_grad=False)
-            norm.bias = nn.Parameter(torch.zeros_like(norm.running_mean), requires_grad=False)
+        if not is_batch_norm or not isinstance(norm.running_mean, torch.Tensor):
+            continue
+        norm.affine = True
+        for name, like in neutral.items():
+            if getattr(norm, name) is None:
+                setattr(norm, name, nn.Parameter(like(norm.running_mean), requires_grad=False))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import fx, nn
@@ -35,7 +36,13 @@ def traced_part(
 ) -> TracedPart:
     """A traced graph with recorded values, as data."""
     nodes = tuple(
-        TracedNode(name=node.name, call=_call(node), value=_NAMES[node.meta["value"]])
+        TracedNode(
+            name=node.name,
+            call=_call(node),
+            value=_NAMES[node.meta["value"]],
+            rank=node.meta["value"].rank,
+            is_input=node.meta["value"].is_input,
+        )
         for node in graph_module.graph.nodes
     )
     return TracedPart(path=path, constants=dict(constants), nodes=nodes)
@@ -54,7 +61,10 @@ def note_values(part: TracedPart, graph_module: fx.GraphModule) -> None:
     found = {node.name: _call(node) for node in graph_module.graph.nodes}
     recorded = {node.name: node.call for node in part.nodes}
     check_same(f"forward of {part.path}" if part.path else "forward", recorded, found)
-    values = {node.name: _VALUES[node.value] for node in part.nodes}
+    values = {
+        node.name: replace(_VALUES[node.value], rank=node.rank, is_input=node.is_input)
+        for node in part.nodes
+    }
     for node in graph_module.graph.nodes:
         node.meta["value"] = values[node.name]
 

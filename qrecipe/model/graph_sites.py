@@ -24,22 +24,35 @@ from qrecipe._torch_fx import (
 )
 from qrecipe.errors.findings import Finding
 from qrecipe.errors.text import first_line
-from qrecipe.model.addresses import base_names, class_names, is_floating, is_plumbing, members_of
-from qrecipe.model.altered_modules import Apart, keep_apart, normalises_another_axis
+from qrecipe.model.addresses import (
+    address,
+    base_names,
+    class_names,
+    is_floating,
+    is_plumbing,
+    members_of,
+)
+from qrecipe.model.altered_modules import keep_apart
 from qrecipe.model.architecture import traced_part
 from qrecipe.model.call import Inputs, constants
 from qrecipe.model.graph_names import keep_state_names, outer
 from qrecipe.model.normalize import TAKES_WEIGHT, normalize
+from qrecipe.model.opened.whole import class_of_the_caller
 from qrecipe.model.outputs import is_packing
 from qrecipe.model.record import TracedPart
 from qrecipe.model.rewrite_proof import prove_fused
+from qrecipe.model.rewrites.batch_norms import batch_norms_as_modules, frozen_in_training
+from qrecipe.model.rewrites.channel_arithmetic import channel_arithmetic_as_batch_norms
+from qrecipe.model.rewrites.no_ops import drop_no_ops
+from qrecipe.model.rewrites.products import products_as_linear
+from qrecipe.model.rewrites.shape_readers import let_shapes_be_read_later
 from qrecipe.model.roots import inputs_of_roots, prove_whole
-from qrecipe.model.trace import Scopes, hook_findings, in_training, trace
+from qrecipe.model.trace import InTraining, Scopes, hook_findings, in_training, trace
 from qrecipe.model.trace_proof import Example, record_values
 from qrecipe.model.training_graph import make_dropouts_switchable, modules_as_trained
 from qrecipe.model.unfit import unfit
 from qrecipe.recipe.schema import FxTable, Phase
-from qrecipe.rules.structure import Kind, ModelStructure, Operation
+from qrecipe.rules.structure import Kind, Member, ModelStructure, Operation
 
 _COPIES = (nn.Dropout, F.dropout)
 """Modules that copy in eval mode; torch gives them a range that their kernels ignore."""
@@ -50,13 +63,14 @@ class Match:
     """An operation in a fused graph: its nodes in order, and what its backend's kernels take.
 
     ``module`` is what the first node calls, the first one of a fused module, and None for a
-    function.
+    function. ``whole`` says why it is a layer that holds layers and is not opened.
     """
 
     operation: Operation
     nodes: tuple[fx.Node, ...]
     module: nn.Module | None
     kernels: tuple[DTypeConfig, ...]
+    whole: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +91,20 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """The parts of a model and all their sites, in order of execution within a part.
+    """The parts of a ``model`` and all their sites, in order of execution within a part.
+
+    The model is the caller's with the layers at the paths ``opened`` opened.
 
     ``trained_otherwise`` are the paths of modules that compute something else in training mode,
     only determined for training. ``untraced`` says why there are no parts; ``doubts`` are warnings
     about the model itself.
     """
 
+    model: nn.Module
     parts: tuple[Part, ...]
     matches: Mapping[str, Match]
     structure: ModelStructure
+    opened: tuple[str, ...] = ()
     trained_otherwise: tuple[str, ...] = ()
     untraced: Finding | None = None
     unreached: tuple[str, ...] = ()
@@ -106,6 +124,7 @@ def take_inventory(
     inputs_of = inputs_of_roots(model, inputs, table.roots) if table.roots else {"": inputs}
     parts: list[Part] = []
     trained: list[str] = []
+    idle: list[Member] = []
     matches: dict[str, Match] = {}
     for path, part_inputs in inputs_of.items():
         module = model.get_submodule(path)
@@ -113,22 +132,24 @@ def take_inventory(
         graph_module, scopes = trace(model, path, fixed, table)
         example = record_values(graph_module, module, part_inputs)
         traced = traced_part(path, fixed, graph_module)
-        dropouts: frozenset[str] = frozenset()
-        if phase == "qat":
-            mode = in_training(model, path, part_inputs, table)
-            trained += [] if mode.other is None else [mode.other]
-            dropouts = mode.dropouts
-        graph_module = fused_graph(graph_module, scopes, path, backend_config, phase, dropouts)
+        training = in_training(model, path, fixed, table) if phase == "qat" else None
+        if training is not None and training.other is not None:
+            trained.append(training.other)
+        graph_module, dropped = fused_graph(graph_module, scopes, path, backend_config, training)
+        idle += dropped
+        if training is not None:
+            trained += frozen_in_training(graph_module, training.switched)
         prove_fused(graph_module, model, path, example)
         parts.append(Part(path, graph_module, part_inputs, traced, example))
         matches |= named_sites(graph_module, backend_config, phase)
     if table.roots:
         prove_whole(model, {part.path: part.graph_module for part in parts}, inputs)
     return Inventory(
+        model,
         tuple(parts),
         matches,
-        structure_of(model, matches, table.roots),
-        tuple(trained),
+        structure_of(model, matches, table.roots, idle),
+        trained_otherwise=tuple(trained),
         doubts=tuple(
             finding for path in inputs_of for finding in hook_findings(model, path, table)
         ),
@@ -140,27 +161,33 @@ def fused_graph(
     scopes: Scopes,
     path: str,
     backend_config: BackendConfig,
-    phase: Phase,
-    dropouts: frozenset[str] = frozenset(),
-    apart: Apart = normalises_another_axis,
-) -> fx.GraphModule:
-    """A traced graph with recorded values, normalised and fused.
+    training: InTraining | None,
+) -> tuple[fx.GraphModule, tuple[Member, ...]]:
+    """A traced graph with recorded values, normalised and fused, and the calls that do nothing.
 
-    ``dropouts`` are the names of its functions that drop in training mode.
+    ``training`` is how the graph differs in training mode, None if it won't be trained.
     """
-    normalize(graph_module, scopes, path)
-    keep_apart(graph_module, apart)
+    address(graph_module, scopes, path)
+    switched = None if training is None else training.switched
+    if switched is not None:
+        make_dropouts_switchable(graph_module, switched)
+    idle = drop_no_ops(graph_module, is_trained=training is not None)
+    batch_norms_as_modules(graph_module, switched)
+    normalize(graph_module)
+    products_as_linear(graph_module)
+    if training is None:
+        channel_arithmetic_as_batch_norms(graph_module)
+    let_shapes_be_read_later(graph_module)
+    keep_apart(graph_module)
     _note_fused_members(graph_module, backend_config)
-    if phase == "qat":
-        make_dropouts_switchable(graph_module, dropouts)
-        graph_module.train()
+    graph_module.train(training is not None)
     try:
-        fused = fuse(graph_module, phase == "qat", None, backend_config)
+        fused = fuse(graph_module, training is not None, None, backend_config)
     except Exception as error:
         message = f"torch cannot fuse the model: {first_line(error)}"
         raise unfit(message, "please report the model") from error
     keep_state_names(fused)
-    return fused
+    return fused, idle
 
 
 def named_sites(
@@ -179,9 +206,12 @@ def named_sites(
 
 
 def structure_of(
-    model: nn.Module, matches: Mapping[str, Match], roots: Sequence[str] = ()
+    model: nn.Module,
+    matches: Mapping[str, Match],
+    roots: Sequence[str] = (),
+    idle: Sequence[Member] = (),
 ) -> ModelStructure:
-    """The operations of all sites, and the names of all modules.
+    """The operations of all sites, the names of all modules, and the ``idle`` calls.
 
     A module in several roots has a canonical path in each, as each has its own sites.
     """
@@ -193,21 +223,25 @@ def structure_of(
         canonical.setdefault((module, root), path)
         if root:
             in_a_root.setdefault(module, path)
-    modules: dict[str, type[nn.Module]] = {}
+    modules: dict[str, nn.Module] = {}
     aliases: dict[str, str] = {}
     for path, module in named.items():
         root = _root_of(path, roots)
         first = canonical[module, root] if root else in_a_root.get(module, canonical[module, root])
         if first == path:
-            modules[path] = type(module)
+            modules[path] = module
         else:
             aliases[path] = first
     return ModelStructure(
         tuple(match.operation for match in matches.values()),
-        {path: class_names(kind) for path, kind in modules.items()},
-        {path: base_names(kind) for path, kind in modules.items()},
+        {
+            path: class_names(class_of_the_caller(module)) | class_names(type(module))
+            for path, module in modules.items()
+        },
+        {path: base_names(class_of_the_caller(module)) for path, module in modules.items()},
         aliases,
         tuple(roots),
+        tuple(idle),
     )
 
 
@@ -231,7 +265,7 @@ def _note_fused_members(graph_module: fx.GraphModule, backend_config: BackendCon
             if node is last:  # the others only know their part of the pattern
                 roots[last] = get_root.get(pattern, _innermost)(node_pattern)
     for last, nodes in groups.items():
-        roots[last].meta["members"] = tuple(node.meta["member"] for node in nodes)
+        roots[last].meta["members"] = tuple(each for node in nodes for each in members_of(node))
         roots[last].meta["value"] = last.meta["value"]
 
 

@@ -44,7 +44,7 @@ def take_inventory(
         matches[path] = Match(operation, (), module, kernels)
     structure = structure_of(model, matches)
     unreached = _unreached(model, called, stops)
-    return Inventory((), matches, structure, untraced=why, unreached=unreached)
+    return Inventory(model, (), matches, structure, untraced=why, unreached=unreached)
 
 
 def _called(model: nn.Module, inputs: Inputs) -> list[str]:

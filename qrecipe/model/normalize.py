@@ -1,8 +1,4 @@
-"""Graph rewrites that preserve what the model computes and give every call an address.
-
-An address is the name in rules and reports: a module's path, or ``path:family`` for a function
-called in a module's forward, with ``#k`` from the second call on.
-"""
+"""Graph rewrites that spell every call as backends have a pattern for."""
 
 from __future__ import annotations
 
@@ -15,10 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from qrecipe.model.addresses import address
 from qrecipe.model.copies import structural_copy
 from qrecipe.model.outputs import is_packing, name_constants
-from qrecipe.model.trace import Scopes
 from qrecipe.rules.structure import joined
 
 _TWIN_OF_METHOD: dict[str, Any] = {
@@ -77,14 +71,12 @@ TAKES_WEIGHT = MULTIPLIES_WEIGHT | {
 """Functions with weight and bias as arguments."""
 
 
-def normalize(graph_module: fx.GraphModule, scopes: Scopes, prefix: str) -> None:
-    """Rewrite the graph in place; nodes that a rule can name get ``meta["member"]``.
+def normalize(graph_module: fx.GraphModule) -> None:
+    """Rewrite the graph in place; what it computes stays the same.
 
-    ``prefix`` is the path of the graph in the whole model, from which members are named. ``scopes``
-    maps a node's name to the innermost module whose forward made the call. Values must have been
-    recorded by `trace_proof.record_values`.
+    Calls must have their addresses, and values must have been recorded by
+    `trace_proof.record_values`.
     """
-    address(graph_module, scopes, prefix)
     _separate_shared_modules(graph_module)
     _separate_tied_weights(graph_module)
     _separate_readers_of_weights(graph_module.graph)

@@ -15,11 +15,17 @@ class Stored(BaseModel):
 
 
 class TracedNode(Stored):
-    """A node of a traced graph; ``call`` is its kind, target and arguments."""
+    """A node of a traced graph.
+
+    ``call`` is its kind, target and arguments; ``rank`` is the number of dimensions of a tensor,
+    and ``is_input`` tells that it is the node's first input itself.
+    """
 
     name: str
     call: str
     value: Value
+    rank: int | None
+    is_input: bool
 
 
 class TracedPart(Stored):
@@ -37,9 +43,11 @@ class Architecture(Stored):
     """What a float model must match, except for its weights.
 
     ``modules`` maps the paths of torch's own modules to their class and settings; ``graphs`` are
-    digests of the converted graphs by the paths of the parts.
+    digests of the converted graphs by the paths of the parts; ``opened`` are the paths of the
+    layers that were opened before anything else.
     """
 
     parts: tuple[TracedPart, ...]
     modules: dict[str, str]
     graphs: dict[str, str] = {}
+    opened: tuple[str, ...] = ()

@@ -22,11 +22,12 @@ from qrecipe._torch_fx import QuantizationTracer, swap_float_functional
 from qrecipe.errors.findings import Finding, TraceError, error_from
 from qrecipe.errors.spelling import did_you_mean
 from qrecipe.errors.text import first_line, quoted_whole
-from qrecipe.model.call import Inputs, constants
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.graph_names import rename_taken
 from qrecipe.model.nested import Packing, leaves, parts_of
+from qrecipe.model.opened.whole import Whole
 from qrecipe.model.out_of_place import drop_dead_code
+from qrecipe.model.switches import BATCH_NORMS, DROPOUTS, arguments, flag, told
 from qrecipe.model.unfit import hidden_modules
 from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.process.state import random_numbers_kept, traced_alone
@@ -60,11 +61,7 @@ def trace(
     Raises ``TraceError`` with the submodule and the line that cannot be traced.
     """
     tracer = _tracer(model, path, table)
-    root = runnable_copy(model.get_submodule(path))
-    for module in root.modules():
-        # leftovers of an earlier prepare would look like our decisions
-        module.__dict__.pop("qconfig", None)
-    swap_float_functional(root)
+    root = _traceable_copy(model, path)
     try:
         graph = tracer.trace(root, dict(fixed))
         _name_placeholders(graph, root)
@@ -104,55 +101,72 @@ def hook_findings(model: nn.Module, path: str, table: FxTable) -> Iterator[Findi
 class InTraining:
     """How a forward differs in training mode from eval mode.
 
-    ``other`` is the path of a module that takes a different branch, or None; ``dropouts`` are the
-    names of the nodes that drop.
+    ``other`` is the path of a module that takes a different branch, or None; ``switched`` maps the
+    names of the dropouts and BatchNorms that are functions, and whose flag is set in training
+    mode, to the momentum that they get in it.
     """
 
     other: str | None
-    dropouts: frozenset[str]
+    switched: Mapping[str, Any]
 
 
-def in_training(model: nn.Module, path: str, inputs: Inputs, table: FxTable) -> InTraining:
-    """Compare the traces of a submodule in both modes."""
+def in_training(
+    model: nn.Module, path: str, fixed: Mapping[str, Any], table: FxTable
+) -> InTraining:
+    """Compare the traces of a submodule in both modes; the arguments are those of `trace`."""
     calls: list[list[tuple[Any, ...]]] = []
-    dropouts: frozenset[str] = frozenset()
+    flagged: list[dict[str, Any]] = []
     for training in (False, True):
-        root = runnable_copy(model.get_submodule(path)).train(training)
+        root = _traceable_copy(model, path).train(training)
         tracer = _tracer(model, path, table)
         try:
-            graph = tracer.trace(root, constants(root, inputs))
+            graph = tracer.trace(root, dict(fixed))
         except Exception as error:
             raise_lack_of_memory(error)
-            return InTraining(joined(path, tracer.path), dropouts)
+            return InTraining(joined(path, tracer.path), {})
         scopes = tracer.node_name_to_scope
         calls.append(
             [
-                (joined(path, scopes[node.name][0]), node.op, *_told(node))
+                (joined(path, scopes[node.name][0]), node.op, *told(node))
                 for node in graph.nodes
                 if node.name in scopes and node.op.startswith("call")
             ]
-            + [(path, "output", *_told(graph.output_node()))]
+            + [(path, "output", *told(graph.output_node()))]
         )
-        dropouts = frozenset(node.name for node in graph.nodes if _drops(node))
+        flagged.append(
+            {
+                node.name: arguments(node).get("momentum")
+                for node in graph.nodes
+                if (node.target in DROPOUTS or node.target in BATCH_NORMS) and flag(node) is True
+            }
+        )
+    always, switched = flagged
+    switched = {name: value for name, value in switched.items() if name not in always}
     for one, other in zip_longest(*calls, fillvalue=(path,)):
         if one[1:] != other[1:]:
-            return InTraining(str(max(one[0], other[0], key=len)), dropouts)
-    return InTraining(None, dropouts)
+            return InTraining(str(max(one[0], other[0], key=len)), switched)
+    return InTraining(None, switched)
 
 
-def _drops(node: fx.Node) -> bool:
-    if node.op != "call_function" or "dropout" not in getattr(node.target, "__name__", ""):
-        return False
-    if len(node.args) > 2:
-        return node.args[2] is True
-    return node.kwargs.get("training", node.kwargs.get("train", True)) is True
+def _traceable_copy(model: nn.Module, path: str) -> nn.Module:
+    """A copy of a submodule without what only hinders tracing it."""
+    root = runnable_copy(model.get_submodule(path))
+    for module in root.modules():
+        # leftovers of an earlier prepare would look like our decisions
+        module.__dict__.pop("qconfig", None)
+        if isinstance(module, nn.modules.batchnorm._NormBase) and _is_subclass(module):
+            # their inherited forward branches on the rank
+            vars(module)["_check_input_dim"] = _accept
+    swap_float_functional(root)
+    return root
 
 
-def _told(node: fx.Node) -> tuple[Any, ...]:
-    """The target and arguments of a node, except the flag of dropout."""
-    if "dropout" in getattr(node.target, "__name__", ""):
-        return (node.target, str(node.args[:1]))
-    return (node.target, str(node.args), str(node.kwargs))
+def _is_subclass(module: nn.Module) -> bool:
+    return not type(module).__module__.startswith("torch.nn.")
+
+
+def _accept(input: Any) -> None:
+    """Checks nothing."""
 
 
 def _name_placeholders(graph: fx.Graph, root: nn.Module) -> None:
@@ -234,6 +248,9 @@ class _Tracer(QuantizationTracer):
         # what forward draws or writes during tracing must not affect the caller
         with traced_alone(), random_numbers_kept():
             return super().trace(root, concrete_args)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, Whole) or super().is_leaf_module(m, module_qualified_name)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if torch.is_autocast_enabled("cpu"):

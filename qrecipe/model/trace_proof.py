@@ -36,12 +36,13 @@ class Value:
     """What a node computes: ``is_float`` for floating-point tensors, also in a tuple.
 
     ``is_tensor`` is False for tuples, sizes and numbers. ``rank`` is the number of dimensions of a
-    tensor, None if the model has not been run.
+    tensor; ``is_input`` tells that it is the node's first input itself, unchanged.
     """
 
     is_float: bool
     is_tensor: bool
     rank: int | None = field(default=None, compare=False)
+    is_input: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,14 +130,22 @@ def _different(message: str, model: nn.Module) -> PlanError:
 
 class _Recorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
+        source = self.env[n.all_input_nodes[0]] if n.all_input_nodes else None
+        version = _version(source)
         result = super().run_node(n)
-        n.meta["value"] = _describe(result)
+        is_input = result is source and _version(source) == version
+        n.meta["value"] = _describe(result, is_input)
         return result
 
 
-def _describe(value: Any) -> Value:
+def _version(value: Any) -> int | None:
+    is_counted = isinstance(value, Tensor) and not value.is_inference()
+    return value._version if is_counted else None
+
+
+def _describe(value: Any, is_input: bool) -> Value:
     if isinstance(value, Tensor):
-        return Value(value.is_floating_point(), True, value.dim())
+        return Value(value.is_floating_point(), True, value.dim(), is_input)
     return Value(any(x.is_floating_point() for x in tensors_in(value)), False)
 
 

@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
 from qrecipe._torch_fx import BackendConfig, backend_config_utils
 from qrecipe.model.normalize import free_name
-
-_DROPOUTS: Mapping[Any, type[nn.Module]] = {
-    F.dropout: nn.Dropout,
-    F.dropout1d: nn.Dropout1d,
-    F.dropout2d: nn.Dropout2d,
-    F.dropout3d: nn.Dropout3d,
-    F.alpha_dropout: nn.AlphaDropout,
-    F.feature_alpha_dropout: nn.FeatureAlphaDropout,
-    torch.dropout: nn.Dropout,
-    torch.alpha_dropout: nn.AlphaDropout,
-    torch.feature_dropout: nn.Dropout2d,
-}
+from qrecipe.model.switches import DROPOUTS, arguments
 
 
 def make_dropouts_switchable(graph_module: fx.GraphModule, switched: Collection[str]) -> None:
@@ -32,14 +18,13 @@ def make_dropouts_switchable(graph_module: fx.GraphModule, switched: Collection[
     ``training=self.training`` as False.
     """
     for node in graph_module.graph.nodes:
-        kind = _DROPOUTS.get(node.target) if node.op == "call_function" else None
-        if kind is None or node.name not in switched:
+        if node.target not in DROPOUTS or node.name not in switched:
             continue
-        probability = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
+        given = arguments(node)
         path = free_name(graph_module, node.name)
-        graph_module.add_submodule(path, kind(probability))
+        graph_module.add_submodule(path, DROPOUTS[node.target](given["p"]))
         node.op, node.target = "call_module", path
-        node.args, node.kwargs = node.args[:1], {}
+        node.args, node.kwargs = (given["input"],), {}
     graph_module.recompile()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -62,15 +62,16 @@ def work_of(model: nn.Module, inputs: Inputs) -> Work:
 
     Raises ``PlanError`` like `dry_run.try_inputs`.
     """
-    given = inputs.cloned()
-    counter = _Counter(given)
-    probe = runnable_copy(model)
-    for path, module in probe.named_modules():
-        if path:
-            module.register_forward_pre_hook(partial(counter.enter, path))
-            module.register_forward_hook(counter.leave)
-    with _without_fast_path(), random_numbers_kept(), counter:
+
+    def run(counter: _Counter, given: Inputs) -> None:
+        probe = runnable_copy(model)
+        for path, module in probe.named_modules():
+            if path:
+                module.register_forward_pre_hook(partial(counter.enter, path))
+                module.register_forward_hook(counter.leave)
         try_inputs(probe, given, model)
+
+    counter = _counted(run, inputs)
     return Work(
         counter.convolutions,
         counter.counts.total() - counter.convolutions,
@@ -102,14 +103,35 @@ def nearest(path: str, names: Container[str]) -> str | None:
 
 
 def _work_of_part(part: Part, module: nn.Module) -> Counter[str]:
-    given = part.inputs.cloned()
-    counter = _Counter(given)
-    graph_module = runnable_copy(part.graph_module)
-    args = bind(graph_module, module, given)
-    with _without_fast_path(), random_numbers_kept(), torch.no_grad(), counter:
-        _BySite(graph_module, counter).run(*args)
+    def run(counter: _Counter, given: Inputs) -> None:
+        graph_module = runnable_copy(part.graph_module)
+        with torch.no_grad():
+            _BySite(graph_module, counter).run(*bind(graph_module, module, given))
+
+    counter = _counted(run, part.inputs)
     del counter.counts[""]
     return counter.counts
+
+
+def _counted(run: Callable[[_Counter, Inputs], None], inputs: Inputs) -> _Counter:
+    """What is multiplied in a run.
+
+    Nested tensors need torch's fast path, in which nothing is counted.
+    """
+
+    def counting() -> _Counter:
+        given = inputs.cloned()
+        counter = _Counter(given)
+        with counter:
+            run(counter, given)
+        return counter
+
+    with random_numbers_kept():
+        try:
+            with _without_fast_path():
+                return counting()
+        except Exception:
+            return counting()
 
 
 class _BySite(fx.Interpreter):

@@ -119,7 +119,7 @@ def _is_norm(member: Member) -> bool:
 
 def branch_findings(inventory: Inventory) -> Iterator[Finding]:
     """Forwards that behave differently in training mode, which the graph ignores (QR205)."""
-    for path in inventory.trained_otherwise:
+    for path in dict.fromkeys(inventory.trained_otherwise):
         where = f"the forward of {path}" if path else "the model's own forward"
         yield Finding(
             "QR205",

@@ -107,22 +107,23 @@ def _missed(plan: Plan, inventory: Inventory, asking: list[RuleVerdict]) -> Iter
             continue
         if not site.rule.is_float:
             yield _Missed(site.name, site.op, site.reason or "float")
-        elif site.rule.tier == "global" and match.module is not None:
-            why = _out_of_reach(site, match.module, plan.structure, wanted)
+        elif site.rule.tier == "global":
+            why = _out_of_reach(site, match, plan.structure, wanted)
             if why is not None:
                 yield _Missed(site.name, site.op, why)
 
 
 def _out_of_reach(
-    site: Site, module: nn.Module, structure: ModelStructure, wanted: set[str]
+    site: Site, match: Match, structure: ModelStructure, wanted: set[str]
 ) -> str | None:
     """Why type rules do not reach a module although they name its base class or its contents."""
     path = site.name.partition("#")[0]
     if wanted & structure.bases.get(path, frozenset()):
-        return alteration(module) or "rules by type match exactly, and it is a subclass"
+        altered = None if match.module is None else alteration(match.module)
+        return altered or "rules by type match exactly, and it is a subclass"
     inside = (p for p in structure.modules if path in enclosing(p)[1:])
     if any(wanted & (structure.modules[p] | structure.bases[p]) for p in inside):
-        return OF_TORCH
+        return match.whole or OF_TORCH
     return None
 
 
@@ -141,5 +142,5 @@ def _work_of(
     )
     traced = replace(inventory, parts=parts)
     is_traced = inventory.untraced is None
-    places = {} if is_traced else work_of(model, inputs.first_samples(samples)).places
-    return work_of_sites(model, traced, places)
+    places = {} if is_traced else work_of(inventory.model, inputs.first_samples(samples)).places
+    return work_of_sites(inventory.model, traced, places)

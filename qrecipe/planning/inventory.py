@@ -13,8 +13,10 @@ from qrecipe.model.checks import check_model
 from qrecipe.model.dry_run import CANNOT_TAKE
 from qrecipe.model.graph_sites import Inventory, take_inventory
 from qrecipe.model.module_sites import take_inventory as eager_inventory
+from qrecipe.model.opened.opening import Opening, opened_at, opening_of
 from qrecipe.model.proposals import with_advice
 from qrecipe.model.remedies import remedy
+from qrecipe.model.trace import UntraceableError
 from qrecipe.observers.loading import load_plugins
 from qrecipe.planning.backend import mode_of, own_backend_config
 from qrecipe.recipe.recipe import Recipe
@@ -27,18 +29,11 @@ def inventory_of(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Inventory:
     Raises ``PlanError``, with the location in the recipe if that is at fault.
     """
     load_plugins(recipe)
-    config = own_backend_config(recipe.backend, recipe.phase)
     try:
         check_model(model, recipe)
         if is_empty(inputs.batch):
             raise PlanError(Finding("QR307", f"{CANNOT_TAKE}{EMPTY}", hint="pass a few samples"))
-        try:
-            inventory = take_inventory(model, inputs, recipe.fx, config, recipe.phase)
-        except TraceError as error:
-            untraced = _untraced_inventory(model, recipe, inputs, error)
-            if untraced is None:
-                raise with_advice(error, model, inputs, recipe.fx) from error
-            inventory = untraced
+        inventory = _inventory_of(model, opening_of(model, inputs, recipe.fx), recipe, inputs)
     except PlanError as error:
         raise error_from(
             _completed(finding, model, recipe, inputs) for finding in error.findings
@@ -46,6 +41,28 @@ def inventory_of(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Inventory:
     for finding in inventory.doubts:
         warn(finding, recipe.lint.ignore)
     return inventory
+
+
+def _inventory_of(model: nn.Module, opening: Opening, recipe: Recipe, inputs: Inputs) -> Inventory:
+    """The inventory of the opened model; layers that cannot be traced once opened stay whole."""
+    config = own_backend_config(recipe.backend, recipe.phase)
+    opened = opened_at(model, opening.paths)
+    try:
+        inventory = take_inventory(opened, inputs, recipe.fx, config, recipe.phase)
+    except TraceError as error:
+        at = error.at if isinstance(error, UntraceableError) else None
+        less = None if at is None else opening.without(at, error.findings[0].message)
+        if less is not None:
+            return _inventory_of(model, less, recipe, inputs)
+        untraced = _untraced_inventory(opened, recipe, inputs, error)
+        if untraced is None:
+            raise with_advice(error, opened, inputs, recipe.fx) from error
+        inventory = untraced
+    matches = {
+        name: replace(match, whole=opening.whole.get(name.partition("#")[0]))
+        for name, match in inventory.matches.items()
+    }
+    return replace(inventory, matches=matches, opened=opening.paths)
 
 
 def _completed(finding: Finding, model: nn.Module, recipe: Recipe, inputs: Inputs) -> Finding:

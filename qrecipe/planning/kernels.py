@@ -17,6 +17,7 @@ from qrecipe.model.addresses import is_floating
 from qrecipe.model.altered_modules import alteration, lacks_statistics
 from qrecipe.model.graph_sites import Match
 from qrecipe.model.normalize import MULTIPLIES_WEIGHT, stored
+from qrecipe.model.rewrites.batch_norms import why_function
 from qrecipe.model.trace_proof import Value
 from qrecipe.recipe.schema import Backend, Phase, TensorSpec
 
@@ -40,6 +41,8 @@ _SAMPLE_STATISTICS = (
 
 def refusal(match: Match, backend: Backend) -> str | None:
     """Why a quantized kernel must not or cannot run this operation; None if nothing is known."""
+    if match.whole is not None:
+        return match.whole
     for module in _modules(match):
         altered = alteration(module)
         if altered is not None:
@@ -278,6 +281,7 @@ _Limit = str | Callable[[Any], str | None]
 """Why an operation is refused: always, or depending on the module or node."""
 
 _LIMITS: Mapping[Any, _Limit] = {
+    F.multi_head_attention_forward: "only nn.MultiheadAttention is opened, not its function",
     F.group_norm: "torch has a pattern for group_norm, but no lowering",
     **dict.fromkeys(("tanh_", "sigmoid_"), "no quantized kernel works in place here"),
     nn.PReLU: "quantized::prelu multiplies positive values by the slope",
@@ -294,6 +298,7 @@ _LIMITS: Mapping[Any, _Limit] = {
     torch.matmul: _binary,
     **dict.fromkeys((torch.cat, torch.stack), _joined),
     torch.mean: _mean,
+    F.batch_norm: why_function,
     F.instance_norm: _given_statistics,
     F.interpolate: _interpolation,
     fx.Node: _observed_argument,

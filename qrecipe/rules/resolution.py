@@ -176,11 +176,18 @@ def _coverage_findings(
             )
     if unmatched:
         uncalled = index.modules(unmatched)
+        idle = {
+            at: [member.name for member in structure.idle if at in index.distances(member)]
+            for at in unmatched
+        }
         known = _known_names(structure)
         # suggestions are for those that a report shows
         with few_suggestions():
             for at in sorted(unmatched, key=lambda at: unmatched[at].location.place):
-                yield _unmatched(structure, unmatched[at], uncalled[at], known)
+                if idle[at]:
+                    yield _without_effect(unmatched[at], idle[at])
+                else:
+                    yield _unmatched(structure, unmatched[at], uncalled[at], known)
 
 
 def _may_be_unused(rule: Rule) -> bool:
@@ -189,6 +196,16 @@ def _may_be_unused(rule: Rule) -> bool:
     if rule.tier == "function":
         return function_family(rule.key) is not None
     return rule.tier == "global"
+
+
+def _without_effect(rule: Rule, idle: Sequence[str]) -> Finding:
+    return Finding(
+        "QR301",
+        f"{describe(rule)} names {listed(idle)}, which does nothing outside training, and so has "
+        "no site",
+        rule.location,
+        hint="remove the rule, or mark it optional = true",
+    )
 
 
 def _unmatched(

@@ -73,7 +73,8 @@ class ModelStructure(ShortRepr):
 
     ``modules`` maps each canonical path, called or not, to the dotted names of its class, ``bases``
     to those of its base classes; ``aliases`` maps other paths of a module to the canonical one;
-    ``roots`` are the paths that are traced, empty for the whole model.
+    ``roots`` are the paths that are traced, empty for the whole model; ``idle`` are the calls that
+    only return their input, and have no operation.
     """
 
     operations: tuple[Operation, ...]
@@ -81,6 +82,7 @@ class ModelStructure(ShortRepr):
     bases: Mapping[str, frozenset[str]]
     aliases: Mapping[str, str]
     roots: tuple[str, ...] = ()
+    idle: tuple[Member, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("modules", "bases", "aliases"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 
 import pytest
@@ -42,6 +43,17 @@ def prepared(name, a_recipe):
     model = compiled.prepare()
     qrecipe.calibrate(model, batches, progress=silent)
     return compiled, model, batches
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _operators_are_listed_once():
+    """torch lists all operators of ONNX for each export, which takes longer than the rest."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    listed = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", listed)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from any_text import any_text
 from command_line import NET, STATIC, TOP, model_folder, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -113,7 +114,7 @@ RULES = st.dictionaries(
     NAMES,
     st.fixed_dictionaries(
         {"qconfig": st.sampled_from(["int8", "float"])},
-        optional={"reason": st.text(max_size=5), "expect": st.integers(0, 3)},
+        optional={"reason": any_text(max_size=5), "expect": st.integers(0, 3)},
     ),
     max_size=3,
 )

@@ -13,6 +13,7 @@ import distributions
 import pytest
 import tomli
 import torch
+from any_text import any_text
 from command_line import DEEPER, NET, STATIC, TOP, model_folder, run
 from distributions import observer_module
 from hypothesis import given, settings
@@ -399,8 +400,8 @@ def test_a_recipe_that_does_not_fit_the_model_writes_no_lock(folder):
 @settings(max_examples=100, deadline=None)
 @given(
     st.recursive(
-        st.one_of(st.integers(), st.text(), st.booleans(), st.floats(allow_nan=False)),
-        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        st.one_of(st.integers(), any_text(), st.booleans(), st.floats(allow_nan=False)),
+        lambda inner: st.lists(inner) | st.dictionaries(any_text(), inner),
         max_leaves=6,
     ),
     st.sampled_from(["sites", "bases", "recipe", "plugins", "lock", "torch", "extra"]),

@@ -294,21 +294,36 @@ def test_inside_inference_mode_the_same_is_counted():
 class Patches(nn.Module):
     """A convolution before torch's own encoder."""
 
-    def __init__(self):
+    def __init__(self, mask=None):
         super().__init__()
+        self.mask = mask
         self.patches = nn.Conv2d(3, 16, 8, stride=8)
         layer = nn.TransformerEncoderLayer(16, 4, 256, batch_first=True, activation="gelu")
         self.encoder = nn.TransformerEncoder(layer, 4)
         self.head = nn.Linear(16, 4)
 
     def forward(self, x):
-        return self.head(self.encoder(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+        words = self.patches(x).flatten(2).transpose(1, 2)
+        return self.head(self.encoder(words, self.mask).mean(1))
+
+
+def suggested_for_patches(model):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of nested tensors
+        return qrecipe.suggest(model, torch.rand(1, 3, 64, 64))
+
+
+def test_a_transformer_behind_a_convolution_is_opened():
+    recipe = suggested_for_patches(Patches().eval())
+    assert recipe.name == "suggested-dynamic"
+    assert "92% of the multiplications with weights are in quantized operations." in (
+        recipe.description
+    )
 
 
 def test_a_transformer_behind_a_convolution_is_no_convolutional_net_and_says_what_stays_float():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of nested tensors
-        recipe = qrecipe.suggest(Patches().eval(), torch.rand(1, 3, 64, 64))
+    # torch's fast path takes any number but 0 in a mask for "leave out", and so it is not opened
+    recipe = suggested_for_patches(Patches(torch.rand(64, 64)).eval())
     assert recipe.name == "suggested-dynamic"
     # 4 layers of (4 * 16 * 16 + 2 * 16 * 256) and a convolution of 3 * 64 * 16 for each token
     assert "matrix products, such as those of linear and recurrent layers, are 92%" in (

@@ -139,7 +139,10 @@ def documents():
 
 
 def test_what_the_schema_refuses_in_the_tests_and_documents_qrecipe_refuses_too(schema):
-    verdicts = [(not errors(schema, text), not refuses(text), text) for text in documents()]
+    validator = Draft7Validator(schema)
+    verdicts = [
+        (validator.is_valid(tomli.loads(text)), not refuses(text), text) for text in documents()
+    ]
     assert [text for accepted, good, text in verdicts if good and not accepted] == []
     assert sum(good for _, good, _ in verdicts) > 100
     assert sum(not accepted for accepted, _, _ in verdicts) > 40

@@ -123,7 +123,7 @@ def test_html_writes_a_page_of_the_tuned_recipe_with_the_ranking_of_the_search(f
     assert "description" in words  # of the tuned recipe, which tells what was found
 
 
-def test_a_search_that_needed_no_ranking_has_one_on_its_page(folder, call):
+def test_a_search_that_needed_no_ranking_has_one_on_its_page(folder, call, undrawn):
     result = run(*call, "--max-drop", "9", "--html", "tuning.html", "--json")
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["ranking"] == []
@@ -133,7 +133,7 @@ def test_a_search_that_needed_no_ranking_has_one_on_its_page(folder, call):
     assert "Not available" not in words
 
 
-def test_an_interrupted_search_has_its_page_without_further_work(folder, call):
+def test_an_interrupted_search_has_its_page_without_further_work(folder, call, undrawn):
     text = (folder / "closeness.py").read_text()
     interrupting = text.replace("    with torch", "    CALLS.append(0)\n    stop()\n    with torch")
     stop = "\nCALLS = []\ndef stop():\n    if len(CALLS) == 3:\n        raise KeyboardInterrupt\n"

@@ -120,7 +120,8 @@ def test_a_wrong_block_fails_and_says_why(tmp_path, part, message):
 def test_tests_and_tools_are_there_to_be_run_and_torch_keeps_to_one_thread(tmp_path):
     run_page(
         tmp_path,
-        ("console", "$ python tools/fuzz.py --help\n...usage: fuzz.py...\n..."),
+        ("console", "$ ls tests/support/nets.py\ntests/support/nets.py"),
+        ("console", "$ python tools/on_torch.py --help\n...usage: on_torch.py...\n..."),
         ("python", "import torch\nprint(torch.get_num_threads())"),
         ("text", "1"),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import socket
 
 import pytest
@@ -64,9 +63,10 @@ def _free_port():
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    # both start from a process that has imported torch and this module already
-    multiprocessing.set_forkserver_preload([__name__, "qrecipe.pipeline"])
-    mp.start_processes(_worker, (_free_port(), str(folder)), nprocs=2, start_method="forkserver")
+    import torch._dynamo  # noqa: F401 optimizers do: here once for both
+
+    # forks, so that neither has to import torch
+    mp.start_processes(_worker, (_free_port(), str(folder)), nprocs=2, start_method="fork")
     return folder
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import warnings
+from dataclasses import dataclass
 
 import pytest
 import torch
-from nets import NETS, SharedConv
+from differential import Run, wrong_kernels
+from nets import NETS, Net, SharedConv
 from runs import STATIC, float_at, half_of, silent, tensors_of
 from torch.ao.quantization import QConfig, QConfigMapping, qconfig_equals
 from torch.ao.quantization.backend_config import get_native_backend_config
@@ -38,6 +40,11 @@ CASES = [
 ]
 
 
+@dataclass(frozen=True)
+class Executed(Run):
+    net: Net
+
+
 @pytest.fixture(params=CASES, scope="module")
 def executed(request):
     """One net, compiled, prepared, calibrated and converted once for all tests."""
@@ -54,13 +61,7 @@ def executed(request):
         prepared = compiled.prepare()
         qrecipe.calibrate(prepared, batches, progress=silent)
         converted = compiled.convert(prepared)
-    return Executed(net, model, batches, compiled, prepared, converted)
-
-
-class Executed:
-    def __init__(self, net, model, batches, compiled, prepared, converted):
-        self.net, self.model, self.batches = net, model, batches
-        self.compiled, self.prepared, self.converted = compiled, prepared, converted
+    return Executed(model, batches, compiled, prepared, converted, frozenset(), net)
 
 
 def test_fx_assigned_the_very_qconfigs_of_the_plan(executed):
@@ -125,6 +126,10 @@ def test_weighted_sites_have_the_class_that_their_verdict_says(executed):
             assert module.weight().dtype == torch.qint8
         if site.verdict == "float":
             assert not is_quantized, site.name
+
+
+def test_every_kernel_gives_what_its_float_operation_gives_rounded(executed):
+    assert wrong_kernels(executed, executed.batches[1]) == {}
 
 
 def test_the_converted_model_stays_near_the_float_one(executed):

@@ -249,7 +249,7 @@ def test_nothing_of_a_drawing_is_cut_off(draw, monkeypatch):
     assert is_whole(figures[0])
 
 
-def test_where_nothing_is_finite_words_stand_in_for_the_drawing():
+def test_where_nothing_is_finite_words_stand_in_for_the_drawing(undrawn):
     of = measured()
     ranking = of["ranking"]
     exact = replace(ranking, sites=tuple(replace(site, sqnr_db=math.inf) for site in ranking.sites))
@@ -260,7 +260,7 @@ def test_where_nothing_is_finite_words_stand_in_for_the_drawing():
     assert "Not available: the model is dynamic" in words
 
 
-def test_a_page_of_tuning_tells_what_was_found_and_what_was_kept():
+def test_a_page_of_tuning_tells_what_was_found_and_what_was_kept(undrawn):
     page = tuned()
     assert page.title == "Tuning: cnn.toml"
     tables = {
@@ -280,7 +280,7 @@ def test_a_page_of_tuning_tells_what_was_found_and_what_was_kept():
     assert "Trials: 5, of which the search kept 3." in words
 
 
-def test_a_page_of_tuning_without_a_ranking_says_why_and_shows_the_rest():
+def test_a_page_of_tuning_without_a_ranking_says_why_and_shows_the_rest(undrawn):
     page = tuned([("all", math.nan, True)], ranking="the search was interrupted")
     titles = [section.title for section in page.sections if isinstance(section, Figure)]
     assert titles == ["The worst activations and their quantization ranges"]
@@ -289,7 +289,7 @@ def test_a_page_of_tuning_without_a_ranking_says_why_and_shows_the_rest():
     assert "Trials: 1, of which the search kept 1." in words
 
 
-def test_sites_that_the_tuned_recipe_leaves_float_are_said_to_have_no_histogram():
+def test_sites_that_the_tuned_recipe_leaves_float_are_said_to_have_no_histogram(undrawn):
     name = json.loads(measured()["origin"].plan)["sites"][0]["name"]
     ranking = [(name, 12.5, "12.5 dB when quantized alone")]
     words = "".join(checked(page_html(tuned(ranking=ranking))).words)
@@ -325,7 +325,7 @@ def test_a_page_takes_the_place_of_no_file_that_is_none(tmp_path, content, is_re
         check_writable(path)
 
 
-def test_a_ranking_by_the_evaluation_is_shown_in_words():
+def test_a_ranking_by_the_evaluation_is_shown_in_words(undrawn):
     page = tuned(ranking=[("fc", math.nan, "0.5 instead of 0.76 when quantized alone")])
     words = "".join(checked(page_html(page)).words)
     assert "0.5 instead of 0.76 when quantized alone" in words

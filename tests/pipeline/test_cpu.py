@@ -40,10 +40,13 @@ def no_vnni(monkeypatch):
     monkeypatch.setattr("qrecipe.artifact.loading.has_vnni", lambda: False)
 
 
-def test_what_depends_on_the_cpu_holds_without_vnni_too():
+def test_what_depends_on_the_cpu_holds_without_vnni_too(monkeypatch):
     """The tests marked ``cpu`` once more, with the kernels of a CPU that has AVX2 alone."""
     if not has_vnni():
         pytest.skip("this CPU has none, and the tests run as they are")
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    import without_vnni
+
     marked = [str(f) for f in ROOT.glob("tests/**/test_*.py") if "mark.cpu" in f.read_text()]
     given = ["-n", "0", "-p", "no:cacheprovider", "-m", "cpu and not slow", *marked]
     code = (
@@ -51,8 +54,9 @@ def test_what_depends_on_the_cpu_holds_without_vnni_too():
         "assert torch.backends.cpu.get_cpu_capability() == 'AVX2'\n"
         "sys.exit(pytest.main(sys.argv[1:]))\n"
     )
-    told = [sys.executable, str(ROOT / "tools" / "without_vnni.py"), "-c", code]
-    result = subprocess.run([*told, *given], cwd=ROOT, capture_output=True, text=True)
+    told = without_vnni.environment()
+    command = [sys.executable, "-c", code, *given]
+    result = subprocess.run(command, cwd=ROOT, env=told, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
 
 

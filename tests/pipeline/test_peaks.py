@@ -14,7 +14,7 @@ from torch import nn
 
 import qrecipe
 
-WIDTH, LAYERS = 1024, 16
+WIDTH, LAYERS = 704, 16
 SIZE = 4 * LAYERS * WIDTH**2
 FORGET_PEAK = Path("/proc/self/clear_refs")
 

@@ -24,9 +24,15 @@ ROWS = torch.zeros(2, 16)
 IMAGE = torch.zeros(1, 3, 8, 8)
 
 
+def watched(layer):
+    """A layer that is not opened: its hooks see what torch calls."""
+    layer.register_forward_hook(lambda module, args, output: None)
+    return layer
+
+
 def encoder(*around):
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
-    return nn.Sequential(nn.TransformerEncoder(layer, 1), *around).eval()
+    return nn.Sequential(watched(nn.TransformerEncoder(layer, 1)), *around).eval()
 
 
 def normed(*more):
@@ -38,7 +44,7 @@ def normed(*more):
 def attention():
     return net_of(
         lambda self, x: self.head(self.attend(x, x, x)[0]),
-        attend=nn.MultiheadAttention(16, 2, batch_first=True),
+        attend=watched(nn.MultiheadAttention(16, 2, batch_first=True)),
         head=nn.Linear(16, 1),
     )
 
@@ -61,7 +67,13 @@ def hooked():
 
 CASES = {
     "torch's encoder": (encoder, DYNAMIC, WORDS, "nothing", "TransformerEncoder"),
-    "a small head": (lambda: encoder(nn.Linear(16, 2)), DYNAMIC, WORDS, "only", "one operation"),
+    "a small head": (
+        lambda: encoder(nn.Linear(16, 2)),
+        DYNAMIC,
+        WORDS,
+        "only",
+        "TransformerEncoder.*hooks",
+    ),
     "attention": (attention, DYNAMIC, WORDS, "only", "MultiheadAttention"),
     "parametrized": (normed, DYNAMIC, ROWS, "nothing", "remove_parametrizations"),
     "a plain head": (lambda: normed(nn.Linear(4, 2)), DYNAMIC, ROWS, "only", "parametrized"),
@@ -195,6 +207,7 @@ FACTORY = """
 def encoder():
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
     model = nn.Sequential(nn.TransformerEncoder(layer, 1)).eval()
+    model[0].register_forward_hook(lambda module, args, output: None)
     return model, torch.zeros(2, 5, 16)
 """
 

@@ -121,8 +121,6 @@ def test_torch_keeps_one_scale_for_two_calls_of_a_module_and_here_each_call_has_
 
 
 UNSUPPORTED = {
-    "MultiheadAttention": lambda self, x: self.attention(x, x, x)[0],
-    "TransformerEncoderLayer": lambda self, x: self.encoder(x),
     "GELU": lambda self, x: self.gelu(x),
     "sub": lambda self, x: x - x,
     "bmm": lambda self, x: torch.bmm(x, x),
@@ -136,8 +134,6 @@ def test_torch_is_silent_about_what_it_has_no_kernel_for_and_the_plan_says_why(n
     model = net_of(
         lambda self, x: UNSUPPORTED[name](self, self.fc(x)),
         fc=nn.Linear(8, 8),
-        attention=nn.MultiheadAttention(8, 2),
-        encoder=nn.TransformerEncoderLayer(8, 2, 8, dropout=0.0),
         gelu=nn.GELU(),
     )
     cube = torch.zeros(4, 8, 8)
@@ -148,6 +144,30 @@ def test_torch_is_silent_about_what_it_has_no_kernel_for_and_the_plan_says_why(n
     assert (first.verdict, site.op, site.verdict) == ("quantized", name, "float")
     assert site.reason == f"x86 has no quantized kernel for {name}"
     assert site.reason in str(plan)
+
+
+HOLDERS = {
+    "attention": (nn.MultiheadAttention(8, 2), lambda self, x: self.inner(x, x, x)[0]),
+    "encoder": (nn.TransformerEncoderLayer(8, 2, 8), lambda self, x: self.inner(x)),
+}
+
+
+@pytest.mark.parametrize("name", HOLDERS)
+def test_torch_is_silent_about_layers_that_hold_layers_and_here_they_are_opened(name):
+    inner, forward = HOLDERS[name]
+    model = net_of(forward, inner=inner)
+    cube = torch.zeros(4, 8, 8)
+    with silence():
+        assert observed(model, everything(), cube) == set()
+    plan = qrecipe.plan(model, recipe(), cube)
+    linear = {site.name for site in plan.sites if site.op.startswith("Linear")}
+    assert linear == {name for name, module in model.named_modules() if "linear" in name} | {
+        f"{path}.{each}_proj"
+        for path, module in model.named_modules()
+        if isinstance(module, nn.MultiheadAttention)
+        for each in ("q", "k", "v", "out")
+    }
+    assert all(site.verdict == "quantized" for site in plan.sites if site.name in linear)
 
 
 def test_torch_leaves_the_matmul_operator_float_and_here_it_runs_as_torch_matmul():

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import tomli
+from any_text import any_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recipe_texts import ACTIVATION, FULL, HEAD, INT8, WEIGHT
@@ -183,10 +184,10 @@ def _inline(value: Any) -> str:
 
 # --- written back
 
-NAMES = st.text(min_size=1, max_size=8).filter(lambda n: n not in ("float", "inherit")) | (
+NAMES = any_text(min_size=1, max_size=8).filter(lambda n: n not in ("float", "inherit")) | (
     st.sampled_from(["a.b", '"', "\\", "\n", "\x7f", "🎉", "x-1"])
 ).filter(str.strip)
-PROSE = st.text(max_size=30) | st.sampled_from(
+PROSE = any_text(max_size=30) | st.sampled_from(
     ['"""', "a\nb", "\n", 'tail"', "\r\n", "a\\\n b", "#"]
 )
 

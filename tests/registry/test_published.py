@@ -152,7 +152,7 @@ def test_the_reports_on_a_model_that_was_loaded_name_the_publisher(top):
         assert str(report).splitlines()[-2:] == WITH
 
 
-def test_the_page_of_a_report_names_files_and_publisher_among_the_versions(top):
+def test_the_page_of_a_report_names_files_and_publisher_among_the_versions(top, undrawn):
     net = NETS["mlp"]
     model, batches = net.model(), net.batches(10)
     rows = {}

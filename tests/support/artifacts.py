@@ -92,6 +92,22 @@ def stored(folder, name="residual", a_recipe=None):
     return path
 
 
+def round_trip(converted, model, path):
+    """The model as it comes back from a file."""
+    qrecipe.save_quantized(converted, path)
+    return qrecipe.load_quantized(path, model)
+
+
+def blank(net):
+    """The architecture alone: its weights have no values at all."""
+    return blank_of(net.build)
+
+
+def blank_of(build):
+    with torch.device("meta"):
+        return build().eval()
+
+
 def outputs(model, batch):
     return tensors_of(Inputs.from_batch(batch).call(model))
 

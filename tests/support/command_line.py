@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
+import typer.testing
 from typer.testing import CliRunner, Result
 
 from qrecipe.cli.app import app
+
+# typer would read the signatures of all commands again for each one that is run
+typer.testing._get_command = cache(typer.testing._get_command)
 
 MODEL = """
 import torch
@@ -73,6 +78,11 @@ def model_folder(folder: Path, monkeypatch) -> Iterator[Path]:
 
 def run(*arguments: str | Path) -> Result:
     """The outcome of a command, which never is a traceback."""
-    result = CliRunner().invoke(app, [str(a) for a in arguments], prog_name="qrecipe")
+    result = invoke([str(argument) for argument in arguments])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result
+
+
+def invoke(words: Sequence[str]) -> Result:
+    """The outcome of a command in this process."""
+    return CliRunner().invoke(app, words, prog_name="qrecipe")

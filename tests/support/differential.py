@@ -159,6 +159,32 @@ def judged_kernels(run: Run, batch: Any) -> dict[str, Judged]:
     return judge.judged
 
 
+TAKEN_APART = {"chunk", "split", "unbind"}
+"""Their results are no tensors, so that nothing quantizes them in the reference."""
+
+
+def wrong_kernels(run: Run, batch: Any) -> dict[str, str]:
+    """Sites whose kernel does not give what its float operation gives, rounded.
+
+    One step apart is right, where a tie or a sum in another order goes the other way.
+    """
+    judged, sites = judged_kernels(run, batch), run.sites
+    wrong = {
+        name: str(found)
+        for name, found in judged.items()
+        # what is not quantized itself keeps the range of its input, whatever its observer has seen
+        if found.steps > 1
+        or found.loss > 1
+        or (sites[name].verdict == "quantized" and not found.same_range)
+    }
+    unjudged = {
+        name: "not judged"
+        for name, site in sites.items()
+        if site.mode == "static" and name not in judged and site.op not in TAKEN_APART
+    }
+    return wrong | unjudged
+
+
 def _reference(run: Run) -> fx.GraphModule:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

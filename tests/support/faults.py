@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -80,6 +81,7 @@ class Kind:
     writers: tuple[Writer, Writer]
 
 
+@cache
 def kinds() -> list[Kind]:
     """All kinds of files that are written as a whole."""
     net = NETS["residual"]

@@ -17,6 +17,7 @@ anything. Columns of tables may have another width; lines of source with a caret
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import re
@@ -27,7 +28,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import cache
 from importlib.util import cache_from_source
 from pathlib import Path
@@ -35,18 +36,20 @@ from typing import Any
 
 import tomli
 import yaml
+from command_line import invoke
 from places import ROOT
 from sybil import Document, Example, Region
 from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
-from typer.testing import CliRunner
 
 import qrecipe
-from qrecipe.cli.app import app
 from qrecipe.registry import table as registered
 
 GAP = "..."
 _INFO = re.compile(r'(?P<language>[\w-]*)(?: title="(?P<title>[^"]+)")?[ \t]*\n')
 _SHELL = set("|&;<>$`*?(){}~#")
+_IN_PROCESS = re.compile(
+    r"(?:PYTHONPATH=(?P<path>\w+) )?qrecipe (?P<words>.*?)(?: > (?P<target>[\w.]+))?", re.DOTALL
+)
 _NUMBER = r"\d+\.\d+"
 _IMPORTS_TORCHVISION = re.compile(r"^import (?:torchvision|pytorch_lightning)\b", re.MULTILINE)
 _TIME = rf"(?:{_NUMBER}|\d+) (?:ms|s|min)\b|float/quantized = {_NUMBER}"
@@ -74,14 +77,17 @@ class Session:
             (self.folder / name).symlink_to(ROOT / name)
         os.chdir(self.folder)
         sys.path.insert(0, str(self.folder))
+        from qrecipe.measure import latency  # not at the top, as it imports torch
+
+        self._most_runs, latency._MAX_RUNS = latency._MAX_RUNS, 5  # pages compare no times
 
     def close(self) -> None:
         """Everything as it was before: folder, paths, modules, registrations."""
         folder, sys.path[:], snapshot = self._before
         os.chdir(folder)
         registered.restore(snapshot)
-        if "torch" in sys.modules:
-            sys.modules["torch"].set_num_threads(1)
+        sys.modules["torch"].set_num_threads(1)
+        sys.modules["qrecipe.measure.latency"]._MAX_RUNS = self._most_runs
         self._forget_modules()
         shutil.rmtree(self.folder)
 
@@ -109,13 +115,9 @@ class Session:
 
     def command(self, text: str) -> tuple[str, int]:
         """What a command prints, and its exit status."""
-        words = shlex.split(text.replace("\\\n", " "))
-        if words[0] == "qrecipe" and not _SHELL & set(text):  # without another start of torch
-            with _plain_warnings():
-                result = CliRunner().invoke(app, words[1:], prog_name="qrecipe")
-            if result.exception and not isinstance(result.exception, SystemExit):
-                raise result.exception
-            return result.output, result.exit_code
+        call = _IN_PROCESS.fullmatch(text.replace("\\\n", " "))
+        if call and not _SHELL & set(call["words"]):  # without another start of torch
+            return self._qrecipe(**call.groupdict())
         search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         finished = subprocess.run(
             ["bash", "-c", text],
@@ -127,10 +129,36 @@ class Session:
         )
         return finished.stdout, finished.returncode
 
+    def _qrecipe(self, path: str | None, words: str, target: str | None) -> tuple[str, int]:
+        """A command of ours, with PYTHONPATH and its output in a file as a shell would have it."""
+        with self._on_path(path) if path else nullcontext(), _plain_warnings():
+            result = invoke(shlex.split(words))
+        self._forget_modules()  # the next command is another process to the reader
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        if target is None:
+            return result.output, result.exit_code
+        (self.folder / target).write_text(result.stdout, encoding="utf-8")
+        return result.stderr, result.exit_code
+
+    @contextmanager
+    def _on_path(self, path: str) -> Iterator[None]:
+        """What is installed there is found; all else that is registered is of other processes."""
+        *_, at_start = self._before
+        ours = registered.snapshot()
+        sys.path.insert(0, str(self.folder / path))
+        registered.restore(at_start)
+        importlib.invalidate_caches()
+        try:
+            yield
+        finally:
+            sys.path.remove(str(self.folder / path))
+            registered.restore(ours)
+
     def _forget_modules(self) -> None:
+        inside = f"{self.folder}{os.sep}"
         for name, module in list(sys.modules.items()):
-            home = getattr(module, "__file__", None)
-            if home is not None and Path(home).is_relative_to(self.folder):
+            if str(getattr(module, "__file__", None)).startswith(inside):
                 del sys.modules[name]
 
 

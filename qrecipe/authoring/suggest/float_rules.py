@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from qrecipe.model.graph_sites import Inventory, Match
+from qrecipe.model.opened.whole import Whole
 from qrecipe.planning.backend import FOLLOWERS, can_honour
 from qrecipe.planning.engines import is_slow
 from qrecipe.planning.plan import Plan, Site
@@ -76,7 +77,8 @@ def _left_float(
     site: Site, plan: Plan, inventory: Inventory, dynamic: QConfigSpec | None
 ) -> str | None:
     match = inventory.matches[site.name]
-    if site.verdict != "float" or match.operation.kind in FOLLOWERS:
+    is_follower = match.operation.kind in FOLLOWERS or isinstance(match.module, Whole)
+    if site.verdict != "float" or is_follower:
         return None
     if not site.rule.is_float:
         return site.reason

@@ -87,12 +87,11 @@ def _subject(model: nn.Module, inputs: Inputs, num_batches: int | None) -> Subje
     try:
         inventory = inventory_of(model, _base("static"), inputs)
     except TraceError as error:
-        work = work_of(model, inputs)
-        inventory, roots = _untraced_inventory(model, inputs, error, work.convolution_share)
+        share = work_of(model, inputs).convolution_share
+        inventory, roots = _untraced_inventory(model, inputs, error, share)
         untraced = error.findings[0].message
-    else:
-        work = work_of(model, inputs)
-    of_sites = work_of_sites(model, inventory, work.places)
+    work = work_of(inventory.model, inputs)
+    of_sites = work_of_sites(inventory.model, inventory, work.places)
     return Subject(inventory, work, of_sites, roots, untraced, num_batches)
 
 

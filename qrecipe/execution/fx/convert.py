@@ -27,6 +27,7 @@ from qrecipe.errors.findings import ExecutionError, Finding, PlanError
 from qrecipe.errors.text import first_line
 from qrecipe.execution.engine import engine
 from qrecipe.execution.fx.emission import Emission, erase_keep_float
+from qrecipe.execution.fx.flat_code import look_modules_up_once
 from qrecipe.execution.fx.repetition import without_repetition
 from qrecipe.execution.packing import packed_convolution, packed_sites, quantized_per_channel
 from qrecipe.model.addresses import site_of
@@ -138,6 +139,7 @@ def lowered(
     forget_qconfigs(converted)
     converted.delete_all_unused_submodules()
     erase_keep_float(converted)
+    look_modules_up_once(converted)
     _preserve(prepared, converted, configs.convert.preserved_attributes)
     return converted
 

@@ -29,7 +29,7 @@ from qrecipe.model.copies import runnable_copy, with_parts, without_weights
 from qrecipe.model.graph_sites import Match, Part, fused_graph, named_sites
 from qrecipe.model.record import Architecture, TracedPart
 from qrecipe.model.rewrite_proof import check_unchanged, prove_prepared
-from qrecipe.model.trace import trace
+from qrecipe.model.trace import in_training, trace
 from qrecipe.model.unfit import all_finite
 from qrecipe.planning.backend import backend_config
 from qrecipe.planning.plan import Plan
@@ -178,14 +178,11 @@ def _fused(
 ) -> fx.GraphModule:
     graph_module, scopes = trace(blank, recorded.path, recorded.constants, table)
     note_values(recorded, graph_module)
-    alone = {site.members for site in plan.sites}
-
-    def is_apart(node: fx.Node) -> bool:
-        return (node.meta["member"].name,) in alone
-
-    return fused_graph(
-        graph_module, scopes, recorded.path, configs.backend_config, plan.phase, apart=is_apart
-    )
+    training = None
+    if plan.phase == "qat":
+        training = in_training(blank, recorded.path, recorded.constants, table)
+    fused, _ = fused_graph(graph_module, scopes, recorded.path, configs.backend_config, training)
+    return fused
 
 
 def _converted(graph_module: fx.GraphModule, plan: Plan, configs: Configs) -> fx.GraphModule:

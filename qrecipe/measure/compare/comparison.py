@@ -171,7 +171,7 @@ def compare(
         without_changes_in_place(part.graph_module)
     realised_sites = executor_of(plan.executor).realised_sites
     realised = {path: realised_sites(graph) for path, graph in graphs.items()}
-    run = _Run(reference, converted, inventory, graphs, realised, forward)
+    run = _Run(converted, inventory, graphs, realised, forward)
     weights = run.weights()
     show = chosen_progress(progress, "comparing")
     with engine_of(plan):
@@ -208,7 +208,6 @@ class _Run:
 
     def __init__(
         self,
-        reference: nn.Module,
         converted: nn.Module,
         inventory: Inventory,
         graphs: Mapping[str, fx.GraphModule],
@@ -222,6 +221,7 @@ class _Run:
         self._output = Totals()
         self._activations = Activations()
         self._times = (Times(), Times())
+        reference = inventory.model
         self._raw = (reference, converted)
         seen, (before, after) = self._activations, self._times
         if inventory.untraced is None:

@@ -107,7 +107,7 @@ def sensitivity(
     sites = [site for site in plan.sites if site.name not in reasons]
     _check_any(sites, reasons)
     warn_of_missed(plan, loaded)
-    task = Task(model, loaded, inventory, plan, inputs, unjudged)
+    task = Task(inventory.model, loaded, inventory, plan, inputs, unjudged)
     run = partial(calibrate, batches=held, forward=forward, progress=progress)
     isolated = executor_of(plan.executor).isolated(task, sites, run)
     source = _Source(held, loaded.calibration.max_batches, forward)

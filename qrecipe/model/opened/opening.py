@@ -1,0 +1,184 @@
+"""Opens the layers of a model that hold layers, and proves that it computes the same."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from qrecipe.errors.text import first_line
+from qrecipe.model.altered_modules import alteration
+from qrecipe.model.call import Inputs, on_few
+from qrecipe.model.copies import runnable_copy, structural_copy
+from qrecipe.model.dry_run import try_out
+from qrecipe.model.opened import transformer
+from qrecipe.model.opened.attention import open_attention
+from qrecipe.model.opened.linear import is_product, open_product
+from qrecipe.model.opened.whole import note_class
+from qrecipe.model.opened.windows import open_windows
+from qrecipe.model.trace_proof import difference
+from qrecipe.process.memory import raise_lack_of_memory
+from qrecipe.process.state import random_numbers_kept
+from qrecipe.process.warnings import held_back
+from qrecipe.recipe.schema import FxTable
+from qrecipe.rules.structure import enclosing
+
+_Opener = Callable[[Any], None]
+"""Turns a layer into one of ours, in place."""
+
+
+def _turn_into(kind: type[nn.Module]) -> _Opener:
+    def turn(module: nn.Module) -> None:
+        module.__class__ = kind
+
+    return turn
+
+
+_OPENERS: Mapping[type[nn.Module], _Opener] = {
+    nn.MultiheadAttention: open_attention,
+    nn.TransformerEncoderLayer: _turn_into(transformer.TransformerEncoderLayer),
+    nn.TransformerDecoderLayer: _turn_into(transformer.TransformerDecoderLayer),
+    nn.TransformerEncoder: transformer.open_encoder,
+    nn.TransformerDecoder: _turn_into(transformer.TransformerDecoder),
+    nn.Transformer: _turn_into(transformer.Transformer),
+}
+_OF_TORCHVISION = {
+    f"torchvision.models.swin_transformer.{name}": open_windows
+    for name in ("ShiftedWindowAttention", "ShiftedWindowAttentionV2")
+}
+"""By name, as torchvision need not be installed."""
+_STAYS = "it stays one operation: "
+_FORWARDS = frozenset(kind.forward for kind in _OPENERS)
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """The paths of the layers that are opened, outermost first, and why others stay ``whole``."""
+
+    paths: tuple[str, ...] = ()
+    whole: Mapping[str, str] = field(default_factory=dict)
+
+    def without(self, at: str, why: str) -> Opening | None:
+        """As it is, but for the outermost opened layer around ``at``; None if there is none."""
+        outermost = next((path for path in reversed(enclosing(at)) if path in self.paths), None)
+        if outermost is None:
+            return None
+        paths = tuple(path for path in self.paths if outermost not in enclosing(path))
+        return Opening(paths, {**self.whole, outermost: f"{_STAYS}{why}"})
+
+
+def opened_at(model: nn.Module, paths: Collection[str]) -> nn.Module:
+    """A copy of the model with the layers at ``paths`` opened; it shares all tensors.
+
+    Without paths, it is the model itself.
+    """
+    if not paths:
+        return model
+    copied = structural_copy(model)
+    for path in paths:
+        module = copied.get_submodule(path)
+        opener = _opener(module)
+        assert opener is not None, "a path of an Opening"
+        note_class(module, type(module))
+        opener(module)
+    return copied
+
+
+def opening_of(model: nn.Module, inputs: Inputs, table: FxTable) -> Opening:
+    """What can be opened within the roots, with the same outputs for the example inputs.
+
+    Nothing is opened in a model that does not run.
+    """
+    found = _candidates(model, table)
+    if not found.paths:
+        return found
+    try:
+        few, expected = _example(model, inputs)
+    except Exception as error:
+        raise_lack_of_memory(error)
+        return Opening()
+    if _difference(model, found.paths, few, expected) is None:
+        return found
+    for path in found.paths:
+        group = tuple(each for each in found.paths if path in enclosing(each))
+        why = _difference(model, group, few, expected)
+        if why is not None and path in found.paths:
+            found = found.without(path, why) or found
+    return found
+
+
+def _candidates(model: nn.Module, table: FxTable) -> Opening:
+    whole: dict[str, str] = {}
+    paths: list[str] = []
+    for path, module in model.named_modules():
+        opener = _opener(module)
+        if not path and opener is open_product:
+            continue  # the calls of the model's own forward are sites
+        is_torchs = not _OPENERS.keys().isdisjoint(type(module).__mro__)
+        if (opener is None and not is_torchs) or not _is_traced(path, module, table):
+            continue
+        if not whole.keys().isdisjoint(enclosing(path)):
+            continue
+        why = alteration(module)
+        if why is None and opener is not None:
+            paths.append(path)
+        elif why is not None or type(module).forward in _FORWARDS:
+            whole[path] = why or f"{_STAYS}its class replaces code of torch's"
+    return Opening(tuple(paths), whole)
+
+
+def _is_traced(path: str, module: nn.Module, table: FxTable) -> bool:
+    """Whether a path is inside the roots, and tracing may look into the module."""
+    around = enclosing(path)
+    kind = type(module)
+    return (
+        (not table.roots or not set(table.roots).isdisjoint(around))
+        and set(table.non_traceable_module_name).isdisjoint(around)
+        and f"{kind.__module__}.{kind.__qualname__}" not in table.non_traceable_module_class
+    )
+
+
+def _opener(module: nn.Module) -> _Opener | None:
+    """What opens a layer of torch's, or of a class that replaces none of torch's code.
+
+    Also what turns a layer that only multiplies into a linear one.
+    """
+    replaced: set[str] = set()
+    for kind in type(module).__mro__:
+        if kind in _OPENERS:
+            code = {name for name, value in vars(kind).items() if inspect.isfunction(value)}
+            return _OPENERS[kind] if replaced.isdisjoint(code - {"__init__"}) else None
+        replaced |= vars(kind).keys()
+    if is_product(module):
+        return open_product
+    return _OF_TORCHVISION.get(f"{type(module).__module__}.{type(module).__qualname__}")
+
+
+def _example(model: nn.Module, inputs: Inputs) -> tuple[Inputs, Any]:
+    def run(count: int) -> tuple[Inputs, Any]:
+        few = inputs.first_samples(count)
+        return few, _output(model, few)
+
+    return on_few(run)
+
+
+def _output(model: nn.Module, inputs: Inputs) -> Any:
+    # what the model warns of is said when it is traced
+    with random_numbers_kept(), held_back([("", Warning)]):
+        return try_out(runnable_copy(model), inputs.cloned(), model)
+
+
+def _difference(
+    model: nn.Module, paths: Collection[str], inputs: Inputs, expected: Any
+) -> str | None:
+    """What changes if the layers at ``paths`` are opened, or None."""
+    try:
+        actual = _output(opened_at(model, paths), inputs)
+    except Exception as error:
+        raise_lack_of_memory(error)
+        return f"opened, it does not run: {first_line(error)}"
+    found = difference(expected, actual)
+    return None if found is None else f"opened, it would compute something else: {found}"

@@ -1,0 +1,156 @@
+"""Products with a stored matrix, such as ``x @ self.weight + self.bias``, are linear layers."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from qrecipe.model.addresses import members_of
+from qrecipe.model.normalize import free_name, stored
+from qrecipe.rules.structure import Member
+
+_PRODUCTS = frozenset({torch.matmul, torch.mm, operator.matmul, "matmul", "mm"})
+_SUMS = frozenset({torch.add, operator.add, operator.iadd, "add", "add_"})
+_SWAPS = ((0, 1), (1, 0), (-1, -2), (-2, -1))
+_TRANSPOSITIONS: Mapping[Any, tuple[Any, ...]] = {
+    **dict.fromkeys(("t", torch.t), ((),)),
+    **dict.fromkeys(("transpose", torch.transpose), _SWAPS),
+    **dict.fromkeys(("permute", torch.permute), ((1, 0), ((1, 0),))),
+    getattr: (("T",), ("mT",)),
+}
+"""The arguments, after the matrix, with which calls transpose it."""
+_LINEAR = frozenset({"linear", "torch.nn.functional.linear"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Product:
+    """The calls that are one linear layer, in order; ``weight`` is (inputs, outputs)."""
+
+    calls: tuple[fx.Node, ...]
+    x: fx.Node
+    weight: fx.Node
+    bias: fx.Node | None = None
+
+
+def products_as_linear(graph_module: fx.GraphModule) -> list[fx.Node]:
+    """Turn products with stored matrices into calls of ``F.linear``, in place; returns those.
+
+    They share the memory of the matrices. A sum with a stored vector becomes the bias. The names
+    of the calls stay, but rules for linear layers cover them too.
+    """
+    graph = graph_module.graph
+    made: list[fx.Node] = []
+    for product in list(_products(graph_module)):
+        last = product.calls[-1]
+        with graph.inserting_before(last):
+            weight = _transposed(product.weight, graph_module)
+            bias = product.bias and graph.node_copy(product.bias)
+            linear = graph.call_function(F.linear, (product.x, weight, bias))
+        linear.meta = {**product.calls[0].meta, **_members(product)}
+        last.replace_all_uses_with(linear)
+        for call in reversed(product.calls):
+            graph.erase_node(call)
+        made.append(linear)
+    if made:
+        graph.eliminate_dead_code()
+        graph_module.recompile()
+    return made
+
+
+def _members(product: _Product) -> dict[str, Any]:
+    members = tuple(member for call in product.calls for member in members_of(call))
+    if not members:
+        return {}
+    first = replace(members[0], functions=members[0].functions | _LINEAR)
+    found: tuple[Member, ...] = (first, *members[1:])
+    return {"member": first, "members": found}
+
+
+def _products(graph_module: fx.GraphModule) -> Iterator[_Product]:
+    for node in graph_module.graph.nodes:
+        if node.op not in ("call_function", "call_method"):
+            continue
+        if node.target in (torch.addmm, "addmm") and not node.kwargs and len(node.args) == 3:
+            bias, x, weight = node.args
+            found = _checked(_Product((node,), x, weight, bias), graph_module)
+            if found is not None:
+                yield found
+        elif node.target in _PRODUCTS and not node.kwargs:
+            found = _checked(_Product((node,), *node.args), graph_module)
+            if found is not None:
+                yield _with_sum(found, graph_module)
+
+
+def _checked(product: _Product, graph_module: fx.GraphModule) -> _Product | None:
+    """The product if ``weight`` is a stored matrix, ``bias`` a stored vector, and ``x`` neither."""
+    matrix = _matrix(product.weight, graph_module)
+    if matrix is None or not isinstance(product.x, fx.Node) or _is_stored(product.x):
+        return None
+    if product.bias is None or _is_vector(product.bias, matrix.shape[1], graph_module):
+        return product
+    return None
+
+
+def _with_sum(product: _Product, graph_module: fx.GraphModule) -> _Product:
+    """The product together with the addition of its bias, if that is all that reads it."""
+    (node,) = product.calls
+    users = list(node.users)
+    if len(users) != 1 or users[0].target not in _SUMS or users[0].kwargs:
+        return product
+    bias = next((arg for arg in users[0].args if arg is not node), None)
+    with_sum = replace(product, calls=(node, users[0]), bias=bias)  # type: ignore[arg-type]
+    found = None if bias is None else _checked(with_sum, graph_module)
+    return found or product
+
+
+def _is_stored(node: Any) -> bool:
+    return isinstance(node, fx.Node) and (node.op == "get_attr" or _turned(node) is not None)
+
+
+def _matrix(node: Any, graph_module: fx.GraphModule) -> Tensor | None:
+    """The stored matrix that a node reads, transposed or not."""
+    turned = _turned(node)
+    tensor = stored(node if turned is None else turned, graph_module)
+    if not isinstance(tensor, Tensor) or tensor.dim() != 2 or not tensor.is_floating_point():
+        return None
+    return tensor if turned is None else tensor.t()
+
+
+def _is_vector(node: Any, size: int, graph_module: fx.GraphModule) -> bool:
+    tensor = stored(node, graph_module)
+    return isinstance(tensor, Tensor) and tensor.shape == (size,) and tensor.is_floating_point()
+
+
+def _turned(node: Any) -> fx.Node | None:
+    """The stored matrix that a node transposes, if it does."""
+    if not isinstance(node, fx.Node) or not node.args or node.kwargs:
+        return None
+    source, *dims = node.args
+    if not isinstance(source, fx.Node) or source.op != "get_attr":
+        return None
+    return source if tuple(dims) in _TRANSPOSITIONS.get(node.target, ()) else None
+
+
+def _transposed(weight: fx.Node, graph_module: fx.GraphModule) -> fx.Node:
+    """A new node that reads a stored matrix as (outputs, inputs), on the same memory."""
+    graph = graph_module.graph
+    turned = _turned(weight)
+    if turned is not None:
+        return graph.node_copy(turned)
+    tensor: Tensor = stored(weight, graph_module)
+    path = free_name(graph_module, str(weight.target))
+    owner_path, _, name = path.rpartition(".")
+    owner = graph_module.get_submodule(owner_path)
+    if isinstance(tensor, nn.Parameter):
+        owner.register_parameter(name, nn.Parameter(tensor.detach().t(), tensor.requires_grad))
+    else:
+        owner.register_buffer(name, tensor.t())
+    made = graph.get_attr(path)
+    made.meta = dict(weight.meta)
+    return made

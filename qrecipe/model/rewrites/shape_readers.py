@@ -1,0 +1,40 @@
+"""Reading the shape of a result must not keep it from being fused."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import fx, nn
+
+_KEEPS_SHAPE = (nn.modules.batchnorm._BatchNorm, nn.ReLU)
+
+
+def let_shapes_be_read_later(graph_module: fx.GraphModule) -> None:
+    """Read shapes behind BatchNorm and ReLU instead of before them, in place.
+
+    torch only fuses what has a single reader, and a size or a check of the rank is one.
+    """
+    for node in list(graph_module.graph.nodes):
+        readers = readers_of_values(node)
+        if len(readers) == len(node.users) or len(readers) != 1:
+            continue
+        (reader,) = readers
+        if _keeps_shape(reader, graph_module):
+            node.append(reader)
+            node.replace_all_uses_with(reader, lambda user, reader=reader: user is not reader)
+
+
+def readers_of_values(node: fx.Node) -> list[fx.Node]:
+    """The nodes that read a result, and not only its shape."""
+    return [user for user in node.users if not _reads_shape(user)]
+
+
+def _reads_shape(node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return node.target in ("size", "dim")
+    return node.target is getattr and node.args[1] in ("shape", "ndim")
+
+
+def _keeps_shape(node: fx.Node, graph_module: fx.GraphModule) -> bool:
+    if node.op == "call_module":
+        return isinstance(graph_module.get_submodule(str(node.target)), _KEEPS_SHAPE)
+    return node.target is F.relu

@@ -1,0 +1,82 @@
+"""Functions with a flag for training mode: dropouts and BatchNorm."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+DROPOUTS: Mapping[Any, type[nn.Module]] = {
+    F.dropout: nn.Dropout,
+    F.dropout1d: nn.Dropout1d,
+    F.dropout2d: nn.Dropout2d,
+    F.dropout3d: nn.Dropout3d,
+    F.alpha_dropout: nn.AlphaDropout,
+    F.feature_alpha_dropout: nn.FeatureAlphaDropout,
+    torch.dropout: nn.Dropout,
+    torch.alpha_dropout: nn.AlphaDropout,
+    torch.feature_dropout: nn.Dropout2d,
+}
+"""torch's dropouts, and the modules that do the same."""
+
+BATCH_NORMS = (F.batch_norm, torch.batch_norm)
+
+_DROPOUT = ("input", "p", "train")
+_BUILTINS: Mapping[Any, tuple[str, ...]] = {
+    torch.dropout: _DROPOUT,
+    torch.dropout_: _DROPOUT,
+    torch.alpha_dropout: _DROPOUT,
+    torch.alpha_dropout_: _DROPOUT,
+    torch.feature_dropout: _DROPOUT,
+    torch.feature_dropout_: _DROPOUT,
+    torch.feature_alpha_dropout: _DROPOUT,
+    torch.feature_alpha_dropout_: _DROPOUT,
+    torch.batch_norm: (
+        *("input", "weight", "bias", "running_mean", "running_var"),
+        *("training", "momentum", "eps", "cudnn_enabled"),
+    ),
+}
+"""The parameters of functions that Python cannot inspect."""
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """The arguments of a function by name, with the defaults of those not given.
+
+    Empty for other calls, and for functions that cannot be inspected.
+    """
+    function: Any = node.target
+    if node.op != "call_function":
+        return {}
+    if function in _BUILTINS:
+        return {**dict(zip(_BUILTINS[function], node.args, strict=False)), **node.kwargs}
+    if not inspect.isfunction(function):
+        return {}
+    try:
+        bound = inspect.signature(function).bind(*node.args, **node.kwargs)
+    except TypeError:  # a wrapper that changes the parameters
+        return {}
+    bound.apply_defaults()
+    return bound.arguments
+
+
+def flag(node: fx.Node) -> Any:
+    """The argument that tells a function whether it is in training mode, or None."""
+    given = arguments(node)
+    return given.get("training", given.get("train"))
+
+
+def told(node: fx.Node) -> tuple[Any, ...]:
+    """The target and arguments of a node, without those that training mode may change."""
+    if node.target in DROPOUTS:
+        return (node.target, str(node.args[:1]))
+    if node.target in BATCH_NORMS:
+        given = arguments(node)
+        return (node.target, *(str(given.get(name)) for name in _SAME))
+    return (node.target, str(node.args), str(node.kwargs))
+
+
+_SAME = ("input", "running_mean", "running_var", "weight", "bias", "eps")

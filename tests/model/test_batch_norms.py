@@ -1,0 +1,208 @@
+"""A BatchNorm is folded or fused however it is written, in calibration and in training."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from norms import SPELLINGS, Frozen, Function, InSteps, NormAct, norm_net, warmed
+from plans import net_of, recipe, sites
+from torch import nn
+from training import qat_recipe, train
+
+import qrecipe
+from qrecipe.audit.sqnr import output_sqnr_db
+
+BATCH = torch.rand(4, 3, 8, 8)
+TRAINED = ("activation inside", "cumulative", "by position")
+
+
+def made(spelling):
+    torch.manual_seed(0)
+    return warmed(norm_net(SPELLINGS[spelling](8)), BATCH)
+
+
+def respelt(model):
+    """The same model with torch's own BatchNorm and ReLU."""
+    norm = model[1]
+    momentum, affine = getattr(norm, "momentum", 0.1), getattr(norm, "affine", True)
+    own = nn.BatchNorm2d(8, momentum=momentum, affine=affine).eval()
+    buffers = {"mean": "running_mean", "var": "running_var"}
+    parameters = {"scale": "weight", "shift": "bias"}
+    for name, tensor in copy.deepcopy(norm.state_dict()).items():
+        getattr(own, {**buffers, **parameters}.get(name, name)).data.copy_(tensor)
+    has_relu = isinstance(norm, nn.BatchNorm2d) and type(norm).__name__ != "Renamed"
+    return nn.Sequential(model[0], own, *([nn.ReLU()] if has_relu else []), *model[2:]).eval()
+
+
+def quantized(model, batch=BATCH, phase="ptq"):
+    compiled = qrecipe.compile(model, recipe(head=f'phase = "{phase}"'), batch)
+    prepared = compiled.prepare()
+    if phase == "ptq":
+        qrecipe.calibrate(prepared, [batch] * 10)
+    else:
+        train(prepared, [batch, batch + 1], rate=1e-2)
+    return compiled.plan, compiled.convert(prepared)
+
+
+@pytest.mark.parametrize(
+    ("spelling", "phase"),
+    [*((spelling, "ptq") for spelling in SPELLINGS), *((each, "qat") for each in TRAINED)],
+)
+def test_a_batch_norm_is_fused_in_every_spelling_as_torchs_own_module_is(spelling, phase, tmp_path):
+    model = made(spelling)
+    plan, converted = quantized(model, phase=phase)
+    own_plan, own = quantized(respelt(model), phase=phase)
+    assert [site.verdict for site in plan] == ["quantized", "quantized"]
+    assert plan["0"].op.startswith("Conv2d+batch_norm")
+    assert plan.boundaries == own_plan.boundaries == 2
+    assert torch.equal(converted(BATCH), own(BATCH))
+    qrecipe.save_quantized(converted, tmp_path / "model.safetensors")
+    loaded = qrecipe.load_quantized(tmp_path / "model.safetensors", model)
+    assert torch.equal(loaded(BATCH), converted(BATCH))
+
+
+def test_identities_and_dropouts_between_a_convolution_and_its_activation_are_no_hindrance():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.Identity(), NormAct(8, nn.Identity), nn.Dropout(0.1), nn.ReLU()
+    ).eval()
+    plan = qrecipe.plan(model, recipe(), BATCH)
+    assert [site.members for site in plan] == [("0", "2:batch_norm", "4")]
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv1d(3, 4, 1), (2, 3, 5)),
+        (nn.Conv3d(3, 4, 1), (2, 3, 5, 5, 5)),
+        (nn.ConvTranspose2d(3, 4, 2), (2, 3, 5, 5)),
+        (nn.Linear(3, 4), (5, 3)),
+    ],
+)
+def test_every_layer_that_torch_fuses_takes_the_function_too(layer, shape):
+    model = warmed(nn.Sequential(layer, SPELLINGS["by position"](4)), torch.rand(shape))
+    plan = qrecipe.plan(model, recipe(), torch.rand(shape))
+    assert [site.op for site in plan] == [f"{type(layer).__name__}+batch_norm"]
+
+
+def test_a_function_over_another_axis_than_that_of_the_features_is_left_apart(tmp_path):
+    batch = torch.rand(2, 4, 3)
+    model = warmed(nn.Sequential(nn.Linear(3, 4), SPELLINGS["by position"](4)), batch)
+    plan, converted = quantized(model, batch)
+    assert [site.verdict for site in plan] == ["quantized", "float"]
+    qrecipe.save_quantized(converted, tmp_path / "model.safetensors")
+    loaded = qrecipe.load_quantized(tmp_path / "model.safetensors", model)
+    assert torch.equal(loaded(batch), converted(batch))
+
+
+def test_a_batch_norm_before_its_convolution_has_a_kernel_too():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Sigmoid(), NormAct(8), nn.Conv2d(8, 4, 1)).eval()
+    plan = qrecipe.plan(model, recipe(), BATCH)
+    assert sites(plan)["2:batch_norm"].op == "batch_norm+ReLU"
+    assert {site.verdict for site in plan} == {"quantized"}
+
+
+def test_a_synchronised_batch_norm_is_a_plain_one_outside_training():
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(norm_net(nn.BatchNorm2d(8))).eval()
+    plan, converted = quantized(model)
+    assert plan["0"].members == ("0", "1")
+    assert converted(BATCH).isfinite().all()
+
+
+def test_reading_a_shape_does_not_keep_operations_apart():
+    def forward(self, x):
+        x = self.conv(x)
+        torch._assert(x.dim() == 4, "expected 4 dimensions")
+        rows = x.shape[2]
+        x = F.relu(self.norm(x))
+        return x.reshape(x.size(0), -1, rows)
+
+    model = net_of(forward, conv=nn.Conv2d(3, 8, 3), norm=nn.BatchNorm2d(8))
+    plan = qrecipe.plan(model, recipe(), BATCH)
+    assert [site.members for site in plan] == [("conv", "norm", ":relu"), (":reshape",)]
+
+
+def test_what_a_model_asserts_is_still_asserted():
+    model = net_of(
+        lambda self, x: self.norm(_small(self.conv(x))), conv=nn.Conv2d(3, 8, 3), norm=NormAct(8)
+    )
+    plan, converted = quantized(model)
+    assert len(plan) == 1
+    with pytest.raises(AssertionError, match="too many"):
+        converted(torch.rand(9, 3, 8, 8))
+
+
+def _small(x):
+    torch._assert(x.size(0) < 9, "too many")
+    return x
+
+
+REASONS = {
+    "of each batch": (NormAct(8, track_running_stats=False), "ptq", "statistics of each batch"),
+    "computed": (
+        Function(8, lambda self, x: F.batch_norm(x, x.mean((0, 2, 3)), self.var)),
+        "ptq",
+        "its running_mean is computed, not stored",
+    ),
+    "fixed": (
+        Function(8, lambda self, x: F.batch_norm(x, self.mean, self.var, self.scale)),
+        "qat",
+        "its statistics are fixed in training too",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REASONS)
+def test_what_cannot_be_fused_stays_float_with_the_reason(case):
+    norm, phase, reason = REASONS[case]
+    plan, converted = quantized(norm_net(norm).eval(), phase=phase)
+    assert plan["1:batch_norm"].verdict == "float"
+    assert reason in plan["1:batch_norm"].reason
+    assert converted(BATCH).isfinite().all()
+
+
+def test_calls_that_share_statistics_are_trained_apart_and_the_plan_says_what_they_miss():
+    norm = NormAct(8)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), norm, nn.Conv2d(8, 8, 1), norm).eval()
+    plan = qrecipe.plan(model, qat_recipe(), BATCH)
+    assert {site.reason for site in plan if "batch_norm" in site.op} == {
+        "another call has the same statistics, and training cannot share them"
+    }
+    (warning,) = [each for each in plan.warnings if each.code == "QR205"]
+    assert "the forward of 1 behaves differently" in warning.message
+    assert {site.verdict for site in qrecipe.plan(model, recipe(), BATCH)} == {"quantized"}
+
+
+@pytest.mark.parametrize(
+    ("norm", "steps"),
+    [(Frozen(8), [":mul", ":add"]), (InSteps(8), [":sub", ":div", ":mul", ":add"])],
+)
+def test_a_batch_norm_as_arithmetic_with_stored_tensors_is_folded(norm, steps, tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), norm, nn.ReLU()).eval()
+    plan, converted = quantized(model)
+    assert [site.members for site in plan] == [("0", *(f"1{step}" for step in steps), "2")]
+    assert output_sqnr_db(model(BATCH), converted(BATCH)) > 30
+    qrecipe.save_quantized(converted, tmp_path / "model.safetensors")
+    loaded = qrecipe.load_quantized(tmp_path / "model.safetensors", model)
+    assert torch.equal(loaded(BATCH), converted(BATCH))
+    trained, _ = quantized(model, phase="qat")
+    assert list(sites(trained)) == ["0", *(f"1{step}" for step in steps)]
+
+
+UNFOLDED = {
+    "another shape": lambda self, x: self.conv(x) + self.table,
+    "read twice": lambda self, x: (y := self.conv(x)) * self.scale + y,
+    "divided by it": lambda self, x: self.scale / self.conv(x),
+    "without a batch": lambda self, x: self.conv(x.squeeze(0)) * self.scale,
+}
+
+
+@pytest.mark.parametrize("case", UNFOLDED)
+def test_other_arithmetic_stays_what_it_is(case):
+    model = net_of(UNFOLDED[case], conv=nn.Conv2d(3, 8, 1))
+    model.scale = nn.Parameter(torch.rand(8, 1, 1) + 1)
+    model.table = nn.Parameter(torch.rand(8, 8, 8))
+    plan = qrecipe.plan(model, recipe(), BATCH[:1])
+    assert plan["conv"].members == ("conv",)
