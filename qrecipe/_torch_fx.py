@@ -40,6 +40,7 @@ from torch.ao.quantization.fx.fuse_handler import _get_fusion_pattern_to_fuse_ha
 from torch.ao.quantization.fx.match_utils import _find_matches as find_quantizable
 from torch.ao.quantization.fx.pattern_utils import _sorted_patterns_dict
 from torch.ao.quantization.fx.prepare import prepare
+from torch.ao.quantization.fx.qconfig_mapping_utils import _generate_node_name_to_qconfig
 from torch.ao.quantization.fx.quantize_handler import (
     QuantizeHandler,
     _get_pattern_to_quantize_handlers,
@@ -50,7 +51,7 @@ from torch.ao.quantization.fx.utils import (
     assert_and_get_unique_device,
 )
 from torch.ao.quantization.qconfig_mapping import QConfigMapping
-from torch.ao.quantization.quantize import quantize_dynamic
+from torch.ao.quantization.quantize import propagate_qconfig_, quantize_dynamic
 from torch.ao.quantization.quantize_fx import _swap_ff_with_fxff as swap_float_functional
 from torch.ao.quantization.quantize_fx import attach_preserved_attrs_to_model
 from torch.ao.quantization.utils import get_qconfig_dtypes
@@ -77,6 +78,7 @@ __all__ = [
     "QuantizedEmbedding",
     "QuantizedSoftmax",
     "ReferenceQuantizedModule",
+    "_generate_node_name_to_qconfig",
     "_get_fusion_pattern_to_fuse_handler_cls",
     "_get_pattern_to_quantize_handlers",
     "_qconfig_satisfies_dtype_config_constraints",
@@ -100,6 +102,7 @@ __all__ = [
     "is_other_node",
     "lower_to_native_backend",
     "prepare",
+    "propagate_qconfig_",
     "quantize_dynamic",
     "swap_float_functional",
 ]

@@ -16,6 +16,7 @@ from qrecipe.audit.sqnr import output_sqnr_db
 from qrecipe.model.call import bind
 from qrecipe.model.nested import map_tensors
 from qrecipe.model.trace_proof import difference
+from qrecipe.process.memory import raise_lack_of_memory
 
 Ranging = Mapping[ObserverBase, ObserverBase]
 """Observers of a prepared graph, each with the one whose range is used instead."""
@@ -50,7 +51,8 @@ def rounded_dbs(
             map_tensors(lambda x, at=index * size: x[at : at + size], output)  # type: ignore[misc]
             for index in range(count)
         )
-    except Exception:
+    except Exception as error:
+        raise_lack_of_memory(error)
         return None
     if difference(sample.output, plain) is not None:
         return None

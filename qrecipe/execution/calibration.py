@@ -39,6 +39,7 @@ from qrecipe.execution.batches import (
 from qrecipe.execution.fake_quants import only_observing
 from qrecipe.execution.prepared import PreparedState, prepared_state, traced_parts
 from qrecipe.model.call import EMPTY, Inputs, is_empty
+from qrecipe.model.copies import empties
 from qrecipe.model.nested import cloned
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.schema import CalibrationTable
@@ -142,7 +143,7 @@ def _own(inputs: Inputs, output: Any) -> Sample:
 def _restored_on_error(prepared: nn.Module, state: PreparedState) -> Iterator[None]:
     noted = state.samples, state.later_calls, state.whole
     observers = [module for module in prepared.modules() if isinstance(module, ObserverBase)]
-    saved = [copy.deepcopy(vars(observer)) for observer in observers]
+    saved = [copy.deepcopy(vars(observer), empties([observer])) for observer in observers]
     trained = [module for module in prepared.modules() if isinstance(module, FakeQuantizeBase)]
     weights = [copy.deepcopy(module.state_dict()) for module in trained]
     try:

@@ -73,6 +73,38 @@ def _unpack_convolution(packed: Any) -> Tensors:
     return _with_bias(_integers(weight), bias)
 
 
+def quantized_per_channel(
+    weight: Tensor, scale: Tensor, zero_point: Tensor, axis: int, dtype: torch.dtype
+) -> Tensor:
+    """The result of ``torch.quantize_per_channel``, which takes three times as long.
+
+    FBGEMM's formula: x times the reciprocal of the scale in float32, rounded with ties to even.
+    """
+    is_usual = (
+        (dtype, weight.dtype, axis) == (torch.qint8, torch.float32, 0)
+        and weight.is_contiguous()
+        and not bool(zero_point.any())
+        and bool((scale > 0).all())
+        and "fbgemm" in torch.backends.quantized.supported_engines
+    )
+    if not is_usual:
+        return torch.quantize_per_channel(weight, scale, zero_point, axis, dtype)
+    codes = torch.empty(weight.shape, dtype=torch.int8)
+    steps = scale.float().reciprocal().view(-1, *[1] * (weight.dim() - 1))
+    rows = rows_at_once(weight)
+    for part, by, to in zip(weight.split(rows), steps.split(rows), codes.split(rows), strict=True):  # type: ignore[no-untyped-call]
+        to.copy_((part * by).round_().clamp_(-128, 127))
+    return torch._make_per_channel_quantized_tensor(codes, scale, zero_point, axis)
+
+
+def rows_at_once(weight: Tensor) -> int:
+    """How many rows of a weight to round at a time, so that they stay in the CPU's cache."""
+    return max(1, _CACHED * len(weight) // max(1, weight.numel()))
+
+
+_CACHED = 1 << 17
+
+
 def packed_convolution(like: Any, weight: Tensor, bias: Tensor | None) -> Any:
     """A convolution's weight packed for the current engine, with the settings of ``like``."""
     dimensions = weight.dim() - 2

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from nets import NETS
@@ -37,6 +37,8 @@ from qrecipe.authoring.lock.file import write_lock
 from qrecipe.errors.findings import CODES
 from qrecipe.measure.pages.page import save_page
 from qrecipe.measure.pages.reports import comparison_page
+
+_Result = TypeVar("_Result")
 
 STATIC = "builtin:x86-static"
 FEW_BATCHES = qrecipe.parse_recipe(
@@ -304,13 +306,12 @@ def out_of_memory(net: str, times: int, random: Random, tally: Tally) -> None:
     what = f"out of memory at a call, quantize of {net}"
     model, batches = NETS[net].model(), NETS[net].batches(2)
 
-    def quantized() -> str:
+    def quantized() -> nn.Module:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", qrecipe.QRecipeWarning)
-            made = qrecipe.quantize(model, FEW_BATCHES, batches, progress=False)
-        return _digest_of_outputs(made, batches[0])
+            return qrecipe.quantize(model, FEW_BATCHES, batches, progress=False)
 
-    expected = quantized()
+    expected = _digest_of_outputs(quantized(), batches[0])
     with _failing_at(None, MemoryError) as calls:
         quantized()
     before = _state(model)
@@ -319,17 +320,18 @@ def out_of_memory(net: str, times: int, random: Random, tally: Tally) -> None:
         error = random.choice([MemoryError, lambda: RuntimeError(ALLOCATOR)])
         problems = []
         with _failing_at(number, error) as struck:
-            end = _end_of(quantized)
+            made = _end_of(quantized)
+        end = made if isinstance(made, str) else _digest_of_outputs(made, batches[0])
         if end not in ("QR407", expected):
             problems.append(f"call {number} ({struck.name}): {end}")
         if _state(model) != before:
             problems.append(f"call {number} ({struck.name}): the caller's state has changed")
         tally.note(what, "quantized" if end == expected else end, *problems)
-    if quantized() != expected:
+    if _digest_of_outputs(quantized(), batches[0]) != expected:
         tally.failures.append(f"{what}: afterwards quantize gives another model")
 
 
-def _end_of(action: Callable[[], str]) -> str:
+def _end_of(action: Callable[[], _Result]) -> _Result | str:
     """What it returns, or the code of its error, or an error that is not ours."""
     try:
         return action()

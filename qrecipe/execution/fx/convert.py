@@ -30,7 +30,7 @@ from qrecipe.execution.fx.emission import Emission, erase_marks
 from qrecipe.execution.fx.flat_code import look_modules_up_once
 from qrecipe.execution.fx.lowering import lower_ours
 from qrecipe.execution.fx.repetition import without_repetition
-from qrecipe.execution.packing import packed_convolution, packed_sites
+from qrecipe.execution.packing import packed_convolution, packed_sites, quantized_per_channel
 from qrecipe.model.addresses import site_of
 from qrecipe.model.copies import own_tensors, structural_copy
 from qrecipe.model.graph_names import keep_state_names
@@ -96,7 +96,7 @@ def reference(prepared: fx.GraphModule, configs: Configs) -> fx.GraphModule:
     # conversion modifies its input model
     source = structural_copy(prepared)
     try:
-        with quiet(), _nothing_kept(), _uninitialised(), random_numbers_kept():
+        with quiet(), _nothing_kept(), _own_weights_only(), random_numbers_kept():
             converted = convert(
                 source,
                 True,
@@ -127,7 +127,7 @@ def lowered(
     own_tensors(reference, _is_bias)  # packing keeps a reference to the bias tensor
     with engine(configs.backend):
         try:
-            with quiet(), _nothing_kept(), _uninitialised(), random_numbers_kept():
+            with quiet(), _nothing_kept(), _own_weights_only(), random_numbers_kept():
                 lower_ours(reference, observed.node_name_to_qconfig)
                 converted = lower_to_native_backend(
                     reference,
@@ -184,10 +184,11 @@ def _preserve(source: nn.Module, target: fx.GraphModule, names: list[str]) -> No
     attach_preserved_attrs_to_model(target, {name: getattr(source, name) for name in names})
 
 
-class _uninitialised(TorchFunctionMode):  # noqa: N801 - reads as what it does in a with statement
+class _own_weights_only(TorchFunctionMode):  # noqa: N801 - reads as what it does in a with statement
     """Neither draws nor packs the first weights of modules, which get their own right away.
 
-    It costs as much as quantizing and packing those.
+    It costs as much as quantizing and packing those, which is itself done in less time than torch
+    takes.
     """
 
     def __init__(self) -> None:
@@ -201,6 +202,8 @@ class _uninitialised(TorchFunctionMode):  # noqa: N801 - reads as what it does i
             return args[0] if args else kwargs["tensor"]
         if func in _PREPACK and args[0] is self._empty:
             return None
+        if func is torch.quantize_per_channel:
+            func = quantized_per_channel
         result = func(*args, **(kwargs or {}))
         if func is torch._empty_affine_quantized:
             self._empty = result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -12,10 +12,12 @@ from torch import nn
 
 from qrecipe._torch_fx import (
     BackendConfig,
+    _generate_node_name_to_qconfig,
     _get_pattern_to_quantize_handlers,
     _qconfig_satisfies_dtype_config_constraints,
     get_qconfig_dtypes,
     prepare,
+    propagate_qconfig_,
 )
 from qrecipe.model.graph_sites import quantize_handlers
 from qrecipe.process.state import alone
@@ -27,24 +29,37 @@ def without_repetition(model: nn.Module, backend_config: BackendConfig) -> Itera
 
     It would make classes of the config's patterns for each graph, create an observer for each
     question about a qconfig, list all modules for each observer that it inserts, and try all
-    numbers from 0 for the observer's name.
+    numbers from 0 for the observer's name. It would also make a qconfig of its own for each module,
+    to have the observers on its device, and then ask everything about each of them.
     """
-    names = prepare.__globals__
     ours = {
         "_get_pattern_to_quantize_handlers": _handlers_of(backend_config),
         "_qconfig_satisfies_dtype_config_constraints": _answers_kept(),
         "get_qconfig_dtypes": cache(get_qconfig_dtypes),
         "get_new_attr_name_with_prefix": _names_counted(),
     }
-    with alone():
-        former = {name: names[name] for name in ours}
+    same = {"_add_module_to_qconfig_obs_ctr": lambda qconfig, module: qconfig}  # all on the CPU
+    with (
+        alone(),
+        _replaced(prepare.__globals__, ours),
+        _replaced(propagate_qconfig_.__globals__, same),
+        _replaced(_generate_node_name_to_qconfig.__globals__, same),
+    ):
         vars(model)["named_modules"] = _listed_once(model)
-        names.update(ours)
         try:
             yield
         finally:
-            names.update(former)
             del vars(model)["named_modules"]
+
+
+@contextmanager
+def _replaced(names: dict[str, Any], ours: Mapping[str, Any]) -> Iterator[None]:
+    former = {name: names[name] for name in ours}
+    names.update(ours)
+    try:
+        yield
+    finally:
+        names.update(former)
 
 
 def _handlers_of(own: BackendConfig) -> Callable[[BackendConfig], dict[Any, Any]]:
