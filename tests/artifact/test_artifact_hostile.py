@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 import zlib
+from typing import ClassVar
 
 import hostile
 import pytest
@@ -325,6 +326,55 @@ def change_architecture(path, change):
 def test_a_forged_architecture_is_refused(file, change, code):
     change_architecture(file, change)
     refused(file, model(), code)
+
+
+class Steered(Mlp):
+    """Its arguments choose how often it loops, and whether it writes."""
+
+    written: ClassVar = []
+
+    def forward(self, x, times: int = 1, note: str | None = None):
+        for _ in range(times):
+            x = super().forward(x)[..., [0, 1, 2, 3, 0, 1]]
+        if note is not None:
+            self.written.append(note)
+        return x
+
+
+def store_steered(path, **given):
+    batches = [{"x": batch, **given} for batch in NETS["mlp"].batches(1)]
+    converted = qrecipe.quantize(Steered().eval(), "builtin:x86-dynamic", example_inputs=batches[0])
+    qrecipe.save_quantized(converted, path)
+    return converted, batches[0]
+
+
+@pytest.mark.parametrize(
+    "constants",
+    [
+        *({"times": 10**12}, {"times": 1, "note": "evil"}, {"times": 1.0}, {"times": True}),
+        *({"times": None}, {"note": None}, {"times": 1, "note": None, "self": 1}),
+    ],
+)
+def test_a_file_does_not_steer_forward(constants, tmp_path):
+    path = tmp_path / "steered.safetensors"
+    store_steered(path)
+    change_architecture(path, lambda found: found["parts"][0].update(constants=constants))
+    refused(path, Steered().eval(), "QR507")
+    assert Steered.written == []
+
+
+def test_other_constants_than_the_defaults_are_loaded_with_consent(tmp_path):
+    path = tmp_path / "steered.safetensors"
+    converted, batch = store_steered(path, times=2)
+    text = refused(path, Steered().eval(), "QR507")
+    assert '"times" is 2 in the file, 1 here' in text
+    assert "constants={'times': 2}" in text
+    loaded = qrecipe.load_quantized(path, Steered().eval(), constants={"times": 2})
+    assert_same_outputs(loaded, converted, batch)
+    for other, said in (({"times": 3}, "3 here"), ({"time": 2}, 'did you mean "times"')):
+        with pytest.raises(ArtifactError, match="QR507") as caught:
+            qrecipe.load_quantized(path, Steered().eval(), constants=other)
+        assert said in str(caught.value)
 
 
 def put(content, entry, value):
