@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -43,17 +44,23 @@ class ValueChecks:
 
 
 def _checks_of_calls(graph_module: fx.GraphModule) -> Iterator[tuple[str, Check]]:
-    """Those of the stored scalars that quantizing calls read: floating ones are scales."""
+    """Those of the stored scales and zero points that quantizing calls read."""
     for node in graph_module.graph.nodes:
         is_quantize = node.target is torch.quantize_per_tensor
         if not (is_quantize or str(node.target).startswith("quantized.")):
             continue
         dtype = node.args[3] if is_quantize else _ACTIVATIONS
-        for source in node.all_input_nodes:
-            value = stored(source, graph_module)
-            if isinstance(value, Tensor) and value.numel() == 1:
-                is_scale = value.is_floating_point()
-                yield str(source.target), _scale if is_scale else partial(_zero_point, dtype)
+        pair = node.args[1:3] if is_quantize else _last_two(node)
+        if all(isinstance(stored(source, graph_module), Tensor) for source in pair):
+            scale, zero_point = pair
+            yield str(scale.target), _scale
+            yield str(zero_point.target), partial(_zero_point, dtype)
+
+
+def _last_two(node: fx.Node) -> tuple[Any, ...]:
+    """Where torch's kernels take the scale and the zero point of what they return."""
+    names = ("output_scale", "output_zero_point")
+    return tuple(map(node.kwargs.get, names)) if names[0] in node.kwargs else node.args[-2:]
 
 
 def _check(slot: Slot, name: str, tensors: Mapping[str, Tensor]) -> Check:
