@@ -24,6 +24,7 @@ from qrecipe.model.copies import runnable_copy, structural_copy, without_weights
 from qrecipe.model.record import Architecture
 from qrecipe.observers.qconfig import qconfig
 from qrecipe.planning.plan import Plan, Site
+from qrecipe.process.state import random_numbers_kept
 from qrecipe.recipe.schema import FxTable, LintTable
 
 __all__ = ["compile", "isolated", "realised_sites", "rebuilt", "traced_paths"]
@@ -89,7 +90,7 @@ class EagerPart:
         rules = {
             site.name: qconfig(site.qconfig, "ptq") for site in self.plan.sites if site.qconfig
         }
-        with engine(self.plan.backend), quiet():
+        with engine(self.plan.backend), quiet(), random_numbers_kept():  # torch draws weights
             try:
                 # without rules, torch would use its own
                 if rules:
