@@ -31,7 +31,7 @@ from qrecipe.execution.fx.flat_code import look_modules_up_once
 from qrecipe.execution.fx.repetition import without_repetition
 from qrecipe.execution.packing import packed_convolution, packed_sites
 from qrecipe.model.addresses import site_of
-from qrecipe.model.copies import own_tensors, structural_copy
+from qrecipe.model.copies import own_tensors, own_value, structural_copy
 from qrecipe.model.graph_names import keep_state_names
 from qrecipe.model.normalize import TAKES_WEIGHT, stored
 from qrecipe.planning.backend import own_backend_config
@@ -279,7 +279,7 @@ class Configs:
             own_backend_config(plan.backend, plan.phase),
             PrepareCustomConfig().set_preserved_attributes(list(preserved)),
             ConvertCustomConfig().set_preserved_attributes(list(preserved)),
-            {name: getattr(model, name) for name in preserved},
+            {name: own_value(model, name) for name in preserved},
         )
 
 
