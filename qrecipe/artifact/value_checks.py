@@ -20,6 +20,10 @@ _ROLE = re.compile(r"(?:^|[._])(scale|zero_point)$")
 _ACTIVATIONS = torch.quint8
 """The dtype of what torch's quantized kernels return."""
 
+_FLOAT = torch.finfo(torch.float32)
+_INTEGERS = 255
+"""The most that two 8-bit integers differ by."""
+
 Check = Callable[[Tensor], str | None]
 """Says what is wrong with the values of a tensor."""
 
@@ -38,6 +42,8 @@ class ValueChecks:
     def problems(self, slot: Slot, tensors: Mapping[str, Tensor]) -> Iterator[str]:
         """What is wrong with the tensors of a slot."""
         for name, tensor in tensors.items():
+            if tensor.dtype == torch.bool and bool((tensor.view(torch.uint8) > 1).any()):
+                yield f"a truth value that is neither 0 nor 1 in {name}"
             check = self._of_calls.get(name) or _check(slot, name, tensors)
             if (found := check(tensor)) is not None:
                 yield f"{found} in {name}"
@@ -88,7 +94,11 @@ def _scale(scale: Tensor) -> str | None:
     scale = scale.float()  # as kernels read it
     if not bool(torch.isfinite(scale).all()):
         return "a scale that is not finite"
-    return None if bool((scale > 0).all()) else "a scale that is not positive"
+    if not bool((scale > 0).all()):
+        return "a scale that is not positive"
+    # kernels divide by it, and multiply it by integers
+    is_usable = (scale >= _FLOAT.tiny) & (scale <= _FLOAT.max / _INTEGERS)
+    return None if bool(is_usable.all()) else "a scale out of range: float32 has no room for values"
 
 
 def _zero_point(dtype: torch.dtype, zero_point: Tensor) -> str | None:
