@@ -56,10 +56,14 @@ def load_quantized(
     """
     with opened(path_of(path, "load_quantized")) as file:
         stored = stored_model(file)
-        _check_parts(stored)
-        _check_engines(stored)
-        converted = _structure(stored, model, constants or {})
-        _fill(file, stored, converted)
+        with file.damage_first():
+            _check_parts(stored)
+            _check_engines(stored)
+            converted = _structure(stored, model, constants or {})
+        tensors = _tensors_of(converted)
+        _check_tensors(stored, tensors)
+        file.check()
+        _fill(file, stored, converted, tensors)
     contents = stored.contents
     origin = Provenance(
         contents.recipe,
@@ -132,16 +136,22 @@ def _other_architecture(file: str, differences: Sequence[str]) -> ArtifactError:
     return problem("QR507", file, what, hint, differences)
 
 
-def _fill(file: StoredFile, stored: StoredModel, converted: nn.Module) -> None:
+_Slots = Mapping[Slot, Mapping[str, Tensor]]
+"""The state of a model with its names, dtypes and shapes; the tensors are on the meta device."""
+
+
+def _tensors_of(converted: nn.Module) -> _Slots:
+    return {
+        slot: {name: tensor.to("meta") for name, tensor in slot.tensors().items()}
+        for slot in slots_of(converted)
+    }
+
+
+def _fill(file: StoredFile, stored: StoredModel, converted: nn.Module, slots: _Slots) -> None:
     """Put the tensors of the file into the model, one after another.
 
     What was one object when saved is one object again.
     """
-    slots = {
-        slot: {name: tensor.to("meta") for name, tensor in slot.tensors().items()}
-        for slot in slots_of(converted)
-    }
-    _check_tensors(stored, {name: each for own in slots.values() for name, each in own.items()})
     paths = [part.path for part in stored.contents.architecture.parts]
     elsewhere = detours(converted, stored.plan.engines, paths)
     checks, shared = ValueChecks(converted), dict[str, Tensor]()
@@ -173,8 +183,9 @@ def _fill(file: StoredFile, stored: StoredModel, converted: nn.Module) -> None:
     replace_in_attributes(converted, {id(value): slot.value for slot, value in former.items()})
 
 
-def _check_tensors(stored: StoredModel, own: Mapping[str, Tensor]) -> None:
+def _check_tensors(stored: StoredModel, slots: _Slots) -> None:
     """Check that the file has the tensors of the model, with the same dtypes and shapes."""
+    own = {name: tensor for tensors in slots.values() for name, tensor in tensors.items()}
     table = stored.header.tensors
     places = {**stored.contents.aliases, **{name: name for name in table}}
     differences = [f"{name} is missing" for name in own if name not in places]

@@ -133,20 +133,20 @@ class StoredModel:
 
 
 def stored_model(file: StoredFile) -> StoredModel:
-    """What a file says, and nothing else than what was saved.
+    """What a file says, before its tensors have been read: `StoredFile.check` does that.
 
-    Raises ArtifactError: as `contents_of`; if the checksum differs (QR504); if the parts contradict
-    each other (QR505).
+    Raises ArtifactError: as `contents_of`; if the parts contradict each other (QR505), or do so
+    because the checksum differs (QR504).
     """
     contents = contents_of(file.header)
-    file.check()
-    plan, recipe = _plan(file.header, contents), _recipe(file.header, contents)
-    for what, one, other in (
-        ("backend", plan.backend, recipe.backend),
-        ("phase", plan.phase, recipe.phase or "ptq"),
-    ):
-        if one != other:
-            raise _bad(file.header, f"{what} is {one} in the plan and {other} in the recipe")
+    with file.damage_first():
+        plan, recipe = _plan(file.header, contents), _recipe(file.header, contents)
+        for what, one, other in (
+            ("backend", plan.backend, recipe.backend),
+            ("phase", plan.phase, recipe.phase or "ptq"),
+        ):
+            if one != other:
+                raise _bad(file.header, f"{what} is {one} in the plan and {other} in the recipe")
     return StoredModel(file.header, contents, plan, recipe)
 
 

@@ -390,6 +390,9 @@ def put(content, entry, value):
         ("fc1.weight_scale", 1e200, "not finite"),
         ("fc1.weight_scale", 1e-200, "not positive"),
         ("fc1.weight_scale", -1.0, "not positive"),
+        ("fc1.weight_scale", 1e-40, "out of range"),
+        ("fc1.scale", 2e36, "out of range"),
+        ("fc1_1_input_scale_0", 1e-38, "out of range"),
         ("fc1.weight_zero_point", 1000, "outside -128..127 in fc1.weight_zero_point"),
         ("fc1.scale", float("nan"), "not finite in fc1.scale"),
         ("fc1.bias", float("nan"), "not finite in fc1.bias"),
@@ -459,6 +462,36 @@ def test_a_shape_that_is_larger_than_the_model_is_refused_before_memory_is_taken
     table = {name: entry.model_dump() for name, entry in {**tensors, "huge": huge}.items()}
     write_header(path, {"__metadata__": metadata, **table}, bytes(content))
     assert "truncated" in refused(path, model(), "QR503")
+
+
+def test_tensors_of_another_model_are_refused_before_they_are_read(file):
+    tensors, metadata, content = parts(file)
+    end, size = len(content), 2**36
+    huge = Entry(dtype="I8", shape=(size,), data_offsets=(end, end + size))
+    table = {name: entry.model_dump() for name, entry in {**tensors, "huge": huge}.items()}
+    write_header(file, {"__metadata__": metadata, **table}, bytes(content))
+    os.truncate(file, file.stat().st_size + size)  # a hole: it takes no room on the disk
+    assert "huge is not in the model" in refused(file, model(), "QR508")
+
+
+class Switched(Mlp):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mask", torch.tensor([True, False, True, True]))
+
+    def forward(self, x):
+        return torch.where(self.mask, super().forward(x), -9.0)
+
+
+def test_truth_values_are_0_or_1(tmp_path):
+    path = tmp_path / "switched.safetensors"
+    batch = NETS["mlp"].batches(1)[0]
+    converted = qrecipe.quantize(Switched().eval(), "builtin:x86-dynamic", example_inputs=batch)
+    qrecipe.save_quantized(converted, path)
+    tensors, metadata, content = parts(path)
+    put(content, tensors["mask"], torch.tensor([2, 255, 0, 1], dtype=torch.uint8))
+    forge(path, tensors, metadata, content)
+    assert "neither 0 nor 1 in mask" in refused(path, Switched().eval(), "QR509")
 
 
 @pytest.mark.parametrize(
@@ -586,13 +619,13 @@ def meddled(monkeypatch):
     def meddle(function):
         from qrecipe.artifact import loading
 
-        checked = loading._structure
+        original = loading._fill
 
-        def structure(*args):
+        def fill(*args):
             function()
-            return checked(*args)
+            return original(*args)
 
-        monkeypatch.setattr(loading, "_structure", structure)
+        monkeypatch.setattr(loading, "_fill", fill)
 
     return meddle
 
@@ -675,7 +708,7 @@ def test_what_plan_refuses_for_a_model_is_refused_in_a_file(table, guarded, tmp_
     assert_unchanged(net, before)
 
 
-@pytest.mark.parametrize("names", [[], ["class_names", "KINDS", "offset", "notes"]])
+@pytest.mark.parametrize("names", [[], ["class_names", "KINDS", "LEVELS", "offset", "notes"]])
 def test_a_loaded_model_has_nothing_of_the_given_one(names, guarded, tmp_path):
     path, net = tmp_path / "model.safetensors", Guarded().eval()
     write_with_fx(path, guarded, f"preserved_attributes = {json.dumps(names)}")
@@ -684,6 +717,7 @@ def test_a_loaded_model_has_nothing_of_the_given_one(names, guarded, tmp_path):
     assert_unchanged(net, before)
     assert not objects_of(net).keys() & objects_of(loaded).keys()
     assert all(getattr(loaded, name, None) is not None for name in names)
+    assert not objects_of(Guarded.LEVELS).keys() & objects_of(loaded).keys()
     with torch.no_grad():
         loaded.gain.fill_(0)
         loaded.offset.fill_(0)
