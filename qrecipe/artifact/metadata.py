@@ -20,6 +20,7 @@ from qrecipe.planning.plan import Plan
 from qrecipe.recipe.checks import findings_of
 from qrecipe.recipe.extends import compose
 from qrecipe.recipe.layers import fingerprint
+from qrecipe.recipe.recipe import Rule, rules_in
 from qrecipe.recipe.references import Source
 from qrecipe.recipe.schema import RecipeTable
 from qrecipe.recipe.toml.document import parse_document
@@ -130,6 +131,7 @@ class StoredModel:
     contents: Contents
     plan: Plan
     recipe: RecipeTable
+    rules: tuple[Rule, ...]
 
 
 def stored_model(file: StoredFile) -> StoredModel:
@@ -140,14 +142,15 @@ def stored_model(file: StoredFile) -> StoredModel:
     """
     contents = contents_of(file.header)
     with file.damage_first():
-        plan, recipe = _plan(file.header, contents), _recipe(file.header, contents)
+        plan = _plan(file.header, contents)
+        recipe, rules = _recipe(file.header, contents)
         for what, one, other in (
             ("backend", plan.backend, recipe.backend),
             ("phase", plan.phase, recipe.phase or "ptq"),
         ):
             if one != other:
                 raise _bad(file.header, f"{what} is {one} in the plan and {other} in the recipe")
-    return StoredModel(file.header, contents, plan, recipe)
+    return StoredModel(file.header, contents, plan, recipe, rules)
 
 
 def _plan(header: Header, contents: Contents) -> Plan:
@@ -166,8 +169,8 @@ def _plan(header: Header, contents: Contents) -> Plan:
     return plan
 
 
-def _recipe(header: Header, contents: Contents) -> RecipeTable:
-    """The recipe's tables: all checks of a recipe, except that plugins may be missing here."""
+def _recipe(header: Header, contents: Contents) -> tuple[RecipeTable, tuple[Rule, ...]]:
+    """The recipe's tables and rules: all checks of a recipe, but plugins may be missing here."""
     try:
         if "extends" in parse_document(contents.recipe, "recipe").data:
             raise _bad(header, "the recipe is not resolved: it extends another recipe")
@@ -180,7 +183,7 @@ def _recipe(header: Header, contents: Contents) -> RecipeTable:
             raise _bad(header, f"recipe: {finding.message}")
     if fingerprint(composition.values) != contents.fingerprint:
         raise _bad(header, "the recipe does not match its fingerprint")
-    return table
+    return table, tuple(rules_in(composition, table))
 
 
 def _check_names(header: Header, contents: Contents) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverloadPacket
 from torch.overrides import TorchFunctionMode
 
+from qrecipe.artifact.agreement import check_agreement
 from qrecipe.artifact.constants import Constants, with_own_constants
 from qrecipe.artifact.metadata import StoredModel
 from qrecipe.errors.findings import error_from
@@ -39,7 +41,8 @@ def rebuilt(model: nn.Module, stored: StoredModel, constants: Constants) -> nn.M
 
     ``model`` is not changed, its weights don't matter, and nothing of it is in the result. Raises
     ``ArchitectureError``, ``PlanError`` if the recipe could not be planned for the model, and
-    ``ArtifactError`` if its forward would have to be traced with other constants.
+    ``ArtifactError`` if its forward would have to be traced with other constants, or the plan is
+    not the recipe's.
     """
     architecture, table = stored.contents.architecture, stored.recipe.fx
     unfit = (
@@ -52,7 +55,9 @@ def rebuilt(model: nn.Module, stored: StoredModel, constants: Constants) -> nn.M
     architecture = with_own_constants(architecture, model, constants, stored.header.file)
     plan = _without_plugins(stored.plan, model)
     with _valueless(), held_back([("", Warning)]):  # about observers that saw nothing
-        whole = executor_of(plan.executor).rebuilt(model, plan, architecture, table)
+        whole = executor_of(plan.executor).rebuilt(
+            model, plan, architecture, table, partial(check_agreement, stored)
+        )
     return whole.eval()
 
 

@@ -279,13 +279,13 @@ def change_plan(path, change):
         (lambda plan: plan["sites"][0].update(engine="../../x"), "QR505"),
         (lambda plan: plan["sites"][0].update(engine="onednn"), "QR505"),
         (lambda plan: plan["sites"][0]["qconfig"]["weight"].update(dtype="int3"), "QR505"),
-        (lambda plan: plan["sites"][0]["qconfig"]["weight"].update(dtype="float16"), "QR507"),
-        (lambda plan: plan["sites"][0]["qconfig"]["weight"].pop("dtype"), "QR507"),
+        (lambda plan: plan["sites"][0]["qconfig"]["weight"].update(dtype="float16"), "QR505"),
+        (lambda plan: plan["sites"][0]["qconfig"]["weight"].pop("dtype"), "QR505"),
         (
             lambda plan: plan["sites"][0]["qconfig"]["activation"].update(
                 observer={"name": "placeholder", "x": 1}
             ),
-            "QR507",
+            "QR505",
         ),
         (lambda plan: plan.update(backend="qnnpack"), "QR505"),
         (lambda plan: plan.update(phase="qat"), "QR505"),
@@ -296,6 +296,46 @@ def change_plan(path, change):
 def test_a_forged_plan_is_refused(file, change, code):
     change_plan(file, change)
     refused(file, model(), code)
+
+
+FLOAT = {"verdict": "float", "mode": None, "qconfig": None, "input": None}
+
+
+def test_a_plan_that_the_recipe_does_not_give_is_refused(file, tmp_path):
+    other = stored(tmp_path, "mlp", recipe('[rules]\nglobal = "float"'))
+    _, metadata, _ = parts(file)
+    tensors, others, content = parts(other)
+    text = json.dumps(unpack(others["plan"])).replace(
+        others["fingerprint"], metadata["fingerprint"]
+    )
+    own = {key: metadata[key] for key in ("recipe", "fingerprint")}
+    forge(file, tensors, {**others, **own, "plan": pack(text)}, content)
+    assert "the plan lists other rules" in refused(file, model(), "QR505")
+
+
+@pytest.mark.parametrize("torch_release", [torch.__version__, "2.9.0"])
+@pytest.mark.parametrize(
+    ("change", "text", "in_any_release"),
+    [
+        ({**FLOAT, "reason": None}, "float without a reason", True),
+        ({**FLOAT, "reason": "no kernel"}, "float, not quantized", False),
+        ({"rule": {"tier": "global", "key": "", "says": "half"}}, "was decided by", True),
+    ],
+)
+def test_a_site_is_what_its_rule_asks(file, change, text, in_any_release, torch_release):
+    def forged(plan):
+        site = plan["sites"][0]
+        rule = change.get("rule", {})
+        site.update({**change, "rule": {**site["rule"], **rule}})
+
+    change_plan(file, forged)
+    tensors, metadata, content = parts(file)
+    versions = {**json.loads(metadata["versions"]), "torch": torch_release}
+    forge(file, tensors, {**metadata, "versions": json.dumps(versions)}, content)
+    if in_any_release or torch_release == torch.__version__:
+        assert text in refused(file, model(), "QR505")
+    else:
+        refused(file, model(), "QR507")  # what a backend can do may differ, but not the graph
 
 
 def change_architecture(path, change):
