@@ -30,6 +30,9 @@ def with_own_constants(
     Tracing runs the caller's forward, so no value in a file may choose its branches or the number
     of its loops. Raises ArtifactError (QR507) if the file has others.
     """
+    if not isinstance(given, Mapping):
+        what = f"needs constants as a mapping by name, not {shown(type(given).__name__)}"
+        raise problem("QR507", file, what)
     recorded = {
         joined(part.path, name): value
         for part in architecture.parts

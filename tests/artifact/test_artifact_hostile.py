@@ -411,7 +411,8 @@ def test_other_constants_than_the_defaults_are_loaded_with_consent(tmp_path):
     assert "constants={'times': 2}" in text
     loaded = qrecipe.load_quantized(path, Steered().eval(), constants={"times": 2})
     assert_same_outputs(loaded, converted, batch)
-    for other, said in (({"times": 3}, "3 here"), ({"time": 2}, 'did you mean "times"')):
+    others = {"3 here": {"times": 3}, 'did you mean "times"': {"time": 2}, "mapping": ["times"]}
+    for said, other in others.items():
         with pytest.raises(ArtifactError, match="QR507") as caught:
             qrecipe.load_quantized(path, Steered().eval(), constants=other)
         assert said in str(caught.value)
