@@ -182,10 +182,8 @@ def test_models_that_cannot_be_traced_come_back_to_the_bit(tmp_path):
     tokens = UNTRACEABLE.batches(1)[0]
     converted = qrecipe.quantize(UNTRACEABLE.model(), a_recipe, example_inputs=tokens)
     assert '"executor": "eager"' in qrecipe.provenance(converted).plan
-    path, architecture = tmp_path / "model.safetensors", blank(UNTRACEABLE)
-    before = torch.get_rng_state()
-    loaded = round_trip(converted, architecture, path)
-    assert torch.equal(torch.get_rng_state(), before)
+    path = tmp_path / "model.safetensors"
+    loaded = round_trip(converted, blank(UNTRACEABLE), path)
     assert_same_outputs(converted, loaded, tokens)
     assert type(loaded) is type(converted)
     other = UNTRACEABLE.model()
@@ -348,3 +346,22 @@ def test_the_engine_and_the_random_state_are_left_as_they_were(tmp_path):
     torch.set_rng_state(state)
     qrecipe.load_quantized(path, fresh)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.fc = nn.LSTM(6, 6), nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.fc(self.lstm(x)[0] if x.sum() < 1e6 else x)
+
+
+@pytest.mark.filterwarnings("ignore:QR210")
+def test_loading_an_untraced_model_keeps_random_numbers(tmp_path):
+    model, path = Branching().eval(), tmp_path / "model.safetensors"
+    converted = qrecipe.quantize(model, "builtin:x86-dynamic", example_inputs=torch.ones(2, 3, 6))
+    qrecipe.save_quantized(converted, path)
+    before = torch.get_rng_state()
+    qrecipe.load_quantized(path, model)
+    assert torch.equal(torch.get_rng_state(), before)
