@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qrecipe._torch_ao import quiet
+from qrecipe.artifact.constants import Constants
 from qrecipe.artifact.container import StoredFile, opened, path_of, problem
 from qrecipe.artifact.metadata import StoredModel, stored_model
 from qrecipe.artifact.rebuilding import rebuilt
@@ -33,25 +34,36 @@ from qrecipe.recipe.frozen import FrozenMapping
 
 
 @neutral
-def load_quantized(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
+def load_quantized(
+    path: str | os.PathLike[str], model: nn.Module, *, constants: Constants | None = None
+) -> nn.Module:
     """Load the converted model that `save_quantized` stored; its outputs are bitwise the same.
 
     ``model`` is the float architecture that was quantized. Its weights don't matter and may be on
     the meta device; it is neither changed nor run. Neither data nor plugins are needed, and nothing
     in the file is executed or unpickled.
 
+    ``constants`` are arguments of forward that are not tensors, by name, where the model was
+    quantized with others than the defaults: ``{"times": 3}``, or ``{"encoder.times": 3}`` for the
+    root ``encoder``. A file alone does not choose what the model is traced with.
+
     Raises:
         ArtifactError: the file cannot be read (QR502), is incomplete (QR503), was modified (QR504),
             is not one of qrecipe's or contradicts itself (QR505), is from a newer release (QR506),
-            is of another architecture (QR507), has missing or unexpected tensors (QR508) or
-            impossible scales (QR509), or needs an engine that is not available (QR510).
+            is of another architecture or was made with other constants (QR507), has missing or
+            unexpected tensors (QR508) or impossible scales (QR509), or needs an engine that is not
+            available (QR510).
     """
     with opened(path_of(path, "load_quantized")) as file:
         stored = stored_model(file)
-        _check_parts(stored)
-        _check_engines(stored)
-        converted = _structure(stored, model)
-        _fill(file, stored, converted)
+        with file.damage_first():
+            _check_parts(stored)
+            _check_engines(stored)
+            converted = _structure(stored, model, constants or {})
+        tensors = _tensors_of(converted)
+        _check_tensors(stored, tensors)
+        file.check()
+        _fill(file, stored, converted, tensors)
     contents = stored.contents
     origin = Provenance(
         contents.recipe,
@@ -88,7 +100,7 @@ def _check_engines(stored: StoredModel) -> None:
         raise problem("QR510", stored.header.file, what, hint)
 
 
-def _structure(stored: StoredModel, model: nn.Module) -> nn.Module:
+def _structure(stored: StoredModel, model: nn.Module, constants: Constants) -> nn.Module:
     file, contents = stored.header.file, stored.contents
     if not isinstance(model, nn.Module):
         what, hint = instead_of_model(model)
@@ -99,10 +111,12 @@ def _structure(stored: StoredModel, model: nn.Module) -> nn.Module:
         raise problem("QR507", file, text, finding.hint)
     try:
         with quiet():
-            converted = rebuilt(model, stored)
+            converted = rebuilt(model, stored, constants)
         found = graph_digests(converted, contents.architecture)
     except ArchitectureError as error:
         raise _other_architecture(file, error.differences) from None
+    except ArtifactError:
+        raise
     except QRecipeError as error:
         hint = _RUN_FIRST if isinstance(error, TraceError) else _SAME_CODE
         raise _other_architecture(file, [f.message for f in error.findings], hint) from error
@@ -128,16 +142,22 @@ def _other_architecture(
     return problem("QR507", file, what, hint, differences)
 
 
-def _fill(file: StoredFile, stored: StoredModel, converted: nn.Module) -> None:
+_Slots = Mapping[Slot, Mapping[str, Tensor]]
+"""The state of a model with its names, dtypes and shapes; the tensors are on the meta device."""
+
+
+def _tensors_of(converted: nn.Module) -> _Slots:
+    return {
+        slot: {name: tensor.to("meta") for name, tensor in slot.tensors().items()}
+        for slot in slots_of(converted)
+    }
+
+
+def _fill(file: StoredFile, stored: StoredModel, converted: nn.Module, slots: _Slots) -> None:
     """Put the tensors of the file into the model, one after another.
 
     What was one object when saved is one object again.
     """
-    slots = {
-        slot: {name: tensor.to("meta") for name, tensor in slot.tensors().items()}
-        for slot in slots_of(converted)
-    }
-    _check_tensors(stored, {name: each for own in slots.values() for name, each in own.items()})
     paths = [part.path for part in stored.contents.architecture.parts]
     elsewhere = detours(converted, stored.plan.engines, paths)
     checks, shared = ValueChecks(converted), dict[str, Tensor]()
@@ -169,8 +189,9 @@ def _fill(file: StoredFile, stored: StoredModel, converted: nn.Module) -> None:
     replace_in_attributes(converted, {id(value): slot.value for slot, value in former.items()})
 
 
-def _check_tensors(stored: StoredModel, own: Mapping[str, Tensor]) -> None:
+def _check_tensors(stored: StoredModel, slots: _Slots) -> None:
     """Check that the file has the tensors of the model, with the same dtypes and shapes."""
+    own = {name: tensor for tensors in slots.values() for name, tensor in tensors.items()}
     table = stored.header.tensors
     places = {**stored.contents.aliases, **{name: name for name in table}}
     differences = [f"{name} is missing" for name in own if name not in places]

@@ -20,6 +20,7 @@ from qrecipe.planning.plan import Plan
 from qrecipe.recipe.checks import findings_of
 from qrecipe.recipe.extends import compose
 from qrecipe.recipe.layers import fingerprint
+from qrecipe.recipe.recipe import Rule, rules_in
 from qrecipe.recipe.references import Source
 from qrecipe.recipe.schema import RecipeTable
 from qrecipe.recipe.toml.document import parse_document
@@ -130,24 +131,26 @@ class StoredModel:
     contents: Contents
     plan: Plan
     recipe: RecipeTable
+    rules: tuple[Rule, ...]
 
 
 def stored_model(file: StoredFile) -> StoredModel:
-    """What a file says, and nothing else than what was saved.
+    """What a file says, before its tensors have been read: `StoredFile.check` does that.
 
-    Raises ArtifactError: as `contents_of`; if the checksum differs (QR504); if the parts contradict
-    each other (QR505).
+    Raises ArtifactError: as `contents_of`; if the parts contradict each other (QR505), or do so
+    because the checksum differs (QR504).
     """
     contents = contents_of(file.header)
-    file.check()
-    plan, recipe = _plan(file.header, contents), _recipe(file.header, contents)
-    for what, one, other in (
-        ("backend", plan.backend, recipe.backend),
-        ("phase", plan.phase, recipe.phase or "ptq"),
-    ):
-        if one != other:
-            raise _bad(file.header, f"{what} is {one} in the plan and {other} in the recipe")
-    return StoredModel(file.header, contents, plan, recipe)
+    with file.damage_first():
+        plan = _plan(file.header, contents)
+        recipe, rules = _recipe(file.header, contents)
+        for what, one, other in (
+            ("backend", plan.backend, recipe.backend),
+            ("phase", plan.phase, recipe.phase or "ptq"),
+        ):
+            if one != other:
+                raise _bad(file.header, f"{what} is {one} in the plan and {other} in the recipe")
+    return StoredModel(file.header, contents, plan, recipe, rules)
 
 
 def _plan(header: Header, contents: Contents) -> Plan:
@@ -166,8 +169,8 @@ def _plan(header: Header, contents: Contents) -> Plan:
     return plan
 
 
-def _recipe(header: Header, contents: Contents) -> RecipeTable:
-    """The recipe's tables: all checks of a recipe, except that plugins may be missing here."""
+def _recipe(header: Header, contents: Contents) -> tuple[RecipeTable, tuple[Rule, ...]]:
+    """The recipe's tables and rules: all checks of a recipe, but plugins may be missing here."""
     try:
         if "extends" in parse_document(contents.recipe, "recipe").data:
             raise _bad(header, "the recipe is not resolved: it extends another recipe")
@@ -180,7 +183,7 @@ def _recipe(header: Header, contents: Contents) -> RecipeTable:
             raise _bad(header, f"recipe: {finding.message}")
     if fingerprint(composition.values) != contents.fingerprint:
         raise _bad(header, "the recipe does not match its fingerprint")
-    return table
+    return table, tuple(rules_in(composition, table))
 
 
 def _check_names(header: Header, contents: Contents) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from torch._ops import OpOverloadPacket
 from torch.overrides import TorchFunctionMode
 
+from qrecipe.artifact.agreement import check_agreement
+from qrecipe.artifact.constants import Constants, with_own_constants
 from qrecipe.artifact.metadata import StoredModel
 from qrecipe.errors.findings import error_from
 from qrecipe.execution.executors import executor_of
@@ -34,11 +37,13 @@ _MEMORYLESS = ("placeholder", "fixed_qparams")
 """Observers that know their range, or need none, and decide what torch inserts."""
 
 
-def rebuilt(model: nn.Module, stored: StoredModel) -> nn.Module:
+def rebuilt(model: nn.Module, stored: StoredModel, constants: Constants) -> nn.Module:
     """The converted model of the plan, with state of the right shapes and meaningless values.
 
     ``model`` is not changed, its weights don't matter, and nothing of it is in the result. Raises
-    ``ArchitectureError``, and ``PlanError`` if the recipe could not be planned for the model.
+    ``ArchitectureError``, ``PlanError`` if the recipe could not be planned for the model, and
+    ``ArtifactError`` if its forward would have to be traced with other constants, or the plan is
+    not the recipe's.
     """
     architecture, table = stored.contents.architecture, stored.recipe.fx
     unfit = (
@@ -49,9 +54,12 @@ def rebuilt(model: nn.Module, stored: StoredModel) -> nn.Module:
         raise error_from(unfit)
     check_same("module", architecture.modules, module_settings(model))
     model = opened_at(model, architecture.opened)
+    architecture = with_own_constants(architecture, model, constants, stored.header.file)
     plan = _without_plugins(stored.plan, model)
     with _valueless(), held_back([("", Warning)]):  # about observers that saw nothing
-        whole = executor_of(plan.executor).rebuilt(model, plan, architecture, table)
+        whole = executor_of(plan.executor).rebuilt(
+            model, plan, architecture, table, partial(check_agreement, stored)
+        )
     return whole.eval()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,6 +19,10 @@ from qrecipe.rules.structure import joined
 _ROLE = re.compile(r"(?:^|[._])(scale|zero_point)$")
 _ACTIVATIONS = torch.quint8
 """The dtype of what torch's quantized kernels return."""
+
+_FLOAT = torch.finfo(torch.float32)
+_INTEGERS = 255
+"""The most that two 8-bit integers differ by."""
 
 Check = Callable[[Tensor], str | None]
 """Says what is wrong with the values of a tensor."""
@@ -37,23 +42,31 @@ class ValueChecks:
     def problems(self, slot: Slot, tensors: Mapping[str, Tensor]) -> Iterator[str]:
         """What is wrong with the tensors of a slot."""
         for name, tensor in tensors.items():
+            if tensor.dtype == torch.bool and bool((tensor.view(torch.uint8) > 1).any()):
+                yield f"a truth value that is neither 0 nor 1 in {name}"
             check = self._of_calls.get(name) or _check(slot, name, tensors)
             if (found := check(tensor)) is not None:
                 yield f"{found} in {name}"
 
 
 def _checks_of_calls(graph_module: fx.GraphModule) -> Iterator[tuple[str, Check]]:
-    """Those of the stored scalars that quantizing calls read: floating ones are scales."""
+    """Those of the stored scales and zero points that quantizing calls read."""
     for node in graph_module.graph.nodes:
         is_quantize = node.target is torch.quantize_per_tensor
         if not (is_quantize or str(node.target).startswith("quantized.")):
             continue
         dtype = node.args[3] if is_quantize else _ACTIVATIONS
-        for source in node.all_input_nodes:
-            value = stored(source, graph_module)
-            if isinstance(value, Tensor) and value.numel() == 1:
-                is_scale = value.is_floating_point()
-                yield str(source.target), _scale if is_scale else partial(_zero_point, dtype)
+        pair = node.args[1:3] if is_quantize else _last_two(node)
+        if all(isinstance(stored(source, graph_module), Tensor) for source in pair):
+            scale, zero_point = pair
+            yield str(scale.target), _scale
+            yield str(zero_point.target), partial(_zero_point, dtype)
+
+
+def _last_two(node: fx.Node) -> tuple[Any, ...]:
+    """Where torch's kernels take the scale and the zero point of what they return."""
+    names = ("output_scale", "output_zero_point")
+    return tuple(map(node.kwargs.get, names)) if names[0] in node.kwargs else node.args[-2:]
 
 
 def _check(slot: Slot, name: str, tensors: Mapping[str, Tensor]) -> Check:
@@ -81,7 +94,11 @@ def _scale(scale: Tensor) -> str | None:
     scale = scale.float()  # as kernels read it
     if not bool(torch.isfinite(scale).all()):
         return "a scale that is not finite"
-    return None if bool((scale > 0).all()) else "a scale that is not positive"
+    if not bool((scale > 0).all()):
+        return "a scale that is not positive"
+    # kernels divide by it, and multiply it by integers
+    is_usable = (scale >= _FLOAT.tiny) & (scale <= _FLOAT.max / _INTEGERS)
+    return None if bool(is_usable.all()) else "a scale out of range: float32 has no room for values"
 
 
 def _zero_point(dtype: torch.dtype, zero_point: Tensor) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from json import loads
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -44,6 +44,13 @@ def drift(
             "clipping.",
         ),
     ] = 0.05,
+    constants: Annotated[
+        str,
+        typer.Option(
+            metavar="JSON",
+            help='Arguments of forward that the model was quantized with, such as {"times": 3}.',
+        ),
+    ] = "{}",
     html: HtmlOption = None,
     plot: PlotOption = None,
     threads: ThreadsOption = None,
@@ -66,9 +73,12 @@ def drift(
         from qrecipe.measure.pages.reports import drift_page
 
         get_ready(threads, plot, html)
+        given = _table(constants)
         with user_code(plugin) as code, user_output():
             batches = code.function(data, "--data")
-            converted = qrecipe.load_quantized(file, load_subject(code, model).model)
+            converted = qrecipe.load_quantized(
+                file, load_subject(code, model).model, constants=given
+            )
             report = qrecipe.drift(converted, batches())
         # show the result before anything is written, which could fail
         drifted = report.drifted(threshold, max_clipped=max_clipped)
@@ -85,3 +95,10 @@ def drift(
             save_page(drift_page(report, origin, threshold, max_clipped=max_clipped), html)
     if drifted:
         raise typer.Exit(FOUND_SOMETHING)
+
+
+def _table(text: str) -> dict[str, Any]:
+    try:
+        return dict(loads(text).items())
+    except (ValueError, AttributeError):
+        raise typer.BadParameter("it is not a JSON object", param_hint="--constants") from None

@@ -30,6 +30,7 @@ def inspect(file: ArtifactArgument, json: JsonOption = False) -> None:
 
         with opened(Path(file)) as stored:
             found = stored_model(stored)
+            stored.check()
         if json:
             out_json(_values(found))
         else:

@@ -124,6 +124,21 @@ def _copy_sharing(model: _Model, shared: Iterable[_Part]) -> _Model:
     return _copied(model, memo)
 
 
+def own_value(model: nn.Module, name: str) -> Any:
+    """An attribute of a copied model; a value of its class is copied here, as no copy has its own.
+
+    Raises ``PlanError`` (QR306) if it cannot be copied.
+    """
+    value = getattr(model, name)
+    if value is not getattr(type(model), name, None):
+        return value
+    try:
+        return copy.deepcopy(value)
+    except Exception as error:
+        hint = "set it in the model's __init__, or make copy.deepcopy work"
+        raise unfit(f"its class attribute {name} cannot be copied: {error}", hint) from error
+
+
 def _copied(model: _Model, memo: dict[int, Any]) -> _Model:
     """A deep copy of a model with its own modules, except for those in ``memo``.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -33,18 +34,27 @@ def take_inventory(
     called = _called(model, inputs)
     stops = {path for path in called if _stops(path, model.get_submodule(path), table)}
     stops |= {path for path in ("", *called) if _takes_fast_path(path, model, called)}
+    paths = [
+        path for path in called if path in stops and not stops.intersection(enclosing(path)[1:])
+    ]
+    matches = module_matches(model, paths, backend_config)
+    structure = structure_of(model, matches)
+    unreached = _unreached(model, called, stops)
+    return Inventory(model, (), matches, structure, untraced=why, unreached=unreached)
+
+
+def module_matches(
+    model: nn.Module, paths: Iterable[str], backend_config: BackendConfig
+) -> dict[str, Match]:
+    """The modules at these paths as sites."""
     matches: dict[str, Match] = {}
-    for path in called:
+    for path in paths:
         module = model.get_submodule(path)
-        if path not in stops or stops.intersection(enclosing(path)[1:]):
-            continue
         config = backend_config._pattern_complex_format_to_config.get(type(module))
         operation = Operation((module_member(path, module),), _kind(config), ())
         kernels = () if config is None else tuple(config.dtype_configs)
         matches[path] = Match(operation, (), module, kernels)
-    structure = structure_of(model, matches)
-    unreached = _unreached(model, called, stops)
-    return Inventory(model, (), matches, structure, untraced=why, unreached=unreached)
+    return matches
 
 
 def _called(model: nn.Module, inputs: Inputs) -> list[str]:

@@ -284,7 +284,7 @@ def _resolved(composition: Composition, path: str | None, reference: str | None)
         qconfigs=FrozenMapping(
             {name: _qconfig(table, qconfig) for name, qconfig in table.qconfig.items()}
         ),
-        rules=tuple(_rules(composition, table)),
+        rules=tuple(rules_in(composition, table)),
         calibration=table.calibration,
         qat=table.qat,
         fx=table.fx,
@@ -318,7 +318,8 @@ def _qconfig(table: RecipeTable, roles: QConfigTable | RuleTable) -> QConfigSpec
     )
 
 
-def _rules(composition: Composition, table: RecipeTable) -> Iterator[Rule]:
+def rules_in(composition: Composition, table: RecipeTable) -> Iterator[Rule]:
+    """The rules of a resolved recipe, without findings."""
     layers = composition.layers
     times = Counter(layer.name for layer in layers)
     # unique, even if two files have the same name

@@ -346,3 +346,22 @@ def test_the_engine_and_the_random_state_are_left_as_they_were(tmp_path):
     torch.set_rng_state(state)
     qrecipe.load_quantized(path, fresh)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.fc = nn.LSTM(6, 6), nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.fc(self.lstm(x)[0] if x.sum() < 1e6 else x)
+
+
+@pytest.mark.filterwarnings("ignore:QR210")
+def test_loading_an_untraced_model_keeps_random_numbers(tmp_path):
+    model, path = Branching().eval(), tmp_path / "model.safetensors"
+    converted = qrecipe.quantize(model, "builtin:x86-dynamic", example_inputs=torch.ones(2, 3, 6))
+    qrecipe.save_quantized(converted, path)
+    before = torch.get_rng_state()
+    qrecipe.load_quantized(path, model)
+    assert torch.equal(torch.get_rng_state(), before)

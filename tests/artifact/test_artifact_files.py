@@ -242,6 +242,26 @@ class Around(nn.Module):
         return self.body(x) * self.gains[0]
 
 
+class OneNumber(Mlp):
+    """The operands are single numbers that no scale or zero point could be."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("shift", torch.tensor(-1.0))
+        self.register_buffer("factor", torch.tensor([-0.5]))
+        self.register_buffer("count", torch.tensor(1000))
+
+    def forward(self, x):
+        return (super().forward(x) + self.shift) * self.factor + self.count
+
+
+def test_operands_of_a_single_number_are_not_taken_for_scales(tmp_path):
+    batches = NETS["mlp"].batches()
+    converted = qrecipe.quantize(OneNumber().eval(), recipe(), batches, progress=False)
+    loaded = round_trip(converted, OneNumber().eval(), tmp_path / "model.safetensors")
+    assert_same_outputs(loaded, converted, batches[0])
+
+
 def test_lists_of_parameters_hold_those_of_the_file(tmp_path):
     a_recipe = recipe(head='[fx]\nroots = ["body"]')
     batches = [torch.randn(4, 4) for _ in range(10)]

@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 import zlib
+from typing import ClassVar
 
 import hostile
 import pytest
@@ -278,13 +279,13 @@ def change_plan(path, change):
         (lambda plan: plan["sites"][0].update(engine="../../x"), "QR505"),
         (lambda plan: plan["sites"][0].update(engine="onednn"), "QR505"),
         (lambda plan: plan["sites"][0]["qconfig"]["weight"].update(dtype="int3"), "QR505"),
-        (lambda plan: plan["sites"][0]["qconfig"]["weight"].update(dtype="float16"), "QR507"),
-        (lambda plan: plan["sites"][0]["qconfig"]["weight"].pop("dtype"), "QR507"),
+        (lambda plan: plan["sites"][0]["qconfig"]["weight"].update(dtype="float16"), "QR505"),
+        (lambda plan: plan["sites"][0]["qconfig"]["weight"].pop("dtype"), "QR505"),
         (
             lambda plan: plan["sites"][0]["qconfig"]["activation"].update(
                 observer={"name": "placeholder", "x": 1}
             ),
-            "QR507",
+            "QR505",
         ),
         (lambda plan: plan.update(backend="qnnpack"), "QR505"),
         (lambda plan: plan.update(phase="qat"), "QR505"),
@@ -295,6 +296,46 @@ def change_plan(path, change):
 def test_a_forged_plan_is_refused(file, change, code):
     change_plan(file, change)
     refused(file, model(), code)
+
+
+FLOAT = {"verdict": "float", "mode": None, "qconfig": None, "input": None}
+
+
+def test_a_plan_that_the_recipe_does_not_give_is_refused(file, tmp_path):
+    other = stored(tmp_path, "mlp", recipe('[rules]\nglobal = "float"'))
+    _, metadata, _ = parts(file)
+    tensors, others, content = parts(other)
+    text = json.dumps(unpack(others["plan"])).replace(
+        others["fingerprint"], metadata["fingerprint"]
+    )
+    own = {key: metadata[key] for key in ("recipe", "fingerprint")}
+    forge(file, tensors, {**others, **own, "plan": pack(text)}, content)
+    assert "the plan lists other rules" in refused(file, model(), "QR505")
+
+
+@pytest.mark.parametrize("torch_release", [torch.__version__, "2.9.0"])
+@pytest.mark.parametrize(
+    ("change", "text", "in_any_release"),
+    [
+        ({**FLOAT, "reason": None}, "float without a reason", True),
+        ({**FLOAT, "reason": "no kernel"}, "float, not quantized", False),
+        ({"rule": {"tier": "global", "key": "", "says": "half"}}, "was decided by", True),
+    ],
+)
+def test_a_site_is_what_its_rule_asks(file, change, text, in_any_release, torch_release):
+    def forged(plan):
+        site = plan["sites"][0]
+        rule = change.get("rule", {})
+        site.update({**change, "rule": {**site["rule"], **rule}})
+
+    change_plan(file, forged)
+    tensors, metadata, content = parts(file)
+    versions = {**json.loads(metadata["versions"]), "torch": torch_release}
+    forge(file, tensors, {**metadata, "versions": json.dumps(versions)}, content)
+    if in_any_release or torch_release == torch.__version__:
+        assert text in refused(file, model(), "QR505")
+    else:
+        refused(file, model(), "QR507")  # what a backend can do may differ, but not the graph
 
 
 def change_architecture(path, change):
@@ -327,6 +368,56 @@ def test_a_forged_architecture_is_refused(file, change, code):
     refused(file, model(), code)
 
 
+class Steered(Mlp):
+    """Its arguments choose how often it loops, and whether it writes."""
+
+    written: ClassVar = []
+
+    def forward(self, x, times: int = 1, note: str | None = None):
+        for _ in range(times):
+            x = super().forward(x)[..., [0, 1, 2, 3, 0, 1]]
+        if note is not None:
+            self.written.append(note)
+        return x
+
+
+def store_steered(path, **given):
+    batches = [{"x": batch, **given} for batch in NETS["mlp"].batches(1)]
+    converted = qrecipe.quantize(Steered().eval(), "builtin:x86-dynamic", example_inputs=batches[0])
+    qrecipe.save_quantized(converted, path)
+    return converted, batches[0]
+
+
+@pytest.mark.parametrize(
+    "constants",
+    [
+        *({"times": 10**12}, {"times": 1, "note": "evil"}, {"times": 1.0}, {"times": True}),
+        *({"times": None}, {"note": None}, {"times": 1, "note": None, "self": 1}),
+    ],
+)
+def test_a_file_does_not_steer_forward(constants, tmp_path):
+    path = tmp_path / "steered.safetensors"
+    store_steered(path)
+    change_architecture(path, lambda found: found["parts"][0].update(constants=constants))
+    refused(path, Steered().eval(), "QR507")
+    assert Steered.written == []
+
+
+def test_other_constants_than_the_defaults_are_loaded_with_consent(tmp_path):
+    path = tmp_path / "steered.safetensors"
+    converted, batch = store_steered(path, times=2)
+    text = refused(path, Steered().eval(), "QR507")
+    assert '"times" is 2 in the file, 1 here' in text
+    assert "constants={'times': 2}" in text
+    loaded = qrecipe.load_quantized(path, Steered().eval(), constants={"times": 2})
+    assert_same_outputs(loaded, converted, batch)
+    others = {"3 here": {"times": 3}, 'did you mean "times"': {"time": 2}, "mapping": ["times"]}
+    for said, other in others.items():
+        with pytest.raises(ArtifactError, match="QR507") as caught:
+            qrecipe.load_quantized(path, Steered().eval(), constants=other)
+        assert said in str(caught.value)
+
+
 def put(content, entry, value):
     content[entry.data_offsets[0] : entry.data_offsets[1]] = value.numpy().tobytes()
 
@@ -340,6 +431,9 @@ def put(content, entry, value):
         ("fc1.weight_scale", 1e200, "not finite"),
         ("fc1.weight_scale", 1e-200, "not positive"),
         ("fc1.weight_scale", -1.0, "not positive"),
+        ("fc1.weight_scale", 1e-40, "out of range"),
+        ("fc1.scale", 2e36, "out of range"),
+        ("fc1_1_input_scale_0", 1e-38, "out of range"),
         ("fc1.weight_zero_point", 1000, "outside -128..127 in fc1.weight_zero_point"),
         ("fc1.scale", float("nan"), "not finite in fc1.scale"),
         ("fc1.bias", float("nan"), "not finite in fc1.bias"),
@@ -409,6 +503,36 @@ def test_a_shape_that_is_larger_than_the_model_is_refused_before_memory_is_taken
     table = {name: entry.model_dump() for name, entry in {**tensors, "huge": huge}.items()}
     write_header(path, {"__metadata__": metadata, **table}, bytes(content))
     assert "truncated" in refused(path, model(), "QR503")
+
+
+def test_tensors_of_another_model_are_refused_before_they_are_read(file):
+    tensors, metadata, content = parts(file)
+    end, size = len(content), 2**36
+    huge = Entry(dtype="I8", shape=(size,), data_offsets=(end, end + size))
+    table = {name: entry.model_dump() for name, entry in {**tensors, "huge": huge}.items()}
+    write_header(file, {"__metadata__": metadata, **table}, bytes(content))
+    os.truncate(file, file.stat().st_size + size)  # a hole: it takes no room on the disk
+    assert "huge is not in the model" in refused(file, model(), "QR508")
+
+
+class Switched(Mlp):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mask", torch.tensor([True, False, True, True]))
+
+    def forward(self, x):
+        return torch.where(self.mask, super().forward(x), -9.0)
+
+
+def test_truth_values_are_0_or_1(tmp_path):
+    path = tmp_path / "switched.safetensors"
+    batch = NETS["mlp"].batches(1)[0]
+    converted = qrecipe.quantize(Switched().eval(), "builtin:x86-dynamic", example_inputs=batch)
+    qrecipe.save_quantized(converted, path)
+    tensors, metadata, content = parts(path)
+    put(content, tensors["mask"], torch.tensor([2, 255, 0, 1], dtype=torch.uint8))
+    forge(path, tensors, metadata, content)
+    assert "neither 0 nor 1 in mask" in refused(path, Switched().eval(), "QR509")
 
 
 @pytest.mark.parametrize(
@@ -536,13 +660,13 @@ def meddled(monkeypatch):
     def meddle(function):
         from qrecipe.artifact import loading
 
-        checked = loading._structure
+        original = loading._fill
 
-        def structure(*args):
+        def fill(*args):
             function()
-            return checked(*args)
+            return original(*args)
 
-        monkeypatch.setattr(loading, "_structure", structure)
+        monkeypatch.setattr(loading, "_fill", fill)
 
     return meddle
 
@@ -625,7 +749,7 @@ def test_what_plan_refuses_for_a_model_is_refused_in_a_file(table, guarded, tmp_
     assert_unchanged(net, before)
 
 
-@pytest.mark.parametrize("names", [[], ["class_names", "KINDS", "offset", "notes"]])
+@pytest.mark.parametrize("names", [[], ["class_names", "KINDS", "LEVELS", "offset", "notes"]])
 def test_a_loaded_model_has_nothing_of_the_given_one(names, guarded, tmp_path):
     path, net = tmp_path / "model.safetensors", Guarded().eval()
     write_with_fx(path, guarded, f"preserved_attributes = {json.dumps(names)}")
@@ -634,6 +758,7 @@ def test_a_loaded_model_has_nothing_of_the_given_one(names, guarded, tmp_path):
     assert_unchanged(net, before)
     assert not objects_of(net).keys() & objects_of(loaded).keys()
     assert all(getattr(loaded, name, None) is not None for name in names)
+    assert not objects_of(Guarded.LEVELS).keys() & objects_of(loaded).keys()
     with torch.no_grad():
         loaded.gain.fill_(0)
         loaded.offset.fill_(0)

@@ -32,6 +32,15 @@ def test_data_like_those_of_calibration_end_with_status_0(stored):
     assert "drawing batches" not in result.stdout
 
 
+def test_constants_are_a_json_object_with_arguments_of_forward(stored):
+    result = run("drift", "model.safetensors", *NAMED, "--constants", "[1]")
+    assert result.exit_code == 2
+    assert "it is not a JSON object" in result.stderr
+    result = run("drift", "model.safetensors", *NAMED, "--constants", '{"times": 3}')
+    assert "QR507" in result.stderr
+    assert "without a constant argument" in result.stderr
+
+
 def test_other_data_end_with_status_1(stored):
     result = run("drift", "model.safetensors", *LATER)
     assert result.exit_code == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import ClassVar
 
 import torch
 from artifacts import recipe
@@ -19,6 +20,7 @@ class Guarded(Mlp):
     """A model with an attribute of every kind; its property and its method must not be run."""
 
     KINDS = ("a", "b")
+    LEVELS: ClassVar = [[1], [2]]
 
     def __init__(self):
         super().__init__()

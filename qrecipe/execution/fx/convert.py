@@ -32,7 +32,7 @@ from qrecipe.execution.fx.lowering import lower_ours
 from qrecipe.execution.fx.repetition import without_repetition
 from qrecipe.execution.packing import packed_convolution, packed_sites, quantized_per_channel
 from qrecipe.model.addresses import site_of
-from qrecipe.model.copies import own_tensors, structural_copy
+from qrecipe.model.copies import own_tensors, own_value, structural_copy
 from qrecipe.model.graph_names import keep_state_names
 from qrecipe.model.normalize import TAKES_WEIGHT, stored
 from qrecipe.planning.backend import own_backend_config
@@ -284,7 +284,7 @@ class Configs:
             own_backend_config(plan.backend, plan.phase),
             PrepareCustomConfig().set_preserved_attributes(list(preserved)),
             ConvertCustomConfig().set_preserved_attributes(list(preserved)),
-            {name: getattr(model, name) for name in preserved},
+            {name: own_value(model, name) for name in preserved},
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -31,7 +31,7 @@ from qrecipe.model.addresses import SITE, site_of
 from qrecipe.model.architecture import check_same, note_values
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import runnable_copy, with_parts, without_weights
-from qrecipe.model.graph_sites import Match, Part, fused_graph, named_sites
+from qrecipe.model.graph_sites import Inventory, Match, Part, fused_graph, named_sites, structure_of
 from qrecipe.model.record import Architecture, TracedPart
 from qrecipe.model.rewrite_proof import check_unchanged, prove_prepared
 from qrecipe.model.trace import in_training, line_of, trace, trace_part
@@ -183,7 +183,13 @@ def _run(prepared: fx.GraphModule, inputs: Inputs) -> Sample:
         return Sample(inputs, inputs.call(prepared))
 
 
-def rebuilt(model: nn.Module, plan: Plan, architecture: Architecture, table: FxTable) -> nn.Module:
+def rebuilt(
+    model: nn.Module,
+    plan: Plan,
+    architecture: Architecture,
+    table: FxTable,
+    check: Callable[[Inventory], None],
+) -> nn.Module:
     blank = without_weights(model)
     configs = Configs.of(plan, blank, table.preserved_attributes)
     fused = {part.path: _fused(blank, part, plan, table, configs) for part in architecture.parts}
@@ -198,6 +204,7 @@ def rebuilt(model: nn.Module, plan: Plan, architecture: Architecture, table: FxT
             for name, match in found.items()
         },
     )
+    check(Inventory(blank, (), found, structure_of(blank, found, table.roots)))
     return with_parts(
         blank, {path: _converted(graph, plan, configs) for path, graph in fused.items()}
     )
