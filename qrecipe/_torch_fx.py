@@ -48,6 +48,7 @@ from torch.ao.quantization.fx.quantize_handler import (
 from torch.ao.quantization.fx.tracer import QuantizationTracer
 from torch.ao.quantization.fx.utils import (
     _qconfig_satisfies_dtype_config_constraints,
+    all_node_args_have_no_tensors,
     assert_and_get_unique_device,
 )
 from torch.ao.quantization.qconfig_mapping import QConfigMapping
@@ -83,6 +84,7 @@ __all__ = [
     "_get_pattern_to_quantize_handlers",
     "_qconfig_satisfies_dtype_config_constraints",
     "_sorted_patterns_dict",
+    "all_node_args_have_no_tensors",
     "assert_and_get_unique_device",
     "attach_preserved_attrs_to_model",
     "backend_config_utils",

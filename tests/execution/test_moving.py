@@ -320,3 +320,21 @@ def test_torch_cannot_pad_the_integers_that_a_convolution_in_three_dimensions_gi
     assert torch.equal(
         padded(integers, (1, -2)).dequantize(), F.pad(integers.dequantize(), (1, -2))
     )
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: x.reshape(x.shape[0], -1),
+        lambda x: x.reshape(x.size(0), x.numel() // x.size(0)),
+        lambda x: x.flatten(1) if x.ndim is None else x.flatten(x.dim() - 3),
+    ],
+    ids=["shape", "size and numel", "rank"],
+)
+def test_a_shape_is_read_from_integers(read):
+    model = net_of(lambda self, x: self.last(read(self.conv(x))), conv=nn.Conv2d(3, 4, 1))
+    model.last = nn.Linear(4 * 6 * 6, 2)
+    x = torch.randn(2, 3, 6, 6)
+    _, converted = converted_of(model.eval(), x)
+    assert count(converted, "dequantize") == count(converted, torch.quantize_per_tensor) == 1
+    assert sqnr_db(model(x), converted(x)) > 25

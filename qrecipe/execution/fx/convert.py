@@ -28,7 +28,8 @@ from qrecipe.errors.text import first_line
 from qrecipe.execution.engine import engine
 from qrecipe.execution.fx.emission import Emission, erase_marks
 from qrecipe.execution.fx.flat_code import look_modules_up_once
-from qrecipe.execution.fx.lowering import lower_ours
+from qrecipe.execution.fx.lowering import lower_ours, read_shapes_of_integers
+from qrecipe.execution.fx.numbers import numbers_unobserved
 from qrecipe.execution.fx.repetition import without_repetition
 from qrecipe.execution.packing import packed_convolution, packed_sites, quantized_per_channel
 from qrecipe.model.addresses import site_of
@@ -58,6 +59,7 @@ def prepared_copy(
             _nothing_kept(),
             random_numbers_kept(),
             without_repetition(copied, configs.backend_config),
+            numbers_unobserved(),
         ):
             prepared = prepare(
                 copied,
@@ -141,6 +143,7 @@ def lowered(
     forget_qconfigs(converted)
     converted.delete_all_unused_submodules()
     erase_marks(converted)
+    read_shapes_of_integers(converted)
     look_modules_up_once(converted)
     _preserve(prepared, converted, configs.convert.preserved_attributes)
     return converted

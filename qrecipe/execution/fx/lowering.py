@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from qrecipe.model.moving import arguments, last_name, moved, padded
+from qrecipe.model.rewrites.shape_readers import reads_shape
 from qrecipe.model.trace_proof import Value
 
 
@@ -27,6 +28,14 @@ def lower_ours(reference: fx.GraphModule, qconfigs: Mapping[str, Any]) -> None:
             _move(node)
         elif node.target is F.silu or type(modules.get(str(node.target))) is nn.SiLU:
             _multiply_by_sigmoid(node)
+
+
+def read_shapes_of_integers(converted: fx.GraphModule) -> None:
+    """Drop what is dequantized only to read its shape, in place."""
+    for node in list(converted.graph.nodes):
+        if node.target == "dequantize" and all(map(reads_shape, node.users)):
+            node.replace_all_uses_with(node.all_input_nodes[0])
+            converted.graph.erase_node(node)
 
 
 def _is_between(node: fx.Node) -> bool:

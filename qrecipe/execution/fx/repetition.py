@@ -41,9 +41,9 @@ def without_repetition(model: nn.Module, backend_config: BackendConfig) -> Itera
     same = {"_add_module_to_qconfig_obs_ctr": lambda qconfig, module: qconfig}  # all on the CPU
     with (
         alone(),
-        _replaced(prepare.__globals__, ours),
-        _replaced(propagate_qconfig_.__globals__, same),
-        _replaced(_generate_node_name_to_qconfig.__globals__, same),
+        replaced(prepare.__globals__, ours),
+        replaced(propagate_qconfig_.__globals__, same),
+        replaced(_generate_node_name_to_qconfig.__globals__, same),
     ):
         vars(model)["named_modules"] = _listed_once(model)
         try:
@@ -53,7 +53,8 @@ def without_repetition(model: nn.Module, backend_config: BackendConfig) -> Itera
 
 
 @contextmanager
-def _replaced(names: dict[str, Any], ours: Mapping[str, Any]) -> Iterator[None]:
+def replaced(names: dict[str, Any], ours: Mapping[str, Any]) -> Iterator[None]:
+    """Inside, the globals of a module have these values; nothing else may run meanwhile."""
     former = {name: names[name] for name in ours}
     names.update(ours)
     try:

@@ -25,12 +25,13 @@ def let_shapes_be_read_later(graph_module: fx.GraphModule) -> None:
 
 def readers_of_values(node: fx.Node) -> list[fx.Node]:
     """The nodes that read a result, and not only its shape."""
-    return [user for user in node.users if not _reads_shape(user)]
+    return [user for user in node.users if not reads_shape(user)]
 
 
-def _reads_shape(node: fx.Node) -> bool:
+def reads_shape(node: fx.Node) -> bool:
+    """Whether a node reads the sizes of its input and no value of it."""
     if node.op == "call_method":
-        return node.target in ("size", "dim")
+        return node.target in ("size", "dim", "ndimension", "numel")
     return node.target is getattr and node.args[1] in ("shape", "ndim")
 
 
