@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from qrecipe.model.altered_modules import keep_float
+from qrecipe.model.class_names import class_names
 from qrecipe.model.graph_names import outer
 from qrecipe.model.outputs import is_packing
 from qrecipe.model.trace import Scopes
@@ -135,20 +136,6 @@ def module_member(path: str, module: nn.Module) -> Member:
         functions=frozenset(),
         scopes=enclosing(path),
     )
-
-
-def class_names(kind: type) -> frozenset[str]:
-    """The dotted names of a class in rules: the internal one, and torch's public one."""
-    names = {f"{kind.__module__}.{kind.__qualname__}"}
-    if getattr(nn, kind.__name__, None) is kind:
-        names.add(f"torch.nn.{kind.__name__}")
-    return frozenset(names)
-
-
-def base_names(kind: type) -> frozenset[str]:
-    """The dotted names of the module base classes of a class."""
-    bases = [base for base in kind.__mro__[1:] if issubclass(base, nn.Module)]
-    return frozenset(name for base in bases if base is not nn.Module for name in class_names(base))
 
 
 def _function_member(path: str, node: fx.Node) -> Member:

@@ -41,7 +41,7 @@ def check_model(model: nn.Module, recipe: Recipe) -> None:
     )
     if findings:
         raise error_from(findings)
-    if model.training:
+    if model.training and recipe.phase == "ptq":
         warn(
             Finding(
                 "QR202",

@@ -24,18 +24,12 @@ from qrecipe._torch_fx import (
 )
 from qrecipe.errors.findings import Finding, PlanError
 from qrecipe.errors.text import first_line
-from qrecipe.model.addresses import (
-    address,
-    base_names,
-    class_names,
-    is_floating,
-    is_plumbing,
-    members_of,
-)
+from qrecipe.model.addresses import address, is_floating, is_plumbing, members_of
 from qrecipe.model.altered_modules import keep_apart
 from qrecipe.model.architecture import traced_part
 from qrecipe.model.caches import with_caches_filled
 from qrecipe.model.call import Inputs
+from qrecipe.model.class_names import base_names, class_names
 from qrecipe.model.graph_names import keep_state_names, outer
 from qrecipe.model.moving import PIECE, moved, spell_out_moves
 from qrecipe.model.normalize import TAKES_WEIGHT, normalize

@@ -11,6 +11,7 @@ from qrecipe._torch_fx import BackendConfig, ObservationType
 from qrecipe.errors.findings import Finding
 from qrecipe.model.addresses import module_member
 from qrecipe.model.call import Inputs
+from qrecipe.model.class_names import class_names
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.dry_run import drawing_nothing, try_inputs, watch_calls
 from qrecipe.model.graph_sites import Inventory, Match, structure_of
@@ -89,7 +90,7 @@ def _stops(path: str, module: nn.Module, table: FxTable) -> bool:
     return (
         not list(module.children())
         or path in table.non_traceable_module_name
-        or f"{kind.__module__}.{kind.__qualname__}" in table.non_traceable_module_class
+        or not class_names(kind).isdisjoint(table.non_traceable_module_class)
         or _is_torchs_own(module)
     )
 

@@ -17,7 +17,7 @@ from qrecipe.rules.structure import joined
 
 _TWIN_OF_METHOD: dict[str, Any] = {
     "add": torch.add,
-    "clamp": torch.clamp,
+    **dict.fromkeys(("clamp", "clip"), torch.clamp),
     "flatten": torch.flatten,
     "hardsigmoid": F.hardsigmoid,
     "matmul": torch.matmul,
@@ -36,6 +36,7 @@ _TWIN_OF_METHOD: dict[str, Any] = {
 _TWIN_OF_FUNCTION: dict[Any, Any] = {
     operator.matmul: torch.matmul,
     torch.relu: F.relu,
+    torch.clip: torch.clamp,
     F.sigmoid: torch.sigmoid,
     F.tanh: torch.tanh,
     torch.concat: torch.cat,
@@ -44,6 +45,12 @@ _TWIN_OF_FUNCTION: dict[Any, Any] = {
     torch.max_pool2d: F.max_pool2d,
     torch.max_pool3d: F.max_pool3d,
 }
+
+_TWIN_OUT_OF_PLACE: dict[Any, Any] = {
+    **dict.fromkeys((torch.relu_, F.relu_), F.relu),
+    F.leaky_relu_: F.leaky_relu,
+}
+"""What a module returns is rarely a view, so that no other tensor changes with it."""
 
 _BINARY_FUNCTIONS = frozenset({torch.add, torch.mul, torch.matmul})
 _WEIGHTED = ("input", "weight", "bias")
@@ -94,6 +101,8 @@ def normalize(graph_module: fx.GraphModule) -> None:
             _module_to_function(node, module)
         if node.op == "call_function" and not is_packing(node):
             node.target = _TWIN_OF_FUNCTION.get(node.target, node.target)
+            if node.all_input_nodes and node.all_input_nodes[0].op == "call_module":
+                node.target = _TWIN_OUT_OF_PLACE.get(node.target, node.target)
             _spell_out(node, _POSITIONAL.get(node.target, ("input",)))
             if node.target in _BINARY_FUNCTIONS:
                 _drop_neutral_alpha(node)

@@ -24,10 +24,11 @@ from qrecipe.errors.findings import Finding, TraceError, error_from
 from qrecipe.errors.spelling import did_you_mean
 from qrecipe.errors.text import quoted_whole
 from qrecipe.model.call import VARIADIC, Inputs, constants, variadic
+from qrecipe.model.class_names import class_names
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.graph_names import rename_taken
 from qrecipe.model.nested import Packing, leaves, parts_of
-from qrecipe.model.opened.whole import Whole
+from qrecipe.model.opened.whole import Whole, class_of_the_caller
 from qrecipe.model.out_of_place import drop_dead_code
 from qrecipe.model.switches import BATCH_NORMS, DROPOUTS, arguments, flag, told
 from qrecipe.model.untraceable import (
@@ -81,10 +82,11 @@ def trace(
 
     Raises ``TraceError`` with the submodule and the line that cannot be traced.
     """
-    tracer = _tracer(model, path, table)
-    root = _traceable_copy(model, path)
     try:
-        graph = tracer.trace(root, dict(fixed))
+        tracer, root, graph = _traced(model, path, fixed, table)
+    except _TracingError as failure:
+        raise untraceable(failure.error, path, failure.at, model) from failure.error
+    try:
         _keep_assertions(graph)
         _check_names(graph, path)
         rename_taken(graph, root)
@@ -104,12 +106,11 @@ def line_of(
 
     It is traced again for that, as noting the lines takes much longer than tracing.
     """
-    tracer = _tracer(model, path, table)
-    tracer.lines = {}
-    with suppress(Exception):
-        tracer.trace(_traceable_copy(model, path), dict(fixed))
+    lines_of: dict[str, str | None] = {}
+    with suppress(_TracingError):
+        _traced(model, path, fixed, table, lines=lines_of)
     names = [each.name for each in takewhile(lambda each: each is not node, node.graph.nodes)]
-    lines = [line for name in (*names, node.name) if (line := tracer.lines.get(name))]
+    lines = [line for name in (*names, node.name) if (line := lines_of.get(name))]
     return lines[-1] if lines else None
 
 
@@ -152,13 +153,11 @@ def in_training(
     calls: list[list[tuple[Any, ...]]] = []
     flagged: list[dict[str, Any]] = []
     for training in (False, True):
-        root = _traceable_copy(model, path).train(training)
-        tracer = _tracer(model, path, table)
         try:
-            graph = tracer.trace(root, dict(fixed))
-        except Exception as error:
-            raise_lack_of_memory(error)
-            return InTraining(joined(path, tracer.path), {})
+            tracer, _, graph = _traced(model, path, fixed, table, training=training)
+        except _TracingError as failure:
+            raise_lack_of_memory(failure.error)
+            return InTraining(failure.at, {})
         scopes = tracer.node_name_to_scope
         calls.append(
             [
@@ -181,6 +180,42 @@ def in_training(
         if one[1:] != other[1:]:
             return InTraining(str(max(one[0], other[0], key=len)), switched)
     return InTraining(None, switched)
+
+
+class _TracingError(Exception):
+    """Tracing failed in the forward of the module ``at``."""
+
+    def __init__(self, error: Exception, at: str) -> None:
+        super().__init__(str(error))
+        self.error, self.at = error, at
+
+
+def _traced(
+    model: nn.Module,
+    path: str,
+    fixed: Mapping[str, Any],
+    table: FxTable,
+    *,
+    training: bool = False,
+    lines: dict[str, str | None] | None = None,
+) -> tuple[_Tracer, nn.Module, fx.Graph]:
+    """Trace a copy of a submodule; ``lines`` get the lines that made the nodes, by name.
+
+    If it fails, it is tried again with buffers as nodes: code like ``self.mask[:x.size(1)]`` asks
+    the buffer for a size that is not known yet. Raises ``_TracingError`` for the first failure.
+    """
+    failure: _TracingError | None = None
+    for buffers_are_nodes in (False, True):
+        tracer = _tracer(model, path, table)
+        tracer.proxy_buffer_attributes = buffers_are_nodes
+        tracer.lines = lines
+        root = _traceable_copy(model, path).train(training)
+        try:
+            return tracer, root, tracer.trace(root, dict(fixed))
+        except Exception as error:
+            failure = failure or _TracingError(error, joined(path, tracer.path))
+    assert failure is not None
+    raise failure
 
 
 def _traceable_copy(model: nn.Module, path: str) -> nn.Module:
@@ -353,7 +388,11 @@ def _tracer(model: nn.Module, path: str, table: FxTable) -> _Tracer:
     """A tracer of the submodule at ``path``. Raises ``PlanError`` (QR301) for unknown names."""
     names, classes = table.non_traceable_module_name, table.non_traceable_module_class
     modules = dict(model.named_modules())
-    by_name = {f"{type(m).__module__}.{type(m).__qualname__}": type(m) for m in modules.values()}
+    by_name = {
+        name: type(module)
+        for module in modules.values()
+        for name in class_names(class_of_the_caller(module))
+    }
     _check_known("fx.non_traceable_module_name", names, modules, "module of the model")
     _check_known(
         "fx.non_traceable_module_class", classes, by_name, "class of any module of the model"

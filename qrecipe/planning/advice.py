@@ -124,5 +124,6 @@ def branch_findings(inventory: Inventory) -> Iterator[Finding]:
         yield Finding(
             "QR205",
             f"{where} behaves differently in training mode; only its eval branch is trained",
-            hint="outputs that only exist in training mode are not available for a loss",
+            hint="what only training mode has (noise, outputs for a loss) is missing in the "
+            "prepared model",
         )

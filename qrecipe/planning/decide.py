@@ -299,7 +299,10 @@ def plan_of(model: nn.Module, inventory: Inventory, recipe: Recipe, inputs: Inpu
 
 
 def warn_of_missed(plan: Plan, recipe: Recipe) -> None:
-    """Issue the one warning that matters even if nobody prints the plan (QR221)."""
+    """Issue the warnings that matter even if nobody prints the plan.
+
+    Nothing is quantized (QR221), or training would go without what only it has (QR205).
+    """
     for finding in plan.warnings:
-        if finding.code == "QR221":
+        if finding.code in ("QR221", "QR205"):
             warn(finding, recipe.lint.ignore)

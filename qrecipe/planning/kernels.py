@@ -275,6 +275,12 @@ def _product(node: fx.Node) -> str | None:
     return _binary(node)
 
 
+def _clamp(node: fx.Node) -> str | None:
+    if len(node.all_input_nodes) > 1:
+        return "its limits are tensors, and the quantized kernel takes numbers"
+    return None
+
+
 def _sum(node: fx.Node) -> str | None:
     if any(isinstance(arg, (int, float)) and arg for arg in node.args):
         return "with an added number, the result would share the range of its input"
@@ -312,6 +318,7 @@ _LIMITS: Mapping[Any, _Limit] = {
     **dict.fromkeys((operator.mul, torch.mul), _product),
     torch.matmul: _binary,
     **dict.fromkeys((torch.cat, torch.stack), _joined),
+    torch.clamp: _clamp,
     torch.mean: _mean,
     F.batch_norm: why_function,
     F.instance_norm: _given_statistics,

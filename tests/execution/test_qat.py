@@ -324,14 +324,16 @@ def test_outputs_that_only_training_gives_are_warned_about():
     model = net_of(
         lambda self, x: (self.fc(x), x) if self.training else self.fc(x), fc=nn.Linear(6, 6)
     )
-    plan = qrecipe.plan(model, qat_recipe(), torch.randn(4, 6))
+    with pytest.warns(qrecipe.QRecipeWarning, match="QR205"):
+        plan = qrecipe.plan(model, qat_recipe(), torch.randn(4, 6))
     (warning,) = [w for w in plan.warnings if w.code == "QR205"]
     assert warning.message.startswith("the model's own forward behaves differently in training")
 
 
 def test_a_forward_that_branches_on_training_is_warned_about_with_its_name():
     model, batch = Auxiliary().eval(), torch.randn(4, 6)
-    plan = qrecipe.plan(model, qat_recipe(), batch)
+    with pytest.warns(qrecipe.QRecipeWarning, match="QR205"):
+        plan = qrecipe.plan(model, qat_recipe(), batch)
     assert [w.message for w in plan.warnings if w.code == "QR205"] == [
         "the forward of inner behaves differently in training mode; only its eval branch is trained"
     ]
@@ -584,3 +586,22 @@ def test_a_conversion_that_differs_from_what_was_trained_says_so_in_its_own_word
     else:
         with pytest.raises(AuditError, match=r"QR416 .* example inputs .* calibrated range"):
             compiled.convert(prepared)
+
+
+class DropPath(nn.Module):
+    """Drops whole samples of a branch while training, as stochastic depth does."""
+
+    def forward(self, x):
+        if not self.training:
+            return x
+        return x * torch.empty(x.shape[0], 1).bernoulli_(0.5)
+
+
+def test_noise_that_a_trained_graph_lacks_is_warned_about():
+    model = nn.Sequential(nn.Linear(6, 6), DropPath(), nn.Linear(6, 2)).train()
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        qrecipe.compile(model, qat_recipe(), torch.randn(4, 6))
+    ours = [each for each in found if issubclass(each.category, qrecipe.QRecipeWarning)]
+    assert [str(each.message)[:5] for each in ours] == ["QR205"]  # training mode is as it should be
+    assert "the forward of 1" in str(ours[0].message)

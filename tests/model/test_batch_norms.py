@@ -166,7 +166,8 @@ def test_what_cannot_be_fused_stays_float_with_the_reason(case):
 def test_calls_that_share_statistics_are_trained_apart_and_the_plan_says_what_they_miss():
     norm = NormAct(8)
     model = nn.Sequential(nn.Conv2d(3, 8, 1), norm, nn.Conv2d(8, 8, 1), norm).eval()
-    plan = qrecipe.plan(model, qat_recipe(), BATCH)
+    with pytest.warns(qrecipe.QRecipeWarning, match="QR205"):
+        plan = qrecipe.plan(model, qat_recipe(), BATCH)
     assert {site.reason for site in plan if "batch_norm" in site.op} == {
         "another call has the same statistics, and training cannot share them"
     }

@@ -228,3 +228,30 @@ def test_a_mask_of_infinities_is_not_added_in_int8():
     assert "infinite" in sites(plan)[":add"].reason
     converted = qrecipe.quantize(model, "builtin:x86-static", batches, progress=silent)
     assert sqnr_db(model(batches[0]), converted(batches[0])) > 20
+
+
+def test_limits_that_are_tensors_are_not_clamped_to_in_int8():
+    torch.manual_seed(0)
+    model = net_of(
+        lambda self, x: self.last(torch.clamp(self.first(x), self.low, torch.tensor(1.0))),
+        first=nn.Linear(6, 6),
+        last=nn.Linear(6, 2),
+    )
+    model.register_buffer("low", torch.tensor(-1.0))
+    batches = [torch.randn(4, 6) for _ in range(12)]
+    converted = qrecipe.quantize(model, "builtin:x86-static-minmax", batches, progress=silent)
+    site = qrecipe.plan(model, "builtin:x86-static-minmax", batches[0])[":clamp"]
+    assert site.verdict == "float"
+    assert "limits are tensors" in site.reason
+    assert sqnr_db(model(batches[0]), converted(batches[0])) > 25
+
+
+def test_functions_that_change_what_a_module_returned_are_fused_and_quantized():
+    model = net_of(
+        lambda self, x: self.last(F.leaky_relu_(torch.relu_(self.first(x)).clip(0, 1))),
+        first=nn.Linear(6, 6),
+        last=nn.Linear(6, 2),
+    )
+    plan = qrecipe.plan(model, "builtin:x86-static-minmax", torch.randn(4, 6))
+    assert plan["first"].members == ("first", ":relu")
+    assert plan[":clamp"].verdict == "passthrough"

@@ -12,6 +12,7 @@ from torch import nn
 from qrecipe.errors.text import first_line
 from qrecipe.model.altered_modules import alteration
 from qrecipe.model.call import Inputs, on_few
+from qrecipe.model.class_names import class_names
 from qrecipe.model.copies import runnable_copy, structural_copy
 from qrecipe.model.dry_run import try_out
 from qrecipe.model.opened import transformer
@@ -137,7 +138,7 @@ def _is_traced(path: str, module: nn.Module, table: FxTable) -> bool:
     return (
         (not table.roots or not set(table.roots).isdisjoint(around))
         and set(table.non_traceable_module_name).isdisjoint(around)
-        and f"{kind.__module__}.{kind.__qualname__}" not in table.non_traceable_module_class
+        and class_names(kind).isdisjoint(table.non_traceable_module_class)
     )
 
 
