@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from qrecipe.model.nested import Packing
+
 DROPOUTS: Mapping[Any, type[nn.Module]] = {
     F.dropout: nn.Dropout,
     F.dropout1d: nn.Dropout1d,
@@ -76,7 +78,9 @@ def told(node: fx.Node) -> tuple[Any, ...]:
     if node.target in BATCH_NORMS:
         given = arguments(node)
         return (node.target, *(str(given.get(name)) for name in _SAME))
-    return (node.target, str(node.args), str(node.kwargs))
+    # each trace builds containers by an object of its own
+    target = node.target.__qualname__ if isinstance(node.target, Packing) else node.target
+    return (target, str(node.args), str(node.kwargs))
 
 
 _SAME = ("input", "running_mean", "running_var", "weight", "bias", "eps")
