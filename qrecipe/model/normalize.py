@@ -50,7 +50,7 @@ _TWIN_OUT_OF_PLACE: dict[Any, Any] = {
     **dict.fromkeys((torch.relu_, F.relu_), F.relu),
     F.leaky_relu_: F.leaky_relu,
 }
-"""What a module returns is rarely a view, so that no other tensor changes with it."""
+"""For inputs that share memory with no other tensor, which would change with them."""
 
 _BINARY_FUNCTIONS = frozenset({torch.add, torch.mul, torch.matmul})
 _WEIGHTED = ("input", "weight", "bias")
@@ -101,8 +101,8 @@ def normalize(graph_module: fx.GraphModule) -> None:
             _module_to_function(node, module)
         if node.op == "call_function" and not is_packing(node):
             node.target = _TWIN_OF_FUNCTION.get(node.target, node.target)
-            if node.all_input_nodes and node.all_input_nodes[0].op == "call_module":
-                node.target = _TWIN_OUT_OF_PLACE.get(node.target, node.target)
+            if node.target in _TWIN_OUT_OF_PLACE and _is_fresh(node.args[0], graph_module):
+                node.target = _TWIN_OUT_OF_PLACE[node.target]
             _spell_out(node, _POSITIONAL.get(node.target, ("input",)))
             if node.target in _BINARY_FUNCTIONS:
                 _drop_neutral_alpha(node)
@@ -187,6 +187,13 @@ def free_name(graph_module: fx.GraphModule, path: str) -> str:
     taken = {*owner._modules, *owner._parameters, *owner._buffers}
     free = next(free for k in count(1) if (free := f"{name}__call{k}") not in taken)
     return joined(outer, free)
+
+
+def _is_fresh(source: Any, graph_module: fx.GraphModule) -> bool:
+    """Whether a tensor is new, as what weights compute is, and read by one node alone."""
+    if not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) > 1:
+        return False
+    return any(True for _ in graph_module.get_submodule(str(source.target)).parameters())
 
 
 def _method_to_function(node: fx.Node) -> None:

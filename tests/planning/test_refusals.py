@@ -255,3 +255,15 @@ def test_functions_that_change_what_a_module_returned_are_fused_and_quantized():
     plan = qrecipe.plan(model, "builtin:x86-static-minmax", torch.randn(4, 6))
     assert plan["first"].members == ("first", ":relu")
     assert plan[":clamp"].verdict == "passthrough"
+
+
+def test_a_change_in_place_through_an_identity_reaches_what_it_returns():
+    def forward(self, x):
+        y = self.first(x)
+        return self.last(F.relu_(self.between(y))) + y.sum()
+
+    torch.manual_seed(0)
+    model = net_of(forward, first=nn.Linear(6, 6), between=nn.Identity(), last=nn.Linear(6, 2))
+    batches = [torch.randn(4, 6) for _ in range(12)]
+    converted = qrecipe.quantize(model, "builtin:x86-static-minmax", batches, progress=silent)
+    assert sqnr_db(model(batches[0]), converted(batches[0])) > 25
