@@ -43,6 +43,7 @@ from qrecipe.model.rewrites.no_ops import drop_no_ops
 from qrecipe.model.rewrites.products import products_as_linear
 from qrecipe.model.rewrites.shape_readers import let_shapes_be_read_later
 from qrecipe.model.roots import inputs_of_roots, prove_whole, sizes_of_roots
+from qrecipe.model.shapes import shapes_of
 from qrecipe.model.trace import InTraining, Scopes, hook_findings, in_training, trace_part
 from qrecipe.model.trace_proof import Example, record_values
 from qrecipe.model.training_graph import make_dropouts_switchable, modules_as_trained
@@ -144,8 +145,9 @@ def _inventory(
             model, path, part_inputs, table, sizes_of.get(path, ())
         )
         example = record_values(graph_module, module, part_inputs)
-        traced = traced_part(path, fixed, graph_module)
-        training = in_training(model, path, fixed, table) if phase == "qat" else None
+        shapes = shapes_of(module, part_inputs)
+        traced = traced_part(path, fixed, shapes, graph_module)
+        training = in_training(model, path, fixed, table, shapes) if phase == "qat" else None
         if training is not None and training.other is not None:
             trained.append(training.other)
         graph_module, dropped = fused_graph(graph_module, scopes, path, backend_config, training)

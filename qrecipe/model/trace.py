@@ -9,7 +9,7 @@ import keyword
 import operator
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass
 from itertools import takewhile, zip_longest
 from typing import Any
@@ -27,9 +27,13 @@ from qrecipe.model.call import VARIADIC, Inputs, constants, variadic
 from qrecipe.model.class_names import class_names
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.graph_names import rename_taken
+from qrecipe.model.known_values import UNKNOWN, KnownValues, is_from_shapes
 from qrecipe.model.nested import Packing, leaves, parts_of
 from qrecipe.model.opened.whole import Whole, class_of_the_caller
 from qrecipe.model.out_of_place import drop_dead_code
+from qrecipe.model.proxies import AskingProxy
+from qrecipe.model.record import Shape, Shapes
+from qrecipe.model.shapes import shapes_of
 from qrecipe.model.switches import BATCH_NORMS, DROPOUTS, arguments, flag, told
 from qrecipe.model.untraceable import (
     AutocastError,
@@ -44,6 +48,8 @@ from qrecipe.rules.structure import enclosing, joined
 
 Scopes = Mapping[str, tuple[str, type]]
 """The path and class of the innermost module whose forward made a node's call, by node name."""
+
+_Shapes = Mapping[str, Shape | Shapes]
 
 
 def trace_part(
@@ -63,27 +69,28 @@ def trace_part(
     taken = variadic(module, inputs)
     if taken is not None:
         raise takes_any_number(taken, path, model)
-    fixed = constants(module, inputs)
+    fixed, shapes = constants(module, inputs), shapes_of(module, inputs)
     if sizes:
         rest = {name: value for name, value in fixed.items() if name not in sizes}
         with suppress(TraceError):
-            return (*trace(model, path, rest, table), rest)
-    return (*trace(model, path, fixed, table), fixed)
+            return (*trace(model, path, rest, table, shapes), rest)
+    return (*trace(model, path, fixed, table, shapes), fixed)
 
 
 def trace(
-    model: nn.Module, path: str, fixed: Mapping[str, Any], table: FxTable
+    model: nn.Module, path: str, fixed: Mapping[str, Any], table: FxTable, shapes: _Shapes
 ) -> tuple[fx.GraphModule, Scopes]:
     """The graph of a copy of the submodule at ``path``, in eval mode, and its scopes.
 
     The copy shares the parameters, and dead code is dropped. Names in ``table`` are relative to
     the whole model, ``scopes`` to the submodule. ``fixed`` are the arguments of its forward that
-    are not tensors.
+    are not tensors, and ``shapes`` those of the others: where Python needs a number that follows
+    from shapes, it is that of these shapes, and the graph asserts it.
 
     Raises ``TraceError`` with the submodule and the line that cannot be traced.
     """
     try:
-        tracer, root, graph = _traced(model, path, fixed, table)
+        tracer, root, graph = _traced(model, path, fixed, table, shapes)
     except _TracingError as failure:
         raise untraceable(failure.error, path, failure.at, model) from failure.error
     try:
@@ -100,7 +107,12 @@ def trace(
 
 
 def line_of(
-    model: nn.Module, path: str, fixed: Mapping[str, Any], table: FxTable, node: fx.Node
+    model: nn.Module,
+    path: str,
+    fixed: Mapping[str, Any],
+    table: FxTable,
+    shapes: _Shapes,
+    node: fx.Node,
 ) -> str | None:
     """The line of the model's code that made a node of `trace`, or the last one before it.
 
@@ -108,7 +120,7 @@ def line_of(
     """
     lines_of: dict[str, str | None] = {}
     with suppress(_TracingError):
-        _traced(model, path, fixed, table, lines=lines_of)
+        _traced(model, path, fixed, table, shapes, lines=lines_of)
     names = [each.name for each in takewhile(lambda each: each is not node, node.graph.nodes)]
     lines = [line for name in (*names, node.name) if (line := lines_of.get(name))]
     return lines[-1] if lines else None
@@ -147,14 +159,14 @@ class InTraining:
 
 
 def in_training(
-    model: nn.Module, path: str, fixed: Mapping[str, Any], table: FxTable
+    model: nn.Module, path: str, fixed: Mapping[str, Any], table: FxTable, shapes: _Shapes
 ) -> InTraining:
     """Compare the traces of a submodule in both modes; the arguments are those of `trace`."""
     calls: list[list[tuple[Any, ...]]] = []
     flagged: list[dict[str, Any]] = []
     for training in (False, True):
         try:
-            tracer, _, graph = _traced(model, path, fixed, table, training=training)
+            tracer, _, graph = _traced(model, path, fixed, table, shapes, training=training)
         except _TracingError as failure:
             raise_lack_of_memory(failure.error)
             return InTraining(failure.at, {})
@@ -195,19 +207,22 @@ def _traced(
     path: str,
     fixed: Mapping[str, Any],
     table: FxTable,
+    shapes: _Shapes,
     *,
     training: bool = False,
     lines: dict[str, str | None] | None = None,
 ) -> tuple[_Tracer, nn.Module, fx.Graph]:
     """Trace a copy of a submodule; ``lines`` get the lines that made the nodes, by name.
 
-    If it fails, it is tried again with buffers as nodes: code like ``self.mask[:x.size(1)]`` asks
-    the buffer for a size that is not known yet. Raises ``_TracingError`` for the first failure.
+    If it fails, it is tried again with known ``shapes``; first with buffers as nodes: code like
+    ``self.mask[:x.size(1)]`` cuts the buffer to any size then. Raises ``_TracingError`` for the
+    first failure.
     """
     failure: _TracingError | None = None
-    for buffers_are_nodes in (False, True):
+    for buffers_are_nodes, known in ((False, None), (True, shapes), (False, shapes)):
         tracer = _tracer(model, path, table)
         tracer.proxy_buffer_attributes = buffers_are_nodes
+        tracer.shapes = known
         tracer.lines = lines
         root = _traceable_copy(model, path).train(training)
         try:
@@ -233,6 +248,11 @@ def _traceable_copy(model: nn.Module, path: str) -> nn.Module:
 
 def _is_subclass(module: nn.Module) -> bool:
     return not type(module).__module__.startswith("torch.nn.")
+
+
+def _is_torchs(module: nn.Module) -> bool:
+    """Whether a layer runs the forward of one of torch's, as subclasses often do."""
+    return str(type(module).forward.__module__).startswith("torch.nn.modules.")
 
 
 def _accept(input: Any) -> None:
@@ -281,10 +301,15 @@ def _is_spelt_by_code(part: str) -> bool:
     return part == (read.id if isinstance(read, ast.Name) else getattr(read, "value", None))
 
 
+_TAKING_SIZES = (torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn, torch.tensor)
+"""Functions that take numbers one by one, or in a list, and do not accept proxies for them."""
+
+
 class _Tracer(QuantizationTracer):
     """Remembers the innermost module whose forward it was in when tracing failed.
 
-    ``lines`` are filled with the lines that made the nodes, by name, unless they are None.
+    ``lines`` are filled with the lines that made the nodes, by name, unless they are None. With
+    ``shapes``, values that follow from them are known.
     """
 
     def __init__(self, module_names: list[str], module_classes: list[Callable[..., Any]]) -> None:
@@ -292,11 +317,19 @@ class _Tracer(QuantizationTracer):
         self.record_stack_traces = False
         self.path = ""
         self.lines: dict[str, str | None] | None = None
+        self.shapes: _Shapes | None = None
+        self._known: KnownValues | None = None
+        self._values: dict[tuple[fx.Node, Any], Any] = {}
+        self._asking = False
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         # what forward draws or writes during tracing must not affect the caller
         with traced_alone(), random_numbers_kept():
-            return super().trace(root, concrete_args)
+            graph = super().trace(root, concrete_args)
+        for node in graph.nodes:
+            if node.target in _TAKING_SIZES:  # else the code would wrap them in the whole process
+                node.meta.pop("is_wrapped", None)
+        return graph
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, Whole) or super().is_leaf_module(m, module_qualified_name)
@@ -310,6 +343,10 @@ class _Tracer(QuantizationTracer):
         ``*args``, so forward is called here by its signature, as the caller would.
         """
         forward, fixed = self.root.forward, concrete_args or {}
+        if self.shapes is not None:
+            self._known = KnownValues(self.root, self.graph, fixed, self.shapes)
+            self._autowrap_function_ids |= set(map(id, _TAKING_SIZES))
+            self._autowrap_search.append(torch)
         annotations = getattr(inspect.unwrap(root_fn), "__annotations__", {})
         positional, by_name = [], {}
         for parameter in inspect.signature(forward).parameters.values():
@@ -342,6 +379,56 @@ class _Tracer(QuantizationTracer):
             torch._assert(given == value, text)  # type: ignore[no-untyped-call]
         return value
 
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return AskingProxy(node, self)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        return bool(self.asked(obj, bool))
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        if self._known is None:
+            return super().iter(obj)
+        with self._aside():
+            is_sequence = self._known.is_sequence(obj.node)
+        if not is_sequence:
+            return super().iter(obj)
+        return iter([obj[index] for index in range(self.asked(obj, len))])  # type: ignore[index]
+
+    def asked(self, proxy: fx.Proxy, kind: Callable[[Any], Any]) -> Any:
+        """What ``kind`` makes of a value: its length, truth or number. The graph asserts it.
+
+        Raises torch's error for what does not follow from the shapes, or not at any batch size, and
+        in forwards of torch's: those choose between kernels that compute the same.
+        """
+        if self._known is None or _is_torchs(self.root.get_submodule(self.path)):
+            return super().to_bool(proxy)
+        key = (proxy.node, kind)
+        if key not in self._values:
+            self._values[key] = self._found(proxy, kind)
+        if self._values[key] is UNKNOWN:
+            return super().to_bool(proxy)
+        return self._values[key]
+
+    def _found(self, proxy: fx.Proxy, kind: Callable[[Any], Any]) -> Any:
+        assert self._known is not None
+        asked = self.create_proxy("call_function", kind, (proxy,), {})
+        with self._aside():
+            value = self._known.of(asked.node)
+        if value is not UNKNOWN and is_from_shapes(asked.node):
+            where = self.path or "its forward"
+            text = f"inputs of other shapes than the example's: {where} was traced for {value} here"
+            torch._assert(asked == value, text)  # type: ignore[no-untyped-call]
+        return value
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Modules that are called inside run, and are not traced."""
+        self._asking = True
+        try:
+            yield
+        finally:
+            self._asking = False
+
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if torch.is_autocast_enabled("cpu"):
             raise AutocastError
@@ -361,6 +448,8 @@ class _Tracer(QuantizationTracer):
     def call_module(
         self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        if self._asking:
+            return forward(*args, **kwargs)
         outer, self.path = self.path, self.path_of_module(m)
         result = super().call_module(m, forward, args, kwargs)
         # not in a finally clause: after an error, the path is where it happened

@@ -55,11 +55,9 @@ def _makes_zeros(self, x):
 
 UNTRACEABLE = {
     "branch": lambda self, x: self.fc(x) if x.sum() > 0 else x,
-    "assert": _checks_its_shape,
     "length": lambda self, x: self.fc(x) * len(x),
     "range": _loops,
     "isinstance": _takes_a_tensor_only,
-    "zeros": _makes_zeros,
     "star": lambda self, x: torch.cat([self.fc(row) for row in x]),
 }
 
@@ -80,6 +78,13 @@ def test_torch_does_not_say_where_tracing_fails_and_here_the_module_and_the_line
         f"{HEAD}{finding.hint[finding.hint.index('[fx]') :]}".replace("[fx] ", "[fx]\n")
     )
     assert sites(qrecipe.plan(model, mended, ROWS))["inner"].verdict == "float"
+
+
+@pytest.mark.parametrize("forward", [_checks_its_shape, _makes_zeros])
+def test_torch_does_not_know_shapes_and_here_those_of_the_example_are_known(forward):
+    with pytest.raises((TorchTraceError, TypeError)):
+        observed(linear(forward), everything(), ROWS)
+    assert sites(qrecipe.plan(linear(forward), STATIC, ROWS))["fc"].verdict == "quantized"
 
 
 def test_arguments_that_are_iterated_fail_somewhere_in_torch_and_here_by_their_name():

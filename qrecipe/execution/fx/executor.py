@@ -151,7 +151,7 @@ class FxPart:
             site = None if node is None else site_of(node)
             return None if site is None else Fault(f"the kernel of {site}", leave_float(site))
         model, table = self.task.model, self.task.recipe.fx
-        line = line_of(model, self.path, traced.constants, table, node)
+        line = line_of(model, self.path, traced.constants, table, traced.shapes, node)
         what = site_of(node) or joined(self.path, node.name)
         return Fault(f"{what} at {line}" if line else what, self._way_out(what))
 
@@ -213,11 +213,11 @@ def rebuilt(
 def _fused(
     blank: nn.Module, recorded: TracedPart, plan: Plan, table: FxTable, configs: Configs
 ) -> fx.GraphModule:
-    graph_module, scopes = trace(blank, recorded.path, recorded.constants, table)
+    graph_module, scopes = trace(blank, recorded.path, recorded.constants, table, recorded.shapes)
     note_values(recorded, graph_module)
     training = None
     if plan.phase == "qat":
-        training = in_training(blank, recorded.path, recorded.constants, table)
+        training = in_training(blank, recorded.path, recorded.constants, table, recorded.shapes)
     fused, _ = fused_graph(graph_module, scopes, recorded.path, configs.backend_config, training)
     return fused
 
