@@ -134,6 +134,9 @@ def _copy_sharing(model: _Model, shared: Iterable[_Part]) -> _Model:
     }
     # deepcopy rejects tensors computed by autograd, such as the weight of an old-style weight_norm
     memo |= {id(tensor): tensor.detach() for tensor in _computed(model)}
+    memo |= {
+        id(buffer): buffer.detach().clone() for buffer in model.buffers() if not buffer.is_leaf
+    }
     return _copied(model, memo)
 
 
@@ -187,10 +190,12 @@ def empties(modules: Iterable[nn.Module]) -> dict[int, Any]:
 
 
 def _computed(model: nn.Module) -> Iterator[Tensor]:
-    """Attributes of modules, also in containers, that are part of an autograd graph."""
+    """Buffers and attributes, also in containers, that are part of an autograd graph."""
     for module in model.modules():
         for name, value in vars(module).items():
-            if isinstance(value, (Tensor, dict, list, tuple)) and name not in _REGISTRIES:
+            if name in ("_parameters", "_modules"):
+                continue
+            if isinstance(value, (Tensor, dict, list, tuple)):
                 yield from (tensor for tensor in tensors_in(value) if not tensor.is_leaf)
 
 

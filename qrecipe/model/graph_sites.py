@@ -114,27 +114,31 @@ def take_inventory(
     """Trace, normalise and fuse copies of the model's parts, and find their sites.
 
     In ``phase`` qat, the parts are in training mode, and BatchNorm is fused but not folded. Caches
-    that the model fills on its first call are filled if it cannot be taken without.
+    that the parts fill on their first call are filled, so that it makes no difference whether the
+    model has run before.
 
     Raises ``TraceError`` or ``PlanError`` like `trace.trace_part`, `trace_proof.record_values`,
     `rewrite_proof.prove_fused` and `roots.inputs_of_roots`.
     """
+    inputs_of = inputs_of_roots(model, inputs, table.roots) if table.roots else {"": inputs}
     try:
-        return _inventory(model, inputs, table, backend_config, phase)
+        return _inventory(model, inputs, inputs_of, table, backend_config, phase)
     except PlanError:
-        filled = with_caches_filled(model, inputs)
+        filled = with_caches_filled(model, inputs_of)
         if filled is None:
             raise
-    return _inventory(filled, inputs, table, backend_config, phase)
+    return _inventory(filled, inputs, inputs_of, table, backend_config, phase)
 
 
 def _inventory(
-    model: nn.Module, inputs: Inputs, table: FxTable, backend_config: BackendConfig, phase: Phase
+    model: nn.Module,
+    inputs: Inputs,
+    inputs_of: Mapping[str, Inputs],
+    table: FxTable,
+    backend_config: BackendConfig,
+    phase: Phase,
 ) -> Inventory:
-    inputs_of, sizes_of = {"": inputs}, dict[str, frozenset[str]]()
-    if table.roots:
-        inputs_of = inputs_of_roots(model, inputs, table.roots)
-        sizes_of = sizes_of_roots(model, inputs, inputs_of)
+    sizes_of = sizes_of_roots(model, inputs, inputs_of) if table.roots else {}
     parts: list[Part] = []
     trained: list[str] = []
     idle: list[Member] = []
