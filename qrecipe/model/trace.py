@@ -190,7 +190,8 @@ def in_training(
     switched = {name: value for name, value in switched.items() if name not in always}
     for one, other in zip_longest(*calls, fillvalue=(path,)):
         if one[1:] != other[1:]:
-            return InTraining(str(max(one[0], other[0], key=len)), switched)
+            # what is only called in training mode, or the innermost of both
+            return InTraining(str(max(other[0], one[0], key=len)), switched)
     return InTraining(None, switched)
 
 

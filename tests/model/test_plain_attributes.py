@@ -162,3 +162,20 @@ def test_tensors_modules_and_methods_do_not_stay(name):
 
     with pytest.raises(PlanError, match=f"no attribute '{name}'"):
         qrecipe.plan(net_of(forward, backbone=backbone), recipe_of_roots(["backbone"]), IMAGES)
+
+
+def test_attributes_inside_a_root_are_not_kept_and_the_cure_names_the_module_that_reads_them():
+    """torch's encoder asks its first layer for ``self_attn.batch_first``."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = net_of(
+        lambda self, x: self.head(self.encoder(x) if x.isfinite().all() else x),
+        encoder=nn.TransformerEncoder(layer, 2),
+        head=nn.Linear(8, 2),
+    )
+    tokens = torch.randn(3, 5, 8)
+    with pytest.raises(PlanError, match="'batch_first'") as told:
+        qrecipe.plan(model, recipe_of_roots(["encoder.layers.0"]), tokens)
+    assert "name the module whose code reads them" in told.value.findings[0].hint
+    converted = qrecipe.quantize(model, recipe_of_roots(["encoder"]), [tokens] * 2, progress=silent)
+    assert sqnr_db(model(tokens), converted(tokens)) > 20

@@ -66,6 +66,12 @@ def _ranked(self, x):
     return self.b(self.a(x).relu())
 
 
+def _checked(self, x):
+    assert x.shape[1] == 3, f"{x.shape[1]} channels"
+    y = self.a(x).relu()
+    return self.b(y + torch.zeros(y.shape[0], 1, 1, 1))
+
+
 def _compared(self, x):
     y = self.a(x).relu()
     if y.shape[-2:] != x.shape[-2:]:
@@ -83,7 +89,7 @@ def _same(self, x):
     return self.b(F.conv2d(x, self.a.weight, self.a.bias, stride).relu())
 
 
-FOLLOWING = (_star, _rest, _tuple, _listed, _zipped, _grid, _ranked, _compared, _same)
+FOLLOWING = (_star, _rest, _tuple, _listed, _zipped, _grid, _ranked, _checked, _compared, _same)
 
 
 @pytest.mark.parametrize("forward", every(3, FOLLOWING))
