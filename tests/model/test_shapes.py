@@ -57,7 +57,8 @@ def _zipped(self, x):
 def _grid(self, x):
     y = self.a(x).relu()
     lines = [torch.linspace(-1, 1, size) for size in y.shape[2:]]
-    return self.b(y + sum(torch.meshgrid(*lines, indexing="ij")))
+    rows, columns = torch.meshgrid(*lines, indexing="ij")
+    return self.b(y + rows + columns)
 
 
 def _ranked(self, x):
