@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import on_meta, runnable_copy, zeros_like
 from qrecipe.model.dry_run import first_change, state_of, try_out
 from qrecipe.model.nested import leaves, map_leaves, map_tensors, parts_of
 from qrecipe.model.record import TracedPart
-from qrecipe.model.shapes import without_values
+from qrecipe.model.shapes import MOST_OPERATIONS, TOO_MANY_OPERATIONS, without_values
 from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.process.state import random_numbers_kept
 
@@ -84,7 +85,7 @@ def with_caches_without_values(model: nn.Module, parts: Sequence[TracedPart]) ->
     probe = on_meta(model)
     before = _attributes(probe)
     try:
-        with torch.no_grad(), torch.device("meta"), random_numbers_kept():
+        with torch.no_grad(), torch.device("meta"), _Limited(), random_numbers_kept():
             for part in parts:
                 probe.get_submodule(part.path)(**part.constants, **without_values(part.shapes))
     except Exception as error:
@@ -103,6 +104,22 @@ def with_caches_without_values(model: nn.Module, parts: Sequence[TracedPart]) ->
         held = module._buffers if registry else vars(module)
         held[name] = map_tensors(zeros_like, value)
     return filled
+
+
+class _Limited(TorchFunctionMode):
+    """Raises ``RuntimeError`` after `shapes.MOST_OPERATIONS`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._operations = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self._operations += 1
+        if self._operations > MOST_OPERATIONS:
+            raise RuntimeError(TOO_MANY_OPERATIONS)
+        return func(*args, **(kwargs or {}))
 
 
 def _attributes(model: nn.Module) -> dict[tuple[str, bool, str], Any]:

@@ -84,6 +84,8 @@ class _Run(fx.Interpreter):
             torch.empty(0)
 
     def value(self, node: fx.Node) -> Any:
+        if node in self.env:
+            return self.env[node]
         missing, found = [node], {node}
         while missing:
             for source in missing.pop().all_input_nodes:
@@ -91,9 +93,8 @@ class _Run(fx.Interpreter):
                     found.add(source)
                     missing.append(source)
         with torch.no_grad(), torch.device("meta"):
-            for each in self.graph.nodes:
-                if each in found and each not in self.env:
-                    self.env[each] = self.run_node(each)
+            for each in sorted(found):
+                self.env[each] = self.run_node(each)
         return self.env[node]
 
     def placeholder(self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

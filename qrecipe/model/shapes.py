@@ -16,6 +16,14 @@ _Value = TypeVar("_Value")
 _NAMES: Mapping[torch.dtype, DType] = {getattr(torch, name): name for name in get_args(DType)}
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 
+MOST_OPERATIONS = 100_000
+"""The most operations that forward may make while it is traced or run without values.
+
+The shapes of a stored model come from its file, and forward may make as many as it has elements.
+"""
+
+TOO_MANY_OPERATIONS = f"forward makes more than {MOST_OPERATIONS:,} operations"
+
 
 def shapes_of(module: nn.Module, inputs: Inputs) -> dict[str, Shape | Shapes]:
     """The shapes of the tensors that forward is given, by parameter.

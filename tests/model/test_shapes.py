@@ -15,6 +15,10 @@ from torch import nn
 import qrecipe
 from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.errors.findings import TraceError
+from qrecipe.model.caches import with_caches_without_values
+from qrecipe.model.record import Shape, TracedPart
+from qrecipe.model.trace import trace
+from qrecipe.recipe.schema import FxTable
 
 IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 LARGER = torch.randn(2, 3, 20, 24, generator=torch.Generator().manual_seed(1))
@@ -126,6 +130,36 @@ def test_a_size_for_which_the_model_would_compute_something_else_is_an_error(for
 def test_what_depends_on_the_batch_size_is_not_fixed_to_it():
     with pytest.raises(TraceError, match="QR305"):
         qrecipe.plan(network(lambda self, x: [self.a(row[None]) for row in x]), RECIPE, IMAGES)
+
+
+def test_shapes_of_a_file_cannot_make_forward_work_without_end(monkeypatch):
+    for module in ("tracer", "caches"):
+        monkeypatch.setattr(f"qrecipe.model.{module}.MOST_OPERATIONS", 500)
+
+    def loops(self, x):
+        for _ in range(int(x.shape[1])):
+            x = self.fc(x)
+        self.cache = x
+        return x
+
+    model = net_of(loops, fc=nn.Linear(4, 4))
+    given = {"x": Shape(shape=(1, 2**24, 4), dtype="float32")}
+    with pytest.raises(TraceError, match="QR305"):
+        trace(model, "", {}, FxTable(), given)
+    assert (
+        with_caches_without_values(
+            model, [TracedPart(path="", constants={}, nodes=(), shapes=given)]
+        )
+        is None
+    )
+    given = {"x": Shape(shape=(1, 9, 4), dtype="float32")}
+    assert trace(model, "", {}, FxTable(), given)[0](torch.ones(1, 9, 4)).shape == (1, 9, 4)
+    assert (
+        with_caches_without_values(
+            model, [TracedPart(path="", constants={}, nodes=(), shapes=given)]
+        )
+        is not None
+    )
 
 
 def test_the_process_is_as_before():
