@@ -75,10 +75,9 @@ def test_torch_folds_a_batch_norm_along_the_features_where_it_normalises_the_poi
     assert sqnr_db(model(model.batches[0]), found(model.batches[0])) < 10
 
 
-@pytest.mark.parametrize(
-    ("mode", "layers"), every(2, product(RECIPES, [(), (nn.ReLU(),), (nn.LeakyReLU(),)])), ids=str
-)
-def test_a_batch_norm_over_points_is_not_folded_into_a_linear_layer(mode, layers, tmp_path):
+@pytest.mark.parametrize("case", every(2, product(RECIPES, [[], [nn.ReLU()], [nn.LeakyReLU()]])))
+def test_a_batch_norm_over_points_is_not_folded_into_a_linear_layer(case, tmp_path):
+    mode, layers = case
     model = points(*layers)
     found = quantized(model, qrecipe.parse_recipe(RECIPES[mode]))
     check_right_and_stored(model, found, mode, tmp_path)
@@ -100,12 +99,9 @@ def test_a_convolution_of_one_sample_without_a_batch_stays_float_with_the_reason
     assert sqnr_db(model(model.batches[0]), found(model.batches[0])) > 25
 
 
-@pytest.mark.parametrize(
-    ("groups", "affine", "bias"), every(3, product([1, 2, 8], [True, False], [True, False]))
-)
-def test_a_batch_norm_is_folded_into_a_transposed_convolution_of_several_groups(
-    groups, affine, bias, tmp_path
-):
+@pytest.mark.parametrize("case", every(3, product([1, 2, 8], [True, False], [True, False])))
+def test_a_batch_norm_is_folded_into_a_transposed_convolution_of_several_groups(case, tmp_path):
+    groups, affine, bias = case
     torch.manual_seed(0)
     model = Net(
         (4, 8, 5, 10),
@@ -145,10 +141,9 @@ BARE = {
 }
 
 
-@pytest.mark.parametrize(("kind", "mode"), every(2, product(BARE, ["static", "training", "float"])))
-def test_a_batch_norm_without_weights_is_folded_trained_and_quantized_like_others(
-    kind, mode, tmp_path
-):
+@pytest.mark.parametrize("case", every(2, product(BARE, ["static", "training", "float"])))
+def test_a_batch_norm_without_weights_is_folded_trained_and_quantized_like_others(case, tmp_path):
+    kind, mode = case
     torch.manual_seed(0)
     model = Net(*BARE[kind]())
     keys = list(model.state_dict())

@@ -9,14 +9,8 @@ import pytest
 
 
 def every(count: int, values: Iterable[Any], *, first: int = 0) -> list[Any]:
-    """Parameters: every so many of the values always, from the given one, the rest as slow.
-
-    A tuple is a value for each of several names.
-    """
+    """Parameters: every so many of the values always, from the given one, the rest as slow."""
     return [
-        pytest.param(
-            *(value if isinstance(value, tuple) else (value,)),
-            marks=[] if at % count == first else [pytest.mark.slow],
-        )
+        pytest.param(value, marks=[] if at % count == first else [pytest.mark.slow])
         for at, value in enumerate(values)
     ]
