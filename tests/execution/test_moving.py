@@ -356,6 +356,8 @@ def test_averages_are_computed_in_float_and_keep_the_scale(mode, size):
         lambda self, x: F.interpolate(self.conv(x), size, mode=mode), conv=nn.Conv2d(3, 8, 3)
     )
     plan, converted = converted_of(model, IMAGES)
-    assert plan.sites[-1].verdict == "passthrough"
+    assert "computed in float" in plan.sites[-1].reason
     assert count(converted, resampled) == 1
-    assert sqnr_db(model(IMAGES), converted(IMAGES)) > 30
+    integers = torch.quantize_per_tensor(IMAGES, 0.1, 7, torch.quint8)
+    found, torchs = resampled(integers, size, mode=mode), F.interpolate(integers, size, mode=mode)
+    assert (found.int_repr().int() - torchs.int_repr().int()).abs().max() <= 1
