@@ -17,6 +17,7 @@ import qrecipe
 from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.execution.fx.lowering import lower_ours
 from qrecipe.model.integers import padded, resampled, rolled
+from qrecipe.model.opened.windows import from_windows, into_windows
 
 WHOLE = slice(None)
 INDEX = torch.tensor([5, 0, 2])
@@ -361,3 +362,14 @@ def test_averages_are_computed_in_float_and_keep_the_scale(mode, size):
     integers = torch.quantize_per_tensor(IMAGES, 0.1, 7, torch.quint8)
     found, torchs = resampled(integers, size, mode=mode), F.interpolate(integers, size, mode=mode)
     assert (found.int_repr().int() - torchs.int_repr().int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize(("size", "shift"), [((8, 8), (0, 0)), ((10, 7), (2, 2)), ((3, 9), (2, 1))])
+def test_integers_are_cut_into_windows_and_merged_like_floats(size, shift):
+    floats = torch.randn(2, *size, 3)
+    image = torch.quantize_per_tensor(floats, 0.1, 7, torch.quint8)
+    windows = into_windows(image, (4, 4), shift)
+    assert windows.is_quantized
+    assert torch.equal(windows.dequantize(), into_windows(image.dequantize(), (4, 4), shift))
+    merged = from_windows(windows, image.shape, (4, 4), shift)
+    assert torch.equal(merged.int_repr(), image.int_repr())
