@@ -14,6 +14,7 @@ from shares import every
 from torch import nn
 
 import qrecipe
+from qrecipe._torch_ao import is_observer
 from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.execution.fx.lowering import lower_ours
 from qrecipe.model.integers import padded, resampled, rolled
@@ -214,13 +215,29 @@ def test_moved_integers_are_loaded_as_they_were_saved(tmp_path):
 def test_training_simulates_one_range_along_the_moves():
     compiled = qrecipe.compile(shuffling(), recipe(head='phase = "qat"'), IMAGES)
     prepared = compiled.prepare().train()
-    names = {node.name: node for node in prepared.graph.nodes}
-    moved = ("first", "getitem", "getitem_1", "cat", "roll", "pad", "getitem_2")
-    ranges = {id(prepared.get_submodule(next(iter(names[name].users)).target)) for name in moved}
-    assert len(ranges) == 1
+    modules = dict(prepared.named_modules(remove_duplicate=False))
+    called = [modules[n.target] for n in prepared.graph.nodes if n.op == "call_module"]
+    ranges = [module for module in called if is_observer(module)]
+    assert len(ranges) == 4  # of the input, of both convolutions, and of what is joined
+    assert len(set(ranges)) == 3
     prepared(IMAGES).sum().backward()
     converted = compiled.convert(prepared)
     assert count(converted, torch.quantize_per_tensor) == count(converted, "dequantize") == 1
+
+
+def test_parts_do_not_narrow_the_average_of_the_range_that_they_share():
+    def scale(forward):
+        torch.manual_seed(0)
+        model = net_of(forward, conv=nn.Conv2d(3, 8, 3))
+        with torch.no_grad():
+            model.conv.weight[1:] /= 4  # only the first channel is wide
+        return qrecipe.quantize(model, recipe(), [IMAGES] * 50, progress=False).conv.scale
+
+    def parts(self, x):
+        x = self.conv(x)
+        return x, x[:, 1:], x.chunk(2, 1)[1], F.pad(x[:, 4], (1, 1))
+
+    assert scale(parts) == scale(lambda self, x: self.conv(x))
 
 
 def test_a_backend_that_only_exports_is_told_of_no_moves():

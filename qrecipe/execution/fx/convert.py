@@ -29,6 +29,7 @@ from qrecipe.execution.engine import engine
 from qrecipe.execution.fx.emission import Emission, erase_marks
 from qrecipe.execution.fx.flat_code import look_modules_up_once
 from qrecipe.execution.fx.lowering import lower_ours, read_shapes_of_integers
+from qrecipe.execution.fx.moved_once import observe_moved_again, observe_moved_once
 from qrecipe.execution.fx.numbers import numbers_unobserved
 from qrecipe.execution.fx.repetition import without_repetition
 from qrecipe.execution.packing import packed_convolution, packed_sites, quantized_per_channel
@@ -75,6 +76,7 @@ def prepared_copy(
         raise _preparation_failed(error) from error
     _tie_again(prepared, weights)
     share_connected_observers(prepared)
+    observe_moved_once(prepared)
     keep_state_names(prepared)
     attach_preserved_attrs_to_model(prepared, dict(configs.preserved))
     return prepared
@@ -97,6 +99,7 @@ def reference(prepared: fx.GraphModule, configs: Configs) -> fx.GraphModule:
     """
     # conversion modifies its input model
     source = structural_copy(prepared)
+    observe_moved_again(source)
     try:
         with quiet(), _nothing_kept(), _own_weights_only(), random_numbers_kept():
             converted = convert(
