@@ -72,7 +72,8 @@ class _valueless(TorchFunctionMode):  # noqa: N801 - reads as what it does in a 
         kwargs = kwargs or {}
         if isinstance(func, OpOverloadPacket) and _PACKS.match(func._qualified_op_name):
             names = [argument.name for argument in func.default._schema.arguments]
-            return Unpacked(func, (*args, *map(kwargs.get, names[len(args) :])))
+            made = Unpacked(func, (*args, *map(kwargs.get, names[len(args) :])))
+            return made.with_bias() if torch.backends.quantized.engine == "qnnpack" else made
         if args and isinstance(args[0], Tensor):
             func = _VALUELESS.get(func, func)
         return func(*args, **kwargs)

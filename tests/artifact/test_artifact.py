@@ -365,3 +365,26 @@ def test_loading_an_untraced_model_keeps_random_numbers(tmp_path):
     before = torch.get_rng_state()
     qrecipe.load_quantized(path, model)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- without a bias, which QNNPACK packs as zeros
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Linear(4, 3, bias=False),
+        nn.Conv2d(2, 3, 1, bias=False),
+        nn.ConvTranspose2d(2, 6, 2, groups=2, bias=False),
+    ],
+    ids=["linear", "convolution", "transposed"],
+)
+def test_layers_without_a_bias_come_back_to_the_bit(layer, backend, tmp_path):
+    model = nn.Sequential(layer, nn.Sigmoid()).eval()
+    images = torch.randn(4, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    rules = recipe(head=f'backend = "{backend}"')
+    converted = qrecipe.quantize(model, rules, [images] * 10, progress=False)
+    loaded = round_trip(converted, model, tmp_path / "model.safetensors")
+    with engine(backend):
+        assert_same_outputs(converted, loaded, images)
