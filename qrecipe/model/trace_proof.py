@@ -25,6 +25,7 @@ from qrecipe.model.dry_run import (
     versions_of,
 )
 from qrecipe.model.nested import parts_of, tensors_in
+from qrecipe.model.out_of_place import is_in_place
 from qrecipe.model.unfit import unfit
 from qrecipe.process.warnings import held_back
 
@@ -137,11 +138,23 @@ def _different(message: str, model: nn.Module) -> UnprovenError:
 
 
 class _Recorder(fx.Interpreter):
+    """Records values; what changes a tensor in place changes a copy, as in a quantized graph."""
+
     def run_node(self, n: fx.Node) -> Any:
-        source = self.env[n.all_input_nodes[0]] if n.all_input_nodes else None
-        version = _version(source)
+        graph_module: Any = self.module
+        sources = {source: self.env[source] for source in n.all_input_nodes}
+        versions = [*map(_version, sources.values())]
+        if is_in_place(n, graph_module):
+            changed: Any = n.args[0]
+            if isinstance(sources[changed], Tensor):
+                self.env[changed] = sources[changed].clone()
+        first = self.env[n.all_input_nodes[0]] if sources else None
+        version = _version(first)
         result = super().run_node(n)
-        is_input = result is source and _version(source) == version
+        if versions != [*map(_version, sources.values())]:
+            raise RuntimeError(f"{n.name} changes a tensor that it is given")
+        self.env.update(sources)
+        is_input = result is first and _version(first) == version
         n.meta["value"] = _describe(result, is_input)
         return result
 
