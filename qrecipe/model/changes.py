@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -58,8 +58,16 @@ def setitem(x: Any, key: Any, value: Any) -> Any:
     return x
 
 
-def write_back(x: Tensor, part: Tensor, views: list[dict[str, Any]]) -> Tensor:
-    """``x`` with ``part`` where these views, one of the other, look at it."""
+def write_back(x: Any, part: Tensor, views: list[dict[str, Any]]) -> Any:
+    """``x`` with ``part`` where these views, one of the other, look at it.
+
+    Of a tuple or another container, the view is an item.
+    """
+    if not isinstance(x, Tensor):
+        items = dict(x) if isinstance(x, Mapping) else list(x)
+        items[views[0]["args"][0]] = part
+        kind: Any = type(x)
+        return getattr(kind, "_make", kind)(items)
     view = x = x.clone(memory_format=torch.contiguous_format)
     for each in views:
         args, kwargs = each["args"], each["kwargs"]
@@ -168,7 +176,7 @@ class _Memory:
             with by.graph.inserting_after(last):
                 last = by.graph.call_function(write_back, (whole, part, [*map(_view, views)]))
             self._become(owner, last, by)
-            last = self._take_again(owner, last, by, views[0])
+            last = self._take_again(owner, last, by, changed)
             changed = owner
 
     def _become(self, first: fx.Node, now: fx.Node, by: fx.Node | None = None) -> None:
@@ -181,8 +189,10 @@ class _Memory:
         self, owner: fx.Node, last: fx.Node, by: fx.Node, done: fx.Node | None = None
     ) -> fx.Node:
         """Take the views of a tensor again, except one, after a node; the last node then."""
-        waiting = [view for view in self._views.get(owner, ()) if view is not done]
+        waiting = [*self._views.get(owner, ())]
         for view in waiting:  # grows: views of views
+            if view is done:
+                continue
             read: Any = view.args[0]
             with by.graph.inserting_after(last):
                 last = by.graph.node_copy(view)
