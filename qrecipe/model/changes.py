@@ -169,7 +169,7 @@ class _Memory:
         while changed in self._source:
             views = [changed]
             owner = self._source[changed]
-            while _name(owner) in GIVE_SEVERAL and owner in self._source:
+            while gives_tuple(owner) and owner in self._source:
                 views.insert(0, owner)
                 owner = self._source[owner]
             whole, part = self._now.get(owner, owner), self._now[changed]
@@ -200,6 +200,16 @@ class _Memory:
             self._become(view, last, by)
             waiting += self._views.get(view, ())
         return last
+
+
+def gives_tuple(node: fx.Node) -> bool:
+    """Whether a call gives a tuple of parts."""
+    return _name(node) in GIVE_SEVERAL
+
+
+def gives_parts(node: fx.Node) -> bool:
+    """Whether a call gives a tuple of parts that have as many dimensions as their input."""
+    return gives_tuple(node) and _name(node) != "unbind"
 
 
 def _view(node: fx.Node) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from qrecipe.model.altered_modules import alteration
 from qrecipe.model.changes import GIVE_SEVERAL
 from qrecipe.model.integers import padded, resampled, rolled
 from qrecipe.model.opened.windows import Merged, Windows, from_windows, into_windows
+from qrecipe.model.results import read_one_by_one
 from qrecipe.model.trace_proof import Value
 
 PIECE = "piece"
@@ -95,8 +96,11 @@ def spell_out_moves(graph_module: fx.GraphModule, patterns: Collection[Any]) -> 
     """Make calls `moved` that are not among ``patterns`` already, in place.
 
     A call that gives several results becomes one call for each of them, if only single results are
-    used. Nodes must have their addresses.
+    used, or their number cannot change. Nodes must have their addresses.
     """
+    for node in list(graph_module.graph.nodes):
+        if _last(_dotted(node) or "") in GIVE_SEVERAL:
+            read_one_by_one(node)
     for node in list(graph_module.graph.nodes):
         if "member" not in node.meta or not node.args or not isinstance(node.args[0], fx.Node):
             continue

@@ -37,13 +37,15 @@ class Value:
     """What a node computes: ``is_float`` for floating-point tensors, also in a tuple.
 
     ``is_tensor`` is False for tuples, sizes and numbers. ``rank`` is the number of dimensions of a
-    tensor; ``is_input`` tells that it is the node's first input itself, unchanged.
+    tensor, ``count`` that of the results in a tuple; ``is_input`` tells that it is the node's first
+    input itself, unchanged.
     """
 
     is_float: bool
     is_tensor: bool
     rank: int | None = field(default=None, compare=False)
     is_input: bool = field(default=False, compare=False)
+    count: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +169,8 @@ def _version(value: Any) -> int | None:
 def _describe(value: Any, is_input: bool) -> Value:
     if isinstance(value, Tensor):
         return Value(value.is_floating_point(), True, value.dim(), is_input)
-    return Value(any(x.is_floating_point() for x in tensors_in(value)), False)
+    count = len(value) if isinstance(value, (tuple, list)) else None
+    return Value(any(x.is_floating_point() for x in tensors_in(value)), False, count=count)
 
 
 def difference(expected: Any, actual: Any, share: float = 0.0) -> str | None:
