@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from qrecipe.model.moving import arguments, last_name, moved, padded
+from qrecipe.model.integers import padded, resampled, rolled
+from qrecipe.model.moving import arguments, averages, last_name, moved
 from qrecipe.model.rewrites.shape_readers import reads_shape
-from qrecipe.model.trace_proof import Value
 
 
 def lower_ours(reference: fx.GraphModule, qconfigs: Mapping[str, Any]) -> None:
@@ -26,6 +25,9 @@ def lower_ours(reference: fx.GraphModule, qconfigs: Mapping[str, Any]) -> None:
             continue
         if node.target is moved:
             _move(node)
+        elif node.target is F.interpolate and averages(node):
+            _share_scale(node)
+            node.target = resampled
         elif node.target is F.silu or type(modules.get(str(node.target))) is nn.SiLU:
             _multiply_by_sigmoid(node)
 
@@ -45,15 +47,20 @@ def _is_between(node: fx.Node) -> bool:
 
 
 def _move(node: fx.Node) -> None:
-    """Move integers: input and output share an observer, and so scale and zero point."""
+    _share_scale(node)
+    given = arguments(node)
+    if last_name(node) == "roll":
+        node.target, node.args = rolled, (node.args[0], given["shifts"], given["dims"])
+    elif last_name(node) == "pad" and given.get("mode") in (None, "constant"):
+        node.target, node.args = padded, (node.args[0], given["pad"])
+
+
+def _share_scale(node: fx.Node) -> None:
+    """Take and give integers: input and output share an observer, and so scale and zero point."""
     node.update_arg(0, node.all_input_nodes[0].args[0])
     for quantize in list(node.users):
         quantize.replace_all_uses_with(node)
         node.graph.erase_node(quantize)
-    if last_name(node) == "roll":
-        _cut_and_join(node)
-    elif last_name(node) == "pad" and arguments(node).get("mode") in (None, "constant"):
-        node.target, node.args = padded, (node.args[0], arguments(node)["pad"])
 
 
 def _multiply_by_sigmoid(node: fx.Node) -> None:
@@ -69,25 +76,3 @@ def _multiply_by_sigmoid(node: fx.Node) -> None:
         quantize.replace_all_uses_with(product)
         node.graph.erase_node(quantize)
     node.graph.erase_node(node)
-
-
-def _cut_and_join(node: fx.Node) -> None:
-    """Roll along one dimension after the other, as no kernel does it."""
-    given = arguments(node)
-    shifts, dims = (
-        value if isinstance(value, (tuple, list)) else (value,)
-        for value in (given["shifts"], given["dims"])
-    )
-    graph, rolled = node.graph, node.args[0]
-    with graph.inserting_before(node):
-        for shift, dim in zip(shifts, dims, strict=True):
-            size = graph.call_method("size", (rolled, dim))
-            start = graph.call_function(operator.mod, (-shift, size))
-            size.meta["value"] = start.meta["value"] = Value(False, False)
-            parts = graph.call_method("tensor_split", (rolled, (start,), dim))
-            swapped = graph.call_function(operator.getitem, (parts, slice(None, None, -1)))
-            rolled = graph.call_function(torch.cat, (swapped, dim))
-    assert isinstance(rolled, fx.Node)
-    rolled.meta = dict(node.meta)
-    node.replace_all_uses_with(rolled)
-    graph.erase_node(node)
