@@ -36,6 +36,9 @@ _GROUPS_OF = (2, 4, 8, 16)
 
 _DEPTHWISE_KERNELS = {2: (3, 5, 7), 3: (3, 5)}
 
+_BLOCK = 32
+"""The channels that fbgemm's depthwise kernel computes at once."""
+
 _GAPS = "onednn's transposed convolution does not write the outputs that its stride skips"
 
 _WRONG_WITH_AMX = (
@@ -134,6 +137,11 @@ def detour(
         return Detour("onednn", f"on onednn's kernel: {reason}")
     if takes_onednn and _is_slow_on_fbgemm(shape) and not _is_left_to_x86(shape, backend):
         return Detour("onednn", "on onednn's kernel: fbgemm has no fast one for this shape")
+    if takes_onednn and _is_slower_on_fbgemm(shape):
+        return Detour(
+            "onednn",
+            f"on onednn's kernel: fbgemm's is slower unless channels are a multiple of {_BLOCK}",
+        )
     return None
 
 
@@ -223,6 +231,12 @@ def _is_slow_on_fbgemm(shape: _Shape) -> bool:
         and set(shape.dilation) == {1}
     )
     return not has_kernel
+
+
+def _is_slower_on_fbgemm(shape: _Shape) -> bool:
+    """Whether onednn's depthwise kernel is the faster one, with VNNI and without."""
+    is_plain = len(shape.kernel) == 2 and shape.outputs == 1
+    return is_plain and _is_fast_depthwise(shape) and shape.groups % _BLOCK != 0
 
 
 def _is_slow_on_avx2(shape: _Shape) -> bool:
