@@ -16,6 +16,7 @@ from torch import nn
 from qrecipe.model.graph_sites import Match
 from qrecipe.model.normalize import stored
 from qrecipe.planning import cpu
+from qrecipe.planning.pixels import reads_one_pixel
 from qrecipe.planning.plan import Engine
 from qrecipe.recipe.schema import Backend, TensorSpec
 
@@ -142,6 +143,8 @@ def detour(
             "onednn",
             f"on onednn's kernel: fbgemm's is slower unless channels are a multiple of {_BLOCK}",
         )
+    if backend == "x86" and _is_dense_pixelwise(shape) and reads_one_pixel(match.nodes[0]):
+        return Detour("fbgemm", "on fbgemm's kernel: onednn's takes longer to start on one pixel")
     return None
 
 
@@ -237,6 +240,11 @@ def _is_slower_on_fbgemm(shape: _Shape) -> bool:
     """Whether onednn's depthwise kernel is the faster one, with VNNI and without."""
     is_plain = len(shape.kernel) == 2 and shape.outputs == 1
     return is_plain and _is_fast_depthwise(shape) and shape.groups % _BLOCK != 0
+
+
+def _is_dense_pixelwise(shape: _Shape) -> bool:
+    is_plain = not shape.transposed and shape.groups == 1 and len(shape.kernel) == 2
+    return is_plain and set(shape.kernel) == {1} and not any(shape.padding)
 
 
 def _is_slow_on_avx2(shape: _Shape) -> bool:
