@@ -56,6 +56,12 @@ if TYPE_CHECKING:
     from qrecipe.measure.drift.report import Drift as Drift
     from qrecipe.measure.drift.report import SiteDrift as SiteDrift
     from qrecipe.measure.drift.stored_ranges import QRange as QRange
+    from qrecipe.measure.profile.profile import profile as profile
+    from qrecipe.measure.profile.report import Conditions as Conditions
+    from qrecipe.measure.profile.report import Profile as Profile
+    from qrecipe.measure.profile.report import ProfiledBoundary as ProfiledBoundary
+    from qrecipe.measure.profile.report import ProfiledSite as ProfiledSite
+    from qrecipe.measure.profile.timing import Timing as Timing
     from qrecipe.measure.sensitivity.rank import Evaluate as Evaluate
     from qrecipe.measure.sensitivity.rank import sensitivity as sensitivity
     from qrecipe.measure.sensitivity.ranking import RankedSite as RankedSite
@@ -116,6 +122,9 @@ _NAMES = {
     "measure.drift.drift": "drift",
     "measure.drift.report": "Drift SiteDrift",
     "measure.drift.stored_ranges": "QRange",
+    "measure.profile.profile": "profile",
+    "measure.profile.report": "Conditions Profile ProfiledBoundary ProfiledSite",
+    "measure.profile.timing": "Timing",
     "measure.sensitivity.rank": "Evaluate sensitivity",
     "measure.sensitivity.ranking": "RankedSite Ranking",
     "measure.sensitivity.scores": "Metric",
