@@ -5,13 +5,13 @@ The names that a recipe may use are in `registry/torch_names.json`, with those t
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 
 import torch
 from torch import nn
 
-from qrecipe.errors.findings import Finding, QRecipeWarning
+from qrecipe.errors.findings import Finding
+from qrecipe.errors.warn import warn
 
 __all__ = ["TESTED_TORCH", "cpu_capabilities", "rewrites_statistics", "warn_if_untested"]
 
@@ -29,7 +29,7 @@ def warn_if_untested(version: str) -> None:
         f"torch {version} is outside the tested range ({TESTED_TORCH[0]} to {TESTED_TORCH[-1]})",
         hint="plans and audits may fail; install a tested version if they do",
     )
-    warnings.warn(str(finding), QRecipeWarning, stacklevel=3)
+    warn(finding, ignore=())
 
 
 def cpu_capabilities() -> Mapping[str, object]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import runpy
 import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -37,6 +39,16 @@ def test_untested_torch_is_warned_about():
             warn_if_untested(version)
     for version in TESTED_TORCH:
         warn_if_untested(f"{version}.1+cpu")
+
+
+def test_the_warning_points_at_the_line_that_first_used_qrecipe(tmp_path):
+    script = tmp_path / "caller.py"
+    script.write_text('import torch\ntorch.__version__ = "2.9.1"\nimport qrecipe\nqrecipe.plan\n')
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert f"{script}:4: QRecipeWarning: QR200 torch 2.9.1" in done.stderr
 
 
 def test_the_package_asks_for_the_tested_versions_and_no_others():

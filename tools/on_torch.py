@@ -42,12 +42,20 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Run something with several versions of torch.",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s [--python PYTHON] [--in FOLDER] VERSION... [-- ARGUMENTS OF PYTHON]",
     )
     parser.add_argument("versions", nargs="+", metavar="VERSION", help="such as 2.10 or 2.12.1")
     parser.add_argument("--python", default=sys.executable, help="makes new environments")
-    parser.add_argument("--in", dest="folder", type=Path, default=ROOT / ".torch", metavar="FOLDER")
+    parser.add_argument(
+        "--in",
+        dest="folder",
+        type=Path,
+        default=ROOT / ".torch",
+        metavar="FOLDER",
+        help="has the environments; .torch if left out",
+    )
     return parser
 
 

@@ -37,7 +37,9 @@ from qrecipe.recipe.frozen import FrozenMapping
 def load_quantized(
     path: str | os.PathLike[str], model: nn.Module, *, constants: Constants | None = None
 ) -> nn.Module:
-    """Load the converted model that `save_quantized` stored; its outputs are bitwise the same.
+    """Load the converted model that `save_quantized` stored.
+
+    With the same torch, its outputs are bitwise the same.
 
     ``model`` is the float architecture that was quantized. Its weights don't matter and may be on
     the meta device; it is neither changed nor run. Neither data nor plugins are needed, and nothing

@@ -32,6 +32,12 @@ _HERE = Path(__file__).parents[1]
 def _callers_level() -> int:
     """The ``stacklevel`` of the first frame outside this package, counted from `warn`."""
     frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and Path(frame.f_code.co_filename).is_relative_to(_HERE):
-        frame, level = frame.f_back, level + 1
+    while frame.f_back is not None and _is_inside(frame.f_code.co_filename):
+        frame = frame.f_back
+        level += "importlib._bootstrap" not in frame.f_code.co_filename  # not counted by `warnings`
     return level
+
+
+def _is_inside(file: str) -> bool:
+    """Whether a frame of that file runs this package, or imports a part of it."""
+    return "importlib" in file or Path(file).is_relative_to(_HERE)

@@ -93,6 +93,7 @@ def test_in_training_only_what_never_drops_does_nothing():
 
 
 def test_a_dropout_function_that_drops_in_training_is_stored_and_loaded(tmp_path):
+    torch.manual_seed(0)
     model = net_of(
         lambda self, x: self.b(F.dropout(self.a(x), training=self.training)),
         a=nn.Linear(6, 6),

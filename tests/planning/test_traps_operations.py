@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import operator
-import time
 
 import plain_torch as plain
 import pytest
@@ -287,24 +286,12 @@ def test_torch_gives_two_readers_of_a_float_tensor_the_first_ones_range_and_here
     assert sites(plan)["b"].input is None
 
 
-def milliseconds(model, x, runs=3):
-    times = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        model(x)
-        times.append(time.perf_counter() - start)
-    return 1000 * min(times)
-
-
-def test_a_depthwise_convolution_of_many_groups_crawls_in_torch_and_here_runs_on_onednn():
+def test_a_depthwise_convolution_that_crawls_on_fbgemm_runs_on_onednn():
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Conv2d(128, 128, 3, groups=128)).eval(), torch.randn(1, 128, 24, 24)
     (site,) = qrecipe.plan(model, recipe(), x).sites
     assert (site.verdict, site.engine) == ("quantized", "onednn")
-    theirs, ours = plain.converted(model, everything(), x), quantized(model, STATIC, x)
-    with torch.no_grad():
-        assert milliseconds(theirs, x) > 5 * milliseconds(ours, x)
-    assert sqnr_db(model(x), ours(x)) > 25
+    assert sqnr_db(model(x), quantized(model, STATIC, x)(x)) > 25
     affine = recipe('[tensor.weight]\nqscheme = "per_channel_affine"')
     codes = {finding.code for finding in qrecipe.plan(model, affine, x).warnings}
     assert "QR207" in codes
