@@ -9,15 +9,19 @@ from dataclasses import replace
 import pytest
 import torch
 from nets import NETS, UNTRACEABLE
-from routed import Routed, recipe_of_roots
-from runs import STATIC, silent
+from routed import Routed
+from runs import HEAD, silent
 from torch import nn
 
 import qrecipe
 from qrecipe.measure.pages.page import page_html
 from qrecipe.measure.pages.reports import profile_page
 from qrecipe.measure.profile.boundaries import Boundary
+from qrecipe.measure.profile.passes import in_channels_last
 from qrecipe.measure.profile.timing import Stopwatch, Timing
+
+CALM = '[lint]\nignore = ["QR201", "QR203", "QR208"]\n'
+STATIC = qrecipe.parse_recipe(HEAD + CALM)
 
 
 def profiled(model, batches, recipe=STATIC):
@@ -38,7 +42,8 @@ def test_every_site_of_the_plan_has_a_time_in_both_models(residual):
     }
     quantized = [site for site in profile.sites if site.verdict == "quantized"]
     assert quantized
-    assert all(s.float_time.seconds > 0 and s.int8_time.seconds > 0 for s in quantized)
+    for times in ("float_time", "channels_last_time", "int8_time", "quantize_time"):
+        assert all(getattr(site, times).seconds > 0 for site in quantized), times
     losses = [site.loss for site in profile.sites]
     assert losses == sorted(losses, reverse=True)
 
@@ -82,49 +87,61 @@ def test_a_sum_that_is_far_from_the_whole_is_said(residual):
 
 
 def test_a_model_without_a_graph_is_profiled_by_its_modules():
-    net = UNTRACEABLE["branching"]
-    profile = profiled(net.model(), net.batches(2), "builtin:x86-dynamic")
-    assert [s for s in profile.sites if s.verdict == "quantized"]
+    dynamic = qrecipe.parse_recipe(f'format = 1\nextends = "builtin:x86-dynamic"\n{CALM}')
+    profile = profiled(UNTRACEABLE.model(), UNTRACEABLE.batches(2), dynamic)
+    assert [site for site in profile.sites if site.verdict == "quantized"]
+    assert all(site.float_time.seconds > 0 for site in profile.sites)
     assert all(site.int8_time.seconds > 0 for site in profile.sites)
     assert profile.boundaries == ()
 
 
-def test_a_model_with_roots_is_profiled_inside_and_around_them():
+def test_a_model_with_roots_is_profiled_inside_them():
     torch.manual_seed(0)
-    profile = profiled(
-        Routed().eval(), [torch.randn(4, 3, 8, 8) for _ in range(2)], recipe_of_roots()
-    )
-    assert [s for s in profile.sites if s.verdict == "quantized" and s.int8_time.seconds > 0]
+    roots = qrecipe.parse_recipe(f'{HEAD}{CALM}[fx]\nroots = ["backbone", "head"]\n')
+    profile = profiled(Routed().eval(), [torch.randn(4, 3, 8, 8)] * 2, roots)
+    timed = {site.name for site in profile.sites if site.int8_time.seconds > 0}
+    assert {"backbone.conv", "head.fc1", "head.fc2"} <= timed
 
 
-def test_the_callers_model_and_recipe_for_training_are_served():
+def test_the_callers_model_batches_and_recipe_for_training_are_served():
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    qat = qrecipe.parse_recipe(f'format = 1\nextends = "{STATIC}"\nphase = "qat"\n')
-    profile = profiled(model, [torch.randn(2, 4)] * 2, qat)
+    qat = qrecipe.parse_recipe(f'{HEAD}phase = "qat"\n{CALM}')
+    batches = iter([torch.randn(2, 4), torch.randn(2, 4)])
+    with pytest.warns(qrecipe.QRecipeWarning, match="QR202") as warned:
+        profile = profiled(model, batches, qat)
+    assert len(warned) == 1
     assert model.training
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert [site.name for site in profile.sites] == ["0"]
 
 
+class Twice(nn.Module):
+    """Calls a module twice, and needs contiguous images."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 1), nn.Linear(16, 16)
+
+    def forward(self, x):
+        return self.fc(self.fc(self.conv(x).contiguous().view(-1, 16)))
+
+
 def test_a_module_that_is_called_twice_has_both_calls():
-    model = nn.Module()
-    model.fc = nn.Linear(4, 4)
-    model = _twice(model)
-    profile = profiled(model, [torch.randn(2, 4)] * 2)
-    assert {site.name for site in profile.sites} == {"fc", "fc#1"}
+    profile = profiled(Twice().eval(), [torch.randn(2, 3, 2, 2)] * 2)
+    assert {"fc", "fc#1"} <= {site.name for site in profile.sites}
+    assert all(s.channels_last_time.seconds > 0 for s in profile.sites if s.op == "Linear")
 
 
-def _twice(module):
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc = module.fc
-
+def test_what_does_not_take_channels_last_is_timed_as_it_is():
+    class Viewing(nn.Module):
         def forward(self, x):
-            return self.fc(self.fc(x))
+            return x.view(-1, 16)
 
-    return Twice().eval()
+    calls = [qrecipe.Inputs((torch.randn(2, 4, 2, 2),))]
+    assert in_channels_last(Viewing(), calls) is calls
+    (taken,) = in_channels_last(nn.Identity(), calls)
+    assert taken.args[0].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_times_of_one_round_add_up_and_the_lower_quartile_counts():
@@ -145,12 +162,8 @@ def test_the_page_shows_the_worst_and_escapes_names(residual):
     _, profile = residual
     net = NETS["residual"]
     converted = qrecipe.quantize(net.model(), STATIC, net.batches(2), progress=silent)
-    odd = replace(profile.sites[0], name="<script>")
-    page = page_html(
-        profile_page(
-            replace(profile, sites=(odd, *profile.sites[1:])), qrecipe.provenance(converted)
-        )
-    )
+    odd = replace(profile, sites=(replace(profile.sites[0], name="<script>"), *profile.sites[1:]))
+    page = page_html(profile_page(odd, qrecipe.provenance(converted)))
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
     assert "Boundaries" in page

@@ -12,6 +12,7 @@ from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.text import counted
 from qrecipe.measure.profile.boundaries import Direction
 from qrecipe.measure.profile.timing import Timing, total
+from qrecipe.planning.plan import Verdict
 from qrecipe.recipe.recipe import Ingredient, published
 from qrecipe.terminal.report import Report, Section, Table, Text
 from qrecipe.terminal.tables import bar, room_beside
@@ -23,13 +24,21 @@ _FAR = 0.1
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ProfiledSite(ShortRepr):
-    """One site: the time of its float form, and of what it is in the converted model."""
+    """One site: the time of its float form, and of what it is in the converted model.
+
+    ``channels_last_time`` is that of its float form on images in channels_last, as it gets them
+    from a quantized convolution. ``quantize_time`` and ``dequantize_time`` are what it takes to
+    convert its result; zero if the converted model has it in float.
+    """
 
     name: str
     op: str
-    verdict: str
+    verdict: Verdict
     float_time: Timing
+    channels_last_time: Timing
     int8_time: Timing
+    quantize_time: Timing
+    dequantize_time: Timing
 
     @property
     def loss(self) -> float:
@@ -109,18 +118,22 @@ class Profile(Report):
                 site.verdict,
                 *_cells(site.float_time),
                 *_cells(site.int8_time),
+                _ms(site.channels_last_time.seconds),
                 _ratio(site.float_time.seconds, site.int8_time.seconds),
             )
             for site in self.sites
         ]
-        header = ("site", "operation", "verdict", "float ms", "±", "int8 ms", "±", "float/int8")
+        header = (
+            *("site", "operation", "verdict"),
+            *("float ms", "±", "int8 ms", "±", "channels_last ms", "float/int8"),
+        )
         room = room_beside((header, *columns), _BAR)
         worst = max((abs(site.loss) for site in self.sites), default=0.0)
         rows = [
             (*cells, bar(site.loss, worst, room))
             for cells, site in zip(columns, self.sites, strict=True)
         ]
-        return Table("Sites", (*header, "lost in int8"), rows, numeric=frozenset(range(3, 8)))
+        return Table("Sites", (*header, "lost in int8"), rows, numeric=frozenset(range(3, 9)))
 
     def _boundary_table(self) -> Table:
         rows = [(each.direction, each.tensor, *_cells(each.time)) for each in self.boundaries]
@@ -184,7 +197,10 @@ def profile_json(profile: Profile) -> dict[str, Any]:
                 "op": site.op,
                 "verdict": site.verdict,
                 "float": asdict(site.float_time),
+                "channels_last": asdict(site.channels_last_time),
                 "int8": asdict(site.int8_time),
+                "quantize": asdict(site.quantize_time),
+                "dequantize": asdict(site.dequantize_time),
                 "loss": site.loss,
             }
             for site in profile.sites
