@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from qrecipe.artifact.onnx import export_onnx as export_onnx
     from qrecipe.artifact.saving import save_quantized as save_quantized
     from qrecipe.audit.sqnr import Fidelity as Fidelity
+    from qrecipe.authoring.fastest.fastest import fastest as fastest
+    from qrecipe.authoring.fastest.result import Fastest as Fastest
     from qrecipe.authoring.suggest.suggest import suggest as suggest
     from qrecipe.authoring.tune.cheapest_sets import SiteCost as SiteCost
     from qrecipe.authoring.tune.levers import Candidate as Candidate
@@ -101,6 +103,8 @@ _NAMES = {
     "artifact.onnx": "export_onnx",
     "artifact.saving": "save_quantized",
     "audit.sqnr": "Fidelity",
+    "authoring.fastest.fastest": "fastest",
+    "authoring.fastest.result": "Fastest",
     "authoring.suggest.suggest": "suggest",
     "authoring.tune.cheapest_sets": "SiteCost",
     "authoring.tune.levers": "Candidate Lever",

@@ -14,6 +14,7 @@ from qrecipe._version import __version__
 from qrecipe.cli.check import check
 from qrecipe.cli.diff import diff
 from qrecipe.cli.drift import drift
+from qrecipe.cli.fastest import fastest
 from qrecipe.cli.inspect import inspect
 from qrecipe.cli.listing import list_names, schema
 from qrecipe.cli.measure import compare, profile, sensitivity
@@ -66,6 +67,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "profile": profile,
     "suggest": suggest,
     "tune": tune,
+    "fastest": fastest,
     "diff": diff,
     "drift": drift,
     "lock": lock,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from qrecipe.measure.profile.passes import (
 )
 from qrecipe.measure.profile.report import Conditions, Profile, ProfiledBoundary, ProfiledSite
 from qrecipe.measure.profile.timing import NO_TIME
+from qrecipe.model.call import Inputs
 from qrecipe.model.copies import runnable_copy, with_parts
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.pipeline import quantize
@@ -61,43 +62,64 @@ def profile(
 
     Raises what `qrecipe.quantize` raises.
     """
+    return measured(bench_of(model, recipe, batches, forward, progress), progress)
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """A model and what it was converted to, with the calls that the first batch leads to.
+
+    ``eager`` is a copy of the caller's model, ``held`` are the batches, which can be read again.
+    """
+
+    eager: nn.Module
+    converted: nn.Module
+    inventory: Inventory
+    plan: Plan
+    held: Iterable[Any]
+    batch: Any
+    calls: Sequence[Inputs]
+
+
+def bench_of(
+    model: nn.Module,
+    recipe: Recipe | str | os.PathLike[str],
+    batches: Iterable[Any],
+    forward: Forward | None,
+    progress: Progress | bool | None,
+) -> Bench:
+    """The model quantized and ready to be timed. Raises what `qrecipe.quantize` raises."""
     loaded = replace(load_recipe(recipe), phase="ptq")  # training changes no kernel
     held = rereadable(batches, loaded.calibration.max_batches)
     converted = quantize(model, loaded, held, forward=forward, progress=progress)
     first, _ = peek(held)
     with unwarned(), inputs_of_batch(model, first, forward) as inputs:
         inventory = inventory_of(model, loaded, inputs)
-    return measured(model, converted, inventory, first, forward, progress)
-
-
-def measured(
-    model: nn.Module,
-    converted: nn.Module,
-    inventory: Inventory,
-    batch: Any,
-    forward: Forward | None,
-    progress: Progress | bool | None,
-) -> Profile:
-    """The profile of a model that is quantized already; ``inventory`` is of the float model."""
+    eager = runnable_copy(model)
+    calls = [call.inputs for call in calls_of(eager, first, 0, forward)]
     plan = stored_plan(provenance(converted))
+    return Bench(eager, converted, inventory, plan, held, first, calls)
+
+
+def measured(bench: Bench, progress: Progress | bool | None) -> Profile:
+    """The profile of a model that is quantized already."""
+    inventory, converted, calls = bench.inventory, bench.converted, bench.calls
     graphs = {part.path: part.graph_module for part in inventory.parts}
     fused = with_parts(inventory.model, graphs).eval()
-    with engine_of(plan), torch.no_grad(), quiet():
-        eager = runnable_copy(model)
-        calls = [call.inputs for call in calls_of(eager, batch, 0, forward)]
+    with engine_of(bench.plan), torch.no_grad(), quiet():
         passes = {
             "float": float_pass(inventory, calls),
             "channels_last": float_pass(inventory, in_channels_last(fused, calls)),
             "int8": int8_pass(inventory, converted, calls),
             "conversions": conversion_pass(converted, calls),
-            "eager": Pass(eager, calls),
+            "eager": Pass(bench.eager, calls),
             "fused": Pass(fused, calls),
             "converted": Pass(converted, calls),
         }
         run_in_turn(list(passes.values()), chosen_progress(progress, "profiling"))
     threads, version = torch.get_num_threads(), str(torch.__version__)
-    conditions = Conditions(cpu_name(), threads, describe_batch(batch), version, ROUNDS)
-    return _report(plan, passes, conditions)
+    conditions = Conditions(cpu_name(), threads, describe_batch(bench.batch), version, ROUNDS)
+    return _report(bench.plan, passes, conditions)
 
 
 def run_in_turn(passes: Sequence[Pass], show: Callable[[int, int], None]) -> None:

@@ -48,4 +48,8 @@ class Stopwatch(Generic[Key]):
 
     def timings(self) -> dict[Key, Timing]:
         keys = dict.fromkeys(key for each in self.rounds for key in each)
-        return {key: Timing.of([each.get(key, 0.0) for each in self.rounds]) for key in keys}
+        return {key: Timing.of(self.seconds(key)) for key in keys}
+
+    def seconds(self, key: Key) -> list[float]:
+        """The time of each round."""
+        return [each.get(key, 0.0) for each in self.rounds]
