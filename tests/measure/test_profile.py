@@ -99,6 +99,12 @@ def test_a_model_with_roots_is_profiled_inside_them():
     torch.manual_seed(0)
     roots = qrecipe.parse_recipe(f'{HEAD}{CALM}[fx]\nroots = ["backbone", "head"]\n')
     profile = profiled(Routed().eval(), [torch.randn(4, 3, 8, 8)] * 2, roots)
+    assert {(each.direction, each.tensor) for each in profile.boundaries} == {
+        ("quantize", "input backbone.x"),
+        ("quantize", "input head.x"),
+        ("dequantize", "backbone.conv"),
+        ("dequantize", "head.fc2"),
+    }
     timed = {site.name for site in profile.sites if site.int8_time.seconds > 0}
     assert {"backbone.conv", "head.fc1", "head.fc2"} <= timed
 

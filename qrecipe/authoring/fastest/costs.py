@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+from qrecipe.measure.profile.boundaries import input_name
 from qrecipe.measure.profile.report import Profile
 from qrecipe.planning.backend import FOLLOWERS
 from qrecipe.planning.plan import Plan
-from qrecipe.rules.structure import Operation
+from qrecipe.rules.structure import ModelStructure, Operation
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +87,12 @@ class Costs:
         return site.keeps and site.int8 is not None and site.name not in floats
 
 
-def costs_of(profile: Profile, plan: Plan, operations: Sequence[Operation]) -> Costs:
+def costs_of(profile: Profile, plan: Plan, structure: ModelStructure) -> Costs:
     """The costs that a profile of the plan has measured."""
     planned = {site.name: site for site in plan.sites}
     timed = {site.name: site for site in profile.sites}
     sites = []
-    for operation in operations:
+    for operation in structure.operations:
         times, site = timed[operation.name], planned[operation.name]
         now = times.int8_time.seconds
         stays = site.verdict == "float"
@@ -106,26 +108,37 @@ def costs_of(profile: Profile, plan: Plan, operations: Sequence[Operation]) -> C
                 follows=operation.kind in FOLLOWERS,
             )
         )
-    return Costs(tuple(sites), tuple(_tensors(profile, operations)), profile.int8_rest.seconds)
+    return Costs(tuple(sites), tuple(_tensors(profile, structure)), profile.int8_rest.seconds)
 
 
-def _tensors(profile: Profile, operations: Sequence[Operation]) -> Iterator[TensorPrice]:
+def _tensors(profile: Profile, structure: ModelStructure) -> Iterator[TensorPrice]:
     boundaries = {
         each.tensor: each.time.seconds
         for each in profile.boundaries
         if each.direction == "quantize"
     }
     timed = {site.name: site for site in profile.sites}
-    for operation in operations:
+    readers, inputs = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
+    for operation in structure.operations:
+        for producer in operation.producers:
+            readers[producer].append(operation.name)
+        for name in operation.model_inputs:
+            inputs[input_name(_path(operation, structure), name)].append(operation.name)
+    for operation in structure.operations:
         name, times = operation.name, timed[operation.name]
         yield TensorPrice(
             name,
-            tuple(other.name for other in operations if name in other.producers),
+            tuple(readers[name]),
             # what stays float is quantized in the converted model already, if at all
             times.quantize_time.seconds or boundaries.get(name, 0.0),
             times.dequantize_time.seconds,
             operation.is_output,
         )
-    for given in dict.fromkeys(each for other in operations for each in other.model_inputs):
-        readers = tuple(other.name for other in operations if given in other.model_inputs)
-        yield TensorPrice(None, readers, boundaries.get(f"input {given}", 0.0), 0.0)
+    for name, reading in inputs.items():
+        yield TensorPrice(None, tuple(reading), boundaries.get(name, 0.0), 0.0)
+
+
+def _path(operation: Operation, structure: ModelStructure) -> str:
+    """The path of the part that an operation is in."""
+    scopes = operation.members[0].scopes
+    return next((path for path in scopes if path in structure.roots), "")

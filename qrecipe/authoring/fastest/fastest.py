@@ -56,7 +56,7 @@ def fastest(
     base = load_recipe(recipe)
     bench = bench_of(model, base, batches, forward, progress)
     profile = measured(bench, progress)
-    costs = costs_of(profile, bench.plan, bench.inventory.structure.operations)
+    costs = costs_of(profile, bench.plan, bench.inventory.structure)
     members = frozenset(member for site in bench.plan.sites for member in site.members)
     mixture = mixture_of(costs)
     mixed = None

@@ -8,6 +8,7 @@ from typing import Literal
 from torch import fx
 
 from qrecipe.model.addresses import is_conversion, site_of
+from qrecipe.rules.structure import joined
 
 Direction = Literal["quantize", "dequantize"]
 
@@ -20,11 +21,18 @@ class Boundary:
     tensor: str
 
 
-def boundary_of(node: fx.Node) -> Boundary | None:
-    """The boundary that a node of a converted graph crosses, if it crosses one."""
+def input_name(path: str, name: str) -> str:
+    """The tensor that is an input of a part, the whole model (an empty path) or a root."""
+    return f"input {joined(path, name)}"
+
+
+def boundary_of(node: fx.Node, path: str) -> Boundary | None:
+    """The boundary that a node of the converted graph at a path crosses, if it crosses one."""
     if not is_conversion(node):
         return None
     source = node.args[0]
     assert isinstance(source, fx.Node)
-    tensor = site_of(source) or (f"input {source.target}" if source.op == "placeholder" else "")
-    return Boundary("dequantize" if node.op == "call_method" else "quantize", tensor or source.name)
+    direction: Direction = "dequantize" if node.op == "call_method" else "quantize"
+    if source.op == "placeholder":
+        return Boundary(direction, input_name(path, str(source.target)))
+    return Boundary(direction, site_of(source) or joined(path, source.name))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from qrecipe.execution.provenance import converted_graphs
 from qrecipe.measure.profile.boundaries import Boundary, boundary_of
 from qrecipe.measure.profile.timing import Stopwatch
 from qrecipe.measure.watched import See, Watched, watched_modules
-from qrecipe.model.addresses import site_of
+from qrecipe.model.addresses import is_conversion, site_of
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import with_parts
 from qrecipe.model.graph_sites import Inventory
@@ -69,12 +69,14 @@ def int8_pass(inventory: Inventory, converted: nn.Module, calls: Sequence[Inputs
     """All sites and boundaries of the converted model."""
     stopwatch = Stopwatch[Key]()
 
-    def see(node: fx.Node, result: Any, seconds: float) -> None:
-        stopwatch.add(boundary_of(node) or site_of(node) or "", seconds)
+    def see_at(path: str) -> See:
+        return lambda node, result, seconds: stopwatch.add(
+            boundary_of(node, path) or site_of(node) or "", seconds
+        )
 
     if inventory.untraced is not None:
         return _module_pass(converted, inventory, calls)
-    return Pass(_watched(converted, see), calls, stopwatch)
+    return Pass(_watched(converted, see_at), calls, stopwatch)
 
 
 def conversion_pass(converted: nn.Module, calls: Sequence[Inputs]) -> Pass:
@@ -82,7 +84,7 @@ def conversion_pass(converted: nn.Module, calls: Sequence[Inputs]) -> Pass:
     stopwatch = Stopwatch[Key]()
 
     def see(node: fx.Node, result: Any, seconds: float) -> None:
-        site = None if boundary_of(node) else site_of(node)
+        site = None if is_conversion(node) else site_of(node)
         is_result = any(site_of(user) != site for user in node.users)
         if site is None or not is_result or not isinstance(result, Tensor):
             return
@@ -96,11 +98,12 @@ def conversion_pass(converted: nn.Module, calls: Sequence[Inputs]) -> Pass:
         stopwatch.add(Boundary("quantize", site), time.perf_counter() - between)
         stopwatch.add(Boundary("dequantize", site), between - start)
 
-    return Pass(_watched(converted, see), calls, stopwatch)
+    return Pass(_watched(converted, lambda path: see), calls, stopwatch)
 
 
-def _watched(converted: nn.Module, see: See) -> nn.Module:
-    parts = {path: Watched(graph, see) for path, graph in converted_graphs(converted).items()}
+def _watched(converted: nn.Module, see_at: Callable[[str], See]) -> nn.Module:
+    graphs = converted_graphs(converted)
+    parts = {path: Watched(graph, see_at(path)) for path, graph in graphs.items()}
     return with_parts(converted, parts).eval()
 
 

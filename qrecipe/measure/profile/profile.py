@@ -122,15 +122,17 @@ def measured(bench: Bench, progress: Progress | bool | None) -> Profile:
     return _report(bench.plan, passes, conditions)
 
 
-def run_in_turn(passes: Sequence[Pass], show: Callable[[int, int], None]) -> None:
+def run_in_turn(
+    passes: Sequence[Pass], show: Callable[[int, int], None], rounds: int = ROUNDS
+) -> None:
     """Run all passes in each round, so that other load on the machine affects all alike."""
-    for number in range(_WARM_UP + ROUNDS):
+    for number in range(_WARM_UP + rounds):
         for each in passes:
             each.run()
         if number < _WARM_UP:
             for each in passes:
                 each.forget()
-        show(number + 1, _WARM_UP + ROUNDS)
+        show(number + 1, _WARM_UP + rounds)
 
 
 def _report(plan: Plan, passes: Mapping[str, Pass], conditions: Conditions) -> Profile:
