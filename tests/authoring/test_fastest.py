@@ -121,13 +121,19 @@ def test_where_float_is_as_fast_it_is_said(found):
     assert "float is as fast here" in str(result)
 
 
+def test_a_backend_whose_models_run_elsewhere_is_refused(found):
+    exported = qrecipe.parse_recipe(f'{HEAD}backend = "executorch"\n{CALM}')
+    with pytest.raises(qrecipe.UnsupportedError, match=r"QR309 executorch has no kernels in torch"):
+        found(race(5, 4), exported)
+
+
 def test_where_float_is_faster_everything_is_left_float(found):
     result, _ = found(race(3, 20, 4))
     assert result.winner == "float"
     assert all(site.verdict == "float" for site in planned(result.recipe))
     assert result.reasons[SLOW] == "int8 is 21 times slower here: 8.4 against 0.4 ms"
     others = {reason for name, reason in result.reasons.items() if name != SLOW}
-    assert others == {"float is as fast here: the whole model takes 3 ms, in int8 20 ms"}
+    assert others == {"float is as fast here: the whole model takes 3 ms, quantized 20 ms"}
 
 
 def test_a_mixture_that_cannot_be_quantized_is_told(found, monkeypatch):

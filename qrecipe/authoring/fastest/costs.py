@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from qrecipe.measure.profile.boundaries import input_name
 from qrecipe.measure.profile.report import Profile
 from qrecipe.planning.backend import FOLLOWERS
-from qrecipe.planning.plan import Plan
+from qrecipe.planning.plan import Plan, Site
 from qrecipe.rules.structure import ModelStructure, Operation
 
 
@@ -19,6 +19,7 @@ class SitePrice:
 
     ``int8`` is None for a site that stays float. ``keeps`` tells that it reads and returns
     quantized tensors in int8, ``follows`` that it is int8 only where all its ``producers`` are.
+    ``precision`` is what int8 stands for here: the dtype of its weight, if it has one.
     """
 
     name: str
@@ -28,6 +29,7 @@ class SitePrice:
     producers: tuple[str, ...] = ()
     keeps: bool = True
     follows: bool = False
+    precision: str = "int8"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +108,15 @@ def costs_of(profile: Profile, plan: Plan, structure: ModelStructure) -> Costs:
                 operation.producers,
                 keeps=site.mode == "static",
                 follows=operation.kind in FOLLOWERS,
+                precision=_precision(site),
             )
         )
     return Costs(tuple(sites), tuple(_tensors(profile, structure)), profile.int8_rest.seconds)
+
+
+def _precision(site: Site) -> str:
+    weight = None if site.qconfig is None else site.qconfig.weight
+    return "int8" if weight is None or weight.dtype is None else weight.dtype
 
 
 def _tensors(profile: Profile, structure: ModelStructure) -> Iterator[TensorPrice]:

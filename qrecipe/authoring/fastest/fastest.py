@@ -51,7 +51,7 @@ def fastest(
     Args:
         batches: as in `qrecipe.calibrate`.
 
-    Raises what `qrecipe.quantize` raises.
+    Raises what `qrecipe.profile` raises.
     """
     base = load_recipe(recipe)
     bench = bench_of(model, base, batches, forward, progress)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from qrecipe.authoring.fastest.costs import Costs
+from qrecipe.authoring.fastest.costs import Costs, SitePrice
 
 _HARDLY = 1.1
 
@@ -24,17 +24,20 @@ def reasons_of(
         if site.int8 is None or site.name not in floats or is_led:
             continue
         in_float = site.channels_last if site.name in last else site.contiguous
-        found.append((in_float - site.int8, site.name, _reason(in_float, site.int8, otherwise)))
+        found.append((in_float - site.int8, site.name, _reason(site, in_float, otherwise)))
     return {name: reason for _, name, reason in sorted(found)}
 
 
-def _reason(in_float: float, int8: float, otherwise: str | None) -> str:
-    against = f"{ms(int8)} against {ms(in_float)} ms"
-    if int8 > in_float * _HARDLY:
-        return f"int8 is {_two_digits(int8 / in_float)} times slower here: {against}"
-    if int8 > in_float:
-        return f"int8 is no faster here: {against}"
-    return otherwise or f"int8 saves {ms(in_float - int8)} ms here, but quantizing takes longer"
+def _reason(site: SitePrice, in_float: float, otherwise: str | None) -> str:
+    assert site.int8 is not None
+    what, against = site.precision, f"{ms(site.int8)} against {ms(in_float)} ms"
+    if site.int8 > in_float * _HARDLY:
+        return f"{what} is {_two_digits(site.int8 / in_float)} times slower here: {against}"
+    if site.int8 > in_float:
+        return f"{what} is no faster here: {against}"
+    return (
+        otherwise or f"{what} saves {ms(in_float - site.int8)} ms here, and converting costs more"
+    )
 
 
 def ms(seconds: float) -> str:

@@ -112,7 +112,7 @@ def found(
     elif race.winner == "float":
         movable = [site.name for site in costs.sites if site.int8 is not None]
         in_float, recipe = (ms(time.seconds) for time in times)
-        whole = f"float is as fast here: the whole model takes {in_float} ms, in int8 {recipe} ms"
+        whole = f"float is as fast here: the whole model takes {in_float} ms, quantized {recipe} ms"
         reasons = reasons_of(costs, movable, whole)
     mixed = None if race.mixture is None else Timing.of(race.mixture)
     notes = tuple(_notes(profile, mixture, race, len(reasons)))
@@ -138,19 +138,18 @@ def found(
 
 def _notes(profile: Profile, mixture: Mixture, race: Race, left: int) -> Iterator[str]:
     yield _measured(mixture, race)
-    sites = counted(left, "site")
-    if race.winner == "mixture":
-        yield f"The recipe with {sites} more in float is the fastest."
-    elif race.winner == "float":
+    if race.winner == "float":
         yield "Nothing gains: float is as fast here, so everything is left float."
+    elif race.winner == "mixture":
+        yield f"The recipe with {counted(left, 'site')} more in float is the fastest."
     elif race.mixture is not None:
         yield "Nothing is moved: more sites in float are not faster, beyond noise."
     elif mixture.failure is not None:
-        yield f"Nothing is moved: with more sites in float, {mixture.failure}."
+        yield f"Nothing is moved: more sites in float cannot be quantized: {mixture.failure}."
     else:
         yield f"Nothing is moved: no choice of sites saves {LEAST_GAIN:.0%} by prediction."
     if race.winner != "float" and not race.is_won_by_int8:
-        yield "Nothing gains: float is as fast here."
+        yield "Even so, float is as fast here."
     yield f"Measured with {profile.conditions.text}."
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from qrecipe._torch_ao import quiet
 from qrecipe.execution.batches import Forward, describe_batch, inputs_of_batch, peek
-from qrecipe.execution.engine import engine_of
+from qrecipe.execution.engine import check_engine, engine_of
 from qrecipe.execution.provenance import provenance, stored_plan
 from qrecipe.measure.batches import calls_of, rereadable
 from qrecipe.measure.profile.boundaries import Boundary
@@ -60,7 +60,8 @@ def profile(
     Args:
         batches: as in `qrecipe.calibrate`.
 
-    Raises what `qrecipe.quantize` raises.
+    Raises what `qrecipe.quantize` raises, and ``UnsupportedError`` (QR309) for a backend whose
+    models are exported and not run here.
     """
     return measured(bench_of(model, recipe, batches, forward, progress), progress)
 
@@ -88,8 +89,13 @@ def bench_of(
     forward: Forward | None,
     progress: Progress | bool | None,
 ) -> Bench:
-    """The model quantized and ready to be timed. Raises what `qrecipe.quantize` raises."""
+    """The model quantized and ready to be timed.
+
+    Raises what `qrecipe.quantize` raises, and ``UnsupportedError`` (QR309) for a backend without
+    kernels in torch.
+    """
     loaded = replace(load_recipe(recipe), phase="ptq")  # training changes no kernel
+    check_engine(loaded.backend)
     held = rereadable(batches, loaded.calibration.max_batches)
     converted = quantize(model, loaded, held, forward=forward, progress=progress)
     first, _ = peek(held)
