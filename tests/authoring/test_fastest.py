@@ -7,18 +7,21 @@ from dataclasses import replace
 
 import pytest
 import torch
-from nets import NETS
+from nets import NETS, UNTRACEABLE
+from routed import Routed
 from runs import HEAD, silent
 from torch import nn
 
 import qrecipe
-from qrecipe.authoring.fastest.fastest import measured
+from qrecipe.authoring.fastest.costs import costs_of
 from qrecipe.authoring.fastest.guard import Race, is_faster
+from qrecipe.measure.profile.profile import bench_of, measured
 from qrecipe.measure.profile.timing import Timing
 
 CALM = '[lint]\nignore = ["QR201", "QR203", "QR208", "QR221"]\n'
 STATIC = qrecipe.parse_recipe(HEAD + CALM)
 SLOW = "conv1"
+MODULE = "qrecipe.authoring.fastest.fastest"
 
 
 def ms(milliseconds):
@@ -31,38 +34,48 @@ def race(in_float, recipe, mixture=None):
     return Race(*([each / 1000] * 15 for each in times))
 
 
+@pytest.fixture(scope="module")
+def residual():
+    """A bench, and what was measured on it."""
+    net = NETS["residual"]
+    bench = bench_of(net.model(), STATIC, net.batches(2), None, silent)
+    return bench, measured(bench, silent)
+
+
+def as_if(profile, int8):
+    """The profile as if these milliseconds were the int8 time of the one slow site."""
+    sites = [
+        replace(
+            site,
+            float_time=ms(0.4),
+            channels_last_time=ms(0.4),
+            int8_time=ms(int8 if site.name == SLOW else 0.2),
+            quantize_time=ms(0.01),
+            dequantize_time=ms(0.01),
+        )
+        for site in profile.sites
+    ]
+    boundaries = [replace(each, time=ms(0.01)) for each in profile.boundaries]
+    return replace(profile, sites=tuple(sites), boundaries=tuple(boundaries))
+
+
 @pytest.fixture
-def found(monkeypatch):
-    """Runs `qrecipe.fastest` as if these were the times; by default one site is slow."""
+def found(monkeypatch, residual):
+    """Runs `qrecipe.fastest` as if these were the times; gives the mixture that raced too."""
 
-    def run(result, recipe=STATIC, int8=8.4, model=None, batches=None):
-        def timed(bench, progress):
-            profile = measured(bench, progress)
-            sites = [
-                replace(
-                    site,
-                    float_time=ms(0.4),
-                    channels_last_time=ms(0.4),
-                    int8_time=ms(int8 if site.name == SLOW else 0.2),
-                    quantize_time=ms(0.01),
-                    dequantize_time=ms(0.01),
-                )
-                for site in profile.sites
-            ]
-            boundaries = [replace(each, time=ms(0.01)) for each in profile.boundaries]
-            return replace(profile, sites=tuple(sites), boundaries=tuple(boundaries))
-
+    def run(result, recipe=STATIC, int8=8.4):
         def raced(bench, mixed, progress):
             raced.mixed = mixed
             return result
 
-        monkeypatch.setattr("qrecipe.measure.profile.profile.ROUNDS", 2)
-        monkeypatch.setattr("qrecipe.authoring.fastest.fastest.measured", timed)
-        monkeypatch.setattr("qrecipe.authoring.fastest.fastest.race", raced)
+        bench, profile = residual
+        if recipe is STATIC:
+            monkeypatch.setattr(f"{MODULE}.bench_of", lambda *args: bench)
+        monkeypatch.setattr(f"{MODULE}.measured", lambda *args: as_if(profile, int8))
+        monkeypatch.setattr(f"{MODULE}.race", raced)
         net = NETS["residual"]
-        model = net.model() if model is None else model
-        batches = net.batches(2) if batches is None else batches
-        return qrecipe.fastest(model, recipe, batches, progress=silent), raced.mixed
+        found = qrecipe.fastest(net.model(), recipe, net.batches(2), progress=silent)
+        return found, raced.mixed
 
     return run
 
@@ -140,7 +153,7 @@ def test_a_mixture_that_cannot_be_quantized_is_told(found, monkeypatch):
     def fail(*args, **named):
         raise qrecipe.AuditError(qrecipe.Finding("QR413", "its kernel fails"))
 
-    monkeypatch.setattr("qrecipe.authoring.fastest.fastest.quantize", fail)
+    monkeypatch.setattr(f"{MODULE}.quantize", fail)
     result, mixed = found(race(5, 4))
     assert mixed is None
     assert result.winner == "recipe"
@@ -159,6 +172,31 @@ def test_the_saved_overlay_extends_the_recipe_and_plans_alike(found, tmp_path):
     document = json.loads(result.to_json())
     assert document["winner"] == "mixture"
     assert qrecipe.parse_recipe(document["recipe"]).fingerprint == saved.fingerprint
+
+
+def test_inputs_of_roots_that_are_named_alike_are_tensors_of_their_own():
+    torch.manual_seed(0)
+    roots = qrecipe.parse_recipe(f'{HEAD}{CALM}[fx]\nroots = ["backbone", "head"]\n')
+    bench = bench_of(Routed().eval(), roots, [torch.randn(4, 3, 8, 8)] * 2, None, silent)
+    costs = costs_of(measured(bench, silent), bench.plan, bench.inventory.structure)
+    given = {each.consumers: each.quantize for each in costs.tensors if each.producer is None}
+    assert given.keys() == {("backbone.conv",), ("head.fc1",)}
+    assert all(seconds > 0 for seconds in given.values())
+
+
+def test_a_model_without_a_graph_is_chosen_for_by_its_modules(monkeypatch):
+    def all_slow(bench, progress):
+        profile = measured(bench, progress)
+        slow = (replace(each, float_time=ms(1), int8_time=ms(2)) for each in profile.sites)
+        return replace(profile, sites=tuple(slow))
+
+    monkeypatch.setattr(f"{MODULE}.measured", all_slow)
+    monkeypatch.setattr(f"{MODULE}.race", lambda *args: race(3, 20, 2))
+    dynamic = qrecipe.parse_recipe(f'format = 1\nextends = "builtin:x86-dynamic"\n{CALM}')
+    model, batches = UNTRACEABLE.model(), UNTRACEABLE.batches(2)
+    result = qrecipe.fastest(model, dynamic, batches, progress=silent)
+    assert result.winner == "mixture"
+    assert all(s.verdict == "float" for s in qrecipe.plan(model, result.recipe, batches[0]))
 
 
 def test_as_it_is_used():

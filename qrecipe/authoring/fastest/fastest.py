@@ -28,6 +28,8 @@ from qrecipe.recipe.overlay import overlay_recipe
 from qrecipe.recipe.recipe import Recipe, load_recipe
 from qrecipe.terminal.progress import Progress, chosen_progress
 
+_ROUNDS = 30
+
 
 @neutral
 def fastest(
@@ -76,5 +78,5 @@ def race(bench: Bench, mixed: nn.Module | None, progress: Progress | bool | None
     models = [bench.eager, bench.converted, *([] if mixed is None else [mixed])]
     passes = [Pass(model, bench.calls) for model in models]
     with engine_of(bench.plan), torch.no_grad(), quiet():
-        run_in_turn(passes, chosen_progress(progress, "comparing"))
+        run_in_turn(passes, chosen_progress(progress, "comparing"), _ROUNDS)
     return Race(*(each.whole.seconds("") for each in passes))
