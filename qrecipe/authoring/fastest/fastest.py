@@ -48,7 +48,7 @@ def fastest(
     the recipe itself unless something else is faster beyond noise.
 
     Times are wall time with torch's current number of threads, on the first batch. Accuracy is not
-    looked at; it can only be better with more sites in float.
+    looked at; more sites in float usually lose less.
 
     Args:
         batches: as in `qrecipe.calibrate`.
