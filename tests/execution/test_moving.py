@@ -16,7 +16,8 @@ from torch import nn
 import qrecipe
 from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.execution.fx.lowering import lower_ours
-from qrecipe.model.moving import padded
+from qrecipe.model.integers import padded, resampled, rolled
+from qrecipe.model.opened.windows import from_windows, into_windows
 
 WHOLE = slice(None)
 INDEX = torch.tensor([5, 0, 2])
@@ -338,3 +339,37 @@ def test_a_shape_is_read_from_integers(read):
     _, converted = converted_of(model.eval(), x)
     assert count(converted, "dequantize") == count(converted, torch.quantize_per_tensor) == 1
     assert sqnr_db(model(x), converted(x)) > 25
+
+
+@pytest.mark.parametrize(
+    ("shifts", "dims"), [((1, -2), (2, 3)), (0, 1), ((-7, 20, 3), (2, -1, 2)), (5, 0)]
+)
+def test_integers_are_rolled_like_floats(shifts, dims):
+    integers = torch.quantize_per_tensor(torch.randn(2, 3, 5, 6), 0.1, 7, torch.quint8)
+    found = rolled(integers, shifts, dims)
+    assert found.is_quantized
+    assert torch.equal(found.dequantize(), integers.dequantize().roll(shifts, dims))
+
+
+@pytest.mark.parametrize(("mode", "size"), [("bilinear", (9, 11)), ("area", (3, 2))])
+def test_averages_are_computed_in_float_and_keep_the_scale(mode, size):
+    model = net_of(
+        lambda self, x: F.interpolate(self.conv(x), size, mode=mode), conv=nn.Conv2d(3, 8, 3)
+    )
+    plan, converted = converted_of(model, IMAGES)
+    assert "computed in float" in plan.sites[-1].reason
+    assert count(converted, resampled) == 1
+    integers = torch.quantize_per_tensor(IMAGES, 0.1, 7, torch.quint8)
+    found, torchs = resampled(integers, size, mode=mode), F.interpolate(integers, size, mode=mode)
+    assert (found.int_repr().int() - torchs.int_repr().int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize(("size", "shift"), [((8, 8), (0, 0)), ((10, 7), (2, 2)), ((3, 9), (2, 1))])
+def test_integers_are_cut_into_windows_and_merged_like_floats(size, shift):
+    floats = torch.randn(2, *size, 3)
+    image = torch.quantize_per_tensor(floats, 0.1, 7, torch.quint8)
+    windows = into_windows(image, (4, 4), shift)
+    assert windows.is_quantized
+    assert torch.equal(windows.dequantize(), into_windows(image.dequantize(), (4, 4), shift))
+    merged = from_windows(windows, image.shape, (4, 4), shift)
+    assert torch.equal(merged.int_repr(), image.int_repr())

@@ -28,7 +28,11 @@ from qrecipe.errors.text import first_line
 from qrecipe.execution.engine import engine
 from qrecipe.execution.fx.emission import Emission, erase_marks
 from qrecipe.execution.fx.flat_code import look_modules_up_once
-from qrecipe.execution.fx.lowering import lower_ours, read_shapes_of_integers
+from qrecipe.execution.fx.lowering import (
+    join_in_one_layout,
+    lower_ours,
+    read_shapes_of_integers,
+)
 from qrecipe.execution.fx.numbers import numbers_unobserved
 from qrecipe.execution.fx.repetition import without_repetition
 from qrecipe.execution.packing import packed_convolution, packed_sites, quantized_per_channel
@@ -144,6 +148,7 @@ def lowered(
     converted.delete_all_unused_submodules()
     erase_marks(converted)
     read_shapes_of_integers(converted)
+    join_in_one_layout(converted)
     look_modules_up_once(converted)
     _preserve(prepared, converted, configs.convert.preserved_attributes)
     return converted
