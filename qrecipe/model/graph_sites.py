@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import torch.nn.functional as F
 from torch import fx, nn
 
 from qrecipe._torch_fx import (
@@ -45,13 +44,10 @@ from qrecipe.model.rewrites.shape_readers import let_shapes_be_read_later
 from qrecipe.model.roots import inputs_of_roots, prove_whole, sizes_of_roots
 from qrecipe.model.trace import InTraining, Scopes, hook_findings, in_training, trace_part
 from qrecipe.model.trace_proof import Example, record_values
-from qrecipe.model.training_graph import make_dropouts_switchable, modules_as_trained
+from qrecipe.model.training_graph import modules_as_trained
 from qrecipe.model.unfit import unfit
 from qrecipe.recipe.schema import FxTable, Phase
 from qrecipe.rules.structure import Kind, Member, ModelStructure, Operation
-
-_COPIES = (nn.Dropout, F.dropout)
-"""Modules that copy in eval mode; torch gives them a range that their kernels ignore."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,13 +141,13 @@ def _inventory(
         )
         example = record_values(graph_module, module, part_inputs)
         traced = traced_part(path, fixed, graph_module)
-        training = in_training(model, path, fixed, table) if phase == "qat" else None
+        training = in_training(model, path, fixed, table, graph_module) if phase == "qat" else None
         if training is not None and training.other is not None:
             trained.append(training.other)
         graph_module, dropped = fused_graph(graph_module, scopes, path, backend_config, training)
         idle += dropped
         if training is not None:
-            trained += frozen_in_training(graph_module, training.switched)
+            trained += frozen_in_training(graph_module, training.momenta)
         prove_fused(graph_module, model, path, example)
         parts.append(Part(path, graph_module, part_inputs, traced, example))
         matches |= named_sites(graph_module, backend_config, phase)
@@ -181,11 +177,8 @@ def fused_graph(
     ``training`` is how the graph differs in training mode, None if it won't be trained.
     """
     address(graph_module, scopes, path)
-    switched = None if training is None else training.switched
-    if switched is not None:
-        make_dropouts_switchable(graph_module, switched)
-    idle = drop_no_ops(graph_module, is_trained=training is not None)
-    batch_norms_as_modules(graph_module, switched)
+    idle = drop_no_ops(graph_module, training)
+    batch_norms_as_modules(graph_module, None if training is None else training.momenta)
     normalize(graph_module)
     products_as_linear(graph_module)
     if training is None:
@@ -353,7 +346,7 @@ def _nodes_of(node_pattern: Any) -> Iterator[fx.Node]:
 def _kind(pattern: Any, handler: QuantizeHandler | None, kernels: tuple[DTypeConfig, ...]) -> Kind:
     if handler is None:
         return "unmatched"
-    if handler.is_general_tensor_value_op() or pattern in _COPIES:
+    if handler.is_general_tensor_value_op():
         return "passthrough"
     outputs = [kernel.output_dtype_with_constraints for kernel in kernels]
     return "fixed_qparams" if any(output.scale_exact_match for output in outputs) else "observed"

@@ -10,7 +10,7 @@ import operator
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from itertools import takewhile, zip_longest
 from typing import Any
 
@@ -23,6 +23,7 @@ from qrecipe._torch_fx import QuantizationTracer, swap_float_functional
 from qrecipe.errors.findings import Finding, TraceError, error_from
 from qrecipe.errors.spelling import did_you_mean
 from qrecipe.errors.text import quoted_whole
+from qrecipe.model.altered_modules import alteration
 from qrecipe.model.call import VARIADIC, Inputs, constants, variadic
 from qrecipe.model.class_names import class_names
 from qrecipe.model.copies import runnable_copy
@@ -30,7 +31,7 @@ from qrecipe.model.graph_names import rename_taken
 from qrecipe.model.nested import Packing, leaves, parts_of
 from qrecipe.model.opened.whole import Whole, class_of_the_caller
 from qrecipe.model.out_of_place import drop_dead_code
-from qrecipe.model.switches import BATCH_NORMS, DROPOUTS, arguments, flag, told
+from qrecipe.model.switches import BATCH_NORMS, arguments, flag, told
 from qrecipe.model.untraceable import (
     AutocastError,
     innermost_line,
@@ -41,6 +42,9 @@ from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.process.state import random_numbers_kept, traced_alone
 from qrecipe.recipe.schema import FxTable
 from qrecipe.rules.structure import enclosing, joined
+
+RETURNS_INPUT = "returns_input"
+"""Marks, in a node's ``meta``, a call of a module whose forward returned its input when traced."""
 
 Scopes = Mapping[str, tuple[str, type]]
 """The path and class of the innermost module whose forward made a node's call, by node name."""
@@ -137,49 +141,70 @@ def hook_findings(model: nn.Module, path: str, table: FxTable) -> Iterator[Findi
 class InTraining:
     """How a forward differs in training mode from eval mode.
 
-    ``other`` is the path of a module that takes a different branch, or None; ``switched`` maps the
-    names of the dropouts and BatchNorms that are functions, and whose flag is set in training
-    mode, to the momentum that they get in it.
+    ``other`` is the path of a module that takes a different branch, or None; ``momenta`` maps the
+    names of the BatchNorms that are functions, and update their statistics in training mode, to
+    their momentum in it; ``drops`` maps the names of the functions that return their input in eval
+    mode, and are called otherwise in training mode, to that call.
     """
 
     other: str | None
-    switched: Mapping[str, Any]
+    momenta: Mapping[str, Any] = field(default_factory=dict)
+    drops: Mapping[str, fx.Node] = field(default_factory=dict)
 
 
 def in_training(
-    model: nn.Module, path: str, fixed: Mapping[str, Any], table: FxTable
+    model: nn.Module,
+    path: str,
+    fixed: Mapping[str, Any],
+    table: FxTable,
+    graph_module: fx.GraphModule,
 ) -> InTraining:
-    """Compare the traces of a submodule in both modes; the arguments are those of `trace`."""
+    """Compare the traces of a submodule in both modes; the arguments are those of `trace`.
+
+    ``graph_module`` is its graph in eval mode, with recorded values.
+    """
+    idle = {
+        node.name
+        for node in graph_module.graph.nodes
+        if node.op == "call_function" and node.meta["value"].is_input
+    }
     calls: list[list[tuple[Any, ...]]] = []
-    flagged: list[dict[str, Any]] = []
+    named: list[dict[str, fx.Node]] = []
+    whole: Collection[str] = ()
     for training in (False, True):
         try:
-            tracer, _, graph = _traced(model, path, fixed, table, training=training)
+            tracer, _, graph = _traced(model, path, fixed, table, training=training, whole=whole)
         except _TracingError as failure:
             raise_lack_of_memory(failure.error)
-            return InTraining(failure.at, {})
-        scopes = tracer.node_name_to_scope
+            return InTraining(failure.at)
+        scopes, whole = tracer.node_name_to_scope, tracer.idle
         calls.append(
             [
-                (joined(path, scopes[node.name][0]), node.op, *told(node))
+                (joined(path, scopes[node.name][0]), node.op, *told(node, idle))
                 for node in graph.nodes
                 if node.name in scopes and node.op.startswith("call")
             ]
-            + [(path, "output", *told(graph.output_node()))]
+            + [(path, "output", *told(graph.output_node(), idle))]
         )
-        flagged.append(
-            {
-                node.name: arguments(node).get("momentum")
-                for node in graph.nodes
-                if (node.target in DROPOUTS or node.target in BATCH_NORMS) and flag(node) is True
-            }
-        )
-    always, switched = flagged
-    switched = {name: value for name, value in switched.items() if name not in always}
+        named.append({node.name: node for node in graph.nodes})
+    pairs = [(node, named[1][name]) for name, node in named[0].items() if name in named[1]]
+    momenta = {
+        node.name: arguments(trained).get("momentum")
+        for node, trained in pairs
+        if node.target in BATCH_NORMS and flag(trained) is True and flag(node) is not True
+    }
+    drops = {
+        node.name: trained
+        for node, trained in pairs
+        if node.name in idle
+        and told(node, idle) == told(trained, idle)
+        and str((node.args, node.kwargs)) != str((trained.args, trained.kwargs))
+    }
     for one, other in zip_longest(*calls, fillvalue=(path,)):
         if one[1:] != other[1:]:
-            return InTraining(str(max(one[0], other[0], key=len)), switched)
-    return InTraining(None, switched)
+            # what is only called in training mode, or the innermost of both
+            return InTraining(str(max(other[0], one[0], key=len)), momenta, drops)
+    return InTraining(None, momenta, drops)
 
 
 class _TracingError(Exception):
@@ -197,9 +222,12 @@ def _traced(
     table: FxTable,
     *,
     training: bool = False,
+    whole: Collection[str] = (),
     lines: dict[str, str | None] | None = None,
 ) -> tuple[_Tracer, nn.Module, fx.Graph]:
     """Trace a copy of a submodule; ``lines`` get the lines that made the nodes, by name.
+
+    The modules at the paths ``whole`` are not traced through.
 
     If it fails, it is tried again with buffers as nodes: code like ``self.mask[:x.size(1)]`` asks
     the buffer for a size that is not known yet. Raises ``_TracingError`` for the first failure.
@@ -208,7 +236,7 @@ def _traced(
     for buffers_are_nodes in (False, True):
         tracer = _tracer(model, path, table)
         tracer.proxy_buffer_attributes = buffers_are_nodes
-        tracer.lines = lines
+        tracer.lines, tracer.whole = lines, whole
         root = _traceable_copy(model, path).train(training)
         try:
             return tracer, root, tracer.trace(root, dict(fixed))
@@ -284,7 +312,9 @@ def _is_spelt_by_code(part: str) -> bool:
 class _Tracer(QuantizationTracer):
     """Remembers the innermost module whose forward it was in when tracing failed.
 
-    ``lines`` are filled with the lines that made the nodes, by name, unless they are None.
+    ``lines`` are filled with the lines that made the nodes, by name, unless they are None. ``idle``
+    are the paths of modules whose forward returned its input: they are called as a whole, as they
+    may do more in training mode.
     """
 
     def __init__(self, module_names: list[str], module_classes: list[Callable[..., Any]]) -> None:
@@ -292,6 +322,8 @@ class _Tracer(QuantizationTracer):
         self.record_stack_traces = False
         self.path = ""
         self.lines: dict[str, str | None] | None = None
+        self.whole: Collection[str] = ()
+        self.idle: set[str] = set()
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         # what forward draws or writes during tracing must not affect the caller
@@ -299,7 +331,8 @@ class _Tracer(QuantizationTracer):
             return super().trace(root, concrete_args)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, Whole) or super().is_leaf_module(m, module_qualified_name)
+        is_whole = isinstance(m, Whole) or module_qualified_name in self.whole
+        return is_whole or super().is_leaf_module(m, module_qualified_name)
 
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
@@ -362,7 +395,20 @@ class _Tracer(QuantizationTracer):
         self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         outer, self.path = self.path, self.path_of_module(m)
-        result = super().call_module(m, forward, args, kwargs)
+
+        def through(*args: Any, **kwargs: Any) -> Any:
+            count = len(self.graph.nodes)
+            result = forward(*args, **kwargs)
+            given = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, fx.Proxy)]
+            does_more = len(self.graph.nodes) > count or alteration(m) is not None
+            if does_more or len(given) != 1 or result is not given[0]:
+                return result
+            self.idle.add(self.path)
+            whole = self.create_proxy("call_module", self.path, args, kwargs)
+            whole.node.meta[RETURNS_INPUT] = True
+            return whole
+
+        result = super().call_module(m, through, args, kwargs)
         # not in a finally clause: after an error, the path is where it happened
         self.path = outer
         return result

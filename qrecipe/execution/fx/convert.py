@@ -26,6 +26,7 @@ from qrecipe.audit.modules import forget_qconfigs, take_any_layout
 from qrecipe.errors.findings import ExecutionError, Finding, PlanError
 from qrecipe.errors.text import first_line
 from qrecipe.execution.engine import engine
+from qrecipe.execution.fx.drops import observe_before_drops, remove_drops
 from qrecipe.execution.fx.emission import Emission, erase_marks
 from qrecipe.execution.fx.flat_code import look_modules_up_once
 from qrecipe.execution.fx.lowering import lower_ours, read_shapes_of_integers
@@ -74,6 +75,7 @@ def prepared_copy(
     except Exception as error:
         raise _preparation_failed(error) from error
     _tie_again(prepared, weights)
+    observe_before_drops(prepared)
     share_connected_observers(prepared)
     keep_state_names(prepared)
     attach_preserved_attrs_to_model(prepared, dict(configs.preserved))
@@ -97,6 +99,7 @@ def reference(prepared: fx.GraphModule, configs: Configs) -> fx.GraphModule:
     """
     # conversion modifies its input model
     source = structural_copy(prepared)
+    remove_drops(source)
     try:
         with quiet(), _nothing_kept(), _own_weights_only(), random_numbers_kept():
             converted = convert(

@@ -217,7 +217,7 @@ def _fused(
     note_values(recorded, graph_module)
     training = None
     if plan.phase == "qat":
-        training = in_training(blank, recorded.path, recorded.constants, table)
+        training = in_training(blank, recorded.path, recorded.constants, table, graph_module)
     fused, _ = fused_graph(graph_module, scopes, recorded.path, configs.backend_config, training)
     return fused
 
