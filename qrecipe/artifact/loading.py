@@ -17,7 +17,7 @@ from qrecipe.artifact.rebuilding import rebuilt
 from qrecipe.artifact.state import Slot, slots_of
 from qrecipe.artifact.tensors import DTYPES, memory_of
 from qrecipe.artifact.value_checks import ValueChecks
-from qrecipe.errors.findings import ArtifactError, QRecipeError, TraceError
+from qrecipe.errors.findings import ArtifactError, QRecipeError
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
 from qrecipe.execution.engine import available_engines, engine
@@ -42,8 +42,9 @@ def load_quantized(
     With the same torch, its outputs are bitwise the same.
 
     ``model`` is the float architecture that was quantized. Its weights don't matter and may be on
-    the meta device; it is neither changed nor run. Neither data nor plugins are needed, and nothing
-    in the file is executed or unpickled.
+    the meta device. It is neither changed nor run, though a copy may run without values, on the
+    meta device. Neither data nor plugins are needed, and nothing in the file is executed or
+    unpickled.
 
     ``constants`` are arguments of forward that are not tensors, by name, where the model was
     quantized with others than the defaults: ``{"times": 3}``, or ``{"encoder.times": 3}`` for the
@@ -120,8 +121,7 @@ def _structure(stored: StoredModel, model: nn.Module, constants: Constants) -> n
     except ArtifactError:
         raise
     except QRecipeError as error:
-        hint = _RUN_FIRST if isinstance(error, TraceError) else _SAME_CODE
-        raise _other_architecture(file, [f.message for f in error.findings], hint) from error
+        raise _other_architecture(file, [f.message for f in error.findings]) from error
     except Exception as error:  # whatever torch raises for a forged plan
         raise _other_architecture(file, [first_line(error)]) from error
     if found != contents.architecture.graphs:
@@ -132,7 +132,6 @@ def _structure(stored: StoredModel, model: nn.Module, constants: Constants) -> n
 
 
 _SAME_CODE = "build the model with the code and settings that it was quantized with"
-_RUN_FIRST = f"{_SAME_CODE}; if it fills a cache on its first call, run it once on an example"
 
 
 def _other_architecture(

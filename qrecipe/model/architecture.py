@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from qrecipe.model.record import Architecture, TracedNode, TracedPart
+from qrecipe.model.record import Architecture, Shape, Shapes, TracedNode, TracedPart
 from qrecipe.model.record import Value as RecordedValue
 from qrecipe.model.trace_proof import Value
 
@@ -32,7 +32,10 @@ _NAMES = {value: name for name, value in _VALUES.items()}
 
 
 def traced_part(
-    path: str, constants: Mapping[str, Any], graph_module: fx.GraphModule
+    path: str,
+    constants: Mapping[str, Any],
+    shapes: Mapping[str, Shape | Shapes],
+    graph_module: fx.GraphModule,
 ) -> TracedPart:
     """A traced graph with recorded values, as data."""
     nodes = tuple(
@@ -45,7 +48,7 @@ def traced_part(
         )
         for node in graph_module.graph.nodes
     )
-    return TracedPart(path=path, constants=dict(constants), nodes=nodes)
+    return TracedPart(path=path, constants=dict(constants), nodes=nodes, shapes=dict(shapes))
 
 
 class ArchitectureError(Exception):

@@ -2,46 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from qrecipe.model.call import Inputs
-from qrecipe.model.copies import runnable_copy
+from qrecipe.model.copies import on_meta, runnable_copy, zeros_like
 from qrecipe.model.dry_run import first_change, state_of, try_out
-from qrecipe.model.nested import map_tensors, parts_of
+from qrecipe.model.nested import leaves, map_leaves, map_tensors, parts_of
+from qrecipe.model.record import TracedPart
+from qrecipe.model.shapes import MOST_OPERATIONS, TOO_MANY_OPERATIONS, without_values
 from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.process.state import random_numbers_kept
 
 
-def with_caches_filled(model: nn.Module, inputs: Inputs) -> nn.Module | None:
-    """A copy of the model after its first call, if all that this call wrote is a cache.
+def with_caches_filled(model: nn.Module, inputs_of: Mapping[str, Inputs]) -> nn.Module | None:
+    """A copy of the model after the first call of some parts, if all that they wrote is a cache.
 
-    It is one if a second call writes nothing and returns the same, and if other values of the same
-    shapes fill it with the same. None if nothing is written, or something else, or the model fails.
+    ``inputs_of`` has the inputs of the parts by path, which is empty for the model. It is a cache
+    if a second call writes nothing and returns the same, and if other values of the same shapes
+    fill it with the same. None if nothing is written, or something else, or the model fails.
     """
     filled, other = runnable_copy(model), runnable_copy(model)
     try:
         with random_numbers_kept():
-            output, cache = _call(filled, inputs, model)
+            output, cache = _call(filled, inputs_of, model)
             if not cache:
                 return None
-            output_again, written = _call(filled, inputs, model)
+            output_again, written = _call(filled, inputs_of, model)
             if written or not _equal(output, output_again):
                 return None
-            _, cache_of_other = _call(other, _with_other_values(inputs), model)
+            others = {path: _with_other_values(given) for path, given in inputs_of.items()}
+            _, cache_of_other = _call(other, others, model)
     except Exception as error:
         raise_lack_of_memory(error)
         return None
     return filled if _equal(cache, cache_of_other) else None
 
 
-def _call(probe: nn.Module, inputs: Inputs, owner: nn.Module) -> tuple[Any, Mapping[str, Any]]:
-    """The output of a call, and what it wrote by name: only the class of what is not a value."""
+def _call(
+    probe: nn.Module, inputs_of: Mapping[str, Inputs], owner: nn.Module
+) -> tuple[Any, Mapping[str, Any]]:
+    """The outputs of calls, and what they wrote by name: only the class of what is not a value."""
     before = state_of(probe)
-    output = try_out(probe, inputs.cloned(), owner)
+    output = {
+        path: try_out(probe.get_submodule(path), inputs.cloned(), owner)
+        for path, inputs in inputs_of.items()
+    }
     after = state_of(probe)
     names = (*after, *(name for name in before if name not in after))
     written = {}
@@ -64,6 +74,74 @@ def _with_other_values(inputs: Inputs) -> Inputs:
         return turned / 2 if turned.is_floating_point() else turned
 
     return Inputs(*map_tensors(other, (inputs.args, dict(inputs.kwargs))))
+
+
+def with_caches_without_values(model: nn.Module, parts: Sequence[TracedPart]) -> nn.Module | None:
+    """A copy of the model with what a first call of the parts would write, as zeros.
+
+    The parts run on the meta device, with the shapes of the example. None if they cannot, or write
+    nothing.
+    """
+    probe = on_meta(model)
+    before = _attributes(probe)
+    try:
+        with torch.no_grad(), torch.device("meta"), _Limited(), random_numbers_kept():
+            for part in parts:
+                probe.get_submodule(part.path)(**part.constants, **without_values(part.shapes))
+    except Exception as error:
+        raise_lack_of_memory(error)
+        return None
+    written = {
+        place: value
+        for place, value in _attributes(probe).items()
+        if place not in before or not _same(before[place], value)
+    }
+    if not written:
+        return None
+    filled = runnable_copy(model)
+    for (path, registry, name), value in written.items():
+        module = filled.get_submodule(path)
+        held = module._buffers if registry else vars(module)
+        held[name] = map_tensors(zeros_like, value)
+    return filled
+
+
+class _Limited(TorchFunctionMode):
+    """Raises ``RuntimeError`` after `shapes.MOST_OPERATIONS`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._operations = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self._operations += 1
+        if self._operations > MOST_OPERATIONS:
+            raise RuntimeError(TOO_MANY_OPERATIONS)
+        return func(*args, **(kwargs or {}))
+
+
+def _attributes(model: nn.Module) -> dict[tuple[str, bool, str], Any]:
+    """Attributes of modules, and their buffers (True), as copies of the containers."""
+    return {
+        (path, values is module._buffers, name): map_leaves(lambda leaf: leaf, value)
+        for path, module in model.named_modules()
+        for values in (vars(module), module._buffers)
+        for name, value in values.items()
+        if name not in _OF_EVERY_MODULE
+    }
+
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+def _same(a: Any, b: Any) -> bool:
+    one, other = list(leaves(a)), list(leaves(b))
+    pairs = zip(one, other, strict=False)
+    return len(one) == len(other) and all(
+        x is y or (isinstance(x, (bool, int, float, str)) and _equal(x, y)) for x, y in pairs
+    )
 
 
 def _equal(a: Any, b: Any) -> bool:

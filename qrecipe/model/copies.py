@@ -87,8 +87,21 @@ def without_weights(model: nn.Module) -> nn.Module:
         *(tensor for tensor in _plain_tensors(model) if tensor.is_meta),
     ]
     values = {id(tensor): tensor.detach().clone() for tensor in _computed(model)}
-    zeros = {id(tensor): _zeros(tensor) for tensor in tensors}
+    zeros = {id(tensor): zeros_like(tensor) for tensor in tensors}
     return _copied(model, {**values, **zeros}).eval()
+
+
+def on_meta(model: nn.Module) -> nn.Module:
+    """A copy in eval mode whose tensors have shapes and no values."""
+    tensors = [*model.parameters(), *_plain_tensors(model), *_computed(model)]
+    shapes = {id(tensor): _as_shape(tensor) for tensor in tensors}
+    return _copied(model, {**{id(each): each for each in _packed(model)}, **shapes}).eval()
+
+
+def _as_shape(tensor: Tensor) -> Tensor:
+    shape = tensor.detach().to("meta")
+    is_parameter = isinstance(tensor, nn.Parameter)
+    return nn.Parameter(shape, tensor.requires_grad) if is_parameter else shape
 
 
 def _packed(model: nn.Module) -> Iterator[torch.ScriptObject]:
@@ -107,7 +120,7 @@ def _plain_tensors(model: nn.Module) -> list[Tensor]:
     return [*model.buffers(), *(value for value in attributes if isinstance(value, Tensor))]
 
 
-def _zeros(tensor: Tensor) -> Tensor:
+def zeros_like(tensor: Tensor) -> Tensor:
     """Zeros like a tensor that take the memory of one."""
     zeros = torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
     is_parameter = isinstance(tensor, nn.Parameter)
@@ -121,6 +134,9 @@ def _copy_sharing(model: _Model, shared: Iterable[_Part]) -> _Model:
     }
     # deepcopy rejects tensors computed by autograd, such as the weight of an old-style weight_norm
     memo |= {id(tensor): tensor.detach() for tensor in _computed(model)}
+    memo |= {
+        id(buffer): buffer.detach().clone() for buffer in model.buffers() if not buffer.is_leaf
+    }
     return _copied(model, memo)
 
 
@@ -174,10 +190,12 @@ def empties(modules: Iterable[nn.Module]) -> dict[int, Any]:
 
 
 def _computed(model: nn.Module) -> Iterator[Tensor]:
-    """Attributes of modules, also in containers, that are part of an autograd graph."""
+    """Buffers and attributes, also in containers, that are part of an autograd graph."""
     for module in model.modules():
         for name, value in vars(module).items():
-            if isinstance(value, (Tensor, dict, list, tuple)) and name not in _REGISTRIES:
+            if name in ("_parameters", "_modules"):
+                continue
+            if isinstance(value, (Tensor, dict, list, tuple)):
                 yield from (tensor for tensor in tensors_in(value) if not tensor.is_leaf)
 
 

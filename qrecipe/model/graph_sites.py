@@ -42,6 +42,7 @@ from qrecipe.model.rewrites.no_ops import drop_no_ops
 from qrecipe.model.rewrites.products import products_as_linear
 from qrecipe.model.rewrites.shape_readers import let_shapes_be_read_later
 from qrecipe.model.roots import inputs_of_roots, prove_whole, sizes_of_roots
+from qrecipe.model.shapes import shapes_of
 from qrecipe.model.trace import InTraining, Scopes, hook_findings, in_training, trace_part
 from qrecipe.model.trace_proof import Example, record_values
 from qrecipe.model.training_graph import modules_as_trained
@@ -109,27 +110,31 @@ def take_inventory(
     """Trace, normalise and fuse copies of the model's parts, and find their sites.
 
     In ``phase`` qat, the parts are in training mode, and BatchNorm is fused but not folded. Caches
-    that the model fills on its first call are filled if it cannot be taken without.
+    that the parts fill on their first call are filled, so that it makes no difference whether the
+    model has run before.
 
     Raises ``TraceError`` or ``PlanError`` like `trace.trace_part`, `trace_proof.record_values`,
     `rewrite_proof.prove_fused` and `roots.inputs_of_roots`.
     """
+    inputs_of = inputs_of_roots(model, inputs, table.roots) if table.roots else {"": inputs}
     try:
-        return _inventory(model, inputs, table, backend_config, phase)
+        return _inventory(model, inputs, inputs_of, table, backend_config, phase)
     except PlanError:
-        filled = with_caches_filled(model, inputs)
+        filled = with_caches_filled(model, inputs_of)
         if filled is None:
             raise
-    return _inventory(filled, inputs, table, backend_config, phase)
+    return _inventory(filled, inputs, inputs_of, table, backend_config, phase)
 
 
 def _inventory(
-    model: nn.Module, inputs: Inputs, table: FxTable, backend_config: BackendConfig, phase: Phase
+    model: nn.Module,
+    inputs: Inputs,
+    inputs_of: Mapping[str, Inputs],
+    table: FxTable,
+    backend_config: BackendConfig,
+    phase: Phase,
 ) -> Inventory:
-    inputs_of, sizes_of = {"": inputs}, dict[str, frozenset[str]]()
-    if table.roots:
-        inputs_of = inputs_of_roots(model, inputs, table.roots)
-        sizes_of = sizes_of_roots(model, inputs, inputs_of)
+    sizes_of = sizes_of_roots(model, inputs, inputs_of) if table.roots else {}
     parts: list[Part] = []
     trained: list[str] = []
     idle: list[Member] = []
@@ -140,8 +145,11 @@ def _inventory(
             model, path, part_inputs, table, sizes_of.get(path, ())
         )
         example = record_values(graph_module, module, part_inputs)
-        traced = traced_part(path, fixed, graph_module)
-        training = in_training(model, path, fixed, table, graph_module) if phase == "qat" else None
+        shapes = shapes_of(module, part_inputs)
+        traced = traced_part(path, fixed, shapes, graph_module)
+        training = None
+        if phase == "qat":
+            training = in_training(model, path, fixed, table, shapes, graph_module)
         if training is not None and training.other is not None:
             trained.append(training.other)
         graph_module, dropped = fused_graph(graph_module, scopes, path, backend_config, training)

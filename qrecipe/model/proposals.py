@@ -41,7 +41,7 @@ def with_advice(error: TraceError, model: nn.Module, inputs: Inputs, table: FxTa
     (finding,) = error.findings
     if not isinstance(error, UntraceableError):
         return error
-    model = with_caches_filled(model, inputs) or model
+    model = with_caches_filled(model, {"": inputs}) or model
     calls = _calls(model, inputs)
     proposed = [] if finding.hint is None else [finding.hint]
     if kept_out := _kept_out(error, model, calls, table):
@@ -62,7 +62,7 @@ def traceable_parts(model: nn.Module, inputs: Inputs) -> list[str]:
 
     ``[fx] roots`` could name them. Raises ``PlanError`` like `dry_run.try_inputs`.
     """
-    model = with_caches_filled(model, inputs) or model
+    model = with_caches_filled(model, {"": inputs}) or model
     return _roots(model, "", inputs, FxTable(), _calls(model, inputs))
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 Value = Literal["float tensor", "tensor", "floats", "other"]
 """What a node computes: a floating-point tensor, another tensor, a tuple with some, or other."""
@@ -28,15 +28,35 @@ class TracedNode(Stored):
     is_input: bool
 
 
+DType = Literal[
+    "float16", "float32", "float64", "bfloat16", "bool", "uint8", "int8", "int16", "int32", "int64"
+]
+
+
+class Shape(Stored):
+    """The shape and dtype of a tensor."""
+
+    shape: tuple[Annotated[int, Field(ge=0, le=2**24)], ...]
+    dtype: DType
+
+
+class Shapes(Stored):
+    """The shapes of what is in a list or tuple, by position, or in a dict, by key."""
+
+    parts: tuple[Shape | Shapes, ...] | dict[str, Shape | Shapes]
+
+
 class TracedPart(Stored):
     """A traced part of a model: the whole model (an empty path) or a root.
 
-    ``constants`` are the arguments of its forward that were not tensors.
+    ``constants`` are the arguments of its forward that were not tensors, ``shapes`` those that
+    were.
     """
 
     path: str
     constants: dict[str, bool | int | float | str | None]
     nodes: tuple[TracedNode, ...]
+    shapes: dict[str, Shape | Shapes] = {}
 
 
 class Architecture(Stored):

@@ -82,21 +82,32 @@ def prove_whole(model: nn.Module, graphs: Mapping[str, nn.Module], inputs: Input
         except PlanError:
             raise
         except Exception as error:
-            raise _depends_on_roots(f"does not run: {first_line(error)}") from error
+            is_look_inside = isinstance(error, (AttributeError, TypeError))
+            hint = _LOOKS_INSIDE if is_look_inside else _ONLY_CALLS
+            raise _depends_on_roots(f"does not run: {first_line(error)}", hint) from error
         found = difference(expected, actual, FLIPPED)
         if found is not None:
-            raise _depends_on_roots(f"computes something else: {found}")
+            raise _depends_on_roots(f"computes something else: {found}", _ONLY_CALLS)
 
     on_few(compare)
 
 
-def _depends_on_roots(what: str) -> PlanError:
+_ONLY_CALLS = (
+    "the code around a root may only call it and read plain attributes: no tensors, modules or "
+    "other methods, no isinstance, no hooks that keep what they see"
+)
+_LOOKS_INSIDE = (
+    f"{_ONLY_CALLS}; attributes of modules inside a root are not kept: name the module whose code "
+    "reads them as the root"
+)
+
+
+def _depends_on_roots(what: str, hint: str) -> PlanError:
     return PlanError(
         Finding(
             "QR306",
             f"with graphs in place of fx.roots the model {what}",
-            hint="the code around a root may only call it and read plain attributes: no tensors, "
-            "modules or other methods, no isinstance, no hooks that keep what they see",
+            hint=hint,
             key="fx.roots",
         )
     )

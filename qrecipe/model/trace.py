@@ -3,51 +3,44 @@
 from __future__ import annotations
 
 import ast
-import functools
-import inspect
 import keyword
 import operator
-import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile, zip_longest
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.fx._symbolic_trace import _assert_is_none as assert_is_none
-from torch.fx.immutable_collections import immutable_dict, immutable_list
 
-from qrecipe._torch_fx import QuantizationTracer, swap_float_functional
+from qrecipe._torch_fx import swap_float_functional
 from qrecipe.errors.findings import Finding, TraceError, error_from
 from qrecipe.errors.spelling import did_you_mean
 from qrecipe.errors.text import quoted_whole
-from qrecipe.model.altered_modules import alteration
-from qrecipe.model.call import VARIADIC, Inputs, constants, variadic
+from qrecipe.model.call import Inputs, constants, variadic
 from qrecipe.model.class_names import class_names
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.graph_names import rename_taken
-from qrecipe.model.nested import Packing, leaves, parts_of
-from qrecipe.model.opened.whole import Whole, class_of_the_caller
+from qrecipe.model.opened.whole import class_of_the_caller
 from qrecipe.model.out_of_place import drop_dead_code
+from qrecipe.model.record import Shape, Shapes
+from qrecipe.model.shapes import shapes_of
 from qrecipe.model.switches import BATCH_NORMS, arguments, flag, told
+from qrecipe.model.tracer import Tracer
 from qrecipe.model.untraceable import (
-    AutocastError,
-    innermost_line,
     takes_any_number,
     untraceable,
 )
 from qrecipe.process.memory import raise_lack_of_memory
-from qrecipe.process.state import random_numbers_kept, traced_alone
 from qrecipe.recipe.schema import FxTable
 from qrecipe.rules.structure import enclosing, joined
 
-RETURNS_INPUT = "returns_input"
-"""Marks, in a node's ``meta``, a call of a module whose forward returned its input when traced."""
-
 Scopes = Mapping[str, tuple[str, type]]
 """The path and class of the innermost module whose forward made a node's call, by node name."""
+
+_Shapes = Mapping[str, Shape | Shapes]
 
 
 def trace_part(
@@ -67,27 +60,28 @@ def trace_part(
     taken = variadic(module, inputs)
     if taken is not None:
         raise takes_any_number(taken, path, model)
-    fixed = constants(module, inputs)
+    fixed, shapes = constants(module, inputs), shapes_of(module, inputs)
     if sizes:
         rest = {name: value for name, value in fixed.items() if name not in sizes}
         with suppress(TraceError):
-            return (*trace(model, path, rest, table), rest)
-    return (*trace(model, path, fixed, table), fixed)
+            return (*trace(model, path, rest, table, shapes), rest)
+    return (*trace(model, path, fixed, table, shapes), fixed)
 
 
 def trace(
-    model: nn.Module, path: str, fixed: Mapping[str, Any], table: FxTable
+    model: nn.Module, path: str, fixed: Mapping[str, Any], table: FxTable, shapes: _Shapes
 ) -> tuple[fx.GraphModule, Scopes]:
     """The graph of a copy of the submodule at ``path``, in eval mode, and its scopes.
 
     The copy shares the parameters, and dead code is dropped. Names in ``table`` are relative to
     the whole model, ``scopes`` to the submodule. ``fixed`` are the arguments of its forward that
-    are not tensors.
+    are not tensors, and ``shapes`` those of the others: where Python needs a number that follows
+    from shapes, it is that of these shapes, and the graph asserts it.
 
     Raises ``TraceError`` with the submodule and the line that cannot be traced.
     """
     try:
-        tracer, root, graph = _traced(model, path, fixed, table)
+        tracer, root, graph = _traced(model, path, fixed, table, shapes)
     except _TracingError as failure:
         raise untraceable(failure.error, path, failure.at, model) from failure.error
     try:
@@ -104,7 +98,12 @@ def trace(
 
 
 def line_of(
-    model: nn.Module, path: str, fixed: Mapping[str, Any], table: FxTable, node: fx.Node
+    model: nn.Module,
+    path: str,
+    fixed: Mapping[str, Any],
+    table: FxTable,
+    shapes: _Shapes,
+    node: fx.Node,
 ) -> str | None:
     """The line of the model's code that made a node of `trace`, or the last one before it.
 
@@ -112,7 +111,7 @@ def line_of(
     """
     lines_of: dict[str, str | None] = {}
     with suppress(_TracingError):
-        _traced(model, path, fixed, table, lines=lines_of)
+        _traced(model, path, fixed, table, shapes, lines=lines_of)
     names = [each.name for each in takewhile(lambda each: each is not node, node.graph.nodes)]
     lines = [line for name in (*names, node.name) if (line := lines_of.get(name))]
     return lines[-1] if lines else None
@@ -157,6 +156,7 @@ def in_training(
     path: str,
     fixed: Mapping[str, Any],
     table: FxTable,
+    shapes: _Shapes,
     graph_module: fx.GraphModule,
 ) -> InTraining:
     """Compare the traces of a submodule in both modes; the arguments are those of `trace`.
@@ -173,7 +173,9 @@ def in_training(
     whole: Collection[str] = ()
     for training in (False, True):
         try:
-            tracer, _, graph = _traced(model, path, fixed, table, training=training, whole=whole)
+            tracer, _, graph = _traced(
+                model, path, fixed, table, shapes, training=training, whole=whole
+            )
         except _TracingError as failure:
             raise_lack_of_memory(failure.error)
             return InTraining(failure.at)
@@ -220,22 +222,25 @@ def _traced(
     path: str,
     fixed: Mapping[str, Any],
     table: FxTable,
+    shapes: _Shapes,
     *,
     training: bool = False,
     whole: Collection[str] = (),
     lines: dict[str, str | None] | None = None,
-) -> tuple[_Tracer, nn.Module, fx.Graph]:
+) -> tuple[Tracer, nn.Module, fx.Graph]:
     """Trace a copy of a submodule; ``lines`` get the lines that made the nodes, by name.
 
     The modules at the paths ``whole`` are not traced through.
 
-    If it fails, it is tried again with buffers as nodes: code like ``self.mask[:x.size(1)]`` asks
-    the buffer for a size that is not known yet. Raises ``_TracingError`` for the first failure.
+    If it fails, it is tried again with known ``shapes``; first with buffers as nodes: code like
+    ``self.mask[:x.size(1)]`` cuts the buffer to any size then. Raises ``_TracingError`` for the
+    first failure.
     """
     failure: _TracingError | None = None
-    for buffers_are_nodes in (False, True):
+    for buffers_are_nodes, known in ((False, None), (True, shapes), (False, shapes)):
         tracer = _tracer(model, path, table)
         tracer.proxy_buffer_attributes = buffers_are_nodes
+        tracer.shapes = known
         tracer.lines, tracer.whole = lines, whole
         root = _traceable_copy(model, path).train(training)
         try:
@@ -309,128 +314,7 @@ def _is_spelt_by_code(part: str) -> bool:
     return part == (read.id if isinstance(read, ast.Name) else getattr(read, "value", None))
 
 
-class _Tracer(QuantizationTracer):
-    """Remembers the innermost module whose forward it was in when tracing failed.
-
-    ``lines`` are filled with the lines that made the nodes, by name, unless they are None. ``idle``
-    are the paths of modules whose forward returned its input: they are called as a whole, as they
-    may do more in training mode.
-    """
-
-    def __init__(self, module_names: list[str], module_classes: list[Callable[..., Any]]) -> None:
-        super().__init__(module_names, module_classes)
-        self.record_stack_traces = False
-        self.path = ""
-        self.lines: dict[str, str | None] | None = None
-        self.whole: Collection[str] = ()
-        self.idle: set[str] = set()
-
-    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        # what forward draws or writes during tracing must not affect the caller
-        with traced_alone(), random_numbers_kept():
-            return super().trace(root, concrete_args)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        is_whole = isinstance(m, Whole) or module_qualified_name in self.whole
-        return is_whole or super().is_leaf_module(m, module_qualified_name)
-
-    def create_args_for_root(
-        self, root_fn: Any, is_module: bool, concrete_args: Any = None
-    ) -> tuple[Any, list[Any]]:
-        """The call of forward that is traced, with a placeholder for each named parameter.
-
-        torch reads and patches the code object of forward. That of a decorator may only have
-        ``*args``, so forward is called here by its signature, as the caller would.
-        """
-        forward, fixed = self.root.forward, concrete_args or {}
-        annotations = getattr(inspect.unwrap(root_fn), "__annotations__", {})
-        positional, by_name = [], {}
-        for parameter in inspect.signature(forward).parameters.values():
-            if parameter.kind in VARIADIC:
-                continue
-            value = self._input(parameter, fixed, annotations.get(parameter.name))
-            if parameter.kind is parameter.KEYWORD_ONLY:
-                by_name[parameter.name] = value
-            else:
-                positional.append(value)
-
-        @functools.wraps(root_fn)  # torch looks for annotations behind it
-        def call() -> Any:
-            return forward(*positional, **by_name)
-
-        return call, []
-
-    def _input(self, parameter: inspect.Parameter, fixed: Mapping[str, Any], kind: Any) -> Any:
-        """The placeholder for a parameter; its value if that is fixed, which the graph asserts."""
-        name = parameter.name
-        default = () if parameter.default is parameter.empty else (parameter.default,)
-        if name not in fixed:
-            return self.create_proxy("placeholder", name, default, {}, type_expr=kind)
-        value = fixed[name]
-        given = self.create_proxy("placeholder", name, default, {}, name=f"{name}_1")
-        text = f"{name} has been specialized to have value {value} but got another value"
-        if value is None:
-            self.create_proxy("call_function", assert_is_none, (given, text), {})
-        else:
-            torch._assert(given == value, text)  # type: ignore[no-untyped-call]
-        return value
-
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        if torch.is_autocast_enabled("cpu"):
-            raise AutocastError
-        node = super().create_node(*args, **kwargs)
-        if self.lines is not None:
-            self.lines[node.name] = innermost_line(traceback.extract_stack(), self.root)
-        return node
-
-    def create_arg(self, a: Any) -> Any:
-        """Like torch, but containers of custom classes keep their class."""
-        if isinstance(a, fx.Proxy) or _is_made_again_by_torch(a):
-            return super().create_arg(a)
-        packing = Packing(a, lambda leaf: isinstance(leaf, (fx.Proxy, torch.Tensor)))
-        given = tuple(map(self.create_arg, packing.open_leaves))
-        return self.create_node("call_function", packing, given, {})
-
-    def call_module(
-        self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        outer, self.path = self.path, self.path_of_module(m)
-
-        def through(*args: Any, **kwargs: Any) -> Any:
-            count = len(self.graph.nodes)
-            result = forward(*args, **kwargs)
-            given = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, fx.Proxy)]
-            does_more = len(self.graph.nodes) > count or alteration(m) is not None
-            if does_more or len(given) != 1 or result is not given[0]:
-                return result
-            self.idle.add(self.path)
-            whole = self.create_proxy("call_module", self.path, args, kwargs)
-            whole.node.meta[RETURNS_INPUT] = True
-            return whole
-
-        result = super().call_module(m, through, args, kwargs)
-        # not in a finally clause: after an error, the path is where it happened
-        self.path = outer
-        return result
-
-
-def _is_made_again_by_torch(value: Any) -> bool:
-    """Whether FX can rebuild an argument: a leaf or a plain container."""
-    kind, parts = type(value), parts_of(value)
-    if parts is None or kind in (dict, immutable_dict, list, immutable_list):
-        return True
-    if isinstance(value, (tuple, list)):
-        # a subclass of a named tuple may have its own constructor
-        is_named = hasattr(kind, "_fields") and kind.__bases__ == (tuple,)
-        has_proxies = any(isinstance(leaf, fx.Proxy) for leaf in leaves(value))
-        return kind is tuple or is_named or not has_proxies
-    if isinstance(value, Mapping) or not is_dataclass(value) or hasattr(kind, "__post_init__"):
-        return False
-    is_plain = list(inspect.signature(kind).parameters) == [each.name for each in fields(value)]
-    return is_plain and all(parts_of(part) is None for part in parts.values())
-
-
-def _tracer(model: nn.Module, path: str, table: FxTable) -> _Tracer:
+def _tracer(model: nn.Module, path: str, table: FxTable) -> Tracer:
     """A tracer of the submodule at ``path``. Raises ``PlanError`` (QR301) for unknown names."""
     names, classes = table.non_traceable_module_name, table.non_traceable_module_class
     modules = dict(model.named_modules())
@@ -444,7 +328,7 @@ def _tracer(model: nn.Module, path: str, table: FxTable) -> _Tracer:
         "fx.non_traceable_module_class", classes, by_name, "class of any module of the model"
     )
     within = f"{path}." if path else ""
-    return _Tracer([name.removeprefix(within) for name in names], [by_name[k] for k in classes])
+    return Tracer([name.removeprefix(within) for name in names], [by_name[k] for k in classes])
 
 
 def _check_known(key: str, names: Sequence[str], known: Collection[str], what: str) -> None:

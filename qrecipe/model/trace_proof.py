@@ -13,7 +13,6 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from qrecipe.errors.findings import PlanError, TraceError
 from qrecipe.errors.text import first_line
-from qrecipe.model.caches import with_caches_filled
 from qrecipe.model.call import Inputs, bind, on_few
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.dry_run import (
@@ -109,7 +108,7 @@ def _output(model: nn.Module, inputs: Inputs) -> Any:
             "the quantized model would not: change a copy instead, x = x.sub(0.5)",
         )
     written = first_change(state, state_of(probe))
-    if written is not None and with_caches_filled(model, inputs) is None:
+    if written is not None:
         raise _unproven(
             f"the model's forward writes to {written}, which its graph would not",
             "return the value instead, or quantize the parts around the module that keeps it: "

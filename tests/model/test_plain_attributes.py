@@ -47,6 +47,7 @@ class Segmenter(nn.Module):
 
     def forward(self, x):
         y = self.backbone(x)
+        assert y.isfinite().all()
         assert self.backbone.feature_info[-1]["channels"] == y.shape[1]
         assert self.backbone.info.channels == y.shape[1]
         for _ in range(self.backbone._stages):
@@ -70,7 +71,7 @@ class Listed(nn.Module):
             if isinstance(layer.f, list):
                 x = [x if index == -1 else kept[index] for index in layer.f]
             x = layer(x)
-            if layer.i in self.save and x.shape[0] > 0:
+            if layer.i in self.save and x.isfinite().all():
                 kept[layer.i] = x
         return x
 
@@ -133,7 +134,7 @@ def test_they_stay_in_training_too():
 def test_they_stay_where_modules_are_swapped_one_by_one():
     def forward(self, x):
         for layer in (self.first, self.rnn, self.last):
-            x = layer(x)[0] if layer.is_recurrent and x.shape[0] > 0 else layer(x)
+            x = layer(x)[0] if layer.is_recurrent and x.isfinite().all() else layer(x)
         return x
 
     model = net_of(forward, first=nn.Linear(6, 8), rnn=nn.LSTM(8, 8), last=nn.Linear(8, 4))
@@ -161,3 +162,20 @@ def test_tensors_modules_and_methods_do_not_stay(name):
 
     with pytest.raises(PlanError, match=f"no attribute '{name}'"):
         qrecipe.plan(net_of(forward, backbone=backbone), recipe_of_roots(["backbone"]), IMAGES)
+
+
+def test_attributes_inside_a_root_are_not_kept_and_the_cure_names_the_module_that_reads_them():
+    """torch's encoder asks its first layer for ``self_attn.batch_first``."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = net_of(
+        lambda self, x: self.head(self.encoder(x) if x.isfinite().all() else x),
+        encoder=nn.TransformerEncoder(layer, 2),
+        head=nn.Linear(8, 2),
+    )
+    tokens = torch.randn(3, 5, 8)
+    with pytest.raises(PlanError, match="'batch_first'") as told:
+        qrecipe.plan(model, recipe_of_roots(["encoder.layers.0"]), tokens)
+    assert "name the module whose code reads them" in told.value.findings[0].hint
+    converted = qrecipe.quantize(model, recipe_of_roots(["encoder"]), [tokens] * 2, progress=silent)
+    assert sqnr_db(model(tokens), converted(tokens)) > 20

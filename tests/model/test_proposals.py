@@ -52,6 +52,8 @@ class Embeddings(nn.Module):
         self.register_buffer("steps", torch.arange(32)[None])
 
     def forward(self, ids=None, embeds=None):
+        if ids is not None and ids.min() < 0:
+            raise ValueError
         shape = ids.shape if ids is not None else embeds.shape[:-1]
         x = self.words(ids) if embeds is None else embeds
         steps = self.steps[:, : int(shape[1])].expand(shape[0], -1)

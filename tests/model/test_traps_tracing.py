@@ -32,11 +32,6 @@ def quantized(model, a_recipe=STATIC, x=ROWS):
     return qrecipe.quantize(model, a_recipe, [x] * 10, progress=silent)
 
 
-def _checks_its_shape(self, x):
-    assert x.shape[1] == 6
-    return self.fc(x)
-
-
 def _loops(self, x):
     for _ in range(x.shape[0]):
         x = self.fc(x)
@@ -49,17 +44,11 @@ def _takes_a_tensor_only(self, x):
     return self.fc(x)
 
 
-def _makes_zeros(self, x):
-    return self.fc(x) + torch.zeros(x.shape[0], 6)
-
-
 UNTRACEABLE = {
     "branch": lambda self, x: self.fc(x) if x.sum() > 0 else x,
-    "assert": _checks_its_shape,
     "length": lambda self, x: self.fc(x) * len(x),
     "range": _loops,
     "isinstance": _takes_a_tensor_only,
-    "zeros": _makes_zeros,
     "star": lambda self, x: torch.cat([self.fc(row) for row in x]),
 }
 

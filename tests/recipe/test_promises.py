@@ -101,6 +101,13 @@ import os
 model = NETS["mlp"].model()
 good, *files = sorted(folder.glob("*.safetensors"))
 qrecipe.load_quantized(good, model)
+class Other(type(model)):
+    def forward(self, x):
+        return super().forward(x * 2)
+try:  # torch imports the rest of itself when a model first runs without values
+    qrecipe.load_quantized(good, Other().eval())
+except qrecipe.QRecipeError:
+    pass
 modules, found, refused = set(sys.modules), [], 0
 for path in files:
     with watched() as events:

@@ -28,7 +28,8 @@ from qrecipe.execution.fx.structure import realised_sites
 from qrecipe.execution.fx.unrounded import check_conversion
 from qrecipe.execution.part import Compiled, Exportable, Fault, Task
 from qrecipe.model.addresses import SITE, site_of
-from qrecipe.model.architecture import check_same, note_values
+from qrecipe.model.architecture import ArchitectureError, check_same, note_values
+from qrecipe.model.caches import with_caches_without_values
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import runnable_copy, with_parts, without_weights
 from qrecipe.model.graph_sites import Inventory, Match, Part, fused_graph, named_sites, structure_of
@@ -151,7 +152,7 @@ class FxPart:
             site = None if node is None else site_of(node)
             return None if site is None else Fault(f"the kernel of {site}", leave_float(site))
         model, table = self.task.model, self.task.recipe.fx
-        line = line_of(model, self.path, traced.constants, table, node)
+        line = line_of(model, self.path, traced.constants, table, traced.shapes, node)
         what = site_of(node) or joined(self.path, node.name)
         return Fault(f"{what} at {line}" if line else what, self._way_out(what))
 
@@ -192,7 +193,15 @@ def rebuilt(
 ) -> nn.Module:
     blank = without_weights(model)
     configs = Configs.of(plan, blank, table.preserved_attributes)
-    fused = {part.path: _fused(blank, part, plan, table, configs) for part in architecture.parts}
+    parts = architecture.parts
+    try:
+        fused = {part.path: _fused(blank, part, plan, table, configs) for part in parts}
+    except (ArchitectureError, PlanError):
+        filled = with_caches_without_values(blank, parts)
+        if filled is None:
+            raise
+        blank = filled
+        fused = {part.path: _fused(blank, part, plan, table, configs) for part in parts}
     found: dict[str, Match] = {}
     for graph_module in fused.values():
         found |= named_sites(graph_module, configs.backend_config, plan.phase)
@@ -213,11 +222,18 @@ def rebuilt(
 def _fused(
     blank: nn.Module, recorded: TracedPart, plan: Plan, table: FxTable, configs: Configs
 ) -> fx.GraphModule:
-    graph_module, scopes = trace(blank, recorded.path, recorded.constants, table)
+    graph_module, scopes = trace(blank, recorded.path, recorded.constants, table, recorded.shapes)
     note_values(recorded, graph_module)
     training = None
     if plan.phase == "qat":
-        training = in_training(blank, recorded.path, recorded.constants, table, graph_module)
+        training = in_training(
+            blank,
+            recorded.path,
+            recorded.constants,
+            table,
+            recorded.shapes,
+            graph_module,
+        )
     fused, _ = fused_graph(graph_module, scopes, recorded.path, configs.backend_config, training)
     return fused
 

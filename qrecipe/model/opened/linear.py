@@ -55,7 +55,7 @@ def _as_linear(module: nn.Module) -> nn.Linear | None:
     if is_torchs or ranks not in ([2], [1, 2]) or module._modules or module._buffers:
         return None
     try:
-        graph_module, _ = trace(structural_copy(module), "", {}, FxTable())
+        graph_module, _ = trace(structural_copy(module), "", {}, FxTable(), {})
     except QRecipeError:
         return None
     made = products_as_linear(graph_module)

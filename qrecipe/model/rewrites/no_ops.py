@@ -11,7 +11,8 @@ from qrecipe.model.altered_modules import alteration
 from qrecipe.model.copies import structural_copy
 from qrecipe.model.normalize import free_name
 from qrecipe.model.switches import arguments, flag
-from qrecipe.model.trace import RETURNS_INPUT, InTraining
+from qrecipe.model.trace import InTraining
+from qrecipe.model.tracer import RETURNS_INPUT
 from qrecipe.rules.structure import Member
 
 

@@ -1,0 +1,38 @@
+"""Proxies that can be asked for a plain value, which their tracer may know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx
+from torch.fx.proxy import Attribute
+
+
+class AskingProxy(fx.Proxy):
+    """A proxy that asks its tracer for what Python needs as a number or a length."""
+
+    def __getattr__(self, k: str) -> _AskingAttribute:
+        return _AskingAttribute(self, k)
+
+    def __int__(self) -> int:
+        return int(self._asked(int))
+
+    def __float__(self) -> float:
+        return float(self._asked(float))
+
+    def __len__(self) -> int:
+        return int(self._asked(len))
+
+    def __round__(self, digits: int | None = None) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", round, (self, digits), {})
+
+    def __divmod__(self, other: Any) -> tuple[fx.Proxy, fx.Proxy]:
+        return self // other, self % other
+
+    def _asked(self, kind: Callable[[Any], Any]) -> Any:
+        return self.tracer.asked(self, kind)  # type: ignore[attr-defined]
+
+
+class _AskingAttribute(Attribute, AskingProxy):
+    """An attribute of one, such as ``x.shape``."""

@@ -1,0 +1,100 @@
+"""The shapes of example inputs as plain data, and tensors of these shapes without values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar, get_args
+
+import torch
+from torch import Tensor, nn
+
+from qrecipe.model.call import Inputs, arguments
+from qrecipe.model.nested import parts_of
+from qrecipe.model.record import DType, Shape, Shapes
+
+_Value = TypeVar("_Value")
+_NAMES: Mapping[torch.dtype, DType] = {getattr(torch, name): name for name in get_args(DType)}
+_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+
+MOST_OPERATIONS = 100_000
+"""The most operations that forward may make while it is traced or run without values.
+
+The shapes of a stored model come from its file, and forward may make as many as it has elements.
+"""
+
+TOO_MANY_OPERATIONS = f"forward makes more than {MOST_OPERATIONS:,} operations"
+
+
+def shapes_of(module: nn.Module, inputs: Inputs) -> dict[str, Shape | Shapes]:
+    """The shapes of the tensors that forward is given, by parameter.
+
+    Arguments are left out if anything but dense tensors is in them. Raises ``PlanError`` like
+    `call.arguments`.
+    """
+    found = {name: _shapes(value) for name, value in arguments(module, inputs).items()}
+    return {name: shapes for name, shapes in found.items() if shapes is not None}
+
+
+def _shapes(value: Any) -> Shape | Shapes | None:
+    if isinstance(value, Tensor):
+        if value.layout != torch.strided or value.is_nested or value.dtype not in _NAMES:
+            return None
+        return Shape(shape=tuple(value.shape), dtype=_NAMES[value.dtype])
+    if not isinstance(value, (tuple, list, dict)):
+        return None
+    parts = {key: _shapes(part) for key, part in (parts_of(value) or {}).items()}
+    known = {key: shapes for key, shapes in parts.items() if shapes is not None}
+    if not known or len(known) < len(parts):
+        return None
+    if not isinstance(value, dict):
+        return Shapes(parts=tuple(known.values()))
+    return Shapes(parts=known) if all(isinstance(key, str) for key in known) else None
+
+
+def of_another_batch_size(
+    shapes: Mapping[str, Shape | Shapes],
+) -> dict[str, Shape | Shapes] | None:
+    """The shapes for one sample of several, or for two; None if they are no batch."""
+    sizes = {shape.shape[:1] for given in shapes.values() for shape in _each(given)}
+    if len(sizes) != 1 or () in sizes:
+        return None
+    other = 2 if sizes == {(1,)} else 1
+
+    def resized(shape: Shape) -> Shape:
+        return shape.model_copy(update={"shape": (other, *shape.shape[1:])})
+
+    return {
+        name: _map(given, resized, lambda parts: Shapes(parts=parts))
+        for name, given in shapes.items()
+    }
+
+
+def without_values(shapes: Mapping[str, Shape | Shapes]) -> dict[str, Any]:
+    """Tensors of these shapes on the meta device, in lists and dicts."""
+    return {name: _map(given, _on_meta, _as_container) for name, given in shapes.items()}
+
+
+def _on_meta(shape: Shape) -> Tensor:
+    return torch.empty(shape.shape, dtype=_DTYPES[shape.dtype], device="meta")
+
+
+def _as_container(parts: Any) -> Any:
+    return parts if isinstance(parts, dict) else list(parts)
+
+
+def _each(given: Shape | Shapes) -> Iterator[Shape]:
+    if isinstance(given, Shape):
+        yield given
+        return
+    for part in given.parts.values() if isinstance(given.parts, dict) else given.parts:
+        yield from _each(part)
+
+
+def _map(
+    given: Shape | Shapes, change: Callable[[Shape], Any], rebuilt: Callable[[Any], Any]
+) -> Any:
+    if isinstance(given, Shape):
+        return change(given)
+    if isinstance(given.parts, dict):
+        return rebuilt({key: _map(part, change, rebuilt) for key, part in given.parts.items()})
+    return rebuilt(tuple(_map(part, change, rebuilt) for part in given.parts))
