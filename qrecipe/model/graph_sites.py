@@ -36,7 +36,7 @@ from qrecipe.model.opened.whole import class_of_the_caller
 from qrecipe.model.outputs import is_packing
 from qrecipe.model.record import TracedPart
 from qrecipe.model.rewrite_proof import prove_fused
-from qrecipe.model.rewrites.batch_norms import batch_norms_as_modules, frozen_in_training
+from qrecipe.model.rewrites.batch_norms import FROZEN, batch_norms_as_modules, frozen_in_training
 from qrecipe.model.rewrites.channel_arithmetic import channel_arithmetic_as_batch_norms
 from qrecipe.model.rewrites.no_ops import drop_no_ops
 from qrecipe.model.rewrites.products import products_as_linear
@@ -185,12 +185,11 @@ def fused_graph(
     ``training`` is how the graph differs in training mode, None if it won't be trained.
     """
     address(graph_module, scopes, path)
-    idle = drop_no_ops(graph_module, training)
-    batch_norms_as_modules(graph_module, None if training is None else training.momenta)
+    idle = drop_no_ops(graph_module, path, training)
+    batch_norms_as_modules(graph_module, path, training)
     normalize(graph_module)
     products_as_linear(graph_module)
-    if training is None:
-        channel_arithmetic_as_batch_norms(graph_module)
+    channel_arithmetic_as_batch_norms(graph_module, is_trained=training is not None)
     patterns = backend_config_utils.get_pattern_to_dtype_configs(backend_config)
     if moved in patterns:
         spell_out_moves(graph_module, patterns)
@@ -284,6 +283,8 @@ def _note_fused_members(graph_module: fx.GraphModule, backend_config: BackendCon
     for last, nodes in groups.items():
         roots[last].meta["members"] = tuple(each for node in nodes for each in members_of(node))
         roots[last].meta["value"] = last.meta["value"]
+        if any(FROZEN in node.meta for node in nodes):
+            roots[last].meta[FROZEN] = True
 
 
 def _innermost(node_pattern: Any) -> fx.Node:

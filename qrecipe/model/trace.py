@@ -140,12 +140,14 @@ def hook_findings(model: nn.Module, path: str, table: FxTable) -> Iterator[Findi
 class InTraining:
     """How a forward differs in training mode from eval mode.
 
-    ``other`` is the path of a module that takes a different branch, or None; ``momenta`` maps the
-    names of the BatchNorms that are functions, and update their statistics in training mode, to
-    their momentum in it; ``drops`` maps the names of the functions that return their input in eval
-    mode, and are called otherwise in training mode, to that call.
+    ``trained`` are the paths of the modules that are in training mode then. ``other`` is the path
+    of a module that takes a different branch, or None; ``momenta`` maps the names of the BatchNorms
+    that are functions, and update their statistics in training mode, to their momentum in it;
+    ``drops`` maps the names of the functions that return their input in eval mode, and are called
+    otherwise in training mode, to that call.
     """
 
+    trained: Collection[str]
     other: str | None
     momenta: Mapping[str, Any] = field(default_factory=dict)
     drops: Mapping[str, fx.Node] = field(default_factory=dict)
@@ -161,8 +163,10 @@ def in_training(
 ) -> InTraining:
     """Compare the traces of a submodule in both modes; the arguments are those of `trace`.
 
-    ``graph_module`` is its graph in eval mode, with recorded values.
+    ``graph_module`` is its graph in eval mode, with recorded values. Of a model in training mode,
+    the modules in eval mode stay in it, as do those that its ``train()`` leaves in eval mode.
     """
+    trained = _in_training_mode(model)
     idle = {
         node.name
         for node in graph_module.graph.nodes
@@ -171,14 +175,14 @@ def in_training(
     calls: list[list[tuple[Any, ...]]] = []
     named: list[dict[str, fx.Node]] = []
     whole: Collection[str] = ()
-    for training in (False, True):
+    for in_mode in ((), trained):
         try:
             tracer, _, graph = _traced(
-                model, path, fixed, table, shapes, training=training, whole=whole
+                model, path, fixed, table, shapes, trained=in_mode, whole=whole
             )
         except _TracingError as failure:
             raise_lack_of_memory(failure.error)
-            return InTraining(failure.at)
+            return InTraining(trained, failure.at)
         scopes, whole = tracer.node_name_to_scope, tracer.idle
         calls.append(
             [
@@ -191,22 +195,29 @@ def in_training(
         named.append({node.name: node for node in graph.nodes})
     pairs = [(node, named[1][name]) for name, node in named[0].items() if name in named[1]]
     momenta = {
-        node.name: arguments(trained).get("momentum")
-        for node, trained in pairs
-        if node.target in BATCH_NORMS and flag(trained) is True and flag(node) is not True
+        node.name: arguments(other).get("momentum")
+        for node, other in pairs
+        if node.target in BATCH_NORMS and flag(other) is True and flag(node) is not True
     }
     drops = {
-        node.name: trained
-        for node, trained in pairs
+        node.name: other
+        for node, other in pairs
         if node.name in idle
-        and told(node, idle) == told(trained, idle)
-        and str((node.args, node.kwargs)) != str((trained.args, trained.kwargs))
+        and told(node, idle) == told(other, idle)
+        and str((node.args, node.kwargs)) != str((other.args, other.kwargs))
     }
-    for one, other in zip_longest(*calls, fillvalue=(path,)):
-        if one[1:] != other[1:]:
+    for before, after in zip_longest(*calls, fillvalue=(path,)):
+        if before[1:] != after[1:]:
             # what is only called in training mode, or the innermost of both
-            return InTraining(str(max(other[0], one[0], key=len)), momenta, drops)
-    return InTraining(None, momenta, drops)
+            return InTraining(trained, str(max(after[0], before[0], key=len)), momenta, drops)
+    return InTraining(trained, None, momenta, drops)
+
+
+def _in_training_mode(model: nn.Module) -> frozenset[str]:
+    """The paths of the modules that are in training mode while a model is trained."""
+    probe = model if model.training else runnable_copy(model).train()
+    named = probe.named_modules(remove_duplicate=False)
+    return frozenset(path for path, module in named if module.training)
 
 
 class _TracingError(Exception):
@@ -224,13 +235,14 @@ def _traced(
     table: FxTable,
     shapes: _Shapes,
     *,
-    training: bool = False,
+    trained: Collection[str] = (),
     whole: Collection[str] = (),
     lines: dict[str, str | None] | None = None,
 ) -> tuple[Tracer, nn.Module, fx.Graph]:
     """Trace a copy of a submodule; ``lines`` get the lines that made the nodes, by name.
 
-    The modules at the paths ``whole`` are not traced through.
+    The modules at the paths ``trained``, from the whole model, are in training mode, all others in
+    eval mode. Those at the paths ``whole`` are not traced through.
 
     If it fails, it is tried again with known ``shapes``; first with buffers as nodes: code like
     ``self.mask[:x.size(1)]`` cuts the buffer to any size then. Raises ``_TracingError`` for the
@@ -242,7 +254,9 @@ def _traced(
         tracer.proxy_buffer_attributes = buffers_are_nodes
         tracer.shapes = known
         tracer.lines, tracer.whole = lines, whole
-        root = _traceable_copy(model, path).train(training)
+        root = _traceable_copy(model, path)
+        for name, module in root.named_modules(remove_duplicate=False):
+            module.training = joined(path, name) in trained
         try:
             return tracer, root, tracer.trace(root, dict(fixed))
         except Exception as error:

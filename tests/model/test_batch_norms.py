@@ -146,11 +146,6 @@ REASONS = {
         "ptq",
         "its running_mean is computed, not stored",
     ),
-    "fixed": (
-        Function(8, lambda self, x: F.batch_norm(x, self.mean, self.var, self.scale)),
-        "qat",
-        "its statistics are fixed in training too",
-    ),
 }
 
 
@@ -189,7 +184,61 @@ def test_a_batch_norm_as_arithmetic_with_stored_tensors_is_folded(norm, steps, t
     loaded = qrecipe.load_quantized(tmp_path / "model.safetensors", model)
     assert torch.equal(loaded(BATCH), converted(BATCH))
     trained, _ = quantized(model, phase="qat")
-    assert list(sites(trained)) == ["0", *(f"1{step}" for step in steps)]
+    assert trained["0"].members == plan["0"].members
+
+
+def test_arithmetic_with_parameters_that_learn_is_left_alone_in_training():
+    model = net_of(lambda self, x: self.conv(x) * self.scale, conv=nn.Conv2d(3, 8, 1))
+    model.scale = nn.Parameter(torch.ones(8, 1, 1))
+    plan, _ = quantized(model, phase="qat")
+    assert list(sites(plan)) == ["conv", ":mul"]
+
+
+class KeptFrozen(nn.Sequential):
+    """Its ``train`` leaves the BatchNorm in eval mode, as in fine-tuning."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        self[1].eval()
+        return self
+
+
+def kept_by_the_caller(norm):
+    model = norm_net(norm).train()
+    model[1].eval()
+    return model
+
+
+FIXED = {
+    "by the caller": lambda: kept_by_the_caller(nn.BatchNorm2d(8)),
+    "by the caller, activation inside": lambda: kept_by_the_caller(NormAct(8)),
+    "by train": lambda: KeptFrozen(*norm_net(nn.BatchNorm2d(8))).eval(),
+    "by its call": lambda: norm_net(
+        Function(8, lambda self, x: F.batch_norm(x, self.mean, self.var, self.scale))
+    ).eval(),
+    "as arithmetic": lambda: norm_net(Frozen(8)).eval(),
+    "after a linear layer": lambda: KeptFrozen(nn.Linear(3, 8), nn.BatchNorm1d(8)).eval(),
+    "not fused": lambda: KeptFrozen(nn.Hardswish(), nn.BatchNorm2d(3)).eval(),
+}
+
+
+@pytest.mark.parametrize("case", FIXED)
+def test_statistics_that_are_fixed_in_training_are_fused_and_stay_fixed(case, tmp_path):
+    torch.manual_seed(0)
+    model = FIXED[case]()
+    batch = torch.rand(6, 3) if case == "after a linear layer" else BATCH
+    compiled = qrecipe.compile(model, recipe(head='phase = "qat"'), batch)
+    assert {site.verdict for site in compiled.plan} == {"quantized"}
+    prepared = compiled.prepare()
+    before = {name: t.clone() for name, t in prepared.named_buffers() if "running" in name}
+    assert before
+    train(prepared.train(), [batch + 1] * 2, rate=1e-3)
+    after = dict(prepared.named_buffers())
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    converted = compiled.convert(prepared)
+    qrecipe.save_quantized(converted, tmp_path / "model.safetensors")
+    loaded = qrecipe.load_quantized(tmp_path / "model.safetensors", model.eval())
+    assert torch.equal(loaded(batch), converted(batch))
 
 
 UNFOLDED = {

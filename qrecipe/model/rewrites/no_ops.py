@@ -9,17 +9,21 @@ from torch import fx, nn
 from qrecipe.model.addresses import DROPS, members_of
 from qrecipe.model.altered_modules import alteration
 from qrecipe.model.copies import structural_copy
+from qrecipe.model.graph_names import outer
 from qrecipe.model.normalize import free_name
 from qrecipe.model.switches import arguments, flag
 from qrecipe.model.trace import InTraining
 from qrecipe.model.tracer import RETURNS_INPUT
-from qrecipe.rules.structure import Member
+from qrecipe.rules.structure import Member, joined
 
 
-def drop_no_ops(graph_module: fx.GraphModule, training: InTraining | None) -> tuple[Member, ...]:
+def drop_no_ops(
+    graph_module: fx.GraphModule, prefix: str, training: InTraining | None
+) -> tuple[Member, ...]:
     """Remove the calls that return their input unchanged, in place; returns them.
 
-    If the graph is trained, those that drop in ``training`` stay, without an address.
+    ``prefix`` is the path of the graph in the whole model. If it is trained, those that drop in
+    ``training`` stay, without an address.
     """
     idle: list[Member] = []
     for node in list(graph_module.graph.nodes):
@@ -27,7 +31,8 @@ def drop_no_ops(graph_module: fx.GraphModule, training: InTraining | None) -> tu
             module = graph_module.get_submodule(str(node.target))
             if not _does_nothing(node, module):
                 continue
-            drops = training is not None and _drops(node, module)
+            path = joined(prefix, outer(str(node.target)))
+            drops = training is not None and path in training.trained and _drops(node, module)
         else:
             drops = training is not None and node.name in training.drops
             if not node.meta["value"].is_input or not (drops or _drops_nothing(node)):
