@@ -38,6 +38,7 @@ from qrecipe.model.record import TracedPart
 from qrecipe.model.rewrite_proof import prove_fused
 from qrecipe.model.rewrites.batch_norms import FROZEN, batch_norms_as_modules, frozen_in_training
 from qrecipe.model.rewrites.channel_arithmetic import channel_arithmetic_as_batch_norms
+from qrecipe.model.rewrites.folded_layers import folded_layers_as_modules
 from qrecipe.model.rewrites.no_ops import drop_no_ops
 from qrecipe.model.rewrites.products import products_as_linear
 from qrecipe.model.rewrites.shape_readers import let_shapes_be_read_later
@@ -189,6 +190,7 @@ def fused_graph(
     batch_norms_as_modules(graph_module, path, training)
     normalize(graph_module)
     products_as_linear(graph_module)
+    folded_layers_as_modules(graph_module)
     channel_arithmetic_as_batch_norms(graph_module, is_trained=training is not None)
     patterns = backend_config_utils.get_pattern_to_dtype_configs(backend_config)
     if moved in patterns:

@@ -87,6 +87,40 @@ def test_every_layer_that_torch_fuses_takes_the_function_too(layer, shape):
     assert [site.op for site in plan] == [f"{type(layer).__name__}+batch_norm"]
 
 
+class OwnConv(nn.Conv2d):
+    def forward(self, x):
+        x = F.pad(x, (1, 1, 1, 1))
+        return F.conv2d(x, self.weight, self.bias, self.stride, groups=self.groups)
+
+
+OWN_LAYERS = {
+    "subclass": (type("Conv", (nn.Conv2d,), {})(3, 8, 3), nn.BatchNorm2d(8)),
+    "own forward": (OwnConv(3, 9, 3, groups=3, bias=False), NormAct(9)),
+    "arithmetic": (OwnConv(3, 8, 3, stride=2), Frozen(8)),
+    "transposed": (
+        type("Transposed", (nn.ConvTranspose2d,), {})(3, 8, 2, 2, groups=1),
+        nn.BatchNorm2d(8),
+    ),
+    "linear": (type("Linear", (nn.Linear,), {})(3, 8), nn.BatchNorm1d(8)),
+}
+
+
+@pytest.mark.parametrize("phase", ["ptq", "qat"])
+@pytest.mark.parametrize("case", OWN_LAYERS)
+def test_a_batch_norm_is_folded_into_a_layer_that_is_a_function(case, phase, tmp_path):
+    torch.manual_seed(0)
+    batch = torch.rand(6, 3) if case == "linear" else BATCH
+    model = warmed(nn.Sequential(*OWN_LAYERS[case]), batch)
+    plan, converted = quantized(model, batch, phase)
+    (site,) = (site for site in plan if site.qconfig is not None and site.qconfig.weight)
+    is_apart = case == "transposed" and phase == "qat"
+    assert (len(site.members) > 1) is not is_apart
+    assert plan.boundaries == 2
+    qrecipe.save_quantized(converted, tmp_path / "model.safetensors")
+    loaded = qrecipe.load_quantized(tmp_path / "model.safetensors", model)
+    assert torch.equal(loaded(batch), converted(batch))
+
+
 def test_a_function_over_another_axis_than_that_of_the_features_is_left_apart(tmp_path):
     batch = torch.rand(2, 4, 3)
     model = warmed(nn.Sequential(nn.Linear(3, 4), SPELLINGS["by position"](4)), batch)

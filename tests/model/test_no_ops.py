@@ -53,6 +53,10 @@ CALLS = {
     "torch.feature_alpha_dropout_": lambda x: torch.feature_alpha_dropout_(x, 0.3, False),
     "rate 0": lambda x: F.dropout(x, 0.0),
     "stochastic depth": lambda x: stochastic_depth(x, 0.2, "row", False),
+    "float": lambda x: x.float(),
+    "to": lambda x: x.to(device="cpu", dtype=torch.float32),
+    "type_as": lambda x: x.type_as(x),
+    "dtype of another": lambda x: x.to(x.dtype),
 }
 
 

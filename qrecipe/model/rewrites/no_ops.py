@@ -35,7 +35,7 @@ def drop_no_ops(
             drops = training is not None and path in training.trained and _drops(node, module)
         else:
             drops = training is not None and node.name in training.drops
-            if not node.meta["value"].is_input or not (drops or _drops_nothing(node)):
+            if not node.meta["value"].is_input or not (drops or _returns(node)):
                 continue
             if drops and training is not None:
                 _switch(node, training.drops[node.name], graph_module)
@@ -43,8 +43,12 @@ def drop_no_ops(
         if drops:
             node.meta = {"value": node.meta["value"], DROPS: True}
         else:
-            node.replace_all_uses_with(node.all_input_nodes[0])
+            source, *others = node.all_input_nodes
+            node.replace_all_uses_with(source)
             graph_module.graph.erase_node(node)
+            for other in others:  # the dtype that it is cast to
+                if not other.users:
+                    graph_module.graph.erase_node(other)
     graph_module.recompile()
     return tuple(idle)
 
@@ -72,8 +76,16 @@ def _returns_input(module: nn.Module) -> bool:
     return [node.args for node in others] == [(given,)]
 
 
-def _drops_nothing(node: fx.Node) -> bool:
-    """Whether a function that returned its input would only do anything else in training mode."""
+_CASTS = ("float", "to", "type", "type_as")
+
+
+def _returns(node: fx.Node) -> bool:
+    """Whether a call that returned its input will do so again, in eval mode.
+
+    A cast does, except for inputs of the model: those may have other types.
+    """
+    if node.op == "call_method":
+        return node.target in _CASTS and node.all_input_nodes[0].op != "placeholder"
     return flag(node) is False or arguments(node).get("p") == 0
 
 
