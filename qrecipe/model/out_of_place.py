@@ -55,6 +55,7 @@ def drop_dead_code(graph_module: fx.GraphModule) -> None:
     ``inplace``.
     """
     position = {node: index for index, node in enumerate(graph_module.graph.nodes)}
+    is_changed = False
     for node in graph_module.graph.nodes:
         if not _is_in_place(node, graph_module):
             continue
@@ -62,8 +63,9 @@ def drop_dead_code(graph_module: fx.GraphModule) -> None:
         for user in list(changed.users):
             if user is not node and position[user] > position[node]:
                 user.replace_input_with(changed, node)
-    graph_module.graph.eliminate_dead_code()
-    graph_module.recompile()
+                is_changed = True
+    if graph_module.graph.eliminate_dead_code() or is_changed:
+        graph_module.recompile()
 
 
 def _is_in_place(node: fx.Node, graph_module: fx.GraphModule) -> bool:

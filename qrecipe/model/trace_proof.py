@@ -36,7 +36,7 @@ class Value:
     """What a node computes: ``is_float`` for floating-point tensors, also in a tuple.
 
     ``is_tensor`` is False for tuples, sizes and numbers. ``rank`` is the number of dimensions of a
-    tensor; ``is_input`` tells that it is the node's first input itself, unchanged.
+    tensor; ``is_input`` tells that it is the node's first input, unchanged.
     """
 
     is_float: bool
@@ -139,14 +139,31 @@ def _different(message: str, model: nn.Module) -> UnprovenError:
 class _Recorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         source = self.env[n.all_input_nodes[0]] if n.all_input_nodes else None
-        version = _version(source)
+        before = version(source)
         result = super().run_node(n)
-        is_input = result is source and _version(source) == version
+        is_input = is_same(result, source) and version(source) == before
         n.meta["value"] = _describe(result, is_input)
         return result
 
 
-def _version(value: Any) -> int | None:
+def is_same(value: Any, other: Any) -> bool:
+    """Whether two values are one tensor, or the same view of one memory."""
+    if not isinstance(value, Tensor) or not isinstance(other, Tensor):
+        return False
+    if value.layout != torch.strided or other.layout != torch.strided or not value.numel():
+        return value is other
+    return all(
+        (
+            value.data_ptr() == other.data_ptr(),
+            value.dtype == other.dtype,
+            value.shape == other.shape,
+            value.stride() == other.stride(),
+        )
+    )
+
+
+def version(value: Any) -> int | None:
+    """How often a tensor was written to; None if it does not count that."""
     is_counted = isinstance(value, Tensor) and not value.is_inference()
     return value._version if is_counted else None
 
