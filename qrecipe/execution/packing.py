@@ -7,7 +7,7 @@ is an integer weight with scales and zero points, and a bias.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -163,15 +163,6 @@ class Unpacked:
         is_cell = isinstance(self.arguments[0], Unpacked)
         biases = tuple(f"{role}.bias" for role in _CELL_WEIGHTS)
         return (*_CELL_WEIGHTS, *biases) if is_cell else ("weight", "bias")
-
-    def with_bias(self) -> Unpacked:
-        """The same with zeros for no bias, which is what QNNPACK packs and unpacks."""
-        weight, *rest = self.arguments
-        if not rest or rest[0] is not None:
-            return self
-        is_transposed = "conv_transpose" in self.operation._qualified_op_name
-        outputs = weight.shape[1] * rest[-1] if is_transposed else weight.shape[0]
-        return replace(self, arguments=(weight, torch.zeros(outputs), *rest[1:]))
 
     def tensors(self) -> Tensors:
         """The names, shapes and dtypes that `unpacked` would give, on the meta device."""

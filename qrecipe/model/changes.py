@@ -14,12 +14,12 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from qrecipe.model.known_values import is_from_shapes
 from qrecipe.model.out_of_place import is_in_place
 from qrecipe.model.proxies import IN_PLACE
-from qrecipe.model.switches import DROPOUTS
 
 GIVE_SEVERAL = frozenset(
     (
@@ -81,10 +81,10 @@ def write_back(x: Any, part: Tensor, views: list[dict[str, Any]]) -> Any:
     return x
 
 
-def spell_out_changes(graph_module: fx.GraphModule, scopes: MutableMapping[str, Any]) -> None:
+def spell_out_changes(graph_module: fx.GraphModule, scopes: MutableMapping[str, Any]) -> bool:
     """Let the readers of changed tensors read what they have become, in place.
 
-    What is inserted gets the scope of the change.
+    What is inserted gets the scope of the change. Whether there are changes is returned.
     """
     memory = _Memory(scopes)
     for node in list(graph_module.graph.nodes):
@@ -101,16 +101,21 @@ def spell_out_changes(graph_module: fx.GraphModule, scopes: MutableMapping[str, 
             memory.view(node)
         elif _returns_input(node, graph_module):
             memory.rename(node)
+    return memory.has_changed
 
 
 def _returns_input(node: fx.Node, graph_module: fx.GraphModule) -> bool:
     if node.op == "call_module":
         return isinstance(graph_module.get_submodule(str(node.target)), _RETURN_INPUT)
-    return node.target in DROPOUTS
+    return node.target in _DROPOUTS
 
 
 _RETURN_INPUT = (nn.Identity, nn.modules.dropout._DropoutNd)
-"""In eval mode."""
+_DROPOUTS = (
+    *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout),
+    *(torch.dropout, torch.alpha_dropout, torch.feature_dropout),
+)
+"""In eval mode, they return their input too."""
 
 
 def _is_augmented(node: fx.Node) -> bool:
@@ -126,6 +131,10 @@ class _Memory:
         self._now: dict[fx.Node, fx.Node] = {}
         self._source: dict[fx.Node, fx.Node] = {}
         self._views: dict[fx.Node, list[fx.Node]] = {}
+
+    @property
+    def has_changed(self) -> bool:
+        return bool(self._now)
 
     def read(self, node: fx.Node) -> None:
         """Let a node read what its inputs have become."""

@@ -95,7 +95,7 @@ TAKES_WEIGHT = MULTIPLIES_WEIGHT | {
 
 
 def normalize(graph_module: fx.GraphModule) -> None:
-    """Rewrite the graph in place; what it computes stays the same.
+    """Rewrite the graph in place; what it computes stays the same. Its code is not made again.
 
     Calls must have their addresses, and values must have been recorded by
     `trace_proof.record_values`.
@@ -124,7 +124,6 @@ def normalize(graph_module: fx.GraphModule) -> None:
         if node.op == "call_module":
             _spell_out_padding(graph_module.get_submodule(node.target))
     name_constants(graph_module)
-    graph_module.recompile()
 
 
 def stored(source: object, graph_module: fx.GraphModule) -> Any:

@@ -38,7 +38,7 @@ class Value:
 
     ``is_tensor`` is False for tuples, sizes and numbers. ``rank`` is the number of dimensions of a
     tensor, ``count`` that of the results in a tuple; ``is_input`` tells that it is the node's first
-    input itself, unchanged.
+    input, unchanged.
     """
 
     is_float: bool
@@ -145,23 +145,40 @@ class _Recorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         graph_module: Any = self.module
         sources = {source: self.env[source] for source in n.all_input_nodes}
-        versions = [*map(_version, sources.values())]
+        versions = [*map(version, sources.values())]
         if is_in_place(n, graph_module):
             changed: Any = n.args[0]
             if isinstance(sources[changed], Tensor):
                 self.env[changed] = sources[changed].clone()
         first = self.env[n.all_input_nodes[0]] if sources else None
-        version = _version(first)
+        before = version(first)
         result = super().run_node(n)
-        if versions != [*map(_version, sources.values())]:
+        if versions != [*map(version, sources.values())]:
             raise RuntimeError(f"{n.name} changes a tensor that it is given")
         self.env.update(sources)
-        is_input = result is first and _version(first) == version
+        is_input = is_same(result, first) and version(first) == before
         n.meta["value"] = _describe(result, is_input)
         return result
 
 
-def _version(value: Any) -> int | None:
+def is_same(value: Any, other: Any) -> bool:
+    """Whether two values are one tensor, or the same view of one memory."""
+    if not isinstance(value, Tensor) or not isinstance(other, Tensor):
+        return False
+    if value.layout != torch.strided or other.layout != torch.strided or not value.numel():
+        return value is other
+    return all(
+        (
+            value.data_ptr() == other.data_ptr(),
+            value.dtype == other.dtype,
+            value.shape == other.shape,
+            value.stride() == other.stride(),
+        )
+    )
+
+
+def version(value: Any) -> int | None:
+    """How often a tensor was written to; None if it does not count that."""
     is_counted = isinstance(value, Tensor) and not value.is_inference()
     return value._version if is_counted else None
 

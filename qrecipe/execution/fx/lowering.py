@@ -1,4 +1,4 @@
-"""Lowering of what torch's tables do not know: calls that move integers, and SiLU."""
+"""Lowering of what torch does not know: moved integers, joined layouts, and SiLU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from qrecipe.model.integers import padded, resampled, rolled
+from qrecipe.model.addresses import carries_data
+from qrecipe.model.integers import laid_out_like, padded, resampled, rolled
 from qrecipe.model.moving import arguments, averages, last_name, moved
 from qrecipe.model.rewrites.shape_readers import reads_shape
 
@@ -38,6 +39,27 @@ def read_shapes_of_integers(converted: fx.GraphModule) -> None:
         if node.target == "dequantize" and all(map(reads_shape, node.users)):
             node.replace_all_uses_with(node.all_input_nodes[0])
             converted.graph.erase_node(node)
+
+
+_JOINS = tuple(
+    getattr(torch.ops.quantized, name) for name in ("add", "add_relu", "mul", "mul_relu")
+)
+
+
+def join_in_one_layout(converted: fx.GraphModule) -> None:
+    """Let sums and products of quantized tensors read both in one shape and layout, in place."""
+    for node in list(converted.graph.nodes):
+        is_join = node.target in _JOINS and node.args[0] is not node.args[1]
+        if not is_join or not all(_is_tensor(each) for each in node.args[:2]):
+            continue
+        for own, other in ((0, 1), (1, 0)):
+            pair = (node.args[own], node.args[other])
+            with converted.graph.inserting_before(node):
+                node.update_arg(own, converted.graph.call_function(laid_out_like, pair))
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, fx.Node) and carries_data(value)
 
 
 def _is_between(node: fx.Node) -> bool:

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 from torch import fx
 
-from qrecipe._torch_ao import is_observer
+from qrecipe.model.addresses import DROPS
 from qrecipe.model.moving import moved
+from qrecipe.model.same_graph import observing
 
 
 def observe_moved_once(prepared: fx.GraphModule) -> None:
     """Remove the observers of moved numbers that their input has as well, in place."""
+    is_observer = observing(prepared)
     for node in reversed(prepared.graph.nodes):
-        if node.target is not moved or not _is_observed(node.args[0], prepared):
+        source = _source(node)
+        if source is None or not is_observer(source):
             continue
-        shared = prepared.get_submodule(str(node.args[0].target))
+        shared = prepared.get_submodule(str(source.target))
         for user in list(node.users):
-            if _is_observed(user, prepared) and prepared.get_submodule(str(user.target)) is shared:
+            if is_observer(user) and prepared.get_submodule(str(user.target)) is shared:
                 user.replace_all_uses_with(node)
                 prepared.graph.erase_node(user)
                 prepared.delete_submodule(str(user.target))
@@ -29,19 +32,27 @@ def observe_moved_once(prepared: fx.GraphModule) -> None:
 
 def observe_moved_again(prepared: fx.GraphModule) -> None:
     """Put the observers back that `observe_moved_once` removed, in place."""
+    is_observer = observing(prepared)
     qconfigs = prepared.meta["_observed_graph_module_attrs"].node_name_to_qconfig
     for node in list(prepared.graph.nodes):
-        if node.target is not moved or qconfigs.get(node.name) is None:
+        source = _source(node)
+        if source is None or not is_observer(source) or qconfigs.get(node.name) is None:
             continue
-        source = node.args[0]
-        if _is_observed(source, prepared):
-            readers = list(node.users)
-            with prepared.graph.inserting_after(node):
-                again = prepared.graph.call_module(str(source.target), (node,))
-            for reader in readers:
-                reader.replace_input_with(node, again)
+        readers = list(node.users)
+        if any(map(is_observer, readers)):
+            continue
+        with prepared.graph.inserting_after(node):
+            again = prepared.graph.call_module(str(source.target), (node,))
+        for reader in readers:
+            reader.replace_input_with(node, again)
     prepared.recompile()
 
 
-def _is_observed(node: fx.Node, prepared: fx.GraphModule) -> bool:
-    return node.op == "call_module" and is_observer(prepared.get_submodule(str(node.target)))
+def _source(node: fx.Node) -> fx.Node | None:
+    """What a call that moves numbers reads, before drops."""
+    if node.target is not moved:
+        return None
+    source = node.all_input_nodes[0]
+    while DROPS in source.meta:
+        source = source.all_input_nodes[0]
+    return source
