@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Callable
 
+import plain_torch as plain
 import pytest
 import torch
 import torch.nn.functional as F
@@ -215,6 +216,11 @@ def test_every_change_reaches_all_who_share_the_memory(tmp_path):
     qrecipe.save_quantized(converted, tmp_path / "model.safetensors")
     loaded = qrecipe.load_quantized(tmp_path / "model.safetensors", model)
     assert all(map(torch.equal, loaded(IMAGES), converted(IMAGES)))
+
+
+def test_torch_loses_a_change_through_a_view_silently():
+    model = net_of(lambda self, x: the_view_is_read(self.conv(x)), conv=nn.Conv2d(3, 8, 3))
+    assert sqnr_db(model(IMAGES), plain.converted(model, plain.everything(), IMAGES)(IMAGES)) < 15
 
 
 def test_the_plan_says_what_a_change_is():
