@@ -25,6 +25,10 @@ from qrecipe.registry.builtin import function_family
 from qrecipe.rules.structure import Member, enclosing, joined
 
 SITE = "site"
+
+DROPS = "drops"
+"""Marks, in a node's ``meta``, a call that returns its input in eval mode and drops in training."""
+
 TRACE_PREFIX = "qrecipe site: "
 
 
@@ -87,13 +91,20 @@ def is_floating(node: fx.Node) -> bool:
     return value.is_float
 
 
+def carries_data(node: fx.Node) -> bool:
+    """Whether the node gives floating or quantized tensors, rather than sizes or indices."""
+    # nodes that conversion made carry no value and are always tensors
+    return node.op in CALLS and ("value" not in node.meta or is_floating(node))
+
+
 def is_plumbing(node: fx.Node) -> bool:
-    """Whether the node only unpacks a container, or is one of our identities."""
-    return node.target is keep_float or (
+    """Whether the node only unpacks a container, drops, or is one of our identities."""
+    unpacks = (
         node.target in (operator.getitem, getattr)
         and isinstance(node.args[0], fx.Node)
         and not node.args[0].meta["value"].is_tensor
     )
+    return unpacks or node.target is keep_float or DROPS in node.meta
 
 
 def address(graph_module: fx.GraphModule, scopes: Scopes, prefix: str) -> None:

@@ -45,6 +45,7 @@ def traced_part(
             value=_NAMES[node.meta["value"]],
             rank=node.meta["value"].rank,
             is_input=node.meta["value"].is_input,
+            count=node.meta["value"].count,
         )
         for node in graph_module.graph.nodes
     )
@@ -65,7 +66,9 @@ def note_values(part: TracedPart, graph_module: fx.GraphModule) -> None:
     recorded = {node.name: node.call for node in part.nodes}
     check_same(f"forward of {part.path}" if part.path else "forward", recorded, found)
     values = {
-        node.name: replace(_VALUES[node.value], rank=node.rank, is_input=node.is_input)
+        node.name: replace(
+            _VALUES[node.value], rank=node.rank, is_input=node.is_input, count=node.count
+        )
         for node in part.nodes
     }
     for node in graph_module.graph.nodes:

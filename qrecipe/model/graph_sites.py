@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch.nn.functional as F
 from torch import fx, nn
 
 from qrecipe._torch_fx import (
@@ -38,8 +37,9 @@ from qrecipe.model.opened.whole import class_of_the_caller
 from qrecipe.model.outputs import is_packing
 from qrecipe.model.record import TracedPart
 from qrecipe.model.rewrite_proof import prove_fused
-from qrecipe.model.rewrites.batch_norms import batch_norms_as_modules, frozen_in_training
+from qrecipe.model.rewrites.batch_norms import FROZEN, batch_norms_as_modules, frozen_in_training
 from qrecipe.model.rewrites.channel_arithmetic import channel_arithmetic_as_batch_norms
+from qrecipe.model.rewrites.folded_layers import folded_layers_as_modules
 from qrecipe.model.rewrites.no_ops import drop_no_ops
 from qrecipe.model.rewrites.products import products_as_linear
 from qrecipe.model.rewrites.shape_readers import let_shapes_be_read_later
@@ -47,13 +47,10 @@ from qrecipe.model.roots import inputs_of_roots, prove_whole, sizes_of_roots
 from qrecipe.model.shapes import shapes_of
 from qrecipe.model.trace import InTraining, Scopes, hook_findings, in_training, trace_part
 from qrecipe.model.trace_proof import Example, record_values
-from qrecipe.model.training_graph import make_dropouts_switchable, modules_as_trained
+from qrecipe.model.training_graph import modules_as_trained
 from qrecipe.model.unfit import unfit
 from qrecipe.recipe.schema import FxTable, Phase
 from qrecipe.rules.structure import Kind, Member, ModelStructure, Operation
-
-_COPIES = (nn.Dropout, F.dropout)
-"""Modules that copy in eval mode; torch gives them a range that their kernels ignore."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,13 +149,15 @@ def _inventory(
         example = record_values(graph_module, module, part_inputs)
         shapes = shapes_of(module, part_inputs)
         traced = traced_part(path, fixed, shapes, graph_module)
-        training = in_training(model, path, fixed, table, shapes) if phase == "qat" else None
+        training = None
+        if phase == "qat":
+            training = in_training(model, path, fixed, table, shapes, graph_module)
         if training is not None and training.other is not None:
             trained.append(training.other)
         graph_module, dropped = fused_graph(graph_module, scopes, path, backend_config, training)
         idle += dropped
         if training is not None:
-            trained += frozen_in_training(graph_module, training.switched)
+            trained += frozen_in_training(graph_module, training.momenta)
         prove_fused(graph_module, model, path, example)
         parts.append(Part(path, graph_module, part_inputs, traced, example))
         matches |= named_sites(graph_module, backend_config, phase)
@@ -188,15 +187,12 @@ def fused_graph(
     ``training`` is how the graph differs in training mode, None if it won't be trained.
     """
     address(graph_module, scopes, path)
-    switched = None if training is None else training.switched
-    if switched is not None:
-        make_dropouts_switchable(graph_module, switched)
-    idle = drop_no_ops(graph_module, is_trained=training is not None)
-    batch_norms_as_modules(graph_module, switched)
+    idle = drop_no_ops(graph_module, path, training)
+    batch_norms_as_modules(graph_module, path, training)
     normalize(graph_module)
     products_as_linear(graph_module)
-    if training is None:
-        channel_arithmetic_as_batch_norms(graph_module)
+    folded_layers_as_modules(graph_module)
+    channel_arithmetic_as_batch_norms(graph_module, is_trained=training is not None)
     patterns = dtype_configs(backend_config)
     if moved in patterns:
         spell_out_moves(graph_module, patterns)
@@ -287,6 +283,8 @@ def _note_fused_members(graph_module: fx.GraphModule, backend_config: BackendCon
     for last, nodes in groups.items():
         roots[last].meta["members"] = tuple(each for node in nodes for each in members_of(node))
         roots[last].meta["value"] = last.meta["value"]
+        if any(FROZEN in node.meta for node in nodes):
+            roots[last].meta[FROZEN] = True
 
 
 def _innermost(node_pattern: Any) -> fx.Node:
@@ -347,7 +345,7 @@ def _nodes_of(node_pattern: Any) -> Iterator[fx.Node]:
 def _kind(pattern: Any, handler: QuantizeHandler | None, kernels: tuple[DTypeConfig, ...]) -> Kind:
     if handler is None:
         return "unmatched"
-    if handler.is_general_tensor_value_op() or pattern in _COPIES:
+    if handler.is_general_tensor_value_op():
         return "passthrough"
     outputs = [kernel.output_dtype_with_constraints for kernel in kernels]
     return "fixed_qparams" if any(output.scale_exact_match for output in outputs) else "observed"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -10,11 +11,13 @@ from torch import nn
 from qrecipe._torch_fx import BackendConfig, ObservationType
 from qrecipe.errors.findings import Finding
 from qrecipe.model.addresses import module_member
+from qrecipe.model.altered_modules import alteration
 from qrecipe.model.call import Inputs
 from qrecipe.model.class_names import class_names
 from qrecipe.model.copies import runnable_copy
-from qrecipe.model.dry_run import drawing_nothing, try_inputs, watch_calls
+from qrecipe.model.dry_run import drawing_nothing, try_inputs
 from qrecipe.model.graph_sites import Inventory, Match, structure_of
+from qrecipe.model.trace_proof import is_same, version
 from qrecipe.recipe.schema import FxTable
 from qrecipe.rules.structure import Kind, Operation, enclosing
 
@@ -27,7 +30,7 @@ def take_inventory(
     """The sites of a model that cannot be traced, and ``why``: the leaf modules that it calls.
 
     Functions are invisible, and a module that is called twice is one site. As in tracing, torch's
-    own modules are sites as a whole.
+    own modules are sites as a whole, and modules that return their input are none.
 
     Raises ``PlanError``: the model does not accept the inputs (QR307), or it draws random numbers
     or writes to its parameters (QR306).
@@ -38,8 +41,12 @@ def take_inventory(
     paths = [
         path for path in called if path in stops and not stops.intersection(enclosing(path)[1:])
     ]
-    matches = module_matches(model, paths, backend_config)
-    structure = structure_of(model, matches)
+    idle = [
+        path for path in paths if called[path] and alteration(model.get_submodule(path)) is None
+    ]
+    matches = module_matches(model, [p for p in paths if p not in idle], backend_config)
+    members = [module_member(path, model.get_submodule(path)) for path in idle]
+    structure = structure_of(model, matches, idle=members)
     unreached = _unreached(model, called, stops)
     return Inventory(model, (), matches, structure, untraced=why, unreached=unreached)
 
@@ -58,18 +65,33 @@ def module_matches(
     return matches
 
 
-def _called(model: nn.Module, inputs: Inputs) -> list[str]:
-    """The canonical paths of the modules called in a run, in order."""
+def _called(model: nn.Module, inputs: Inputs) -> dict[str, bool]:
+    """The canonical paths of the modules called in a run, in order, and which returned their input.
+
+    Watched without hooks: torch's encoder layers take another path through the model with them.
+    """
     probe = runnable_copy(model)
-    called: dict[str, None] = {}
-    paths = [path for path, _ in probe.named_modules() if path]
-    watch_calls(probe, paths, lambda path, inputs: called.setdefault(path))
+    called: dict[str, bool] = {}
+    for path, module in probe.named_modules():
+        if path:
+            vars(module)["forward"] = partial(_noted, called, path, module.forward)
     with drawing_nothing():
         try_inputs(probe, inputs.cloned(), model)
-    return list(called)
+    return called
 
 
-def _unreached(model: nn.Module, called: list[str], stops: set[str]) -> tuple[str, ...]:
+def _noted(
+    called: dict[str, bool], path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    called.setdefault(path, True)
+    given = next(iter((*args, *kwargs.values())), None)
+    before = version(given)
+    result = forward(*args, **kwargs)
+    called[path] &= is_same(result, given) and version(given) == before
+    return result
+
+
+def _unreached(model: nn.Module, called: Iterable[str], stops: set[str]) -> tuple[str, ...]:
     """Modules with their own weights that no call reached, except those inside one site."""
     reached = set(called)
     return tuple(
@@ -101,7 +123,7 @@ def _is_torchs_own(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn") and not isinstance(module, containers)
 
 
-def _takes_fast_path(path: str, model: nn.Module, called: list[str]) -> bool:
+def _takes_fast_path(path: str, model: nn.Module, called: Iterable[str]) -> bool:
     """Whether torch reads the weights inside a module instead of calling what holds them.
 
     A quantized module has no weight to read. torch's own forward chooses by the inputs, and may

@@ -18,7 +18,8 @@ class TracedNode(Stored):
     """A node of a traced graph.
 
     ``call`` is its kind, target and arguments; ``rank`` is the number of dimensions of a tensor,
-    and ``is_input`` tells that it is the node's first input itself.
+    ``count`` that of the results in a tuple, and ``is_input`` tells that it is the node's first
+    input itself.
     """
 
     name: str
@@ -26,6 +27,7 @@ class TracedNode(Stored):
     value: Value
     rank: int | None
     is_input: bool
+    count: int | None = None
 
 
 DType = Literal[

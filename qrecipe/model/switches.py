@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import fx
 
 from qrecipe.model.nested import Packing
-
-DROPOUTS: Mapping[Any, type[nn.Module]] = {
-    F.dropout: nn.Dropout,
-    F.dropout1d: nn.Dropout1d,
-    F.dropout2d: nn.Dropout2d,
-    F.dropout3d: nn.Dropout3d,
-    F.alpha_dropout: nn.AlphaDropout,
-    F.feature_alpha_dropout: nn.FeatureAlphaDropout,
-    torch.dropout: nn.Dropout,
-    torch.alpha_dropout: nn.AlphaDropout,
-    torch.feature_dropout: nn.Dropout2d,
-}
-"""torch's dropouts, and the modules that do the same."""
 
 BATCH_NORMS = (F.batch_norm, torch.batch_norm)
 
@@ -71,10 +58,13 @@ def flag(node: fx.Node) -> Any:
     return given.get("training", given.get("train"))
 
 
-def told(node: fx.Node) -> tuple[Any, ...]:
-    """The target and arguments of a node, without those that training mode may change."""
-    if node.target in DROPOUTS:
-        return (node.target, str(node.args[:1]))
+def told(node: fx.Node, idle: Collection[str]) -> tuple[Any, ...]:
+    """The target and arguments of a node, without those that training mode may change.
+
+    ``idle`` are the names of calls that return their input in eval mode.
+    """
+    if node.name in idle:
+        return (node.target, str(node.all_input_nodes))
     if node.target in BATCH_NORMS:
         given = arguments(node)
         return (node.target, *(str(given.get(name)) for name in _SAME))

@@ -7,7 +7,7 @@ import keyword
 import operator
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile, zip_longest
 from typing import Any
 
@@ -20,14 +20,14 @@ from qrecipe.errors.findings import Finding, TraceError, error_from
 from qrecipe.errors.spelling import did_you_mean
 from qrecipe.errors.text import quoted_whole
 from qrecipe.model.call import Inputs, constants, variadic
+from qrecipe.model.changes import spell_out_changes
 from qrecipe.model.class_names import class_names
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.graph_names import rename_taken
 from qrecipe.model.opened.whole import class_of_the_caller
-from qrecipe.model.out_of_place import drop_dead_code
 from qrecipe.model.record import Shape, Shapes
 from qrecipe.model.shapes import shapes_of
-from qrecipe.model.switches import BATCH_NORMS, DROPOUTS, arguments, flag, told
+from qrecipe.model.switches import BATCH_NORMS, arguments, flag, told
 from qrecipe.model.tracer import Tracer
 from qrecipe.model.untraceable import (
     takes_any_number,
@@ -89,7 +89,9 @@ def trace(
         _check_names(graph, path)
         rename_taken(graph, root)
         graph_module = fx.GraphModule(root, graph)
-        drop_dead_code(graph_module)
+        has_changed = spell_out_changes(graph_module, tracer.node_name_to_scope)
+        if graph.eliminate_dead_code() or has_changed:
+            graph_module.recompile()
     except TraceError:
         raise
     except Exception as error:
@@ -140,50 +142,84 @@ def hook_findings(model: nn.Module, path: str, table: FxTable) -> Iterator[Findi
 class InTraining:
     """How a forward differs in training mode from eval mode.
 
-    ``other`` is the path of a module that takes a different branch, or None; ``switched`` maps the
-    names of the dropouts and BatchNorms that are functions, and whose flag is set in training
-    mode, to the momentum that they get in it.
+    ``trained`` are the paths of the modules that are in training mode then. ``other`` is the path
+    of a module that takes a different branch, or None; ``momenta`` maps the names of the BatchNorms
+    that are functions, and update their statistics in training mode, to their momentum in it;
+    ``drops`` maps the names of the functions that return their input in eval mode, and are called
+    otherwise in training mode, to that call.
     """
 
+    trained: Collection[str]
     other: str | None
-    switched: Mapping[str, Any]
+    momenta: Mapping[str, Any] = field(default_factory=dict)
+    drops: Mapping[str, fx.Node] = field(default_factory=dict)
 
 
 def in_training(
-    model: nn.Module, path: str, fixed: Mapping[str, Any], table: FxTable, shapes: _Shapes
+    model: nn.Module,
+    path: str,
+    fixed: Mapping[str, Any],
+    table: FxTable,
+    shapes: _Shapes,
+    graph_module: fx.GraphModule,
 ) -> InTraining:
-    """Compare the traces of a submodule in both modes; the arguments are those of `trace`."""
+    """Compare the traces of a submodule in both modes; the arguments are those of `trace`.
+
+    ``graph_module`` is its graph in eval mode, with recorded values. Of a model in training mode,
+    the modules in eval mode stay in it, as do those that its ``train()`` leaves in eval mode.
+    """
+    trained = _in_training_mode(model)
+    idle = {
+        node.name
+        for node in graph_module.graph.nodes
+        if node.op == "call_function" and node.meta["value"].is_input
+    }
     calls: list[list[tuple[Any, ...]]] = []
-    flagged: list[dict[str, Any]] = []
-    for training in (False, True):
+    named: list[dict[str, fx.Node]] = []
+    whole: Collection[str] = ()
+    for in_mode in ((), trained):
         try:
-            tracer, _, graph = _traced(model, path, fixed, table, shapes, training=training)
+            tracer, _, graph = _traced(
+                model, path, fixed, table, shapes, trained=in_mode, whole=whole
+            )
         except _TracingError as failure:
             raise_lack_of_memory(failure.error)
-            return InTraining(failure.at, {})
-        scopes = tracer.node_name_to_scope
+            return InTraining(trained, failure.at)
+        scopes, whole = tracer.node_name_to_scope, tracer.idle
         calls.append(
             [
-                (joined(path, scopes[node.name][0]), node.op, *told(node))
+                (joined(path, scopes[node.name][0]), node.op, *told(node, idle))
                 for node in graph.nodes
                 if node.name in scopes and node.op.startswith("call")
             ]
-            + [(path, "output", *told(graph.output_node()))]
+            + [(path, "output", *told(graph.output_node(), idle))]
         )
-        flagged.append(
-            {
-                node.name: arguments(node).get("momentum")
-                for node in graph.nodes
-                if (node.target in DROPOUTS or node.target in BATCH_NORMS) and flag(node) is True
-            }
-        )
-    always, switched = flagged
-    switched = {name: value for name, value in switched.items() if name not in always}
-    for one, other in zip_longest(*calls, fillvalue=(path,)):
-        if one[1:] != other[1:]:
+        named.append({node.name: node for node in graph.nodes})
+    pairs = [(node, named[1][name]) for name, node in named[0].items() if name in named[1]]
+    momenta = {
+        node.name: arguments(other).get("momentum")
+        for node, other in pairs
+        if node.target in BATCH_NORMS and flag(other) is True and flag(node) is not True
+    }
+    drops = {
+        node.name: other
+        for node, other in pairs
+        if node.name in idle
+        and told(node, idle) == told(other, idle)
+        and str((node.args, node.kwargs)) != str((other.args, other.kwargs))
+    }
+    for before, after in zip_longest(*calls, fillvalue=(path,)):
+        if before[1:] != after[1:]:
             # what is only called in training mode, or the innermost of both
-            return InTraining(str(max(other[0], one[0], key=len)), switched)
-    return InTraining(None, switched)
+            return InTraining(trained, str(max(after[0], before[0], key=len)), momenta, drops)
+    return InTraining(trained, None, momenta, drops)
+
+
+def _in_training_mode(model: nn.Module) -> frozenset[str]:
+    """The paths of the modules that are in training mode while a model is trained."""
+    probe = model if model.training else runnable_copy(model).train()
+    named = probe.named_modules(remove_duplicate=False)
+    return frozenset(path for path, module in named if module.training)
 
 
 class _TracingError(Exception):
@@ -201,10 +237,14 @@ def _traced(
     table: FxTable,
     shapes: _Shapes,
     *,
-    training: bool = False,
+    trained: Collection[str] = (),
+    whole: Collection[str] = (),
     lines: dict[str, str | None] | None = None,
 ) -> tuple[Tracer, nn.Module, fx.Graph]:
     """Trace a copy of a submodule; ``lines`` get the lines that made the nodes, by name.
+
+    The modules at the paths ``trained``, from the whole model, are in training mode, all others in
+    eval mode. Those at the paths ``whole`` are not traced through.
 
     If it fails, it is tried again with known ``shapes``; first with buffers as nodes: code like
     ``self.mask[:x.size(1)]`` cuts the buffer to any size then. Raises ``_TracingError`` for the
@@ -215,8 +255,10 @@ def _traced(
         tracer = _tracer(model, path, table)
         tracer.proxy_buffer_attributes = buffers_are_nodes
         tracer.shapes = known
-        tracer.lines = lines
-        root = _traceable_copy(model, path).train(training)
+        tracer.lines, tracer.whole = lines, whole
+        root = _traceable_copy(model, path)
+        for name, module in root.named_modules(remove_duplicate=False):
+            module.training = joined(path, name) in trained
         try:
             return tracer, root, tracer.trace(root, dict(fixed))
         except Exception as error:

@@ -25,6 +25,7 @@ from qrecipe.model.dry_run import (
     versions_of,
 )
 from qrecipe.model.nested import parts_of, tensors_in
+from qrecipe.model.out_of_place import is_in_place
 from qrecipe.model.unfit import unfit
 from qrecipe.process.warnings import held_back
 
@@ -36,13 +37,15 @@ class Value:
     """What a node computes: ``is_float`` for floating-point tensors, also in a tuple.
 
     ``is_tensor`` is False for tuples, sizes and numbers. ``rank`` is the number of dimensions of a
-    tensor; ``is_input`` tells that it is the node's first input itself, unchanged.
+    tensor, ``count`` that of the results in a tuple; ``is_input`` tells that it is the node's first
+    input, unchanged.
     """
 
     is_float: bool
     is_tensor: bool
     rank: int | None = field(default=None, compare=False)
     is_input: bool = field(default=False, compare=False)
+    count: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,16 +140,45 @@ def _different(message: str, model: nn.Module) -> UnprovenError:
 
 
 class _Recorder(fx.Interpreter):
+    """Records values; what changes a tensor in place changes a copy, as in a quantized graph."""
+
     def run_node(self, n: fx.Node) -> Any:
-        source = self.env[n.all_input_nodes[0]] if n.all_input_nodes else None
-        version = _version(source)
+        graph_module: Any = self.module
+        sources = {source: self.env[source] for source in n.all_input_nodes}
+        versions = [*map(version, sources.values())]
+        if is_in_place(n, graph_module):
+            changed: Any = n.args[0]
+            if isinstance(sources[changed], Tensor):
+                self.env[changed] = sources[changed].clone()
+        first = self.env[n.all_input_nodes[0]] if sources else None
+        before = version(first)
         result = super().run_node(n)
-        is_input = result is source and _version(source) == version
+        if versions != [*map(version, sources.values())]:
+            raise RuntimeError(f"{n.name} changes a tensor that it is given")
+        self.env.update(sources)
+        is_input = is_same(result, first) and version(first) == before
         n.meta["value"] = _describe(result, is_input)
         return result
 
 
-def _version(value: Any) -> int | None:
+def is_same(value: Any, other: Any) -> bool:
+    """Whether two values are one tensor, or the same view of one memory."""
+    if not isinstance(value, Tensor) or not isinstance(other, Tensor):
+        return False
+    if value.layout != torch.strided or other.layout != torch.strided or not value.numel():
+        return value is other
+    return all(
+        (
+            value.data_ptr() == other.data_ptr(),
+            value.dtype == other.dtype,
+            value.shape == other.shape,
+            value.stride() == other.stride(),
+        )
+    )
+
+
+def version(value: Any) -> int | None:
+    """How often a tensor was written to; None if it does not count that."""
     is_counted = isinstance(value, Tensor) and not value.is_inference()
     return value._version if is_counted else None
 
@@ -154,7 +186,8 @@ def _version(value: Any) -> int | None:
 def _describe(value: Any, is_input: bool) -> Value:
     if isinstance(value, Tensor):
         return Value(value.is_floating_point(), True, value.dim(), is_input)
-    return Value(any(x.is_floating_point() for x in tensors_in(value)), False)
+    count = len(value) if isinstance(value, (tuple, list)) else None
+    return Value(any(x.is_floating_point() for x in tensors_in(value)), False, count=count)
 
 
 def difference(expected: Any, actual: Any, share: float = 0.0) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from torch.fx._symbolic_trace import _assert_is_none as assert_is_none
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from qrecipe._torch_fx import QuantizationTracer
+from qrecipe.model.altered_modules import alteration
 from qrecipe.model.call import VARIADIC
 from qrecipe.model.known_values import UNKNOWN, KnownValues, is_from_shapes
 from qrecipe.model.nested import Packing, leaves, parts_of
@@ -26,6 +27,9 @@ from qrecipe.model.shapes import MOST_OPERATIONS, TOO_MANY_OPERATIONS
 from qrecipe.model.untraceable import AutocastError, innermost_line
 from qrecipe.process.state import random_numbers_kept, traced_alone
 
+RETURNS_INPUT = "returns_input"
+"""Marks, in a node's ``meta``, a call of a module whose forward returned its input when traced."""
+
 _TAKING_SIZES = (torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn, torch.tensor)
 """Functions that take numbers one by one, or in a list, and do not accept proxies for them."""
 
@@ -34,7 +38,9 @@ class Tracer(QuantizationTracer):
     """Remembers the innermost module whose forward it was in when tracing failed.
 
     ``lines`` are filled with the lines that made the nodes, by name, unless they are None. With
-    ``shapes``, values that follow from them are known.
+    ``shapes``, values that follow from them are known. ``idle`` are the paths of modules whose
+    forward returned its input: they are called as a whole, as they may do more in training mode.
+    Nor are those at the paths ``whole`` traced through.
     """
 
     def __init__(self, module_names: list[str], module_classes: list[Callable[..., Any]]) -> None:
@@ -42,6 +48,8 @@ class Tracer(QuantizationTracer):
         self.record_stack_traces = False
         self.path = ""
         self.lines: dict[str, str | None] | None = None
+        self.whole: Collection[str] = ()
+        self.idle: set[str] = set()
         self.shapes: Mapping[str, Shape | Shapes] | None = None
         self._known: KnownValues | None = None
         self._values: dict[tuple[fx.Node, Any], Any] = {}
@@ -57,7 +65,8 @@ class Tracer(QuantizationTracer):
         return graph
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, Whole) or super().is_leaf_module(m, module_qualified_name)
+        is_whole = isinstance(m, Whole) or module_qualified_name in self.whole
+        return is_whole or super().is_leaf_module(m, module_qualified_name)
 
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
@@ -178,10 +187,25 @@ class Tracer(QuantizationTracer):
         if self._asking:
             return forward(*args, **kwargs)
         outer, self.path = self.path, self.path_of_module(m)
-        result = super().call_module(m, forward, args, kwargs)
+        through = functools.partial(self._through, m, forward)
+        result = super().call_module(m, through, args, kwargs)
         # not in a finally clause: after an error, the path is where it happened
         self.path = outer
         return result
+
+    def _through(self, module: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
+        """The result of a forward that is traced; a call of the module if that is its input."""
+        count = len(self.graph.nodes)
+        result = forward(*args, **kwargs)
+        given = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, fx.Proxy)]
+        does_more = len(self.graph.nodes) > count or alteration(module) is not None
+        if does_more or len(given) != 1 or result is not given[0]:
+            return result
+        path = self.path_of_module(module)
+        self.idle.add(path)
+        called = self.create_proxy("call_module", path, args, kwargs)
+        called.node.meta[RETURNS_INPUT] = True
+        return called
 
 
 def _is_made_again_by_torch(value: Any) -> bool:

@@ -294,7 +294,7 @@ def test_modules_that_copy_stay_float_between_those_that_are_swapped():
     model = net_of(forward, pool=nn.MaxPool1d(2), drop=nn.Dropout(), fc=nn.Linear(4, 3))
     plan = qrecipe.plan(model, DYNAMIC, torch.rand(2, 3, 8))
     assert plan.executor == "eager"
-    assert verdicts(plan) == {"pool": "float", "drop": "float", "fc": "quantized"}
+    assert verdicts(plan) == {"pool": "float", "fc": "quantized"}
 
 
 def test_what_the_example_inputs_do_not_reach_is_named():

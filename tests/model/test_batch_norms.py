@@ -87,6 +87,40 @@ def test_every_layer_that_torch_fuses_takes_the_function_too(layer, shape):
     assert [site.op for site in plan] == [f"{type(layer).__name__}+batch_norm"]
 
 
+class OwnConv(nn.Conv2d):
+    def forward(self, x):
+        x = F.pad(x, (1, 1, 1, 1))
+        return F.conv2d(x, self.weight, self.bias, self.stride, groups=self.groups)
+
+
+OWN_LAYERS = {
+    "subclass": (type("Conv", (nn.Conv2d,), {})(3, 8, 3), nn.BatchNorm2d(8)),
+    "own forward": (OwnConv(3, 9, 3, groups=3, bias=False), NormAct(9)),
+    "arithmetic": (OwnConv(3, 8, 3, stride=2), Frozen(8)),
+    "transposed": (
+        type("Transposed", (nn.ConvTranspose2d,), {})(3, 8, 2, 2, groups=1),
+        nn.BatchNorm2d(8),
+    ),
+    "linear": (type("Linear", (nn.Linear,), {})(3, 8), nn.BatchNorm1d(8)),
+}
+
+
+@pytest.mark.parametrize("phase", ["ptq", "qat"])
+@pytest.mark.parametrize("case", OWN_LAYERS)
+def test_a_batch_norm_is_folded_into_a_layer_that_is_a_function(case, phase, tmp_path):
+    torch.manual_seed(0)
+    batch = torch.rand(6, 3) if case == "linear" else BATCH
+    model = warmed(nn.Sequential(*OWN_LAYERS[case]), batch)
+    plan, converted = quantized(model, batch, phase)
+    (site,) = (site for site in plan if site.qconfig is not None and site.qconfig.weight)
+    is_apart = case == "transposed" and phase == "qat"
+    assert (len(site.members) > 1) is not is_apart
+    assert plan.boundaries == 2
+    qrecipe.save_quantized(converted, tmp_path / "model.safetensors")
+    loaded = qrecipe.load_quantized(tmp_path / "model.safetensors", model)
+    assert torch.equal(loaded(batch), converted(batch))
+
+
 def test_a_function_over_another_axis_than_that_of_the_features_is_left_apart(tmp_path):
     batch = torch.rand(2, 4, 3)
     model = warmed(nn.Sequential(nn.Linear(3, 4), SPELLINGS["by position"](4)), batch)
@@ -146,11 +180,6 @@ REASONS = {
         "ptq",
         "its running_mean is computed, not stored",
     ),
-    "fixed": (
-        Function(8, lambda self, x: F.batch_norm(x, self.mean, self.var, self.scale)),
-        "qat",
-        "its statistics are fixed in training too",
-    ),
 }
 
 
@@ -189,7 +218,61 @@ def test_a_batch_norm_as_arithmetic_with_stored_tensors_is_folded(norm, steps, t
     loaded = qrecipe.load_quantized(tmp_path / "model.safetensors", model)
     assert torch.equal(loaded(BATCH), converted(BATCH))
     trained, _ = quantized(model, phase="qat")
-    assert list(sites(trained)) == ["0", *(f"1{step}" for step in steps)]
+    assert trained["0"].members == plan["0"].members
+
+
+def test_arithmetic_with_parameters_that_learn_is_left_alone_in_training():
+    model = net_of(lambda self, x: self.conv(x) * self.scale, conv=nn.Conv2d(3, 8, 1))
+    model.scale = nn.Parameter(torch.ones(8, 1, 1))
+    plan, _ = quantized(model, phase="qat")
+    assert list(sites(plan)) == ["conv", ":mul"]
+
+
+class KeptFrozen(nn.Sequential):
+    """Its ``train`` leaves the BatchNorm in eval mode, as in fine-tuning."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        self[1].eval()
+        return self
+
+
+def kept_by_the_caller(norm):
+    model = norm_net(norm).train()
+    model[1].eval()
+    return model
+
+
+FIXED = {
+    "by the caller": lambda: kept_by_the_caller(nn.BatchNorm2d(8)),
+    "by the caller, activation inside": lambda: kept_by_the_caller(NormAct(8)),
+    "by train": lambda: KeptFrozen(*norm_net(nn.BatchNorm2d(8))).eval(),
+    "by its call": lambda: norm_net(
+        Function(8, lambda self, x: F.batch_norm(x, self.mean, self.var, self.scale))
+    ).eval(),
+    "as arithmetic": lambda: norm_net(Frozen(8)).eval(),
+    "after a linear layer": lambda: KeptFrozen(nn.Linear(3, 8), nn.BatchNorm1d(8)).eval(),
+    "not fused": lambda: KeptFrozen(nn.Hardswish(), nn.BatchNorm2d(3)).eval(),
+}
+
+
+@pytest.mark.parametrize("case", FIXED)
+def test_statistics_that_are_fixed_in_training_are_fused_and_stay_fixed(case, tmp_path):
+    torch.manual_seed(0)
+    model = FIXED[case]()
+    batch = torch.rand(6, 3) if case == "after a linear layer" else BATCH
+    compiled = qrecipe.compile(model, recipe(head='phase = "qat"'), batch)
+    assert {site.verdict for site in compiled.plan} == {"quantized"}
+    prepared = compiled.prepare()
+    before = {name: t.clone() for name, t in prepared.named_buffers() if "running" in name}
+    assert before
+    train(prepared.train(), [batch + 1] * 2, rate=1e-3)
+    after = dict(prepared.named_buffers())
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    converted = compiled.convert(prepared)
+    qrecipe.save_quantized(converted, tmp_path / "model.safetensors")
+    loaded = qrecipe.load_quantized(tmp_path / "model.safetensors", model.eval())
+    assert torch.equal(loaded(batch), converted(batch))
 
 
 UNFOLDED = {

@@ -179,9 +179,10 @@ def test_sizes_attributes_and_integer_arithmetic_are_no_sites():
         index = (tokens + 1) * half
         mask = index > 3
         y = self.conv(x)
-        return y.reshape(n, -1).to(y.dtype), mask
+        return y.reshape(n, -1).to(self.other.dtype), mask
 
     net = net_of(forward, conv=nn.Conv2d(3, 4, 1))
+    net.other = torch.zeros(1, dtype=torch.float64)
     inventory = inventory_of(net, (torch.randn(2, 3, 4, 4), torch.arange(4)))
     assert names(inventory) == ["conv", ":reshape", ":to"]
 

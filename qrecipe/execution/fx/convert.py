@@ -26,9 +26,16 @@ from qrecipe.audit.modules import forget_qconfigs, take_any_layout
 from qrecipe.errors.findings import ExecutionError, Finding, PlanError
 from qrecipe.errors.text import first_line
 from qrecipe.execution.engine import engine
+from qrecipe.execution.fake_quants import freeze_batch_norm
+from qrecipe.execution.fx.drops import observe_before_drops, remove_drops
 from qrecipe.execution.fx.emission import Emission, erase_marks
 from qrecipe.execution.fx.flat_code import look_modules_up_once
-from qrecipe.execution.fx.lowering import lower_ours, read_shapes_of_integers
+from qrecipe.execution.fx.lowering import (
+    join_in_one_layout,
+    lower_ours,
+    read_shapes_of_integers,
+)
+from qrecipe.execution.fx.moved_once import observe_moved_again, observe_moved_once
 from qrecipe.execution.fx.numbers import numbers_unobserved
 from qrecipe.execution.fx.repetition import without_repetition
 from qrecipe.execution.packing import packed_convolution, packed_sites, quantized_per_channel
@@ -36,6 +43,7 @@ from qrecipe.model.addresses import site_of
 from qrecipe.model.copies import own_tensors, own_value, structural_copy
 from qrecipe.model.graph_names import keep_state_names
 from qrecipe.model.normalize import TAKES_WEIGHT, stored
+from qrecipe.model.rewrites.batch_norms import FROZEN
 from qrecipe.planning.backend import own_backend_config
 from qrecipe.planning.plan import Engine, Plan
 from qrecipe.process.state import random_numbers_kept
@@ -74,7 +82,12 @@ def prepared_copy(
     except Exception as error:
         raise _preparation_failed(error) from error
     _tie_again(prepared, weights)
+    observe_before_drops(prepared)
+    for node in prepared.graph.nodes:
+        if FROZEN in node.meta:
+            freeze_batch_norm(prepared.get_submodule(str(node.target)))
     share_connected_observers(prepared)
+    observe_moved_once(prepared)
     keep_state_names(prepared)
     attach_preserved_attrs_to_model(prepared, dict(configs.preserved))
     return prepared
@@ -97,6 +110,8 @@ def reference(prepared: fx.GraphModule, configs: Configs) -> fx.GraphModule:
     """
     # conversion modifies its input model
     source = structural_copy(prepared)
+    remove_drops(source)
+    observe_moved_again(source)
     try:
         with quiet(), _nothing_kept(), _own_weights_only(), random_numbers_kept():
             converted = convert(
@@ -144,6 +159,7 @@ def lowered(
     converted.delete_all_unused_submodules()
     erase_marks(converted)
     read_shapes_of_integers(converted)
+    join_in_one_layout(converted)
     look_modules_up_once(converted)
     _preserve(prepared, converted, configs.convert.preserved_attributes)
     return converted

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx, nn
 
 from qrecipe._torch_fx import QConfigMapping
-from qrecipe.model.addresses import CALLS, SITE, TRACE_PREFIX
+from qrecipe.model.addresses import CALLS, DROPS, SITE, TRACE_PREFIX
 from qrecipe.model.altered_modules import keep_float, make_affine
 from qrecipe.model.moving import restore_moves
 from qrecipe.model.normalize import TAKES_WEIGHT, stored
@@ -98,7 +98,7 @@ def _separate_float_results(graph_module: fx.GraphModule, sites: Mapping[str, Si
         site = sites.get(node.meta.get(SITE, ""))
         if site is None or _is_static(site):
             continue
-        consumers = [user for user in node.users if _is_static(sites.get(user.meta.get(SITE, "")))]
+        consumers = [user for user in node.users if _reaches_static(user, sites)]
         if consumers:
             with graph_module.graph.inserting_after(node):
                 identity = graph_module.graph.call_function(keep_float, (node,))
@@ -107,6 +107,12 @@ def _separate_float_results(graph_module: fx.GraphModule, sites: Mapping[str, Si
             is_changed = True
     if is_changed:
         graph_module.recompile()
+
+
+def _reaches_static(node: fx.Node, sites: Mapping[str, Site]) -> bool:
+    if DROPS in node.meta:
+        return any(_reaches_static(user, sites) for user in node.users)
+    return _is_static(sites.get(node.meta.get(SITE, "")))
 
 
 def _is_static(site: Site | None) -> bool:

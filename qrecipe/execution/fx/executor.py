@@ -226,7 +226,14 @@ def _fused(
     note_values(recorded, graph_module)
     training = None
     if plan.phase == "qat":
-        training = in_training(blank, recorded.path, recorded.constants, table, recorded.shapes)
+        training = in_training(
+            blank,
+            recorded.path,
+            recorded.constants,
+            table,
+            recorded.shapes,
+            graph_module,
+        )
     fused, _ = fused_graph(graph_module, scopes, recorded.path, configs.backend_config, training)
     return fused
 

@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from qrecipe.model.altered_modules import alteration
+from qrecipe.model.graph_names import outer
 from qrecipe.model.normalize import free_name, stored
 from qrecipe.model.switches import BATCH_NORMS, arguments
+from qrecipe.model.trace import InTraining
 from qrecipe.rules.structure import joined
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -31,13 +33,17 @@ _ARGUMENTS = ("input", *_TENSORS, "training", "momentum", "eps")
 _REASON = "why_function"
 
 
+FROZEN = "frozen"
+"""Marks, in a node's ``meta``, what stays in eval mode in training: statistics of a BatchNorm."""
+
+
 def batch_norms_as_modules(
-    graph_module: fx.GraphModule, switched: Mapping[str, Any] | None
+    graph_module: fx.GraphModule, path: str, training: InTraining | None
 ) -> None:
     """Turn calls that normalise by stored statistics into modules that share the tensors, in place.
 
-    ``switched`` are the calls that update the statistics in training mode, with their momentum in
-    it, if the graph is trained: all others stay functions then.
+    ``path`` is that of the graph in the whole model. If it is trained, ``training`` tells which
+    BatchNorms update their statistics.
     """
     calls = [node for node in graph_module.graph.nodes if node.target in BATCH_NORMS]
     for node in calls:
@@ -48,17 +54,22 @@ def batch_norms_as_modules(
     for node in calls:
         given = _given(node)
         reason = _why_not(given)
-        if switched is not None and reason is None:
-            reason = _why_not_in_training(node.name in switched, readers[_statistics(node)] > 1)
+        momentum = None if training is None else training.momenta.get(node.name)
+        if momentum is not None and reason is None and readers[_statistics(node)] > 1:
+            reason = "another call has the same statistics, and training cannot share them"
         if reason is not None:
             node.meta[_REASON] = reason
-        else:
-            momentum = given["momentum"] if switched is None else switched[node.name]
-            _replace(node, graph_module, momentum)
-    if switched is None:
-        for node in graph_module.graph.nodes:
-            if node.op == "call_module":
-                _unsynchronise(node, graph_module)
+            continue
+        if momentum is None:
+            node.meta[FROZEN] = True
+        _replace(node, graph_module, given["momentum"] if momentum is None else momentum)
+    for node in graph_module.graph.nodes:
+        if node.op != "call_module" or node in calls:
+            continue
+        if training is None:
+            _unsynchronise(node, graph_module)
+        elif joined(path, outer(node.target)) not in training.trained:
+            node.meta[FROZEN] = True
 
 
 def why_function(node: fx.Node) -> str:
@@ -90,14 +101,6 @@ def _why_not(given: Mapping[str, Any]) -> str | None:
             return f"its {name} is computed, not stored"
     rank = given["input"].meta["value"].rank
     return None if rank in _BY_RANK else f"it normalises a tensor of {rank} dimensions"
-
-
-def _why_not_in_training(is_switched: bool, is_shared: bool) -> str | None:
-    if not is_switched:
-        return "its statistics are fixed in training too, where torch only fuses those that change"
-    if is_shared:
-        return "another call has the same statistics, and training cannot share them"
-    return None
 
 
 def _replace(node: fx.Node, graph_module: fx.GraphModule, momentum: float) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from qrecipe.model.addresses import members_of
 from qrecipe.model.altered_modules import alteration
 from qrecipe.model.normalize import free_name, stored
+from qrecipe.model.rewrites.batch_norms import FROZEN
 from qrecipe.model.rewrites.shape_readers import readers_of_values
 
 _COMMUTING: Mapping[Any, Callable[..., Tensor]] = {
@@ -31,11 +32,11 @@ _BY_DIMENSIONS: Mapping[int, type[nn.modules.batchnorm._BatchNorm]] = {
 }
 
 
-def channel_arithmetic_as_batch_norms(graph_module: fx.GraphModule) -> None:
+def channel_arithmetic_as_batch_norms(graph_module: fx.GraphModule, is_trained: bool) -> None:
     """Turn what is computed from a convolution and stored tensors into BatchNorms, in place.
 
-    torch folds them into the convolution. Their tensors are new, so this is not for graphs that
-    will be trained.
+    torch folds them into the convolution. Their tensors are new, so if the graph ``is_trained``,
+    arithmetic with parameters that learn is left alone.
     """
     for node in list(graph_module.graph.nodes):
         if node.op != "call_module":
@@ -45,11 +46,14 @@ def channel_arithmetic_as_batch_norms(graph_module: fx.GraphModule) -> None:
             continue
         # without a batch dimension, the channels come first
         if node.meta["value"].rank == len(module.kernel_size) + 2:
-            _replace_readers(node, module, graph_module)
+            _replace_readers(node, module, graph_module, is_trained)
 
 
 def _replace_readers(
-    node: fx.Node, convolution: nn.modules.conv._ConvNd, graph_module: fx.GraphModule
+    node: fx.Node,
+    convolution: nn.modules.conv._ConvNd,
+    graph_module: fx.GraphModule,
+    is_trained: bool,
 ) -> None:
     dimensions = len(convolution.kernel_size)
     shape = (1, convolution.out_channels, *[1] * dimensions)
@@ -59,7 +63,7 @@ def _replace_readers(
     source = node
     while len(readers := readers_of_values(source)) == 1:
         (reader,) = readers
-        step = _step(reader, source, graph_module)
+        step = _step(reader, source, graph_module, is_trained)
         if step is None or step(at_zero).shape != shape:
             break
         at_zero, at_one = step(at_zero), step(at_one)
@@ -68,11 +72,13 @@ def _replace_readers(
     if not chain:
         return
     module = _BY_DIMENSIONS[dimensions](convolution.out_channels, eps=0.0).eval()
+    module.requires_grad_(False)
     module.weight.data = (at_one - at_zero).flatten().to(convolution.weight.dtype)
     module.bias.data = at_zero.flatten().to(convolution.weight.dtype)
     first, *others = chain
     inputs = {each for reader in chain for each in reader.all_input_nodes}
     first.meta["members"] = tuple(member for each in chain for member in members_of(each))
+    first.meta[FROZEN] = True
     first.op, first.target = "call_module", free_name(graph_module, first.name)
     first.args, first.kwargs = (node,), {}
     graph_module.add_submodule(first.target, module)
@@ -84,7 +90,7 @@ def _replace_readers(
 
 
 def _step(
-    reader: fx.Node, source: fx.Node, graph_module: fx.GraphModule
+    reader: fx.Node, source: fx.Node, graph_module: fx.GraphModule, is_trained: bool
 ) -> Callable[[Tensor], Tensor] | None:
     """What a reader computes of its source, if that is linear with a stored tensor."""
     if reader.op != "call_function" or len(reader.args) != 2 or reader.kwargs:
@@ -95,5 +101,7 @@ def _step(
     function = _COMMUTING.get(reader.target) or _IN_ORDER.get(reader.target)
     operand = stored(right, graph_module)
     if function is None or left is not source or not isinstance(operand, Tensor):
+        return None
+    if is_trained and operand.requires_grad:
         return None
     return lambda x: function(x, operand.detach())
