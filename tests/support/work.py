@@ -10,7 +10,7 @@ PACKAGE = qrecipe.__path__[0]
 
 
 def work(function):
-    """The lines that a call executes in qrecipe, each turn of a loop too, and all calls in Python."""
+    """The lines that a call executes in qrecipe, with each turn of a loop, and all its calls."""
     count = 0
 
     def trace(frame, event, arg):
