@@ -45,6 +45,7 @@ def traced_part(
             value=_NAMES[node.meta["value"]],
             rank=node.meta["value"].rank,
             is_input=node.meta["value"].is_input,
+            is_finite=node.meta["value"].is_finite,
         )
         for node in graph_module.graph.nodes
     )
@@ -65,7 +66,12 @@ def note_values(part: TracedPart, graph_module: fx.GraphModule) -> None:
     recorded = {node.name: node.call for node in part.nodes}
     check_same(f"forward of {part.path}" if part.path else "forward", recorded, found)
     values = {
-        node.name: replace(_VALUES[node.value], rank=node.rank, is_input=node.is_input)
+        node.name: replace(
+            _VALUES[node.value],
+            rank=node.rank,
+            is_input=node.is_input,
+            is_finite=node.is_finite,
+        )
         for node in part.nodes
     }
     for node in graph_module.graph.nodes:

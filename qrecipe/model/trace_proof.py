@@ -25,10 +25,11 @@ from qrecipe.model.dry_run import (
     versions_of,
 )
 from qrecipe.model.nested import parts_of, tensors_in
-from qrecipe.model.unfit import unfit
+from qrecipe.model.unfit import all_finite, unfit
 from qrecipe.process.warnings import held_back
 
 _RELATIVE_TOLERANCE = 1e-3
+_WITH_INFINITY = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +37,15 @@ class Value:
     """What a node computes: ``is_float`` for floating-point tensors, also in a tuple.
 
     ``is_tensor`` is False for tuples, sizes and numbers. ``rank`` is the number of dimensions of a
-    tensor; ``is_input`` tells that it is the node's first input, unchanged.
+    tensor; ``is_input`` tells that it is the node's first input, unchanged; ``is_finite`` is False
+    if it has infinite values.
     """
 
     is_float: bool
     is_tensor: bool
     rank: int | None = field(default=None, compare=False)
     is_input: bool = field(default=False, compare=False)
+    is_finite: bool = field(default=True, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +173,13 @@ def version(value: Any) -> int | None:
 
 def _describe(value: Any, is_input: bool) -> Value:
     if isinstance(value, Tensor):
-        return Value(value.is_floating_point(), True, value.dim(), is_input)
+        is_finite = value.dtype not in _WITH_INFINITY or not _has_infinity(value)
+        return Value(value.is_floating_point(), True, value.dim(), is_input, is_finite)
     return Value(any(x.is_floating_point() for x in tensors_in(value)), False)
+
+
+def _has_infinity(tensor: Tensor) -> bool:
+    return not all_finite(tensor) and bool(tensor.isinf().any())
 
 
 def difference(expected: Any, actual: Any, share: float = 0.0) -> str | None:
