@@ -18,7 +18,7 @@ from qrecipe.model.copies import runnable_copy, structural_copy
 from qrecipe.model.dry_run import try_out
 from qrecipe.model.opened import transformer
 from qrecipe.model.opened.attention import open_attention
-from qrecipe.model.opened.linear import is_product, open_product
+from qrecipe.model.opened.linear import is_linear, is_product, open_product
 from qrecipe.model.opened.whole import note_class
 from qrecipe.model.opened.windows import open_windows
 from qrecipe.model.trace_proof import difference
@@ -119,8 +119,11 @@ def _candidates(model: nn.Module, table: FxTable) -> Opening:
     paths: list[str] = []
     for path, module in model.named_modules():
         opener = _opener(module)
-        if not path and opener is open_product:
-            continue  # the calls of the model's own forward are sites
+        if opener is open_product and not (path and is_product(module)):
+            continue  # the calls of its forward, as of the model's own, are sites
+        owner = path.rpartition(".")[0]
+        if path and isinstance(model.get_submodule(owner), nn.MultiheadAttention):
+            continue  # it reads the weights of what it holds
         if opener is None or not _is_traced(path, module, table):
             continue
         if not whole.keys().isdisjoint(enclosing(path)):
@@ -149,7 +152,7 @@ def _opener(module: nn.Module) -> _Opener | None:
     torchs = _torchs(type(module))
     if torchs is not None:
         return _OPENERS[torchs]
-    if is_product(module):
+    if is_linear(module):
         return open_product
     return _OF_TORCHVISION.get(f"{type(module).__module__}.{type(module).__qualname__}")
 
