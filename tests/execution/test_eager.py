@@ -526,6 +526,7 @@ class Written(nn.Linear):
 
     def reset_parameters(self):
         nn.init.xavier_uniform_(self.weight)
+        nn.init.zeros_(self.bias)
 
     def forward(self, input):
         return F.linear(weight=self.weight, input=input.flatten(1), bias=self.bias)
