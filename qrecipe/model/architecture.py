@@ -46,6 +46,7 @@ def traced_part(
             rank=node.meta["value"].rank,
             is_input=node.meta["value"].is_input,
             count=node.meta["value"].count,
+            is_finite=node.meta["value"].is_finite,
         )
         for node in graph_module.graph.nodes
     )
@@ -67,7 +68,11 @@ def note_values(part: TracedPart, graph_module: fx.GraphModule) -> None:
     check_same(f"forward of {part.path}" if part.path else "forward", recorded, found)
     values = {
         node.name: replace(
-            _VALUES[node.value], rank=node.rank, is_input=node.is_input, count=node.count
+            _VALUES[node.value],
+            rank=node.rank,
+            is_input=node.is_input,
+            count=node.count,
+            is_finite=node.is_finite,
         )
         for node in part.nodes
     }

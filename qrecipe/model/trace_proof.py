@@ -26,10 +26,11 @@ from qrecipe.model.dry_run import (
 )
 from qrecipe.model.nested import parts_of, tensors_in
 from qrecipe.model.out_of_place import is_in_place
-from qrecipe.model.unfit import unfit
+from qrecipe.model.unfit import all_finite, unfit
 from qrecipe.process.warnings import held_back
 
 _RELATIVE_TOLERANCE = 1e-3
+_WITH_INFINITY = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Value:
 
     ``is_tensor`` is False for tuples, sizes and numbers. ``rank`` is the number of dimensions of a
     tensor, ``count`` that of the results in a tuple; ``is_input`` tells that it is the node's first
-    input, unchanged.
+    input, unchanged; ``is_finite`` is False if it has infinite values.
     """
 
     is_float: bool
@@ -46,6 +47,7 @@ class Value:
     rank: int | None = field(default=None, compare=False)
     is_input: bool = field(default=False, compare=False)
     count: int | None = field(default=None, compare=False)
+    is_finite: bool = field(default=True, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,9 +187,14 @@ def version(value: Any) -> int | None:
 
 def _describe(value: Any, is_input: bool) -> Value:
     if isinstance(value, Tensor):
-        return Value(value.is_floating_point(), True, value.dim(), is_input)
+        is_finite = value.dtype not in _WITH_INFINITY or not _has_infinity(value)
+        return Value(value.is_floating_point(), True, value.dim(), is_input, is_finite=is_finite)
     count = len(value) if isinstance(value, (tuple, list)) else None
     return Value(any(x.is_floating_point() for x in tensors_in(value)), False, count=count)
+
+
+def _has_infinity(tensor: Tensor) -> bool:
+    return not all_finite(tensor) and bool(tensor.isinf().any())
 
 
 def difference(expected: Any, actual: Any, share: float = 0.0) -> str | None:

@@ -296,3 +296,16 @@ def test_a_recipe_without_ranges_wants_no_more_batches():
     net = NETS["cells"]
     batch = net.batches(1)[0]
     qrecipe.quantize(net.model(), "builtin:x86-dynamic", [batch], progress=silent)
+
+
+def test_a_first_state_that_is_made_of_sizes_is_a_tensor():
+    def forward(self, x):
+        state = torch.zeros(1, x.size(0), 8)
+        return self.out(self.rnn(x, (state, state))[0] + torch.ones(x.size(1), 1))
+
+    model = net_of(forward, rnn=nn.LSTM(6, 8, batch_first=True), out=nn.Linear(8, 3))
+    x = torch.rand(2, 5, 6)
+    converted = qrecipe.quantize(model, "builtin:x86-dynamic", example_inputs=x)
+    assert type(converted.rnn) is nnq.dynamic.LSTM
+    for batch in (x, torch.rand(3, 4, 6)):
+        assert output_sqnr_db(model(batch), converted(batch)) > 25
