@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from qrecipe.artifact.onnx import export_onnx as export_onnx
     from qrecipe.artifact.saving import save_quantized as save_quantized
     from qrecipe.audit.sqnr import Fidelity as Fidelity
+    from qrecipe.authoring.fastest.fastest import fastest as fastest
+    from qrecipe.authoring.fastest.result import Fastest as Fastest
     from qrecipe.authoring.suggest.suggest import suggest as suggest
     from qrecipe.authoring.tune.cheapest_sets import SiteCost as SiteCost
     from qrecipe.authoring.tune.levers import Candidate as Candidate
@@ -56,6 +58,12 @@ if TYPE_CHECKING:
     from qrecipe.measure.drift.report import Drift as Drift
     from qrecipe.measure.drift.report import SiteDrift as SiteDrift
     from qrecipe.measure.drift.stored_ranges import QRange as QRange
+    from qrecipe.measure.profile.profile import profile as profile
+    from qrecipe.measure.profile.report import Conditions as Conditions
+    from qrecipe.measure.profile.report import Profile as Profile
+    from qrecipe.measure.profile.report import ProfiledBoundary as ProfiledBoundary
+    from qrecipe.measure.profile.report import ProfiledSite as ProfiledSite
+    from qrecipe.measure.profile.timing import Timing as Timing
     from qrecipe.measure.sensitivity.rank import Evaluate as Evaluate
     from qrecipe.measure.sensitivity.rank import sensitivity as sensitivity
     from qrecipe.measure.sensitivity.ranking import RankedSite as RankedSite
@@ -95,6 +103,8 @@ _NAMES = {
     "artifact.onnx": "export_onnx",
     "artifact.saving": "save_quantized",
     "audit.sqnr": "Fidelity",
+    "authoring.fastest.fastest": "fastest",
+    "authoring.fastest.result": "Fastest",
     "authoring.suggest.suggest": "suggest",
     "authoring.tune.cheapest_sets": "SiteCost",
     "authoring.tune.levers": "Candidate Lever",
@@ -116,6 +126,9 @@ _NAMES = {
     "measure.drift.drift": "drift",
     "measure.drift.report": "Drift SiteDrift",
     "measure.drift.stored_ranges": "QRange",
+    "measure.profile.profile": "profile",
+    "measure.profile.report": "Conditions Profile ProfiledBoundary ProfiledSite",
+    "measure.profile.timing": "Timing",
     "measure.sensitivity.rank": "Evaluate sensitivity",
     "measure.sensitivity.ranking": "RankedSite Ranking",
     "measure.sensitivity.scores": "Metric",

@@ -27,6 +27,7 @@ from qrecipe.execution.batches import Forward, inputs_of_batch, peek
 from qrecipe.execution.calibration import calibrate
 from qrecipe.execution.engine import check_engine, engine_of
 from qrecipe.execution.executors import executor_of
+from qrecipe.execution.first_call import forget_calls
 from qrecipe.execution.part import Exportable, Part, Task
 from qrecipe.execution.prepared import (
     PreparedState,
@@ -137,6 +138,7 @@ class CompiledRecipe(ShortRepr):
         if self.recipe.fx.roots:
             self._check_around(around, converted, prepared_state(prepared))
         self._check_batch_size(converted, prepared_state(prepared))
+        forget_calls(converted, self.plan)
         own_tensors(converted)
         forget_preparation(converted)
         attach(

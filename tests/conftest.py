@@ -1,4 +1,4 @@
-"""One seed for every test, VNNI where it is needed, and pages without drawings where asked for."""
+"""What is drawn is seeded, VNNI is there where needed, and pages are not drawn where asked."""
 
 from __future__ import annotations
 
@@ -17,6 +17,23 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(autouse=True)
 def _seeded():
+    _seed()
+
+
+def pytest_collectstart(collector):
+    """What a module draws does not depend on the modules before it."""
+    if isinstance(collector, pytest.Module):
+        _seed()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef):
+    """Nor what a fixture for many tests draws on the tests before it."""
+    if fixturedef.scope != "function":
+        _seed()
+
+
+def _seed():
     if find_spec("torch") is None:  # those that check recipes run without torch too
         return
     import torch

@@ -76,7 +76,7 @@ def test_whatever_writes_a_file_returns_none():
         for name, function in CALLABLES.items()
         if name.rpartition(".")[2].startswith(("save", "export", "plot", "write"))
     }
-    assert len(returned) == 8
+    assert len(returned) == 10
     assert set(returned.values()) == {"None"}, returned
 
 
@@ -132,6 +132,8 @@ def made():
             "Provenance": qrecipe.provenance(converted),
             "Comparison": qrecipe.compare(model, converted, batches, progress=False),
             "Drift": qrecipe.drift(converted, batches, progress=False),
+            "Fastest": qrecipe.fastest(model, recipe, batches, progress=False),
+            "Profile": qrecipe.profile(model, recipe, batches, progress=False),
             "Ranking": qrecipe.sensitivity(model, recipe, batches, progress=False),
             "TuningResult": qrecipe.tune(
                 model,

@@ -31,6 +31,7 @@ from qrecipe.planning.cpu import has_vnni
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 import hostile  # noqa: E402
+import hostile_artifacts  # noqa: E402
 from guarded import store_guarded  # noqa: E402
 from nets import NETS  # noqa: E402
 from watched import forbidden, watched  # noqa: E402
@@ -67,6 +68,7 @@ def subjects(folder: Path) -> dict[str, Case]:
     qrecipe.save_quantized(qrecipe.quantize(model, recipe, batches, progress=False), path)
     plan = qrecipe.plan(model, recipe, batches[0])
     lock = lock_text(make_lock(plan, folder / "recipe.lock"))
+    guarded = store_guarded(folder / "guarded.safetensors")
 
     def load(path: Path) -> object:
         return qrecipe.load_quantized(path, model)
@@ -75,10 +77,8 @@ def subjects(folder: Path) -> dict[str, Case]:
         "recipes": hostile.recipe_case,
         "references": hostile.reference_case,
         "globs": hostile.pattern_case,
-        "artifacts": partial(hostile.artifact_case, good=path.read_bytes(), load=load),
-        "attacks": partial(
-            hostile.attack_case, good=store_guarded(folder / "guarded.safetensors").read_bytes()
-        ),
+        "artifacts": partial(hostile_artifacts.artifact_case, good=path.read_bytes(), load=load),
+        "attacks": partial(hostile_artifacts.attack_case, good=guarded.read_bytes()),
         "locks": partial(hostile.lock_case, good=lock),
     }
 

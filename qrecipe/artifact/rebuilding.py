@@ -72,13 +72,25 @@ class _valueless(TorchFunctionMode):  # noqa: N801 - reads as what it does in a 
         kwargs = kwargs or {}
         if isinstance(func, OpOverloadPacket) and _PACKS.match(func._qualified_op_name):
             names = [argument.name for argument in func.default._schema.arguments]
-            return Unpacked(func, (*args, *map(kwargs.get, names[len(args) :])))
+            given = dict(zip(names, (*args, *map(kwargs.get, names[len(args) :])), strict=True))
+            if torch.backends.quantized.engine == "qnnpack":
+                _give_bias(given)
+            return Unpacked(func, tuple(given.values()))
         if args and isinstance(args[0], Tensor):
             func = _VALUELESS.get(func, func)
         return func(*args, **kwargs)
 
 
 _PACKS = re.compile(r"quantized::(\w+_prepack(_fp16)?|make_quantized_cell_params_(dynamic|fp16))$")
+
+
+def _give_bias(given: dict[str, Any]) -> None:
+    """To a layer without one, as QNNPACK does when it packs the weight."""
+    weight, bias = ("W", "B") if "W" in given else ("weight", "bias")
+    if given.get(bias, weight) is None:
+        is_transposed = "output_padding" in given
+        channels = given[weight].size(1) * given["groups"] if is_transposed else len(given[weight])
+        given[bias] = torch.zeros(channels)
 
 
 def _per_tensor(input: Tensor, scale: Any, zero_point: Any, dtype: torch.dtype) -> Tensor:

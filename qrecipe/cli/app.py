@@ -14,9 +14,10 @@ from qrecipe._version import __version__
 from qrecipe.cli.check import check
 from qrecipe.cli.diff import diff
 from qrecipe.cli.drift import drift
+from qrecipe.cli.fastest import fastest
 from qrecipe.cli.inspect import inspect
 from qrecipe.cli.listing import list_names, schema
-from qrecipe.cli.measure import compare, sensitivity
+from qrecipe.cli.measure import compare, profile, sensitivity
 from qrecipe.cli.output import out
 from qrecipe.cli.plan import explain, lock, plan
 from qrecipe.cli.quantize import quantize
@@ -63,8 +64,10 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "list": list_names,
     "compare": compare,
     "sensitivity": sensitivity,
+    "profile": profile,
     "suggest": suggest,
     "tune": tune,
+    "fastest": fastest,
     "diff": diff,
     "drift": drift,
     "lock": lock,

@@ -44,8 +44,15 @@ def for_page(job: Job, hurry: str | None = None) -> tuple[Activations, Provenanc
                 return activations_of(converted, job.data), provenance(converted)
             except QRecipeError as error:
                 hurry = error.findings[0].message
+        return hurry, plan_for_page(job)
+
+
+def plan_for_page(job: Job) -> Provenance:
+    """The provenance that a model quantized without training would have."""
+    plain = replace(job.recipe, phase="ptq")
+    with _without_warnings():
         first, _ = peek(job.data())
-        return hurry, make_provenance(plain, plan(job.model, plain, first), ())
+        return make_provenance(plain, plan(job.model, plain, first), ())
 
 
 def ranked_for_page(job: Job) -> Sequence[Ranked] | str:

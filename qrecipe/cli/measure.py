@@ -1,4 +1,4 @@
-"""``qrecipe compare`` and ``qrecipe sensitivity``: how much accuracy each operation costs."""
+"""``qrecipe compare``, ``sensitivity`` and ``profile``: what each operation costs."""
 
 from __future__ import annotations
 
@@ -65,6 +65,44 @@ def compare(
             report.plot(plot)
         if html is not None:
             save_page(comparison_page(report, activations, qrecipe.provenance(converted)), html)
+
+
+def profile(
+    recipe: RecipeArgument,
+    model: ModelOption,
+    data: DataOption,
+    plot: PlotOption = None,
+    html: HtmlOption = None,
+    threads: ThreadsOption = None,
+    plugin: PluginOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure the time of each site, in float and in int8, and of the boundaries between them.
+
+    \b
+    Examples:
+      qrecipe profile cnn.toml --model model.py:factory --data model.py:batches --threads 1
+      qrecipe profile cnn.toml --model model.py:factory --data model.py:batches --html times.html
+    """
+    with reported(as_json=json):
+        from qrecipe.cli.html_pages import plan_for_page
+        from qrecipe.cli.model_argument import get_ready, load_job
+        from qrecipe.measure.pages.page import save_page
+        from qrecipe.measure.pages.reports import profile_page
+
+        get_ready(threads, plot, html)
+        with user_code(plugin) as code, user_output():
+            job = load_job(code, recipe, model, data, "this")
+            report = qrecipe.profile(job.model, job.recipe, job.data())
+            origin = None if html is None else plan_for_page(job)
+        if json:
+            out_json(loads(report.to_json()))
+        else:
+            out(str(report))
+        if plot is not None:
+            report.plot(plot)
+        if html is not None and origin is not None:
+            save_page(profile_page(report, origin), html)
 
 
 def sensitivity(

@@ -52,6 +52,10 @@ HtmlOption = Annotated[
     str | None,
     typer.Option("--html", metavar="FILE", help="Write an HTML page with plots, plan and recipe."),
 ]
+OutOption = Annotated[
+    str | None,
+    typer.Option("--out", metavar="FILE", help="Write the recipe to this file."),
+]
 ThreadsOption = Annotated[
     int | None,
     typer.Option("--threads", min=1, help="Number of torch threads; default: torch's choice."),

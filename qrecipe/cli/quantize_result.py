@@ -89,6 +89,9 @@ def _number(evaluate: UserFunction, model: nn.Module) -> float:
         raise QRecipeError(Finding("QR601", text, hint=hint)) from None
 
 
+_SLOWER = ", slower: qrecipe fastest mends it"
+
+
 def result_text(result: Result) -> str:
     """A table of what changed, and the conditions of the measurement."""
     latency = result.latency
@@ -103,7 +106,7 @@ def result_text(result: Result) -> str:
             "latency",
             f"{latency.reference * 1000:.2f} ms",
             f"{latency.candidate * 1000:.2f} ms",
-            f"float/quantized = {latency.ratio:.2f}",
+            f"float/quantized = {latency.ratio:.2f}{_SLOWER if latency.is_slower else ''}",
         ),
         ("output", "", "", sqnr_text(result.sqnr_db)),
     ]
@@ -144,6 +147,7 @@ def result_json(result: Result) -> dict[str, Any]:
             "float_seconds": latency.reference,
             "quantized_seconds": latency.candidate,
             "ratio": latency.ratio,
+            "is_slower": latency.is_slower,
             "runs": latency.runs,
             "threads": latency.threads,
         },

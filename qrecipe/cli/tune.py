@@ -18,6 +18,7 @@ from qrecipe.cli.options import (
     InputOption,
     JsonOption,
     ModelOption,
+    OutOption,
     PluginOption,
     RecipeArgument,
     TargetCpuOption,
@@ -33,11 +34,6 @@ if TYPE_CHECKING:
     from qrecipe.cli.model_argument import Job
     from qrecipe.measure.pages.page import Page
     from qrecipe.measure.pages.reports import Ranked
-
-OutOption = Annotated[
-    str | None,
-    typer.Option("--out", metavar="FILE", help="Write the recipe to this file."),
-]
 
 
 def suggest(

@@ -1,4 +1,4 @@
-"""What quantization costs: sensitivity, comparison, drift, and their pages.
+"""What quantization costs: sensitivity, comparison, profile, drift, and their pages.
 
-May import `execution` and below.
+May import `pipeline` and below.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,12 +19,24 @@ _MAX_RUNS = 50
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Median seconds of one call each, over ``runs`` interleaved runs."""
+    """Median seconds of one call each, over ``runs`` interleaved runs.
+
+    ``is_slower`` tells that the candidate is slower beyond noise: three quarters of its runs took
+    longer than three quarters of the reference's.
+    """
 
     reference: float
     candidate: float
     runs: int
     threads: int
+    is_slower: bool
+
+    @classmethod
+    def of(cls, reference: Sequence[float], candidate: Sequence[float]) -> Latency:
+        """What runs of both took, with torch's current number of threads."""
+        ours, theirs = (statistics.quantiles(taken, n=4) for taken in (candidate, reference))
+        is_slower = ours[0] > theirs[2]
+        return cls(theirs[1], ours[1], len(reference), torch.get_num_threads(), is_slower)
 
     @property
     def ratio(self) -> float:
@@ -52,5 +65,4 @@ def compare_latency(
                 start = time.perf_counter()
                 inputs.call(model)
                 taken.append(time.perf_counter() - start)
-    medians = [statistics.median(taken) for taken in times]
-    return Latency(medians[0], medians[1], len(times[0]), torch.get_num_threads())
+    return Latency.of(*times)

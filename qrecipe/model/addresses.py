@@ -91,6 +91,12 @@ def is_floating(node: fx.Node) -> bool:
     return value.is_float
 
 
+def carries_data(node: fx.Node) -> bool:
+    """Whether the node gives floating or quantized tensors, rather than sizes or indices."""
+    # nodes that conversion made carry no value and are always tensors
+    return node.op in CALLS and ("value" not in node.meta or is_floating(node))
+
+
 def is_plumbing(node: fx.Node) -> bool:
     """Whether the node only unpacks a container, drops, or is one of our identities."""
     unpacks = (

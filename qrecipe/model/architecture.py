@@ -46,6 +46,7 @@ def traced_part(
             rank=node.meta["value"].rank,
             is_input=node.meta["value"].is_input,
             is_finite=node.meta["value"].is_finite,
+            count=node.meta["value"].count,
         )
         for node in graph_module.graph.nodes
     )
@@ -71,6 +72,7 @@ def note_values(part: TracedPart, graph_module: fx.GraphModule) -> None:
             rank=node.rank,
             is_input=node.is_input,
             is_finite=node.is_finite,
+            count=node.count,
         )
         for node in part.nodes
     }

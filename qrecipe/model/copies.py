@@ -185,15 +185,19 @@ def empties(modules: Iterable[nn.Module]) -> dict[int, Any]:
         id(value): type(value)()
         for module in modules
         for value in vars(module).values()
-        if type(value) in (dict, OrderedDict) and not value
+        if _is_empty(value)
     }
+
+
+def _is_empty(value: Any) -> bool:
+    return type(value) in (dict, OrderedDict) and not value
 
 
 def _computed(model: nn.Module) -> Iterator[Tensor]:
     """Buffers and attributes, also in containers, that are part of an autograd graph."""
     for module in model.modules():
         for name, value in vars(module).items():
-            if name in ("_parameters", "_modules"):
+            if name in ("_parameters", "_modules") or _is_empty(value):
                 continue
             if isinstance(value, (Tensor, dict, list, tuple)):
                 yield from (tensor for tensor in tensors_in(value) if not tensor.is_leaf)
@@ -227,7 +231,7 @@ def replace_in_attributes(model: nn.Module, clones: Mapping[int, torch.Tensor]) 
     """Replace tensors, given by id, in attributes of modules such as lists of parameters."""
     for module in model.modules():
         for name, value in vars(module).items():
-            if name not in _REGISTRIES and any(
-                id(tensor) in clones for tensor in tensors_in(value)
-            ):
+            if name in _REGISTRIES or _is_empty(value):
+                continue
+            if any(id(tensor) in clones for tensor in tensors_in(value)):
                 vars(module)[name] = copy.deepcopy(value, dict(clones))

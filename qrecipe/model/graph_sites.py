@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from torch import fx, nn
@@ -13,12 +12,7 @@ from qrecipe._torch_fx import (
     BackendConfig,
     DTypeConfig,
     QuantizeHandler,
-    _get_fusion_pattern_to_fuse_handler_cls,
-    _get_pattern_to_quantize_handlers,
     _sorted_patterns_dict,
-    backend_config_utils,
-    find_fusions,
-    find_quantizable,
     fuse,
 )
 from qrecipe.errors.findings import Finding, PlanError
@@ -30,6 +24,13 @@ from qrecipe.model.caches import with_caches_filled
 from qrecipe.model.call import Inputs
 from qrecipe.model.class_names import base_names, class_names
 from qrecipe.model.graph_names import keep_state_names, outer
+from qrecipe.model.matching import (
+    dtype_configs,
+    fusions_in,
+    quantizable_in,
+    quantize_handlers,
+    root_getters,
+)
 from qrecipe.model.moving import PIECE, moved, spell_out_moves
 from qrecipe.model.normalize import TAKES_WEIGHT, normalize
 from qrecipe.model.opened.whole import class_of_the_caller
@@ -192,7 +193,7 @@ def fused_graph(
     products_as_linear(graph_module)
     folded_layers_as_modules(graph_module)
     channel_arithmetic_as_batch_norms(graph_module, is_trained=training is not None)
-    patterns = backend_config_utils.get_pattern_to_dtype_configs(backend_config)
+    patterns = dtype_configs(backend_config)
     if moved in patterns:
         spell_out_moves(graph_module, patterns)
     let_shapes_be_read_later(graph_module)
@@ -269,13 +270,10 @@ def _root_of(path: str, roots: Sequence[str]) -> str:
 
 def _note_fused_members(graph_module: fx.GraphModule, backend_config: BackendConfig) -> None:
     """Record in the node that remains after fusion (the root's) which members it stands for."""
-    patterns = _sorted_patterns_dict(_get_fusion_pattern_to_fuse_handler_cls(backend_config))
-    get_root: dict[Any, Any] = backend_config_utils.get_fusion_pattern_to_root_node_getter(
-        backend_config
-    )
+    get_root: dict[Any, Any] = root_getters(backend_config)
     groups: dict[fx.Node, list[fx.Node]] = {}
     roots: dict[fx.Node, fx.Node] = {}
-    found = find_fusions(graph_module, graph_module.graph, patterns)
+    found = fusions_in(graph_module, backend_config)
     for node in graph_module.graph.nodes:
         if node.name in found:
             last, pattern, node_pattern, *_ = found[node.name]
@@ -295,23 +293,13 @@ def _innermost(node_pattern: Any) -> fx.Node:
     return node_pattern
 
 
-@lru_cache(maxsize=16)
-def quantize_handlers(backend_config: BackendConfig) -> dict[Any, Any]:
-    """The classes that torch makes of the patterns: some 200, which takes longer than matching."""
-    return _get_pattern_to_quantize_handlers(backend_config)
-
-
 def _matches(
-    fused: fx.GraphModule, modules: Mapping[str, nn.Module], backend_config: BackendConfig
+    fused: fx.GraphModule, modules: dict[str, nn.Module], backend_config: BackendConfig
 ) -> Iterator[Match]:
     """The sites of a fused graph, matched by the types of ``modules``."""
-    found = find_quantizable(
-        fused.graph,
-        dict(modules),
-        _sorted_patterns_dict(quantize_handlers(backend_config)),
-        backend_config_utils.get_fusion_pattern_to_root_node_getter(backend_config),
-    )
-    configs = backend_config_utils.get_pattern_to_dtype_configs(backend_config)
+    handlers = _sorted_patterns_dict(quantize_handlers(backend_config))
+    found = quantizable_in(fused.graph, modules, handlers, root_getters(backend_config))
+    configs = dtype_configs(backend_config)
     position = {node: index for index, node in enumerate(fused.graph.nodes)}
     site_of: dict[fx.Node, str] = {}
     pieces: dict[Member, list[fx.Node]] = {}

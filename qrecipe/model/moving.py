@@ -7,27 +7,25 @@ one spelling of some. `restore_moves` writes a graph's calls again as they were.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from qrecipe.model.addresses import FUNCTION_NAMES, SITE, site_of
 from qrecipe.model.altered_modules import alteration
+from qrecipe.model.changes import GIVE_SEVERAL
+from qrecipe.model.integers import padded, resampled, rolled
+from qrecipe.model.opened.windows import Merged, Windows, from_windows, into_windows
+from qrecipe.model.results import read_one_by_one
 from qrecipe.model.trace_proof import Value
 
 PIECE = "piece"
 """The key of a node's ``meta`` for its number among the results of a call that gives several."""
 
-_GIVE_SEVERAL = frozenset(
-    (
-        *("chunk", "unsafe_chunk", "split", "unsafe_split", "split_with_sizes"),
-        *("tensor_split", "hsplit", "vsplit", "dsplit", "unbind"),
-    )
-)
-_MOVES = _GIVE_SEVERAL | frozenset(
+_MOVES = GIVE_SEVERAL | frozenset(
     (
         *("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "adjoint"),
         *("reshape", "flatten", "ravel", "unflatten", "squeeze", "unsqueeze"),
@@ -36,13 +34,18 @@ _MOVES = _GIVE_SEVERAL | frozenset(
         *("flip", "fliplr", "flipud", "rot90", "roll", "pad", "masked_fill"),
         *("channel_shuffle", "pixel_shuffle", "pixel_unshuffle"),
         *("clone", "contiguous", "detach", "getattr"),
+        *("into_windows", "from_windows"),
     )
 )
 """The last parts of the dotted names of functions and methods."""
 
 _METHOD = "torch.Tensor."
 _PROPERTY = "builtins.getattr"
-_FUNCTIONS = {_PROPERTY: getattr, **{name: each for each, name in FUNCTION_NAMES.items()}}
+_NAMES = {
+    **FUNCTION_NAMES,
+    **{each: f"{each.__module__}.{each.__name__}" for each in (into_windows, from_windows)},
+}
+_FUNCTIONS = {_PROPERTY: getattr, **{name: each for each, name in _NAMES.items()}}
 
 
 def moved(x: Any, call: str, given: dict[str, Any], index: int | None = None) -> Any:
@@ -76,50 +79,28 @@ def last_name(node: fx.Node) -> str:
     return _last(str(node.args[1]))
 
 
-def padded(x: Tensor, widths: Sequence[int]) -> Tensor:
-    """``F.pad`` with 0, which on quantized tensors fails for some layouts.
-
-    It is some 3 times faster: filling a quantized tensor costs 15 times as much as copying to it.
-    """
-    if not x.is_quantized:
-        return F.pad(x, widths)
-    sides = [(x.dim() - 1 - k // 2, *widths[k : k + 2]) for k in range(0, len(widths), 2)]
-    sizes, inner = list(x.shape), x
-    for dim, before, after in sides:
-        sizes[dim] += before + after
-    zero = torch.quantize_per_tensor(torch.zeros(()), x.q_scale(), x.q_zero_point(), x.dtype)
-    result = zero.expand(sizes).contiguous(memory_format=_layout(x))
-    target = result
-    for dim, before, after in sides:
-        target = _cropped(target, dim, before, after)
-        inner = _cropped(inner, dim, -before, -after)
-    target.copy_(inner)
-    return result
-
-
-def _cropped(x: Tensor, dim: int, before: int, after: int) -> Tensor:
-    start = max(before, 0)
-    return x.narrow(dim, start, x.shape[dim] - start - max(after, 0))
-
-
-def _layout(x: Tensor) -> torch.memory_format:
-    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
-    is_last = last is not None and x.is_contiguous(memory_format=last)
-    return last if last is not None and is_last else torch.contiguous_format
+def averages(node: fx.Node) -> bool:
+    """Whether an interpolation gives new numbers, and not only copies of the nearest ones."""
+    return node.target is F.interpolate and node.kwargs.get("mode") in ("bilinear", "area")
 
 
 def moves(node: fx.Node) -> bool:
     """Whether a node only moves numbers, restored or not."""
     call = _dotted(node)
-    return node.target is padded or (call is not None and _last(call) in _MOVES)
+    return node.target in (padded, rolled, resampled) or (
+        call is not None and _last(call) in _MOVES
+    )
 
 
 def spell_out_moves(graph_module: fx.GraphModule, patterns: Collection[Any]) -> None:
     """Make calls `moved` that are not among ``patterns`` already, in place.
 
     A call that gives several results becomes one call for each of them, if only single results are
-    used. Nodes must have their addresses.
+    used, or their number cannot change. Nodes must have their addresses.
     """
+    for node in list(graph_module.graph.nodes):
+        if _last(_dotted(node) or "") in GIVE_SEVERAL:
+            read_one_by_one(node)
     for node in list(graph_module.graph.nodes):
         if "member" not in node.meta or not node.args or not isinstance(node.args[0], fx.Node):
             continue
@@ -132,7 +113,7 @@ def spell_out_moves(graph_module: fx.GraphModule, patterns: Collection[Any]) -> 
             continue
         x, *args = node.args
         given = {"args": tuple(args), "kwargs": dict(node.kwargs)}
-        if _last(call) in _GIVE_SEVERAL:
+        if _last(call) in GIVE_SEVERAL:
             _take_apart(node, (x, call, given))
         elif node.meta["value"].is_tensor:
             node.op, node.target, node.args, node.kwargs = (
@@ -160,7 +141,7 @@ def _dotted(node: fx.Node) -> str | None:
         return str(node.args[1])
     if node.target is getattr and node.args[1] in ("T", "mT", "H", "mH"):
         return _PROPERTY
-    return FUNCTION_NAMES.get(node.target) if node.op == "call_function" else None
+    return _NAMES.get(node.target) if node.op == "call_function" else None
 
 
 def _last(call: str) -> str:
@@ -212,6 +193,8 @@ _AS_FUNCTION: dict[type, Callable[[Any], _Call]] = {
     ),
     nn.ChannelShuffle: lambda module: (F.channel_shuffle, (module.groups,), {}),
     nn.Unflatten: lambda module: (torch.unflatten, (module.dim, module.unflattened_size), {}),
+    Windows: lambda module: (into_windows, (), {"window": module.window, "shift": module.shift}),
+    Merged: lambda module: (from_windows, (), {"window": module.window, "shift": module.shift}),
 }
 
 

@@ -29,10 +29,10 @@ def parts_of(value: Any) -> Mapping[Any, Any] | None:
     """The contents of a container by key, field or position; None for a leaf."""
     if isinstance(value, _LEAVES):
         return None
-    if isinstance(value, Mapping):
-        return dict(value.items())
     if isinstance(value, (tuple, list, deque)):
         return dict(enumerate(value))
+    if isinstance(value, (dict, Mapping)):  # dict first: the check of an abstract class is slow
+        return dict(value.items())
     if is_dataclass(value):
         # a field that is not in the constructor may not be set yet
         names = [field.name for field in fields(value) if hasattr(value, field.name)]

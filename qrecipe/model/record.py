@@ -18,8 +18,8 @@ class TracedNode(Stored):
     """A node of a traced graph.
 
     ``call`` is its kind, target and arguments; ``rank`` is the number of dimensions of a tensor,
-    ``is_input`` tells that it is the node's first input itself, and ``is_finite`` that it has no
-    infinite values.
+    ``count`` that of the results in a tuple; ``is_input`` tells that it is the node's first input
+    itself, and ``is_finite`` that it has no infinite values.
     """
 
     name: str
@@ -28,6 +28,7 @@ class TracedNode(Stored):
     rank: int | None
     is_input: bool
     is_finite: bool = True
+    count: int | None = None
 
 
 DType = Literal[

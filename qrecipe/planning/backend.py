@@ -29,7 +29,7 @@ from qrecipe._torch_fx import (
     get_tensorrt_backend_config,
 )
 from qrecipe.model.graph_sites import Inventory, Match
-from qrecipe.model.moving import moved, moves
+from qrecipe.model.moving import averages, moved, moves
 from qrecipe.observers.qconfig import per_tensor
 from qrecipe.planning.engines import adds_in_32_bits, detour
 from qrecipe.planning.folding import fold_into_transposed
@@ -278,7 +278,10 @@ class _Judge:
             return _float(leader)
         qconfig = QConfigSpec(weight=None, activation=leader)
         does = "moves the integers of" if any(map(moves, self.match.nodes)) else "follows"
-        return Outcome("passthrough", "static", qconfig, f"{does} {self._producer_names()}")
+        slow = any(map(averages, self.match.nodes)) and self.backend not in EXPORTED
+        faster = "; computed in float, which is faster" if slow else ""
+        reason = f"{does} {self._producer_names()}{faster}"
+        return Outcome("passthrough", "static", qconfig, reason)
 
     def _fix(self, qconfig: QConfigSpec) -> Outcome:
         if mode_of(qconfig) != "static":

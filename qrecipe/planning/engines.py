@@ -16,6 +16,7 @@ from torch import nn
 from qrecipe.model.graph_sites import Match
 from qrecipe.model.normalize import stored
 from qrecipe.planning import cpu
+from qrecipe.planning.pixels import reads_one_pixel
 from qrecipe.planning.plan import Engine
 from qrecipe.recipe.schema import Backend, TensorSpec
 
@@ -35,6 +36,9 @@ _GROUPS_OF = (2, 4, 8, 16)
 """The input and output channels per group for which fbgemm has a special kernel."""
 
 _DEPTHWISE_KERNELS = {2: (3, 5, 7), 3: (3, 5)}
+
+_BLOCK = 32
+"""The channels that fbgemm's depthwise kernel computes at once."""
 
 _GAPS = "onednn's transposed convolution does not write the outputs that its stride skips"
 
@@ -134,6 +138,13 @@ def detour(
         return Detour("onednn", f"on onednn's kernel: {reason}")
     if takes_onednn and _is_slow_on_fbgemm(shape) and not _is_left_to_x86(shape, backend):
         return Detour("onednn", "on onednn's kernel: fbgemm has no fast one for this shape")
+    if takes_onednn and _is_slower_on_fbgemm(shape):
+        return Detour(
+            "onednn",
+            f"on onednn's kernel: fbgemm's is slower unless channels are a multiple of {_BLOCK}",
+        )
+    if backend == "x86" and _is_dense_pixelwise(shape) and reads_one_pixel(match.nodes[0]):
+        return Detour("fbgemm", "on fbgemm's kernel: onednn's takes longer to start on one pixel")
     return None
 
 
@@ -223,6 +234,17 @@ def _is_slow_on_fbgemm(shape: _Shape) -> bool:
         and set(shape.dilation) == {1}
     )
     return not has_kernel
+
+
+def _is_slower_on_fbgemm(shape: _Shape) -> bool:
+    """Whether onednn's depthwise kernel is the faster one, with VNNI and without."""
+    is_plain = len(shape.kernel) == 2 and shape.outputs == 1
+    return is_plain and _is_fast_depthwise(shape) and shape.groups % _BLOCK != 0
+
+
+def _is_dense_pixelwise(shape: _Shape) -> bool:
+    is_plain = not shape.transposed and shape.groups == 1 and len(shape.kernel) == 2
+    return is_plain and set(shape.kernel) == {1} and not any(shape.padding)
 
 
 def _is_slow_on_avx2(shape: _Shape) -> bool:

@@ -96,11 +96,12 @@ def _untraced_inventory(
         if static:
             return None
         raise  # the model or its inputs are at fault, traced or not
-    decisions = resolve(inventory.structure, recipe.rules).decisions.values()
-    asked = {mode_of(decision.rule.qconfig) for decision in decisions if decision.rule.qconfig}
+    decided = [each.rule for each in resolve(inventory.structure, recipe.rules).decisions.values()]
+    asked = {mode_of(rule.qconfig) for rule in decided if rule.qconfig}
+    is_left_float = any(rule.tier == "module_name" and rule.is_float for rule in decided)
     on_functions = any(
         rule.tier == "function" and rule.qconfig and not rule.optional for rule in recipe.rules
     )
-    if not asked or "static" in asked or on_functions:
+    if not (asked or is_left_float) or "static" in asked or on_functions:
         return None
     return inventory

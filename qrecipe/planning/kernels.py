@@ -15,12 +15,14 @@ from torch import fx, nn
 
 from qrecipe.model.addresses import is_floating
 from qrecipe.model.altered_modules import alteration, lacks_statistics
+from qrecipe.model.changes import gives_tuple
 from qrecipe.model.graph_sites import Match
 from qrecipe.model.moving import moved
 from qrecipe.model.normalize import MULTIPLIES_WEIGHT, TAKES_WEIGHT
 from qrecipe.model.rewrites.batch_norms import why_function
 from qrecipe.model.trace_proof import Value
 from qrecipe.planning.moves import no_move
+from qrecipe.planning.plan import EXPORTED
 from qrecipe.recipe.schema import Backend, Phase, TensorSpec
 
 _CLAMPS = (nn.ReLU6, nn.Hardtanh, F.relu6, F.hardtanh, F.hardtanh_, torch.clamp)
@@ -51,6 +53,8 @@ def refusal(match: Match, backend: Backend) -> str | None:
             return altered
     if match.operation.kind == "passthrough" and _gives_several(match):
         return "it returns several results, which torch would observe as one"
+    if backend not in EXPORTED and any(map(gives_tuple, match.nodes)):
+        return "its results are read as a whole, and their number may depend on its input"
     if isinstance(match.module, _RECURRENT) and _takes_no_tensor(match):
         return "it takes a PackedSequence, which FX cannot quantize: pack it inside forward"
     if _lacks_batch(match):

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from qrecipe.errors.findings import QRecipeWarning
+
 Notice = tuple[str, type[Warning]]
 """A regular expression for the start of a message, and its category."""
 
@@ -44,6 +46,13 @@ def held_back(notices: Sequence[Notice]) -> Iterator[None]:
             warnings.filters is not home
         ):  # a catch_warnings elsewhere has copied them in the meantime
             _remove(added, warnings.filters)  # type: ignore[arg-type]
+
+
+@contextmanager
+def unwarned() -> Iterator[None]:
+    """Hold back our own warnings, where an earlier step has given them."""
+    with held_back([("", QRecipeWarning)]):
+        yield
 
 
 def import_aside(module: str) -> None:

@@ -41,6 +41,17 @@ def room_beside(rows: Sequence[Sequence[str]], most: int) -> int:
     return max(_NARROWEST, min(most, shutil.get_terminal_size().columns - taken))
 
 
+_EIGHTHS = " ▏▎▍▌▋▊▉"
+
+
+def bar(value: float, longest: float, width: int) -> str:
+    """A bar whose length is the value's share of ``longest``; none for 0 and less."""
+    if longest <= 0 or value <= 0:
+        return ""
+    eighths = round(value / longest * width * 8)
+    return ("█" * (eighths // 8) + _EIGHTHS[eighths % 8]).rstrip()
+
+
 def _is_on_terminal() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()  # None if the process has none
 

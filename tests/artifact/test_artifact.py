@@ -38,10 +38,8 @@ from qrecipe.errors.findings import (
 from qrecipe.execution.engine import engine
 from qrecipe.registry import table as registered
 
-ALWAYS = ("residual", "functional", "decoder", "nested", "attention")
-"""The nets that are run on every backend in any case."""
-
-SLOW = (("functional", "qnnpack"),)
+ALWAYS = ("residual", "decoder")
+"""The nets that are run on every backend in any case; the others take turns."""
 
 BACKENDS = [name for name in torch.backends.quantized.supported_engines if name != "none"]
 
@@ -51,8 +49,7 @@ BACKENDS = [name for name in torch.backends.quantized.supported_engines if name 
 
 def _static_runs():
     for (at, name), backend in product(enumerate(NETS), BACKENDS):
-        is_slow = name not in ALWAYS and (backend != "x86" or at % 2 == 1)
-        is_slow = is_slow or (name, backend) in SLOW
+        is_slow = name not in ALWAYS and backend != BACKENDS[(at + 1) % len(BACKENDS)]
         yield pytest.param(name, backend, marks=[pytest.mark.slow] if is_slow else [])
 
 
@@ -67,6 +64,20 @@ def test_static_models_come_back_to_the_bit_on_every_backend(name, backend, tmp_
     with engine(backend):
         for batch in net.batches(2):
             assert_same_outputs(converted, loaded, batch)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_layers_without_a_bias_come_back_though_qnnpack_gives_them_one(backend, tmp_path):
+    model = nn.Sequential(
+        *(nn.Conv2d(4, 4, 1, bias=False), nn.ConvTranspose2d(4, 6, 2, groups=2, bias=False)),
+        *(nn.Flatten(), nn.Linear(96, 3, bias=False)),
+    ).eval()
+    batches = [torch.randn(2, 4, 3, 3) for _ in range(10)]
+    a_recipe = recipe(head=f'backend = "{backend}"')
+    converted = qrecipe.quantize(model, a_recipe, batches, progress=silent, target_cpu="vnni")
+    loaded = round_trip(converted, model, tmp_path / "model.safetensors")
+    with engine(backend):
+        assert_same_outputs(converted, loaded, batches[0])
 
 
 @pytest.mark.parametrize("name", [*NETS][::3])

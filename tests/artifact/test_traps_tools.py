@@ -16,7 +16,6 @@ from torch.ao.quantization._correct_bias import bias_correction
 from torch.ao.quantization._equalize import equalize
 from torch.ao.quantization.fx._equalize import default_equalization_qconfig
 from torch.ao.quantization.fx._model_report.detector import PerChannelDetector
-from torch.ao.quantization.fx._model_report.model_report import ModelReport
 from torch.ao.quantization.quantize_fx import (
     _convert_to_reference_decomposed_fx,
     convert_fx,
@@ -155,6 +154,9 @@ def nested():
 
 
 def test_torchs_report_names_what_is_inside_a_fusion_and_here_reports_name_sites():
+    # not at the top: it imports matplotlib.pyplot
+    from torch.ao.quantization.fx._model_report.model_report import ModelReport
+
     model = nested()
     prepared = prepare_fx(copy.deepcopy(model), QConfigMapping().set_global(EIGHT), (IMAGES[0],))
     report = ModelReport(prepared, {PerChannelDetector()})

@@ -27,7 +27,7 @@ STATIC = {
     *("squeeze_excite", "decoder", "norms"),
 }
 DYNAMIC_TORCHVISION = {"convnext_tiny", "swin_t", "swin_v2_t", "vit_b_16"}
-ALWAYS = ("mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1")
+ALWAYS = ("squeezenet1_1", "squeeze_excite", "shapes")
 
 BY_SIZE = {"QR208"}
 """What no recipe can help: the toy nets are so small that int8 may be slower."""
@@ -46,8 +46,7 @@ def _corpus():
         marks = []
         if name in TORCHVISION:
             marks.append(pytest.mark.skipif(missing() is not None, reason=str(missing())))
-            marks += [] if name in ALWAYS else [pytest.mark.slow]
-        elif at % 3 != 1:
+        if name not in ALWAYS and (name in TORCHVISION or at % 3 != 1):
             marks.append(pytest.mark.slow)
         yield pytest.param(name, marks=marks)
 

@@ -368,13 +368,22 @@ def test_files_of_one_name_in_two_folders_are_two_modules(folder):
     assert result.exit_code == 0, result.stderr
 
 
-@pytest.mark.parametrize("command", ["plan", "compare", "sensitivity", "drift"])
-def test_missing_torch_is_a_usage_error(command):
-    code = "import sys; sys.modules['torch'] = None; import qrecipe.__main__ as m; m.main()"
-    data = () if command == "plan" else ("--data", "model.py:batches")
-    done = python("-c", code, command, STATIC, "--model", "model.py:factory", *data)
-    assert done.returncode == 2
-    assert "QR602 this command needs torch" in done.stderr
+def test_missing_torch_is_a_usage_error():
+    code = (
+        "import sys\n"
+        "sys.modules['torch'] = None\n"
+        "from qrecipe.__main__ import main\n"
+        "for name in ('plan', 'compare', 'sensitivity', 'drift'):\n"
+        "    data = () if name == 'plan' else ('--data', 'model.py:batches')\n"
+        f"    sys.argv = ['qrecipe', name, '{STATIC}', '--model', 'model.py:factory', *data]\n"
+        "    try:\n"
+        "        main()\n"
+        "    except SystemExit as error:\n"
+        "        print(error.code)\n"
+    )
+    done = python("-c", code)
+    assert done.stdout.split() == ["2"] * 4, done.stderr
+    assert done.stderr.count("QR602 this command needs torch") == 4
 
 
 # quantize

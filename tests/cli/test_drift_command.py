@@ -115,7 +115,7 @@ def test_a_dynamic_model_is_a_finding(stored):
         ("sensitivity", "builtin:x86-dynamic", *NAMED),
     ],
 )
-def test_html_writes_a_page(stored, arguments):
+def test_html_writes_a_page(stored, arguments, undrawn):
     result = run(*arguments, "--html", "report.html")
     assert result.exit_code == (1 if arguments[0] == "drift" else 0)
     page = (stored / "report.html").read_text()

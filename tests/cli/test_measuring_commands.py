@@ -1,4 +1,4 @@
-"""``qrecipe compare`` and ``qrecipe sensitivity``."""
+"""``qrecipe compare``, ``qrecipe profile`` and ``qrecipe sensitivity``."""
 
 from __future__ import annotations
 
@@ -25,6 +25,21 @@ def test_compare_as_json_is_one_document(folder):
     document = json.loads(result.stdout)
     assert document["batches"] == 10
     assert {"conv", "fc"} <= {site["name"] for site in document["sites"]}
+
+
+def test_profile_shows_sites_and_boundaries_and_writes_a_page(folder):
+    result = run("profile", STATIC, *NAMED, "--html", "times.html", "--plot", "times.png")
+    assert result.exit_code == 0
+    assert "float/int8" in result.stdout
+    assert "whole model: float" in result.stdout
+    assert (folder / "times.png").exists()
+    assert "<h2>Sites</h2>" in (folder / "times.html").read_text()
+
+
+def test_profile_as_json_is_one_document(folder):
+    document = json.loads(run("profile", STATIC, *NAMED, "--json").stdout)
+    assert {"conv", "fc"} <= {site["name"] for site in document["sites"]}
+    assert document["conditions"]["rounds"] > 0
 
 
 def test_sensitivity_ranks_and_writes_an_overlay_that_quantizes(folder):

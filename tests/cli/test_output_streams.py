@@ -6,14 +6,17 @@ import os
 import shlex
 import subprocess
 import sys
+from itertools import product
 
 import pytest
 from places import ROOT
+from shares import every
 
 from qrecipe.terminal.progress import terminal_progress
 from qrecipe.terminal.tables import render_table, room_beside
 
 SOUND = "check recipes/x86-static.toml"
+WRITING = (SOUND, "show builtin:x86-static", "check --help")
 NO_SPACE = "QR431 cannot write to the standard output: no space left on device\n"
 is_linux = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a full device is Linux's")
 
@@ -31,9 +34,9 @@ def shell(command: str, redirection: str, **variables: str) -> subprocess.Comple
     )
 
 
-@pytest.mark.parametrize("command", [SOUND, "show builtin:x86-static", "check --help"])
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_pipe_that_nobody_reads_ends_a_command_in_silence(command, unbuffered):
+@pytest.mark.parametrize("case", every(2, product(("", "1"), WRITING)))
+def test_a_pipe_that_nobody_reads_ends_a_command_in_silence(case):
+    unbuffered, command = case
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
@@ -56,9 +59,11 @@ def test_the_first_lines_alone_can_be_read():
 
 
 @is_linux
-@pytest.mark.parametrize("command", [SOUND, "check --json nowhere.toml", "--version"])
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_full_device_is_one_line_and_no_success(command, unbuffered):
+@pytest.mark.parametrize(
+    "case", every(2, product(("", "1"), (SOUND, "check --json nowhere.toml", "--version")))
+)
+def test_a_full_device_is_one_line_and_no_success(case):
+    unbuffered, command = case
     done = shell(command, "> /dev/full", PYTHONUNBUFFERED=unbuffered)
     assert done.returncode == 1
     assert done.stderr.endswith(NO_SPACE)

@@ -1,4 +1,4 @@
-"""``qrecipe tune``."""
+"""``qrecipe tune`` and ``qrecipe fastest``."""
 
 from __future__ import annotations
 
@@ -230,3 +230,23 @@ def test_a_browser_shows_what_tune_has_written(folder, call):
         assert is_drawn(region)
         edges = (region[:, :2], region[:, -2:], region[:2], region[-2:])
         assert all((edge == 255).all() for edge in edges)
+
+
+NAMED = ("--model", "model.py:factory", "--data", "model.py:batches")
+
+
+def test_fastest_says_what_it_measured_and_writes_a_recipe(folder):
+    result = run("fastest", STATIC, *NAMED, "--threads", "1", "--out", "fast.toml")
+    assert result.exit_code == 0, result.stderr
+    assert "the recipe as it is" in result.stdout
+    assert "1 thread, torch" in result.stdout
+    assert "written to fast.toml" in result.stdout
+    assert f'extends = "{STATIC}"' in (folder / "fast.toml").read_text()
+    assert run("plan", "fast.toml", *NAMED[:2]).exit_code == 0
+
+
+def test_fastest_as_json_is_one_document(folder):
+    document = json.loads(run("fastest", STATIC, *NAMED, "--json").stdout)
+    assert document["winner"] in ("recipe", "mixture", "float")
+    assert document["out"] is None
+    assert document["profile"]["conditions"]["rounds"] > 0

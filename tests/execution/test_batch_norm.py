@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import copy
+from itertools import product
 
 import pytest
 import torch
 from plain_torch import converted, mapping
 from runs import silent
+from shares import every
 from torch import nn
 
 import qrecipe
@@ -74,9 +75,9 @@ def test_torch_folds_a_batch_norm_along_the_features_where_it_normalises_the_poi
     assert sqnr_db(model(model.batches[0]), found(model.batches[0])) < 10
 
 
-@pytest.mark.parametrize("mode", RECIPES)
-@pytest.mark.parametrize("layers", [(), (nn.ReLU(),), (nn.LeakyReLU(),)], ids=str)
-def test_a_batch_norm_over_points_is_not_folded_into_a_linear_layer(mode, layers, tmp_path):
+@pytest.mark.parametrize("case", every(2, product(RECIPES, [[], [nn.ReLU()], [nn.LeakyReLU()]])))
+def test_a_batch_norm_over_points_is_not_folded_into_a_linear_layer(case, tmp_path):
+    mode, layers = case
     model = points(*layers)
     found = quantized(model, qrecipe.parse_recipe(RECIPES[mode]))
     check_right_and_stored(model, found, mode, tmp_path)
@@ -98,17 +99,14 @@ def test_a_convolution_of_one_sample_without_a_batch_stays_float_with_the_reason
     assert sqnr_db(model(model.batches[0]), found(model.batches[0])) > 25
 
 
-@pytest.mark.parametrize("norm", [nn.BatchNorm2d(16), nn.BatchNorm2d(16, affine=False)], ids=str)
-@pytest.mark.parametrize("groups", [1, 2, 8])
-@pytest.mark.parametrize("bias", [True, False])
-def test_a_batch_norm_is_folded_into_a_transposed_convolution_of_several_groups(
-    groups, bias, norm, tmp_path
-):
+@pytest.mark.parametrize("case", every(3, product([1, 2, 8], [True, False], [True, False])))
+def test_a_batch_norm_is_folded_into_a_transposed_convolution_of_several_groups(case, tmp_path):
+    groups, affine, bias = case
     torch.manual_seed(0)
     model = Net(
         (4, 8, 5, 10),
         nn.ConvTranspose2d(8, 16, 3, groups=groups, bias=bias),
-        copy.deepcopy(norm),
+        nn.BatchNorm2d(16, affine=affine),
     )
     found = quantized(model, qrecipe.parse_recipe(RECIPES["static"]))
     assert type(found.get_submodule("body.0")).__name__ == "ConvTranspose2d"
@@ -143,11 +141,9 @@ BARE = {
 }
 
 
-@pytest.mark.parametrize("mode", ["static", "training", "float"])
-@pytest.mark.parametrize("kind", BARE)
-def test_a_batch_norm_without_weights_is_folded_trained_and_quantized_like_others(
-    kind, mode, tmp_path
-):
+@pytest.mark.parametrize("case", every(2, product(BARE, ["static", "training", "float"])))
+def test_a_batch_norm_without_weights_is_folded_trained_and_quantized_like_others(case, tmp_path):
+    kind, mode = case
     torch.manual_seed(0)
     model = Net(*BARE[kind]())
     keys = list(model.state_dict())

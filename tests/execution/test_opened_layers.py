@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from corpus import missing, torchvision
 from plans import net_of, recipe, sites, verdicts
 from runs import silent
 from torch import nn
@@ -193,17 +194,21 @@ def planned(converted):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(missing() is not None, reason=str(missing()))
 @pytest.mark.parametrize("name", ["ShiftedWindowAttention", "ShiftedWindowAttentionV2"])
 @pytest.mark.parametrize("size", [(8, 8), (10, 7), (4, 12), (3, 9)])
 def test_attention_in_windows_computes_the_same(name, size):
-    swin = pytest.importorskip("torchvision.models.swin_transformer")
+    swin = torchvision("models.swin_transformer")
     for shift in (0, 2):
         layer = getattr(swin, name)(12, [4, 4], [shift, shift], 3).eval()
         with torch.no_grad():
             for parameter in layer.parameters():
                 parameter.normal_()
-        plan = qrecipe.plan(nn.Sequential(layer).eval(), recipe(), torch.randn(2, *size, 12))
-        assert sites(plan)["0.qkv"].verdict == sites(plan)["0.proj"].verdict == "quantized"
+        model = nn.Sequential(nn.Linear(12, 12), layer).eval()
+        found = sites(qrecipe.plan(model, recipe(), torch.randn(2, *size, 12)))
+        assert found["1.qkv"].verdict == found["1.proj"].verdict == "quantized"
+        assert found["1.windows"].reason == "moves the integers of 0"
+        assert found["1.merged"].reason == "moves the integers of 1.proj"
 
 
 MASKED = torch.zeros(5, 5).masked_fill(torch.ones(5, 5).triu(1) > 0, -torch.inf)

@@ -15,7 +15,7 @@ from torch.ao.nn.quantized.dynamic import Linear as DynamicLinear
 
 import qrecipe
 from qrecipe.audit.sqnr import output_sqnr_db, sqnr_db
-from qrecipe.measure.latency import compare_latency
+from qrecipe.measure.latency import Latency, compare_latency
 from qrecipe.measure.sizes import model_size
 from qrecipe.model.call import Inputs
 
@@ -92,6 +92,15 @@ def test_latency_is_the_ratio_of_medians_of_equally_many_runs():
     assert 5 <= latency.runs < slow.calls
     assert 2 < latency.ratio < 5
     assert latency.threads == torch.get_num_threads()
+
+
+@pytest.mark.parametrize(
+    ("candidate", "is_slower"),
+    [([1.2, 1.3, 1.2, 1.4], True), ([1.0, 1.1, 1.2, 1.4], False), ([0.5, 0.5, 0.6, 9.0], False)],
+)
+def test_slower_is_only_what_is_slower_beyond_noise(candidate, is_slower):
+    latency = Latency.of([1.0, 0.9, 1.1, 1.0], candidate)
+    assert (latency.is_slower, latency.reference, latency.runs) == (is_slower, 1.0, 4)
 
 
 def test_infinities_that_both_have_are_equal():

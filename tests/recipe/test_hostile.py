@@ -7,6 +7,7 @@ from functools import partial
 from random import Random
 
 import hostile
+import hostile_artifacts
 import pytest
 import tomli
 from artifacts import quantized, recipe, stored
@@ -71,7 +72,7 @@ def test_any_pattern_matches_any_name_or_is_none(folder, seed):
 @given(seed=SEEDS)
 @many(30)
 def test_any_artifact_is_taken_or_refused_in_our_words(folder, artifact, load, seed):
-    hostile.artifact_case(Random(seed), folder, artifact, load)
+    hostile_artifacts.artifact_case(Random(seed), folder, artifact, load)
 
 
 @given(seed=SEEDS)
@@ -158,7 +159,7 @@ def test_the_cases_reach_what_they_are_made_for(folder, artifact, load, lock):
         hostile.recipe_case: {"QR003", "QR004", "QR101", "QR103", "accepted"},
         hostile.reference_case: {"QR120", "QR121", "QR122", "accepted"},
         hostile.pattern_case: {"QR110", "accepted"},
-        partial(hostile.artifact_case, good=artifact, load=load): {"QR503", "QR505"},
+        partial(hostile_artifacts.artifact_case, good=artifact, load=load): {"QR503", "QR505"},
         partial(hostile.lock_case, good=lock): {"QR321", "accepted"},
     }
     for case, wanted in cases.items():

@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 
 import hostile
+import hostile_artifacts
 import pytest
 from artifacts import stored
 from places import SUPPORT
@@ -149,7 +150,7 @@ def process(tmp_path_factory):
     for number, text in enumerate(NAMING_CODE):
         (tree / f"named{number}.toml").write_text(HEAD + text)
     path = stored(folder, "mlp")
-    forged = list(hostile.with_text_everywhere(path.read_bytes(), MARKER))
+    forged = list(hostile_artifacts.with_text_everywhere(path.read_bytes(), MARKER))
     path.rename(folder / "0.safetensors")
     for number, content in enumerate(forged):
         (folder / f"forged{number}.safetensors").write_bytes(content)
@@ -247,12 +248,12 @@ import json, resource
 from pathlib import Path
 from giants import GIANTS
 from nets import NETS
-import hostile, qrecipe
+import hostile_artifacts, qrecipe
 model, folder = NETS["mlp"].model(), Path(sys.argv[1])
 good = (folder / "mlp.safetensors").read_bytes()
 qrecipe.load_quantized(folder / "mlp.safetensors", model)
 bombs = []
-for number, bomb in enumerate(hostile.artifact_bombs(good)):
+for number, bomb in enumerate(hostile_artifacts.artifact_bombs(good)):
     bombs.append(folder / f"bomb{number}.safetensors")
     bombs[-1].write_bytes(bomb)
 texts = {name: text() for name, text in GIANTS.items()}
@@ -290,6 +291,6 @@ def test_giants_and_bombs_are_read_within_256_mebibytes(tmp_path):
 
 def test_the_bombs_are_larger_than_what_they_may_unpack_to(tmp_path):
     good = stored(tmp_path, "mlp").read_bytes()
-    bombs = list(hostile.artifact_bombs(good))
+    bombs = list(hostile_artifacts.artifact_bombs(good))
     headers = [read_header(io.BytesIO(bomb), len(bomb), "bomb") for bomb in bombs]
-    assert max(len("".join(hostile.every_text(header))) for header in headers) > 2**24
+    assert max(len("".join(hostile_artifacts.every_text(header))) for header in headers) > 2**24

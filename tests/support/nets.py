@@ -356,7 +356,7 @@ class Net:
 
     def model(self) -> nn.Module:
         """The model in eval mode, with BatchNorm statistics of its own."""
-        torch.manual_seed(1)
+        torch.default_generator.manual_seed(1)  # manual_seed: see conftest.py
         model = self.build()
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -367,7 +367,7 @@ class Net:
         return model.eval()
 
     def batches(self, count: int = 10) -> list[Any]:
-        torch.manual_seed(2)
+        torch.default_generator.manual_seed(2)
         return [self.batch() for _ in range(count)]
 
 

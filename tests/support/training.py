@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 from runs import tensors_of
+from torch.ao.quantization import FakeQuantizeBase
 
 import qrecipe
+from qrecipe.audit.sqnr import output_sqnr_db
 from qrecipe.model.call import Inputs
 
 KINDS = {
@@ -49,3 +51,28 @@ def trained(model, batches, recipe):
     prepared = compiled.prepare()
     train(prepared, batches)
     return compiled, prepared
+
+
+def db(reference, candidate, batch):
+    """The SQNR of one model's output against another's."""
+    with torch.no_grad():
+        call = Inputs.from_batch(batch).call
+        return output_sqnr_db(call(reference), call(candidate))
+
+
+def fake_quants(model):
+    return {n: m for n, m in model.named_modules() if isinstance(m, FakeQuantizeBase)}
+
+
+def qparams(model):
+    """Copies of all scales and zero points, by name."""
+    return {
+        name: tuple(x.detach().clone() for x in module.calculate_qparams())
+        for name, module in fake_quants(model).items()
+    }
+
+
+def same(one, two):
+    return one.keys() == two.keys() and all(
+        torch.equal(a, b) for name in one for a, b in zip(one[name], two[name], strict=True)
+    )

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -15,7 +14,7 @@ from qrecipe.authoring.tune.cheapest_sets import SiteCost
 from qrecipe.authoring.tune.levers import Candidate, Lever, digest_of
 from qrecipe.authoring.tune.log import TrialLog, again
 from qrecipe.authoring.tune.search import Measured, Trial
-from qrecipe.errors.findings import ExecutionError, QRecipeError, QRecipeWarning, RecipeError
+from qrecipe.errors.findings import ExecutionError, QRecipeError, RecipeError
 from qrecipe.errors.text import finite_or_none, first_line
 from qrecipe.execution.batches import Forward, limited
 from qrecipe.measure.compare.comparison import compare
@@ -25,7 +24,7 @@ from qrecipe.measure.sensitivity.scores import number
 from qrecipe.model.copies import runnable_copy
 from qrecipe.pipeline import quantize, simulate
 from qrecipe.planning.target_cpu import TargetCpu
-from qrecipe.process.warnings import held_back
+from qrecipe.process.warnings import unwarned
 from qrecipe.recipe.overlay import overlay_recipe, rule_key
 from qrecipe.recipe.recipe import Recipe
 from qrecipe.recipe.schema import FLOAT
@@ -204,13 +203,6 @@ def _costs(ranking: Ranking, shares: Mapping[str, float]) -> list[SiteCost]:
         )
         for site in ranking.sites
     ]
-
-
-@contextmanager
-def unwarned() -> Iterator[None]:
-    """Suppress warnings: the first candidate has given them, or the trial measures the effect."""
-    with held_back([("", QRecipeWarning)]):
-        yield
 
 
 def as_calibrated(recipe: Recipe) -> Recipe:

@@ -23,7 +23,6 @@ from qrecipe.authoring.tune.trials import (
     Stopped,
     accuracy,
     as_calibrated,
-    unwarned,
 )
 from qrecipe.errors.findings import ExecutionError, Finding
 from qrecipe.errors.text import counted, shown
@@ -39,6 +38,7 @@ from qrecipe.planning.inventory import inventory_of
 from qrecipe.planning.plan import Plan
 from qrecipe.planning.target_cpu import TargetCpu, unjudged_sites
 from qrecipe.process.neutral import neutral
+from qrecipe.process.warnings import unwarned
 from qrecipe.recipe.recipe import Recipe, load_recipe
 from qrecipe.recipe.references import path_text
 from qrecipe.terminal.progress import Progress, chosen_progress

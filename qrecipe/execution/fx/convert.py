@@ -30,7 +30,12 @@ from qrecipe.execution.fake_quants import freeze_batch_norm
 from qrecipe.execution.fx.drops import observe_before_drops, remove_drops
 from qrecipe.execution.fx.emission import Emission, erase_marks
 from qrecipe.execution.fx.flat_code import look_modules_up_once
-from qrecipe.execution.fx.lowering import lower_ours, read_shapes_of_integers
+from qrecipe.execution.fx.lowering import (
+    join_in_one_layout,
+    lower_ours,
+    read_shapes_of_integers,
+)
+from qrecipe.execution.fx.moved_once import observe_moved_again, observe_moved_once
 from qrecipe.execution.fx.numbers import numbers_unobserved
 from qrecipe.execution.fx.repetition import without_repetition
 from qrecipe.execution.packing import packed_convolution, packed_sites, quantized_per_channel
@@ -82,6 +87,7 @@ def prepared_copy(
         if FROZEN in node.meta:
             freeze_batch_norm(prepared.get_submodule(str(node.target)))
     share_connected_observers(prepared)
+    observe_moved_once(prepared)
     keep_state_names(prepared)
     attach_preserved_attrs_to_model(prepared, dict(configs.preserved))
     return prepared
@@ -105,6 +111,7 @@ def reference(prepared: fx.GraphModule, configs: Configs) -> fx.GraphModule:
     # conversion modifies its input model
     source = structural_copy(prepared)
     remove_drops(source)
+    observe_moved_again(source)
     try:
         with quiet(), _nothing_kept(), _own_weights_only(), random_numbers_kept():
             converted = convert(
@@ -152,6 +159,7 @@ def lowered(
     converted.delete_all_unused_submodules()
     erase_marks(converted)
     read_shapes_of_integers(converted)
+    join_in_one_layout(converted)
     look_modules_up_once(converted)
     _preserve(prepared, converted, configs.convert.preserved_attributes)
     return converted

@@ -1,8 +1,7 @@
-"""Lowering of what torch's tables do not know: calls that move integers, and SiLU."""
+"""Lowering of what torch does not know: moved integers, joined layouts, and SiLU."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from qrecipe.model.moving import arguments, last_name, moved, padded
+from qrecipe.model.addresses import carries_data
+from qrecipe.model.integers import laid_out_like, padded, resampled, rolled
+from qrecipe.model.moving import arguments, averages, last_name, moved
 from qrecipe.model.rewrites.shape_readers import reads_shape
-from qrecipe.model.trace_proof import Value
 
 
 def lower_ours(reference: fx.GraphModule, qconfigs: Mapping[str, Any]) -> None:
@@ -26,6 +26,9 @@ def lower_ours(reference: fx.GraphModule, qconfigs: Mapping[str, Any]) -> None:
             continue
         if node.target is moved:
             _move(node)
+        elif node.target is F.interpolate and averages(node):
+            _share_scale(node)
+            node.target = resampled
         elif node.target is F.silu or type(modules.get(str(node.target))) is nn.SiLU:
             _multiply_by_sigmoid(node)
 
@@ -38,6 +41,27 @@ def read_shapes_of_integers(converted: fx.GraphModule) -> None:
             converted.graph.erase_node(node)
 
 
+_JOINS = tuple(
+    getattr(torch.ops.quantized, name) for name in ("add", "add_relu", "mul", "mul_relu")
+)
+
+
+def join_in_one_layout(converted: fx.GraphModule) -> None:
+    """Let sums and products of quantized tensors read both in one shape and layout, in place."""
+    for node in list(converted.graph.nodes):
+        is_join = node.target in _JOINS and node.args[0] is not node.args[1]
+        if not is_join or not all(_is_tensor(each) for each in node.args[:2]):
+            continue
+        for own, other in ((0, 1), (1, 0)):
+            pair = (node.args[own], node.args[other])
+            with converted.graph.inserting_before(node):
+                node.update_arg(own, converted.graph.call_function(laid_out_like, pair))
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, fx.Node) and carries_data(value)
+
+
 def _is_between(node: fx.Node) -> bool:
     source = node.args[0] if node.args else None
     is_fed = isinstance(source, fx.Node) and source.target == "dequantize"
@@ -45,15 +69,20 @@ def _is_between(node: fx.Node) -> bool:
 
 
 def _move(node: fx.Node) -> None:
-    """Move integers: input and output share an observer, and so scale and zero point."""
+    _share_scale(node)
+    given = arguments(node)
+    if last_name(node) == "roll":
+        node.target, node.args = rolled, (node.args[0], given["shifts"], given["dims"])
+    elif last_name(node) == "pad" and given.get("mode") in (None, "constant"):
+        node.target, node.args = padded, (node.args[0], given["pad"])
+
+
+def _share_scale(node: fx.Node) -> None:
+    """Take and give integers: input and output share an observer, and so scale and zero point."""
     node.update_arg(0, node.all_input_nodes[0].args[0])
     for quantize in list(node.users):
         quantize.replace_all_uses_with(node)
         node.graph.erase_node(quantize)
-    if last_name(node) == "roll":
-        _cut_and_join(node)
-    elif last_name(node) == "pad" and arguments(node).get("mode") in (None, "constant"):
-        node.target, node.args = padded, (node.args[0], arguments(node)["pad"])
 
 
 def _multiply_by_sigmoid(node: fx.Node) -> None:
@@ -69,25 +98,3 @@ def _multiply_by_sigmoid(node: fx.Node) -> None:
         quantize.replace_all_uses_with(product)
         node.graph.erase_node(quantize)
     node.graph.erase_node(node)
-
-
-def _cut_and_join(node: fx.Node) -> None:
-    """Roll along one dimension after the other, as no kernel does it."""
-    given = arguments(node)
-    shifts, dims = (
-        value if isinstance(value, (tuple, list)) else (value,)
-        for value in (given["shifts"], given["dims"])
-    )
-    graph, rolled = node.graph, node.args[0]
-    with graph.inserting_before(node):
-        for shift, dim in zip(shifts, dims, strict=True):
-            size = graph.call_method("size", (rolled, dim))
-            start = graph.call_function(operator.mod, (-shift, size))
-            size.meta["value"] = start.meta["value"] = Value(False, False)
-            parts = graph.call_method("tensor_split", (rolled, (start,), dim))
-            swapped = graph.call_function(operator.getitem, (parts, slice(None, None, -1)))
-            rolled = graph.call_function(torch.cat, (swapped, dim))
-    assert isinstance(rolled, fx.Node)
-    rolled.meta = dict(node.meta)
-    node.replace_all_uses_with(rolled)
-    graph.erase_node(node)

@@ -19,7 +19,7 @@ from qrecipe._torch_fx import (
     prepare,
     propagate_qconfig_,
 )
-from qrecipe.model.graph_sites import quantize_handlers
+from qrecipe.model.matching import dtype_configs, quantizable_in, quantize_handlers, root_getters
 from qrecipe.process.state import alone
 
 
@@ -27,13 +27,17 @@ from qrecipe.process.state import alone
 def without_repetition(model: nn.Module, backend_config: BackendConfig) -> Iterator[None]:
     """Inside, ``prepare`` of this model and config gives the same result sooner.
 
-    It would make classes of the config's patterns for each graph, create an observer for each
-    question about a qconfig, list all modules for each observer that it inserts, and try all
-    numbers from 0 for the observer's name. It would also make a qconfig of its own for each module,
-    to have the observers on its device, and then ask everything about each of them.
+    It would make classes of the config's patterns for each graph and try all of them at each node,
+    list them again for each node, create an observer for each question about a qconfig, list all
+    modules for each observer that it inserts, and try all numbers from 0 for the observer's name.
+    It would also make a qconfig of its own for each module, to have the observers on its device,
+    and then ask everything about each of them.
     """
     ours = {
+        "_find_matches": quantizable_in,
         "_get_pattern_to_quantize_handlers": _handlers_of(backend_config),
+        "get_fusion_pattern_to_root_node_getter": root_getters,
+        "get_pattern_to_dtype_configs": dtype_configs,
         "_qconfig_satisfies_dtype_config_constraints": _answers_kept(),
         "get_qconfig_dtypes": cache(get_qconfig_dtypes),
         "get_new_attr_name_with_prefix": _names_counted(),

@@ -17,7 +17,7 @@ from qrecipe._torch_fx import (
 from qrecipe.audit.modules import differs, weight_problem
 from qrecipe.errors.findings import Finding
 from qrecipe.execution.part import Realised
-from qrecipe.model.addresses import CALLS, is_conversion, is_floating, site_of
+from qrecipe.model.addresses import CALLS, carries_data, is_conversion, site_of
 from qrecipe.model.moving import PIECE, moves
 from qrecipe.model.quantized import Became, module_became
 from qrecipe.planning.plan import Plan
@@ -70,15 +70,9 @@ def _became(node: fx.Node, modules: dict[str, nn.Module], quantized: set[fx.Node
     else:
         became = _function_became(node.target)
     if became == "float" and _keeps_quantized(node, modules):
-        sources = [source for source in node.all_input_nodes if _carries_data(source)]
+        sources = [source for source in node.all_input_nodes if carries_data(source)]
         return "static" if sources and all(n in quantized for n in sources) else "float"
     return became
-
-
-def _carries_data(node: fx.Node) -> bool:
-    """Whether the node gives floating or quantized tensors, rather than sizes or indices."""
-    # nodes that conversion made carry no value and are always tensors
-    return node.op in CALLS and ("value" not in node.meta or is_floating(node))
 
 
 def _function_became(target: Any) -> Became:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,9 +12,9 @@ from torch import fx, nn
 
 from qrecipe.audit.sqnr import Totals
 from qrecipe.execution.part import Realised
+from qrecipe.measure.watched import Watched
 from qrecipe.model.addresses import is_conversion, site_of
-from qrecipe.model.call import Inputs, bind
-from qrecipe.model.copies import structural_copy, with_parts
+from qrecipe.model.copies import with_parts
 from qrecipe.model.graph_sites import Inventory
 
 
@@ -103,27 +102,6 @@ def watched_converted(
     return with_parts(converted, {path: Watched(part, see) for path, part in parts.items()})
 
 
-def watched_modules(
-    model: nn.Module, names: Iterable[str], keep: Callable[[str, Any], None], times: Times
-) -> nn.Module:
-    """A copy of an untraced model whose named modules pass their outputs to ``keep``."""
-    watched = structural_copy(model).eval()
-    for name in names:
-        _watch(watched.get_submodule(name), name, keep, times)
-    return watched
-
-
-def _watch(module: nn.Module, name: str, keep: Callable[[str, Any], None], times: Times) -> None:
-    started: list[float] = []
-
-    def stop(module: nn.Module, args: Any, output: Any) -> None:
-        times.add(name, time.perf_counter() - started.pop())
-        keep(name, output)
-
-    module.register_forward_pre_hook(lambda *_: started.append(time.perf_counter()))
-    module.register_forward_hook(stop)
-
-
 def _giver(node: fx.Node) -> fx.Node:
     """The node with the site's result: in a reference model the one that quantizes it again."""
     users = list(node.users)
@@ -134,32 +112,3 @@ def _giver(node: fx.Node) -> fx.Node:
 def _is_reference(node: fx.Node) -> bool:
     """Whether the node computes in float between dequantize and quantize."""
     return any(map(is_conversion, node.all_input_nodes))
-
-
-See = Callable[[fx.Node, Any, float], None]
-"""Called with each node, its result and the seconds that it took."""
-
-
-class Watched(nn.Module):
-    """Computes what the graph module does, and passes each result to ``see``."""
-
-    def __init__(self, graph_module: fx.GraphModule, see: See) -> None:
-        super().__init__()
-        self.graph_module = graph_module
-        self._see = see
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        inputs = bind(self.graph_module, self.graph_module, Inputs(args, kwargs))
-        return _Watching(self.graph_module, self._see).run(*inputs)
-
-
-class _Watching(fx.Interpreter):
-    def __init__(self, graph_module: fx.GraphModule, see: See) -> None:
-        super().__init__(graph_module)
-        self._see = see
-
-    def run_node(self, n: fx.Node) -> Any:
-        start = time.perf_counter()
-        result = super().run_node(n)
-        self._see(n, result, time.perf_counter() - start)
-        return result

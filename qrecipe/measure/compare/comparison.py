@@ -32,9 +32,9 @@ from qrecipe.measure.compare.activations import (
     Activations,
     Times,
     watched_converted,
-    watched_modules,
     watched_reference,
 )
+from qrecipe.measure.watched import watched_modules
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.model.out_of_place import without_changes_in_place
 from qrecipe.planning.inventory import inventory_of
@@ -231,9 +231,18 @@ class _Run:
             )
         else:
             names = list(inventory.matches)
+
+            def see_reference(name: str, result: Any, seconds: float) -> None:
+                before.add(name, seconds)
+                seen.hold(name, result)
+
+            def see_converted(name: str, result: Any, seconds: float) -> None:
+                after.add(name, seconds)
+                seen.match(name, result)
+
             self._models = (
-                watched_modules(reference, names, seen.hold, before),
-                watched_modules(converted, names, seen.match, after),
+                watched_modules(reference, names, see_reference),
+                watched_modules(converted, names, see_converted),
             )
 
     def batch(self, batch: Any, index: int) -> None:

@@ -69,14 +69,42 @@ def plot_comparison(report: Comparison, path: str | os.PathLike[str]) -> None:
     quality, time = figure.subplots(1, 2, sharey=True)
     values = [math.nan if s.activation is None else s.activation.sqnr_db for s in report.sites]
     _bars(quality, names, values, "SQNR of the activation (dB)")
-    rows = range(len(names))
     float_shares = [100 * site.float_share for site in report.sites]
     int8_shares = [100 * site.quantized_share for site in report.sites]
-    time.barh([row - 0.2 for row in rows], float_shares, 0.4, color="0.7", label="float")
-    time.barh([row + 0.2 for row in rows], int8_shares, 0.4, color="#4c78a8", label="int8")
-    time.set_xlabel("share of the time (%)")
-    time.legend(loc="lower right")
+    _paired_bars(time, float_shares, int8_shares, "share of the time (%)")
     _save(figure, path)
+
+
+def plot_times(
+    names: Sequence[str],
+    floats: Sequence[float],
+    ints: Sequence[float],
+    path: str | os.PathLike[str],
+) -> None:
+    """The chart of `times` as a file."""
+    _save(_drawn_times(names, floats, ints), path)
+
+
+def times(names: Sequence[str], floats: Sequence[float], ints: Sequence[float]) -> bytes:
+    """Two bars per name, from the top: milliseconds in float and in int8."""
+    return _svg(_drawn_times(names, floats, ints))
+
+
+def _drawn_times(names: Sequence[str], floats: Sequence[float], ints: Sequence[float]) -> Any:
+    figure = _bar_figure(len(names))
+    axes = figure.subplots()
+    _label(axes.yaxis, range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    _paired_bars(axes, floats, ints, "milliseconds")
+    return figure
+
+
+def _paired_bars(axes: Any, floats: Sequence[float], ints: Sequence[float], label: str) -> None:
+    places = range(len(floats))
+    axes.barh([place - 0.2 for place in places], floats, 0.4, color="0.7", label="float")
+    axes.barh([place + 0.2 for place in places], ints, 0.4, color="#4c78a8", label="int8")
+    axes.set_xlabel(label)
+    axes.legend(loc="lower right")
 
 
 def _drawn_bars(names: Sequence[str], values: Sequence[float], label: str) -> Any:

@@ -1,4 +1,4 @@
-"""The report pages: ranking, comparison, drift, tuning."""
+"""The report pages: ranking, comparison, profile, drift, tuning."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from qrecipe.measure.drift.report import (
 )
 from qrecipe.measure.pages import charts
 from qrecipe.measure.pages.page import Figure, Page
+from qrecipe.measure.profile.report import Profile
 from qrecipe.measure.sensitivity.ranking import EFFECT, Ranking
 from qrecipe.rules.resolution import listed
 from qrecipe.terminal.report import Section, Table, Text
@@ -82,6 +83,21 @@ def ranking_page(ranking: Ranking, activations: Activations, origin: Provenance)
         reasons = list(ranking.unranked.items())
         sections.append(Table("Sites without an error of their own", ("site", "why"), reasons))
     return _page(f"Sensitivity: {_name(origin)}", sections, origin)
+
+
+def profile_page(profile: Profile, origin: Provenance) -> Page:
+    """The page about the time of sites and boundaries."""
+    *tables, result = profile._sections()
+    shown = profile.sites[:MOST_BARS]
+    drawing = charts.times(
+        [site.name for site in shown],
+        [1000 * site.float_time.seconds for site in shown],
+        [1000 * site.int8_time.seconds for site in shown],
+    )
+    cut = "" if len(shown) == len(profile.sites) else f"The worst of {len(profile.sites)} sites."
+    title = "Time of each site, the worst loss first"
+    figure = Figure(title, drawing, f"milliseconds of {len(shown)} sites, float and int8", cut)
+    return _page(f"Profile: {_name(origin)}", [result, figure, *tables], origin)
 
 
 def tune_page(

@@ -18,14 +18,13 @@ from qrecipe.recipe import overlay
 from qrecipe.recipe.recipe import Ingredient, Recipe, published
 from qrecipe.recipe.references import path_text
 from qrecipe.terminal.report import Report, Section, Table, Text
-from qrecipe.terminal.tables import room_beside
+from qrecipe.terminal.tables import bar, room_beside
 
 Method = Literal["exact", "estimate"]
 
 EFFECT = "SQNR of the output with this site alone quantized (dB)"
 
 _BAR = 30
-_EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -75,7 +74,7 @@ class Ranking(Report):
         header = ("site", "operation", self._label)
         room = room_beside((header, *columns), _BAR)
         rows = [
-            (*cells, _bar(self._error(site), longest, room))
+            (*cells, bar(self._error(site), longest, room))
             for cells, site in zip(columns, self.sites, strict=True)
         ]
         yield Table("Ranking", (*header, self._bar_label), rows, numeric=frozenset({2}))
@@ -248,10 +247,3 @@ def worst_first(site: RankedSite) -> float:
 def contradiction(message: str) -> ExecutionError:
     """The error for arguments that are invalid or contradict each other (QR425)."""
     return ExecutionError(Finding("QR425", message))
-
-
-def _bar(error: float, longest: float, width: int) -> str:
-    if longest <= 0 or error <= 0:
-        return ""
-    eighths = round(error / longest * width * 8)
-    return ("█" * (eighths // 8) + _EIGHTHS[eighths % 8]).rstrip()

@@ -1,0 +1,1 @@
+"""Choosing int8 or float for each site by time."""

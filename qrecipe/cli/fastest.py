@@ -1,0 +1,46 @@
+"""``qrecipe fastest``: which sites to leave float for speed."""
+
+from __future__ import annotations
+
+import qrecipe
+from qrecipe.cli.options import (
+    DataOption,
+    JsonOption,
+    ModelOption,
+    OutOption,
+    PluginOption,
+    RecipeArgument,
+    ThreadsOption,
+)
+from qrecipe.cli.output import out_and_save, reported
+from qrecipe.cli.user_code import user_code, user_output
+
+
+def fastest(
+    recipe: RecipeArgument,
+    model: ModelOption,
+    data: DataOption,
+    output: OutOption = None,
+    threads: ThreadsOption = None,
+    plugin: PluginOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Leave the sites float that are slower in int8 on this machine.
+
+    Measures the sites, and the best choice against the recipe as it is and against float; what is
+    not faster beyond noise changes nothing.
+
+    \b
+    Examples:
+      qrecipe fastest cnn.toml --model model.py:factory --data model.py:batches --threads 1
+      qrecipe fastest cnn.toml --model model.py:factory --data model.py:batches --out fast.toml
+    """
+    with reported(as_json=json):
+        from qrecipe.cli.model_argument import get_ready, load_job
+
+        get_ready(threads, out=output)
+        with user_code(plugin) as code:
+            with user_output():
+                job = load_job(code, recipe, model, data, "this")
+                result = qrecipe.fastest(job.model, job.recipe, job.data())
+            out_and_save(result, "out", output, result.save, as_json=json)

@@ -1,0 +1,224 @@
+"""What a profile says: times of sites and boundaries, and of the whole they belong to."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from qrecipe.errors.short import ShortRepr
+from qrecipe.errors.text import counted
+from qrecipe.measure.profile.boundaries import Direction
+from qrecipe.measure.profile.timing import Timing, total
+from qrecipe.planning.plan import Verdict
+from qrecipe.recipe.recipe import Ingredient, published
+from qrecipe.terminal.report import Report, Section, Table, Text
+from qrecipe.terminal.tables import bar, room_beside
+
+_BAR = 24
+_FAR = 0.1
+"""How far the sum of the parts may be from the whole, as a share of it, before a report says so."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class ProfiledSite(ShortRepr):
+    """One site: the time of its float form, and of what it is in the converted model.
+
+    ``channels_last_time`` is that of its float form on images in channels_last, as it gets them
+    from a quantized convolution. ``quantize_time`` and ``dequantize_time`` are what it takes to
+    convert its result; zero if the converted model has it in float.
+    """
+
+    name: str
+    op: str
+    verdict: Verdict
+    float_time: Timing
+    channels_last_time: Timing
+    int8_time: Timing
+    quantize_time: Timing
+    dequantize_time: Timing
+
+    @property
+    def loss(self) -> float:
+        """Seconds that the converted model needs more for it than the float model."""
+        return self.int8_time.seconds - self.float_time.seconds
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class ProfiledBoundary(ShortRepr):
+    """One tensor that the converted model quantizes or dequantizes."""
+
+    tensor: str
+    direction: Direction
+    time: Timing
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Conditions(ShortRepr):
+    """What the times depend on, besides the model."""
+
+    cpu: str
+    threads: int
+    batch: str
+    torch: str
+    rounds: int
+
+    @property
+    def text(self) -> str:
+        threads = counted(self.threads, "thread")
+        return f"{self.cpu}, {threads}, torch {self.torch}, batch {self.batch}"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Profile(Report):
+    """The time of each site and boundary, the worst loss first.
+
+    ``eager`` is the caller's model, ``fused`` the float model with its operations fused as in the
+    plan, which is what a site's float time is a part of, and ``int8`` the converted model: each
+    measured whole. ``float_rest`` and ``int8_rest`` are spent outside sites.
+    """
+
+    sites: tuple[ProfiledSite, ...]
+    boundaries: tuple[ProfiledBoundary, ...]
+    eager: Timing
+    fused: Timing
+    int8: Timing
+    float_rest: Timing
+    int8_rest: Timing
+    conditions: Conditions
+    ingredients: tuple[Ingredient, ...] = ()
+
+    @property
+    def float_sum(self) -> float:
+        """Seconds of all sites in float, and of what is outside of them."""
+        return total(site.float_time for site in self.sites) + self.float_rest.seconds
+
+    @property
+    def int8_sum(self) -> float:
+        """Seconds of all sites and boundaries of the converted model, and of the rest."""
+        return (
+            total(site.int8_time for site in self.sites)
+            + total(boundary.time for boundary in self.boundaries)
+            + self.int8_rest.seconds
+        )
+
+    def _sections(self) -> Iterator[Section]:
+        yield self._site_table()
+        if self.boundaries:
+            yield self._boundary_table()
+        yield Text("Result", self._notes())
+
+    def _site_table(self) -> Table:
+        columns = [
+            (
+                site.name,
+                site.op,
+                site.verdict,
+                *_cells(site.float_time),
+                *_cells(site.int8_time),
+                _ms(site.channels_last_time.seconds),
+                _ratio(site.float_time.seconds, site.int8_time.seconds),
+            )
+            for site in self.sites
+        ]
+        header = (
+            *("site", "operation", "verdict"),
+            *("float ms", "±", "int8 ms", "±", "channels_last ms", "float/int8"),
+        )
+        room = room_beside((header, *columns), _BAR)
+        worst = max((abs(site.loss) for site in self.sites), default=0.0)
+        rows = [
+            (*cells, bar(site.loss, worst, room))
+            for cells, site in zip(columns, self.sites, strict=True)
+        ]
+        return Table("Sites", (*header, "lost in int8"), rows, numeric=frozenset(range(3, 9)))
+
+    def _boundary_table(self) -> Table:
+        rows = [(each.direction, each.tensor, *_cells(each.time)) for each in self.boundaries]
+        header = ("boundary", "tensor", "ms", "±")
+        return Table("Boundaries", header, rows, numeric=frozenset({2, 3}))
+
+    def _notes(self) -> list[str]:
+        boundaries = total(each.time for each in self.boundaries)
+        notes = [
+            f"whole model: float {_ms(self.eager.seconds)} ms, int8 {_ms(self.int8.seconds)} ms, "
+            f"float/int8 = {_ratio(self.eager.seconds, self.int8.seconds)}; boundaries "
+            f"{_ms(boundaries)} ms of it",
+            f"Each time is the lower quartile of {self.conditions.rounds} rounds, ± the distance "
+            f"to the upper one. {self.conditions.text}.",
+        ]
+        return [*notes, *self._doubts(), *published(self.ingredients)]
+
+    def _doubts(self) -> Iterator[str]:
+        for what, parts, whole in (
+            ("float", self.float_sum, self.fused.seconds),
+            ("int8", self.int8_sum, self.int8.seconds),
+        ):
+            if abs(parts - whole) > _FAR * whole:
+                yield (
+                    f"The {what} times add up to {_ms(parts)} ms, but the model takes "
+                    f"{_ms(whole)} ms as a whole: trust their order more than their sum."
+                )
+
+    def to_json(self) -> str:
+        """JSON with stable keys; times in seconds."""
+        return json.dumps(profile_json(self), indent=2)
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Plot the times of each site as bars; the suffix of ``path`` sets the format.
+
+        Raises ``QRecipeError`` if matplotlib is missing (QR602) or the file cannot be written
+        (QR421).
+        """
+        from qrecipe.measure.pages.charts import plot_times
+
+        names = [site.name for site in self.sites]
+        floats = [1000 * site.float_time.seconds for site in self.sites]
+        plot_times(names, floats, [1000 * site.int8_time.seconds for site in self.sites], path)
+
+
+def profile_json(profile: Profile) -> dict[str, Any]:
+    """A profile as plain values."""
+    return {
+        "ingredients": [each.to_json() for each in profile.ingredients],
+        "conditions": asdict(profile.conditions),
+        "whole": {
+            "eager": asdict(profile.eager),
+            "fused": asdict(profile.fused),
+            "int8": asdict(profile.int8),
+        },
+        "rest": {"float": asdict(profile.float_rest), "int8": asdict(profile.int8_rest)},
+        "sums": {"float": profile.float_sum, "int8": profile.int8_sum},
+        "sites": [
+            {
+                "name": site.name,
+                "op": site.op,
+                "verdict": site.verdict,
+                "float": asdict(site.float_time),
+                "channels_last": asdict(site.channels_last_time),
+                "int8": asdict(site.int8_time),
+                "quantize": asdict(site.quantize_time),
+                "dequantize": asdict(site.dequantize_time),
+                "loss": site.loss,
+            }
+            for site in profile.sites
+        ],
+        "boundaries": [
+            {"tensor": each.tensor, "direction": each.direction, "time": asdict(each.time)}
+            for each in profile.boundaries
+        ],
+    }
+
+
+def _cells(timing: Timing) -> tuple[str, str]:
+    return _ms(timing.seconds), _ms(timing.spread)
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:.3f}"
+
+
+def _ratio(float_seconds: float, int8_seconds: float) -> str:
+    return f"{float_seconds / int8_seconds:.2f}" if int8_seconds > 0 else ""

@@ -1,0 +1,64 @@
+"""Which convolutions read one pixel per channel, whatever the size of the image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+_POOLS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_POOLING = (F.adaptive_avg_pool2d, F.adaptive_max_pool2d)
+_MEANS = (torch.mean, "mean", torch.amax, "amax")
+_IMAGE = ({2, 3}, {-2, -1}, {2, -1}, {-2, 3})
+"""How height and width are named."""
+
+_ELEMENTWISE = frozenset(
+    {
+        *("relu", "relu_", "relu6", "leaky_relu", "elu", "gelu", "silu", "mish", "tanh"),
+        *("sigmoid", "hardsigmoid", "hardswish", "hardtanh", "clamp", "dropout"),
+    }
+)
+
+
+def reads_one_pixel(node: fx.Node) -> bool:
+    """Whether the input of a node is (N, C, 1, 1) for images of all sizes.
+
+    It is if it comes from a pool over the whole image, through 1x1 convolutions and activations.
+    """
+    graph_module = node.graph.owning_module
+    modules = {} if graph_module is None else dict(graph_module.named_modules())
+    while node.all_input_nodes:
+        node = node.all_input_nodes[0]
+        if _pools(node, modules):
+            return True
+        if not _keeps_size(node, modules):
+            return False
+    return False
+
+
+def _pools(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    module = modules.get(str(node.target)) if node.op == "call_module" else None
+    if isinstance(module, _POOLS):
+        return module.output_size in (1, (1, 1), [1, 1])
+    if node.target in _POOLING:
+        return len(node.args) > 1 and node.args[1] in (1, (1, 1), [1, 1])
+    if node.target in _MEANS:
+        dims: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+        keeps = node.kwargs.get("keepdim", node.args[2] if len(node.args) > 2 else False)
+        return keeps is True and isinstance(dims, (list, tuple)) and set(dims) in _IMAGE
+    return False
+
+
+def _keeps_size(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    if node.op != "call_module":
+        name = getattr(node.target, "__name__", node.target)
+        return node.op in ("call_function", "call_method") and name in _ELEMENTWISE
+    module = modules[str(node.target)]
+    first = module[0] if isinstance(module, nn.Sequential) else module  # a fused one
+    if isinstance(first, nn.Conv2d):
+        return first.kernel_size == (1, 1) and first.padding in ((0, 0), "valid")
+    kind = type(module)
+    return kind.__module__ == "torch.nn.modules.activation" or kind is nn.Dropout

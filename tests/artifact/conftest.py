@@ -1,0 +1,20 @@
+"""A sound file, and a copy of it to be spoilt."""
+
+from __future__ import annotations
+
+import pytest
+from artifacts import stored
+
+
+@pytest.fixture(scope="session")
+def good(tmp_path_factory):
+    """A sound file of the net ``mlp``."""
+    return stored(tmp_path_factory.mktemp("good"), "mlp")
+
+
+@pytest.fixture
+def file(good, tmp_path):
+    """A copy of it, to be spoilt."""
+    path = tmp_path / "spoilt.safetensors"
+    path.write_bytes(good.read_bytes())
+    return path

@@ -1,0 +1,119 @@
+"""Sums and products of int8 tensors read both in one shape and layout: else they are slow."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from plans import net_of
+from runs import silent
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+import qrecipe
+from qrecipe.audit.sqnr import sqnr_db
+from qrecipe.model.integers import laid_out_like
+
+RECIPE = "builtin:x86-static-minmax"
+IMAGES = torch.randn(4, 8, 12, 12, generator=torch.Generator().manual_seed(0))
+JOINS = {"add", "add_relu", "mul", "mul_relu"}
+
+pytestmark = pytest.mark.filterwarnings("ignore::qrecipe.QRecipeWarning")
+
+
+def _layout(x):
+    """The strides, without those that say nothing."""
+    return [stride for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1]
+
+
+class Joined(TorchFunctionMode):
+    """Keeps the shapes and strides that sums and products of quantized tensors read."""
+
+    def __init__(self):
+        super().__init__()
+        self.read = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if str(func).startswith("quantized.") and str(func).split(".")[1] in JOINS:
+            self.read.append([(x.shape, _layout(x)) for x in args[:2]])
+        return func(*args, **(kwargs or {}))
+
+
+def _input_and_convolution(self, x):
+    return self.last(F.relu(x + self.a(x)))
+
+
+def _convolution_and_input(self, x):
+    return self.last(self.a(x) * x)
+
+
+def _gate(self, x):
+    y = self.a(x)
+    return self.last(y * torch.sigmoid(self.gate(y.mean((2, 3), keepdim=True))))
+
+
+def _gate_in_front(self, x):
+    return self.last(torch.sigmoid(self.gate(F.adaptive_avg_pool2d(x, 1))) * self.a(x))
+
+
+def _turned(self, x):
+    return self.last(self.a(x) + self.b(x).transpose(2, 3))
+
+
+def _rows_and_columns(self, x):
+    y = self.a(x)
+    return self.last(y.mean(2, keepdim=True) + y.mean(3, keepdim=True))
+
+
+def _tokens(self, x):
+    y = self.a(x).flatten(2)
+    return self.tokens(y.transpose(1, 2) + x.flatten(2).transpose(1, 2).contiguous())
+
+
+FORWARDS = (
+    *(_input_and_convolution, _convolution_and_input, _gate, _gate_in_front),
+    *(_turned, _rows_and_columns, _tokens),
+)
+
+
+def network(forward):
+    torch.manual_seed(0)
+    return net_of(
+        forward,
+        a=nn.Conv2d(8, 8, 3, padding=1),
+        b=nn.Conv2d(8, 8, 1),
+        gate=nn.Conv2d(8, 8, 1),
+        last=nn.Conv2d(8, 4, 1),
+        tokens=nn.Linear(8, 4),
+    )
+
+
+@pytest.mark.parametrize("forward", FORWARDS)
+def test_a_join_reads_one_shape_and_layout_in_whatever_layout_images_come(forward):
+    model = network(forward)
+    converted = qrecipe.quantize(model, RECIPE, [IMAGES] * 2, progress=silent)
+    for images in (IMAGES, IMAGES.contiguous(memory_format=torch.channels_last), IMAGES[:1]):
+        with Joined() as joined, torch.no_grad():
+            output = converted(images)
+        assert joined.read
+        assert all(one == other for one, other in joined.read)
+        assert sqnr_db(model(images), output) > 25
+
+
+def test_it_computes_what_torch_does_and_survives_storage_and_script(tmp_path):
+    model = network(_gate)
+    converted = qrecipe.quantize(model, RECIPE, [IMAGES] * 2, progress=silent)
+    plain = copy.deepcopy(converted)
+    for node in plain.graph.nodes:
+        if node.target is laid_out_like:
+            node.replace_all_uses_with(node.args[0])
+    plain.graph.eliminate_dead_code()
+    plain.recompile()
+    assert torch.equal(plain(IMAGES), converted(IMAGES))
+    file = tmp_path / "model.safetensors"
+    qrecipe.save_quantized(converted, file)
+    loaded = qrecipe.load_quantized(file, network(_gate))
+    for each in (loaded, torch.jit.script(converted)):
+        assert torch.equal(each(IMAGES), converted(IMAGES))
