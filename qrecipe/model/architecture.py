@@ -45,8 +45,8 @@ def traced_part(
             value=_NAMES[node.meta["value"]],
             rank=node.meta["value"].rank,
             is_input=node.meta["value"].is_input,
-            count=node.meta["value"].count,
             is_finite=node.meta["value"].is_finite,
+            count=node.meta["value"].count,
         )
         for node in graph_module.graph.nodes
     )
@@ -71,8 +71,8 @@ def note_values(part: TracedPart, graph_module: fx.GraphModule) -> None:
             _VALUES[node.value],
             rank=node.rank,
             is_input=node.is_input,
-            count=node.count,
             is_finite=node.is_finite,
+            count=node.count,
         )
         for node in part.nodes
     }

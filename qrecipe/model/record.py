@@ -27,8 +27,8 @@ class TracedNode(Stored):
     value: Value
     rank: int | None
     is_input: bool
-    count: int | None = None
     is_finite: bool = True
+    count: int | None = None
 
 
 DType = Literal[

@@ -46,8 +46,8 @@ class Value:
     is_tensor: bool
     rank: int | None = field(default=None, compare=False)
     is_input: bool = field(default=False, compare=False)
-    count: int | None = field(default=None, compare=False)
     is_finite: bool = field(default=True, compare=False)
+    count: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +188,7 @@ def version(value: Any) -> int | None:
 def _describe(value: Any, is_input: bool) -> Value:
     if isinstance(value, Tensor):
         is_finite = value.dtype not in _WITH_INFINITY or not _has_infinity(value)
-        return Value(value.is_floating_point(), True, value.dim(), is_input, is_finite=is_finite)
+        return Value(value.is_floating_point(), True, value.dim(), is_input, is_finite)
     count = len(value) if isinstance(value, (tuple, list)) else None
     return Value(any(x.is_floating_point() for x in tensors_in(value)), False, count=count)
 

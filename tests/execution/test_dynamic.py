@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -296,6 +298,17 @@ def test_a_recipe_without_ranges_wants_no_more_batches():
     net = NETS["cells"]
     batch = net.batches(1)[0]
     qrecipe.quantize(net.model(), "builtin:x86-dynamic", [batch], progress=silent)
+
+
+def test_a_float_join_before_a_dynamic_kernel_shares_no_scale():
+    model = net_of(
+        lambda self, x: self.b(torch.cat([self.a(x), 0.001 * x], 1)),
+        a=nn.Linear(6, 6),
+        b=nn.Linear(12, 3),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", qrecipe.QRecipeWarning)
+        qrecipe.quantize(model, "builtin:x86-dynamic", [torch.rand(4, 6)])
 
 
 def test_a_first_state_that_is_made_of_sizes_is_a_tensor():
