@@ -72,9 +72,14 @@ def _tokens(self, x):
     return self.tokens(y.transpose(1, 2) + x.flatten(2).transpose(1, 2).contiguous())
 
 
+def _convolutions(self, x):
+    y = F.max_pool2d(F.relu(self.a(x)), 2)
+    return self.last(F.relu(y + self.b(y)) + self.a(y))
+
+
 FORWARDS = (
     *(_input_and_convolution, _convolution_and_input, _gate, _gate_in_front),
-    *(_turned, _rows_and_columns, _tokens),
+    *(_turned, _rows_and_columns, _tokens, _convolutions),
 )
 
 
@@ -100,6 +105,26 @@ def test_a_join_reads_one_shape_and_layout_in_whatever_layout_images_come(forwar
         assert joined.read
         assert all(one == other for one, other in joined.read)
         assert sqnr_db(model(images), output) > 25
+
+
+def test_what_convolutions_give_is_added_as_it_is():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.pool = nn.Conv2d(8, 8, 1), nn.MaxPool2d(2)
+            self.body = nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1))
+
+        def forward(self, x):
+            x = self.pool(F.relu(self.stem(x)))
+            return self.body(F.relu(x + self.body(x)))
+
+    torch.manual_seed(0)
+    converted = qrecipe.quantize(Block().eval(), RECIPE, [IMAGES] * 2, progress=silent)
+    assert laid_out_like not in [node.target for node in converted.graph.nodes]
+    with Joined() as joined, torch.no_grad():
+        converted(IMAGES)
+    assert joined.read
+    assert all(one == other for one, other in joined.read)
 
 
 def test_it_computes_what_torch_does_and_survives_storage_and_script(tmp_path):
