@@ -308,8 +308,9 @@ def plan_of(model: nn.Module, inventory: Inventory, recipe: Recipe, inputs: Inpu
 def warn_of_missed(plan: Plan, recipe: Recipe) -> None:
     """Issue the warnings that matter even if nobody prints the plan.
 
-    Nothing is quantized (QR221), or training would go without what only it has (QR205).
+    Nothing is quantized (QR221), training would go without what only it has (QR205), or kernels are
+    slower than float (QR207).
     """
     for finding in plan.warnings:
-        if finding.code in ("QR221", "QR205"):
+        if finding.code in ("QR221", "QR205", "QR207"):
             warn(finding, recipe.lint.ignore)
