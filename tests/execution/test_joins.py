@@ -62,11 +62,6 @@ def _turned(self, x):
     return self.last(self.a(x) + self.b(x).transpose(2, 3))
 
 
-def _rows_and_columns(self, x):
-    y = self.a(x)
-    return self.last(y.mean(2, keepdim=True) + y.mean(3, keepdim=True))
-
-
 def _tokens(self, x):
     y = self.a(x).flatten(2)
     return self.tokens(y.transpose(1, 2) + x.flatten(2).transpose(1, 2).contiguous())
@@ -79,7 +74,7 @@ def _convolutions(self, x):
 
 FORWARDS = (
     *(_input_and_convolution, _convolution_and_input, _gate, _gate_in_front),
-    *(_turned, _rows_and_columns, _tokens, _convolutions),
+    *(_turned, _tokens, _convolutions),
 )
 
 
@@ -105,6 +100,36 @@ def test_a_join_reads_one_shape_and_layout_in_whatever_layout_images_come(forwar
         assert joined.read
         assert all(one == other for one, other in joined.read)
         assert sqnr_db(model(images), output) > 25
+
+
+def _int8(*shape, layout=torch.contiguous_format):
+    x = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    return torch.quantize_per_tensor(x, 0.05, 64, torch.quint8).contiguous(memory_format=layout)
+
+
+LAST, LAST_3D = torch.channels_last, torch.channels_last_3d
+
+
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [
+        (_int8(2, 8, 4, 4), _int8(1)),
+        (_int8(2, 5, 8), _int8(8)),
+        (_int8(2, 8, 4, 4, layout=LAST), _int8(8, 4, 4)),
+        (_int8(2, 8, 1, 4), _int8(2, 8, 4, 1)),
+        (_int8(2, 128, 4, 4, layout=LAST), _int8(2, 128, 1, 1)),
+        (_int8(2, 8, 3, 4, 4, layout=LAST_3D), _int8(2, 8, 1, 1, 1)),
+    ],
+)
+def test_broadcasts_that_kernels_do_well_are_left_to_them(x, y):
+    assert laid_out_like(x, y) is x
+    assert laid_out_like(y, x) is y
+
+
+def test_volumes_keep_the_layout_that_convolutions_give():
+    x, y = _int8(2, 8, 3, 4, 4, layout=LAST_3D), _int8(2, 8, 3, 4, 4)
+    for one, other in ((x, y), (y, x)):
+        assert laid_out_like(one, other).is_contiguous(memory_format=LAST_3D)
 
 
 def test_what_convolutions_give_is_added_as_it_is():
