@@ -38,6 +38,11 @@ WITHOUT_AUTOCAST = (
 )
 _NOT_INSTALLED = "module is not installed as a submodule"
 _NOT_IN_A_GRAPH = "argument of type: "
+_NO_INDEX = "cannot be interpreted as an integer"
+_SIZES_ARE_NO_INDEX = (
+    "a value of the graph cannot be an index of a list, nor what range counts to; int() makes it "
+    "one where it follows from the sizes of the inputs"
+)
 
 
 def untraceable(error: Exception, path: str, at: str, model: nn.Module) -> UntraceableError:
@@ -54,6 +59,8 @@ def untraceable(error: Exception, path: str, at: str, model: nn.Module) -> Untra
     if why.startswith(_NOT_IN_A_GRAPH):
         kind = why.removeprefix(f"{_NOT_IN_A_GRAPH}<class '").removesuffix("'>").rpartition(".")[2]
         why = f"{'it passes' if inner else 'it returns'} a {kind}, which a graph cannot hold"
+    if why.endswith(_NO_INDEX):
+        why = _SIZES_ARE_NO_INDEX
     hidden = hidden_modules(model) if why == _NOT_INSTALLED else None
     if hidden is not None:
         why, hint = hidden

@@ -117,6 +117,9 @@ def weight_refusal(
             return 'training does not simulate float16: set phase = "ptq"'
         if _beyond_float16(match.module):
             return f"it has weights beyond {_MOST_FLOAT16:g}, the limit of float16"
+    is_symmetric = (weight.qscheme or "").endswith("symmetric")
+    if backend == "onednn" and weight.dtype == "int8" and not is_symmetric:
+        return "onednn takes symmetric weights only"
     columns = getattr(match.module, "embedding_dim", 0)
     if weight.dtype == "uint4" and columns % 2:
         return f"two 4-bit weights share a byte, but rows have {columns} weights"

@@ -132,6 +132,19 @@ def test_what_depends_on_the_batch_size_is_not_fixed_to_it():
         qrecipe.plan(network(lambda self, x: [self.a(row[None]) for row in x]), RECIPE, IMAGES)
 
 
+def test_a_size_in_range_is_refused_with_a_cure_that_works():
+    def counts(self, x, number):
+        y = self.a(x).relu()
+        for _ in range(number(y.shape[2]) // 8):
+            y = y * 2
+        return self.b(y)
+
+    with pytest.raises(TraceError, match=r"int\(\) makes it one"):
+        qrecipe.plan(network(lambda self, x: counts(self, x, lambda size: size)), RECIPE, IMAGES)
+    plan = qrecipe.plan(network(lambda self, x: counts(self, x, int)), RECIPE, IMAGES)
+    assert plan["a"].verdict == "quantized"
+
+
 def test_shapes_of_a_file_cannot_make_forward_work_without_end(monkeypatch):
     for module in ("tracer", "caches"):
         monkeypatch.setattr(f"qrecipe.model.{module}.MOST_OPERATIONS", 500)

@@ -11,7 +11,7 @@ from torch import nn
 
 import qrecipe
 from qrecipe.audit.sqnr import sqnr_db
-from qrecipe.errors.findings import QRecipeWarning
+from qrecipe.errors.findings import QRecipeWarning, UnsupportedError
 
 
 def images(count=10):
@@ -217,6 +217,16 @@ def test_convolutions_in_small_groups_go_where_they_are_fast_or_are_warned_about
     assert [warning.code for warning in plan.warnings] == codes
     converted = qrecipe.quantize(model, accepted, batches, progress=silent)
     assert sqnr_db(model(batches[0]), converted(batches[0])) > 20
+
+
+@pytest.mark.parametrize("name", ["static-minmax", "dynamic"])
+def test_onednn_takes_symmetric_weights_only_and_the_plan_says_so(name):
+    model = nn.Sequential(nn.Linear(8, 4)).eval()
+    text = f'format = 1\nextends = "builtin:x86-{name}"\nbackend = "onednn"\n'
+    affine = text + '[tensor.weight]\nqscheme = "per_channel_affine"\n'
+    with pytest.raises(UnsupportedError, match=r"QR303 (.|\n)* onednn takes symmetric weights"):
+        qrecipe.plan(model, qrecipe.parse_recipe(affine), torch.randn(2, 8))
+    assert qrecipe.plan(model, qrecipe.parse_recipe(text), torch.randn(2, 8))["0"].mode
 
 
 def test_a_mask_of_infinities_is_not_added_in_int8():
