@@ -7,10 +7,18 @@ import random
 from itertools import combinations
 
 import pytest
+from tuning import in_float_time
 
 from qrecipe.authoring.tune.cheapest_sets import SiteCost, cheapest_sets, errors_of
+from qrecipe.authoring.tune.estimates import Estimates
 from qrecipe.authoring.tune.levers import Lever
 from qrecipe.authoring.tune.search import Measured, Search
+
+
+def estimates(ranking):
+    """Sites that take no time in int8, and nothing to convert their tensors."""
+    shares = {cost.name: cost.share for cost in ranking}
+    return Estimates(tuple(ranking), in_float_time(**shares))
 
 
 class Table:
@@ -28,8 +36,8 @@ class Table:
     def repeat(self, candidate):
         return Measured(self.metric(candidate.floats), 0.0)
 
-    def costs(self, levers):
-        return [SiteCost(name, "", share, None) for name, share in self.shares.items()]
+    def estimates(self, levers):
+        return estimates([SiteCost(name, "", share, None) for name, share in self.shares.items()])
 
 
 def searched(metric, shares, target):
@@ -99,8 +107,8 @@ class Landscape:
 
     repeat = measure
 
-    def costs(self, levers):
-        return self._costs
+    def estimates(self, levers):
+        return estimates(self._costs)
 
     def least_time(self):
         return min(
@@ -168,8 +176,8 @@ def test_an_exchange_mends_what_the_estimate_had_wrong():
 
         repeat = measure
 
-        def costs(self, levers):
-            return costs
+        def estimates(self, levers):
+            return estimates(costs)
 
     search = Search(Bench(0, 3, 0.0), (), 1.0, lambda trial: None)
     search.run()
@@ -191,8 +199,8 @@ class WithLevers:
 
     repeat = measure
 
-    def costs(self, levers):
-        return [SiteCost("site", "", 0.2, 10.0), SiteCost("other", "", 0.8, 20.0)]
+    def estimates(self, levers):
+        return estimates([SiteCost("site", "", 0.2, 10.0), SiteCost("other", "", 0.8, 20.0)])
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from qrecipe.authoring.fastest.reasons import reasons_of
 from qrecipe.authoring.tune.cheapest_sets import SiteCost
 from qrecipe.authoring.tune.levers import Candidate
 from qrecipe.authoring.tune.log import trial_json
@@ -140,13 +141,14 @@ def found(
     stopped: Stop | None,
 ) -> TuningResult:
     """The result of a search that is complete, or was ended by ``stopped``."""
-    best, trials = search.best, search.trials
+    best, trials, ranking = search.best, search.trials, search.estimates.ranking
     members = frozenset(member for site in planned.sites for member in site.members)
-    left = [cost for cost in search.costs if cost.name in best.candidate.floats]
-    reasons = {rule_key(cost.name, members): _reason(cost, best, trials) for cost in left}
+    floats = best.candidate.floats
+    reasons = _reasons(search, best)
+    keys = {rule_key(name, members): reason for name, reason in reasons.items()}
     values: dict[str, Any] = {
         "tensor": best.candidate.tensors,
-        **(float_rules(reasons) if reasons else {}),
+        **(float_rules(keys) if keys else {}),
     }
     last = trials[-1] if trials[-1].is_repeated else best
     result = TuningResult(
@@ -156,10 +158,10 @@ def found(
         metric=last.metric,
         float_metric=float_metric,
         max_drop=max_drop,
-        float_sites=tuple(cost.name for cost in left),
-        float_share=sum(cost.share for cost in left),
+        float_sites=tuple(reasons),
+        float_share=sum(cost.share for cost in ranking if cost.name in floats),
         base_float_sites=base_float_sites,
-        ranking=search.costs,
+        ranking=ranking,
         stopped=stopped,
         _base=base,
         _planned=planned,
@@ -222,6 +224,23 @@ def _repetition(trials: Sequence[Trial]) -> Iterator[str]:
     elif last.metric != first.metric:
         again = f"{_metric(last.metric)} when it was quantized and evaluated again"
         yield f"{chosen}, but {again}: the evaluation is noisy, use more data."
+
+
+def _reasons(search: Search, best: Trial) -> dict[str, str]:
+    """Why each site is float, the most sensitive first: its error, its time, or both."""
+    floats, costs = best.candidate.floats, search.estimates.costs
+    faster, left = search.estimates.faster_float(), costs.with_followers(floats)
+    by_time = reasons_of(costs, left)
+    by_error = {
+        cost.name: _reason(cost, best, search.trials)
+        for cost in search.estimates.ranking
+        if cost.name in floats
+    }
+    both = {
+        name: f"{by_time[name]}; {reason}" if name in faster and name in by_time else reason
+        for name, reason in by_error.items()
+    }
+    return {**both, **{name: by_time[name] for name in by_time if name in floats - both.keys()}}
 
 
 def _reason(cost: SiteCost, best: Trial, trials: Sequence[Trial]) -> str:

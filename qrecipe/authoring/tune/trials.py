@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import nn
 
+from qrecipe.authoring.fastest.costs import Costs, costs_of
 from qrecipe.authoring.tune.cheapest_sets import SiteCost
+from qrecipe.authoring.tune.estimates import Estimates
 from qrecipe.authoring.tune.levers import Candidate, Lever, digest_of
 from qrecipe.authoring.tune.log import TrialLog, again
 from qrecipe.authoring.tune.search import Measured, Trial
 from qrecipe.errors.findings import ExecutionError, QRecipeError, RecipeError
 from qrecipe.errors.text import finite_or_none, first_line
-from qrecipe.execution.batches import Forward, limited
-from qrecipe.measure.compare.comparison import compare
+from qrecipe.execution.batches import Forward
+from qrecipe.measure.profile.profile import bench_of, measured
 from qrecipe.measure.sensitivity.rank import Evaluate, sensitivity
 from qrecipe.measure.sensitivity.ranking import Ranking
 from qrecipe.measure.sensitivity.scores import number
-from qrecipe.model.copies import runnable_copy
-from qrecipe.pipeline import quantize, simulate
+from qrecipe.pipeline import simulate
 from qrecipe.planning.target_cpu import TargetCpu
 from qrecipe.process.warnings import unwarned
 from qrecipe.recipe.overlay import overlay_recipe, rule_key
@@ -106,19 +107,18 @@ class ModelBench:
         self.progress(self._count, None)
         return measured
 
-    def costs(self, levers: tuple[Lever, ...]) -> Sequence[SiteCost]:
+    def estimates(self, levers: tuple[Lever, ...]) -> Estimates:
         """Raises ``Stopped`` when time runs out, and lets ``KeyboardInterrupt`` through."""
         recipe = self._recipe(Candidate(levers))
-        if recipe.fingerprint not in self.log.sites:
+        if recipe.fingerprint not in self.log.estimates:
             self._check_time()
             with unwarned():
                 ranking = self._ranking(recipe)
-                shares = self._shares(recipe)
-            if ranking is not None and ranking.partial:
-                raise KeyboardInterrupt
-            costs = [] if ranking is None else _costs(ranking, shares)
-            self.log.note_costs(recipe.fingerprint, costs)
-        return self.log.sites[recipe.fingerprint]
+                if ranking is not None and ranking.partial:
+                    raise KeyboardInterrupt
+                priced = self._priced(recipe)
+            self.log.note_estimates(recipe.fingerprint, estimates_of(ranking, priced))
+        return self.log.estimates[recipe.fingerprint]
 
     def _check_time(self) -> None:
         if time.monotonic() >= self.end:
@@ -184,25 +184,27 @@ class ModelBench:
                 raise
             return None
 
-    def _shares(self, recipe: Recipe) -> dict[str, float]:
-        """Each site's share of the float model's time."""
-        one = list(limited(self.batches, 1))
-        converted = self._made(quantize, recipe)
-        plain = runnable_copy(self.model)
-        report = compare(plain, converted, one, forward=self.forward, progress=False)
-        return {site.name: site.float_share for site in report.sites}
+    def _priced(self, recipe: Recipe) -> Costs:
+        bench = bench_of(self.model, recipe, self.batches, self.forward, False, self.target_cpu)
+        return costs_of(measured(bench, False), bench.plan, bench.inventory.structure)
 
 
-def _costs(ranking: Ranking, shares: Mapping[str, float]) -> list[SiteCost]:
-    return [
+def estimates_of(ranking: Ranking | None, costs: Costs) -> Estimates:
+    """The ranking with each site's share of the float model's time, and the costs."""
+    if ranking is None:
+        return Estimates((), costs)
+    times = {site.name: site.contiguous for site in costs.sites}
+    whole = (math.fsum(times.values()) + costs.rest) or 1.0
+    sites = (
         SiteCost(
             site.name,
             ranking.reason(site),
-            shares.get(site.name, 0.0),
+            times.get(site.name, 0.0) / whole,
             finite_or_none(site.sqnr_db),
         )
         for site in ranking.sites
-    ]
+    )
+    return Estimates(tuple(sites), costs)
 
 
 def as_calibrated(recipe: Recipe) -> Recipe:
