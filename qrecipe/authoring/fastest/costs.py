@@ -88,6 +88,16 @@ class Costs:
         )
         return replace(self, sites=sites)
 
+    def without_losses(self) -> Costs:
+        """The costs as if no site were slower in int8 than in float."""
+        sites = tuple(
+            site
+            if site.int8 is None
+            else replace(site, int8=min(site.int8, site.contiguous, site.channels_last))
+            for site in self.sites
+        )
+        return replace(self, sites=sites)
+
     def in_channels_last(self, floats: Collection[str]) -> frozenset[str]:
         """The sites that get images in channels_last: those after a site that returns them so."""
         giving, getting = set[str](), set[str]()

@@ -11,6 +11,9 @@ from typing import Any, Literal
 from torch import nn
 
 from qrecipe.authoring.fastest.costs import Costs, costs_of
+from qrecipe.authoring.fastest.cut import mixture_of
+from qrecipe.authoring.fastest.fastest import race
+from qrecipe.authoring.fastest.guard import is_faster
 from qrecipe.authoring.tune.cheapest_sets import SiteCost
 from qrecipe.authoring.tune.estimates import Estimates
 from qrecipe.authoring.tune.levers import Candidate, Lever, digest_of
@@ -19,11 +22,11 @@ from qrecipe.authoring.tune.search import Measured, Trial
 from qrecipe.errors.findings import ExecutionError, QRecipeError, RecipeError
 from qrecipe.errors.text import finite_or_none, first_line
 from qrecipe.execution.batches import Forward
-from qrecipe.measure.profile.profile import bench_of, measured
+from qrecipe.measure.profile.profile import Bench, bench_of, measured
 from qrecipe.measure.sensitivity.rank import Evaluate, sensitivity
 from qrecipe.measure.sensitivity.ranking import Ranking
 from qrecipe.measure.sensitivity.scores import number
-from qrecipe.pipeline import simulate
+from qrecipe.pipeline import quantize, simulate
 from qrecipe.planning.target_cpu import TargetCpu
 from qrecipe.process.warnings import unwarned
 from qrecipe.recipe.overlay import overlay_recipe, rule_key
@@ -116,7 +119,7 @@ class ModelBench:
                 ranking = self._ranking(recipe)
                 if ranking is not None and ranking.partial:
                     raise KeyboardInterrupt
-                priced = self._priced(recipe)
+                priced = self._priced(levers)
             self.log.note_estimates(recipe.fingerprint, estimates_of(ranking, priced))
         return self.log.estimates[recipe.fingerprint]
 
@@ -184,9 +187,26 @@ class ModelBench:
                 raise
             return None
 
-    def _priced(self, recipe: Recipe) -> Costs:
+    def _priced(self, levers: tuple[Lever, ...]) -> Costs:
+        """The times of all sites.
+
+        Float gains only where the choice that is best by prediction turns out to be faster.
+        """
+        recipe = self._recipe(Candidate(levers))
         bench = bench_of(self.model, recipe, self.batches, self.forward, False, self.target_cpu)
-        return costs_of(measured(bench, False), bench.plan, bench.inventory.structure)
+        costs = costs_of(measured(bench, False), bench.plan, bench.inventory.structure)
+        mixture = mixture_of(costs)
+        mixed = Candidate(levers, costs.needing_a_rule(mixture.floats))
+        is_real = mixture.is_promising and self._is_faster(bench, mixed)
+        return costs if is_real else costs.without_losses()
+
+    def _is_faster(self, bench: Bench, mixed: Candidate) -> bool:
+        try:
+            converted = self._made(quantize, self._recipe(mixed))
+        except QRecipeError:
+            return False
+        raced = race(bench, converted, False)
+        return raced.mixture is not None and is_faster(raced.mixture, raced.recipe)
 
 
 def estimates_of(ranking: Ranking | None, costs: Costs) -> Estimates:
