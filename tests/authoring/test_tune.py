@@ -20,7 +20,13 @@ import qrecipe
 from qrecipe.authoring.fastest.costs import Costs, SitePrice
 from qrecipe.authoring.tune.levers import Candidate
 from qrecipe.authoring.tune.trials import ModelBench
-from qrecipe.errors.findings import CalibrationError, ExecutionError, QRecipeError, QRecipeWarning
+from qrecipe.errors.findings import (
+    CalibrationError,
+    ExecutionError,
+    QRecipeError,
+    QRecipeWarning,
+    RecipeError,
+)
 
 pytestmark = pytest.mark.usefixtures("only_sites")
 
@@ -410,3 +416,30 @@ def test_a_site_that_is_slow_in_int8_is_left_float_too_with_both_reasons(monkeyp
     assert rule.reason.startswith("int8 is 22 times slower here: 9 against 0.4 ms; ")
     assert "dB when quantized alone" in rule.reason
     assert len(result.trials) == 3  # the recipe as it is, this, and this again
+
+
+def test_each_point_of_the_front_is_written_as_a_recipe(monkeypatch, tmp_path):
+    model, batches = cancelling()
+    evaluate = closeness(model, batches)
+    loss = full_loss(model, batches, evaluate)
+    latencies = iter(range(1, 100))  # each trial slower than the one before
+    monkeypatch.setattr(ModelBench, "_latency", lambda *args: float(next(latencies)))
+    result = tuned(model, batches, evaluate, max_drop=loss / 2)
+    assert len(result.front) > 1
+    result.save_front(tmp_path / "front")
+    names = [f"{number}.toml" for number in range(1, len(result.front) + 1)]
+    assert sorted(path.name for path in (tmp_path / "front").iterdir()) == names
+    for name, trial in zip(names, result.front, strict=True):
+        recipe = qrecipe.load_recipe(tmp_path / "front" / name)
+        assert {r.key for r in recipe.rules if r.tier == "module_name"} == trial.candidate.floats
+        assert f"{trial.metric + 0.0:.6g} in {trial.latency:.6g} of the float" in recipe.description
+    with pytest.raises(RecipeError, match=r"QR001.*is not empty"):
+        result.save_front(tmp_path / "front")
+
+
+def test_latency_is_measured_unless_the_model_is_made_for_another_cpu():
+    model, batches = cancelling()
+    evaluate = closeness(model, batches)
+    assert tuned(model, batches, evaluate, max_drop=1e9).trials[0].latency > 0
+    other = tuned(model, batches, evaluate, max_drop=1e9, target_cpu="vnni")
+    assert other.trials[0].latency is None

@@ -205,7 +205,7 @@ def test_a_model_with_complex_and_sparse_buffers_is_tuned():
 STARTED = '{"format": 2, "base": "BASE", "model": "MODEL", "environment": "WITH"'
 COST = '{"name": "a", "reason": "", "share": 0.1, "sqnr_db": null}'
 NO_COSTS = '{"sites": [], "tensors": [], "rest": 0.0}'
-TRIAL = '{"recipe": "x", "metric": 1, "error": null, "seconds": 1}'
+TRIAL = '{"recipe": "x", "metric": 1, "error": null, "seconds": 1, "latency": null}'
 
 
 def log_of(float_metric="0", cost=COST, trial=TRIAL):

@@ -36,7 +36,7 @@ def call(folder, monkeypatch):
 
 
 def test_tune_shows_the_trials_and_writes_a_recipe_that_quantizes(folder, call):
-    result = run(*call, "--max-drop", "0.5", "--out", "tuned.toml")
+    result = run(*call, "--max-drop", "0.5", "--out", "tuned.toml", "--pareto", "front")
     assert result.exit_code == 0, result.stderr
     assert "the unchanged recipe" in result.stdout
     assert "Reached" in result.stdout
@@ -44,6 +44,7 @@ def test_tune_shows_the_trials_and_writes_a_recipe_that_quantizes(folder, call):
     assert "drawing batches" not in result.stdout
     assert 'extends = "./quick.toml"' in (folder / "tuned.toml").read_text()
     assert run("check", "tuned.toml").exit_code == 0
+    assert run("check", "front/1.toml").exit_code == 0
 
 
 def test_a_missed_budget_is_exit_status_1_and_the_best_is_written(folder, call):
@@ -166,6 +167,9 @@ def test_a_page_that_cannot_be_written_is_known_before_the_search(folder, call):
         (("--log", "missing/log.json"), "QR332"),
         (("--log", "."), "QR332"),
         (("--html", "model.py"), "QR431"),
+        (("--pareto", "model.py"), "QR001"),
+        (("--pareto", "."), "QR001"),
+        (("--pareto", "missing/front"), "QR001"),
     ],
 )
 def test_an_output_that_cannot_be_written_is_known_before_the_search(folder, call, options, code):

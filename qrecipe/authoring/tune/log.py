@@ -25,6 +25,7 @@ class LoggedTrial(BaseModel):
     metric: float | None
     seconds: float
     error: str | None
+    latency: float | None
 
     @model_validator(mode="after")
     def _has_a_result(self) -> LoggedTrial:
@@ -56,7 +57,7 @@ class TrialLog(BaseModel):
         """What an earlier run measured for this recipe."""
         for trial in self.trials:
             if trial.recipe == fingerprint:
-                return Measured(trial.metric, trial.seconds, trial.error)
+                return Measured(trial.metric, trial.seconds, trial.error, trial.latency)
         return None
 
     def note_float(self, metric: float) -> None:
@@ -95,6 +96,7 @@ def trial_json(trial: Trial) -> dict[str, Any]:
         "kept": trial.kept,
         "seconds": trial.seconds,
         "error": trial.error,
+        "latency": trial.latency,
     }
 
 

@@ -32,11 +32,15 @@ _LEAST_GAIN = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The result for a candidate: its finite accuracy, or why there is none."""
+    """The result for a candidate: its finite accuracy, or why there is none.
+
+    ``latency`` is as in `Trial`.
+    """
 
     metric: float | None
     seconds: float
     error: str | None = None
+    latency: float | None = None
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -45,7 +49,9 @@ class Trial(ShortRepr):
 
     ``metric`` is None if there is no finite one, and ``error`` says why; ``within`` tells whether
     it is within the budget; ``seconds`` is the time to quantize and evaluate it. ``is_repeated``
-    marks the second measurement of a chosen candidate.
+    marks the second measurement of a chosen candidate. ``latency`` is the time of the first call
+    as a multiple of the float model's, measured in turns with it; None if it was not measured:
+    there is no metric, or the model was made for another CPU.
     """
 
     what: str
@@ -56,6 +62,7 @@ class Trial(ShortRepr):
     seconds: float
     error: str | None
     is_repeated: bool = False
+    latency: float | None = None
 
     @property
     def score(self) -> float:
@@ -286,7 +293,8 @@ class Search:
     def _judged(self, candidate: Candidate, what: str, measured: Measured) -> Trial:
         metric = measured.metric
         within = metric is not None and metric >= self._target
-        return Trial(what, candidate, metric, within, False, measured.seconds, measured.error)
+        trial = Trial(what, candidate, metric, within, False, measured.seconds, measured.error)
+        return replace(trial, latency=measured.latency)
 
 
 def _gains_over(current: Trial, target: float) -> Callable[[Trial], bool]:

@@ -21,11 +21,14 @@ from qrecipe.authoring.tune.log import TrialLog, again
 from qrecipe.authoring.tune.search import Measured, Trial
 from qrecipe.errors.findings import ExecutionError, QRecipeError, RecipeError
 from qrecipe.errors.text import finite_or_none, first_line
-from qrecipe.execution.batches import Forward
+from qrecipe.execution.batches import Forward, peek
+from qrecipe.measure.batches import calls_of
+from qrecipe.measure.latency import compare_latency
 from qrecipe.measure.profile.profile import Bench, bench_of, measured
 from qrecipe.measure.sensitivity.rank import Evaluate, sensitivity
 from qrecipe.measure.sensitivity.ranking import Ranking
 from qrecipe.measure.sensitivity.scores import number
+from qrecipe.model.copies import runnable_copy
 from qrecipe.pipeline import quantize, simulate
 from qrecipe.planning.target_cpu import TargetCpu
 from qrecipe.process.warnings import unwarned
@@ -155,7 +158,17 @@ class ModelBench:
             return failed(first_line(error))
         if not math.isfinite(metric):
             return failed("evaluate returns no finite number")
-        return Measured(metric, time.monotonic() - start)
+        seconds = time.monotonic() - start
+        return Measured(metric, seconds, latency=self._latency(converted))
+
+    def _latency(self, converted: nn.Module) -> float | None:
+        """As a multiple of the float model's; None if the kernels are those of another CPU."""
+        if self.target_cpu != "this":
+            return None
+        plain, (first, _) = runnable_copy(self.model), peek(self.batches)
+        inputs = calls_of(plain, first, 0, self.forward)[0].inputs
+        latency = compare_latency(plain, converted, inputs, budget=0.0)
+        return latency.candidate / latency.reference
 
     def _made(self, make: Callable[..., nn.Module], recipe: Recipe) -> nn.Module:
         return make(
