@@ -186,6 +186,7 @@ def _check_distinct(outputs: Mapping[str, str | None]) -> None:
 def _page(job: Job, result: TuningResult, title: str, metric: str) -> Page:
     """The report of a search. Raises ``QRecipeError`` if its recipe can no longer be planned."""
     from qrecipe.cli.html_pages import for_page
+    from qrecipe.measure.pages.charts import Weighed
     from qrecipe.measure.pages.reports import tune_page
 
     # after an interrupt, don't keep the user waiting
@@ -200,6 +201,11 @@ def _page(job: Job, result: TuningResult, title: str, metric: str) -> Page:
         activations=activations,
         origin=origin,
         metric=metric,
+        weighed=[
+            Weighed(trial.latency, trial.metric, trial in result.front)
+            for trial in result.trials
+            if trial.latency is not None and trial.metric is not None and not trial.is_repeated
+        ],
     )
 
 

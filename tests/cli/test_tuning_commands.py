@@ -92,6 +92,7 @@ def test_labelled_batches_get_the_hint_of_the_command_line(folder, call):
 SECTIONS = [
     "Result",
     "Trials",
+    "Accuracy against latency",
     "Ranking, worst first",
     "Along the depth of the network",
     "The worst activations and their quantization ranges",
@@ -226,7 +227,7 @@ def test_a_browser_shows_what_tune_has_written(folder, call):
     page = layout(path, folder)
     assert page.width <= WIDTH
     figures = page.figures()
-    assert len(figures) == 4  # trials, ranking, depth, activations
+    assert len(figures) == 5  # trials, latency, ranking, depth, activations
     shot = screenshot(path, folder, page.height)
     for box in figures:
         assert box["x"] >= 0
