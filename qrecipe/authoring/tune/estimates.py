@@ -57,7 +57,7 @@ class Estimates:
         errors = errors_of(self.ranking)
         base = self.faster_float()
         others = {name: error for name, error in errors.items() if name not in base}
-        packed = {base | names for names in cheapest_sets(others, self.prices(base))}
+        packed = {base, *(base | s for s in cheapest_sets(others, self.prices(base)))}
         found: list[frozenset[str]] = []
         least = self._point((), errors).error
         for point in sorted(self._point(names, errors) for names in packed | {*self._cuts(errors)}):
@@ -67,7 +67,12 @@ class Estimates:
         return found
 
     def _cuts(self, errors: Mapping[str, float]) -> Iterator[frozenset[str]]:
-        """Choices with the least time plus error, for prices of the error between any two."""
+        """Choices with the least time plus error, for prices of the error between any two.
+
+        None without boundaries: the knapsack is exact for sites that do not depend on each other.
+        """
+        if not self.costs.tensors:
+            return
         fast = self._point(cheapest(self.costs), errors)
         gaps = deque([(fast, self._point(self.ranked, errors))])
         yield frozenset(fast.floats)
