@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qrecipe._torch_ao import is_observer
 from qrecipe.audit.moving_averages import span
 from qrecipe.audit.rounding import Unobserved
 from qrecipe.audit.sample import Sample
 from qrecipe.errors.findings import Finding
 from qrecipe.model.addresses import site_of
 from qrecipe.model.call import bind
+from qrecipe.model.same_graph import observing
 
 _JOINS = (torch.cat, torch.stack)
 
@@ -45,10 +45,11 @@ def branch_findings(part: fx.GraphModule, sample: Sample) -> Iterator[Finding]:
 
 
 def _is_quantized_join(node: fx.Node, part: fx.GraphModule) -> bool:
-    return node.target in _JOINS and any(
-        user.op == "call_module" and is_observer(part.get_submodule(str(user.target)))
-        for user in node.users
-    )
+    """Whether its branches and its result are observed; a dynamic kernel observes its input."""
+    if node.target not in _JOINS:
+        return False
+    observes = observing(part)
+    return any(map(observes, node.all_input_nodes)) and any(map(observes, node.users))
 
 
 class _Ranges(Unobserved):

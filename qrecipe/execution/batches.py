@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain, count
@@ -204,9 +205,12 @@ def _forward_hint(batch: Any) -> str | None:
 
 
 def check_finite(batch: Any, index: int) -> None:
-    """Raises ``CalibrationError`` (QR403) for a batch with NaN or infinity."""
+    """Raises ``CalibrationError`` (QR403) for a batch with NaN or infinity.
+
+    A tensor that has 0 and -inf alone is a mask, which attention adds to its scores.
+    """
     for tensor in tensors_in(batch):
-        if tensor.is_floating_point() and not all_finite(tensor):
+        if tensor.is_floating_point() and not all_finite(tensor) and not _is_mask(tensor):
             found = counted(int((~torch.isfinite(tensor)).sum()), "NaN or infinite value")
             raise CalibrationError(
                 Finding(
@@ -215,6 +219,10 @@ def check_finite(batch: Any, index: int) -> None:
                     hint="one such batch ruins all ranges after it; clean or skip it",
                 )
             )
+
+
+def _is_mask(tensor: Tensor) -> bool:
+    return bool(((tensor == 0) | (tensor == -math.inf)).all())
 
 
 def describe_batch(batch: Any) -> str:

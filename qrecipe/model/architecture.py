@@ -45,6 +45,8 @@ def traced_part(
             value=_NAMES[node.meta["value"]],
             rank=node.meta["value"].rank,
             is_input=node.meta["value"].is_input,
+            is_finite=node.meta["value"].is_finite,
+            count=node.meta["value"].count,
         )
         for node in graph_module.graph.nodes
     )
@@ -65,7 +67,13 @@ def note_values(part: TracedPart, graph_module: fx.GraphModule) -> None:
     recorded = {node.name: node.call for node in part.nodes}
     check_same(f"forward of {part.path}" if part.path else "forward", recorded, found)
     values = {
-        node.name: replace(_VALUES[node.value], rank=node.rank, is_input=node.is_input)
+        node.name: replace(
+            _VALUES[node.value],
+            rank=node.rank,
+            is_input=node.is_input,
+            is_finite=node.is_finite,
+            count=node.count,
+        )
         for node in part.nodes
     }
     for node in graph_module.graph.nodes:

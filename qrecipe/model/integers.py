@@ -75,23 +75,35 @@ def resampled(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def laid_out_like(x: Tensor, y: Tensor) -> Tensor:
-    """``x`` in the shape and layout in which a kernel reads it together with ``y``.
+    """``x`` in the layout in which a kernel reads it together with ``y``.
 
-    A sum or product of two layouts takes up to 30 times as long as of one, and that of an image
-    with one number for each channel up to 6 times as long as with the numbers written out.
+    A sum or product of two layouts takes up to 30 times as long as of one. That of an image with
+    one number for each channel takes up to 6 times as long as with the numbers written out, unless
+    the channels fill vectors of 128. Other broadcasts are left to the kernel.
     """
-    # under torch.jit.trace, sizes are tensors
-    if not torch._C._get_tracing_state() and x.shape == y.shape and x.stride() == y.stride():
-        return x
+    if not torch._C._get_tracing_state():  # there, sizes are tensors, and both are laid out
+        if x.shape == y.shape and x.stride() == y.stride():
+            return x
+        if x.shape != y.shape and not _is_one_for_each_channel(x, y):
+            return x
     is_last = _is_only_channels_last(x) or _is_only_channels_last(y)
     x = torch.broadcast_tensors(x, y)[0]  # type: ignore[no-untyped-call]
     if is_last and x.dim() == 4:
         return x.contiguous(memory_format=torch.channels_last)
+    if is_last and x.dim() == 5:
+        return x.contiguous(memory_format=torch.channels_last_3d)
     return x.contiguous()
+
+
+def _is_one_for_each_channel(x: Tensor, image: Tensor) -> bool:
+    is_pixel = x.dim() == 4 and image.dim() == 4 and x.shape[2] == 1 and x.shape[3] == 1
+    return is_pixel and _is_only_channels_last(image) and image.shape[1] % 128 != 0
 
 
 def _is_only_channels_last(x: Tensor) -> bool:
     is_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    if x.dim() == 5:
+        is_last = x.is_contiguous(memory_format=torch.channels_last_3d)
     return is_last and not x.is_contiguous()
 
 

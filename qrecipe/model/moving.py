@@ -16,20 +16,16 @@ from torch import fx, nn
 
 from qrecipe.model.addresses import FUNCTION_NAMES, SITE, site_of
 from qrecipe.model.altered_modules import alteration
+from qrecipe.model.changes import GIVE_SEVERAL
 from qrecipe.model.integers import padded, resampled, rolled
 from qrecipe.model.opened.windows import Merged, Windows, from_windows, into_windows
+from qrecipe.model.results import read_one_by_one
 from qrecipe.model.trace_proof import Value
 
 PIECE = "piece"
 """The key of a node's ``meta`` for its number among the results of a call that gives several."""
 
-_GIVE_SEVERAL = frozenset(
-    (
-        *("chunk", "unsafe_chunk", "split", "unsafe_split", "split_with_sizes"),
-        *("tensor_split", "hsplit", "vsplit", "dsplit", "unbind"),
-    )
-)
-_MOVES = _GIVE_SEVERAL | frozenset(
+_MOVES = GIVE_SEVERAL | frozenset(
     (
         *("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "adjoint"),
         *("reshape", "flatten", "ravel", "unflatten", "squeeze", "unsqueeze"),
@@ -100,8 +96,11 @@ def spell_out_moves(graph_module: fx.GraphModule, patterns: Collection[Any]) -> 
     """Make calls `moved` that are not among ``patterns`` already, in place.
 
     A call that gives several results becomes one call for each of them, if only single results are
-    used. Nodes must have their addresses.
+    used, or their number cannot change. Nodes must have their addresses.
     """
+    for node in list(graph_module.graph.nodes):
+        if _last(_dotted(node) or "") in GIVE_SEVERAL:
+            read_one_by_one(node)
     for node in list(graph_module.graph.nodes):
         if "member" not in node.meta or not node.args or not isinstance(node.args[0], fx.Node):
             continue
@@ -114,7 +113,7 @@ def spell_out_moves(graph_module: fx.GraphModule, patterns: Collection[Any]) -> 
             continue
         x, *args = node.args
         given = {"args": tuple(args), "kwargs": dict(node.kwargs)}
-        if _last(call) in _GIVE_SEVERAL:
+        if _last(call) in GIVE_SEVERAL:
             _take_apart(node, (x, call, given))
         elif node.meta["value"].is_tensor:
             node.op, node.target, node.args, node.kwargs = (

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from qrecipe.model.changes import gives_parts
 from qrecipe.model.copies import structural_copy
 from qrecipe.model.outputs import is_packing, name_constants
 from qrecipe.rules.structure import joined
@@ -52,12 +53,22 @@ _TWIN_OUT_OF_PLACE: dict[Any, Any] = {
 }
 """For inputs that share memory with no other tensor, which would change with them."""
 
+_JOINED_AT: dict[Any, tuple[int, int]] = {
+    torch.hstack: (1, 2),
+    torch.vstack: (0, 2),
+    torch.row_stack: (0, 2),
+    torch.column_stack: (1, 2),
+    torch.dstack: (2, 3),
+}
+"""Where functions join what has at least so many dimensions, as ``torch.cat`` does."""
+
 _BINARY_FUNCTIONS = frozenset({torch.add, torch.mul, torch.matmul})
 _WEIGHTED = ("input", "weight", "bias")
 _POSITIONAL: dict[Any, tuple[str, ...]] = {
     **dict.fromkeys(_BINARY_FUNCTIONS, ("input", "other")),
     F.linear: _WEIGHTED,
     torch.cat: ("tensors", "dim"),
+    **dict.fromkeys(_JOINED_AT, ("tensors",)),
     torch.stack: ("tensors", "dim"),
 }
 _SETTINGS = ("stride", "padding", "dilation", "groups")
@@ -104,6 +115,7 @@ def normalize(graph_module: fx.GraphModule) -> None:
             if node.target in _TWIN_OUT_OF_PLACE and _is_fresh(node.args[0], graph_module):
                 node.target = _TWIN_OUT_OF_PLACE[node.target]
             _spell_out(node, _POSITIONAL.get(node.target, ("input",)))
+            _joining_to_cat(node)
             if node.target in _BINARY_FUNCTIONS:
                 _drop_neutral_alpha(node)
             elif node.target in _CONVOLUTIONS:
@@ -202,6 +214,20 @@ def _method_to_function(node: fx.Node) -> None:
     elif node.target == "view" and not any(isinstance(arg, torch.dtype) for arg in node.args):
         # a quantized convolution returns channels_last, which view does not support
         node.target = "reshape"
+
+
+def _joining_to_cat(node: fx.Node) -> None:
+    dim, least = _JOINED_AT.get(node.target, (0, 0))
+    if not least or len(node.args) != 1:
+        return
+    joined: Any = node.args[0]
+    if isinstance(joined, fx.Node):  # parts have the dimensions of the whole
+        if not gives_parts(joined):
+            return
+        joined = joined.args[:1]
+    ranks = [each.meta["value"].rank for each in joined if isinstance(each, fx.Node)]
+    if ranks and all(rank is not None and rank >= least for rank in ranks):
+        node.target, node.args = torch.cat, (*node.args, dim)
 
 
 def _module_to_function(node: fx.Node, module: nn.Module) -> None:

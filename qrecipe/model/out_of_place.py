@@ -25,7 +25,7 @@ def without_changes_in_place(graph_module: fx.GraphModule) -> None:
             module.inplace = False  # type: ignore[assignment]
     for node in list(graph_module.graph.nodes):
         _unset_inplace(node)
-        if _is_in_place(node, graph_module):
+        if is_in_place(node, graph_module):
             changed = node.args[0]
             with graph_module.graph.inserting_before(node):
                 copy = graph_module.graph.call_function(torch.clone, (changed,))
@@ -47,28 +47,7 @@ def _unset_inplace(node: fx.Node) -> None:
             node.args = (*node.args[:position], False, *node.args[position + 1 :])
 
 
-def drop_dead_code(graph_module: fx.GraphModule) -> None:
-    """Remove unused nodes, after redirecting readers of a tensor to its last in-place change.
-
-    A call whose result is unused counts as dead code, as in FX's own conversion, even if it changes
-    its input: ``x.add_(1); return x``. Quantized kernels never change their input, even with
-    ``inplace``.
-    """
-    position = {node: index for index, node in enumerate(graph_module.graph.nodes)}
-    is_changed = False
-    for node in graph_module.graph.nodes:
-        if not _is_in_place(node, graph_module):
-            continue
-        changed = node.args[0]
-        for user in list(changed.users):
-            if user is not node and position[user] > position[node]:
-                user.replace_input_with(changed, node)
-                is_changed = True
-    if graph_module.graph.eliminate_dead_code() or is_changed:
-        graph_module.recompile()
-
-
-def _is_in_place(node: fx.Node, graph_module: fx.GraphModule) -> bool:
+def is_in_place(node: fx.Node, graph_module: fx.GraphModule) -> bool:
     """Whether the node changes the tensor that is its first argument."""
     if not node.op.startswith("call_") or not node.args or not isinstance(node.args[0], fx.Node):
         return False

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
 from torch import fx
 from torch.fx.proxy import Attribute
+
+IN_PLACE = "in place"
+"""Set in the ``meta`` of calls that change their first argument, if that is a tensor."""
 
 
 class AskingProxy(fx.Proxy):
@@ -24,6 +28,9 @@ class AskingProxy(fx.Proxy):
     def __len__(self) -> int:
         return int(self._asked(len))
 
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
     def __round__(self, digits: int | None = None) -> fx.Proxy:
         return self.tracer.create_proxy("call_function", round, (self, digits), {})
 
@@ -32,6 +39,21 @@ class AskingProxy(fx.Proxy):
 
     def _asked(self, kind: Callable[[Any], Any]) -> Any:
         return self.tracer.asked(self, kind)  # type: ignore[attr-defined]
+
+
+def _in_place(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """An operator like ``+=``, which torch traces as ``+``."""
+
+    def change(self: Any, other: Any) -> Any:
+        changed = function(self, other)
+        changed.node.meta[IN_PLACE] = True
+        return changed
+
+    return change
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"):
+    setattr(AskingProxy, f"__i{_name}__", _in_place(getattr(operator, f"__{_name}__")))
 
 
 class _AskingAttribute(Attribute, AskingProxy):

@@ -18,7 +18,8 @@ class TracedNode(Stored):
     """A node of a traced graph.
 
     ``call`` is its kind, target and arguments; ``rank`` is the number of dimensions of a tensor,
-    and ``is_input`` tells that it is the node's first input itself.
+    ``count`` that of the results in a tuple; ``is_input`` tells that it is the node's first input
+    itself, and ``is_finite`` that it has no infinite values.
     """
 
     name: str
@@ -26,6 +27,8 @@ class TracedNode(Stored):
     value: Value
     rank: int | None
     is_input: bool
+    is_finite: bool = True
+    count: int | None = None
 
 
 DType = Literal[

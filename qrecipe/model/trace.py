@@ -20,11 +20,11 @@ from qrecipe.errors.findings import Finding, TraceError, error_from
 from qrecipe.errors.spelling import did_you_mean
 from qrecipe.errors.text import quoted_whole
 from qrecipe.model.call import Inputs, constants, variadic
+from qrecipe.model.changes import spell_out_changes
 from qrecipe.model.class_names import class_names
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.graph_names import rename_taken
 from qrecipe.model.opened.whole import class_of_the_caller
-from qrecipe.model.out_of_place import drop_dead_code
 from qrecipe.model.record import Shape, Shapes
 from qrecipe.model.shapes import shapes_of
 from qrecipe.model.switches import BATCH_NORMS, arguments, flag, told
@@ -89,7 +89,9 @@ def trace(
         _check_names(graph, path)
         rename_taken(graph, root)
         graph_module = fx.GraphModule(root, graph)
-        drop_dead_code(graph_module)
+        has_changed = spell_out_changes(graph_module, tracer.node_name_to_scope)
+        if graph.eliminate_dead_code() or has_changed:
+            graph_module.recompile()
     except TraceError:
         raise
     except Exception as error:

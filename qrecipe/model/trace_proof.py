@@ -25,10 +25,12 @@ from qrecipe.model.dry_run import (
     versions_of,
 )
 from qrecipe.model.nested import parts_of, tensors_in
-from qrecipe.model.unfit import unfit
+from qrecipe.model.out_of_place import is_in_place
+from qrecipe.model.unfit import all_finite, unfit
 from qrecipe.process.warnings import held_back
 
 _RELATIVE_TOLERANCE = 1e-3
+_WITH_INFINITY = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +38,16 @@ class Value:
     """What a node computes: ``is_float`` for floating-point tensors, also in a tuple.
 
     ``is_tensor`` is False for tuples, sizes and numbers. ``rank`` is the number of dimensions of a
-    tensor; ``is_input`` tells that it is the node's first input, unchanged.
+    tensor, ``count`` that of the results in a tuple; ``is_input`` tells that it is the node's first
+    input, unchanged; ``is_finite`` is False if it has infinite values.
     """
 
     is_float: bool
     is_tensor: bool
     rank: int | None = field(default=None, compare=False)
     is_input: bool = field(default=False, compare=False)
+    is_finite: bool = field(default=True, compare=False)
+    count: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +142,23 @@ def _different(message: str, model: nn.Module) -> UnprovenError:
 
 
 class _Recorder(fx.Interpreter):
+    """Records values; what changes a tensor in place changes a copy, as in a quantized graph."""
+
     def run_node(self, n: fx.Node) -> Any:
-        source = self.env[n.all_input_nodes[0]] if n.all_input_nodes else None
-        before = version(source)
+        graph_module: Any = self.module
+        sources = {source: self.env[source] for source in n.all_input_nodes}
+        versions = [*map(version, sources.values())]
+        if is_in_place(n, graph_module):
+            changed: Any = n.args[0]
+            if isinstance(sources[changed], Tensor):
+                self.env[changed] = sources[changed].clone()
+        first = self.env[n.all_input_nodes[0]] if sources else None
+        before = version(first)
         result = super().run_node(n)
-        is_input = is_same(result, source) and version(source) == before
+        if versions != [*map(version, sources.values())]:
+            raise RuntimeError(f"{n.name} changes a tensor that it is given")
+        self.env.update(sources)
+        is_input = is_same(result, first) and version(first) == before
         n.meta["value"] = _describe(result, is_input)
         return result
 
@@ -170,8 +187,14 @@ def version(value: Any) -> int | None:
 
 def _describe(value: Any, is_input: bool) -> Value:
     if isinstance(value, Tensor):
-        return Value(value.is_floating_point(), True, value.dim(), is_input)
-    return Value(any(x.is_floating_point() for x in tensors_in(value)), False)
+        is_finite = value.dtype not in _WITH_INFINITY or not _has_infinity(value)
+        return Value(value.is_floating_point(), True, value.dim(), is_input, is_finite)
+    count = len(value) if isinstance(value, (tuple, list)) else None
+    return Value(any(x.is_floating_point() for x in tensors_in(value)), False, count=count)
+
+
+def _has_infinity(tensor: Tensor) -> bool:
+    return not all_finite(tensor) and bool(tensor.isinf().any())
 
 
 def difference(expected: Any, actual: Any, share: float = 0.0) -> str | None:

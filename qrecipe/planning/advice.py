@@ -35,8 +35,8 @@ def advice(sites: Sequence[Site], inventory: Inventory, backend: Backend) -> Ite
             f"convolution in small groups, 2 to 200 times slower in int8 than in float: "
             f"{listed([site.name for site in slow])}",
             slow[0].rule.location,
-            hint="leave them float; modules that are not transposed have a fast kernel on onednn, "
-            "which needs symmetric weights",
+            hint="leave them float, or let qrecipe fastest measure; modules that are not "
+            "transposed have a fast kernel on onednn, which needs symmetric weights",
         )
     if any(_weight_count(matches[site.name]) for site in sites if site.mode == "static"):
         weights = sum(_weight_count(matches[site.name]) for site in sites if site.mode is not None)

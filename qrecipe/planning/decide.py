@@ -157,20 +157,27 @@ def _unsupported(
         )
 
 
-def _readers_of_float(sites: Sequence[Site], inventory: Inventory) -> dict[str, list[Site]]:
-    """The float tensors that are quantized, and the sites that do so."""
+def _readers_of_float(
+    sites: Sequence[Site], inventory: Inventory
+) -> dict[tuple[fx.Graph | None, str], list[Site]]:
+    """The float tensors that are quantized, and the sites that do so.
+
+    Roots may have inputs of the same name, so a tensor is known by its graph and its name.
+    """
     static = _static(sites)
-    readers: dict[str, list[Site]] = {}
+    readers: dict[tuple[fx.Graph | None, str], list[Site]] = {}
     for name, site in static.items():
         if site.input is not None:
-            for source in _float_inputs(inventory.matches[name].operation, static):
-                readers.setdefault(source, []).append(site)
+            match = inventory.matches[name]
+            graph = match.nodes[0].graph if match.nodes else None
+            for source in _float_inputs(match.operation, static):
+                readers.setdefault((graph, source), []).append(site)
     return readers
 
 
 def _input_conflicts(sites: Sequence[Site], inventory: Inventory) -> Iterator[Finding]:
     """FX silently gives all consumers of a float tensor the first one's observer."""
-    for source, (first, *others) in _readers_of_float(sites, inventory).items():
+    for (_, source), (first, *others) in _readers_of_float(sites, inventory).items():
         other = next((site for site in others if site.input != first.input), None)
         if other is not None:
             yield Finding(
@@ -200,7 +207,7 @@ def _boundaries(sites: Sequence[Site], inventory: Inventory) -> int:
     }
     quantized = (
         _results(inventory, source, lambda reader: reader in static)
-        for source in _readers_of_float(sites, inventory)
+        for _, source in _readers_of_float(sites, inventory)
     )
     read_as_float = (
         _results(inventory, name, lambda reader: reader not in static)
@@ -301,8 +308,9 @@ def plan_of(model: nn.Module, inventory: Inventory, recipe: Recipe, inputs: Inpu
 def warn_of_missed(plan: Plan, recipe: Recipe) -> None:
     """Issue the warnings that matter even if nobody prints the plan.
 
-    Nothing is quantized (QR221), or training would go without what only it has (QR205).
+    Nothing is quantized (QR221), training would go without what only it has (QR205), or kernels are
+    slower than float (QR207).
     """
     for finding in plan.warnings:
-        if finding.code in ("QR221", "QR205"):
+        if finding.code in ("QR221", "QR205", "QR207"):
             warn(finding, recipe.lint.ignore)

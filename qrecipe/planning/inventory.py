@@ -13,6 +13,7 @@ from qrecipe.model.checks import check_model
 from qrecipe.model.dry_run import CANNOT_TAKE
 from qrecipe.model.graph_sites import Inventory, take_inventory
 from qrecipe.model.module_sites import take_inventory as eager_inventory
+from qrecipe.model.opened.linear import is_linear
 from qrecipe.model.opened.opening import Opening, opened_at, opening_of
 from qrecipe.model.proposals import with_advice
 from qrecipe.model.remedies import remedy
@@ -62,7 +63,7 @@ def _inventory_of(model: nn.Module, opening: Opening, recipe: Recipe, inputs: In
         name: replace(match, whole=opening.whole.get(name.partition("#")[0]))
         for name, match in inventory.matches.items()
     }
-    return replace(inventory, matches=matches, opened=opening.paths)
+    return replace(inventory, matches=matches, opened=(*opening.paths, *inventory.opened))
 
 
 def _completed(finding: Finding, model: nn.Module, recipe: Recipe, inputs: Inputs) -> Finding:
@@ -76,13 +77,21 @@ def _completed(finding: Finding, model: nn.Module, recipe: Recipe, inputs: Input
 def _untraced_inventory(
     model: nn.Module, recipe: Recipe, inputs: Inputs, error: TraceError
 ) -> Inventory | None:
-    """The sites for eager mode, or None if rules ask for more than modules that need no trace."""
+    """The sites for eager mode, or None if rules ask for more than modules that need no trace.
+
+    Subclasses of linear layers that compute the same are opened, into plain ones.
+    """
     if recipe.fx.roots or recipe.phase == "qat":
         return None
     config = own_backend_config(recipe.backend, recipe.phase)
     static = any(rule.qconfig and mode_of(rule.qconfig) == "static" for rule in recipe.rules)
     try:
         inventory = eager_inventory(model, inputs, recipe.fx, config, error.findings[0])
+        own = tuple(path for path in inventory.matches if is_linear(model.get_submodule(path)))
+        if own:
+            model = opened_at(model, own)
+            inventory = eager_inventory(model, inputs, recipe.fx, config, error.findings[0])
+            inventory = replace(inventory, opened=own)
     except PlanError:
         if static:
             return None

@@ -15,12 +15,14 @@ from torch import fx, nn
 
 from qrecipe.model.addresses import is_floating
 from qrecipe.model.altered_modules import alteration, lacks_statistics
+from qrecipe.model.changes import gives_tuple
 from qrecipe.model.graph_sites import Match
 from qrecipe.model.moving import moved
-from qrecipe.model.normalize import MULTIPLIES_WEIGHT, stored
+from qrecipe.model.normalize import MULTIPLIES_WEIGHT, TAKES_WEIGHT
 from qrecipe.model.rewrites.batch_norms import why_function
 from qrecipe.model.trace_proof import Value
 from qrecipe.planning.moves import no_move
+from qrecipe.planning.plan import EXPORTED
 from qrecipe.recipe.schema import Backend, Phase, TensorSpec
 
 _CLAMPS = (nn.ReLU6, nn.Hardtanh, F.relu6, F.hardtanh, F.hardtanh_, torch.clamp)
@@ -51,6 +53,8 @@ def refusal(match: Match, backend: Backend) -> str | None:
             return altered
     if match.operation.kind == "passthrough" and _gives_several(match):
         return "it returns several results, which torch would observe as one"
+    if backend not in EXPORTED and any(map(gives_tuple, match.nodes)):
+        return "its results are read as a whole, and their number may depend on its input"
     if isinstance(match.module, _RECURRENT) and _takes_no_tensor(match):
         return "it takes a PackedSequence, which FX cannot quantize: pack it inside forward"
     if _lacks_batch(match):
@@ -60,7 +64,8 @@ def refusal(match: Match, backend: Backend) -> str | None:
     tables = (_LIMITS, _LIMITS_OF_QNNPACK) if backend == "qnnpack" else (_LIMITS,)
     limits = (table[key] for table in tables for key in keys if key in table)
     reasons = (limit(subject) if callable(limit) else limit for limit in limits)
-    return next(filter(None, reasons), None)
+    known = next(filter(None, reasons), None)
+    return known or _infinite(match)
 
 
 def better_float(match: Match) -> str | None:
@@ -244,7 +249,7 @@ def _observed_argument(node: fx.Node) -> str | None:
 def _binary(node: fx.Node) -> str | None:
     if node.kwargs:
         return f"the quantized kernel ignores {', '.join(node.kwargs)}"
-    return _not_floating("an operand", node) or _infinite_operand(node)
+    return _not_floating("an operand", node)
 
 
 def _joined(node: fx.Node) -> str | None:
@@ -257,15 +262,20 @@ def _not_floating(what: str, node: fx.Node) -> str | None:
     return f"{what} is not floating-point, but would be observed"
 
 
-def _infinite_operand(node: fx.Node) -> str | None:
-    """A mask of -inf, as attention adds one, has no range."""
-    graph_module = node.graph.owning_module
-    assert graph_module is not None, "the graph of an inventory has modules"
-    for source in node.all_input_nodes:
-        mask = stored(source, graph_module)
-        if mask is not None and mask.is_floating_point() and not bool(mask.isfinite().all()):
-            name = str(source.target).rpartition(".")[2]
-            return f"{name} has infinite values or NaN, which have no range"
+def _infinite(match: Match) -> str | None:
+    """A mask of -inf, as attention adds one, has no range; only known from a trace.
+
+    What a layer with weights computes is finite, unless the model is at fault.
+    """
+    if not match.kernels or match.module is not None or match.nodes[0].target in TAKES_WEIGHT:
+        return None
+    for node in match.nodes:
+        for source in (*node.all_input_nodes, node):
+            if not _value(source).is_finite:
+                is_named = source.op in ("placeholder", "get_attr")
+                name = str(source.target).rpartition(".")[2] if is_named else "an operand"
+                name = "its result" if source is node else name
+                return f"{name} has infinite values, which have no range"
     return None
 
 

@@ -66,20 +66,6 @@ def test_static_models_come_back_to_the_bit_on_every_backend(name, backend, tmp_
             assert_same_outputs(converted, loaded, batch)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_layers_without_a_bias_come_back_though_qnnpack_gives_them_one(backend, tmp_path):
-    model = nn.Sequential(
-        *(nn.Conv2d(4, 4, 1, bias=False), nn.ConvTranspose2d(4, 6, 2, groups=2, bias=False)),
-        *(nn.Flatten(), nn.Linear(96, 3, bias=False)),
-    ).eval()
-    batches = [torch.randn(2, 4, 3, 3) for _ in range(10)]
-    a_recipe = recipe(head=f'backend = "{backend}"')
-    converted = qrecipe.quantize(model, a_recipe, batches, progress=silent, target_cpu="vnni")
-    loaded = round_trip(converted, model, tmp_path / "model.safetensors")
-    with engine(backend):
-        assert_same_outputs(converted, loaded, batches[0])
-
-
 @pytest.mark.parametrize("name", [*NETS][::3])
 def test_models_with_a_random_half_left_float_come_back_to_the_bit(name, tmp_path):
     net = NETS[name]
@@ -100,8 +86,9 @@ MODES = {
 }
 
 
-@pytest.mark.parametrize("backend", ["x86", "fbgemm"])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("mode", "backend"), [(mode, ("x86", "fbgemm")[at % 2]) for at, mode in enumerate(MODES)]
+)
 def test_dynamic_weight_only_and_mixed_models_come_back_to_the_bit(mode, backend, tmp_path):
     name, rules = MODES[mode]
     net = NETS[name]

@@ -146,7 +146,7 @@ def test_where_float_is_faster_everything_is_left_float(found):
     assert all(site.verdict == "float" for site in planned(result.recipe))
     assert result.reasons[SLOW] == "int8 is 21 times slower here: 8.4 against 0.4 ms"
     others = {reason for name, reason in result.reasons.items() if name != SLOW}
-    assert others == {"float is as fast here: the whole model takes 3 ms, quantized 20 ms"}
+    assert others == {"float is faster here: the whole model takes 3 ms, quantized 20 ms"}
 
 
 def test_a_mixture_that_cannot_be_quantized_is_told(found, monkeypatch):

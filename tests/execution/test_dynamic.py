@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -296,3 +298,27 @@ def test_a_recipe_without_ranges_wants_no_more_batches():
     net = NETS["cells"]
     batch = net.batches(1)[0]
     qrecipe.quantize(net.model(), "builtin:x86-dynamic", [batch], progress=silent)
+
+
+def test_a_float_join_before_a_dynamic_kernel_shares_no_scale():
+    model = net_of(
+        lambda self, x: self.b(torch.cat([self.a(x), 0.001 * x], 1)),
+        a=nn.Linear(6, 6),
+        b=nn.Linear(12, 3),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", qrecipe.QRecipeWarning)
+        qrecipe.quantize(model, "builtin:x86-dynamic", [torch.rand(4, 6)])
+
+
+def test_a_first_state_that_is_made_of_sizes_is_a_tensor():
+    def forward(self, x):
+        state = torch.zeros(1, x.size(0), 8)
+        return self.out(self.rnn(x, (state, state))[0] + torch.ones(x.size(1), 1))
+
+    model = net_of(forward, rnn=nn.LSTM(6, 8, batch_first=True), out=nn.Linear(8, 3))
+    x = torch.rand(2, 5, 6)
+    converted = qrecipe.quantize(model, "builtin:x86-dynamic", example_inputs=x)
+    assert type(converted.rnn) is nnq.dynamic.LSTM
+    for batch in (x, torch.rand(3, 4, 6)):
+        assert output_sqnr_db(model(batch), converted(batch)) > 25

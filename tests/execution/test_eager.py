@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -396,13 +397,17 @@ def test_a_packed_sequence_as_an_input_of_a_trace_is_refused_in_the_plan():
 
 
 class OwnLayer(nn.TransformerEncoderLayer):
+    """The fast path does not call its block, so it cannot be opened."""
+
     def _sa_block(self, *args, **kwargs):
-        return super()._sa_block(*args, **kwargs)
+        return super()._sa_block(*args, **kwargs) * 2
 
 
 class CallsTorchs(nn.TransformerEncoderLayer):
+    """Its weights are others once it is opened."""
+
     def forward(self, x):
-        return super().forward(x) * 2
+        return super().forward(x) * self.self_attn.in_proj_weight.dim()
 
 
 class OwnForward(nn.TransformerEncoderLayer):
@@ -451,7 +456,8 @@ def test_next_to_nothing_is_left_of_it_and_that_is_said():
 
 def test_it_stays_whole_where_these_inputs_would_take_the_slow_path():
     """One sequence alone takes the slow path, and a batch of them would fail later."""
-    model = around(OwnLayer, batch_first=True)
+    model = around(nn.TransformerEncoderLayer, batch_first=True)
+    model.layer.register_forward_hook(lambda module, args, output: None)
     with pytest.warns(QRecipeWarning, match="QR221"):
         assert verdicts(qrecipe.plan(model, DYNAMIC, SEQUENCE[0]))["layer"] == "float"
 
@@ -466,9 +472,8 @@ def test_one_with_a_forward_that_calls_its_layers_is_quantized_inside():
 
 def test_as_the_whole_model_it_is_refused():
     model = OwnLayer(8, 2, 16, batch_first=True).eval()
-    for x in (SEQUENCE, SEQUENCE[0]):
-        with pytest.raises(TraceError, match=r"(?s)QR305 .*torch runs it as one operation"):
-            qrecipe.quantize(model, DYNAMIC, [x])
+    with pytest.raises(TraceError, match=r"(?s)QR305 .*torch runs it as one operation"):
+        qrecipe.quantize(model, DYNAMIC, [SEQUENCE])
 
 
 class ReadsUnlessHooked(nn.Module):
@@ -508,3 +513,67 @@ def test_the_audit_runs_what_is_returned_and_names_the_module_that_fails():
         qrecipe.quantize(Around(Reads()).eval(), DYNAMIC, [SEQUENCE])
     with pytest.raises(AuditError, match="QR413"):
         qrecipe.sensitivity(Around(Reads()).eval(), DYNAMIC, [SEQUENCE])
+
+
+class Renamed(nn.Linear):
+    pass
+
+
+class Written(nn.Linear):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.scale = 1.0
+
+    def reset_parameters(self):
+        nn.init.xavier_uniform_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, input):
+        return F.linear(weight=self.weight, input=input.flatten(1), bias=self.bias)
+
+
+class Doubled(nn.Linear):
+    def forward(self, input):
+        return super().forward(input) * 2
+
+
+OWN_LINEAR = {
+    "renamed": (Renamed, "quantized"),
+    "written": (Written, "quantized"),
+    "without bias": (partial(Renamed, bias=False), "quantized"),
+    "torch's own": (nn.modules.linear.NonDynamicallyQuantizableLinear, "quantized"),
+    "doubled": (Doubled, "float"),
+}
+
+
+@pytest.mark.parametrize("case", OWN_LINEAR)
+def test_a_subclass_that_computes_what_a_linear_layer_does_is_one(case, tmp_path):
+    torch.manual_seed(0)
+    kind, verdict = OWN_LINEAR[case]
+    model = net_of(
+        lambda self, x: self.b(self.a(x)) if x.sum() < 1e9 else x,
+        a=kind(8, 8),
+        b=nn.Linear(8, 3),
+    )
+    x = torch.rand(4, 8)
+    plan = qrecipe.plan(model, DYNAMIC, x)
+    assert plan.executor == "eager"
+    assert verdicts(plan) == {"a": verdict, "b": "quantized"}
+    converted = qrecipe.quantize(model, DYNAMIC, example_inputs=x)
+    assert output_sqnr_db(model(x), converted(x)) > 30
+    qrecipe.save_quantized(converted, tmp_path / "model.safetensors")
+    loaded = qrecipe.load_quantized(tmp_path / "model.safetensors", model)
+    assert torch.equal(loaded(x), converted(x))
+
+
+def test_in_an_attention_that_stays_whole_nothing_becomes_a_linear_layer():
+    attention = nn.MultiheadAttention(8, 2, batch_first=True)
+    attention.register_forward_hook(lambda module, args, output: None)
+    model = net_of(
+        lambda self, x: self.b(self.a(x, x, x)[0]) if x.sum() < 1e9 else x,
+        a=attention,
+        b=Renamed(8, 3),
+    )
+    plan = qrecipe.plan(model, DYNAMIC, torch.rand(2, 4, 8))
+    assert plan.executor == "eager"
+    assert verdicts(plan) == {"a": "float", "b": "quantized"}

@@ -62,19 +62,19 @@ def _turned(self, x):
     return self.last(self.a(x) + self.b(x).transpose(2, 3))
 
 
-def _rows_and_columns(self, x):
-    y = self.a(x)
-    return self.last(y.mean(2, keepdim=True) + y.mean(3, keepdim=True))
-
-
 def _tokens(self, x):
     y = self.a(x).flatten(2)
     return self.tokens(y.transpose(1, 2) + x.flatten(2).transpose(1, 2).contiguous())
 
 
+def _convolutions(self, x):
+    y = F.max_pool2d(F.relu(self.a(x)), 2)
+    return self.last(F.relu(y + self.b(y)) + self.a(y))
+
+
 FORWARDS = (
     *(_input_and_convolution, _convolution_and_input, _gate, _gate_in_front),
-    *(_turned, _rows_and_columns, _tokens),
+    *(_turned, _tokens, _convolutions),
 )
 
 
@@ -100,6 +100,56 @@ def test_a_join_reads_one_shape_and_layout_in_whatever_layout_images_come(forwar
         assert joined.read
         assert all(one == other for one, other in joined.read)
         assert sqnr_db(model(images), output) > 25
+
+
+def _int8(*shape, layout=torch.contiguous_format):
+    x = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    return torch.quantize_per_tensor(x, 0.05, 64, torch.quint8).contiguous(memory_format=layout)
+
+
+LAST, LAST_3D = torch.channels_last, torch.channels_last_3d
+
+
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [
+        (_int8(2, 8, 4, 4), _int8(1)),
+        (_int8(2, 5, 8), _int8(8)),
+        (_int8(2, 8, 4, 4, layout=LAST), _int8(8, 4, 4)),
+        (_int8(2, 8, 1, 4), _int8(2, 8, 4, 1)),
+        (_int8(2, 128, 4, 4, layout=LAST), _int8(2, 128, 1, 1)),
+        (_int8(2, 8, 3, 4, 4, layout=LAST_3D), _int8(2, 8, 1, 1, 1)),
+    ],
+)
+def test_broadcasts_that_kernels_do_well_are_left_to_them(x, y):
+    assert laid_out_like(x, y) is x
+    assert laid_out_like(y, x) is y
+
+
+def test_volumes_keep_the_layout_that_convolutions_give():
+    x, y = _int8(2, 8, 3, 4, 4, layout=LAST_3D), _int8(2, 8, 3, 4, 4)
+    for one, other in ((x, y), (y, x)):
+        assert laid_out_like(one, other).is_contiguous(memory_format=LAST_3D)
+
+
+def test_what_convolutions_give_is_added_as_it_is():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.pool = nn.Conv2d(8, 8, 1), nn.MaxPool2d(2)
+            self.body = nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1))
+
+        def forward(self, x):
+            x = self.pool(F.relu(self.stem(x)))
+            return self.body(F.relu(x + self.body(x)))
+
+    torch.manual_seed(0)
+    converted = qrecipe.quantize(Block().eval(), RECIPE, [IMAGES] * 2, progress=silent)
+    assert laid_out_like not in [node.target for node in converted.graph.nodes]
+    with Joined() as joined, torch.no_grad():
+        converted(IMAGES)
+    assert joined.read
+    assert all(one == other for one, other in joined.read)
 
 
 def test_it_computes_what_torch_does_and_survives_storage_and_script(tmp_path):

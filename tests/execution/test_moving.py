@@ -14,6 +14,7 @@ from shares import every
 from torch import nn
 
 import qrecipe
+from qrecipe._torch_ao import is_observer
 from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.execution.fx.lowering import lower_ours
 from qrecipe.model.integers import padded, resampled, rolled
@@ -89,6 +90,24 @@ SPELLINGS: dict[str, Callable[[torch.Tensor], torch.Tensor] | nn.Module] = {
     "torch.tensor_split": lambda x: torch.tensor_split(x, 3, dim=1)[0],
     "hsplit": lambda x: x.hsplit(2)[1],
     "torch.vsplit": lambda x: torch.vsplit(x, (1,))[0],
+    "cat of chunks": lambda x: torch.cat(x.chunk(2, 1), 2),
+    "cat of chunks by name": lambda x: torch.cat(tensors=torch.chunk(x, chunks=2, dim=1), dim=3),
+    "reversed": lambda x: torch.cat(x.chunk(4, 1)[::-1], 1),
+    "some chunks": lambda x: torch.concat(x.chunk(4, 1)[:2], 1),
+    "one of some": lambda x: x.chunk(4, 1)[1:][1],
+    "list of chunks": lambda x: torch.cat([x, *x.chunk(2, 1)], 1),
+    "cat of a split": lambda x: torch.cat(torch.split(x, [4, 4], dim=1), dim=-1),
+    "cat of split_with_sizes": lambda x: torch.cat(x.split_with_sizes([3, 5], 1)[::-1], 1),
+    "stack of a tensor_split": lambda x: torch.stack(x.tensor_split(4, 1), -1),
+    "stack of a torch.tensor_split": lambda x: torch.stack(torch.tensor_split(x, (4,), 1)),
+    "cat of an hsplit": lambda x: torch.cat(x.hsplit(2), 2),
+    "iterated unbind": lambda x: torch.stack([*x.unbind(1)], -1),
+    "iterated split": lambda x: torch.cat(list(x.split(3, 1))[1:], 1),
+    "torch.hstack": lambda x: torch.hstack([x, x]),
+    "torch.vstack": lambda x: torch.vstack((x, x)),
+    "torch.dstack": lambda x: torch.dstack(tensors=(x, x)),
+    "torch.column_stack": lambda x: torch.column_stack((x, x)),
+    "hstack of chunks": lambda x: torch.hstack(x.chunk(2, 2)),
     "flip": lambda x: x.flip(1),
     "torch.flip": lambda x: torch.flip(x, (2, 3)),
     "fliplr": lambda x: x.fliplr(),
@@ -214,13 +233,29 @@ def test_moved_integers_are_loaded_as_they_were_saved(tmp_path):
 def test_training_simulates_one_range_along_the_moves():
     compiled = qrecipe.compile(shuffling(), recipe(head='phase = "qat"'), IMAGES)
     prepared = compiled.prepare().train()
-    names = {node.name: node for node in prepared.graph.nodes}
-    moved = ("first", "getitem", "getitem_1", "cat", "roll", "pad", "getitem_2")
-    ranges = {id(prepared.get_submodule(next(iter(names[name].users)).target)) for name in moved}
-    assert len(ranges) == 1
+    modules = dict(prepared.named_modules(remove_duplicate=False))
+    called = [modules[n.target] for n in prepared.graph.nodes if n.op == "call_module"]
+    ranges = [module for module in called if is_observer(module)]
+    assert len(ranges) == 4  # of the input, of both convolutions, and of what is joined
+    assert len(set(ranges)) == 3
     prepared(IMAGES).sum().backward()
     converted = compiled.convert(prepared)
     assert count(converted, torch.quantize_per_tensor) == count(converted, "dequantize") == 1
+
+
+def test_parts_do_not_narrow_the_average_of_the_range_that_they_share():
+    def scale(forward):
+        torch.manual_seed(0)
+        model = net_of(forward, conv=nn.Conv2d(3, 8, 3))
+        with torch.no_grad():
+            model.conv.weight[1:] /= 4  # only the first channel is wide
+        return qrecipe.quantize(model, recipe(), [IMAGES] * 50, progress=False).conv.scale
+
+    def parts(self, x):
+        x = self.conv(x)
+        return x, x[:, 1:], x.chunk(2, 1)[1], F.pad(x[:, 4], (1, 1))
+
+    assert scale(parts) == scale(lambda self, x: self.conv(x))
 
 
 def test_a_backend_that_only_exports_is_told_of_no_moves():
@@ -293,6 +328,25 @@ def test_what_cannot_be_moved_stays_float_with_the_reason(move, reason):
     plan = qrecipe.plan(model, recipe(), IMAGES)
     assert plan.sites[-1].verdict == "float"
     assert reason in plan.sites[-1].reason
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [lambda x: x.split(4, 1), lambda x: x.unbind(1), lambda x: x.chunk(2), lambda x: x.chunk(5, 1)],
+)
+def test_parts_whose_number_may_change_stay_float_together(parts):
+    model = net_of(lambda self, x: torch.cat(parts(self.conv(x)), 1), conv=nn.Conv2d(3, 8, 3))
+    plan, converted = converted_of(model, IMAGES)
+    assert "their number may depend" in plan.sites[1].reason
+    assert sqnr_db(model(IMAGES[:1]), converted(IMAGES[:1])) > 30
+
+
+def test_parts_that_were_counted_are_refused_in_another_number():
+    model = net_of(lambda self, x: sum([*self.conv(x).unbind(3)]), conv=nn.Conv2d(3, 8, 3))
+    _, converted = converted_of(model, IMAGES)
+    assert count(converted, "dequantize") == 1
+    with pytest.raises(AssertionError, match="other shapes"):
+        converted(torch.randn(1, 3, 12, 10))
 
 
 @pytest.mark.parametrize(

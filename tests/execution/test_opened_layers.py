@@ -209,3 +209,38 @@ def test_attention_in_windows_computes_the_same(name, size):
         assert found["1.qkv"].verdict == found["1.proj"].verdict == "quantized"
         assert found["1.windows"].reason == "moves the integers of 0"
         assert found["1.merged"].reason == "moves the integers of 1.proj"
+
+
+MASKED = torch.zeros(5, 5).masked_fill(torch.ones(5, 5).triu(1) > 0, -torch.inf)
+
+
+def own_attention(self, x, mask):
+    scores = self.q(x) @ self.k(x).transpose(-2, -1) + mask
+    return self.out(scores.softmax(-1) @ self.v(x))
+
+
+INFINITE = {
+    "opened": net_of(
+        lambda self, x, mask: self.attn(x, x, x, attn_mask=mask)[0],
+        attn=nn.MultiheadAttention(8, 2, batch_first=True),
+    ),
+    "written": net_of(own_attention, **{name: nn.Linear(8, 8) for name in ("q", "k", "v", "out")}),
+    "made inside": net_of(
+        lambda self, x, mask: own_attention(self, x, torch.zeros_like(mask) + mask),
+        **{name: nn.Linear(8, 8) for name in ("q", "k", "v", "out")},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", INFINITE)
+def test_a_mask_of_infinities_may_be_an_input(case, tmp_path):
+    model, batch = INFINITE[case], (torch.rand(2, 5, 8), MASKED)
+    plan = qrecipe.plan(model, recipe(), batch)
+    assert {site.verdict for site in plan if site.op == "Linear"} == {"quantized"}
+    if case == "written":
+        assert plan[":add"].reason == "mask has infinite values, which have no range"
+    converted = qrecipe.quantize(model, recipe(), [batch] * 10)
+    assert output_sqnr_db(model(*batch), converted(*batch)) > 25
+    qrecipe.save_quantized(converted, tmp_path / "model.safetensors")
+    loaded = qrecipe.load_quantized(tmp_path / "model.safetensors", model)
+    assert torch.equal(loaded(*batch), converted(*batch))

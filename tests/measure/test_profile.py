@@ -163,7 +163,7 @@ def test_times_of_one_round_add_up_and_the_lower_quartile_counts():
     assert found[Boundary("quantize", "b")] == Timing(0.0, 0.0)
 
 
-def test_the_page_shows_the_worst_and_escapes_names(residual):
+def test_the_page_shows_the_worst_and_escapes_names(residual, undrawn):
     pytest.importorskip("matplotlib")
     _, profile = residual
     net = NETS["residual"]

@@ -94,7 +94,7 @@ def hostile_page():
     """Many sites, long names, and names that are markup."""
     of = measured()
     site = of["drift"].sites[0]
-    names = [HOSTILE, LONG, *(f"layers.{n}.attention.query" for n in range(60))]
+    names = [HOSTILE, LONG, *(f"layers.{n}.attention.query" for n in range(45))]
     sites = tuple(replace(site, name=name) for name in names)
     plan = json.loads(of["origin"].plan)
     entry = plan["sites"][0]

@@ -13,6 +13,7 @@ from shares import every
 from torch import nn
 
 import qrecipe
+from qrecipe.audit.sqnr import output_sqnr_db
 from qrecipe.model.call import Inputs
 from qrecipe.model.opened.opening import Opening, opened_at, opening_of
 from qrecipe.model.trace_proof import difference
@@ -124,6 +125,56 @@ def transformer(**settings):
         return nn.Transformer(E, HEADS, 1, 1, 16, **settings).eval()
 
 
+class Scaled(nn.MultiheadAttention):
+    def forward(self, query, key, value, **kwargs):
+        attended, weights = super().forward(query * 2, key, value, **kwargs)
+        return attended / 2, weights
+
+
+class OwnBlocks(nn.TransformerEncoderLayer):
+    """Each of its blocks does something else than torch's."""
+
+    def _ff_block(self, x):
+        return 2 * super()._ff_block(x)
+
+    def _sa_block(self, x, *args, **kwargs):
+        return super()._sa_block(x, *args, **kwargs) / 2
+
+
+class WithoutMasks(nn.TransformerEncoder):
+    def forward(self, src, mask=None, **kwargs):
+        return super().forward(src) + 1
+
+
+OWN_CLASSES = {
+    "attention": lambda: net_of(
+        lambda self, x: self.own(x, x, x)[0], own=Scaled(E, HEADS, batch_first=True)
+    ),
+    # with another activation, torch's fast path would not call them
+    "blocks": lambda: OwnBlocks(E, HEADS, 16, batch_first=True, activation=F.silu),
+    "blocks in an encoder": lambda: nn.TransformerEncoder(
+        OwnBlocks(E, HEADS, 16, batch_first=True, norm_first=True, activation=F.silu),
+        num_layers=1,
+        enable_nested_tensor=False,
+    ),
+    "encoder": lambda: WithoutMasks(encoder_layer(), 1),
+}
+
+
+@pytest.mark.parametrize("case", OWN_CLASSES)
+def test_a_subclass_with_code_of_its_own_is_opened_if_that_still_runs(case, tmp_path):
+    torch.manual_seed(0)
+    model = OWN_CLASSES[case]().eval()
+    assert not whole(model, MEMORY)
+    plan = qrecipe.plan(model, recipe(), MEMORY)
+    assert {site.verdict for site in plan if site.op == "Linear"} == {"quantized"}
+    converted = qrecipe.quantize(model, recipe(), [MEMORY] * 10)
+    assert output_sqnr_db(model(MEMORY), converted(MEMORY)) > 25
+    qrecipe.save_quantized(converted, tmp_path / "model.safetensors")
+    loaded = qrecipe.load_quantized(tmp_path / "model.safetensors", model)
+    assert torch.equal(loaded(MEMORY), converted(MEMORY))
+
+
 MEMORY = torch.randn(N, S, E)
 WANTED = torch.randn(N, L, E)
 TRANSFORMERS = {
@@ -160,9 +211,11 @@ def test_they_run_with_other_sizes_than_those_they_were_opened_with():
 # --- left whole, and said
 
 
-class OwnBlock(nn.TransformerEncoderLayer):
-    def _ff_block(self, x):
-        return super()._ff_block(x)
+class ReadsWeights(nn.TransformerEncoderLayer):
+    """Asks for the weights that an opened layer holds in another form."""
+
+    def forward(self, src, *args, **kwargs):
+        return super().forward(src * self.self_attn.in_proj_weight.dim() / 2, *args, **kwargs)
 
 
 class Named(nn.TransformerEncoderLayer):
@@ -181,7 +234,6 @@ def hooked():
 
 LEFT = {
     "hooks": (hooked, (), "it has hooks"),
-    "code of its own": (lambda: encoder_layer(OwnBlock), (), "its class replaces code of torch's"),
     # torch's fast path blocks whatever is not 0 in a mask, and its slow path adds the numbers
     "a mask of numbers": (
         encoder_layer,
@@ -196,16 +248,19 @@ def test_what_is_left_whole_says_why_in_the_plan(case):
     make, masks, reason = LEFT[case]
     layer = make()
     model = net_of(forward_of(masks), layer=layer, head=nn.Linear(E, 2))
-    # code that is not torch's cannot be traced
-    a_recipe = "builtin:x86-dynamic" if case == "code of its own" else recipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", qrecipe.QRecipeWarning)
-        plan = qrecipe.plan(model, a_recipe, (MEMORY, *masks))
+        plan = qrecipe.plan(model, recipe(), (MEMORY, *masks))
     found = sites(plan)["layer"]
     assert found.verdict == "float"
     if not found.rule.is_float:
         assert reason in found.reason
     assert reason in whole(layer, MEMORY, *masks)[""]
+
+
+def test_code_of_its_own_that_does_not_run_in_an_opened_layer_is_the_reason():
+    found = whole(encoder_layer(ReadsWeights), MEMORY)
+    assert "opened, it does not run: 'MultiheadAttention' object has no attribute" in found[""]
 
 
 def forward_of(masks):

@@ -173,15 +173,18 @@ def test_where_nothing_can_be_proposed_the_line_is_to_be_rewritten():
 
 
 class OwnBlock(nn.TransformerEncoderLayer):
+    """The fast path does not call its block, so it cannot be opened."""
+
     def _sa_block(self, *args, **kwargs):
-        return super()._sa_block(*args, **kwargs)
+        return super()._sa_block(*args, **kwargs) * 2
 
 
 def test_torchs_own_encoder_as_the_model_is_no_line_to_rewrite():
     layer = OwnBlock(16, 2, 32, batch_first=True)
+    x = torch.linspace(-1, 1, 160).sin().reshape(2, 5, 16)
     for a_recipe in ("builtin:x86-static", "builtin:x86-dynamic"):
         with pytest.raises(TraceError, match="torch runs it as one operation"):
-            qrecipe.plan(nn.TransformerEncoder(layer, 1).eval(), a_recipe, torch.zeros(2, 5, 16))
+            qrecipe.plan(nn.TransformerEncoder(layer, 1).eval(), a_recipe, x)
 
 
 def test_a_model_that_cannot_take_its_inputs_is_not_called_untraceable():

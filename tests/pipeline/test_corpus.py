@@ -34,9 +34,7 @@ SHARES = ("all", "half")
 """How many of the sites the recipe quantizes; the others are left float by their exact names."""
 
 ALWAYS = {
-    "mobilenet_v3_small": {("x86-static", "all")},
-    "shufflenet_v2_x0_5": {("arm-static", "half")},
-    "squeezenet1_1": {("arm-static", "half")},
+    "squeezenet1_1": {("x86-static", "all"), ("arm-static", "half")},
 }
 """What runs in any case: each engine, and each share."""
 IN_TURN = (

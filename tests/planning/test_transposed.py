@@ -9,6 +9,7 @@ import torch
 import torch.ao.nn.quantized as nnq
 import torch.nn.functional as F
 from runs import silent
+from shares import every
 from torch import nn
 
 import qrecipe
@@ -134,24 +135,26 @@ def test_every_shape_that_is_planned_quantized_is_right(backend, dimensions, as_
         assert sqnr_db(expected, found) > 20
 
 
+CHANNELS = {
+    (16, 16): ("onednn", "two rows"),
+    (16, 8): (None, "and onednn's if input and output channels differ"),
+    (12, 6): ("fbgemm", "input and output channels differ"),
+    (12, 12): (None, ""),
+}
+
+
 @pytest.mark.parametrize(
-    ("channels", "engine", "why"),
-    [
-        ((16, 16), "onednn", "two rows"),
-        ((16, 8), None, "and onednn's if input and output channels differ"),
-        ((12, 6), "fbgemm", "input and output channels differ"),
-        ((12, 12), None, ""),
-    ],
+    "case", every(3, itertools.product(CHANNELS, ["module", "function"], ["avx512_vnni", "avx2"]))
 )
-@pytest.mark.parametrize("as_function", [False, True], ids=["module", "function"])
-@pytest.mark.parametrize("known_as", ["avx512_vnni", "avx2"])
 def test_the_upsampling_of_a_unet_goes_to_an_engine_that_is_right_on_every_cpu_or_stays_float(
-    monkeypatch, tmp_path, channels, engine, why, as_function, known_as
+    monkeypatch, tmp_path, case
 ):
+    channels, spelling, known_as = case
+    engine, why = CHANNELS[channels]
     monkeypatch.setattr("qrecipe.planning.cpu.class_of_cpu", lambda: known_as)
     torch.manual_seed(0)
     up = nn.ConvTranspose2d(*channels, 2, stride=2)
-    up = Function(up, F.conv_transpose2d) if as_function else up
+    up = Function(up, F.conv_transpose2d) if spelling == "function" else up
     model = nn.Sequential(
         nn.Conv2d(4, channels[0], 3), up, nn.ReLU(), nn.Conv2d(channels[1], 8, 3)
     ).eval()

@@ -1,4 +1,4 @@
-"""What rules cost: instructions grow as sites, rules and names do, and a report stays short."""
+"""What rules cost: work grows as sites, rules and names do, and a report stays short."""
 
 from __future__ import annotations
 

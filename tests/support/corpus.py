@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -25,6 +25,7 @@ _CLASSES = {"weights": None, "num_classes": 10}
 _SEGMENTS = {"weights": None, "weights_backbone": None, "num_classes": 5}
 
 
+@cache
 def missing() -> str | None:
     """Why torchvision's architectures cannot be built here, None where they can."""
     if importlib.util.find_spec("torchvision") is None:

@@ -10,7 +10,7 @@ PACKAGE = qrecipe.__path__[0]
 
 
 def work(function):
-    """The instructions that a call executes in qrecipe, and its calls of anything in Python."""
+    """The lines that a call executes in qrecipe, with each turn of a loop, and all its calls."""
     count = 0
 
     def trace(frame, event, arg):
@@ -18,8 +18,6 @@ def work(function):
         count += 1
         if not frame.f_code.co_filename.startswith(PACKAGE):
             return None
-        frame.f_trace_opcodes = True
-        frame.f_trace_lines = False
         return trace
 
     before = sys.gettrace()

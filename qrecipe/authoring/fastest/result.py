@@ -11,7 +11,7 @@ from typing import Any
 
 from qrecipe.authoring.fastest.costs import Costs
 from qrecipe.authoring.fastest.cut import LEAST_GAIN, Mixture
-from qrecipe.authoring.fastest.guard import Race, Winner
+from qrecipe.authoring.fastest.guard import Race, Winner, is_faster
 from qrecipe.authoring.fastest.reasons import ms, reasons_of
 from qrecipe.errors.text import counted
 from qrecipe.measure.profile.report import Profile, profile_json
@@ -112,7 +112,10 @@ def found(
     elif race.winner == "float":
         movable = [site.name for site in costs.sites if site.int8 is not None]
         in_float, recipe = (ms(time.seconds) for time in times)
-        whole = f"float is as fast here: the whole model takes {in_float} ms, quantized {recipe} ms"
+        whole = (
+            f"float is {_as_fast(race)} here: the whole model takes {in_float} ms, "
+            f"quantized {recipe} ms"
+        )
         reasons = reasons_of(costs, movable, whole)
     mixed = None if race.mixture is None else Timing.of(race.mixture)
     notes = tuple(_notes(profile, mixture, race, len(reasons)))
@@ -139,7 +142,7 @@ def found(
 def _notes(profile: Profile, mixture: Mixture, race: Race, left: int) -> Iterator[str]:
     yield _measured(mixture, race)
     if race.winner == "float":
-        yield "Nothing gains: float is as fast here, so everything is left float."
+        yield f"Nothing gains: float is {_as_fast(race)} here, so everything is left float."
     elif race.winner == "mixture":
         yield f"The recipe with {counted(left, 'site')} more in float is the fastest."
     elif race.mixture is not None:
@@ -151,6 +154,10 @@ def _notes(profile: Profile, mixture: Mixture, race: Race, left: int) -> Iterato
     if race.winner != "float" and not race.is_won_by_int8:
         yield "Even so, float is as fast here."
     yield f"Measured with {profile.conditions.text}."
+
+
+def _as_fast(race: Race) -> str:
+    return "faster" if is_faster(race.in_float, race.recipe) else "as fast"
 
 
 def _measured(mixture: Mixture, race: Race) -> str:

@@ -35,6 +35,7 @@ from qrecipe.execution.fx.lowering import (
     lower_ours,
     read_shapes_of_integers,
 )
+from qrecipe.execution.fx.moved_once import observe_moved_again, observe_moved_once
 from qrecipe.execution.fx.numbers import numbers_unobserved
 from qrecipe.execution.fx.repetition import without_repetition
 from qrecipe.execution.packing import packed_convolution, packed_sites, quantized_per_channel
@@ -86,6 +87,7 @@ def prepared_copy(
         if FROZEN in node.meta:
             freeze_batch_norm(prepared.get_submodule(str(node.target)))
     share_connected_observers(prepared)
+    observe_moved_once(prepared)
     keep_state_names(prepared)
     attach_preserved_attrs_to_model(prepared, dict(configs.preserved))
     return prepared
@@ -109,6 +111,7 @@ def reference(prepared: fx.GraphModule, configs: Configs) -> fx.GraphModule:
     # conversion modifies its input model
     source = structural_copy(prepared)
     remove_drops(source)
+    observe_moved_again(source)
     try:
         with quiet(), _nothing_kept(), _own_weights_only(), random_numbers_kept():
             converted = convert(

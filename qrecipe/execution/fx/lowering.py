@@ -41,21 +41,44 @@ def read_shapes_of_integers(converted: fx.GraphModule) -> None:
             converted.graph.erase_node(node)
 
 
-_JOINS = tuple(
-    getattr(torch.ops.quantized, name) for name in ("add", "add_relu", "mul", "mul_relu")
-)
+_SUMS = (torch.ops.quantized.add, torch.ops.quantized.add_relu)
+_JOINS = (*_SUMS, torch.ops.quantized.mul, torch.ops.quantized.mul_relu)
+_CONVOLUTIONS = (torch.ops.quantized.conv2d, torch.ops.quantized.conv2d_relu)
+_CONVOLVING = frozenset({"Conv2d", "ConvReLU2d", "ConvTranspose2d"})
+_KEEPING_LAYOUT = frozenset({"ReLU", "ReLU6", "MaxPool2d", "Hardswish", "Sigmoid", "Identity"})
+"""Names of modules, which are torch's own in a converted graph."""
 
 
 def join_in_one_layout(converted: fx.GraphModule) -> None:
-    """Let sums and products of quantized tensors read both in one shape and layout, in place."""
+    """Let sums and products of quantized tensors read both in one shape and layout, in place.
+
+    Sums of what convolutions gave are left alone.
+    """
+    modules = dict(converted.named_modules(remove_duplicate=False))
     for node in list(converted.graph.nodes):
         is_join = node.target in _JOINS and node.args[0] is not node.args[1]
         if not is_join or not all(_is_tensor(each) for each in node.args[:2]):
+            continue
+        if node.target in _SUMS and _is_channels_last(node, modules):
             continue
         for own, other in ((0, 1), (1, 0)):
             pair = (node.args[own], node.args[other])
             with converted.graph.inserting_before(node):
                 node.update_arg(own, converted.graph.call_function(laid_out_like, pair))
+
+
+def _is_channels_last(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a quantized tensor is an image in channels_last, as convolutions give it."""
+    read = [node]
+    while read:
+        each = read.pop()
+        kind = type(modules[str(each.target)]).__name__ if each.op == "call_module" else ""
+        if kind in _CONVOLVING or each.target in _CONVOLUTIONS:
+            continue
+        if kind not in _KEEPING_LAYOUT and each.target not in (F.relu, *_SUMS):
+            return False
+        read += [source for source in each.all_input_nodes if carries_data(source)]
+    return True
 
 
 def _is_tensor(value: Any) -> bool:

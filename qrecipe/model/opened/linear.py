@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import operator
 
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from qrecipe.errors.findings import QRecipeError
 from qrecipe.model.copies import structural_copy
@@ -16,6 +18,10 @@ from qrecipe.recipe.schema import FxTable
 _RESHAPES = frozenset(
     {"view", "reshape", "flatten", "size", getattr, operator.getitem, operator.add}
 )
+
+_ARGUMENTS = ("input", "weight", "bias")
+_UNDER_OTHERS = frozenset({NonDynamicallyQuantizableLinear})
+"""A class of torch's own for linear layers whose weights others read; called, it is a plain one."""
 
 
 def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
@@ -36,22 +42,28 @@ def is_product(module: nn.Module) -> bool:
 
     It may reshape before and after.
     """
-    return _as_linear(module) is not None
+    return _as_linear(module, calls_function=type(module) in _UNDER_OTHERS) is not None
+
+
+def is_linear(module: nn.Module) -> bool:
+    """The same, also by ``F.linear``, as in a subclass of ``nn.Linear``."""
+    return type(module) is not nn.Linear and _as_linear(module, calls_function=True) is not None
 
 
 def open_product(module: nn.Module) -> None:
     """Turn such a module into a linear layer, in place; the tensors stay shared."""
-    made = _as_linear(module)
-    assert made is not None, "is_product"
+    made = _as_linear(module, calls_function=True)
+    assert made is not None, "is_linear"
     module.__class__ = nn.Linear
     vars(module).update(
         _parameters=made._parameters, in_features=made.in_features, out_features=made.out_features
     )
 
 
-def _as_linear(module: nn.Module) -> nn.Linear | None:
+def _as_linear(module: nn.Module, calls_function: bool) -> nn.Linear | None:
+    """The layer that computes the same, if a module is one; it may call ``F.linear`` for that."""
     ranks = sorted(parameter.dim() for parameter in module.parameters())
-    is_torchs = type(module).__module__.startswith("torch.")
+    is_torchs = type(module).__module__.startswith("torch.") and type(module) not in _UNDER_OTHERS
     if is_torchs or ranks not in ([2], [1, 2]) or module._modules or module._buffers:
         return None
     try:
@@ -59,8 +71,11 @@ def _as_linear(module: nn.Module) -> nn.Linear | None:
     except QRecipeError:
         return None
     made = products_as_linear(graph_module)
+    if calls_function:
+        made = [node for node in graph_module.graph.nodes if node.target is F.linear]
     calls = [node for node in graph_module.graph.nodes if node.op.startswith("call_")]
     if len(made) != 1 or any(node.target not in _RESHAPES for node in calls if node not in made):
         return None
-    _, weight, bias = made[0].args
-    return linear(stored(weight, graph_module), stored(bias, graph_module))
+    given = {**dict(zip(_ARGUMENTS, made[0].args, strict=False)), **made[0].kwargs}
+    weight, bias = (stored(given.get(name), graph_module) for name in ("weight", "bias"))
+    return None if weight is None else linear(weight, bias)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from itertools import chain, takewhile
 from typing import Any
 
 from torch import nn
@@ -17,7 +18,7 @@ from qrecipe.model.copies import runnable_copy, structural_copy
 from qrecipe.model.dry_run import try_out
 from qrecipe.model.opened import transformer
 from qrecipe.model.opened.attention import open_attention
-from qrecipe.model.opened.linear import is_product, open_product
+from qrecipe.model.opened.linear import is_linear, is_product, open_product
 from qrecipe.model.opened.whole import note_class
 from qrecipe.model.opened.windows import open_windows
 from qrecipe.model.trace_proof import difference
@@ -52,7 +53,6 @@ _OF_TORCHVISION = {
 }
 """By name, as torchvision need not be installed."""
 _STAYS = "it stays one operation: "
-_FORWARDS = frozenset(kind.forward for kind in _OPENERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +83,11 @@ def opened_at(model: nn.Module, paths: Collection[str]) -> nn.Module:
         module = copied.get_submodule(path)
         opener = _opener(module)
         assert opener is not None, "a path of an Opening"
-        note_class(module, type(module))
+        kind = type(module)
+        note_class(module, kind)
         opener(module)
+        if _replaces_code(kind):
+            module.__class__ = _extending(kind, type(module))
     return copied
 
 
@@ -116,18 +119,20 @@ def _candidates(model: nn.Module, table: FxTable) -> Opening:
     paths: list[str] = []
     for path, module in model.named_modules():
         opener = _opener(module)
-        if not path and opener is open_product:
-            continue  # the calls of the model's own forward are sites
-        is_torchs = not _OPENERS.keys().isdisjoint(type(module).__mro__)
-        if (opener is None and not is_torchs) or not _is_traced(path, module, table):
+        if opener is open_product and not (path and is_product(module)):
+            continue  # the calls of its forward, as of the model's own, are sites
+        owner = path.rpartition(".")[0]
+        if path and isinstance(model.get_submodule(owner), nn.MultiheadAttention):
+            continue  # it reads the weights of what it holds
+        if opener is None or not _is_traced(path, module, table):
             continue
         if not whole.keys().isdisjoint(enclosing(path)):
             continue
         why = alteration(module)
-        if why is None and opener is not None:
+        if why is None:
             paths.append(path)
-        elif why is not None or type(module).forward in _FORWARDS:
-            whole[path] = why or f"{_STAYS}its class replaces code of torch's"
+        else:
+            whole[path] = why
     return Opening(tuple(paths), whole)
 
 
@@ -143,19 +148,33 @@ def _is_traced(path: str, module: nn.Module, table: FxTable) -> bool:
 
 
 def _opener(module: nn.Module) -> _Opener | None:
-    """What opens a layer of torch's, or of a class that replaces none of torch's code.
-
-    Also what turns a layer that only multiplies into a linear one.
-    """
-    replaced: set[str] = set()
-    for kind in type(module).__mro__:
-        if kind in _OPENERS:
-            code = {name for name, value in vars(kind).items() if inspect.isfunction(value)}
-            return _OPENERS[kind] if replaced.isdisjoint(code - {"__init__"}) else None
-        replaced |= vars(kind).keys()
-    if is_product(module):
+    """What opens a layer of torch's or of a subclass, or makes one that multiplies linear."""
+    torchs = _torchs(type(module))
+    if torchs is not None:
+        return _OPENERS[torchs]
+    if is_linear(module):
         return open_product
     return _OF_TORCHVISION.get(f"{type(module).__module__}.{type(module).__qualname__}")
+
+
+def _torchs(kind: type) -> type[nn.Module] | None:
+    return next((each for each in kind.__mro__ if each in _OPENERS), None)
+
+
+def _replaces_code(kind: type) -> bool:
+    """Whether a subclass of one of torch's layers replaces code that it inherits."""
+    torchs = _torchs(kind)
+    if torchs is None:
+        return False
+    own = chain.from_iterable(map(vars, takewhile(lambda each: each is not torchs, kind.__mro__)))
+    code = {name for name, value in vars(torchs).items() if inspect.isfunction(value)}
+    return not code.isdisjoint(set(own) - {"__init__"})
+
+
+def _extending(kind: type[nn.Module], ours: type[nn.Module]) -> type[nn.Module]:
+    """The caller's class with ours in the place of torch's, which ``super()`` of its code finds."""
+    made: type[nn.Module] = type(kind.__name__, (kind, ours), {"__module__": __name__})
+    return made
 
 
 def _example(model: nn.Module, inputs: Inputs) -> tuple[Inputs, Any]:

@@ -18,20 +18,12 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         src_key_padding_mask: Tensor | None = None,
         is_causal: bool = False,
     ) -> Tensor:
-        x = self.norm1(src) if self.norm_first else src
-        attended, _ = self.self_attn(
-            *(x, x, x),
-            attn_mask=src_mask,
-            key_padding_mask=src_key_padding_mask,
-            need_weights=False,
-            is_causal=is_causal,
-        )
-        x = src + self.dropout1(attended)
-        if not self.norm_first:
-            x = self.norm1(x)
-        hidden = self.linear1(self.norm2(x) if self.norm_first else x)
-        x = x + self.dropout2(self.linear2(self.dropout(self.activation(hidden))))
-        normed: Tensor = x if self.norm_first else self.norm2(x)
+        masks = (src_mask, src_key_padding_mask, is_causal)
+        if self.norm_first:
+            x = src + self._sa_block(self.norm1(src), *masks)
+            return x + self._ff_block(self.norm2(x))
+        x = self.norm1(src + self._sa_block(src, *masks))
+        normed: Tensor = self.norm2(x + self._ff_block(x))
         return normed
 
 

@@ -1,0 +1,121 @@
+"""Tuples of results that are read as a whole, as by ``torch.cat(x.chunk(2, 1))``."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+from qrecipe.model.trace_proof import Value
+
+_JOINS = (torch.cat, torch.stack)
+_CHUNKS = ("chunk", "unsafe_chunk")
+_SECTIONS = ("tensor_split", "hsplit", "vsplit", "dsplit")
+
+
+def read_one_by_one(node: fx.Node) -> None:
+    """Let the readers of all results read each, in place, where their number cannot change."""
+    number = node.meta["value"].count if _is_asserted(node) else _number(node)
+    parts = [user for user in node.users if _is_slice(user)]
+    readers = [user for each in (node, *parts) for user in each.users if user not in parts]
+    whole = [user for user in readers if not _is_single_result(user) and user.target is not len]
+    if number is None or not all(map(_takes_tuple, whole)):
+        return
+    _ask_for_size(node, number)
+    if not whole and not parts:
+        return
+    results = [_result(node, index) for index in range(number)]
+    tuples = {node: tuple(results)}
+    for part in parts:
+        key: Any = part.args[1]
+        tuples[part] = tuple(results[key])
+    for user in whole:
+        given: Any = fx.map_arg((user.args, user.kwargs), lambda each: tuples.get(each, each))
+        user.args, user.kwargs = given
+    for part in parts:
+        for user in list(part.users):
+            index: Any = user.args[1]
+            user.replace_all_uses_with(tuples[part][index])
+            node.graph.erase_node(user)
+        node.graph.erase_node(part)
+
+
+def number_of_parts(size: int, step: int | None) -> int:
+    """How many parts ``split`` gives of a dimension, or ``unbind``, which has no step."""
+    return size if step is None else max(1, -(-size // step))
+
+
+def _is_asserted(node: fx.Node) -> bool:
+    """Whether the graph asserts the number of results, as where Python iterates over them."""
+    return any(user.target is len for user in node.users)
+
+
+def _ask_for_size(node: fx.Node, number: int) -> None:
+    """Let the number of results be computed from the size, which costs nothing to read."""
+    source, (asked, dim) = node.args[0], _asked(node)
+    for user in list(node.users):
+        if user.target is not len:
+            continue
+        with node.graph.inserting_before(user):
+            if _number(node) is None:
+                step = None if _name(node) == "unbind" else asked
+                size = node.graph.call_method("size", (source, dim))
+                size.meta["value"] = user.meta["value"]
+                found = node.graph.call_function(number_of_parts, (size, step))
+            else:
+                found = node.graph.call_function(int, (number,))
+        found.meta["value"] = user.meta["value"]
+        user.replace_all_uses_with(found)
+        node.graph.erase_node(user)
+
+
+def _result(node: fx.Node, index: int) -> fx.Node:
+    source: Any = node.args[0]
+    rank = source.meta["value"].rank
+    if rank is not None and _name(node) == "unbind":
+        rank -= 1
+    with node.graph.inserting_after(node):
+        result = node.graph.call_function(operator.getitem, (node, index))
+    result.meta["value"] = Value(True, True, rank)
+    return result
+
+
+def _is_slice(user: fx.Node) -> bool:
+    return user.target is operator.getitem and isinstance(user.args[1], slice)
+
+
+def _is_single_result(user: fx.Node) -> bool:
+    return user.target is operator.getitem and isinstance(user.args[1], int)
+
+
+def _takes_tuple(user: fx.Node) -> bool:
+    return user.target in _JOINS or user.op == "output"
+
+
+def _number(node: fx.Node) -> int | None:
+    """How many results a call gives for an input of any size; None if that is not known.
+
+    Chunks may be fewer for a small input, which then fails; a batch, however, may be small.
+    """
+    asked, dim = _asked(node)
+    if _name(node) in _CHUNKS:
+        found: int | None = node.meta["value"].count
+        return found if asked == found and dim != 0 else None
+    is_list = isinstance(asked, (tuple, list)) and all(isinstance(each, int) for each in asked)
+    if _name(node) in _SECTIONS and (is_list or isinstance(asked, int)):
+        return len(asked) + 1 if is_list else int(asked)
+    return len(asked) if is_list else None
+
+
+def _asked(node: fx.Node) -> tuple[Any, Any]:
+    """What a call asks for, if anything, and the dimension."""
+    given = [*node.args[1:], *(node.kwargs[name] for name in node.kwargs if name != "dim")]
+    if _name(node) == "unbind":
+        given.insert(0, None)
+    return given[0], node.kwargs.get("dim", given[1] if len(given) > 1 else 0)
+
+
+def _name(node: fx.Node) -> str:
+    return str(getattr(node.target, "__name__", node.target))
