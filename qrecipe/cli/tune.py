@@ -108,6 +108,13 @@ def tune(
         ),
     ] = None,
     output: OutOption = None,
+    pareto: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write the recipe of each trial that is more accurate than any faster one.",
+        ),
+    ] = None,
     html: HtmlOption = None,
     target_cpu: TargetCpuOption = "this",
     threads: ThreadsOption = None,
@@ -128,12 +135,15 @@ def tune(
     """
     if max_seconds is not None and not max_seconds > 0:
         raise typer.BadParameter("must be above 0", param_hint="--max-seconds")
-    _check_distinct({"--log": log, "--out": output, "--html": html})
+    _check_distinct({"--log": log, "--out": output, "--pareto": pareto, "--html": html})
     with reported(as_json=json):
         from qrecipe.cli.model_argument import get_ready, load_job
         from qrecipe.measure.pages.page import save_page
+        from qrecipe.recipe.overlay import make_directory
 
         get_ready(threads, html=html, out=output)
+        if pareto is not None:
+            make_directory(Path(pareto))
         with user_code(plugin) as code:
             with user_output():
                 measure = code.function(evaluate, "--evaluate")
@@ -149,6 +159,8 @@ def tune(
                     resume=log,
                     target_cpu=job.target_cpu,
                 )
+            if pareto is not None:
+                result.save_front(pareto)
             out_and_save(result, "out", output, result.save, as_json=json)
             if html is not None:
                 with user_output():
@@ -174,6 +186,7 @@ def _check_distinct(outputs: Mapping[str, str | None]) -> None:
 def _page(job: Job, result: TuningResult, title: str, metric: str) -> Page:
     """The report of a search. Raises ``QRecipeError`` if its recipe can no longer be planned."""
     from qrecipe.cli.html_pages import for_page
+    from qrecipe.measure.pages.charts import Weighed
     from qrecipe.measure.pages.reports import tune_page
 
     # after an interrupt, don't keep the user waiting
@@ -188,6 +201,11 @@ def _page(job: Job, result: TuningResult, title: str, metric: str) -> Page:
         activations=activations,
         origin=origin,
         metric=metric,
+        weighed=[
+            Weighed(trial.latency, trial.metric, trial in result.front)
+            for trial in result.trials
+            if trial.latency is not None and trial.metric is not None and not trial.is_repeated
+        ],
     )
 
 

@@ -109,6 +109,23 @@ def _readable_text(recipe: Recipe, values: Mapping[str, Any], path: Path) -> str
     return fitting(partial(_inlined, recipe), values, path)[0]
 
 
+def make_directory(path: Path) -> None:
+    """Make a directory for recipes, unless it is there.
+
+    Raises ``RecipeReferenceError`` (QR001) if that fails, or if it has something in it.
+    """
+    try:
+        path.mkdir(exist_ok=True)
+        taken = any(path.iterdir())
+    except (OSError, ValueError) as error:
+        message = f"cannot write to {shown(str(path))}: {why_not(error)}"
+        raise RecipeReferenceError(Finding("QR001", message)) from None
+    if taken:
+        message = f"{shown(str(path))} is not empty"
+        hint = "name a new directory, or remove what is in this one"
+        raise RecipeReferenceError(Finding("QR001", message, hint=hint))
+
+
 def check_replaceable(path: Path) -> None:
     """Raises ``RecipeReferenceError`` (QR001) if no recipe can be written there.
 

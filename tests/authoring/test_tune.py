@@ -14,13 +14,21 @@ from nets import NETS, UNTRACEABLE
 from plans import net_of
 from runs import silent
 from torch import nn
-from tuning import FEW, base, cancelling, closeness, full_loss, tuned
+from tuning import FEW, base, cancelling, closeness, full_loss, in_float_time, tuned
 
 import qrecipe
+from qrecipe.authoring.fastest.costs import Costs, SitePrice
 from qrecipe.authoring.tune.levers import Candidate
-from qrecipe.errors.findings import CalibrationError, ExecutionError, QRecipeError, QRecipeWarning
+from qrecipe.authoring.tune.trials import ModelBench
+from qrecipe.errors.findings import (
+    CalibrationError,
+    ExecutionError,
+    QRecipeError,
+    QRecipeWarning,
+    RecipeError,
+)
 
-pytestmark = pytest.mark.usefixtures("no_levers")
+pytestmark = pytest.mark.usefixtures("only_sites")
 
 
 def test_a_recipe_within_the_budget_is_kept_as_it_is():
@@ -36,8 +44,8 @@ def test_a_recipe_within_the_budget_is_kept_as_it_is():
 
 
 def test_the_search_survives_that_skipping_the_worst_layer_makes_things_worse(monkeypatch):
-    shares = {"a": 0.4, "b": 0.2, "c": 0.2}  # measured times would decide where to begin
-    monkeypatch.setattr("qrecipe.authoring.tune.trials.ModelBench._shares", lambda *args: shares)
+    shares = in_float_time(a=0.4, b=0.2, c=0.2)  # measured times would decide where to begin
+    monkeypatch.setattr("qrecipe.authoring.tune.trials.ModelBench._priced", lambda *args: shares)
     model, batches = cancelling()
     evaluate = closeness(model, batches)
     loss = full_loss(model, batches, evaluate)
@@ -386,3 +394,52 @@ def test_a_search_where_nothing_is_quantized_says_so():
         )
     assert "Reached: 1 with nothing quantized." in result.notes
     assert [each["code"] for each in json.loads(result.to_json())["warnings"]] == ["QR221"]
+
+
+def slow_in_int8(model, batches, name):
+    """What each site of a model takes, had one a kernel that is slow in int8."""
+    sites = qrecipe.plan(model, base(), batches[0]).sites
+    slow, usual = {"int8": 9e-3}, {"int8": 1e-4}
+    prices = (SitePrice(s.name, 4e-4, 4e-4, **(slow if s.name == name else usual)) for s in sites)
+    return Costs(tuple(prices), ())
+
+
+def test_a_site_that_is_slow_in_int8_is_left_float_too_with_both_reasons(monkeypatch):
+    model, batches = cancelling()
+    evaluate = closeness(model, batches)
+    loss = full_loss(model, batches, evaluate)
+    costs = slow_in_int8(model, batches, "c")
+    monkeypatch.setattr(ModelBench, "_priced", lambda *args: costs)
+    result = tuned(model, batches, evaluate, max_drop=loss / 2)
+    assert result.float_sites == ("c",)
+    (rule,) = [rule for rule in result.recipe.rules if rule.tier == "module_name"]
+    assert rule.reason.startswith("int8 is 22 times slower here: 9 against 0.4 ms; ")
+    assert "dB when quantized alone" in rule.reason
+    assert len(result.trials) == 3  # the recipe as it is, this, and this again
+
+
+def test_each_point_of_the_front_is_written_as_a_recipe(monkeypatch, tmp_path):
+    model, batches = cancelling()
+    evaluate = closeness(model, batches)
+    loss = full_loss(model, batches, evaluate)
+    latencies = iter(range(1, 100))  # each trial slower than the one before
+    monkeypatch.setattr(ModelBench, "_latency", lambda *args: float(next(latencies)))
+    result = tuned(model, batches, evaluate, max_drop=loss / 2)
+    assert len(result.front) > 1
+    result.save_front(tmp_path / "front")
+    names = [f"{number}.toml" for number in range(1, len(result.front) + 1)]
+    assert sorted(path.name for path in (tmp_path / "front").iterdir()) == names
+    for name, trial in zip(names, result.front, strict=True):
+        recipe = qrecipe.load_recipe(tmp_path / "front" / name)
+        assert {r.key for r in recipe.rules if r.tier == "module_name"} == trial.candidate.floats
+        assert f"{trial.metric + 0.0:.6g} in {trial.latency:.6g} of the float" in recipe.description
+    with pytest.raises(RecipeError, match=r"QR001.*is not empty"):
+        result.save_front(tmp_path / "front")
+
+
+def test_latency_is_measured_unless_the_model_is_made_for_another_cpu():
+    model, batches = cancelling()
+    evaluate = closeness(model, batches)
+    assert tuned(model, batches, evaluate, max_drop=1e9).trials[0].latency > 0
+    other = tuned(model, batches, evaluate, max_drop=1e9, target_cpu="vnni")
+    assert other.trials[0].latency is None

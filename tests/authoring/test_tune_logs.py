@@ -9,13 +9,14 @@ import pytest
 import torch
 from shares import every
 from torch import nn
-from tuning import base, cancelling, closeness, full_loss, tuned
+from tuning import base, cancelling, closeness, full_loss, in_float_time, tuned
 
 from qrecipe.authoring.tune.digest import model_digest
+from qrecipe.authoring.tune.trials import ModelBench
 from qrecipe.errors.findings import ExecutionError, QRecipeWarning
 from qrecipe.planning import target_cpu as target
 
-pytestmark = pytest.mark.usefixtures("no_levers")
+pytestmark = pytest.mark.usefixtures("only_sites")
 
 
 def interrupted_at(call, evaluate):
@@ -30,14 +31,16 @@ def interrupted_at(call, evaluate):
     return interrupted
 
 
+# measured times are all that two runs of a search can differ in
+TIMES = in_float_time(a=0.4, b=0.3, c=0.3)
+
+
 @pytest.fixture(scope="module")
 def whole_search():
     """A search that was not interrupted, and what it was given."""
-    # measured times are all that two runs of a search can differ in
-    times = {"a": 0.4, "b": 0.3, "c": 0.3}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("qrecipe.authoring.tune.tune.levers_of", lambda *args: ())
-        patch.setattr("qrecipe.authoring.tune.trials.ModelBench._shares", lambda *args: times)
+        patch.setattr(ModelBench, "_priced", lambda *args: TIMES)
         torch.manual_seed(0)
         model, batches = cancelling()
         evaluate = closeness(model, batches)
@@ -47,8 +50,9 @@ def whole_search():
 
 @pytest.mark.parametrize("call", every(3, [3, 5, 7, 9]))
 def test_an_interrupted_search_goes_on_and_ends_as_if_nothing_had_happened(
-    tmp_path, whole_search, call
+    tmp_path, monkeypatch, whole_search, call
 ):
+    monkeypatch.setattr(ModelBench, "_priced", lambda *args: TIMES)
     model, batches, evaluate, options, whole = whole_search
     assert len(whole.trials) == 8
     options = {**options, "resume": tmp_path / "log.json"}
@@ -94,8 +98,10 @@ def test_the_log_holds_what_was_tried_what_it_gave_and_whether_it_was_kept(tmp_p
     assert [(t["what"], t["metric"], t["kept"], t["within"]) for t in values["trials"]] == [
         (t.what, t.metric, t.kept, t.within) for t in result.trials
     ]
-    (costs,) = values["sites"].values()
+    (estimates,) = values["estimates"].values()
+    costs = estimates["ranking"]
     assert {cost["name"] for cost in costs} == {"a", "b", "c"}
+    assert {site["name"] for site in estimates["costs"]["sites"]} >= {"a", "b", "c"}
     assert all(0 <= cost["share"] <= 1 for cost in costs)
     assert costs[-1]["name"] == "c"
     assert list(tmp_path.iterdir()) == [log]
@@ -196,14 +202,16 @@ def test_a_model_with_complex_and_sparse_buffers_is_tuned():
     assert tuned(model, batches, evaluate, max_drop=1e9).reached
 
 
-STARTED = '{"format": 1, "base": "BASE", "model": "MODEL", "environment": "WITH"'
+STARTED = '{"format": 2, "base": "BASE", "model": "MODEL", "environment": "WITH"'
 COST = '{"name": "a", "reason": "", "share": 0.1, "sqnr_db": null}'
-TRIAL = '{"recipe": "x", "metric": 1, "error": null, "seconds": 1}'
+NO_COSTS = '{"sites": [], "tensors": [], "rest": 0.0}'
+TRIAL = '{"recipe": "x", "metric": 1, "error": null, "seconds": 1, "latency": null}'
 
 
 def log_of(float_metric="0", cost=COST, trial=TRIAL):
+    estimates = f'{{"ranking": [{cost}], "costs": {NO_COSTS}}}'
     return (
-        f'{STARTED}, "float_metric": {float_metric}, "sites": {{"y": [{cost}]}}, '
+        f'{STARTED}, "float_metric": {float_metric}, "estimates": {{"y": {estimates}}}, '
         f'"trials": [{trial}]}}'
     )
 
@@ -212,9 +220,9 @@ DAMAGED = {
     "empty": "",
     "a list": "[]",
     "no keys": "{}",
-    "a newer format": '{"format": 2}',
+    "another format": '{"format": 1}',
     "no trials": f"{STARTED}}}",
-    "other types": f'{STARTED}, "float_metric": 0, "sites": [], "trials": 3}}',
+    "other types": f'{STARTED}, "float_metric": 0, "estimates": [], "trials": 3}}',
     "a trial without a result": log_of(trial=TRIAL.replace("1,", "null,", 1)),
     "a metric that is NaN": log_of(trial=TRIAL.replace("1,", "NaN,", 1)),
     "a metric that is text": log_of(trial=TRIAL.replace("1,", '"0.5",', 1)),

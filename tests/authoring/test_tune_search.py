@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
+from tuning import in_float_time
 
 from qrecipe.authoring.tune.cheapest_sets import SiteCost, cheapest_sets, errors_of
-from qrecipe.authoring.tune.levers import Lever
-from qrecipe.authoring.tune.search import Measured, Search
+from qrecipe.authoring.tune.estimates import Estimates
+from qrecipe.authoring.tune.front import front_of
+from qrecipe.authoring.tune.levers import Candidate, Lever
+from qrecipe.authoring.tune.search import Measured, Search, Trial
+
+
+def estimates(ranking):
+    """Sites that take no time in int8, and nothing to convert their tensors."""
+    shares = {cost.name: cost.share for cost in ranking}
+    return Estimates(tuple(ranking), in_float_time(**shares))
 
 
 class Table:
@@ -28,8 +38,8 @@ class Table:
     def repeat(self, candidate):
         return Measured(self.metric(candidate.floats), 0.0)
 
-    def costs(self, levers):
-        return [SiteCost(name, "", share, None) for name, share in self.shares.items()]
+    def estimates(self, levers):
+        return estimates([SiteCost(name, "", share, None) for name, share in self.shares.items()])
 
 
 def searched(metric, shares, target):
@@ -99,8 +109,8 @@ class Landscape:
 
     repeat = measure
 
-    def costs(self, levers):
-        return self._costs
+    def estimates(self, levers):
+        return estimates(self._costs)
 
     def least_time(self):
         return min(
@@ -168,8 +178,8 @@ def test_an_exchange_mends_what_the_estimate_had_wrong():
 
         repeat = measure
 
-        def costs(self, levers):
-            return costs
+        def estimates(self, levers):
+            return estimates(costs)
 
     search = Search(Bench(0, 3, 0.0), (), 1.0, lambda trial: None)
     search.run()
@@ -191,8 +201,8 @@ class WithLevers:
 
     repeat = measure
 
-    def costs(self, levers):
-        return [SiteCost("site", "", 0.2, 10.0), SiteCost("other", "", 0.8, 20.0)]
+    def estimates(self, levers):
+        return estimates([SiteCost("site", "", 0.2, 10.0), SiteCost("other", "", 0.8, 20.0)])
 
 
 @pytest.mark.parametrize(
@@ -244,3 +254,18 @@ def test_each_of_the_cheapest_sets_takes_away_more_error_than_the_ones_before():
     assert [sorted(names) for names in sets] == [["b"], ["b", "c"], ["a", "b"], ["a", "b", "c"]]
     assert cheapest_sets({}, {}) == []
     assert [len(names) for names in cheapest_sets(errors, dict.fromkeys(errors, 0.0))] == [1, 2, 3]
+
+
+def measured_trials(*points):
+    """Trials with these latencies and metrics."""
+    return [
+        Trial(str(place), Candidate(), metric, True, True, 0.0, None, latency=latency)
+        for place, (latency, metric) in enumerate(points)
+    ]
+
+
+def test_the_front_has_what_is_more_accurate_than_anything_faster():
+    trials = measured_trials((0.5, 0.7), (0.9, 0.9), (0.7, 0.6), (0.5, 0.8), (None, 1), (0.1, None))
+    again = replace(trials[0], latency=0.1, metric=0.95, is_repeated=True)
+    assert [trial.what for trial in front_of([*trials, again])] == ["3", "1"]
+    assert front_of([]) == ()

@@ -36,7 +36,7 @@ def call(folder, monkeypatch):
 
 
 def test_tune_shows_the_trials_and_writes_a_recipe_that_quantizes(folder, call):
-    result = run(*call, "--max-drop", "0.5", "--out", "tuned.toml")
+    result = run(*call, "--max-drop", "0.5", "--out", "tuned.toml", "--pareto", "front")
     assert result.exit_code == 0, result.stderr
     assert "the unchanged recipe" in result.stdout
     assert "Reached" in result.stdout
@@ -44,6 +44,7 @@ def test_tune_shows_the_trials_and_writes_a_recipe_that_quantizes(folder, call):
     assert "drawing batches" not in result.stdout
     assert 'extends = "./quick.toml"' in (folder / "tuned.toml").read_text()
     assert run("check", "tuned.toml").exit_code == 0
+    assert run("check", "front/1.toml").exit_code == 0
 
 
 def test_a_missed_budget_is_exit_status_1_and_the_best_is_written(folder, call):
@@ -57,8 +58,10 @@ def test_a_missed_budget_is_exit_status_1_and_the_best_is_written(folder, call):
     assert run("check", "tuned.toml").exit_code == 0
     planned = run("plan", "tuned.toml", "--model", "model.py:factory", "--json")
     sites = json.loads(planned.stdout)["sites"]
-    float_sites = {site["name"] for site in sites if "quantized alone" in (site["reason"] or "")}
-    assert float_sites == set(document["float_sites"])
+    reasons = {s["name"]: s["reason"] for s in sites if s["rule"]["tier"] == "module_name"}
+    assert reasons.keys() == set(document["float_sites"])
+    ranked = {site["name"] for site in document["ranking"]}
+    assert all("quantized alone" in reasons[name] for name in ranked & reasons.keys())
 
 
 def test_a_log_bounds_and_continues_a_search(folder, call):
@@ -89,6 +92,7 @@ def test_labelled_batches_get_the_hint_of_the_command_line(folder, call):
 SECTIONS = [
     "Result",
     "Trials",
+    "Accuracy against latency",
     "Ranking, worst first",
     "Along the depth of the network",
     "The worst activations and their quantization ranges",
@@ -164,6 +168,9 @@ def test_a_page_that_cannot_be_written_is_known_before_the_search(folder, call):
         (("--log", "missing/log.json"), "QR332"),
         (("--log", "."), "QR332"),
         (("--html", "model.py"), "QR431"),
+        (("--pareto", "model.py"), "QR001"),
+        (("--pareto", "."), "QR001"),
+        (("--pareto", "missing/front"), "QR001"),
     ],
 )
 def test_an_output_that_cannot_be_written_is_known_before_the_search(folder, call, options, code):
@@ -220,7 +227,7 @@ def test_a_browser_shows_what_tune_has_written(folder, call):
     page = layout(path, folder)
     assert page.width <= WIDTH
     figures = page.figures()
-    assert len(figures) == 4  # trials, ranking, depth, activations
+    assert len(figures) == 5  # trials, latency, ranking, depth, activations
     shot = screenshot(path, folder, page.height)
     for box in figures:
         assert box["x"] >= 0

@@ -63,6 +63,7 @@ def tuned(trials=TRIALS, **changes):
         "activations": measured()["same"],
         "origin": measured()["origin"],
         "metric": "accuracy",
+        "weighed": [charts.Weighed(0.6, 0.71, True), charts.Weighed(0.8, 0.708, False)],
         **changes,
     }
     return tune_page("cnn.toml", trials, **given)
@@ -281,7 +282,7 @@ def test_a_page_of_tuning_tells_what_was_found_and_what_was_kept(undrawn):
 
 
 def test_a_page_of_tuning_without_a_ranking_says_why_and_shows_the_rest(undrawn):
-    page = tuned([("all", math.nan, True)], ranking="the search was interrupted")
+    page = tuned([("all", math.nan, True)], ranking="the search was interrupted", weighed=())
     titles = [section.title for section in page.sections if isinstance(section, Figure)]
     assert titles == ["The worst activations and their quantization ranges"]
     words = "".join(checked(page_html(page)).words)

@@ -10,6 +10,7 @@ import torch
 from plans import net_of
 from runs import HEAD, silent
 from torch import nn
+from tuning import alike
 
 import qrecipe
 from qrecipe.errors.findings import UnmatchedRuleError
@@ -88,6 +89,7 @@ def test_a_search_leaves_float_what_it_reports(monkeypatch):
     monkeypatch.setattr(
         "qrecipe.authoring.tune.tune.levers_of", lambda *args: ()
     )  # no other observers
+    monkeypatch.setattr("qrecipe.authoring.tune.trials.ModelBench._priced", alike)
 
     def evaluate(candidate):
         """Good only where this one layer is float."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from qrecipe.measure.profile.boundaries import input_name
 from qrecipe.measure.profile.report import Profile
@@ -55,10 +55,48 @@ class Costs:
     rest: float = 0.0
 
     def predicted(self, floats: Collection[str]) -> float:
-        """Seconds of the model if these sites are float, besides those that stay float anyway."""
+        """Seconds of the model if these sites are float, besides those that stay float anyway.
+
+        What follows one of them is float too.
+        """
+        floats = self.with_followers(floats)
         last = self.in_channels_last(floats)
         sites = (self._seconds(site, floats, last) for site in self.sites)
         return self.rest + sum(sites) + sum(self._conversions(floats))
+
+    def with_followers(self, floats: Collection[str]) -> frozenset[str]:
+        """These sites, and those that are float after them without a rule."""
+        found = set(floats)
+        for name, leaders in self._followers():
+            if not found.isdisjoint(leaders):
+                found.add(name)
+        return frozenset(found)
+
+    def needing_a_rule(self, floats: Collection[str]) -> frozenset[str]:
+        """The ones of these sites that are not float after another one anyway."""
+        chosen = frozenset(floats)
+        led = (name for name, leaders in self._followers() if not chosen.isdisjoint(leaders))
+        return chosen.difference(led)
+
+    def with_penalties(self, seconds: Mapping[str, float]) -> Costs:
+        """The costs as if these sites took so much longer in int8."""
+        sites = tuple(
+            site
+            if site.int8 is None
+            else replace(site, int8=site.int8 + seconds.get(site.name, 0.0))
+            for site in self.sites
+        )
+        return replace(self, sites=sites)
+
+    def without_losses(self) -> Costs:
+        """The costs as if no site were slower in int8 than in float."""
+        sites = tuple(
+            site
+            if site.int8 is None
+            else replace(site, int8=min(site.int8, site.contiguous, site.channels_last))
+            for site in self.sites
+        )
+        return replace(self, sites=sites)
 
     def in_channels_last(self, floats: Collection[str]) -> frozenset[str]:
         """The sites that get images in channels_last: those after a site that returns them so."""
@@ -83,6 +121,13 @@ class Costs:
                 yield tensor.quantize * bool(readers & quantized)
             else:
                 yield tensor.dequantize * (tensor.is_output or bool(readers - quantized))
+
+    def _followers(self) -> Iterator[tuple[str, frozenset[str]]]:
+        """Each site that follows, and the sites that have to be int8 if it is."""
+        for follower in self.sites:
+            if follower.follows and follower.int8 is not None:
+                leaders = (s for s in self.sites if s.name in follower.producers)
+                yield follower.name, frozenset(s.name for s in leaders if self._is_int8(s, ()))
 
     @staticmethod
     def _is_int8(site: SitePrice, floats: Collection[str]) -> bool:

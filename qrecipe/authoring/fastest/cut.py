@@ -46,8 +46,10 @@ def mixture_of(costs: Costs) -> Mixture:
     return Mixture(floats, 1 - costs.predicted(floats) / before if before else 0.0)
 
 
-def cheapest(costs: Costs) -> frozenset[str]:
+def cheapest(costs: Costs, margin: float = LEAST_GAIN) -> frozenset[str]:
     """The sites to leave float besides those that stay float anyway.
+
+    A site is moved only if float saves more than ``margin`` of its time in int8.
 
     The layouts that float sites get depend on the choice, and their times on the layouts. So the
     cut is repeated with the layouts of the one before, and the best by prediction is returned.
@@ -55,7 +57,7 @@ def cheapest(costs: Costs) -> frozenset[str]:
     tried: list[frozenset[str]] = []
     layouts = costs.in_channels_last(())
     for _ in range(_MOST_ROUNDS):
-        tried.append(_minimum_cut(costs, layouts))
+        tried.append(_minimum_cut(costs, layouts, margin))
         before, layouts = layouts, costs.in_channels_last(tried[-1])
         if layouts == before:
             break
@@ -81,7 +83,7 @@ class _Network:
         self.graph.add_edge(source, sink)
 
 
-def _minimum_cut(costs: Costs, in_channels_last: Collection[str]) -> frozenset[str]:
+def _minimum_cut(costs: Costs, in_channels_last: Collection[str], margin: float) -> frozenset[str]:
     network = _Network()
     movable = [site for site in costs.sites if site.int8 is not None]
     quantized = {site.name for site in movable if site.keeps}
@@ -89,7 +91,7 @@ def _minimum_cut(costs: Costs, in_channels_last: Collection[str]) -> frozenset[s
         assert site.int8 is not None
         in_float = site.channels_last if site.name in in_channels_last else site.contiguous
         network.price(_INT8, _site(site.name), in_float)
-        network.price(_site(site.name), _FLOAT, site.int8 * (1 - LEAST_GAIN))
+        network.price(_site(site.name), _FLOAT, site.int8 * (1 - margin))
         if site.follows:
             for producer in quantized.intersection(site.producers):
                 network.forbid(_site(site.name), _site(producer))

@@ -18,10 +18,10 @@ def reasons_of(
     are not slower in int8.
     """
     last = costs.in_channels_last(floats)
+    named = costs.needing_a_rule(floats)
     found = []
     for site in costs.sites:
-        is_led = site.follows and not set(floats).isdisjoint(site.producers)
-        if site.int8 is None or site.name not in floats or is_led:
+        if site.int8 is None or site.name not in named:
             continue
         in_float = site.channels_last if site.name in last else site.contiguous
         found.append((in_float - site.int8, site.name, _reason(site, in_float, otherwise)))

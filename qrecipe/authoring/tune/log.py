@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from qrecipe.authoring.tune.cheapest_sets import SiteCost
+from qrecipe.authoring.tune.estimates import Estimates
 from qrecipe.authoring.tune.search import Measured, Trial
 from qrecipe.errors.findings import ExecutionError, Finding
 from qrecipe.errors.text import shown
@@ -26,6 +25,7 @@ class LoggedTrial(BaseModel):
     metric: float | None
     seconds: float
     error: str | None
+    latency: float | None
 
     @model_validator(mode="after")
     def _has_a_result(self) -> LoggedTrial:
@@ -38,34 +38,34 @@ class TrialLog(BaseModel):
     """What has been measured for a model and base recipe, written after each step.
 
     ``base`` is a fingerprint, ``model`` a digest of weights, ``environment`` what it ran on.
-    ``sites`` are the ranked sites by the fingerprint of a recipe. Without a ``path`` nothing is
+    ``estimates`` are those of a recipe by its fingerprint. Without a ``path`` nothing is
     written.
     """
 
     model_config = _STRICT
 
     path: Path | None = Field(default=None, exclude=True)
-    format: Literal[1]
+    format: Literal[2]
     base: str
     model: str
     environment: str
     float_metric: float | None
-    sites: dict[str, tuple[SiteCost, ...]]
+    estimates: dict[str, Estimates]
     trials: list[LoggedTrial]
 
     def measured(self, fingerprint: str) -> Measured | None:
         """What an earlier run measured for this recipe."""
         for trial in self.trials:
             if trial.recipe == fingerprint:
-                return Measured(trial.metric, trial.seconds, trial.error)
+                return Measured(trial.metric, trial.seconds, trial.error, trial.latency)
         return None
 
     def note_float(self, metric: float) -> None:
         self.float_metric = metric
         self._write()
 
-    def note_costs(self, fingerprint: str, costs: Sequence[SiteCost]) -> None:
-        self.sites[fingerprint] = tuple(costs)
+    def note_estimates(self, fingerprint: str, estimates: Estimates) -> None:
+        self.estimates[fingerprint] = estimates
         self._write()
 
     def note_trial(self, fingerprint: str, trial: Trial) -> None:
@@ -96,6 +96,7 @@ def trial_json(trial: Trial) -> dict[str, Any]:
         "kept": trial.kept,
         "seconds": trial.seconds,
         "error": trial.error,
+        "latency": trial.latency,
     }
 
 
@@ -112,12 +113,12 @@ def open_log(path: Path | None, base: str, model: str, environment: str) -> Tria
     """
     new = TrialLog(
         path=path,
-        format=1,
+        format=2,
         base=base,
         model=model,
         environment=environment,
         float_metric=None,
-        sites={},
+        estimates={},
         trials=[],
     )
     if path is None:

@@ -9,7 +9,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from qrecipe.authoring.fastest.reasons import reasons_of
 from qrecipe.authoring.tune.cheapest_sets import SiteCost
+from qrecipe.authoring.tune.estimates import Estimates
+from qrecipe.authoring.tune.front import front_of
 from qrecipe.authoring.tune.levers import Candidate
 from qrecipe.authoring.tune.log import trial_json
 from qrecipe.authoring.tune.search import Search, Trial
@@ -17,7 +20,13 @@ from qrecipe.authoring.tune.trials import Stop
 from qrecipe.errors.findings import Finding
 from qrecipe.errors.text import counted
 from qrecipe.planning.plan import Plan
-from qrecipe.recipe.overlay import float_rules, overlay_recipe, rule_key, save_overlay
+from qrecipe.recipe.overlay import (
+    float_rules,
+    make_directory,
+    overlay_recipe,
+    rule_key,
+    save_overlay,
+)
 from qrecipe.recipe.recipe import Ingredient, Recipe, published
 from qrecipe.recipe.references import path_text
 from qrecipe.rules.resolution import listed
@@ -41,7 +50,7 @@ class TuningResult(Report):
     the float model's time, 0 to 1; ``base_float_sites`` are left float by a rule of the base
     recipe. ``ranking`` has the sites that could stay float, the most sensitive first; it is empty
     if the search did not need it. ``stopped`` says what ended the search early, None if nothing
-    did.
+    did. ``front`` has the trials that are more accurate than any faster one, the fastest first.
     """
 
     recipe: Recipe
@@ -58,6 +67,12 @@ class TuningResult(Report):
     _base: Recipe = field(repr=False)
     _planned: Plan = field(hash=False, repr=False)
     _values: Mapping[str, Any] = field(hash=False, repr=False)
+    _estimates: Estimates = field(hash=False, repr=False)
+
+    @property
+    def front(self) -> tuple[Trial, ...]:
+        """The trials between which accuracy and latency have to be weighed."""
+        return front_of(self.trials)
 
     @property
     def ingredients(self) -> tuple[Ingredient, ...]:
@@ -83,6 +98,18 @@ class TuningResult(Report):
         that is not a recipe.
         """
         save_overlay(self._base, self._values, Path(path_text(path, "save takes a path")))
+
+    def save_front(self, directory: str | os.PathLike[str]) -> None:
+        """Write the recipe of each trial of the front: ``1.toml`` is the fastest.
+
+        Raises ``RecipeReferenceError`` (QR001) if the directory cannot be made or is not empty.
+        """
+        folder = Path(path_text(directory, "save_front takes a path"))
+        make_directory(folder)
+        for number, trial in enumerate(self.front, 1):
+            values = _values(self._planned, self._estimates, trial, self.trials)
+            values = {"description": f"{_point(trial, self.float_metric)}\n", **values}
+            save_overlay(self._base, values, folder / f"{number}.toml")
 
     def _sections(self) -> Iterator[Section]:
         rows = [
@@ -126,6 +153,7 @@ def tuning_json(result: TuningResult) -> dict[str, Any]:
         "stopped": result.stopped,
         "warnings": [finding.to_json() for finding in result.warnings],
         "trials": [trial_json(trial) for trial in result.trials],
+        "front": [result.trials.index(trial) + 1 for trial in result.front],
         "recipe": result.recipe.to_toml(),
     }
 
@@ -140,14 +168,9 @@ def found(
     stopped: Stop | None,
 ) -> TuningResult:
     """The result of a search that is complete, or was ended by ``stopped``."""
-    best, trials = search.best, search.trials
-    members = frozenset(member for site in planned.sites for member in site.members)
-    left = [cost for cost in search.costs if cost.name in best.candidate.floats]
-    reasons = {rule_key(cost.name, members): _reason(cost, best, trials) for cost in left}
-    values: dict[str, Any] = {
-        "tensor": best.candidate.tensors,
-        **(float_rules(reasons) if reasons else {}),
-    }
+    best, trials, ranking = search.best, search.trials, search.estimates.ranking
+    floats = best.candidate.floats
+    values = _values(planned, search.estimates, best, trials)
     last = trials[-1] if trials[-1].is_repeated else best
     result = TuningResult(
         recipe=base,
@@ -156,14 +179,15 @@ def found(
         metric=last.metric,
         float_metric=float_metric,
         max_drop=max_drop,
-        float_sites=tuple(cost.name for cost in left),
-        float_share=sum(cost.share for cost in left),
+        float_sites=tuple(_reasons(search.estimates, best, trials)),
+        float_share=sum(cost.share for cost in ranking if cost.name in floats),
         base_float_sites=base_float_sites,
-        ranking=search.costs,
+        ranking=ranking,
         stopped=stopped,
         _base=base,
         _planned=planned,
         _values=values,
+        _estimates=search.estimates,
     )
     sentences = [*_verdict(result), *_lever_notes(result, best)]
     values = {"description": "\n".join(sentences) + "\n", **values}
@@ -222,6 +246,39 @@ def _repetition(trials: Sequence[Trial]) -> Iterator[str]:
     elif last.metric != first.metric:
         again = f"{_metric(last.metric)} when it was quantized and evaluated again"
         yield f"{chosen}, but {again}: the evaluation is noisy, use more data."
+
+
+def _values(
+    planned: Plan, estimates: Estimates, trial: Trial, trials: Sequence[Trial]
+) -> dict[str, Any]:
+    """What the recipe of a trial adds to the base, with the reasons."""
+    members = frozenset(member for site in planned.sites for member in site.members)
+    reasons = _reasons(estimates, trial, trials)
+    rules = {rule_key(name, members): reason for name, reason in reasons.items()}
+    return {"tensor": trial.candidate.tensors, **(float_rules(rules) if rules else {})}
+
+
+def _point(trial: Trial, float_metric: float) -> str:
+    """What was measured, in a sentence."""
+    return (
+        f"{_metric(trial.metric)} in {_metric(trial.latency)} of the float model's time; the float "
+        f"model reaches {_metric(float_metric)}."
+    )
+
+
+def _reasons(estimates: Estimates, best: Trial, trials: Sequence[Trial]) -> dict[str, str]:
+    """Why each site is float, the most sensitive first: its error, its time, or both."""
+    floats, costs = best.candidate.floats, estimates.costs
+    faster, left = estimates.faster_float(), costs.with_followers(floats)
+    by_time = reasons_of(costs, left)
+    by_error = {
+        cost.name: _reason(cost, best, trials) for cost in estimates.ranking if cost.name in floats
+    }
+    both = {
+        name: f"{by_time[name]}; {reason}" if name in faster and name in by_time else reason
+        for name, reason in by_error.items()
+    }
+    return {**both, **{name: by_time[name] for name in by_time if name in floats - both.keys()}}
 
 
 def _reason(cost: SiteCost, best: Trial, trials: Sequence[Trial]) -> str:

@@ -7,11 +7,12 @@ has been measured.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from qrecipe.authoring.tune.cheapest_sets import SiteCost, cheapest_sets, errors_of
+from qrecipe.authoring.tune.cheapest_sets import cheapest_sets, errors_of
+from qrecipe.authoring.tune.estimates import Estimates
 from qrecipe.authoring.tune.levers import Candidate, Lever
 from qrecipe.errors.short import ShortRepr
 from qrecipe.rules.resolution import listed
@@ -31,11 +32,15 @@ _LEAST_GAIN = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The result for a candidate: its finite accuracy, or why there is none."""
+    """The result for a candidate: its finite accuracy, or why there is none.
+
+    ``latency`` is as in `Trial`.
+    """
 
     metric: float | None
     seconds: float
     error: str | None = None
+    latency: float | None = None
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -44,7 +49,9 @@ class Trial(ShortRepr):
 
     ``metric`` is None if there is no finite one, and ``error`` says why; ``within`` tells whether
     it is within the budget; ``seconds`` is the time to quantize and evaluate it. ``is_repeated``
-    marks the second measurement of a chosen candidate.
+    marks the second measurement of a chosen candidate. ``latency`` is the time of the first call
+    as a multiple of the float model's, measured in turns with it; None if it was not measured:
+    there is no metric, or the model was made for another CPU.
     """
 
     what: str
@@ -55,6 +62,7 @@ class Trial(ShortRepr):
     seconds: float
     error: str | None
     is_repeated: bool = False
+    latency: float | None = None
 
     @property
     def score(self) -> float:
@@ -70,12 +78,12 @@ class Bench(Protocol):
     def repeat(self, candidate: Candidate) -> Measured:
         """Quantize and evaluate the candidate again."""
 
-    def costs(self, levers: tuple[Lever, ...]) -> Sequence[SiteCost]:
-        """The sites that could stay float, the most sensitive first."""
+    def estimates(self, levers: tuple[Lever, ...]) -> Estimates:
+        """The errors and times of the sites that could stay float."""
 
 
 class Search:
-    """Trials in order, from the unchanged recipe to as few float sites as the budget needs."""
+    """Trials in order, from the unchanged recipe to the fastest one within the budget."""
 
     def __init__(
         self,
@@ -85,16 +93,19 @@ class Search:
         record: Callable[[Trial], None],
     ) -> None:
         self.trials: list[Trial] = []
-        self.costs: tuple[SiteCost, ...] = ()
+        self.estimates = Estimates()
         self._bench = bench
         self._levers = levers
         self._target = target
         self._record = record
         self._tried: dict[Candidate, Trial] = {}
+        self._seconds: dict[frozenset[str], float] = {}
+        self._faster_float: frozenset[str] = frozenset()
+        self._prices: Mapping[str, float] = {}
         self._refinements = _MOST_REFINING
 
     def run(self) -> None:
-        """Search until the budget is met with as little float time as can be found."""
+        """Search until the budget is met in as little time as can be found."""
         current = self._try(Candidate(), "the unchanged recipe", lambda trial: True)
         for lever in self._levers:
             if current.within:
@@ -109,7 +120,7 @@ class Search:
 
     @property
     def best(self) -> Trial:
-        """The trial within the budget with the least float time; else the most accurate."""
+        """The trial within the budget with the least predicted time; else the most accurate."""
         tried = self._tried.values()
         within = [trial for trial in tried if trial.within]
         if within:
@@ -117,27 +128,30 @@ class Search:
         return min(tried, key=lambda trial: (-trial.score, *self.weight(trial)))
 
     def weight(self, trial: Trial) -> tuple[float, int, int]:
-        """The share of the time left float, and the numbers of float sites and levers."""
-        floats = trial.candidate.floats
-        return self._spent(floats), len(floats), len(trial.candidate.levers)
+        """The predicted seconds, and the numbers of float sites and levers."""
+        return (*self._cost(trial.candidate.floats), len(trial.candidate.levers))
 
-    def _spent(self, names: Collection[str]) -> float:
-        return sum(cost.share for cost in self.costs if cost.name in names)
+    def _cost(self, floats: frozenset[str]) -> tuple[float, int]:
+        if floats not in self._seconds:
+            self._seconds[floats] = self.estimates.costs.predicted(floats)
+        return self._seconds[floats], len(floats)
 
     def _leave_float(self, levers: tuple[Lever, ...]) -> None:
-        self.costs = tuple(self._bench.costs(levers))
-        ranked = [cost.name for cost in self.costs]
+        self.estimates = self._bench.estimates(levers)
+        self._seconds.clear()
+        self._faster_float = self.estimates.faster_float()
+        self._prices = self.estimates.prices(self._faster_float)
+        ranked = self.estimates.ranked
         # all sites float would be the float model: within the budget, but not a solution
-        enough = self._cheapest(levers, ranked) or self._row(levers, ranked) or ranked
+        enough = self._cheapest(levers) or self._row(levers, ranked) or ranked
         self._returned_until_none(levers, enough)
         self._one_alone(levers, ranked)
         while self.best.within and self._exchanged(levers):
             self._returned_until_none(levers, self.best.candidate.floats)
 
-    def _cheapest(self, levers: tuple[Lever, ...], ranked: Sequence[str]) -> Collection[str] | None:
-        """The cheapest set of the ranking that turns out to be enough."""
-        shares = {cost.name: cost.share for cost in self.costs}
-        sets = [s for s in cheapest_sets(errors_of(self.costs), shares) if len(s) < len(ranked)]
+    def _cheapest(self, levers: tuple[Lever, ...]) -> Collection[str] | None:
+        """The fastest set of the estimates that turns out to be enough."""
+        sets = self.estimates.sets()
         low, high = -1, len(sets)
         while high - low > 1:
             middle = (low + high) // 2
@@ -173,8 +187,7 @@ class Search:
 
     def _returned_until_none(self, levers: tuple[Lever, ...], names: Collection[str]) -> None:
         """Return halves of the float sites to int8, then halves of these, until none can be."""
-        share = {cost.name: cost.share for cost in self.costs}
-        left: Sequence[str] = sorted(self._in_order(names), key=lambda name: -share[name])
+        left: Sequence[str] = sorted(self._in_order(names), key=self._negative_price)
         while (fewer := self._returned(levers, left, left)) != left:
             left = fewer
 
@@ -183,7 +196,8 @@ class Search:
     ) -> Sequence[str]:
         """The sites still float after returning as much of a chunk to int8 as possible."""
         rest = [name for name in left if name not in chunk]
-        if self._refined(levers, rest, f"{listed(chunk)} back in int8"):
+        is_faster = self._cost(frozenset(rest)) < self._cost(frozenset(left))
+        if is_faster and self._refined(levers, rest, f"{listed(chunk)} back in int8"):
             return rest
         if len(chunk) < 2:
             return left
@@ -192,32 +206,32 @@ class Search:
         return self._returned(levers, left, chunk[middle:])
 
     def _one_alone(self, levers: tuple[Lever, ...], ranked: Sequence[str]) -> None:
-        """Whether a single cheaper float site is enough, the cheapest first.
+        """Whether a single float site is enough and faster, the cheapest first.
 
-        Errors that cancel can hide that one site causes the whole loss.
+        What is faster in float stays float too. Errors that cancel can hide that one site causes
+        the whole loss.
         """
-        if len(ranked) < 2:
-            return
         best = self.best
-        spent, count, _ = self.weight(best) if best.within else (math.inf, len(ranked), 0)
-        for name in sorted(ranked[:_MOST_ALONE], key=lambda name: self._spent({name})):
-            share = self._spent({name})
-            is_cheaper = share < spent or (count > 1 and share <= spent)
-            if is_cheaper and self._float(levers, [name], f"only {name} float"):
+        most = self._cost(best.candidate.floats) if best.within else (math.inf, 0)
+        for name in sorted(ranked[:_MOST_ALONE], key=self._prices.__getitem__):
+            names = self._faster_float | {name}
+            is_all = self.estimates.is_all_float(names)
+            if not is_all and self._cost(names) < most and self._float(levers, names, _only(name)):
                 return
 
     def _exchanged(self, levers: tuple[Lever, ...]) -> bool:
         """Whether cheaper sites could replace a float site, the costliest first."""
         left = self.best.candidate.floats
-        errors = {n: e for n, e in errors_of(self.costs).items() if n not in left}
-        shares = {cost.name: cost.share for cost in self.costs}
-        sets = cheapest_sets(errors, shares)
-        for name in sorted(self._in_order(left), key=lambda name: -shares[name]):
-            cheaper = [each for each in sets if self._spent(each) < shares[name]]
-            if cheaper:
-                instead = self._in_order(cheaper[-1])
-                what = f"{listed(instead)} float instead of {name}"
-                if self._refined(levers, (left - {name}) | cheaper[-1], what):
+        errors = {n: e for n, e in errors_of(self.estimates.ranking).items() if n not in left}
+        priced = [
+            (sum(map(self._price, names)), names) for names in cheapest_sets(errors, self._prices)
+        ]
+        for name in sorted(self._in_order(left), key=self._negative_price):
+            cheaper = [names for price, names in priced if price < self._price(name)]
+            floats = (left - {name}).union(*cheaper[-1:])
+            if cheaper and self._cost(floats) < self._cost(left):
+                what = f"{listed(self._in_order(cheaper[-1]))} float instead of {name}"
+                if self._refined(levers, floats, what):
                     return True
         return False
 
@@ -240,8 +254,16 @@ class Search:
             self._note(replace(trial, kept=trial.within, is_repeated=True))
 
     def _in_order(self, names: Collection[str]) -> Sequence[str]:
-        """The most sensitive first."""
-        return [cost.name for cost in self.costs if cost.name in names]
+        """The most sensitive first, and those without an error of their own at the end."""
+        ranked = self.estimates.ranked
+        rest = sorted(set(names).difference(ranked))
+        return [*(name for name in ranked if name in names), *rest]
+
+    def _price(self, name: str) -> float:
+        return self._prices.get(name, 0.0)
+
+    def _negative_price(self, name: str) -> float:
+        return -self._price(name)
 
     def _refined(self, levers: tuple[Lever, ...], names: Collection[str], what: str) -> bool:
         """As `_float`, but False without a trial after enough of this kind."""
@@ -271,7 +293,8 @@ class Search:
     def _judged(self, candidate: Candidate, what: str, measured: Measured) -> Trial:
         metric = measured.metric
         within = metric is not None and metric >= self._target
-        return Trial(what, candidate, metric, within, False, measured.seconds, measured.error)
+        trial = Trial(what, candidate, metric, within, False, measured.seconds, measured.error)
+        return replace(trial, latency=measured.latency)
 
 
 def _gains_over(current: Trial, target: float) -> Callable[[Trial], bool]:
@@ -290,6 +313,10 @@ def _most_sensitive(names: Sequence[str]) -> str:
     if len(names) == 1:
         return f"the most sensitive site float: {names[0]}"
     return f"the {len(names)} most sensitive sites float, up to {names[-1]}"
+
+
+def _only(name: str) -> str:
+    return f"only {name} float"
 
 
 def _for_least_time(names: Sequence[str]) -> str:

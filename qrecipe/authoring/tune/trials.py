@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import nn
 
+from qrecipe.authoring.fastest.costs import Costs, costs_of
+from qrecipe.authoring.fastest.cut import mixture_of
+from qrecipe.authoring.fastest.fastest import race
+from qrecipe.authoring.fastest.guard import is_faster
 from qrecipe.authoring.tune.cheapest_sets import SiteCost
+from qrecipe.authoring.tune.estimates import Estimates
 from qrecipe.authoring.tune.levers import Candidate, Lever, digest_of
 from qrecipe.authoring.tune.log import TrialLog, again
 from qrecipe.authoring.tune.search import Measured, Trial
 from qrecipe.errors.findings import ExecutionError, QRecipeError, RecipeError
 from qrecipe.errors.text import finite_or_none, first_line
-from qrecipe.execution.batches import Forward, limited
-from qrecipe.measure.compare.comparison import compare
+from qrecipe.execution.batches import Forward, peek
+from qrecipe.measure.batches import calls_of
+from qrecipe.measure.latency import compare_latency
+from qrecipe.measure.profile.profile import Bench, bench_of, measured
 from qrecipe.measure.sensitivity.rank import Evaluate, sensitivity
 from qrecipe.measure.sensitivity.ranking import Ranking
 from qrecipe.measure.sensitivity.scores import number
@@ -106,19 +113,18 @@ class ModelBench:
         self.progress(self._count, None)
         return measured
 
-    def costs(self, levers: tuple[Lever, ...]) -> Sequence[SiteCost]:
+    def estimates(self, levers: tuple[Lever, ...]) -> Estimates:
         """Raises ``Stopped`` when time runs out, and lets ``KeyboardInterrupt`` through."""
         recipe = self._recipe(Candidate(levers))
-        if recipe.fingerprint not in self.log.sites:
+        if recipe.fingerprint not in self.log.estimates:
             self._check_time()
             with unwarned():
                 ranking = self._ranking(recipe)
-                shares = self._shares(recipe)
-            if ranking is not None and ranking.partial:
-                raise KeyboardInterrupt
-            costs = [] if ranking is None else _costs(ranking, shares)
-            self.log.note_costs(recipe.fingerprint, costs)
-        return self.log.sites[recipe.fingerprint]
+                if ranking is not None and ranking.partial:
+                    raise KeyboardInterrupt
+                priced = self._priced(levers)
+            self.log.note_estimates(recipe.fingerprint, estimates_of(ranking, priced))
+        return self.log.estimates[recipe.fingerprint]
 
     def _check_time(self) -> None:
         if time.monotonic() >= self.end:
@@ -152,7 +158,17 @@ class ModelBench:
             return failed(first_line(error))
         if not math.isfinite(metric):
             return failed("evaluate returns no finite number")
-        return Measured(metric, time.monotonic() - start)
+        seconds = time.monotonic() - start
+        return Measured(metric, seconds, latency=self._latency(converted))
+
+    def _latency(self, converted: nn.Module) -> float | None:
+        """As a multiple of the float model's; None if the kernels are those of another CPU."""
+        if self.target_cpu != "this":
+            return None
+        plain, (first, _) = runnable_copy(self.model), peek(self.batches)
+        inputs = calls_of(plain, first, 0, self.forward)[0].inputs
+        latency = compare_latency(plain, converted, inputs, budget=0.0)
+        return latency.candidate / latency.reference
 
     def _made(self, make: Callable[..., nn.Module], recipe: Recipe) -> nn.Module:
         return make(
@@ -184,25 +200,44 @@ class ModelBench:
                 raise
             return None
 
-    def _shares(self, recipe: Recipe) -> dict[str, float]:
-        """Each site's share of the float model's time."""
-        one = list(limited(self.batches, 1))
-        converted = self._made(quantize, recipe)
-        plain = runnable_copy(self.model)
-        report = compare(plain, converted, one, forward=self.forward, progress=False)
-        return {site.name: site.float_share for site in report.sites}
+    def _priced(self, levers: tuple[Lever, ...]) -> Costs:
+        """The times of all sites.
+
+        Float gains only where the choice that is best by prediction turns out to be faster.
+        """
+        recipe = self._recipe(Candidate(levers))
+        bench = bench_of(self.model, recipe, self.batches, self.forward, False, self.target_cpu)
+        costs = costs_of(measured(bench, False), bench.plan, bench.inventory.structure)
+        mixture = mixture_of(costs)
+        mixed = Candidate(levers, costs.needing_a_rule(mixture.floats))
+        is_real = mixture.is_promising and self._is_faster(bench, mixed)
+        return costs if is_real else costs.without_losses()
+
+    def _is_faster(self, bench: Bench, mixed: Candidate) -> bool:
+        try:
+            converted = self._made(quantize, self._recipe(mixed))
+        except QRecipeError:
+            return False
+        raced = race(bench, converted, False)
+        return raced.mixture is not None and is_faster(raced.mixture, raced.recipe)
 
 
-def _costs(ranking: Ranking, shares: Mapping[str, float]) -> list[SiteCost]:
-    return [
+def estimates_of(ranking: Ranking | None, costs: Costs) -> Estimates:
+    """The ranking with each site's share of the float model's time, and the costs."""
+    if ranking is None:
+        return Estimates((), costs)
+    times = {site.name: site.contiguous for site in costs.sites}
+    whole = (math.fsum(times.values()) + costs.rest) or 1.0
+    sites = (
         SiteCost(
             site.name,
             ranking.reason(site),
-            shares.get(site.name, 0.0),
+            times.get(site.name, 0.0) / whole,
             finite_or_none(site.sqnr_db),
         )
         for site in ranking.sites
-    ]
+    )
+    return Estimates(tuple(sites), costs)
 
 
 def as_calibrated(recipe: Recipe) -> Recipe:

@@ -1,4 +1,4 @@
-"""Search for a recipe within an accuracy budget that leaves as little float as possible."""
+"""Search for the fastest recipe within an accuracy budget."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def tune(
     progress: Progress | bool | None = None,
     target_cpu: TargetCpu = "this",
 ) -> TuningResult:
-    """Search for a recipe that loses at most ``max_drop`` and leaves as little float as possible.
+    """Search for a recipe that loses at most ``max_drop`` and is as fast as possible here.
 
     Levers that cost no time are tried first; then sites are left float, weighing the error that
     they remove against their time. The result has been measured, and twice if it was chosen from

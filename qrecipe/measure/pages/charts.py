@@ -50,6 +50,15 @@ class Point:
     kept: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """One trial: its latency, its result, and whether no faster one is as accurate."""
+
+    latency: float
+    value: float
+    on_front: bool
+
+
 def bars(names: Sequence[str], values: Sequence[float], label: str) -> bytes:
     """One bar per name, from the top; names without a finite value have no bar."""
     return _svg(_drawn_bars(names, values, label))
@@ -202,6 +211,27 @@ def trials(points: Sequence[Point], target: float | None, label: str) -> bytes:
     axes.set_xlabel("trial")
     axes.set_ylabel(_wrapped(label), parse_math=False)
     axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="best")
+    return _svg(figure)
+
+
+def front(points: Sequence[Weighed], target: float, label: str) -> bytes:
+    """The metric of each trial over its latency, with a line through the front."""
+    figure = _new_figure(_WIDTH, 3.6)
+    axes = figure.subplots()
+    best = sorted((p.latency, p.value) for p in points if p.on_front)
+    axes.plot(*zip(*best, strict=True), color="#4c78a8", linewidth=1, zorder=1)
+    for on_front, name, face in ((True, "front", "#4c78a8"), (False, "other trials", "#ffffff")):
+        chosen = [(p.latency, p.value) for p in points if p.on_front is on_front]
+        if chosen:
+            columns = zip(*chosen, strict=True)
+            axes.scatter(*columns, label=name, facecolor=face, edgecolor="#4c78a8", zorder=2)
+    axes.axvline(1, color="#bbbbbb", label="the float model's latency")
+    axes.axhline(target, color="#e07b39", linestyle="--", label="wanted")
+    axes.set_xlabel("latency, as a multiple of the float model's")
+    axes.set_ylabel(_wrapped(label), parse_math=False)
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="best")

@@ -110,13 +110,14 @@ def tune_page(
     activations: Activations,
     origin: Provenance,
     metric: str,
+    weighed: Sequence[charts.Weighed] = (),
 ) -> Page:
     """The page about how a recipe was tuned, and the result.
 
     ``title`` names what was tuned; ``trials`` has the changes in order, each with its metric (NaN
     if it failed) and whether it was kept; ``notes`` says what was found; ``wanted`` is the metric
-    to reach. ``ranking`` has the sites, worst first, or says why there is none. ``origin`` is of
-    the model that the tuned recipe gives.
+    to reach. ``weighed`` has the trials whose latency was measured. ``ranking`` has the sites,
+    worst first, or says why there is none. ``origin`` is of the model that the tuned recipe gives.
     """
     kept = sum(1 for _, _, was_kept in trials if was_kept)
     rows = [
@@ -130,6 +131,11 @@ def tune_page(
     if any(math.isfinite(point.value) for point in points):
         drawing = charts.trials(points, wanted, metric)
         sections.append(Figure("Trials", drawing, f"{metric} of each of {len(points)} trials"))
+    if weighed:
+        drawing = charts.front(weighed, wanted, metric)
+        alt = f"{metric} of {len(weighed)} trials over their latency"
+        caption = "Each latency was measured in turns with the float model's."
+        sections.append(Figure("Accuracy against latency", drawing, alt, caption))
     sections += [
         *_ranked(ranking, activations, origin),
         Table("Trials in order", ("trial", "change", metric, ""), rows, numeric=frozenset({0, 2})),

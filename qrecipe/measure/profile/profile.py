@@ -32,6 +32,7 @@ from qrecipe.pipeline import quantize
 from qrecipe.planning.cpu import cpu_name
 from qrecipe.planning.inventory import inventory_of
 from qrecipe.planning.plan import Plan
+from qrecipe.planning.target_cpu import TargetCpu
 from qrecipe.process.neutral import neutral
 from qrecipe.process.warnings import unwarned
 from qrecipe.recipe.recipe import Recipe, load_recipe
@@ -88,6 +89,7 @@ def bench_of(
     batches: Iterable[Any],
     forward: Forward | None,
     progress: Progress | bool | None,
+    target_cpu: TargetCpu = "this",
 ) -> Bench:
     """The model quantized and ready to be timed.
 
@@ -97,7 +99,9 @@ def bench_of(
     loaded = replace(load_recipe(recipe), phase="ptq")  # training changes no kernel
     check_engine(loaded.backend)
     held = rereadable(batches, loaded.calibration.max_batches)
-    converted = quantize(model, loaded, held, forward=forward, progress=progress)
+    converted = quantize(
+        model, loaded, held, forward=forward, progress=progress, target_cpu=target_cpu
+    )
     first, _ = peek(held)
     with unwarned(), inputs_of_batch(model, first, forward) as inputs:
         inventory = inventory_of(model, loaded, inputs)
