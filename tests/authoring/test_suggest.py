@@ -138,7 +138,6 @@ def test_a_dynamic_recipe_says_why_convolutions_stay_float():
     assert rules["global"]["qconfig"] == "float"
 
 
-@pytest.mark.filterwarnings("ignore:.*QR207")
 def test_a_convolution_that_int8_makes_slower_stays_float():
     slow = nn.ConvTranspose2d(128, 128, 3, groups=128)
     model = nn.Sequential(nn.Conv2d(3, 128, 3), slow, nn.Conv2d(128, 8, 3)).eval()

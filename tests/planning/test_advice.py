@@ -62,7 +62,6 @@ def test_quantize_warns_of_slow_kernels_with_the_site_and_the_command_that_mends
         qrecipe.quantize(model, "builtin:x86-static-minmax", batches, progress=silent)
 
 
-@pytest.mark.filterwarnings("ignore:.*QR207")
 @pytest.mark.parametrize(
     ("padding", "backend", "weights", "expected"),
     [

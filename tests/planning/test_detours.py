@@ -138,7 +138,6 @@ def test_a_number_of_channels_that_the_fast_depthwise_kernel_does_not_take_never
     assert error_in_steps(model, converted, batches[0]) < 4
 
 
-@pytest.mark.filterwarnings("ignore:.*QR207")
 @pytest.mark.parametrize("known_as", ["avx512_vnni", "avx2"])
 def test_where_no_engine_is_fast_on_every_cpu_x86_chooses_and_the_plan_warns_where_both_are_slow(
     monkeypatch, known_as
@@ -277,7 +276,6 @@ def test_onednn_is_wrong_for_padded_groups_of_few_channels_on_cpus_with_amx():
     assert all(right["onednn"]) is not has_amx
 
 
-@pytest.mark.filterwarnings("ignore:.*QR207")
 @pytest.mark.parametrize("backend", ["x86", "onednn"])
 @pytest.mark.parametrize(("channels", "options"), GROUPED)
 def test_padded_groups_of_few_channels_run_on_fbgemm_and_are_right(channels, options, backend):

@@ -205,7 +205,6 @@ SLOW = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*QR207")
 @pytest.mark.parametrize("kind", SLOW)
 def test_convolutions_in_small_groups_go_where_they_are_fast_or_are_warned_about(monkeypatch, kind):
     monkeypatch.setattr("qrecipe.planning.cpu.class_of_cpu", lambda: "avx512_vnni")

@@ -19,7 +19,6 @@ def gapped(seed):
     return nn.Sequential(*layers).eval(), [torch.randn(2, 32, 7, 6) for _ in range(10)]
 
 
-@pytest.mark.filterwarnings("ignore:.*QR207")
 @pytest.mark.cpu
 @pytest.mark.parametrize("backend", ["x86", "fbgemm", "onednn"])
 def test_what_a_stride_skips_is_written_by_fbgemm_or_left_float(backend):

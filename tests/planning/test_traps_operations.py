@@ -286,7 +286,6 @@ def test_torch_gives_two_readers_of_a_float_tensor_the_first_ones_range_and_here
     assert sites(plan)["b"].input is None
 
 
-@pytest.mark.filterwarnings("ignore:.*QR207")
 def test_a_depthwise_convolution_that_crawls_on_fbgemm_runs_on_onednn():
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Conv2d(128, 128, 3, groups=128)).eval(), torch.randn(1, 128, 24, 24)
