@@ -25,6 +25,7 @@ from qrecipe.errors.warn import settle, warn
 from qrecipe.execution.batch_sizes import size_findings
 from qrecipe.execution.batches import Forward, inputs_of_batch, peek
 from qrecipe.execution.calibration import calibrate
+from qrecipe.execution.copied import keep_engines
 from qrecipe.execution.engine import check_engine, engine_of
 from qrecipe.execution.executors import executor_of
 from qrecipe.execution.first_call import forget_calls
@@ -139,6 +140,7 @@ class CompiledRecipe(ShortRepr):
             self._check_around(around, converted, prepared_state(prepared))
         self._check_batch_size(converted, prepared_state(prepared))
         forget_calls(converted, self.plan)
+        keep_engines(converted, self.plan.engines)
         own_tensors(converted)
         forget_preparation(converted)
         attach(

@@ -20,6 +20,7 @@ from qrecipe.artifact.value_checks import ValueChecks
 from qrecipe.errors.findings import ArtifactError, QRecipeError
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
+from qrecipe.execution.copied import keep_engines
 from qrecipe.execution.engine import available_engines, engine
 from qrecipe.execution.executors import executor_of
 from qrecipe.execution.packing import detours
@@ -67,6 +68,7 @@ def load_quantized(
         _check_tensors(stored, tensors)
         file.check()
         _fill(file, stored, converted, tensors)
+    keep_engines(converted, stored.plan.engines)
     contents = stored.contents
     origin = Provenance(
         contents.recipe,

@@ -25,15 +25,17 @@ from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 import torch
 from nets import NETS
 from runs import silent
 from torch import nn
-from tuning import base, cancelling, closeness, full_loss
+from tuning import alike, base, cancelling, closeness, full_loss
 
 import qrecipe
 from qrecipe.authoring.lock.file import write_lock
+from qrecipe.authoring.tune.trials import ModelBench
 from qrecipe.errors.findings import CODES
 from qrecipe.measure.pages.page import save_page
 from qrecipe.measure.pages.reports import comparison_page
@@ -210,9 +212,10 @@ def killed_searches(times: int, random: Random, tally: Tally) -> None:
     options = {"max_drop": full_loss(model, batches, evaluate) / 2}
 
     def search(log: Path) -> qrecipe.TuningResult:
-        return qrecipe.tune(
-            model, base(), batches, evaluate, resume=log, progress=silent, **options
-        )
+        with patch.object(ModelBench, "_priced", alike):  # a killed search may not have its times
+            return qrecipe.tune(
+                model, base(), batches, evaluate, resume=log, progress=silent, **options
+            )
 
     with tempfile.TemporaryDirectory() as name:
         log = Path(name) / "log.json"
@@ -253,7 +256,8 @@ def _trials(log: Path) -> list[tuple[Any, ...]]:
     if not log.exists():
         return []
     entries = json.loads(log.read_text())["trials"]
-    return [tuple((k, str(v)) for k, v in sorted(e.items()) if k != "seconds") for e in entries]
+    times = ("seconds", "latency")
+    return [tuple((k, str(v)) for k, v in sorted(e.items()) if k not in times) for e in entries]
 
 
 # disk full

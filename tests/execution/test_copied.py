@@ -1,0 +1,62 @@
+"""A copy of a converted model runs each site on the engine of the plan."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from plans import net_of
+from routed import recipe_of_roots
+from runs import silent
+from torch import nn
+
+import qrecipe
+
+pytestmark = pytest.mark.filterwarnings("ignore::qrecipe.QRecipeWarning")
+
+X = torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(0))
+
+
+def _whole():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(8, 8, 1), nn.ConvTranspose2d(8, 4, 3, stride=2)).eval()
+
+
+def _functions():
+    def forward(self, x):
+        return F.conv_transpose2d(self.a(x), self.up.weight, self.up.bias, stride=2)
+
+    torch.manual_seed(0)
+    return net_of(forward, a=nn.Conv2d(8, 8, 1), up=nn.ConvTranspose2d(8, 4, 3))
+
+
+def _kernel_of_two_rows():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(8, 8, 1), nn.ConvTranspose2d(8, 8, 2, stride=2)).eval()
+
+
+MODELS = [_whole, _functions, _kernel_of_two_rows]
+
+
+def _inside(model):
+    """The model as a root of another."""
+    return net_of(lambda self, x: self.inner(x if x.isfinite().all() else x * 0), inner=model)
+
+
+@pytest.mark.parametrize("made", MODELS)
+@pytest.mark.parametrize("is_root", [False, True])
+def test_a_copy_computes_the_same_and_so_does_its_copy(made, is_root, tmp_path):
+    model = _inside(made()) if is_root else made()
+    recipe = recipe_of_roots(["inner"]) if is_root else "builtin:x86-static-minmax"
+    converted = qrecipe.quantize(model, recipe, [X] * 10, progress=silent)
+    assert any(site.engine for site in qrecipe.plan(model, recipe, X))
+    expected = converted(X)
+    copied = copy.deepcopy(converted)
+    for each in (copied, copy.deepcopy(copied), copy.deepcopy(nn.Sequential(converted))):
+        assert torch.equal(each(X), expected)
+    file = tmp_path / "model.safetensors"
+    qrecipe.save_quantized(copied, file)
+    loaded = qrecipe.load_quantized(file, _inside(made()) if is_root else made())
+    assert torch.equal(copy.deepcopy(loaded)(X), expected)
