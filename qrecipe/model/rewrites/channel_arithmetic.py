@@ -25,6 +25,9 @@ _IN_ORDER: Mapping[Any, Callable[..., Tensor]] = {
 }
 """Functions that are linear in an operand, any one or the first, and how they are computed."""
 
+_NO_EPS = 1e-30
+"""Added to a variance of 1 it changes nothing; torch 2.10 does not take 0."""
+
 _BY_DIMENSIONS: Mapping[int, type[nn.modules.batchnorm._BatchNorm]] = {
     1: nn.BatchNorm1d,
     2: nn.BatchNorm2d,
@@ -71,7 +74,7 @@ def _replace_readers(
         source = reader
     if not chain:
         return
-    module = _BY_DIMENSIONS[dimensions](convolution.out_channels, eps=0.0).eval()
+    module = _BY_DIMENSIONS[dimensions](convolution.out_channels, eps=_NO_EPS).eval()
     module.requires_grad_(False)
     module.weight.data = (at_one - at_zero).flatten().to(convolution.weight.dtype)
     module.bias.data = at_zero.flatten().to(convolution.weight.dtype)
