@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +13,9 @@ _POOLING = (F.adaptive_avg_pool2d, F.adaptive_max_pool2d)
 _MEANS = (torch.mean, "mean", torch.amax, "amax")
 _IMAGE = ({2, 3}, {-2, -1}, {2, -1}, {-2, 3})
 """How height and width are named."""
+
+_FARTHEST = 16
+"""How many operations may lie between the pool and a convolution."""
 
 _ELEMENTWISE = frozenset(
     {
@@ -28,19 +30,26 @@ def reads_one_pixel(node: fx.Node) -> bool:
 
     It is if it comes from a pool over the whole image, through 1x1 convolutions and activations.
     """
-    graph_module = node.graph.owning_module
-    modules = {} if graph_module is None else dict(graph_module.named_modules())
-    while node.all_input_nodes:
+    for _ in range(_FARTHEST):
+        if not node.all_input_nodes:
+            return False
         node = node.all_input_nodes[0]
-        if _pools(node, modules):
+        module = _module_of(node)
+        if _pools(node, module):
             return True
-        if not _keeps_size(node, modules):
+        if not _keeps_size(node, module):
             return False
     return False
 
 
-def _pools(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    module = modules.get(str(node.target)) if node.op == "call_module" else None
+def _module_of(node: fx.Node) -> nn.Module | None:
+    owner = node.graph.owning_module
+    if node.op != "call_module" or owner is None:
+        return None
+    return owner.get_submodule(str(node.target))
+
+
+def _pools(node: fx.Node, module: nn.Module | None) -> bool:
     if isinstance(module, _POOLS):
         return module.output_size in (1, (1, 1), [1, 1])
     if node.target in _POOLING:
@@ -52,11 +61,10 @@ def _pools(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     return False
 
 
-def _keeps_size(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    if node.op != "call_module":
+def _keeps_size(node: fx.Node, module: nn.Module | None) -> bool:
+    if module is None:
         name = getattr(node.target, "__name__", node.target)
         return node.op in ("call_function", "call_method") and name in _ELEMENTWISE
-    module = modules[str(node.target)]
     first = module[0] if isinstance(module, nn.Sequential) else module  # a fused one
     if isinstance(first, nn.Conv2d):
         return first.kernel_size == (1, 1) and first.padding in ((0, 0), "valid")

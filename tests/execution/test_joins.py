@@ -152,6 +152,17 @@ def test_what_convolutions_give_is_added_as_it_is():
     assert all(one == other for one, other in joined.read)
 
 
+def test_long_chains_of_sums_take_no_longer_than_their_length():
+    def doubled(self, x):
+        y = self.a(x)
+        for _ in range(40):  # each is read twice: as many paths as 2 to this
+            y = y + F.relu(y)
+        return self.last(y)
+
+    converted = qrecipe.quantize(network(doubled), RECIPE, [IMAGES] * 2, progress=silent)
+    assert [str(node.target) for node in converted.graph.nodes].count("quantized.add") == 40
+
+
 def test_it_computes_what_torch_does_and_survives_storage_and_script(tmp_path):
     model = network(_gate)
     converted = qrecipe.quantize(model, RECIPE, [IMAGES] * 2, progress=silent)

@@ -54,12 +54,12 @@ def join_in_one_layout(converted: fx.GraphModule) -> None:
 
     Sums of what convolutions gave are left alone.
     """
-    modules = dict(converted.named_modules(remove_duplicate=False))
+    in_channels_last = _in_channels_last(converted)
     for node in list(converted.graph.nodes):
         is_join = node.target in _JOINS and node.args[0] is not node.args[1]
         if not is_join or not all(_is_tensor(each) for each in node.args[:2]):
             continue
-        if node.target in _SUMS and _is_channels_last(node, modules):
+        if node.target in _SUMS and node in in_channels_last:
             continue
         for own, other in ((0, 1), (1, 0)):
             pair = (node.args[own], node.args[other])
@@ -67,18 +67,21 @@ def join_in_one_layout(converted: fx.GraphModule) -> None:
                 node.update_arg(own, converted.graph.call_function(laid_out_like, pair))
 
 
-def _is_channels_last(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether a quantized tensor is an image in channels_last, as convolutions give it."""
-    read = [node]
-    while read:
-        each = read.pop()
-        kind = type(modules[str(each.target)]).__name__ if each.op == "call_module" else ""
-        if kind in _CONVOLVING or each.target in _CONVOLUTIONS:
-            continue
-        if kind not in _KEEPING_LAYOUT and each.target not in (F.relu, *_SUMS):
-            return False
-        read += [source for source in each.all_input_nodes if carries_data(source)]
-    return True
+def _in_channels_last(converted: fx.GraphModule) -> set[fx.Node]:
+    """The quantized images in channels_last, as convolutions give them."""
+    modules = dict(converted.named_modules(remove_duplicate=False))
+    found: set[fx.Node] = set()
+    for node in converted.graph.nodes:
+        kind = type(modules[str(node.target)]).__name__ if node.op == "call_module" else ""
+        keeps = kind in _KEEPING_LAYOUT or node.target in (F.relu, *_SUMS)
+        sources = [source for source in node.all_input_nodes if carries_data(source)]
+        if (
+            kind in _CONVOLVING
+            or node.target in _CONVOLUTIONS
+            or (keeps and sources and found.issuperset(sources))
+        ):
+            found.add(node)
+    return found
 
 
 def _is_tensor(value: Any) -> bool:
