@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import qrecipe
+from qrecipe.cli.distinct import check_distinct
 from qrecipe.cli.options import (
     ArtifactArgument,
     DataOption,
@@ -68,6 +69,7 @@ def drift(
           --threshold 0.2 --html drift.html
     """
     with reported(as_json=json):
+        check_distinct({"--plot": plot, "--html": html})
         from qrecipe.cli.model_argument import get_ready, load_subject
         from qrecipe.measure.pages.page import save_page
         from qrecipe.measure.pages.reports import drift_page

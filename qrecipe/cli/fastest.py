@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import qrecipe
+from qrecipe.cli.distinct import check_distinct, files_of
 from qrecipe.cli.options import (
     DataOption,
     JsonOption,
@@ -36,6 +37,7 @@ def fastest(
       qrecipe fastest cnn.toml --model model.py:factory --data model.py:batches --out fast.toml
     """
     with reported(as_json=json):
+        check_distinct({"--out": output}, files_of(recipe))
         from qrecipe.cli.model_argument import get_ready, load_job
 
         get_ready(threads, out=output)

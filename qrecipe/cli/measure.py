@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 import qrecipe
+from qrecipe.cli.distinct import check_distinct, files_of
 from qrecipe.cli.options import (
     DataOption,
     HtmlOption,
@@ -43,6 +44,7 @@ def compare(
       qrecipe compare cnn.toml --model model.py:factory --data model.py:batches --html sites.html
     """
     with reported(as_json=json):
+        check_distinct({"--plot": plot, "--html": html}, files_of(recipe))
         from qrecipe.cli.html_pages import activations_of
         from qrecipe.cli.model_argument import get_ready, load_job
         from qrecipe.measure.pages.page import save_page
@@ -85,6 +87,7 @@ def profile(
       qrecipe profile cnn.toml --model model.py:factory --data model.py:batches --html times.html
     """
     with reported(as_json=json):
+        check_distinct({"--plot": plot, "--html": html}, files_of(recipe))
         from qrecipe.cli.html_pages import plan_for_page
         from qrecipe.cli.model_argument import get_ready, load_job
         from qrecipe.measure.pages.page import save_page
@@ -154,6 +157,7 @@ def sensitivity(
         raise typer.BadParameter("--evaluate needs --method exact")
     _check_overlay(overlay, keep_float, min_sqnr_db, by_db=evaluate is None)
     with reported(as_json=json):
+        check_distinct({"--out": overlay, "--plot": plot, "--html": html}, files_of(recipe))
         from qrecipe.cli.html_pages import for_page
         from qrecipe.cli.model_argument import get_ready, load_job
         from qrecipe.measure.pages.page import save_page

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import qrecipe
+from qrecipe.cli.distinct import check_distinct, files_of
 from qrecipe.cli.options import (
     InputOption,
     JsonOption,
@@ -71,6 +72,7 @@ def quantize(
           --evaluate model.py:accuracy --threads 1 --out model.safetensors
     """
     with reported(as_json=json, strict=strict):
+        check_distinct({"--out": output}, files_of(recipe))
         from qrecipe.cli.model_argument import get_ready, load_subject, required_inputs
         from qrecipe.cli.quantize_result import measure, result_json, result_text
         from qrecipe.execution.batches import peek
