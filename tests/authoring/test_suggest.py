@@ -139,7 +139,7 @@ def test_a_dynamic_recipe_says_why_convolutions_stay_float():
 
 
 def test_a_convolution_that_int8_makes_slower_stays_float():
-    slow = nn.ConvTranspose2d(128, 128, 3, groups=128)
+    slow = nn.ConvTranspose2d(128, 128, 3, 2, 1, 1, groups=128)
     model = nn.Sequential(nn.Conv2d(3, 128, 3), slow, nn.Conv2d(128, 8, 3)).eval()
     batch = torch.randn(2, 3, 8, 8)
     assert "QR207" in {w.code for w in qrecipe.plan(model, "builtin:x86-static", batch).warnings}
