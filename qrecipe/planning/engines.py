@@ -116,6 +116,11 @@ def _around_slow_kernel(
     return None
 
 
+def is_wrong(shape: Convolution, backend: Backend) -> bool:
+    """Whether the backend's own kernel is wrong, on one kind of CPU at least."""
+    return _around_wrong_kernel(shape, backend, takes_onednn=True) is not None
+
+
 def adds_in_32_bits(match: Match, engine: str) -> bool:
     """Whether the kernel of a convolution never saturates: onednn's depthwise kernel."""
     shape = convolution_of(match) if engine == "onednn" else None
