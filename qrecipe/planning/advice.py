@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from qrecipe.errors.findings import Finding
 from qrecipe.errors.text import counted
 from qrecipe.model.graph_sites import Inventory, Match
-from qrecipe.planning.engines import is_slow
+from qrecipe.planning.conversions import hardly_multiplies
+from qrecipe.planning.engines import ENGINES_OF_X86, is_slow
 from qrecipe.planning.plan import Site
 from qrecipe.planning.small_layers import small_layers
 from qrecipe.recipe.patterns import leave_float
@@ -21,7 +22,9 @@ _TINY_MODEL = 10_000
 """With fewer weights, quantizing and dequantizing may cost more than the kernels save."""
 
 
-def advice(sites: Sequence[Site], inventory: Inventory, backend: Backend) -> Iterator[Finding]:
+def advice(
+    sites: Sequence[Site], inventory: Inventory, backend: Backend, boundaries: int
+) -> Iterator[Finding]:
     """Warnings about the speed of the quantized model (QR207, QR208)."""
     matches = inventory.matches
     slow = [
@@ -33,7 +36,14 @@ def advice(sites: Sequence[Site], inventory: Inventory, backend: Backend) -> Ite
     ]
     if slow:
         yield _slower(slow, "convolutions in small groups", _TO_ONEDNN)
-    small = small_layers(sites, inventory)
+    if backend in ENGINES_OF_X86 and hardly_multiplies(sites, inventory, boundaries):
+        yield Finding(
+            "QR207",
+            f"int8 is probably slower than float at batch 1: {boundaries} conversions between int8 "
+            "and float, and fewer than a million multiplications for each",
+            hint="let qrecipe fastest measure and choose",
+        )
+    small = small_layers(sites, inventory) if backend in ENGINES_OF_X86 else []
     if small:
         yield _slower(small, "linear layers that are small for the example's size")
     if any(_weight_count(matches[site.name]) for site in sites if site.mode == "static"):

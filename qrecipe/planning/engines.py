@@ -16,7 +16,7 @@ from qrecipe.planning.pixels import reads_one_pixel
 from qrecipe.planning.plan import Engine
 from qrecipe.recipe.schema import Backend, TensorSpec
 
-_ENGINES = ("x86", "fbgemm", "onednn")
+ENGINES_OF_X86 = ("x86", "fbgemm", "onednn")
 """The engines distinguished here; x86 chooses between the other two."""
 
 _EXACT_LEVELS = 127
@@ -60,7 +60,7 @@ def detour(
     ``levels`` is the number of integers that the input spans, quant_max - quant_min.
     """
     shape = convolution_of(match)
-    if shape is None or backend not in _ENGINES:
+    if shape is None or backend not in ENGINES_OF_X86:
         return None
     if backend == "onednn" and shape.pads_output:
         return "onednn has no transposed convolution with output_padding"
@@ -170,7 +170,7 @@ def is_slow(
 ) -> bool:
     """Whether a convolution in small groups is slower than in float, on this CPU."""
     shape = convolution_of(match)
-    if shape is None or backend not in _ENGINES:
+    if shape is None or backend not in ENGINES_OF_X86:
         return False
     if _runs_on_fbgemm(shape, backend, weight, engine):
         return _is_slow_on_fbgemm(shape)

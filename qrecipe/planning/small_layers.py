@@ -38,8 +38,13 @@ def small_layers(sites: Sequence[Site], inventory: Inventory) -> list[Site]:
         match = inventory.matches[site.name]
         if site.mode == "static" and match.has_weights:
             return []
-        if site.mode == "dynamic" and isinstance(match.module, nn.Linear) and match.rows:
+        if _is_int8(site) and isinstance(match.module, nn.Linear) and match.rows:
             found[site.name] = saved(match.rows, *reversed(match.module.weight.shape))
     if sum(found.values()) >= 0:
         return []
     return [site for site in sites if found.get(site.name, 0) < 0]
+
+
+def _is_int8(site: Site) -> bool:
+    weight = None if site.qconfig is None else site.qconfig.weight
+    return site.mode == "dynamic" and weight is not None and weight.dtype == "int8"

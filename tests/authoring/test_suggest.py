@@ -29,7 +29,7 @@ STATIC = {
 DYNAMIC_TORCHVISION = {"convnext_tiny", "swin_t", "swin_v2_t", "vit_b_16"}
 ALWAYS = ("squeezenet1_1", "squeeze_excite", "shapes")
 
-BY_SIZE = {"QR208"}
+BY_SIZE = {"QR207", "QR208"}
 """What no recipe can help: the toy nets are so small that int8 may be slower."""
 
 
