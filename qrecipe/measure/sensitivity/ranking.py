@@ -11,7 +11,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
-from qrecipe.errors.findings import ExecutionError, Finding
+from qrecipe.errors.findings import ExecutionError
 from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.text import counted, finite_or_none, shown
 from qrecipe.recipe import overlay
@@ -246,4 +246,4 @@ def worst_first(site: RankedSite) -> float:
 
 def contradiction(message: str) -> ExecutionError:
     """The error for arguments that are invalid or contradict each other (QR425)."""
-    return ExecutionError(Finding("QR425", message))
+    return ExecutionError.of("QR425", message)
