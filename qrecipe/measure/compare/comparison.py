@@ -105,26 +105,24 @@ class Comparison(Report):
 
     def to_json(self) -> str:
         """JSON with stable keys; the SQNR of equal tensors is null, with ``"exact": true``."""
-        return json.dumps(
-            {
-                "ingredients": [each.to_json() for each in self.ingredients],
-                "batches": self.batches,
-                "output": _json(self.output),
-                "conversion_share": self.conversion_share,
-                "sites": [
-                    {
-                        "name": site.name,
-                        "op": site.op,
-                        "verdict": site.verdict,
-                        "weight": _json(site.weight),
-                        "activation": _json(site.activation),
-                        "time": {"float": site.float_share, "quantized": site.quantized_share},
-                    }
-                    for site in self.sites
-                ],
-            },
-            indent=2,
-        )
+        document = {
+            "ingredients": [each.to_json() for each in self.ingredients],
+            "batches": self.batches,
+            "output": _json(self.output),
+            "conversion_share": self.conversion_share,
+            "sites": [
+                {
+                    "name": site.name,
+                    "op": site.op,
+                    "verdict": site.verdict,
+                    "weight": _json(site.weight),
+                    "activation": _json(site.activation),
+                    "time": {"float": site.float_share, "quantized": site.quantized_share},
+                }
+                for site in self.sites
+            ],
+        }
+        return json.dumps(document, indent=2)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Plot SQNR and share of the time of each site; the suffix of ``path`` sets the format.
