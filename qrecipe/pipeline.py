@@ -140,7 +140,7 @@ class CompiledRecipe(ShortRepr):
             self._check_around(around, converted, prepared_state(prepared))
         self._check_batch_size(converted, prepared_state(prepared))
         forget_calls(converted, self.plan)
-        keep_engines(converted, self.plan.engines)
+        keep_engines(converted, self.plan)
         own_tensors(converted)
         forget_preparation(converted)
         attach(

@@ -68,7 +68,7 @@ def load_quantized(
         _check_tensors(stored, tensors)
         file.check()
         _fill(file, stored, converted, tensors)
-    keep_engines(converted, stored.plan.engines)
+    keep_engines(converted, stored.plan)
     contents = stored.contents
     origin = Provenance(
         contents.recipe,

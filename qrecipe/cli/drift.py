@@ -9,6 +9,7 @@ import typer
 
 import qrecipe
 from qrecipe.cli import options
+from qrecipe.cli.distinct import check_distinct
 from qrecipe.cli.output import FOUND_SOMETHING, out, out_json, reported
 from qrecipe.cli.user_code import user_code, user_output
 
@@ -59,6 +60,7 @@ def drift(
           --threshold 0.2 --html drift.html
     """
     with reported(as_json=json):
+        check_distinct({"--plot": plot, "--html": html})
         from qrecipe.cli.model_argument import get_ready, load_subject
         from qrecipe.measure.pages.page import save_page
         from qrecipe.measure.pages.reports import drift_page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import qrecipe
 from qrecipe.cli import options
+from qrecipe.cli.distinct import check_distinct, files_of
 from qrecipe.cli.output import out_and_save, reported
 from qrecipe.cli.user_code import user_code, user_output
 
@@ -28,6 +29,7 @@ def fastest(
       qrecipe fastest cnn.toml --model model.py:factory --data model.py:batches --out fast.toml
     """
     with reported(as_json=json):
+        check_distinct({"--out": output}, files_of(recipe))
         from qrecipe.cli.model_argument import get_ready, load_job
 
         get_ready(threads, out=output)

@@ -10,6 +10,7 @@ import typer
 
 import qrecipe
 from qrecipe.cli import options
+from qrecipe.cli.distinct import check_distinct, files_of
 from qrecipe.cli.output import FOUND_SOMETHING, out, out_and_save, out_json, reported
 from qrecipe.cli.user_code import user_code, user_output
 
@@ -33,6 +34,7 @@ def compare(
       qrecipe compare cnn.toml --model model.py:factory --data model.py:batches --html sites.html
     """
     with reported(as_json=json):
+        check_distinct({"--plot": plot, "--html": html}, files_of(recipe))
         from qrecipe.cli.html_pages import activations_of
         from qrecipe.cli.model_argument import get_ready, load_job
         from qrecipe.measure.pages.page import save_page
@@ -75,6 +77,7 @@ def profile(
       qrecipe profile cnn.toml --model model.py:factory --data model.py:batches --html times.html
     """
     with reported(as_json=json):
+        check_distinct({"--plot": plot, "--html": html}, files_of(recipe))
         from qrecipe.cli.html_pages import plan_for_page
         from qrecipe.cli.model_argument import get_ready, load_job
         from qrecipe.measure.pages.page import save_page
@@ -144,6 +147,7 @@ def sensitivity(
         raise typer.BadParameter("--evaluate needs --method exact")
     _check_overlay(overlay, keep_float, min_sqnr_db, by_db=evaluate is None)
     with reported(as_json=json):
+        check_distinct({"--out": overlay, "--plot": plot, "--html": html}, files_of(recipe))
         from qrecipe.cli.html_pages import for_page
         from qrecipe.cli.model_argument import get_ready, load_job
         from qrecipe.measure.pages.page import save_page

@@ -10,6 +10,7 @@ import typer
 
 import qrecipe
 from qrecipe.cli import options
+from qrecipe.cli.distinct import check_distinct, files_of
 from qrecipe.cli.output import fail_on, out, out_json, reported
 from qrecipe.cli.user_code import user_code, user_output
 from qrecipe.errors.findings import QRecipeWarning
@@ -62,6 +63,7 @@ def quantize(
           --evaluate model.py:accuracy --threads 1 --out model.safetensors
     """
     with reported(as_json=json, strict=strict):
+        check_distinct({"--out": output}, files_of(recipe))
         from qrecipe.cli.model_argument import get_ready, load_subject, required_inputs
         from qrecipe.cli.quantize_result import measure, result_json, result_text
         from qrecipe.execution.batches import peek

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +12,7 @@ import typer
 
 import qrecipe
 from qrecipe.cli import options
+from qrecipe.cli.distinct import check_distinct, files_of
 from qrecipe.cli.output import FOUND_SOMETHING, out, out_and_save, out_json, reported
 from qrecipe.cli.user_code import user_code, user_output
 from qrecipe.files import write_atomically
@@ -124,8 +124,9 @@ def tune(
     """
     if max_seconds is not None and not max_seconds > 0:
         raise typer.BadParameter("must be above 0", param_hint="--max-seconds")
-    _check_distinct({"--log": log, "--out": output, "--pareto": pareto, "--html": html})
+    outputs = {"--log": log, "--out": output, "--pareto": pareto, "--html": html}
     with reported(as_json=json):
+        check_distinct(outputs, files_of(recipe))
         from qrecipe.cli.model_argument import get_ready, load_job
         from qrecipe.measure.pages.page import save_page
         from qrecipe.recipe.overlay import make_directory
@@ -158,18 +159,6 @@ def tune(
                 save_page(page, html)
     if not result.reached or result.stopped == "interrupt":
         raise typer.Exit(FOUND_SOMETHING)
-
-
-def _check_distinct(outputs: Mapping[str, str | None]) -> None:
-    """Raise if two options name the same file: the later would overwrite the earlier."""
-    taken: dict[str, str] = {}
-    for option, path in outputs.items():
-        if path is None:
-            continue
-        real = os.path.realpath(path.replace("\0", ""))
-        if real in taken:
-            raise typer.BadParameter(f"{taken[real]} already writes this file", param_hint=option)
-        taken[real] = option
 
 
 def _page(job: Job, result: TuningResult, title: str, metric: str) -> Page:

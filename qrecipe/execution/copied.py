@@ -1,48 +1,125 @@
-"""Copies of converted models, whose sites run on the engines of the plan."""
+"""Copies and state dicts of converted models, whose sites run on the engines of the plan.
+
+torch packs weights that are copied or loaded for the current engine, whose kernel may be wrong or
+slow. TorchScript does the same when a file is loaded, where nothing can be done about it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
+from qrecipe.errors.findings import ArtifactError, Finding
 from qrecipe.execution.engine import engine
 from qrecipe.execution.packing import packed_convolution, packed_sites
-from qrecipe.planning.plan import Engine
+from qrecipe.planning.convolution import Convolution
+from qrecipe.planning.engines import is_wrong
+from qrecipe.planning.plan import Engine, Plan
+from qrecipe.recipe.schema import Backend
+from qrecipe.rules.resolution import listed
 
 _ENGINES = "qrecipe_engines"
 """The engines of sites in the ``meta`` of a graph module, which its copies keep."""
 
+_WRONG = "qrecipe_wrong"
+"""Likewise the sites that the backend's own engine computes wrongly."""
 
-def keep_engines(converted: nn.Module, engines: Mapping[str, Engine]) -> None:
-    """Let ``copy.deepcopy`` of the model pack weights for the engines of their sites.
+_LOADED = "qrecipe_loaded"
+"""Likewise their weights in a state dict, while it is loaded."""
 
-    torch packs the weights of a copy for the current engine, whose kernel may be wrong or slow.
-    """
-    if not engines:
+
+def keep_engines(converted: nn.Module, plan: Plan) -> None:
+    """Let copies of the model, and what is loaded into it, run on the engines of their sites."""
+    if not plan.engines:
         return
     for module in converted.modules():
         if isinstance(module, fx.GraphModule):
-            module.meta[_ENGINES] = dict(engines)
-            _copy_with_engines(module)
+            module.meta[_ENGINES] = plan.engines
+            module.meta[_WRONG] = list(_wrong_sites(module, plan.backend))
+            module.register_load_state_dict_pre_hook(_note_weights)  # type: ignore[no-untyped-call]
+            module.register_load_state_dict_post_hook(_pack_loaded)  # type: ignore[no-untyped-call]
+            _watch(module)
 
 
-def _copy_with_engines(graph_module: fx.GraphModule) -> None:
+def _watch(graph_module: fx.GraphModule) -> None:
     # each graph module has a class of its own
-    type(graph_module).__deepcopy__ = _copied  # type: ignore[method-assign]
+    own: Any = type(graph_module)
+    own.__deepcopy__ = _copied
+    if graph_module.meta[_WRONG]:
+        own._slow_forward = own.__prepare_scriptable__ = _refuse  # what jit.trace and script call
 
 
 def _copied(self: fx.GraphModule, memo: dict[int, Any]) -> fx.GraphModule:
     copied = fx.GraphModule.__deepcopy__(self, memo)
-    engines = copied.meta[_ENGINES]
-    for (source, name, site), (target, own_name, _) in zip(
-        packed_sites(self), packed_sites(copied), strict=True
+    for (source, name, _), (target, own_name, own) in zip(
+        packed_sites(self), _detoured(copied), strict=True
     ):
         packed = getattr(source, name)
-        if site in engines and getattr(target, own_name) is not packed:
-            weight, bias = packed.unpack()
-            with engine(engines[site]):
-                setattr(target, own_name, packed_convolution(packed, weight, bias))
-    _copy_with_engines(copied)
+        if own is not None and getattr(target, own_name) is not packed:
+            _pack(target, own_name, own, packed.unpack()[0])
+    _watch(copied)
     return copied
+
+
+def _note_weights(
+    self: fx.GraphModule, state_dict: Mapping[str, Any], prefix: str, *_: Any
+) -> None:
+    paths = {module: path for path, module in self.named_modules()}
+    self.meta[_LOADED] = {
+        owner: state_dict.get(f"{prefix}{paths[owner]}.weight") for owner, _, _ in _detoured(self)
+    }
+
+
+def _pack_loaded(self: fx.GraphModule, _: Any) -> None:
+    weights = self.meta.pop(_LOADED)
+    for owner, name, own in _detoured(self):
+        weight = weights[owner]
+        if own is not None and weight is not None:
+            _pack(owner, name, own, weight)
+
+
+def _detoured(graph_module: fx.GraphModule) -> Iterator[tuple[nn.Module, str, Engine | None]]:
+    """The packed weights of sites, each with the engine that it is packed for if not its own."""
+    for owner, name, site in packed_sites(graph_module):
+        yield owner, name, graph_module.meta[_ENGINES].get(site)
+
+
+def _pack(owner: nn.Module, name: str, own: Engine, weight: Tensor) -> None:
+    former = getattr(owner, name)
+    with engine(own):
+        setattr(owner, name, packed_convolution(former, weight, former.unpack()[1]))
+
+
+def _wrong_sites(graph_module: fx.GraphModule, backend: Backend) -> Iterator[str]:
+    for owner, name, site in packed_sites(graph_module):
+        if site in graph_module.meta[_ENGINES] and is_wrong(_shape(getattr(owner, name)), backend):
+            yield site
+
+
+def _shape(packed: Any) -> Convolution:
+    weight = packed.unpack()[0]
+    groups, first, second = packed.groups(), weight.shape[0], weight.shape[1]
+    return Convolution(
+        transposed=packed.transpose(),
+        kernel=tuple(weight.shape[2:]),
+        stride=packed.stride(),
+        padding=packed.padding(),
+        output_padding=packed.output_padding(),
+        dilation=packed.dilation(),
+        groups=groups,
+        inputs=first // groups if packed.transpose() else second,
+        outputs=second if packed.transpose() else first // groups,
+    )
+
+
+def _refuse(self: fx.GraphModule, *_: Any, **__: Any) -> NoReturn:
+    raise ArtifactError(
+        Finding(
+            "QR512",
+            "TorchScript does not store which engine computes a site, and would compute others "
+            f"wrongly once it is loaded: {listed(self.meta[_WRONG])}",
+            hint="store the model with qrecipe.save_quantized, or leave them float",
+        )
+    )

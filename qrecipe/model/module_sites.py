@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
+from math import prod
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from qrecipe._torch_fx import BackendConfig, ObservationType
 from qrecipe.errors.findings import Finding
@@ -35,7 +37,7 @@ def take_inventory(
     Raises ``PlanError``: the model does not accept the inputs (QR307), or it draws random numbers
     or writes to its parameters (QR306).
     """
-    called = _called(model, inputs)
+    called, rows = _called(model, inputs)
     stops = {path for path in called if _stops(path, model.get_submodule(path), table)}
     stops |= {path for path in ("", *called) if _takes_fast_path(path, model, called)}
     paths = [
@@ -44,7 +46,8 @@ def take_inventory(
     idle = [
         path for path in paths if called[path] and alteration(model.get_submodule(path)) is None
     ]
-    matches = module_matches(model, [p for p in paths if p not in idle], backend_config)
+    busy = module_matches(model, [p for p in paths if p not in idle], backend_config)
+    matches = {path: replace(match, rows=rows.get(path)) for path, match in busy.items()}
     members = [module_member(path, model.get_submodule(path)) for path in idle]
     structure = structure_of(model, matches, idle=members)
     unreached = _unreached(model, called, stops)
@@ -65,26 +68,36 @@ def module_matches(
     return matches
 
 
-def _called(model: nn.Module, inputs: Inputs) -> dict[str, bool]:
+def _called(model: nn.Module, inputs: Inputs) -> tuple[dict[str, bool], dict[str, int]]:
     """The canonical paths of the modules called in a run, in order, and which returned their input.
+
+    Also how many rows their first inputs had.
 
     Watched without hooks: torch's encoder layers take another path through the model with them.
     """
     probe = runnable_copy(model)
     called: dict[str, bool] = {}
+    rows: dict[str, int] = {}
     for path, module in probe.named_modules():
         if path:
-            vars(module)["forward"] = partial(_noted, called, path, module.forward)
+            vars(module)["forward"] = partial(_noted, called, rows, path, module.forward)
     with drawing_nothing():
         try_inputs(probe, inputs.cloned(), model)
-    return called
+    return called, rows
 
 
 def _noted(
-    called: dict[str, bool], path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any
+    called: dict[str, bool],
+    rows: dict[str, int],
+    path: str,
+    forward: Callable[..., Any],
+    *args: Any,
+    **kwargs: Any,
 ) -> Any:
     called.setdefault(path, True)
     given = next(iter((*args, *kwargs.values())), None)
+    if isinstance(given, Tensor):
+        rows.setdefault(path, prod(given.shape[:-1]))
     before = version(given)
     result = forward(*args, **kwargs)
     called[path] &= is_same(result, given) and version(given) == before

@@ -41,7 +41,8 @@ class Value:
 
     ``is_tensor`` is False for tuples, sizes and numbers. ``rank`` is the number of dimensions of a
     tensor, ``count`` that of the results in a tuple; ``is_input`` tells that it is the node's first
-    input, unchanged; ``is_finite`` is False if it has infinite values.
+    input, unchanged; ``is_finite`` is False if it has infinite values. ``shape`` is that of the
+    example's few samples, where they were run.
     """
 
     is_float: bool
@@ -50,6 +51,7 @@ class Value:
     is_input: bool = field(default=False, compare=False)
     is_finite: bool = field(default=True, compare=False)
     count: int | None = field(default=None, compare=False)
+    shape: tuple[int, ...] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +200,8 @@ def version(value: Any) -> int | None:
 def _describe(value: Any, is_input: bool) -> Value:
     if isinstance(value, Tensor):
         is_finite = value.dtype not in _WITH_INFINITY or not _has_infinity(value)
-        return Value(value.is_floating_point(), True, value.dim(), is_input, is_finite)
+        is_float, shape = value.is_floating_point(), tuple(value.shape)
+        return Value(is_float, True, len(shape), is_input, is_finite, shape=shape)
     count = len(value) if isinstance(value, (tuple, list)) else None
     return Value(any(x.is_floating_point() for x in tensors_in(value)), False, count=count)
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from qrecipe.errors.findings import Finding
+from qrecipe.errors.text import counted
 from qrecipe.model.graph_sites import Inventory, Match
-from qrecipe.planning.engines import is_slow
+from qrecipe.planning.conversions import hardly_multiplies
+from qrecipe.planning.engines import ENGINES_OF_X86, is_slow
 from qrecipe.planning.plan import Site
+from qrecipe.planning.small_layers import small_layers
 from qrecipe.recipe.patterns import leave_float
 from qrecipe.recipe.recipe import Recipe
 from qrecipe.recipe.references import is_reference
@@ -19,7 +22,9 @@ _TINY_MODEL = 10_000
 """With fewer weights, quantizing and dequantizing may cost more than the kernels save."""
 
 
-def advice(sites: Sequence[Site], inventory: Inventory, backend: Backend) -> Iterator[Finding]:
+def advice(
+    sites: Sequence[Site], inventory: Inventory, backend: Backend, boundaries: int
+) -> Iterator[Finding]:
     """Warnings about the speed of the quantized model (QR207, QR208)."""
     matches = inventory.matches
     slow = [
@@ -30,14 +35,17 @@ def advice(sites: Sequence[Site], inventory: Inventory, backend: Backend) -> Ite
         and is_slow(matches[site.name], backend, site.qconfig.weight, site.engine)
     ]
     if slow:
+        yield _slower(slow, "convolutions in small groups", _TO_ONEDNN)
+    if backend in ENGINES_OF_X86 and hardly_multiplies(sites, inventory, boundaries):
         yield Finding(
             "QR207",
-            f"convolution in small groups, 2 to 200 times slower in int8 than in float: "
-            f"{listed([site.name for site in slow])}",
-            slow[0].rule.location,
-            hint="leave them float, or let qrecipe fastest measure; modules that are not "
-            "transposed have a fast kernel on onednn, which needs symmetric weights",
+            f"int8 is probably slower than float at batch 1: {boundaries} conversions between int8 "
+            "and float, and fewer than a million multiplications for each",
+            hint="let qrecipe fastest measure and choose",
         )
+    small = small_layers(sites, inventory) if backend in ENGINES_OF_X86 else []
+    if small:
+        yield _slower(small, "linear layers that are small for the example's size")
     if any(_weight_count(matches[site.name]) for site in sites if site.mode == "static"):
         weights = sum(_weight_count(matches[site.name]) for site in sites if site.mode is not None)
         if weights < _TINY_MODEL:
@@ -47,6 +55,21 @@ def advice(sites: Sequence[Site], inventory: Inventory, backend: Backend) -> Ite
                 "such a small model can be slower in int8",
                 hint="measure: qrecipe quantize prints the latency of both",
             )
+
+
+_TO_ONEDNN = "with symmetric weights, most have a fast kernel on onednn"
+
+
+def _slower(sites: Sequence[Site], what: str, *notes: str) -> Finding:
+    """A warning (QR207) that names the sites which are slower in int8 than in float."""
+    return Finding(
+        "QR207",
+        f"int8 is slower than float at {counted(len(sites), 'site')}, {what}: "
+        f"{listed([site.name for site in sites])}",
+        sites[0].rule.location,
+        hint="leave them float, or let qrecipe fastest measure and choose",
+        notes=notes,
+    )
 
 
 def _weight_count(match: Match) -> int:

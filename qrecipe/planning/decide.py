@@ -48,6 +48,7 @@ def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
         *(shared_norm_findings(sites, inventory) if recipe.phase == "qat" else ()),
     )
     findings = tuple(sorted(findings, key=_place))
+    boundaries = _boundaries(sites, inventory)
     saturated = saturating(inventory, outcome_of, recipe.backend)
     plan = Plan(
         sites=sites,
@@ -56,7 +57,7 @@ def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
         warnings=tuple(
             finding
             for finding in (
-                *advice(sites, inventory, recipe.backend),
+                *advice(sites, inventory, recipe.backend, boundaries),
                 *subclass_findings(inventory.structure, resolution.covered),
                 *branch_findings(inventory),
                 *_untraced(inventory),
@@ -64,7 +65,7 @@ def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
             )
             if finding.code not in recipe.lint.ignore
         ),
-        boundaries=_boundaries(sites, inventory),
+        boundaries=boundaries,
         recipe=recipe.reference or recipe.path or recipe.name or "recipe",
         fingerprint=recipe.fingerprint,
         backend=recipe.backend,

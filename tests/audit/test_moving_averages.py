@@ -261,7 +261,9 @@ def test_from_ten_to_a_hundred_batches_it_is_said_what_the_first_weighs():
     [
         "builtin:x86-static-minmax",
         "builtin:x86-static-histogram",
-        "builtin:x86-dynamic",
+        qrecipe.parse_recipe(
+            'format = 1\nextends = "builtin:x86-dynamic"\n[lint]\nignore = ["QR207"]'  # it is small
+        ),
         recipe('[lint]\nignore = ["QR234"]'),
     ],
     ids=["minmax", "histogram", "dynamic", "accepted"],

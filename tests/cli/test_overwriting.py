@@ -48,6 +48,36 @@ def test_a_recipe_and_an_empty_file_are_replaced(folder, command):
         assert qrecipe.load_recipe(name).backend == "x86"
 
 
+READING = {
+    "compare": ("compare", "over.toml", *NAMED, "--html"),
+    "fastest": ("fastest", "over.toml", *NAMED, "--out"),
+    "profile": ("profile", "over.toml", *NAMED, "--plot"),
+    "quantize": ("quantize", "over.toml", *NAMED, "--out"),
+    "sensitivity": ("sensitivity", "over.toml", *NAMED, "--keep-float", "1", "--out"),
+    "tune": ("tune", "over.toml", *COMMANDS["tune"][2:], "--out"),
+}
+
+
+@pytest.mark.parametrize("command", READING)
+@pytest.mark.parametrize("name", ["over.toml", "./good.toml"])
+def test_no_command_writes_to_a_file_that_its_recipe_is_made_of(folder, command, name):
+    (folder / "over.toml").write_text('format = 1\nextends = "./good.toml"\n')
+    before = (folder / name).read_text()
+    result = run(*READING[command], name)
+    assert result.exit_code == 2
+    assert "it is read from there" in result.stderr
+    assert READING[command][-1] in result.stderr
+    assert (folder / name).read_text() == before
+
+
+@pytest.mark.parametrize("command", ["compare", "drift", "profile", "sensitivity"])
+def test_a_plot_and_a_page_are_two_files(folder, command):
+    result = run(command, "good.toml", *NAMED, "--plot", "out.svg", "--html", "./out.svg")
+    assert result.exit_code == 2
+    assert "--plot already writes this file" in result.stderr
+    assert "drawing batches" not in result.stderr
+
+
 def test_the_library_keeps_a_file_that_is_no_recipe_too(tmp_path):
     net = NETS["mlp"]
     model, batches = net.model(), net.batches(10)

@@ -1,8 +1,9 @@
-"""A copy of a converted model runs each site on the engine of the plan."""
+"""Copies of a converted model, and what is loaded into it, run on the engines of the plan."""
 
 from __future__ import annotations
 
 import copy
+import io
 
 import pytest
 import torch
@@ -60,3 +61,42 @@ def test_a_copy_computes_the_same_and_so_does_its_copy(made, is_root, tmp_path):
     qrecipe.save_quantized(copied, file)
     loaded = qrecipe.load_quantized(file, _inside(made()) if is_root else made())
     assert torch.equal(copy.deepcopy(loaded)(X), expected)
+
+
+@pytest.mark.parametrize("made", [_whole, _kernel_of_two_rows])  # torch loads no functions' weights
+@pytest.mark.parametrize("is_root", [False, True])
+def test_a_state_dict_is_loaded_for_the_engines_of_the_plan(made, is_root):
+    model = _inside(made()) if is_root else made()
+    recipe = recipe_of_roots(["inner"]) if is_root else "builtin:x86-static-minmax"
+    converted = qrecipe.quantize(model, recipe, [X] * 10, progress=silent)
+    expected = converted(X)
+    other = qrecipe.quantize(model, recipe, [X * 0.5] * 10, progress=silent)
+    assert not torch.equal(other(X), expected)
+    file = io.BytesIO()
+    torch.save(converted.state_dict(), file)
+    file.seek(0)
+    for into, state in (
+        (copy.deepcopy(other), converted.state_dict()),
+        (other, torch.load(file)),
+    ):
+        into.load_state_dict(state)
+        assert torch.equal(into(X), expected)
+
+
+@pytest.mark.parametrize("made", MODELS)
+def test_torchscript_is_refused_where_its_file_would_compute_something_else(made):
+    model = made()
+    converted = qrecipe.quantize(model, "builtin:x86-static-minmax", [X] * 10, progress=silent)
+    for each in (converted, copy.deepcopy(converted), nn.Sequential(converted)):
+        with pytest.raises(qrecipe.ArtifactError, match=r"QR512 .* engine .* wrongly"):
+            torch.jit.trace(each, X)
+    with pytest.raises(qrecipe.ArtifactError, match=r"save_quantized"):
+        torch.jit.script(converted)
+
+
+def test_torchscript_stores_what_the_engine_of_the_backend_computes_rightly():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 24, 1), nn.Conv2d(24, 24, 3, padding=1, groups=24)).eval()
+    converted = qrecipe.quantize(model, "builtin:x86-static-minmax", [X] * 10, progress=silent)
+    assert qrecipe.provenance(converted).plan.count('"onednn"') == 1
+    assert torch.equal(torch.jit.trace(converted, X)(X), converted(X))

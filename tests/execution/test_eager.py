@@ -51,8 +51,7 @@ def test_the_plan_says_that_it_is_executed_in_eager_mode_and_why(model, tokens):
     plan = qrecipe.plan(model, DYNAMIC, tokens)
     assert plan.executor == "eager"
     assert "executed in eager mode" in str(plan)
-    (warning,) = plan.warnings
-    assert warning.code == "QR210"
+    (warning,) = [each for each in plan.warnings if each.code == "QR210"]
     assert "if x.sum() > 0:" in warning.message
     assert verdicts(plan) == {
         "embed": "float",
@@ -299,7 +298,8 @@ def test_modules_that_copy_stay_float_between_those_that_are_swapped():
 
 
 def test_what_the_example_inputs_do_not_reach_is_named():
-    (warning,) = qrecipe.plan(branching(), DYNAMIC, torch.rand(2, 6)).warnings
+    plan = qrecipe.plan(branching(), DYNAMIC, torch.rand(2, 6))
+    (warning,) = [each for each in plan.warnings if each.code == "QR210"]
     assert warning.notes == ("the example inputs do not reach b, so they stay float",)
 
 

@@ -272,7 +272,7 @@ class InTraining(Either):
         return self.fc(x).detach() * 2 if torch.is_grad_enabled() else self.fc(x)
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "ignore:.*QR207")
 @pytest.mark.parametrize("kind", [Either, Keyed, InTraining])
 def test_another_branch_in_the_trace_is_named_as_a_cause_and_the_model_is_not_to_be_left_out(kind):
     with pytest.raises(PlanError, match="QR306 the traced graph") as caught:
@@ -284,7 +284,7 @@ def test_another_branch_in_the_trace_is_named_as_a_cause_and_the_model_is_not_to
     qrecipe.plan(EitherAsked().eval(), parsed(STATIC), torch.rand(2, 8))
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "ignore:.*QR207")
 @pytest.mark.parametrize("kind", [Either, Keyed, InTraining])
 def test_what_needs_no_graph_is_done_without_one_that_takes_another_branch(kind):
     plan = qrecipe.plan(kind().eval(), parsed(DYNAMIC), torch.rand(2, 8))

@@ -56,7 +56,8 @@ AFFINE = '[tensor.weight]\nqscheme = "per_channel_affine"'
 
 def test_quantize_warns_of_slow_kernels_with_the_site_and_the_command_that_mends_it():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(32, 32, 1), nn.ConvTranspose2d(32, 32, 4, 2, groups=32)).eval()
+    slow = nn.ConvTranspose2d(32, 32, 3, 2, 1, 1, groups=32)
+    model = nn.Sequential(nn.Conv2d(32, 32, 1), slow).eval()
     batches = [torch.randn(2, 32, 6, 6) for _ in range(10)]
     with pytest.warns(QRecipeWarning, match=r"QR207 .* slower .*: 1\n(.|\n)*qrecipe fastest"):
         qrecipe.quantize(model, "builtin:x86-static-minmax", batches, progress=silent)

@@ -105,7 +105,7 @@ def test_a_suggestion_means_the_sites_that_it_names():
     parts = nn.ModuleDict(
         {
             "a0": nn.Conv2d(3, 128, 3),
-            "a[0]": nn.ConvTranspose2d(128, 128, 3, groups=128),  # slower in int8
+            "a[0]": nn.ConvTranspose2d(128, 128, 3, 2, 1, 1, groups=128),  # slower in int8
             "a1": nn.ConvTranspose2d(128, 8, 3),
         }
     )

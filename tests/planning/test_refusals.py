@@ -196,8 +196,22 @@ SLOW = {
         *(lambda: nn.Conv2d(384, 384, 3, padding=1, groups=128), (1, 384, 6, 6), "onednn", []),
     ),
     "transposed": (
-        *(lambda: nn.ConvTranspose2d(128, 128, 4, groups=128), (1, 128, 6, 6), "onednn"),
-        ["QR207"],
+        *(lambda: nn.ConvTranspose2d(128, 128, 4, groups=128), (1, 128, 6, 6), "onednn", []),
+    ),
+    "transposed_to_multiples_of_its_stride": (
+        lambda: nn.ConvTranspose2d(128, 128, 4, 2, 1, groups=128),
+        *((1, 128, 6, 6), "onednn", ["QR207"]),
+    ),
+    "transposed_with_output_padding": (
+        lambda: nn.ConvTranspose2d(32, 32, 3, 2, 1, 1, groups=32),
+        *((1, 32, 6, 6), None, ["QR207"]),
+    ),
+    "transposed_to_many_outputs": (
+        *(lambda: nn.ConvTranspose2d(32, 64, 4, 2, groups=32), (1, 32, 6, 6), None, []),
+    ),
+    "transposed_to_many_outputs_in_odd_steps": (
+        lambda: nn.ConvTranspose2d(32, 64, 3, 2, groups=32),
+        *((1, 32, 6, 6), "fbgemm", ["QR207"]),
     ),
     "four_to_a_group": (
         *(lambda: nn.Conv2d(512, 512, 3, padding=1, groups=128), (1, 512, 6, 6), None, []),

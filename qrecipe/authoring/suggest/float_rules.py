@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from qrecipe.authoring.suggest.divisors import divisors
-from qrecipe.model.graph_sites import Inventory, Match
+from qrecipe.model.graph_sites import Inventory
 from qrecipe.model.opened.whole import Whole
 from qrecipe.planning.backend import FOLLOWERS, can_honour
 from qrecipe.planning.engines import is_slow
@@ -85,16 +85,11 @@ def _left_float(
         return None
     if not site.rule.is_float:
         return site.reason
-    if site.rule.tier != "global" or dynamic is None or not _has_weights(match):
+    if site.rule.tier != "global" or dynamic is None or not match.has_weights:
         return None
     if can_honour(inventory, [site.name], dynamic, plan.backend, plan.phase):
         return None
     return f"{plan.backend} has no dynamic kernel for {site.op}"
-
-
-def _has_weights(match: Match) -> bool:
-    """Whether it multiplies with a weight matrix; a norm only scales."""
-    return match.module is not None and any(p.dim() > 1 for p in match.module.parameters())
 
 
 def _common_rule(site: Site, plan: Plan, left: Mapping[str, str]) -> tuple[str, str] | None:

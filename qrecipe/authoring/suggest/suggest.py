@@ -22,7 +22,7 @@ from qrecipe.model.call import Inputs
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.model.quantized import quantized_part
 from qrecipe.pipeline import quantize
-from qrecipe.planning.decide import make_plan
+from qrecipe.planning.decide import make_plan, warn_of_missed
 from qrecipe.planning.plan import Plan
 from qrecipe.process.neutral import neutral
 from qrecipe.process.warnings import unwarned
@@ -42,7 +42,7 @@ def suggest(model: nn.Module, example_inputs: Any, *, num_batches: int | None = 
 
     The model is quantized with the example inputs before a recipe is suggested. If it cannot be
     traced, its roots or its modules one by one are, and what covers most of the work is suggested,
-    with the reason.
+    with the reason. A warning (QR207) says if it has sites that are slower in int8 than in float.
 
     Raises:
         UnsupportedError: nothing in the model has a quantized kernel, or it is quantized already
@@ -70,22 +70,29 @@ def suggestion(model: nn.Module, example_inputs: Any, num_batches: int | None = 
         found = _of_parts(model, inputs, num_batches, reasons)
         if found is None:
             raise
-        return found.text
+        return _told(found)
     planned = next(filter(None, (_settled(subject, scheme) for scheme in schemes(subject))), None)
     if planned is None:
         hint = "`qrecipe plan builtin:x86-static` shows why each operation stays float"
         message = "nothing in this model has a quantized kernel"
         raise UnsupportedError.of("QR335", message, hint=hint)
     found = _proven(model, inputs, subject, reasons)
-    return (found or _of_parts(model, inputs, num_batches, reasons) or planned).text
+    return _told(found or _of_parts(model, inputs, num_batches, reasons) or planned)
 
 
 @dataclass(frozen=True, slots=True)
 class _Proposal:
-    """The text of a recipe, and the share of the work that it quantizes, 0 to 1."""
+    """The text of a recipe, its plan, and the share of the work that it quantizes, 0 to 1."""
 
     text: str
+    plan: Plan
     share: float
+
+
+def _told(proposal: _Proposal) -> str:
+    """The text, once the warnings that matter have been issued."""
+    warn_of_missed(proposal.plan, parse_recipe(proposal.text))
+    return proposal.text
 
 
 def _of_parts(
@@ -150,10 +157,10 @@ def _settled(subject: Subject, scheme: Scheme) -> _Proposal | None:
         values = with_rules(values, rules_of_float_sites(plan, subject.inventory, refused, dynamic))
         head = {"name": f"suggested-{scheme}", "description": description(subject, scheme, plan)}
         text, recipe = fitting(toml_text, {"format": 1, **head, **values})
-        make_plan(subject.inventory, recipe)  # only suggest what can be planned
+        suggested = make_plan(subject.inventory, recipe)  # only suggest what can be planned
     except UnsupportedError:
         return None
-    return _Proposal(text, subject.covered(plan))
+    return _Proposal(text, suggested, subject.covered(plan))
 
 
 def _plan_and_refusals(

@@ -1,0 +1,50 @@
+"""Linear layers that are too small for int8 with ranges that are found in each call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from qrecipe.model.graph_sites import Inventory
+from qrecipe.planning.plan import Site
+
+_CALL = 1 << 20
+"""What a call costs in int8, whatever its size."""
+
+_WEIGHT = 5
+"""What reading a weight costs in float, once for all rows."""
+
+_ELEMENT = 55
+"""What it costs to quantize a number of the input, or to dequantize one of the result."""
+
+
+def saved(rows: int, inputs: int, outputs: int) -> int:
+    """What a dynamic linear layer saves in a call, in multiplications; it is slower if negative.
+
+    Measured for layers between others, with 64 to 1024 inputs and outputs and 1 to 520 rows, on
+    CPUs with and without VNNI: docs/decisions/0046-small-layers.md.
+    """
+    return inputs * outputs * (rows + _WEIGHT) - _ELEMENT * rows * (inputs + outputs) - _CALL
+
+
+def small_layers(sites: Sequence[Site], inventory: Inventory) -> list[Site]:
+    """The dynamic linear layers that are slower than in float, if they cost more than others save.
+
+    None if there are static layers too: what those save is not known without measuring.
+    """
+    found: dict[str, int] = {}
+    for site in sites:
+        match = inventory.matches[site.name]
+        if site.mode == "static" and match.has_weights:
+            return []
+        if _is_int8(site) and isinstance(match.module, nn.Linear) and match.rows:
+            found[site.name] = saved(match.rows, *reversed(match.module.weight.shape))
+    if sum(found.values()) >= 0:
+        return []
+    return [site for site in sites if found.get(site.name, 0) < 0]
+
+
+def _is_int8(site: Site) -> bool:
+    weight = None if site.qconfig is None else site.qconfig.weight
+    return site.mode == "dynamic" and weight is not None and weight.dtype == "int8"

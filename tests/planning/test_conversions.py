@@ -1,0 +1,48 @@
+"""Static models that convert more often than it pays: said without timing anything."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from plans import net_of
+from torch import nn
+
+import qrecipe
+
+STATIC = "builtin:x86-static"
+
+
+def converting(channels, kernel=1):
+    """Six convolutions, each between two functions that have no int8 kernel."""
+
+    def forward(self, x):
+        for conv in self.convs:
+            x = torch.softmax(conv(torch.cumsum(x, 1)), 1)
+        return x
+
+    convs = [nn.Conv2d(channels, channels, kernel, padding=kernel // 2) for _ in range(6)]
+    return net_of(forward, convs=nn.ModuleList(convs))
+
+
+def slower(model, x, recipe=STATIC):
+    return [w.message for w in qrecipe.plan(model, recipe, x).warnings if w.code == "QR207"]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 8])
+def test_a_net_with_little_work_between_many_conversions_is_called_slower(batch):
+    (message,) = slower(converting(64), torch.randn(batch, 64, 8, 8))
+    assert "slower than float at batch 1: 12 conversions" in message
+
+
+def test_a_net_with_work_for_each_conversion_is_not():
+    assert not slower(converting(64, 3), torch.randn(1, 64, 16, 16))
+
+
+def test_a_net_with_more_layers_than_conversions_is_not():
+    model = nn.Sequential(*(nn.Conv2d(16, 16, 1) for _ in range(4))).eval()
+    assert qrecipe.plan(model, STATIC, torch.randn(2, 16, 8, 8)).boundaries == 2
+    assert not slower(model, torch.randn(2, 16, 8, 8))
+
+
+def test_it_is_said_for_the_kernels_of_x86_that_were_measured():
+    assert not slower(converting(64), torch.randn(2, 64, 8, 8), "builtin:arm-static")

@@ -1,0 +1,91 @@
+"""Dynamic linear layers that are too small to pay: said without timing anything."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from plans import net_of
+from torch import nn
+
+import qrecipe
+from qrecipe.errors.findings import QRecipeWarning
+from qrecipe.planning.small_layers import saved
+
+DYNAMIC = "builtin:x86-dynamic"
+
+
+def rows_of(*widths):
+    return nn.Sequential(*(nn.Linear(*pair) for pair in pairwise(widths))).eval()
+
+
+def slower(plan):
+    return [warning for warning in plan.warnings if warning.code == "QR207"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"),
+    [(520, 64, 64), (256, 128, 128), (8, 256, 256), (1, 128, 512), (1, 768, 10)],
+)
+def test_layers_that_were_measured_to_be_slower_are_called_so(rows, inputs, outputs):
+    assert saved(rows, inputs, outputs) < 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"),
+    [(32, 256, 256), (32, 128, 512), (65, 192, 576), (8, 384, 384), (1, 512, 512)],
+)
+def test_layers_that_were_measured_to_be_faster_are_not(rows, inputs, outputs):
+    assert saved(rows, inputs, outputs) > 0
+
+
+def test_plan_names_how_many_sites_are_slower_and_the_first_of_them():
+    (warning,) = slower(qrecipe.plan(rows_of(*[64] * 7), DYNAMIC, torch.randn(2, 16, 64)))
+    assert "int8 is slower than float at 6 sites" in warning.message
+    assert "0, 1, 2, 3 and 2 more" in warning.message
+    assert "qrecipe fastest" in warning.hint
+    assert warning.location is not None
+
+
+def test_the_rows_are_those_of_the_whole_example_and_not_of_the_samples_that_are_run():
+    model = rows_of(256, 256)
+    assert slower(qrecipe.plan(model, DYNAMIC, torch.randn(4, 2, 256)))
+    assert not slower(qrecipe.plan(model, DYNAMIC, torch.randn(64, 2, 256)))
+
+
+def test_a_small_layer_among_large_ones_does_not_matter():
+    model = rows_of(768, 768, 10)
+    assert not slower(qrecipe.plan(model, DYNAMIC, torch.randn(8, 768)))
+    assert slower(qrecipe.plan(model[1:].eval(), DYNAMIC, torch.randn(8, 768)))
+
+
+def test_a_layer_that_is_left_float_does_not_count():
+    text = f'format = 1\nextends = "{DYNAMIC}"\n[rules.module_name]\n"0" = "float"\n'
+    recipe = qrecipe.parse_recipe(text)
+    (warning,) = slower(qrecipe.plan(rows_of(64, 64, 64), recipe, torch.randn(2, 64)))
+    assert "at 1 site, " in warning.message
+
+
+def test_it_is_said_of_a_model_that_cannot_be_traced_too():
+    def forward(self, x):
+        return self.b(self.a(x) if x.sum() > 0 else self.a(x * 2))
+
+    model = net_of(forward, a=nn.Linear(64, 64), b=nn.Linear(64, 64))
+    plan = qrecipe.plan(model, DYNAMIC, torch.randn(2, 64))
+    assert plan.executor == "eager"
+    assert "2 sites" in slower(plan)[0].message
+
+
+VERBS = {
+    "plan": lambda model, x: qrecipe.plan(model, DYNAMIC, x),
+    "compile": lambda model, x: qrecipe.compile(model, DYNAMIC, x),
+    "quantize": lambda model, x: qrecipe.quantize(model, DYNAMIC, example_inputs=x),
+    "suggest": qrecipe.suggest,
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_that_chooses_int8_warns(verb):
+    with pytest.warns(QRecipeWarning, match="QR207 int8 is slower than float at 2 sites"):
+        VERBS[verb](rows_of(64, 64, 64), torch.randn(2, 64))
