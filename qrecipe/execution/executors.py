@@ -13,8 +13,8 @@ from qrecipe.execution.isolated import Calibrate, Isolated
 from qrecipe.execution.part import Compiled, Realised, Task
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.model.record import Architecture
-from qrecipe.planning.plan import Executor as Name
 from qrecipe.planning.plan import Plan, Site
+from qrecipe.recipe.schema import Executor as Name
 from qrecipe.recipe.schema import FxTable
 
 

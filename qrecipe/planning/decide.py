@@ -17,6 +17,7 @@ from qrecipe.model.graph_sites import Inventory, readers_of
 from qrecipe.model.moving import PIECE
 from qrecipe.observers.qconfig import factory
 from qrecipe.planning.advice import advice, branch_findings, shadowed_findings, shared_norm_findings
+from qrecipe.planning.asked import ASKED
 from qrecipe.planning.backend import (
     FOLLOWERS,
     Outcome,
@@ -59,7 +60,7 @@ def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
                 *advice(sites, inventory, recipe.backend),
                 *subclass_findings(inventory.structure, resolution.covered),
                 *branch_findings(inventory),
-                *_untraced(inventory),
+                *_untraced(inventory, recipe),
                 *shadowed_findings(recipe, resolution),
             )
             if finding.code not in recipe.lint.ignore
@@ -69,8 +70,9 @@ def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
         fingerprint=recipe.fingerprint,
         backend=recipe.backend,
         phase=recipe.phase,
-        executor="fx" if inventory.untraced is None else "eager",
+        executor=recipe.executor or ("fx" if inventory.untraced is None else "eager"),
         ingredients=recipe.ingredients,
+        executor_reason=_why_executor(inventory, recipe),
         structure=inventory.structure,
         needs_vnni=bool(saturated),
         saturating=saturated,
@@ -254,10 +256,18 @@ def _unmakeable(sites: Sequence[Site], phase: Phase) -> Iterator[Finding]:
                 )
 
 
-def _untraced(inventory: Inventory) -> Iterator[Finding]:
-    if inventory.untraced is None:
+def _why_executor(inventory: Inventory, recipe: Recipe) -> str:
+    if recipe.executor is not None:
+        return ASKED
+    untraced = inventory.untraced
+    return "the model can be traced" if untraced is None else untraced.message
+
+
+def _untraced(inventory: Inventory, recipe: Recipe) -> Iterator[Finding]:
+    missed = inventory.unreached
+    if inventory.untraced is None or (recipe.executor is not None and not missed):
         return
-    missed, cure = inventory.unreached, inventory.untraced.hint or ""
+    cure = inventory.untraced.hint or ""
     notes = (
         f"to trace it, {cure}" if cure and inventory.untraced.code == "QR305" else cure,
         f"the example inputs do not reach {listed(missed)}, so they stay float" if missed else "",
@@ -265,9 +275,12 @@ def _untraced(inventory: Inventory) -> Iterator[Finding]:
     yield Finding(
         "QR210",
         f"quantized module by module, because {inventory.untraced.message}",
-        hint="functions stay float; [fx] roots would trace parts of the model",
+        hint=_TRACE_PARTS if recipe.executor is None else None,
         notes=tuple(filter(None, notes)),
     )
+
+
+_TRACE_PARTS = "functions stay float; [fx] roots would trace parts of the model"
 
 
 def _rule_verdicts(

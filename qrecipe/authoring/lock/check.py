@@ -131,7 +131,12 @@ def _versions(lock: Lock) -> dict[str, Parts]:
         for name, plugin in lock.plugins.items()
     }
     own = {"torch": {"": lock.torch}, "qrecipe": {"": lock.qrecipe}}
-    return {**own, "the model": {"structure": lock.structure[:12]}, **plugins}
+    return {
+        **own,
+        "the model": {"structure": lock.structure[:12]},
+        "the plan": {"executor": lock.executor},
+        **plugins,
+    }
 
 
 def _classes(lock: Lock) -> dict[str, Parts]:
