@@ -85,6 +85,14 @@ def prove_prepared(prepared: fx.GraphModule, fused: fx.GraphModule, example: Exa
     )
 
 
+def prove_exported(program: fx.GraphModule, example: Example) -> None:
+    """Raises ``PlanError`` (QR306) if a program is not the caller's model that it is made of."""
+    found = _found(program, example)
+    if found is not None:
+        message = f"the model computes something else after it is exported: {found}"
+        raise unfit(message, 'set executor = "fx", or leave the key out')
+
+
 def check_unchanged(fused: fx.GraphModule, example: Example) -> None:
     """Raises ``PlanError`` (QR306) if a graph no longer computes what it did when it was proven."""
     if _found(fused, example) is not None:

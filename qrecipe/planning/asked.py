@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import get_args
 
@@ -10,9 +11,24 @@ from qrecipe.errors.spelling import did_you_mean
 from qrecipe.errors.text import quoted_whole, shown
 from qrecipe.recipe.recipe import Recipe
 from qrecipe.recipe.schema import Executor
+from qrecipe.rules.structure import Mode
 
 ASKED = "it is asked for"
 """Why an executor carries a plan out, if the recipe or the caller names it."""
+
+
+MODES: Mapping[Executor, frozenset[Mode]] = {
+    "fx": frozenset(get_args(Mode)),
+    "eager": frozenset({"dynamic", "weight_only"}),
+    "pt2e": frozenset({"static"}),
+}
+"""The modes of quantization that each executor has."""
+
+TRAIN: frozenset[Executor] = frozenset({"fx"})
+"""The executors that prepare for training."""
+
+PACK: frozenset[Executor] = frozenset({"fx", "eager"})
+"""The executors that pack weights for an engine."""
 
 
 def executed_by(recipe: Recipe, executor: Executor | None) -> Recipe:

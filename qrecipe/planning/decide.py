@@ -30,7 +30,7 @@ from qrecipe.planning.inventory import inventory_of
 from qrecipe.planning.plan import Plan, RuleOutcome, RuleVerdict, Site
 from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.recipe.recipe import Recipe, Rule
-from qrecipe.recipe.schema import Phase, TensorSpec
+from qrecipe.recipe.schema import Executor, Phase, TensorSpec
 from qrecipe.rules.resolution import Resolution, describe, listed, resolve, subclass_findings
 from qrecipe.rules.structure import Operation
 
@@ -38,8 +38,9 @@ from qrecipe.rules.structure import Operation
 def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
     """Decide every site. Raises ``PlanError`` with all findings and the complete plan."""
     resolution = resolve(inventory.structure, recipe.rules)
-    outcome_of = outcomes(inventory, resolution.decisions, recipe.backend, recipe.phase)
-    unsupported = dict(_unsupported(inventory, resolution, outcome_of, recipe))
+    executor = recipe.executor or ("fx" if inventory.untraced is None else "eager")
+    outcome_of = outcomes(inventory, resolution.decisions, recipe.backend, recipe.phase, executor)
+    unsupported = dict(_unsupported(inventory, resolution, outcome_of, recipe, executor))
     sites = tuple(_sites(inventory, resolution, outcome_of))
     findings = (
         *resolution.findings,
@@ -70,7 +71,7 @@ def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
         fingerprint=recipe.fingerprint,
         backend=recipe.backend,
         phase=recipe.phase,
-        executor=recipe.executor or ("fx" if inventory.untraced is None else "eager"),
+        executor=executor,
         ingredients=recipe.ingredients,
         executor_reason=_why_executor(inventory, recipe),
         structure=inventory.structure,
@@ -126,6 +127,7 @@ def _unsupported(
     resolution: Resolution,
     outcome_of: Mapping[str, Outcome],
     recipe: Recipe,
+    executor: Executor,
 ) -> Iterator[tuple[Rule, Finding]]:
     for rule, covered in resolution.covered.items():
         won = [
@@ -140,7 +142,7 @@ def _unsupported(
             continue
         if not named and (
             len(refused) < len(won)
-            or can_honour(inventory, covered, rule.qconfig, recipe.backend, recipe.phase)
+            or can_honour(inventory, covered, rule.qconfig, recipe.backend, recipe.phase, executor)
         ):
             continue
         names = named or refused

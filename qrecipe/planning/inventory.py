@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from qrecipe.errors.findings import Finding, PlanError, TraceError, error_from
+from qrecipe.errors.findings import Finding, PlanError, TraceError, UnsupportedError, error_from
 from qrecipe.errors.warn import warn
 from qrecipe.model.call import EMPTY, Inputs, is_empty
 from qrecipe.model.checks import check_model
@@ -20,7 +20,7 @@ from qrecipe.model.proposals import with_advice
 from qrecipe.model.remedies import remedy
 from qrecipe.model.untraceable import UntraceableError
 from qrecipe.observers.loading import load_plugins
-from qrecipe.planning.asked import ASKED
+from qrecipe.planning.asked import ASKED, TRAIN
 from qrecipe.planning.backend import mode_of, own_backend_config
 from qrecipe.recipe.recipe import Recipe, Rule
 from qrecipe.rules.resolution import describe, resolve
@@ -34,6 +34,7 @@ def inventory_of(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Inventory:
     load_plugins(recipe)
     try:
         check_model(model, recipe)
+        _check_training(recipe)
         if is_empty(inputs.batch):
             raise PlanError(Finding("QR307", f"{CANNOT_TAKE}{EMPTY}", hint="pass a few samples"))
         inventory = _inventory_of(model, opening_of(model, inputs, recipe.fx), recipe, inputs)
@@ -89,7 +90,7 @@ def _untraced_inventory(
     model: nn.Module, recipe: Recipe, inputs: Inputs, error: TraceError
 ) -> Inventory | None:
     """The sites for eager mode, or None if rules ask for more than modules that need no trace."""
-    if any(_needs_graph(recipe)):
+    if recipe.phase == "qat" or any(_needs_graph(recipe)):
         return None
     static = any(rule.qconfig and mode_of(rule.qconfig) == "static" for rule in recipe.rules)
     try:
@@ -135,11 +136,16 @@ def _deciding(inventory: Inventory, recipe: Recipe) -> list[Rule]:
     return list(dict.fromkeys(decision.rule for decision in decisions))
 
 
+def _check_training(recipe: Recipe) -> None:
+    """Raises ``UnsupportedError`` (QR316) if the executor that is asked for does not train."""
+    if recipe.phase == "qat" and recipe.executor is not None and recipe.executor not in TRAIN:
+        message = f'executor = "{recipe.executor}" does not train'
+        hint = 'leave executor out, or set phase = "ptq"'
+        raise UnsupportedError(Finding("QR316", message, hint=hint, key="phase"))
+
+
 def _needs_graph(recipe: Recipe) -> Iterator[Finding]:
     """What in a recipe eager mode cannot do for any model."""
-    if recipe.phase == "qat":
-        hint = 'leave executor out, or set phase = "ptq"'
-        yield Finding("QR316", "eager mode does not train", hint=hint, key="phase")
     if recipe.fx.roots:
         hint = "leave executor out, or remove the roots"
         yield Finding("QR316", "eager mode traces no roots", hint=hint, key="fx.roots")

@@ -34,7 +34,11 @@ def plan_sections(plan: Plan) -> Iterator[Section]:
         yield Listing("Warning", text)
 
 
-_EXECUTED: Mapping[Executor, str] = {"fx": "in FX graph mode", "eager": "in eager mode"}
+_EXECUTED: Mapping[Executor, str] = {
+    "fx": "in FX graph mode",
+    "eager": "in eager mode",
+    "pt2e": "by PT2E",
+}
 
 
 def _executed(plan: Plan) -> str:

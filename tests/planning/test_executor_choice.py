@@ -106,7 +106,7 @@ def test_fx_is_not_replaced_where_it_is_asked_for(untraceable, tokens):
     [
         ("", "builtin:x86-static", "no static quantization, and global is static"),
         ('[fx]\nroots = ["0"]', DYNAMIC, "traces no roots"),
-        ('phase = "qat"', DYNAMIC, "does not train"),
+        ('phase = "qat"', DYNAMIC, 'executor = "eager" does not train'),
         (
             '[rules.function]\n"torch.matmul" = "int8-dynamic"',
             DYNAMIC,

@@ -159,7 +159,9 @@ def outcome_changes(before: Lock, after: Lock) -> Iterator[Change]:
             continue
         # what a float site lacks is said by the verdict
         shown = {"op", "verdict"} if was.is_float or now.is_float else None
-        parts = (each.model_dump(include=shown, exclude={"by"}) for each in (was, now))
+        # not every executor packs weights for an engine
+        hidden = {"by"} if before.executor == after.executor else {"by", "engine"}
+        parts = (each.model_dump(include=shown, exclude=hidden) for each in (was, now))
         yield from _changes(*({name: each} for each in parts))
 
 

@@ -1,0 +1,76 @@
+"""Programs of torch.export as an executor: observed and converted by torchao's PT2E."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+
+from torch import fx, nn
+
+from qrecipe.errors.findings import Finding, UnsupportedError
+from qrecipe.execution.isolated import Calibrate, Isolated
+from qrecipe.execution.part import Compiled, Realised, Task
+from qrecipe.execution.recorded import recorded_graphs
+from qrecipe.model.call import Inputs
+from qrecipe.model.copies import own_value, with_parts
+from qrecipe.model.graph_sites import Inventory
+from qrecipe.model.record import Architecture
+from qrecipe.model.shapes import uninitialised
+from qrecipe.planning.plan import Plan, Site
+from qrecipe.recipe.schema import FxTable
+
+__all__ = ["compile", "isolated", "realised_sites", "rebuilt", "traced_paths"]
+
+
+def check_installed() -> None:
+    """Raises ``UnsupportedError`` (QR317) without torchao."""
+    if find_spec("torchao") is None:
+        message = 'executor = "pt2e" needs torchao, which is not installed'
+        raise UnsupportedError(Finding("QR317", message, hint="pip install 'qrecipe[pt2e]'"))
+
+
+def compile(task: Task) -> Compiled:
+    check_installed()
+    from qrecipe.execution.pt2e.part import ProgramPart
+
+    return Compiled(tuple(ProgramPart.of(task, part) for part in task.inventory.parts))
+
+
+def isolated(task: Task, sites: Sequence[Site], calibrate: Calibrate) -> Isolated:
+    message = 'sites are not quantized one by one by executor = "pt2e"'
+    hint = 'rank them with executor = "fx": sites have the same names there'
+    raise UnsupportedError(Finding("QR316", message, hint=hint))
+
+
+def realised_sites(converted: fx.GraphModule) -> Mapping[str, Realised]:
+    return {}
+
+
+def traced_paths(roots: Sequence[str]) -> tuple[str, ...]:
+    return tuple(roots) or ("",)
+
+
+def rebuilt(
+    model: nn.Module,
+    plan: Plan,
+    architecture: Architecture,
+    table: FxTable,
+    check: Callable[[Inventory], None],
+) -> nn.Module:
+    check_installed()
+    from qrecipe.execution.pt2e.part import rebuilt_program
+
+    blank, graphs = recorded_graphs(model, plan, architecture, table, check)
+    preserved = {name: own_value(blank, name) for name in table.preserved_attributes}
+    return with_parts(
+        blank,
+        {
+            part.path: rebuilt_program(
+                graphs[part.path],
+                Inputs(kwargs={**uninitialised(part.shapes), **part.constants}),
+                plan,
+                preserved,
+            )
+            for part in architecture.parts
+        },
+    )
