@@ -6,13 +6,16 @@ from collections.abc import Callable, Mapping
 
 from torch import fx, nn
 
-from qrecipe.errors.findings import PlanError
+from qrecipe.errors.findings import PlanError, TraceError
 from qrecipe.model.architecture import ArchitectureError, check_same, note_values
 from qrecipe.model.caches import with_caches_without_values
+from qrecipe.model.call import Inputs
 from qrecipe.model.copies import without_weights
+from qrecipe.model.exported import exported_part
 from qrecipe.model.graph_sites import Inventory, Match, fused_graph, named_sites, structure_of
 from qrecipe.model.record import Architecture, TracedPart
-from qrecipe.model.trace import in_training, trace
+from qrecipe.model.shapes import uninitialised
+from qrecipe.model.trace import Scopes, in_training, trace
 from qrecipe.model.unfit import all_finite
 from qrecipe.planning.backend import own_backend_config
 from qrecipe.planning.plan import Plan
@@ -60,8 +63,26 @@ def recorded_graphs(
     return blank, fused
 
 
+def _traced(
+    blank: nn.Module, recorded: TracedPart, plan: Plan, table: FxTable
+) -> tuple[fx.GraphModule, Scopes]:
+    """The graph of a part, made as it was when the plan was."""
+    try:
+        return trace(blank, recorded.path, recorded.constants, table, recorded.shapes)
+    except TraceError:
+        if plan.executor != "pt2e":
+            raise
+    graph_module, scopes, _ = exported_part(blank, recorded.path, inputs_of(recorded), table)
+    return graph_module, scopes
+
+
+def inputs_of(recorded: TracedPart) -> Inputs:
+    """What a part was traced with, without its values."""
+    return Inputs(kwargs={**uninitialised(recorded.shapes), **recorded.constants})
+
+
 def _fused(blank: nn.Module, recorded: TracedPart, plan: Plan, table: FxTable) -> fx.GraphModule:
-    graph_module, scopes = trace(blank, recorded.path, recorded.constants, table, recorded.shapes)
+    graph_module, scopes = _traced(blank, recorded, plan, table)
     note_values(recorded, graph_module)
     training = None
     if plan.phase == "qat":

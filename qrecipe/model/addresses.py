@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch._ops import OpOverload
 
 from qrecipe.model.altered_modules import keep_float
 from qrecipe.model.class_names import class_names
@@ -155,6 +156,8 @@ def _function_member(path: str, node: fx.Node) -> Member:
     else:
         target: Any = node.target
         own = f"{getattr(target, '__module__', '')}.{getattr(target, '__name__', target)}"
+        if isinstance(target, OpOverload):
+            own = f"torch.{target._schema.name.partition('::')[2]}"
         dotted = FUNCTION_NAMES.get(target, own)
     family = function_family(dotted) or dotted.rpartition(".")[2].strip("_")
     return Member(

@@ -12,6 +12,7 @@ from qrecipe.errors.warn import warn
 from qrecipe.model.call import EMPTY, Inputs, is_empty
 from qrecipe.model.checks import check_model
 from qrecipe.model.dry_run import CANNOT_TAKE
+from qrecipe.model.exported import exported_part
 from qrecipe.model.graph_sites import Inventory, take_inventory
 from qrecipe.model.module_sites import take_inventory as eager_inventory
 from qrecipe.model.opened.linear import is_linear
@@ -60,13 +61,43 @@ def _inventory_of(model: nn.Module, opening: Opening, recipe: Recipe, inputs: In
         less = None if at is None else opening.without(at, error.findings[0].message)
         if less is not None:
             return _inventory_of(model, less, recipe, inputs)
-        untraced = None
-        if recipe.executor is None:
-            untraced = _untraced_inventory(opened, recipe, inputs, error)
+        untraced = _otherwise(opened, recipe, inputs, error)
         if untraced is None:
-            raise with_advice(error, opened, inputs, recipe.fx) from error
+            advised = with_advice(error, opened, inputs, recipe.fx)
+            raise _with_pt2e(advised, opened, recipe, inputs) from error
         inventory = untraced
     return _completed_by(opening, inventory)
+
+
+def _otherwise(
+    model: nn.Module, recipe: Recipe, inputs: Inputs, error: TraceError
+) -> Inventory | None:
+    """The inventory of a model that cannot be traced, if its executor needs no trace."""
+    if recipe.executor == "pt2e":
+        return _exported_inventory(model, recipe, inputs)
+    return _untraced_inventory(model, recipe, inputs, error) if recipe.executor is None else None
+
+
+def _exported_inventory(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Inventory:
+    config = own_backend_config(recipe.backend, recipe.phase)
+    return take_inventory(model, inputs, recipe.fx, config, recipe.phase, exported_part)
+
+
+def _with_pt2e(error: TraceError, model: nn.Module, recipe: Recipe, inputs: Inputs) -> TraceError:
+    """The error with the executor that needs no trace, if it has the modes of the recipe's rules.
+
+    It is tried, as everything that is proposed.
+    """
+    asked = {mode_of(rule.qconfig) for rule in recipe.rules if rule.qconfig and not rule.optional}
+    if recipe.phase == "qat" or "static" not in asked:
+        return error
+    try:
+        _exported_inventory(model, recipe, inputs)
+    except PlanError:
+        return error
+    (finding,) = error.findings
+    proposal = 'let PT2E execute the program of torch.export: executor = "pt2e"'
+    return TraceError(replace(finding, notes=(*finding.notes, f"or {proposal}")))
 
 
 def _completed_by(opening: Opening, inventory: Inventory) -> Inventory:

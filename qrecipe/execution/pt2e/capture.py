@@ -7,9 +7,7 @@ import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
-from torch.export import Dim
+from torch import fx, nn
 from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
@@ -17,6 +15,7 @@ from qrecipe.errors.text import first_line
 from qrecipe.model.addresses import SITE
 from qrecipe.model.call import Inputs, bind
 from qrecipe.model.copies import structural_copy
+from qrecipe.model.exported import exported, of_several
 from qrecipe.model.unfit import unfit
 from qrecipe.process.memory import raise_lack_of_memory
 
@@ -33,16 +32,10 @@ def captured(graph_module: fx.GraphModule, inputs: Inputs) -> fx.GraphModule:
     source = structural_copy(graph_module)
     for node in source.graph.nodes:
         node.meta[_CUSTOM] = {SITE: node.meta[SITE]} if SITE in node.meta else {}
-    args = bind(source, source, _of_several(inputs))
+    args = bind(source, source, of_several(inputs))
     try:
-        with torch.no_grad(), fx.traceback.preserve_node_meta():
-            exported = torch.export.export(
-                _Interpreted(source),
-                args,
-                strict=False,
-                dynamic_shapes={"args": pytree.tree_map(_free_batch, args)},
-            )
-        program: Any = exported.module()
+        with fx.traceback.preserve_node_meta():
+            program: Any = exported(_Interpreted(source), args, {}).module()
     except Exception as error:
         raise_lack_of_memory(error)
         hint = 'set executor = "fx", or leave the key out'
@@ -62,16 +55,6 @@ class _Interpreted(nn.Module):
 
 
 _PREFIX = "source."
-
-
-def _of_several(inputs: Inputs) -> Inputs:
-    """At least two samples: torch.export takes a size of 1 for a constant."""
-    more = inputs.of_another_size() if inputs.batch_size == 1 else None
-    return more or inputs
-
-
-def _free_batch(value: Any) -> Any:
-    return {0: Dim.AUTO} if isinstance(value, Tensor) and value.dim() else None
 
 
 def _with_signature(

@@ -10,12 +10,10 @@ from torch import fx, nn
 from qrecipe.errors.findings import Finding, UnsupportedError
 from qrecipe.execution.isolated import Calibrate, Isolated
 from qrecipe.execution.part import Compiled, Realised, Task
-from qrecipe.execution.recorded import recorded_graphs
-from qrecipe.model.call import Inputs
+from qrecipe.execution.recorded import inputs_of, recorded_graphs
 from qrecipe.model.copies import own_value, with_parts
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.model.record import Architecture
-from qrecipe.model.shapes import uninitialised
 from qrecipe.planning.plan import Plan, Site
 from qrecipe.recipe.schema import FxTable
 
@@ -67,7 +65,7 @@ def rebuilt(
         {
             part.path: rebuilt_program(
                 graphs[part.path],
-                Inputs(kwargs={**uninitialised(part.shapes), **part.constants}),
+                inputs_of(part),
                 plan,
                 preserved,
             )

@@ -77,5 +77,14 @@ def nodes_of_sites(program: fx.GraphModule, plan: Plan) -> dict[str, list[fx.Nod
     return found
 
 
+def constant_nodes(program: fx.GraphModule) -> set[fx.Node]:
+    """The nodes that depend on no input."""
+    found: set[fx.Node] = set()
+    for node in program.graph.nodes:
+        if node.op != "placeholder" and found.issuperset(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
 def is_static(site: Site | None) -> bool:
     return site is not None and site.mode == "static"

@@ -72,7 +72,7 @@ class ProgramPart:
         converted = converted_program(prepared, self._preserved)
         expected = reference(prepared)
         structure = [
-            *structure_findings(self.plan, converted),
+            *structure_findings(self.plan, self.program, converted),
             *conversion_findings(expected, converted),
         ]
         numbers = numeric_findings(self.plan, expected, converted, sample)

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from qrecipe.audit.modules import differs
 from qrecipe.errors.findings import Finding
 from qrecipe.execution.pt2e.operands import (
+    constant_nodes,
     gives_tensor,
     is_float,
     is_static,
@@ -63,12 +64,21 @@ def is_dequantize(node: fx.Node) -> bool:
     return str(node.target).startswith("quantized_decomposed.dequantize_per_")
 
 
-def structure_findings(plan: Plan, converted: fx.GraphModule) -> Iterator[Finding]:
-    """Where the converted program differs from the plan (QR410)."""
+def structure_findings(
+    plan: Plan, program: fx.GraphModule, converted: fx.GraphModule
+) -> Iterator[Finding]:
+    """Where the conversion of a program differs from the plan (QR410).
+
+    What depends on no input is a constant of the converted program.
+    """
+    constant = constant_nodes(program)
+    before = nodes_of_sites(program, plan)
     sites = {site.name: site for site in plan.sites}
     for name, nodes in nodes_of_sites(converted, plan).items():
         site, own = sites[name], [node for node in nodes if grid_of(node, converted) is None]
         expected = site.mode or "float"
+        if not own and constant.issuperset(before[name]):
+            continue
         if not own:
             yield differs(site, expected, "vanished")
             continue
