@@ -74,7 +74,21 @@ def is_conversion(node: fx.Node) -> bool:
     """Whether a node of a converted graph only goes from float to quantized or back."""
     if node.op == "call_method":
         return node.target == "dequantize"
-    return node.op == "call_function" and node.target in _QUANTIZE
+    return node.op == "call_function" and (node.target in _QUANTIZE or _is_decomposed(node))
+
+
+def quantizes_tensor(node: fx.Node) -> bool:
+    """Whether a node rounds a tensor to a scale and a zero point, its second and third argument."""
+    return node.target is torch.quantize_per_tensor or (
+        _is_decomposed(node) and ".quantize_per_tensor" in str(node.target)
+    )
+
+
+def _is_decomposed(node: fx.Node) -> bool:
+    """Whether a node is one of those that PT2E puts between float operators."""
+    return str(node.target).startswith(
+        ("quantized_decomposed.quantize_", "quantized_decomposed.dequantize_")
+    )
 
 
 FUNCTION_NAMES: dict[Any, str] = {

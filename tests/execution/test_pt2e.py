@@ -333,3 +333,26 @@ def test_an_operator_that_computes_something_else_is_found(monkeypatch):
     (finding,) = tampered(monkeypatch, tamper)
     assert finding.code == "QR411"
     assert "the converted operator of norm (LayerNorm) computes something else" in finding.message
+
+
+# --- measuring
+
+
+def test_comparisons_and_drift_say_of_it_what_they_say_of_fx():
+    model, batches = joined()
+    compared, drifted = [], []
+    for executor in ("fx", "pt2e"):
+        converted = qrecipe.quantize(model, MINMAX, batches, executor=executor)
+        found = qrecipe.compare(model, converted, batches).sites
+        compared.append({site.name: (site.weight, site.activation) for site in found})
+        ranges = qrecipe.drift(converted, batches).sites
+        drifted.append(
+            {
+                (site.name if site.tensor == "output" else "x", round(site.stored.scale, 6))
+                for site in ranges
+            }
+        )
+    assert compared[0] == compared[1]
+    assert None not in compared[1]["head"]
+    assert drifted[0] == drifted[1]
+    assert len(drifted[0]) == 5

@@ -10,9 +10,12 @@ from torch import fx, nn
 from qrecipe.errors.findings import Finding, UnsupportedError
 from qrecipe.execution.isolated import Calibrate, Isolated
 from qrecipe.execution.part import Compiled, Realised, Task
+from qrecipe.execution.pt2e.operands import is_float
 from qrecipe.execution.recorded import inputs_of, recorded_graphs
+from qrecipe.model.addresses import is_conversion, quantizes_tensor, site_of
 from qrecipe.model.copies import own_value, with_parts
 from qrecipe.model.graph_sites import Inventory
+from qrecipe.model.quantized import Became
 from qrecipe.model.record import Architecture
 from qrecipe.planning.plan import Plan, Site
 from qrecipe.recipe.schema import FxTable
@@ -41,7 +44,25 @@ def isolated(task: Task, sites: Sequence[Site], calibrate: Calibrate) -> Isolate
 
 
 def realised_sites(converted: fx.GraphModule) -> Mapping[str, Realised]:
-    return {}
+    found: dict[str, list[fx.Node]] = {}
+    for node in converted.graph.nodes:
+        name = site_of(node)
+        if name is not None and is_float(node) and not is_conversion(node):
+            found.setdefault(name, []).append(node)
+    return {
+        name: Realised(_became(nodes[-1]), nodes[0], _rounded(nodes[-1]))
+        for name, nodes in found.items()
+    }
+
+
+def _became(last: fx.Node) -> Became:
+    return "float" if _rounded(last) is last else "static"
+
+
+def _rounded(last: fx.Node) -> fx.Node:
+    """What readers of a site's result get: the result itself, or the same dequantized."""
+    quantizing = next(filter(quantizes_tensor, last.users), None)
+    return last if quantizing is None else next(iter(quantizing.users))
 
 
 def traced_paths(roots: Sequence[str]) -> tuple[str, ...]:

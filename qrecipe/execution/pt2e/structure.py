@@ -19,7 +19,7 @@ from qrecipe.execution.pt2e.operands import (
     operands,
 )
 from qrecipe.model.addresses import site_of
-from qrecipe.model.normalize import stored
+from qrecipe.model.normalize import stored_value
 from qrecipe.planning.plan import Plan, Site
 from qrecipe.recipe.schema import TensorSpec, quantized_range
 
@@ -51,9 +51,8 @@ def grid_of(node: fx.Node, program: fx.GraphModule) -> Grid | None:
 
 
 def _values(argument: Any, program: fx.GraphModule) -> tuple[Any, ...]:
-    if isinstance(argument, fx.Node):
-        argument = stored(argument, program)
-    return tuple(argument.flatten().tolist()) if isinstance(argument, Tensor) else (argument,)
+    value = stored_value(argument, program)
+    return tuple(value.flatten().tolist()) if isinstance(value, Tensor) else (value,)
 
 
 def is_quantize(node: fx.Node) -> bool:
