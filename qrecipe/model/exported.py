@@ -65,8 +65,8 @@ def exported_part(
 
 def exported(root: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """torch's exported program, in which the first size of each tensor input is free."""
-    free = pytree.tree_map(_free_first_size, (tuple(args), dict(kwargs)))
-    shapes = {"args": free[0]} if args else free[1]
+    given = signature_of(root).bind(*args, **kwargs).arguments
+    shapes = pytree.tree_map(_free_first_size, dict(given))
     with unheard(), torch.no_grad():
         return torch.export.export(
             root, tuple(args), dict(kwargs), strict=False, dynamic_shapes=shapes

@@ -14,7 +14,7 @@ from plans import net_of, recipe
 from torch import nn
 
 import qrecipe
-from qrecipe.errors.findings import ArtifactError
+from qrecipe.errors.findings import ArtifactError, AuditError
 
 pytest.importorskip("torchao")
 
@@ -92,6 +92,32 @@ def test_a_program_of_another_model_is_refused(file):
         qrecipe.load_quantized(file, NETS["depthwise"].model())
 
 
+def test_a_file_of_torch_export_gives_the_same_bits(converted, tmp_path):
+    x = NET.batches(1)[0]
+    qrecipe.export_pt2(converted, tmp_path / "net.pt2", x)
+    program = torch.export.load(tmp_path / "net.pt2")
+    with torch.no_grad():
+        for batch in (x, torch.cat([x, x, x])):
+            assert torch.equal(program.module()(batch), converted(batch))
+    stored = {**program.state_dict, **program.constants}
+    weights = [tensor for tensor in stored.values() if tensor.dim() > 1]
+    assert {tensor.dtype for tensor in weights} == {torch.int8}
+
+
+def test_only_programs_are_written_and_only_if_they_are_right(converted, tmp_path, monkeypatch):
+    path, x = tmp_path / "net.pt2", NET.batches(1)[0]
+    traced = qrecipe.quantize(NET.model(), EXECUTED, NET.batches(10), executor="fx")
+    with pytest.raises(ArtifactError, match=r'QR512(?s:.)*executor = "pt2e"'):
+        qrecipe.export_pt2(traced, path, x)
+    with pytest.raises(ArtifactError, match="QR501"):
+        qrecipe.export_pt2(NET.model(), path, x)
+    other = torch.export.export(NET.model(), (x,))
+    monkeypatch.setattr(torch.export, "load", lambda stream: other)
+    with pytest.raises(AuditError, match="QR414"):
+        qrecipe.export_pt2(converted, path, x)
+    assert not path.exists()
+
+
 @pytest.mark.slow
 def test_a_program_is_loaded_in_a_fresh_process(converted, file, tmp_path):
     x = NET.batches(1)[0]
@@ -105,5 +131,23 @@ x, expected = torch.load({str(tmp_path / "expected.pt")!r})
 loaded = qrecipe.load_quantized({str(file)!r}, NETS["squeeze_excite"].model())
 with torch.no_grad():
     sys.exit(not torch.equal(loaded(x), expected))
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_file_of_torch_export_needs_torch_alone(converted, tmp_path):
+    x = NET.batches(1)[0]
+    qrecipe.export_pt2(converted, tmp_path / "net.pt2", x)
+    with torch.no_grad():
+        torch.save((x, converted(x)), tmp_path / "expected.pt")
+    code = f"""
+import sys, torch
+import torch.ao.quantization.fx._decomposed
+x, expected = torch.load({str(tmp_path / "expected.pt")!r})
+program = torch.export.load({str(tmp_path / "net.pt2")!r}).module()
+with torch.no_grad():
+    same = torch.equal(program(x), expected)
+sys.exit(not same or "torchao" in sys.modules or "qrecipe" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

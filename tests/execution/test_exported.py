@@ -104,15 +104,14 @@ def test_a_module_that_is_kept_out_stays_whole(model, batches):
     assert not any(site.name.startswith("cells.1.") for site in plan)
 
 
-def test_it_is_quantized_as_its_twin_and_loads_again(model, twin, batches, tmp_path):
+def test_it_is_quantized_and_loads_again(model, batches, tmp_path):
     pytest.importorskip("torchao")
     executed = recipe(base=MINMAX, head='executor = "pt2e"')
-    converted, other = (qrecipe.quantize(each, executed, batches) for each in (model, twin))
+    converted = qrecipe.quantize(model, executed, batches)
     x = batches[0]
     with torch.no_grad():
         output = converted(x)
         assert output_sqnr_db(model(x), output) > 20
-        assert torch.equal(other(x)["y"], output["y"])
         assert converted(torch.randn(9, 3, 6))["y"].shape == (9, 3)
         with pytest.raises(AssertionError, match="Guard failed"):
             converted(torch.randn(4, 5, 6))  # as many steps as in the example

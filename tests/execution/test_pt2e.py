@@ -11,6 +11,7 @@ import torch
 from differential import snapshot
 from nets import NETS
 from plans import net_of, recipe
+from shares import every
 from torch import nn
 from torch.ao.quantization import MinMaxObserver
 
@@ -54,7 +55,9 @@ def quantized(model, batches, a_recipe=MINMAX):
     return qrecipe.quantize(model, a_recipe, batches, executor="pt2e")
 
 
-@pytest.mark.parametrize("name", ["depthwise", "attention", "decoder", "shared_conv_two_norms"])
+@pytest.mark.parametrize(
+    "name", every(2, ["depthwise", "attention", "decoder", "residual", "shared_conv_two_norms"])
+)
 def test_the_program_computes_what_fx_computes_by_the_same_plan(name):
     net = NETS[name]
     model, batches = net.model(), net.batches(10)
@@ -145,6 +148,15 @@ def test_containers_of_inputs_and_outputs_and_preserved_attributes():
     assert output["b"][1] is None
     assert output_sqnr_db(model(*batches[0]), output) > 25
     assert converted.names == ["x"]
+
+
+def test_a_model_that_is_fixed_to_its_batch_size_is_audited_on_it():
+    model = net_of(lambda self, x: self.fc(x).view(8, 2, 2).sum(1), fc=nn.Linear(6, 4))
+    batches = [torch.randn(8, 6) for _ in range(10)]
+    with torch.no_grad():
+        reached = output_sqnr_db(model(batches[0]), quantized(model, batches)(batches[0]))
+    assert reached is not None
+    assert reached > 20
 
 
 def test_roots_are_programs_of_their_own():

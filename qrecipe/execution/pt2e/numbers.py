@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,33 +27,47 @@ def numeric_findings(
     plan: Plan, reference: fx.GraphModule, converted: fx.GraphModule, sample: Sample
 ) -> Iterator[Finding]:
     """The first site that computes something else than its reference (QR411), and low accuracy."""
-    head = sample.head() or sample
     try:
-        expected, results = _run(reference, head)
-        output, found = _run(converted, head)
+        head, expected, found = _runs(reference, converted, sample)
     except Exception as error:
         raise_lack_of_memory(error)
         yield Finding("QR413", f"the converted model fails on the first batch: {first_line(error)}")
         return
-    sites = {site.name: site for site in plan.sites}
-    for node in converted.graph.nodes:
-        site = sites.get(site_of(node) or "")
-        if site is None or node.name not in results or node.name not in found:
-            continue
-        reached = sqnr_db(results[node.name], found[node.name])
-        if not reached >= RIGHT_DB:
-            like = "its reference, and all before it agree"
-            yield computes_otherwise(site, "the converted operator", reached, like)
-            return
-    agreement = output_sqnr_db(expected, output)
+    wrong = next(_wrong_sites(plan, converted, expected.results, found.results), None)
+    if wrong is not None:
+        yield wrong
+        return
+    agreement = output_sqnr_db(expected.output, found.output)
     if agreement is not None and not agreement >= RIGHT_DB:
         message = f"the output of the converted model is {agreement:.1f} dB from its reference"
         yield Finding("QR412", message, hint="report the model")
         return
-    accuracy = output_sqnr_db(head.output, output)
+    accuracy = output_sqnr_db(head.output, found.output)
     if accuracy is not None and not accuracy >= JUDGEABLE_DB and head is not sample:
         with torch.no_grad(), quiet():  # a few samples may be close to nothing
             accuracy = output_sqnr_db(sample.output, sample.inputs.call(converted))
+    yield from _accuracy_findings(accuracy)
+
+
+def _wrong_sites(
+    plan: Plan,
+    converted: fx.GraphModule,
+    expected: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
+) -> Iterator[Finding]:
+    """The sites that differ from their reference, in order; errors of one reach those after it."""
+    sites = {site.name: site for site in plan.sites}
+    for node in converted.graph.nodes:
+        site = sites.get(site_of(node) or "")
+        if site is None or node.name not in expected or node.name not in found:
+            continue
+        reached = sqnr_db(expected[node.name], found[node.name])
+        if not reached >= RIGHT_DB:
+            like = "its reference, and all before it agree"
+            yield computes_otherwise(site, "the converted operator", reached, like)
+
+
+def _accuracy_findings(accuracy: float | None) -> Iterator[Finding]:
     if accuracy is None:
         return
     if math.isnan(accuracy):
@@ -79,8 +95,27 @@ class _Recorder(fx.Interpreter):
         return result
 
 
-def _run(program: fx.GraphModule, sample: Sample) -> tuple[Any, dict[str, Tensor]]:
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """The output of a program, and the results of its operators by name."""
+
+    output: Any
+    results: Mapping[str, Tensor]
+
+
+def _runs(
+    reference: fx.GraphModule, converted: fx.GraphModule, sample: Sample
+) -> tuple[Sample, _Run, _Run]:
+    """Both on the first samples, or on all of them if the program is fixed to their number."""
+    head = sample.head()
+    if head is not None:
+        with suppress(Exception):
+            return head, _run(reference, head), _run(converted, head)
+    return sample, _run(reference, sample), _run(converted, sample)
+
+
+def _run(program: fx.GraphModule, sample: Sample) -> _Run:
     recorder = _Recorder(program)
     with torch.no_grad(), quiet():
         output = recorder.run(*bind(program, program, sample.inputs.cloned()))
-    return output, recorder.results
+    return _Run(output, recorder.results)

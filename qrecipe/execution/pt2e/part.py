@@ -46,7 +46,7 @@ class ProgramPart:
     def of(cls, task: Task, source: Part) -> ProgramPart:
         own = task.plan.restricted_to(sites_of(source.graph_module))
         program = captured(source.graph_module, source.inputs)
-        prove_exported(program, source.example)
+        prove_exported(program, source.graph_module, source.example, source.inputs)
         return cls(source.path, source, program, own, task)
 
     def prepare(self) -> fx.GraphModule:
