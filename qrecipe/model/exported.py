@@ -23,6 +23,7 @@ from qrecipe.model.trace import Scopes
 from qrecipe.model.untraceable import takes_any_number
 from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.process.state import unheard
+from qrecipe.process.warnings import held_back
 from qrecipe.recipe.schema import FxTable
 
 
@@ -67,7 +68,7 @@ def exported(root: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     """torch's exported program, in which the first size of each tensor input is free."""
     given = signature_of(root).bind(*args, **kwargs).arguments
     shapes = pytree.tree_map(_free_first_size, dict(given))
-    with unheard(), torch.no_grad():
+    with unheard(), held_back([("", Warning)]), torch.no_grad():
         return torch.export.export(
             root, tuple(args), dict(kwargs), strict=False, dynamic_shapes=shapes
         )
