@@ -159,6 +159,19 @@ def test_a_model_that_is_fixed_to_its_batch_size_is_audited_on_it():
     assert reached > 20
 
 
+def test_batch_norms_before_convolutions_are_quantized_without_exporting_again(monkeypatch):
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), nn.ReLU()).eval()
+    batches = [torch.randn(2, 3, 4, 4) for _ in range(10)]
+    compiled = qrecipe.compile(model, MINMAX, batches[0], executor="pt2e")
+    prepared = compiled.prepare()
+    qrecipe.calibrate(prepared, batches)
+    monkeypatch.setattr(torch.export, "export", None)
+    converted = compiled.convert(prepared)
+    with torch.no_grad():
+        assert output_sqnr_db(model(batches[0]), converted(batches[0])) > 20
+    assert "aten.batch_norm" in converted.code
+
+
 def test_roots_are_programs_of_their_own():
     model, batches = joined()
     outer = nn.Sequential(model, nn.ReLU()).eval()

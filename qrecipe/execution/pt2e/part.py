@@ -16,6 +16,7 @@ from qrecipe.errors.warn import settle
 from qrecipe.execution.part import Exportable, Fault, Task
 from qrecipe.execution.pt2e.adapters import with_weights_observed
 from qrecipe.execution.pt2e.annotation import PlanQuantizer, follow
+from qrecipe.execution.pt2e.batch_norms import hide_batch_norms, show_batch_norms
 from qrecipe.execution.pt2e.capture import captured
 from qrecipe.execution.pt2e.numbers import numeric_findings
 from qrecipe.execution.pt2e.reference import conversion_findings, reference
@@ -116,7 +117,10 @@ def converted_program(prepared: fx.GraphModule, preserved: dict[str, object]) ->
     """
     try:
         with quiet(), torch.no_grad():
-            made = convert_pt2e(with_weights_observed(prepared))  # it changes what it is given
+            observed = with_weights_observed(prepared)  # a copy: conversion changes it
+            hide_batch_norms(observed)
+            made = convert_pt2e(observed)
+            show_batch_norms(made)
     except Exception as error:
         message = f"torchao could not convert the prepared model: {first_line(error)}"
         hint = "leave the named operation float, and report the model"
