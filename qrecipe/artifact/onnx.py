@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from qrecipe.artifact.container import path_of, write
 from qrecipe.artifact.onnx_check import file_findings
-from qrecipe.errors.findings import CODES, ArtifactError, Finding, QRecipeError, error_from
+from qrecipe.errors.findings import CODES, ArtifactError, QRecipeError, error_from
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
 from qrecipe.model.nested import Packing, parts_of
@@ -56,7 +56,7 @@ def export_onnx(
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         text = f"export to ONNX needs {', '.join(missing)}: pip install 'qrecipe[onnx]'"
-        raise QRecipeError(Finding("QR602", text))
+        raise QRecipeError.of("QR602", text)
     file = path_of(path, "export_onnx")
     found = exportable(compiled, prepared)
     inputs = _take_tensors(found.graph_module, found.inputs)
@@ -112,7 +112,7 @@ def _content(model: fx.GraphModule, inputs: tuple[Any, ...], dynamic_shapes: Any
     except Exception as error:
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         text = f"torch cannot export the model to ONNX: {first_line(cause)}"
-        raise ArtifactError(Finding("QR512", text)) from error
+        raise ArtifactError.of("QR512", text) from error
     return content
 
 
