@@ -13,6 +13,7 @@ from qrecipe._version import __version__
 if TYPE_CHECKING:
     from qrecipe.artifact.loading import load_quantized as load_quantized
     from qrecipe.artifact.onnx import export_onnx as export_onnx
+    from qrecipe.artifact.pt2 import export_pt2 as export_pt2
     from qrecipe.artifact.saving import save_quantized as save_quantized
     from qrecipe.audit.sqnr import Fidelity as Fidelity
     from qrecipe.authoring.fastest.fastest import fastest as fastest
@@ -101,6 +102,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "artifact.loading": "load_quantized",
     "artifact.onnx": "export_onnx",
+    "artifact.pt2": "export_pt2",
     "artifact.saving": "save_quantized",
     "audit.sqnr": "Fidelity",
     "authoring.fastest.fastest": "fastest",

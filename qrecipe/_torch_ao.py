@@ -43,9 +43,13 @@ def quiet() -> Iterator[None]:
         yield
 
 
+class StandIn:
+    """A base of classes that stand for an observer of torch.ao where another library wants one."""
+
+
 def is_observer(module: object) -> bool:
     """Whether a module observes a tensor, and in training rounds it as well."""
-    return isinstance(module, (ObserverBase, FakeQuantizeBase))
+    return isinstance(module, (ObserverBase, FakeQuantizeBase, StandIn))
 
 
 def named_class(target: str) -> type[Any]:

@@ -42,12 +42,14 @@ from qrecipe.model.architecture import module_settings
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import own_tensors, with_parts
 from qrecipe.model.record import Architecture
+from qrecipe.planning.asked import executed_by
 from qrecipe.planning.decide import decide, plan_of, warn_of_missed
 from qrecipe.planning.inventory import inventory_of
 from qrecipe.planning.plan import Plan
 from qrecipe.planning.target_cpu import TargetCpu, unjudged_finding, unjudged_sites
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.recipe import Recipe, load_recipe
+from qrecipe.recipe.schema import Executor
 from qrecipe.terminal.progress import Progress
 
 
@@ -210,18 +212,25 @@ def exportable(compiled: CompiledRecipe, prepared: nn.Module) -> Exportable:
 
 
 @neutral
-def plan(model: nn.Module, recipe: Recipe | str | os.PathLike[str], example_inputs: Any) -> Plan:
+def plan(
+    model: nn.Module,
+    recipe: Recipe | str | os.PathLike[str],
+    example_inputs: Any,
+    *,
+    executor: Executor | None = None,
+) -> Plan:
     """Decide what the recipe does to each operation of the model, without changing anything.
 
     ``recipe`` is a `Recipe`, a path or a reference; ``example_inputs`` is one batch: a tensor, a
-    tuple or list of positional inputs, or a mapping of keyword inputs.
+    tuple or list of positional inputs, or a mapping of keyword inputs. ``executor`` is what carries
+    the plan out, whatever the recipe says; without either, it is chosen by what can be traced.
 
     Raises:
         RecipeError: the recipe is invalid.
         PlanError: recipe and model do not fit, or the model cannot be traced; ``error.plan`` is
             the complete plan if one could be made.
     """
-    loaded = load_recipe(recipe)
+    loaded = executed_by(load_recipe(recipe), executor)
     made = decide(model, loaded, Inputs.from_batch(example_inputs))
     warn_of_missed(made, loaded)
     return made
@@ -234,6 +243,7 @@ def compile(
     example_inputs: Any,
     *,
     target_cpu: TargetCpu = "this",
+    executor: Executor | None = None,
 ) -> CompiledRecipe:
     """Plan the recipe for the model, and put the plan into a graph for FX to execute.
 
@@ -241,7 +251,8 @@ def compile(
     ``UnsupportedError`` (QR318) on one without, unless ``target_cpu`` is ``"vnni"``: then the model
     is made for such a CPU, and checked as far as this one can.
     """
-    return _compile(model, load_recipe(recipe), Inputs.from_batch(example_inputs), target_cpu)
+    loaded = executed_by(load_recipe(recipe), executor)
+    return _compile(model, loaded, Inputs.from_batch(example_inputs), target_cpu)
 
 
 def _compile(
@@ -262,16 +273,17 @@ def quantize(
     forward: Forward | None = None,
     progress: Progress | bool | None = None,
     target_cpu: TargetCpu = "this",
+    executor: Executor | None = None,
 ) -> nn.Module:
     """Plan, compile, prepare, calibrate, convert and audit in one call.
 
     ``batches`` is as in `calibrate`, and required if the plan has static sites; ``example_inputs``
-    default to the first batch; ``target_cpu`` is as for `compile`. The caller's model is not
-    changed.
+    default to the first batch; ``target_cpu`` is as for `compile`, ``executor`` as for `plan`. The
+    caller's model is not changed.
 
     Raises what `plan`, `calibrate` and `CompiledRecipe.convert` raise.
     """
-    loaded = load_recipe(recipe)
+    loaded = executed_by(load_recipe(recipe), executor)
     if loaded.phase == "qat":
         raise PlanError(_qat_finding())
     if batches is None:

@@ -45,7 +45,7 @@ def _contradictions(stored: StoredModel, inventory: Inventory) -> Iterator[str]:
     expected: Mapping[str, Outcome] = {}
     here = {"qrecipe": __version__, "torch": torch.__version__}
     if here.items() <= stored.contents.versions.items():
-        expected = outcomes(inventory, decisions, plan.backend, plan.phase)
+        expected = outcomes(inventory, decisions, plan.backend, plan.phase, plan.executor)
         if plan.needs_vnni != bool(saturating(inventory, expected, plan.backend)):
             yield "the plan does not say whether kernels saturate without VNNI"
     for site in plan:

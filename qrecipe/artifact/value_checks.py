@@ -52,10 +52,12 @@ class ValueChecks:
 def _checks_of_calls(graph_module: fx.GraphModule) -> Iterator[tuple[str, Check]]:
     """Those of the stored scales and zero points that quantizing calls read."""
     for node in graph_module.graph.nodes:
-        is_quantize = node.target is torch.quantize_per_tensor
+        is_quantize = node.target is torch.quantize_per_tensor or str(node.target).startswith(
+            "quantized_decomposed."
+        )
         if not (is_quantize or str(node.target).startswith("quantized.")):
             continue
-        dtype = node.args[3] if is_quantize else _ACTIVATIONS
+        dtype = node.args[-1] if is_quantize else _ACTIVATIONS
         pair = node.args[1:3] if is_quantize else _last_two(node)
         if all(isinstance(stored(source, graph_module), Tensor) for source in pair):
             scale, zero_point = pair

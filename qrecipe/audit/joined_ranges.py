@@ -16,7 +16,7 @@ from qrecipe.model.addresses import site_of
 from qrecipe.model.call import bind
 from qrecipe.model.same_graph import observing
 
-_JOINS = (torch.cat, torch.stack)
+_JOINS = (torch.cat, torch.stack, torch.ops.aten.cat.default, torch.ops.aten.stack.default)
 
 WIDE_RATIO = 16.0
 """A branch this much narrower than another loses 4 bits."""

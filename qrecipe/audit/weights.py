@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from qrecipe.model.normalize import TAKES_WEIGHT, stored
+from qrecipe.model.addresses import is_conversion
+from qrecipe.model.normalize import TAKES_WEIGHT, stored, stored_value
 
 
 def float_weights(node: fx.Node, graph_module: fx.GraphModule) -> list[Tensor]:
@@ -59,6 +60,10 @@ def _stored(node: fx.Node, graph_module: fx.GraphModule) -> list[Tensor]:
 def _packed(node: fx.Node, graph_module: fx.GraphModule) -> list[Tensor]:
     found: list[Tensor] = []
     for source in node.all_input_nodes:
+        if is_conversion(source) and all(each.op == "get_attr" for each in source.all_input_nodes):
+            dequantize: Any = source.target  # of a program, which stores integers
+            found.append(dequantize(*(stored_value(each, graph_module) for each in source.args)))
+            continue
         value = stored(source, graph_module)
         if hasattr(value, "unpack"):
             found.append(_plain(value.unpack()[0]))

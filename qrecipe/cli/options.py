@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from qrecipe.recipe import schema
+
 Recipe = Annotated[
     str,
     typer.Argument(
@@ -73,6 +75,13 @@ TargetCpu = Annotated[
     typer.Option(
         "--target-cpu",
         help="Make the model for this CPU, or for x86 CPUs with VNNI even if this one has none.",
+    ),
+]
+Executor = Annotated[
+    schema.Executor | None,
+    typer.Option(
+        "--executor",
+        help="What carries the plan out, whatever the recipe says; default: chosen for the model.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]

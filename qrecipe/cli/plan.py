@@ -17,6 +17,7 @@ from qrecipe.recipe.toml.writer import LOCK_SUFFIX
 
 if TYPE_CHECKING:
     from qrecipe.planning.plan import Plan
+    from qrecipe.recipe.schema import Executor
 
 LockOption = Annotated[
     str | None,
@@ -32,6 +33,7 @@ def plan(
     recipe: options.Recipe,
     model: options.Model,
     input: options.Input = None,
+    executor: options.Executor = None,
     check: Annotated[
         bool, typer.Option("--check", help="Fail if the plan differs from the lock file.")
     ] = False,
@@ -51,7 +53,7 @@ def plan(
     if lock is not None and not check:
         raise typer.BadParameter("only goes with --check", param_hint="--lock")
     with reported(as_json=json, strict=strict):
-        made = _make_plan(recipe, model, input, plugin)
+        made = _make_plan(recipe, model, input, plugin, executor)
         if check:
             _check_lock(made, _lock_path(recipe, lock), as_json=json)
         else:
@@ -71,6 +73,7 @@ def explain(
     ],
     model: options.Model,
     input: options.Input = None,
+    executor: options.Executor = None,
     plugin: options.Plugin = None,
     json: options.Json = False,
 ) -> None:
@@ -82,7 +85,7 @@ def explain(
       qrecipe explain cnn.toml layer1.0:add --model model.py:factory
     """
     with reported(as_json=json):
-        made = _make_plan(recipe, model, input, plugin)
+        made = _make_plan(recipe, model, input, plugin, executor)
         if json:
             from qrecipe.planning.text import explanation_json
 
@@ -95,6 +98,7 @@ def lock(
     recipe: options.Recipe,
     model: options.Model,
     input: options.Input = None,
+    executor: options.Executor = None,
     lock: LockOption = None,
     plugin: options.Plugin = None,
     json: options.Json = False,
@@ -113,7 +117,7 @@ def lock(
         from qrecipe.authoring.lock.file import write_lock
 
         path = _lock_path(recipe, lock)
-        made = _make_plan(recipe, model, input, plugin)
+        made = _make_plan(recipe, model, input, plugin, executor)
         write_lock(made, path)
         if json:
             out_json({"lock": str(path), "sites": len(made.sites)})
@@ -122,15 +126,20 @@ def lock(
 
 
 def _make_plan(
-    recipe: str, model: str, shapes: Sequence[str] | None, plugins: Sequence[str] | None
+    recipe: str,
+    model: str,
+    shapes: Sequence[str] | None,
+    plugins: Sequence[str] | None,
+    executor: Executor | None,
 ) -> Plan:
     """The plan of a recipe for the model of a factory, named as on the command line."""
     from qrecipe.cli.model_argument import load_subject, required_inputs
     from qrecipe.model.call import Inputs
+    from qrecipe.planning.asked import executed_by
     from qrecipe.planning.decide import decide
 
     with user_code(plugins) as code, user_output():
-        loaded = qrecipe.load_recipe(recipe)
+        loaded = executed_by(qrecipe.load_recipe(recipe), executor)
         subject = load_subject(code, model, shapes)
         inputs = Inputs.from_batch(required_inputs(subject, model))
         return decide(subject.model, loaded, inputs)

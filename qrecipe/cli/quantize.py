@@ -47,6 +47,7 @@ def quantize(
         typer.Option("--out", metavar="FILE", help="Save the quantized model as safetensors."),
     ] = None,
     target_cpu: options.TargetCpu = "this",
+    executor: options.Executor = None,
     threads: options.Threads = None,
     strict: options.Strict = False,
     plugin: options.Plugin = None,
@@ -67,11 +68,12 @@ def quantize(
         from qrecipe.cli.model_argument import get_ready, load_subject, required_inputs
         from qrecipe.cli.quantize_result import measure, result_json, result_text
         from qrecipe.execution.batches import peek
+        from qrecipe.planning.asked import executed_by
 
         get_ready(threads)
         with user_code(plugin) as code:
             with user_output():
-                loaded = qrecipe.load_recipe(recipe)
+                loaded = executed_by(qrecipe.load_recipe(recipe), executor)
                 make_batches = None if data is None else code.function(data, "--data")
                 accuracy = None if evaluate is None else code.function(evaluate, "--evaluate")
                 subject = load_subject(code, model, input)

@@ -302,6 +302,8 @@ CODES: dict[str, Code] = {
     "QR313": Code("the training schedule does not fit", PlanError),
     "QR314": Code("an attribute that cannot be preserved", PlanError),
     "QR315": Code("a plan that cannot be read back", PlanError),
+    "QR316": Code("the executor cannot carry out the recipe", UnsupportedError),
+    "QR317": Code("executor not available", UnsupportedError),
     "QR318": Code("the plan needs another CPU", UnsupportedError),
     "QR319": Code("unknown target CPU", UnsupportedError),
     # lock files

@@ -11,10 +11,11 @@ from qrecipe.execution.eager import executor as eager
 from qrecipe.execution.fx import executor as graph_mode
 from qrecipe.execution.isolated import Calibrate, Isolated
 from qrecipe.execution.part import Compiled, Realised, Task
+from qrecipe.execution.pt2e import executor as pt2e
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.model.record import Architecture
-from qrecipe.planning.plan import Executor as Name
 from qrecipe.planning.plan import Plan, Site
+from qrecipe.recipe.schema import Executor as Name
 from qrecipe.recipe.schema import FxTable
 
 
@@ -54,7 +55,7 @@ class Executor(Protocol):
         """
 
 
-_EXECUTORS: Mapping[Name, Executor] = {"fx": graph_mode, "eager": eager}
+_EXECUTORS: Mapping[Name, Executor] = {"fx": graph_mode, "eager": eager, "pt2e": pt2e}
 
 
 def executor_of(name: Name) -> Executor:

@@ -53,10 +53,14 @@ class Exportable:
 
 @dataclass(frozen=True, slots=True)
 class Realised:
-    """What a site's nodes in a converted graph turned out to be."""
+    """What a site's nodes in a converted graph turned out to be.
+
+    ``result`` is the node with the site's result, where ``node`` is another.
+    """
 
     became: Became
     node: fx.Node
+    result: fx.Node | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch._ops import OpOverload
 
 from qrecipe.model.altered_modules import keep_float
 from qrecipe.model.class_names import class_names
@@ -73,7 +74,21 @@ def is_conversion(node: fx.Node) -> bool:
     """Whether a node of a converted graph only goes from float to quantized or back."""
     if node.op == "call_method":
         return node.target == "dequantize"
-    return node.op == "call_function" and node.target in _QUANTIZE
+    return node.op == "call_function" and (node.target in _QUANTIZE or _is_decomposed(node))
+
+
+def quantizes_tensor(node: fx.Node) -> bool:
+    """Whether a node rounds a tensor to a scale and a zero point, its second and third argument."""
+    return node.target is torch.quantize_per_tensor or (
+        _is_decomposed(node) and ".quantize_per_tensor" in str(node.target)
+    )
+
+
+def _is_decomposed(node: fx.Node) -> bool:
+    """Whether a node is one of those that PT2E puts between float operators."""
+    return str(node.target).startswith(
+        ("quantized_decomposed.quantize_", "quantized_decomposed.dequantize_")
+    )
 
 
 FUNCTION_NAMES: dict[Any, str] = {
@@ -155,6 +170,8 @@ def _function_member(path: str, node: fx.Node) -> Member:
     else:
         target: Any = node.target
         own = f"{getattr(target, '__module__', '')}.{getattr(target, '__name__', target)}"
+        if isinstance(target, OpOverload):
+            own = f"torch.{target._schema.name.partition('::')[2]}"
         dotted = FUNCTION_NAMES.get(target, own)
     family = function_family(dotted) or dotted.rpartition(".")[2].strip("_")
     return Member(

@@ -153,7 +153,7 @@ VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 def variadic(model: nn.Module, inputs: Inputs) -> str | None:
     """``*args`` or ``**kwargs`` of ``forward``, by its name, if the inputs fill it."""
     given = arguments(model, inputs)
-    for parameter in _signature(model).parameters.values():
+    for parameter in signature_of(model).parameters.values():
         if parameter.kind in VARIADIC and given[parameter.name]:
             return str(parameter).partition(":")[0]
     return None
@@ -176,7 +176,7 @@ def arguments(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
 
     Raises ``PlanError`` (QR307) like `bind`.
     """
-    signature = _signature(model)
+    signature = signature_of(model)
     try:
         bound = signature.bind(*inputs.args, **dict(inputs.kwargs))
     except TypeError as error:
@@ -189,7 +189,7 @@ def arguments(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
     return bound.arguments
 
 
-def _signature(model: nn.Module) -> inspect.Signature:
+def signature_of(model: nn.Module) -> inspect.Signature:
     try:
         return inspect.signature(model.forward)
     except ValueError:  # of a callable that is not written in Python

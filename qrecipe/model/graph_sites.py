@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -114,26 +114,38 @@ class Inventory:
     doubts: tuple[Finding, ...] = ()
 
 
+Tracing = Callable[
+    [nn.Module, str, Inputs, FxTable, Collection[str]],
+    tuple[fx.GraphModule, Scopes, dict[str, Any]],
+]
+"""What makes the graph of a part, as `trace.trace_part` does."""
+
+
 def take_inventory(
-    model: nn.Module, inputs: Inputs, table: FxTable, backend_config: BackendConfig, phase: Phase
+    model: nn.Module,
+    inputs: Inputs,
+    table: FxTable,
+    backend_config: BackendConfig,
+    phase: Phase,
+    tracing: Tracing = trace_part,
 ) -> Inventory:
     """Trace, normalise and fuse copies of the model's parts, and find their sites.
 
     In ``phase`` qat, the parts are in training mode, and BatchNorm is fused but not folded. Caches
     that the parts fill on their first call are filled, so that it makes no difference whether the
-    model has run before.
+    model has run before. ``tracing`` makes the graph of a part.
 
     Raises ``TraceError`` or ``PlanError`` like `trace.trace_part`, `trace_proof.record_values`,
     `rewrite_proof.prove_fused` and `roots.inputs_of_roots`.
     """
     inputs_of = inputs_of_roots(model, inputs, table.roots) if table.roots else {"": inputs}
     try:
-        return _inventory(model, inputs, inputs_of, table, backend_config, phase)
+        return _inventory(model, inputs, inputs_of, table, backend_config, phase, tracing)
     except PlanError:
         filled = with_caches_filled(model, inputs_of)
         if filled is None:
             raise
-    return _inventory(filled, inputs, inputs_of, table, backend_config, phase)
+    return _inventory(filled, inputs, inputs_of, table, backend_config, phase, tracing)
 
 
 def _inventory(
@@ -143,6 +155,7 @@ def _inventory(
     table: FxTable,
     backend_config: BackendConfig,
     phase: Phase,
+    tracing: Tracing,
 ) -> Inventory:
     sizes_of = sizes_of_roots(model, inputs, inputs_of) if table.roots else {}
     parts: list[Part] = []
@@ -151,7 +164,7 @@ def _inventory(
     matches: dict[str, Match] = {}
     for path, part_inputs in inputs_of.items():
         module = model.get_submodule(path)
-        graph_module, scopes, fixed = trace_part(
+        graph_module, scopes, fixed = tracing(
             model, path, part_inputs, table, sizes_of.get(path, ())
         )
         example = record_values(graph_module, module, part_inputs)

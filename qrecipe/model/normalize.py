@@ -137,6 +137,11 @@ def stored(source: object, graph_module: fx.GraphModule) -> Any:
     return getattr(owner, name)
 
 
+def stored_value(argument: Any, graph_module: fx.GraphModule) -> Any:
+    """The tensor that an argument of a call reads, or the argument itself."""
+    return stored(argument, graph_module) if isinstance(argument, fx.Node) else argument
+
+
 def stored_in(node: fx.Node, graph_module: fx.GraphModule) -> tuple[nn.Module, str]:
     """The module whose attribute a ``get_attr`` node reads, and the name of the attribute."""
     path, _, name = str(node.target).rpartition(".")

@@ -15,7 +15,7 @@ from qrecipe._torch_ao import is_observer
 from qrecipe._torch_fx import FusedConvBatchNorm, FusedLinearBatchNorm
 from qrecipe.errors.text import first_line, quoted_whole
 from qrecipe.model.addresses import members_of
-from qrecipe.model.call import bind
+from qrecipe.model.call import Inputs, bind
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.dry_run import try_out
 from qrecipe.model.interpreter import Interpreter
@@ -84,6 +84,22 @@ def prove_prepared(prepared: fx.GraphModule, fused: fx.GraphModule, example: Exa
         f"{shown} computes something else after it is prepared: {found}",
         leave_float(site) if site else "quantize parts of it: [fx] roots",
     )
+
+
+def prove_exported(
+    program: fx.GraphModule, fused: fx.GraphModule, example: Example, inputs: Inputs
+) -> None:
+    """Raises ``PlanError`` (QR306) if a program is not the ``fused`` graph that it is made of.
+
+    A program may refuse other sizes than those of ``inputs``, also of the batch.
+    """
+    found = _found(program, example)
+    if found is not None:
+        output = try_out(runnable_copy(fused), inputs.cloned(), fused)
+        found = _found(program, Example(inputs, output))
+    if found is not None:
+        message = f"the model computes something else after it is exported: {found}"
+        raise unfit(message, 'set executor = "fx", or leave the key out')
 
 
 def check_unchanged(fused: fx.GraphModule, example: Example) -> None:

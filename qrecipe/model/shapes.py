@@ -74,6 +74,15 @@ def without_values(shapes: Mapping[str, Shape | Shapes]) -> dict[str, Any]:
     return {name: _map(given, _on_meta, _as_container) for name, given in shapes.items()}
 
 
+def uninitialised(shapes: Mapping[str, Shape | Shapes]) -> dict[str, Any]:
+    """Tensors of these shapes with arbitrary values, in lists and dicts."""
+    return {name: _map(given, _in_memory, _as_container) for name, given in shapes.items()}
+
+
+def _in_memory(shape: Shape) -> Tensor:
+    return torch.empty(shape.shape, dtype=_DTYPES[shape.dtype])
+
+
 def _on_meta(shape: Shape) -> Tensor:
     return torch.empty(shape.shape, dtype=_DTYPES[shape.dtype], device="meta")
 

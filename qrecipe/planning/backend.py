@@ -31,6 +31,7 @@ from qrecipe._torch_fx import (
 from qrecipe.model.graph_sites import Inventory, Match
 from qrecipe.model.moving import averages, moved, moves
 from qrecipe.observers.qconfig import per_tensor
+from qrecipe.planning.asked import MODES, PACK
 from qrecipe.planning.engines import adds_in_32_bits, detour
 from qrecipe.planning.folding import fold_into_transposed
 from qrecipe.planning.kernels import (
@@ -47,7 +48,7 @@ from qrecipe.planning.saturation import (
     takes_weight,
 )
 from qrecipe.recipe.recipe import QConfigSpec
-from qrecipe.recipe.schema import Backend, Constructor, Phase, TensorSpec, quantized_range
+from qrecipe.recipe.schema import Backend, Constructor, Executor, Phase, TensorSpec, quantized_range
 from qrecipe.rules.resolution import Decision
 from qrecipe.rules.structure import Kind, Mode, Operation
 
@@ -89,6 +90,12 @@ _DTYPES: Mapping[Any, str] = {
     torch.float16: "float16",
 }
 """torch's dtypes as recipes name them; a kernel wants nothing of a float32 tensor."""
+
+_WORDS: Mapping[Mode, str] = {
+    "static": "static",
+    "dynamic": "dynamic",
+    "weight_only": "weight-only",
+}
 
 _DEFAULT_EPS = float(torch.finfo(torch.float32).eps)
 
@@ -165,13 +172,17 @@ def _is_transposed_batch_norm(pattern: Any) -> bool:
 
 
 def outcomes(
-    inventory: Inventory, decisions: Mapping[str, Decision], backend: Backend, phase: Phase
+    inventory: Inventory,
+    decisions: Mapping[str, Decision],
+    backend: Backend,
+    phase: Phase,
+    executor: Executor,
 ) -> dict[str, Outcome]:
     """Each operation's outcome by name, in order of execution."""
     readers = readers_of_seven_bits(inventory, decisions, backend)
     found: dict[str, Outcome] = {}
     for name, match in inventory.matches.items():
-        judge = _Judge(match, backend, phase, found, readers.get(name))
+        judge = _Judge(match, backend, phase, executor, found, readers.get(name))
         found[name] = judge.outcome(decisions[name])
     return found
 
@@ -215,11 +226,12 @@ def can_honour(
     qconfig: QConfigSpec,
     backend: Backend,
     phase: Phase,
+    executor: Executor,
 ) -> bool:
     """Whether a rule that does not name them could quantize any of the named operations."""
     matches = (inventory.matches[name] for name in names)
     return any(
-        _Judge(match, backend, phase, {}).quantized(qconfig).honoured
+        _Judge(match, backend, phase, executor, {}).quantized(qconfig).honoured
         for match in matches
         if match.operation.kind != "unmatched"
         and match.operation.kind not in FOLLOWERS
@@ -241,6 +253,7 @@ class _Judge:
     match: Match
     backend: Backend
     phase: Phase
+    executor: Executor
     earlier: Mapping[str, Outcome]
     reader: str | None = None
 
@@ -332,6 +345,10 @@ class _Judge:
 
     def _quantize(self, qconfig: QConfigSpec) -> Outcome:
         mode = mode_of(qconfig)
+        if mode not in MODES[self.executor]:
+            return _float(
+                f'executor = "{self.executor}" has no {_WORDS[mode]} mode', honoured=False
+            )
         kernels = [kernel for kernel in self.match.kernels if _mode_of_kernel(kernel) == mode]
         if not kernels:
             return _float(self._no_mode(mode), honoured=False)
@@ -348,7 +365,7 @@ class _Judge:
         known = weight_refusal(self.match, self.backend, self.phase, spec.weight)
         if known is not None:
             return _float(known, honoured=False)
-        if mode != "static":
+        if mode != "static" or self.executor not in PACK:
             return Outcome("quantized", mode, spec, note)
         found = detour(self.match, self.backend, spec.weight, self._input_levels(spec))
         if isinstance(found, str):
@@ -377,12 +394,11 @@ class _Judge:
         return replace(qconfig, weight=per_tensor(weight)), note
 
     def _no_mode(self, mode: Mode) -> str:
-        word = {"static": "static", "dynamic": "dynamic", "weight_only": "weight-only"}[mode]
         available = {_mode_of_kernel(kernel) for kernel in self.match.kernels}
         others = " or ".join(
             sorted({"static", "dynamic", "weight-only"} & {m.replace("_", "-") for m in available})
         )
-        kernel = f"{self.backend} has no {word} kernel for {self.match.operation.op}"
+        kernel = f"{self.backend} has no {_WORDS[mode]} kernel for {self.match.operation.op}"
         return f"{kernel}; it can be {others}" if others else kernel
 
 

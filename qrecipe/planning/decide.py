@@ -17,6 +17,7 @@ from qrecipe.model.graph_sites import Inventory, readers_of
 from qrecipe.model.moving import PIECE
 from qrecipe.observers.qconfig import factory
 from qrecipe.planning.advice import advice, branch_findings, shadowed_findings, shared_norm_findings
+from qrecipe.planning.asked import ASKED
 from qrecipe.planning.backend import (
     FOLLOWERS,
     Outcome,
@@ -29,7 +30,7 @@ from qrecipe.planning.inventory import inventory_of
 from qrecipe.planning.plan import Plan, RuleOutcome, RuleVerdict, Site
 from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.recipe.recipe import Recipe, Rule
-from qrecipe.recipe.schema import Phase, TensorSpec
+from qrecipe.recipe.schema import Executor, Phase, TensorSpec
 from qrecipe.rules.resolution import Resolution, describe, listed, resolve, subclass_findings
 from qrecipe.rules.structure import Operation
 
@@ -37,8 +38,9 @@ from qrecipe.rules.structure import Operation
 def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
     """Decide every site. Raises ``PlanError`` with all findings and the complete plan."""
     resolution = resolve(inventory.structure, recipe.rules)
-    outcome_of = outcomes(inventory, resolution.decisions, recipe.backend, recipe.phase)
-    unsupported = dict(_unsupported(inventory, resolution, outcome_of, recipe))
+    executor = recipe.executor or ("fx" if inventory.untraced is None else "eager")
+    outcome_of = outcomes(inventory, resolution.decisions, recipe.backend, recipe.phase, executor)
+    unsupported = dict(_unsupported(inventory, resolution, outcome_of, recipe, executor))
     sites = tuple(_sites(inventory, resolution, outcome_of))
     findings = (
         *resolution.findings,
@@ -60,7 +62,7 @@ def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
                 *advice(sites, inventory, recipe.backend, boundaries),
                 *subclass_findings(inventory.structure, resolution.covered),
                 *branch_findings(inventory),
-                *_untraced(inventory),
+                *_untraced(inventory, recipe),
                 *shadowed_findings(recipe, resolution),
             )
             if finding.code not in recipe.lint.ignore
@@ -70,8 +72,9 @@ def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
         fingerprint=recipe.fingerprint,
         backend=recipe.backend,
         phase=recipe.phase,
-        executor="fx" if inventory.untraced is None else "eager",
+        executor=executor,
         ingredients=recipe.ingredients,
+        executor_reason=_why_executor(inventory, recipe),
         structure=inventory.structure,
         needs_vnni=bool(saturated),
         saturating=saturated,
@@ -125,6 +128,7 @@ def _unsupported(
     resolution: Resolution,
     outcome_of: Mapping[str, Outcome],
     recipe: Recipe,
+    executor: Executor,
 ) -> Iterator[tuple[Rule, Finding]]:
     for rule, covered in resolution.covered.items():
         won = [
@@ -139,7 +143,7 @@ def _unsupported(
             continue
         if not named and (
             len(refused) < len(won)
-            or can_honour(inventory, covered, rule.qconfig, recipe.backend, recipe.phase)
+            or can_honour(inventory, covered, rule.qconfig, recipe.backend, recipe.phase, executor)
         ):
             continue
         names = named or refused
@@ -255,10 +259,18 @@ def _unmakeable(sites: Sequence[Site], phase: Phase) -> Iterator[Finding]:
                 )
 
 
-def _untraced(inventory: Inventory) -> Iterator[Finding]:
-    if inventory.untraced is None:
+def _why_executor(inventory: Inventory, recipe: Recipe) -> str:
+    if recipe.executor is not None:
+        return ASKED
+    untraced = inventory.untraced
+    return "the model can be traced" if untraced is None else untraced.message
+
+
+def _untraced(inventory: Inventory, recipe: Recipe) -> Iterator[Finding]:
+    missed = inventory.unreached
+    if inventory.untraced is None or (recipe.executor is not None and not missed):
         return
-    missed, cure = inventory.unreached, inventory.untraced.hint or ""
+    cure = inventory.untraced.hint or ""
     notes = (
         f"to trace it, {cure}" if cure and inventory.untraced.code == "QR305" else cure,
         f"the example inputs do not reach {listed(missed)}, so they stay float" if missed else "",
@@ -266,9 +278,12 @@ def _untraced(inventory: Inventory) -> Iterator[Finding]:
     yield Finding(
         "QR210",
         f"quantized module by module, because {inventory.untraced.message}",
-        hint="functions stay float; [fx] roots would trace parts of the model",
+        hint=_TRACE_PARTS if recipe.executor is None else None,
         notes=tuple(filter(None, notes)),
     )
+
+
+_TRACE_PARTS = "functions stay float; [fx] roots would trace parts of the model"
 
 
 def _rule_verdicts(

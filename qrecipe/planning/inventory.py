@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from torch import nn
 
-from qrecipe.errors.findings import Finding, PlanError, TraceError, error_from
+from qrecipe.errors.findings import Finding, PlanError, TraceError, UnsupportedError, error_from
 from qrecipe.errors.warn import warn
 from qrecipe.model.call import EMPTY, Inputs, is_empty
 from qrecipe.model.checks import check_model
 from qrecipe.model.dry_run import CANNOT_TAKE
+from qrecipe.model.exported import exported_part
 from qrecipe.model.graph_sites import Inventory, take_inventory
 from qrecipe.model.module_sites import take_inventory as eager_inventory
 from qrecipe.model.opened.linear import is_linear
@@ -19,9 +21,10 @@ from qrecipe.model.proposals import with_advice
 from qrecipe.model.remedies import remedy
 from qrecipe.model.untraceable import UntraceableError
 from qrecipe.observers.loading import load_plugins
+from qrecipe.planning.asked import ASKED, TRAIN
 from qrecipe.planning.backend import mode_of, own_backend_config
-from qrecipe.recipe.recipe import Recipe
-from qrecipe.rules.resolution import resolve
+from qrecipe.recipe.recipe import Recipe, Rule
+from qrecipe.rules.resolution import describe, resolve
 
 
 def inventory_of(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Inventory:
@@ -32,6 +35,7 @@ def inventory_of(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Inventory:
     load_plugins(recipe)
     try:
         check_model(model, recipe)
+        _check_training(recipe)
         if is_empty(inputs.batch):
             raise PlanError(Finding("QR307", f"{CANNOT_TAKE}{EMPTY}", hint="pass a few samples"))
         inventory = _inventory_of(model, opening_of(model, inputs, recipe.fx), recipe, inputs)
@@ -48,6 +52,8 @@ def _inventory_of(model: nn.Module, opening: Opening, recipe: Recipe, inputs: In
     """The inventory of the opened model; layers that cannot be traced once opened stay whole."""
     config = own_backend_config(recipe.backend, recipe.phase)
     opened = opened_at(model, opening.paths)
+    if recipe.executor == "eager":
+        return _completed_by(opening, _asked_inventory(opened, recipe, inputs))
     try:
         inventory = take_inventory(opened, inputs, recipe.fx, config, recipe.phase)
     except TraceError as error:
@@ -55,10 +61,47 @@ def _inventory_of(model: nn.Module, opening: Opening, recipe: Recipe, inputs: In
         less = None if at is None else opening.without(at, error.findings[0].message)
         if less is not None:
             return _inventory_of(model, less, recipe, inputs)
-        untraced = _untraced_inventory(opened, recipe, inputs, error)
+        untraced = _otherwise(opened, recipe, inputs, error)
         if untraced is None:
-            raise with_advice(error, opened, inputs, recipe.fx) from error
+            advised = with_advice(error, opened, inputs, recipe.fx)
+            raise _with_pt2e(advised, opened, recipe, inputs) from error
         inventory = untraced
+    return _completed_by(opening, inventory)
+
+
+def _otherwise(
+    model: nn.Module, recipe: Recipe, inputs: Inputs, error: TraceError
+) -> Inventory | None:
+    """The inventory of a model that cannot be traced, if its executor needs no trace."""
+    if recipe.executor == "pt2e":
+        return _exported_inventory(model, recipe, inputs)
+    return _untraced_inventory(model, recipe, inputs, error) if recipe.executor is None else None
+
+
+def _exported_inventory(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Inventory:
+    config = own_backend_config(recipe.backend, recipe.phase)
+    return take_inventory(model, inputs, recipe.fx, config, recipe.phase, exported_part)
+
+
+def _with_pt2e(error: TraceError, model: nn.Module, recipe: Recipe, inputs: Inputs) -> TraceError:
+    """The error with the executor that needs no trace, if it has the modes of the recipe's rules.
+
+    It is tried, as everything that is proposed.
+    """
+    asked = {mode_of(rule.qconfig) for rule in recipe.rules if rule.qconfig and not rule.optional}
+    if recipe.phase == "qat" or "static" not in asked:
+        return error
+    try:
+        _exported_inventory(model, recipe, inputs)
+    except PlanError:
+        return error
+    (finding,) = error.findings
+    proposal = 'let PT2E execute the program of torch.export: executor = "pt2e"'
+    return TraceError(replace(finding, notes=(*finding.notes, f"or {proposal}")))
+
+
+def _completed_by(opening: Opening, inventory: Inventory) -> Inventory:
+    """The inventory of an opened model, which says so."""
     matches = {
         name: replace(match, whole=opening.whole.get(name.partition("#")[0]))
         for name, match in inventory.matches.items()
@@ -77,31 +120,76 @@ def _completed(finding: Finding, model: nn.Module, recipe: Recipe, inputs: Input
 def _untraced_inventory(
     model: nn.Module, recipe: Recipe, inputs: Inputs, error: TraceError
 ) -> Inventory | None:
-    """The sites for eager mode, or None if rules ask for more than modules that need no trace.
-
-    Subclasses of linear layers that compute the same are opened, into plain ones.
-    """
-    if recipe.fx.roots or recipe.phase == "qat":
+    """The sites for eager mode, or None if rules ask for more than modules that need no trace."""
+    if recipe.phase == "qat" or any(_needs_graph(recipe)):
         return None
-    config = own_backend_config(recipe.backend, recipe.phase)
     static = any(rule.qconfig and mode_of(rule.qconfig) == "static" for rule in recipe.rules)
     try:
-        inventory = eager_inventory(model, inputs, recipe.fx, config, error.findings[0])
-        own = tuple(path for path in inventory.matches if is_linear(model.get_submodule(path)))
-        if own:
-            model = opened_at(model, own)
-            inventory = eager_inventory(model, inputs, recipe.fx, config, error.findings[0])
-            inventory = replace(inventory, opened=own)
+        inventory = _by_modules(model, recipe, inputs, error.findings[0])
     except PlanError:
         if static:
             return None
         raise  # the model or its inputs are at fault, traced or not
-    decided = [each.rule for each in resolve(inventory.structure, recipe.rules).decisions.values()]
-    asked = {mode_of(rule.qconfig) for rule in decided if rule.qconfig}
+    decided = _deciding(inventory, recipe)
     is_left_float = any(rule.tier == "module_name" and rule.is_float for rule in decided)
-    on_functions = any(
-        rule.tier == "function" and rule.qconfig and not rule.optional for rule in recipe.rules
-    )
-    if not (asked or is_left_float) or "static" in asked or on_functions:
-        return None
+    is_for_modules = is_left_float or any(rule.qconfig for rule in decided)
+    return None if not is_for_modules or any(_need_values(decided, recipe)) else inventory
+
+
+def _asked_inventory(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Inventory:
+    """The sites for eager mode, which the recipe asks for.
+
+    Raises ``UnsupportedError`` (QR316) if the recipe asks for more than eager mode can do.
+    """
+    why = Finding("QR210", ASKED)
+    findings = list(_needs_graph(recipe))
+    if not findings:
+        inventory = _by_modules(model, recipe, inputs, why)
+        findings = list(_need_values(_deciding(inventory, recipe), recipe))
+    if findings:
+        raise error_from(findings)
     return inventory
+
+
+def _by_modules(model: nn.Module, recipe: Recipe, inputs: Inputs, why: Finding) -> Inventory:
+    """The leaf modules, with subclasses of linear layers that compute the same as plain ones."""
+    config = own_backend_config(recipe.backend, recipe.phase)
+    inventory = eager_inventory(model, inputs, recipe.fx, config, why)
+    own = tuple(path for path in inventory.matches if is_linear(model.get_submodule(path)))
+    if not own:
+        return inventory
+    inventory = eager_inventory(opened_at(model, own), inputs, recipe.fx, config, why)
+    return replace(inventory, opened=own)
+
+
+def _deciding(inventory: Inventory, recipe: Recipe) -> list[Rule]:
+    decisions = resolve(inventory.structure, recipe.rules).decisions.values()
+    return list(dict.fromkeys(decision.rule for decision in decisions))
+
+
+def _check_training(recipe: Recipe) -> None:
+    """Raises ``UnsupportedError`` (QR316) if the executor that is asked for does not train."""
+    if recipe.phase == "qat" and recipe.executor is not None and recipe.executor not in TRAIN:
+        message = f'executor = "{recipe.executor}" does not train'
+        hint = 'leave executor out, or set phase = "ptq"'
+        raise UnsupportedError(Finding("QR316", message, hint=hint, key="phase"))
+
+
+def _needs_graph(recipe: Recipe) -> Iterator[Finding]:
+    """What in a recipe eager mode cannot do for any model."""
+    if recipe.fx.roots:
+        hint = "leave executor out, or remove the roots"
+        yield Finding("QR316", "eager mode traces no roots", hint=hint, key="fx.roots")
+
+
+def _need_values(decided: Iterable[Rule], recipe: Recipe) -> Iterator[Finding]:
+    """The rules that observe tensors or quantize functions, which eager mode does not see."""
+    hint = "leave executor out, or use dynamic or weight-only rules for modules"
+    for rule in decided:
+        if rule.qconfig and mode_of(rule.qconfig) == "static":
+            message = f"eager mode has no static quantization, and {describe(rule)} is static"
+            yield Finding("QR316", message, rule.location, hint=hint)
+    for rule in recipe.rules:
+        if rule.tier == "function" and rule.qconfig and not rule.optional:
+            message = f"eager mode leaves functions float, and {describe(rule)} quantizes them"
+            yield Finding("QR316", message, rule.location, hint=hint)

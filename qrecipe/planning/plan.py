@@ -24,12 +24,9 @@ from qrecipe.planning.text import (
     summary,
 )
 from qrecipe.recipe.recipe import Ingredient, QConfigSpec, WrittenRule
-from qrecipe.recipe.schema import Backend, Phase, TensorSpec
+from qrecipe.recipe.schema import Backend, Executor, Phase, TensorSpec
 from qrecipe.rules.structure import NO_STRUCTURE, Mode, ModelStructure
 from qrecipe.terminal.report import Report, Section
-
-Executor = Literal["fx", "eager"]
-"""How a plan is executed: in FX graph mode, or module by module where that cannot trace."""
 
 Engine = Literal["fbgemm", "onednn"]
 """An engine that a single site's weights can be packed for."""
@@ -96,7 +93,8 @@ class Plan(Report):
 
     ``findings`` are what makes the plan impossible; a plan that was returned has none.
     ``warnings`` are legal but doubtful; ``boundaries`` counts the tensors that are quantized or
-    dequantized at run time; ``ingredients`` are the files that the recipe is made of;
+    dequantized at run time; ``executor_reason`` says why ``executor`` carries the plan out, None
+    if that was not stored; ``ingredients`` are the files that the recipe is made of;
     ``needs_vnni`` tells that kernels saturate on an x86 CPU without VNNI, ``saturating`` at which
     sites. The latter and ``structure``, the model's, are those of a plan that was made here: one
     that was read back has neither.
@@ -114,6 +112,7 @@ class Plan(Report):
     executor: Executor
     needs_vnni: bool
     ingredients: tuple[Ingredient, ...]
+    executor_reason: str | None = None
     structure: ModelStructure = field(default=NO_STRUCTURE, compare=False)
     saturating: tuple[str, ...] = field(default=(), compare=False)
 

@@ -26,6 +26,7 @@ def plan_values(plan: Plan) -> dict[str, Any]:
     """The plan as plain values; recipes are named as their author named them."""
     return {
         **{name: getattr(plan, name) for name in _PLAIN},
+        "executor_reason": plan.executor_reason,
         "is_for_export": plan.is_for_export,
         "ingredients": [each.to_json() for each in plan.ingredients],
         "sites": [site_values(site) for site in plan.sites],
@@ -166,6 +167,7 @@ def _fields(values: Any) -> dict[str, Any]:
     ]
     return {
         **{name: values[name] for name in _PLAIN},
+        "executor_reason": values.get("executor_reason"),
         "ingredients": [_ingredient_fields(each) for each in _items(values, "ingredients")],
         "sites": sites,
         "rules": [

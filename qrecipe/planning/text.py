@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from qrecipe.errors.findings import Finding, PlanError, in_full
 from qrecipe.errors.spelling import did_you_mean
 from qrecipe.errors.text import counted
+from qrecipe.planning.asked import ASKED
 from qrecipe.planning.plan_values import site_values, spec_values
 from qrecipe.recipe.recipe import WrittenRule, published
-from qrecipe.recipe.schema import TensorSpec
+from qrecipe.recipe.schema import Executor, TensorSpec
 from qrecipe.rules.resolution import describe
 from qrecipe.terminal.report import Listing, Section, Table, Text
 
@@ -33,15 +34,26 @@ def plan_sections(plan: Plan) -> Iterator[Section]:
         yield Listing("Warning", text)
 
 
-_EXECUTED: Mapping[str, str] = {"eager": "; executed in eager mode"}
-"""What a plan says of an executor that a user may not expect."""
+_EXECUTED: Mapping[Executor, str] = {
+    "fx": "in FX graph mode",
+    "eager": "in eager mode",
+    "pt2e": "by PT2E",
+}
+
+
+def _executed(plan: Plan) -> str:
+    """What carries the plan out, unless it is what a user expects."""
+    is_asked = plan.executor_reason == ASKED
+    if plan.executor == "fx" and not is_asked:
+        return ""
+    return f"; executed {_EXECUTED[plan.executor]}{', as asked' if is_asked else ''}"
 
 
 def summary(plan: Plan) -> str:
     """One line: recipe, backend, and how many sites become what."""
     counts = Counter(site.verdict for site in plan.sites)
     needs = "; needs a CPU with VNNI" if plan.needs_vnni else ""
-    needs += _EXECUTED.get(plan.executor, "")
+    needs += _executed(plan)
     if plan.is_for_export:
         needs = "; gives the reference model, for export"
     return (

@@ -6,9 +6,11 @@ To avoid deadlocks, the engine comes first (`execution.engine` has a lock of its
 from __future__ import annotations
 
 import functools
+import io
+import logging
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -29,6 +31,18 @@ def random_numbers_kept() -> Iterator[None]:
     """Restore the state of the random number generators afterwards."""
     with alone(), torch.random.fork_rng(devices=[]):
         yield
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Keep off the terminal what torch.export prints of what it cannot do, and torchao logs."""
+    with alone(), redirect_stderr(io.StringIO()):
+        former = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(former)
 
 
 @contextmanager

@@ -41,6 +41,7 @@ from qrecipe.recipe.schema import (
     FLOAT,
     Backend,
     CalibrationTable,
+    Executor,
     FxTable,
     LintTable,
     Phase,
@@ -146,7 +147,8 @@ def published(ingredients: Iterable[Ingredient]) -> list[str]:
 class Recipe(ShortRepr):
     """A recipe with its bases merged, after all checks that need no model.
 
-    ``path`` is the file as it was named, ``reference`` what a recipe that extends this one would
+    ``executor`` is None if it is chosen for each model. ``path`` is the file as it was named,
+    ``reference`` what a recipe that extends this one would
     write; both are None for a text without a path. ``ingredients`` are the recipe itself and all
     its bases, nearest first. ``warnings`` are those that need no model.
     """
@@ -155,6 +157,7 @@ class Recipe(ShortRepr):
     description: str | None
     phase: Phase
     backend: Backend
+    executor: Executor | None
     tensors: Mapping[str, TensorSpec]
     qconfigs: Mapping[str, QConfigSpec]
     rules: tuple[Rule, ...]
@@ -280,6 +283,7 @@ def _resolved(composition: Composition, path: str | None, reference: str | None)
         description=table.description,
         phase=table.phase or "ptq",
         backend=table.backend,
+        executor=table.executor,
         tensors=FrozenMapping(table.tensor),
         qconfigs=FrozenMapping(
             {name: _qconfig(table, qconfig) for name, qconfig in table.qconfig.items()}

@@ -27,6 +27,7 @@ FORMAT = 1
 
 Phase = Literal["ptq", "qat"]
 Backend = Literal["x86", "fbgemm", "onednn", "qnnpack", "executorch", "tensorrt"]
+Executor = Literal["fx", "eager", "pt2e"]
 DType = Literal["int8", "uint8", "int4", "uint4", "int32", "float16", "float32"]
 QScheme = Literal[
     "per_tensor_affine",
@@ -325,6 +326,10 @@ class RecipeTable(Table):
     )
     backend: Backend | None = _key(
         "Whose kernels run the model; executorch and tensorrt are targets for export."
+    )
+    executor: Executor | None = _key(
+        "What carries the plan out: FX graph mode (fx), eager mode, module by module (eager), or "
+        "torchao's PT2E on a program of torch.export (pt2e)."
     )
     tensor: dict[str, TensorSpec] = Field(
         default={}, description="How a tensor is quantized, by a name of your choice."

@@ -131,7 +131,12 @@ def _versions(lock: Lock) -> dict[str, Parts]:
         for name, plugin in lock.plugins.items()
     }
     own = {"torch": {"": lock.torch}, "qrecipe": {"": lock.qrecipe}}
-    return {**own, "the model": {"structure": lock.structure[:12]}, **plugins}
+    return {
+        **own,
+        "the model": {"structure": lock.structure[:12]},
+        "the plan": {"executor": lock.executor},
+        **plugins,
+    }
 
 
 def _classes(lock: Lock) -> dict[str, Parts]:
@@ -154,7 +159,9 @@ def outcome_changes(before: Lock, after: Lock) -> Iterator[Change]:
             continue
         # what a float site lacks is said by the verdict
         shown = {"op", "verdict"} if was.is_float or now.is_float else None
-        parts = (each.model_dump(include=shown, exclude={"by"}) for each in (was, now))
+        # not every executor packs weights for an engine
+        hidden = {"by"} if before.executor == after.executor else {"by", "engine"}
+        parts = (each.model_dump(include=shown, exclude=hidden) for each in (was, now))
         yield from _changes(*({name: each} for each in parts))
 
 

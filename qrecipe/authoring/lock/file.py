@@ -44,7 +44,7 @@ MAX_BYTES = 2**22
 MAX_ITEMS = 60_000
 """The most keys and array elements of a lock file: some 8,000 sites."""
 
-WHOLE = ("backend", "phase", "executor", "boundaries")
+WHOLE = ("backend", "phase", "boundaries")
 """What a plan comes to as a whole."""
 
 _HEAD = """\
@@ -109,6 +109,7 @@ def make_lock(plan: Plan, path: Path) -> Lock:
         bases=tuple(bases),
         plugins=dict(sorted(_plugins(plan))),
         structure=structure_fingerprint(plan.structure),
+        executor=plan.executor,
         **{name: getattr(plan, name) for name in WHOLE},
         sites={site.name: site_outcome(site, plan.phase) for site in plan},
     )
@@ -133,7 +134,7 @@ def lock_text(lock: Lock) -> str:
     lines = [
         *(f"{key} = {toml_value(values[key])}" for key in ("lock", "qrecipe", "torch", "recipe")),
         *(["bases = [", *bases, "]"] if bases else []),
-        *(f"{key} = {toml_value(values[key])}" for key in ("structure", *WHOLE)),
+        *(f"{key} = {toml_value(values[key])}" for key in ("structure", "executor", *WHOLE)),
     ]
     for name in ("plugins", "sites"):
         rows = [f"{toml_key(key)} = {toml_value(value)}" for key, value in values[name].items()]

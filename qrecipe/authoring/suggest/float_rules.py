@@ -87,7 +87,7 @@ def _left_float(
         return site.reason
     if site.rule.tier != "global" or dynamic is None or not match.has_weights:
         return None
-    if can_honour(inventory, [site.name], dynamic, plan.backend, plan.phase):
+    if can_honour(inventory, [site.name], dynamic, plan.backend, plan.phase, plan.executor):
         return None
     return f"{plan.backend} has no dynamic kernel for {site.op}"
 

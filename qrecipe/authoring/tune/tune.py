@@ -151,7 +151,7 @@ def _left_float(recipe: Recipe, inventory: Inventory, planned: Plan) -> tuple[st
         if site.verdict == "float"
         and site.rule.is_float
         and any(
-            can_honour(inventory, [site.name], qconfig, recipe.backend, "ptq")
+            can_honour(inventory, [site.name], qconfig, recipe.backend, "ptq", planned.executor)
             for qconfig in qconfigs
         )
     )

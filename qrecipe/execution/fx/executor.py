@@ -27,16 +27,14 @@ from qrecipe.execution.fx.reference import explicit, held, make_judge
 from qrecipe.execution.fx.structure import realised_sites
 from qrecipe.execution.fx.unrounded import check_conversion
 from qrecipe.execution.part import Compiled, Exportable, Fault, Task
+from qrecipe.execution.recorded import recorded_graphs
 from qrecipe.model.addresses import SITE, site_of
-from qrecipe.model.architecture import ArchitectureError, check_same, note_values
-from qrecipe.model.caches import with_caches_without_values
 from qrecipe.model.call import Inputs
-from qrecipe.model.copies import runnable_copy, with_parts, without_weights
-from qrecipe.model.graph_sites import Inventory, Match, Part, fused_graph, named_sites, structure_of
-from qrecipe.model.record import Architecture, TracedPart
+from qrecipe.model.copies import runnable_copy, with_parts
+from qrecipe.model.graph_sites import Inventory, Part
+from qrecipe.model.record import Architecture
 from qrecipe.model.rewrite_proof import check_unchanged, prove_prepared
-from qrecipe.model.trace import in_training, line_of, trace, trace_part
-from qrecipe.model.unfit import all_finite
+from qrecipe.model.trace import line_of, trace_part
 from qrecipe.planning.backend import backend_config
 from qrecipe.planning.plan import Plan
 from qrecipe.recipe.patterns import leave_float
@@ -191,57 +189,14 @@ def rebuilt(
     table: FxTable,
     check: Callable[[Inventory], None],
 ) -> nn.Module:
-    blank = without_weights(model)
+    blank, fused = recorded_graphs(model, plan, architecture, table, check)
     configs = Configs.of(plan, blank, table.preserved_attributes)
-    parts = architecture.parts
-    try:
-        fused = {part.path: _fused(blank, part, plan, table, configs) for part in parts}
-    except (ArchitectureError, PlanError):
-        filled = with_caches_without_values(blank, parts)
-        if filled is None:
-            raise
-        blank = filled
-        fused = {part.path: _fused(blank, part, plan, table, configs) for part in parts}
-    found: dict[str, Match] = {}
-    for graph_module in fused.values():
-        found |= named_sites(graph_module, configs.backend_config, plan.phase)
-    check_same(
-        "site",
-        {site.name: ", ".join(site.members) for site in plan.sites},
-        {
-            name: ", ".join(member.name for member in match.operation.members)
-            for name, match in found.items()
-        },
-    )
-    check(Inventory(blank, (), found, structure_of(blank, found, table.roots)))
     return with_parts(
         blank, {path: _converted(graph, plan, configs) for path, graph in fused.items()}
     )
 
 
-def _fused(
-    blank: nn.Module, recorded: TracedPart, plan: Plan, table: FxTable, configs: Configs
-) -> fx.GraphModule:
-    graph_module, scopes = trace(blank, recorded.path, recorded.constants, table, recorded.shapes)
-    note_values(recorded, graph_module)
-    training = None
-    if plan.phase == "qat":
-        training = in_training(
-            blank,
-            recorded.path,
-            recorded.constants,
-            table,
-            recorded.shapes,
-            graph_module,
-        )
-    fused, _ = fused_graph(graph_module, scopes, recorded.path, configs.backend_config, training)
-    return fused
-
-
 def _converted(graph_module: fx.GraphModule, plan: Plan, configs: Configs) -> fx.GraphModule:
-    for name, tensor in graph_module.named_parameters():
-        if not all_finite(tensor):  # folded from a buffer with arbitrary values
-            graph_module.get_parameter(name).data.zero_()
     # not FxPart.prepare: its fake-quants don't observe in eval mode, and these must see the shapes
     # of their weights once
     prepared = execution.prepared_copy(graph_module, emit(plan, graph_module), configs).eval()

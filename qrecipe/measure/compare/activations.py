@@ -84,7 +84,9 @@ def watched_converted(
     times: Times,
 ) -> nn.Module:
     """The converted model, whose sites match those that `watched_reference` held."""
-    givers = {_giver(real.node): name for sites in realised for name, real in sites.items()}
+    givers = {
+        real.result or _giver(real.node): name for sites in realised for name, real in sites.items()
+    }
 
     def see(node: fx.Node, result: Any, seconds: float) -> None:
         times.add(CONVERSIONS if is_conversion(node) else site_of(node) or "", seconds)

@@ -160,9 +160,9 @@ def compare(
         CalibrationError: there are no batches, or the models cannot take one.
     """
     origin = provenance(converted)
-    # training has changed weights, but not the sites
-    recipe = replace(parse_recipe(origin.recipe), phase="ptq")
     plan = Plan.from_json(origin.plan)
+    # training has changed weights, but not the sites
+    recipe = replace(parse_recipe(origin.recipe), phase="ptq", executor=plan.executor)
     first, stream = peek(batches)
     with inputs_of_batch(reference, first, forward) as inputs:
         inventory = inventory_of(reference, recipe, inputs)

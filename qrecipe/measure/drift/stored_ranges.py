@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx
 
-from qrecipe.model.addresses import CALLS, is_conversion, site_of
-from qrecipe.model.normalize import stored
+from qrecipe.model.addresses import CALLS, is_conversion, quantizes_tensor, site_of
+from qrecipe.model.normalize import stored_value
 from qrecipe.planning.plan import Site
 from qrecipe.recipe.schema import TensorSpec, quantized_range
 
@@ -138,7 +138,7 @@ def _place(node: fx.Node, sites: Mapping[str, Site]) -> tuple[Site, TensorRole] 
     """The site whose tensor a node quantizes; None if that is not a new range."""
     if node.op not in CALLS:
         return None
-    if node.target is torch.quantize_per_tensor:
+    if quantizes_tensor(node):
         source = node.args[0]
         giver = sites.get(site_of(source) or "") if isinstance(source, fx.Node) else None
         if giver is not None and giver.mode == "static":  # a reference model rounds results so
@@ -154,7 +154,7 @@ def _readers(node: fx.Node, sites: Mapping[str, Site]) -> Iterator[Site]:
     """The static sites that read a tensor, the nearest first."""
     waiting, seen = [node], {node}
     while waiting:
-        for user in waiting.pop(0).users:
+        for user in waiting.pop().users:
             site = sites.get(site_of(user) or "") if user.op in CALLS else None
             if site is not None and site.mode == "static" and not is_conversion(user):
                 yield site
@@ -168,19 +168,15 @@ def _qparams(node: fx.Node, part: fx.GraphModule) -> tuple[float, int] | None:
     if node.op == "call_module":
         module: Any = part.get_submodule(str(node.target))
         return _numbers(getattr(module, "scale", None), getattr(module, "zero_point", None))
-    if node.target is torch.quantize_per_tensor:
-        return _numbers(*(_value(argument, part) for argument in node.args[1:3]))
+    if quantizes_tensor(node):
+        return _numbers(*(stored_value(argument, part) for argument in node.args[1:3]))
     if not str(node.target).startswith("quantized."):
         return None
     if "output_scale" in node.kwargs:
         given = (node.kwargs["output_scale"], node.kwargs["output_zero_point"])
     else:
         given = node.args[-2:]  # type: ignore[assignment]
-    return _numbers(*(_value(argument, part) for argument in given))
-
-
-def _value(argument: Any, part: fx.GraphModule) -> Any:
-    return stored(argument, part) if isinstance(argument, fx.Node) else argument
+    return _numbers(*(stored_value(argument, part) for argument in given))
 
 
 def _numbers(scale: Any, zero_point: Any) -> tuple[float, int] | None:

@@ -1,0 +1,123 @@
+"""The recipe's observers in the classes that torchao looks for.
+
+torchao inserts and calibrates observers of torch.ao, and then leaves them in the converted model,
+without an error and with float tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from qrecipe._torch_ao import StandIn
+from qrecipe.execution.pt2e.torchao import ObserverBase, QuantizationSpec
+from qrecipe.model.copies import runnable_copy
+from qrecipe.model.normalize import stored
+from qrecipe.observers.qconfig import factory
+from qrecipe.recipe.schema import Phase, TensorSpec
+
+ACTIVATION = "activation_post_process"
+"""Where torch's fake-quants keep their observer, and where checks of ranges look for it."""
+
+WEIGHT = "weight_observer"
+"""The observer of a weight sees it once, when the program is converted."""
+
+_SETTINGS = ("qscheme", "quant_min", "quant_max", "ch_axis", "eps")
+
+
+class Adapter(ObserverBase, StandIn):  # type: ignore[misc]
+    """An observer of the recipe, which does all the work."""
+
+    def __init__(self, observer: Any, name: str) -> None:
+        super().__init__(observer.dtype, bool(getattr(observer, "is_dynamic", False)))
+        self.add_module(name, observer)
+        self.observer_name = name
+        for setting in _SETTINGS:
+            if hasattr(observer, setting):
+                setattr(self, setting, getattr(observer, setting))
+
+    @property
+    def observer(self) -> Any:
+        return getattr(self, self.observer_name)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.observer(x) if self.observer_name == ACTIVATION else x
+
+    def calculate_qparams(self) -> Any:
+        return self.observer.calculate_qparams()
+
+
+class Follower(ObserverBase, StandIn):  # type: ignore[misc]
+    """Stands after an operation that moves the numbers of its input, and shares its observer.
+
+    It does not observe them once more: a moving average would forget faster, and a part of a tensor
+    would narrow the range of the whole.
+    """
+
+    def __init__(self, leader: Adapter) -> None:
+        super().__init__(leader.dtype, leader.is_dynamic)
+        self.leader = leader
+        for setting in _SETTINGS:
+            if hasattr(leader, setting):
+                setattr(self, setting, getattr(leader, setting))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    def calculate_qparams(self) -> Any:
+        return self.leader.calculate_qparams()
+
+
+@dataclass(frozen=True, slots=True)
+class _Factory:
+    """Makes the adapter of a tensor spec, whatever arguments torchao would give it."""
+
+    spec: TensorSpec
+    phase: Phase
+    name: str
+    __name__ = "Adapter"  # torchao reads it
+
+    def with_args(self, **_: Any) -> _Factory:
+        return self
+
+    def __call__(self) -> Adapter:
+        return Adapter(factory(self.spec, self.phase)(), self.name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Factory:
+        return self
+
+
+def quantization_spec(spec: TensorSpec, phase: Phase, name: str) -> QuantizationSpec:
+    """What torchao is told of a tensor spec, in an annotation."""
+    make = _Factory(spec, phase, name)
+    made = make()
+    is_per_channel = not spec.is_per_tensor
+    return QuantizationSpec(
+        dtype=made.dtype,
+        observer_or_fake_quant_ctr=make,
+        quant_min=made.quant_min,
+        quant_max=made.quant_max,
+        qscheme=made.qscheme,
+        ch_axis=made.ch_axis if is_per_channel else None,
+        is_dynamic=made.is_dynamic,
+    )
+
+
+def with_weights_observed(prepared: fx.GraphModule) -> fx.GraphModule:
+    """A copy whose observers of weights have seen them."""
+    made = runnable_copy(prepared)
+    for node in made.graph.nodes:
+        adapter = adapter_at(node, made)
+        if isinstance(adapter, Adapter) and adapter.observer_name == WEIGHT:
+            adapter.observer(stored(node.args[0], made))
+    return made
+
+
+def adapter_at(node: object, program: nn.Module) -> Adapter | Follower | None:
+    """The adapter that a node of a prepared program calls, if it calls one."""
+    if getattr(node, "op", None) != "call_module":
+        return None
+    module = program.get_submodule(str(node.target))  # type: ignore[attr-defined]
+    return module if isinstance(module, (Adapter, Follower)) else None

@@ -1,0 +1,95 @@
+"""Programs of torch.export as an executor: observed and converted by torchao's PT2E."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+
+from torch import fx, nn
+
+from qrecipe.errors.findings import Finding, UnsupportedError
+from qrecipe.execution.isolated import Calibrate, Isolated
+from qrecipe.execution.part import Compiled, Realised, Task
+from qrecipe.execution.pt2e.operands import is_float
+from qrecipe.execution.recorded import inputs_of, recorded_graphs
+from qrecipe.model.addresses import is_conversion, quantizes_tensor, site_of
+from qrecipe.model.copies import own_value, with_parts
+from qrecipe.model.graph_sites import Inventory
+from qrecipe.model.quantized import Became
+from qrecipe.model.record import Architecture
+from qrecipe.planning.plan import Plan, Site
+from qrecipe.recipe.schema import FxTable
+
+__all__ = ["compile", "isolated", "realised_sites", "rebuilt", "traced_paths"]
+
+
+def check_installed() -> None:
+    """Raises ``UnsupportedError`` (QR317) without torchao."""
+    if find_spec("torchao") is None:
+        message = 'executor = "pt2e" needs torchao, which is not installed'
+        raise UnsupportedError(Finding("QR317", message, hint="pip install 'qrecipe[pt2e]'"))
+
+
+def compile(task: Task) -> Compiled:
+    check_installed()
+    from qrecipe.execution.pt2e.part import ProgramPart
+
+    return Compiled(tuple(ProgramPart.of(task, part) for part in task.inventory.parts))
+
+
+def isolated(task: Task, sites: Sequence[Site], calibrate: Calibrate) -> Isolated:
+    message = 'sites are not quantized one by one by executor = "pt2e"'
+    hint = 'rank them with executor = "fx": sites have the same names there'
+    raise UnsupportedError(Finding("QR316", message, hint=hint))
+
+
+def realised_sites(converted: fx.GraphModule) -> Mapping[str, Realised]:
+    found: dict[str, list[fx.Node]] = {}
+    for node in converted.graph.nodes:
+        name = site_of(node)
+        if name is not None and is_float(node) and not is_conversion(node):
+            found.setdefault(name, []).append(node)
+    return {
+        name: Realised(_became(nodes[-1]), nodes[0], _rounded(nodes[-1]))
+        for name, nodes in found.items()
+    }
+
+
+def _became(last: fx.Node) -> Became:
+    return "float" if _rounded(last) is last else "static"
+
+
+def _rounded(last: fx.Node) -> fx.Node:
+    """What readers of a site's result get: the result itself, or the same dequantized."""
+    quantizing = next(filter(quantizes_tensor, last.users), None)
+    return last if quantizing is None else next(iter(quantizing.users))
+
+
+def traced_paths(roots: Sequence[str]) -> tuple[str, ...]:
+    return tuple(roots) or ("",)
+
+
+def rebuilt(
+    model: nn.Module,
+    plan: Plan,
+    architecture: Architecture,
+    table: FxTable,
+    check: Callable[[Inventory], None],
+) -> nn.Module:
+    check_installed()
+    from qrecipe.execution.pt2e.part import rebuilt_program
+
+    blank, graphs = recorded_graphs(model, plan, architecture, table, check)
+    preserved = {name: own_value(blank, name) for name in table.preserved_attributes}
+    return with_parts(
+        blank,
+        {
+            part.path: rebuilt_program(
+                graphs[part.path],
+                inputs_of(part),
+                plan,
+                preserved,
+            )
+            for part in architecture.parts
+        },
+    )

@@ -1,0 +1,151 @@
+"""A part of a model as a program: prepared, converted and audited."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+
+from qrecipe._torch_ao import quiet
+from qrecipe._torch_fx import attach_preserved_attrs_to_model
+from qrecipe.audit.sample import Sample
+from qrecipe.errors.findings import ArtifactError, ExecutionError, Finding
+from qrecipe.errors.text import first_line
+from qrecipe.errors.warn import settle
+from qrecipe.execution.part import Exportable, Fault, Task
+from qrecipe.execution.pt2e.adapters import with_weights_observed
+from qrecipe.execution.pt2e.annotation import PlanQuantizer, follow
+from qrecipe.execution.pt2e.batch_norms import hide_batch_norms, show_batch_norms
+from qrecipe.execution.pt2e.capture import captured
+from qrecipe.execution.pt2e.numbers import numeric_findings
+from qrecipe.execution.pt2e.reference import conversion_findings, reference
+from qrecipe.execution.pt2e.scales import store_scales
+from qrecipe.execution.pt2e.structure import structure_findings
+from qrecipe.execution.pt2e.torchao import convert_pt2e, prepare_pt2e
+from qrecipe.model.addresses import SITE
+from qrecipe.model.call import Inputs
+from qrecipe.model.copies import own_value, runnable_copy, structural_copy
+from qrecipe.model.graph_sites import Part
+from qrecipe.model.rewrite_proof import check_unchanged, prove_exported
+from qrecipe.model.unfit import unfit
+from qrecipe.planning.plan import Plan
+from qrecipe.recipe.schema import LintTable
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramPart:
+    """A part of the inventory as a program; ``plan`` holds its own sites alone."""
+
+    path: str
+    source: Part
+    program: fx.GraphModule
+    plan: Plan
+    task: Task
+
+    @classmethod
+    def of(cls, task: Task, source: Part) -> ProgramPart:
+        own = task.plan.restricted_to(sites_of(source.graph_module))
+        program = captured(source.graph_module, source.inputs)
+        prove_exported(program, source.graph_module, source.example, source.inputs)
+        return cls(source.path, source, program, own, task)
+
+    def prepare(self) -> fx.GraphModule:
+        check_unchanged(self.source.graph_module, self.source.example)
+        return self.prepare_at_once()
+
+    def prepare_at_once(self) -> fx.GraphModule:
+        return prepared_program(self.program, self.plan, self._preserved)
+
+    @property
+    def _preserved(self) -> dict[str, object]:
+        names = self.task.recipe.fx.preserved_attributes
+        return {name: own_value(self.task.model, name) for name in names}
+
+    def convert(
+        self, prepared: nn.Module, sample: Sample | None, lint: LintTable
+    ) -> fx.GraphModule:
+        assert isinstance(prepared, fx.GraphModule)
+        if sample is None:  # running it would change its observers
+            probe = runnable_copy(prepared)
+            with torch.no_grad():
+                sample = Sample(self.source.inputs, self.source.inputs.call(probe))
+        converted = converted_program(prepared, self._preserved)
+        expected = reference(prepared)
+        structure = [
+            *structure_findings(self.plan, self.program, converted),
+            *conversion_findings(expected, converted),
+        ]
+        numbers = numeric_findings(self.plan, expected, converted, sample)
+        settle(structure or list(numbers), lint.ignore)
+        return converted
+
+    def reference(self, prepared: nn.Module) -> fx.GraphModule:
+        assert isinstance(prepared, fx.GraphModule)
+        return reference(prepared)
+
+    def fault(self, converted: nn.Module, inputs: Inputs) -> Fault | None:
+        return None
+
+    def exportable(self, prepared: nn.Module) -> Exportable:
+        hint = 'export the model of executor = "fx"'
+        raise ArtifactError(Finding("QR512", "ONNX is written from FX graphs alone", hint=hint))
+
+
+def prepared_program(
+    program: fx.GraphModule, plan: Plan, preserved: dict[str, object]
+) -> fx.GraphModule:
+    """A copy of the program with the plan's observers in it.
+
+    Raises ``PlanError`` (QR306) if torchao fails.
+    """
+    copied = structural_copy(program)
+    try:
+        with quiet():
+            made = prepare_pt2e(copied, PlanQuantizer(plan))
+    except Exception as error:
+        message = f"torchao cannot prepare the model: {first_line(error)}"
+        raise unfit(message, "leave the named operation float, and report the model") from error
+    follow(made, plan)
+    return _finished(made, preserved)
+
+
+def converted_program(prepared: fx.GraphModule, preserved: dict[str, object]) -> fx.GraphModule:
+    """torchao's conversion, without the float weights that nothing reads any more.
+
+    Raises ``ExecutionError`` (QR405) if torchao fails.
+    """
+    try:
+        with quiet(), torch.no_grad():
+            observed = with_weights_observed(prepared)  # a copy: conversion changes it
+            hide_batch_norms(observed)
+            made = convert_pt2e(observed)
+            show_batch_norms(made)
+    except Exception as error:
+        message = f"torchao could not convert the prepared model: {first_line(error)}"
+        hint = "leave the named operation float, and report the model"
+        raise ExecutionError(Finding("QR405", message, hint=hint)) from error
+    store_scales(made)
+    return _finished(made, preserved)
+
+
+def rebuilt_program(
+    graph_module: fx.GraphModule, inputs: Inputs, plan: Plan, preserved: dict[str, object]
+) -> fx.GraphModule:
+    """The converted program of a graph without values, from observers that saw nothing."""
+    program = captured(graph_module, inputs)
+    own = plan.restricted_to(sites_of(graph_module))
+    return converted_program(prepared_program(program, own, preserved), preserved)
+
+
+def sites_of(graph_module: fx.GraphModule) -> set[str]:
+    """The names of the sites in a graph."""
+    return {node.meta[SITE] for node in graph_module.graph.nodes if SITE in node.meta}
+
+
+def _finished(made: fx.GraphModule, preserved: dict[str, object]) -> fx.GraphModule:
+    """The graph with what it calls alone; torchao's own module refuses to be trained or not."""
+    finished = fx.GraphModule(made, made.graph)
+    finished.meta.update(made.meta)
+    attach_preserved_attrs_to_model(finished, preserved)
+    return finished

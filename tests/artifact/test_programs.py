@@ -1,0 +1,153 @@
+"""Programs of PT2E as stored models."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from artifacts import parts
+from forgery import forge, put
+from nets import NETS
+from plans import net_of, recipe
+from torch import nn
+
+import qrecipe
+from qrecipe.errors.findings import ArtifactError, AuditError
+
+pytest.importorskip("torchao")
+
+NET = NETS["squeeze_excite"]
+EXECUTED = recipe(base="builtin:x86-static-minmax", head='executor = "pt2e"')
+
+
+@pytest.fixture(scope="module")
+def converted():
+    return qrecipe.quantize(NET.model(), EXECUTED, NET.batches(10))
+
+
+@pytest.fixture
+def file(converted, tmp_path):
+    qrecipe.save_quantized(converted, tmp_path / "net.safetensors")
+    return tmp_path / "net.safetensors"
+
+
+def test_a_program_is_loaded_bit_by_bit(converted, file):
+    loaded = qrecipe.load_quantized(file, NET.model())
+    x = NET.batches(1)[0]
+    with torch.no_grad():
+        assert torch.equal(loaded(x), converted(x))
+        assert loaded(torch.cat([x, x, x])).shape[0] == 3 * len(x)
+    assert qrecipe.provenance(loaded).plan == qrecipe.provenance(converted).plan
+    assert loaded.code == converted.code
+
+
+def test_the_file_holds_integers_and_no_float_twins(converted, file):
+    weights = sum(p.numel() for p in NET.model().parameters() if p.dim() > 1)
+    tensors, _, _ = parts(file)
+    sizes = dict.fromkeys(("I8", "F32"), 0)
+    for entry in tensors.values():
+        if entry.dtype in sizes:
+            begin, end = entry.data_offsets
+            sizes[entry.dtype] += end - begin
+    assert sizes["I8"] == weights
+    assert sizes["F32"] < 4 * weights
+
+
+def test_containers_and_constants_are_those_of_the_example(tmp_path):
+    def make():
+        return net_of(
+            lambda self, pair, twice=False: {"y": self.fc(pair["x"]) * (2 if twice else 1)},
+            fc=nn.Linear(6, 4),
+        )
+
+    model, batch = make(), {"pair": {"x": torch.randn(1, 6)}, "twice": True}
+    converted = qrecipe.quantize(model, EXECUTED, [batch] * 10)
+    qrecipe.save_quantized(converted, tmp_path / "net.safetensors")
+    constants = {"twice": True}
+    loaded = qrecipe.load_quantized(tmp_path / "net.safetensors", make(), constants=constants)
+    with torch.no_grad():
+        assert torch.equal(loaded(**batch)["y"], converted(**batch)["y"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("conv2d_scale", torch.tensor(-1.0), "a scale that is not positive"),
+        ("x_zero_point", torch.tensor(1000), "a zero point outside 0..255"),
+    ],
+)
+def test_impossible_scales_are_refused(file, name, value, text):
+    tensors, metadata, content = parts(file)
+    content = bytearray(content)
+    put(content, tensors[name], value)
+    forge(file, tensors, metadata, content)
+    with pytest.raises(ArtifactError, match=f"QR509(?s:.)*{text} in {name}"):
+        qrecipe.load_quantized(file, NET.model())
+
+
+def test_a_program_of_another_model_is_refused(file):
+    with pytest.raises(ArtifactError, match="QR507"):
+        qrecipe.load_quantized(file, NETS["depthwise"].model())
+
+
+def test_a_file_of_torch_export_gives_the_same_bits(converted, tmp_path):
+    x = NET.batches(1)[0]
+    qrecipe.export_pt2(converted, tmp_path / "net.pt2", x)
+    program = torch.export.load(tmp_path / "net.pt2")
+    with torch.no_grad():
+        for batch in (x, torch.cat([x, x, x])):
+            assert torch.equal(program.module()(batch), converted(batch))
+    stored = {**program.state_dict, **program.constants}
+    weights = [tensor for tensor in stored.values() if tensor.dim() > 1]
+    assert {tensor.dtype for tensor in weights} == {torch.int8}
+
+
+def test_only_programs_are_written_and_only_if_they_are_right(converted, tmp_path, monkeypatch):
+    path, x = tmp_path / "net.pt2", NET.batches(1)[0]
+    traced = qrecipe.quantize(NET.model(), EXECUTED, NET.batches(10), executor="fx")
+    with pytest.raises(ArtifactError, match=r'QR512(?s:.)*executor = "pt2e"'):
+        qrecipe.export_pt2(traced, path, x)
+    with pytest.raises(ArtifactError, match="QR501"):
+        qrecipe.export_pt2(NET.model(), path, x)
+    other = torch.export.export(NET.model(), (x,))
+    monkeypatch.setattr(torch.export, "load", lambda stream: other)
+    with pytest.raises(AuditError, match="QR414"):
+        qrecipe.export_pt2(converted, path, x)
+    assert not path.exists()
+
+
+@pytest.mark.slow
+def test_a_program_is_loaded_in_a_fresh_process(converted, file, tmp_path):
+    x = NET.batches(1)[0]
+    with torch.no_grad():
+        torch.save((x, converted(x)), tmp_path / "expected.pt")
+    code = f"""
+import sys, torch, qrecipe
+sys.path[:0] = {sys.path!r}
+from nets import NETS
+x, expected = torch.load({str(tmp_path / "expected.pt")!r})
+loaded = qrecipe.load_quantized({str(file)!r}, NETS["squeeze_excite"].model())
+with torch.no_grad():
+    sys.exit(not torch.equal(loaded(x), expected))
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_file_of_torch_export_needs_torch_alone(converted, tmp_path):
+    x = NET.batches(1)[0]
+    qrecipe.export_pt2(converted, tmp_path / "net.pt2", x)
+    with torch.no_grad():
+        torch.save((x, converted(x)), tmp_path / "expected.pt")
+    code = f"""
+import sys, torch
+import torch.ao.quantization.fx._decomposed
+x, expected = torch.load({str(tmp_path / "expected.pt")!r})
+program = torch.export.load({str(tmp_path / "net.pt2")!r}).module()
+with torch.no_grad():
+    same = torch.equal(program(x), expected)
+sys.exit(not same or "torchao" in sys.modules or "qrecipe" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

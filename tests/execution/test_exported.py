@@ -1,0 +1,202 @@
+"""Models that FX cannot trace and torch.export can: the same sites, and PT2E executes them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from corpus import missing, torchvision
+from nets import UNTRACEABLE
+from plans import recipe
+from torch import nn
+
+import qrecipe
+from qrecipe.audit.sqnr import output_sqnr_db
+from qrecipe.errors.findings import TraceError, UnmatchedRuleError
+
+MINMAX = "builtin:x86-static-minmax"
+
+
+class Unrolled(nn.Module):
+    """Steps that no trace can count, unless ``steps`` is int."""
+
+    def __init__(self, steps=lambda size: size):
+        super().__init__()
+        self.steps = steps
+        self.embed = nn.Linear(6, 8)
+        self.cells = nn.ModuleList([nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8), nn.ReLU())])
+        self.norm = nn.LayerNorm(8)
+        self.drop = nn.Dropout()
+        self.head = nn.Linear(16, 3)
+        self.alias = self.head
+
+    def forward(self, x, mask=None, scale=1.0):
+        h = self.embed(x[:, 0])
+        for t in range(self.steps(x.shape[1])):
+            h = self.drop(self.cells[1](self.cells[0](h))) + self.embed(x[:, t])
+            h = self.norm(h * 0.5)
+        y = torch.cat([h, F.hardtanh(h)], -1)
+        return {"y": self.alias(y), "h": (h.transpose(0, 1) * scale, h[:, None, 1:-1])}
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return Unrolled().eval()
+
+
+@pytest.fixture
+def twin(model):
+    made = Unrolled(int).eval()
+    made.load_state_dict(model.state_dict())
+    return made
+
+
+@pytest.fixture
+def batches():
+    torch.manual_seed(1)
+    return [torch.randn(4, 3, 6) for _ in range(10)]
+
+
+def test_the_sites_are_those_of_a_trace(model, twin, batches):
+    exported = qrecipe.plan(model, MINMAX, batches[0], executor="pt2e")
+    traced = qrecipe.plan(twin, MINMAX, batches[0], executor="pt2e")
+    assert exported.sites == traced.sites
+    assert [site.name for site in exported if site.name.startswith("embed")] == [
+        "embed",
+        "embed#1",
+        "embed#2",
+        "embed#3",
+    ]
+    assert exported["alias"].name == "head"
+    named = {site.name: site.op for site in exported}
+    assert named["cells.1.0#2"] == "Linear+ReLU"
+    assert {":getitem", ":add#2", ":cat", ":hardtanh", ":transpose"} <= named.keys()
+
+
+def test_rules_find_their_sites_and_miss_as_in_a_trace(model, batches):
+    rules = '[rules.module_name]\n"cells.1" = { qconfig = "float", expect = 3 }\n'
+    plan = qrecipe.plan(model, recipe(rules, base=MINMAX), batches[0], executor="pt2e")
+    assert [plan[f"cells.1.0#{k}"].verdict for k in (1, 2)] == ["float", "float"]
+    wrong = '[rules.module_name]\n"cells.1.2" = "float"\n'
+    with pytest.raises(UnmatchedRuleError, match=r"cells\.1\.0"):
+        qrecipe.plan(model, recipe(wrong, base=MINMAX), batches[0], executor="pt2e")
+
+
+def test_the_error_of_a_trace_proposes_it_where_it_works(model, batches):
+    with pytest.raises(TraceError, match=r'or let PT2E .*: executor = "pt2e"'):
+        qrecipe.plan(model, MINMAX, batches[0])
+    with pytest.raises(TraceError) as raised:  # depends on data
+        qrecipe.plan(UNTRACEABLE.model(), MINMAX, UNTRACEABLE.batches(1)[0])
+    assert "pt2e" not in str(raised.value)
+
+
+def test_what_cannot_be_exported_is_an_error_without_torchs_output(capfd):
+    with pytest.raises(TraceError, match="QR305 the model cannot be exported"):
+        qrecipe.plan(UNTRACEABLE.model(), MINMAX, UNTRACEABLE.batches(1)[0], executor="pt2e")
+    assert capfd.readouterr().err == ""
+
+
+def test_a_module_that_is_kept_out_stays_whole(model, batches):
+    rules = '[fx]\nnon_traceable_module_name = ["cells.1"]'
+    plan = qrecipe.plan(model, recipe(rules, base=MINMAX), batches[0], executor="pt2e")
+    assert plan["cells.1"].verdict == "float"
+    assert not any(site.name.startswith("cells.1.") for site in plan)
+
+
+def test_it_is_quantized_and_loads_again(model, batches, tmp_path):
+    pytest.importorskip("torchao")
+    executed = recipe(base=MINMAX, head='executor = "pt2e"')
+    converted = qrecipe.quantize(model, executed, batches)
+    x = batches[0]
+    with torch.no_grad():
+        output = converted(x)
+        assert output_sqnr_db(model(x), output) > 20
+        assert converted(torch.randn(9, 3, 6))["y"].shape == (9, 3)
+        with pytest.raises(AssertionError, match="Guard failed"):
+            converted(torch.randn(4, 5, 6))  # as many steps as in the example
+        qrecipe.save_quantized(converted, tmp_path / "net.safetensors")
+        loaded = qrecipe.load_quantized(tmp_path / "net.safetensors", Unrolled().eval())
+        assert torch.equal(loaded(x)["h"][0], output["h"][0])
+
+
+def test_arguments_that_are_no_tensors_are_those_of_the_example(model, batches):
+    pytest.importorskip("torchao")
+    batch = {"x": batches[0], "scale": 2.0}
+    compiled = qrecipe.compile(model, MINMAX, batch, executor="pt2e")
+    prepared = compiled.prepare()
+    with torch.no_grad():
+        assert torch.equal(prepared(**batch)["h"][0], model(**batch)["h"][0])
+        assert torch.equal(prepared(batches[0], None, 2.0)["y"], model(**batch)["y"])
+
+
+MODELS = {
+    "bert": ("BertConfig", "BertModel", "words"),
+    "t5": ("T5Config", "T5EncoderModel", "words"),
+    "vit": ("ViTConfig", "ViTModel", "image"),
+    "whisper": ("WhisperConfig", "WhisperModel", "sound"),
+}
+SETTINGS = {
+    "bert": {"intermediate_size": 128, "max_position_embeddings": 32},
+    "t5": {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4},
+    "vit": {"intermediate_size": 128, "image_size": 32, "patch_size": 8},
+    "whisper": {
+        "d_model": 64,
+        "encoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "encoder_ffn_dim": 128,
+        "num_mel_bins": 16,
+        "max_source_positions": 20,
+        "decoder_layers": 1,
+        "decoder_attention_heads": 4,
+        "pad_token_id": 0,
+    },
+}
+COMMON = {"vocab_size": 100, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def example(kind):
+    if kind == "image":
+        return {"pixel_values": torch.randn(4, 3, 32, 32)}
+    if kind == "sound":
+        return {"input_features": torch.randn(4, 16, 40)}
+    return {
+        "input_ids": torch.randint(0, 100, (4, 7)),
+        "attention_mask": torch.ones(4, 7, dtype=torch.long),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(missing() is not None, reason=str(missing()))
+@pytest.mark.parametrize("name", MODELS)
+def test_encoders_of_transformers_are_static_by_rules_on_their_own_names(name, tmp_path):
+    pytest.importorskip("torchao")
+    torchvision("models")  # transformers imports it too
+    transformers = pytest.importorskip("transformers")
+    config, kind, inputs = MODELS[name]
+    common = COMMON if name in ("bert", "vit") else {"vocab_size": 100}
+
+    def make():
+        torch.manual_seed(0)
+        settings = getattr(transformers, config)(**common, **SETTINGS[name])
+        made = getattr(transformers, kind)(settings).eval()
+        return made.encoder if name == "whisper" else made
+
+    torch.manual_seed(1)
+    model, batches = make(), [example(inputs) for _ in range(10)]
+    linear = [path for path, each in model.named_modules() if type(each) is nn.Linear]
+    rules = "".join(f'"{path}" = "int8"\n' for path in linear)
+    executed = recipe(
+        f'[rules]\nglobal = "float"\n[rules.module_name]\n{rules}',
+        base=MINMAX,
+        head='executor = "pt2e"',
+    )
+    converted = qrecipe.quantize(model, executed, batches)
+    with torch.no_grad():
+        expected, output = model(**batches[0]), converted(**batches[0])
+        assert type(output) is type(expected)
+        assert output_sqnr_db(expected[0], output[0]) > 25
+        qrecipe.save_quantized(converted, tmp_path / "net.safetensors")
+        loaded = qrecipe.load_quantized(tmp_path / "net.safetensors", make())
+        assert torch.equal(loaded(**batches[0])[0], output[0])

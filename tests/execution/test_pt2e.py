@@ -1,0 +1,383 @@
+"""Programs of torch.export that torchao's PT2E quantizes by the plan, and their audit."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+from differential import snapshot
+from nets import NETS
+from plans import net_of, recipe
+from shares import every
+from torch import nn
+from torch.ao.quantization import MinMaxObserver
+
+import qrecipe
+from qrecipe.audit.sqnr import output_sqnr_db
+from qrecipe.authoring.lock.check import check_lock
+from qrecipe.authoring.lock.file import write_lock
+from qrecipe.errors.findings import AuditError, UnsupportedError
+from qrecipe.registry import table as registered
+
+pytest.importorskip("torchao")
+
+from qrecipe.execution.pt2e import part as part_module
+from qrecipe.execution.pt2e.adapters import Adapter
+from qrecipe.execution.pt2e.structure import is_dequantize, is_quantize
+
+MINMAX = "builtin:x86-static-minmax"
+
+
+class Joined(nn.Module):
+    """Two branches of different ranges, joined, pooled and read again."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(6, 4), nn.Linear(6, 4)
+        self.norm = nn.LayerNorm(8)
+        self.head = nn.Linear(8, 3)
+        with torch.no_grad():
+            self.two.weight.mul_(5)
+
+    def forward(self, x):
+        return self.head(self.norm(torch.cat([self.one(x), self.two(x)], 1)))
+
+
+def joined():
+    torch.manual_seed(0)
+    return Joined().eval(), [torch.randn(4, 6) for _ in range(10)]
+
+
+def quantized(model, batches, a_recipe=MINMAX):
+    return qrecipe.quantize(model, a_recipe, batches, executor="pt2e")
+
+
+@pytest.mark.parametrize(
+    "name", every(2, ["depthwise", "attention", "decoder", "residual", "shared_conv_two_norms"])
+)
+def test_the_program_computes_what_fx_computes_by_the_same_plan(name):
+    net = NETS[name]
+    model, batches = net.model(), net.batches(10)
+    inputs = qrecipe.Inputs.from_batch(batches[0])
+    outputs, plans = [], []
+    for executor in ("fx", "pt2e"):
+        compiled = qrecipe.compile(model, MINMAX, batches[0], executor=executor)
+        prepared = compiled.prepare()
+        qrecipe.calibrate(prepared, batches)
+        with torch.no_grad():
+            outputs.append(inputs.call(compiled._reference(prepared)))
+            if executor == "pt2e":
+                assert torch.equal(inputs.call(compiled.convert(prepared)), outputs[-1])
+        plans.append(compiled.plan)
+    assert torch.equal(*outputs)
+    assert [replace(site, engine=None) for site in plans[0]] == [
+        replace(site, reason=old.reason) for site, old in zip(plans[1], plans[0], strict=True)
+    ]
+
+
+def test_it_is_a_good_citizen():
+    model, batches = joined()
+    before = snapshot(model)
+    converted = quantized(model, batches)
+    assert snapshot(model) == before
+    x = batches[0]
+    with torch.no_grad():
+        expected = converted.eval()(x)
+        assert torch.equal(copy.deepcopy(converted)(x), expected)
+        assert converted(torch.randn(7, 6)).shape == (7, 3)
+        found = []
+        thread = threading.Thread(target=lambda: found.append(converted(x=x)))
+        thread.start()
+        thread.join()
+    assert torch.equal(found[0], expected)
+    assert not converted.training
+    own = {tensor.data_ptr() for tensor in model.state_dict().values()}
+    state = converted.state_dict()
+    assert own.isdisjoint(tensor.data_ptr() for tensor in state.values())
+    assert sum(t.numel() for t in state.values() if t.dtype == torch.int8) == 72
+    floating = {name for name, tensor in state.items() if tensor.is_floating_point()}
+    assert not floating & {"one.weight", "two.weight", "head.weight"}
+    read = {str(node.target) for node in converted.graph.find_nodes(op="get_attr")}
+    assert set(state) <= read
+    assert '"executor": "pt2e"' in qrecipe.provenance(converted).plan
+
+
+def test_the_prepared_model_stays_usable_and_shares_nothing():
+    model, batches = joined()
+    compiled = qrecipe.compile(model, MINMAX, batches[0], executor="pt2e")
+    prepared = compiled.prepare()
+    own = {tensor.data_ptr() for tensor in model.parameters()}
+    assert own.isdisjoint(tensor.data_ptr() for tensor in prepared.parameters())
+    qrecipe.calibrate(prepared, batches)
+    with torch.no_grad():
+        assert torch.equal(prepared(batches[0]), model(batches[0]))
+        first, second = (compiled.convert(prepared)(batches[0]) for _ in range(2))
+        assert torch.equal(first, second)
+        assert torch.equal(prepared(batches[0]), model(batches[0]))
+
+
+def test_what_the_plan_leaves_float_stays_float():
+    model, batches = joined()
+    rules = '[rules.module_name]\n"one" = "float"\n"norm" = "float"\n'
+    mixed = recipe(rules, base=MINMAX)
+    converted = quantized(model, batches, mixed)
+    assert torch.equal(converted.state_dict()["one.weight"], model.one.weight)
+    floats = [node for node in converted.graph.nodes if node.meta.get("site") in ("one", "norm")]
+    assert len(floats) == 2
+    assert not any(is_quantize(user) for node in floats[:1] for user in node.users)
+    traced = qrecipe.quantize(model, mixed, batches)
+    with torch.no_grad():
+        assert output_sqnr_db(traced(batches[0]), converted(batches[0])) > 60
+
+
+def test_containers_of_inputs_and_outputs_and_preserved_attributes():
+    model = net_of(
+        lambda self, pair, scale=None: {"a": self.one(pair["x"]), "b": (pair["x"] * 2, scale)},
+        one=nn.Linear(6, 4),
+    )
+    model.names = ["x"]
+    kept = recipe('[fx]\npreserved_attributes = ["names"]', base=MINMAX)
+    batches = [({"x": torch.randn(3, 6)},) for _ in range(10)]
+    converted = quantized(model, batches, kept)
+    with torch.no_grad():
+        output = converted(*batches[0])
+    assert list(output) == ["a", "b"]
+    assert output["b"][1] is None
+    assert output_sqnr_db(model(*batches[0]), output) > 25
+    assert converted.names == ["x"]
+
+
+def test_a_model_that_is_fixed_to_its_batch_size_is_audited_on_it():
+    model = net_of(lambda self, x: self.fc(x).view(8, 2, 2).sum(1), fc=nn.Linear(6, 4))
+    batches = [torch.randn(8, 6) for _ in range(10)]
+    with torch.no_grad():
+        reached = output_sqnr_db(model(batches[0]), quantized(model, batches)(batches[0]))
+    assert reached is not None
+    assert reached > 20
+
+
+def test_batch_norms_before_convolutions_are_quantized_without_exporting_again(monkeypatch):
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), nn.ReLU()).eval()
+    batches = [torch.randn(2, 3, 4, 4) for _ in range(10)]
+    compiled = qrecipe.compile(model, MINMAX, batches[0], executor="pt2e")
+    prepared = compiled.prepare()
+    qrecipe.calibrate(prepared, batches)
+    monkeypatch.setattr(torch.export, "export", None)
+    converted = compiled.convert(prepared)
+    with torch.no_grad():
+        assert output_sqnr_db(model(batches[0]), converted(batches[0])) > 20
+    assert "aten.batch_norm" in converted.code
+
+
+def test_roots_are_programs_of_their_own():
+    model, batches = joined()
+    outer = nn.Sequential(model, nn.ReLU()).eval()
+    rooted = recipe('[fx]\nroots = ["0"]', base=MINMAX)
+    converted = quantized(outer, batches, rooted)
+    assert type(converted) is nn.Sequential
+    with torch.no_grad():
+        assert torch.equal(converted[0](batches[0]), quantized(model, batches)(batches[0]))
+
+
+class Counting(MinMaxObserver):
+    """An observer of a plugin, which nothing of torchao knows."""
+
+    def forward(self, x):
+        self.calls = getattr(self, "calls", 0) + 1
+        return super().forward(x)
+
+
+@pytest.fixture
+def counting():
+    before = registered.snapshot()
+    qrecipe.register_observer("counting")(Counting)
+    yield
+    registered.restore(before)
+
+
+def test_observers_of_plugins_work_unchanged(counting):
+    model, batches = joined()
+    text = '[tensor.activation]\nobserver = "counting"\n'
+    compiled = qrecipe.compile(model, recipe(text, base=MINMAX), batches[0], executor="pt2e")
+    prepared = compiled.prepare()
+    qrecipe.calibrate(prepared, batches)
+    calls = [each.calls for each in prepared.modules() if isinstance(each, Counting)]
+    # the input, the join as each of its branches, the norm, the head
+    assert sorted(calls) == [10, 10, 10, 20]
+    with torch.no_grad():
+        plain = quantized(model, batches)(batches[0])
+        assert torch.equal(compiled.convert(prepared)(batches[0]), plain)
+
+
+def test_a_lock_of_fx_holds_under_it(tmp_path):
+    net = NETS["depthwise"]  # with another engine in FX
+    path = tmp_path / "net.lock.toml"
+    write_lock(qrecipe.plan(net.model(), MINMAX, net.batches(1)[0]), path)
+    plan = qrecipe.plan(net.model(), MINMAX, net.batches(1)[0], executor="pt2e")
+    assert "executed by PT2E, as asked" in str(plan)
+    (cause,) = check_lock(plan, path).causes
+    assert str(cause) == "the plan: executor fx -> pt2e"
+
+
+def test_what_it_does_not_do_is_said():
+    model, batches = joined()
+    with pytest.raises(UnsupportedError, match='QR316 executor = "pt2e" does not train'):
+        qrecipe.plan(model, recipe(head='phase = "qat"'), batches[0], executor="pt2e")
+    with pytest.raises(UnsupportedError, match='executor = "pt2e" has no dynamic mode'):
+        qrecipe.plan(model, "builtin:x86-dynamic", batches[0], executor="pt2e")
+    with pytest.raises(UnsupportedError, match="QR316 sites are not quantized one by one"):
+        qrecipe.sensitivity(model, recipe(base=MINMAX, head='executor = "pt2e"'), batches)
+
+
+def test_without_torchao_the_error_says_what_to_install(monkeypatch):
+    model, batches = joined()
+    monkeypatch.setattr("qrecipe.execution.pt2e.executor.find_spec", lambda name: None)
+    with pytest.raises(UnsupportedError, match=r"QR317(?s:.)*pip install 'qrecipe\[pt2e\]'"):
+        qrecipe.compile(model, MINMAX, batches[0], executor="pt2e")
+
+
+# --- the audit finds what is wrong
+
+
+def tampered(monkeypatch, tamper, name="convert_pt2e"):
+    """Convert with a tampered step; the findings of the audit."""
+    honest = getattr(part_module, name)
+
+    def wrong(*args):
+        made = honest(*args)
+        tamper(made)
+        made.recompile()
+        return made
+
+    monkeypatch.setattr(part_module, name, wrong)
+    model, batches = joined()
+    with pytest.raises(AuditError) as raised:
+        quantized(model, batches)
+    return raised.value.findings
+
+
+def of_site(program, name):
+    return next(node for node in program.graph.nodes if node.meta.get("site") == name)
+
+
+def test_a_wrong_scale_is_found(monkeypatch):
+    def tamper(made):
+        (quantize,) = (user for user in of_site(made, "norm").users if is_quantize(user))
+        (dequantize,) = (user for user in quantize.users if is_dequantize(user))
+        for node in (quantize, dequantize):
+            node.update_arg(1, node.args[1] * 1.01)
+
+    (finding,) = tampered(monkeypatch, tamper)
+    assert finding.code == "QR410"
+    assert "the scale is not what was calibrated" in finding.message
+    assert "head reads norm" in finding.message
+
+
+def test_a_tensor_left_float_is_found(monkeypatch):
+    def tamper(made):
+        node = of_site(made, "head")
+        node.update_arg(0, node.args[0].args[0].args[0])
+
+    found = tampered(monkeypatch, tamper)
+    assert [finding.message.partition(", but ")[2] for finding in found[:2]] == [
+        "its result is read as float",
+        "reads layer_norm, which is float",
+    ]
+    assert {finding.code for finding in found} == {"QR410"}
+
+
+def test_an_observer_that_was_left_in_is_found(monkeypatch):
+    honest = part_module.convert_pt2e
+
+    def wrong(prepared):
+        for name, module in list(prepared.named_modules()):
+            if isinstance(module, Adapter) and name == "activation_post_process_0":
+                prepared.set_submodule(name, module.observer)  # of torch.ao
+        return honest(prepared)
+
+    monkeypatch.setattr(part_module, "convert_pt2e", wrong)
+    model, batches = joined()
+    with pytest.raises(AuditError, match=r"QR410 one .* reads activation_post_process_0"):
+        quantized(model, batches)
+
+
+def test_a_missing_annotation_is_found(monkeypatch):
+    class Forgetful(part_module.PlanQuantizer):
+        def annotate(self, model):
+            super().annotate(model)
+            del of_site(model, "head").meta["quantization_annotation"]
+
+    monkeypatch.setattr(part_module, "PlanQuantizer", Forgetful)
+    model, batches = joined()
+    with pytest.raises(
+        AuditError, match=r"head \(Linear\) is planned as static, but its weight is float"
+    ):
+        quantized(model, batches)
+
+
+def test_branches_of_a_join_with_scales_of_their_own_are_found(monkeypatch):
+    class Untied(part_module.PlanQuantizer):
+        def annotate(self, model):
+            super().annotate(model)
+            join = of_site(model, ":cat")
+            annotation = join.meta["quantization_annotation"]
+            join.meta["quantization_annotation"] = replace(
+                annotation,
+                input_qspec_map={
+                    source: type(spec)(source)
+                    for source, spec in annotation.input_qspec_map.items()
+                },
+            )
+
+    monkeypatch.setattr(part_module, "PlanQuantizer", Untied)
+    model, batches = joined()
+    with pytest.raises(AuditError, match="that share a scale have several"):
+        quantized(model, batches)
+
+
+def test_a_weight_without_integers_is_found(monkeypatch):
+    def tamper(made):
+        node = of_site(made, "head")
+        made.head_weight = nn.Parameter(torch.zeros(3, 8))
+        with made.graph.inserting_before(node):
+            node.update_arg(1, made.graph.get_attr("head_weight"))
+
+    found = tampered(monkeypatch, tamper)
+    assert found[0].message == "head (Linear) is planned as static, but its weight is float"
+
+
+def test_an_operator_that_computes_something_else_is_found(monkeypatch):
+    def tamper(made):
+        node = of_site(made, "norm")
+        node.target = torch.ops.aten.layer_norm.default
+        node.update_arg(4, 10.0)  # eps
+
+    (finding,) = tampered(monkeypatch, tamper)
+    assert finding.code == "QR411"
+    assert "the converted operator of norm (LayerNorm) computes something else" in finding.message
+
+
+# --- measuring
+
+
+def test_comparisons_and_drift_say_of_it_what_they_say_of_fx():
+    model, batches = joined()
+    compared, drifted = [], []
+    for executor in ("fx", "pt2e"):
+        converted = qrecipe.quantize(model, MINMAX, batches, executor=executor)
+        found = qrecipe.compare(model, converted, batches).sites
+        compared.append({site.name: (site.weight, site.activation) for site in found})
+        ranges = qrecipe.drift(converted, batches).sites
+        drifted.append(
+            {
+                (site.name if site.tensor == "output" else "x", round(site.stored.scale, 6))
+                for site in ranges
+            }
+        )
+    assert compared[0] == compared[1]
+    assert None not in compared[1]["head"]
+    assert drifted[0] == drifted[1]
+    assert len(drifted[0]) == 5
