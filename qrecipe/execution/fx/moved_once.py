@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from qrecipe.model.addresses import DROPS
+from qrecipe.execution.fx.drops import before_drops
 from qrecipe.model.moving import moved
 from qrecipe.model.same_graph import observing
 
@@ -19,7 +19,7 @@ def observe_moved_once(prepared: fx.GraphModule) -> None:
     nodes = _moves(prepared)
     is_observer = observing(prepared)
     for node in reversed(nodes):
-        source = _source(node)
+        source = before_drops(node.all_input_nodes[0])
         if not is_observer(source):
             continue
         shared = prepared.get_submodule(str(source.target))
@@ -38,7 +38,7 @@ def observe_moved_again(prepared: fx.GraphModule) -> None:
     is_observer = observing(prepared)
     qconfigs = prepared.meta["_observed_graph_module_attrs"].node_name_to_qconfig
     for node in nodes:
-        source, readers = _source(node), list(node.users)
+        source, readers = before_drops(node.all_input_nodes[0]), list(node.users)
         is_shared = is_observer(source) and qconfigs.get(node.name) is not None
         if not is_shared or any(map(is_observer, readers)):
             continue
@@ -52,11 +52,3 @@ def observe_moved_again(prepared: fx.GraphModule) -> None:
 
 def _moves(prepared: fx.GraphModule) -> list[fx.Node]:
     return [node for node in prepared.graph.nodes if node.target is moved]
-
-
-def _source(node: fx.Node) -> fx.Node:
-    """What a call that moves numbers reads, before drops."""
-    source = node.all_input_nodes[0]
-    while DROPS in source.meta:
-        source = source.all_input_nodes[0]
-    return source
