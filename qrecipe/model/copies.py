@@ -6,10 +6,11 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 
 from qrecipe.model.nested import tensors_in
 from qrecipe.model.plain_attributes import keep_plain_attributes
@@ -99,6 +100,9 @@ def on_meta(model: nn.Module) -> nn.Module:
 
 
 def _as_shape(tensor: Tensor) -> Tensor:
+    if is_lazy(tensor):
+        lazy: Any = type(tensor)
+        return cast(Tensor, lazy(device="meta"))
     shape = tensor.detach().to("meta")
     is_parameter = isinstance(tensor, nn.Parameter)
     return nn.Parameter(shape, tensor.requires_grad) if is_parameter else shape
@@ -129,15 +133,17 @@ def zeros_like(tensor: Tensor) -> Tensor:
 
 def _copy_sharing(model: _Model, shared: Iterable[_Part]) -> _Model:
     """A deep copy that shares some parts; inference tensors are cloned, for autograd."""
-    memo: dict[int, _Part] = {
-        id(part): part for part in shared if not (isinstance(part, Tensor) and part.is_inference())
-    }
+    memo: dict[int, _Part] = {id(part): part for part in shared if not _is_inference(part)}
     # deepcopy rejects tensors computed by autograd, such as the weight of an old-style weight_norm
     memo |= {id(tensor): tensor.detach() for tensor in _computed(model)}
     memo |= {
         id(buffer): buffer.detach().clone() for buffer in model.buffers() if not buffer.is_leaf
     }
     return _copied(model, memo)
+
+
+def _is_inference(part: _Part) -> bool:
+    return isinstance(part, Tensor) and not is_lazy(part) and part.is_inference()
 
 
 def own_value(model: nn.Module, name: str) -> Any:
