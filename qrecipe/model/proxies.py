@@ -9,12 +9,27 @@ from typing import Any
 from torch import fx
 from torch.fx.proxy import Attribute
 
+from qrecipe.model.sizes import kind_of
+
 IN_PLACE = "in place"
 """Set in the ``meta`` of calls that change their first argument, if that is a tensor."""
 
 
 class AskingProxy(fx.Proxy):
-    """A proxy that asks its tracer for what Python needs as a number or a length."""
+    """A proxy that asks its tracer for what Python needs as a number or a length.
+
+    Sizes are of their class, and are found in sets and dicts as the numbers that they are.
+    """
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        return kind_of(self.node) or type(self)
+
+    def __hash__(self) -> int:
+        kind = kind_of(self.node)
+        if kind is None:
+            return id(self)
+        return hash(self._asked(int)) if kind is int else int(self._asked(hash))
 
     def __getattr__(self, k: str) -> _AskingAttribute:
         return _AskingAttribute(self, k)

@@ -80,7 +80,7 @@ LINES = {
     "a generator": lambda self, x: (y for y in [self.fc(x)]),
     "an array": lambda self, x: self.fc(x) * np.sqrt(x.shape[1]),
     "a copy": lambda self, x: self.fc(copy.deepcopy(x)),
-    "a library": lambda self, x: self.fc(x) * float(fractions.Fraction(x.shape[1])),
+    "a library": lambda self, x: self.fc(x) * float(fractions.Fraction(x.mean())),
     "a format": _formats,
     "a bare decorator": lambda *args, **kwargs: args[0].fc(args[1]),
 }

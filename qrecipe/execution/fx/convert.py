@@ -109,23 +109,27 @@ def _tie_again(prepared: fx.GraphModule, weights: Mapping[str, nn.Parameter]) ->
             setattr(prepared.get_submodule(path), own, former)
 
 
-def reference(prepared: fx.GraphModule, configs: Configs) -> fx.GraphModule:
-    """torch's reference conversion: float kernels between dequantize and quantize.
-
-    The identities that `altered_modules.keep_float` inserted are still in it. Raises
-    ``ExecutionError`` (QR405) if torch fails.
-    """
-    # conversion modifies its input model
+def as_torch_prepared(prepared: fx.GraphModule) -> fx.GraphModule:
+    """A copy as torch's conversion knows it, and may change it."""
     source = structural_copy(prepared)
     for node in source.graph.nodes:
         if SYNCHRONISED in node.meta:
             unsynchronise(node, source)
     observe_again(source)
     remove_drops(source)
+    return source
+
+
+def reference(prepared: fx.GraphModule, configs: Configs) -> fx.GraphModule:
+    """torch's reference conversion: float kernels between dequantize and quantize.
+
+    The identities that `altered_modules.keep_float` inserted are still in it. Raises
+    ``ExecutionError`` (QR405) if torch fails.
+    """
     try:
         with quiet(), _nothing_kept(), _own_weights_only(), random_numbers_kept():
             converted = convert(
-                source,
+                as_torch_prepared(prepared),
                 True,
                 configs.convert,
                 _remove_qconfig_flag=False,  # lowering needs it
