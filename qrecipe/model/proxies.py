@@ -9,8 +9,6 @@ from typing import Any
 from torch import fx
 from torch.fx.proxy import Attribute
 
-from qrecipe.model.sizes import kind_of
-
 IN_PLACE = "in place"
 """Set in the ``meta`` of calls that change their first argument, if that is a tensor."""
 
@@ -23,10 +21,10 @@ class AskingProxy(fx.Proxy):
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
-        return kind_of(self.node) or type(self)
+        return self._kind() or type(self)
 
     def __hash__(self) -> int:
-        kind = kind_of(self.node)
+        kind = self._kind()
         if kind is None:
             return id(self)
         return hash(self._asked(int)) if kind is int else int(self._asked(hash))
@@ -51,6 +49,10 @@ class AskingProxy(fx.Proxy):
 
     def __divmod__(self, other: Any) -> tuple[fx.Proxy, fx.Proxy]:
         return self // other, self % other
+
+    def _kind(self) -> Any:
+        node = self.node  # that of an attribute is made now
+        return self.tracer.kinds.get(node)  # type: ignore[attr-defined]
 
     def _asked(self, kind: Callable[[Any], Any]) -> Any:
         return self.tracer.asked(self, kind)  # type: ignore[attr-defined]

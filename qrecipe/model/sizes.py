@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import fx
@@ -16,24 +18,28 @@ _ARITHMETIC = (
 )
 
 
-def kind_of(node: fx.Node) -> type[int | float | torch.Size] | None:
-    """The class of a size, of a shape, or of what is computed from sizes; None for all else."""
+Kind = type[int | float | torch.Size]
+
+
+def kind_of(node: fx.Node, kinds: Mapping[Any, Kind]) -> Kind | None:
+    """The class of a size, of a shape, or of what is computed from sizes; None for all else.
+
+    ``kinds`` has those of the nodes before it.
+    """
     if reads_shape(node):
         gives_all = node.target == "size" and len(node.args) + len(node.kwargs) == 1
         return torch.Size if gives_all or "shape" in node.args[1:] else int
     if node.op != "call_function":
         return None
-    kinds = {kind_of(each) if isinstance(each, fx.Node) else type(each) for each in node.args}
-    if node.target is operator.getitem:
-        if kind_of(node.args[0]) is not torch.Size:  # type: ignore[arg-type]
-            return None
-        return torch.Size if isinstance(node.args[1], slice) else int
-    if node.target in (len, math.floor, math.ceil) and None not in kinds:
+    given = [kinds.get(each) if isinstance(each, fx.Node) else type(each) for each in node.args]
+    if node.target is operator.getitem and given[0] is torch.Size:
+        return torch.Size if given[1] is slice else int
+    if node.target in (len, math.floor, math.ceil) and given != [None]:
         return int
-    if not kinds <= {int, float, bool}:
+    if not {int, float, bool}.issuperset(given):
         return None
     if node.target is operator.truediv:
         return float
     if node.target in _ARITHMETIC:
-        return float if float in kinds else int
+        return float if float in given else int
     return None

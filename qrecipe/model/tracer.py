@@ -24,6 +24,7 @@ from qrecipe.model.opened.whole import Whole
 from qrecipe.model.proxies import AskingProxy
 from qrecipe.model.record import Shape, Shapes
 from qrecipe.model.shapes import MOST_OPERATIONS, TOO_MANY_OPERATIONS
+from qrecipe.model.sizes import Kind, kind_of
 from qrecipe.model.untraceable import AutocastError, BatchSizeError, innermost_line
 from qrecipe.process.state import random_numbers_kept, traced_alone
 
@@ -54,6 +55,7 @@ class Tracer(QuantizationTracer):
         self.whole: Collection[str] = ()
         self.idle: set[str] = set()
         self.shapes: Mapping[str, Shape | Shapes] | None = None
+        self.kinds: dict[fx.Node, Kind] = {}
         self._known: KnownValues | None = None
         self._values: dict[tuple[fx.Node, Any], Any] = {}
         self._asking = False
@@ -117,6 +119,9 @@ class Tracer(QuantizationTracer):
         return value
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
+        kind = kind_of(node, self.kinds)
+        if kind is not None:
+            self.kinds[node] = kind
         return AskingProxy(node, self)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
