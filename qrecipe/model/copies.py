@@ -46,7 +46,7 @@ def runnable_copy(model: _Model) -> _Model:
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None
     }
     shared = (parameter for parameter in model.parameters() if id(parameter) not in written)
-    return _copy_sharing(model, chain(shared, _packed(model))).eval()
+    return _in_eval_mode(_copy_sharing(model, chain(shared, _packed(model))))
 
 
 def copy_around(model: nn.Module, paths: Sequence[str]) -> nn.Module:
@@ -89,14 +89,19 @@ def without_weights(model: nn.Module) -> nn.Module:
     ]
     values = {id(tensor): tensor.detach().clone() for tensor in _computed(model)}
     zeros = {id(tensor): zeros_like(tensor) for tensor in tensors}
-    return _copied(model, {**values, **zeros}).eval()
+    return _in_eval_mode(_copied(model, {**values, **zeros}))
 
 
 def on_meta(model: nn.Module) -> nn.Module:
     """A copy in eval mode whose tensors have shapes and no values."""
     tensors = [*model.parameters(), *_plain_tensors(model), *_computed(model)]
     shapes = {id(tensor): _as_shape(tensor) for tensor in tensors}
-    return _copied(model, {**{id(each): each for each in _packed(model)}, **shapes}).eval()
+    return _in_eval_mode(_copied(model, {**{id(each): each for each in _packed(model)}, **shapes}))
+
+
+def _in_eval_mode(model: _Model) -> _Model:
+    """The model itself; its ``train`` may clear caches, so it is only called where it must be."""
+    return model.eval() if any(module.training for module in model.modules()) else model
 
 
 def _as_shape(tensor: Tensor) -> Tensor:

@@ -87,7 +87,15 @@ class Grid(Biased):
         return self.cache
 
 
-KINDS = (Biased, ByDevice, Buffered, Listed, Grid)
+class Cleared(ByDevice):
+    """Clears its cache whenever its mode is set, to eval mode too."""
+
+    def train(self, mode=True):
+        self.cache = {}
+        return super().train(mode)
+
+
+KINDS = (Biased, ByDevice, Buffered, Listed, Grid, Cleared)
 
 
 @pytest.mark.parametrize("kind", every(2, KINDS))
