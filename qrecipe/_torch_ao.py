@@ -13,49 +13,19 @@ from typing import Any
 
 import torch
 from torch.ao.quantization._learnable_fake_quantize import _LearnableFakeQuantize
-from torch.ao.quantization.fake_quantize import (
-    FakeQuantize,
-    FakeQuantizeBase,
-    FixedQParamsFakeQuantize,
-    FusedMovingAvgObsFakeQuantize,
-)
+from torch.ao.quantization.fake_quantize import FakeQuantizeBase, FixedQParamsFakeQuantize
 from torch.ao.quantization.observer import (
     FixedQParamsObserver,
-    HistogramObserver,
     MinMaxObserver,
     MovingAverageMinMaxObserver,
     MovingAveragePerChannelMinMaxObserver,
     ObserverBase,
-    PerChannelMinMaxObserver,
     PlaceholderObserver,
 )
 from torch.ao.quantization.qconfig import QConfig
-from torch.ao.quantization.stubs import DeQuantStub, QuantStub
 
 from qrecipe._torch_versions import warn_if_untested
 from qrecipe.process.warnings import Notice, held_back
-
-__all__ = [
-    "DeQuantStub",
-    "FakeQuantize",
-    "FakeQuantizeBase",
-    "FixedQParamsFakeQuantize",
-    "FixedQParamsObserver",
-    "FusedMovingAvgObsFakeQuantize",
-    "HistogramObserver",
-    "MinMaxObserver",
-    "MovingAverageMinMaxObserver",
-    "MovingAveragePerChannelMinMaxObserver",
-    "ObserverBase",
-    "PerChannelMinMaxObserver",
-    "PlaceholderObserver",
-    "QConfig",
-    "QuantStub",
-    "_LearnableFakeQuantize",
-    "is_observer",
-    "named_class",
-    "quiet",
-]
 
 _NOTICES: tuple[Notice, ...] = (
     (r"torch\.ao\.quantization is deprecated", DeprecationWarning),

@@ -5,7 +5,6 @@ import torch.ao.quantization.backend_config.utils as backend_config_utils
 from torch.ao.nn.intrinsic import ConvAdd2d, ConvAddReLU2d
 from torch.ao.nn.intrinsic.qat.modules.conv_fused import _ConvBnNd as FusedConvBatchNorm
 from torch.ao.nn.intrinsic.qat.modules.linear_fused import LinearBn1d as FusedLinearBatchNorm
-from torch.ao.nn.intrinsic.quantized.dynamic import LinearReLU as DynamicLinearReLU
 from torch.ao.nn.quantized import Embedding as QuantizedEmbedding
 from torch.ao.nn.quantized import Softmax as QuantizedSoftmax
 from torch.ao.nn.quantized.dynamic import Linear as DynamicLinear
@@ -58,53 +57,3 @@ from torch.ao.quantization.quantize_fx import attach_preserved_attrs_to_model
 from torch.ao.quantization.utils import get_qconfig_dtypes
 
 TWO_INPUT_FUSIONS = (ConvAdd2d, ConvAddReLU2d)
-
-__all__ = [
-    "TWO_INPUT_FUSIONS",
-    "BackendConfig",
-    "BackendPatternConfig",
-    "ConvertCustomConfig",
-    "DTypeConfig",
-    "DTypeWithConstraints",
-    "DynamicLinear",
-    "DynamicLinearReLU",
-    "DynamicRecurrent",
-    "FusedConvBatchNorm",
-    "FusedLinearBatchNorm",
-    "ObservationType",
-    "PrepareCustomConfig",
-    "QConfigMapping",
-    "QuantizationTracer",
-    "QuantizeHandler",
-    "QuantizedEmbedding",
-    "QuantizedSoftmax",
-    "ReferenceQuantizedModule",
-    "_generate_node_name_to_qconfig",
-    "_get_fusion_pattern_to_fuse_handler_cls",
-    "_get_pattern_to_quantize_handlers",
-    "_qconfig_satisfies_dtype_config_constraints",
-    "_sorted_patterns_dict",
-    "all_node_args_have_no_tensors",
-    "assert_and_get_unique_device",
-    "attach_preserved_attrs_to_model",
-    "backend_config_utils",
-    "convert",
-    "find_fusions",
-    "find_quantizable",
-    "fuse",
-    "get_executorch_backend_config",
-    "get_native_backend_config",
-    "get_onednn_backend_config",
-    "get_qconfig_dtypes",
-    "get_qnnpack_backend_config",
-    "get_tensorrt_backend_config",
-    "is_copy_node",
-    "is_fixed_qparams_node",
-    "is_general_tensor_shape_node",
-    "is_other_node",
-    "lower_to_native_backend",
-    "prepare",
-    "propagate_qconfig_",
-    "quantize_dynamic",
-    "swap_float_functional",
-]

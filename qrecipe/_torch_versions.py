@@ -13,8 +13,6 @@ from torch import nn
 from qrecipe.errors.findings import Finding
 from qrecipe.errors.warn import warn
 
-__all__ = ["TESTED_TORCH", "cpu_capabilities", "rewrites_statistics", "warn_if_untested"]
-
 TESTED_TORCH = ("2.10", "2.11", "2.12", "2.13", "2.14", "2.15")
 """The supported minor versions of torch; docs/versions.md says what was tested with each."""
 

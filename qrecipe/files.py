@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from qrecipe.errors.findings import Finding, RecipeReferenceError
+from qrecipe.errors.findings import RecipeReferenceError
 from qrecipe.errors.text import one_line, shown
 
 _STEP_BY_STEP = os.open in os.supports_dir_fd and hasattr(os, "O_NOFOLLOW")
@@ -79,7 +79,7 @@ def write_atomically(path: Path, text: str) -> None:
         replace_file(path, lambda stream: stream.write(text.encode()))
     except (OSError, ValueError) as error:
         message = f"cannot write {shown(str(path))}: {why_not(error)}"
-        raise RecipeReferenceError(Finding("QR001", message)) from None
+        raise RecipeReferenceError.of("QR001", message) from None
 
 
 def check_replaceable_file(path: Path) -> None:

@@ -181,12 +181,10 @@ class CompiledRecipe(ShortRepr):
     def _samples(self, prepared: nn.Module) -> Mapping[str, Sample]:
         state = prepared_state(prepared)
         if state.origin != self._identity:
-            raise CalibrationError(
-                Finding(
-                    "QR406",
-                    "this model was prepared by another CompiledRecipe",
-                    hint="convert with the CompiledRecipe that prepared it",
-                )
+            raise CalibrationError.of(
+                "QR406",
+                "this model was prepared by another CompiledRecipe",
+                hint="convert with the CompiledRecipe that prepared it",
             )
         needs_batches = self.recipe.phase == "ptq" and any(
             site.mode == "static" for site in self.plan.sites
@@ -206,7 +204,7 @@ def exportable(compiled: CompiledRecipe, prepared: nn.Module) -> Exportable:
     compiled._samples(prepared)
     if compiled.recipe.fx.roots:
         hint = "export needs one graph of the whole model: remove [fx] roots"
-        raise ArtifactError(Finding("QR512", "parts of a model cannot be exported", hint=hint))
+        raise ArtifactError.of("QR512", "parts of a model cannot be exported", hint=hint)
     (part,) = compiled._parts
     return part.exportable(prepared)
 
@@ -353,12 +351,10 @@ def compile_decided(
 
 
 def _no_batches() -> CalibrationError:
-    return CalibrationError(
-        Finding(
-            "QR401",
-            "static quantization needs batches to calibrate with, but none are given",
-            hint="pass batches=, about 100 representative mini-batches of inputs",
-        )
+    return CalibrationError.of(
+        "QR401",
+        "static quantization needs batches to calibrate with, but none are given",
+        hint="pass batches=, about 100 representative mini-batches of inputs",
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from qrecipe.authoring.lock.outcomes import SiteOutcome, site_outcome
-from qrecipe.errors.findings import CODES, Finding, RecipeReferenceError
+from qrecipe.errors.findings import CODES, RecipeReferenceError
 from qrecipe.errors.text import first_line
 from qrecipe.files import write_atomically
 from qrecipe.pipeline import plan as make_plan
@@ -57,7 +57,7 @@ def assert_plan_matches(
             path.parent.mkdir(parents=True, exist_ok=True)
         except (OSError, ValueError) as error:
             text = f"cannot write {path}: {first_line(error)}"
-            raise RecipeReferenceError(Finding("QR001", text)) from error
+            raise RecipeReferenceError.of("QR001", text) from error
         write_atomically(path, text)
     elif (expected := _content(path)) != text:
         raise AssertionError(_difference(path, expected, text))

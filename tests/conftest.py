@@ -5,6 +5,11 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("few", max_examples=50, deadline=None)
+settings.register_profile("many", max_examples=400, deadline=None)  # --hypothesis-profile many
+settings.load_profile("few")
 
 
 def pytest_runtest_setup(item):

@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from runs import hurry
 from torch import nn
 
 import qrecipe
@@ -120,7 +121,9 @@ def made():
     batches = [torch.randn(16, 8) for _ in range(3)]
     expected = model(batches[0]).detach()
     recipe = qrecipe.parse_recipe(RECIPE)
-    stderr, sys.stderr = sys.stderr, Terminal()
+    patches = pytest.MonkeyPatch()
+    hurry(patches)
+    patches.setattr(sys, "stderr", Terminal())
     try:
         compiled = qrecipe.compile(model, recipe, batches[0])
         prepared = compiled.prepare()
@@ -149,7 +152,7 @@ def made():
         }
         written = sys.stderr.getvalue()
     finally:
-        sys.stderr = stderr
+        patches.undo()
     many = "".join(f'"no{number}" = "float"\n' for number in range(50))
     with pytest.raises(qrecipe.PlanError) as caught:
         qrecipe.plan(model, qrecipe.parse_recipe(RECIPE + many), batches[0])

@@ -2,8 +2,9 @@
 
     python tools/without_vnni.py -m pytest tests/pipeline/test_cpu.py
 
-torch, FBGEMM and oneDNN then run the kernels of such a CPU, and not merely what the code believes
-of it: they saturate, and are slow, where those do. The children of the process are told the same.
+torch, FBGEMM, oneDNN and MKL (on CPUs by Intel) then run the kernels of such a CPU, and not merely
+what the code believes of it: they saturate, and are slow, where those do. The children of the
+process are told the same.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ _STARTUP = Path(__file__).parent / "without_vnni_startup"
 _ENVIRONMENT = {
     "ATEN_CPU_CAPABILITY": "avx2",
     "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
     "ONEDNN_MAX_CPU_ISA": "AVX2",
 }
 _CPUINFO_SIZE = 128

@@ -19,7 +19,7 @@ from typing import Annotated, Any, BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from qrecipe.errors.findings import ArtifactError, Finding
+from qrecipe.errors.findings import ArtifactError
 from qrecipe.errors.spelling import did_you_mean
 from qrecipe.errors.text import one_line, shown
 from qrecipe.files import replace_file, why_not
@@ -44,17 +44,11 @@ _SHOWN_PATH = 60
 _SHOWN_DIFFERENCES = 3
 
 DType = Literal["BOOL", "U8", "I8", "I16", "I32", "I64", "F16", "BF16", "F32", "F64"]
-_BYTES: dict[str, int] = {
-    "BOOL": 1,
-    "U8": 1,
-    "I8": 1,
-    "I16": 2,
-    "F16": 2,
-    "BF16": 2,
-    "I32": 4,
-    "F32": 4,
-    "I64": 8,
-    "F64": 8,
+_BYTES = {
+    **dict.fromkeys(("BOOL", "U8", "I8"), 1),
+    **dict.fromkeys(("I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("I32", "F32"), 4),
+    **dict.fromkeys(("I64", "F64"), 8),
 }
 Size = Annotated[int, Field(ge=0, lt=2**48)]
 
@@ -101,7 +95,7 @@ def problem(
     notes = (*differences[:_SHOWN_DIFFERENCES], *([f"and {more} more"] if more > 0 else []))
     name = file if len(file) <= _SHOWN_PATH else f"…{file[-_SHOWN_PATH:]}"
     message = f"{shown(name)} {one_line(what)}"
-    return ArtifactError(Finding(code, message, hint=hint, notes=tuple(map(one_line, notes))))
+    return ArtifactError.of(code, message, hint=hint, notes=tuple(map(one_line, notes)))
 
 
 def path_of(path: object, what: str) -> Path:
@@ -112,7 +106,7 @@ def path_of(path: object, what: str) -> Path:
     text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
     if not isinstance(text, str):
         message = f"{what} takes a path, not {shown(type(path).__name__)}"
-        raise ArtifactError(Finding("QR502", message))
+        raise ArtifactError.of("QR502", message)
     return Path(text)
 
 

@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError
 
 from qrecipe.artifact.container import MAX_VALUES, Header, StoredFile, json_of, problem
 from qrecipe.errors.findings import ArtifactError, PlanError, QRecipeError
+from qrecipe.errors.text import first_problem
 from qrecipe.model.record import Architecture, Stored
 from qrecipe.planning.plan import Plan
 from qrecipe.recipe.checks import findings_of
@@ -107,9 +108,7 @@ def contents_of(header: Header) -> Contents:
         values["plan"] = json.dumps(json_of(values["plan"]), indent=2, sort_keys=True)
         found = Contents.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        first = error.errors()[0]
-        at = ".".join(map(str, first["loc"]))
-        raise _bad(header, f"{at}: {first['msg']}") from None
+        raise _bad(header, first_problem(error)) from None
     except (ValueError, zlib.error, RecursionError) as error:
         raise _bad(header, str(error)) from None
     _check_names(header, found)

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from qrecipe.artifact.container import path_of, write
 from qrecipe.artifact.onnx_check import file_findings
-from qrecipe.errors.findings import CODES, ArtifactError, Finding, QRecipeError, error_from
+from qrecipe.errors.findings import CODES, ArtifactError, QRecipeError, error_from
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
 from qrecipe.model.nested import Packing, parts_of
@@ -58,7 +58,7 @@ def export_onnx(
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         text = f"export to ONNX needs {', '.join(missing)}: pip install 'qrecipe[onnx]'"
-        raise QRecipeError(Finding("QR602", text))
+        raise QRecipeError.of("QR602", text)
     file = path_of(path, "export_onnx")
     found = exportable(compiled, prepared)
     inputs = _take_tensors(found.graph_module, found.inputs)
@@ -120,7 +120,7 @@ def _content(model: fx.GraphModule, inputs: tuple[Any, ...], dynamic_shapes: Any
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         text = f"torch cannot export the model to ONNX: {first_line(cause)}"
         details = [line.strip(" -") for line in str(cause).splitlines() if line.startswith("  - ")]
-        raise ArtifactError(Finding("QR512", text, notes=tuple(details))) from error
+        raise ArtifactError.of("QR512", text, notes=tuple(details)) from error
     return content
 
 
@@ -145,7 +145,7 @@ def _check_sizes(
     if asked != unasked:
         text = "the model's code was traced for the example's sizes, but dynamic_shapes has others"
         hint = "leave these dimensions out of dynamic_shapes, and export a file for each size"
-        raise ArtifactError(Finding("QR512", text, hint=hint, notes=tuple(sorted(asked - unasked))))
+        raise ArtifactError.of("QR512", text, hint=hint, notes=tuple(sorted(asked - unasked)))
 
 
 def _conditions(program: Any) -> set[str]:

@@ -148,4 +148,4 @@ def _order_in_memory(tensor: Tensor) -> tuple[int, ...] | None:
 
 
 def _unstorable(what: str) -> ArtifactError:
-    return ArtifactError(Finding("QR511", f"the model cannot be stored: {what}"))
+    return ArtifactError.of("QR511", f"the model cannot be stored: {what}")

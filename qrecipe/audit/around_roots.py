@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
@@ -32,12 +32,12 @@ def around_findings(
     outputs only differ if the code around a root reads more than its output.
     """
     answers: dict[str, list[Any]] = {path: [] for path in roots}
-    handles = [
-        converted.get_submodule(path).register_forward_hook(partial(_keep, answers[path]))
-        for path in roots
-    ]
     try:
-        actual = _run(copy_around(converted, roots), inputs)
+        with ExitStack() as hooks:
+            for path in roots:
+                root = converted.get_submodule(path)
+                hooks.enter_context(root.register_forward_hook(partial(_keep, answers[path])))
+            actual = _run(copy_around(converted, roots), inputs)
     except Exception as error:
         raise_lack_of_memory(error)
         yield Finding(
@@ -47,9 +47,6 @@ def around_findings(
             "methods instead of weight tensors",
         )
         return
-    finally:
-        for handle in handles:
-            handle.remove()
     answering = runnable_copy(before)
     for path in roots:
         vars(answering.get_submodule(path))["forward"] = _answering(answers[path])

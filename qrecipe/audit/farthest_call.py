@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,18 +94,14 @@ def candidates_kept(
     moving average starts from that one.
     """
     kept: dict[fx.GraphModule, Candidates] = {}
-    handles = []
-    for part in parts:
-        observers = [observer for _, observer in static_observers(part)]
-        if observers and type(observers[-1]) is not MinMaxObserver:
-            kept[part] = Candidates(observers[-1])
-            handles.append(observers[-1].register_forward_pre_hook(kept[part].see))
-            handles.append(part.register_forward_hook(kept[part].note, with_kwargs=True))
-    try:
+    with ExitStack() as hooks:
+        for part in parts:
+            observers = [observer for _, observer in static_observers(part)]
+            if observers and type(observers[-1]) is not MinMaxObserver:
+                kept[part] = Candidates(observers[-1])
+                hooks.enter_context(observers[-1].register_forward_pre_hook(kept[part].see))
+                hooks.enter_context(part.register_forward_hook(kept[part].note, with_kwargs=True))
         yield kept
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def outside(kept: Extremes, seen: Extremes) -> float:

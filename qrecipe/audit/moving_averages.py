@@ -6,7 +6,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -81,19 +81,14 @@ Averages = Mapping[ObserverBase, Average]
 def watched(parts: Iterable[fx.GraphModule]) -> Iterator[Averages]:
     """Record the averages of all moving-average observers of activations while batches run."""
     averages: dict[ObserverBase, Average] = {}
-    handles = []
-    for part in parts:
-        for _, observer in static_observers(part):
-            if type(observer) is MovingAverageMinMaxObserver and observer not in averages:
-                average = Average(float(observer.averaging_constant))
-                _note(average, observer)
-                averages[observer] = average
-                handles.append(observer.register_forward_hook(partial(_note, average)))
-    try:
+    with ExitStack() as hooks:
+        for part in parts:
+            for _, observer in static_observers(part):
+                if type(observer) is MovingAverageMinMaxObserver and observer not in averages:
+                    average = averages[observer] = Average(float(observer.averaging_constant))
+                    _note(average, observer)
+                    hooks.enter_context(observer.register_forward_hook(partial(_note, average)))
         yield averages
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def first_weight(averages: Averages, batches: int) -> float | None:

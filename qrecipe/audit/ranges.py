@@ -96,7 +96,7 @@ def _check(
         observers = [observer for _, observer in static_observers(part)]
         extremes = [each.min_val for each in observers if hasattr(each, "min_val")]
         if extremes and not any(map(_is_finite, extremes)):
-            raise CalibrationError(Finding("QR401", unseen, hint=hint))
+            raise CalibrationError.of("QR401", unseen, hint=hint)
     if found := list(chain.from_iterable(map(findings_of, parts))):
         raise CalibrationError(found)
 

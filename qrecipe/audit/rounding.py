@@ -14,6 +14,7 @@ from qrecipe.audit.moving_averages import Extremes
 from qrecipe.audit.sample import Sample
 from qrecipe.audit.sqnr import output_sqnr_db
 from qrecipe.model.call import bind
+from qrecipe.model.interpreter import Interpreter
 from qrecipe.model.nested import map_tensors
 from qrecipe.model.trace_proof import difference
 from qrecipe.process.memory import raise_lack_of_memory
@@ -95,7 +96,7 @@ def _grid(observer: ObserverBase) -> tuple[float, int, int, int] | None:
     return float(scale), int(zero_point), codes.min, codes.max
 
 
-class Unobserved(fx.Interpreter):
+class Unobserved(Interpreter):
     """Runs a prepared graph without observing."""
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

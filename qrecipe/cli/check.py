@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import qrecipe
-from qrecipe.cli.options import JsonOption, PluginOption, StrictOption
+from qrecipe.cli import options
 from qrecipe.cli.output import FOUND_SOMETHING, out, out_json, reported
 from qrecipe.cli.user_code import user_code
 from qrecipe.errors.findings import Finding, QRecipeError, in_full
@@ -27,9 +27,9 @@ def check(
         list[str],
         typer.Argument(metavar="FILE", help="Recipes: files or references.", show_default=False),
     ],
-    strict: StrictOption = False,
-    plugin: PluginOption = None,
-    json: JsonOption = False,
+    strict: options.Strict = False,
+    plugin: options.Plugin = None,
+    json: options.Json = False,
 ) -> None:
     """Check recipes without torch, for pre-commit and CI.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import qrecipe
-from qrecipe.cli.options import InputOption, JsonOption, PluginOption
+from qrecipe.cli import options
 from qrecipe.cli.output import FOUND_SOMETHING, out, out_json, reported
 from qrecipe.cli.user_code import UserCode, user_code, user_output
 from qrecipe.terminal.tables import render_table
@@ -36,9 +36,9 @@ def diff(
             help="Also compare their effect on the model that this function returns.",
         ),
     ] = None,
-    input: InputOption = None,
-    plugin: PluginOption = None,
-    json: JsonOption = False,
+    input: options.Input = None,
+    plugin: options.Plugin = None,
+    json: options.Json = False,
 ) -> None:
     """Compare two recipes by their values and their effect.
 

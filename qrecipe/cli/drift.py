@@ -8,24 +8,15 @@ from typing import Annotated, Any
 import typer
 
 import qrecipe
-from qrecipe.cli.options import (
-    ArtifactArgument,
-    DataOption,
-    HtmlOption,
-    JsonOption,
-    ModelOption,
-    PlotOption,
-    PluginOption,
-    ThreadsOption,
-)
+from qrecipe.cli import options
 from qrecipe.cli.output import FOUND_SOMETHING, out, out_json, reported
 from qrecipe.cli.user_code import user_code, user_output
 
 
 def drift(
-    file: ArtifactArgument,
-    model: ModelOption,
-    data: DataOption,
+    file: options.Artifact,
+    model: options.Model,
+    data: options.Data,
     threshold: Annotated[
         float,
         typer.Option(
@@ -51,11 +42,11 @@ def drift(
             help='Arguments of forward that the model was quantized with, such as {"times": 3}.',
         ),
     ] = "{}",
-    html: HtmlOption = None,
-    plot: PlotOption = None,
-    threads: ThreadsOption = None,
-    plugin: PluginOption = None,
-    json: JsonOption = False,
+    html: options.Html = None,
+    plot: options.Plot = None,
+    threads: options.Threads = None,
+    plugin: options.Plugin = None,
+    json: options.Json = False,
 ) -> None:
     """Compare the ranges of a stored model with new data.
 

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import qrecipe
-from qrecipe.cli.options import (
-    DataOption,
-    JsonOption,
-    ModelOption,
-    OutOption,
-    PluginOption,
-    RecipeArgument,
-    ThreadsOption,
-)
+from qrecipe.cli import options
 from qrecipe.cli.output import out_and_save, reported
 from qrecipe.cli.user_code import user_code, user_output
 
 
 def fastest(
-    recipe: RecipeArgument,
-    model: ModelOption,
-    data: DataOption,
-    output: OutOption = None,
-    threads: ThreadsOption = None,
-    plugin: PluginOption = None,
-    json: JsonOption = False,
+    recipe: options.Recipe,
+    model: options.Model,
+    data: options.Data,
+    output: options.Out = None,
+    threads: options.Threads = None,
+    plugin: options.Plugin = None,
+    json: options.Json = False,
 ) -> None:
     """Leave the sites float that are slower in int8 on this machine.
 

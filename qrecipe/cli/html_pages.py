@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import nn
 
 from qrecipe.cli.model_argument import Job
 from qrecipe.cli.user_code import UserFunction
-from qrecipe.errors.findings import QRecipeError, QRecipeWarning
+from qrecipe.errors.findings import QRecipeError
 from qrecipe.execution.batches import peek
 from qrecipe.execution.provenance import Provenance, make_provenance, provenance
 from qrecipe.measure.drift.drift import drift
 from qrecipe.measure.pages.reports import Activations, Ranked
 from qrecipe.measure.sensitivity.rank import sensitivity
 from qrecipe.pipeline import plan, quantize
+from qrecipe.process.warnings import unwarned
 
 
 def activations_of(converted: nn.Module, data: UserFunction) -> Activations:
     """The activations on the caller's data, or why there are none to show."""
     try:
-        with _without_warnings():
+        with unwarned():
             return drift(converted, data())
     except QRecipeError as error:
         return error.findings[0].message
@@ -37,7 +36,7 @@ def for_page(job: Job, hurry: str | None = None) -> tuple[Activations, Provenanc
     there are no activations. Raises QRecipeError if there is no plan.
     """
     plain = replace(job.recipe, phase="ptq")
-    with _without_warnings():
+    with unwarned():
         if hurry is None:
             try:
                 converted = quantize(job.model, plain, job.data(), target_cpu=job.target_cpu)
@@ -50,7 +49,7 @@ def for_page(job: Job, hurry: str | None = None) -> tuple[Activations, Provenanc
 def plan_for_page(job: Job) -> Provenance:
     """The provenance that a model quantized without training would have."""
     plain = replace(job.recipe, phase="ptq")
-    with _without_warnings():
+    with unwarned():
         first, _ = peek(job.data())
         return make_provenance(plain, plan(job.model, plain, first), ())
 
@@ -58,7 +57,7 @@ def plan_for_page(job: Job) -> Provenance:
 def ranked_for_page(job: Job) -> Sequence[Ranked] | str:
     """The sites ranked by SQNR, or why they have none."""
     try:
-        with _without_warnings():
+        with unwarned():
             ranking = sensitivity(job.model, job.recipe, job.data(), target_cpu=job.target_cpu)
     except QRecipeError as error:
         return error.findings[0].message
@@ -66,11 +65,3 @@ def ranked_for_page(job: Job) -> Sequence[Ranked] | str:
         (site.name, math.nan if site.sqnr_db is None else site.sqnr_db, ranking.reason(site))
         for site in ranking.sites
     ]
-
-
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Suppress warnings: the command itself has already shown them."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", QRecipeWarning)
-        yield

@@ -7,7 +7,7 @@ from json import loads
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qrecipe.cli.options import ArtifactArgument, JsonOption
+from qrecipe.cli import options
 from qrecipe.cli.output import out, out_json, reported
 from qrecipe.errors.text import counted, one_line
 from qrecipe.terminal.tables import render_table
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from qrecipe.artifact.metadata import StoredModel
 
 
-def inspect(file: ArtifactArgument, json: JsonOption = False) -> None:
+def inspect(file: options.Artifact, json: options.Json = False) -> None:
     """Show the recipe, plan and versions of a stored model, without torch.
 
     \b

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, get_args
 
 import qrecipe
-from qrecipe.cli.options import JsonOption, PluginOption
+from qrecipe.cli import options
 from qrecipe.cli.output import out, out_json, reported
 from qrecipe.cli.user_code import user_code, user_output
 from qrecipe.errors.findings import RecipeError
@@ -21,7 +21,7 @@ from qrecipe.terminal.tables import render_table
 _TORCHS = {"observer": OBSERVERS, "fake_quant": FAKE_QUANTS}
 
 
-def list_names(plugin: PluginOption = None, json: JsonOption = False) -> None:
+def list_names(plugin: options.Plugin = None, json: options.Json = False) -> None:
     """List recipes, observers, fake-quants and backends.
 
     Imports all installed plugins to show their arguments, or what is wrong with them.
@@ -46,7 +46,7 @@ def list_names(plugin: PluginOption = None, json: JsonOption = False) -> None:
             _show(**listing)
 
 
-def schema(plugin: PluginOption = None) -> None:
+def schema(plugin: options.Plugin = None) -> None:
     """Print the recipe format as JSON Schema.
 
     It includes the names and arguments of all known observers and fake-quants.

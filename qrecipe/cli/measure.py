@@ -9,31 +9,21 @@ from typing import Annotated, Literal
 import typer
 
 import qrecipe
-from qrecipe.cli.options import (
-    DataOption,
-    HtmlOption,
-    JsonOption,
-    ModelOption,
-    PlotOption,
-    PluginOption,
-    RecipeArgument,
-    TargetCpuOption,
-    ThreadsOption,
-)
+from qrecipe.cli import options
 from qrecipe.cli.output import FOUND_SOMETHING, out, out_and_save, out_json, reported
 from qrecipe.cli.user_code import user_code, user_output
 
 
 def compare(
-    recipe: RecipeArgument,
-    model: ModelOption,
-    data: DataOption,
-    plot: PlotOption = None,
-    html: HtmlOption = None,
-    target_cpu: TargetCpuOption = "this",
-    threads: ThreadsOption = None,
-    plugin: PluginOption = None,
-    json: JsonOption = False,
+    recipe: options.Recipe,
+    model: options.Model,
+    data: options.Data,
+    plot: options.Plot = None,
+    html: options.Html = None,
+    target_cpu: options.TargetCpu = "this",
+    threads: options.Threads = None,
+    plugin: options.Plugin = None,
+    json: options.Json = False,
 ) -> None:
     """Quantize a model and compare it with the float one, site by site.
 
@@ -68,14 +58,14 @@ def compare(
 
 
 def profile(
-    recipe: RecipeArgument,
-    model: ModelOption,
-    data: DataOption,
-    plot: PlotOption = None,
-    html: HtmlOption = None,
-    threads: ThreadsOption = None,
-    plugin: PluginOption = None,
-    json: JsonOption = False,
+    recipe: options.Recipe,
+    model: options.Model,
+    data: options.Data,
+    plot: options.Plot = None,
+    html: options.Html = None,
+    threads: options.Threads = None,
+    plugin: options.Plugin = None,
+    json: options.Json = False,
 ) -> None:
     """Measure the time of each site, in float and in int8, and of the boundaries between them.
 
@@ -106,9 +96,9 @@ def profile(
 
 
 def sensitivity(
-    recipe: RecipeArgument,
-    model: ModelOption,
-    data: DataOption,
+    recipe: options.Recipe,
+    model: options.Model,
+    data: options.Data,
     method: Annotated[
         Literal["exact", "estimate"],
         typer.Option(help="Run the rest of the model for each site, or estimate all in one pass."),
@@ -135,12 +125,12 @@ def sensitivity(
         int | None,
         typer.Option(min=1, metavar="BYTES", help="Memory for float activations; default: 2 GiB."),
     ] = None,
-    plot: PlotOption = None,
-    html: HtmlOption = None,
-    target_cpu: TargetCpuOption = "this",
-    threads: ThreadsOption = None,
-    plugin: PluginOption = None,
-    json: JsonOption = False,
+    plot: options.Plot = None,
+    html: options.Html = None,
+    target_cpu: options.TargetCpu = "this",
+    threads: options.Threads = None,
+    plugin: options.Plugin = None,
+    json: options.Json = False,
 ) -> None:
     """Rank the sites by their effect on the output when only that site is quantized.
 

@@ -14,7 +14,7 @@ import typer
 from torch import Tensor, nn
 
 from qrecipe.cli.user_code import UserCode, UserFunction
-from qrecipe.errors.findings import Finding, QRecipeError
+from qrecipe.errors.findings import QRecipeError
 from qrecipe.measure.pages.charts import check_available
 from qrecipe.measure.pages.page import check_writable
 from qrecipe.model.unfit import instead_of_model
@@ -75,7 +75,7 @@ def load_subject(code: UserCode, name: str, shapes: Sequence[str] | None = None)
     if not isinstance(model, nn.Module):
         what, hint = instead_of_model(model)
         hint = f"{hint}; or a tuple (model, example_inputs)"
-        raise QRecipeError(Finding("QR601", f"{name} returns {what}, not a model", hint=hint))
+        raise QRecipeError.of("QR601", f"{name} returns {what}, not a model", hint=hint)
     return Subject(model, examples if inputs is None else inputs)
 
 

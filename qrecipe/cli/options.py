@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-RecipeArgument = Annotated[
+Recipe = Annotated[
     str,
     typer.Argument(
         metavar="RECIPE",
@@ -14,10 +14,10 @@ RecipeArgument = Annotated[
         show_default=False,
     ),
 ]
-ArtifactArgument = Annotated[
+Artifact = Annotated[
     str, typer.Argument(metavar="FILE", help="A file from save_quantized.", show_default=False)
 ]
-ModelOption = Annotated[
+Model = Annotated[
     str,
     typer.Option(
         "--model",
@@ -27,7 +27,7 @@ ModelOption = Annotated[
         show_default=False,
     ),
 ]
-InputOption = Annotated[
+Input = Annotated[
     list[str] | None,
     typer.Option(
         "--input",
@@ -35,7 +35,7 @@ InputOption = Annotated[
         help="Shape of a random float32 input, such as 1x3x224x224; once for each model input.",
     ),
 ]
-DataOption = Annotated[
+Data = Annotated[
     str,
     typer.Option(
         "--data",
@@ -44,23 +44,23 @@ DataOption = Annotated[
         show_default=False,
     ),
 ]
-PlotOption = Annotated[
+Plot = Annotated[
     str | None,
     typer.Option("--plot", metavar="FILE", help="Write a plot: .png, .svg or .pdf."),
 ]
-HtmlOption = Annotated[
+Html = Annotated[
     str | None,
     typer.Option("--html", metavar="FILE", help="Write an HTML page with plots, plan and recipe."),
 ]
-OutOption = Annotated[
+Out = Annotated[
     str | None,
     typer.Option("--out", metavar="FILE", help="Write the recipe to this file."),
 ]
-ThreadsOption = Annotated[
+Threads = Annotated[
     int | None,
     typer.Option("--threads", min=1, help="Number of torch threads; default: torch's choice."),
 ]
-PluginOption = Annotated[
+Plugin = Annotated[
     list[str] | None,
     typer.Option(
         "--plugin",
@@ -68,12 +68,12 @@ PluginOption = Annotated[
         help="Import a module or FILE.py that registers observers or fake-quants; repeatable.",
     ),
 ]
-TargetCpuOption = Annotated[
+TargetCpu = Annotated[
     Literal["this", "vnni"],
     typer.Option(
         "--target-cpu",
         help="Make the model for this CPU, or for x86 CPUs with VNNI even if this one has none.",
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-StrictOption = Annotated[bool, typer.Option("--strict", help="Treat warnings as errors.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Treat warnings as errors.")]

@@ -9,14 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import qrecipe
-from qrecipe.cli.options import (
-    InputOption,
-    JsonOption,
-    ModelOption,
-    PluginOption,
-    RecipeArgument,
-    StrictOption,
-)
+from qrecipe.cli import options
 from qrecipe.cli.output import fail_on, out, out_json, reported
 from qrecipe.cli.user_code import user_code, user_output
 from qrecipe.errors.text import counted
@@ -36,16 +29,16 @@ LockOption = Annotated[
 
 
 def plan(
-    recipe: RecipeArgument,
-    model: ModelOption,
-    input: InputOption = None,
+    recipe: options.Recipe,
+    model: options.Model,
+    input: options.Input = None,
     check: Annotated[
         bool, typer.Option("--check", help="Fail if the plan differs from the lock file.")
     ] = False,
     lock: LockOption = None,
-    strict: StrictOption = False,
-    plugin: PluginOption = None,
-    json: JsonOption = False,
+    strict: options.Strict = False,
+    plugin: options.Plugin = None,
+    json: options.Json = False,
 ) -> None:
     """Show what will happen to each operation of a model.
 
@@ -68,7 +61,7 @@ def plan(
 
 
 def explain(
-    recipe: RecipeArgument,
+    recipe: options.Recipe,
     name: Annotated[
         str,
         typer.Argument(
@@ -76,10 +69,10 @@ def explain(
             show_default=False,
         ),
     ],
-    model: ModelOption,
-    input: InputOption = None,
-    plugin: PluginOption = None,
-    json: JsonOption = False,
+    model: options.Model,
+    input: options.Input = None,
+    plugin: options.Plugin = None,
+    json: options.Json = False,
 ) -> None:
     """Explain what decided an operation or a module.
 
@@ -99,12 +92,12 @@ def explain(
 
 
 def lock(
-    recipe: RecipeArgument,
-    model: ModelOption,
-    input: InputOption = None,
+    recipe: options.Recipe,
+    model: options.Model,
+    input: options.Input = None,
     lock: LockOption = None,
-    plugin: PluginOption = None,
-    json: JsonOption = False,
+    plugin: options.Plugin = None,
+    json: options.Json = False,
 ) -> None:
     """Write the lock file of a recipe and a model.
 

@@ -9,16 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import qrecipe
-from qrecipe.cli.options import (
-    InputOption,
-    JsonOption,
-    ModelOption,
-    PluginOption,
-    RecipeArgument,
-    StrictOption,
-    TargetCpuOption,
-    ThreadsOption,
-)
+from qrecipe.cli import options
 from qrecipe.cli.output import fail_on, out, out_json, reported
 from qrecipe.cli.user_code import user_code, user_output
 from qrecipe.errors.findings import QRecipeWarning
@@ -34,8 +25,8 @@ if TYPE_CHECKING:
 
 
 def quantize(
-    recipe: RecipeArgument,
-    model: ModelOption,
+    recipe: options.Recipe,
+    model: options.Model,
     data: Annotated[
         str | None,
         typer.Option(
@@ -49,16 +40,16 @@ def quantize(
             metavar="FILE.py:NAME", help="A function that takes a model and returns its accuracy."
         ),
     ] = None,
-    input: InputOption = None,
+    input: options.Input = None,
     output: Annotated[
         str | None,
         typer.Option("--out", metavar="FILE", help="Save the quantized model as safetensors."),
     ] = None,
-    target_cpu: TargetCpuOption = "this",
-    threads: ThreadsOption = None,
-    strict: StrictOption = False,
-    plugin: PluginOption = None,
-    json: JsonOption = False,
+    target_cpu: options.TargetCpu = "this",
+    threads: options.Threads = None,
+    strict: options.Strict = False,
+    plugin: options.Plugin = None,
+    json: options.Json = False,
 ) -> None:
     """Quantize a model and compare it with the float one.
 

@@ -14,7 +14,7 @@ from qrecipe.audit.moving_averages import MANY_BATCHES, weight_text
 from qrecipe.audit.ranges import observes
 from qrecipe.audit.sqnr import output_sqnr_db, sqnr_text
 from qrecipe.cli.user_code import UserFunction
-from qrecipe.errors.findings import Finding, QRecipeError
+from qrecipe.errors.findings import QRecipeError
 from qrecipe.errors.text import counted
 from qrecipe.execution.batches import describe_batch
 from qrecipe.execution.prepared import prepared_state
@@ -86,7 +86,7 @@ def _number(evaluate: UserFunction, model: nn.Module) -> float:
     except (TypeError, ValueError, RuntimeError):
         text = f"{evaluate.name}() returns a {type(value).__name__}, not a number"
         hint = "return the metric of the given model as a float"
-        raise QRecipeError(Finding("QR601", text, hint=hint)) from None
+        raise QRecipeError.of("QR601", text, hint=hint) from None
 
 
 _SLOWER = ", slower: qrecipe fastest mends it"

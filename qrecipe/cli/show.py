@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import tomli
 
 import qrecipe
-from qrecipe.cli.options import JsonOption, PluginOption, RecipeArgument
+from qrecipe.cli import options
 from qrecipe.cli.output import out, out_json, reported
 from qrecipe.cli.user_code import user_code
 from qrecipe.errors.findings import Location, UnknownNameError
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _WIDEST_CODE = 60
 
 
-def show(recipe: RecipeArgument, plugin: PluginOption = None, json: JsonOption = False) -> None:
+def show(recipe: options.Recipe, plugin: options.Plugin = None, json: options.Json = False) -> None:
     """Show the resolved recipe, and where each value was set.
 
     \b

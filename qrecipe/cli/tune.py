@@ -12,18 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import qrecipe
-from qrecipe.cli.options import (
-    DataOption,
-    HtmlOption,
-    InputOption,
-    JsonOption,
-    ModelOption,
-    OutOption,
-    PluginOption,
-    RecipeArgument,
-    TargetCpuOption,
-    ThreadsOption,
-)
+from qrecipe.cli import options
 from qrecipe.cli.output import FOUND_SOMETHING, out, out_and_save, out_json, reported
 from qrecipe.cli.user_code import user_code, user_output
 from qrecipe.files import write_atomically
@@ -37,8 +26,8 @@ if TYPE_CHECKING:
 
 
 def suggest(
-    model: ModelOption,
-    input: InputOption = None,
+    model: options.Model,
+    input: options.Input = None,
     batches: Annotated[
         int | None,
         typer.Option(
@@ -48,9 +37,9 @@ def suggest(
             help="Number of calibration batches; few batches call for another observer.",
         ),
     ] = None,
-    output: OutOption = None,
-    plugin: PluginOption = None,
-    json: JsonOption = False,
+    output: options.Out = None,
+    plugin: options.Plugin = None,
+    json: options.Json = False,
 ) -> None:
     """Suggest a recipe to start from.
 
@@ -80,9 +69,9 @@ def suggest(
 
 
 def tune(
-    recipe: RecipeArgument,
-    model: ModelOption,
-    data: DataOption,
+    recipe: options.Recipe,
+    model: options.Model,
+    data: options.Data,
     evaluate: Annotated[
         str,
         typer.Option(
@@ -107,7 +96,7 @@ def tune(
             help="Write each trial to this JSON file, and resume from it if it exists.",
         ),
     ] = None,
-    output: OutOption = None,
+    output: options.Out = None,
     pareto: Annotated[
         str | None,
         typer.Option(
@@ -115,11 +104,11 @@ def tune(
             help="Write the recipe of each trial that is more accurate than any faster one.",
         ),
     ] = None,
-    html: HtmlOption = None,
-    target_cpu: TargetCpuOption = "this",
-    threads: ThreadsOption = None,
-    plugin: PluginOption = None,
-    json: JsonOption = False,
+    html: options.Html = None,
+    target_cpu: options.TargetCpu = "this",
+    threads: options.Threads = None,
+    plugin: options.Plugin = None,
+    json: options.Json = False,
 ) -> None:
     """Search for a recipe within an accuracy budget that leaves little float.
 

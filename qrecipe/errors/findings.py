@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import reduce
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from qrecipe.errors.short import ShortRepr, short
 from qrecipe.errors.text import one_line, printable
 
 Severity = Literal["error", "warning"]
+_Error = TypeVar("_Error", bound="QRecipeError")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -121,6 +122,20 @@ class QRecipeError(Exception):
             (findings,) if isinstance(findings, Finding) else tuple(findings)
         )
         super().__init__(self.findings)
+
+    @classmethod
+    def of(
+        cls: type[_Error],
+        code: str,
+        message: str,
+        location: Location | None = None,
+        hint: str | None = None,
+        *,
+        notes: tuple[str, ...] = (),
+        key: str | None = None,
+    ) -> _Error:
+        """The error with one finding."""
+        return cls(Finding(code, message, location, hint, notes=notes, key=key))
 
     def __str__(self) -> str:
         return "\n".join(in_full(self.findings, "`findings` of this error"))

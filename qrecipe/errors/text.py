@@ -7,6 +7,8 @@ import math
 import re
 from collections.abc import Iterable
 
+from pydantic import ValidationError
+
 # control characters except tab and line feed, line separators, bidirectional overrides and lone
 # surrogates, which no encoding can write
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -59,6 +61,12 @@ def first_line(error: BaseException) -> str:
     except (Exception, SystemExit):
         text = ""
     return text.splitlines()[0] if text else type(error).__name__
+
+
+def first_problem(error: ValidationError) -> str:
+    """Where the first problem is that Pydantic has found, and what it is."""
+    first = error.errors(include_url=False)[0]
+    return ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
 
 
 def finite_or_none(value: float | None) -> float | None:

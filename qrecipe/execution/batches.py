@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from qrecipe.errors.findings import CalibrationError, Finding, PlanError
+from qrecipe.errors.findings import CalibrationError, PlanError
 from qrecipe.errors.text import counted, first_line
 from qrecipe.model.call import Inputs, is_empty
 from qrecipe.model.copies import structural_copy
@@ -111,8 +111,8 @@ def limited(batches: Iterable[Any], limit: int | None = None) -> Iterator[Any]:
         try:
             batch = next(iterator, _NO_MORE)
         except Exception as error:
-            raise CalibrationError(
-                Finding("QR402", f"the loader failed at batch {index}: {first_line(error)}")
+            raise CalibrationError.of(
+                "QR402", f"the loader failed at batch {index}: {first_line(error)}"
             ) from error
         if batch is _NO_MORE:
             return
@@ -126,12 +126,12 @@ def _iterator(batches: Iterable[Any]) -> Iterator[Any]:
             hint = "wrap it: torch.utils.data.DataLoader(dataset, batch_size=32)"
         kind = type(batches).__name__
         text = f"batches is a {kind}, not an iterable of batches"
-        raise CalibrationError(Finding("QR401", text, hint=hint))
+        raise CalibrationError.of("QR401", text, hint=hint)
     try:
         return iter(batches)
     except Exception as error:
-        raise CalibrationError(
-            Finding("QR402", f"the loader cannot be iterated: {first_line(error)}")
+        raise CalibrationError.of(
+            "QR402", f"the loader cannot be iterated: {first_line(error)}"
         ) from error
 
 
@@ -159,8 +159,8 @@ def run_batch(model: nn.Module, batch: Any, index: int, forward: Forward | None)
 
 def no_batches() -> CalibrationError:
     """The error for an empty loader."""
-    return CalibrationError(
-        Finding("QR401", "the loader yields no batches", hint="pass at least one batch")
+    return CalibrationError.of(
+        "QR401", "the loader yields no batches", hint="pass at least one batch"
     )
 
 
@@ -168,12 +168,10 @@ def unusable_batch(
     batch: Any, index: int, why: str, helping: Remedy | None = None
 ) -> CalibrationError:
     """The error for a batch that the model cannot take (QR402), with the remedy if there is one."""
-    return CalibrationError(
-        Finding(
-            "QR402",
-            f"the model cannot take batch {index} ({describe_batch(batch)}): {why}",
-            hint=_forward_hint(batch) if helping is None else helping.forward,
-        )
+    return CalibrationError.of(
+        "QR402",
+        f"the model cannot take batch {index} ({describe_batch(batch)}): {why}",
+        hint=_forward_hint(batch) if helping is None else helping.forward,
     )
 
 
@@ -212,12 +210,10 @@ def check_finite(batch: Any, index: int) -> None:
     for tensor in tensors_in(batch):
         if tensor.is_floating_point() and not all_finite(tensor) and not _is_mask(tensor):
             found = counted(int((~torch.isfinite(tensor)).sum()), "NaN or infinite value")
-            raise CalibrationError(
-                Finding(
-                    "QR403",
-                    f"batch {index} has {found} of {tensor.numel()}",
-                    hint="one such batch ruins all ranges after it; clean or skip it",
-                )
+            raise CalibrationError.of(
+                "QR403",
+                f"batch {index} has {found} of {tensor.numel()}",
+                hint="one such batch ruins all ranges after it; clean or skip it",
             )
 
 

@@ -160,13 +160,11 @@ def _restored_on_error(prepared: nn.Module, state: PreparedState) -> Iterator[No
 
 def _check_count(done: int, table: CalibrationTable) -> None:
     if done < table.min_batches:
-        raise CalibrationError(
-            Finding(
-                "QR401",
-                f"{counted(done, 'batch')} for calibration, but the recipe requires at least "
-                f"{table.min_batches}",
-                hint="pass more batches, or lower min_batches in [calibration]",
-            )
+        raise CalibrationError.of(
+            "QR401",
+            f"{counted(done, 'batch')} for calibration, but the recipe requires at least "
+            f"{table.min_batches}",
+            hint="pass more batches, or lower min_batches in [calibration]",
         )
 
 

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
-from qrecipe.errors.findings import Finding, UnsupportedError
+from qrecipe.errors.findings import UnsupportedError
 from qrecipe.errors.spelling import nearest
 from qrecipe.planning.plan import Plan
 from qrecipe.recipe.schema import Backend
@@ -34,7 +34,7 @@ def check_engine(backend: Backend) -> None:
     if backend not in ENGINES:
         text = f"{backend} has no kernels in torch: its models are exported, not executed"
         hint = f"to run the model here, choose one of {names}"
-    raise UnsupportedError(Finding("QR309", text, hint=hint))
+    raise UnsupportedError.of("QR309", text, hint=hint)
 
 
 def engine_of(plan: Plan) -> AbstractContextManager[None]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from qrecipe.errors.findings import AuditError, Finding
+from qrecipe.errors.findings import AuditError
 from qrecipe.errors.text import first_line
 from qrecipe.model.nested import map_tensors
 from qrecipe.planning.plan import Site
@@ -85,7 +85,7 @@ class Kernel(nn.Module):
             result = self.converted(*inputs, **named)
         except Exception as error:
             text = f"the quantized kernel of {self.name} fails: {first_line(error)}"
-            raise AuditError(Finding("QR413", text, hint=leave_float(self.name))) from error
+            raise AuditError.of("QR413", text, hint=leave_float(self.name)) from error
         return map_tensors(formatted, result)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import fx, nn
 
 from qrecipe.audit.sample import Sample
-from qrecipe.errors.findings import CalibrationError, Finding
+from qrecipe.errors.findings import CalibrationError
 from qrecipe.model.call import Inputs
 from qrecipe.model.kept import kept, kept_with
 from qrecipe.recipe.recipe import Recipe
@@ -60,12 +60,10 @@ def prepared_state(model: object) -> PreparedState:
     state = kept(model, _KEY)
     if isinstance(state, PreparedState):
         return state
-    raise CalibrationError(
-        Finding(
-            "QR406",
-            f"this {type(model).__name__} was not prepared by qrecipe",
-            hint="pass the model that CompiledRecipe.prepare() returned",
-        )
+    raise CalibrationError.of(
+        "QR406",
+        f"this {type(model).__name__} was not prepared by qrecipe",
+        hint="pass the model that CompiledRecipe.prepare() returned",
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from qrecipe._version import __version__
-from qrecipe.errors.findings import ArtifactError, Finding
+from qrecipe.errors.findings import ArtifactError
 from qrecipe.errors.text import one_line
 from qrecipe.model.kept import PROVENANCE, kept, kept_with
 from qrecipe.model.record import Architecture
@@ -97,12 +97,10 @@ def provenance(converted: nn.Module) -> Provenance:
     """
     found = kept(converted, PROVENANCE)
     if not isinstance(found, Provenance):
-        raise ArtifactError(
-            Finding(
-                "QR501",
-                f"this {type(converted).__name__} was not converted by qrecipe",
-                hint="pass the model that qrecipe.quantize or CompiledRecipe.convert returned",
-            )
+        raise ArtifactError.of(
+            "QR501",
+            f"this {type(converted).__name__} was not converted by qrecipe",
+            hint="pass the model that qrecipe.quantize or CompiledRecipe.convert returned",
         )
     return found
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from qrecipe.errors.findings import Finding, PlanError
+from qrecipe.errors.findings import PlanError
 from qrecipe.execution.fake_quants import freeze_batch_norm, stop_observing
 from qrecipe.execution.prepared import PreparedState, prepared_state
 from qrecipe.recipe.schema import QatTable
@@ -67,13 +67,11 @@ class QatSchedule(LRScheduler):
         Raises ``PlanError`` (QR313) if the length differs.
         """
         if state_dict.get("total_steps") != self.total_steps:
-            raise PlanError(
-                Finding(
-                    "QR313",
-                    f"the state is from a schedule of {state_dict.get('total_steps')} steps, "
-                    f"not of {self.total_steps}",
-                    hint="resume with the original_steps and recipe that training started with",
-                )
+            raise PlanError.of(
+                "QR313",
+                f"the state is from a schedule of {state_dict.get('total_steps')} steps, "
+                f"not of {self.total_steps}",
+                hint="resume with the original_steps and recipe that training started with",
             )
         super().load_state_dict(state_dict)
         self._freeze()
@@ -100,20 +98,16 @@ def qat_schedule(prepared: nn.Module, optimizer: Optimizer, *, original_steps: i
     """
     state, inner = _unwrapped(prepared)
     if state.qat is None:
-        raise PlanError(
-            Finding(
-                "QR308",
-                "the model was prepared for calibration, not for training",
-                hint='set phase = "qat" in the recipe',
-            )
+        raise PlanError.of(
+            "QR308",
+            "the model was prepared for calibration, not for training",
+            hint='set phase = "qat" in the recipe',
         )
     if not isinstance(original_steps, Integral) or original_steps < 1:
-        raise PlanError(
-            Finding(
-                "QR313",
-                f"original_steps is {original_steps!r}, not a positive number of batches",
-                hint="epochs * len(loader) of the original training",
-            )
+        raise PlanError.of(
+            "QR313",
+            f"original_steps is {original_steps!r}, not a positive number of batches",
+            hint="epochs * len(loader) of the original training",
         )
     return QatSchedule(inner, optimizer, state.qat, int(original_steps))
 

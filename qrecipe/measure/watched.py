@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from qrecipe.model.call import Inputs, bind
 from qrecipe.model.copies import structural_copy
+from qrecipe.model.interpreter import Interpreter
 
 See = Callable[[fx.Node, Any, float], None]
 """Called with each node, its result and the seconds that it took."""
@@ -28,7 +29,7 @@ class Watched(nn.Module):
         return _Watching(self.graph_module, self._see).run(*inputs)
 
 
-class _Watching(fx.Interpreter):
+class _Watching(Interpreter):
     def __init__(self, graph_module: fx.GraphModule, see: See) -> None:
         super().__init__(graph_module)
         self._see = see

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from qrecipe.errors.findings import Finding, PlanError
+from qrecipe.errors.findings import PlanError
 from qrecipe.errors.short import ShortRepr
 from qrecipe.model.nested import UncopyableError, cloned, map_tensors, tensors_in
 
@@ -93,12 +93,10 @@ class Inputs(ShortRepr):
         try:
             return Inputs(cloned(self.args), cloned(dict(self.kwargs)))
         except UncopyableError as error:
-            raise PlanError(
-                Finding(
-                    "QR307",
-                    f"among the example inputs {error}",
-                    hint="pass tensors directly, or in a dict, list, tuple or dataclass",
-                )
+            raise PlanError.of(
+                "QR307",
+                f"among the example inputs {error}",
+                hint="pass tensors directly, or in a dict, list, tuple or dataclass",
             ) from error
 
 
@@ -182,12 +180,10 @@ def arguments(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
     try:
         bound = signature.bind(*inputs.args, **dict(inputs.kwargs))
     except TypeError as error:
-        raise PlanError(
-            Finding(
-                "QR307",
-                f"the example inputs do not fit forward{signature}: {error}",
-                hint="pass a tuple for positional inputs, a dict for keyword inputs",
-            )
+        raise PlanError.of(
+            "QR307",
+            f"the example inputs do not fit forward{signature}: {error}",
+            hint="pass a tuple for positional inputs, a dict for keyword inputs",
         ) from error
     bound.apply_defaults()
     return bound.arguments

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qrecipe._torch_versions import rewrites_statistics
-from qrecipe.errors.findings import Finding, PlanError
+from qrecipe.errors.findings import PlanError
 from qrecipe.errors.text import first_line
 from qrecipe.model.call import Inputs, arguments
 from qrecipe.model.copies import runnable_copy
@@ -115,12 +115,10 @@ CANNOT_TAKE = "the model does not accept the example inputs: "
 
 def unusable(error: Exception) -> PlanError:
     """The error (QR307) for inputs on which the model's forward raised ``error``."""
-    return PlanError(
-        Finding(
-            "QR307",
-            f"{CANNOT_TAKE}{first_line(error)}",
-            hint="pass the tensors that forward takes, without labels, with a batch dimension",
-        )
+    return PlanError.of(
+        "QR307",
+        f"{CANNOT_TAKE}{first_line(error)}",
+        hint="pass the tensors that forward takes, without labels, with a batch dimension",
     )
 
 

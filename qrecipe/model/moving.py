@@ -19,7 +19,7 @@ from qrecipe.model.altered_modules import alteration
 from qrecipe.model.changes import GIVE_SEVERAL
 from qrecipe.model.integers import padded, resampled, rolled
 from qrecipe.model.opened.windows import Merged, Windows, from_windows, into_windows
-from qrecipe.model.results import read_one_by_one
+from qrecipe.model.results import is_single_result, read_one_by_one
 from qrecipe.model.trace_proof import Value
 
 PIECE = "piece"
@@ -149,16 +149,12 @@ def _last(call: str) -> str:
 
 
 def _take_apart(node: fx.Node, args: tuple[Any, ...]) -> None:
-    if not all(map(_is_single_result, node.users)):
+    if not all(map(is_single_result, node.users)):
         return
     for user in list(node.users):
         user.meta |= {"member": node.meta["member"], PIECE: user.args[1]}
         user.target, user.args = moved, (*args, user.args[1])
     node.graph.erase_node(node)
-
-
-def _is_single_result(user: fx.Node) -> bool:
-    return user.target is operator.getitem and isinstance(user.args[1], int)
 
 
 _Call = tuple[Any, tuple[Any, ...], dict[str, Any]]

@@ -20,7 +20,7 @@ def read_one_by_one(node: fx.Node) -> None:
     number = node.meta["value"].count if _is_asserted(node) else _number(node)
     parts = [user for user in node.users if _is_slice(user)]
     readers = [user for each in (node, *parts) for user in each.users if user not in parts]
-    whole = [user for user in readers if not _is_single_result(user) and user.target is not len]
+    whole = [user for user in readers if not is_single_result(user) and user.target is not len]
     if number is None or not all(map(_takes_tuple, whole)):
         return
     _ask_for_size(node, number)
@@ -86,7 +86,8 @@ def _is_slice(user: fx.Node) -> bool:
     return user.target is operator.getitem and isinstance(user.args[1], slice)
 
 
-def _is_single_result(user: fx.Node) -> bool:
+def is_single_result(user: fx.Node) -> bool:
+    """Whether a node takes one of several results."""
     return user.target is operator.getitem and isinstance(user.args[1], int)
 
 

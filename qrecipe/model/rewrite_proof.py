@@ -18,6 +18,7 @@ from qrecipe.model.addresses import members_of
 from qrecipe.model.call import bind
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.dry_run import try_out
+from qrecipe.model.interpreter import Interpreter
 from qrecipe.model.same_graph import observing, same_calls
 from qrecipe.model.trace_proof import Example, difference
 from qrecipe.model.unfit import unfit
@@ -169,7 +170,7 @@ def _name(node: fx.Node) -> str | None:
     return members[-1].name if members else None
 
 
-class _Keeper(fx.Interpreter):
+class _Keeper(Interpreter):
     def __init__(self, graph_module: fx.GraphModule) -> None:
         super().__init__(graph_module)
         self.results: dict[str, Tensor] = {}

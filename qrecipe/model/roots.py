@@ -103,13 +103,8 @@ _LOOKS_INSIDE = (
 
 
 def _depends_on_roots(what: str, hint: str) -> PlanError:
-    return PlanError(
-        Finding(
-            "QR306",
-            f"with graphs in place of fx.roots the model {what}",
-            hint=hint,
-            key="fx.roots",
-        )
+    return PlanError.of(
+        "QR306", f"with graphs in place of fx.roots the model {what}", hint=hint, key="fx.roots"
     )
 
 

@@ -16,14 +16,10 @@ BATCH_NORMS = (F.batch_norm, torch.batch_norm)
 
 _DROPOUT = ("input", "p", "train")
 _BUILTINS: Mapping[Any, tuple[str, ...]] = {
-    torch.dropout: _DROPOUT,
-    torch.dropout_: _DROPOUT,
-    torch.alpha_dropout: _DROPOUT,
-    torch.alpha_dropout_: _DROPOUT,
-    torch.feature_dropout: _DROPOUT,
-    torch.feature_dropout_: _DROPOUT,
-    torch.feature_alpha_dropout: _DROPOUT,
-    torch.feature_alpha_dropout_: _DROPOUT,
+    **dict.fromkeys((torch.dropout, torch.dropout_), _DROPOUT),
+    **dict.fromkeys((torch.alpha_dropout, torch.alpha_dropout_), _DROPOUT),
+    **dict.fromkeys((torch.feature_dropout, torch.feature_dropout_), _DROPOUT),
+    **dict.fromkeys((torch.feature_alpha_dropout, torch.feature_alpha_dropout_), _DROPOUT),
     torch.batch_norm: (
         *("input", "weight", "bias", "running_mean", "running_var"),
         *("training", "momentum", "eps", "cudnn_enabled"),

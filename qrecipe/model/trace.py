@@ -320,7 +320,7 @@ def _check_names(graph: fx.Graph, path: str) -> None:
             if keyword.iskeyword(odd)
             else f"{quoted_whole(name)} cannot be written in the Python code of a graph"
         )
-        raise TraceError(Finding("QR305", what, hint="rename it"))
+        raise TraceError.of("QR305", what, hint="rename it")
 
 
 def _is_spelt_by_code(part: str) -> bool:

@@ -24,6 +24,7 @@ from qrecipe.model.dry_run import (
     unusable,
     versions_of,
 )
+from qrecipe.model.interpreter import Interpreter
 from qrecipe.model.nested import parts_of, tensors_in
 from qrecipe.model.out_of_place import is_in_place
 from qrecipe.model.unfit import all_finite, unfit
@@ -142,7 +143,7 @@ def _different(message: str, model: nn.Module) -> UnprovenError:
     )
 
 
-class _Recorder(fx.Interpreter):
+class _Recorder(Interpreter):
     """Records values; what changes a tensor in place changes a copy, as in a quantized graph."""
 
     def run_node(self, n: fx.Node) -> Any:

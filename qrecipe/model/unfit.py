@@ -36,7 +36,7 @@ def check_is_model(model: object) -> None:
 
 def unfit(message: str, hint: str, *notes: str) -> PlanError:
     """The error (QR306) for a model that cannot be quantized as it is."""
-    return PlanError(Finding("QR306", message, hint=hint, notes=notes))
+    return PlanError.of("QR306", message, hint=hint, notes=notes)
 
 
 def instead_of_model(given: Any) -> tuple[str, str]:

@@ -18,6 +18,7 @@ from qrecipe.model.call import Inputs, bind
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.dry_run import try_inputs
 from qrecipe.model.graph_sites import Inventory, Part
+from qrecipe.model.interpreter import Interpreter
 from qrecipe.model.nested import tensors_in
 from qrecipe.process.state import alone, random_numbers_kept
 from qrecipe.rules.structure import enclosing
@@ -134,7 +135,7 @@ def _counted(run: Callable[[_Counter, Inputs], None], inputs: Inputs) -> _Counte
             return counting()
 
 
-class _BySite(fx.Interpreter):
+class _BySite(Interpreter):
     """Tells a counter which site is being computed."""
 
     def __init__(self, graph_module: fx.GraphModule, counter: _Counter) -> None:

@@ -23,7 +23,7 @@ from qrecipe._torch_ao import (
     QConfig,
     _LearnableFakeQuantize,
 )
-from qrecipe.errors.findings import Finding, SchemaError
+from qrecipe.errors.findings import SchemaError
 from qrecipe.observers import registration as registry
 from qrecipe.recipe.recipe import QConfigSpec
 from qrecipe.recipe.schema import (
@@ -96,7 +96,7 @@ def torch_dtype(spec: TensorSpec) -> torch.dtype:
         SchemaError: the spec has no dtype (QR103).
     """
     if spec.dtype is None:
-        raise SchemaError(Finding("QR103", 'a tensor needs a "dtype"'))
+        raise SchemaError.of("QR103", 'a tensor needs a "dtype"')
     if spec.dtype == "uint4" and spec.qscheme == FLOAT_QPARAMS:
         return torch.quint4x2
     return _TORCH_DTYPE[spec.dtype]
@@ -127,7 +127,7 @@ def _construction(spec: TensorSpec | None, phase: Phase, channels: int) -> Const
 
 def _observer(spec: TensorSpec) -> Construction:
     chosen = spec.observer or Constructor(name="placeholder")
-    cls = registry.observer(chosen.name)
+    cls = registry.class_of("observer", chosen.name)
     own = registry.constructor_arguments("observer", chosen.name, chosen.arguments)
     given = {**_spec_arguments(spec), **own}
     if cls is PlaceholderObserver and spec.is_dynamic:
@@ -172,7 +172,7 @@ def _fake_quant(spec: TensorSpec, observer: Construction, channels: int) -> Cons
         given = {**_spec_arguments(spec), "averaging_constant": 1}
         observer = _call(MovingAverageMinMaxObserver, given)
     chosen = spec.fake_quant or Constructor(name="fake_quantize")
-    cls = registry.fake_quant(chosen.name)
+    cls = registry.class_of("fake_quant", chosen.name)
     own = registry.constructor_arguments("fake_quant", chosen.name, chosen.arguments)
     arguments = {"observer": observer, **_overriding_arguments(cls, spec), **own}
     if cls is _LearnableFakeQuantize and (spec.qscheme or "").startswith("per_channel"):

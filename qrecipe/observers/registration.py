@@ -45,16 +45,6 @@ def register_fake_quant(name: str, *, options: type[BaseModel] | None = None) ->
     return _decorator("fake_quant", name, options, _callers_module())
 
 
-def observer(name: str) -> type[ObserverBase]:
-    """The observer class of that name. Raises UnknownNameError (QR104)."""
-    return _find("observer", name)
-
-
-def fake_quant(name: str) -> type[FakeQuantizeBase]:
-    """The fake-quant class of that name. Raises UnknownNameError (QR104)."""
-    return _find("fake_quant", name)
-
-
 def constructor_arguments(kind: Kind, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The keyword arguments for the class of that name, from those in a recipe."""
     registration = registered.find(kind, name)
@@ -63,14 +53,15 @@ def constructor_arguments(kind: Kind, name: str, given: Mapping[str, Any]) -> di
     return registration.options(**given).model_dump()
 
 
-def _find(kind: Kind, name: str) -> type[Any]:
+def class_of(kind: Kind, name: str) -> type[Any]:
+    """The class of that name. Raises UnknownNameError (QR104)."""
     registration = registered.find(kind, name)
     if registration is not None:
         return registration.cls
     found = signature(kind, name)
     if found is None:
         problem = unknown_name(kind, name)
-        raise UnknownNameError(Finding(problem.code, problem.message, hint=problem.hint))
+        raise UnknownNameError.of(problem.code, problem.message, hint=problem.hint)
     return named_class(found.target)
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from qrecipe.errors.findings import CODES, Finding, PlanError
-from qrecipe.errors.text import one_line
+from qrecipe.errors.findings import CODES, PlanError
+from qrecipe.errors.text import first_problem, one_line
 from qrecipe.recipe.recipe import QConfigSpec, WrittenRule
 from qrecipe.recipe.schema import TensorSpec
 
@@ -97,8 +97,7 @@ def plan_of_json(adapter: TypeAdapter[Plan], text: str) -> Plan:
         plan = adapter.validate_json(json.dumps(_fields(values)), strict=True)
         problem = next(_contradictions(plan, values), None)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        problem = first_problem(error)
     except KeyError as error:
         problem = f"the key {error} is missing"
     except (AttributeError, TypeError):
@@ -126,7 +125,7 @@ def _plain(value: object) -> dict[Any, Any]:
 
 def _not_a_plan(problem: str) -> PlanError:
     message = f"this is not a plan as Plan.to_json writes it: {one_line(problem)[:_LONGEST_REASON]}"
-    return PlanError(Finding("QR315", message, hint="make the plan again with qrecipe.plan"))
+    return PlanError.of("QR315", message, hint="make the plan again with qrecipe.plan")
 
 
 def _contradictions(plan: Plan, values: Any) -> Iterator[str]:

@@ -28,26 +28,22 @@ def unjudged_sites(plan: Plan, target_cpu: TargetCpu) -> tuple[str, ...]:
             target is unknown (QR319).
     """
     if target_cpu not in get_args(TargetCpu):
-        raise UnsupportedError(
-            Finding(
-                "QR319",
-                f"target_cpu is {shown(target_cpu)}, but must be {' or '.join(_QUOTED)}",
-                hint=did_you_mean(str(target_cpu), get_args(TargetCpu)),
-            )
+        raise UnsupportedError.of(
+            "QR319",
+            f"target_cpu is {shown(target_cpu)}, but must be {' or '.join(_QUOTED)}",
+            hint=did_you_mean(str(target_cpu), get_args(TargetCpu)),
         )
     if not plan.needs_vnni or has_vnni():
         return ()
     if target_cpu == "this":
-        raise UnsupportedError(
-            Finding(
-                "QR318",
-                f"{_SATURATE}, at {listed(plan.saturating)}",
-                hint="limit activations to 7 bits: reduce_range = true, as in builtin:x86-static",
-                notes=(
-                    'or make the model for another CPU: target_cpu="vnni" in Python, '
-                    "--target-cpu vnni on the command line",
-                ),
-            )
+        raise UnsupportedError.of(
+            "QR318",
+            f"{_SATURATE}, at {listed(plan.saturating)}",
+            hint="limit activations to 7 bits: reduce_range = true, as in builtin:x86-static",
+            notes=(
+                'or make the model for another CPU: target_cpu="vnni" in Python, '
+                "--target-cpu vnni on the command line",
+            ),
         )
     return plan.saturating
 

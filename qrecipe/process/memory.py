@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from qrecipe.errors.findings import ExecutionError, Finding
+from qrecipe.errors.findings import ExecutionError
 
 _TORCHS = re.compile("can't allocate memory|out of memory|bad_alloc")
 _BYTES = re.compile(r"tried to allocate (\d+) bytes")
@@ -35,7 +35,7 @@ def lack_of_memory_said() -> Iterator[None]:
         what = "" if asked is None else f" for {int(asked[1]):,} bytes"
         hint = "use smaller batches, or a machine with more memory"
         text = f"there is not enough memory{what}"
-        raise ExecutionError(Finding("QR407", text, hint=hint)) from error
+        raise ExecutionError.of("QR407", text, hint=hint) from error
 
 
 def _is_said(error: Exception) -> bool:

@@ -124,12 +124,12 @@ class _Reader:
         if key in self._open:
             message = "recipes extend each other in a cycle"
             hint = "move what both need into a third recipe, and extend that"
-            raise RecipeReferenceError(Finding("QR121", message, hint=hint))
+            raise RecipeReferenceError.of("QR121", message, hint=hint)
         if key in self._layers:
             return self._layers[key]
         if len(self._layers) >= MAX_LAYERS:
             message = f"more than {MAX_LAYERS} recipes"
-            raise RecipeSyntaxError(Finding("QR005", message, hint="merge some of them"))
+            raise RecipeSyntaxError.of("QR005", message, hint="merge some of them")
         self._layers[key] = None
         document = self._document(source.read())
         self._open.add(key)
@@ -143,7 +143,7 @@ class _Reader:
         self._size += document.size
         if self._size > MAX_ITEMS:
             message = f"the recipes have more than {MAX_ITEMS:,} keys and values in total"
-            raise RecipeSyntaxError(Finding("QR002", message, document.spans.start()))
+            raise RecipeSyntaxError.of("QR002", message, document.spans.start())
         return document
 
     def _layer(self, source: Source, document: Document, chain: tuple[str, ...]) -> Layer:

@@ -26,13 +26,8 @@ SettingPath = tuple[str, ...]
 Values = dict[str, Any]
 
 _MERGING_LEVELS = {
-    "tensor": 2,
-    "qconfig": 2,
-    "rules": 2,
-    "calibration": 1,
-    "qat": 1,
-    "fx": 1,
-    "lint": 1,
+    **dict.fromkeys(("tensor", "qconfig", "rules"), 2),
+    **dict.fromkeys(("calibration", "qat", "fx", "lint"), 1),
 }
 """How many levels of a table are merged by key; deeper values are replaced as a whole."""
 

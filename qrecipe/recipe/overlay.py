@@ -10,7 +10,7 @@ from typing import Any
 
 import tomli
 
-from qrecipe.errors.findings import Finding, RecipeError, RecipeReferenceError, RecipeSyntaxError
+from qrecipe.errors.findings import RecipeError, RecipeReferenceError, RecipeSyntaxError
 from qrecipe.errors.text import shown
 from qrecipe.files import check_replaceable_file, why_not, write_atomically
 from qrecipe.recipe.layers import flattened, nested, unreasoned
@@ -119,11 +119,11 @@ def make_directory(path: Path) -> None:
         taken = any(path.iterdir())
     except (OSError, ValueError) as error:
         message = f"cannot write to {shown(str(path))}: {why_not(error)}"
-        raise RecipeReferenceError(Finding("QR001", message)) from None
+        raise RecipeReferenceError.of("QR001", message) from None
     if taken:
         message = f"{shown(str(path))} is not empty"
         hint = "name a new directory, or remove what is in this one"
-        raise RecipeReferenceError(Finding("QR001", message, hint=hint))
+        raise RecipeReferenceError.of("QR001", message, hint=hint)
 
 
 def check_replaceable(path: Path) -> None:
@@ -135,7 +135,7 @@ def check_replaceable(path: Path) -> None:
         check_replaceable_file(path)
     except (OSError, ValueError) as error:
         message = f"cannot write {shown(str(path))}: {why_not(error)}"
-        raise RecipeReferenceError(Finding("QR001", message)) from None
+        raise RecipeReferenceError.of("QR001", message) from None
     if not os.path.exists(path) or (os.path.isfile(path) and not os.path.getsize(path)):
         return
     try:
@@ -143,7 +143,7 @@ def check_replaceable(path: Path) -> None:
     except RecipeError as error:
         message = f"{shown(str(path))} exists and is not a recipe: {error.findings[0].message}"
         hint = "name another file, or remove this one"
-        raise RecipeReferenceError(Finding("QR001", message, hint=hint)) from None
+        raise RecipeReferenceError.of("QR001", message, hint=hint) from None
 
 
 def _base_seen_from(recipe: Recipe, path: Path) -> str | None:

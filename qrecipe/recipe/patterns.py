@@ -28,7 +28,7 @@ from functools import lru_cache, partial, reduce
 from operator import or_
 from typing import TypeAlias
 
-from qrecipe.errors.findings import Finding, SchemaError
+from qrecipe.errors.findings import SchemaError
 from qrecipe.errors.text import quoted_whole, shown
 
 MAX_PATTERN_LENGTH = 500
@@ -141,7 +141,7 @@ def _check_parts(text: str) -> None:
 
 
 def _problem(message: str, hint: str | None = None) -> SchemaError:
-    return SchemaError(Finding("QR110", message, hint=hint))
+    return SchemaError.of("QR110", message, hint=hint)
 
 
 class _Automaton:

@@ -254,7 +254,7 @@ def parse_recipe(text: str, path: str | os.PathLike[str] | None = None) -> Recip
     if not isinstance(text, str):
         kind = shown(type(text).__name__)
         message = f"parse_recipe takes a recipe as text, not {kind}"
-        raise RecipeReferenceError(Finding("QR001", message, hint="load_recipe reads a file"))
+        raise RecipeReferenceError.of("QR001", message, hint="load_recipe reads a file")
     if path is None:
         return _composed(Source("<recipe>"), text, None, None)
     name = path_text(path, "path= of parse_recipe takes a path")

@@ -11,7 +11,7 @@ from importlib.metadata import Distribution, EntryPoint, distributions
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from qrecipe.errors.findings import Finding, RecipeReferenceError
+from qrecipe.errors.findings import RecipeReferenceError
 from qrecipe.errors.spelling import did_you_mean, nearest
 from qrecipe.errors.text import one_line, quoted_whole, shown, shown_names
 from qrecipe.recipe.toml.document import read_text
@@ -355,4 +355,4 @@ def _roots(installed: Distribution, place: str) -> Iterator[Path]:
 
 
 def _error(code: str, message: str, hint: str | None = None) -> RecipeReferenceError:
-    return RecipeReferenceError(Finding(code, message, hint=hint))
+    return RecipeReferenceError.of(code, message, hint=hint)

@@ -20,15 +20,8 @@ KIND_TITLE: dict[Kind, str] = {"observer": "observer", "fake_quant": "fake-quant
 
 SPEC_ARGUMENTS = frozenset(
     {
-        "dtype",
-        "qscheme",
-        "quant_min",
-        "quant_max",
-        "eps",
-        "reduce_range",
-        "is_dynamic",
-        "ch_axis",
-        "factory_kwargs",
+        *("dtype", "qscheme", "quant_min", "quant_max", "eps"),
+        *("reduce_range", "is_dynamic", "ch_axis", "factory_kwargs"),
     }
 )
 """Constructor arguments that come from the tensor spec or the operation, never from the recipe's

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from qrecipe.errors.findings import ExecutionError, Finding
+from qrecipe.errors.findings import ExecutionError
 from qrecipe.errors.text import shown
 
 Progress = Callable[[int, "int | None"], None]
@@ -29,7 +29,7 @@ def chosen_progress(given: Progress | bool | None, label: str) -> Progress:
         return _silent
     if not callable(given):
         text = f"progress is a function or a bool, not {shown(type(given).__name__)}"
-        raise ExecutionError(Finding("QR425", text))
+        raise ExecutionError.of("QR425", text)
     return given
 
 

@@ -211,4 +211,4 @@ def test_torchs_bias_correction_leaves_its_shadows_in_a_graph_and_is_not_used():
 def test_importing_all_of_torchs_quantization_fails_and_here_every_name_is_spelled_out():
     with pytest.raises(AttributeError):
         exec("from torch.ao.quantization import *", {})
-    assert "QConfig" in _torch_ao.__all__
+    assert hasattr(_torch_ao, "QConfig")

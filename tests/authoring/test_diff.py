@@ -7,7 +7,7 @@ import json
 import pytest
 from any_text import any_text
 from command_line import NET, STATIC, TOP, model_folder, run
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from plans import recipe
 
@@ -120,7 +120,6 @@ RULES = st.dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
 @given(RULES, RULES)
 def test_nothing_differs_if_and_only_if_the_fingerprints_are_equal(one, two):
 

@@ -16,7 +16,7 @@ import torch
 from any_text import any_text
 from command_line import DEEPER, NET, STATIC, TOP, model_folder, run
 from distributions import observer_module
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from nets import NETS, Mlp
 from plans import ROWS, recipe
@@ -397,7 +397,6 @@ def test_a_recipe_that_does_not_fit_the_model_writes_no_lock(folder):
     assert not (folder / LOCK).exists()
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     st.recursive(
         st.one_of(st.integers(), any_text(), st.booleans(), st.floats(allow_nan=False)),

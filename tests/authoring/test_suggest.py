@@ -149,6 +149,43 @@ def test_a_convolution_that_int8_makes_slower_stays_float():
     assert "slower" in sites(plan)["1"].reason
 
 
+class LinearAttention(nn.Module):
+    """Attention without softmax: what it divides by is a product of its own."""
+
+    def __init__(self, divide):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, stride=2, padding=1)
+        self.qkv = nn.Conv2d(16, 48, 1)
+        self.proj = nn.Conv2d(16, 16, 1)
+        self.divide = divide
+
+    def forward(self, x):
+        x = self.stem(x)
+        q, k, v = self.qkv(x).flatten(2).transpose(1, 2).chunk(3, -1)
+        q, k = torch.relu(q), torch.relu(k)
+        found = q @ (k.transpose(1, 2) @ nn.functional.pad(v, (0, 1), value=1.0))
+        found = self.divide(found[..., :-1], found[..., -1:])
+        return x + self.proj(found.transpose(1, 2).reshape(x.shape))
+
+
+@pytest.mark.parametrize(
+    ("divide", "products"),
+    [
+        (lambda a, b: a / (b + 1e-6), "float"),
+        (lambda a, b: torch.div(a, b.clamp(min=1e-6)), "float"),
+        (lambda a, b: a.true_divide(other=b), "float"),
+        (lambda a, b: a / b.norm(), "quantized"),  # which is float, and not small
+        (lambda a, b: (a + b) / 2.0, "quantized"),
+    ],
+)
+def test_a_product_that_something_is_divided_by_stays_float(divide, products):
+    model, batch = LinearAttention(divide).eval(), torch.randn(2, 3, 16, 16)
+    plan = qrecipe.plan(model, qrecipe.suggest(model, batch), batch)
+    assert {plan[name].verdict for name in (":matmul", ":matmul#1")} == {products}
+    assert plan["qkv"].verdict == "quantized"
+    assert ("divisor" in (plan[":matmul"].reason or "")) == (products == "float")
+
+
 def test_a_convolutional_model_of_which_only_parts_trace_gets_roots():
     torch.manual_seed(0)
     model, batch = Routed().eval(), torch.randn(4, 3, 8, 8)

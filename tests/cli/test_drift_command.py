@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from functools import cache
+from pathlib import Path
 
 import pytest
 from command_line import STATIC, run
@@ -17,10 +19,17 @@ def batches():
 """
 
 
+@cache
+def content():
+    """A stored model, made in the folder of the first test that needs it."""
+    assert run("quantize", STATIC, *NAMED, "--out", "model.safetensors").exit_code == 0
+    return Path("model.safetensors").read_bytes()
+
+
 @pytest.fixture
 def stored(folder):
     """A stored model, and data that it was not calibrated on."""
-    assert run("quantize", STATIC, *NAMED, "--out", "model.safetensors").exit_code == 0
+    (folder / "model.safetensors").write_bytes(content())
     (folder / "today.py").write_text(TODAY)
     return folder
 

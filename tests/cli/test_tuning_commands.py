@@ -9,6 +9,7 @@ import sys
 import pytest
 from browser import WIDTH, chromium, is_drawn, layout, screenshot
 from command_line import STATIC, run
+from runs import hurry
 
 CLOSENESS = """
 import sys
@@ -29,6 +30,7 @@ def closeness(net):
 def call(folder, monkeypatch):
     # another test's module of that name would be what `import model` gives
     monkeypatch.delitem(sys.modules, "model", raising=False)
+    hurry(monkeypatch)
     (folder / "closeness.py").write_text(CLOSENESS)
     (folder / "quick.toml").write_text(f'format = 1\nextends = "{STATIC}"\n')
     named = ("--model", "model.py:factory", "--data", "model.py:batches")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.ao import quantization as tq
 from torch.ao.quantization import qconfig as torch_qconfigs
@@ -223,7 +223,6 @@ SCHEMES += [
 ]
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     scheme=st.sampled_from(SCHEMES),
     dtype=st.sampled_from(["int8", "uint8", "int4", "uint4"]),

@@ -17,9 +17,8 @@ from torch.ao.quantization.fake_quantize import FakeQuantizeBase
 from qrecipe.errors.findings import PluginError, UnknownNameError
 from qrecipe.observers.contract import contract_findings
 from qrecipe.observers.registration import (
+    class_of,
     constructor_arguments,
-    fake_quant,
-    observer,
     register_observer,
 )
 from qrecipe.registry import table as registered
@@ -53,7 +52,7 @@ def messages(kind, cls):
 
 def test_registered_observer_is_found_and_its_arguments_are_checked_by_name_and_type():
     cls = register_observer("percentile")(percentile_class())
-    assert observer("percentile") is cls
+    assert class_of("observer", "percentile") is cls
     problems = check_arguments("observer", "percentile", {"percentil": 1, "symmetric": 3})
     assert [(p.code, p.argument) for p in problems] == [
         ("QR105", "percentil"),
@@ -85,7 +84,7 @@ def test_options_model_validates_the_arguments():
 def test_same_qualified_name_replaces_and_another_object_is_refused():
     register_observer("percentile")(percentile_class())
     newer = register_observer("percentile")(percentile_class())
-    assert observer("percentile") is newer
+    assert class_of("observer", "percentile") is newer
 
     class Other(MinMaxObserver):
         pass
@@ -118,17 +117,17 @@ def test_reserved_and_odd_names_are_refused(name, code):
 def test_unknown_name_is_answered_with_the_nearest_registered_one():
     register_observer("percentile")(percentile_class())
     with pytest.raises(UnknownNameError, match=r'QR104.*\n.*did you mean "percentile"'):
-        observer("percentil")
+        class_of("observer", "percentil")
 
 
 @pytest.mark.parametrize("name", sorted(set(OBSERVERS) - {"fixed_qparams", "placeholder"}))
 def test_observers_of_torch_keep_the_contract(name):
-    assert contract_findings("observer", name, observer(name)) == []
+    assert contract_findings("observer", name, class_of("observer", name)) == []
 
 
 @pytest.mark.parametrize("name", sorted(set(FAKE_QUANTS) - {"fixed_qparams", "learnable"}))
 def test_fake_quants_of_torch_keep_the_contract(name):
-    assert contract_findings("fake_quant", name, fake_quant(name)) == []
+    assert contract_findings("fake_quant", name, class_of("fake_quant", name)) == []
 
 
 def test_class_that_is_no_observer_is_refused_with_the_base_to_derive_from():

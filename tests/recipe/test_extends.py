@@ -6,7 +6,7 @@ import itertools
 import os
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from recipe_files import BASE, findings_of, load, write
 
@@ -258,7 +258,6 @@ def test_a_ladder_of_diamonds_is_read_in_linear_time(tmp_path, monkeypatch):
         )
     )
 )
-@settings(max_examples=120, deadline=None)
 def test_in_any_graph_the_unbeaten_setters_decide(tmp_path_factory, graph):
     size, edges, values = graph
     folder = tmp_path_factory.mktemp("graph")

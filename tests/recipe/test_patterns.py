@@ -7,7 +7,7 @@ import re
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qrecipe.errors.findings import SchemaError
@@ -99,14 +99,12 @@ def selects(pattern, name):
 
 
 @given(PATTERNS, st.lists(NAMES, min_size=1, max_size=8))
-@settings(max_examples=400, deadline=None)
 def test_a_pattern_matches_what_the_naive_reference_matches(text, names):
     for name in names:
         assert matches(text, name) == reference(text, name), name
 
 
 @given(st.lists(PATTERNS, max_size=12), st.lists(NAMES, min_size=1, max_size=8))
-@settings(deadline=None)
 def test_patterns_that_are_matched_together_match_what_each_matches_alone(texts, names):
     together = NamePatterns(texts)
     numbered = [f"{name}#{number}" for number, name in enumerate(names)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import tomli
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qrecipe.errors.findings import Location
@@ -178,7 +178,6 @@ class _Document:
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
 def test_every_span_of_any_document_reads_back(data):
     assert_spans_read_back(_Document(data.draw).text())
 
@@ -219,14 +218,14 @@ def test_deep_nesting_is_refused(text):
 @pytest.mark.parametrize(
     "text",
     [
-        "\n".join(f"k{i}.a = [1, 2, {{ b = 3 }}]" for i in range(20_000)),
-        'a = """' + '\\n"' * 300_000 + 'x"""',
-        "# " + "x" * 900_000,
-        "a = [" + "1," * 400_000 + "]",
-        "[[a]]\n" * 100_000,
+        "\n".join(f"k{i}.a = [1, 2, {{ b = 3 }}]" for i in range(5_000)),
+        'a = """' + '\\n"' * 75_000 + 'x"""',
+        "# " + "x" * 225_000,
+        "a = [" + "1," * 100_000 + "]",
+        "[[a]]\n" * 25_000,
     ],
 )
-def test_a_megabyte_is_scanned_in_linear_time(text):
+def test_a_long_text_is_scanned_in_linear_time(text):
     started = time.process_time()
     Spans(text, "file.toml")
-    assert time.process_time() - started < 10
+    assert time.process_time() - started < 2.5

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import tomli
 from any_text import any_text
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from recipe_texts import ACTIVATION, FULL, HEAD, INT8, WEIGHT
 
@@ -152,7 +152,6 @@ JUNK = st.recursive(
 
 
 @given(st.dictionaries(KEYS, JUNK, max_size=6))
-@settings(max_examples=200, deadline=None)
 def test_any_document_is_a_recipe_or_findings_in_our_own_words(document):
     text = "\n".join(
         f"{key} = {value}" for key, value in ((_key(k), _inline(v)) for k, v in document.items())
@@ -246,7 +245,6 @@ def recipe_values(draw: Any) -> dict[str, Any]:
 
 
 @given(recipe_values())
-@settings(max_examples=100, deadline=None)
 def test_a_recipe_written_back_is_the_same_recipe(values):
     recipe = parse_recipe(toml_text(values))
     again = parse_recipe(recipe.to_toml())

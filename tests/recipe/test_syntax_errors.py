@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import tomli
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from recipe_texts import FULL, findings_of, marked
 
@@ -74,7 +74,6 @@ def test_a_number_without_end_is_shown_on_its_line():
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
 def test_a_text_that_was_cut_or_mixed_up_is_never_an_accident(data):
     start, end, at = (data.draw(st.integers(0, len(FULL))) for _ in range(3))
     piece = data.draw(st.sampled_from(["", '"', "'", '"""', "[", "{", "=", "\n", "1", "a = 1\n"]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rule_cases import (
     GLOBAL,
@@ -59,7 +59,6 @@ RULES = st.tuples(NAME_RULES, TYPE_RULES).map(lambda both: [GLOBAL, *both[0], *b
 
 
 @given(RULES, st.randoms(use_true_random=False))
-@settings(max_examples=150, deadline=None)
 def test_the_order_of_keys_never_matters(rules, random):
     shuffled = random.sample(rules, len(rules))
     one, two = resolve(NET, rules), resolve(NET, shuffled)
@@ -71,7 +70,6 @@ def test_the_order_of_keys_never_matters(rules, random):
 
 
 @given(RULES)
-@settings(max_examples=100, deadline=None)
 def test_every_site_is_decided_once_and_by_a_rule_that_covers_it(rules):
     resolution = resolve(NET, rules)
     assert list(resolution.decisions) == SITES
@@ -86,7 +84,6 @@ def test_every_site_is_decided_once_and_by_a_rule_that_covers_it(rules):
 
 
 @given(RULES)
-@settings(max_examples=100, deadline=None)
 def test_the_winner_follows_the_four_steps_of_precedence(rules):
     """An oracle that is as plain as the text: one comparison a step, on the first member."""
     resolution = resolve(NET, rules)

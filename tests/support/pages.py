@@ -27,13 +27,14 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from functools import cache
+from functools import cache, partial
 from importlib.util import cache_from_source
 from pathlib import Path
 from typing import Any
 
+import pytest
 import tomli
 import yaml
 from command_line import invoke
@@ -77,9 +78,8 @@ class Session:
             (self.folder / name).symlink_to(ROOT / name)
         os.chdir(self.folder)
         sys.path.insert(0, str(self.folder))
-        from qrecipe.measure import latency  # not at the top, as it imports torch
-
-        self._most_runs, latency._MAX_RUNS = latency._MAX_RUNS, 5  # pages compare no times
+        self._patches = pytest.MonkeyPatch()
+        _shorten(self._patches)
 
     def close(self) -> None:
         """Everything as it was before: folder, paths, modules, registrations."""
@@ -87,7 +87,7 @@ class Session:
         os.chdir(folder)
         registered.restore(snapshot)
         sys.modules["torch"].set_num_threads(1)
-        sys.modules["qrecipe.measure.latency"]._MAX_RUNS = self._most_runs
+        self._patches.undo()
         self._forget_modules()
         shutil.rmtree(self.folder)
 
@@ -160,6 +160,28 @@ class Session:
         for name, module in list(sys.modules.items()):
             if str(getattr(module, "__file__", None)).startswith(inside):
                 del sys.modules[name]
+
+
+def _shorten(patches: pytest.MonkeyPatch) -> None:
+    """Do less of what makes no difference: pages show no times, and all read the same digits."""
+    import numpy as np
+    from runs import hurry  # not at the top, as it imports torch
+
+    hurry(patches)
+    patches.setattr("qrecipe.measure.latency._MAX_RUNS", 5)
+    patches.setattr("qrecipe.measure.compare.comparison._TIMED_RUNS", 1)
+    patches.setattr(np, "loadtxt", partial(_table, np.loadtxt))
+
+
+_tables: dict[int, Any] = {}
+
+
+def _table(loadtxt: Callable[..., Any], lines: list[str], **options: Any) -> Any:
+    """A table of numbers, parsed once however many commands read it."""
+    key = hash((*lines, *options.items()))
+    if key not in _tables:
+        _tables[key] = loadtxt(lines, **options)
+    return _tables[key].copy()
 
 
 def open_session(names: dict[str, Any]) -> None:

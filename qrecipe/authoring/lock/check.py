@@ -72,7 +72,7 @@ def check_lock(plan: Plan, path: Path) -> Comparison:
     if locked.recipe.name != now.recipe.name:
         message = f"{shown(str(path))} is the lock of {shown(locked.recipe.name)}"
         hint = f"pass that of {shown(now.recipe.name)} with --lock, or write it: qrecipe lock"
-        raise PlanError(Finding("QR324", message, hint=hint))
+        raise PlanError.of("QR324", message, hint=hint)
     found = compare(locked, now)
     if found.changes:
         raise PlanError(_finding(found, path))

@@ -22,8 +22,8 @@ from pydantic import Field, ValidationError
 
 from qrecipe._version import __version__
 from qrecipe.authoring.lock.outcomes import SiteOutcome, site_outcome
-from qrecipe.errors.findings import Finding, PlanError
-from qrecipe.errors.text import one_line, shown
+from qrecipe.errors.findings import PlanError
+from qrecipe.errors.text import first_problem, one_line, shown
 from qrecipe.files import write_atomically
 from qrecipe.planning.plan import Plan
 from qrecipe.recipe.recipe import Ingredient
@@ -122,7 +122,7 @@ def write_lock(plan: Plan, path: Path) -> None:
     """
     text = lock_text(make_lock(plan, path))
     if len(text.encode()) > MAX_BYTES or item_count(outline(text)) > MAX_ITEMS:
-        raise PlanError(Finding("QR321", "the plan has too many sites for a lock file"))
+        raise PlanError.of("QR321", "the plan has too many sites for a lock file")
     write_atomically(path, text)
 
 
@@ -157,13 +157,11 @@ def read_lock(path: Path) -> Lock:
     if type(version) is int and version > LOCK_FORMAT:
         message = f"{shown(str(path))} has format {version}, which a newer qrecipe wrote"
         hint = f"qrecipe {__version__} reads format {LOCK_FORMAT}"
-        raise PlanError(Finding("QR322", message, hint=hint))
+        raise PlanError.of("QR322", message, hint=hint)
     try:
         return Lock.model_validate(data)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise _damaged(path, f"{where}: {first['msg']}") from None
+        raise _damaged(path, first_problem(error)) from None
 
 
 def _toml(text: str) -> dict[str, Any]:
@@ -207,7 +205,7 @@ def _content(path: Path) -> bytes:
     except FileNotFoundError:
         message = f"there is no lock file {shown(str(path))}"
         hint = "write it with `qrecipe lock`, and commit it"
-        raise PlanError(Finding("QR320", message, hint=hint)) from None
+        raise PlanError.of("QR320", message, hint=hint) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise _damaged(path, getattr(error, "strerror", None) or str(error)) from None
 
@@ -215,7 +213,7 @@ def _content(path: Path) -> bytes:
 def _damaged(path: Path, why: str) -> PlanError:
     message = f"{shown(str(path))} is not a valid lock file: {one_line(why)[:200]}"
     hint = "write it again with `qrecipe lock`"
-    return PlanError(Finding("QR321", message, hint=hint))
+    return PlanError.of("QR321", message, hint=hint)
 
 
 def _locked(ingredient: Ingredient, path: Path) -> LockedIngredient:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from qrecipe.authoring.suggest.divisors import divisors
 from qrecipe.model.graph_sites import Inventory, Match
 from qrecipe.model.opened.whole import Whole
 from qrecipe.planning.backend import FOLLOWERS, can_honour
@@ -14,19 +15,21 @@ from qrecipe.recipe.overlay import float_rule, float_rules, rule_key
 from qrecipe.recipe.recipe import QConfigSpec
 from qrecipe.registry.builtin import function_family, is_module_type
 
+_DIVISOR = "its result is a divisor, and int8 would round small ones to 0"
 _SLOW = "a convolution in small groups: int8 is slower than float here"
 
 
 def refusals(plan: Plan, inventory: Inventory, known: Mapping[str, str]) -> dict[str, str]:
     """The sites that must be left float, with reasons: the rule for their type cannot be honoured.
 
-    Sites with slow kernels are included, sites in ``known`` are not.
+    Sites with slow kernels and divisors are included, sites in ``known`` are not.
     """
     members = _members(plan)
+    dividing = divisors(plan, inventory)
     found = {
         rule_key(site.name, members): reason
         for site in plan.sites
-        if (reason := _refusal(site, plan, inventory))
+        if (reason := _DIVISOR if site.name in dividing else _refusal(site, plan, inventory))
     }
     return {key: reason for key, reason in found.items() if key not in known}
 

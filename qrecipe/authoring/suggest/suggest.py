@@ -14,10 +14,8 @@ from qrecipe.authoring.suggest.float_rules import refusals, rules_of_float_sites
 from qrecipe.authoring.suggest.schemes import schemes, values_for, with_rules
 from qrecipe.authoring.suggest.subject import MOST, Scheme, Subject
 from qrecipe.errors.findings import (
-    Finding,
     PlanError,
     QRecipeError,
-    QRecipeWarning,
     UnsupportedError,
 )
 from qrecipe.model.call import Inputs
@@ -27,7 +25,7 @@ from qrecipe.pipeline import quantize
 from qrecipe.planning.decide import make_plan
 from qrecipe.planning.plan import Plan
 from qrecipe.process.neutral import neutral
-from qrecipe.process.warnings import held_back
+from qrecipe.process.warnings import unwarned
 from qrecipe.recipe.overlay import fitting, float_rules
 from qrecipe.recipe.recipe import Recipe, parse_recipe
 from qrecipe.recipe.toml.writer import toml_text
@@ -61,7 +59,7 @@ def suggestion(model: nn.Module, example_inputs: Any, num_batches: int | None = 
     inputs = Inputs.from_batch(example_inputs)
     if isinstance(model, nn.Module) and (quantized := quantized_part(model)) is not None:
         hint = "suggest a recipe for the float model that it was made from"
-        raise UnsupportedError(Finding("QR335", f"this model {quantized}", hint=hint))
+        raise UnsupportedError.of("QR335", f"this model {quantized}", hint=hint)
     reasons: list[str] = []
     try:
         subject = whole(model, inputs, num_batches)
@@ -77,7 +75,7 @@ def suggestion(model: nn.Module, example_inputs: Any, num_batches: int | None = 
     if planned is None:
         hint = "`qrecipe plan builtin:x86-static` shows why each operation stays float"
         message = "nothing in this model has a quantized kernel"
-        raise UnsupportedError(Finding("QR335", message, hint=hint))
+        raise UnsupportedError.of("QR335", message, hint=hint)
     found = _proven(model, inputs, subject, reasons)
     return (found or _of_parts(model, inputs, num_batches, reasons) or planned).text
 
@@ -115,7 +113,7 @@ def _proven(
         if proposal is None:
             continue
         try:
-            with held_back([("", QRecipeWarning)]):
+            with unwarned():
                 quantize(model, parse_recipe(proposal.text), [inputs.batch], progress=False)
         except QRecipeError as error:
             where = f" with roots {', '.join(subject.roots)}" if subject.roots else ""

@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from qrecipe.authoring.tune.estimates import Estimates
 from qrecipe.authoring.tune.search import Measured, Trial
-from qrecipe.errors.findings import ExecutionError, Finding
-from qrecipe.errors.text import shown
+from qrecipe.errors.findings import ExecutionError
+from qrecipe.errors.text import first_problem, shown
 from qrecipe.files import check_replaceable_file, replace_file, why_not
 
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
@@ -129,9 +129,7 @@ def open_log(path: Path | None, base: str, model: str, environment: str) -> Tria
             return new
         log = TrialLog.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        why = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
-        raise _unusable(path, "is not a trial log", why) from None
+        raise _unusable(path, "is not a trial log", first_problem(error)) from None
     except (OSError, ValueError) as error:
         raise _unusable(path, "cannot be used", why_not(error)) from None
     for key, what in (
@@ -142,15 +140,11 @@ def open_log(path: Path | None, base: str, model: str, environment: str) -> Tria
         if getattr(log, key) != getattr(new, key):
             message = f"{shown(str(path))} is the log of {what}"
             hint = "name another file, or delete this one to start over"
-            raise ExecutionError(Finding("QR331", message, hint=hint))
+            raise ExecutionError.of("QR331", message, hint=hint)
     log.path = path
     return log
 
 
 def _unusable(path: Path, what: str, why: str) -> ExecutionError:
-    finding = Finding(
-        "QR332",
-        f"{shown(str(path))} {what}: {why}",
-        hint="name another file for the trial log, or delete this one to start over",
-    )
-    return ExecutionError(finding)
+    hint = "name another file for the trial log, or delete this one to start over"
+    return ExecutionError.of("QR332", f"{shown(str(path))} {what}: {why}", hint=hint)

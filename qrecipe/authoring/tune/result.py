@@ -134,28 +134,24 @@ class TuningResult(Report):
 
     def to_json(self) -> str:
         """JSON with stable keys; the recipe is TOML text."""
-        return json.dumps(tuning_json(self), indent=2)
-
-
-def tuning_json(result: TuningResult) -> dict[str, Any]:
-    """A result as plain values."""
-    return {
-        "ingredients": [each.to_json() for each in result.ingredients],
-        "reached": result.reached,
-        "metric": result.metric,
-        "float_metric": result.float_metric,
-        "max_drop": result.max_drop,
-        "distance": result.distance,
-        "float_sites": list(result.float_sites),
-        "float_share": result.float_share,
-        "base_float_sites": list(result.base_float_sites),
-        "ranking": [asdict(cost) for cost in result.ranking],
-        "stopped": result.stopped,
-        "warnings": [finding.to_json() for finding in result.warnings],
-        "trials": [trial_json(trial) for trial in result.trials],
-        "front": [result.trials.index(trial) + 1 for trial in result.front],
-        "recipe": result.recipe.to_toml(),
-    }
+        document = {
+            "ingredients": [each.to_json() for each in self.ingredients],
+            "reached": self.reached,
+            "metric": self.metric,
+            "float_metric": self.float_metric,
+            "max_drop": self.max_drop,
+            "distance": self.distance,
+            "float_sites": list(self.float_sites),
+            "float_share": self.float_share,
+            "base_float_sites": list(self.base_float_sites),
+            "ranking": [asdict(cost) for cost in self.ranking],
+            "stopped": self.stopped,
+            "warnings": [finding.to_json() for finding in self.warnings],
+            "trials": [trial_json(trial) for trial in self.trials],
+            "front": [self.trials.index(trial) + 1 for trial in self.front],
+            "recipe": self.recipe.to_toml(),
+        }
+        return json.dumps(document, indent=2)
 
 
 def found(

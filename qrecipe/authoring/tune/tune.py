@@ -162,12 +162,10 @@ def _float_metric(model: nn.Module, evaluate: Evaluate, log: TrialLog) -> float:
         return log.float_metric
     metric = accuracy(evaluate, runnable_copy(model))
     if not math.isfinite(metric):
-        raise ExecutionError(
-            Finding(
-                "QR330",
-                "evaluate returns no finite number for the float model",
-                hint="return the quality of the model as a float; higher is better",
-            )
+        raise ExecutionError.of(
+            "QR330",
+            "evaluate returns no finite number for the float model",
+            hint="return the quality of the model as a float; higher is better",
         )
     log.note_float(metric)
     return metric

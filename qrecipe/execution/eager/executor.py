@@ -12,7 +12,7 @@ from qrecipe._torch_ao import quiet
 from qrecipe._torch_fx import DynamicRecurrent, quantize_dynamic
 from qrecipe.audit.modules import forget_qconfigs, take_any_layout
 from qrecipe.audit.sample import Sample
-from qrecipe.errors.findings import ArtifactError, ExecutionError, Finding
+from qrecipe.errors.findings import ArtifactError, ExecutionError
 from qrecipe.errors.text import first_line
 from qrecipe.execution.eager.audit import audit
 from qrecipe.execution.engine import engine
@@ -93,7 +93,7 @@ class EagerPart:
 
     def exportable(self, prepared: nn.Module) -> Exportable:
         hint = "export needs one graph of the whole model; QR210 says why there is none"
-        raise ArtifactError(Finding("QR512", "an untraced model cannot be exported", hint=hint))
+        raise ArtifactError.of("QR512", "an untraced model cannot be exported", hint=hint)
 
     def swapped(self, prepared: nn.Module) -> nn.Module:
         """A copy with the planned modules swapped for quantized ones, not audited.
@@ -111,12 +111,10 @@ class EagerPart:
                 if rules:
                     quantize_dynamic(converted, rules, inplace=True)  # type: ignore[no-untyped-call]
             except Exception as error:
-                raise ExecutionError(
-                    Finding(
-                        "QR405",
-                        f"torch could not convert the model: {first_line(error)}",
-                        hint="leave the named module float, and report the model",
-                    )
+                raise ExecutionError.of(
+                    "QR405",
+                    f"torch could not convert the model: {first_line(error)}",
+                    hint="leave the named module float, and report the model",
                 ) from error
         for path in rules:
             keep_plain_attributes(prepared.get_submodule(path), converted.get_submodule(path))

@@ -23,7 +23,7 @@ from qrecipe._torch_fx import (
     prepare,
 )
 from qrecipe.audit.modules import forget_qconfigs, take_any_layout
-from qrecipe.errors.findings import ExecutionError, Finding, PlanError
+from qrecipe.errors.findings import ExecutionError, PlanError
 from qrecipe.errors.text import first_line
 from qrecipe.execution.engine import engine
 from qrecipe.execution.fake_quants import freeze_batch_norm
@@ -193,22 +193,18 @@ def _nothing_kept() -> Iterator[None]:
 
 
 def _preparation_failed(error: Exception) -> PlanError:
-    return PlanError(
-        Finding(
-            "QR306",
-            f"torch cannot prepare the model: {first_line(error)}",
-            hint="leave the named operation float, and report the model",
-        )
+    return PlanError.of(
+        "QR306",
+        f"torch cannot prepare the model: {first_line(error)}",
+        hint="leave the named operation float, and report the model",
     )
 
 
 def _conversion_failed(error: Exception) -> ExecutionError:
-    return ExecutionError(
-        Finding(
-            "QR405",
-            f"torch could not convert the prepared model: {first_line(error)}",
-            hint="leave the named operation float, and report the model",
-        )
+    return ExecutionError.of(
+        "QR405",
+        f"torch could not convert the prepared model: {first_line(error)}",
+        hint="leave the named operation float, and report the model",
     )
 
 

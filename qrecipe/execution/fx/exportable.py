@@ -40,7 +40,7 @@ def exportable(
     if dynamic:
         hint = "torch's exporter does not support dynamic quantization: make them static or float"
         text = f"dynamic sites cannot be exported: {listed(dynamic)}"
-        raise ArtifactError(Finding("QR512", text, hint=hint))
+        raise ArtifactError.of("QR512", text, hint=hint)
     # what was trained rounds already
     before = prepared if plan.phase == "qat" else passing(prepared)
     with torch.no_grad():
@@ -66,7 +66,7 @@ def _decomposed(prepared: fx.GraphModule, configs: Configs) -> fx.GraphModule:
             )
     except Exception as error:
         text = f"torch cannot convert the model for export: {first_line(error)}"
-        raise ArtifactError(Finding("QR512", text)) from error
+        raise ArtifactError.of("QR512", text) from error
 
 
 def _widen_ranges(decomposed: fx.GraphModule) -> None:
@@ -83,8 +83,8 @@ def _checked_output(decomposed: fx.GraphModule, prepared: fx.GraphModule, inputs
         with torch.no_grad(), quiet(), held(decomposed, prepared) as wrong:
             output = decomposed(*inputs)
     except Exception as error:
-        raise AuditError(
-            Finding("QR413", f"the model to be exported fails: {first_line(error)}")
+        raise AuditError.of(
+            "QR413", f"the model to be exported fails: {first_line(error)}"
         ) from error
     if wrong:
         raise AuditError(

@@ -9,9 +9,10 @@ from torch import Tensor, fx
 
 from qrecipe._torch_ao import quiet
 from qrecipe.model.call import Inputs, bind
+from qrecipe.model.interpreter import Interpreter
 
 
-class _Watched(fx.Interpreter):
+class _Watched(Interpreter):
     def __init__(self, graph_module: fx.GraphModule) -> None:
         super().__init__(graph_module)
         self.sizes: dict[fx.Node, int | None] = {}

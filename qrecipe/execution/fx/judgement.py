@@ -18,6 +18,7 @@ from qrecipe.audit.sqnr import output_sqnr_db, sqnr_db
 from qrecipe.errors.findings import Finding
 from qrecipe.model.addresses import observed_name, site_of
 from qrecipe.model.call import Inputs, bind
+from qrecipe.model.interpreter import Interpreter
 from qrecipe.model.moving import PIECE
 from qrecipe.planning.plan import Plan, Site
 from qrecipe.planning.saturation import ADDS_IN_16_BITS
@@ -198,7 +199,7 @@ def _key(node: Any) -> _Key | None:
     return None if name is None else (name, node.meta.get(PIECE))
 
 
-class _Collector(fx.Interpreter):
+class _Collector(Interpreter):
     """Keeps the outputs of static sites by name, and compares the other sites right away."""
 
     def __init__(
@@ -239,7 +240,7 @@ class _Collector(fx.Interpreter):
             self.judged[name] = sqnr_db(expected, result)
 
 
-class _Replay(fx.Interpreter):
+class _Replay(Interpreter):
     """Runs the reference but continues with the kernels' results, to compare each site alone."""
 
     def __init__(

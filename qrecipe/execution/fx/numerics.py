@@ -293,7 +293,7 @@ def _judge(structure: Iterator[Finding], numbers: Iterator[Finding], lint: LintT
     except QRecipeError:
         raise
     except Exception as error:
-        raise AuditError(
-            Finding("QR413", f"the converted model cannot be audited: {first_line(error)}")
+        raise AuditError.of(
+            "QR413", f"the converted model cannot be audited: {first_line(error)}"
         ) from error
     settle(findings, lint.ignore)

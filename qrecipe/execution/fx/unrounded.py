@@ -13,9 +13,10 @@ from torch import fx, nn
 
 from qrecipe._torch_ao import quiet
 from qrecipe.audit.sample import Sample
-from qrecipe.errors.findings import AuditError, Finding
+from qrecipe.errors.findings import AuditError
 from qrecipe.errors.text import first_line
 from qrecipe.model.call import bind
+from qrecipe.model.interpreter import Interpreter
 from qrecipe.model.nested import tensors_in
 from qrecipe.model.rewrite_proof import passing
 from qrecipe.model.same_graph import observing, same_calls
@@ -51,12 +52,10 @@ def check_conversion(
         return
     found = _difference(reference, prepared, sample)
     if found is not None:
-        raise AuditError(
-            Finding(
-                "QR412",
-                f"torch's conversion changed more than the rounding: {found}",
-                hint="leave parts of the model float until it is right, and report the model",
-            )
+        raise AuditError.of(
+            "QR412",
+            f"torch's conversion changed more than the rounding: {found}",
+            hint="leave parts of the model float until it is right, and report the model",
         )
 
 
@@ -93,7 +92,7 @@ def _rounds(node: fx.Node) -> bool:
     return node.op == "call_function" and name.startswith(_ROUNDING)
 
 
-class _Unrounded(fx.Interpreter):
+class _Unrounded(Interpreter):
     """Runs a reference graph with the original float modules and without rounding."""
 
     def __init__(self, reference: fx.GraphModule, prepared: fx.GraphModule) -> None:

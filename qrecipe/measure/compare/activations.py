@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from qrecipe.audit.sqnr import Totals
 from qrecipe.execution.part import Realised
+from qrecipe.measure.profile.timing import Stopwatch
 from qrecipe.measure.watched import Watched
 from qrecipe.model.addresses import is_conversion, site_of
 from qrecipe.model.copies import with_parts
@@ -41,25 +42,16 @@ class Activations:
         self._held.clear()
 
 
-@dataclass(slots=True)
-class Times:
-    """Seconds by site in each run of a model; the empty name is everything outside sites."""
+Times = Stopwatch[str]
+"""Seconds by site in each run of a model; the empty name is everything outside sites."""
 
-    runs: list[dict[str, float]] = field(default_factory=list)
 
-    def start(self) -> None:
-        self.runs.append({})
-
-    def add(self, name: str, seconds: float) -> None:
-        run = self.runs[-1]
-        run[name] = run.get(name, 0.0) + seconds
-
-    def shares(self) -> dict[str, float]:
-        """Each name's share of the total, by its fastest run: other processes only add time."""
-        names = {name for run in self.runs for name in run}
-        least = {name: min(run.get(name, 0.0) for run in self.runs) for name in names}
-        whole = sum(least.values())
-        return {name: value / whole for name, value in least.items()} if whole else {}
+def shares(times: Times) -> dict[str, float]:
+    """Each name's share of the total, by its fastest run: other processes only add time."""
+    names = {name for run in times.rounds for name in run}
+    least = {name: min(times.seconds(name)) for name in names}
+    whole = sum(least.values())
+    return {name: value / whole for name, value in least.items()} if whole else {}
 
 
 CONVERSIONS = "quantize, dequantize"

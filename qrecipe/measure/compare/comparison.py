@@ -18,7 +18,7 @@ from qrecipe.audit.weights import (
     weights_of_kernel,
     weights_of_module,
 )
-from qrecipe.errors.findings import ArtifactError, Finding
+from qrecipe.errors.findings import ArtifactError
 from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.text import counted
 from qrecipe.execution.batches import Forward, inputs_of_batch, limited, peek
@@ -31,6 +31,7 @@ from qrecipe.measure.compare.activations import (
     CONVERSIONS,
     Activations,
     Times,
+    shares,
     watched_converted,
     watched_reference,
 )
@@ -104,7 +105,24 @@ class Comparison(Report):
 
     def to_json(self) -> str:
         """JSON with stable keys; the SQNR of equal tensors is null, with ``"exact": true``."""
-        return json.dumps(comparison_json(self), indent=2)
+        document = {
+            "ingredients": [each.to_json() for each in self.ingredients],
+            "batches": self.batches,
+            "output": _json(self.output),
+            "conversion_share": self.conversion_share,
+            "sites": [
+                {
+                    "name": site.name,
+                    "op": site.op,
+                    "verdict": site.verdict,
+                    "weight": _json(site.weight),
+                    "activation": _json(site.activation),
+                    "time": {"float": site.float_share, "quantized": site.quantized_share},
+                }
+                for site in self.sites
+            ],
+        }
+        return json.dumps(document, indent=2)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Plot SQNR and share of the time of each site; the suffix of ``path`` sets the format.
@@ -116,25 +134,8 @@ class Comparison(Report):
         plot_comparison(self, path)
 
 
-def comparison_json(report: Comparison) -> dict[str, Any]:
-    """A comparison as plain values."""
-    return {
-        "ingredients": [each.to_json() for each in report.ingredients],
-        "batches": report.batches,
-        "output": None if report.output is None else report.output.to_json(),
-        "conversion_share": report.conversion_share,
-        "sites": [
-            {
-                "name": site.name,
-                "op": site.op,
-                "verdict": site.verdict,
-                "weight": None if site.weight is None else site.weight.to_json(),
-                "activation": None if site.activation is None else site.activation.to_json(),
-                "time": {"float": site.float_share, "quantized": site.quantized_share},
-            }
-            for site in report.sites
-        ],
-    }
+def _json(fidelity: Fidelity | None) -> dict[str, Any] | None:
+    return None if fidelity is None else fidelity.to_json()
 
 
 @neutral
@@ -194,12 +195,10 @@ def _check_same(inventory: Inventory, plan: Plan, graphs: Iterable[str]) -> None
 
 
 def _different(what: str) -> ArtifactError:
-    return ArtifactError(
-        Finding(
-            "QR420",
-            f"the converted model was not made from a model like this reference: {what}",
-            hint="pass the float model that was quantized",
-        )
+    return ArtifactError.of(
+        "QR420",
+        f"the converted model was not made from a model like this reference: {what}",
+        hint="pass the float model that was quantized",
     )
 
 
@@ -248,7 +247,7 @@ class _Run:
     def batch(self, batch: Any, index: int) -> None:
         outputs = []
         for model, times in zip(self._models, self._times, strict=True):
-            times.start()
+            times.start_round()
             with noted_calls(model) as calls:
                 run_quietly(model, batch, index, self._forward)
             outputs.append([call.output for call in calls])
@@ -259,16 +258,16 @@ class _Run:
         """Measure the time once more, now that everything is warm."""
         counted, self._activations.totals = self._activations.totals, {}
         for times in self._times:
-            times.runs.clear()
+            times.rounds.clear()
         for _ in range(_TIMED_RUNS):
             for model, times in zip(self._models, self._times, strict=True):
-                times.start()
+                times.start_round()
                 run_quietly(model, batch, 0, self._forward)
             self._activations.forget()
         self._activations.totals = counted
 
     def report(self, plan: Plan, weights: Mapping[str, Fidelity | None], count: int) -> Comparison:
-        before, after = (times.shares() for times in self._times)
+        before, after = (shares(times) for times in self._times)
         sites = []
         for site in plan.sites:
             totals = self._activations.totals.get(site.name)

@@ -21,6 +21,7 @@ from qrecipe.measure.drift.today import Observing, Tally
 from qrecipe.model.addresses import is_conversion
 from qrecipe.model.call import Inputs, bind
 from qrecipe.model.copies import with_parts
+from qrecipe.model.interpreter import Interpreter
 from qrecipe.model.nested import map_tensors
 from qrecipe.planning.plan import Plan
 from qrecipe.process.memory import raise_lack_of_memory
@@ -80,22 +81,18 @@ def drift(
 
 
 def _nothing_stored() -> ExecutionError:
-    return ExecutionError(
-        Finding(
-            "QR430",
-            "this model stores no activation ranges that could drift",
-            hint="dynamic kernels find ranges at run time; only static rules store them",
-        )
+    return ExecutionError.of(
+        "QR430",
+        "this model stores no activation ranges that could drift",
+        hint="dynamic kernels find ranges at run time; only static rules store them",
     )
 
 
 def _no_values(batches: int) -> CalibrationError:
-    return CalibrationError(
-        Finding(
-            "QR401",
-            f"no value reached a stored range in {counted(batches, 'batch')}",
-            hint="are the batches empty, or does forward not call the model?",
-        )
+    return CalibrationError.of(
+        "QR401",
+        f"no value reached a stored range in {counted(batches, 'batch')}",
+        hint="are the batches empty, or does forward not call the model?",
     )
 
 
@@ -152,7 +149,7 @@ class _Shadowed(nn.Module):
             yield tally.result(now, count[key])
 
 
-class _Run(fx.Interpreter):
+class _Run(Interpreter):
     """Runs every node twice for one batch: on the model's values and on float values."""
 
     def __init__(self, part: fx.GraphModule, shadow: _Shadowed) -> None:

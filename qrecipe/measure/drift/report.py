@@ -6,8 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
 
 from qrecipe.audit.sqnr import db_text
 from qrecipe.errors.short import ShortRepr
@@ -146,7 +145,33 @@ class Drift(Report):
 
     def to_json(self) -> str:
         """JSON with stable keys; non-finite numbers are null."""
-        return json.dumps(drift_json(self), indent=2)
+        document = {
+            "ingredients": [each.to_json() for each in self.ingredients],
+            "batches": self.batches,
+            "sites": [
+                {
+                    "name": site.name,
+                    "op": site.op,
+                    "tensor": site.tensor,
+                    "dtype": site.dtype,
+                    "stored": asdict(site.stored),
+                    "now": None if site.now is None else asdict(site.now),
+                    "observed": None
+                    if site.values is None
+                    else {"low": site.values.low, "high": site.values.high},
+                    "moved": finite_or_none(site.moved),
+                    "outside": site.outside,
+                    "clipped": site.clipped,
+                    "clipped_after": site.clipped_after,
+                    "is_bound": site.is_bound,
+                    "is_finite": site.is_finite,
+                    "sqnr_db": finite_or_none(site.sqnr_db),
+                    "sqnr_after_db": finite_or_none(site.sqnr_after_db),
+                }
+                for site in self.sites
+            ],
+        }
+        return json.dumps(document, indent=2)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Plot how far each range would move; the suffix of ``path`` sets the format.
@@ -159,36 +184,6 @@ class Drift(Report):
         label = "how far recalibration moves the ends, in widths of the stored range"
         names = [f"{site.name} ({site.tensor})" for site in self.sites]
         plot_bars(names, [drawn_move(site) for site in self.sites], label, path)
-
-
-def drift_json(report: Drift) -> dict[str, Any]:
-    """A report of drift as plain values."""
-    return {
-        "ingredients": [each.to_json() for each in report.ingredients],
-        "batches": report.batches,
-        "sites": [
-            {
-                "name": site.name,
-                "op": site.op,
-                "tensor": site.tensor,
-                "dtype": site.dtype,
-                "stored": _range_json(site.stored),
-                "now": None if site.now is None else _range_json(site.now),
-                "observed": None
-                if site.values is None
-                else {"low": site.values.low, "high": site.values.high},
-                "moved": finite_or_none(site.moved),
-                "outside": site.outside,
-                "clipped": site.clipped,
-                "clipped_after": site.clipped_after,
-                "is_bound": site.is_bound,
-                "is_finite": site.is_finite,
-                "sqnr_db": finite_or_none(site.sqnr_db),
-                "sqnr_after_db": finite_or_none(site.sqnr_after_db),
-            }
-            for site in report.sites
-        ],
-    }
 
 
 _HEADER = (
@@ -241,7 +236,3 @@ def _percent(share: float) -> str:
 
 def _range_text(of: QRange) -> str:
     return f"{of.low:.4g} .. {of.high:.4g}"
-
-
-def _range_json(of: QRange) -> dict[str, Any]:
-    return {"scale": of.scale, "zero_point": of.zero_point, "low": of.low, "high": of.high}

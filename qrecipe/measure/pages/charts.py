@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qrecipe.errors.findings import Finding, QRecipeError
+from qrecipe.errors.findings import QRecipeError
 from qrecipe.errors.text import one_line, shown
 from qrecipe.files import replace_file, why_not
 from qrecipe.measure.drift.distribution import Histogram
@@ -142,20 +142,24 @@ def _bars(axes: Any, names: Sequence[str], values: Sequence[float], label: str) 
 def along(names: Sequence[str], series: Mapping[str, Sequence[float]], label: str) -> bytes:
     """One line per series over the names in order; non-finite values are left out."""
     longest = max(len(_short(name)) for name in names)
-    figure = _new_figure(_WIDTH, 3.4 + 0.07 * longest)
-    axes = figure.subplots()
+    axes = _new_figure(_WIDTH, 3.4 + 0.07 * longest).subplots()
     for (name, values), style in zip(series.items(), _STYLES, strict=False):
-        axes.plot(range(len(names)), list(map(_finite, values)), label=name, **style)
+        told = name if len(series) > 1 else None
+        axes.plot(range(len(names)), list(map(_finite, values)), label=told, **style)
     shown = range(0, len(names), math.ceil(len(names) / _MOST_LABELS) or 1)
     _label(axes.xaxis, shown, [names[index] for index in shown])
     axes.tick_params(axis="x", rotation=90)
     axes.set_xlim(-0.6, len(names) - 0.4)
+    return _finished(axes, label)
+
+
+def _finished(axes: Any, label: str) -> bytes:
     axes.set_ylabel(_wrapped(label), parse_math=False)
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    if len(series) > 1:
+    if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, loc="best")
-    return _svg(figure)
+    return _svg(axes.figure)
 
 
 _STYLES: Sequence[Mapping[str, Any]] = (
@@ -181,8 +185,7 @@ def spreads(panels: Sequence[Spread]) -> bytes:
 
 def trials(points: Sequence[Point], target: float | None, label: str) -> bytes:
     """The metric of each trial in order; filled if it was kept, a cross if it failed."""
-    figure = _new_figure(_WIDTH, 3.6)
-    axes = figure.subplots()
+    axes = _new_figure(_WIDTH, 3.6).subplots()
     steps = range(1, len(points) + 1)
     axes.plot(steps, [_finite(p.value) for p in points], color="#bbbbbb", linewidth=1, zorder=1)
     for kept, name, face in ((True, "kept", "#4c78a8"), (False, "not kept", "#ffffff")):
@@ -191,14 +194,7 @@ def trials(points: Sequence[Point], target: float | None, label: str) -> bytes:
             for step, p in zip(steps, points, strict=True)
             if p.kept is kept and math.isfinite(p.value)
         ]
-        if chosen:
-            axes.scatter(
-                *zip(*chosen, strict=True),
-                label=name,
-                facecolor=face,
-                edgecolor="#4c78a8",
-                zorder=2,
-            )
+        _scattered(axes, chosen, name, face)
     failed = [s for s, p in zip(steps, points, strict=True) if not math.isfinite(p.value)]
     if failed:
         at_the_bottom = axes.get_xaxis_transform()
@@ -209,33 +205,28 @@ def trials(points: Sequence[Point], target: float | None, label: str) -> bytes:
     if target is not None and math.isfinite(target):
         axes.axhline(target, color="#e07b39", linestyle="--", label="wanted")
     axes.set_xlabel("trial")
-    axes.set_ylabel(_wrapped(label), parse_math=False)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.grid(color="#dddddd", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="best")
-    return _svg(figure)
+    return _finished(axes, label)
 
 
 def front(points: Sequence[Weighed], target: float, label: str) -> bytes:
     """The metric of each trial over its latency, with a line through the front."""
-    figure = _new_figure(_WIDTH, 3.6)
-    axes = figure.subplots()
+    axes = _new_figure(_WIDTH, 3.6).subplots()
     best = sorted((p.latency, p.value) for p in points if p.on_front)
     axes.plot(*zip(*best, strict=True), color="#4c78a8", linewidth=1, zorder=1)
     for on_front, name, face in ((True, "front", "#4c78a8"), (False, "other trials", "#ffffff")):
         chosen = [(p.latency, p.value) for p in points if p.on_front is on_front]
-        if chosen:
-            columns = zip(*chosen, strict=True)
-            axes.scatter(*columns, label=name, facecolor=face, edgecolor="#4c78a8", zorder=2)
+        _scattered(axes, chosen, name, face)
     axes.axvline(1, color="#bbbbbb", label="the float model's latency")
     axes.axhline(target, color="#e07b39", linestyle="--", label="wanted")
     axes.set_xlabel("latency, as a multiple of the float model's")
-    axes.set_ylabel(_wrapped(label), parse_math=False)
-    axes.grid(color="#dddddd", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="best")
-    return _svg(figure)
+    return _finished(axes, label)
+
+
+def _scattered(axes: Any, points: Sequence[Ends], label: str, face: str) -> None:
+    if points:
+        columns = zip(*points, strict=True)
+        axes.scatter(*columns, label=label, facecolor=face, edgecolor="#4c78a8", zorder=2)
 
 
 def _spread(axes: Any, panel: Spread) -> None:
@@ -292,12 +283,10 @@ def check_available() -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
-        raise QRecipeError(
-            Finding(
-                "QR602",
-                "plots need matplotlib: pip install 'qrecipe[report]'",
-                hint="the table and JSON output work without it",
-            )
+        raise QRecipeError.of(
+            "QR602",
+            "plots need matplotlib: pip install 'qrecipe[report]'",
+            hint="the table and JSON output work without it",
         ) from None
 
 
@@ -314,18 +303,16 @@ def _save(figure: Any, path: str | os.PathLike[str]) -> None:
     name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
     if not isinstance(name, str):
         text = f"plot takes a path, not {shown(type(path).__name__)}"
-        raise QRecipeError(Finding("QR421", text))
+        raise QRecipeError.of("QR421", text)
     suffix = os.path.splitext(name)[1][1:]
     file = Path(name if suffix else f"{name}.png")
     try:
         replace_file(file, lambda stream: figure.savefig(stream, format=suffix or "png"))
     except (OSError, ValueError) as error:
-        raise QRecipeError(
-            Finding(
-                "QR421",
-                f"cannot write the plot {shown(name)}: {why_not(error)}",
-                hint="name a .png, .svg or .pdf file in an existing folder",
-            )
+        raise QRecipeError.of(
+            "QR421",
+            f"cannot write the plot {shown(name)}: {why_not(error)}",
+            hint="name a .png, .svg or .pdf file in an existing folder",
         ) from None
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qrecipe.errors.findings import Finding, QRecipeError
+from qrecipe.errors.findings import QRecipeError
 from qrecipe.errors.text import shown
 from qrecipe.files import check_replaceable_file, replace_file, why_not
 from qrecipe.terminal.report import Section, escaped, report_html
@@ -93,7 +93,7 @@ def _is_page(path: Path) -> bool:
 def _unwritable(path: str | os.PathLike[str], why: str) -> QRecipeError:
     name = shown(os.fspath(path))
     hint = "name a file in an existing folder"
-    return QRecipeError(Finding("QR431", f"cannot write the report {name}: {why}", hint=hint))
+    return QRecipeError.of("QR431", f"cannot write the report {name}: {why}", hint=hint)
 
 
 _STYLE = """\

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qrecipe.audit.sqnr import energy_ratio_db, floating_tensors
-from qrecipe.errors.findings import ExecutionError, Finding
+from qrecipe.errors.findings import ExecutionError
 from qrecipe.execution.isolated import Isolated, Kernel
 from qrecipe.measure.batches import running
 from qrecipe.measure.sensitivity.exact import size_of, too_little_memory
@@ -96,12 +96,10 @@ class Estimate:
 
     def _check(self, outputs: Sequence[Tensor], places: Sequence[_Place]) -> None:
         if not any(output.requires_grad for output in outputs):
-            raise ExecutionError(
-                Finding(
-                    "QR422",
-                    "the model's output has no gradient to estimate effects from",
-                    hint='use method = "exact", with a metric if the output is not floating',
-                )
+            raise ExecutionError.of(
+                "QR422",
+                "the model's output has no gradient to estimate effects from",
+                hint='use method = "exact", with a metric if the output is not floating',
             )
         held = 2 * sum(size_of(given) for _, given, _ in places)
         if held > self._limit:

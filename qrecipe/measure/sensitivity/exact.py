@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import fx
 
-from qrecipe.errors.findings import ExecutionError, Finding
+from qrecipe.errors.findings import ExecutionError
 from qrecipe.execution.isolated import Isolated, Kernel, WrappedPart
 from qrecipe.model.call import Inputs, batch_size, bind
+from qrecipe.model.interpreter import Interpreter
 from qrecipe.model.nested import tensors_in
 
 
@@ -96,12 +97,10 @@ class Replay:
 
 def too_little_memory(what: str, needed: int, limit: int) -> ExecutionError:
     """The error for a ``memory_limit`` that is too small even for one step (QR424)."""
-    return ExecutionError(
-        Finding(
-            "QR424",
-            f"{what} needs {needed:,} bytes of activations, but memory_limit is {limit:,}",
-            hint="raise memory_limit, or pass smaller batches",
-        )
+    return ExecutionError.of(
+        "QR424",
+        f"{what} needs {needed:,} bytes of activations, but memory_limit is {limit:,}",
+        hint="raise memory_limit, or pass smaller batches",
     )
 
 
@@ -127,7 +126,7 @@ class FloatGraph:
     def __init__(self, graph_module: fx.GraphModule) -> None:
         self.nodes: list[fx.Node] = list(graph_module.graph.nodes)
         self.output = self.nodes[-1]
-        self._interpreter = fx.Interpreter(graph_module, garbage_collect_values=False)
+        self._interpreter = Interpreter(graph_module, garbage_collect_values=False)
         self._placeholders = [node for node in self.nodes if node.op == "placeholder"]
         self._needed = _ancestors(self.output)
         self._dead_after = _dead_after(self.nodes, set(self.nodes))

@@ -168,12 +168,10 @@ def unranked(inventory: Inventory, plan: Plan) -> dict[str, str]:
 def _check_any(sites: Sequence[Site], reasons: Mapping[str, str]) -> None:
     """Raises ``ExecutionError`` (QR422) if there is no site to rank."""
     if not sites:
-        raise ExecutionError(
-            Finding(
-                "QR422",
-                f"the plan quantizes none of {len(reasons)} sites with a range of its own",
-                hint="`qrecipe plan` shows why each stays float",
-            )
+        raise ExecutionError.of(
+            "QR422",
+            f"the plan quantizes none of {len(reasons)} sites with a range of its own",
+            hint="`qrecipe plan` shows why each stays float",
         )
 
 

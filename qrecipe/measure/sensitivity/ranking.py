@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from qrecipe.errors.findings import ExecutionError, Finding
+from qrecipe.errors.findings import ExecutionError
 from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.text import counted, finite_or_none, shown
 from qrecipe.recipe import overlay
@@ -123,7 +123,28 @@ class Ranking(Report):
 
     def to_json(self) -> str:
         """JSON with stable keys; the SQNR of a site without effect is null (``"exact": true``)."""
-        return json.dumps(ranking_json(self), indent=2)
+        document = {
+            "ingredients": [each.to_json() for each in self.ingredients],
+            "method": self.method,
+            "is_estimate": self.is_estimate,
+            "partial": self.partial,
+            "batches": self.batches,
+            "float_value": finite_or_none(self.float_value),
+            "sites": [
+                {
+                    "name": site.name,
+                    "op": site.op,
+                    "sqnr_db": finite_or_none(site.sqnr_db),
+                    "exact": site.sqnr_db == math.inf,
+                    "is_estimate": self.is_estimate,
+                    "value": finite_or_none(site.value),
+                    "batches": site.batches,
+                }
+                for site in self.sites
+            ],
+            "unranked": dict(self.unranked),
+        }
+        return json.dumps(document, indent=2)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Plot the ranking as bars; the suffix of ``path`` sets the format.
@@ -212,31 +233,6 @@ class Ranking(Report):
         return f"{about}{site.sqnr_db:.1f} dB when quantized alone{note}"
 
 
-def ranking_json(ranking: Ranking) -> dict[str, Any]:
-    """A ranking as plain values."""
-    return {
-        "ingredients": [each.to_json() for each in ranking.ingredients],
-        "method": ranking.method,
-        "is_estimate": ranking.is_estimate,
-        "partial": ranking.partial,
-        "batches": ranking.batches,
-        "float_value": finite_or_none(ranking.float_value),
-        "sites": [
-            {
-                "name": site.name,
-                "op": site.op,
-                "sqnr_db": finite_or_none(site.sqnr_db),
-                "exact": site.sqnr_db == math.inf,
-                "is_estimate": ranking.is_estimate,
-                "value": finite_or_none(site.value),
-                "batches": site.batches,
-            }
-            for site in ranking.sites
-        ],
-        "unranked": dict(ranking.unranked),
-    }
-
-
 def worst_first(site: RankedSite) -> float:
     """The sort key of sites: NaN first, then the smallest SQNR or value."""
     value = site.value if site.sqnr_db is None else site.sqnr_db
@@ -246,4 +242,4 @@ def worst_first(site: RankedSite) -> float:
 
 def contradiction(message: str) -> ExecutionError:
     """The error for arguments that are invalid or contradict each other (QR425)."""
-    return ExecutionError(Finding("QR425", message))
+    return ExecutionError.of("QR425", message)

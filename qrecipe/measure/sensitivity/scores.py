@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from qrecipe.audit.sqnr import Totals
-from qrecipe.errors.findings import ExecutionError, Finding, QRecipeError
+from qrecipe.errors.findings import ExecutionError, QRecipeError
 from qrecipe.errors.text import first_line
 
 Metric = Callable[[Any, Any], float]
@@ -40,12 +40,10 @@ class SqnrScore:
     def effect(self) -> Effect:
         fidelity = self._totals.fidelity()
         if fidelity is None:
-            raise ExecutionError(
-                Finding(
-                    "QR422",
-                    "the model's output has no floating tensor to rank by",
-                    hint="pass your own measure as metric= or evaluate=",
-                )
+            raise ExecutionError.of(
+                "QR422",
+                "the model's output has no floating tensor to rank by",
+                hint="pass your own measure as metric= or evaluate=",
             )
         return fidelity.sqnr_db, None, self._batches
 
@@ -74,13 +72,13 @@ def number(measure: Callable[[], Any], name: str) -> float:
         raise
     except Exception as error:
         text = f"{name} failed: {type(error).__name__}: {first_line(error)}"
-        raise ExecutionError(Finding("QR423", text)) from error
+        raise ExecutionError.of("QR423", text) from error
     try:
         found = float(value)
     except (TypeError, ValueError, RuntimeError):
         text = f"{name} returns a {type(value).__name__}, not a number"
         hint = "return the quality of the outputs as a float; higher is better"
-        raise ExecutionError(Finding("QR423", text, hint=hint)) from None
+        raise ExecutionError.of("QR423", text, hint=hint) from None
     if math.isnan(found):
-        raise ExecutionError(Finding("QR423", f"{name} returns NaN, which cannot be ranked"))
+        raise ExecutionError.of("QR423", f"{name} returns NaN, which cannot be ranked")
     return found

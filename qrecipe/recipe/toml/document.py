@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import tomli
 
-from qrecipe.errors.findings import Finding, Location, RecipeReferenceError, RecipeSyntaxError
+from qrecipe.errors.findings import Location, RecipeReferenceError, RecipeSyntaxError
 from qrecipe.errors.text import shown
 from qrecipe.files import read_inside, why_not
 from qrecipe.recipe.toml.positions import MAX_DEPTH, NestingError, Spans
@@ -47,7 +47,7 @@ def read_text(tree: Path, path: Path, file: str) -> str:
         content = read_inside(tree, path, MAX_BYTES)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         message = f"cannot read {shown(file)}: {why_not(error)}"
-        raise RecipeReferenceError(Finding("QR001", message)) from None
+        raise RecipeReferenceError.of("QR001", message) from None
     if len(content) > MAX_BYTES:
         raise _too_large(file)
     return _decode(content, file)
@@ -86,19 +86,19 @@ def _size(text: str, file: str) -> int:
     if size > MAX_ITEMS:
         message = f"the recipe has more than {MAX_ITEMS:,} keys and values"
         hint = 'one glob can replace many names: "layer*.conv1"'
-        raise RecipeSyntaxError(Finding("QR002", message, Location(file, 1, 1, 1), hint))
+        raise RecipeSyntaxError.of("QR002", message, Location(file, 1, 1, 1), hint)
     return size
 
 
 def _too_deep(file: str) -> RecipeSyntaxError:
     message = f"the recipe is nested more than {MAX_DEPTH} levels deep"
     hint = "is a bracket not closed, or a dotted key endless?"
-    return RecipeSyntaxError(Finding("QR005", message, Location(file, 1, 1, 1), hint))
+    return RecipeSyntaxError.of("QR005", message, Location(file, 1, 1, 1), hint)
 
 
 def _too_large(file: str) -> RecipeSyntaxError:
     message = f"the recipe is larger than {MAX_BYTES:,} bytes"
-    return RecipeSyntaxError(Finding("QR002", message, Location(file, 1, 1, 1)))
+    return RecipeSyntaxError.of("QR002", message, Location(file, 1, 1, 1))
 
 
 def _decode(content: bytes, file: str) -> str:
@@ -116,6 +116,4 @@ def _decode(content: bytes, file: str) -> str:
 
 
 def _refuse_encoding(file: str, line: int, what: str, hint: str | None) -> NoReturn:
-    raise RecipeSyntaxError(
-        Finding("QR003", f"the recipe {what}", Location(file, line, 1, 1), hint)
-    )
+    raise RecipeSyntaxError.of("QR003", f"the recipe {what}", Location(file, line, 1, 1), hint)
