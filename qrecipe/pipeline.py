@@ -38,7 +38,7 @@ from qrecipe.execution.prepared import (
     traced_parts,
 )
 from qrecipe.execution.provenance import attach, make_provenance
-from qrecipe.model.architecture import module_settings
+from qrecipe.model.architecture import recorded_modules
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import own_tensors, with_parts
 from qrecipe.model.record import Architecture
@@ -340,7 +340,7 @@ def compile_decided(
     unjudged = unjudged_sites(decided, target_cpu)
     architecture = Architecture(
         parts=tuple(part.traced for part in inventory.parts),
-        modules=module_settings(model),
+        modules=recorded_modules(model, inventory.model, inventory.opened),
         opened=inventory.opened,
     )
     task = Task(inventory.model, recipe, inventory, decided, inputs, unjudged)

@@ -140,6 +140,10 @@ def _other_architecture(
     file: str, differences: Sequence[str], hint: str = _SAME_CODE
 ) -> ArtifactError:
     what = "was made from another architecture than this model"
+    if differences and all(
+        each.endswith("in the file, nothing in the model") for each in differences
+    ):
+        hint = f"{hint}; if it makes layers on its first call, run it once on an example first"
     if any("meta tensor" in difference for difference in differences):
         hint = "build the model on the CPU: its code reads a tensor that has no values on meta"
     return problem("QR507", file, what, hint, differences)

@@ -6,6 +6,7 @@ and dequantize calls, without quantized modules or packed weights.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
 from typing import Any
@@ -21,6 +22,7 @@ from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
 from qrecipe.model.nested import Packing, parts_of
 from qrecipe.model.normalize import stored
+from qrecipe.model.tracer import OTHER_SHAPES
 from qrecipe.pipeline import CompiledRecipe, exportable
 from qrecipe.process.neutral import neutral
 from qrecipe.process.state import alone
@@ -100,20 +102,56 @@ def _is_known_to_exporter(value: Any) -> bool:
 
 
 def _content(model: fx.GraphModule, inputs: tuple[Any, ...], dynamic_shapes: Any) -> bytes:
+    inputs = pytree.tree_map_only(torch.Tensor, torch.clone, inputs)  # dynamic ones get a mark
     try:
         with alone(), held_back([("", Warning)]):  # warnings of the exporter's libraries
             exported: Any = torch.export.export(model, inputs, dynamic_shapes=dynamic_shapes)
+            if dynamic_shapes is not None:
+                _check_sizes(model, inputs, dynamic_shapes, exported)
             flat = exported.module()
             _fold_weights(flat)
             program: Any = torch.onnx.export(
                 flat, inputs, dynamo=True, dynamic_shapes=dynamic_shapes, verbose=False
             )
             content: bytes = program.model_proto.SerializeToString()
+    except ArtifactError:
+        raise
     except Exception as error:
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         text = f"torch cannot export the model to ONNX: {first_line(cause)}"
-        raise ArtifactError.of("QR512", text) from error
+        details = [line.strip(" -") for line in str(cause).splitlines() if line.startswith("  - ")]
+        raise ArtifactError.of("QR512", text, notes=tuple(details)) from error
     return content
+
+
+def _check_sizes(
+    model: fx.GraphModule, inputs: tuple[Any, ...], dynamic_shapes: Any, exported: Any
+) -> None:
+    """Raises ``ArtifactError`` (QR512) for dynamic sizes that the graph asserts.
+
+    torch leaves assertions out of the file. What they ask of dynamic sizes is found by an export
+    without them.
+    """
+    without = copy.deepcopy(model)
+    for node in list(without.graph.nodes):
+        if node.target is torch._assert and str(node.args[1]).startswith(OTHER_SHAPES):
+            without.graph.erase_node(node)
+    if len(without.graph.nodes) == len(model.graph.nodes):
+        return
+    without.graph.eliminate_dead_code()
+    without.recompile()
+    plain = torch.export.export(without, inputs, dynamic_shapes=dynamic_shapes)
+    asked, unasked = _conditions(exported), _conditions(plain)
+    if asked != unasked:
+        text = "the model's code was traced for the example's sizes, but dynamic_shapes has others"
+        hint = "leave these dimensions out of dynamic_shapes, and export a file for each size"
+        raise ArtifactError.of("QR512", text, hint=hint, notes=tuple(sorted(asked - unasked)))
+
+
+def _conditions(program: Any) -> set[str]:
+    """What an exported program asks of the sizes of its inputs."""
+    ranges = {f"{symbol} in {limits}" for symbol, limits in program.range_constraints.items()}
+    return ranges.union(getattr(program, "_guards_code", ()))
 
 
 def _fold_weights(graph_module: fx.GraphModule) -> None:

@@ -24,6 +24,7 @@ from qrecipe.errors.findings import error_from
 from qrecipe.execution.executors import executor_of
 from qrecipe.execution.packing import Unpacked
 from qrecipe.model.architecture import check_same, module_settings
+from qrecipe.model.caches import with_layers_made
 from qrecipe.model.checks import attribute_findings
 from qrecipe.model.graph_sites import structure_of
 from qrecipe.model.opened.opening import opened_at
@@ -52,6 +53,8 @@ def rebuilt(model: nn.Module, stored: StoredModel, constants: Constants) -> nn.M
     )
     if unfit:
         raise error_from(unfit)
+    if module_settings(model) != architecture.modules:
+        model = with_layers_made(model, architecture.parts) or model
     check_same("module", architecture.modules, module_settings(model))
     model = opened_at(model, architecture.opened)
     architecture = with_own_constants(architecture, model, constants, stored.header.file)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import fx, nn
 from qrecipe.model.record import Architecture, Shape, Shapes, TracedNode, TracedPart
 from qrecipe.model.record import Value as RecordedValue
 from qrecipe.model.trace_proof import Value
+from qrecipe.rules.structure import enclosing
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _UNIMPORTANT = frozenset({"training", "momentum", "p", "dropout", "inplace"})
@@ -87,6 +88,21 @@ def module_settings(model: nn.Module) -> dict[str, str]:
         for path, module in model.named_modules()
         if type(module).__module__.startswith("torch.nn.")
     }
+
+
+def recorded_modules(
+    model: nn.Module, planned: nn.Module, opened: Collection[str]
+) -> dict[str, str]:
+    """The `module_settings` of a model, with the layers that its first call made in ``planned``.
+
+    That is a copy in which the layers at the paths ``opened`` are opened.
+    """
+    made = {
+        path: settings
+        for path, settings in module_settings(planned).items()
+        if not any(around in opened for around in enclosing(path))
+    }
+    return {**made, **module_settings(model)}
 
 
 def graph_digests(converted: nn.Module, architecture: Architecture) -> dict[str, str]:

@@ -9,12 +9,20 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from qrecipe.errors.text import shown_names
 from qrecipe.model.call import Inputs
-from qrecipe.model.copies import on_meta, runnable_copy, zeros_like
+from qrecipe.model.copies import (
+    on_meta,
+    runnable_copy,
+    structural_copy,
+    without_weights,
+    zeros_like,
+)
 from qrecipe.model.dry_run import first_change, state_of, try_out
 from qrecipe.model.nested import leaves, map_leaves, map_tensors, parts_of
 from qrecipe.model.record import TracedPart
 from qrecipe.model.shapes import MOST_OPERATIONS, TOO_MANY_OPERATIONS, without_values
+from qrecipe.model.unfit import unfit
 from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.process.state import random_numbers_kept
 
@@ -25,6 +33,8 @@ def with_caches_filled(model: nn.Module, inputs_of: Mapping[str, Inputs]) -> nn.
     ``inputs_of`` has the inputs of the parts by path, which is empty for the model. It is a cache
     if a second call writes nothing and returns the same, and if other values of the same shapes
     fill it with the same. None if nothing is written, or something else, or the model fails.
+
+    Raises ``PlanError`` (QR306) for layers that are made on the first call with random weights.
     """
     filled, other = runnable_copy(model), runnable_copy(model)
     try:
@@ -40,7 +50,14 @@ def with_caches_filled(model: nn.Module, inputs_of: Mapping[str, Inputs]) -> nn.
     except Exception as error:
         raise_lack_of_memory(error)
         return None
-    return filled if _equal(cache, cache_of_other) else None
+    if _equal(cache, cache_of_other):
+        return filled
+    known = dict(model.named_modules())
+    made = [path for path, _ in filled.named_modules() if path not in known]
+    if made:
+        message = f"forward makes layers with random weights on its first call: {shown_names(made)}"
+        raise unfit(message, "run the model once on an example first")
+    return None
 
 
 def _call(
@@ -84,12 +101,7 @@ def with_caches_without_values(model: nn.Module, parts: Sequence[TracedPart]) ->
     """
     probe = on_meta(model)
     before = _attributes(probe)
-    try:
-        with torch.no_grad(), torch.device("meta"), _Limited(), random_numbers_kept():
-            for part in parts:
-                probe.get_submodule(part.path)(**part.constants, **without_values(part.shapes))
-    except Exception as error:
-        raise_lack_of_memory(error)
+    if not _could_run(probe, parts):
         return None
     written = {
         place: value
@@ -104,6 +116,36 @@ def with_caches_without_values(model: nn.Module, parts: Sequence[TracedPart]) ->
         held = module._buffers if registry else vars(module)
         held[name] = map_tensors(zeros_like, value)
     return filled
+
+
+def with_layers_made(model: nn.Module, parts: Sequence[TracedPart]) -> nn.Module | None:
+    """A copy of the model with the layers that a first call of the parts would make, or None.
+
+    The parts run as in `with_caches_without_values`. Lazy layers get their shapes.
+    """
+    probe = on_meta(model)
+    if not _could_run(probe, parts):
+        return None
+    kinds = {path: type(module) for path, module in model.named_modules()}
+    made = {path: each for path, each in probe.named_modules() if kinds.get(path) is not type(each)}
+    filled = structural_copy(model)
+    for path, layer in made.items():
+        owner, _, name = path.rpartition(".")
+        if owner not in made:
+            setattr(filled.get_submodule(owner), name, without_weights(layer))
+    return filled if made else None
+
+
+def _could_run(probe: nn.Module, parts: Sequence[TracedPart]) -> bool:
+    """Whether the parts of a model without values ran with the shapes of the example."""
+    try:
+        with torch.no_grad(), torch.device("meta"), _Limited(), random_numbers_kept():
+            for part in parts:
+                probe.get_submodule(part.path)(**part.constants, **without_values(part.shapes))
+    except Exception as error:
+        raise_lack_of_memory(error)
+        return False
+    return True
 
 
 class _Limited(TorchFunctionMode):

@@ -6,10 +6,11 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 
 from qrecipe.model.nested import tensors_in
 from qrecipe.model.plain_attributes import keep_plain_attributes
@@ -45,7 +46,7 @@ def runnable_copy(model: _Model) -> _Model:
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None
     }
     shared = (parameter for parameter in model.parameters() if id(parameter) not in written)
-    return _copy_sharing(model, chain(shared, _packed(model))).eval()
+    return _in_eval_mode(_copy_sharing(model, chain(shared, _packed(model))))
 
 
 def copy_around(model: nn.Module, paths: Sequence[str]) -> nn.Module:
@@ -88,17 +89,25 @@ def without_weights(model: nn.Module) -> nn.Module:
     ]
     values = {id(tensor): tensor.detach().clone() for tensor in _computed(model)}
     zeros = {id(tensor): zeros_like(tensor) for tensor in tensors}
-    return _copied(model, {**values, **zeros}).eval()
+    return _in_eval_mode(_copied(model, {**values, **zeros}))
 
 
 def on_meta(model: nn.Module) -> nn.Module:
     """A copy in eval mode whose tensors have shapes and no values."""
     tensors = [*model.parameters(), *_plain_tensors(model), *_computed(model)]
     shapes = {id(tensor): _as_shape(tensor) for tensor in tensors}
-    return _copied(model, {**{id(each): each for each in _packed(model)}, **shapes}).eval()
+    return _in_eval_mode(_copied(model, {**{id(each): each for each in _packed(model)}, **shapes}))
+
+
+def _in_eval_mode(model: _Model) -> _Model:
+    """The model itself; its ``train`` may clear caches, so it is only called where it must be."""
+    return model.eval() if any(module.training for module in model.modules()) else model
 
 
 def _as_shape(tensor: Tensor) -> Tensor:
+    if is_lazy(tensor):
+        lazy: Any = type(tensor)
+        return cast(Tensor, lazy(device="meta"))
     shape = tensor.detach().to("meta")
     is_parameter = isinstance(tensor, nn.Parameter)
     return nn.Parameter(shape, tensor.requires_grad) if is_parameter else shape
@@ -129,15 +138,17 @@ def zeros_like(tensor: Tensor) -> Tensor:
 
 def _copy_sharing(model: _Model, shared: Iterable[_Part]) -> _Model:
     """A deep copy that shares some parts; inference tensors are cloned, for autograd."""
-    memo: dict[int, _Part] = {
-        id(part): part for part in shared if not (isinstance(part, Tensor) and part.is_inference())
-    }
+    memo: dict[int, _Part] = {id(part): part for part in shared if not _is_inference(part)}
     # deepcopy rejects tensors computed by autograd, such as the weight of an old-style weight_norm
     memo |= {id(tensor): tensor.detach() for tensor in _computed(model)}
     memo |= {
         id(buffer): buffer.detach().clone() for buffer in model.buffers() if not buffer.is_leaf
     }
     return _copied(model, memo)
+
+
+def _is_inference(part: _Part) -> bool:
+    return isinstance(part, Tensor) and not is_lazy(part) and part.is_inference()
 
 
 def own_value(model: nn.Module, name: str) -> Any:

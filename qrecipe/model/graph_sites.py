@@ -38,12 +38,17 @@ from qrecipe.model.opened.whole import class_of_the_caller
 from qrecipe.model.outputs import is_packing
 from qrecipe.model.record import TracedPart
 from qrecipe.model.rewrite_proof import prove_fused
-from qrecipe.model.rewrites.batch_norms import FROZEN, batch_norms_as_modules, frozen_in_training
+from qrecipe.model.rewrites.batch_norms import (
+    IN_TRAINING,
+    batch_norms_as_modules,
+    frozen_in_training,
+)
 from qrecipe.model.rewrites.channel_arithmetic import channel_arithmetic_as_batch_norms
 from qrecipe.model.rewrites.folded_layers import folded_layers_as_modules
 from qrecipe.model.rewrites.no_ops import drop_no_ops
 from qrecipe.model.rewrites.products import products_as_linear
 from qrecipe.model.rewrites.shape_readers import let_shapes_be_read_later
+from qrecipe.model.rewrites.transposed import fold_into_transposed
 from qrecipe.model.roots import inputs_of_roots, prove_whole, sizes_of_roots
 from qrecipe.model.shapes import shapes_of
 from qrecipe.model.trace import InTraining, Scopes, hook_findings, in_training, trace_part
@@ -234,6 +239,8 @@ def fused_graph(
         spell_out_moves(graph_module, patterns)
     let_shapes_be_read_later(graph_module)
     keep_apart(graph_module)
+    if training is None:
+        fold_into_transposed(graph_module, patterns)
     _note_fused_members(graph_module, backend_config)
     graph_module.train(training is not None)
     try:
@@ -319,8 +326,8 @@ def _note_fused_members(graph_module: fx.GraphModule, backend_config: BackendCon
     for last, nodes in groups.items():
         roots[last].meta["members"] = tuple(each for node in nodes for each in members_of(node))
         roots[last].meta["value"] = last.meta["value"]
-        if any(FROZEN in node.meta for node in nodes):
-            roots[last].meta[FROZEN] = True
+        for node in nodes:
+            roots[last].meta |= {key: node.meta[key] for key in IN_TRAINING if key in node.meta}
 
 
 def _innermost(node_pattern: Any) -> fx.Node:

@@ -17,6 +17,9 @@ from qrecipe.process.memory import raise_lack_of_memory
 UNKNOWN = object()
 """The value of a node that depends on more than shapes."""
 
+VARIES = object()
+"""The value of a node that is another one at another batch size."""
+
 
 class KnownValues:
     """The values of nodes that follow from the shapes of the inputs, at every batch size.
@@ -41,13 +44,13 @@ class KnownValues:
         ]
 
     def of(self, node: fx.Node) -> Any:
-        """The value of a node, or UNKNOWN."""
+        """The value of a node, or UNKNOWN or VARIES."""
         try:
             first, *others = (run.value(node) for run in self._runs)
         except Exception as error:
             raise_lack_of_memory(error)
             return UNKNOWN
-        return UNKNOWN if any(other != first for other in others) else first
+        return VARIES if any(other != first for other in others) else first
 
     def is_sequence(self, node: fx.Node) -> bool:
         """Whether the value of a node is known to have parts by number, at the shapes given."""

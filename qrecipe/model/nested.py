@@ -14,13 +14,13 @@ from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.utils import _pytree as pytree
 
 from qrecipe.errors.text import first_line
 
-_LEAVES = (Tensor, nn.Module, str, bytes, int, float, complex, type, type(None))
+_LEAVES = (fx.Proxy, Tensor, nn.Module, str, bytes, int, float, complex, type, type(None))
 _SEQUENCES = (tuple, list, immutable_list)
 _MAPPINGS = (dict, OrderedDict, immutable_dict, MappingProxyType)
 

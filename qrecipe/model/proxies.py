@@ -14,7 +14,20 @@ IN_PLACE = "in place"
 
 
 class AskingProxy(fx.Proxy):
-    """A proxy that asks its tracer for what Python needs as a number or a length."""
+    """A proxy that asks its tracer for what Python needs as a number or a length.
+
+    Sizes are of their class, and are found in sets and dicts as the numbers that they are.
+    """
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        return self._kind() or type(self)
+
+    def __hash__(self) -> int:
+        kind = self._kind()
+        if kind is None:
+            return id(self)
+        return hash(self._asked(int)) if kind is int else int(self._asked(hash))
 
     def __getattr__(self, k: str) -> _AskingAttribute:
         return _AskingAttribute(self, k)
@@ -36,6 +49,10 @@ class AskingProxy(fx.Proxy):
 
     def __divmod__(self, other: Any) -> tuple[fx.Proxy, fx.Proxy]:
         return self // other, self % other
+
+    def _kind(self) -> Any:
+        node = self.node  # that of an attribute is made now
+        return self.tracer.kinds.get(node)  # type: ignore[attr-defined]
 
     def _asked(self, kind: Callable[[Any], Any]) -> Any:
         return self.tracer.asked(self, kind)  # type: ignore[attr-defined]

@@ -30,6 +30,7 @@ from qrecipe.model.shapes import shapes_of
 from qrecipe.model.switches import BATCH_NORMS, arguments, flag, told
 from qrecipe.model.tracer import Tracer
 from qrecipe.model.untraceable import (
+    BatchSizeError,
     takes_any_number,
     untraceable,
 )
@@ -262,7 +263,8 @@ def _traced(
         try:
             return tracer, root, tracer.trace(root, dict(fixed))
         except Exception as error:
-            failure = failure or _TracingError(error, joined(path, tracer.path))
+            if failure is None or isinstance(error, BatchSizeError):
+                failure = _TracingError(error, joined(path, tracer.path))
     assert failure is not None
     raise failure
 

@@ -18,17 +18,21 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 from qrecipe._torch_fx import QuantizationTracer
 from qrecipe.model.altered_modules import alteration
 from qrecipe.model.call import VARIADIC
-from qrecipe.model.known_values import UNKNOWN, KnownValues, is_from_shapes
+from qrecipe.model.known_values import UNKNOWN, VARIES, KnownValues, is_from_shapes
 from qrecipe.model.nested import Packing, leaves, parts_of
 from qrecipe.model.opened.whole import Whole
 from qrecipe.model.proxies import AskingProxy
 from qrecipe.model.record import Shape, Shapes
 from qrecipe.model.shapes import MOST_OPERATIONS, TOO_MANY_OPERATIONS
-from qrecipe.model.untraceable import AutocastError, innermost_line
+from qrecipe.model.sizes import Kind, kind_of
+from qrecipe.model.untraceable import AutocastError, BatchSizeError, innermost_line
 from qrecipe.process.state import random_numbers_kept, traced_alone
 
 RETURNS_INPUT = "returns_input"
 """Marks, in a node's ``meta``, a call of a module whose forward returned its input when traced."""
+
+OTHER_SHAPES = "inputs of other shapes than the example's"
+"""How the message begins of an assertion that the graph makes of shapes."""
 
 _TAKING_SIZES = (torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn, torch.tensor)
 """Functions that take numbers one by one, or in a list, and do not accept proxies for them."""
@@ -51,6 +55,7 @@ class Tracer(QuantizationTracer):
         self.whole: Collection[str] = ()
         self.idle: set[str] = set()
         self.shapes: Mapping[str, Shape | Shapes] | None = None
+        self.kinds: dict[fx.Node, Kind] = {}
         self._known: KnownValues | None = None
         self._values: dict[tuple[fx.Node, Any], Any] = {}
         self._asking = False
@@ -114,6 +119,9 @@ class Tracer(QuantizationTracer):
         return value
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
+        kind = kind_of(node, self.kinds)
+        if kind is not None:
+            self.kinds[node] = kind
         return AskingProxy(node, self)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
@@ -131,14 +139,17 @@ class Tracer(QuantizationTracer):
     def asked(self, proxy: fx.Proxy, kind: Callable[[Any], Any]) -> Any:
         """What ``kind`` makes of a value: its length, truth or number. The graph asserts it.
 
-        Raises torch's error for what does not follow from the shapes, or not at any batch size, and
-        in forwards of torch's: those choose between kernels that compute the same.
+        Raises ``BatchSizeError`` for what varies with the batch size, and torch's error for what
+        does not follow from shapes, and in forwards of torch's: those choose between kernels that
+        compute the same.
         """
         if self._known is None or _is_torchs(self.root.get_submodule(self.path)):
             return super().to_bool(proxy)
         key = (proxy.node, kind)
         if key not in self._values:
             self._values[key] = self._found(proxy, kind)
+        if self._values[key] is VARIES:
+            raise BatchSizeError
         if self._values[key] is UNKNOWN:
             return super().to_bool(proxy)
         return self._values[key]
@@ -148,9 +159,9 @@ class Tracer(QuantizationTracer):
         asked = self.create_proxy("call_function", kind, (proxy,), {})
         with self._aside():
             value = self._known.of(asked.node)
-        if value is not UNKNOWN and is_from_shapes(asked.node):
+        if value is not UNKNOWN and value is not VARIES and is_from_shapes(asked.node):
             where = self.path or "its forward"
-            text = f"inputs of other shapes than the example's: {where} was traced for {value} here"
+            text = f"{OTHER_SHAPES}: {where} was traced for {value} here"
             torch._assert(asked == value, text)  # type: ignore[no-untyped-call]
         return value
 
@@ -175,7 +186,9 @@ class Tracer(QuantizationTracer):
 
     def create_arg(self, a: Any) -> Any:
         """Like torch, but containers of custom classes keep their class."""
-        if isinstance(a, fx.Proxy) or _is_made_again_by_torch(a):
+        if isinstance(a, fx.Proxy):  # torch asks for tuples first, which a shape is
+            return a.node
+        if _is_made_again_by_torch(a):
             return super().create_arg(a)
         packing = Packing(a, lambda leaf: isinstance(leaf, (fx.Proxy, torch.Tensor)))
         given = tuple(map(self.create_arg, packing.open_leaves))

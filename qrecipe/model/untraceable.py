@@ -33,16 +33,32 @@ class AutocastError(Exception):
     """A call under ``torch.autocast``, which a graph would not keep."""
 
 
+class BatchSizeError(Exception):
+    """Python needs a number that follows from the batch size."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Python needs a number that follows from the batch size, to which a graph would be "
+            "fixed; x.shape[0] can be computed with, but not x in a loop, len(), range() or int()"
+        )
+
+
 WITHOUT_AUTOCAST = (
     "remove torch.autocast from the model's code, and call the float model under it instead"
 )
 _NOT_INSTALLED = "module is not installed as a submodule"
 _NOT_IN_A_GRAPH = "argument of type: "
-_NO_INDEX = "cannot be interpreted as an integer"
-_SIZES_ARE_NO_INDEX = (
-    "a value of the graph cannot be an index of a list, nor what range counts to; int() makes it "
-    "one where it follows from the sizes of the inputs"
-)
+_BETTER = {
+    "cannot be interpreted as an integer": (
+        "a value of the graph cannot be an index of a list, nor what range counts to; int() makes "
+        "it one where it follows from the sizes of the inputs and not from the batch size"
+    ),
+    "Proxy object cannot be iterated": (
+        "a graph cannot loop over a tensor, whose length is the batch size, nor over what else may "
+        "have another length"
+    ),
+}
+"""What torch says, by how it ends, and what it means here."""
 
 
 def untraceable(error: Exception, path: str, at: str, model: nn.Module) -> UntraceableError:
@@ -59,8 +75,7 @@ def untraceable(error: Exception, path: str, at: str, model: nn.Module) -> Untra
     if why.startswith(_NOT_IN_A_GRAPH):
         kind = why.removeprefix(f"{_NOT_IN_A_GRAPH}<class '").removesuffix("'>").rpartition(".")[2]
         why = f"{'it passes' if inner else 'it returns'} a {kind}, which a graph cannot hold"
-    if why.endswith(_NO_INDEX):
-        why = _SIZES_ARE_NO_INDEX
+    why = next((better for torchs, better in _BETTER.items() if why.endswith(torchs)), why)
     hidden = hidden_modules(model) if why == _NOT_INSTALLED else None
     if hidden is not None:
         why, hint = hidden

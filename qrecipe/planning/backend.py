@@ -30,15 +30,16 @@ from qrecipe._torch_fx import (
 )
 from qrecipe.model.graph_sites import Inventory, Match
 from qrecipe.model.moving import averages, moved, moves
+from qrecipe.model.rewrites.transposed import TRANSPOSED
 from qrecipe.observers.qconfig import per_tensor
 from qrecipe.planning.asked import MODES, PACK
 from qrecipe.planning.engines import adds_in_32_bits, detour
-from qrecipe.planning.folding import fold_into_transposed
 from qrecipe.planning.kernels import (
     better_float,
     refusal,
     takes_per_channel_weight,
     weight_refusal,
+    why_apart,
 )
 from qrecipe.planning.plan import EXPORTED, Engine, Verdict
 from qrecipe.planning.saturation import (
@@ -76,9 +77,6 @@ _BACKEND_CONFIGS: Mapping[Backend, Callable[[], BackendConfig]] = {
 FOLLOWERS: frozenset[Kind] = frozenset({"passthrough", "fixed_qparams"})
 """Operations that are only quantized after a quantized producer, whatever their rule says."""
 
-
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 _DTYPES: Mapping[Any, str] = {
     torch.qint8: "int8",
@@ -134,18 +132,14 @@ class Outcome:
 def backend_config(name: Backend, phase: Phase) -> BackendConfig:
     """The BackendConfig with which to plan, prepare and convert for a backend.
 
-    In training, torch cannot fuse transposed convolutions with BatchNorm, so they stay separate.
+    BatchNorms are folded into transposed convolutions by us, and torch cannot train them as one.
     """
     made = _BACKEND_CONFIGS[name]()
     if name not in EXPORTED:
         made.set_backend_pattern_configs(_own_patterns(made))
-    transposed = [config for config in made.configs if _is_transposed_batch_norm(config.pattern)]
-    if phase == "qat":
-        configs = [config for config in made.configs if config not in transposed]
-        return BackendConfig(name).set_backend_pattern_configs(configs)
-    for config in transposed:
-        config.set_fuser_method(fold_into_transposed)
-    return made
+    fused = set(TRANSPOSED.items())
+    configs = [config for config in made.configs if config.pattern not in fused]
+    return BackendConfig(made.name).set_backend_pattern_configs(configs)
 
 
 def _own_patterns(made: BackendConfig) -> list[BackendPatternConfig]:
@@ -165,10 +159,6 @@ def _own_patterns(made: BackendConfig) -> list[BackendPatternConfig]:
 def own_backend_config(name: Backend, phase: Phase) -> BackendConfig:
     """The `backend_config` that qrecipe reads; it is made once and never given to callers."""
     return backend_config(name, phase)
-
-
-def _is_transposed_batch_norm(pattern: Any) -> bool:
-    return isinstance(pattern, tuple) and pattern[0] in _TRANSPOSED and pattern[1] in _BATCH_NORMS
 
 
 def outcomes(
@@ -258,6 +248,13 @@ class _Judge:
     reader: str | None = None
 
     def outcome(self, decision: Decision) -> Outcome:
+        found = self._outcome(decision)
+        apart = why_apart(self.match) if self.phase == "qat" else None
+        if apart is None or decision.rule.qconfig is None:
+            return found
+        return replace(found, reason="; ".join(filter(None, (found.reason, apart))))
+
+    def _outcome(self, decision: Decision) -> Outcome:
         kind, op = self.match.operation.kind, self.match.operation.op
         if kind == "passthrough":
             return self._follow(decision)

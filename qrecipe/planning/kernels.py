@@ -20,6 +20,7 @@ from qrecipe.model.graph_sites import Match
 from qrecipe.model.moving import moved
 from qrecipe.model.normalize import MULTIPLIES_WEIGHT, TAKES_WEIGHT
 from qrecipe.model.rewrites.batch_norms import why_function
+from qrecipe.model.rewrites.transposed import TRANSPOSED
 from qrecipe.model.trace_proof import Value
 from qrecipe.planning.moves import no_move
 from qrecipe.planning.plan import EXPORTED
@@ -76,6 +77,18 @@ def better_float(match: Match) -> str | None:
     if is_silu:
         return "faster in float: int8 SiLU is a sigmoid and a product"
     return None
+
+
+def why_apart(match: Match) -> str | None:
+    """Why a BatchNorm is not part of the convolution before it in training."""
+    if not isinstance(match.module, nn.modules.batchnorm._BatchNorm) or not match.nodes:
+        return None
+    (source, *_), graph_module = match.nodes[0].all_input_nodes, match.nodes[0].graph.owning_module
+    if source.op != "call_module" or graph_module is None:
+        return None
+    if type(graph_module.get_submodule(str(source.target))) not in TRANSPOSED:
+        return None
+    return "not folded: torch cannot train a transposed convolution and its BatchNorm as one"
 
 
 def _gives_several(match: Match) -> bool:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from artifacts import outputs, recipe, trained
 from nets import NETS
+from plans import net_of
 from routed import Routed, recipe_of_roots
 from runs import silent
 from torch import nn
@@ -135,6 +136,30 @@ def test_other_sizes_of_the_batch_run_where_the_dimension_is_dynamic(tmp_path):
     converted = compiled.convert(model)
     few = batches[1][:3]
     assert sqnr_db(outputs(converted, few)[0], run_onnx(path, few)[0]) > AGREE_DB
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "asks", [lambda x: x.shape[3] > 20, lambda x: x.shape[3] in {16}, lambda x: -x.shape[3] % 4]
+)
+def test_sizes_that_the_code_asked_for_cannot_be_dynamic(asks, tmp_path):
+    def forward(self, x):
+        y = self.conv(x)
+        return y * 2 if asks(x) else y
+
+    batch, path = torch.rand(4, 3, 16, 16), tmp_path / "model.onnx"
+    compiled = qrecipe.compile(net_of(forward, conv=nn.Conv2d(3, 8, 3)), recipe(), batch)
+    model = compiled.prepare()
+    qrecipe.calibrate(model, [batch] * 10)
+    dim = torch.export.Dim
+    with pytest.raises(ArtifactError, match="QR512 the model's code was traced for the example's"):
+        qrecipe.export_onnx(compiled, model, path, dynamic_shapes=({3: dim.AUTO},))
+    with pytest.raises(ArtifactError, match=r"w.*\(w\)|w as dynamic|of w"):
+        qrecipe.export_onnx(compiled, model, path, dynamic_shapes=({3: dim("w", min=8)},))
+    assert not path.exists()
+    qrecipe.export_onnx(compiled, model, path, dynamic_shapes=({0: dim("batch"), 2: dim.AUTO},))
+    other = torch.rand(2, 3, 21, 16)
+    assert sqnr_db(compiled.convert(model)(other), run_onnx(path, other)[0]) > AGREE_DB
 
 
 @pytest.mark.slow

@@ -145,6 +145,65 @@ def test_a_synchronised_batch_norm_is_a_plain_one_outside_training():
     assert converted(BATCH).isfinite().all()
 
 
+TRANSPOSED = {
+    "1d": (nn.ConvTranspose1d(3, 8, 2, 2), nn.BatchNorm1d, (4, 3, 8)),
+    "2d": (nn.ConvTranspose2d(3, 8, 2, 2), nn.BatchNorm2d, (4, 3, 8, 8)),
+    "3d": (nn.ConvTranspose3d(3, 8, 2, 2), nn.BatchNorm3d, (4, 3, 4, 4, 4)),
+    "in groups": (nn.ConvTranspose2d(4, 8, 2, 2, groups=2), NormAct, (4, 4, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("case", TRANSPOSED)
+def test_a_batch_norm_is_folded_into_a_transposed_convolution_whatever_follows(case):
+    layer, norm, shape = TRANSPOSED[case]
+    batch = torch.rand(shape)
+    for rest in ([nn.ReLU()], [nn.Dropout(), nn.ReLU6()], [nn.Identity()]):
+        model = warmed(nn.Sequential(copy.deepcopy(layer), norm(8), *rest), batch)
+        plan, converted = quantized(model, batch)
+        assert len(plan["0"].members) == 2
+        assert plan.boundaries == 2
+        assert output_sqnr_db(model(batch), converted(batch)) > 30
+
+
+def test_in_training_a_transposed_convolution_and_its_batch_norm_are_apart_and_the_plan_says_why():
+    layers = (nn.ConvTranspose2d(3, 8, 2, 2), nn.BatchNorm2d(8), nn.Dropout(), nn.ReLU())
+    plan, converted = quantized(warmed(nn.Sequential(*layers), BATCH), phase="qat")
+    assert [site.members for site in plan] == [("0",), ("1",), ("3",)]
+    assert plan["1"].reason == (
+        "not folded: torch cannot train a transposed convolution and its BatchNorm as one"
+    )
+    assert converted(BATCH).isfinite().all()
+
+
+SYNCHRONISED = {
+    "fused": (nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()),
+    "cumulative": (nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, momentum=None, affine=False)),
+    "with its activation": (nn.Hardswish(), nn.BatchNorm2d(3), nn.ReLU()),
+    "alone": (nn.Hardswish(), nn.BatchNorm2d(3)),
+    "after a linear layer": (nn.Flatten(), nn.Linear(192, 8), nn.BatchNorm1d(8)),
+}
+
+
+@pytest.mark.parametrize("case", SYNCHRONISED)
+def test_a_synchronised_batch_norm_is_trained_synchronised_and_converted_as_a_plain_one(case):
+    def results(model):
+        compiled = qrecipe.compile(model, recipe(head='phase = "qat"'), BATCH)
+        prepared = compiled.prepare()
+        kinds = {type(each) for each in prepared.modules()}
+        train(prepared, [BATCH, BATCH + 1], rate=1e-2)
+        return compiled.plan, kinds, compiled.convert(prepared)(BATCH)
+
+    torch.manual_seed(0)
+    model = warmed(nn.Sequential(*copy.deepcopy(SYNCHRONISED[case])), BATCH)
+    in_sync = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
+    (plan, kinds, output), (own_plan, own_kinds, expected) = results(in_sync), results(model)
+    assert [site.members for site in plan] == [site.members for site in own_plan]
+    assert nn.SyncBatchNorm in kinds
+    assert nn.SyncBatchNorm not in own_kinds
+    assert torch.equal(output, expected)
+    assert any(isinstance(each, nn.SyncBatchNorm) for each in in_sync.modules())
+
+
 def test_reading_a_shape_does_not_keep_operations_apart():
     def forward(self, x):
         x = self.conv(x)

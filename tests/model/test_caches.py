@@ -87,7 +87,15 @@ class Grid(Biased):
         return self.cache
 
 
-KINDS = (Biased, ByDevice, Buffered, Listed, Grid)
+class Cleared(ByDevice):
+    """Clears its cache whenever its mode is set, to eval mode too."""
+
+    def train(self, mode=True):
+        self.cache = {}
+        return super().train(mode)
+
+
+KINDS = (Biased, ByDevice, Buffered, Listed, Grid, Cleared)
 
 
 @pytest.mark.parametrize("kind", every(2, KINDS))
@@ -201,3 +209,102 @@ def test_what_is_written_on_each_call_or_depends_on_the_data_is_no_cache(kind):
 
 def test_a_model_without_a_cache_has_none_to_fill():
     assert with_caches_filled(nn.Linear(16, 4).eval(), {"": Inputs((TOKENS,))}) is None
+
+
+class Made(nn.Module):
+    """Makes its layer on the first call, when it knows the number of features."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.layer = nn.Linear(16, 8), None
+
+    def made(self, features):
+        return nn.Linear(features, 4)
+
+    def forward(self, x):
+        x = self.first(x)
+        if self.layer is None:
+            self.layer = self.made(x.shape[-1])
+        return self.layer(x)
+
+
+class Registered(Made):
+    def __init__(self):
+        super().__init__()
+        del self.layer
+        self.register_module("layer", None)
+
+
+class Lazy(Made):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.LazyLinear(4)
+
+
+class Normalised(Made):
+    """Its layer has no random weights."""
+
+    def made(self, features):
+        return nn.LayerNorm(features)
+
+
+@pytest.mark.parametrize("kind", [Made, Registered, Lazy, Normalised])
+@pytest.mark.parametrize("base", ["x86-static", "x86-dynamic"])
+def test_layers_of_the_first_call_are_loaded_into_a_model_that_never_ran(kind, base, tmp_path):
+    model, file = kind().eval(), tmp_path / "model.safetensors"
+    model(TOKENS)
+    recipe = qrecipe.load_recipe(f"builtin:{base}")
+    converted = qrecipe.quantize(model, recipe, [TOKENS] * 2, progress=silent)
+    qrecipe.save_quantized(converted, file)
+    fresh = kind().eval()
+    for given in (fresh, model, fresh):
+        assert torch.equal(qrecipe.load_quantized(file, given)(TOKENS), converted(TOKENS))
+    assert kind is Lazy or getattr(fresh, "layer", None) is None
+
+
+def test_layers_of_the_first_call_are_made_before_it_if_nothing_is_random(tmp_path):
+    model, file = Normalised().eval(), tmp_path / "model.safetensors"
+    converted = qrecipe.quantize(model, STATIC, [TOKENS] * 2, progress=silent)
+    assert model.layer is None
+    qrecipe.save_quantized(converted, file)
+    loaded = qrecipe.load_quantized(file, Normalised().eval())
+    assert torch.equal(loaded(TOKENS), converted(TOKENS))
+
+
+@pytest.mark.parametrize("base", ["x86-static", "x86-dynamic"])
+def test_random_layers_of_the_first_call_are_asked_for(base):
+    model = Made().eval()
+    with pytest.raises(PlanError, match='with random weights on its first call: "layer"') as found:
+        qrecipe.plan(model, qrecipe.load_recipe(f"builtin:{base}"), TOKENS)
+    assert found.value.findings[0].hint == "run the model once on an example first"
+    model(TOKENS)
+    assert len(qrecipe.plan(model, qrecipe.load_recipe(f"builtin:{base}"), TOKENS)) == 2
+
+
+class Chosen(nn.Module):
+    """Cannot be traced, and makes its layer on the first call."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.layers = nn.Linear(16, 8), nn.ModuleDict()
+
+    def forward(self, x):
+        x = self.first(x)
+        if not x.isfinite().all():
+            return x
+        if "own" not in self.layers:
+            self.layers["own"] = nn.Linear(8, 4)
+        return self.layers["own"](x)
+
+
+def test_what_no_graph_knows_is_loaded_after_a_first_call(tmp_path):
+    model, file = Chosen().eval(), tmp_path / "model.safetensors"
+    model(TOKENS)
+    recipe = qrecipe.load_recipe("builtin:x86-dynamic")
+    converted = qrecipe.quantize(model, recipe, [TOKENS] * 2, progress=silent)
+    qrecipe.save_quantized(converted, file)
+    fresh = Chosen().eval()
+    with pytest.raises(qrecipe.ArtifactError, match="on its first call, run it once on an example"):
+        qrecipe.load_quantized(file, fresh)
+    fresh(TOKENS)
+    assert torch.equal(qrecipe.load_quantized(file, fresh)(TOKENS), converted(TOKENS))

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from plans import net_of
+from routed import recipe_of_roots
 from runs import silent
 from shares import every
 from torch import nn
@@ -127,9 +128,96 @@ def test_a_size_for_which_the_model_would_compute_something_else_is_an_error(for
         converted(ODD)
 
 
-def test_what_depends_on_the_batch_size_is_not_fixed_to_it():
-    with pytest.raises(TraceError, match="QR305"):
-        qrecipe.plan(network(lambda self, x: [self.a(row[None]) for row in x]), RECIPE, IMAGES)
+_HEIGHTS = {17: 2.0}
+
+ASKED = {
+    "set": lambda x: x.shape[2] in {17},
+    "dict": lambda x: x.shape[2] in _HEIGHTS,
+    "tuple": lambda x: x.size(2) in (1, 17),
+    "key": lambda x: _HEIGHTS.get(x.shape[2], 0) == 2,
+    "pair": lambda x: (x.shape[2], x.size(-1)) in {(17, 19)},
+    "shape": lambda x: x.shape[2:] in {(17, 19)},
+    "computed": lambda x: x.shape[2] // 2 * 2 in {16} and x.shape[2] - 1 in frozenset({16}),
+    "in the shape": lambda x: 17 in x.shape,
+    "number": lambda x: isinstance(x.shape[2], int) and x.shape[2] == 17,
+    "half": lambda x: isinstance(x.shape[2] / 2, float) and x.shape[2] / 2 == 8.5,
+    "rank": lambda x: isinstance(x.shape, tuple) and x.shape[-1] == 19,
+}
+
+
+@pytest.mark.parametrize("asks", every(4, ASKED.values()))
+def test_a_size_is_of_its_class_and_found_by_its_value(asks):
+    def forward(self, x):
+        y = self.a(x).relu()
+        return self.b(y * 2 if asks(x) else y)
+
+    model = network(forward)
+    for images, others in ((IMAGES, ODD), (ODD, IMAGES)):
+        converted = qrecipe.quantize(model, RECIPE, [images] * 2, progress=silent)
+        for given in (images, images[:1]):
+            assert sqnr_db(model(given), converted(given)) > 25
+        with pytest.raises(AssertionError, match="inputs of other shapes than the example's"):
+            converted(others)
+
+
+def test_the_class_of_a_size_does_not_fix_it():
+    def forward(self, x):
+        size = x.shape[2:]
+        assert isinstance(size, torch.Size)
+        assert all(isinstance(each, int) for each in size)
+        return self.b(F.interpolate(self.a(x).relu(), size=size))
+
+    model = network(forward)
+    converted = qrecipe.quantize(model, RECIPE, [IMAGES] * 2, progress=silent)
+    assert sqnr_db(model(ODD), converted(ODD)) > 25
+
+
+def test_tensors_are_found_by_identity():
+    def forward(self, x):
+        y = self.a(x).relu()
+        names = {x: "x", y: "y"}
+        return self.b(y if names[y] == "y" and x in {x} else y * 2)
+
+    model = network(forward)
+    converted = qrecipe.quantize(model, RECIPE, [IMAGES] * 2, progress=silent)
+    assert sqnr_db(model(ODD), converted(ODD)) > 25
+
+
+OVER_THE_BATCH = {
+    "loop": lambda self, x: torch.cat([self.body(row[None]) for row in x]),
+    "length": lambda self, x: torch.cat([self.body(x[i : i + 1]) for i in range(len(x))]),
+    "number": lambda self, x: self.body(x).flatten(1) * int(x.shape[0]),
+    "key": lambda self, x: self.body(x) if x.shape[0] in {4} else self.body(x) * 2,
+    "parts": lambda self, x: torch.cat([self.body(row) for row in x.split(1)]),
+}
+
+
+@pytest.mark.parametrize("forward", OVER_THE_BATCH.values())
+def test_what_depends_on_the_batch_size_is_not_fixed_to_it(forward):
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+    model = net_of(forward, body=body)
+    with pytest.raises(TraceError, match="QR305") as found:
+        qrecipe.plan(model, RECIPE, IMAGES)
+    (finding,) = found.value.findings
+    assert finding.message.endswith(
+        "Python needs a number that follows from the batch size, to which a graph would be fixed; "
+        "x.shape[0] can be computed with, but not x in a loop, len(), range() or int()"
+    )
+    assert finding.hint == 'trace the parts that can be traced: [fx] roots = ["body"]'
+    cured = recipe_of_roots(["body"])
+    converted = qrecipe.quantize(model, cured, [IMAGES] * 2, progress=silent)
+    for images in (IMAGES, IMAGES[:2]):
+        assert sqnr_db(model(images), converted(images)) > 25
+
+
+def test_the_first_size_can_be_computed_with_where_len_cannot():
+    model = network(lambda self, x: self.b(self.a(x).relu() * len(x)))
+    with pytest.raises(TraceError, match=r"x.shape\[0\] can be computed with, but not x in"):
+        qrecipe.plan(model, RECIPE, IMAGES)
+    model = network(lambda self, x: self.b(self.a(x).relu() * x.shape[0]))
+    converted = qrecipe.quantize(model, RECIPE, [IMAGES] * 2, progress=silent)
+    assert sqnr_db(model(IMAGES[:2]), converted(IMAGES[:2])) > 25
 
 
 def test_a_size_in_range_is_refused_with_a_cure_that_works():

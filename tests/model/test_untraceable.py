@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import calendar
 import copy
-import fractions
 import functools
 
 import numpy as np
@@ -80,7 +80,7 @@ LINES = {
     "a generator": lambda self, x: (y for y in [self.fc(x)]),
     "an array": lambda self, x: self.fc(x) * np.sqrt(x.shape[1]),
     "a copy": lambda self, x: self.fc(copy.deepcopy(x)),
-    "a library": lambda self, x: self.fc(x) * float(fractions.Fraction(x.shape[1])),
+    "a library": lambda self, x: self.fc(x) * calendar.monthrange(2000, x.shape[1])[1],
     "a format": _formats,
     "a bare decorator": lambda *args, **kwargs: args[0].fc(args[1]),
 }

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from corpus import missing, torchvision
+from routed import recipe_of_roots
 from runs import silent
 
 import qrecipe
-from qrecipe.errors.findings import TraceError
+from qrecipe.model.call import Inputs
+from qrecipe.model.proposals import traceable_parts
 
 pytestmark = [
     pytest.mark.slow,
@@ -45,15 +47,7 @@ def bert():
 def test_a_bert_that_is_made_with_one_batch_size_runs_with_others(bert, size, roots):
     recipe = qrecipe.suggest(bert, words(size))
     if roots:
-        with pytest.raises(TraceError) as caught:
-            qrecipe.plan(bert, "builtin:x86-static", words(size))
-        finding = caught.value.findings[0]
-        assert "modeling_bert.py:" in finding.message
-        _, _, key = next(
-            text for text in (finding.hint, *finding.notes) if "roots" in text
-        ).partition("[fx] ")
-        text = f'format = 1\nextends = "builtin:x86-static"\n[fx]\n{key}\n'
-        recipe = qrecipe.parse_recipe(text)
+        recipe = recipe_of_roots(traceable_parts(bert, Inputs.from_batch(words(size))))
     converted = qrecipe.quantize(bert, recipe, [words(size)] * 10, progress=silent)
     for other in (1, 3, 4):
         assert converted(**words(other)).logits.shape == (other, 2)

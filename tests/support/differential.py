@@ -24,8 +24,8 @@ from training import train
 
 import qrecipe
 from qrecipe.execution.engine import engine
+from qrecipe.execution.fx.convert import as_torch_prepared
 from qrecipe.execution.fx.emission import erase_marks
-from qrecipe.execution.fx.moved_once import observe_moved_again
 from qrecipe.model.addresses import site_of
 from qrecipe.model.call import Inputs, bind
 from qrecipe.model.moving import PIECE
@@ -184,8 +184,7 @@ def wrong_kernels(run: Run, batch: Any) -> dict[str, str]:
 
 
 def _reference(run: Run) -> fx.GraphModule:
-    prepared = copy.deepcopy(run.prepared)
-    observe_moved_again(prepared)
+    prepared = as_torch_prepared(copy.deepcopy(run.prepared))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         reference = convert_to_reference_fx(prepared, backend_config=run.compiled.backend_config)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from corpus import torchvision
+from detector import Detector
 from torch import Tensor, nn
 
 _WARMING_BATCHES = 6
@@ -304,6 +305,7 @@ OTHERS: dict[str, Written] = {
         lambda size: torch.randn(size, 32, 128),
     ),
     "unet": Written("torch", UNet, _images(64)),
+    "detector": Written("torch", Detector, _images(64)),
 }
 
 WRITTEN: dict[str, Written] = {**TIMM, **TRANSFORMERS, **OTHERS}

@@ -27,7 +27,7 @@ from qrecipe.errors.findings import ExecutionError, PlanError
 from qrecipe.errors.text import first_line
 from qrecipe.execution.engine import engine
 from qrecipe.execution.fake_quants import freeze_batch_norm
-from qrecipe.execution.fx.drops import observe_before_drops, remove_drops
+from qrecipe.execution.fx.drops import before_drops, observe_before_drops, remove_drops
 from qrecipe.execution.fx.emission import Emission, erase_marks
 from qrecipe.execution.fx.flat_code import look_modules_up_once
 from qrecipe.execution.fx.lowering import (
@@ -35,15 +35,20 @@ from qrecipe.execution.fx.lowering import (
     lower_ours,
     read_shapes_of_integers,
 )
-from qrecipe.execution.fx.moved_once import observe_moved_again, observe_moved_once
 from qrecipe.execution.fx.numbers import numbers_unobserved
+from qrecipe.execution.fx.observed_once import observe_again, observe_once
 from qrecipe.execution.fx.repetition import without_repetition
 from qrecipe.execution.packing import packed_convolution, packed_sites, quantized_per_channel
 from qrecipe.model.addresses import site_of
 from qrecipe.model.copies import own_tensors, own_value, structural_copy
 from qrecipe.model.graph_names import keep_state_names
 from qrecipe.model.normalize import TAKES_WEIGHT, stored
-from qrecipe.model.rewrites.batch_norms import FROZEN
+from qrecipe.model.rewrites.batch_norms import (
+    FROZEN,
+    SYNCHRONISED,
+    synchronise,
+    unsynchronise,
+)
 from qrecipe.planning.backend import own_backend_config
 from qrecipe.planning.plan import Engine, Plan
 from qrecipe.process.state import random_numbers_kept
@@ -86,8 +91,10 @@ def prepared_copy(
     for node in prepared.graph.nodes:
         if FROZEN in node.meta:
             freeze_batch_norm(prepared.get_submodule(str(node.target)))
+        elif SYNCHRONISED in node.meta:
+            synchronise(node, prepared)
     share_connected_observers(prepared)
-    observe_moved_once(prepared)
+    observe_once(prepared)
     keep_state_names(prepared)
     attach_preserved_attrs_to_model(prepared, dict(configs.preserved))
     return prepared
@@ -102,20 +109,27 @@ def _tie_again(prepared: fx.GraphModule, weights: Mapping[str, nn.Parameter]) ->
             setattr(prepared.get_submodule(path), own, former)
 
 
+def as_torch_prepared(prepared: fx.GraphModule) -> fx.GraphModule:
+    """A copy as torch's conversion knows it, and may change it."""
+    source = structural_copy(prepared)
+    for node in source.graph.nodes:
+        if SYNCHRONISED in node.meta:
+            unsynchronise(node, source)
+    observe_again(source)
+    remove_drops(source)
+    return source
+
+
 def reference(prepared: fx.GraphModule, configs: Configs) -> fx.GraphModule:
     """torch's reference conversion: float kernels between dequantize and quantize.
 
     The identities that `altered_modules.keep_float` inserted are still in it. Raises
     ``ExecutionError`` (QR405) if torch fails.
     """
-    # conversion modifies its input model
-    source = structural_copy(prepared)
-    remove_drops(source)
-    observe_moved_again(source)
     try:
         with quiet(), _nothing_kept(), _own_weights_only(), random_numbers_kept():
             converted = convert(
-                source,
+                as_torch_prepared(prepared),
                 True,
                 configs.convert,
                 _remove_qconfig_flag=False,  # lowering needs it
@@ -329,7 +343,7 @@ def share_connected_observers(prepared: fx.GraphModule) -> None:
 
 def _observer_names(node: fx.Node, prepared: fx.GraphModule) -> Iterator[str]:
     """The observers of a node's inputs and of its output."""
-    for other in (*node.all_input_nodes, *node.users):
+    for other in (*map(before_drops, node.all_input_nodes), *node.users):
         if other.op != "call_module":
             continue
         if is_observer(prepared.get_submodule(str(other.target))):

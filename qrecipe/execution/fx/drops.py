@@ -36,6 +36,13 @@ def observe_before_drops(prepared: fx.GraphModule) -> None:
         prepared.recompile()
 
 
+def before_drops(node: fx.Node) -> fx.Node:
+    """What a node gives in eval mode: itself, or what the drops that it ends read."""
+    while DROPS in node.meta:
+        node = node.all_input_nodes[0]
+    return node
+
+
 def remove_drops(prepared: fx.GraphModule) -> None:
     """Remove them for conversion, in place."""
     drops = [node for node in prepared.graph.nodes if DROPS in node.meta]

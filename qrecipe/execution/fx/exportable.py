@@ -12,12 +12,11 @@ from qrecipe._torch_fx import convert
 from qrecipe.audit.sample import Sample
 from qrecipe.errors.findings import ArtifactError, AuditError, Finding
 from qrecipe.errors.text import first_line
-from qrecipe.execution.fx.convert import Configs
+from qrecipe.execution.fx.convert import Configs, as_torch_prepared
 from qrecipe.execution.fx.reference import explicit, held
 from qrecipe.execution.fx.unrounded import check_conversion
 from qrecipe.execution.part import Exportable
 from qrecipe.model.call import Inputs, bind
-from qrecipe.model.copies import structural_copy
 from qrecipe.model.outputs import return_tensors
 from qrecipe.model.rewrite_proof import passing
 from qrecipe.planning.plan import Plan
@@ -59,7 +58,7 @@ def _decomposed(prepared: fx.GraphModule, configs: Configs) -> fx.GraphModule:
     try:
         with quiet():
             return convert(
-                structural_copy(prepared),
+                as_torch_prepared(prepared),
                 True,
                 configs.convert,
                 is_decomposed=True,

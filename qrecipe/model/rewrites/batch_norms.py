@@ -36,6 +36,11 @@ _REASON = "why_function"
 FROZEN = "frozen"
 """Marks, in a node's ``meta``, what stays in eval mode in training: statistics of a BatchNorm."""
 
+SYNCHRONISED = "synchronised"
+"""Marks a BatchNorm that takes the statistics of all processes of a group, which is the value."""
+
+IN_TRAINING = (FROZEN, SYNCHRONISED)
+
 
 def batch_norms_as_modules(
     graph_module: fx.GraphModule, path: str, training: InTraining | None
@@ -64,12 +69,19 @@ def batch_norms_as_modules(
             node.meta[FROZEN] = True
         _replace(node, graph_module, given["momentum"] if momentum is None else momentum)
     for node in graph_module.graph.nodes:
-        if node.op != "call_module" or node in calls:
-            continue
-        if training is None:
-            _unsynchronise(node, graph_module)
-        elif joined(path, outer(node.target)) not in training.trained:
-            node.meta[FROZEN] = True
+        if node.op == "call_module" and node not in calls:
+            marks = _marks(node, graph_module)
+            if training is not None:
+                is_trained = joined(path, outer(node.target)) in training.trained
+                node.meta |= marks if is_trained else {FROZEN: True}
+
+
+def _marks(node: fx.Node, graph_module: fx.GraphModule) -> dict[str, Any]:
+    """What a module does in training besides what its class does, which becomes a plain one."""
+    module = graph_module.get_submodule(str(node.target))
+    is_plain = type(module) is nn.SyncBatchNorm and alteration(module) is None
+    group = unsynchronise(node, graph_module) if is_plain else None
+    return {} if group is None else {SYNCHRONISED: group}
 
 
 def why_function(node: fx.Node) -> str:
@@ -135,11 +147,28 @@ def _sharing(kind: type[_BatchNorm], tensors: Mapping[str, Tensor], eps: float) 
     return module.eval()
 
 
-def _unsynchronise(node: fx.Node, graph_module: fx.GraphModule) -> None:
-    """Replace a SyncBatchNorm, which is a plain BatchNorm in eval mode."""
-    module: Any = graph_module.get_submodule(str(node.target))
+def unsynchronise(node: fx.Node, graph_module: fx.GraphModule) -> tuple[Any, ...] | None:
+    """Replace a SyncBatchNorm with a plain BatchNorm, which it is in eval mode, in place.
+
+    It may be part of the module that is called. The result has its process group, which may be
+    None; the result is None if there is no SyncBatchNorm with statistics.
+    """
+    group: tuple[Any, ...] | None = None
     kind = _BY_RANK.get(node.meta["value"].rank)
-    is_plain = type(module) is nn.SyncBatchNorm and alteration(module) is None
-    if is_plain and kind is not None and module.running_mean is not None:
-        tensors = {name: getattr(module, name) for name in _TENSORS}
-        graph_module.set_submodule(str(node.target), _sharing(kind, tensors, module.eps))
+    called = graph_module.get_submodule(str(node.target))
+    for name, module in list(called.named_modules()):
+        if not isinstance(module, nn.SyncBatchNorm) or kind is None or module.running_mean is None:
+            continue
+        plain = kind(module.num_features, module.eps, module.momentum, module.affine, device="meta")
+        plain._parameters, plain._buffers = dict(module._parameters), dict(module._buffers)
+        graph_module.set_submodule(joined(str(node.target), name), plain.train(module.training))
+        group = (module.process_group,)
+    return group
+
+
+def synchronise(node: fx.Node, prepared: fx.GraphModule) -> None:
+    """Make the BatchNorm in a module of a prepared graph a SyncBatchNorm again, in place."""
+    (group,) = node.meta[SYNCHRONISED]
+    module = prepared.get_submodule(str(node.target))
+    again = nn.SyncBatchNorm.convert_sync_batchnorm(module, group)  # type: ignore[no-untyped-call]
+    prepared.set_submodule(str(node.target), again)
