@@ -110,6 +110,18 @@ def test_a_file_of_torch_export_gives_the_same_bits(converted, pt2):
     assert {tensor.dtype for tensor in weights} == {torch.int8}
 
 
+def test_a_file_of_torch_export_is_little_larger_than_the_stored_model(tmp_path):
+    layers = [layer for _ in range(4) for layer in (nn.Linear(512, 512), nn.ReLU())]
+    model, x = nn.Sequential(*layers).eval(), torch.randn(64, 512)
+    converted = qrecipe.quantize(model, EXECUTED, [x] * 10)
+    qrecipe.save_quantized(converted, tmp_path / "net.safetensors")
+    qrecipe.export_pt2(converted, tmp_path / "net.pt2", x)
+    stored, exported = ((tmp_path / name).stat().st_size for name in ("net.safetensors", "net.pt2"))
+    assert stored < exported < 1.05 * stored
+    program = torch.export.load(tmp_path / "net.pt2")
+    program.example_inputs = ((x,), {})  # as compilers want them
+
+
 def test_only_programs_are_written():
     model, x = nn.Sequential(nn.Linear(4, 4)).eval(), torch.randn(2, 4)
     traced = qrecipe.quantize(model, EXECUTED, [x] * 10, executor="fx")
