@@ -28,9 +28,9 @@ def export_pt2(converted: nn.Module, path: str | os.PathLike[str], example_input
 
     ``example_inputs`` are as for `qrecipe.plan`; the first dimension of each input is free in the
     file, other sizes are theirs. Weights are stored as integers, and scales as numbers. The example
-    inputs are not stored: to compile the file with ``torch._inductor.aoti_compile_and_package``, set
-    ``example_inputs`` of the loaded program to ``(args, kwargs)``. The file is loaded and compared
-    with the model before it is written: on the example inputs, both give the same bits.
+    inputs are not stored: to compile the file with ``torch._inductor.aoti_compile_and_package``,
+    set ``example_inputs`` of the loaded program to ``(args, kwargs)``. The file is loaded and
+    compared with the model before it is written: on the example inputs, both give the same bits.
 
     Raises:
         ArtifactError: the model was not converted by qrecipe (QR501) or not as a program (QR512),

@@ -12,7 +12,7 @@ from torch import nn
 
 import qrecipe
 from qrecipe.audit.sqnr import output_sqnr_db
-from qrecipe.errors.findings import TraceError, UnmatchedRuleError
+from qrecipe.errors.findings import ArtifactError, TraceError, UnmatchedRuleError
 
 MINMAX = "builtin:x86-static-minmax"
 
@@ -129,11 +129,31 @@ def test_it_is_quantized_and_loads_again(model, batches, tmp_path):
         assert torch.equal(loaded(x)["h"][0], output["h"][0])
 
 
-def test_arguments_that_are_no_tensors_are_those_of_the_example(model, batches):
+@pytest.fixture(scope="module")
+def calibrated(model, batches):
     pytest.importorskip("torchao")
     batch = {"x": batches[0], "scale": 2.0}
     compiled = qrecipe.compile(model, MINMAX, batch, executor="pt2e")
     prepared = compiled.prepare()
+    qrecipe.calibrate(prepared, [{"x": x, "scale": 2.0} for x in batches])
+    return compiled, prepared
+
+
+def test_onnx_is_refused_and_what_else_is_there(batches, calibrated, tmp_path):
+    pytest.importorskip("onnxscript")
+    compiled, prepared = calibrated
+    with pytest.raises(ArtifactError, match=r"QR512 ONNX is written from FX(?s:.)*export_pt2"):
+        qrecipe.export_onnx(compiled, prepared, tmp_path / "net.onnx")
+    converted, batch = compiled.convert(prepared), (batches[0], None, 2.0)
+    qrecipe.export_pt2(converted, tmp_path / "net.pt2", batch)
+    program = torch.export.load(tmp_path / "net.pt2").module()
+    with torch.no_grad():
+        assert torch.equal(program(*batch)["y"], converted(*batch)["y"])
+
+
+def test_arguments_that_are_no_tensors_are_those_of_the_example(model, batches, calibrated):
+    _, prepared = calibrated
+    batch = {"x": batches[0], "scale": 2.0}
     with torch.no_grad():
         assert torch.equal(prepared(**batch)["h"][0], model(**batch)["h"][0])
         assert torch.equal(prepared(batches[0], None, 2.0)["y"], model(**batch)["y"])
