@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from qrecipe.artifact.container import path_of, write
 from qrecipe.artifact.onnx_check import file_findings
+from qrecipe.artifact.plain_scales import spell_out
 from qrecipe.errors.findings import CODES, ArtifactError, QRecipeError, error_from
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
@@ -166,18 +167,10 @@ def _fold_weights(graph_module: fx.GraphModule) -> None:
             stored = graph_module.graph.get_attr(name)
         node.replace_all_uses_with(stored)
         for user in list(stored.users):
-            _spell_out(graph_module, user)
+            spell_out(graph_module, user)
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
 
 
 def _values(graph_module: fx.GraphModule, node: fx.Node) -> list[Any]:
     return [stored(arg, graph_module) if isinstance(arg, fx.Node) else arg for arg in node.args]
-
-
-def _spell_out(graph_module: fx.GraphModule, node: fx.Node) -> None:
-    """Make a scale and zero point plain numbers: the exporter does not take tensors there."""
-    if node.target == torch.ops.quantized_decomposed.dequantize_per_tensor.tensor:
-        _, scale, zero_point, *rest = _values(graph_module, node)
-        node.target = torch.ops.quantized_decomposed.dequantize_per_tensor.default
-        node.args = (node.args[0], scale.item(), int(zero_point), *rest)

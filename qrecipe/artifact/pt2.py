@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from qrecipe.artifact.container import path_of, write
+from qrecipe.artifact.plain_scales import spell_out
 from qrecipe.errors.findings import ArtifactError, AuditError, Finding
 from qrecipe.errors.text import first_line
 from qrecipe.execution.provenance import converted_graphs
@@ -26,8 +27,10 @@ def export_pt2(converted: nn.Module, path: str | os.PathLike[str], example_input
     """Write a model that PT2E converted as a file of torch.export, for torch and its compilers.
 
     ``example_inputs`` are as for `qrecipe.plan`; the first dimension of each input is free in the
-    file, other sizes are theirs. Weights are stored as integers. The file is loaded and compared
-    with the model before it is written: on the example inputs, both give the same bits.
+    file, other sizes are theirs. Weights are stored as integers, and scales as numbers. The example
+    inputs are not stored: to compile the file with ``torch._inductor.aoti_compile_and_package``,
+    set ``example_inputs`` of the loaded program to ``(args, kwargs)``. The file is loaded and
+    compared with the model before it is written: on the example inputs, both give the same bits.
 
     Raises:
         ArtifactError: the model was not converted by qrecipe (QR501) or not as a program (QR512),
@@ -61,10 +64,28 @@ def _is_program(graph_module: fx.GraphModule) -> bool:
     )
 
 
+_NOTES = ("from_node", "nn_module_stack", "stack_trace")
+"""What torch notes of where an operator comes from: half of a program without its tensors."""
+
+
+def _with_plain_scales(converted: nn.Module) -> fx.GraphModule:
+    """A copy as torch's compilers know it, without the tensors of its scales."""
+    made = runnable_copy(converted)
+    assert isinstance(made, fx.GraphModule)
+    for node in made.graph.nodes:
+        spell_out(made, node)
+    made.graph.eliminate_dead_code()
+    return fx.GraphModule(made, made.graph)
+
+
 def _content(converted: nn.Module, inputs: Inputs) -> bytes:
     stream = io.BytesIO()
     try:
-        program = exported(runnable_copy(converted), inputs.args, inputs.kwargs)
+        program = exported(_with_plain_scales(converted), inputs.args, inputs.kwargs)
+        program.example_inputs = None
+        for node in program.graph.nodes:
+            for note in _NOTES:
+                node.meta.pop(note, None)
         torch.export.save(program, stream)
     except Exception as error:
         raise_lack_of_memory(error)

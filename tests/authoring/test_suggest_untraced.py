@@ -186,3 +186,42 @@ def test_a_scheme_that_plans_and_does_not_convert_gives_way_to_the_next(monkeypa
     assert "Tried in vain: dynamic: the kernel is wrong." in recipe.description
     wrong |= {"suggested-static", "suggested-float16"}
     assert qrecipe.suggest(model, torch.randn(2, 8)).name == "suggested-dynamic"
+
+
+def counted_by_size(layer_outside_parts):
+    """No trace can count the steps, torch.export can."""
+
+    def forward(self, x):
+        for _ in range(x.shape[2] // 4):
+            x = self.last(x) if layer_outside_parts else x + 1
+        return self.body(x)
+
+    torch.manual_seed(0)
+    return net_of(forward, body=convolutions(), last=nn.Conv2d(3, 3, 3, padding=1)), IMAGE
+
+
+def test_a_program_is_suggested_where_it_covers_more_than_parts():
+    pytest.importorskip("torchao")
+    model, batch = counted_by_size(layer_outside_parts=True)
+    recipe = qrecipe.suggest(model, batch)
+    assert (recipe.executor, recipe.fx.roots) == ("pt2e", ())
+    assert "PT2E executes the program of torch.export, because the model's own" in str(
+        recipe.description
+    )
+    plan = qrecipe.plan(model, recipe, batch)
+    assert {"body.0", "last", "last#1"} <= {site.name for site in plan if site.mode == "static"}
+
+
+@pytest.mark.slow
+def test_parts_are_suggested_where_a_program_covers_no_more():
+    model, batch = counted_by_size(layer_outside_parts=False)
+    recipe = qrecipe.suggest(model, batch)
+    assert (recipe.executor, recipe.fx.roots) == (None, ("body",))
+
+
+def test_without_torchao_parts_are_suggested_and_why(monkeypatch):
+    monkeypatch.setattr("qrecipe.execution.pt2e.executor.find_spec", lambda name: None)
+    model, batch = counted_by_size(layer_outside_parts=True)
+    recipe = qrecipe.suggest(model, batch)
+    assert recipe.fx.roots == ("body",)
+    assert 'Tried in vain: static: executor = "pt2e" needs torchao' in str(recipe.description)

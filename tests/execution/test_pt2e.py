@@ -55,8 +55,23 @@ def quantized(model, batches, a_recipe=MINMAX):
     return qrecipe.quantize(model, a_recipe, batches, executor="pt2e")
 
 
+@pytest.fixture(scope="module")
+def calibrated():
+    model, batches = joined()
+    compiled = qrecipe.compile(model, MINMAX, batches[0], executor="pt2e")
+    prepared = compiled.prepare()
+    qrecipe.calibrate(prepared, batches)
+    return compiled, prepared
+
+
+@pytest.fixture(scope="module")
+def program(calibrated):
+    compiled, prepared = calibrated
+    return compiled.convert(prepared)
+
+
 @pytest.mark.parametrize(
-    "name", every(2, ["depthwise", "attention", "decoder", "residual", "shared_conv_two_norms"])
+    "name", every(5, ["depthwise", "attention", "residual", "decoder", "shared_conv_two_norms"])
 )
 def test_the_program_computes_what_fx_computes_by_the_same_plan(name):
     net = NETS[name]
@@ -105,13 +120,11 @@ def test_it_is_a_good_citizen():
     assert '"executor": "pt2e"' in qrecipe.provenance(converted).plan
 
 
-def test_the_prepared_model_stays_usable_and_shares_nothing():
+def test_the_prepared_model_stays_usable_and_shares_nothing(calibrated):
+    compiled, prepared = calibrated
     model, batches = joined()
-    compiled = qrecipe.compile(model, MINMAX, batches[0], executor="pt2e")
-    prepared = compiled.prepare()
-    own = {tensor.data_ptr() for tensor in model.parameters()}
+    own = {tensor.data_ptr() for tensor in compiled._model.parameters()}
     assert own.isdisjoint(tensor.data_ptr() for tensor in prepared.parameters())
-    qrecipe.calibrate(prepared, batches)
     with torch.no_grad():
         assert torch.equal(prepared(batches[0]), model(batches[0]))
         first, second = (compiled.convert(prepared)(batches[0]) for _ in range(2))
@@ -172,14 +185,14 @@ def test_batch_norms_before_convolutions_are_quantized_without_exporting_again(m
     assert "aten.batch_norm" in converted.code
 
 
-def test_roots_are_programs_of_their_own():
+def test_roots_are_programs_of_their_own(program):
     model, batches = joined()
     outer = nn.Sequential(model, nn.ReLU()).eval()
     rooted = recipe('[fx]\nroots = ["0"]', base=MINMAX)
     converted = quantized(outer, batches, rooted)
     assert type(converted) is nn.Sequential
     with torch.no_grad():
-        assert torch.equal(converted[0](batches[0]), quantized(model, batches)(batches[0]))
+        assert torch.equal(converted[0](batches[0]), program(batches[0]))
 
 
 class Counting(MinMaxObserver):
@@ -198,7 +211,7 @@ def counting():
     registered.restore(before)
 
 
-def test_observers_of_plugins_work_unchanged(counting):
+def test_observers_of_plugins_work_unchanged(counting, program):
     model, batches = joined()
     text = '[tensor.activation]\nobserver = "counting"\n'
     compiled = qrecipe.compile(model, recipe(text, base=MINMAX), batches[0], executor="pt2e")
@@ -208,8 +221,7 @@ def test_observers_of_plugins_work_unchanged(counting):
     # the input, the join as each of its branches, the norm, the head
     assert sorted(calls) == [10, 10, 10, 20]
     with torch.no_grad():
-        plain = quantized(model, batches)(batches[0])
-        assert torch.equal(compiled.convert(prepared)(batches[0]), plain)
+        assert torch.equal(compiled.convert(prepared)(batches[0]), program(batches[0]))
 
 
 def test_a_lock_of_fx_holds_under_it(tmp_path):
@@ -242,46 +254,51 @@ def test_without_torchao_the_error_says_what_to_install(monkeypatch):
 # --- the audit finds what is wrong
 
 
-def tampered(monkeypatch, tamper, name="convert_pt2e"):
+@pytest.fixture
+def tampered(calibrated, monkeypatch):
     """Convert with a tampered step; the findings of the audit."""
-    honest = getattr(part_module, name)
 
-    def wrong(*args):
-        made = honest(*args)
-        tamper(made)
-        made.recompile()
-        return made
+    def findings(tamper):
+        honest = part_module.convert_pt2e
 
-    monkeypatch.setattr(part_module, name, wrong)
-    model, batches = joined()
-    with pytest.raises(AuditError) as raised:
-        quantized(model, batches)
-    return raised.value.findings
+        def wrong(prepared):
+            made = honest(prepared)
+            tamper(made)
+            made.recompile()
+            return made
+
+        monkeypatch.setattr(part_module, "convert_pt2e", wrong)
+        compiled, prepared = calibrated
+        with pytest.raises(AuditError) as raised:
+            compiled.convert(prepared)
+        return raised.value.findings
+
+    return findings
 
 
 def of_site(program, name):
     return next(node for node in program.graph.nodes if node.meta.get("site") == name)
 
 
-def test_a_wrong_scale_is_found(monkeypatch):
+def test_a_wrong_scale_is_found(tampered):
     def tamper(made):
         (quantize,) = (user for user in of_site(made, "norm").users if is_quantize(user))
         (dequantize,) = (user for user in quantize.users if is_dequantize(user))
         for node in (quantize, dequantize):
             node.update_arg(1, node.args[1] * 1.01)
 
-    (finding,) = tampered(monkeypatch, tamper)
+    (finding,) = tampered(tamper)
     assert finding.code == "QR410"
     assert "the scale is not what was calibrated" in finding.message
     assert "head reads norm" in finding.message
 
 
-def test_a_tensor_left_float_is_found(monkeypatch):
+def test_a_tensor_left_float_is_found(tampered):
     def tamper(made):
         node = of_site(made, "head")
         node.update_arg(0, node.args[0].args[0].args[0])
 
-    found = tampered(monkeypatch, tamper)
+    found = tampered(tamper)
     assert [finding.message.partition(", but ")[2] for finding in found[:2]] == [
         "its result is read as float",
         "reads layer_norm, which is float",
@@ -289,7 +306,7 @@ def test_a_tensor_left_float_is_found(monkeypatch):
     assert {finding.code for finding in found} == {"QR410"}
 
 
-def test_an_observer_that_was_left_in_is_found(monkeypatch):
+def test_an_observer_that_was_left_in_is_found(calibrated, monkeypatch):
     honest = part_module.convert_pt2e
 
     def wrong(prepared):
@@ -299,9 +316,9 @@ def test_an_observer_that_was_left_in_is_found(monkeypatch):
         return honest(prepared)
 
     monkeypatch.setattr(part_module, "convert_pt2e", wrong)
-    model, batches = joined()
+    compiled, prepared = calibrated
     with pytest.raises(AuditError, match=r"QR410 one .* reads activation_post_process_0"):
-        quantized(model, batches)
+        compiled.convert(prepared)
 
 
 def test_a_missing_annotation_is_found(monkeypatch):
@@ -338,24 +355,24 @@ def test_branches_of_a_join_with_scales_of_their_own_are_found(monkeypatch):
         quantized(model, batches)
 
 
-def test_a_weight_without_integers_is_found(monkeypatch):
+def test_a_weight_without_integers_is_found(tampered):
     def tamper(made):
         node = of_site(made, "head")
         made.head_weight = nn.Parameter(torch.zeros(3, 8))
         with made.graph.inserting_before(node):
             node.update_arg(1, made.graph.get_attr("head_weight"))
 
-    found = tampered(monkeypatch, tamper)
+    found = tampered(tamper)
     assert found[0].message == "head (Linear) is planned as static, but its weight is float"
 
 
-def test_an_operator_that_computes_something_else_is_found(monkeypatch):
+def test_an_operator_that_computes_something_else_is_found(tampered):
     def tamper(made):
         node = of_site(made, "norm")
         node.target = torch.ops.aten.layer_norm.default
         node.update_arg(4, 10.0)  # eps
 
-    (finding,) = tampered(monkeypatch, tamper)
+    (finding,) = tampered(tamper)
     assert finding.code == "QR411"
     assert "the converted operator of norm (LayerNorm) computes something else" in finding.message
 
@@ -363,11 +380,10 @@ def test_an_operator_that_computes_something_else_is_found(monkeypatch):
 # --- measuring
 
 
-def test_comparisons_and_drift_say_of_it_what_they_say_of_fx():
+def test_comparisons_and_drift_say_of_it_what_they_say_of_fx(program):
     model, batches = joined()
     compared, drifted = [], []
-    for executor in ("fx", "pt2e"):
-        converted = qrecipe.quantize(model, MINMAX, batches, executor=executor)
+    for converted in (qrecipe.quantize(model, MINMAX, batches), program):
         found = qrecipe.compare(model, converted, batches).sites
         compared.append({site.name: (site.weight, site.activation) for site in found})
         ranges = qrecipe.drift(converted, batches).sites

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from torch import nn
 
-from qrecipe.authoring.suggest.schemes import FEW_CONVOLUTIONS, by_modules, in_graphs
+from qrecipe.authoring.suggest.schemes import FEW_CONVOLUTIONS, by_modules, in_graphs, in_programs
 from qrecipe.authoring.suggest.subject import Subject
 from qrecipe.errors.findings import PlanError
 from qrecipe.model.call import Inputs
@@ -36,6 +37,17 @@ def parts(model: nn.Module, inputs: Inputs, num_batches: int | None) -> Iterator
                 yield _subject(inventory_of(model, by_modules(), inputs), inputs, num_batches, ())
             elif roots := traceable_parts(model, inputs):
                 yield of_roots(model, inputs, roots, num_batches)
+
+
+def as_program(model: nn.Module, inputs: Inputs, num_batches: int | None) -> Subject | None:
+    """The model as a program of torch.export, if it is convolutions that it spends its time on."""
+    try:
+        if work_of(model, inputs).convolution_share < FEW_CONVOLUTIONS:
+            return None
+        inventory = inventory_of(model, in_programs(), inputs)
+    except PlanError:
+        return None
+    return replace(_subject(inventory, inputs, num_batches, ()), executor="pt2e")
 
 
 def of_roots(

@@ -53,7 +53,11 @@ def _why(subject: Subject, scheme: Scheme, plan: Plan) -> Iterator[str]:
         yield "Weights use a range per channel, activations a moving average of their range."
         yield "Calibrate with about 100 representative mini-batches."
     tried = subject.reasons
-    if subject.roots or subject.inventory.untraced is not None:
+    if subject.executor == "pt2e":
+        yield f"PT2E executes the program of torch.export, because {tried[0]}."
+        yield "It computes with float kernels what int8 kernels compute: compile it to be faster."
+        tried = tried[1:]
+    elif subject.roots or subject.inventory.untraced is not None:
         how = (
             "Only the roots are quantized, and what is outside the roots stays float"
             if subject.roots

@@ -33,6 +33,8 @@ _EMBEDDING_TABLES = {
 
 def schemes(subject: Subject) -> Sequence[Scheme]:
     """The scheme that fits best, then those to fall back on if nothing can honour it."""
+    if subject.executor is not None:
+        return ("static",)
     share = subject.work.convolution_share
     if subject.inventory.untraced is not None:
         return ("dynamic", "float16")
@@ -46,6 +48,8 @@ def schemes(subject: Subject) -> Sequence[Scheme]:
 def values_for(subject: Subject, scheme: Scheme) -> dict[str, Any]:
     """The scheme as a recipe that extends a built-in one, with rules for embeddings, if any."""
     values = _values(scheme, subject.has_few_batches)
+    if subject.executor is not None:
+        return {**values, "executor": subject.executor}
     kinds = [kind for kind in _EMBEDDINGS if subject.has([kind])]
     return with_roots(_with_embeddings(values, kinds) if kinds else values, subject.roots)
 
@@ -53,6 +57,11 @@ def values_for(subject: Subject, scheme: Scheme) -> dict[str, Any]:
 def in_graphs(roots: Sequence[str] = ()) -> Recipe:
     """A recipe to trace a model for, whole or in parts."""
     return parse_recipe(toml_text(with_roots(_values("static", False), roots)))
+
+
+def in_programs() -> Recipe:
+    """A recipe to export a model for, whole."""
+    return parse_recipe(toml_text({**_values("static", False), "executor": "pt2e"}))
 
 
 def by_modules() -> Recipe:

@@ -10,6 +10,7 @@ from qrecipe.audit.moving_averages import MANY_BATCHES
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.model.work import Work, nearest
 from qrecipe.planning.plan import Plan
+from qrecipe.recipe.schema import Executor
 
 Scheme = Literal["static", "dynamic", "mixed", "float16"]
 
@@ -21,7 +22,7 @@ _RECURRENT = ("LSTM", "GRU", "LSTMCell", "GRUCell", "RNNCell")
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A model's sites and work, and the roots if only those can be traced.
+    """A model's sites and work, the roots if only those can be traced, and who executes it.
 
     ``work_of_sites`` counts multiplications with weights by site; ``reasons`` say why the model is
     not taken as a whole, and what was tried in vain; ``num_batches`` is the number of calibration
@@ -34,6 +35,7 @@ class Subject:
     roots: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
     num_batches: int | None = None
+    executor: Executor | None = None
 
     def covered(self, plan: Plan) -> float:
         """The share of the work in quantized operations, 0 to 1; 1 if there is none."""

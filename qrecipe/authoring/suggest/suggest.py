@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from qrecipe.authoring.suggest.candidates import of_roots, parts, whole
+from qrecipe.authoring.suggest.candidates import as_program, of_roots, parts, whole
 from qrecipe.authoring.suggest.description import description
 from qrecipe.authoring.suggest.float_rules import refusals, rules_of_float_sites
 from qrecipe.authoring.suggest.schemes import schemes, values_for, with_rules
@@ -41,8 +41,9 @@ def suggest(model: nn.Module, example_inputs: Any, *, num_batches: int | None = 
     are observed by minimum and maximum, which don't depend on the order of the batches.
 
     The model is quantized with the example inputs before a recipe is suggested. If it cannot be
-    traced, its roots or its modules one by one are, and what covers most of the work is suggested,
-    with the reason. A warning (QR207) says if it has sites that are slower in int8 than in float.
+    traced, its roots or its modules one by one are; a model with convolutions is also tried as a
+    program of torch.export. What covers most of the work is suggested, with the reason. A warning
+    (QR207) says if it has sites that are slower in int8 than in float.
 
     Raises:
         UnsupportedError: nothing in the model has a quantized kernel, or it is quantized already
@@ -67,7 +68,9 @@ def suggestion(model: nn.Module, example_inputs: Any, num_batches: int | None = 
         if not isinstance(model, nn.Module) or error.findings[0].code == "QR307":
             raise
         reasons.append(error.findings[0].message)
-        found = _of_parts(model, inputs, num_batches, reasons)
+        program = as_program(model, inputs, num_batches)
+        exported = None if program is None else _proven(model, inputs, program, reasons)
+        found = _better(_of_parts(model, inputs, num_batches, reasons), exported)
         if found is None:
             raise
         return _told(found)
@@ -108,7 +111,12 @@ def _of_parts(
             found.append(proposal)
             if proposal.share >= MOST:
                 return proposal
-    return max(found, key=lambda each: each.share, default=None)
+    return _better(*found)
+
+
+def _better(*proposals: _Proposal | None) -> _Proposal | None:
+    """The one that covers most of the work, the first of equals."""
+    return max(filter(None, proposals), key=lambda each: each.share, default=None)
 
 
 def _proven(

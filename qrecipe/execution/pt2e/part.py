@@ -88,7 +88,7 @@ class ProgramPart:
         return None
 
     def exportable(self, prepared: nn.Module) -> Exportable:
-        hint = 'export the model of executor = "fx"'
+        hint = 'use export_pt2, or executor = "fx" if it can trace the model'
         raise ArtifactError(Finding("QR512", "ONNX is written from FX graphs alone", hint=hint))
 
 
