@@ -144,6 +144,19 @@ def test_a_product_with_a_stored_matrix_is_a_linear_layer(case, a_recipe):
     assert output_sqnr_db(model(WORDS[0]), converted(WORDS[0])) > 25
 
 
+@pytest.mark.parametrize("a_recipe", [recipe(), DYNAMIC], ids=["static", "dynamic"])
+def test_a_product_of_a_product_is_two_linear_layers(a_recipe):
+    def forward(self, x):
+        return self.linear(x) + x @ self.down @ self.up.T
+
+    model = net_of(forward, linear=nn.Linear(E, 8), down=matrix(E, 4), up=matrix(8, 4))
+    converted = qrecipe.quantize(model, a_recipe, WORDS, progress=silent)
+    assert {":matmul", ":matmul#1"} <= {
+        site.name for site in planned(converted) if site.verdict == "quantized"
+    }
+    assert output_sqnr_db(model(WORDS[0]), converted(WORDS[0])) > 25
+
+
 LEFT = {
     "the matrix is on the left": lambda self, x: self.w @ x.transpose(1, 2),
     "it is computed": lambda self, x: x @ (2 * self.w).t(),

@@ -45,22 +45,23 @@ def products_as_linear(graph_module: fx.GraphModule) -> list[fx.Node]:
     of the calls stay, but rules for linear layers cover them too.
     """
     graph = graph_module.graph
-    made: list[fx.Node] = []
+    made: dict[fx.Node, fx.Node] = {}
     for product in list(_products(graph_module)):
         last = product.calls[-1]
         with graph.inserting_before(last):
             weight = _transposed(product.weight, graph_module)
             bias = product.bias and graph.node_copy(product.bias)
-            linear = graph.call_function(F.linear, (product.x, weight, bias))
+            x = made.get(product.x, product.x)  # the product of a product: x @ a @ b
+            linear = graph.call_function(F.linear, (x, weight, bias))
         linear.meta = {**product.calls[0].meta, **_members(product)}
         last.replace_all_uses_with(linear)
         for call in reversed(product.calls):
             graph.erase_node(call)
-        made.append(linear)
+        made[last] = linear
     if made:
         graph.eliminate_dead_code()
         graph_module.recompile()
-    return made
+    return list(made.values())
 
 
 def _members(product: _Product) -> dict[str, Any]:
