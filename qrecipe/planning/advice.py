@@ -35,7 +35,7 @@ def advice(
         and is_slow(matches[site.name], backend, site.qconfig.weight, site.engine)
     ]
     if slow:
-        yield _slower(slow, "convolutions in small groups", _TO_ONEDNN)
+        yield _slower(slow, "convolutions in small groups or transposed")
     if backend in ENGINES_OF_X86 and hardly_multiplies(sites, inventory, boundaries):
         yield Finding(
             "QR207",
@@ -57,10 +57,7 @@ def advice(
             )
 
 
-_TO_ONEDNN = "with symmetric weights, most have a fast kernel on onednn"
-
-
-def _slower(sites: Sequence[Site], what: str, *notes: str) -> Finding:
+def _slower(sites: Sequence[Site], what: str) -> Finding:
     """A warning (QR207) that names the sites which are slower in int8 than in float."""
     return Finding(
         "QR207",
@@ -68,7 +65,6 @@ def _slower(sites: Sequence[Site], what: str, *notes: str) -> Finding:
         f"{listed([site.name for site in sites])}",
         sites[0].rule.location,
         hint="leave them float, or let qrecipe fastest measure and choose",
-        notes=notes,
     )
 
 

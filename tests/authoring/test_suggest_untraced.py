@@ -188,21 +188,22 @@ def test_a_scheme_that_plans_and_does_not_convert_gives_way_to_the_next(monkeypa
     assert qrecipe.suggest(model, torch.randn(2, 8)).name == "suggested-dynamic"
 
 
-def counted_by_size(layer_outside_parts):
+def counted_by_size(kernel_outside_parts):
     """No trace can count the steps, torch.export can."""
 
     def forward(self, x):
         for _ in range(x.shape[2] // 4):
-            x = self.last(x) if layer_outside_parts else x + 1
+            x = self.last(x) if kernel_outside_parts else x + 1
         return self.body(x)
 
     torch.manual_seed(0)
-    return net_of(forward, body=convolutions(), last=nn.Conv2d(3, 3, 3, padding=1)), IMAGE
+    last = nn.Conv2d(3, 3, kernel_outside_parts or 1, padding="same")
+    return net_of(forward, body=convolutions(), last=last), IMAGE
 
 
-def test_a_program_is_suggested_where_it_covers_more_than_parts():
+def test_a_program_is_suggested_where_parts_cover_less_than_half():
     pytest.importorskip("torchao")
-    model, batch = counted_by_size(layer_outside_parts=True)
+    model, batch = counted_by_size(kernel_outside_parts=11)
     recipe = qrecipe.suggest(model, batch)
     assert (recipe.executor, recipe.fx.roots) == ("pt2e", ())
     assert "PT2E executes the program of torch.export, because the model's own" in str(
@@ -213,15 +214,16 @@ def test_a_program_is_suggested_where_it_covers_more_than_parts():
 
 
 @pytest.mark.slow
-def test_parts_are_suggested_where_a_program_covers_no_more():
-    model, batch = counted_by_size(layer_outside_parts=False)
+@pytest.mark.parametrize("kernel", [0, 1])
+def test_parts_are_suggested_where_they_cover_half(kernel):
+    model, batch = counted_by_size(kernel_outside_parts=kernel)
     recipe = qrecipe.suggest(model, batch)
     assert (recipe.executor, recipe.fx.roots) == (None, ("body",))
 
 
 def test_without_torchao_parts_are_suggested_and_why(monkeypatch):
     monkeypatch.setattr("qrecipe.execution.pt2e.executor.find_spec", lambda name: None)
-    model, batch = counted_by_size(layer_outside_parts=True)
+    model, batch = counted_by_size(kernel_outside_parts=11)
     recipe = qrecipe.suggest(model, batch)
     assert recipe.fx.roots == ("body",)
     assert 'Tried in vain: static: executor = "pt2e" needs torchao' in str(recipe.description)

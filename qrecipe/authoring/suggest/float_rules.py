@@ -16,7 +16,7 @@ from qrecipe.recipe.recipe import QConfigSpec
 from qrecipe.registry.builtin import function_family, is_module_type
 
 _DIVISOR = "its result is a divisor, and int8 would round small ones to 0"
-_SLOW = "a convolution in small groups: int8 is slower than float here"
+_SLOW = "a convolution whose int8 kernel is slower than float"
 
 
 def refusals(plan: Plan, inventory: Inventory, known: Mapping[str, str]) -> dict[str, str]:

@@ -42,8 +42,8 @@ def suggest(model: nn.Module, example_inputs: Any, *, num_batches: int | None = 
 
     The model is quantized with the example inputs before a recipe is suggested. If it cannot be
     traced, its roots or its modules one by one are; a model with convolutions is also tried as a
-    program of torch.export. What covers most of the work is suggested, with the reason. A warning
-    (QR207) says if it has sites that are slower in int8 than in float.
+    program of torch.export, which is suggested only if the parts cover less than half of the work.
+    A warning (QR207) says if it has sites that are slower in int8 than in float.
 
     Raises:
         UnsupportedError: nothing in the model has a quantized kernel, or it is quantized already
@@ -70,7 +70,9 @@ def suggestion(model: nn.Module, example_inputs: Any, num_batches: int | None = 
         reasons.append(error.findings[0].message)
         program = as_program(model, inputs, num_batches)
         exported = None if program is None else _proven(model, inputs, program, reasons)
-        found = _better(_of_parts(model, inputs, num_batches, reasons), exported)
+        found = _of_parts(model, inputs, num_batches, reasons)
+        if found is None or found.share < MOST:
+            found = _better(found, exported)
         if found is None:
             raise
         return _told(found)
