@@ -9,31 +9,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from qrecipe._torch_ao import FakeQuantizeBase, _LearnableFakeQuantize, quiet
 from qrecipe._torch_fx import FusedConvBatchNorm, FusedLinearBatchNorm
 from qrecipe.model.call import Inputs
-
-
-class RoundsAlike(FakeQuantizeBase):
-    """Rounds to the numbers of another fake-quant, which does not observe what is rounded here."""
-
-    def __init__(self, other: FakeQuantizeBase) -> None:
-        super().__init__()
-        self.other = other
-
-    def forward(self, x: Tensor) -> Tensor:
-        observes = self.other.training and is_observing(self.other)
-        if observes:
-            self.other.disable_observer()
-        rounded: Tensor = self.other(x)
-        if observes:
-            self.other.enable_observer()
-        return rounded
-
-    def calculate_qparams(self, **kwargs: Any) -> Any:
-        return self.other.calculate_qparams(**kwargs)  # type: ignore[no-untyped-call]
 
 
 def fake_quants(model: nn.Module) -> Iterator[FakeQuantizeBase]:

@@ -14,7 +14,7 @@ from runs import STATIC, float_at, half_of, silent, tensors_of
 from torch.ao.quantization import QConfig, QConfigMapping, qconfig_equals
 from torch.ao.quantization.backend_config import get_native_backend_config
 from torch.ao.quantization.observer import (
-    MinMaxObserver,
+    MovingAverageMinMaxObserver,
     ObserverBase,
     PerChannelMinMaxObserver,
 )
@@ -241,13 +241,13 @@ def test_what_happens_to_the_model_later_does_not_reach_the_converted_one():
 def test_the_result_is_that_of_plain_torch_where_plain_torch_is_right(name):
     net = NETS[name]
     batches = net.batches()
-    ours = qrecipe.quantize(net.model(), "builtin:x86-static-minmax", batches, progress=silent)
+    ours = qrecipe.quantize(net.model(), STATIC, batches, progress=silent)
     mapping = QConfigMapping().set_global(
         QConfig(
             weight=PerChannelMinMaxObserver.with_args(
                 dtype=torch.qint8, qscheme=torch.per_channel_symmetric
             ),
-            activation=MinMaxObserver.with_args(
+            activation=MovingAverageMinMaxObserver.with_args(
                 dtype=torch.quint8, qscheme=torch.per_tensor_affine, reduce_range=True
             ),
         )

@@ -54,6 +54,6 @@ def test_all_tensors_that_cats_connect_have_one_observer():
     names = {node.name: node for node in prepared.graph.nodes}
     observers = {
         name: prepared.get_submodule(next(iter(names[name].users)).target)
-        for name in ("a", "b", "c", "cat", "cat_1")
+        for name in ("a", "b", "c", "cat", "cat_1", "max_pool2d")
     }
     assert len({id(observer) for observer in observers.values()}) == 1

@@ -35,8 +35,8 @@ from qrecipe.execution.fx.lowering import (
     lower_ours,
     read_shapes_of_integers,
 )
+from qrecipe.execution.fx.moved_once import observe_moved_again, observe_moved_once
 from qrecipe.execution.fx.numbers import numbers_unobserved
-from qrecipe.execution.fx.observed_once import observe_again, observe_once
 from qrecipe.execution.fx.repetition import without_repetition
 from qrecipe.execution.packing import packed_convolution, packed_sites, quantized_per_channel
 from qrecipe.model.addresses import site_of
@@ -94,7 +94,7 @@ def prepared_copy(
         elif SYNCHRONISED in node.meta:
             synchronise(node, prepared)
     share_connected_observers(prepared)
-    observe_once(prepared)
+    observe_moved_once(prepared)
     keep_state_names(prepared)
     attach_preserved_attrs_to_model(prepared, dict(configs.preserved))
     return prepared
@@ -115,7 +115,7 @@ def as_torch_prepared(prepared: fx.GraphModule) -> fx.GraphModule:
     for node in source.graph.nodes:
         if SYNCHRONISED in node.meta:
             unsynchronise(node, source)
-    observe_again(source)
+    observe_moved_again(source)
     remove_drops(source)
     return source
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, fx
 
 from qrecipe.model.addresses import CALLS, is_conversion, quantizes_tensor, site_of
-from qrecipe.model.kept_ranges import keeps_range
 from qrecipe.model.normalize import stored_value
 from qrecipe.planning.plan import Site
 from qrecipe.recipe.schema import TensorSpec, quantized_range
@@ -111,7 +110,7 @@ def sharing(
     """The nodes that share an observer, each with the first range of its group.
 
     Operations that copy share the observer of their input; those that copy several tensors join
-    the observers of all. What keeps the range of its input is not observed.
+    the observers of all.
     """
     origins: dict[fx.Node, frozenset[fx.Node]] = {}
     group: dict[fx.Node, fx.Node] = {node: node for node in ranges}
@@ -131,8 +130,7 @@ def sharing(
         first = min((group[each] for each in own), key=list(ranges).index)
         merged = {group[each] for each in own}
         group = {each: first if to in merged else to for each, to in group.items()}
-        if not keeps_range(node, part):
-            copying[node] = next(iter(own))
+        copying[node] = next(iter(own))
     return {**group, **{node: group[origin] for node, origin in copying.items()}}
 
 
