@@ -63,13 +63,14 @@ class KnownValues:
 
 
 _CHUNKS = (torch.chunk, "chunk")
-"""What returns as many parts as it is told."""
+"""What returns as many parts as it is told; how many follows from a shape if that is read."""
 
 
 def is_from_shapes(node: fx.Node) -> bool:
     """Whether all that a node reads of tensors is their shape, or how many there are."""
     if node.target is len:
-        return node.all_input_nodes[0].target not in _CHUNKS
+        parts = node.all_input_nodes[0]
+        return parts.target not in _CHUNKS or len(parts.all_input_nodes) > 1
     if reads_shape(node):
         return True
     if node.op not in ("call_function", "call_method"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -42,9 +43,16 @@ def read_one_by_one(node: fx.Node) -> None:
         node.graph.erase_node(part)
 
 
-def number_of_parts(size: int, step: int | None) -> int:
+def number_of_parts(size: int, step: int | Sequence[int] | None) -> int:
     """How many parts ``split`` gives of a dimension, or ``unbind``, which has no step."""
+    if isinstance(step, Sequence):
+        return len(step)
     return size if step is None else max(1, -(-size // step))
+
+
+def number_of_sections(asked: int | Sequence[int]) -> int:
+    """How many parts ``chunk`` or ``tensor_split`` is asked for, or where it cuts."""
+    return len(asked) + 1 if isinstance(asked, Sequence) else asked
 
 
 def _is_asserted(node: fx.Node) -> bool:
@@ -59,13 +67,15 @@ def _ask_for_size(node: fx.Node, number: int) -> None:
         if user.target is not len:
             continue
         with node.graph.inserting_before(user):
-            if _number(node) is None:
+            if _number(node) is not None:
+                found = node.graph.call_function(int, (number,))
+            elif _name(node) in (*_CHUNKS, *_SECTIONS):
+                found = node.graph.call_function(number_of_sections, (asked,))
+            else:
                 step = None if _name(node) == "unbind" else asked
                 size = node.graph.call_method("size", (source, dim))
                 size.meta["value"] = user.meta["value"]
                 found = node.graph.call_function(number_of_parts, (size, step))
-            else:
-                found = node.graph.call_function(int, (number,))
         found.meta["value"] = user.meta["value"]
         user.replace_all_uses_with(found)
         node.graph.erase_node(user)
@@ -104,7 +114,7 @@ def _number(node: fx.Node) -> int | None:
     if _name(node) in _CHUNKS:
         found: int | None = node.meta["value"].count
         return found if asked == found and dim != 0 else None
-    is_list = isinstance(asked, (tuple, list)) and all(isinstance(each, int) for each in asked)
+    is_list = isinstance(asked, (tuple, list))
     if _name(node) in _SECTIONS and (is_list or isinstance(asked, int)):
         return len(asked) + 1 if is_list else int(asked)
     return len(asked) if is_list else None

@@ -178,3 +178,23 @@ def test_it_computes_what_torch_does_and_survives_storage_and_script(tmp_path):
     loaded = qrecipe.load_quantized(file, network(_gate))
     for each in (loaded, torch.jit.script(converted)):
         assert torch.equal(each(IMAGES), converted(IMAGES))
+
+
+def test_a_layout_that_kernels_are_slow_with_is_written_out():
+    x = _int8(2, 16, 8).transpose(1, 2)
+    assert laid_out_like(x, x.clone()).is_contiguous()
+
+
+def test_sums_of_what_convolutions_of_sequences_give_read_contiguous_tensors():
+    model = net_of(
+        lambda self, x: self.last(F.relu(self.a(x) + self.b(x))),
+        a=nn.Conv1d(8, 8, 3, padding=1),
+        b=nn.Conv1d(8, 8, 1),
+        last=nn.Conv1d(8, 4, 1),
+    )
+    sequences = IMAGES.flatten(2)
+    converted = qrecipe.quantize(model, RECIPE, [sequences] * 2, progress=silent)
+    with Joined() as joined, torch.no_grad():
+        output = converted(sequences)
+    assert joined.read == [[((4, 8, 144), [1152, 144, 1])] * 2]
+    assert sqnr_db(model(sequences), output) > 25

@@ -269,3 +269,35 @@ def test_the_process_is_as_before():
     assert torch.zeros is before
     with torch.device("meta"):
         assert torch.zeros(2).is_meta
+
+
+def _joined(parts):
+    return torch.cat([part.relu() for part in parts], 1)
+
+
+def _halves(x):
+    half = x.size(1) // 2
+    return x.split([half, x.size(1) - half], 1)
+
+
+PARTS_BY_SIZE = {
+    "chunk": lambda x: torch.chunk(x, x.shape[1], dim=1),
+    "chunk method": lambda x: x.chunk(x.shape[1] // 2, 1),
+    "tensor_split": lambda x: x.tensor_split(x.size(1), 1),
+    "sizes": lambda x: x.split([1] * x.size(1), 1),
+    "halves": _halves,
+}
+
+
+@pytest.mark.parametrize("name", PARTS_BY_SIZE)
+def test_as_many_parts_as_a_size_says_are_not_read_at_another_size(name):
+    parts = PARTS_BY_SIZE[name]
+    model = net_of(lambda self, x: _joined(parts(self.a(x))), a=nn.Linear(8, 8))
+    rows, more = torch.randn(2, 6, 8), torch.randn(2, 10, 8)
+    converted = qrecipe.quantize(model, "builtin:x86-dynamic", example_inputs=rows)
+    assert sqnr_db(model(rows), converted(rows)) > 25
+    if name == "halves":  # are two at any size
+        assert sqnr_db(model(more), converted(more)) > 25
+    else:
+        with pytest.raises(AssertionError, match="traced for"):
+            converted(more)
