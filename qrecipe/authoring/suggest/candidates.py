@@ -40,7 +40,7 @@ def parts(model: nn.Module, inputs: Inputs, num_batches: int | None) -> Iterator
 
 
 def as_program(model: nn.Module, inputs: Inputs, num_batches: int | None) -> Subject | None:
-    """The model as a program of torch.export, if it is convolutions that it spends its time on."""
+    """The model as a program of torch.export, if it can be one and has enough convolutions."""
     try:
         if work_of(model, inputs).convolution_share < FEW_CONVOLUTIONS:
             return None

@@ -16,7 +16,7 @@ def divisors(plan: Plan, inventory: Inventory) -> frozenset[str]:
     """The static sites whose integers become a divisor, moved or with a constant added at most.
 
     An attention without softmax divides by a sum of products, some of which are close to 0. If such
-    a site multiplies, the products that it reads are included: they are rounded before.
+    a site is a product, the products that it reads are included, since their errors add up.
     """
     sites = {site.name: site for site in plan.sites}
     divided_by = [
@@ -54,5 +54,5 @@ def _origin(value: object, sites: Mapping[str, Site]) -> str | None:
 
 
 def _keeps_sizes(site: Site) -> bool:
-    """Whether values stay as small as they are: a sum over many, or a root, does not keep them."""
+    """Whether small values stay small; the sum of many, or a square root, is larger."""
     return site.verdict == "passthrough" or site.op in ("add", "clamp", "abs")
