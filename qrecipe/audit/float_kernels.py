@@ -142,11 +142,16 @@ def expected_output(
         return None
     x = operands[0]
     if isinstance(kernel, DynamicLinear) and _weight(kernel).is_quantized:
-        x = _rounded(x, 8 if backend == "qnnpack" else 7)
+        x = _rounded(x, bits_of_dynamic_input(backend))
     elif not isinstance(kernel, (DynamicLinear, QuantizedEmbedding)):
         return None
     expected: Tensor = compute(x)
     return expected
+
+
+def bits_of_dynamic_input(backend: Backend) -> int:
+    """The bits of an input whose range is found in each call."""
+    return 8 if backend == "qnnpack" else 7
 
 
 def with_weight_of(kernel: nn.Module, own: nn.Module, x: Tensor) -> Any:
