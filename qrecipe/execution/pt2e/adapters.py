@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from qrecipe._torch_ao import FakeQuantizeBase, StandIn
@@ -25,7 +26,7 @@ ACTIVATION = "activation_post_process"
 WEIGHT = "weight_observer"
 """The observer of a weight sees it once, when the program is converted."""
 
-_SETTINGS = ("qscheme", "quant_min", "quant_max", "ch_axis", "eps")
+_SETTINGS = ("qscheme", "quant_min", "quant_max", "ch_axis")
 
 
 class Adapter(ObserverBase, StandIn):  # type: ignore[misc]
@@ -38,6 +39,8 @@ class Adapter(ObserverBase, StandIn):  # type: ignore[misc]
         for setting in _SETTINGS:
             if hasattr(observer, setting):
                 setattr(self, setting, getattr(observer, setting))
+        within = getattr(observer, "activation_post_process", observer)
+        self.eps = float(getattr(within, "eps", torch.finfo(torch.float32).eps))
 
     @property
     def observer(self) -> Any:

@@ -83,6 +83,8 @@ def trainable(graph_module: fx.GraphModule, inputs: Inputs, plan: Plan) -> fx.Gr
             node.meta[DROPS] = True
         elif node.target in _KEEP_STATISTICS:
             _call_norm(node, program, source, giver)
+        elif giver is not None and giver.op == "call_module":
+            _let_drop(node, program)
     _finish(program)
     return program
 
@@ -148,6 +150,26 @@ def _call(node: fx.Node, program: fx.GraphModule, path: str, module: nn.Module) 
     node.args, node.kwargs = node.args[:1], {}
 
 
+class _InTraining(nn.Module):
+    """Tells an operator whether it is trained."""
+
+    def forward(self) -> bool:
+        return self.training
+
+
+_MODE = "in_training"
+
+
+def _let_drop(node: fx.Node, program: fx.GraphModule) -> None:
+    """Tell an operator of a module whether it is trained, such as a recurrent layer that drops."""
+    schema = getattr(node.target, "_schema", None)
+    names = [] if schema is None else [argument.name for argument in schema.arguments]
+    for name in {"train", "training"}.intersection(names):
+        with program.graph.inserting_before(node):
+            program.add_submodule(_MODE, _InTraining())
+            node.update_arg(names.index(name), program.graph.call_module(_MODE))
+
+
 def trained(prepared: fx.GraphModule) -> fx.GraphModule:
     """A copy of a prepared program that was trained and frozen, as one that was calibrated.
 
@@ -157,6 +179,9 @@ def trained(prepared: fx.GraphModule) -> fx.GraphModule:
     for node in list(prepared.graph.nodes):
         if DROPS in node.meta:
             node.replace_all_uses_with(node.args[0])
+        elif node.target == _MODE:
+            for user in list(node.users):
+                user.args = tuple(False if each is node else each for each in user.args)
         elif _OPERATOR in node.meta:
             scaled = _scaled_layer(node, prepared)
             if scaled is None:
