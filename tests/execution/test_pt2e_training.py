@@ -16,7 +16,7 @@ from training import KINDS, db, fake_quants, qat_recipe, train
 
 import qrecipe
 from qrecipe._torch_ao import FakeQuantizeBase
-from qrecipe.errors.findings import CalibrationError, ExecutionError, PlanError
+from qrecipe.errors.findings import CalibrationError, ExecutionError, PlanError, QRecipeWarning
 from qrecipe.registry import table as registered
 
 pytest.importorskip("torchao")
@@ -280,6 +280,13 @@ def test_what_cannot_be_trained_or_was_not_is_said():
         model[1].weight[0] = 0
     with pytest.raises(PlanError, match=r"0 cannot be trained .* some are 0"):
         qrecipe.compile(model, qat_recipe(base=BASE), images(), executor="pt2e")
+
+
+def test_modules_that_are_called_as_a_whole_do_not_drop_and_a_warning_says_so():
+    model = nn.Sequential(nn.Linear(6, 6), nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5))).eval()
+    whole = qat_recipe(base=BASE, head='[fx]\nnon_traceable_module_name = ["1"]\n')
+    with pytest.warns(QRecipeWarning, match="QR205 1 drops in training mode"):
+        qrecipe.compile(model, whole, rows(), executor="pt2e")
 
 
 @pytest.mark.parametrize("where", ["weight", "activation"])

@@ -39,7 +39,7 @@ def compile(task: Task) -> Compiled:
 
 def isolated(task: Task, sites: Sequence[Site], calibrate: Calibrate) -> Isolated:
     message = 'sites are not quantized one by one by executor = "pt2e"'
-    hint = 'rank them with executor = "fx": sites have the same names there'
+    hint = 'compare tells what each site costs; executor = "fx" ranks those that it has kernels for'
     raise UnsupportedError(Finding("QR316", message, hint=hint))
 
 

@@ -12,7 +12,7 @@ from qrecipe._torch_fx import attach_preserved_attrs_to_model
 from qrecipe.audit.sample import Sample
 from qrecipe.errors.findings import ArtifactError, ExecutionError, Finding
 from qrecipe.errors.text import first_line
-from qrecipe.errors.warn import settle
+from qrecipe.errors.warn import settle, warn
 from qrecipe.execution.fake_quants import accompany_training, frozen_copy
 from qrecipe.execution.part import Exportable, Fault, Task
 from qrecipe.execution.pt2e.adapters import with_weights_observed
@@ -21,10 +21,10 @@ from qrecipe.execution.pt2e.batch_norms import hide_batch_norms, show_batch_norm
 from qrecipe.execution.pt2e.capture import captured
 from qrecipe.execution.pt2e.numbers import numeric_findings
 from qrecipe.execution.pt2e.reference import conversion_findings, reference
-from qrecipe.execution.pt2e.scales import store_scales
+from qrecipe.execution.pt2e.scales import forget_zero_points, store_scales
 from qrecipe.execution.pt2e.structure import structure_findings
 from qrecipe.execution.pt2e.torchao import convert_pt2e, prepare_pt2e
-from qrecipe.execution.pt2e.training import check_scales, trainable, trained
+from qrecipe.execution.pt2e.training import check_scales, hidden_drops, trainable, trained
 from qrecipe.model.addresses import SITE
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import own_value, runnable_copy, structural_copy
@@ -48,7 +48,10 @@ class ProgramPart:
     @classmethod
     def of(cls, task: Task, source: Part) -> ProgramPart:
         own = task.plan.restricted_to(sites_of(source.graph_module))
-        check_scales(source.graph_module, own)
+        if own.phase == "qat":
+            check_scales(source.graph_module, own)
+            for finding in hidden_drops(source.graph_module):
+                warn(finding, task.recipe.lint.ignore)
         program = program_of(source.graph_module, source.inputs, own)
         prove_exported(program, source.graph_module, source.example, source.inputs)
         return cls(source.path, source, program, own, task)
@@ -78,7 +81,7 @@ class ProgramPart:
             prove_folded(prepared, frozen, inputs)
         if sample is None:  # running it would change its observers
             sample = _run(runnable_copy(prepared), self.source.inputs)
-        converted = converted_program(prepared, self._preserved)
+        converted = converted_program(prepared, self.plan, self._preserved)
         expected = reference(prepared)
         structure = [
             *structure_findings(self.plan, self.program, converted),
@@ -131,7 +134,9 @@ def prepared_program(
     return _finished(made, preserved)
 
 
-def converted_program(prepared: fx.GraphModule, preserved: dict[str, object]) -> fx.GraphModule:
+def converted_program(
+    prepared: fx.GraphModule, plan: Plan, preserved: dict[str, object]
+) -> fx.GraphModule:
     """torchao's conversion, without the float weights that nothing reads any more.
 
     Raises ``ExecutionError`` (QR405) if torchao fails.
@@ -147,6 +152,7 @@ def converted_program(prepared: fx.GraphModule, preserved: dict[str, object]) ->
         hint = "leave the named operation float, and report the model"
         raise ExecutionError(Finding("QR405", message, hint=hint)) from error
     store_scales(made)
+    forget_zero_points(made, plan)
     return _finished(made, preserved)
 
 
@@ -158,7 +164,7 @@ def rebuilt_program(
     prepared = prepared_program(program_of(graph_module, inputs, own), own, preserved)
     # fake-quants that accompany no training observe in eval mode, and must see their weights once
     calibrated = trained(prepared.eval()) if plan.phase == "qat" else prepared
-    return converted_program(calibrated, preserved)
+    return converted_program(calibrated, own, preserved)
 
 
 def sites_of(graph_module: fx.GraphModule) -> set[str]:

@@ -7,6 +7,10 @@ from typing import Any
 import torch
 from torch import fx
 
+from qrecipe.execution.pt2e.operands import nodes_of_sites, weight_of
+from qrecipe.model.addresses import is_conversion
+from qrecipe.planning.plan import Plan, Site
+
 _decomposed: Any = torch.ops.quantized_decomposed
 _WITH_TENSORS = {
     _decomposed.quantize_per_tensor.default: _decomposed.quantize_per_tensor.tensor,
@@ -35,6 +39,29 @@ def store_scales(converted: fx.GraphModule) -> None:
         node.target = _WITH_TENSORS[node.target]
         node.args = (source, *pair, *node.args[3:])
     converted.recompile()
+
+
+def forget_zero_points(converted: fx.GraphModule, plan: Plan) -> None:
+    """Leave those out of weight-only sites that are always 0, in place.
+
+    They are subtracted in 64 bits, which takes most of the time of a call. Compilers look for them
+    in the weights of other sites.
+    """
+    sites = {site.name: site for site in plan.sites}
+    for name, nodes in nodes_of_sites(converted, plan).items():
+        weights = filter(None, map(weight_of, nodes)) if _is_symmetric(sites[name]) else ()
+        for dequantize in filter(is_conversion, weights):
+            zero_point: Any = dequantize.args[2]
+            dequantize.update_arg(2, None)
+            if not zero_point.users:
+                converted.graph.erase_node(zero_point)
+    converted.recompile()
+
+
+def _is_symmetric(site: Site) -> bool:
+    weight = site.qconfig.weight if site.qconfig else None
+    is_symmetric = weight is not None and weight.qscheme == "per_channel_symmetric"
+    return is_symmetric and site.mode == "weight_only"
 
 
 def _stored(converted: fx.GraphModule, name: str, value: torch.Tensor) -> fx.Node:

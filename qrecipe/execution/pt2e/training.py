@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from qrecipe.errors.findings import Finding
 from qrecipe.execution.fake_quants import freeze_batch_norm
 from qrecipe.execution.pt2e.capture import GIVER, captured
 from qrecipe.execution.pt2e.operands import weight_of
@@ -29,8 +30,8 @@ _aten: Any = torch.ops.aten
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 
 _KEEP_STATISTICS = (_aten.batch_norm.default, _aten.instance_norm.default)
-_RUNNING_MEAN = 3
-"""The position of the running mean among their arguments."""
+_RUNNING_MEAN, _BY_BATCH = 3, 5
+"""The positions of the running mean, and of whether it is that of the batch."""
 
 _OPERATOR = "operator"
 """In a node's ``meta``: the operator that the called module is in a program that is not trained.
@@ -84,9 +85,13 @@ def trainable(graph_module: fx.GraphModule, inputs: Inputs, plan: Plan) -> fx.Gr
         elif node.target in _KEEP_STATISTICS:
             _call_norm(node, program, source, giver)
         elif giver is not None and giver.op == "call_module":
-            _let_drop(node, program)
+            _tell_mode(node, program)
     _finish(program)
     return program
+
+
+def _called(node: fx.Node, program: fx.GraphModule) -> nn.Module:
+    return program.get_submodule(str(node.target))
 
 
 def _set_drops_aside(source: fx.GraphModule) -> dict[str, nn.Module]:
@@ -94,7 +99,7 @@ def _set_drops_aside(source: fx.GraphModule) -> dict[str, nn.Module]:
     drops: dict[str, nn.Module] = {}
     for node in source.graph.nodes:
         if DROPS in node.meta:
-            drops[node.name] = source.get_submodule(str(node.target))
+            drops[node.name] = _called(node, source)
             node.op, node.target = "call_function", _aten.alias.default
             node.args, node.kwargs = tuple(node.all_input_nodes[:1]), {}
     source.recompile()
@@ -108,12 +113,30 @@ def check_scales(graph_module: fx.GraphModule, plan: Plan) -> None:
             raise divides_by_zero(node.meta[SITE])
 
 
+def hidden_drops(graph_module: fx.GraphModule) -> Iterator[Finding]:
+    """Warnings (QR205) about modules that are called as a whole and drop inside."""
+    for node in graph_module.graph.nodes:
+        if node.op == "call_module" and DROPS not in node.meta:
+            module = _called(node, graph_module)
+            if any(map(_drops, module.modules())):
+                yield Finding(
+                    "QR205",
+                    f"{node.target} drops in training mode; only its eval branch is trained",
+                    hint="let it be traced, or drop before or after it",
+                )
+
+
+def _drops(module: nn.Module) -> bool:
+    share: float = getattr(module, "dropout", 0) if isinstance(module, nn.MultiheadAttention) else 0
+    return share > 0 or (isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0)
+
+
 def _with_norms(graph_module: fx.GraphModule, plan: Plan) -> Iterator[tuple[fx.Node, Any]]:
     """The calls of a layer and its BatchNorm whose weight is quantized, and what they call."""
     quantized = {site.name for site in plan.sites if site.qconfig and site.qconfig.weight}
     for node in graph_module.graph.nodes:
         if node.op == "call_module" and node.meta.get(SITE) in quantized:
-            module = graph_module.get_submodule(str(node.target))
+            module = _called(node, graph_module)
             if isinstance(module, nn.Sequential) and isinstance(module[1], _BatchNorm):
                 yield node, module
 
@@ -122,8 +145,8 @@ def _call_norm(
     node: fx.Node, program: fx.GraphModule, source: fx.GraphModule, giver: fx.Node | None
 ) -> None:
     """Let a program call the module that an operator with running statistics was."""
-    mean = node.args[_RUNNING_MEAN]
-    if not isinstance(mean, fx.Node) or mean.op != "get_attr":
+    mean, by_batch = node.args[_RUNNING_MEAN], node.args[_BY_BATCH]
+    if by_batch or not isinstance(mean, fx.Node) or mean.op != "get_attr":
         return
     path = str(mean.target).rpartition(".")[0]
     module = source.get_submodule(path)
@@ -157,17 +180,21 @@ class _InTraining(nn.Module):
         return self.training
 
 
-_MODE = "in_training"
-
-
-def _let_drop(node: fx.Node, program: fx.GraphModule) -> None:
+def _tell_mode(node: fx.Node, program: fx.GraphModule) -> None:
     """Tell an operator of a module whether it is trained, such as a recurrent layer that drops."""
     schema = getattr(node.target, "_schema", None)
     names = [] if schema is None else [argument.name for argument in schema.arguments]
     for name in {"train", "training"}.intersection(names):
+        path = free_name(program, f"{node.name}_mode")
+        program.add_submodule(path, _InTraining())
         with program.graph.inserting_before(node):
-            program.add_submodule(_MODE, _InTraining())
-            node.update_arg(names.index(name), program.graph.call_module(_MODE))
+            node.update_arg(names.index(name), program.graph.call_module(path))
+
+
+def _forget_mode(mode: fx.Node) -> None:
+    """Undo `_tell_mode`."""
+    for user in list(mode.users):
+        user.args = tuple(False if each is mode else each for each in user.args)
 
 
 def trained(prepared: fx.GraphModule) -> fx.GraphModule:
@@ -179,15 +206,14 @@ def trained(prepared: fx.GraphModule) -> fx.GraphModule:
     for node in list(prepared.graph.nodes):
         if DROPS in node.meta:
             node.replace_all_uses_with(node.args[0])
-        elif node.target == _MODE:
-            for user in list(node.users):
-                user.args = tuple(False if each is node else each for each in user.args)
         elif _OPERATOR in node.meta:
             scaled = _scaled_layer(node, prepared)
             if scaled is None:
                 _call_operator(node)
             else:
                 _fold(scaled, node, prepared)
+        elif node.op == "call_module" and isinstance(_called(node, prepared), _InTraining):
+            _forget_mode(node)
     _finish(prepared)
     return prepared
 
@@ -236,7 +262,7 @@ def _value(argument: Any, program: fx.GraphModule, known: dict[fx.Node, Tensor])
         fx.node.map_arg(each, lambda node: _value(node, program, known)) for each in argument.args
     ]
     if argument.op == "call_module":
-        return program.get_submodule(str(argument.target))(*args)
+        return _called(argument, program)(*args)
     assert callable(argument.target)
     return argument.target(*args)
 
