@@ -21,7 +21,7 @@ from qrecipe.execution.pt2e.batch_norms import hide_batch_norms, show_batch_norm
 from qrecipe.execution.pt2e.capture import captured
 from qrecipe.execution.pt2e.numbers import numeric_findings
 from qrecipe.execution.pt2e.reference import conversion_findings, reference
-from qrecipe.execution.pt2e.scales import forget_zero_points, store_scales
+from qrecipe.execution.pt2e.scales import shorten_zero_points, store_scales
 from qrecipe.execution.pt2e.structure import structure_findings
 from qrecipe.execution.pt2e.torchao import convert_pt2e, prepare_pt2e
 from qrecipe.execution.pt2e.training import check_scales, hidden_drops, trainable, trained
@@ -152,7 +152,7 @@ def converted_program(
         hint = "leave the named operation float, and report the model"
         raise ExecutionError(Finding("QR405", message, hint=hint)) from error
     store_scales(made)
-    forget_zero_points(made, plan)
+    shorten_zero_points(made, plan)
     return _finished(made, preserved)
 
 

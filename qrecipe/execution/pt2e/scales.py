@@ -9,6 +9,7 @@ from torch import fx
 
 from qrecipe.execution.pt2e.operands import nodes_of_sites, weight_of
 from qrecipe.model.addresses import is_conversion
+from qrecipe.model.normalize import stored_in
 from qrecipe.planning.plan import Plan, Site
 
 _decomposed: Any = torch.ops.quantized_decomposed
@@ -41,21 +42,18 @@ def store_scales(converted: fx.GraphModule) -> None:
     converted.recompile()
 
 
-def forget_zero_points(converted: fx.GraphModule, plan: Plan) -> None:
-    """Leave those out of weight-only sites that are always 0, in place.
+def shorten_zero_points(converted: fx.GraphModule, plan: Plan) -> None:
+    """Store those in 8 bits that are always 0, of weight-only sites, in place.
 
-    They are subtracted in 64 bits, which takes most of the time of a call. Compilers look for them
-    in the weights of other sites.
+    They are subtracted from the weight in their type, and in 64 bits that takes most of the time of
+    a call. Kernels of other sites take them as they are.
     """
     sites = {site.name: site for site in plan.sites}
     for name, nodes in nodes_of_sites(converted, plan).items():
         weights = filter(None, map(weight_of, nodes)) if _is_symmetric(sites[name]) else ()
         for dequantize in filter(is_conversion, weights):
-            zero_point: Any = dequantize.args[2]
-            dequantize.update_arg(2, None)
-            if not zero_point.users:
-                converted.graph.erase_node(zero_point)
-    converted.recompile()
+            owner, stored_as = stored_in(dequantize.args[2], converted)  # type: ignore[arg-type]
+            setattr(owner, stored_as, getattr(owner, stored_as).to(torch.int8))
 
 
 def _is_symmetric(site: Site) -> bool:

@@ -51,8 +51,7 @@ def grid_of(node: fx.Node, program: fx.GraphModule) -> Grid | None:
     _, scale, zero_point, *rest = node.args
     axis = rest.pop(0) if "per_channel" in name else None
     low, high = rest[:2]
-    scales, zero_points = _values(scale, program), _values(zero_point, program)
-    return Grid(scales, zero_points or (0,) * len(scales), low, high, axis)  # type: ignore[arg-type]
+    return Grid(_values(scale, program), _values(zero_point, program), low, high, axis)  # type: ignore[arg-type]
 
 
 def _values(argument: Any, program: fx.GraphModule) -> tuple[Any, ...]:
