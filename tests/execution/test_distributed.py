@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from multiprocessing import get_context
 
 import pytest
 import torch
@@ -63,10 +64,11 @@ def _free_port():
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    import torch._dynamo  # noqa: F401 optimizers do: here once for both
-
-    # forks, so that neither has to import torch
-    mp.start_processes(_worker, (_free_port(), str(folder)), nprocs=2, start_method="fork")
+    # The server that forks both imports for both, and has not run autograd: a process that has
+    # threads of autograd cannot be forked and train.
+    get_context("forkserver").set_forkserver_preload(["torch._dynamo", "qrecipe", __name__])
+    arguments = (_free_port(), str(folder))
+    mp.start_processes(_worker, arguments, nprocs=2, start_method="forkserver")
     return folder
 
 
