@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from qrecipe._torch_fx import DynamicLinear, QuantizedEmbedding
 from qrecipe.model.call import Inputs
+from qrecipe.planning.saturation import ADDS_IN_16_BITS
 from qrecipe.recipe.schema import Backend
 
 _LEAST_SCALE = 1e-12
@@ -150,8 +151,8 @@ def expected_output(
 
 
 def bits_of_dynamic_input(backend: Backend) -> int:
-    """The bits of an input whose range is found in each call."""
-    return 8 if backend == "qnnpack" else 7
+    """The bits of an input whose range is found in each call: as many as cannot saturate."""
+    return 7 if backend in ADDS_IN_16_BITS else 8
 
 
 def with_weight_of(kernel: nn.Module, own: nn.Module, x: Tensor) -> Any:
