@@ -121,6 +121,16 @@ def test_weights_alone_are_rounded_and_take_a_quarter():
     assert zeros.tolist() == [0] * 16  # in 64 bits, a call takes three times as long
 
 
+def test_a_weight_that_another_mode_reads_too_is_as_its_kernels_take_it():
+    tied = net_of(lambda self, x: self.b(self.a(x)), a=nn.Linear(6, 6), b=nn.Linear(6, 6))
+    tied.b.weight = tied.a.weight
+    x = torch.randn(4, 6)
+    converted = qrecipe.quantize(tied, rules(a="only", b="dynamic"), example_inputs=x)
+    dtypes = {t.dtype for t in converted.state_dict().values() if not t.is_floating_point()}
+    assert dtypes == {torch.int8, torch.int64}
+    assert output_sqnr_db(tied(x), converted(x)) > 30
+
+
 def test_the_plan_says_what_weight_only_saves_and_fx_names_the_executor_for_it():
     model, batches = mixed()
     plan = qrecipe.plan(model, rules(up="only"), batches[0])

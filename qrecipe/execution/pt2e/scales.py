@@ -7,9 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from qrecipe.execution.pt2e.operands import nodes_of_sites, weight_of
-from qrecipe.model.addresses import is_conversion
-from qrecipe.model.normalize import stored_in
+from qrecipe.model.addresses import site_of
 from qrecipe.planning.plan import Plan, Site
 
 _decomposed: Any = torch.ops.quantized_decomposed
@@ -48,12 +46,19 @@ def shorten_zero_points(converted: fx.GraphModule, plan: Plan) -> None:
     They are subtracted from the weight in their type, and in 64 bits that takes most of the time of
     a call. Kernels of other sites take them as they are.
     """
-    sites = {site.name: site for site in plan.sites}
-    for name, nodes in nodes_of_sites(converted, plan).items():
-        weights = filter(None, map(weight_of, nodes)) if _is_symmetric(sites[name]) else ()
-        for dequantize in filter(is_conversion, weights):
-            owner, stored_as = stored_in(dequantize.args[2], converted)  # type: ignore[arg-type]
-            setattr(owner, stored_as, getattr(owner, stored_as).to(torch.int8))
+    symmetric = {site.name for site in plan.sites if _is_symmetric(site)}
+    weights = {
+        node
+        for node in converted.graph.nodes
+        if node.target is _decomposed.dequantize_per_channel.default
+        and symmetric.issuperset(map(site_of, node.users))
+    }
+    readers: dict[str, set[fx.Node]] = {}
+    for node in converted.graph.find_nodes(op="get_attr"):
+        readers.setdefault(str(node.target), set()).update(node.users)
+    for name in {str(weight.args[2].target) for weight in weights}:
+        if weights.issuperset(readers[name]):
+            converted.register_buffer(name, converted.get_buffer(name).to(torch.int8))
 
 
 def _is_symmetric(site: Site) -> bool:
