@@ -28,8 +28,8 @@ from qrecipe.recipe.toml.size_limits import json_count
 MAX_HEADER = 2**23
 """The largest header that is read: 8 MiB."""
 
-MAX_VALUES = 150_000
-"""The most values in the header, and in the texts packed in it: about 2,000 sites."""
+MAX_VALUES = 400_000
+"""The most values in the header, and in the texts packed in it: about 5,000 sites."""
 
 MAX_DEPTH = 30
 """The deepest nesting of a JSON text; the plan needs eight levels."""
