@@ -15,8 +15,8 @@ _WITH_TENSORS = (
 
 
 def spell_out(graph_module: fx.GraphModule, node: fx.Node) -> None:
-    """Make a stored scale and zero point plain numbers, in place."""
-    if str(node.target) in _WITH_TENSORS:
+    """Make a stored scale and zero point plain numbers, in place; computed ones stay."""
+    if str(node.target) in _WITH_TENSORS and stored(node.args[1], graph_module) is not None:
         source, scale, zero_point, *rest = node.args
         operator: Any = node.target
         node.target = operator.overloadpacket.default

@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from qrecipe._torch_fx import DynamicLinear, QuantizedEmbedding
 from qrecipe.model.call import Inputs
+from qrecipe.planning.saturation import ADDS_IN_16_BITS
 from qrecipe.recipe.schema import Backend
 
 _LEAST_SCALE = 1e-12
@@ -142,11 +143,16 @@ def expected_output(
         return None
     x = operands[0]
     if isinstance(kernel, DynamicLinear) and _weight(kernel).is_quantized:
-        x = _rounded(x, 8 if backend == "qnnpack" else 7)
+        x = _rounded(x, bits_of_dynamic_input(backend))
     elif not isinstance(kernel, (DynamicLinear, QuantizedEmbedding)):
         return None
     expected: Tensor = compute(x)
     return expected
+
+
+def bits_of_dynamic_input(backend: Backend) -> int:
+    """The bits of an input whose range is found in each call: as many as cannot saturate."""
+    return 7 if backend in ADDS_IN_16_BITS else 8
 
 
 def with_weight_of(kernel: nn.Module, own: nn.Module, x: Tensor) -> Any:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from qrecipe._torch_ao import FakeQuantizeBase, ObserverBase, _LearnableFakeQuantize
+from qrecipe._torch_ao import FakeQuantizeBase, ObserverBase, StandIn, _LearnableFakeQuantize
 from qrecipe.errors.findings import CalibrationError, Finding
 from qrecipe.errors.text import first_line
-from qrecipe.model.addresses import observed_name
+from qrecipe.model.addresses import observed_name, site_of
 from qrecipe.process.memory import raise_lack_of_memory
 
 _LEAST_SCALE = torch.finfo(torch.float32).eps
@@ -25,8 +26,9 @@ def static_observers(part: fx.GraphModule) -> Iterator[tuple[str, ObserverBase]]
     for node in part.graph.nodes:
         if node.op != "call_module":
             continue
-        module: nn.Module = part.get_submodule(str(node.target))
-        observer = getattr(module, "activation_post_process", module)
+        observer: Any = part.get_submodule(str(node.target))
+        while hasattr(observer, "activation_post_process"):
+            observer = observer.activation_post_process
         if isinstance(observer, ObserverBase) and quantizes(observer):
             yield observed_name(node), observer
 
@@ -106,15 +108,23 @@ def _trained_findings(part: fx.GraphModule) -> Iterator[Finding]:
     observing = {str(node.target): node for node in reversed(part.graph.nodes)}
     for path, module in part.named_modules():
         if isinstance(module, FakeQuantizeBase) and (problem := _qparams_problem(module)):
-            owner = path.rpartition(".")[0]
-            is_weights = path not in observing
-            name = f"the weights of {owner}" if is_weights else observed_name(observing[path])
             yield Finding(
                 "QR404",
-                f"the fake-quant of {name} gives {problem}",
+                f"the fake-quant of {_rounded_by(path, part, observing)} gives {problem}",
                 hint="did the training diverge? check the loss, lower the learning rate; "
                 "learnable scales are more stable with use_grad_scaling = true",
             )
+
+
+def _rounded_by(path: str, part: fx.GraphModule, observing: Mapping[str, fx.Node]) -> str:
+    owner, _, name = path.rpartition(".")
+    if path in observing:
+        return observed_name(observing[path])
+    if not isinstance(part.get_submodule(owner), StandIn):
+        return f"the weights of {owner}"
+    if name == "activation_post_process":
+        return observed_name(observing[owner])
+    return f"the weights of {site_of(next(iter(observing[owner].users)))}"
 
 
 def _is_finite(extreme: object) -> bool:

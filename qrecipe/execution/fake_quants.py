@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import fx, nn
 
-from qrecipe._torch_ao import FakeQuantizeBase, _LearnableFakeQuantize, quiet
+from qrecipe._torch_ao import FakeQuantizeBase, StandIn, _LearnableFakeQuantize, quiet
 from qrecipe._torch_fx import FusedConvBatchNorm, FusedLinearBatchNorm
 from qrecipe.model.call import Inputs
 
@@ -23,13 +23,15 @@ def fake_quants(model: nn.Module) -> Iterator[FakeQuantizeBase]:
             yield module
 
 
-def activation_fake_quants(prepared: fx.GraphModule) -> Iterator[tuple[fx.Node, FakeQuantizeBase]]:
+def activation_fake_quants(prepared: fx.GraphModule) -> Iterator[FakeQuantizeBase]:
     """The fake-quants that the graph calls; those of weights are inside modules."""
     for node in prepared.graph.nodes:
         if node.op == "call_module":
-            module = prepared.get_submodule(str(node.target))
+            module: Any = prepared.get_submodule(str(node.target))
+            if isinstance(module, StandIn):  # names the fake-quant of a weight otherwise
+                module = getattr(module, "activation_post_process", None)
             if isinstance(module, FakeQuantizeBase):
-                yield node, module
+                yield module
 
 
 def is_observing(fake_quant: FakeQuantizeBase) -> bool:
@@ -49,6 +51,17 @@ def stop_observing(model: nn.Module) -> None:
     """Freeze all ranges, except for learnable ones."""
     for fake_quant in fake_quants(model):
         fake_quant.disable_observer()
+
+
+@contextmanager
+def not_observing(fake_quant: FakeQuantizeBase) -> Iterator[None]:
+    """Round and do not observe inside a ``with``; a learnable one learns."""
+    observes = bool(fake_quant.observer_enabled[0])
+    fake_quant.disable_observer()
+    try:
+        yield
+    finally:
+        fake_quant.enable_observer(observes)
 
 
 def freeze_batch_norm(model: nn.Module) -> None:
@@ -154,7 +167,7 @@ def frozen_copy(prepared: fx.GraphModule, inputs: Inputs) -> fx.GraphModule:
         fake_quant._forward_pre_hooks.clear()
         fake_quant._forward_hooks.clear()
         fake_quant.enable_fake_quant()
-    for _, fake_quant in activation_fake_quants(frozen):
+    for fake_quant in activation_fake_quants(frozen):
         fake_quant.disable_observer()
     with torch.no_grad(), quiet():
         inputs.call(frozen)

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from qrecipe._torch_ao import is_observer
 from qrecipe._torch_fx import FusedConvBatchNorm, FusedLinearBatchNorm
+from qrecipe.errors.findings import ExecutionError, Finding, PlanError
 from qrecipe.errors.text import first_line, quoted_whole
 from qrecipe.model.addresses import members_of
 from qrecipe.model.call import Inputs, bind
@@ -74,15 +75,20 @@ def prove_prepared(prepared: fx.GraphModule, fused: fx.GraphModule, example: Exa
     node = _first_unlike(_results(fused, example), prepared, example)
     shown = _shown(_members(node))
     if node is not None and _divides_by_zero(node, prepared):
-        raise unfit(
-            f"{shown} cannot be trained with fake-quants: torch divides by the weights of its "
-            "BatchNorm, and some are 0",
-            "make them small instead: bn.weight.data[bn.weight == 0] = 1e-6",
-        )
+        raise divides_by_zero(shown)
     site = None if node is None else node.meta.get("site")
     raise unfit(
         f"{shown} computes something else after it is prepared: {found}",
         leave_float(site) if site else "quantize parts of it: [fx] roots",
+    )
+
+
+def divides_by_zero(shown: str) -> PlanError:
+    """The error (QR306) about a layer whose result is divided by the weights of a BatchNorm."""
+    return unfit(
+        f"{shown} cannot be trained with fake-quants: torch divides by the weights of its "
+        "BatchNorm, and some are 0",
+        "make them small instead: bn.weight.data[bn.weight == 0] = 1e-6",
     )
 
 
@@ -100,6 +106,15 @@ def prove_exported(
     if found is not None:
         message = f"the model computes something else after it is exported: {found}"
         raise unfit(message, 'set executor = "fx", or leave the key out')
+
+
+def prove_folded(folded: fx.GraphModule, trained: fx.GraphModule, inputs: Inputs) -> None:
+    """Raises ``ExecutionError`` (QR405) if a program is not the trained one that it is made of."""
+    output = try_out(passing(trained), inputs.cloned(), trained)
+    found = _found(folded, Example(inputs, output))
+    if found is not None:
+        message = f"the model computes something else once its norms are folded: {found}"
+        raise ExecutionError(Finding("QR405", message, hint="report the model"))
 
 
 def check_unchanged(fused: fx.GraphModule, example: Example) -> None:

@@ -20,11 +20,14 @@ ASKED = "it is asked for"
 MODES: Mapping[Executor, frozenset[Mode]] = {
     "fx": frozenset(get_args(Mode)),
     "eager": frozenset({"dynamic", "weight_only"}),
-    "pt2e": frozenset({"static"}),
+    "pt2e": frozenset(get_args(Mode)),
 }
 """The modes of quantization that each executor has."""
 
-TRAIN: frozenset[Executor] = frozenset({"fx"})
+DEQUANTIZE: frozenset[Executor] = frozenset({"pt2e"})
+"""The executors with operators for integers and float kernels, not kernels of a backend."""
+
+TRAIN: frozenset[Executor] = frozenset({"fx", "pt2e"})
 """The executors that prepare for training."""
 
 PACK: frozenset[Executor] = frozenset({"fx", "eager"})

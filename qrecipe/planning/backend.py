@@ -32,7 +32,7 @@ from qrecipe.model.graph_sites import Inventory, Match
 from qrecipe.model.moving import averages, moved, moves
 from qrecipe.model.rewrites.transposed import TRANSPOSED
 from qrecipe.observers.qconfig import per_tensor
-from qrecipe.planning.asked import MODES, PACK
+from qrecipe.planning.asked import DEQUANTIZE, MODES, PACK
 from qrecipe.planning.engines import adds_in_32_bits, detour
 from qrecipe.planning.kernels import (
     better_float,
@@ -42,6 +42,7 @@ from qrecipe.planning.kernels import (
     why_apart,
 )
 from qrecipe.planning.plan import EXPORTED, Engine, Verdict
+from qrecipe.planning.programs import SAVES_MEMORY, WEIGHT_ONLY, no_operator
 from qrecipe.planning.saturation import (
     ADDS_IN_16_BITS,
     exceeds_seven_bits,
@@ -346,7 +347,10 @@ class _Judge:
             return _float(
                 f'executor = "{self.executor}" has no {_WORDS[mode]} mode', honoured=False
             )
-        kernels = [kernel for kernel in self.match.kernels if _mode_of_kernel(kernel) == mode]
+        missing = no_operator(self.match, qconfig) if self.executor in DEQUANTIZE else None
+        if missing is not None:
+            return _float(missing, honoured=False)
+        kernels = [kernel for kernel in self._kernels if _mode_of_kernel(kernel) == mode]
         if not kernels:
             return _float(self._no_mode(mode), honoured=False)
         faults: list[Fault] = []
@@ -358,10 +362,18 @@ class _Judge:
             faults.append(fault)
         return replace(_float(faults[0].problem, honoured=False), fault=faults[0])
 
+    @property
+    def _kernels(self) -> Sequence[DTypeConfig]:
+        """What the backend's kernels take, and what the executor can do besides."""
+        own = takes_weight(self.match) and self.executor in DEQUANTIZE
+        return (*self.match.kernels, WEIGHT_ONLY) if own else self.match.kernels
+
     def _on_a_right_kernel(self, mode: Mode, spec: QConfigSpec, note: str | None) -> Outcome:
         known = weight_refusal(self.match, self.backend, self.phase, spec.weight)
         if known is not None:
             return _float(known, honoured=False)
+        if mode == "weight_only" and self.executor in DEQUANTIZE:
+            note = "; ".join(filter(None, (note, SAVES_MEMORY)))
         if mode != "static" or self.executor not in PACK:
             return Outcome("quantized", mode, spec, note)
         found = detour(self.match, self.backend, spec.weight, self._input_levels(spec))
@@ -396,6 +408,8 @@ class _Judge:
             sorted({"static", "dynamic", "weight-only"} & {m.replace("_", "-") for m in available})
         )
         kernel = f"{self.backend} has no {_WORDS[mode]} kernel for {self.match.operation.op}"
+        if mode == "weight_only" and takes_weight(self.match):
+            others = f'{others}, or {_WORDS[mode]} with executor = "pt2e"'
         return f"{kernel}; it can be {others}" if others else kernel
 
 

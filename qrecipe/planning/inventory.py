@@ -89,7 +89,7 @@ def _with_pt2e(error: TraceError, model: nn.Module, recipe: Recipe, inputs: Inpu
     It is tried, as everything that is proposed.
     """
     asked = {mode_of(rule.qconfig) for rule in recipe.rules if rule.qconfig and not rule.optional}
-    if recipe.phase == "qat" or "static" not in asked:
+    if recipe.phase == "ptq" and "static" not in asked:
         return error
     try:
         _exported_inventory(model, recipe, inputs)

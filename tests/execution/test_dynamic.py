@@ -167,7 +167,10 @@ def test_what_cannot_be_dynamic_or_weight_only_says_what_it_can_be():
     reason = reason_at(conv, recipe("int8-dynamic"), image)
     assert reason == "x86 has no dynamic kernel for Conv2d; it can be static"
     reason = reason_at(_alone(nn.Linear(8, 4)), recipe("embedding"), ROWS)
-    assert reason == "x86 has no weight-only kernel for Linear; it can be dynamic or static"
+    assert reason == (
+        "x86 has no weight-only kernel for Linear; it can be dynamic or static, "
+        'or weight-only with executor = "pt2e"'
+    )
     tokens = torch.randint(0, 9, (2, 3))
     reason = reason_at(_alone(nn.Embedding(9, 8)), recipe("int8-dynamic"), tokens)
     assert reason == "x86 has no dynamic kernel for Embedding; it can be weight-only"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import cycle
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,10 +11,11 @@ from corpus import missing, torchvision
 from nets import UNTRACEABLE
 from plans import recipe
 from torch import nn
+from training import qat_recipe
 
 import qrecipe
 from qrecipe.audit.sqnr import output_sqnr_db
-from qrecipe.errors.findings import ArtifactError, TraceError, UnmatchedRuleError
+from qrecipe.errors.findings import ArtifactError, QRecipeWarning, TraceError, UnmatchedRuleError
 
 MINMAX = "builtin:x86-static-minmax"
 
@@ -129,6 +132,21 @@ def test_it_is_quantized_and_loads_again(model, batches, tmp_path):
         assert torch.equal(loaded(x)["h"][0], output["h"][0])
 
 
+def test_it_is_trained(model, batches):
+    pytest.importorskip("torchao")
+    recipe = qat_recipe(base="builtin:arm-static")
+    with pytest.raises(TraceError, match=r'or let PT2E .*: executor = "pt2e"'):
+        qrecipe.compile(model, recipe, batches[0])
+    with pytest.warns(QRecipeWarning, match="QR205 the model's own forward"):
+        compiled = qrecipe.compile(model, recipe, batches[0], executor="pt2e")
+    prepared = compiled.prepare()
+    for x in batches:
+        prepared(x)["y"].square().mean().backward()
+    converted = compiled.convert(prepared)
+    with torch.no_grad():
+        assert output_sqnr_db(prepared.eval()(x)["y"], converted(x)["y"]) > 30
+
+
 @pytest.fixture(scope="module")
 def calibrated(model, batches):
     pytest.importorskip("torchao")
@@ -195,11 +213,24 @@ def example(kind):
     }
 
 
+QCONFIGS = """
+[tensor.by-call]
+dtype = "uint8"
+is_dynamic = true
+[qconfig.only]
+weight = "weight"
+[qconfig.dynamic]
+weight = "weight"
+activation = "by-call"
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.skipif(missing() is not None, reason=str(missing()))
+@pytest.mark.parametrize("modes", [("int8",), ("dynamic",), ("only", "dynamic", "int8")])
 @pytest.mark.parametrize("name", MODELS)
-def test_encoders_of_transformers_are_static_by_rules_on_their_own_names(name, tmp_path):
+def test_encoders_of_transformers_are_quantized_by_rules_on_their_own_names(name, modes, tmp_path):
     pytest.importorskip("torchao")
     torchvision("models")  # transformers imports it too
     transformers = pytest.importorskip("transformers")
@@ -215,9 +246,11 @@ def test_encoders_of_transformers_are_static_by_rules_on_their_own_names(name, t
     torch.manual_seed(1)
     model, batches = make(), [example(inputs) for _ in range(10)]
     linear = [path for path, each in model.named_modules() if type(each) is nn.Linear]
-    rules = "".join(f'"{path}" = "int8"\n' for path in linear)
+    rules = "".join(
+        f'"{path}" = "{mode}"\n' for path, mode in zip(linear, cycle(modes), strict=False)
+    )
     executed = recipe(
-        f'[rules]\nglobal = "float"\n[rules.module_name]\n{rules}',
+        f'{QCONFIGS}[rules]\nglobal = "float"\n[rules.module_name]\n{rules}',
         base=MINMAX,
         head='executor = "pt2e"',
     )

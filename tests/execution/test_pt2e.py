@@ -236,10 +236,6 @@ def test_a_lock_of_fx_holds_under_it(tmp_path):
 
 def test_what_it_does_not_do_is_said():
     model, batches = joined()
-    with pytest.raises(UnsupportedError, match='QR316 executor = "pt2e" does not train'):
-        qrecipe.plan(model, recipe(head='phase = "qat"'), batches[0], executor="pt2e")
-    with pytest.raises(UnsupportedError, match='executor = "pt2e" has no dynamic mode'):
-        qrecipe.plan(model, "builtin:x86-dynamic", batches[0], executor="pt2e")
     with pytest.raises(UnsupportedError, match="QR316 sites are not quantized one by one"):
         qrecipe.sensitivity(model, recipe(base=MINMAX, head='executor = "pt2e"'), batches)
 

@@ -44,6 +44,7 @@ BUILTIN = {
     "x86-dynamic": ("attention", "cells"),
     "float16-dynamic": ("attention", "cells"),
     "embedding-weight-only": ("tagger",),
+    "linear-weight-only": ("attention",),
     "cnn-lstm": ("cnn_lstm",),
 }
 """The nets whose plans show what a shipped recipe is for."""

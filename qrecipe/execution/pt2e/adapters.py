@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
-from qrecipe._torch_ao import StandIn
+from qrecipe._torch_ao import FakeQuantizeBase, StandIn
+from qrecipe.execution.fake_quants import not_observing
 from qrecipe.execution.pt2e.torchao import ObserverBase, QuantizationSpec
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.normalize import stored
@@ -24,7 +26,7 @@ ACTIVATION = "activation_post_process"
 WEIGHT = "weight_observer"
 """The observer of a weight sees it once, when the program is converted."""
 
-_SETTINGS = ("qscheme", "quant_min", "quant_max", "ch_axis", "eps")
+_SETTINGS = ("qscheme", "quant_min", "quant_max", "ch_axis")
 
 
 class Adapter(ObserverBase, StandIn):  # type: ignore[misc]
@@ -37,13 +39,17 @@ class Adapter(ObserverBase, StandIn):  # type: ignore[misc]
         for setting in _SETTINGS:
             if hasattr(observer, setting):
                 setattr(self, setting, getattr(observer, setting))
+        within = getattr(observer, "activation_post_process", observer)
+        self.eps = float(getattr(within, "eps", torch.finfo(torch.float32).eps))
 
     @property
     def observer(self) -> Any:
         return getattr(self, self.observer_name)
 
     def forward(self, x: Tensor) -> Any:
-        return self.observer(x) if self.observer_name == ACTIVATION else x
+        if self.observer_name == ACTIVATION or isinstance(self.observer, FakeQuantizeBase):
+            return self.observer(x)
+        return x
 
     def calculate_qparams(self) -> Any:
         return self.observer.calculate_qparams()
@@ -53,7 +59,7 @@ class Follower(ObserverBase, StandIn):  # type: ignore[misc]
     """Stands after an operation that moves the numbers of its input, and shares its observer.
 
     It does not observe them once more: a moving average would forget faster, and a part of a tensor
-    would narrow the range of the whole.
+    would narrow the range of the whole. In training it rounds.
     """
 
     def __init__(self, leader: Adapter) -> None:
@@ -63,8 +69,12 @@ class Follower(ObserverBase, StandIn):  # type: ignore[misc]
             if hasattr(leader, setting):
                 setattr(self, setting, getattr(leader, setting))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x
+    def forward(self, x: Tensor) -> Any:
+        observer = self.leader.observer
+        if not isinstance(observer, FakeQuantizeBase):
+            return x
+        with not_observing(observer):
+            return observer(x)
 
     def calculate_qparams(self) -> Any:
         return self.leader.calculate_qparams()
@@ -77,21 +87,24 @@ class _Factory:
     spec: TensorSpec
     phase: Phase
     name: str
+    channels: int
     __name__ = "Adapter"  # torchao reads it
 
     def with_args(self, **_: Any) -> _Factory:
         return self
 
     def __call__(self) -> Adapter:
-        return Adapter(factory(self.spec, self.phase)(), self.name)
+        return Adapter(factory(self.spec, self.phase, self.channels)(), self.name)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Factory:
         return self
 
 
-def quantization_spec(spec: TensorSpec, phase: Phase, name: str) -> QuantizationSpec:
-    """What torchao is told of a tensor spec, in an annotation."""
-    make = _Factory(spec, phase, name)
+def quantization_spec(
+    spec: TensorSpec, phase: Phase, name: str, channels: int = 1
+) -> QuantizationSpec:
+    """What torchao is told of a tensor spec, in an annotation; a weight has so many channels."""
+    make = _Factory(spec, phase, name, channels)
     made = make()
     is_per_channel = not spec.is_per_tensor
     return QuantizationSpec(

@@ -17,7 +17,9 @@ from qrecipe.execution.pt2e.adapters import (
     quantization_spec,
 )
 from qrecipe.execution.pt2e.operands import (
+    constant_nodes,
     gives_tensor,
+    input_spec,
     is_float,
     is_static,
     nodes_of_sites,
@@ -28,11 +30,20 @@ from qrecipe.execution.pt2e.torchao import (
     Quantizer,
     SharedQuantizationSpec,
 )
-from qrecipe.model.addresses import site_of
+from qrecipe.model.addresses import DROPS, site_of
 from qrecipe.planning.plan import Plan, Site
-from qrecipe.recipe.schema import Phase
+from qrecipe.recipe.schema import TensorSpec
 
 _ANNOTATION = "quantization_annotation"
+
+_Edge = tuple[fx.Node, fx.Node]
+"""What gives a tensor, and what reads it."""
+
+
+def annotation_of(node: fx.Node) -> QuantizationAnnotation:
+    """What torchao is told of a node, which may be added to."""
+    made = QuantizationAnnotation({}, None, _annotated=True)
+    return node.meta.setdefault(_ANNOTATION, made)
 
 
 class PlanQuantizer(Quantizer):  # type: ignore[misc]
@@ -44,9 +55,11 @@ class PlanQuantizer(Quantizer):  # type: ignore[misc]
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
         sites = {site.name: site for site in self.plan.sites}
+        constant = constant_nodes(model)
         for name, nodes in nodes_of_sites(model, self.plan).items():
             if sites[name].mode is not None:
-                _Annotator(sites[name], nodes, sites, self.plan.phase).annotate()
+                computing = [node for node in nodes if node not in constant]  # not a weight
+                _Annotator(sites[name], computing or nodes, sites, self.plan).annotate()
         return model
 
     def validate(self, model: fx.GraphModule) -> None:
@@ -60,41 +73,57 @@ class _Annotator:
     site: Site
     nodes: Sequence[fx.Node]
     sites: Mapping[str, Site]
-    phase: Phase
+    plan: Plan
 
     def annotate(self) -> None:
         first = next(self._entries(), None)
         for node in self.nodes:
-            node.meta[_ANNOTATION] = QuantizationAnnotation(
-                self._inputs(node, first), self._output(node, first), _annotated=True
-            )
+            for edge, spec in self._inputs(node, first):
+                annotation_of(edge[1]).input_qspec_map[edge[0]] = spec
+            annotation_of(node).output_qspec = self._output(node, first)
 
-    def _entries(self) -> Iterator[tuple[fx.Node, fx.Node]]:
+    def _entries(self) -> Iterator[_Edge]:
         """The edges on which data comes into the site."""
         for node in self.nodes:
             for source, role in operands(node):
-                if role == "data" and source not in self.nodes and is_float(source):
-                    yield source, node
+                if role == "data" and not self._is_own(source) and is_float(source):
+                    yield self._observed(source, node)
 
-    def _inputs(self, node: fx.Node, first: Any) -> dict[fx.Node, Any]:
-        found: dict[fx.Node, Any] = {}
-        qconfig = self.site.qconfig
+    def _is_own(self, node: fx.Node) -> bool:
+        return site_of(node) == self.site.name
+
+    def _observed(self, source: fx.Node, node: fx.Node) -> _Edge:
+        """The edge to observe: before what drops in training, which scales up the rest."""
+        while DROPS in source.meta and all(map(self._gives_integers, source.users)):
+            source, node = source.all_input_nodes[0], source
+        return source, node
+
+    def _gives_integers(self, node: fx.Node) -> bool:
+        return DROPS in node.meta or is_static(self.sites.get(site_of(node) or ""))
+
+    def _inputs(self, node: fx.Node, first: _Edge | None) -> Iterator[tuple[_Edge, Any]]:
+        qconfig, own = self.site.qconfig, input_spec(self.site, self.plan)
         assert qconfig is not None
         for source, role in operands(node):
-            if source in self.nodes or role == "parameter" or not is_float(source):
-                continue
             if role == "weight":
                 if qconfig.weight is not None:
-                    found[source] = quantization_spec(qconfig.weight, self.phase, WEIGHT)
-            elif self._follows and (source, node) != first:
-                found[source] = SharedQuantizationSpec(first)
-            elif is_static(self.sites.get(site_of(source) or "")):
-                found[source] = SharedQuantizationSpec(source)
-            elif qconfig.activation is not None:
-                found[source] = quantization_spec(qconfig.activation, self.phase, ACTIVATION)
-        return found
+                    yield (source, node), self._spec_of_weight(qconfig.weight, source)
+                continue
+            if self._is_own(source) or role == "parameter" or not is_float(source):
+                continue
+            edge = self._observed(source, node)
+            if self._follows and edge != first:
+                yield edge, SharedQuantizationSpec(first)
+            elif is_static(self.site) and self._gives_integers(edge[0]):
+                yield edge, SharedQuantizationSpec(edge[0])
+            elif own is not None:
+                yield edge, quantization_spec(own, self.plan.phase, ACTIVATION)
 
-    def _output(self, node: fx.Node, first: Any) -> Any:
+    def _spec_of_weight(self, spec: TensorSpec, weight: fx.Node) -> Any:
+        channels = int(weight.meta["val"].shape[0])
+        return quantization_spec(spec, self.plan.phase, WEIGHT, channels)
+
+    def _output(self, node: fx.Node, first: _Edge | None) -> Any:
         is_read = any(user not in self.nodes for user in node.users)
         if not is_static(self.site) or not is_read or not gives_tensor(node):
             return None
@@ -102,11 +131,17 @@ class _Annotator:
             return SharedQuantizationSpec(first)
         assert self.site.qconfig is not None
         assert self.site.qconfig.activation is not None
-        return quantization_spec(self.site.qconfig.activation, self.phase, ACTIVATION)
+        return quantization_spec(self.site.qconfig.activation, self.plan.phase, ACTIVATION)
 
     @property
     def _follows(self) -> bool:
         return self.site.verdict == "passthrough"
+
+
+def forget_annotations(prepared: fx.GraphModule) -> None:
+    """Remove what torchao was told, in place; it would look for the nodes that it was told of."""
+    for node in prepared.graph.nodes:
+        node.meta.pop(_ANNOTATION, None)
 
 
 def follow(prepared: fx.GraphModule, plan: Plan) -> None:

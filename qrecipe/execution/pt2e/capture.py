@@ -21,6 +21,9 @@ from qrecipe.model.tracer import OTHER_SHAPES
 from qrecipe.model.unfit import unfit
 from qrecipe.process.memory import raise_lack_of_memory
 
+GIVER = "giver"
+"""In a node's ``meta``: the name of the node of the fused graph that it comes from."""
+
 _CUSTOM = "custom"
 """What torch.export keeps of a node's ``meta`` on all operators that the node becomes."""
 
@@ -33,7 +36,8 @@ def captured(graph_module: fx.GraphModule, inputs: Inputs) -> fx.GraphModule:
     """
     source = structural_copy(graph_module)
     for node in source.graph.nodes:
-        node.meta[_CUSTOM] = {SITE: node.meta[SITE]} if SITE in node.meta else {}
+        site = {SITE: node.meta[SITE]} if SITE in node.meta else {}
+        node.meta[_CUSTOM] = {GIVER: node.name, **site}
     args = bind(source, source, of_several(inputs))
     try:
         with fx.traceback.preserve_node_meta():
@@ -78,9 +82,8 @@ def _with_signature(
     else:
         output.args = tuple(output.args[0])
     for node in graph.nodes:
-        site = (node.meta.get(_CUSTOM) or {}).get(SITE)
-        if site is not None and node.op == "call_function":
-            node.meta[SITE] = site
+        if node.op == "call_function":
+            node.meta |= node.meta.get(_CUSTOM) or {}
         if node.op == "get_attr":
             _name_as_before(node, program)
     return fx.GraphModule(program, graph)

@@ -10,7 +10,7 @@ from torch import fx, nn
 from qrecipe.errors.findings import Finding, UnsupportedError
 from qrecipe.execution.isolated import Calibrate, Isolated
 from qrecipe.execution.part import Compiled, Realised, Task
-from qrecipe.execution.pt2e.operands import is_float
+from qrecipe.execution.pt2e.operands import is_float, operands
 from qrecipe.execution.recorded import inputs_of, recorded_graphs
 from qrecipe.model.addresses import is_conversion, quantizes_tensor, site_of
 from qrecipe.model.copies import own_value, with_parts
@@ -39,7 +39,7 @@ def compile(task: Task) -> Compiled:
 
 def isolated(task: Task, sites: Sequence[Site], calibrate: Calibrate) -> Isolated:
     message = 'sites are not quantized one by one by executor = "pt2e"'
-    hint = 'rank them with executor = "fx": sites have the same names there'
+    hint = 'compare tells what each site costs; executor = "fx" ranks those that it has kernels for'
     raise UnsupportedError(Finding("QR316", message, hint=hint))
 
 
@@ -50,13 +50,24 @@ def realised_sites(converted: fx.GraphModule) -> Mapping[str, Realised]:
         if name is not None and is_float(node) and not is_conversion(node):
             found.setdefault(name, []).append(node)
     return {
-        name: Realised(_became(nodes[-1]), nodes[0], _rounded(nodes[-1]))
+        name: Realised(_became(nodes), nodes[0], _rounded(nodes[-1]))
         for name, nodes in found.items()
     }
 
 
-def _became(last: fx.Node) -> Became:
-    return "float" if _rounded(last) is last else "static"
+def _became(nodes: Sequence[fx.Node]) -> Became:
+    if _rounded(nodes[-1]) is not nodes[-1]:
+        return "static"
+    read = [(source, role) for node in nodes for source, role in operands(node)]
+    if not any(is_conversion(source) for source, role in read if role == "weight"):
+        return "float"
+    is_dynamic = any(_finds_range(source) for source, role in read if role == "data")
+    return "dynamic" if is_dynamic else "weight_only"
+
+
+def _finds_range(node: fx.Node) -> bool:
+    """Whether a tensor was rounded to a scale that is computed in each call."""
+    return is_conversion(node) and getattr(node.args[1], "op", "") == "call_function"
 
 
 def _rounded(last: fx.Node) -> fx.Node:

@@ -8,8 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx
 
+from qrecipe.audit.float_kernels import bits_of_dynamic_input
 from qrecipe.model.addresses import site_of
 from qrecipe.planning.plan import Plan, Site
+from qrecipe.recipe.schema import TensorSpec
 
 Role = Literal["data", "weight", "parameter"]
 
@@ -67,12 +69,17 @@ def operands(node: fx.Node) -> Iterator[tuple[fx.Node, Role]]:
                 yield source, role
 
 
+def weight_of(node: fx.Node) -> fx.Node | None:
+    """What an operator multiplies with, if it has a weight."""
+    return next((source for source, role in operands(node) if role == "weight"), None)
+
+
 def nodes_of_sites(program: fx.GraphModule, plan: Plan) -> dict[str, list[fx.Node]]:
     """The operators of each planned site that compute floating-point tensors, in order."""
     found: dict[str, list[fx.Node]] = {site.name: [] for site in plan.sites}
     for node in program.graph.nodes:
         name = site_of(node)
-        if name in found and node.op == "call_function" and is_float(node):
+        if name in found and node.op in ("call_function", "call_module") and is_float(node):
             found[name].append(node)
     return found
 
@@ -88,3 +95,16 @@ def constant_nodes(program: fx.GraphModule) -> set[fx.Node]:
 
 def is_static(site: Site | None) -> bool:
     return site is not None and site.mode == "static"
+
+
+def input_spec(site: Site, plan: Plan) -> TensorSpec | None:
+    """The spec that a float input of a site gets; with the range of the backend's dynamic kernels.
+
+    They use 7 bits where 8 may saturate, which kernels that a program is lowered to may do as well.
+    """
+    if site.qconfig is None or site.mode == "weight_only":
+        return None
+    spec = site.qconfig.activation
+    if spec is None or site.mode != "dynamic":
+        return spec
+    return spec.model_copy(update={"quant_max": 2 ** bits_of_dynamic_input(plan.backend) - 1})

@@ -12,22 +12,24 @@ from qrecipe._torch_fx import attach_preserved_attrs_to_model
 from qrecipe.audit.sample import Sample
 from qrecipe.errors.findings import ArtifactError, ExecutionError, Finding
 from qrecipe.errors.text import first_line
-from qrecipe.errors.warn import settle
+from qrecipe.errors.warn import settle, warn
+from qrecipe.execution.fake_quants import accompany_training, frozen_copy
 from qrecipe.execution.part import Exportable, Fault, Task
 from qrecipe.execution.pt2e.adapters import with_weights_observed
-from qrecipe.execution.pt2e.annotation import PlanQuantizer, follow
+from qrecipe.execution.pt2e.annotation import PlanQuantizer, follow, forget_annotations
 from qrecipe.execution.pt2e.batch_norms import hide_batch_norms, show_batch_norms
 from qrecipe.execution.pt2e.capture import captured
 from qrecipe.execution.pt2e.numbers import numeric_findings
 from qrecipe.execution.pt2e.reference import conversion_findings, reference
-from qrecipe.execution.pt2e.scales import store_scales
+from qrecipe.execution.pt2e.scales import shorten_zero_points, store_scales
 from qrecipe.execution.pt2e.structure import structure_findings
 from qrecipe.execution.pt2e.torchao import convert_pt2e, prepare_pt2e
+from qrecipe.execution.pt2e.training import check_scales, hidden_drops, trainable, trained
 from qrecipe.model.addresses import SITE
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import own_value, runnable_copy, structural_copy
 from qrecipe.model.graph_sites import Part
-from qrecipe.model.rewrite_proof import check_unchanged, prove_exported
+from qrecipe.model.rewrite_proof import check_unchanged, prove_exported, prove_folded
 from qrecipe.model.unfit import unfit
 from qrecipe.planning.plan import Plan
 from qrecipe.recipe.schema import LintTable
@@ -46,7 +48,11 @@ class ProgramPart:
     @classmethod
     def of(cls, task: Task, source: Part) -> ProgramPart:
         own = task.plan.restricted_to(sites_of(source.graph_module))
-        program = captured(source.graph_module, source.inputs)
+        if own.phase == "qat":
+            check_scales(source.graph_module, own)
+            for finding in hidden_drops(source.graph_module):
+                warn(finding, task.recipe.lint.ignore)
+        program = program_of(source.graph_module, source.inputs, own)
         prove_exported(program, source.graph_module, source.example, source.inputs)
         return cls(source.path, source, program, own, task)
 
@@ -55,7 +61,9 @@ class ProgramPart:
         return self.prepare_at_once()
 
     def prepare_at_once(self) -> fx.GraphModule:
-        return prepared_program(self.program, self.plan, self._preserved)
+        prepared = prepared_program(self.program, self.plan, self._preserved)
+        accompany_training(prepared)
+        return prepared
 
     @property
     def _preserved(self) -> dict[str, object]:
@@ -66,11 +74,14 @@ class ProgramPart:
         self, prepared: nn.Module, sample: Sample | None, lint: LintTable
     ) -> fx.GraphModule:
         assert isinstance(prepared, fx.GraphModule)
+        if self.plan.phase == "qat":
+            inputs = self.source.inputs if sample is None else sample.inputs
+            frozen = frozen_copy(prepared, inputs)
+            sample, prepared = _run(frozen, inputs), trained(frozen)
+            prove_folded(prepared, frozen, inputs)
         if sample is None:  # running it would change its observers
-            probe = runnable_copy(prepared)
-            with torch.no_grad():
-                sample = Sample(self.source.inputs, self.source.inputs.call(probe))
-        converted = converted_program(prepared, self._preserved)
+            sample = _run(runnable_copy(prepared), self.source.inputs)
+        converted = converted_program(prepared, self.plan, self._preserved)
         expected = reference(prepared)
         structure = [
             *structure_findings(self.plan, self.program, converted),
@@ -92,6 +103,18 @@ class ProgramPart:
         raise ArtifactError(Finding("QR512", "ONNX is written from FX graphs alone", hint=hint))
 
 
+def _run(prepared: fx.GraphModule, inputs: Inputs) -> Sample:
+    with torch.no_grad():
+        return Sample(inputs, inputs.call(prepared))
+
+
+def program_of(graph_module: fx.GraphModule, inputs: Inputs, plan: Plan) -> fx.GraphModule:
+    """The program of a fused graph, which can be trained if the plan says so."""
+    if plan.phase == "qat":
+        return trainable(graph_module, inputs, plan)
+    return captured(graph_module, inputs)
+
+
 def prepared_program(
     program: fx.GraphModule, plan: Plan, preserved: dict[str, object]
 ) -> fx.GraphModule:
@@ -107,10 +130,13 @@ def prepared_program(
         message = f"torchao cannot prepare the model: {first_line(error)}"
         raise unfit(message, "leave the named operation float, and report the model") from error
     follow(made, plan)
+    forget_annotations(made)
     return _finished(made, preserved)
 
 
-def converted_program(prepared: fx.GraphModule, preserved: dict[str, object]) -> fx.GraphModule:
+def converted_program(
+    prepared: fx.GraphModule, plan: Plan, preserved: dict[str, object]
+) -> fx.GraphModule:
     """torchao's conversion, without the float weights that nothing reads any more.
 
     Raises ``ExecutionError`` (QR405) if torchao fails.
@@ -126,6 +152,7 @@ def converted_program(prepared: fx.GraphModule, preserved: dict[str, object]) ->
         hint = "leave the named operation float, and report the model"
         raise ExecutionError(Finding("QR405", message, hint=hint)) from error
     store_scales(made)
+    shorten_zero_points(made, plan)
     return _finished(made, preserved)
 
 
@@ -133,9 +160,11 @@ def rebuilt_program(
     graph_module: fx.GraphModule, inputs: Inputs, plan: Plan, preserved: dict[str, object]
 ) -> fx.GraphModule:
     """The converted program of a graph without values, from observers that saw nothing."""
-    program = captured(graph_module, inputs)
     own = plan.restricted_to(sites_of(graph_module))
-    return converted_program(prepared_program(program, own, preserved), preserved)
+    prepared = prepared_program(program_of(graph_module, inputs, own), own, preserved)
+    # fake-quants that accompany no training observe in eval mode, and must see their weights once
+    calibrated = trained(prepared.eval()) if plan.phase == "qat" else prepared
+    return converted_program(calibrated, own, preserved)
 
 
 def sites_of(graph_module: fx.GraphModule) -> set[str]:

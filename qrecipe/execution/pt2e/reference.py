@@ -38,13 +38,36 @@ class Rounding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         scale, zero_point = self._shaped(self.scale, x), self._shaped(self.zero_point, x)
-        steps = (x * (1.0 / scale)).round_().add_(zero_point).clamp_(self.low, self.high)
-        return steps.sub_(zero_point).mul_(scale)
+        return _rounded(x, scale, zero_point, self.low, self.high)
 
     def _shaped(self, values: Tensor, x: Tensor) -> Tensor:
         if self.axis is None:
             return values
         return values.view([-1 if axis == self.axis else 1 for axis in range(x.dim())])
+
+
+class RoundingByCall(nn.Module):
+    """Rounds each tensor to a grid over its own range, which contains 0."""
+
+    def __init__(self, adapter: Adapter | Follower) -> None:
+        super().__init__()
+        self.low, self.high = int(adapter.quant_min), int(adapter.quant_max)
+        self.least = float(adapter.eps)
+
+    @property
+    def grid(self) -> Grid:
+        return Grid((), (), self.low, self.high, None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        least, most = x.min().clamp(max=0), x.max().clamp(min=0)
+        scale = ((most - least) / (self.high - self.low)).clamp(min=self.least)
+        zero_point = (self.low - (least / scale).round()).clamp(self.low, self.high)
+        return _rounded(x, scale, zero_point, self.low, self.high)
+
+
+def _rounded(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int) -> Tensor:
+    steps = (x * (1.0 / scale)).round_().add_(zero_point).clamp_(low, high)
+    return steps.sub_(zero_point).mul_(scale)
 
 
 def reference(prepared: fx.GraphModule) -> fx.GraphModule:
@@ -53,7 +76,8 @@ def reference(prepared: fx.GraphModule) -> fx.GraphModule:
     for node in made.graph.nodes:
         adapter = adapter_at(node, made)
         if adapter is not None:
-            made.add_submodule(str(node.target), Rounding(adapter))
+            kind = RoundingByCall if adapter.is_dynamic else Rounding
+            made.add_submodule(str(node.target), kind(adapter))
     return made
 
 
@@ -79,4 +103,4 @@ def conversion_findings(reference: fx.GraphModule, converted: fx.GraphModule) ->
 
 def _rounding(node: fx.Node, reference: fx.GraphModule) -> Grid | None:
     module = reference.get_submodule(str(node.target)) if node.op == "call_module" else None
-    return module.grid if isinstance(module, Rounding) else None
+    return module.grid if isinstance(module, (Rounding, RoundingByCall)) else None

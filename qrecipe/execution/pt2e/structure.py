@@ -13,6 +13,7 @@ from qrecipe.errors.findings import Finding
 from qrecipe.execution.pt2e.operands import (
     constant_nodes,
     gives_tensor,
+    input_spec,
     is_float,
     is_static,
     nodes_of_sites,
@@ -26,7 +27,10 @@ from qrecipe.recipe.schema import TensorSpec, quantized_range
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The integers that a tensor is rounded to, and what they stand for."""
+    """The integers that a tensor is rounded to, and what they stand for.
+
+    Scale and zero point are empty if they are computed from the tensor in each call.
+    """
 
     scale: tuple[float, ...]
     zero_point: tuple[int, ...]
@@ -36,7 +40,7 @@ class Grid:
 
     def __str__(self) -> str:
         per = "per tensor" if self.axis is None else "per channel"
-        return f"{self.low}..{self.high} {per}"
+        return f"{self.low}..{self.high} {per}{'' if self.scale else ' and call'}"
 
 
 def grid_of(node: fx.Node, program: fx.GraphModule) -> Grid | None:
@@ -52,6 +56,8 @@ def grid_of(node: fx.Node, program: fx.GraphModule) -> Grid | None:
 
 def _values(argument: Any, program: fx.GraphModule) -> tuple[Any, ...]:
     value = stored_value(argument, program)
+    if value is None:
+        return ()
     return tuple(value.flatten().tolist()) if isinstance(value, Tensor) else (value,)
 
 
@@ -81,7 +87,7 @@ def structure_findings(
         if not own:
             yield differs(site, expected, "vanished")
             continue
-        audit = _SiteAudit(site, own, sites, converted)
+        audit = _SiteAudit(site, own, sites, converted, input_spec(site, plan))
         problem = next(audit.problems(), None)
         if problem is not None:
             yield differs(site, expected, problem)
@@ -89,12 +95,13 @@ def structure_findings(
 
 @dataclass(frozen=True, slots=True)
 class _SiteAudit:
-    """What is wrong with the edges of one site."""
+    """What is wrong with the edges of one site; ``input_spec`` is that of what it quantizes."""
 
     site: Site
     nodes: Sequence[fx.Node]
     sites: Mapping[str, Site]
     converted: fx.GraphModule
+    input_spec: TensorSpec | None
 
     def problems(self) -> Iterator[str]:
         grids: set[Grid] = set()
@@ -118,8 +125,13 @@ class _SiteAudit:
             yield "its weight is quantized in every call"
 
     def _input_problems(self, source: fx.Node) -> Iterator[str]:
-        """A float site reads what its producer gives; a static one reads integers."""
+        """A float site reads what its producer gives; others read integers."""
         grid = grid_of(source, self.converted)
+        if self.site.mode == "dynamic":
+            yield from _unlike(self.input_spec, grid, "its input")
+            if grid is not None and not _is_of_its_own(source):
+                yield f"the range of {source} is not that of the call"
+            return
         if grid is None:
             # a module is an observer that was left in
             if is_static(self.site) and (is_float(source) or source.op == "call_module"):
@@ -155,6 +167,18 @@ class _SiteAudit:
             grid = grid_of(user, self.converted)
             yield from _unlike(self.site.qconfig.activation, grid, "its result")
             grids |= {grid} if grid else set()
+
+
+def _is_of_its_own(dequantize: fx.Node) -> bool:
+    """Whether a tensor is rounded to a grid that is computed from it."""
+    quantize: Any = dequantize.args[0]
+    sources = {node.args[0] for node in quantize.args[1:3] if isinstance(node, fx.Node)}
+    (chosen,) = sources if len(sources) == 1 else (None,)
+    return (
+        isinstance(chosen, fx.Node)
+        and "choose_qparams" in str(chosen.target)
+        and chosen.args[:3] == (quantize.args[0], *quantize.args[3:5])
+    )
 
 
 def _unlike(spec: TensorSpec | None, grid: Grid | None, what: str) -> Iterator[str]:
