@@ -59,17 +59,12 @@ def chunk_of(chunks: Sequence[torch.Tensor], index: int, site: str) -> torch.Ten
     return chunks[index]
 
 
-def expecting_chunks(graph_module: fx.GraphModule) -> fx.GraphModule:
-    """The graph module itself, in which chunks are now read by `chunk_of`."""
-    found = False
+def expect_chunks(graph_module: fx.GraphModule) -> None:
+    """Let chunks be read by `chunk_of`, in place."""
     for node in graph_module.graph.nodes:
         source = node.args[0] if is_single_result(node) else None
         if isinstance(source, fx.Node) and _gives_chunks(source) and node.args[1] >= 0:
             node.target, node.args = chunk_of, (*node.args, site_of(source) or source.name)
-            found = True
-    if found:
-        graph_module.recompile()
-    return graph_module
 
 
 def number_of_parts(size: int, step: int | Sequence[int] | None) -> int:

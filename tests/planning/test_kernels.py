@@ -351,7 +351,7 @@ def test_adding_a_number_is_right_however_it_is_planned(number):
 @pytest.mark.filterwarnings("ignore:QR232:qrecipe.QRecipeWarning")
 def test_lowering_swallows_what_makes_a_computed_weight_and_ours_stays_float(monkeypatch):
     def forward(self, x):
-        return F.linear(self.first(x), self.weight * 2)
+        return F.linear(self.first(x), self.weight * x.mean())
 
     model = type("Computed", (nn.Module,), {"forward": forward})()
     model.first, model.weight = nn.Linear(4, 4), nn.Parameter(torch.randn(4, 4))

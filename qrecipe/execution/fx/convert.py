@@ -44,6 +44,7 @@ from qrecipe.model.addresses import site_of
 from qrecipe.model.copies import own_tensors, own_value, structural_copy
 from qrecipe.model.graph_names import keep_state_names
 from qrecipe.model.normalize import TAKES_WEIGHT, stored
+from qrecipe.model.results import expect_chunks
 from qrecipe.model.rewrites.batch_norms import (
     FROZEN,
     SYNCHRONISED,
@@ -179,6 +180,7 @@ def lowered(
     forget_qconfigs(converted)
     converted.delete_all_unused_submodules()
     erase_marks(converted)
+    expect_chunks(converted)
     read_shapes_of_integers(converted)
     join_in_one_layout(converted)
     look_modules_up_once(converted)

@@ -33,7 +33,6 @@ from qrecipe.model.call import Inputs
 from qrecipe.model.copies import runnable_copy, with_parts
 from qrecipe.model.graph_sites import Inventory, Part
 from qrecipe.model.record import Architecture
-from qrecipe.model.results import expecting_chunks
 from qrecipe.model.rewrite_proof import check_unchanged, prove_prepared
 from qrecipe.model.trace import line_of, trace_part
 from qrecipe.planning.backend import backend_config
@@ -140,7 +139,7 @@ class FxPart:
         converted = execution.lowered(reference, prepared, self.configs, self.plan.engines)
         with engine(self.configs.backend):
             audit(self.plan, converted, proof, make_judging_reference, lint, self.task.unjudged)
-        return expecting_chunks(converted)
+        return converted
 
     def fault(self, converted: nn.Module, inputs: Inputs) -> Fault | None:
         assert isinstance(converted, fx.GraphModule)
@@ -204,5 +203,4 @@ def _converted(graph_module: fx.GraphModule, plan: Plan, configs: Configs) -> fx
     reference = execution.reference(prepared, configs)
     if plan.is_for_export:
         return explicit(reference)
-    # each weight is packed once, later
-    return expecting_chunks(execution.lowered(reference, prepared, configs, {}))
+    return execution.lowered(reference, prepared, configs, {})  # each weight is packed once, later

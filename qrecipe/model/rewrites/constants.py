@@ -6,7 +6,6 @@ out of one tensor. In eval mode they are constants, and a layer with a stored we
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -36,12 +35,15 @@ def fold_constants(graph_module: fx.GraphModule, is_trained: bool) -> tuple[Memb
             if any(stored(tensor, graph_module).requires_grad for tensor in tensors):
                 node.meta[_LEARNT] = True
         sources = {node: each for node, each in sources.items() if _LEARNT not in node.meta}
-    read = [node for node in sources if node.op != "get_attr" and _is_read(node, sources)]
+    computed = [node for node in sources if node.op != "get_attr"]
     folder = _Folder(graph_module)
-    for node in read:
-        value = folder.result(node)
+    for node in computed:
+        readers = [user for user in node.users if user not in sources and not _returns(user)]
+        value = folder.result(node) if readers else None
         if isinstance(value, Tensor):
-            _replace(node, value, sources[node][0], graph_module)
+            made = _stored(value, node, sources[node][0], graph_module)
+            for reader in readers:
+                reader.replace_input_with(node, made)
     before = dict.fromkeys(member for node in sources for member in members_of(node))
     graph_module.graph.eliminate_dead_code()
     after = {member for node in graph_module.graph.nodes for member in members_of(node)}
@@ -67,10 +69,9 @@ def _sources(graph_module: fx.GraphModule) -> dict[fx.Node, tuple[fx.Node, ...]]
     return found
 
 
-def _is_read(node: fx.Node, constants: Mapping[fx.Node, Any]) -> bool:
-    """Whether what else is computed reads a constant; what forward returns is the caller's."""
-    readers = [user for user in node.users if user not in constants]
-    return bool(readers) and not any(user.op == "output" or is_packing(user) for user in readers)
+def _returns(node: fx.Node) -> bool:
+    """Whether a node returns what it reads to the caller, who may write to it."""
+    return node.op == "output" or is_packing(node)
 
 
 class _Folder(Interpreter):
@@ -103,8 +104,8 @@ class _Folder(Interpreter):
         return super().run_node(n)
 
 
-def _replace(node: fx.Node, value: Tensor, source: fx.Node, graph_module: fx.GraphModule) -> None:
-    """Let the readers of a node read its value, stored under the name of what it is made of."""
+def _stored(value: Tensor, node: fx.Node, source: fx.Node, graph_module: fx.GraphModule) -> fx.Node:
+    """A new node that reads the value of a node, stored under the name of what it is made of."""
     name = free_name(graph_module, str(source.target).replace(".", "_"))
     if value.is_floating_point():
         graph_module.register_parameter(name, nn.Parameter(value.detach(), requires_grad=False))
@@ -113,4 +114,4 @@ def _replace(node: fx.Node, value: Tensor, source: fx.Node, graph_module: fx.Gra
     with node.graph.inserting_before(node):
         made = node.graph.get_attr(name)
     made.meta = {"value": node.meta["value"]}
-    node.replace_all_uses_with(made)
+    return made
