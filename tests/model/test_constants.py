@@ -80,6 +80,7 @@ TABLES = {
     "turned": lambda x, w: F.linear(x, w[2].t()),
     "parts": lambda x, w: x @ w.unbind(0)[0] + w.chunk(3)[1][0, 0],
     "product": lambda x, w: torch.matmul(x, w[0] @ w[1]),
+    "normalised": lambda x, w: F.linear(F.normalize(x, dim=-1), F.normalize(w[0], dim=1)),
     "shared": lambda x, w: F.linear(x @ w[0], torch.cat([w[0], w[1]])),
 }
 LAYERS = {
@@ -90,6 +91,11 @@ LAYERS = {
     "scaled": lambda: net_of(
         lambda self, x: F.conv2d(x, self.conv.weight * 0.3, self.conv.bias * 2),
         conv=nn.Conv2d(3, 8, 1),
+    ),
+    "of a module": lambda: net_of(
+        lambda self, x: F.linear(x, self.soft(self.fc.weight) * 4),
+        fc=nn.Linear(8, 8),
+        soft=nn.Softmax(0),
     ),
     "transposed": lambda: net_of(
         lambda self, x: F.conv_transpose2d(x, self.conv.weight.flip(-1) * 2, stride=2),

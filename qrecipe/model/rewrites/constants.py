@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from qrecipe.model.addresses import members_of
+from qrecipe.model.addresses import DROPS, members_of
+from qrecipe.model.altered_modules import alteration
 from qrecipe.model.interpreter import Interpreter
 from qrecipe.model.normalize import free_name, stored
 from qrecipe.model.out_of_place import is_in_place
@@ -24,7 +25,7 @@ _LEARNT = "learnt"
 
 
 def fold_constants(graph_module: fx.GraphModule, is_trained: bool) -> tuple[Member, ...]:
-    """Replace calls of functions whose tensors are all stored with their results, in place.
+    """Replace calls whose tensors are all stored with their results, in place.
 
     The calls that are gone are returned. If the graph ``is_trained``, what is computed from
     parameters that learn stays, and is marked.
@@ -62,11 +63,20 @@ def _sources(graph_module: fx.GraphModule) -> dict[fx.Node, tuple[fx.Node, ...]]
         if node.op == "get_attr":
             if isinstance(stored(node, graph_module), Tensor):
                 found[node] = (node,)
-        elif node.op in ("call_function", "call_method") and not is_packing(node):
+        elif _computes(node, graph_module):
             read = node.all_input_nodes
             if read and all(source in found for source in read):
                 found[node] = tuple(dict.fromkeys(each for one in read for each in found[one]))
     return found
+
+
+def _computes(node: fx.Node, graph_module: fx.GraphModule) -> bool:
+    """Whether a node calls a function, or a module of torch's that is one, as `nn.Sigmoid` is."""
+    if node.op != "call_module":
+        return node.op in ("call_function", "call_method") and not is_packing(node)
+    module = graph_module.get_submodule(str(node.target))
+    is_function = type(module).__module__.startswith("torch.nn.") and alteration(module) is None
+    return is_function and not module.state_dict() and DROPS not in node.meta
 
 
 def _returns(node: fx.Node) -> bool:
