@@ -370,6 +370,35 @@ def test_a_layer_scale_is_folded_into_the_layer_before_it(case, tmp_path):
     assert torch.equal(loaded(batch), converted(batch))
 
 
+MOVED = {
+    "flatten": lambda y, norm: norm(y.flatten(0, 1)).reshape_as(y),
+    "rows": lambda y, norm: norm(y.reshape(-1, 8)).view(y.shape),
+    "channels first": lambda y, norm: norm(y.transpose(1, 2)).transpose(1, 2),
+}
+
+
+@pytest.mark.parametrize("case", MOVED)
+def test_a_batch_norm_over_the_features_of_points_is_folded_however_they_are_moved(case, tmp_path):
+    torch.manual_seed(0)
+    layers = {"fc": nn.Linear(8, 8), "norm": nn.BatchNorm1d(8)}
+    model = net_of(lambda self, x: MOVED[case](self.fc(x), self.norm), **layers)
+    model = warmed(model, ROWS)
+    plan, converted = quantized(model, ROWS)
+    assert plan["fc"].members == ("fc", "norm")
+    assert output_sqnr_db(model(ROWS), converted(ROWS)) > 30
+    qrecipe.save_quantized(converted, tmp_path / "model.safetensors")
+    loaded = qrecipe.load_quantized(tmp_path / "model.safetensors", model)
+    assert torch.equal(loaded(ROWS), converted(ROWS))
+    assert "norm" in sites(quantized(model, ROWS, "qat")[0])
+
+
+@pytest.mark.parametrize("move", [lambda y: y.flatten(1), lambda y: y.reshape(2, -1)])
+def test_a_batch_norm_over_joined_features_is_left_apart(move):
+    layers = {"fc": nn.Linear(8, 8), "norm": nn.BatchNorm1d(40)}
+    model = net_of(lambda self, x: self.norm(move(self.fc(x))), **layers)
+    assert quantized(model, ROWS)[0]["norm"].verdict == "float"
+
+
 def test_arithmetic_with_parameters_that_learn_is_left_alone_in_training():
     model = net_of(lambda self, x: self.conv(x) * self.scale, conv=nn.Conv2d(3, 8, 1))
     model.scale = nn.Parameter(torch.ones(8, 1, 1))

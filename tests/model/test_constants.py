@@ -80,7 +80,7 @@ TABLES = {
     "turned": lambda x, w: F.linear(x, w[2].t()),
     "parts": lambda x, w: x @ w.unbind(0)[0] + w.chunk(3)[1][0, 0],
     "product": lambda x, w: torch.matmul(x, w[0] @ w[1]),
-    "normalised": lambda x, w: F.linear(F.normalize(x, dim=-1), F.normalize(w[0], dim=1)),
+    "normalised": lambda x, w: F.linear(x, F.normalize(w[0], dim=1)),
     "shared": lambda x, w: F.linear(x @ w[0], torch.cat([w[0], w[1]])),
 }
 LAYERS = {

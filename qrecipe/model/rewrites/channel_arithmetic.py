@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from qrecipe.model.addresses import FUNCTION_NAMES, members_of
@@ -54,8 +55,9 @@ _NORMS: Mapping[int, type[_BatchNorm]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 
 def fold_channel_arithmetic(graph_module: fx.GraphModule, is_trained: bool) -> None:
     """Fold what is computed from a layer's result and stored tensors into the layer, in place.
 
-    Permutations may come first. If the graph ``is_trained``, arithmetic with parameters that learn
-    is left alone, and what follows a convolution becomes a BatchNorm, which torch fuses with it.
+    Permutations may come first, and a BatchNorm after them, or over rows that were joined. If the
+    graph ``is_trained``, arithmetic with parameters that learn is left alone, and what follows a
+    convolution becomes a BatchNorm, which torch fuses with it.
     """
     for node in list(graph_module.graph.nodes):
         if node.op != "call_module":
@@ -123,14 +125,16 @@ def _arithmetic(
     steps: list[fx.Node] = []
     reads_stored = False
     source = node
-    while len(readers := readers_of_values(source)) == 1:
+    while len(readers := _readers(source)) == 1:
         (reader,) = readers
-        if _permutes(reader) and not is_trained:
+        if not is_trained and (_permutes(reader) or _joins_samples(reader, at_zero)):
             args, kwargs = reader.args[1:], reader.kwargs
             at_zero, at_one = (_called(reader)(at, *args, **kwargs) for at in (at_zero, at_one))
             source = reader
             continue
         step = _step(reader, source, graph_module, is_trained)
+        if step is None and source is not node and not steps:  # torch fuses what follows directly
+            step = _norm_step(reader, at_zero, graph_module)
         if step is None or step(at_zero).shape != at_zero.shape:
             break
         at_zero, at_one = step(at_zero), step(at_one)
@@ -173,6 +177,42 @@ def _step(
         return None
     args = tuple(each if each is None else torch.as_tensor(each).double() for each in operands)
     return _Step(function, args, node.kwargs, given[0], bool(tensors))
+
+
+def _norm_step(reader: fx.Node, at: Tensor, graph_module: fx.GraphModule) -> _Step | None:
+    """What a BatchNorm over the same channels computes."""
+    if reader.op != "call_module":
+        return None
+    module: Any = graph_module.get_submodule(str(reader.target))
+    if type(module) not in _NORMS.values() or alteration(module) or lacks_statistics(module):
+        return None
+    if at.dim() < 2 or at.shape[1] != module.num_features or at.numel() != at.shape[1]:
+        return None
+    stored = (module.running_mean, module.running_var, module.weight, module.bias)
+    tensors = [None if each is None else each.detach().double() for each in stored]
+    given = (None, *tensors, False, 0.0, module.eps)
+    return _Step(F.batch_norm, given, {}, 0, True)
+
+
+def _joins_samples(node: fx.Node, at: Tensor) -> bool:
+    """Whether a call joins the dimensions before the last one, which has the channels."""
+    given = node.args[1:]
+    if at.numel() < 2 or at.shape[-1] != at.numel() or node.kwargs:
+        return False
+    if _family(node) == "reshape":
+        sizes = given[0] if len(given) == 1 else given
+        return sizes in ((-1, at.shape[-1]), [-1, at.shape[-1]])
+    end = given[1] if len(given) > 1 else -1
+    return _family(node) == "flatten" and isinstance(end, int) and end % at.dim() < at.dim() - 1
+
+
+def _readers(source: fx.Node) -> list[fx.Node]:
+    """The nodes that read values; some calls only read the shape of their second argument."""
+    return [
+        user
+        for user in readers_of_values(source)
+        if user.target not in ("reshape_as", "view_as", "expand_as") or user.args[0] is source
+    ]
 
 
 def _family(node: fx.Node) -> str | None:
