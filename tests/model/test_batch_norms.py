@@ -19,6 +19,7 @@ from norms import (
     warmed,
 )
 from plans import net_of, recipe, sites
+from shares import every
 from torch import nn
 from training import qat_recipe, train
 
@@ -290,7 +291,7 @@ def test_a_batch_norm_as_arithmetic_with_stored_tensors_is_folded(norm, steps, t
     assert trained["0"].members == plan["0"].members
 
 
-@pytest.mark.parametrize("name", ARITHMETIC)
+@pytest.mark.parametrize("name", every(2, ARITHMETIC))
 def test_arithmetic_with_parameters_is_folded_however_it_is_written(name):
     model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), Spelt(8, ARITHMETIC[name]), nn.ReLU())
     plan, converted = quantized(model.eval())
@@ -353,7 +354,7 @@ LAYER_SCALES = {
 }
 
 
-@pytest.mark.parametrize("case", LAYER_SCALES)
+@pytest.mark.parametrize("case", every(3, LAYER_SCALES))
 def test_a_layer_scale_is_folded_into_the_layer_before_it(case, tmp_path):
     model, batch = LAYER_SCALES[case]
     model.eval()
