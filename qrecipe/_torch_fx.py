@@ -49,6 +49,7 @@ from torch.ao.quantization.fx.utils import (
     _qconfig_satisfies_dtype_config_constraints,
     all_node_args_have_no_tensors,
     assert_and_get_unique_device,
+    collect_producer_nodes,
 )
 from torch.ao.quantization.qconfig_mapping import QConfigMapping
 from torch.ao.quantization.quantize import propagate_qconfig_, quantize_dynamic

@@ -17,6 +17,7 @@ from torch import fx, nn
 from qrecipe.model.record import Architecture, Shape, Shapes, TracedNode, TracedPart
 from qrecipe.model.record import Value as RecordedValue
 from qrecipe.model.trace_proof import Value
+from qrecipe.model.tracer import without_line
 from qrecipe.rules.structure import enclosing
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
@@ -108,7 +109,9 @@ def recorded_modules(
 def graph_digests(converted: nn.Module, architecture: Architecture) -> dict[str, str]:
     """The SHA-256 of the code of each converted part; equal graphs have equal digests."""
     return {
-        part.path: hashlib.sha256(str(converted.get_submodule(part.path).code).encode()).hexdigest()
+        part.path: hashlib.sha256(
+            without_line(str(converted.get_submodule(part.path).code)).encode()
+        ).hexdigest()
         for part in architecture.parts
     }
 
@@ -148,4 +151,4 @@ def _call(node: fx.Node) -> str:
         name = getattr(target, "__qualname__", None) or str(target)
         target = f"{getattr(target, '__module__', None) or 'torch'}.{name}"
     arguments = [*map(str, node.args), *(f"{key}={value}" for key, value in node.kwargs.items())]
-    return _ADDRESS.sub("", f"{node.op} {target}({', '.join(arguments)})")
+    return without_line(_ADDRESS.sub("", f"{node.op} {target}({', '.join(arguments)})"))

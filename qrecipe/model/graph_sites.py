@@ -43,7 +43,8 @@ from qrecipe.model.rewrites.batch_norms import (
     batch_norms_as_modules,
     frozen_in_training,
 )
-from qrecipe.model.rewrites.channel_arithmetic import channel_arithmetic_as_batch_norms
+from qrecipe.model.rewrites.channel_arithmetic import fold_channel_arithmetic
+from qrecipe.model.rewrites.constants import fold_constants
 from qrecipe.model.rewrites.folded_layers import folded_layers_as_modules
 from qrecipe.model.rewrites.no_ops import drop_no_ops
 from qrecipe.model.rewrites.products import products_as_linear
@@ -223,17 +224,18 @@ def fused_graph(
     backend_config: BackendConfig,
     training: InTraining | None,
 ) -> tuple[fx.GraphModule, tuple[Member, ...]]:
-    """A traced graph with recorded values, normalised and fused, and the calls that do nothing.
+    """A traced graph with recorded values, normalised and fused, and the calls that have no site.
 
     ``training`` is how the graph differs in training mode, None if it won't be trained.
     """
     address(graph_module, scopes, path)
     idle = drop_no_ops(graph_module, path, training)
+    idle += fold_constants(graph_module, is_trained=training is not None)
     batch_norms_as_modules(graph_module, path, training)
     normalize(graph_module)
     products_as_linear(graph_module)
     folded_layers_as_modules(graph_module)
-    channel_arithmetic_as_batch_norms(graph_module, is_trained=training is not None)
+    fold_channel_arithmetic(graph_module, is_trained=training is not None)
     patterns = dtype_configs(backend_config)
     if moved in patterns:
         spell_out_moves(graph_module, patterns)

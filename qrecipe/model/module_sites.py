@@ -19,11 +19,16 @@ from qrecipe.model.class_names import class_names
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.dry_run import drawing_nothing, try_inputs
 from qrecipe.model.graph_sites import Inventory, Match, structure_of
-from qrecipe.model.trace_proof import is_same, version
+from qrecipe.model.trace_proof import is_same, is_wrapped, version
 from qrecipe.recipe.schema import FxTable
 from qrecipe.rules.structure import Kind, Operation, enclosing
 
 _WITH_FAST_PATH = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
+
+_WRAPPED = (
+    "it is called in a transform of torch.func, such as vmap, which would run a quantized kernel "
+    "sample by sample"
+)
 
 
 def take_inventory(
@@ -37,7 +42,7 @@ def take_inventory(
     Raises ``PlanError``: the model does not accept the inputs (QR307), or it draws random numbers
     or writes to its parameters (QR306).
     """
-    called, rows = _called(model, inputs)
+    called, rows, wrapped = _called(model, inputs)
     stops = {path for path in called if _stops(path, model.get_submodule(path), table)}
     stops |= {path for path in ("", *called) if _takes_fast_path(path, model, called)}
     paths = [
@@ -47,7 +52,10 @@ def take_inventory(
         path for path in paths if called[path] and alteration(model.get_submodule(path)) is None
     ]
     busy = module_matches(model, [p for p in paths if p not in idle], backend_config)
-    matches = {path: replace(match, rows=rows.get(path)) for path, match in busy.items()}
+    matches = {
+        path: replace(match, rows=rows.get(path), whole=_WRAPPED if path in wrapped else None)
+        for path, match in busy.items()
+    }
     members = [module_member(path, model.get_submodule(path)) for path in idle]
     structure = structure_of(model, matches, idle=members)
     unreached = _unreached(model, called, stops)
@@ -68,27 +76,29 @@ def module_matches(
     return matches
 
 
-def _called(model: nn.Module, inputs: Inputs) -> tuple[dict[str, bool], dict[str, int]]:
+def _called(model: nn.Module, inputs: Inputs) -> tuple[dict[str, bool], dict[str, int], set[str]]:
     """The canonical paths of the modules called in a run, in order, and which returned their input.
 
-    Also how many rows their first inputs had.
+    Also how many rows their first inputs had, and which ones were called in a transform.
 
     Watched without hooks: torch's encoder layers take another path through the model with them.
     """
     probe = runnable_copy(model)
     called: dict[str, bool] = {}
     rows: dict[str, int] = {}
+    wrapped: set[str] = set()
     for path, module in probe.named_modules():
         if path:
-            vars(module)["forward"] = partial(_noted, called, rows, path, module.forward)
+            vars(module)["forward"] = partial(_noted, called, rows, wrapped, path, module.forward)
     with drawing_nothing():
         try_inputs(probe, inputs.cloned(), model)
-    return called, rows
+    return called, rows, wrapped
 
 
 def _noted(
     called: dict[str, bool],
     rows: dict[str, int],
+    wrapped: set[str],
     path: str,
     forward: Callable[..., Any],
     *args: Any,
@@ -98,6 +108,8 @@ def _noted(
     given = next(iter((*args, *kwargs.values())), None)
     if isinstance(given, Tensor):
         rows.setdefault(path, prod(given.shape[:-1]))
+    if is_wrapped(given):
+        wrapped.add(path)
     before = version(given)
     result = forward(*args, **kwargs)
     called[path] &= is_same(result, given) and version(given) == before

@@ -19,7 +19,7 @@ from qrecipe.model.altered_modules import alteration
 from qrecipe.model.changes import GIVE_SEVERAL
 from qrecipe.model.integers import padded, resampled, rolled
 from qrecipe.model.opened.windows import Merged, Windows, from_windows, into_windows
-from qrecipe.model.results import is_single_result, read_one_by_one
+from qrecipe.model.results import chunk_of, is_single_result, read_one_by_one
 from qrecipe.model.trace_proof import Value
 
 PIECE = "piece"
@@ -87,7 +87,7 @@ def averages(node: fx.Node) -> bool:
 def moves(node: fx.Node) -> bool:
     """Whether a node only moves numbers, restored or not."""
     call = _dotted(node)
-    return node.target in (padded, rolled, resampled) or (
+    return node.target in (padded, rolled, resampled, chunk_of) or (
         call is not None and _last(call) in _MOVES
     )
 

@@ -123,6 +123,7 @@ def normalize(graph_module: fx.GraphModule) -> None:
                 _spell_out_word(node, graph_module)
         if node.op == "call_module":
             _spell_out_padding(graph_module.get_submodule(node.target))
+        _leaky_relu_out_of_place(node, graph_module)
     name_constants(graph_module)
 
 
@@ -240,6 +241,19 @@ def _module_to_function(node: fx.Node, module: nn.Module) -> None:
     if type(module) is nn.Flatten:
         node.op, node.target = "call_function", torch.flatten
         node.args = (*node.args, module.start_dim, module.end_dim)
+
+
+def _leaky_relu_out_of_place(node: fx.Node, graph_module: fx.GraphModule) -> None:
+    """Its kernel needs all arguments, and warns at each call that it is not in place."""
+    if node.op == "call_module":
+        module = graph_module.get_submodule(str(node.target))
+        if type(module) is nn.LeakyReLU:
+            module.inplace = False
+    if node.target is not F.leaky_relu:
+        return
+    given = dict(zip(("negative_slope", "inplace"), node.args[1:], strict=False))
+    kwargs = {"negative_slope": 0.01, **given, **node.kwargs, "inplace": False}
+    node.args, node.kwargs = node.args[:1], kwargs
 
 
 def _spell_out_convolution(node: fx.Node, dimensions: int, names: tuple[str, ...]) -> None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
+import torch
 from torch import fx
 from torch.fx.proxy import Attribute
+
+from qrecipe.model.messages import is_shown
 
 IN_PLACE = "in place"
 """Set in the ``meta`` of calls that change their first argument, if that is a tensor."""
@@ -16,7 +21,8 @@ IN_PLACE = "in place"
 class AskingProxy(fx.Proxy):
     """A proxy that asks its tracer for what Python needs as a number or a length.
 
-    Sizes are of their class, and are found in sets and dicts as the numbers that they are.
+    Sizes are of their class, and are found in sets and dicts as the numbers that they are. So are
+    texts of them, if they are more than messages.
     """
 
     @property  # type: ignore[misc]
@@ -28,6 +34,15 @@ class AskingProxy(fx.Proxy):
         if kind is None:
             return id(self)
         return hash(self._asked(int)) if kind is int else int(self._asked(hash))
+
+    def __str__(self) -> str:
+        return str(self._asked(str)) if self._is_text(sys._getframe(1)) else super().__str__()
+
+    def __format__(self, form: str) -> str:
+        if not self._is_text(sys._getframe(1)):
+            return super().__format__(form)
+        kind = self._kind()
+        return format(self._asked(str if kind is torch.Size else kind), form)
 
     def __getattr__(self, k: str) -> _AskingAttribute:
         return _AskingAttribute(self, k)
@@ -49,6 +64,10 @@ class AskingProxy(fx.Proxy):
 
     def __divmod__(self, other: Any) -> tuple[fx.Proxy, fx.Proxy]:
         return self // other, self % other
+
+    def _is_text(self, asking: FrameType) -> bool:
+        """Whether a frame makes a text of a size, and may compute with it."""
+        return self._kind() is not None and not is_shown(asking)
 
     def _kind(self) -> Any:
         node = self.node  # that of an attribute is made now

@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import fx
 
+from qrecipe.model.addresses import site_of
+from qrecipe.model.changes import gives_tuple
 from qrecipe.model.trace_proof import Value
+from qrecipe.model.tracer import OTHER_SHAPES
 
 _JOINS = (torch.cat, torch.stack)
 _CHUNKS = ("chunk", "unsafe_chunk")
@@ -41,6 +44,27 @@ def read_one_by_one(node: fx.Node) -> None:
             user.replace_all_uses_with(tuples[part][index])
             node.graph.erase_node(user)
         node.graph.erase_node(part)
+
+
+def chunk_of(chunks: Sequence[torch.Tensor], index: int, site: str) -> torch.Tensor:
+    """One of the chunks that a site gives; of a small input, they are fewer than it is asked for.
+
+    Raises ``AssertionError`` if there is none, as the graph does for other shapes.
+    """
+    if index >= len(chunks):
+        raise AssertionError(
+            f"{OTHER_SHAPES}: {site} gives {len(chunks)} chunks, and the graph reads another one; "
+            "quantize the model with such an input"
+        )
+    return chunks[index]
+
+
+def expect_chunks(graph_module: fx.GraphModule) -> None:
+    """Let chunks be read by `chunk_of`, in place."""
+    for node in graph_module.graph.nodes:
+        source = node.args[0] if is_single_result(node) else None
+        if isinstance(source, fx.Node) and _gives_chunks(source) and node.args[1] >= 0:
+            node.target, node.args = chunk_of, (*node.args, site_of(source) or source.name)
 
 
 def number_of_parts(size: int, step: int | Sequence[int] | None) -> int:
@@ -99,6 +123,10 @@ def _is_slice(user: fx.Node) -> bool:
 def is_single_result(user: fx.Node) -> bool:
     """Whether a node takes one of several results."""
     return user.target is operator.getitem and isinstance(user.args[1], int)
+
+
+def _gives_chunks(node: fx.Node) -> bool:
+    return gives_tuple(node) and _name(node) in _CHUNKS
 
 
 def _takes_tuple(user: fx.Node) -> bool:

@@ -179,6 +179,8 @@ def is_same(value: Any, other: Any) -> bool:
     """Whether two values are one tensor, or the same view of one memory."""
     if not isinstance(value, Tensor) or not isinstance(other, Tensor):
         return False
+    if is_wrapped(value) or is_wrapped(other):
+        return value is other
     if value.layout != torch.strided or other.layout != torch.strided or not value.numel():
         return value is other
     return all(
@@ -188,6 +190,13 @@ def is_same(value: Any, other: Any) -> bool:
             value.shape == other.shape,
             value.stride() == other.stride(),
         )
+    )
+
+
+def is_wrapped(value: Any) -> bool:
+    """Whether a value is what a transform of torch.func, such as vmap, gives for a tensor."""
+    return isinstance(value, Tensor) and bool(
+        torch._C._functorch.is_functorch_wrapped_tensor(value)
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +34,20 @@ RETURNS_INPUT = "returns_input"
 
 OTHER_SHAPES = "inputs of other shapes than the example's"
 """How the message begins of an assertion that the graph makes of shapes."""
+
+_AT_LINE = re.compile(r" \(at [^\n]*`; quantize it for these as well\)")
+"""Where it was made."""
+
+
+def at_line(line: str | None) -> str:
+    """The end of the message of such an assertion: the line of the model's code, and the cure."""
+    return f" (at {line}; quantize it for these as well)" if line else ""
+
+
+def without_line(text: str) -> str:
+    """Code or an argument without these lines: the file of the same model may be elsewhere."""
+    return _AT_LINE.sub("", text)
+
 
 _TAKING_SIZES = (torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn, torch.tensor)
 """Functions that take numbers one by one, or in a list, and do not accept proxies for them."""
@@ -161,7 +176,8 @@ class Tracer(QuantizationTracer):
             value = self._known.of(asked.node)
         if value is not UNKNOWN and value is not VARIES and is_from_shapes(asked.node):
             where = self.path or "its forward"
-            text = f"{OTHER_SHAPES}: {where} was traced for {value} here"
+            line = innermost_line(traceback.extract_stack(), self.root)
+            text = f"{OTHER_SHAPES}: {where} was traced for {value} here{at_line(line)}"
             torch._assert(asked == value, text)  # type: ignore[no-untyped-call]
         return value
 

@@ -53,6 +53,10 @@ _BETTER = {
         "a value of the graph cannot be an index of a list, nor what range counts to; int() makes "
         "it one where it follows from the sizes of the inputs and not from the batch size"
     ),
+    "AskingProxy'>": (
+        "torch.vmap and the other transforms of torch.func take tensors, of which there are none "
+        "while a graph is made; layers take a whole batch without them"
+    ),
     "Proxy object cannot be iterated": (
         "a graph cannot loop over a tensor, whose length is the batch size, nor over what else may "
         "have another length"

@@ -8,6 +8,7 @@ from dataclasses import replace
 from torch import nn
 
 from qrecipe.errors.findings import Finding, PlanError, TraceError, UnsupportedError, error_from
+from qrecipe.errors.text import quoted_whole
 from qrecipe.errors.warn import warn
 from qrecipe.model.call import EMPTY, Inputs, is_empty
 from qrecipe.model.checks import check_model
@@ -64,9 +65,19 @@ def _inventory_of(model: nn.Module, opening: Opening, recipe: Recipe, inputs: In
         untraced = _otherwise(opened, recipe, inputs, error)
         if untraced is None:
             advised = with_advice(error, opened, inputs, recipe.fx)
-            raise _with_pt2e(advised, opened, recipe, inputs) from error
+            explained = _with_reason(advised, at, opening)
+            raise _with_pt2e(explained, opened, recipe, inputs) from error
         inventory = untraced
     return _completed_by(opening, inventory)
+
+
+def _with_reason(error: TraceError, at: str | None, opening: Opening) -> TraceError:
+    """The error with the reason why the layer that cannot be traced is not opened."""
+    if at is None or at not in opening.whole:
+        return error
+    (finding,) = error.findings
+    reason = f"{quoted_whole(at)} is not opened: {opening.whole[at]}"
+    return TraceError(replace(finding, notes=(*finding.notes, reason)))
 
 
 def _otherwise(
@@ -103,7 +114,7 @@ def _with_pt2e(error: TraceError, model: nn.Module, recipe: Recipe, inputs: Inpu
 def _completed_by(opening: Opening, inventory: Inventory) -> Inventory:
     """The inventory of an opened model, which says so."""
     matches = {
-        name: replace(match, whole=opening.whole.get(name.partition("#")[0]))
+        name: replace(match, whole=opening.whole.get(name.partition("#")[0], match.whole))
         for name, match in inventory.matches.items()
     }
     return replace(inventory, matches=matches, opened=(*opening.paths, *inventory.opened))

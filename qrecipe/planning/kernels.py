@@ -20,6 +20,7 @@ from qrecipe.model.graph_sites import Match
 from qrecipe.model.moving import moved
 from qrecipe.model.normalize import MULTIPLIES_WEIGHT, TAKES_WEIGHT
 from qrecipe.model.rewrites.batch_norms import why_function
+from qrecipe.model.rewrites.constants import is_learnt
 from qrecipe.model.rewrites.transposed import TRANSPOSED
 from qrecipe.model.trace_proof import Value
 from qrecipe.planning.moves import no_move
@@ -52,6 +53,8 @@ def refusal(match: Match, backend: Backend) -> str | None:
         altered = alteration(module)
         if altered is not None:
             return altered
+    if any(map(is_learnt, match.nodes)):
+        return "it only computes with parameters, which learn: no input to observe"
     if match.operation.kind == "passthrough" and _gives_several(match):
         return "it returns several results, which torch would observe as one"
     if backend not in EXPORTED and any(map(gives_tuple, match.nodes)):

@@ -107,7 +107,10 @@ def explanation(plan: Plan, name: str) -> str:
         texts = ["\n".join(_site_lines(site, member)) for member, site in calls]
         return "\n\n".join([*alias, *texts, *sources])
     if any(member.name == canonical for member in plan.structure.idle):
-        return f"{name} does nothing outside training, and has no site"
+        return (
+            f"{name} does nothing outside training or only computes with stored tensors, and has "
+            "no site"
+        )
     inside = _sites_inside(plan, canonical, name)
     if not inside:
         return f"{name}: nothing in it is called that can be quantized"

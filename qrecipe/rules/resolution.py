@@ -201,8 +201,8 @@ def _may_be_unused(rule: Rule) -> bool:
 def _without_effect(rule: Rule, idle: Sequence[str]) -> Finding:
     return Finding(
         "QR301",
-        f"{describe(rule)} names {listed(idle)}, which does nothing outside training, and so has "
-        "no site",
+        f"{describe(rule)} names {listed(idle)}, which does nothing outside training or only "
+        "computes with stored tensors, and so has no site",
         rule.location,
         hint="remove the rule, or mark it optional = true",
     )

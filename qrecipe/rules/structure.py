@@ -74,7 +74,7 @@ class ModelStructure(ShortRepr):
     ``modules`` maps each canonical path, called or not, to the dotted names of its class, ``bases``
     to those of its base classes; ``aliases`` maps other paths of a module to the canonical one;
     ``roots`` are the paths that are traced, empty for the whole model; ``idle`` are the calls that
-    only return their input, and have no operation.
+    only return their input, or compute with stored tensors alone: they have no operation.
     """
 
     operations: tuple[Operation, ...]

@@ -174,6 +174,11 @@ class LinearAttention(nn.Module):
         (lambda a, b: a / (b + 1e-6), "float"),
         (lambda a, b: torch.div(a, b.clamp(min=1e-6)), "float"),
         (lambda a, b: a.true_divide(other=b), "float"),
+        (lambda a, b: a * b.reciprocal(), "float"),
+        (lambda a, b: a * b**-1, "float"),
+        (lambda a, b: a * torch.pow(b + 1e-6, exponent=-0.5), "float"),
+        (lambda a, b: torch.addcdiv(a, a, b), "float"),
+        (lambda a, b: a * b**2, "quantized"),
         (lambda a, b: a / b.norm(), "quantized"),  # which is float, and not small
         (lambda a, b: (a + b) / 2.0, "quantized"),
     ],

@@ -368,7 +368,7 @@ def test_a_nan_that_the_model_itself_makes_is_found_by_the_site():
 @pytest.mark.parametrize("measure", [qrecipe.quantize, qrecipe.sensitivity])
 def test_what_is_observed_is_named_as_the_plan_names_it_and_not_by_a_node(measure):
     def forward(self, input):
-        return self.c(self.b(torch.relu(self.a(input))) / torch.zeros(()))
+        return self.c(self.b(torch.relu(self.a(input))).abs() / torch.zeros(()))
 
     model = net_of(forward, **{name: nn.Linear(6, 6) for name in "abc"})
     with torch.no_grad():

@@ -448,6 +448,35 @@ def test_an_encoder_layer_with_code_of_its_own_stays_whole(kind, a_recipe, tmp_p
     assert len(qrecipe.sensitivity(model, a_recipe, [SEQUENCE]).sites) == 1
 
 
+def test_a_block_that_the_fast_path_leaves_out_is_named_with_a_cure_that_works():
+    model = around(OwnLayer, batch_first=True)
+    with pytest.warns(QRecipeWarning, match="leaves out its own _sa_block, and so does this"):
+        qrecipe.plan(model, DYNAMIC, SEQUENCE)
+    traced = nn.Sequential(model.layer, model.head).eval()
+    with pytest.raises(TraceError, match=r'"0" is not opened: .*leaves out its own _sa_block'):
+        qrecipe.plan(traced, "builtin:x86-static", SEQUENCE)
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        plan = qrecipe.plan(traced, "builtin:x86-static", SEQUENCE)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+    assert plan["0.linear1"].verdict == "quantized"
+
+
+@pytest.mark.filterwarnings("ignore:.*QR2")
+def test_a_layer_inside_vmap_stays_float_with_the_reason():
+    inner, head = nn.Linear(8, 8), nn.Linear(8, 4)
+    model = net_of(lambda self, x: self.head(torch.vmap(self.inner)(x)), inner=inner, head=head)
+    with pytest.raises(UnsupportedError, match="such as vmap, which would run"):
+        qrecipe.plan(model, DYNAMIC, SEQUENCE)
+    with pytest.raises(TraceError, match=r"torch\.vmap and the other transforms"):
+        qrecipe.plan(model, "builtin:x86-static", SEQUENCE)
+    converted = qrecipe.quantize(model, qrecipe.suggest(model, SEQUENCE), [SEQUENCE])
+    assert type(converted.head) is nnq.dynamic.Linear
+    assert type(converted.inner) is nn.Linear
+    assert output_sqnr_db(model(SEQUENCE), converted(SEQUENCE)) > 30
+
+
 def test_next_to_nothing_is_left_of_it_and_that_is_said():
     for kind in (OwnLayer, CallsTorchs):
         with pytest.warns(QRecipeWarning, match=r"(?s)QR221 only .*layer \(.*one operation"):

@@ -5,8 +5,13 @@ from __future__ import annotations
 import warnings
 
 import pytest
+import torch
+import torch.nn.functional as F
 from nets import NETS
+from plans import net_of
 from runs import STATIC, silent
+from torch import nn
+from training import qat_recipe, trained
 
 import qrecipe
 from qrecipe._torch_ao import quiet
@@ -42,3 +47,28 @@ def test_quantizing_leaves_the_filters_of_the_process_alone():
     before, net = list(warnings.filters), NETS["mlp"]
     qrecipe.quantize(net.model(), STATIC, net.batches(), progress=silent)
     assert warnings.filters == before
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        nn.LeakyReLU(0.1, inplace=True),
+        lambda x: F.leaky_relu(x, 0.1, True),
+        lambda x: F.leaky_relu_(x),
+    ],
+)
+def test_a_leaky_relu_in_place_does_not_make_torch_warn(act, capfd):
+    layers = {"a": nn.Linear(4, 4), "act": act, "b": nn.Linear(4, 4)}
+    model = net_of(lambda self, x: self.b(self.act(self.a(x))), **layers)
+    batch = torch.rand(2, 4)
+    converted = qrecipe.quantize(model, STATIC, [batch] * 10, progress=silent)
+    converted(batch)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_dropout_in_training_leaves_no_observer_that_sees_nothing():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Dropout(0.1), nn.Linear(4, 4)).eval()
+    compiled, prepared = trained(model, [torch.rand(2, 4)] * 3, qat_recipe())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        compiled.convert(prepared)

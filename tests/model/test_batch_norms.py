@@ -7,8 +7,19 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from norms import SPELLINGS, Frozen, Function, InSteps, NormAct, norm_net, warmed
+from norms import (
+    ARITHMETIC,
+    SPELLINGS,
+    Frozen,
+    Function,
+    InSteps,
+    NormAct,
+    Spelt,
+    norm_net,
+    warmed,
+)
 from plans import net_of, recipe, sites
+from shares import every
 from torch import nn
 from training import qat_recipe, train
 
@@ -278,6 +289,115 @@ def test_a_batch_norm_as_arithmetic_with_stored_tensors_is_folded(norm, steps, t
     assert torch.equal(loaded(BATCH), converted(BATCH))
     trained, _ = quantized(model, phase="qat")
     assert trained["0"].members == plan["0"].members
+
+
+@pytest.mark.parametrize("name", every(2, ARITHMETIC))
+def test_arithmetic_with_parameters_is_folded_however_it_is_written(name):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), Spelt(8, ARITHMETIC[name]), nn.ReLU())
+    plan, converted = quantized(model.eval())
+    assert [site.verdict for site in plan] == ["quantized"]
+    assert plan.boundaries == 2
+    assert output_sqnr_db(model(BATCH), converted(BATCH)) > 30
+
+
+class Scaled(nn.Module):
+    """What a layer gives, moved by ``move``, times a parameter of a shape, as LayerScale is."""
+
+    def __init__(self, layer, move, *shape):
+        super().__init__()
+        self.layer, self.move = layer, move
+        self.gamma = nn.Parameter(torch.linspace(-1, 1, torch.Size(shape).numel()).view(shape))
+
+    def forward(self, x):
+        return x + self.move(self.layer(x)) * self.gamma
+
+
+class LastLinear(nn.Linear):
+    def forward(self, x):
+        return super().forward(x.permute(0, 2, 3, 1))
+
+
+ROWS = torch.rand(2, 5, 8)
+CHANNELS = torch.rand(2, 8, 4, 4)
+LAYER_SCALES = {
+    "linear": (Scaled(nn.Linear(8, 8), lambda x: x, 8), ROWS),
+    "mlp": (
+        Scaled(nn.Sequential(nn.Linear(8, 9), nn.ReLU(), nn.Linear(9, 8)), lambda x: x, 8),
+        ROWS,
+    ),
+    "one number": (Scaled(nn.Linear(8, 8), lambda x: x), ROWS),
+    "permuted": (
+        Scaled(LastLinear(8, 8), lambda x: x.permute(0, 3, 1, 2).contiguous(), 8, 1, 1),
+        CHANNELS,
+    ),
+    "swapped": (Scaled(nn.Linear(8, 8), lambda x: x.transpose(1, 2).transpose(2, 1), 8), ROWS),
+    "convolution": (Scaled(nn.Conv2d(8, 8, 1, groups=2), lambda x: x, 8, 1, 1), CHANNELS),
+    "grouped": (
+        Scaled(nn.ConvTranspose2d(8, 8, 1, groups=2), lambda x: x, 8, 1, 1),
+        CHANNELS,
+    ),
+    "norm": (
+        Scaled(nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)), lambda x: x, 8, 1, 1),
+        CHANNELS,
+    ),
+    "function": (
+        Scaled(
+            net_of(
+                lambda self, x: F.linear(x, self.fc.weight * 0.5, self.fc.bias),
+                fc=nn.Linear(8, 8),
+            ),
+            lambda x: x,
+            8,
+        ),
+        ROWS,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", every(3, LAYER_SCALES))
+def test_a_layer_scale_is_folded_into_the_layer_before_it(case, tmp_path):
+    model, batch = LAYER_SCALES[case]
+    model.eval()
+    plan, converted = quantized(model, batch)
+    assert not any(site.op == "mul" for site in plan)
+    assert any(member.endswith(":mul") for site in plan for member in site.members)
+    assert {site.verdict for site in plan if "permute" not in site.op} <= {
+        "quantized",
+        "passthrough",
+    }
+    assert output_sqnr_db(model(batch), converted(batch)) > 30
+    qrecipe.save_quantized(converted, tmp_path / "model.safetensors")
+    loaded = qrecipe.load_quantized(tmp_path / "model.safetensors", model)
+    assert torch.equal(loaded(batch), converted(batch))
+
+
+MOVED = {
+    "flatten": lambda y, norm: norm(y.flatten(0, 1)).reshape_as(y),
+    "rows": lambda y, norm: norm(y.reshape(-1, 8)).view(y.shape),
+    "channels first": lambda y, norm: norm(y.transpose(1, 2)).transpose(1, 2),
+}
+
+
+@pytest.mark.parametrize("case", MOVED)
+def test_a_batch_norm_over_the_features_of_points_is_folded_however_they_are_moved(case, tmp_path):
+    torch.manual_seed(0)
+    layers = {"fc": nn.Linear(8, 8), "norm": nn.BatchNorm1d(8)}
+    model = net_of(lambda self, x: MOVED[case](self.fc(x), self.norm), **layers)
+    model = warmed(model, ROWS)
+    plan, converted = quantized(model, ROWS)
+    assert plan["fc"].members == ("fc", "norm")
+    assert output_sqnr_db(model(ROWS), converted(ROWS)) > 30
+    qrecipe.save_quantized(converted, tmp_path / "model.safetensors")
+    loaded = qrecipe.load_quantized(tmp_path / "model.safetensors", model)
+    assert torch.equal(loaded(ROWS), converted(ROWS))
+    assert "norm" in sites(quantized(model, ROWS, "qat")[0])
+
+
+@pytest.mark.parametrize("move", [lambda y: y.flatten(1), lambda y: y.reshape(2, -1)])
+def test_a_batch_norm_over_joined_features_is_left_apart(move):
+    layers = {"fc": nn.Linear(8, 8), "norm": nn.BatchNorm1d(40)}
+    model = net_of(lambda self, x: self.norm(move(self.fc(x))), **layers)
+    assert quantized(model, ROWS)[0]["norm"].verdict == "float"
 
 
 def test_arithmetic_with_parameters_that_learn_is_left_alone_in_training():

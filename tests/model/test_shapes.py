@@ -141,6 +141,10 @@ ASKED = {
     "in the shape": lambda x: 17 in x.shape,
     "number": lambda x: isinstance(x.shape[2], int) and x.shape[2] == 17,
     "half": lambda x: isinstance(x.shape[2] / 2, float) and x.shape[2] / 2 == 8.5,
+    "text": lambda x: {"17": True}.get(str(x.shape[2]), False),
+    "texts": lambda x: f"{x.shape[2]}x{x.size(3):02}" == "17x19",
+    "text of a shape": lambda x: str(x.shape[2:]) == f"{torch.Size([17, 19])}",
+    "text of a half": lambda x: f"{x.shape[2] / 2:.1f}" == "8.5",
     "rank": lambda x: isinstance(x.shape, tuple) and x.shape[-1] == 19,
 }
 
@@ -166,6 +170,18 @@ def test_the_class_of_a_size_does_not_fix_it():
         assert isinstance(size, torch.Size)
         assert all(isinstance(each, int) for each in size)
         return self.b(F.interpolate(self.a(x).relu(), size=size))
+
+    model = network(forward)
+    converted = qrecipe.quantize(model, RECIPE, [IMAGES] * 2, progress=silent)
+    assert sqnr_db(model(ODD), converted(ODD)) > 25
+
+
+def test_a_message_does_not_fix_a_size():
+    def forward(self, x):
+        torch._assert(x.shape[2] > 1, f"{x.shape[2]} rows")
+        if x.shape[1] != 3:
+            raise ValueError(f"{x.shape} has no colours")
+        return self.b(self.a(x).relu())
 
     model = network(forward)
     converted = qrecipe.quantize(model, RECIPE, [IMAGES] * 2, progress=silent)
@@ -278,6 +294,35 @@ def _joined(parts):
 def _halves(x):
     half = x.size(1) // 2
     return x.split([half, x.size(1) - half], 1)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(8, 8), nn.Tanh()])
+def test_fewer_chunks_than_the_example_gave_are_an_error_with_the_site(layer):
+    model = net_of(lambda self, x: _joined(self.layer(x).chunk(3, 1)), layer=layer)
+    rows = torch.randn(2, 6, 8)
+    converted = qrecipe.quantize(model, RECIPE, [rows] * 2, progress=silent)
+    assert sqnr_db(model(rows), converted(rows)) > 25
+    with pytest.raises(AssertionError, match="example's: :chunk gives 2 chunks"):
+        converted(torch.randn(2, 4, 8))
+
+
+def test_an_assertion_names_the_line_and_a_stored_model_does_not_depend_on_it(tmp_path):
+    code = "def forward(self, x):\n    return self.b(self.a(x) * int(x.shape[2]))\n"
+    found = []
+    for folder in ("here", "there"):
+        path = tmp_path / folder / "net.py"
+        path.parent.mkdir()
+        path.write_text("\n" * len(found) + code)
+        names: dict[str, object] = {}
+        exec(compile(path.read_text(), str(path), "exec"), names)
+        found.append((network(names["forward"]), f"net.py:{2 + len(found)}"))
+    (model, line), (other, other_line) = found
+    converted = qrecipe.quantize(model, RECIPE, [IMAGES] * 2, progress=silent)
+    qrecipe.save_quantized(converted, tmp_path / "model.safetensors")
+    loaded = qrecipe.load_quantized(tmp_path / "model.safetensors", other)
+    for candidate, at in ((converted, line), (loaded, other_line)):
+        with pytest.raises(AssertionError, match=rf"for 16 here \(at .*{at} `return self.b"):
+            candidate(ODD)
 
 
 PARTS_BY_SIZE = {

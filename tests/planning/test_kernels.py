@@ -15,6 +15,7 @@ from torch.ao.quantization import QConfig, QConfigMapping
 from torch.ao.quantization.backend_config import get_native_backend_config
 from torch.ao.quantization.observer import MinMaxObserver
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+from training import qat_recipe, trained
 
 import qrecipe
 from qrecipe.audit.sqnr import sqnr_db
@@ -356,9 +357,12 @@ def test_lowering_swallows_what_makes_a_computed_weight_and_ours_stays_float(mon
     model = type("Computed", (nn.Module,), {"forward": forward})()
     model.first, model.weight = nn.Linear(4, 4), nn.Parameter(torch.randn(4, 4))
     batches = [torch.randn(3, 4) for _ in range(10)]
-    found = {site.name: site for site in qrecipe.plan(model.eval(), STATIC, batches[0]).sites}
+    training = qat_recipe()  # outside of it, the weight is a constant
+    found = {site.name: site for site in qrecipe.plan(model.eval(), training, batches[0]).sites}
     assert found[":linear"].verdict == "float"
     assert found[":linear"].reason == "its weight is computed, not stored"
     monkeypatch.delitem(kernels._LIMITS, F.linear)
+    monkeypatch.setattr(kernels, "is_learnt", lambda node: False)
+    compiled, prepared = trained(model, batches, training)
     with pytest.raises(AuditError, match=r":mul .* vanished"):
-        qrecipe.quantize(model, STATIC, batches, progress=lambda done, total: None)
+        compiled.convert(prepared)

@@ -113,6 +113,54 @@ class Frozen(nn.Module):
         return x * scale + (self.bias.reshape(1, -1, 1, 1) - self.mean.reshape(1, -1, 1, 1) * scale)
 
 
+class Spelt(nn.Module):
+    """A BatchNorm as arithmetic with parameters, by a function of it and them."""
+
+    def __init__(self, features, spelling):
+        super().__init__()
+        self.spelling = spelling
+        self.weight = nn.Parameter(torch.linspace(0.5, 2, features))
+        self.bias = nn.Parameter(torch.linspace(-1, 1, features))
+        self.mean = nn.Parameter(torch.linspace(0.1, 0.3, features), requires_grad=False)
+        self.var = nn.Parameter(torch.linspace(0.3, 0.9, features), requires_grad=False)
+
+    def forward(self, x):
+        return self.spelling(x, self.weight, self.bias, self.mean, self.var)
+
+
+def _by_channel(tensor):
+    return tensor[None, :, None, None]
+
+
+def _precomputed(x, weight, bias, mean, var):
+    scale = weight / (var + 1e-5).sqrt()
+    return x * scale.view(1, -1, 1, 1) + (bias - mean * scale).view(1, -1, 1, 1)
+
+
+def _in_place(x, weight, bias, mean, var):
+    x = (x - mean.view(-1, 1, 1)).div_(var.view(-1, 1, 1).add(1e-5).pow(0.5))
+    return x.mul_(weight.view(-1, 1, 1)).add_(bias.view(-1, 1, 1))
+
+
+def _added_product(x, weight, bias, mean, var):
+    scale = _by_channel(weight) * (_by_channel(var) + 1e-5).pow(-0.5)
+    return torch.addcmul(_by_channel(bias) - _by_channel(mean) * scale, x, scale)
+
+
+ARITHMETIC = {
+    "rsqrt": lambda x, w, b, m, v: (
+        (x - _by_channel(m)) * torch.rsqrt(_by_channel(v) + 1e-5) * _by_channel(w) + _by_channel(b)
+    ),
+    "reciprocal": lambda x, w, b, m, v: (
+        (_by_channel(m) - x).neg() * _by_channel((v + 1e-5).sqrt().reciprocal() * w)
+        + _by_channel(b)
+    ),
+    "precomputed": _precomputed,
+    "in place": _in_place,
+    "addcmul": _added_product,
+}
+
+
 class InSteps(Frozen):
     def forward(self, x):
         x -= self.mean[:, None, None]

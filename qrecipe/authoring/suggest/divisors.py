@@ -20,9 +20,8 @@ def divisors(plan: Plan, inventory: Inventory) -> frozenset[str]:
     """
     sites = {site.name: site for site in plan.sites}
     divided_by = [
-        _divisor(node)
+        _divisor(node, match.operation.op)
         for match in inventory.matches.values()
-        if match.operation.op == "div"
         for node in match.nodes
     ]
     found = {name for value in divided_by if (name := _origin(value, sites))}
@@ -37,8 +36,25 @@ def divisors(plan: Plan, inventory: Inventory) -> frozenset[str]:
     return frozenset(found)
 
 
-def _divisor(node: fx.Node) -> object:
-    return node.args[1] if len(node.args) > 1 else node.kwargs.get("other")
+_DIVISORS = {
+    "div": (1, "other"),
+    **dict.fromkeys(("reciprocal", "rsqrt"), (0, "input")),
+    "addcdiv": (2, "tensor2"),
+}
+"""The position and the name of what operations divide by."""
+
+
+def _divisor(node: fx.Node, op: str) -> object:
+    """What a call divides by, if it does; a negative power is a quotient, too."""
+    if op == "pow":
+        exponent = _argument(node, 1, "exponent")
+        is_negative = isinstance(exponent, (int, float)) and exponent < 0
+        return _argument(node, 0, "input") if is_negative else None
+    return _argument(node, *_DIVISORS[op]) if op in _DIVISORS else None
+
+
+def _argument(node: fx.Node, position: int, name: str) -> object:
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name)
 
 
 def _origin(value: object, sites: Mapping[str, Site]) -> str | None:

@@ -27,6 +27,7 @@ from qrecipe.errors.findings import ExecutionError, PlanError
 from qrecipe.errors.text import first_line
 from qrecipe.execution.engine import engine
 from qrecipe.execution.fake_quants import freeze_batch_norm
+from qrecipe.execution.fx.computed_weights import computed_weights_left_alone
 from qrecipe.execution.fx.drops import before_drops, observe_before_drops, remove_drops
 from qrecipe.execution.fx.emission import Emission, erase_marks
 from qrecipe.execution.fx.flat_code import look_modules_up_once
@@ -43,6 +44,7 @@ from qrecipe.model.addresses import site_of
 from qrecipe.model.copies import own_tensors, own_value, structural_copy
 from qrecipe.model.graph_names import keep_state_names
 from qrecipe.model.normalize import TAKES_WEIGHT, stored
+from qrecipe.model.results import expect_chunks
 from qrecipe.model.rewrites.batch_norms import (
     FROZEN,
     SYNCHRONISED,
@@ -127,7 +129,13 @@ def reference(prepared: fx.GraphModule, configs: Configs) -> fx.GraphModule:
     ``ExecutionError`` (QR405) if torch fails.
     """
     try:
-        with quiet(), _nothing_kept(), _own_weights_only(), random_numbers_kept():
+        with (
+            quiet(),
+            _nothing_kept(),
+            _own_weights_only(),
+            random_numbers_kept(),
+            computed_weights_left_alone(),
+        ):
             converted = convert(
                 as_torch_prepared(prepared),
                 True,
@@ -172,6 +180,7 @@ def lowered(
     forget_qconfigs(converted)
     converted.delete_all_unused_submodules()
     erase_marks(converted)
+    expect_chunks(converted)
     read_shapes_of_integers(converted)
     join_in_one_layout(converted)
     look_modules_up_once(converted)

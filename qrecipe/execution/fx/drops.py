@@ -31,6 +31,7 @@ def observe_before_drops(prepared: fx.GraphModule) -> None:
             observer.replace_all_uses_with(node, lambda user, node=node: user is not node)
             if not observer.users:
                 prepared.graph.erase_node(observer)
+                prepared.delete_submodule(str(observer.target))
     if drops:
         prepared.graph.lint()
         prepared.recompile()

@@ -110,6 +110,7 @@ def opening_of(model: nn.Module, inputs: Inputs, table: FxTable) -> Opening:
         group = tuple(each for each in found.paths if path in enclosing(each))
         why = _difference(model, group, few, expected)
         if why is not None and path in found.paths:
+            why = _left_out(type(model.get_submodule(path))) or why
             found = found.without(path, why) or found
     return found
 
@@ -169,6 +170,24 @@ def _replaces_code(kind: type) -> bool:
     own = chain.from_iterable(map(vars, takewhile(lambda each: each is not torchs, kind.__mro__)))
     code = {name for name, value in vars(torchs).items() if inspect.isfunction(value)}
     return not code.isdisjoint(set(own) - {"__init__"})
+
+
+_BLOCKS = ("_sa_block", "_ff_block")
+
+
+def _left_out(kind: type) -> str | None:
+    """Why an encoder layer cannot be opened that replaces what torch's fast path does not call."""
+    torchs = nn.TransformerEncoderLayer
+    if not issubclass(kind, torchs):
+        return None
+    own = [name for name in _BLOCKS if getattr(kind, name) is not getattr(torchs, name)]
+    if not own:
+        return None
+    return (
+        f"without gradients, torch's fast path leaves out its own {' and '.join(own)}, and so does "
+        "this model; torch.backends.mha.set_fastpath_enabled(False), called before, lets torch "
+        "call it"
+    )
 
 
 def _extending(kind: type[nn.Module], ours: type[nn.Module]) -> type[nn.Module]:

@@ -1,110 +1,269 @@
-"""Arithmetic with stored numbers for each channel, as in a frozen BatchNorm, becomes a module."""
+"""Arithmetic with stored numbers for each channel of a layer: a frozen BatchNorm, a LayerScale."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from qrecipe.model.addresses import members_of
-from qrecipe.model.altered_modules import alteration
-from qrecipe.model.normalize import free_name, stored
+from qrecipe.model.addresses import FUNCTION_NAMES, members_of
+from qrecipe.model.altered_modules import alteration, lacks_statistics
+from qrecipe.model.normalize import free_name, stored_value
 from qrecipe.model.rewrites.batch_norms import FROZEN
+from qrecipe.model.rewrites.scaled import scaled
 from qrecipe.model.rewrites.shape_readers import readers_of_values
+from qrecipe.registry.builtin import function_family
 
-_COMMUTING: Mapping[Any, Callable[..., Tensor]] = {
-    **dict.fromkeys((operator.mul, operator.imul, torch.mul), torch.mul),
-    **dict.fromkeys((operator.add, operator.iadd, torch.add), torch.add),
+_BatchNorm = nn.modules.batchnorm._BatchNorm
+
+_LINEAR: Mapping[str, tuple[Callable[..., Tensor], int]] = {
+    "add": (torch.add, 2),
+    "sub": (torch.sub, 2),
+    "rsub": (torch.rsub, 2),
+    "mul": (torch.mul, 2),
+    "div": (torch.div, 1),
+    "addcmul": (torch.addcmul, 3),
+    "addcdiv": (torch.addcdiv, 2),
+    "neg": (torch.neg, 1),
 }
-_IN_ORDER: Mapping[Any, Callable[..., Tensor]] = {
-    **dict.fromkeys((operator.sub, operator.isub, torch.sub), torch.sub),
-    **dict.fromkeys((operator.truediv, operator.itruediv, torch.div), torch.div),
+"""By family: functions that are linear in any single one of their first arguments, so many."""
+
+_FACTORS = ("alpha", "value")
+"""The arguments by keyword that leave them linear."""
+
+_PERMUTATIONS = frozenset({"permute", "transpose", "movedim", "contiguous"})
+
+_CHANNELS: Mapping[type[nn.Module], str] = {
+    nn.Linear: "out_features",
+    **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), "out_channels"),
+    **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), "out_channels"),
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), "num_features"),
 }
-"""Functions that are linear in an operand, any one or the first, and how they are computed."""
+"""The attribute of a layer with the number of its channels."""
 
 _NO_EPS = 1e-30
 """Added to a variance of 1 it changes nothing; torch 2.10 does not take 0."""
 
-_BY_DIMENSIONS: Mapping[int, type[nn.modules.batchnorm._BatchNorm]] = {
-    1: nn.BatchNorm1d,
-    2: nn.BatchNorm2d,
-    3: nn.BatchNorm3d,
-}
+_NORMS: Mapping[int, type[_BatchNorm]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+"""By the number of dimensions besides the batch and the channels."""
 
 
-def channel_arithmetic_as_batch_norms(graph_module: fx.GraphModule, is_trained: bool) -> None:
-    """Turn what is computed from a convolution and stored tensors into BatchNorms, in place.
+def fold_channel_arithmetic(graph_module: fx.GraphModule, is_trained: bool) -> None:
+    """Fold what is computed from a layer's result and stored tensors into the layer, in place.
 
-    torch folds them into the convolution. Their tensors are new, so if the graph ``is_trained``,
-    arithmetic with parameters that learn is left alone.
+    Permutations may come first, and a BatchNorm after them, or over rows that were joined. If the
+    graph ``is_trained``, arithmetic with parameters that learn is left alone, and what follows a
+    convolution becomes a BatchNorm, which torch fuses with it.
     """
     for node in list(graph_module.graph.nodes):
         if node.op != "call_module":
             continue
-        module = graph_module.get_submodule(node.target)
-        if not isinstance(module, nn.modules.conv._ConvNd) or alteration(module) is not None:
+        layer: Any = graph_module.get_submodule(node.target)
+        shape = _shape(layer, node.meta["value"].rank)
+        found = None if shape is None else _arithmetic(node, shape, graph_module, is_trained)
+        if found is None:
             continue
-        # without a batch dimension, the channels come first
-        if node.meta["value"].rank == len(module.kernel_size) + 2:
-            _replace_readers(node, module, graph_module, is_trained)
+        if not is_trained:
+            layer = scaled(layer, found.factor, found.shift)
+            graph_module.set_submodule(str(node.target), layer)
+            node.meta["members"] = (*members_of(node), *found.members)
+            _remove(found.steps, graph_module)
+        elif isinstance(layer, nn.modules.conv._ConvNd):
+            norm = _norm(_NORMS[len(layer.kernel_size)], found).to(layer.weight.dtype)
+            _as_module(found, node, norm, graph_module)
 
 
-def _replace_readers(
-    node: fx.Node,
-    convolution: nn.modules.conv._ConvNd,
-    graph_module: fx.GraphModule,
-    is_trained: bool,
-) -> None:
-    dimensions = len(convolution.kernel_size)
-    shape = (1, convolution.out_channels, *[1] * dimensions)
-    # all of it is one linear function, given by two of its values
+def is_channel_arithmetic(node: fx.Node, source: fx.Node, graph_module: fx.GraphModule) -> bool:
+    """Whether a node may be such arithmetic with the result of a source, permuted at most."""
+    while _permutes(node):
+        readers = readers_of_values(node)
+        if len(readers) != 1:
+            return False
+        source, node = node, readers[0]
+    step = _step(node, source, graph_module, is_trained=False)
+    return step is not None and step.reads_stored
+
+
+def _shape(layer: Any, rank: int | None) -> list[int] | None:
+    """The shape of one number for each channel of a layer's result; None for other modules.
+
+    ``rank`` is the number of dimensions of the result, if that is known.
+    """
+    channels = _CHANNELS.get(type(layer))
+    if channels is None or not rank or alteration(layer) is not None or lacks_statistics(layer):
+        return None
+    is_convolution = isinstance(layer, nn.modules.conv._ConvNd)
+    if is_convolution and rank != len(layer.kernel_size) + 2:  # without a batch dimension
+        return None
+    shape = [1] * rank
+    shape[-1 if isinstance(layer, nn.Linear) else 1] = getattr(layer, channels)
+    return shape
+
+
+@dataclass(frozen=True, slots=True)
+class _Arithmetic:
+    """All of it is one linear function: ``factor * x + shift`` (channels)."""
+
+    steps: tuple[fx.Node, ...]
+    factor: Tensor
+    shift: Tensor
+
+    @property
+    def members(self) -> tuple[Any, ...]:
+        return tuple(member for step in self.steps for member in members_of(step))
+
+
+def _arithmetic(
+    node: fx.Node, shape: list[int], graph_module: fx.GraphModule, is_trained: bool
+) -> _Arithmetic | None:
+    # a linear function is given by two of its values
     at_zero, at_one = torch.zeros(shape).double(), torch.ones(shape).double()
-    chain: list[fx.Node] = []
+    steps: list[fx.Node] = []
+    reads_stored = False
     source = node
-    while len(readers := readers_of_values(source)) == 1:
+    while len(readers := _readers(source)) == 1:
         (reader,) = readers
+        if not is_trained and (_permutes(reader) or _joins_samples(reader, at_zero)):
+            args, kwargs = reader.args[1:], reader.kwargs
+            at_zero, at_one = (_called(reader)(at, *args, **kwargs) for at in (at_zero, at_one))
+            source = reader
+            continue
         step = _step(reader, source, graph_module, is_trained)
-        if step is None or step(at_zero).shape != shape:
+        if step is None and source is not node and not steps:  # torch fuses what follows directly
+            step = _norm_step(reader, at_zero, graph_module)
+        if step is None or step(at_zero).shape != at_zero.shape:
             break
         at_zero, at_one = step(at_zero), step(at_one)
-        chain.append(reader)
+        reads_stored |= step.reads_stored
+        steps.append(reader)
         source = reader
-    if not chain:
-        return
-    module = _BY_DIMENSIONS[dimensions](convolution.out_channels, eps=_NO_EPS).eval()
+    if not reads_stored:  # plain numbers have kernels
+        return None
+    return _Arithmetic(tuple(steps), (at_one - at_zero).flatten(), at_zero.flatten())
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A call that is linear in the argument at a position; the others are stored, or numbers."""
+
+    function: Callable[..., Tensor]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    position: int
+    reads_stored: bool
+
+    def __call__(self, x: Tensor) -> Tensor:
+        before, after = self.args[: self.position], self.args[self.position + 1 :]
+        return self.function(*before, x, *after, **self.kwargs)
+
+
+def _step(
+    node: fx.Node, source: fx.Node, graph_module: fx.GraphModule, is_trained: bool
+) -> _Step | None:
+    function, count = _LINEAR.get(_family(node) or "", (torch.add, 0))
+    given = [at for at, arg in enumerate(node.args) if arg is source]
+    if len(given) != 1 or given[0] >= count or not node.kwargs.keys() <= set(_FACTORS):
+        return None
+    operands = [stored_value(arg, graph_module) for arg in node.args]
+    others = [each for at, each in enumerate(operands) if at != given[0]]
+    if not all(isinstance(each, (Tensor, int, float)) for each in (*others, *node.kwargs.values())):
+        return None
+    tensors = [each for each in others if isinstance(each, Tensor)]
+    if any(each.is_complex() or (is_trained and each.requires_grad) for each in tensors):
+        return None
+    args = tuple(each if each is None else torch.as_tensor(each).double() for each in operands)
+    return _Step(function, args, node.kwargs, given[0], bool(tensors))
+
+
+def _norm_step(reader: fx.Node, at: Tensor, graph_module: fx.GraphModule) -> _Step | None:
+    """What a BatchNorm over the same channels computes."""
+    if reader.op != "call_module":
+        return None
+    module: Any = graph_module.get_submodule(str(reader.target))
+    if type(module) not in _NORMS.values() or alteration(module) or lacks_statistics(module):
+        return None
+    if at.dim() < 2 or at.shape[1] != module.num_features or at.numel() != at.shape[1]:
+        return None
+    stored = (module.running_mean, module.running_var, module.weight, module.bias)
+    tensors = [None if each is None else each.detach().double() for each in stored]
+    given = (None, *tensors, False, 0.0, module.eps)
+    return _Step(F.batch_norm, given, {}, 0, True)
+
+
+def _joins_samples(node: fx.Node, at: Tensor) -> bool:
+    """Whether a call joins the dimensions before the last one, which has the channels."""
+    given = node.args[1:]
+    if at.numel() < 2 or at.shape[-1] != at.numel() or node.kwargs:
+        return False
+    if _family(node) == "reshape":
+        sizes = given[0] if len(given) == 1 else given
+        return sizes in ((-1, at.shape[-1]), [-1, at.shape[-1]])
+    end = given[1] if len(given) > 1 else -1
+    return _family(node) == "flatten" and isinstance(end, int) and end % at.dim() < at.dim() - 1
+
+
+def _readers(source: fx.Node) -> list[fx.Node]:
+    """The nodes that read values; some calls only read the shape of their second argument."""
+    return [
+        user
+        for user in readers_of_values(source)
+        if user.target not in ("reshape_as", "view_as", "expand_as") or user.args[0] is source
+    ]
+
+
+def _family(node: fx.Node) -> str | None:
+    """The family of a method or of one of torch's or Python's functions."""
+    is_method = node.op == "call_method"
+    return function_family(
+        f"torch.Tensor.{node.target}" if is_method else FUNCTION_NAMES.get(node.target, "")
+    )
+
+
+def _permutes(node: fx.Node) -> bool:
+    """Whether a call only changes the order of dimensions, or the layout."""
+    return _family(node) in _PERMUTATIONS and len(node.all_input_nodes) == 1
+
+
+def _called(node: fx.Node) -> Any:
+    target: Any = node.target
+    return getattr(torch.Tensor, target) if node.op == "call_method" else target
+
+
+def _norm(kind: type[_BatchNorm], found: _Arithmetic) -> _BatchNorm:
+    module = kind(len(found.factor), eps=_NO_EPS).eval()
     module.requires_grad_(False)
-    module.weight.data = (at_one - at_zero).flatten().to(convolution.weight.dtype)
-    module.bias.data = at_zero.flatten().to(convolution.weight.dtype)
-    first, *others = chain
-    inputs = {each for reader in chain for each in reader.all_input_nodes}
-    first.meta["members"] = tuple(member for each in chain for member in members_of(each))
+    module.weight.data, module.bias.data = found.factor, found.shift
+    return module
+
+
+def _as_module(
+    found: _Arithmetic, source: fx.Node, module: nn.Module, graph_module: fx.GraphModule
+) -> None:
+    """Let a module compute what all steps do, in place."""
+    first, *others = found.steps
+    inputs = first.all_input_nodes
+    first.meta["members"] = found.members
     first.meta[FROZEN] = True
     first.op, first.target = "call_module", free_name(graph_module, first.name)
-    first.args, first.kwargs = (node,), {}
+    first.args, first.kwargs = (source,), {}
     graph_module.add_submodule(first.target, module)
-    for each in others:
-        each.replace_all_uses_with(first)
-    for unread in (*reversed(others), *inputs.difference(chain)):
+    _remove(others, graph_module)
+    for unread in inputs:
         if not unread.users:
             graph_module.graph.erase_node(unread)
 
 
-def _step(
-    reader: fx.Node, source: fx.Node, graph_module: fx.GraphModule, is_trained: bool
-) -> Callable[[Tensor], Tensor] | None:
-    """What a reader computes of its source, if that is linear with a stored tensor."""
-    if reader.op != "call_function" or len(reader.args) != 2 or reader.kwargs:
-        return None
-    left, right = reader.args
-    if right is source and reader.target in _COMMUTING:
-        left, right = right, left
-    function = _COMMUTING.get(reader.target) or _IN_ORDER.get(reader.target)
-    operand = stored(right, graph_module)
-    if function is None or left is not source or not isinstance(operand, Tensor):
-        return None
-    if is_trained and operand.requires_grad:
-        return None
-    return lambda x: function(x, operand.detach())
+def _remove(steps: Any, graph_module: fx.GraphModule) -> None:
+    """Let the readers of steps read what those read, in place."""
+    for step in reversed(steps):
+        (source,) = (each for each in step.all_input_nodes if each.op != "get_attr")
+        unread = [each for each in step.all_input_nodes if each is not source]
+        step.replace_all_uses_with(source)
+        graph_module.graph.erase_node(step)
+        for each in unread:
+            if not each.users:
+                graph_module.graph.erase_node(each)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from qrecipe.model.normalize import free_name, stored
+from qrecipe.model.rewrites.channel_arithmetic import is_channel_arithmetic
 from qrecipe.model.rewrites.shape_readers import readers_of_values
 
 _WEIGHTED = ("input", "weight", "bias")
@@ -26,13 +25,6 @@ _MODULES: Mapping[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
     F.conv_transpose3d: (nn.ConvTranspose3d, _TRANSPOSED_SETTINGS),
 }
 """The modules, and the arguments as they were spelled out by `normalize.normalize`."""
-
-_ARITHMETIC = frozenset(
-    (
-        *(operator.add, operator.iadd, operator.sub, operator.isub, torch.add, torch.sub),
-        *(operator.mul, operator.imul, operator.truediv, operator.itruediv, torch.mul, torch.div),
-    )
-)
 
 
 def folded_layers_as_modules(graph_module: fx.GraphModule) -> None:
@@ -67,9 +59,7 @@ def _is_folded(node: fx.Node, graph_module: fx.GraphModule) -> bool:
     if reader.op == "call_module":
         module = graph_module.get_submodule(str(reader.target))
         return isinstance(module, nn.modules.batchnorm._BatchNorm)
-    return reader.target in _ARITHMETIC and any(
-        isinstance(stored(arg, graph_module), Tensor) for arg in reader.args
-    )
+    return is_channel_arithmetic(reader, node, graph_module)
 
 
 def _made(kind: Any, settings: Mapping[str, Any], weight: Tensor, bias: Tensor | None) -> nn.Module:

@@ -6,7 +6,6 @@ are several, and leaves them apart if a ReLU follows, which it fuses with the Ba
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import fx, nn
 
 from qrecipe.model.addresses import members_of
+from qrecipe.model.rewrites.scaled import scaled
 
 TRANSPOSED: Mapping[type[nn.Module], type[nn.Module]] = {
     nn.ConvTranspose1d: nn.BatchNorm1d,
@@ -47,16 +47,6 @@ def fold_into_transposed(graph_module: fx.GraphModule, patterns: Collection[Any]
         graph_module.graph.erase_node(reader)
 
 
-def _folded(convolution: Any, norm: Any) -> nn.Module:
-    """The weight has the output channels of one group in its second dimension."""
-    weight, groups = convolution.weight, convolution.groups
+def _folded(convolution: nn.Module, norm: Any) -> nn.Module:
     factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    by_group = factor.reshape(groups, 1, -1).expand(-1, weight.shape[0] // groups, -1)
-    by_input = by_group.reshape(*weight.shape[:2], *[1] * (weight.dim() - 2))
-    bias = -norm.running_mean if convolution.bias is None else convolution.bias - norm.running_mean
-    folded: nn.Module = copy.copy(convolution)
-    folded._parameters = {
-        "weight": nn.Parameter((weight * by_input).detach(), weight.requires_grad),
-        "bias": nn.Parameter((bias * factor + norm.bias).detach(), weight.requires_grad),
-    }
-    return folded
+    return scaled(convolution, factor, norm.bias - norm.running_mean * factor)
