@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from qrecipe.artifact.export.lowering import layers_of, lowered_findings
 from qrecipe.artifact.export.program import Program
 from qrecipe.audit.sqnr import output_sqnr_db, sqnr_db
 from qrecipe.errors.findings import ArtifactError, AuditError, QRecipeError
+from qrecipe.planning.cpu import has_vnni
 
 pytest.importorskip("torchao")
 
@@ -66,8 +68,24 @@ def test_keyword_inputs_may_skip_a_parameter(tmp_path):
         assert torch.equal(program(**batch), made(**batch))
 
 
-def test_sites_apart_compute_what_they_compute_together(converted):
+class Clipped(nn.Module):
+    """A layer whose result is written to, and one that reads what was written."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.clip, self.last = nn.Conv2d(3, 4, 3), nn.ReLU6(True), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        return self.last(self.clip(self.conv(x * 9)))
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_sites_apart_compute_what_they_compute_together(converted, written):
     x = NET.batches(1)[0]
+    if written:
+        torch.manual_seed(0)
+        x = torch.randn(2, 3, 8, 8)
+        converted = qrecipe.quantize(Clipped().eval(), STATIC, [x] * 10)
     program = Program.of(converted, qrecipe.Inputs.from_batch(x))
     alone = apart(program.graph_module, program.inputs)
     planned = {site.name for site in program.plan.sites}
@@ -191,6 +209,41 @@ def test_a_compiled_kernel_that_is_wrong_is_found(converted, monkeypatch):
         qrecipe.lower(converted, x)
 
 
+class Block(nn.Module):
+    """Layers that read the same tensor as a sum does."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.out = nn.Linear(24, 24), nn.Linear(24, 24), nn.Linear(24, 24)
+
+    def forward(self, x):
+        x = torch.relu(self.out(x))
+        return x + self.one(x) * self.two(x)
+
+
+@pytest.mark.slow
+def test_layers_that_share_what_they_read_with_a_sum_become_kernels():
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 24)
+    made = qrecipe.quantize(Block().eval(), STATIC, [x] * 10)
+    assert qrecipe.lower(made, x).lowering.layers == 3
+
+
+@pytest.mark.cpu
+@pytest.mark.slow
+def test_a_kernel_that_saturates_on_this_cpu_is_found():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(768, 256), nn.ReLU()).eval(), torch.rand(16, 768)
+    made = qrecipe.quantize(
+        model, "builtin:x86-vnni-static-minmax", [x] * 10, executor="pt2e", target_cpu="vnni"
+    )
+    if has_vnni():
+        assert qrecipe.lower(made, x).lowering.layers == 1
+    else:
+        with pytest.raises(AuditError, match="QR411 the compiled kernel of 0 "):
+            qrecipe.lower(made, x)
+
+
 @pytest.mark.slow
 def test_a_package_is_run_in_a_fresh_process(converted, expected, tmp_path):
     x, file = NET.batches(1)[0], tmp_path / "net.pt2"
@@ -212,7 +265,7 @@ def executorch_program(net):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "least_db"), [("residual", math.inf), ("mlp", 40)])
+@pytest.mark.parametrize(("name", "least_db"), [("residual", math.inf), ("shared_conv", 40)])
 def test_a_file_of_executorch_is_run_in_a_fresh_process(name, least_db, tmp_path):
     pytest.importorskip("executorch")
     net, file = NETS[name], tmp_path / "net.pte"
@@ -229,6 +282,20 @@ assert "qrecipe" not in sys.modules
     fresh(code, file, tmp_path / "x.pt", tmp_path / "output.pt")
     with torch.no_grad():
         assert sqnr_db(made(x), torch.load(tmp_path / "output.pt")) >= least_db
+
+
+@pytest.mark.slow
+def test_a_layer_that_xnnpack_does_not_take_is_found(tmp_path, monkeypatch):
+    pytest.importorskip("executorch")
+    from executorch.backends.xnnpack.partition import xnnpack_partitioner as xnnpack
+    from executorch.backends.xnnpack.partition.config.generic_node_configs import AddConfig
+
+    adding = partial(xnnpack.XnnpackPartitioner, configs=[AddConfig])
+    monkeypatch.setattr(xnnpack, "XnnpackPartitioner", adding)
+    made, x = executorch_program(NETS["mlp"]), NETS["mlp"].batches(1)[0]
+    with pytest.raises(AuditError, match="QR410 XNNPACK does not take"):
+        qrecipe.export_pte(made, tmp_path / "net.pte", x)
+    assert not (tmp_path / "net.pte").exists()
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from qrecipe.artifact.container import path_of, write
-from qrecipe.artifact.export.inductor import audited, check_compiler, frozen
+from qrecipe.artifact.export.inductor import audited, check_compiler, for_compiler, frozen
 from qrecipe.artifact.export.lowering import Lowering
 from qrecipe.artifact.export.program import Program
 from qrecipe.model.call import Inputs
@@ -38,8 +38,8 @@ def write_aoti(converted: nn.Module, path: str | os.PathLike[str], example_input
     """As `export_aoti`."""
     check_compiler()
     file = path_of(path, "export_aoti")
-    program = Program.of(converted, of_several(Inputs.from_batch(example_inputs)))
-    exported = program.exported()
+    inputs = of_several(Inputs.from_batch(example_inputs))
+    program, exported = Program.of(converted, inputs), for_compiler(converted, inputs)
     with TemporaryDirectory() as folder:
         made = Path(folder) / "model.pt2"
 

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from qrecipe.model.addresses import is_conversion, site_of
 from qrecipe.model.call import Inputs, bind
+from qrecipe.model.nested import cloned
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ def apart(program: fx.GraphModule, inputs: Inputs) -> Apart:
         recorder.run(*bind(program, program, inputs.cloned()))
     return Apart(
         fx.GraphModule(program, cut.graph),
-        tuple(recorder.values[node] for node in cut.inputs),
+        tuple(cloned(recorder.values[node]) for node in cut.inputs),
         tuple(results),
         tuple(recorder.values[node] for node in results.values()),
     )
@@ -63,11 +64,11 @@ def _rounded(node: fx.Node) -> fx.Node:
 
 
 class _Cut:
-    """A graph of copied sites, with inputs for what others compute."""
+    """A graph of copied sites, each with inputs of its own for what others compute."""
 
     def __init__(self) -> None:
         self.graph = fx.Graph()
-        self.inputs: dict[fx.Node, fx.Node] = {}
+        self.inputs: list[fx.Node] = []
 
     def copied(self, result: fx.Node, site: str) -> fx.Node:
         copies: dict[fx.Node, fx.Node] = {}
@@ -81,9 +82,8 @@ class _Cut:
         return copy(result)
 
     def _given(self, node: fx.Node) -> fx.Node:
-        if node not in self.inputs:
-            self.inputs[node] = self.graph.placeholder(f"given_{len(self.inputs)}")
-        return self.inputs[node]
+        self.inputs.append(node)
+        return self.graph.placeholder(f"given_{len(self.inputs)}")
 
 
 def _belongs(node: fx.Node, site: str) -> bool:
@@ -97,7 +97,7 @@ def _belongs(node: fx.Node, site: str) -> bool:
 
 
 class _Recorder(fx.Interpreter):
-    """Keeps what some nodes give."""
+    """Keeps what some nodes give, before others write to it."""
 
     def __init__(self, program: fx.GraphModule, wanted: Collection[fx.Node]) -> None:
         super().__init__(program)
@@ -107,5 +107,5 @@ class _Recorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         if n in self.wanted:
-            self.values[n] = result
+            self.values[n] = cloned(result)
         return result

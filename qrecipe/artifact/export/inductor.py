@@ -55,7 +55,7 @@ def lower(converted: nn.Module, example_inputs: Any) -> nn.Module:
     check_compiler()
     inputs = Inputs.from_batch(example_inputs)
     program = Program.of(converted, inputs)
-    module = Lowered(Program.of(converted, of_several(inputs)).exported().module())
+    module = Lowered(for_compiler(converted, of_several(inputs)).module())
     module.lowering = audited(program, lambda: program.inputs.cloned().call(module))
     return module
 
@@ -72,6 +72,23 @@ class Lowered(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         with frozen():
             return self._compiled(*args, **kwargs)
+
+
+def for_compiler(converted: nn.Module, inputs: Inputs) -> Any:
+    """torch's exported program, in which its compiler finds the layers with integers.
+
+    It does not find them where something else, such as a residual sum, reads the same dequantized
+    tensor, and it joins equal operators. So those that no layer reads get another ``quant_min``,
+    which dequantizing does not compute with.
+    """
+    program = Program.of(converted, inputs)
+    layers = set(layers_of(program.graph_module))
+    for node in program.graph_module.graph.nodes:
+        if ".dequantize_per_tensor" in str(node.target) and layers.isdisjoint(node.users):
+            source, scale, zero_point, low, *rest = node.args
+            node.args = (source, scale, zero_point, low - 1, *rest)
+    program.graph_module.recompile()
+    return program.exported()
 
 
 @contextmanager
@@ -122,7 +139,8 @@ def _missing(layers: Sequence[fx.Node], kernels: Mapping[str, int]) -> Iterator[
                 "QR410",
                 f"torch's compiler left {counted(len(able) - made, kind)} of {len(able)} float: "
                 f"{shown_names(able)}",
-                hint="it has integer kernels for weights with a scale per channel alone",
+                hint="it has integer kernels for weights with a scale per channel, and none for "
+                "one row of up to 16 numbers",
             )
 
 

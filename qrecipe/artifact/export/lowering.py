@@ -74,9 +74,9 @@ def lowered_findings(program: Program, found: Any, compile: Compile) -> Iterator
         return
     sites = {site.name: site for site in program.plan.sites}
     wrong = [
-        computes_otherwise(sites[name], "the compiled kernel", reached, "the program")
-        for name, reached in _sites_apart(program, compile).items()
-        if not reached >= RIGHT_DB
+        computes_otherwise(sites[name], "the compiled kernel", alone, "the program")
+        for name, alone in _sites_apart(program, compile).items()
+        if not alone >= RIGHT_DB
     ]
     yield from wrong
     if not wrong and math.isnan(reached):

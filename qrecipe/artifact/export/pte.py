@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -16,12 +16,13 @@ from qrecipe._torch_ao import quiet
 from qrecipe.artifact.container import path_of, write
 from qrecipe.artifact.export.lowering import Lowering, layers_of, lowered_findings
 from qrecipe.artifact.export.program import Program
-from qrecipe.errors.findings import ArtifactError, Finding, QRecipeError
+from qrecipe.errors.findings import ArtifactError, AuditError, Finding, QRecipeError
 from qrecipe.errors.text import first_line, shown_names
 from qrecipe.errors.warn import settle
 from qrecipe.model.addresses import site_of
 from qrecipe.model.call import Inputs
 from qrecipe.model.exported import exported_as_it_is
+from qrecipe.model.normalize import free_name, stored
 from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.process.neutral import neutral
 from qrecipe.process.state import unheard
@@ -60,15 +61,44 @@ def write_pte(converted: nn.Module, path: str | os.PathLike[str], example_inputs
         message = f"the model is for {program.plan.backend}, whose integers XNNPACK does not have"
         hint = f'quantize it with backend = "{_BACKEND}"'
         raise ArtifactError(Finding("QR512", message, hint=hint))
+    _separate_biases(program.graph_module)
+    weights = {_weight_of(layer): site_of(layer) or "" for layer in layers_of(program.graph_module)}
     started = time.perf_counter()
     content, left = _content(program.exported_as_it_is())
     seconds = time.perf_counter() - started
-    settle(
-        _outside(left) or list(lowered_findings(program, _run(content, program.inputs), _compiled)),
-        (),
-    )
+    outside = [site for name, site in weights.items() if name in left]
+    if outside:
+        message = f"XNNPACK does not take {shown_names(outside)}"
+        hint = "leave what it has no kernel for float, by rules"
+        raise AuditError(Finding("QR410", message, hint=hint))
+    settle(lowered_findings(program, _run(content, program.inputs), _compiled), ())
     write(file, lambda stream: stream.write(content))
     return Lowering("XNNPACK", len(list(layers_of(program.graph_module))), (), seconds)
+
+
+def _weight_of(layer: fx.Node) -> str:
+    """The name of a layer's stored integers."""
+    _, dequantized = layer.all_input_nodes[:2]
+    return str(dequantized.all_input_nodes[0].target)
+
+
+def _separate_biases(graph_module: fx.GraphModule) -> None:
+    """Give each call of a layer its own bias, in place.
+
+    ExecuTorch rounds a bias once, to the scale that its first call needs, also for the others.
+    """
+    taken = set[str]()
+    for layer in layers_of(graph_module):
+        bias = layer.args[2] if len(layer.args) > 2 else None
+        if not isinstance(bias, fx.Node):
+            continue
+        if str(bias.target) in taken:
+            name = free_name(graph_module, f"{layer.name}_bias")
+            graph_module.register_buffer(name, stored(bias, graph_module).detach().clone())
+            with graph_module.graph.inserting_before(layer):
+                layer.replace_input_with(bias, graph_module.graph.get_attr(name))
+        taken.add(str(bias.target))
+    graph_module.recompile()
 
 
 def check_executorch() -> None:
@@ -92,37 +122,20 @@ _MODULES = (
 )
 
 
-def _content(exported: Any) -> tuple[bytes, list[str]]:
-    """A file, and the layers that XNNPACK did not take."""
+def _content(exported: Any) -> tuple[bytes, set[str]]:
+    """A file, and the names of the tensors that XNNPACK did not take."""
     exir, xnnpack, _ = map(import_module, _MODULES)
     try:
         with unheard(), quiet(), held_back([("", Warning)]):
             edge = exir.to_edge_transform_and_lower(
                 exported, partitioner=[xnnpack.XnnpackPartitioner()]
             )
-            nodes = edge.exported_program().graph.nodes
-            left = [_name(node) for node in nodes if _is_layer(node)]
+            left = set(edge.exported_program().graph_signature.inputs_to_buffers.values())
             return bytes(edge.to_executorch().buffer), left
     except Exception as error:
         raise_lack_of_memory(error)
         message = f"ExecuTorch cannot take the program: {first_line(error)}"
         raise ArtifactError(Finding("QR512", message, hint="report the model")) from error
-
-
-def _is_layer(node: fx.Node) -> bool:
-    name = getattr(node.target, "name", lambda: "")() if node.op == "call_function" else ""
-    return str(name).startswith(("aten::convolution", "aten::linear", "aten::addmm", "aten::mm"))
-
-
-def _name(node: fx.Node) -> str:
-    return site_of(node) or node.name
-
-
-def _outside(left: Sequence[str]) -> list[Finding]:
-    if not left:
-        return []
-    message = f"XNNPACK does not take these layers: {shown_names(left)}"
-    return [Finding("QR410", message, hint="leave them float by rules")]
 
 
 def _run(content: bytes, inputs: Inputs) -> list[Tensor]:
