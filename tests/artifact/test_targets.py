@@ -12,6 +12,7 @@ import pytest
 import torch
 from export_recipes import EXECUTORCH
 from nets import NETS
+from places import ROOT
 from plans import net_of, recipe
 from torch import nn
 
@@ -120,6 +121,10 @@ def test_what_computes_otherwise_is_named_and_what_only_rounds_is_not(converted)
     assert "layer1.0:add" in finding.message
     (finding,) = lowered_findings(program, output * float("nan"), right)
     assert finding.code == "QR412"
+
+
+def test_the_page_has_the_line_that_installs_executorch():
+    assert f"    {pte.INSTALL}\n" in (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
 
 
 def test_what_is_missing_is_said_before_any_work(converted, monkeypatch, tmp_path):

@@ -51,6 +51,17 @@ def test_onnx_is_written_from_a_recipe_by_any_executor_and_from_a_stored_program
         assert f"written to {name}" in made.stdout
 
 
+@pytest.mark.slow
+def test_what_a_compiler_made_is_said(stored):
+    named = ("--model", "model.py:factory", "--to", "aoti", "--out", "net.pt2")
+    made = run("export", stored, *named)
+    assert made.exit_code == 0, made.stderr
+    assert "Inductor made 2 integer kernels of the layers with weights in " in made.stdout
+    made = run("export", stored, *named, "--force", "--json")
+    lowering = json.loads(made.stdout)["lowering"]
+    assert (lowering["layers"], lowering["without_kernel"]) == (2, [])
+
+
 def test_a_file_that_exists_is_kept_unless_it_is_forced(folder):
     (folder / "net.pt2").write_text("mine")
     result = run("export", "good.toml", *NAMED, "--to", "pt2", "--out", "net.pt2")
