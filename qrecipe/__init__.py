@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 from qrecipe._version import __version__
 
 if TYPE_CHECKING:
+    from qrecipe.artifact.export.aoti import export_aoti as export_aoti
+    from qrecipe.artifact.export.inductor import lower as lower
+    from qrecipe.artifact.export.onnx import export_onnx as export_onnx
+    from qrecipe.artifact.export.pt2 import export_pt2 as export_pt2
+    from qrecipe.artifact.export.pte import export_pte as export_pte
     from qrecipe.artifact.loading import load_quantized as load_quantized
-    from qrecipe.artifact.onnx import export_onnx as export_onnx
-    from qrecipe.artifact.pt2 import export_pt2 as export_pt2
     from qrecipe.artifact.saving import save_quantized as save_quantized
     from qrecipe.audit.sqnr import Fidelity as Fidelity
     from qrecipe.authoring.fastest.fastest import fastest as fastest
@@ -100,9 +103,12 @@ if TYPE_CHECKING:
     from qrecipe.terminal.progress import Progress as Progress
 
 _NAMES = {
+    "artifact.export.aoti": "export_aoti",
+    "artifact.export.inductor": "lower",
+    "artifact.export.onnx": "export_onnx",
+    "artifact.export.pt2": "export_pt2",
+    "artifact.export.pte": "export_pte",
     "artifact.loading": "load_quantized",
-    "artifact.onnx": "export_onnx",
-    "artifact.pt2": "export_pt2",
     "artifact.saving": "save_quantized",
     "audit.sqnr": "Fidelity",
     "authoring.fastest.fastest": "fastest",

@@ -14,6 +14,7 @@ from qrecipe._version import __version__
 from qrecipe.cli.check import check
 from qrecipe.cli.diff import diff
 from qrecipe.cli.drift import drift
+from qrecipe.cli.export import export
 from qrecipe.cli.fastest import fastest
 from qrecipe.cli.inspect import inspect
 from qrecipe.cli.listing import list_names, schema
@@ -60,6 +61,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "plan": plan,
     "explain": explain,
     "quantize": quantize,
+    "export": export,
     "inspect": inspect,
     "list": list_names,
     "compare": compare,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from json import loads
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -36,13 +36,7 @@ def drift(
             "clipping.",
         ),
     ] = 0.05,
-    constants: Annotated[
-        str,
-        typer.Option(
-            metavar="JSON",
-            help='Arguments of forward that the model was quantized with, such as {"times": 3}.',
-        ),
-    ] = "{}",
+    constants: options.Constants = "{}",
     html: options.Html = None,
     plot: options.Plot = None,
     threads: options.Threads = None,
@@ -66,7 +60,7 @@ def drift(
         from qrecipe.measure.pages.reports import drift_page
 
         get_ready(threads, plot, html)
-        given = _table(constants)
+        given = options.table(constants)
         with user_code(plugin) as code, user_output():
             batches = code.function(data, "--data")
             converted = qrecipe.load_quantized(
@@ -88,10 +82,3 @@ def drift(
             save_page(drift_page(report, origin, threshold, max_clipped=max_clipped), html)
     if drifted:
         raise typer.Exit(FOUND_SOMETHING)
-
-
-def _table(text: str) -> dict[str, Any]:
-    try:
-        return dict(loads(text).items())
-    except (ValueError, AttributeError):
-        raise typer.BadParameter("it is not a JSON object", param_hint="--constants") from None

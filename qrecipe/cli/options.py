@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from json import loads
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -46,6 +47,21 @@ Data = Annotated[
         show_default=False,
     ),
 ]
+Batches = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="FILE.py:NAME",
+        help="A function that returns an iterable of calibration batches.",
+    ),
+]
+Constants = Annotated[
+    str,
+    typer.Option(
+        metavar="JSON",
+        help='Arguments of forward that the model was quantized with, such as {"times": 3}.',
+    ),
+]
 Plot = Annotated[
     str | None,
     typer.Option("--plot", metavar="FILE", help="Write a plot: .png, .svg or .pdf."),
@@ -86,3 +102,11 @@ Executor = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Treat warnings as errors.")]
+
+
+def table(constants: str) -> dict[str, Any]:
+    """The table that ``--constants`` gives as JSON."""
+    try:
+        return dict(loads(constants).items())
+    except (ValueError, AttributeError):
+        raise typer.BadParameter("it is not a JSON object", param_hint="--constants") from None

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from json import loads
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -13,28 +12,13 @@ from qrecipe.cli import options
 from qrecipe.cli.distinct import check_distinct, files_of
 from qrecipe.cli.output import fail_on, out, out_json, reported
 from qrecipe.cli.user_code import user_code, user_output
-from qrecipe.errors.findings import QRecipeWarning
 from qrecipe.terminal.progress import activity
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from qrecipe.cli.model_argument import Subject
-    from qrecipe.pipeline import CompiledRecipe
-    from qrecipe.planning.target_cpu import TargetCpu
-    from qrecipe.recipe.recipe import Recipe
 
 
 def quantize(
     recipe: options.Recipe,
     model: options.Model,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE.py:NAME",
-            help="A function that returns an iterable of calibration batches.",
-        ),
-    ] = None,
+    data: options.Batches = None,
     evaluate: Annotated[
         str | None,
         typer.Option(
@@ -65,30 +49,24 @@ def quantize(
     """
     with reported(as_json=json, strict=strict):
         check_distinct({"--out": output}, files_of(recipe))
-        from qrecipe.cli.model_argument import get_ready, load_subject, required_inputs
+        from qrecipe.cli.calibrating import compiled_for, prepared_on, subject_and_batches
+        from qrecipe.cli.model_argument import get_ready
         from qrecipe.cli.quantize_result import measure, result_json, result_text
-        from qrecipe.execution.batches import peek
         from qrecipe.planning.asked import executed_by
 
         get_ready(threads)
         with user_code(plugin) as code:
             with user_output():
                 loaded = executed_by(qrecipe.load_recipe(recipe), executor)
-                make_batches = None if data is None else code.function(data, "--data")
                 accuracy = None if evaluate is None else code.function(evaluate, "--evaluate")
-                subject = load_subject(code, model, input)
-                batches: Iterable[Any] | None = None
-                if make_batches is None:
-                    first = required_inputs(subject, model)
-                else:
-                    first, batches = peek(make_batches())
-                compiled = _compiled(subject, loaded, first, target_cpu)
+                subject, first, batches = subject_and_batches(code, model, data, input)
+                compiled = compiled_for(subject, loaded, first, target_cpu)
             if not json:
                 out(f"{compiled.plan}\n")
             if strict:
                 fail_on(compiled.plan.warnings)
             with user_output():
-                prepared = _prepared(compiled, batches)
+                prepared = prepared_on(compiled, batches)
                 with activity("converting"):
                     converted = compiled.convert(prepared)
                 if output is not None:
@@ -99,31 +77,3 @@ def quantize(
             out_json({"plan": loads(compiled.plan.to_json()), **result_json(result)})
         else:
             out(result_text(result))
-
-
-def _compiled(
-    subject: Subject, recipe: Recipe, first: Any, target_cpu: TargetCpu
-) -> CompiledRecipe:
-    from qrecipe.execution.batches import inputs_of_batch
-    from qrecipe.model.call import Inputs
-    from qrecipe.pipeline import compile_decided
-
-    if subject.example_inputs is not None:
-        inputs = Inputs.from_batch(subject.example_inputs)
-        return compile_decided(subject.model, recipe, inputs, target_cpu)
-    with inputs_of_batch(subject.model, first, None) as inputs:
-        return compile_decided(subject.model, recipe, inputs, target_cpu)
-
-
-def _prepared(compiled: CompiledRecipe, batches: Iterable[Any] | None) -> nn.Module:
-    """The prepared model, calibrated if there are batches."""
-    from qrecipe.process.warnings import held_back
-
-    prepared = compiled._prepared()  # it shares the model's tensors: nobody trains it
-    if batches is not None:
-        with held_back([("QR234", QRecipeWarning)]):  # the result shows it
-            qrecipe.calibrate(prepared, batches)
-    elif any(site.mode == "static" for site in compiled.plan.sites):
-        text = "this recipe has static rules: pass a function that returns calibration batches"
-        raise typer.BadParameter(text, param_hint="--data")
-    return prepared

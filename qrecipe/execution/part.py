@@ -42,7 +42,7 @@ class Exportable:
     """A conversion that consists of plain functions, and a run of it on the example inputs.
 
     ``inputs`` are what its placeholders take, ``output`` is what it gives, and ``float_output``
-    what the prepared model gives.
+    what the prepared model gives, or None where there is none.
     """
 
     graph_module: fx.GraphModule

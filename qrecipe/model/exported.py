@@ -67,11 +67,19 @@ def exported_part(
 def exported(root: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """torch's exported program, in which the first size of each tensor input is free."""
     given = signature_of(root).bind(*args, **kwargs).arguments
-    shapes = pytree.tree_map(_free_first_size, dict(given))
+    return _exported(root, args, kwargs, pytree.tree_map(_free_first_size, dict(given)))
+
+
+def exported_as_it_is(root: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """torch's exported program for inputs of these sizes alone."""
+    return _exported(root, args, kwargs, None)
+
+
+def _exported(root: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], shapes: Any) -> Any:
+    names = signature_of(root).bind(*args, **kwargs).arguments
+    ordered = {name: kwargs[name] for name in names if name in kwargs}  # torch mixes up others
     with unheard(), held_back([("", Warning)]), torch.no_grad():
-        return torch.export.export(
-            root, tuple(args), dict(kwargs), strict=False, dynamic_shapes=shapes
-        )
+        return torch.export.export(root, tuple(args), ordered, strict=False, dynamic_shapes=shapes)
 
 
 def of_several(inputs: Inputs) -> Inputs:

@@ -16,8 +16,8 @@ from torch import nn
 
 import qrecipe
 from qrecipe._torch_fx import ReferenceQuantizedModule
-from qrecipe.artifact import onnx as export
-from qrecipe.artifact import onnx_check
+from qrecipe.artifact.export import onnx as export
+from qrecipe.artifact.export import onnx_check
 from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.errors.findings import (
     ArtifactError,

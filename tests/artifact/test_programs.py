@@ -115,9 +115,12 @@ def test_a_file_of_torch_export_gives_the_same_bits(converted, pt2):
     assert {tensor.dtype for tensor in weights} == {torch.int8}
 
 
-def test_a_file_of_torch_export_is_little_larger_than_the_stored_model(tmp_path):
-    layers = [layer for _ in range(2) for layer in (nn.Linear(512, 512), nn.ReLU())]
-    model, x = nn.Sequential(*layers).eval(), torch.randn(64, 512)
+@pytest.mark.parametrize(
+    ("width", "depth"), [(512, 2), pytest.param(64, 12, marks=pytest.mark.slow)]
+)
+def test_a_file_of_torch_export_is_little_larger_than_the_stored_model(width, depth, tmp_path):
+    layers = [layer for _ in range(depth) for layer in (nn.Linear(width, width), nn.ReLU())]
+    model, x = nn.Sequential(*layers).eval(), torch.randn(64, width)
     converted = qrecipe.quantize(model, EXECUTED, [x] * 10)
     qrecipe.save_quantized(converted, tmp_path / "net.safetensors")
     qrecipe.export_pt2(converted, tmp_path / "net.pt2", x)

@@ -15,7 +15,7 @@ from training import qat_recipe
 
 import qrecipe
 from qrecipe.audit.sqnr import output_sqnr_db
-from qrecipe.errors.findings import ArtifactError, QRecipeWarning, TraceError, UnmatchedRuleError
+from qrecipe.errors.findings import QRecipeWarning, TraceError, UnmatchedRuleError
 
 MINMAX = "builtin:x86-static-minmax"
 
@@ -157,16 +157,13 @@ def calibrated(model, batches):
     return compiled, prepared
 
 
-def test_onnx_is_refused_and_what_else_is_there(batches, calibrated, tmp_path):
-    pytest.importorskip("onnxscript")
+def test_a_file_takes_the_keywords_of_the_example(batches, calibrated, tmp_path):
     compiled, prepared = calibrated
-    with pytest.raises(ArtifactError, match=r"QR512 ONNX is written from FX(?s:.)*export_pt2"):
-        qrecipe.export_onnx(compiled, prepared, tmp_path / "net.onnx")
-    converted, batch = compiled.convert(prepared), (batches[0], None, 2.0)
+    converted, batch = compiled.convert(prepared), {"x": batches[0], "scale": 2.0}
     qrecipe.export_pt2(converted, tmp_path / "net.pt2", batch)
     program = torch.export.load(tmp_path / "net.pt2").module()
     with torch.no_grad():
-        assert torch.equal(program(*batch)["y"], converted(*batch)["y"])
+        assert torch.equal(program(**batch)["y"], converted(**batch)["y"])
 
 
 def test_arguments_that_are_no_tensors_are_those_of_the_example(model, batches, calibrated):

@@ -10,11 +10,12 @@ from torch import fx, nn
 from qrecipe._torch_ao import quiet
 from qrecipe._torch_fx import attach_preserved_attrs_to_model
 from qrecipe.audit.sample import Sample
-from qrecipe.errors.findings import ArtifactError, ExecutionError, Finding
+from qrecipe.errors.findings import ExecutionError, Finding
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import settle, warn
 from qrecipe.execution.fake_quants import accompany_training, frozen_copy
 from qrecipe.execution.part import Exportable, Fault, Task
+from qrecipe.execution.plain_scales import with_plain_scales
 from qrecipe.execution.pt2e.adapters import with_weights_observed
 from qrecipe.execution.pt2e.annotation import PlanQuantizer, follow, forget_annotations
 from qrecipe.execution.pt2e.batch_norms import hide_batch_norms, show_batch_norms
@@ -26,7 +27,7 @@ from qrecipe.execution.pt2e.structure import structure_findings
 from qrecipe.execution.pt2e.torchao import convert_pt2e, prepare_pt2e
 from qrecipe.execution.pt2e.training import check_scales, hidden_drops, trainable, trained
 from qrecipe.model.addresses import SITE
-from qrecipe.model.call import Inputs
+from qrecipe.model.call import Inputs, bind
 from qrecipe.model.copies import own_value, runnable_copy, structural_copy
 from qrecipe.model.graph_sites import Part
 from qrecipe.model.rewrite_proof import check_unchanged, prove_exported, prove_folded
@@ -99,8 +100,12 @@ class ProgramPart:
         return None
 
     def exportable(self, prepared: nn.Module) -> Exportable:
-        hint = 'use export_pt2, or executor = "fx" if it can trace the model'
-        raise ArtifactError(Finding("QR512", "ONNX is written from FX graphs alone", hint=hint))
+        converted = self.convert(prepared, None, self.task.recipe.lint)
+        inputs, probe = self.source.inputs, runnable_copy(prepared)
+        args = bind(converted, converted, inputs)
+        with torch.no_grad():
+            output, as_float = inputs.cloned().call(converted), inputs.cloned().call(probe)
+        return Exportable(with_plain_scales(converted), args, output, as_float)
 
 
 def _run(prepared: fx.GraphModule, inputs: Inputs) -> Sample:

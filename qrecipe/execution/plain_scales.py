@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import fx
 
+from qrecipe.model.copies import runnable_copy
 from qrecipe.model.normalize import stored
 
 _WITH_TENSORS = (
@@ -22,3 +23,12 @@ def spell_out(graph_module: fx.GraphModule, node: fx.Node) -> None:
         node.target = operator.overloadpacket.default
         numbers = float(stored(scale, graph_module)), int(stored(zero_point, graph_module))
         node.args = (source, *numbers, *rest)
+
+
+def with_plain_scales(converted: fx.GraphModule) -> fx.GraphModule:
+    """A copy of a converted program without the tensors of its scales."""
+    made = runnable_copy(converted)
+    for node in made.graph.nodes:
+        spell_out(made, node)
+    made.graph.eliminate_dead_code()
+    return fx.GraphModule(made, made.graph)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,11 +17,12 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from qrecipe.artifact.container import path_of, write
-from qrecipe.artifact.onnx_check import file_findings
-from qrecipe.artifact.plain_scales import spell_out
+from qrecipe.artifact.export.onnx_check import file_findings
 from qrecipe.errors.findings import CODES, ArtifactError, QRecipeError, error_from
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
+from qrecipe.execution.part import Exportable
+from qrecipe.execution.plain_scales import spell_out
 from qrecipe.model.nested import Packing, parts_of
 from qrecipe.model.normalize import stored
 from qrecipe.model.tracer import OTHER_SHAPES
@@ -56,18 +58,33 @@ def export_onnx(
         CalibrationError: ``prepared`` was not prepared by ``compiled``, or never calibrated.
         QRecipeError: the packages of the extra ``onnx`` are missing (QR602).
     """
+    check_onnx()
+    path_of(path, "export_onnx")
+    write_onnx(exportable(compiled, prepared), path, dynamic_shapes, compiled.recipe.lint.ignore)
+
+
+def check_onnx() -> None:
+    """Raises ``QRecipeError`` (QR602) if a package of the extra ``onnx`` is missing."""
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         text = f"export to ONNX needs {', '.join(missing)}: pip install 'qrecipe[onnx]'"
         raise QRecipeError.of("QR602", text)
+
+
+def write_onnx(
+    found: Exportable,
+    path: str | os.PathLike[str],
+    dynamic_shapes: Any = None,
+    ignore: Sequence[str] = (),
+) -> None:
+    """Export and compare what an executor made for exporters; errors as for `export_onnx`."""
     file = path_of(path, "export_onnx")
-    found = exportable(compiled, prepared)
     inputs = _take_tensors(found.graph_module, found.inputs)
     content = _content(found.graph_module, inputs, dynamic_shapes)
     for finding in file_findings(content, inputs, found.output, found.float_output):
         if CODES[finding.code].error is not None:
             raise error_from([finding])
-        warn(finding, compiled.recipe.lint.ignore)
+        warn(finding, ignore)
     write(file, lambda stream: stream.write(content))
 
 

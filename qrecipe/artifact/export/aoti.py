@@ -1,0 +1,55 @@
+"""A converted program -> a package of AOTInductor, compiled for this kind of CPU."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import nn
+
+from qrecipe.artifact.container import path_of, write
+from qrecipe.artifact.export.inductor import audited, check_compiler, for_compiler, frozen
+from qrecipe.artifact.export.lowering import Lowering
+from qrecipe.artifact.export.program import Program
+from qrecipe.model.call import Inputs
+from qrecipe.model.exported import of_several
+from qrecipe.process.neutral import neutral
+
+
+@neutral
+def export_aoti(converted: nn.Module, path: str | os.PathLike[str], example_inputs: Any) -> None:
+    """Compile a model that PT2E converted ahead of time, into a package of AOTInductor.
+
+    ``torch._inductor.aoti_load_package`` loads it, without torchao and qrecipe, if its name ends
+    with ``.pt2``; it runs on CPUs with the instructions of this one. ``example_inputs`` are as for
+    `qrecipe.plan`; the first dimension of each input is free in the package, other sizes are
+    theirs. The package is loaded and compared with the model before it is written. Needs a C++
+    compiler; for some models it takes minutes.
+
+    Raises what `lower` raises, and ``ArtifactError`` (QR502) if the file cannot be written.
+    """
+    write_aoti(converted, path, example_inputs)
+
+
+def write_aoti(converted: nn.Module, path: str | os.PathLike[str], example_inputs: Any) -> Lowering:
+    """As `export_aoti`."""
+    check_compiler()
+    file = path_of(path, "export_aoti")
+    inputs = of_several(Inputs.from_batch(example_inputs))
+    program, exported = Program.of(converted, inputs), for_compiler(converted, inputs)
+    with TemporaryDirectory() as folder:
+        made = Path(folder) / "model.pt2"
+
+        def compile_and_run() -> Any:
+            with frozen():
+                torch._inductor.aoti_compile_and_package(exported, package_path=str(made))
+                loaded = torch._inductor.aoti_load_package(str(made))
+                given = program.inputs.cloned()
+                return loaded(*given.args, **given.kwargs)
+
+        lowering = audited(program, compile_and_run)
+        write(file, lambda stream: stream.write(made.read_bytes()))
+    return lowering

@@ -1,0 +1,111 @@
+"""The sites of a program side by side, each reading what it reads in the program."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from qrecipe.model.addresses import is_conversion, site_of
+from qrecipe.model.call import Inputs, bind
+from qrecipe.model.nested import cloned
+
+
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """A graph with a result for each site, arguments for it, and what the program has there."""
+
+    graph_module: fx.GraphModule
+    args: tuple[Any, ...]
+    sites: tuple[str, ...]
+    expected: tuple[Tensor, ...]
+
+
+def apart(program: fx.GraphModule, inputs: Inputs) -> Apart:
+    """The sites that give a floating-point tensor."""
+    results = _results(program)
+    cut = _Cut()
+    outputs = tuple(cut.copied(node, name) for name, node in results.items())
+    cut.graph.output(outputs)
+    recorder = _Recorder(program, {*cut.inputs, *results.values()})
+    with torch.no_grad():
+        recorder.run(*bind(program, program, inputs.cloned()))
+    return Apart(
+        fx.GraphModule(program, cut.graph),
+        tuple(cloned(recorder.values[node]) for node in cut.inputs),
+        tuple(results),
+        tuple(recorder.values[node] for node in results.values()),
+    )
+
+
+def _results(program: fx.GraphModule) -> dict[str, fx.Node]:
+    """The last operator of each site, or the same rounded where its reader gets it rounded."""
+    found: dict[str, fx.Node] = {}
+    for node in program.graph.nodes:
+        name = site_of(node)
+        is_operator = node.op == "call_function" and not is_conversion(node)
+        if name is not None and is_operator and _is_float(node.meta.get("val")):
+            found[name] = node
+    return {name: _rounded(node) for name, node in found.items()}
+
+
+def _is_float(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _rounded(node: fx.Node) -> fx.Node:
+    users = list(node.users)
+    if len(users) != 1 or not is_conversion(users[0]):
+        return node
+    return next(iter(users[0].users), node)
+
+
+class _Cut:
+    """A graph of copied sites, each with inputs of its own for what others compute."""
+
+    def __init__(self) -> None:
+        self.graph = fx.Graph()
+        self.inputs: list[fx.Node] = []
+
+    def copied(self, result: fx.Node, site: str) -> fx.Node:
+        copies: dict[fx.Node, fx.Node] = {}
+
+        def copy(node: fx.Node) -> fx.Node:
+            if node not in copies:
+                is_copied = _belongs(node, site)
+                copies[node] = self.graph.node_copy(node, copy) if is_copied else self._given(node)
+            return copies[node]
+
+        return copy(result)
+
+    def _given(self, node: fx.Node) -> fx.Node:
+        self.inputs.append(node)
+        return self.graph.placeholder(f"given_{len(self.inputs)}")
+
+
+def _belongs(node: fx.Node, site: str) -> bool:
+    """Whether a node is a stored tensor, computes for the site, or rounds for it."""
+    if node.op == "get_attr":
+        return True
+    if not is_conversion(node):
+        return site_of(node) == site
+    source = node.all_input_nodes[0]  # of a dequantize: a quantize, or stored integers
+    return source.op == "get_attr" or is_conversion(source) or site_of(source) == site
+
+
+class _Recorder(fx.Interpreter):
+    """Keeps what some nodes give, before others write to it."""
+
+    def __init__(self, program: fx.GraphModule, wanted: Collection[fx.Node]) -> None:
+        super().__init__(program)
+        self.wanted = wanted
+        self.values: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n in self.wanted:
+            self.values[n] = cloned(result)
+        return result

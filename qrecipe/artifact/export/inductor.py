@@ -1,0 +1,148 @@
+"""Programs compiled by torch's Inductor, whose kernels compute in integers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._dynamo.utils import counters
+from torch._inductor import config
+
+from qrecipe._torch_ao import quiet
+from qrecipe.artifact.export.lowering import Lowering, layers_of, lowered_findings
+from qrecipe.artifact.export.program import Program
+from qrecipe.errors.findings import ExecutionError, Finding, QRecipeError
+from qrecipe.errors.text import counted, first_line, shown_names
+from qrecipe.errors.warn import settle
+from qrecipe.model.addresses import site_of
+from qrecipe.model.call import Inputs
+from qrecipe.model.exported import of_several
+from qrecipe.process.memory import raise_lack_of_memory
+from qrecipe.process.neutral import neutral
+from qrecipe.process.state import unheard
+from qrecipe.process.warnings import held_back
+
+_KERNELS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "qconv_weight_prepack_matcher_count": ("convolution", ("aten.conv1d.", "aten.conv2d.")),
+    "qlinear_weight_prepack_matcher_count": ("linear layer", ("aten.linear.",)),
+}
+"""torch's counter of what became an integer kernel, and the operators that can."""
+
+
+@neutral
+def lower(converted: nn.Module, example_inputs: Any) -> nn.Module:
+    """Compile a model that PT2E converted with ``torch.compile``, and audit its integer kernels.
+
+    ``example_inputs`` are as for `qrecipe.plan`. The result is called as the model is; it has no
+    gradients, and its weights are frozen. ``result.lowering`` says how many integer kernels there
+    are, and how long compiling took: for some models minutes. Other sizes are compiled when they
+    occur. Needs a C++ compiler.
+
+    Raises:
+        ArtifactError: the model was not converted by qrecipe (QR501) or not as a program (QR512).
+        AuditError: a convolution or linear layer stays float (QR410), or a compiled kernel computes
+            something else than the program (QR411, QR412), as kernels that saturate do.
+        ExecutionError: torch cannot compile the program (QR405).
+        QRecipeError: there is no C++ compiler (QR602).
+    """
+    check_compiler()
+    inputs = Inputs.from_batch(example_inputs)
+    program = Program.of(converted, inputs)
+    module = Lowered(for_compiler(converted, of_several(inputs)).module())
+    module.lowering = audited(program, lambda: program.inputs.cloned().call(module))
+    return module
+
+
+class Lowered(nn.Module):
+    """A program that is compiled for the sizes of its inputs when they first occur."""
+
+    lowering: Lowering
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._compiled = torch.compile(module)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with frozen():
+            return self._compiled(*args, **kwargs)
+
+
+def for_compiler(converted: nn.Module, inputs: Inputs) -> Any:
+    """torch's exported program, in which its compiler finds the layers with integers.
+
+    It does not find them where something else, such as a residual sum, reads the same dequantized
+    tensor, and it joins equal operators. So those that no layer reads get another ``quant_min``,
+    which dequantizing does not compute with.
+    """
+    program = Program.of(converted, inputs)
+    layers = set(layers_of(program.graph_module))
+    for node in program.graph_module.graph.nodes:
+        if ".dequantize_per_tensor" in str(node.target) and layers.isdisjoint(node.users):
+            source, scale, zero_point, low, *rest = node.args
+            node.args = (source, scale, zero_point, low - 1, *rest)
+    program.graph_module.recompile()
+    return program.exported()
+
+
+@contextmanager
+def frozen() -> Iterator[None]:
+    """Let torch's compiler take weights for constants, or it makes no integer kernels."""
+    with torch.no_grad(), config.patch(freezing=True):
+        yield
+
+
+def check_compiler() -> None:
+    """Raises ``QRecipeError`` (QR602) without a C++ compiler."""
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        text = f"torch's compiler needs a C++ compiler, and there is no {compiler}"
+        raise QRecipeError.of("QR602", text, hint="apt-get install g++, or set CXX to another one")
+
+
+def audited(program: Program, compile_and_run: Callable[[], Any]) -> Lowering:
+    """Compile a program, and compare its kernels with it.
+
+    Raises what `lower` raises.
+    """
+    started, before = time.perf_counter(), Counter(counters["inductor"])
+    try:
+        with unheard(), quiet(), held_back([("", Warning)]):
+            found = compile_and_run()
+    except Exception as error:
+        raise_lack_of_memory(error)
+        message = f"torch cannot compile the program: {first_line(error)}"
+        raise ExecutionError(Finding("QR405", message, hint="report the model")) from error
+    seconds = time.perf_counter() - started
+    kernels = Counter(counters["inductor"]) - before
+    layers = list(layers_of(program.graph_module))
+    missing = list(_missing(layers, kernels))
+    settle(missing or list(lowered_findings(program, found, _compiled)), ())
+    able = tuple(name for _, names in _KERNELS.values() for name in names)
+    left = [site_of(node) or "" for node in layers if not str(node.target).startswith(able)]
+    return Lowering("Inductor", len(layers) - len(left), tuple(left), seconds)
+
+
+def _missing(layers: Sequence[fx.Node], kernels: Mapping[str, int]) -> Iterator[Finding]:
+    """Layers that did not become integer kernels, by kind (QR410)."""
+    for counter, (kind, operators) in _KERNELS.items():
+        able = [site_of(node) or "" for node in layers if str(node.target).startswith(operators)]
+        made = kernels.get(counter, 0)
+        if made < len(able):
+            yield Finding(
+                "QR410",
+                f"torch's compiler left {counted(len(able) - made, kind)} of {len(able)} float: "
+                f"{shown_names(able)}",
+                hint="it has integer kernels for weights with a scale per channel, and none for "
+                "one row of up to 16 numbers",
+            )
+
+
+def _compiled(graph_module: fx.GraphModule, args: tuple[Any, ...]) -> Callable[..., Any]:
+    return Lowered(graph_module)

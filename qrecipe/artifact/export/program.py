@@ -1,0 +1,95 @@
+"""A converted program as torch's exporters and compilers know it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from qrecipe.errors.findings import ArtifactError, Finding
+from qrecipe.errors.text import first_line
+from qrecipe.execution.part import Exportable
+from qrecipe.execution.plain_scales import with_plain_scales
+from qrecipe.execution.provenance import converted_graphs, provenance, stored_plan
+from qrecipe.model.call import Inputs, bind, signature_of
+from qrecipe.model.exported import exported, exported_as_it_is
+from qrecipe.planning.plan import Plan
+from qrecipe.process.memory import raise_lack_of_memory
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A model that PT2E converted, its plan, and one call of it.
+
+    ``graph_module`` computes the same as the model, with scales as numbers in its code.
+    """
+
+    converted: nn.Module
+    graph_module: fx.GraphModule
+    plan: Plan
+    inputs: Inputs
+
+    @staticmethod
+    def of(converted: nn.Module, inputs: Inputs) -> Program:
+        """The program of a model.
+
+        Raises ``ArtifactError`` if qrecipe did not convert it (QR501), or not as a program (QR512).
+        """
+        graphs = converted_graphs(converted)
+        plan = stored_plan(provenance(converted))
+        if plan.executor != "pt2e" or "" not in graphs:
+            message = "only a whole model that PT2E converted is a program of torch.export"
+            hint = 'quantize it with executor = "pt2e", and without [fx] roots'
+            raise ArtifactError(Finding("QR512", message, hint=hint))
+        graph_module = with_plain_scales(graphs[""])
+        _leave_out_defaults(graph_module, inputs)
+        return Program(converted, graph_module, plan, inputs)
+
+    def output(self) -> Any:
+        """What the model gives for the inputs."""
+        with torch.no_grad():
+            return self.inputs.cloned().call(self.converted)
+
+    def exported(self) -> Any:
+        """torch's program, in which the first size of each input is free."""
+        return _exported(exported, self.graph_module, self.inputs)
+
+    def exported_as_it_is(self) -> Any:
+        """torch's program for inputs of these sizes alone."""
+        return _exported(exported_as_it_is, self.graph_module, self.inputs)
+
+    def exportable(self) -> Exportable:
+        """For exporters that know operators, and not programs; the float output is unknown."""
+        graph_module, inputs = self.graph_module, self.inputs
+        return Exportable(
+            graph_module, bind(graph_module, graph_module, inputs), self.output(), None
+        )
+
+
+def _leave_out_defaults(graph_module: fx.GraphModule, inputs: Inputs) -> None:
+    """Make defaults constants in place: torch.export mixes up keywords that skip a parameter."""
+    given = signature_of(graph_module).bind(*inputs.args, **inputs.kwargs).arguments
+    for node in graph_module.graph.find_nodes(op="placeholder"):
+        if str(node.target) not in given:
+            for user in list(node.users):
+                _give_default(user, node)
+            graph_module.graph.erase_node(node)
+    graph_module.recompile()
+
+
+def _give_default(user: fx.Node, placeholder: fx.Node) -> None:
+    def given(node: fx.Node) -> Any:
+        return placeholder.args[0] if node is placeholder else node
+
+    user.args, user.kwargs = fx.map_arg((user.args, user.kwargs), given)
+
+
+def _exported(export: Any, graph_module: fx.GraphModule, inputs: Inputs) -> Any:
+    try:
+        return export(graph_module, inputs.args, inputs.kwargs)
+    except Exception as error:
+        raise_lack_of_memory(error)
+        message = f"torch cannot export the program: {first_line(error)}"
+        raise ArtifactError(Finding("QR512", message, hint="report the model")) from error

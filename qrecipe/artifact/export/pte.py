@@ -1,0 +1,150 @@
+"""A converted program -> a ``.pte`` file of ExecuTorch, whose kernels are those of XNNPACK."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from qrecipe._torch_ao import quiet
+from qrecipe.artifact.container import path_of, write
+from qrecipe.artifact.export.lowering import Lowering, layers_of, lowered_findings
+from qrecipe.artifact.export.program import Program
+from qrecipe.errors.findings import ArtifactError, AuditError, Finding, QRecipeError
+from qrecipe.errors.text import first_line, shown_names
+from qrecipe.errors.warn import settle
+from qrecipe.model.addresses import site_of
+from qrecipe.model.call import Inputs
+from qrecipe.model.exported import exported_as_it_is
+from qrecipe.model.normalize import free_name, stored
+from qrecipe.process.memory import raise_lack_of_memory
+from qrecipe.process.neutral import neutral
+from qrecipe.process.state import unheard
+from qrecipe.process.warnings import held_back
+
+INSTALL = "pip install --no-deps executorch==1.5.1 flatbuffers ruamel.yaml tabulate"
+
+_BACKEND = "executorch"
+
+
+@neutral
+def export_pte(converted: nn.Module, path: str | os.PathLike[str], example_inputs: Any) -> None:
+    """Write a model that PT2E converted for the backend ``executorch`` as a file of ExecuTorch.
+
+    ``example_inputs`` are as for `qrecipe.plan`; inputs of the file have their sizes. Its operators
+    are those of XNNPACK, which computes in integers. The file takes and returns tensors: containers
+    are flattened in order. It is loaded in ExecuTorch's runtime and compared with the model before
+    it is written.
+
+    Raises:
+        ArtifactError: the model was not converted by qrecipe (QR501), or not as a program or for
+            another backend (QR512), or the file cannot be written (QR502).
+        AuditError: a layer stays outside of XNNPACK (QR410), or the file computes something else
+            (QR411, QR412).
+        QRecipeError: ExecuTorch is missing (QR602).
+    """
+    write_pte(converted, path, example_inputs)
+
+
+def write_pte(converted: nn.Module, path: str | os.PathLike[str], example_inputs: Any) -> Lowering:
+    """As `export_pte`."""
+    check_executorch()
+    file = path_of(path, "export_pte")
+    program = Program.of(converted, Inputs.from_batch(example_inputs))
+    if program.plan.backend != _BACKEND:
+        message = f"the model is for {program.plan.backend}, whose integers XNNPACK does not have"
+        hint = f'quantize it with backend = "{_BACKEND}"'
+        raise ArtifactError(Finding("QR512", message, hint=hint))
+    _separate_biases(program.graph_module)
+    weights = {_weight_of(layer): site_of(layer) or "" for layer in layers_of(program.graph_module)}
+    started = time.perf_counter()
+    content, left = _content(program.exported_as_it_is())
+    seconds = time.perf_counter() - started
+    outside = [site for name, site in weights.items() if name in left]
+    if outside:
+        message = f"XNNPACK does not take {shown_names(outside)}"
+        hint = "leave what it has no kernel for float, by rules"
+        raise AuditError(Finding("QR410", message, hint=hint))
+    settle(lowered_findings(program, _run(content, program.inputs), _compiled), ())
+    write(file, lambda stream: stream.write(content))
+    return Lowering("XNNPACK", len(list(layers_of(program.graph_module))), (), seconds)
+
+
+def _weight_of(layer: fx.Node) -> str:
+    """The name of a layer's stored integers."""
+    _, dequantized = layer.all_input_nodes[:2]
+    return str(dequantized.all_input_nodes[0].target)
+
+
+def _separate_biases(graph_module: fx.GraphModule) -> None:
+    """Give each call of a layer its own bias, in place.
+
+    ExecuTorch rounds a bias once, to the scale that its first call needs, also for the others.
+    """
+    taken = set[str]()
+    for layer in layers_of(graph_module):
+        bias = layer.args[2] if len(layer.args) > 2 else None
+        if not isinstance(bias, fx.Node):
+            continue
+        if str(bias.target) in taken:
+            name = free_name(graph_module, f"{layer.name}_bias")
+            graph_module.register_buffer(name, stored(bias, graph_module).detach().clone())
+            with graph_module.graph.inserting_before(layer):
+                layer.replace_input_with(bias, graph_module.graph.get_attr(name))
+        taken.add(str(bias.target))
+    graph_module.recompile()
+
+
+def check_executorch() -> None:
+    """Raises ``QRecipeError`` (QR602) if ExecuTorch, or what it imports, is missing."""
+    handlers = list(logging.root.handlers)
+    try:
+        with unheard(), quiet(), held_back([("", Warning)]):
+            for name in _MODULES:
+                import_module(name)
+    except ImportError as error:
+        text = f"export to .pte needs {error.name or 'executorch'}: {INSTALL}"
+        raise QRecipeError.of("QR602", text) from None
+    finally:
+        logging.root.handlers[:] = handlers  # it sets up the logging of the whole process
+
+
+_MODULES = (
+    "executorch.exir",
+    "executorch.backends.xnnpack.partition.xnnpack_partitioner",
+    "executorch.runtime",
+)
+
+
+def _content(exported: Any) -> tuple[bytes, set[str]]:
+    """A file, and the names of the tensors that XNNPACK did not take."""
+    exir, xnnpack, _ = map(import_module, _MODULES)
+    try:
+        with unheard(), quiet(), held_back([("", Warning)]):
+            edge = exir.to_edge_transform_and_lower(
+                exported, partitioner=[xnnpack.XnnpackPartitioner()]
+            )
+            left = set(edge.exported_program().graph_signature.inputs_to_buffers.values())
+            return bytes(edge.to_executorch().buffer), left
+    except Exception as error:
+        raise_lack_of_memory(error)
+        message = f"ExecuTorch cannot take the program: {first_line(error)}"
+        raise ArtifactError(Finding("QR512", message, hint="report the model")) from error
+
+
+def _run(content: bytes, inputs: Inputs) -> list[Tensor]:
+    runtime = import_module(_MODULES[2]).Runtime.get()
+    method = runtime.load_program(content).load_method("forward")
+    leaves = pytree.tree_leaves((inputs.args, dict(inputs.kwargs)))
+    return [each.clone() for each in method.execute(leaves)]
+
+
+def _compiled(graph_module: fx.GraphModule, args: tuple[Any, ...]) -> Callable[..., Any]:
+    content, _ = _content(exported_as_it_is(graph_module, args, {}))
+    return lambda *given: _run(content, Inputs(given))

@@ -1,0 +1,134 @@
+"""``qrecipe export``: a quantized model as a file for another runtime."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+import qrecipe
+from qrecipe.cli import options
+from qrecipe.cli.distinct import check_distinct, files_of
+from qrecipe.cli.output import fail_on, out, out_json, reported
+from qrecipe.cli.user_code import user_code, user_output
+from qrecipe.errors.findings import ArtifactError, Finding
+from qrecipe.errors.text import shown
+from qrecipe.files import check_replaceable_file, why_not
+from qrecipe.terminal.progress import activity
+
+if TYPE_CHECKING:
+    from qrecipe.artifact.export.lowering import Lowering
+    from qrecipe.artifact.export.targets import Source
+
+
+def export(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE|FILE",
+            help="A recipe, or a file from save_quantized.",
+            show_default=False,
+        ),
+    ],
+    to: Annotated[
+        Literal["onnx", "pt2", "pte", "aoti"],
+        typer.Option(
+            help="ONNX, torch.export, ExecuTorch, or a package that torch's compiler made.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[str, typer.Option("--out", metavar="FILE", show_default=False)],
+    model: options.Model,
+    data: options.Batches = None,
+    input: options.Input = None,
+    constants: options.Constants = "{}",
+    target_cpu: options.TargetCpu = "this",
+    executor: options.Executor = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    threads: options.Threads = None,
+    strict: options.Strict = False,
+    plugin: options.Plugin = None,
+    json: options.Json = False,
+) -> None:
+    """Quantize a model, or load a stored one, and export it.
+
+    The file is compared with the quantized model before it is written.
+
+    \b
+    Examples:
+      qrecipe export cnn.toml --model model.py:factory --data model.py:batches \\
+          --to onnx --out model.onnx
+      qrecipe export model.safetensors --model model.py:factory --to pt2 --out model.pt2
+    """
+    with reported(as_json=json, strict=strict):
+        is_stored = _is_stored(Path(source))
+        check_distinct({"--out": output}, [source] if is_stored else files_of(source))
+        _check_free(Path(output), force=force)
+        from qrecipe.artifact.export.targets import TARGETS, Calibrated, Stored
+        from qrecipe.cli.calibrating import compiled_for, prepared_on, subject_and_batches
+        from qrecipe.cli.model_argument import get_ready
+        from qrecipe.model.call import Inputs
+        from qrecipe.planning.asked import executed_by
+
+        target = TARGETS[to]
+        target.check()
+        get_ready(threads)
+        with user_code(plugin) as code:
+            made: Source
+            if is_stored:
+                with user_output():
+                    subject, first, _ = subject_and_batches(code, model, data, input)
+                    loaded = qrecipe.load_quantized(
+                        source, subject.model, constants=options.table(constants)
+                    )
+                    made = Stored(loaded, Inputs.from_batch(first))
+            else:
+                with user_output():
+                    recipe = qrecipe.load_recipe(source)
+                    asked = executor or recipe.executor or target.executor
+                    subject, first, batches = subject_and_batches(code, model, data, input)
+                    compiled = compiled_for(subject, executed_by(recipe, asked), first, target_cpu)
+                if not json:
+                    out(f"{compiled.plan}\n")
+                if strict:
+                    fail_on(compiled.plan.warnings)
+                with user_output():
+                    made = Calibrated(compiled, prepared_on(compiled, batches))
+            with user_output(), activity("exporting"):
+                lowering = target.write(made, Path(output))
+        _show(output, to, lowering, as_json=json)
+
+
+def _is_stored(path: Path) -> bool:
+    """Whether a file starts as safetensors do, and not as a text."""
+    try:
+        with path.open("rb") as stream:
+            return b"\0" in stream.read(8)
+    except (OSError, ValueError):
+        return False
+
+
+def _check_free(path: Path, *, force: bool) -> None:
+    """Raises ``ArtifactError`` (QR502) early if the file is in the way, or cannot be written."""
+    why, hint = "it exists", "name another file, or pass --force"
+    try:
+        check_replaceable_file(path)
+        if force or not os.path.lexists(path):
+            return
+    except (OSError, ValueError) as error:
+        why, hint = why_not(error), "name a file in an existing folder"
+    message = f"{shown(str(path))} cannot be written: {why}"
+    raise ArtifactError(Finding("QR502", message, hint=hint))
+
+
+def _show(output: str, to: str, lowering: Lowering | None, *, as_json: bool) -> None:
+    nbytes = os.path.getsize(output)
+    if as_json:
+        kernels = None if lowering is None else lowering.to_json()
+        out_json({"file": output, "to": to, "bytes": nbytes, "lowering": kernels})
+        return
+    if lowering is not None:
+        out(str(lowering))
+    out(f"written to {output}: {nbytes:,} bytes")

@@ -1,0 +1,96 @@
+"""``qrecipe export``."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from command_line import STATIC, run
+
+from qrecipe.artifact.export import pte
+
+NAMED = ("--model", "model.py:factory", "--data", "model.py:batches")
+
+
+@pytest.fixture
+def stored(folder):
+    pytest.importorskip("torchao")
+    result = run("quantize", STATIC, *NAMED, "--executor", "pt2e", "--out", "net.safetensors")
+    assert result.exit_code == 0, result.stderr
+    return "net.safetensors"
+
+
+def test_a_recipe_and_a_stored_model_give_the_same_program(stored):
+    made = run("export", STATIC, *NAMED, "--to", "pt2", "--out", "one.pt2")
+    assert made.exit_code == 0, made.stderr
+    assert "written to one.pt2: " in made.stdout
+    assert "executed by PT2E" in made.stdout
+    options = ("--model", "model.py:factory", "--to", "pt2", "--out", "other.pt2", "--json")
+    made = run("export", stored, *options)
+    assert made.exit_code == 0, made.stderr
+    document = json.loads(made.stdout)
+    assert (document["file"], document["to"], document["lowering"]) == ("other.pt2", "pt2", None)
+    x = torch.rand(3, 3, 8, 8)
+    with torch.no_grad():
+        one, other = (torch.export.load(name).module()(x) for name in ("one.pt2", "other.pt2"))
+    assert torch.equal(one, other)
+
+
+@pytest.mark.slow
+def test_onnx_is_written_from_a_recipe_by_any_executor_and_from_a_stored_program(stored):
+    pytest.importorskip("onnxscript")
+    sources = {
+        "fx.onnx": (STATIC, *NAMED),
+        "pt2e.onnx": (STATIC, *NAMED, "--executor", "pt2e"),
+        "stored.onnx": (stored, "--model", "model.py:factory"),
+    }
+    for name, source in sources.items():
+        made = run("export", *source, "--to", "onnx", "--out", name)
+        assert made.exit_code == 0, made.stderr
+        assert f"written to {name}" in made.stdout
+
+
+@pytest.mark.slow
+def test_what_a_compiler_made_is_said(stored):
+    named = ("--model", "model.py:factory", "--to", "aoti", "--out", "net.pt2")
+    made = run("export", stored, *named)
+    assert made.exit_code == 0, made.stderr
+    assert "Inductor made 2 integer kernels of the layers with weights in " in made.stdout
+    made = run("export", stored, *named, "--force", "--json")
+    lowering = json.loads(made.stdout)["lowering"]
+    assert (lowering["layers"], lowering["without_kernel"]) == (2, [])
+
+
+def test_a_file_that_exists_is_kept_unless_it_is_forced(folder):
+    (folder / "net.pt2").write_text("mine")
+    result = run("export", "good.toml", *NAMED, "--to", "pt2", "--out", "net.pt2")
+    assert result.exit_code == 1
+    assert 'QR502 "net.pt2" cannot be written: it exists' in result.stderr
+    assert "pass --force" in result.stderr
+    assert "drawing batches" not in result.stderr
+    assert (folder / "net.pt2").read_text() == "mine"
+    result = run("export", "good.toml", *NAMED, "--to", "pt2", "--out", "good.toml", "--force")
+    assert result.exit_code == 2
+    assert "it is read from there" in result.stderr
+    result = run("export", "good.toml", *NAMED, "--to", "pt2", "--out", "no/net.pt2")
+    assert "there is no such folder" in result.stderr
+
+
+def test_what_is_missing_is_said_before_anything_runs(folder, monkeypatch):
+    monkeypatch.setattr(pte, "_MODULES", ("executorch_of_nobody",))
+    result = run("export", "good.toml", *NAMED, "--to", "pte", "--out", "net.pte")
+    assert result.exit_code == 2
+    assert "QR602" in result.stderr
+    assert "pip install --no-deps executorch" in result.stderr
+    assert "loading" not in result.stderr
+
+
+def test_targets_that_need_a_program_refuse_another_executor(folder):
+    pytest.importorskip("torchao")
+    result = run(
+        "export", "good.toml", *NAMED, "--to", "pt2", "--out", "net.pt2", "--executor", "fx"
+    )
+    assert result.exit_code == 1
+    assert "QR512" in result.stderr
+    assert 'executor = "pt2e"' in result.stderr
