@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
-from math import prod
 from typing import Any
 
 from torch import Tensor, nn
@@ -37,7 +36,7 @@ def take_inventory(
     Raises ``PlanError``: the model does not accept the inputs (QR307), or it draws random numbers
     or writes to its parameters (QR306).
     """
-    called, rows = _called(model, inputs)
+    called, shapes = _called(model, inputs)
     stops = {path for path in called if _stops(path, model.get_submodule(path), table)}
     stops |= {path for path in ("", *called) if _takes_fast_path(path, model, called)}
     paths = [
@@ -47,7 +46,7 @@ def take_inventory(
         path for path in paths if called[path] and alteration(model.get_submodule(path)) is None
     ]
     busy = module_matches(model, [p for p in paths if p not in idle], backend_config)
-    matches = {path: replace(match, rows=rows.get(path)) for path, match in busy.items()}
+    matches = {path: replace(match, shape=shapes.get(path)) for path, match in busy.items()}
     members = [module_member(path, model.get_submodule(path)) for path in idle]
     structure = structure_of(model, matches, idle=members)
     unreached = _unreached(model, called, stops)
@@ -68,27 +67,27 @@ def module_matches(
     return matches
 
 
-def _called(model: nn.Module, inputs: Inputs) -> tuple[dict[str, bool], dict[str, int]]:
+def _called(model: nn.Module, inputs: Inputs) -> tuple[dict[str, bool], dict[str, tuple[int, ...]]]:
     """The canonical paths of the modules called in a run, in order, and which returned their input.
 
-    Also how many rows their first inputs had.
+    Also the shapes of their first inputs.
 
     Watched without hooks: torch's encoder layers take another path through the model with them.
     """
     probe = runnable_copy(model)
     called: dict[str, bool] = {}
-    rows: dict[str, int] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for path, module in probe.named_modules():
         if path:
-            vars(module)["forward"] = partial(_noted, called, rows, path, module.forward)
+            vars(module)["forward"] = partial(_noted, called, shapes, path, module.forward)
     with drawing_nothing():
         try_inputs(probe, inputs.cloned(), model)
-    return called, rows
+    return called, shapes
 
 
 def _noted(
     called: dict[str, bool],
-    rows: dict[str, int],
+    shapes: dict[str, tuple[int, ...]],
     path: str,
     forward: Callable[..., Any],
     *args: Any,
@@ -97,7 +96,7 @@ def _noted(
     called.setdefault(path, True)
     given = next(iter((*args, *kwargs.values())), None)
     if isinstance(given, Tensor):
-        rows.setdefault(path, prod(given.shape[:-1]))
+        shapes.setdefault(path, tuple(given.shape))
     before = version(given)
     result = forward(*args, **kwargs)
     called[path] &= is_same(result, given) and version(given) == before

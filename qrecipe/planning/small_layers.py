@@ -1,10 +1,11 @@
-"""Linear layers that are too small for int8 with ranges that are found in each call."""
+"""Linear and recurrent layers that are too small for int8 with ranges found in each call."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from math import prod
 
-from torch import nn
+from torch import Tensor, nn
 
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.planning.plan import Site
@@ -19,6 +20,9 @@ _ELEMENT = 55
 """What it costs to quantize a number of the input, or to dequantize one of the result."""
 
 
+_MULTIPLYING = (nn.Linear, nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
+
+
 def saved(rows: int, inputs: int, outputs: int) -> int:
     """What a dynamic linear layer saves in a call, in multiplications; it is slower if negative.
 
@@ -29,7 +33,7 @@ def saved(rows: int, inputs: int, outputs: int) -> int:
 
 
 def small_layers(sites: Sequence[Site], inventory: Inventory) -> list[Site]:
-    """The dynamic linear layers that are slower than in float, if they cost more than others save.
+    """The dynamic layers that are slower than in float, if they cost more than others save.
 
     None if there are static layers too: what those save is not known without measuring.
     """
@@ -38,11 +42,28 @@ def small_layers(sites: Sequence[Site], inventory: Inventory) -> list[Site]:
         match = inventory.matches[site.name]
         if site.mode == "static" and match.has_weights:
             return []
-        if _is_int8(site) and isinstance(match.module, nn.Linear) and match.rows:
-            found[site.name] = saved(match.rows, *reversed(match.module.weight.shape))
+        if _is_int8(site) and isinstance(match.module, _MULTIPLYING) and match.shape:
+            found[site.name] = sum(
+                calls * saved(rows, *reversed(weight.shape))
+                for calls, rows, weight in _products(match.module, match.shape)
+            )
     if sum(found.values()) >= 0:
         return []
     return [site for site in sites if found.get(site.name, 0) < 0]
+
+
+def _products(module: nn.Module, shape: Sequence[int]) -> Iterator[tuple[int, int, Tensor]]:
+    """How often each weight is multiplied with how many rows, for an input of this shape.
+
+    In a recurrent layer, that of the hidden state is in each step.
+    """
+    rows, steps = prod(shape[:-1]), 1
+    if isinstance(module, nn.RNNBase):
+        steps = shape[int(module.batch_first)] if len(shape) > 2 else rows
+    for name, weight in module.named_parameters():
+        if weight.dim() == 2:
+            calls = steps if name.startswith("weight_hh") else 1
+            yield calls, rows // calls, weight
 
 
 def _is_int8(site: Site) -> bool:
