@@ -12,10 +12,9 @@ from qrecipe._torch_ao import ObserverBase
 from qrecipe.audit.farthest_call import Call, Candidates, outside
 from qrecipe.audit.moving_averages import Average, Averages, Extremes, span
 from qrecipe.audit.ranges import static_observers
-from qrecipe.audit.rounding import Ranging, code_range, minmax, rounded_db, rounded_dbs
+from qrecipe.audit.rounding import code_range, minmax, rounded_db, rounded_dbs
 from qrecipe.audit.sample import JUDGEABLE_DB, Sample
 from qrecipe.errors.findings import Finding
-from qrecipe.process.memory import raise_lack_of_memory
 
 LEAST_GAIN_DB = 6.0
 """The least gain of "minmax" on one batch (about one bit) that is worth a warning."""
@@ -199,27 +198,15 @@ def _cost(
     as_calibrated = {observer: observer for _, observer in static_observers(part)}
     wide = {each: minmax(each, seen[each]) if each in seen else each for each in as_calibrated}
     few = farthest.sample.extremes()
-    if few is not None:
-        if _is_fine(part, as_calibrated, few):
-            return None
-        hinted = rounded_dbs(part, (as_calibrated, wide), few)
-        if hinted is not None and not _is_costly(hinted[0], hinted[1], _MARGIN_DB):
-            return None
+    hinted = None if few is None else rounded_dbs(part, (as_calibrated, wide), few)
+    if hinted is not None and not _is_costly(hinted[0], hinted[1], _MARGIN_DB):
+        return None
     reached = rounded_db(part, as_calibrated, farthest.sample)
     best = rounded_db(part, wide, farthest.sample) if reached < GOOD_DB else math.nan
     if not _is_costly(reached, best):
         return None
     at_first = rounded_db(part, as_calibrated, first)
     return Cost(farthest.batch, at_first, reached, (rounded_db(part, wide, first), best))
-
-
-def _is_fine(part: fx.GraphModule, ranging: Ranging, few: Sample) -> bool:
-    """Whether rounding leaves a few samples so close to float that the ranges cost nothing."""
-    try:
-        return rounded_db(part, ranging, few) >= GOOD_DB + _MARGIN_DB
-    except Exception as error:  # they may need the others
-        raise_lack_of_memory(error)
-        return False
 
 
 def _is_costly(reached: float, best: float, margin: float = 0.0) -> bool:

@@ -20,16 +20,22 @@ _ELEMENT = 55
 """What it costs to quantize a number of the input, or to dequantize one of the result."""
 
 
+_STEP = 3 << 18
+"""What a product in an LSTM costs: nothing else runs between its steps."""
+
+_GRU = 2 << 20
+"""What a GRU saves at least. In float each of its steps costs as much as in int8."""
+
 _MULTIPLYING = (nn.Linear, nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
 
 
-def saved(rows: int, inputs: int, outputs: int) -> int:
+def saved(rows: int, inputs: int, outputs: int, *, call: int = _CALL) -> int:
     """What a dynamic linear layer saves in a call, in multiplications; it is slower if negative.
 
     Measured for layers between others, with 64 to 1024 inputs and outputs and 1 to 520 rows, on
     CPUs with and without VNNI: docs/decisions/0046-small-layers.md.
     """
-    return inputs * outputs * (rows + _WEIGHT) - _ELEMENT * rows * (inputs + outputs) - _CALL
+    return inputs * outputs * (rows + _WEIGHT) - _ELEMENT * rows * (inputs + outputs) - call
 
 
 def small_layers(sites: Sequence[Site], inventory: Inventory) -> list[Site]:
@@ -43,13 +49,20 @@ def small_layers(sites: Sequence[Site], inventory: Inventory) -> list[Site]:
         if site.mode == "static" and match.has_weights:
             return []
         if _is_int8(site) and isinstance(match.module, _MULTIPLYING) and match.shape:
-            found[site.name] = sum(
-                calls * saved(rows, *reversed(weight.shape))
-                for calls, rows, weight in _products(match.module, match.shape)
-            )
+            found[site.name] = _saved_by(match.module, match.shape)
     if sum(found.values()) >= 0:
         return []
     return [site for site in sites if found.get(site.name, 0) < 0]
+
+
+def _saved_by(module: nn.Module, shape: Sequence[int]) -> int:
+    """What a layer saves for an input of this shape."""
+    call = _STEP if isinstance(module, nn.LSTM) else _CALL
+    total = sum(
+        calls * saved(rows, *reversed(weight.shape), call=call)
+        for calls, rows, weight in _products(module, shape)
+    )
+    return max(total, _GRU) if isinstance(module, nn.GRU) else total
 
 
 def _products(module: nn.Module, shape: Sequence[int]) -> Iterator[tuple[int, int, Tensor]]:

@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 from plans import net_of
+from shares import every
 from torch import nn
 
 import qrecipe
@@ -62,7 +63,6 @@ def test_a_small_layer_among_large_ones_does_not_matter():
 
 RECURRENT = {
     "an LSTM": lambda size: nn.LSTM(32, size, batch_first=True),
-    "a GRU": lambda size: nn.GRU(32, size, batch_first=True),
     "both ways": lambda size: nn.LSTM(32, size, 2, batch_first=True, bidirectional=True),
 }
 
@@ -80,6 +80,27 @@ def test_a_small_recurrent_layer_is_named_and_a_large_one_is_not(made):
     (warning,) = slower(qrecipe.plan(reading(RECURRENT[made](64), 64), DYNAMIC, x))
     assert "at 2 sites, layers that are small for the example's size: r, o" in warning.message
     assert not slower(qrecipe.plan(reading(RECURRENT[made](512), 512), DYNAMIC, x))
+
+
+def test_a_small_gru_is_as_fast_as_in_float_and_so_is_what_reads_it():
+    model = reading(nn.GRU(32, 64, batch_first=True), 64)
+    assert not slower(qrecipe.plan(model, DYNAMIC, torch.randn(2, 20, 32)))
+
+
+CELLS = {"LSTMCell": nn.LSTMCell, "GRUCell": nn.GRUCell, "RNNCell": nn.RNNCell}
+
+
+@pytest.mark.parametrize("kind", every(1, CELLS))
+def test_a_small_cell_is_named_and_a_large_one_is_not(kind):
+    def first(self, x):
+        state = self.cell(x)
+        return state[0] if kind == "LSTMCell" else state
+
+    for size, names in ((64, ["cell"]), (512, [])):
+        plan = qrecipe.plan(
+            net_of(first, cell=CELLS[kind](size, size)), DYNAMIC, torch.randn(8, size)
+        )
+        assert [each.message.rpartition(": ")[2] for each in slower(plan)] == names
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,8 @@ def quantized_weight(module: Any, weight: Tensor) -> Tensor:
 
 
 def _on_grid(weight: Tensor, module: Any) -> Tensor:
-    scale, zero_point = module.weight_scale, module.weight_zero_point
+    # a zero point in integers would be converted for each weight
+    scale, zero_point = module.weight_scale, module.weight_zero_point.to(weight.dtype)
     if module.weight_qscheme in (torch.per_channel_affine, torch.per_channel_symmetric):
         shape = [-1 if axis == module.weight_axis_int else 1 for axis in range(weight.dim())]
         scale, zero_point = scale.view(shape), zero_point.view(shape)
