@@ -93,7 +93,7 @@ def compare_time(pairs: int) -> None:
 
 
 STEPS = {
-    "trace": "qrecipe.model.graph_sites:trace_part",
+    "trace": "qrecipe.model.trace:trace",
     "check: the graph is the model": "qrecipe.model.graph_sites:record_values",
     "fuse": "qrecipe.model.graph_sites:fused_graph",
     "check: the fused graph is the model": "qrecipe.model.graph_sites:prove_fused",

@@ -61,6 +61,9 @@ batch that was not used for calibration; with random weights it says nothing abo
 model that is loaded for each batch size.
 **Seconds** are CPU time of suggest and quantize, calibration and audit included. Images have
 128 pixels, texts 32 tokens, and the models of transformers three layers of 128 features.
+
+How fast float, all int8, `suggest` and `fastest` are beside each other is in the
+[benchmarks](benchmarks.md).
 """
 
 BATCHES = 10

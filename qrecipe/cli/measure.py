@@ -104,7 +104,11 @@ def sensitivity(
     data: options.Data,
     method: Annotated[
         Literal["exact", "estimate"],
-        typer.Option(help="Run the rest of the model for each site, or estimate all in one pass."),
+        options.one_of(
+            "--method",
+            ("exact", "estimate"),
+            "Run the rest of the model for each site, or estimate all in one pass.",
+        ),
     ] = "exact",
     evaluate: Annotated[
         str | None,

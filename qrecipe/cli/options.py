@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from json import loads
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 
+from qrecipe.errors.spelling import nearest
 from qrecipe.recipe import schema
+
+
+def one_of(option: str, words: Sequence[str], help: str) -> Any:
+    """An option that takes one of these words, and names the nearest one for another."""
+    metavar = f"<{'|'.join(words)}>"
+    return typer.Option(option, metavar=metavar, parser=_reader(words), help=help)
+
+
+def _reader(words: Sequence[str]) -> Callable[[str], str]:
+    def read(word: str) -> str:
+        if word in words:
+            return word
+        text = f"{word!r} is not one of {', '.join(map(repr, words))}."
+        near = [f"Did you mean {each!r}?" for each in nearest(word, words)]
+        raise typer.BadParameter(" ".join([text, *near]))
+
+    return read
+
 
 Recipe = Annotated[
     str,
@@ -88,16 +108,18 @@ Plugin = Annotated[
 ]
 TargetCpu = Annotated[
     Literal["this", "vnni"],
-    typer.Option(
+    one_of(
         "--target-cpu",
-        help="Make the model for this CPU, or for x86 CPUs with VNNI even if this one has none.",
+        ("this", "vnni"),
+        "Make the model for this CPU, or for x86 CPUs with VNNI even if this one has none.",
     ),
 ]
 Executor = Annotated[
     schema.Executor | None,
-    typer.Option(
+    one_of(
         "--executor",
-        help="What carries the plan out, whatever the recipe says; default: chosen for the model.",
+        get_args(schema.Executor),
+        "What carries the plan out, whatever the recipe says; default: chosen for the model.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]

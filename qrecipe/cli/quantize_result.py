@@ -106,7 +106,7 @@ def result_text(result: Result) -> str:
             "latency",
             f"{latency.reference * 1000:.2f} ms",
             f"{latency.candidate * 1000:.2f} ms",
-            f"float/quantized = {latency.ratio:.2f}{_SLOWER if latency.is_slower else ''}",
+            f"float/quantized = {latency.speed.text}{_SLOWER if latency.speed.is_slower else ''}",
         ),
         ("output", "", "", sqnr_text(result.sqnr_db)),
     ]
@@ -116,7 +116,8 @@ def result_text(result: Result) -> str:
     note = (
         f"Latency and SQNR on the first batch ({result.inputs}); latency is the median of "
         f"{latency.runs} interleaved runs with {counted(latency.threads, 'thread')}. Float is the "
-        "eager model. Size counts parameters, buffers, and packed weights with their scales."
+        "eager model. A ratio from one number to another is within noise. Size counts parameters, "
+        "buffers, and packed weights with their scales."
     )
     width = min(shutil.get_terminal_size((100, 24)).columns, 100)
     notes = [note, *([] if result.calibration is None else [_calibrated(**result.calibration)])]
@@ -146,8 +147,9 @@ def result_json(result: Result) -> dict[str, Any]:
         "latency": {
             "float_seconds": latency.reference,
             "quantized_seconds": latency.candidate,
-            "ratio": latency.ratio,
-            "is_slower": latency.is_slower,
+            "ratio": latency.speed.median,
+            "quartiles": [latency.speed.low, latency.speed.high],
+            "is_slower": latency.speed.is_slower,
             "runs": latency.runs,
             "threads": latency.threads,
         },

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from qrecipe.measure.turns import Speed
 from qrecipe.model.call import Inputs
 
 _WARM_UP = 2
@@ -21,27 +22,21 @@ _MAX_RUNS = 50
 class Latency:
     """Median seconds of one call each, over ``runs`` interleaved runs.
 
-    ``is_slower`` tells that the candidate is slower beyond noise: three quarters of its runs took
-    longer than three quarters of the reference's.
+    ``speed`` is that of the candidate against the reference, run by run.
     """
 
     reference: float
     candidate: float
     runs: int
     threads: int
-    is_slower: bool
+    speed: Speed
 
     @classmethod
     def of(cls, reference: Sequence[float], candidate: Sequence[float]) -> Latency:
         """What runs of both took, with torch's current number of threads."""
-        ours, theirs = (statistics.quantiles(taken, n=4) for taken in (candidate, reference))
-        is_slower = ours[0] > theirs[2]
-        return cls(theirs[1], ours[1], len(reference), torch.get_num_threads(), is_slower)
-
-    @property
-    def ratio(self) -> float:
-        """How many times as fast the candidate is."""
-        return self.reference / self.candidate
+        theirs, ours = map(statistics.median, (reference, candidate))
+        speed = Speed.of(candidate, reference)
+        return cls(theirs, ours, len(reference), torch.get_num_threads(), speed)
 
 
 def compare_latency(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import copyreg
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -172,19 +173,54 @@ def _copied(model: _Model, memo: dict[int, Any]) -> _Model:
     Raises ``PlanError`` (QR306) if there is none.
     """
     shared = {value for value in memo.values() if isinstance(value, nn.Module)}
-    own = set(model.modules()).difference(*(module.modules() for module in shared))
+    inside = {each for module in shared for each in module.modules()}
+    own = [module for module in model.modules() if module not in inside]
     problem: Exception | str
     try:
-        copied = copy.deepcopy(model, {**empties(model.modules()), **memo})
+        copied = copy.deepcopy(model, _with_plain_modules(own, memo))
     except Exception as error:
         problem = error
     else:
-        if own.isdisjoint(copied.modules()):
+        if set(own).isdisjoint(copied.modules()):
             return copied
         problem = "its copy has the same modules"
     hint = "quantization works on a copy: make copy.deepcopy(model) work"
     cause = problem if isinstance(problem, Exception) else None
     raise unfit(f"the model cannot be copied: {problem}", hint) from cause
+
+
+def _with_plain_modules(own: Iterable[nn.Module], memo: Mapping[int, Any]) -> dict[int, Any]:
+    """A memo for deepcopy, with copies of those modules that it would copy like any object.
+
+    That takes it twice as long: most of what such a module has is empty, or a number.
+    """
+    modules = [module for module in own if _is_plain(module)]
+    found = {**empties(own), **memo}
+    found |= {id(module): object.__new__(type(module)) for module in modules}
+    for module in reversed(modules):  # those inside first: what copies itself may look at them
+        vars(found[id(module)]).update(
+            (name, value if type(value) in _ATOMS else copy.deepcopy(value, found))
+            for name, value in vars(module).items()
+        )
+    return found
+
+
+_ATOMS = frozenset((bool, int, float, str, type(None)))
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether deepcopy copies the attributes of a module, and does nothing else."""
+    kind = type(module)
+    return (
+        kind not in copyreg.dispatch_table
+        and not copyreg._slotnames(kind)  # type: ignore[attr-defined]
+        and not any(hasattr(module, name) for name in _COPYING)
+        and all(getattr(kind, name, None) is getattr(nn.Module, name, None) for name in _PICKLING)
+    )
+
+
+_COPYING = ("__deepcopy__", "__getnewargs__", "__getnewargs_ex__")
+_PICKLING = ("__new__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
 
 
 def empties(modules: Iterable[nn.Module]) -> dict[int, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from typing import Any
 
 from torch import fx, nn
@@ -22,7 +21,7 @@ from qrecipe.model.addresses import address, is_floating, is_plumbing, members_o
 from qrecipe.model.altered_modules import keep_apart
 from qrecipe.model.architecture import traced_part
 from qrecipe.model.caches import with_caches_filled
-from qrecipe.model.call import Inputs, batch_size
+from qrecipe.model.call import Inputs
 from qrecipe.model.class_names import base_names, class_names
 from qrecipe.model.graph_names import keep_state_names, outer
 from qrecipe.model.matching import (
@@ -65,8 +64,8 @@ class Match:
     """An operation in a fused graph: its nodes in order, and what its backend's kernels take.
 
     ``module`` is what the first node calls, the first one of a fused module, and None for a
-    function. ``whole`` says why it is a layer that holds layers and is not opened. ``rows`` is how
-    many vectors along the last dimension its first input has for the example, where that is known.
+    function. ``whole`` says why it is a layer that holds layers and is not opened. ``shape`` is
+    that of its first input for the example, where that is known.
     """
 
     operation: Operation
@@ -74,7 +73,7 @@ class Match:
     module: nn.Module | None
     kernels: tuple[DTypeConfig, ...]
     whole: str | None = None
-    rows: int | None = None
+    shape: tuple[int, ...] | None = None
 
     @property
     def has_weights(self) -> bool:
@@ -187,9 +186,9 @@ def _inventory(
             trained += frozen_in_training(graph_module, training.momenta)
         prove_fused(graph_module, model, path, example)
         parts.append(Part(path, graph_module, part_inputs, traced, example))
-        share = _share_of_few(part_inputs, example.inputs)
+        sizes = example.inputs.batch_size, part_inputs.batch_size
         for name, match in named_sites(graph_module, backend_config, phase).items():
-            matches[name] = replace(match, rows=_rows(match, share))
+            matches[name] = replace(match, shape=_shape(match, *sizes))
     if table.roots:
         prove_whole(model, {part.path: part.graph_module for part in parts}, inputs)
     return Inventory(
@@ -204,17 +203,17 @@ def _inventory(
     )
 
 
-def _share_of_few(inputs: Inputs, few: Inputs) -> float:
-    """How many samples there are for each one of a few."""
-    sizes = [batch_size((each.args, dict(each.kwargs))) for each in (inputs, few)]
-    return sizes[0] / sizes[1] if all(sizes) else 1.0  # type: ignore[operator]
-
-
-def _rows(match: Match, share: float) -> int | None:
+def _shape(match: Match, few: int | None, all_samples: int | None) -> tuple[int, ...] | None:
+    """The shape of a match's first input, with all samples instead of a few."""
     sources = match.nodes[0].all_input_nodes
     value = sources[0].meta.get("value") if sources else None
-    shape = None if value is None else value.shape
-    return round(share * prod(shape[:-1])) if shape else None
+    if value is None or not value.shape:
+        return None
+    sizes: list[int] = list(value.shape)
+    if few and all_samples and len(sizes) > 1:
+        batch = sizes.index(few) if few in sizes[:-1] else 0
+        sizes[batch] = sizes[batch] * all_samples // few
+    return tuple(sizes)
 
 
 def fused_graph(

@@ -1,76 +1,83 @@
 """What torch's quantized tensors do slowly or not at all, by what they do fast.
 
-Each function takes float tensors too.
+Each function takes float tensors too. TorchScript compiles all of them.
 """
 
 from __future__ import annotations
-
-from collections import Counter
-from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def padded(x: Tensor, widths: Sequence[int]) -> Tensor:
+def padded(x: Tensor, widths: list[int]) -> Tensor:
     """``F.pad`` with 0, which on quantized tensors fails for some layouts.
 
     It is some 3 times faster: filling a quantized tensor costs 15 times as much as copying to it.
     """
     if not x.is_quantized:
         return F.pad(x, widths)
-    sides = [(x.dim() - 1 - k // 2, *widths[k : k + 2]) for k in range(0, len(widths), 2)]
-    sizes, inner = list(x.shape), x
-    for dim, before, after in sides:
-        sizes[dim] += before + after
-    zero = torch.quantize_per_tensor(torch.zeros(()), x.q_scale(), x.q_zero_point(), x.dtype)
-    result = zero.expand(sizes).contiguous(memory_format=_layout(x))
-    target = result
-    for dim, before, after in sides:
-        target = _cropped(target, dim, before, after)
-        inner = _cropped(inner, dim, -before, -after)
+    sizes = list(x.shape)
+    for k in range(0, len(widths), 2):
+        sizes[-1 - k // 2] += widths[k] + widths[k + 1]
+    zero = torch.quantize_per_tensor(torch.zeros([]), x.q_scale(), x.q_zero_point(), x.dtype)
+    result = _laid_out(zero.expand(sizes), _is_channels_last(x))
+    target, inner = result, x
+    for k in range(0, len(widths), 2):
+        dim = x.dim() - 1 - k // 2
+        target = _cropped(target, dim, widths[k], widths[k + 1])
+        inner = _cropped(inner, dim, -widths[k], -widths[k + 1])
     target.copy_(inner)
     return result
 
 
-def rolled(x: Tensor, shifts: Any, dims: Any) -> Tensor:
-    """``torch.roll``, for which quantized tensors have no kernel; numbers or tuples of them.
+def rolled(x: Tensor, shifts: list[int], dims: list[int]) -> Tensor:
+    """``torch.roll``, for which quantized tensors have no kernel.
 
     Joining the parts with ``torch.cat`` goes through floats, and takes 2 to 18 times as long as
     copying each to its new place.
     """
     if not x.is_quantized:
-        return x.roll(shifts, dims)
-    shifts, dims = (v if isinstance(v, (tuple, list)) else (v,) for v in (shifts, dims))
-    total: Counter[int] = Counter()
-    for shift, dim in zip(shifts, dims, strict=True):
-        total[dim % x.dim()] += shift
+        return torch.roll(x, shifts, dims)
+    total = [0] * x.dim()
+    for k, dim in enumerate(dims):
+        total[dim] += shifts[k]
     result = torch.empty_like(x)
     parts = [(result, x)]
-    for dim, shift in total.items():
+    for dim, shift in enumerate(total):
         start = shift % max(x.shape[dim], 1)
-        parts = [
-            (_part(target, dim, *to), _part(source, dim, *of))
-            for target, source in parts
-            for to, of in (((0, start), (-start, None)), ((start, None), (0, -start or None)))
-            if start or to == (0, None)
-        ]
+        rest = x.shape[dim] - start
+        if start != 0:
+            halves: list[tuple[Tensor, Tensor]] = []
+            for target, source in parts:
+                halves.append((target.narrow(dim, 0, start), source.narrow(dim, rest, start)))
+                halves.append((target.narrow(dim, start, rest), source.narrow(dim, 0, rest)))
+            parts = halves
     for target, source in parts:
         target.copy_(source)
     return result
 
 
-def resampled(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def resampled(
+    x: Tensor,
+    size: list[int] | None = None,
+    scale_factor: list[float] | None = None,
+    mode: str = "bilinear",
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
+) -> Tensor:
     """``F.interpolate`` that averages, with the scale of its input.
 
     It is computed in float: torch's kernels for quantized tensors agree to a step, and take up to
     5 times as long as that and both conversions together.
     """
+    values = x.dequantize() if x.is_quantized else x
+    result = F.interpolate(
+        values, size, scale_factor, mode, align_corners, recompute_scale_factor, antialias
+    )
     if not x.is_quantized:
-        return F.interpolate(x, *args, **kwargs)
-    result = F.interpolate(x.dequantize(), *args, **kwargs)
+        return result
     return torch.quantize_per_tensor(result, x.q_scale(), x.q_zero_point(), x.dtype)
 
 
@@ -89,6 +96,11 @@ def laid_out_like(x: Tensor, y: Tensor) -> Tensor:
             return x
     is_last = _is_only_channels_last(x) or _is_only_channels_last(y)
     x = torch.broadcast_tensors(x, y)[0]  # type: ignore[no-untyped-call]
+    return _laid_out(x, is_last)
+
+
+def _laid_out(x: Tensor, is_last: bool) -> Tensor:
+    """``x`` contiguous, or in channels_last if it is an image or a volume and ``is_last``."""
     if is_last and x.dim() == 4:
         return x.contiguous(memory_format=torch.channels_last)
     if is_last and x.dim() == 5:
@@ -106,24 +118,15 @@ def _is_in_a_common_layout(x: Tensor) -> bool:
 
 
 def _is_only_channels_last(x: Tensor) -> bool:
-    is_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return _is_channels_last(x) and not x.is_contiguous()
+
+
+def _is_channels_last(x: Tensor) -> bool:
     if x.dim() == 5:
-        is_last = x.is_contiguous(memory_format=torch.channels_last_3d)
-    return is_last and not x.is_contiguous()
-
-
-def _part(x: Tensor, dim: int, start: int, end: int | None) -> Tensor:
-    size = x.shape[dim]
-    first, last, _ = slice(start, end).indices(size)
-    return x.narrow(dim, first, last - first)
+        return x.is_contiguous(memory_format=torch.channels_last_3d)
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _cropped(x: Tensor, dim: int, before: int, after: int) -> Tensor:
     start = max(before, 0)
     return x.narrow(dim, start, x.shape[dim] - start - max(after, 0))
-
-
-def _layout(x: Tensor) -> torch.memory_format:
-    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
-    is_last = last is not None and x.is_contiguous(memory_format=last)
-    return last if last is not None and is_last else torch.contiguous_format

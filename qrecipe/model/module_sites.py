@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from math import prod
 from typing import Any
 
 from torch import Tensor, nn
@@ -42,20 +41,19 @@ def take_inventory(
     Raises ``PlanError``: the model does not accept the inputs (QR307), or it draws random numbers
     or writes to its parameters (QR306).
     """
-    called, rows, wrapped = _called(model, inputs)
+    called = _called(model, inputs)
     stops = {path for path in called if _stops(path, model.get_submodule(path), table)}
     stops |= {path for path in ("", *called) if _takes_fast_path(path, model, called)}
     paths = [
         path for path in called if path in stops and not stops.intersection(enclosing(path)[1:])
     ]
     idle = [
-        path for path in paths if called[path] and alteration(model.get_submodule(path)) is None
+        path
+        for path in paths
+        if called[path].is_idle and alteration(model.get_submodule(path)) is None
     ]
     busy = module_matches(model, [p for p in paths if p not in idle], backend_config)
-    matches = {
-        path: replace(match, rows=rows.get(path), whole=_WRAPPED if path in wrapped else None)
-        for path, match in busy.items()
-    }
+    matches = {path: _as_called(match, called[path]) for path, match in busy.items()}
     members = [module_member(path, model.get_submodule(path)) for path in idle]
     structure = structure_of(model, matches, idle=members)
     unreached = _unreached(model, called, stops)
@@ -76,43 +74,45 @@ def module_matches(
     return matches
 
 
-def _called(model: nn.Module, inputs: Inputs) -> tuple[dict[str, bool], dict[str, int], set[str]]:
-    """The canonical paths of the modules called in a run, in order, and which returned their input.
+@dataclass(slots=True)
+class _Calls:
+    """What the calls of a module were; idle ones return their input, whose first shape is kept."""
 
-    Also how many rows their first inputs had, and which ones were called in a transform.
+    is_idle: bool = True
+    shape: tuple[int, ...] | None = None
+    is_wrapped: bool = False
+
+
+def _as_called(match: Match, calls: _Calls) -> Match:
+    return replace(match, shape=calls.shape, whole=_WRAPPED if calls.is_wrapped else None)
+
+
+def _called(model: nn.Module, inputs: Inputs) -> dict[str, _Calls]:
+    """The calls of a run by the canonical paths of the modules, in order.
 
     Watched without hooks: torch's encoder layers take another path through the model with them.
     """
     probe = runnable_copy(model)
-    called: dict[str, bool] = {}
-    rows: dict[str, int] = {}
-    wrapped: set[str] = set()
+    called: dict[str, _Calls] = {}
     for path, module in probe.named_modules():
         if path:
-            vars(module)["forward"] = partial(_noted, called, rows, wrapped, path, module.forward)
+            vars(module)["forward"] = partial(_noted, called, path, module.forward)
     with drawing_nothing():
         try_inputs(probe, inputs.cloned(), model)
-    return called, rows, wrapped
+    return called
 
 
 def _noted(
-    called: dict[str, bool],
-    rows: dict[str, int],
-    wrapped: set[str],
-    path: str,
-    forward: Callable[..., Any],
-    *args: Any,
-    **kwargs: Any,
+    called: dict[str, _Calls], path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> Any:
-    called.setdefault(path, True)
+    calls = called.setdefault(path, _Calls())
     given = next(iter((*args, *kwargs.values())), None)
-    if isinstance(given, Tensor):
-        rows.setdefault(path, prod(given.shape[:-1]))
-    if is_wrapped(given):
-        wrapped.add(path)
+    if isinstance(given, Tensor) and calls.shape is None:
+        calls.shape = tuple(given.shape)
+    calls.is_wrapped |= is_wrapped(given)
     before = version(given)
     result = forward(*args, **kwargs)
-    called[path] &= is_same(result, given) and version(given) == before
+    calls.is_idle &= is_same(result, given) and version(given) == before
     return result
 
 

@@ -45,7 +45,7 @@ def advice(
         )
     small = small_layers(sites, inventory) if backend in ENGINES_OF_X86 else []
     if small:
-        yield _slower(small, "linear layers that are small for the example's size")
+        yield _slower(small, "layers that are small for the example's size")
     if any(_weight_count(matches[site.name]) for site in sites if site.mode == "static"):
         weights = sum(_weight_count(matches[site.name]) for site in sites if site.mode is not None)
         if weights < _TINY_MODEL:

@@ -13,18 +13,18 @@ _LEAST = 1 << 20
 """The multiplications of a sample that pay for one conversion: decisions/0046-small-layers.md."""
 
 
-_MANY = 10
-"""With fewer conversions, nothing was measured."""
+_FEW = 4
+"""With no more conversions, a model is int8 throughout, from its inputs to its outputs."""
 
 
 def hardly_multiplies(sites: Sequence[Site], inventory: Inventory, boundaries: int) -> bool:
-    """Whether a static model has more conversions than layers, and too little work for each."""
+    """Whether a static model has too little work for each of its conversions."""
     layers = [
         inventory.matches[site.name]
         for site in sites
         if site.mode == "static" and inventory.matches[site.name].has_weights
     ]
-    if not inventory.parts or boundaries <= max(_MANY, len(layers)):
+    if not inventory.parts or boundaries <= _FEW:
         return False
     few = inventory.parts[0].example.inputs
     samples = batch_size((few.args, dict(few.kwargs))) or 1

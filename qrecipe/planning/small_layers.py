@@ -1,10 +1,11 @@
-"""Linear layers that are too small for int8 with ranges that are found in each call."""
+"""Linear and recurrent layers that are too small for int8 with ranges found in each call."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from math import prod
 
-from torch import nn
+from torch import Tensor, nn
 
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.planning.plan import Site
@@ -19,17 +20,26 @@ _ELEMENT = 55
 """What it costs to quantize a number of the input, or to dequantize one of the result."""
 
 
-def saved(rows: int, inputs: int, outputs: int) -> int:
+_STEP = 3 << 18
+"""What a product in an LSTM costs: nothing else runs between its steps."""
+
+_GRU = 2 << 20
+"""What a GRU saves at least. In float each of its steps costs as much as in int8."""
+
+_MULTIPLYING = (nn.Linear, nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
+
+
+def saved(rows: int, inputs: int, outputs: int, *, call: int = _CALL) -> int:
     """What a dynamic linear layer saves in a call, in multiplications; it is slower if negative.
 
     Measured for layers between others, with 64 to 1024 inputs and outputs and 1 to 520 rows, on
     CPUs with and without VNNI: docs/decisions/0046-small-layers.md.
     """
-    return inputs * outputs * (rows + _WEIGHT) - _ELEMENT * rows * (inputs + outputs) - _CALL
+    return inputs * outputs * (rows + _WEIGHT) - _ELEMENT * rows * (inputs + outputs) - call
 
 
 def small_layers(sites: Sequence[Site], inventory: Inventory) -> list[Site]:
-    """The dynamic linear layers that are slower than in float, if they cost more than others save.
+    """The dynamic layers that are slower than in float, if they cost more than others save.
 
     None if there are static layers too: what those save is not known without measuring.
     """
@@ -38,11 +48,35 @@ def small_layers(sites: Sequence[Site], inventory: Inventory) -> list[Site]:
         match = inventory.matches[site.name]
         if site.mode == "static" and match.has_weights:
             return []
-        if _is_int8(site) and isinstance(match.module, nn.Linear) and match.rows:
-            found[site.name] = saved(match.rows, *reversed(match.module.weight.shape))
+        if _is_int8(site) and isinstance(match.module, _MULTIPLYING) and match.shape:
+            found[site.name] = _saved_by(match.module, match.shape)
     if sum(found.values()) >= 0:
         return []
     return [site for site in sites if found.get(site.name, 0) < 0]
+
+
+def _saved_by(module: nn.Module, shape: Sequence[int]) -> int:
+    """What a layer saves for an input of this shape."""
+    call = _STEP if isinstance(module, nn.LSTM) else _CALL
+    total = sum(
+        calls * saved(rows, *reversed(weight.shape), call=call)
+        for calls, rows, weight in _products(module, shape)
+    )
+    return max(total, _GRU) if isinstance(module, nn.GRU) else total
+
+
+def _products(module: nn.Module, shape: Sequence[int]) -> Iterator[tuple[int, int, Tensor]]:
+    """How often each weight is multiplied with how many rows, for an input of this shape.
+
+    In a recurrent layer, that of the hidden state is in each step.
+    """
+    rows, steps = prod(shape[:-1]), 1
+    if isinstance(module, nn.RNNBase):
+        steps = shape[int(module.batch_first)] if len(shape) > 2 else rows
+    for name, weight in module.named_parameters():
+        if weight.dim() == 2:
+            calls = steps if name.startswith("weight_hh") else 1
+            yield calls, rows // calls, weight
 
 
 def _is_int8(site: Site) -> bool:

@@ -29,16 +29,20 @@ class Section(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of text under a header; ``numeric`` are the indices of right-aligned columns."""
+    """Rows of text under a header; ``numeric`` are the indices of right-aligned columns.
+
+    ``spare`` are those of columns that a narrow terminal does without, the first one first.
+    """
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     caption: str = ""
     numeric: frozenset[int] = frozenset()
+    spare: tuple[int, ...] = ()
 
     def text(self) -> str:
-        return render_table(self.header, self.rows)
+        return render_table(self.header, self.rows, self.spare)
 
     def html(self) -> str:
         caption = f"<caption>{escaped(self.caption)}</caption>\n" if self.caption else ""

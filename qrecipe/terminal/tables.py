@@ -6,30 +6,43 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import zip_longest
+from itertools import chain, zip_longest
 
 _GAP = "  "
 _NARROWEST, _LONGEST_WORD = 8, 12
-_PIECE = re.compile(r"[^ +/.:,]*[ +/.:,]*")
-"""A word of a cell, with the characters after which it may be broken."""
+_PIECE = re.compile(r"(?:[^ +/.:,_]|(?<=\d)\.(?=\d))*[ +/.:,_]*")
+"""A word or number of a cell, with the characters after which it may be broken."""
 
 
-def render_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def render_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], spare: Sequence[int] = ()
+) -> str:
     """Aligned columns under a ruled header.
 
-    On a terminal, the widest columns are wrapped to fit, the first column last; a file or a pipe
-    gets one line per row.
+    On a terminal, the widest columns are wrapped to fit, the first column last. Where that is not
+    enough, the ``spare`` columns are left out one by one, in that order. A file or a pipe gets all
+    of them, and one line per row.
     """
-    columns = list(zip(header, *rows, strict=True))
-    widths = [max(len(cell) for cell in column) for column in columns]
+    columns = dict(enumerate(zip(header, *rows, strict=True)))
     if _is_on_terminal():
-        available = shutil.get_terminal_size().columns - len(_GAP) * (len(widths) - 1)
-        for least in ([_least_width(column) for column in columns], [_NARROWEST] * len(columns)):
+        for each in spare:
+            if sum(map(_least_width, columns.values())) <= _available(len(columns)):
+                break
+            del columns[each]
+    widths = [max(len(cell) for cell in column) for column in columns.values()]
+    if _is_on_terminal():
+        available, words = _available(len(widths)), list(map(_least_width, columns.values()))
+        for least in (words, [min(_NARROWEST, width) for width in words]):
             _shrink(widths, available, least, range(1, len(widths)))
             _shrink(widths, available, least, [0])
     rule = _GAP.join("─" * width for width in widths)
-    body = [line for row in rows for line in _lines(row, widths)]
-    return "\n".join([*_lines(header, widths), rule, *body])
+    head, *body = (list(_lines(row, widths)) for row in zip(*columns.values(), strict=True))
+    return "\n".join([*head, rule, *chain(*body)])
+
+
+def _available(columns: int) -> int:
+    """The width of a terminal without the gaps between so many columns."""
+    return shutil.get_terminal_size().columns - len(_GAP) * (columns - 1)
 
 
 def room_beside(rows: Sequence[Sequence[str]], most: int) -> int:
@@ -59,7 +72,7 @@ def _is_on_terminal() -> bool:
 def _least_width(column: Sequence[str]) -> int:
     """The width that keeps the words of a column whole, unless they are too long."""
     words = (len(piece.rstrip()) for cell in column for piece in _PIECE.findall(cell))
-    return max(_NARROWEST, min(_LONGEST_WORD, max(words, default=0)))
+    return min(_LONGEST_WORD, max(words, default=0))
 
 
 def _shrink(

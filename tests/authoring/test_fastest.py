@@ -14,9 +14,10 @@ from torch import nn
 
 import qrecipe
 from qrecipe.authoring.fastest.costs import costs_of
-from qrecipe.authoring.fastest.guard import Race, is_faster
+from qrecipe.authoring.fastest.guard import Race
 from qrecipe.measure.profile.profile import bench_of, measured
 from qrecipe.measure.profile.timing import Timing
+from qrecipe.measure.turns import Speed
 
 CALM = '[lint]\nignore = ["QR201", "QR203", "QR208", "QR221"]\n'
 STATIC = qrecipe.parse_recipe(HEAD + CALM)
@@ -134,6 +135,22 @@ def test_where_float_is_as_fast_it_is_said(found):
     assert "float is as fast here" in str(result)
 
 
+def test_where_noise_is_larger_than_the_difference_no_ratio_is_said(found):
+    float_ms, int8_ms = (10.0, 12.0, 11.0, 15.0, 9.0, 14.0), (8.0, 11.0, 13.0, 9.0, 9.5, 10.0)
+    noisy = Race([x / 1000 for x in float_ms], [x / 1000 for x in int8_ms])
+    result, _ = found(noisy, int8=0.2)
+    assert result.winner == "recipe"
+    assert not result.is_faster_than_float
+    assert "Float takes 10 ms (+3.3), the recipe as it is 9.1 ms (+1.6)." in str(result)
+    assert "it is 0.92 to 1.47 times as fast in half of the rounds" in str(result)
+    assert "as fast here" not in str(result)
+
+
+def test_how_much_faster_it_is_than_float_is_said(found):
+    result, _ = found(race(5, 4), int8=0.2)
+    assert "That is 1.25 times as fast as float." in str(result)
+
+
 def test_a_backend_whose_models_run_elsewhere_is_refused(found):
     exported = qrecipe.parse_recipe(f'{HEAD}backend = "executorch"\n{CALM}')
     with pytest.raises(qrecipe.UnsupportedError, match=r"QR309 executorch has no kernels in torch"):
@@ -213,11 +230,11 @@ def test_as_it_is_used():
 def test_what_is_faster_beyond_noise():
     steady = [1.0, 1.01, 0.99, 1.0, 1.02]
     loaded = [1.0, 9.0, 2.0, 1.0, 3.0]  # the whole machine was slow in some rounds
-    assert not is_faster(steady, steady)
-    assert not is_faster([each * 0.98 for each in steady], steady)
-    assert is_faster([each * 0.9 for each in steady], steady)
-    assert is_faster([each * 0.9 for each in loaded], loaded)
-    assert not is_faster([0.5, 1.1, 0.5, 1.1, 1.1], steady)
+    assert not Speed.of(steady, steady).is_faster
+    assert not Speed.of([each * 0.98 for each in steady], steady).is_faster
+    assert Speed.of([each * 0.9 for each in steady], steady).is_faster
+    assert Speed.of([each * 0.9 for each in loaded], loaded).is_faster
+    assert not Speed.of([0.5, 1.1, 0.5, 1.1, 1.1], steady).is_faster
 
 
 @pytest.mark.parametrize(
@@ -235,4 +252,4 @@ def test_what_is_faster_beyond_noise():
 def test_the_recipe_is_only_replaced_by_what_is_faster(times, winner, is_won_by_int8):
     decided = race(*times)
     assert decided.winner == winner
-    assert decided.is_won_by_int8 is is_won_by_int8
+    assert decided.speed.is_faster is is_won_by_int8

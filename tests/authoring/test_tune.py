@@ -27,6 +27,7 @@ from qrecipe.errors.findings import (
     QRecipeWarning,
     RecipeError,
 )
+from qrecipe.measure.latency import Latency
 
 pytestmark = pytest.mark.usefixtures("only_sites")
 
@@ -418,12 +419,31 @@ def test_a_site_that_is_slow_in_int8_is_left_float_too_with_both_reasons(monkeyp
     assert len(result.trials) == 3  # the recipe as it is, this, and this again
 
 
+def times_as_long(factor):
+    return Latency.of([1.0] * 5, [float(factor)] * 5)
+
+
+@pytest.mark.parametrize("factors", [(2, 3), (2, 1), (1, 2), (0.5, 0.5)])
+def test_a_recipe_that_is_slower_than_float_both_times_is_called_so(monkeypatch, factors):
+    model, batches = cancelling()
+    evaluate = closeness(model, batches)
+    loss = full_loss(model, batches, evaluate)
+    again = iter((*[factors[0]] * 2, factors[1]))  # the recipe as it is, the best, and that again
+    monkeypatch.setattr(ModelBench, "_latency", lambda *args: times_as_long(next(again)))
+    monkeypatch.setattr(ModelBench, "_priced", lambda *args: slow_in_int8(model, batches, "c"))
+    result = tuned(model, batches, evaluate, max_drop=loss / 2)
+    is_said = "It is slower than the float model here: 3 times its time" in "\n".join(result.notes)
+    assert result.is_slower is is_said is (min(factors) > 1)
+    assert "slower" not in result.recipe.description
+    assert json.loads(result.to_json())["is_slower"] is is_said
+
+
 def test_each_point_of_the_front_is_written_as_a_recipe(monkeypatch, tmp_path):
     model, batches = cancelling()
     evaluate = closeness(model, batches)
     loss = full_loss(model, batches, evaluate)
     latencies = iter(range(1, 100))  # each trial slower than the one before
-    monkeypatch.setattr(ModelBench, "_latency", lambda *args: float(next(latencies)))
+    monkeypatch.setattr(ModelBench, "_latency", lambda *args: times_as_long(next(latencies)))
     result = tuned(model, batches, evaluate, max_drop=loss / 2)
     assert len(result.front) > 1
     result.save_front(tmp_path / "front")

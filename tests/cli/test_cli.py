@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
+import typer
 from command_line import RECIPE, STATIC, run
 from places import ROOT
 
+from qrecipe.cli.app import app
 from qrecipe.cli.output import out
 from qrecipe.registry import table as registered
 
@@ -65,6 +68,24 @@ def test_commands_without_a_model_import_no_torch():
     )
     done = python("-c", code)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_a_misspelt_choice_is_told_the_nearest_one():
+    told = set()
+    for command in typer.main.get_command(app).commands:
+        for option, words in re.findall(
+            r"(--[\w-]+) +[<\[](\w+(?:\|\w+)+)[>\]]", run(command, "-h").output
+        ):
+            named = words.split("|")
+            result = run(command, option, f"{named[-1]}x")
+            assert result.exit_code == 2
+            listed = ", ".join(map(repr, named))
+            near = f"'{named[-1]}x' is not one of {listed}. Did you mean '{named[-1]}'?"
+            assert f"Error: Invalid value for '{option}': {near}" in result.output
+            told.add(option)
+    assert told == {"--executor", "--target-cpu", "--method"}
+    assert "is not one of" in (far := run("plan", STATIC, "--executor", "9").output)
+    assert "Did you mean" not in far
 
 
 def test_missing_extra_is_named_without_a_traceback():

@@ -1,5 +1,6 @@
 """Whatever moves numbers moves integers: each spelling, with the bits that float moves."""
 
+import io
 import operator
 from collections.abc import Callable
 from unittest.mock import patch
@@ -373,7 +374,7 @@ def test_torch_cannot_pad_the_integers_that_a_convolution_in_three_dimensions_gi
     with pytest.raises(RuntimeError, match="Quantized copy only works"):
         F.pad(integers, (1, 1))
     assert torch.equal(
-        padded(integers, (1, -2)).dequantize(), F.pad(integers.dequantize(), (1, -2))
+        padded(integers, [1, -2]).dequantize(), F.pad(integers.dequantize(), (1, -2))
     )
 
 
@@ -396,13 +397,40 @@ def test_a_shape_is_read_from_integers(read):
 
 
 @pytest.mark.parametrize(
-    ("shifts", "dims"), [((1, -2), (2, 3)), (0, 1), ((-7, 20, 3), (2, -1, 2)), (5, 0)]
+    ("shifts", "dims"), [([1, -2], [2, 3]), ([0], [1]), ([-7, 20, 3], [2, -1, 2]), ([5], [0])]
 )
 def test_integers_are_rolled_like_floats(shifts, dims):
     integers = torch.quantize_per_tensor(torch.randn(2, 3, 5, 6), 0.1, 7, torch.quint8)
     found = rolled(integers, shifts, dims)
     assert found.is_quantized
     assert torch.equal(found.dequantize(), integers.dequantize().roll(shifts, dims))
+
+
+SCRIPTED = {
+    "pad": lambda x: F.pad(x, (0, 1, 0, 1)),
+    "pad by a size": lambda x: F.pad(x, [-1, x.shape[3] % 5]),
+    "roll": lambda x: x.roll(1, 2),
+    "roll twice": lambda x: torch.roll(x, (1, -2), (2, -1)),
+    "bilinear": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
+    "to a size": lambda x: F.interpolate(x, x.shape[2:], mode="area"),
+    "to a number": lambda x: F.interpolate(x, 5, mode="bilinear", align_corners=True),
+    "module": nn.Upsample(scale_factor=1.5, mode="bilinear"),
+}
+
+
+@pytest.mark.parametrize("name", every(4, SCRIPTED))
+def test_torchscript_compiles_what_moves_integers(name):
+    move = SCRIPTED[name]
+    model = net_of(
+        lambda self, x: self.b(move(self.a(x))), a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(4, 2, 1)
+    )
+    plan, converted = converted_of(model, IMAGES)
+    assert all(site.mode == "static" for site in plan.sites)
+    for how in (torch.jit.script, lambda each: torch.jit.trace(each, IMAGES)):
+        file = io.BytesIO()
+        torch.jit.save(how(converted), file)
+        file.seek(0)
+        assert torch.equal(torch.jit.load(file)(IMAGES), converted(IMAGES))
 
 
 @pytest.mark.parametrize(("mode", "size"), [("bilinear", (9, 11)), ("area", (3, 2))])

@@ -85,22 +85,33 @@ class _Sleep(nn.Module):
         return x
 
 
-def test_latency_is_the_ratio_of_medians_of_equally_many_runs():
+def test_latency_is_the_ratio_of_equally_many_runs_in_turns():
     slow, fast = _Sleep(0.02), _Sleep(0.005)
     latency = compare_latency(slow, fast, Inputs.from_batch(torch.ones(1)), budget=0.2)
     assert slow.calls == fast.calls
     assert 5 <= latency.runs < slow.calls
-    assert 2 < latency.ratio < 5
+    assert 2 < latency.speed.median < 5
     assert latency.threads == torch.get_num_threads()
 
 
+STEADY, LOADED = (1.0, 0.9, 1.1, 1.0, 1.0), (1.0, 9.0, 2.0, 1.0, 3.0)
+
+
 @pytest.mark.parametrize(
-    ("candidate", "is_slower"),
-    [([1.2, 1.3, 1.2, 1.4], True), ([1.0, 1.1, 1.2, 1.4], False), ([0.5, 0.5, 0.6, 9.0], False)],
+    ("reference", "candidate", "is_slower", "text"),
+    [
+        (STEADY, (1.2, 1.3, 1.2, 1.4, 1.2), True, "0.83"),
+        (STEADY, (1.0, 1.1, 1.2, 1.4, 0.9), False, "0.77 to 1.06"),
+        (STEADY, (0.5, 0.5, 0.6, 9.0, 9.0), False, "0.11 to 1.92"),
+        # in each pair by a fifth, whatever else the machine did
+        (LOADED, (1.2, 10.8, 2.4, 1.2, 3.6), True, "0.83"),
+        (LOADED, (0.8, 7.2, 1.6, 0.8, 2.4), False, "1.25"),
+    ],
 )
-def test_slower_is_only_what_is_slower_beyond_noise(candidate, is_slower):
-    latency = Latency.of([1.0, 0.9, 1.1, 1.0], candidate)
-    assert (latency.is_slower, latency.reference, latency.runs) == (is_slower, 1.0, 4)
+def test_slower_is_only_what_is_slower_beyond_noise(reference, candidate, is_slower, text):
+    latency = Latency.of(reference, candidate)
+    assert (latency.speed.is_slower, latency.speed.text) == (is_slower, text)
+    assert (latency.candidate, latency.runs) == (sorted(candidate)[2], 5)
 
 
 def test_infinities_that_both_have_are_equal():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import replace
 
 import pytest
@@ -19,6 +20,7 @@ from qrecipe.measure.pages.reports import profile_page
 from qrecipe.measure.profile.boundaries import Boundary
 from qrecipe.measure.profile.passes import in_channels_last
 from qrecipe.measure.profile.timing import Stopwatch, Timing
+from qrecipe.terminal import tables
 
 CALM = '[lint]\nignore = ["QR201", "QR203", "QR208"]\n'
 STATIC = qrecipe.parse_recipe(HEAD + CALM)
@@ -53,6 +55,21 @@ def test_each_boundary_of_the_plan_is_timed_once(residual):
     assert len(profile.boundaries) == plan.boundaries
     assert {each.direction for each in profile.boundaries} == {"quantize", "dequantize"}
     assert all(each.time.seconds > 0 for each in profile.boundaries)
+
+
+@pytest.mark.parametrize("columns", [24, 40, 60, 80, 100, 140])
+def test_the_table_of_sites_fits_the_terminal(residual, monkeypatch, columns):
+    _, profile = residual
+    long = [replace(each, name=f"layer1.0.downsample.{each.name}") for each in profile.sites]
+    profile = replace(profile, sites=tuple(long))
+    monkeypatch.setattr(tables, "_is_on_terminal", lambda: True)
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((columns, 24)))
+    table = str(profile).partition("\n\n")[0].splitlines()
+    assert max(map(len, table)) <= columns
+    assert ("operation" in table[0]) is (columns > 80)
+    assert table[0].startswith("site")
+    text = "".join(table)
+    assert all(f"{1000 * each.int8_time.seconds:.3f}" in text for each in long)
 
 
 def test_the_conditions_are_those_of_the_run(residual):

@@ -12,16 +12,19 @@ import qrecipe
 STATIC = "builtin:x86-static"
 
 
-def converting(channels, kernel=1):
-    """Six convolutions, each between two functions that have no int8 kernel."""
+def converting(channels, kernel=1, steps=6, layers=1):
+    """Some convolutions in a row, and that several times between functions without int8 kernels."""
 
     def forward(self, x):
-        for conv in self.convs:
-            x = torch.softmax(conv(torch.cumsum(x, 1)), 1)
+        for row in self.rows:
+            x = torch.softmax(row(torch.cumsum(x, 1)), 1)
         return x
 
-    convs = [nn.Conv2d(channels, channels, kernel, padding=kernel // 2) for _ in range(6)]
-    return net_of(forward, convs=nn.ModuleList(convs))
+    def convolution():
+        return nn.Conv2d(channels, channels, kernel, padding=kernel // 2)
+
+    rows = [nn.Sequential(*(convolution() for _ in range(layers))) for _ in range(steps)]
+    return net_of(forward, rows=nn.ModuleList(rows))
 
 
 def slower(model, x, recipe=STATIC):
@@ -32,6 +35,21 @@ def slower(model, x, recipe=STATIC):
 def test_a_net_with_little_work_between_many_conversions_is_called_slower(batch):
     (message,) = slower(converting(64), torch.randn(batch, 64, 8, 8))
     assert "slower than float at batch 1: 12 conversions" in message
+
+
+def test_conversions_among_more_layers_count_too():
+    (message,) = slower(converting(64, steps=3, layers=4), torch.randn(1, 64, 6, 6))
+    assert "6 conversions" in message
+    assert not slower(converting(64, steps=2, layers=4), torch.randn(1, 64, 6, 6))
+
+
+@pytest.mark.parametrize(("features", "is_slow"), [(64, True), (256, False)])
+def test_a_small_transformer_is_called_slower(features, is_slow):
+    layer = nn.TransformerEncoderLayer(features, 4, 4 * features, batch_first=True, norm_first=True)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    last = nn.Linear(features, 10)
+    model = net_of(lambda self, x: self.last(self.encoder(x)), encoder=encoder, last=last)
+    assert bool(slower(model, torch.randn(1, 20, features))) is is_slow
 
 
 def test_a_net_with_work_for_each_conversion_is_not():

@@ -7,11 +7,12 @@ from itertools import pairwise
 import pytest
 import torch
 from plans import net_of
+from shares import every
 from torch import nn
 
 import qrecipe
 from qrecipe.errors.findings import QRecipeWarning
-from qrecipe.planning.small_layers import saved
+from qrecipe.planning.small_layers import _products, saved
 
 DYNAMIC = "builtin:x86-dynamic"
 
@@ -58,6 +59,65 @@ def test_a_small_layer_among_large_ones_does_not_matter():
     model = rows_of(768, 768, 10)
     assert not slower(qrecipe.plan(model, DYNAMIC, torch.randn(8, 768)))
     assert slower(qrecipe.plan(model[1:].eval(), DYNAMIC, torch.randn(8, 768)))
+
+
+RECURRENT = {
+    "an LSTM": lambda size: nn.LSTM(32, size, batch_first=True),
+    "both ways": lambda size: nn.LSTM(32, size, 2, batch_first=True, bidirectional=True),
+}
+
+
+def reading(layer, size):
+    """The layer, and a small linear one for its last state."""
+    sides = 2 if layer.bidirectional else 1
+    parts = {"r": layer, "o": nn.Linear(sides * size, 5)}
+    return net_of(lambda self, x: self.o(self.r(x)[0][:, -1]), **parts)
+
+
+@pytest.mark.parametrize("made", RECURRENT)
+def test_a_small_recurrent_layer_is_named_and_a_large_one_is_not(made):
+    x = torch.randn(2, 20, 32)
+    (warning,) = slower(qrecipe.plan(reading(RECURRENT[made](64), 64), DYNAMIC, x))
+    assert "at 2 sites, layers that are small for the example's size: r, o" in warning.message
+    assert not slower(qrecipe.plan(reading(RECURRENT[made](512), 512), DYNAMIC, x))
+
+
+def test_a_small_gru_is_as_fast_as_in_float_and_so_is_what_reads_it():
+    model = reading(nn.GRU(32, 64, batch_first=True), 64)
+    assert not slower(qrecipe.plan(model, DYNAMIC, torch.randn(2, 20, 32)))
+
+
+CELLS = {"LSTMCell": nn.LSTMCell, "GRUCell": nn.GRUCell, "RNNCell": nn.RNNCell}
+
+
+@pytest.mark.parametrize("kind", every(1, CELLS))
+def test_a_small_cell_is_named_and_a_large_one_is_not(kind):
+    def first(self, x):
+        state = self.cell(x)
+        return state[0] if kind == "LSTMCell" else state
+
+    for size, names in ((64, ["cell"]), (512, [])):
+        plan = qrecipe.plan(
+            net_of(first, cell=CELLS[kind](size, size)), DYNAMIC, torch.randn(8, size)
+        )
+        assert [each.message.rpartition(": ")[2] for each in slower(plan)] == names
+
+
+@pytest.mark.parametrize(
+    ("shape", "batch_first"),
+    [((8, 50, 256), True), ((50, 8, 256), False), ((400, 256), True), ((1, 2, 256), True)],
+)
+def test_the_hidden_state_is_multiplied_in_each_step(shape, batch_first):
+    layer = nn.LSTM(256, 256, batch_first=batch_first)
+    steps = 400 if len(shape) == 2 else shape[int(batch_first)]
+    rows = shape[0] * shape[1] if len(shape) == 3 else 400
+    assert list(_products(layer, shape)) == [
+        (1, rows, layer.weight_ih_l0),
+        (steps, rows // steps, layer.weight_hh_l0),
+    ]
+    model = net_of(lambda self, x: self.r(x)[0], r=layer)
+    inventory = qrecipe.compile(model, DYNAMIC, torch.randn(shape))._parts[0].task.inventory
+    assert inventory.matches["r"].shape == shape
 
 
 def test_a_layer_that_is_left_float_does_not_count():

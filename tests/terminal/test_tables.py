@@ -17,11 +17,11 @@ ROWS = [
 ]
 
 
-def rendered(monkeypatch, columns, rows=ROWS):
+def rendered(monkeypatch, columns, rows=ROWS, spare=()):
     monkeypatch.setattr(tables, "_is_on_terminal", lambda: columns is not None)
     size = os.terminal_size((columns or 1, 24))
     monkeypatch.setattr("shutil.get_terminal_size", lambda: size)
-    return tables.render_table(HEADER, rows).splitlines()
+    return tables.render_table(HEADER, rows, spare).splitlines()
 
 
 def letters(lines):
@@ -47,6 +47,21 @@ def test_words_stay_whole_where_there_is_room(monkeypatch):
 
 def test_what_fits_is_not_touched(monkeypatch):
     assert rendered(monkeypatch, 300) == rendered(monkeypatch, None)
+
+
+def test_columns_that_can_be_spared_are_left_out_in_their_order_where_words_do_not_fit(monkeypatch):
+    shown = [
+        [word for word in HEADER if any(word.split()[0] in line for line in lines[:2])]
+        for lines in (
+            rendered(monkeypatch, columns, spare=(3, 2)) for columns in (None, 64, 50, 40)
+        )
+    ]
+    assert shown == [
+        list(HEADER),
+        list(HEADER),
+        ["site", "operation", "verdict", "why"],
+        ["site", "operation", "why"],
+    ]
 
 
 def test_a_terminal_of_one_column_gets_a_table_all_the_same(monkeypatch):

@@ -11,11 +11,12 @@ from typing import Any
 
 from qrecipe.authoring.fastest.costs import Costs
 from qrecipe.authoring.fastest.cut import LEAST_GAIN, Mixture
-from qrecipe.authoring.fastest.guard import Race, Winner, is_faster
+from qrecipe.authoring.fastest.guard import Race, Winner
 from qrecipe.authoring.fastest.reasons import ms, reasons_of
 from qrecipe.errors.text import counted
 from qrecipe.measure.profile.report import Profile, profile_json
 from qrecipe.measure.profile.timing import Timing
+from qrecipe.measure.turns import Seconds, Speed
 from qrecipe.recipe.frozen import FrozenMapping
 from qrecipe.recipe.overlay import float_rules, overlay_recipe, rule_key, save_overlay
 from qrecipe.recipe.recipe import Ingredient, Recipe, published
@@ -131,7 +132,7 @@ def found(
         recipe_time=times[1],
         mixture_time=mixed,
         predicted_gain=mixture.gain,
-        is_faster_than_float=race.is_won_by_int8,
+        is_faster_than_float=race.speed.is_faster,
         profile=profile,
         notes=notes,
         _base=base,
@@ -151,20 +152,37 @@ def _notes(profile: Profile, mixture: Mixture, race: Race, left: int) -> Iterato
         yield f"Nothing is moved: more sites in float cannot be quantized: {mixture.failure}."
     else:
         yield f"Nothing is moved: no choice of sites saves {LEAST_GAIN:.0%} by prediction."
-    if race.winner != "float" and not race.is_won_by_int8:
-        yield "Even so, float is as fast here."
+    if race.winner != "float":
+        yield _against_float(race.speed)
     yield f"Measured with {profile.conditions.text}."
 
 
 def _as_fast(race: Race) -> str:
-    return "faster" if is_faster(race.in_float, race.recipe) else "as fast"
+    return "faster" if Speed.of(race.in_float, race.recipe).is_faster else "as fast"
+
+
+def _against_float(speed: Speed) -> str:
+    if speed.is_faster:
+        return f"That is {speed.text} times as fast as float."
+    if speed.is_equal:
+        return "Even so, float is as fast here."
+    return (
+        "Whether that is faster than float was not to be seen: it is "
+        f"{speed.text} times as fast in half of the rounds."
+    )
 
 
 def _measured(mixture: Mixture, race: Race) -> str:
-    in_float, recipe = (ms(Timing.of(each).seconds) for each in (race.in_float, race.recipe))
-    text = f"Float takes {in_float} ms, the recipe as it is {recipe} ms"
+    in_float, recipe = map(_with_spread, (race.in_float, race.recipe))
+    text = f"Float takes {in_float}, the recipe as it is {recipe}"
     if race.mixture is None:
         return f"{text}."
-    measured = Timing.of(race.mixture).seconds
     predicted = Timing.of(race.recipe).seconds * (1 - mixture.gain)
-    return f"{text}, with more sites in float {ms(measured)} ms ({ms(predicted)} by prediction)."
+    mixed = _with_spread(race.mixture)
+    return f"{text}, with more sites in float {mixed} ({ms(predicted)} ms by prediction)."
+
+
+def _with_spread(seconds: Seconds) -> str:
+    """The lower quartile, and how far the upper one is from it."""
+    timing = Timing.of(seconds)
+    return f"{ms(timing.seconds)} ms (+{ms(timing.spread)})"

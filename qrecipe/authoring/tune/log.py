@@ -26,6 +26,7 @@ class LoggedTrial(BaseModel):
     seconds: float
     error: str | None
     latency: float | None
+    is_slower: bool = False
 
     @model_validator(mode="after")
     def _has_a_result(self) -> LoggedTrial:
@@ -57,7 +58,9 @@ class TrialLog(BaseModel):
         """What an earlier run measured for this recipe."""
         for trial in self.trials:
             if trial.recipe == fingerprint:
-                return Measured(trial.metric, trial.seconds, trial.error, trial.latency)
+                return Measured(
+                    trial.metric, trial.seconds, trial.error, trial.latency, trial.is_slower
+                )
         return None
 
     def note_float(self, metric: float) -> None:
@@ -97,6 +100,7 @@ def trial_json(trial: Trial) -> dict[str, Any]:
         "seconds": trial.seconds,
         "error": trial.error,
         "latency": trial.latency,
+        "is_slower": trial.is_slower,
     }
 
 

@@ -50,7 +50,9 @@ class TuningResult(Report):
     the float model's time, 0 to 1; ``base_float_sites`` are left float by a rule of the base
     recipe. ``ranking`` has the sites that could stay float, the most sensitive first; it is empty
     if the search did not need it. ``stopped`` says what ended the search early, None if nothing
-    did. ``front`` has the trials that are more accurate than any faster one, the fastest first.
+    did. ``latency`` is the time of the recipe's first call as a multiple of the float model's,
+    where it was measured, and ``is_slower`` tells whether the recipe was slower whenever it was.
+    ``front`` has the trials that are more accurate than any faster one, the fastest first.
     """
 
     recipe: Recipe
@@ -64,6 +66,8 @@ class TuningResult(Report):
     base_float_sites: tuple[str, ...]
     ranking: tuple[SiteCost, ...]
     stopped: Stop | None
+    latency: float | None
+    is_slower: bool
     _base: Recipe = field(repr=False)
     _planned: Plan = field(hash=False, repr=False)
     _values: Mapping[str, Any] = field(hash=False, repr=False)
@@ -128,6 +132,11 @@ class TuningResult(Report):
     def notes(self) -> tuple[str, ...]:
         """The target and what was found, in sentences."""
         notes = list(_verdict(self))
+        if self.is_slower:  # not in the recipe: another run may measure something else
+            notes.append(
+                f"It is slower than the float model here: {_metric(self.latency)} times its time. "
+                "qrecipe fastest looks for speed alone."
+            )
         if self.stopped is not None:
             notes.append(f"{_WORDS[self.stopped]}; with a log, the search can be resumed.")
         return (*notes, *published(self.ingredients))
@@ -146,6 +155,8 @@ class TuningResult(Report):
             "base_float_sites": list(self.base_float_sites),
             "ranking": [asdict(cost) for cost in self.ranking],
             "stopped": self.stopped,
+            "latency": self.latency,
+            "is_slower": self.is_slower,
             "warnings": [finding.to_json() for finding in self.warnings],
             "trials": [trial_json(trial) for trial in self.trials],
             "front": [self.trials.index(trial) + 1 for trial in self.front],
@@ -180,6 +191,8 @@ def found(
         base_float_sites=base_float_sites,
         ranking=ranking,
         stopped=stopped,
+        latency=last.latency,
+        is_slower=best.is_slower and last.is_slower,
         _base=base,
         _planned=planned,
         _values=values,

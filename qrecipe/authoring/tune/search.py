@@ -34,13 +34,14 @@ _LEAST_GAIN = 0.05
 class Measured:
     """The result for a candidate: its finite accuracy, or why there is none.
 
-    ``latency`` is as in `Trial`.
+    ``latency`` and ``is_slower`` are as in `Trial`.
     """
 
     metric: float | None
     seconds: float
     error: str | None = None
     latency: float | None = None
+    is_slower: bool = False
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -51,7 +52,8 @@ class Trial(ShortRepr):
     it is within the budget; ``seconds`` is the time to quantize and evaluate it. ``is_repeated``
     marks the second measurement of a chosen candidate. ``latency`` is the time of the first call
     as a multiple of the float model's, measured in turns with it; None if it was not measured:
-    there is no metric, or the model was made for another CPU.
+    there is no metric, or the model was made for another CPU. ``is_slower`` tells whether it was
+    slower than the float model, beyond noise.
     """
 
     what: str
@@ -63,6 +65,7 @@ class Trial(ShortRepr):
     error: str | None
     is_repeated: bool = False
     latency: float | None = None
+    is_slower: bool = False
 
     @property
     def score(self) -> float:
@@ -294,7 +297,7 @@ class Search:
         metric = measured.metric
         within = metric is not None and metric >= self._target
         trial = Trial(what, candidate, metric, within, False, measured.seconds, measured.error)
-        return replace(trial, latency=measured.latency)
+        return replace(trial, latency=measured.latency, is_slower=measured.is_slower)
 
 
 def _gains_over(current: Trial, target: float) -> Callable[[Trial], bool]:

@@ -13,7 +13,6 @@ from torch import nn
 from qrecipe.authoring.fastest.costs import Costs, costs_of
 from qrecipe.authoring.fastest.cut import mixture_of
 from qrecipe.authoring.fastest.fastest import race
-from qrecipe.authoring.fastest.guard import is_faster
 from qrecipe.authoring.tune.cheapest_sets import SiteCost
 from qrecipe.authoring.tune.estimates import Estimates
 from qrecipe.authoring.tune.levers import Candidate, Lever, digest_of
@@ -23,11 +22,12 @@ from qrecipe.errors.findings import ExecutionError, QRecipeError, RecipeError
 from qrecipe.errors.text import finite_or_none, first_line
 from qrecipe.execution.batches import Forward, peek
 from qrecipe.measure.batches import calls_of
-from qrecipe.measure.latency import compare_latency
+from qrecipe.measure.latency import Latency, compare_latency
 from qrecipe.measure.profile.profile import Bench, bench_of, measured
 from qrecipe.measure.sensitivity.rank import Evaluate, sensitivity
 from qrecipe.measure.sensitivity.ranking import Ranking
 from qrecipe.measure.sensitivity.scores import number
+from qrecipe.measure.turns import Speed
 from qrecipe.model.copies import runnable_copy
 from qrecipe.pipeline import quantize, simulate
 from qrecipe.planning.target_cpu import TargetCpu
@@ -159,16 +159,18 @@ class ModelBench:
         if not math.isfinite(metric):
             return failed("evaluate returns no finite number")
         seconds = time.monotonic() - start
-        return Measured(metric, seconds, latency=self._latency(converted))
+        latency = self._latency(converted)
+        if latency is None:
+            return Measured(metric, seconds)
+        return Measured(metric, seconds, None, 1 / latency.speed.median, latency.speed.is_slower)
 
-    def _latency(self, converted: nn.Module) -> float | None:
-        """As a multiple of the float model's; None if the kernels are those of another CPU."""
+    def _latency(self, converted: nn.Module) -> Latency | None:
+        """Against the float model; None if the kernels are those of another CPU."""
         if self.target_cpu != "this":
             return None
         plain, (first, _) = runnable_copy(self.model), peek(self.batches)
         inputs = calls_of(plain, first, 0, self.forward)[0].inputs
-        latency = compare_latency(plain, converted, inputs, budget=0.0)
-        return latency.candidate / latency.reference
+        return compare_latency(plain, converted, inputs, budget=0.0)
 
     def _made(self, make: Callable[..., nn.Module], recipe: Recipe) -> nn.Module:
         return make(
@@ -219,7 +221,7 @@ class ModelBench:
         except QRecipeError:
             return False
         raced = race(bench, converted, False)
-        return raced.mixture is not None and is_faster(raced.mixture, raced.recipe)
+        return raced.mixture is not None and Speed.of(raced.mixture, raced.recipe).is_faster
 
 
 def estimates_of(ranking: Ranking | None, costs: Costs) -> Estimates:

@@ -29,6 +29,7 @@ def lower_ours(reference: fx.GraphModule, qconfigs: Mapping[str, Any]) -> None:
         elif node.target is F.interpolate and averages(node):
             _share_scale(node)
             node.target = resampled
+            _list_sizes(node)
         elif node.target is F.silu or type(modules.get(str(node.target))) is nn.SiLU:
             _multiply_by_sigmoid(node)
 
@@ -98,9 +99,26 @@ def _move(node: fx.Node) -> None:
     _share_scale(node)
     given = arguments(node)
     if last_name(node) == "roll":
-        node.target, node.args = rolled, (node.args[0], given["shifts"], given["dims"])
+        shifts, dims = map(_listed, (given["shifts"], given["dims"]))
+        node.target, node.args = rolled, (node.args[0], shifts, dims)
     elif last_name(node) == "pad" and given.get("mode") in (None, "constant"):
-        node.target, node.args = padded, (node.args[0], given["pad"])
+        node.target, node.args = padded, (node.args[0], _listed(given["pad"]))
+
+
+def _list_sizes(node: fx.Node) -> None:
+    """Give an interpolation a number for each dimension, as TorchScript wants it."""
+    dimensions = node.meta["value"].rank - 2
+    for key, number in (("size", int), ("scale_factor", float)):
+        value: Any = node.kwargs[key]
+        if isinstance(value, (int, float)):
+            value = [value] * dimensions
+        if isinstance(value, (tuple, list)):
+            value = [each if isinstance(each, fx.Node) else number(each) for each in value]
+        node.update_kwarg(key, value)
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, (tuple, list)) else [value]
 
 
 def _share_scale(node: fx.Node) -> None:

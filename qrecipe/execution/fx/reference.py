@@ -25,6 +25,7 @@ from qrecipe._torch_fx import (
 from qrecipe.audit.sample import RIGHT_DB
 from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.execution.fx.emission import erase_marks
+from qrecipe.execution.packing import rows_at_once
 from qrecipe.model.addresses import site_of
 
 
@@ -176,14 +177,19 @@ def quantized_weight(module: Any, weight: Tensor) -> Tensor:
 
 
 def _on_grid(weight: Tensor, module: Any) -> Tensor:
-    scale, zero_point = module.weight_scale, module.weight_zero_point
+    # a zero point in integers would be converted for each weight
+    scale, zero_point = module.weight_scale, module.weight_zero_point.to(weight.dtype)
     if module.weight_qscheme in (torch.per_channel_affine, torch.per_channel_symmetric):
         shape = [-1 if axis == module.weight_axis_int else 1 for axis in range(weight.dim())]
         scale, zero_point = scale.view(shape), zero_point.view(shape)
     integers = torch.iinfo(_INTEGERS[module.weight_dtype])
-    steps: Tensor = (weight / scale).round_().add_(zero_point).clamp_(integers.min, integers.max)
-    steps.sub_(zero_point).mul_(scale)
-    return steps
+    found, rows = torch.empty_like(weight), rows_at_once(weight)
+    for start in range(0, len(weight), rows):
+        own = slice(start, start + rows)
+        by, zero = (x[own] if x.shape[:1] == weight.shape[:1] else x for x in (scale, zero_point))
+        steps = (weight[own] / by).round_().add_(zero).clamp_(integers.min, integers.max)
+        torch.mul(steps.sub_(zero), by, out=found[own])
+    return found
 
 
 _REFERENCE = "torch.ao.nn.quantized.reference."

@@ -59,9 +59,9 @@ def into_windows(image: Tensor, window: _Pair, shift: _Pair) -> Tensor:
     down, right = _shifts(image.shape, window, shift)
     if image.shape[1:3] != (height, width):
         missing = width - image.shape[2], height - image.shape[1]
-        image = padded(image, (0, 0, 0, missing[0], 0, missing[1]))
+        image = padded(image, [0, 0, 0, missing[0], 0, missing[1]])
     if down or right:
-        image = rolled(image, (-down, -right), (1, 2))
+        image = rolled(image, [-down, -right], [1, 2])
     return _partitioned(image, window)
 
 
@@ -73,7 +73,7 @@ def from_windows(windows: Tensor, shape: torch.Size, window: _Pair, shift: _Pair
     x = x.transpose(2, 3).reshape(-1, height, width, windows.shape[-1])
     shifts = _shifts(shape, window, shift)
     if any(shifts):
-        x = rolled(x, shifts, (1, 2))
+        x = rolled(x, list(shifts), [1, 2])
     return x[:, : shape[1], : shape[2]].contiguous()
 
 
