@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from qrecipe.artifact.export.lowering import Lowering
     from qrecipe.artifact.export.targets import Source
 
+Target = Literal["onnx", "pt2", "pte", "aoti"]
+
 
 def export(
     source: Annotated[
@@ -33,10 +35,11 @@ def export(
         ),
     ],
     to: Annotated[
-        Literal["onnx", "pt2", "pte", "aoti"],
-        typer.Option(
-            help="ONNX, torch.export, ExecuTorch, or a package that torch's compiler made.",
-            show_default=False,
+        Target,
+        options.one_of(
+            "--to",
+            get_args(Target),
+            "ONNX, torch.export, ExecuTorch, or a package that torch's compiler made.",
         ),
     ],
     output: Annotated[str, typer.Option("--out", metavar="FILE", show_default=False)],

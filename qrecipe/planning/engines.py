@@ -45,10 +45,10 @@ _BLOCK = 32
 
 _GAPS = "onednn's transposed convolution does not write the outputs that its stride skips"
 
-_WRONG_WITH_AMX = (
-    "onednn's padded convolution in groups of fewer than 32 input and more than 16 output channels "
-    "is wrong on CPUs with AMX"
-)
+_TILE_ROW = 64
+"""The bytes in a row of a tile of AMX."""
+
+_WRONG_WITH_AMX = "onednn's convolution of few channels is wrong for this shape on CPUs with AMX"
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,15 +279,16 @@ def _is_wrong_on_fbgemm(shape: Convolution) -> bool:
 
 
 def _is_wrong_with_amx(shape: Convolution) -> bool:
-    """Whether onednn corrects the padding of a grouped convolution for the wrong zero point."""
-    return (
-        not shape.transposed
-        and shape.groups > 1
-        and len(shape.kernel) == 2
-        and shape.inputs < 32
-        and shape.outputs > 16
-        and any(shape.padding)
-    )
+    """Whether onednn is wrong for some images, in groups or with rows that fill two tiles or more.
+
+    Measured on random shapes in one to three dimensions.
+    """
+    if shape.transposed:
+        return False
+    if shape.groups > 1 and shape.inputs < 32:
+        return shape.outputs > (16 if any(shape.padding) else 32)
+    row = shape.kernel[-1] * shape.inputs
+    return shape.inputs < _TILE_ROW and row >= 2 * _TILE_ROW and row % _TILE_ROW == 0
 
 
 def _is_fast_depthwise(shape: Convolution) -> bool:

@@ -228,13 +228,22 @@ def test_a_transposed_convolution_that_pads_its_output_stays_float_on_onednn(pad
         assert sqnr_db(model(batches[0]), converted(batches[0])) > 25
 
 
-GROUPED = [
+WRONG_WITH_AMX = [
     pytest.param((24, 24, 2), {}, id="24 channels a group"),
     pytest.param((20, 40, 3), {"kernel_size": 5, "padding": 2}, id="20 to 40"),
     pytest.param((1, 24, 4), {"stride": 2}, id="one to 24"),
     pytest.param((31, 17, 2), {"padding": (0, 1)}, id="31 to 17"),
+    pytest.param((24, 48, 2), {"padding": 0}, id="48 from a group, no padding"),
+    pytest.param((32, 64, 1), {"kernel_size": 4, "stride": 4, "padding": 0}, id="patches of 4"),
+    pytest.param((16, 32, 1), {"kernel_size": 8, "stride": 8, "padding": 0}, id="patches of 8"),
+    pytest.param((8, 32, 1), {"kernel_size": 16, "padding": 0}, id="16 pixels of 8 channels"),
 ]
 """Channels per group, and the number of groups."""
+
+
+def pixels(groups):
+    """The height and width of an image in which patches have rows and columns."""
+    return (7, 7) if groups > 1 else (16, 16)
 
 
 def grouped(inputs, outputs, groups, **options):
@@ -264,11 +273,14 @@ def is_right_on(engine, model, x):
     return float((kernel(quantized).dequantize() - expected).abs().max()) < 0.11
 
 
-def test_onednn_is_wrong_for_padded_groups_of_few_channels_on_cpus_with_amx():
+def test_onednn_is_wrong_for_some_convolutions_of_few_channels_on_cpus_with_amx():
     right = {"fbgemm": [], "onednn": []}
-    for values in GROUPED:
+    for values in WRONG_WITH_AMX:
         channels, options = values.values
-        model, x = grouped(*channels, **options), torch.rand(1, channels[0] * channels[2], 7, 7)
+        model, x = (
+            grouped(*channels, **options),
+            torch.rand(1, channels[0] * channels[2], *pixels(channels[2])),
+        )
         for engine, each in right.items():
             each.append(is_right_on(engine, model, 2 * x - 1))
     has_amx = torch.cpu._is_amx_tile_supported() and "ONEDNN_MAX_CPU_ISA" not in os.environ
@@ -277,10 +289,10 @@ def test_onednn_is_wrong_for_padded_groups_of_few_channels_on_cpus_with_amx():
 
 
 @pytest.mark.parametrize("backend", ["x86", "onednn"])
-@pytest.mark.parametrize(("channels", "options"), GROUPED)
-def test_padded_groups_of_few_channels_run_on_fbgemm_and_are_right(channels, options, backend):
+@pytest.mark.parametrize(("channels", "options"), WRONG_WITH_AMX)
+def test_what_is_wrong_with_amx_runs_on_fbgemm_and_is_right(channels, options, backend):
     model = grouped(*channels, **options)
-    batches = [torch.randn(2, channels[0] * channels[2], 7, 7) for _ in range(12)]
+    batches = [torch.randn(2, channels[0] * channels[2], *pixels(channels[2])) for _ in range(12)]
     recipe = qrecipe.parse_recipe(
         f'format = 1\nextends = "builtin:x86-static-minmax"\nbackend = "{backend}"'
     )
@@ -293,11 +305,17 @@ def test_padded_groups_of_few_channels_run_on_fbgemm_and_are_right(channels, opt
 
 @pytest.mark.parametrize(
     ("channels", "options"),
-    [((32, 32, 2), {}), ((24, 24, 2), {"padding": 0}), ((16, 16, 4), {}), ((24, 24, 1), {})],
+    [
+        ((32, 32, 2), {}),
+        ((24, 24, 2), {"padding": 0}),
+        ((16, 16, 4), {}),
+        ((24, 24, 1), {}),
+        ((64, 32, 1), {"kernel_size": 4}),
+    ],
 )
-def test_other_groups_stay_with_the_backends_engine(channels, options):
+def test_other_shapes_stay_with_the_backends_engine(channels, options):
     model = grouped(*channels, **options)
-    x = torch.randn(2, channels[0] * channels[2], 7, 7)
+    x = torch.randn(2, channels[0] * channels[2], *pixels(channels[2]))
     (site,) = qrecipe.plan(model, "builtin:x86-static", x).sites
     assert site.engine is None
     assert is_right_on("onednn", model, x)
