@@ -17,6 +17,8 @@ LEAST_DB = 14.0
 """What ends below it has warned: 15 dB, and the decibel that the audit lets pass."""
 ITEMS = 8
 """In a batch: between batches of two, LeViT with random weights differs by 9 dB."""
+SPREAD_DB = 2.0
+"""What a batch of so many items may have less than the one that the audit judged."""
 
 
 def _runs():
@@ -37,12 +39,16 @@ def test_a_model_is_quantized_by_its_suggested_recipe(written):
         warnings.simplefilter("always")
         converted = qrecipe.quantize(model, recipe, batches, progress=False)
     with torch.no_grad():
-        expected, actual = call(model, held_out), call(converted, held_out)
+        judged, sqnr = (
+            output_sqnr_db(call(model, batch), call(converted, batch))
+            for batch in (batches[0], held_out)
+        )
         call(converted, written.batch(3))  # another number of items
-    sqnr = output_sqnr_db(expected, actual)
     codes = {str(each.message)[:5] for each in warned}
+    assert judged is not None
     assert sqnr is not None
-    assert sqnr > LEAST_DB or codes & {"QR203", "QR226", "QR232"}
+    has_warned = codes & {"QR203", "QR226", "QR232"}
+    assert has_warned or (judged > LEAST_DB and sqnr > min(LEAST_DB, judged - SPREAD_DB))
 
 
 def test_the_corpus_is_as_large_as_its_page_says():
