@@ -38,6 +38,21 @@ def test_a_dropout_function_drops_in_training_mode_and_not_in_eval_mode():
     assert db(prepared, converted, batch) > 25
 
 
+def test_what_drops_may_have_another_reader_before():
+    model = net_of(
+        lambda self, x: self.base(x) + self.up(self.down(self.drop(x))),
+        base=nn.Linear(6, 6),
+        down=nn.Linear(6, 2, bias=False),
+        up=nn.Linear(2, 6, bias=False),
+        drop=nn.Dropout(0.5),
+    )
+    batch = torch.randn(8, 6)
+    compiled, prepared = trained(model, [batch], qat_recipe())
+    assert not torch.equal(prepared(batch), prepared(batch))
+    converted = compiled.convert(prepared.eval())
+    assert db(prepared, converted, batch) > 25
+
+
 class Auxiliary(nn.Module):
     def __init__(self):
         super().__init__()
