@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from plans import net_of, sites
 from torch import nn
+from torch.nn.utils.prune import l1_unstructured
 from training import db, fake_quants, qat_recipe, trained
 
 import qrecipe
@@ -50,6 +51,16 @@ def test_what_drops_may_have_another_reader_before():
     compiled, prepared = trained(model, [batch], qat_recipe())
     assert not torch.equal(prepared(batch), prepared(batch))
     converted = compiled.convert(prepared.eval())
+    assert db(prepared, converted, batch) > 25
+
+
+def test_a_layer_whose_weight_a_hook_computes_is_trained_beside_others():
+    layer = l1_unstructured(nn.Linear(6, 6), "weight", 0.5)
+    batch = torch.randn(8, 6)
+    model = nn.Sequential(layer, nn.Linear(6, 3)).eval()
+    compiled, prepared = trained(model, [batch] * 2, qat_recipe())
+    converted = compiled.convert(prepared.eval())
+    assert not torch.equal(prepared.get_submodule("0").weight_orig, layer.weight_orig)
     assert db(prepared, converted, batch) > 25
 
 
