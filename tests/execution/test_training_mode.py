@@ -64,6 +64,35 @@ def test_a_layer_whose_weight_a_hook_computes_is_trained_beside_others():
     assert db(prepared, converted, batch) > 25
 
 
+@torch.no_grad()
+def features(self, x):
+    return self.body(x)
+
+
+@pytest.mark.parametrize(
+    ("take", "is_said"),
+    [
+        (features, True),
+        (lambda self, x: torch.inference_mode()(self.body)(x).clone(), True),
+        (torch.no_grad()(lambda self, x: F.linear(x, self.body.weight.abs())), True),
+        (torch.no_grad()(lambda self, x: x * 2), False),
+        (lambda self, x: self.body(x).detach(), False),
+    ],
+    ids=["no_grad", "inference_mode", "weight", "input", "detach"],
+)
+@pytest.mark.filterwarnings("ignore::qrecipe.QRecipeWarning")
+def test_what_learns_although_forward_computes_without_gradients_is_warned_about(take, is_said):
+    model = net_of(
+        lambda self, x: self.head(take(self, x)), body=nn.Linear(6, 6), head=nn.Linear(6, 3)
+    )
+    batch = torch.randn(4, 6)
+    codes = [w.message for w in qrecipe.plan(model, qat_recipe(), batch).warnings]
+    assert any("gradients that they do not get" in each for each in codes) is is_said
+    model.body.requires_grad_(False)
+    codes = [w.code for w in qrecipe.plan(model, qat_recipe(), batch).warnings]
+    assert "QR205" not in codes
+
+
 class Auxiliary(nn.Module):
     def __init__(self):
         super().__init__()
