@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +13,7 @@ from torch import fx, nn
 from qrecipe._torch_ao import FakeQuantizeBase, StandIn, _LearnableFakeQuantize, quiet
 from qrecipe._torch_fx import FusedConvBatchNorm, FusedLinearBatchNorm
 from qrecipe.model.call import Inputs
+from qrecipe.model.copies import whole_copy
 
 
 def fake_quants(model: nn.Module) -> Iterator[FakeQuantizeBase]:
@@ -161,7 +161,7 @@ def frozen_copy(prepared: fx.GraphModule, inputs: Inputs) -> fx.GraphModule:
     Weights have changed since they were last observed, so weight ranges that are still observed
     are updated with the final weights, as in torch's own conversion.
     """
-    frozen = copy.deepcopy(prepared).eval()
+    frozen = whole_copy(prepared).eval()
     for fake_quant in fake_quants(frozen):
         # from here on only the switches decide
         fake_quant._forward_pre_hooks.clear()

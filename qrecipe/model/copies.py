@@ -50,6 +50,14 @@ def runnable_copy(model: _Model) -> _Model:
     return _in_eval_mode(_copy_sharing(model, chain(shared, _packed(model))))
 
 
+def whole_copy(model: _Model) -> _Model:
+    """A deep copy, also of a model that ran with gradients and keeps what it computed.
+
+    A pruned layer keeps its weight. Raises ``PlanError`` (QR306) like `structural_copy`.
+    """
+    return _copy_sharing(model, ())
+
+
 def copy_around(model: nn.Module, paths: Sequence[str]) -> nn.Module:
     """A copy that shares the parameters and the submodules at ``paths``."""
     parts = [model.get_submodule(path) for path in paths]

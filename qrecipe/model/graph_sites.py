@@ -104,7 +104,8 @@ class Inventory:
     The model is the caller's with the layers at the paths ``opened`` opened.
 
     ``trained_otherwise`` are the paths of modules that compute something else in training mode,
-    only determined for training. ``untraced`` says why there are no parts; ``doubts`` are warnings
+    only determined for training, as are those that compute without gradients what would learn,
+    ``ungraded``. ``untraced`` says why there are no parts; ``doubts`` are warnings
     about the model itself.
     """
 
@@ -114,6 +115,7 @@ class Inventory:
     structure: ModelStructure
     opened: tuple[str, ...] = ()
     trained_otherwise: tuple[str, ...] = ()
+    ungraded: tuple[str, ...] = ()
     untraced: Finding | None = None
     unreached: tuple[str, ...] = ()
     doubts: tuple[Finding, ...] = ()
@@ -165,6 +167,7 @@ def _inventory(
     sizes_of = sizes_of_roots(model, inputs, inputs_of) if table.roots else {}
     parts: list[Part] = []
     trained: list[str] = []
+    ungraded: list[str] = []
     idle: list[Member] = []
     matches: dict[str, Match] = {}
     for path, part_inputs in inputs_of.items():
@@ -184,6 +187,7 @@ def _inventory(
         idle += dropped
         if training is not None:
             trained += frozen_in_training(graph_module, training.momenta)
+            ungraded += training.ungraded
         prove_fused(graph_module, model, path, example)
         parts.append(Part(path, graph_module, part_inputs, traced, example))
         sizes = example.inputs.batch_size, part_inputs.batch_size
@@ -197,6 +201,7 @@ def _inventory(
         matches,
         structure_of(model, matches, table.roots, idle),
         trained_otherwise=tuple(trained),
+        ungraded=tuple(ungraded),
         doubts=tuple(
             finding for path in inputs_of for finding in hook_findings(model, path, table)
         ),

@@ -147,13 +147,15 @@ class InTraining:
     of a module that takes a different branch, or None; ``momenta`` maps the names of the BatchNorms
     that are functions, and update their statistics in training mode, to their momentum in it;
     ``drops`` maps the names of the functions that return their input in eval mode, and are called
-    otherwise in training mode, to that call.
+    otherwise in training mode, to that call. ``ungraded`` are the paths of modules that compute
+    with parameters that learn where gradients are off.
     """
 
     trained: Collection[str]
     other: str | None
     momenta: Mapping[str, Any] = field(default_factory=dict)
     drops: Mapping[str, fx.Node] = field(default_factory=dict)
+    ungraded: tuple[str, ...] = ()
 
 
 def in_training(
@@ -209,11 +211,17 @@ def in_training(
         and told(node, idle) == told(other, idle)
         and str((node.args, node.kwargs)) != str((other.args, other.kwargs))
     }
-    for before, after in zip_longest(*calls, fillvalue=(path,)):
-        if before[1:] != after[1:]:
-            # what is only called in training mode, or the innermost of both
-            return InTraining(trained, str(max(after[0], before[0], key=len)), momenta, drops)
-    return InTraining(trained, None, momenta, drops)
+    # what is only called in training mode, or the innermost of both
+    other = next(
+        (
+            str(max(after[0], before[0], key=len))
+            for before, after in zip_longest(*calls, fillvalue=(path,))
+            if before[1:] != after[1:]
+        ),
+        None,
+    )
+    ungraded = tuple(joined(path, each) for each in tracer.ungraded)
+    return InTraining(trained, other, momenta, drops, ungraded)
 
 
 def _in_training_mode(model: nn.Module) -> frozenset[str]:

@@ -59,7 +59,8 @@ class Tracer(QuantizationTracer):
     ``lines`` are filled with the lines that made the nodes, by name, unless they are None. With
     ``shapes``, values that follow from them are known. ``idle`` are the paths of modules whose
     forward returned its input: they are called as a whole, as they may do more in training mode.
-    Nor are those at the paths ``whole`` traced through.
+    Nor are those at the paths ``whole`` traced through. ``ungraded`` are the paths of modules that
+    compute with parameters that learn where gradients are off, which a graph does not know.
     """
 
     def __init__(self, module_names: list[str], module_classes: list[Callable[..., Any]]) -> None:
@@ -69,6 +70,8 @@ class Tracer(QuantizationTracer):
         self.lines: dict[str, str | None] | None = None
         self.whole: Collection[str] = ()
         self.idle: set[str] = set()
+        self.ungraded: dict[str, None] = {}
+        self._learnt: frozenset[str] = frozenset()
         self.shapes: Mapping[str, Shape | Shapes] | None = None
         self.kinds: dict[fx.Node, Kind] = {}
         self._known: KnownValues | None = None
@@ -76,6 +79,9 @@ class Tracer(QuantizationTracer):
         self._asking = False
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        if torch.is_grad_enabled():
+            named = root.named_parameters(remove_duplicate=False)
+            self._learnt = frozenset(name for name, each in named if each.requires_grad)
         # what forward draws or writes during tracing must not affect the caller
         with traced_alone(), random_numbers_kept():
             graph = super().trace(root, concrete_args)
@@ -196,9 +202,19 @@ class Tracer(QuantizationTracer):
         if len(self.graph.nodes) > MOST_OPERATIONS:
             raise RuntimeError(TOO_MANY_OPERATIONS)
         node = super().create_node(*args, **kwargs)
+        if self._learnt and not torch.is_grad_enabled() and self._learns(node):
+            self.ungraded[self.path] = None
         if self.lines is not None:
             self.lines[node.name] = innermost_line(traceback.extract_stack(), self.root)
         return node
+
+    def _learns(self, node: fx.Node) -> bool:
+        """Whether a call computes with parameters that learn, its module's or as arguments."""
+        if node.op == "call_module":
+            module = self.root.get_submodule(str(node.target))
+            return any(parameter.requires_grad for parameter in module.parameters())
+        given = {each.target for each in node.all_input_nodes if each.op == "get_attr"}
+        return not given.isdisjoint(self._learnt)
 
     def create_arg(self, a: Any) -> Any:
         """Like torch, but containers of custom classes keep their class."""

@@ -137,7 +137,7 @@ def _is_norm(member: Member) -> bool:
 
 
 def branch_findings(inventory: Inventory) -> Iterator[Finding]:
-    """Forwards that behave differently in training mode, which the graph ignores (QR205)."""
+    """What forwards do in training mode, or without gradients, and the graph does not (QR205)."""
     for path in dict.fromkeys(inventory.trained_otherwise):
         where = f"the forward of {path}" if path else "the model's own forward"
         yield Finding(
@@ -145,4 +145,12 @@ def branch_findings(inventory: Inventory) -> Iterator[Finding]:
             f"{where} behaves differently in training mode; only its eval branch is trained",
             hint="what only training mode has (noise, outputs for a loss) is missing in the "
             "prepared model",
+        )
+    if inventory.ungraded:
+        where = listed([path or "the model's own forward" for path in inventory.ungraded])
+        yield Finding(
+            "QR205",
+            f"parameters get gradients that they do not get in your forward: {where}",
+            hint="a graph has no torch.no_grad(): call requires_grad_(False) on what is not to "
+            "learn, or detach() on its result in forward",
         )

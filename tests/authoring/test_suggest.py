@@ -221,9 +221,11 @@ def test_a_convolutional_model_without_a_part_that_traces_is_an_error():
         qrecipe.suggest(net_of(forward, conv=nn.Conv2d(3, 4, 3)), torch.randn(1, 3, 8, 8))
 
 
-def test_a_model_without_any_kernel_is_an_error():
-    with pytest.raises(UnsupportedError, match="QR335"):
-        qrecipe.suggest(nn.Sequential(nn.GELU(), nn.SiLU()).eval(), torch.randn(2, 6))
+def test_a_model_without_any_kernel_or_with_slow_ones_alone_is_an_error():
+    slow = nn.ConvTranspose2d(4, 8, 2, groups=2)
+    for layer, batch in ((nn.GELU(), torch.randn(2, 6)), (slow, torch.randn(1, 4, 6, 6))):
+        with pytest.raises(UnsupportedError, match="a quantized kernel as fast as float"):
+            qrecipe.suggest(nn.Sequential(layer, nn.SiLU()).eval(), batch)
 
 
 @pytest.mark.parametrize("name", ["residual", "cnn_lstm", "recurrent"])

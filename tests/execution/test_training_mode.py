@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from plans import net_of, sites
 from torch import nn
+from torch.nn.utils.prune import l1_unstructured
 from training import db, fake_quants, qat_recipe, trained
 
 import qrecipe
@@ -36,6 +37,60 @@ def test_a_dropout_function_drops_in_training_mode_and_not_in_eval_mode():
     converted = compiled.convert(prepared)
     assert torch.equal(converted(batch), converted(batch))
     assert db(prepared, converted, batch) > 25
+
+
+def test_what_drops_may_have_another_reader_before():
+    model = net_of(
+        lambda self, x: self.base(x) + self.up(self.down(self.drop(x))),
+        base=nn.Linear(6, 6),
+        down=nn.Linear(6, 2, bias=False),
+        up=nn.Linear(2, 6, bias=False),
+        drop=nn.Dropout(0.5),
+    )
+    batch = torch.randn(8, 6)
+    compiled, prepared = trained(model, [batch], qat_recipe())
+    assert not torch.equal(prepared(batch), prepared(batch))
+    converted = compiled.convert(prepared.eval())
+    assert db(prepared, converted, batch) > 25
+
+
+def test_a_layer_whose_weight_a_hook_computes_is_trained_beside_others():
+    layer = l1_unstructured(nn.Linear(6, 6), "weight", 0.5)
+    batch = torch.randn(8, 6)
+    model = nn.Sequential(layer, nn.Linear(6, 3)).eval()
+    compiled, prepared = trained(model, [batch] * 2, qat_recipe())
+    converted = compiled.convert(prepared.eval())
+    assert not torch.equal(prepared.get_submodule("0").weight_orig, layer.weight_orig)
+    assert db(prepared, converted, batch) > 25
+
+
+@torch.no_grad()
+def features(self, x):
+    return self.body(x)
+
+
+@pytest.mark.parametrize(
+    ("take", "is_said"),
+    [
+        (features, True),
+        (lambda self, x: torch.inference_mode()(self.body)(x).clone(), True),
+        (torch.no_grad()(lambda self, x: F.linear(x, self.body.weight.abs())), True),
+        (torch.no_grad()(lambda self, x: x * 2), False),
+        (lambda self, x: self.body(x).detach(), False),
+    ],
+    ids=["no_grad", "inference_mode", "weight", "input", "detach"],
+)
+@pytest.mark.filterwarnings("ignore::qrecipe.QRecipeWarning")
+def test_what_learns_although_forward_computes_without_gradients_is_warned_about(take, is_said):
+    model = net_of(
+        lambda self, x: self.head(take(self, x)), body=nn.Linear(6, 6), head=nn.Linear(6, 3)
+    )
+    batch = torch.randn(4, 6)
+    codes = [w.message for w in qrecipe.plan(model, qat_recipe(), batch).warnings]
+    assert any("gradients that they do not get" in each for each in codes) is is_said
+    model.body.requires_grad_(False)
+    codes = [w.code for w in qrecipe.plan(model, qat_recipe(), batch).warnings]
+    assert "QR205" not in codes
 
 
 class Auxiliary(nn.Module):

@@ -46,8 +46,8 @@ def suggest(model: nn.Module, example_inputs: Any, *, num_batches: int | None = 
     A warning (QR207) says if it has sites that are slower in int8 than in float.
 
     Raises:
-        UnsupportedError: nothing in the model has a quantized kernel, or it is quantized already
-            (QR335).
+        UnsupportedError: nothing in the model has a quantized kernel as fast as float, or it is
+            quantized already (QR335).
         TraceError: the model cannot be traced, and no part of it can be quantized without that.
         PlanError: the model cannot be quantized as it is, or does not accept the inputs.
     """
@@ -78,8 +78,8 @@ def suggestion(model: nn.Module, example_inputs: Any, num_batches: int | None = 
         return _told(found)
     planned = next(filter(None, (_settled(subject, scheme) for scheme in schemes(subject))), None)
     if planned is None:
-        hint = "`qrecipe plan builtin:x86-static` shows why each operation stays float"
-        message = "nothing in this model has a quantized kernel"
+        hint = "`qrecipe plan builtin:x86-static` shows what each operation can be, and why"
+        message = "nothing in this model has a quantized kernel as fast as float"
         raise UnsupportedError.of("QR335", message, hint=hint)
     found = _proven(model, inputs, subject, reasons)
     return _told(found or _of_parts(model, inputs, num_batches, reasons) or planned)

@@ -24,7 +24,7 @@ def observe_before_drops(prepared: fx.GraphModule) -> None:
             if len(observers) < len(node.users):
                 continue  # someone reads it as float
             before = next(filter(is_observer, source.users), observers[0])
-            node.prepend(before)
+            min(node, *before.users).prepend(before)
             before.replace_input_with(node, source)
             node.replace_input_with(source, before)
         for observer in observers:
