@@ -78,15 +78,20 @@ def for_compiler(converted: nn.Module, inputs: Inputs) -> Any:
     """torch's exported program, in which its compiler finds the layers with integers.
 
     It does not find them where something else, such as a residual sum, reads the same dequantized
-    tensor, and it joins equal operators. So those that no layer reads get another ``quant_min``,
-    which dequantizing does not compute with.
+    tensor, and it joins equal operators. So what is no such layer reads one with another
+    ``quant_min``, which dequantizing does not compute with.
     """
     program = Program.of(converted, inputs)
-    layers = set(layers_of(program.graph_module))
-    for node in program.graph_module.graph.nodes:
-        if ".dequantize_per_tensor" in str(node.target) and layers.isdisjoint(node.users):
+    graph, layers = program.graph_module.graph, set(layers_of(program.graph_module))
+    for node in list(graph.nodes):
+        others = node.users.keys() - layers
+        if ".dequantize_per_tensor" in str(node.target) and others:
+            with graph.inserting_after(node):
+                own = graph.node_copy(node)
             source, scale, zero_point, low, *rest = node.args
-            node.args = (source, scale, zero_point, low - 1, *rest)
+            own.args = (source, scale, zero_point, low - 1, *rest)
+            node.replace_all_uses_with(own, others.__contains__)
+    graph.eliminate_dead_code()
     program.graph_module.recompile()
     return program.exported()
 
