@@ -63,11 +63,11 @@ def write_pte(converted: nn.Module, path: str | os.PathLike[str], example_inputs
         hint = f'quantize it with backend = "{_BACKEND}"'
         raise ArtifactError(Finding("QR512", message, hint=hint))
     _separate_biases(program.graph_module)
-    weights = {_weight_of(layer): site_of(layer) or "" for layer in layers_of(program.graph_module)}
+    layers = list(layers_of(program.graph_module))
     started = time.perf_counter()
     edge = _partitioned(program.exported_as_it_is())
     left = set(edge.exported_program().graph_signature.inputs_to_buffers.values())
-    outside = [site for name, site in weights.items() if name in left]
+    outside = [site_of(layer) or "" for layer in layers if _weight_of(layer) in left]
     if outside:
         message = f"XNNPACK does not take {shown_names(outside)}"
         hint = "leave what it has no kernel for float, by rules"
@@ -76,7 +76,7 @@ def write_pte(converted: nn.Module, path: str | os.PathLike[str], example_inputs
     seconds = time.perf_counter() - started
     settle(lowered_findings(program, _run(content, program.inputs), _compiled), ())
     write(file, lambda stream: stream.write(content))
-    return Lowering("XNNPACK", len(list(layers_of(program.graph_module))), (), seconds)
+    return Lowering("XNNPACK", len(layers), (), seconds)
 
 
 def _weight_of(layer: fx.Node) -> str:
