@@ -101,10 +101,11 @@ _QUANT_MIN = {"dequantize_per_tensor": 3, "dequantize_per_channel": 4}
 def _read_apart(node: fx.Node, groups: Sequence[Sequence[fx.Node]]) -> None:
     """Give each group of readers an operator that differs from all others, in place."""
     at = _QUANT_MIN[str(node.target).split(".")[1]]
+    low: Any = node.args[at]
     for distance, group in enumerate(groups, start=1):
         with node.graph.inserting_after(node):
             own = node.graph.node_copy(node)
-        own.args = (*node.args[:at], node.args[at] + distance, *node.args[at + 1 :])
+        own.args = (*node.args[:at], low + distance, *node.args[at + 1 :])
         node.replace_all_uses_with(own, group.__contains__)
 
 
