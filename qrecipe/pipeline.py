@@ -288,10 +288,12 @@ def quantize(
         raise PlanError(_qat_finding())
     if batches is None:
         if example_inputs is None:
-            raise _no_batches()
+            raise _no_batches("neither batches nor example_inputs are given")
         compiled = _compile(model, loaded, Inputs.from_batch(example_inputs), target_cpu)
         if any(site.mode == "static" for site in compiled.plan.sites):
-            raise _no_batches()
+            raise _no_batches(
+                "static quantization needs batches to calibrate with, but none are given"
+            )
         return compiled.convert(compiled._prepared())
     first, stream = peek(batches)
     if example_inputs is None:
@@ -362,10 +364,10 @@ def compile_decided(
     )
 
 
-def _no_batches() -> CalibrationError:
+def _no_batches(why: str) -> CalibrationError:
     return CalibrationError.of(
         "QR401",
-        "static quantization needs batches to calibrate with, but none are given",
+        why,
         hint="pass batches=, about 100 representative mini-batches of inputs",
     )
 

@@ -127,10 +127,14 @@ def _structure(stored: StoredModel, model: nn.Module, constants: Constants) -> n
     except Exception as error:  # whatever torch raises for a forged plan
         raise _other_architecture(file, [first_line(error)]) from error
     if found != contents.architecture.graphs:
-        saved = contents.versions.get("torch", "another")
-        text = f"torch {torch.__version__} converts the plan to another graph than torch {saved}"
-        raise _other_architecture(file, [text])
+        raise _other_architecture(file, [_other_graph(contents.versions.get("torch", "another"))])
     return converted
+
+
+def _other_graph(saved: str) -> str:
+    if saved == torch.__version__:
+        return "the plan becomes another graph, as when parameters that were tied no longer are"
+    return f"torch {torch.__version__} converts the plan to another graph than torch {saved}"
 
 
 _SAME_CODE = "build the model with the code and settings that it was quantized with"

@@ -14,12 +14,14 @@ from qrecipe._torch_fx import (
     QConfigMapping,
 )
 from qrecipe.audit.sample import Sample
+from qrecipe.errors.findings import ArtifactError
 from qrecipe.model.call import Inputs
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.model.quantized import Became
 from qrecipe.planning.plan import Plan
 from qrecipe.recipe.recipe import Recipe
 from qrecipe.recipe.schema import LintTable
+from qrecipe.rules.resolution import listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,15 @@ class Exportable:
     inputs: tuple[Any, ...]
     output: Any
     float_output: Any
+
+
+def check_exportable(plan: Plan) -> None:
+    """Raises ``ArtifactError`` (QR512) if the plan has dynamic sites."""
+    dynamic = [site.name for site in plan.sites if site.mode == "dynamic"]
+    if dynamic:
+        hint = "torch's exporter does not support dynamic quantization: make them static or float"
+        text = f"dynamic sites cannot be exported: {listed(dynamic)}"
+        raise ArtifactError.of("QR512", text, hint=hint)
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,17 +176,25 @@ def arguments(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
 
     Raises ``PlanError`` (QR307) like `bind`.
     """
+    given = bound(model, inputs)
+    given.apply_defaults()
+    return given.arguments
+
+
+def bound(model: nn.Module, inputs: Inputs) -> inspect.BoundArguments:
+    """The inputs by the parameters of ``forward``, without defaults.
+
+    Raises ``PlanError`` (QR307) like `bind`.
+    """
     signature = signature_of(model)
     try:
-        bound = signature.bind(*inputs.args, **dict(inputs.kwargs))
+        return signature.bind(*inputs.args, **dict(inputs.kwargs))
     except TypeError as error:
         raise PlanError.of(
             "QR307",
             f"the example inputs do not fit forward{signature}: {error}",
             hint="pass a tuple for positional inputs, a dict for keyword inputs",
         ) from error
-    bound.apply_defaults()
-    return bound.arguments
 
 
 def signature_of(model: nn.Module) -> inspect.Signature:

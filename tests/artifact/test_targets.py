@@ -234,6 +234,31 @@ def test_layers_that_share_what_they_read_with_a_sum_become_kernels():
     assert qrecipe.lower(made, x).lowering.layers == 3
 
 
+@pytest.mark.slow
+def test_a_layer_that_is_called_twice_and_a_tied_one_become_kernels():
+    torch.manual_seed(0)
+    model = net_of(
+        lambda self, x: self.tied(self.one(torch.relu(self.one(x)))),
+        one=nn.Linear(24, 24),
+        tied=nn.Linear(24, 24),
+    )
+    model.tied.weight = model.one.weight
+    x = torch.randn(4, 24)
+    assert qrecipe.lower(qrecipe.quantize(model, STATIC, [x] * 10), x).lowering.layers == 3
+
+
+@pytest.mark.slow
+def test_weights_alone_have_no_kernel():
+    torch.manual_seed(0)
+    model, x = (
+        nn.Sequential(nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 8)).eval(),
+        torch.rand(4, 24),
+    )
+    made = qrecipe.quantize(model, "builtin:linear-weight-only", example_inputs=x)
+    lowering = qrecipe.lower(made, x).lowering
+    assert (lowering.layers, lowering.without_kernel) == (0, ("0", "2"))
+
+
 @pytest.mark.cpu
 @pytest.mark.slow
 def test_a_kernel_that_saturates_on_this_cpu_is_found():

@@ -77,18 +77,36 @@ class Lowered(nn.Module):
 def for_compiler(converted: nn.Module, inputs: Inputs) -> Any:
     """torch's exported program, in which its compiler finds the layers with integers.
 
-    It does not find them where something else, such as a residual sum, reads the same dequantized
-    tensor, and it joins equal operators. So those that no layer reads get another ``quant_min``,
-    which dequantizing does not compute with.
+    It does not find those that read a dequantized tensor together with something else, such as a
+    residual sum, or a weight with another layer, and it joins equal operators. So each of them
+    gets an operator with another ``quant_min``, which dequantizing does not compute with.
     """
     program = Program.of(converted, inputs)
-    layers = set(layers_of(program.graph_module))
-    for node in program.graph_module.graph.nodes:
-        if ".dequantize_per_tensor" in str(node.target) and layers.isdisjoint(node.users):
-            source, scale, zero_point, low, *rest = node.args
-            node.args = (source, scale, zero_point, low - 1, *rest)
+    graph, layers = program.graph_module.graph, set(layers_of(program.graph_module))
+    for node in list(graph.nodes):
+        if ".dequantize_per_tensor" in str(node.target):
+            others = [user for user in node.users if user not in layers]
+            _read_apart(node, [others] if others else [])
+        elif ".dequantize_per_channel" in str(node.target):
+            _read_apart(node, [[user] for user in node.users][1:])
+    graph.eliminate_dead_code()
     program.graph_module.recompile()
     return program.exported()
+
+
+_QUANT_MIN = {"dequantize_per_tensor": 3, "dequantize_per_channel": 4}
+"""The position of an argument."""
+
+
+def _read_apart(node: fx.Node, groups: Sequence[Sequence[fx.Node]]) -> None:
+    """Give each group of readers an operator that differs from all others, in place."""
+    at = _QUANT_MIN[str(node.target).split(".")[1]]
+    low: Any = node.args[at]
+    for distance, group in enumerate(groups, start=1):
+        with node.graph.inserting_after(node):
+            own = node.graph.node_copy(node)
+        own.args = (*node.args[:at], low + distance, *node.args[at + 1 :])
+        node.replace_all_uses_with(own, group.__contains__)
 
 
 @contextmanager
@@ -122,11 +140,14 @@ def audited(program: Program, compile_and_run: Callable[[], Any]) -> Lowering:
     seconds = time.perf_counter() - started
     kernels = Counter(counters["inductor"]) - before
     layers = list(layers_of(program.graph_module))
-    missing = list(_missing(layers, kernels))
+    alone = {site.name for site in program.plan.sites if site.mode == "weight_only"}
+    rounded = [node for node in layers if site_of(node) not in alone]
+    missing = list(_missing(rounded, kernels))
     settle(missing or list(lowered_findings(program, found, _compiled)), ())
     able = tuple(name for _, names in _KERNELS.values() for name in names)
-    left = [site_of(node) or "" for node in layers if not str(node.target).startswith(able)]
-    return Lowering("Inductor", len(layers) - len(left), tuple(left), seconds)
+    made = [node for node in rounded if str(node.target).startswith(able)]
+    left = [site_of(node) or "" for node in layers if node not in made]
+    return Lowering("Inductor", len(made), tuple(left), seconds)
 
 
 def _missing(layers: Sequence[fx.Node], kernels: Mapping[str, int]) -> Iterator[Finding]:

@@ -10,11 +10,12 @@ from torch import fx, nn
 
 from qrecipe.errors.findings import ArtifactError, Finding
 from qrecipe.errors.text import first_line
-from qrecipe.execution.part import Exportable
+from qrecipe.execution.part import Exportable, check_exportable
 from qrecipe.execution.plain_scales import with_plain_scales
 from qrecipe.execution.provenance import converted_graphs, provenance, stored_plan
-from qrecipe.model.call import Inputs, bind, signature_of
+from qrecipe.model.call import Inputs, bind, bound
 from qrecipe.model.exported import exported, exported_as_it_is
+from qrecipe.model.tracer import OTHER_SHAPES
 from qrecipe.planning.plan import Plan
 from qrecipe.process.memory import raise_lack_of_memory
 
@@ -35,7 +36,8 @@ class Program:
     def of(converted: nn.Module, inputs: Inputs) -> Program:
         """The program of a model.
 
-        Raises ``ArtifactError`` if qrecipe did not convert it (QR501), or not as a program (QR512).
+        Raises ``ArtifactError`` if qrecipe did not convert it (QR501), or not as a program (QR512),
+        and ``PlanError`` (QR307) if the inputs do not fit its signature.
         """
         graphs = converted_graphs(converted)
         plan = stored_plan(provenance(converted))
@@ -61,7 +63,11 @@ class Program:
         return _exported(exported_as_it_is, self.graph_module, self.inputs)
 
     def exportable(self) -> Exportable:
-        """For exporters that know operators, and not programs; the float output is unknown."""
+        """For exporters that know operators, and not programs; the float output is unknown.
+
+        Raises ``ArtifactError`` (QR512) if the plan has dynamic sites.
+        """
+        check_exportable(self.plan)
         graph_module, inputs = self.graph_module, self.inputs
         return Exportable(
             graph_module, bind(graph_module, graph_module, inputs), self.output(), None
@@ -70,7 +76,7 @@ class Program:
 
 def _leave_out_defaults(graph_module: fx.GraphModule, inputs: Inputs) -> None:
     """Make defaults constants in place: torch.export mixes up keywords that skip a parameter."""
-    given = signature_of(graph_module).bind(*inputs.args, **inputs.kwargs).arguments
+    given = bound(graph_module, inputs).arguments
     for node in graph_module.graph.find_nodes(op="placeholder"):
         if str(node.target) not in given:
             for user in list(node.users):
@@ -91,5 +97,7 @@ def _exported(export: Any, graph_module: fx.GraphModule, inputs: Inputs) -> Any:
         return export(graph_module, inputs.args, inputs.kwargs)
     except Exception as error:
         raise_lack_of_memory(error)
-        message = f"torch cannot export the program: {first_line(error)}"
-        raise ArtifactError(Finding("QR512", message, hint="report the model")) from error
+        message, hint = f"torch cannot export the program: {first_line(error)}", "report the model"
+        if OTHER_SHAPES in message:
+            message, hint = first_line(error), "pass inputs like those that it was quantized with"
+        raise ArtifactError(Finding("QR512", message, hint=hint)) from error

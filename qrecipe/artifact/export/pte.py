@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -62,18 +63,20 @@ def write_pte(converted: nn.Module, path: str | os.PathLike[str], example_inputs
         hint = f'quantize it with backend = "{_BACKEND}"'
         raise ArtifactError(Finding("QR512", message, hint=hint))
     _separate_biases(program.graph_module)
-    weights = {_weight_of(layer): site_of(layer) or "" for layer in layers_of(program.graph_module)}
+    layers = list(layers_of(program.graph_module))
     started = time.perf_counter()
-    content, left = _content(program.exported_as_it_is())
-    seconds = time.perf_counter() - started
-    outside = [site for name, site in weights.items() if name in left]
+    edge = _partitioned(program.exported_as_it_is())
+    left = set(edge.exported_program().graph_signature.inputs_to_buffers.values())
+    outside = [site_of(layer) or "" for layer in layers if _weight_of(layer) in left]
     if outside:
         message = f"XNNPACK does not take {shown_names(outside)}"
         hint = "leave what it has no kernel for float, by rules"
         raise AuditError(Finding("QR410", message, hint=hint))
+    content = _content(edge)
+    seconds = time.perf_counter() - started
     settle(lowered_findings(program, _run(content, program.inputs), _compiled), ())
     write(file, lambda stream: stream.write(content))
-    return Lowering("XNNPACK", len(list(layers_of(program.graph_module))), (), seconds)
+    return Lowering("XNNPACK", len(layers), (), seconds)
 
 
 def _weight_of(layer: fx.Node) -> str:
@@ -122,16 +125,25 @@ _MODULES = (
 )
 
 
-def _content(exported: Any) -> tuple[bytes, set[str]]:
-    """A file, and the names of the tensors that XNNPACK did not take."""
+def _partitioned(exported: Any) -> Any:
+    """torch's program in the operators of ExecuTorch, as XNNPACK takes them."""
     exir, xnnpack, _ = map(import_module, _MODULES)
+    with _of_executorch():
+        partitioner = [xnnpack.XnnpackPartitioner()]
+        return exir.to_edge_transform_and_lower(exported, partitioner=partitioner)
+
+
+def _content(partitioned: Any) -> bytes:
+    with _of_executorch():
+        return bytes(partitioned.to_executorch().buffer)
+
+
+@contextmanager
+def _of_executorch() -> Iterator[None]:
+    """Let ExecuTorch work quietly. What it raises is an ``ArtifactError`` (QR512)."""
     try:
         with unheard(), quiet(), held_back([("", Warning)]):
-            edge = exir.to_edge_transform_and_lower(
-                exported, partitioner=[xnnpack.XnnpackPartitioner()]
-            )
-            left = set(edge.exported_program().graph_signature.inputs_to_buffers.values())
-            return bytes(edge.to_executorch().buffer), left
+            yield
     except Exception as error:
         raise_lack_of_memory(error)
         message = f"ExecuTorch cannot take the program: {first_line(error)}"
@@ -146,5 +158,5 @@ def _run(content: bytes, inputs: Inputs) -> list[Tensor]:
 
 
 def _compiled(graph_module: fx.GraphModule, args: tuple[Any, ...]) -> Callable[..., Any]:
-    content, _ = _content(exported_as_it_is(graph_module, args, {}))
+    content = _content(_partitioned(exported_as_it_is(graph_module, args, {})))
     return lambda *given: _run(content, Inputs(given))

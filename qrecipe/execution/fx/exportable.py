@@ -15,13 +15,12 @@ from qrecipe.errors.text import first_line
 from qrecipe.execution.fx.convert import Configs, as_torch_prepared
 from qrecipe.execution.fx.reference import explicit, held
 from qrecipe.execution.fx.unrounded import check_conversion
-from qrecipe.execution.part import Exportable
+from qrecipe.execution.part import Exportable, check_exportable
 from qrecipe.model.call import Inputs, bind
 from qrecipe.model.outputs import return_tensors
 from qrecipe.model.rewrite_proof import passing
 from qrecipe.planning.plan import Plan
 from qrecipe.recipe.patterns import leave_float
-from qrecipe.rules.resolution import listed
 
 _QUANTIZE = "quantized_decomposed.quantize_per_tensor"
 
@@ -36,11 +35,7 @@ def exportable(
         AuditError: it computes something else than the prepared model (QR412, QR414), or fails
             (QR413).
     """
-    dynamic = [site.name for site in plan.sites if site.mode == "dynamic"]
-    if dynamic:
-        hint = "torch's exporter does not support dynamic quantization: make them static or float"
-        text = f"dynamic sites cannot be exported: {listed(dynamic)}"
-        raise ArtifactError.of("QR512", text, hint=hint)
+    check_exportable(plan)
     # what was trained rounds already
     before = prepared if plan.phase == "qat" else passing(prepared)
     with torch.no_grad():

@@ -14,7 +14,7 @@ from qrecipe.errors.findings import ExecutionError, Finding
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import settle, warn
 from qrecipe.execution.fake_quants import accompany_training, frozen_copy
-from qrecipe.execution.part import Exportable, Fault, Task
+from qrecipe.execution.part import Exportable, Fault, Task, check_exportable
 from qrecipe.execution.plain_scales import with_plain_scales
 from qrecipe.execution.pt2e.adapters import with_weights_observed
 from qrecipe.execution.pt2e.annotation import PlanQuantizer, follow, forget_annotations
@@ -100,6 +100,7 @@ class ProgramPart:
         return None
 
     def exportable(self, prepared: nn.Module) -> Exportable:
+        check_exportable(self.plan)
         converted = self.convert(prepared, None, self.task.recipe.lint)
         inputs, probe = self.source.inputs, runnable_copy(prepared)
         args = bind(converted, converted, inputs)
