@@ -15,10 +15,10 @@ ALWAYS = {"torch.nn.TransformerEncoder", "unet"}
 """What needs no library; nets of our own that are spelt as theirs are in tests/model."""
 LEAST_DB = 14.0
 """What ends below it has warned: 15 dB, and the decibel that the audit lets pass."""
-ITEMS = 8
-"""In a batch: between batches of two, LeViT with random weights differs by 9 dB."""
-SPREAD_DB = 2.0
-"""What a batch of so many items may have less than the one that the audit judged."""
+ITEMS = 4
+"""In a batch: so many the audit judges."""
+SPREAD_DB = 6.0
+"""What others may have less: LeViT with random weights has 18 dB on the first, and 11 to 16."""
 
 
 def _runs():
