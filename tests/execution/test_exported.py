@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from corpus import missing, torchvision
 from nets import UNTRACEABLE
 from plans import recipe
+from programs import QCONFIGS
 from torch import nn
 from training import qat_recipe
 
@@ -208,18 +209,6 @@ def example(kind):
         "input_ids": torch.randint(0, 100, (4, 7)),
         "attention_mask": torch.ones(4, 7, dtype=torch.long),
     }
-
-
-QCONFIGS = """
-[tensor.by-call]
-dtype = "uint8"
-is_dynamic = true
-[qconfig.only]
-weight = "weight"
-[qconfig.dynamic]
-weight = "weight"
-activation = "by-call"
-"""
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import torch
 from differential import snapshot
 from nets import NETS
 from plans import net_of, recipe
+from programs import of_site, tamper_with_conversion
 from shares import every
 from torch import nn
 from torch.ao.quantization import MinMaxObserver
@@ -255,25 +256,13 @@ def tampered(calibrated, monkeypatch):
     """Convert with a tampered step; the findings of the audit."""
 
     def findings(tamper):
-        honest = part_module.convert_pt2e
-
-        def wrong(prepared):
-            made = honest(prepared)
-            tamper(made)
-            made.recompile()
-            return made
-
-        monkeypatch.setattr(part_module, "convert_pt2e", wrong)
+        tamper_with_conversion(monkeypatch, tamper)
         compiled, prepared = calibrated
         with pytest.raises(AuditError) as raised:
             compiled.convert(prepared)
         return raised.value.findings
 
     return findings
-
-
-def of_site(program, name):
-    return next(node for node in program.graph.nodes if node.meta.get("site") == name)
 
 
 def test_a_wrong_scale_is_found(tampered):

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from differential import snapshot
 from plans import net_of, recipe, sites
+from programs import QCONFIGS, of_site, tamper_with_conversion
 from torch import nn
 
 import qrecipe
@@ -19,19 +20,6 @@ from qrecipe.authoring.lock.file import write_lock
 from qrecipe.errors.findings import AuditError, ExecutionError, UnsupportedError
 
 pytest.importorskip("torchao")
-
-from qrecipe.execution.pt2e import part as part_module
-
-QCONFIGS = """
-[tensor.by-call]
-dtype = "uint8"
-is_dynamic = true
-[qconfig.only]
-weight = "weight"
-[qconfig.dynamic]
-weight = "weight"
-activation = "by-call"
-"""
 
 
 class Mixed(nn.Module):
@@ -199,24 +187,12 @@ def test_what_measures_works_on_all_modes_or_says_why_not(quantized, tmp_path):
 # --- the audit finds what is wrong
 
 
-def of_site(program, name):
-    return next(node for node in program.graph.nodes if node.meta.get("site") == name)
-
-
 @pytest.fixture
 def tampered(monkeypatch):
     """Quantize with a tampered conversion; what the audit says first."""
 
     def finding(mode, tamper):
-        honest = part_module.convert_pt2e
-
-        def wrong(prepared):
-            made = honest(prepared)
-            tamper(made)
-            made.recompile()
-            return made
-
-        monkeypatch.setattr(part_module, "convert_pt2e", wrong)
+        tamper_with_conversion(monkeypatch, tamper)
         model, batches = mixed()
         with pytest.raises(AuditError) as raised:
             qrecipe.quantize(model, MODES[mode], batches, example_inputs=batches[0])

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from differential import snapshot
 from nets import NETS
 from plans import net_of
+from programs import QCONFIGS
 from shares import every
 from torch import nn
 from training import KINDS, db, fake_quants, qat_recipe, train
@@ -249,15 +250,8 @@ def test_dynamic_and_weight_only_layers_train():
     model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
     batches = [rows() for _ in range(3)]
     mixed = qat_recipe(
-        rules="""
-[tensor.by-call]
-dtype = "uint8"
-is_dynamic = true
-[qconfig.only]
-weight = "weight"
-[qconfig.dynamic]
-weight = "weight"
-activation = "by-call"
+        rules=QCONFIGS
+        + """
 [rules]
 global = "float"
 [rules.module_name]

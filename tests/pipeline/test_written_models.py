@@ -15,10 +15,9 @@ ALWAYS = {"torch.nn.TransformerEncoder", "unet"}
 """What needs no library; nets of our own that are spelt as theirs are in tests/model."""
 LEAST_DB = 14.0
 """What ends below it has warned: 15 dB, and the decibel that the audit lets pass."""
-ITEMS = 4
-"""In a batch: so many the audit judges."""
-SPREAD_DB = 6.0
-"""What others may have less: LeViT with random weights has 18 dB on the first, and 11 to 16."""
+
+BELOW = {"levit_128s": "12 dB on held-out images, and no warning: the judged ones have above 15"}
+"""With random weights; another batch may have less than the first, which is all that is judged."""
 
 
 def _runs():
@@ -27,28 +26,26 @@ def _runs():
         marks = [pytest.mark.skipif(missing is not None, reason=str(missing))]
         if name not in ALWAYS:
             marks.append(pytest.mark.slow)
+        if name in BELOW:
+            marks.append(pytest.mark.xfail(strict=True, reason=BELOW[name]))
         yield pytest.param(written, id=name, marks=marks)
 
 
 @pytest.mark.parametrize("written", list(_runs()))
 def test_a_model_is_quantized_by_its_suggested_recipe(written):
-    model, batches = written.model(), written.batches(4, size=ITEMS)
+    model, batches = written.model(), written.batches(6)
     held_out = batches.pop()
     recipe = qrecipe.suggest(model, batches[0], num_batches=len(batches))
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         converted = qrecipe.quantize(model, recipe, batches, progress=False)
     with torch.no_grad():
-        judged, sqnr = (
-            output_sqnr_db(call(model, batch), call(converted, batch))
-            for batch in (batches[0], held_out)
-        )
+        expected, actual = call(model, held_out), call(converted, held_out)
         call(converted, written.batch(3))  # another number of items
+    sqnr = output_sqnr_db(expected, actual)
     codes = {str(each.message)[:5] for each in warned}
-    assert judged is not None
     assert sqnr is not None
-    has_warned = codes & {"QR203", "QR226", "QR232"}
-    assert has_warned or (judged > LEAST_DB and sqnr > min(LEAST_DB, judged - SPREAD_DB))
+    assert sqnr > LEAST_DB or codes & {"QR203", "QR226", "QR232"}
 
 
 def test_the_corpus_is_as_large_as_its_page_says():
