@@ -17,13 +17,14 @@ from plans import net_of, recipe
 from torch import nn
 
 import qrecipe
-from qrecipe.artifact.export import inductor, pte
+from qrecipe.artifact.export import inductor
 from qrecipe.artifact.export.apart import apart
 from qrecipe.artifact.export.lowering import layers_of, lowered_findings
 from qrecipe.artifact.export.program import Program
 from qrecipe.audit.sqnr import output_sqnr_db, sqnr_db
 from qrecipe.errors.findings import ArtifactError, AuditError, QRecipeError
 from qrecipe.planning.cpu import has_vnni
+from qrecipe.runtimes import executorch
 
 pytest.importorskip("torchao")
 
@@ -124,12 +125,14 @@ def test_what_computes_otherwise_is_named_and_what_only_rounds_is_not(converted)
 
 
 def test_the_page_has_the_line_that_installs_executorch():
-    assert f"    {pte.INSTALL}\n" in (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+    assert f"    {executorch.INSTALL}\n" in page
 
 
 def test_what_is_missing_is_said_before_any_work(converted, monkeypatch, tmp_path):
     x = NET.batches(1)[0]
-    monkeypatch.setattr(pte, "_MODULES", ("executorch_of_nobody", *pte._MODULES))
+    missing = ("executorch_of_nobody", *executorch.MODULES)
+    monkeypatch.setattr(executorch, "MODULES", missing)
     with pytest.raises(QRecipeError, match=r"QR602(?s:.)*pip install --no-deps executorch=="):
         qrecipe.export_pte(converted, tmp_path / "net.pte", x)
     monkeypatch.setenv("CXX", "no-such-compiler")

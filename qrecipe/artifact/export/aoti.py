@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from qrecipe.artifact.container import path_of, write
-from qrecipe.artifact.export.inductor import audited, check_compiler, for_compiler, frozen
+from qrecipe.artifact.export.inductor import audited, for_compiler
 from qrecipe.artifact.export.lowering import Lowering
 from qrecipe.artifact.export.program import Program
 from qrecipe.model.call import Inputs
 from qrecipe.model.exported import of_several
 from qrecipe.process.neutral import neutral
+from qrecipe.runtimes.inductor import check_compiler, frozen
 
 
 @neutral

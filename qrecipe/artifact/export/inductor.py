@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import fx, nn
-from torch._dynamo.utils import counters
-from torch._inductor import config
 
 from qrecipe._torch_ao import quiet
 from qrecipe.artifact.export.lowering import Lowering, layers_of, lowered_findings
 from qrecipe.artifact.export.program import Program
-from qrecipe.errors.findings import ExecutionError, Finding, QRecipeError
+from qrecipe.errors.findings import ExecutionError, Finding
 from qrecipe.errors.text import counted, first_line, shown_names
 from qrecipe.errors.warn import settle
 from qrecipe.model.addresses import site_of
@@ -28,12 +21,7 @@ from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.process.neutral import neutral
 from qrecipe.process.state import unheard
 from qrecipe.process.warnings import held_back
-
-_KERNELS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "qconv_weight_prepack_matcher_count": ("convolution", ("aten.conv1d.", "aten.conv2d.")),
-    "qlinear_weight_prepack_matcher_count": ("linear layer", ("aten.linear.",)),
-}
-"""torch's counter of what became an integer kernel, and the operators that can."""
+from qrecipe.runtimes.inductor import KERNELS, Compiled, check_compiler, counted_kernels
 
 
 @neutral
@@ -60,18 +48,10 @@ def lower(converted: nn.Module, example_inputs: Any) -> nn.Module:
     return module
 
 
-class Lowered(nn.Module):
-    """A program that is compiled for the sizes of its inputs when they first occur."""
+class Lowered(Compiled):
+    """A program that was compiled, and what came of it."""
 
     lowering: Lowering
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self._compiled = torch.compile(module)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with frozen():
-            return self._compiled(*args, **kwargs)
 
 
 def for_compiler(converted: nn.Module, inputs: Inputs) -> Any:
@@ -109,42 +89,26 @@ def _read_apart(node: fx.Node, groups: Sequence[Sequence[fx.Node]]) -> None:
         node.replace_all_uses_with(own, group.__contains__)
 
 
-@contextmanager
-def frozen() -> Iterator[None]:
-    """Let torch's compiler take weights for constants, or it makes no integer kernels."""
-    with torch.no_grad(), config.patch(freezing=True):
-        yield
-
-
-def check_compiler() -> None:
-    """Raises ``QRecipeError`` (QR602) without a C++ compiler."""
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler) is None:
-        text = f"torch's compiler needs a C++ compiler, and there is no {compiler}"
-        raise QRecipeError.of("QR602", text, hint="apt-get install g++, or set CXX to another one")
-
-
 def audited(program: Program, compile_and_run: Callable[[], Any]) -> Lowering:
     """Compile a program, and compare its kernels with it.
 
     Raises what `lower` raises.
     """
-    started, before = time.perf_counter(), Counter(counters["inductor"])
+    started = time.perf_counter()
     try:
-        with unheard(), quiet(), held_back([("", Warning)]):
+        with unheard(), quiet(), held_back([("", Warning)]), counted_kernels() as kernels:
             found = compile_and_run()
     except Exception as error:
         raise_lack_of_memory(error)
         message = f"torch cannot compile the program: {first_line(error)}"
         raise ExecutionError(Finding("QR405", message, hint="report the model")) from error
     seconds = time.perf_counter() - started
-    kernels = Counter(counters["inductor"]) - before
     layers = list(layers_of(program.graph_module))
     alone = {site.name for site in program.plan.sites if site.mode == "weight_only"}
     rounded = [node for node in layers if site_of(node) not in alone]
     missing = list(_missing(rounded, kernels))
     settle(missing or list(lowered_findings(program, found, _compiled)), ())
-    able = tuple(name for _, names in _KERNELS.values() for name in names)
+    able = tuple(name for _, names in KERNELS.values() for name in names)
     made = [node for node in rounded if str(node.target).startswith(able)]
     left = [site_of(node) or "" for node in layers if node not in made]
     return Lowering("Inductor", len(made), tuple(left), seconds)
@@ -152,7 +116,7 @@ def audited(program: Program, compile_and_run: Callable[[], Any]) -> Lowering:
 
 def _missing(layers: Sequence[fx.Node], kernels: Mapping[str, int]) -> Iterator[Finding]:
     """Layers that did not become integer kernels, by kind (QR410)."""
-    for counter, (kind, operators) in _KERNELS.items():
+    for counter, (kind, operators) in KERNELS.items():
         able = [site_of(node) or "" for node in layers if str(node.target).startswith(operators)]
         made = kernels.get(counter, 0)
         if made < len(able):

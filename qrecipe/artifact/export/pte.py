@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -11,13 +10,12 @@ from importlib import import_module
 from typing import Any
 
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from qrecipe._torch_ao import quiet
 from qrecipe.artifact.container import path_of, write
 from qrecipe.artifact.export.lowering import Lowering, layers_of, lowered_findings
 from qrecipe.artifact.export.program import Program
-from qrecipe.errors.findings import ArtifactError, AuditError, Finding, QRecipeError
+from qrecipe.errors.findings import ArtifactError, AuditError, Finding
 from qrecipe.errors.text import first_line, shown_names
 from qrecipe.errors.warn import settle
 from qrecipe.model.addresses import site_of
@@ -28,8 +26,7 @@ from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.process.neutral import neutral
 from qrecipe.process.state import unheard
 from qrecipe.process.warnings import held_back
-
-INSTALL = "pip install --no-deps executorch==1.5.1 flatbuffers ruamel.yaml tabulate"
+from qrecipe.runtimes import executorch
 
 _BACKEND = "executorch"
 
@@ -55,7 +52,7 @@ def export_pte(converted: nn.Module, path: str | os.PathLike[str], example_input
 
 def write_pte(converted: nn.Module, path: str | os.PathLike[str], example_inputs: Any) -> Lowering:
     """As `export_pte`."""
-    check_executorch()
+    executorch.check_installed()
     file = path_of(path, "export_pte")
     program = Program.of(converted, Inputs.from_batch(example_inputs))
     if program.plan.backend != _BACKEND:
@@ -104,30 +101,9 @@ def _separate_biases(graph_module: fx.GraphModule) -> None:
     graph_module.recompile()
 
 
-def check_executorch() -> None:
-    """Raises ``QRecipeError`` (QR602) if ExecuTorch, or what it imports, is missing."""
-    handlers = list(logging.root.handlers)
-    try:
-        with unheard(), quiet(), held_back([("", Warning)]):
-            for name in _MODULES:
-                import_module(name)
-    except ImportError as error:
-        text = f"export to .pte needs {error.name or 'executorch'}: {INSTALL}"
-        raise QRecipeError.of("QR602", text) from None
-    finally:
-        logging.root.handlers[:] = handlers  # it sets up the logging of the whole process
-
-
-_MODULES = (
-    "executorch.exir",
-    "executorch.backends.xnnpack.partition.xnnpack_partitioner",
-    "executorch.runtime",
-)
-
-
 def _partitioned(exported: Any) -> Any:
     """torch's program in the operators of ExecuTorch, as XNNPACK takes them."""
-    exir, xnnpack, _ = map(import_module, _MODULES)
+    exir, xnnpack, _ = map(import_module, executorch.MODULES)
     with _of_executorch():
         partitioner = [xnnpack.XnnpackPartitioner()]
         return exir.to_edge_transform_and_lower(exported, partitioner=partitioner)
@@ -151,10 +127,8 @@ def _of_executorch() -> Iterator[None]:
 
 
 def _run(content: bytes, inputs: Inputs) -> list[Tensor]:
-    runtime = import_module(_MODULES[2]).Runtime.get()
-    method = runtime.load_program(content).load_method("forward")
-    leaves = pytree.tree_leaves((inputs.args, dict(inputs.kwargs)))
-    return [each.clone() for each in method.execute(leaves)]
+    found = executorch.open_file(content, 1).run(inputs)
+    return [each.clone() for each in found]
 
 
 def _compiled(graph_module: fx.GraphModule, args: tuple[Any, ...]) -> Callable[..., Any]:

@@ -10,16 +10,17 @@ from typing import Literal, Protocol
 from torch import nn
 
 from qrecipe.artifact.export.aoti import write_aoti
-from qrecipe.artifact.export.inductor import check_compiler
 from qrecipe.artifact.export.lowering import Lowering
 from qrecipe.artifact.export.onnx import check_onnx, write_onnx
 from qrecipe.artifact.export.program import Program
 from qrecipe.artifact.export.pt2 import export_pt2
-from qrecipe.artifact.export.pte import check_executorch, write_pte
+from qrecipe.artifact.export.pte import write_pte
 from qrecipe.execution.part import Exportable
 from qrecipe.model.call import Inputs
 from qrecipe.pipeline import CompiledRecipe, exportable
 from qrecipe.recipe.schema import Executor
+from qrecipe.runtimes import executorch
+from qrecipe.runtimes.inductor import check_compiler
 
 Name = Literal["onnx", "pt2", "pte", "aoti"]
 
@@ -94,6 +95,6 @@ def _from_program(export: _Export) -> Callable[[Source, Path], Lowering | None]:
 TARGETS: Mapping[Name, Target] = {
     "onnx": Target(check_onnx, lambda source, path: write_onnx(source.exportable(), path)),
     "pt2": Target(lambda: None, _from_program(export_pt2), "pt2e"),
-    "pte": Target(check_executorch, _from_program(write_pte), "pt2e"),
+    "pte": Target(executorch.check_installed, _from_program(write_pte), "pt2e"),
     "aoti": Target(check_compiler, _from_program(write_aoti), "pt2e"),
 }

@@ -1,0 +1,60 @@
+"""What a file or a model is once a runtime has opened it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from qrecipe.model.call import Inputs
+from qrecipe.model.nested import tensors_in
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """What a runtime runs for some operators of a file, which ``nodes`` names as the file does."""
+
+    operation: str
+    is_integer: bool
+    nodes: tuple[str, ...]
+
+
+class Session(Protocol):
+    """A file or a model, ready to run."""
+
+    def run(self, inputs: Inputs) -> Any:
+        """One call, without gradients.
+
+        Sessions of files take the tensors in order, and return them in a list.
+        """
+
+    def kernels(self) -> Sequence[Kernel] | None:
+        """What the runtime reports to run besides conversions; None if it reports nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleSession:
+    """A model that torch runs."""
+
+    module: nn.Module
+
+    def run(self, inputs: Inputs) -> Any:
+        with torch.no_grad():
+            return inputs.call(self.module)
+
+    def kernels(self) -> None:
+        return None
+
+
+def arrays(inputs: Inputs) -> list[Any]:
+    """The tensors of a call in order, as arrays of NumPy that share their memory."""
+    tensors = tensors_in((inputs.args, dict(inputs.kwargs)))
+    return [tensor.detach().numpy() for tensor in tensors]
+
+
+def tensors(found: Iterable[Any]) -> list[Tensor]:
+    """Arrays as tensors that share their memory."""
+    return [torch.from_numpy(array) for array in found]
