@@ -25,6 +25,7 @@ from qrecipe.planning.backend import (
     outcomes,
     saturating,
 )
+from qrecipe.planning.clamps import clamps
 from qrecipe.planning.coverage import coverage_findings
 from qrecipe.planning.inventory import inventory_of
 from qrecipe.planning.plan import Plan, RuleOutcome, RuleVerdict, Site
@@ -93,9 +94,12 @@ def _sites(
     inventory: Inventory, resolution: Resolution, outcome_of: Mapping[str, Outcome]
 ) -> Iterator[Site]:
     static = {name for name, outcome in outcome_of.items() if outcome.mode == "static"}
+    clamped = clamps(inventory, outcome_of)
     for operation in inventory.structure.operations:
         decision, outcome = resolution.decisions[operation.name], outcome_of[operation.name]
         reads_float = outcome.verdict == "quantized" and bool(_float_inputs(operation, static))
+        clamp = clamped.get(operation.name)
+        texts = outcome.reason, None if clamp is None else clamp.reason
         yield Site(
             name=operation.name,
             op=operation.op,
@@ -106,8 +110,9 @@ def _sites(
             rule=decision.rule.as_written,
             shadowed=tuple(rule.as_written for rule in decision.shadowed),
             verdict=outcome.verdict,
-            reason=outcome.reason,
+            reason="; ".join(filter(None, texts)) or None,
             engine=outcome.engine,
+            clamp=None if clamp is None else clamp.limits,
         )
 
 

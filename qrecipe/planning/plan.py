@@ -31,6 +31,9 @@ from qrecipe.terminal.report import Report, Section
 Engine = Literal["fbgemm", "onednn"]
 """An engine that a single site's weights can be packed for."""
 
+Limits = tuple[float | None, float | None]
+"""The least and the greatest number, None for no limit."""
+
 Verdict = Literal["quantized", "passthrough", "float"]
 RuleOutcome = Literal["applied", "shadowed", "unused", "unmatched", "unsupported"]
 
@@ -45,7 +48,8 @@ class Site(ShortRepr):
     ``qconfig`` is what is executed (None for float); ``input`` the spec that a float input of the
     site gets, None where it arrives quantized or the site is float; ``rule`` decided, ``shadowed``
     would have decided without it; ``reason`` says why a site stays float or what was substituted;
-    ``engine`` packs its weights for another engine than the backend's.
+    ``engine`` packs its weights for another engine than the backend's; ``clamp`` are the limits
+    between which its result is observed, because nobody reads more of it.
     """
 
     name: str
@@ -59,6 +63,7 @@ class Site(ShortRepr):
     verdict: Verdict
     reason: str | None
     engine: Engine | None = None
+    clamp: Limits | None = None
 
     @property
     def dtypes(self) -> str:
@@ -137,6 +142,11 @@ class Plan(Report):
     def engines(self) -> dict[str, Engine]:
         """The sites whose weights are packed for another engine than the backend's."""
         return {site.name: site.engine for site in self.sites if site.engine is not None}
+
+    @property
+    def clamps(self) -> dict[str, Limits]:
+        """The sites whose results are observed between limits."""
+        return {site.name: site.clamp for site in self.sites if site.clamp is not None}
 
     @property
     def is_for_export(self) -> bool:

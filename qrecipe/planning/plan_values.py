@@ -53,6 +53,7 @@ def site_values(site: Site) -> dict[str, Any]:
         "mode": site.mode,
         "reason": site.reason,
         "engine": site.engine,
+        "clamp": site.clamp,
         "qconfig": _qconfig_values(site.qconfig),
         "input": None if site.input is None else spec_values(site.input),
         "rule": _rule_values(site.rule),
@@ -93,7 +94,7 @@ def _rule_values(rule: WrittenRule) -> dict[str, Any]:
 def plan_of_json(adapter: TypeAdapter[Plan], text: str) -> Plan:
     """The plan in a text that may be somebody else's. Raises PlanError (QR315)."""
     try:
-        values = json.loads(text)
+        values = _completed(json.loads(text))
         # as JSON, so that arrays are read as tuples and nothing else is converted
         plan = adapter.validate_json(json.dumps(_fields(values)), strict=True)
         problem = next(_contradictions(plan, values), None)
@@ -153,6 +154,12 @@ def _contradictions(plan: Plan, values: Any) -> Iterator[str]:
         for key in {**written, **values}
         if written.get(key) != values.get(key)
     )
+
+
+def _completed(values: Any) -> Any:
+    """The values with what older plans lack."""
+    sites = [{"clamp": None, **site} for site in _items(values, "sites")]
+    return {**values, "sites": sites}
 
 
 def _fields(values: Any) -> dict[str, Any]:

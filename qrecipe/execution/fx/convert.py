@@ -27,6 +27,7 @@ from qrecipe.errors.findings import ExecutionError, PlanError
 from qrecipe.errors.text import first_line
 from qrecipe.execution.engine import engine
 from qrecipe.execution.fake_quants import freeze_batch_norm
+from qrecipe.execution.fx.clamped import observe_clamped
 from qrecipe.execution.fx.computed_weights import computed_weights_left_alone
 from qrecipe.execution.fx.drops import before_drops, observe_before_drops, remove_drops
 from qrecipe.execution.fx.emission import Emission, erase_marks
@@ -97,6 +98,7 @@ def prepared_copy(
             synchronise(node, prepared)
     share_connected_observers(prepared)
     observe_moved_once(prepared)
+    observe_clamped(prepared, emission.clamps)
     keep_state_names(prepared)
     attach_preserved_attrs_to_model(prepared, dict(configs.preserved))
     return prepared

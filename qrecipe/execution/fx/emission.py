@@ -15,7 +15,7 @@ from qrecipe.model.moving import restore_moves
 from qrecipe.model.normalize import TAKES_WEIGHT, stored
 from qrecipe.model.outputs import restore_constants
 from qrecipe.observers.qconfig import qconfig
-from qrecipe.planning.plan import Plan, Site
+from qrecipe.planning.plan import Limits, Plan, Site
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +23,13 @@ class Emission:
     """The input of FX besides the graph.
 
     ``qconfig_mapping`` has one exact name for every call: a module's path, or for functions and
-    methods the scope that ``scopes`` gives to the node. It only fits this graph.
+    methods the scope that ``scopes`` gives to the node. It only fits this graph. ``clamps`` are the
+    limits between which sites are observed.
     """
 
     qconfig_mapping: QConfigMapping
     scopes: Mapping[str, tuple[str, type]]
+    clamps: Mapping[str, Limits]
 
 
 def emit(plan: Plan, graph_module: fx.GraphModule) -> Emission:
@@ -55,7 +57,7 @@ def emit(plan: Plan, graph_module: fx.GraphModule) -> Emission:
         if site is not None:
             # lowering keeps only the stack trace of a binary operation
             node.meta["stack_trace"] = TRACE_PREFIX + site.name
-    return Emission(mapping, scopes)
+    return Emission(mapping, scopes, plan.clamps)
 
 
 def _channels(graph_module: fx.GraphModule) -> dict[str, int]:

@@ -14,6 +14,8 @@ from qrecipe.audit.batch_sizes import shortfall
 from qrecipe.audit.sample import Sample
 from qrecipe.errors.findings import PlanError
 from qrecipe.errors.text import quoted_whole
+from qrecipe.errors.warn import settle
+from qrecipe.execution.clamped import clamp_findings
 from qrecipe.execution.engine import engine
 from qrecipe.execution.fake_quants import accompany_training, frozen_copy
 from qrecipe.execution.fx import convert as execution
@@ -119,6 +121,7 @@ class FxPart:
             sample = _run(prepared, inputs)
         if sample is None:  # running it would change its observers
             sample = _run(runnable_copy(prepared), self.source.inputs)
+        settle(clamp_findings(prepared), lint.ignore)
         reference = execution.reference(prepared, self.configs)
         check_conversion(reference, prepared, sample, self.plan.phase)
         if self.plan.is_for_export:

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from qrecipe._torch_ao import FakeQuantizeBase, StandIn
+from qrecipe.execution.clamped import Clamping
 from qrecipe.execution.fake_quants import not_observing
 from qrecipe.execution.pt2e.torchao import ObserverBase, QuantizationSpec
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.normalize import stored
 from qrecipe.observers.qconfig import factory
+from qrecipe.planning.plan import Limits
 from qrecipe.recipe.schema import Phase, TensorSpec
 
 ACTIVATION = "activation_post_process"
@@ -55,12 +57,8 @@ class Adapter(ObserverBase, StandIn):  # type: ignore[misc]
         return self.observer.calculate_qparams()
 
 
-class Follower(ObserverBase, StandIn):  # type: ignore[misc]
-    """Stands after an operation that moves the numbers of its input, and shares its observer.
-
-    It does not observe them once more: a moving average would forget faster, and a part of a tensor
-    would narrow the range of the whole. In training it rounds.
-    """
+class _Led(ObserverBase, StandIn):  # type: ignore[misc]
+    """Has the range of another adapter."""
 
     def __init__(self, leader: Adapter) -> None:
         super().__init__(leader.dtype, leader.is_dynamic)
@@ -69,6 +67,17 @@ class Follower(ObserverBase, StandIn):  # type: ignore[misc]
             if hasattr(leader, setting):
                 setattr(self, setting, getattr(leader, setting))
 
+    def calculate_qparams(self) -> Any:
+        return self.leader.calculate_qparams()
+
+
+class Follower(_Led):
+    """Stands after an operation that moves the numbers of its input, and shares its observer.
+
+    It does not observe them once more: a moving average would forget faster, and a part of a tensor
+    would narrow the range of the whole. In training it rounds.
+    """
+
     def forward(self, x: Tensor) -> Any:
         observer = self.leader.observer
         if not isinstance(observer, FakeQuantizeBase):
@@ -76,8 +85,20 @@ class Follower(ObserverBase, StandIn):  # type: ignore[misc]
         with not_observing(observer):
             return observer(x)
 
-    def calculate_qparams(self) -> Any:
-        return self.leader.calculate_qparams()
+
+class Clamped(_Led, Clamping):
+    """Shows its observer what is left of a tensor between limits, because nobody reads more.
+
+    It returns the whole, and in training what is left, rounded.
+    """
+
+    def __init__(self, leader: Adapter, limits: Limits) -> None:
+        super().__init__(leader)
+        self.limits = limits
+
+    def forward(self, x: Tensor) -> Any:
+        observed = self.leader(x.clamp(*self.limits))
+        return observed if isinstance(self.leader.observer, FakeQuantizeBase) else x
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +149,12 @@ def with_weights_observed(prepared: fx.GraphModule) -> fx.GraphModule:
     return made
 
 
-def adapter_at(node: object, program: nn.Module) -> Adapter | Follower | None:
+AnyAdapter = Adapter | Follower | Clamped
+
+
+def adapter_at(node: object, program: nn.Module) -> AnyAdapter | None:
     """The adapter that a node of a prepared program calls, if it calls one."""
     if getattr(node, "op", None) != "call_module":
         return None
     module = program.get_submodule(str(node.target))  # type: ignore[attr-defined]
-    return module if isinstance(module, (Adapter, Follower)) else None
+    return module if isinstance(module, AnyAdapter) else None

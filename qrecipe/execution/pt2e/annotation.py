@@ -12,6 +12,7 @@ from qrecipe.execution.pt2e.adapters import (
     ACTIVATION,
     WEIGHT,
     Adapter,
+    Clamped,
     Follower,
     adapter_at,
     quantization_spec,
@@ -151,3 +152,13 @@ def follow(prepared: fx.GraphModule, plan: Plan) -> None:
         adapter = adapter_at(node, prepared)
         if isinstance(adapter, Adapter) and site_of(node.args[0]) in passing:
             prepared.add_submodule(str(node.target), Follower(adapter))
+
+
+def observe_clamped(prepared: fx.GraphModule, plan: Plan) -> None:
+    """Let results that only clamps read be observed as the clamps give them, in place."""
+    clamps = plan.clamps
+    for node in prepared.graph.nodes:
+        adapter = adapter_at(node, prepared)
+        limits = clamps.get(site_of(node.args[0]) or "") if adapter is not None else None
+        if limits is not None and isinstance(adapter, Adapter) and adapter.observer_name != WEIGHT:
+            prepared.add_submodule(str(node.target), Clamped(adapter, limits))

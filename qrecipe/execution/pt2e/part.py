@@ -13,11 +13,17 @@ from qrecipe.audit.sample import Sample
 from qrecipe.errors.findings import ExecutionError, Finding
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import settle, warn
+from qrecipe.execution.clamped import clamp_findings
 from qrecipe.execution.fake_quants import accompany_training, frozen_copy
 from qrecipe.execution.part import Exportable, Fault, Task, check_exportable
 from qrecipe.execution.plain_scales import with_plain_scales
 from qrecipe.execution.pt2e.adapters import with_weights_observed
-from qrecipe.execution.pt2e.annotation import PlanQuantizer, follow, forget_annotations
+from qrecipe.execution.pt2e.annotation import (
+    PlanQuantizer,
+    follow,
+    forget_annotations,
+    observe_clamped,
+)
 from qrecipe.execution.pt2e.batch_norms import hide_batch_norms, show_batch_norms
 from qrecipe.execution.pt2e.capture import captured
 from qrecipe.execution.pt2e.numbers import numeric_findings
@@ -85,6 +91,7 @@ class ProgramPart:
         converted = converted_program(prepared, self.plan, self._preserved)
         expected = reference(prepared)
         structure = [
+            *clamp_findings(prepared),
             *structure_findings(self.plan, self.program, converted),
             *conversion_findings(expected, converted),
         ]
@@ -136,6 +143,7 @@ def prepared_program(
         message = f"torchao cannot prepare the model: {first_line(error)}"
         raise unfit(message, "leave the named operation float, and report the model") from error
     follow(made, plan)
+    observe_clamped(made, plan)
     forget_annotations(made)
     return _finished(made, preserved)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor, fx, nn
 
 from qrecipe.errors.findings import Finding
-from qrecipe.execution.pt2e.adapters import Adapter, Follower, adapter_at, with_weights_observed
+from qrecipe.execution.pt2e.adapters import AnyAdapter, adapter_at, with_weights_observed
 from qrecipe.execution.pt2e.structure import Grid, grid_of
 from qrecipe.model.addresses import observed_name, site_of
 
@@ -18,7 +18,7 @@ class Rounding(nn.Module):
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, adapter: Adapter | Follower) -> None:
+    def __init__(self, adapter: AnyAdapter) -> None:
         super().__init__()
         scale, zero_point = adapter.calculate_qparams()
         self.register_buffer("scale", scale.detach().clone())
@@ -49,7 +49,7 @@ class Rounding(nn.Module):
 class RoundingByCall(nn.Module):
     """Rounds each tensor to a grid over its own range, which contains 0."""
 
-    def __init__(self, adapter: Adapter | Follower) -> None:
+    def __init__(self, adapter: AnyAdapter) -> None:
         super().__init__()
         self.low, self.high = int(adapter.quant_min), int(adapter.quant_max)
         self.least = float(adapter.eps)

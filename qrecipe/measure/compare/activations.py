@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from qrecipe.audit.sqnr import Totals
 from qrecipe.execution.part import Realised
@@ -17,6 +17,7 @@ from qrecipe.measure.watched import Watched
 from qrecipe.model.addresses import is_conversion, site_of
 from qrecipe.model.copies import with_parts
 from qrecipe.model.graph_sites import Inventory
+from qrecipe.planning.plan import Limits
 
 
 @dataclass(slots=True)
@@ -24,9 +25,12 @@ class Activations:
     """Sums over batches for each site, fed by two models that run one after the other.
 
     Values of the float model are held for one batch, until the converted model has run on it.
+    ``clamps`` are the limits beyond which nobody reads the result of a site.
     """
 
+    clamps: Mapping[str, Limits]
     totals: dict[str, Totals] = field(default_factory=dict)
+
     _held: dict[str, deque[Any]] = field(default_factory=dict)
 
     def hold(self, name: str, value: Any) -> None:
@@ -35,7 +39,12 @@ class Activations:
     def match(self, name: str, value: Any) -> None:
         waiting = self._held.get(name)
         if waiting:
-            self.totals.setdefault(name, Totals()).add(waiting.popleft(), value)
+            pair = waiting.popleft(), value
+            self.totals.setdefault(name, Totals()).add(*(self._read(name, each) for each in pair))
+
+    def _read(self, name: str, value: Any) -> Any:
+        limits = self.clamps.get(name)
+        return value.clamp(*limits) if limits is not None and isinstance(value, Tensor) else value
 
     def forget(self) -> None:
         """Drop values that the converted model did not match."""

@@ -39,7 +39,7 @@ from qrecipe.measure.watched import watched_modules
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.model.out_of_place import without_changes_in_place
 from qrecipe.planning.inventory import inventory_of
-from qrecipe.planning.plan import Plan
+from qrecipe.planning.plan import Limits, Plan
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.recipe import Ingredient, parse_recipe, published
 from qrecipe.terminal.progress import Progress, chosen_progress
@@ -172,7 +172,7 @@ def compare(
         without_changes_in_place(part.graph_module)
     realised_sites = executor_of(plan.executor).realised_sites
     realised = {path: realised_sites(graph) for path, graph in graphs.items()}
-    run = _Run(converted, inventory, graphs, realised, forward)
+    run = _Run(converted, inventory, graphs, realised, plan.clamps, forward)
     weights = run.weights()
     show = chosen_progress(progress, "comparing")
     with engine_of(plan):
@@ -211,6 +211,7 @@ class _Run:
         inventory: Inventory,
         graphs: Mapping[str, fx.GraphModule],
         realised: Mapping[str, Mapping[str, Realised]],
+        clamps: Mapping[str, Limits],
         forward: Forward | None,
     ) -> None:
         self._inventory = inventory
@@ -218,7 +219,7 @@ class _Run:
         self._realised = realised
         self._forward = forward
         self._output = Totals()
-        self._activations = Activations()
+        self._activations = Activations(clamps)
         self._times = (Times(), Times())
         reference = inventory.model
         self._raw = (reference, converted)

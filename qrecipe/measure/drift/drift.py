@@ -18,7 +18,7 @@ from qrecipe.measure.batches import run_quietly
 from qrecipe.measure.drift.report import Drift, SiteDrift, worst_first
 from qrecipe.measure.drift.stored_ranges import sharing, stored_ranges
 from qrecipe.measure.drift.today import Observing, Tally
-from qrecipe.model.addresses import is_conversion
+from qrecipe.model.addresses import is_conversion, site_of
 from qrecipe.model.call import Inputs, bind
 from qrecipe.model.copies import with_parts
 from qrecipe.model.interpreter import Interpreter
@@ -124,6 +124,7 @@ class _Shadowed(nn.Module):
         sites = {site.name: site for site in plan.sites}
         self._ranges = stored_ranges(part, sites)
         self.tallies = {node: Tally(stored) for node, stored in self._ranges.items()}
+        self._clamps = plan.clamps
         self._groups = sharing(part, self._ranges, sites)
         self._observers = {
             node: observing.observer(stored.spec)
@@ -138,7 +139,9 @@ class _Shadowed(nn.Module):
     def observe(self, node: fx.Node, value: Any) -> None:
         """Pass the float output of a node to the observer that saw it in calibration."""
         if node in self._groups and isinstance(value, Tensor):
-            self._observers[self._groups[node]].see(value)
+            limits = self._clamps.get(site_of(node) or "")
+            read = value if limits is None else value.clamp(*limits)
+            self._observers[self._groups[node]].see(read)
 
     def results(self) -> Iterator[SiteDrift]:
         count: dict[tuple[str, str], int] = {}

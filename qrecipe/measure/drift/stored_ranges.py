@@ -63,6 +63,11 @@ class StoredRange:
     calibrated: QRange
     integers: tuple[int, int]
 
+    def read(self, values: Tensor) -> Tensor:
+        """What is read of a tensor's values."""
+        limits = self.site.clamp if self.role == "output" else None
+        return values if limits is None else values.clamp(*limits)
+
     @property
     def possible(self) -> QRange:
         return self.with_all_integers(self.calibrated)

@@ -30,7 +30,8 @@ class Tally:
         self._is_bound = False
 
     def add(self, value: Tensor) -> None:
-        """Count the float values of a batch."""
+        """Count the float values of a batch, as far as they are read."""
+        value = self.stored.read(value)
         self._count_values(value)
         self._clipped += int(self.stored.possible.outside(value).sum())
         self._outside += int(self.stored.calibrated.outside(value).sum())
