@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     from qrecipe.pipeline import compile as compile
     from qrecipe.pipeline import plan as plan
     from qrecipe.pipeline import quantize as quantize
+    from qrecipe.planning.plan import Chain as Chain
     from qrecipe.planning.plan import Plan as Plan
     from qrecipe.planning.plan import RuleVerdict as RuleVerdict
     from qrecipe.planning.plan import Site as Site
@@ -93,14 +94,20 @@ if TYPE_CHECKING:
     from qrecipe.recipe.references import Publisher as Publisher
     from qrecipe.recipe.schema import CalibrationTable as CalibrationTable
     from qrecipe.recipe.schema import Constructor as Constructor
+    from qrecipe.recipe.schema import EqualizeTable as EqualizeTable
     from qrecipe.recipe.schema import FxTable as FxTable
     from qrecipe.recipe.schema import LintTable as LintTable
     from qrecipe.recipe.schema import QatTable as QatTable
     from qrecipe.recipe.schema import TensorSpec as TensorSpec
+    from qrecipe.recipe.schema import TransformTable as TransformTable
     from qrecipe.rules.structure import Member as Member
     from qrecipe.rules.structure import ModelStructure as ModelStructure
     from qrecipe.rules.structure import Operation as Operation
     from qrecipe.terminal.progress import Progress as Progress
+    from qrecipe.transforms.record import Spread as Spread
+    from qrecipe.transforms.record import Transformation as Transformation
+    from qrecipe.transforms.record import transformation as transformation
+    from qrecipe.transforms.transform import transform as transform
 
 _NAMES = {
     "artifact.export.aoti": "export_aoti",
@@ -143,12 +150,17 @@ _NAMES = {
     "model.call": "Inputs",
     "observers.registration": "register_fake_quant register_observer",
     "pipeline": "CompiledRecipe compile plan quantize",
-    "planning.plan": "Plan RuleVerdict Site",
+    "planning.plan": "Chain Plan RuleVerdict Site",
     "recipe.recipe": "Ingredient QConfigSpec Recipe Rule WrittenRule load_recipe parse_recipe",
     "recipe.references": "Publisher",
-    "recipe.schema": "CalibrationTable Constructor FxTable LintTable QatTable TensorSpec",
+    "recipe.schema": (
+        "CalibrationTable Constructor EqualizeTable FxTable LintTable QatTable TensorSpec "
+        "TransformTable"
+    ),
     "rules.structure": "Member ModelStructure Operation",
     "terminal.progress": "Progress",
+    "transforms.record": "Spread Transformation transformation",
+    "transforms.transform": "transform",
 }
 
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}

@@ -23,7 +23,7 @@ from qrecipe.errors.findings import ArtifactError, CalibrationError, Finding, Pl
 from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.warn import settle, warn
 from qrecipe.execution.batch_sizes import size_findings
-from qrecipe.execution.batches import Forward, inputs_of_batch, peek
+from qrecipe.execution.batches import Forward, inputs_of_batch, peek, rereadable
 from qrecipe.execution.calibration import calibrate
 from qrecipe.execution.copied import keep_engines
 from qrecipe.execution.engine import check_engine, engine_of
@@ -51,6 +51,7 @@ from qrecipe.process.neutral import neutral
 from qrecipe.recipe.recipe import Recipe, load_recipe
 from qrecipe.recipe.schema import Executor
 from qrecipe.terminal.progress import Progress
+from qrecipe.transforms.transform import ready
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -242,17 +243,22 @@ def compile(
     recipe: Recipe | str | os.PathLike[str],
     example_inputs: Any,
     *,
+    batches: Iterable[Any] | None = None,
+    forward: Forward | None = None,
     target_cpu: TargetCpu = "this",
     executor: Executor | None = None,
 ) -> CompiledRecipe:
     """Plan the recipe for the model, and put the plan into a graph for FX to execute.
 
-    Arguments and errors as for `plan`. A plan that needs a CPU with VNNI is an
+    Arguments and errors as for `plan`. ``batches`` and ``forward``, as in `calibrate`, are what the
+    recipe's ``[transform]`` table takes, unless `transform` has made the model; without that table
+    they are not used. A plan that needs a CPU with VNNI is an
     ``UnsupportedError`` (QR318) on one without, unless ``target_cpu`` is ``"vnni"``: then the model
     is made for such a CPU, and checked as far as this one can.
     """
     loaded = executed_by(load_recipe(recipe), executor)
-    return _compile(model, loaded, Inputs.from_batch(example_inputs), target_cpu)
+    transformed = ready(model, loaded, batches, forward)
+    return _compile(transformed, loaded, Inputs.from_batch(example_inputs), target_cpu)
 
 
 def _compile(
@@ -289,12 +295,14 @@ def quantize(
     if batches is None:
         if example_inputs is None:
             raise _no_batches("neither batches nor example_inputs are given")
-        compiled = _compile(model, loaded, Inputs.from_batch(example_inputs), target_cpu)
+        transformed = ready(model, loaded, None)
+        compiled = _compile(transformed, loaded, Inputs.from_batch(example_inputs), target_cpu)
         if any(site.mode == "static" for site in compiled.plan.sites):
             raise _no_batches(
                 "static quantization needs batches to calibrate with, but none are given"
             )
         return compiled.convert(compiled._prepared())
+    model, batches = _transformed(model, loaded, batches, forward, progress)
     first, stream = peek(batches)
     if example_inputs is None:
         compiled = _compile_for_batch(model, loaded, first, forward, target_cpu)
@@ -317,11 +325,25 @@ def simulate(
     If this CPU cannot check the kernels, it is torch's reference model, which computes in float
     what they compute in integers. Arguments and errors as for `quantize`.
     """
+    model, batches = _transformed(model, recipe, batches, forward, progress)
     first, stream = peek(batches)
     compiled = _compile_for_batch(model, recipe, first, forward, target_cpu)
     prepared = compiled._calibrated(stream, forward, progress)
     converted = compiled.convert(prepared)
     return compiled._reference(prepared) if compiled.unjudged else converted
+
+
+def _transformed(
+    model: nn.Module,
+    recipe: Recipe,
+    batches: Iterable[Any],
+    forward: Forward | None,
+    progress: Progress | bool | None,
+) -> tuple[nn.Module, Iterable[Any]]:
+    """The model that the recipe quantizes, and batches to calibrate it with."""
+    if recipe.transform.changes:
+        batches = rereadable(batches, recipe.calibration.max_batches)
+    return ready(model, recipe, batches, forward, progress), batches
 
 
 def _compile_for_batch(

@@ -147,6 +147,7 @@ def made():
                 max_trials=4,
                 progress=False,
             ),
+            "Transformation": _transformation(),
             "Recipe": recipe,
             "Publisher": qrecipe.Publisher("acme", "1.0"),
         }
@@ -158,6 +159,16 @@ def made():
         qrecipe.plan(model, qrecipe.parse_recipe(RECIPE + many), batches[0])
     values["PlanError"] = caught.value
     return SimpleNamespace(values=values, written=written)
+
+
+def _transformation():
+    layers = (nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    model = nn.Sequential(
+        OrderedDict(zip((MARK, "relu", f"last{MARK}"), layers, strict=True))
+    ).eval()
+    recipe = qrecipe.parse_recipe(f'{RECIPE}\n[transform.equalize]\nby = "weights"\n')
+    batches = [torch.randn(16, 8) for _ in range(3)]
+    return qrecipe.transformation(qrecipe.transform(model, recipe, batches, progress=False))
 
 
 def parts(value, seen):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import typer
@@ -12,23 +13,39 @@ import qrecipe
 from qrecipe.cli.model_argument import Subject, load_subject, required_inputs
 from qrecipe.cli.user_code import UserCode
 from qrecipe.errors.findings import QRecipeWarning
-from qrecipe.execution.batches import inputs_of_batch, peek
+from qrecipe.execution.batches import inputs_of_batch, peek, rereadable
 from qrecipe.model.call import Inputs
 from qrecipe.pipeline import CompiledRecipe, compile_decided
 from qrecipe.planning.target_cpu import TargetCpu
 from qrecipe.process.warnings import held_back
 from qrecipe.recipe.recipe import Recipe
+from qrecipe.transforms.transform import ready
 
 
 def subject_and_batches(
-    code: UserCode, model: str, data: str | None, shapes: Sequence[str] | None
+    code: UserCode,
+    model: str,
+    data: str | None,
+    shapes: Sequence[str] | None,
+    recipe: Recipe | None = None,
 ) -> tuple[Subject, Any, Iterable[Any] | None]:
-    """The model, what to run it on first, and the batches of ``data``, if that is given."""
+    """The model, what to run it on first, and the batches of ``data``, if that is given.
+
+    The model is transformed if the recipe says so.
+    """
     make_batches = None if data is None else code.function(data, "--data")
     subject = load_subject(code, model, shapes)
+    transforms = recipe is not None and recipe.transform.changes
     if make_batches is None:
+        if transforms:
+            text = "this recipe transforms the model: pass a function that returns batches"
+            raise typer.BadParameter(text, param_hint="--data")
         return subject, required_inputs(subject, model), None
-    return subject, *peek(make_batches())
+    batches = make_batches()
+    if recipe is not None and transforms:
+        batches = rereadable(batches, recipe.calibration.max_batches)
+        subject = replace(subject, model=ready(subject.model, recipe, batches))
+    return subject, *peek(batches)
 
 
 def compiled_for(

@@ -91,8 +91,9 @@ def export(
                 with user_output():
                     recipe = qrecipe.load_recipe(source)
                     asked = executor or recipe.executor or target.executor
-                    subject, first, batches = subject_and_batches(code, model, data, input)
-                    compiled = compiled_for(subject, executed_by(recipe, asked), first, target_cpu)
+                    chosen = executed_by(recipe, asked)
+                    subject, first, batches = subject_and_batches(code, model, data, input, chosen)
+                    compiled = compiled_for(subject, chosen, first, target_cpu)
                 if not json:
                     out(f"{compiled.plan}\n")
                 if strict:

@@ -59,7 +59,7 @@ def quantize(
             with user_output():
                 loaded = executed_by(qrecipe.load_recipe(recipe), executor)
                 accuracy = None if evaluate is None else code.function(evaluate, "--evaluate")
-                subject, first, batches = subject_and_batches(code, model, data, input)
+                subject, first, batches = subject_and_batches(code, model, data, input, loaded)
                 compiled = compiled_for(subject, loaded, first, target_cpu)
             if not json:
                 out(f"{compiled.plan}\n")

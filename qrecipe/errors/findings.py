@@ -279,6 +279,7 @@ CODES: dict[str, Code] = {
     "QR217": Code("rule that decides nothing"),
     "QR218": Code("the search for a recipe was interrupted"),
     "QR219": Code("no recipe within the accuracy budget"),
+    "QR222": Code("a transform without anything to do"),
     "QR221": Code("almost nothing is quantized"),
     "QR230": Code("hooks on a module that is traced through"),
     "QR231": Code("a root whose calls differ too much for one set of ranges"),
@@ -318,6 +319,8 @@ CODES: dict[str, Code] = {
     "QR332": Code("a trial log cannot be read or written", ExecutionError),
     "QR333": Code("invalid search bounds", ExecutionError),
     "QR335": Code("nothing to quantize", UnsupportedError),
+    # transforms
+    "QR340": Code("a chain that the model does not have", PlanError),
     # execution
     "QR401": Code("no calibration data", CalibrationError),
     "QR402": Code("a batch that the model does not accept", CalibrationError),
@@ -325,6 +328,7 @@ CODES: dict[str, Code] = {
     "QR404": Code("observers without usable ranges", CalibrationError),
     "QR405": Code("conversion failed", ExecutionError),
     "QR406": Code("not a model prepared by qrecipe", CalibrationError),
+    "QR408": Code("a transform without batches", CalibrationError),
     "QR407": Code("not enough memory", ExecutionError),
     "QR410": Code("the converted model differs from the plan", AuditError),
     "QR411": Code("a kernel gives wrong results", AuditError),
@@ -332,6 +336,7 @@ CODES: dict[str, Code] = {
     "QR413": Code("the converted model does not run", AuditError),
     "QR414": Code("an exported model gives different results", AuditError),
     "QR415": Code("an exported file that was not compared"),
+    "QR417": Code("a transform changes what the float model computes", AuditError),
     "QR416": Code("a kernel saturates", AuditError),
     # measuring
     "QR420": Code("the converted model was made from a different model", ArtifactError),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from qrecipe.errors.findings import CalibrationError, PlanError
 from qrecipe.errors.text import counted, first_line
@@ -133,6 +133,26 @@ def _iterator(batches: Iterable[Any]) -> Iterator[Any]:
         raise CalibrationError.of(
             "QR402", f"the loader cannot be iterated: {first_line(error)}"
         ) from error
+
+
+def rereadable(batches: Iterable[Any], limit: int) -> Iterable[Any]:
+    """Batches that can be iterated over several times.
+
+    A loader stays as it is; from an iterator, up to ``limit`` batches are kept. Raises
+    ``CalibrationError`` as `qrecipe.calibrate` does.
+    """
+    if isinstance(batches, (Sequence, DataLoader)):  # each iter() of a loader starts its workers
+        return batches
+    return list(limited(batches, limit)) if _comes_once(batches) else batches
+
+
+def _comes_once(batches: object) -> bool:
+    if isinstance(batches, Iterator):
+        return True
+    try:
+        return isinstance(batches, Iterable) and iter(batches) is iter(batches)
+    except Exception:
+        return False  # reported when the batches are read
 
 
 def known_length(batches: object, limit: int) -> int | None:

@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import fx, nn
 
-from qrecipe.errors.findings import Finding, error_from
+from qrecipe.errors.findings import CODES, Finding, error_from
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
 from qrecipe.model.addresses import SITE
 from qrecipe.model.call import Inputs
 from qrecipe.model.graph_sites import Inventory, readers_of
+from qrecipe.model.kept import kept
 from qrecipe.model.moving import PIECE
 from qrecipe.observers.qconfig import factory
 from qrecipe.planning.advice import advice, branch_findings, shadowed_findings, shared_norm_findings
@@ -25,6 +26,7 @@ from qrecipe.planning.backend import (
     outcomes,
     saturating,
 )
+from qrecipe.planning.chains import TRANSFORMED, chosen_chains
 from qrecipe.planning.clamps import clamps
 from qrecipe.planning.coverage import coverage_findings
 from qrecipe.planning.inventory import inventory_of
@@ -43,8 +45,10 @@ def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
     outcome_of = outcomes(inventory, resolution.decisions, recipe.backend, recipe.phase, executor)
     unsupported = dict(_unsupported(inventory, resolution, outcome_of, recipe, executor))
     sites = tuple(_sites(inventory, resolution, outcome_of))
+    chains, about_chains = chosen_chains(inventory, recipe)
     findings = (
         *resolution.findings,
+        *(each for each in about_chains if CODES[each.code].error is not None),
         *unsupported.values(),
         *_input_conflicts(sites, inventory),
         *_unmakeable(sites, recipe.phase),
@@ -65,6 +69,7 @@ def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
                 *branch_findings(inventory),
                 *_untraced(inventory, recipe),
                 *shadowed_findings(recipe, resolution),
+                *(each for each in about_chains if CODES[each.code].error is None),
             )
             if finding.code not in recipe.lint.ignore
         ),
@@ -76,6 +81,7 @@ def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
         executor=executor,
         ingredients=recipe.ingredients,
         executor_reason=_why_executor(inventory, recipe),
+        chains=chains,
         structure=inventory.structure,
         needs_vnni=bool(saturated),
         saturating=saturated,
@@ -320,6 +326,9 @@ def decide(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Plan:
 def plan_of(model: nn.Module, inventory: Inventory, recipe: Recipe, inputs: Inputs) -> Plan:
     """The plan for an inventory, with a warning (QR221) if almost nothing is quantized."""
     made = make_plan(inventory, recipe)
+    recorded = kept(model, TRANSFORMED)
+    if made.chains and recorded is not None and recorded.table == recipe.transform:
+        made = replace(made, chains=recorded.chains)
     if "QR221" in recipe.lint.ignore:
         return made
     missed = coverage_findings(made, inventory, model, inputs)
@@ -329,9 +338,9 @@ def plan_of(model: nn.Module, inventory: Inventory, recipe: Recipe, inputs: Inpu
 def warn_of_missed(plan: Plan, recipe: Recipe) -> None:
     """Issue the warnings that matter even if nobody prints the plan.
 
-    Nothing is quantized (QR221), training would go without what only it has (QR205), or kernels are
-    slower than float (QR207).
+    Nothing is quantized (QR221), training would go without what only it has (QR205), kernels are
+    slower than float (QR207), or a transform has nothing to do (QR222).
     """
     for finding in plan.warnings:
-        if finding.code in ("QR221", "QR205", "QR207"):
+        if finding.code in ("QR221", "QR205", "QR207", "QR222"):
             warn(finding, recipe.lint.ignore)

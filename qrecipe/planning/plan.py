@@ -76,6 +76,20 @@ class Site(ShortRepr):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
+class Chain(ShortRepr):
+    """Sites that hand channels to one another, so that one can scale what the next undoes.
+
+    ``end`` says why it goes no further. ``exponents`` has a power of two for each channel between
+    two sites, by which the first divides and the second multiplies; it is empty until the model
+    has been transformed.
+    """
+
+    sites: tuple[str, ...]
+    end: str
+    exponents: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class RuleVerdict(ShortRepr):
     """What became of a rule; ``sites`` are those it covers, whether or not it wins there."""
 
@@ -100,6 +114,7 @@ class Plan(Report):
     ``warnings`` are legal but doubtful; ``boundaries`` counts the tensors that are quantized or
     dequantized at run time; ``executor_reason`` says why ``executor`` carries the plan out, None
     if that was not stored; ``ingredients`` are the files that the recipe is made of;
+    ``chains`` are what ``[transform.equalize]`` scales;
     ``needs_vnni`` tells that kernels saturate on an x86 CPU without VNNI, ``saturating`` at which
     sites. The latter and ``structure``, the model's, are those of a plan that was made here: one
     that was read back has neither.
@@ -118,6 +133,7 @@ class Plan(Report):
     needs_vnni: bool
     ingredients: tuple[Ingredient, ...]
     executor_reason: str | None = None
+    chains: tuple[Chain, ...] = ()
     structure: ModelStructure = field(default=NO_STRUCTURE, compare=False)
     saturating: tuple[str, ...] = field(default=(), compare=False)
 

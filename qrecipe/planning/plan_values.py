@@ -38,6 +38,10 @@ def plan_values(plan: Plan) -> dict[str, Any]:
             }
             for verdict in plan.rules
         ],
+        "chains": [
+            {"sites": each.sites, "end": each.end, "exponents": each.exponents}
+            for each in plan.chains
+        ],
         "warnings": [finding.to_json() for finding in plan.warnings],
         "findings": [finding.to_json() for finding in plan.findings],
     }
@@ -159,7 +163,7 @@ def _contradictions(plan: Plan, values: Any) -> Iterator[str]:
 def _completed(values: Any) -> Any:
     """The values with what older plans lack."""
     sites = [{"clamp": None, **site} for site in _items(values, "sites")]
-    return {**values, "sites": sites}
+    return {"chains": [], **values, "sites": sites}
 
 
 def _fields(values: Any) -> dict[str, Any]:
@@ -175,6 +179,7 @@ def _fields(values: Any) -> dict[str, Any]:
     return {
         **{name: values[name] for name in _PLAIN},
         "executor_reason": values.get("executor_reason"),
+        "chains": values["chains"],
         "ingredients": [_ingredient_fields(each) for each in _items(values, "ingredients")],
         "sites": sites,
         "rules": [

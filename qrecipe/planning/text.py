@@ -18,7 +18,7 @@ from qrecipe.rules.resolution import describe
 from qrecipe.terminal.report import Listing, Section, Table, Text
 
 if TYPE_CHECKING:
-    from qrecipe.planning.plan import Plan, Site
+    from qrecipe.planning.plan import Chain, Plan, Site
 
 
 class UnknownSiteError(PlanError, KeyError):
@@ -30,6 +30,8 @@ def plan_sections(plan: Plan) -> Iterator[Section]:
     yield Text("Plan", [summary(plan), *published(plan.ingredients)])
     yield _site_table(plan.sites)
     yield _rule_table(plan)
+    if plan.chains:
+        yield _chain_table(plan.chains)
     for text in in_full(plan.warnings, "`warnings` of the plan"):
         yield Listing("Warning", text)
 
@@ -76,6 +78,12 @@ def _site_table(sites: Iterable[Site]) -> Table:
     return Table("Sites", SITE_COLUMNS, [site_row(site) for site in sites])
 
 
+def _chain_table(chains: Iterable[Chain]) -> Table:
+    rows = [(" > ".join(chain.sites), chain.end) for chain in chains]
+    caption = "channels are scaled by powers of two, which the next layer undoes"
+    return Table("Chains", ("chain", "ends because"), rows, caption)
+
+
 def _rule_table(plan: Plan) -> Table:
     rows = [
         (
@@ -104,7 +112,7 @@ def explanation(plan: Plan, name: str) -> str:
     sources = ["\n".join(publishers)] if publishers else []
     if calls:
         alias = [f"{name} is another name of {canonical}"] if canonical != name else []
-        texts = ["\n".join(_site_lines(site, member)) for member, site in calls]
+        texts = ["\n".join(_site_lines(plan, site, member)) for member, site in calls]
         return "\n\n".join([*alias, *texts, *sources])
     if any(member.name == canonical for member in plan.structure.idle):
         return (
@@ -177,7 +185,7 @@ def _is_inside(site: Site, path: str) -> bool:
     )
 
 
-def _site_lines(site: Site, wanted: str) -> Iterator[str]:
+def _site_lines(plan: Plan, site: Site, wanted: str) -> Iterator[str]:
     yield f"{site.name}  {site.op}"
     if wanted != site.name:
         yield f"  {wanted} is a member of this fused group, decided as {site.name}"
@@ -198,8 +206,15 @@ def _site_lines(site: Site, wanted: str) -> Iterator[str]:
         ):
             if spec is not None:
                 yield f"  {role:<10} {_spec_text(spec)}"
+    yield from _chain_lines(plan, site)
     if site.input is not None:
         yield "  input      arrives as float and is quantized by the activation spec"
+
+
+def _chain_lines(plan: Plan, site: Site) -> Iterator[str]:
+    for chain in plan.chains:
+        if site.name in chain.sites:
+            yield f"  chain      {' > '.join(chain.sites)}; {chain.end}"
 
 
 def _spec_text(spec: TensorSpec) -> str:

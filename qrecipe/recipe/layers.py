@@ -26,7 +26,7 @@ SettingPath = tuple[str, ...]
 Values = dict[str, Any]
 
 _MERGING_LEVELS = {
-    **dict.fromkeys(("tensor", "qconfig", "rules"), 2),
+    **dict.fromkeys(("tensor", "qconfig", "rules", "transform"), 2),
     **dict.fromkeys(("calibration", "qat", "fx", "lint"), 1),
 }
 """How many levels of a table are merged by key; deeper values are replaced as a whole."""

@@ -50,6 +50,7 @@ from qrecipe.recipe.schema import (
     RecipeTable,
     RuleTable,
     TensorSpec,
+    TransformTable,
 )
 from qrecipe.recipe.schema_errors import dotted
 from qrecipe.recipe.toml.positions import KeyPath
@@ -161,6 +162,7 @@ class Recipe(ShortRepr):
     tensors: Mapping[str, TensorSpec]
     qconfigs: Mapping[str, QConfigSpec]
     rules: tuple[Rule, ...]
+    transform: TransformTable = field(repr=False)
     calibration: CalibrationTable = field(repr=False)
     qat: QatTable = field(repr=False)
     fx: FxTable = field(repr=False)
@@ -289,6 +291,7 @@ def _resolved(composition: Composition, path: str | None, reference: str | None)
             {name: _qconfig(table, qconfig) for name, qconfig in table.qconfig.items()}
         ),
         rules=tuple(rules_in(composition, table)),
+        transform=table.transform,
         calibration=table.calibration,
         qat=table.qat,
         fx=table.fx,

@@ -289,6 +289,44 @@ class FxTable(Table):
     )
 
 
+def _chains(value: object) -> object:
+    return tuple(map(_array, value)) if isinstance(value, list) else value
+
+
+_CHAINS_SCHEMA: dict[str, JsonValue] = {
+    "anyOf": [
+        {"enum": ["auto"]},
+        {"type": "array", "items": {"type": "array", "items": {"type": "string"}}},
+    ]
+}
+_Chains = Literal["auto"] | tuple[tuple[str, ...], ...]
+
+
+class EqualizeTable(Table, json_schema_extra={"minProperties": 1}):
+    """``[transform.equalize]``: channels of similar range, by powers of two."""
+
+    by: Literal["activations", "weights"] = Field(
+        default="activations",
+        description="What a channel's range is: its largest activation in the calibration data, "
+        "or its largest weight.",
+    )
+    chains: Annotated[_Chains, BeforeValidator(_chains), WithJsonSchema(_CHAINS_SCHEMA)] = Field(
+        default="auto",
+        description="Lists of sites that follow one another, or auto: all that the model has.",
+    )
+
+
+class TransformTable(Table):
+    """``[transform]``: steps before quantization that keep what the float model computes."""
+
+    equalize: EqualizeTable | None = _key("Scale the channels between layers.")
+
+    @property
+    def changes(self) -> bool:
+        """Whether there is anything to do."""
+        return self.equalize is not None and bool(self.equalize.chains)
+
+
 def _no_error(code: str) -> str:
     """Reject codes of errors; unknown codes pass, as they may be another version's warnings."""
     if code in _ERRORS:
@@ -342,6 +380,7 @@ class RecipeTable(Table):
         },
     )
     rules: RulesTable = RulesTable()
+    transform: TransformTable = TransformTable()
     calibration: CalibrationTable = CalibrationTable()
     qat: QatTable = QatTable()
     fx: FxTable = FxTable()

@@ -15,6 +15,7 @@ from qrecipe.errors.text import shown, shown_names
 from qrecipe.recipe.schema import (
     BaseReference,
     CalibrationTable,
+    EqualizeTable,
     FxTable,
     LintTable,
     QatTable,
@@ -23,6 +24,7 @@ from qrecipe.recipe.schema import (
     RulesTable,
     RuleTable,
     TensorSpec,
+    TransformTable,
 )
 from qrecipe.recipe.toml.positions import KeyPath, Spans
 
@@ -35,6 +37,8 @@ _TABLES: dict[KeyPath, type[BaseModel]] = {
     ("rules",): RulesTable,
     ("rules", "global"): RuleTable,
     ("rules", "*", "*"): RuleTable,
+    ("transform",): TransformTable,
+    ("transform", "equalize"): EqualizeTable,
     ("calibration",): CalibrationTable,
     ("qat",): QatTable,
     ("fx",): FxTable,

@@ -117,7 +117,7 @@ def _foreign_scalars(document: Document) -> Iterator[tuple[KeyPath, Finding]]:
 
 
 def _empty_tables(document: Document) -> Iterator[tuple[KeyPath, Finding]]:
-    for section in ("tensor", "qconfig"):
+    for section in ("tensor", "qconfig", "transform"):
         tables = document.data.get(section)
         for name, table in tables.items() if isinstance(tables, dict) else ():
             if table == {}:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from command_line import STATIC, run
 
-from qrecipe.artifact.export import pte
+from qrecipe.runtimes import executorch
 
 NAMED = ("--model", "model.py:factory", "--data", "model.py:batches")
 
@@ -78,7 +78,7 @@ def test_a_file_that_exists_is_kept_unless_it_is_forced(folder):
 
 
 def test_what_is_missing_is_said_before_anything_runs(folder, monkeypatch):
-    monkeypatch.setattr(pte, "_MODULES", ("executorch_of_nobody",))
+    monkeypatch.setattr(executorch, "MODULES", ("executorch_of_nobody",))
     result = run("export", "good.toml", *NAMED, "--to", "pte", "--out", "net.pte")
     assert result.exit_code == 2
     assert "QR602" in result.stderr

@@ -21,7 +21,7 @@ from qrecipe.authoring.tune.search import Measured, Trial
 from qrecipe.errors.findings import ExecutionError, QRecipeError, RecipeError
 from qrecipe.errors.text import finite_or_none, first_line
 from qrecipe.execution.batches import Forward, peek
-from qrecipe.measure.batches import calls_of
+from qrecipe.execution.calls import calls_of
 from qrecipe.measure.latency import Latency, compare_latency
 from qrecipe.measure.profile.profile import Bench, bench_of, measured
 from qrecipe.measure.sensitivity.rank import Evaluate, sensitivity

@@ -27,8 +27,7 @@ from qrecipe.authoring.tune.trials import (
 from qrecipe.errors.findings import ExecutionError, Finding
 from qrecipe.errors.text import counted, shown
 from qrecipe.errors.warn import warn
-from qrecipe.execution.batches import Forward, inputs_of_batch, peek
-from qrecipe.measure.batches import rereadable
+from qrecipe.execution.batches import Forward, inputs_of_batch, peek, rereadable
 from qrecipe.measure.sensitivity.rank import Evaluate
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.graph_sites import Inventory
@@ -42,6 +41,7 @@ from qrecipe.process.warnings import unwarned
 from qrecipe.recipe.recipe import Recipe, load_recipe
 from qrecipe.recipe.references import path_text
 from qrecipe.terminal.progress import Progress, chosen_progress
+from qrecipe.transforms.transform import ready
 
 _ROUNDING = 1e-9
 """How much of a metric is rounding: 0.986 - 0.01 is a little more than 0.976."""
@@ -90,10 +90,12 @@ def tune(
     _check_bounds(max_drop, max_trials, max_seconds)
     base = load_recipe(recipe)
     held = rereadable(batches, base.calibration.max_batches)
+    digest = model_digest(model)
+    model = ready(model, base, held, forward, progress)
     inventory, planned = _planned(model, base, held, forward)
     unjudged_sites(planned, target_cpu)  # before anything is measured
     path = None if resume is None else Path(path_text(resume, "resume takes a path"))
-    log = open_log(path, base.fingerprint, model_digest(model), environment(target_cpu))
+    log = open_log(path, base.fingerprint, digest, environment(target_cpu))
     show = chosen_progress(progress, "tuning")
     bench = ModelBench(
         model,

@@ -22,11 +22,11 @@ from qrecipe.errors.findings import ArtifactError
 from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.text import counted
 from qrecipe.execution.batches import Forward, inputs_of_batch, limited, peek
+from qrecipe.execution.calls import noted_calls, run_quietly
 from qrecipe.execution.engine import engine_of
 from qrecipe.execution.executors import executor_of
 from qrecipe.execution.part import Realised
 from qrecipe.execution.provenance import converted_graphs, provenance
-from qrecipe.measure.batches import noted_calls, run_quietly
 from qrecipe.measure.compare.activations import (
     CONVERSIONS,
     Activations,
@@ -37,13 +37,16 @@ from qrecipe.measure.compare.activations import (
 )
 from qrecipe.measure.watched import watched_modules
 from qrecipe.model.graph_sites import Inventory
+from qrecipe.model.kept import kept
 from qrecipe.model.out_of_place import without_changes_in_place
+from qrecipe.planning.chains import TRANSFORMED
 from qrecipe.planning.inventory import inventory_of
 from qrecipe.planning.plan import Limits, Plan
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.recipe import Ingredient, parse_recipe, published
 from qrecipe.terminal.progress import Progress, chosen_progress
 from qrecipe.terminal.report import Report, Section, Table, Text
+from qrecipe.transforms.transform import as_recorded
 
 _TIMED_RUNS = 5
 
@@ -166,6 +169,9 @@ def compare(
     first, stream = peek(batches)
     with inputs_of_batch(reference, first, forward) as inputs:
         inventory = inventory_of(reference, recipe, inputs)
+        if plan.chains and kept(reference, TRANSFORMED) is None:
+            reference = as_recorded(reference, inventory, plan.chains)
+            inventory = inventory_of(reference, recipe, inputs)
     graphs = converted_graphs(converted)
     _check_same(inventory, plan, graphs)
     for part in inventory.parts:

@@ -12,9 +12,9 @@ from qrecipe.errors.findings import CalibrationError, ExecutionError, Finding
 from qrecipe.errors.text import counted
 from qrecipe.errors.warn import warn
 from qrecipe.execution.batches import Forward, check_finite, limited, no_batches
+from qrecipe.execution.calls import run_quietly
 from qrecipe.execution.engine import engine_of
 from qrecipe.execution.provenance import converted_graphs, provenance
-from qrecipe.measure.batches import run_quietly
 from qrecipe.measure.drift.report import Drift, SiteDrift, worst_first
 from qrecipe.measure.drift.stored_ranges import sharing, stored_ranges
 from qrecipe.measure.drift.today import Observing, Tally

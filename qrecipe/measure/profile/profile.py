@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from qrecipe._torch_ao import quiet
-from qrecipe.execution.batches import Forward, describe_batch, inputs_of_batch, peek
+from qrecipe.execution.batches import Forward, describe_batch, inputs_of_batch, peek, rereadable
+from qrecipe.execution.calls import calls_of
 from qrecipe.execution.engine import check_engine, engine_of
 from qrecipe.execution.provenance import provenance, stored_plan
-from qrecipe.measure.batches import calls_of, rereadable
 from qrecipe.measure.profile.boundaries import Boundary
 from qrecipe.measure.profile.passes import (
     Pass,
@@ -37,6 +37,7 @@ from qrecipe.process.neutral import neutral
 from qrecipe.process.warnings import unwarned
 from qrecipe.recipe.recipe import Recipe, load_recipe
 from qrecipe.terminal.progress import Progress, chosen_progress
+from qrecipe.transforms.transform import ready
 
 ROUNDS = 15
 _WARM_UP = 2
@@ -99,6 +100,7 @@ def bench_of(
     loaded = replace(load_recipe(recipe), phase="ptq")  # training changes no kernel
     check_engine(loaded.backend)
     held = rereadable(batches, loaded.calibration.max_batches)
+    model = ready(model, loaded, held, forward, progress)
     converted = quantize(
         model, loaded, held, forward=forward, progress=progress, target_cpu=target_cpu
     )

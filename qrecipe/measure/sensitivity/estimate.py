@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from qrecipe.audit.sqnr import energy_ratio_db, floating_tensors
 from qrecipe.errors.findings import ExecutionError
 from qrecipe.execution.isolated import Isolated, Kernel
-from qrecipe.measure.batches import running
+from qrecipe.measure.running import running
 from qrecipe.measure.sensitivity.exact import size_of, too_little_memory
 from qrecipe.model.call import Inputs
 from qrecipe.process.warnings import import_aside

@@ -17,13 +17,20 @@ from qrecipe.audit.sample import Sample
 from qrecipe.errors.findings import ExecutionError, Finding
 from qrecipe.errors.text import counted, shown
 from qrecipe.errors.warn import warn
-from qrecipe.execution.batches import Forward, inputs_of_batch, known_length, limited, peek
+from qrecipe.execution.batches import (
+    Forward,
+    inputs_of_batch,
+    known_length,
+    limited,
+    peek,
+    rereadable,
+)
 from qrecipe.execution.calibration import calibrate
+from qrecipe.execution.calls import calls_of
 from qrecipe.execution.engine import engine
 from qrecipe.execution.executors import executor_of
 from qrecipe.execution.isolated import Isolated
 from qrecipe.execution.part import Task
-from qrecipe.measure.batches import calls_of, rereadable
 from qrecipe.measure.sensitivity.estimate import Estimate
 from qrecipe.measure.sensitivity.exact import Replay, rerun
 from qrecipe.measure.sensitivity.ranking import (
@@ -45,6 +52,7 @@ from qrecipe.process.neutral import neutral
 from qrecipe.recipe.frozen import FrozenMapping
 from qrecipe.recipe.recipe import Recipe, load_recipe
 from qrecipe.terminal.progress import Progress, chosen_progress
+from qrecipe.transforms.transform import ready
 
 Evaluate = Callable[[nn.Module], float]
 """The quality of a model; higher is better."""
@@ -98,6 +106,7 @@ def sensitivity(
     given = load_recipe(recipe)
     loaded = replace(given, phase="ptq")  # rank the loss without training, which would reduce it
     held = rereadable(batches, loaded.calibration.max_batches)
+    model = ready(model, loaded, held, forward, progress)
     first, _ = peek(held)
     with inputs_of_batch(model, first, forward) as inputs:
         inventory = inventory_of(model, loaded, inputs)

@@ -10,7 +10,7 @@ from typing import Any
 LOCK_SUFFIX = ".lock.toml"
 """The extension of lock files, which are TOML too, but not recipes."""
 
-_TABLES = ("tensor", "qconfig", "rules", "calibration", "qat", "fx", "lint")
+_TABLES = ("tensor", "qconfig", "rules", "transform", "calibration", "qat", "fx", "lint")
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -42,7 +42,7 @@ def _blocks(values: Mapping[str, Any]) -> Iterator[list[str]]:
 
 
 def _table_blocks(name: str, table: Mapping[str, Any]) -> Iterator[list[str]]:
-    if name in ("tensor", "qconfig"):
+    if name in ("tensor", "qconfig", "transform"):
         for key, inner in table.items():
             yield [f"[{name}.{toml_key(key)}]", *_pairs(inner)]
     elif name == "rules":

@@ -1,0 +1,269 @@
+"""Layers that hand channels to one another through operations that scale with their input."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from qrecipe.errors.findings import Finding
+from qrecipe.errors.spelling import did_you_mean
+from qrecipe.model.graph_sites import Inventory, Match
+from qrecipe.planning.clamps import limits_of
+from qrecipe.planning.plan import Chain
+from qrecipe.recipe.recipe import Recipe
+
+TRANSFORMED = "transformed"
+"""What a transformed model keeps of how it came to be."""
+
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+_SCALES = frozenset(
+    {
+        *(nn.ReLU, F.relu, torch.relu, nn.LeakyReLU, F.leaky_relu, nn.PReLU, nn.Identity),
+        *(nn.Dropout, nn.Dropout2d, nn.Dropout3d),
+    }
+)
+"""Operations that give twice as much for twice the input."""
+
+_POOLS = frozenset(
+    {
+        *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, F.max_pool1d, F.max_pool2d, F.max_pool3d),
+        *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d),
+        *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+        *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
+    }
+)
+"""The same for images, whose channels they keep apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A convolution or linear layer of the model, and the BatchNorm that follows it."""
+
+    path: str
+    norm: str | None
+
+
+def layer_of(match: Match) -> Layer | None:
+    """The modules of a site that can scale its channels; None if it is something else.
+
+    What follows them in the site can only be a ReLU.
+    """
+    first, *others = match.operation.members
+    if first.module is None or not isinstance(match.module, _LAYERS):
+        return None
+    norms = [member for member in others if member.op.startswith("BatchNorm")]
+    rest = [member for member in others if member not in norms]
+    if len(norms) > 1 or any(member.op.lower() != "relu" for member in rest):
+        return None
+    return Layer(first.module, norms[0].module if norms else None)
+
+
+def chains_of(inventory: Inventory) -> tuple[Chain, ...]:
+    """All chains of the model, the longest possible ones, in order of execution."""
+    links = dict(links_of(inventory))
+    reached = {link.reader for link in links.values() if link.reader is not None}
+    found = []
+    for name, link in links.items():
+        if name in reached or link.reader is None:
+            continue
+        sites = [name]
+        while (reader := links[sites[-1]].reader) is not None:
+            sites.append(reader)
+        found.append(Chain(tuple(sites), links[sites[-1]].end))
+    return tuple(found)
+
+
+def chosen_chains(
+    inventory: Inventory, recipe: Recipe
+) -> tuple[tuple[Chain, ...], tuple[Finding, ...]]:
+    """The chains that a recipe equalizes, and what is wrong with it (QR340) or idle (QR222)."""
+    table = recipe.transform.equalize
+    if table is None or not table.chains:
+        return (), ()
+    location = recipe.origin(f"transform.equalize.{next(iter(table.model_fields_set))}")
+    if table.chains == "auto":
+        found = chains_of(inventory)
+        idle = Finding(
+            "QR222", "[transform.equalize] finds no chain in this model", location, _IDLE
+        )
+        return found, () if found else (idle,)
+    links = dict(links_of(inventory))
+    location = recipe.origin("transform.equalize.chains")
+    chains, findings = [], []
+    for sites in table.chains:
+        problem = _problem(sites, links)
+        if problem is None:
+            chains.append(Chain(sites, "as the recipe says"))
+            continue
+        message, hint = problem
+        findings.append(Finding("QR340", message, location, hint))
+    return tuple(chains), tuple(findings)
+
+
+_IDLE = "remove it: no two layers follow each other with only ReLUs or pools between them"
+
+
+def _problem(sites: tuple[str, ...], links: Mapping[str, _Link]) -> tuple[str, str | None] | None:
+    if len(sites) < 2:
+        return "a chain needs two sites or more", 'chains = "auto" finds them'
+    for name in sites:
+        if name not in links:
+            return f'"{name}" is not a layer that can be in a chain', did_you_mean(name, links)
+    for first, second in pairwise(sites):
+        link = links[first]
+        if link.reader != second:
+            found = f"{link.reader} does" if link.reader is not None else link.end
+            return f"{second} does not read the channels of {first} alone", found
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Link:
+    """The layer that alone reads a site's channels, or why there is none."""
+
+    reader: str | None
+    end: str = ""
+
+
+def links_of(inventory: Inventory) -> Iterator[tuple[str, _Link]]:
+    """Each layer of the model, and what reads its channels."""
+    checked = _Modules(inventory)
+    for name, match in inventory.matches.items():
+        layer = layer_of(match)
+        if layer is None or not match.nodes:
+            continue
+        why = checked.obstacle(match, layer)
+        if why is not None:
+            yield name, _Link(None, why)
+            continue
+        link = _reader_of(match, inventory)
+        after = None if link.reader is None else inventory.matches[link.reader]
+        if after is not None:
+            reading = layer_of(after)
+            if reading is None:
+                link = _Link(None, f"{link.reader} does more than scale its input")
+            elif (why := checked.obstacle(after, Layer(reading.path, None))) is not None:
+                link = _Link(None, why)
+            elif inputs_of(after) % outputs_of(match):
+                link = _Link(None, f"{link.reader} mixes the channels of {name} otherwise")
+        yield name, link
+
+
+def _reader_of(match: Match, inventory: Inventory) -> _Link:
+    node, is_image, is_flat = match.nodes[-1], not isinstance(match.module, nn.Linear), False
+    while True:
+        users = list(node.users)
+        if len(users) != 1:
+            return _Link(None, f"{len(users)} operations read the result")
+        (user,) = users
+        if user.op == "output":
+            return _Link(None, "the model returns the result")
+        name = str(user.meta.get("site", ""))
+        reader = inventory.matches.get(name)
+        if reader is None:
+            return _Link(None, f"{user.name} is not a site")
+        if isinstance(reader.module, _LAYERS) and user is reader.nodes[0]:
+            becomes_flat = isinstance(reader.module, nn.Linear) and is_image
+            if is_flat != becomes_flat:
+                return _Link(None, f"{name} reads other dimensions")
+            return _Link(name)
+        if not _scales(reader, is_image):
+            return _Link(None, _why_not(reader))
+        is_flat |= reader.nodes[0].target in _FLATTEN
+        node = reader.nodes[-1]
+
+
+_FLATTEN = (torch.flatten, torch.mean)
+
+
+def _scales(match: Match, is_image: bool) -> bool:
+    node = match.nodes[0]
+    if len(match.nodes) > 1:
+        return False
+    if is_image and node.target is torch.flatten:
+        return tuple(node.args[1:]) in ((1,), (1, -1)) and not node.kwargs
+    if is_image and node.target is torch.mean:
+        given = dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | dict(node.kwargs)
+        return given.get("dim") in ((2, 3), [2, 3], (-2, -1), [-2, -1], (-1, -2), [-1, -2])
+    called = type(match.module) if node.op == "call_module" else node.target
+    return called in _SCALES or (is_image and called in _POOLS)
+
+
+def _why_not(match: Match) -> str:
+    operation = match.operation
+    if limits_of(match) is not None:
+        return f"{operation.name} ({operation.op}) clamps at a number"
+    return f"{operation.name} ({operation.op}) does not scale with its input"
+
+
+class _Modules:
+    """Which modules of the caller's model a step may change."""
+
+    def __init__(self, inventory: Inventory) -> None:
+        model = inventory.model
+        self._model = model
+        self._opened = inventory.opened
+        named = dict(model.named_parameters(remove_duplicate=False))
+        self._tensors = Counter(map(id, named.values()))
+        self._calls = Counter(
+            member.module
+            for match in inventory.matches.values()
+            for member in match.operation.members
+        )
+        self._read = set(map(id, _stored_tensors(inventory)))
+
+    def obstacle(self, match: Match, layer: Layer) -> str | None:
+        """Why the tensors of a layer cannot be changed, None if they can."""
+        for path in filter(None, (layer.path, layer.norm)):
+            why = self._of_module(path)
+            if why is not None:
+                return f"{path} {why}"
+        return None
+
+    def _of_module(self, path: str) -> str | None:
+        module = self._model.get_submodule(path)
+        if any(path == each or path.startswith(f"{each}.") for each in self._opened):
+            return "is part of a layer that is opened"
+        if type(module) not in (*_LAYERS, *_NORMS):
+            return f"is a {type(module).__name__}, which may compute something else"
+        own = module._parameters
+        if own.get("weight") is None or module._forward_pre_hooks or module._forward_hooks:
+            return "computes its weight, or has none"
+        if self._calls[path] > 1:
+            return "is called several times"
+        tensors = [tensor for tensor in own.values() if tensor is not None]
+        if any(self._tensors[id(tensor)] > 1 or id(tensor) in self._read for tensor in tensors):
+            return "shares its weight"
+        if isinstance(module, _NORMS) and module.running_var is None:
+            return "has no statistics"
+        return None
+
+
+def _stored_tensors(inventory: Inventory) -> Iterator[Any]:
+    """What graphs read directly, and not through a module."""
+    for part in inventory.parts:
+        for node in part.graph_module.graph.nodes:
+            if node.op == "get_attr":
+                owner, _, name = str(node.target).rpartition(".")
+                yield getattr(part.graph_module.get_submodule(owner), name)
+
+
+def outputs_of(match: Match) -> int:
+    """The channels or features that a layer gives."""
+    module: Any = match.module
+    return int(module.weight.shape[0])
+
+
+def inputs_of(match: Match) -> int:
+    """The channels or features that a layer reads."""
+    module: Any = match.module
+    return int(module.weight.shape[1]) * int(getattr(module, "groups", 1))

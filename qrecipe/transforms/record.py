@@ -1,0 +1,66 @@
+"""What was done to a transformed model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from qrecipe.errors.findings import ArtifactError
+from qrecipe.model.kept import kept, kept_with
+from qrecipe.planning.chains import TRANSFORMED
+from qrecipe.planning.plan import Chain
+from qrecipe.recipe.schema import TransformTable
+from qrecipe.terminal.report import Report, Section, Table
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How far the channels between two sites differ in range: the largest over the median one."""
+
+    site: str
+    reader: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Transformation(Report):
+    """The settings, the chains with their exponents, and what became of the ranges of channels.
+
+    ``spreads`` has a row for each pair of sites that follow each other.
+    """
+
+    table: TransformTable
+    chains: tuple[Chain, ...]
+    spreads: tuple[Spread, ...]
+
+    def _sections(self) -> Iterator[Section]:
+        rows = [
+            (each.site, each.reader, f"{each.before:.3g}", f"{each.after:.3g}")
+            for each in self.spreads
+        ]
+        header = ("site", "read by", "spread before", "spread after")
+        caption = "spread: the range of the widest channel over that of the median one"
+        yield Table("Equalized channels", header, rows, caption)
+
+
+def transformation(model: nn.Module) -> Transformation:
+    """What `qrecipe.transform` did to a model.
+
+    Raises ``ArtifactError`` (QR501) for any other model.
+    """
+    found = kept(model, TRANSFORMED)
+    if not isinstance(found, Transformation):
+        raise ArtifactError.of(
+            "QR501",
+            f"this {type(model).__name__} was not transformed by qrecipe",
+            hint="pass the model that qrecipe.transform returned",
+        )
+    return found
+
+
+def attach(model: nn.Module, record: Transformation) -> None:
+    """Keep the record with the model and its copies."""
+    kept_with(model)[TRANSFORMED] = record
