@@ -256,7 +256,7 @@ def _trials(log: Path) -> list[tuple[Any, ...]]:
     if not log.exists():
         return []
     entries = json.loads(log.read_text())["trials"]
-    times = ("seconds", "latency")
+    times = ("seconds", "latency", "is_slower")
     return [tuple((k, str(v)) for k, v in sorted(e.items()) if k not in times) for e in entries]
 
 
