@@ -4,7 +4,8 @@ A chain of Linear and ReLU, and one of residual blocks (convolution, BatchNorm, 
 30 to 1,000 layers: CPU seconds of plan, quantize, save, load and sensitivity (the estimate), on one
 thread, and of deepcopy, ``prepare_fx``, calibration and ``convert_fx`` by hand. The exponent of a
 step is the slope of a line through the logarithms of its seconds and layers: 1 is linear, 2 is
-quadratic.
+quadratic. Python's collector does not see what was there before a step: a full collection walks all
+objects of torch (0.2 s), once in some 200 layers, so that the smallest chains would go without.
 
     python benchmarks/scale.py [--layers 30 100 300 1000] [--kinds linear residual]
 
@@ -63,9 +64,11 @@ def seconds_of_steps(model: nn.Module, batches: list[Tensor]) -> dict[str, float
 
     def timed(step: str, run: Callable[[], Any]) -> Any:
         gc.collect()
+        gc.freeze()
         start = time.process_time()
         result = run()
         seconds[step] = time.process_time() - start
+        gc.unfreeze()
         return result
 
     timed("plan", lambda: qrecipe.plan(model, RECIPE, batches[0]))

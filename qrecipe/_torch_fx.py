@@ -38,7 +38,11 @@ from torch.ao.quantization.fx.fuse import fuse
 from torch.ao.quantization.fx.fuse_handler import _get_fusion_pattern_to_fuse_handler_cls
 from torch.ao.quantization.fx.match_utils import _find_matches as find_quantizable
 from torch.ao.quantization.fx.pattern_utils import _sorted_patterns_dict
-from torch.ao.quantization.fx.prepare import prepare
+from torch.ao.quantization.fx.prepare import (
+    _is_input_arg_dtype_supported_by_backend,
+    _is_output_dtype_supported_by_backend,
+    prepare,
+)
 from torch.ao.quantization.fx.qconfig_mapping_utils import _generate_node_name_to_qconfig
 from torch.ao.quantization.fx.quantize_handler import (
     QuantizeHandler,
@@ -50,11 +54,14 @@ from torch.ao.quantization.fx.utils import (
     all_node_args_have_no_tensors,
     assert_and_get_unique_device,
     collect_producer_nodes,
+    node_arg_is_bias,
+    node_arg_is_weight,
 )
+from torch.ao.quantization.qconfig import _is_reuse_input_qconfig
 from torch.ao.quantization.qconfig_mapping import QConfigMapping
 from torch.ao.quantization.quantize import propagate_qconfig_, quantize_dynamic
 from torch.ao.quantization.quantize_fx import _swap_ff_with_fxff as swap_float_functional
 from torch.ao.quantization.quantize_fx import attach_preserved_attrs_to_model
-from torch.ao.quantization.utils import get_qconfig_dtypes
+from torch.ao.quantization.utils import get_qconfig_dtypes, weight_is_quantized
 
 TWO_INPUT_FUSIONS = (ConvAdd2d, ConvAddReLU2d)

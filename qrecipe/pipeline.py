@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -24,7 +24,7 @@ from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.warn import settle, warn
 from qrecipe.execution.batch_sizes import size_findings
 from qrecipe.execution.batches import Forward, inputs_of_batch, peek, rereadable
-from qrecipe.execution.calibration import calibrate
+from qrecipe.execution.calibration import calibrate_checking
 from qrecipe.execution.copied import keep_engines
 from qrecipe.execution.engine import check_engine, engine_of
 from qrecipe.execution.executors import executor_of
@@ -41,10 +41,12 @@ from qrecipe.execution.provenance import attach, make_provenance
 from qrecipe.model.architecture import recorded_modules
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import own_tensors, with_parts
+from qrecipe.model.graph_sites import Inventory, prove_by_call
 from qrecipe.model.record import Architecture
+from qrecipe.model.trace_proof import Example
 from qrecipe.planning.asked import executed_by
 from qrecipe.planning.decide import decide, plan_of, warn_of_missed
-from qrecipe.planning.inventory import inventory_of
+from qrecipe.planning.inventory import inventory_of, unproven_inventory_of
 from qrecipe.planning.plan import Plan
 from qrecipe.planning.target_cpu import TargetCpu, unjudged_finding, unjudged_sites
 from qrecipe.process.neutral import neutral
@@ -80,6 +82,7 @@ class CompiledRecipe(ShortRepr):
     _inputs: Inputs = field(repr=False)
     _source: nn.Module = field(repr=False)
     unjudged: tuple[str, ...] = ()
+    _unproven: Inventory | None = field(default=None, repr=False)
     _identity: str = field(default_factory=lambda: uuid.uuid4().hex, repr=False)
 
     @neutral
@@ -99,9 +102,23 @@ class CompiledRecipe(ShortRepr):
         self, batches: Iterable[Any], forward: Forward | None, progress: Progress | bool | None
     ) -> nn.Module:
         """The model prepared and calibrated, right after it was compiled."""
-        prepared = self._prepared()
-        calibrate(prepared, batches, forward=forward, progress=progress)
+        try:
+            prepared = self._prepared()
+        except PlanError:
+            self._prove({})  # the fused graph may be to blame
+            raise
+        calibrate_checking(prepared, batches, forward, progress, self._prove)
         return prepared
+
+    def _prove(self, samples: Mapping[str, Sample]) -> bool:
+        """Prove what was not yet proven, by calls of the prepared parts where there are any.
+
+        Returns whether they show that samples do not change each other's results.
+        """
+        if self._unproven is None:
+            return False
+        calls = {path: Example(each.inputs, each.output) for path, each in samples.items()}
+        return prove_by_call(self._unproven, calls)
 
     def _prepared(self) -> nn.Module:
         """As `prepare`, but right after the model was compiled, and sharing tensors with it."""
@@ -349,15 +366,26 @@ def _transformed(
 def _compile_for_batch(
     model: nn.Module, recipe: Recipe, batch: Any, forward: Forward | None, target_cpu: TargetCpu
 ) -> CompiledRecipe:
+    """Compile for a batch that calibration begins with: its run proves the fused graph."""
     with inputs_of_batch(model, batch, forward) as inputs:
-        return _compile(model, recipe, inputs, target_cpu)
+        if recipe.fx.roots:
+            return _compile(model, recipe, inputs, target_cpu)
+        inventory = unproven_inventory_of(model, recipe, inputs)
+        compiled = _compiled(model, inventory, recipe, inputs, target_cpu)
+        warn_of_missed(compiled.plan, recipe)
+        return replace(compiled, _unproven=inventory)
 
 
 def compile_decided(
     model: nn.Module, recipe: Recipe, inputs: Inputs, target_cpu: TargetCpu
 ) -> CompiledRecipe:
     """As `compile`, but without the warnings of the plan."""
-    inventory = inventory_of(model, recipe, inputs)
+    return _compiled(model, inventory_of(model, recipe, inputs), recipe, inputs, target_cpu)
+
+
+def _compiled(
+    model: nn.Module, inventory: Inventory, recipe: Recipe, inputs: Inputs, target_cpu: TargetCpu
+) -> CompiledRecipe:
     decided = plan_of(model, inventory, recipe, inputs)
     if not decided.is_for_export:
         check_engine(recipe.backend)  # before calibration or training

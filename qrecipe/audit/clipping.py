@@ -115,11 +115,12 @@ def clipping_of(
     batches: int,
     candidates: Mapping[fx.GraphModule, Candidates],
     first: Mapping[str, Sample],
+    are_apart: bool,
 ) -> Clipping:
     """What the calibrated ranges clip, and its cost where that is high.
 
     Observers that are called several times per batch are left to `joined_ranges` and
-    `around_roots`.
+    `around_roots`. ``are_apart`` tells that samples are known not to change each other's results.
     """
     seen = _seen(parts.values(), averages, batches)
     costs = [
@@ -127,7 +128,7 @@ def clipping_of(
         for path, part in parts.items()
         if part in candidates
         and (farthest := candidates[part].farthest())
-        and (cost := _cost(part, seen, first[path], farthest))
+        and (cost := _cost(part, seen, first[path], farthest, are_apart))
     ]
     averaging = [averages[observer] for observer in seen if observer in averages]
     narrow = any(average.is_narrow() for average in averaging)
@@ -192,13 +193,17 @@ def _clipped(
 
 
 def _cost(
-    part: fx.GraphModule, seen: Mapping[ObserverBase, Extremes], first: Sample, farthest: Call
+    part: fx.GraphModule,
+    seen: Mapping[ObserverBase, Extremes],
+    first: Sample,
+    farthest: Call,
+    are_apart: bool,
 ) -> Cost | None:
     """What the ranges cost; None unless "minmax" would be much better."""
     as_calibrated = {observer: observer for _, observer in static_observers(part)}
     wide = {each: minmax(each, seen[each]) if each in seen else each for each in as_calibrated}
     few = farthest.sample.extremes()
-    hinted = None if few is None else rounded_dbs(part, (as_calibrated, wide), few)
+    hinted = None if few is None else rounded_dbs(part, (as_calibrated, wide), few, are_apart)
     if hinted is not None and not _is_costly(hinted[0], hinted[1], _MARGIN_DB):
         return None
     reached = rounded_db(part, as_calibrated, farthest.sample)

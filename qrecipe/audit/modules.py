@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from qrecipe._torch_fx import QuantizedEmbedding, QuantizedSoftmax
@@ -39,22 +41,34 @@ def forget_qconfigs(model: nn.Module) -> None:
         vars(module).pop("qconfig", None)
 
 
-def weight_problem(site: Site, module: nn.Module | None) -> str | None:
-    """How the weight of a converted module differs from its site's plan."""
+def weight_problem(
+    site: Site,
+    module: nn.Module | None,
+    kinds: Mapping[int, tuple[torch.dtype, torch.qscheme]],
+) -> str | None:
+    """How the weight of a converted module differs from its site's plan.
+
+    ``kinds`` has the dtype and scheme of packed weights by their ``id``; others are unpacked.
+    """
     spec = site.qconfig.weight if site.qconfig else None
     weight_of = getattr(module, "weight", None)
     if spec is None or not callable(weight_of):
         return None
-    weight = weight_of()
-    if not weight.is_quantized:  # float16, which unpacks to float32
-        stored = getattr(getattr(module, "_packed_params", None), "dtype", weight.dtype)
-        return None if stored == torch_dtype(spec) else f"has {stored} weights"
-    per_channel = str(weight.qscheme()).startswith("torch.per_channel")
+    packed = getattr(module, "_packed_params", None)
+    if id(packed) in kinds:
+        dtype, scheme = kinds[id(packed)]
+    else:
+        weight = weight_of()
+        if not weight.is_quantized:  # float16, which unpacks to float32
+            stored = getattr(packed, "dtype", weight.dtype)
+            return None if stored == torch_dtype(spec) else f"has {stored} weights"
+        dtype, scheme = weight.dtype, weight.qscheme()
+    per_channel = str(scheme).startswith("torch.per_channel")
     wants_per_channel = (spec.qscheme or "per_tensor").startswith("per_channel")
-    if weight.dtype != torch_dtype(spec):
-        return f"has weights of dtype {weight.dtype}"
+    if dtype != torch_dtype(spec):
+        return f"has weights of dtype {dtype}"
     if per_channel != wants_per_channel:
-        return f"has {weight.qscheme()} weights"
+        return f"has {scheme} weights"
     return None
 
 

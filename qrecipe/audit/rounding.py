@@ -35,29 +35,31 @@ def rounded_db(part: fx.GraphModule, ranging: Ranging, sample: Sample) -> float:
 
 
 def rounded_dbs(
-    part: fx.GraphModule, rangings: Sequence[Ranging], sample: Sample
+    part: fx.GraphModule, rangings: Sequence[Ranging], sample: Sample, are_apart: bool
 ) -> list[float] | None:
     """`rounded_db` with several ranges, from one run of copies of the samples.
 
-    None if samples do not stay apart: the copies that are not rounded show it.
+    None if samples do not stay apart. If that is not known, copies that are not rounded show it.
     """
-    size, count = sample.inputs.batch_size, len(rangings) + 1
+    size, plain = sample.inputs.batch_size, 0 if are_apart else 1
     if size is None:
         return None
+    count = plain + len(rangings)
     try:
         copies = sample.inputs.taken(torch.arange(size).repeat(count))
         with torch.no_grad():
-            output = _SideBySide(part, rangings, size).run(*bind(part, part, copies))
-        plain, *rounded = (
+            running = _SideBySide(part, rangings, size, plain * size)
+            output = running.run(*bind(part, part, copies))
+        outputs = [
             map_tensors(lambda x, at=index * size: x[at : at + size], output)  # type: ignore[misc]
             for index in range(count)
-        )
+        ]
     except Exception as error:
         raise_lack_of_memory(error)
         return None
-    if difference(sample.output, plain) is not None:
+    if plain and difference(sample.output, outputs[0]) is not None:
         return None
-    found = [output_sqnr_db(sample.output, each) for each in rounded]
+    found = [output_sqnr_db(sample.output, each) for each in outputs[plain:]]
     return [math.nan if value is None else value for value in found]
 
 
@@ -125,17 +127,19 @@ class _Rounded(Unobserved):
 
 
 class _SideBySide(Unobserved):
-    """Leaves the first ``size`` rows as they are, and rounds the next by each ranging in turn."""
+    """Leaves the first ``plain`` rows as they are, and rounds ``size`` rows by each ranging."""
 
-    def __init__(self, part: fx.GraphModule, rangings: Sequence[Ranging], size: int) -> None:
+    def __init__(
+        self, part: fx.GraphModule, rangings: Sequence[Ranging], size: int, plain: int
+    ) -> None:
         super().__init__(part)
         self._grids = [{o: _grid(ranged) for o, ranged in each.items()} for each in rangings]
-        self._size = size
+        self._size, self._plain = size, plain
 
     def passed(self, observer: Any, x: Any) -> Any:
         grids = [each.get(observer) for each in self._grids]
         if None in grids or not (isinstance(x, Tensor) and x.is_floating_point()):
             return x
-        plain, *others = x.split(self._size)  # type: ignore[no-untyped-call]
+        others = x[self._plain :].split(self._size)  # type: ignore[no-untyped-call]
         rounded = map(torch.fake_quantize_per_tensor_affine, others, *zip(*grids, strict=True))
-        return torch.cat([plain, *rounded])
+        return torch.cat([x[: self._plain], *rounded])

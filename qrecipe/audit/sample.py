@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from qrecipe.audit.sqnr import floating_tensors
-from qrecipe.model.call import Inputs, batch_size, head
+from qrecipe.model.call import Inputs, batch_size, first_of
 from qrecipe.model.nested import UncopyableError, map_tensors
 
 JUDGEABLE_DB = 15.0
@@ -32,13 +32,8 @@ class Sample:
 
     def head(self) -> Sample | None:
         """The first samples with their part of the output; None if the output cannot be cut."""
-        inputs = self.inputs.first_samples(HEAD_SAMPLES)
-        if inputs is self.inputs or batch_size(self.output) != self.inputs.batch_size:
-            return None
-        try:
-            return Sample(inputs, head(self.output, HEAD_SAMPLES))
-        except UncopyableError:
-            return None
+        first = first_of(self.inputs, self.output, HEAD_SAMPLES)
+        return None if first is None else Sample(*first)
 
     def extremes(self) -> Sample | None:
         """The samples with the lowest and the highest output; None if they cannot be told."""

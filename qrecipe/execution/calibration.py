@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -67,11 +67,25 @@ def calibrate(
         CalibrationError: the model cannot take a batch, or it has NaN or infinity (the message has
             its index); too few batches; observers that saw nothing. The observers are restored.
     """
+    calibrate_checking(prepared, batches, forward, progress, lambda samples: False)
+
+
+def calibrate_checking(
+    prepared: nn.Module,
+    batches: Iterable[Any],
+    forward: Forward | None,
+    progress: Progress | bool | None,
+    check: Callable[[Mapping[str, Sample]], bool],
+) -> None:
+    """As `calibrate`; ``check`` is given the first call of each part after the first batch.
+
+    It tells whether that shows that samples do not change each other's results.
+    """
     state = prepared_state(prepared)
     table = state.calibration
     show = chosen_progress(progress, "calibrating")
     total = known_length(batches, table.max_batches)
-    done = 0
+    done, are_apart = 0, False
     parts = traced_parts(prepared)
     with (
         _restored_on_error(prepared, state),
@@ -84,11 +98,13 @@ def calibrate(
         for batch in limited(batches, table.max_batches):
             with _first_calls_kept(prepared, state) if done == 0 else nullcontext():
                 _run(prepared, batch, done, forward)
+            if done == 0:
+                are_apart = check(state.samples)
             done += 1
             show(done, total)
         _check_count(done, state.calibration)
         _check_ranges(parts.values())
-        clipping = clipping_of(parts, averages, done, candidates, state.samples)
+        clipping = clipping_of(parts, averages, done, candidates, state.samples, are_apart)
         state.batches, state.first_weight = done, first_weight(averages, done)
         state.clipping = str(clipping) if clipping.shows_below(GOOD_DB) else None
         few = done < FEW_BATCHES and observes(prepared)

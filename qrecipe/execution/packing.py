@@ -17,6 +17,12 @@ from qrecipe.model.addresses import CALLS, site_of
 from qrecipe.model.normalize import stored, stored_in
 from qrecipe.planning.plan import Engine
 
+Kinds = dict[int, tuple[torch.dtype, torch.qscheme]]
+"""The dtype and scheme of weights, by the ``id`` of what they were packed into.
+
+FBGEMM unpacks a weight as slowly as it packs it, which is too slow to ask only this.
+"""
+
 Tensors = dict[str, Tensor]
 """Plain tensors by role: ``weight``, ``weight_scale``, ``weight_zero_point``, ``bias``."""
 

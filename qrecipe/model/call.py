@@ -135,6 +135,17 @@ def head(value: Any, count: int) -> Any:
     return map_tensors(lambda tensor: tensor[:count], value)
 
 
+def first_of(inputs: Inputs, output: Any, count: int) -> tuple[Inputs, Any] | None:
+    """The first samples of a call with their part of its output; None if it cannot be cut."""
+    few = inputs.first_samples(count)
+    if few is inputs or batch_size(output) != inputs.batch_size:
+        return None
+    try:
+        return few, head(output, count)
+    except UncopyableError:
+        return None
+
+
 def bind(graph_module: fx.GraphModule, model: nn.Module, inputs: Inputs) -> tuple[Any, ...]:
     """The inputs in the order of the graph's placeholders.
 

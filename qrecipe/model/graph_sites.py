@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from qrecipe._torch_fx import (
     BackendConfig,
@@ -23,6 +25,7 @@ from qrecipe.model.architecture import traced_part
 from qrecipe.model.caches import with_caches_filled
 from qrecipe.model.call import Inputs
 from qrecipe.model.class_names import base_names, class_names
+from qrecipe.model.copies import structural_copy
 from qrecipe.model.graph_names import keep_state_names, outer
 from qrecipe.model.matching import (
     dtype_configs,
@@ -36,7 +39,7 @@ from qrecipe.model.normalize import TAKES_WEIGHT, normalize
 from qrecipe.model.opened.whole import class_of_the_caller
 from qrecipe.model.outputs import is_packing
 from qrecipe.model.record import TracedPart
-from qrecipe.model.rewrite_proof import prove_fused
+from qrecipe.model.rewrite_proof import is_proven_by, prove_fused
 from qrecipe.model.rewrites.batch_norms import (
     IN_TRAINING,
     batch_norms_as_modules,
@@ -55,6 +58,7 @@ from qrecipe.model.trace import InTraining, Scopes, hook_findings, in_training, 
 from qrecipe.model.trace_proof import Example, record_values
 from qrecipe.model.training_graph import modules_as_trained
 from qrecipe.model.unfit import unfit
+from qrecipe.process.state import alone, replaced
 from qrecipe.recipe.schema import FxTable, Phase
 from qrecipe.rules.structure import Kind, Member, ModelStructure, Operation
 
@@ -140,10 +144,11 @@ def take_inventory(
 
     In ``phase`` qat, the parts are in training mode, and BatchNorm is fused but not folded. Caches
     that the parts fill on their first call are filled, so that it makes no difference whether the
-    model has run before. ``tracing`` makes the graph of a part.
+    model has run before. ``tracing`` makes the graph of a part. `prove` has to show that the fused
+    graphs compute what the model does.
 
-    Raises ``TraceError`` or ``PlanError`` like `trace.trace_part`, `trace_proof.record_values`,
-    `rewrite_proof.prove_fused` and `roots.inputs_of_roots`.
+    Raises ``TraceError`` or ``PlanError`` like `trace.trace_part`, `trace_proof.record_values` and
+    `roots.inputs_of_roots`.
     """
     inputs_of = inputs_of_roots(model, inputs, table.roots) if table.roots else {"": inputs}
     try:
@@ -188,13 +193,10 @@ def _inventory(
         if training is not None:
             trained += frozen_in_training(graph_module, training.momenta)
             ungraded += training.ungraded
-        prove_fused(graph_module, model, path, example)
         parts.append(Part(path, graph_module, part_inputs, traced, example))
         sizes = example.inputs.batch_size, part_inputs.batch_size
         for name, match in named_sites(graph_module, backend_config, phase).items():
             matches[name] = replace(match, shape=_shape(match, *sizes))
-    if table.roots:
-        prove_whole(model, {part.path: part.graph_module for part in parts}, inputs)
     return Inventory(
         model,
         tuple(parts),
@@ -206,6 +208,35 @@ def _inventory(
             finding for path in inputs_of for finding in hook_findings(model, path, table)
         ),
     )
+
+
+def prove(inventory: Inventory, inputs: Inputs) -> None:
+    """Compare the fused graphs with the caller's model, and the whole with graphs for its roots.
+
+    Raises ``PlanError`` like `rewrite_proof.prove_fused` and `roots.prove_whole`.
+    """
+    for part in inventory.parts:
+        prove_fused(part.graph_module, inventory.model, part.path, part.example)
+    if inventory.structure.roots:
+        graphs = {part.path: part.graph_module for part in inventory.parts}
+        prove_whole(inventory.model, graphs, inputs)
+
+
+def prove_by_call(inventory: Inventory, calls: Mapping[str, Example]) -> bool:
+    """As `prove`, by a call of each part's prepared graph; it is run where that proves nothing.
+
+    Returns whether all calls had more samples, which did not change the results of the first.
+    Raises ``PlanError`` like `rewrite_proof.prove_fused`.
+    """
+    are_apart = True
+    for part in inventory.parts:
+        call = calls.get(part.path)
+        if call is None or not is_proven_by(call, part.example):
+            prove_fused(part.graph_module, inventory.model, part.path, part.example)
+            are_apart = False
+        elif call.inputs.batch_size == part.example.inputs.batch_size:
+            are_apart = False
+    return are_apart
 
 
 def _shape(match: Match, few: int | None, all_samples: int | None) -> tuple[int, ...] | None:
@@ -250,12 +281,24 @@ def fused_graph(
     _note_fused_members(graph_module, backend_config)
     graph_module.train(training is not None)
     try:
-        fused = fuse(graph_module, training is not None, None, backend_config)
+        with _weights_shared():
+            fused = fuse(graph_module, training is not None, None, backend_config)
     except Exception as error:
         message = f"torch cannot fuse the model: {first_line(error)}"
         raise unfit(message, "please report the model") from error
     keep_state_names(fused)
     return fused, idle
+
+
+@contextmanager
+def _weights_shared() -> Iterator[None]:
+    """Inside, torch does not copy a weight that it replaces with the folded one."""
+    with alone(), replaced(fuse_conv_bn_eval.__globals__, {"copy": _Sharing}):
+        yield
+
+
+class _Sharing:
+    deepcopy = staticmethod(structural_copy)
 
 
 def named_sites(

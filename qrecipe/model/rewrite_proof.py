@@ -16,7 +16,7 @@ from qrecipe._torch_fx import FusedConvBatchNorm, FusedLinearBatchNorm
 from qrecipe.errors.findings import ExecutionError, Finding, PlanError
 from qrecipe.errors.text import first_line, quoted_whole
 from qrecipe.model.addresses import members_of
-from qrecipe.model.call import Inputs, bind
+from qrecipe.model.call import Inputs, bind, first_of
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.dry_run import try_out
 from qrecipe.model.interpreter import Interpreter
@@ -43,6 +43,20 @@ def prove_fused(fused: fx.GraphModule, model: nn.Module, path: str, example: Exa
     members = _members(_first_unlike(expected, fused, example))
     message = f"{_shown(members)} computes something else after fusion: {found}"
     raise unfit(message, _left_whole(members))
+
+
+def is_proven_by(call: Example, example: Example) -> bool:
+    """Whether a call of a prepared graph begins with the example's samples, and its results are.
+
+    Observers return what they see, so the fused graph gives the same.
+    """
+    size = example.inputs.batch_size
+    first = None if size is None else first_of(call.inputs, call.output, size)
+    inputs, output = first or (call.inputs, call.output)
+    given, expected = ((each.args, dict(each.kwargs)) for each in (inputs, example.inputs))
+    return (
+        difference(expected, given) is None and difference(example.output, output, FLIPPED) is None
+    )
 
 
 def _left_whole(members: tuple[Member, ...]) -> str:

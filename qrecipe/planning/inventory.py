@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from torch import nn
@@ -14,7 +15,7 @@ from qrecipe.model.call import EMPTY, Inputs, is_empty
 from qrecipe.model.checks import check_model
 from qrecipe.model.dry_run import CANNOT_TAKE
 from qrecipe.model.exported import exported_part
-from qrecipe.model.graph_sites import Inventory, take_inventory
+from qrecipe.model.graph_sites import Inventory, prove, take_inventory
 from qrecipe.model.module_sites import take_inventory as eager_inventory
 from qrecipe.model.opened.linear import is_linear
 from qrecipe.model.opened.opening import Opening, opened_at, opening_of
@@ -33,20 +34,35 @@ def inventory_of(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Inventory:
 
     Raises ``PlanError``, with the location in the recipe if that is at fault.
     """
+    inventory = unproven_inventory_of(model, recipe, inputs)
+    with _located(model, recipe, inputs):
+        prove(inventory, inputs)
+    return inventory
+
+
+def unproven_inventory_of(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Inventory:
+    """As `inventory_of`, but that the fused graphs compute the same as the model is not proven."""
     load_plugins(recipe)
-    try:
+    with _located(model, recipe, inputs):
         check_model(model, recipe)
         _check_training(recipe)
         if is_empty(inputs.batch):
             raise PlanError(Finding("QR307", f"{CANNOT_TAKE}{EMPTY}", hint="pass a few samples"))
         inventory = _inventory_of(model, opening_of(model, inputs, recipe.fx), recipe, inputs)
+    for finding in inventory.doubts:
+        warn(finding, recipe.lint.ignore)
+    return inventory
+
+
+@contextmanager
+def _located(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Iterator[None]:
+    """Complete the findings of a ``PlanError``."""
+    try:
+        yield
     except PlanError as error:
         raise error_from(
             _completed(finding, model, recipe, inputs) for finding in error.findings
         ) from error
-    for finding in inventory.doubts:
-        warn(finding, recipe.lint.ignore)
-    return inventory
 
 
 def _inventory_of(model: nn.Module, opening: Opening, recipe: Recipe, inputs: Inputs) -> Inventory:
@@ -103,7 +119,7 @@ def _with_pt2e(error: TraceError, model: nn.Module, recipe: Recipe, inputs: Inpu
     if recipe.phase == "ptq" and "static" not in asked:
         return error
     try:
-        _exported_inventory(model, recipe, inputs)
+        prove(_exported_inventory(model, recipe, inputs), inputs)
     except PlanError:
         return error
     (finding,) = error.findings

@@ -9,7 +9,7 @@ import functools
 import io
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
@@ -24,6 +24,17 @@ def alone() -> Iterator[None]:
     """Keep qrecipe's other threads from changing the process."""
     with _LOCK:
         yield
+
+
+@contextmanager
+def replaced(names: dict[str, Any], ours: Mapping[str, Any]) -> Iterator[None]:
+    """Inside, the globals of a module have these values; to be used `alone`."""
+    former = {name: names[name] for name in ours}
+    names.update(ours)
+    try:
+        yield
+    finally:
+        names.update(former)
 
 
 @contextmanager

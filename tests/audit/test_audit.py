@@ -118,16 +118,28 @@ def test_a_changed_output_scale_is_found(sabotaged):
     assert any("fc1" in f.message for f in findings)
 
 
-def test_weights_of_another_dtype_or_scheme_are_found(sabotaged):
+@pytest.mark.parametrize(("name", "path"), [("mlp", "fc1"), ("residual", "layer1.0.conv2")])
+def test_weights_of_another_dtype_or_scheme_are_found(sabotaged, name, path):
     def sabotage(model):
-        weight, bias = model.fc1._weight_bias()
-        model.fc1.set_weight_bias(
+        module = model.get_submodule(path)
+        weight, bias = module._weight_bias()
+        module.set_weight_bias(
             torch.quantize_per_tensor(weight.dequantize(), 0.01, 0, torch.qint8), bias
         )
 
-    findings = sabotaged("mlp", sabotage)
+    findings = sabotaged(name, sabotage)
     assert [f.code for f in findings] == ["QR410"]
-    assert "fc1" in findings[0].message
+    assert path in findings[0].message
+
+
+def test_weights_that_are_packed_by_another_scheme_are_found(sabotaged, monkeypatch):
+    def per_tensor(weight, *_):
+        return torch.quantize_per_tensor(weight, 0.01, 0, torch.qint8)
+
+    monkeypatch.setattr(execution, "quantized_per_channel", per_tensor)
+    findings = sabotaged("residual", lambda model: None)
+    assert {f.code for f in findings} == {"QR410"}
+    assert all("has torch.per_tensor_affine weights" in f.message for f in findings)
 
 
 def test_a_model_that_fails_when_it_runs_is_an_error_of_the_audit(sabotaged):

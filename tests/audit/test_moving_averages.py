@@ -14,10 +14,13 @@ from torch import nn
 import qrecipe
 from qrecipe._torch_ao import MinMaxObserver
 from qrecipe.audit.farthest_call import Candidates, outside
-from qrecipe.audit.rounding import code_range
+from qrecipe.audit.ranges import static_observers
+from qrecipe.audit.rounding import code_range, rounded_db, rounded_dbs
+from qrecipe.audit.sample import Sample
 from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.errors.findings import QRecipeWarning
 from qrecipe.execution.prepared import prepared_state
+from qrecipe.model.call import Inputs
 from qrecipe.registry import table as registered
 
 
@@ -303,3 +306,17 @@ def test_of_a_search_only_the_first_trial_says_it():
         )
     assert len(found.trials) > 2
     assert [str(warning.message)[:5] for warning in caught].count("QR234") == 1
+
+
+def test_samples_that_are_known_to_stay_apart_are_rounded_without_copies_that_are_not():
+    compiled = qrecipe.compile(model(), STATIC, batches(1)[0])
+    prepared = compiled.prepare()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        qrecipe.calibrate(prepared, batches(1, 2), progress=silent)
+    x = batches(2)[0]
+    sample = Sample(Inputs.from_batch(x), model()(x).detach())
+    own = {observer: observer for _, observer in static_observers(prepared)}
+    alone, beside = (rounded_dbs(prepared, (own, own), sample, apart) for apart in (True, False))
+    assert alone == pytest.approx(beside, abs=1e-3)
+    assert alone == pytest.approx([rounded_db(prepared, own, sample)] * 2, abs=1e-3)

@@ -129,6 +129,79 @@ def test_quantize_takes_one_batch_of_a_model_that_is_prepared_wrongly(wrong_prep
     assert len(taken) == 1
 
 
+@pytest.fixture
+def runs_of_the_fused(monkeypatch):
+    """How often the fused graph is run to prove it."""
+    runs = []
+    honest = qrecipe.model.graph_sites.prove_fused
+
+    def counted(*args):
+        runs.append(args)
+        honest(*args)
+
+    monkeypatch.setattr(qrecipe.model.graph_sites, "prove_fused", counted)
+    return runs
+
+
+def test_quantize_takes_one_batch_of_a_model_that_is_fused_wrongly(wrong_fusing):
+    taken = []
+
+    def loader():
+        for batch in batches():
+            taken.append(batch)
+            yield batch
+
+    with pytest.raises(PlanError, match=r"QR306 block.0, block.1, block.2 .* after fusion"):
+        qrecipe.quantize(blocks(), parsed(STATIC), loader(), progress=silent)
+    assert len(taken) == 1
+
+
+@pytest.mark.parametrize("text", [DYNAMIC, FLOAT])
+def test_quantize_without_observers_refuses_what_is_fused_wrongly(wrong_fusing, text):
+    with pytest.raises(PlanError, match="after fusion"):
+        qrecipe.quantize(blocks(), parsed(text), batches(), progress=silent)
+
+
+def test_the_first_batch_of_calibration_proves_the_fused_graph(runs_of_the_fused):
+    qrecipe.quantize(blocks(), parsed(STATIC), batches(), progress=silent)
+    assert not runs_of_the_fused
+    qrecipe.compile(blocks(), parsed(STATIC), batches(1)[0])  # nobody has to calibrate it
+    assert len(runs_of_the_fused) == 1
+
+
+class Mixing(Blocks):
+    def forward(self, x):
+        y = super().forward(x)
+        return y - y.mean(0, keepdim=True)
+
+
+def noisy(model, batch):
+    return model(batch + torch.rand_like(batch))
+
+
+@pytest.mark.parametrize(("kind", "forward"), [(Mixing, None), (Blocks, noisy)])
+def test_a_first_batch_that_proves_nothing_is_no_proof(
+    monkeypatch, runs_of_the_fused, kind, forward
+):
+    def quantize():
+        model = kind().eval()
+        qrecipe.quantize(model, parsed(STATIC), batches(), forward=forward, progress=silent)
+
+    quantize()
+    assert len(runs_of_the_fused) == 1
+    fuse = qrecipe.model.graph_sites.fuse
+    monkeypatch.setattr(qrecipe.model.graph_sites, "fuse", lambda *a: turn_channels(fuse(*a)))
+    with pytest.raises(PlanError, match="after fusion"):
+        quantize()
+
+
+def test_what_is_fused_wrongly_is_told_before_what_is_prepared_wrongly(
+    wrong_fusing, wrong_preparing
+):
+    with pytest.raises(PlanError, match="after fusion"):
+        qrecipe.quantize(blocks(), parsed(STATIC), batches(), progress=silent)
+
+
 def test_weights_that_changed_after_compiling_are_told_from_a_wrong_graph():
     model = blocks()
     compiled = qrecipe.compile(model, parsed(STATIC), batches(1)[0])

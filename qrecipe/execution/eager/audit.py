@@ -56,7 +56,7 @@ def _structure_findings(plan: Plan, converted: nn.Module) -> Iterator[Finding]:
                 yield Finding("QR410", f"{path} was converted and is not in the plan")
         elif became != expected:
             yield differs(site, expected, f"became {became} ({type(module).__qualname__})")
-        elif problem := weight_problem(site, module):
+        elif problem := weight_problem(site, module, {}):
             yield differs(site, expected, problem)
     for name in planned.keys() - {path for path, _ in converted.named_modules()}:
         yield differs(planned[name], planned[name].mode or "float", "vanished")

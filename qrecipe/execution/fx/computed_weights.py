@@ -9,8 +9,7 @@ from typing import Any
 from torch import fx
 
 from qrecipe._torch_fx import collect_producer_nodes, convert
-from qrecipe.execution.fx.repetition import replaced
-from qrecipe.process.state import alone
+from qrecipe.process.state import alone, replaced
 
 
 @contextmanager

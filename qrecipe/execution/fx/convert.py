@@ -39,8 +39,8 @@ from qrecipe.execution.fx.lowering import (
 )
 from qrecipe.execution.fx.moved_once import observe_moved_again, observe_moved_once
 from qrecipe.execution.fx.numbers import numbers_unobserved
-from qrecipe.execution.fx.repetition import without_repetition
-from qrecipe.execution.packing import packed_convolution, packed_sites, quantized_per_channel
+from qrecipe.execution.fx.repetition import qconfigs_asked_once, without_repetition
+from qrecipe.execution.packing import Kinds, packed_convolution, packed_sites, quantized_per_channel
 from qrecipe.model.addresses import site_of
 from qrecipe.model.copies import own_tensors, own_value, structural_copy
 from qrecipe.model.graph_names import keep_state_names
@@ -137,6 +137,7 @@ def reference(prepared: fx.GraphModule, configs: Configs) -> fx.GraphModule:
             _own_weights_only(),
             random_numbers_kept(),
             computed_weights_left_alone(),
+            qconfigs_asked_once(),
         ):
             converted = convert(
                 as_torch_prepared(prepared),
@@ -156,11 +157,13 @@ def lowered(
     prepared: fx.GraphModule,
     configs: Configs,
     engines: Mapping[str, Engine],
+    kinds: Kinds,
 ) -> fx.GraphModule:
     """Lower the reference conversion to the backend's kernels, in place.
 
     This is the second half of torch's ``convert``, so that one conversion gives both models. The
-    result shares no tensor with ``prepared``. ``engines`` has the sites that run on another engine.
+    result shares no tensor with ``prepared``. ``engines`` has the sites that run on another engine;
+    ``kinds`` gets what is packed.
     Raises ``ExecutionError`` (QR405) if torch fails and ``UnsupportedError`` (QR309) as `engine`.
     """
     weights = _weights(reference, engines)
@@ -168,7 +171,7 @@ def lowered(
     own_tensors(reference, _is_bias)  # packing keeps a reference to the bias tensor
     with engine(configs.backend):
         try:
-            with quiet(), _nothing_kept(), _own_weights_only(), random_numbers_kept():
+            with quiet(), _nothing_kept(), _own_weights_only(kinds), random_numbers_kept():
                 lower_ours(reference, observed.node_name_to_qconfig)
                 converted = lower_to_native_backend(
                     reference,
@@ -231,8 +234,9 @@ class _own_weights_only(TorchFunctionMode):  # noqa: N801 - reads as what it doe
     takes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kinds: Kinds | None = None) -> None:
         super().__init__()
+        self._kinds = {} if kinds is None else kinds
         self._empty: torch.Tensor | None = None
 
     def __torch_function__(
@@ -247,6 +251,8 @@ class _own_weights_only(TorchFunctionMode):  # noqa: N801 - reads as what it doe
         result = func(*args, **(kwargs or {}))
         if func is torch._empty_affine_quantized:
             self._empty = result
+        elif func in _PREPACK and args[0].is_quantized:
+            self._kinds[id(result)] = args[0].dtype, args[0].qscheme()
         return result
 
 

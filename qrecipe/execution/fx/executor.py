@@ -28,6 +28,7 @@ from qrecipe.execution.fx.numerics import audit, audit_reference, run_on_head, r
 from qrecipe.execution.fx.reference import explicit, held, make_judge
 from qrecipe.execution.fx.structure import realised_sites
 from qrecipe.execution.fx.unrounded import check_conversion
+from qrecipe.execution.packing import Kinds
 from qrecipe.execution.part import Compiled, Exportable, Fault, Task
 from qrecipe.execution.recorded import recorded_graphs
 from qrecipe.model.addresses import SITE, site_of
@@ -139,9 +140,11 @@ class FxPart:
         make_judge(reference, prepared)
         proof = run_on_head(reference, sample)
         # in place: a second reference is only needed if a kernel is suspect
-        converted = execution.lowered(reference, prepared, self.configs, self.plan.engines)
+        kinds: Kinds = {}
+        converted = execution.lowered(reference, prepared, self.configs, self.plan.engines, kinds)
+        make, unjudged = make_judging_reference, self.task.unjudged
         with engine(self.configs.backend):
-            audit(self.plan, converted, proof, make_judging_reference, lint, self.task.unjudged)
+            audit(self.plan, converted, proof, make, lint, unjudged, kinds)
         return converted
 
     def fault(self, converted: nn.Module, inputs: Inputs) -> Fault | None:
@@ -206,4 +209,6 @@ def _converted(graph_module: fx.GraphModule, plan: Plan, configs: Configs) -> fx
     reference = execution.reference(prepared, configs)
     if plan.is_for_export:
         return explicit(reference)
-    return execution.lowered(reference, prepared, configs, {})  # each weight is packed once, later
+    return execution.lowered(
+        reference, prepared, configs, {}, {}
+    )  # each weight is packed once, later

@@ -22,6 +22,7 @@ from qrecipe.execution.fx.emission import emit
 from qrecipe.execution.fx.reference import pad_explicitly
 from qrecipe.execution.fx.structure import structure_findings
 from qrecipe.execution.isolated import Calibrate, Isolated, Kernel, LoneSite, WrappedPart
+from qrecipe.execution.packing import Kinds
 from qrecipe.execution.part import Task
 from qrecipe.execution.prepared import forget_preparation, mark_prepared
 from qrecipe.model.addresses import SITE
@@ -184,8 +185,9 @@ def _calibrated_kernels(
         for part, together in zip(parts, prepared, strict=True):
             own = _plan_of(part, task.plan)
             reference = execution.reference(together, configs)
-            converted = execution.lowered(reference, together, configs, own.engines)
-            settle(structure_findings(own, converted), ())
+            kinds: Kinds = {}
+            converted = execution.lowered(reference, together, configs, own.engines, kinds)
+            settle(structure_findings(own, converted, kinds), ())
             kernels |= _kernels_of(part, converted)
             if task.unjudged:
                 reference = execution.reference(together, configs)

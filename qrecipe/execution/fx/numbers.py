@@ -9,8 +9,7 @@ from typing import Any
 from torch import fx
 
 from qrecipe._torch_fx import all_node_args_have_no_tensors, prepare
-from qrecipe.execution.fx.repetition import replaced
-from qrecipe.process.state import alone
+from qrecipe.process.state import alone, replaced
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from qrecipe.execution.fx.judgement import (
 from qrecipe.execution.fx.reference import rounding_weights_fast
 from qrecipe.execution.fx.reference_form import reference_findings
 from qrecipe.execution.fx.structure import structure_findings
+from qrecipe.execution.packing import Kinds
 from qrecipe.planning.plan import Plan
 from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.recipe.schema import LintTable
@@ -259,14 +260,16 @@ def audit(
     make_reference: Callable[[], fx.GraphModule],
     lint: LintTable,
     may_saturate: Collection[str],
+    kinds: Kinds,
 ) -> None:
     """Compare structure and numbers with the plan.
 
-    The kernels of ``may_saturate`` are for another CPU, and checked without saturation.
+    The kernels of ``may_saturate`` are for another CPU, and checked without saturation; ``kinds``
+    is what their weights were packed from.
 
     Raises ``AuditError`` if they differ; warns if the scheme alone explains low accuracy.
     """
-    structure = structure_findings(plan, converted)
+    structure = structure_findings(plan, converted, kinds)
     _judge(structure, numeric_findings(plan, converted, proof, make_reference, may_saturate), lint)
 
 

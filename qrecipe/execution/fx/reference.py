@@ -179,6 +179,7 @@ def quantized_weight(module: Any, weight: Tensor) -> Tensor:
 def _on_grid(weight: Tensor, module: Any) -> Tensor:
     # a zero point in integers would be converted for each weight
     scale, zero_point = module.weight_scale, module.weight_zero_point.to(weight.dtype)
+    is_symmetric = not bool(zero_point.any())
     if module.weight_qscheme in (torch.per_channel_affine, torch.per_channel_symmetric):
         shape = [-1 if axis == module.weight_axis_int else 1 for axis in range(weight.dim())]
         scale, zero_point = scale.view(shape), zero_point.view(shape)
@@ -187,8 +188,12 @@ def _on_grid(weight: Tensor, module: Any) -> Tensor:
     for start in range(0, len(weight), rows):
         own = slice(start, start + rows)
         by, zero = (x[own] if x.shape[:1] == weight.shape[:1] else x for x in (scale, zero_point))
-        steps = (weight[own] / by).round_().add_(zero).clamp_(integers.min, integers.max)
-        torch.mul(steps.sub_(zero), by, out=found[own])
+        steps = (weight[own] / by).round_()
+        if is_symmetric:
+            steps.clamp_(integers.min, integers.max)
+        else:
+            steps.add_(zero).clamp_(integers.min, integers.max).sub_(zero)
+        torch.mul(steps, by, out=found[own])
     return found
 
 

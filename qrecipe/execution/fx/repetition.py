@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from qrecipe._torch_fx import (
     BackendConfig,
     _generate_node_name_to_qconfig,
     _get_pattern_to_quantize_handlers,
+    _is_input_arg_dtype_supported_by_backend,
+    _is_output_dtype_supported_by_backend,
+    _is_reuse_input_qconfig,
     _qconfig_satisfies_dtype_config_constraints,
+    convert,
     get_qconfig_dtypes,
+    node_arg_is_bias,
+    node_arg_is_weight,
     prepare,
     propagate_qconfig_,
+    weight_is_quantized,
 )
 from qrecipe.model.matching import dtype_configs, quantizable_in, quantize_handlers, root_getters
-from qrecipe.process.state import alone
+from qrecipe.process.state import alone, replaced
 
 
 @contextmanager
@@ -39,6 +46,9 @@ def without_repetition(model: nn.Module, backend_config: BackendConfig) -> Itera
         "get_fusion_pattern_to_root_node_getter": root_getters,
         "get_pattern_to_dtype_configs": dtype_configs,
         "_qconfig_satisfies_dtype_config_constraints": _answers_kept(),
+        "_is_input_arg_dtype_supported_by_backend": _inputs_asked_once(),
+        "_is_output_dtype_supported_by_backend": _outputs_asked_once(),
+        "_is_reuse_input_qconfig": cache(_is_reuse_input_qconfig),
         "get_qconfig_dtypes": cache(get_qconfig_dtypes),
         "get_new_attr_name_with_prefix": _names_counted(),
     }
@@ -57,14 +67,16 @@ def without_repetition(model: nn.Module, backend_config: BackendConfig) -> Itera
 
 
 @contextmanager
-def replaced(names: dict[str, Any], ours: Mapping[str, Any]) -> Iterator[None]:
-    """Inside, the globals of a module have these values; nothing else may run meanwhile."""
-    former = {name: names[name] for name in ours}
-    names.update(ours)
-    try:
+def qconfigs_asked_once() -> Iterator[None]:
+    """Inside, ``convert`` asks each qconfig once what it quantizes, and not for each module."""
+    ours = {"weight_is_quantized": cache(weight_is_quantized)}
+    same = {"get_qconfig_dtypes": cache(get_qconfig_dtypes)}
+    with (
+        alone(),
+        replaced(convert.__globals__, ours),
+        replaced(_generate_node_name_to_qconfig.__globals__, same),
+    ):
         yield
-    finally:
-        names.update(former)
 
 
 def _handlers_of(own: BackendConfig) -> Callable[[BackendConfig], dict[Any, Any]]:
@@ -87,6 +99,42 @@ def _answers_kept() -> Callable[..., bool]:
         return asked[key][1]
 
     return satisfies
+
+
+def _inputs_asked_once() -> Callable[..., bool]:
+    asked: dict[Any, tuple[Any, bool]] = {}
+
+    def supported(arg: Any, node: fx.Node, qconfig: Any, config: Any, backend: Any) -> bool:
+        def ask() -> bool:
+            return _is_input_arg_dtype_supported_by_backend(arg, node, qconfig, config, backend)
+
+        if not isinstance(arg, fx.Node):
+            return ask()
+        role = "weight" if node_arg_is_weight(node, arg) else "input_act"
+        role = "bias" if node_arg_is_bias(node, arg) else role
+        key = role, _observer_of(node, role), qconfig, id(config)
+        if key not in asked:
+            asked[key] = config, ask()
+        return asked[key][1]
+
+    return supported
+
+
+def _outputs_asked_once() -> Callable[..., bool]:
+    asked: dict[Any, tuple[Any, bool]] = {}
+
+    def supported(node: fx.Node, qconfig: Any, config: Any) -> bool:
+        key = _observer_of(node, "output_act"), qconfig, id(config)
+        if key not in asked:
+            asked[key] = config, _is_output_dtype_supported_by_backend(node, qconfig, config)
+        return asked[key][1]
+
+    return supported
+
+
+def _observer_of(node: fx.Node, role: str) -> Any:
+    """What makes an observer of a node: the answers depend on nothing else of it."""
+    return node.meta["target_dtype_info"].get(f"{role}_obs_or_fq_ctr", role)
 
 
 def _names_counted() -> Callable[[str], Callable[[nn.Module], str]]:

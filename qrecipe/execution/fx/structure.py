@@ -16,6 +16,7 @@ from qrecipe._torch_fx import (
 )
 from qrecipe.audit.modules import differs, weight_problem
 from qrecipe.errors.findings import Finding
+from qrecipe.execution.packing import Kinds
 from qrecipe.execution.part import Realised
 from qrecipe.model.addresses import CALLS, carries_data, is_conversion, site_of
 from qrecipe.model.moving import PIECE, moves
@@ -86,8 +87,13 @@ def _keeps_quantized(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     return moves(node) or any(any(check(node, modules)) for check in _KEEPING_CHECKS)
 
 
-def structure_findings(plan: Plan, converted: fx.GraphModule) -> Iterator[Finding]:
-    """Where the converted graph differs from the plan (QR410)."""
+def structure_findings(
+    plan: Plan, converted: fx.GraphModule, kinds: Kinds | None = None
+) -> Iterator[Finding]:
+    """Where the converted graph differs from the plan (QR410).
+
+    A weight that is not in ``kinds`` is unpacked.
+    """
     realised = realised_sites(converted)
     modules = dict(converted.named_modules(remove_duplicate=False))
     for site in plan.sites:
@@ -98,7 +104,7 @@ def structure_findings(plan: Plan, converted: fx.GraphModule) -> Iterator[Findin
         elif real.became != expected:
             yield differs(site, expected, f"became {real.became} ({_shown(real.node, modules)})")
         else:
-            problem = weight_problem(site, modules.get(str(real.node.target)))
+            problem = weight_problem(site, modules.get(str(real.node.target)), kinds or {})
             if problem:
                 yield differs(site, expected, problem)
     for name in realised.keys() - {site.name for site in plan.sites}:
