@@ -96,7 +96,7 @@ STEPS = {
     "trace": "qrecipe.model.trace:trace",
     "check: the graph is the model": "qrecipe.model.graph_sites:record_values",
     "fuse": "qrecipe.model.graph_sites:fused_graph",
-    "check: the fused graph is the model": "qrecipe.model.graph_sites:prove_fused",
+    "check: the fused graph is the model": "qrecipe.pipeline:prove_by_call",
     "plan": "qrecipe.pipeline:plan_of",
     "prepare": "qrecipe.execution.fx.convert:prepared_copy",
     "check: the prepared graph is the fused one": "qrecipe.execution.fx.executor:prove_prepared",

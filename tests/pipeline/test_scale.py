@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 import qrecipe
 from qrecipe.execution.fx import convert, repetition
@@ -125,6 +125,30 @@ def test_observers_are_where_torch_inserts_them_with_all_its_repetition(make, re
     torchs = compiled.prepare()
     assert ours.code == torchs.code
     assert [name for name, _ in ours.named_modules()] == [n for n, _ in torchs.named_modules()]
+
+
+def test_unused_modules_are_those_that_torch_deletes():
+    def with_unused():
+        inner = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+        model = nn.Sequential(
+            nn.Sequential(inner, nn.Linear(2, 2)), nn.Linear(2, 2), nn.Linear(2, 2)
+        )
+        graph_module = fx.GraphModule(model, fx.Graph())
+        for name, module in model.named_children():
+            graph_module.add_submodule(name, module)
+        x = graph_module.graph.placeholder("x")
+        called = graph_module.graph.call_module("0.0", (x,))
+        weight = graph_module.graph.get_attr("2.weight")
+        graph_module.graph.output((weight, called))
+        return graph_module
+
+    ours, torchs = with_unused(), with_unused()
+    repetition.delete_unused_submodules(ours)
+    torchs.delete_all_unused_submodules()
+    names = [name for name, _ in ours.named_modules()]
+    assert names == [name for name, _ in torchs.named_modules()]
+    assert "0.0.1" in names
+    assert "0.1" not in names
 
 
 def test_torchs_own_functions_are_back_after_a_failure():

@@ -39,7 +39,12 @@ from qrecipe.execution.fx.lowering import (
 )
 from qrecipe.execution.fx.moved_once import observe_moved_again, observe_moved_once
 from qrecipe.execution.fx.numbers import numbers_unobserved
-from qrecipe.execution.fx.repetition import qconfigs_asked_once, without_repetition
+from qrecipe.execution.fx.repetition import (
+    delete_unused_submodules,
+    qconfigs_asked_once,
+    unused_looked_up,
+    without_repetition,
+)
 from qrecipe.execution.packing import Kinds, packed_convolution, packed_sites, quantized_per_channel
 from qrecipe.model.addresses import site_of
 from qrecipe.model.copies import own_tensors, own_value, structural_copy
@@ -138,6 +143,7 @@ def reference(prepared: fx.GraphModule, configs: Configs) -> fx.GraphModule:
             random_numbers_kept(),
             computed_weights_left_alone(),
             qconfigs_asked_once(),
+            unused_looked_up(),
         ):
             converted = convert(
                 as_torch_prepared(prepared),
@@ -183,7 +189,7 @@ def lowered(
     _pack(converted, weights, engines)
     take_any_layout(converted)
     forget_qconfigs(converted)
-    converted.delete_all_unused_submodules()
+    delete_unused_submodules(converted)
     erase_marks(converted)
     expect_chunks(converted)
     read_shapes_of_integers(converted)

@@ -7,6 +7,7 @@ in one forward of the float model, each in a wrapper, with the same ranges as if
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import fx, nn
@@ -20,6 +21,7 @@ from qrecipe.execution.fx import convert as execution
 from qrecipe.execution.fx.convert import Configs
 from qrecipe.execution.fx.emission import emit
 from qrecipe.execution.fx.reference import pad_explicitly
+from qrecipe.execution.fx.repetition import delete_unused_submodules
 from qrecipe.execution.fx.structure import structure_findings
 from qrecipe.execution.isolated import Calibrate, Isolated, Kernel, LoneSite, WrappedPart
 from qrecipe.execution.packing import Kinds
@@ -32,6 +34,9 @@ from qrecipe.model.out_of_place import without_changes_in_place
 from qrecipe.planning.plan import Plan, Site
 
 _WRAPPER = "qrecipe_site_"
+
+_AT_ONCE = 256
+"""How many sites to prepare in one graph: torch goes through all its results for each of them."""
 
 
 def wrap(part: Part, inventory: Inventory, sites: Sequence[Site]) -> WrappedPart:
@@ -47,7 +52,7 @@ def wrap(part: Part, inventory: Inventory, sites: Sequence[Site]) -> WrappedPart
         if inventory.matches[site.name].nodes[0] in inside
     }
     graph_module.graph.eliminate_dead_code()
-    graph_module.delete_all_unused_submodules()
+    delete_unused_submodules(graph_module)
     graph_module.recompile()
     lone = [
         LoneSite(site, graph_module.get_submodule(target), graph_module, (target,))
@@ -86,7 +91,7 @@ def _wrapped(
 
 
 def _side_by_side(part: WrappedPart) -> fx.GraphModule:
-    """All sites of a part in one graph, not connected, so that one pass prepares them all.
+    """The sites of a part in one graph, not connected, so that one pass prepares them all.
 
     Its inputs are those of the first site, then those of the second, and so on.
     """
@@ -157,7 +162,11 @@ def _calibrated_kernels(
 ) -> dict[str, Kernel]:
     """The kernels by site; the graphs call the float operations afterwards."""
     configs = Configs.of(task.plan, task.model)
-    parts = [part for part in wrapped if part.sites]
+    parts = [
+        replace(part, sites=part.sites[start : start + _AT_ONCE])
+        for part in wrapped
+        for start in range(0, len(part.sites), _AT_ONCE)
+    ]
     kernels: dict[str, Kernel] = {}
     with engine(task.plan.backend):
         prepared = [

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
+from itertools import accumulate
 from typing import Any
 
 from torch import fx, nn
@@ -59,11 +60,41 @@ def without_repetition(model: nn.Module, backend_config: BackendConfig) -> Itera
         replaced(propagate_qconfig_.__globals__, same),
         replaced(_generate_node_name_to_qconfig.__globals__, same),
     ):
-        vars(model)["named_modules"] = _listed_once(model)
+        modules = _Noting(model._modules)
+        vars(model).update(_modules=modules, named_modules=_listed_once(model, modules))
         try:
             yield
         finally:
+            vars(model)["_modules"] = dict(modules)
             del vars(model)["named_modules"]
+
+
+@contextmanager
+def unused_looked_up() -> Iterator[None]:
+    """Inside, torch deletes unused modules by `delete_unused_submodules`."""
+    with alone():
+        former = fx.GraphModule.delete_all_unused_submodules
+        fx.GraphModule.delete_all_unused_submodules = delete_unused_submodules  # type: ignore
+        try:
+            yield
+        finally:
+            fx.GraphModule.delete_all_unused_submodules = former  # type: ignore
+
+
+def delete_unused_submodules(graph_module: fx.GraphModule) -> None:
+    """As torch's ``delete_all_unused_submodules``, which looks each module up in a list."""
+    used: set[str] = set()
+    for node in graph_module.graph.nodes:
+        if node.op not in ("call_module", "get_attr"):
+            continue
+        target = str(node.target)
+        used.update(accumulate(target.split("."), lambda path, name: f"{path}.{name}"))
+        with suppress(AttributeError):  # of a module that is not there
+            if node.op == "call_module":
+                inside = graph_module.get_submodule(target).named_modules(prefix=target)
+                used.update(name for name, _ in inside)
+    for name in [name for name, _ in graph_module.named_modules() if name not in used]:
+        graph_module.delete_submodule(name)
 
 
 @contextmanager
@@ -153,7 +184,19 @@ def _names_counted() -> Callable[[str], Callable[[nn.Module], str]]:
     return free_name_with_prefix
 
 
-def _listed_once(model: nn.Module) -> Callable[..., Any]:
+class _Noting(dict[str, Any]):
+    """The modules of a model, and those that were set since somebody looked."""
+
+    def __init__(self, modules: Mapping[str, Any]) -> None:
+        super().__init__(modules)
+        self.changed: dict[str, Any] = {}
+
+    def __setitem__(self, name: str, module: Any) -> None:
+        super().__setitem__(name, module)
+        self.changed[name] = module
+
+
+def _listed_once(model: nn.Module, modules: _Noting) -> Callable[..., Any]:
     """``prepare`` only adds modules to the model itself."""
     listed = model.named_modules
     known: dict[str, Any] = {}
@@ -161,7 +204,8 @@ def _listed_once(model: nn.Module) -> Callable[..., Any]:
     def named_modules(memo: Any = None, prefix: str = "", remove_duplicate: bool = True) -> Any:
         if remove_duplicate:
             return listed(memo, prefix)
-        known.update(model._modules if known else listed(remove_duplicate=False))
+        known.update(modules.changed if known else listed(remove_duplicate=False))
+        modules.changed.clear()
         return known
 
     return named_modules
