@@ -21,6 +21,7 @@ from torch.ao.quantization.observer import (
     MovingAveragePerChannelMinMaxObserver,
     ObserverBase,
     PlaceholderObserver,
+    UniformQuantizationObserverBase,
 )
 from torch.ao.quantization.qconfig import QConfig
 

@@ -31,6 +31,7 @@ from qrecipe.registry.arguments import (
 from qrecipe.registry.entry_points import claims, every_claim
 
 _OBSERVER = "torch.ao.quantization.observer."
+_OWN = "qrecipe.observers.activations."
 _FAKE_QUANT = "torch.ao.quantization.fake_quantize."
 _LEARNABLE = "torch.ao.quantization._learnable_fake_quantize."
 
@@ -56,6 +57,8 @@ OBSERVERS: Mapping[str, Signature] = MappingProxyType(
             MappingProxyType({"bins": "int"}),
             limits=MappingProxyType({"bins": Interval(16, 2**14)}),
         ),
+        "mean_minmax": Signature(_OWN + "MeanMinMaxObserver"),
+        "mse": Signature(_OWN + "MSEObserver"),
         "fixed_qparams": Signature(
             _OBSERVER + "FixedQParamsObserver",
             MappingProxyType({"scale": "float", "zero_point": "int"}),
@@ -65,7 +68,7 @@ OBSERVERS: Mapping[str, Signature] = MappingProxyType(
         "placeholder": Signature(_OBSERVER + "PlaceholderObserver"),
     }
 )
-"""torch's observers by their names in recipes."""
+"""Observers by their names in recipes: torch's, and two of our own."""
 
 FAKE_QUANTS: Mapping[str, Signature] = MappingProxyType(
     {

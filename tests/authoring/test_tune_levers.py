@@ -16,7 +16,7 @@ from torch.ao.quantization.observer import MinMaxObserver
 from tuning import base, closeness, tuned
 
 import qrecipe
-from qrecipe.authoring.tune.levers import levers_of
+from qrecipe.authoring.tune.levers import Candidate, Lever, levers_of
 from qrecipe.errors.findings import QRecipeWarning
 from qrecipe.registry import table as registered
 
@@ -38,13 +38,15 @@ def test_the_levers_are_those_that_change_something_and_that_the_cpu_allows(monk
         plan = qrecipe.plan(net.model(), recipe, net.batches(1)[0])
         return [lever.tensors for lever in levers_of(recipe, plan, "this")]
 
-    histogram = {"activation": {"observer": "histogram"}}
+    names = ("histogram", "mse", "mean_minmax", "minmax", "moving_average_minmax")
+    observers = [{"activation": {"observer": name}} for name in names]
     eighth = [{"activation": {"reduce_range": False}}] if vnni else []
     channels = {"weight": {"observer": "per_channel_minmax", "qscheme": "per_channel_symmetric"}}
-    assert found(base()) == [histogram, *eighth]
-    assert found(base(COARSE)) == [histogram, *eighth, channels]
+    assert found(base()) == [*observers[:-1], *eighth]
+    assert found(base(COARSE)) == [*observers[:-1], *eighth, channels]
+    assert found(qrecipe.load_recipe("builtin:x86-static-minmax"))[3] == observers[-1]
     assert found(qrecipe.load_recipe("builtin:x86-static-histogram")) == eighth
-    assert found(qrecipe.load_recipe("builtin:arm-static")) == [histogram]
+    assert found(qrecipe.load_recipe("builtin:arm-static")) == observers[:-1]
     assert found(qrecipe.load_recipe("builtin:x86-dynamic")) == []
 
 
@@ -108,3 +110,14 @@ def test_the_stressed_digits_net_comes_back_within_the_budget():
         warnings.simplefilter("ignore", QRecipeWarning)
         converted = qrecipe.quantize(model, result.recipe, example.calibration(), progress=silent)
     assert example.evaluate(converted) == result.metric
+
+
+def test_a_lever_replaces_those_that_set_the_same_keys():
+    levers = [
+        Lever(what, {"activation": {key: value}})
+        for what, key, value in (("a", "observer", "mse"), ("b", "bits", 8), ("c", "observer", "x"))
+    ]
+    candidate = Candidate()
+    for lever in levers:
+        candidate = candidate.with_lever(lever)
+    assert [lever.what for lever in candidate.levers] == ["b", "c"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qrecipe.errors.findings import RecipeError
@@ -14,11 +14,14 @@ from qrecipe.planning.target_cpu import TargetCpu, target_has_vnni
 from qrecipe.recipe.frozen import FrozenMapping
 from qrecipe.recipe.overlay import overlay_recipe
 from qrecipe.recipe.recipe import Recipe
-from qrecipe.recipe.schema import TensorSpec
+from qrecipe.recipe.schema import Constructor, TensorSpec
 
 _ON_X86 = ("x86", "fbgemm", "onednn")
 _EIGHT_BITS = ("int8", "uint8")
-_EXTREMES = ("minmax", "moving_average_minmax")
+_EXTREMES = ("minmax", "moving_average_minmax", "mean_minmax", "mse")
+
+_OBSERVERS = ("histogram", "mse", "mean_minmax", "minmax", "moving_average_minmax")
+"""No rule for ranges wins everywhere, so the user's metric decides."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -28,6 +31,12 @@ class Lever(ShortRepr):
     what: str
     tensors: Mapping[str, Mapping[str, Any]] = field(hash=False)
 
+    def overrides(self, other: Lever) -> bool:
+        """Whether it sets all keys that another one sets."""
+        return all(
+            keys.keys() <= self.tensors.get(name, {}).keys() for name, keys in other.tensors.items()
+        )
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Candidate(ShortRepr):
@@ -35,6 +44,11 @@ class Candidate(ShortRepr):
 
     levers: tuple[Lever, ...] = ()
     floats: frozenset[str] = field(default_factory=frozenset)
+
+    def with_lever(self, lever: Lever) -> Candidate:
+        """The candidate with one more lever, which replaces those that set the same keys."""
+        kept = (each for each in self.levers if not lever.overrides(each))
+        return replace(self, levers=(*kept, lever))
 
     @property
     def tensors(self) -> dict[str, dict[str, Any]]:
@@ -64,14 +78,15 @@ def levers_of(recipe: Recipe, plan: Plan, target_cpu: TargetCpu) -> tuple[Lever,
 
 def _levers(recipe: Recipe, plan: Plan, target_cpu: TargetCpu) -> Iterator[Lever]:
     weights, activations = _roles(recipe, plan)
-    yield _lever(
-        "histogram observer for activations",
-        {
-            name: {"observer": "histogram"}
-            for name, spec in activations.items()
-            if _takes_extremes(spec)
-        },
-    )
+    for observer in _OBSERVERS:
+        yield _lever(
+            f"{observer} observer for activations",
+            {
+                name: {"observer": observer}
+                for name, spec in activations.items()
+                if _takes_extremes(spec) and spec.observer != Constructor(name=observer)
+            },
+        )
     if target_has_vnni(target_cpu) and recipe.backend in _ON_X86:
         yield _lever(
             "all 8 bits for activations (needs a CPU with VNNI)",

@@ -113,7 +113,7 @@ class Search:
         for lever in self._levers:
             if current.within:
                 break
-            candidate = Candidate((*current.candidate.levers, lever))
+            candidate = current.candidate.with_lever(lever)
             trial = self._try(candidate, lever.what, _gains_over(current, self._target))
             current = trial if trial.kept else current
         if not current.within:

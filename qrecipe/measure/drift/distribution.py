@@ -11,10 +11,9 @@ from torch import Tensor
 
 from qrecipe.audit.sqnr import energy_ratio_db
 from qrecipe.errors.short import ShortRepr
+from qrecipe.observers.histogram import DoublingHistogram
 
-_BINS = 8192
 _POINTS = 8
-_NEAR_OVERFLOW = 1e37
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -27,16 +26,12 @@ class Histogram(ShortRepr):
 
 
 class Distribution:
-    """Counts around zero in bins that double in width when a value is outside.
-
-    Merging is exact: each bin of the wider range is two of the narrower one.
-    """
+    """The counts of a `DoublingHistogram`, and the extremes."""
 
     def __init__(self) -> None:
         self.least = math.inf
         self.greatest = -math.inf
-        self._limit = 0.0
-        self._counts = torch.zeros(_BINS, dtype=torch.float64)
+        self._bins = DoublingHistogram()
         self._unbounded = 0
 
     @property
@@ -56,12 +51,7 @@ class Distribution:
                 self.add(finite)
             return
         self.least, self.greatest = min(self.least, least), max(self.greatest, greatest)
-        self._widen(max(-least, greatest))
-        if self._limit:
-            wide = values.double() if self._limit > _NEAR_OVERFLOW else values.float()
-            self._counts += torch.histc(wide, _BINS, -self._limit, self._limit).double()
-        else:
-            self._counts[_BINS // 2] += values.numel()
+        self._bins.add(values, least, greatest)
 
     def histogram(self, bins: int = 96) -> Histogram | None:
         """A coarser count from the smallest to the largest value; None without values."""
@@ -69,9 +59,9 @@ class Distribution:
             return None
         low, high = self.least, self.greatest
         if low == high:
-            return Histogram(low, high, (int(self._counts.sum()),))
-        index = ((self._centers() - low) / (high - low) * bins).long().clamp(0, bins - 1)
-        counts = torch.zeros(bins, dtype=torch.float64).index_add_(0, index, self._counts)
+            return Histogram(low, high, (int(self._bins.counts.sum()),))
+        index = ((self._bins.centers() - low) / (high - low) * bins).long().clamp(0, bins - 1)
+        counts = torch.zeros(bins, dtype=torch.float64).index_add_(0, index, self._bins.counts)
         return Histogram(low, high, tuple(int(count) for count in counts))
 
     def sqnr_db(self, rounded: Callable[[Tensor], Tensor]) -> float | None:
@@ -79,7 +69,7 @@ class Distribution:
 
         None if there are no values, only zeros, or values that are not finite.
         """
-        if not (self._limit and self.is_finite):
+        if not (self._bins.width and self.is_finite):
             return None
         values, counts = self._points()
         noise = float((counts * (values - rounded(values)) ** 2).sum())
@@ -91,34 +81,13 @@ class Distribution:
     def share(self, chosen: Callable[[Tensor], Tensor]) -> float:
         """The estimated share of finite values for which ``chosen`` is true."""
         values, counts = self._points()
-        return float((counts * chosen(values)).sum()) / max(1.0, float(self._counts.sum()))
+        return float((counts * chosen(values)).sum()) / max(1.0, float(self._bins.counts.sum()))
 
     def _points(self) -> tuple[Tensor, Tensor]:
         """Values that represent those counted, and how many each stands for."""
-        used = self._counts > 0
+        used = self._bins.counts > 0
         offsets = (torch.arange(_POINTS, dtype=torch.float64) + 0.5) / _POINTS - 0.5
-        values = self._centers()[used, None] + offsets * self._width
+        values = self._bins.centers()[used, None] + offsets * self._bins.width
         # zeros, frequent after ReLU, must not be spread over their bin as small values
-        values = torch.where(values.abs() < self._width, torch.zeros_like(values), values)
-        return values, self._counts[used, None] / _POINTS
-
-    @property
-    def _width(self) -> float:
-        return 2 * self._limit / _BINS
-
-    def _centers(self) -> Tensor:
-        return (torch.arange(_BINS, dtype=torch.float64) + 0.5) * self._width - self._limit
-
-    def _widen(self, extreme: float) -> None:
-        if extreme == 0 or extreme <= self._limit:
-            return
-        wanted = 2.0 ** math.ceil(math.log2(extreme))
-        if not self._limit:
-            self._limit = max(wanted, extreme)
-            return
-        while self._limit < extreme:
-            quarter = _BINS // 4
-            merged = self._counts.view(-1, 2).sum(1)
-            self._counts = torch.zeros_like(self._counts)
-            self._counts[quarter : quarter + _BINS // 2] = merged
-            self._limit *= 2
+        values = torch.where(values.abs() < self._bins.width, torch.zeros_like(values), values)
+        return values, self._bins.counts[used, None] / _POINTS
