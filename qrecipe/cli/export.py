@@ -11,7 +11,7 @@ import typer
 import qrecipe
 from qrecipe.cli import options
 from qrecipe.cli.distinct import check_distinct, files_of
-from qrecipe.cli.output import fail_on, out, out_json, reported
+from qrecipe.cli.output import fail_on, out, out_json, plan_text, reported
 from qrecipe.cli.user_code import user_code, user_output
 from qrecipe.errors.findings import ArtifactError, Finding
 from qrecipe.errors.text import shown
@@ -95,7 +95,7 @@ def export(
                     subject, first, batches = subject_and_batches(code, model, data, input, chosen)
                     compiled = compiled_for(subject, chosen, first, target_cpu)
                 if not json:
-                    out(f"{compiled.plan}\n")
+                    out(plan_text(compiled.plan, strict=strict))
                 if strict:
                     fail_on(compiled.plan.warnings)
                 with user_output():

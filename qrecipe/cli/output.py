@@ -7,13 +7,17 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from qrecipe.errors.findings import Finding, PlanError, QRecipeError, QRecipeWarning, in_full
 from qrecipe.errors.text import finite_or_none, printable
+
+if TYPE_CHECKING:
+    from qrecipe.planning.plan import Plan
 
 FOUND_SOMETHING = 1
 USAGE = 2
@@ -63,6 +67,11 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(inner) for inner in value]
     return finite_or_none(value) if isinstance(value, float) else value
+
+
+def plan_text(plan: Plan, *, strict: bool) -> str:
+    """A plan and an empty line; with ``strict`` without its warnings, which `fail_on` shows."""
+    return f"{replace(plan, warnings=()) if strict else plan}\n"
 
 
 def fail_on(findings: Iterable[Finding]) -> None:

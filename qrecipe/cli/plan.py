@@ -10,7 +10,7 @@ import typer
 
 import qrecipe
 from qrecipe.cli import options
-from qrecipe.cli.output import fail_on, out, out_json, reported
+from qrecipe.cli.output import fail_on, out, out_json, plan_text, reported
 from qrecipe.cli.user_code import user_code, user_output
 from qrecipe.errors.text import counted
 from qrecipe.recipe.toml.writer import LOCK_SUFFIX
@@ -56,8 +56,12 @@ def plan(
         made = _make_plan(recipe, model, input, plugin, executor)
         if check:
             _check_lock(made, _lock_path(recipe, lock), as_json=json)
+        elif json:
+            out(made.to_json())
+        elif strict:
+            out(plan_text(made, strict=True))
         else:
-            out(made.to_json() if json else str(made))
+            out(str(made))
         if strict:
             fail_on(made.warnings)
 

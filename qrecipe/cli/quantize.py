@@ -10,7 +10,7 @@ import typer
 import qrecipe
 from qrecipe.cli import options
 from qrecipe.cli.distinct import check_distinct, files_of
-from qrecipe.cli.output import fail_on, out, out_json, reported
+from qrecipe.cli.output import fail_on, out, out_json, plan_text, reported
 from qrecipe.cli.user_code import user_code, user_output
 from qrecipe.terminal.progress import activity
 
@@ -62,7 +62,7 @@ def quantize(
                 subject, first, batches = subject_and_batches(code, model, data, input, loaded)
                 compiled = compiled_for(subject, loaded, first, target_cpu)
             if not json:
-                out(f"{compiled.plan}\n")
+                out(plan_text(compiled.plan, strict=strict))
             if strict:
                 fail_on(compiled.plan.warnings)
             with user_output():

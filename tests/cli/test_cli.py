@@ -294,6 +294,45 @@ def test_plan_with_errors_is_shown_and_the_findings_are_on_stderr(folder):
     assert [finding["code"] for finding in json.loads(document)["findings"]] == ["QR301"] * 2
 
 
+_DATA = ("--data", "model.py:batches")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("plan",),
+        ("plan", "--strict"),
+        ("explain", "conv"),
+        ("lock",),
+        ("quantize", *_DATA),
+        ("export", *_DATA, "--to", "pt2", "--out", "model.pt2"),
+        ("sensitivity", *_DATA),
+    ],
+)
+def test_each_finding_about_a_plan_with_errors_is_shown_once(folder, command):
+    (folder / "faulty.toml").write_text(
+        f'format = 1\nextends = "{STATIC}"\nrules.module_name.convolution = "float"\n'
+    )
+    name, *others = command
+    done = run(name, "faulty.toml", *others, "--model", "model.py:factory")
+    assert re.findall(r"\bQR\d{3}\b", done.output) == ["QR208", "QR301"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("plan",),
+        ("quantize", *_DATA),
+        ("export", *_DATA, "--to", "pt2", "--out", "model.pt2"),
+    ],
+)
+def test_warnings_that_are_errors_are_shown_once(folder, command):
+    name, *others = command
+    done = run(name, STATIC, *others, "--model", "model.py:factory", "--strict")
+    assert re.findall(r".*\bQR\d{3}\b", done.output) == ["error: QR208"]
+    assert "3 sites, 2 quantized" in done.stdout
+
+
 def test_explain_tells_the_rule_of_a_member(folder):
     result = run("explain", STATIC, "norm", "--model", "model.py:factory")
     assert result.exit_code == 0, result.stderr
