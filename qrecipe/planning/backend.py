@@ -279,8 +279,11 @@ class _Judge:
         return self._quantize(qconfig)
 
     def _follow(self, decision: Decision) -> Outcome:
-        if decision.rule.qconfig is None and decision.names_operation:
+        asked = decision.rule.qconfig
+        if decision.names_operation and asked is None:
             return _float(decision.rule.reason or "a rule leaves it float")
+        if decision.names_operation and asked is not None and mode_of(asked) != "static":
+            return _float(self._no_mode(mode_of(asked)), honoured=False)
         known = refusal(self.match, self.backend)
         if known is not None:
             return _float(known, honoured=False)

@@ -142,14 +142,14 @@ def _unsupported(
     executor: Executor,
 ) -> Iterator[tuple[Rule, Finding]]:
     for rule, covered in resolution.covered.items():
-        won = [
+        decided = [name for name in covered if resolution.decisions[name].rule is rule]
+        named = [
             name
-            for name in covered
-            if resolution.decisions[name].rule is rule
-            and inventory.matches[name].operation.kind not in FOLLOWERS
+            for name in decided
+            if resolution.decisions[name].names_operation and not outcome_of[name].honoured
         ]
-        refused = [name for name in won if not outcome_of[name].honoured]
-        named = [name for name in refused if resolution.decisions[name].names_operation]
+        won = [name for name in decided if inventory.matches[name].operation.kind not in FOLLOWERS]
+        refused = named or [name for name in won if not outcome_of[name].honoured]
         if rule.qconfig is None or not refused:
             continue
         if not named and (
@@ -157,16 +157,15 @@ def _unsupported(
             or can_honour(inventory, covered, rule.qconfig, recipe.backend, recipe.phase, executor)
         ):
             continue
-        names = named or refused
-        fault = outcome_of[names[0]].fault
+        fault = outcome_of[refused[0]].fault
         cause = None if fault is None else recipe.tensor_key(rule, fault.role, fault.key)
         yield (
             rule,
             Finding(
                 "QR303",
-                f"{describe(rule)} cannot be honoured at {listed(names)}",
+                f"{describe(rule)} cannot be honoured at {listed(refused)}",
                 cause or rule.location,
-                hint=outcome_of[names[0]].reason,
+                hint=outcome_of[refused[0]].reason,
                 related=() if cause is None else (("decided by", rule.location),),
                 notes=('leave them "float", or give them a qconfig that a kernel supports',),
             ),

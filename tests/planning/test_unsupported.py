@@ -74,6 +74,64 @@ def test_a_rule_that_names_an_operation_is_an_error_where_the_kernel_is_missing(
         qrecipe.plan(model, recipe(f'{INT8_ACTIVATION}\n[rules.{key} = "signed"'), ROWS)
 
 
+_EVERYTHING = net_of(
+    lambda self, x: self.softmax(
+        torch.flatten(torch.sigmoid(self.norm(self.act(self.pool(self.conv(x) + x)))), 1)
+    ),
+    conv=nn.Conv2d(3, 3, 1),
+    pool=nn.MaxPool2d(2),
+    act=nn.Hardswish(),
+    norm=nn.LayerNorm(4),
+    softmax=nn.Softmax(-1),
+)
+
+
+@pytest.mark.parametrize("executor", ["fx", "pt2e"])
+@pytest.mark.parametrize("qconfig", ["int8-dynamic", "weights"])
+@pytest.mark.parametrize(
+    ("site", "key"),
+    [
+        ("pool", 'module_name]\n"pool"'),
+        ("pool", 'module_type]\n"torch.nn.MaxPool2d"'),
+        (":flatten", 'module_name]\n":flatten"'),
+        (":flatten", 'function]\n"torch.flatten"'),
+        (":sigmoid", 'module_name]\n":sigmoid"'),
+        (":sigmoid", 'function]\n"torch.sigmoid"'),
+        ("softmax", 'module_name]\n"softmax"'),
+        ("softmax", 'module_type]\n"torch.nn.Softmax"'),
+        ("act", 'module_name]\n"act"'),
+        ("norm", 'module_type]\n"torch.nn.LayerNorm"'),
+        (":add", 'function]\n"torch.add"'),
+    ],
+)
+def test_a_rule_that_names_an_operation_without_its_mode_is_an_error(site, key, qconfig, executor):
+    asked = (
+        '[tensor.each]\ndtype = "uint8"\nis_dynamic = true\n'
+        '[qconfig.int8-dynamic]\nweight = "weight"\nactivation = "each"\n'
+        '[qconfig.weights]\nweight = "weight"\n'
+    )
+    with pytest.raises(UnsupportedError) as caught:
+        qrecipe.plan(
+            _EVERYTHING, recipe(f'{asked}[rules.{key} = "{qconfig}"'), IMAGE, executor=executor
+        )
+    (finding,) = caught.value.findings
+    word = {"int8-dynamic": "dynamic", "weights": "weight-only"}[qconfig]
+    assert finding.message.endswith(f"cannot be honoured at {site}")
+    assert f"x86 has no {word} kernel" in finding.hint
+    assert sites(caught.value.plan)[site].verdict == "float"
+
+
+@pytest.mark.parametrize("rule", ['global = "each"', 'module_name."*" = "each"'])
+def test_what_follows_does_so_under_a_rule_that_does_not_name_it(rule):
+    dynamic = recipe(
+        '[tensor.each]\ndtype = "uint8"\nis_dynamic = true\n'
+        '[qconfig.each]\nweight = "weight"\nactivation = "each"\n'
+        f"[rules]\n{rule}\n"
+    )
+    model = net_of(lambda self, x: self.fc(torch.flatten(x, 1)), fc=nn.Linear(6, 4))
+    assert verdicts(qrecipe.plan(model, dynamic, ROWS)) == {":flatten": "float", "fc": "quantized"}
+
+
 def test_a_named_rule_is_an_error_if_one_of_its_sites_has_no_kernel_and_others_have():
     def forward(self, x):
         return self.b(self.a(x))
