@@ -7,14 +7,15 @@ from collections.abc import Iterator, Sequence
 from qrecipe.errors.findings import Finding
 from qrecipe.errors.text import counted
 from qrecipe.model.graph_sites import Inventory, Match
+from qrecipe.planning.asked import PACK
 from qrecipe.planning.conversions import hardly_multiplies
 from qrecipe.planning.engines import ENGINES_OF_X86, is_slow
-from qrecipe.planning.plan import Site
+from qrecipe.planning.plan import EXPORTED, Site
 from qrecipe.planning.small_layers import small_layers
 from qrecipe.recipe.patterns import leave_float
 from qrecipe.recipe.recipe import Recipe
 from qrecipe.recipe.references import is_reference
-from qrecipe.recipe.schema import Backend
+from qrecipe.recipe.schema import Backend, Executor
 from qrecipe.rules.resolution import Resolution, describe, listed
 from qrecipe.rules.structure import Member, Operation
 
@@ -23,9 +24,33 @@ _TINY_MODEL = 10_000
 
 
 def advice(
-    sites: Sequence[Site], inventory: Inventory, backend: Backend, boundaries: int
+    sites: Sequence[Site],
+    inventory: Inventory,
+    backend: Backend,
+    executor: Executor,
+    boundaries: int,
 ) -> Iterator[Finding]:
     """Warnings about the speed of the quantized model (QR207, QR208)."""
+    runs_here = executor in PACK and backend not in EXPORTED
+    if runs_here:
+        yield from _slow_kernels(sites, inventory, backend, boundaries)
+    if any(_weight_count(inventory.matches[site.name]) for site in sites if site.mode == "static"):
+        quantized = [site for site in sites if site.mode is not None]
+        weights = sum(_weight_count(inventory.matches[site.name]) for site in quantized)
+        if weights < _TINY_MODEL:
+            both = "qrecipe quantize prints the latency of both"
+            yield Finding(
+                "QR208",
+                f"the quantized sites only have {weights} weights: "
+                "such a small model can be slower in int8",
+                hint=f"measure: {both}" if runs_here else "measure it where it will run",
+            )
+
+
+def _slow_kernels(
+    sites: Sequence[Site], inventory: Inventory, backend: Backend, boundaries: int
+) -> Iterator[Finding]:
+    """What is known about torch's own kernels (QR207); compilers and other runtimes differ."""
     matches = inventory.matches
     slow = [
         site
@@ -46,15 +71,6 @@ def advice(
     small = small_layers(sites, inventory) if backend in ENGINES_OF_X86 else []
     if small:
         yield _slower(small, "layers that are small for the example's size")
-    if any(_weight_count(matches[site.name]) for site in sites if site.mode == "static"):
-        weights = sum(_weight_count(matches[site.name]) for site in sites if site.mode is not None)
-        if weights < _TINY_MODEL:
-            yield Finding(
-                "QR208",
-                f"the quantized sites only have {weights} weights: "
-                "such a small model can be slower in int8",
-                hint="measure: qrecipe quantize prints the latency of both",
-            )
 
 
 def _slower(sites: Sequence[Site], what: str) -> Finding:

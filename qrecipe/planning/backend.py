@@ -292,7 +292,8 @@ class _Judge:
             return _float(leader)
         qconfig = QConfigSpec(weight=None, activation=leader)
         does = "moves the integers of" if any(map(moves, self.match.nodes)) else "follows"
-        slow = any(map(averages, self.match.nodes)) and self.backend not in EXPORTED
+        runs_here = self.executor in PACK and self.backend not in EXPORTED
+        slow = runs_here and any(map(averages, self.match.nodes))
         faster = "; computed in float, which is faster" if slow else ""
         reason = f"{does} {self._producer_names()}{faster}"
         return Outcome("passthrough", "static", qconfig, reason)

@@ -64,7 +64,7 @@ def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
         warnings=tuple(
             finding
             for finding in (
-                *advice(sites, inventory, recipe.backend, boundaries),
+                *advice(sites, inventory, recipe.backend, executor, boundaries),
                 *subclass_findings(inventory.structure, resolution.covered),
                 *branch_findings(inventory),
                 *_untraced(inventory, recipe),

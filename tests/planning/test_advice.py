@@ -64,6 +64,41 @@ def test_quantize_warns_of_slow_kernels_with_the_site_and_the_command_that_mends
 
 
 @pytest.mark.parametrize(
+    ("model", "recipe", "x"),
+    [
+        (
+            nn.ConvTranspose2d(64, 64, 3, 2, 1, 1, groups=64),
+            "builtin:x86-static",
+            torch.rand(2, 64, 8, 8),
+        ),
+        (
+            nn.Sequential(*(nn.Linear(64, 64) for _ in range(4))),
+            "builtin:x86-dynamic",
+            torch.rand(2, 64),
+        ),
+        (
+            nn.Sequential(
+                nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64)
+            ),
+            "builtin:x86-static",
+            torch.rand(2, 64),
+        ),
+    ],
+)
+def test_slow_kernels_of_torch_are_no_matter_where_others_run(model, recipe, x):
+    model = nn.Sequential(model).eval()
+    assert "QR207" in codes(qrecipe.plan(model, recipe, x))
+    assert "QR207" not in codes(qrecipe.plan(model, recipe, x, executor="pt2e"))
+
+
+def test_a_tiny_program_is_measured_where_it_will_run():
+    model = nn.Sequential(nn.Linear(6, 6)).eval()
+    plan = qrecipe.plan(model, STATIC, torch.rand(2, 6), executor="pt2e")
+    (warning,) = plan.warnings
+    assert (warning.code, warning.hint) == ("QR208", "measure it where it will run")
+
+
+@pytest.mark.parametrize(
     ("padding", "backend", "weights", "expected"),
     [
         (0, "fbgemm", AFFINE, ["QR207"]),
