@@ -71,13 +71,24 @@ def attach(converted: nn.Module, provenance: Provenance, architecture: Architect
     kept_with(converted).update({PROVENANCE: provenance, _ARCHITECTURE: architecture})
 
 
+def keep_provenance(compiled: nn.Module, converted: nn.Module) -> None:
+    """Attach the provenance of a converted model to what a compiler made of it."""
+    kept_with(compiled)[PROVENANCE] = provenance(converted)
+
+
 def architecture(converted: nn.Module) -> Architecture:
     """The architecture that a converted model was made from.
 
-    Raises ``ArtifactError`` (QR501) as `provenance` does.
+    Raises ``ArtifactError`` (QR501) as `provenance` does, and for a compiled model.
     """
     provenance(converted)
-    found: Architecture = kept(converted, _ARCHITECTURE)
+    found = kept(converted, _ARCHITECTURE)
+    if not isinstance(found, Architecture):
+        raise ArtifactError.of(
+            "QR501",
+            f"this {type(converted).__name__} is compiled: its sites cannot be told apart",
+            hint="pass the model that it was compiled from",
+        )
     return found
 
 

@@ -14,6 +14,7 @@ from qrecipe.artifact.export.program import Program
 from qrecipe.errors.findings import ExecutionError, Finding
 from qrecipe.errors.text import counted, first_line, shown_names
 from qrecipe.errors.warn import settle
+from qrecipe.execution.provenance import keep_provenance
 from qrecipe.model.addresses import site_of
 from qrecipe.model.call import Inputs
 from qrecipe.model.exported import of_several
@@ -31,7 +32,8 @@ def lower(converted: nn.Module, example_inputs: Any) -> nn.Module:
     ``example_inputs`` are as for `qrecipe.plan`. The result is called as the model is; it has no
     gradients, and its weights are frozen. ``result.lowering`` says how many integer kernels there
     are, and how long compiling took: for some models minutes. Other sizes are compiled when they
-    occur. Needs a C++ compiler.
+    occur. `qrecipe.provenance` works on it; what reads single sites needs ``converted``. Needs a
+    C++ compiler.
 
     Raises:
         ArtifactError: the model was not converted by qrecipe (QR501) or not as a program (QR512).
@@ -45,6 +47,7 @@ def lower(converted: nn.Module, example_inputs: Any) -> nn.Module:
     program = Program.of(converted, inputs)
     module = Lowered(for_compiler(converted, of_several(inputs)).module())
     module.lowering = audited(program, lambda: program.inputs.cloned().call(module))
+    keep_provenance(module, converted)
     return module
 
 

@@ -162,7 +162,7 @@ def compare(
             like ``reference`` (QR420).
         CalibrationError: there are no batches, or the models cannot take one.
     """
-    origin = provenance(converted)
+    origin, graphs = provenance(converted), converted_graphs(converted)
     plan = Plan.from_json(origin.plan)
     # training has changed weights, but not the sites
     recipe = replace(parse_recipe(origin.recipe), phase="ptq", executor=plan.executor)
@@ -172,7 +172,6 @@ def compare(
         if plan.chains and kept(reference, TRANSFORMED) is None:
             reference = as_recorded(reference, inventory, plan.chains)
             inventory = inventory_of(reference, recipe, inputs)
-    graphs = converted_graphs(converted)
     _check_same(inventory, plan, graphs)
     for part in inventory.parts:
         without_changes_in_place(part.graph_module)
