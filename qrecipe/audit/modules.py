@@ -85,11 +85,11 @@ def differs(site: Site, expected: str, what: str) -> Finding:
 EQUAL_INPUT = "its reference on the same input"
 
 
-def computes_otherwise(site: Site, what: str, found_db: float, like: str) -> Finding:
+def computes_otherwise(site: Site, what: str, distance: str, like: str) -> Finding:
     """The finding (QR411) about a site whose ``what`` computes something else than ``like``."""
     return Finding(
         "QR411",
-        f"{what} of {site.name} ({site.op}) computes something else: {found_db:.1f} dB from {like}",
+        f"{what} of {site.name} ({site.op}) computes something else: {distance} from {like}",
         site.rule.location,
         hint=leave_float(site.name),
     )

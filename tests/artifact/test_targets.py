@@ -17,9 +17,9 @@ from plans import net_of, recipe
 from torch import nn
 
 import qrecipe
-from qrecipe.artifact.export import inductor
+from qrecipe.artifact.export import inductor, pte
 from qrecipe.artifact.export.apart import apart
-from qrecipe.artifact.export.lowering import layers_of, lowered_findings
+from qrecipe.artifact.export.lowering import Lowering, layers_of, lowered_findings
 from qrecipe.artifact.export.program import Program
 from qrecipe.audit.sqnr import output_sqnr_db, sqnr_db
 from qrecipe.errors.findings import ArtifactError, AuditError, QRecipeError
@@ -178,6 +178,33 @@ def test_a_lowered_program_has_an_integer_kernel_for_each_layer(converted):
     assert not lowered(x).requires_grad
 
 
+def test_a_lowered_model_has_the_provenance_of_what_it_was_compiled_from(
+    converted, monkeypatch, tmp_path
+):
+    x = NET.batches(1)[0]
+    lowering = Lowering("Inductor", 5, (), 1.0)
+    monkeypatch.setattr(inductor, "audited", lambda *given: lowering)
+    monkeypatch.setattr(inductor, "check_compiler", lambda: None)
+    lowered = qrecipe.lower(converted, x)
+    origin = qrecipe.provenance(lowered)
+    assert origin == qrecipe.provenance(converted)
+    plan = qrecipe.Plan.from_json(origin.plan)
+    assert plan == qrecipe.plan(NET.model(), STATIC, x)
+    assert plan["layer1.0:add"].verdict == "quantized"
+    for use in (
+        lambda: qrecipe.save_quantized(lowered, tmp_path / "net.safetensors"),
+        lambda: qrecipe.export_pt2(lowered, tmp_path / "net.pt2", x),
+        lambda: qrecipe.compare(NET.model(), lowered, [x]),
+        lambda: qrecipe.drift(lowered, [x]),
+        lambda: qrecipe.lower(lowered, x),
+    ):
+        with pytest.raises(
+            ArtifactError, match=r"QR501 this Lowered is compiled(?s:.)*was compiled"
+        ):
+            use()
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 def test_a_layer_that_stays_float_is_found():
     per_tensor = recipe(
@@ -292,29 +319,126 @@ assert "torchao" not in sys.modules and "qrecipe" not in sys.modules
     assert min(map(float, fresh(code, file, expected).split())) > 30
 
 
+EXECUTORCH_PROGRAM = qrecipe.parse_recipe(f'executor = "pt2e"\n{EXECUTORCH}')
+
+
 def executorch_program(net):
-    text = qrecipe.parse_recipe(f'executor = "pt2e"\n{EXECUTORCH}')
-    return qrecipe.quantize(net.model(), text, net.batches(20))
+    return qrecipe.quantize(net.model(), EXECUTORCH_PROGRAM, net.batches(20))
+
+
+def run_by_executorch(file, folder, *batches):
+    """What a file gives for each batch, in a fresh process."""
+    torch.save(batches, folder / "batches.pt")
+    code = """
+from executorch.runtime import Runtime
+program = Runtime.get().load_program(given[0])
+method = program.load_method("forward")
+outputs = [method.execute([batch])[0].clone() for batch in torch.load(given[1])]
+torch.save(outputs, given[2])
+assert "qrecipe" not in sys.modules
+"""
+    fresh(code, file, folder / "batches.pt", folder / "outputs.pt")
+    return torch.load(folder / "outputs.pt")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "least_db"), [("residual", math.inf), ("shared_conv", 40)])
-def test_a_file_of_executorch_is_run_in_a_fresh_process(name, least_db, tmp_path):
+@pytest.mark.parametrize("name", ["residual", "mlp", "shared_conv", "squeeze_excite"])
+def test_a_file_of_executorch_gives_the_same_bits_for_each_batch_size(name, tmp_path):
     pytest.importorskip("executorch")
     net, file = NETS[name], tmp_path / "net.pte"
     made, x = executorch_program(net), net.batches(1)[0]
     qrecipe.export_pte(made, file, x)
-    torch.save(x, tmp_path / "x.pt")
-    code = """
-from executorch.runtime import Runtime
-program = Runtime.get().load_program(given[0])
-(output,) = program.load_method("forward").execute([torch.load(given[1])])
-torch.save(output.clone(), given[2])
-assert "qrecipe" not in sys.modules
-"""
-    fresh(code, file, tmp_path / "x.pt", tmp_path / "output.pt")
+    batches = [x, x[:1]]
     with torch.no_grad():
-        assert sqnr_db(made(x), torch.load(tmp_path / "output.pt")) >= least_db
+        for batch, output in zip(batches, run_by_executorch(file, tmp_path, *batches), strict=True):
+            assert torch.equal(made(batch), output)
+
+
+@pytest.mark.slow
+def test_keywords_of_a_file_are_in_the_order_of_the_signature(tmp_path):
+    pytest.importorskip("executorch")
+    net = NETS["keywords"]
+    batch = net.batches(1)[0]
+    assert list(batch) == ["second", "first"]
+    qrecipe.export_pte(executorch_program(net), tmp_path / "net.pte", batch)
+    assert (tmp_path / "net.pte").exists()
+
+
+@pytest.mark.slow
+def test_a_single_sample_has_its_size(tmp_path):
+    pytest.importorskip("executorch")
+    made, x = executorch_program(NETS["mlp"]), NETS["mlp"].batches(1)[0][:1]
+    qrecipe.export_pte(made, tmp_path / "net.pte", x)
+    (output,) = run_by_executorch(tmp_path / "net.pte", tmp_path, x)
+    with torch.no_grad():
+        assert torch.equal(made(x), output)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", ["module", "weight"])
+def test_tied_layers_with_others_in_between_are_one_program(tied, tmp_path):
+    pytest.importorskip("executorch")
+    torch.manual_seed(0)
+    model = net_of(
+        lambda self, x: self.three(self.two(self.one(x).relu()).relu()),
+        **{name: nn.Linear(24, 24) for name in ("one", "two", "three")},
+    )
+    if tied == "module":
+        model.three = model.one
+    model.three.weight = model.one.weight
+    x = torch.randn(8, 24)
+    made = qrecipe.quantize(model, EXECUTORCH_PROGRAM, [x] * 10)
+    qrecipe.export_pte(made, tmp_path / "net.pte", x)
+    (output,) = run_by_executorch(tmp_path / "net.pte", tmp_path, x)
+    with torch.no_grad():
+        assert torch.equal(made(x), output)
+
+
+def test_one_step_of_quantization_is_right_and_two_are_not():
+    codes = torch.tensor([3.0, -5.0, 0.0])
+    step = 0.01
+    assert pte.in_steps(codes * step, codes * step, step) is None
+    assert pte.in_steps(codes * step, (codes + 1) * step, step) is None
+    assert pte.in_steps(codes * step, (codes - 2) * step, step) == "2 quantization steps"
+    assert pte.in_steps(codes, codes * math.nan, step) is not None
+    assert pte.in_steps(codes, codes * 1.001, None) is None
+    assert pte.in_steps(codes, codes * 1.2, None) == "14.0 dB"
+
+
+@pytest.mark.slow
+def test_xnnpack_rounds_a_mean_between_two_steps_the_other_way():
+    """With torch and ExecuTorch alone: why a file may differ from its program."""
+    pytest.importorskip("executorch")
+    import torch.ao.quantization.fx._decomposed
+
+    operators = torch.ops.quantized_decomposed
+    grid = (0.013, 0, -128, 127, torch.int8)
+
+    class Mean(nn.Module):
+        def forward(self, x):
+            x = operators.dequantize_per_tensor(operators.quantize_per_tensor(x, *grid), *grid)
+            x = torch.mean(x, (2, 3), keepdim=True)
+            return operators.dequantize_per_tensor(operators.quantize_per_tensor(x, *grid), *grid)
+
+    codes = torch.arange(-60.0, 60.0).view(120, 1, 1, 1)
+    x = grid[0] * (codes + torch.tensor([0.0, 1.0]).expand(120, 1, 2, 2))  # the mean is a half
+    (found,) = pte._compiled(torch.export.export(Mean(), (x,)).module(), (x,))(x)
+    steps = ((found - Mean()(x)).abs() / grid[0]).round()
+    assert set(steps.flatten().tolist()) == {0.0, 1.0}
+    assert pte.in_steps(Mean()(x), found, grid[0]) is None
+
+
+@pytest.mark.slow
+def test_a_kernel_of_xnnpack_that_is_wrong_is_found(tmp_path, monkeypatch):
+    pytest.importorskip("executorch")
+    made, x = executorch_program(NETS["mlp"]), NETS["mlp"].batches(1)[0]
+    run = pte._run
+    monkeypatch.setattr(pte, "_run", lambda *given: [each * 1.02 for each in run(*given)])
+    with pytest.raises(
+        AuditError, match=r"QR411 .*computes something else: \d+ quantization steps"
+    ):
+        qrecipe.export_pte(made, tmp_path / "net.pte", x)
+    assert not (tmp_path / "net.pte").exists()
 
 
 @pytest.mark.slow

@@ -16,12 +16,16 @@ from qrecipe.model.nested import cloned
 
 @dataclass(frozen=True, slots=True)
 class Apart:
-    """A graph with a result for each site, arguments for it, and what the program has there."""
+    """A graph with a result for each site, arguments for it, and what the program has there.
+
+    ``steps`` are the distances between two values that a result can take, None if it is float.
+    """
 
     graph_module: fx.GraphModule
     args: tuple[Any, ...]
     sites: tuple[str, ...]
     expected: tuple[Tensor, ...]
+    steps: tuple[float | None, ...]
 
 
 def apart(program: fx.GraphModule, inputs: Inputs) -> Apart:
@@ -38,6 +42,7 @@ def apart(program: fx.GraphModule, inputs: Inputs) -> Apart:
         tuple(cloned(recorder.values[node]) for node in cut.inputs),
         tuple(results),
         tuple(recorder.values[node] for node in results.values()),
+        tuple(map(_step, results.values())),
     )
 
 
@@ -61,6 +66,11 @@ def _rounded(node: fx.Node) -> fx.Node:
     if len(users) != 1 or not is_conversion(users[0]):
         return node
     return next(iter(users[0].users), node)
+
+
+def _step(result: fx.Node) -> float | None:
+    scale = result.args[1] if is_conversion(result) else None
+    return scale if isinstance(scale, float) else None
 
 
 class _Cut:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from qrecipe.artifact.export.apart import apart
 from qrecipe.artifact.export.program import Program
@@ -61,32 +61,45 @@ def _is_weight(node: fx.Node) -> bool:
     return is_dequantized and node.all_input_nodes[0].op == "get_attr"
 
 
+Judge = Callable[[Tensor, Tensor, float | None], str | None]
+"""How far a result is from what a program has there, if that is too far.
+
+The number is the distance between two values that the result can take, None if it is float.
+"""
+
+
+def in_db(expected: Tensor, found: Tensor, step: float | None) -> str | None:
+    """A `Judge` that leaves room for roundings that fall the other way."""
+    reached = sqnr_db(expected, found)
+    return None if reached >= RIGHT_DB else f"{reached:.1f} dB"
+
+
 def lowered_findings(program: Program, found: Any, compile: Compile) -> Iterator[Finding]:
     """Where a compiled program computes something else than the program (QR411, QR412).
 
     ``found`` is what it gives for the program's inputs. Roundings that fall the other way add up in
-    deep models. So where the outputs differ, each site is compiled apart from the others, and is
-    given what it reads in the program.
+    deep models. So where the outputs differ, each site is judged apart from the others.
     """
     expected = list(tensors_in(program.output()))
     reached = output_sqnr_db(expected, list(tensors_in(found)))
     if reached is None or reached >= RIGHT_DB:
         return
-    sites = {site.name: site for site in program.plan.sites}
-    wrong = [
-        computes_otherwise(sites[name], "the compiled kernel", alone, "the program")
-        for name, alone in _sites_apart(program, compile).items()
-        if not alone >= RIGHT_DB
-    ]
+    wrong = list(findings_apart(program, compile, in_db))
     yield from wrong
     if not wrong and math.isnan(reached):
         yield Finding("QR412", "the compiled program gives NaN", hint="report the model")
 
 
-def _sites_apart(program: Program, compile: Compile) -> Mapping[str, float]:
-    """What each site reaches in dB."""
+def findings_apart(program: Program, compile: Compile, judge: Judge) -> Iterator[Finding]:
+    """The sites that compute something else (QR411) if they are compiled apart from the others.
+
+    Each is given what it reads in the program.
+    """
+    sites = {site.name: site for site in program.plan.sites}
     alone = apart(program.graph_module, program.inputs)
     with torch.no_grad():
         found = compile(alone.graph_module, alone.args)(*alone.args)
-    pairs = zip(alone.sites, alone.expected, found, strict=True)
-    return {name: sqnr_db(expected, each) for name, expected, each in pairs}
+    for name, *result in zip(alone.sites, alone.expected, found, alone.steps, strict=True):
+        distance = judge(*result)
+        if distance is not None:
+            yield computes_otherwise(sites[name], "the compiled kernel", distance, "the program")

@@ -47,7 +47,7 @@ class Program:
             raise ArtifactError(Finding("QR512", message, hint=hint))
         graph_module = with_plain_scales(graphs[""])
         _leave_out_defaults(graph_module, inputs)
-        return Program(converted, graph_module, plan, inputs)
+        return Program(converted, graph_module, plan, _in_order(inputs, graph_module))
 
     def output(self) -> Any:
         """What the model gives for the inputs."""
@@ -72,6 +72,14 @@ class Program:
         return Exportable(
             graph_module, bind(graph_module, graph_module, inputs), self.output(), None
         )
+
+
+def _in_order(inputs: Inputs, graph_module: fx.GraphModule) -> Inputs:
+    """The inputs with keywords in the order of the signature, as files take them."""
+    names = bound(graph_module, inputs).arguments
+    return Inputs(
+        inputs.args, {name: inputs.kwargs[name] for name in names if name in inputs.kwargs}
+    )
 
 
 def _leave_out_defaults(graph_module: fx.GraphModule, inputs: Inputs) -> None:

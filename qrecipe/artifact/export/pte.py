@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from qrecipe._torch_ao import quiet
 from qrecipe.artifact.container import path_of, write
-from qrecipe.artifact.export.lowering import Lowering, layers_of, lowered_findings
+from qrecipe.artifact.export.lowering import Lowering, findings_apart, in_db, layers_of
 from qrecipe.artifact.export.program import Program
 from qrecipe.errors.findings import ArtifactError, AuditError, Finding
 from qrecipe.errors.text import first_line, shown_names
@@ -21,7 +22,7 @@ from qrecipe.errors.warn import settle
 from qrecipe.model.addresses import site_of
 from qrecipe.model.call import Inputs
 from qrecipe.model.exported import exported_as_it_is
-from qrecipe.model.normalize import free_name, stored
+from qrecipe.model.nested import map_tensors, tensors_in
 from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.process.neutral import neutral
 from qrecipe.process.state import unheard
@@ -35,10 +36,12 @@ _BACKEND = "executorch"
 def export_pte(converted: nn.Module, path: str | os.PathLike[str], example_inputs: Any) -> None:
     """Write a model that PT2E converted for the backend ``executorch`` as a file of ExecuTorch.
 
-    ``example_inputs`` are as for `qrecipe.plan`; inputs of the file have their sizes. Its operators
-    are those of XNNPACK, which computes in integers. The file takes and returns tensors: containers
-    are flattened in order. It is loaded in ExecuTorch's runtime and compared with the model before
-    it is written.
+    ``example_inputs`` are as for `qrecipe.plan`. Of several samples, the file takes one to as many;
+    it takes other sizes, and a single sample, as they are. Its operators are those of XNNPACK,
+    which computes in integers. The file takes and returns tensors: containers are flattened in
+    order, keywords in that of the signature. It is loaded in ExecuTorch's runtime and compared with
+    the model before it is written: both give the same, or no layer is more than one step of
+    quantization off.
 
     Raises:
         ArtifactError: the model was not converted by qrecipe (QR501), or not as a program or for
@@ -54,15 +57,15 @@ def write_pte(converted: nn.Module, path: str | os.PathLike[str], example_inputs
     """As `export_pte`."""
     executorch.check_installed()
     file = path_of(path, "export_pte")
-    program = Program.of(converted, Inputs.from_batch(example_inputs))
+    program = Program.of(converted, _dense(Inputs.from_batch(example_inputs)))
     if program.plan.backend != _BACKEND:
         message = f"the model is for {program.plan.backend}, whose integers XNNPACK does not have"
         hint = f'quantize it with backend = "{_BACKEND}"'
         raise ArtifactError(Finding("QR512", message, hint=hint))
-    _separate_biases(program.graph_module)
+    _separate_readers(program.graph_module)
     layers = list(layers_of(program.graph_module))
     started = time.perf_counter()
-    edge = _partitioned(program.exported_as_it_is())
+    edge = _partitioned(program.exported())
     left = set(edge.exported_program().graph_signature.inputs_to_buffers.values())
     outside = [site_of(layer) or "" for layer in layers if _weight_of(layer) in left]
     if outside:
@@ -71,9 +74,22 @@ def write_pte(converted: nn.Module, path: str | os.PathLike[str], example_inputs
         raise AuditError(Finding("QR410", message, hint=hint))
     content = _content(edge)
     seconds = time.perf_counter() - started
-    settle(lowered_findings(program, _run(content, program.inputs), _compiled), ())
+    pairs = zip(tensors_in(program.output()), _run(content, program.inputs), strict=True)
+    if not all(torch.equal(*pair) for pair in pairs):
+        settle(findings_apart(program, _compiled, in_steps), ())
     write(file, lambda stream: stream.write(content))
     return Lowering("XNNPACK", len(layers), (), seconds)
+
+
+def in_steps(expected: Tensor, found: Tensor, step: float | None) -> str | None:
+    """A `Judge` that takes one step for right: what lies between two is rounded up or down."""
+    if step is None:
+        return in_db(expected, found, step)
+    steps = float((found - expected).abs().max()) / step
+    return None if steps < _ONE_STEP else f"{steps:.0f} quantization steps"
+
+
+_ONE_STEP = 1.01  # scaled by a float
 
 
 def _weight_of(layer: fx.Node) -> str:
@@ -82,22 +98,17 @@ def _weight_of(layer: fx.Node) -> str:
     return str(dequantized.all_input_nodes[0].target)
 
 
-def _separate_biases(graph_module: fx.GraphModule) -> None:
-    """Give each call of a layer its own bias, in place.
+def _separate_readers(graph_module: fx.GraphModule) -> None:
+    """Give each reader of a dequantized tensor an operator of its own, in place.
 
-    ExecuTorch rounds a bias once, to the scale that its first call needs, also for the others.
+    ExecuTorch puts the operator into one of its readers' partitions. Others then depend on that
+    partition, also where it depends on them: a layer that is called twice, with another in between.
     """
-    taken = set[str]()
-    for layer in layers_of(graph_module):
-        bias = layer.args[2] if len(layer.args) > 2 else None
-        if not isinstance(bias, fx.Node):
-            continue
-        if str(bias.target) in taken:
-            name = free_name(graph_module, f"{layer.name}_bias")
-            graph_module.register_buffer(name, stored(bias, graph_module).detach().clone())
-            with graph_module.graph.inserting_before(layer):
-                layer.replace_input_with(bias, graph_module.graph.get_attr(name))
-        taken.add(str(bias.target))
+    for node in list(graph_module.graph.nodes):
+        if ".dequantize_per_" in str(node.target):
+            for user in list(node.users)[1:]:
+                with graph_module.graph.inserting_after(node):
+                    user.replace_input_with(node, graph_module.graph.node_copy(node))
     graph_module.recompile()
 
 
@@ -132,5 +143,17 @@ def _run(content: bytes, inputs: Inputs) -> list[Tensor]:
 
 
 def _compiled(graph_module: fx.GraphModule, args: tuple[Any, ...]) -> Callable[..., Any]:
-    content = _content(_partitioned(exported_as_it_is(graph_module, args, {})))
-    return lambda *given: _run(content, Inputs(given))
+    dense = _dense(Inputs(args))
+    content = _content(_partitioned(exported_as_it_is(graph_module, dense.args, {})))
+    return lambda *given: _run(content, _dense(Inputs(given)))
+
+
+def _dense(inputs: Inputs) -> Inputs:
+    """The inputs in a memory format that ExecuTorch has."""
+    args, kwargs = map_tensors(_in_known_format, (inputs.args, dict(inputs.kwargs)))
+    return Inputs(args, kwargs)
+
+
+def _in_known_format(x: Tensor) -> Tensor:
+    is_image = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return x if is_image else x.contiguous()

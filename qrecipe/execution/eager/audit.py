@@ -176,4 +176,4 @@ def _judged(
         reached = sqnr_db(expected, kernel.forward(*inputs.args, **dict(inputs.kwargs)))
     if reached >= RIGHT_DB:
         return None
-    return computes_otherwise(site, "the quantized kernel", reached, EQUAL_INPUT)
+    return computes_otherwise(site, "the quantized kernel", f"{reached:.1f} dB", EQUAL_INPUT)

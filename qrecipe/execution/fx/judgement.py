@@ -104,7 +104,9 @@ def wrong_kernel_findings(plan: Plan, judgement: Judgement) -> Iterator[Finding]
     for site in plan.sites:
         if site.name in judgement.wrong:
             found_db = judgement.wrong[site.name]
-            yield computes_otherwise(site, "the quantized kernel", found_db, EQUAL_INPUT)
+            yield computes_otherwise(
+                site, "the quantized kernel", f"{found_db:.1f} dB", EQUAL_INPUT
+            )
 
 
 def saturation_findings(

@@ -164,7 +164,7 @@ def reference_number_findings(
     sites = {site.name: site for site in plan.sites}
     like = "the float module with equal input and weights"
     for name, found_db in wrong.items():
-        yield computes_otherwise(sites[name], "the reference module", found_db, like)
+        yield computes_otherwise(sites[name], "the reference module", f"{found_db:.1f} dB", like)
     if proof.sqnr_db is not None and _is_coarse(proof) and not wrong:
         yield _coarse(proof.sqnr_db, proof.sqnr_db)
 

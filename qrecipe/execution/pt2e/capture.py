@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import inspect
 import operator
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
 from qrecipe.errors.text import first_line
+from qrecipe.execution.pt2e.inputs import GUARDS, Expected, InputChecks
 from qrecipe.model.addresses import SITE
 from qrecipe.model.call import Inputs, bind
 from qrecipe.model.copies import structural_copy
 from qrecipe.model.exported import exported, of_several
-from qrecipe.model.tracer import OTHER_SHAPES
 from qrecipe.model.unfit import unfit
 from qrecipe.process.memory import raise_lack_of_memory
 
@@ -70,9 +69,7 @@ def _with_signature(
     graph = program.graph
     out_spec = graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
     graph.set_codegen(CodeGen())
-    if hasattr(program, _GUARDS):
-        inputs = [str(node.target) for node in source.graph.find_nodes(op="placeholder")]
-        program.add_submodule(_GUARDS, _Guards(program.get_submodule(_GUARDS), inputs))
+    _check_inputs(program, source, args)
     _take_arguments(graph, source, args)
     (output,) = graph.find_nodes(op="output")
     if not out_spec.is_leaf():
@@ -89,26 +86,20 @@ def _with_signature(
     return fx.GraphModule(program, graph)
 
 
-_GUARDS = "_guards_fn"
-
-
-class _Guards(nn.Module):
-    """What torch.export has assumed of the sizes of inputs, and what to do about other sizes."""
-
-    _is_impure = True  # torch.fx reads it, and keeps the call
-
-    def __init__(self, guards: nn.Module, inputs: Sequence[str]) -> None:
-        super().__init__()
-        self.guards, self.inputs = guards, tuple(inputs)
-
-    def forward(self, *args: Any) -> None:
-        try:
-            self.guards(*args)
-        except AssertionError as error:
-            asked = str(error).removeprefix("Guard failed: ").replace(".size()", ".shape")
-            asked = re.sub(r"\bargs_(\d+)", lambda found: self.inputs[int(found[1])], asked)
-            hint = "compile the model for these inputs"
-            raise AssertionError(f"{OTHER_SHAPES}, which has {asked}; {hint}") from error
+def _check_inputs(program: fx.GraphModule, source: fx.GraphModule, args: Sequence[Any]) -> None:
+    """Let the program check its flat inputs, in place."""
+    names = [str(node.target) for node in source.graph.find_nodes(op="placeholder")]
+    expected = [
+        Expected(name, leaf.dtype, leaf.dim()) if isinstance(leaf, Tensor) else None
+        for name, value in zip(names, args, strict=True)
+        for leaf in pytree.tree_leaves(value)
+    ]
+    guards = getattr(program, GUARDS, None)
+    program.add_submodule(GUARDS, InputChecks(guards, names, expected))
+    if guards is None:
+        flat = program.graph.find_nodes(op="placeholder")
+        with program.graph.inserting_after(flat[-1]):
+            program.graph.call_module(GUARDS, tuple(flat))
 
 
 def _take_arguments(graph: fx.Graph, source: fx.GraphModule, args: Sequence[Any]) -> None:

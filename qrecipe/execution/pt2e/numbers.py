@@ -64,7 +64,7 @@ def _wrong_sites(
         reached = sqnr_db(expected[node.name], found[node.name])
         if not reached >= RIGHT_DB:
             like = "its reference, and all before it agree"
-            yield computes_otherwise(site, "the converted operator", reached, like)
+            yield computes_otherwise(site, "the converted operator", f"{reached:.1f} dB", like)
 
 
 def _accuracy_findings(accuracy: float | None) -> Iterator[Finding]:
