@@ -235,12 +235,6 @@ def test_a_lock_of_fx_holds_under_it(tmp_path):
     assert str(cause) == "the plan: executor fx -> pt2e"
 
 
-def test_what_it_does_not_do_is_said():
-    model, batches = joined()
-    with pytest.raises(UnsupportedError, match="QR316 sites are not quantized one by one"):
-        qrecipe.sensitivity(model, recipe(base=MINMAX, head='executor = "pt2e"'), batches)
-
-
 def test_without_torchao_the_error_says_what_to_install(monkeypatch):
     model, batches = joined()
     monkeypatch.setattr("qrecipe.execution.pt2e.executor.find_spec", lambda name: None)

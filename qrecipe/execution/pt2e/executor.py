@@ -38,9 +38,10 @@ def compile(task: Task) -> Compiled:
 
 
 def isolated(task: Task, sites: Sequence[Site], calibrate: Calibrate) -> Isolated:
-    message = 'sites are not quantized one by one by executor = "pt2e"'
-    hint = 'compare tells what each site costs; executor = "fx" ranks those that it has kernels for'
-    raise UnsupportedError(Finding("QR316", message, hint=hint))
+    check_installed()
+    from qrecipe.execution.pt2e.isolated import isolated_programs
+
+    return isolated_programs(task, sites, calibrate)
 
 
 def realised_sites(converted: fx.GraphModule) -> Mapping[str, Realised]:

@@ -14,7 +14,7 @@ from torch import nn
 
 from qrecipe._torch_ao import quiet
 from qrecipe.audit.sample import Sample
-from qrecipe.errors.findings import ExecutionError, Finding
+from qrecipe.errors.findings import ExecutionError, Finding, UnsupportedError
 from qrecipe.errors.text import counted, shown
 from qrecipe.errors.warn import warn
 from qrecipe.execution.batches import (
@@ -44,6 +44,7 @@ from qrecipe.measure.sensitivity.scores import Effect, Metric, MetricScore, Scor
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import runnable_copy, structural_copy
 from qrecipe.model.graph_sites import Inventory
+from qrecipe.planning.asked import DEQUANTIZE
 from qrecipe.planning.decide import plan_of, warn_of_missed
 from qrecipe.planning.inventory import inventory_of
 from qrecipe.planning.plan import Plan, Site
@@ -99,6 +100,7 @@ def sensitivity(
 
     Raises:
         RecipeError, PlanError, CalibrationError: as `qrecipe.quantize`.
+        UnsupportedError: an estimate, or roots, with ``executor = "pt2e"`` (QR316).
         ExecutionError: nothing to rank (QR422), a measure that returns no number (QR423), too
             little memory (QR424), or arguments that are invalid or contradict each other (QR425).
     """
@@ -111,6 +113,9 @@ def sensitivity(
     with inputs_of_batch(model, first, forward) as inputs:
         inventory = inventory_of(model, loaded, inputs)
     plan = plan_of(model, inventory, loaded, inputs)
+    if method == "estimate" and plan.executor in DEQUANTIZE:
+        message = f'executor = "{plan.executor}" ranks sites exactly, and does not estimate'
+        raise UnsupportedError(Finding("QR316", message, hint='pass method="exact"'))
     unjudged = unjudged_sites(plan, target_cpu)
     reasons = unranked(inventory, plan)
     sites = [site for site in plan.sites if site.name not in reasons]
