@@ -1,28 +1,36 @@
 """How fast each choice of sites is: float, all that int8 can do, `suggest`, and `fastest`.
 
 Models of torchvision, timm, transformers and torch that the tests know, at batch 1 and 8, with one
-thread. Printed for each, as a Markdown table, in milliseconds of CPU time, of calls in turns (the
-median of --runs):
+thread. For each, in milliseconds of CPU time, of calls in turns (medians of --runs, fewer for slow
+models; before each, the model is called once, as in use):
 
 - the eager float model, and the same with images in channels_last;
 - every site in int8 that has a kernel (the global rule of builtin:x86-static-minmax);
 - the recipe of `qrecipe.suggest`;
 - what `qrecipe.fastest` makes of that recipe, and the share of its time that the cut predicted to
-  save.
+  save. Where it leaves the recipe as it is, that is the same model, and measured once.
 
-    OMP_NUM_THREADS=1 python benchmarks/choices.py [--runs 15] [--only NAME ...]
+Each row is appended to --rows as it is measured; what is there already is not measured again. At
+the end, all rows are printed as a Markdown table, with the medians of float over each choice, and
+the models that are slower than float beyond noise: with the codes of the plan's warnings about
+speed (QR207, QR208), or "without a word".
+
+    OMP_NUM_THREADS=1 python benchmarks/choices.py [--rows FILE] [--only NAME ...]
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import json
 import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,36 +40,71 @@ from torch.utils import _pytree as pytree
 
 import qrecipe
 from qrecipe.errors.findings import QRecipeError
+from qrecipe.execution.provenance import stored_plan
+from qrecipe.measure.turns import Speed
 
 from libraries import Written, call  # isort: skip - real_models makes it known
 
 CHOICES = ("float", "channels_last", "all int8", "suggest", "fastest")
-BATCHES = 6
+ABOUT_SPEED = {"QR207", "QR208"}
+BATCHES = 3
+FEWEST_RUNS = 5
+LONGEST = 8.0
+"""Seconds of CPU time for the calls of one row, unless the fewest runs take longer."""
 
 
-def measure(written: Written, size: int, runs: int) -> tuple[dict[str, float], float]:
-    """Milliseconds by choice, and the gain that `fastest` predicted."""
+@dataclass
+class Row:
+    """One model at one batch size: seconds by choice in each round, and codes of warnings."""
+
+    name: str
+    size: int
+    seconds: dict[str, list[float]]
+    codes: dict[str, list[str]] = field(default_factory=dict)
+    predicted: float | None = None
+    why: str = ""
+
+    def ms(self, choice: str) -> float:
+        return statistics.median(self.seconds[choice]) * 1000
+
+    def over(self, choice: str) -> float:
+        """How many times as fast as float a choice is."""
+        return self.ms("float") / self.ms(choice)
+
+    def is_slower(self, choice: str) -> bool:
+        return Speed.of(self.seconds[choice], self.seconds["float"]).is_slower
+
+
+def measure(name: str, written: Written, size: int, choices: Sequence[str], runs: int) -> Row:
     model, batch = written.model(), written.batch(size)
     batches = [written.batch(size) for _ in range(BATCHES)]
-    suggested = qrecipe.suggest(model, batches[0], num_batches=BATCHES)
-    found = qrecipe.fastest(model, suggested, batches, progress=False)
-    calls: dict[str, Callable[[], Any]] = {
-        "float": lambda: call(model, batch),
-        "suggest": _called(model, suggested, batches, batch),
-        "fastest": _called(model, found.recipe, batches, batch),
-    }
-    if any(isinstance(each, nn.Conv2d) for each in model.modules()):
+    row = Row(name, size, {})
+    calls: dict[str, Callable[[], Any]] = {"float": lambda: call(model, batch)}
+
+    def add(choice: str, recipe: Any) -> None:
+        converted = qrecipe.quantize(model, recipe, batches, progress=False)
+        plan = stored_plan(qrecipe.provenance(converted))
+        row.codes[choice] = sorted({each.code for each in plan.warnings} & ABOUT_SPEED)
+        calls[choice] = lambda: call(converted, batch)
+
+    if "channels_last" in choices and any(isinstance(m, nn.Conv2d) for m in model.modules()):
         last = copy.deepcopy(model).to(memory_format=torch.channels_last)
         images = pytree.tree_map_only(Tensor, _in_channels_last, batch)
         calls["channels_last"] = lambda: call(last, images)
-    with suppress(QRecipeError):  # not every model can be static
-        calls["all int8"] = _called(model, "builtin:x86-static-minmax", batches, batch)
-    return _in_turns(calls, runs), found.predicted_gain
-
-
-def _called(model: nn.Module, recipe: Any, batches: list[Any], batch: Any) -> Callable[[], Any]:
-    converted = qrecipe.quantize(model, recipe, batches, progress=False)
-    return lambda: call(converted, batch)
+    if "all int8" in choices:
+        with suppress(QRecipeError):  # not every model can be static
+            add("all int8", "builtin:x86-static-minmax")
+    suggested = qrecipe.suggest(model, batches[0], num_batches=BATCHES)
+    add("suggest", suggested)
+    if "fastest" in choices:
+        found = qrecipe.fastest(model, suggested, batches, progress=False)
+        row.predicted = found.predicted_gain
+        if found.winner != "recipe":
+            add("fastest", found.recipe)
+    row.seconds = _in_turns(calls, runs)
+    if "fastest" in choices:
+        row.seconds.setdefault("fastest", row.seconds["suggest"])
+    return row
 
 
 def _in_channels_last(tensor: Tensor) -> Tensor:
@@ -69,65 +112,89 @@ def _in_channels_last(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if is_image else tensor
 
 
-def _in_turns(calls: Mapping[str, Callable[[], Any]], runs: int) -> dict[str, float]:
+def _in_turns(calls: Mapping[str, Callable[[], Any]], runs: int) -> dict[str, list[float]]:
     taken: dict[str, list[float]] = {name: [] for name in calls}
+    begun = time.process_time()
     with torch.no_grad():
         for run in range(runs + 2):
             for name, each in calls.items():
+                each()  # the model before it has left its own weights in the caches
                 started = time.process_time()
                 each()
                 if run > 1:
                     taken[name].append(time.process_time() - started)
-    return {name: statistics.median(times) * 1000 for name, times in taken.items()}
+            if run > FEWEST_RUNS and time.process_time() - begun > LONGEST:
+                break
+    return taken
 
 
-def line(name: str, size: int, times: Mapping[str, float], predicted: float) -> str:
-    cells = [f"{times[choice]:.2f}" if choice in times else "-" for choice in CHOICES]
-    measured = 1 - times["fastest"] / times["suggest"]
-    cells += [f"{times['float'] / times['fastest']:.2f}", f"{predicted:.0%}", f"{measured:.0%}"]
-    return f"| {name} | {size} | {' | '.join(cells)} |"
+def line(row: Row) -> str:
+    cells = [f"{row.ms(choice):.2f}" if choice in row.seconds else "-" for choice in CHOICES]
+    if row.predicted is None:
+        cells += ["-"] * 2
+    else:
+        cells += [f"{row.predicted:.0%}", f"{1 - row.ms('fastest') / row.ms('suggest'):.0%}"]
+    return f"| {row.name} | {row.size} | {' | '.join(cells)} |"
 
 
-def summary(rows: Mapping[tuple[str, int], Mapping[str, float]]) -> Iterator[str]:
+def summary(rows: Sequence[Row]) -> Iterator[str]:
     for size in SIZES:
-        for choice in ("suggest", "fastest"):
-            ratios = {
-                name: times["float"] / times[choice]
-                for (name, of), times in rows.items()
-                if of == size
-            }
-            if not ratios:
+        for choice in CHOICES[1:]:
+            found = [row for row in rows if row.size == size and choice in row.seconds]
+            if not found:
                 continue
-            slower = [name for name, ratio in ratios.items() if ratio < 1]
-            median = statistics.median(ratios.values())
-            names = ", ".join(slower) or "none"
-            yield f"batch {size}, {choice}: median float/int8 {median:.2f}; slower: {names}"
+            median = statistics.median(row.over(choice) for row in found)
+            slower = [
+                f"{row.name} {row.over(choice):.2f} ({_word(row, choice)})"
+                for row in found
+                if row.is_slower(choice)
+            ]
+            yield (
+                f"batch {size}, {choice}: median float/{choice} {median:.2f} of {len(found)}; "
+                f"slower than float: {', '.join(slower) or 'none'}"
+            )
+
+
+def _word(row: Row, choice: str) -> str:
+    return ", ".join(row.codes.get(choice, row.codes["suggest"])) or "without a word"
+
+
+def stored(path: Path | None) -> list[Row]:
+    if path is None or not path.exists():
+        return []
+    return [Row(**json.loads(each)) for each in path.read_text(encoding="utf-8").splitlines()]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="How fast each choice of sites is.")
     parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--rows", type=Path)
     parser.add_argument("--only", nargs="*", default=())
+    parser.add_argument("--sizes", type=int, nargs="*", default=SIZES)
+    parser.add_argument("--choices", nargs="*", choices=CHOICES[1:], default=CHOICES[1:])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    chosen = models()
-    if arguments.only:
-        chosen = {name: chosen[name] for name in arguments.only}
-    rows: dict[tuple[str, int], Mapping[str, float]] = {}
-    heads = (*CHOICES, "float/fastest", "predicted", "measured")
+    known, rows = models(), stored(arguments.rows)
+    done = {(row.name, row.size) for row in rows}
+    for name in arguments.only or known:
+        for size in arguments.sizes:
+            if (name, size) in done:
+                continue
+            try:
+                row = measure(name, known[name], size, arguments.choices, arguments.runs)
+            except (QRecipeError, RuntimeError) as error:
+                row = Row(name, size, {}, why=str(error))
+                print(f"{name}, batch {size}: {error}", file=sys.stderr)
+            rows.append(row)
+            if arguments.rows is not None:
+                with arguments.rows.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(asdict(row)) + "\n")
+    measured = [row for row in rows if row.seconds]
+    heads = (*CHOICES, "predicted", "measured")
     print(f"| model | batch | {' | '.join(heads)} |")
     print(f"|---|--:|{'--:|' * len(heads)}")
-    for name, written in chosen.items():
-        for size in SIZES:
-            try:
-                times, predicted = measure(written, size, arguments.runs)
-            except (QRecipeError, RuntimeError) as error:
-                print(f"{name}, batch {size}: {error}", file=sys.stderr)
-                continue
-            rows[name, size] = times
-            print(line(name, size, times, predicted), flush=True)
-    print("\n".join(["", *summary(rows)]))
+    print("\n".join([*map(line, measured), "", *summary(measured)]))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import fx, nn
 
+from qrecipe.measure.turns import clock
 from qrecipe.model.call import Inputs, bind
 from qrecipe.model.copies import structural_copy
 from qrecipe.model.interpreter import Interpreter
@@ -32,14 +32,14 @@ class Watched(nn.Module):
 class _Watching(Interpreter):
     def __init__(self, graph_module: fx.GraphModule, see: See) -> None:
         super().__init__(graph_module)
-        self._see = see
+        self._see, self._now = see, clock()
 
     def run_node(self, n: fx.Node) -> Any:
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         run = getattr(self, n.op)
-        start = time.perf_counter()
+        start = self._now()
         result = run(n.target, args, kwargs)
-        self._see(n, result, time.perf_counter() - start)
+        self._see(n, result, self._now() - start)
         return result
 
 
@@ -57,9 +57,10 @@ def watched_modules(model: nn.Module, paths: Iterable[str], see: SeeModule) -> n
 
 def _watch(module: nn.Module, path: str, see: SeeModule) -> None:
     started: list[float] = []
+    now = clock()
 
     def stop(module: nn.Module, args: Any, output: Any) -> None:
-        see(path, output, time.perf_counter() - started.pop())
+        see(path, output, now() - started.pop())
 
-    module.register_forward_pre_hook(lambda *_: started.append(time.perf_counter()))
+    module.register_forward_pre_hook(lambda *_: started.append(now()))
     module.register_forward_hook(stop)

@@ -47,8 +47,8 @@ def fastest(
     turns with the recipe as it is and with the float model. The result is the fastest of them, and
     the recipe itself unless something else is faster beyond noise.
 
-    Times are wall time with torch's current number of threads, on the first batch. Accuracy is not
-    looked at; more sites in float usually lose less.
+    Times are taken as by `qrecipe.profile`, on the first batch. Accuracy is not looked at; more
+    sites in float usually lose less.
 
     Args:
         batches: as in `qrecipe.calibrate`.
@@ -74,9 +74,14 @@ def fastest(
 
 
 def race(bench: Bench, mixed: nn.Module | None, progress: Progress | bool | None) -> Race:
-    """Time the float model, the recipe as it is and the mixture, if there is one, in turns."""
+    """Time the float model, the recipe as it is and the mixture, if there is one, in turns.
+
+    Each runs twice and counts once: the one before it has used the caches, which made the first run
+    of a small model up to a third slower.
+    """
     models = [bench.eager, bench.converted, *([] if mixed is None else [mixed])]
     passes = [Pass(model, bench.calls) for model in models]
+    turns = [turn for each in passes for turn in (Pass(each.model, bench.calls), each)]
     with engine_of(bench.plan), torch.no_grad(), quiet():
-        run_in_turn(passes, chosen_progress(progress, "comparing"), _ROUNDS)
+        run_in_turn(turns, chosen_progress(progress, "comparing"), _ROUNDS)
     return Race(*(each.whole.seconds("") for each in passes))

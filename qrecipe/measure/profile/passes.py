@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, fx, nn
 from qrecipe.execution.provenance import converted_graphs
 from qrecipe.measure.profile.boundaries import Boundary, boundary_of
 from qrecipe.measure.profile.timing import Stopwatch
+from qrecipe.measure.turns import clock
 from qrecipe.measure.watched import See, Watched, watched_modules
 from qrecipe.model.addresses import is_conversion, site_of
 from qrecipe.model.call import Inputs
@@ -40,11 +40,12 @@ class Pass:
         """Run all calls once more."""
         self.parts.start_round()
         self.whole.start_round()
+        now = clock()
         for inputs in self.calls:
             given = inputs.cloned()  # some models write to their inputs
-            start = time.perf_counter()
+            start = now()
             given.call(self.model)
-            self.whole.add("", time.perf_counter() - start)
+            self.whole.add("", now() - start)
 
     def forget(self) -> None:
         """Forget the rounds so far, which warmed up."""
@@ -82,6 +83,7 @@ def int8_pass(inventory: Inventory, converted: nn.Module, calls: Sequence[Inputs
 def conversion_pass(converted: nn.Module, calls: Sequence[Inputs]) -> Pass:
     """What it takes to dequantize each quantized result, and to quantize it again."""
     stopwatch = Stopwatch[Key]()
+    now = clock()
 
     def see(node: fx.Node, result: Any, seconds: float) -> None:
         site = None if is_conversion(node) else site_of(node)
@@ -91,11 +93,11 @@ def conversion_pass(converted: nn.Module, calls: Sequence[Inputs]) -> Pass:
         if not result.is_quantized or result.qscheme() != torch.per_tensor_affine:
             return
         scale, zero_point = result.q_scale(), result.q_zero_point()
-        start = time.perf_counter()
+        start = now()
         values = result.dequantize()
-        between = time.perf_counter()
+        between = now()
         torch.quantize_per_tensor(values, scale, zero_point, result.dtype)
-        stopwatch.add(Boundary("quantize", site), time.perf_counter() - between)
+        stopwatch.add(Boundary("quantize", site), now() - between)
         stopwatch.add(Boundary("dequantize", site), between - start)
 
     return Pass(_watched(converted, lambda path: see), calls, stopwatch)

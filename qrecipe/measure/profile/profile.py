@@ -57,7 +57,8 @@ def profile(
     The model is quantized. Then it runs on the first batch in passes, round after round: all sites
     in float, also with images in channels_last, all sites in int8, the conversions of all results,
     and each model as a whole. So each site is timed between its neighbours, in the shapes and
-    layouts that it has there. Times are wall time with torch's current number of threads.
+    layouts that it has there. Times are wall time with torch's current number of threads, and CPU
+    time if that is one.
 
     Args:
         batches: as in `qrecipe.calibrate`.
