@@ -148,7 +148,7 @@ def result_json(result: Result) -> dict[str, Any]:
             "float_seconds": latency.reference,
             "quantized_seconds": latency.candidate,
             "ratio": latency.speed.median,
-            "quartiles": [latency.speed.low, latency.speed.high],
+            "interval": [latency.speed.low, latency.speed.high],
             "is_slower": latency.speed.is_slower,
             "runs": latency.runs,
             "threads": latency.threads,

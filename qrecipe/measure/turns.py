@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import quantiles
+from math import sqrt
 
 import torch
 
@@ -26,10 +27,12 @@ def clock() -> Callable[[], float]:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """How many times as fast one model is as another: the quartiles and the median of the rounds.
+    """How many times as fast one model is as another: the median, and where it is with 95 %.
 
-    Each round is compared with itself, since other load on the machine affects both alike. Beyond
-    noise is a difference of more than 3 % in three quarters of the rounds.
+    Each round is compared with itself, since other load on the machine affects both alike. The
+    interval of the median is that between two of the rounds in order (the sign test), whatever
+    their distribution; more rounds make it smaller. Beyond noise is a difference of more than 3 %
+    in the whole interval.
     """
 
     low: float
@@ -39,8 +42,10 @@ class Speed:
     @classmethod
     def of(cls, model: Seconds, other: Seconds) -> Speed:
         """That of a model against another one, from at least two rounds."""
-        ratios = [theirs / own for own, theirs in zip(model, other, strict=True)]
-        return cls(*quantiles(ratios, n=4))
+        ratios = sorted(theirs / own for own, theirs in zip(model, other, strict=True))
+        count = len(ratios)
+        outside = max(0, int((count - 1.96 * sqrt(count)) / 2))
+        return cls(ratios[outside], statistics.median(ratios), ratios[count - 1 - outside])
 
     @property
     def is_faster(self) -> bool:
@@ -54,12 +59,12 @@ class Speed:
 
     @property
     def is_equal(self) -> bool:
-        """Whether neither is faster in most rounds."""
+        """Whether the difference is within noise."""
         return self.low >= 1 - _NOISE and self.high <= 1 / (1 - _NOISE)
 
     @property
     def text(self) -> str:
-        """The median, or the quartiles where the rounds differ by more than the models."""
+        """The median, or its interval where the rounds differ by more than the models."""
         if self.is_faster or self.is_slower:
             return f"{self.median:.2f}"
         return f"{self.low:.2f} to {self.high:.2f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 
@@ -55,7 +56,24 @@ def test_each_model_is_called_right_before_it_is_timed():
     assert turns == [first, first, second, second] * latency.runs
 
 
-def test_beyond_noise_is_three_percent_in_three_quarters_of_the_rounds():
+def test_the_interval_holds_the_median_as_often_as_it_says():
+    draw = random.Random(0)
+    held = 0
+    for _ in range(400):
+        speed = Speed.of([1.0] * 30, [draw.lognormvariate(0, 0.3) for _ in range(30)])
+        held += speed.low <= 1 <= speed.high
+    assert 0.93 < held / 400 < 0.99
+
+
+def test_more_rounds_tell_smaller_differences():
+    draw = random.Random(0)
+    rounds = [draw.lognormvariate(0.1, 0.2) for _ in range(200)]
+    few, many = (Speed.of([1.0] * count, rounds[:count]) for count in (15, 200))
+    assert few.high - few.low > 2 * (many.high - many.low)
+    assert many.is_faster
+
+
+def test_beyond_noise_is_more_than_three_percent():
     assert Speed.of([1.0] * 8, [1.1] * 8).is_faster
     assert not Speed.of([1.0] * 8, [1.1] * 5 + [0.9] * 3).is_faster
     assert Speed.of([1.1] * 8, [1.0] * 8).is_slower

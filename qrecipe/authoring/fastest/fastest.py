@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -28,7 +29,10 @@ from qrecipe.recipe.overlay import overlay_recipe
 from qrecipe.recipe.recipe import Recipe, load_recipe
 from qrecipe.terminal.progress import Progress, chosen_progress
 
-_ROUNDS = 30
+_FEWEST_ROUNDS = 30
+_MOST_ROUNDS = 200
+_ENOUGH = 3.0
+"""Seconds for a race, unless the fewest rounds take longer."""
 
 
 @neutral
@@ -83,5 +87,10 @@ def race(bench: Bench, mixed: nn.Module | None, progress: Progress | bool | None
     passes = [Pass(model, bench.calls) for model in models]
     turns = [turn for each in passes for turn in (Pass(each.model, bench.calls), each)]
     with engine_of(bench.plan), torch.no_grad(), quiet():
-        run_in_turn(turns, chosen_progress(progress, "comparing"), _ROUNDS)
+        start = time.perf_counter()
+        for turn in turns:
+            turn.run()
+        possible = int(_ENOUGH / (time.perf_counter() - start))
+        rounds = min(max(_FEWEST_ROUNDS, possible), _MOST_ROUNDS)
+        run_in_turn(turns, chosen_progress(progress, "comparing"), rounds)
     return Race(*(each.whole.seconds("") for each in passes))

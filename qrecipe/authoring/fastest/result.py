@@ -167,8 +167,7 @@ def _against_float(speed: Speed) -> str:
     if speed.is_equal:
         return "Even so, float is as fast here."
     return (
-        "Whether that is faster than float was not to be seen: it is "
-        f"{speed.text} times as fast in half of the rounds."
+        f"Whether that is faster than float was not to be seen: it is {speed.text} times as fast."
     )
 
 
