@@ -144,7 +144,7 @@ def made():
                 batches,
                 torch.no_grad()(lambda tried: -float((tried(batches[0]) - expected).norm())),
                 max_drop=0.0,
-                max_trials=4,
+                max_trials=8,
                 progress=False,
             ),
             "Transformation": _transformation(),

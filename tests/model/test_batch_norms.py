@@ -180,9 +180,8 @@ def test_in_training_a_transposed_convolution_and_its_batch_norm_are_apart_and_t
     layers = (nn.ConvTranspose2d(3, 8, 2, 2), nn.BatchNorm2d(8), nn.Dropout(), nn.ReLU())
     plan, converted = quantized(warmed(nn.Sequential(*layers), BATCH), phase="qat")
     assert [site.members for site in plan] == [("0",), ("1",), ("3",)]
-    assert plan["1"].reason == (
-        "not folded: torch cannot train a transposed convolution and its BatchNorm as one"
-    )
+    reason = "not folded: torch cannot train a transposed convolution and its BatchNorm as one"
+    assert plan["1"].reason == f"{reason}; with the range of 3, which clamps it"
     assert converted(BATCH).isfinite().all()
 
 
