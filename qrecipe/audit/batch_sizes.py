@@ -42,11 +42,11 @@ def shortfall(
     other = inputs.of_another_size()
     if other is None or (output is not None and batch_size(output) != inputs.batch_size):
         return None
-    actual, error = _tried(converted, other)
+    actual, error = tried(converted, other)
     follows = error is None and batch_size(actual) == other.batch_size
     if follows and (output is None or _is_near(_like(output, other), actual)):
         return None
-    expected, refused = _tried(model, other)
+    expected, refused = tried(model, other)
     if refused is not None or batch_size(expected) != other.batch_size:
         return None
     if error is not None:
@@ -56,7 +56,7 @@ def shortfall(
     db = output_sqnr_db(expected, actual)
     if db is None or _is_near(expected, actual):
         return None
-    usual = output_sqnr_db(expected, _like(_tried(converted, inputs)[0], other))
+    usual = output_sqnr_db(expected, _like(tried(converted, inputs)[0], other))
     if usual is None or usual < db + _CAUSE_DB:
         return None
     return Shortfall(other, f"is {db:.1f} dB from float instead of {usual:.1f}")
@@ -77,7 +77,7 @@ def _like(output: Any, other: Inputs) -> Any:
         return None
 
 
-def _tried(model: nn.Module, inputs: Inputs) -> tuple[Any, str | None]:
+def tried(model: nn.Module, inputs: Inputs) -> tuple[Any, str | None]:
     """The output of a model, or why there is none; what its code keeps is not changed."""
     probe = model if isinstance(model, fx.GraphModule) else failing_quietly(runnable_copy(model))
     try:

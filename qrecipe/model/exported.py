@@ -67,7 +67,7 @@ def exported_part(
 def exported(root: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """torch's exported program, in which the first size of each tensor input is free."""
     given = signature_of(root).bind(*args, **kwargs).arguments
-    return _exported(root, args, kwargs, pytree.tree_map(_free_first_size, dict(given)))
+    return _exported(root, args, kwargs, pytree.tree_map(free_first_size, dict(given)))
 
 
 def exported_as_it_is(root: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -88,5 +88,6 @@ def of_several(inputs: Inputs) -> Inputs:
     return more or inputs
 
 
-def _free_first_size(value: Any) -> Any:
+def free_first_size(value: Any) -> Any:
+    """What torch.export is told about an input, so that its first size is free."""
     return {0: Dim.AUTO} if isinstance(value, Tensor) and value.dim() else None

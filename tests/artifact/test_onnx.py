@@ -127,15 +127,53 @@ def test_a_trained_model_is_exported_as_it_is_converted(tmp_path):
     assert sqnr_db(expected, run_onnx(path, batch)[0]) > AGREE_DB
 
 
-@pytest.mark.slow
-def test_other_sizes_of_the_batch_run_where_the_dimension_is_dynamic(tmp_path):
-    compiled, model, batches = prepared("mlp", recipe())
+def shapes(path):
+    """The sizes of the inputs, and names of those that are free."""
+    return [
+        [size.dim_param or size.dim_value for size in given.type.tensor_type.shape.dim]
+        for given in onnx.load(path).graph.input
+    ]
+
+
+def test_batches_of_any_size_run(mlp, content, tmp_path):
+    compiled, model, batches = mlp
     path = tmp_path / "model.onnx"
-    batch = torch.export.Dim("batch")
-    qrecipe.export_onnx(compiled, model, path, dynamic_shapes=({0: batch},))
+    path.write_bytes(content)
+    ((first, *_),) = shapes(path)
+    assert first == "batch"
     converted = compiled.convert(model)
-    few = batches[1][:3]
-    assert sqnr_db(outputs(converted, few)[0], run_onnx(path, few)[0]) > AGREE_DB
+    for few in (batches[1][:1], batches[1][:3]):
+        assert sqnr_db(outputs(converted, few)[0], run_onnx(path, few)[0]) > AGREE_DB
+
+
+def test_sizes_are_those_of_the_example_where_that_is_asked_for(mlp, tmp_path):
+    compiled, model, batches = mlp
+    qrecipe.export_onnx(compiled, model, tmp_path / "model.onnx", dynamic_shapes=None)
+    assert shapes(tmp_path / "model.onnx") == [list(batches[0].shape)]
+
+
+def test_a_model_for_one_batch_size_is_exported_for_that_size_and_says_so(tmp_path):
+    model = net_of(lambda self, x: self.fc(x).reshape(4, 2, 2), fc=nn.Linear(6, 4))
+    batches = [torch.randn(4, 6) for _ in range(10)]
+    compiled = qrecipe.compile(model, recipe(), batches[0])
+    ready = compiled.prepare()
+    qrecipe.calibrate(ready, batches, progress=silent)
+    path = tmp_path / "model.onnx"
+    with pytest.warns(QRecipeWarning, match="QR235 the exported file takes batches of 4"):
+        qrecipe.export_onnx(compiled, ready, path)
+    assert shapes(path) == [[4, 6]]
+    assert run_onnx(path, batches[0])[0].shape == (4, 2, 2)
+
+
+def test_nodes_are_named_after_sites_and_no_path_of_this_machine_is_in_the_file(mlp, content):
+    compiled, _, _ = mlp
+    nodes = onnx.load_from_string(content).graph.node
+    names = [node.name for node in nodes]
+    assert len(set(names)) == len(names)
+    computed = {name.rpartition("/")[0] for name in names}
+    assert {site.name for site in compiled.plan.sites} <= computed
+    assert all(name.count("/") for name in names)
+    assert b".py" not in content
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ and dequantize calls, without quantized modules or packed weights.
 from __future__ import annotations
 
 import copy
+import importlib
 import importlib.util
 import os
 from collections.abc import Sequence
@@ -17,22 +18,30 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from qrecipe.artifact.container import path_of, write
-from qrecipe.artifact.export.onnx_check import file_findings
-from qrecipe.errors.findings import CODES, ArtifactError, QRecipeError, error_from
+from qrecipe.artifact.export.fusable import make_fusable
+from qrecipe.artifact.export.onnx_check import Run, file_findings, size_fault
+from qrecipe.artifact.export.onnx_inputs import take_tensors
+from qrecipe.artifact.export.onnx_names import mark_sites, name_batch, name_nodes
+from qrecipe.audit.batch_sizes import tried
+from qrecipe.errors.findings import CODES, ArtifactError, Finding, QRecipeError, error_from
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
 from qrecipe.execution.part import Exportable
-from qrecipe.execution.plain_scales import spell_out
-from qrecipe.model.nested import Packing, parts_of
-from qrecipe.model.normalize import stored
+from qrecipe.model.call import Inputs
+from qrecipe.model.exported import free_first_size, of_several
 from qrecipe.model.tracer import OTHER_SHAPES
 from qrecipe.pipeline import CompiledRecipe, exportable
 from qrecipe.process.neutral import neutral
 from qrecipe.process.state import alone
 from qrecipe.process.warnings import held_back
 
+OPSET = 20
+"""Of the files; onnxruntime reads it from 1.17 on, and OpenVINO from 2024.0 on."""
+
+ANY_BATCH = "batch"
+"""Inputs whose first sizes are free."""
+
 _PACKAGES = ("onnx", "onnxscript")
-_QUANTIZE = "quantized_decomposed.quantize_per_"
 
 
 @neutral
@@ -41,16 +50,20 @@ def export_onnx(
     prepared: nn.Module,
     path: str | os.PathLike[str],
     *,
-    dynamic_shapes: Any = None,
+    dynamic_shapes: Any = ANY_BATCH,
 ) -> None:
-    """Export a calibrated or trained model to ONNX, for onnxruntime and others.
+    """Export a calibrated or trained model to ONNX, for onnxruntime, OpenVINO and others.
 
-    ``prepared`` is the calibrated or trained result of ``compiled.prepare()``; it stays usable. The
-    model is exported with the example inputs that it was compiled for; ``dynamic_shapes`` is passed
-    to ``torch.onnx.export`` for inputs of other sizes. The file takes and returns plain tensors:
-    dataclasses and mappings are flattened in order, and ``dynamic_shapes`` has one entry per tensor
-    then. Quantized weights are stored as integers. If onnxruntime is installed, the file is run on
-    the example inputs and compared before it is written (QR415 warns if that is impossible).
+    ``prepared`` is the calibrated or trained result of ``compiled.prepare()``; it stays usable.
+    Inputs of the file have the sizes of the example inputs that the model was compiled for, but the
+    first size, of the batch, is free. QR235 warns of a model that takes a single size. With
+    ``dynamic_shapes=None`` it is that of the example inputs; anything else is passed to
+    ``torch.onnx.export``.
+
+    The file takes and returns plain tensors: dataclasses and mappings are flattened in order, and
+    ``dynamic_shapes`` has one entry per tensor then. Quantized weights are stored as integers. If
+    onnxruntime is installed, the file is run on the example inputs, and on a batch of another size
+    if that is free, and compared before it is written (QR415 warns if that is impossible).
 
     Raises:
         ArtifactError: the model cannot be exported (QR512), or the file cannot be written (QR502).
@@ -74,49 +87,68 @@ def check_onnx() -> None:
 def write_onnx(
     found: Exportable,
     path: str | os.PathLike[str],
-    dynamic_shapes: Any = None,
+    dynamic_shapes: Any = ANY_BATCH,
     ignore: Sequence[str] = (),
 ) -> None:
     """Export and compare what an executor made for exporters; errors as for `export_onnx`."""
     file = path_of(path, "export_onnx")
-    inputs = _take_tensors(found.graph_module, found.inputs)
-    content = _content(found.graph_module, inputs, dynamic_shapes)
-    for finding in file_findings(content, inputs, found.output, found.float_output):
-        if CODES[finding.code].error is not None:
-            raise error_from([finding])
-        warn(finding, ignore)
+    content = checked_content(found, dynamic_shapes, ignore)
     write(file, lambda stream: stream.write(content))
 
 
-def _take_tensors(model: fx.GraphModule, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Flatten containers that the exporter does not know into tensor inputs, in place.
-
-    Returns the new inputs.
-    """
-    taken: list[Any] = []
-    placeholders = [node for node in model.graph.nodes if node.op == "placeholder"]
-    first = next(node for node in model.graph.nodes if node.op != "placeholder")
-    for node, value in zip(placeholders, inputs, strict=True):
-        if _is_known_to_exporter(value):
-            taken.append(value)
-            continue
-        packing = Packing(value, lambda leaf: isinstance(leaf, torch.Tensor))
-        taken += packing.open_leaves
-        with model.graph.inserting_before(node):
-            given = [
-                model.graph.placeholder(f"{node.name}_{i}") for i in range(len(packing.open_leaves))
-            ]
-        with model.graph.inserting_before(first):
-            node.replace_all_uses_with(model.graph.call_function(packing, tuple(given)))
-        model.graph.erase_node(node)
-    model.recompile()
-    return tuple(taken)
+def checked_content(found: Exportable, dynamic_shapes: Any, ignore: Sequence[str]) -> bytes:
+    """The content of the file, compared with the model; errors as for `export_onnx`."""
+    inputs = take_tensors(found.graph_module, found.inputs)
+    mark_sites(found.graph_module)
+    own = Run(inputs, found.output, found.float_output)
+    if dynamic_shapes == ANY_BATCH:
+        content, findings = _for_any_batch(found.graph_module, own)
+    else:
+        content = _content(found.graph_module, inputs, dynamic_shapes)
+        findings = list(file_findings(content, own))
+    for finding in findings:
+        if CODES[finding.code].error is not None:
+            raise error_from([finding])
+        warn(finding, ignore)
+    return content
 
 
-def _is_known_to_exporter(value: Any) -> bool:
-    """Whether the exporter takes an input as it is; a dict at the end would become keywords."""
-    is_dict = isinstance(value, dict)
-    return not is_dict and all(parts_of(leaf) is None for leaf in pytree.tree_leaves(value))
+def _for_any_batch(model: fx.GraphModule, own: Run) -> tuple[bytes, list[Finding]]:
+    """A file for batches of any size where the model takes them, and what is to be said of it."""
+    try:
+        content = _of_any_batch(model, own)
+    except ArtifactError as error:
+        content = _content(model, own.inputs, None)
+        finding = Finding(
+            "QR235",
+            f"the exported file takes batches of {Inputs(own.inputs).batch_size} alone: "
+            f"{error.findings[0].message}",
+            hint="give example inputs of the size that it will run with",
+        )
+        return content, [finding, *file_findings(content, own)]
+    return content, list(file_findings(content, own))
+
+
+def _of_any_batch(model: fx.GraphModule, own: Run) -> bytes:
+    """Raises ``ArtifactError`` (QR512) for a model that takes one size only."""
+    given = Inputs(own.inputs)
+    several, other = of_several(given), given.of_another_size()
+    content = _content(model, several.args, pytree.tree_map(free_first_size, several.args))
+    why = _fixed(content)
+    if why is None and other is not None:
+        expected, why = tried(model, other)
+        why = why or size_fault(content, own, Run(other.args, expected, None))
+    if why is not None:
+        raise ArtifactError.of("QR512", why)
+    return content
+
+
+def _fixed(content: bytes) -> str | None:
+    """The inputs whose first size is not free."""
+    model = importlib.import_module("onnx").load_from_string(content)
+    shapes = {given.name: given.type.tensor_type.shape.dim for given in model.graph.input}
+    fixed = [name for name, sizes in shapes.items() if len(sizes) and not sizes[0].dim_param]
+    return f"the first size of {', '.join(fixed)} is fixed in the program" if fixed else None
 
 
 def _content(model: fx.GraphModule, inputs: tuple[Any, ...], dynamic_shapes: Any) -> bytes:
@@ -127,11 +159,19 @@ def _content(model: fx.GraphModule, inputs: tuple[Any, ...], dynamic_shapes: Any
             if dynamic_shapes is not None:
                 _check_sizes(model, inputs, dynamic_shapes, exported)
             flat = exported.module()
-            _fold_weights(flat)
+            make_fusable(flat)
             program: Any = torch.onnx.export(
-                flat, inputs, dynamo=True, dynamic_shapes=dynamic_shapes, verbose=False
+                flat,
+                inputs,
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=dynamic_shapes,
+                verbose=False,
             )
-            content: bytes = program.model_proto.SerializeToString()
+            proto = program.model_proto
+            name_nodes(proto.graph)
+            name_batch(proto.graph)
+            content: bytes = proto.SerializeToString()
     except ArtifactError:
         raise
     except Exception as error:
@@ -170,24 +210,3 @@ def _conditions(program: Any) -> set[str]:
     """What an exported program asks of the sizes of its inputs."""
     ranges = {f"{symbol} in {limits}" for symbol, limits in program.range_constraints.items()}
     return ranges.union(getattr(program, "_guards_code", ()))
-
-
-def _fold_weights(graph_module: fx.GraphModule) -> None:
-    """Replace the float values of each weight by its integers, in place."""
-    for number, node in enumerate(list(graph_module.graph.nodes)):
-        if not str(node.target).startswith(_QUANTIZE) or node.args[0].op != "get_attr":
-            continue
-        name = f"quantized_weight_{number}"
-        with torch.no_grad():
-            graph_module.register_buffer(name, node.target(*_values(graph_module, node)))
-        with graph_module.graph.inserting_before(node):
-            stored = graph_module.graph.get_attr(name)
-        node.replace_all_uses_with(stored)
-        for user in list(stored.users):
-            spell_out(graph_module, user)
-    graph_module.graph.eliminate_dead_code()
-    graph_module.recompile()
-
-
-def _values(graph_module: fx.GraphModule, node: fx.Node) -> list[Any]:
-    return [stored(arg, graph_module) if isinstance(arg, fx.Node) else arg for arg in node.args]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,18 +22,33 @@ _FLIPPED = 0.01
 """The share of integers that may differ: ranks and thresholds flip at ties."""
 
 
-def file_findings(content: bytes, inputs: Any, expected: Any, as_float: Any) -> Iterator[Finding]:
+_CAUSE_DB = 6.0
+"""How much worse the output must be at another batch size, if the size is to blame."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """What a file is given, and what it should return.
+
+    ``as_float`` is the output of the float model, or None where that is unknown.
+    """
+
+    inputs: tuple[Any, ...]
+    expected: Any
+    as_float: Any
+
+
+def file_findings(content: bytes, run: Run) -> Iterator[Finding]:
     """Run a file in onnxruntime, if that is installed: QR414 if it is wrong, QR415 if it can't run.
 
-    ``expected`` is the output of the model that was exported, ``as_float`` that of the float
-    model, or None where that is unknown. onnxruntime's optimizer is off: its fused kernels can
-    saturate on a CPU without VNNI, which is not the file's fault.
+    onnxruntime's optimizer is off: its fused kernels can saturate on a CPU without VNNI, which is
+    not the file's fault.
     """
-    if importlib.util.find_spec("onnxruntime") is None:
+    if not _is_installed():
         return
-    tensors = list(tensors_in(expected))
+    tensors = list(tensors_in(run.expected))
     try:
-        actual = _run(content, list(tensors_in(inputs)))
+        actual = _run(content, list(tensors_in(run.inputs)))
     except Exception as error:
         yield _unjudged(f"onnxruntime cannot run it: {first_line(error)}")
         return
@@ -45,11 +62,11 @@ def file_findings(content: bytes, inputs: Any, expected: Any, as_float: Any) -> 
         return
     if reached >= RIGHT_DB:
         return
-    if as_float is None:
+    if run.as_float is None:
         yield _unjudged(f"it is {reached:.1f} dB from the model, which may be rounding")
         return
     # depth amplifies single results that were rounded the other way
-    floats = list(tensors_in(as_float))
+    floats = list(tensors_in(run.as_float))
     own, others = output_sqnr_db(floats, tensors), output_sqnr_db(floats, actual)
     if own is None or others is None or others >= own - TOLERANCE_DB:
         return
@@ -57,6 +74,40 @@ def file_findings(content: bytes, inputs: Any, expected: Any, as_float: Any) -> 
         f"{reached:.1f} dB from the quantized model, and {others:.1f} dB from float (the model: "
         f"{own:.1f} dB)"
     )
+
+
+def size_fault(content: bytes, own: Run, other: Run) -> str | None:
+    """What is wrong with a file at another batch size and not at its own, in onnxruntime."""
+    if not _is_installed():
+        return None
+    try:
+        usual = _reached(content, own)
+    except Exception:
+        return None  # it is at fault at each size
+    try:
+        reached = _reached(content, other)
+    except Exception as error:
+        return f"onnxruntime cannot run it with another size: {first_line(error)}"
+    if (
+        reached is None
+        or reached >= RIGHT_DB
+        or (usual is not None and usual < reached + _CAUSE_DB)
+    ):
+        return None
+    return f"with another size, it is {reached:.1f} dB from the model"
+
+
+def _reached(content: bytes, run: Run) -> float | None:
+    """How near a file is to the model in dB; minus infinity for results of other shapes."""
+    found = _run(content, list(tensors_in(run.inputs)))
+    expected = list(tensors_in(run.expected))
+    if [each.shape for each in found] != [each.shape for each in expected]:
+        return -math.inf
+    return output_sqnr_db(expected, found)
+
+
+def _is_installed() -> bool:
+    return importlib.util.find_spec("onnxruntime") is not None
 
 
 def _run(content: bytes, given: Sequence[Tensor]) -> list[Tensor]:

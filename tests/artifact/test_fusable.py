@@ -1,0 +1,149 @@
+"""Programs as runtimes make integer kernels of them: the same integers in other places."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from plans import net_of, recipe
+from runs import silent
+from torch import fx, nn
+
+import qrecipe
+from qrecipe.artifact.export.fusable import make_fusable
+
+onnx = pytest.importorskip("onnx")
+
+aten, decomposed = torch.ops.aten, torch.ops.quantized_decomposed
+QUANTIZE = decomposed.quantize_per_tensor.default
+DEQUANTIZE = decomposed.dequantize_per_tensor.default
+RELU, RELU6 = (aten.relu.default,), (aten.hardtanh.default, 0.0, 6.0)
+FROM_ZERO, SHARED = (6 / 255, 0), (0.03, 100)
+
+
+def grid(scale, zero_point, dtype=torch.uint8):
+    limits = torch.iinfo(dtype)
+    return scale, zero_point, limits.min, limits.max, dtype
+
+
+def rounded(graph, node, *grid):
+    return graph.call_function(DEQUANTIZE, (graph.call_function(QUANTIZE, (node, *grid)), *grid))
+
+
+def program(clamp, *grid, first=True):
+    """A sum, rounded if ``first``, a clamp and a rounding."""
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    y = graph.call_function(aten.add.Tensor, (x, x))
+    y = rounded(graph, y, *grid) if first else y
+    graph.output(rounded(graph, graph.call_function(clamp[0], (y, *clamp[1:])), *grid))
+    return fx.GraphModule({}, graph)
+
+
+def steps(graph_module):
+    short = {"quantize_per_tensor": "Q", "dequantize_per_tensor": "DQ"}
+    calls = (node.target for node in graph_module.graph.nodes if node.op == "call_function")
+    return " ".join(short.get(str(t).split(".")[1], str(t).split(".")[1]) for t in calls)
+
+
+@pytest.mark.parametrize(
+    ("clamp", "scale", "first", "expected"),
+    [
+        (RELU6, FROM_ZERO, True, "add Q DQ"),
+        (RELU, FROM_ZERO, True, "add Q DQ"),
+        (RELU6, SHARED, True, "add Q DQ hardtanh Q DQ"),
+        (RELU, SHARED, False, "add Q DQ relu Q DQ"),
+        (RELU6, SHARED, False, "add Q DQ hardtanh Q DQ"),
+        (RELU, FROM_ZERO, False, "add relu Q DQ"),
+        (RELU6, FROM_ZERO, False, "add hardtanh Q DQ"),
+    ],
+)
+def test_clamps_stand_where_the_layer_before_them_is_an_integer_kernel(
+    clamp, scale, first, expected
+):
+    made = program(clamp, *grid(*scale), first=first)
+    x = torch.linspace(-6, 6, 5001)
+    before = made(x)
+    make_fusable(made)
+    assert steps(made) == expected
+    assert torch.equal(made(x), before)
+
+
+def test_a_symmetric_grid_keeps_its_clamp_next_to_the_layer():
+    made = program(RELU, *grid(0.03, 0, torch.int8), first=False)
+    make_fusable(made)
+    assert steps(made) == "add relu Q DQ"
+
+
+def test_a_clamp_that_is_read_as_float_too_stays():
+    made = program(RELU, *grid(*SHARED), first=False)
+    (output,) = made.graph.find_nodes(op="output")
+    (clamp,) = made.graph.find_nodes(op="call_function", target=aten.relu.default)
+    output.args = ((output.args[0], clamp),)
+    make_fusable(made)
+    assert steps(made) == "add relu Q DQ"
+
+
+def test_rounding_to_another_grid_stays():
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    graph.output(rounded(graph, rounded(graph, x, *grid(*SHARED)), *grid(*FROM_ZERO)))
+    made = fx.GraphModule({}, graph)
+    make_fusable(made)
+    assert steps(made) == "Q DQ Q DQ"
+
+
+@pytest.mark.parametrize(("widths", "expected"), [([0, 0], "Q DQ"), ([0, 1], "Q DQ pad Q DQ")])
+def test_padding_by_nothing_is_left_out(widths, expected):
+    graph = fx.Graph()
+    y = rounded(graph, graph.placeholder("x"), *grid(*SHARED))
+    padded = graph.call_function(aten.pad.default, (y, widths))
+    graph.output(rounded(graph, padded, *grid(*SHARED)))
+    made = fx.GraphModule({}, graph)
+    make_fusable(made)
+    assert steps(made) == expected
+
+
+def joined():
+    """Layers whose results share a range, since they are joined: one has negative numbers."""
+    torch.manual_seed(0)
+    return net_of(
+        lambda self, x: self.last(torch.cat([torch.relu(self.one(x)), self.two(x)], 1)),
+        one=nn.Conv2d(3, 8, 3),
+        two=nn.Conv2d(3, 8, 3),
+        last=nn.Conv2d(16, 4, 1),
+    )
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.bn = nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        y = torch.relu(self.one(x))
+        return torch.relu(self.bn(self.two(y)) + y)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("executor", ["fx", "pt2e"])
+@pytest.mark.parametrize("model", [joined, Residual])
+def test_each_planned_layer_is_an_integer_kernel(model, executor, runtime, tmp_path):
+    pytest.importorskip(runtime)
+    if executor == "pt2e":
+        pytest.importorskip("torchao")
+    from qrecipe.runtimes.onnx_nodes import in_integers, sites_of_nodes
+    from qrecipe.runtimes.table import RUNTIMES
+
+    batches = [torch.randn(2, 3, 12, 12) for _ in range(10)]
+    compiled = qrecipe.compile(
+        model().eval(), recipe(base="builtin:x86-static-minmax"), batches[0], executor=executor
+    )
+    prepared = compiled.prepare()
+    qrecipe.calibrate(prepared, batches, progress=silent)
+    file = tmp_path / "model.onnx"
+    qrecipe.export_onnx(compiled, prepared, file)
+    kernels = RUNTIMES[runtime].open(file, 1).kernels()
+    planned = {site.name for site in compiled.plan.sites if "Conv" in site.op}
+    assert len(planned) == (3 if model is joined else 2)
+    assert planned <= in_integers(kernels, sites_of_nodes(file))
