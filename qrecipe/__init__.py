@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from qrecipe.artifact.export.aoti import export_aoti as export_aoti
     from qrecipe.artifact.export.inductor import lower as lower
     from qrecipe.artifact.export.onnx import export_onnx as export_onnx
+    from qrecipe.artifact.export.openvino import export_openvino as export_openvino
     from qrecipe.artifact.export.pt2 import export_pt2 as export_pt2
     from qrecipe.artifact.export.pte import export_pte as export_pte
     from qrecipe.artifact.loading import load_quantized as load_quantized
@@ -113,6 +114,7 @@ _NAMES = {
     "artifact.export.aoti": "export_aoti",
     "artifact.export.inductor": "lower",
     "artifact.export.onnx": "export_onnx",
+    "artifact.export.openvino": "export_openvino",
     "artifact.export.pt2": "export_pt2",
     "artifact.export.pte": "export_pte",
     "artifact.loading": "load_quantized",

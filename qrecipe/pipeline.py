@@ -37,7 +37,7 @@ from qrecipe.execution.prepared import (
     prepared_state,
     traced_parts,
 )
-from qrecipe.execution.provenance import attach, make_provenance
+from qrecipe.execution.provenance import Provenance, attach, make_provenance
 from qrecipe.model.architecture import recorded_modules
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import own_tensors, with_parts
@@ -163,9 +163,7 @@ class CompiledRecipe(ShortRepr):
         keep_engines(converted, self.plan)
         own_tensors(converted)
         forget_preparation(converted)
-        attach(
-            converted, make_provenance(self.recipe, self.plan, self.unjudged), self._architecture
-        )
+        attach(converted, origin_of(self), self._architecture)
         return converted
 
     def _reference(self, prepared: nn.Module) -> nn.Module:
@@ -213,6 +211,11 @@ class CompiledRecipe(ShortRepr):
             # a state_dict may have brought ranges
             check_calibrated(list(traced_parts(prepared).values()))
         return state.samples
+
+
+def origin_of(compiled: CompiledRecipe) -> Provenance:
+    """Where a model comes from that is converted now."""
+    return make_provenance(compiled.recipe, compiled.plan, compiled.unjudged)
 
 
 def exportable(compiled: CompiledRecipe, prepared: nn.Module) -> Exportable:

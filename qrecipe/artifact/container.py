@@ -161,7 +161,7 @@ class StoredFile:
         self._stream.seek(self.header.start + entry.data_offsets[0])
 
     def _read_into(self, memory: memoryview) -> None:
-        with _readable(self.header.file):
+        with readable(self.header.file):
             size = self._stream.readinto(memory)  # type: ignore[attr-defined]
         if size != len(memory):
             raise self._changed()
@@ -179,14 +179,25 @@ def opened(path: Path) -> Iterator[StoredFile]:
     Raises ArtifactError if the file cannot be read (QR502) or is not a complete safetensors file
     (QR503).
     """
+    with opened_bytes(path) as (stream, size):
+        with readable(str(path)):
+            header = read_header(stream, size, str(path))
+        yield StoredFile(header, stream)
+
+
+@contextmanager
+def opened_bytes(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """A file and its size.
+
+    Raises ArtifactError (QR502) if it cannot be read.
+    """
     with ExitStack() as stack:
-        with _readable(str(path)):
+        with readable(str(path)):
             stream = stack.enter_context(open(path, "rb", opener=_without_waiting))
             status = os.fstat(stream.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise problem("QR502", str(path), "is not a regular file")
-            header = read_header(stream, status.st_size, str(path))
-        yield StoredFile(header, stream)
+        yield stream, status.st_size
 
 
 def _without_waiting(path: str, flags: int) -> int:
@@ -194,7 +205,7 @@ def _without_waiting(path: str, flags: int) -> int:
 
 
 @contextmanager
-def _readable(file: str) -> Iterator[None]:
+def readable(file: str) -> Iterator[None]:
     """Raises ArtifactError (QR502) for what the operating system says."""
     try:
         yield

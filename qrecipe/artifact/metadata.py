@@ -1,85 +1,32 @@
-"""The metadata of a stored model as values: recipe, plan, architecture, versions, needs.
+"""The metadata of a stored model as values: its origin, and how its tensors are stored.
 
 It is untrusted text until it has been checked here. Nothing imports torch.
 """
 
 from __future__ import annotations
 
-import base64
-import json
-import zlib
 from dataclasses import dataclass
-from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from qrecipe.artifact.container import MAX_VALUES, Header, StoredFile, json_of, problem
-from qrecipe.errors.findings import ArtifactError, PlanError, QRecipeError
-from qrecipe.errors.text import first_problem
-from qrecipe.model.record import Architecture, Stored
+from qrecipe.artifact.container import Header, StoredFile
+from qrecipe.artifact.origin import Origin, bad, checked, origin_of
+from qrecipe.model.record import Architecture
 from qrecipe.planning.plan import Plan
-from qrecipe.recipe.checks import findings_of
-from qrecipe.recipe.extends import compose
-from qrecipe.recipe.layers import fingerprint
-from qrecipe.recipe.recipe import Rule, rules_in
-from qrecipe.recipe.references import Source
+from qrecipe.recipe.recipe import Rule
 from qrecipe.recipe.schema import RecipeTable
-from qrecipe.recipe.toml.document import parse_document
-from qrecipe.recipe.toml.size_limits import json_count
-
-FORMAT = 1
-"""The version of the metadata; tensors are safetensors in every version."""
-
-MAX_TEXT = 2**23
-"""The largest text that is unpacked: 8 MiB."""
-
-_MARK = "qrecipe"
-_UNKNOWN_PLUGIN = "QR104"
-_PACKED = frozenset({"plan", "architecture"})
-_TABLES = ("versions", "needs", "architecture", "aliases", "layouts", "unjudged")
 
 
-class Needs(Stored):
-    """What the machine that runs the model has to have.
-
-    ``engines`` are those of torch, the backend's own and those of single sites; ``vnni`` tells
-    that the kernels can saturate on an x86 CPU without VNNI.
-    """
-
-    engines: tuple[str, ...]
-    vnni: bool
-
-
-class Contents(Stored):
+class Contents(Origin):
     """The metadata of a stored model.
 
-    ``recipe`` is TOML; ``plan`` is the output of ``Plan.to_json``, unpacked. ``aliases`` maps a
-    name to the one under which the same tensor is stored; ``layouts`` has the order of dimensions
-    in memory, outermost first, of tensors that are not contiguous. ``cpu`` is the kind of CPU that
-    converted the model, ``unjudged`` the sites that it could not check with all 8 bits.
+    ``aliases`` maps a name to the one under which the same tensor is stored; ``layouts`` has the
+    order of dimensions in memory, outermost first, of tensors that are not contiguous.
     """
 
-    recipe: str
-    fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    plan: str
-    versions: dict[str, str]
-    needs: Needs
     architecture: Architecture
     aliases: dict[str, str] = Field(default_factory=dict)
     layouts: dict[str, tuple[int, ...]] = Field(default_factory=dict)
-    cpu: str = ""
-    unjudged: tuple[str, ...] = ()
-
-
-def metadata_of(contents: Contents) -> dict[str, str]:
-    """The contents as strings, which is what safetensors metadata hold."""
-    plain: dict[str, Any] = contents.model_dump(mode="json")
-    texts = {key: value if isinstance(value, str) else _json(value) for key, value in plain.items()}
-    texts["plan"] = _json(json.loads(contents.plan))
-    return {
-        "format": f"{_MARK} {FORMAT}",
-        **{key: _packed(text) if key in _PACKED else text for key, text in texts.items()},
-    }
 
 
 def contents_of(header: Header) -> Contents:
@@ -88,38 +35,9 @@ def contents_of(header: Header) -> Contents:
     Raises ArtifactError if it is not a file of qrecipe (QR505), is from a newer release (QR506), or
     the metadata are damaged or contradict each other (QR505).
     """
-    mark, _, version = header.metadata.get("format", "").partition(" ")
-    if mark != _MARK or not version.isdecimal():
-        hint = "only files written by qrecipe.save_quantized can be read"
-        raise problem("QR505", header.file, "is not a quantized model of qrecipe", hint)
-    if version != str(FORMAT):
-        hint = f"this qrecipe reads format {FORMAT}: install a newer release"
-        raise problem("QR506", header.file, f"has format {version}", hint)
-    texts = {
-        key: header.metadata.get(key, "[]" if key == "unjudged" else "")
-        for key in Contents.model_fields
-    }
-    try:
-        values = {key: _unpacked(text) if key in _PACKED else text for key, text in texts.items()}
-        if sum(json_count(values[key]) for key in ("plan", *_TABLES)) > MAX_VALUES:
-            raise ValueError(f"they have more than {MAX_VALUES:,} values")
-        for key in _TABLES:
-            values[key] = json_of(values[key])
-        values["plan"] = json.dumps(json_of(values["plan"]), indent=2, sort_keys=True)
-        found = Contents.model_validate_json(json.dumps(values))
-    except ValidationError as error:
-        raise _bad(header, first_problem(error)) from None
-    except (ValueError, zlib.error, RecursionError) as error:
-        raise _bad(header, str(error)) from None
+    found = origin_of(Contents, header.metadata, header.file)
     _check_names(header, found)
     return found
-
-
-def needs_of(plan: Plan) -> Needs:
-    """What a machine needs for the model of a plan."""
-    return Needs(
-        engines=tuple(dict.fromkeys([plan.backend, *plan.engines.values()])), vnni=plan.needs_vnni
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,77 +59,16 @@ def stored_model(file: StoredFile) -> StoredModel:
     """
     contents = contents_of(file.header)
     with file.damage_first():
-        plan = _plan(file.header, contents)
-        recipe, rules = _recipe(file.header, contents)
-        for what, one, other in (
-            ("backend", plan.backend, recipe.backend),
-            ("phase", plan.phase, recipe.phase or "ptq"),
-        ):
-            if one != other:
-                raise _bad(file.header, f"{what} is {one} in the plan and {other} in the recipe")
-    return StoredModel(file.header, contents, plan, recipe, rules)
-
-
-def _plan(header: Header, contents: Contents) -> Plan:
-    try:
-        plan = Plan.from_json(contents.plan)
-    except PlanError as error:
-        raise _bad(header, error.findings[0].message) from None
-    if plan.fingerprint != contents.fingerprint:
-        raise _bad(header, "the plan was made from another recipe")
-    if needs_of(plan) != contents.needs:
-        raise _bad(header, "the needs are not those of the plan")
-    names = {site.name for site in plan}
-    unknown = [name for name in contents.unjudged if name not in names]
-    if unknown or (contents.unjudged and not plan.needs_vnni):
-        raise _bad(header, "unjudged: the plan has no such sites")
-    return plan
-
-
-def _recipe(header: Header, contents: Contents) -> tuple[RecipeTable, tuple[Rule, ...]]:
-    """The recipe's tables and rules: all checks of a recipe, but plugins may be missing here."""
-    try:
-        if "extends" in parse_document(contents.recipe, "recipe").data:
-            raise _bad(header, "the recipe is not resolved: it extends another recipe")
-        composition = compose(Source("recipe"), contents.recipe)
-    except QRecipeError as error:
-        raise _bad(header, f"recipe: {error.findings[0].message}") from None
-    table = RecipeTable.model_validate(composition.values)
-    for finding in (*composition.findings, *findings_of(composition, table)):
-        if finding.code != _UNKNOWN_PLUGIN:
-            raise _bad(header, f"recipe: {finding.message}")
-    if fingerprint(composition.values) != contents.fingerprint:
-        raise _bad(header, "the recipe does not match its fingerprint")
-    return table, tuple(rules_in(composition, table))
+        found = checked(contents, file.header.file)
+    return StoredModel(file.header, contents, found.plan, found.recipe, found.rules)
 
 
 def _check_names(header: Header, contents: Contents) -> None:
     """Check that aliases and layouts refer to stored tensors."""
     for name, stored in contents.aliases.items():
         if name in header.tensors or stored not in header.tensors:
-            raise _bad(header, f"aliases: {name} refers to no stored tensor")
+            raise bad(header.file, f"aliases: {name} refers to no stored tensor")
     for name, order in contents.layouts.items():
         entry = header.tensors.get(name)
         if entry is None or sorted(order) != list(range(len(entry.shape))):
-            raise _bad(header, f"layouts: {name} has no such dimensions")
-
-
-def _bad(header: Header, what: str) -> ArtifactError:
-    return problem("QR505", header.file, f"has bad metadata: {what}")
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-def _packed(text: str) -> str:
-    return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
-
-
-def _unpacked(text: str) -> str:
-    """Raises ValueError or zlib.error unless `_packed` made the text and it is short enough."""
-    unpacker = zlib.decompressobj()
-    content = unpacker.decompress(base64.b64decode(text, validate=True), MAX_TEXT)
-    if unpacker.unconsumed_tail or not unpacker.eof:
-        raise ValueError(f"a text has more than {MAX_TEXT:,} bytes or is truncated")
-    return content.decode()
+            raise bad(header.file, f"layouts: {name} has no such dimensions")

@@ -18,7 +18,8 @@ from qrecipe.artifact.container import (
     write,
     write_tensors,
 )
-from qrecipe.artifact.metadata import Contents, contents_of, metadata_of, needs_of
+from qrecipe.artifact.metadata import Contents, contents_of
+from qrecipe.artifact.origin import needs_of, texts_of
 from qrecipe.artifact.state import Slot, slots_of
 from qrecipe.artifact.tensors import DTYPE_NAMES, memory_of
 from qrecipe.artifact.value_checks import ValueChecks
@@ -56,7 +57,7 @@ def save_quantized(converted: nn.Module, path: str | os.PathLike[str]) -> None:
         cpu=origin.cpu,
         unjudged=origin.unjudged,
     )
-    entries, metadata = stored.entries, metadata_of(contents)
+    entries, metadata = stored.entries, texts_of(contents)
     header = header_bytes(entries, metadata)
     size = len(header) + sum(entry.nbytes for entry in entries.values())
     try:  # refuse a file that would exceed the limits for reading

@@ -20,9 +20,8 @@ from qrecipe.terminal.progress import activity
 
 if TYPE_CHECKING:
     from qrecipe.artifact.export.lowering import Lowering
-    from qrecipe.artifact.export.targets import Source
 
-Target = Literal["onnx", "pt2", "pte", "aoti"]
+Target = Literal["onnx", "openvino", "pt2", "pte", "aoti"]
 
 
 def export(
@@ -39,7 +38,7 @@ def export(
         options.one_of(
             "--to",
             get_args(Target),
-            "ONNX, torch.export, ExecuTorch, or a package that torch's compiler made.",
+            "ONNX, OpenVINO, torch.export, ExecuTorch, or a package that torch's compiler made.",
         ),
     ],
     output: Annotated[str, typer.Option("--out", metavar="FILE", show_default=False)],
@@ -49,6 +48,13 @@ def export(
     constants: options.Constants = "{}",
     target_cpu: options.TargetCpu = "this",
     executor: options.Executor = None,
+    fixed_batch: Annotated[
+        bool,
+        typer.Option(
+            "--fixed-batch",
+            help="Files of ONNX and OpenVINO take batches of the example's size alone.",
+        ),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     threads: options.Threads = None,
     strict: options.Strict = False,
@@ -57,7 +63,8 @@ def export(
 ) -> None:
     """Quantize a model, or load a stored one, and export it.
 
-    The file is compared with the quantized model before it is written.
+    The file is opened in a fresh process and compared with the quantized model before it is moved
+    into place.
 
     \b
     Examples:
@@ -69,24 +76,26 @@ def export(
         is_stored = _is_stored(Path(source))
         check_distinct({"--out": output}, [source] if is_stored else files_of(source))
         _check_free(Path(output), force=force)
-        from qrecipe.artifact.export.targets import TARGETS, Calibrated, Stored
+        from qrecipe.artifact.export import targets
         from qrecipe.cli.calibrating import compiled_for, prepared_on, subject_and_batches
         from qrecipe.cli.model_argument import get_ready
         from qrecipe.model.call import Inputs
         from qrecipe.planning.asked import executed_by
 
-        target = TARGETS[to]
+        target = targets.TARGETS[to]
         target.check()
+        for file in target.files(Path(output))[1:]:
+            _check_free(file, force=force)
         get_ready(threads)
         with user_code(plugin) as code:
-            made: Source
+            made: targets.Source
             if is_stored:
                 with user_output():
                     subject, first, _ = subject_and_batches(code, model, data, input)
                     loaded = qrecipe.load_quantized(
                         source, subject.model, constants=options.table(constants)
                     )
-                    made = Stored(loaded, Inputs.from_batch(first))
+                    made = targets.Stored(loaded, Inputs.from_batch(first))
             else:
                 with user_output():
                     recipe = qrecipe.load_recipe(source)
@@ -99,9 +108,10 @@ def export(
                 if strict:
                     fail_on(compiled.plan.warnings)
                 with user_output():
-                    made = Calibrated(compiled, prepared_on(compiled, batches))
+                    made = targets.Calibrated(compiled, prepared_on(compiled, batches))
             with user_output(), activity("exporting"):
-                lowering = target.write(made, Path(output))
+                sizes: targets.Sizes = None if fixed_batch else "batch"
+                lowering = targets.export(made, to, Path(output), sizes)
         _show(output, to, lowering, as_json=json)
 
 

@@ -1,11 +1,13 @@
-"""``qrecipe inspect``: show a stored model without torch."""
+"""``qrecipe inspect``: show a stored or exported model without torch."""
 
 from __future__ import annotations
 
 from collections import Counter
 from json import loads
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from qrecipe.cli import options
 from qrecipe.cli.output import out, out_json, reported
@@ -13,21 +15,43 @@ from qrecipe.errors.text import counted, one_line
 from qrecipe.terminal.tables import render_table
 
 if TYPE_CHECKING:
+    from qrecipe.artifact.carried import Carried
     from qrecipe.artifact.metadata import StoredModel
+    from qrecipe.artifact.origin import Origin
+    from qrecipe.planning.plan import Plan
 
 
-def inspect(file: options.Artifact, json: options.Json = False) -> None:
-    """Show the recipe, plan and versions of a stored model, without torch.
+def inspect(
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE",
+            help="A file from save_quantized, or one that was exported.",
+            show_default=False,
+        ),
+    ],
+    json: options.Json = False,
+) -> None:
+    """Show the recipe, plan and versions of a stored or exported model, without torch.
 
     \b
     Examples:
       qrecipe inspect model.safetensors
       qrecipe inspect model.safetensors --json
+      qrecipe inspect model.onnx
     """
     with reported(as_json=json):
+        from qrecipe.artifact.carried import carried
         from qrecipe.artifact.container import opened
         from qrecipe.artifact.metadata import stored_model
 
+        exported = carried(Path(file))
+        if exported is not None:
+            if json:
+                out_json(_values_of_exported(exported))
+            else:
+                _show_exported(exported)
+            return
         with opened(Path(file)) as stored:
             found = stored_model(stored)
             stored.check()
@@ -37,26 +61,30 @@ def inspect(file: options.Artifact, json: options.Json = False) -> None:
             _show(found)
 
 
+def _show_exported(found: Carried) -> None:
+    """Its origin, then the recipe and the plan."""
+    origin, plan = found.origin, found.checked.plan
+    _show_origin(
+        origin,
+        plan,
+        ("file", f"{found.file}, {found.kind}, {found.nbytes:,} bytes"),
+        ("made on", _cpu_text(origin)),
+        ("saved by", _versions_text(origin)),
+    )
+
+
 def _show(found: StoredModel) -> None:
     """Its origin and needs, then the recipe, the plan and the tensors."""
-    from qrecipe.planning.text import SITE_COLUMNS, site_row
-
     header, contents, plan = found.header, found.contents, found.plan
-    counts: Counter[str] = Counter(site.verdict for site in plan.sites)
-    kinds = ("quantized", "passthrough", "float")
-    verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in kinds)
-    rows = [
+    _show_origin(
+        contents,
+        plan,
         ("file", f"{header.file}, {header.start + header.nbytes:,} bytes, checksum ok"),
-        ("recipe", f"{plan.recipe}, fingerprint {contents.fingerprint}"),
-        ("plan", f"{plan.backend} ({plan.phase}): {counted(len(plan.sites), 'site')}, {verdicts}"),
         ("needs", _needs_text(found)),
-        ("made on", _cpu_text(found)),
-        ("saved by", ", ".join(f"{name} {text}" for name, text in contents.versions.items())),
+        ("made on", _cpu_text(contents)),
+        ("saved by", _versions_text(contents)),
         ("tensors", f"{len(header.tensors)}, {header.nbytes:,} bytes"),
-    ]
-    out("\n".join(f"{name:<9} {one_line(text)}" for name, text in rows))
-    out(f"\n{contents.recipe}")
-    out(render_table(SITE_COLUMNS, [tuple(map(one_line, site_row(site))) for site in plan]))
+    )
     tensors: list[tuple[str, ...]] = [
         (one_line(name), entry.dtype, "x".join(map(str, entry.shape)), f"{entry.nbytes:,}")
         for name, entry in sorted(header.tensors.items())
@@ -68,6 +96,46 @@ def _show(found: StoredModel) -> None:
     out("\n" + render_table(("tensor", "dtype", "shape", "bytes"), tensors))
 
 
+def _show_origin(origin: Origin, plan: Plan, *others: tuple[str, str]) -> None:
+    """Rows about the file, the first of them first, then the recipe and the plan."""
+    from qrecipe.planning.text import SITE_COLUMNS, site_row
+
+    counts: Counter[str] = Counter(site.verdict for site in plan.sites)
+    kinds = ("quantized", "passthrough", "float")
+    verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in kinds)
+    file, *more = others
+    rows = [
+        file,
+        ("recipe", f"{plan.recipe}, fingerprint {origin.fingerprint}"),
+        ("plan", f"{plan.backend} ({plan.phase}): {counted(len(plan.sites), 'site')}, {verdicts}"),
+        *more,
+    ]
+    out("\n".join(f"{name:<9} {one_line(text)}" for name, text in rows))
+    out(f"\n{origin.recipe}")
+    out(render_table(SITE_COLUMNS, [tuple(map(one_line, site_row(site))) for site in plan]))
+
+
+def _values_of_exported(found: Carried) -> dict[str, Any]:
+    return {
+        "file": found.file,
+        "kind": found.kind,
+        "bytes": found.nbytes,
+        **_origin_values(found.origin),
+    }
+
+
+def _origin_values(origin: Origin) -> dict[str, Any]:
+    return {
+        "fingerprint": origin.fingerprint,
+        "recipe": origin.recipe,
+        "plan": loads(origin.plan),
+        "versions": dict(origin.versions),
+        "needs": origin.needs.model_dump(mode="json"),
+        "cpu": origin.cpu,
+        "unjudged": list(origin.unjudged),
+    }
+
+
 def _values(found: StoredModel) -> dict[str, Any]:
     """The same as one document; the plan is as in ``qrecipe plan --json``."""
     header, contents = found.header, found.contents
@@ -75,13 +143,7 @@ def _values(found: StoredModel) -> dict[str, Any]:
         "file": header.file,
         "bytes": header.start + header.nbytes,
         "tensor_bytes": header.nbytes,
-        "fingerprint": contents.fingerprint,
-        "recipe": contents.recipe,
-        "plan": loads(contents.plan),
-        "versions": dict(contents.versions),
-        "needs": contents.needs.model_dump(mode="json"),
-        "cpu": contents.cpu,
-        "unjudged": list(contents.unjudged),
+        **_origin_values(contents),
         "tensors": {
             name: {"dtype": entry.dtype, "shape": list(entry.shape), "bytes": entry.nbytes}
             for name, entry in sorted(header.tensors.items())
@@ -90,13 +152,16 @@ def _values(found: StoredModel) -> dict[str, Any]:
     }
 
 
-def _cpu_text(found: StoredModel) -> str:
+def _cpu_text(origin: Origin) -> str:
     from qrecipe.rules.resolution import listed
 
-    contents = found.contents
-    if not contents.unjudged:
-        return contents.cpu or "an unknown CPU"
-    return f"{contents.cpu}, which checked these with 7 bits only: {listed(contents.unjudged)}"
+    if not origin.unjudged:
+        return origin.cpu or "an unknown CPU"
+    return f"{origin.cpu}, which checked these with 7 bits only: {listed(origin.unjudged)}"
+
+
+def _versions_text(origin: Origin) -> str:
+    return ", ".join(f"{name} {text}" for name, text in origin.versions.items())
 
 
 def _needs_text(found: StoredModel) -> str:

@@ -94,3 +94,22 @@ def test_targets_that_need_a_program_refuse_another_executor(folder):
     assert result.exit_code == 1
     assert "QR512" in result.stderr
     assert 'executor = "pt2e"' in result.stderr
+
+
+def test_a_file_of_openvino_is_written_and_inspected(folder):
+    pytest.importorskip("openvino")
+    made = run("export", STATIC, *NAMED, "--to", "openvino", "--out", "net.xml", "--fixed-batch")
+    assert made.exit_code == 0, made.stderr
+    assert (folder / "net.bin").exists()
+    shown = run("inspect", "net.xml")
+    assert shown.exit_code == 0, shown.stderr
+    assert "file      net.xml, OpenVINO, " in shown.stdout
+    assert "conv" in shown.stdout
+    document = json.loads(run("inspect", "net.xml", "--json").stdout)
+    assert (document["kind"], document["plan"]["backend"]) == ("OpenVINO", "x86")
+    made = run("export", STATIC, *NAMED, "--to", "openvino", "--out", "other.xml")
+    assert made.exit_code == 0, made.stderr
+    (folder / "other.xml").unlink()
+    made = run("export", STATIC, *NAMED, "--to", "openvino", "--out", "other.xml")
+    assert made.exit_code == 1
+    assert 'QR502 "other.bin" cannot be written: it exists' in made.stderr

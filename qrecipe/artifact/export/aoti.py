@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from qrecipe.artifact.container import path_of, write
+from qrecipe.artifact.export.carrying import add_to_archive, text_of
 from qrecipe.artifact.export.inductor import audited, for_compiler
-from qrecipe.artifact.export.lowering import Lowering
+from qrecipe.artifact.export.judged import Run, Written
 from qrecipe.artifact.export.program import Program
 from qrecipe.model.call import Inputs
 from qrecipe.model.exported import of_several
@@ -35,22 +36,24 @@ def export_aoti(converted: nn.Module, path: str | os.PathLike[str], example_inpu
     write_aoti(converted, path, example_inputs)
 
 
-def write_aoti(converted: nn.Module, path: str | os.PathLike[str], example_inputs: Any) -> Lowering:
+def write_aoti(converted: nn.Module, path: str | os.PathLike[str], example_inputs: Any) -> Written:
     """As `export_aoti`."""
     check_compiler()
     file = path_of(path, "export_aoti")
     inputs = of_several(Inputs.from_batch(example_inputs))
     program, exported = Program.of(converted, inputs), for_compiler(converted, inputs)
     with TemporaryDirectory() as folder:
-        made = Path(folder) / "model.pt2"
+        made, found = Path(folder) / "model.pt2", list[Any]()
 
         def compile_and_run() -> Any:
             with frozen():
                 torch._inductor.aoti_compile_and_package(exported, package_path=str(made))
                 loaded = torch._inductor.aoti_load_package(str(made))
                 given = program.inputs.cloned()
-                return loaded(*given.args, **given.kwargs)
+                found.append(loaded(*given.args, **given.kwargs))
+                return found[0]
 
         lowering = audited(program, compile_and_run)
+        add_to_archive(made, text_of(program.origin))
         write(file, lambda stream: stream.write(made.read_bytes()))
-    return lowering
+    return Written(Run(program.inputs, found[0], None), lowering)

@@ -17,9 +17,12 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from qrecipe.artifact.carriers import KEY
 from qrecipe.artifact.container import path_of, write
+from qrecipe.artifact.export.carrying import text_of
 from qrecipe.artifact.export.fusable import make_fusable
-from qrecipe.artifact.export.onnx_check import Run, file_findings, size_fault
+from qrecipe.artifact.export.judged import Run, Written
+from qrecipe.artifact.export.onnx_check import file_findings, size_fault
 from qrecipe.artifact.export.onnx_inputs import take_tensors
 from qrecipe.artifact.export.onnx_names import mark_sites, name_batch, name_nodes
 from qrecipe.audit.batch_sizes import tried
@@ -27,10 +30,11 @@ from qrecipe.errors.findings import CODES, ArtifactError, Finding, QRecipeError,
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
 from qrecipe.execution.part import Exportable
+from qrecipe.execution.provenance import Provenance
 from qrecipe.model.call import Inputs
 from qrecipe.model.exported import free_first_size, of_several
 from qrecipe.model.tracer import OTHER_SHAPES
-from qrecipe.pipeline import CompiledRecipe, exportable
+from qrecipe.pipeline import CompiledRecipe, exportable, origin_of
 from qrecipe.process.neutral import neutral
 from qrecipe.process.state import alone
 from qrecipe.process.warnings import held_back
@@ -73,7 +77,8 @@ def export_onnx(
     """
     check_onnx()
     path_of(path, "export_onnx")
-    write_onnx(exportable(compiled, prepared), path, dynamic_shapes, compiled.recipe.lint.ignore)
+    found, ignore = exportable(compiled, prepared), compiled.recipe.lint.ignore
+    write_onnx(found, origin_of(compiled), path, dynamic_shapes, ignore)
 
 
 def check_onnx() -> None:
@@ -86,31 +91,43 @@ def check_onnx() -> None:
 
 def write_onnx(
     found: Exportable,
+    origin: Provenance,
     path: str | os.PathLike[str],
     dynamic_shapes: Any = ANY_BATCH,
     ignore: Sequence[str] = (),
-) -> None:
+) -> Written:
     """Export and compare what an executor made for exporters; errors as for `export_onnx`."""
     file = path_of(path, "export_onnx")
-    content = checked_content(found, dynamic_shapes, ignore)
+    content, run = checked_content(found, origin, dynamic_shapes, ignore)
     write(file, lambda stream: stream.write(content))
+    return Written(run)
 
 
-def checked_content(found: Exportable, dynamic_shapes: Any, ignore: Sequence[str]) -> bytes:
-    """The content of the file, compared with the model; errors as for `export_onnx`."""
+def checked_content(
+    found: Exportable, origin: Provenance, dynamic_shapes: Any, ignore: Sequence[str]
+) -> tuple[bytes, Run]:
+    """The content of the file, compared with the model by a run; errors as for `export_onnx`."""
     inputs = take_tensors(found.graph_module, found.inputs)
     mark_sites(found.graph_module)
-    own = Run(inputs, found.output, found.float_output)
+    run = Run(Inputs(inputs), found.output, found.float_output)
     if dynamic_shapes == ANY_BATCH:
-        content, findings = _for_any_batch(found.graph_module, own)
+        content, findings = _for_any_batch(found.graph_module, run)
     else:
         content = _content(found.graph_module, inputs, dynamic_shapes)
-        findings = list(file_findings(content, own))
+        findings = list(file_findings(content, run))
     for finding in findings:
         if CODES[finding.code].error is not None:
             raise error_from([finding])
         warn(finding, ignore)
-    return content
+    return content + _note(text_of(origin)), run
+
+
+def _note(text: str) -> bytes:
+    """The bytes that add a text to the metadata of a model."""
+    onnx: Any = importlib.import_module("onnx")
+    entry = onnx.StringStringEntryProto(key=KEY, value=text)
+    note: bytes = onnx.ModelProto(metadata_props=[entry]).SerializeToString()
+    return note
 
 
 def _for_any_batch(model: fx.GraphModule, own: Run) -> tuple[bytes, list[Finding]]:
@@ -118,10 +135,10 @@ def _for_any_batch(model: fx.GraphModule, own: Run) -> tuple[bytes, list[Finding
     try:
         content = _of_any_batch(model, own)
     except ArtifactError as error:
-        content = _content(model, own.inputs, None)
+        content = _content(model, own.inputs.args, None)
         finding = Finding(
             "QR235",
-            f"the exported file takes batches of {Inputs(own.inputs).batch_size} alone: "
+            f"the exported file takes batches of {own.inputs.batch_size} alone: "
             f"{error.findings[0].message}",
             hint="give example inputs of the size that it will run with",
         )
@@ -131,13 +148,12 @@ def _for_any_batch(model: fx.GraphModule, own: Run) -> tuple[bytes, list[Finding
 
 def _of_any_batch(model: fx.GraphModule, own: Run) -> bytes:
     """Raises ``ArtifactError`` (QR512) for a model that takes one size only."""
-    given = Inputs(own.inputs)
-    several, other = of_several(given), given.of_another_size()
+    several, other = of_several(own.inputs), own.inputs.of_another_size()
     content = _content(model, several.args, pytree.tree_map(free_first_size, several.args))
     why = _fixed(content)
     if why is None and other is not None:
         expected, why = tried(model, other)
-        why = why or size_fault(content, own, Run(other.args, expected, None))
+        why = why or size_fault(content, own, Run(other, expected, None))
     if why is not None:
         raise ArtifactError.of("QR512", why)
     return content

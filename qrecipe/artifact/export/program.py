@@ -12,7 +12,7 @@ from qrecipe.errors.findings import ArtifactError, Finding
 from qrecipe.errors.text import first_line
 from qrecipe.execution.part import Exportable, check_exportable
 from qrecipe.execution.plain_scales import with_plain_scales
-from qrecipe.execution.provenance import converted_graphs, provenance, stored_plan
+from qrecipe.execution.provenance import Provenance, converted_graphs, provenance, stored_plan
 from qrecipe.model.call import Inputs, bind, bound
 from qrecipe.model.exported import exported, exported_as_it_is
 from qrecipe.model.tracer import OTHER_SHAPES
@@ -48,6 +48,10 @@ class Program:
         graph_module = with_plain_scales(graphs[""])
         _leave_out_defaults(graph_module, inputs)
         return Program(converted, graph_module, plan, _in_order(inputs, graph_module))
+
+    @property
+    def origin(self) -> Provenance:
+        return provenance(self.converted)
 
     def output(self) -> Any:
         """What the model gives for the inputs."""

@@ -10,7 +10,10 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 import torch
 from torch import nn
 
+from qrecipe.artifact.carriers import KEY
 from qrecipe.artifact.container import path_of, write
+from qrecipe.artifact.export.carrying import text_of
+from qrecipe.artifact.export.judged import Run, Written
 from qrecipe.artifact.export.program import Program
 from qrecipe.errors.findings import AuditError, Finding
 from qrecipe.model.call import Inputs
@@ -34,30 +37,37 @@ def export_pt2(converted: nn.Module, path: str | os.PathLike[str], example_input
             or the file cannot be written (QR502).
         AuditError: the file gives other results (QR414).
     """
+    write_pt2(converted, path, example_inputs)
+
+
+def write_pt2(converted: nn.Module, path: str | os.PathLike[str], example_inputs: Any) -> Written:
+    """As `export_pt2`."""
     file = path_of(path, "export_pt2")
     program = Program.of(converted, of_several(Inputs.from_batch(example_inputs)))
-    content = _content(program)
+    content = _content(program, text_of(program.origin))
     loaded = torch.export.load(io.BytesIO(content)).module()
     with torch.no_grad():
         found = program.inputs.cloned().call(loaded)
-    pairs = zip(tensors_in(program.output()), tensors_in(found), strict=True)
+    expected = program.output()
+    pairs = zip(tensors_in(expected), tensors_in(found), strict=True)
     if not all(torch.equal(one, other) for one, other in pairs):
         raise AuditError(Finding("QR414", "the file gives other results than the model"))
     write(file, lambda stream: stream.write(content))
+    return Written(Run(program.inputs, expected, None))
 
 
 _NOTES = ("from_node", "nn_module_stack", "stack_trace")
 """What torch notes of where an operator comes from: half of a program without its tensors."""
 
 
-def _content(program: Program) -> bytes:
+def _content(program: Program, text: str) -> bytes:
     exported = program.exported()
     exported.example_inputs = None
     for node in exported.graph.nodes:
         for note in _NOTES:
             node.meta.pop(note, None)
     stream = io.BytesIO()
-    torch.export.save(exported, stream)
+    torch.export.save(exported, stream, extra_files={f"{KEY}.json": text})
     return _compressed(stream.getvalue())
 
 

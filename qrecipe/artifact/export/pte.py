@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -13,7 +13,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from qrecipe._torch_ao import quiet
+from qrecipe.artifact.carriers import KEY
 from qrecipe.artifact.container import path_of, write
+from qrecipe.artifact.export.carrying import text_of
+from qrecipe.artifact.export.judged import Run, Written
 from qrecipe.artifact.export.lowering import Lowering, findings_apart, in_db, layers_of
 from qrecipe.artifact.export.program import Program
 from qrecipe.errors.findings import ArtifactError, AuditError, Finding
@@ -53,7 +56,7 @@ def export_pte(converted: nn.Module, path: str | os.PathLike[str], example_input
     write_pte(converted, path, example_inputs)
 
 
-def write_pte(converted: nn.Module, path: str | os.PathLike[str], example_inputs: Any) -> Lowering:
+def write_pte(converted: nn.Module, path: str | os.PathLike[str], example_inputs: Any) -> Written:
     """As `export_pte`."""
     executorch.check_installed()
     file = path_of(path, "export_pte")
@@ -65,7 +68,7 @@ def write_pte(converted: nn.Module, path: str | os.PathLike[str], example_inputs
     _separate_readers(program.graph_module)
     layers = list(layers_of(program.graph_module))
     started = time.perf_counter()
-    edge = _partitioned(program.exported())
+    edge = _partitioned(program.exported(), {KEY: text_of(program.origin)})
     left = set(edge.exported_program().graph_signature.inputs_to_buffers.values())
     outside = [site_of(layer) or "" for layer in layers if _weight_of(layer) in left]
     if outside:
@@ -74,11 +77,13 @@ def write_pte(converted: nn.Module, path: str | os.PathLike[str], example_inputs
         raise AuditError(Finding("QR410", message, hint=hint))
     content = _content(edge)
     seconds = time.perf_counter() - started
-    pairs = zip(tensors_in(program.output()), _run(content, program.inputs), strict=True)
+    found = _run(content, program.inputs)
+    pairs = zip(tensors_in(program.output()), found, strict=True)
     if not all(torch.equal(*pair) for pair in pairs):
         settle(findings_apart(program, _compiled, in_steps), ())
     write(file, lambda stream: stream.write(content))
-    return Lowering("XNNPACK", len(layers), (), seconds)
+    lowering = Lowering("XNNPACK", len(layers), (), seconds)
+    return Written(Run(program.inputs, found, None), lowering)
 
 
 def in_steps(expected: Tensor, found: Tensor, step: float | None) -> str | None:
@@ -112,12 +117,14 @@ def _separate_readers(graph_module: fx.GraphModule) -> None:
     graph_module.recompile()
 
 
-def _partitioned(exported: Any) -> Any:
+def _partitioned(exported: Any, constants: Mapping[str, str] | None = None) -> Any:
     """torch's program in the operators of ExecuTorch, as XNNPACK takes them."""
     exir, xnnpack, _ = map(import_module, executorch.MODULES)
     with _of_executorch():
         partitioner = [xnnpack.XnnpackPartitioner()]
-        return exir.to_edge_transform_and_lower(exported, partitioner=partitioner)
+        return exir.to_edge_transform_and_lower(
+            exported, partitioner=partitioner, constant_methods=constants
+        )
 
 
 def _content(partitioned: Any) -> bytes:

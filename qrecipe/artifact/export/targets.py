@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal, Protocol
 
 from torch import nn
 
+from qrecipe.artifact.container import problem
 from qrecipe.artifact.export.aoti import write_aoti
+from qrecipe.artifact.export.judged import Written
 from qrecipe.artifact.export.lowering import Lowering
 from qrecipe.artifact.export.onnx import check_onnx, write_onnx
+from qrecipe.artifact.export.openvino import check_openvino, files_of, write_openvino
 from qrecipe.artifact.export.program import Program
-from qrecipe.artifact.export.pt2 import export_pt2
+from qrecipe.artifact.export.pt2 import write_pt2
 from qrecipe.artifact.export.pte import write_pte
+from qrecipe.artifact.export.reopened import Opener, check_reopened
 from qrecipe.execution.part import Exportable
+from qrecipe.execution.provenance import Provenance, provenance
+from qrecipe.files import why_not
 from qrecipe.model.call import Inputs
-from qrecipe.pipeline import CompiledRecipe, exportable
+from qrecipe.pipeline import CompiledRecipe, exportable, origin_of
 from qrecipe.recipe.schema import Executor
 from qrecipe.runtimes import executorch
 from qrecipe.runtimes.inductor import check_compiler
 
-Name = Literal["onnx", "pt2", "pte", "aoti"]
+Name = Literal["onnx", "openvino", "pt2", "pte", "aoti"]
+
+
+Sizes = Literal["batch"] | None
+"""What is free in files of ONNX and OpenVINO: the size of the batch, or nothing."""
 
 
 class Source(Protocol):
@@ -30,6 +42,9 @@ class Source(Protocol):
 
     @property
     def inputs(self) -> Inputs: ...
+
+    def origin(self) -> Provenance:
+        """Where the model comes from."""
 
     def converted(self) -> nn.Module:
         """The model that is executed, audited."""
@@ -52,6 +67,9 @@ class Calibrated:
     def inputs(self) -> Inputs:
         return self.compiled.example_inputs
 
+    def origin(self) -> Provenance:
+        return origin_of(self.compiled)
+
     def converted(self) -> nn.Module:
         return self.compiled.convert(self.prepared)
 
@@ -66,6 +84,9 @@ class Stored:
     model: nn.Module
     inputs: Inputs
 
+    def origin(self) -> Provenance:
+        return provenance(self.model)
+
     def converted(self) -> nn.Module:
         return self.model
 
@@ -78,23 +99,55 @@ class Target:
     """A kind of file: ``executor`` carries out plans for it if the recipe names none.
 
     ``check`` raises ``QRecipeError`` (QR602) if something is not installed, before anything runs.
+    ``opener`` opens the file in another process. ``files`` are those that are written, the named
+    one first; it raises ``ArtifactError`` (QR502) for a name that the runtime does not take.
     """
 
     check: Callable[[], None]
-    write: Callable[[Source, Path], Lowering | None]
+    write: Callable[[Source, Path, Sizes], Written]
+    opener: Opener
     executor: Executor | None = None
+    files: Callable[[Path], tuple[Path, ...]] = lambda path: (path,)
 
 
-_Export = Callable[[nn.Module, Path, object], Lowering | None]
+def export(source: Source, to: Name, path: Path, sizes: Sizes = "batch") -> Lowering | None:
+    """Write a file, open it in a fresh process and compare it, and move it into place.
+
+    Raises what the function of the target raises, and what `check_reopened` does.
+    """
+    target = TARGETS[to]
+    try:
+        folder = TemporaryDirectory(prefix=".qrecipe-", dir=path.parent)
+    except OSError as error:
+        raise problem("QR502", str(path), f"cannot be written: {why_not(error)}") from None
+    with folder as name:
+        made = Path(name) / path.name
+        written = target.write(source, made, sizes)
+        check_reopened(target.opener, made, written.run)
+        for file in reversed(target.files(path)):  # the named one needs the others
+            os.replace(made.with_name(file.name), file)
+    return written.lowering
 
 
-def _from_program(export: _Export) -> Callable[[Source, Path], Lowering | None]:
-    return lambda source, path: export(source.converted(), path, source.inputs.batch)
+def _onnx(source: Source, path: Path, sizes: Sizes) -> Written:
+    return write_onnx(source.exportable(), source.origin(), path, sizes)
+
+
+def _openvino(source: Source, path: Path, sizes: Sizes) -> Written:
+    return write_openvino(source.exportable(), source.origin(), path, sizes)
+
+
+_Export = Callable[[nn.Module, Path, object], Written]
+
+
+def _from_program(export: _Export) -> Callable[[Source, Path, Sizes], Written]:
+    return lambda source, path, sizes: export(source.converted(), path, source.inputs.batch)
 
 
 TARGETS: Mapping[Name, Target] = {
-    "onnx": Target(check_onnx, lambda source, path: write_onnx(source.exportable(), path)),
-    "pt2": Target(lambda: None, _from_program(export_pt2), "pt2e"),
-    "pte": Target(executorch.check_installed, _from_program(write_pte), "pt2e"),
-    "aoti": Target(check_compiler, _from_program(write_aoti), "pt2e"),
+    "onnx": Target(check_onnx, _onnx, "onnxruntime"),
+    "openvino": Target(check_openvino, _openvino, "openvino", files=files_of),
+    "pt2": Target(lambda: None, _from_program(write_pt2), "torch.export", "pt2e"),
+    "pte": Target(executorch.check_installed, _from_program(write_pte), "executorch", "pt2e"),
+    "aoti": Target(check_compiler, _from_program(write_aoti), "AOTInductor", "pt2e"),
 }

@@ -1,0 +1,94 @@
+"""A prepared model -> OpenVINO's own format, by way of ONNX."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import nn
+
+from qrecipe.artifact.carriers import KEY
+from qrecipe.artifact.container import path_of, write
+from qrecipe.artifact.export.carrying import text_of
+from qrecipe.artifact.export.judged import Written
+from qrecipe.artifact.export.onnx import ANY_BATCH, checked_content
+from qrecipe.errors.findings import ArtifactError
+from qrecipe.errors.text import first_line, shown
+from qrecipe.execution.part import Exportable
+from qrecipe.execution.provenance import Provenance
+from qrecipe.pipeline import CompiledRecipe, exportable, origin_of
+from qrecipe.process.memory import raise_lack_of_memory
+from qrecipe.process.neutral import neutral
+from qrecipe.runtimes.table import RUNTIMES
+
+
+@neutral
+def export_openvino(
+    compiled: CompiledRecipe,
+    prepared: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    dynamic_shapes: Any = ANY_BATCH,
+) -> None:
+    """Export a calibrated or trained model to OpenVINO: ``model.xml``, and ``model.bin`` beside it.
+
+    As `export_onnx`, from whose file it is made, and compared as that is. Floats stay float32.
+
+    Raises what `export_onnx` raises, and ``ArtifactError`` (QR502) for a path that does not end
+    with ``.xml``.
+    """
+    check_openvino()
+    files_of(path)
+    found, ignore = exportable(compiled, prepared), compiled.recipe.lint.ignore
+    write_openvino(found, origin_of(compiled), path, dynamic_shapes, ignore)
+
+
+def check_openvino() -> None:
+    """Raises ``QRecipeError`` (QR602) if a package of the extra ``openvino`` is missing."""
+    RUNTIMES["openvino"].check()
+
+
+def write_openvino(
+    found: Exportable,
+    origin: Provenance,
+    path: str | os.PathLike[str],
+    dynamic_shapes: Any = ANY_BATCH,
+    ignore: Sequence[str] = (),
+) -> Written:
+    """As `export_openvino`."""
+    files = files_of(path)
+    content, run = checked_content(found, origin, dynamic_shapes, ignore)
+    openvino: Any = import_module("openvino")
+    with TemporaryDirectory() as folder:
+        made = Path(folder) / "model.xml"
+        try:
+            model = openvino.Core().read_model(content, b"")
+            model.set_rt_info(text_of(origin), KEY)
+            openvino.save_model(model, str(made), compress_to_fp16=False)
+        except Exception as error:
+            raise_lack_of_memory(error)
+            text = f"OpenVINO cannot take the model: {first_line(error)}"
+            raise ArtifactError.of("QR512", text) from error
+        for file in reversed(files):  # the graph needs its weights
+            _copy(made.with_suffix(file.suffix), file)
+    return Written(run)
+
+
+def _copy(made: Path, file: Path) -> None:
+    with made.open("rb") as source:
+        write(file, lambda stream: shutil.copyfileobj(source, stream))
+
+
+def files_of(path: str | os.PathLike[str]) -> tuple[Path, Path]:
+    """The file of the graph, and that of its weights."""
+    file = path_of(path, "export_openvino")
+    if file.suffix != ".xml":
+        hint = f"the weights are written beside it: {shown(file.with_suffix('.bin').name)}"
+        message = f"{shown(str(file))}: a file of OpenVINO ends with .xml"
+        raise ArtifactError.of("QR502", message, hint=hint)
+    return file, file.with_suffix(".bin")

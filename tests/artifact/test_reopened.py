@@ -1,0 +1,146 @@
+"""What is exported is opened in a fresh process before anybody is told that it is done."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from places import ROOT
+from plans import net_of, recipe
+from runs import silent
+from torch import nn
+
+import qrecipe
+from qrecipe.artifact.carried import carried
+from qrecipe.artifact.export import reopened, targets
+from qrecipe.artifact.export.judged import Run
+from qrecipe.artifact.export.reopened import check_reopened
+from qrecipe.errors.findings import ArtifactError, AuditError, QRecipeWarning
+from qrecipe.model.call import Inputs
+
+MINMAX = recipe(base="builtin:x86-static-minmax")
+
+
+def calibrated(model, executor="fx", shape=(2, 3, 8, 8)):
+    batches = [torch.randn(*shape) for _ in range(10)]
+    compiled = qrecipe.compile(model, MINMAX, batches[0], executor=executor)
+    prepared = compiled.prepare()
+    qrecipe.calibrate(prepared, batches, progress=silent)
+    return targets.Calibrated(compiled, prepared)
+
+
+@pytest.fixture(scope="module")
+def convolution():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4)).eval()
+    return calibrated(model)
+
+
+def test_onnx_and_openvino_say_where_they_come_from(convolution, tmp_path):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("openvino")
+    targets.export(convolution, "onnx", tmp_path / "net.onnx")
+    targets.export(convolution, "openvino", tmp_path / "net.xml")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.bin", "net.onnx", "net.xml"]
+    for name, kind in (("net.onnx", "ONNX"), ("net.xml", "OpenVINO")):
+        found = carried(tmp_path / name)
+        assert (found.kind, found.checked.plan) == (kind, convolution.compiled.plan)
+
+
+def test_a_file_of_openvino_has_integers_and_float32_and_takes_any_batch(convolution, tmp_path):
+    openvino = pytest.importorskip("openvino")
+    file = tmp_path / "net.xml"
+    qrecipe.export_openvino(convolution.compiled, convolution.prepared, file)
+    model = openvino.Core().read_model(file)
+    stored = {
+        str(op.get_element_type()) for op in model.get_ops() if op.get_type_name() == "Constant"
+    }
+    assert any("int8" in kind for kind in stored)
+    assert not any("float16" in kind for kind in stored)
+    assert model.inputs[0].get_partial_shape()[0].is_dynamic
+
+
+def test_a_file_of_openvino_has_its_suffix(convolution, tmp_path):
+    pytest.importorskip("openvino")
+    with pytest.raises(ArtifactError, match=r"QR502 (?s:.)*ends with \.xml(?s:.)*net\.bin"):
+        qrecipe.export_openvino(convolution.compiled, convolution.prepared, tmp_path / "net.onnx")
+
+
+def test_a_runtime_that_dies_is_named_and_nothing_is_written(tmp_path):
+    """OpenVINO 2026.4 crashes where it compiles a number that is added to joined tensors."""
+    pytest.importorskip("openvino")
+    torch.manual_seed(0)
+    model = net_of(
+        lambda self, x: self.last(torch.cat([torch.relu(self.one(x)), self.two(x)], 1) + 1.0),
+        one=nn.Conv2d(3, 8, 3),
+        two=nn.Conv2d(3, 8, 3),
+        last=nn.Conv2d(16, 4, 1),
+    )
+    with pytest.raises(
+        AuditError, match=r"QR413 openvino cannot run .* it was killed by signal \d"
+    ):
+        targets.export(calibrated(model), "openvino", tmp_path / "net.xml")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_read_and_one_with_other_results_are_errors(convolution, tmp_path):
+    pytest.importorskip("onnxscript")
+    file, x = tmp_path / "net.onnx", convolution.inputs.args[0]
+    targets.export(convolution, "onnx", file)
+    with torch.no_grad():
+        expected = convolution.converted()(x)
+    check_reopened("onnxruntime", file, Run(Inputs((x,)), expected, expected))
+    with pytest.raises(AuditError, match=r"QR414 .* in onnxruntime, in a fresh process: "):
+        check_reopened("onnxruntime", file, Run(Inputs((x,)), -expected, -expected))
+    file.write_bytes(file.read_bytes()[:900])
+    with pytest.raises(AuditError, match=r"QR413 onnxruntime cannot run .*: .*InvalidProtobuf"):
+        check_reopened("onnxruntime", file, Run(Inputs((x,)), expected, None))
+
+
+def test_containers_of_the_callers_are_not_sent_to_another_process(tmp_path):
+    inputs = Inputs((SimpleNamespace(x=torch.ones(2)),))
+    with pytest.warns(QRecipeWarning, match=r"QR415 .* containers that another process does not"):
+        check_reopened("torch.export", tmp_path / "net.pt2", Run(inputs, torch.ones(2), None))
+
+
+def test_without_its_runtime_a_file_is_not_compared(tmp_path, monkeypatch):
+    monkeypatch.setattr(reopened, "find_spec", lambda name: None)
+    with pytest.warns(QRecipeWarning, match="QR415 .* onnxruntime is not installed"):
+        check_reopened("onnxruntime", tmp_path / "net.onnx", Run(Inputs(()), torch.ones(2), None))
+
+
+def test_the_process_imports_the_runtime_alone():
+    script = ROOT / "qrecipe" / "artifact" / "export" / "opener.py"
+    text = f"""
+import runpy, sys
+runpy.run_path({str(script)!r})
+assert not {{"torch", "numpy", "qrecipe"}} & sys.modules.keys()
+"""
+    subprocess.run([sys.executable, "-c", text], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("to", "name"), [("pt2", "net.pt2"), ("aoti", "net.pt2")])
+def test_programs_say_where_they_come_from_and_still_run(to, name, tmp_path):
+    pytest.importorskip("torchao")
+    torch.manual_seed(0)
+    source = calibrated(nn.Sequential(nn.Linear(6, 8), nn.ReLU()).eval(), "pt2e", (4, 6))
+    targets.export(source, to, tmp_path / name)
+    assert carried(tmp_path / name).checked.plan == source.compiled.plan
+
+
+@pytest.mark.slow
+def test_a_file_of_executorch_says_where_it_comes_from(tmp_path):
+    pytest.importorskip("executorch")
+    from export_recipes import EXECUTORCH
+
+    text = qrecipe.parse_recipe(f'executor = "pt2e"\n{EXECUTORCH}')
+    batches = [torch.randn(4, 6) for _ in range(10)]
+    compiled = qrecipe.compile(nn.Sequential(nn.Linear(6, 8), nn.ReLU()).eval(), text, batches[0])
+    prepared = compiled.prepare()
+    qrecipe.calibrate(prepared, batches, progress=silent)
+    targets.export(targets.Calibrated(compiled, prepared), "pte", tmp_path / "net.pte")
+    assert carried(tmp_path / "net.pte").checked.plan == compiled.plan
