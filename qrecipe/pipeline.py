@@ -19,7 +19,7 @@ from qrecipe._torch_fx import (
 from qrecipe.audit.around_roots import around_findings, call_findings, dtype_findings
 from qrecipe.audit.ranges import check_calibrated, check_trained
 from qrecipe.audit.sample import Sample
-from qrecipe.errors.findings import ArtifactError, CalibrationError, Finding, PlanError
+from qrecipe.errors.findings import CalibrationError, Finding, PlanError
 from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.warn import settle, warn
 from qrecipe.execution.batch_sizes import size_findings
@@ -29,6 +29,7 @@ from qrecipe.execution.copied import keep_engines
 from qrecipe.execution.engine import check_engine, engine_of
 from qrecipe.execution.executors import executor_of
 from qrecipe.execution.first_call import forget_calls
+from qrecipe.execution.joined import joined
 from qrecipe.execution.part import Exportable, Part, Task
 from qrecipe.execution.prepared import (
     PreparedState,
@@ -225,11 +226,14 @@ def exportable(compiled: CompiledRecipe, prepared: nn.Module) -> Exportable:
     `CompiledRecipe.convert` raises.
     """
     compiled._samples(prepared)
-    if compiled.recipe.fx.roots:
-        hint = "export needs one graph of the whole model: remove [fx] roots"
-        raise ArtifactError.of("QR512", "parts of a model cannot be exported", hint=hint)
-    (part,) = compiled._parts
-    return part.exportable(prepared)
+    parts = {
+        part.path: part.exportable(prepared.get_submodule(part.path)) for part in compiled._parts
+    }
+    if "" in parts:
+        return parts[""]
+    is_trained = compiled.recipe.phase == "qat"
+    around = prepared if is_trained else compiled._model
+    return joined(around, parts, compiled._inputs, compiled._source if not is_trained else None)
 
 
 @neutral

@@ -10,7 +10,7 @@ import torch
 from artifacts import outputs, recipe, trained
 from nets import NETS
 from plans import net_of
-from routed import Routed, recipe_of_roots
+from routed import Body, Head, Routed, recipe_of_roots
 from runs import silent
 from torch import nn
 
@@ -219,12 +219,42 @@ def test_dynamic_sites_are_refused_by_name(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_parts_of_a_model_are_refused(tmp_path):
+class InParts(nn.Module):
+    """Two parts, and code of its own that depends on no values."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone, self.head, self.other = Body(), Head(), nn.Linear(4, 4)
+
+    def forward(self, x):
+        y = self.backbone(x).mean((2, 3))
+        return self.other(self.head(y, scale=1.0)) + len(y.shape)
+
+
+@pytest.mark.parametrize("executor", ["fx", "pt2e"])
+def test_parts_of_a_model_are_exported_with_the_code_around_them(executor, tmp_path):
+    pytest.importorskip("torchao")
+    torch.manual_seed(0)
+    batches = [torch.randn(8, 3, 8, 8) for _ in range(10)]
+    roots = recipe_of_roots(["backbone", "head"])
+    compiled = qrecipe.compile(InParts().eval(), roots, batches[0], executor=executor)
+    model = compiled.prepare()
+    qrecipe.calibrate(model, batches, progress=silent)
+    path = tmp_path / "model.onnx"
+    qrecipe.export_onnx(compiled, model, path)
+    names = {node.name.rpartition("/")[0] for node in onnx.load(path).graph.node}
+    assert {"backbone.conv", "head.fc1", "head.fc2"} <= names
+    converted = compiled.convert(model)
+    for batch in (batches[0], batches[1][:3]):
+        assert sqnr_db(converted(batch), run_onnx(path, batch)[0]) > AGREE_DB
+
+
+def test_parts_in_code_that_branches_on_values_are_refused(tmp_path):
     batches = [torch.randn(8, 3, 8, 8) for _ in range(10)]
     compiled = qrecipe.compile(Routed().eval(), recipe_of_roots(["backbone"]), batches[0])
     model = compiled.prepare()
     qrecipe.calibrate(model, batches, progress=silent)
-    with pytest.raises(ArtifactError, match=r"QR512 parts of a model"):
+    with pytest.raises(ArtifactError, match=r"QR512 the code around the roots cannot be exported"):
         qrecipe.export_onnx(compiled, model, tmp_path / "model.onnx")
 
 

@@ -33,6 +33,7 @@ from qrecipe.execution.part import Exportable
 from qrecipe.execution.provenance import Provenance
 from qrecipe.model.call import Inputs
 from qrecipe.model.exported import free_first_size, of_several
+from qrecipe.model.outputs import return_tensors
 from qrecipe.model.tracer import OTHER_SHAPES
 from qrecipe.pipeline import CompiledRecipe, exportable, origin_of
 from qrecipe.process.neutral import neutral
@@ -108,6 +109,7 @@ def checked_content(
 ) -> tuple[bytes, Run]:
     """The content of the file, compared with the model by a run; errors as for `export_onnx`."""
     inputs = take_tensors(found.graph_module, found.inputs)
+    return_tensors(found.graph_module)
     mark_sites(found.graph_module)
     run = Run(Inputs(inputs), found.output, found.float_output)
     if dynamic_shapes == ANY_BATCH:

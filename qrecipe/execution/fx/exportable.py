@@ -17,7 +17,6 @@ from qrecipe.execution.fx.reference import explicit, held
 from qrecipe.execution.fx.unrounded import check_conversion
 from qrecipe.execution.part import Exportable, check_exportable
 from qrecipe.model.call import Inputs, bind
-from qrecipe.model.outputs import return_tensors
 from qrecipe.model.rewrite_proof import passing
 from qrecipe.planning.plan import Plan
 from qrecipe.recipe.patterns import leave_float
@@ -44,7 +43,6 @@ def exportable(
     check_conversion(decomposed, prepared, Sample(inputs, float_output), plan.phase)
     explicit(decomposed)
     _widen_ranges(decomposed)
-    return_tensors(decomposed)
     bound = bind(decomposed.eval(), prepared, inputs)
     return Exportable(decomposed, bound, _checked_output(decomposed, prepared, bound), float_output)
 

@@ -1,0 +1,76 @@
+"""Exportable parts of a model and the code around them, as one exportable graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx.graph import CodeGen
+from torch.utils import _pytree as pytree
+
+from qrecipe.errors.findings import ArtifactError
+from qrecipe.errors.text import first_line
+from qrecipe.execution.part import Exportable
+from qrecipe.model.addresses import TRACE_PREFIX, site_of
+from qrecipe.model.call import Inputs, bind
+from qrecipe.model.copies import runnable_copy, with_parts
+from qrecipe.model.exported import exported, of_several
+from qrecipe.process.memory import raise_lack_of_memory
+
+
+def joined(
+    around: nn.Module,
+    parts: Mapping[str, Exportable],
+    inputs: Inputs,
+    as_float: nn.Module | None,
+) -> Exportable:
+    """The whole model, whose own code torch.export has to follow.
+
+    ``inputs`` are those of the model; ``as_float`` is the model itself, if that was not trained.
+
+    Raises ``ArtifactError`` (QR512) if torch cannot export the model.
+    """
+    graphs = {path: part.graph_module for path, part in parts.items()}
+    whole = with_parts(around, {path: _Interpreted(each) for path, each in graphs.items()}).eval()
+    with torch.no_grad():
+        output = inputs.cloned().call(whole)
+        float_output = None if as_float is None else inputs.cloned().call(runnable_copy(as_float))
+    several = of_several(inputs)
+    try:
+        with fx.traceback.preserve_node_meta():
+            program: Any = exported(whole, several.args, several.kwargs).module()
+    except Exception as error:
+        raise_lack_of_memory(error)
+        raise ArtifactError.of(
+            "QR512",
+            f"the code around the roots cannot be exported: {first_line(error)}",
+            hint="export a model whose own code has no branches on values, or without [fx] roots",
+        ) from error
+    leaves = tuple(pytree.tree_leaves((inputs.args, dict(inputs.kwargs))))
+    return Exportable(_plain(program), leaves, output, float_output)
+
+
+class _Interpreted(nn.Module):
+    """Runs a graph node by node, so that operators keep the sites of their nodes."""
+
+    def __init__(self, source: fx.GraphModule) -> None:
+        super().__init__()
+        self.source = source
+        for node in source.graph.nodes:
+            site = site_of(node)
+            node.meta["stack_trace"] = "" if site is None else f"{TRACE_PREFIX}{site}"
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        given = bind(self.source, self.source, Inputs(args, kwargs))
+        return fx.Interpreter(self.source).run(*given)
+
+
+def _plain(program: fx.GraphModule) -> fx.GraphModule:
+    """A program that takes the leaves of its inputs in order, and any batch."""
+    graph = program.graph
+    graph.set_codegen(CodeGen())
+    for node in graph.find_nodes(op="call_module"):
+        graph.erase_node(node)  # of an exported program, these are its assertions
+    return fx.GraphModule(program, graph)
