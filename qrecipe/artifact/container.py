@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -227,6 +228,12 @@ def write(path: Path, writing: Callable[[BinaryIO], object]) -> None:
         replace_file(path, writing)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise problem("QR502", str(path), f"cannot be written: {why_not(error)}") from None
+
+
+def write_copy(made: Path, path: Path) -> None:
+    """Write a copy of a file, as `write` does."""
+    with made.open("rb") as source:
+        write(path, lambda stream: shutil.copyfileobj(source, stream))
 
 
 def header_bytes(

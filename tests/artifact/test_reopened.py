@@ -100,6 +100,18 @@ def test_a_file_that_cannot_be_read_and_one_with_other_results_are_errors(convol
         check_reopened("onnxruntime", file, Run(Inputs((x,)), expected, None))
 
 
+def test_a_link_is_followed_and_permissions_stay(convolution, tmp_path):
+    pytest.importorskip("onnxscript")
+    file, link = tmp_path / "net.onnx", tmp_path / "link.onnx"
+    file.write_text("former")
+    file.chmod(0o640)
+    link.symlink_to(file)
+    targets.export(convolution, "onnx", link)
+    assert link.is_symlink()
+    assert file.stat().st_mode & 0o777 == 0o640
+    assert carried(file).kind == "ONNX"
+
+
 def test_containers_of_the_callers_are_not_sent_to_another_process(tmp_path):
     inputs = Inputs((SimpleNamespace(x=torch.ones(2)),))
     with pytest.warns(QRecipeWarning, match=r"QR415 .* containers that another process does not"):

@@ -52,6 +52,16 @@ def test_onnx_is_written_from_a_recipe_by_any_executor_and_from_a_stored_program
 
 
 @pytest.mark.slow
+def test_openvino_is_written_from_a_stored_program(stored):
+    pytest.importorskip("openvino")
+    named = ("--model", "model.py:factory", "--to", "openvino", "--out", "net.xml")
+    made = run("export", stored, *named)
+    assert made.exit_code == 0, made.stderr
+    stored_plan = json.loads(run("inspect", stored, "--json").stdout)["plan"]
+    assert json.loads(run("inspect", "net.xml", "--json").stdout)["plan"] == stored_plan
+
+
+@pytest.mark.slow
 def test_what_a_compiler_made_is_said(stored):
     named = ("--model", "model.py:factory", "--to", "aoti", "--out", "net.pt2")
     made = run("export", stored, *named)

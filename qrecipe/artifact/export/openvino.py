@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from qrecipe.artifact.carriers import KEY
-from qrecipe.artifact.container import path_of, write
+from qrecipe.artifact.container import path_of, write_copy
 from qrecipe.artifact.export.carrying import text_of
 from qrecipe.artifact.export.judged import Written
 from qrecipe.artifact.export.onnx import ANY_BATCH, checked_content
@@ -75,13 +74,8 @@ def write_openvino(
             text = f"OpenVINO cannot take the model: {first_line(error)}"
             raise ArtifactError.of("QR512", text) from error
         for file in reversed(files):  # the graph needs its weights
-            _copy(made.with_suffix(file.suffix), file)
+            write_copy(made.with_suffix(file.suffix), file)
     return Written(run)
-
-
-def _copy(made: Path, file: Path) -> None:
-    with made.open("rb") as source:
-        write(file, lambda stream: shutil.copyfileobj(source, stream))
 
 
 def files_of(path: str | os.PathLike[str]) -> tuple[Path, Path]:

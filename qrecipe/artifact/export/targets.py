@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Literal, Protocol
 
 from torch import nn
 
-from qrecipe.artifact.container import problem
+from qrecipe.artifact.container import write_copy
 from qrecipe.artifact.export.aoti import write_aoti
 from qrecipe.artifact.export.judged import Written
 from qrecipe.artifact.export.lowering import Lowering
@@ -23,7 +22,6 @@ from qrecipe.artifact.export.pte import write_pte
 from qrecipe.artifact.export.reopened import Opener, check_reopened
 from qrecipe.execution.part import Exportable
 from qrecipe.execution.provenance import Provenance, provenance
-from qrecipe.files import why_not
 from qrecipe.model.call import Inputs
 from qrecipe.pipeline import CompiledRecipe, exportable, origin_of
 from qrecipe.recipe.schema import Executor
@@ -116,16 +114,12 @@ def export(source: Source, to: Name, path: Path, sizes: Sizes = "batch") -> Lowe
     Raises what the function of the target raises, and what `check_reopened` does.
     """
     target = TARGETS[to]
-    try:
-        folder = TemporaryDirectory(prefix=".qrecipe-", dir=path.parent)
-    except OSError as error:
-        raise problem("QR502", str(path), f"cannot be written: {why_not(error)}") from None
-    with folder as name:
-        made = Path(name) / path.name
+    with TemporaryDirectory() as folder:
+        made = Path(folder) / path.name
         written = target.write(source, made, sizes)
         check_reopened(target.opener, made, written.run)
         for file in reversed(target.files(path)):  # the named one needs the others
-            os.replace(made.with_name(file.name), file)
+            write_copy(made.with_name(file.name), file)
     return written.lowering
 
 
