@@ -68,6 +68,13 @@ def test_clamps_stand_where_the_layer_before_them_is_an_integer_kernel(
     assert torch.equal(made(x), before)
 
 
+def test_a_clamp_at_the_end_of_seven_bits_stays():
+    """QuantizeLinear would round what is beyond it to the eighth bit."""
+    made = program(RELU6, 6 / 127, 0, 0, 127, torch.uint8)
+    make_fusable(made)
+    assert steps(made) == "add Q DQ hardtanh Q DQ"
+
+
 def test_a_symmetric_grid_keeps_its_clamp_next_to_the_layer():
     made = program(RELU, *grid(0.03, 0, torch.int8), first=False)
     make_fusable(made)

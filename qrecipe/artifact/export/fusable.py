@@ -122,8 +122,10 @@ def _clamps_nothing(clamp: fx.Node, values: Tensor, rounding: fx.Node) -> bool:
 
 
 def _grid(node: fx.Node) -> tuple[Any, ...]:
-    """Scale, zero point, limits and dtype."""
-    return tuple(node.args[1:6])
+    """Scale, zero point, limits and dtype; files know no other limits than those of the dtype."""
+    scale, zero_point, *_, dtype = node.args[1:6]
+    limits = torch.iinfo(dtype)  # type: ignore[arg-type]
+    return scale, zero_point, limits.min, limits.max, dtype
 
 
 def _steps(node: fx.Node) -> tuple[Any, ...]:
