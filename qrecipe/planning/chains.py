@@ -109,6 +109,15 @@ def chosen_chains(
     return tuple(chains), tuple(findings)
 
 
+def has_chain(inventory: Inventory, chain: Chain) -> bool:
+    """Whether a model has a chain of the plan of a transformed model, of the same widths."""
+    links, matches = dict(links_of(inventory)), inventory.matches
+    return all(
+        first in links and links[first].reader == second and outputs_of(matches[first]) == len(each)
+        for (first, second), each in zip(pairwise(chain.sites), chain.exponents, strict=True)
+    )
+
+
 _IDLE = "remove it: no two layers follow each other with only ReLUs or pools between them"
 
 
@@ -159,7 +168,7 @@ def links_of(inventory: Inventory) -> Iterator[tuple[str, _Link]]:
 
 
 def _reader_of(match: Match, inventory: Inventory) -> _Link:
-    node, is_image, is_flat = match.nodes[-1], not isinstance(match.module, nn.Linear), False
+    node, is_image = match.nodes[-1], not isinstance(match.module, nn.Linear)
     while True:
         users = list(node.users)
         if len(users) != 1:
@@ -172,30 +181,50 @@ def _reader_of(match: Match, inventory: Inventory) -> _Link:
         if reader is None:
             return _Link(None, f"{user.name} is not a site")
         if isinstance(reader.module, _LAYERS) and user is reader.nodes[0]:
-            becomes_flat = isinstance(reader.module, nn.Linear) and is_image
-            if is_flat != becomes_flat:
+            if is_image == isinstance(reader.module, nn.Linear):
                 return _Link(None, f"{name} reads other dimensions")
             return _Link(name)
-        if not _scales(reader, is_image):
+        stays_image = _image_after(reader, match) if is_image else _features_after(reader)
+        if stays_image is None:
             return _Link(None, _why_not(reader))
-        is_flat |= reader.nodes[0].target in _FLATTEN
-        node = reader.nodes[-1]
+        is_image, node = stays_image, reader.nodes[-1]
 
 
-_FLATTEN = (torch.flatten, torch.mean)
+def _features_after(match: Match) -> bool | None:
+    """False, for no image, if an operation scales with its input; else None."""
+    return False if _called(match) in _SCALES else None
 
 
-def _scales(match: Match, is_image: bool) -> bool:
+def _image_after(match: Match, layer: Match) -> bool | None:
+    """Whether an operation gives images, for the images of a layer; False for features.
+
+    None if it mixes channels, or does not scale with its input.
+    """
+    called = _called(match)
+    if called in _SCALES or called in _POOLS:
+        return True
+    module: Any = layer.module
+    if layer.shape is None or len(layer.shape) != module.weight.dim():
+        return None  # without a batch, channels are in another dimension
+    node = match.nodes[0]
+    if called is torch.flatten:
+        return False if tuple(node.args[1:]) in ((1,), (1, -1)) and not node.kwargs else None
+    if called is not torch.mean or len(layer.shape) != 4:
+        return None
+    given = dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | dict(node.kwargs)
+    dims = given.get("dim")
+    over_images = dims in [kind(each) for kind in (tuple, list) for each in _BOTH]
+    return bool(given.get("keepdim", False)) if over_images else None
+
+
+_BOTH = ((2, 3), (3, 2), (-2, -1), (-1, -2))
+
+
+def _called(match: Match) -> Any:
     node = match.nodes[0]
     if len(match.nodes) > 1:
-        return False
-    if is_image and node.target is torch.flatten:
-        return tuple(node.args[1:]) in ((1,), (1, -1)) and not node.kwargs
-    if is_image and node.target is torch.mean:
-        given = dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | dict(node.kwargs)
-        return given.get("dim") in ((2, 3), [2, 3], (-2, -1), [-2, -1], (-1, -2), [-1, -2])
-    called = type(match.module) if node.op == "call_module" else node.target
-    return called in _SCALES or (is_image and called in _POOLS)
+        return None
+    return type(match.module) if node.op == "call_module" else node.target
 
 
 def _why_not(match: Match) -> str:

@@ -82,8 +82,9 @@ def clamps(inventory: Inventory, outcome_of: Mapping[str, Outcome]) -> Mapping[s
             read = [_read(inventory.matches[each], found) for each in readers[operation.name]]
             known = [each for each in read if each is not None]
             is_whole = operation.is_output or operation.name in wider or len(known) < len(read)
-            if known and not is_whole:
-                found[operation.name] = _widest(known)
+            widest = _widest(known) if known and not is_whole else None
+            if widest is not None and widest.limits != (None, None):
+                found[operation.name] = widest
         static = {name for name in found if outcome_of[name].mode == "static"}
         more = _sharing_a_wider_range(operations, outcome_of, static)
         if not more:
@@ -143,4 +144,4 @@ def limits_of(match: Match) -> tuple[float, float] | None:
             low, high = (low, float(value)) if "max" in name else (float(value), high)
         elif value is not None:
             return None  # a tensor
-    return low, high
+    return min(low, high), high  # where they are crossed, everything becomes the upper one

@@ -69,6 +69,7 @@ def equalize_by_activations(
             found[joint] = torch.zeros_like(given)
             continue
         dead = (given < _DEAD_WEIGHT) | (read < _DEAD_WEIGHT) | (seen < _DEAD_ACTIVATION)
+        dead |= ~seen.isfinite()
         scale = seen
         if not tensors.is_depthwise:
             scale = seen**_SHARE / tensors.read(of_each_output=True) ** (1 - _SHARE)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from qrecipe.errors.findings import AuditError, CalibrationError
 from qrecipe.execution.batches import (
     Forward,
+    check_finite,
     inputs_of_batch,
     known_length,
     limited,
@@ -132,6 +133,7 @@ def _largest(
     show, total = chosen_progress(progress, "transforming"), known_length(batches, limit)
     with found.watching(probe, joints):
         for index, batch in enumerate(limited(batches, limit)):
+            check_finite(batch, index)
             run_quietly(probe, batch, index, forward)
             show(index + 1, total)
     return found
@@ -169,10 +171,15 @@ def _prove(model: nn.Module, changed: nn.Module, first: Any, forward: Forward | 
         calls = calls_of(runnable_copy(each), first, 0, forward)
         outputs.append([tensor for call in calls for tensor in tensors_in(call.output)])
     before, after = outputs
-    if len(before) == len(after) and all(map(torch.equal, before, after)):
+    if len(before) == len(after) and all(map(_equal, before, after)):
         return
     raise AuditError.of(
         "QR417",
         "the transformed model computes something else than the float model",
         hint="chains = [...] without the layer that is to blame, and report the model",
     )
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether tensors are equal to the bit; NaN equals NaN."""
+    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())

@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 import torch
@@ -26,6 +27,8 @@ SPELLINGS = {
     "one after the other": (lambda self, x: F.relu6(self.conv(x)).clamp(-1, 1), None, [0.0, 1.0]),
     "moved before": (lambda self, x: F.relu6(self.conv(x).flatten(1)), None, [0.0, 6.0]),
     "pooled before": (lambda self, x: F.relu6(F.max_pool2d(self.conv(x), 2)), None, [0.0, 6.0]),
+    "crossed limits": (lambda self, x: self.conv(x).clamp(3, 1), None, [1.0, 1.0]),
+    "one infinite limit": (lambda self, x: self.conv(x).clamp(0, math.inf), None, [0.0, None]),
     "unfused ReLU": (lambda self, x: F.relu(F.max_pool2d(self.conv(x), 2)), None, [0.0, None]),
 }
 
@@ -44,6 +47,10 @@ OTHERS = {
     "the model's output": lambda self, x: (F.relu6(y := self.conv(x)), y),
     "an average before": lambda self, x: F.relu6(F.avg_pool2d(self.conv(x), 2)),
     "limits that are tensors": lambda self, x: torch.clamp(self.conv(x), self.low, self.low + 1),
+    "infinite limits": lambda self, x: self.conv(x).clamp(-math.inf, math.inf),
+    "no common limit": lambda self, x: torch.cat(
+        [(y := self.conv(x)).clamp_min(0), y.clamp_max(4)]
+    ),
     "no clamp": lambda self, x: F.leaky_relu(self.conv(x)),
 }
 
@@ -53,6 +60,7 @@ def test_a_site_that_is_read_without_limits_is_observed_as_it_is(name):
     net = net_of(OTHERS[name], conv=nn.Conv2d(3, 4, 3))
     net.register_buffer("low", torch.zeros(1))
     assert sites(qrecipe.plan(net, recipe(), IMAGE))["conv"].clamp is None
+    qrecipe.compile(net, recipe(), IMAGE).prepare()(IMAGE)
 
 
 def test_a_site_that_shares_the_range_of_a_wider_one_does_not_claim_the_clamps():

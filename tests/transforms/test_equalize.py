@@ -224,6 +224,51 @@ def test_whatever_does_not_scale_with_its_input_ends_a_chain(name):
     assert _ended(net) == {}
 
 
+UNLIKE_IMAGES = {
+    "features, then dimension 1": (
+        nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Conv1d(4, 4, 1)),
+        torch.randn(2, 4, 8),
+    ),
+    "images without a batch": (
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(1), nn.Linear(36, 3)),
+        torch.randn(3, 8, 8),
+    ),
+    "depth is left": (
+        net_of(
+            lambda self, x: self.b(F.relu(self.a(x)).mean((2, 3))),
+            a=nn.Conv3d(3, 4, 3),
+            b=nn.Linear(4, 3),
+        ),
+        torch.randn(2, 3, 6, 6, 6),
+    ),
+    "pooled features": (
+        net_of(
+            lambda self, x: self.b(F.max_pool1d(F.relu(self.a(x)).flatten(1), 5)),
+            a=nn.Conv2d(3, 5, 3),
+            b=nn.Linear(100, 3),
+        ),
+        IMAGES[0],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNLIKE_IMAGES)
+@pytest.mark.filterwarnings("ignore::qrecipe.QRecipeWarning")
+def test_channels_in_another_dimension_end_a_chain(name):
+    net, batch = UNLIKE_IMAGES[name]
+    assert _ended(net.eval(), batch) == {}
+
+
+@pytest.mark.parametrize(
+    "mean", [lambda x: x.mean((2, 3)), lambda x: x.mean([-1, -2], keepdim=True).flatten(1)]
+)
+def test_the_mean_of_images_hands_on_their_channels(mean):
+    net = net_of(
+        lambda self, x: self.b(mean(F.relu(self.a(x)))), a=nn.Conv2d(3, 4, 3), b=nn.Linear(4, 3)
+    )
+    assert list(_ended(net)) == [("a", "b")]
+
+
 def test_a_norm_after_the_relu_ends_a_chain():
     net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)).eval()
     with pytest.warns(qrecipe.QRecipeWarning, match="finds no chain"):
@@ -305,3 +350,29 @@ def test_only_transformed_models_have_a_record():
     record = qrecipe.transformation(qrecipe.transform(_linear(), _equalize(), ROWS))
     assert "spread before" in str(record)
     assert dataclasses.is_dataclass(record)
+
+
+def test_a_batch_with_nan_is_named():
+    with pytest.raises(qrecipe.CalibrationError, match="QR403 batch 1"):
+        qrecipe.transform(_linear(), _equalize(), [ROWS[0], ROWS[1] * float("nan")])
+
+
+def test_outputs_that_are_nan_are_equal():
+    def forward(self, x):
+        return self.b(F.relu(self.a(x))), x * 0 / 0
+
+    net = net_of(forward, a=nn.Linear(12, 8), b=nn.Linear(8, 4))
+    assert qrecipe.transformation(qrecipe.transform(net, _equalize("weights"), ROWS)).chains
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        nn.Sequential(nn.Linear(12, 4)),
+        nn.Sequential(nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 8), *_linear()[3:]),
+    ],
+)
+def test_another_model_cannot_be_scaled_as_a_transformed_one(other):
+    converted = qrecipe.quantize(_linear(), _equalize(), ROWS)
+    with pytest.raises(qrecipe.ArtifactError, match="QR420"):
+        qrecipe.compare(other.eval(), converted, ROWS)

@@ -39,7 +39,7 @@ from qrecipe.measure.watched import watched_modules
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.model.kept import kept
 from qrecipe.model.out_of_place import without_changes_in_place
-from qrecipe.planning.chains import TRANSFORMED
+from qrecipe.planning.chains import TRANSFORMED, has_chain
 from qrecipe.planning.inventory import inventory_of
 from qrecipe.planning.plan import Limits, Plan
 from qrecipe.process.neutral import neutral
@@ -170,6 +170,9 @@ def compare(
     with inputs_of_batch(reference, first, forward) as inputs:
         inventory = inventory_of(reference, recipe, inputs)
         if plan.chains and kept(reference, TRANSFORMED) is None:
+            for chain in plan.chains:
+                if not has_chain(inventory, chain):
+                    raise _different(f"it has no chain {' > '.join(chain.sites)} of that width")
             reference = as_recorded(reference, inventory, plan.chains)
             inventory = inventory_of(reference, recipe, inputs)
     _check_same(inventory, plan, graphs)
