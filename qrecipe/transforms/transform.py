@@ -25,7 +25,7 @@ from qrecipe.model.copies import runnable_copy, whole_copy
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.model.kept import kept
 from qrecipe.model.nested import tensors_in
-from qrecipe.planning.chains import TRANSFORMED, Layer
+from qrecipe.planning.chains import TRANSFORMED, Layer, has_chain
 from qrecipe.planning.decide import make_plan
 from qrecipe.planning.inventory import inventory_of
 from qrecipe.planning.plan import Chain
@@ -53,7 +53,7 @@ def transform(
     transform the model themselves, or use it as it is if it was transformed by the same settings.
 
     ``batches`` and ``forward`` are as in `qrecipe.calibrate`. A model is returned as it is, copied,
-    if the recipe has no transforms.
+    if the recipe has no transforms. A model that was transformed before is taken back first.
 
     Raises:
         RecipeError, PlanError, CalibrationError: as `qrecipe.quantize`.
@@ -65,6 +65,7 @@ def transform(
     with inputs_of_batch(model, first, forward) as inputs:
         inventory = inventory_of(model, loaded, inputs)
         chains = make_plan(inventory, loaded).chains
+    model = untransformed(model, inventory)
     layers = layers_of(inventory, chains)
     changed = whole_copy(model)
     joints = [joint for chain in chains for joint in joints_of(chain, layers)]
@@ -116,9 +117,24 @@ def is_ready(model: nn.Module, recipe: Recipe) -> bool:
 
 def as_recorded(model: nn.Module, inventory: Inventory, chains: Sequence[Chain]) -> nn.Module:
     """A copy of a model whose channels are scaled as the chains of a transformed one record it."""
-    changed = whole_copy(model)
+    changed = whole_copy(untransformed(model, inventory))
     apply_exponents(changed, chains, layers_of(inventory, chains))
     return changed
+
+
+def untransformed(model: nn.Module, inventory: Inventory) -> nn.Module:
+    """A copy of a transformed model as it was before, to the bit; any other model itself."""
+    done = kept(model, TRANSFORMED)
+    chains = done.chains if isinstance(done, Transformation) else ()
+    if not chains or not all(has_chain(inventory, chain) for chain in chains):
+        return model
+    before = whole_copy(model)
+    undone = [
+        replace(chain, exponents=tuple(tuple(-e for e in each) for each in chain.exponents))
+        for chain in chains
+    ]
+    apply_exponents(before, undone, layers_of(inventory, chains))
+    return before
 
 
 def _largest(

@@ -154,6 +154,30 @@ def test_a_model_is_transformed_once(monkeypatch):
     qrecipe.sensitivity(changed, settings, IMAGES)
 
 
+def test_other_settings_start_from_the_model_as_it_was():
+    net = _depthwise()
+    first = qrecipe.transform(net, _equalize(), IMAGES)
+    second = qrecipe.transform(first, _equalize("weights"), IMAGES)
+    expected = qrecipe.transform(net, _equalize("weights"), IMAGES)
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(tensor, second.state_dict()[name])
+    assert qrecipe.transformation(second) == qrecipe.transformation(expected)
+    assert qrecipe.transformation(first).table.equalize.by == "activations"
+    none = qrecipe.transform(first, recipe(base="builtin:x86-static-minmax"), IMAGES)
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, none.state_dict()[name])
+
+
+@pytest.mark.parametrize("given", ["itself", "transformed", "transformed otherwise"])
+def test_any_form_of_the_float_model_compares_with_the_quantized_one(given):
+    net = _depthwise()
+    converted = qrecipe.quantize(net, _equalize("weights"), IMAGES)
+    forms = {"transformed": _equalize("weights"), "transformed otherwise": _equalize()}
+    reference = qrecipe.transform(net, forms[given], IMAGES) if given in forms else net
+    compared = qrecipe.compare(reference, converted, IMAGES[:1])
+    assert min(site.weight.sqnr_db for site in compared.sites if site.weight) > 30
+
+
 def test_batches_that_come_once_are_used_twice():
     assert qrecipe.quantize(_depthwise(), _equalize(), iter(IMAGES)) is not None
 

@@ -169,7 +169,8 @@ def compare(
     first, stream = peek(batches)
     with inputs_of_batch(reference, first, forward) as inputs:
         inventory = inventory_of(reference, recipe, inputs)
-        if plan.chains and kept(reference, TRANSFORMED) is None:
+        done = kept(reference, TRANSFORMED)
+        if plan.chains and (done is None or done.chains != plan.chains):
             for chain in plan.chains:
                 if not has_chain(inventory, chain):
                     raise _different(f"it has no chain {' > '.join(chain.sites)} of that width")
