@@ -92,9 +92,8 @@ def chosen_chains(
     location = recipe.origin(f"transform.equalize.{next(iter(table.model_fields_set))}")
     if table.chains == "auto":
         found = chains_of(inventory)
-        idle = Finding(
-            "QR222", "[transform.equalize] finds no chain in this model", location, _IDLE
-        )
+        why = _IDLE if inventory.parts else _UNTRACED
+        idle = Finding("QR222", "[transform.equalize] finds no chain in this model", location, why)
         return found, () if found else (idle,)
     links = dict(links_of(inventory))
     location = recipe.origin("transform.equalize.chains")
@@ -119,6 +118,8 @@ def has_chain(inventory: Inventory, chain: Chain) -> bool:
 
 
 _IDLE = "remove it: no two layers follow each other with only ReLUs or pools between them"
+
+_UNTRACED = "remove it: in eager mode nothing shows which layer reads the channels of another"
 
 
 def _problem(sites: tuple[str, ...], links: Mapping[str, _Link]) -> tuple[str, str | None] | None:

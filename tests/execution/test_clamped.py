@@ -99,8 +99,8 @@ def test_training_rounds_between_the_limits_and_learns(executor):
     )
 
 
-def test_data_beyond_a_clamp_is_no_drift():
-    converted = qrecipe.quantize(_net(), _recipe("fx"), BATCHES)
+def test_data_beyond_a_clamp_is_no_drift(executor):
+    converted = qrecipe.quantize(_net(), _recipe(executor), BATCHES)
     louder = [batch * 1.05 for batch in BATCHES]
     found = qrecipe.drift(converted, louder)
     assert {site.name for site in found.drifted()} <= {"last"}

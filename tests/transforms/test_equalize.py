@@ -400,3 +400,9 @@ def test_another_model_cannot_be_scaled_as_a_transformed_one(other):
     converted = qrecipe.quantize(_linear(), _equalize(), ROWS)
     with pytest.raises(qrecipe.ArtifactError, match="QR420"):
         qrecipe.compare(other.eval(), converted, ROWS)
+
+
+def test_eager_mode_says_that_it_knows_no_chains():
+    settings = _equalize(base="builtin:x86-dynamic", head='executor = "eager"')
+    with pytest.warns(qrecipe.QRecipeWarning, match="(?s)QR222.*in eager mode nothing shows"):
+        qrecipe.plan(_linear(), settings, ROWS[0])

@@ -139,9 +139,14 @@ class _Shadowed(nn.Module):
     def observe(self, node: fx.Node, value: Any) -> None:
         """Pass the float output of a node to the observer that saw it in calibration."""
         if node in self._groups and isinstance(value, Tensor):
-            limits = self._clamps.get(site_of(node) or "")
-            read = value if limits is None else value.clamp(*limits)
-            self._observers[self._groups[node]].see(read)
+            self._observers[self._groups[node]].see(self._read(node, value))
+
+    def _read(self, node: fx.Node, value: Tensor) -> Tensor:
+        """What is read of the output of a node; only operations that copy have no range."""
+        if node in self._ranges:
+            return self._ranges[node].read(value)
+        limits = self._clamps.get(site_of(node) or "")
+        return value if limits is None else value.clamp(*limits)
 
     def results(self) -> Iterator[SiteDrift]:
         count: dict[tuple[str, str], int] = {}
