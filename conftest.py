@@ -18,6 +18,7 @@ from sybil import Sybil
 os.environ["OMP_NUM_THREADS"] = "1"  # for torch, here and in every process that a test starts
 
 SLOW_PAGES = {
+    "bench.md",
     "export.md",
     "few-batches.md",
     "gallery.md",

@@ -29,6 +29,11 @@ if TYPE_CHECKING:
     from qrecipe.authoring.tune.result import TuningResult as TuningResult
     from qrecipe.authoring.tune.search import Trial as Trial
     from qrecipe.authoring.tune.tune import tune as tune
+    from qrecipe.deployment.bench import bench as bench
+    from qrecipe.deployment.result import Bench as Bench
+    from qrecipe.deployment.result import BenchRow as BenchRow
+    from qrecipe.deployment.verdict import Distances as Distances
+    from qrecipe.deployment.ways import Kernels as Kernels
     from qrecipe.errors.findings import ArtifactError as ArtifactError
     from qrecipe.errors.findings import AuditError as AuditError
     from qrecipe.errors.findings import CalibrationError as CalibrationError
@@ -74,6 +79,7 @@ if TYPE_CHECKING:
     from qrecipe.measure.sensitivity.ranking import RankedSite as RankedSite
     from qrecipe.measure.sensitivity.ranking import Ranking as Ranking
     from qrecipe.measure.sensitivity.scores import Metric as Metric
+    from qrecipe.measure.turns import Speed as Speed
     from qrecipe.model.call import Inputs as Inputs
     from qrecipe.observers.registration import register_fake_quant as register_fake_quant
     from qrecipe.observers.registration import register_observer as register_observer
@@ -128,6 +134,10 @@ _NAMES = {
     "authoring.tune.result": "TuningResult",
     "authoring.tune.search": "Trial",
     "authoring.tune.tune": "tune",
+    "deployment.bench": "bench",
+    "deployment.result": "Bench BenchRow",
+    "deployment.verdict": "Distances",
+    "deployment.ways": "Kernels",
     "errors.findings": (
         "ArtifactError AuditError CalibrationError ConflictError ExecutionError Finding Location "
         "PlanError PluginError QRecipeError QRecipeWarning RecipeConflictError RecipeError "
@@ -149,6 +159,7 @@ _NAMES = {
     "measure.sensitivity.rank": "Evaluate sensitivity",
     "measure.sensitivity.ranking": "RankedSite Ranking",
     "measure.sensitivity.scores": "Metric",
+    "measure.turns": "Speed",
     "model.call": "Inputs",
     "observers.registration": "register_fake_quant register_observer",
     "pipeline": "CompiledRecipe compile plan quantize",

@@ -133,6 +133,7 @@ def made():
             "CompiledRecipe": compiled,
             "Plan": compiled.plan,
             "Provenance": qrecipe.provenance(converted),
+            "Bench": qrecipe.bench(model, recipe, batches, runtimes=["torch"], progress=False),
             "Comparison": qrecipe.compare(model, converted, batches, progress=False),
             "Drift": qrecipe.drift(converted, batches, progress=False),
             "Fastest": qrecipe.fastest(model, recipe, batches, progress=False),

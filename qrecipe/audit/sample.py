@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,9 @@ RIGHT_DB = 30.0
 """Below this, two modules, or a kernel and its reference, compute different things."""
 
 TOLERANCE_DB = 1.0
+
+CAUSE_DB = 20 * math.log10(2)
+"""What accounts for at least half of an error is reported as its cause."""
 
 HEAD_SAMPLES = 4
 """So many samples of the first batch usually prove a model; if not, the whole batch is used."""

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from qrecipe._version import __version__
+from qrecipe.cli.bench import bench
 from qrecipe.cli.check import check
 from qrecipe.cli.diff import diff
 from qrecipe.cli.drift import drift
@@ -70,6 +71,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "suggest": suggest,
     "tune": tune,
     "fastest": fastest,
+    "bench": bench,
     "diff": diff,
     "drift": drift,
     "lock": lock,

@@ -98,7 +98,7 @@ def export(
                     made = targets.Stored(loaded, Inputs.from_batch(first))
             else:
                 with user_output():
-                    recipe = qrecipe.load_recipe(source)
+                    recipe = target.fitted(qrecipe.load_recipe(source))
                     asked = executor or recipe.executor or target.executor
                     chosen = executed_by(recipe, asked)
                     subject, first, batches = subject_and_batches(code, model, data, input, chosen)

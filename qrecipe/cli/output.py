@@ -39,6 +39,12 @@ def err(text: str) -> None:
     print(printable(text), file=sys.stderr)
 
 
+def hint(text: str | None) -> None:
+    """Write what a person may want to know next to a terminal's stderr; nothing in a pipe."""
+    if text is not None and sys.stderr is not None and sys.stderr.isatty():
+        err(text)
+
+
 def out_json(value: Any) -> None:
     """Write one JSON document to stdout; non-finite numbers become null."""
     print(json.dumps(_finite(value), indent=2, allow_nan=False))

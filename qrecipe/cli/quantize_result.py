@@ -18,9 +18,11 @@ from qrecipe.errors.findings import QRecipeError
 from qrecipe.errors.text import counted
 from qrecipe.execution.batches import describe_batch
 from qrecipe.execution.prepared import prepared_state
+from qrecipe.execution.provenance import provenance, stored_plan
 from qrecipe.measure.latency import Latency, compare_latency
 from qrecipe.measure.sizes import model_size
 from qrecipe.model.call import Inputs
+from qrecipe.planning.faster_runtime import faster_runtime
 from qrecipe.terminal.progress import activity
 from qrecipe.terminal.tables import render_table
 
@@ -36,7 +38,10 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Float and quantized model side by side; sizes in bytes, the SQNR of the output in dB."""
+    """Float and quantized model side by side; sizes in bytes, the SQNR of the output in dB.
+
+    ``faster`` is a note about another runtime.
+    """
 
     metric: Metric | None
     float_size: int
@@ -45,6 +50,7 @@ class Result:
     sqnr_db: float | None
     inputs: str
     calibration: dict[str, Any] | None
+    faster: str | None
 
 
 def measure(
@@ -70,7 +76,13 @@ def measure(
             sqnr_db=output_sqnr_db(inputs.call(model), inputs.call(converted)),
             inputs=describe_batch(first),
             calibration=calibration if state.batches and observes(prepared) else None,
+            faster=_faster(converted) if observes(prepared) else None,
         )
+
+
+def _faster(converted: nn.Module) -> str | None:
+    plan = stored_plan(provenance(converted))
+    return faster_runtime(has_convolutions=any("conv" in site.op.lower() for site in plan))
 
 
 def _metric(evaluate: UserFunction, model: nn.Module, converted: nn.Module) -> Metric:
@@ -121,6 +133,7 @@ def result_text(result: Result) -> str:
     )
     width = min(shutil.get_terminal_size((100, 24)).columns, 100)
     notes = [note, *([] if result.calibration is None else [_calibrated(**result.calibration)])]
+    notes += [] if result.faster is None else [f"{result.faster}."]
     table = render_table(("", "float", "quantized", ""), rows)
     return "\n\n".join([table, *(textwrap.fill(each, width) for each in notes)])
 

@@ -13,7 +13,7 @@ import typer
 import qrecipe
 from qrecipe.cli import options
 from qrecipe.cli.distinct import check_distinct, files_of
-from qrecipe.cli.output import FOUND_SOMETHING, out, out_and_save, out_json, reported
+from qrecipe.cli.output import FOUND_SOMETHING, hint, out, out_and_save, out_json, reported
 from qrecipe.cli.user_code import user_code, user_output
 from qrecipe.files import write_atomically
 
@@ -54,6 +54,7 @@ def suggest(
     with reported(as_json=json):
         from qrecipe.authoring.suggest.suggest import suggestion
         from qrecipe.cli.model_argument import get_ready, load_subject, required_inputs
+        from qrecipe.planning.faster_runtime import faster_runtime
 
         get_ready(None, out=output)
         with user_code(plugin) as code, user_output():
@@ -61,11 +62,18 @@ def suggest(
             text = suggestion(subject.model, required_inputs(subject, model), batches)
         if output is not None:
             write_atomically(Path(output), text)
+        recipe = qrecipe.parse_recipe(text)
         if json:
-            fingerprint = qrecipe.parse_recipe(text).fingerprint
-            out_json({"recipe": text, "fingerprint": fingerprint, "out": output})
+            out_json({"recipe": text, "fingerprint": recipe.fingerprint, "out": output})
         else:
             out(text.rstrip("\n") if output is None else f"written to {output}")
+            if _is_static(recipe):
+                hint(faster_runtime(has_convolutions=True))  # or it were dynamic
+
+
+def _is_static(recipe: qrecipe.Recipe) -> bool:
+    activations = [qconfig.activation for qconfig in recipe.qconfigs.values()]
+    return any(spec is not None and not spec.is_dynamic for spec in activations)
 
 
 def tune(

@@ -65,6 +65,7 @@ class Speed:
     @property
     def text(self) -> str:
         """The median, or its interval where the rounds differ by more than the models."""
-        if self.is_faster or self.is_slower:
+        low, high = f"{self.low:.2f}", f"{self.high:.2f}"
+        if self.is_faster or self.is_slower or low == high:
             return f"{self.median:.2f}"
-        return f"{self.low:.2f} to {self.high:.2f}"
+        return f"{low} to {high}"

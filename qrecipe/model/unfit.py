@@ -23,6 +23,9 @@ _OF_WRAPPERS: Mapping[str, str] = {
 }
 """The attribute with the wrapped model, by torch's wrapper class."""
 
+_SESSIONS = ("InferenceSession", "CompiledModel")
+"""Classes of onnxruntime and openvino."""
+
 _SHOWN = 4
 
 
@@ -52,6 +55,8 @@ def instead_of_model(given: Any) -> tuple[str, str]:
     if isinstance(given, (tuple, list)) and any(isinstance(part, nn.Module) for part in given):
         index = next(i for i, part in enumerate(given) if isinstance(part, nn.Module))
         return f"a {kind} with a model in it", f"pass its element {index}"
+    if kind in _SESSIONS:
+        return f"a session of another runtime ({kind})", "pass the float model behind it"
     if callable(given):
         return f"a {kind}", "if it creates the model, call it and pass the result"
     return f"a {kind}", "pass the model to quantize"

@@ -1,4 +1,4 @@
 """From sites and rules to a `Plan`: what a backend and a kernel can do, advice, text.
 
-May import `model` and below.
+May import `runtimes` and below.
 """

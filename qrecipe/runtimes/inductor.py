@@ -1,4 +1,4 @@
-"""torch's Inductor: models that are compiled by ``torch.compile``."""
+"""torch's Inductor: models that are compiled by ``torch.compile``, which is slow to import."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch._dynamo.utils import counters
-from torch._inductor import config
 
 from qrecipe.errors.findings import QRecipeError
+from qrecipe.runtimes.session import ModuleSession
 
 KERNELS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "qconv_weight_prepack_matcher_count": ("convolution", ("aten.conv1d.", "aten.conv2d.")),
@@ -35,9 +35,27 @@ class Compiled(nn.Module):
             return self._compiled(*args, **kwargs)
 
 
+class Package(nn.Module):
+    """A package that was compiled ahead of time."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self._loaded = torch._inductor.aoti_load_package(str(file))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._loaded(*args, **kwargs)
+
+
+def opened(source: nn.Module | Path, threads: int) -> ModuleSession:
+    """A model, to be compiled when it first runs, or a package of AOTInductor."""
+    return ModuleSession(Package(source) if isinstance(source, Path) else Compiled(source))
+
+
 @contextmanager
 def frozen() -> Iterator[None]:
     """Let torch's compiler take weights for constants, or it makes no integer kernels."""
+    from torch._inductor import config
+
     with torch.no_grad(), config.patch(freezing=True):
         yield
 
@@ -45,6 +63,8 @@ def frozen() -> Iterator[None]:
 @contextmanager
 def counted_kernels() -> Iterator[Counter[str]]:
     """Filled at the end: the integer kernels that torch's compiler made, by its counters."""
+    from torch._dynamo.utils import counters
+
     found, before = Counter[str](), Counter(counters["inductor"])
     yield found
     found.update(Counter(counters["inductor"]) - before)

@@ -62,8 +62,6 @@ def _session(compiled: Any) -> OpenVinoSession:
 
 
 _STORED = ("Const", "Input", "Output", "Reorder")
-_PART = "/WithoutBiases"
-"""Begins what it adds to the name of a layer that it splits."""
 
 
 def _kernels(model: Any) -> Iterator[Kernel]:
@@ -73,8 +71,4 @@ def _kernels(model: Any) -> Iterator[Kernel]:
             names = info["originalLayersNames"].split(",")
             # u8 or i8: that of what it reads
             is_integer = info["runtimePrecision"] in ("u8", "i8")
-            yield Kernel(
-                info["layerType"],
-                is_integer,
-                tuple(name.partition(_PART)[0] for name in names),
-            )
+            yield Kernel(info["layerType"], is_integer, tuple(names))

@@ -50,7 +50,7 @@ RUNTIMES: Mapping[Name, Runtime] = MappingProxyType(
         "inductor": Runtime(
             "torch.compile",
             inductor.check_compiler,
-            lambda module, threads: ModuleSession(inductor.Compiled(module)),
+            inductor.opened,
             torch_threads,
         ),
         "executorch": Runtime(
@@ -70,9 +70,19 @@ RUNTIMES: Mapping[Name, Runtime] = MappingProxyType(
 )
 
 
-def known_session(value: object) -> Session | None:
-    """A session of the caller's, in the runtime's own type; None for anything else.
+def known_session(value: object) -> tuple[str, Session] | None:
+    """A session of the caller's, in the runtime's own type, and its title; None for anything else.
 
     Nothing is imported: whoever has a session has imported its runtime.
     """
-    return onnxruntime.known(value) or openvino.known(value)
+    for name, known in _KNOWN.items():
+        session = known(value)
+        if session is not None:
+            return RUNTIMES[name].title, session
+    return None
+
+
+_KNOWN: Mapping[Name, Callable[[object], Session | None]] = {
+    "onnxruntime": onnxruntime.known,
+    "openvino": openvino.known,
+}

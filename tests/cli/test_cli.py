@@ -83,7 +83,7 @@ def test_a_misspelt_choice_is_told_the_nearest_one():
             near = f"'{named[-1]}x' is not one of {listed}. Did you mean '{named[-1]}'?"
             assert f"Error: Invalid value for '{option}': {near}" in result.output
             told.add(option)
-    assert told == {"--executor", "--target-cpu", "--method", "--to"}
+    assert told == {"--executor", "--target-cpu", "--method", "--to", "--runtime"}
     assert "is not one of" in (far := run("plan", STATIC, "--executor", "9").output)
     assert "Did you mean" not in far
 

@@ -24,6 +24,8 @@ from qrecipe.execution.part import Exportable
 from qrecipe.execution.provenance import Provenance, provenance
 from qrecipe.model.call import Inputs
 from qrecipe.pipeline import CompiledRecipe, exportable, origin_of
+from qrecipe.recipe.for_executorch import for_executorch
+from qrecipe.recipe.recipe import Recipe
 from qrecipe.recipe.schema import Executor
 from qrecipe.runtimes import executorch
 from qrecipe.runtimes.inductor import check_compiler
@@ -99,6 +101,7 @@ class Target:
     ``check`` raises ``QRecipeError`` (QR602) if something is not installed, before anything runs.
     ``opener`` opens the file in another process. ``files`` are those that are written, the named
     one first; it raises ``ArtifactError`` (QR502) for a name that the runtime does not take.
+    ``fitted`` gives a recipe for other kernels as the target takes it.
     """
 
     check: Callable[[], None]
@@ -106,6 +109,7 @@ class Target:
     opener: Opener
     executor: Executor | None = None
     files: Callable[[Path], tuple[Path, ...]] = lambda path: (path,)
+    fitted: Callable[[Recipe], Recipe] = lambda recipe: recipe
 
 
 def export(source: Source, to: Name, path: Path, sizes: Sizes = "batch") -> Lowering | None:
@@ -142,6 +146,9 @@ TARGETS: Mapping[Name, Target] = {
     "onnx": Target(check_onnx, _onnx, "onnxruntime"),
     "openvino": Target(check_openvino, _openvino, "openvino", files=files_of),
     "pt2": Target(lambda: None, _from_program(write_pt2), "torch.export", "pt2e"),
-    "pte": Target(executorch.check_installed, _from_program(write_pte), "executorch", "pt2e"),
+    "pte": Target(
+        *(executorch.check_installed, _from_program(write_pte), "executorch", "pt2e"),
+        fitted=for_executorch,
+    ),
     "aoti": Target(check_compiler, _from_program(write_aoti), "AOTInductor", "pt2e"),
 }

@@ -11,7 +11,7 @@ from torch import fx
 
 from qrecipe._torch_ao import quiet
 from qrecipe.audit.modules import computes_otherwise
-from qrecipe.audit.sample import JUDGEABLE_DB, RIGHT_DB, TOLERANCE_DB, Sample
+from qrecipe.audit.sample import CAUSE_DB, JUDGEABLE_DB, RIGHT_DB, TOLERANCE_DB, Sample
 from qrecipe.audit.sqnr import output_sqnr_db
 from qrecipe.errors.findings import AuditError, Finding, QRecipeError
 from qrecipe.errors.text import first_line
@@ -34,10 +34,6 @@ from qrecipe.rules.resolution import listed
 
 FINE_DB = 20 * math.log10(2**8)
 """From here on, an output is finer than an 8-bit step, however much finer its reference is."""
-
-
-CAUSE_DB = 20 * math.log10(2)
-"""What accounts for at least half of an error is reported as its cause."""
 
 
 DYNAMIC_TOLERANCE_DB = TOLERANCE_DB + 20 * math.log10(2)

@@ -35,6 +35,7 @@ from qrecipe.measure.compare.activations import (
     watched_converted,
     watched_reference,
 )
+from qrecipe.measure.compare.sessions import output_fidelity
 from qrecipe.measure.watched import watched_modules
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.model.kept import kept
@@ -44,6 +45,7 @@ from qrecipe.planning.inventory import inventory_of
 from qrecipe.planning.plan import Limits, Plan
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.recipe import Ingredient, parse_recipe, published
+from qrecipe.runtimes.table import known_session
 from qrecipe.terminal.progress import Progress, chosen_progress
 from qrecipe.terminal.report import Report, Section, Table, Text
 from qrecipe.transforms.transform import as_recorded
@@ -73,7 +75,8 @@ class Comparison(Report):
     """All sites, the worst activation first, and the model's own output.
 
     ``conversion_share`` is the share of the int8 time spent on quantizing and dequantizing;
-    ``ingredients`` are the files of the recipe.
+    ``ingredients`` are the files of the recipe. ``runtime`` is that of a session, which only gives
+    outputs: there are no sites then.
     """
 
     sites: tuple[SiteComparison, ...]
@@ -81,8 +84,26 @@ class Comparison(Report):
     batches: int
     conversion_share: float
     ingredients: tuple[Ingredient, ...] = ()
+    runtime: str | None = None
 
     def _sections(self) -> Iterator[Section]:
+        output = sqnr_text(None if self.output is None else self.output.sqnr_db)
+        found = f"output: {output} over {counted(self.batches, 'batch')}"
+        if self.runtime is not None:
+            lines = [
+                f"{found}, of {self.runtime}",
+                "A session gives outputs alone: pass the converted model to compare its sites.",
+            ]
+            yield Text("Result", lines)
+            return
+        yield self._site_table()
+        summary = (
+            f"{found}; quantizing and dequantizing takes {self.conversion_share:.1%} of the int8 "
+            "time"
+        )
+        yield Text("Result", [summary, *published(self.ingredients)])
+
+    def _site_table(self) -> Table:
         rows = [
             (
                 site.name,
@@ -98,18 +119,13 @@ class Comparison(Report):
         ]
         header = ("site", "operation", "verdict", "weight dB", "activation dB", "MSE")
         times = ("float time", "int8 time")
-        yield Table("Sites", (*header, *times), rows, numeric=frozenset(range(3, 8)))
-        output = sqnr_text(None if self.output is None else self.output.sqnr_db)
-        summary = (
-            f"output: {output} over {counted(self.batches, 'batch')}; "
-            f"quantizing and dequantizing takes {self.conversion_share:.1%} of the int8 time"
-        )
-        yield Text("Result", [summary, *published(self.ingredients)])
+        return Table("Sites", (*header, *times), rows, numeric=frozenset(range(3, 8)))
 
     def to_json(self) -> str:
         """JSON with stable keys; the SQNR of equal tensors is null, with ``"exact": true``."""
         document = {
             "ingredients": [each.to_json() for each in self.ingredients],
+            "runtime": self.runtime,
             "batches": self.batches,
             "output": _json(self.output),
             "conversion_share": self.conversion_share,
@@ -144,7 +160,7 @@ def _json(fidelity: Fidelity | None) -> dict[str, Any] | None:
 @neutral
 def compare(
     reference: nn.Module,
-    converted: nn.Module,
+    converted: Any,
     batches: Iterable[Any],
     *,
     forward: Forward | None = None,
@@ -157,11 +173,21 @@ def compare(
     Memory does not grow with the batches; ``batches`` and ``forward`` are as in
     `qrecipe.calibrate`.
 
+    ``converted`` may also be an ``onnxruntime.InferenceSession`` or an ``openvino.CompiledModel``
+    of an exported file. Of these only the outputs are compared. The tensors of a batch are passed
+    in the order of the reference's signature.
+
     Raises:
         ArtifactError: ``converted`` was not converted by qrecipe (QR501), or not from a model
             like ``reference`` (QR420).
         CalibrationError: there are no batches, or the models cannot take one.
     """
+    show = chosen_progress(progress, "comparing")
+    known = known_session(converted)
+    if known is not None:
+        runtime, session = known
+        output, count = output_fidelity(reference, session, batches, forward, show)
+        return Comparison((), output, count, 0.0, runtime=runtime)
     origin, graphs = provenance(converted), converted_graphs(converted)
     plan = Plan.from_json(origin.plan)
     # training has changed weights, but not the sites
@@ -183,7 +209,6 @@ def compare(
     realised = {path: realised_sites(graph) for path, graph in graphs.items()}
     run = _Run(converted, inventory, graphs, realised, plan.clamps, forward)
     weights = run.weights()
-    show = chosen_progress(progress, "comparing")
     with engine_of(plan):
         count = 0
         for batch in limited(stream):

@@ -29,6 +29,7 @@ from qrecipe.process.neutral import neutral
 from qrecipe.recipe.extends import compose
 from qrecipe.recipe.references import Source
 from qrecipe.recipe.schema import LintTable, RecipeTable
+from qrecipe.runtimes.table import known_session
 from qrecipe.terminal.progress import Progress, chosen_progress
 
 
@@ -53,8 +54,12 @@ def drift(
     Raises:
         ArtifactError: ``converted`` was not converted by qrecipe (QR501).
         CalibrationError: there are no batches, none has values, or the model cannot take one.
-        ExecutionError: the model has no stored ranges (QR430): it is dynamic or float.
+        ExecutionError: the model has no stored ranges (QR430): it is dynamic or float, or a
+            session of another runtime.
     """
+    known = known_session(converted)
+    if known is not None:
+        raise _outputs_alone(type(converted).__name__)
     plan = Plan.from_json(provenance(converted).plan)
     observing = Observing()
     shadows = {
@@ -113,6 +118,14 @@ def _lint(converted: nn.Module) -> LintTable:
     """The ``[lint]`` table of the stored recipe, whose plugins may be missing here."""
     stored = compose(Source("<recipe>"), provenance(converted).recipe)
     return RecipeTable.model_validate(stored.values).lint
+
+
+def _outputs_alone(kind: str) -> ExecutionError:
+    return ExecutionError.of(
+        "QR430",
+        f"this {kind} gives outputs alone: the ranges of its sites cannot be compared with data",
+        hint="pass the converted model that the file was made from; compare takes a session",
+    )
 
 
 class _Shadowed(nn.Module):

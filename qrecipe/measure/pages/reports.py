@@ -59,7 +59,7 @@ def drift_page(
         *_spreads(report.sites, with_now=True),
         table,
     ]
-    return _page(f"Drift: {_name(origin)}", sections, origin)
+    return page_about(f"Drift: {recipe_of(origin)}", sections, origin)
 
 
 def comparison_page(report: Comparison, activations: Activations, origin: Provenance) -> Page:
@@ -70,7 +70,7 @@ def comparison_page(report: Comparison, activations: Activations, origin: Proven
     }
     ranked = _worst_first("Sites by SQNR", values, "SQNR of the activation (dB)", origin)
     sections = [result, *ranked, *_worst_spreads(list(values), activations), table]
-    return _page(f"Comparison: {_name(origin)}", sections, origin)
+    return page_about(f"Comparison: {recipe_of(origin)}", sections, origin)
 
 
 def ranking_page(ranking: Ranking, activations: Activations, origin: Provenance) -> Page:
@@ -82,7 +82,7 @@ def ranking_page(ranking: Ranking, activations: Activations, origin: Provenance)
     if ranking.unranked:
         reasons = list(ranking.unranked.items())
         sections.append(Table("Sites without an error of their own", ("site", "why"), reasons))
-    return _page(f"Sensitivity: {_name(origin)}", sections, origin)
+    return page_about(f"Sensitivity: {recipe_of(origin)}", sections, origin)
 
 
 def profile_page(profile: Profile, origin: Provenance) -> Page:
@@ -97,7 +97,7 @@ def profile_page(profile: Profile, origin: Provenance) -> Page:
     cut = "" if len(shown) == len(profile.sites) else f"The worst of {len(profile.sites)} sites."
     title = "Time of each site, the worst loss first"
     figure = Figure(title, drawing, f"milliseconds of {len(shown)} sites, float and int8", cut)
-    return _page(f"Profile: {_name(origin)}", [result, figure, *tables], origin)
+    return page_about(f"Profile: {recipe_of(origin)}", [result, figure, *tables], origin)
 
 
 def tune_page(
@@ -140,7 +140,7 @@ def tune_page(
         *_ranked(ranking, activations, origin),
         Table("Trials in order", ("trial", "change", metric, ""), rows, numeric=frozenset({0, 2})),
     ]
-    return _page(f"Tuning: {title}", sections, origin)
+    return page_about(f"Tuning: {title}", sections, origin)
 
 
 def _trial_cells(value: float, was_kept: bool) -> tuple[str, str]:
@@ -253,11 +253,12 @@ def _site_names(origin: Provenance) -> list[str]:
     return [site.name for site in stored_plan(origin)]
 
 
-def _name(origin: Provenance) -> str:
+def recipe_of(origin: Provenance) -> str:
+    """The name of the recipe, for a title."""
     return stored_plan(origin).recipe
 
 
-def _page(title: str, sections: Sequence[Section], origin: Provenance) -> Page:
+def page_about(title: str, sections: Sequence[Section], origin: Provenance) -> Page:
     """The sections, and at the end what the model was made by."""
     versions = origin.versions
     subtitle = (

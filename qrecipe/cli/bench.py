@@ -1,0 +1,92 @@
+"""``qrecipe bench``: one recipe through every runtime that is installed."""
+
+from __future__ import annotations
+
+from json import loads
+from shlex import join
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+import qrecipe
+from qrecipe.cli import options
+from qrecipe.cli.distinct import check_distinct, files_of
+from qrecipe.cli.output import FOUND_SOMETHING, out, out_json, reported
+from qrecipe.cli.user_code import user_code, user_output
+
+if TYPE_CHECKING:
+    from qrecipe.runtimes.table import Name
+
+_RUNTIMES = ("torch", "inductor", "executorch", "onnxruntime", "openvino")
+
+
+def bench(
+    recipe: options.Recipe,
+    model: options.Model,
+    data: options.Data,
+    evaluate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.py:NAME", help="A function that takes a model and returns its accuracy."
+        ),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Measure on N samples; default: the first batch as it is."
+        ),
+    ] = None,
+    runtime: Annotated[
+        list[str] | None,
+        options.one_of("--runtime", _RUNTIMES, "Run only this one; repeatable. Default: all."),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Number of threads of every runtime.")] = 1,
+    html: options.Html = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Treat warnings and failing runtimes as errors.")
+    ] = False,
+    plugin: options.Plugin = None,
+    json: options.Json = False,
+) -> None:
+    """Measure a recipe in every runtime that is installed, float beside int8.
+
+    Each output is held to the plan. The exit status is 1 if a runtime computes something else.
+
+    \b
+    Examples:
+      qrecipe bench cnn.toml --model model.py:factory --data model.py:batches
+      qrecipe bench cnn.toml --model model.py:factory --data model.py:batches \\
+          --batch 1 --evaluate model.py:accuracy --html runtimes.html
+    """
+    with reported(as_json=json, strict=strict):
+        check_distinct({"--html": html}, files_of(recipe))
+        from qrecipe.cli.html_pages import plan_for_page
+        from qrecipe.cli.model_argument import get_ready, load_job
+        from qrecipe.deployment.page import bench_page
+        from qrecipe.measure.pages.page import save_page
+
+        get_ready(None, html=html)
+        plugins = [word for name in plugin or () for word in ("--plugin", name)]
+        with user_code(plugin) as code, user_output():
+            measure = None if evaluate is None else code.function(evaluate, "--evaluate")
+            job = load_job(code, recipe, model, data, "this")
+            result = qrecipe.bench(
+                job.model,
+                job.recipe,
+                job.data(),
+                evaluate=measure,
+                batch_size=batch,
+                threads=threads,
+                runtimes=cast("list[Name] | None", runtime) or None,
+                arguments=join([recipe, "--model", model, "--data", data, *plugins]),
+            )
+            origin = None if html is None else plan_for_page(job)
+        # show the result before anything is written, which could fail
+        if json:
+            out_json(loads(result.to_json()))
+        else:
+            out(str(result))
+        if html is not None and origin is not None:
+            save_page(bench_page(result, origin), html)
+    if result.findings or (strict and result.failures):
+        raise typer.Exit(FOUND_SOMETHING)

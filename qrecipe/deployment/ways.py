@@ -1,0 +1,193 @@
+"""The ways to run a model, each with how it is made: a runtime, in float or in int8."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from qrecipe.artifact.export.judged import Written
+from qrecipe.artifact.export.targets import TARGETS, Calibrated
+from qrecipe.artifact.export.targets import Name as Target
+from qrecipe.artifact.saving import save_quantized
+from qrecipe.deployment.float_files import onnx_content, write_float_pte
+from qrecipe.deployment.job import Job, Planned
+from qrecipe.deployment.sites import sites_alone
+from qrecipe.deployment.verdict import SitesAlone
+from qrecipe.measure.sizes import model_size
+from qrecipe.planning.target_cpu import unjudged_sites
+from qrecipe.recipe.for_executorch import for_executorch
+from qrecipe.recipe.frozen import FrozenMapping
+from qrecipe.recipe.schema import Executor
+from qrecipe.runtimes.onnx_nodes import in_integers
+from qrecipe.runtimes.session import Session
+from qrecipe.runtimes.table import RUNTIMES, Name
+
+Precision = Literal["float", "int8"]
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """The sites that are planned in integers, and those of them that the runtime has in float.
+
+    ``operations`` counts what the runtime reports to run in integers, if it reports that. Where
+    torch's compiler or ExecuTorch tells, only layers with weights are counted.
+    """
+
+    planned: int
+    in_float: tuple[str, ...]
+    operations: Mapping[str, int] = field(default_factory=lambda: FrozenMapping({}))
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A session, the bytes of its file, and what was planned; a float session has no plan.
+
+    ``alone`` judges the sites one by one, where the runtime can be made to run them so.
+    """
+
+    session: Session
+    nbytes: int | None
+    planned: Planned | None = None
+    kernels: Kernels | None = None
+    alone: SitesAlone | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """``command`` writes the file, given a recipe, a model and data; float has none.
+
+    ``executor`` stands in for those of ``instead_of``, which cannot make it.
+    """
+
+    runtime: Name
+    precision: Precision
+    make: Callable[[Job, int], Made]
+    command: str | None = None
+    executor: Executor | None = None
+    instead_of: tuple[Executor, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """``OpenVINO int8``."""
+        return f"{RUNTIMES[self.runtime].title} {self.precision}"
+
+
+def _torch_float(job: Job, threads: int) -> Made:
+    return Made(RUNTIMES["torch"].open(job.model, threads), model_size(job.model))
+
+
+def _torch_int8(job: Job, threads: int) -> Made:
+    is_program = job.recipe.executor == "pt2e"  # whose integers torch computes with in float
+    planned = job.executed_by("fx") if is_program else job.planned(job.recipe)
+    unjudged_sites(planned.compiled.plan, "this")
+    converted = planned.compiled.convert(planned.prepared)
+    file = job.folder / "model.safetensors"
+    save_quantized(converted, file)
+    session = RUNTIMES["torch"].open(converted, threads)
+    return Made(session, file.stat().st_size, planned, Kernels(len(_in_integers(planned)), ()))
+
+
+def _compiled_float(job: Job, threads: int) -> Made:
+    return Made(RUNTIMES["inductor"].open(job.model, threads), None)
+
+
+def _compiled_int8(job: Job, threads: int) -> Made:
+    return _lowered("inductor", "aoti", job, job.executed_by("pt2e"), threads)
+
+
+def _executorch_float(job: Job, threads: int) -> Made:
+    file = job.folder / "float.pte"
+    write_float_pte(job.model, job.timed, file)
+    return Made(RUNTIMES["executorch"].open(file, threads), file.stat().st_size)
+
+
+def _executorch_int8(job: Job, threads: int) -> Made:
+    planned = job.planned(for_executorch(job.recipe))
+    return _lowered("executorch", "pte", job, planned, threads)
+
+
+def _lowered(runtime: Name, target: Target, job: Job, planned: Planned, threads: int) -> Made:
+    """What a compiler makes of a program, which it audits itself."""
+    file = job.folder / f"int8.{target}.pt2"
+    lowering = _written(target, planned, file).lowering
+    assert lowering is not None
+    left = lowering.without_kernel
+    kernels = Kernels(lowering.layers + len(left), left)
+    return Made(RUNTIMES[runtime].open(file, threads), file.stat().st_size, planned, kernels)
+
+
+def _onnx_float(runtime: Name) -> Callable[[Job, int], Made]:
+    def make(job: Job, threads: int) -> Made:
+        file = job.folder / "float.onnx"
+        if not file.exists():
+            file.write_bytes(onnx_content(job.model, job.timed))
+        return Made(RUNTIMES[runtime].open(file, threads), file.stat().st_size)
+
+    return make
+
+
+def _onnx_int8(job: Job, threads: int) -> Made:
+    return _of_nodes("onnxruntime", "onnx", job, job.folder / "int8.onnx", threads)
+
+
+def _openvino_int8(job: Job, threads: int) -> Made:
+    return _of_nodes("openvino", "openvino", job, job.folder / "int8.xml", threads)
+
+
+def _of_nodes(runtime: Name, target: Target, job: Job, file: Path, threads: int) -> Made:
+    """A file whose nodes are known to the runtime by their names."""
+    planned = job.planned(job.recipe)
+    _written(target, planned, file)
+    session = RUNTIMES[runtime].open(file, threads)
+    found, sites = session.kernels() or (), _in_integers(planned)
+    made = in_integers(found, sites)
+    count = Counter(kernel.operation for kernel in found if kernel.is_integer)
+    kernels = Kernels(
+        len(sites),
+        tuple(name for name in sites if name not in made),
+        FrozenMapping(dict(count.most_common())),
+    )
+    nbytes = sum(each.stat().st_size for each in TARGETS[target].files(file))
+    return Made(session, nbytes, planned, kernels, partial(sites_alone, planned, runtime))
+
+
+def _written(target: Target, planned: Planned, file: Path) -> Written:
+    source = Calibrated(planned.compiled, planned.prepared)
+    return TARGETS[target].write(source, file, "batch")
+
+
+def _in_integers(planned: Planned) -> list[str]:
+    """The sites that compute in integers; weights alone are dequantized."""
+    plan = planned.compiled.plan
+    computed = [site for site in plan.sites if site.verdict == "quantized"]
+    return [site.name for site in computed if site.mode != "weight_only"]
+
+
+WAYS = (
+    Way("torch", "float", _torch_float),
+    Way(
+        *("torch", "int8", _torch_int8, "quantize {} --out model.safetensors"),
+        executor="fx",
+        instead_of=("pt2e",),
+    ),
+    Way("inductor", "float", _compiled_float),
+    Way(
+        *("inductor", "int8", _compiled_int8, "export {} --to aoti --out model.pt2"),
+        executor="pt2e",
+        instead_of=("fx", "eager"),
+    ),
+    Way("executorch", "float", _executorch_float),
+    Way(
+        *("executorch", "int8", _executorch_int8, "export {} --to pte --out model.pte"),
+        executor="pt2e",
+        instead_of=("fx", "eager"),
+    ),
+    Way("onnxruntime", "float", _onnx_float("onnxruntime")),
+    Way("onnxruntime", "int8", _onnx_int8, "export {} --to onnx --out model.onnx"),
+    Way("openvino", "float", _onnx_float("openvino")),
+    Way("openvino", "int8", _openvino_int8, "export {} --to openvino --out model.xml"),
+)
