@@ -139,7 +139,7 @@ def test_each_planned_layer_is_an_integer_kernel(model, executor, runtime, tmp_p
     pytest.importorskip(runtime)
     if executor == "pt2e":
         pytest.importorskip("torchao")
-    from qrecipe.runtimes.onnx_nodes import in_integers, sites_of_nodes
+    from qrecipe.runtimes.onnx_nodes import in_integers
     from qrecipe.runtimes.table import RUNTIMES
 
     batches = [torch.randn(2, 3, 12, 12) for _ in range(10)]
@@ -153,4 +153,4 @@ def test_each_planned_layer_is_an_integer_kernel(model, executor, runtime, tmp_p
     kernels = RUNTIMES[runtime].open(file, 1).kernels()
     planned = {site.name for site in compiled.plan.sites if "Conv" in site.op}
     assert len(planned) == (3 if model is joined else 2)
-    assert planned <= in_integers(kernels, sites_of_nodes(file))
+    assert planned <= in_integers(kernels, planned)

@@ -157,13 +157,13 @@ def test_a_batch_is_tried_as_its_first_item_and_an_item_as_a_batch_of_two():
 def test_the_usual_model_runs_once_more_and_the_float_model_does_not(monkeypatch):
     model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
     ran = []
-    original = batch_sizes._tried
+    original = batch_sizes.tried
 
     def counting(tried, inputs):
         ran.append((tried, inputs.batch_size))
         return original(tried, inputs)
 
-    monkeypatch.setattr(batch_sizes, "_tried", counting)
+    monkeypatch.setattr(batch_sizes, "tried", counting)
     said(model, "builtin:x86-static", 8)
     said(model, "builtin:x86-static", 1)
     assert [size for _, size in ran] == [1, 2]

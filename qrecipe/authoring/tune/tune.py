@@ -90,12 +90,11 @@ def tune(
     _check_bounds(max_drop, max_trials, max_seconds)
     base = load_recipe(recipe)
     held = rereadable(batches, base.calibration.max_batches)
-    digest = model_digest(model)
-    model = ready(model, base, held, forward, progress)
+    given, model = model, ready(model, base, held, forward, progress)
     inventory, planned = _planned(model, base, held, forward)
     unjudged_sites(planned, target_cpu)  # before anything is measured
     path = None if resume is None else Path(path_text(resume, "resume takes a path"))
-    log = open_log(path, base.fingerprint, digest, environment(target_cpu))
+    log = open_log(path, base.fingerprint, model_digest(given), environment(target_cpu))
     show = chosen_progress(progress, "tuning")
     bench = ModelBench(
         model,
