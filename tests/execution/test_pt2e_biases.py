@@ -51,3 +51,20 @@ def test_biases_stay_as_they_are_where_torch_runs_them():
     assert len(found) == 2
     for value, name in zip(found, ("fc1.bias", "fc2.bias"), strict=True):
         assert torch.equal(value, stored[name].detach())
+
+
+@pytest.mark.filterwarnings("ignore:QR203")
+def test_the_reference_rounds_them_too_however_coarse_that_is():
+    """The least scale of XNNPACK is coarse for small weights: that is the scheme's fault."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(16, 8)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.002)
+    batches = [torch.randn(256, 16) for _ in range(10)]
+    compiled = qrecipe.compile(model, EXPORTED, batches[0])
+    prepared = compiled.prepare()
+    qrecipe.calibrate(prepared, batches)
+    made, reference = compiled.convert(prepared), compiled._reference(prepared)
+    with torch.no_grad():
+        assert all(torch.equal(made(batch), reference(batch)) for batch in batches)

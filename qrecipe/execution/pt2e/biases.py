@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from qrecipe.execution.pt2e.operands import weight_of
+from qrecipe.execution.pt2e.reference import Rounding
 from qrecipe.model.addresses import is_conversion
 from qrecipe.model.normalize import free_name, stored
 
@@ -14,29 +15,35 @@ _BIAS = 2
 """The position of a bias, after the data and the weight."""
 
 
-def round_biases(converted: fx.GraphModule) -> None:
+def round_biases(program: fx.GraphModule) -> None:
     """Round the biases of layers with static ranges as XNNPACK does, in place.
+
+    The program is converted, or the reference of one.
 
     Each call of a layer gets a bias of its own, since its input has a scale of its own.
     """
-    for layer in list(converted.graph.nodes):
+    for layer in list(program.graph.nodes):
         if weight_of(layer) is None or len(layer.args) <= _BIAS:
             continue
         data, weight, bias = (
-            _scale(layer.args[0], converted),
-            _scale(layer.args[1], converted),
-            stored(layer.args[_BIAS], converted),
+            _scale(layer.args[0], program),
+            _scale(layer.args[1], program),
+            stored(layer.args[_BIAS], program),
         )
         if data is None or weight is None or bias is None:
             continue
         scale = data * weight
-        name = free_name(converted, f"{layer.name}_bias")
-        converted.register_buffer(name, (bias.detach() / scale).round() * scale)
-        with converted.graph.inserting_before(layer):
-            layer.replace_input_with(layer.args[_BIAS], converted.graph.get_attr(name))
-    converted.recompile()
+        name = free_name(program, f"{layer.name}_bias")
+        program.register_buffer(name, (bias.detach() / scale).round() * scale)
+        with program.graph.inserting_before(layer):
+            layer.replace_input_with(layer.args[_BIAS], program.graph.get_attr(name))
+    program.recompile()
 
 
-def _scale(node: Any, converted: fx.GraphModule) -> Tensor | None:
-    """The scale that a node dequantizes with, if it is stored."""
-    return stored(node.args[1], converted) if is_conversion(node) else None
+def _scale(node: Any, program: fx.GraphModule) -> Tensor | None:
+    """The scale that a node dequantizes with, or that a reference rounds with, if it is stored."""
+    if is_conversion(node):
+        scale: Tensor | None = stored(node.args[1], program)
+        return scale
+    module = program.get_submodule(node.target) if node.op == "call_module" else None
+    return module.scale if isinstance(module, Rounding) else None

@@ -91,7 +91,7 @@ class ProgramPart:
         if sample is None:  # running it would change its observers
             sample = _run(runnable_copy(prepared), self.source.inputs)
         converted = converted_program(prepared, self.plan, self._preserved)
-        expected = reference(prepared)
+        expected = self.reference(prepared)
         structure = [
             *clamp_findings(prepared),
             *structure_findings(self.plan, self.program, converted),
@@ -103,7 +103,10 @@ class ProgramPart:
 
     def reference(self, prepared: nn.Module) -> fx.GraphModule:
         assert isinstance(prepared, fx.GraphModule)
-        return reference(prepared)
+        made = reference(prepared)
+        if self.plan.backend == "executorch":
+            round_biases(made)
+        return made
 
     def fault(self, converted: nn.Module, inputs: Inputs) -> Fault | None:
         return None
