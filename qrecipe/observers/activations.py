@@ -66,12 +66,15 @@ class MSEObserver(UniformQuantizationObserverBase):
         self._searched: tuple[float, tuple[float, float]] | None = None
 
     def forward(self, x_orig: Tensor) -> Tensor:
-        """Observe a batch, and return it."""
-        x = x_orig.detach()
-        x = x[torch.isfinite(x)]
-        if x.numel() == 0:
+        """Observe a batch, and return it. NaN and infinity leave no range."""
+        if x_orig.numel() == 0:
             return x_orig
+        x = x_orig.detach()
         least, greatest = torch.aminmax(x)
+        if not bool(torch.isfinite(least) & torch.isfinite(greatest)):
+            self.min_val.fill_(torch.nan)
+            self.max_val.fill_(torch.nan)
+            return x_orig
         self.histogram.add(x, float(least), float(greatest))
         self.min_val.copy_(torch.minimum(self.min_val, least))
         self.max_val.copy_(torch.maximum(self.max_val, greatest))

@@ -72,11 +72,31 @@ def test_the_histogram_takes_constant_memory_and_any_growth():
     assert float(observer.max_val) <= float(observer.histogram.limit)
 
 
-def test_what_is_not_finite_or_empty_is_not_observed():
-    observer = _observed(MSEObserver(**SEVEN_BITS), [torch.rand(64), torch.empty(0)])
+def test_empty_batches_are_not_observed():
+    observer = _observed(MSEObserver(**SEVEN_BITS), [torch.rand(64)])
     before = observer.calculate_qparams()
-    observer(torch.tensor([float("inf"), float("nan")]))
+    observer(torch.empty(0))
     assert observer.calculate_qparams() == before
+
+
+class _Dividing(torch.nn.Module):
+    """Gives NaN for a batch of zeros."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.last(torch.relu(self.first(x)) / x.abs().sum())
+
+
+@pytest.mark.parametrize("observer", ["minmax", "mean_minmax", "mse"])
+def test_activations_that_are_not_finite_are_said(observer):
+    batches = [*(torch.randn(8, 4) for _ in range(9)), torch.zeros(8, 4)]
+    with pytest.raises(qrecipe.CalibrationError, match="QR404"):
+        qrecipe.quantize(
+            _Dividing().eval(), recipe(f'[tensor.activation]\nobserver = "{observer}"'), batches
+        )
 
 
 def test_the_state_of_an_observer_can_be_stored():
