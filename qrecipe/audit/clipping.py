@@ -12,7 +12,7 @@ from qrecipe._torch_ao import ObserverBase
 from qrecipe.audit.farthest_call import Call, Candidates, outside
 from qrecipe.audit.moving_averages import Average, Averages, Extremes, span
 from qrecipe.audit.ranges import static_observers
-from qrecipe.audit.rounding import code_range, minmax, rounded_db, rounded_dbs
+from qrecipe.audit.rounding import code_range, minmax, rounded_db, side_by_side_db
 from qrecipe.audit.sample import JUDGEABLE_DB, Sample
 from qrecipe.errors.findings import Finding
 
@@ -201,11 +201,15 @@ def _cost(
 ) -> Cost | None:
     """What the ranges cost; None unless "minmax" would be much better."""
     as_calibrated = {observer: observer for _, observer in static_observers(part)}
-    wide = {each: minmax(each, seen[each]) if each in seen else each for each in as_calibrated}
     few = farthest.sample.extremes()
-    hinted = None if few is None else rounded_dbs(part, (as_calibrated, wide), few, are_apart)
-    if hinted is not None and not _is_costly(hinted[0], hinted[1], _MARGIN_DB):
+    hinted = None if few is None else side_by_side_db(part, as_calibrated, few, are_apart)
+    if hinted is not None and not hinted < GOOD_DB + _MARGIN_DB:
         return None
+    wide = {each: minmax(each, seen[each]) if each in seen else each for each in as_calibrated}
+    if few is not None and hinted is not None:
+        best = rounded_db(part, wide, few)
+        if not _is_costly(hinted, best, _MARGIN_DB):
+            return None
     reached = rounded_db(part, as_calibrated, farthest.sample)
     best = rounded_db(part, wide, farthest.sample) if reached < GOOD_DB else math.nan
     if not _is_costly(reached, best):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -34,33 +34,29 @@ def rounded_db(part: fx.GraphModule, ranging: Ranging, sample: Sample) -> float:
     return math.nan if value is None else value
 
 
-def rounded_dbs(
-    part: fx.GraphModule, rangings: Sequence[Ranging], sample: Sample, are_apart: bool
-) -> list[float] | None:
-    """`rounded_db` with several ranges, from one run of copies of the samples.
+def side_by_side_db(
+    part: fx.GraphModule, ranging: Ranging, sample: Sample, are_apart: bool
+) -> float | None:
+    """As `rounded_db`; None if samples do not stay apart.
 
-    None if samples do not stay apart. If that is not known, copies that are not rounded show it.
+    If that is not known, copies that are not rounded show it in the same run.
     """
     size, plain = sample.inputs.batch_size, 0 if are_apart else 1
     if size is None:
         return None
-    count = plain + len(rangings)
     try:
-        copies = sample.inputs.taken(torch.arange(size).repeat(count))
+        copies = sample.inputs.taken(torch.arange(size).repeat(plain + 1))
         with torch.no_grad():
-            running = _SideBySide(part, rangings, size, plain * size)
-            output = running.run(*bind(part, part, copies))
-        outputs = [
-            map_tensors(lambda x, at=index * size: x[at : at + size], output)  # type: ignore[misc]
-            for index in range(count)
-        ]
+            output = _Rounded(part, ranging, plain * size).run(*bind(part, part, copies))
+        first = map_tensors(lambda x: x[:size], output)
+        last = map_tensors(lambda x: x[-size:], output)
     except Exception as error:
         raise_lack_of_memory(error)
         return None
-    if plain and difference(sample.output, outputs[0]) is not None:
+    if plain and difference(sample.output, first) is not None:
         return None
-    found = [output_sqnr_db(sample.output, each) for each in outputs[plain:]]
-    return [math.nan if value is None else value for value in found]
+    value = output_sqnr_db(sample.output, last)
+    return math.nan if value is None else value
 
 
 def code_range(observer: ObserverBase) -> Extremes | None:
@@ -113,33 +109,18 @@ class Unobserved(Interpreter):
 
 
 class _Rounded(Unobserved):
-    """Rounds the observed tensors."""
+    """Rounds the observed tensors, except for their first ``plain`` rows."""
 
-    def __init__(self, part: fx.GraphModule, ranging: Ranging) -> None:
+    def __init__(self, part: fx.GraphModule, ranging: Ranging, plain: int = 0) -> None:
         super().__init__(part)
         self._grids = {observer: _grid(ranged) for observer, ranged in ranging.items()}
+        self._plain = plain
 
     def passed(self, observer: Any, x: Any) -> Any:
         grid = self._grids.get(observer)
         if grid is None or not (isinstance(x, Tensor) and x.is_floating_point()):
             return x
-        return torch.fake_quantize_per_tensor_affine(x, *grid)
-
-
-class _SideBySide(Unobserved):
-    """Leaves the first ``plain`` rows as they are, and rounds ``size`` rows by each ranging."""
-
-    def __init__(
-        self, part: fx.GraphModule, rangings: Sequence[Ranging], size: int, plain: int
-    ) -> None:
-        super().__init__(part)
-        self._grids = [{o: _grid(ranged) for o, ranged in each.items()} for each in rangings]
-        self._size, self._plain = size, plain
-
-    def passed(self, observer: Any, x: Any) -> Any:
-        grids = [each.get(observer) for each in self._grids]
-        if None in grids or not (isinstance(x, Tensor) and x.is_floating_point()):
-            return x
-        others = x[self._plain :].split(self._size)  # type: ignore[no-untyped-call]
-        rounded = map(torch.fake_quantize_per_tensor_affine, others, *zip(*grids, strict=True))
-        return torch.cat([x[: self._plain], *rounded])
+        if not self._plain:
+            return torch.fake_quantize_per_tensor_affine(x, *grid)
+        rounded = torch.fake_quantize_per_tensor_affine(x[self._plain :], *grid)
+        return torch.cat([x[: self._plain], rounded])

@@ -15,7 +15,7 @@ import qrecipe
 from qrecipe._torch_ao import MinMaxObserver
 from qrecipe.audit.farthest_call import Candidates, outside
 from qrecipe.audit.ranges import static_observers
-from qrecipe.audit.rounding import code_range, rounded_db, rounded_dbs
+from qrecipe.audit.rounding import code_range, rounded_db, side_by_side_db
 from qrecipe.audit.sample import Sample
 from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.errors.findings import QRecipeWarning
@@ -317,6 +317,6 @@ def test_samples_that_are_known_to_stay_apart_are_rounded_without_copies_that_ar
     x = batches(2)[0]
     sample = Sample(Inputs.from_batch(x), model()(x).detach())
     own = {observer: observer for _, observer in static_observers(prepared)}
-    alone, beside = (rounded_dbs(prepared, (own, own), sample, apart) for apart in (True, False))
+    alone, beside = (side_by_side_db(prepared, own, sample, apart) for apart in (True, False))
     assert alone == pytest.approx(beside, abs=1e-3)
-    assert alone == pytest.approx([rounded_db(prepared, own, sample)] * 2, abs=1e-3)
+    assert alone == pytest.approx(rounded_db(prepared, own, sample), abs=1e-3)
