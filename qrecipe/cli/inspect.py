@@ -98,7 +98,7 @@ def _show(found: StoredModel) -> None:
 
 def _show_origin(origin: Origin, plan: Plan, *others: tuple[str, str]) -> None:
     """Rows about the file, the first of them first, then the recipe and the plan."""
-    from qrecipe.planning.text import SITE_COLUMNS, site_row
+    from qrecipe.planning.text import site_table
 
     counts: Counter[str] = Counter(site.verdict for site in plan.sites)
     kinds = ("quantized", "passthrough", "float")
@@ -112,7 +112,7 @@ def _show_origin(origin: Origin, plan: Plan, *others: tuple[str, str]) -> None:
     ]
     out("\n".join(f"{name:<9} {one_line(text)}" for name, text in rows))
     out(f"\n{origin.recipe}")
-    out(render_table(SITE_COLUMNS, [tuple(map(one_line, site_row(site))) for site in plan]))
+    out(site_table(plan.sites).text())
 
 
 def _values_of_exported(found: Carried) -> dict[str, Any]:

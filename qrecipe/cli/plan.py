@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,7 @@ import typer
 
 import qrecipe
 from qrecipe.cli import options
-from qrecipe.cli.output import fail_on, out, out_json, plan_text, reported
+from qrecipe.cli.output import fail_on, out, out_json, reported
 from qrecipe.cli.user_code import user_code, user_output
 from qrecipe.errors.text import counted
 from qrecipe.recipe.toml.writer import LOCK_SUFFIX
@@ -38,6 +39,10 @@ def plan(
         bool, typer.Option("--check", help="Fail if the plan differs from the lock file.")
     ] = False,
     lock: LockOption = None,
+    all_rules: Annotated[
+        bool,
+        typer.Option("--all-rules", help="Also list the rules of shipped recipes that are unused."),
+    ] = False,
     strict: options.Strict = False,
     plugin: options.Plugin = None,
     json: options.Json = False,
@@ -58,10 +63,9 @@ def plan(
             _check_lock(made, _lock_path(recipe, lock), as_json=json)
         elif json:
             out(made.to_json())
-        elif strict:
-            out(plan_text(made, strict=True))
         else:
-            out(str(made))
+            shown = replace(made, warnings=()) if strict else made  # `fail_on` shows them
+            out(shown.with_all_rules() if all_rules else str(shown))
         if strict:
             fail_on(made.warnings)
 

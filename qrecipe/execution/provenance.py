@@ -18,7 +18,7 @@ from qrecipe.model.record import Architecture
 from qrecipe.observers.loading import plugin_versions
 from qrecipe.planning.cpu import cpu_name
 from qrecipe.planning.plan import Plan
-from qrecipe.planning.text import SITE_COLUMNS, site_row
+from qrecipe.planning.text import site_table
 from qrecipe.recipe.frozen import FrozenMapping
 from qrecipe.recipe.recipe import Recipe
 from qrecipe.terminal.report import Listing, Report, Section, Table
@@ -119,9 +119,8 @@ def provenance(converted: nn.Module) -> Provenance:
 def origin_sections(origin: Provenance) -> Iterator[Section]:
     """The plan, the recipe and the versions."""
     plan = stored_plan(origin)
-    rows = [tuple(map(one_line, site_row(site))) for site in plan]
-    caption = f"{plan.backend} ({plan.phase}), {plan.executor}: {len(rows)} sites"
-    yield Table("Plan", SITE_COLUMNS, rows, caption)
+    caption = f"{plan.backend} ({plan.phase}), {plan.executor}: {len(plan)} sites"
+    yield site_table(plan.sites, "Plan", caption)
     yield Listing("Recipe", origin.recipe)
     made_of = [each for each in plan.ingredients if each.publisher is not None]
     versions = [

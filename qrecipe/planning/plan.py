@@ -19,6 +19,7 @@ from qrecipe.errors.text import printable
 from qrecipe.planning.plan_values import plan_of_json, plan_values, text_of_values
 from qrecipe.planning.text import (
     explanation,
+    full_plan_sections,
     plan_sections,
     site_named,
     summary,
@@ -26,7 +27,7 @@ from qrecipe.planning.text import (
 from qrecipe.recipe.recipe import Ingredient, QConfigSpec, WrittenRule
 from qrecipe.recipe.schema import Backend, Executor, Phase, TensorSpec
 from qrecipe.rules.structure import NO_STRUCTURE, Mode, ModelStructure
-from qrecipe.terminal.report import Report, Section
+from qrecipe.terminal.report import Report, Section, report_text
 
 Engine = Literal["fbgemm", "onednn"]
 """An engine that a single site's weights can be packed for."""
@@ -203,6 +204,10 @@ class Plan(Report):
             needs_vnni=bool(saturating),
             saturating=saturating,
         )
+
+    def with_all_rules(self) -> str:
+        """The plan as ``str`` shows it, with the rules of shipped recipes that are unused here."""
+        return report_text(full_plan_sections(self))
 
     def explain(self, name: str) -> str:
         """Why a site, a member of a group, or everything in a module is decided as it is.

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from qrecipe.errors.findings import Finding, PlanError, in_full
 from qrecipe.errors.spelling import did_you_mean
-from qrecipe.errors.text import counted
+from qrecipe.errors.text import counted, one_line
 from qrecipe.planning.asked import ASKED
 from qrecipe.planning.plan_values import site_values, spec_values
 from qrecipe.recipe.recipe import WrittenRule, published
+from qrecipe.recipe.references import BUILTIN
 from qrecipe.recipe.schema import Executor, TensorSpec
 from qrecipe.rules.resolution import describe
 from qrecipe.terminal.report import Listing, Section, Table, Text
 
 if TYPE_CHECKING:
-    from qrecipe.planning.plan import Chain, Plan, Site
+    from qrecipe.planning.plan import Chain, Plan, RuleVerdict, Site
 
 
 class UnknownSiteError(PlanError, KeyError):
@@ -26,10 +28,19 @@ class UnknownSiteError(PlanError, KeyError):
 
 
 def plan_sections(plan: Plan) -> Iterator[Section]:
-    """The whole plan: a line on top, the sites, the rules."""
+    """The whole plan: a line on top, the sites, the rules that matter here."""
+    yield from _sections_with(plan, _rules_that_matter(plan))
+
+
+def full_plan_sections(plan: Plan) -> Iterator[Section]:
+    """The whole plan with all rules."""
+    yield from _sections_with(plan, _rule_table(plan.rules))
+
+
+def _sections_with(plan: Plan, rules: Table) -> Iterator[Section]:
     yield Text("Plan", [summary(plan), *published(plan.ingredients)])
-    yield _site_table(plan.sites)
-    yield _rule_table(plan)
+    yield site_table(plan.sites)
+    yield rules
     if plan.chains:
         yield _chain_table(plan.chains)
     for text in in_full(plan.warnings, "`warnings` of the plan"):
@@ -65,17 +76,27 @@ def summary(plan: Plan) -> str:
     )
 
 
-SITE_COLUMNS = ("site", "operation", "verdict", "weight/act", "decided by", "why")
+_SITE_COLUMNS = ("site", "operation", "verdict", "weight/act", "decided by", "why")
 
 
-def site_row(site: Site) -> tuple[str, ...]:
-    """The row of a site in a table of `SITE_COLUMNS`."""
+def site_table(sites: Sequence[Site], title: str = "Sites", caption: str = "") -> Table:
+    """A table of sites; the rule that decided most of them is named below it, not in each row."""
+    deciders = Counter(decided_by(site.rule) for site in sites)
+    usual, count = next(iter(deciders.most_common(1)), ("", 0))
+    folded, note = "", ""
+    if count > 1:
+        which = f"All {count}" if count == len(sites) else f"{count} of {len(sites)}"
+        folded, note = usual, f"{which} sites are decided by {one_line(usual)}."
+    rows = [_site_row(site, folded) for site in sites]
+    table = Table(title, _SITE_COLUMNS, rows, caption, spare=(4,), note=note)
+    return table.without_empty_columns()
+
+
+def _site_row(site: Site, folded: str) -> tuple[str, ...]:
     decider = decided_by(site.rule)
-    return (site.name, site.op, site.verdict, site.dtypes, decider, site.reason or "")
-
-
-def _site_table(sites: Iterable[Site]) -> Table:
-    return Table("Sites", SITE_COLUMNS, [site_row(site) for site in sites])
+    cells = (site.name, site.op, site.verdict, site.dtypes)
+    last = ("" if decider == folded else decider, site.reason or "")
+    return tuple(map(one_line, (*cells, *last)))
 
 
 def _chain_table(chains: Iterable[Chain]) -> Table:
@@ -84,7 +105,23 @@ def _chain_table(chains: Iterable[Chain]) -> Table:
     return Table("Chains", ("chain", "ends because"), rows, caption)
 
 
-def _rule_table(plan: Plan) -> Table:
+def _rules_that_matter(plan: Plan) -> Table:
+    """The table of rules without those of shipped recipes that are unused.
+
+    The shipped recipes name more types than most models have.
+    """
+    left_out = {
+        rule
+        for rule in plan.rules
+        if rule.verdict == "unused" and rule.location.file.startswith(f"{BUILTIN}:")
+    }
+    counts = Counter(rule.location.file for rule in left_out)
+    shipped = ", ".join(f"{counted(count, 'rule')} of {name}" for name, count in counts.items())
+    note = f"Not listed: {shipped} for what this model does not have." if shipped else ""
+    return replace(_rule_table([rule for rule in plan.rules if rule not in left_out]), note=note)
+
+
+def _rule_table(rules: Sequence[RuleVerdict]) -> Table:
     rows = [
         (
             describe(verdict.rule),
@@ -94,9 +131,10 @@ def _rule_table(plan: Plan) -> Table:
             str(verdict.location),
             verdict.rule.reason or "",
         )
-        for verdict in plan.rules
+        for verdict in rules
     ]
-    return Table("Rules", ("rule", "says", "verdict", "sites", "set at", "reason"), rows)
+    header = ("rule", "says", "verdict", "sites", "set at", "reason")
+    return Table("Rules", header, rows).without_empty_columns()
 
 
 def decided_by(rule: WrittenRule) -> str:
@@ -123,7 +161,7 @@ def explanation(plan: Plan, name: str) -> str:
     if not inside:
         return f"{name}: nothing in it is called that can be quantized"
     head = f"{name or 'the model'} has {counted(len(inside), 'site')}"
-    return "\n\n".join([head, _site_table(inside).text(), *sources])
+    return "\n\n".join([head, site_table(inside).text(), *sources])
 
 
 def explanation_json(plan: Plan, name: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ MAX_LENGTH = 4_096
 ENTRY_POINT_GROUP = "qrecipe.recipes"
 """An entry point ``cnn = "acme_recipes.vision"`` publishes ``acme_recipes/vision/cnn.toml``."""
 
-_BUILTIN = "builtin"
+BUILTIN = "builtin"
 _PREFIXED = re.compile(
     r"(?P<owner>[A-Za-z0-9][A-Za-z0-9._-]+):(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)"
 )
@@ -144,7 +144,7 @@ def named_source(reference: str) -> Source:
             "QR120", f"{shown(reference)} is not a reference to a recipe", _suggestion(reference)
         )
     owner, name = match["owner"], match["name"]
-    if owner == _BUILTIN:
+    if owner == BUILTIN:
         return _builtin_source(name)
     return _distributed_source(owner, name)
 
@@ -220,7 +220,7 @@ def _suggestion(reference: str) -> str:
     if re.fullmatch(r"[\w./-]+\.toml", reference):
         return f"did you mean {quoted_whole(f'./{reference}')}?"
     for name in nearest(reference, builtin_names()):
-        return f'did you mean "{_BUILTIN}:{name}"?'
+        return f'did you mean "{BUILTIN}:{name}"?'
     return 'write "./FILE.toml", "../FILE.toml", "builtin:NAME" or "DIST:NAME"'
 
 
@@ -232,9 +232,9 @@ def _builtin_folder() -> Path:
 
 
 def _builtin_source(name: str) -> Source:
-    reference = f"{_BUILTIN}:{name}"
+    reference = f"{BUILTIN}:{name}"
     if name not in builtin_names():
-        known = [f"{_BUILTIN}:{known}" for known in builtin_names()]
+        known = [f"{BUILTIN}:{known}" for known in builtin_names()]
         hint = did_you_mean(reference, known) or "known: " + ", ".join(known)
         raise _error("QR120", f"there is no recipe {shown(reference)}", hint)
     folder = _builtin_folder()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from itertools import count
 from typing import Protocol
 
 from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.text import printable
-from qrecipe.terminal.tables import render_table
+from qrecipe.terminal.tables import render_table, wrapped
 
 _LONGEST_WORD = 24
 
@@ -31,7 +31,8 @@ class Section(Protocol):
 class Table:
     """Rows of text under a header; ``numeric`` are the indices of right-aligned columns.
 
-    ``spare`` are those of columns that a narrow terminal does without, the first one first.
+    ``spare`` are those of columns that a narrow terminal does without, the first one first;
+    ``note`` is a sentence below.
     """
 
     title: str
@@ -40,15 +41,32 @@ class Table:
     caption: str = ""
     numeric: frozenset[int] = frozenset()
     spare: tuple[int, ...] = ()
+    note: str = ""
+
+    def without_empty_columns(self) -> Table:
+        """The table without the columns that have a header and nothing else."""
+        kept = [at for at in range(len(self.header)) if any(row[at] for row in self.rows)]
+        if not self.rows:
+            return self
+        return replace(
+            self,
+            header=[self.header[at] for at in kept],
+            rows=[[row[at] for at in kept] for row in self.rows],
+            numeric=frozenset(map(kept.index, self.numeric & {*kept})),
+            spare=tuple(kept.index(at) for at in self.spare if at in kept),
+        )
 
     def text(self) -> str:
-        return render_table(self.header, self.rows, self.spare)
+        table = render_table(self.header, self.rows, self.spare)
+        return f"{table}\n\n{wrapped(self.note)}" if self.note else table
 
     def html(self) -> str:
         caption = f"<caption>{escaped(self.caption)}</caption>\n" if self.caption else ""
         head = self._row(self.header, "th")
         body = "\n".join(self._row(row, "td") for row in self.rows)
-        return f"<table>\n{caption}<thead>\n{head}\n</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+        note = f"\n<p>{escaped(self.note)}</p>" if self.note else ""
+        table = f"{caption}<thead>\n{head}\n</thead>\n<tbody>\n{body}\n</tbody>"
+        return f"<table>\n{table}\n</table>{note}"
 
     def _row(self, cells: Sequence[str], tag: str) -> str:
         return f"<tr>{''.join(map(self._cell, cells, [tag] * len(cells), count()))}</tr>"
@@ -69,7 +87,7 @@ class Text:
     paragraphs: Sequence[str]
 
     def text(self) -> str:
-        return "\n".join(self.paragraphs)
+        return "\n".join(map(wrapped, self.paragraphs))
 
     def html(self) -> str:
         return "\n".join(f"<p>{escaped(paragraph)}</p>" for paragraph in self.paragraphs)

@@ -1,17 +1,22 @@
-"""Plain-text tables that fit the terminal."""
+"""Plain text that fits the terminal: tables, bars, paragraphs. A file or a pipe gets all of it."""
 
 from __future__ import annotations
 
 import re
 import shutil
 import sys
+import textwrap
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain, zip_longest
 
 _GAP = "  "
-_NARROWEST, _LONGEST_WORD = 8, 12
-_PIECE = re.compile(r"(?:[^ +/.:,_]|(?<=\d)\.(?=\d))*[ +/.:,_]*")
-"""A word or number of a cell, with the characters after which it may be broken."""
+_NARROWEST, _LONGEST_PART, _LONGEST_WORD = 8, 12, 40
+_WORD = re.compile(r"[^ +]*[ +]*")
+"""A word of a cell, with what follows it; ``Conv2d+ReLU`` are two."""
+_BETWEEN_PARTS = re.compile(r"(?<=[/:,_])|(?<=\D\.)|(?<=\.)(?!\d)|(?<=[a-z0-9])(?=[A-Z])", re.ASCII)
+"""Where a word may be broken in a column too narrow for it; a number stays whole."""
 
 
 def render_table(
@@ -19,30 +24,31 @@ def render_table(
 ) -> str:
     """Aligned columns under a ruled header.
 
-    On a terminal, the widest columns are wrapped to fit, the first column last. Where that is not
-    enough, the ``spare`` columns are left out one by one, in that order. A file or a pipe gets all
-    of them, and one line per row.
+    A row is one line in a file or a pipe, and on a terminal where that fits. Where it does not,
+    cells are wrapped in the column where the fewest rows need it, the first column last. Where
+    words would be broken, the ``spare`` columns are left out first, one by one, in that order.
     """
-    columns = dict(enumerate(zip(header, *rows, strict=True)))
+    columns = [_Column.of(*each) for each in zip(header, *rows, strict=True)]
     if _is_on_terminal():
-        for each in spare:
-            if sum(map(_least_width, columns.values())) <= _available(len(columns)):
-                break
-            del columns[each]
-    widths = [max(len(cell) for cell in column) for column in columns.values()]
-    if _is_on_terminal():
-        available, words = _available(len(widths)), list(map(_least_width, columns.values()))
-        for least in (words, [min(_NARROWEST, width) for width in words]):
-            _shrink(widths, available, least, range(1, len(widths)))
-            _shrink(widths, available, least, [0])
+        columns = _without(columns, spare)
+        widths = _fitted(columns)
+    else:
+        widths = [column.width for column in columns]
     rule = _GAP.join("─" * width for width in widths)
-    head, *body = (list(_lines(row, widths)) for row in zip(*columns.values(), strict=True))
+    lines = zip(*(column.cells for column in columns), strict=True)
+    head, *body = (list(_lines(row, widths)) for row in lines)
     return "\n".join([*head, rule, *chain(*body)])
 
 
-def _available(columns: int) -> int:
-    """The width of a terminal without the gaps between so many columns."""
-    return shutil.get_terminal_size().columns - len(_GAP) * (columns - 1)
+def wrapped(text: str) -> str:
+    """The lines of a text, on a terminal broken between words where they are too long for it."""
+    if not _is_on_terminal():
+        return text
+    width = shutil.get_terminal_size().columns
+    return "\n".join(
+        textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+        for line in text.split("\n")
+    )
 
 
 def room_beside(rows: Sequence[Sequence[str]], most: int) -> int:
@@ -69,21 +75,78 @@ def _is_on_terminal() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()  # None if the process has none
 
 
-def _least_width(column: Sequence[str]) -> int:
-    """The width that keeps the words of a column whole, unless they are too long."""
-    words = (len(piece.rstrip()) for cell in column for piece in _PIECE.findall(cell))
-    return min(_LONGEST_WORD, max(words, default=0))
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A column's cells, the first of them its header, and the widths that keep things whole.
+
+    ``width`` is for cells, ``words`` and ``parts`` for words and their parts. ``lengths`` are
+    those of the cells without the header, in order.
+    """
+
+    cells: tuple[str, ...]
+    width: int
+    words: int
+    parts: int
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def of(cls, *cells: str) -> _Column:
+        words = {piece.rstrip() for cell in cells for piece in _WORD.findall(cell)}
+        parts = max(len(part) for word in words for part in _BETWEEN_PARTS.split(word))
+        return cls(
+            cells,
+            width=max(map(len, cells)),
+            words=min(_LONGEST_WORD, max(map(len, words))),
+            parts=min(_LONGEST_PART, parts),
+            lengths=tuple(sorted(map(len, cells[1:]))),
+        )
+
+    def broken(self, width: int) -> int:
+        """How many cells take more than one line at a width; the header counts for none."""
+        return len(self.lengths) - bisect_left(self.lengths, width + 1)
+
+
+def _available(columns: int) -> int:
+    """The width of a terminal without the gaps between so many columns."""
+    return shutil.get_terminal_size().columns - len(_GAP) * (columns - 1)
+
+
+def _without(columns: Sequence[_Column], spare: Sequence[int]) -> list[_Column]:
+    left = dict(enumerate(columns))
+    for each in spare:
+        if sum(column.words for column in left.values()) <= _available(len(left)):
+            break
+        del left[each]
+    return [*left.values()]
+
+
+def _fitted(columns: Sequence[_Column]) -> list[int]:
+    """Widths that fit the terminal, or the least ones."""
+    widths, available = [column.width for column in columns], _available(len(columns))
+    first, others = [0], range(1, len(columns))
+    for least in (
+        [column.words for column in columns],
+        [column.parts for column in columns],
+        [min(_NARROWEST, column.width) for column in columns],
+    ):
+        for some in (others, first):
+            _shrink(columns, widths, available, least, some)
+    return widths
 
 
 def _shrink(
-    widths: list[int], available: int, least: Sequence[int], columns: Sequence[int]
+    columns: Sequence[_Column],
+    widths: list[int],
+    available: int,
+    least: Sequence[int],
+    some: Sequence[int],
 ) -> None:
-    """Narrow the widest of the given columns, letter by letter, until the table fits."""
+    """Narrow some columns letter by letter until all fit: where the fewest rows are broken."""
     while sum(widths) > available:
-        wider = [column for column in columns if widths[column] > least[column]]
+        wider = [each for each in some if widths[each] > least[each]]
         if not wider:
             return
-        widths[max(wider, key=widths.__getitem__)] -= 1
+        widths[min(wider, key=lambda at: (columns[at].broken(widths[at] - 1), -widths[at]))] -= 1
 
 
 def _lines(cells: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
@@ -97,7 +160,7 @@ def _lines(cells: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
 def _broken(cell: str, width: int) -> Iterator[str]:
     """The cell in pieces of at most that width, broken between words where possible."""
     line = ""
-    for piece in _PIECE.findall(cell):
+    for piece in chain.from_iterable(_pieces(word, width) for word in _WORD.findall(cell)):
         if line and len(line) + len(piece.rstrip()) > width:
             yield line.rstrip()
             line = ""
@@ -106,3 +169,8 @@ def _broken(cell: str, width: int) -> Iterator[str]:
             yield line[:width]
             line = line[width:]
     yield line.rstrip()
+
+
+def _pieces(word: str, width: int) -> Sequence[str]:
+    """A word, or its parts if it is too long."""
+    return [word] if len(word.rstrip()) <= width else _BETWEEN_PARTS.split(word)

@@ -66,7 +66,7 @@ def test_the_table_of_sites_fits_the_terminal(residual, monkeypatch, columns):
     monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((columns, 24)))
     table = str(profile).partition("\n\n")[0].splitlines()
     assert max(map(len, table)) <= columns
-    assert ("operation" in table[0]) is (columns > 80)
+    assert ("operation" in table[0]) is (columns > 100)
     assert table[0].startswith("site")
     text = "".join(table)
     assert all(f"{1000 * each.int8_time.seconds:.3f}" in text for each in long)

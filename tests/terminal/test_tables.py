@@ -45,6 +45,43 @@ def test_words_stay_whole_where_there_is_room(monkeypatch):
         assert word in text
 
 
+def test_cells_are_wrapped_where_the_fewest_rows_need_it(monkeypatch):
+    rows = [
+        *[("block.depthwise.0", "Conv2d+BatchNorm2d+ReLU", "quantized", "", "")] * 6,
+        ("pool", "AdaptiveAvgPool2d", "passthrough", "", "moves the integers of block2:add"),
+    ]
+    lines = rendered(monkeypatch, 90, rows)
+    assert sum("Conv2d+BatchNorm2d+ReLU" in line for line in lines) == 6
+    assert len(lines) == 2 + 6 + 3
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_no_word_is_broken_in_the_middle(monkeypatch, columns):
+    rows = [
+        ("self_attn.attention", "ScaledDotProductAttention", "float", "global = float", "a rule"),
+        ("pool", "AdaptiveAvgPool2d", "passthrough", "global = int8", "follows block2:add"),
+    ]
+    text = "\n".join(rendered(monkeypatch, columns, rows))
+    for row in rows:
+        for word in "+".join(row).replace(" ", "+").split("+"):
+            assert word in text
+
+
+def test_a_word_that_has_to_be_broken_is_broken_between_its_parts(monkeypatch):
+    lines = rendered(monkeypatch, 30, [("conv", "AdaptiveAvgPool2d", "float", "", "")])
+    assert any("Pool2d" in line for line in lines)
+
+
+def test_paragraphs_are_wrapped_between_words_on_a_terminal_alone(monkeypatch):
+    text = "Each time is the lower quartile of 15 rounds.\n  qrecipe-a-long-word" * 2
+    rendered(monkeypatch, 30)
+    lines = tables.wrapped(text).split("\n")
+    assert max(map(len, lines)) <= 60
+    assert lines[0] == "Each time is the lower"
+    rendered(monkeypatch, None)
+    assert tables.wrapped(text) == text
+
+
 def test_what_fits_is_not_touched(monkeypatch):
     assert rendered(monkeypatch, 300) == rendered(monkeypatch, None)
 
@@ -53,7 +90,7 @@ def test_columns_that_can_be_spared_are_left_out_in_their_order_where_words_do_n
     shown = [
         [word for word in HEADER if any(word.split()[0] in line for line in lines[:2])]
         for lines in (
-            rendered(monkeypatch, columns, spare=(3, 2)) for columns in (None, 64, 50, 40)
+            rendered(monkeypatch, columns, ROWS[:2], (3, 2)) for columns in (None, 71, 62, 49)
         )
     ]
     assert shown == [
