@@ -60,7 +60,7 @@ def bench(
     """
     with reported(as_json=json, strict=strict):
         check_distinct({"--html": html}, files_of(recipe))
-        from qrecipe.cli.html_pages import plan_for_page
+        from qrecipe.cli.html_pages import named, plan_for_page
         from qrecipe.cli.model_argument import get_ready, load_job
         from qrecipe.deployment.page import bench_page
         from qrecipe.measure.pages.page import save_page
@@ -87,6 +87,7 @@ def bench(
         else:
             out(str(result))
         if html is not None and origin is not None:
-            save_page(bench_page(result, origin), html)
+            about = named(model, data, recipe, evaluate)
+            save_page(bench_page(result, origin, about), html)
     if result.findings or (strict and result.failures):
         raise typer.Exit(FOUND_SOMETHING)

@@ -79,6 +79,8 @@ def drift(
             report.plot(plot)
         if html is not None:
             origin = qrecipe.provenance(converted)
-            save_page(drift_page(report, origin, threshold, max_clipped=max_clipped), html)
+            about = {"model": model, "data": data, "file": file}
+            page = drift_page(report, origin, about, threshold, max_clipped=max_clipped)
+            save_page(page, html)
     if drifted:
         raise typer.Exit(FOUND_SOMETHING)

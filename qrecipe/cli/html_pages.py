@@ -20,6 +20,12 @@ from qrecipe.pipeline import plan, quantize
 from qrecipe.process.warnings import unwarned
 
 
+def named(model: str, data: str, recipe: str, evaluate: str | None = None) -> dict[str, str]:
+    """What a command measured, as it was named there."""
+    given = {"recipe": recipe, "model": model, "data": data}
+    return given if evaluate is None else {**given, "evaluate": evaluate}
+
+
 def activations_of(converted: nn.Module, data: UserFunction) -> Activations:
     """The activations on the caller's data, or why there are none to show."""
     try:

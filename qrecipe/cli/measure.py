@@ -35,7 +35,7 @@ def compare(
     """
     with reported(as_json=json):
         check_distinct({"--plot": plot, "--html": html}, files_of(recipe))
-        from qrecipe.cli.html_pages import activations_of
+        from qrecipe.cli.html_pages import activations_of, named
         from qrecipe.cli.model_argument import get_ready, load_job
         from qrecipe.measure.pages.page import save_page
         from qrecipe.measure.pages.reports import comparison_page
@@ -56,7 +56,9 @@ def compare(
         if plot is not None:
             report.plot(plot)
         if html is not None:
-            save_page(comparison_page(report, activations, qrecipe.provenance(converted)), html)
+            about = named(model, data, recipe)
+            origin = qrecipe.provenance(converted)
+            save_page(comparison_page(report, activations, origin, about), html)
 
 
 def profile(
@@ -78,7 +80,7 @@ def profile(
     """
     with reported(as_json=json):
         check_distinct({"--plot": plot, "--html": html}, files_of(recipe))
-        from qrecipe.cli.html_pages import plan_for_page
+        from qrecipe.cli.html_pages import named, plan_for_page
         from qrecipe.cli.model_argument import get_ready, load_job
         from qrecipe.measure.pages.page import save_page
         from qrecipe.measure.pages.reports import profile_page
@@ -95,7 +97,7 @@ def profile(
         if plot is not None:
             report.plot(plot)
         if html is not None and origin is not None:
-            save_page(profile_page(report, origin), html)
+            save_page(profile_page(report, origin, named(model, data, recipe)), html)
 
 
 def sensitivity(
@@ -152,7 +154,7 @@ def sensitivity(
     _check_overlay(overlay, keep_float, min_sqnr_db, by_db=evaluate is None)
     with reported(as_json=json):
         check_distinct({"--out": overlay, "--plot": plot, "--html": html}, files_of(recipe))
-        from qrecipe.cli.html_pages import for_page
+        from qrecipe.cli.html_pages import for_page, named
         from qrecipe.cli.model_argument import get_ready, load_job
         from qrecipe.measure.pages.page import save_page
         from qrecipe.measure.pages.reports import ranking_page
@@ -179,7 +181,8 @@ def sensitivity(
                 with user_output():
                     hurry = "the measurement was interrupted" if ranking.partial else None
                     activations, origin = for_page(job, hurry)
-                save_page(ranking_page(ranking, activations, origin), html)
+                about = named(model, data, recipe, evaluate)
+                save_page(ranking_page(ranking, activations, origin, about), html)
     if ranking.partial:
         raise typer.Exit(FOUND_SOMETHING)
 

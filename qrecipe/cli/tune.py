@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from qrecipe.authoring.tune.search import Trial
     from qrecipe.cli.model_argument import Job
     from qrecipe.measure.pages.page import Page
-    from qrecipe.measure.pages.reports import Ranked
+    from qrecipe.measure.pages.reports import About, Ranked
 
 
 def suggest(
@@ -135,6 +135,7 @@ def tune(
     outputs = {"--log": log, "--out": output, "--pareto": pareto, "--html": html}
     with reported(as_json=json):
         check_distinct(outputs, files_of(recipe))
+        from qrecipe.cli.html_pages import named
         from qrecipe.cli.model_argument import get_ready, load_job
         from qrecipe.measure.pages.page import save_page
         from qrecipe.recipe.overlay import make_directory
@@ -163,13 +164,14 @@ def tune(
             if html is not None:
                 with user_output():
                     tuned = replace(job, recipe=result.recipe)
-                    page = _page(tuned, result, recipe, measure.name)
+                    about = named(model, data, recipe, evaluate)
+                    page = _page(tuned, result, about, measure.name)
                 save_page(page, html)
     if not result.reached or result.stopped == "interrupt":
         raise typer.Exit(FOUND_SOMETHING)
 
 
-def _page(job: Job, result: TuningResult, title: str, metric: str) -> Page:
+def _page(job: Job, result: TuningResult, about: About, metric: str) -> Page:
     """The report of a search. Raises ``QRecipeError`` if its recipe can no longer be planned."""
     from qrecipe.cli.html_pages import for_page
     from qrecipe.measure.pages.charts import Weighed
@@ -179,13 +181,15 @@ def _page(job: Job, result: TuningResult, title: str, metric: str) -> Page:
     hurry = "the search was interrupted" if result.stopped == "interrupt" else None
     activations, origin = for_page(job, hurry)
     return tune_page(
-        title,
+        about["recipe"],
         [_shown(trial) for trial in result.trials],
         notes=result.notes,
         wanted=result.float_metric - result.max_drop,
         ranking=_ranking(job, result, hurry),
         activations=activations,
         origin=origin,
+        about=about,
+        conclusion=result.outcome,
         metric=metric,
         weighed=[
             Weighed(trial.latency, trial.metric, trial in result.front)

@@ -6,21 +6,20 @@ from collections.abc import Iterator
 
 from qrecipe.deployment.result import Bench
 from qrecipe.execution.provenance import Provenance
-from qrecipe.measure.pages import charts
-from qrecipe.measure.pages.page import Figure, Page
-from qrecipe.measure.pages.reports import page_about, recipe_of
+from qrecipe.measure.pages.bars import Bar, Bars
+from qrecipe.measure.pages.page import Page
+from qrecipe.measure.pages.reports import About, page_about
 from qrecipe.terminal.report import Section, Table
 
 
-def bench_page(bench: Bench, origin: Provenance) -> Page:
+def bench_page(bench: Bench, origin: Provenance, about: About) -> Page:
     """Times as bars, the table, and the kernels that the runtimes report."""
     table, *results = bench._sections()
     timed = [(row.title, row.time.seconds * 1000) for row in bench.rows if row.time is not None]
-    names, values = [name for name, _ in timed], [value for _, value in timed]
-    drawing = charts.bars(names, values, "milliseconds")
-    figure = Figure("Time of one call", drawing, f"milliseconds of {len(timed)} ways to run it")
-    sections: list[Section] = [*results, figure, table, *_kernels(bench)]
-    return page_about(f"Runtimes: {recipe_of(origin)}", sections, origin)
+    bars = [Bar(name, f"{value:.3g} ms", (value,)) for name, value in timed]
+    drawn = Bars("Time of one call", bars, "Milliseconds of each runtime")
+    sections: list[Section] = [*results, drawn, table, *_kernels(bench)]
+    return page_about("bench", "Runtimes", bench.notes[0], sections, origin, about)
 
 
 def _kernels(bench: Bench) -> Iterator[Section]:

@@ -119,6 +119,8 @@ def _sites(
             reason="; ".join(filter(None, texts)) or None,
             engine=outcome.engine,
             clamp=None if clamp is None else clamp.limits,
+            reads=tuple(_reads(operation)),
+            is_output=operation.is_output,
         )
 
 
@@ -127,11 +129,15 @@ def _static(sites: Sequence[Site]) -> dict[str, Site]:
 
 
 def _float_inputs(operation: Operation, static: Container[str]) -> list[str]:
-    """The float tensors that an operation reads: inputs, parameters, and results."""
-    producers = [name for name in operation.producers if name not in static]
-    inputs = [f'input "{name}"' for name in operation.model_inputs]
-    stored = [f'parameter "{name}"' for name in operation.stored]
-    return [*inputs, *stored, *producers]
+    """The tensors that an operation reads as float."""
+    return [name for name in _reads(operation) if name not in static]
+
+
+def _reads(operation: Operation) -> Iterator[str]:
+    """What an operation computes with: inputs, parameters, and results of others."""
+    yield from (f'input "{name}"' for name in operation.model_inputs)
+    yield from (f'parameter "{name}"' for name in operation.stored)
+    yield from operation.producers
 
 
 def _unsupported(

@@ -50,7 +50,9 @@ class Site(ShortRepr):
     site gets, None where it arrives quantized or the site is float; ``rule`` decided, ``shadowed``
     would have decided without it; ``reason`` says why a site stays float or what was substituted;
     ``engine`` packs its weights for another engine than the backend's; ``clamp`` are the limits
-    between which its result is observed, because nobody reads more of it.
+    between which its result is observed, because nobody reads more of it. ``reads`` are the
+    tensors that it computes with: names of sites, ``input "x"``, ``parameter "w"``; ``is_output``
+    means that the model returns its result.
     """
 
     name: str
@@ -65,6 +67,8 @@ class Site(ShortRepr):
     reason: str | None
     engine: Engine | None = None
     clamp: Limits | None = None
+    reads: tuple[str, ...] = ()
+    is_output: bool = False
 
     @property
     def dtypes(self) -> str:

@@ -58,6 +58,8 @@ def site_values(site: Site) -> dict[str, Any]:
         "reason": site.reason,
         "engine": site.engine,
         "clamp": site.clamp,
+        "reads": list(site.reads),
+        "is_output": site.is_output,
         "qconfig": _qconfig_values(site.qconfig),
         "input": None if site.input is None else spec_values(site.input),
         "rule": _rule_values(site.rule),
@@ -162,7 +164,8 @@ def _contradictions(plan: Plan, values: Any) -> Iterator[str]:
 
 def _completed(values: Any) -> Any:
     """The values with what older plans lack."""
-    sites = [{"clamp": None, **site} for site in _items(values, "sites")]
+    absent: dict[str, Any] = {"clamp": None, "reads": [], "is_output": False}
+    sites = [{**absent, **site} for site in _items(values, "sites")]
     return {"chains": [], **values, "sites": sites}
 
 

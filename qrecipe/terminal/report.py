@@ -14,6 +14,8 @@ from qrecipe.errors.text import printable
 from qrecipe.terminal.tables import render_table, wrapped
 
 _LONGEST_WORD = 24
+_WIDE = 5
+"""The number of columns from which on a table needs more room than a phone has."""
 
 
 class Section(Protocol):
@@ -61,12 +63,16 @@ class Table:
         return f"{table}\n\n{wrapped(self.note)}" if self.note else table
 
     def html(self) -> str:
-        caption = f"<caption>{escaped(self.caption)}</caption>\n" if self.caption else ""
+        caption = f'<p class="legend">{escaped(self.caption)}</p>\n' if self.caption else ""
         head = self._row(self.header, "th")
         body = "\n".join(self._row(row, "td") for row in self.rows)
         note = f"\n<p>{escaped(self.note)}</p>" if self.note else ""
-        table = f"{caption}<thead>\n{head}\n</thead>\n<tbody>\n{body}\n</tbody>"
-        return f"<table>\n{table}\n</table>{note}"
+        kind = ' class="wide"' if len(self.header) >= _WIDE else ""
+        # a box of its own: a wide table must not widen the page around it
+        return (
+            f'{caption}<div class="scroll" style="overflow-x: auto" tabindex="0"><table{kind}>\n'
+            f"<thead>\n{head}\n</thead>\n<tbody>\n{body}\n</tbody>\n</table></div>{note}"
+        )
 
     def _row(self, cells: Sequence[str], tag: str) -> str:
         return f"<tr>{''.join(map(self._cell, cells, [tag] * len(cells), count()))}</tr>"

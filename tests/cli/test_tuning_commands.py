@@ -7,7 +7,7 @@ import re
 import sys
 
 import pytest
-from browser import WIDTH, chromium, is_drawn, layout, screenshot
+from browser import LAYOUT, PHONE, needs_chromium, seen
 from command_line import STATIC, run
 from runs import hurry
 
@@ -100,9 +100,11 @@ SECTIONS = [
     "The worst activations and their quantization ranges",
     "Ranking",
     "Trials in order",
+    "The plan as a graph",
     "Plan",
     "Recipe",
     "Versions",
+    "How to read this page",
 ]
 
 
@@ -220,25 +222,14 @@ def test_what_was_found_is_shown_and_written_though_the_page_cannot_be_made(fold
     assert not (folder / "tuning.html").exists()
 
 
-@pytest.mark.slow
-def test_a_browser_shows_what_tune_has_written(folder, call):
-    chromium()
-    pytest.importorskip("PIL")
+@pytest.mark.browser
+def test_chromium_shows_what_tune_has_written(folder, call):
+    needs_chromium()
     run(*call, "--max-drop", "0", "--html", "tuning.html")
-    path = folder / "tuning.html"
-    page = layout(path, folder)
-    assert page.width <= WIDTH
-    figures = page.figures()
-    assert len(figures) == 5  # trials, latency, ranking, depth, activations
-    shot = screenshot(path, folder, page.height)
-    for box in figures:
-        assert box["x"] >= 0
-        assert box["x"] + box["width"] <= WIDTH
-        top, left = round(box["y"]), round(box["x"])
-        region = shot[top : top + round(box["height"]), left : left + round(box["width"])]
-        assert is_drawn(region)
-        edges = (region[:, :2], region[:, -2:], region[:2], region[-2:])
-        assert all((edge == 255).all() for edge in edges)
+    layout = seen(folder / "tuning.html", PHONE, "dark", LAYOUT)
+    assert len(layout["images"]) >= 4  # trials, latency, depth, activations
+    assert layout["width"] <= PHONE
+    assert layout["outside"] == layout["cut"] == layout["faint"] == []
 
 
 NAMED = ("--model", "model.py:factory", "--data", "model.py:batches")

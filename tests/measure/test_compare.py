@@ -194,7 +194,7 @@ def test_an_output_without_a_number_of_decibels_is_told_in_words(forward, words)
     report = qrecipe.compare(model, converted, batches, progress=silent)
     (summary,) = (line for line in str(report).splitlines() if line.startswith("output: "))
     assert summary.startswith(words)
-    page = comparison_page(report, "nothing is static", qrecipe.provenance(converted))
+    page = comparison_page(report, "nothing is static", qrecipe.provenance(converted), {})
     assert page.sections[0].paragraphs[0] == summary
 
 

@@ -186,7 +186,7 @@ def test_the_page_shows_the_worst_and_escapes_names(residual, undrawn):
     net = NETS["residual"]
     converted = qrecipe.quantize(net.model(), STATIC, net.batches(2), progress=silent)
     odd = replace(profile, sites=(replace(profile.sites[0], name="<script>"), *profile.sites[1:]))
-    page = page_html(profile_page(odd, qrecipe.provenance(converted)))
+    page = page_html(profile_page(odd, qrecipe.provenance(converted), {}))
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
     assert "Boundaries" in page

@@ -96,7 +96,9 @@ def kinds() -> list[Kind]:
     made = [qrecipe.quantize(model, recipe, batches, progress=False) for recipe in recipes]
     ranking = qrecipe.sensitivity(model, STATIC, batches, progress=False)
     report = qrecipe.compare(model, made[0], batches, progress=False)
-    pages = [comparison_page(report, why, qrecipe.provenance(made[0])) for why in ("no", "none")]
+    pages = [
+        comparison_page(report, why, qrecipe.provenance(made[0]), {}) for why in ("no", "none")
+    ]
 
     def two(write: Callable[[Any, Path], object], values: Any) -> tuple[Writer, Writer]:
         first, second = values

@@ -129,6 +129,23 @@ class TuningResult(Report):
         yield Text("Result", self.notes)
 
     @property
+    def outcome(self) -> str:
+        """Whether the target is reached, and at what cost, in a sentence."""
+        by = " by the search" if self.base_float_sites else ""
+        sites = counted(len(self.float_sites), "site") if self.float_sites else "no sites"
+        left = f"{sites} left float{by}"
+        if not any(site.verdict == "quantized" for site in self._planned.sites):
+            left = "nothing quantized"
+        elif self.float_sites:
+            left += f" ({self.float_share:.0%} of the float model's time)"
+        if self.metric is None:
+            return f"Not reached: no accuracy with {left}."
+        if self.reached:
+            return f"Reached: {_metric(self.metric)} with {left}."
+        missing = "" if not self.distance else f", {self.distance:.4g} short"
+        return f"Not reached: the best is {_metric(self.metric)} with {left}{missing}."
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """The target and what was found, in sentences."""
         notes = list(_verdict(self))
@@ -220,20 +237,7 @@ def _lever_notes(result: TuningResult, best: Trial) -> Iterator[str]:
 def _verdict(result: TuningResult) -> Iterator[str]:
     whole, least = _metric(result.float_metric), _metric(result.float_metric - result.max_drop)
     yield f"The float model reaches {whole}, so the target is {least}."
-    by = " by the search" if result.base_float_sites else ""
-    sites = counted(len(result.float_sites), "site") if result.float_sites else "no sites"
-    left = f"{sites} left float{by}"
-    if not any(site.verdict == "quantized" for site in result._planned.sites):
-        left = "nothing quantized"
-    elif result.float_sites:
-        left += f" ({result.float_share:.0%} of the float model's time)"
-    if result.metric is None:
-        yield f"Not reached: no accuracy with {left}."
-    elif result.reached:
-        yield f"Reached: {_metric(result.metric)} with {left}."
-    else:
-        missing = "" if not result.distance else f", {result.distance:.4g} short"
-        yield f"Not reached: the best is {_metric(result.metric)} with {left}{missing}."
+    yield result.outcome
     yield from _repetition(result.trials)
     if result.base_float_sites:
         names = listed(result.base_float_sites)

@@ -144,7 +144,9 @@ class Comparison(Report):
         return json.dumps(document, indent=2)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Plot SQNR and share of the time of each site; the suffix of ``path`` sets the format.
+        """Plot the error and the share of the time of each site.
+
+        The suffix of ``path`` sets the format.
 
         Raises ``QRecipeError`` (QR602) if matplotlib is missing.
         """

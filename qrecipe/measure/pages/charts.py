@@ -20,11 +20,11 @@ from qrecipe.measure.drift.distribution import Histogram
 if TYPE_CHECKING:
     from qrecipe.measure.compare.comparison import Comparison
 
-_WIDTH = 10.4
+_WIDTH = 10.0
+_PANEL = (4.1, 2.4)
 _LONGEST_NAME = 44
 _LONGEST_LINE = 30
 _MOST_LABELS = 40
-_COLUMNS = 2
 
 Ends = tuple[float, float]
 
@@ -59,29 +59,32 @@ class Weighed:
     on_front: bool
 
 
-def bars(names: Sequence[str], values: Sequence[float], label: str) -> bytes:
-    """One bar per name, from the top; names without a finite value have no bar."""
-    return _svg(_drawn_bars(names, values, label))
-
-
 def plot_bars(
     names: Sequence[str], values: Sequence[float], label: str, path: str | os.PathLike[str]
 ) -> None:
-    """The chart of `bars` as a file."""
+    """One bar per name, from the top; names without a finite value have no bar."""
     _save(_drawn_bars(names, values, label), path)
 
 
 def plot_comparison(report: Comparison, path: str | os.PathLike[str]) -> None:
-    """Two bar charts with one line per site: SQNR of its activation, share of the time."""
+    """Two bar charts with one line per site: error of its activation, share of the time."""
     names = [site.name for site in report.sites]
     figure = _bar_figure(len(names))
     quality, time = figure.subplots(1, 2, sharey=True)
-    values = [math.nan if s.activation is None else s.activation.sqnr_db for s in report.sites]
-    _bars(quality, names, values, "SQNR of the activation (dB)")
+    values = [
+        math.nan if s.activation is None else relative_error(s.activation.sqnr_db)
+        for s in report.sites
+    ]
+    _bars(quality, names, values, "error of the activation, relative to it")
     float_shares = [100 * site.float_share for site in report.sites]
     int8_shares = [100 * site.quantized_share for site in report.sites]
     _paired_bars(time, float_shares, int8_shares, "share of the time (%)")
     _save(figure, path)
+
+
+def relative_error(sqnr_db: float) -> float:
+    """The error that an SQNR stands for, as a share of the values; 0 where it is not finite."""
+    return 10 ** (-sqnr_db / 20) if math.isfinite(sqnr_db) else 0.0
 
 
 def plot_times(
@@ -90,13 +93,8 @@ def plot_times(
     ints: Sequence[float],
     path: str | os.PathLike[str],
 ) -> None:
-    """The chart of `times` as a file."""
-    _save(_drawn_times(names, floats, ints), path)
-
-
-def times(names: Sequence[str], floats: Sequence[float], ints: Sequence[float]) -> bytes:
     """Two bars per name, from the top: milliseconds in float and in int8."""
-    return _svg(_drawn_times(names, floats, ints))
+    _save(_drawn_times(names, floats, ints), path)
 
 
 def _drawn_times(names: Sequence[str], floats: Sequence[float], ints: Sequence[float]) -> Any:
@@ -141,7 +139,7 @@ def _bars(axes: Any, names: Sequence[str], values: Sequence[float], label: str) 
 
 def along(names: Sequence[str], series: Mapping[str, Sequence[float]], label: str) -> bytes:
     """One line per series over the names in order; non-finite values are left out."""
-    longest = max(len(_short(name)) for name in names)
+    longest = max(len(short_name(name)) for name in names)
     axes = _new_figure(_WIDTH, 3.4 + 0.07 * longest).subplots()
     for (name, values), style in zip(series.items(), _STYLES, strict=False):
         told = name if len(series) > 1 else None
@@ -168,19 +166,11 @@ _STYLES: Sequence[Mapping[str, Any]] = (
 )
 
 
-def spreads(panels: Sequence[Spread]) -> bytes:
+def spread(panel: Spread) -> bytes:
     """Counts of values on a logarithmic scale, with the quantization range behind them."""
-    rows = math.ceil(len(panels) / _COLUMNS)
-    figure = _new_figure(_WIDTH, 0.5 + 2.3 * rows)
-    grid = figure.subplots(rows, _COLUMNS, squeeze=False).flatten()
-    for axes, panel in zip(grid, panels, strict=False):
-        _spread(axes, panel)
-    for axes in grid[len(panels) :]:
-        axes.remove()
-    handles, labels = grid[0].get_legend_handles_labels()
-    figure.get_layout_engine().set(hspace=0.06, wspace=0.04)
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
-    return _svg(figure)
+    axes = _new_figure(*_PANEL).subplots()
+    _draw_spread(axes, panel)
+    return _svg(axes.figure)
 
 
 def trials(points: Sequence[Point], target: float | None, label: str) -> bytes:
@@ -229,21 +219,20 @@ def _scattered(axes: Any, points: Sequence[Ends], label: str, face: str) -> None
         axes.scatter(*columns, label=label, facecolor=face, edgecolor="#4c78a8", zorder=2)
 
 
-def _spread(axes: Any, panel: Spread) -> None:
+def _draw_spread(axes: Any, panel: Spread) -> None:
     counts, edges = panel.values.counts, _edges(panel.values)
-    axes.axvspan(*panel.stored, facecolor="#d9e4f0", edgecolor="#4c78a8", label="stored range")
-    axes.stairs(counts, edges, fill=True, color="#5a6570", label="values")
+    axes.axvspan(*panel.stored, facecolor="#d9e4f0", edgecolor="#4c78a8")
+    axes.stairs(counts, edges, fill=True, color="#5a6570")
     if panel.now is not None:
         for end in panel.now:
             axes.axvline(end, color="#e07b39", linestyle="--", linewidth=1.4)
-        axes.plot([], [], color="#e07b39", linestyle="--", label="range of today's data")
     axes.set_yscale("symlog", linthresh=1)
     axes.set_ylim(0, max(counts) * 2)
     low = min(edges[0], panel.stored[0], *(panel.now or ()))
     high = max(edges[-1], panel.stored[1], *(panel.now or ()))
     margin = 0.04 * (high - low) or 1.0
     axes.set_xlim(low - margin, high + margin)
-    axes.set_title(_short(panel.title), fontsize=9, parse_math=False)
+    axes.set_title(short_name(panel.title), fontsize=9, parse_math=False)
     axes.tick_params(labelsize=8)
     axes.locator_params(axis="x", nbins=6)
     axes.spines[["top", "right"]].set_visible(False)
@@ -259,10 +248,10 @@ def _edges(values: Histogram) -> list[float]:
 
 
 def _label(axis: Any, positions: Sequence[int], names: Sequence[str]) -> None:
-    axis.set_ticks(positions, [_short(name) for name in names], fontsize=8, parse_math=False)
+    axis.set_ticks(positions, [short_name(name) for name in names], fontsize=8, parse_math=False)
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
     """The name on one line; a long one keeps both ends, which tell sites apart."""
     text = one_line(name)
     half = _LONGEST_NAME // 2
@@ -323,5 +312,36 @@ def _svg(figure: Any) -> bytes:
     # outlines need no fonts of the reader; without a date, equal reports are equal files
     with rc_context({"svg.fonttype": "path", "svg.hashsalt": "qrecipe"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    return stream.getvalue()
+        metadata = {"Date": None, "Creator": None}
+        figure.savefig(stream, format="svg", transparent=True, metadata=metadata)
+    return _coloured(stream.getvalue())
+
+
+_DARK: Mapping[str, str] = {
+    "#000000": "#d5dae0",
+    "#ffffff": "#14181d",
+    "#dddddd": "#323a44",
+    "#bbbbbb": "#5a6570",
+    "#cccccc": "#4a545f",
+    "#4c78a8": "#7db0e8",
+    "#e07b39": "#f0a05f",
+    "#b03030": "#f07070",
+    "#d9e4f0": "#223a55",
+    "#5a6570": "#9aa7b4",
+}
+"""What takes the place of each colour where the reader prefers a dark page."""
+
+
+def _coloured(svg: bytes) -> bytes:
+    """The drawing with its colours as variables, which follow the colour scheme of the page."""
+    text = svg.decode()
+    used = [colour for colour in _DARK if f": {colour}" in text]
+    for colour in used:
+        text = text.replace(f": {colour}", f": var(--c{colour[1:]})")
+    light = "".join(f"--c{colour[1:]}: {colour};" for colour in used)
+    dark = "".join(f"--c{colour[1:]}: {_DARK[colour]};" for colour in used)
+    style = (
+        f"<style>svg {{ {light} fill: var(--c000000) }} "
+        f"@media (prefers-color-scheme: dark) {{ svg {{ {dark} }} }}</style>"
+    )
+    return text.replace("<defs>", f"{style}\n<defs>", 1).encode()

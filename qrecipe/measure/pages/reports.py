@@ -15,18 +15,24 @@ from qrecipe.measure.drift.report import (
     drawn_move,
     moved_text,
 )
-from qrecipe.measure.pages import charts
-from qrecipe.measure.pages.page import Figure, Page
+from qrecipe.measure.pages import charts, conclusions
+from qrecipe.measure.pages.bars import Bar, Bars
+from qrecipe.measure.pages.charts import relative_error
+from qrecipe.measure.pages.flow import PlanGraph
+from qrecipe.measure.pages.page import Drawing, Figure, Page
+from qrecipe.measure.pages.reading import Kind, Reading
 from qrecipe.measure.profile.report import Profile
 from qrecipe.measure.sensitivity.ranking import EFFECT, Ranking
 from qrecipe.rules.resolution import listed
 from qrecipe.terminal.report import Section, Table, Text
 
-MOST_BARS = 40
 MOST_SPREADS = 6
 
 Activations = Drift | str
 """The activations, or why they are not available."""
+
+About = Mapping[str, str]
+"""What was measured, by names as the user gave them: model, data, recipe or file."""
 
 Ranked = tuple[str, float, str]
 """A site, its SQNR in dB when quantized alone (NaN for none), and the same in words."""
@@ -35,6 +41,7 @@ Ranked = tuple[str, float, str]
 def drift_page(
     report: Drift,
     origin: Provenance,
+    about: About,
     threshold: float = DEFAULT_THRESHOLD,
     *,
     max_clipped: float = DEFAULT_MAX_CLIPPED,
@@ -50,54 +57,70 @@ def drift_page(
         "stored range": {name: site.sqnr_db for name, site in by_name.items()},
         "range of today's data": {name: site.sqnr_after_db for name, site in by_name.items()},
     }
-    moves = [100 * drawn_move(site) for site in report.sites]
-    label = "how far recalibration moves the two ends (% of the stored width)"
+    moves = [Bar(name, moved_text(site), (drawn_move(site),)) for name, site in by_name.items()]
+    label = "How far recalibration moves the two ends, in widths of the stored range"
     sections: list[Section] = [
         Text(result.title, (*result.text().splitlines(), farthest)),
-        *_bars("Ranges by how far they would move", list(by_name), moves, label),
+        Bars("Ranges by how far they would move", moves, label),
         *_line("SQNR along the depth of the network", in_depth, series, "SQNR (dB)"),
         *_spreads(report.sites, with_now=True),
         table,
     ]
-    return page_about(f"Drift: {recipe_of(origin)}", sections, origin)
+    conclusion = conclusions.of_drift(report, threshold, max_clipped)
+    return page_about("drift", "Drift", conclusion, sections, origin, about)
 
 
-def comparison_page(report: Comparison, activations: Activations, origin: Provenance) -> Page:
+def comparison_page(
+    report: Comparison, activations: Activations, origin: Provenance, about: About
+) -> Page:
     """The page about a float model and its quantized one."""
     table, result = report._sections()
     values = {
         site.name: site.activation.sqnr_db for site in report.sites if site.activation is not None
     }
-    ranked = _worst_first("Sites by SQNR", values, "SQNR of the activation (dB)", origin)
+    bars = [Bar(name, _db(value), (relative_error(value),)) for name, value in values.items()]
+    label = "SQNR of the activation (dB)"
+    ranked = [
+        *_bars("Sites by error, worst first", bars, f"{label}; the bar is the error"),
+        *_along(values, label, origin),
+    ]
     sections = [result, *ranked, *_worst_spreads(list(values), activations), table]
-    return page_about(f"Comparison: {recipe_of(origin)}", sections, origin)
+    conclusion = conclusions.of_comparison(report)
+    return page_about("compare", "Comparison", conclusion, sections, origin, about)
 
 
-def ranking_page(ranking: Ranking, activations: Activations, origin: Provenance) -> Page:
+def ranking_page(
+    ranking: Ranking, activations: Activations, origin: Provenance, about: About
+) -> Page:
     """The page that ranks sites by their effect on the output when quantized alone."""
     table, result = ranking._sections()
     values = ranking.values
-    ranked = _worst_first("Ranking", values, ranking.label, origin)
+    bars = [Bar(site.name, ranking.shown(site), (ranking.error(site),)) for site in ranking.sites]
+    label = f"{ranking.label}; the bar is the {ranking.bar_label}"
+    ranked = [
+        *_bars("Ranking, worst first", bars, label),
+        *_along(values, ranking.label, origin),
+    ]
     sections = [result, *ranked, *_worst_spreads(list(values), activations), table]
     if ranking.unranked:
         reasons = list(ranking.unranked.items())
         sections.append(Table("Sites without an error of their own", ("site", "why"), reasons))
-    return page_about(f"Sensitivity: {recipe_of(origin)}", sections, origin)
+    conclusion = conclusions.of_ranking(ranking)
+    return page_about("sensitivity", "Sensitivity", conclusion, sections, origin, about)
 
 
-def profile_page(profile: Profile, origin: Provenance) -> Page:
+def profile_page(profile: Profile, origin: Provenance, about: About) -> Page:
     """The page about the time of sites and boundaries."""
     *tables, result = profile._sections()
-    shown = profile.sites[:MOST_BARS]
-    drawing = charts.times(
-        [site.name for site in shown],
-        [1000 * site.float_time.seconds for site in shown],
-        [1000 * site.int8_time.seconds for site in shown],
-    )
-    cut = "" if len(shown) == len(profile.sites) else f"The worst of {len(profile.sites)} sites."
+    bars = [
+        Bar(site.name, f"{times[0]:.3f} / {times[1]:.3f}", times)
+        for site in profile.sites
+        for times in [(1000 * site.int8_time.seconds, 1000 * site.float_time.seconds)]
+    ]
     title = "Time of each site, the worst loss first"
-    figure = Figure(title, drawing, f"milliseconds of {len(shown)} sites, float and int8", cut)
-    return page_about(f"Profile: {recipe_of(origin)}", [result, figure, *tables], origin)
+    drawn = Bars(title, bars, "Milliseconds:", kinds=("int8", "float"))
+    conclusion = conclusions.of_profile(profile)
+    return page_about("profile", "Profile", conclusion, [result, drawn, *tables], origin, about)
 
 
 def tune_page(
@@ -109,6 +132,8 @@ def tune_page(
     ranking: Sequence[Ranked] | str,
     activations: Activations,
     origin: Provenance,
+    about: About,
+    conclusion: str,
     metric: str,
     weighed: Sequence[charts.Weighed] = (),
 ) -> Page:
@@ -130,17 +155,18 @@ def tune_page(
     points = [charts.Point(value, was_kept) for _, value, was_kept in trials]
     if any(math.isfinite(point.value) for point in points):
         drawing = charts.trials(points, wanted, metric)
-        sections.append(Figure("Trials", drawing, f"{metric} of each of {len(points)} trials"))
+        alt = f"{metric} of each of {len(points)} trials"
+        sections.append(Figure("Trials", [Drawing(drawing, alt)]))
     if weighed:
         drawing = charts.front(weighed, wanted, metric)
         alt = f"{metric} of {len(weighed)} trials over their latency"
         caption = "Each latency was measured in turns with the float model's."
-        sections.append(Figure("Accuracy against latency", drawing, alt, caption))
+        sections.append(Figure("Accuracy against latency", [Drawing(drawing, alt)], caption))
     sections += [
         *_ranked(ranking, activations, origin),
         Table("Trials in order", ("trial", "change", metric, ""), rows, numeric=frozenset({0, 2})),
     ]
-    return page_about(f"Tuning: {title}", sections, origin)
+    return page_about("tune", "Tuning", conclusion, sections, origin, about, of=title)
 
 
 def _trial_cells(value: float, was_kept: bool) -> tuple[str, str]:
@@ -158,7 +184,9 @@ def _ranked(
         yield from _worst_spreads(_site_names(origin), activations)
         return
     values = {name: sqnr_db for name, sqnr_db, _ in ranking}
-    yield from _worst_first("Ranking", values, EFFECT, origin)
+    bars = [Bar(name, _db(value), (relative_error(value),)) for name, value in values.items()]
+    yield from _bars("Ranking, worst first", bars, f"{EFFECT}; the bar is the error")
+    yield from _along(values, EFFECT, origin)
     verdicts = {site.name: site.verdict for site in stored_plan(origin)}
     left = [name for name in values if verdicts.get(name) == "float"]
     why = f"Float, so without a range: {listed(left)}." if left else ""
@@ -171,25 +199,23 @@ def _ranked(
     yield Table("Ranking", header, rows, numeric=frozenset({0}))
 
 
-def _bars(
-    title: str, names: Sequence[str], values: Sequence[float], label: str
-) -> Iterator[Section]:
-    """The worst as bars, or text if there is nothing to draw."""
-    if not any(math.isfinite(value) for value in values):
+def _bars(title: str, bars: Sequence[Bar], label: str) -> Iterator[Section]:
+    """The bars, or text if there is nothing to draw."""
+    if any(length for bar in bars for length in bar.lengths if math.isfinite(length)):
+        yield Bars(title, bars, label)
+    else:
         yield Text(title, ("There are no finite values to draw.",))
-        return
-    drawing = charts.bars(names[:MOST_BARS], values[:MOST_BARS], label)
-    cut = f"The worst {MOST_BARS} of {len(names)}." if len(names) > MOST_BARS else ""
-    unseen = [n for n, v in zip(names, values, strict=True) if not math.isfinite(v)][:MOST_BARS]
-    note = f" Without a bar because they are not finite: {listed(unseen)}." if unseen else ""
-    yield Figure(title, drawing, f"{label}, one bar for each site", f"{cut}{note}".strip())
 
 
-def _worst_first(
-    title: str, values: Mapping[str, float], label: str, origin: Provenance
-) -> Iterator[Section]:
-    """Values of sites from the worst, and in the order in which the model runs them."""
-    yield from _bars(f"{title}, worst first", list(values), list(values.values()), label)
+def _db(value: float) -> str:
+    """An SQNR in words."""
+    if math.isnan(value):
+        return "none"
+    return "exact" if value == math.inf else f"{value:.1f}"
+
+
+def _along(values: Mapping[str, float], label: str, origin: Provenance) -> Iterator[Section]:
+    """Values of sites in the order in which the model runs them."""
     names = [name for name in _site_names(origin) if name in values]
     yield from _line("Along the depth of the network", names, {label: values}, label)
 
@@ -205,7 +231,8 @@ def _line(
         yield Text(title, ("There are no finite values to draw.",))
         return
     alt = f"{label} of {len(names)} tensors in the order in which they are computed"
-    yield Figure(title, charts.along(names, found, label), alt, "Exact tensors have no point.")
+    drawing = Drawing(charts.along(names, found, label), alt)
+    yield Figure(title, [drawing], "Exact tensors have no point.")
 
 
 def _worst_spreads(
@@ -230,23 +257,24 @@ _SPREADS = "The worst activations and their quantization ranges"
 
 
 def _spreads(sites: Sequence[SiteDrift], *, with_now: bool, note: str = "") -> Iterator[Section]:
-    panels = [
-        charts.Spread(
-            f"{site.name} ({site.tensor}), {site.clipped:.2%} clipped",
-            site.values,
-            (site.stored.low, site.stored.high),
-            (site.now.low, site.now.high) if with_now and site.now is not None else None,
-        )
-        for site in sites
-        if site.values is not None
-    ][:MOST_SPREADS]
-    if not panels:
+    drawn = [site for site in sites if site.values is not None][:MOST_SPREADS]
+    if not drawn:
         words = ("None of these sites stores a range of its own.", note)
         yield Text(_SPREADS, [each for each in words if each])
         return
-    alt = f"histograms of {len(panels)} tensors with their quantization ranges"
+    panels = [_panel(site, with_now=with_now) for site in drawn]
     caption = "Counts of float values, on a logarithmic scale, over the stored range (shaded)."
-    yield Figure(_SPREADS, charts.spreads(panels), alt, f"{caption} {note}".rstrip())
+    today = " The dashed lines are the range of today's data." if with_now else ""
+    yield Figure(_SPREADS, panels, f"{caption}{today} {note}".rstrip())
+
+
+def _panel(site: SiteDrift, *, with_now: bool) -> Drawing:
+    assert site.values is not None
+    title = f"{site.name} ({site.tensor}), {site.clipped:.2%} clipped"
+    stored = site.stored.low, site.stored.high
+    now = (site.now.low, site.now.high) if with_now and site.now is not None else None
+    drawing = charts.spread(charts.Spread(title, site.values, stored, now))
+    return Drawing(drawing, f"histogram of {title}, with its quantization range")
 
 
 def _site_names(origin: Provenance) -> list[str]:
@@ -258,11 +286,19 @@ def recipe_of(origin: Provenance) -> str:
     return stored_plan(origin).recipe
 
 
-def page_about(title: str, sections: Sequence[Section], origin: Provenance) -> Page:
-    """The sections, and at the end what the model was made by."""
+def page_about(
+    kind: Kind,
+    what: str,
+    conclusion: str,
+    sections: Sequence[Section],
+    origin: Provenance,
+    about: About,
+    of: str | None = None,
+) -> Page:
+    """The sections, the plan as a graph, what the model was made by, and how to read it all."""
     versions = origin.versions
-    subtitle = (
-        f"qrecipe {versions.get('qrecipe', '?')}, torch {versions.get('torch', '?')}; "
-        f"recipe {origin.fingerprint[:12]}"
-    )
-    return Page(title, subtitle, [*sections, *origin_sections(origin)])
+    made_by = f"qrecipe {versions.get('qrecipe', '?')}, torch {versions.get('torch', '?')}"
+    made = {"made by": made_by, "fingerprint": f"recipe {origin.fingerprint[:12]}"}
+    end = [PlanGraph(stored_plan(origin)), *origin_sections(origin), Reading(kind)]
+    title = f"{what}: {recipe_of(origin) if of is None else of}"
+    return Page(title, conclusion, {**about, **made}, [*sections, *end])

@@ -69,15 +69,15 @@ class Ranking(Report):
         return self.recipe.ingredients
 
     def _sections(self) -> Iterator[Section]:
-        longest = max((error for site in self.sites if (error := self._error(site)) > 0), default=0)
-        columns = [(site.name, site.op, self._shown(site)) for site in self.sites]
+        longest = max((error for site in self.sites if (error := self.error(site)) > 0), default=0)
+        columns = [(site.name, site.op, self.shown(site)) for site in self.sites]
         header = ("site", "operation", self._label)
         room = room_beside((header, *columns), _BAR)
         rows = [
-            (*cells, bar(self._error(site), longest, room))
+            (*cells, bar(self.error(site), longest, room))
             for cells, site in zip(columns, self.sites, strict=True)
         ]
-        yield Table("Ranking", (*header, self._bar_label), rows, numeric=frozenset({2}))
+        yield Table("Ranking", (*header, self.bar_label), rows, numeric=frozenset({2}))
         yield Text("Result", self._notes())
 
     @property
@@ -87,19 +87,21 @@ class Ranking(Report):
         return "dB alone (estimate)" if self.is_estimate else "dB alone"
 
     @property
-    def _bar_label(self) -> str:
+    def bar_label(self) -> str:
+        """What the length of a bar is, in words."""
         if self.float_value is not None:
             return f"below {self.float_value:.6g} of the float model"
         return "error of the output" + (", estimated" if self.is_estimate else "")
 
-    def _shown(self, site: RankedSite) -> str:
+    def shown(self, site: RankedSite) -> str:
+        """The dB or the result of the caller's measure, in words."""
         if site.sqnr_db is None:
             return f"{site.value:.6g}"
         if site.sqnr_db == math.inf:
             return "exact"
         return f"{'~' if self.is_estimate else ''}{site.sqnr_db:.1f}"
 
-    def _error(self, site: RankedSite) -> float:
+    def error(self, site: RankedSite) -> float:
         """The length of the bar: the relative error of the output, or the loss in the measure."""
         if site.sqnr_db is not None:
             error = 10 ** (-site.sqnr_db / 20)
@@ -154,7 +156,9 @@ class Ranking(Report):
         """
         from qrecipe.measure.pages.charts import plot_bars
 
-        plot_bars(list(self.values), list(self.values.values()), self.label, path)
+        names = [f"{site.name} ({self.shown(site)})" for site in self.sites]
+        label = f"{self.bar_label}; in brackets: {self.label}"
+        plot_bars(names, [self.error(site) for site in self.sites], label, path)
 
     @property
     def values(self) -> dict[str, float]:
