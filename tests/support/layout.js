@@ -9,7 +9,7 @@
     (element.textContent || element.alt || "").trim().slice(0, 40);
   const ownText = element => [...element.childNodes].some(
     node => node.nodeType === Node.TEXT_NODE && node.textContent.trim());
-  const all = [...document.querySelectorAll("main *")].filter(shows);
+  const all = [...(document.querySelector("article") ?? document.querySelector("main")).querySelectorAll("*")].filter(shows);
   const words = all.filter(ownText);
 
   // beside the page, unless in a box that moves
