@@ -13,13 +13,20 @@ from typing import Any
 
 import torch
 from torch.ao.quantization._learnable_fake_quantize import _LearnableFakeQuantize
-from torch.ao.quantization.fake_quantize import FakeQuantizeBase, FixedQParamsFakeQuantize
+from torch.ao.quantization.fake_quantize import (
+    FakeQuantize,
+    FakeQuantizeBase,
+    FixedQParamsFakeQuantize,
+    FusedMovingAvgObsFakeQuantize,
+)
 from torch.ao.quantization.observer import (
     FixedQParamsObserver,
+    HistogramObserver,
     MinMaxObserver,
     MovingAverageMinMaxObserver,
     MovingAveragePerChannelMinMaxObserver,
     ObserverBase,
+    PerChannelMinMaxObserver,
     PlaceholderObserver,
     UniformQuantizationObserverBase,
 )

@@ -23,7 +23,7 @@ from qrecipe.errors.findings import CalibrationError, Finding, PlanError
 from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.warn import settle, warn
 from qrecipe.execution.batch_sizes import size_findings
-from qrecipe.execution.batches import Forward, inputs_of_batch, peek, rereadable
+from qrecipe.execution.batches import Forward, inputs_of_batch, rereadable
 from qrecipe.execution.calibration import calibrate_checking
 from qrecipe.execution.copied import keep_engines
 from qrecipe.execution.engine import check_engine, engine_of
@@ -39,6 +39,7 @@ from qrecipe.execution.prepared import (
     traced_parts,
 )
 from qrecipe.execution.provenance import Provenance, attach, make_provenance
+from qrecipe.execution.shards import check_same, first_of_all
 from qrecipe.model.architecture import recorded_modules
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import own_tensors, with_parts
@@ -50,6 +51,7 @@ from qrecipe.planning.decide import decide, plan_of, warn_of_missed
 from qrecipe.planning.inventory import inventory_of, unproven_inventory_of
 from qrecipe.planning.plan import Plan
 from qrecipe.planning.target_cpu import TargetCpu, unjudged_finding, unjudged_sites
+from qrecipe.process import ranks
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.recipe import Recipe, load_recipe
 from qrecipe.recipe.schema import Executor
@@ -294,6 +296,7 @@ def _compile(
 
 
 @neutral
+@ranks.together
 def quantize(
     model: nn.Module,
     recipe: Recipe | str | os.PathLike[str],
@@ -311,9 +314,13 @@ def quantize(
     default to the first batch; ``target_cpu`` is as for `compile`, ``executor`` as for `plan`. The
     caller's model is not changed.
 
+    In an initialised process group of torch.distributed, all ranks call it, as for `calibrate`, and
+    get the same model. Example inputs default to the first batch of the first rank that has one.
+
     Raises what `plan`, `calibrate` and `CompiledRecipe.convert` raise.
     """
     loaded = executed_by(load_recipe(recipe), executor)
+    check_same("quantize", loaded.fingerprint, model)
     if loaded.phase == "qat":
         raise PlanError(_qat_finding())
     if batches is None:
@@ -327,7 +334,7 @@ def quantize(
             )
         return compiled.convert(compiled._prepared())
     model, batches = _transformed(model, loaded, batches, forward, progress)
-    first, stream = peek(batches)
+    first, stream = first_of_all(batches)
     if example_inputs is None:
         compiled = _compile_for_batch(model, loaded, first, forward, target_cpu)
     else:
@@ -350,7 +357,7 @@ def simulate(
     what they compute in integers. Arguments and errors as for `quantize`.
     """
     model, batches = _transformed(model, recipe, batches, forward, progress)
-    first, stream = peek(batches)
+    first, stream = first_of_all(batches)
     compiled = _compile_for_batch(model, recipe, first, forward, target_cpu)
     prepared = compiled._calibrated(stream, forward, progress)
     converted = compiled.convert(prepared)
@@ -366,7 +373,7 @@ def _transformed(
 ) -> tuple[nn.Module, Iterable[Any]]:
     """The model that the recipe quantizes, and batches to calibrate it with."""
     if recipe.transform.changes:
-        batches = rereadable(batches, recipe.calibration.max_batches)
+        batches = rereadable(batches, ranks.share(recipe.calibration.max_batches))
     return ready(model, recipe, batches, forward, progress), batches
 
 
@@ -375,7 +382,7 @@ def _compile_for_batch(
 ) -> CompiledRecipe:
     """Compile for a batch that calibration begins with: its run proves the fused graph."""
     with inputs_of_batch(model, batch, forward) as inputs:
-        if recipe.fx.roots:
+        if recipe.fx.roots or ranks.count() > 1:  # not every rank runs this batch
             return _compile(model, recipe, inputs, target_cpu)
         inventory = unproven_inventory_of(model, recipe, inputs)
         compiled = _compiled(model, inventory, recipe, inputs, target_cpu)

@@ -15,7 +15,7 @@ from qrecipe.artifact.container import StoredFile, opened, path_of, problem
 from qrecipe.artifact.metadata import StoredModel, stored_model
 from qrecipe.artifact.rebuilding import rebuilt
 from qrecipe.artifact.state import Slot, slots_of
-from qrecipe.artifact.tensors import DTYPES, memory_of
+from qrecipe.artifact.tensors import DTYPES
 from qrecipe.artifact.value_checks import ValueChecks
 from qrecipe.errors.findings import ArtifactError, QRecipeError
 from qrecipe.errors.text import first_line
@@ -27,6 +27,7 @@ from qrecipe.execution.packing import detours
 from qrecipe.execution.provenance import Provenance, attach
 from qrecipe.model.architecture import ArchitectureError, graph_digests
 from qrecipe.model.copies import replace_in_attributes
+from qrecipe.model.digest import memory_of
 from qrecipe.model.unfit import instead_of_model, wrapper_findings
 from qrecipe.planning.cpu import has_vnni
 from qrecipe.planning.target_cpu import saturation_finding, unjudged_finding

@@ -21,12 +21,13 @@ from qrecipe.artifact.container import (
 from qrecipe.artifact.metadata import Contents, contents_of
 from qrecipe.artifact.origin import needs_of, texts_of
 from qrecipe.artifact.state import Slot, slots_of
-from qrecipe.artifact.tensors import DTYPE_NAMES, memory_of
+from qrecipe.artifact.tensors import DTYPE_NAMES
 from qrecipe.artifact.value_checks import ValueChecks
 from qrecipe.errors.findings import ArtifactError, Finding
 from qrecipe.errors.text import shown
 from qrecipe.execution.provenance import architecture, provenance
 from qrecipe.model.architecture import graph_digests
+from qrecipe.model.digest import memory_of
 from qrecipe.planning.plan import Plan
 from qrecipe.process.neutral import neutral
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
-from torch import Tensor
 
 from qrecipe.artifact.container import DType
 
@@ -24,10 +21,3 @@ DTYPES: dict[DType, torch.dtype] = {
 """torch's dtypes by their safetensors names."""
 
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
-
-def memory_of(tensor: Tensor) -> memoryview:
-    """The bytes of a contiguous tensor on the CPU; what is written there is in the tensor."""
-    memory = (ctypes.c_ubyte * tensor.nbytes).from_address(tensor.data_ptr())
-    memory.tensor = tensor  # type: ignore[attr-defined]  # it lives as long as the view
-    return memoryview(memory).cast("B")

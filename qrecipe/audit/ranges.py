@@ -23,14 +23,22 @@ def static_observers(part: fx.GraphModule) -> Iterator[tuple[str, ObserverBase]]
 
     Those in fake-quants count too.
     """
+    for name, _, observer in static_owners(part):
+        yield name, observer
+
+
+def static_owners(part: fx.GraphModule) -> Iterator[tuple[str, nn.Module, ObserverBase]]:
+    """As `static_observers`, with the fake-quant that the observer is in, or the observer again."""
     for node in part.graph.nodes:
         if node.op != "call_module":
             continue
+        owner: Any = None
         observer: Any = part.get_submodule(str(node.target))
         while hasattr(observer, "activation_post_process"):
+            owner = observer if isinstance(observer, FakeQuantizeBase) else owner
             observer = observer.activation_post_process
         if isinstance(observer, ObserverBase) and quantizes(observer):
-            yield observed_name(node), observer
+            yield observed_name(node), owner or observer, observer
 
 
 def quantizes(observer: ObserverBase) -> bool:

@@ -31,6 +31,7 @@ from qrecipe.measure.sensitivity.rank import Evaluate
 from qrecipe.measure.sensitivity.scores import number
 from qrecipe.measure.turns import Seconds, Speed
 from qrecipe.planning.cpu import cpu_name
+from qrecipe.process import ranks
 from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.process.neutral import neutral
 from qrecipe.process.warnings import held_back
@@ -41,6 +42,7 @@ from qrecipe.terminal.progress import Progress, chosen_progress
 
 
 @neutral
+@ranks.alone()
 def bench(
     model: nn.Module,
     recipe: Recipe | str | os.PathLike[str],

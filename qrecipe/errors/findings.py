@@ -258,6 +258,7 @@ CODES: dict[str, Code] = {
     "QR154": Code("several distributions claim the same name", PluginError),
     "QR155": Code("a plugin registers another plugin's name", PluginError),
     "QR156": Code("a plugin claims a built-in name"),
+    "QR157": Code("an observer that cannot be merged over ranks", PluginError),
     # doubtful
     "QR200": Code("torch version outside the tested range"),
     "QR201": Code("few calibration batches"),
@@ -287,6 +288,7 @@ CODES: dict[str, Code] = {
     "QR233": Code("ranges that clip calibration data"),
     "QR234": Code("few batches for a moving average"),
     "QR235": Code("a model that is fixed to one batch size"),
+    "QR236": Code("moving averages over the batches of several ranks"),
     # plan
     "QR301": Code("rule matches nothing", UnmatchedRuleError),
     "QR302": Code("rule does not match the expected number of sites", UnmatchedRuleError),
@@ -330,6 +332,7 @@ CODES: dict[str, Code] = {
     "QR406": Code("not a model prepared by qrecipe", CalibrationError),
     "QR408": Code("a transform without batches", CalibrationError),
     "QR407": Code("not enough memory", ExecutionError),
+    "QR409": Code("ranks that do not agree", CalibrationError),
     "QR410": Code("the converted model differs from the plan", AuditError),
     "QR411": Code("a kernel gives wrong results", AuditError),
     "QR412": Code("the converted model is worse than its reference", AuditError),

@@ -27,20 +27,21 @@ Forward = Callable[[nn.Module, Any], Any]
 
 _DESCRIBED = 4
 _NO_MORE = object()
+_READ_ANEW = (Sequence, DataLoader)
 
 
 class _Stream:
     """A first batch that was taken from a loader, and the rest."""
 
-    def __init__(self, first: Any, rest: Iterator[Any], source: Iterable[Any]) -> None:
-        self._batches = chain([first], rest)
-        self._source = source
+    def __init__(self, first: list[Any], rest: Iterator[Any], source: Iterable[Any]) -> None:
+        self._batches = chain(first, rest)
+        self.source = source
 
     def __iter__(self) -> Iterator[Any]:
         return self._batches
 
     def __len__(self) -> int:
-        return len(self._source)  # type: ignore[arg-type]
+        return len(self.source)  # type: ignore[arg-type]
 
 
 def peek(batches: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
@@ -48,11 +49,17 @@ def peek(batches: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
 
     Raises ``CalibrationError`` if there is none.
     """
-    iterator = _iterator(batches)
-    first = list(limited(iterator, 1))
+    first, stream = begun(batches)
     if not first:
         raise no_batches()
-    return first[0], _Stream(first[0], iterator, batches)
+    return first[0], stream
+
+
+def begun(batches: Iterable[Any]) -> tuple[list[Any], Iterable[Any]]:
+    """The first batch if there is one, and all batches to iterate over once."""
+    iterator = _iterator(batches)
+    first = list(limited(iterator, 1))
+    return first, _Stream(first, iterator, batches)
 
 
 class _InputsTaken(BaseException):
@@ -135,13 +142,15 @@ def _iterator(batches: Iterable[Any]) -> Iterator[Any]:
         ) from error
 
 
-def rereadable(batches: Iterable[Any], limit: int) -> Iterable[Any]:
+def rereadable(batches: Iterable[Any], limit: int | None = None) -> Iterable[Any]:
     """Batches that can be iterated over several times.
 
-    A loader stays as it is; from an iterator, up to ``limit`` batches are kept. Raises
+    A loader stays as it is; from an iterator, all batches up to ``limit`` are kept. Raises
     ``CalibrationError`` as `qrecipe.calibrate` does.
     """
-    if isinstance(batches, (Sequence, DataLoader)):  # each iter() of a loader starts its workers
+    if isinstance(batches, _Stream) and isinstance(batches.source, _READ_ANEW):
+        return batches.source
+    if isinstance(batches, _READ_ANEW):  # each iter() of a loader starts its workers
         return batches
     return list(limited(batches, limit)) if _comes_once(batches) else batches
 

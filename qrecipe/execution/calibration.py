@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,11 +14,12 @@ from torch import fx, nn
 
 from qrecipe._torch_ao import FakeQuantizeBase, ObserverBase, quiet
 from qrecipe.audit.clipping import GOOD_DB, Clipping, clipping_finding, clipping_of
-from qrecipe.audit.farthest_call import candidates_kept
+from qrecipe.audit.farthest_call import Candidates, candidates_kept
 from qrecipe.audit.joined_ranges import branch_findings
 from qrecipe.audit.moving_averages import (
     LITTLE_WEIGHT,
     MANY_BATCHES,
+    Averages,
     first_weight,
     watched,
     weight_text,
@@ -33,14 +35,18 @@ from qrecipe.execution.batches import (
     check_signature,
     known_length,
     limited,
+    rereadable,
     run_batch,
     unusable_batch,
 )
 from qrecipe.execution.fake_quants import only_observing
 from qrecipe.execution.prepared import PreparedState, prepared_state, traced_parts
+from qrecipe.execution.shards import check_mergeable, check_same, subjects_in
+from qrecipe.execution.turns import Turns
 from qrecipe.model.call import EMPTY, Inputs, is_empty
 from qrecipe.model.copies import empties
 from qrecipe.model.nested import cloned
+from qrecipe.process import ranks
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.schema import CalibrationTable
 from qrecipe.terminal.progress import Progress, chosen_progress
@@ -49,6 +55,7 @@ FEW_BATCHES = 10
 
 
 @neutral
+@ranks.together
 def calibrate(
     prepared: nn.Module,
     batches: Iterable[Any],
@@ -63,9 +70,15 @@ def calibrate(
     audit. A model prepared for training computes in float and eval mode meanwhile, to get initial
     ranges.
 
+    In an initialised process group of torch.distributed, all ranks call it, each with its own
+    batches, and all get the ranges of one process that takes a batch of each rank in turn.
+    ``max_batches`` and ``min_batches`` count those of all.
+
     Raises:
         CalibrationError: the model cannot take a batch, or it has NaN or infinity (the message has
-            its index); too few batches; observers that saw nothing. The observers are restored.
+            its index); too few batches; observers that saw nothing; ranks with another recipe or
+            model, or that failed (QR409). The observers are restored.
+        PluginError: an observer does not say how it merges with those of other ranks (QR157).
     """
     calibrate_checking(prepared, batches, forward, progress, lambda samples: False)
 
@@ -82,29 +95,19 @@ def calibrate_checking(
     It tells whether that shows that samples do not change each other's results.
     """
     state = prepared_state(prepared)
-    table = state.calibration
-    show = chosen_progress(progress, "calibrating")
-    total = known_length(batches, table.max_batches)
-    done, are_apart = 0, False
     parts = traced_parts(prepared)
+    running = _Running(prepared, state, batches, forward, progress, check)
+    observe = _observed if ranks.count() == 1 else _observed_in_turn
     with (
         _restored_on_error(prepared, state),
         only_observing(prepared),
         torch.no_grad(),
         quiet(),
-        watched(parts.values()) as averages,
-        candidates_kept(parts.values()) as candidates,
     ):
-        for batch in limited(batches, table.max_batches):
-            with _first_calls_kept(prepared, state) if done == 0 else nullcontext():
-                _run(prepared, batch, done, forward)
-            if done == 0:
-                are_apart = check(state.samples)
-            done += 1
-            show(done, total)
+        done, averages, candidates = observe(running, parts)
         _check_count(done, state.calibration)
         _check_ranges(parts.values())
-        clipping = clipping_of(parts, averages, done, candidates, state.samples, are_apart)
+        clipping = clipping_of(parts, averages, done, candidates, state.samples, running.are_apart)
         state.batches, state.first_weight = done, first_weight(averages, done)
         state.clipping = str(clipping) if clipping.shows_below(GOOD_DB) else None
         few = done < FEW_BATCHES and observes(prepared)
@@ -112,6 +115,81 @@ def calibrate_checking(
             warn(_few_batches(state), state.lint.ignore)
         settle(_branches_findings(parts, state.samples), state.lint.ignore)
         settle(_order_findings(state, clipping, few), state.lint.ignore)
+
+
+@dataclass(slots=True)
+class _Running:
+    """A model and the batches that run through it."""
+
+    prepared: nn.Module
+    state: PreparedState
+    batches: Iterable[Any]
+    forward: Forward | None
+    progress: Progress | bool | None
+    check: Callable[[Mapping[str, Sample]], bool]
+    are_apart: bool = False
+
+    def first_time(self) -> Iterator[None]:
+        """Run a batch in each step, and keep and check the first calls."""
+        for index, batch in self._shown():
+            with _first_calls_kept(self.prepared, self.state) if index == 0 else nullcontext():
+                _run(self.prepared, batch, index, self.forward)
+            if index == 0:
+                self.are_apart = self.check(self.state.samples)
+            yield
+
+    def again(self) -> Iterator[None]:
+        """Run a batch in each step."""
+        for index, batch in self._shown():
+            _run(self.prepared, batch, index, self.forward)
+            yield
+
+    def _shown(self) -> Iterator[tuple[int, Any]]:
+        """This rank's batches and their index, with progress."""
+        show = chosen_progress(self.progress, "calibrating")
+        limit = ranks.share(self.state.calibration.max_batches)
+        total = known_length(self.batches, limit)
+        for index, batch in enumerate(limited(self.batches, limit)):
+            yield index, batch
+            show(index + 1, total)
+
+
+_Parts = Mapping[str, fx.GraphModule]
+_Observed = tuple[int, Averages, Mapping[fx.GraphModule, Candidates]]
+"""The number of batches, what moving averages saw, and the calls that may show what is clipped."""
+
+
+def _observed(running: _Running, parts: _Parts) -> _Observed:
+    with watched(parts.values()) as averages, candidates_kept(parts.values()) as candidates:
+        done = sum(1 for _ in running.first_time())
+    return done, averages, candidates
+
+
+def _observed_in_turn(running: _Running, parts: _Parts) -> _Observed:
+    """As `_observed`, by all ranks; each keeps the calls of its own batches."""
+    state, subjects = running.state, subjects_in(parts)
+    check_same("calibrate", state.fingerprint, running.prepared)
+    check_mergeable(subjects, has_merged=state.batches > 0)
+    if any(subject.merging == "histogram" for subject in subjects):
+        limit = ranks.share(state.calibration.max_batches)
+        running.batches = rereadable(running.batches, limit)
+    with candidates_kept(parts.values()) as candidates:
+        turns = Turns(subjects, running.first_time, running.again)
+    with watched(parts.values()) as averages:
+        turns.replay()
+    if any(subject.is_averaging for subject in subjects):
+        warn(_turns_finding(turns.batches), state.lint.ignore)
+    return turns.batches, averages, candidates
+
+
+def _turns_finding(batches: int) -> Finding:
+    """The warning about moving averages over several ranks (QR236)."""
+    return Finding(
+        "QR236",
+        f"moving averages saw the {counted(batches, 'batch')} of {ranks.count()} ranks in turn, "
+        "and depend on that order",
+        hint='observe with "minmax" or "mean_minmax", which do not depend on it',
+    )
 
 
 def _run(prepared: nn.Module, batch: Any, index: int, forward: Forward | None) -> None:

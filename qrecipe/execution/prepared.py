@@ -21,14 +21,16 @@ _KEY = "prepared"
 class PreparedState:
     """What calibration and conversion need to know of a prepared model.
 
-    ``origin`` stands for the `CompiledRecipe` that prepared it; ``parts`` are the paths of its
-    parts; ``qat`` is the schedule where it was prepared for training; ``samples`` is what each part
-    was given first in calibration and what it gave, ``later_calls`` the same of its further calls
-    in the first batch; ``whole`` is what the model itself was given first, where its parts are
-    roots. ``first_weight`` is what the first of ``batches`` weighs in moving averages, 0 to 1, if
-    there are any; ``clipping`` tells what the ranges leave out where that costs much.
+    ``fingerprint`` is the recipe's; ``origin`` stands for the `CompiledRecipe` that prepared it;
+    ``parts`` are the paths of its parts; ``qat`` is the schedule where it was prepared for
+    training; ``samples`` is what each part was given first in calibration and what it gave,
+    ``later_calls`` the same of its further calls in the first batch; ``whole`` is what the model
+    itself was given first, where its parts are roots. ``first_weight`` is what the first of
+    ``batches`` weighs in moving averages, 0 to 1, if there are any; ``clipping`` tells what the
+    ranges leave out where that costs much.
     """
 
+    fingerprint: str
     calibration: CalibrationTable
     lint: LintTable
     origin: str
@@ -46,7 +48,7 @@ def mark_prepared(prepared: nn.Module, recipe: Recipe, origin: str, parts: Seque
     """Attach what calibration and conversion need to a model."""
     schedule = recipe.qat if recipe.phase == "qat" else None
     kept_with(prepared)[_KEY] = PreparedState(
-        recipe.calibration, recipe.lint, origin, tuple(parts), schedule
+        recipe.fingerprint, recipe.calibration, recipe.lint, origin, tuple(parts), schedule
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -79,6 +80,13 @@ class MSEObserver(UniformQuantizationObserverBase):
         self.min_val.copy_(torch.minimum(self.min_val, least))
         self.max_val.copy_(torch.maximum(self.max_val, greatest))
         return x_orig
+
+    def merge(self, others: Sequence[MSEObserver]) -> None:
+        """Add what other observers have seen."""
+        for other in others:
+            self.histogram.merge(other.histogram)
+            self.min_val.copy_(torch.minimum(self.min_val, other.min_val))
+            self.max_val.copy_(torch.maximum(self.max_val, other.max_val))
 
     def calculate_qparams(self, **_: Any) -> tuple[Tensor, Tensor]:
         """Scale [1] and zero point [1] of the range with the least squared error."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -45,6 +46,13 @@ class DoublingHistogram(nn.Module):
             self.counts += torch.histc(wide, BINS, -limit, limit).double()
         else:
             self.counts[BINS // 2] += values.numel()
+
+    def merge(self, other: DoublingHistogram) -> None:
+        """Add what another one has counted."""
+        self._widen(float(other.limit))
+        other = copy.deepcopy(other)
+        other._widen(float(self.limit))
+        self.counts += other.counts
 
     def _widen(self, extreme: float) -> None:
         limit = float(self.limit)

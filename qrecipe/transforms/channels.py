@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.planning.chains import Layer, layer_of
 from qrecipe.planning.plan import Chain
+from qrecipe.process import ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +131,12 @@ class Largest:
             self._found[joint.site] = largest if before is None else largest.maximum(before)
 
         return see
+
+    def of_all_ranks(self) -> Largest:
+        """What all ranks saw. Raises ``CalibrationError`` (QR409) if one of them failed."""
+        merged = Largest()
+        merged._found = ranks.largest("the largest values", self._found)
+        return merged
 
     def of(self, joint: Joint) -> Tensor | None:
         """What was seen. [channels]"""

@@ -17,10 +17,10 @@ from qrecipe.execution.batches import (
     inputs_of_batch,
     known_length,
     limited,
-    peek,
     rereadable,
 )
 from qrecipe.execution.calls import calls_of, run_quietly
+from qrecipe.execution.shards import check_same, first_of_all
 from qrecipe.model.copies import runnable_copy, whole_copy
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.model.kept import kept
@@ -29,6 +29,7 @@ from qrecipe.planning.chains import TRANSFORMED, Layer, has_chain
 from qrecipe.planning.decide import make_plan
 from qrecipe.planning.inventory import inventory_of
 from qrecipe.planning.plan import Chain
+from qrecipe.process import ranks
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.recipe import Recipe, load_recipe
 from qrecipe.terminal.progress import Progress, chosen_progress
@@ -38,6 +39,7 @@ from qrecipe.transforms.record import Spread, Transformation, attach
 
 
 @neutral
+@ranks.together
 def transform(
     model: nn.Module,
     recipe: Recipe | str | os.PathLike[str],
@@ -52,16 +54,18 @@ def transform(
     `qrecipe.transformation` says what was done. `qrecipe.quantize` and whatever else takes a recipe
     transform the model themselves, or use it as it is if it was transformed by the same settings.
 
-    ``batches`` and ``forward`` are as in `qrecipe.calibrate`. A model is returned as it is, copied,
-    if the recipe has no transforms. A model that was transformed before is taken back first.
+    ``batches`` and ``forward`` are as in `qrecipe.calibrate`, also in a process group. A model is
+    returned as it is, copied, if the recipe has no transforms. A model that was transformed before
+    is taken back first.
 
     Raises:
         RecipeError, PlanError, CalibrationError: as `qrecipe.quantize`.
         AuditError: the outputs differ (QR417).
     """
     loaded = replace(load_recipe(recipe), phase="ptq")
-    held = rereadable(batches, loaded.calibration.max_batches)
-    first, _ = peek(held)
+    check_same("transform", loaded.fingerprint, model)
+    held = rereadable(batches, ranks.share(loaded.calibration.max_batches))
+    first, _ = first_of_all(held)
     with inputs_of_batch(model, first, forward) as inputs:
         inventory = inventory_of(model, loaded, inputs)
         chains = make_plan(inventory, loaded).chains
@@ -69,7 +73,7 @@ def transform(
     layers = layers_of(inventory, chains)
     changed = whole_copy(model)
     joints = [joint for chain in chains for joint in joints_of(chain, layers)]
-    limit = loaded.calibration.max_batches
+    limit = ranks.share(loaded.calibration.max_batches)
     before = _largest(model, joints, held, limit, forward, progress)
     exponents = _equalized(changed, loaded, chains, layers, before)
     after = {
@@ -152,7 +156,7 @@ def _largest(
             check_finite(batch, index)
             run_quietly(probe, batch, index, forward)
             show(index + 1, total)
-    return found
+    return found.of_all_ranks()
 
 
 def _equalized(

@@ -11,9 +11,9 @@ from shares import every
 from torch import nn
 from tuning import base, cancelling, closeness, full_loss, in_float_time, tuned
 
-from qrecipe.authoring.tune.digest import model_digest
 from qrecipe.authoring.tune.trials import ModelBench
 from qrecipe.errors.findings import ExecutionError, QRecipeWarning
+from qrecipe.model.digest import model_digest
 from qrecipe.planning import target_cpu as target
 
 pytestmark = pytest.mark.usefixtures("only_sites")

@@ -23,6 +23,7 @@ from qrecipe.execution.engine import engine_of
 from qrecipe.measure.profile.passes import Pass
 from qrecipe.measure.profile.profile import Bench, bench_of, measured, run_in_turn
 from qrecipe.pipeline import quantize
+from qrecipe.process import ranks
 from qrecipe.process.neutral import neutral
 from qrecipe.process.warnings import unwarned
 from qrecipe.recipe.overlay import overlay_recipe
@@ -36,6 +37,7 @@ _ENOUGH = 3.0
 
 
 @neutral
+@ranks.alone()
 def fastest(
     model: nn.Module,
     recipe: Recipe | str | os.PathLike[str],

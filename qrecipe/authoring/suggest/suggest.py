@@ -24,6 +24,7 @@ from qrecipe.model.quantized import quantized_part
 from qrecipe.pipeline import quantize
 from qrecipe.planning.decide import make_plan, warn_of_missed
 from qrecipe.planning.plan import Plan
+from qrecipe.process import ranks
 from qrecipe.process.neutral import neutral
 from qrecipe.process.warnings import unwarned
 from qrecipe.recipe.overlay import fitting, float_rules
@@ -32,6 +33,7 @@ from qrecipe.recipe.toml.writer import toml_text
 
 
 @neutral
+@ranks.alone()
 def suggest(model: nn.Module, example_inputs: Any, *, num_batches: int | None = None) -> Recipe:
     """A recipe to start from: it can be planned for this model and explains itself.
 
@@ -55,6 +57,7 @@ def suggest(model: nn.Module, example_inputs: Any, *, num_batches: int | None = 
 
 
 @neutral
+@ranks.alone()
 def suggestion(model: nn.Module, example_inputs: Any, num_batches: int | None = None) -> str:
     """The TOML text of the recipe that `suggest` returns. Raises as `suggest`."""
     inputs = Inputs.from_batch(example_inputs)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from qrecipe import _version
 from qrecipe.authoring.tune.estimates import Estimates
 from qrecipe.authoring.tune.search import Measured, Trial
 from qrecipe.errors.findings import ExecutionError
 from qrecipe.errors.text import first_problem, shown
 from qrecipe.files import check_replaceable_file, replace_file, why_not
+from qrecipe.planning.target_cpu import TargetCpu, target_has_vnni
 
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -107,6 +110,12 @@ def trial_json(trial: Trial) -> dict[str, Any]:
 def again(fingerprint: str) -> str:
     """The key of the second measurement of a recipe."""
     return f"{fingerprint} again"
+
+
+def environment(target_cpu: TargetCpu) -> str:
+    """What accuracy depends on besides model and recipe: versions and the kernels' CPU."""
+    vnni = "a CPU with VNNI" if target_has_vnni(target_cpu) else "a CPU without VNNI"
+    return f"torch {torch.__version__}, qrecipe {_version.__version__}, {vnni}"
 
 
 def open_log(path: Path | None, base: str, model: str, environment: str) -> TrialLog:

@@ -12,9 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from qrecipe.authoring.tune.digest import environment, model_digest
 from qrecipe.authoring.tune.levers import levers_of
-from qrecipe.authoring.tune.log import TrialLog, open_log
+from qrecipe.authoring.tune.log import TrialLog, environment, open_log
 from qrecipe.authoring.tune.result import TuningResult, found
 from qrecipe.authoring.tune.search import Search
 from qrecipe.authoring.tune.trials import (
@@ -30,12 +29,14 @@ from qrecipe.errors.warn import warn
 from qrecipe.execution.batches import Forward, inputs_of_batch, peek, rereadable
 from qrecipe.measure.sensitivity.rank import Evaluate
 from qrecipe.model.copies import runnable_copy
+from qrecipe.model.digest import model_digest
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.planning.backend import can_honour
 from qrecipe.planning.decide import plan_of
 from qrecipe.planning.inventory import inventory_of
 from qrecipe.planning.plan import Plan
 from qrecipe.planning.target_cpu import TargetCpu, unjudged_sites
+from qrecipe.process import ranks
 from qrecipe.process.neutral import neutral
 from qrecipe.process.warnings import unwarned
 from qrecipe.recipe.recipe import Recipe, load_recipe
@@ -48,6 +49,7 @@ _ROUNDING = 1e-9
 
 
 @neutral
+@ranks.alone()
 def tune(
     model: nn.Module,
     recipe: Recipe | str | os.PathLike[str],

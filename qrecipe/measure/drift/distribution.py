@@ -53,6 +53,12 @@ class Distribution:
         self.least, self.greatest = min(self.least, least), max(self.greatest, greatest)
         self._bins.add(values, least, greatest)
 
+    def merge(self, other: Distribution) -> None:
+        """Add what another one has counted."""
+        self.least, self.greatest = min(self.least, other.least), max(self.greatest, other.greatest)
+        self._unbounded += other._unbounded
+        self._bins.merge(other._bins)
+
     def histogram(self, bins: int = 96) -> Histogram | None:
         """A coarser count from the smallest to the largest value; None without values."""
         if not math.isfinite(self.least):

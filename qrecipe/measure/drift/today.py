@@ -13,6 +13,7 @@ from qrecipe.measure.drift.distribution import Distribution
 from qrecipe.measure.drift.report import SiteDrift
 from qrecipe.measure.drift.stored_ranges import QRange, StoredRange
 from qrecipe.observers.loading import load
+from qrecipe.observers.merging import Subject
 from qrecipe.observers.qconfig import factory
 from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.recipe.schema import Constructor, TensorSpec, quantized_range
@@ -47,6 +48,14 @@ class Tally:
     def _count_values(self, values: Tensor) -> None:
         self._values.add(values)
         self._count += values.numel()
+
+    def merge(self, other: Tally) -> None:
+        """Add the sums of the same tensor on another rank."""
+        self._values.merge(other._values)
+        self._count += other._count
+        self._clipped += other._clipped
+        self._outside += other._outside
+        self._is_bound |= other._is_bound
 
     def result(self, now: QRange | None, position: int) -> SiteDrift:
         """The result; ``now`` is the range of today's data, ``position`` that of the tensor."""
@@ -107,6 +116,14 @@ class Watch:
         self._spec = spec
         self._seen = 0
         self._failed = False
+
+    def subject(self) -> Subject:
+        """The observer, to be merged with those of other ranks."""
+        return Subject(type(self._observer).__name__, self._observer, self._observer, self.see)
+
+    def restart(self, calls: int = 0) -> None:
+        """Count on from so many calls."""
+        self._seen = calls
 
     def see(self, value: Tensor) -> None:
         """Observe the values of one batch; empty batches are ignored."""

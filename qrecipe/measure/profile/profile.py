@@ -33,6 +33,7 @@ from qrecipe.planning.cpu import cpu_name
 from qrecipe.planning.inventory import inventory_of
 from qrecipe.planning.plan import Plan
 from qrecipe.planning.target_cpu import TargetCpu
+from qrecipe.process import ranks
 from qrecipe.process.neutral import neutral
 from qrecipe.process.warnings import unwarned
 from qrecipe.recipe.recipe import Recipe, load_recipe
@@ -44,6 +45,7 @@ _WARM_UP = 2
 
 
 @neutral
+@ranks.alone()
 def profile(
     model: nn.Module,
     recipe: Recipe | str | os.PathLike[str],

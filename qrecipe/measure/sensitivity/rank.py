@@ -49,6 +49,7 @@ from qrecipe.planning.decide import plan_of, warn_of_missed
 from qrecipe.planning.inventory import inventory_of
 from qrecipe.planning.plan import Plan, Site
 from qrecipe.planning.target_cpu import TargetCpu, unjudged_sites
+from qrecipe.process import ranks
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.frozen import FrozenMapping
 from qrecipe.recipe.recipe import Recipe, load_recipe
@@ -64,6 +65,7 @@ _SEEDS = range(-(2**63), 2**64)
 
 
 @neutral
+@ranks.alone()
 def sensitivity(
     model: nn.Module,
     recipe: Recipe | str | os.PathLike[str],

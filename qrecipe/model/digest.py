@@ -1,17 +1,14 @@
-"""What identifies a search: the model's tensors and the environment."""
+"""What tells two models apart: a digest of all their tensors."""
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
-
-from qrecipe import _version
-from qrecipe.artifact.tensors import memory_of
-from qrecipe.planning.target_cpu import TargetCpu, target_has_vnni
 
 _COMPRESSED_ROWS = (torch.sparse_csr, torch.sparse_bsr)
 _COMPRESSED_COLUMNS = (torch.sparse_csc, torch.sparse_bsc)
@@ -19,18 +16,24 @@ _COMPRESSED_COLUMNS = (torch.sparse_csc, torch.sparse_bsc)
 
 def model_digest(model: nn.Module) -> str:
     """A digest of names, shapes and contents of all tensors of a model, whatever their layout."""
+    return tensors_digest(chain(model.named_parameters(), model.named_buffers()))
+
+
+def tensors_digest(named: Iterable[tuple[str, Tensor]]) -> str:
+    """As `model_digest`, of tensors with names."""
     digest = hashlib.sha256()
-    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+    for name, tensor in named:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {tensor.layout}\n".encode())
         for part in _parts(tensor.detach()):
             digest.update(memory_of(part.cpu().contiguous()))
     return digest.hexdigest()
 
 
-def environment(target_cpu: TargetCpu) -> str:
-    """What accuracy depends on besides model and recipe: versions and the kernels' CPU."""
-    vnni = "a CPU with VNNI" if target_has_vnni(target_cpu) else "a CPU without VNNI"
-    return f"torch {torch.__version__}, qrecipe {_version.__version__}, {vnni}"
+def memory_of(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor on the CPU; what is written there is in the tensor."""
+    memory = (ctypes.c_ubyte * tensor.nbytes).from_address(tensor.data_ptr())
+    memory.tensor = tensor  # type: ignore[attr-defined]  # it lives as long as the view
+    return memoryview(memory).cast("B")
 
 
 def _parts(tensor: Tensor) -> Iterator[Tensor]:
