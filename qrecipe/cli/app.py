@@ -17,6 +17,7 @@ from qrecipe.cli.diff import diff
 from qrecipe.cli.drift import drift
 from qrecipe.cli.export import export
 from qrecipe.cli.fastest import fastest
+from qrecipe.cli.help import Command, help_of, summary
 from qrecipe.cli.inspect import inspect
 from qrecipe.cli.listing import list_names, schema
 from qrecipe.cli.measure import compare, profile, sensitivity
@@ -31,7 +32,6 @@ app = typer.Typer(
     help="Quantize PyTorch models by recipes: planned before they run, verified afterwards.",
     epilog="Exit status: 0 success, 1 something was found, 2 wrong usage.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -76,6 +76,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "drift": drift,
     "lock": lock,
     "schema": schema,
+    "help": help_of,
 }
 for name, command in _COMMANDS.items():
-    app.command(name)(command)
+    app.command(name, cls=Command, short_help=summary(command))(command)

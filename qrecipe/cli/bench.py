@@ -10,8 +10,8 @@ import typer
 
 import qrecipe
 from qrecipe.cli import options
-from qrecipe.cli.distinct import check_distinct, files_of
 from qrecipe.cli.output import FOUND_SOMETHING, out, out_json, reported
+from qrecipe.cli.outputs import check_outputs, files_of
 from qrecipe.cli.user_code import user_code, user_output
 
 if TYPE_CHECKING:
@@ -40,11 +40,14 @@ def bench(
         list[str] | None,
         options.one_of("--runtime", _RUNTIMES, "Run only this one; repeatable. Default: all."),
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Number of threads of every runtime.")] = 1,
+    threads: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Number of threads of every runtime.")
+    ] = 1,
     html: options.Html = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Treat warnings and failing runtimes as errors.")
     ] = False,
+    force: options.Force = False,
     plugin: options.Plugin = None,
     json: options.Json = False,
 ) -> None:
@@ -59,7 +62,7 @@ def bench(
           --batch 1 --evaluate model.py:accuracy --html runtimes.html
     """
     with reported(as_json=json, strict=strict):
-        check_distinct({"--html": html}, files_of(recipe))
+        check_outputs({"--html": html}, files_of(recipe), force=force)
         from qrecipe.cli.html_pages import named, plan_for_page
         from qrecipe.cli.model_argument import get_ready, load_job
         from qrecipe.deployment.page import bench_page

@@ -9,8 +9,8 @@ import typer
 
 import qrecipe
 from qrecipe.cli import options
-from qrecipe.cli.distinct import check_distinct
 from qrecipe.cli.output import FOUND_SOMETHING, out, out_json, reported
+from qrecipe.cli.outputs import check_outputs
 from qrecipe.cli.user_code import user_code, user_output
 
 
@@ -40,6 +40,7 @@ def drift(
     html: options.Html = None,
     plot: options.Plot = None,
     threads: options.Threads = None,
+    force: options.Force = False,
     plugin: options.Plugin = None,
     json: options.Json = False,
 ) -> None:
@@ -54,7 +55,7 @@ def drift(
           --threshold 0.2 --html drift.html
     """
     with reported(as_json=json):
-        check_distinct({"--plot": plot, "--html": html})
+        check_outputs({"--plot": plot, "--html": html}, force=force)
         from qrecipe.cli.model_argument import get_ready, load_subject
         from qrecipe.measure.pages.page import save_page
         from qrecipe.measure.pages.reports import drift_page

@@ -10,12 +10,9 @@ import typer
 
 import qrecipe
 from qrecipe.cli import options
-from qrecipe.cli.distinct import check_distinct, files_of
 from qrecipe.cli.output import fail_on, out, out_json, plan_text, reported
+from qrecipe.cli.outputs import check_outputs, files_of
 from qrecipe.cli.user_code import user_code, user_output
-from qrecipe.errors.findings import ArtifactError, Finding
-from qrecipe.errors.text import shown
-from qrecipe.files import check_replaceable_file, why_not
 from qrecipe.terminal.progress import activity
 
 if TYPE_CHECKING:
@@ -55,7 +52,7 @@ def export(
             help="Files of ONNX and OpenVINO take batches of the example's size alone.",
         ),
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    force: options.Force = False,
     threads: options.Threads = None,
     strict: options.Strict = False,
     plugin: options.Plugin = None,
@@ -74,8 +71,7 @@ def export(
     """
     with reported(as_json=json, strict=strict):
         is_stored = _is_stored(Path(source))
-        check_distinct({"--out": output}, [source] if is_stored else files_of(source))
-        _check_free(Path(output), force=force)
+        check_outputs({"--out": output}, [source] if is_stored else files_of(source), force=force)
         from qrecipe.artifact.export import targets
         from qrecipe.cli.calibrating import compiled_for, prepared_on, subject_and_batches
         from qrecipe.cli.model_argument import get_ready
@@ -85,7 +81,7 @@ def export(
         target = targets.TARGETS[to]
         target.check()
         for file in target.files(Path(output))[1:]:
-            _check_free(file, force=force)
+            check_outputs({"--out": str(file)}, force=force)
         get_ready(threads)
         with user_code(plugin) as code:
             made: targets.Source
@@ -122,19 +118,6 @@ def _is_stored(path: Path) -> bool:
             return b"\0" in stream.read(8)
     except (OSError, ValueError):
         return False
-
-
-def _check_free(path: Path, *, force: bool) -> None:
-    """Raises ``ArtifactError`` (QR502) early if the file is in the way, or cannot be written."""
-    why, hint = "it exists", "name another file, or pass --force"
-    try:
-        check_replaceable_file(path)
-        if force or not os.path.lexists(path):
-            return
-    except (OSError, ValueError) as error:
-        why, hint = why_not(error), "name a file in an existing folder"
-    message = f"{shown(str(path))} cannot be written: {why}"
-    raise ArtifactError(Finding("QR502", message, hint=hint))
 
 
 def _show(output: str, to: str, lowering: Lowering | None, *, as_json: bool) -> None:

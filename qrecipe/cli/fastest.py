@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import qrecipe
 from qrecipe.cli import options
-from qrecipe.cli.distinct import check_distinct, files_of
 from qrecipe.cli.output import out_and_save, reported
+from qrecipe.cli.outputs import check_outputs, files_of
 from qrecipe.cli.user_code import user_code, user_output
 
 
@@ -15,6 +15,7 @@ def fastest(
     data: options.Data,
     output: options.Out = None,
     threads: options.Threads = None,
+    force: options.Force = False,
     plugin: options.Plugin = None,
     json: options.Json = False,
 ) -> None:
@@ -29,7 +30,7 @@ def fastest(
       qrecipe fastest cnn.toml --model model.py:factory --data model.py:batches --out fast.toml
     """
     with reported(as_json=json):
-        check_distinct({"--out": output}, files_of(recipe))
+        check_outputs({"--out": output}, files_of(recipe), force=force)
         from qrecipe.cli.model_argument import get_ready, load_job
 
         get_ready(threads, out=output)

@@ -10,8 +10,8 @@ import typer
 
 import qrecipe
 from qrecipe.cli import options
-from qrecipe.cli.distinct import check_distinct, files_of
 from qrecipe.cli.output import FOUND_SOMETHING, out, out_and_save, out_json, reported
+from qrecipe.cli.outputs import check_outputs, files_of
 from qrecipe.cli.user_code import user_code, user_output
 
 
@@ -23,6 +23,7 @@ def compare(
     html: options.Html = None,
     target_cpu: options.TargetCpu = "this",
     threads: options.Threads = None,
+    force: options.Force = False,
     plugin: options.Plugin = None,
     json: options.Json = False,
 ) -> None:
@@ -34,7 +35,7 @@ def compare(
       qrecipe compare cnn.toml --model model.py:factory --data model.py:batches --html sites.html
     """
     with reported(as_json=json):
-        check_distinct({"--plot": plot, "--html": html}, files_of(recipe))
+        check_outputs({"--plot": plot, "--html": html}, files_of(recipe), force=force)
         from qrecipe.cli.html_pages import activations_of, named
         from qrecipe.cli.model_argument import get_ready, load_job
         from qrecipe.measure.pages.page import save_page
@@ -68,6 +69,7 @@ def profile(
     plot: options.Plot = None,
     html: options.Html = None,
     threads: options.Threads = None,
+    force: options.Force = False,
     plugin: options.Plugin = None,
     json: options.Json = False,
 ) -> None:
@@ -79,7 +81,7 @@ def profile(
       qrecipe profile cnn.toml --model model.py:factory --data model.py:batches --html times.html
     """
     with reported(as_json=json):
-        check_distinct({"--plot": plot, "--html": html}, files_of(recipe))
+        check_outputs({"--plot": plot, "--html": html}, files_of(recipe), force=force)
         from qrecipe.cli.html_pages import named, plan_for_page
         from qrecipe.cli.model_argument import get_ready, load_job
         from qrecipe.measure.pages.page import save_page
@@ -138,6 +140,7 @@ def sensitivity(
     html: options.Html = None,
     target_cpu: options.TargetCpu = "this",
     threads: options.Threads = None,
+    force: options.Force = False,
     plugin: options.Plugin = None,
     json: options.Json = False,
 ) -> None:
@@ -153,7 +156,9 @@ def sensitivity(
         raise typer.BadParameter("--evaluate needs --method exact")
     _check_overlay(overlay, keep_float, min_sqnr_db, by_db=evaluate is None)
     with reported(as_json=json):
-        check_distinct({"--out": overlay, "--plot": plot, "--html": html}, files_of(recipe))
+        check_outputs(
+            {"--out": overlay, "--plot": plot, "--html": html}, files_of(recipe), force=force
+        )
         from qrecipe.cli.html_pages import for_page, named
         from qrecipe.cli.model_argument import get_ready, load_job
         from qrecipe.measure.pages.page import save_page

@@ -94,9 +94,12 @@ Out = Annotated[
     str | None,
     typer.Option("--out", metavar="FILE", help="Write the recipe to this file."),
 ]
+Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", min=1, help="Number of torch threads; default: torch's choice."),
+    typer.Option(
+        "--threads", min=1, metavar="N", help="Number of torch threads; default: torch's choice."
+    ),
 ]
 Plugin = Annotated[
     list[str] | None,

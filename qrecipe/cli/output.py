@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from qrecipe.cli.colour import write
 from qrecipe.errors.findings import Finding, PlanError, QRecipeError, QRecipeWarning, in_full
 from qrecipe.errors.text import finite_or_none, printable
 
@@ -31,12 +32,12 @@ _NO_TORCH = Finding(
 
 def out(text: str) -> None:
     """Write text to stdout."""
-    print(printable(text))
+    write(printable(text), sys.stdout)
 
 
 def err(text: str) -> None:
     """Write text about what went wrong to stderr."""
-    print(printable(text), file=sys.stderr)
+    write(printable(text), sys.stderr)
 
 
 def hint(text: str | None) -> None:

@@ -12,6 +12,7 @@ import typer
 import qrecipe
 from qrecipe.cli import options
 from qrecipe.cli.output import fail_on, out, out_json, reported
+from qrecipe.cli.outputs import check_free
 from qrecipe.cli.user_code import user_code, user_output
 from qrecipe.errors.text import counted
 from qrecipe.recipe.toml.writer import LOCK_SUFFIX
@@ -75,6 +76,7 @@ def explain(
     name: Annotated[
         str,
         typer.Argument(
+            metavar="NAME",
             help="A site, a member of a site, or a module, as named in the plan.",
             show_default=False,
         ),
@@ -108,13 +110,14 @@ def lock(
     input: options.Input = None,
     executor: options.Executor = None,
     lock: LockOption = None,
+    force: options.Force = False,
     plugin: options.Plugin = None,
     json: options.Json = False,
 ) -> None:
     """Write the lock file of a recipe and a model.
 
     It has the outcome for every site; `qrecipe plan --check` compares a plan with it. If several
-    models share a recipe, name a lock file for each with --lock.
+    models share a recipe, name a lock file for each with --lock. An older lock file is replaced.
 
     \b
     Examples:
@@ -122,9 +125,11 @@ def lock(
       qrecipe lock cnn.toml --model net.py:factory --lock net.lock.toml
     """
     with reported(as_json=json):
-        from qrecipe.authoring.lock.file import write_lock
+        from qrecipe.authoring.lock.file import is_lock, write_lock
 
         path = _lock_path(recipe, lock)
+        if not is_lock(path):
+            check_free({"--lock": str(path)}, force=force)
         made = _make_plan(recipe, model, input, plugin, executor)
         write_lock(made, path)
         if json:

@@ -9,8 +9,8 @@ import typer
 
 import qrecipe
 from qrecipe.cli import options
-from qrecipe.cli.distinct import check_distinct, files_of
 from qrecipe.cli.output import fail_on, out, out_json, plan_text, reported
+from qrecipe.cli.outputs import check_outputs, files_of
 from qrecipe.cli.user_code import user_code, user_output
 from qrecipe.terminal.progress import activity
 
@@ -34,6 +34,7 @@ def quantize(
     executor: options.Executor = None,
     threads: options.Threads = None,
     strict: options.Strict = False,
+    force: options.Force = False,
     plugin: options.Plugin = None,
     json: options.Json = False,
 ) -> None:
@@ -48,7 +49,7 @@ def quantize(
           --evaluate model.py:accuracy --threads 1 --out model.safetensors
     """
     with reported(as_json=json, strict=strict):
-        check_distinct({"--out": output}, files_of(recipe))
+        check_outputs({"--out": output}, files_of(recipe), force=force)
         from qrecipe.cli.calibrating import compiled_for, prepared_on, subject_and_batches
         from qrecipe.cli.model_argument import get_ready
         from qrecipe.cli.quantize_result import measure, result_json, result_text

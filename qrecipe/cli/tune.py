@@ -12,8 +12,8 @@ import typer
 
 import qrecipe
 from qrecipe.cli import options
-from qrecipe.cli.distinct import check_distinct, files_of
 from qrecipe.cli.output import FOUND_SOMETHING, hint, out, out_and_save, out_json, reported
+from qrecipe.cli.outputs import check_distinct, check_free, files_of
 from qrecipe.cli.user_code import user_code, user_output
 from qrecipe.files import write_atomically
 
@@ -38,6 +38,7 @@ def suggest(
         ),
     ] = None,
     output: options.Out = None,
+    force: options.Force = False,
     plugin: options.Plugin = None,
     json: options.Json = False,
 ) -> None:
@@ -52,6 +53,7 @@ def suggest(
       qrecipe suggest --model torchvision.models:resnet18 --input 1x3x224x224 --batches 8
     """
     with reported(as_json=json):
+        check_free({"--out": output}, force=force)
         from qrecipe.authoring.suggest.suggest import suggestion
         from qrecipe.cli.model_argument import get_ready, load_subject, required_inputs
         from qrecipe.planning.faster_runtime import faster_runtime
@@ -115,6 +117,7 @@ def tune(
     html: options.Html = None,
     target_cpu: options.TargetCpu = "this",
     threads: options.Threads = None,
+    force: options.Force = False,
     plugin: options.Plugin = None,
     json: options.Json = False,
 ) -> None:
@@ -132,9 +135,10 @@ def tune(
     """
     if max_seconds is not None and not max_seconds > 0:
         raise typer.BadParameter("must be above 0", param_hint="--max-seconds")
-    outputs = {"--log": log, "--out": output, "--pareto": pareto, "--html": html}
     with reported(as_json=json):
-        check_distinct(outputs, files_of(recipe))
+        written = {"--out": output, "--html": html}
+        check_distinct({"--log": log, "--pareto": pareto, **written}, files_of(recipe))
+        check_free(written, force=force)
         from qrecipe.cli.html_pages import named
         from qrecipe.cli.model_argument import get_ready, load_job
         from qrecipe.measure.pages.page import save_page

@@ -126,15 +126,6 @@ def test_quantize_saves_a_model_that_loads_to_the_bit(tmp_path, monkeypatch):
     assert_same_outputs(expected, loaded, batches[0])
 
 
-def test_quantize_that_cannot_save_says_so(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("model.py").write_text(MODEL)
-    arguments = ("--model", "model.py:factory", "--data", "model.py:batches")
-    done = run("quantize", "builtin:x86-static", *arguments, "--out", "no/where.safetensors")
-    assert done.exit_code == 1
-    assert "QR502" in done.stderr
-
-
 def test_help_of_inspect_has_examples():
     result = run("inspect", "--help")
     assert result.exit_code == 0

@@ -155,23 +155,11 @@ def test_an_interrupted_search_has_its_page_without_further_work(folder, call, u
     assert "Interrupted; with a log" in words
 
 
-def test_a_page_that_cannot_be_written_is_known_before_the_search(folder, call):
-    result = run(*call, "--html", "missing/tuning.html")
-    assert result.exit_code == 1
-    assert "QR431" in result.stderr
-    assert "drawing batches" not in result.stderr
-    assert result.stdout == ""
-
-
 @pytest.mark.parametrize(
     ("options", "code"),
     [
-        (("--out", "missing/tuned.toml"), "QR001"),
-        (("--out", "."), "QR001"),
-        (("--out", "model.py"), "QR001"),
         (("--log", "missing/log.json"), "QR332"),
         (("--log", "."), "QR332"),
-        (("--html", "model.py"), "QR431"),
         (("--pareto", "model.py"), "QR001"),
         (("--pareto", "."), "QR001"),
         (("--pareto", "missing/front"), "QR001"),

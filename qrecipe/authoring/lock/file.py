@@ -115,6 +115,14 @@ def make_lock(plan: Plan, path: Path) -> Lock:
     )
 
 
+def is_lock(path: Path) -> bool:
+    """Whether a file is a lock, even a damaged one."""
+    try:
+        return path.read_text(encoding="utf-8").startswith(_HEAD)
+    except (OSError, ValueError):
+        return False
+
+
 def write_lock(plan: Plan, path: Path) -> None:
     """Write the lock of a plan atomically.
 

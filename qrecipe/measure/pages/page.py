@@ -103,7 +103,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     except (OSError, ValueError) as error:
         raise _unwritable(path, why_not(error)) from None
     if is_in_the_way:
-        raise _unwritable(path, "the file exists and is not an HTML page")
+        raise _unwritable(path, "the file exists and is not an HTML page", "name another file")
 
 
 def _is_page(path: Path) -> bool:
@@ -114,7 +114,8 @@ def _is_page(path: Path) -> bool:
     return not words or words.startswith((b"<!doctype html", b"<html", b"<!--"))
 
 
-def _unwritable(path: str | os.PathLike[str], why: str) -> QRecipeError:
+def _unwritable(
+    path: str | os.PathLike[str], why: str, hint: str = "name a file in an existing folder"
+) -> QRecipeError:
     name = shown(os.fspath(path))
-    hint = "name a file in an existing folder"
     return QRecipeError.of("QR431", f"cannot write the report {name}: {why}", hint=hint)
