@@ -88,6 +88,7 @@ if TYPE_CHECKING:
     from qrecipe.pipeline import plan as plan
     from qrecipe.pipeline import quantize as quantize
     from qrecipe.planning.plan import Chain as Chain
+    from qrecipe.planning.plan import Group as Group
     from qrecipe.planning.plan import Plan as Plan
     from qrecipe.planning.plan import RuleVerdict as RuleVerdict
     from qrecipe.planning.plan import Site as Site
@@ -105,6 +106,7 @@ if TYPE_CHECKING:
     from qrecipe.recipe.schema import FxTable as FxTable
     from qrecipe.recipe.schema import LintTable as LintTable
     from qrecipe.recipe.schema import QatTable as QatTable
+    from qrecipe.recipe.schema import SmoothTable as SmoothTable
     from qrecipe.recipe.schema import TensorSpec as TensorSpec
     from qrecipe.recipe.schema import TransformTable as TransformTable
     from qrecipe.rules.structure import Member as Member
@@ -163,12 +165,12 @@ _NAMES = {
     "model.call": "Inputs",
     "observers.registration": "register_fake_quant register_observer",
     "pipeline": "CompiledRecipe compile plan quantize",
-    "planning.plan": "Chain Plan RuleVerdict Site",
+    "planning.plan": "Chain Group Plan RuleVerdict Site",
     "recipe.recipe": "Ingredient QConfigSpec Recipe Rule WrittenRule load_recipe parse_recipe",
     "recipe.references": "Publisher",
     "recipe.schema": (
-        "CalibrationTable Constructor EqualizeTable FxTable LintTable QatTable TensorSpec "
-        "TransformTable"
+        "CalibrationTable Constructor EqualizeTable FxTable LintTable QatTable SmoothTable "
+        "TensorSpec TransformTable"
     ),
     "rules.structure": "Member ModelStructure Operation",
     "terminal.progress": "Progress",

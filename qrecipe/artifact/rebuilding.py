@@ -29,6 +29,7 @@ from qrecipe.model.checks import attribute_findings
 from qrecipe.model.graph_sites import structure_of
 from qrecipe.model.opened.opening import opened_at
 from qrecipe.model.roots import root_findings
+from qrecipe.model.scaled_input import with_scaled_inputs
 from qrecipe.planning.plan import Plan
 from qrecipe.process.warnings import held_back
 from qrecipe.recipe.recipe import QConfigSpec
@@ -56,7 +57,7 @@ def rebuilt(model: nn.Module, stored: StoredModel, constants: Constants) -> nn.M
     if module_settings(model) != architecture.modules:
         model = with_layers_made(model, architecture.parts) or model
     check_same("module", architecture.modules, module_settings(model))
-    model = opened_at(model, architecture.opened)
+    model = opened_at(_with_products(model, stored.plan), architecture.opened)
     architecture = with_own_constants(architecture, model, constants, stored.header.file)
     plan = _without_plugins(stored.plan, model)
     with _valueless(), held_back([("", Warning)]):  # about observers that saw nothing
@@ -64,6 +65,12 @@ def rebuilt(model: nn.Module, stored: StoredModel, constants: Constants) -> nn.M
             model, plan, architecture, table, partial(check_agreement, stored)
         )
     return whole.eval()
+
+
+def _with_products(model: nn.Module, plan: Plan) -> nn.Module:
+    """The model with the products that transforms put into it; the file has their values."""
+    groups = [group.sites for group in plan.groups if group.is_product]
+    return with_scaled_inputs(model, groups) if groups else model
 
 
 class _valueless(TorchFunctionMode):  # noqa: N801 - reads as what it does in a with statement

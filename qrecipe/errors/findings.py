@@ -323,6 +323,7 @@ CODES: dict[str, Code] = {
     "QR335": Code("nothing to quantize", UnsupportedError),
     # transforms
     "QR340": Code("a chain that the model does not have", PlanError),
+    "QR341": Code("a group that the model does not have", PlanError),
     # execution
     "QR401": Code("no calibration data", CalibrationError),
     "QR402": Code("a batch that the model does not accept", CalibrationError),

@@ -20,6 +20,7 @@ from qrecipe.model.altered_modules import keep_float
 from qrecipe.model.class_names import class_names
 from qrecipe.model.graph_names import outer
 from qrecipe.model.outputs import is_packing
+from qrecipe.model.scaled_input import class_without_scale
 from qrecipe.model.trace import Scopes
 from qrecipe.model.trace_proof import Value
 from qrecipe.registry.builtin import function_family
@@ -133,6 +134,8 @@ def address(graph_module: fx.GraphModule, scopes: Scopes, prefix: str) -> None:
     for node in graph_module.graph.nodes:
         if node.op not in CALLS or not is_floating(node) or is_plumbing(node) or is_packing(node):
             continue
+        if "member" in node.meta:  # what a transform put there
+            continue
         if node.op == "call_module":
             module = graph_module.get_submodule(node.target)
             member = module_member(joined(prefix, outer(str(node.target))), module)
@@ -153,7 +156,7 @@ def members_of(node: fx.Node) -> tuple[Member, ...]:
 
 def module_member(path: str, module: nn.Module) -> Member:
     """The first call of a module."""
-    kind = type(module)
+    kind = class_without_scale(module)
     return Member(
         name=path,
         op=kind.__name__,

@@ -16,6 +16,7 @@ from torch import fx, nn
 
 from qrecipe.model.record import Architecture, Shape, Shapes, TracedNode, TracedPart
 from qrecipe.model.record import Value as RecordedValue
+from qrecipe.model.scaled_input import class_without_scale
 from qrecipe.model.trace_proof import Value
 from qrecipe.model.tracer import without_line
 from qrecipe.rules.structure import enclosing
@@ -87,7 +88,7 @@ def module_settings(model: nn.Module) -> dict[str, str]:
     return {
         path: _settings(module)
         for path, module in model.named_modules()
-        if type(module).__module__.startswith("torch.nn.")
+        if class_without_scale(module).__module__.startswith("torch.nn.")
     }
 
 
@@ -134,7 +135,7 @@ def _settings(module: nn.Module) -> str:
         for name, value in sorted(vars(module).items())
         if not name.startswith("_") and name not in _UNIMPORTANT and _is_plain(value)
     }
-    kind = type(module)
+    kind = class_without_scale(module)
     listed = ", ".join(f"{name}={value!r}" for name, value in values.items())
     return f"{kind.__qualname__}({listed})"
 

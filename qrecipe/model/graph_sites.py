@@ -50,6 +50,7 @@ from qrecipe.model.rewrites.constants import fold_constants
 from qrecipe.model.rewrites.folded_layers import folded_layers_as_modules
 from qrecipe.model.rewrites.no_ops import drop_no_ops
 from qrecipe.model.rewrites.products import products_as_linear
+from qrecipe.model.rewrites.scaled_inputs import SCALES, spell_out_scales
 from qrecipe.model.rewrites.shape_readers import let_shapes_be_read_later
 from qrecipe.model.rewrites.transposed import fold_into_transposed
 from qrecipe.model.roots import inputs_of_roots, prove_whole, sizes_of_roots
@@ -263,6 +264,7 @@ def fused_graph(
 
     ``training`` is how the graph differs in training mode, None if it won't be trained.
     """
+    spell_out_scales(graph_module, path)
     address(graph_module, scopes, path)
     idle = drop_no_ops(graph_module, path, training)
     idle += fold_constants(graph_module, is_trained=training is not None)
@@ -401,7 +403,9 @@ def _matches(
     for node in fused.graph.nodes:
         if "member" not in node.meta or node in site_of:
             continue
-        _, node_pattern, pattern, handler = found.get(node.name, (node, [node], None, None))
+        alone = node, [node], None, None
+        is_inserted = SCALES in node.meta
+        _, node_pattern, pattern, handler = alone if is_inserted else found.get(node.name, alone)
         group = sorted(_nodes_of(node_pattern), key=position.__getitem__)
         group = pieces.get(node.meta["member"], group)
         kernels = () if pattern is None else tuple(configs[pattern])
@@ -413,6 +417,7 @@ def _matches(
             model_inputs=tuple(str(n.target) for n in sources if n.op == "placeholder"),
             stored=tuple(outer(str(n.target)) for n in sources if n.op == "get_attr"),
             is_output=any(user.op == "output" for n in group for user in readers_of(n)),
+            is_inserted=is_inserted,
         )
         site_of.update(dict.fromkeys(group, operation.name))
         module = _first_module(group[0], fused)

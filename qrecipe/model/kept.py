@@ -35,3 +35,6 @@ def kept(model: object, key: str) -> Any:
 
 
 PROVENANCE = "provenance"
+
+TRANSFORMED = "transformed"
+"""What a transformed model keeps of how it came to be."""

@@ -18,6 +18,7 @@ from qrecipe.model.class_names import class_names
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.dry_run import drawing_nothing, try_inputs
 from qrecipe.model.graph_sites import Inventory, Match, structure_of
+from qrecipe.model.scaled_input import class_without_scale
 from qrecipe.model.trace_proof import is_same, is_wrapped, version
 from qrecipe.recipe.schema import FxTable
 from qrecipe.rules.structure import Kind, Operation, enclosing
@@ -67,7 +68,7 @@ def module_matches(
     matches: dict[str, Match] = {}
     for path in paths:
         module = model.get_submodule(path)
-        config = backend_config._pattern_complex_format_to_config.get(type(module))
+        config = backend_config._pattern_complex_format_to_config.get(class_without_scale(module))
         operation = Operation((module_member(path, module),), _kind(config), ())
         kernels = () if config is None else tuple(config.dtype_configs)
         matches[path] = Match(operation, (), module, kernels)

@@ -23,6 +23,7 @@ from qrecipe.model.changes import spell_out_changes
 from qrecipe.model.class_names import class_names
 from qrecipe.model.graph_names import rename_taken
 from qrecipe.model.nested import Packing
+from qrecipe.model.scaled_input import class_without_scale
 from qrecipe.model.trace import Scopes
 from qrecipe.recipe.schema import FxTable
 from qrecipe.registry.builtin import function_family
@@ -200,7 +201,7 @@ class ProgramWriter:
 
     def _is_leaf(self, path: str, module: nn.Module) -> bool:
         containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-        is_torchs = type(module).__module__.startswith("torch.nn")
+        is_torchs = class_without_scale(module).__module__.startswith("torch.nn")
         return (
             (is_torchs and not isinstance(module, containers))
             or joined(self._path, path) in self._table.non_traceable_module_name

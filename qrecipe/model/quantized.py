@@ -27,9 +27,9 @@ def module_became(module: nn.Module) -> Became:
 
 
 def _torch_path(module: nn.Module) -> str:
-    """The torch module that defines a quantization class; empty for any other class."""
-    path = type(module).__module__
-    return path if path.startswith("torch.ao.nn.") else ""
+    """The torch module that defines a quantization class, or its base; empty for any other."""
+    paths = (kind.__module__ for kind in type(module).__mro__)
+    return next((path for path in paths if path.startswith("torch.ao.nn.")), "")
 
 
 def quantized_part(model: nn.Module) -> str | None:

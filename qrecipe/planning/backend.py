@@ -257,6 +257,8 @@ class _Judge:
 
     def _outcome(self, decision: Decision) -> Outcome:
         kind, op = self.match.operation.kind, self.match.operation.op
+        if self.match.operation.is_inserted:
+            return _float("divides channels by [transform.smooth], in float")
         if kind == "passthrough":
             return self._follow(decision)
         qconfig = decision.rule.qconfig

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,17 +14,12 @@ from torch import nn
 from qrecipe.errors.findings import Finding
 from qrecipe.errors.spelling import did_you_mean
 from qrecipe.model.graph_sites import Inventory, Match
+from qrecipe.planning.changeable import LAYERS, Changeable, Layer
 from qrecipe.planning.clamps import limits_of
 from qrecipe.planning.plan import Chain
 from qrecipe.recipe.recipe import Recipe
 
-TRANSFORMED = "transformed"
-"""What a transformed model keeps of how it came to be."""
-
-_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-
-_SCALES = frozenset(
+SCALING = frozenset(
     {
         *(nn.ReLU, F.relu, torch.relu, nn.LeakyReLU, F.leaky_relu, nn.PReLU, nn.Identity),
         *(nn.Dropout, nn.Dropout2d, nn.Dropout3d),
@@ -44,21 +38,13 @@ _POOLS = frozenset(
 """The same for images, whose channels they keep apart."""
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """A convolution or linear layer of the model, and the BatchNorm that follows it."""
-
-    path: str
-    norm: str | None
-
-
 def layer_of(match: Match) -> Layer | None:
     """The modules of a site that can scale its channels; None if it is something else.
 
     What follows them in the site can only be a ReLU.
     """
     first, *others = match.operation.members
-    if first.module is None or not isinstance(match.module, _LAYERS):
+    if first.module is None or not isinstance(match.module, LAYERS):
         return None
     norms = [member for member in others if member.op.startswith("BatchNorm")]
     rest = [member for member in others if member not in norms]
@@ -146,7 +132,7 @@ class _Link:
 
 def links_of(inventory: Inventory) -> Iterator[tuple[str, _Link]]:
     """Each layer of the model, and what reads its channels."""
-    checked = _Modules(inventory)
+    checked = Changeable(inventory)
     for name, match in inventory.matches.items():
         layer = layer_of(match)
         if layer is None or not match.nodes:
@@ -181,7 +167,7 @@ def _reader_of(match: Match, inventory: Inventory) -> _Link:
         reader = inventory.matches.get(name)
         if reader is None:
             return _Link(None, f"{user.name} is not a site")
-        if isinstance(reader.module, _LAYERS) and user is reader.nodes[0]:
+        if isinstance(reader.module, LAYERS) and user is reader.nodes[0]:
             if is_image == isinstance(reader.module, nn.Linear):
                 return _Link(None, f"{name} reads other dimensions")
             return _Link(name)
@@ -193,7 +179,7 @@ def _reader_of(match: Match, inventory: Inventory) -> _Link:
 
 def _features_after(match: Match) -> bool | None:
     """False, for no image, if an operation scales with its input; else None."""
-    return False if _called(match) in _SCALES else None
+    return False if called(match) in SCALING or match.operation.is_inserted else None
 
 
 def _image_after(match: Match, layer: Match) -> bool | None:
@@ -201,16 +187,16 @@ def _image_after(match: Match, layer: Match) -> bool | None:
 
     None if it mixes channels, or does not scale with its input.
     """
-    called = _called(match)
-    if called in _SCALES or called in _POOLS:
+    function = called(match)
+    if function in SCALING or function in _POOLS:
         return True
     module: Any = layer.module
     if layer.shape is None or len(layer.shape) != module.weight.dim():
         return None  # without a batch, channels are in another dimension
     node = match.nodes[0]
-    if called is torch.flatten:
+    if function is torch.flatten:
         return False if tuple(node.args[1:]) in ((1,), (1, -1)) and not node.kwargs else None
-    if called is not torch.mean or len(layer.shape) != 4:
+    if function is not torch.mean or len(layer.shape) != 4:
         return None
     given = dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | dict(node.kwargs)
     dims = given.get("dim")
@@ -221,7 +207,8 @@ def _image_after(match: Match, layer: Match) -> bool | None:
 _BOTH = ((2, 3), (3, 2), (-2, -1), (-1, -2))
 
 
-def _called(match: Match) -> Any:
+def called(match: Match) -> Any:
+    """The function or the class of module that a site of one call calls; None for a fused one."""
     node = match.nodes[0]
     if len(match.nodes) > 1:
         return None
@@ -233,58 +220,6 @@ def _why_not(match: Match) -> str:
     if limits_of(match) is not None:
         return f"{operation.name} ({operation.op}) clamps at a number"
     return f"{operation.name} ({operation.op}) does not scale with its input"
-
-
-class _Modules:
-    """Which modules of the caller's model a step may change."""
-
-    def __init__(self, inventory: Inventory) -> None:
-        model = inventory.model
-        self._model = model
-        self._opened = inventory.opened
-        named = dict(model.named_parameters(remove_duplicate=False))
-        self._tensors = Counter(map(id, named.values()))
-        self._calls = Counter(
-            member.module
-            for match in inventory.matches.values()
-            for member in match.operation.members
-        )
-        self._read = set(map(id, _stored_tensors(inventory)))
-
-    def obstacle(self, match: Match, layer: Layer) -> str | None:
-        """Why the tensors of a layer cannot be changed, None if they can."""
-        for path in filter(None, (layer.path, layer.norm)):
-            why = self._of_module(path)
-            if why is not None:
-                return f"{path} {why}"
-        return None
-
-    def _of_module(self, path: str) -> str | None:
-        module = self._model.get_submodule(path)
-        if any(path == each or path.startswith(f"{each}.") for each in self._opened):
-            return "is part of a layer that is opened"
-        if type(module) not in (*_LAYERS, *_NORMS):
-            return f"is a {type(module).__name__}, which may compute something else"
-        own = module._parameters
-        if own.get("weight") is None or module._forward_pre_hooks or module._forward_hooks:
-            return "computes its weight, or has none"
-        if self._calls[path] > 1:
-            return "is called several times"
-        tensors = [tensor for tensor in own.values() if tensor is not None]
-        if any(self._tensors[id(tensor)] > 1 or id(tensor) in self._read for tensor in tensors):
-            return "shares its weight"
-        if isinstance(module, _NORMS) and module.running_var is None:
-            return "has no statistics"
-        return None
-
-
-def _stored_tensors(inventory: Inventory) -> Iterator[Any]:
-    """What graphs read directly, and not through a module."""
-    for part in inventory.parts:
-        for node in part.graph_module.graph.nodes:
-            if node.op == "get_attr":
-                owner, _, name = str(node.target).rpartition(".")
-                yield getattr(part.graph_module.get_submodule(owner), name)
 
 
 def outputs_of(match: Match) -> int:

@@ -103,7 +103,8 @@ def _missed(plan: Plan, inventory: Inventory, asking: list[RuleVerdict]) -> Iter
     }
     for site in plan.sites:
         match = inventory.matches[site.name]
-        if site.verdict != "float" or match.operation.kind in FOLLOWERS:
+        operation = match.operation
+        if site.verdict != "float" or operation.kind in FOLLOWERS or operation.is_inserted:
             continue
         if not site.rule.is_float:
             yield _Missed(site.name, site.op, site.reason or "float")

@@ -14,7 +14,6 @@ from qrecipe.errors.warn import warn
 from qrecipe.model.addresses import SITE
 from qrecipe.model.call import Inputs
 from qrecipe.model.graph_sites import Inventory, readers_of
-from qrecipe.model.kept import kept
 from qrecipe.model.moving import PIECE
 from qrecipe.observers.qconfig import factory
 from qrecipe.planning.advice import advice, branch_findings, shadowed_findings, shared_norm_findings
@@ -26,7 +25,7 @@ from qrecipe.planning.backend import (
     outcomes,
     saturating,
 )
-from qrecipe.planning.chains import TRANSFORMED, chosen_chains
+from qrecipe.planning.changes import chosen_changes
 from qrecipe.planning.clamps import clamps
 from qrecipe.planning.coverage import coverage_findings
 from qrecipe.planning.inventory import inventory_of
@@ -45,10 +44,10 @@ def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
     outcome_of = outcomes(inventory, resolution.decisions, recipe.backend, recipe.phase, executor)
     unsupported = dict(_unsupported(inventory, resolution, outcome_of, recipe, executor))
     sites = tuple(_sites(inventory, resolution, outcome_of))
-    chains, about_chains = chosen_chains(inventory, recipe)
+    changes = chosen_changes(inventory, sites, recipe)
     findings = (
         *resolution.findings,
-        *(each for each in about_chains if CODES[each.code].error is not None),
+        *(each for each in changes.findings if CODES[each.code].error is not None),
         *unsupported.values(),
         *_input_conflicts(sites, inventory),
         *_unmakeable(sites, recipe.phase),
@@ -69,7 +68,7 @@ def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
                 *branch_findings(inventory),
                 *_untraced(inventory, recipe),
                 *shadowed_findings(recipe, resolution),
-                *(each for each in about_chains if CODES[each.code].error is None),
+                *(each for each in changes.findings if CODES[each.code].error is None),
             )
             if finding.code not in recipe.lint.ignore
         ),
@@ -81,7 +80,8 @@ def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
         executor=executor,
         ingredients=recipe.ingredients,
         executor_reason=_why_executor(inventory, recipe),
-        chains=chains,
+        chains=changes.chains,
+        groups=changes.groups,
         structure=inventory.structure,
         needs_vnni=bool(saturated),
         saturating=saturated,
@@ -331,9 +331,6 @@ def decide(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Plan:
 def plan_of(model: nn.Module, inventory: Inventory, recipe: Recipe, inputs: Inputs) -> Plan:
     """The plan for an inventory, with a warning (QR221) if almost nothing is quantized."""
     made = make_plan(inventory, recipe)
-    recorded = kept(model, TRANSFORMED)
-    if made.chains and recorded is not None and recorded.table == recipe.transform:
-        made = replace(made, chains=recorded.chains)
     if "QR221" in recipe.lint.ignore:
         return made
     missed = coverage_findings(made, inventory, model, inputs)

@@ -94,6 +94,34 @@ class Chain(ShortRepr):
     exponents: tuple[tuple[int, ...], ...] = ()
 
 
+Place = Literal["folded", "product", "none"]
+"""Where a group's scale goes: into what gives the tensor, into a product, or nowhere."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Group(ShortRepr):
+    """Linear layers that read the same tensor, whose channels they scale.
+
+    The tensor is divided where the ``place`` says: in the weights of the site ``at`` that gives it
+    (folded), or by a product of its own in float. ``reason`` says why it is not folded, or why the
+    layers stay as they are. ``exponents`` has a power of two for each channel, by which the tensor
+    is divided and the weights of ``sites`` are multiplied; without a difference between channels
+    there is no product. They and ``alpha`` are unknown until the model has been transformed.
+    """
+
+    sites: tuple[str, ...]
+    place: Place
+    at: str | None = None
+    reason: str = ""
+    alpha: float | None = None
+    exponents: tuple[int, ...] = ()
+
+    @property
+    def is_product(self) -> bool:
+        """Whether a product has been put before the layers."""
+        return self.place == "product" and any(self.exponents)
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class RuleVerdict(ShortRepr):
     """What became of a rule; ``sites`` are those it covers, whether or not it wins there."""
@@ -119,7 +147,8 @@ class Plan(Report):
     ``warnings`` are legal but doubtful; ``boundaries`` counts the tensors that are quantized or
     dequantized at run time; ``executor_reason`` says why ``executor`` carries the plan out, None
     if that was not stored; ``ingredients`` are the files that the recipe is made of;
-    ``chains`` are what ``[transform.equalize]`` scales;
+    ``chains`` are what ``[transform.equalize]`` scales, ``groups`` what ``[transform.smooth]``
+    scales;
     ``needs_vnni`` tells that kernels saturate on an x86 CPU without VNNI, ``saturating`` at which
     sites. The latter and ``structure``, the model's, are those of a plan that was made here: one
     that was read back has neither.
@@ -139,6 +168,7 @@ class Plan(Report):
     ingredients: tuple[Ingredient, ...]
     executor_reason: str | None = None
     chains: tuple[Chain, ...] = ()
+    groups: tuple[Group, ...] = ()
     structure: ModelStructure = field(default=NO_STRUCTURE, compare=False)
     saturating: tuple[str, ...] = field(default=(), compare=False)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -42,6 +43,7 @@ def plan_values(plan: Plan) -> dict[str, Any]:
             {"sites": each.sites, "end": each.end, "exponents": each.exponents}
             for each in plan.chains
         ],
+        "groups": [asdict(each) for each in plan.groups],
         "warnings": [finding.to_json() for finding in plan.warnings],
         "findings": [finding.to_json() for finding in plan.findings],
     }
@@ -166,7 +168,7 @@ def _completed(values: Any) -> Any:
     """The values with what older plans lack."""
     absent: dict[str, Any] = {"clamp": None, "reads": [], "is_output": False}
     sites = [{**absent, **site} for site in _items(values, "sites")]
-    return {"chains": [], **values, "sites": sites}
+    return {"chains": [], "groups": [], **values, "sites": sites}
 
 
 def _fields(values: Any) -> dict[str, Any]:
@@ -183,6 +185,7 @@ def _fields(values: Any) -> dict[str, Any]:
         **{name: values[name] for name in _PLAIN},
         "executor_reason": values.get("executor_reason"),
         "chains": values["chains"],
+        "groups": values["groups"],
         "ingredients": [_ingredient_fields(each) for each in _items(values, "ingredients")],
         "sites": sites,
         "rules": [

@@ -20,7 +20,7 @@ from qrecipe.rules.resolution import describe
 from qrecipe.terminal.report import Listing, Section, Table, Text
 
 if TYPE_CHECKING:
-    from qrecipe.planning.plan import Chain, Plan, RuleVerdict, Site
+    from qrecipe.planning.plan import Chain, Group, Plan, RuleVerdict, Site
 
 
 class UnknownSiteError(PlanError, KeyError):
@@ -43,6 +43,8 @@ def _sections_with(plan: Plan, rules: Table) -> Iterator[Section]:
     yield rules
     if plan.chains:
         yield _chain_table(plan.chains)
+    if plan.groups:
+        yield _group_table(plan.groups)
     for text in in_full(plan.warnings, "`warnings` of the plan"):
         yield Listing("Warning", text)
 
@@ -103,6 +105,19 @@ def _chain_table(chains: Iterable[Chain]) -> Table:
     rows = [(" > ".join(chain.sites), chain.end) for chain in chains]
     caption = "channels are scaled by powers of two, which the next layer undoes"
     return Table("Chains", ("chain", "ends because"), rows, caption)
+
+
+def _group_table(groups: Iterable[Group]) -> Table:
+    rows = [(", ".join(group.sites), place_of(group), group.reason) for group in groups]
+    caption = "channels are divided by powers of two, which these layers undo"
+    return Table("Groups", ("group", "divided by", "because"), rows, caption)
+
+
+def place_of(group: Group) -> str:
+    """Where a group's tensor is divided, in words."""
+    if group.place == "folded":
+        return f"the weights of {group.at}"
+    return "a product in float" if group.place == "product" else "nothing"
 
 
 def _rules_that_matter(plan: Plan) -> Table:
@@ -245,6 +260,7 @@ def _site_lines(plan: Plan, site: Site, wanted: str) -> Iterator[str]:
             if spec is not None:
                 yield f"  {role:<10} {_spec_text(spec)}"
     yield from _chain_lines(plan, site)
+    yield from _group_lines(plan, site)
     if site.input is not None:
         yield "  input      arrives as float and is quantized by the activation spec"
 
@@ -253,6 +269,14 @@ def _chain_lines(plan: Plan, site: Site) -> Iterator[str]:
     for chain in plan.chains:
         if site.name in chain.sites:
             yield f"  chain      {' > '.join(chain.sites)}; {chain.end}"
+
+
+def _group_lines(plan: Plan, site: Site) -> Iterator[str]:
+    for group in plan.groups:
+        if site.name in (*group.sites, group.at):
+            because = f", because {group.reason}" if group.reason else ""
+            divided = f"divided by {place_of(group)}{because}"
+            yield f"  group      {', '.join(group.sites)}; {divided}"
 
 
 def _spec_text(spec: TensorSpec) -> str:

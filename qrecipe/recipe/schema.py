@@ -289,17 +289,22 @@ class FxTable(Table):
     )
 
 
-def _chains(value: object) -> object:
+def _arrays(value: object) -> object:
     return tuple(map(_array, value)) if isinstance(value, list) else value
 
 
-_CHAINS_SCHEMA: dict[str, JsonValue] = {
+_LISTS_SCHEMA: dict[str, JsonValue] = {
     "anyOf": [
         {"enum": ["auto"]},
         {"type": "array", "items": {"type": "array", "items": {"type": "string"}}},
     ]
 }
-_Chains = Literal["auto"] | tuple[tuple[str, ...], ...]
+_Lists = Annotated[
+    Literal["auto"] | tuple[tuple[str, ...], ...],
+    BeforeValidator(_arrays),
+    WithJsonSchema(_LISTS_SCHEMA),
+]
+"""Lists of sites, or what the model has."""
 
 
 class EqualizeTable(Table, json_schema_extra={"minProperties": 1}):
@@ -310,9 +315,40 @@ class EqualizeTable(Table, json_schema_extra={"minProperties": 1}):
         description="What a channel's range is: its largest activation in the calibration data, "
         "or its largest weight.",
     )
-    chains: Annotated[_Chains, BeforeValidator(_chains), WithJsonSchema(_CHAINS_SCHEMA)] = Field(
+    chains: _Lists = Field(
         default="auto",
         description="Lists of sites that follow one another, or auto: all that the model has.",
+    )
+
+
+def _alphas(value: object) -> object:
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+_ALPHA: dict[str, JsonValue] = {"type": "number", "minimum": 0, "maximum": 1}
+_ALPHAS_SCHEMA: dict[str, JsonValue] = {
+    "anyOf": [_ALPHA, {"type": "array", "items": _ALPHA, "minItems": 1}]
+}
+
+
+class SmoothTable(Table, json_schema_extra={"minProperties": 1}):
+    """``[transform.smooth]``: channels of similar range in what linear layers read."""
+
+    alpha: Annotated[
+        tuple[Fraction, ...],
+        Field(min_length=1),
+        BeforeValidator(_alphas),
+        WithJsonSchema(_ALPHAS_SCHEMA),
+    ] = Field(
+        default=(0.7,),
+        description="How much of the difference between channels the weights take over, from 0 to "
+        "1; of a list, each group gets the one with the smallest error of what its layers give.",
+        json_schema_extra={"default": 0.7},
+    )
+    groups: _Lists = Field(
+        default="auto",
+        description="Lists of linear layers that read the same tensor, or auto: all that the "
+        "model has.",
     )
 
 
@@ -320,11 +356,13 @@ class TransformTable(Table):
     """``[transform]``: steps before quantization that keep what the float model computes."""
 
     equalize: EqualizeTable | None = _key("Scale the channels between layers.")
+    smooth: SmoothTable | None = _key("Scale the channels that linear layers read.")
 
     @property
     def changes(self) -> bool:
         """Whether there is anything to do."""
-        return self.equalize is not None and bool(self.equalize.chains)
+        equalizes = self.equalize is not None and bool(self.equalize.chains)
+        return equalizes or (self.smooth is not None and bool(self.smooth.groups))
 
 
 def _no_error(code: str) -> str:

@@ -23,6 +23,7 @@ from qrecipe.recipe.schema import (
     RecipeTable,
     RulesTable,
     RuleTable,
+    SmoothTable,
     TensorSpec,
     TransformTable,
 )
@@ -39,6 +40,7 @@ _TABLES: dict[KeyPath, type[BaseModel]] = {
     ("rules", "*", "*"): RuleTable,
     ("transform",): TransformTable,
     ("transform", "equalize"): EqualizeTable,
+    ("transform", "smooth"): SmoothTable,
     ("calibration",): CalibrationTable,
     ("qat",): QatTable,
     ("fx",): FxTable,

@@ -66,7 +66,7 @@ def resolve(structure: ModelStructure, rules: Sequence[Rule]) -> Resolution:
     for operation in structure.operations:
         decision, found = _decide(operation, rules, index)
         decisions[operation.name] = decision
-        for rule in (decision.rule, *decision.shadowed):
+        for rule in (decision.rule, *decision.shadowed) if not operation.is_inserted else ():
             covered[rule].append(operation.name)
         for conflict in found:
             conflicts.setdefault(conflict, []).append(operation.name)

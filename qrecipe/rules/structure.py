@@ -48,7 +48,8 @@ class Operation(ShortRepr):
     ``members`` are in order of execution, and the first one names the operation; ``producers`` are
     the operations that compute its floating-point inputs, ``model_inputs`` the model inputs that it
     reads directly, ``stored`` the parameters and buffers that it reads as data, except weights and
-    biases; ``is_output`` means that the model returns its result.
+    biases; ``is_output`` means that the model returns its result; ``is_inserted`` that a transform
+    put it there, so that it stays float and no rule counts it.
     """
 
     members: tuple[Member, ...]
@@ -57,6 +58,7 @@ class Operation(ShortRepr):
     model_inputs: tuple[str, ...] = ()
     stored: tuple[str, ...] = ()
     is_output: bool = False
+    is_inserted: bool = False
 
     @property
     def name(self) -> str:

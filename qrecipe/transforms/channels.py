@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from qrecipe.model.graph_sites import Inventory
-from qrecipe.planning.chains import Layer, layer_of
+from qrecipe.planning.chains import layer_of
+from qrecipe.planning.changeable import Layer
 from qrecipe.planning.plan import Chain
 from qrecipe.process import ranks
 

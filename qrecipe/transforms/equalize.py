@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from qrecipe.planning.chains import Layer
+from qrecipe.planning.changeable import Layer
 from qrecipe.planning.plan import Chain
 from qrecipe.transforms.channels import Joint, JointTensors, Largest, joints_of
 

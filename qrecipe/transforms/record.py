@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from qrecipe.errors.findings import ArtifactError
-from qrecipe.model.kept import kept, kept_with
-from qrecipe.planning.chains import TRANSFORMED
-from qrecipe.planning.plan import Chain
+from qrecipe.model.kept import TRANSFORMED, kept, kept_with
+from qrecipe.planning.plan import Chain, Group
 from qrecipe.recipe.schema import TransformTable
 from qrecipe.terminal.report import Report, Section, Table
 
@@ -27,13 +26,15 @@ class Spread:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Transformation(Report):
-    """The settings, the chains with their exponents, and what became of the ranges of channels.
+    """The settings, what was scaled by which exponents, and what became of the channels' ranges.
 
-    ``spreads`` has a row for each pair of sites that follow each other.
+    ``spreads`` has a row for each pair of sites that follow each other in a chain, and one for each
+    group that is scaled.
     """
 
     table: TransformTable
     chains: tuple[Chain, ...]
+    groups: tuple[Group, ...]
     spreads: tuple[Spread, ...]
 
     def _sections(self) -> Iterator[Section]:
@@ -43,7 +44,7 @@ class Transformation(Report):
         ]
         header = ("site", "read by", "spread before", "spread after")
         caption = "spread: the range of the widest channel over that of the median one"
-        yield Table("Equalized channels", header, rows, caption)
+        yield Table("Scaled channels", header, rows, caption)
 
 
 def transformation(model: nn.Module) -> Transformation:

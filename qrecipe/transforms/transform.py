@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qrecipe.errors.findings import AuditError, CalibrationError
+from qrecipe.errors.findings import ArtifactError, AuditError, CalibrationError
 from qrecipe.execution.batches import (
     Forward,
     check_finite,
@@ -21,14 +21,18 @@ from qrecipe.execution.batches import (
 )
 from qrecipe.execution.calls import calls_of, run_quietly
 from qrecipe.execution.shards import check_same, first_of_all
+from qrecipe.model.call import Inputs
 from qrecipe.model.copies import runnable_copy, whole_copy
 from qrecipe.model.graph_sites import Inventory
-from qrecipe.model.kept import kept
+from qrecipe.model.kept import TRANSFORMED, kept, kept_with
 from qrecipe.model.nested import tensors_in
-from qrecipe.planning.chains import TRANSFORMED, Layer, has_chain
+from qrecipe.model.opened.opening import opened_at
+from qrecipe.planning.chains import has_chain
+from qrecipe.planning.changeable import Layer
 from qrecipe.planning.decide import make_plan
+from qrecipe.planning.groups import has_group
 from qrecipe.planning.inventory import inventory_of
-from qrecipe.planning.plan import Chain
+from qrecipe.planning.plan import Chain, Group, Plan
 from qrecipe.process import ranks
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.recipe import Recipe, load_recipe
@@ -36,6 +40,7 @@ from qrecipe.terminal.progress import Progress, chosen_progress
 from qrecipe.transforms.channels import Joint, Largest, apply_exponents, joints_of, layers_of
 from qrecipe.transforms.equalize import equalize_by_activations, equalize_by_weights
 from qrecipe.transforms.record import Spread, Transformation, attach
+from qrecipe.transforms.smooth import apply_groups, of_all_ranks, smoothed, watching
 
 
 @neutral
@@ -67,29 +72,15 @@ def transform(
     held = rereadable(batches, ranks.share(loaded.calibration.max_batches))
     first, _ = first_of_all(held)
     with inputs_of_batch(model, first, forward) as inputs:
+        model = _untransformed(model, loaded, inputs)
         inventory = inventory_of(model, loaded, inputs)
-        chains = make_plan(inventory, loaded).chains
-    model = untransformed(model, inventory)
-    layers = layers_of(inventory, chains)
+        plan = make_plan(inventory, loaded)
+    data = _Data(held, ranks.share(loaded.calibration.max_batches), forward, progress)
     changed = whole_copy(model)
-    joints = [joint for chain in chains for joint in joints_of(chain, layers)]
-    limit = ranks.share(loaded.calibration.max_batches)
-    before = _largest(model, joints, held, limit, forward, progress)
-    exponents = _equalized(changed, loaded, chains, layers, before)
-    after = {
-        joint: None if (seen := before.of(joint)) is None else seen / exponents[joint].exp2()
-        for joint in joints
-    }
+    chains, spreads = _equalize(changed, loaded, plan, inventory, data)
+    groups, of_groups = _smooth(changed, loaded, plan, inventory, data)
     _prove(model, changed, first, forward)
-    record = Transformation(
-        loaded.transform,
-        tuple(_with_exponents(chain, layers, exponents) for chain in chains),
-        tuple(
-            Spread(joint.site, joint.reader, _spread(before.of(joint)), _spread(after[joint]))
-            for joint in joints
-        ),
-    )
-    attach(changed, record)
+    attach(changed, Transformation(loaded.transform, chains, groups, (*spreads, *of_groups)))
     return changed
 
 
@@ -119,44 +110,126 @@ def is_ready(model: nn.Module, recipe: Recipe) -> bool:
     return isinstance(done, Transformation) and done.table == recipe.transform
 
 
-def as_recorded(model: nn.Module, inventory: Inventory, chains: Sequence[Chain]) -> nn.Module:
-    """A copy of a model whose channels are scaled as the chains of a transformed one record it."""
-    changed = whole_copy(untransformed(model, inventory))
-    apply_exponents(changed, chains, layers_of(inventory, chains))
+def as_recorded(model: nn.Module, recipe: Recipe, inputs: Inputs, plan: Plan) -> nn.Module:
+    """A copy of a model that is scaled as the plan of a transformed one records it.
+
+    Raises ``ArtifactError`` (QR420) if the model cannot be scaled like that.
+    """
+    model = _untransformed(model, recipe, inputs)
+    inventory = inventory_of(model, recipe, inputs)
+    for chain in plan.chains:
+        if not has_chain(inventory, chain):
+            raise different(f"it has no chain {' > '.join(chain.sites)} of that width")
+    for group in plan.groups:
+        if not has_group(inventory, group):
+            raise different(f"it has no group {', '.join(group.sites)} of that width")
+    changed = whole_copy(model)
+    apply_exponents(changed, plan.chains, layers_of(inventory, plan.chains))
+    apply_groups(changed, inventory.opened, plan.groups)
     return changed
 
 
-def untransformed(model: nn.Module, inventory: Inventory) -> nn.Module:
+def _untransformed(model: nn.Module, recipe: Recipe, inputs: Inputs) -> nn.Module:
     """A copy of a transformed model as it was before, to the bit; any other model itself."""
     done = kept(model, TRANSFORMED)
-    chains = done.chains if isinstance(done, Transformation) else ()
-    if not chains or not all(has_chain(inventory, chain) for chain in chains):
+    if not isinstance(done, Transformation):
         return model
     before = whole_copy(model)
+    del kept_with(before)[TRANSFORMED]
+    inventory = inventory_of(before, recipe, inputs)
+    if not all(has_chain(inventory, chain) for chain in done.chains) or not all(
+        has_group(inventory, group) for group in done.groups
+    ):
+        return before  # it has been changed since
+    apply_groups(before, inventory.opened, done.groups, undo=True)
     undone = [
         replace(chain, exponents=tuple(tuple(-e for e in each) for each in chain.exponents))
-        for chain in chains
+        for chain in done.chains
     ]
-    apply_exponents(before, undone, layers_of(inventory, chains))
+    apply_exponents(before, undone, layers_of(inventory, done.chains))
     return before
 
 
-def _largest(
-    model: nn.Module,
-    joints: Sequence[Joint],
-    batches: Iterable[Any],
-    limit: int,
-    forward: Forward | None,
-    progress: Progress | bool | None,
-) -> Largest:
-    found, probe = Largest(), runnable_copy(model)
-    show, total = chosen_progress(progress, "transforming"), known_length(batches, limit)
-    with found.watching(probe, joints):
-        for index, batch in enumerate(limited(batches, limit)):
+def different(what: str) -> ArtifactError:
+    return ArtifactError.of(
+        "QR420",
+        f"the converted model was not made from a model like this reference: {what}",
+        hint="pass the float model that was quantized",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Data:
+    """The batches that a transform may look at."""
+
+    batches: Iterable[Any]
+    limit: int
+    forward: Forward | None
+    progress: Progress | bool | None
+
+    def run(self, probe: nn.Module) -> None:
+        """Run one of our models on them."""
+        show = chosen_progress(self.progress, "transforming")
+        total = known_length(self.batches, self.limit)
+        for index, batch in enumerate(limited(self.batches, self.limit)):
             check_finite(batch, index)
-            run_quietly(probe, batch, index, forward)
+            run_quietly(probe, batch, index, self.forward)
             show(index + 1, total)
-    return found.of_all_ranks()
+
+
+def _equalize(
+    changed: nn.Module, recipe: Recipe, plan: Plan, inventory: Inventory, data: _Data
+) -> tuple[tuple[Chain, ...], Iterable[Spread]]:
+    """Equalize a model in place; returns the chains with their exponents."""
+    if not plan.chains:
+        return (), ()
+    layers = layers_of(inventory, plan.chains)
+    joints = [joint for chain in plan.chains for joint in joints_of(chain, layers)]
+    before, probe = Largest(), runnable_copy(changed)
+    with before.watching(probe, joints):
+        data.run(probe)
+    before = before.of_all_ranks()
+    exponents = _equalized(changed, recipe, plan.chains, layers, before)
+    after = {
+        joint: None if (seen := before.of(joint)) is None else seen / exponents[joint].exp2()
+        for joint in joints
+    }
+    spreads = (
+        Spread(joint.site, joint.reader, _spread(before.of(joint)), _spread(after[joint]))
+        for joint in joints
+    )
+    return tuple(_with_exponents(chain, layers, exponents) for chain in plan.chains), spreads
+
+
+def _smooth(
+    changed: nn.Module, recipe: Recipe, plan: Plan, inventory: Inventory, data: _Data
+) -> tuple[tuple[Group, ...], Iterable[Spread]]:
+    """Smooth a model in place; returns the groups with their exponents."""
+    table = recipe.transform.smooth
+    wanted = [group for group in plan.groups if group.place != "none"]
+    if table is None or not wanted:
+        return plan.groups, ()
+    opened = opened_at(changed, inventory.opened)
+    probe = runnable_copy(opened)
+    with watching(probe, wanted) as seen:
+        data.run(probe)
+    seen = of_all_ranks(seen)
+    made = {
+        group: smoothed(opened, group, seen[group], table.alpha, [plan[n] for n in group.sites])
+        for group in wanted
+    }
+    apply_groups(changed, inventory.opened, list(made.values()))
+    spreads = (
+        Spread(
+            group.at or "a product",
+            ", ".join(group.sites),
+            _spread(largest),
+            _spread(largest / torch.tensor(made[group].exponents).exp2()),
+        )
+        for group, read in seen.items()
+        if (largest := read.largest) is not None
+    )
+    return tuple(made.get(group, group) for group in plan.groups), spreads
 
 
 def _equalized(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from qrecipe._torch_fx import DynamicLinear
 from qrecipe.audit.float_kernels import expected_output, with_weight_of
 from qrecipe.audit.modules import EQUAL_INPUT, computes_otherwise, differs, weight_problem
 from qrecipe.audit.sample import JUDGEABLE_DB, RIGHT_DB, Sample
@@ -18,11 +20,13 @@ from qrecipe.audit.sqnr import output_sqnr_db, sqnr_db
 from qrecipe.errors.findings import Finding
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import settle
+from qrecipe.execution.eager.scaled import ScaledDynamicLinear
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.dry_run import watch_calls
 from qrecipe.model.nested import tensors_in
 from qrecipe.model.quantized import module_became
+from qrecipe.model.scaled_input import ScaledLinear, without_scale
 from qrecipe.model.untraceable import WITHOUT_AUTOCAST
 from qrecipe.planning.plan import Plan, Site
 from qrecipe.process.memory import raise_lack_of_memory
@@ -166,14 +170,18 @@ def _unreached(site: Site) -> Finding:
 def _judged(
     site: Site, inputs: Inputs, prepared: nn.Module, converted: nn.Module, plan: Plan
 ) -> Finding | None:
-    kernel = converted.get_submodule(site.name)
-    compute = partial(with_weight_of, kernel, prepared.get_submodule(site.name))
+    kernel, own = converted.get_submodule(site.name), prepared.get_submodule(site.name)
+    forward: Any = kernel.forward
+    if isinstance(kernel, ScaledDynamicLinear) and isinstance(own, ScaledLinear):
+        inputs = replace(inputs, args=(inputs.args[0] * own.input_factor,))
+        forward, own = partial(DynamicLinear.forward, kernel), without_scale(own)
+    compute = partial(with_weight_of, kernel, own)
     with torch.no_grad():
         expected = expected_output(kernel, compute, inputs, plan.backend)
         if expected is None:
             return None
         # without the caller's hooks, which are not part of the kernel
-        reached = sqnr_db(expected, kernel.forward(*inputs.args, **dict(inputs.kwargs)))
+        reached = sqnr_db(expected, forward(*inputs.args, **dict(inputs.kwargs)))
     if reached >= RIGHT_DB:
         return None
     return computes_otherwise(site, "the quantized kernel", f"{reached:.1f} dB", EQUAL_INPUT)

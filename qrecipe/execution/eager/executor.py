@@ -15,6 +15,7 @@ from qrecipe.audit.sample import Sample
 from qrecipe.errors.findings import ArtifactError, ExecutionError
 from qrecipe.errors.text import first_line
 from qrecipe.execution.eager.audit import audit
+from qrecipe.execution.eager.scaled import give_scales, take_scales
 from qrecipe.execution.engine import engine
 from qrecipe.execution.isolated import Calibrate, Isolated, Kernel, LoneSite
 from qrecipe.execution.part import Compiled, Exportable, Fault, Realised, Task
@@ -25,6 +26,7 @@ from qrecipe.model.graph_sites import Inventory, structure_of
 from qrecipe.model.module_sites import module_matches
 from qrecipe.model.plain_attributes import keep_plain_attributes
 from qrecipe.model.record import Architecture
+from qrecipe.model.scaled_input import class_without_scale
 from qrecipe.observers.qconfig import qconfig
 from qrecipe.planning.backend import own_backend_config
 from qrecipe.planning.plan import Plan, Site
@@ -53,7 +55,7 @@ def rebuilt(
     table: FxTable,
     check: Callable[[Inventory], None],
 ) -> nn.Module:
-    modules = {path: type(module).__name__ for path, module in model.named_modules()}
+    modules = {path: class_without_scale(module).__name__ for path, module in model.named_modules()}
     planned = {site.name: site.op for site in plan.sites}
     check_same("site", planned, {name: modules[name] for name in planned if name in modules})
     blank = without_weights(model)
@@ -105,6 +107,7 @@ class EagerPart:
         rules = {
             site.name: qconfig(site.qconfig, "ptq") for site in self.plan.sites if site.qconfig
         }
+        factors = take_scales(converted)
         with engine(self.plan.backend), quiet(), random_numbers_kept():  # torch draws weights
             try:
                 # without rules, torch would use its own
@@ -118,6 +121,7 @@ class EagerPart:
                 ) from error
         for path in rules:
             keep_plain_attributes(prepared.get_submodule(path), converted.get_submodule(path))
+        give_scales(converted, factors)
         for alias, path in self.plan.structure.aliases.items():
             if path in rules:  # torch swaps a module under its first name alone
                 converted.set_submodule(alias, converted.get_submodule(path))

@@ -18,7 +18,6 @@ from qrecipe.audit.weights import (
     weights_of_kernel,
     weights_of_module,
 )
-from qrecipe.errors.findings import ArtifactError
 from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.text import counted
 from qrecipe.execution.batches import Forward, inputs_of_batch, limited, peek
@@ -38,9 +37,8 @@ from qrecipe.measure.compare.activations import (
 from qrecipe.measure.compare.sessions import output_fidelity
 from qrecipe.measure.watched import watched_modules
 from qrecipe.model.graph_sites import Inventory
-from qrecipe.model.kept import kept
+from qrecipe.model.kept import TRANSFORMED, kept
 from qrecipe.model.out_of_place import without_changes_in_place
-from qrecipe.planning.chains import TRANSFORMED, has_chain
 from qrecipe.planning.inventory import inventory_of
 from qrecipe.planning.plan import Limits, Plan
 from qrecipe.process.neutral import neutral
@@ -48,7 +46,7 @@ from qrecipe.recipe.recipe import Ingredient, parse_recipe, published
 from qrecipe.runtimes.table import known_session
 from qrecipe.terminal.progress import Progress, chosen_progress
 from qrecipe.terminal.report import Report, Section, Table, Text
-from qrecipe.transforms.transform import as_recorded
+from qrecipe.transforms.transform import as_recorded, different
 
 _TIMED_RUNS = 5
 
@@ -198,11 +196,9 @@ def compare(
     with inputs_of_batch(reference, first, forward) as inputs:
         inventory = inventory_of(reference, recipe, inputs)
         done = kept(reference, TRANSFORMED)
-        if plan.chains and (done is None or done.chains != plan.chains):
-            for chain in plan.chains:
-                if not has_chain(inventory, chain):
-                    raise _different(f"it has no chain {' > '.join(chain.sites)} of that width")
-            reference = as_recorded(reference, inventory, plan.chains)
+        changes = (plan.chains, plan.groups)
+        if any(changes) and (done is None or (done.chains, done.groups) != changes):
+            reference = as_recorded(reference, recipe, inputs, plan)
             inventory = inventory_of(reference, recipe, inputs)
     _check_same(inventory, plan, graphs)
     for part in inventory.parts:
@@ -225,17 +221,9 @@ def _check_same(inventory: Inventory, plan: Plan, graphs: Iterable[str]) -> None
     planned = {site.name for site in plan.sites}
     odd = planned.symmetric_difference(inventory.matches)
     if odd:
-        raise _different(f"only one of them has the site {min(odd)}")
+        raise different(f"only one of them has the site {min(odd)}")
     if {part.path for part in inventory.parts} != set(graphs):
-        raise _different("only one of them can be traced")
-
-
-def _different(what: str) -> ArtifactError:
-    return ArtifactError.of(
-        "QR420",
-        f"the converted model was not made from a model like this reference: {what}",
-        hint="pass the float model that was quantized",
-    )
+        raise different("only one of them can be traced")
 
 
 class _Run:
@@ -353,7 +341,7 @@ def _weight_fidelity(
     for expected, actual in zip(reference, candidate, strict=False):
         if expected.shape != actual.shape:
             shapes = f"{list(expected.shape)} and {list(actual.shape)}"
-            raise _different(f"the weights of {name} have the shapes {shapes}")
+            raise different(f"the weights of {name} have the shapes {shapes}")
     totals = Totals()
     totals.add(reference, candidate)
     return totals.fidelity()

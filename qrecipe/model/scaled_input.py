@@ -1,0 +1,66 @@
+"""Linear layers that scale the channels of their input first, by a product in float.
+
+Product and layer are one module, with the path and the parameters of the layer. In a graph,
+`rewrites.scaled_inputs` makes two calls of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qrecipe.model.copies import structural_copy
+from qrecipe.model.opened.whole import Whole, note_class
+
+
+class ScaledLinear(Whole, nn.Linear):
+    """A linear layer of ``input * input_factor``, with a factor for each channel. [in_features]"""
+
+    input_factor: Tensor
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input * self.input_factor, self.weight, self.bias)
+
+
+def scale_input(layer: nn.Module, factor: Tensor) -> None:
+    """Let a linear layer multiply its input by ``factor``, in place; 1 undoes what was done."""
+    if isinstance(layer, ScaledLinear):
+        factor = layer.input_factor * factor
+    if bool((factor == 1).all()):
+        layer.__class__ = nn.Linear
+        layer._buffers.pop("input_factor", None)
+        return
+    layer.__class__ = ScaledLinear
+    note_class(layer, nn.Linear)
+    layer.register_buffer("input_factor", factor)
+
+
+def with_scaled_inputs(model: nn.Module, groups: Iterable[Sequence[str]]) -> nn.Module:
+    """A copy with products of any value before the linear layers of groups; it shares all tensors.
+
+    Layers that are scaled already, or are none, stay as they are.
+    """
+    copied = structural_copy(model)
+    for paths in groups:
+        layers = [module for path, module in copied.named_modules() if path in paths]
+        plain = [layer for layer in layers if type(layer) is nn.Linear]
+        shared = [layer.weight.new_full((layer.in_features,), 0.5) for layer in plain[:1]]
+        for layer in plain:
+            scale_input(layer, shared[0])
+    return copied
+
+
+def class_without_scale(module: nn.Module) -> type[nn.Module]:
+    """The class of a module, as if it had no product before it."""
+    return nn.Linear if isinstance(module, ScaledLinear) else type(module)
+
+
+def without_scale(layer: ScaledLinear) -> nn.Linear:
+    """The plain linear layer; it shares the parameters."""
+    made = nn.Linear(
+        layer.in_features, layer.out_features, layer.bias is not None, device="meta"
+    ).train(layer.training)
+    made.weight, made.bias = layer.weight, layer.bias
+    return made
