@@ -167,7 +167,8 @@ def _transformation():
     model = nn.Sequential(
         OrderedDict(zip((MARK, "relu", f"last{MARK}"), layers, strict=True))
     ).eval()
-    recipe = qrecipe.parse_recipe(f'{RECIPE}\n[transform.equalize]\nby = "weights"\n')
+    tables = '[transform.equalize]\nby = "weights"\n[transform.smooth]\nalpha = 0.5\n'
+    recipe = qrecipe.parse_recipe(f"{RECIPE}\n{tables}")
     batches = [torch.randn(16, 8) for _ in range(3)]
     return qrecipe.transformation(qrecipe.transform(model, recipe, batches, progress=False))
 
