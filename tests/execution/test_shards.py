@@ -31,6 +31,7 @@ def recipe(observer, more=""):
 
 
 EQUALIZED = recipe("minmax", '[transform.equalize]\nby = "activations"\n')
+SMOOTHED = recipe("minmax", "[transform.smooth]\nalpha = [0.3, 0.8]\n")
 DYNAMIC = qrecipe.parse_recipe('format = 1\nextends = "builtin:x86-dynamic"\n')
 
 
@@ -181,6 +182,7 @@ AS_ONE = {
     "a method merge": partial(quantized, recipe("mergeable")),
     "two calls": partial(in_two_calls, "histogram"),
     "equalize": partial(quantized, EQUALIZED),
+    "smooth": partial(quantized, SMOOTHED),
     "max_batches": partial(quantized, LIMITED),
 }
 """What two ranks find with shards of the batches as one process does with all of them."""
