@@ -21,6 +21,7 @@ from qrecipe.execution.prepared import prepared_state
 from qrecipe.execution.provenance import provenance, stored_plan
 from qrecipe.measure.latency import Latency, compare_latency
 from qrecipe.measure.sizes import model_size
+from qrecipe.measure.turns import Speed
 from qrecipe.model.call import Inputs
 from qrecipe.planning.faster_runtime import faster_runtime
 from qrecipe.terminal.progress import activity
@@ -116,9 +117,9 @@ def result_text(result: Result) -> str:
         ),
         (
             "latency",
-            f"{latency.reference * 1000:.2f} ms",
-            f"{latency.candidate * 1000:.2f} ms",
-            f"float/quantized = {latency.speed.text}{_SLOWER if latency.speed.is_slower else ''}",
+            _milliseconds(latency.reference, latency.reference_spread),
+            _milliseconds(latency.candidate, latency.candidate_spread),
+            _speed(latency.speed),
         ),
         ("output", "", "", sqnr_text(result.sqnr_db)),
     ]
@@ -127,8 +128,8 @@ def result_text(result: Result) -> str:
         rows.insert(0, (metric.name, f"{metric.before:.6g}", f"{metric.after:.6g}", change))
     note = (
         f"Latency and SQNR on the first batch ({result.inputs}); latency is the median of "
-        f"{latency.runs} interleaved runs with {counted(latency.threads, 'thread')}. Float is the "
-        "eager model. A ratio from one number to another is within noise. Size counts parameters, "
+        f"{latency.runs} interleaved runs with {counted(latency.threads, 'thread')}, ± half the "
+        "distance between the quartiles. Float is the eager model. Size counts parameters, "
         "buffers, and packed weights with their scales."
     )
     width = min(shutil.get_terminal_size((100, 24)).columns, 100)
@@ -143,6 +144,17 @@ def _calibrated(batches: int, first_weight: float | None, clipping: str | None) 
     if first_weight is not None and batches < MANY_BATCHES:
         text += weight_text(first_weight)
     return f"{text}." if clipping is None else f"{text}: {clipping}."
+
+
+def _milliseconds(seconds: float, spread: float) -> str:
+    return f"{seconds * 1000:.2f} ± {spread * 1000:.2f} ms"
+
+
+def _speed(speed: Speed) -> str:
+    """The ratio, unless noise is larger than the difference."""
+    if speed.is_faster:
+        return f"float/quantized = {speed.text}"
+    return f"float/quantized = {speed.text}{_SLOWER}" if speed.is_slower else speed.text
 
 
 def _kilobytes(size: int) -> str:
@@ -160,6 +172,8 @@ def result_json(result: Result) -> dict[str, Any]:
         "latency": {
             "float_seconds": latency.reference,
             "quantized_seconds": latency.candidate,
+            "float_spread_seconds": latency.reference_spread,
+            "quantized_spread_seconds": latency.candidate_spread,
             "ratio": latency.speed.median,
             "interval": [latency.speed.low, latency.speed.high],
             "is_slower": latency.speed.is_slower,

@@ -164,10 +164,11 @@ def _comes_once(batches: object) -> bool:
         return False  # reported when the batches are read
 
 
-def known_length(batches: object, limit: int) -> int | None:
+def known_length(batches: object, limit: int | None = None) -> int | None:
     """The number of batches, up to ``limit``; None if the loader does not know it."""
     try:
-        return min(len(batches), limit)  # type: ignore[arg-type]
+        length = len(batches)  # type: ignore[arg-type]
+        return length if limit is None else min(length, limit)
     except Exception:  # whatever a loader without a length raises
         return None
 

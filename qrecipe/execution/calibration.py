@@ -49,7 +49,7 @@ from qrecipe.model.nested import cloned
 from qrecipe.process import ranks
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.schema import CalibrationTable
-from qrecipe.terminal.progress import Progress, chosen_progress
+from qrecipe.terminal.progress import Progress, chosen_progress, tracked
 
 FEW_BATCHES = 10
 
@@ -149,9 +149,7 @@ class _Running:
         show = chosen_progress(self.progress, "calibrating")
         limit = ranks.share(self.state.calibration.max_batches)
         total = known_length(self.batches, limit)
-        for index, batch in enumerate(limited(self.batches, limit)):
-            yield index, batch
-            show(index + 1, total)
+        yield from tracked(limited(self.batches, limit), show, total)
 
 
 _Parts = Mapping[str, fx.GraphModule]

@@ -22,11 +22,14 @@ _MAX_RUNS = 50
 class Latency:
     """Median seconds of one call each, over ``runs`` interleaved runs.
 
-    ``speed`` is that of the candidate against the reference, run by run.
+    Each spread is half the distance between the quartiles. ``speed`` is that of the candidate
+    against the reference, run by run.
     """
 
     reference: float
     candidate: float
+    reference_spread: float
+    candidate_spread: float
     runs: int
     threads: int
     speed: Speed
@@ -34,9 +37,20 @@ class Latency:
     @classmethod
     def of(cls, reference: Sequence[float], candidate: Sequence[float]) -> Latency:
         """What runs of both took, with torch's current number of threads."""
-        theirs, ours = map(statistics.median, (reference, candidate))
-        speed = Speed.of(candidate, reference)
-        return cls(theirs, ours, len(reference), torch.get_num_threads(), speed)
+        return cls(
+            statistics.median(reference),
+            statistics.median(candidate),
+            _spread(reference),
+            _spread(candidate),
+            len(reference),
+            torch.get_num_threads(),
+            Speed.of(candidate, reference),
+        )
+
+
+def _spread(seconds: Sequence[float]) -> float:
+    low, _, high = statistics.quantiles(seconds, n=4, method="inclusive")
+    return (high - low) / 2
 
 
 def compare_latency(

@@ -64,8 +64,6 @@ class Speed:
 
     @property
     def text(self) -> str:
-        """The median, or its interval where the rounds differ by more than the models."""
-        low, high = f"{self.low:.2f}", f"{self.high:.2f}"
-        if self.is_faster or self.is_slower or low == high:
-            return f"{self.median:.2f}"
-        return f"{low} to {high}"
+        """The median, or that the difference is within noise."""
+        is_different = self.is_faster or self.is_slower
+        return f"{self.median:.2f}" if is_different else "within noise"

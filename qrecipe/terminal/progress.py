@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from qrecipe.errors.findings import ExecutionError
 from qrecipe.errors.text import shown
@@ -14,6 +15,7 @@ Progress = Callable[[int, "int | None"], None]
 """Called with the number of steps done and the total, None if that is unknown."""
 
 
+_Item = TypeVar("_Item")
 _TOO_EARLY = 1.0
 _WIDTH = 60
 
@@ -48,6 +50,22 @@ def terminal_progress(label: str) -> Progress:
         print(f"\r{f'{label} {done}{of}{left}':<{_WIDTH}}", end=end, file=sys.stderr, flush=True)
 
     return show
+
+
+def tracked(
+    items: Iterable[_Item], show: Progress, total: int | None
+) -> Iterator[tuple[int, _Item]]:
+    """The items, numbered from 0; ``show`` is told of each that is done, and that it was the last.
+
+    The caller has done with an item when it asks for the next.
+    """
+    done = 0
+    for item in items:
+        yield done, item
+        done += 1
+        show(done, total)
+    if done and done != total:
+        show(done, done)
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from qrecipe.planning.plan import Chain, Group, Plan
 from qrecipe.process import ranks
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.recipe import Recipe, load_recipe
-from qrecipe.terminal.progress import Progress, chosen_progress
+from qrecipe.terminal.progress import Progress, chosen_progress, tracked
 from qrecipe.transforms.channels import Joint, Largest, apply_exponents, joints_of, layers_of
 from qrecipe.transforms.equalize import equalize_by_activations, equalize_by_weights
 from qrecipe.transforms.record import Spread, Transformation, attach
@@ -171,10 +171,9 @@ class _Data:
         """Run one of our models on them."""
         show = chosen_progress(self.progress, "transforming")
         total = known_length(self.batches, self.limit)
-        for index, batch in enumerate(limited(self.batches, self.limit)):
+        for index, batch in tracked(limited(self.batches, self.limit), show, total):
             check_finite(batch, index)
             run_quietly(probe, batch, index, self.forward)
-            show(index + 1, total)
 
 
 def _equalize(

@@ -267,6 +267,25 @@ def test_what_the_recipe_itself_leaves_float_is_named():
     assert json.loads(result.to_json())["base_float_sites"] == ["a"]
 
 
+def test_what_is_float_anyway_is_counted_apart():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.b(torch.sin(self.a(x)))
+
+    torch.manual_seed(0)
+    model, batches = Net().eval(), [torch.rand(8, 4) for _ in range(10)]
+    result = tuned(model, batches, closeness(model, batches), base(), max_drop=1e9)
+    assert result.float_anyway == (":sin",)
+    assert result.base_float_sites == result.float_sites == ()
+    assert "with no sites left float by the search" in str(result)
+    assert "Float anyway, without a kernel or after a float site: 1 site." in str(result)
+    assert json.loads(result.to_json())["float_anyway"] == [":sin"]
+
+
 def test_the_figures_hold_no_minus_zero():
     model, batches = cancelling()
     result = tuned(model, batches, lambda model: -0.0, max_drop=0)

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from qrecipe.measure.latency import compare_latency
+from qrecipe.measure.latency import Latency, compare_latency
+from qrecipe.measure.profile.report import _ratio
+from qrecipe.measure.profile.timing import Timing
 from qrecipe.measure.turns import Speed, clock
 from qrecipe.model.call import Inputs
 
@@ -78,3 +80,17 @@ def test_beyond_noise_is_more_than_three_percent():
     assert not Speed.of([1.0] * 8, [1.1] * 5 + [0.9] * 3).is_faster
     assert Speed.of([1.1] * 8, [1.0] * 8).is_slower
     assert Speed.of([1.0] * 8, [1.01] * 8).is_equal
+
+
+def test_no_ratio_is_given_where_noise_is_larger_than_the_difference():
+    noisy = Speed.of([1.0, 2.0] * 10, [2.0, 1.0] * 10)
+    assert noisy.text == "within noise"
+    assert Speed.of([1.0] * 20, [2.0] * 20).text == "2.00"
+    assert Speed.of([1.0] * 20, [1.01] * 20).text == "within noise"
+    assert _ratio(Timing(1.0, 0.3), Timing(0.6, 0.2)) == ""
+    assert _ratio(Timing(1.0, 0.1), Timing(0.5, 0.1)) == "2.00"
+
+
+def test_the_latency_of_quantize_has_its_spread():
+    latency = Latency.of([1.0, 2.0, 3.0, 4.0, 5.0], [1.0] * 5)
+    assert (latency.reference, latency.reference_spread, latency.candidate_spread) == (3.0, 1.0, 0)

@@ -53,7 +53,10 @@ _IN_PROCESS = re.compile(
 )
 _NUMBER = r"\d+\.\d+"
 _IMPORTS_TORCHVISION = re.compile(r"^import (?:torchvision|pytorch_lightning)\b", re.MULTILINE)
-_TIME = rf"(?:{_NUMBER}|\d+) (?:ms|s|min)\b|float/quantized = {_NUMBER}(?: to {_NUMBER})?"
+_TIME = (
+    rf"(?:{_NUMBER}|\d+)(?: ± {_NUMBER})? (?:ms|s|min)\b"
+    rf"|float/quantized = {_NUMBER}|\bwithin noise\b"
+)
 _PIECES = re.compile(
     rf"(?P<time>{_TIME})|(?P<version>{_NUMBER}(?:\.\d+)+)|(?P<number>{_NUMBER})|(?P<gap>\.\.\.)"
 )

@@ -36,6 +36,16 @@ def test_no_time_is_promised_where_the_end_is_not_known(monkeypatch):
     assert terminal.getvalue().strip() == "comparing 3"
 
 
+def test_the_number_of_steps_is_said_once_it_is_known(monkeypatch):
+    steps = []
+    told = list(progress.tracked("abc", lambda *step: steps.append(step), 3))
+    assert told == [(0, "a"), (1, "b"), (2, "c")]
+    assert steps == [(1, 3), (2, 3), (3, 3)]
+    steps.clear()
+    list(progress.tracked(iter("ab"), lambda *step: steps.append(step), None))
+    assert steps == [(1, None), (2, None), (2, 2)]  # so that the line ends
+
+
 def test_a_pipe_is_told_nothing(monkeypatch):
     pipe = io.StringIO()
     monkeypatch.setattr(progress.sys, "stderr", pipe)

@@ -166,9 +166,7 @@ def _against_float(speed: Speed) -> str:
         return f"That is {speed.text} times as fast as float."
     if speed.is_equal:
         return "Even so, float is as fast here."
-    return (
-        f"Whether that is faster than float was not to be seen: it is {speed.text} times as fast."
-    )
+    return "Whether that is faster than float was not to be seen: the noise is larger."
 
 
 def _measured(mixture: Mixture, race: Race) -> str:

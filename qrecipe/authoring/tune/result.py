@@ -129,9 +129,18 @@ class TuningResult(Report):
         yield Text("Result", self.notes)
 
     @property
+    def float_anyway(self) -> tuple[str, ...]:
+        """The sites that the base recipe cannot quantize: without a kernel, or after float ones."""
+        return tuple(
+            site.name
+            for site in self._planned.sites
+            if site.verdict == "float" and site.name not in self.base_float_sites
+        )
+
+    @property
     def outcome(self) -> str:
         """Whether the target is reached, and at what cost, in a sentence."""
-        by = " by the search" if self.base_float_sites else ""
+        by = " by the search" if self.base_float_sites or self.float_anyway else ""
         sites = counted(len(self.float_sites), "site") if self.float_sites else "no sites"
         left = f"{sites} left float{by}"
         if not any(site.verdict == "quantized" for site in self._planned.sites):
@@ -170,6 +179,7 @@ class TuningResult(Report):
             "float_sites": list(self.float_sites),
             "float_share": self.float_share,
             "base_float_sites": list(self.base_float_sites),
+            "float_anyway": list(self.float_anyway),
             "ranking": [asdict(cost) for cost in self.ranking],
             "stopped": self.stopped,
             "latency": self.latency,
@@ -243,6 +253,9 @@ def _verdict(result: TuningResult) -> Iterator[str]:
         names = listed(result.base_float_sites)
         count = counted(len(result.base_float_sites), "site")
         yield f"The base recipe itself leaves {count} float: {names}."
+    if result.float_anyway:
+        count = counted(len(result.float_anyway), "site")
+        yield f"Float anyway, without a kernel or after a float site: {count}."
     if not result.reached:
         yield 'Training can recover more than calibration: phase = "qat", see docs/training.md.'
 

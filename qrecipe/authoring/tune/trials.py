@@ -110,7 +110,7 @@ class ModelBench:
     def _counted(self, measured: Measured) -> Measured:
         self._succeeded |= measured.metric is not None
         self._count += 1
-        self.progress(self._count, None)
+        self.progress(self._count, None if math.isinf(self.max_trials) else int(self.max_trials))
         return measured
 
     def estimates(self, levers: tuple[Lever, ...]) -> Estimates:

@@ -116,6 +116,8 @@ def tune(
     target = least - _ROUNDING * max(1.0, abs(least))
     search = Search(bench, levers_of(base, planned, target_cpu), target, bench.record)
     stopped = _run(search)
+    if len(search.trials) != max_trials:  # else that was shown as the last
+        show(len(search.trials), len(search.trials))
     left = _left_float(base, inventory, planned)
     result = found(base, search, float_metric, max_drop, planned, left, stopped)
     _warn(result, base)

@@ -20,7 +20,7 @@ from qrecipe.audit.weights import (
 )
 from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.text import counted
-from qrecipe.execution.batches import Forward, inputs_of_batch, limited, peek
+from qrecipe.execution.batches import Forward, inputs_of_batch, known_length, limited, peek
 from qrecipe.execution.calls import noted_calls, run_quietly
 from qrecipe.execution.engine import engine_of
 from qrecipe.execution.executors import executor_of
@@ -44,7 +44,7 @@ from qrecipe.planning.plan import Limits, Plan
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.recipe import Ingredient, parse_recipe, published
 from qrecipe.runtimes.table import known_session
-from qrecipe.terminal.progress import Progress, chosen_progress
+from qrecipe.terminal.progress import Progress, chosen_progress, tracked
 from qrecipe.terminal.report import Report, Section, Table, Text
 from qrecipe.transforms.transform import as_recorded, different
 
@@ -209,10 +209,9 @@ def compare(
     weights = run.weights()
     with engine_of(plan):
         count = 0
-        for batch in limited(stream):
-            run.batch(batch, count)
-            count += 1
-            show(count, None)
+        for index, batch in tracked(limited(stream), show, known_length(batches)):
+            run.batch(batch, index)
+            count = index + 1
         run.time(first)
     return run.report(plan, weights, count)
 

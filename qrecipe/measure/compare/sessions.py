@@ -8,13 +8,13 @@ from typing import Any
 from torch import nn
 
 from qrecipe.audit.sqnr import Fidelity, Totals
-from qrecipe.execution.batches import Forward, limited, peek
+from qrecipe.execution.batches import Forward, known_length, limited, peek
 from qrecipe.execution.calls import calls_of
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.unfit import check_is_model
 from qrecipe.runtimes.served import Served
 from qrecipe.runtimes.session import Session
-from qrecipe.terminal.progress import Progress
+from qrecipe.terminal.progress import Progress, tracked
 
 
 def output_fidelity(
@@ -34,12 +34,11 @@ def output_fidelity(
     first, stream = peek(batches)
     template = calls_of(eager, first, 0, forward)[0].output
     served, totals, count = Served(session, eager, template), Totals(), 0
-    for batch in limited(stream):
+    for index, batch in tracked(limited(stream), show, known_length(batches)):
         outputs = [
-            [call.output for call in calls_of(model, batch, count, forward)]
+            [call.output for call in calls_of(model, batch, index, forward)]
             for model in (eager, served)
         ]
         totals.add(*outputs)
-        count += 1
-        show(count, None)
+        count = index + 1
     return totals.fidelity(), count

@@ -11,7 +11,14 @@ from torch import nn
 from qrecipe.errors.findings import CalibrationError, ExecutionError, Finding
 from qrecipe.errors.text import counted
 from qrecipe.errors.warn import warn
-from qrecipe.execution.batches import Forward, check_finite, limited, no_batches, rereadable
+from qrecipe.execution.batches import (
+    Forward,
+    check_finite,
+    known_length,
+    limited,
+    no_batches,
+    rereadable,
+)
 from qrecipe.execution.calls import run_quietly
 from qrecipe.execution.engine import engine_of
 from qrecipe.execution.provenance import Provenance, converted_graphs, provenance
@@ -28,7 +35,7 @@ from qrecipe.recipe.extends import compose
 from qrecipe.recipe.references import Source
 from qrecipe.recipe.schema import LintTable, RecipeTable
 from qrecipe.runtimes.table import known_session
-from qrecipe.terminal.progress import Progress, chosen_progress
+from qrecipe.terminal.progress import Progress, chosen_progress, tracked
 
 
 @neutral
@@ -97,10 +104,9 @@ class _Running:
     def __call__(self) -> Iterator[None]:
         """Run a batch in each step."""
         show = chosen_progress(self.progress, "measuring drift")
-        for index, batch in enumerate(limited(self.batches)):
+        for index, batch in tracked(limited(self.batches), show, known_length(self.batches)):
             check_finite(batch, index)
             run_quietly(self.model, batch, index, self.forward)
-            show(index + 1, None)
             yield
 
 

@@ -122,7 +122,7 @@ class Profile(Report):
                 *_cells(site.float_time),
                 *_cells(site.int8_time),
                 _ms(site.channels_last_time.seconds),
-                _ratio(site.float_time.seconds, site.int8_time.seconds),
+                _ratio(site.float_time, site.int8_time),
             )
             for site in self.sites
         ]
@@ -146,12 +146,14 @@ class Profile(Report):
 
     def _notes(self) -> list[str]:
         boundaries = total(each.time for each in self.boundaries)
+        ratio = _ratio(self.eager, self.int8)
+        whole = f"float/int8 = {ratio}" if ratio else "no difference beyond noise"
         notes = [
-            f"whole model: float {_ms(self.eager.seconds)} ms, int8 {_ms(self.int8.seconds)} ms, "
-            f"float/int8 = {_ratio(self.eager.seconds, self.int8.seconds)}; boundaries "
-            f"{_ms(boundaries)} ms of it",
+            f"whole model: float {_with_spread(self.eager)}, int8 {_with_spread(self.int8)}, "
+            f"{whole}; boundaries {_ms(boundaries)} ms of it",
             f"Each time is the lower quartile of {self.conditions.rounds} rounds, ± the distance "
-            f"to the upper one. {self.conditions.text}.",
+            "to the upper one. Where these are larger than the difference, no ratio is given. "
+            f"{self.conditions.text}.",
         ]
         return [*notes, *self._doubts(), *published(self.ingredients)]
 
@@ -224,5 +226,13 @@ def _ms(seconds: float) -> str:
     return f"{1000 * seconds:.3f}"
 
 
-def _ratio(float_seconds: float, int8_seconds: float) -> str:
-    return f"{float_seconds / int8_seconds:.2f}" if int8_seconds > 0 else ""
+def _with_spread(timing: Timing) -> str:
+    return f"{_ms(timing.seconds)} ± {_ms(timing.spread)} ms"
+
+
+def _ratio(in_float: Timing, in_int8: Timing) -> str:
+    """How many times as fast int8 is; nothing where noise is larger than the difference."""
+    noise = in_float.spread + in_int8.spread
+    if in_int8.seconds <= 0 or abs(in_float.seconds - in_int8.seconds) <= noise:
+        return ""
+    return f"{in_float.seconds / in_int8.seconds:.2f}"
