@@ -32,7 +32,7 @@ def test_the_commands_of_the_page_are_those_that_ci_runs():
 
 
 def test_every_example_has_a_command_and_every_file_of_a_command_is_there():
-    named = set(re.findall(r"examples/[\w/-]+\.(?:py|toml)", " ".join(COMMANDS)))
+    named = set(re.findall(r"examples/[\w/-]+\.(?:py|toml|ipynb)", " ".join(COMMANDS)))
     assert all((ROOT / name).is_file() for name in named)
     folders = {folder.name for folder in (ROOT / "examples").iterdir() if any(folder.glob("*.py"))}
     assert {name.split("/")[1] for name in named} == folders
