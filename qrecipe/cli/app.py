@@ -18,6 +18,7 @@ from qrecipe.cli.drift import drift
 from qrecipe.cli.export import export
 from qrecipe.cli.fastest import fastest
 from qrecipe.cli.help import Command, help_of, summary
+from qrecipe.cli.init import init
 from qrecipe.cli.inspect import inspect
 from qrecipe.cli.listing import list_names, schema
 from qrecipe.cli.measure import compare, profile, sensitivity
@@ -57,6 +58,7 @@ def qrecipe(
 
 
 _COMMANDS: dict[str, Callable[..., None]] = {
+    "init": init,
     "check": check,
     "show": show,
     "plan": plan,

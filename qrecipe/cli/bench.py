@@ -24,12 +24,7 @@ def bench(
     recipe: options.Recipe,
     model: options.Model,
     data: options.Data,
-    evaluate: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE.py:NAME", help="A function that takes a model and returns its accuracy."
-        ),
-    ] = None,
+    evaluate: options.Evaluate = None,
     batch: Annotated[
         int | None,
         typer.Option(

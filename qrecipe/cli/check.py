@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,6 +12,7 @@ import typer
 import qrecipe
 from qrecipe.cli import options
 from qrecipe.cli.output import FOUND_SOMETHING, out, out_json, reported
+from qrecipe.cli.recipes_in import recipes_in
 from qrecipe.cli.user_code import user_code
 from qrecipe.errors.findings import Finding, QRecipeError, in_full
 from qrecipe.errors.text import counted
@@ -25,7 +28,11 @@ Ingredients = Mapping[str, Sequence["Ingredient"]]
 def check(
     files: Annotated[
         list[str],
-        typer.Argument(metavar="FILE", help="Recipes: files or references.", show_default=False),
+        typer.Argument(
+            metavar="FILE",
+            help="Recipes: files, references, or folders of them.",
+            show_default=False,
+        ),
     ],
     strict: options.Strict = False,
     plugin: options.Plugin = None,
@@ -33,23 +40,46 @@ def check(
 ) -> None:
     """Check recipes without torch, for pre-commit and CI.
 
-    Lock files (*.lock.toml) are skipped.
+    Of a folder, the recipes in it and below are checked, whatever other TOML files it has. Lock
+    files (*.lock.toml) are skipped.
 
     \b
     Examples:
-      qrecipe check recipes/*.toml
+      qrecipe check recipes
       qrecipe check --plugin acme.observers cnn.toml builtin:x86-static
     """
     found: list[tuple[str, Finding]] = []
     ingredients: dict[str, Sequence[Ingredient]] = {}
     with reported(as_json=json), user_code(plugin):
-        for name in dict.fromkeys(files):
-            if not name.endswith(LOCK_SUFFIX):
-                findings, ingredients[name] = _checked(name)
-                found += [(name, finding) for finding in findings]
+        for name in dict.fromkeys(each for file in files for each in _named(file)):
+            findings, ingredients[name] = _checked(name)
+            found += [(name, finding) for finding in findings]
+        found = _without_parts(found, ingredients, files)
         (_show_json if json else _show_text)(found, ingredients)
     if any(strict or finding.severity == "error" for _, finding in found):
         raise typer.Exit(FOUND_SOMETHING)
+
+
+def _named(file: str) -> list[str]:
+    """A recipe, or those in a folder; no lock file."""
+    if not os.path.isdir(file):
+        return [] if file.endswith(LOCK_SUFFIX) else [file]
+    recipes = list(recipes_in(Path(file)))
+    if not recipes:
+        raise typer.BadParameter(f"{file}: there is no recipe in this folder", param_hint="FILE")
+    return recipes
+
+
+def _without_parts(
+    found: Sequence[tuple[str, Finding]], ingredients: Ingredients, named: Sequence[str]
+) -> list[tuple[str, Finding]]:
+    """The findings without what files of folders lack that others extend: these are parts."""
+    bases = {os.path.realpath(each.name) for its in ingredients.values() for each in its[1:]}
+    return [
+        (name, finding)
+        for name, finding in found
+        if finding.code != "QR103" or name in named or os.path.realpath(name) not in bases
+    ]
 
 
 def _checked(name: str) -> tuple[Sequence[Finding], Sequence[Ingredient]]:

@@ -19,6 +19,7 @@ def compare(
     recipe: options.Recipe,
     model: options.Model,
     data: options.Data,
+    evaluate: options.Evaluate = None,
     plot: options.Plot = None,
     html: options.Html = None,
     target_cpu: options.TargetCpu = "this",
@@ -32,32 +33,41 @@ def compare(
     \b
     Examples:
       qrecipe compare cnn.toml --model model.py:factory --data model.py:batches
-      qrecipe compare cnn.toml --model model.py:factory --data model.py:batches --html sites.html
+      qrecipe compare cnn.toml --model model.py:factory --data model.py:batches \\
+          --evaluate model.py:accuracy --html sites.html
     """
     with reported(as_json=json):
         check_outputs({"--plot": plot, "--html": html}, files_of(recipe), force=force)
         from qrecipe.cli.html_pages import activations_of, named
+        from qrecipe.cli.metric import Metric
         from qrecipe.cli.model_argument import get_ready, load_job
         from qrecipe.measure.pages.page import save_page
         from qrecipe.measure.pages.reports import comparison_page
 
         get_ready(threads, plot, html)
         with user_code(plugin) as code, user_output():
+            accuracy = None if evaluate is None else code.function(evaluate, "--evaluate")
             job = load_job(code, recipe, model, data, target_cpu)
             converted = qrecipe.quantize(
                 job.model, job.recipe, job.data(), target_cpu=job.target_cpu
             )
             report = qrecipe.compare(job.model, converted, job.data())
+            metric = None if accuracy is None else Metric.of(accuracy, job.model.eval(), converted)
             activations = activations_of(converted, job.data) if html is not None else ""
         # show the result before anything is written, which could fail
         if json:
-            out_json(loads(report.to_json()))
+            values = None if metric is None else metric.to_json()
+            out_json({**loads(report.to_json()), "metric": values})
         else:
             out(str(report))
+            if metric is not None:
+                out(f"{metric.name}: {metric.change}")
         if plot is not None:
             report.plot(plot)
         if html is not None:
-            about = named(model, data, recipe)
+            about = named(model, data, recipe, evaluate)
+            if metric is not None:
+                about[metric.name] = metric.change
             origin = qrecipe.provenance(converted)
             save_page(comparison_page(report, activations, origin, about), html)
 

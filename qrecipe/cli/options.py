@@ -75,6 +75,14 @@ Batches = Annotated[
         help="A function that returns an iterable of calibration batches.",
     ),
 ]
+Evaluate = Annotated[
+    str | None,
+    typer.Option(
+        "--evaluate",
+        metavar="FILE.py:NAME",
+        help="A function that takes a model and returns its accuracy.",
+    ),
+]
 Constants = Annotated[
     str,
     typer.Option(

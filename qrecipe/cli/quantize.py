@@ -19,12 +19,7 @@ def quantize(
     recipe: options.Recipe,
     model: options.Model,
     data: options.Batches = None,
-    evaluate: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE.py:NAME", help="A function that takes a model and returns its accuracy."
-        ),
-    ] = None,
+    evaluate: options.Evaluate = None,
     input: options.Input = None,
     output: Annotated[
         str | None,

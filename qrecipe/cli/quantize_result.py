@@ -13,8 +13,8 @@ from torch import nn
 from qrecipe.audit.moving_averages import MANY_BATCHES, weight_text
 from qrecipe.audit.ranges import observes
 from qrecipe.audit.sqnr import output_sqnr_db, sqnr_text
+from qrecipe.cli.metric import Metric
 from qrecipe.cli.user_code import UserFunction
-from qrecipe.errors.findings import QRecipeError
 from qrecipe.errors.text import counted
 from qrecipe.execution.batches import describe_batch
 from qrecipe.execution.prepared import prepared_state
@@ -24,17 +24,7 @@ from qrecipe.measure.sizes import model_size
 from qrecipe.measure.turns import Speed
 from qrecipe.model.call import Inputs
 from qrecipe.planning.faster_runtime import faster_runtime
-from qrecipe.terminal.progress import activity
 from qrecipe.terminal.tables import render_table
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """The results of the user's evaluation."""
-
-    name: str
-    before: float
-    after: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +60,7 @@ def measure(
     }
     with torch.no_grad():
         return Result(
-            metric=None if evaluate is None else _metric(evaluate, model, converted),
+            metric=None if evaluate is None else Metric.of(evaluate, model, converted),
             float_size=model_size(model),
             quantized_size=model_size(converted),
             latency=compare_latency(model, converted, inputs),
@@ -84,22 +74,6 @@ def measure(
 def _faster(converted: nn.Module) -> str | None:
     plan = stored_plan(provenance(converted))
     return faster_runtime(has_convolutions=any("conv" in site.op.lower() for site in plan))
-
-
-def _metric(evaluate: UserFunction, model: nn.Module, converted: nn.Module) -> Metric:
-    # not around the latency: updating the screen would take time from it
-    with activity("evaluating"):
-        return Metric(evaluate.name, _number(evaluate, model), _number(evaluate, converted))
-
-
-def _number(evaluate: UserFunction, model: nn.Module) -> float:
-    value = evaluate(model)
-    try:
-        return float(value)
-    except (TypeError, ValueError, RuntimeError):
-        text = f"{evaluate.name}() returns a {type(value).__name__}, not a number"
-        hint = "return the metric of the given model as a float"
-        raise QRecipeError.of("QR601", text, hint=hint) from None
 
 
 _SLOWER = ", slower: qrecipe fastest mends it"
@@ -123,9 +97,8 @@ def result_text(result: Result) -> str:
         ),
         ("output", "", "", sqnr_text(result.sqnr_db)),
     ]
-    if (metric := result.metric) is not None:
-        change = f"{metric.after - metric.before:+.4g}"
-        rows.insert(0, (metric.name, f"{metric.before:.6g}", f"{metric.after:.6g}", change))
+    if result.metric is not None:
+        rows.insert(0, result.metric.row)
     note = (
         f"Latency and SQNR on the first batch ({result.inputs}); latency is the median of "
         f"{latency.runs} interleaved runs with {counted(latency.threads, 'thread')}, ± half the "
@@ -165,9 +138,7 @@ def result_json(result: Result) -> dict[str, Any]:
     """The result as plain values."""
     latency, metric = result.latency, result.metric
     return {
-        "metric": None
-        if metric is None
-        else {"name": metric.name, "float": metric.before, "quantized": metric.after},
+        "metric": None if metric is None else metric.to_json(),
         "tensor_bytes": {"float": result.float_size, "quantized": result.quantized_size},
         "latency": {
             "float_seconds": latency.reference,

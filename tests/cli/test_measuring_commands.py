@@ -27,6 +27,18 @@ def test_compare_as_json_is_one_document(folder):
     assert {"conv", "fc"} <= {site["name"] for site in document["sites"]}
 
 
+def test_compare_evaluates_both_models(folder):
+    evaluating = ("compare", STATIC, *NAMED, "--evaluate", "model.py:accuracy")
+    assert "accuracy: 4 in float, 4 quantized (+0)\n" in run(*evaluating).stdout
+    document = json.loads(run(*evaluating, "--json").stdout)
+    assert document["metric"] == {"name": "accuracy", "float": 4.0, "quantized": 4.0}
+    assert run(*evaluating, "--html", "sites.html").exit_code == 0
+    assert "4 in float, 4 quantized (+0)" in (folder / "sites.html").read_text()
+    refused = run("compare", STATIC, *NAMED, "--evaluate", "model.py:named")
+    assert refused.exit_code == 1
+    assert "QR601 named() returns a str, not a number" in refused.stderr
+
+
 def test_profile_shows_sites_and_boundaries_and_writes_a_page(folder):
     result = run("profile", STATIC, *NAMED, "--html", "times.html", "--plot", "times.png")
     assert result.exit_code == 0
