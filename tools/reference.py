@@ -61,10 +61,10 @@ The `--help` of each command. The exit status is 0 if all is well, 1 if somethin
 if the command was called wrongly. A *site* in these texts is a module, a fused group, or one call
 of a function; the [glossary](glossary.md) has the other words.
 
-On a terminal tables fit its width, and severity, carets and verdicts are coloured, unless `NO_COLOR` is
-set. A pipe gets a line for each row and no colours. A file that exists is only replaced with `--force`;
-whether the outputs can be written is found out before the work. `qrecipe --install-completion` teaches
-your shell the commands and options.
+On a terminal tables fit its width, and severity, carets and verdicts are coloured, unless
+`NO_COLOR` is set. A pipe gets a line for each row and no colours. A file that exists is only
+replaced with `--force`; whether the outputs can be written is found out before the work.
+`qrecipe --install-completion` teaches your shell the commands and options.
 """
 
 
