@@ -22,4 +22,5 @@ def test_every_command_and_file_that_is_named_is_there():
     scripts = re.findall(r"(?:benchmarks|examples)/[\w/]+\.py", README)
     assert links
     assert scripts
-    assert [path for path in (*links, *scripts) if not (ROOT / path.partition("#")[0]).exists()] == []
+    files = [path.partition("#")[0] for path in (*links, *scripts)]
+    assert [path for path in files if not (ROOT / path).exists()] == []
