@@ -19,7 +19,7 @@ from qrecipe.measure.turns import Speed
 from qrecipe.recipe.recipe import Ingredient, published
 from qrecipe.rules.resolution import listed
 from qrecipe.runtimes.table import RUNTIMES, Name
-from qrecipe.terminal.report import Report, Section, Table, Text
+from qrecipe.terminal.report import Listing, Report, Section, Table, Text
 
 PLACEHOLDERS = "RECIPE --model FILE.py:NAME --data FILE.py:NAME"
 _SPARE = (4, 3, 8, 6)
@@ -102,7 +102,7 @@ class Bench(Report):
         yield self._table()
         yield Text("Result", [*self.notes, *published(self.ingredients)])
         if self.fastest_int8 is not None and self.commands:
-            yield Text("Command", [f"  {self.commands[self.fastest_int8.title]}"])
+            yield Listing("Command", f"  {self.commands[self.fastest_int8.title]}")
 
     def _table(self) -> Table:
         """The rows, in the order in which they were made."""

@@ -65,5 +65,5 @@ class Speed:
     @property
     def text(self) -> str:
         """The median, or that the difference is within noise."""
-        is_different = self.is_faster or self.is_slower
-        return f"{self.median:.2f}" if is_different else "within noise"
+        is_clear = self.is_faster or self.is_slower or self.low == self.high
+        return f"{self.median:.2f}" if is_clear else "within noise"

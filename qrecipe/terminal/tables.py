@@ -15,7 +15,10 @@ _GAP = "  "
 _NARROWEST, _LONGEST_PART, _LONGEST_WORD = 8, 12, 40
 _WORD = re.compile(r"[^ +]*[ +]*")
 """A word of a cell, with what follows it; ``Conv2d+ReLU`` are two."""
-_BETWEEN_PARTS = re.compile(r"(?<=[/:,_])|(?<=\D\.)|(?<=\.)(?!\d)|(?<=[a-z0-9])(?=[A-Z])", re.ASCII)
+_BETWEEN_PARTS = re.compile(
+    r"(?<=[/:,_])|(?<=\D\.)|(?<=\.)(?!\d)|(?<=[a-z0-9])(?=[A-Z])|(?<=[a-z]{2}-)|(?<=\d-)(?=[a-z])",
+    re.ASCII,
+)
 """Where a word may be broken in a column too narrow for it; a number stays whole."""
 
 

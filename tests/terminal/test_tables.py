@@ -72,6 +72,20 @@ def test_a_word_that_has_to_be_broken_is_broken_between_its_parts(monkeypatch):
     assert any("Pool2d" in line for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("word", "parts"),
+    [
+        ("builtin:x86-static-histogram", ["builtin:", "x86-", "static-", "histogram"]),
+        ("block2.depthwise.0", ["block2.", "depthwise.", "0"]),
+        ("ScaledDotProductAttention", ["Scaled", "Dot", "Product", "Attention"]),
+        ("9.32e-03", ["9.32e-03"]),
+        ("-8.862", ["-8.862"]),
+    ],
+)
+def test_the_parts_of_a_word(word, parts):
+    assert tables._BETWEEN_PARTS.split(word) == parts
+
+
 def test_paragraphs_are_wrapped_between_words_on_a_terminal_alone(monkeypatch):
     text = "Each time is the lower quartile of 15 rounds.\n  qrecipe-a-long-word" * 2
     rendered(monkeypatch, 30)

@@ -117,7 +117,7 @@ class Comparison(Report):
         ]
         header = ("site", "operation", "verdict", "weight dB", "activation dB", "MSE")
         times = ("float time", "int8 time")
-        return Table("Sites", (*header, *times), rows, numeric=frozenset(range(3, 8)))
+        return Table("Sites", (*header, *times), rows, numeric=frozenset(range(3, 8)), spare=(1,))
 
     def to_json(self) -> str:
         """JSON with stable keys; the SQNR of equal tensors is null, with ``"exact": true``."""
