@@ -74,11 +74,11 @@ if TYPE_CHECKING:
     from qrecipe.measure.profile.report import ProfiledBoundary as ProfiledBoundary
     from qrecipe.measure.profile.report import ProfiledSite as ProfiledSite
     from qrecipe.measure.profile.timing import Timing as Timing
-    from qrecipe.measure.sensitivity.rank import Evaluate as Evaluate
     from qrecipe.measure.sensitivity.rank import sensitivity as sensitivity
     from qrecipe.measure.sensitivity.ranking import RankedSite as RankedSite
     from qrecipe.measure.sensitivity.ranking import Ranking as Ranking
     from qrecipe.measure.sensitivity.scores import Metric as Metric
+    from qrecipe.measure.sensitivity.steps import Evaluate as Evaluate
     from qrecipe.measure.turns import Speed as Speed
     from qrecipe.model.call import Inputs as Inputs
     from qrecipe.observers.registration import register_fake_quant as register_fake_quant
@@ -92,6 +92,7 @@ if TYPE_CHECKING:
     from qrecipe.planning.plan import Plan as Plan
     from qrecipe.planning.plan import RuleVerdict as RuleVerdict
     from qrecipe.planning.plan import Site as Site
+    from qrecipe.pool.workers import Pool as Pool
     from qrecipe.recipe.recipe import Ingredient as Ingredient
     from qrecipe.recipe.recipe import QConfigSpec as QConfigSpec
     from qrecipe.recipe.recipe import Recipe as Recipe
@@ -158,14 +159,16 @@ _NAMES = {
     "measure.profile.profile": "profile",
     "measure.profile.report": "Conditions Profile ProfiledBoundary ProfiledSite",
     "measure.profile.timing": "Timing",
-    "measure.sensitivity.rank": "Evaluate sensitivity",
+    "measure.sensitivity.rank": "sensitivity",
     "measure.sensitivity.ranking": "RankedSite Ranking",
     "measure.sensitivity.scores": "Metric",
+    "measure.sensitivity.steps": "Evaluate",
     "measure.turns": "Speed",
     "model.call": "Inputs",
     "observers.registration": "register_fake_quant register_observer",
     "pipeline": "CompiledRecipe compile plan quantize",
     "planning.plan": "Chain Group Plan RuleVerdict Site",
+    "pool.workers": "Pool",
     "recipe.recipe": "Ingredient QConfigSpec Recipe Rule WrittenRule load_recipe parse_recipe",
     "recipe.references": "Publisher",
     "recipe.schema": (

@@ -8,6 +8,7 @@ import io
 import sys
 import typing
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, is_dataclass
 from types import FunctionType, SimpleNamespace
 from xml.etree import ElementTree
@@ -149,6 +150,7 @@ def made():
                 progress=False,
             ),
             "Transformation": _transformation(),
+            "Pool": qrecipe.Pool(ThreadPoolExecutor),
             "Recipe": recipe,
             "Publisher": qrecipe.Publisher("acme", "1.0"),
         }

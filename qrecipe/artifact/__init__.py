@@ -1,1 +1,1 @@
-"""A converted model as a file, and back. May import `measure`, `pipeline` and below."""
+"""A converted model as a file, and back. May import `pipeline` and below."""

@@ -99,6 +99,11 @@ class _Sums:
         # strides may differ: flat views would pair the wrong values
         self.noise += _energy(expected - actual)
 
+    def merge(self, other: _Sums) -> None:
+        self.signal += other.signal
+        self.noise += other.noise
+        self.count += other.count
+
     @property
     def sqnr_db(self) -> float:
         return energy_ratio_db(self.signal, self.noise)
@@ -126,6 +131,16 @@ class Totals:
         for index, sums in enumerate(self._sums):
             if index < len(expected) and index < len(actual):
                 sums.add(expected[index], actual[index])
+            else:
+                sums.noise = math.nan
+
+    def merge(self, other: Totals) -> None:
+        """Add what another one has summed up; in the same order, the sums are the same."""
+        while len(self._sums) < len(other._sums):
+            self._sums.append(_Sums())
+        for index, sums in enumerate(self._sums):
+            if index < len(other._sums):
+                sums.merge(other._sums[index])
             else:
                 sums.noise = math.nan
 

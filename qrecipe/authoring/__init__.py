@@ -1,4 +1,4 @@
 """Writing and checking recipes: proposals, searches, locks and differences.
 
-May import `artifact` and below.
+May import `measure` and below.
 """

@@ -1,4 +1,4 @@
 """Where a quantized model runs: one recipe through every runtime that is installed.
 
-May import `artifact` and below.
+May import `measure` and below.
 """

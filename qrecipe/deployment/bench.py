@@ -27,8 +27,8 @@ from qrecipe.errors.text import first_line, shown, shown_names
 from qrecipe.execution.batches import Forward, describe_batch
 from qrecipe.measure.profile.report import Conditions
 from qrecipe.measure.profile.timing import Timing
-from qrecipe.measure.sensitivity.rank import Evaluate
 from qrecipe.measure.sensitivity.scores import number
+from qrecipe.measure.sensitivity.steps import Evaluate
 from qrecipe.measure.turns import Seconds, Speed
 from qrecipe.planning.cpu import cpu_name
 from qrecipe.process import ranks

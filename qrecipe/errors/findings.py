@@ -349,6 +349,9 @@ CODES: dict[str, Code] = {
     "QR423": Code("the user's measure does not return a number", ExecutionError),
     "QR424": Code("the memory limit is too small", ExecutionError),
     "QR425": Code("arguments that contradict each other", ExecutionError),
+    "QR426": Code("what workers need cannot be sent", ExecutionError),
+    "QR427": Code("a worker that cannot compute what this process computes", ExecutionError),
+    "QR428": Code("the workers of a pool failed", ExecutionError),
     "QR430": Code("a model without stored ranges", ExecutionError),
     "QR431": Code("a report cannot be written", QRecipeError),
     # artifacts and the command line

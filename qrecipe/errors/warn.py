@@ -4,16 +4,36 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from qrecipe.errors.findings import CODES, Finding, QRecipeWarning, error_from
 
+_COLLECTED: ContextVar[list[Finding] | None] = ContextVar("collected", default=None)
+
 
 def warn(finding: Finding, ignore: Collection[str]) -> None:
     """Warn with ``QRecipeWarning`` unless the code is in ``ignore``."""
-    if finding.code not in ignore:
+    collected = _COLLECTED.get()
+    if finding.code in ignore:
+        return
+    if collected is None:
         warnings.warn(str(finding), QRecipeWarning, stacklevel=_callers_level())
+    else:
+        collected.append(finding)
+
+
+@contextmanager
+def collected() -> Iterator[list[Finding]]:
+    """Collect the warnings that this thread gives inside a ``with``, instead of giving them."""
+    findings: list[Finding] = []
+    token = _COLLECTED.set(findings)
+    try:
+        yield findings
+    finally:
+        _COLLECTED.reset(token)
 
 
 def settle(findings: Iterable[Finding], ignore: Collection[str]) -> None:

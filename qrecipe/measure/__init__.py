@@ -1,4 +1,4 @@
 """What quantization costs: sensitivity, comparison, profile, drift, and their pages.
 
-May import `pipeline` and below.
+May import `artifact` and below.
 """

@@ -85,6 +85,12 @@ def plugin_versions(recipe: Recipe) -> Mapping[str, str]:
     return {claim.distribution: claim.version for claim in found}
 
 
+def registered_for(recipe: Recipe) -> tuple[tuple[Kind, str, str], ...]:
+    """Kind, name and module of each class registered in Python that a recipe names."""
+    found = (registered.find(use.kind, use.name) for use in _uses(recipe))
+    return tuple(dict.fromkeys((e.kind, e.name, e.module) for e in found if e is not None))
+
+
 def load(kind: Kind, name: str) -> tuple[Finding, ...]:
     """Import the plugin that claims a name, if any, and return its findings.
 

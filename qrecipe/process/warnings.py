@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from qrecipe.errors.findings import QRecipeWarning
+from qrecipe.errors.warn import collected
 
 Notice = tuple[str, type[Warning]]
 """A regular expression for the start of a message, and its category."""
@@ -51,7 +52,7 @@ def held_back(notices: Sequence[Notice]) -> Iterator[None]:
 @contextmanager
 def unwarned() -> Iterator[None]:
     """Hold back our own warnings, where an earlier step has given them."""
-    with held_back([("", QRecipeWarning)]):
+    with held_back([("", QRecipeWarning)]), collected():
         yield
 
 

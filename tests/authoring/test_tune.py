@@ -20,6 +20,7 @@ import qrecipe
 from qrecipe.authoring.fastest.costs import Costs, SitePrice
 from qrecipe.authoring.tune.levers import Candidate
 from qrecipe.authoring.tune.trials import ModelBench
+from qrecipe.authoring.tune.trying import Trying
 from qrecipe.errors.findings import (
     CalibrationError,
     ExecutionError,
@@ -237,7 +238,7 @@ def test_an_evaluation_that_fails_before_any_trial_was_through_is_an_error():
 def test_an_evaluation_that_is_noise_reaches_no_budget(monkeypatch):
     model, batches = cancelling()
     # no metric depends on the candidate, so that none has to be made
-    monkeypatch.setattr("qrecipe.authoring.tune.trials.simulate", lambda model, *_, **__: model)
+    monkeypatch.setattr("qrecipe.authoring.tune.trying.simulate", lambda model, *_, **__: model)
     draw = random.Random(0)
     reached = 0
     for _ in range(10):
@@ -448,7 +449,7 @@ def test_a_recipe_that_is_slower_than_float_both_times_is_called_so(monkeypatch,
     evaluate = closeness(model, batches)
     loss = full_loss(model, batches, evaluate)
     again = iter((*[factors[0]] * 2, factors[1]))  # the recipe as it is, the best, and that again
-    monkeypatch.setattr(ModelBench, "_latency", lambda *args: times_as_long(next(again)))
+    monkeypatch.setattr(Trying, "_latency", lambda *args: times_as_long(next(again)))
     monkeypatch.setattr(ModelBench, "_priced", lambda *args: slow_in_int8(model, batches, "c"))
     result = tuned(model, batches, evaluate, max_drop=loss / 2)
     is_said = "It is slower than the float model here: 3 times its time" in "\n".join(result.notes)
@@ -462,7 +463,7 @@ def test_each_point_of_the_front_is_written_as_a_recipe(monkeypatch, tmp_path):
     evaluate = closeness(model, batches)
     loss = full_loss(model, batches, evaluate)
     latencies = iter(range(1, 100))  # each trial slower than the one before
-    monkeypatch.setattr(ModelBench, "_latency", lambda *args: times_as_long(next(latencies)))
+    monkeypatch.setattr(Trying, "_latency", lambda *args: times_as_long(next(latencies)))
     result = tuned(model, batches, evaluate, max_drop=loss / 2)
     assert len(result.front) > 1
     result.save_front(tmp_path / "front")

@@ -79,9 +79,9 @@ def interrupted(monkeypatch):
     count = iter(range(100))
     added = scores.SqnrScore.add
 
-    def add(self, reference, output):
+    def add(self, part):
         if next(count) == 5:
             raise KeyboardInterrupt
-        added(self, reference, output)
+        added(self, part)
 
     monkeypatch.setattr(scores.SqnrScore, "add", add)

@@ -172,7 +172,7 @@ def _shorten(patches: pytest.MonkeyPatch) -> None:
 
     hurry(patches)
     patches.setattr("qrecipe.measure.latency._MAX_RUNS", 5)
-    patches.setattr("qrecipe.measure.compare.comparison._TIMED_RUNS", 1)
+    patches.setattr("qrecipe.measure.compare.run._TIMED_RUNS", 1)
     patches.setattr(np, "loadtxt", partial(_table, np.loadtxt))
 
 

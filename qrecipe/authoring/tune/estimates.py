@@ -6,6 +6,7 @@ import math
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from qrecipe.authoring.fastest.costs import Costs
@@ -54,17 +55,7 @@ class Estimates:
         They are the solutions of the knapsack problem, which adds up what each site costs alone,
         and minimum cuts, which know what neighbours save together but only find the convex hull.
         """
-        errors = errors_of(self.ranking)
-        base = self.faster_float()
-        others = {name: error for name, error in errors.items() if name not in base}
-        packed = {base, *(base | s for s in cheapest_sets(others, self.prices(base)))}
-        found: list[frozenset[str]] = []
-        least = self._point((), errors).error
-        for point in sorted(self._point(names, errors) for names in packed | {*self._cuts(errors)}):
-            if point.error < least and not self.is_all_float(point.floats):
-                least = point.error
-                found.append(frozenset(point.floats))
-        return found
+        return _sets(self)
 
     def _cuts(self, errors: Mapping[str, float]) -> Iterator[frozenset[str]]:
         """Choices with the least time plus error, for prices of the error between any two.
@@ -94,6 +85,24 @@ class Estimates:
         error = math.fsum(error for name, error in errors.items() if name not in floats)
         rules = tuple(sorted(self.costs.needing_a_rule(floats)))
         return _Point(self.costs.predicted(floats), error, rules)
+
+
+@lru_cache(maxsize=4)
+def _sets(estimates: Estimates) -> Sequence[frozenset[str]]:
+    """Solved once: a search that looks ahead comes here again and again."""
+    errors = errors_of(estimates.ranking)
+    base = estimates.faster_float()
+    others = {name: error for name, error in errors.items() if name not in base}
+    packed = {base, *(base | s for s in cheapest_sets(others, estimates.prices(base)))}
+    found: list[frozenset[str]] = []
+    least = estimates._point((), errors).error
+    for point in sorted(
+        estimates._point(names, errors) for names in packed | {*estimates._cuts(errors)}
+    ):
+        if point.error < least and not estimates.is_all_float(point.floats):
+            least = point.error
+            found.append(frozenset(point.floats))
+    return found
 
 
 class _Point(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from qrecipe import _version
 from qrecipe.authoring.tune.estimates import Estimates
+from qrecipe.authoring.tune.levers import Candidate
 from qrecipe.authoring.tune.search import Measured, Trial
 from qrecipe.errors.findings import ExecutionError
 from qrecipe.errors.text import first_problem, shown
@@ -20,7 +22,10 @@ _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 class LoggedTrial(BaseModel):
-    """A trial as `trial_json` returns it; ``recipe`` is the fingerprint of its recipe."""
+    """A trial as `trial_json` returns it; ``recipe`` is the fingerprint of its recipe.
+
+    ``ahead`` tells that a worker tried it before the search asked for it.
+    """
 
     model_config = ConfigDict(**_STRICT, extra="allow")
 
@@ -30,6 +35,7 @@ class LoggedTrial(BaseModel):
     error: str | None
     latency: float | None
     is_slower: bool = False
+    ahead: bool = False
 
     @model_validator(mode="after")
     def _has_a_result(self) -> LoggedTrial:
@@ -42,8 +48,8 @@ class TrialLog(BaseModel):
     """What has been measured for a model and base recipe, written after each step.
 
     ``base`` is a fingerprint, ``model`` a digest of weights, ``environment`` what it ran on.
-    ``estimates`` are those of a recipe by its fingerprint. Without a ``path`` nothing is
-    written.
+    ``estimates`` are those of a recipe by its fingerprint. ``ahead`` has what workers tried and no
+    trial has needed. Without a ``path`` nothing is written.
     """
 
     model_config = _STRICT
@@ -56,10 +62,11 @@ class TrialLog(BaseModel):
     float_metric: float | None
     estimates: dict[str, Estimates]
     trials: list[LoggedTrial]
+    ahead: list[LoggedTrial] = []
 
     def measured(self, fingerprint: str) -> Measured | None:
         """What an earlier run measured for this recipe."""
-        for trial in self.trials:
+        for trial in (*self.trials, *self.ahead):
             if trial.recipe == fingerprint:
                 return Measured(
                     trial.metric, trial.seconds, trial.error, trial.latency, trial.is_slower
@@ -76,8 +83,17 @@ class TrialLog(BaseModel):
 
     def note_trial(self, fingerprint: str, trial: Trial) -> None:
         entries = {each.recipe: each for each in self.trials}
-        entries[fingerprint] = LoggedTrial(recipe=fingerprint, **trial_json(trial))
+        earlier = {**entries, **{each.recipe: each for each in self.ahead}}.get(fingerprint)
+        ahead = earlier is not None and earlier.ahead
+        entries[fingerprint] = LoggedTrial(recipe=fingerprint, ahead=ahead, **trial_json(trial))
         self.trials = list(entries.values())
+        self.ahead = [each for each in self.ahead if each.recipe != fingerprint]
+        self._write()
+
+    def note_ahead(self, fingerprint: str, candidate: Candidate, measured: Measured) -> None:
+        """Keep what a worker found that no trial has needed yet."""
+        entry = {**_candidate_json(candidate), **asdict(measured)}
+        self.ahead = [*self.ahead, LoggedTrial(recipe=fingerprint, ahead=True, **entry)]
         self._write()
 
     def _write(self) -> None:
@@ -95,8 +111,7 @@ def trial_json(trial: Trial) -> dict[str, Any]:
     """A trial as plain values, with stable keys."""
     return {
         "what": trial.what,
-        "levers": [lever.what for lever in trial.candidate.levers],
-        "float": sorted(trial.candidate.floats),
+        **_candidate_json(trial.candidate),
         "metric": trial.metric,
         "within": trial.within,
         "kept": trial.kept,
@@ -105,6 +120,11 @@ def trial_json(trial: Trial) -> dict[str, Any]:
         "latency": trial.latency,
         "is_slower": trial.is_slower,
     }
+
+
+def _candidate_json(candidate: Candidate) -> dict[str, Any]:
+    levers = [lever.what for lever in candidate.levers]
+    return {"levers": levers, "float": sorted(candidate.floats)}
 
 
 def again(fingerprint: str) -> str:

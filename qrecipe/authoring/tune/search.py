@@ -99,7 +99,7 @@ class Search:
         self.estimates = Estimates()
         self._bench = bench
         self._levers = levers
-        self._target = target
+        self.target = target
         self._record = record
         self._tried: dict[Candidate, Trial] = {}
         self._seconds: dict[frozenset[str], float] = {}
@@ -114,7 +114,7 @@ class Search:
             if current.within:
                 break
             candidate = current.candidate.with_lever(lever)
-            trial = self._try(candidate, lever.what, _gains_over(current, self._target))
+            trial = self._try(candidate, lever.what, _gains_over(current, self.target))
             current = trial if trial.kept else current
         if not current.within:
             self._leave_float(current.candidate.levers)
@@ -295,7 +295,7 @@ class Search:
 
     def _judged(self, candidate: Candidate, what: str, measured: Measured) -> Trial:
         metric = measured.metric
-        within = metric is not None and metric >= self._target
+        within = metric is not None and metric >= self.target
         trial = Trial(what, candidate, metric, within, False, measured.seconds, measured.error)
         return replace(trial, latency=measured.latency, is_slower=measured.is_slower)
 

@@ -1,36 +1,34 @@
-"""Quantizing and measuring the candidates of a search."""
+"""The trials of a search: from the log, or tried here or on workers, within the limits."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any, Literal
-
-from torch import nn
 
 from qrecipe.authoring.fastest.costs import Costs, costs_of
 from qrecipe.authoring.fastest.cut import mixture_of
 from qrecipe.authoring.fastest.fastest import race
+from qrecipe.authoring.tune.ahead import Ahead, Wanted
 from qrecipe.authoring.tune.cheapest_sets import SiteCost
 from qrecipe.authoring.tune.estimates import Estimates
 from qrecipe.authoring.tune.levers import Candidate, Lever, digest_of
 from qrecipe.authoring.tune.log import TrialLog, again
-from qrecipe.authoring.tune.search import Measured, Trial
+from qrecipe.authoring.tune.search import Bench as SearchBench
+from qrecipe.authoring.tune.search import Measured, Search, Trial
+from qrecipe.authoring.tune.trying import Trying, Values
+from qrecipe.authoring.tune.upcoming import upcoming
 from qrecipe.errors.findings import ExecutionError, QRecipeError, RecipeError
 from qrecipe.errors.text import finite_or_none, first_line
-from qrecipe.execution.batches import Forward, peek
-from qrecipe.execution.calls import calls_of
-from qrecipe.measure.latency import Latency, compare_latency
 from qrecipe.measure.profile.profile import Bench, bench_of, measured
-from qrecipe.measure.sensitivity.rank import Evaluate, sensitivity
+from qrecipe.measure.sensitivity.rank import sensitivity
 from qrecipe.measure.sensitivity.ranking import Ranking
-from qrecipe.measure.sensitivity.scores import number
+from qrecipe.measure.sensitivity.steps import Evaluate
 from qrecipe.measure.turns import Speed
-from qrecipe.model.copies import runnable_copy
-from qrecipe.pipeline import quantize, simulate
-from qrecipe.planning.target_cpu import TargetCpu
+from qrecipe.pipeline import quantize
 from qrecipe.process.warnings import unwarned
 from qrecipe.recipe.overlay import overlay_recipe, rule_key
 from qrecipe.recipe.recipe import Recipe
@@ -51,56 +49,67 @@ class Stopped(Exception):  # noqa: N818
 
 @dataclass(slots=True)
 class ModelBench:
-    """Quantizes and evaluates candidates, or takes the result from the log.
+    """Tries candidates, or takes the result from the log.
 
     ``members`` are the calls of the model. No trial is started after ``max_trials``, or once
-    `time.monotonic` has reached ``end``.
+    `time.monotonic` has reached ``end``. ``ahead`` tries candidates on workers, if there are any;
+    ``begin`` starts the same search on another bench, to see what it may want next.
     """
 
-    model: nn.Module
-    base: Recipe
+    trying: Trying
     batches: Iterable[Any]
-    evaluate: Evaluate
-    forward: Forward | None
     progress: Progress
-    target_cpu: TargetCpu
     members: frozenset[str]
     log: TrialLog
     max_trials: float
     end: float
+    begin: Callable[[SearchBench], Search]
+    ahead: Ahead | None
     _count: int = 0
     _succeeded: bool = False
+    _recipes: dict[Candidate, Recipe] = field(default_factory=dict)
 
     def measure(self, candidate: Candidate) -> Measured:
         """Raises ``Stopped`` at a limit."""
         try:
-            recipe = self._recipe(candidate)
+            self._recipe(candidate)
         except RecipeError as error:
             if not self._count:  # the errors of the unchanged recipe are the caller's
                 raise
             self._check_count()
             return self._counted(Measured(None, 0.0, first_line(error)))
-        return self._known_or_new(recipe, recipe.fingerprint)
+        return self._known_or_new(candidate, is_again=False)
 
     def repeat(self, candidate: Candidate) -> Measured:
         """Quantize and evaluate the candidate again. Raises ``Stopped`` at a limit."""
-        recipe = self._recipe(candidate)
-        return self._known_or_new(recipe, again(recipe.fingerprint))
+        return self._known_or_new(candidate, is_again=True)
 
     def record(self, trial: Trial) -> None:
         try:
-            key = self._recipe(trial.candidate).fingerprint
+            key = self._key(trial.candidate, trial.is_repeated)
         except RecipeError:
             key = digest_of(trial.candidate)  # it has no recipe, but gets its own entry in the log
-        self.log.note_trial(again(key) if trial.is_repeated else key, trial)
+        self.log.note_trial(key, trial)
 
-    def _known_or_new(self, recipe: Recipe, key: str) -> Measured:
+    def known(self, candidate: Candidate, is_again: bool) -> Measured | None:
+        """What there is of a candidate without trying it."""
+        try:
+            key = self._key(candidate, is_again)
+        except RecipeError as error:
+            return Measured(None, 0.0, first_line(error))
+        found = self.log.measured(key)
+        return self.ahead.known(key) if found is None and self.ahead is not None else found
+
+    def known_estimates(self, levers: tuple[Lever, ...]) -> Estimates | None:
+        return self.log.estimates.get(self._recipe(Candidate(levers)).fingerprint)
+
+    def _known_or_new(self, candidate: Candidate, is_again: bool) -> Measured:
         self._check_count()
-        known = self.log.measured(key)
+        known = self.log.measured(self._key(candidate, is_again))
         if known is None:
             if self._count:  # the unchanged recipe is measured however long it takes
                 self._check_time()
-            known = self._measured(recipe)
+            known = self._measured(candidate, is_again)
         return self._counted(known)
 
     def _check_count(self) -> None:
@@ -118,6 +127,8 @@ class ModelBench:
         recipe = self._recipe(Candidate(levers))
         if recipe.fingerprint not in self.log.estimates:
             self._check_time()
+            if self.ahead is not None:
+                self.ahead.settle()  # times are measured where nothing else runs
             with unwarned():
                 ranking = self._ranking(recipe)
                 if ranking is not None and ranking.partial:
@@ -130,72 +141,64 @@ class ModelBench:
         if time.monotonic() >= self.end:
             raise Stopped("seconds")
 
+    def _key(self, candidate: Candidate, is_again: bool) -> str:
+        """The key in the log. Raises ``RecipeError`` if the candidate has no recipe."""
+        fingerprint = self._recipe(candidate).fingerprint
+        return again(fingerprint) if is_again else fingerprint
+
     def _recipe(self, candidate: Candidate) -> Recipe:
+        if candidate not in self._recipes:
+            values = self._values(candidate)
+            self._recipes[candidate] = overlay_recipe(self.trying.recipe, values)
+        return self._recipes[candidate]
+
+    def _values(self, candidate: Candidate) -> Values:
         keys = [rule_key(name, self.members) for name in sorted(candidate.floats)]
         named = {key: {"qconfig": FLOAT} for key in keys}
         rules = {"rules": {"module_name": named}} if named else {}
-        return overlay_recipe(self.base, {"tensor": candidate.tensors, **rules})
+        return {"tensor": candidate.tensors, **rules}
 
-    def _measured(self, recipe: Recipe) -> Measured:
-        start = time.monotonic()
-
-        def failed(why: str) -> Measured:
-            return Measured(None, time.monotonic() - start, why)
-
-        if not self._count:
-            converted = self._made(simulate, recipe)  # warnings and errors are the caller's
+    def _measured(self, candidate: Candidate, is_again: bool) -> Measured:
+        if self.ahead is not None:
+            wanted = self._wanted(candidate, is_again)
+            tried = self.ahead.tried(wanted, self._upcoming, aloud=not self._count)
         else:
-            try:
-                with unwarned():
-                    converted = self._made(simulate, recipe)
-            except QRecipeError as error:
-                return failed(first_line(error))
-        try:
-            metric = accuracy(self.evaluate, converted)
-        except QRecipeError as error:
-            if not self._succeeded:  # it may fail for every candidate
-                raise
-            return failed(first_line(error))
-        if not math.isfinite(metric):
-            return failed("evaluate returns no finite number")
-        seconds = time.monotonic() - start
-        latency = self._latency(converted)
-        if latency is None:
-            return Measured(metric, seconds)
-        return Measured(metric, seconds, None, 1 / latency.speed.median, latency.speed.is_slower)
+            # warnings and errors of the unchanged recipe are the caller's
+            with unwarned() if self._count else nullcontext():
+                tried = self.trying.tried(self._recipe(candidate), self.batches)
+        # an evaluation that has not succeeded yet may fail for every candidate
+        if tried.error is not None and not (self._succeeded if tried.was_made else self._count):
+            raise tried.error
+        return tried.measured
 
-    def _latency(self, converted: nn.Module) -> Latency | None:
-        """Against the float model; None if the kernels are those of another CPU."""
-        if self.target_cpu != "this":
-            return None
-        plain, (first, _) = runnable_copy(self.model), peek(self.batches)
-        inputs = calls_of(plain, first, 0, self.forward)[0].inputs
-        return compare_latency(plain, converted, inputs, budget=0.0)
+    def _wanted(self, candidate: Candidate, is_again: bool) -> Wanted:
+        return Wanted(self._key(candidate, is_again), candidate, self._values(candidate))
 
-    def _made(self, make: Callable[..., nn.Module], recipe: Recipe) -> nn.Module:
-        return make(
-            self.model,
-            as_calibrated(recipe),
-            self.batches,
-            forward=self.forward,
-            progress=False,
-            target_cpu=self.target_cpu,
-        )
+    def _upcoming(self) -> Iterator[Wanted]:
+        """What the search may want next within the limits, the likeliest first."""
+        if time.monotonic() < self.end:
+            left = self.max_trials - self._count
+            for number, (candidate, is_again) in enumerate(upcoming(self.begin, self)):
+                if number >= left:
+                    return
+                yield self._wanted(candidate, is_again)
 
     def _ranking(self, recipe: Recipe) -> Ranking | None:
         """By SQNR, or by the metric if the output has no floating tensor; None without sites."""
-        return self._ranked(recipe, None) or self._ranked(recipe, self.evaluate)
+        return self._ranked(recipe, None) or self._ranked(recipe, self.trying.evaluate)
 
     def _ranked(self, recipe: Recipe, evaluate: Evaluate | None) -> Ranking | None:
+        trying = self.trying
         try:
             return sensitivity(
-                self.model,
+                trying.model,
                 recipe,
                 self.batches,
                 evaluate=evaluate,
-                forward=self.forward,
+                forward=trying.forward,
                 progress=False,
-                target_cpu=self.target_cpu,
+                target_cpu=trying.target_cpu,
+                pool=None if self.ahead is None else self.ahead.workers,
             )
         except ExecutionError as error:
             if {finding.code for finding in error.findings} != {"QR422"}:
@@ -208,7 +211,10 @@ class ModelBench:
         Float gains only where the choice that is best by prediction turns out to be faster.
         """
         recipe = self._recipe(Candidate(levers))
-        bench = bench_of(self.model, recipe, self.batches, self.forward, False, self.target_cpu)
+        trying = self.trying
+        bench = bench_of(
+            trying.model, recipe, self.batches, trying.forward, False, trying.target_cpu
+        )
         costs = costs_of(measured(bench, False), bench.plan, bench.inventory.structure)
         mixture = mixture_of(costs)
         mixed = Candidate(levers, costs.needing_a_rule(mixture.floats))
@@ -217,7 +223,7 @@ class ModelBench:
 
     def _is_faster(self, bench: Bench, mixed: Candidate) -> bool:
         try:
-            converted = self._made(quantize, self._recipe(mixed))
+            converted = self.trying.made(quantize, self._recipe(mixed), self.batches)
         except QRecipeError:
             return False
         raced = race(bench, converted, False)
@@ -240,18 +246,3 @@ def estimates_of(ranking: Ranking | None, costs: Costs) -> Estimates:
         for site in ranking.sites
     )
     return Estimates(tuple(sites), costs)
-
-
-def as_calibrated(recipe: Recipe) -> Recipe:
-    """A recipe for training is tuned without training."""
-    return replace(recipe, phase="ptq")
-
-
-def accuracy(evaluate: Evaluate, model: nn.Module) -> float:
-    """The result of the evaluation, -inf for NaN: a failed trial and not an error."""
-
-    def comparable() -> float:
-        value = evaluate(model)
-        return -math.inf if value != value else value
-
-    return number(comparable, "evaluate")

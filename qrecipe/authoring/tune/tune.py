@@ -5,29 +5,27 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from qrecipe.authoring.tune.ahead import Ahead
 from qrecipe.authoring.tune.levers import levers_of
 from qrecipe.authoring.tune.log import TrialLog, environment, open_log
 from qrecipe.authoring.tune.result import TuningResult, found
 from qrecipe.authoring.tune.search import Search
-from qrecipe.authoring.tune.trials import (
-    ModelBench,
-    Stop,
-    Stopped,
-    accuracy,
-    as_calibrated,
-)
+from qrecipe.authoring.tune.trials import ModelBench, Stop, Stopped
+from qrecipe.authoring.tune.trying import Trying, accuracy, as_calibrated
 from qrecipe.errors.findings import ExecutionError, Finding
 from qrecipe.errors.text import counted, shown
 from qrecipe.errors.warn import warn
-from qrecipe.execution.batches import Forward, inputs_of_batch, peek, rereadable
-from qrecipe.measure.sensitivity.rank import Evaluate
+from qrecipe.execution.batches import Forward, inputs_of_batch, limited, peek, rereadable
+from qrecipe.measure.sensitivity.steps import Evaluate
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.digest import model_digest
 from qrecipe.model.graph_sites import Inventory
@@ -36,6 +34,8 @@ from qrecipe.planning.decide import plan_of
 from qrecipe.planning.inventory import inventory_of
 from qrecipe.planning.plan import Plan
 from qrecipe.planning.target_cpu import TargetCpu, unjudged_sites
+from qrecipe.pool.crew import crew_for
+from qrecipe.pool.workers import Pool
 from qrecipe.process import ranks
 from qrecipe.process.neutral import neutral
 from qrecipe.process.warnings import unwarned
@@ -63,6 +63,7 @@ def tune(
     forward: Forward | None = None,
     progress: Progress | bool | None = None,
     target_cpu: TargetCpu = "this",
+    pool: Executor | Pool | None = None,
 ) -> TuningResult:
     """Search for a recipe that loses at most ``max_drop`` and is as fast as possible here.
 
@@ -79,6 +80,9 @@ def tune(
         max_seconds: no trial is started after that; a running one is finished.
         target_cpu: as for `qrecipe.compile`; trials are evaluated as they compute on that CPU.
         resume: a log that is written after each trial; if it exists, the search resumes from it.
+        pool: workers that try candidates, any ``concurrent.futures.Executor``, some of them before
+            the search asks for them. The trials are the same, measured times apart. See
+            `qrecipe.Pool`.
 
     An interrupt (``KeyboardInterrupt``) returns the best result so far with a warning (QR218). A
     budget that was not met is also a warning (QR219).
@@ -86,8 +90,8 @@ def tune(
     Raises:
         RecipeError, PlanError, CalibrationError: as `qrecipe.quantize`, for the unchanged recipe.
         ExecutionError: ``evaluate`` returns no number for the float model or for all trials so far
-            (QR423, QR330), the log cannot be used (QR331, QR332), or the limits make no sense
-            (QR333).
+            (QR423, QR330), the log cannot be used (QR331, QR332), the limits make no sense
+            (QR333), or the workers cannot do it (QR425 to QR428).
     """
     _check_bounds(max_drop, max_trials, max_seconds)
     base = load_recipe(recipe)
@@ -95,33 +99,48 @@ def tune(
     given, model = model, ready(model, base, held, forward, progress)
     inventory, planned = _planned(model, base, held, forward)
     unjudged_sites(planned, target_cpu)  # before anything is measured
+    started = time.monotonic()
     path = None if resume is None else Path(path_text(resume, "resume takes a path"))
     log = open_log(path, base.fingerprint, model_digest(given), environment(target_cpu))
     show = chosen_progress(progress, "tuning")
-    bench = ModelBench(
-        model,
-        base,
-        held,
-        evaluate,
-        forward,
-        show,
-        target_cpu,
-        frozenset(member for site in planned.sites for member in site.members),
-        log,
-        max_trials=math.inf if max_trials is None else max_trials,
-        end=math.inf if max_seconds is None else time.monotonic() + max_seconds,
-    )
+    trying = Trying(model, base, evaluate, forward, target_cpu)
     float_metric = _float_metric(model, evaluate, log)
     least = float_metric - max_drop
     target = least - _ROUNDING * max(1.0, abs(least))
-    search = Search(bench, levers_of(base, planned, target_cpu), target, bench.record)
-    stopped = _run(search)
+    levers = levers_of(base, planned, target_cpu)
+    with _ahead(trying, held, log, pool) as ahead:
+        bench = ModelBench(
+            trying,
+            held,
+            show,
+            frozenset(member for site in planned.sites for member in site.members),
+            log,
+            max_trials=math.inf if max_trials is None else max_trials,
+            end=math.inf if max_seconds is None else started + max_seconds,
+            begin=lambda guessing: Search(guessing, levers, target, lambda trial: None),
+            ahead=ahead,
+        )
+        search = Search(bench, levers, target, bench.record)
+        stopped = _run(search)
     if len(search.trials) != max_trials:  # else that was shown as the last
         show(len(search.trials), len(search.trials))
     left = _left_float(base, inventory, planned)
     result = found(base, search, float_metric, max_drop, planned, left, stopped)
     _warn(result, base)
     return result
+
+
+@contextmanager
+def _ahead(
+    trying: Trying, batches: Iterable[Any], log: TrialLog, pool: Executor | Pool | None
+) -> Iterator[Ahead | None]:
+    """What tries candidates on the workers, if there are any, inside the ``with``."""
+    if pool is None:
+        yield None
+        return
+    given = limited(batches, trying.recipe.calibration.max_batches)
+    with crew_for(trying, given, pool) as crew:
+        yield Ahead(crew, log)
 
 
 def _run(search: Search) -> Stop | None:

@@ -5,50 +5,30 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Executor
+from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import nn
 
 from qrecipe.audit.sqnr import Fidelity, Totals, db_text, sqnr_text
-from qrecipe.audit.weights import (
-    float_weights,
-    quantized_weights,
-    weights_of_kernel,
-    weights_of_module,
-)
+from qrecipe.errors.findings import ExecutionError
 from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.text import counted
-from qrecipe.execution.batches import Forward, inputs_of_batch, known_length, limited, peek
-from qrecipe.execution.calls import noted_calls, run_quietly
+from qrecipe.execution.batches import Forward, known_length, limited, peek
 from qrecipe.execution.engine import engine_of
-from qrecipe.execution.executors import executor_of
-from qrecipe.execution.part import Realised
-from qrecipe.execution.provenance import converted_graphs, provenance
-from qrecipe.measure.compare.activations import (
-    CONVERSIONS,
-    Activations,
-    Times,
-    shares,
-    watched_converted,
-    watched_reference,
-)
+from qrecipe.measure.compare.activations import CONVERSIONS
+from qrecipe.measure.compare.pieces import parts_of_workers
+from qrecipe.measure.compare.run import Part, Run, run_of
 from qrecipe.measure.compare.sessions import output_fidelity
-from qrecipe.measure.watched import watched_modules
-from qrecipe.model.graph_sites import Inventory
-from qrecipe.model.kept import TRANSFORMED, kept
-from qrecipe.model.out_of_place import without_changes_in_place
-from qrecipe.planning.inventory import inventory_of
-from qrecipe.planning.plan import Limits, Plan
+from qrecipe.pool.workers import Pool
 from qrecipe.process.neutral import neutral
-from qrecipe.recipe.recipe import Ingredient, parse_recipe, published
+from qrecipe.recipe.recipe import Ingredient, published
 from qrecipe.runtimes.table import known_session
 from qrecipe.terminal.progress import Progress, chosen_progress, tracked
 from qrecipe.terminal.report import Report, Section, Table, Text
-from qrecipe.transforms.transform import as_recorded, different
-
-_TIMED_RUNS = 5
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -165,6 +145,7 @@ def compare(
     *,
     forward: Forward | None = None,
     progress: Progress | bool | None = None,
+    pool: Executor | Pool | None = None,
 ) -> Comparison:
     """Compare SQNR and MSE of weights, activations and output, and the share of the time, by site.
 
@@ -177,173 +158,106 @@ def compare(
     of an exported file. Of these only the outputs are compared. The tensors of a batch are passed
     in the order of the reference's signature.
 
+    ``pool`` are workers that run the batches, any ``concurrent.futures.Executor``; all but the
+    times is the same to the bit. They get the converted model as `qrecipe.save_quantized` stores
+    it. See `qrecipe.Pool`.
+
     Raises:
         ArtifactError: ``converted`` was not converted by qrecipe (QR501), or not from a model
             like ``reference`` (QR420).
         CalibrationError: there are no batches, or the models cannot take one.
+        ExecutionError: the workers cannot do it (QR426, QR427, QR428), or not with a session
+            (QR425).
     """
     show = chosen_progress(progress, "comparing")
     known = known_session(converted)
     if known is not None:
         runtime, session = known
+        if pool is not None:
+            text = f"a session of {runtime} stays in its process: compare it without pool"
+            raise ExecutionError.of("QR425", text)
         output, count = output_fidelity(reference, session, batches, forward, show)
         return Comparison((), output, count, 0.0, runtime=runtime)
-    origin, graphs = provenance(converted), converted_graphs(converted)
-    plan = Plan.from_json(origin.plan)
-    # training has changed weights, but not the sites
-    recipe = replace(parse_recipe(origin.recipe), phase="ptq", executor=plan.executor)
     first, stream = peek(batches)
-    with inputs_of_batch(reference, first, forward) as inputs:
-        inventory = inventory_of(reference, recipe, inputs)
-        done = kept(reference, TRANSFORMED)
-        changes = (plan.chains, plan.groups)
-        if any(changes) and (done is None or (done.chains, done.groups) != changes):
-            reference = as_recorded(reference, recipe, inputs, plan)
-            inventory = inventory_of(reference, recipe, inputs)
-    _check_same(inventory, plan, graphs)
-    for part in inventory.parts:
-        without_changes_in_place(part.graph_module)
-    realised_sites = executor_of(plan.executor).realised_sites
-    realised = {path: realised_sites(graph) for path, graph in graphs.items()}
-    run = _Run(converted, inventory, graphs, realised, plan.clamps, forward)
-    weights = run.weights()
-    with engine_of(plan):
-        count = 0
-        for index, batch in tracked(limited(stream), show, known_length(batches)):
-            run.batch(batch, index)
-            count = index + 1
+    run = run_of(reference, converted, first, forward)
+    sums = _Sums(run.weights())
+    with closing(_parts(run, reference, converted, stream, forward, pool)) as parts:
+        for _, part in tracked(_in_order(parts), show, known_length(batches)):
+            sums.add(part)
+    with engine_of(run.plan):
         run.time(first)
-    return run.report(plan, weights, count)
+    return _report(run, sums)
 
 
-def _check_same(inventory: Inventory, plan: Plan, graphs: Iterable[str]) -> None:
-    planned = {site.name for site in plan.sites}
-    odd = planned.symmetric_difference(inventory.matches)
-    if odd:
-        raise different(f"only one of them has the site {min(odd)}")
-    if {part.path for part in inventory.parts} != set(graphs):
-        raise different("only one of them can be traced")
+def _parts(
+    run: Run,
+    reference: nn.Module,
+    converted: nn.Module,
+    batches: Iterable[Any],
+    forward: Forward | None,
+    pool: Executor | Pool | None,
+) -> Generator[tuple[int, Part], None, None]:
+    """What each batch adds, by its index; from workers in any order."""
+    if pool is not None:
+        yield from parts_of_workers(reference, converted, limited(batches), forward, pool)
+        return
+    with engine_of(run.plan):
+        for index, batch in enumerate(limited(batches)):
+            yield index, run.part(batch, index)
 
 
-class _Run:
-    """Both models under observation."""
+def _in_order(parts: Iterable[tuple[int, Part]]) -> Iterator[Part]:
+    """The parts in the order of the batches; those that come early wait."""
+    waiting: dict[int, Part] = {}
+    index = 0
+    for early, part in parts:
+        waiting[early] = part
+        while index in waiting:
+            yield waiting.pop(index)
+            index += 1
 
-    def __init__(
-        self,
-        converted: nn.Module,
-        inventory: Inventory,
-        graphs: Mapping[str, fx.GraphModule],
-        realised: Mapping[str, Mapping[str, Realised]],
-        clamps: Mapping[str, Limits],
-        forward: Forward | None,
-    ) -> None:
-        self._inventory = inventory
-        self._graphs = graphs
-        self._realised = realised
-        self._forward = forward
-        self._output = Totals()
-        self._activations = Activations(clamps)
-        self._times = (Times(), Times())
-        reference = inventory.model
-        self._raw = (reference, converted)
-        seen, (before, after) = self._activations, self._times
-        if inventory.untraced is None:
-            self._models = (
-                watched_reference(reference, inventory, seen, before),
-                watched_converted(graphs, realised.values(), converted, seen, after),
+
+class _Sums:
+    """All batches together."""
+
+    def __init__(self, weights: Mapping[str, Fidelity | None]) -> None:
+        self.batches = 0
+        self.weights = weights
+        self.output = Totals()
+        self.activations: dict[str, Totals] = {}
+
+    def add(self, part: Part) -> None:
+        self.batches += 1
+        self.output.merge(part.output)
+        for name, found in part.sites.items():
+            self.activations.setdefault(name, Totals()).merge(found)
+
+
+def _report(run: Run, sums: _Sums) -> Comparison:
+    plan, (before, after) = run.plan, run.shares
+    sites = []
+    for site in plan.sites:
+        totals = sums.activations.get(site.name)
+        quantizes_weight = site.qconfig is not None and site.qconfig.weight is not None
+        sites.append(
+            SiteComparison(
+                site.name,
+                site.op,
+                site.verdict,
+                sums.weights.get(site.name) if quantizes_weight else None,
+                None if totals is None else totals.fidelity(),
+                before.get(site.name, 0.0),
+                after.get(site.name, 0.0),
             )
-        else:
-            names = list(inventory.matches)
-
-            def see_reference(name: str, result: Any, seconds: float) -> None:
-                before.add(name, seconds)
-                seen.hold(name, result)
-
-            def see_converted(name: str, result: Any, seconds: float) -> None:
-                after.add(name, seconds)
-                seen.match(name, result)
-
-            self._models = (
-                watched_modules(reference, names, see_reference),
-                watched_modules(converted, names, see_converted),
-            )
-
-    def batch(self, batch: Any, index: int) -> None:
-        outputs = []
-        for model, times in zip(self._models, self._times, strict=True):
-            times.start_round()
-            with noted_calls(model) as calls:
-                run_quietly(model, batch, index, self._forward)
-            outputs.append([call.output for call in calls])
-        self._output.add(*outputs)
-        self._activations.forget()
-
-    def time(self, batch: Any) -> None:
-        """Measure the time once more, now that everything is warm."""
-        counted, self._activations.totals = self._activations.totals, {}
-        for times in self._times:
-            times.rounds.clear()
-        for _ in range(_TIMED_RUNS):
-            for model, times in zip(self._models, self._times, strict=True):
-                times.start_round()
-                run_quietly(model, batch, 0, self._forward)
-            self._activations.forget()
-        self._activations.totals = counted
-
-    def report(self, plan: Plan, weights: Mapping[str, Fidelity | None], count: int) -> Comparison:
-        before, after = (shares(times) for times in self._times)
-        sites = []
-        for site in plan.sites:
-            totals = self._activations.totals.get(site.name)
-            quantizes_weight = site.qconfig is not None and site.qconfig.weight is not None
-            sites.append(
-                SiteComparison(
-                    site.name,
-                    site.op,
-                    site.verdict,
-                    weights.get(site.name) if quantizes_weight else None,
-                    None if totals is None else totals.fidelity(),
-                    before.get(site.name, 0.0),
-                    after.get(site.name, 0.0),
-                )
-            )
-        sites.sort(key=_worst_first)
-        return Comparison(
-            tuple(sites),
-            self._output.fidelity(),
-            count,
-            after.get(CONVERSIONS, 0.0),
-            plan.ingredients,
         )
-
-    def weights(self) -> dict[str, Fidelity | None]:
-        """The fidelity of each site's weights. Raises ArtifactError (QR420) if shapes differ."""
-        return {name: _weight_fidelity(name, *pair) for name, pair in self._weight_pairs()}
-
-    def _weight_pairs(self) -> Iterator[tuple[str, tuple[list[Tensor], list[Tensor]]]]:
-        """The weights of each site, float and quantized."""
-        for part in self._inventory.parts:
-            for name, real in self._realised[part.path].items():
-                node = self._inventory.matches[name].nodes[0]
-                expected = float_weights(node, part.graph_module)
-                yield name, (expected, quantized_weights(real.node, self._graphs[part.path]))
-        if self._inventory.untraced is not None:
-            reference, quantized = self._raw
-            for name in self._inventory.matches:
-                expected = weights_of_module(reference.get_submodule(name))
-                yield name, (expected, weights_of_kernel(quantized.get_submodule(name)))
-
-
-def _weight_fidelity(
-    name: str, reference: list[Tensor], candidate: list[Tensor]
-) -> Fidelity | None:
-    for expected, actual in zip(reference, candidate, strict=False):
-        if expected.shape != actual.shape:
-            shapes = f"{list(expected.shape)} and {list(actual.shape)}"
-            raise different(f"the weights of {name} have the shapes {shapes}")
-    totals = Totals()
-    totals.add(reference, candidate)
-    return totals.fidelity()
+    sites.sort(key=_worst_first)
+    return Comparison(
+        tuple(sites),
+        sums.output.fidelity(),
+        sums.batches,
+        after.get(CONVERSIONS, 0.0),
+        plan.ingredients,
+    )
 
 
 def _worst_first(site: SiteComparison) -> tuple[bool, float]:

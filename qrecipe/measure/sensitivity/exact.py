@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,11 @@ from qrecipe.model.interpreter import Interpreter
 from qrecipe.model.nested import tensors_in
 
 
-def rerun(isolated: Isolated, inputs: Inputs) -> Iterator[tuple[str, Any]]:
-    """The output with each site alone quantized, from a run of the whole model for each."""
+def rerun(isolated: Isolated, inputs: Inputs, names: Collection[str]) -> Iterator[tuple[str, Any]]:
+    """The output with each of these sites alone quantized, from a run of the whole model each."""
     for lone in isolated.sites:
+        if lone.site.name not in names:
+            continue
         with lone.replaced(isolated.kernels[lone.site.name]):
             output = inputs.call(isolated.float_model)
         yield lone.site.name, output
@@ -38,10 +40,13 @@ class Replay:
         self._suffixes = {name: self._graph.suffix(node) for name, node in part.nodes.items()}
         self._groups: tuple[int | None, list[list[str]]] | None = None
 
-    def outputs(self, inputs: Inputs) -> Iterator[tuple[str, Any]]:
-        """The output with each site alone quantized."""
+    def outputs(self, inputs: Inputs, names: Collection[str]) -> Iterator[tuple[str, Any]]:
+        """The output with each of these sites alone quantized."""
         bound = self._bound(inputs)
-        for group in self._groups_for(inputs):
+        for each in self._groups_for(inputs):
+            group = [name for name in each if name in names]
+            if not group:
+                continue
             needed = set().union(*map(self._needs, group))
             kept = self._graph.run(bound, needed.__contains__)
             for name in group:

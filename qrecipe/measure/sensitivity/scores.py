@@ -18,10 +18,19 @@ Effect = tuple[float | None, float | None, int]
 """The SQNR in dB or the value of the caller's measure, and the number of batches."""
 
 
-class Score(Protocol):
-    """Collects outputs and reference outputs of one site over batches."""
+Part = Totals | float
+"""What one call of the model adds to the score of a site: sums, or the caller's metric."""
 
-    def add(self, reference: Any, output: Any) -> None: ...
+
+class Score(Protocol):
+    """Collects the parts of one site over the calls of all batches.
+
+    In the order of the calls, the effect is the same to the bit, whoever computed the parts.
+    """
+
+    def part(self, reference: Any, output: Any) -> Part: ...
+
+    def add(self, part: Any) -> None: ...
 
     def effect(self) -> Effect: ...
 
@@ -33,9 +42,14 @@ class SqnrScore:
         self._batches = 0
         self._totals = Totals()
 
-    def add(self, reference: Any, output: Any) -> None:
+    def part(self, reference: Any, output: Any) -> Totals:
+        totals = Totals()
+        totals.add(reference, output)
+        return totals
+
+    def add(self, part: Totals) -> None:
         self._batches += 1
-        self._totals.add(reference, output)
+        self._totals.merge(part)
 
     def effect(self) -> Effect:
         fidelity = self._totals.fidelity()
@@ -56,12 +70,20 @@ class MetricScore:
         self._metric = metric
         self._sum = 0.0
 
-    def add(self, reference: Any, output: Any) -> None:
-        self._sum += number(lambda: self._metric(output, reference), "metric")
+    def part(self, reference: Any, output: Any) -> float:
+        return number(lambda: self._metric(output, reference), "metric")
+
+    def add(self, part: float) -> None:
+        self._sum += part
         self._batches += 1
 
     def effect(self) -> Effect:
         return None, self._sum / self._batches, self._batches
+
+
+def new_score(metric: Metric | None) -> Score:
+    """By the caller's metric, or by SQNR."""
+    return SqnrScore() if metric is None else MetricScore(metric)
 
 
 def number(measure: Callable[[], Any], name: str) -> float:

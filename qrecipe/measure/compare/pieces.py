@@ -1,0 +1,83 @@
+"""A comparison in pieces, for workers: one batch each."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from qrecipe.artifact.loading import load_quantized
+from qrecipe.artifact.saving import save_quantized
+from qrecipe.execution.batches import Forward
+from qrecipe.execution.engine import engine_of
+from qrecipe.execution.provenance import architecture, provenance
+from qrecipe.measure.compare.run import Part, run_of
+from qrecipe.pool.crew import crew_for
+from qrecipe.pool.parcel import Compute
+from qrecipe.pool.workers import Pool
+from qrecipe.recipe.recipe import Recipe, parse_recipe
+from qrecipe.rules.structure import joined
+
+
+@dataclass(frozen=True, slots=True)
+class CompareWork:
+    """Both models for workers: the converted one as a stored model, for the float one."""
+
+    model: nn.Module
+    recipe: Recipe
+    forward: Forward | None
+    stored: bytes
+    constants: dict[str, Any]
+
+    def begun(self, batches: Sequence[Any]) -> Compute:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "converted.safetensors")
+            path.write_bytes(self.stored)
+            converted = load_quantized(path, self.model, constants=self.constants)
+        run = run_of(self.model, converted, batches[0], self.forward)
+
+        def compute(index: int) -> Part:
+            with engine_of(run.plan):
+                return run.part(batches[index], index)
+
+        return compute
+
+
+def parts_of_workers(
+    reference: nn.Module,
+    converted: nn.Module,
+    batches: Iterable[Any],
+    forward: Forward | None,
+    pool: Executor | Pool,
+) -> Generator[tuple[int, Part], None, None]:
+    """What each batch adds, by its index, in any order."""
+    work = CompareWork(
+        reference,
+        parse_recipe(provenance(converted).recipe),
+        forward,
+        _stored(converted),
+        _constants(converted),
+    )
+    with crew_for(work, batches, pool) as crew:
+        yield from crew.results(range(crew.batches))
+
+
+def _stored(converted: nn.Module) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "converted.safetensors")
+        save_quantized(converted, path)
+        return path.read_bytes()
+
+
+def _constants(converted: nn.Module) -> dict[str, Any]:
+    """What the model was traced with besides tensors, which `load_quantized` wants to be told."""
+    return {
+        joined(part.path, name): value
+        for part in architecture(converted).parts
+        for name, value in part.constants.items()
+    }

@@ -1,0 +1,183 @@
+"""A float model and the one converted from it, run together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from qrecipe.audit.sqnr import Fidelity, Totals
+from qrecipe.audit.weights import (
+    float_weights,
+    quantized_weights,
+    weights_of_kernel,
+    weights_of_module,
+)
+from qrecipe.execution.batches import Forward, inputs_of_batch
+from qrecipe.execution.calls import noted_calls, run_quietly
+from qrecipe.execution.executors import executor_of
+from qrecipe.execution.part import Realised
+from qrecipe.execution.provenance import converted_graphs, provenance
+from qrecipe.measure.compare.activations import (
+    Activations,
+    Times,
+    shares,
+    watched_converted,
+    watched_reference,
+)
+from qrecipe.measure.watched import watched_modules
+from qrecipe.model.graph_sites import Inventory
+from qrecipe.model.kept import TRANSFORMED, kept
+from qrecipe.model.out_of_place import without_changes_in_place
+from qrecipe.planning.inventory import inventory_of
+from qrecipe.planning.plan import Plan
+from qrecipe.recipe.recipe import parse_recipe
+from qrecipe.transforms.transform import as_recorded, different
+
+_TIMED_RUNS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one batch adds: the sums of the model's output, and those of each site."""
+
+    output: Totals
+    sites: Mapping[str, Totals]
+
+
+def run_of(reference: nn.Module, converted: nn.Module, first: Any, forward: Forward | None) -> Run:
+    """Both models, ready to be compared on batches like the first one.
+
+    Raises ``ArtifactError`` if the converted model was not converted by qrecipe (QR501), or not
+    from a model like the reference (QR420).
+    """
+    origin, graphs = provenance(converted), converted_graphs(converted)
+    plan = Plan.from_json(origin.plan)
+    # training has changed weights, but not the sites
+    recipe = replace(parse_recipe(origin.recipe), phase="ptq", executor=plan.executor)
+    with inputs_of_batch(reference, first, forward) as inputs:
+        inventory = inventory_of(reference, recipe, inputs)
+        done = kept(reference, TRANSFORMED)
+        changes = (plan.chains, plan.groups)
+        if any(changes) and (done is None or (done.chains, done.groups) != changes):
+            reference = as_recorded(reference, recipe, inputs, plan)
+            inventory = inventory_of(reference, recipe, inputs)
+    _check_same(inventory, plan, graphs)
+    for part in inventory.parts:
+        without_changes_in_place(part.graph_module)
+    realised_sites = executor_of(plan.executor).realised_sites
+    realised = {path: realised_sites(graph) for path, graph in graphs.items()}
+    return Run(converted, inventory, graphs, realised, plan, forward)
+
+
+def _check_same(inventory: Inventory, plan: Plan, graphs: Iterable[str]) -> None:
+    planned = {site.name for site in plan.sites}
+    odd = planned.symmetric_difference(inventory.matches)
+    if odd:
+        raise different(f"only one of them has the site {min(odd)}")
+    if {part.path for part in inventory.parts} != set(graphs):
+        raise different("only one of them can be traced")
+
+
+class Run:
+    """Both models under observation, by the plan of the converted one."""
+
+    def __init__(
+        self,
+        converted: nn.Module,
+        inventory: Inventory,
+        graphs: Mapping[str, fx.GraphModule],
+        realised: Mapping[str, Mapping[str, Realised]],
+        plan: Plan,
+        forward: Forward | None,
+    ) -> None:
+        self.plan = plan
+        self._inventory = inventory
+        self._graphs = graphs
+        self._realised = realised
+        self._forward = forward
+        self._activations = Activations(plan.clamps)
+        self._times = (Times(), Times())
+        reference = inventory.model
+        self._raw = (reference, converted)
+        seen, (before, after) = self._activations, self._times
+        if inventory.untraced is None:
+            self._models = (
+                watched_reference(reference, inventory, seen, before),
+                watched_converted(graphs, realised.values(), converted, seen, after),
+            )
+        else:
+            names = list(inventory.matches)
+
+            def see_reference(name: str, result: Any, seconds: float) -> None:
+                before.add(name, seconds)
+                seen.hold(name, result)
+
+            def see_converted(name: str, result: Any, seconds: float) -> None:
+                after.add(name, seconds)
+                seen.match(name, result)
+
+            self._models = (
+                watched_modules(reference, names, see_reference),
+                watched_modules(converted, names, see_converted),
+            )
+
+    def part(self, batch: Any, index: int) -> Part:
+        """Run both models on a batch, one after the other."""
+        self._activations.totals = {}
+        outputs = []
+        for model, times in zip(self._models, self._times, strict=True):
+            times.start_round()
+            with noted_calls(model) as calls:
+                run_quietly(model, batch, index, self._forward)
+            outputs.append([call.output for call in calls])
+            times.rounds.clear()  # they are measured once all is warm
+        self._activations.forget()
+        output = Totals()
+        output.add(*outputs)
+        return Part(output, self._activations.totals)
+
+    def time(self, batch: Any) -> None:
+        """Measure the time once more, now that everything is warm."""
+        for _ in range(_TIMED_RUNS):
+            for model, times in zip(self._models, self._times, strict=True):
+                times.start_round()
+                run_quietly(model, batch, 0, self._forward)
+            self._activations.forget()
+
+    @property
+    def shares(self) -> tuple[Mapping[str, float], Mapping[str, float]]:
+        """Each site's share of the time, in float and quantized."""
+        before, after = self._times
+        return shares(before), shares(after)
+
+    def weights(self) -> dict[str, Fidelity | None]:
+        """The fidelity of each site's weights. Raises ArtifactError (QR420) if shapes differ."""
+        return {name: _weight_fidelity(name, *pair) for name, pair in self._weight_pairs()}
+
+    def _weight_pairs(self) -> Iterator[tuple[str, tuple[list[Tensor], list[Tensor]]]]:
+        """The weights of each site, float and quantized."""
+        for part in self._inventory.parts:
+            for name, real in self._realised[part.path].items():
+                node = self._inventory.matches[name].nodes[0]
+                expected = float_weights(node, part.graph_module)
+                yield name, (expected, quantized_weights(real.node, self._graphs[part.path]))
+        if self._inventory.untraced is not None:
+            reference, quantized = self._raw
+            for name in self._inventory.matches:
+                expected = weights_of_module(reference.get_submodule(name))
+                yield name, (expected, weights_of_kernel(quantized.get_submodule(name)))
+
+
+def _weight_fidelity(
+    name: str, reference: list[Tensor], candidate: list[Tensor]
+) -> Fidelity | None:
+    for expected, actual in zip(reference, candidate, strict=False):
+        if expected.shape != actual.shape:
+            shapes = f"{list(expected.shape)} and {list(actual.shape)}"
+            raise different(f"the weights of {name} have the shapes {shapes}")
+    totals = Totals()
+    totals.add(reference, candidate)
+    return totals.fidelity()

@@ -1,0 +1,144 @@
+"""The steps of a measurement in this process, by each method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from qrecipe.audit.sample import Sample
+from qrecipe.execution.batches import Forward, known_length, limited
+from qrecipe.execution.calls import calls_of
+from qrecipe.execution.isolated import Isolated
+from qrecipe.measure.sensitivity.estimate import Estimate
+from qrecipe.measure.sensitivity.exact import Replay, rerun
+from qrecipe.measure.sensitivity.scores import Effect, Metric, Part, Score, new_score, number
+from qrecipe.model.call import Inputs
+from qrecipe.model.copies import runnable_copy, structural_copy
+
+Evaluate = Callable[[nn.Module], float]
+"""The quality of a model; higher is better."""
+
+FLOAT_MODEL = ""
+"""In place of a site's name: the float model itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The caller's batches, limited as in calibration; ``count`` of them if known."""
+
+    batches: Iterable[Any]
+    limit: int
+    forward: Forward | None
+
+    @property
+    def count(self) -> int | None:
+        return known_length(self.batches, self.limit)
+
+    def calls(self, model: nn.Module) -> Iterator[list[Sample]]:
+        """The calls of a float model for each batch."""
+        for index, batch in enumerate(limited(self.batches, self.limit)):
+            yield calls_of(model, batch, index, self.forward)
+
+
+@dataclass(slots=True)
+class Found:
+    """What is measured so far: SQNR, value and number of batches by site, and whole batches."""
+
+    effects: dict[str, Effect] = field(default_factory=dict)
+    batches: int = 0
+    float_value: float | None = None
+
+    def note(self, name: str, effect: Effect) -> None:
+        """Keep the effect of a site, or the value of the float model."""
+        if name == FLOAT_MODEL:
+            self.float_value = effect[1]
+        else:
+            self.effects[name] = effect
+
+
+Steps = Generator[int | None, None, None]
+"""Measures, and after each step gives the number of all steps if it is known."""
+
+
+class Scorer:
+    """Runs a model with one site quantized at a time, batch by batch."""
+
+    def __init__(
+        self,
+        isolated: Isolated,
+        model: nn.Module,
+        metric: Metric | None,
+        forward: Forward | None,
+        limit: int,
+    ) -> None:
+        # the caller's own model: fusion rounds differently, which counts where errors are small
+        self._eager = runnable_copy(model)
+        self._forward = forward
+        self._score = new_score(metric)
+        self._has_value = metric is not None
+        self._outputs: Callable[[Inputs, Collection[str]], Iterator[tuple[str, Any]]] = partial(
+            rerun, isolated
+        )
+        if isolated.graph is not None:
+            self._outputs = Replay(isolated.graph, isolated.kernels, limit).outputs
+
+    def parts(self, batch: Any, index: int, names: Collection[str]) -> Iterator[tuple[str, Part]]:
+        """What a batch adds to the score of each of these sites, call by call.
+
+        The first part of a call is that of the float model, if the caller's metric ranks.
+        """
+        for call in calls_of(self._eager, batch, index, self._forward):
+            if self._has_value:
+                yield FLOAT_MODEL, self._score.part(call.output, call.output)
+            for name, output in self._outputs(call.inputs, names):
+                yield name, self._score.part(call.output, output)
+
+
+def by_scores(
+    found: Found, scorer: Scorer, names: Collection[str], source: Source, metric: Metric | None
+) -> Steps:
+    scores: dict[str, Score] = {name: new_score(metric) for name in (FLOAT_MODEL, *names)}
+    count = source.count
+    for index, batch in enumerate(limited(source.batches, source.limit)):
+        for name, part in scorer.parts(batch, index, names):
+            scores[name].add(part)
+            found.note(name, scores[name].effect())
+            if name != FLOAT_MODEL:
+                yield None if count is None else count * len(names)
+        found.batches += 1
+
+
+def value_with(isolated: Isolated, evaluate: Evaluate, name: str) -> float:
+    """The caller's measure of the model with one site quantized, or of the float model."""
+
+    def value() -> float:
+        return number(partial(evaluate, structural_copy(isolated.float_model)), "evaluate")
+
+    lone = next((lone for lone in isolated.sites if lone.site.name == name), None)
+    if lone is None:
+        return value()
+    with lone.replaced(isolated.kernels[name]):
+        return value()
+
+
+def by_estimate(found: Found, source: Source, estimate: Estimate) -> Steps:
+    with estimate.probing() as probed:
+        for calls in source.calls(probed):
+            for call in calls:
+                estimate.add(call.inputs)
+            found.batches += 1
+            for name, sqnr_db in estimate.sqnr_db().items():
+                found.effects[name] = (sqnr_db, None, found.batches)
+            yield source.count
+
+
+def by_evaluation(found: Found, isolated: Isolated, evaluate: Evaluate) -> Steps:
+    names = [FLOAT_MODEL, *(lone.site.name for lone in isolated.sites)]
+    found.batches = 1
+    for name in names:
+        found.note(name, (None, value_with(isolated, evaluate, name), 1))
+        yield len(names)
