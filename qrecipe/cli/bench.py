@@ -57,15 +57,15 @@ def bench(
           --batch 1 --evaluate model.py:accuracy --html runtimes.html
     """
     with reported(as_json=json, strict=strict):
-        check_outputs({"--html": html}, files_of(recipe), force=force)
         from qrecipe.cli.html_pages import named, plan_for_page
         from qrecipe.cli.model_argument import get_ready, load_job
         from qrecipe.deployment.page import bench_page
         from qrecipe.measure.pages.page import save_page
 
-        get_ready(None, html=html)
         plugins = [word for name in plugin or () for word in ("--plugin", name)]
         with user_code(plugin) as code, user_output():
+            check_outputs({"--html": html}, files_of(recipe), force=force)
+            get_ready(None, html=html)
             measure = None if evaluate is None else code.function(evaluate, "--evaluate")
             job = load_job(code, recipe, model, data, "this")
             result = qrecipe.bench(

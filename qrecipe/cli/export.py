@@ -71,7 +71,6 @@ def export(
     """
     with reported(as_json=json, strict=strict):
         is_stored = _is_stored(Path(source))
-        check_outputs({"--out": output}, [source] if is_stored else files_of(source), force=force)
         from qrecipe.artifact.export import targets
         from qrecipe.cli.calibrating import compiled_for, prepared_on, subject_and_batches
         from qrecipe.cli.model_argument import get_ready
@@ -84,6 +83,9 @@ def export(
             check_outputs({"--out": str(file)}, force=force)
         get_ready(threads)
         with user_code(plugin) as code:
+            check_outputs(
+                {"--out": output}, [source] if is_stored else files_of(source), force=force
+            )
             made: targets.Source
             if is_stored:
                 with user_output():

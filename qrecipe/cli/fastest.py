@@ -30,11 +30,11 @@ def fastest(
       qrecipe fastest cnn.toml --model model.py:factory --data model.py:batches --out fast.toml
     """
     with reported(as_json=json):
-        check_outputs({"--out": output}, files_of(recipe), force=force)
         from qrecipe.cli.model_argument import get_ready, load_job
 
-        get_ready(threads, out=output)
         with user_code(plugin) as code:
+            check_outputs({"--out": output}, files_of(recipe), force=force)
+            get_ready(threads, out=output)
             with user_output():
                 job = load_job(code, recipe, model, data, "this")
                 result = qrecipe.fastest(job.model, job.recipe, job.data())

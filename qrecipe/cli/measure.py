@@ -24,6 +24,7 @@ def compare(
     html: options.Html = None,
     target_cpu: options.TargetCpu = "this",
     threads: options.Threads = None,
+    pool: options.Pool = None,
     force: options.Force = False,
     plugin: options.Plugin = None,
     json: options.Json = False,
@@ -37,21 +38,23 @@ def compare(
           --evaluate model.py:accuracy --html sites.html
     """
     with reported(as_json=json):
-        check_outputs({"--plot": plot, "--html": html}, files_of(recipe), force=force)
         from qrecipe.cli.html_pages import activations_of, named
         from qrecipe.cli.metric import Metric
         from qrecipe.cli.model_argument import get_ready, load_job
+        from qrecipe.cli.pool import workers_of
         from qrecipe.measure.pages.page import save_page
         from qrecipe.measure.pages.reports import comparison_page
 
-        get_ready(threads, plot, html)
         with user_code(plugin) as code, user_output():
+            check_outputs({"--plot": plot, "--html": html}, files_of(recipe), force=force)
+            get_ready(threads, plot, html)
             accuracy = None if evaluate is None else code.function(evaluate, "--evaluate")
-            job = load_job(code, recipe, model, data, target_cpu)
-            converted = qrecipe.quantize(
-                job.model, job.recipe, job.data(), target_cpu=job.target_cpu
-            )
-            report = qrecipe.compare(job.model, converted, job.data())
+            with workers_of(pool, model, threads) as workers:
+                job = load_job(code, recipe, model, data, target_cpu)
+                converted = qrecipe.quantize(
+                    job.model, job.recipe, job.data(), target_cpu=job.target_cpu
+                )
+                report = qrecipe.compare(job.model, converted, job.data(), pool=workers)
             metric = None if accuracy is None else Metric.of(accuracy, job.model.eval(), converted)
             activations = activations_of(converted, job.data) if html is not None else ""
         # show the result before anything is written, which could fail
@@ -91,14 +94,14 @@ def profile(
       qrecipe profile cnn.toml --model model.py:factory --data model.py:batches --html times.html
     """
     with reported(as_json=json):
-        check_outputs({"--plot": plot, "--html": html}, files_of(recipe), force=force)
         from qrecipe.cli.html_pages import named, plan_for_page
         from qrecipe.cli.model_argument import get_ready, load_job
         from qrecipe.measure.pages.page import save_page
         from qrecipe.measure.pages.reports import profile_page
 
-        get_ready(threads, plot, html)
         with user_code(plugin) as code, user_output():
+            check_outputs({"--plot": plot, "--html": html}, files_of(recipe), force=force)
+            get_ready(threads, plot, html)
             job = load_job(code, recipe, model, data, "this")
             report = qrecipe.profile(job.model, job.recipe, job.data())
             origin = None if html is None else plan_for_page(job)
@@ -150,6 +153,7 @@ def sensitivity(
     html: options.Html = None,
     target_cpu: options.TargetCpu = "this",
     threads: options.Threads = None,
+    pool: options.Pool = None,
     force: options.Force = False,
     plugin: options.Plugin = None,
     json: options.Json = False,
@@ -161,22 +165,27 @@ def sensitivity(
       qrecipe sensitivity cnn.toml --model model.py:factory --data model.py:batches
       qrecipe sensitivity cnn.toml --model model.py:factory --data model.py:batches \\
           --keep-float 2 --out cnn-overlay.toml
+      qrecipe sensitivity cnn.toml --model model.py:factory --data model.py:batches \\
+          --pool processes:4
     """
     if evaluate is not None and method == "estimate":
         raise typer.BadParameter("--evaluate needs --method exact")
+    if pool is not None and method == "estimate":
+        raise typer.BadParameter("--pool needs --method exact")
     _check_overlay(overlay, keep_float, min_sqnr_db, by_db=evaluate is None)
     with reported(as_json=json):
-        check_outputs(
-            {"--out": overlay, "--plot": plot, "--html": html}, files_of(recipe), force=force
-        )
         from qrecipe.cli.html_pages import for_page, named
         from qrecipe.cli.model_argument import get_ready, load_job
+        from qrecipe.cli.pool import workers_of
         from qrecipe.measure.pages.page import save_page
         from qrecipe.measure.pages.reports import ranking_page
 
-        get_ready(threads, plot, html, overlay)
         with user_code(plugin) as code:
-            with user_output():
+            check_outputs(
+                {"--out": overlay, "--plot": plot, "--html": html}, files_of(recipe), force=force
+            )
+            get_ready(threads, plot, html, overlay)
+            with user_output(), workers_of(pool, model, threads) as workers:
                 measure = None if evaluate is None else code.function(evaluate, "--evaluate")
                 job = load_job(code, recipe, model, data, target_cpu)
                 ranking = qrecipe.sensitivity(
@@ -187,6 +196,7 @@ def sensitivity(
                     evaluate=measure,
                     memory_limit=memory_limit,
                     target_cpu=job.target_cpu,
+                    pool=workers,
                 )
             save = partial(ranking.save_overlay, keep_float=keep_float, min_sqnr_db=min_sqnr_db)
             out_and_save(ranking, "overlay", overlay, save, as_json=json)

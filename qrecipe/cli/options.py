@@ -29,6 +29,22 @@ def _reader(words: Sequence[str]) -> Callable[[str], str]:
     return read
 
 
+def _pool(text: str) -> str:
+    """``processes:N`` or ``dask:ADDRESS``."""
+    kind, _, value = text.partition(":")
+    problem = None
+    if kind not in ("processes", "dask"):
+        near = [f" Did you mean {each!r}?" for each in nearest(kind, ("processes", "dask"))]
+        problem = "".join([f"{kind!r} is no pool.", *near])
+    elif kind == "processes" and not (value.isascii() and value.isdecimal() and int(value) > 0):
+        problem = f"{value!r} is no number of processes."
+    elif kind == "dask" and not value:
+        problem = "the address of the scheduler is missing."
+    if problem is not None:
+        raise typer.BadParameter(f"{problem} Write processes:4, or dask:tcp://HOST:8786.")
+    return text
+
+
 Recipe = Annotated[
     str,
     typer.Argument(
@@ -107,6 +123,16 @@ Threads = Annotated[
     int | None,
     typer.Option(
         "--threads", min=1, metavar="N", help="Number of torch threads; default: torch's choice."
+    ),
+]
+Pool = Annotated[
+    str | None,
+    typer.Option(
+        "--pool",
+        metavar="processes:N|dask:ADDRESS",
+        parser=_pool,
+        help="Measure in N processes, or on the workers of a Dask scheduler; one thread each, "
+        "unless --threads says otherwise.",
     ),
 ]
 Plugin = Annotated[

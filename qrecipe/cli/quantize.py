@@ -44,14 +44,14 @@ def quantize(
           --evaluate model.py:accuracy --threads 1 --out model.safetensors
     """
     with reported(as_json=json, strict=strict):
-        check_outputs({"--out": output}, files_of(recipe), force=force)
         from qrecipe.cli.calibrating import compiled_for, prepared_on, subject_and_batches
         from qrecipe.cli.model_argument import get_ready
         from qrecipe.cli.quantize_result import measure, result_json, result_text
         from qrecipe.planning.asked import executed_by
 
-        get_ready(threads)
         with user_code(plugin) as code:
+            check_outputs({"--out": output}, files_of(recipe), force=force)
+            get_ready(threads)
             with user_output():
                 loaded = executed_by(qrecipe.load_recipe(recipe), executor)
                 accuracy = None if evaluate is None else code.function(evaluate, "--evaluate")

@@ -53,13 +53,13 @@ def suggest(
       qrecipe suggest --model torchvision.models:resnet18 --input 1x3x224x224 --batches 8
     """
     with reported(as_json=json):
-        check_free({"--out": output}, force=force)
         from qrecipe.authoring.suggest.suggest import suggestion
         from qrecipe.cli.model_argument import get_ready, load_subject, required_inputs
         from qrecipe.planning.faster_runtime import faster_runtime
 
-        get_ready(None, out=output)
         with user_code(plugin) as code, user_output():
+            check_free({"--out": output}, force=force)
+            get_ready(None, out=output)
             subject = load_subject(code, model, input)
             text = suggestion(subject.model, required_inputs(subject, model), batches)
         if output is not None:
@@ -117,6 +117,7 @@ def tune(
     html: options.Html = None,
     target_cpu: options.TargetCpu = "this",
     threads: options.Threads = None,
+    pool: options.Pool = None,
     force: options.Force = False,
     plugin: options.Plugin = None,
     json: options.Json = False,
@@ -132,23 +133,26 @@ def tune(
           --evaluate model.py:accuracy --max-drop 0.005 --out tuned.toml
       qrecipe tune cnn.toml --model model.py:factory --data model.py:batches \\
           --evaluate model.py:accuracy --log trials.json --max-seconds 600 --html tuning.html
+      qrecipe tune cnn.toml --model model.py:factory --data model.py:batches \\
+          --evaluate model.py:accuracy --log trials.json --pool dask:tcp://HOST:8786
     """
     if max_seconds is not None and not max_seconds > 0:
         raise typer.BadParameter("must be above 0", param_hint="--max-seconds")
     with reported(as_json=json):
         written = {"--out": output, "--html": html}
-        check_distinct({"--log": log, "--pareto": pareto, **written}, files_of(recipe))
-        check_free(written, force=force)
         from qrecipe.cli.html_pages import named
         from qrecipe.cli.model_argument import get_ready, load_job
+        from qrecipe.cli.pool import workers_of
         from qrecipe.measure.pages.page import save_page
         from qrecipe.recipe.overlay import make_directory
 
-        get_ready(threads, html=html, out=output)
-        if pareto is not None:
-            make_directory(Path(pareto))
         with user_code(plugin) as code:
-            with user_output():
+            check_distinct({"--log": log, "--pareto": pareto, **written}, files_of(recipe))
+            check_free(written, force=force)
+            get_ready(threads, html=html, out=output)
+            if pareto is not None:
+                make_directory(Path(pareto))
+            with user_output(), workers_of(pool, model, threads) as workers:
                 measure = code.function(evaluate, "--evaluate")
                 job = load_job(code, recipe, model, data, target_cpu)
                 result = qrecipe.tune(
@@ -161,6 +165,7 @@ def tune(
                     max_seconds=max_seconds,
                     resume=log,
                     target_cpu=job.target_cpu,
+                    pool=workers,
                 )
             if pareto is not None:
                 result.save_front(pareto)

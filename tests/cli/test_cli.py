@@ -207,6 +207,16 @@ def test_plugin_makes_its_observers_known(folder):
         registered.remove("observer", "house_minmax")
 
 
+@pytest.mark.parametrize("command", ["quantize", "compare", "sensitivity", "fastest", "export"])
+def test_plugins_are_known_to_commands_that_write_files(folder, command):
+    (folder / "plugin.py").write_text(OBSERVERS)
+    (folder / "house.toml").write_text(RECIPE.format(observer="house_minmax"))
+    given = ("--model", "model.py:factory", "--data", "model.py:batches", "--plugin", "plugin.py")
+    more = ("--to", "onnx", "--out", "house.onnx") if command == "export" else ()
+    result = run(command, "house.toml", *given, *more)
+    assert "QR104" not in result.stderr
+
+
 def test_plugin_that_fails_is_no_traceback(folder):
     (folder / "plugin.py").write_text("import nowhere_to_be_found\n")
     result = run("check", "good.toml", "--plugin", "plugin")
