@@ -23,6 +23,7 @@ SLOW_PAGES = {
     "few-batches.md",
     "gallery.md",
     "lightning.md",
+    "pool.md",
     "ranks.md",
     "security.md",
     "shards.md",

@@ -57,9 +57,9 @@ def suggest(
         from qrecipe.cli.model_argument import get_ready, load_subject, required_inputs
         from qrecipe.planning.faster_runtime import faster_runtime
 
+        check_free({"--out": output}, force=force)
+        get_ready(None, out=output)
         with user_code(plugin) as code, user_output():
-            check_free({"--out": output}, force=force)
-            get_ready(None, out=output)
             subject = load_subject(code, model, input)
             text = suggestion(subject.model, required_inputs(subject, model), batches)
         if output is not None:

@@ -1,0 +1,191 @@
+"""What workers gain: exact sensitivity of a ResNet-18-like net, and a search on the digits.
+
+Processes of one thread each, that have loaded torch before. Wall time, and the runs with one and
+with two workers take turns; so this needs two cores that nobody else uses. What is sent and what
+pieces cost is measured in this process, in CPU time.
+
+    python benchmarks/pool.py               # about 6 minutes on two quiet cores
+    python benchmarks/pool.py --only rank   # without the search
+    python benchmarks/pool.py --only costs  # what pieces cost: ResNet-18-like, and 300 sites
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import pickle
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from nets import LinearChain, ResNet18Like, warmed
+from torch import Tensor, nn
+
+import qrecipe
+from qrecipe.authoring.tune.log import TrialLog
+from qrecipe.pool import worker
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "digits"))
+
+_ROUNDS = 3
+_BATCHES = 32
+_RECIPE = "builtin:x86-static"
+
+
+class Measuring(Executor):
+    """Runs each piece here and now, and notes its bytes and its CPU seconds."""
+
+    def __init__(self) -> None:
+        worker._BEGUN.clear()
+        self.bytes: list[int] = []
+        self.seconds: list[float] = []
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.bytes.append(len(pickle.dumps((fn, args, kwargs))))
+        start, future = time.process_time(), Future[Any]()
+        future.set_result(fn(*args, **kwargs))
+        self.seconds.append(time.process_time() - start)
+        return future
+
+
+@contextlib.contextmanager
+def _pools() -> Iterator[dict[int, Executor]]:
+    """One and two processes that have done some work."""
+    context = get_context("spawn")
+    with (
+        ProcessPoolExecutor(1, mp_context=context) as one,
+        ProcessPoolExecutor(2, mp_context=context) as two,
+    ):
+        for pool in (one, two):
+            model, batches = LinearChain(4), [torch.randn(8, 64) for _ in range(8)]
+            _rank(model, batches, pool)
+        yield {1: one, 2: two}
+
+
+def _rank(model: nn.Module, batches: list[Tensor], pool: Executor | None) -> qrecipe.Ranking:
+    return qrecipe.sensitivity(model, _RECIPE, batches, pool=pool, progress=False)
+
+
+def _net(batches: int) -> tuple[nn.Module, list[Tensor]]:
+    torch.manual_seed(0)
+    model = warmed(ResNet18Like(), 16, 3, 64, 64)
+    return model, [torch.randn(16, 3, 64, 64) for _ in range(batches)]
+
+
+def _rankings(pools: dict[int, Executor]) -> None:
+    model, batches = _net(_BATCHES)
+    alone, expected = _timed(lambda: _rank(model, batches, None))
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(_ROUNDS):
+        for count, pool in pools.items():
+            taken, found = _timed(partial(_rank, model, batches, pool))
+            assert found == expected, "the rankings differ"
+            seconds[count].append(taken)
+    print(f"sensitivity of {len(expected.sites)} sites, {_BATCHES} batches of 16 at 64x64")
+    print(f"  in this process  {alone:7.1f} s")
+    _report(seconds)
+
+
+def _searches(pools: dict[int, Executor]) -> None:
+    from digits import calibration, evaluate
+    from rescale import stressed
+
+    model, batches, log = stressed(), calibration(), Path("pool-trials.json")
+
+    def search(pool: Executor | None) -> qrecipe.TuningResult:
+        """A search with the times of sites that were measured before: they decide its trials."""
+        if log.exists():
+            known = TrialLog.model_validate_json(log.read_text())
+            log.write_text(known.model_copy(update={"trials": [], "ahead": []}).model_dump_json())
+        return qrecipe.tune(
+            *(model, _RECIPE, batches, evaluate),
+            max_drop=0.003,
+            resume=log,
+            pool=pool,
+            progress=False,
+        )
+
+    search(None)
+    alone, expected = _timed(lambda: search(None))
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(_ROUNDS):
+        for count, pool in pools.items():
+            taken, found = _timed(partial(search, pool))
+            metrics = [[trial.metric for trial in each.trials] for each in (found, expected)]
+            assert metrics[0] == metrics[1], "the searches differ"
+            seconds[count].append(taken)
+    known = TrialLog.model_validate_json(log.read_text())
+    early = sum(trial.ahead for trial in known.trials)
+    print(f"tune of the digits: {len(expected.trials)} trials, without ranking and profile")
+    print(f"  with 2 workers {early} were tried ahead of need, and {len(known.ahead)} in vain")
+    print(f"  in this process  {alone:7.1f} s")
+    _report(seconds)
+    log.unlink()
+
+
+def _report(seconds: dict[int, list[float]]) -> None:
+    for count, taken in seconds.items():
+        print(
+            f"  {count} worker{'s' if count > 1 else ' '}        {statistics.median(taken):7.1f} s"
+        )
+    ratios = [one / two for one, two in zip(seconds[1], seconds[2], strict=True)]
+    shown = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+    print(f"  2 workers are {statistics.median(ratios):.2f} times as fast as 1 ({shown})")
+
+
+def _timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    value = run()
+    return time.perf_counter() - start, value
+
+
+def _costs() -> None:
+    """What is sent and what it costs, and from there what more workers would gain."""
+    torch.manual_seed(0)
+    chain = LinearChain(300, 256).eval(), [torch.randn(256, 256) for _ in range(4)]
+    for name, (model, batches) in {"ResNet-18-like": _net(4), "300 Linear layers": chain}.items():
+        pool = Measuring()
+        start = time.process_time()
+        ranking = _rank(model, batches, pool)
+        whole = time.process_time() - start
+        first, *others = pool.seconds
+        piece = statistics.median(others)
+        count = len(pool.seconds) // len(batches)
+        print(f"{name}: {len(ranking.sites)} sites, {len(pool.seconds)} pieces, CPU seconds")
+        print(f"  sent for a piece {statistics.median(pool.bytes):5.0f} bytes")
+        print(f"  of this process  {whole - sum(pool.seconds):7.2f} s")
+        print(
+            f"  to begin         {first - piece:7.2f} s in each worker, on {len(batches)} batches"
+        )
+        print(f"  a piece          {piece:7.3f} s, {count} for each batch")
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=["rank", "tune", "costs"])
+    only = parser.parse_args().only
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    if only in (None, "costs"):
+        _costs()
+    if only != "costs":
+        with _pools() as pools:
+            if only != "tune":
+                _rankings(pools)
+            if only != "rank":
+                _searches(pools)
+    print(f"load {os.getloadavg()[0]:.1f}")
+
+
+if __name__ == "__main__":
+    _main()
