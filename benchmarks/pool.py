@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import pickle
 import statistics
@@ -21,6 +22,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -38,18 +40,25 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "digits"))
 
 _ROUNDS = 3
 _BATCHES = 32
+_PIECES = 11
+_MANY = 100
 _RECIPE = "builtin:x86-static"
 
 
 class Measuring(Executor):
-    """Runs each piece here and now, and notes its bytes and its CPU seconds."""
+    """Runs the first pieces here and now, and notes their bytes and CPU seconds."""
 
     def __init__(self) -> None:
         worker._BEGUN.clear()
+        self.sites: dict[int, list[str]] = {}
         self.bytes: list[int] = []
         self.seconds: list[float] = []
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        if len(self.seconds) == _PIECES:
+            raise KeyboardInterrupt
+        index, names = args[1]
+        self.sites.setdefault(index, []).extend(names)
         self.bytes.append(len(pickle.dumps((fn, args, kwargs))))
         start, future = time.process_time(), Future[Any]()
         future.set_result(fn(*args, **kwargs))
@@ -148,25 +157,49 @@ def _timed(run: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, value
 
 
+@dataclass(frozen=True)
+class Cost:
+    """CPU seconds of a ranking: here, to begin in each worker, and of a piece; and its parts."""
+
+    here: float
+    begin: float
+    piece: float
+    bytes: float
+    sites: int
+    pieces: int
+
+    @classmethod
+    def of(cls, model: nn.Module, batches: list[Tensor]) -> Cost:
+        pool, start = Measuring(), time.process_time()
+        with contextlib.suppress(KeyboardInterrupt):
+            _rank(model, batches, pool)
+        whole = time.process_time() - start
+        first, *others = pool.seconds
+        piece, sites = statistics.median(others), pool.sites[0]
+        count = (len(sites) + 31) // 32
+        sent = statistics.median(pool.bytes)
+        return cls(whole - sum(pool.seconds), first - piece, piece, sent, len(sites), count)
+
+
 def _costs() -> None:
     """What is sent and what it costs, and from there what more workers would gain."""
     torch.manual_seed(0)
-    chain = LinearChain(300, 256).eval(), [torch.randn(256, 256) for _ in range(4)]
-    for name, (model, batches) in {"ResNet-18-like": _net(4), "300 Linear layers": chain}.items():
-        pool = Measuring()
-        start = time.process_time()
-        ranking = _rank(model, batches, pool)
-        whole = time.process_time() - start
-        first, *others = pool.seconds
-        piece = statistics.median(others)
-        count = len(pool.seconds) // len(batches)
-        print(f"{name}: {len(ranking.sites)} sites, {len(pool.seconds)} pieces, CPU seconds")
-        print(f"  sent for a piece {statistics.median(pool.bytes):5.0f} bytes")
-        print(f"  of this process  {whole - sum(pool.seconds):7.2f} s")
-        print(
-            f"  to begin         {first - piece:7.2f} s in each worker, on {len(batches)} batches"
-        )
-        print(f"  a piece          {piece:7.3f} s, {count} for each batch")
+    chain = LinearChain(300, 256).eval(), [torch.randn(64, 256) for _ in range(_PIECES + 1)]
+    for model, batches in (_net(_PIECES + 1), chain):
+        few, more = Cost.of(model, batches[:2]), Cost.of(model, batches)
+        calibration = (more.begin - few.begin) / (len(batches) - 2)
+        begin = few.begin - 2 * calibration
+        print(f"{few.sites} sites, CPU seconds")
+        print(f"  in this process   {few.here:7.2f}")
+        print(f"  to begin          {begin:7.2f} in each worker, and {calibration:.3f} a batch")
+        print(f"  a piece           {more.piece:7.3f}, {more.pieces} for each batch")
+        print(f"  sent for a piece  {more.bytes:7.0f} bytes")
+        fixed, alone = few.here + begin + _MANY * calibration, 0.0
+        for workers in (1, 2, 8, 64, 512):
+            taken = fixed + math.ceil(_MANY * more.pieces / workers) * more.piece
+            alone = alone or taken
+            gain = f"{taken:8.1f} s, {alone / taken:5.1f} times"
+            print(f"  {workers:3} workers, {_MANY} batches, by arithmetic {gain}")
 
 
 def _main() -> None:
