@@ -4,7 +4,7 @@ Four models: resnet18 and mobilenet_v2 of torchvision (random weights, warmed Ba
 pixels), a U-Net (96 pixels), and a transformer encoder (4 layers of 384 features, 64 tokens). Each
 is quantized by
 
-- qrecipe, with the recipe below; for the encoder also with float sums
+- qrecipe, with the recipe below; also with results left float, for the encoder with float sums
 - ``onnxruntime.quantization.quantize_static``: QDQ, weights per channel, min and max
 - ``nncf.quantize`` of OpenVINO's model, with its defaults (for the encoder as a transformer)
 
@@ -62,6 +62,11 @@ quant_max = 127
 "torch.nn.functional.adaptive_avg_pool2d" = "float"
 """
 FLOAT_SUMS = f'{RECIPE}"torch.add" = "float"\n'
+INPUTS_ONLY = f"""{FLOAT_SUMS}
+[tensor.activation]
+observer = "mse"
+inputs_only = true
+"""
 BATCHES, SIZE, JUDGED = 10, 8, 32
 
 Runtime = Literal["onnxruntime", "openvino"]
@@ -180,6 +185,8 @@ def rows_of(name: str, subject: Subject, folder: Path, base: str) -> list[Row]:
         "onnxruntime.quantization": (by_onnxruntime, both),
         "nncf": (by_nncf("transformer" if name == "encoder" else None), ("openvino",)),
     }
+    inputs_only = by_qrecipe(INPUTS_ONLY.format(base=base))
+    quantizers["qrecipe, inputs only"] = (inputs_only, both)
     if name == "encoder":
         quantizers["qrecipe, float sums"] = (by_qrecipe(FLOAT_SUMS.format(base=base)), both)
     return [

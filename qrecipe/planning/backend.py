@@ -129,6 +129,11 @@ class Outcome:
     engine: Engine | None = None
     fault: Fault | None = None
 
+    @property
+    def gives_integers(self) -> bool:
+        """Whether the result is rounded to a static range."""
+        return self.mode == "static" and self.qconfig is not None and self.qconfig.rounds_results
+
 
 def backend_config(name: Backend, phase: Phase) -> BackendConfig:
     """The BackendConfig with which to plan, prepare and convert for a backend.
@@ -185,7 +190,7 @@ def input_specs(
     is_float = bool(operation.model_inputs or operation.stored) or not operation.producers
     for name in operation.producers:
         outcome = outcome_of.get(name)
-        if outcome is not None and outcome.mode == "static" and outcome.qconfig is not None:
+        if outcome is not None and outcome.gives_integers and outcome.qconfig is not None:
             if outcome.qconfig.activation is not None:
                 yield outcome.qconfig.activation
         else:
@@ -335,7 +340,7 @@ class _Judge:
         specs: list[TensorSpec] = []
         for name in operation.producers:
             producer = self.earlier[name]
-            if producer.mode != "static" or producer.qconfig is None:
+            if not producer.gives_integers or producer.qconfig is None:
                 return f"follows {name}, which returns float"
             assert producer.qconfig.activation is not None
             specs.append(producer.qconfig.activation)
@@ -353,6 +358,9 @@ class _Judge:
             return _float(
                 f'executor = "{self.executor}" has no {_WORDS[mode]} mode', honoured=False
             )
+        if not qconfig.rounds_results and mode == "static" and self._must_round_results:
+            text = 'only executor = "pt2e" without training leaves results float (inputs_only)'
+            return _float(text, honoured=False)
         missing = no_operator(self.match, qconfig) if self.executor in DEQUANTIZE else None
         if missing is not None:
             return _float(missing, honoured=False)
@@ -369,6 +377,10 @@ class _Judge:
         return replace(_float(faults[0].problem, honoured=False), fault=faults[0])
 
     @property
+    def _must_round_results(self) -> bool:
+        return self.executor not in DEQUANTIZE or self.phase == "qat" or self.backend in EXPORTED
+
+    @property
     def _kernels(self) -> Sequence[DTypeConfig]:
         """What the backend's kernels take, and what the executor can do besides."""
         own = takes_weight(self.match) and self.executor in DEQUANTIZE
@@ -378,6 +390,8 @@ class _Judge:
         known = weight_refusal(self.match, self.backend, self.phase, spec.weight)
         if known is not None:
             return _float(known, honoured=False)
+        if mode == "static" and not spec.rounds_results:
+            note = "; ".join(filter(None, (note, "its result stays float")))
         if mode == "weight_only" and self.executor in DEQUANTIZE:
             note = "; ".join(filter(None, (note, SAVES_MEMORY)))
         if mode != "static" or self.executor not in PACK:

@@ -99,11 +99,11 @@ def _place(finding: Finding) -> tuple[str, int, int]:
 def _sites(
     inventory: Inventory, resolution: Resolution, outcome_of: Mapping[str, Outcome]
 ) -> Iterator[Site]:
-    static = {name for name, outcome in outcome_of.items() if outcome.mode == "static"}
+    integers = {name for name, outcome in outcome_of.items() if outcome.gives_integers}
     clamped = clamps(inventory, outcome_of)
     for operation in inventory.structure.operations:
         decision, outcome = resolution.decisions[operation.name], outcome_of[operation.name]
-        reads_float = outcome.verdict == "quantized" and bool(_float_inputs(operation, static))
+        reads_float = outcome.verdict == "quantized" and bool(_float_inputs(operation, integers))
         clamp = clamped.get(operation.name)
         texts = outcome.reason, None if clamp is None else clamp.reason
         yield Site(
@@ -128,9 +128,13 @@ def _static(sites: Sequence[Site]) -> dict[str, Site]:
     return {site.name: site for site in sites if site.mode == "static"}
 
 
-def _float_inputs(operation: Operation, static: Container[str]) -> list[str]:
-    """The tensors that an operation reads as float."""
-    return [name for name in _reads(operation) if name not in static]
+def _giving_integers(sites: Sequence[Site]) -> set[str]:
+    return {site.name for site in sites if site.gives_integers}
+
+
+def _float_inputs(operation: Operation, integers: Container[str]) -> list[str]:
+    """The tensors that an operation reads as float; ``integers`` are sites that give those."""
+    return [name for name in _reads(operation) if name not in integers]
 
 
 def _reads(operation: Operation) -> Iterator[str]:
@@ -185,13 +189,13 @@ def _readers_of_float(
 
     Roots may have inputs of the same name, so a tensor is known by its graph and its name.
     """
-    static = _static(sites)
+    integers = _giving_integers(sites)
     readers: dict[tuple[fx.Graph | None, str], list[Site]] = {}
-    for name, site in static.items():
+    for name, site in _static(sites).items():
         if site.input is not None:
             match = inventory.matches[name]
             graph = match.nodes[0].graph if match.nodes else None
-            for source in _float_inputs(match.operation, static):
+            for source in _float_inputs(match.operation, integers):
                 readers.setdefault((graph, source), []).append(site)
     return readers
 
@@ -213,18 +217,18 @@ def _input_conflicts(sites: Sequence[Site], inventory: Inventory) -> Iterator[Fi
 
 def _boundaries(sites: Sequence[Site], inventory: Inventory) -> int:
     """The number of tensors that are quantized or dequantized; each costs a pass over memory."""
-    static = _static(sites)
+    static, integers = _static(sites), _giving_integers(sites)
     dequantized = {
         producer
         for operation in inventory.structure.operations
         if operation.name not in static
         for producer in operation.producers
-        if producer in static
+        if producer in integers
     }
     returned = {
         operation.name
         for operation in inventory.structure.operations
-        if operation.is_output and operation.name in static
+        if operation.is_output and operation.name in integers
     }
     quantized = (
         _results(inventory, source, lambda reader: reader in static)

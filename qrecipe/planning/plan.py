@@ -71,6 +71,11 @@ class Site(ShortRepr):
     is_output: bool = False
 
     @property
+    def gives_integers(self) -> bool:
+        """Whether its result is rounded to a static range."""
+        return self.mode == "static" and self.qconfig is not None and self.qconfig.rounds_results
+
+    @property
     def dtypes(self) -> str:
         """The dtypes of weight and activation in short: ``int8/uint8``, ``-/uint8``, ``float``."""
         if self.qconfig is None:

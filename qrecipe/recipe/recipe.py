@@ -66,6 +66,11 @@ class QConfigSpec:
     weight: TensorSpec | None
     activation: TensorSpec | None
 
+    @property
+    def rounds_results(self) -> bool:
+        """Whether results are rounded as well as what is read, where ranges are static."""
+        return self.activation is not None and not self.activation.inputs_only
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class WrittenRule(ShortRepr):

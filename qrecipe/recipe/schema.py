@@ -140,6 +140,10 @@ class TensorSpec(Table, json_schema_extra={"minProperties": 1}):
         "Use half of the range: 7 bits, which saturate on no x86 CPU. Activations only."
     )
     is_dynamic: bool | None = _key("Compute the range of each input at run time.")
+    inputs_only: bool | None = _key(
+        "Round what sites read, and leave their results float. Activations only, with "
+        'executor = "pt2e".'
+    )
 
     @property
     def is_per_tensor(self) -> bool:

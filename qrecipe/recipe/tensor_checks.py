@@ -58,6 +58,9 @@ def _misuses(role: str, spec: TensorSpec) -> Iterator[tuple[str, str, str]]:
     if spec.reduce_range and is_static_integer(spec):
         what = "has reduce_range, which is for activations only"
         yield "reduce_range", what, "use a tensor without reduce_range"
+    if spec.inputs_only:
+        what = "has inputs_only, which is for activations only"
+        yield "inputs_only", what, "use a tensor without inputs_only"
     if spec.is_dynamic and spec.dtype in ("int8", "uint8"):
         what = "is dynamic, which a weight cannot be"
         yield "is_dynamic", what, "only activations have ranges that change at run time"

@@ -151,7 +151,7 @@ def costs_of(profile: Profile, plan: Plan, structure: ModelStructure) -> Costs:
                 now if stays else times.channels_last_time.seconds or now,
                 None if stays else now,
                 operation.producers,
-                keeps=site.mode == "static",
+                keeps=site.gives_integers,
                 follows=operation.kind in FOLLOWERS,
                 precision=_precision(site),
             )

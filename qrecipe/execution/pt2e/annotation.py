@@ -19,6 +19,7 @@ from qrecipe.execution.pt2e.adapters import (
 )
 from qrecipe.execution.pt2e.operands import (
     constant_nodes,
+    gives_integers,
     gives_tensor,
     input_spec,
     is_float,
@@ -100,7 +101,7 @@ class _Annotator:
         return source, node
 
     def _gives_integers(self, node: fx.Node) -> bool:
-        return DROPS in node.meta or is_static(self.sites.get(site_of(node) or ""))
+        return DROPS in node.meta or gives_integers(self.sites.get(site_of(node) or ""))
 
     def _inputs(self, node: fx.Node, first: _Edge | None) -> Iterator[tuple[_Edge, Any]]:
         qconfig, own = self.site.qconfig, input_spec(self.site, self.plan)
@@ -126,7 +127,7 @@ class _Annotator:
 
     def _output(self, node: fx.Node, first: _Edge | None) -> Any:
         is_read = any(user not in self.nodes for user in node.users)
-        if not is_static(self.site) or not is_read or not gives_tensor(node):
+        if not self.site.gives_integers or not is_read or not gives_tensor(node):
             return None
         if self._follows:
             return SharedQuantizationSpec(first)

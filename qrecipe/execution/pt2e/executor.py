@@ -62,13 +62,15 @@ def _became(nodes: Sequence[fx.Node]) -> Became:
     read = [(source, role) for node in nodes for source, role in operands(node)]
     if not any(is_conversion(source) for source, role in read if role == "weight"):
         return "float"
-    is_dynamic = any(_finds_range(source) for source, role in read if role == "data")
-    return "dynamic" if is_dynamic else "weight_only"
+    rounded = [source for source, role in read if role == "data" and is_conversion(source)]
+    if not rounded:
+        return "weight_only"
+    return "dynamic" if any(map(_finds_range, rounded)) else "static"
 
 
 def _finds_range(node: fx.Node) -> bool:
-    """Whether a tensor was rounded to a scale that is computed in each call."""
-    return is_conversion(node) and getattr(node.args[1], "op", "") == "call_function"
+    """Whether a converted tensor was rounded to a scale that is computed in each call."""
+    return getattr(node.args[1], "op", "") == "call_function"
 
 
 def _rounded(last: fx.Node) -> fx.Node:

@@ -97,6 +97,10 @@ def is_static(site: Site | None) -> bool:
     return site is not None and site.mode == "static"
 
 
+def gives_integers(site: Site | None) -> bool:
+    return site is not None and site.gives_integers
+
+
 def input_spec(site: Site, plan: Plan) -> TensorSpec | None:
     """The spec that a float input of a site gets; with the range of the backend's dynamic kernels.
 

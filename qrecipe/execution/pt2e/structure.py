@@ -12,6 +12,7 @@ from qrecipe.audit.modules import differs
 from qrecipe.errors.findings import Finding
 from qrecipe.execution.pt2e.operands import (
     constant_nodes,
+    gives_integers,
     gives_tensor,
     input_spec,
     is_float,
@@ -112,7 +113,7 @@ class _SiteAudit:
                 elif role == "data" and source not in self.nodes:
                     yield from self._input_problems(source)
                     grids |= {grid for grid in (grid_of(source, self.converted),) if grid}
-            if is_static(self.site) and gives_tensor(node):
+            if self.site.gives_integers and gives_tensor(node):
                 yield from self._output_problems(node, grids)
         if self.site.verdict == "passthrough" and len(grids) > 1:
             yield "the tensors that share a scale have several"
@@ -138,7 +139,7 @@ class _SiteAudit:
                 yield f"reads {source}, which is float"
             return
         producer = self._producer(source)
-        if is_static(producer):
+        if gives_integers(producer):
             assert producer is not None
             assert producer.qconfig is not None
             yield from _unlike(producer.qconfig.activation, grid, "its input")

@@ -146,7 +146,7 @@ def _place(node: fx.Node, sites: Mapping[str, Site]) -> tuple[Site, TensorRole] 
     if quantizes_tensor(node):
         source = node.args[0]
         giver = sites.get(site_of(source) or "") if isinstance(source, fx.Node) else None
-        if giver is not None and giver.mode == "static":  # a reference model rounds results so
+        if giver is not None and giver.gives_integers:  # a reference model rounds results so
             return (giver, "output") if giver.verdict == "quantized" else None
         reader = next(_readers(node, sites), None)
         return None if reader is None else (reader, "input")

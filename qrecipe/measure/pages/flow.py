@@ -28,7 +28,10 @@ _SIZES = (50, 75, 100, 150, 200)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """An input, a site, or the output of the model; ``reads`` are rows by their names."""
+    """An input, a site, or the output of the model; ``reads`` are rows by their names.
+
+    ``domain`` is that of its result, and ``takes`` that of what it reads.
+    """
 
     name: str
     kind: Kind
@@ -36,6 +39,7 @@ class Row:
     domain: Domain
     reads: tuple[str, ...] = ()
     why: str = ""
+    takes: Domain = "float"
 
 
 @dataclass(slots=True)
@@ -96,9 +100,10 @@ def _rows(plan: Plan) -> list[Row]:
 
 
 def _row(site: Site) -> Row:
-    domain: Domain = "int8" if site.mode == "static" else "float"
+    domain: Domain = "int8" if site.gives_integers else "float"
+    takes: Domain = "int8" if site.mode == "static" else "float"
     words = f"{site.op}  {site.dtypes}"
-    return Row(site.name, site.verdict, words, domain, site.reads, site.reason or "")
+    return Row(site.name, site.verdict, words, domain, site.reads, site.reason or "", takes)
 
 
 def _lines(rows: Sequence[Row]) -> dict[str, Line]:
@@ -128,7 +133,7 @@ def _first_free(taken: Iterable[int]) -> int:
 
 def conversions(rows: Sequence[Row], line: Line) -> Iterator[int]:
     """The first row that reads the tensor in the other domain, if there is one."""
-    yield from [place for place in line.readers if rows[place].domain != line.domain][:1]
+    yield from [place for place in line.readers if rows[place].takes != line.domain][:1]
 
 
 def _svg(rows: Sequence[Row], lines: Mapping[str, Line]) -> str:
@@ -170,7 +175,7 @@ def _drawn_line(rows: Sequence[Row], lines: Mapping[str, Line], line: Line) -> I
     for place in line.readers:
         above, end = _y(place) - _ROW // 2, _x(lines[rows[place].name].lane)
         bend = f"M{x} {above}C{x} {_y(place)} {end} {above} {end} {_y(place)}"
-        yield f'<path class="{rows[place].domain}" d="{bend}"/>'
+        yield f'<path class="{rows[place].takes}" d="{bend}"/>'
     if converted is not None:
         name = rows[line.start].name
         word, verb = ("dq", "dequantized") if line.domain == "int8" else ("q", "quantized")
