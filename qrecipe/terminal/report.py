@@ -17,6 +17,9 @@ _LONGEST_WORD = 24
 _WIDE = 5
 """The number of columns from which on a table needs more room than a phone has."""
 
+_TALL = 40
+"""The number of rows above which a table hides what stands below it."""
+
 
 class Section(Protocol):
     """A part of a report under a title, which its text leaves out."""
@@ -68,9 +71,10 @@ class Table:
         body = "\n".join(self._row(row, "td") for row in self.rows)
         note = f"\n<p>{escaped(self.note)}</p>" if self.note else ""
         kind = ' class="wide"' if len(self.header) >= _WIDE else ""
+        box = "scroll tall" if len(self.rows) > _TALL else "scroll"
         # a box of its own: a wide table must not widen the page around it
         return (
-            f'{caption}<div class="scroll" style="overflow-x: auto" tabindex="0"><table{kind}>\n'
+            f'{caption}<div class="{box}" style="overflow-x: auto" tabindex="0"><table{kind}>\n'
             f"<thead>\n{head}\n</thead>\n<tbody>\n{body}\n</tbody>\n</table></div>{note}"
         )
 

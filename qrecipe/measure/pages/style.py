@@ -61,6 +61,7 @@ i.kind0 { background: var(--int8); } i.kind1 { background: var(--float); }
 .kind0, .int8 { color: var(--int8); } .kind1, .float { color: var(--float); }
 .sizes { display: flex; flex-wrap: wrap; gap: 0.2rem 1rem; margin: 0.4rem 0; font-size: 0.87rem; }
 .tall { max-height: 75vh; border: 1px solid var(--line); }
+.tall th { position: sticky; top: 0; background: var(--paper); }
 .flow svg { display: block; width: calc(var(--width) * var(--size)); height: auto;
   --size: 1; font: 12px ui-monospace, "DejaVu Sans Mono", "Liberation Mono", Menlo, monospace;
   fill: none; stroke: none; }
