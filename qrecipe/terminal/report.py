@@ -84,8 +84,11 @@ class Table:
     def _cell(self, cell: str, tag: str, position: int) -> str:
         # only such a word may break anywhere, or the other columns would shrink to letters
         is_long = any(len(word) > _LONGEST_WORD for word in cell.split())
-        kind = "number" if position in self.numeric else "long" if is_long else ""
-        start = f'<{tag} class="{kind}">' if kind else f"<{tag}>"
+        if position in self.numeric:
+            start = f'<{tag} class="number">'
+        else:  # notebooks align cells to the right, and with them bars
+            kind = ' class="long"' if is_long else ""
+            start = f'<{tag}{kind} style="text-align: left">'
         return f"{start}{escaped(cell)}</{tag}>"
 
 
