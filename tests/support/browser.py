@@ -7,8 +7,10 @@ import functools
 import json
 import subprocess
 import sys
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -20,21 +22,23 @@ SCHEMES = ("light", "dark")
 def needs_chromium() -> None:
     """Skips the test where there is none."""
     if find_spec("PySide6") is None or find_spec("PySide6.QtWebEngineWidgets") is None:
-        pytest.skip("no Chromium here: pip install -c constraints.txt 'qrecipe[browser]'")
+        pytest.skip("no Chromium here: pip install -c constraints.txt -e '.[browser]'")
 
 
 @functools.cache
-def _window(scheme: str) -> subprocess.Popen:
+def _window(scheme: str) -> tuple[subprocess.Popen, IO[str]]:
+    """The process of a colour scheme, and what it complains about: a pipe could fill."""
     command = [sys.executable, str(Path(__file__).with_name("browser_window.py")), scheme]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    complaints = tempfile.TemporaryFile("w+")  # noqa: SIM115
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": complaints}
     window = subprocess.Popen(command, text=True, **pipes)
     atexit.register(window.kill)
-    return window
+    return window, complaints
 
 
 def seen(page: Path, width: int, scheme: str, script: str, picture: Path | None = None):
     """What a script gives on a page in a window of this width, and a picture of the whole page."""
-    window = _window(scheme)
+    window, complaints = _window(scheme)
     wish = {
         "page": str(page),
         "width": width,
@@ -44,7 +48,9 @@ def seen(page: Path, width: int, scheme: str, script: str, picture: Path | None 
     }
     print(json.dumps(wish), file=window.stdin, flush=True)
     answer = window.stdout.readline()
-    assert answer, window.stderr.read()[-2000:]
+    if not answer:
+        complaints.seek(0)
+        raise AssertionError(complaints.read()[-2000:])
     return json.loads(answer)
 
 
