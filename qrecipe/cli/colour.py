@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 _ERROR, _WARNING = "bold red", "bold yellow"
 _HINT = "cyan"
 _WORDS = {
-    "green": ("quantized", "applied", "ok"),
+    "green": ("quantized", "applied", "ok", "kept", "within, kept"),
     "cyan": ("passthrough",),
     "yellow": ("float", "unused", "shadowed", "not kept"),
-    "red": ("unmatched", "unsupported", "differs", "saturates", "failed"),
+    "red": ("unmatched", "unsupported", "failed"),
 }
 """The words of verdicts, by their colour."""
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
@@ -32,12 +35,30 @@ _NO_TORCH = Finding(
 
 def out(text: str) -> None:
     """Write text to stdout."""
-    write(printable(text), sys.stdout)
+    write(_fitted(printable(text), sys.stdout), sys.stdout)
 
 
 def err(text: str) -> None:
     """Write text about what went wrong to stderr."""
-    write(printable(text), sys.stderr)
+    write(_fitted(printable(text), sys.stderr), sys.stderr)
+
+
+_MESSAGE = re.compile(r"^(?:error: |warning: )?(?:\S+:\d+:\d+: )?QR\d{3} .*$", re.MULTILINE)
+
+
+def _fitted(text: str, stream: TextIO) -> str:
+    """The text; on a terminal the messages of findings are broken between words."""
+    if not stream.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    return _MESSAGE.sub(lambda message: _broken(message[0], width), text)
+
+
+def _broken(message: str, width: int) -> str:
+    lines = textwrap.wrap(
+        message, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join(lines)
 
 
 def hint(text: str | None) -> None:

@@ -114,5 +114,17 @@ def test_a_command_is_coloured_on_a_terminal_and_says_the_same_in_a_pipe(folder)
     assert "\x1b" not in run("plan", STATIC, "--model", "model.py:factory").stdout
 
 
+def test_a_long_message_is_broken_between_words_on_a_terminal_alone(folder):
+    text = (folder / "good.toml").read_text() + f'[rules.module_name]\n"{"a" * 30}" = "in8"\n'
+    (folder / "long.toml").write_text(text)
+    piped = run("check", "long.toml").stdout
+    shown = on_terminal("check", "long.toml", COLUMNS="40", NO_COLOR="1")
+    message = piped.splitlines()[0]
+    assert len(message) > 40
+    assert message not in shown
+    assert message in " ".join(shown.split())
+    assert shown.split() == piped.split()
+
+
 def test_json_is_not_coloured_on_a_terminal(folder):
     assert "\x1b" not in on_terminal("check", "bad.toml", "--json")
