@@ -18,6 +18,7 @@ from tuning import FEW, base, cancelling, closeness, full_loss, in_float_time, t
 
 import qrecipe
 from qrecipe.authoring.fastest.costs import Costs, SitePrice
+from qrecipe.authoring.tune.estimates import Estimates
 from qrecipe.authoring.tune.levers import Candidate
 from qrecipe.authoring.tune.trials import ModelBench
 from qrecipe.authoring.tune.trying import Trying
@@ -88,6 +89,47 @@ def test_sites_whose_return_stays_within_the_budget_are_int8_again():
         fewer = Candidate((), best.candidate.floats - {name})
         (tried,) = [t for t in result.trials if t.candidate == fewer]
         assert not tried.within
+
+
+class Unequal(nn.Module):
+    """Loud branches with large errors, and a soft one that alone is judged."""
+
+    def __init__(self):
+        super().__init__()
+        self.loud = nn.ModuleList(self.branch() for _ in range(3))
+        self.soft = self.branch()
+        with torch.no_grad():
+            for branch in self.loud:
+                branch[0].weight[0].mul_(100)
+                branch[2].weight[0].mul_(30)
+                branch[2].weight[:, 0].div_(100)
+                branch[4].weight[:, 0].div_(3000)
+
+    @staticmethod
+    def branch():
+        layers = [nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)]
+        return nn.Sequential(*layers)
+
+    def forward(self, x):
+        return sum(branch(x) for branch in self.loud), self.soft(x)
+
+
+def test_a_block_is_found_where_its_sites_hide_at_the_end_of_the_ranking(monkeypatch):
+    """The ranking goes by the whole output, the evaluation by a part of it."""
+    torch.manual_seed(0)
+    model, batches = Unequal().eval(), [torch.randn(32, 16) for _ in range(3)]
+    judged = net_of(lambda self, x: self.model(x)[1], model=model)
+    of_judged = closeness(judged, batches)
+    evaluate = lambda candidate: of_judged(lambda x: candidate(x)[1])  # noqa: E731
+    allowed = 0.01 * full_loss(model, batches, evaluate)
+    options = {"max_drop": allowed, "max_trials": 17}
+    result = tuned(model, batches, evaluate, **options)
+    assert result.reached
+    assert {site.partition(".")[0] for site in result.float_sites} == {"soft"}
+    assert "only the block soft float" in [trial.what for trial in result.trials if trial.within]
+    monkeypatch.setattr(Estimates, "blocks", lambda estimates: [])
+    with pytest.warns(QRecipeWarning, match="QR219"):
+        assert not tuned(model, batches, evaluate, **options).reached
 
 
 def exactly(model, batches):

@@ -10,6 +10,7 @@ from itertools import combinations
 import pytest
 from tuning import in_float_time
 
+from qrecipe.authoring.tune.blocks import blocks_of
 from qrecipe.authoring.tune.cheapest_sets import SiteCost, cheapest_sets, errors_of
 from qrecipe.authoring.tune.estimates import Estimates
 from qrecipe.authoring.tune.front import front_of
@@ -82,6 +83,53 @@ def test_where_only_a_short_row_is_enough_between_two_that_fail_it_is_found():
     names = dict.fromkeys("abcdefghij", 0.1)
     search = searched(lambda floats: float(floats == set("abc")), names, 1.0)
     assert search.best.candidate.floats == set("abc")
+
+
+def of_two_blocks(needed, blocks=8, sites=6):
+    """Sites of which only two whole blocks gain anything, in an order that says nothing."""
+    names = [f"features.{block}.{site}" for site in range(sites) for block in range(blocks)]
+    random.Random(0).shuffle(names)
+    whole = [{name for name in names if name.startswith(f"features.{n}.")} for n in needed]
+    return names, lambda floats: sum(block <= floats for block in whole) / len(whole)
+
+
+def test_blocks_that_are_only_enough_together_are_found_by_what_each_gains():
+    names, metric = of_two_blocks((2, 5))
+    search = searched(metric, dict.fromkeys(names, 1 / len(names)), 1.0)
+    assert search.best.candidate.floats == {n for n in names if n.split(".")[1] in "25"}
+    what = [trial.what for trial in search.trials if trial.within]
+    assert "the blocks features.5, features.2 float" in what
+
+
+def test_without_blocks_a_search_among_many_sites_leaves_too_much_float(monkeypatch):
+    monkeypatch.setattr(Estimates, "blocks", lambda estimates: [])
+    names, metric = of_two_blocks((2, 5))
+    search = searched(metric, dict.fromkeys(names, 1 / len(names)), 1.0)
+    assert len(search.best.candidate.floats) > 2 * 6
+
+
+def test_a_block_costs_what_its_sites_cost_together():
+    shares = {"a.0": 0.5, "a.1": 0.3, "b.0": 0.1, "b.1": 0.1}
+    found = estimates([SiteCost(name, "", share, 10.0) for name, share in shares.items()])
+    assert [(block.path, block.seconds) for block in found.blocks()] == [
+        ("b", pytest.approx(0.2)),  # equal errors: the one that costs less first
+        ("a", pytest.approx(0.8)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "blocks"),
+    [
+        ("f.1.conv.0 f.1.conv.1 f.1:add f.2.conv.0 f.2.conv.1 head", ["f.1", "f.2"]),
+        ("f.0 f.1 f.2 head", ["f"]),  # nothing in it is a block
+        ("l.0.att.q l.0.att.k l.0.mlp.0 l.0.mlp.1 l.0:add", ["l.0.att", "l.0.mlp"]),
+        ("conv conv#1 :add head", ["conv"]),  # one layer that is called twice
+        ("a b :add", []),
+        ("", []),
+    ],
+)
+def test_blocks_are_the_largest_modules_that_hold_no_two_others(names, blocks):
+    assert list(blocks_of(names.split())) == blocks
 
 
 class Landscape:

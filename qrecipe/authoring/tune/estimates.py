@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from qrecipe.authoring.fastest.costs import Costs
 from qrecipe.authoring.fastest.cut import cheapest, mixture_of
+from qrecipe.authoring.tune.blocks import Block, blocks_of
 from qrecipe.authoring.tune.cheapest_sets import SiteCost, cheapest_sets, errors_of
 
 _MOST_CUTS = 20
@@ -48,6 +49,21 @@ class Estimates:
         return {
             name: max(0.0, self.costs.predicted({*base, name}) - before) for name in self.ranked
         }
+
+    def blocks(self) -> Sequence[Block]:
+        """The blocks of the model, the one with the most error for its time first."""
+        base, errors = self.faster_float(), errors_of(self.ranking)
+        before = self.costs.predicted(base)
+        found = [
+            Block(path, sites, max(0.0, self.costs.predicted(base | sites) - before))
+            for path, sites in blocks_of(self.ranked).items()
+        ]
+
+        def error_for_time(block: Block) -> float:
+            error = math.fsum(errors[name] for name in block.sites)
+            return error / block.seconds if block.seconds else math.inf
+
+        return sorted(found, key=error_for_time, reverse=True)
 
     def sets(self) -> Sequence[frozenset[str]]:
         """Sets of float sites by increasing time; each removes more error than any faster one.

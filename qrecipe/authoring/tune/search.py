@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from qrecipe.authoring.tune.blocks import Block
 from qrecipe.authoring.tune.cheapest_sets import cheapest_sets, errors_of
 from qrecipe.authoring.tune.estimates import Estimates
 from qrecipe.authoring.tune.levers import Candidate, Lever
@@ -19,6 +20,12 @@ from qrecipe.rules.resolution import listed
 
 _MOST_ALONE = 8
 """How many of the most sensitive sites are tried as the only float site."""
+
+_MOST_BLOCKS = 8
+"""How many blocks are tried as the only float one."""
+
+_NO_TIME = 1e-9
+"""Seconds below which a prediction is none."""
 
 _MOST_REFINING = 32
 """How many trials may return sites to int8 or exchange them."""
@@ -145,10 +152,12 @@ class Search:
         self._faster_float = self.estimates.faster_float()
         self._prices = self.estimates.prices(self._faster_float)
         ranked = self.estimates.ranked
-        # all sites float would be the float model: within the budget, but not a solution
-        enough = self._cheapest(levers) or self._row(levers, ranked) or ranked
-        self._returned_until_none(levers, enough)
+        self._returned_until_none(levers, self._cheapest(levers) or self._row(levers, ranked) or ())
+        self._returned_until_none(levers, self._blocks(levers))
         self._one_alone(levers, ranked)
+        if not self.best.within:
+            # all sites float would be the float model: within the budget, but not a solution
+            self._returned_until_none(levers, ranked)
         while self.best.within and self._exchanged(levers):
             self._returned_until_none(levers, self.best.candidate.floats)
 
@@ -214,13 +223,38 @@ class Search:
         What is faster in float stays float too. Errors that cancel can hide that one site causes
         the whole loss.
         """
-        best = self.best
-        most = self._cost(best.candidate.floats) if best.within else (math.inf, 0)
         for name in sorted(ranked[:_MOST_ALONE], key=self._prices.__getitem__):
             names = self._faster_float | {name}
-            is_all = self.estimates.is_all_float(names)
-            if not is_all and self._cost(names) < most and self._float(levers, names, _only(name)):
+            if self._is_worth_it(names) and self._float(levers, names, _only(name)):
                 return
+
+    def _blocks(self, levers: tuple[Lever, ...]) -> Collection[str]:
+        """The blocks that turn out to be enough and faster: one, or those that gain most together.
+
+        Sites that are quantized one at a time do not show what they do to each other. A block that
+        alone is float does.
+        """
+        before, gains = self._tried[Candidate(levers)].score, dict[Block, float]()
+        for block in sorted(self.estimates.blocks()[:_MOST_BLOCKS], key=lambda b: b.seconds):
+            floats = self._faster_float | block.sites
+            if self._is_worth_it(floats):
+                if self._float(levers, floats, _only(f"the block {block.path}")):
+                    return floats
+                gain = self._tried[Candidate(levers, floats)].score - before
+                gains[block] = gain / max(block.seconds, _NO_TIME)
+        useful = sorted((b for b in gains if gains[b] > 0), key=gains.__getitem__, reverse=True)
+        for count in range(2, len(useful) + 1):
+            floats = self._faster_float.union(*(block.sites for block in useful[:count]))
+            what = f"the blocks {listed([block.path for block in useful[:count]])} float"
+            if self._is_worth_it(floats) and self._float(levers, floats, what):
+                return floats
+        return ()
+
+    def _is_worth_it(self, floats: frozenset[str]) -> bool:
+        """Whether something stays int8, and no set within the budget is as fast so far."""
+        best = self.best
+        most = self._cost(best.candidate.floats) if best.within else (math.inf, 0)
+        return not self.estimates.is_all_float(floats) and self._cost(floats) < most
 
     def _exchanged(self, levers: tuple[Lever, ...]) -> bool:
         """Whether cheaper sites could replace a float site, the costliest first."""
