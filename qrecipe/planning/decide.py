@@ -29,6 +29,7 @@ from qrecipe.planning.changes import chosen_changes
 from qrecipe.planning.clamps import clamps
 from qrecipe.planning.coverage import coverage_findings
 from qrecipe.planning.inventory import inventory_of
+from qrecipe.planning.masked_sums import mask_findings
 from qrecipe.planning.plan import Plan, RuleOutcome, RuleVerdict, Site
 from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.recipe.recipe import Recipe, Rule
@@ -66,6 +67,7 @@ def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
                 *advice(sites, inventory, recipe.backend, executor, boundaries),
                 *subclass_findings(inventory.structure, resolution.covered),
                 *branch_findings(inventory),
+                *mask_findings(sites, inventory),
                 *_untraced(inventory, recipe),
                 *shadowed_findings(recipe, resolution),
                 *(each for each in changes.findings if CODES[each.code].error is None),
@@ -345,8 +347,9 @@ def warn_of_missed(plan: Plan, recipe: Recipe) -> None:
     """Issue the warnings that matter even if nobody prints the plan.
 
     Nothing is quantized (QR221), training would go without what only it has (QR205), kernels are
-    slower than float (QR207), or a transform has nothing to do (QR222).
+    slower than float (QR207), a transform has nothing to do (QR222), or a mask takes the range of a
+    sum (QR237).
     """
     for finding in plan.warnings:
-        if finding.code in ("QR221", "QR205", "QR207", "QR222"):
+        if finding.code in ("QR221", "QR205", "QR207", "QR222", "QR237"):
             warn(finding, recipe.lint.ignore)

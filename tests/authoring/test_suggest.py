@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import qrecipe
+from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.authoring.suggest.suggest import suggestion
 from qrecipe.errors.findings import PlanError, QRecipeWarning, TraceError, UnsupportedError
 from qrecipe.model.call import Inputs
@@ -524,3 +525,92 @@ def test_each_static_recipe_has_one_beside_it_that_differs_in_the_observer_alone
     for table in (one, two):
         table.pop("name"), table.pop("description")
     assert one == two
+
+
+# --- transforms, and sums that are better float
+
+
+def _chain(*between, spread=6.0):
+    """Two convolutions with something between them, and channels that differ 2**spread times."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), *between, nn.Conv2d(16, 16, 3), nn.ReLU()).eval()
+    with torch.no_grad():
+        model[0].weight[0] *= 2**spread
+        model[len(between) + 1].weight[:, 0] /= 2**spread
+    return model
+
+
+IMAGES = torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+def test_uneven_channels_between_layers_are_equalized_with_the_reason():
+    model = _chain(nn.ReLU())
+    recipe = qrecipe.suggest(model, IMAGES)
+    assert recipe.transform.equalize.by == "activations"
+    assert "the widest channel of 0 is" in recipe.description
+    converted = [
+        qrecipe.quantize(model, each, [IMAGES] * 10, progress=silent)
+        for each in (recipe, "builtin:x86-static")
+    ]
+    after, before = (sqnr_db(model(IMAGES), each(IMAGES)) for each in converted)
+    assert after > before + 6
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        _chain(nn.ReLU(), spread=0.0),  # even as they are
+        _chain(nn.ReLU6()),  # not the same for twice the input
+        _chain(nn.BatchNorm2d(16), nn.GELU()),
+    ],
+)
+def test_what_is_even_or_does_not_scale_is_not_equalized(model):
+    assert qrecipe.suggest(model, IMAGES).transform.equalize is None
+
+
+def test_a_dynamic_recipe_gets_no_transform_that_would_need_data():
+    model = nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 64)).eval()
+    with torch.no_grad():
+        model[0].weight[0] *= 64
+        model[2].weight[:, 0] /= 64
+    recipe = qrecipe.suggest(model, torch.randn(8, 64))
+    assert recipe.name == "suggested-dynamic"
+    assert recipe.transform.equalize is None
+
+
+class Hybrid(nn.Module):
+    """Convolutions, then residual connections around linear layers, and a mask."""
+
+    def __init__(self, mask=None):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 3)
+        self.norms = nn.ModuleList(nn.LayerNorm(32) for _ in range(3))
+        self.first, self.second = nn.Linear(32, 32), nn.Linear(32, 32)
+        self.scores = nn.Conv1d(32, 16, 1)
+        self.register_buffer("mask", mask)
+
+    def forward(self, x):
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        x = x + self.first(self.norms[0](x))
+        x = x + self.second(self.norms[1](x))
+        scores = self.scores(self.norms[2](x).transpose(1, 2))
+        scores = scores + scores.flip(1)
+        return scores if self.mask is None else scores + self.mask
+
+
+def test_residual_sums_of_a_transformer_stay_float_and_others_do_not():
+    model = Hybrid().eval()
+    plan = qrecipe.plan(model, qrecipe.suggest(model, IMAGES), IMAGES)
+    found = sites(plan)
+    assert (found[":add"].verdict, found[":add#1"].verdict) == ("float", "float")
+    assert "residual sum" in found[":add"].rule.reason
+    assert found[":add#2"].verdict == "quantized"
+
+
+def test_a_sum_with_a_mask_stays_float_and_is_told():
+    model = Hybrid(torch.tensor([0.0, -1e4]).repeat(50)).eval()
+    with pytest.warns(QRecipeWarning, match="QR237.*:add#3"):
+        recipe = qrecipe.suggest(model, IMAGES)
+    found = sites(qrecipe.plan(model, recipe, IMAGES))
+    assert found[":add#3"].verdict == "float"
+    assert "mask" in found[":add#3"].rule.reason

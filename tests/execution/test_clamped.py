@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from corpus import torchvision
+import trained
 from plans import net_of, recipe
 from torch import nn
 
@@ -128,7 +128,7 @@ def test_a_stored_model_computes_the_same_and_needs_no_clamps(tmp_path, executor
 def test_a_trained_mobilenet_gains_three_decibels(unaware, monkeypatch):
     monkeypatch.syspath_prepend(str(DIGITS))
     digits = importlib.import_module("digits")
-    net, held_out = _trained_mobilenet(digits), digits.held_out_digits().images[:500]
+    net, held_out = trained.mobilenet(digits), digits.held_out_digits().images[:500]
     found = []
     for _ in range(2):
         converted = qrecipe.quantize(net, recipe(), digits.calibration())
@@ -137,25 +137,6 @@ def test_a_trained_mobilenet_gains_three_decibels(unaware, monkeypatch):
         unaware()
     aware, before = found
     assert aware >= before + 3
-
-
-def _trained_mobilenet(digits):
-    """A MobileNetV2 of a quarter of the width, trained for three epochs on real digits."""
-    torch.manual_seed(0)
-    settings = [[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 2, 2], [6, 64, 2, 1]]
-    net = torchvision("models").MobileNetV2(10, 0.25, settings)
-    net.features[0][0] = nn.Conv2d(1, net.features[0][0].out_channels, 3, 1, 1, bias=False)
-    images, labels = digits.training_digits()
-    optimizer = torch.optim.AdamW(net.parameters())
-    batches = [batch for _ in range(3) for batch in torch.randperm(len(images)).split(64)]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, len(batches))
-    for batch in batches:
-        loss = F.cross_entropy(net(images[batch]), labels[batch])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return net.eval()
 
 
 # --- the integers

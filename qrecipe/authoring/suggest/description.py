@@ -30,6 +30,7 @@ def description(subject: Subject, scheme: Scheme, plan: Plan) -> str:
     """Why this scheme, how much of the work it quantizes, what stays float, and the size."""
     lines = [
         *_why(subject, scheme, plan),
+        *(remedy.reason for remedy in subject.remedies),
         *_coverage(subject, plan),
         *_advice(subject, plan),
         *_size(subject),

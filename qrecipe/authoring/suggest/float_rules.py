@@ -6,15 +6,19 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from qrecipe.authoring.suggest.divisors import divisors
+from qrecipe.authoring.suggest.residual_sums import residual_sums
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.model.opened.whole import Whole
 from qrecipe.planning.backend import FOLLOWERS, can_honour
 from qrecipe.planning.engines import is_slow
+from qrecipe.planning.masked_sums import masked_sums
 from qrecipe.planning.plan import Plan, Site
 from qrecipe.recipe.overlay import float_rule, float_rules, rule_key
 from qrecipe.recipe.recipe import QConfigSpec
 from qrecipe.registry.builtin import function_family, is_module_type
 
+MASKED = "a mask enters it, and would take the whole range of its result"
+_RESIDUAL = "a residual sum of a transformer: all later layers read what int8 would round"
 _DIVISOR = "its result is a divisor, and int8 would round small ones to 0"
 _SLOW = "a convolution whose int8 kernel is slower than float"
 
@@ -22,14 +26,19 @@ _SLOW = "a convolution whose int8 kernel is slower than float"
 def refusals(plan: Plan, inventory: Inventory, known: Mapping[str, str]) -> dict[str, str]:
     """The sites that must be left float, with reasons: the rule for their type cannot be honoured.
 
-    Sites with slow kernels and divisors are included, sites in ``known`` are not.
+    Sites with slow kernels, divisors, sums that a mask enters and residual sums are included, sites
+    in ``known`` are not.
     """
     members = _members(plan)
-    dividing = divisors(plan, inventory)
+    better_float = {
+        **dict.fromkeys(residual_sums(plan, inventory), _RESIDUAL),
+        **dict.fromkeys(divisors(plan, inventory), _DIVISOR),
+        **dict.fromkeys(masked_sums(plan.sites, inventory), MASKED),
+    }
     found = {
         rule_key(site.name, members): reason
         for site in plan.sites
-        if (reason := _DIVISOR if site.name in dividing else _refusal(site, plan, inventory))
+        if (reason := better_float.get(site.name) or _refusal(site, plan, inventory))
     }
     return {key: reason for key, reason in found.items() if key not in known}
 

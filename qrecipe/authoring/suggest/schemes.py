@@ -48,6 +48,8 @@ def schemes(subject: Subject) -> Sequence[Scheme]:
 def values_for(subject: Subject, scheme: Scheme) -> dict[str, Any]:
     """The scheme as a recipe that extends a built-in one, with rules for embeddings, if any."""
     values = _values(scheme, subject.has_few_batches)
+    if subject.remedies:
+        values["transform"] = {each.name: each.settings for each in subject.remedies}
     if subject.executor is not None:
         return {**values, "executor": subject.executor}
     kinds = [kind for kind in _EMBEDDINGS if subject.has([kind])]

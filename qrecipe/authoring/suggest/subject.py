@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from qrecipe.audit.moving_averages import MANY_BATCHES
 from qrecipe.model.graph_sites import Inventory
@@ -21,12 +21,21 @@ _RECURRENT = ("LSTM", "GRU", "LSTMCell", "GRUCell", "RNNCell")
 
 
 @dataclass(frozen=True, slots=True)
+class Remedy:
+    """A transform with its settings, and why the model needs it."""
+
+    name: str
+    settings: Mapping[str, Any]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Subject:
     """A model's sites and work, the roots if only those can be traced, and who executes it.
 
     ``work_of_sites`` counts multiplications with weights by site; ``reasons`` say why the model is
     not taken as a whole, and what was tried in vain; ``num_batches`` is the number of calibration
-    batches, if known.
+    batches, if known; ``remedies`` are the transforms that it needs.
     """
 
     inventory: Inventory
@@ -36,6 +45,7 @@ class Subject:
     reasons: tuple[str, ...] = ()
     num_batches: int | None = None
     executor: Executor | None = None
+    remedies: tuple[Remedy, ...] = ()
 
     def covered(self, plan: Plan) -> float:
         """The share of the work in quantized operations, 0 to 1; 1 if there is none."""

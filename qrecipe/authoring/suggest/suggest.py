@@ -10,19 +10,22 @@ from torch import nn
 
 from qrecipe.authoring.suggest.candidates import as_program, of_roots, parts, whole
 from qrecipe.authoring.suggest.description import description
-from qrecipe.authoring.suggest.float_rules import refusals, rules_of_float_sites
+from qrecipe.authoring.suggest.float_rules import MASKED, refusals, rules_of_float_sites
 from qrecipe.authoring.suggest.schemes import schemes, values_for, with_rules
 from qrecipe.authoring.suggest.subject import MOST, Scheme, Subject
+from qrecipe.authoring.suggest.transforms import remedies
 from qrecipe.errors.findings import (
     PlanError,
     QRecipeError,
     UnsupportedError,
 )
+from qrecipe.errors.warn import warn
 from qrecipe.model.call import Inputs
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.model.quantized import quantized_part
 from qrecipe.pipeline import quantize
 from qrecipe.planning.decide import make_plan, warn_of_missed
+from qrecipe.planning.masked_sums import mask_finding
 from qrecipe.planning.plan import Plan
 from qrecipe.process import ranks
 from qrecipe.process.neutral import neutral
@@ -99,7 +102,11 @@ class _Proposal:
 
 def _told(proposal: _Proposal) -> str:
     """The text, once the warnings that matter have been issued."""
-    warn_of_missed(proposal.plan, parse_recipe(proposal.text))
+    recipe = parse_recipe(proposal.text)
+    warn_of_missed(proposal.plan, recipe)
+    masked = [site.name for site in proposal.plan.sites if site.rule.reason == MASKED]
+    if masked:
+        warn(mask_finding(masked, "the suggested recipe leaves them float"), recipe.lint.ignore)
     return proposal.text
 
 
@@ -129,7 +136,8 @@ def _proven(
 ) -> _Proposal | None:
     """The first scheme with which the model is quantized; why others are not joins ``reasons``."""
     for scheme in schemes(subject):
-        proposal = _settled(replace(subject, reasons=tuple(reasons)), scheme)
+        told = replace(subject, reasons=tuple(reasons))
+        proposal = _settled(told, scheme)
         if proposal is None:
             continue
         try:
@@ -139,7 +147,9 @@ def _proven(
             where = f" with roots {', '.join(subject.roots)}" if subject.roots else ""
             reasons.append(f"{scheme}{where}: {error.findings[0].message}")
         else:
-            return proposal
+            recipe = parse_recipe(proposal.text)
+            found = tuple(remedies(model, inputs, subject.inventory, recipe, proposal.plan))
+            return _settled(replace(told, remedies=found), scheme) if found else proposal
     return None
 
 

@@ -1,0 +1,82 @@
+"""Sums that a mask enters: a constant so low that it takes the whole range of an int8 tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence, Set
+
+from torch import Tensor, fx
+
+from qrecipe.errors.findings import Finding
+from qrecipe.errors.text import counted
+from qrecipe.model.addresses import SITE
+from qrecipe.model.graph_sites import Inventory
+from qrecipe.model.moving import arguments, last_name, moved, moves
+from qrecipe.model.normalize import stored
+from qrecipe.planning.plan import Site
+from qrecipe.recipe.patterns import leave_float
+from qrecipe.rules.resolution import listed
+
+_LOWEST = -1e3
+"""Activations are hardly ever below; masks are at -1e4, -1e9 or the lowest float."""
+
+_SUMS_AND_CHOICES = ("where", "add", "minimum", "maximum", "to", "type_as", "float")
+"""Operations that give a constant on, wherever it comes from."""
+
+
+def mask_findings(sites: Sequence[Site], inventory: Inventory) -> Iterator[Finding]:
+    """A warning (QR237) about sums whose range a mask takes."""
+    found = masked_sums(sites, inventory)
+    if found:
+        yield mask_finding(found, f"{leave_float(found[0])}; or use masked_fill instead of a sum")
+
+
+def mask_finding(sums: Sequence[str], hint: str) -> Finding:
+    """The warning (QR237) about these sums."""
+    what = f"a constant below {_LOWEST:.0f}, such as a mask, takes the range of"
+    return Finding("QR237", f"{what} {counted(len(sums), 'int8 sum')}: {listed(sums)}", hint=hint)
+
+
+def masked_sums(sites: Sequence[Site], inventory: Inventory) -> tuple[str, ...]:
+    """The static sums that a constant below -1000 enters."""
+    static = {site.name for site in sites if site.mode == "static" and site.verdict == "quantized"}
+    return tuple(
+        site.name
+        for site in sites
+        if site.name in static
+        for node in inventory.matches[site.name].nodes[:1]
+        if _op(node) == "add" and any(_lowest(each, static) < _LOWEST for each in node.args[:2])
+    )
+
+
+def _lowest(value: object, static: Set[str]) -> float:
+    """The lowest constant that a value has parts of, 0 if none is known."""
+    if isinstance(value, (int, float)):
+        return float(value)
+    if not isinstance(value, fx.Node):
+        return 0.0
+    if value.op == "get_attr":
+        assert value.graph.owning_module is not None
+        tensor = stored(value, value.graph.owning_module)
+        is_number = isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel()
+        return float(tensor.min()) if is_number else 0.0
+    op = _op(value)
+    if op == "mul" and static.isdisjoint(map(_site, value.all_input_nodes)):
+        # a mask of zeros and ones, times a number
+        numbers = [each for each in value.args if not isinstance(each, fx.Node)]
+        return min((_lowest(each, static) for each in numbers), default=0.0)
+    if value.target is moved and last_name(value) == "masked_fill":
+        return min(_lowest(each, static) for each in (value.args[0], arguments(value)["value"]))
+    if moves(value):
+        return _lowest(value.args[0], static)
+    if op in _SUMS_AND_CHOICES and _site(value) not in static:
+        return min((_lowest(each, static) for each in value.args), default=0.0)
+    return 0.0
+
+
+def _site(node: fx.Node) -> str | None:
+    return node.meta.get(SITE)
+
+
+def _op(node: fx.Node) -> str | None:
+    member = node.meta.get("member")
+    return None if member is None else member.op

@@ -1,0 +1,76 @@
+"""Masks that take the range of int8 sums (QR237)."""
+
+import pytest
+import torch
+from plans import net_of, recipe
+from torch import nn
+
+import qrecipe
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*QR237", "ignore:.*QR203")
+
+X, KEPT = torch.randn(2, 6, 16), torch.ones(2, 6)
+CAUSAL = torch.full((6, 6), -1e4).triu(1)
+
+
+def _net(mask, **buffers):
+    """Scores with a mask; ``mask(self, scores, kept)`` gives the sum."""
+    net = net_of(
+        lambda self, x, kept: mask(
+            self, torch.matmul(self.q(x), self.k(x).transpose(1, 2)), kept[:, None]
+        ).softmax(-1),
+        q=nn.Linear(16, 16),
+        k=nn.Linear(16, 16),
+    )
+    for name, value in buffers.items():
+        net.register_buffer(name, value)
+    return net.eval()
+
+
+def _warned(net):
+    warnings = qrecipe.plan(net, recipe(), (X, KEPT)).warnings
+    return [finding for finding in warnings if finding.code == "QR237"]
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        lambda self, s, kept: s + (1.0 - kept) * -10000.0,
+        lambda self, s, kept: torch.finfo(torch.float32).min * (1.0 - kept) + s,
+        lambda self, s, kept: s + torch.zeros_like(kept).masked_fill(kept == 0, -1e9),
+        lambda self, s, kept: s + torch.where(kept > 0, 0.0, -1e4),
+        lambda self, s, kept: torch.add(s, self.causal),
+        lambda self, s, kept: s + self.causal[None, :6, :6],
+        lambda self, s, kept: s + (self.causal + (1.0 - kept) * -1.0),
+    ],
+)
+def test_masks_are_found_however_they_are_made(mask):
+    (finding,) = _warned(_net(mask, causal=CAUSAL))
+    assert "1 int8 sum" in finding.message
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        lambda self, s, kept: s.masked_fill(kept == 0, -1e4),  # float, and no sum
+        lambda self, s, kept: s + (1.0 - kept) * -100.0,
+        lambda self, s, kept: s + self.bias,
+        lambda self, s, kept: s * -1e4 + s,  # no constant enters the sum
+    ],
+)
+def test_other_sums_are_no_masks(mask):
+    assert _warned(_net(mask, bias=torch.randn(6, 6))) == []
+
+
+def test_the_advice_helps_and_silences():
+    net = _net(lambda self, s, kept: s + self.causal, causal=CAUSAL)
+    (finding,) = _warned(net)
+    assert '":add" = "float"' in finding.hint
+    advised = recipe('[rules.module_name]\n":add" = "float"')
+    plan = qrecipe.plan(net, advised, (X, KEPT))
+    assert "QR237" not in [each.code for each in plan.warnings]
+    batches, errors = [(torch.randn(2, 6, 16), KEPT) for _ in range(10)], []
+    for each in (recipe(), advised):
+        converted = qrecipe.quantize(net, each, batches, progress=False)
+        errors.append(float((converted(X, KEPT) - net(X, KEPT)).abs().max()))
+    assert errors[1] < errors[0] / 3
