@@ -568,7 +568,7 @@ def test_what_is_even_or_does_not_scale_is_not_equalized(model):
     assert qrecipe.suggest(model, IMAGES).transform.equalize is None
 
 
-def test_a_dynamic_recipe_gets_no_transform_that_would_need_data():
+def test_a_dynamic_recipe_does_not_equalize():
     model = nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 64)).eval()
     with torch.no_grad():
         model[0].weight[0] *= 64
@@ -576,6 +576,54 @@ def test_a_dynamic_recipe_gets_no_transform_that_would_need_data():
     recipe = qrecipe.suggest(model, torch.randn(8, 64))
     assert recipe.name == "suggested-dynamic"
     assert recipe.transform.equalize is None
+
+
+class Behind(nn.Module):
+    """Linear layers behind a norm, the result of which is also added if ``post``."""
+
+    def __init__(self, norm, *, post=False, factor=64.0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm, self.first, self.second = norm, nn.Linear(64, 64), nn.Linear(64, 64)
+        self.post = post
+        with torch.no_grad():
+            norm.weight[0] *= factor
+            self.first.weight[:, 0] /= factor
+            self.second.weight[:, 0] /= factor
+
+    def forward(self, x):
+        normed = self.norm(x)
+        result = self.first(normed).relu() * self.second(normed)
+        return normed + result if self.post else result
+
+
+SEQUENCES = torch.randn(4, 16, 64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.filterwarnings("ignore:.*QR203")
+@pytest.mark.parametrize("post", [False, True])
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
+def test_linear_layers_behind_a_norm_with_large_channels_are_smoothed(norm, post):
+    model = Behind(norm(64), post=post).eval()
+    recipe = qrecipe.suggest(model, SEQUENCES)
+    assert recipe.transform.smooth is not None
+    assert "the widest channel of norm is" in recipe.description
+    assert "takes calibration data" in recipe.description
+    converted = [
+        qrecipe.quantize(model, each, [SEQUENCES], progress=silent)
+        for each in (recipe, "builtin:x86-dynamic")
+    ]
+    after, before = (sqnr_db(model(SEQUENCES), each(SEQUENCES)) for each in converted)
+    assert after > before + 3
+
+
+def test_even_channels_behind_a_norm_and_uneven_ones_behind_something_else_are_left():
+    even = Behind(nn.LayerNorm(64), factor=1.0).eval()
+    assert qrecipe.suggest(even, SEQUENCES).transform.smooth is None
+    other = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64)).eval()
+    with torch.no_grad():
+        other[0].weight[0] *= 64
+    assert qrecipe.suggest(other, SEQUENCES).transform.smooth is None
 
 
 class Hybrid(nn.Module):

@@ -8,7 +8,7 @@ from qrecipe.model.addresses import SITE
 from qrecipe.model.graph_sites import Inventory, readers_of
 from qrecipe.planning.plan import Plan
 
-_NORMS = ("LayerNorm", "layer_norm", "RMSNorm", "rms_norm")
+NORMS = ("LayerNorm", "layer_norm", "RMSNorm", "rms_norm")
 
 
 def residual_sums(plan: Plan, inventory: Inventory) -> frozenset[str]:
@@ -31,7 +31,7 @@ def _is_normed(node: fx.Node, plan: Plan) -> bool:
             if site is None or reader in seen:
                 continue
             seen.add(reader)
-            if site.op in _NORMS:
+            if site.op in NORMS:
                 return True
             if site.verdict == "passthrough":
                 left.append(reader)

@@ -148,7 +148,7 @@ def _proven(
             reasons.append(f"{scheme}{where}: {error.findings[0].message}")
         else:
             recipe = parse_recipe(proposal.text)
-            found = tuple(remedies(model, inputs, subject.inventory, recipe, proposal.plan))
+            found = tuple(remedies(model, inputs, recipe, proposal.plan))
             return _settled(replace(told, remedies=found), scheme) if found else proposal
     return None
 

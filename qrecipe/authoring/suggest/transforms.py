@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 from torch import nn
 
+from qrecipe.authoring.suggest.residual_sums import NORMS
 from qrecipe.authoring.suggest.subject import Remedy
 from qrecipe.errors.findings import QRecipeError
 from qrecipe.model.call import Inputs
-from qrecipe.model.graph_sites import Inventory
-from qrecipe.planning.chains import chains_of
 from qrecipe.planning.plan import Plan
 from qrecipe.process.warnings import unwarned
 from qrecipe.recipe.overlay import overlay_recipe
 from qrecipe.recipe.recipe import Recipe
-from qrecipe.transforms.record import Spread, transformation
+from qrecipe.transforms.record import Spread, Transformation, transformation
 from qrecipe.transforms.transform import transform
 
 _UNEVEN = 10.0
@@ -25,31 +25,51 @@ _UNEVEN = 10.0
 A network that lost nothing had 8 for its example input, and one that lost 5 dB had 13.
 """
 
+_TABLES: Mapping[str, Mapping[str, Any]] = {
+    "equalize": {"by": "activations"},
+    "smooth": {"alpha": [0.5, 0.7, 0.85]},
+}
 
-def remedies(
-    model: nn.Module, inputs: Inputs, inventory: Inventory, recipe: Recipe, plan: Plan
-) -> Iterator[Remedy]:
+
+def remedies(model: nn.Module, inputs: Inputs, recipe: Recipe, plan: Plan) -> Iterator[Remedy]:
     """The transforms that would even out what a recipe makes int8.
 
     Judged by what the channels give for the example inputs, as nothing else is there.
     """
-    static = {site.name for site in plan.sites if site.mode == "static"}
-    if static.isdisjoint(name for chain in chains_of(inventory) for name in chain.sites):
-        return
     with unwarned(), suppress(QRecipeError):
-        settings = {"by": "activations"}
-        changed = overlay_recipe(recipe, {"transform": {"equalize": settings}})
+        changed = overlay_recipe(recipe, {"transform": _TABLES})
         done = transformation(transform(model, changed, [inputs.batch], progress=False))
-        uneven = [s for s in done.spreads if s.before >= _UNEVEN and s.site in static]
-        if uneven:
-            yield Remedy("equalize", settings, _reason(uneven))
+        for name, spreads in (
+            ("equalize", _of_chains(done, plan)),
+            ("smooth", _of_norms(done, plan)),
+        ):
+            uneven = [each for each in spreads if each.before >= _UNEVEN]
+            if uneven:
+                yield Remedy(name, _TABLES[name], _reason(name, uneven))
 
 
-def _reason(uneven: Sequence[Spread]) -> str:
+def _of_chains(done: Transformation, plan: Plan) -> Iterator[Spread]:
+    """The spreads between the static sites of chains."""
+    sites = {name for chain in done.chains for name in chain.sites if plan[name].mode == "static"}
+    return (each for each in done.spreads if each.site in sites and each.reader in sites)
+
+
+def _of_norms(done: Transformation, plan: Plan) -> Iterator[Spread]:
+    """The spreads of what groups read from a norm, if smoothing them is a gain."""
+    operations = {operation.name: operation for operation in plan.structure.operations}
+    for group in done.groups:
+        read = operations[group.sites[0]].producers
+        if group.alpha is not None and any(operations[name].op in NORMS for name in read):
+            readers = ", ".join(group.sites)
+            given = (each for each in done.spreads if each.reader == readers)
+            yield from (Spread(read[0], readers, each.before, each.after) for each in given)
+
+
+def _reason(name: str, uneven: Sequence[Spread]) -> str:
     most = max(uneven, key=lambda each: each.before)
     others = f" ({len(uneven) - 1} more like it)" if len(uneven) > 1 else ""
     return (
         f"With the example inputs, the widest channel of {most.site} is {most.before:.2g} times as "
-        f"wide as the median one{others}. [transform.equalize] evens channels out and changes no "
-        "float result; only your data can show what it gains."
+        f"wide as the median one{others}. [transform.{name}] evens channels out and changes no "
+        "float result, but takes calibration data, which alone can show what it gains."
     )
