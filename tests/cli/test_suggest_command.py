@@ -14,10 +14,15 @@ def test_the_command_prints_a_recipe_that_can_be_planned(folder):
     assert printed.exit_code == 0
     (folder / "printed.toml").write_text(printed.stdout)
     assert run("plan", "printed.toml", "--model", "model.py:factory").exit_code == 0
-    written = run("suggest", "--model", "model.py:bare", "--input", "2x3x8x8", "--out", "own.toml")
+    written = run("suggest", "--model", "model.py:factory", "--out", "own.toml")
     assert written.exit_code == 0
     assert written.stdout == "written to own.toml\n"
     assert (folder / "own.toml").read_text() == printed.stdout
+
+
+def test_the_command_takes_the_shape_of_an_input(folder):
+    done = run("suggest", "--model", "model.py:bare", "--input", "2x3x8x8")
+    assert 'extends = "builtin:x86-static"' in done.stdout
 
 
 def test_the_command_gives_the_recipe_as_json(folder):
