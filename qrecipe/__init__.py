@@ -92,6 +92,7 @@ if TYPE_CHECKING:
     from qrecipe.planning.plan import Plan as Plan
     from qrecipe.planning.plan import RuleVerdict as RuleVerdict
     from qrecipe.planning.plan import Site as Site
+    from qrecipe.planning.plan import Step as Step
     from qrecipe.pool.workers import Pool as Pool
     from qrecipe.recipe.recipe import Ingredient as Ingredient
     from qrecipe.recipe.recipe import QConfigSpec as QConfigSpec
@@ -106,6 +107,7 @@ if TYPE_CHECKING:
     from qrecipe.recipe.schema import EqualizeTable as EqualizeTable
     from qrecipe.recipe.schema import FxTable as FxTable
     from qrecipe.recipe.schema import LintTable as LintTable
+    from qrecipe.recipe.schema import PluginTable as PluginTable
     from qrecipe.recipe.schema import QatTable as QatTable
     from qrecipe.recipe.schema import SmoothTable as SmoothTable
     from qrecipe.recipe.schema import TensorSpec as TensorSpec
@@ -114,9 +116,12 @@ if TYPE_CHECKING:
     from qrecipe.rules.structure import ModelStructure as ModelStructure
     from qrecipe.rules.structure import Operation as Operation
     from qrecipe.terminal.progress import Progress as Progress
+    from qrecipe.transforms.base import Transform as Transform
+    from qrecipe.transforms.base import TransformContext as TransformContext
     from qrecipe.transforms.record import Spread as Spread
     from qrecipe.transforms.record import Transformation as Transformation
     from qrecipe.transforms.record import transformation as transformation
+    from qrecipe.transforms.registration import register_transform as register_transform
     from qrecipe.transforms.transform import transform as transform
 
 _NAMES = {
@@ -167,17 +172,19 @@ _NAMES = {
     "model.call": "Inputs",
     "observers.registration": "register_fake_quant register_observer",
     "pipeline": "CompiledRecipe compile plan quantize",
-    "planning.plan": "Chain Group Plan RuleVerdict Site",
+    "planning.plan": "Chain Group Plan RuleVerdict Site Step",
     "pool.workers": "Pool",
     "recipe.recipe": "Ingredient QConfigSpec Recipe Rule WrittenRule load_recipe parse_recipe",
     "recipe.references": "Publisher",
     "recipe.schema": (
-        "CalibrationTable Constructor EqualizeTable FxTable LintTable QatTable SmoothTable "
-        "TensorSpec TransformTable"
+        "CalibrationTable Constructor EqualizeTable FxTable LintTable PluginTable QatTable "
+        "SmoothTable TensorSpec TransformTable"
     ),
     "rules.structure": "Member ModelStructure Operation",
     "terminal.progress": "Progress",
+    "transforms.base": "Transform TransformContext",
     "transforms.record": "Spread Transformation transformation",
+    "transforms.registration": "register_transform",
     "transforms.transform": "transform",
 }
 

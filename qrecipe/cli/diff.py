@@ -42,8 +42,9 @@ def diff(
 ) -> None:
     """Compare two recipes by their values and their effect.
 
-    Shows the values that differ after merging bases and, with a model, the sites that differ. The
-    exit status is 1 if anything differs. Comments, descriptions and reasons don't count.
+    Shows the values that differ after merging bases and, with a model, the sites that differ, and
+    what transforms change. The exit status is 1 if anything differs. Comments, descriptions and
+    reasons don't count.
 
     \b
     Examples:

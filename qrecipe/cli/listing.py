@@ -14,15 +14,13 @@ from qrecipe.errors.findings import RecipeError
 from qrecipe.recipe.references import ENTRY_POINT_GROUP, Publisher, builtin_names, titled
 from qrecipe.registry import table as registered
 from qrecipe.registry.arguments import Kind
-from qrecipe.registry.builtin import FAKE_QUANTS, OBSERVERS, known_names, signature
+from qrecipe.registry.builtin import BUILTIN, known_names, signature
 from qrecipe.registry.entry_points import claims, entry_points, every_claim, misnamed
 from qrecipe.terminal.tables import render_table
 
-_TORCHS = {"observer": OBSERVERS, "fake_quant": FAKE_QUANTS}
-
 
 def list_names(plugin: options.Plugin = None, json: options.Json = False) -> None:
-    """List recipes, observers, fake-quants and backends.
+    """List recipes, observers, fake-quants, transforms and backends.
 
     Imports all installed plugins to show their arguments, or what is wrong with them.
 
@@ -37,6 +35,7 @@ def list_names(plugin: options.Plugin = None, json: options.Json = False) -> Non
                 "recipes": list(_recipes()),
                 "observers": list(_constructors("observer")),
                 "fake_quants": list(_constructors("fake_quant")),
+                "transforms": list(_constructors("transform")),
                 "backends": list(_backends()),
                 "ignored_plugins": list(_ignored()),
             }
@@ -49,7 +48,7 @@ def list_names(plugin: options.Plugin = None, json: options.Json = False) -> Non
 def schema(plugin: options.Plugin = None) -> None:
     """Print the recipe format as JSON Schema.
 
-    It includes the names and arguments of all known observers and fake-quants.
+    It includes the names and arguments of all known observers, fake-quants and transforms.
 
     \b
     Examples:
@@ -62,6 +61,9 @@ def schema(plugin: options.Plugin = None) -> None:
         out_json(recipe_schema())
 
 
+_OWNER: dict[Kind, str] = {"transform": "qrecipe"}
+"""Whose a name is that is built in, if not torch's."""
+
 _Line = dict[str, Any]
 """A row of the listing, with the keys of the JSON document."""
 
@@ -71,13 +73,18 @@ def _show(
     recipes: list[_Line],
     observers: list[_Line],
     fake_quants: list[_Line],
+    transforms: list[_Line],
     backends: list[_Line],
     ignored_plugins: list[_Line],
 ) -> None:
-    """Four tables; then entry points without effect and broken plugins, if any."""
+    """Five tables; then entry points without effect and broken plugins, if any."""
     rows = [(_title(each), each["backend"] or "", each["description"]) for each in recipes]
     out(render_table(("recipe", "backend", "description"), rows))
-    for title, lines in (("observer", observers), ("fake-quant", fake_quants)):
+    for title, lines in (
+        ("observer", observers),
+        ("fake-quant", fake_quants),
+        ("transform", transforms),
+    ):
         rows = [(each["name"], each["origin"], _arguments(each)) for each in lines]
         out("\n" + render_table((title, "from", "arguments"), rows))
     runs = {True: "yes", False: "no", None: "unknown"}
@@ -86,7 +93,7 @@ def _show(
     if ignored_plugins:
         rows = [tuple(each.values()) for each in ignored_plugins]
         out("\n" + render_table(("entry point without effect", "from", "why"), rows))
-    for each in (*observers, *fake_quants):
+    for each in (*observers, *fake_quants, *transforms):
         if each["problem"] is not None:
             out(f"\n{each['problem']}")
 
@@ -129,7 +136,7 @@ def _recipe(reference: str, distribution: str | None, version: str | None) -> _L
 def _constructors(kind: Kind) -> Iterator[_Line]:
     """Where each comes from, its class and arguments; what cannot be used has no class."""
     for name in known_names(kind):
-        problem = None if name in _TORCHS[kind] else _problem(kind, name)
+        problem = None if name in BUILTIN[kind] else _problem(kind, name)
         found = signature(kind, name) if problem is None else None
         yield {
             "name": name,
@@ -141,8 +148,8 @@ def _constructors(kind: Kind) -> Iterator[_Line]:
 
 
 def _origin(kind: Kind, name: str) -> str:
-    if name in _TORCHS[kind]:
-        return "torch"
+    if name in BUILTIN[kind]:
+        return _OWNER.get(kind, "torch")
     if claimed := claims(kind, name):
         return ", ".join(map(str, claimed))
     registration = registered.find(kind, name)
@@ -164,14 +171,15 @@ def _ignored() -> Iterator[_Line]:
         yield {
             "entry_point": point.name,
             "origin": f"{point.distribution} {point.version}",
-            "problem": 'it is not named "observer.NAME" or "fake_quant.NAME" with a plain name',
+            "problem": 'it is not named "observer.NAME", "fake_quant.NAME" or "transform.NAME" '
+            "with a plain name",
         }
     for claim in every_claim():
-        if claim.name in _TORCHS[claim.kind]:
+        if claim.name in BUILTIN[claim.kind]:
             yield {
                 "entry_point": f"{claim.kind}.{claim.name}",
                 "origin": str(claim),
-                "problem": "the name belongs to torch",
+                "problem": f"the name belongs to {_OWNER.get(claim.kind, 'torch')}",
             }
 
 

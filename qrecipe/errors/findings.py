@@ -325,6 +325,7 @@ CODES: dict[str, Code] = {
     # transforms
     "QR340": Code("a chain that the model does not have", PlanError),
     "QR341": Code("a group that the model does not have", PlanError),
+    "QR342": Code("a transform that cannot be taken back", PlanError),
     # execution
     "QR401": Code("no calibration data", CalibrationError),
     "QR402": Code("a batch that the model does not accept", CalibrationError),
@@ -341,6 +342,7 @@ CODES: dict[str, Code] = {
     "QR413": Code("the converted model does not run", AuditError),
     "QR414": Code("an exported model gives different results", AuditError),
     "QR415": Code("an exported file that was not compared"),
+    "QR418": Code("a transform fails", ExecutionError),
     "QR417": Code("a transform changes what the float model computes", AuditError),
     "QR416": Code("a kernel saturates", AuditError),
     # measuring

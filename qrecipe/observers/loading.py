@@ -1,4 +1,4 @@
-"""Observers and fake-quants of installed distributions, imported when a recipe names them.
+"""Plugins of installed distributions, imported when a recipe names them.
 
 All problems of a plugin are findings at the line of the recipe that name its distribution. What a
 plugin registered before it failed is undone.
@@ -9,9 +9,11 @@ from __future__ import annotations
 import importlib
 import re
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice
+from typing import Any
 
 import torch
 
@@ -19,13 +21,14 @@ from qrecipe.errors.findings import Finding, Location, QRecipeError, error_from
 from qrecipe.errors.text import first_line, one_line, shown
 from qrecipe.errors.warn import warn
 from qrecipe.observers.qconfig import factory
+from qrecipe.observers.registration import created
 from qrecipe.recipe.recipe import Recipe
 from qrecipe.recipe.schema import Constructor, Phase, TensorSpec
 from qrecipe.recipe.toml.positions import KeyPath
 from qrecipe.recipe.validation import MAX_FINDINGS
 from qrecipe.registry import table as registered
 from qrecipe.registry.arguments import KIND_TITLE, ArgumentProblem, Kind
-from qrecipe.registry.builtin import FAKE_QUANTS, OBSERVERS, check_arguments
+from qrecipe.registry.builtin import BUILTIN, check_arguments
 from qrecipe.registry.entry_points import Claim, claims
 from qrecipe.registry.table import Registration
 
@@ -35,25 +38,26 @@ _LONGEST_MESSAGE = 300
 
 @dataclass(frozen=True, slots=True)
 class _Use:
-    """An observer or fake-quant in a recipe."""
+    """A name in a recipe that may be a plugin's, and its arguments.
+
+    ``owner`` is the path of the table that the arguments are in; ``create`` creates what is named.
+    """
 
     kind: Kind
-    constructor: Constructor
-    spec: TensorSpec
-    path: KeyPath
+    name: str
+    arguments: Mapping[str, Any]
+    owner: KeyPath
+    create: Callable[[], object]
 
     @property
-    def name(self) -> str:
-        return self.constructor.name
+    def is_builtin(self) -> bool:
+        return self.name in BUILTIN[self.kind]
 
-    @property
-    def is_torchs(self) -> bool:
-        return self.name in (OBSERVERS if self.kind == "observer" else FAKE_QUANTS)
-
-    @property
-    def phase(self) -> Phase:
-        """The phase in which torch creates it."""
-        return "ptq" if self.kind == "observer" else "qat"
+    def place(self, recipe: Recipe) -> Location:
+        """Where the name is written."""
+        if self.kind == "transform":
+            return recipe.argument_key(self.owner)
+        return recipe.argument_value((*self.owner, "name"))
 
 
 def load_plugins(recipe: Recipe) -> None:
@@ -65,14 +69,14 @@ def load_plugins(recipe: Recipe) -> None:
             QR106) is wrong, or the class rejects its arguments (QR311).
     """
     for use in _uses(recipe):
-        for finding in _shadowed(use.kind, use.name) if use.is_torchs else ():
-            warn(replace(finding, location=recipe.argument_value(use.path)), recipe.lint.ignore)
-    uses = [use for use in _uses(recipe) if not use.is_torchs]
-    findings = {use.path: list(_findings(recipe, use)) for use in uses}
-    spoilt = {path[1] for path, found in findings.items() if found}
+        for finding in _shadowed(use.kind, use.name) if use.is_builtin else ():
+            warn(replace(finding, location=use.place(recipe)), recipe.lint.ignore)
+    uses = [use for use in _uses(recipe) if not use.is_builtin]
+    findings = {use.owner: list(_findings(recipe, use)) for use in uses}
+    spoilt = {owner[:2] for owner, found in findings.items() if found}
     for use in uses:
-        if use.path[1] not in spoilt:
-            findings[use.path] += _refusals(recipe, use)
+        if use.owner[:2] not in spoilt:
+            findings[use.owner] += _refusals(recipe, use)
     found = list(islice(chain.from_iterable(findings.values()), MAX_FINDINGS))
     if found:
         raise error_from(found)
@@ -80,7 +84,7 @@ def load_plugins(recipe: Recipe) -> None:
 
 def plugin_versions(recipe: Recipe) -> Mapping[str, str]:
     """The distributions of the plugins that a recipe names, and their versions."""
-    uses = (use for use in _uses(recipe) if not use.is_torchs)
+    uses = (use for use in _uses(recipe) if not use.is_builtin)
     found = [claim for use in uses for claim in claims(use.kind, use.name)]
     return {claim.distribution: claim.version for claim in found}
 
@@ -104,13 +108,23 @@ def load(kind: Kind, name: str) -> tuple[Finding, ...]:
 
 def _uses(recipe: Recipe) -> Iterator[_Use]:
     for tensor, spec in recipe.tensors.items():
-        kinds: tuple[tuple[Kind, Constructor | None], ...] = (
-            ("observer", spec.observer),
-            ("fake_quant", spec.fake_quant),
-        )
-        for kind, constructor in kinds:
+        # the phase in which torch creates it
+        for kind, constructor, phase in _constructors(spec):
             if constructor is not None:
-                yield _Use(kind, constructor, spec, ("tensor", tensor, kind, "name"))
+                owner = ("tensor", tensor, kind)
+                create = partial(_create, spec, phase)
+                yield _Use(kind, constructor.name, constructor.arguments, owner, create)
+    for name, table in recipe.transform.plugins.items():
+        create = partial(created, "transform", name, table.arguments)
+        yield _Use("transform", name, table.arguments, ("transform", name), create)
+
+
+def _constructors(spec: TensorSpec) -> tuple[tuple[Kind, Constructor | None, Phase], ...]:
+    return ("observer", spec.observer, "ptq"), ("fake_quant", spec.fake_quant, "qat")
+
+
+def _create(spec: TensorSpec, phase: Phase) -> object:
+    return factory(spec, phase)()
 
 
 def _shadowed(kind: Kind, name: str) -> Iterator[Finding]:
@@ -125,31 +139,31 @@ def _findings(recipe: Recipe, use: _Use) -> Iterator[Finding]:
     """The problems of the plugin, or otherwise of its arguments."""
     broken = load(use.kind, use.name)
     for finding in broken:
-        yield replace(finding, location=recipe.argument_value(use.path))
+        yield replace(finding, location=use.place(recipe))
     if broken:
         return
-    for problem in check_arguments(use.kind, use.name, use.constructor.arguments):
+    for problem in check_arguments(use.kind, use.name, use.arguments):
         at = _place(recipe, use, problem)
         yield Finding(problem.code, problem.message, at, problem.hint)
 
 
 def _place(recipe: Recipe, use: _Use, problem: ArgumentProblem) -> Location:
     if problem.argument is None:
-        return recipe.argument_value(use.path)
-    path = (*use.path[:-1], problem.argument)
+        return use.place(recipe)
+    path = (*use.owner, problem.argument)
     return recipe.argument_key(path) if problem.code == "QR105" else recipe.argument_value(path)
 
 
 def _refusals(recipe: Recipe, use: _Use) -> Iterator[Finding]:
     """Why the class itself rejects its arguments; it is created once to find out."""
     try:
-        factory(use.spec, use.phase)()
+        use.create()
     except (Exception, SystemExit) as error:
         yield Finding(
             "QR311",
             f"{KIND_TITLE[use.kind]} {shown(use.name)} cannot be created: "
             + one_line(first_line(error))[:_LONGEST_MESSAGE],
-            recipe.argument_value(use.path[:-1]),
+            recipe.argument_value(use.owner),
             hint="fix the arguments or the settings of its tensor",
         )
 

@@ -1,7 +1,7 @@
-"""Names for observers and fake-quants: torch's own and user-registered ones.
+"""Names for observers, fake-quants and transforms: built-in and user-registered ones.
 
-A class is tested (`contract`) when it is registered, so that problems show up in its definition and
-not in a model.
+A class is tested against a contract when it is registered, so that problems show up in its
+definition and not in a model.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from qrecipe.errors.text import shown
 from qrecipe.observers.contract import contract_findings
 from qrecipe.registry import table as registered
 from qrecipe.registry.arguments import KIND_TITLE, SPEC_ARGUMENTS, Kind, Signature, TypeTag
-from qrecipe.registry.builtin import FAKE_QUANTS, OBSERVERS, signature, unknown_name
+from qrecipe.registry.builtin import BUILTIN, signature, unknown_name
 from qrecipe.registry.entry_points import PLAIN_NAME
 
 _C = TypeVar("_C", bound=type)
@@ -37,12 +37,12 @@ def register_observer(name: str, *, options: type[BaseModel] | None = None) -> C
     Raises:
         PluginError: the name is taken (QR151), or the class breaks the contract (QR150).
     """
-    return _decorator("observer", name, options, _callers_module())
+    return decorator("observer", name, options, callers_module(), _contract("observer", name))
 
 
 def register_fake_quant(name: str, *, options: type[BaseModel] | None = None) -> Callable[[_C], _C]:
     """Make a class available to recipes as ``fake_quant = "name"``; see `register_observer`."""
-    return _decorator("fake_quant", name, options, _callers_module())
+    return decorator("fake_quant", name, options, callers_module(), _contract("fake_quant", name))
 
 
 def constructor_arguments(kind: Kind, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,6 +51,11 @@ def constructor_arguments(kind: Kind, name: str, given: Mapping[str, Any]) -> di
     if registration is None or registration.options is None:
         return dict(given)
     return registration.options(**given).model_dump()
+
+
+def created(kind: Kind, name: str, given: Mapping[str, Any]) -> Any:
+    """An instance of the class of that name, with the arguments in a recipe."""
+    return class_of(kind, name)(**constructor_arguments(kind, name, given))
 
 
 def class_of(kind: Kind, name: str) -> type[Any]:
@@ -65,20 +70,32 @@ def class_of(kind: Kind, name: str) -> type[Any]:
     return named_class(found.target)
 
 
-def _callers_module() -> str:
+def callers_module() -> str:
     """The module of the caller's caller."""
     return str(sys._getframe(2).f_globals.get("__name__", "?"))
 
 
-def _decorator(
-    kind: Kind, name: str, options: type[BaseModel] | None, module: str
+Contract = Callable[[object], Sequence[Finding]]
+"""Tries a class, and says what is wrong with it."""
+
+
+def _contract(kind: Kind, name: str) -> Contract:
+    return lambda cls: contract_findings(kind, name, cls)
+
+
+def decorator(
+    kind: Kind, name: str, options: type[BaseModel] | None, module: str, contract: Contract
 ) -> Callable[[_C], _C]:
+    """What registers a class of a kind under a name, for ``module``.
+
+    Raises ``PluginError`` as `register_observer`.
+    """
     problem = _misuse(kind, name, options)
     if problem is not None:
         raise PluginError(problem)
 
     def register(cls: _C) -> _C:
-        findings = _name_findings(kind, name, cls) or contract_findings(kind, name, cls)
+        findings = _name_findings(kind, name, cls) or list(contract(cls))
         if findings:
             raise PluginError(findings)
         found = _signature_of(cls, options)
@@ -107,7 +124,7 @@ def _name_findings(kind: Kind, name: str, cls: type) -> list[Finding]:
     if not PLAIN_NAME.fullmatch(name):
         mend = "use lower-case letters, digits and underscores, with a letter first"
         return [Finding("QR150", f"{title} has an invalid name", hint=mend)]
-    if name in (OBSERVERS if kind == "observer" else FAKE_QUANTS):
+    if name in BUILTIN[kind]:
         return [Finding("QR151", f"{title} is built in", hint="choose another name")]
     earlier = registered.find(kind, name)
     if earlier is not None and earlier.signature.target != _qualified_name(cls):

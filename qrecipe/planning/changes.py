@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from qrecipe.errors.findings import Finding
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.model.kept import TRANSFORMED, kept
+from qrecipe.observers.registration import created
 from qrecipe.planning.chains import chosen_chains
 from qrecipe.planning.groups import chosen_groups
-from qrecipe.planning.plan import Chain, Group, Site
+from qrecipe.planning.plan import Chain, Group, Site, Step
 from qrecipe.recipe.recipe import Recipe
 
 
@@ -20,6 +21,7 @@ class Changes:
 
     chains: tuple[Chain, ...]
     groups: tuple[Group, ...]
+    steps: tuple[Step, ...]
     findings: tuple[Finding, ...]
 
 
@@ -30,7 +32,11 @@ def chosen_changes(inventory: Inventory, sites: Sequence[Site], recipe: Recipe) 
         # what is idle is still worth a warning
         _, idle_chains = ((), ()) if done.chains else chosen_chains(inventory, recipe)
         _, idle_groups = ((), ()) if done.groups else chosen_groups(inventory, sites, recipe)
-        return Changes(done.chains, done.groups, (*idle_chains, *idle_groups))
+        return Changes(done.chains, done.groups, done.steps, (*idle_chains, *idle_groups))
     chains, about_chains = chosen_chains(inventory, recipe)
     groups, about_groups = chosen_groups(inventory, sites, recipe)
-    return Changes(chains, groups, (*about_chains, *about_groups))
+    steps = tuple(
+        Step(name, created("transform", name, table.arguments).tolerance)
+        for name, table in recipe.transform.plugins.items()
+    )
+    return Changes(chains, groups, steps, (*about_chains, *about_groups))

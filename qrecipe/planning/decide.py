@@ -84,6 +84,7 @@ def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
         executor_reason=_why_executor(inventory, recipe),
         chains=changes.chains,
         groups=changes.groups,
+        steps=changes.steps,
         structure=inventory.structure,
         needs_vnni=bool(saturated),
         saturating=saturated,

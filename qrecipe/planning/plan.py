@@ -128,6 +128,20 @@ class Group(ShortRepr):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
+class Step(ShortRepr):
+    """A transform of a plugin.
+
+    ``tolerance`` is how far it may move an output of the float model, in parts of the largest one;
+    0 means not even the last bit. ``changed`` are the modules whose tensors it has changed, unknown
+    until the model has been transformed.
+    """
+
+    name: str
+    tolerance: float
+    changed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class RuleVerdict(ShortRepr):
     """What became of a rule; ``sites`` are those it covers, whether or not it wins there."""
 
@@ -153,7 +167,7 @@ class Plan(Report):
     dequantized at run time; ``executor_reason`` says why ``executor`` carries the plan out, None
     if that was not stored; ``ingredients`` are the files that the recipe is made of;
     ``chains`` are what ``[transform.equalize]`` scales, ``groups`` what ``[transform.smooth]``
-    scales;
+    scales, ``steps`` the transforms of plugins;
     ``needs_vnni`` tells that kernels saturate on an x86 CPU without VNNI, ``saturating`` at which
     sites. The latter and ``structure``, the model's, are those of a plan that was made here: one
     that was read back has neither.
@@ -174,6 +188,7 @@ class Plan(Report):
     executor_reason: str | None = None
     chains: tuple[Chain, ...] = ()
     groups: tuple[Group, ...] = ()
+    steps: tuple[Step, ...] = ()
     structure: ModelStructure = field(default=NO_STRUCTURE, compare=False)
     saturating: tuple[str, ...] = field(default=(), compare=False)
 

@@ -44,6 +44,7 @@ def plan_values(plan: Plan) -> dict[str, Any]:
             for each in plan.chains
         ],
         "groups": [asdict(each) for each in plan.groups],
+        "steps": [asdict(each) for each in plan.steps],
         "warnings": [finding.to_json() for finding in plan.warnings],
         "findings": [finding.to_json() for finding in plan.findings],
     }
@@ -168,7 +169,7 @@ def _completed(values: Any) -> Any:
     """The values with what older plans lack."""
     absent: dict[str, Any] = {"clamp": None, "reads": [], "is_output": False}
     sites = [{**absent, **site} for site in _items(values, "sites")]
-    return {"chains": [], "groups": [], **values, "sites": sites}
+    return {"chains": [], "groups": [], "steps": [], **values, "sites": sites}
 
 
 def _fields(values: Any) -> dict[str, Any]:
@@ -186,6 +187,7 @@ def _fields(values: Any) -> dict[str, Any]:
         "executor_reason": values.get("executor_reason"),
         "chains": values["chains"],
         "groups": values["groups"],
+        "steps": values["steps"],
         "ingredients": [_ingredient_fields(each) for each in _items(values, "ingredients")],
         "sites": sites,
         "rules": [

@@ -20,7 +20,7 @@ from qrecipe.rules.resolution import describe
 from qrecipe.terminal.report import Listing, Section, Table, Text
 
 if TYPE_CHECKING:
-    from qrecipe.planning.plan import Chain, Group, Plan, RuleVerdict, Site
+    from qrecipe.planning.plan import Chain, Group, Plan, RuleVerdict, Site, Step
 
 
 class UnknownSiteError(PlanError, KeyError):
@@ -45,6 +45,8 @@ def _sections_with(plan: Plan, rules: Table) -> Iterator[Section]:
         yield _chain_table(plan.chains)
     if plan.groups:
         yield _group_table(plan.groups)
+    if plan.steps:
+        yield _step_table(plan.steps)
     for text in in_full(plan.warnings, "`warnings` of the plan"):
         yield Listing("Warning", text)
 
@@ -111,6 +113,17 @@ def _group_table(groups: Iterable[Group]) -> Table:
     rows = [(", ".join(group.sites), place_of(group), group.reason) for group in groups]
     caption = "channels are divided by powers of two, which these layers undo"
     return Table("Groups", ("group", "divided by", "because"), rows, caption)
+
+
+def _step_table(steps: Iterable[Step]) -> Table:
+    rows = [(step.name, kept_by(step), ", ".join(step.changed)) for step in steps]
+    caption = "steps of plugins, which change the float model before it is quantized"
+    return Table("Transforms", ("transform", "keeps the outputs", "changed"), rows, caption)
+
+
+def kept_by(step: Step) -> str:
+    """How far a transform keeps the outputs of the float model."""
+    return f"within {step.tolerance:.2g}" if step.tolerance else "to the bit"
 
 
 def place_of(group: Group) -> str:
@@ -259,24 +272,25 @@ def _site_lines(plan: Plan, site: Site, wanted: str) -> Iterator[str]:
         ):
             if spec is not None:
                 yield f"  {role:<10} {_spec_text(spec)}"
-    yield from _chain_lines(plan, site)
-    yield from _group_lines(plan, site)
+    yield from _transform_lines(plan, site)
     if site.input is not None:
         yield "  input      arrives as float and is quantized by the activation spec"
 
 
-def _chain_lines(plan: Plan, site: Site) -> Iterator[str]:
+def _transform_lines(plan: Plan, site: Site) -> Iterator[str]:
     for chain in plan.chains:
         if site.name in chain.sites:
             yield f"  chain      {' > '.join(chain.sites)}; {chain.end}"
 
-
-def _group_lines(plan: Plan, site: Site) -> Iterator[str]:
     for group in plan.groups:
         if site.name in (*group.sites, group.at):
             because = f", because {group.reason}" if group.reason else ""
             divided = f"divided by {place_of(group)}{because}"
             yield f"  group      {', '.join(group.sites)}; {divided}"
+    modules = {member.partition("#")[0] for member in site.members}
+    for step in plan.steps:
+        if not modules.isdisjoint(step.changed):
+            yield f"  transform  {step.name} has changed its tensors"
 
 
 def _spec_text(spec: TensorSpec) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args
+from typing import Any
 
 from qrecipe.recipe.schema import FORMAT, RecipeTable
 from qrecipe.registry.arguments import Interval, Kind, Signature, TypeTag
@@ -37,15 +37,40 @@ def recipe_schema() -> Schema:
     definitions = made.pop("$defs")
     del definitions["Constructor"]
     keys = definitions["TensorSpec"]["properties"]
-    for kind in get_args(Kind):
+    kinds: tuple[Kind, ...] = ("observer", "fake_quant")
+    for kind in kinds:
         definitions[kind] = _constructor(kind)
         either = [{"$ref": f"#/definitions/{kind}"}]
         keys[kind] = {"description": keys[kind]["description"], "anyOf": either}
+    definitions["TransformTable"] = _with_plugins(
+        definitions["TransformTable"], definitions.pop("PluginTable")
+    )
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": f"Quantization recipe, format {FORMAT}",
         **made,
         "definitions": dict(sorted(definitions.items())),
+    }
+
+
+def _with_plugins(table: Schema, plugin: Schema) -> Schema:
+    """The table of transforms with those that are registered or claimed."""
+    names = [name for name in known_names("transform") if name not in table["properties"]]
+    found = {name: signature("transform", name) for name in names}
+    own = {name: _plugin(plugin, each) for name, each in found.items()}
+    return {**table, "properties": {**table["properties"], **own}, "additionalProperties": False}
+
+
+def _plugin(plugin: Schema, found: Signature | None) -> Schema:
+    """The table of a plugin; with any arguments if it is not imported yet."""
+    if found is None:
+        return plugin
+    return {
+        **plugin,
+        "description": found.target,
+        "required": sorted(found.required),
+        "properties": {**plugin["properties"], **dict(_arguments(found))},
+        "additionalProperties": False,
     }
 
 

@@ -356,8 +356,28 @@ class SmoothTable(Table, json_schema_extra={"minProperties": 1}):
     )
 
 
+class PluginTable(BaseModel):
+    """``[transform.NAME]`` of a plugin: its arguments, and whether it is used at all."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+
+    enabled: bool = Field(default=True, description="false switches off the table of a base.")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of the plugin, as in TOML."""
+        given: dict[str, Any] = _thawed(self.__pydantic_extra__ or {})
+        return given
+
+
 class TransformTable(Table):
-    """``[transform]``: steps before quantization that keep what the float model computes."""
+    """``[transform]``: steps before quantization that keep what the float model computes.
+
+    The tables of plugins are in ``plugins``.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Annotated[PluginTable, BeforeValidator(_frozen)]]
 
     equalize: EqualizeTable | None = _key("Scale the channels between layers.")
     smooth: SmoothTable | None = _key("Scale the channels that linear layers read.")
@@ -366,7 +386,14 @@ class TransformTable(Table):
     def changes(self) -> bool:
         """Whether there is anything to do."""
         equalizes = self.equalize is not None and bool(self.equalize.chains)
-        return equalizes or (self.smooth is not None and bool(self.smooth.groups))
+        smooths = self.smooth is not None and bool(self.smooth.groups)
+        return equalizes or smooths or bool(self.plugins)
+
+    @property
+    def plugins(self) -> dict[str, PluginTable]:
+        """The tables of plugins that are used, by their names."""
+        tables = sorted((self.__pydantic_extra__ or {}).items())
+        return {name: table for name, table in tables if table.enabled}
 
 
 def _no_error(code: str) -> str:
@@ -422,7 +449,7 @@ class RecipeTable(Table):
         },
     )
     rules: RulesTable = RulesTable()
-    transform: TransformTable = TransformTable()
+    transform: TransformTable = Field(default_factory=lambda: TransformTable.model_validate({}))
     calibration: CalibrationTable = CalibrationTable()
     qat: QatTable = QatTable()
     fx: FxTable = FxTable()

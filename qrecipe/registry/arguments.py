@@ -1,4 +1,4 @@
-"""The arguments of observers and fake-quants, and how a recipe's are checked; torch-free."""
+"""The arguments of what has a name in recipes, and how a recipe's are checked; torch-free."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from pydantic import BaseModel, ValidationError
 from qrecipe.errors.spelling import did_you_mean, nearest
 from qrecipe.errors.text import first_line, one_line, shown, shown_names
 
-Kind = Literal["observer", "fake_quant"]
+Kind = Literal["observer", "fake_quant", "transform"]
 TypeTag = Literal["int", "float", "bool", "str", "number_list", "any"]
 
-KIND_TITLE: dict[Kind, str] = {"observer": "observer", "fake_quant": "fake-quant"}
+KIND_TITLE: dict[Kind, str] = {
+    "observer": "observer",
+    "fake_quant": "fake-quant",
+    "transform": "transform",
+}
 
 SPEC_ARGUMENTS = frozenset(
     {
@@ -61,7 +65,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """How a recipe may call an observer or fake-quant.
+    """How a recipe may call an observer, fake-quant or transform.
 
     ``target`` is the dotted name of the class, ``parameters`` maps argument names to type tags,
     ``required`` are those without a default, and ``limits`` the allowed values.

@@ -94,15 +94,30 @@ FAKE_QUANTS: Mapping[str, Signature] = MappingProxyType(
 )
 """torch's fake-quants by their names in recipes."""
 
-_BUILTIN: Mapping[Kind, Mapping[str, Signature]] = MappingProxyType(
-    {"observer": OBSERVERS, "fake_quant": FAKE_QUANTS}
+TRANSFORMS: Mapping[str, Signature] = MappingProxyType(
+    {
+        "equalize": Signature(
+            "qrecipe.transforms.equalize.Equalize",
+            MappingProxyType({"by": "str", "chains": "any"}),
+        ),
+        "smooth": Signature(
+            "qrecipe.transforms.smooth.Smooth",
+            MappingProxyType({"alpha": "any", "groups": "any"}),
+        ),
+    }
 )
+"""Our transforms by their names in recipes, in the order in which they change a model."""
+
+BUILTIN: Mapping[Kind, Mapping[str, Signature]] = MappingProxyType(
+    {"observer": OBSERVERS, "fake_quant": FAKE_QUANTS, "transform": TRANSFORMS}
+)
+"""What has a name without being registered."""
 
 
 def signature(kind: Kind, name: str) -> Signature | None:
-    """The signature of a built-in or registered observer or fake-quant; None if unknown."""
-    if name in _BUILTIN[kind]:
-        return _BUILTIN[kind][name]
+    """The signature of what is built in or registered; None if unknown."""
+    if name in BUILTIN[kind]:
+        return BUILTIN[kind][name]
     registration = registered.find(kind, name)
     return None if registration is None else registration.signature
 
@@ -110,8 +125,8 @@ def signature(kind: Kind, name: str) -> Signature | None:
 def known_names(kind: Kind) -> tuple[str, ...]:
     """The built-in, registered and claimed names of one kind."""
     claimed = {claim.name for claim in every_claim() if claim.kind == kind}
-    installed = {*registered.names(kind), *claimed} - _BUILTIN[kind].keys()
-    return (*_BUILTIN[kind], *sorted(installed))
+    installed = {*registered.names(kind), *claimed} - BUILTIN[kind].keys()
+    return (*BUILTIN[kind], *sorted(installed))
 
 
 def check_arguments(
@@ -150,13 +165,22 @@ def unknown_name(kind: Kind, name: str) -> ArgumentProblem:
 def _by_class(kind: Kind, name: str) -> str | None:
     """A hint for a name written as its class, such as ``observer.MinMaxObserver``."""
     wanted = _plain(name)
-    for of in sorted(_BUILTIN, key=lambda each: each != kind):  # those of the kind first
-        for known, found in _BUILTIN[of].items():
+    for of in sorted(BUILTIN, key=lambda each: each != kind):  # those of the kind first
+        for known, found in BUILTIN[of].items():
             if wanted in (_plain(known), _plain(found.target)):
                 if of == kind:
                     return f"did you mean {shown(known)}?"
-                return f"it belongs to the key {of}: write {of} = {shown(known)}"
+                return _MEANT[of].format(shown(known))
     return None
+
+
+_MEANT: Mapping[Kind, str] = MappingProxyType(
+    {
+        "observer": "it belongs to the key observer: write observer = {}",
+        "fake_quant": "it belongs to the key fake_quant: write fake_quant = {}",
+        "transform": "it is a transform, with the table [transform.{}]",
+    }
+)
 
 
 def _plain(name: str) -> str:

@@ -1,7 +1,8 @@
 """What installed distributions publish by entry points, read from their metadata alone.
 
-A claim is an entry point of the group `qrecipe.plugins`: ``observer.NAME`` or ``fake_quant.NAME``
--> the module that registers it, which `observers.loading` imports once a recipe names it.
+A claim is an entry point of the group `qrecipe.plugins`: ``observer.NAME``, ``fake_quant.NAME`` or
+``transform.NAME`` -> the module that registers it, which `observers.loading` imports once a recipe
+names it.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def _read(installed: Distribution, group: str) -> Iterator[EntryPoint]:
 ENTRY_POINT_GROUP = "qrecipe.plugins"
 
 PLAIN_NAME = re.compile(r"[a-z][a-z0-9_]*")
-"""The valid names of observers and fake-quants."""
+"""The valid names of what can be registered."""
 
 
 @dataclass(frozen=True, slots=True)

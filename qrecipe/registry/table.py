@@ -1,4 +1,4 @@
-"""The process-wide table of observers and fake-quants registered in Python; torch-free."""
+"""The process-wide table of the classes that are registered in Python; torch-free."""
 
 from __future__ import annotations
 

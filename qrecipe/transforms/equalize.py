@@ -10,13 +10,18 @@ Sources: Nagel et al., Data-Free Quantization through Weight Equalization and Bi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qrecipe.model.copies import runnable_copy
 from qrecipe.planning.changeable import Layer
 from qrecipe.planning.plan import Chain
-from qrecipe.transforms.channels import Joint, JointTensors, Largest, joints_of
+from qrecipe.transforms.base import Scaled, Transform, TransformContext
+from qrecipe.transforms.channels import Joint, JointTensors, Largest, joints_of, layers_of
+from qrecipe.transforms.record import Spread, spread_of
 
 _ROUNDS = 3
 """Each scale by weights changes those next to it."""
@@ -83,3 +88,42 @@ def equalize_by_activations(
 
 def _exponents(scale: Tensor, dead: Tensor) -> Tensor:
     return torch.where(dead, 0.0, scale.log2().round())
+
+
+class Equalize(Transform):
+    """``[transform.equalize]``."""
+
+    def __init__(self, by: str = "activations", chains: Any = "auto") -> None:
+        self._by = by
+
+    def apply(self, model: nn.Module, context: TransformContext) -> Scaled:
+        chains, inventory = context.plan.chains, context._inventory
+        if not chains:
+            return Scaled()
+        layers = layers_of(inventory, chains)
+        joints = [joint for chain in chains for joint in joints_of(chain, layers)]
+        seen, probe = Largest(), runnable_copy(model)
+        with seen.watching(probe, joints):
+            context.run(probe)
+        seen = seen.of_all_ranks()
+        if self._by == "weights":
+            exponents = equalize_by_weights(model, chains, layers)
+        else:
+            exponents = equalize_by_activations(model, chains, layers, seen)
+        spreads = (_spread(joint, seen.of(joint), exponents[joint]) for joint in joints)
+        return Scaled(
+            tuple(_with_exponents(chain, layers, exponents) for chain in chains),
+            spreads=tuple(spreads),
+        )
+
+
+def _spread(joint: Joint, largest: Tensor | None, exponents: Tensor) -> Spread:
+    after = None if largest is None else largest / exponents.exp2()
+    return Spread(joint.site, joint.reader, spread_of(largest), spread_of(after))
+
+
+def _with_exponents(
+    chain: Chain, layers: Mapping[str, Layer], exponents: Mapping[Joint, Tensor]
+) -> Chain:
+    found = (exponents[joint] for joint in joints_of(chain, layers))
+    return replace(chain, exponents=tuple(tuple(map(int, each.tolist())) for each in found))

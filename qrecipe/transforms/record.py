@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from qrecipe.errors.findings import ArtifactError
 from qrecipe.model.kept import TRANSFORMED, kept, kept_with
-from qrecipe.planning.plan import Chain, Group
+from qrecipe.planning.plan import Chain, Group, Step
 from qrecipe.recipe.schema import TransformTable
 from qrecipe.terminal.report import Report, Section, Table
 
@@ -24,18 +25,26 @@ class Spread:
     after: float
 
 
+def spread_of(largest: Tensor | None) -> float:
+    """How far the ranges of channels differ; 1 if there are none. [channels]"""
+    used = largest[largest > 0] if largest is not None else torch.zeros(0)
+    return float(used.max() / used.median()) if used.numel() else 1.0
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Transformation(Report):
     """The settings, what was scaled by which exponents, and what became of the channels' ranges.
 
+    ``steps`` are the transforms of plugins, with the modules that they changed.
     ``spreads`` has a row for each pair of sites that follow each other in a chain, and one for each
     group that is scaled.
     """
 
     table: TransformTable
-    chains: tuple[Chain, ...]
-    groups: tuple[Group, ...]
-    spreads: tuple[Spread, ...]
+    chains: tuple[Chain, ...] = ()
+    groups: tuple[Group, ...] = ()
+    steps: tuple[Step, ...] = ()
+    spreads: tuple[Spread, ...] = ()
 
     def _sections(self) -> Iterator[Section]:
         rows = [
@@ -45,6 +54,9 @@ class Transformation(Report):
         header = ("site", "read by", "spread before", "spread after")
         caption = "spread: the range of the widest channel over that of the median one"
         yield Table("Scaled channels", header, rows, caption)
+        if self.steps:
+            changes = [(step.name, ", ".join(step.changed)) for step in self.steps]
+            yield Table("Transforms", ("transform", "changed"), changes)
 
 
 def transformation(model: nn.Module) -> Transformation:

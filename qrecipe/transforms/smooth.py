@@ -15,11 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qrecipe.model.copies import runnable_copy
 from qrecipe.model.opened.opening import opened_at
 from qrecipe.model.scaled_input import scale_input
-from qrecipe.planning.plan import Group, Site
+from qrecipe.planning.plan import Group, Plan, Site
 from qrecipe.process import ranks
 from qrecipe.recipe.schema import quantized_range
+from qrecipe.transforms.base import Scaled, Transform, TransformContext
+from qrecipe.transforms.record import Spread, spread_of
 
 _MOST = 10
 """The largest exponent."""
@@ -97,13 +100,13 @@ def _seeing(read: Read) -> Any:
 
 
 def smoothed(
-    model: nn.Module, group: Group, read: Read, alphas: Sequence[float], sites: Sequence[Site]
+    model: nn.Module, group: Group, read: Read, alphas: Sequence[float], plan: Plan
 ) -> Group:
     """A group with its exponents, for the alpha with the smallest error of what its layers give.
 
-    If that is no clear gain, the group stays as it is, and has no alpha. ``model`` is opened;
-    ``sites`` are the plan's for the group.
+    If that is no clear gain, the group stays as it is, and has no alpha. ``model`` is opened.
     """
+    sites = [plan[name] for name in group.sites]
     weights = [_weight(model, name) for name in group.sites]
     largest = read.largest
     plain = weights[0].new_zeros(weights[0].shape[1])
@@ -200,3 +203,32 @@ def _scale_weights(view: nn.Module, group: Group, factor: Tensor) -> None:
         for tensor in (giver.weight, giver.bias if hasattr(giver, "bias") else None):
             if tensor is not None:
                 tensor.div_(factor.view(-1, *[1] * (tensor.dim() - 1)))
+
+
+class Smooth(Transform):
+    """``[transform.smooth]``."""
+
+    def __init__(self, alpha: Sequence[float] = (0.7,), groups: Any = "auto") -> None:
+        self._alphas = alpha
+
+    def apply(self, model: nn.Module, context: TransformContext) -> Scaled:
+        plan, opened_paths = context.plan, context._inventory.opened
+        wanted = [group for group in plan.groups if group.place != "none"]
+        if not wanted:
+            return Scaled(groups=plan.groups)
+        opened = opened_at(model, opened_paths)
+        probe = runnable_copy(opened)
+        with watching(probe, wanted) as seen:
+            context.run(probe)
+        seen = of_all_ranks(seen)
+        made = {group: smoothed(opened, group, seen[group], self._alphas, plan) for group in wanted}
+        apply_groups(model, opened_paths, list(made.values()))
+        spreads = (_spread(made[group], seen[group].largest) for group in wanted)
+        groups = tuple(made.get(group, group) for group in plan.groups)
+        return Scaled(groups=groups, spreads=tuple(spreads))
+
+
+def _spread(group: Group, largest: Tensor | None) -> Spread:
+    after = None if largest is None else largest / torch.tensor(group.exponents).exp2()
+    reader = ", ".join(group.sites)
+    return Spread(group.at or "a product", reader, spread_of(largest), spread_of(after))

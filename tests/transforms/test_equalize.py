@@ -363,7 +363,7 @@ def test_a_step_that_changes_the_function_is_an_audit_error(monkeypatch):
             model[2].weight[0, 0] += 1e-4
         return found
 
-    monkeypatch.setattr(transform, "equalize_by_activations", wrong)
+    monkeypatch.setattr(equalize, "equalize_by_activations", wrong)
     with pytest.raises(qrecipe.AuditError, match="QR417"):
         qrecipe.transform(_linear(), _equalize(), ROWS)
 

@@ -149,9 +149,16 @@ def _deciders(lock: Lock) -> dict[str, Parts]:
 
 
 def outcome_changes(before: Lock, after: Lock) -> Iterator[Change]:
-    """The changed outcomes: of the plan, then by site in the order of ``before``, then new ones."""
+    """The changed outcomes: of the plan, of its transforms, then by site.
+
+    They are in the order of ``before``, with new ones last.
+    """
     old, new = ({part: str(getattr(lock, part)) for part in WHOLE} for lock in (before, after))
     yield from _changes({"the plan": old}, {"the plan": new})
+    for name in {**before.transforms, **after.transforms}:
+        then, later = before.transforms.get(name), after.transforms.get(name)
+        if then != later:
+            yield Change(name, "", then, later)
     for name in {**before.sites, **after.sites}:
         was, now = before.sites.get(name), after.sites.get(name)
         if was is None or now is None:

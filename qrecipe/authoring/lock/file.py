@@ -21,7 +21,7 @@ import torch
 from pydantic import Field, ValidationError
 
 from qrecipe._version import __version__
-from qrecipe.authoring.lock.outcomes import SiteOutcome, site_outcome
+from qrecipe.authoring.lock.outcomes import SiteOutcome, site_outcome, transform_outcomes
 from qrecipe.errors.findings import PlanError
 from qrecipe.errors.text import first_problem, one_line, shown
 from qrecipe.files import write_atomically
@@ -73,8 +73,9 @@ class LockedPlugin(Table):
 class Lock(Table):
     """The contents of a lock file: what a plan comes to, and what from.
 
-    ``plugins`` are named ``observer NAME`` and ``fake_quant NAME``; ``structure`` is a fingerprint
-    of the model's operations and modules, whatever their weights.
+    ``plugins`` are named ``observer NAME``, ``fake_quant NAME`` and ``transform NAME``;
+    ``structure`` is a fingerprint of the model's operations and modules, whatever their weights;
+    ``transforms`` says what they change.
     """
 
     lock: Literal[1]
@@ -88,6 +89,7 @@ class Lock(Table):
     phase: str
     executor: str
     boundaries: int
+    transforms: dict[str, str] = Field(default_factory=dict)
     sites: dict[str, SiteOutcome]
 
 
@@ -111,6 +113,7 @@ def make_lock(plan: Plan, path: Path) -> Lock:
         structure=structure_fingerprint(plan.structure),
         executor=plan.executor,
         **{name: getattr(plan, name) for name in WHOLE},
+        transforms=transform_outcomes(plan),
         sites={site.name: site_outcome(site, plan.phase) for site in plan},
     )
 
@@ -144,7 +147,7 @@ def lock_text(lock: Lock) -> str:
         *(["bases = [", *bases, "]"] if bases else []),
         *(f"{key} = {toml_value(values[key])}" for key in ("structure", "executor", *WHOLE)),
     ]
-    for name in ("plugins", "sites"):
+    for name in ("plugins", "transforms", "sites"):
         rows = [f"{toml_key(key)} = {toml_value(value)}" for key, value in values[name].items()]
         lines += ["", f"[{name}]", *rows] if rows or name == "sites" else []
     return _HEAD + "\n".join(lines) + "\n"
@@ -238,9 +241,10 @@ def _plugins(plan: Plan) -> Iterator[tuple[str, LockedPlugin]]:
     qconfigs = (site.qconfig for site in plan.sites if site.qconfig is not None)
     specs = {spec for each in qconfigs for spec in (each.weight, each.activation) if spec}
     kinds: tuple[Kind, ...] = ("observer", "fake_quant") if plan.phase == "qat" else ("observer",)
-    for kind in kinds:
-        constructors = (getattr(spec, kind) for spec in specs)
-        for name in {each.name for each in constructors if each is not None}:
+    constructors = {kind: (getattr(spec, kind) for spec in specs) for kind in kinds}
+    used = {kind: {each.name for each in some if each} for kind, some in constructors.items()}
+    for kind, names in {**used, "transform": {step.name for step in plan.steps}}.items():
+        for name in names:
             registration = registered.find(kind, name)
             if registration is not None:
                 values = {"class": registration.signature.target, **_distribution(registration)}

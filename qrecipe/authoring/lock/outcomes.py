@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from qrecipe.planning.plan import Site
+from qrecipe.planning.plan import Plan, Site
 from qrecipe.planning.plan_values import spec_values
-from qrecipe.planning.text import decided_by
+from qrecipe.planning.text import decided_by, kept_by, place_of
 from qrecipe.recipe.schema import Constructor, Phase, Table, TensorSpec
 from qrecipe.recipe.tensor_checks import is_static_integer
 
@@ -48,6 +48,16 @@ def site_outcome(site: Site, phase: Phase) -> SiteOutcome:
         engine=site.engine,
         by=decided_by(site.rule),
     )
+
+
+def transform_outcomes(plan: Plan) -> dict[str, str]:
+    """What transforms change, and up to where or in which way."""
+    chains = {f"chain {' > '.join(each.sites)}": f"ends: {each.end}" for each in plan.chains}
+    groups = {
+        f"group {', '.join(each.sites)}": f"divided by {place_of(each)}" for each in plan.groups
+    }
+    steps = {f"transform {each.name}": f"keeps the outputs {kept_by(each)}" for each in plan.steps}
+    return {**chains, **groups, **steps}
 
 
 def _spec(spec: TensorSpec | None, phase: Phase) -> str | None:

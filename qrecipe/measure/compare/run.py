@@ -34,7 +34,7 @@ from qrecipe.model.out_of_place import without_changes_in_place
 from qrecipe.planning.inventory import inventory_of
 from qrecipe.planning.plan import Plan
 from qrecipe.recipe.recipe import parse_recipe
-from qrecipe.transforms.transform import as_recorded, different
+from qrecipe.transforms.recorded import as_recorded, different
 
 _TIMED_RUNS = 5
 
@@ -60,8 +60,8 @@ def run_of(reference: nn.Module, converted: nn.Module, first: Any, forward: Forw
     with inputs_of_batch(reference, first, forward) as inputs:
         inventory = inventory_of(reference, recipe, inputs)
         done = kept(reference, TRANSFORMED)
-        changes = (plan.chains, plan.groups)
-        if any(changes) and (done is None or (done.chains, done.groups) != changes):
+        changes = (plan.chains, plan.groups, plan.steps)
+        if any(changes) and (done is None or (done.chains, done.groups, done.steps) != changes):
             reference = as_recorded(reference, recipe, inputs, plan)
             inventory = inventory_of(reference, recipe, inputs)
     _check_same(inventory, plan, graphs)

@@ -1,0 +1,76 @@
+"""What a transform is, and what it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from qrecipe.execution.batches import Forward, check_finite, known_length, limited
+from qrecipe.execution.calls import run_quietly
+from qrecipe.model.graph_sites import Inventory
+from qrecipe.planning.plan import Chain, Group, Plan
+from qrecipe.terminal.progress import Progress, chosen_progress, tracked
+from qrecipe.transforms.record import Spread
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """The calibration data, and how a model is called with it."""
+
+    batches: Iterable[Any]
+    limit: int
+    forward: Forward | None
+    progress: Progress | bool | None
+
+    def run(self, model: nn.Module) -> None:
+        """Run a model on all of it."""
+        show = chosen_progress(self.progress, "transforming")
+        total = known_length(self.batches, self.limit)
+        for index, batch in tracked(limited(self.batches, self.limit), show, total):
+            check_finite(batch, index)
+            run_quietly(model, batch, index, self.forward)
+
+
+@dataclass(frozen=True, slots=True)
+class TransformContext:
+    """What a transform may look at: the ``plan`` of the model, and the calibration data.
+
+    In a process group, each rank has its own batches; all have to come to the same result.
+    """
+
+    plan: Plan
+    _inventory: Inventory = field(repr=False)
+    _batches: Batches = field(repr=False)
+
+    def run(self, model: nn.Module) -> None:
+        """Call the model, or a copy with hooks, with each calibration batch, without gradients."""
+        self._batches.run(model)
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """What one of our own transforms has scaled."""
+
+    chains: tuple[Chain, ...] = ()
+    groups: tuple[Group, ...] = ()
+    spreads: tuple[Spread, ...] = ()
+
+
+class Transform:
+    """A step before quantization that keeps what the float model computes; the base of plugins.
+
+    ``tolerance`` is how far it may move an output, in parts of the largest one: 0, the default,
+    means not even the last bit. `qrecipe.register_transform` gives it a name for recipes.
+    """
+
+    tolerance: float = 0.0
+
+    def apply(self, model: nn.Module, context: TransformContext) -> Scaled | None:
+        """Change the tensors of a model in place; it is a copy of the caller's, in eval mode.
+
+        Modules, and the names, shapes and dtypes of tensors, stay. A plugin returns nothing.
+        """
+        raise NotImplementedError
