@@ -122,6 +122,10 @@ def _small_model() -> tuple[nn.Module, list[Tensor]]:
         *(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.LayerNorm(16)),
         *(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)),
     )
+    for norm in (model[1], model[8]):
+        for tensor in (*norm.parameters(), *norm.buffers()):
+            if tensor.is_floating_point():
+                nn.init.uniform_(tensor, 0.5, 2)  # or a fault may cancel out
     return model.eval(), [torch.randn(4, 3, 8, 8) for _ in range(2)]
 
 
