@@ -19,6 +19,7 @@ from runs import hurry
 from torch import nn
 
 import qrecipe
+from qrecipe.registry import table as registered
 
 MARK = "<script>alert(1)<|script>"  # no "/", which some names may not have
 ESCAPED = "&lt;script&gt;alert(1)&lt;|script&gt;"
@@ -149,7 +150,7 @@ def made():
                 max_trials=8,
                 progress=False,
             ),
-            "Transformation": _transformation(),
+            **_transformation(),
             "Pool": qrecipe.Pool(ThreadPoolExecutor),
             "Recipe": recipe,
             "Publisher": qrecipe.Publisher("acme", "1.0"),
@@ -169,10 +170,23 @@ def _transformation():
     model = nn.Sequential(
         OrderedDict(zip((MARK, "relu", f"last{MARK}"), layers, strict=True))
     ).eval()
+    given = []
+
+    @qrecipe.register_transform("noting")
+    class Noting(qrecipe.Transform):
+        def apply(self, model, context):
+            given[:] = [context]
+
     tables = '[transform.equalize]\nby = "weights"\n[transform.smooth]\nalpha = 0.5\n'
-    recipe = qrecipe.parse_recipe(f"{RECIPE}\n{tables}")
+    recipe = qrecipe.parse_recipe(f"{RECIPE}\n{tables}[transform.noting]\nenabled = true\n")
     batches = [torch.randn(16, 8) for _ in range(3)]
-    return qrecipe.transformation(qrecipe.transform(model, recipe, batches, progress=False))
+    changed = qrecipe.transform(model, recipe, batches, progress=False)
+    registered.remove("transform", "noting")
+    (context,) = given
+    return {
+        "Transformation": qrecipe.transformation(changed),
+        "TransformContext": context,
+    }
 
 
 def parts(value, seen):
@@ -199,7 +213,7 @@ def everything(made):
 def test_a_value_of_nearly_every_public_class_is_at_hand(everything):
     kinds = {type(value).__name__ for value in everything}
     others = {name for name, cls in CLASSES.items() if not issubclass(cls, Exception)}
-    assert others - kinds == {"QatSchedule"}
+    assert others - kinds == {"QatSchedule", "Transform"}
 
 
 def test_progress_false_is_silence_on_a_terminal(made):

@@ -34,7 +34,7 @@ class Batches:
             run_quietly(model, batch, index, self.forward)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TransformContext:
     """What a transform may look at: the ``plan`` of the model, and the calibration data.
 
@@ -68,7 +68,7 @@ class Transform:
 
     tolerance: float = 0.0
 
-    def apply(self, model: nn.Module, context: TransformContext) -> Scaled | None:
+    def apply(self, model: nn.Module, context: TransformContext) -> object:
         """Change the tensors of a model in place; it is a copy of the caller's, in eval mode.
 
         Modules, and the names, shapes and dtypes of tensors, stay. A plugin returns nothing.

@@ -95,7 +95,8 @@ def _applied(
 ) -> Transformation:
     """Apply a transform to a model in place, and complete the record."""
     if name in TRANSFORMS:
-        scaled = step.apply(model, context) or Scaled()
+        scaled = step.apply(model, context)
+        assert isinstance(scaled, Scaled)
         return replace(
             done,
             chains=done.chains + scaled.chains,
