@@ -224,7 +224,7 @@ def _content(path: Path) -> bytes:
 
 def _damaged(path: Path, why: str) -> PlanError:
     message = f"{shown(str(path))} is not a valid lock file: {one_line(why)[:200]}"
-    hint = "write it again with `qrecipe lock`"
+    hint = "write it again with `qrecipe lock --force`"
     return PlanError.of("QR321", message, hint=hint)
 
 
