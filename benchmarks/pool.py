@@ -1,8 +1,9 @@
 """What workers gain: exact sensitivity of a ResNet-18-like net, and a search on the digits.
 
 Processes of one thread each, that have loaded torch before. Wall time, and the runs with one and
-with two workers take turns; so this needs two cores that nobody else uses. What is sent and what
-pieces cost is measured in this process, in CPU time.
+with two workers take turns; so this needs two cores that nobody else uses. Beside it stands the CPU
+time of this process and of the busiest worker: what a run takes where each has a core of its own.
+What is sent and what pieces cost is measured in this process, in CPU time.
 
     python benchmarks/pool.py               # about 6 minutes on two quiet cores
     python benchmarks/pool.py --only rank   # without the search
@@ -67,7 +68,7 @@ class Measuring(Executor):
 
 
 @contextlib.contextmanager
-def _pools() -> Iterator[dict[int, Executor]]:
+def _pools() -> Iterator[dict[int, ProcessPoolExecutor]]:
     """One and two processes that have done some work."""
     context = get_context("spawn")
     with (
@@ -90,21 +91,21 @@ def _net(batches: int) -> tuple[nn.Module, list[Tensor]]:
     return model, [torch.randn(16, 3, 64, 64) for _ in range(batches)]
 
 
-def _rankings(pools: dict[int, Executor]) -> None:
+def _rankings(pools: dict[int, ProcessPoolExecutor], rounds: int) -> None:
     model, batches = _net(_BATCHES)
     alone, expected = _timed(lambda: _rank(model, batches, None))
-    seconds: dict[int, list[float]] = {1: [], 2: []}
-    for _ in range(_ROUNDS):
+    seconds: _Taken = {1: [], 2: []}
+    for _ in range(rounds):
         for count, pool in pools.items():
-            taken, found = _timed(partial(_rank, model, batches, pool))
+            taken, found = _timed(partial(_rank, model, batches, pool), pool)
             assert found == expected, "the rankings differ"
             seconds[count].append(taken)
     print(f"sensitivity of {len(expected.sites)} sites, {_BATCHES} batches of 16 at 64x64")
-    print(f"  in this process  {alone:7.1f} s")
+    print(f"  in this process  {alone.wall:7.1f} s, CPU {alone.cpu:7.1f} s")
     _report(seconds)
 
 
-def _searches(pools: dict[int, Executor]) -> None:
+def _searches(pools: dict[int, ProcessPoolExecutor], rounds: int) -> None:
     from digits import calibration, evaluate
     from rescale import stressed
 
@@ -125,10 +126,10 @@ def _searches(pools: dict[int, Executor]) -> None:
 
     search(None)
     alone, expected = _timed(lambda: search(None))
-    seconds: dict[int, list[float]] = {1: [], 2: []}
-    for _ in range(_ROUNDS):
+    seconds: _Taken = {1: [], 2: []}
+    for _ in range(rounds):
         for count, pool in pools.items():
-            taken, found = _timed(partial(search, pool))
+            taken, found = _timed(partial(search, pool), pool)
             metrics = [[trial.metric for trial in each.trials] for each in (found, expected)]
             assert metrics[0] == metrics[1], "the searches differ"
             seconds[count].append(taken)
@@ -136,25 +137,46 @@ def _searches(pools: dict[int, Executor]) -> None:
     early = sum(trial.ahead for trial in known.trials)
     print(f"tune of the digits: {len(expected.trials)} trials, without ranking and profile")
     print(f"  with 2 workers {early} were tried ahead of need, and {len(known.ahead)} in vain")
-    print(f"  in this process  {alone:7.1f} s")
+    print(f"  in this process  {alone.wall:7.1f} s, CPU {alone.cpu:7.1f} s")
     _report(seconds)
     log.unlink()
 
 
-def _report(seconds: dict[int, list[float]]) -> None:
+@dataclass(frozen=True)
+class Taken:
+    """Seconds: by the clock, and on the CPU of this process and of the busiest worker together."""
+
+    wall: float
+    cpu: float
+
+
+_Taken = dict[int, list[Taken]]
+
+
+def _report(seconds: _Taken) -> None:
     for count, taken in seconds.items():
-        print(
-            f"  {count} worker{'s' if count > 1 else ' '}        {statistics.median(taken):7.1f} s"
-        )
-    ratios = [one / two for one, two in zip(seconds[1], seconds[2], strict=True)]
-    shown = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-    print(f"  2 workers are {statistics.median(ratios):.2f} times as fast as 1 ({shown})")
+        wall, cpu = (statistics.median(getattr(e, key) for e in taken) for key in ("wall", "cpu"))
+        workers = f"{count} worker{'s' if count > 1 else ' '}"
+        print(f"  {workers}        {wall:7.1f} s, CPU {cpu:7.1f} s")
+    for key in ("wall", "cpu"):
+        pairs = zip(seconds[1], seconds[2], strict=True)
+        ratios = [getattr(one, key) / getattr(two, key) for one, two in pairs]
+        shown = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+        print(f"  2 workers, {key}: {statistics.median(ratios):.2f} times as fast as 1 ({shown})")
 
 
-def _timed(run: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
+def _timed(run: Callable[[], Any], pool: ProcessPoolExecutor | None = None) -> tuple[Taken, Any]:
+    workers = list(pool._processes) if pool is not None else []
+    before, start, cpu = [_cpu(pid) for pid in workers], time.perf_counter(), time.process_time()
     value = run()
-    return time.perf_counter() - start, value
+    busiest = max((_cpu(pid) - was for pid, was in zip(workers, before, strict=True)), default=0.0)
+    return Taken(time.perf_counter() - start, time.process_time() - cpu + busiest), value
+
+
+def _cpu(pid: int) -> float:
+    """CPU seconds of another process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -205,7 +227,9 @@ def _costs() -> None:
 def _main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=["rank", "tune", "costs"])
-    only = parser.parse_args().only
+    parser.add_argument("--rounds", type=int, default=_ROUNDS)
+    given = parser.parse_args()
+    only = given.only
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
@@ -214,9 +238,9 @@ def _main() -> None:
     if only != "costs":
         with _pools() as pools:
             if only != "tune":
-                _rankings(pools)
+                _rankings(pools, given.rounds)
             if only != "rank":
-                _searches(pools)
+                _searches(pools, given.rounds)
     print(f"load {os.getloadavg()[0]:.1f}")
 
 

@@ -63,7 +63,7 @@ def test_a_comparison_in_pieces_is_that_of_one_process_but_for_the_times(name):
 @pytest.mark.parametrize(
     "text",
     [
-        'executor = "pt2e"\n',
+        pytest.param('executor = "pt2e"\n', marks=pytest.mark.slow),
         '[fx]\nroots = ["b1"]\n',
         '[transform.equalize]\nby = "activations"\n',
     ],
