@@ -121,7 +121,8 @@ def make_lock(plan: Plan, path: Path) -> Lock:
 def is_lock(path: Path) -> bool:
     """Whether a file is a lock, even a damaged one."""
     try:
-        return path.read_text(encoding="utf-8").startswith(_HEAD)
+        # a pipe would be waited for
+        return path.is_file() and path.read_text(encoding="utf-8").startswith(_HEAD)
     except (OSError, ValueError):
         return False
 
