@@ -207,8 +207,8 @@ def _cost(
         return None
     wide = {each: minmax(each, seen[each]) if each in seen else each for each in as_calibrated}
     if few is not None and hinted is not None:
-        best = rounded_db(part, wide, few)
-        if not _is_costly(hinted, best, _MARGIN_DB):
+        wider = side_by_side_db(part, wide, few, are_apart)
+        if wider is not None and not _is_costly(hinted, wider, _MARGIN_DB):
             return None
     reached = rounded_db(part, as_calibrated, farthest.sample)
     best = rounded_db(part, wide, farthest.sample) if reached < GOOD_DB else math.nan

@@ -58,7 +58,7 @@ def _lowest(value: object, static: Set[str]) -> float:
         assert value.graph.owning_module is not None
         tensor = stored(value, value.graph.owning_module)
         is_number = isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel()
-        return float(tensor.min()) if is_number else 0.0
+        return float(tensor.detach().min()) if is_number else 0.0
     op = _op(value)
     if op == "mul" and static.isdisjoint(map(_site, value.all_input_nodes)):
         # a mask of zeros and ones, times a number

@@ -219,7 +219,7 @@ def _pair_findings(
 
 def _transform_findings(recipe: Composition, table: RecipeTable) -> Iterator[Finding]:
     """Unknown names of plugins (QR104), and wrong arguments of those that are known."""
-    for name, plugin in table.transform.plugins.items():
+    for name, plugin in table.transform.tables.items():
         for problem in check_arguments("transform", name, plugin.arguments):
             at = ("transform", name, *([] if problem.argument is None else [problem.argument]))
             if recipe.is_sound(*at):

@@ -390,10 +390,14 @@ class TransformTable(Table):
         return equalizes or smooths or bool(self.plugins)
 
     @property
+    def tables(self) -> dict[str, PluginTable]:
+        """The tables of plugins, those that are switched off included, by their names."""
+        return dict(sorted((self.__pydantic_extra__ or {}).items()))
+
+    @property
     def plugins(self) -> dict[str, PluginTable]:
         """The tables of plugins that are used, by their names."""
-        tables = sorted((self.__pydantic_extra__ or {}).items())
-        return {name: table for name, table in tables if table.enabled}
+        return {name: table for name, table in self.tables.items() if table.enabled}
 
 
 def _no_error(code: str) -> str:

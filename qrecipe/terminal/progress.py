@@ -12,7 +12,7 @@ from qrecipe.errors.findings import ExecutionError
 from qrecipe.errors.text import shown
 
 Progress = Callable[[int, "int | None"], None]
-"""Called with the number of steps done and the total, None if that is unknown."""
+"""Called with the number of steps done and the total, which is None until it is known."""
 
 
 _Item = TypeVar("_Item")

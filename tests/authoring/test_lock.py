@@ -349,10 +349,10 @@ def test_a_damaged_lock_is_a_finding_and_is_mended_by_writing_it_anew(locked, na
     result = checked()
     assert lines_of(result)[0].startswith(f'QR321 "{LOCK}" is not a valid lock file: ')
     assert "\x1b" not in result.output
-    refused = run("lock", "cnn.toml", *NET)  # it may be a file of the user's
-    assert refused.exit_code == 2
-    assert (locked / LOCK).read_bytes() == HOSTILE[name]
     assert "qrecipe lock --force" in result.output
+    if HOSTILE[name]:  # it may be a file of the user's
+        assert run("lock", "cnn.toml", *NET).exit_code == 2
+        assert (locked / LOCK).read_bytes() == HOSTILE[name]
     assert run("lock", "cnn.toml", "--force", *NET).exit_code == 0
     assert checked().exit_code == 0
 

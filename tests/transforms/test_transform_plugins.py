@@ -303,6 +303,13 @@ def test_settings_are_merged_by_key_switched_off_written_and_fingerprinted(doubl
     assert again.transform == merged.transform
 
 
+def test_a_misspelt_name_is_an_error_even_where_it_is_switched_off():
+    with pytest.raises(qrecipe.QRecipeError, match='QR104 unknown transform "smoth"'):
+        qrecipe.parse_recipe(
+            'format = 1\nextends = "builtin:x86-static"\n[transform.smoth]\nenabled = false\n'
+        )
+
+
 def test_a_stored_model_needs_neither_batches_nor_the_plugin(doubled, tmp_path):
     net, settings = _net(), _doubled()
     converted = qrecipe.quantize(net, settings, ROWS)
