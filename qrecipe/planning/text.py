@@ -92,7 +92,7 @@ def site_table(sites: Sequence[Site], title: str = "Sites", caption: str = "") -
         which = f"All {count}" if count == len(sites) else f"{count} of {len(sites)}"
         folded, note = usual, f"{which} sites are decided by {one_line(usual)}."
     rows = [_site_row(site, folded) for site in sites]
-    table = Table(title, _SITE_COLUMNS, rows, caption, spare=(4,), note=note)
+    table = Table(title, _SITE_COLUMNS, rows, caption, spare=(4,), noted=5, note=note)
     return table.without_empty_columns()
 
 

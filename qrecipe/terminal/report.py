@@ -37,6 +37,7 @@ class Table:
     """Rows of text under a header; ``numeric`` are the indices of right-aligned columns.
 
     ``spare`` are those of columns that a narrow terminal does without, the first one first;
+    ``noted`` is the one of a column whose repeated cells a narrow terminal shows below the table.
     ``note`` is a sentence below.
     """
 
@@ -46,6 +47,7 @@ class Table:
     caption: str = ""
     numeric: frozenset[int] = frozenset()
     spare: tuple[int, ...] = ()
+    noted: int | None = None
     note: str = ""
 
     def without_empty_columns(self) -> Table:
@@ -59,10 +61,11 @@ class Table:
             rows=[[row[at] for at in kept] for row in self.rows],
             numeric=frozenset(map(kept.index, self.numeric & {*kept})),
             spare=tuple(kept.index(at) for at in self.spare if at in kept),
+            noted=kept.index(self.noted) if self.noted in kept else None,
         )
 
     def text(self) -> str:
-        table = render_table(self.header, self.rows, self.spare)
+        table = render_table(self.header, self.rows, self.spare, self.noted)
         return f"{table}\n\n{wrapped(self.note)}" if self.note else table
 
     def html(self) -> str:

@@ -7,6 +7,7 @@ import shutil
 import sys
 import textwrap
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
@@ -23,16 +24,23 @@ _BETWEEN_PARTS = re.compile(
 
 
 def render_table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], spare: Sequence[int] = ()
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    spare: Sequence[int] = (),
+    noted: int | None = None,
 ) -> str:
     """Aligned columns under a ruled header.
 
     A row is one line in a file or a pipe, and on a terminal where that fits. Where it does not,
+    what the column ``noted`` says more than once becomes a note below the table, and other
     cells are wrapped in the column where the fewest rows need it, the first column last. Where
     words would be broken, the ``spare`` columns are left out first, one by one, in that order.
     """
     columns = [_Column.of(*each) for each in zip(header, *rows, strict=True)]
+    notes: list[str] = []
     if _is_on_terminal():
+        if noted is not None and sum(each.width for each in columns) > _available(len(columns)):
+            columns[noted], notes = _with_notes(columns[noted])
         columns = _without(columns, spare)
         widths = _fitted(columns)
     else:
@@ -40,7 +48,8 @@ def render_table(
     rule = _GAP.join("─" * width for width in widths)
     lines = zip(*(column.cells for column in columns), strict=True)
     head, *body = (list(_lines(row, widths)) for row in lines)
-    return "\n".join([*head, rule, *chain(*body)])
+    below = ["", *map(wrapped, notes)] if notes else []
+    return "\n".join([*head, rule, *chain(*body), *below])
 
 
 def wrapped(text: str) -> str:
@@ -112,6 +121,17 @@ class _Column:
 def _available(columns: int) -> int:
     """The width of a terminal without the gaps between so many columns."""
     return shutil.get_terminal_size().columns - len(_GAP) * (columns - 1)
+
+
+def _with_notes(column: _Column) -> tuple[_Column, list[str]]:
+    """A column with numbers for the long cells that it repeats, and what the numbers stand for."""
+    header, *cells = column.cells
+    repeated = [
+        cell for cell, count in Counter(cells).items() if count > 1 and len(cell) > _NARROWEST
+    ]
+    marks = {cell: f"[{number}]" for number, cell in enumerate(repeated, 1)}
+    marked = _Column.of(header, *(marks.get(cell, cell) for cell in cells))
+    return marked, [f"{mark} {cell}" for cell, mark in marks.items()]
 
 
 def _without(columns: Sequence[_Column], spare: Sequence[int]) -> list[_Column]:

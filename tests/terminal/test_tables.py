@@ -17,11 +17,11 @@ ROWS = [
 ]
 
 
-def rendered(monkeypatch, columns, rows=ROWS, spare=()):
+def rendered(monkeypatch, columns, rows=ROWS, spare=(), noted=None):
     monkeypatch.setattr(tables, "_is_on_terminal", lambda: columns is not None)
     size = os.terminal_size((columns or 1, 24))
     monkeypatch.setattr("shutil.get_terminal_size", lambda: size)
-    return tables.render_table(HEADER, rows, spare).splitlines()
+    return tables.render_table(HEADER, rows, spare, noted).splitlines()
 
 
 def letters(lines):
@@ -53,6 +53,21 @@ def test_cells_are_wrapped_where_the_fewest_rows_need_it(monkeypatch):
     lines = rendered(monkeypatch, 90, rows)
     assert sum("Conv2d+BatchNorm2d+ReLU" in line for line in lines) == 6
     assert len(lines) == 2 + 6 + 3
+
+
+def test_what_a_column_repeats_is_said_once_below_a_table_that_is_too_wide(monkeypatch):
+    why = "on onednn's kernel: fbgemm's is slower unless channels are a multiple of 32"
+    rows = [
+        *[(f"features.{n}", "Conv2d+Hardswish", "quantized", "", why) for n in range(6)],
+        ("pool", "AdaptiveAvgPool2d", "passthrough", "", "follows features.5"),
+    ]
+    lines = rendered(monkeypatch, 80, rows, noted=4)
+    assert [line for line in lines if line.endswith("[1]")] == lines[2:8]
+    assert "follows features.5" in lines[8]
+    assert " ".join(lines[9:]).strip() == f"[1] {why}"
+    assert max(map(len, lines)) <= 80
+    wide = rendered(monkeypatch, 200, rows, noted=4)
+    assert sum(line.endswith(why) for line in wide) == 6
 
 
 @pytest.mark.parametrize("columns", [80, 120])
