@@ -114,6 +114,7 @@ class Unequal(nn.Module):
         return sum(branch(x) for branch in self.loud), self.soft(x)
 
 
+@pytest.mark.slow
 def test_a_block_is_found_where_its_sites_hide_at_the_end_of_the_ranking(monkeypatch):
     """The ranking goes by the whole output, the evaluation by a part of it."""
     torch.manual_seed(0)
