@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from qrecipe._torch_fx import (
     BackendConfig,
@@ -41,7 +41,7 @@ from qrecipe.execution.prepared import (
 from qrecipe.execution.provenance import Provenance, attach, make_provenance
 from qrecipe.execution.shards import check_same, first_of_all
 from qrecipe.model.architecture import recorded_modules
-from qrecipe.model.call import Inputs
+from qrecipe.model.call import Inputs, given_names
 from qrecipe.model.copies import own_tensors, with_parts
 from qrecipe.model.graph_sites import Inventory, prove_by_call
 from qrecipe.model.record import Architecture
@@ -129,7 +129,10 @@ class CompiledRecipe(ShortRepr):
 
     def _whole(self, parts: Mapping[str, nn.Module]) -> nn.Module:
         prepared = with_parts(self._model, parts)
-        mark_prepared(prepared, self.recipe, self._identity, [part.path for part in self._parts])
+        paths = [part.path for part in self._parts]
+        is_traced = isinstance(prepared, fx.GraphModule)
+        given = given_names(self._model, self._inputs) if is_traced else ()
+        mark_prepared(prepared, self.recipe, self._identity, paths, given)
         return prepared
 
     @neutral

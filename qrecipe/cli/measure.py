@@ -31,6 +31,8 @@ def compare(
 ) -> None:
     """Quantize a model and compare it with the float one, site by site.
 
+    Both models run on all batches of --data. A function that returns fewer takes less time.
+
     \b
     Examples:
       qrecipe compare cnn.toml --model model.py:factory --data model.py:batches
@@ -159,6 +161,9 @@ def sensitivity(
     json: options.Json = False,
 ) -> None:
     """Rank the sites by their effect on the output when only that site is quantized.
+
+    The model runs for each site and batch, or each site is evaluated. A --data function that
+    returns fewer batches takes less time, and so does --method estimate.
 
     \b
     Examples:

@@ -70,6 +70,7 @@ def load_subject(code: UserCode, name: str, shapes: Sequence[str] | None = None)
     Raises QRecipeError (QR601) if the factory fails or does not return a model.
     """
     inputs = random_inputs(shapes) if shapes else None
+    code.has_random_inputs = inputs is not None
     result = code.function(name, "--model")()
     model, examples = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
     if not isinstance(model, nn.Module):

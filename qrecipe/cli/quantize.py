@@ -73,3 +73,5 @@ def quantize(
             out_json({"plan": loads(compiled.plan.to_json()), **result_json(result)})
         else:
             out(result_text(result))
+            if output is not None:
+                out(f"\nwritten to {output}")

@@ -17,7 +17,8 @@ from qrecipe.cli.metric import Metric
 from qrecipe.cli.user_code import UserFunction
 from qrecipe.errors.text import counted
 from qrecipe.execution.batches import describe_batch
-from qrecipe.execution.prepared import prepared_state
+from qrecipe.execution.calibration import order_finding
+from qrecipe.execution.prepared import PreparedState, prepared_state
 from qrecipe.execution.provenance import provenance, stored_plan
 from qrecipe.measure.latency import Latency, compare_latency
 from qrecipe.measure.sizes import model_size
@@ -31,7 +32,7 @@ from qrecipe.terminal.tables import render_table
 class Result:
     """Float and quantized model side by side; sizes in bytes, the SQNR of the output in dB.
 
-    ``faster`` is a note about another runtime.
+    ``advice`` is about the batches, ``faster`` about another runtime.
     """
 
     metric: Metric | None
@@ -41,6 +42,7 @@ class Result:
     sqnr_db: float | None
     inputs: str
     calibration: dict[str, Any] | None
+    advice: str | None
     faster: str | None
 
 
@@ -67,8 +69,17 @@ def measure(
             sqnr_db=output_sqnr_db(inputs.call(model), inputs.call(converted)),
             inputs=describe_batch(first),
             calibration=calibration if state.batches and observes(prepared) else None,
+            advice=_advice(state),
             faster=_faster(converted) if observes(prepared) else None,
         )
+
+
+def _advice(state: PreparedState) -> str | None:
+    """What the finding about the weight of the first batch says to do, unless it is accepted."""
+    finding = order_finding(state)
+    if finding is None or finding.code in state.lint.ignore:
+        return None
+    return f"{finding.code}: {finding.hint}."
 
 
 def _faster(converted: nn.Module) -> str | None:
@@ -107,6 +118,7 @@ def result_text(result: Result) -> str:
     )
     width = min(shutil.get_terminal_size((100, 24)).columns, 100)
     notes = [note, *([] if result.calibration is None else [_calibrated(**result.calibration)])]
+    notes += [] if result.advice is None else [result.advice]
     notes += [] if result.faster is None else [f"{result.faster}."]
     table = render_table(("", "float", "quantized", ""), rows)
     return "\n\n".join([table, *(textwrap.fill(each, width) for each in notes)])

@@ -17,10 +17,21 @@ from typing import Any
 
 import typer
 
-from qrecipe.errors.findings import CalibrationError, Finding, Location, QRecipeError, error_from
+from qrecipe.errors.findings import (
+    CalibrationError,
+    Finding,
+    Location,
+    PlanError,
+    QRecipeError,
+    error_from,
+)
 from qrecipe.errors.spelling import did_you_mean
 
 _FORM = "write path/to/file.py:function or package.module:function"
+_OF_INPUT = (
+    "--input makes random float32 tensors of these shapes, batch dimension first; for token ids or "
+    "other inputs, return (model, example_inputs) from the function of --model, without --input"
+)
 _OWN_FOLDER = Path(__file__).resolve().parents[1]
 _NOTES = 12
 
@@ -51,16 +62,20 @@ def user_code(plugins: Sequence[str] | None) -> Iterator[UserCode]:
         with user_output():
             for plugin in plugins or ():
                 code.module(plugin, "--plugin", "QR152")
-        with _hints_for_command_line():
+        with _hints_for_command_line(code):
             yield code
     finally:
         sys.path[:] = former_path
 
 
 class UserCode:
-    """Modules by file or by name, each executed once."""
+    """Modules by file or by name, each executed once.
+
+    ``has_random_inputs``: the option --input takes the place of the user's example inputs.
+    """
 
     def __init__(self) -> None:
+        self.has_random_inputs = False
         self._by_file: dict[Path, ModuleType] = {}
 
     def function(self, name: str, option: str) -> UserFunction:
@@ -119,12 +134,16 @@ def user_output() -> AbstractContextManager[object]:
 
 
 @contextmanager
-def _hints_for_command_line() -> Iterator[None]:
-    """Reword the library's hint about batches, which names a Python argument."""
+def _hints_for_command_line(code: UserCode) -> Iterator[None]:
+    """Reword the library's hints about batches and inputs, which name Python arguments."""
     try:
         yield
     except CalibrationError as error:
         raise CalibrationError([_without_forward(finding) for finding in error.findings]) from error
+    except PlanError as error:
+        if not code.has_random_inputs or error.findings[0].code != "QR307":
+            raise
+        raise error_from(replace(each, hint=_OF_INPUT) for each in error.findings) from error
 
 
 def _without_forward(finding: Finding) -> Finding:

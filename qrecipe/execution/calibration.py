@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -43,7 +43,7 @@ from qrecipe.execution.fake_quants import only_observing
 from qrecipe.execution.prepared import PreparedState, prepared_state, traced_parts
 from qrecipe.execution.shards import check_mergeable, check_same, subjects_in
 from qrecipe.execution.turns import Turns
-from qrecipe.model.call import EMPTY, Inputs, is_empty
+from qrecipe.model.call import EMPTY, Inputs, given_names, is_empty
 from qrecipe.model.copies import empties
 from qrecipe.model.nested import cloned
 from qrecipe.process import ranks
@@ -105,7 +105,8 @@ def calibrate_checking(
         quiet(),
     ):
         done, averages, candidates = observe(running, parts)
-        _check_count(done, state.calibration)
+        if observes(prepared):
+            _check_count(done, state.calibration)
         _check_ranges(parts.values())
         clipping = clipping_of(parts, averages, done, candidates, state.samples, running.are_apart)
         state.batches, state.first_weight = done, first_weight(averages, done)
@@ -147,9 +148,14 @@ class _Running:
     def _shown(self) -> Iterator[tuple[int, Any]]:
         """This rank's batches and their index, with progress."""
         show = chosen_progress(self.progress, "calibrating")
-        limit = ranks.share(self.state.calibration.max_batches)
-        total = known_length(self.batches, limit)
-        yield from tracked(limited(self.batches, limit), show, total)
+        total = known_length(self.batches, self.limit)
+        yield from tracked(limited(self.batches, self.limit), show, total)
+
+    @property
+    def limit(self) -> int:
+        """How many batches this rank takes; without ranges to find, one, for the audit."""
+        most = self.state.calibration.max_batches
+        return ranks.share(most) if observes(self.prepared) else 1
 
 
 _Parts = Mapping[str, fx.GraphModule]
@@ -169,8 +175,7 @@ def _observed_in_turn(running: _Running, parts: _Parts) -> _Observed:
     check_same("calibrate", state.fingerprint, running.prepared)
     check_mergeable(subjects, has_merged=state.batches > 0)
     if any(subject.merging == "histogram" for subject in subjects):
-        limit = ranks.share(state.calibration.max_batches)
-        running.batches = rereadable(running.batches, limit)
+        running.batches = rereadable(running.batches, running.limit)
     with candidates_kept(parts.values()) as candidates:
         turns = Turns(subjects, running.first_time, running.again)
     with watched(parts.values()) as averages:
@@ -196,7 +201,29 @@ def _run(prepared: nn.Module, batch: Any, index: int, forward: Forward | None) -
     check_finite(batch, index)
     if forward is None:
         check_signature(prepared, batch, index)
-    run_batch(prepared, batch, index, forward)
+    try:
+        run_batch(prepared, batch, index, forward)
+    except CalibrationError as error:
+        hint = None if forward is not None else _other_inputs(prepared, batch)
+        if hint is None:
+            raise
+        raise CalibrationError([replace(each, hint=hint) for each in error.findings]) from error
+
+
+def _other_inputs(prepared: nn.Module, batch: Any) -> str | None:
+    """The hint for a batch of other keyword inputs than the model was traced with."""
+    example = prepared_state(prepared).given
+    if not example or not isinstance(batch, Mapping):
+        return None
+    names = given_names(prepared, Inputs.from_batch(batch))
+    more = ", ".join(name for name in names if name not in example)
+    less = ", ".join(name for name in example if name not in names)
+    ways = [f"put {more} into the example inputs too"] * bool(more)
+    ways += [f"put {less} into the batches too"] * bool(less)
+    if not ways:
+        return None
+    known = f"the example inputs (of the factory, or the first batch) had {', '.join(example)}"
+    return f"{known}, and the model is traced for these: {' and '.join(ways)}"
 
 
 @contextmanager
@@ -275,7 +302,6 @@ def _few_batches(state: PreparedState) -> Finding:
 
 def _order_findings(state: PreparedState, clipping: Clipping, few: bool) -> Iterator[Finding]:
     """Warnings about the first batch's influence that QR201 does not cover (QR232 to QR234)."""
-    weight = state.first_weight or 0.0
     is_said = few and state.clipping is not None and "QR201" not in state.lint.ignore
     if (clipping.is_narrow and not is_said) or (clipping.is_hidden and not few):
         yield clipping_finding(clipping)
@@ -283,14 +309,22 @@ def _order_findings(state: PreparedState, clipping: Clipping, few: bool) -> Iter
         return  # training continues the averages
     elif state.batches >= MANY_BATCHES and state.clipping is not None:
         yield clipping_finding(clipping)
-    elif FEW_BATCHES <= state.batches < MANY_BATCHES and weight > LITTLE_WEIGHT:
-        told = f"calibrated on {counted(state.batches, 'batch')}{weight_text(weight)}"
-        yield Finding(
-            "QR234",
-            told if state.clipping is None else f"{told}: {state.clipping}",
-            hint='use about 100 batches, or observe with "minmax", which does not depend on their '
-            "order",
-        )
+    elif (finding := order_finding(state)) is not None:
+        yield finding
+
+
+def order_finding(state: PreparedState) -> Finding | None:
+    """The warning that the first of several batches weighs much in moving averages (QR234)."""
+    weight = state.first_weight or 0.0
+    if not FEW_BATCHES <= state.batches < MANY_BATCHES or weight <= LITTLE_WEIGHT:
+        return None
+    told = f"calibrated on {counted(state.batches, 'batch')}{weight_text(weight)}"
+    return Finding(
+        "QR234",
+        told if state.clipping is None else f"{told}: {state.clipping}",
+        hint='use about 100 batches, or observe with "minmax", which does not depend on their '
+        "order",
+    )
 
 
 def _check_ranges(parts: Iterable[fx.GraphModule]) -> None:

@@ -22,7 +22,8 @@ class PreparedState:
     """What calibration and conversion need to know of a prepared model.
 
     ``fingerprint`` is the recipe's; ``origin`` stands for the `CompiledRecipe` that prepared it;
-    ``parts`` are the paths of its parts; ``qat`` is the schedule where it was prepared for
+    ``parts`` are the paths of its parts; ``given`` are the inputs that the example had, if it is
+    traced for these; ``qat`` is the schedule where it was prepared for
     training; ``samples`` is what each part was given first in calibration and what it gave,
     ``later_calls`` the same of its further calls in the first batch; ``whole`` is what the model
     itself was given first, where its parts are roots. ``first_weight`` is what the first of
@@ -36,6 +37,7 @@ class PreparedState:
     origin: str
     parts: tuple[str, ...]
     qat: QatTable | None
+    given: tuple[str, ...] = ()
     samples: dict[str, Sample] = field(default_factory=dict)
     later_calls: dict[str, list[Sample]] = field(default_factory=dict)
     whole: Inputs | None = None
@@ -44,11 +46,17 @@ class PreparedState:
     clipping: str | None = None
 
 
-def mark_prepared(prepared: nn.Module, recipe: Recipe, origin: str, parts: Sequence[str]) -> None:
+def mark_prepared(
+    prepared: nn.Module,
+    recipe: Recipe,
+    origin: str,
+    parts: Sequence[str],
+    given: tuple[str, ...] = (),
+) -> None:
     """Attach what calibration and conversion need to a model."""
     schedule = recipe.qat if recipe.phase == "qat" else None
     kept_with(prepared)[_KEY] = PreparedState(
-        recipe.fingerprint, recipe.calibration, recipe.lint, origin, tuple(parts), schedule
+        recipe.fingerprint, recipe.calibration, recipe.lint, origin, tuple(parts), schedule, given
     )
 
 

@@ -208,6 +208,15 @@ def bound(model: nn.Module, inputs: Inputs) -> inspect.BoundArguments:
         ) from error
 
 
+def given_names(model: nn.Module, inputs: Inputs) -> tuple[str, ...]:
+    """The parameters of ``forward`` that the inputs fill, but not with None.
+
+    Raises ``PlanError`` (QR307) like `bind`.
+    """
+    filled = bound(model, inputs).arguments.items()
+    return tuple(name for name, value in filled if value is not None)
+
+
 def signature_of(model: nn.Module) -> inspect.Signature:
     try:
         return inspect.signature(model.forward)

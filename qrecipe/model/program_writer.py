@@ -81,7 +81,7 @@ class ProgramWriter:
 
     def _assert_same(self, source: fx.Node, name: str, value: Any) -> None:
         same = operator.is_ if value is None else operator.eq
-        message = f"{name} has been specialized to {value!r}"
+        message = f"{name} was {value!r} in the example inputs, and the model is traced for that"
         is_same = self._graph.call_function(same, (source, value))
         self._graph.call_function(torch._assert, (is_same, message))
 

@@ -132,7 +132,7 @@ class Tracer(QuantizationTracer):
             return self.create_proxy("placeholder", name, default, {}, type_expr=kind)
         value = fixed[name]
         given = self.create_proxy("placeholder", name, default, {}, name=f"{name}_1")
-        text = f"{name} has been specialized to have value {value} but got another value"
+        text = f"{name} was {value} in the example inputs, and the model is traced for that"
         if value is None:
             self.create_proxy("call_function", assert_is_none, (given, text), {})
         else:

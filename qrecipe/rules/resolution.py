@@ -18,7 +18,7 @@ from itertools import groupby
 from qrecipe.errors.findings import Finding
 from qrecipe.errors.spelling import few_suggestions, nearest
 from qrecipe.errors.text import counted
-from qrecipe.recipe.patterns import literal
+from qrecipe.recipe.patterns import NamePatterns, is_exact, literal
 from qrecipe.recipe.recipe import Rule, WrittenRule
 from qrecipe.registry.builtin import (
     PARAMETRIZED,
@@ -227,16 +227,34 @@ def _unmatched(
             rule.location,
             hint="remove the rule, or mark it optional = true",
         )
-    write = rule_for if rule.tier == "module_name" else quoted
-    candidates = nearest(rule.key, known[rule.tier], count=3)
+    candidates = _meant(rule, known[rule.tier])
     return Finding(
         "QR301",
         f"{describe(rule)} matches nothing in this model",
         rule.location,
-        hint=f"did you mean {' or '.join(map(write, candidates))}?"
+        hint=f"did you mean {' or '.join(map(quoted, candidates))}?"
         if candidates
         else "`qrecipe plan` lists the names; mark a rule for other models optional = true",
     )
+
+
+def _meant(rule: Rule, known: Sequence[str]) -> list[str]:
+    """The keys that a misspelled one may mean: the nearest names, or a glob of the nearest one."""
+    names = nearest(rule.key, known, count=3)
+    if rule.tier != "module_name":
+        return names
+    spelled = ((_spelled_like(rule.key, name), name) for name in names)
+    globs = [glob for glob, name in spelled if glob and NamePatterns([glob]).matching(name)]
+    return globs[:1] or [literal(name) for name in names]
+
+
+def _spelled_like(glob: str, name: str) -> str | None:
+    """The glob with its exact parts as in the name; None if their parts do not correspond."""
+    parts, own = glob.split("."), name.split(".")
+    if is_exact(glob) or len(parts) != len(own):
+        return None
+    pairs = zip(parts, own, strict=True)
+    return ".".join(literal(other) if is_exact(part) else part for part, other in pairs)
 
 
 def subclass_findings(

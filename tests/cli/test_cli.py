@@ -17,6 +17,8 @@ from qrecipe.cli.app import app
 from qrecipe.cli.output import out
 from qrecipe.registry import table as registered
 
+DYNAMIC = "builtin:x86-dynamic"
+
 OBSERVERS = """
 import qrecipe
 from torch.ao.quantization.observer import MinMaxObserver
@@ -570,10 +572,40 @@ def test_quantize_says_on_how_many_batches_and_what_the_first_of_them_weighs(fol
     result = run("quantize", STATIC, *data)
     averaged = " ".join(result.stdout.split())
     assert "10 batches, of which the first weighs 91% in moving averages" in averaged
+    assert 'QR234: use about 100 batches, or observe with "minmax"' in averaged
     assert "weighs" not in result.stderr
-    accepted = f'format = 1\nextends = "{STATIC}"\nlint.ignore = ["QR208"]\n'
+    accepted = f'format = 1\nextends = "{STATIC}"\nlint.ignore = ["QR208", "QR234"]\n'
     (folder / "small.toml").write_text(accepted)
     strict = run("quantize", "small.toml", *data, "--strict")
     assert strict.exit_code == 0, strict.stderr
+    assert "QR234" not in strict.stdout
     extremes = " ".join(run("quantize", f"{STATIC}-minmax", *data).stdout.split())
     assert "Calibrated on 10 batches." in extremes
+
+
+def test_quantize_says_where_it_wrote_the_model(folder):
+    saving = ("quantize", DYNAMIC, "--model", "model.py:factory", "--out", "net.safetensors")
+    assert run(*saving).stdout.endswith("\nwritten to net.safetensors\n")
+    assert json.loads(run(*saving, "--force", "--json").stdout)
+
+
+TOKENS = """
+import torch
+from torch import nn
+
+def tokens():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 2)).eval()
+"""
+
+
+@pytest.mark.parametrize("command", [("plan", DYNAMIC), ("quantize", DYNAMIC), ("suggest",)])
+def test_random_inputs_that_do_not_fit_are_explained(folder, command):
+    (folder / "tokens.py").write_text(TOKENS)
+    result = run(*command, "--model", "tokens.py:tokens", "--input", "2x3")
+    sys.modules.pop("tokens", None)
+    assert result.exit_code == 1
+    assert "QR307" in result.stderr
+    told = " ".join(result.stderr.split())
+    assert "--input makes random float32 tensors" in told
+    assert "return (model, example_inputs) from the function of --model" in told

@@ -71,3 +71,16 @@ def test_a_missing_folder_and_an_odd_name(empty):
     assert "there is no such folder" in run("init", "nowhere/net").stderr
     assert run("init", 'a "net"').exit_code == 0
     assert qrecipe.load_recipe('a "net".toml').name == 'a "net"'
+
+
+def test_the_example_may_be_a_dict_of_keyword_inputs_as_its_docstring_says(empty):
+    run("init")
+    text = (empty / "own.py").read_text()
+    text = text.replace(
+        "return model.eval(), _images(8)", 'return model.eval(), {"input": _images(8)}'
+    )
+    text = text.replace("[_images(8) for", '[{"input": _images(8)} for')
+    (empty / "own.py").write_text(text)
+    named = ("--model", "own.py:factory", "--data", "own.py:calibration")
+    assert "dict of keyword inputs" in text
+    assert run("quantize", "own.toml", *named).exit_code == 0

@@ -121,3 +121,16 @@ def test_labelled_batches_get_the_hint_of_the_command_line(folder):
     )
     assert result.exit_code == 1
     assert "--data" in result.stderr
+
+
+def test_what_was_not_measured_is_not_told(folder):
+    evaluated = run("sensitivity", STATIC, *NAMED, "--evaluate", "model.py:accuracy").stdout
+    assert "each quantized alone, measured by evaluate\n" in evaluated
+    assert "each quantized alone, over 10 batches\n" in run("sensitivity", STATIC, *NAMED).stdout
+    assert "of the int8 time" in run("compare", STATIC, *NAMED).stdout
+    assert "of the int8 time" not in run("compare", "builtin:x86-dynamic", *NAMED).stdout
+
+
+@pytest.mark.parametrize("command", ["compare", "sensitivity"])
+def test_the_help_says_what_takes_the_time(command):
+    assert "fewer" in run(command, "--help").stdout

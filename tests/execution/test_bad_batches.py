@@ -545,3 +545,40 @@ def test_a_batch_that_is_not_at_fault_gets_no_remedy():
     with pytest.raises(CalibrationError) as caught:
         qrecipe.quantize(Mlp().eval(), STATIC, rows(), forward=forward, progress=silent)
     assert only(caught, "QR402").hint is None
+
+
+class Masked(nn.Module):
+    """Takes two inputs that may be missing."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+
+    def forward(self, x, mask=None, bias=None):
+        x = x if mask is None else x * mask
+        return self.linear(x if bias is None else x + bias)
+
+
+@pytest.mark.parametrize(
+    ("names", "to_do"),
+    [
+        (("x", "mask", "bias"), "put bias into the example inputs too"),
+        (("x",), "put mask into the batches too"),
+        (("x", "bias"), "put bias into the example inputs too and put mask into the batches too"),
+    ],
+)
+def test_a_batch_of_other_keywords_than_the_example_says_which_to_add(names, to_do):
+    example = {"x": torch.ones(4, 6), "mask": torch.ones(4, 6)}
+    prepared = qrecipe.compile(Masked().eval(), recipe(), example).prepare()
+    with pytest.raises(CalibrationError) as error:
+        qrecipe.calibrate(prepared, [dict.fromkeys(names, torch.ones(4, 6))])
+    hint = only(error, "QR402").hint
+    assert "(of the factory, or the first batch) had x, mask" in hint
+    assert hint.endswith(f": {to_do}")
+
+
+def test_a_call_with_an_input_that_the_example_lacked_says_so():
+    example = {"x": torch.ones(4, 6)}
+    converted = qrecipe.quantize(Masked().eval(), "builtin:x86-dynamic", example_inputs=example)
+    with pytest.raises(AssertionError, match="mask was None in the example inputs"):
+        converted(**example, mask=torch.ones(4, 6))

@@ -110,6 +110,12 @@ def test_a_name_rule_that_matches_nothing_names_the_nearest_real_names():
     assert "layer1.0.conv1" in finding.hint
 
 
+def test_a_glob_that_matches_nothing_names_the_nearest_glob_that_matches():
+    assert only_finding(name("layerl.*.conv1")).hint == 'did you mean "layer1.*.conv1"?'
+    assert only_finding(name("layers4.[01]")).hint == 'did you mean "layer4.[01]"?'
+    assert "[789]" not in only_finding(name("layer4.[789]")).hint
+
+
 def test_an_optional_rule_may_match_nothing():
     assert findings(name("nothing", optional=True), kind("other.Type", optional=True)) == ()
 

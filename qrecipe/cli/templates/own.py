@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 
 def factory() -> tuple[nn.Module, Tensor]:
-    """The trained model in eval mode, and an example input: a tensor, or a tuple of several."""
+    """The trained model in eval mode, and an example input.
+
+    That is a tensor, a tuple of several, or a dict of keyword inputs: {"input_ids": ..., ...}.
+    """
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 64, 3, padding=1),
@@ -28,7 +31,7 @@ def factory() -> tuple[nn.Module, Tensor]:
 
 
 def calibration() -> list[Tensor]:
-    """About 100 batches of inputs as the model will see them, without labels."""
+    """About 100 batches of inputs as the model will see them, without labels, like the example."""
     # return [images for images, labels in loader]
     return [_images(8) for _ in range(100)]
 

@@ -139,10 +139,9 @@ def sensitivity(
     if interrupted and not found.effects:
         raise KeyboardInterrupt
     if interrupted:
-        text = (
-            f"interrupted after {len(found.effects)} of {counted(len(names), 'site')}, "
-            f"{counted(found.batches, 'whole batch')}"
-        )
+        text = f"interrupted after {len(found.effects)} of {counted(len(names), 'site')}"
+        if evaluate is None:
+            text = f"{text}, {counted(found.batches, 'whole batch')}"
         hint = "the ranking covers what was measured so far"
         warn(Finding("QR212", text, hint=hint), given.lint.ignore)
     ranked = (
@@ -159,6 +158,7 @@ def sensitivity(
         float_value=found.float_value,
         recipe=given,
         members=frozenset(member for site in plan.sites for member in site.members),
+        by_evaluation=evaluate is not None,
     )
 
 

@@ -47,7 +47,8 @@ class Ranking(Report):
     """Sites, the worst first, and why others are not ranked.
 
     ``is_estimate``: the dB are estimates; ``partial``: an interrupt ended the measurement early;
-    ``float_value``: the result of the caller's measure for the float model.
+    ``float_value``: the result of the caller's measure for the float model; ``by_evaluation``: it
+    is a function of a model, which has its own data.
     """
 
     sites: tuple[RankedSite, ...]
@@ -58,6 +59,7 @@ class Ranking(Report):
     float_value: float | None
     recipe: Recipe = field(repr=False)
     members: frozenset[str] = field(repr=False)
+    by_evaluation: bool = False
 
     @property
     def is_estimate(self) -> bool:
@@ -113,7 +115,8 @@ class Ranking(Report):
 
     def _notes(self) -> list[str]:
         batches = counted(self.batches, "batch")
-        notes = [f"{counted(len(self.sites), 'site')}, each quantized alone, over {batches}"]
+        by = "measured by evaluate" if self.by_evaluation else f"over {batches}"
+        notes = [f"{counted(len(self.sites), 'site')}, each quantized alone, {by}"]
         if self.is_estimate:
             notes.append("The dB are estimates from random projections: use them for the order.")
         if self.partial:
