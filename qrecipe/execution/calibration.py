@@ -67,8 +67,8 @@ def calibrate(
 
     A batch is a tensor, a tuple or list of positional inputs, or a mapping of keyword inputs;
     ``forward(model, batch)`` handles anything else. The first batch and its output are kept for the
-    audit. A model prepared for training computes in float and eval mode meanwhile, to get initial
-    ranges.
+    audit; without ranges to find, as in dynamic recipes, no other batch runs. A model prepared for
+    training computes in float and eval mode meanwhile, to get initial ranges.
 
     In an initialised process group of torch.distributed, all ranks call it, each with its own
     batches, and all get the ranges of one process that takes a batch of each rank in turn.
