@@ -67,8 +67,8 @@ def calibrate(
 
     A batch is a tensor, a tuple or list of positional inputs, or a mapping of keyword inputs;
     ``forward(model, batch)`` handles anything else. The first batch and its output are kept for the
-    audit; without ranges to find, as in dynamic recipes, no other batch runs. A model prepared for
-    training computes in float and eval mode meanwhile, to get initial ranges.
+    audit. A model prepared for training computes in float and eval mode meanwhile, to get initial
+    ranges.
 
     In an initialised process group of torch.distributed, all ranks call it, each with its own
     batches, and all get the ranges of one process that takes a batch of each rank in turn.
@@ -105,8 +105,7 @@ def calibrate_checking(
         quiet(),
     ):
         done, averages, candidates = observe(running, parts)
-        if observes(prepared):
-            _check_count(done, state.calibration)
+        _check_count(done, state.calibration)
         _check_ranges(parts.values())
         clipping = clipping_of(parts, averages, done, candidates, state.samples, running.are_apart)
         state.batches, state.first_weight = done, first_weight(averages, done)
@@ -153,9 +152,8 @@ class _Running:
 
     @property
     def limit(self) -> int:
-        """How many batches this rank takes; without ranges to find, one, for the audit."""
-        most = self.state.calibration.max_batches
-        return ranks.share(most) if observes(self.prepared) else 1
+        """How many batches this rank takes at most."""
+        return ranks.share(self.state.calibration.max_batches)
 
 
 _Parts = Mapping[str, fx.GraphModule]

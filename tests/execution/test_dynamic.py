@@ -303,17 +303,6 @@ def test_a_recipe_without_ranges_wants_no_more_batches():
     qrecipe.quantize(net.model(), "builtin:x86-dynamic", [batch], progress=silent)
 
 
-def test_without_ranges_to_find_one_batch_runs_for_the_audit(tmp_path):
-    """A minimum of batches is one for ranges."""
-    file = tmp_path / "least.toml"
-    file.write_text('format = 1\nextends = "builtin:x86-dynamic"\ncalibration.min_batches = 3\n')
-    net, ran = NETS["cells"], []
-    for recipe in ("builtin:x86-dynamic", file):
-        batches = (ran.append(1) or batch for batch in net.batches(5))
-        qrecipe.quantize(net.model(), recipe, batches, progress=silent)
-    assert len(ran) == 2
-
-
 def test_a_float_join_before_a_dynamic_kernel_shares_no_scale():
     model = net_of(
         lambda self, x: self.b(torch.cat([self.a(x), 0.001 * x], 1)),
