@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 import hostile  # noqa: E402
 import hostile_artifacts  # noqa: E402
-from guarded import store_guarded  # noqa: E402
+from guarded import SMOOTH, store_guarded  # noqa: E402
 from nets import NETS  # noqa: E402
 from watched import forbidden, watched  # noqa: E402
 
@@ -44,7 +44,7 @@ MEMORY = 512 * 2**20
 
 SHOWN_FAILURES = 20
 
-SUBJECTS = ("recipes", "references", "globs", "artifacts", "attacks", "locks")
+SUBJECTS = ("recipes", "references", "globs", "artifacts", "attacks", "transforms", "locks")
 
 Case = Callable[[Random, Path], hostile.Outcome]
 
@@ -69,6 +69,7 @@ def subjects(folder: Path) -> dict[str, Case]:
     plan = qrecipe.plan(model, recipe, batches[0])
     lock = lock_text(make_lock(plan, folder / "recipe.lock"))
     guarded = store_guarded(folder / "guarded.safetensors")
+    smoothed = store_guarded(folder / "smoothed.safetensors", SMOOTH)
 
     def load(path: Path) -> object:
         return qrecipe.load_quantized(path, model)
@@ -79,6 +80,7 @@ def subjects(folder: Path) -> dict[str, Case]:
         "globs": hostile.pattern_case,
         "artifacts": partial(hostile_artifacts.artifact_case, good=path.read_bytes(), load=load),
         "attacks": partial(hostile_artifacts.attack_case, good=guarded.read_bytes()),
+        "transforms": partial(hostile_artifacts.attack_case, good=smoothed.read_bytes()),
         "locks": partial(hostile.lock_case, good=lock),
     }
 
@@ -101,7 +103,7 @@ def run(name: str, case: Case, seed: int, folder: Path, tally: Tally) -> None:
         tally.failures.append(f"{name} --case {seed}: {seconds:.2f} s")
     # the cases write their files themselves, and rebuilding a sound model runs FX's code for it
     seen = [event for event in events if not _is_of_the_case(event, folder)]
-    if name not in ("artifacts", "attacks") and (
+    if name not in ("artifacts", "attacks", "transforms") and (
         odd := forbidden(seen, *(folder / each for each in ("tree", "alone", "recipe.lock")))
     ):
         tally.failures.append(f"{name} --case {seed}: {odd[:3]}")

@@ -13,9 +13,10 @@ from qrecipe.artifact.metadata import StoredModel
 from qrecipe.errors.text import shown
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.planning.backend import Outcome, outcomes, saturating
-from qrecipe.planning.plan import Site
+from qrecipe.planning.plan import Plan, Site
 from qrecipe.recipe.patterns import is_exact
 from qrecipe.recipe.recipe import Rule
+from qrecipe.recipe.schema import TransformTable
 from qrecipe.rules.resolution import Decision, describe, resolve
 
 
@@ -34,6 +35,7 @@ def _contradictions(stored: StoredModel, inventory: Inventory) -> Iterator[str]:
     plan = stored.plan
     if {verdict.rule for verdict in plan.rules} != {rule.as_written for rule in stored.rules}:
         yield "the plan lists other rules"
+    yield from _other_transforms(plan, stored.recipe.transform)
     decisions = dict(resolve(inventory.structure, stored.rules).decisions)
     for site in plan:
         rule = _rule_of(site, decisions[site.name])
@@ -58,6 +60,15 @@ def _contradictions(stored: StoredModel, inventory: Inventory) -> Iterator[str]:
             found, wanted = site.verdict, expected[site.name].verdict
             said = f"{found}, not {wanted}" if found != wanted else f"{found} in another way"
             yield f"{site.name} is {said} as {describe(rule)} asks ({shown(rule.label)})"
+
+
+def _other_transforms(plan: Plan, table: TransformTable) -> Iterator[str]:
+    if plan.chains and table.equalize is None:
+        yield "the plan has chains, and the recipe does not equalize"
+    if plan.groups and table.smooth is None:
+        yield "the plan has groups, and the recipe does not smooth"
+    if [step.name for step in plan.steps] != list(table.plugins):
+        yield "the plan lists other transforms"
 
 
 def _rule_of(site: Site, decision: Decision) -> Rule | None:

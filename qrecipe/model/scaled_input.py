@@ -43,8 +43,9 @@ def with_scaled_inputs(model: nn.Module, groups: Iterable[Sequence[str]]) -> nn.
     Layers that are scaled already, or are none, stay as they are.
     """
     copied = structural_copy(model)
+    modules = dict(copied.named_modules())
     for paths in groups:
-        layers = [module for path, module in copied.named_modules() if path in paths]
+        layers = [modules[path] for path in paths if path in modules]
         plain = [layer for layer in layers if type(layer) is nn.Linear]
         shared = [layer.weight.new_full((layer.in_features,), 0.5) for layer in plain[:1]]
         for layer in plain:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,9 @@ _PLAIN = ("boundaries", "recipe", "fingerprint", "backend", "phase", "executor",
 """Fields of a plan that are plain values already."""
 
 _LONGEST_REASON = 200
+
+_LARGEST_EXPONENT = 126
+"""The largest power of two whose inverse is a normal float32."""
 
 
 def plan_values(plan: Plan) -> dict[str, Any]:
@@ -150,6 +154,7 @@ def _contradictions(plan: Plan, values: Any) -> Iterator[str]:
             yield f"{site.name} is quantized without a qconfig"
     if plan.boundaries < 0:
         yield "boundaries is negative"
+    yield from _wrong_scales(plan)
     yield from (
         f"there is no code {finding.code}"
         for finding in (*plan.findings, *plan.warnings)
@@ -163,6 +168,34 @@ def _contradictions(plan: Plan, values: Any) -> Iterator[str]:
         for key in {**written, **values}
         if written.get(key) != values.get(key)
     )
+
+
+def _wrong_scales(plan: Plan) -> Iterator[str]:
+    """What is wrong with the transforms of a plan."""
+    for chain in plan.chains:
+        if len(chain.exponents) not in (0, len(chain.sites) - 1):
+            yield f"a chain of {len(chain.sites)} sites has {len(chain.exponents)} exponents"
+    for group in plan.groups:
+        if group.alpha is not None and not 0 <= group.alpha <= 1:
+            yield f"alpha is {group.alpha}"
+    for step in plan.steps:
+        if not 0 <= step.tolerance <= 1:
+            yield f"the tolerance of {step.name} is {step.tolerance}"
+    given = {site.name for site in plan}
+    named = {
+        *(name for chain in plan.chains for name in chain.sites),
+        *(name for group in plan.groups for name in group.sites),
+        *(group.at for group in plan.groups if group.at is not None),
+    }
+    yield from (f"it scales {name}, which is not a site" for name in sorted(named - given))
+    members = Counter(name for group in plan.groups for name in group.sites)
+    yield from (f"{name} is in a group twice" for name, count in members.items() if count > 1)
+    scales = [
+        *(joint for chain in plan.chains for joint in chain.exponents),
+        *(group.exponents for group in plan.groups),
+    ]
+    if any(abs(power) > _LARGEST_EXPONENT for powers in scales for power in powers):
+        yield "it scales by more than a float holds"
 
 
 def _completed(values: Any) -> Any:

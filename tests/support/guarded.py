@@ -12,8 +12,20 @@ from torch import fx, nn
 
 import qrecipe
 
+_UNEQUAL = torch.tensor([1.0, 64.0, 1.0, 1.0, 1.0, 1.0])
+"""Factors of the features, so that there is something to smooth."""
+
 OF_MODULES = sorted({*dir(nn.Module()), *dir(fx.GraphModule(nn.Module(), fx.Graph()))})
 """Every name that torch gives to modules and to graph modules."""
+
+
+SMOOTH = """
+[rules.module_name]
+fc1 = "float"
+fc2 = "dynamic"
+[transform.smooth]
+alpha = 0.5
+"""
 
 
 class Guarded(Mlp):
@@ -80,11 +92,11 @@ def assert_unchanged(net, before):
     assert state_of(net)[1:] == before[1:]
 
 
-def store_guarded(path):
-    """A sound file of the model, quantized."""
+def store_guarded(path, rules=""):
+    """A sound file of the model, quantized; by the rules of ``SMOOTH`` with a product."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the hooks
-        batches = NETS["mlp"].batches()
-        converted = qrecipe.quantize(Guarded().eval(), recipe(), batches, progress=False)
+        batches = [batch * _UNEQUAL for batch in NETS["mlp"].batches()]
+        converted = qrecipe.quantize(Guarded().eval(), recipe(rules), batches, progress=False)
     qrecipe.save_quantized(converted, path)
     return path
