@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
-from qrecipe._torch_ao import is_observer, quiet
+from qrecipe._torch_ao import quiet
 from qrecipe._torch_fx import (
     BackendConfig,
     ConvertCustomConfig,
@@ -27,9 +27,6 @@ from qrecipe.errors.findings import ExecutionError, PlanError
 from qrecipe.errors.text import first_line
 from qrecipe.execution.engine import engine
 from qrecipe.execution.fake_quants import freeze_batch_norm
-from qrecipe.execution.fx.clamped import observe_clamped
-from qrecipe.execution.fx.computed_weights import computed_weights_left_alone
-from qrecipe.execution.fx.drops import before_drops, observe_before_drops, remove_drops
 from qrecipe.execution.fx.emission import Emission, erase_marks
 from qrecipe.execution.fx.flat_code import look_modules_up_once
 from qrecipe.execution.fx.lowering import (
@@ -37,10 +34,18 @@ from qrecipe.execution.fx.lowering import (
     lower_ours,
     read_shapes_of_integers,
 )
-from qrecipe.execution.fx.moved_once import observe_moved_again, observe_moved_once
-from qrecipe.execution.fx.numbers import numbers_unobserved
-from qrecipe.execution.fx.repetition import (
+from qrecipe.execution.fx.observing import (
+    observe_before_drops,
+    observe_clamped,
+    observe_moved_again,
+    observe_moved_once,
+    remove_drops,
+    share_connected_observers,
+)
+from qrecipe.execution.fx.patches import (
+    computed_weights_left_alone,
     delete_unused_submodules,
+    numbers_unobserved,
     qconfigs_asked_once,
     unused_looked_up,
     without_repetition,
@@ -338,36 +343,3 @@ class Configs:
             ConvertCustomConfig().set_preserved_attributes(list(preserved)),
             {name: own_value(model, name) for name in preserved},
         )
-
-
-def share_connected_observers(prepared: fx.GraphModule) -> None:
-    """Merge all observers that are connected by copying operations, in place."""
-    groups: dict[nn.Module, set[str]] = {}
-    for node in prepared.graph.nodes:
-        info = node.meta.get("target_dtype_info") or {}
-        if not info.get("input_output_share_observers"):
-            continue
-        names = set(_observer_names(node, prepared))
-        if not any(user.target in names for user in node.users):
-            continue  # its output is not observed: it stays float
-        merged: set[str] = set()
-        for name in names:
-            group = groups.setdefault(prepared.get_submodule(name), set())
-            group.add(name)
-            if group is not merged:
-                smaller, merged = sorted((merged, group), key=len)
-                merged |= smaller
-                groups |= {prepared.get_submodule(name): merged for name in smaller}
-    for names in {id(names): names for names in groups.values()}.values():
-        first = prepared.get_submodule(min(names))
-        for name in names:
-            prepared.set_submodule(name, first)
-
-
-def _observer_names(node: fx.Node, prepared: fx.GraphModule) -> Iterator[str]:
-    """The observers of a node's inputs and of its output."""
-    for other in (*map(before_drops, node.all_input_nodes), *node.users):
-        if other.op != "call_module":
-            continue
-        if is_observer(prepared.get_submodule(str(other.target))):
-            yield str(other.target)

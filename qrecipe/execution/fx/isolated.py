@@ -20,8 +20,8 @@ from qrecipe.execution.engine import engine
 from qrecipe.execution.fx import convert as execution
 from qrecipe.execution.fx.convert import Configs
 from qrecipe.execution.fx.emission import emit
+from qrecipe.execution.fx.patches import delete_unused_submodules
 from qrecipe.execution.fx.reference import pad_explicitly
-from qrecipe.execution.fx.repetition import delete_unused_submodules
 from qrecipe.execution.fx.structure import structure_findings
 from qrecipe.execution.isolated import Calibrate, Isolated, Kernel, LoneSite, WrappedPart
 from qrecipe.execution.packing import Kinds

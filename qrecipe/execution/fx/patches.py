@@ -1,4 +1,8 @@
-"""torch's ``prepare`` without what it does again for each node, and so in more than linear time."""
+"""torch's ``prepare`` and ``convert`` with some of their functions replaced while they run.
+
+Some would do again for each node what has to be done once, and take more than linear time; others
+are wrong about numbers and about weights that are computed.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,8 @@ from qrecipe._torch_fx import (
     _is_output_dtype_supported_by_backend,
     _is_reuse_input_qconfig,
     _qconfig_satisfies_dtype_config_constraints,
+    all_node_args_have_no_tensors,
+    collect_producer_nodes,
     convert,
     get_qconfig_dtypes,
     node_arg_is_bias,
@@ -209,3 +215,42 @@ def _listed_once(model: nn.Module, modules: _Noting) -> Callable[..., Any]:
         return known
 
     return named_modules
+
+
+@contextmanager
+def numbers_unobserved() -> Iterator[None]:
+    """Inside, ``prepare`` takes for numbers what was recorded as one, and nothing else.
+
+    torch tells numbers by the names of what gives them, and knows ``size``, ``shape`` and ``ndim``
+    but neither ``dim`` nor ``numel``. Its observers fail on numbers. What is made of numbers alone,
+    as ``torch.zeros(1, n)`` is, it takes for a number, and fails where a kernel reads it.
+    """
+    with alone(), replaced(prepare.__globals__, {"all_node_args_have_no_tensors": _is_no_tensor}):
+        yield
+
+
+def _is_no_tensor(node: Any, modules: Any, cache: Any) -> bool:
+    value = node.meta.get("value") if isinstance(node, fx.Node) else None
+    if value is not None and (value.is_float or not value.is_tensor):
+        return not value.is_float
+    is_none: bool = all_node_args_have_no_tensors(node, modules, cache)
+    return is_none
+
+
+@contextmanager
+def computed_weights_left_alone() -> Iterator[None]:
+    """Inside, ``convert`` does not run what computes weights, in which it misses lists and pieces.
+
+    It runs what a weight is made of, to let its observer see the weight. A computed one has none.
+    """
+    ours = {"collect_producer_nodes": _producers}
+    with alone(), replaced(convert.__globals__, ours):
+        yield
+
+
+def _producers(node: fx.Node) -> Any:
+    found = collect_producer_nodes(node)
+    is_complete = found is not None and all(
+        source in found for each in found for source in each.all_input_nodes
+    )
+    return found if is_complete else None
