@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import fields
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,7 @@ from qrecipe.artifact.constants import Constants
 from qrecipe.artifact.container import StoredFile, opened, path_of, problem
 from qrecipe.artifact.metadata import StoredModel, stored_model
 from qrecipe.artifact.rebuilding import rebuilt
-from qrecipe.artifact.state import Slot, slots_of
-from qrecipe.artifact.tensors import DTYPES
+from qrecipe.artifact.state import DTYPES, Slot, slots_of
 from qrecipe.artifact.value_checks import ValueChecks
 from qrecipe.errors.findings import ArtifactError, QRecipeError
 from qrecipe.errors.text import first_line
@@ -71,14 +71,8 @@ def load_quantized(
         _fill(file, stored, converted, tensors)
     keep_engines(converted, stored.plan)
     contents = stored.contents
-    origin = Provenance(
-        contents.recipe,
-        contents.fingerprint,
-        contents.plan,
-        FrozenMapping(contents.versions),
-        contents.cpu,
-        contents.unjudged,
-    )
+    known = {each.name: getattr(contents, each.name) for each in fields(Provenance)}
+    origin = Provenance(**{**known, "versions": FrozenMapping(contents.versions)})
     attach(converted, origin, contents.architecture)
     if contents.unjudged:
         warn(unjudged_finding(contents.unjudged), stored.recipe.lint.ignore)

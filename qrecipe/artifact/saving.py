@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 from collections.abc import Hashable, Mapping
+from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +21,12 @@ from qrecipe.artifact.container import (
     write,
     write_tensors,
 )
-from qrecipe.artifact.metadata import Contents, contents_of
-from qrecipe.artifact.origin import needs_of, texts_of
-from qrecipe.artifact.state import Slot, slots_of
-from qrecipe.artifact.tensors import DTYPE_NAMES
+from qrecipe.artifact.metadata import Contents, Origin, contents_of, needs_of, texts_of
+from qrecipe.artifact.state import DTYPE_NAMES, Slot, slots_of
 from qrecipe.artifact.value_checks import ValueChecks
 from qrecipe.errors.findings import ArtifactError, Finding
 from qrecipe.errors.text import shown
-from qrecipe.execution.provenance import architecture, provenance
+from qrecipe.execution.provenance import Provenance, architecture, provenance
 from qrecipe.model.architecture import graph_digests
 from qrecipe.model.digest import memory_of
 from qrecipe.planning.plan import Plan
@@ -47,16 +48,10 @@ def save_quantized(converted: nn.Module, path: str | os.PathLike[str]) -> None:
     origin, recorded = provenance(converted), architecture(converted)
     stored = _Stored(converted)
     contents = Contents(
-        recipe=origin.recipe,
-        fingerprint=origin.fingerprint,
-        plan=origin.plan,
-        versions=dict(origin.versions),
-        needs=needs_of(Plan.from_json(origin.plan)),
+        **_origin_values(origin),
         architecture=recorded.model_copy(update={"graphs": graph_digests(converted, recorded)}),
         aliases=stored.aliases,
         layouts=stored.layouts,
-        cpu=origin.cpu,
-        unjudged=origin.unjudged,
     )
     entries, metadata = stored.entries, texts_of(contents)
     header = header_bytes(entries, metadata)
@@ -67,6 +62,18 @@ def save_quantized(converted: nn.Module, path: str | os.PathLike[str]) -> None:
         raise _unstorable(error.findings[0].message) from None
     file = path_of(path, "save_quantized")
     write(file, lambda stream: write_tensors(stream, entries, metadata, stored.content_of))
+
+
+def text_of(origin: Provenance) -> str:
+    """The text for files of other runtimes, JSON that begins with `carried.BEGINNING`."""
+    return json.dumps(texts_of(Origin(**_origin_values(origin))))
+
+
+def _origin_values(provenance: Provenance) -> dict[str, Any]:
+    """The values of the `Origin` that a file gets."""
+    known = {each.name: getattr(provenance, each.name) for each in fields(provenance)}
+    needs = needs_of(Plan.from_json(provenance.plan))
+    return {**known, "versions": dict(provenance.versions), "needs": needs}
 
 
 class _Stored:

@@ -16,8 +16,7 @@ from qrecipe.terminal.tables import render_table
 
 if TYPE_CHECKING:
     from qrecipe.artifact.carried import Carried
-    from qrecipe.artifact.metadata import StoredModel
-    from qrecipe.artifact.origin import Origin
+    from qrecipe.artifact.metadata import Origin, StoredModel
     from qrecipe.planning.plan import Plan
 
 

@@ -15,9 +15,8 @@ from places import ROOT
 from runs import silent
 
 import qrecipe
-from qrecipe.artifact.carried import carried
-from qrecipe.artifact.carriers import BEGINNING, ENTRY, KEY
-from qrecipe.artifact.export.carrying import add_to_archive, text_of
+from qrecipe.artifact.carried import BEGINNING, ENTRY, KEY, add_to_archive, carried
+from qrecipe.artifact.saving import text_of
 from qrecipe.errors.findings import ArtifactError
 
 

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from qrecipe.artifact.carried import add_to_archive
 from qrecipe.artifact.container import path_of, write
-from qrecipe.artifact.export.carrying import add_to_archive, text_of
 from qrecipe.artifact.export.inductor import audited, for_compiler
 from qrecipe.artifact.export.judged import Run, Written
 from qrecipe.artifact.export.program import Program
+from qrecipe.artifact.saving import text_of
 from qrecipe.model.call import Inputs
 from qrecipe.model.exported import of_several
 from qrecipe.process.neutral import neutral

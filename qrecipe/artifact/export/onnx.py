@@ -17,14 +17,14 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from qrecipe.artifact.carriers import KEY
+from qrecipe.artifact.carried import KEY
 from qrecipe.artifact.container import path_of, write
-from qrecipe.artifact.export.carrying import text_of
 from qrecipe.artifact.export.fusable import make_fusable
 from qrecipe.artifact.export.judged import Run, Written
 from qrecipe.artifact.export.onnx_check import file_findings, size_fault
 from qrecipe.artifact.export.onnx_inputs import take_tensors
 from qrecipe.artifact.export.onnx_names import mark_sites, name_batch, name_nodes
+from qrecipe.artifact.saving import text_of
 from qrecipe.audit.batch_sizes import tried
 from qrecipe.errors.findings import CODES, ArtifactError, Finding, QRecipeError, error_from
 from qrecipe.errors.text import first_line

@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import nn
 
-from qrecipe.artifact.carriers import KEY
+from qrecipe.artifact.carried import KEY
 from qrecipe.artifact.container import path_of, write_copy
-from qrecipe.artifact.export.carrying import text_of
 from qrecipe.artifact.export.judged import Written
 from qrecipe.artifact.export.onnx import ANY_BATCH, checked_content
+from qrecipe.artifact.saving import text_of
 from qrecipe.errors.findings import ArtifactError
 from qrecipe.errors.text import first_line, shown
 from qrecipe.execution.part import Exportable

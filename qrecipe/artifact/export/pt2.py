@@ -10,11 +10,11 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 import torch
 from torch import nn
 
-from qrecipe.artifact.carriers import KEY
+from qrecipe.artifact.carried import KEY
 from qrecipe.artifact.container import path_of, write
-from qrecipe.artifact.export.carrying import text_of
 from qrecipe.artifact.export.judged import Run, Written
 from qrecipe.artifact.export.program import Program
+from qrecipe.artifact.saving import text_of
 from qrecipe.errors.findings import AuditError, Finding
 from qrecipe.model.call import Inputs
 from qrecipe.model.exported import of_several

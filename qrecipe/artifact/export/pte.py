@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from qrecipe._torch_ao import quiet
-from qrecipe.artifact.carriers import KEY
+from qrecipe.artifact.carried import KEY
 from qrecipe.artifact.container import path_of, write
-from qrecipe.artifact.export.carrying import text_of
 from qrecipe.artifact.export.judged import Run, Written
 from qrecipe.artifact.export.lowering import Lowering, findings_apart, in_db, layers_of
 from qrecipe.artifact.export.program import Program
+from qrecipe.artifact.saving import text_of
 from qrecipe.errors.findings import ArtifactError, AuditError, Finding
 from qrecipe.errors.text import first_line, shown_names
 from qrecipe.errors.warn import settle
