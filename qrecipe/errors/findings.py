@@ -290,6 +290,7 @@ CODES: dict[str, Code] = {
     "QR235": Code("a model that is fixed to one batch size"),
     "QR236": Code("moving averages over the batches of several ranks"),
     "QR237": Code("a mask that takes the range of an int8 sum"),
+    "QR238": Code("rule on calls that are fused into another group"),
     # plan
     "QR301": Code("rule matches nothing", UnmatchedRuleError),
     "QR302": Code("rule does not match the expected number of sites", UnmatchedRuleError),

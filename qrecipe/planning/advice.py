@@ -1,4 +1,4 @@
-"""Warnings about a plan: speed, rules without effect, and training."""
+"""Warnings about a plan: speed and training."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from qrecipe.planning.engines import ENGINES_OF_X86, is_slow
 from qrecipe.planning.plan import EXPORTED, Site
 from qrecipe.planning.small_layers import small_layers
 from qrecipe.recipe.patterns import leave_float
-from qrecipe.recipe.recipe import Recipe
-from qrecipe.recipe.references import is_reference
 from qrecipe.recipe.schema import Backend, Executor
-from qrecipe.rules.resolution import Resolution, describe, listed
+from qrecipe.rules.resolution import listed
 from qrecipe.rules.structure import Member, Operation
 
 _TINY_MODEL = 10_000
@@ -88,31 +86,6 @@ def _weight_count(match: Match) -> int:
     """The number of weights in matrices and kernels, including recurrent layers, without biases."""
     parameters = () if match.module is None else match.module.parameters()
     return sum(parameter.numel() for parameter in parameters if parameter.dim() > 1)
-
-
-def shadowed_findings(recipe: Recipe, resolution: Resolution) -> Iterator[Finding]:
-    """Warnings (QR217) about fully shadowed rules of the outermost file.
-
-    Inherited rules may be overridden, and the global rule is required.
-    """
-    own = recipe.ingredients[0].name
-    if is_reference(own):
-        return
-    winners = {decision.rule for decision in resolution.decisions.values()}
-    at_fault = {finding.location for finding in resolution.findings}
-    for rule, names in resolution.covered.items():
-        if not names or rule in winners or rule.tier == "global" or rule.location.file != own:
-            continue
-        if rule.location in at_fault:  # the error is enough
-            continue
-        deciders = dict.fromkeys(describe(resolution.decisions[name].rule) for name in names)
-        yield Finding(
-            "QR217",
-            f"{describe(rule)} has no effect: everything it covers is decided by "
-            f"{listed([*deciders])}",
-            rule.location,
-            hint=f"it covers {listed(names)}; remove it, or narrow the rule that decides there",
-        )
 
 
 def shared_norm_findings(sites: Sequence[Site], inventory: Inventory) -> Iterator[Finding]:

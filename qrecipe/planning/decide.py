@@ -16,7 +16,7 @@ from qrecipe.model.call import Inputs
 from qrecipe.model.graph_sites import Inventory, readers_of
 from qrecipe.model.moving import PIECE
 from qrecipe.observers.qconfig import factory
-from qrecipe.planning.advice import advice, branch_findings, shadowed_findings, shared_norm_findings
+from qrecipe.planning.advice import advice, branch_findings, shared_norm_findings
 from qrecipe.planning.asked import ASKED
 from qrecipe.planning.backend import (
     FOLLOWERS,
@@ -31,10 +31,11 @@ from qrecipe.planning.coverage import coverage_findings
 from qrecipe.planning.inventory import inventory_of
 from qrecipe.planning.masked_sums import mask_findings
 from qrecipe.planning.plan import Plan, RuleOutcome, RuleVerdict, Site
+from qrecipe.planning.rule_warnings import rule_findings
 from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.recipe.recipe import Recipe, Rule
 from qrecipe.recipe.schema import Executor, Phase, TensorSpec
-from qrecipe.rules.resolution import Resolution, describe, listed, resolve, subclass_findings
+from qrecipe.rules.resolution import Resolution, describe, listed, resolve
 from qrecipe.rules.structure import Operation
 
 
@@ -65,11 +66,10 @@ def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
             finding
             for finding in (
                 *advice(sites, inventory, recipe.backend, executor, boundaries),
-                *subclass_findings(inventory.structure, resolution.covered),
+                *rule_findings(recipe, inventory.structure, resolution, sites),
                 *branch_findings(inventory),
                 *mask_findings(sites, inventory),
                 *_untraced(inventory, recipe),
-                *shadowed_findings(recipe, resolution),
                 *(each for each in changes.findings if CODES[each.code].error is None),
             )
             if finding.code not in recipe.lint.ignore
@@ -348,9 +348,9 @@ def warn_of_missed(plan: Plan, recipe: Recipe) -> None:
     """Issue the warnings that matter even if nobody prints the plan.
 
     Nothing is quantized (QR221), training would go without what only it has (QR205), kernels are
-    slower than float (QR207), a transform has nothing to do (QR222), or a mask takes the range of a
-    sum (QR237).
+    slower than float (QR207), a transform has nothing to do (QR222), a mask takes the range of a
+    sum (QR237), or a rule is on calls that are fused into another group (QR238).
     """
     for finding in plan.warnings:
-        if finding.code in ("QR221", "QR205", "QR207", "QR222", "QR237"):
+        if finding.code in ("QR221", "QR205", "QR207", "QR222", "QR237", "QR238"):
             warn(finding, recipe.lint.ignore)

@@ -16,7 +16,7 @@ from qrecipe.planning.plan_values import site_values, spec_values
 from qrecipe.recipe.recipe import WrittenRule, published
 from qrecipe.recipe.references import BUILTIN
 from qrecipe.recipe.schema import Executor, TensorSpec
-from qrecipe.rules.resolution import describe
+from qrecipe.rules.resolution import describe, listed
 from qrecipe.terminal.report import Listing, Section, Table, Text
 
 if TYPE_CHECKING:
@@ -188,8 +188,18 @@ def explanation(plan: Plan, name: str) -> str:
     inside = _sites_inside(plan, canonical, name)
     if not inside:
         return f"{name}: nothing in it is called that can be quantized"
-    head = f"{name or 'the model'} has {counted(len(inside), 'site')}"
-    return "\n\n".join([head, site_table(inside).text(), *sources])
+    fused = [site for site in inside if not _holds(canonical, site.name)]
+    own = counted(len(inside) - len(fused), "site") if len(fused) < len(inside) else "no own site"
+    elsewhere = "\n".join(_fused_line(site, canonical) for site in fused)
+    head = f"{name or 'the model'} has {own}"
+    return "\n\n".join(filter(None, [head, site_table(inside).text(), elsewhere, *sources]))
+
+
+def _fused_line(site: Site, path: str) -> str:
+    """What a module gives to a fused group that begins outside it."""
+    members = [member for member in site.members if _holds(path, member)]
+    are = "is a member" if len(members) == 1 else "are members"
+    return f"{listed(members)} {are} of a fused group, decided as {site.name}"
 
 
 def explanation_json(plan: Plan, name: str) -> dict[str, Any]:
@@ -231,7 +241,7 @@ def _sites_of_calls(plan: Plan, name: str) -> list[tuple[str, Site]]:
 
 def _sites_inside(plan: Plan, path: str, name: str) -> list[Site]:
     """The sites in a module, which the caller calls ``name``."""
-    inside = [site for site in plan.sites if _is_inside(site, path)]
+    inside = [site for site in plan.sites if any(_holds(path, each) for each in site.members)]
     if not inside and path not in plan.structure.modules:
         raise _unknown(plan, "site, member or module", name, plan.structure.modules)
     return inside
@@ -244,11 +254,10 @@ def _unknown(plan: Plan, kind: str, name: str, modules: Iterable[str]) -> Unknow
     return UnknownSiteError(Finding("QR310", f'the model has no {kind} "{name}"', hint=hint), plan)
 
 
-def _is_inside(site: Site, path: str) -> bool:
-    return not path or any(
-        member == path or member.startswith((f"{path}.", f"{path}:", f"{path}#"))
-        for member in site.members
-    )
+def _holds(path: str, member: str) -> bool:
+    """Whether a call is that of the module at ``path``, or inside it."""
+    inside = (f"{path}.", f"{path}:", f"{path}#")
+    return not path or member == path or member.startswith(inside)
 
 
 def _site_lines(plan: Plan, site: Site, wanted: str) -> Iterator[str]:

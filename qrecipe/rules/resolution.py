@@ -6,7 +6,8 @@
 3. Then an exact name beats a glob, and a recipe beats the ones that it extends.
 4. If several rules remain and differ, they contradict each other.
 
-A fused group is decided by its first member.
+A fused group is decided by its first member. If a rule by name names a later member itself and says
+otherwise, that is a conflict; other rules on later members are shadowed.
 """
 
 from __future__ import annotations
@@ -20,12 +21,7 @@ from qrecipe.errors.spelling import few_suggestions, nearest
 from qrecipe.errors.text import counted
 from qrecipe.recipe.patterns import NamePatterns, is_exact, literal
 from qrecipe.recipe.recipe import Rule, WrittenRule
-from qrecipe.registry.builtin import (
-    PARAMETRIZED,
-    canonical_module_type,
-    function_family,
-    is_module_type,
-)
+from qrecipe.registry.builtin import function_family, is_module_type
 from qrecipe.rules.matching import RuleIndex
 from qrecipe.rules.structure import Member, ModelStructure, Operation, enclosing
 
@@ -37,13 +33,27 @@ class Decision:
     """The winning rule of an operation and the rules that it shadows.
 
     ``names_operation`` means that the winner names the operation itself: by its exact name, its
-    leaf type or its function.
+    leaf type or its function. ``later`` are the shadowed rules that would decide later members of
+    the fused group alone and do not cover the first one, with those members.
     """
 
     operation: Operation
     rule: Rule
     shadowed: tuple[Rule, ...]
     names_operation: bool
+    later: Mapping[Rule, tuple[str, ...]]
+
+    @property
+    def contradicted(self) -> Mapping[Rule, tuple[str, ...]]:
+        """Those of ``later`` that say otherwise, and that neither tier nor recipe beats."""
+        rank = _TIER_RANK[self.rule.tier]
+        return {
+            rule: members
+            for rule, members in self.later.items()
+            if rule.qconfig != self.rule.qconfig
+            and rule.layer not in self.rule.overrides
+            and _TIER_RANK[rule.tier] <= rank
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,22 +108,38 @@ def _decide(
     """The decision, and the rules of equal rank that contradict it."""
     first, *others = operation.members
     distances = index.distances(first)
+    ranked, top = _ranked(distances, rules, index)
+    winner = rules[top[0]]
+    later: dict[Rule, list[str]] = {}
+    on_members: set[int] = set()
+    for member in others:
+        found = index.distances(member)
+        on_members |= found.keys() - distances.keys()
+        nearest_one = _ranked(found, rules, index)[1][0]
+        if nearest_one not in distances:
+            later.setdefault(rules[nearest_one], []).append(member.name)
+    shadowed = (rules[at] for at in (*ranked, *sorted(on_members)) if rules[at] is not winner)
+    names_it = winner.tier != "global" and distances[top[0]] == 0 and top[0] not in index.globs
+    on_later = {rule: tuple(members) for rule, members in later.items()}
+    decision = Decision(operation, winner, tuple(shadowed), names_it, on_later)
+    rivals = (rules[at] for at in top if rules[at].qconfig != winner.qconfig)
+    equals = [_Conflict(winner, rival, None) for rival in rivals]
+    return decision, [*equals, *_member_conflicts(winner, others, rules, index)]
+
+
+def _ranked(
+    distances: Mapping[int, int], rules: Sequence[Rule], index: RuleIndex
+) -> tuple[list[int], list[int]]:
+    """The rules on a call by rank, and those that win, which should agree."""
 
     def rank(at: int) -> tuple[int, int, bool]:
         return _TIER_RANK[rules[at].tier], distances[at], at in index.globs
 
     ranked = sorted(sorted(distances), key=rank)
-    _, nearest_ones = next(groupby(ranked, key=rank))
-    peers = [rules[at] for at in nearest_ones]
-    beaten = frozenset[str]().union(*{rule.overrides for rule in peers})
-    top = [rule for rule in peers if rule.layer not in beaten]
-    winner = top[0]
-    on_members = {at for member in others for at in index.distances(member)} - distances.keys()
-    shadowed = (rules[at] for at in (*ranked, *sorted(on_members)) if rules[at] is not winner)
-    names_operation = winner.tier != "global" and rank(ranked[0])[1:] == (0, False)
-    decision = Decision(operation, winner, tuple(shadowed), names_operation)
-    equals = [_Conflict(winner, rule, None) for rule in top if rule.qconfig != winner.qconfig]
-    return decision, [*equals, *_member_conflicts(winner, others, rules, index)]
+    _, peers = next(groupby(ranked, key=rank))
+    nearest_ones = list(peers)
+    beaten = frozenset[str]().union(*{rules[at].overrides for at in nearest_ones})
+    return ranked, [at for at in nearest_ones if rules[at].layer not in beaten]
 
 
 def _member_conflicts(
@@ -255,34 +281,6 @@ def _spelled_like(glob: str, name: str) -> str | None:
         return None
     pairs = zip(parts, own, strict=True)
     return ".".join(literal(other) if is_exact(part) else part for part, other in pairs)
-
-
-def subclass_findings(
-    structure: ModelStructure, covered: Mapping[Rule, Sequence[str]]
-) -> Iterator[Finding]:
-    """Type rules that cover nothing although the model has subclasses of their type (QR209)."""
-    sites = {operation.members[0].module for operation in structure.operations}
-    derived: dict[str, list[str]] = {}
-    for path, bases in structure.bases.items():
-        if sites.isdisjoint(enclosing(path)[1:]):  # not inside a site
-            for base in bases:
-                derived.setdefault(base, []).append(path)
-    for rule, names in covered.items():
-        if names or rule.tier != "module_type":
-            continue
-        paths = derived.get(canonical_module_type(rule.key))
-        if paths:
-            own = sorted(structure.modules[paths[0]])[0]
-            yield Finding(
-                "QR209",
-                f"{describe(rule)} covers nothing: types match exactly, and {listed(paths)} "
-                "are subclasses",
-                rule.location,
-                hint=_REMOVE if own.startswith(PARAMETRIZED) else f"write {quoted(own)}",
-            )
-
-
-_REMOVE = "torch.nn.utils.parametrize.remove_parametrizations makes them plain modules"
 
 
 def _is_traced(structure: ModelStructure, path: str) -> bool:

@@ -131,11 +131,6 @@ def test_a_rule_whose_sites_others_decide_is_a_warning_of_the_plan_that_names_th
     assert "QR217" in str(plan)
 
 
-def test_a_rule_on_members_that_are_fused_is_shadowed_and_said_to_be():
-    text = '[rules.module_type]\n"torch.nn.BatchNorm2d" = "float"\n'
-    assert codes_of(plan_of("residual", recipe(text))) == ["QR217"]
-
-
 def test_rules_that_cover_nothing_global_rules_and_inherited_ones_are_no_warning(folder):
     unused = '[rules.module_type]\n"torch.nn.LSTM" = "float"\n'
     assert codes_of(plan_of("residual", recipe(unused))) == []

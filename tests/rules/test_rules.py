@@ -219,6 +219,53 @@ def test_a_container_rule_on_a_member_alone_is_shadowed():
     assert resolution.covered[container] == ("layer1.0:add",)
 
 
+# a group can reach across modules
+ACROSS = structure(
+    [call("layer1.0", "torch.add"), module("layer4.0"), call("layer4", "torch.relu")],
+    [module("layer4.1")],
+)
+
+
+def contradicted(*rules):
+    """What each rule says in vain about later members of the group across modules."""
+    resolution = resolve(ACROSS, [GLOBAL, *rules])
+    assert resolution.findings == ()
+    found = resolution.decisions["layer1.0:add"].contradicted
+    return {rule.key: members for rule, members in found.items()}
+
+
+@pytest.mark.parametrize("key", ["layer4", "l*4"])
+def test_a_rule_around_later_members_alone_contradicts_the_group(key):
+    assert contradicted(name(key, None)) == {key: ("layer4.0", "layer4:relu")}
+
+
+def test_a_rule_by_type_or_function_on_a_later_member_contradicts_the_group():
+    for shadowed, member in (
+        (kind("torch.nn.Linear", None), "layer4.0"),
+        (function("torch.relu", None), "layer4:relu"),
+    ):
+        assert contradicted(shadowed) == {shadowed.key: (member,)}
+
+
+def test_a_rule_contradicts_a_group_at_the_members_that_it_would_decide():
+    outer = name("layer4", None)
+    assert contradicted(outer, name("layer4.0", INT8)) == {"layer4": ("layer4:relu",)}
+    assert contradicted(name("layer4", INT8), function("torch.relu", None)) == {}
+    assert contradicted(outer, function("torch.relu", INT8))["layer4"][-1] == "layer4:relu"
+
+
+def test_a_rule_contradicts_no_group_that_does_as_it_says_or_that_it_covers_or_that_beats_it():
+    assert contradicted(name("layer4", INT8)) == {}
+    assert contradicted(name("layer4", None), name("layer1", None)) == {}
+    assert contradicted(name("layer[14]", None), name("layer1.0", INT8)) == {}
+    by_type = kind("torch.nn.Sequential", None)
+    assert contradicted(by_type, function("torch.add", INT4)) == {}  # covers layer1, and so all
+    assert contradicted(function("torch.relu", None), name("layer1", INT8)) == {}
+    base = name("layer4", None, layer="base")
+    own = name("layer1", INT4, layer="own", overrides=frozenset({"base"}))
+    assert contradicted(base, own) == {}
+
+
 def test_one_rule_over_the_whole_group_is_no_conflict():
     assert winners(name("{conv1,bn1,relu}", None))["conv1"] == "{conv1,bn1,relu}"
 
