@@ -8,6 +8,7 @@ from unittest.mock import patch
 import pytest
 import torch
 import torch.nn.functional as F
+from artifacts import MODES
 from export_recipes import EXECUTORCH
 from plans import net_of, recipe, verdicts
 from runs import silent
@@ -221,6 +222,24 @@ def test_the_plan_counts_each_result_that_goes_to_float(name):
     quantized = count(converted, torch.quantize_per_tensor)
     assert plan.boundaries == quantized + count(converted, "dequantize")
     assert count(converted, "chunk") == 1
+
+
+def _read_by_layers(self, x):
+    x = self.first(x).flatten(2).transpose(1, 2)
+    _, part = x.chunk(2, 1)
+    both = x.narrow(1, 2, 3)
+    return self.own(x[:, 0]), self.part(part), self.sixteen(both), self.static(both)
+
+
+def test_integers_are_moved_for_layers_that_round_their_input_themselves():
+    layers = {name: nn.Linear(8, 8) for name in ("own", "part", "sixteen", "static")}
+    model = net_of(_read_by_layers, first=nn.Conv2d(3, 8, 3), **layers)
+    rules = "[rules.module_name]\n" + '"{own,part}" = "dynamic"\n"sixteen" = "half"\n'
+    plan, converted = converted_of(model, IMAGES, rules=MODES + rules)
+    assert [plan[name].mode for name in layers] == ["dynamic"] * 3 + ["static"]
+    assert all(plan[name].verdict == "passthrough" for name in (":getitem", ":chunk", ":narrow"))
+    pairs = zip(model(IMAGES), converted(IMAGES), strict=True)
+    assert min(sqnr_db(x, y) for x, y in pairs) > 20
 
 
 def test_moved_integers_are_loaded_as_they_were_saved(tmp_path):

@@ -74,9 +74,9 @@ def observe_moved_once(prepared: fx.GraphModule) -> None:
         source = before_drops(node.all_input_nodes[0])
         if not observes(source):
             continue
-        shared = prepared.get_submodule(str(source.target))
+        shared = _observer(source, prepared)
         for user in list(node.users):
-            if observes(user) and prepared.get_submodule(str(user.target)) is shared:
+            if observes(user) and _observer(user, prepared) is shared:
                 user.replace_all_uses_with(node)
                 prepared.graph.erase_node(user)
                 prepared.delete_submodule(str(user.target))
@@ -91,8 +91,11 @@ def observe_moved_again(prepared: fx.GraphModule) -> None:
     qconfigs = prepared.meta["_observed_graph_module_attrs"].node_name_to_qconfig
     for node in nodes:
         source, readers = before_drops(node.all_input_nodes[0]), list(node.users)
-        is_shared = observes(source) and qconfigs.get(node.name) is not None
-        if not is_shared or any(map(observes, readers)):
+        if not observes(source) or qconfigs.get(node.name) is None:
+            continue
+        shared = _observer(source, prepared)
+        # a dynamic layer has an observer of its own before it
+        if any(observes(user) and _observer(user, prepared) is shared for user in readers):
             continue
         with prepared.graph.inserting_after(node):
             again = prepared.graph.call_module(str(source.target), (node,))
@@ -100,6 +103,10 @@ def observe_moved_again(prepared: fx.GraphModule) -> None:
             reader.replace_input_with(node, again)
     if nodes:
         prepared.recompile()
+
+
+def _observer(node: fx.Node, prepared: fx.GraphModule) -> nn.Module:
+    return prepared.get_submodule(str(node.target))
 
 
 def _moves(prepared: fx.GraphModule) -> list[fx.Node]:
