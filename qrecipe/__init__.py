@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from qrecipe.authoring.fastest.fastest import fastest as fastest
     from qrecipe.authoring.fastest.result import Fastest as Fastest
     from qrecipe.authoring.suggest.suggest import suggest as suggest
-    from qrecipe.authoring.tune.cheapest_sets import SiteCost as SiteCost
+    from qrecipe.authoring.tune.estimates import SiteCost as SiteCost
     from qrecipe.authoring.tune.levers import Candidate as Candidate
     from qrecipe.authoring.tune.levers import Lever as Lever
     from qrecipe.authoring.tune.result import TuningResult as TuningResult
@@ -137,7 +137,7 @@ _NAMES = {
     "authoring.fastest.fastest": "fastest",
     "authoring.fastest.result": "Fastest",
     "authoring.suggest.suggest": "suggest",
-    "authoring.tune.cheapest_sets": "SiteCost",
+    "authoring.tune.estimates": "SiteCost",
     "authoring.tune.levers": "Candidate Lever",
     "authoring.tune.result": "TuningResult",
     "authoring.tune.search": "Trial",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,14 +12,15 @@ import typer
 import qrecipe
 from qrecipe.cli import options
 from qrecipe.cli.output import FOUND_SOMETHING, out, out_json, reported
-from qrecipe.cli.recipes_in import recipes_in
 from qrecipe.cli.user_code import user_code
-from qrecipe.errors.findings import Finding, QRecipeError, in_full
+from qrecipe.errors.findings import Finding, QRecipeError, RecipeError, in_full
 from qrecipe.errors.text import counted
+from qrecipe.recipe.toml.document import parse_document, read_text
 from qrecipe.recipe.toml.writer import LOCK_SUFFIX
 
 if TYPE_CHECKING:
     from qrecipe.recipe.recipe import Ingredient
+
 
 Ingredients = Mapping[str, Sequence["Ingredient"]]
 """By recipe, as named on the command line; those of a recipe that cannot be read are unknown."""
@@ -118,4 +119,39 @@ def _show_json(found: Sequence[tuple[str, Finding]], ingredients: Ingredients) -
             ],
             "findings": [{"recipe": recipe, **finding.to_json()} for recipe, finding in found],
         }
+    )
+
+
+_TABLES = ("tensor", "qconfig", "rules")
+
+
+def recipes_in(folder: Path) -> Iterator[str]:
+    """The recipes in a folder and those below it, in order.
+
+    Hidden folders and virtual environments are left out. A file that is no valid TOML counts as a
+    recipe: nobody can tell that it is none.
+    """
+    for place, folders, names in os.walk(folder):
+        here = Path(place)
+        folders[:] = sorted(name for name in folders if not _is_left_out(here / name))
+        for name in sorted(names):
+            path = here / name
+            if name.endswith(".toml") and not name.endswith(LOCK_SUFFIX) and _is_recipe(path):
+                yield str(path)
+
+
+def _is_left_out(folder: Path) -> bool:
+    return folder.name.startswith(".") or (folder / "pyvenv.cfg").exists()
+
+
+def _is_recipe(path: Path) -> bool:
+    file = path.resolve()
+    try:
+        values = parse_document(read_text(file.parent, file, str(path)), str(path)).data
+    except RecipeError as error:
+        return [finding.code for finding in error.findings] == ["QR004"]
+    return (
+        isinstance(values.get("format"), int)
+        or "extends" in values
+        or any(isinstance(values.get(name), dict) for name in _TABLES)
     )

@@ -72,8 +72,12 @@ def export(
     with reported(as_json=json, strict=strict):
         is_stored = _is_stored(Path(source))
         from qrecipe.artifact.export import targets
-        from qrecipe.cli.calibrating import compiled_for, prepared_on, subject_and_batches
-        from qrecipe.cli.model_argument import get_ready
+        from qrecipe.cli.model_argument import (
+            compiled_for,
+            get_ready,
+            prepared_on,
+            subject_and_batches,
+        )
         from qrecipe.model.call import Inputs
         from qrecipe.planning.asked import executed_by
 

@@ -44,8 +44,12 @@ def quantize(
           --evaluate model.py:accuracy --threads 1 --out model.safetensors
     """
     with reported(as_json=json, strict=strict):
-        from qrecipe.cli.calibrating import compiled_for, prepared_on, subject_and_batches
-        from qrecipe.cli.model_argument import get_ready
+        from qrecipe.cli.model_argument import (
+            compiled_for,
+            get_ready,
+            prepared_on,
+            subject_and_batches,
+        )
         from qrecipe.cli.quantize_result import measure, result_json, result_text
         from qrecipe.planning.asked import executed_by
 

@@ -15,8 +15,8 @@ from torch import nn
 
 import qrecipe
 from qrecipe.audit import batch_sizes
-from qrecipe.audit.batch_sizes import shortfall
 from qrecipe.audit.sqnr import sqnr_db
+from qrecipe.execution.batch_sizes import shortfall
 from qrecipe.model.call import Inputs
 
 

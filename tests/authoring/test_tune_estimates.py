@@ -9,8 +9,7 @@ from itertools import chain, combinations
 from tuning import in_float_time
 
 from qrecipe.authoring.fastest.costs import Costs, SitePrice, TensorPrice
-from qrecipe.authoring.tune.cheapest_sets import SiteCost, cheapest_sets, errors_of
-from qrecipe.authoring.tune.estimates import Estimates
+from qrecipe.authoring.tune.estimates import Estimates, SiteCost, cheapest_sets, errors_of
 from qrecipe.authoring.tune.search import Measured, Search
 
 

@@ -10,9 +10,13 @@ from itertools import combinations
 import pytest
 from tuning import in_float_time
 
-from qrecipe.authoring.tune.blocks import blocks_of
-from qrecipe.authoring.tune.cheapest_sets import SiteCost, cheapest_sets, errors_of
-from qrecipe.authoring.tune.estimates import Estimates
+from qrecipe.authoring.tune.estimates import (
+    Estimates,
+    SiteCost,
+    blocks_of,
+    cheapest_sets,
+    errors_of,
+)
 from qrecipe.authoring.tune.front import front_of
 from qrecipe.authoring.tune.levers import Candidate, Lever
 from qrecipe.authoring.tune.search import Measured, Search, Trial

@@ -25,10 +25,10 @@ from qrecipe.artifact.export.onnx_check import file_findings, size_fault
 from qrecipe.artifact.export.onnx_inputs import take_tensors
 from qrecipe.artifact.export.onnx_names import mark_sites, name_batch, name_nodes
 from qrecipe.artifact.saving import text_of
-from qrecipe.audit.batch_sizes import tried
 from qrecipe.errors.findings import CODES, ArtifactError, Finding, QRecipeError, error_from
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
+from qrecipe.execution.batch_sizes import tried
 from qrecipe.execution.part import Exportable
 from qrecipe.execution.provenance import Provenance
 from qrecipe.model.call import Inputs

@@ -14,9 +14,7 @@ from torch import nn
 from qrecipe._torch_ao import quiet
 from qrecipe.authoring.fastest.costs import costs_of
 from qrecipe.authoring.fastest.cut import mixture_of
-from qrecipe.authoring.fastest.guard import Race
-from qrecipe.authoring.fastest.reasons import reasons_of
-from qrecipe.authoring.fastest.result import Fastest, found, overlay_values
+from qrecipe.authoring.fastest.result import Fastest, Race, found, overlay_values, reasons_of
 from qrecipe.errors.findings import QRecipeError
 from qrecipe.execution.batches import Forward
 from qrecipe.execution.engine import engine_of

@@ -7,12 +7,11 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, Literal
 
-from qrecipe.authoring.fastest.costs import Costs
+from qrecipe.authoring.fastest.costs import Costs, SitePrice
 from qrecipe.authoring.fastest.cut import LEAST_GAIN, Mixture
-from qrecipe.authoring.fastest.guard import Race, Winner
-from qrecipe.authoring.fastest.reasons import ms, reasons_of
 from qrecipe.errors.text import counted
 from qrecipe.measure.profile.report import Profile, profile_json
 from qrecipe.measure.profile.timing import Timing
@@ -183,3 +182,83 @@ def _with_spread(seconds: Seconds) -> str:
     """The lower quartile, and how far the upper one is from it."""
     timing = Timing.of(seconds)
     return f"{ms(timing.seconds)} ms (+{ms(timing.spread)})"
+
+
+Winner = Literal["recipe", "mixture", "float"]
+"""The recipe as it was given, with more sites left float, or with all of them float."""
+
+
+@dataclass(frozen=True, slots=True)
+class Race:
+    """The times of the float model, of the recipe as it is, and of a mixture if there is one."""
+
+    in_float: Seconds
+    recipe: Seconds
+    mixture: Seconds | None = None
+
+    @property
+    def winner(self) -> Winner:
+        """What to recommend: something else than the recipe only if that is faster.
+
+        A mixture that is not faster than float by the middle of the rounds is float's win.
+        """
+        if Speed.of(self.in_float, self._best).is_faster:
+            return "float"
+        if self._best is self.recipe:
+            return "recipe"
+        return "float" if median(self.in_float) < median(self._best) else "mixture"
+
+    @property
+    def speed(self) -> Speed:
+        """How many times as fast as the float model the recipe is, or the mixture."""
+        return Speed.of(self._best, self.in_float)
+
+    @property
+    def _best(self) -> Seconds:
+        """The mixture if it is faster than the recipe."""
+        if self.mixture is not None and Speed.of(self.mixture, self.recipe).is_faster:
+            return self.mixture
+        return self.recipe
+
+
+_HARDLY = 1.1
+
+
+def reasons_of(
+    costs: Costs, floats: Collection[str], otherwise: str | None = None
+) -> dict[str, str]:
+    """The reason of each site that needs a rule, the one that loses most in int8 first.
+
+    What follows a float producer is float without a rule. ``otherwise`` is the reason of sites that
+    are not slower in int8.
+    """
+    last = costs.in_channels_last(floats)
+    named = costs.needing_a_rule(floats)
+    found = []
+    for site in costs.sites:
+        if site.int8 is None or site.name not in named:
+            continue
+        in_float = site.channels_last if site.name in last else site.contiguous
+        found.append((in_float - site.int8, site.name, _reason(site, in_float, otherwise)))
+    return {name: reason for _, name, reason in sorted(found)}
+
+
+def _reason(site: SitePrice, in_float: float, otherwise: str | None) -> str:
+    assert site.int8 is not None
+    what, against = site.precision, f"{ms(site.int8)} against {ms(in_float)} ms"
+    if site.int8 > in_float * _HARDLY:
+        return f"{what} is {_two_digits(site.int8 / in_float)} times slower here: {against}"
+    if site.int8 > in_float:
+        return f"{what} is no faster here: {against}"
+    return (
+        otherwise or f"{what} saves {ms(in_float - site.int8)} ms here, and converting costs more"
+    )
+
+
+def ms(seconds: float) -> str:
+    """Milliseconds with two digits: ``8.4``, ``0.037``, ``120``."""
+    return _two_digits(1000 * seconds)
+
+
+def _two_digits(number: float) -> str:
+    return f"{number:.0f}" if number >= 10 else f"{float(f'{number:.2g}'):g}"

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from qrecipe.authoring.suggest.divisors import divisors
-from qrecipe.authoring.suggest.residual_sums import residual_sums
+from qrecipe.authoring.suggest.delicate import divisors, residual_sums
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.model.opened.whole import Whole
 from qrecipe.planning.backend import FOLLOWERS, can_honour

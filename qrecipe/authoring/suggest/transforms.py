@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from qrecipe.authoring.suggest.residual_sums import NORMS
+from qrecipe.authoring.suggest.delicate import NORMS
 from qrecipe.authoring.suggest.subject import Remedy
 from qrecipe.errors.findings import QRecipeError
 from qrecipe.model.call import Inputs

@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from qrecipe.authoring.fastest.reasons import reasons_of
-from qrecipe.authoring.tune.cheapest_sets import SiteCost
-from qrecipe.authoring.tune.estimates import Estimates
+from qrecipe.authoring.fastest.result import reasons_of
+from qrecipe.authoring.tune.estimates import Estimates, SiteCost
 from qrecipe.authoring.tune.front import front_of
 from qrecipe.authoring.tune.levers import Candidate
 from qrecipe.authoring.tune.log import trial_json

@@ -11,9 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from qrecipe.authoring.tune.blocks import Block
-from qrecipe.authoring.tune.cheapest_sets import cheapest_sets, errors_of
-from qrecipe.authoring.tune.estimates import Estimates
+from qrecipe.authoring.tune.estimates import Block, Estimates, cheapest_sets, errors_of
 from qrecipe.authoring.tune.levers import Candidate, Lever
 from qrecipe.errors.short import ShortRepr
 from qrecipe.rules.resolution import listed

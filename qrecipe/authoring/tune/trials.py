@@ -13,8 +13,7 @@ from qrecipe.authoring.fastest.costs import Costs, costs_of
 from qrecipe.authoring.fastest.cut import mixture_of
 from qrecipe.authoring.fastest.fastest import race
 from qrecipe.authoring.tune.ahead import Ahead, Wanted
-from qrecipe.authoring.tune.cheapest_sets import SiteCost
-from qrecipe.authoring.tune.estimates import Estimates
+from qrecipe.authoring.tune.estimates import Estimates, SiteCost
 from qrecipe.authoring.tune.levers import Candidate, Lever, digest_of
 from qrecipe.authoring.tune.log import TrialLog, again
 from qrecipe.authoring.tune.search import Bench as SearchBench

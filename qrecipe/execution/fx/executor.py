@@ -10,11 +10,11 @@ import torch
 from torch import fx, nn
 
 from qrecipe._torch_fx import QConfigMapping
-from qrecipe.audit.batch_sizes import shortfall
 from qrecipe.audit.sample import Sample
 from qrecipe.errors.findings import PlanError
 from qrecipe.errors.text import quoted_whole
 from qrecipe.errors.warn import settle
+from qrecipe.execution.batch_sizes import shortfall
 from qrecipe.execution.clamped import clamp_findings
 from qrecipe.execution.engine import engine
 from qrecipe.execution.fake_quants import accompany_training, frozen_copy
