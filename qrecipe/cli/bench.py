@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from json import loads
 from shlex import join
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -10,8 +9,8 @@ import typer
 
 import qrecipe
 from qrecipe.cli import options
-from qrecipe.cli.output import FOUND_SOMETHING, out, out_json, reported
-from qrecipe.cli.outputs import check_outputs, files_of
+from qrecipe.cli.output import FOUND_SOMETHING, reported, show
+from qrecipe.cli.outputs import files_of
 from qrecipe.cli.user_code import user_code, user_output
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ def bench(
     ] = 1,
     html: options.Html = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Treat warnings and failing runtimes as errors.")
+        bool, options.flag("--strict", "Treat warnings and failing runtimes as errors.")
     ] = False,
     force: options.Force = False,
     plugin: options.Plugin = None,
@@ -64,8 +63,7 @@ def bench(
 
         plugins = [word for name in plugin or () for word in ("--plugin", name)]
         with user_code(plugin) as code, user_output():
-            check_outputs({"--html": html}, files_of(recipe), force=force)
-            get_ready(None, html=html)
+            get_ready({"--html": html}, files_of(recipe), force=force)
             measure = None if evaluate is None else code.function(evaluate, "--evaluate")
             job = load_job(code, recipe, model, data, "this")
             result = qrecipe.bench(
@@ -79,11 +77,7 @@ def bench(
                 arguments=join([recipe, "--model", model, "--data", data, *plugins]),
             )
             origin = None if html is None else plan_for_page(job)
-        # show the result before anything is written, which could fail
-        if json:
-            out_json(loads(result.to_json()))
-        else:
-            out(str(result))
+        show(result, as_json=json)
         if html is not None and origin is not None:
             about = named(model, data, recipe, evaluate)
             save_page(bench_page(result, origin, about), html)

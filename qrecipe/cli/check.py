@@ -28,12 +28,7 @@ Ingredients = Mapping[str, Sequence["Ingredient"]]
 
 def check(
     files: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="FILE",
-            help="Recipes: files, references, or folders of them.",
-            show_default=False,
-        ),
+        list[str], options.argument("FILE", "Recipes: files, references, or folders of them.")
     ],
     strict: options.Strict = False,
     plugin: options.Plugin = None,

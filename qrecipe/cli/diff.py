@@ -21,19 +21,12 @@ if TYPE_CHECKING:
 
 
 def diff(
-    before: Annotated[
-        str,
-        typer.Argument(metavar="A", help="A recipe: a file or a reference.", show_default=False),
-    ],
-    after: Annotated[
-        str, typer.Argument(metavar="B", help="The recipe to compare it with.", show_default=False)
-    ],
+    before: Annotated[str, options.argument("A", "A recipe: a file or a reference.")],
+    after: Annotated[str, options.argument("B", "The recipe to compare it with.")],
     model: Annotated[
         str | None,
-        typer.Option(
-            "--model",
-            metavar="FILE.py:NAME",
-            help="Also compare their effect on the model that this function returns.",
+        options.function(
+            "--model", "Also compare their effect on the model that this function returns."
         ),
     ] = None,
     input: options.Input = None,

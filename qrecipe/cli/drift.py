@@ -10,7 +10,6 @@ import typer
 import qrecipe
 from qrecipe.cli import options
 from qrecipe.cli.output import FOUND_SOMETHING, out, out_json, reported
-from qrecipe.cli.outputs import check_outputs
 from qrecipe.cli.user_code import user_code, user_output
 
 
@@ -55,12 +54,11 @@ def drift(
           --threshold 0.2 --html drift.html
     """
     with reported(as_json=json):
-        check_outputs({"--plot": plot, "--html": html}, force=force)
         from qrecipe.cli.model_argument import get_ready, load_subject
         from qrecipe.measure.pages.page import save_page
         from qrecipe.measure.pages.reports import drift_page
 
-        get_ready(threads, plot, html)
+        get_ready({"--plot": plot, "--html": html}, force=force, threads=threads)
         given = options.table(constants)
         with user_code(plugin) as code, user_output():
             batches = code.function(data, "--data")

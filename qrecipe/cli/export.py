@@ -23,12 +23,7 @@ Target = Literal["onnx", "openvino", "pt2", "pte", "aoti"]
 
 def export(
     source: Annotated[
-        str,
-        typer.Argument(
-            metavar="RECIPE|FILE",
-            help="A recipe, or a file from save_quantized.",
-            show_default=False,
-        ),
+        str, options.argument("RECIPE|FILE", "A recipe, or a file from save_quantized.")
     ],
     to: Annotated[
         Target,
@@ -74,8 +69,8 @@ def export(
         from qrecipe.artifact.export import targets
         from qrecipe.cli.model_argument import (
             compiled_for,
-            get_ready,
             prepared_on,
+            set_threads,
             subject_and_batches,
         )
         from qrecipe.model.call import Inputs
@@ -85,7 +80,7 @@ def export(
         target.check()
         for file in target.files(Path(output))[1:]:
             check_outputs({"--out": str(file)}, force=force)
-        get_ready(threads)
+        set_threads(threads)
         with user_code(plugin) as code:
             check_outputs(
                 {"--out": output}, [source] if is_stored else files_of(source), force=force

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import qrecipe
 from qrecipe.cli import options
-from qrecipe.cli.output import out_and_save, reported
-from qrecipe.cli.outputs import check_outputs, files_of
+from qrecipe.cli.output import reported, show_and_save
+from qrecipe.cli.outputs import files_of
 from qrecipe.cli.user_code import user_code, user_output
 
 
@@ -33,9 +33,8 @@ def fastest(
         from qrecipe.cli.model_argument import get_ready, load_job
 
         with user_code(plugin) as code:
-            check_outputs({"--out": output}, files_of(recipe), force=force)
-            get_ready(threads, out=output)
+            get_ready({"--out": output}, files_of(recipe), force=force, threads=threads)
             with user_output():
                 job = load_job(code, recipe, model, data, "this")
                 result = qrecipe.fastest(job.model, job.recipe, job.data())
-            out_and_save(result, "out", output, result.save, as_json=json)
+            show_and_save(result, "out", output, result.save, as_json=json)

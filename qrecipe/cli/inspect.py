@@ -7,8 +7,6 @@ from json import loads
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from qrecipe.cli import options
 from qrecipe.cli.output import out, out_json, reported
 from qrecipe.errors.text import counted, one_line
@@ -22,12 +20,7 @@ if TYPE_CHECKING:
 
 def inspect(
     file: Annotated[
-        str,
-        typer.Argument(
-            metavar="FILE",
-            help="A file from save_quantized, or one that was exported.",
-            show_default=False,
-        ),
+        str, options.argument("FILE", "A file from save_quantized, or one that was exported.")
     ],
     json: options.Json = False,
 ) -> None:

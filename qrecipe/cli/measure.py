@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from json import loads
 from typing import Annotated, Literal
 
 import typer
 
 import qrecipe
 from qrecipe.cli import options
-from qrecipe.cli.output import FOUND_SOMETHING, out, out_and_save, out_json, reported
-from qrecipe.cli.outputs import check_outputs, files_of
+from qrecipe.cli.output import FOUND_SOMETHING, out, reported, show, show_and_save
+from qrecipe.cli.outputs import files_of
 from qrecipe.cli.user_code import user_code, user_output
 
 
@@ -48,8 +47,8 @@ def compare(
         from qrecipe.measure.pages.reports import comparison_page
 
         with user_code(plugin) as code, user_output():
-            check_outputs({"--plot": plot, "--html": html}, files_of(recipe), force=force)
-            get_ready(threads, plot, html)
+            outputs = {"--plot": plot, "--html": html}
+            get_ready(outputs, files_of(recipe), force=force, threads=threads)
             accuracy = None if evaluate is None else code.function(evaluate, "--evaluate")
             with workers_of(pool, model, threads) as workers:
                 job = load_job(code, recipe, model, data, target_cpu)
@@ -59,14 +58,9 @@ def compare(
                 report = qrecipe.compare(job.model, converted, job.data(), pool=workers)
             metric = None if accuracy is None else Metric.of(accuracy, job.model.eval(), converted)
             activations = activations_of(converted, job.data) if html is not None else ""
-        # show the result before anything is written, which could fail
-        if json:
-            values = None if metric is None else metric.to_json()
-            out_json({**loads(report.to_json()), "metric": values})
-        else:
-            out(str(report))
-            if metric is not None:
-                out(f"{metric.name}: {metric.change}")
+        show(report, as_json=json, metric=None if metric is None else metric.to_json())
+        if metric is not None and not json:
+            out(f"{metric.name}: {metric.change}")
         if plot is not None:
             report.plot(plot)
         if html is not None:
@@ -102,15 +96,12 @@ def profile(
         from qrecipe.measure.pages.reports import profile_page
 
         with user_code(plugin) as code, user_output():
-            check_outputs({"--plot": plot, "--html": html}, files_of(recipe), force=force)
-            get_ready(threads, plot, html)
+            outputs = {"--plot": plot, "--html": html}
+            get_ready(outputs, files_of(recipe), force=force, threads=threads)
             job = load_job(code, recipe, model, data, "this")
             report = qrecipe.profile(job.model, job.recipe, job.data())
             origin = None if html is None else plan_for_page(job)
-        if json:
-            out_json(loads(report.to_json()))
-        else:
-            out(str(report))
+        show(report, as_json=json)
         if plot is not None:
             report.plot(plot)
         if html is not None and origin is not None:
@@ -131,9 +122,8 @@ def sensitivity(
     ] = "exact",
     evaluate: Annotated[
         str | None,
-        typer.Option(
-            metavar="FILE.py:NAME",
-            help="Rank by this function of a model instead of SQNR; higher is better.",
+        options.function(
+            "--evaluate", "Rank by this function of a model instead of SQNR; higher is better."
         ),
     ] = None,
     keep_float: Annotated[
@@ -144,8 +134,7 @@ def sensitivity(
         typer.Option(metavar="DB", help="Leave the sites below this SQNR float."),
     ] = None,
     overlay: Annotated[
-        str | None,
-        typer.Option("--out", metavar="FILE", help="Write a recipe that leaves them float."),
+        str | None, options.file("--out", "Write a recipe that leaves them float.")
     ] = None,
     memory_limit: Annotated[
         int | None,
@@ -186,10 +175,8 @@ def sensitivity(
         from qrecipe.measure.pages.reports import ranking_page
 
         with user_code(plugin) as code:
-            check_outputs(
-                {"--out": overlay, "--plot": plot, "--html": html}, files_of(recipe), force=force
-            )
-            get_ready(threads, plot, html, overlay)
+            outputs = {"--out": overlay, "--plot": plot, "--html": html}
+            get_ready(outputs, files_of(recipe), force=force, threads=threads)
             with user_output(), workers_of(pool, model, threads) as workers:
                 measure = None if evaluate is None else code.function(evaluate, "--evaluate")
                 job = load_job(code, recipe, model, data, target_cpu)
@@ -204,7 +191,7 @@ def sensitivity(
                     pool=workers,
                 )
             save = partial(ranking.save_overlay, keep_float=keep_float, min_sqnr_db=min_sqnr_db)
-            out_and_save(ranking, "overlay", overlay, save, as_json=json)
+            show_and_save(ranking, "overlay", overlay, save, as_json=json)
             if plot is not None:
                 ranking.plot(plot)
             if html is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import typer
 from torch import Tensor, nn
 
 import qrecipe
+from qrecipe.cli.outputs import check_outputs
 from qrecipe.cli.user_code import UserCode, UserFunction
 from qrecipe.errors.findings import QRecipeError, QRecipeWarning
 from qrecipe.execution.batches import inputs_of_batch, peek, rereadable
@@ -57,15 +58,29 @@ def load_job(code: UserCode, recipe: str, model: str, data: str, target_cpu: Tar
 
 
 def get_ready(
-    threads: int | None, plot: str | None = None, html: str | None = None, out: str | None = None
+    outputs: Mapping[str, str | None],
+    reads: Iterable[str] = (),
+    *,
+    force: bool,
+    threads: int | None = None,
 ) -> None:
-    """Set the threads of torch, and find out what could not be written before anything runs."""
-    if plot is not None or html is not None:
+    """Find out what could not be written before anything runs, and set the threads of torch.
+
+    The arguments are those of `check_outputs`; ``--out`` is a recipe here.
+    """
+    check_outputs(outputs, reads, force=force)
+    html, out = outputs.get("--html"), outputs.get("--out")
+    if html is not None or outputs.get("--plot") is not None:
         check_available()
     if html is not None:
         check_writable(html)
     if out is not None:
         check_replaceable(Path(out))
+    set_threads(threads)
+
+
+def set_threads(threads: int | None) -> None:
+    """Let torch have so many threads, or as many as it has chosen."""
     if threads is not None:
         torch.set_num_threads(threads)
 

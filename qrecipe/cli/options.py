@@ -45,25 +45,33 @@ def _pool(text: str) -> str:
     return text
 
 
-Recipe = Annotated[
-    str,
-    typer.Argument(
-        metavar="RECIPE",
-        help="A file, or a reference such as builtin:x86-static.",
-        show_default=False,
-    ),
-]
-Artifact = Annotated[
-    str, typer.Argument(metavar="FILE", help="A file from save_quantized.", show_default=False)
-]
+def argument(metavar: str, help: str) -> Any:
+    """A positional argument that has to be given."""
+    return typer.Argument(metavar=metavar, help=help, show_default=False)
+
+
+def file(option: str, help: str) -> Any:
+    """An option that names a file."""
+    return typer.Option(option, metavar="FILE", help=help, show_default=False)
+
+
+def function(option: str, help: str) -> Any:
+    """An option that names a function of the user."""
+    return typer.Option(option, metavar="FILE.py:NAME", help=help, show_default=False)
+
+
+def flag(option: str, help: str) -> Any:
+    """An option without a value."""
+    return typer.Option(option, help=help)
+
+
+Recipe = Annotated[str, argument("RECIPE", "A file, or a reference such as builtin:x86-static.")]
+Artifact = Annotated[str, argument("FILE", "A file from save_quantized.")]
 Model = Annotated[
     str,
-    typer.Option(
+    function(
         "--model",
-        metavar="FILE.py:NAME",
-        help="A function that returns the model, or (model, example_inputs); "
-        "also package.module:NAME.",
-        show_default=False,
+        "A function that returns the model, or (model, example_inputs); also package.module:NAME.",
     ),
 ]
 Input = Annotated[
@@ -74,30 +82,14 @@ Input = Annotated[
         help="Shape of a random float32 input, such as 1x3x224x224; once for each model input.",
     ),
 ]
-Data = Annotated[
-    str,
-    typer.Option(
-        "--data",
-        metavar="FILE.py:NAME",
-        help="A function that returns an iterable of batches.",
-        show_default=False,
-    ),
-]
+Data = Annotated[str, function("--data", "A function that returns an iterable of batches.")]
 Batches = Annotated[
     str | None,
-    typer.Option(
-        "--data",
-        metavar="FILE.py:NAME",
-        help="A function that returns an iterable of calibration batches.",
-    ),
+    function("--data", "A function that returns an iterable of calibration batches."),
 ]
 Evaluate = Annotated[
     str | None,
-    typer.Option(
-        "--evaluate",
-        metavar="FILE.py:NAME",
-        help="A function that takes a model and returns its accuracy.",
-    ),
+    function("--evaluate", "A function that takes a model and returns its accuracy."),
 ]
 Constants = Annotated[
     str,
@@ -106,19 +98,10 @@ Constants = Annotated[
         help='Arguments of forward that the model was quantized with, such as {"times": 3}.',
     ),
 ]
-Plot = Annotated[
-    str | None,
-    typer.Option("--plot", metavar="FILE", help="Write a plot: .png, .svg or .pdf."),
-]
-Html = Annotated[
-    str | None,
-    typer.Option("--html", metavar="FILE", help="Write an HTML page with plots, plan and recipe."),
-]
-Out = Annotated[
-    str | None,
-    typer.Option("--out", metavar="FILE", help="Write the recipe to this file."),
-]
-Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
+Plot = Annotated[str | None, file("--plot", "Write a plot: .png, .svg or .pdf.")]
+Html = Annotated[str | None, file("--html", "Write an HTML page with plots, plan and recipe.")]
+Out = Annotated[str | None, file("--out", "Write the recipe to this file.")]
+Force = Annotated[bool, flag("--force", "Replace files that exist.")]
 Threads = Annotated[
     int | None,
     typer.Option(
@@ -159,8 +142,8 @@ Executor = Annotated[
         "What carries the plan out, whatever the recipe says; default: chosen for the model.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Strict = Annotated[bool, typer.Option("--strict", help="Treat warnings as errors.")]
+Json = Annotated[bool, flag("--json", "Print one JSON document.")]
+Strict = Annotated[bool, flag("--strict", "Treat warnings as errors.")]
 
 
 def table(constants: str) -> dict[str, Any]:

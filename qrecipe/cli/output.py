@@ -72,17 +72,25 @@ def out_json(value: Any) -> None:
     print(json.dumps(_finite(value), indent=2, allow_nan=False))
 
 
-def out_and_save(
+def show(result: Any, *, as_json: bool, **more: Any) -> None:
+    """Show what was measured; ``more`` is added to the JSON.
+
+    It is shown before anything is written, which could fail.
+    """
+    if as_json:
+        out_json({**json.loads(result.to_json()), **more})
+    else:
+        out(str(result))
+
+
+def show_and_save(
     result: Any, key: str, path: str | None, save: Callable[[str], object], *, as_json: bool
 ) -> None:
     """Show what a search found, then save the recipe that came of it if a path is given.
 
-    In this order because writing could fail; ``key`` has the path in the JSON.
+    ``key`` has the path in the JSON.
     """
-    if as_json:
-        out_json({**json.loads(result.to_json()), key: path})
-    else:
-        out(str(result))
+    show(result, as_json=as_json, **{key: path})
     if path is not None:
         save(path)
         if not as_json:

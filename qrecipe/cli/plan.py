@@ -37,12 +37,11 @@ def plan(
     input: options.Input = None,
     executor: options.Executor = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Fail if the plan differs from the lock file.")
+        bool, options.flag("--check", "Fail if the plan differs from the lock file.")
     ] = False,
     lock: LockOption = None,
     all_rules: Annotated[
-        bool,
-        typer.Option("--all-rules", help="Also list the rules of shipped recipes that are unused."),
+        bool, options.flag("--all-rules", "Also list the rules of shipped recipes that are unused.")
     ] = False,
     strict: options.Strict = False,
     plugin: options.Plugin = None,
@@ -75,11 +74,7 @@ def explain(
     recipe: options.Recipe,
     name: Annotated[
         str,
-        typer.Argument(
-            metavar="NAME",
-            help="A site, a member of a site, or a module, as named in the plan.",
-            show_default=False,
-        ),
+        options.argument("NAME", "A site, a member of a site, or a module, as named in the plan."),
     ],
     model: options.Model,
     input: options.Input = None,

@@ -5,8 +5,6 @@ from __future__ import annotations
 from json import loads
 from typing import Annotated
 
-import typer
-
 import qrecipe
 from qrecipe.cli import options
 from qrecipe.cli.output import fail_on, out, out_json, plan_text, reported
@@ -22,8 +20,7 @@ def quantize(
     evaluate: options.Evaluate = None,
     input: options.Input = None,
     output: Annotated[
-        str | None,
-        typer.Option("--out", metavar="FILE", help="Save the quantized model as safetensors."),
+        str | None, options.file("--out", "Save the quantized model as safetensors.")
     ] = None,
     target_cpu: options.TargetCpu = "this",
     executor: options.Executor = None,
@@ -46,8 +43,8 @@ def quantize(
     with reported(as_json=json, strict=strict):
         from qrecipe.cli.model_argument import (
             compiled_for,
-            get_ready,
             prepared_on,
+            set_threads,
             subject_and_batches,
         )
         from qrecipe.cli.quantize_result import measure, result_json, result_text
@@ -55,7 +52,7 @@ def quantize(
 
         with user_code(plugin) as code:
             check_outputs({"--out": output}, files_of(recipe), force=force)
-            get_ready(threads)
+            set_threads(threads)
             with user_output():
                 loaded = executed_by(qrecipe.load_recipe(recipe), executor)
                 accuracy = None if evaluate is None else code.function(evaluate, "--evaluate")

@@ -12,8 +12,8 @@ import typer
 
 import qrecipe
 from qrecipe.cli import options
-from qrecipe.cli.output import FOUND_SOMETHING, hint, out, out_and_save, out_json, reported
-from qrecipe.cli.outputs import check_distinct, check_free, files_of
+from qrecipe.cli.output import FOUND_SOMETHING, hint, out, out_json, reported, show_and_save
+from qrecipe.cli.outputs import check_distinct, files_of
 from qrecipe.cli.user_code import user_code, user_output
 from qrecipe.files import write_atomically
 
@@ -57,8 +57,7 @@ def suggest(
         from qrecipe.cli.model_argument import get_ready, load_subject, required_inputs
         from qrecipe.planning.faster_runtime import faster_runtime
 
-        check_free({"--out": output}, force=force)
-        get_ready(None, out=output)
+        get_ready({"--out": output}, force=force)
         with user_code(plugin) as code, user_output():
             subject = load_subject(code, model, input)
             text = suggestion(subject.model, required_inputs(subject, model), batches)
@@ -84,10 +83,9 @@ def tune(
     data: options.Data,
     evaluate: Annotated[
         str,
-        typer.Option(
-            metavar="FILE.py:NAME",
-            help="A function that takes a model and returns its accuracy; higher is better.",
-            show_default=False,
+        options.function(
+            "--evaluate",
+            "A function that takes a model and returns its accuracy; higher is better.",
         ),
     ],
     max_drop: Annotated[
@@ -101,9 +99,8 @@ def tune(
     ] = None,
     log: Annotated[
         str | None,
-        typer.Option(
-            metavar="FILE",
-            help="Write each trial to this JSON file, and resume from it if it exists.",
+        options.file(
+            "--log", "Write each trial to this JSON file, and resume from it if it exists."
         ),
     ] = None,
     output: options.Out = None,
@@ -148,8 +145,7 @@ def tune(
 
         with user_code(plugin) as code:
             check_distinct({"--log": log, "--pareto": pareto, **written}, files_of(recipe))
-            check_free(written, force=force)
-            get_ready(threads, html=html, out=output)
+            get_ready(written, force=force, threads=threads)
             if pareto is not None:
                 make_directory(Path(pareto))
             with user_output(), workers_of(pool, model, threads) as workers:
@@ -169,7 +165,7 @@ def tune(
                 )
             if pareto is not None:
                 result.save_front(pareto)
-            out_and_save(result, "out", output, result.save, as_json=json)
+            show_and_save(result, "out", output, result.save, as_json=json)
             if html is not None:
                 with user_output():
                     tuned = replace(job, recipe=result.recipe)
