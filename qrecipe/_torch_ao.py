@@ -52,7 +52,13 @@ def quiet() -> Iterator[None]:
 
 
 class StandIn:
-    """A base of classes that stand for an observer of torch.ao where another library wants one."""
+    """A base of classes that stand in a graph for an observer of torch.ao."""
+
+    def take_settings(self, observer: Any) -> None:
+        """Have the settings of an observer, as far as it has them."""
+        for setting in ("qscheme", "quant_min", "quant_max", "ch_axis", "eps"):
+            if hasattr(observer, setting):
+                setattr(self, setting, getattr(observer, setting))
 
 
 def is_observer(module: object) -> bool:

@@ -23,6 +23,7 @@ from qrecipe.artifact.metadata import StoredModel
 from qrecipe.errors.findings import error_from
 from qrecipe.execution.executors import executor_of
 from qrecipe.execution.packing import Unpacked
+from qrecipe.execution.part import Recorded
 from qrecipe.model.architecture import check_same, module_settings
 from qrecipe.model.caches import with_layers_made
 from qrecipe.model.checks import attribute_findings
@@ -61,9 +62,8 @@ def rebuilt(model: nn.Module, stored: StoredModel, constants: Constants) -> nn.M
     architecture = with_own_constants(architecture, model, constants, stored.header.file)
     plan = _without_plugins(stored.plan, model)
     with _valueless(), held_back([("", Warning)]):  # about observers that saw nothing
-        whole = executor_of(plan.executor).rebuilt(
-            model, plan, architecture, table, partial(check_agreement, stored)
-        )
+        recorded = Recorded(model, plan, architecture, table, partial(check_agreement, stored))
+        whole = executor_of(plan.executor).rebuilt(recorded)
     return whole.eval()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from torch import fx, nn
@@ -10,13 +10,10 @@ from torch import fx, nn
 from qrecipe.execution.eager import executor as eager
 from qrecipe.execution.fx import executor as graph_mode
 from qrecipe.execution.isolated import Calibrate, Isolated
-from qrecipe.execution.part import Compiled, Realised, Task
+from qrecipe.execution.part import Compiled, Realised, Recorded, Task
 from qrecipe.execution.pt2e import executor as pt2e
-from qrecipe.model.graph_sites import Inventory
-from qrecipe.model.record import Architecture
-from qrecipe.planning.plan import Plan, Site
+from qrecipe.planning.plan import Site
 from qrecipe.recipe.schema import Executor as Name
-from qrecipe.recipe.schema import FxTable
 
 
 class Executor(Protocol):
@@ -37,18 +34,8 @@ class Executor(Protocol):
     def traced_paths(self, roots: Sequence[str]) -> tuple[str, ...]:
         """The paths of the parts that are graphs, given ``[fx] roots``."""
 
-    def rebuilt(
-        self,
-        model: nn.Module,
-        plan: Plan,
-        architecture: Architecture,
-        table: FxTable,
-        check: Callable[[Inventory], None],
-    ) -> nn.Module:
+    def rebuilt(self, recorded: Recorded) -> nn.Module:
         """The converted model that the plan gave, with state of the right shapes and no meaning.
-
-        ``check`` is told the model's sites before the plan is carried out, and raises if it is not
-        theirs.
 
         Nothing is calibrated, audited or run. Raises ``ArchitectureError`` if the model is not
         the one that was quantized.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,9 +19,10 @@ from qrecipe.errors.findings import ArtifactError
 from qrecipe.model.call import Inputs
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.model.quantized import Became
+from qrecipe.model.record import Architecture
 from qrecipe.planning.plan import Plan
 from qrecipe.recipe.recipe import Recipe
-from qrecipe.recipe.schema import LintTable
+from qrecipe.recipe.schema import FxTable, LintTable
 from qrecipe.rules.resolution import listed
 
 
@@ -37,6 +39,21 @@ class Task:
     plan: Plan
     inputs: Inputs
     unjudged: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A stored model that is to be made again, from a float model of the same architecture.
+
+    ``table`` is its recipe's. ``check`` is told the model's sites before the plan is carried out,
+    and raises if it is not theirs.
+    """
+
+    model: nn.Module
+    plan: Plan
+    architecture: Architecture
+    table: FxTable
+    check: Callable[[Inventory], None]
 
 
 @dataclass(frozen=True, slots=True)

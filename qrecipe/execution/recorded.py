@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from torch import fx, nn
 
 from qrecipe.errors.findings import PlanError, TraceError
+from qrecipe.execution.part import Recorded
 from qrecipe.model.architecture import ArchitectureError, check_same, note_values
 from qrecipe.model.caches import with_caches_without_values
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import without_weights
 from qrecipe.model.exported import exported_part
 from qrecipe.model.graph_sites import Inventory, Match, fused_graph, named_sites, structure_of
-from qrecipe.model.record import Architecture, TracedPart
+from qrecipe.model.record import TracedPart
 from qrecipe.model.shapes import uninitialised
 from qrecipe.model.trace import Scopes, in_training, trace
 from qrecipe.model.unfit import all_finite
@@ -23,19 +24,15 @@ from qrecipe.recipe.schema import FxTable
 
 
 def recorded_graphs(
-    model: nn.Module,
-    plan: Plan,
-    architecture: Architecture,
-    table: FxTable,
-    check: Callable[[Inventory], None],
+    recorded: Recorded,
 ) -> tuple[nn.Module, Mapping[str, fx.GraphModule]]:
     """The model without weights, and the graphs of its parts by their paths.
 
-    ``check`` is told the sites. Raises ``ArchitectureError`` if they are not the plan's, or the
-    graphs not those that were recorded.
+    Raises ``ArchitectureError`` if the sites are not the plan's, or the graphs not those that were
+    recorded.
     """
-    blank = without_weights(model)
-    parts = architecture.parts
+    plan, table = recorded.plan, recorded.table
+    blank, parts = without_weights(recorded.model), recorded.architecture.parts
     try:
         fused = {part.path: _fused(blank, part, plan, table) for part in parts}
     except (ArchitectureError, PlanError):
@@ -55,7 +52,7 @@ def recorded_graphs(
             for name, match in found.items()
         },
     )
-    check(Inventory(blank, (), found, structure_of(blank, found, table.roots)))
+    recorded.check(Inventory(blank, (), found, structure_of(blank, found, table.roots)))
     for graph_module in fused.values():
         for name, tensor in graph_module.named_parameters():
             if not all_finite(tensor):  # folded from a buffer with arbitrary values
@@ -64,36 +61,36 @@ def recorded_graphs(
 
 
 def _traced(
-    blank: nn.Module, recorded: TracedPart, plan: Plan, table: FxTable
+    blank: nn.Module, part: TracedPart, plan: Plan, table: FxTable
 ) -> tuple[fx.GraphModule, Scopes]:
     """The graph of a part, made as it was when the plan was."""
     try:
-        return trace(blank, recorded.path, recorded.constants, table, recorded.shapes)
+        return trace(blank, part.path, part.constants, table, part.shapes)
     except TraceError:
         if plan.executor != "pt2e":
             raise
-    graph_module, scopes, _ = exported_part(blank, recorded.path, inputs_of(recorded), table)
+    graph_module, scopes, _ = exported_part(blank, part.path, inputs_of(part), table)
     return graph_module, scopes
 
 
-def inputs_of(recorded: TracedPart) -> Inputs:
+def inputs_of(part: TracedPart) -> Inputs:
     """What a part was traced with, without its values."""
-    return Inputs(kwargs={**uninitialised(recorded.shapes), **recorded.constants})
+    return Inputs(kwargs={**uninitialised(part.shapes), **part.constants})
 
 
-def _fused(blank: nn.Module, recorded: TracedPart, plan: Plan, table: FxTable) -> fx.GraphModule:
-    graph_module, scopes = _traced(blank, recorded, plan, table)
-    note_values(recorded, graph_module)
+def _fused(blank: nn.Module, part: TracedPart, plan: Plan, table: FxTable) -> fx.GraphModule:
+    graph_module, scopes = _traced(blank, part, plan, table)
+    note_values(part, graph_module)
     training = None
     if plan.phase == "qat":
         training = in_training(
             blank,
-            recorded.path,
-            recorded.constants,
+            part.path,
+            part.constants,
             table,
-            recorded.shapes,
+            part.shapes,
             graph_module,
         )
     config = own_backend_config(plan.backend, plan.phase)
-    fused, _ = fused_graph(graph_module, scopes, recorded.path, config, training)
+    fused, _ = fused_graph(graph_module, scopes, part.path, config, training)
     return fused

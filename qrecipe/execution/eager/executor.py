@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,20 +18,19 @@ from qrecipe.execution.eager.audit import audit
 from qrecipe.execution.eager.scaled import give_scales, take_scales
 from qrecipe.execution.engine import engine
 from qrecipe.execution.isolated import Calibrate, Isolated, Kernel, LoneSite
-from qrecipe.execution.part import Compiled, Exportable, Fault, Realised, Task
+from qrecipe.execution.part import Compiled, Exportable, Fault, Realised, Recorded, Task
 from qrecipe.model.architecture import check_same
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import runnable_copy, structural_copy, without_weights
 from qrecipe.model.graph_sites import Inventory, structure_of
 from qrecipe.model.module_sites import module_matches
 from qrecipe.model.plain_attributes import keep_plain_attributes
-from qrecipe.model.record import Architecture
 from qrecipe.model.scaled_input import class_without_scale
 from qrecipe.observers.qconfig import qconfig
 from qrecipe.planning.backend import own_backend_config
 from qrecipe.planning.plan import Plan, Site
 from qrecipe.process.state import random_numbers_kept
-from qrecipe.recipe.schema import FxTable, LintTable
+from qrecipe.recipe.schema import LintTable
 
 __all__ = ["compile", "isolated", "realised_sites", "rebuilt", "traced_paths"]
 
@@ -48,19 +47,14 @@ def traced_paths(roots: Sequence[str]) -> tuple[str, ...]:
     return ()
 
 
-def rebuilt(
-    model: nn.Module,
-    plan: Plan,
-    architecture: Architecture,
-    table: FxTable,
-    check: Callable[[Inventory], None],
-) -> nn.Module:
+def rebuilt(recorded: Recorded) -> nn.Module:
+    model, plan = recorded.model, recorded.plan
     modules = {path: class_without_scale(module).__name__ for path, module in model.named_modules()}
     planned = {site.name: site.op for site in plan.sites}
     check_same("site", planned, {name: modules[name] for name in planned if name in modules})
     blank = without_weights(model)
     matches = module_matches(blank, planned, own_backend_config(plan.backend, plan.phase))
-    check(Inventory(blank, (), matches, structure_of(blank, matches)))
+    recorded.check(Inventory(blank, (), matches, structure_of(blank, matches)))
     return EagerPart(plan, blank, Inputs()).swapped(blank)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -29,19 +29,18 @@ from qrecipe.execution.fx.reference import explicit, held, make_judge
 from qrecipe.execution.fx.structure import realised_sites
 from qrecipe.execution.fx.unrounded import check_conversion
 from qrecipe.execution.packing import Kinds
-from qrecipe.execution.part import Compiled, Exportable, Fault, Task
+from qrecipe.execution.part import Compiled, Exportable, Fault, Recorded, Task
 from qrecipe.execution.recorded import recorded_graphs
 from qrecipe.model.addresses import SITE, site_of
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import runnable_copy, with_parts
-from qrecipe.model.graph_sites import Inventory, Part
-from qrecipe.model.record import Architecture
+from qrecipe.model.graph_sites import Part
 from qrecipe.model.rewrite_proof import check_unchanged, prove_prepared
 from qrecipe.model.trace import line_of, trace_part
 from qrecipe.planning.backend import backend_config
 from qrecipe.planning.plan import Plan
 from qrecipe.recipe.patterns import leave_float
-from qrecipe.recipe.schema import FxTable, LintTable
+from qrecipe.recipe.schema import LintTable
 from qrecipe.rules.structure import joined
 
 __all__ = ["compile", "isolated", "realised_sites", "rebuilt", "traced_paths"]
@@ -188,15 +187,10 @@ def _run(prepared: fx.GraphModule, inputs: Inputs) -> Sample:
         return Sample(inputs, inputs.call(prepared))
 
 
-def rebuilt(
-    model: nn.Module,
-    plan: Plan,
-    architecture: Architecture,
-    table: FxTable,
-    check: Callable[[Inventory], None],
-) -> nn.Module:
-    blank, fused = recorded_graphs(model, plan, architecture, table, check)
-    configs = Configs.of(plan, blank, table.preserved_attributes)
+def rebuilt(recorded: Recorded) -> nn.Module:
+    plan = recorded.plan
+    blank, fused = recorded_graphs(recorded)
+    configs = Configs.of(plan, blank, recorded.table.preserved_attributes)
     return with_parts(
         blank, {path: _converted(graph, plan, configs) for path, graph in fused.items()}
     )

@@ -113,9 +113,6 @@ def _moves(prepared: fx.GraphModule) -> list[fx.Node]:
     return [node for node in prepared.graph.nodes if node.target is moved]
 
 
-_SETTINGS = ("qscheme", "quant_min", "quant_max", "ch_axis", "eps")
-
-
 class Clamped(ObserverBase, StandIn, Clamping):
     """Shows an observer what is left of a tensor between limits, and returns the whole.
 
@@ -126,9 +123,7 @@ class Clamped(ObserverBase, StandIn, Clamping):
         super().__init__(observer.dtype, bool(getattr(observer, "is_dynamic", False)))
         self.activation_post_process = observer
         self.limits = limits
-        for setting in _SETTINGS:
-            if hasattr(observer, setting):
-                setattr(self, setting, getattr(observer, setting))
+        self.take_settings(observer)
 
     def forward(self, x: Tensor) -> Any:
         observed = self.activation_post_process(x.clamp(*self.limits))

@@ -28,8 +28,6 @@ ACTIVATION = "activation_post_process"
 WEIGHT = "weight_observer"
 """The observer of a weight sees it once, when the program is converted."""
 
-_SETTINGS = ("qscheme", "quant_min", "quant_max", "ch_axis")
-
 
 class Adapter(ObserverBase, StandIn):  # type: ignore[misc]
     """An observer of the recipe, which does all the work."""
@@ -38,9 +36,7 @@ class Adapter(ObserverBase, StandIn):  # type: ignore[misc]
         super().__init__(observer.dtype, bool(getattr(observer, "is_dynamic", False)))
         self.add_module(name, observer)
         self.observer_name = name
-        for setting in _SETTINGS:
-            if hasattr(observer, setting):
-                setattr(self, setting, getattr(observer, setting))
+        self.take_settings(observer)
         within = getattr(observer, "activation_post_process", observer)
         self.eps = float(getattr(within, "eps", torch.finfo(torch.float32).eps))
 
@@ -63,9 +59,7 @@ class _Led(ObserverBase, StandIn):  # type: ignore[misc]
     def __init__(self, leader: Adapter) -> None:
         super().__init__(leader.dtype, leader.is_dynamic)
         self.leader = leader
-        for setting in _SETTINGS:
-            if hasattr(leader, setting):
-                setattr(self, setting, getattr(leader, setting))
+        self.take_settings(leader)
 
     def calculate_qparams(self) -> Any:
         return self.leader.calculate_qparams()

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 
 from torch import fx, nn
 
 from qrecipe.errors.findings import Finding, UnsupportedError
 from qrecipe.execution.isolated import Calibrate, Isolated
-from qrecipe.execution.part import Compiled, Realised, Task
+from qrecipe.execution.part import Compiled, Realised, Recorded, Task
 from qrecipe.execution.pt2e.operands import is_float, operands
 from qrecipe.execution.recorded import inputs_of, recorded_graphs
 from qrecipe.model.addresses import is_conversion, quantizes_tensor, site_of
 from qrecipe.model.copies import own_value, with_parts
-from qrecipe.model.graph_sites import Inventory
 from qrecipe.model.quantized import Became
-from qrecipe.model.record import Architecture
-from qrecipe.planning.plan import Plan, Site
-from qrecipe.recipe.schema import FxTable
+from qrecipe.planning.plan import Site
 
 __all__ = ["compile", "isolated", "realised_sites", "rebuilt", "traced_paths"]
 
@@ -83,27 +80,17 @@ def traced_paths(roots: Sequence[str]) -> tuple[str, ...]:
     return tuple(roots) or ("",)
 
 
-def rebuilt(
-    model: nn.Module,
-    plan: Plan,
-    architecture: Architecture,
-    table: FxTable,
-    check: Callable[[Inventory], None],
-) -> nn.Module:
+def rebuilt(recorded: Recorded) -> nn.Module:
     check_installed()
     from qrecipe.execution.pt2e.part import rebuilt_program
 
-    blank, graphs = recorded_graphs(model, plan, architecture, table, check)
-    preserved = {name: own_value(blank, name) for name in table.preserved_attributes}
+    blank, graphs = recorded_graphs(recorded)
+    names = recorded.table.preserved_attributes
+    preserved = {name: own_value(blank, name) for name in names}
     return with_parts(
         blank,
         {
-            part.path: rebuilt_program(
-                graphs[part.path],
-                inputs_of(part),
-                plan,
-                preserved,
-            )
-            for part in architecture.parts
+            part.path: rebuilt_program(graphs[part.path], inputs_of(part), recorded.plan, preserved)
+            for part in recorded.architecture.parts
         },
     )
