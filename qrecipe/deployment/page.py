@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from qrecipe.deployment.result import Bench
 from qrecipe.execution.provenance import Provenance
-from qrecipe.measure.pages.bars import Bar, Bars
 from qrecipe.measure.pages.page import Page
 from qrecipe.measure.pages.reports import About, page_about
+from qrecipe.measure.pages.sections import Bar, Bars
 from qrecipe.terminal.report import Section, Table
 
 

@@ -6,7 +6,8 @@ import pytest
 from browser import LAYOUT, PHONE, SCHEMES, WIDE, needs_chromium, pixels, seen
 from report_pages import hostile_page, pages
 
-from qrecipe.measure.pages.page import Figure, save_page
+from qrecipe.measure.pages.page import save_page
+from qrecipe.measure.pages.sections import Figure
 
 pytestmark = pytest.mark.browser
 

@@ -15,11 +15,11 @@ from runs import STATIC
 
 import qrecipe
 from qrecipe.measure.drift.report import DEFAULT_MAX_CLIPPED, DEFAULT_THRESHOLD
-from qrecipe.measure.pages import charts, conclusions, reading
-from qrecipe.measure.pages.bars import Bar, Bars
+from qrecipe.measure.pages import charts, conclusions, sections
 from qrecipe.measure.pages.flow import PlanGraph
 from qrecipe.measure.pages.page import page_html
 from qrecipe.measure.pages.reports import ranking_page
+from qrecipe.measure.pages.sections import Bar, Bars
 from qrecipe.measure.sensitivity.ranking import RankedSite, Ranking
 from qrecipe.planning.plan import Plan
 
@@ -212,9 +212,9 @@ def test_a_plan_whose_sites_read_what_comes_later_is_drawn_without_those_lines()
 # --- where to read more
 
 
-@pytest.mark.parametrize("kind", reading._KINDS)
+@pytest.mark.parametrize("kind", sections._KINDS)
 def test_a_page_says_where_to_read_more(kind, monkeypatch):
-    section = reading.Reading(kind)
+    section = sections.Reading(kind)
     monkeypatch.setattr(reading, "metadata", lambda _: Message())
     assert f"docs/{kind}.md in the repository" in section.html()
     published = Message()
@@ -223,7 +223,7 @@ def test_a_page_says_where_to_read_more(kind, monkeypatch):
     assert f'<a href="https://docs.example/q/{kind}.html">' in section.html()
 
 
-@pytest.mark.parametrize("name", [*reading._KINDS, "reports", "glossary"])
+@pytest.mark.parametrize("name", [*sections._KINDS, "reports", "glossary"])
 def test_the_pages_to_read_exist(name):
     from places import ROOT
 

@@ -27,9 +27,17 @@ from qrecipe.measure.drift.distribution import Histogram
 from qrecipe.measure.drift.report import Drift, SiteDrift
 from qrecipe.measure.drift.stored_ranges import QRange
 from qrecipe.measure.pages import charts
-from qrecipe.measure.pages.bars import Bar, Bars
-from qrecipe.measure.pages.page import Drawing, Figure, Page, check_writable, page_html, save_page
+from qrecipe.measure.pages.page import Page
 from qrecipe.measure.pages.reports import drift_page, ranking_page
+from qrecipe.measure.pages.sections import (
+    Bar,
+    Bars,
+    Drawing,
+    Figure,
+    check_writable,
+    page_html,
+    save_page,
+)
 from qrecipe.terminal.report import Listing, Table, Text
 
 

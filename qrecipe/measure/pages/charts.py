@@ -63,7 +63,9 @@ def plot_bars(
     names: Sequence[str], values: Sequence[float], label: str, path: str | os.PathLike[str]
 ) -> None:
     """One bar per name, from the top; names without a finite value have no bar."""
-    _save(_drawn_bars(names, values, label), path)
+    figure = _bar_figure(len(names))
+    _bars(figure.subplots(), names, values, label)
+    _save(figure, path)
 
 
 def plot_comparison(report: Comparison, path: str | os.PathLike[str]) -> None:
@@ -94,16 +96,12 @@ def plot_times(
     path: str | os.PathLike[str],
 ) -> None:
     """Two bars per name, from the top: milliseconds in float and in int8."""
-    _save(_drawn_times(names, floats, ints), path)
-
-
-def _drawn_times(names: Sequence[str], floats: Sequence[float], ints: Sequence[float]) -> Any:
     figure = _bar_figure(len(names))
     axes = figure.subplots()
     _label(axes.yaxis, range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     _paired_bars(axes, floats, ints, "milliseconds")
-    return figure
+    _save(figure, path)
 
 
 def _paired_bars(axes: Any, floats: Sequence[float], ints: Sequence[float], label: str) -> None:
@@ -112,12 +110,6 @@ def _paired_bars(axes: Any, floats: Sequence[float], ints: Sequence[float], labe
     axes.barh([place + 0.2 for place in places], ints, 0.4, color="#4c78a8", label="int8")
     axes.set_xlabel(label)
     axes.legend(loc="lower right")
-
-
-def _drawn_bars(names: Sequence[str], values: Sequence[float], label: str) -> Any:
-    figure = _bar_figure(len(names))
-    _bars(figure.subplots(), names, values, label)
-    return figure
 
 
 def _bar_figure(count: int) -> Any:
@@ -169,7 +161,22 @@ _STYLES: Sequence[Mapping[str, Any]] = (
 def spread(panel: Spread) -> bytes:
     """Counts of values on a logarithmic scale, with the quantization range behind them."""
     axes = _new_figure(*_PANEL).subplots()
-    _draw_spread(axes, panel)
+    counts, edges = panel.values.counts, _edges(panel.values)
+    axes.axvspan(*panel.stored, facecolor="#d9e4f0", edgecolor="#4c78a8")
+    axes.stairs(counts, edges, fill=True, color="#5a6570")
+    if panel.now is not None:
+        for end in panel.now:
+            axes.axvline(end, color="#e07b39", linestyle="--", linewidth=1.4)
+    axes.set_yscale("symlog", linthresh=1)
+    axes.set_ylim(0, max(counts) * 2)
+    low = min(edges[0], panel.stored[0], *(panel.now or ()))
+    high = max(edges[-1], panel.stored[1], *(panel.now or ()))
+    margin = 0.04 * (high - low) or 1.0
+    axes.set_xlim(low - margin, high + margin)
+    axes.set_title(short_name(panel.title), fontsize=9, parse_math=False)
+    axes.tick_params(labelsize=8)
+    axes.locator_params(axis="x", nbins=6)
+    axes.spines[["top", "right"]].set_visible(False)
     return _svg(axes.figure)
 
 
@@ -217,25 +224,6 @@ def _scattered(axes: Any, points: Sequence[Ends], label: str, face: str) -> None
     if points:
         columns = zip(*points, strict=True)
         axes.scatter(*columns, label=label, facecolor=face, edgecolor="#4c78a8", zorder=2)
-
-
-def _draw_spread(axes: Any, panel: Spread) -> None:
-    counts, edges = panel.values.counts, _edges(panel.values)
-    axes.axvspan(*panel.stored, facecolor="#d9e4f0", edgecolor="#4c78a8")
-    axes.stairs(counts, edges, fill=True, color="#5a6570")
-    if panel.now is not None:
-        for end in panel.now:
-            axes.axvline(end, color="#e07b39", linestyle="--", linewidth=1.4)
-    axes.set_yscale("symlog", linthresh=1)
-    axes.set_ylim(0, max(counts) * 2)
-    low = min(edges[0], panel.stored[0], *(panel.now or ()))
-    high = max(edges[-1], panel.stored[1], *(panel.now or ()))
-    margin = 0.04 * (high - low) or 1.0
-    axes.set_xlim(low - margin, high + margin)
-    axes.set_title(short_name(panel.title), fontsize=9, parse_math=False)
-    axes.tick_params(labelsize=8)
-    axes.locator_params(axis="x", nbins=6)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _edges(values: Histogram) -> list[float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import codecs
 import os
 from collections.abc import Mapping, Sequence
@@ -12,41 +11,9 @@ from pathlib import Path
 from qrecipe.errors.findings import QRecipeError
 from qrecipe.errors.text import shown
 from qrecipe.files import check_replaceable_file, replace_file, why_not
-from qrecipe.measure.pages.style import STYLE
 from qrecipe.terminal.report import Section, escaped, report_html
 
-
-@dataclass(frozen=True, slots=True)
-class Drawing:
-    """An SVG image; ``alt`` describes it in words."""
-
-    svg: bytes
-    alt: str
-
-    def html(self) -> str:
-        # a separate image: the ids inside one drawing cannot clash with those of another
-        data = base64.b64encode(self.svg).decode()
-        return f'<img alt="{escaped(self.alt)}" src="data:image/svg+xml;base64,{data}">'
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One wide drawing, or small ones side by side as far as there is room for them."""
-
-    title: str
-    drawings: Sequence[Drawing]
-    caption: str = ""
-
-    def text(self) -> str:
-        return "\n".join(drawing.alt for drawing in self.drawings)
-
-    def html(self) -> str:
-        images = "\n".join(drawing.html() for drawing in self.drawings)
-        caption = f"\n<figcaption>{escaped(self.caption)}</figcaption>" if self.caption else ""
-        box = "panels" if len(self.drawings) > 1 else "scroll"
-        return f'<figure>\n<div class="{box}" tabindex="0">{images}</div>{caption}\n</figure>'
-
-
+_STYLE = Path(__file__).with_name("page.css")
 _START = 1024
 
 
@@ -62,7 +29,7 @@ class Page:
 
 def page_html(page: Page) -> str:
     """The page as an HTML5 document; all text is escaped."""
-    title = escaped(page.title)
+    title, style = escaped(page.title), _STYLE.read_text(encoding="utf-8")
     about = "\n".join(
         f"<dt>{escaped(name)}</dt><dd>{escaped(value)}</dd>" for name, value in page.about.items()
     )
@@ -77,7 +44,7 @@ def page_html(page: Page) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{title}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
         f'<h1>{title}</h1>\n<p class="conclusion">{escaped(page.conclusion)}</p>\n'
         f"<dl>\n{about}\n</dl>\n<nav>{contents}</nav>\n{sections}\n"
         "</main>\n</body>\n</html>\n"

@@ -16,11 +16,10 @@ from qrecipe.measure.drift.report import (
     moved_text,
 )
 from qrecipe.measure.pages import charts, conclusions
-from qrecipe.measure.pages.bars import Bar, Bars
 from qrecipe.measure.pages.charts import relative_error
 from qrecipe.measure.pages.flow import PlanGraph
-from qrecipe.measure.pages.page import Drawing, Figure, Page
-from qrecipe.measure.pages.reading import Kind, Reading
+from qrecipe.measure.pages.page import Page
+from qrecipe.measure.pages.sections import Bar, Bars, Drawing, Figure, Kind, Reading
 from qrecipe.measure.profile.report import Profile
 from qrecipe.measure.sensitivity.ranking import EFFECT, Ranking
 from qrecipe.rules.resolution import listed

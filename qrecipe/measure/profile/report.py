@@ -199,22 +199,12 @@ def profile_json(profile: Profile) -> dict[str, Any]:
         "sums": {"float": profile.float_sum, "int8": profile.int8_sum},
         "sites": [
             {
-                "name": site.name,
-                "op": site.op,
-                "verdict": site.verdict,
-                "float": asdict(site.float_time),
-                "channels_last": asdict(site.channels_last_time),
-                "int8": asdict(site.int8_time),
-                "quantize": asdict(site.quantize_time),
-                "dequantize": asdict(site.dequantize_time),
+                **{name.removesuffix("_time"): value for name, value in asdict(site).items()},
                 "loss": site.loss,
             }
             for site in profile.sites
         ],
-        "boundaries": [
-            {"tensor": each.tensor, "direction": each.direction, "time": asdict(each.time)}
-            for each in profile.boundaries
-        ],
+        "boundaries": [asdict(each) for each in profile.boundaries],
     }
 
 

@@ -1,13 +1,67 @@
-"""How to read a page: its words explained on the page itself, and where to read more."""
+"""The sections that only pages have: bars, figures, and how to read the page."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import base64
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, metadata
 from typing import Literal
 
 from qrecipe.terminal.report import escaped
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A name, its value in words, and the length of each of its bars; not finite means none."""
+
+    name: str
+    words: str
+    lengths: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Bars:
+    """One bar for each name, or one for each of the ``kinds``; the first ``most`` are shown."""
+
+    title: str
+    bars: Sequence[Bar]
+    label: str
+    kinds: tuple[str, ...] = ()
+    most: int = 40
+
+    def text(self) -> str:
+        return f"{self.label}: {len(self.bars)} bars"
+
+    def html(self) -> str:
+        shown = self.bars[: self.most]
+        longest = max((n for bar in shown for n in bar.lengths if math.isfinite(n)), default=0.0)
+        rows = "\n".join(_row(bar, longest) for bar in shown)
+        cut = "" if len(shown) == len(self.bars) else f" The first {self.most} of {len(self.bars)}."
+        legend = "".join(
+            f' <span class="kind{place}">■</span> {escaped(kind)}'
+            for place, kind in enumerate(self.kinds)
+        )
+        return (
+            f'<p class="legend">{escaped(self.label)}{legend}.{cut}</p>\n'
+            f'<ol class="bars">\n{rows}\n</ol>'
+        )
+
+
+def _row(bar: Bar, longest: float) -> str:
+    tracks = "".join(
+        f'<span class="track"><i class="kind{place}" style="width: {_share(n, longest):.2f}%"></i>'
+        "</span>"
+        for place, n in enumerate(bar.lengths)
+    )
+    name, words = escaped(bar.name), escaped(bar.words)
+    return f'<li><b>{name}</b><span class="value">{words}</span><span>{tracks}</span></li>'
+
+
+def _share(length: float, longest: float) -> float:
+    return 100 * length / longest if math.isfinite(length) and length > 0 else 0.0
+
 
 Kind = Literal["sensitivity", "compare", "profile", "drift", "tune", "bench"]
 
@@ -69,3 +123,34 @@ def _documentation() -> str | None:
         return None
     named = dict(url.split(", ", 1) for url in urls)
     return named.get("Documentation")
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """An SVG image; ``alt`` describes it in words."""
+
+    svg: bytes
+    alt: str
+
+    def html(self) -> str:
+        # a separate image: the ids inside one drawing cannot clash with those of another
+        data = base64.b64encode(self.svg).decode()
+        return f'<img alt="{escaped(self.alt)}" src="data:image/svg+xml;base64,{data}">'
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One wide drawing, or small ones side by side as far as there is room for them."""
+
+    title: str
+    drawings: Sequence[Drawing]
+    caption: str = ""
+
+    def text(self) -> str:
+        return "\n".join(drawing.alt for drawing in self.drawings)
+
+    def html(self) -> str:
+        images = "\n".join(drawing.html() for drawing in self.drawings)
+        caption = f"\n<figcaption>{escaped(self.caption)}</figcaption>" if self.caption else ""
+        box = "panels" if len(self.drawings) > 1 else "scroll"
+        return f'<figure>\n<div class="{box}" tabindex="0">{images}</div>{caption}\n</figure>'
