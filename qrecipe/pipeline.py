@@ -25,10 +25,8 @@ from qrecipe.errors.warn import settle, warn
 from qrecipe.execution.batch_sizes import size_findings
 from qrecipe.execution.batches import Forward, inputs_of_batch, rereadable
 from qrecipe.execution.calibration import calibrate_checking
-from qrecipe.execution.copied import keep_engines
 from qrecipe.execution.engine import check_engine, engine_of
 from qrecipe.execution.executors import executor_of
-from qrecipe.execution.first_call import forget_calls
 from qrecipe.execution.joined import joined
 from qrecipe.execution.part import Exportable, Part, Task
 from qrecipe.execution.prepared import (
@@ -39,6 +37,7 @@ from qrecipe.execution.prepared import (
     traced_parts,
 )
 from qrecipe.execution.provenance import Provenance, attach, make_provenance
+from qrecipe.execution.repacking import forget_calls, keep_engines
 from qrecipe.execution.shards import check_same, first_of_all
 from qrecipe.model.architecture import recorded_modules
 from qrecipe.model.call import Inputs, given_names

@@ -20,11 +20,11 @@ from qrecipe.artifact.value_checks import ValueChecks
 from qrecipe.errors.findings import ArtifactError, QRecipeError
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
-from qrecipe.execution.copied import keep_engines
 from qrecipe.execution.engine import available_engines, engine
 from qrecipe.execution.executors import executor_of
 from qrecipe.execution.packing import detours
 from qrecipe.execution.provenance import Provenance, attach
+from qrecipe.execution.repacking import keep_engines
 from qrecipe.model.architecture import ArchitectureError, graph_digests
 from qrecipe.model.copies import replace_in_attributes
 from qrecipe.model.digest import memory_of

@@ -1,4 +1,4 @@
-"""The warning about a converted model that is fixed to the batch size that it was made with."""
+"""Converted models at another batch size than they were made with."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from qrecipe._torch_ao import quiet
 from qrecipe.audit.sample import JUDGEABLE_DB
@@ -15,9 +15,10 @@ from qrecipe.audit.sqnr import output_sqnr_db
 from qrecipe.errors.findings import Finding
 from qrecipe.errors.text import first_line
 from qrecipe.execution.part import Part
-from qrecipe.model.call import Inputs, batch_size, head
+from qrecipe.model.call import Inputs, batch_size, bind, head
 from qrecipe.model.copies import failing_quietly, runnable_copy
 from qrecipe.model.dry_run import first_calls
+from qrecipe.model.interpreter import Interpreter
 from qrecipe.model.nested import UncopyableError, map_tensors
 from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.process.state import random_numbers_kept
@@ -119,3 +120,38 @@ def tried(model: nn.Module, inputs: Inputs) -> tuple[Any, str | None]:
     except Exception as error:
         raise_lack_of_memory(error)
         return None, first_line(error)
+
+
+class _Watched(Interpreter):
+    def __init__(self, graph_module: fx.GraphModule) -> None:
+        super().__init__(graph_module)
+        self.sizes: dict[fx.Node, int | None] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.sizes[n] = None
+        result = super().run_node(n)
+        if isinstance(result, Tensor) and result.dim():
+            self.sizes[n] = result.shape[0]
+        return result
+
+
+def faulty_node(graph_module: fx.GraphModule, usual: Inputs, other: Inputs) -> fx.Node | None:
+    """The first node that fails, or whose results keep the batch size of the ``usual`` inputs."""
+    before, _ = _sizes(graph_module, usual)
+    after, has_failed = _sizes(graph_module, other)
+    size = usual.batch_size
+    for node, now in after.items():
+        if node.op.startswith("call") and now == before.get(node) == size != other.batch_size:
+            return node
+    return list(after)[-1] if has_failed else None
+
+
+def _sizes(graph_module: fx.GraphModule, inputs: Inputs) -> tuple[dict[fx.Node, int | None], bool]:
+    """The first size of each result as far as the graph runs, and whether it failed."""
+    watched = _Watched(graph_module)
+    try:
+        with torch.no_grad(), quiet():
+            watched.run(*bind(graph_module, graph_module, inputs.cloned()))
+    except Exception:
+        return watched.sizes, True
+    return watched.sizes, False

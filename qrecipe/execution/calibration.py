@@ -41,8 +41,7 @@ from qrecipe.execution.batches import (
 )
 from qrecipe.execution.fake_quants import only_observing
 from qrecipe.execution.prepared import PreparedState, prepared_state, traced_parts
-from qrecipe.execution.shards import check_mergeable, check_same, subjects_in
-from qrecipe.execution.turns import Turns
+from qrecipe.execution.shards import Turns, check_mergeable, check_same, subjects_in
 from qrecipe.model.call import EMPTY, Inputs, given_names, is_empty
 from qrecipe.model.copies import empties
 from qrecipe.model.nested import cloned

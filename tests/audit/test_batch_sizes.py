@@ -14,8 +14,8 @@ from shares import every
 from torch import nn
 
 import qrecipe
-from qrecipe.audit import batch_sizes
 from qrecipe.audit.sqnr import sqnr_db
+from qrecipe.execution import batch_sizes
 from qrecipe.execution.batch_sizes import shortfall
 from qrecipe.model.call import Inputs
 

@@ -331,12 +331,12 @@ def test_histogram_observers_find_their_range_again():
 
 def test_a_kernel_without_a_float_counterpart_gives_upper_bounds(monkeypatch):
     from qrecipe.audit.float_kernels import UnknownKernelError
-    from qrecipe.measure.drift import shadowed
+    from qrecipe.measure.drift import today
 
     def unknown(node, *_):
         raise UnknownKernelError(str(node.target))
 
-    monkeypatch.setattr(shadowed, "float_result", unknown)
+    monkeypatch.setattr(today, "float_result", unknown)
     _, converted, batches = quantized("mlp")
     report = qrecipe.drift(converted, [batch * 20 for batch in batches], progress=silent)
     found = by_tensor(report)["fc1", "output"]

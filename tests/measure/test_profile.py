@@ -17,8 +17,7 @@ from torch import nn
 import qrecipe
 from qrecipe.measure.pages.page import page_html
 from qrecipe.measure.pages.reports import profile_page
-from qrecipe.measure.profile.boundaries import Boundary
-from qrecipe.measure.profile.passes import in_channels_last
+from qrecipe.measure.profile.passes import Boundary, in_channels_last
 from qrecipe.measure.profile.timing import Stopwatch, Timing
 from qrecipe.terminal import tables
 

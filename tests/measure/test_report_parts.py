@@ -215,11 +215,11 @@ def test_a_plan_whose_sites_read_what_comes_later_is_drawn_without_those_lines()
 @pytest.mark.parametrize("kind", sections._KINDS)
 def test_a_page_says_where_to_read_more(kind, monkeypatch):
     section = sections.Reading(kind)
-    monkeypatch.setattr(reading, "metadata", lambda _: Message())
+    monkeypatch.setattr(sections, "metadata", lambda _: Message())
     assert f"docs/{kind}.md in the repository" in section.html()
     published = Message()
     published["Project-URL"] = "Documentation, https://docs.example/q/"
-    monkeypatch.setattr(reading, "metadata", lambda _: published)
+    monkeypatch.setattr(sections, "metadata", lambda _: published)
     assert f'<a href="https://docs.example/q/{kind}.html">' in section.html()
 
 

@@ -27,17 +27,9 @@ from qrecipe.measure.drift.distribution import Histogram
 from qrecipe.measure.drift.report import Drift, SiteDrift
 from qrecipe.measure.drift.stored_ranges import QRange
 from qrecipe.measure.pages import charts
-from qrecipe.measure.pages.page import Page
+from qrecipe.measure.pages.page import Page, check_writable, page_html, save_page
 from qrecipe.measure.pages.reports import drift_page, ranking_page
-from qrecipe.measure.pages.sections import (
-    Bar,
-    Bars,
-    Drawing,
-    Figure,
-    check_writable,
-    page_html,
-    save_page,
-)
+from qrecipe.measure.pages.sections import Bar, Bars, Drawing, Figure
 from qrecipe.terminal.report import Listing, Table, Text
 
 

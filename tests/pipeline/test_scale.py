@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 import qrecipe
-from qrecipe.execution.fx import convert, repetition
+from qrecipe.execution.fx import convert, patches
 from qrecipe.planning.backend import backend_config
 
 RECIPE = "builtin:x86-static"
@@ -143,7 +143,7 @@ def test_unused_modules_are_those_that_torch_deletes():
         return graph_module
 
     ours, torchs = with_unused(), with_unused()
-    repetition.delete_unused_submodules(ours)
+    patches.delete_unused_submodules(ours)
     torchs.delete_all_unused_submodules()
     names = [name for name, _ in ours.named_modules()]
     assert names == [name for name, _ in torchs.named_modules()]
@@ -152,12 +152,12 @@ def test_unused_modules_are_those_that_torch_deletes():
 
 
 def test_torchs_own_functions_are_back_after_a_failure():
-    names = repetition.prepare.__globals__
+    names = patches.prepare.__globals__
     former = dict(names)
     changed = []
 
     def fail():
-        with repetition.without_repetition(nn.Linear(1, 1), backend_config("x86", "ptq")):
+        with patches.without_repetition(nn.Linear(1, 1), backend_config("x86", "ptq")):
             changed.extend(name for name in names if names[name] is not former[name])
             raise RuntimeError
 

@@ -22,7 +22,6 @@ from qrecipe.artifact.container import path_of, write
 from qrecipe.artifact.export.fusable import make_fusable
 from qrecipe.artifact.export.judged import Run, Written
 from qrecipe.artifact.export.onnx_check import file_findings, size_fault
-from qrecipe.artifact.export.onnx_inputs import take_tensors
 from qrecipe.artifact.export.onnx_names import mark_sites, name_batch, name_nodes
 from qrecipe.artifact.saving import text_of
 from qrecipe.errors.findings import CODES, ArtifactError, Finding, QRecipeError, error_from
@@ -33,6 +32,7 @@ from qrecipe.execution.part import Exportable
 from qrecipe.execution.provenance import Provenance
 from qrecipe.model.call import Inputs
 from qrecipe.model.exported import free_first_size, of_several
+from qrecipe.model.nested import Packing, parts_of
 from qrecipe.model.outputs import return_tensors
 from qrecipe.model.tracer import OTHER_SHAPES
 from qrecipe.pipeline import CompiledRecipe, exportable, origin_of
@@ -228,3 +228,34 @@ def _conditions(program: Any) -> set[str]:
     """What an exported program asks of the sizes of its inputs."""
     ranges = {f"{symbol} in {limits}" for symbol, limits in program.range_constraints.items()}
     return ranges.union(getattr(program, "_guards_code", ()))
+
+
+def take_tensors(model: fx.GraphModule, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Flatten containers that the exporter does not know into tensor inputs, in place.
+
+    Returns the new inputs.
+    """
+    taken: list[Any] = []
+    placeholders = [node for node in model.graph.nodes if node.op == "placeholder"]
+    first = next(node for node in model.graph.nodes if node.op != "placeholder")
+    for node, value in zip(placeholders, inputs, strict=True):
+        if _is_known_to_exporter(value):
+            taken.append(value)
+            continue
+        packing = Packing(value, lambda leaf: isinstance(leaf, torch.Tensor))
+        taken += packing.open_leaves
+        with model.graph.inserting_before(node):
+            given = [
+                model.graph.placeholder(f"{node.name}_{i}") for i in range(len(packing.open_leaves))
+            ]
+        with model.graph.inserting_before(first):
+            node.replace_all_uses_with(model.graph.call_function(packing, tuple(given)))
+        model.graph.erase_node(node)
+    model.recompile()
+    return tuple(taken)
+
+
+def _is_known_to_exporter(value: Any) -> bool:
+    """Whether the exporter takes an input as it is; a dict at the end would become keywords."""
+    is_dict = isinstance(value, dict)
+    return not is_dict and all(parts_of(leaf) is None for leaf in pytree.tree_leaves(value))

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from qrecipe.measure.profile.boundaries import input_name
+from qrecipe.measure.profile.passes import input_name
 from qrecipe.measure.profile.report import Profile
 from qrecipe.planning.backend import FOLLOWERS
 from qrecipe.planning.plan import Plan, Site

@@ -14,7 +14,7 @@ from qrecipe.audit.sample import Sample
 from qrecipe.errors.findings import PlanError
 from qrecipe.errors.text import quoted_whole
 from qrecipe.errors.warn import settle
-from qrecipe.execution.batch_sizes import shortfall
+from qrecipe.execution.batch_sizes import faulty_node, shortfall
 from qrecipe.execution.clamped import clamp_findings
 from qrecipe.execution.engine import engine
 from qrecipe.execution.fake_quants import accompany_training, frozen_copy
@@ -22,7 +22,6 @@ from qrecipe.execution.fx import convert as execution
 from qrecipe.execution.fx.convert import Configs
 from qrecipe.execution.fx.emission import Emission, emit
 from qrecipe.execution.fx.exportable import exportable
-from qrecipe.execution.fx.faulty_node import faulty_node
 from qrecipe.execution.fx.isolated import isolated
 from qrecipe.execution.fx.numerics import audit, audit_reference, run_on_head, run_until_judgeable
 from qrecipe.execution.fx.reference import explicit, held, make_judge

@@ -24,8 +24,7 @@ from qrecipe.execution.fx.judgement import (
     wrong_kernel_findings,
 )
 from qrecipe.execution.fx.reference import rounding_weights_fast
-from qrecipe.execution.fx.reference_form import reference_findings
-from qrecipe.execution.fx.structure import structure_findings
+from qrecipe.execution.fx.structure import reference_findings, structure_findings
 from qrecipe.execution.packing import Kinds
 from qrecipe.planning.plan import Plan
 from qrecipe.process.memory import raise_lack_of_memory

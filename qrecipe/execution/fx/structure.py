@@ -1,14 +1,23 @@
-"""The structural audit: which class or kernel each site became, without data."""
+"""The structural audit: what each site became, without data.
+
+In a lowered graph, the class or kernel tells. In a reference conversion, an operation is quantized
+if its inputs come from ``dequantize``, its result goes to ``quantize_per_tensor``, and its weight
+has a grid. An operation without a weight between two quantized ones looks the same, planned or not:
+a backend may quantize it too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 
 from qrecipe._torch_fx import (
+    ReferenceQuantizedModule,
     is_copy_node,
     is_fixed_qparams_node,
     is_general_tensor_shape_node,
@@ -18,10 +27,20 @@ from qrecipe.audit.modules import differs, weight_problem
 from qrecipe.errors.findings import Finding
 from qrecipe.execution.packing import Kinds
 from qrecipe.execution.part import Realised
-from qrecipe.model.addresses import CALLS, carries_data, is_conversion, site_of
+from qrecipe.model.addresses import (
+    CALLS,
+    carries_data,
+    is_conversion,
+    is_floating,
+    is_plumbing,
+    site_of,
+)
 from qrecipe.model.moving import PIECE, moves
+from qrecipe.model.normalize import MULTIPLIES_WEIGHT
 from qrecipe.model.quantized import Became, module_became
-from qrecipe.planning.plan import Plan
+from qrecipe.observers.qconfig import torch_dtype
+from qrecipe.planning.plan import Plan, Site
+from qrecipe.recipe.schema import TensorSpec
 
 _KEEPING_CHECKS: tuple[Callable[..., tuple[bool, bool, bool]], ...] = (
     is_copy_node,
@@ -116,3 +135,153 @@ def _shown(node: fx.Node, modules: dict[str, nn.Module]) -> str:
         kind = type(modules[str(node.target)])
         return f"{kind.__module__}.{kind.__qualname__}"
     return str(node.target)
+
+
+_WEIGHTED_MODULES = (
+    nn.Linear,
+    nn.modules.conv._ConvNd,
+    nn.Embedding,
+    nn.EmbeddingBag,
+    nn.RNNBase,
+    nn.RNNCellBase,
+)
+_QUANTIZE = (torch.quantize_per_tensor, torch.quantize_per_channel)
+
+
+@dataclass(frozen=True, slots=True)
+class _Weight:
+    """The grid of a weight; None if torch keeps several or does not say."""
+
+    dtype: torch.dtype | None
+    per_channel: bool | None
+
+
+def reference_findings(plan: Plan, reference: fx.GraphModule) -> Iterator[Finding]:
+    """Where a reference conversion differs from the plan (QR410)."""
+    modules = dict(reference.named_modules(remove_duplicate=False))
+    nodes: dict[str, list[fx.Node]] = {}
+    for node in reference.graph.nodes:
+        if node.op not in CALLS or is_conversion(node):
+            continue
+        name = site_of(node)
+        if name is None and _weight(node, modules) is not None:
+            name = str(node.target)
+        if name is not None:
+            nodes.setdefault(name, []).append(node)
+    for site in plan.sites:
+        own = nodes.pop(site.name, None)
+        problem = "vanished" if own is None else _problem(site, own, modules)
+        if problem is not None:
+            yield differs(site, site.mode or "float", problem)
+    for name in nodes:
+        yield Finding("QR410", f"{name} was converted, but is not in the plan")
+
+
+def _problem(site: Site, nodes: list[fx.Node], modules: dict[str, nn.Module]) -> str | None:
+    weight = next(filter(None, (_weight(node, modules) for node in nodes)), None)
+    if site.mode is None:
+        return None if weight is None else f"has weights of {weight.dtype}"
+    weighted = any(_takes_weight(node, modules) for node in nodes)
+    if weighted and weight is None:
+        return "has float weights"
+    spec = site.qconfig.weight if site.qconfig else None
+    if weight is not None and spec is not None:
+        problem = _weight_problem(weight, spec)
+        if problem is not None:
+            return problem
+    if site.mode == "static":
+        return _static_problem(site, nodes)
+    is_half = weight is not None and weight.dtype == torch.float16
+    if site.mode == "dynamic" and not is_half and not _is_fed_dynamically(nodes):
+        return "takes its input as it is"
+    return None
+
+
+def _weight(node: fx.Node, modules: dict[str, nn.Module]) -> _Weight | None:
+    """The quantized weight of a node, if it has one."""
+    if node.op == "call_module":
+        module: Any = _inner(modules[str(node.target)])
+        if not isinstance(module, ReferenceQuantizedModule):
+            return None
+        scheme = getattr(module, "weight_qscheme", None)
+        per_channel = None if scheme is None else str(scheme).startswith("torch.per_channel")
+        return _Weight(getattr(module, "weight_dtype", None), per_channel)
+    source = node.args[1] if node.target in MULTIPLIES_WEIGHT and len(node.args) > 1 else None
+    if not isinstance(source, fx.Node) or source.target != "dequantize":
+        return None
+    quantize = source.all_input_nodes[0]
+    if quantize.target not in _QUANTIZE:  # float16
+        return _Weight(torch.float16, None)
+    dtype: Any = quantize.args[-1]
+    return _Weight(dtype, quantize.target is torch.quantize_per_channel)
+
+
+def _inner(module: nn.Module) -> nn.Module:
+    """What a fused module calls first, or the module itself if it is not fused."""
+    return module[0] if isinstance(module, nn.Sequential) and len(module) else module
+
+
+def _takes_weight(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    if node.op == "call_module":
+        return isinstance(_inner(modules[str(node.target)]), _WEIGHTED_MODULES)
+    return node.target in MULTIPLIES_WEIGHT
+
+
+def _weight_problem(weight: _Weight, spec: TensorSpec) -> str | None:
+    if weight.dtype is not None and weight.dtype != torch_dtype(spec):
+        return f"has weights of dtype {weight.dtype}"
+    wants_per_channel = (spec.qscheme or "per_tensor").startswith("per_channel")
+    is_integer = weight.dtype is not None and not weight.dtype.is_floating_point
+    if is_integer and weight.per_channel not in (None, wants_per_channel):
+        return f"has weights quantized per {'channel' if weight.per_channel else 'tensor'}"
+    return None
+
+
+def _static_problem(site: Site, nodes: list[fx.Node]) -> str | None:
+    if not all(source.target == "dequantize" for source in _data_inputs(nodes)):
+        return "takes a float input"
+    quantizes = [user for user in _readers(nodes[-1]) if user.target is torch.quantize_per_tensor]
+    if not quantizes:
+        return "gives a float result"
+    spec = site.qconfig.activation if site.qconfig and site.verdict == "quantized" else None
+    if spec is not None and torch_dtype(spec) not in {user.args[-1] for user in quantizes}:
+        return f"gives results of dtype {quantizes[0].args[-1]}"
+    return None
+
+
+def _is_fed_dynamically(nodes: list[fx.Node]) -> bool:
+    return all(
+        source.target == "dequantize"
+        and source.all_input_nodes[0].target is torch.quantize_per_tensor_dynamic
+        for source in _data_inputs(nodes)
+    )
+
+
+def _data_inputs(nodes: list[fx.Node]) -> Iterator[fx.Node]:
+    """What a site reads from other operations or the model's inputs, with tuples unpacked."""
+    for node in nodes:
+        for source in node.all_input_nodes:
+            if source in nodes or source.op == "get_attr" or not _is_data(source):
+                continue
+            yield _whole(source)
+
+
+def _whole(node: fx.Node) -> fx.Node:
+    while ("value" in node.meta and is_plumbing(node)) or _is_explicit_padding(node):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _is_explicit_padding(node: fx.Node) -> bool:
+    """Whether `padding.pad_explicitly` inserted it, after all values were recorded."""
+    return node.target is F.pad and "value" not in node.meta
+
+
+def _is_data(node: fx.Node) -> bool:
+    # nodes that conversion made carry no value and are always tensors
+    return "value" not in node.meta or is_floating(node)
+
+
+def _readers(node: fx.Node) -> Iterator[fx.Node]:
+    for user in node.users:
+        yield from _readers(user) if "value" in user.meta and is_plumbing(user) else (user,)

@@ -22,11 +22,9 @@ from qrecipe.execution.batches import (
 from qrecipe.execution.calls import run_quietly
 from qrecipe.execution.engine import engine_of
 from qrecipe.execution.provenance import Provenance, converted_graphs, provenance
-from qrecipe.execution.shards import check_mergeable
-from qrecipe.execution.turns import Turns
+from qrecipe.execution.shards import Turns, check_mergeable
 from qrecipe.measure.drift.report import Drift, worst_first
-from qrecipe.measure.drift.shadowed import Shadowed
-from qrecipe.measure.drift.today import Observing
+from qrecipe.measure.drift.today import Observing, Shadowed
 from qrecipe.model.copies import with_parts
 from qrecipe.planning.plan import Plan
 from qrecipe.process import ranks

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
 
 from qrecipe.execution.provenance import converted_graphs
-from qrecipe.measure.profile.boundaries import Boundary, boundary_of
 from qrecipe.measure.profile.timing import Stopwatch
 from qrecipe.measure.turns import clock
 from qrecipe.measure.watched import See, Watched, watched_modules
@@ -19,6 +18,35 @@ from qrecipe.model.call import Inputs
 from qrecipe.model.copies import with_parts
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.model.nested import map_tensors
+from qrecipe.rules.structure import joined
+
+Direction = Literal["quantize", "dequantize"]
+
+
+@dataclass(frozen=True, slots=True)
+class Boundary:
+    """One tensor, named after the site that computes it or the input that it is."""
+
+    direction: Direction
+    tensor: str
+
+
+def input_name(path: str, name: str) -> str:
+    """The tensor that is an input of a part, the whole model (an empty path) or a root."""
+    return f"input {joined(path, name)}"
+
+
+def boundary_of(node: fx.Node, path: str) -> Boundary | None:
+    """The boundary that a node of the converted graph at a path crosses, if it crosses one."""
+    if not is_conversion(node):
+        return None
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    direction: Direction = "dequantize" if node.op == "call_method" else "quantize"
+    if source.op == "placeholder":
+        return Boundary(direction, input_name(path, str(source.target)))
+    return Boundary(direction, site_of(source) or joined(path, source.name))
+
 
 Key = str | Boundary
 """A site, a boundary, or the empty name for everything else."""

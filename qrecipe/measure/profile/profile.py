@@ -15,8 +15,8 @@ from qrecipe.execution.batches import Forward, describe_batch, inputs_of_batch, 
 from qrecipe.execution.calls import calls_of
 from qrecipe.execution.engine import check_engine, engine_of
 from qrecipe.execution.provenance import provenance, stored_plan
-from qrecipe.measure.profile.boundaries import Boundary
 from qrecipe.measure.profile.passes import (
+    Boundary,
     Pass,
     conversion_pass,
     float_pass,

@@ -10,7 +10,7 @@ from typing import Any
 
 from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.text import counted
-from qrecipe.measure.profile.boundaries import Direction
+from qrecipe.measure.profile.passes import Direction
 from qrecipe.measure.profile.timing import Timing, total
 from qrecipe.planning.plan import Verdict
 from qrecipe.recipe.recipe import Ingredient, published
