@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from qrecipe.audit.sqnr import floating_tensors
 from qrecipe.model.call import Inputs, batch_size, first_of
@@ -33,6 +34,12 @@ class Sample:
 
     inputs: Inputs
     output: Any
+
+    @classmethod
+    def of(cls, model: nn.Module, inputs: Inputs) -> Sample:
+        """The inputs, and what a model gives for them."""
+        with torch.no_grad():
+            return cls(inputs, inputs.call(model))
 
     def head(self) -> Sample | None:
         """The first samples with their part of the output; None if the output cannot be cut."""

@@ -14,7 +14,7 @@ from qrecipe._torch_ao import quiet
 from qrecipe.audit.sample import Sample
 from qrecipe.errors.findings import Location
 from qrecipe.execution.fx.judgement import judge_sites, wrong_kernel_findings
-from qrecipe.execution.fx.numerics import ReferenceRun, _agree, numeric_findings
+from qrecipe.execution.fx.numerics import Proof, _agree, numeric_findings
 from qrecipe.model.call import Inputs
 
 X = torch.ones(8)
@@ -84,7 +84,7 @@ def reference_without_floats(value):
 
 def findings(converted, reference_db, *, sites=(), expected=100, **options):
     sample = Sample(Inputs((X,)), options.get("float_output", X))
-    proof = ReferenceRun(sample, reference_db, options.get("error"))
+    proof = Proof(sample, reference_db, options.get("error"))
     judge = partial(reference_without_floats, expected)
     return list(numeric_findings(plan(*sites), converted, proof, judge, ()))
 

@@ -24,9 +24,9 @@ from qrecipe.artifact.export.judged import Run, Written
 from qrecipe.artifact.export.onnx_check import file_findings, size_fault
 from qrecipe.artifact.export.onnx_names import mark_sites, name_batch, name_nodes
 from qrecipe.artifact.saving import text_of
-from qrecipe.errors.findings import CODES, ArtifactError, Finding, QRecipeError, error_from
+from qrecipe.errors.findings import ArtifactError, Finding, QRecipeError
 from qrecipe.errors.text import first_line
-from qrecipe.errors.warn import warn
+from qrecipe.errors.warn import settle
 from qrecipe.execution.batch_sizes import tried
 from qrecipe.execution.part import Exportable
 from qrecipe.execution.provenance import Provenance
@@ -117,10 +117,7 @@ def checked_content(
     else:
         content = _content(found.graph_module, inputs, dynamic_shapes)
         findings = list(file_findings(content, run))
-    for finding in findings:
-        if CODES[finding.code].error is not None:
-            raise error_from([finding])
-        warn(finding, ignore)
+    settle(findings, ignore)
     return content + _note(text_of(origin)), run
 
 

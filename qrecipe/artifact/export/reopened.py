@@ -15,9 +15,9 @@ import torch
 
 from qrecipe.artifact.export import opener
 from qrecipe.artifact.export.judged import Run, judged, unjudged
-from qrecipe.errors.findings import CODES, Finding, error_from
+from qrecipe.errors.findings import Finding
 from qrecipe.errors.text import one_line
-from qrecipe.errors.warn import warn
+from qrecipe.errors.warn import settle
 from qrecipe.runtimes.session import arrays, tensors
 
 Opener = Literal["onnxruntime", "openvino", "torch.export", "AOTInductor", "executorch"]
@@ -32,10 +32,7 @@ def check_reopened(how: Opener, file: Path, run: Run) -> None:
     Raises ``AuditError``: it cannot be opened there (QR413), or gives other results (QR414). QR415
     warns if the runtime is not installed or the results cannot be compared.
     """
-    for finding in _findings(how, file, run):
-        if CODES[finding.code].error is not None:
-            raise error_from([finding])
-        warn(finding, ())
+    settle(_findings(how, file, run), ())
 
 
 def _findings(how: Opener, file: Path, run: Run) -> Iterator[Finding]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import fx, nn
 
 from qrecipe._torch_ao import quiet
@@ -75,7 +74,7 @@ class EagerPart:
 
     def convert(self, prepared: nn.Module, sample: Sample | None, lint: LintTable) -> nn.Module:
         prepared = runnable_copy(prepared)  # in eval mode, even if the caller changed that
-        proof = sample or _run(prepared, self.inputs)
+        proof = sample or Sample.of(runnable_copy(prepared), self.inputs)
         converted = self.swapped(prepared)
         with engine(self.plan.backend), quiet():
             audit(self.plan, prepared, converted, proof, lint)
@@ -129,11 +128,6 @@ class EagerPart:
 
 def _nothing_to_flatten() -> None:
     """Stands for ``flatten_parameters`` of recurrent layers; packed weights are flat already."""
-
-
-def _run(prepared: nn.Module, inputs: Inputs) -> Sample:
-    with torch.no_grad():
-        return Sample(inputs, inputs.call(runnable_copy(prepared)))
 
 
 def isolated(task: Task, sites: Sequence[Site], calibrate: Calibrate) -> Isolated:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-import torch
 from torch import fx, nn
 
 from qrecipe._torch_fx import QConfigMapping
@@ -117,9 +116,9 @@ class FxPart:
         if self.plan.phase == "qat":
             inputs = self.source.inputs if sample is None else sample.inputs
             prepared = frozen_copy(prepared, inputs)
-            sample = _run(prepared, inputs)
+            sample = Sample.of(prepared, inputs)
         if sample is None:  # running it would change its observers
-            sample = _run(runnable_copy(prepared), self.source.inputs)
+            sample = Sample.of(runnable_copy(prepared), self.source.inputs)
         settle(clamp_findings(prepared), lint.ignore)
         reference = execution.reference(prepared, self.configs)
         check_conversion(reference, prepared, sample, self.plan.phase)
@@ -179,11 +178,6 @@ class FxPart:
         if self.plan.phase == "qat":
             prepared = frozen_copy(prepared, self.source.inputs)
         return exportable(self.plan, prepared, self.source.inputs, self.configs)
-
-
-def _run(prepared: fx.GraphModule, inputs: Inputs) -> Sample:
-    with torch.no_grad():
-        return Sample(inputs, inputs.call(prepared))
 
 
 def rebuilt(recorded: Recorded) -> nn.Module:

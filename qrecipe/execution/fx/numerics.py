@@ -40,8 +40,8 @@ DYNAMIC_TOLERANCE_DB = TOLERANCE_DB + 20 * math.log10(2)
 
 
 @dataclass(frozen=True, slots=True)
-class ReferenceRun:
-    """A sample and the output of the reference conversion; ``error`` if it fails.
+class Proof:
+    """A sample and how far a conversion is from float on it; ``error`` if it fails.
 
     ``whole`` is the full sample, to be tried if its head proves nothing.
     """
@@ -52,41 +52,43 @@ class ReferenceRun:
     whole: Sample | None = None
 
 
-def run_on_head(reference: fx.GraphModule, sample: Sample) -> ReferenceRun:
-    """As `run_reference`, but only on the first samples if the batch can be cut."""
+def run_on_head(reference: fx.GraphModule, sample: Sample) -> Proof:
+    """Run the reference conversion, but only on the first samples if the batch can be cut."""
     part = sample.head()
-    if part is None:
-        return run_reference(reference, sample)
-    return replace(run_reference(reference, part), whole=sample)
+    return (
+        run_on(sample, reference)
+        if part is None
+        else replace(run_on(part, reference), whole=sample)
+    )
 
 
-def run_reference(reference: fx.GraphModule, sample: Sample) -> ReferenceRun:
-    """Run the reference conversion on the sample; the model computes the same afterwards."""
+def run_on(sample: Sample, conversion: fx.GraphModule) -> Proof:
+    """Run a conversion on the sample; it computes the same afterwards."""
     try:
-        with torch.no_grad(), quiet(), rounding_weights_fast(reference):
-            output = sample.inputs.call(reference)
+        with torch.no_grad(), quiet(), rounding_weights_fast(conversion):
+            output = sample.inputs.call(conversion)
     except Exception as error:
         raise_lack_of_memory(error)
-        return ReferenceRun(sample, None, first_line(error))
-    return ReferenceRun(sample, output_sqnr_db(sample.output, output))
+        return Proof(sample, None, first_line(error))
+    return Proof(sample, output_sqnr_db(sample.output, output))
 
 
-def run_until_judgeable(reference: fx.GraphModule, sample: Sample) -> ReferenceRun:
+def run_until_judgeable(reference: fx.GraphModule, sample: Sample) -> Proof:
     """As `run_on_head`, and on the whole batch if the head fails or is far from float."""
     proof = run_on_head(reference, sample)
     if proof.whole is None or (proof.error is None and not _is_coarse(proof)):
         return proof
-    return run_reference(reference, proof.whole)
+    return run_on(proof.whole, reference)
 
 
-def _is_coarse(proof: ReferenceRun) -> bool:
+def _is_coarse(proof: Proof) -> bool:
     return proof.sqnr_db is not None and not proof.sqnr_db >= JUDGEABLE_DB
 
 
 def numeric_findings(
     plan: Plan,
     converted: fx.GraphModule,
-    proof: ReferenceRun,
+    proof: Proof,
     make_reference: Callable[[], fx.GraphModule],
     may_saturate: Collection[str],
 ) -> Iterator[Finding]:
@@ -96,14 +98,14 @@ def numeric_findings(
     if proof.whole is not None:
         if _head_agrees(plan, converted, proof):
             return
-        proof = run_reference(make_reference(), proof.whole)
+        proof = run_on(proof.whole, make_reference())
     yield from _whole_findings(plan, converted, proof, make_reference, may_saturate)
 
 
 def _whole_findings(
     plan: Plan,
     converted: fx.GraphModule,
-    proof: ReferenceRun,
+    proof: Proof,
     make_reference: Callable[[], fx.GraphModule],
     may_saturate: Collection[str],
 ) -> Iterator[Finding]:
@@ -111,12 +113,10 @@ def _whole_findings(
     if proof.error is not None:
         yield _does_not_run("reference", proof.error)
         return
-    try:
-        with torch.no_grad(), quiet():
-            lowered_db = output_sqnr_db(sample.output, sample.inputs.call(converted))
-    except Exception as error:
-        raise_lack_of_memory(error)
-        yield _does_not_run("converted model", first_line(error))
+    lowered = run_on(sample, converted)
+    lowered_db = lowered.sqnr_db
+    if lowered.error is not None:
+        yield _does_not_run("converted model", lowered.error)
         return
     if _agree(plan, reference_db, lowered_db):
         return
@@ -150,7 +150,7 @@ def _shortfall(
 
 
 def reference_number_findings(
-    plan: Plan, proof: ReferenceRun, wrong: Mapping[str, float]
+    plan: Plan, proof: Proof, wrong: Mapping[str, float]
 ) -> Iterator[Finding]:
     """Findings from the numbers of a reference conversion that is exported."""
     if proof.error is not None:
@@ -164,17 +164,11 @@ def reference_number_findings(
         yield _coarse(proof.sqnr_db, proof.sqnr_db)
 
 
-def _head_agrees(plan: Plan, converted: fx.GraphModule, proof: ReferenceRun) -> bool:
+def _head_agrees(plan: Plan, converted: fx.GraphModule, proof: Proof) -> bool:
     """Whether the first samples prove the model; a failure on them says nothing about the batch."""
-    try:
-        with torch.no_grad(), quiet():
-            output = proof.sample.inputs.call(converted)
-    except Exception as error:
-        raise_lack_of_memory(error)
-        return False
-    return proof.error is None and _agree(
-        plan, proof.sqnr_db, output_sqnr_db(proof.sample.output, output)
-    )
+    lowered = run_on(proof.sample, converted)
+    ran = proof.error is None and lowered.error is None
+    return ran and _agree(plan, proof.sqnr_db, lowered.sqnr_db)
 
 
 def _agree(plan: Plan, reference_db: float | None, lowered_db: float | None) -> bool:
@@ -251,7 +245,7 @@ def _does_not_run(what: str, error: str) -> Finding:
 def audit(
     plan: Plan,
     converted: fx.GraphModule,
-    proof: ReferenceRun,
+    proof: Proof,
     make_reference: Callable[[], fx.GraphModule],
     lint: LintTable,
     may_saturate: Collection[str],
@@ -271,7 +265,7 @@ def audit(
 def audit_reference(
     plan: Plan,
     reference: fx.GraphModule,
-    proof: ReferenceRun,
+    proof: Proof,
     wrong: Mapping[str, float],
     lint: LintTable,
 ) -> None:

@@ -86,10 +86,10 @@ class ProgramPart:
         if self.plan.phase == "qat":
             inputs = self.source.inputs if sample is None else sample.inputs
             frozen = frozen_copy(prepared, inputs)
-            sample, prepared = _run(frozen, inputs), trained(frozen)
+            sample, prepared = Sample.of(frozen, inputs), trained(frozen)
             prove_folded(prepared, frozen, inputs)
         if sample is None:  # running it would change its observers
-            sample = _run(runnable_copy(prepared), self.source.inputs)
+            sample = Sample.of(runnable_copy(prepared), self.source.inputs)
         converted = converted_program(prepared, self.plan, self._preserved)
         expected = self.reference(prepared)
         structure = [
@@ -119,11 +119,6 @@ class ProgramPart:
         with torch.no_grad():
             output, as_float = inputs.cloned().call(converted), inputs.cloned().call(probe)
         return Exportable(with_plain_scales(converted), args, output, as_float)
-
-
-def _run(prepared: fx.GraphModule, inputs: Inputs) -> Sample:
-    with torch.no_grad():
-        return Sample(inputs, inputs.call(prepared))
 
 
 def program_of(graph_module: fx.GraphModule, inputs: Inputs, plan: Plan) -> fx.GraphModule:
