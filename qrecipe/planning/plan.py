@@ -210,6 +210,11 @@ class Plan(Report):
         return plan_of_json(_adapter(), text_of_values(values))
 
     @property
+    def members(self) -> frozenset[str]:
+        """All calls that its sites consist of."""
+        return frozenset(member for site in self.sites for member in site.members)
+
+    @property
     def engines(self) -> dict[str, Engine]:
         """The sites whose weights are packed for another engine than the backend's."""
         return {site.name: site.engine for site in self.sites if site.engine is not None}

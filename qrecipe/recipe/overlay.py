@@ -39,6 +39,12 @@ def float_rules(reasons: Mapping[str, str]) -> dict[str, Any]:
     return {"rules": {"module_name": rules}}
 
 
+def overlay_values(reasons: Mapping[str, str], members: Collection[str]) -> dict[str, Any]:
+    """The rules of an overlay that leaves sites float; ``members`` are all calls of the model."""
+    rules = {rule_key(name, members): reason for name, reason in reasons.items()}
+    return float_rules(rules) if rules else {}
+
+
 def merged_rules(rules: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """The rules of a recipe by tier plus new ones, as tables.
 

@@ -14,7 +14,7 @@ from torch import nn
 from qrecipe._torch_ao import quiet
 from qrecipe.authoring.fastest.costs import costs_of
 from qrecipe.authoring.fastest.cut import mixture_of
-from qrecipe.authoring.fastest.result import Fastest, Race, found, overlay_values, reasons_of
+from qrecipe.authoring.fastest.result import Fastest, Race, found, reasons_of
 from qrecipe.errors.findings import QRecipeError
 from qrecipe.execution.batches import Forward
 from qrecipe.execution.engine import engine_of
@@ -24,7 +24,7 @@ from qrecipe.pipeline import quantize
 from qrecipe.process import ranks
 from qrecipe.process.neutral import neutral
 from qrecipe.process.warnings import unwarned
-from qrecipe.recipe.overlay import overlay_recipe
+from qrecipe.recipe.overlay import overlay_recipe, overlay_values
 from qrecipe.recipe.recipe import Recipe, load_recipe
 from qrecipe.terminal.progress import Progress, chosen_progress
 
@@ -63,7 +63,7 @@ def fastest(
     bench = bench_of(model, base, batches, forward, progress)
     profile = measured(bench, progress)
     costs = costs_of(profile, bench.plan, bench.inventory.structure)
-    members = frozenset(member for site in bench.plan.sites for member in site.members)
+    members = bench.plan.members
     mixture = mixture_of(costs)
     mixed = None
     if mixture.is_promising:

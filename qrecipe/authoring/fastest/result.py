@@ -17,7 +17,7 @@ from qrecipe.measure.profile.report import Profile, profile_json
 from qrecipe.measure.profile.timing import Timing
 from qrecipe.measure.turns import Seconds, Speed
 from qrecipe.recipe.frozen import FrozenMapping
-from qrecipe.recipe.overlay import float_rules, overlay_recipe, rule_key, save_overlay
+from qrecipe.recipe.overlay import overlay_recipe, overlay_values, save_overlay
 from qrecipe.recipe.recipe import Ingredient, Recipe, published
 from qrecipe.recipe.references import path_text
 from qrecipe.terminal.report import Report, Section, Table, Text
@@ -88,12 +88,6 @@ def fastest_json(result: Fastest) -> dict[str, Any]:
         "profile": profile_json(result.profile),
         "recipe": result.recipe.to_toml(),
     }
-
-
-def overlay_values(reasons: Mapping[str, str], members: Collection[str]) -> dict[str, Any]:
-    """The rules of an overlay that leaves sites float; ``members`` are all calls of the model."""
-    rules = {rule_key(name, members): reason for name, reason in reasons.items()}
-    return float_rules(rules) if rules else {}
 
 
 def found(

@@ -28,7 +28,7 @@ def refusals(plan: Plan, inventory: Inventory, known: Mapping[str, str]) -> dict
     Sites with slow kernels, divisors, sums that a mask enters and residual sums are included, sites
     in ``known`` are not.
     """
-    members = _members(plan)
+    members = plan.members
     better_float = {
         **dict.fromkeys(residual_sums(plan, inventory), _RESIDUAL),
         **dict.fromkeys(divisors(plan, inventory), _DIVISOR),
@@ -70,7 +70,7 @@ def rules_of_float_sites(
     """
     rules: dict[str, dict[str, Any]] = {"module_type": {}, "function": {}}
     rules |= float_rules(refused)["rules"]
-    members = _members(plan)
+    members = plan.members
     left = {
         site.name: why
         for site in plan.sites
@@ -120,7 +120,3 @@ def _known_functions(names: frozenset[str]) -> Iterator[str]:
     return (
         name for name in names if name.startswith(("torch.", "operator.")) and function_family(name)
     )
-
-
-def _members(plan: Plan) -> frozenset[str]:
-    return frozenset(member for site in plan.sites for member in site.members)

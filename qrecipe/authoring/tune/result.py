@@ -20,10 +20,9 @@ from qrecipe.errors.findings import Finding
 from qrecipe.errors.text import counted
 from qrecipe.planning.plan import Plan
 from qrecipe.recipe.overlay import (
-    float_rules,
     make_directory,
     overlay_recipe,
-    rule_key,
+    overlay_values,
     save_overlay,
 )
 from qrecipe.recipe.recipe import Ingredient, Recipe, published
@@ -277,10 +276,8 @@ def _values(
     planned: Plan, estimates: Estimates, trial: Trial, trials: Sequence[Trial]
 ) -> dict[str, Any]:
     """What the recipe of a trial adds to the base, with the reasons."""
-    members = frozenset(member for site in planned.sites for member in site.members)
-    reasons = _reasons(estimates, trial, trials)
-    rules = {rule_key(name, members): reason for name, reason in reasons.items()}
-    return {"tensor": trial.candidate.tensors, **(float_rules(rules) if rules else {})}
+    rules = overlay_values(_reasons(estimates, trial, trials), planned.members)
+    return {"tensor": trial.candidate.tensors, **rules}
 
 
 def _point(trial: Trial, float_metric: float) -> str:

@@ -113,7 +113,7 @@ def tune(
             trying,
             held,
             show,
-            frozenset(member for site in planned.sites for member in site.members),
+            planned.members,
             log,
             max_trials=math.inf if max_trials is None else max_trials,
             end=math.inf if max_seconds is None else started + max_seconds,

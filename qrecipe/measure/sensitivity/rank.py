@@ -157,7 +157,7 @@ def sensitivity(
         partial=interrupted,
         float_value=found.float_value,
         recipe=given,
-        members=frozenset(member for site in plan.sites for member in site.members),
+        members=plan.members,
         by_evaluation=evaluate is not None,
     )
 
