@@ -40,7 +40,8 @@ def inspect(
         exported = carried(Path(file))
         if exported is not None:
             if json:
-                out_json(_values_of_exported(exported))
+                own = {"file": exported.file, "kind": exported.kind, "bytes": exported.nbytes}
+                out_json({**own, **_origin_values(exported.origin)})
             else:
                 _show_exported(exported)
             return
@@ -105,15 +106,6 @@ def _show_origin(origin: Origin, plan: Plan, *others: tuple[str, str]) -> None:
     out("\n".join(f"{name:<9} {one_line(text)}" for name, text in rows))
     out(f"\n{origin.recipe}")
     out(site_table(plan.sites).text())
-
-
-def _values_of_exported(found: Carried) -> dict[str, Any]:
-    return {
-        "file": found.file,
-        "kind": found.kind,
-        "bytes": found.nbytes,
-        **_origin_values(found.origin),
-    }
 
 
 def _origin_values(origin: Origin) -> dict[str, Any]:

@@ -127,10 +127,6 @@ def packed_convolution(like: Any, weight: Tensor, bias: Tensor | None) -> Any:
     return prepack(weight, bias, *settings, own(like.dilation()), like.groups())
 
 
-def _unpack_embedding(packed: Any) -> Tensors:
-    return _integers(_ops.embedding_bag_unpack(packed))
-
-
 def _unpack_cell(packed: Any) -> Tensors:
     """Those of a recurrent cell's two weights."""
     kind, _, _, _, weights = packed.__getstate__()[0]
@@ -148,7 +144,7 @@ _KINDS: Mapping[str, Callable[[Any], Tensors]] = {
     "LinearPackedParamsBase": _unpack_linear,
     "Conv2dPackedParamsBase": _unpack_convolution,
     "Conv3dPackedParamsBase": _unpack_convolution,
-    "EmbeddingPackedParamsBase": _unpack_embedding,
+    "EmbeddingPackedParamsBase": lambda packed: _integers(_ops.embedding_bag_unpack(packed)),
     "CellParamsBase": _unpack_cell,
 }
 

@@ -7,6 +7,7 @@ slow. TorchScript does the same when a file is loaded, where nothing can be done
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any, NoReturn
 
 from torch import Tensor, fx, nn
@@ -136,27 +137,14 @@ def forget_calls(converted: nn.Module, plan: Plan) -> None:
     Their packed weights keep the kernel for the shape of the first input. For every other shape
     the kernel is prepared anew in each call, which takes some 35 microseconds.
     """
-    engines = plan.engines
-    for owner, name, site in _packed(converted):
-        packed, own = getattr(owner, name), engines.get(site, plan.backend)
-        if not _is_convolution(packed) or not _runs_on_onednn(own):
+    graphs = (each for each in converted.modules() if isinstance(each, fx.GraphModule))
+    for owner, name, site in chain.from_iterable(map(packed_sites, graphs)):
+        packed, own = getattr(owner, name), plan.engines.get(site, plan.backend)
+        is_convolution = str(packed._type().name()).startswith("Conv")
+        # x86 uses it where the CPU has VNNI, for most shapes
+        if not is_convolution or not (own == "onednn" or (own == "x86" and has_vnni())):
             continue
         weight, bias = packed.unpack()
         if weight.numel() <= _LARGE:
             with engine(own):
                 setattr(owner, name, packed_convolution(packed, weight, bias))
-
-
-def _packed(converted: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
-    for module in converted.modules():
-        if isinstance(module, fx.GraphModule):
-            yield from packed_sites(module)
-
-
-def _is_convolution(packed: Any) -> bool:
-    return str(packed._type().name()).startswith("Conv")
-
-
-def _runs_on_onednn(own: Engine | str) -> bool:
-    """x86 uses it where the CPU has VNNI, for most shapes."""
-    return own == "onednn" or (own == "x86" and has_vnni())

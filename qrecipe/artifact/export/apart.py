@@ -52,13 +52,10 @@ def _results(program: fx.GraphModule) -> dict[str, fx.Node]:
     for node in program.graph.nodes:
         name = site_of(node)
         is_operator = node.op == "call_function" and not is_conversion(node)
-        if name is not None and is_operator and _is_float(node.meta.get("val")):
+        value = node.meta.get("val") if is_operator else None
+        if name is not None and isinstance(value, Tensor) and value.is_floating_point():
             found[name] = node
     return {name: _rounded(node) for name, node in found.items()}
-
-
-def _is_float(value: object) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _rounded(node: fx.Node) -> fx.Node:

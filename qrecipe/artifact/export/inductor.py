@@ -110,7 +110,9 @@ def audited(program: Program, compile_and_run: Callable[[], Any]) -> Lowering:
     alone = {site.name for site in program.plan.sites if site.mode == "weight_only"}
     rounded = [node for node in layers if site_of(node) not in alone]
     missing = list(_missing(rounded, kernels))
-    settle(missing or list(lowered_findings(program, found, _compiled)), ())
+    settle(
+        missing or list(lowered_findings(program, found, lambda graph, args: Lowered(graph))), ()
+    )
     able = tuple(name for _, names in KERNELS.values() for name in names)
     made = [node for node in rounded if str(node.target).startswith(able)]
     left = [site_of(node) or "" for node in layers if node not in made]
@@ -130,7 +132,3 @@ def _missing(layers: Sequence[fx.Node], kernels: Mapping[str, int]) -> Iterator[
                 hint="it has integer kernels for weights with a scale per channel, and none for "
                 "one row of up to 16 numbers",
             )
-
-
-def _compiled(graph_module: fx.GraphModule, args: tuple[Any, ...]) -> Callable[..., Any]:
-    return Lowered(graph_module)

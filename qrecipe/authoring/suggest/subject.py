@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -63,11 +63,8 @@ class Subject:
 
     def has(self, kinds: Sequence[str]) -> bool:
         """Whether an operation has one of these kinds, alone or at the head of a group."""
-        return any(op.partition("+")[0] in kinds for op in self._ops)
-
-    @property
-    def _ops(self) -> Iterator[str]:
-        return (operation.op for operation in self.inventory.structure.operations)
+        operations = self.inventory.structure.operations
+        return any(operation.op.partition("+")[0] in kinds for operation in operations)
 
     @property
     def work_elsewhere(self) -> Mapping[str, int]:

@@ -206,7 +206,7 @@ def blocks_of(names: Collection[str]) -> dict[str, frozenset[str]]:
     """
     inside = defaultdict[str, set[str]](set)
     for name in names:
-        for path in _scopes(name):
+        for path in enclosing(name.partition(":")[0].partition("#")[0]):
             inside[path].add(name)
     several = {path: frozenset(sites) for path, sites in inside.items() if len(sites) > 1}
     around = {enclosing(path)[1] for path in several if path}
@@ -216,8 +216,3 @@ def blocks_of(names: Collection[str]) -> dict[str, frozenset[str]]:
         for path, sites in several.items()
         if path and held[path] == 1 and (held[enclosing(path)[1]] > 1 or not enclosing(path)[1])
     }
-
-
-def _scopes(name: str) -> tuple[str, ...]:
-    """The modules around a site, itself included: ``a.b:add#1`` -> ``a.b``, ``a``, ``""``."""
-    return enclosing(name.partition(":")[0].partition("#")[0])

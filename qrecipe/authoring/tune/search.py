@@ -165,7 +165,8 @@ class Search:
         low, high = -1, len(sets)
         while high - low > 1:
             middle = (low + high) // 2
-            if self._float(levers, sets[middle], _for_least_time(self._in_order(sets[middle]))):
+            what = f"float at the lowest cost: {listed(self._in_order(sets[middle]))}"
+            if self._float(levers, sets[middle], what):
                 high = middle
             else:
                 low = middle
@@ -352,7 +353,3 @@ def _most_sensitive(names: Sequence[str]) -> str:
 
 def _only(name: str) -> str:
     return f"only {name} float"
-
-
-def _for_least_time(names: Sequence[str]) -> str:
-    return f"float at the lowest cost: {listed(names)}"

@@ -129,7 +129,8 @@ class ModelBench:
             if self.ahead is not None:
                 self.ahead.settle()  # times are measured where nothing else runs
             with unwarned():
-                ranking = self._ranking(recipe)
+                # by the metric if the output has no floating tensor
+                ranking = self._ranked(recipe, None) or self._ranked(recipe, self.trying.evaluate)
                 if ranking is not None and ranking.partial:
                     raise KeyboardInterrupt
                 priced = self._priced(levers)
@@ -182,11 +183,8 @@ class ModelBench:
                     return
                 yield self._wanted(candidate, is_again)
 
-    def _ranking(self, recipe: Recipe) -> Ranking | None:
-        """By SQNR, or by the metric if the output has no floating tensor; None without sites."""
-        return self._ranked(recipe, None) or self._ranked(recipe, self.trying.evaluate)
-
     def _ranked(self, recipe: Recipe, evaluate: Evaluate | None) -> Ranking | None:
+        """By SQNR, or by ``evaluate``; None if there is no site to rank."""
         trying = self.trying
         try:
             return sensitivity(

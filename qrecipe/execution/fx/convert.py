@@ -98,7 +98,11 @@ def prepared_copy(
                 configs.backend_config,
             )
     except Exception as error:
-        raise _preparation_failed(error) from error
+        raise PlanError.of(
+            "QR306",
+            f"torch cannot prepare the model: {first_line(error)}",
+            hint="leave the named operation float, and report the model",
+        ) from error
     _tie_again(prepared, weights)
     observe_before_drops(prepared)
     for node in prepared.graph.nodes:
@@ -179,7 +183,7 @@ def lowered(
     """
     weights = _weights(reference, engines)
     observed = prepared.meta["_observed_graph_module_attrs"]
-    own_tensors(reference, _is_bias)  # packing keeps a reference to the bias tensor
+    own_tensors(reference, lambda x: x.dim() == 1)  # packing keeps references to biases
     with engine(configs.backend):
         try:
             with quiet(), _nothing_kept(), _own_weights_only(kinds), random_numbers_kept():
@@ -204,10 +208,6 @@ def lowered(
     return converted
 
 
-def _is_bias(tensor: torch.Tensor) -> bool:
-    return tensor.dim() == 1
-
-
 @contextmanager
 def _nothing_kept() -> Iterator[None]:
     """Clear torch's cache of devices, which keeps every prepared or converted model alive."""
@@ -215,14 +215,6 @@ def _nothing_kept() -> Iterator[None]:
         yield
     finally:
         assert_and_get_unique_device.cache_clear()
-
-
-def _preparation_failed(error: Exception) -> PlanError:
-    return PlanError.of(
-        "QR306",
-        f"torch cannot prepare the model: {first_line(error)}",
-        hint="leave the named operation float, and report the model",
-    )
 
 
 def _conversion_failed(error: Exception) -> ExecutionError:

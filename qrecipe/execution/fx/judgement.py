@@ -70,7 +70,7 @@ def judge_sites(
     adds in 16 bits, and saturates.
     """
     quantized = {site.name: site for site in plan.sites if site.mode is not None}
-    run = _run_both(plan.backend, converted, reference, inputs, _as_it_is)
+    run = _run_both(plan.backend, converted, reference, inputs, lambda x: x)
     judged = run.judged
     differ = {
         name: value
@@ -150,10 +150,6 @@ def _may_saturate(site: Site, backend: Backend) -> bool:
         and site.qconfig.weight is not None
         and (site.engine or backend) in ADDS_IN_16_BITS
     )
-
-
-def _as_it_is(x: Tensor) -> Tensor:
-    return x
 
 
 def _cut_to_seven_bits(x: Tensor) -> Tensor:

@@ -58,7 +58,9 @@ def join_in_one_layout(converted: fx.GraphModule) -> None:
     in_channels_last = _in_channels_last(converted)
     for node in list(converted.graph.nodes):
         is_join = node.target in _JOINS and node.args[0] is not node.args[1]
-        if not is_join or not all(_is_tensor(each) for each in node.args[:2]):
+        if not is_join or not all(
+            isinstance(each, fx.Node) and carries_data(each) for each in node.args[:2]
+        ):
             continue
         if node.target in _SUMS and node in in_channels_last:
             continue
@@ -83,10 +85,6 @@ def _in_channels_last(converted: fx.GraphModule) -> set[fx.Node]:
         ):
             found.add(node)
     return found
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, fx.Node) and carries_data(value)
 
 
 def _is_between(node: fx.Node) -> bool:

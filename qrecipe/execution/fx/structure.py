@@ -261,25 +261,17 @@ def _data_inputs(nodes: list[fx.Node]) -> Iterator[fx.Node]:
     """What a site reads from other operations or the model's inputs, with tuples unpacked."""
     for node in nodes:
         for source in node.all_input_nodes:
-            if source in nodes or source.op == "get_attr" or not _is_data(source):
-                continue
-            yield _whole(source)
+            # nodes that conversion made carry no value and are always tensors
+            is_data = "value" not in source.meta or is_floating(source)
+            if source not in nodes and source.op != "get_attr" and is_data:
+                yield _whole(source)
 
 
 def _whole(node: fx.Node) -> fx.Node:
-    while ("value" in node.meta and is_plumbing(node)) or _is_explicit_padding(node):
+    """What a node is a part of, or pads explicitly for a reference module."""
+    while is_plumbing(node) if "value" in node.meta else node.target is F.pad:
         node = node.all_input_nodes[0]
     return node
-
-
-def _is_explicit_padding(node: fx.Node) -> bool:
-    """Whether `padding.pad_explicitly` inserted it, after all values were recorded."""
-    return node.target is F.pad and "value" not in node.meta
-
-
-def _is_data(node: fx.Node) -> bool:
-    # nodes that conversion made carry no value and are always tensors
-    return "value" not in node.meta or is_floating(node)
 
 
 def _readers(node: fx.Node) -> Iterator[fx.Node]:

@@ -37,15 +37,20 @@ class Tally:
         self._outside = 0
         self._is_bound = False
 
-    def add(self, value: Tensor) -> None:
-        """Count the float values of a batch, as far as they are read."""
+    def add(self, value: Any, kept: Tensor) -> None:
+        """Count the float values of a batch, as far as they are read.
+
+        Where they are not known, the kernel's own results, which it has ``kept``, are counted.
+        """
+        if not isinstance(value, Tensor):
+            self._add_rounded(kept.dequantize())
+            return
         value = self.stored.read(value)
         self._count_values(value)
         self._clipped += int(self.stored.possible.outside(value).sum())
         self._outside += int(self.stored.calibrated.outside(value).sum())
 
-    def add_rounded(self, kept: Tensor) -> None:
-        """Count the kernel's own results for a batch, if its float counterpart is not known."""
+    def _add_rounded(self, kept: Tensor) -> None:
         self._is_bound = True
         self._count_values(kept)
         clipped = self.stored.possible.at_ends(kept)
@@ -220,9 +225,9 @@ class _Run(Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         value = self._in_float(n, result)
-        self._floating[n] = _dequantized(result) if value is None else value
+        self._floating[n] = map_tensors(_dequantized, result) if value is None else value
         if n in self._shadow.tallies and self._shadow.is_tallying:
-            _count(self._shadow.tallies[n], result, value)
+            self._shadow.tallies[n].add(value, result)
         self._shadow.observe(n, self._floating[n])
         for dead in self.user_to_last_uses.get(n, []):
             self._floating.pop(dead, None)
@@ -239,7 +244,7 @@ class _Run(Interpreter):
             return result  # of which nothing has been rounded yet
         args, kwargs = fx.map_arg((n.args, n.kwargs), self._floating.__getitem__)
         try:
-            module = self._module(n)
+            module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
             if is_kernel(n, module):
                 return float_result(n, module, args, kwargs)
             return getattr(self, n.op)(n.target, args, kwargs)
@@ -247,17 +252,6 @@ class _Run(Interpreter):
             raise_lack_of_memory(error)
             return None
 
-    def _module(self, n: fx.Node) -> nn.Module | None:
-        return self.fetch_attr(str(n.target)) if n.op == "call_module" else None
 
-
-def _count(tally: Tally, result: Tensor, value: Any) -> None:
-    if isinstance(value, Tensor):
-        tally.add(value)
-    else:
-        tally.add_rounded(result.dequantize())
-
-
-def _dequantized(value: Any) -> Any:
-    """A value with its quantized tensors dequantized."""
-    return map_tensors(lambda each: each.dequantize() if each.is_quantized else each, value)
+def _dequantized(x: Tensor) -> Tensor:
+    return x.dequantize() if x.is_quantized else x

@@ -144,7 +144,8 @@ def along(names: Sequence[str], series: Mapping[str, Sequence[float]], label: st
 
 
 def _finished(axes: Any, label: str) -> bytes:
-    axes.set_ylabel(_wrapped(label), parse_math=False)
+    fitting = textwrap.fill(one_line(label), _LONGEST_LINE, max_lines=3, placeholder=" …")
+    axes.set_ylabel(fitting, parse_math=False)
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
@@ -244,11 +245,6 @@ def short_name(name: str) -> str:
     text = one_line(name)
     half = _LONGEST_NAME // 2
     return text if len(text) <= _LONGEST_NAME else f"{text[: half - 1]}…{text[-half:]}"
-
-
-def _wrapped(label: str) -> str:
-    """The label of an axis, wrapped to fit a low figure."""
-    return textwrap.fill(one_line(label), _LONGEST_LINE, max_lines=3, placeholder=" …")
 
 
 def _finite(value: float) -> float:

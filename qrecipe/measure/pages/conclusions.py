@@ -44,16 +44,13 @@ def _by_db(ranking: Ranking) -> str:
     for count in range(1, min(_FEW, len(noise) - 1) + 1):
         gain = 10 * math.log10(sum(noise) / max(sum(noise[count:]), 1e-300))
         if gain >= count * _STANDS_OUT_DB:
-            return f"{_cost(ranking.sites[:count], f'{about}{_short_db(gain)} dB')}."
+            amount = f"{about}{gain:.0f} dB" if gain < 100 else f"{about}over 100 dB"
+            return f"{_cost(ranking.sites[:count], amount)}."
     worst = ranking.sites[0]
     return (
         f"No site stands out: with {worst.name}, the worst, quantized alone, the output has {about}"
         f"{ranking.values[worst.name]:.1f} dB."
     )
-
-
-def _short_db(gain: float) -> str:
-    return f"{gain:.0f}" if gain < 100 else "over 100"
 
 
 def _by_measure(ranking: Ranking, whole: float) -> str:

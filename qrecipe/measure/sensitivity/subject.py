@@ -56,7 +56,12 @@ def subject_of(
     plan = plan_of(model, inventory, recipe, inputs)
     reasons = unranked(inventory, plan)
     sites = [site for site in plan.sites if site.name not in reasons]
-    _check_any(sites, reasons)
+    if not sites:
+        raise ExecutionError.of(
+            "QR422",
+            f"the plan quantizes none of {len(reasons)} sites with a range of its own",
+            hint="`qrecipe plan` shows why each stays float",
+        )
     unjudged = unjudged_sites(plan, target_cpu)
     task = Task(inventory.model, recipe, inventory, plan, inputs, unjudged)
     return Subject(model, plan, sites, reasons, task)
@@ -73,13 +78,3 @@ def unranked(inventory: Inventory, plan: Plan) -> dict[str, str]:
         elif inventory.matches[site.name].operation.kind == "fixed_qparams":
             found[site.name] = "its range is fixed and its producer float: alone it stays float"
     return found
-
-
-def _check_any(sites: Sequence[Site], reasons: Mapping[str, str]) -> None:
-    """Raises ``ExecutionError`` (QR422) if there is no site to rank."""
-    if not sites:
-        raise ExecutionError.of(
-            "QR422",
-            f"the plan quantizes none of {len(reasons)} sites with a range of its own",
-            hint="`qrecipe plan` shows why each stays float",
-        )
