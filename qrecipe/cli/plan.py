@@ -14,6 +14,7 @@ from qrecipe.cli import options
 from qrecipe.cli.output import fail_on, out, out_json, reported
 from qrecipe.cli.outputs import check_free
 from qrecipe.cli.user_code import user_code, user_output
+from qrecipe.errors.findings import PlanError
 from qrecipe.errors.text import counted
 from qrecipe.recipe.toml.writer import LOCK_SUFFIX
 
@@ -90,13 +91,19 @@ def explain(
       qrecipe explain cnn.toml layer1.0:add --model model.py:factory
     """
     with reported(as_json=json):
-        made = _make_plan(recipe, model, input, plugin, executor)
+        try:
+            made = _make_plan(recipe, model, input, plugin, executor)
+        except PlanError as error:
+            if error.plan is None:
+                raise
+            made = error.plan
         if json:
             from qrecipe.planning.text import explanation_json
 
             out_json(explanation_json(made, name))
         else:
             out(made.explain(name))
+        fail_on(made.findings)
 
 
 def lock(

@@ -10,7 +10,15 @@ from qrecipe.planning.plan import Site
 from qrecipe.recipe.recipe import Recipe, Rule
 from qrecipe.recipe.references import is_reference
 from qrecipe.registry.builtin import PARAMETRIZED, canonical_module_type
-from qrecipe.rules.resolution import Decision, Resolution, describe, listed, quoted, rule_for
+from qrecipe.rules.resolution import (
+    Decision,
+    Resolution,
+    describe,
+    fused,
+    listed,
+    quoted,
+    rules_for,
+)
 from qrecipe.rules.structure import ModelStructure, enclosing
 
 
@@ -23,7 +31,7 @@ def rule_findings(
     for rule, groups in _fused_away(recipe, resolution, sites).items():
         if rule.location not in told:
             told.add(rule.location)
-            yield _fused(rule, groups)
+            yield _fused_finding(rule, groups)
     for rule in _without_effect(recipe, resolution):
         if rule.location not in told:
             yield _shadowed(rule, resolution)
@@ -60,19 +68,17 @@ def _would_change(rule: Rule, is_float: bool) -> bool:
     return mode_of(rule.qconfig) == "static"
 
 
-def _fused(rule: Rule, groups: Mapping[str, Decision]) -> Finding:
+def _fused_finding(rule: Rule, groups: Mapping[str, Decision]) -> Finding:
     members = [member for decision in groups.values() for member in decision.later[rule]]
     winners = (decision.rule for decision in groups.values())
     deciders = dict.fromkeys(f"{describe(winner)} = {winner.label}" for winner in winners)
-    are = "a member" if len(members) == 1 else "members"
-    of = "the fused group" if len(groups) == 1 else "the fused groups"
     return Finding(
         "QR238",
-        f"{describe(rule)} says {rule.label} about {listed(members)}, {are} of {of} "
-        f"{listed([*groups])}, decided by {listed([*deciders])}",
+        f"{describe(rule)} says {rule.label} about {fused(members, [*groups])}, "
+        f"decided by {listed([*deciders])}",
         rule.location,
         hint="a group is decided as one, by its first operation: write the rule for "
-        f"{listed([rule_for(name) for name in groups])}",
+        f"{rules_for([*groups])}",
     )
 
 

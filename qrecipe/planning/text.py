@@ -215,6 +215,7 @@ def explanation_json(plan: Plan, name: str) -> dict[str, Any]:
         "canonical": canonical,
         "sites": [site_values(site) for site in sites],
         "ingredients": [each.to_json() for each in plan.ingredients],
+        "findings": [finding.to_json() for finding in plan.findings],
     }
 
 

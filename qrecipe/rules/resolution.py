@@ -13,7 +13,7 @@ otherwise, that is a conflict; other rules on later members are shadowed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 
 from qrecipe.errors.findings import Finding
@@ -72,16 +72,14 @@ def resolve(structure: ModelStructure, rules: Sequence[Rule]) -> Resolution:
     index = RuleIndex(structure, rules)
     covered: dict[Rule, list[str]] = {rule: [] for rule in rules}
     decisions: dict[str, Decision] = {}
-    conflicts: dict[_Conflict, list[str]] = {}
+    conflicts = _Conflicts()
     for operation in structure.operations:
-        decision, found = _decide(operation, rules, index)
+        decision = _decide(operation, rules, index, conflicts)
         decisions[operation.name] = decision
         for rule in (decision.rule, *decision.shadowed) if not operation.is_inserted else ():
             covered[rule].append(operation.name)
-        for conflict in found:
-            conflicts.setdefault(conflict, []).append(operation.name)
     findings = [
-        *_conflict_findings(conflicts),
+        *conflicts.findings(),
         *_coverage_findings(structure, rules, covered, index),
     ]
     return Resolution(
@@ -89,23 +87,43 @@ def resolve(structure: ModelStructure, rules: Sequence[Rule]) -> Resolution:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Conflict:
-    """Two rules that contradict each other about an operation.
+@dataclass(slots=True)
+class _Conflicts:
+    """Pairs of a winner and a rule that contradicts it, and where.
 
-    ``member`` is the later member of the fused group that ``rival`` names, None if it names the
-    operation itself.
+    ``equals`` has the operations about which both have equal rank, ``later`` the fused groups with
+    the later member that the second one names.
     """
 
-    winner: Rule
-    rival: Rule
-    member: str | None
+    equals: dict[tuple[Rule, Rule], list[str]] = field(default_factory=dict)
+    later: dict[tuple[Rule, Rule], dict[str, str]] = field(default_factory=dict)
+
+    def findings(self) -> Iterator[Finding]:
+        for (winner, rival), names in self.equals.items():
+            yield Finding(
+                "QR304",
+                f"{describe(winner)} says {winner.label} and {describe(rival)} says {rival.label} "
+                f"about {listed(names)}, with equal rank",
+                winner.location,
+                hint="remove one of them, or add a rule with the exact name of the site",
+                related=(("against", rival.location),),
+            )
+        for (winner, rival), groups in self.later.items():
+            yield Finding(
+                "QR304",
+                f"{describe(rival)} says {rival.label} about "
+                f"{fused([*groups.values()], [*groups])}, which {describe(winner)} makes "
+                f"{winner.label}",
+                rival.location,
+                hint=f"a group is decided as one: write the rule for {rules_for([*groups])}",
+                related=(("decided at", winner.location),),
+            )
 
 
 def _decide(
-    operation: Operation, rules: Sequence[Rule], index: RuleIndex
-) -> tuple[Decision, list[_Conflict]]:
-    """The decision, and the rules of equal rank that contradict it."""
+    operation: Operation, rules: Sequence[Rule], index: RuleIndex, conflicts: _Conflicts
+) -> Decision:
+    """The decision; what contradicts it is added to ``conflicts``."""
     first, *others = operation.members
     distances = index.distances(first)
     ranked, top = _ranked(distances, rules, index)
@@ -121,10 +139,11 @@ def _decide(
     shadowed = (rules[at] for at in (*ranked, *sorted(on_members)) if rules[at] is not winner)
     names_it = winner.tier != "global" and distances[top[0]] == 0 and top[0] not in index.globs
     on_later = {rule: tuple(members) for rule, members in later.items()}
-    decision = Decision(operation, winner, tuple(shadowed), names_it, on_later)
-    rivals = (rules[at] for at in top if rules[at].qconfig != winner.qconfig)
-    equals = [_Conflict(winner, rival, None) for rival in rivals]
-    return decision, [*equals, *_member_conflicts(winner, others, rules, index)]
+    for rival in (rules[at] for at in top if rules[at].qconfig != winner.qconfig):
+        conflicts.equals.setdefault((winner, rival), []).append(operation.name)
+    for rival, named in _rivals(winner, others, rules, index):
+        conflicts.later.setdefault((winner, rival), {})[operation.name] = named
+    return Decision(operation, winner, tuple(shadowed), names_it, on_later)
 
 
 def _ranked(
@@ -142,10 +161,10 @@ def _ranked(
     return ranked, [at for at in nearest_ones if rules[at].layer not in beaten]
 
 
-def _member_conflicts(
+def _rivals(
     winner: Rule, others: Sequence[Member], rules: Sequence[Rule], index: RuleIndex
-) -> Iterator[_Conflict]:
-    """Rules that name a later member of the group and decide it differently.
+) -> Iterator[tuple[Rule, str]]:
+    """Rules that name a later member of the group and decide it differently, with that member.
 
     As elsewhere, the winner beats the rules of recipes that its own one extends.
     """
@@ -153,30 +172,7 @@ def _member_conflicts(
     for at in sorted(named):
         rule = rules[at]
         if rule.layer not in winner.overrides and rule.qconfig != winner.qconfig:
-            yield _Conflict(winner, rule, named[at])
-
-
-def _conflict_findings(conflicts: Mapping[_Conflict, list[str]]) -> Iterator[Finding]:
-    for conflict, names in conflicts.items():
-        winner, rival = conflict.winner, conflict.rival
-        if conflict.member is None:
-            yield Finding(
-                "QR304",
-                f"{describe(winner)} says {winner.label} and {describe(rival)} says {rival.label} "
-                f"about {listed(names)}, with equal rank",
-                winner.location,
-                hint="remove one of them, or add a rule with the exact name of the site",
-                related=(("against", rival.location),),
-            )
-        else:
-            yield Finding(
-                "QR304",
-                f"{describe(rival)} says {rival.label} about {conflict.member}, a member of the "
-                f"fused group {names[0]}, which {describe(winner)} makes {winner.label}",
-                rival.location,
-                hint=f"a group is decided as one: write the rule for {rule_for(names[0])}",
-                related=(("decided at", winner.location),),
-            )
+            yield rule, named[at]
 
 
 def _coverage_findings(
@@ -307,9 +303,16 @@ def describe(rule: WrittenRule) -> str:
     return "global" if rule.tier == "global" else f"{rule.tier} {quoted(rule.key)}"
 
 
-def rule_for(name: str) -> str:
-    """The quoted key of a ``module_name`` rule for this site or module."""
-    return quoted(literal(name))
+def rules_for(names: Sequence[str]) -> str:
+    """The first quoted keys of ``module_name`` rules for these sites or modules."""
+    return listed([quoted(literal(name)) for name in names])
+
+
+def fused(members: Sequence[str], groups: Sequence[str]) -> str:
+    """Members of fused groups in words: ``bn1, a member of the fused group conv1``."""
+    are = "a member" if len(members) == 1 else "members"
+    of = "the fused group" if len(groups) == 1 else "the fused groups"
+    return f"{listed(members)}, {are} of {of} {listed(groups)}"
 
 
 def quoted(name: str) -> str:

@@ -352,6 +352,23 @@ def test_explain_tells_the_rule_of_a_member(folder):
     assert "global = int8" in result.stdout
 
 
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_explain_explains_in_spite_of_errors_and_shows_them(folder, as_json):
+    text = f'format = 1\nextends = "{STATIC}"\n[rules.module_name]\nnorm = "float"\n'
+    (folder / "wrong.toml").write_text(text)
+    result = run("explain", "wrong.toml", "norm", "--model", "model.py:factory", *as_json)
+    assert result.exit_code == 1
+    assert "QR304" in result.stderr
+    assert 'write the rule for "conv"' in result.stderr
+    if as_json:
+        document = json.loads(result.stdout)
+        assert [site["name"] for site in document["sites"]] == ["conv"]
+        assert [finding["code"] for finding in document["findings"]] == ["QR304"]
+    else:
+        assert result.stdout.startswith("conv  ")
+        assert "norm is a member of this fused group" in result.stdout
+
+
 def test_explain_of_an_unknown_name_suggests_without_the_whole_plan(folder):
     result = run("explain", STATIC, "convv", "--model", "model.py:factory")
     assert result.exit_code == 1

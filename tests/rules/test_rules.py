@@ -167,6 +167,20 @@ def test_a_name_rule_on_a_member_that_says_otherwise_is_a_conflict(key):
     assert key in finding.message
 
 
+def test_a_glob_on_members_of_many_groups_is_one_conflict_that_lists_them():
+    net = structure(
+        [module("conv1"), module("bn1")],
+        [module("layer10"), module("relu"), module("layer1.0.relu")],
+        [module("layer4.0"), module("layer1.0.relu", 1)],
+    )
+    finding = only_finding(name("{bn1,relu,layer1.0.relu}", None), net=net)
+    assert "says float about bn1, relu, layer1.0.relu#1, members of the fused groups " in (
+        finding.message
+    )
+    assert "the fused groups conv1, layer10, layer4.0, which global makes int8" in finding.message
+    assert finding.hint.endswith('write the rule for "conv1", "layer10", "layer4.0"')
+
+
 def test_a_rule_of_a_base_on_a_member_gives_way_to_the_recipe_that_extends_it():
     """An overlay leaves a group float, whatever pattern of its base happens to hit a member."""
     base = name("b*", INT8, layer="base")
