@@ -355,7 +355,15 @@ def structure_of(
         aliases,
         tuple(roots),
         tuple(idle),
+        tuple(_layers_outside(modules, roots)),
     )
+
+
+def _layers_outside(modules: Mapping[str, nn.Module], roots: Sequence[str]) -> Iterator[str]:
+    for path, module in modules.items():
+        is_layer = not list(module.children()) and any(p.dim() > 1 for p in module.parameters())
+        if roots and is_layer and not _root_of(path, roots):
+            yield path
 
 
 def _root_of(path: str, roots: Sequence[str]) -> str:

@@ -39,7 +39,7 @@ def full_plan_sections(plan: Plan) -> Iterator[Section]:
 
 def _sections_with(plan: Plan, rules: Table) -> Iterator[Section]:
     yield Text("Plan", [summary(plan), *published(plan.ingredients)])
-    yield site_table(plan.sites)
+    yield _with_what_is_outside(plan, site_table(plan.sites))
     yield rules
     if plan.chains:
         yield _chain_table(plan.chains)
@@ -94,6 +94,15 @@ def site_table(sites: Sequence[Site], title: str = "Sites", caption: str = "") -
     rows = [_site_row(site, folded) for site in sites]
     table = Table(title, _SITE_COLUMNS, rows, caption, spare=(4,), noted=5, note=note)
     return table.without_empty_columns()
+
+
+def _with_what_is_outside(plan: Plan, table: Table) -> Table:
+    """The table of sites, with a note on the layers that ``fx.roots`` leave as they are."""
+    outside = plan.structure.outside
+    if not outside:
+        return table
+    note = f"Outside fx.roots, and so float: {listed(outside)}."
+    return replace(table, note=f"{table.note} {note}".strip())
 
 
 def _site_row(site: Site, folded: str) -> tuple[str, ...]:
@@ -186,6 +195,8 @@ def explanation(plan: Plan, name: str) -> str:
             "no site"
         )
     inside = _sites_inside(plan, canonical, name)
+    if not plan.structure.is_traced(canonical):
+        return f"{name} is outside fx.roots, and runs as it is"
     if not inside:
         return f"{name}: nothing in it is called that can be quantized"
     fused = [site for site in inside if not _holds(canonical, site.name)]

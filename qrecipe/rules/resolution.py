@@ -23,7 +23,7 @@ from qrecipe.recipe.patterns import NamePatterns, is_exact, literal
 from qrecipe.recipe.recipe import Rule, WrittenRule
 from qrecipe.registry.builtin import function_family, is_module_type
 from qrecipe.rules.matching import RuleIndex
-from qrecipe.rules.structure import Member, ModelStructure, Operation, enclosing
+from qrecipe.rules.structure import Member, ModelStructure, Operation
 
 _TIER_RANK = {"module_name": 0, "module_type": 1, "function": 1, "global": 2}
 
@@ -233,7 +233,7 @@ def _without_effect(rule: Rule, idle: Sequence[str]) -> Finding:
 def _unmatched(
     structure: ModelStructure, rule: Rule, uncalled: Sequence[str], known: Mapping[str, list[str]]
 ) -> Finding:
-    outside = [path for path in uncalled if not _is_traced(structure, path)]
+    outside = [path for path in uncalled if not structure.is_traced(path)]
     if outside:
         return Finding(
             "QR301",
@@ -277,14 +277,6 @@ def _spelled_like(glob: str, name: str) -> str | None:
         return None
     pairs = zip(parts, own, strict=True)
     return ".".join(literal(other) if is_exact(part) else part for part, other in pairs)
-
-
-def _is_traced(structure: ModelStructure, path: str) -> bool:
-    """Whether the module at ``path`` is inside a root or contains one."""
-    around = enclosing(path)
-    return not structure.roots or any(
-        root in around or path in enclosing(root) for root in structure.roots
-    )
 
 
 def _known_names(structure: ModelStructure) -> dict[str, list[str]]:

@@ -75,8 +75,9 @@ class ModelStructure(ShortRepr):
 
     ``modules`` maps each canonical path, called or not, to the dotted names of its class, ``bases``
     to those of its base classes; ``aliases`` maps other paths of a module to the canonical one;
-    ``roots`` are the paths that are traced, empty for the whole model; ``idle`` are the calls that
-    only return their input, or compute with stored tensors alone: they have no operation.
+    ``roots`` are the paths that are traced, empty for the whole model, and ``outside`` the layers
+    with weights that they leave out; ``idle`` are the calls that only return their input, or
+    compute with stored tensors alone: they have no operation.
     """
 
     operations: tuple[Operation, ...]
@@ -85,10 +86,18 @@ class ModelStructure(ShortRepr):
     aliases: Mapping[str, str]
     roots: tuple[str, ...] = ()
     idle: tuple[Member, ...] = ()
+    outside: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("modules", "bases", "aliases"):
             object.__setattr__(self, name, FrozenMapping(getattr(self, name)))
+
+    def is_traced(self, path: str) -> bool:
+        """Whether the module at ``path`` is inside a root or contains one."""
+        around = enclosing(path)
+        return not self.roots or any(
+            root in around or path in enclosing(root) for root in self.roots
+        )
 
 
 NO_STRUCTURE = ModelStructure((), {}, {}, {})

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
-from plans import named, plan_of
+from plans import named, net_of, plan_of, recipe
+from torch import nn, zeros
 
+import qrecipe
 from qrecipe.errors.findings import PlanError
 
 # --- explain
@@ -53,6 +55,19 @@ def test_every_call_of_a_name_can_be_explained_with_or_without_its_number():
 
 def test_a_module_that_is_never_called_is_explained_as_such():
     assert "nothing" in plan_of("aliased").explain("unused")
+
+
+def test_what_is_outside_the_roots_is_said_to_be_and_layers_with_weights_are_listed():
+    parts = {"inside": nn.Sequential(nn.Linear(6, 6), nn.ReLU()), "outside": nn.Linear(6, 6)}
+    net = net_of(lambda self, x: self.act(self.outside(self.inside(x))), **parts, act=nn.ReLU())
+    plan = qrecipe.plan(net, recipe('fx.roots = ["inside"]'), zeros(2, 6))
+    assert plan.explain("outside") == "outside is outside fx.roots, and runs as it is"
+    assert plan.explain("inside").startswith("inside has 1 site\n")
+    assert plan.explain("").startswith("the model has 1 site\n")
+    assert "Outside fx.roots, and so float: outside." in str(plan)
+    with pytest.raises(PlanError, match="QR310"):
+        plan.explain("outsid")
+    assert "Outside" not in str(plan_of("residual"))
 
 
 def test_an_unknown_name_is_an_error_that_names_the_nearest():
