@@ -655,6 +655,17 @@ def test_residual_sums_of_a_transformer_stay_float_and_others_do_not():
     assert found[":add#2"].verdict == "quantized"
 
 
+def test_norms_that_read_floats_stay_float_and_others_do_not():
+    model = Hybrid().eval()
+    found = sites(qrecipe.plan(model, qrecipe.suggest(model, IMAGES), IMAGES))
+    assert [found[f"norms.{index}"].verdict for index in range(3)] == [
+        "quantized",
+        "float",
+        "float",
+    ]
+    assert "its input is float" in found["norms.1"].rule.reason
+
+
 def test_a_sum_with_a_mask_stays_float_and_is_told():
     model = Hybrid(torch.tensor([0.0, -1e4]).repeat(50)).eval()
     with pytest.warns(QRecipeWarning, match="QR237.*:add#3"):

@@ -75,7 +75,8 @@ def _keeps_sizes(site: Site) -> bool:
     return site.verdict == "passthrough" or site.op in ("add", "clamp", "abs")
 
 
-NORMS = ("LayerNorm", "layer_norm", "RMSNorm", "rms_norm")
+_WITH_A_KERNEL = ("LayerNorm", "layer_norm")
+NORMS = (*_WITH_A_KERNEL, "RMSNorm", "rms_norm")
 
 
 def residual_sums(plan: Plan, inventory: Inventory) -> frozenset[str]:
@@ -86,6 +87,22 @@ def residual_sums(plan: Plan, inventory: Inventory) -> frozenset[str]:
         for site in sums
         if any(_is_normed(node, plan) for node in inventory.matches[site.name].nodes[-1:])
     )
+
+
+def norms_of_floats(plan: Plan, inventory: Inventory) -> frozenset[str]:
+    """The static LayerNorms whose input is float."""
+    return frozenset(
+        site.name
+        for site in plan.sites
+        if site.mode == "static"
+        and site.op in _WITH_A_KERNEL
+        and not _reads_integers(site, plan, inventory)
+    )
+
+
+def _reads_integers(site: Site, plan: Plan, inventory: Inventory) -> bool:
+    producers = inventory.matches[site.name].operation.producers
+    return any(plan[name].gives_integers for name in producers)
 
 
 def _is_normed(node: fx.Node, plan: Plan) -> bool:
