@@ -52,10 +52,13 @@ def compare(
             accuracy = None if evaluate is None else code.function(evaluate, "--evaluate")
             with workers_of(pool, model, threads) as workers:
                 job = load_job(code, recipe, model, data, target_cpu)
+                reference = job.model
+                if job.recipe.transform.plugins:  # only these show what else was changed
+                    reference = qrecipe.transform(job.model, job.recipe, job.data())
                 converted = qrecipe.quantize(
-                    job.model, job.recipe, job.data(), target_cpu=job.target_cpu
+                    reference, job.recipe, job.data(), target_cpu=job.target_cpu
                 )
-                report = qrecipe.compare(job.model, converted, job.data(), pool=workers)
+                report = qrecipe.compare(reference, converted, job.data(), pool=workers)
             metric = None if accuracy is None else Metric.of(accuracy, job.model.eval(), converted)
             activations = activations_of(converted, job.data) if html is not None else ""
         show(report, as_json=json, metric=None if metric is None else metric.to_json())

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from qrecipe.measure.turns import Speed, clock
+from qrecipe.measure.turns import Speed
 from qrecipe.model.call import Inputs
+from qrecipe.process.threads import clock
 
 _WARM_UP = 2
 _MIN_RUNS = 5
@@ -56,7 +57,7 @@ def _spread(seconds: Sequence[float]) -> float:
 def compare_latency(
     reference: nn.Module, candidate: nn.Module, inputs: Inputs, budget: float = 5.0
 ) -> Latency:
-    """Call both in turn, so that other load on the machine affects both alike, as `turns.clock`.
+    """Call both in turn, so that other load on the machine affects both alike, as `threads.clock`.
 
     Each is called twice and timed once, because the first call fetches its weights and code again.
 

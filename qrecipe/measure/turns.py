@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
-
-import torch
 
 Seconds = Sequence[float]
 """Of one model, round by round; the models took turns in each round."""
 
 _NOISE = 0.03
-
-
-def clock() -> Callable[[], float]:
-    """What to time calls of models with, in seconds.
-
-    With several threads it is wall time. With one it is the CPU time of this thread, which does not
-    contain what other programs on the machine take in between.
-    """
-    return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,11 @@ class Site(ShortRepr):
     is_output: bool = False
 
     @property
+    def modules(self) -> frozenset[str]:
+        """The paths of its members, without the numbers of calls."""
+        return frozenset(member.partition("#")[0] for member in self.members)
+
+    @property
     def gives_integers(self) -> bool:
         """Whether its result is rounded to a static range."""
         return self.mode == "static" and self.qconfig is not None and self.qconfig.rounds_results
@@ -132,13 +137,15 @@ class Step(ShortRepr):
     """A transform of a plugin.
 
     ``tolerance`` is how far it may move an output of the float model, in parts of the largest one;
-    0 means not even the last bit. ``changed`` are the modules whose tensors it has changed, unknown
-    until the model has been transformed.
+    0 means not even the last bit. ``changed`` are the modules whose tensors it has changed,
+    ``moved`` the sites whose results it has moved further than that; both are unknown until the
+    model has been transformed.
     """
 
     name: str
     tolerance: float
     changed: tuple[str, ...] = ()
+    moved: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, repr=False)

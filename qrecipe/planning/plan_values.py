@@ -202,7 +202,9 @@ def _completed(values: Any) -> Any:
     """The values with what older plans lack."""
     absent: dict[str, Any] = {"clamp": None, "reads": [], "is_output": False}
     sites = [{**absent, **site} for site in _items(values, "sites")]
-    return {"chains": [], "groups": [], "steps": [], **values, "sites": sites}
+    values = {"chains": [], "groups": [], "steps": [], **values, "sites": sites}
+    anywhere = [site["name"] for site in sites]
+    return {**values, "steps": [{"moved": anywhere, **step} for step in _items(values, "steps")]}
 
 
 def _fields(values: Any) -> dict[str, Any]:

@@ -308,10 +308,11 @@ def _transform_lines(plan: Plan, site: Site) -> Iterator[str]:
             because = f", because {group.reason}" if group.reason else ""
             divided = f"divided by {place_of(group)}{because}"
             yield f"  group      {', '.join(group.sites)}; {divided}"
-    modules = {member.partition("#")[0] for member in site.members}
     for step in plan.steps:
-        if not modules.isdisjoint(step.changed):
+        if not site.modules.isdisjoint(step.changed):
             yield f"  transform  {step.name} has changed its tensors"
+        if site.name in step.moved:
+            yield f"  transform  {step.name} has moved its result"
 
 
 def _spec_text(spec: TensorSpec) -> str:

@@ -23,11 +23,9 @@ from qrecipe.transforms.smooth import apply_groups
 def as_recorded(model: nn.Module, recipe: Recipe, inputs: Inputs, plan: Plan) -> nn.Module:
     """A copy of a model that is scaled as the plan of a transformed one records it.
 
-    Raises ``ArtifactError`` (QR420) if the model cannot be scaled like that.
+    What plugins did is not repeated: a plan only says where. Raises ``ArtifactError`` (QR420) if
+    the model cannot be scaled like that.
     """
-    if plan.steps:
-        names = ", ".join(step.name for step in plan.steps)
-        raise different(f"it is not transformed by {names}, which a plan cannot repeat", _RETURNED)
     model = untransformed(model, recipe, inputs)
     inventory = inventory_of(model, recipe, inputs)
     for chain in plan.chains:
@@ -70,13 +68,10 @@ def untransformed(model: nn.Module, recipe: Recipe, inputs: Inputs) -> nn.Module
     return before
 
 
-_RETURNED = "pass the model that qrecipe.transform returned"
-
-
-def different(what: str, hint: str = "pass the float model that was quantized") -> ArtifactError:
+def different(what: str) -> ArtifactError:
     """The error about a reference that the converted model was not made from."""
     return ArtifactError.of(
         "QR420",
         f"the converted model was not made from a model like this reference: {what}",
-        hint=hint,
+        hint="pass the float model that was quantized",
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -25,6 +26,7 @@ from qrecipe.registry.builtin import TRANSFORMS
 from qrecipe.terminal.progress import Progress
 from qrecipe.transforms.base import Batches, Scaled, Transform, TransformContext
 from qrecipe.transforms.contract import applied
+from qrecipe.transforms.moved import Results, moved_sites, results_of
 from qrecipe.transforms.proof import difference, outputs_of
 from qrecipe.transforms.record import Transformation, attach
 from qrecipe.transforms.recorded import untransformed
@@ -66,11 +68,12 @@ def transform(
         plan = make_plan(inventory, loaded)
     share = ranks.share(loaded.calibration.max_batches)
     context = TransformContext(plan, inventory, Batches(held, share, forward, progress))
+    inside = partial(results_of, recipe=loaded, inputs=inputs, batch=first, forward=forward)
     changed = whole_copy(model)
     done, outputs = Transformation(loaded.transform), outputs_of(model, first, forward)
     for name, step in _steps(loaded):
         before = outputs
-        done = _applied(done, name, step, changed, context)
+        done = _applied(done, name, step, changed, context, inside)
         outputs = outputs_of(changed, first, forward)
         _check(name, difference(before, outputs, step.tolerance))
     attach(changed, done)
@@ -91,9 +94,17 @@ def _steps(recipe: Recipe) -> Iterator[tuple[str, Transform]]:
 
 
 def _applied(
-    done: Transformation, name: str, step: Transform, model: nn.Module, context: TransformContext
+    done: Transformation,
+    name: str,
+    step: Transform,
+    model: nn.Module,
+    context: TransformContext,
+    inside: Callable[[nn.Module], Results],
 ) -> Transformation:
-    """Apply a transform to a model in place, and complete the record."""
+    """Apply a transform to a model in place, and complete the record.
+
+    ``inside`` gives what a model's sites give.
+    """
     if name in TRANSFORMS:
         scaled = step.apply(model, context)
         assert isinstance(scaled, Scaled)
@@ -103,10 +114,12 @@ def _applied(
             groups=done.groups + scaled.groups,
             spreads=done.spreads + scaled.spreads,
         )
+    before = inside(model)
     changed, problem = applied(step, model, context)
     _check(name, problem)
     check_same(f"transform {name}", name, model)
-    made = Step(name, step.tolerance, changed)
+    moved = moved_sites(before, inside(model), step.tolerance)
+    made = Step(name, step.tolerance, changed, moved)
     return replace(done, steps=(*done.steps, made))
 
 

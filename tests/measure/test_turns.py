@@ -13,8 +13,9 @@ from torch import nn
 from qrecipe.measure.latency import Latency, compare_latency
 from qrecipe.measure.profile.report import _ratio
 from qrecipe.measure.profile.timing import Timing
-from qrecipe.measure.turns import Speed, clock
+from qrecipe.measure.turns import Speed
 from qrecipe.model.call import Inputs
+from qrecipe.process.threads import clock
 
 
 @pytest.fixture

@@ -86,7 +86,8 @@ def test_a_registered_transform_changes_the_model_before_it_is_quantized(doubled
     assert torch.equal(changed[0].weight, net[0].weight * 4)
     with torch.no_grad():
         assert torch.equal(changed(ROWS[0]), net(ROWS[0]))
-    assert qrecipe.transformation(changed).steps == (qrecipe.Step("doubled", 0.0, ("0", "2")),)
+    step = qrecipe.Step("doubled", 0.0, changed=("0", "2"), moved=("0",))
+    assert qrecipe.transformation(changed).steps == (step,)
     assert "doubled" in str(qrecipe.transformation(changed))
     converted = qrecipe.quantize(net, settings, ROWS)
     plan = qrecipe.Plan.from_json(qrecipe.provenance(converted).plan)
@@ -111,6 +112,8 @@ def test_the_plan_is_pure_and_lists_the_step(doubled):
     assert qrecipe.Plan.from_json(plan.to_json()) == plan
     compiled = qrecipe.compile(net, _doubled(), ROWS[0], batches=ROWS)
     assert "doubled has changed its tensors" in compiled.plan.explain("0")
+    assert "doubled has moved its result" in compiled.plan.explain("0")
+    assert "doubled has moved its result" not in compiled.plan.explain("2")
 
 
 # --- the contract
@@ -314,13 +317,96 @@ def test_a_stored_model_needs_neither_batches_nor_the_plugin(doubled, tmp_path):
     net, settings = _net(), _doubled()
     converted = qrecipe.quantize(net, settings, ROWS)
     qrecipe.save_quantized(converted, tmp_path / "net.safetensors")
-    changed = qrecipe.transform(net, settings, ROWS)
-    assert qrecipe.compare(changed, converted, ROWS[:1]).sites
-    with pytest.raises(qrecipe.ArtifactError, match=r"QR420.*doubled, which a plan cannot repeat"):
-        qrecipe.compare(net, converted, ROWS[:1])
     registered.remove("transform", "doubled")
     loaded = qrecipe.load_quantized(tmp_path / "net.safetensors", net)
     assert torch.equal(loaded(ROWS[0]), converted(ROWS[0]))
+
+
+def _compared(reference, converted):
+    report = qrecipe.compare(reference, converted, ROWS[:2])
+    return report, {site.name: site for site in report.sites}
+
+
+@pytest.mark.parametrize("executor", ["fx", pytest.param("pt2e", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("more", ["", "[transform.equalize]\nby = 'weights'"])
+def test_the_float_model_itself_is_compared_but_for_what_a_plugin_moved(doubled, executor, more):
+    net = nn.Sequential(nn.Linear(12, 12), nn.ReLU(), *_net()).eval()
+    settings = _doubled(f"times = 4.0\n{more}", head=f'executor = "{executor}"')
+    converted = qrecipe.quantize(net, settings, ROWS)
+    full, every = _compared(qrecipe.transform(net, settings, ROWS), converted)
+    report, sites = _compared(net, converted)
+    assert (full.lacking, report.lacking) == ((), ("doubled",))
+    assert report.output == full.output
+    assert sites["0"].activation is None
+    assert sites["0"].weight is None
+    assert sites["2"].weight is None
+    assert sites["2"].activation == every["2"].activation  # which the last of the two restores
+    assert sites["4"].activation == every["4"].activation
+    assert sites["4"].weight == every["4"].weight
+    assert all(every[name].activation and every[name].weight for name in ("0", "2", "4"))
+    assert "doubled" in str(report)
+
+
+def test_an_older_plan_does_not_say_what_was_moved_so_it_may_be_anything(doubled):
+    values = json.loads(qrecipe.plan(_net(), _doubled(), ROWS[0]).to_json())
+    del values["steps"][0]["moved"]
+    (step,) = qrecipe.Plan.from_json(json.dumps(values)).steps
+    assert step.moved == ("0", "2")
+
+
+def test_weights_of_an_opened_layer_are_those_of_the_layer(doubled):
+    class Turned(qrecipe.Transform):
+        def apply(self, model, context):
+            for module in model.modules():
+                if isinstance(module, nn.MultiheadAttention):
+                    width = module.embed_dim
+                    module.in_proj_weight.data[2 * width :].mul_(2)
+                    module.in_proj_bias.data[2 * width :].mul_(2)
+                    module.out_proj.weight.data.div_(2)
+
+    qrecipe.register_transform("turned")(Turned)
+    net = nn.TransformerEncoderLayer(16, 2, 32, 0.0, batch_first=True).eval()
+    batches = [torch.randn(2, 5, 16) for _ in range(3)]
+    settings = recipe("[transform.turned]\nenabled = true", base="builtin:x86-dynamic")
+    converted = qrecipe.quantize(net, settings, batches)
+    sites = {site.name: site for site in qrecipe.compare(net, converted, batches).sites}
+    assert sites["linear1"].weight is not None
+    assert {name for name in sites if name.startswith("self_attn.") and sites[name].weight} == set()
+    assert sites["self_attn.out_proj"].activation is not None
+
+
+def test_in_eager_mode_too(doubled):
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = _net()
+
+        def forward(self, x):
+            return self.net(x) if x.sum() > -1e9 else x
+
+    settings = _doubled(base="builtin:x86-dynamic")
+    converted = qrecipe.quantize(Branching().eval(), settings, ROWS)
+    report, sites = _compared(Branching().eval(), converted)
+    assert report.lacking == ("doubled",)
+    assert sites["net.0"].activation is None
+    assert sites["net.2"].activation is not None
+
+
+def test_the_command_compares_every_site(doubled, tmp_path):
+    (tmp_path / "net.toml").write_text(
+        'format = 1\nextends = "builtin:x86-static-minmax"\n[transform.doubled]\ntimes = 4.0\n'
+    )
+    (tmp_path / "model.py").write_text(
+        "import torch\nfrom torch import nn\n\ndef factory():\n"
+        "    return nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 4)).eval()\n\n"
+        "def batches():\n    return [torch.randn(4, 12) for _ in range(3)]\n"
+    )
+    names = ["--model", f"{tmp_path}/model.py:factory", "--data", f"{tmp_path}/model.py:batches"]
+    shown = CliRunner().invoke(app, ["compare", str(tmp_path / "net.toml"), *names, "--json"])
+    assert shown.exit_code == 0
+    report = json.loads(shown.stdout)
+    assert report["lacking"] == []
+    assert all(site["activation"] and site["weight"] for site in report["sites"])
 
 
 def test_what_a_plugin_did_cannot_be_taken_back(doubled):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +12,8 @@ from torch import Tensor, fx, nn
 
 from qrecipe.audit.sqnr import Totals
 from qrecipe.execution.part import Realised
+from qrecipe.execution.watched import Watched
 from qrecipe.measure.profile.timing import Stopwatch
-from qrecipe.measure.watched import Watched
 from qrecipe.model.addresses import is_conversion, site_of
 from qrecipe.model.copies import with_parts
 from qrecipe.model.graph_sites import Inventory
@@ -25,16 +25,19 @@ class Activations:
     """Sums over batches for each site, fed by two models that run one after the other.
 
     Values of the float model are held for one batch, until the converted model has run on it.
-    ``clamps`` are the limits beyond which nobody reads the result of a site.
+    ``clamps`` are the limits beyond which nobody reads the result of a site; sites in ``moved`` are
+    not compared.
     """
 
     clamps: Mapping[str, Limits]
+    moved: Collection[str] = ()
     totals: dict[str, Totals] = field(default_factory=dict)
 
     _held: dict[str, deque[Any]] = field(default_factory=dict)
 
     def hold(self, name: str, value: Any) -> None:
-        self._held.setdefault(name, deque()).append(value)
+        if name not in self.moved:
+            self._held.setdefault(name, deque()).append(value)
 
     def match(self, name: str, value: Any) -> None:
         waiting = self._held.get(name)

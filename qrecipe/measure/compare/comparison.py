@@ -36,7 +36,8 @@ class SiteComparison(ShortRepr):
     """One site in both models.
 
     ``weight`` is None if the weight is not quantized, ``activation`` if the output has no floating
-    tensor; the shares are of the total time of sites and conversions, 0 to 1.
+    tensor, both if a transform has changed them that the reference lacks; the shares are of the
+    total time of sites and conversions, 0 to 1.
     """
 
     name: str
@@ -54,7 +55,8 @@ class Comparison(Report):
 
     ``conversion_share`` is the share of the int8 time spent on quantizing and dequantizing;
     ``ingredients`` are the files of the recipe. ``runtime`` is that of a session, which only gives
-    outputs: there are no sites then.
+    outputs: there are no sites then. ``lacking`` are the transforms of plugins that the reference
+    has not been through.
     """
 
     sites: tuple[SiteComparison, ...]
@@ -63,6 +65,7 @@ class Comparison(Report):
     conversion_share: float
     ingredients: tuple[Ingredient, ...] = ()
     runtime: str | None = None
+    lacking: tuple[str, ...] = ()
 
     def _sections(self) -> Iterator[Section]:
         output = sqnr_text(None if self.output is None else self.output.sqnr_db)
@@ -78,7 +81,14 @@ class Comparison(Report):
         if self.conversion_share:  # dynamic sites quantize their inputs themselves
             share = f"{self.conversion_share:.1%} of the int8 time"
             found = f"{found}; quantizing and dequantizing takes {share}"
-        yield Text("Result", [found, *published(self.ingredients)])
+        lines = [found, *published(self.ingredients)]
+        if self.lacking:
+            names = ", ".join(self.lacking)
+            lines += [
+                f"What {names} changed inside the model is not compared:",
+                "pass what qrecipe.transform returns as the reference to see it too.",
+            ]
+        yield Text("Result", lines)
 
     def _site_table(self) -> Table:
         rows = [
@@ -106,6 +116,7 @@ class Comparison(Report):
             "batches": self.batches,
             "output": _json(self.output),
             "conversion_share": self.conversion_share,
+            "lacking": self.lacking,
             "sites": [
                 {
                     "name": site.name,
@@ -151,7 +162,9 @@ def compare(
     ``reference`` is the float model, ``converted`` the model that qrecipe made of it. Each model
     computes with its own values, so an activation includes the errors of all sites before it.
     Memory does not grow with the batches; ``batches`` and ``forward`` are as in
-    `qrecipe.calibrate`.
+    `qrecipe.calibrate`. If transforms have changed the converted model, channels of the reference
+    are scaled alike; what a plugin changed is compared if the reference is the model that
+    `qrecipe.transform` returned.
 
     ``converted`` may also be an ``onnxruntime.InferenceSession`` or an ``openvino.CompiledModel``
     of an exported file. Of these only the outputs are compared. The tensors of a batch are passed
@@ -164,6 +177,7 @@ def compare(
     Raises:
         ArtifactError: ``converted`` was not converted by qrecipe (QR501), or not from a model
             like ``reference`` (QR420).
+        PlanError: a plugin has transformed ``reference`` otherwise (QR342).
         CalibrationError: there are no batches, or the models cannot take one.
         ExecutionError: the workers cannot do it (QR426, QR427, QR428), or not with a session
             (QR425).
@@ -256,6 +270,7 @@ def _report(run: Run, sums: _Sums) -> Comparison:
         sums.batches,
         after.get(CONVERSIONS, 0.0),
         plan.ingredients,
+        lacking=run.lacking,
     )
 
 

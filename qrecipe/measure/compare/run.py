@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from qrecipe.execution.calls import noted_calls, run_quietly
 from qrecipe.execution.executors import executor_of
 from qrecipe.execution.part import Realised
 from qrecipe.execution.provenance import converted_graphs, provenance
+from qrecipe.execution.watched import watched_modules
 from qrecipe.measure.compare.activations import (
     Activations,
     Times,
@@ -27,13 +28,13 @@ from qrecipe.measure.compare.activations import (
     watched_converted,
     watched_reference,
 )
-from qrecipe.measure.watched import watched_modules
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.model.kept import TRANSFORMED, kept
 from qrecipe.model.out_of_place import without_changes_in_place
 from qrecipe.planning.inventory import inventory_of
-from qrecipe.planning.plan import Plan
+from qrecipe.planning.plan import Plan, Step
 from qrecipe.recipe.recipe import parse_recipe
+from qrecipe.transforms.record import Transformation
 from qrecipe.transforms.recorded import as_recorded, different
 
 _TIMED_RUNS = 5
@@ -51,7 +52,8 @@ def run_of(reference: nn.Module, converted: nn.Module, first: Any, forward: Forw
     """Both models, ready to be compared on batches like the first one.
 
     Raises ``ArtifactError`` if the converted model was not converted by qrecipe (QR501), or not
-    from a model like the reference (QR420).
+    from a model like the reference (QR420), and ``PlanError`` (QR342) if a plugin has transformed
+    the reference otherwise.
     """
     origin, graphs = provenance(converted), converted_graphs(converted)
     plan = Plan.from_json(origin.plan)
@@ -59,9 +61,9 @@ def run_of(reference: nn.Module, converted: nn.Module, first: Any, forward: Forw
     recipe = replace(parse_recipe(origin.recipe), phase="ptq", executor=plan.executor)
     with inputs_of_batch(reference, first, forward) as inputs:
         inventory = inventory_of(reference, recipe, inputs)
-        done = kept(reference, TRANSFORMED)
-        changes = (plan.chains, plan.groups, plan.steps)
-        if any(changes) and (done is None or (done.chains, done.groups, done.steps) != changes):
+        changes, done = _changes(plan), kept(reference, TRANSFORMED)
+        is_transformed = done is not None and _changes(done) == changes
+        if any(changes) and not is_transformed:
             reference = as_recorded(reference, recipe, inputs, plan)
             inventory = inventory_of(reference, recipe, inputs)
     _check_same(inventory, plan, graphs)
@@ -69,7 +71,14 @@ def run_of(reference: nn.Module, converted: nn.Module, first: Any, forward: Forw
         without_changes_in_place(part.graph_module)
     realised_sites = executor_of(plan.executor).realised_sites
     realised = {path: realised_sites(graph) for path, graph in graphs.items()}
-    return Run(converted, inventory, graphs, realised, plan, forward)
+    lacking = () if is_transformed else plan.steps
+    return Run(converted, inventory, graphs, realised, plan, forward, lacking)
+
+
+def _changes(what: Plan | Transformation) -> tuple[Sequence[object], ...]:
+    """What was done to the tensors of a model."""
+    steps = [(step.name, step.changed) for step in what.steps]
+    return what.chains, what.groups, steps
 
 
 def _check_same(inventory: Inventory, plan: Plan, graphs: Iterable[str]) -> None:
@@ -82,7 +91,11 @@ def _check_same(inventory: Inventory, plan: Plan, graphs: Iterable[str]) -> None
 
 
 class Run:
-    """Both models under observation, by the plan of the converted one."""
+    """Both models under observation, by the plan of the converted one.
+
+    ``lacking`` are transforms of plugins that only the converted model has been through. What they
+    have changed inside the model is not compared.
+    """
 
     def __init__(
         self,
@@ -92,13 +105,17 @@ class Run:
         realised: Mapping[str, Mapping[str, Realised]],
         plan: Plan,
         forward: Forward | None,
+        lacking: Sequence[Step] = (),
     ) -> None:
         self.plan = plan
+        self.lacking = tuple(step.name for step in lacking)
+        self._changed = {module for step in lacking for module in step.changed}
         self._inventory = inventory
         self._graphs = graphs
         self._realised = realised
         self._forward = forward
-        self._activations = Activations(plan.clamps)
+        moved = frozenset(name for step in lacking for name in step.moved)
+        self._activations = Activations(plan.clamps, moved)
         self._times = (Times(), Times())
         reference = inventory.model
         self._raw = (reference, converted)
@@ -155,7 +172,19 @@ class Run:
 
     def weights(self) -> dict[str, Fidelity | None]:
         """The fidelity of each site's weights. Raises ArtifactError (QR420) if shapes differ."""
-        return {name: _weight_fidelity(name, *pair) for name, pair in self._weight_pairs()}
+        return {
+            name: _weight_fidelity(name, *pair)
+            for name, pair in self._weight_pairs()
+            if not self._is_changed(name)
+        }
+
+    def _is_changed(self, name: str) -> bool:
+        """Whether a transform that the reference lacks has changed weights of a site."""
+        opened = self._changed.intersection(self._inventory.opened)
+        return any(
+            module in self._changed or any(module.startswith(f"{path}.") for path in opened)
+            for module in self.plan[name].modules
+        )
 
     def _weight_pairs(self) -> Iterator[tuple[str, tuple[list[Tensor], list[Tensor]]]]:
         """The weights of each site, float and quantized."""

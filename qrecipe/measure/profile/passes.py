@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from qrecipe.execution.provenance import converted_graphs
+from qrecipe.execution.watched import See, Watched, watched_modules
 from qrecipe.measure.profile.timing import Stopwatch
-from qrecipe.measure.turns import clock
-from qrecipe.measure.watched import See, Watched, watched_modules
 from qrecipe.model.addresses import is_conversion, site_of
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import with_parts
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.model.nested import map_tensors
+from qrecipe.process.threads import clock
 from qrecipe.rules.structure import joined
 
 Direction = Literal["quantize", "dequantize"]

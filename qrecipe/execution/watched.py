@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import fx, nn
 
-from qrecipe.measure.turns import clock
 from qrecipe.model.call import Inputs, bind
 from qrecipe.model.copies import structural_copy
 from qrecipe.model.interpreter import Interpreter
+from qrecipe.process.threads import clock
 
 See = Callable[[fx.Node, Any, float], None]
 """Called with each node, its result and the seconds that it took."""
