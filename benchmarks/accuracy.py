@@ -5,12 +5,13 @@ Networks: the digits net of examples/digits as it is and with channels that diff
 that is trained here for half a minute, and the encoder of examples/digits, as it is and with
 channels 32 times as large as the others. All of them see real digits.
 
-    OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/accuracy.py [--only NAME ...] [--nncf]
+    OMP_NUM_THREADS=1 python benchmarks/accuracy.py [--only NAME ...] [--nncf] [--aimet]
 
 Printed as one Markdown table for each network: accuracy on the held-out set (1,000 digits; a
 digit is 0.1 points); SQNR of the outputs for it in dB; CPU time to quantize, calibration and audit
 included, as a multiple of the first recipe's. --nncf adds NNCF's own recipes, executed by OpenVINO;
-it needs both.
+it needs both. --aimet adds networks of convolutions that AIMET has equalized, quantized by the same
+recipe as the first row, and by AIMET's simulation of 8 bits.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ class Row:
     seconds: float
 
 
-def rows(subject: Subject, model: nn.Module, with_nncf: bool) -> Iterator[Row]:
+def rows(subject: Subject, model: nn.Module, others: Others) -> Iterator[Row]:
     inputs = subject.inputs()
     with torch.inference_mode():
         expected = model(inputs)
@@ -149,19 +150,34 @@ def rows(subject: Subject, model: nn.Module, with_nncf: bool) -> Iterator[Row]:
         converted = qrecipe.quantize(model, recipe, batches, progress=False)
         seconds = time.process_time() - start
         yield judged(name, converted, subject, inputs, expected, seconds)
-    if with_nncf and subject.base != "builtin:x86-dynamic":  # its activations are static
-        from nncf_rows import quantizers  # its packages are no part of the tests'
+    for name, quantize in others.items():
+        start = time.process_time()
+        try:
+            quantized = quantize(batches)
+        except Exception as error:
+            print(f"{name}: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
+            continue
+        seconds = time.process_time() - start
+        yield judged(name, quantized, subject, inputs, expected, seconds)
 
-        is_transformer = "smooth" in "".join(subject.recipes)
-        for name, quantize in quantizers(model, is_transformer=is_transformer).items():
-            start = time.process_time()
-            try:
-                compiled = quantize(batches)
-            except RuntimeError as error:
-                print(f"NNCF, {name}: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
-                continue
-            seconds = time.process_time() - start
-            yield judged(f"NNCF: {name}", compiled, subject, inputs, expected, seconds)
+
+Others = Mapping[str, Callable[[Sequence[Tensor]], Any]]
+"""How other libraries quantize a model, by name."""
+
+
+def others(subject: Subject, model: nn.Module, names: Sequence[str]) -> Others:
+    """Those of the named libraries, whose packages are no part of the tests'."""
+    is_transformer = "smooth" in "".join(subject.recipes)
+    found: dict[str, Callable[[Sequence[Tensor]], Any]] = {}
+    if "nncf" in names and subject.base != "builtin:x86-dynamic":  # its activations are static
+        import nncf_rows
+
+        found |= nncf_rows.quantizers(model, is_transformer=is_transformer)
+    if "aimet" in names and not is_transformer:
+        import aimet_rows
+
+        found |= aimet_rows.quantizers(model, subject.base)
+    return found
 
 
 def judged(
@@ -181,7 +197,9 @@ def judged(
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
-    parser.add_argument("--nncf", action="store_true")
+    for library in ("nncf", "aimet"):
+        flag = f"--{library}"
+        parser.add_argument(flag, action="append_const", const=library, dest="others", default=[])
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     print(f"{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
@@ -191,7 +209,7 @@ def main(arguments: Sequence[str]) -> None:
         print(f"\n{name}: float {subject.example.evaluate(model):.1%}, {subject.base}\n")
         print("| recipe | accuracy | SQNR | time |\n| --- | --- | --- | --- |")
         first = None
-        for row in rows(subject, model, options.nncf):
+        for row in rows(subject, model, others(subject, model, options.others)):
             first = first or row.seconds
             figures = f"{row.accuracy:.1%} | {row.sqnr_db:.1f} dB | {row.seconds / first:.1f}"
             print(f"| {row.name} | {figures} |", flush=True)

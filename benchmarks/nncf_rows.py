@@ -45,9 +45,9 @@ def quantizers(
 
         return quantize
 
-    transformer = {"as a transformer": way(model_type=nncf.ModelType.TRANSFORMER)}
+    transformer = {"NNCF: as a transformer": way(model_type=nncf.ModelType.TRANSFORMER)}
     return {
-        "as it is": way(),
-        "full bias correction": way(fast_bias_correction=False),
+        "NNCF: as it is": way(),
+        "NNCF: full bias correction": way(fast_bias_correction=False),
         **(transformer if is_transformer else {}),
     }

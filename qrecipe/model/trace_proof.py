@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -32,6 +32,12 @@ from qrecipe.process.warnings import held_back
 
 _RELATIVE_TOLERANCE = 1e-3
 _FEW = 4096
+LOWEST = -1e3
+"""Activations are hardly ever below; masks are at -1e4, -1e9 or the lowest float."""
+
+_NOTHING = 0.01
+"""Of a tensor with 8 bits, this share of the range is two or three integers."""
+
 _WITH_INFINITY = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -42,7 +48,8 @@ class Value:
     ``is_tensor`` is False for tuples, sizes and numbers. ``rank`` is the number of dimensions of a
     tensor, ``count`` that of the results in a tuple; ``is_input`` tells that it is the node's first
     input, unchanged; ``is_finite`` is False if it has infinite values. ``shape`` is that of the
-    example's few samples, where they were run.
+    example's few samples, where they were run. ``is_masked`` tells that one of its two inputs is a
+    mask: it goes below -1000, and all else is next to nothing.
     """
 
     is_float: bool
@@ -52,6 +59,7 @@ class Value:
     is_finite: bool = field(default=True, compare=False)
     count: int | None = field(default=None, compare=False)
     shape: tuple[int, ...] | None = field(default=None, compare=False)
+    is_masked: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +175,18 @@ class _Recorder(Interpreter):
                 raise RuntimeError(f"{n.name} changes a tensor that it is given")
         self.env.update(sources)
         is_input = is_same(result, first) and version(first) == before
-        n.meta["value"] = _describe(result, is_input)
+        value = _describe(result, is_input)
+        n.meta["value"] = replace(value, is_masked=_has_mask(sources.values()))
         return result
+
+
+def _has_mask(values: Collection[Any]) -> bool:
+    """Whether one of two float tensors is a mask: it goes that far below all else in both."""
+    floats = [x for x in values if isinstance(x, Tensor) and x.is_floating_point() and x.numel()]
+    if len(floats) != 2:
+        return False
+    lowest, *others = sorted(float(end) for x in floats for end in x.aminmax())
+    return lowest < LOWEST and max(map(abs, others)) < _NOTHING * -lowest
 
 
 def _is_small(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Sums that a mask enters: a constant so low that it takes the whole range of an int8 tensor."""
+"""Sums that a mask enters: numbers so low that they take the whole range of an int8 tensor."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from qrecipe.model.addresses import SITE
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.model.moving import arguments, last_name, moved, moves
 from qrecipe.model.normalize import stored
+from qrecipe.model.trace_proof import LOWEST
 from qrecipe.planning.plan import Site
 from qrecipe.recipe.patterns import leave_float
 from qrecipe.rules.resolution import listed
-
-_LOWEST = -1e3
-"""Activations are hardly ever below; masks are at -1e4, -1e9 or the lowest float."""
 
 _SUMS_AND_CHOICES = ("where", "add", "minimum", "maximum", "to", "type_as", "float")
 """Operations that give a constant on, wherever it comes from."""
@@ -32,20 +30,28 @@ def mask_findings(sites: Sequence[Site], inventory: Inventory) -> Iterator[Findi
 
 def mask_finding(sums: Sequence[str], hint: str) -> Finding:
     """The warning (QR237) about these sums."""
-    what = f"a constant below {_LOWEST:.0f}, such as a mask, takes the range of"
+    what = f"a mask, with numbers below {LOWEST:.0f}, takes the range of"
     return Finding("QR237", f"{what} {counted(len(sums), 'int8 sum')}: {listed(sums)}", hint=hint)
 
 
 def masked_sums(sites: Sequence[Site], inventory: Inventory) -> tuple[str, ...]:
-    """The static sums that a constant below -1000 enters."""
+    """The static sums that a number below -1000 enters: a constant, or with the example inputs."""
     static = {site.name for site in sites if site.mode == "static" and site.verdict == "quantized"}
     return tuple(
         site.name
         for site in sites
         if site.name in static
         for node in inventory.matches[site.name].nodes[:1]
-        if _op(node) == "add" and any(_lowest(each, static) < _LOWEST for each in node.args[:2])
+        if _op(node) == "add" and (_is_masked(node) or _has_constant(node, static))
     )
+
+
+def _is_masked(node: fx.Node) -> bool:
+    return "value" in node.meta and bool(node.meta["value"].is_masked)
+
+
+def _has_constant(node: fx.Node, static: Set[str]) -> bool:
+    return any(_lowest(each, static) < LOWEST for each in node.args[:2])
 
 
 def _lowest(value: object, static: Set[str]) -> float:

@@ -41,12 +41,12 @@ def _warned(net):
         lambda self, s, kept: s + torch.where(kept > 0, 0.0, -1e4),
         lambda self, s, kept: torch.add(s, self.causal),
         lambda self, s, kept: s + self.causal[None, :6, :6],
-        lambda self, s, kept: s + (self.causal + (1.0 - kept) * -1.0),
+        lambda self, s, kept: s + (self.causal + (1.0 - kept) * -1.0),  # both sums
     ],
 )
 def test_masks_are_found_however_they_are_made(mask):
     (finding,) = _warned(_net(mask, causal=CAUSAL))
-    assert "1 int8 sum" in finding.message
+    assert ":add" in finding.message
 
 
 @pytest.mark.parametrize(
@@ -60,6 +60,63 @@ def test_masks_are_found_however_they_are_made(mask):
 )
 def test_other_sums_are_no_masks(mask):
     assert _warned(_net(mask, bias=torch.randn(6, 6))) == []
+
+
+class Attention(nn.Module):
+    """An attention that is given its mask."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(16, 16) for _ in range(3))
+
+    def forward(self, x, mask):
+        scores = torch.matmul(self.q(x), self.k(x).transpose(1, 2)) + mask
+        return torch.matmul(scores.softmax(-1), self.v(x))
+
+
+PADDED = torch.zeros(2, 1, 6).masked_fill(torch.arange(6) > 3, -1e4)
+
+
+@pytest.mark.parametrize("executor", ["fx", "pt2e"])
+@pytest.mark.parametrize("mask", [CAUSAL, PADDED, PADDED.sign() * 3e38])
+def test_a_mask_among_the_example_inputs_is_found(mask, executor):
+    net = Attention().eval()
+    with pytest.warns(qrecipe.QRecipeWarning, match="QR237.*1 int8 sum: :add"):
+        plan = qrecipe.plan(net, recipe(), (X, mask), executor=executor)
+    assert plan[":add"].verdict == "quantized"
+
+
+@pytest.mark.parametrize(
+    "mask", [torch.zeros(2, 1, 6), CAUSAL / 100, CAUSAL.abs(), torch.randn(2, 6, 6) * 1e4]
+)
+def test_other_inputs_are_no_masks(mask):
+    plan = qrecipe.plan(Attention().eval(), recipe(), (X, mask))
+    assert "QR237" not in [each.code for each in plan.warnings]
+
+
+def test_a_mask_that_is_computed_from_an_input_is_found_by_its_numbers():
+    net = _net(lambda self, s, kept: s + (kept + 1e-9).log() * self.far, far=torch.full((1,), 1e3))
+    padded = KEPT.clone()
+    padded[:, 4:] = 0
+    assert _warned(net) == []
+    plan = qrecipe.plan(net, recipe(), (X, padded))
+    assert "QR237" in [each.code for each in plan.warnings]
+
+
+def test_quantizing_tells_of_a_mask_in_the_first_batch_and_suggest_leaves_its_sum_float():
+    net = Attention().eval()
+    batches = [(torch.randn(2, 6, 16), PADDED) for _ in range(10)]
+    with pytest.warns(qrecipe.QRecipeWarning, match="QR237"):
+        qrecipe.quantize(net, recipe(), batches, progress=False)
+    hybrid = net_of(
+        lambda self, x, mask: self.rest(self.conv(x).transpose(1, 2), mask),
+        conv=nn.Conv1d(256, 16, 3, padding=1),
+        rest=net,
+    ).eval()
+    inputs = torch.randn(2, 256, 6), PADDED
+    with pytest.warns(qrecipe.QRecipeWarning, match="QR237"):
+        suggested = qrecipe.suggest(hybrid, inputs)
+    assert qrecipe.plan(hybrid, suggested, inputs)["rest:add"].verdict == "float"
 
 
 def test_the_advice_helps_and_silences():
