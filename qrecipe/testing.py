@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from qrecipe.authoring.lock.outcomes import SiteOutcome, site_outcome
+from qrecipe.authoring.lock.file import SiteOutcome, site_outcome
 from qrecipe.errors.findings import CODES, RecipeReferenceError
 from qrecipe.errors.text import first_line
 from qrecipe.files import write_atomically

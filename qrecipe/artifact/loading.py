@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from qrecipe._torch_ao import quiet
-from qrecipe.artifact.constants import Constants
 from qrecipe.artifact.container import StoredFile, opened, path_of, problem
 from qrecipe.artifact.metadata import StoredModel, stored_model
-from qrecipe.artifact.rebuilding import rebuilt
+from qrecipe.artifact.rebuilding import Constants, rebuilt
 from qrecipe.artifact.state import DTYPES, Slot, slots_of
 from qrecipe.artifact.value_checks import ValueChecks
 from qrecipe.errors.findings import ArtifactError, QRecipeError

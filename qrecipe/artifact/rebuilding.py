@@ -6,10 +6,13 @@ replace those of plugins.
 
 from __future__ import annotations
 
+import inspect
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from types import NoneType
 from typing import Any
 
 import torch
@@ -18,11 +21,11 @@ from torch._ops import OpOverloadPacket
 from torch.overrides import TorchFunctionMode
 
 from qrecipe._version import __version__
-from qrecipe.artifact.constants import Constants, with_own_constants
 from qrecipe.artifact.container import problem
 from qrecipe.artifact.metadata import StoredModel
 from qrecipe.errors.findings import error_from
-from qrecipe.errors.text import shown
+from qrecipe.errors.spelling import did_you_mean
+from qrecipe.errors.text import one_line, shown
 from qrecipe.execution.executors import executor_of
 from qrecipe.execution.packing import Unpacked
 from qrecipe.execution.part import Recorded
@@ -31,6 +34,7 @@ from qrecipe.model.caches import with_layers_made
 from qrecipe.model.checks import attribute_findings
 from qrecipe.model.graph_sites import Inventory, structure_of
 from qrecipe.model.opened.opening import opened_at
+from qrecipe.model.record import Architecture, TracedPart
 from qrecipe.model.roots import root_findings
 from qrecipe.model.scaled_input import with_scaled_inputs
 from qrecipe.planning.backend import Outcome, outcomes, saturating
@@ -40,6 +44,7 @@ from qrecipe.recipe.patterns import is_exact
 from qrecipe.recipe.recipe import QConfigSpec, Rule
 from qrecipe.recipe.schema import Constructor, TensorSpec, TransformTable
 from qrecipe.rules.resolution import Decision, describe, resolve
+from qrecipe.rules.structure import joined
 
 _MEMORYLESS = ("placeholder", "fixed_qparams")
 """Observers that know their range, or need none, and decide what torch inserts."""
@@ -227,3 +232,69 @@ def _rule_of(site: Site, decision: Decision) -> Rule | None:
 
 def _outcome(decided: Site | Outcome) -> tuple[object, ...]:
     return decided.verdict, decided.mode, decided.qconfig, decided.engine
+
+
+Constants = Mapping[str, bool | int | float | str | None]
+"""Arguments by name; those of a root follow its path and a dot."""
+
+_LONGEST_HINT = 300
+
+
+def with_own_constants(
+    architecture: Architecture, model: nn.Module, given: Constants, file: str
+) -> Architecture:
+    """The architecture with the values that the caller gives, or else with forward's defaults.
+
+    Tracing runs the caller's forward, so no value in a file may choose its branches or the number
+    of its loops. Raises ArtifactError (QR507) if the file has others.
+    """
+    if not isinstance(given, Mapping):
+        what = f"needs constants as a mapping by name, not {shown(type(given).__name__)}"
+        raise problem("QR507", file, what)
+    recorded = {
+        joined(part.path, name): value
+        for part in architecture.parts
+        for name, value in part.constants.items()
+    }
+    for name in given:
+        if name not in recorded:
+            what = f"was made without a constant argument {shown(name)} of forward"
+            raise problem("QR507", file, what, did_you_mean(name, recorded))
+    own = {part.path: _own(part, model, given) for part in architecture.parts}
+    values = {joined(path, name): value for path, own in own.items() for name, value in own.items()}
+    others = {name: value for name, value in recorded.items() if not _is_same(value, values[name])}
+    if others:
+        consent = one_line(f"constants={others}")
+        if len(consent) > _LONGEST_HINT:
+            consent = "constants={...}"
+        raise problem(
+            "QR507",
+            file,
+            "was made with arguments that are neither the defaults of forward nor given here",
+            f"if the model may be traced with them: load_quantized(..., {consent})",
+            [_difference(name, value, values[name]) for name, value in others.items()],
+        )
+    parts = tuple(
+        part.model_copy(update={"constants": own[part.path]}) for part in architecture.parts
+    )
+    return architecture.model_copy(update={"parts": parts})
+
+
+def _own(part: TracedPart, model: nn.Module, given: Constants) -> dict[str, Any]:
+    parameters = inspect.signature(model.get_submodule(part.path).forward).parameters
+    defaults = {name: each.default for name, each in parameters.items()}
+    return {
+        name: given.get(joined(part.path, name), defaults.get(name, inspect.Parameter.empty))
+        for name in part.constants
+    }
+
+
+def _is_same(recorded: Any, own: Any) -> bool:
+    # as JSON, in which NaN equals itself, and 1 equals neither 1.0 nor True
+    is_plain = isinstance(own, (bool, int, float, str, NoneType))
+    return is_plain and json.dumps(own) == json.dumps(recorded)
+
+
+def _difference(name: str, recorded: Any, own: Any) -> str:
+    here = "without a default" if own is inspect.Parameter.empty else f"{shown(own)} here"
+    return f"{shown(name)} is {shown(recorded)} in the file, {here}"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from qrecipe.artifact.state import Slot
+from qrecipe.audit.float_kernels import qparams_of_result
 from qrecipe.model.graph_names import outer
 from qrecipe.model.normalize import stored
 from qrecipe.model.unfit import all_finite, must_be_finite
@@ -58,17 +58,11 @@ def _checks_of_calls(graph_module: fx.GraphModule) -> Iterator[tuple[str, Check]
         if not (is_quantize or str(node.target).startswith("quantized.")):
             continue
         dtype = node.args[-1] if is_quantize else _ACTIVATIONS
-        pair = node.args[1:3] if is_quantize else _last_two(node)
+        pair = node.args[1:3] if is_quantize else qparams_of_result(node)
         if all(isinstance(stored(source, graph_module), Tensor) for source in pair):
             scale, zero_point = pair
             yield str(scale.target), _scale
             yield str(zero_point.target), partial(_zero_point, dtype)
-
-
-def _last_two(node: fx.Node) -> tuple[Any, ...]:
-    """Where torch's kernels take the scale and the zero point of what they return."""
-    names = ("output_scale", "output_zero_point")
-    return tuple(map(node.kwargs.get, names)) if names[0] in node.kwargs else node.args[-2:]
 
 
 def _check(slot: Slot, name: str, tensors: Mapping[str, Tensor]) -> Check:

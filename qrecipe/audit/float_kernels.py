@@ -47,6 +47,12 @@ def is_kernel(node: fx.Node, module: nn.Module | None) -> bool:
     return str(node.target).startswith("quantized.") and "_dynamic" not in str(node.target)
 
 
+def qparams_of_result(node: fx.Node) -> tuple[Any, ...]:
+    """Where a call of a kernel takes the scale and the zero point of what it returns."""
+    names = ("output_scale", "output_zero_point")
+    return tuple(map(node.kwargs.get, names)) if names[0] in node.kwargs else node.args[-2:]
+
+
 def _module_result(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     name = type(module).__name__
     packed = getattr(module, "_packed_params", None)

@@ -16,7 +16,6 @@ from qrecipe.cli.check import check
 from qrecipe.cli.diff import diff
 from qrecipe.cli.drift import drift
 from qrecipe.cli.export import export
-from qrecipe.cli.fastest import fastest
 from qrecipe.cli.help import Command, help_of, summary
 from qrecipe.cli.init import init
 from qrecipe.cli.inspect import inspect
@@ -26,7 +25,7 @@ from qrecipe.cli.output import out
 from qrecipe.cli.plan import explain, lock, plan
 from qrecipe.cli.quantize import quantize
 from qrecipe.cli.show import show
-from qrecipe.cli.tune import suggest, tune
+from qrecipe.cli.tune import fastest, suggest, tune
 
 app = typer.Typer(
     name="qrecipe",

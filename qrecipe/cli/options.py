@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from json import loads
 from typing import Annotated, Any, Literal, get_args
 
@@ -14,11 +14,7 @@ from qrecipe.recipe import schema
 
 def one_of(option: str, words: Sequence[str], help: str) -> Any:
     """An option that takes one of these words, and names the nearest one for another."""
-    metavar = f"<{'|'.join(words)}>"
-    return typer.Option(option, metavar=metavar, parser=_reader(words), help=help)
 
-
-def _reader(words: Sequence[str]) -> Callable[[str], str]:
     def read(word: str) -> str:
         if word in words:
             return word
@@ -26,7 +22,7 @@ def _reader(words: Sequence[str]) -> Callable[[str], str]:
         near = [f"Did you mean {each!r}?" for each in nearest(word, words)]
         raise typer.BadParameter(" ".join([text, *near]))
 
-    return read
+    return typer.Option(option, metavar=f"<{'|'.join(words)}>", parser=read, help=help)
 
 
 def _pool(text: str) -> str:

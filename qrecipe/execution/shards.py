@@ -210,28 +210,19 @@ def _noted(subjects: Sequence[Subject], run: Run) -> tuple[int, list[list[Call]]
     calls: list[list[Call]] = [[] for _ in subjects]
     batches = 0
 
-    def note(at: int, x: Tensor) -> None:
+    def note(at: int, observe: Callable[[Tensor], object], x: Tensor) -> None:
         shown = subjects[at].summary(x)
         if shown is not None:
             calls[at].append(Call(batches, ranks.rank(), shown))
+        observe(x)
 
     with ExitStack() as stack:
         for at, subject in enumerate(subjects):
             observe = subject.owner.forward if subject.merging == "merge" else _nothing
-            stack.enter_context(shown_to(subject.owner, _both(partial(note, at), observe)))
+            stack.enter_context(shown_to(subject.owner, partial(note, at, observe)))
         for _ in run():
             batches += 1
     return batches, calls
-
-
-def _both(
-    first: Callable[[Tensor], object], second: Callable[[Tensor], object]
-) -> Callable[[Tensor], None]:
-    def call(x: Tensor) -> None:
-        first(x)
-        second(x)
-
-    return call
 
 
 def _in_turn(calls: Iterator[list[Call]]) -> list[Call]:

@@ -15,9 +15,8 @@ from torch import nn
 
 import qrecipe
 from qrecipe.artifact.carried import carried
-from qrecipe.artifact.export import reopened, targets
-from qrecipe.artifact.export.judged import Run
-from qrecipe.artifact.export.reopened import check_reopened
+from qrecipe.artifact.export import judged, targets
+from qrecipe.artifact.export.judged import Run, check_reopened
 from qrecipe.errors.findings import ArtifactError, AuditError, QRecipeWarning
 from qrecipe.model.call import Inputs
 
@@ -119,7 +118,7 @@ def test_containers_of_the_callers_are_not_sent_to_another_process(tmp_path):
 
 
 def test_without_its_runtime_a_file_is_not_compared(tmp_path, monkeypatch):
-    monkeypatch.setattr(reopened, "find_spec", lambda name: None)
+    monkeypatch.setattr(judged, "find_spec", lambda name: None)
     with pytest.warns(QRecipeWarning, match="QR415 .* onnxruntime is not installed"):
         check_reopened("onnxruntime", tmp_path / "net.onnx", Run(Inputs(()), torch.ones(2), None))
 

@@ -11,10 +11,10 @@ from runs import silent
 from tuning import base, cancelling, closeness, full_loss, in_float_time, tuned
 
 import qrecipe
+from qrecipe.authoring.tune.ahead import upcoming
 from qrecipe.authoring.tune.levers import Candidate
 from qrecipe.authoring.tune.search import Measured, Search
 from qrecipe.authoring.tune.trials import ModelBench
-from qrecipe.authoring.tune.upcoming import upcoming
 from qrecipe.errors.findings import ExecutionError, QRecipeWarning
 
 TIMES = in_float_time(a=0.4, b=0.3, c=0.3)

@@ -14,7 +14,7 @@ from qrecipe.execution.part import Exportable, check_exportable
 from qrecipe.execution.plain_scales import with_plain_scales
 from qrecipe.execution.provenance import Provenance, converted_graphs, provenance, stored_plan
 from qrecipe.model.call import Inputs, bind, bound
-from qrecipe.model.exported import exported, exported_as_it_is
+from qrecipe.model.exported import exported
 from qrecipe.model.tracer import OTHER_SHAPES
 from qrecipe.planning.plan import Plan
 from qrecipe.process.memory import raise_lack_of_memory
@@ -60,11 +60,16 @@ class Program:
 
     def exported(self) -> Any:
         """torch's program, in which the first size of each input is free."""
-        return _exported(exported, self.graph_module, self.inputs)
-
-    def exported_as_it_is(self) -> Any:
-        """torch's program for inputs of these sizes alone."""
-        return _exported(exported_as_it_is, self.graph_module, self.inputs)
+        try:
+            return exported(self.graph_module, self.inputs.args, self.inputs.kwargs)
+        except Exception as error:
+            raise_lack_of_memory(error)
+            message = f"torch cannot export the program: {first_line(error)}"
+            hint = "report the model"
+            if OTHER_SHAPES in message:
+                message = first_line(error)
+                hint = "pass inputs like those that it was quantized with"
+            raise ArtifactError(Finding("QR512", message, hint=hint)) from error
 
     def exportable(self) -> Exportable:
         """For exporters that know operators, and not programs; the float output is unknown.
@@ -102,14 +107,3 @@ def _give_default(user: fx.Node, placeholder: fx.Node) -> None:
         return placeholder.args[0] if node is placeholder else node
 
     user.args, user.kwargs = fx.map_arg((user.args, user.kwargs), given)
-
-
-def _exported(export: Any, graph_module: fx.GraphModule, inputs: Inputs) -> Any:
-    try:
-        return export(graph_module, inputs.args, inputs.kwargs)
-    except Exception as error:
-        raise_lack_of_memory(error)
-        message, hint = f"torch cannot export the program: {first_line(error)}", "report the model"
-        if OTHER_SHAPES in message:
-            message, hint = first_line(error), "pass inputs like those that it was quantized with"
-        raise ArtifactError(Finding("QR512", message, hint=hint)) from error

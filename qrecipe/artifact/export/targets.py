@@ -12,14 +12,13 @@ from torch import nn
 
 from qrecipe.artifact.container import write_copy
 from qrecipe.artifact.export.aoti import write_aoti
-from qrecipe.artifact.export.judged import Written
+from qrecipe.artifact.export.judged import Opener, Written, check_reopened
 from qrecipe.artifact.export.lowering import Lowering
 from qrecipe.artifact.export.onnx import check_onnx, write_onnx
 from qrecipe.artifact.export.openvino import check_openvino, files_of, write_openvino
 from qrecipe.artifact.export.program import Program
 from qrecipe.artifact.export.pt2 import write_pt2
 from qrecipe.artifact.export.pte import write_pte
-from qrecipe.artifact.export.reopened import Opener, check_reopened
 from qrecipe.execution.part import Exportable
 from qrecipe.execution.provenance import Provenance, provenance
 from qrecipe.model.call import Inputs

@@ -12,14 +12,13 @@ from typing import Any, Literal
 from qrecipe.authoring.fastest.costs import Costs, costs_of
 from qrecipe.authoring.fastest.cut import mixture_of
 from qrecipe.authoring.fastest.fastest import race
-from qrecipe.authoring.tune.ahead import Ahead, Wanted
+from qrecipe.authoring.tune.ahead import Ahead, Wanted, upcoming
 from qrecipe.authoring.tune.estimates import Estimates, SiteCost
 from qrecipe.authoring.tune.levers import Candidate, Lever, digest_of
 from qrecipe.authoring.tune.log import TrialLog, again
 from qrecipe.authoring.tune.search import Bench as SearchBench
 from qrecipe.authoring.tune.search import Measured, Search, Trial
 from qrecipe.authoring.tune.trying import Trying, Values
-from qrecipe.authoring.tune.upcoming import upcoming
 from qrecipe.errors.findings import ExecutionError, QRecipeError, RecipeError
 from qrecipe.errors.text import finite_or_none, first_line
 from qrecipe.measure.profile.profile import Bench, bench_of, measured

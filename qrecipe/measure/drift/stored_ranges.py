@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx
 
+from qrecipe.audit.float_kernels import qparams_of_result
 from qrecipe.model.addresses import CALLS, is_conversion, quantizes_tensor, site_of
 from qrecipe.model.normalize import stored_value
 from qrecipe.planning.plan import Site
@@ -177,11 +178,7 @@ def _qparams(node: fx.Node, part: fx.GraphModule) -> tuple[float, int] | None:
         return _numbers(*(stored_value(argument, part) for argument in node.args[1:3]))
     if not str(node.target).startswith("quantized."):
         return None
-    if "output_scale" in node.kwargs:
-        given = (node.kwargs["output_scale"], node.kwargs["output_zero_point"])
-    else:
-        given = node.args[-2:]  # type: ignore[assignment]
-    return _numbers(*(stored_value(argument, part) for argument in given))
+    return _numbers(*(stored_value(argument, part) for argument in qparams_of_result(node)))
 
 
 def _numbers(scale: Any, zero_point: Any) -> tuple[float, int] | None:
