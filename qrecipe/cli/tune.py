@@ -19,7 +19,6 @@ from qrecipe.files import write_atomically
 
 if TYPE_CHECKING:
     from qrecipe.authoring.tune.result import TuningResult
-    from qrecipe.authoring.tune.search import Trial
     from qrecipe.cli.model_argument import Job
     from qrecipe.measure.pages.page import Page
     from qrecipe.measure.pages.reports import About, Ranked
@@ -178,30 +177,14 @@ def tune(
 
 def _page(job: Job, result: TuningResult, about: About, metric: str) -> Page:
     """The report of a search. Raises ``QRecipeError`` if its recipe can no longer be planned."""
+    from qrecipe.authoring.tune.page import tune_page
     from qrecipe.cli.html_pages import for_page
-    from qrecipe.measure.pages.charts import Weighed
-    from qrecipe.measure.pages.reports import tune_page
 
     # after an interrupt, don't keep the user waiting
     hurry = "the search was interrupted" if result.stopped == "interrupt" else None
     activations, origin = for_page(job, hurry)
-    return tune_page(
-        about["recipe"],
-        [_shown(trial) for trial in result.trials],
-        notes=result.notes,
-        wanted=result.float_metric - result.max_drop,
-        ranking=_ranking(job, result, hurry),
-        activations=activations,
-        origin=origin,
-        about=about,
-        conclusion=result.outcome,
-        metric=metric,
-        weighed=[
-            Weighed(trial.latency, trial.metric, trial in result.front)
-            for trial in result.trials
-            if trial.latency is not None and trial.metric is not None and not trial.is_repeated
-        ],
-    )
+    ranking = _ranking(job, result, hurry)
+    return tune_page(result, ranking, activations, origin, about, metric)
 
 
 def _ranking(job: Job, result: TuningResult, hurry: str | None) -> Sequence[Ranked] | str:
@@ -216,12 +199,6 @@ def _ranking(job: Job, result: TuningResult, hurry: str | None) -> Sequence[Rank
     if result.stopped == "seconds":
         return "time ran out before the sites were ranked"
     return ranked_for_page(job) if hurry is None else hurry
-
-
-def _shown(trial: Trial) -> tuple[str, float, bool]:
-    if trial.metric is None:
-        return f"{trial.what}: {trial.error}", math.nan, trial.kept
-    return trial.what, trial.metric, trial.kept
 
 
 def fastest(

@@ -161,7 +161,7 @@ def spread_of(low, high, stored, now=None):
         lambda: charts.spread(spread_of(-1, 2, (-0.5, 1), (-1, 2))),
         lambda: charts.spread(spread_of(3, 3, (0, 1e-9))),
         lambda: charts.spread(spread_of(-1e30, 1e30, (-1, 1))),
-        lambda: charts.trials([charts.Point(0.5, True), charts.Point(math.nan, False)], 0.7, LONG),
+        lambda: charts.trials([(0.5, True), (math.nan, False)], 0.7, LONG),
     ],
 )
 def test_nothing_of_a_drawing_is_cut_off(draw, monkeypatch):
@@ -209,7 +209,7 @@ def test_a_page_of_tuning_tells_what_was_found_and_what_was_kept(undrawn):
 
 
 def test_a_page_of_tuning_without_a_ranking_says_why_and_shows_the_rest(undrawn):
-    page = tuned([("all", math.nan, True)], ranking="the search was interrupted", weighed=())
+    page = tuned([("all", math.nan, True)], ranking="the search was interrupted")
     titles = [section.title for section in page.sections if isinstance(section, Figure)]
     assert titles == ["The worst activations and their quantization ranges"]
     words = "".join(checked(page_html(page)).words)
@@ -227,7 +227,7 @@ def test_sites_that_the_tuned_recipe_leaves_float_are_said_to_have_no_histogram(
 
 
 def test_a_failed_trial_has_a_mark_of_its_own():
-    points = [charts.Point(0.5, True), charts.Point(math.nan, False)]
+    points = [(0.5, True), (math.nan, False)]
     assert b"#b03030" in charts.trials(points, 0.7, "accuracy")
     assert b"#b03030" not in charts.trials(points[:1], 0.7, "accuracy")
 

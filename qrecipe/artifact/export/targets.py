@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal, Protocol
+from typing import Literal
 
 from torch import nn
 
@@ -36,28 +36,9 @@ Sizes = Literal["batch"] | None
 """What is free in files of ONNX and OpenVINO: the size of the batch, or nothing."""
 
 
-class Source(Protocol):
-    """A quantized model, and one call of it."""
-
-    @property
-    def inputs(self) -> Inputs: ...
-
-    def origin(self) -> Provenance:
-        """Where the model comes from."""
-
-    def converted(self) -> nn.Module:
-        """The model that is executed, audited."""
-
-    def exportable(self) -> Exportable:
-        """The model as plain functions, audited.
-
-        Raises ``ArtifactError`` (QR512) if it cannot be exported.
-        """
-
-
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """A prepared model that has seen its batches."""
+    """A prepared model that has seen its batches, and the call that it was compiled for."""
 
     compiled: CompiledRecipe
     prepared: nn.Module
@@ -78,7 +59,7 @@ class Calibrated:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A model that was loaded from a file."""
+    """A model that was loaded from a file, and a call of it."""
 
     model: nn.Module
     inputs: Inputs
@@ -91,6 +72,10 @@ class Stored:
 
     def exportable(self) -> Exportable:
         return Program.of(self.model, self.inputs).exportable()
+
+
+Source = Calibrated | Stored
+"""A quantized model; what it gives is audited."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,24 +111,17 @@ def export(source: Source, to: Name, path: Path, sizes: Sizes = "batch") -> Lowe
     return written.lowering
 
 
-def _onnx(source: Source, path: Path, sizes: Sizes) -> Written:
-    return write_onnx(source.exportable(), source.origin(), path, sizes)
+def _from_functions(write: Callable[..., Written]) -> Callable[[Source, Path, Sizes], Written]:
+    return lambda source, path, sizes: write(source.exportable(), source.origin(), path, sizes)
 
 
-def _openvino(source: Source, path: Path, sizes: Sizes) -> Written:
-    return write_openvino(source.exportable(), source.origin(), path, sizes)
-
-
-_Export = Callable[[nn.Module, Path, object], Written]
-
-
-def _from_program(export: _Export) -> Callable[[Source, Path, Sizes], Written]:
-    return lambda source, path, sizes: export(source.converted(), path, source.inputs.batch)
+def _from_program(write: Callable[..., Written]) -> Callable[[Source, Path, Sizes], Written]:
+    return lambda source, path, sizes: write(source.converted(), path, source.inputs.batch)
 
 
 TARGETS: Mapping[Name, Target] = {
-    "onnx": Target(check_onnx, _onnx, "onnxruntime"),
-    "openvino": Target(check_openvino, _openvino, "openvino", files=files_of),
+    "onnx": Target(check_onnx, _from_functions(write_onnx), "onnxruntime"),
+    "openvino": Target(check_openvino, _from_functions(write_openvino), "openvino", files=files_of),
     "pt2": Target(lambda: None, _from_program(write_pt2), "torch.export", "pt2e"),
     "pte": Target(
         *(executorch.check_installed, _from_program(write_pte), "executorch", "pt2e"),

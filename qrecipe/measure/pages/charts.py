@@ -42,21 +42,11 @@ class Spread:
     now: Ends | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One trial: its result, and whether its change was kept."""
+Point = tuple[float, bool]
+"""One trial: its result, and whether its change was kept."""
 
-    value: float
-    kept: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Weighed:
-    """One trial: its latency, its result, and whether no faster one is as accurate."""
-
-    latency: float
-    value: float
-    on_front: bool
+Weighed = tuple[float, float, bool]
+"""One trial: its latency, its result, and whether no faster one is as accurate."""
 
 
 def plot_bars(
@@ -181,27 +171,27 @@ def spread(panel: Spread) -> bytes:
     return _svg(axes.figure)
 
 
-def trials(points: Sequence[Point], target: float | None, label: str) -> bytes:
+def trials(points: Sequence[Point], target: float, label: str) -> bytes:
     """The metric of each trial in order; filled if it was kept, a cross if it failed."""
     axes = _new_figure(_WIDTH, 3.6).subplots()
     steps = range(1, len(points) + 1)
-    axes.plot(steps, [_finite(p.value) for p in points], color="#bbbbbb", linewidth=1, zorder=1)
+    values = [_finite(value) for value, _ in points]
+    axes.plot(steps, values, color="#bbbbbb", linewidth=1, zorder=1)
     for kept, name, face in ((True, "kept", "#4c78a8"), (False, "not kept", "#ffffff")):
         chosen = [
-            (step, _finite(p.value))
-            for step, p in zip(steps, points, strict=True)
-            if p.kept is kept and math.isfinite(p.value)
+            (step, value)
+            for step, (value, was_kept) in enumerate(points, 1)
+            if was_kept is kept and math.isfinite(value)
         ]
         _scattered(axes, chosen, name, face)
-    failed = [s for s, p in zip(steps, points, strict=True) if not math.isfinite(p.value)]
+    failed = [step for step, (value, _) in enumerate(points, 1) if not math.isfinite(value)]
     if failed:
         at_the_bottom = axes.get_xaxis_transform()
         heights = [0.03] * len(failed)
         axes.scatter(
             failed, heights, label="failed", marker="x", color="#b03030", transform=at_the_bottom
         )
-    if target is not None and math.isfinite(target):
-        axes.axhline(target, color="#e07b39", linestyle="--", label="wanted")
+    axes.axhline(target, color="#e07b39", linestyle="--", label="wanted")
     axes.set_xlabel("trial")
     axes.xaxis.get_major_locator().set_params(integer=True)
     return _finished(axes, label)
@@ -210,10 +200,10 @@ def trials(points: Sequence[Point], target: float | None, label: str) -> bytes:
 def front(points: Sequence[Weighed], target: float, label: str) -> bytes:
     """The metric of each trial over its latency, with a line through the front."""
     axes = _new_figure(_WIDTH, 3.6).subplots()
-    best = sorted((p.latency, p.value) for p in points if p.on_front)
+    best = sorted((latency, value) for latency, value, is_best in points if is_best)
     axes.plot(*zip(*best, strict=True), color="#4c78a8", linewidth=1, zorder=1)
     for on_front, name, face in ((True, "front", "#4c78a8"), (False, "other trials", "#ffffff")):
-        chosen = [(p.latency, p.value) for p in points if p.on_front is on_front]
+        chosen = [(latency, value) for latency, value, is_best in points if is_best is on_front]
         _scattered(axes, chosen, name, face)
     axes.axvline(1, color="#bbbbbb", label="the float model's latency")
     axes.axhline(target, color="#e07b39", linestyle="--", label="wanted")

@@ -1,4 +1,4 @@
-"""The report pages: ranking, comparison, profile, drift, tuning."""
+"""The report pages: ranking, comparison, profile, drift."""
 
 from __future__ import annotations
 
@@ -122,59 +122,7 @@ def profile_page(profile: Profile, origin: Provenance, about: About) -> Page:
     return page_about("profile", "Profile", conclusion, [result, drawn, *tables], origin, about)
 
 
-def tune_page(
-    title: str,
-    trials: Sequence[tuple[str, float, bool]],
-    *,
-    notes: Sequence[str],
-    wanted: float,
-    ranking: Sequence[Ranked] | str,
-    activations: Activations,
-    origin: Provenance,
-    about: About,
-    conclusion: str,
-    metric: str,
-    weighed: Sequence[charts.Weighed] = (),
-) -> Page:
-    """The page about how a recipe was tuned, and the result.
-
-    ``title`` names what was tuned; ``trials`` has the changes in order, each with its metric (NaN
-    if it failed) and whether it was kept; ``notes`` says what was found; ``wanted`` is the metric
-    to reach. ``weighed`` has the trials whose latency was measured. ``ranking`` has the sites,
-    worst first, or says why there is none. ``origin`` is of the model that the tuned recipe gives.
-    """
-    kept = sum(1 for _, _, was_kept in trials if was_kept)
-    rows = [
-        (str(place), what, *_trial_cells(value, was_kept))
-        for place, (what, value, was_kept) in enumerate(trials, 1)
-    ]
-    sections: list[Section] = [
-        Text("Result", [*notes, f"Trials: {len(trials)}, of which the search kept {kept}."])
-    ]
-    points = [charts.Point(value, was_kept) for _, value, was_kept in trials]
-    if any(math.isfinite(point.value) for point in points):
-        drawing = charts.trials(points, wanted, metric)
-        alt = f"{metric} of each of {len(points)} trials"
-        sections.append(Figure("Trials", [Drawing(drawing, alt)]))
-    if weighed:
-        drawing = charts.front(weighed, wanted, metric)
-        alt = f"{metric} of {len(weighed)} trials over their latency"
-        caption = "Each latency was measured in turns with the float model's."
-        sections.append(Figure("Accuracy against latency", [Drawing(drawing, alt)], caption))
-    sections += [
-        *_ranked(ranking, activations, origin),
-        Table("Trials in order", ("trial", "change", metric, ""), rows, numeric=frozenset({0, 2})),
-    ]
-    return page_about("tune", "Tuning", conclusion, sections, origin, about, of=title)
-
-
-def _trial_cells(value: float, was_kept: bool) -> tuple[str, str]:
-    if math.isnan(value):
-        return "none", "failed"
-    return f"{value:.6g}", "kept" if was_kept else "not kept"
-
-
-def _ranked(
+def ranked_sections(
     ranking: Sequence[Ranked] | str, activations: Activations, origin: Provenance
 ) -> Iterator[Section]:
     """The ranking that the search used, and the outcome for each site."""
