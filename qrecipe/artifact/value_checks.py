@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from qrecipe.artifact.state import Slot
 from qrecipe.audit.float_kernels import qparams_of_result
 from qrecipe.model.graph_names import outer
-from qrecipe.model.normalize import stored
+from qrecipe.model.nodes import stored
 from qrecipe.model.unfit import all_finite, must_be_finite
 from qrecipe.rules.structure import joined
 

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from qrecipe.model.addresses import is_conversion
-from qrecipe.model.normalize import TAKES_WEIGHT, stored, stored_value
+from qrecipe.model.nodes import stored, stored_value
+from qrecipe.model.normalize import TAKES_WEIGHT
 
 
 def float_weights(node: fx.Node, graph_module: fx.GraphModule) -> list[Tensor]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qrecipe.model.addresses import CALLS, site_of
-from qrecipe.model.normalize import stored, stored_in
+from qrecipe.model.nodes import stored, stored_in
 from qrecipe.planning.plan import Engine
 
 Kinds = dict[int, tuple[torch.dtype, torch.qscheme]]

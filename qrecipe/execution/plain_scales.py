@@ -7,7 +7,7 @@ from typing import Any
 from torch import fx
 
 from qrecipe.model.copies import runnable_copy
-from qrecipe.model.normalize import stored
+from qrecipe.model.nodes import stored
 
 _WITH_TENSORS = (
     "quantized_decomposed.quantize_per_tensor.tensor",

@@ -8,6 +8,8 @@ import torch
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
+from qrecipe.model.nodes import module_of
+
 
 def alteration(module: nn.Module) -> str | None:
     """How a module differs from its class: hooks, parametrizations, a replaced forward."""
@@ -61,12 +63,11 @@ def _normalises_another_axis(node: fx.Node) -> bool:
     the last. The rank is known from a run (``meta["value"]``).
     """
     source = node.args[0] if node.args else None
-    graph_module = node.graph.owning_module
-    if not isinstance(source, fx.Node) or source.op != "call_module" or graph_module is None:
+    producer = module_of(source) if isinstance(source, fx.Node) else None
+    if producer is None:
         return False
-    producer, rank = graph_module.get_submodule(str(source.target)), source.meta["value"].rank
-    channels_last = isinstance(producer, nn.Linear)
-    return rank is not None and rank != (2 if channels_last else 3)
+    rank = source.meta["value"].rank  # type: ignore[union-attr]
+    return rank is not None and rank != (2 if isinstance(producer, nn.Linear) else 3)
 
 
 def keep_apart(graph_module: fx.GraphModule) -> None:
@@ -76,9 +77,9 @@ def keep_apart(graph_module: fx.GraphModule) -> None:
     """
     graph = graph_module.graph
     for node in list(graph.nodes):
-        if node.op != "call_module":
+        module = module_of(node)
+        if module is None:
             continue
-        module = graph_module.get_submodule(node.target)
         is_apart = isinstance(module, nn.BatchNorm1d) and _normalises_another_axis(node)
         if not is_apart and alteration(module) is None and not lacks_statistics(module):
             if any(source.op == "call_module" for source in node.all_input_nodes):

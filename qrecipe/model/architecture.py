@@ -32,6 +32,8 @@ _VALUES: dict[RecordedValue, Value] = {
     "other": Value(False, False),
 }
 _NAMES = {value: name for name, value in _VALUES.items()}
+_KEPT = ("rank", "is_input", "is_finite", "count")
+"""What else of a value is recorded."""
 
 
 def traced_part(
@@ -46,10 +48,7 @@ def traced_part(
             name=node.name,
             call=_call(node),
             value=_NAMES[node.meta["value"]],
-            rank=node.meta["value"].rank,
-            is_input=node.meta["value"].is_input,
-            is_finite=node.meta["value"].is_finite,
-            count=node.meta["value"].count,
+            **{name: getattr(node.meta["value"], name) for name in _KEPT},
         )
         for node in graph_module.graph.nodes
     )
@@ -70,13 +69,7 @@ def note_values(part: TracedPart, graph_module: fx.GraphModule) -> None:
     recorded = {node.name: node.call for node in part.nodes}
     check_same(f"forward of {part.path}" if part.path else "forward", recorded, found)
     values = {
-        node.name: replace(
-            _VALUES[node.value],
-            rank=node.rank,
-            is_input=node.is_input,
-            is_finite=node.is_finite,
-            count=node.count,
-        )
+        node.name: replace(_VALUES[node.value], **{name: getattr(node, name) for name in _KEPT})
         for node in part.nodes
     }
     for node in graph_module.graph.nodes:

@@ -18,7 +18,7 @@ from qrecipe.model.copies import (
     without_weights,
     zeros_like,
 )
-from qrecipe.model.dry_run import first_change, state_of, try_out
+from qrecipe.model.dry_run import changed, state_of, try_out
 from qrecipe.model.nested import leaves, map_leaves, map_tensors, parts_of
 from qrecipe.model.record import TracedPart
 from qrecipe.model.shapes import MOST_OPERATIONS, TOO_MANY_OPERATIONS, without_values
@@ -70,13 +70,10 @@ def _call(
         for path, inputs in inputs_of.items()
     }
     after = state_of(probe)
-    names = (*after, *(name for name in before if name not in after))
-    written = {}
-    for name in names:
-        was, now = ({name: state[name]} if name in state else {} for state in (before, after))
-        if first_change(was, now) is not None:
-            value, _ = now.get(name, (None, 0))
-            written[name] = value if isinstance(value, _VALUES) else type(value)
+    values = {name: after.get(name, (None, 0))[0] for name in changed(before, after)}
+    written = {
+        name: value if isinstance(value, _VALUES) else type(value) for name, value in values.items()
+    }
     return output, written
 
 
@@ -180,9 +177,9 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 def _same(a: Any, b: Any) -> bool:
     one, other = list(leaves(a)), list(leaves(b))
-    pairs = zip(one, other, strict=False)
     return len(one) == len(other) and all(
-        x is y or (isinstance(x, (bool, int, float, str)) and _equal(x, y)) for x, y in pairs
+        x is y or (isinstance(x, (bool, int, float, str)) and _equal(x, y))
+        for x, y in zip(one, other, strict=True)
     )
 
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from qrecipe.model.known_values import is_from_shapes
+from qrecipe.model.nodes import module_of
 from qrecipe.model.out_of_place import is_in_place
 from qrecipe.model.proxies import IN_PLACE
 
@@ -95,19 +96,13 @@ def spell_out_changes(graph_module: fx.GraphModule, scopes: MutableMapping[str, 
                 continue
             node.target = setitem
             memory.change(node.args[0], node)
-        elif is_in_place(node, graph_module) or _is_augmented(node):
+        elif is_in_place(node) or _is_augmented(node):
             memory.change(node.args[0], node)
         elif _view(node) is not None:
             memory.view(node)
-        elif _returns_input(node, graph_module):
+        elif node.target in _DROPOUTS or isinstance(module_of(node), _RETURN_INPUT):
             memory.rename(node)
     return memory.has_changed
-
-
-def _returns_input(node: fx.Node, graph_module: fx.GraphModule) -> bool:
-    if node.op == "call_module":
-        return isinstance(graph_module.get_submodule(str(node.target)), _RETURN_INPUT)
-    return node.target in _DROPOUTS
 
 
 _RETURN_INPUT = (nn.Identity, nn.modules.dropout._DropoutNd)

@@ -68,23 +68,17 @@ def first_calls(model: nn.Module, paths: Iterable[str], inputs: Inputs) -> dict[
     """
     probe = runnable_copy(model)
     taken: dict[str, Inputs] = {}
+
+    def take(path: str, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+        if path not in taken:  # cloned because later code may write to them
+            taken[path] = Inputs(args, dict(kwargs)).cloned()
+
     for path in paths:  # with hooks: calling forward directly does not call a graph module
-        hook = partial(_take, taken, path)
-        probe.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True)
+        module = probe.get_submodule(path)
+        module.register_forward_pre_hook(partial(take, path), with_kwargs=True)
     with random_numbers_kept():
         try_inputs(probe, inputs.cloned(), model)
     return taken
-
-
-def _take(
-    taken: dict[str, Inputs],
-    path: str,
-    module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-) -> None:
-    if path not in taken:  # cloned because later code may write to them
-        taken[path] = Inputs(args, dict(kwargs)).cloned()
 
 
 def watch_calls(
@@ -94,20 +88,14 @@ def watch_calls(
 
     Without hooks: torch's encoder layers take another path through the model if there are any.
     """
+
+    def watched(path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        note(path, Inputs(args, kwargs))
+        return forward(*args, **kwargs)
+
     for path in paths:
         module = probe.get_submodule(path)
-        vars(module)["forward"] = partial(_noted, note, path, module.forward)
-
-
-def _noted(
-    note: Callable[[str, Inputs], object],
-    path: str,
-    forward: Callable[..., Any],
-    *args: Any,
-    **kwargs: Any,
-) -> Any:
-    note(path, Inputs(args, kwargs))
-    return forward(*args, **kwargs)
+        vars(module)["forward"] = partial(watched, path, module.forward)
 
 
 CANNOT_TAKE = "the model does not accept the example inputs: "
@@ -198,20 +186,22 @@ def _leaves(name: str, value: Any, depth: int) -> Iterator[tuple[str, tuple[Any,
         yield from _leaves(f"{name}.{key}" if name else str(key), part, depth + 1)
 
 
+def changed(before: State, after: State) -> Iterator[str]:
+    """The names of what was written to."""
+    for name in dict.fromkeys((*after, *before)):
+        if name not in before or name not in after or not _same(before[name], after[name]):
+            yield name
+
+
 def first_change(before: State, after: State) -> str | None:
     """The name of something that was written to, or None."""
-    for name in (*after, *before):
-        if name not in before or name not in after or not _same(before[name], after[name]):
-            return name
-    return None
+    return next(changed(before, after), None)
 
 
 def _same(before: tuple[Any, int], after: tuple[Any, int]) -> bool:
-    if before[1] != after[1]:
-        return False
-    old, new = before[0], after[0]
-    plain = isinstance(old, (bool, int, float, str)) and type(old) is type(new)
-    return old is new or (plain and bool(old == new))
+    (old, version), (new, version_now) = before, after
+    is_equal = isinstance(old, (bool, int, float, str)) and type(old) is type(new) and old == new
+    return version == version_now and (old is new or is_equal)
 
 
 Versions = Mapping[str, list[int]]

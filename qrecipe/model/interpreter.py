@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 
 class Interpreter(fx.Interpreter):
@@ -13,6 +13,19 @@ class Interpreter(fx.Interpreter):
     torch would add the place in the graph, and import its compiler for that: more than a second.
     """
 
-    def __init__(self, module: fx.GraphModule, garbage_collect_values: bool = True) -> None:
-        super().__init__(module, garbage_collect_values)
+    def __init__(
+        self, module: nn.Module, garbage_collect_values: bool = True, graph: fx.Graph | None = None
+    ) -> None:
+        super().__init__(module, garbage_collect_values, graph)
         self.extra_traceback: Any = False
+
+    def value(self, node: fx.Node) -> Any:
+        """The value of a node; what it needs is run if it was not yet."""
+        missing, found = [node], {node}
+        while missing:
+            read = found.union(missing.pop().all_input_nodes).difference(found, self.env)
+            missing += read
+            found |= read
+        for each in sorted(found.difference(self.env)):
+            self.env[each] = self.run_node(each)
+        return self.env[node]

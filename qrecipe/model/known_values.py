@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qrecipe.model.copies import on_meta
+from qrecipe.model.interpreter import Interpreter
 from qrecipe.model.record import Shape, Shapes
 from qrecipe.model.rewrites.shape_readers import reads_shape
 from qrecipe.model.shapes import of_another_batch_size, without_values
@@ -78,7 +79,7 @@ def is_from_shapes(node: fx.Node) -> bool:
     return all(map(is_from_shapes, node.all_input_nodes))
 
 
-class _Run(fx.Interpreter):
+class _Run(Interpreter):
     """Runs the nodes that a value needs, without values of tensors."""
 
     def __init__(self, root: nn.Module, graph: fx.Graph, given: Mapping[str, Any]) -> None:
@@ -88,18 +89,8 @@ class _Run(fx.Interpreter):
             torch.empty(0)
 
     def value(self, node: fx.Node) -> Any:
-        if node in self.env:
-            return self.env[node]
-        missing, found = [node], {node}
-        while missing:
-            for source in missing.pop().all_input_nodes:
-                if source not in self.env and source not in found:
-                    found.add(source)
-                    missing.append(source)
         with torch.no_grad(), torch.device("meta"):
-            for each in sorted(found):
-                self.env[each] = self.run_node(each)
-        return self.env[node]
+            return super().value(node)
 
     def placeholder(self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         return self._given[target]

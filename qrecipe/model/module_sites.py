@@ -54,7 +54,12 @@ def take_inventory(
         if called[path].is_idle and alteration(model.get_submodule(path)) is None
     ]
     busy = module_matches(model, [p for p in paths if p not in idle], backend_config)
-    matches = {path: _as_called(match, called[path]) for path, match in busy.items()}
+    matches = {
+        path: replace(
+            match, shape=called[path].shape, whole=_WRAPPED if called[path].is_wrapped else None
+        )
+        for path, match in busy.items()
+    }
     members = [module_member(path, model.get_submodule(path)) for path in idle]
     structure = structure_of(model, matches, idle=members)
     unreached = _unreached(model, called, stops)
@@ -84,10 +89,6 @@ class _Calls:
     is_wrapped: bool = False
 
 
-def _as_called(match: Match, calls: _Calls) -> Match:
-    return replace(match, shape=calls.shape, whole=_WRAPPED if calls.is_wrapped else None)
-
-
 def _called(model: nn.Module, inputs: Inputs) -> dict[str, _Calls]:
     """The calls of a run by the canonical paths of the modules, in order.
 
@@ -95,26 +96,24 @@ def _called(model: nn.Module, inputs: Inputs) -> dict[str, _Calls]:
     """
     probe = runnable_copy(model)
     called: dict[str, _Calls] = {}
+
+    def noted(path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        calls = called.setdefault(path, _Calls())
+        given = next(iter((*args, *kwargs.values())), None)
+        if isinstance(given, Tensor) and calls.shape is None:
+            calls.shape = tuple(given.shape)
+        calls.is_wrapped |= is_wrapped(given)
+        before = version(given)
+        result = forward(*args, **kwargs)
+        calls.is_idle &= is_same(result, given) and version(given) == before
+        return result
+
     for path, module in probe.named_modules():
         if path:
-            vars(module)["forward"] = partial(_noted, called, path, module.forward)
+            vars(module)["forward"] = partial(noted, path, module.forward)
     with drawing_nothing():
         try_inputs(probe, inputs.cloned(), model)
     return called
-
-
-def _noted(
-    called: dict[str, _Calls], path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any
-) -> Any:
-    calls = called.setdefault(path, _Calls())
-    given = next(iter((*args, *kwargs.values())), None)
-    if isinstance(given, Tensor) and calls.shape is None:
-        calls.shape = tuple(given.shape)
-    calls.is_wrapped |= is_wrapped(given)
-    before = version(given)
-    result = forward(*args, **kwargs)
-    calls.is_idle &= is_same(result, given) and version(given) == before
-    return result
 
 
 def _unreached(model: nn.Module, called: Iterable[str], stops: set[str]) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from qrecipe.model.addresses import FUNCTION_NAMES, SITE, site_of
 from qrecipe.model.altered_modules import alteration
 from qrecipe.model.changes import GIVE_SEVERAL
 from qrecipe.model.integers import padded, resampled, rolled
+from qrecipe.model.nodes import module_of
 from qrecipe.model.opened.windows import Merged, Windows, from_windows, into_windows
 from qrecipe.model.results import chunk_of, is_single_result, read_one_by_one
 from qrecipe.model.trace_proof import Value
@@ -105,7 +106,7 @@ def spell_out_moves(graph_module: fx.GraphModule, patterns: Collection[Any]) -> 
         if "member" not in node.meta or not node.args or not isinstance(node.args[0], fx.Node):
             continue
         if node.op == "call_module":
-            _module_to_function(node, graph_module.get_submodule(str(node.target)), patterns)
+            _module_to_function(node, module_of(node), patterns)
         elif node.op == "call_method" and node.target in _LIKE_ANOTHER:
             _ask_for_size(node)
         call = _dotted(node)

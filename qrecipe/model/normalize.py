@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import operator
-from itertools import count
 from typing import Any
 
 import torch
@@ -13,8 +12,8 @@ from torch import fx, nn
 
 from qrecipe.model.changes import gives_parts
 from qrecipe.model.copies import structural_copy
+from qrecipe.model.nodes import free_name, module_of, store, stored
 from qrecipe.model.outputs import is_packing, name_constants
-from qrecipe.rules.structure import joined
 
 _TWIN_OF_METHOD: dict[str, Any] = {
     "add": torch.add,
@@ -64,33 +63,35 @@ _JOINED_AT: dict[Any, tuple[int, int]] = {
 
 _BINARY_FUNCTIONS = frozenset({torch.add, torch.mul, torch.matmul})
 _WEIGHTED = ("input", "weight", "bias")
+_CONVOLUTION = (*_WEIGHTED, "stride", "padding", "dilation", "groups")
+_TRANSPOSED = (*_WEIGHTED, "stride", "padding", "output_padding", "groups", "dilation")
+
+MULTIPLIES_WEIGHT: dict[Any, tuple[str, ...]] = {
+    F.linear: _WEIGHTED,
+    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _CONVOLUTION),
+    **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), _TRANSPOSED),
+}
+"""Linear layers and convolutions as functions, with their arguments in torch's order."""
+
+DIMENSIONS: dict[Any, int] = {
+    **dict.fromkeys((nn.Conv1d, nn.ConvTranspose1d, F.conv1d, F.conv_transpose1d), 1),
+    **dict.fromkeys((nn.Conv2d, nn.ConvTranspose2d, F.conv2d, F.conv_transpose2d), 2),
+    **dict.fromkeys((nn.Conv3d, nn.ConvTranspose3d, F.conv3d, F.conv_transpose3d), 3),
+}
+"""Those of the images of a convolution, besides the samples and the channels."""
+
 _POSITIONAL: dict[Any, tuple[str, ...]] = {
     **dict.fromkeys(_BINARY_FUNCTIONS, ("input", "other")),
     F.linear: _WEIGHTED,
-    torch.cat: ("tensors", "dim"),
+    **dict.fromkeys((torch.cat, torch.stack), ("tensors", "dim")),
     **dict.fromkeys(_JOINED_AT, ("tensors",)),
-    torch.stack: ("tensors", "dim"),
 }
-_SETTINGS = ("stride", "padding", "dilation", "groups")
-_TRANSPOSED_SETTINGS = ("stride", "padding", "output_padding", "groups", "dilation")
-_CONVOLUTIONS: dict[Any, tuple[int, tuple[str, ...]]] = {
-    F.conv1d: (1, _WEIGHTED + _SETTINGS),
-    F.conv2d: (2, _WEIGHTED + _SETTINGS),
-    F.conv3d: (3, _WEIGHTED + _SETTINGS),
-    F.conv_transpose1d: (1, _WEIGHTED + _TRANSPOSED_SETTINGS),
-    F.conv_transpose2d: (2, _WEIGHTED + _TRANSPOSED_SETTINGS),
-    F.conv_transpose3d: (3, _WEIGHTED + _TRANSPOSED_SETTINGS),
-}
-"""The number of dimensions, and the arguments in torch's order, which differs."""
 
 _DEFAULTS = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1}
 
-MULTIPLIES_WEIGHT = frozenset({F.linear, *_CONVOLUTIONS})
-"""Linear layers and convolutions as functions."""
-
-TAKES_WEIGHT = MULTIPLIES_WEIGHT | {
-    *(F.layer_norm, F.instance_norm, F.group_norm, F.batch_norm, F.embedding)
-}
+TAKES_WEIGHT = frozenset(
+    (*MULTIPLIES_WEIGHT, F.layer_norm, F.instance_norm, F.group_norm, F.batch_norm, F.embedding)
+)
 """Functions with weight and bias as arguments."""
 
 
@@ -107,46 +108,20 @@ def normalize(graph_module: fx.GraphModule) -> None:
         if node.op == "call_method":
             _method_to_function(node)
         elif node.op == "call_module":
-            module = graph_module.get_submodule(node.target)
-            _spell_out(node, _positional(module))
-            _module_to_function(node, module)
+            _spell_out_module(node, module_of(node))
         if node.op == "call_function" and not is_packing(node):
             node.target = _TWIN_OF_FUNCTION.get(node.target, node.target)
-            if node.target in _TWIN_OUT_OF_PLACE and _is_fresh(node.args[0], graph_module):
+            if node.target in _TWIN_OUT_OF_PLACE and _is_fresh(node.args[0]):
                 node.target = _TWIN_OUT_OF_PLACE[node.target]
             _spell_out(node, _POSITIONAL.get(node.target, ("input",)))
             _joining_to_cat(node)
-            if node.target in _BINARY_FUNCTIONS:
-                _drop_neutral_alpha(node)
-            elif node.target in _CONVOLUTIONS:
-                _spell_out_convolution(node, *_CONVOLUTIONS[node.target])
-                _spell_out_word(node, graph_module)
-        if node.op == "call_module":
-            _spell_out_padding(graph_module.get_submodule(node.target))
-        _leaky_relu_out_of_place(node, graph_module)
+            if node.target in _BINARY_FUNCTIONS and node.kwargs.get("alpha") == 1:
+                node.kwargs = {key: each for key, each in node.kwargs.items() if key != "alpha"}
+            elif node.target in DIMENSIONS:
+                _spell_out_convolution(node, graph_module)
+            elif node.target is F.leaky_relu:
+                _spell_out_leaky_relu(node)
     name_constants(graph_module)
-
-
-def stored(source: object, graph_module: fx.GraphModule) -> Any:
-    """What a ``get_attr`` node reads: a parameter, a buffer or another attribute.
-
-    None for all other nodes, and for arguments that are not nodes.
-    """
-    if not isinstance(source, fx.Node) or source.op != "get_attr":
-        return None
-    owner, name = stored_in(source, graph_module)
-    return getattr(owner, name)
-
-
-def stored_value(argument: Any, graph_module: fx.GraphModule) -> Any:
-    """The tensor that an argument of a call reads, or the argument itself."""
-    return stored(argument, graph_module) if isinstance(argument, fx.Node) else argument
-
-
-def stored_in(node: fx.Node, graph_module: fx.GraphModule) -> tuple[nn.Module, str]:
-    """The module whose attribute a ``get_attr`` node reads, and the name of the attribute."""
-    path, _, name = str(node.target).rpartition(".")
-    return graph_module.get_submodule(path), name
 
 
 def _separate_shared_modules(graph_module: fx.GraphModule) -> None:
@@ -175,15 +150,9 @@ def _separate_tied_weights(graph_module: fx.GraphModule) -> None:
     nodes = list(graph_module.graph.nodes)
     called = {node.target for node in nodes if node.op == "call_module"}
     for node in nodes:
-        if node.op != "get_attr" or str(node.target).rpartition(".")[0] not in called:
-            continue
-        tensor = stored(node, graph_module)
-        alias = free_name(graph_module, str(node.target).replace(".", "_"))
-        if isinstance(tensor, nn.Parameter):
-            graph_module.register_parameter(alias, tensor)
-        else:
-            graph_module.register_buffer(alias, tensor)
-        node.target = alias
+        if node.op == "get_attr" and str(node.target).rpartition(".")[0] in called:
+            tensor = stored(node, graph_module)
+            node.target = store(tensor, str(node.target).replace(".", "_"), graph_module)
 
 
 def _separate_readers_of_weights(graph: fx.Graph) -> None:
@@ -197,20 +166,10 @@ def _separate_readers_of_weights(graph: fx.Graph) -> None:
             user.replace_input_with(node, twin)
 
 
-def free_name(graph_module: fx.GraphModule, path: str) -> str:
-    """A name after ``path`` that no module, parameter or buffer of the graph has yet."""
-    outer, _, name = path.rpartition(".")
-    owner = graph_module.get_submodule(outer)
-    taken = {*owner._modules, *owner._parameters, *owner._buffers}
-    free = next(free for k in count(1) if (free := f"{name}__call{k}") not in taken)
-    return joined(outer, free)
-
-
-def _is_fresh(source: Any, graph_module: fx.GraphModule) -> bool:
+def _is_fresh(source: Any) -> bool:
     """Whether a tensor is new, as what weights compute is, and read by one node alone."""
-    if not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) > 1:
-        return False
-    return any(True for _ in graph_module.get_submodule(str(source.target)).parameters())
+    module = module_of(source) if isinstance(source, fx.Node) else None
+    return module is not None and len(source.users) == 1 and any(True for _ in module.parameters())
 
 
 def _method_to_function(node: fx.Node) -> None:
@@ -236,31 +195,35 @@ def _joining_to_cat(node: fx.Node) -> None:
         node.target, node.args = torch.cat, (*node.args, dim)
 
 
-def _module_to_function(node: fx.Node, module: nn.Module) -> None:
-    """Replace a flatten module with the function, for which backends have a pattern."""
+def _spell_out_module(node: fx.Node, module: nn.Module) -> None:
+    """Make arguments positional; a flatten module becomes the function that backends know."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    _spell_out(node, tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD))
     if type(module) is nn.Flatten:
         node.op, node.target = "call_function", torch.flatten
         node.args = (*node.args, module.start_dim, module.end_dim)
+    elif type(module) is nn.LeakyReLU:
+        module.inplace = False  # or its kernel would warn at each call that it is not in place
+    elif isinstance(module, nn.modules.conv._ConvNd) and isinstance(module.padding, str):
+        module.padding = _in_numbers(module.padding, module.kernel_size, module.dilation)
 
 
-def _leaky_relu_out_of_place(node: fx.Node, graph_module: fx.GraphModule) -> None:
+def _spell_out_leaky_relu(node: fx.Node) -> None:
     """Its kernel needs all arguments, and warns at each call that it is not in place."""
-    if node.op == "call_module":
-        module = graph_module.get_submodule(str(node.target))
-        if type(module) is nn.LeakyReLU:
-            module.inplace = False
-    if node.target is not F.leaky_relu:
-        return
     given = dict(zip(("negative_slope", "inplace"), node.args[1:], strict=False))
     kwargs = {"negative_slope": 0.01, **given, **node.kwargs, "inplace": False}
     node.args, node.kwargs = node.args[:1], kwargs
 
 
-def _spell_out_convolution(node: fx.Node, dimensions: int, names: tuple[str, ...]) -> None:
+def _spell_out_convolution(node: fx.Node, graph_module: fx.GraphModule) -> None:
     """Write all arguments positionally and as tuples, as the quantized prepack operators need."""
+    names, dimensions = MULTIPLIES_WEIGHT[node.target], DIMENSIONS[node.target]
     given = {**_DEFAULTS, **dict(zip(names, node.args, strict=False)), **node.kwargs}
     for name in _DEFAULTS.keys() - {"groups"}:
         given[name] = _for_each_dimension(given[name], dimensions)
+    weight, padding = stored(given["weight"], graph_module), given["padding"]
+    if isinstance(padding, str) and weight is not None:
+        given["padding"] = _in_numbers(padding, tuple(weight.shape[2:]), given["dilation"])
     node.args, node.kwargs = tuple(given.get(name) for name in names), {}
 
 
@@ -269,12 +232,6 @@ def _for_each_dimension(value: Any, dimensions: int) -> Any:
         return (value,) * dimensions
     is_single = isinstance(value, (tuple, list)) and len(value) == 1
     return tuple(value) * dimensions if is_single else value
-
-
-def _positional(module: nn.Module) -> tuple[str, ...]:
-    """The names of the positional parameters of a module's forward."""
-    parameters = inspect.signature(module.forward).parameters.values()
-    return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
 
 
 def _spell_out(node: fx.Node, names: tuple[str, ...]) -> None:
@@ -287,27 +244,8 @@ def _spell_out(node: fx.Node, names: tuple[str, ...]) -> None:
     node.args, node.kwargs = tuple(args), kwargs
 
 
-def _drop_neutral_alpha(node: fx.Node) -> None:
-    if node.kwargs.get("alpha") == 1:
-        node.kwargs = {name: value for name, value in node.kwargs.items() if name != "alpha"}
-
-
-def _spell_out_padding(module: nn.Module) -> None:
-    """Replace padding given as a string with numbers if it is symmetric, as kernels need."""
-    if isinstance(module, nn.modules.conv._ConvNd) and isinstance(module.padding, str):
-        module.padding = _in_numbers(module.padding, module.kernel_size, module.dilation)
-
-
-def _spell_out_word(node: fx.Node, graph_module: fx.GraphModule) -> None:
-    """The same for a functional convolution, whose arguments are positional already."""
-    weight, word = stored(node.args[1], graph_module), node.args[4]
-    if not isinstance(word, str) or weight is None:
-        return
-    padding = _in_numbers(word, tuple(weight.shape[2:]), node.args[5])
-    node.args = (*node.args[:4], padding, *node.args[5:])
-
-
 def _in_numbers(word: str, kernel: tuple[int, ...], dilation: Any) -> Any:
+    """Padding given as a word in numbers if it is symmetric, as kernels need."""
     if word == "valid":
         return (0,) * len(kernel)
     totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]

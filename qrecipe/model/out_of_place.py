@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from qrecipe.model.nodes import module_of
+
 _IN_PLACE_OPERATORS = frozenset(
     getattr(operator, name)
     for name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul")
@@ -25,7 +27,7 @@ def without_changes_in_place(graph_module: fx.GraphModule) -> None:
             module.inplace = False  # type: ignore[assignment]
     for node in list(graph_module.graph.nodes):
         _unset_inplace(node)
-        if is_in_place(node, graph_module):
+        if is_in_place(node):
             changed = node.args[0]
             with graph_module.graph.inserting_before(node):
                 copy = graph_module.graph.call_function(torch.clone, (changed,))
@@ -47,12 +49,12 @@ def _unset_inplace(node: fx.Node) -> None:
             node.args = (*node.args[:position], False, *node.args[position + 1 :])
 
 
-def is_in_place(node: fx.Node, graph_module: fx.GraphModule) -> bool:
+def is_in_place(node: fx.Node) -> bool:
     """Whether the node changes the tensor that is its first argument."""
     if not node.op.startswith("call_") or not node.args or not isinstance(node.args[0], fx.Node):
         return False
     if node.op == "call_module":
-        return bool(getattr(graph_module.get_submodule(str(node.target)), "inplace", False))
+        return bool(getattr(module_of(node), "inplace", False))
     if node.kwargs.get("inplace") or node.target in _IN_PLACE_OPERATORS:
         return True
     target: Any = node.target

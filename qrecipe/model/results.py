@@ -21,11 +21,14 @@ _SECTIONS = ("tensor_split", "hsplit", "vsplit", "dsplit")
 
 def read_one_by_one(node: fx.Node) -> None:
     """Let the readers of all results read each, in place, where their number cannot change."""
-    number = node.meta["value"].count if _is_asserted(node) else _number(node)
-    parts = [user for user in node.users if _is_slice(user)]
+    # where Python iterates over the results, the graph asserts how many there are
+    is_asserted = any(user.target is len for user in node.users)
+    number = node.meta["value"].count if is_asserted else _number(node)
+    slices = (user for user in node.users if user.target is operator.getitem)
+    parts = [user for user in slices if isinstance(user.args[1], slice)]
     readers = [user for each in (node, *parts) for user in each.users if user not in parts]
     whole = [user for user in readers if not is_single_result(user) and user.target is not len]
-    if number is None or not all(map(_takes_tuple, whole)):
+    if number is None or not all(user.target in _JOINS or user.op == "output" for user in whole):
         return
     _ask_for_size(node, number)
     if not whole and not parts:
@@ -62,8 +65,10 @@ def chunk_of(chunks: Sequence[torch.Tensor], index: int, site: str) -> torch.Ten
 def expect_chunks(graph_module: fx.GraphModule) -> None:
     """Let chunks be read by `chunk_of`, in place."""
     for node in graph_module.graph.nodes:
-        source = node.args[0] if is_single_result(node) else None
-        if isinstance(source, fx.Node) and _gives_chunks(source) and node.args[1] >= 0:
+        source: Any = node.args[0] if is_single_result(node) else None
+        if source is None or not gives_tuple(source) or _name(source) not in _CHUNKS:
+            continue
+        if node.args[1] >= 0:
             node.target, node.args = chunk_of, (*node.args, site_of(source) or source.name)
 
 
@@ -77,11 +82,6 @@ def number_of_parts(size: int, step: int | Sequence[int] | None) -> int:
 def number_of_sections(asked: int | Sequence[int]) -> int:
     """How many parts ``chunk`` or ``tensor_split`` is asked for, or where it cuts."""
     return len(asked) + 1 if isinstance(asked, Sequence) else asked
-
-
-def _is_asserted(node: fx.Node) -> bool:
-    """Whether the graph asserts the number of results, as where Python iterates over them."""
-    return any(user.target is len for user in node.users)
 
 
 def _ask_for_size(node: fx.Node, number: int) -> None:
@@ -116,21 +116,9 @@ def _result(node: fx.Node, index: int) -> fx.Node:
     return result
 
 
-def _is_slice(user: fx.Node) -> bool:
-    return user.target is operator.getitem and isinstance(user.args[1], slice)
-
-
 def is_single_result(user: fx.Node) -> bool:
     """Whether a node takes one of several results."""
     return user.target is operator.getitem and isinstance(user.args[1], int)
-
-
-def _gives_chunks(node: fx.Node) -> bool:
-    return gives_tuple(node) and _name(node) in _CHUNKS
-
-
-def _takes_tuple(user: fx.Node) -> bool:
-    return user.target in _JOINS or user.op == "output"
 
 
 def _number(node: fx.Node) -> int | None:

@@ -20,6 +20,7 @@ from qrecipe.model.call import Inputs, bind, first_of
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.dry_run import try_out
 from qrecipe.model.interpreter import Interpreter
+from qrecipe.model.nodes import module_of
 from qrecipe.model.same_graph import observing, same_calls
 from qrecipe.model.trace_proof import Example, difference
 from qrecipe.model.unfit import unfit
@@ -88,7 +89,7 @@ def prove_prepared(prepared: fx.GraphModule, fused: fx.GraphModule, example: Exa
         return
     node = _first_unlike(_results(fused, example), prepared, example)
     shown = _shown(_members(node))
-    if node is not None and _divides_by_zero(node, prepared):
+    if node is not None and _divides_by_zero(module_of(node)):
         raise divides_by_zero(shown)
     site = None if node is None else node.meta.get("site")
     raise unfit(
@@ -142,17 +143,12 @@ def _is_the_same(prepared: fx.GraphModule, fused: fx.GraphModule) -> bool:
     if not same_calls(fused.graph, prepared.graph, lambda node: False, observing(prepared)):
         return False
     modules = dict(prepared.named_modules(remove_duplicate=False))
-    return (
-        all(
-            not path or _is_twin(module, modules[path])
-            for path, module in fused.named_modules(remove_duplicate=False)
-        )
-        and _state(prepared).items() >= _state(fused).items()
-    )
-
-
-def _is_twin(module: nn.Module, copied: nn.Module) -> bool:
-    return type(module) is type(copied) and "forward" not in vars(copied).keys() - vars(module)
+    for path, module in fused.named_modules(remove_duplicate=False):
+        twin = modules[path]
+        is_replaced = "forward" in vars(twin).keys() - vars(module)
+        if path and (type(module) is not type(twin) or is_replaced):
+            return False
+    return _state(prepared).items() >= _state(fused).items()
 
 
 def _state(graph_module: fx.GraphModule) -> dict[str, int]:
@@ -164,11 +160,9 @@ def _state(graph_module: fx.GraphModule) -> dict[str, int]:
     return {name: id(tensor) for name, tensor in tensors}
 
 
-def _divides_by_zero(node: fx.Node, prepared: fx.GraphModule) -> bool:
-    module = prepared.get_submodule(str(node.target)) if node.op == "call_module" else None
-    if not isinstance(module, (FusedConvBatchNorm, FusedLinearBatchNorm)):
-        return False
-    return bool((module.bn.weight == 0).any())
+def _divides_by_zero(module: Any) -> bool:
+    is_fused = isinstance(module, (FusedConvBatchNorm, FusedLinearBatchNorm))
+    return is_fused and bool((module.bn.weight == 0).any())
 
 
 def _found(graph_module: fx.GraphModule, example: Example) -> str | None:
@@ -187,12 +181,8 @@ def passing(graph_module: fx.GraphModule) -> fx.GraphModule:
     probe = runnable_copy(graph_module)
     for module in probe.modules():
         if is_observer(module):
-            vars(module)["forward"] = _same
+            vars(module)["forward"] = lambda x, *_: x
     return probe
-
-
-def _same(x: Tensor, *_: Any) -> Tensor:
-    return x
 
 
 def _first_unlike(
@@ -241,12 +231,12 @@ def _module_results(model: nn.Module, path: str, example: Example) -> dict[str, 
     """The results of the first call of the caller's modules, by their full paths."""
     results: dict[str, Tensor] = {}
     probe = runnable_copy(model)
+
+    def keep(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            results.setdefault(name, output.clone())
+
     for name, module in probe.named_modules():
-        module.register_forward_hook(partial(_keep, results, joined(path, name)))
+        module.register_forward_hook(partial(keep, joined(path, name)))
     try_out(probe, example.inputs.cloned(), model)
     return results
-
-
-def _keep(results: dict[str, Tensor], name: str, module: nn.Module, args: Any, output: Any) -> None:
-    if isinstance(output, Tensor):
-        results.setdefault(name, output.clone())

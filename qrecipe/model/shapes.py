@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,6 @@ from qrecipe.model.call import Inputs, arguments
 from qrecipe.model.nested import parts_of
 from qrecipe.model.record import DType, Shape, Shapes
 
-_Value = TypeVar("_Value")
 _NAMES: Mapping[torch.dtype, DType] = {getattr(torch, name): name for name in get_args(DType)}
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 
@@ -71,24 +70,22 @@ def of_another_batch_size(
 
 def without_values(shapes: Mapping[str, Shape | Shapes]) -> dict[str, Any]:
     """Tensors of these shapes on the meta device, in lists and dicts."""
-    return {name: _map(given, _on_meta, _as_container) for name, given in shapes.items()}
+    return _tensors(shapes, "meta")
 
 
 def uninitialised(shapes: Mapping[str, Shape | Shapes]) -> dict[str, Any]:
     """Tensors of these shapes with arbitrary values, in lists and dicts."""
-    return {name: _map(given, _in_memory, _as_container) for name, given in shapes.items()}
+    return _tensors(shapes, None)
 
 
-def _in_memory(shape: Shape) -> Tensor:
-    return torch.empty(shape.shape, dtype=_DTYPES[shape.dtype])
+def _tensors(shapes: Mapping[str, Shape | Shapes], device: str | None) -> dict[str, Any]:
+    def made(shape: Shape) -> Tensor:
+        return torch.empty(shape.shape, dtype=_DTYPES[shape.dtype], device=device)
 
+    def container(parts: Any) -> Any:
+        return parts if isinstance(parts, dict) else list(parts)
 
-def _on_meta(shape: Shape) -> Tensor:
-    return torch.empty(shape.shape, dtype=_DTYPES[shape.dtype], device="meta")
-
-
-def _as_container(parts: Any) -> Any:
-    return parts if isinstance(parts, dict) else list(parts)
+    return {name: _map(given, made, container) for name, given in shapes.items()}
 
 
 def _each(given: Shape | Shapes) -> Iterator[Shape]:

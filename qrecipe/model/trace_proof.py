@@ -157,11 +157,10 @@ class _Recorder(Interpreter):
     """Records values; what changes a tensor in place changes a copy, as in a quantized graph."""
 
     def run_node(self, n: fx.Node) -> Any:
-        graph_module: Any = self.module
         sources = {source: self.env[source] for source in n.all_input_nodes}
         versions = {source: version(value) for source, value in sources.items()}
         copies = {source: value.clone() for source, value in sources.items() if _is_small(value)}
-        if is_in_place(n, graph_module):
+        if is_in_place(n):
             changed: Any = n.args[0]
             if isinstance(sources[changed], Tensor):
                 self.env[changed] = sources[changed].clone()

@@ -33,8 +33,8 @@ def advice(
     if runs_here:
         yield from _slow_kernels(sites, inventory, backend, boundaries)
     if any(_weight_count(inventory.matches[site.name]) for site in sites if site.mode == "static"):
-        quantized = [site for site in sites if site.mode is not None]
-        weights = sum(_weight_count(inventory.matches[site.name]) for site in quantized)
+        quantized = [inventory.matches[site.name] for site in sites if site.mode is not None]
+        weights = sum(map(_weight_count, quantized))
         if weights < _TINY_MODEL:
             both = "qrecipe quantize prints the latency of both"
             yield Finding(
@@ -95,12 +95,17 @@ def shared_norm_findings(sites: Sequence[Site], inventory: Inventory) -> Iterato
     """
     calls: dict[str, list[Operation]] = {}
     for operation in inventory.structure.operations:
-        for member in _with_tensors(operation):
+        first, *others = operation.members
+        for member in (first, *filter(_is_norm, others)):  # those after them only compute
             if member.module is not None:
                 calls.setdefault(member.module, []).append(operation)
     site_of = {site.name: site for site in sites if site.qconfig is not None}
     for module, operations in calls.items():
-        quantized = [op.name for op in operations if _has_norm(op) and op.name in site_of]
+        quantized = [
+            op.name
+            for op in operations
+            if len(op.members) > 1 and any(map(_is_norm, op.members)) and op.name in site_of
+        ]
         if len(operations) > 1 and quantized:
             yield Finding(
                 "QR312",
@@ -109,16 +114,6 @@ def shared_norm_findings(sites: Sequence[Site], inventory: Inventory) -> Iterato
                 site_of[quantized[0]].rule.location,
                 hint=f"{leave_float(quantized[0])}, or give each call its own module",
             )
-
-
-def _with_tensors(operation: Operation) -> list[Member]:
-    """The members that may have weights or statistics; those after them only compute."""
-    first, *others = operation.members
-    return [first, *filter(_is_norm, others)]
-
-
-def _has_norm(operation: Operation) -> bool:
-    return len(operation.members) > 1 and any(map(_is_norm, operation.members))
 
 
 def _is_norm(member: Member) -> bool:

@@ -90,12 +90,6 @@ _DTYPES: Mapping[Any, str] = {
 }
 """torch's dtypes as recipes name them; a kernel wants nothing of a float32 tensor."""
 
-_WORDS: Mapping[Mode, str] = {
-    "static": "static",
-    "dynamic": "dynamic",
-    "weight_only": "weight-only",
-}
-
 _DEFAULT_EPS = float(torch.finfo(torch.float32).eps)
 
 
@@ -130,9 +124,11 @@ class Outcome:
     fault: Fault | None = None
 
     @property
-    def gives_integers(self) -> bool:
-        """Whether the result is rounded to a static range."""
-        return self.mode == "static" and self.qconfig is not None and self.qconfig.rounds_results
+    def rounded(self) -> TensorSpec | None:
+        """The spec of the result if that is rounded to a static range."""
+        if self.mode != "static" or self.qconfig is None or not self.qconfig.rounds_results:
+            return None
+        return self.qconfig.activation
 
 
 def backend_config(name: Backend, phase: Phase) -> BackendConfig:
@@ -187,15 +183,11 @@ def input_specs(
     operation: Operation, own: QConfigSpec, outcome_of: Mapping[str, Outcome]
 ) -> Iterator[TensorSpec]:
     """The specs of a static site's inputs: its producers', and its own for float tensors."""
-    is_float = bool(operation.model_inputs or operation.stored) or not operation.producers
-    for name in operation.producers:
-        outcome = outcome_of.get(name)
-        if outcome is not None and outcome.gives_integers and outcome.qconfig is not None:
-            if outcome.qconfig.activation is not None:
-                yield outcome.qconfig.activation
-        else:
-            is_float = True
-    if is_float and own.activation is not None:
+    found = [outcome_of[name].rounded for name in operation.producers if name in outcome_of]
+    yield from filter(None, found)
+    is_whole = len(found) == len(operation.producers) > 0 and None not in found
+    reads_float = not is_whole or operation.model_inputs or operation.stored
+    if reads_float and own.activation is not None:
         yield own.activation
 
 
@@ -261,7 +253,7 @@ class _Judge:
         return replace(found, reason="; ".join(filter(None, (found.reason, apart))))
 
     def _outcome(self, decision: Decision) -> Outcome:
-        kind, op = self.match.operation.kind, self.match.operation.op
+        kind = self.match.operation.kind
         if self.match.operation.is_inserted:
             return _float("divides channels by [transform.smooth], in float")
         if kind == "passthrough":
@@ -270,9 +262,8 @@ class _Judge:
         if qconfig is None:
             return _float(decision.rule.reason or "a rule leaves it float")
         if kind == "unmatched":
-            known = refusal(self.match, self.backend)
-            none = f"{self.backend} has no quantized kernel for {op}"
-            return _float(known or none, honoured=False)
+            none = f"{self.backend} has no quantized kernel for {self.match.operation.op}"
+            return _float(refusal(self.match, self.backend) or none, honoured=False)
         better = None if decision.names_operation else better_float(self.match)
         return _float(better, honoured=False) if better else self.quantized(qconfig)
 
@@ -302,7 +293,7 @@ class _Judge:
         runs_here = self.executor in PACK and self.backend not in EXPORTED
         slow = runs_here and any(map(averages, self.match.nodes))
         faster = "; computed in float, which is faster" if slow else ""
-        reason = f"{does} {self._producer_names()}{faster}"
+        reason = f"{does} {', '.join(self.match.operation.producers)}{faster}"
         return Outcome("passthrough", "static", qconfig, reason)
 
     def _fix(self, qconfig: QConfigSpec) -> Outcome:
@@ -316,16 +307,13 @@ class _Judge:
         for kernel in self.match.kernels:
             output = kernel.output_dtype_with_constraints
             if _DTYPES.get(output.dtype) == leader.dtype and output.scale_exact_match is not None:
+                qparams = {
+                    "scale": output.scale_exact_match,
+                    "zero_point": output.zero_point_exact_match,
+                }
+                observer = Constructor.model_validate({"name": "fixed_qparams", **qparams})
                 fixed = TensorSpec(
-                    observer=Constructor.model_validate(
-                        {
-                            "name": "fixed_qparams",
-                            "scale": output.scale_exact_match,
-                            "zero_point": output.zero_point_exact_match,
-                        }
-                    ),
-                    dtype=leader.dtype,
-                    qscheme="per_tensor_affine",
+                    observer=observer, dtype=leader.dtype, qscheme="per_tensor_affine"
                 )
                 spec = QConfigSpec(weight=None, activation=fixed)
                 return Outcome("quantized", "static", spec, "the operation fixes its range")
@@ -337,34 +325,34 @@ class _Judge:
         if operation.model_inputs or not operation.producers:
             inputs = ", ".join(operation.model_inputs) or "its input"
             return f"follows {inputs}, which is float"
-        specs: list[TensorSpec] = []
+        specs = set[TensorSpec]()
         for name in operation.producers:
-            producer = self.earlier[name]
-            if not producer.gives_integers or producer.qconfig is None:
+            spec = self.earlier[name].rounded
+            if spec is None:
                 return f"follows {name}, which returns float"
-            assert producer.qconfig.activation is not None
-            specs.append(producer.qconfig.activation)
-        if len(set(specs)) > 1:
+            specs.add(spec)
+        if len(specs) > 1:
             # torch would give all of them the first one's observer
-            return f"its producers {self._producer_names()} have different activation specs"
-        return specs[0]
-
-    def _producer_names(self) -> str:
-        return ", ".join(self.match.operation.producers)
+            names = ", ".join(operation.producers)
+            return f"its producers {names} have different activation specs"
+        return specs.pop()
 
     def _quantize(self, qconfig: QConfigSpec) -> Outcome:
         mode = mode_of(qconfig)
         if mode not in MODES[self.executor]:
-            return _float(
-                f'executor = "{self.executor}" has no {_WORDS[mode]} mode', honoured=False
-            )
-        if not qconfig.rounds_results and mode == "static" and self._must_round_results:
+            text = f'executor = "{self.executor}" has no {_word(mode)} mode'
+            return _float(text, honoured=False)
+        dequantizes = self.executor in DEQUANTIZE
+        leaves_float = dequantizes and self.phase != "qat" and self.backend not in EXPORTED
+        if not qconfig.rounds_results and mode == "static" and not leaves_float:
             text = 'only executor = "pt2e" without training leaves results float (inputs_only)'
             return _float(text, honoured=False)
-        missing = no_operator(self.match, qconfig) if self.executor in DEQUANTIZE else None
+        missing = no_operator(self.match, qconfig) if dequantizes else None
         if missing is not None:
             return _float(missing, honoured=False)
-        kernels = [kernel for kernel in self._kernels if _mode_of_kernel(kernel) == mode]
+        besides = (WEIGHT_ONLY,) if dequantizes and takes_weight(self.match) else ()
+        known = (*self.match.kernels, *besides)
+        kernels = [kernel for kernel in known if _mode_of_kernel(kernel) == mode]
         if not kernels:
             return _float(self._no_mode(mode), honoured=False)
         faults: list[Fault] = []
@@ -375,16 +363,6 @@ class _Judge:
                 return self._on_a_right_kernel(mode, spec, note)
             faults.append(fault)
         return replace(_float(faults[0].problem, honoured=False), fault=faults[0])
-
-    @property
-    def _must_round_results(self) -> bool:
-        return self.executor not in DEQUANTIZE or self.phase == "qat" or self.backend in EXPORTED
-
-    @property
-    def _kernels(self) -> Sequence[DTypeConfig]:
-        """What the backend's kernels take, and what the executor can do besides."""
-        own = takes_weight(self.match) and self.executor in DEQUANTIZE
-        return (*self.match.kernels, WEIGHT_ONLY) if own else self.match.kernels
 
     def _on_a_right_kernel(self, mode: Mode, spec: QConfigSpec, note: str | None) -> Outcome:
         known = weight_refusal(self.match, self.backend, self.phase, spec.weight)
@@ -423,13 +401,11 @@ class _Judge:
         return replace(qconfig, weight=per_tensor(weight)), note
 
     def _no_mode(self, mode: Mode) -> str:
-        available = {_mode_of_kernel(kernel) for kernel in self.match.kernels}
-        others = " or ".join(
-            sorted({"static", "dynamic", "weight-only"} & {m.replace("_", "-") for m in available})
-        )
-        kernel = f"{self.backend} has no {_WORDS[mode]} kernel for {self.match.operation.op}"
+        available = {_word(_mode_of_kernel(kernel)) for kernel in self.match.kernels}
+        others = " or ".join(sorted(available))
+        kernel = f"{self.backend} has no {_word(mode)} kernel for {self.match.operation.op}"
         if mode == "weight_only" and takes_weight(self.match):
-            others = f'{others}, or {_WORDS[mode]} with executor = "pt2e"'
+            others = f'{others}, or {_word(mode)} with executor = "pt2e"'
         return f"{kernel}; it can be {others}" if others else kernel
 
 
@@ -438,6 +414,10 @@ def mode_of(qconfig: QConfigSpec) -> Mode:
     if qconfig.activation is None or qconfig.activation.dtype == "float32":
         return "weight_only"
     return "dynamic" if qconfig.activation.is_dynamic else "static"
+
+
+def _word(mode: Mode) -> str:
+    return mode.replace("_", "-")
 
 
 def _mode_of_kernel(kernel: DTypeConfig) -> Mode:
@@ -458,29 +438,28 @@ def _mismatch(qconfig: QConfigSpec, kernel: DTypeConfig, backend: Backend) -> Fa
             continue
         if spec is None:
             return Fault(role, "", f"{backend} needs a {dtype} {role} here, but there is none")
-        found = _dtype_problem(spec, wanted)
+        found = _dtype_problem(role, spec, wanted)
         if found is not None:
             key, problem = found
-            return Fault(role, key, f"{backend} {problem.format(role=role)}")
+            return Fault(role, key, f"{backend} {problem}")
     return None
 
 
-def _dtype_problem(spec: TensorSpec, wanted: DTypeWithConstraints) -> tuple[str, str] | None:
+def _dtype_problem(
+    role: Role, spec: TensorSpec, wanted: DTypeWithConstraints
+) -> tuple[str, str] | None:
     """The key at fault, and what is wrong with it."""
     dtype = _DTYPES[wanted.dtype]
     stored = {"int4": "int8"}.get(str(spec.dtype), spec.dtype)
     if stored != dtype:
-        return "dtype", f"needs {dtype} {{role}}s here, not {spec.dtype}"
+        return "dtype", f"needs {dtype} {role}s here, not {spec.dtype}"
     low, high = quantized_range(spec) or (0, 0)
     least, most = wanted.quant_min_lower_bound, wanted.quant_max_upper_bound
     if least is not None and most is not None and not least <= low <= high <= most:
-        return (
-            "quant_min" if low < least else "quant_max",
-            f"needs {{role}}s in {least}..{most} here, not {low}..{high}: "
-            "set quant_min and quant_max",
-        )
+        needs = f"needs {role}s in {least}..{most} here, not {low}..{high}"
+        return "quant_min" if low < least else "quant_max", f"{needs}: set quant_min and quant_max"
     eps = spec.eps if spec.eps is not None else _DEFAULT_EPS
     least_scale = wanted.scale_min_lower_bound
     if least_scale is not None and eps < least_scale:
-        return "eps", f"needs eps >= {least_scale} for {{role}}s here: set eps"
+        return "eps", f"needs eps >= {least_scale} for {role}s here: set eps"
     return None

@@ -85,7 +85,7 @@ def clamps(inventory: Inventory, outcome_of: Mapping[str, Outcome]) -> Mapping[s
             widest = _widest(known) if known and not is_whole else None
             if widest is not None and widest.limits != (None, None):
                 found[operation.name] = widest
-        static = {name for name in found if outcome_of[name].gives_integers}
+        static = {name for name in found if outcome_of[name].rounded is not None}
         more = _sharing_a_wider_range(operations, outcome_of, static)
         if not more:
             fixed = {each.name for each in operations if each.kind == "fixed_qparams"}

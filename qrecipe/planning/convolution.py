@@ -5,17 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch.nn.functional as F
 from torch import nn
 
 from qrecipe.model.graph_sites import Match
-from qrecipe.model.normalize import stored
-
-_FUNCTIONS: dict[Any, bool] = {
-    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), False),
-    **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), True),
-}
-"""Whether a function is the transposed convolution."""
+from qrecipe.model.nodes import stored
+from qrecipe.model.normalize import DIMENSIONS, MULTIPLIES_WEIGHT
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,28 +98,24 @@ def convolution_of(match: Match) -> Convolution | None:
             outputs=module.out_channels // module.groups,
         )
     node = match.nodes[0] if match.nodes else None
-    if module is not None or node is None or node.target not in _FUNCTIONS:
+    if module is not None or node is None or node.target not in DIMENSIONS:
         return None
-    weight = _stored_weight(match)
+    given: dict[str, Any] = dict(zip(MULTIPLIES_WEIGHT[node.target], node.args, strict=False))
+    graph_module = node.graph.owning_module
+    weight = None if graph_module is None else stored(given["weight"], graph_module)
     if weight is None:
         return None
-    arguments: list[Any] = list(node.args[3:])
-    first, second, kernel = weight.shape[0], weight.shape[1], tuple(weight.shape[2:])
-    if _FUNCTIONS[node.target]:
-        stride, padding, output_padding, groups, dilation = arguments
-        channels = (first // groups, second)
-    else:
-        stride, padding, dilation, groups = arguments
-        output_padding = ()
-        channels = (second, first // groups)
+    transposed, groups = "output_padding" in given, given["groups"]
+    channels = (weight.shape[0] // groups, weight.shape[1])
+    inputs, outputs = channels if transposed else reversed(channels)
     return Convolution(
-        _FUNCTIONS[node.target],
-        *(kernel, stride, padding, output_padding, dilation, groups),
-        *channels,
+        transposed=transposed,
+        kernel=tuple(weight.shape[2:]),
+        stride=given["stride"],
+        padding=given["padding"],
+        output_padding=given.get("output_padding", ()),
+        dilation=given["dilation"],
+        groups=groups,
+        inputs=inputs,
+        outputs=outputs,
     )
-
-
-def _stored_weight(match: Match) -> Any:
-    node = match.nodes[0]
-    graph_module = node.graph.owning_module
-    return None if graph_module is None else stored(node.args[1], graph_module)

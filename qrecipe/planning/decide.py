@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -55,7 +55,9 @@ def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
         *_unmakeable(sites, recipe.phase),
         *(shared_norm_findings(sites, inventory) if recipe.phase == "qat" else ()),
     )
-    findings = tuple(sorted(findings, key=_place))
+    findings = tuple(
+        sorted(findings, key=lambda each: each.location.place if each.location else ("", 0, 0))
+    )
     boundaries = _boundaries(sites, inventory)
     saturated = saturating(inventory, outcome_of, recipe.backend)
     plan = Plan(
@@ -94,19 +96,15 @@ def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
     return plan
 
 
-def _place(finding: Finding) -> tuple[str, int, int]:
-    at = finding.location
-    return ("", 0, 0) if at is None else (at.file, at.line, at.column)
-
-
 def _sites(
     inventory: Inventory, resolution: Resolution, outcome_of: Mapping[str, Outcome]
 ) -> Iterator[Site]:
-    integers = {name for name, outcome in outcome_of.items() if outcome.gives_integers}
+    integers = {name for name, outcome in outcome_of.items() if outcome.rounded is not None}
     clamped = clamps(inventory, outcome_of)
     for operation in inventory.structure.operations:
         decision, outcome = resolution.decisions[operation.name], outcome_of[operation.name]
-        reads_float = outcome.verdict == "quantized" and bool(_float_inputs(operation, integers))
+        reads = tuple(_reads(operation))
+        reads_float = outcome.verdict == "quantized" and not integers.issuperset(reads)
         clamp = clamped.get(operation.name)
         texts = outcome.reason, None if clamp is None else clamp.reason
         yield Site(
@@ -122,22 +120,9 @@ def _sites(
             reason="; ".join(filter(None, texts)) or None,
             engine=outcome.engine,
             clamp=None if clamp is None else clamp.limits,
-            reads=tuple(_reads(operation)),
+            reads=reads,
             is_output=operation.is_output,
         )
-
-
-def _static(sites: Sequence[Site]) -> dict[str, Site]:
-    return {site.name: site for site in sites if site.mode == "static"}
-
-
-def _giving_integers(sites: Sequence[Site]) -> set[str]:
-    return {site.name for site in sites if site.gives_integers}
-
-
-def _float_inputs(operation: Operation, integers: Container[str]) -> list[str]:
-    """The tensors that an operation reads as float; ``integers`` are sites that give those."""
-    return [name for name in _reads(operation) if name not in integers]
 
 
 def _reads(operation: Operation) -> Iterator[str]:
@@ -192,14 +177,15 @@ def _readers_of_float(
 
     Roots may have inputs of the same name, so a tensor is known by its graph and its name.
     """
-    integers = _giving_integers(sites)
     readers: dict[tuple[fx.Graph | None, str], list[Site]] = {}
-    for name, site in _static(sites).items():
-        if site.input is not None:
-            match = inventory.matches[name]
-            graph = match.nodes[0].graph if match.nodes else None
-            for source in _float_inputs(match.operation, integers):
-                readers.setdefault((graph, source), []).append(site)
+    integers = {site.name for site in sites if site.gives_integers}
+    for site in sites:
+        if site.mode == "static" and site.input is not None:
+            nodes = inventory.matches[site.name].nodes
+            graph = nodes[0].graph if nodes else None
+            for source in site.reads:
+                if source not in integers:
+                    readers.setdefault((graph, source), []).append(site)
     return readers
 
 
@@ -220,26 +206,17 @@ def _input_conflicts(sites: Sequence[Site], inventory: Inventory) -> Iterator[Fi
 
 def _boundaries(sites: Sequence[Site], inventory: Inventory) -> int:
     """The number of tensors that are quantized or dequantized; each costs a pass over memory."""
-    static, integers = _static(sites), _giving_integers(sites)
-    dequantized = {
-        producer
-        for operation in inventory.structure.operations
-        if operation.name not in static
-        for producer in operation.producers
-        if producer in integers
-    }
-    returned = {
-        operation.name
-        for operation in inventory.structure.operations
-        if operation.is_output and operation.name in integers
-    }
+    static = {site.name for site in sites if site.mode == "static"}
+    integers = {site.name for site in sites if site.gives_integers}
+    returned = {site.name for site in sites if site.is_output}
+    read = {source for site in sites if site.name not in static for source in site.reads}
     quantized = (
         _results(inventory, source, lambda reader: reader in static)
         for _, source in _readers_of_float(sites, inventory)
     )
     read_as_float = (
         _results(inventory, name, lambda reader: reader not in static)
-        for name in dequantized | returned
+        for name in integers & (read | returned)
     )
     return sum(quantized) + sum(read_as_float)
 

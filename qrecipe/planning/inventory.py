@@ -15,12 +15,13 @@ from qrecipe.model.call import EMPTY, Inputs, is_empty
 from qrecipe.model.checks import check_model
 from qrecipe.model.dry_run import CANNOT_TAKE
 from qrecipe.model.exported import exported_part
-from qrecipe.model.graph_sites import Inventory, prove, take_inventory
+from qrecipe.model.graph_sites import Inventory, Tracing, prove, take_inventory
 from qrecipe.model.module_sites import take_inventory as eager_inventory
 from qrecipe.model.opened.linear import is_linear
 from qrecipe.model.opened.opening import Opening, opened_at, opening_of
 from qrecipe.model.proposals import with_advice
 from qrecipe.model.remedies import remedy
+from qrecipe.model.trace import trace_part
 from qrecipe.model.untraceable import UntraceableError
 from qrecipe.observers.loading import load_plugins
 from qrecipe.planning.asked import ASKED, TRAIN
@@ -67,18 +68,21 @@ def _located(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Iterator[None]
 
 def _inventory_of(model: nn.Module, opening: Opening, recipe: Recipe, inputs: Inputs) -> Inventory:
     """The inventory of the opened model; layers that cannot be traced once opened stay whole."""
-    config = own_backend_config(recipe.backend, recipe.phase)
     opened = opened_at(model, opening.paths)
     if recipe.executor == "eager":
         return _completed_by(opening, _asked_inventory(opened, recipe, inputs))
     try:
-        inventory = take_inventory(opened, inputs, recipe.fx, config, recipe.phase)
+        inventory = _traced(opened, recipe, inputs)
     except TraceError as error:
         at = error.at if isinstance(error, UntraceableError) else None
         less = None if at is None else opening.without(at, error.findings[0].message)
         if less is not None:
             return _inventory_of(model, less, recipe, inputs)
-        untraced = _otherwise(opened, recipe, inputs, error)
+        untraced: Inventory | None = None
+        if recipe.executor == "pt2e":
+            untraced = _traced(opened, recipe, inputs, exported_part)
+        elif recipe.executor is None:
+            untraced = _untraced_inventory(opened, recipe, inputs, error)
         if untraced is None:
             advised = with_advice(error, opened, inputs, recipe.fx)
             explained = _with_reason(advised, at, opening)
@@ -96,18 +100,11 @@ def _with_reason(error: TraceError, at: str | None, opening: Opening) -> TraceEr
     return TraceError(replace(finding, notes=(*finding.notes, reason)))
 
 
-def _otherwise(
-    model: nn.Module, recipe: Recipe, inputs: Inputs, error: TraceError
-) -> Inventory | None:
-    """The inventory of a model that cannot be traced, if its executor needs no trace."""
-    if recipe.executor == "pt2e":
-        return _exported_inventory(model, recipe, inputs)
-    return _untraced_inventory(model, recipe, inputs, error) if recipe.executor is None else None
-
-
-def _exported_inventory(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Inventory:
+def _traced(
+    model: nn.Module, recipe: Recipe, inputs: Inputs, tracing: Tracing = trace_part
+) -> Inventory:
     config = own_backend_config(recipe.backend, recipe.phase)
-    return take_inventory(model, inputs, recipe.fx, config, recipe.phase, exported_part)
+    return take_inventory(model, inputs, recipe.fx, config, recipe.phase, tracing)
 
 
 def _with_pt2e(error: TraceError, model: nn.Module, recipe: Recipe, inputs: Inputs) -> TraceError:
@@ -119,7 +116,7 @@ def _with_pt2e(error: TraceError, model: nn.Module, recipe: Recipe, inputs: Inpu
     if recipe.phase == "ptq" and "static" not in asked:
         return error
     try:
-        prove(_exported_inventory(model, recipe, inputs), inputs)
+        prove(_traced(model, recipe, inputs, exported_part), inputs)
     except PlanError:
         return error
     (finding,) = error.findings

@@ -18,7 +18,8 @@ from qrecipe.model.altered_modules import alteration, lacks_statistics
 from qrecipe.model.changes import gives_tuple
 from qrecipe.model.graph_sites import Match
 from qrecipe.model.moving import moved
-from qrecipe.model.normalize import MULTIPLIES_WEIGHT, TAKES_WEIGHT
+from qrecipe.model.nodes import module_of
+from qrecipe.model.normalize import DIMENSIONS, MULTIPLIES_WEIGHT, TAKES_WEIGHT
 from qrecipe.model.rewrites.batch_norms import why_function
 from qrecipe.model.rewrites.constants import is_learnt
 from qrecipe.model.rewrites.transposed import TRANSPOSED
@@ -29,19 +30,11 @@ from qrecipe.recipe.schema import Backend, Phase, TensorSpec
 
 _CLAMPS = (nn.ReLU6, nn.Hardtanh, F.relu6, F.hardtanh, F.hardtanh_, torch.clamp)
 _F_CONV_TRANSPOSE = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
-_DIMENSIONS: Mapping[Any, int] = {
-    **dict.fromkeys((nn.Conv1d, nn.ConvTranspose1d, F.conv1d, F.conv_transpose1d), 1),
-    **dict.fromkeys((nn.Conv2d, nn.ConvTranspose2d, F.conv2d, F.conv_transpose2d), 2),
-    **dict.fromkeys((nn.Conv3d, nn.ConvTranspose3d, F.conv3d, F.conv_transpose3d), 3),
-}
 _MOST_FLOAT16 = torch.finfo(torch.float16).max
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _AVERAGE = (
     *("input", "kernel_size", "stride", "padding", "ceil_mode"),
     *("count_include_pad", "divisor_override"),
-)
-_SAMPLE_STATISTICS = (
-    "the quantized kernel uses the statistics of each sample, not the running statistics"
 )
 
 
@@ -53,16 +46,10 @@ def refusal(match: Match, backend: Backend) -> str | None:
         altered = alteration(module)
         if altered is not None:
             return altered
-    if any(map(is_learnt, match.nodes)):
-        return "it only computes with parameters, which learn: no input to observe"
-    if match.operation.kind == "passthrough" and _gives_several(match):
-        return "it returns several results, which torch would observe as one"
-    if backend not in EXPORTED and any(map(gives_tuple, match.nodes)):
-        return "its results are read as a whole, and their number may depend on its input"
-    if isinstance(match.module, _RECURRENT) and _takes_no_tensor(match):
-        return "it takes a PackedSequence, which FX cannot quantize: pack it inside forward"
-    if _lacks_batch(match):
-        return "quantized convolutions need a batch dimension: x.unsqueeze(0)"
+    if match.nodes:  # without a trace, nothing is observed and nothing inserted
+        why = _refusal_of_nodes(match, backend)
+        if why is not None:
+            return why
     subject: Any = match.nodes[0] if match.module is None else match.module
     keys = (subject.target, fx.Node) if match.module is None else type(subject).__mro__
     tables = (_LIMITS, _LIMITS_OF_QNNPACK) if backend == "qnnpack" else (_LIMITS,)
@@ -72,12 +59,25 @@ def refusal(match: Match, backend: Backend) -> str | None:
     return known or _infinite(match)
 
 
+def _refusal_of_nodes(match: Match, backend: Backend) -> str | None:
+    """What is only known from a trace."""
+    if any(map(is_learnt, match.nodes)):
+        return "it only computes with parameters, which learn: no input to observe"
+    if match.operation.kind == "passthrough" and not _value(match.nodes[-1]).is_tensor:
+        return "it returns several results, which torch would observe as one"
+    if backend not in EXPORTED and any(map(gives_tuple, match.nodes)):
+        return "its results are read as a whole, and their number may depend on its input"
+    if isinstance(match.module, _RECURRENT) and _takes_no_tensor(match.nodes[0]):
+        return "it takes a PackedSequence, which FX cannot quantize: pack it inside forward"
+    if _lacks_batch(match.nodes[0], match.module):
+        return "quantized convolutions need a batch dimension: x.unsqueeze(0)"
+    return None
+
+
 def better_float(match: Match) -> str | None:
     """Why only a rule that names the operation makes it int8; None for most operations."""
-    is_silu = isinstance(match.module, nn.SiLU) or (
-        bool(match.nodes) and match.nodes[0].target is F.silu
-    )
-    if is_silu:
+    functions = [node.target for node in match.nodes[:1]]
+    if isinstance(match.module, nn.SiLU) or F.silu in functions:
         return "faster in float: int8 SiLU is a sigmoid and a product"
     return None
 
@@ -86,38 +86,25 @@ def why_apart(match: Match) -> str | None:
     """Why a BatchNorm is not part of the convolution before it in training."""
     if not isinstance(match.module, nn.modules.batchnorm._BatchNorm) or not match.nodes:
         return None
-    (source, *_), graph_module = match.nodes[0].all_input_nodes, match.nodes[0].graph.owning_module
-    if source.op != "call_module" or graph_module is None:
-        return None
-    if type(graph_module.get_submodule(str(source.target))) not in TRANSPOSED:
+    if type(module_of(match.nodes[0].all_input_nodes[0])) not in TRANSPOSED:
         return None
     return "not folded: torch cannot train a transposed convolution and its BatchNorm as one"
 
 
-def _gives_several(match: Match) -> bool:
-    """Only known from a trace: without one, there are no nodes and nothing is observed."""
-    return bool(match.nodes) and not _value(match.nodes[-1]).is_tensor
-
-
-def _takes_no_tensor(match: Match) -> bool:
-    """Only known from a trace: module by module, nothing is inserted before a module."""
-    if not match.nodes:
-        return False
-    node = match.nodes[0]
+def _takes_no_tensor(node: fx.Node) -> bool:
     source = node.args[0] if node.args else node.kwargs.get("input")
     return isinstance(source, fx.Node) and not _value(source).is_tensor
 
 
-def _lacks_batch(match: Match) -> bool:
+def _lacks_batch(node: fx.Node, module: nn.Module | None) -> bool:
     """Whether the input of a convolution has no batch dimension."""
-    if not match.nodes or not match.nodes[0].args:
-        return False
-    node, module = match.nodes[0], match.module
-    source = node.args[0]
-    dimensions = _DIMENSIONS.get(node.target if module is None else type(module))
-    if dimensions is None or not isinstance(source, fx.Node):
-        return False
-    return _value(source).rank == dimensions + 1
+    dimensions = DIMENSIONS.get(node.target if module is None else type(module))
+    source = node.args[0] if node.args else None
+    return (
+        dimensions is not None
+        and isinstance(source, fx.Node)
+        and _value(source).rank == dimensions + 1
+    )
 
 
 def weight_refusal(
@@ -163,20 +150,7 @@ def _modules(match: Match) -> Iterator[nn.Module]:
     """The modules that the operation calls, fused ones as a whole."""
     if not match.nodes and match.module is not None:
         yield match.module  # found without a graph
-    for node in match.nodes:
-        graph_module = node.graph.owning_module
-        if node.op == "call_module" and graph_module is not None:
-            yield graph_module.get_submodule(str(node.target))
-
-
-def _batch_norm(module: nn.Module) -> str | None:
-    if lacks_statistics(module):
-        return "the quantized kernel needs running statistics (track_running_stats = True)"
-    return None
-
-
-def _instance_norm(module: Any) -> str | None:
-    return _SAMPLE_STATISTICS if module.track_running_stats else None
+    yield from filter(None, map(module_of, match.nodes))
 
 
 def _recurrent(module: Any) -> str | None:
@@ -187,18 +161,12 @@ def _recurrent(module: Any) -> str | None:
     return None
 
 
-def _embedding(module: Any) -> str | None:
-    if module.max_norm is not None:
-        return "the quantized kernel does not renormalise rows to max_norm"
-    return None
-
-
 def _embedding_bag(module: Any) -> str | None:
     if module.mode != "sum":
         return f'the quantized kernel sums each bag and ignores mode = "{module.mode}"'
     if module.padding_idx is not None:
         return "the quantized kernel does not skip the row of padding_idx"
-    return _embedding(module)
+    return _EMBEDDING(module)
 
 
 def _convolution(module: Any) -> str | None:
@@ -222,39 +190,19 @@ def _weighted(node: fx.Node) -> str | None:
     return _asymmetric(node.args[4]) if len(node.args) > 4 else None
 
 
-def _mean(node: fx.Node) -> str | None:
-    if node.kwargs.get("dtype") is not None:
-        return "the quantized kernel cannot return another dtype"
-    return None
-
-
-def _averaging_module(module: Any) -> str | None:
-    return _averaging(module.padding, module.count_include_pad, module.divisor_override)
-
-
-def _averaging_function(node: fx.Node) -> str | None:
-    given = {**dict(zip(_AVERAGE, node.args, strict=False)), **node.kwargs}
-    counts = given.get("count_include_pad", True)
-    return _averaging(given.get("padding", 0), counts, given.get("divisor_override"))
-
-
-def _averaging(padding: Any, counts_padding: Any, divisor: Any) -> str | None:
+def _averaging(subject: Any) -> str | None:
     """What qnnpack divides by: as many numbers as the window has, padding included."""
+    given: Mapping[str, Any] = (
+        {**dict(zip(_AVERAGE, subject.args, strict=False)), **subject.kwargs}
+        if isinstance(subject, fx.Node)
+        else vars(subject)
+    )
+    padding = given.get("padding", 0)
     pads = any(padding) if isinstance(padding, (tuple, list)) else bool(padding)
-    if divisor is not None or (pads and not counts_padding):
+    divides = given.get("divisor_override") is not None
+    if divides or (pads and not given.get("count_include_pad", True)):
         return "qnnpack divides by the size of the window, whatever the arguments are"
     return None
-
-
-def _qnnpack_softmax(module: Any) -> str | None:
-    if module.dim is None or module.dim < 0:
-        return "qnnpack does not support a negative dim: count it from the front"
-    return None
-
-
-def _given_statistics(node: fx.Node) -> str | None:
-    uses_input = node.args[5] if len(node.args) > 5 else node.kwargs.get("use_input_stats", True)
-    return None if uses_input else _SAMPLE_STATISTICS
 
 
 def _observed_argument(node: fx.Node) -> str | None:
@@ -265,20 +213,39 @@ def _observed_argument(node: fx.Node) -> str | None:
     return None
 
 
+def _reads_integers(node: fx.Node) -> bool:
+    return not all(map(is_floating, node.all_input_nodes))
+
+
 def _binary(node: fx.Node) -> str | None:
     if node.kwargs:
         return f"the quantized kernel ignores {', '.join(node.kwargs)}"
-    return _not_floating("an operand", node)
+    if _reads_integers(node):
+        return "an operand is not floating-point, but would be observed"
+    return None
 
 
-def _joined(node: fx.Node) -> str | None:
-    return _not_floating("one of the joined tensors", node)
+def _product(node: fx.Node) -> str | None:
+    if any(isinstance(arg, (int, float)) and abs(arg) > 1 for arg in node.args):
+        return "with a factor above 1, the result would share the range of its input"
+    return _binary(node)
 
 
-def _not_floating(what: str, node: fx.Node) -> str | None:
-    if all(map(is_floating, node.all_input_nodes)):
-        return None
-    return f"{what} is not floating-point, but would be observed"
+def _sum(node: fx.Node) -> str | None:
+    if any(isinstance(arg, (int, float)) and arg for arg in node.args):
+        return "with an added number, the result would share the range of its input"
+    return _binary(node)
+
+
+def _interpolation(node: fx.Node) -> str | None:
+    mode = node.kwargs.get("mode")
+    if _value(node).rank == 3:
+        return "quantized interpolation needs two or three dimensions besides the channels"
+    if node.kwargs.get("antialias"):
+        return "quantized interpolation does not support antialias"
+    if mode not in ("nearest", "nearest-exact", "bilinear", "area"):
+        return f"quantized interpolation does not support mode = {mode!r}"
+    return None
 
 
 def _infinite(match: Match) -> str | None:
@@ -298,37 +265,21 @@ def _infinite(match: Match) -> str | None:
     return None
 
 
-def _product(node: fx.Node) -> str | None:
-    if any(isinstance(arg, (int, float)) and abs(arg) > 1 for arg in node.args):
-        return "with a factor above 1, the result would share the range of its input"
-    return _binary(node)
-
-
-def _clamp(node: fx.Node) -> str | None:
-    if len(node.all_input_nodes) > 1:
-        return "its limits are tensors, and the quantized kernel takes numbers"
-    return None
-
-
-def _sum(node: fx.Node) -> str | None:
-    if any(isinstance(arg, (int, float)) and arg for arg in node.args):
-        return "with an added number, the result would share the range of its input"
-    return _binary(node)
-
-
-def _interpolation(node: fx.Node) -> str | None:
-    mode = node.kwargs.get("mode")
-    if node.meta["value"].rank == 3:
-        return "quantized interpolation needs two or three dimensions besides the channels"
-    if node.kwargs.get("antialias"):
-        return "quantized interpolation does not support antialias"
-    if mode not in ("nearest", "nearest-exact", "bilinear", "area"):
-        return f"quantized interpolation does not support mode = {mode!r}"
-    return None
-
-
 _Limit = str | Callable[[Any], str | None]
 """Why an operation is refused: always, or depending on the module or node."""
+
+
+def _if(is_refused: Callable[[Any], bool], why: str) -> Callable[[Any], str | None]:
+    return lambda subject: why if is_refused(subject) else None
+
+
+_SAMPLE_STATISTICS = (
+    "the quantized kernel uses the statistics of each sample, not the running statistics"
+)
+_EMBEDDING = _if(
+    lambda module: module.max_norm is not None,
+    "the quantized kernel does not renormalise rows to max_norm",
+)
 
 _LIMITS: Mapping[Any, _Limit] = {
     F.multi_head_attention_forward: "only nn.MultiheadAttention is opened, not its function",
@@ -336,21 +287,41 @@ _LIMITS: Mapping[Any, _Limit] = {
     **dict.fromkeys(("tanh_", "sigmoid_"), "no quantized kernel works in place here"),
     nn.PReLU: "quantized::prelu multiplies positive values by the slope",
     nn.RNN: "torch has quantized kernels for LSTM, GRU and cells, but not for RNN",
-    nn.modules.batchnorm._BatchNorm: _batch_norm,
-    nn.modules.instancenorm._InstanceNorm: _instance_norm,
+    nn.modules.batchnorm._BatchNorm: _if(
+        lacks_statistics,
+        "the quantized kernel needs running statistics (track_running_stats = True)",
+    ),
+    nn.modules.instancenorm._InstanceNorm: _if(
+        lambda module: module.track_running_stats, _SAMPLE_STATISTICS
+    ),
     **dict.fromkeys(_RECURRENT, _recurrent),
-    nn.Embedding: _embedding,
+    nn.Embedding: _EMBEDDING,
     nn.EmbeddingBag: _embedding_bag,
     nn.modules.conv._ConvNd: _convolution,
     **dict.fromkeys(MULTIPLIES_WEIGHT, _weighted),
     **dict.fromkeys((operator.add, torch.add), _sum),
     **dict.fromkeys((operator.mul, torch.mul), _product),
     torch.matmul: _binary,
-    **dict.fromkeys((torch.cat, torch.stack), _joined),
-    torch.clamp: _clamp,
-    torch.mean: _mean,
+    **dict.fromkeys(
+        (torch.cat, torch.stack),
+        _if(
+            _reads_integers,
+            "one of the joined tensors is not floating-point, but would be observed",
+        ),
+    ),
+    torch.clamp: _if(
+        lambda node: len(node.all_input_nodes) > 1,
+        "its limits are tensors, and the quantized kernel takes numbers",
+    ),
+    torch.mean: _if(
+        lambda node: node.kwargs.get("dtype") is not None,
+        "the quantized kernel cannot return another dtype",
+    ),
     F.batch_norm: why_function,
-    F.instance_norm: _given_statistics,
+    F.instance_norm: _if(
+        lambda node: not (*node.args[5:6], node.kwargs.get("use_input_stats", True))[0],
+        _SAMPLE_STATISTICS,
+    ),
     F.interpolate: _interpolation,
     moved: no_move,
     fx.Node: _observed_argument,
@@ -365,7 +336,9 @@ _LIMITS_OF_QNNPACK: Mapping[Any, _Limit] = {
     nn.Conv3d: "qnnpack cannot unpack the weights of a Conv3d",
     nn.ConvTranspose3d: "qnnpack cannot unpack the weights of a ConvTranspose3d",
     **dict.fromkeys((nn.MaxPool3d, F.max_pool3d), "qnnpack has no max-pooling in three dimensions"),
-    nn.Softmax: _qnnpack_softmax,
-    **dict.fromkeys((nn.AvgPool2d, nn.AvgPool3d), _averaging_module),
-    **dict.fromkeys((F.avg_pool2d, F.avg_pool3d), _averaging_function),
+    nn.Softmax: _if(
+        lambda module: module.dim is None or module.dim < 0,
+        "qnnpack does not support a negative dim: count it from the front",
+    ),
+    **dict.fromkeys((nn.AvgPool2d, nn.AvgPool3d, F.avg_pool2d, F.avg_pool3d), _averaging),
 }

@@ -11,7 +11,7 @@ from qrecipe.errors.text import counted
 from qrecipe.model.addresses import SITE
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.model.moving import arguments, last_name, moved, moves
-from qrecipe.model.normalize import stored
+from qrecipe.model.nodes import stored
 from qrecipe.model.trace_proof import LOWEST
 from qrecipe.planning.plan import Site
 from qrecipe.recipe.patterns import leave_float

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from qrecipe.model.nodes import module_of
+
 _POOLS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 _POOLING = (F.adaptive_avg_pool2d, F.adaptive_max_pool2d)
 _MEANS = (torch.mean, "mean", torch.amax, "amax")
@@ -34,19 +36,12 @@ def reads_one_pixel(node: fx.Node) -> bool:
         if not node.all_input_nodes:
             return False
         node = node.all_input_nodes[0]
-        module = _module_of(node)
+        module = module_of(node)
         if _pools(node, module):
             return True
         if not _keeps_size(node, module):
             return False
     return False
-
-
-def _module_of(node: fx.Node) -> nn.Module | None:
-    owner = node.graph.owning_module
-    if node.op != "call_module" or owner is None:
-        return None
-    return owner.get_submodule(str(node.target))
 
 
 def _pools(node: fx.Node, module: nn.Module | None) -> bool:

@@ -19,8 +19,9 @@ from qrecipe.errors.text import printable
 from qrecipe.planning.plan_values import plan_of_json, plan_values, text_of_values
 from qrecipe.planning.text import (
     explanation,
-    full_plan_sections,
     plan_sections,
+    rule_table,
+    rules_that_matter,
     site_named,
     summary,
 )
@@ -237,7 +238,7 @@ class Plan(Report):
         return self.backend in EXPORTED
 
     def _sections(self) -> Iterator[Section]:
-        return plan_sections(self)
+        return plan_sections(self, rules_that_matter(self))
 
     def __repr__(self) -> str:
         return f"<Plan: {summary(self)}>"
@@ -273,7 +274,7 @@ class Plan(Report):
 
     def with_all_rules(self) -> str:
         """The plan as ``str`` shows it, with the rules of shipped recipes that are unused here."""
-        return report_text(full_plan_sections(self))
+        return report_text(plan_sections(self, rule_table(self.rules)))
 
     def explain(self, name: str) -> str:
         """Why a site, a member of a group, or everything in a module is decided as it is.

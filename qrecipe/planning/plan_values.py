@@ -5,22 +5,26 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from qrecipe.errors.findings import CODES, PlanError
+from qrecipe.errors.findings import CODES, Finding, PlanError
 from qrecipe.errors.text import first_problem, one_line
-from qrecipe.recipe.recipe import QConfigSpec, WrittenRule
+from qrecipe.recipe.recipe import Ingredient, WrittenRule
 from qrecipe.recipe.schema import TensorSpec
 
 if TYPE_CHECKING:
     from qrecipe.planning.plan import Plan, Site
 
-_PLAIN = ("boundaries", "recipe", "fingerprint", "backend", "phase", "executor", "needs_vnni")
-"""Fields of a plan that are plain values already."""
+_AS_THEY_ARE = (
+    *("boundaries", "recipe", "fingerprint", "backend", "phase", "executor", "executor_reason"),
+    *("needs_vnni", "chains", "groups", "steps"),
+)
+"""Fields of a plan that are read back as they are written."""
 
+_NOT_WRITTEN = ("structure", "saturating")
 _LONGEST_REASON = 200
 
 _LARGEST_EXPONENT = 126
@@ -29,49 +33,31 @@ _LARGEST_EXPONENT = 126
 
 def plan_values(plan: Plan) -> dict[str, Any]:
     """The plan as plain values; recipes are named as their author named them."""
-    return {
-        **{name: getattr(plan, name) for name in _PLAIN},
-        "executor_reason": plan.executor_reason,
-        "is_for_export": plan.is_for_export,
-        "ingredients": [each.to_json() for each in plan.ingredients],
-        "sites": [site_values(site) for site in plan.sites],
-        "rules": [
-            {
-                **_rule_values(verdict.rule),
-                "verdict": verdict.verdict,
-                "sites": list(verdict.sites),
-            }
-            for verdict in plan.rules
-        ],
-        "chains": [
-            {"sites": each.sites, "end": each.end, "exponents": each.exponents}
-            for each in plan.chains
-        ],
-        "groups": [asdict(each) for each in plan.groups],
-        "steps": [asdict(each) for each in plan.steps],
-        "warnings": [finding.to_json() for finding in plan.warnings],
-        "findings": [finding.to_json() for finding in plan.findings],
-    }
+    written = [each.name for each in fields(plan) if each.name not in _NOT_WRITTEN]
+    values = {name: _plain(getattr(plan, name)) for name in written}
+    rules = [{**each.pop("rule"), **each} for each in values["rules"]]
+    return {**values, "rules": rules, "is_for_export": plan.is_for_export}
 
 
 def site_values(site: Site) -> dict[str, Any]:
     """A site as plain values."""
-    return {
-        "name": site.name,
-        "op": site.op,
-        "members": list(site.members),
-        "verdict": site.verdict,
-        "mode": site.mode,
-        "reason": site.reason,
-        "engine": site.engine,
-        "clamp": site.clamp,
-        "reads": list(site.reads),
-        "is_output": site.is_output,
-        "qconfig": _qconfig_values(site.qconfig),
-        "input": None if site.input is None else spec_values(site.input),
-        "rule": _rule_values(site.rule),
-        "shadowed": [_rule_values(rule) for rule in site.shadowed],
-    }
+    values: dict[str, Any] = _plain(site)
+    return values
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(map(_plain, value))
+    if isinstance(value, TensorSpec):
+        return spec_values(value)
+    if isinstance(value, (Finding, Ingredient)):
+        return value.to_json()
+    if isinstance(value, WrittenRule):
+        own = {"tier": value.tier, "key": value.key, "says": value.label, "reason": value.reason}
+        return {**own, "location": str(value.location)}
+    if is_dataclass(value):
+        return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
+    return value
 
 
 def spec_values(spec: TensorSpec) -> dict[str, Any]:
@@ -83,25 +69,6 @@ def spec_values(spec: TensorSpec) -> dict[str, Any]:
             name, arguments = constructor.name, constructor.arguments
             values[key] = {"name": name, **arguments} if arguments else name
     return values
-
-
-def _qconfig_values(qconfig: QConfigSpec | None) -> dict[str, Any] | None:
-    if qconfig is None:
-        return None
-    return {
-        "weight": None if qconfig.weight is None else spec_values(qconfig.weight),
-        "activation": None if qconfig.activation is None else spec_values(qconfig.activation),
-    }
-
-
-def _rule_values(rule: WrittenRule) -> dict[str, Any]:
-    return {
-        "tier": rule.tier,
-        "key": rule.key,
-        "says": rule.label,
-        "reason": rule.reason,
-        "location": str(rule.location),
-    }
 
 
 def plan_of_json(adapter: TypeAdapter[Plan], text: str) -> Plan:
@@ -127,12 +94,12 @@ def plan_of_json(adapter: TypeAdapter[Plan], text: str) -> Plan:
 def text_of_values(values: Mapping[str, Any]) -> str:
     """Plain values as JSON. Raises PlanError (QR315) for anything else."""
     try:
-        return json.dumps(dict(values), default=_plain)
+        return json.dumps(dict(values), default=_as_dict)
     except (TypeError, ValueError, RecursionError) as error:
         raise _not_a_plan(str(error)) from None
 
 
-def _plain(value: object) -> dict[Any, Any]:
+def _as_dict(value: object) -> dict[Any, Any]:
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError(f"a {type(value).__name__} is not a plain value")
@@ -200,31 +167,27 @@ def _wrong_scales(plan: Plan) -> Iterator[str]:
 
 def _completed(values: Any) -> Any:
     """The values with what older plans lack."""
-    absent: dict[str, Any] = {"clamp": None, "reads": [], "is_output": False}
-    sites = [{**absent, **site} for site in _items(values, "sites")]
-    values = {"chains": [], "groups": [], "steps": [], **values, "sites": sites}
+    absent: dict[str, Any] = {"executor_reason": None, "chains": [], "groups": [], "steps": []}
+    of_site: dict[str, Any] = {"clamp": None, "reads": [], "is_output": False}
+    sites = [{**of_site, **site} for site in _items(values, "sites")]
+    values = {**absent, **values, "sites": sites}
     anywhere = [site["name"] for site in sites]
     return {**values, "steps": [{"moved": anywhere, **step} for step in _items(values, "steps")]}
 
 
 def _fields(values: Any) -> dict[str, Any]:
     """The values with the names and the nesting of the fields that they belong to."""
-    sites = [
-        {
-            **site,
-            "rule": _rule_fields(site["rule"]),
-            "shadowed": [_rule_fields(rule) for rule in _items(site, "shadowed")],
-        }
-        for site in _items(values, "sites")
-    ]
     return {
-        **{name: values[name] for name in _PLAIN},
-        "executor_reason": values.get("executor_reason"),
-        "chains": values["chains"],
-        "groups": values["groups"],
-        "steps": values["steps"],
+        **{name: values[name] for name in _AS_THEY_ARE},
         "ingredients": [_ingredient_fields(each) for each in _items(values, "ingredients")],
-        "sites": sites,
+        "sites": [
+            {
+                **site,
+                "rule": _rule_fields(site["rule"]),
+                "shadowed": [_rule_fields(rule) for rule in _items(site, "shadowed")],
+            }
+            for site in _items(values, "sites")
+        ],
         "rules": [
             {"rule": _rule_fields(each), "verdict": each["verdict"], "sites": each["sites"]}
             for each in _items(values, "rules")

@@ -20,33 +20,30 @@ from qrecipe.rules.resolution import describe, listed
 from qrecipe.terminal.report import Listing, Section, Table, Text
 
 if TYPE_CHECKING:
-    from qrecipe.planning.plan import Chain, Group, Plan, RuleVerdict, Site, Step
+    from qrecipe.planning.plan import Group, Plan, RuleVerdict, Site, Step
 
 
 class UnknownSiteError(PlanError, KeyError):
     """A name that a plan has no site for."""
 
 
-def plan_sections(plan: Plan) -> Iterator[Section]:
-    """The whole plan: a line on top, the sites, the rules that matter here."""
-    yield from _sections_with(plan, _rules_that_matter(plan))
-
-
-def full_plan_sections(plan: Plan) -> Iterator[Section]:
-    """The whole plan with all rules."""
-    yield from _sections_with(plan, _rule_table(plan.rules))
-
-
-def _sections_with(plan: Plan, rules: Table) -> Iterator[Section]:
+def plan_sections(plan: Plan, rules: Table) -> Iterator[Section]:
+    """The whole plan: a line on top, the sites, a table of rules, transforms and warnings."""
     yield Text("Plan", [summary(plan), *published(plan.ingredients)])
     yield _with_what_is_outside(plan, site_table(plan.sites))
     yield rules
     if plan.chains:
-        yield _chain_table(plan.chains)
+        rows = [(" > ".join(chain.sites), chain.end) for chain in plan.chains]
+        caption = "channels are scaled by powers of two, which the next layer undoes"
+        yield Table("Chains", ("chain", "ends because"), rows, caption)
     if plan.groups:
-        yield _group_table(plan.groups)
+        groups = [(", ".join(each.sites), place_of(each), each.reason) for each in plan.groups]
+        caption = "channels are divided by powers of two, which these layers undo"
+        yield Table("Groups", ("group", "divided by", "because"), groups, caption)
     if plan.steps:
-        yield _step_table(plan.steps)
+        steps = [(step.name, kept_by(step), ", ".join(step.changed)) for step in plan.steps]
+        caption = "steps of plugins, which change the float model before it is quantized"
+        yield Table("Transforms", ("transform", "keeps the outputs", "changed"), steps, caption)
     for text in in_full(plan.warnings, "`warnings` of the plan"):
         yield Listing("Warning", text)
 
@@ -112,24 +109,6 @@ def _site_row(site: Site, folded: str) -> tuple[str, ...]:
     return tuple(map(one_line, (*cells, *last)))
 
 
-def _chain_table(chains: Iterable[Chain]) -> Table:
-    rows = [(" > ".join(chain.sites), chain.end) for chain in chains]
-    caption = "channels are scaled by powers of two, which the next layer undoes"
-    return Table("Chains", ("chain", "ends because"), rows, caption)
-
-
-def _group_table(groups: Iterable[Group]) -> Table:
-    rows = [(", ".join(group.sites), place_of(group), group.reason) for group in groups]
-    caption = "channels are divided by powers of two, which these layers undo"
-    return Table("Groups", ("group", "divided by", "because"), rows, caption)
-
-
-def _step_table(steps: Iterable[Step]) -> Table:
-    rows = [(step.name, kept_by(step), ", ".join(step.changed)) for step in steps]
-    caption = "steps of plugins, which change the float model before it is quantized"
-    return Table("Transforms", ("transform", "keeps the outputs", "changed"), rows, caption)
-
-
 def kept_by(step: Step) -> str:
     """How far a transform keeps the outputs of the float model."""
     return f"within {step.tolerance:.2g}" if step.tolerance else "to the bit"
@@ -142,7 +121,7 @@ def place_of(group: Group) -> str:
     return "a product in float" if group.place == "product" else "nothing"
 
 
-def _rules_that_matter(plan: Plan) -> Table:
+def rules_that_matter(plan: Plan) -> Table:
     """The table of rules without those of shipped recipes that are unused.
 
     The shipped recipes name more types than most models have.
@@ -155,10 +134,11 @@ def _rules_that_matter(plan: Plan) -> Table:
     counts = Counter(rule.location.file for rule in left_out)
     shipped = ", ".join(f"{counted(count, 'rule')} of {name}" for name, count in counts.items())
     note = f"Not listed: {shipped} for what this model does not have." if shipped else ""
-    return replace(_rule_table([rule for rule in plan.rules if rule not in left_out]), note=note)
+    return replace(rule_table([rule for rule in plan.rules if rule not in left_out]), note=note)
 
 
-def _rule_table(rules: Sequence[RuleVerdict]) -> Table:
+def rule_table(rules: Sequence[RuleVerdict]) -> Table:
+    """A table of rules, with where each is written and what became of it."""
     rows = [
         (
             describe(verdict.rule),

@@ -51,7 +51,10 @@ def findings_of(recipe: Composition, table: RecipeTable) -> list[Finding]:
     merged = chain(
         _missing(recipe, table),
         *(tensor_findings(recipe, name, spec) for name, spec in table.tensor.items()),
-        _qconfig_findings(recipe, table),
+        *(
+            _role_findings(recipe, table, ("qconfig", name), qconfig)
+            for name, qconfig in table.qconfig.items()
+        ),
         _rule_findings(recipe, table),
         _transform_findings(recipe, table),
         _calibration_findings(recipe, table),
@@ -172,11 +175,6 @@ def _missing(recipe: Composition, table: RecipeTable) -> Iterator[Finding]:
             yield Finding("QR103", f"the recipe needs {dotted(path)}", start, hint)
 
 
-def _qconfig_findings(recipe: Composition, table: RecipeTable) -> Iterator[Finding]:
-    for name, qconfig in table.qconfig.items():
-        yield from _role_findings(recipe, table, ("qconfig", name), qconfig)
-
-
 def _rule_findings(recipe: Composition, table: RecipeTable) -> Iterator[Finding]:
     known = {*table.qconfig, *RESERVED_QCONFIG_NAMES}
     for path, rule in rules_of(table):
@@ -231,8 +229,7 @@ def _transform_findings(recipe: Composition, table: RecipeTable) -> Iterator[Fin
 def _calibration_findings(recipe: Composition, table: RecipeTable) -> Iterator[Finding]:
     least, most = table.calibration.min_batches, table.calibration.max_batches
     if least > most and recipe.is_sound("calibration"):
-        written = (
-            "min_batches" if "min_batches" in table.calibration.model_fields_set else "max_batches"
-        )
+        sets_least = "min_batches" in table.calibration.model_fields_set
         message = f"min_batches = {least} is more than max_batches = {most}"
-        yield recipe.about_value("QR109", message, ("calibration", written))
+        at = ("calibration", "min_batches" if sets_least else "max_batches")
+        yield recipe.about_value("QR109", message, at)

@@ -115,7 +115,7 @@ class _Reader:
         self._open: set[str] = set()
         self._size = 0
 
-    def read(self, source: Source, chain: tuple[str, ...], text: str | None = None) -> Layer | None:
+    def read(self, source: Source, chain: tuple[str, ...]) -> Layer | None:
         """The layer of a source, with all its bases; None if it could not be read before.
 
         Raises RecipeError if it cannot be read at all.
@@ -148,18 +148,10 @@ class _Reader:
 
     def _layer(self, source: Source, document: Document, chain: tuple[str, ...]) -> Layer:
         validated = validate(document)
-        layer = Layer(
-            source=source,
-            document=document,
-            table=validated.table,
-            damaged=validated.damaged,
-            extended=(),
-            chain=chain,
-            misses_bases=False,
-            settings=settings_of(validated.table),
-        )
+        table, damaged = validated.table, validated.damaged
+        layer = Layer(source, document, table, damaged, (), chain, False, settings_of(table))
         self.findings += map(layer.noted, validated.findings)
-        references = validated.table.extends
+        references = table.extends
         if len(references) > MAX_LAYERS:
             at = layer.value(("extends",))
             self.findings.append(Finding("QR005", f"extends more than {MAX_LAYERS} recipes", at))
@@ -176,7 +168,7 @@ class _Reader:
             misses_bases=(
                 len(found) < len(bases)
                 or any(base.misses_bases for base in found)
-                or any(path[:1] == ("extends",) for path in layer.damaged)
+                or any(path[:1] == ("extends",) for path in damaged)
             ),
         )
 
@@ -198,14 +190,10 @@ class _Reader:
             return base
         actual = layer_fingerprint(base)
         if actual != reference.sha256:
-            finding = Finding(
-                "QR123",
-                f"{shown(base.source.title)} differs from its pin",
-                layer.value(("extends", index, "sha256")),
-                f"its fingerprint is {actual}",
-                notes=(chain_text((*layer.chain, base.source.title)),),
-            )
-            self.findings.append(finding)
+            message = f"{shown(base.source.title)} differs from its pin"
+            at, hint = layer.value(("extends", index, "sha256")), f"its fingerprint is {actual}"
+            notes = (chain_text((*layer.chain, base.source.title)),)
+            self.findings.append(Finding("QR123", message, at, hint, notes=notes))
         return base
 
 

@@ -207,12 +207,10 @@ def _nothing_inherited(path: SettingPath, layers: list[Layer]) -> Iterator[Findi
         inherits = any(not _is_inherit(path, base.settings[path]) for base in below)
         if not inherits and all(base.is_sound(path) for base in layer.extended):
             message = f"{dotted(path)} has nothing to inherit"
-            hint = _removed_by(below) or _inherited_name(path, layer)
+            hint = _inherited_name(path, layer)
+            if below:
+                hint = f"{shown(below[0].name)} has already removed this rule"
             yield layer.noted(Finding("QR125", message, layer.value(path), hint))
-
-
-def _removed_by(removers: list[Layer]) -> str | None:
-    return f"{shown(removers[0].name)} has already removed this rule" if removers else None
 
 
 def _inherited_name(path: SettingPath, layer: Layer) -> str:

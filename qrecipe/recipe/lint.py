@@ -43,28 +43,23 @@ def _unused_qconfigs(recipe: Composition, table: RecipeTable) -> Iterator[Findin
 
 def _unused_tensors(recipe: Composition, table: RecipeTable) -> Iterator[Finding]:
     rules = [rule for _, rule in rules_of(table)]
-    named = {rule.qconfig for rule in rules}
-    qconfigs = [qconfig for name, qconfig in table.qconfig.items() if name in named]
-    uses = (*map(_roles, rules), *map(_roles, qconfigs))
-    reached = {name for use in uses for name in use}
+    used = {rule.qconfig for rule in rules}
+    qconfigs = [qconfig for name, qconfig in table.qconfig.items() if name in used]
+    reached = {name for names in (*map(_roles, rules), *map(_roles, qconfigs)) for name in names}
     namers = {
         name: qconfig for qconfig, use in reversed(table.qconfig.items()) for name in _roles(use)
     }
     for name in recipe.top.table.tensor:
         if name not in reached:
             message = f"no rule uses the tensor {shown(name)}"
-            at = recipe.top.key(("tensor", name))
-            yield Finding("QR215", message, at, _namer_hint(namers.get(name)))
+            hint = "remove it, or name it in a qconfig or a rule"
+            if name in namers:
+                hint = f"only the qconfig {shown(namers[name])} uses it, which no rule uses"
+            yield Finding("QR215", message, recipe.top.key(("tensor", name)), hint)
 
 
 def _roles(each: QConfigTable | RuleTable) -> tuple[str | None, str | None]:
     return each.weight, each.activation
-
-
-def _namer_hint(qconfig: str | None) -> str:
-    if qconfig is not None:
-        return f"only the qconfig {shown(qconfig)} uses it, which no rule uses"
-    return "remove it, or name it in a qconfig or a rule"
 
 
 def _rules_for_everything(recipe: Composition) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ references between tables are checked after merging, in `recipe`. Torch-free.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -69,22 +69,27 @@ class Table(BaseModel):
         return ((key, value) for key, value in super().__repr_args__() if value is not None)
 
 
-class Constructor(BaseModel):
-    """A registered name with arguments: ``{ name = "histogram", bins = 2048 }``."""
+class _OfPlugin(BaseModel):
+    """A table with arguments of a plugin."""
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True)
 
-    name: str
-
     @property
     def arguments(self) -> dict[str, Any]:
-        """The arguments without the name, as in TOML."""
+        """The arguments of the plugin, as in TOML."""
         given: dict[str, Any] = _thawed(self.__pydantic_extra__ or {})
         return given
 
 
-def _constructor(value: object) -> object:
-    return {"name": value} if isinstance(value, str) else _frozen(value)
+class Constructor(_OfPlugin):
+    """A registered name with arguments: ``{ name = "histogram", bins = 2048 }``."""
+
+    name: str
+
+
+def _short_for(key: str) -> Callable[[object], object]:
+    """Reads a text as a table with that key alone."""
+    return lambda value: {key: value} if isinstance(value, str) else _frozen(value)
 
 
 def _frozen(value: Any) -> Any:
@@ -108,7 +113,7 @@ def _dtype(value: object) -> object:
     return DTYPE_SPELLINGS.get(value, value) if isinstance(value, str) else value
 
 
-NamedConstructor = Annotated[Constructor, BeforeValidator(_constructor)]
+NamedConstructor = Annotated[Constructor, BeforeValidator(_short_for("name"))]
 
 
 def _key(description: str) -> Any:
@@ -190,11 +195,7 @@ class RuleTable(Table, json_schema_extra={"oneOf": _EITHER_FORM}):
     optional: bool = Field(default=False, description="It is not an error if nothing matches.")
 
 
-def _rule(value: object) -> object:
-    return {"qconfig": value} if isinstance(value, str) else value
-
-
-RuleValue = Annotated[RuleTable, BeforeValidator(_rule, str | RuleTable)]
+RuleValue = Annotated[RuleTable, BeforeValidator(_short_for("qconfig"), str | RuleTable)]
 
 
 class RulesTable(Table):
@@ -223,24 +224,16 @@ class BaseReference(Table):
     )
 
 
-def _reference(value: object) -> object:
-    return {"recipe": value} if isinstance(value, str) else value
-
-
-def _references(value: object) -> object:
-    return _array(value) if isinstance(value, (list, tuple)) else (value,)
-
-
-def _array(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
+def _one_or_several(value: object) -> object:
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
 
 _Written = str | BaseReference
 References = Annotated[
-    tuple[Annotated[BaseReference, BeforeValidator(_reference)], ...],
-    BeforeValidator(_references, _Written | list[_Written]),
+    tuple[Annotated[BaseReference, BeforeValidator(_short_for("recipe"))], ...],
+    BeforeValidator(_one_or_several, _Written | list[_Written]),
 ]
-Texts = Annotated[tuple[str, ...], BeforeValidator(_array)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(_frozen)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -293,10 +286,6 @@ class FxTable(Table):
     )
 
 
-def _arrays(value: object) -> object:
-    return tuple(map(_array, value)) if isinstance(value, list) else value
-
-
 _LISTS_SCHEMA: dict[str, JsonValue] = {
     "anyOf": [
         {"enum": ["auto"]},
@@ -305,7 +294,7 @@ _LISTS_SCHEMA: dict[str, JsonValue] = {
 }
 _Lists = Annotated[
     Literal["auto"] | tuple[tuple[str, ...], ...],
-    BeforeValidator(_arrays),
+    BeforeValidator(_frozen),
     WithJsonSchema(_LISTS_SCHEMA),
 ]
 """Lists of sites, or what the model has."""
@@ -325,10 +314,6 @@ class EqualizeTable(Table, json_schema_extra={"minProperties": 1}):
     )
 
 
-def _alphas(value: object) -> object:
-    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
-
-
 _ALPHA: dict[str, JsonValue] = {"type": "number", "minimum": 0, "maximum": 1}
 _ALPHAS_SCHEMA: dict[str, JsonValue] = {
     "anyOf": [_ALPHA, {"type": "array", "items": _ALPHA, "minItems": 1}]
@@ -341,7 +326,7 @@ class SmoothTable(Table, json_schema_extra={"minProperties": 1}):
     alpha: Annotated[
         tuple[Fraction, ...],
         Field(min_length=1),
-        BeforeValidator(_alphas),
+        BeforeValidator(_one_or_several),
         WithJsonSchema(_ALPHAS_SCHEMA),
     ] = Field(
         default=(0.7,),
@@ -356,18 +341,10 @@ class SmoothTable(Table, json_schema_extra={"minProperties": 1}):
     )
 
 
-class PluginTable(BaseModel):
+class PluginTable(_OfPlugin):
     """``[transform.NAME]`` of a plugin: its arguments, and whether it is used at all."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
-
     enabled: bool = Field(default=True, description="false switches off the table of a base.")
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """The arguments of the plugin, as in TOML."""
-        given: dict[str, Any] = _thawed(self.__pydantic_extra__ or {})
-        return given
 
 
 class TransformTable(Table):
@@ -418,7 +395,7 @@ IgnoredCode = Annotated[
 class LintTable(Table):
     """``[lint]``: warnings to ignore."""
 
-    ignore: Annotated[tuple[IgnoredCode, ...], BeforeValidator(_array)] = Field(
+    ignore: Annotated[tuple[IgnoredCode, ...], BeforeValidator(_frozen)] = Field(
         default=(), description="Codes of the warnings."
     )
 

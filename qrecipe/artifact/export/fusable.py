@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from qrecipe.execution.plain_scales import spell_out
-from qrecipe.model.normalize import stored
+from qrecipe.model.nodes import stored
 
 _QUANTIZE = "quantized_decomposed.quantize_per_"
 _ROUND = "quantized_decomposed.quantize_per_tensor.default"

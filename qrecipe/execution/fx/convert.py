@@ -54,7 +54,8 @@ from qrecipe.execution.packing import Kinds, packed_convolution, packed_sites, q
 from qrecipe.model.addresses import site_of
 from qrecipe.model.copies import own_tensors, own_value, structural_copy
 from qrecipe.model.graph_names import keep_state_names
-from qrecipe.model.normalize import TAKES_WEIGHT, stored
+from qrecipe.model.nodes import stored
+from qrecipe.model.normalize import TAKES_WEIGHT
 from qrecipe.model.results import expect_chunks
 from qrecipe.model.rewrites.batch_norms import (
     FROZEN,

@@ -12,7 +12,8 @@ from qrecipe._torch_fx import QConfigMapping
 from qrecipe.model.addresses import CALLS, DROPS, SITE, TRACE_PREFIX
 from qrecipe.model.altered_modules import keep_float, make_affine
 from qrecipe.model.moving import restore_moves
-from qrecipe.model.normalize import TAKES_WEIGHT, stored
+from qrecipe.model.nodes import stored
+from qrecipe.model.normalize import TAKES_WEIGHT
 from qrecipe.model.outputs import restore_constants
 from qrecipe.observers.qconfig import qconfig
 from qrecipe.planning.plan import Limits, Plan, Site

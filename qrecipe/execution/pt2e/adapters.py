@@ -17,7 +17,7 @@ from qrecipe.execution.clamped import Clamping
 from qrecipe.execution.fake_quants import not_observing
 from qrecipe.execution.pt2e.torchao import ObserverBase, QuantizationSpec
 from qrecipe.model.copies import runnable_copy
-from qrecipe.model.normalize import stored
+from qrecipe.model.nodes import stored
 from qrecipe.observers.qconfig import factory
 from qrecipe.planning.plan import Limits
 from qrecipe.recipe.schema import Phase, TensorSpec

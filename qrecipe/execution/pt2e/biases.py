@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from qrecipe.execution.pt2e.operands import weight_of
 from qrecipe.execution.pt2e.reference import Rounding
 from qrecipe.model.addresses import is_conversion
-from qrecipe.model.normalize import free_name, stored
+from qrecipe.model.nodes import free_name, stored
 
 _BIAS = 2
 """The position of a bias, after the data and the weight."""

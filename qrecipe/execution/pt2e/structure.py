@@ -21,7 +21,7 @@ from qrecipe.execution.pt2e.operands import (
     operands,
 )
 from qrecipe.model.addresses import site_of
-from qrecipe.model.normalize import stored_value
+from qrecipe.model.nodes import stored_value
 from qrecipe.planning.plan import Plan, Site
 from qrecipe.recipe.schema import TensorSpec, quantized_range
 

@@ -21,7 +21,7 @@ from qrecipe.execution.pt2e.operands import weight_of
 from qrecipe.model.addresses import DROPS, SITE
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import structural_copy
-from qrecipe.model.normalize import free_name, stored
+from qrecipe.model.nodes import free_name, stored
 from qrecipe.model.rewrite_proof import divides_by_zero
 from qrecipe.model.rewrites.batch_norms import FROZEN, SYNCHRONISED, synchronise
 from qrecipe.planning.plan import Plan

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from qrecipe.audit.float_kernels import qparams_of_result
 from qrecipe.model.addresses import CALLS, is_conversion, quantizes_tensor, site_of
-from qrecipe.model.normalize import stored_value
+from qrecipe.model.nodes import stored_value
 from qrecipe.planning.plan import Site
 from qrecipe.recipe.schema import TensorSpec, quantized_range
 

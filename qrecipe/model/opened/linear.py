@@ -10,7 +10,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from qrecipe.errors.findings import QRecipeError
 from qrecipe.model.copies import structural_copy
-from qrecipe.model.normalize import stored
+from qrecipe.model.nodes import stored
 from qrecipe.model.rewrites.products import products_as_linear
 from qrecipe.model.trace import trace
 from qrecipe.recipe.schema import FxTable

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from qrecipe.model.altered_modules import alteration
 from qrecipe.model.graph_names import outer
-from qrecipe.model.normalize import free_name, stored
+from qrecipe.model.nodes import erase_unread, free_name, module_of, stored
 from qrecipe.model.switches import BATCH_NORMS, arguments
 from qrecipe.model.trace import InTraining
 from qrecipe.rules.structure import joined
@@ -70,18 +70,13 @@ def batch_norms_as_modules(
         _replace(node, graph_module, given["momentum"] if momentum is None else momentum)
     for node in graph_module.graph.nodes:
         if node.op == "call_module" and node not in calls:
-            marks = _marks(node, graph_module)
-            if training is not None:
-                is_trained = joined(path, outer(node.target)) in training.trained
-                node.meta |= marks if is_trained else {FROZEN: True}
-
-
-def _marks(node: fx.Node, graph_module: fx.GraphModule) -> dict[str, Any]:
-    """What a module does in training besides what its class does, which becomes a plain one."""
-    module = graph_module.get_submodule(str(node.target))
-    is_plain = type(module) is nn.SyncBatchNorm and alteration(module) is None
-    group = unsynchronise(node, graph_module) if is_plain else None
-    return {} if group is None else {SYNCHRONISED: group}
+            module = module_of(node)
+            is_plain = type(module) is nn.SyncBatchNorm and alteration(module) is None
+            group = unsynchronise(node, graph_module) if is_plain else None
+            if training is not None and joined(path, outer(node.target)) not in training.trained:
+                node.meta[FROZEN] = True
+            elif training is not None and group is not None:
+                node.meta[SYNCHRONISED] = group
 
 
 def why_function(node: fx.Node) -> str:
@@ -127,10 +122,9 @@ def _replace(node: fx.Node, graph_module: fx.GraphModule, momentum: float) -> No
     owner, _, _ = str(given["running_mean"].target).rpartition(".")
     path = free_name(graph_module, joined(owner, "batch_norm"))
     graph_module.add_submodule(path, module)
+    sources = node.all_input_nodes
     node.op, node.target, node.args = "call_module", path, (given["input"],)
-    for name in _TENSORS:
-        if given[name] is not None and not given[name].users:
-            graph_module.graph.erase_node(given[name])
+    erase_unread(sources)
 
 
 def _sharing(kind: type[_BatchNorm], tensors: Mapping[str, Tensor], eps: float) -> _BatchNorm:

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from qrecipe.model.addresses import FUNCTION_NAMES, members_of
 from qrecipe.model.altered_modules import alteration, lacks_statistics
-from qrecipe.model.normalize import free_name, stored_value
+from qrecipe.model.nodes import erase_unread, free_name, module_of, stored_value
 from qrecipe.model.rewrites.batch_norms import FROZEN
 from qrecipe.model.rewrites.scaled import scaled
 from qrecipe.model.rewrites.shape_readers import readers_of_values
@@ -62,7 +62,7 @@ def fold_channel_arithmetic(graph_module: fx.GraphModule, is_trained: bool) -> N
     for node in list(graph_module.graph.nodes):
         if node.op != "call_module":
             continue
-        layer: Any = graph_module.get_submodule(node.target)
+        layer = module_of(node)
         shape = _shape(layer, node.meta["value"].rank)
         found = None if shape is None else _arithmetic(node, shape, graph_module, is_trained)
         if found is None:
@@ -134,7 +134,7 @@ def _arithmetic(
             continue
         step = _step(reader, source, graph_module, is_trained)
         if step is None and source is not node and not steps:  # torch fuses what follows directly
-            step = _norm_step(reader, at_zero, graph_module)
+            step = _norm_step(module_of(reader), at_zero)
         if step is None or step(at_zero).shape != at_zero.shape:
             break
         at_zero, at_one = step(at_zero), step(at_one)
@@ -179,11 +179,8 @@ def _step(
     return _Step(function, args, node.kwargs, given[0], bool(tensors))
 
 
-def _norm_step(reader: fx.Node, at: Tensor, graph_module: fx.GraphModule) -> _Step | None:
-    """What a BatchNorm over the same channels computes."""
-    if reader.op != "call_module":
-        return None
-    module: Any = graph_module.get_submodule(str(reader.target))
+def _norm_step(module: Any, at: Tensor) -> _Step | None:
+    """What a BatchNorm over the same channels computes; None for another module."""
     if type(module) not in _NORMS.values() or alteration(module) or lacks_statistics(module):
         return None
     if at.dim() < 2 or at.shape[1] != module.num_features or at.numel() != at.shape[1]:
@@ -252,9 +249,7 @@ def _as_module(
     first.args, first.kwargs = (source,), {}
     graph_module.add_submodule(first.target, module)
     _remove(others, graph_module)
-    for unread in inputs:
-        if not unread.users:
-            graph_module.graph.erase_node(unread)
+    erase_unread(inputs)
 
 
 def _remove(steps: Any, graph_module: fx.GraphModule) -> None:
@@ -264,6 +259,4 @@ def _remove(steps: Any, graph_module: fx.GraphModule) -> None:
         unread = [each for each in step.all_input_nodes if each is not source]
         step.replace_all_uses_with(source)
         graph_module.graph.erase_node(step)
-        for each in unread:
-            if not each.users:
-                graph_module.graph.erase_node(each)
+        erase_unread(unread)

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from qrecipe.model.addresses import DROPS, members_of
 from qrecipe.model.altered_modules import alteration
 from qrecipe.model.interpreter import Interpreter
-from qrecipe.model.normalize import free_name, stored
+from qrecipe.model.nodes import module_of, store, stored
 from qrecipe.model.out_of_place import is_in_place
 from qrecipe.model.outputs import is_packing
 from qrecipe.process.memory import raise_lack_of_memory
@@ -36,10 +36,14 @@ def fold_constants(graph_module: fx.GraphModule, is_trained: bool) -> tuple[Memb
             if any(stored(tensor, graph_module).requires_grad for tensor in tensors):
                 node.meta[_LEARNT] = True
         sources = {node: each for node, each in sources.items() if _LEARNT not in node.meta}
-    computed = [node for node in sources if node.op != "get_attr"]
-    folder = _Folder(graph_module)
-    for node in computed:
-        readers = [user for user in node.users if user not in sources and not _returns(user)]
+    folder = _Folder(graph_module, garbage_collect_values=False)
+    for node in [node for node in sources if node.op != "get_attr"]:
+        readers = [
+            user
+            for user in node.users
+            # the caller may write to what is returned
+            if user not in sources and user.op != "output" and not is_packing(user)
+        ]
         value = folder.result(node) if readers else None
         if isinstance(value, Tensor):
             made = _stored(value, node, sources[node][0], graph_module)
@@ -63,52 +67,36 @@ def _sources(graph_module: fx.GraphModule) -> dict[fx.Node, tuple[fx.Node, ...]]
         if node.op == "get_attr":
             if isinstance(stored(node, graph_module), Tensor):
                 found[node] = (node,)
-        elif _computes(node, graph_module):
+        elif _computes(node):
             read = node.all_input_nodes
             if read and all(source in found for source in read):
                 found[node] = tuple(dict.fromkeys(each for one in read for each in found[one]))
     return found
 
 
-def _computes(node: fx.Node, graph_module: fx.GraphModule) -> bool:
+def _computes(node: fx.Node) -> bool:
     """Whether a node calls a function, or a module of torch's that is one, as `nn.Sigmoid` is."""
-    if node.op != "call_module":
+    module = module_of(node)
+    if module is None:
         return node.op in ("call_function", "call_method") and not is_packing(node)
-    module = graph_module.get_submodule(str(node.target))
     is_function = type(module).__module__.startswith("torch.nn.") and alteration(module) is None
     return is_function and not module.state_dict() and DROPS not in node.meta
-
-
-def _returns(node: fx.Node) -> bool:
-    """Whether a node returns what it reads to the caller, who may write to it."""
-    return node.op == "output" or is_packing(node)
 
 
 class _Folder(Interpreter):
     """Computes constants, and what they are made of."""
 
-    def __init__(self, graph_module: fx.GraphModule) -> None:
-        super().__init__(graph_module, garbage_collect_values=False)
-
     def result(self, node: fx.Node) -> Any:
         """The value of a constant; None if it cannot be computed, as with zeros for weights."""
-        missing, found = [node], {node}
-        while missing:
-            read = found.union(missing.pop().all_input_nodes).difference(found, self.env)
-            missing += read
-            found |= read
         try:
             with torch.no_grad(), held_back([("", Warning)]):
-                for each in sorted(found):
-                    self.env[each] = self.run_node(each)
+                return self.value(node)
         except Exception as error:
             raise_lack_of_memory(error)
             return None
-        return self.env[node]
 
     def run_node(self, n: fx.Node) -> Any:
-        graph_module: Any = self.module
-        if is_in_place(n, graph_module):
+        if is_in_place(n):
             changed: Any = n.args[0]
             self.env[changed] = self.env[changed].clone()
         return super().run_node(n)
@@ -116,11 +104,9 @@ class _Folder(Interpreter):
 
 def _stored(value: Tensor, node: fx.Node, source: fx.Node, graph_module: fx.GraphModule) -> fx.Node:
     """A new node that reads the value of a node, stored under the name of what it is made of."""
-    name = free_name(graph_module, str(source.target).replace(".", "_"))
     if value.is_floating_point():
-        graph_module.register_parameter(name, nn.Parameter(value.detach(), requires_grad=False))
-    else:
-        graph_module.register_buffer(name, value)
+        value = nn.Parameter(value.detach(), requires_grad=False)
+    name = store(value, str(source.target).replace(".", "_"), graph_module)
     with node.graph.inserting_before(node):
         made = node.graph.get_attr(name)
     made.meta = {"value": node.meta["value"]}

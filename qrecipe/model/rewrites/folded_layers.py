@@ -8,23 +8,21 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from qrecipe.model.normalize import free_name, stored
+from qrecipe.model.nodes import erase_unread, free_name, module_of, stored
+from qrecipe.model.normalize import MULTIPLIES_WEIGHT
 from qrecipe.model.rewrites.channel_arithmetic import is_channel_arithmetic
 from qrecipe.model.rewrites.shape_readers import readers_of_values
 
-_WEIGHTED = ("input", "weight", "bias")
-_SETTINGS = (*_WEIGHTED, "stride", "padding", "dilation", "groups")
-_TRANSPOSED_SETTINGS = (*_WEIGHTED, "stride", "padding", "output_padding", "groups", "dilation")
-_MODULES: Mapping[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
-    F.linear: (nn.Linear, _WEIGHTED),
-    F.conv1d: (nn.Conv1d, _SETTINGS),
-    F.conv2d: (nn.Conv2d, _SETTINGS),
-    F.conv3d: (nn.Conv3d, _SETTINGS),
-    F.conv_transpose1d: (nn.ConvTranspose1d, _TRANSPOSED_SETTINGS),
-    F.conv_transpose2d: (nn.ConvTranspose2d, _TRANSPOSED_SETTINGS),
-    F.conv_transpose3d: (nn.ConvTranspose3d, _TRANSPOSED_SETTINGS),
+_MODULES: Mapping[Any, type[nn.Module]] = {
+    F.linear: nn.Linear,
+    F.conv1d: nn.Conv1d,
+    F.conv2d: nn.Conv2d,
+    F.conv3d: nn.Conv3d,
+    F.conv_transpose1d: nn.ConvTranspose1d,
+    F.conv_transpose2d: nn.ConvTranspose2d,
+    F.conv_transpose3d: nn.ConvTranspose3d,
 }
-"""The modules, and the arguments as they were spelled out by `normalize.normalize`."""
+_TENSORS = ("weight", "bias")
 
 
 def folded_layers_as_modules(graph_module: fx.GraphModule) -> None:
@@ -36,30 +34,24 @@ def folded_layers_as_modules(graph_module: fx.GraphModule) -> None:
     for node in list(graph_module.graph.nodes):
         if node.target not in _MODULES or node.kwargs or not _is_folded(node, graph_module):
             continue
-        kind, names = _MODULES[node.target]
-        given = dict(zip(names, node.args, strict=False))
-        tensors = {name: stored(given.get(name), graph_module) for name in ("weight", "bias")}
-        if any(tensors[name] is None and given.get(name) is not None for name in tensors):
+        given = dict(zip(MULTIPLIES_WEIGHT[node.target], node.args, strict=False))
+        x, tensors = given.pop("input"), {name: given.pop(name, None) for name in _TENSORS}
+        found = {name: stored(tensor, graph_module) for name, tensor in tensors.items()}
+        if any(found[name] is None and tensors[name] is not None for name in _TENSORS):
             continue  # computed
-        settings = {name: given[name] for name in names[len(_WEIGHTED) :]}
         path = free_name(graph_module, node.name)
-        graph_module.add_submodule(path, _made(kind, settings, **tensors))
+        graph_module.add_submodule(path, _made(_MODULES[node.target], given, **found))
         sources = node.all_input_nodes
-        node.op, node.target, node.args = "call_module", path, (given["input"],)
-        for source in sources:
-            if source.op == "get_attr" and not source.users:
-                graph_module.graph.erase_node(source)
+        node.op, node.target, node.args = "call_module", path, (x,)
+        erase_unread(sources)
 
 
 def _is_folded(node: fx.Node, graph_module: fx.GraphModule) -> bool:
     readers = readers_of_values(node)
-    if len(readers) != 1:
-        return False
-    (reader,) = readers
-    if reader.op == "call_module":
-        module = graph_module.get_submodule(str(reader.target))
-        return isinstance(module, nn.modules.batchnorm._BatchNorm)
-    return is_channel_arithmetic(reader, node, graph_module)
+    return len(readers) == 1 and (
+        isinstance(module_of(readers[0]), nn.modules.batchnorm._BatchNorm)
+        or is_channel_arithmetic(readers[0], node, graph_module)
+    )
 
 
 def _made(kind: Any, settings: Mapping[str, Any], weight: Tensor, bias: Tensor | None) -> nn.Module:

@@ -10,7 +10,7 @@ from qrecipe.model.addresses import DROPS, members_of
 from qrecipe.model.altered_modules import alteration
 from qrecipe.model.copies import structural_copy
 from qrecipe.model.graph_names import outer
-from qrecipe.model.normalize import free_name
+from qrecipe.model.nodes import erase_unread, free_name, module_of
 from qrecipe.model.switches import arguments, flag
 from qrecipe.model.trace import InTraining
 from qrecipe.model.tracer import RETURNS_INPUT
@@ -27,8 +27,8 @@ def drop_no_ops(
     """
     idle: list[Member] = []
     for node in list(graph_module.graph.nodes):
-        if node.op == "call_module":
-            module = graph_module.get_submodule(str(node.target))
+        module = module_of(node)
+        if module is not None:
             if not _does_nothing(node, module):
                 continue
             path = joined(prefix, outer(str(node.target)))
@@ -46,9 +46,7 @@ def drop_no_ops(
             source, *others = node.all_input_nodes
             node.replace_all_uses_with(source)
             graph_module.graph.erase_node(node)
-            for other in others:  # the dtype that it is cast to
-                if not other.users:
-                    graph_module.graph.erase_node(other)
+            erase_unread(others)  # the dtype that it is cast to
     graph_module.recompile()
     return tuple(idle)
 

@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from qrecipe.model.addresses import members_of
-from qrecipe.model.normalize import free_name, stored
-from qrecipe.rules.structure import Member
+from qrecipe.model.nodes import store, stored
 
 _PRODUCTS = frozenset({torch.matmul, torch.mm, operator.matmul, "matmul", "mm"})
 _SUMS = frozenset({torch.add, operator.add, operator.iadd, "add", "add_"})
@@ -65,27 +64,27 @@ def products_as_linear(graph_module: fx.GraphModule) -> list[fx.Node]:
 
 
 def _members(product: _Product) -> dict[str, Any]:
-    members = tuple(member for call in product.calls for member in members_of(call))
+    members = [member for call in product.calls for member in members_of(call)]
     if not members:
         return {}
     first = replace(members[0], functions=members[0].functions | _LINEAR)
-    found: tuple[Member, ...] = (first, *members[1:])
-    return {"member": first, "members": found}
+    return {"member": first, "members": (first, *members[1:])}
 
 
 def _products(graph_module: fx.GraphModule) -> Iterator[_Product]:
     for node in graph_module.graph.nodes:
-        if node.op not in ("call_function", "call_method"):
+        if node.op not in ("call_function", "call_method") or node.kwargs:
             continue
-        if node.target in (torch.addmm, "addmm") and not node.kwargs and len(node.args) == 3:
+        if node.target in (torch.addmm, "addmm") and len(node.args) == 3:
             bias, x, weight = node.args
             found = _checked(_Product((node,), x, weight, bias), graph_module)
-            if found is not None:
-                yield found
-        elif node.target in _PRODUCTS and not node.kwargs:
+        elif node.target in _PRODUCTS:
             found = _checked(_Product((node,), *node.args), graph_module)
-            if found is not None:
-                yield _with_sum(found, graph_module)
+            found = found and _with_sum(found, graph_module)
+        else:
+            continue
+        if found is not None:
+            yield found
 
 
 def _checked(product: _Product, graph_module: fx.GraphModule) -> _Product | None:
@@ -145,13 +144,9 @@ def _transposed(weight: fx.Node, graph_module: fx.GraphModule) -> fx.Node:
     if turned is not None:
         return graph.node_copy(turned)
     tensor: Tensor = stored(weight, graph_module)
-    path = free_name(graph_module, str(weight.target))
-    owner_path, _, name = path.rpartition(".")
-    owner = graph_module.get_submodule(owner_path)
+    transposed = tensor.detach().t()
     if isinstance(tensor, nn.Parameter):
-        owner.register_parameter(name, nn.Parameter(tensor.detach().t(), tensor.requires_grad))
-    else:
-        owner.register_buffer(name, tensor.t())
-    made = graph.get_attr(path)
+        transposed = nn.Parameter(transposed, tensor.requires_grad)
+    made = graph.get_attr(store(transposed, str(weight.target), graph_module))
     made.meta = dict(weight.meta)
     return made

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from qrecipe.model.graph_names import outer
-from qrecipe.model.normalize import free_name
+from qrecipe.model.nodes import module_of, store
 from qrecipe.model.scaled_input import ScaledLinear, without_scale
 from qrecipe.rules.structure import Member, enclosing, joined
 
@@ -29,29 +29,25 @@ def spell_out_scales(graph_module: fx.GraphModule, prefix: str) -> None:
     """
     graph, made = graph_module.graph, dict[tuple[fx.Node, int], fx.Node]()
     for node in list(graph.nodes):
-        if node.op != "call_module":
-            continue
-        layer = graph_module.get_submodule(str(node.target))
+        layer = module_of(node)
         if not isinstance(layer, ScaledLinear):
             continue
         (source,) = node.all_input_nodes
         key = source, id(layer.input_factor)
         if key not in made:
-            path = free_name(graph_module, f"{str(node.target).replace('.', '_')}_factor")
-            graph_module.register_buffer(path, layer.input_factor)
+            name = f"{str(node.target).replace('.', '_')}_factor"
+            path = store(layer.input_factor, name, graph_module)
             with graph.inserting_before(node):
                 factor = graph.get_attr(path)
                 product = graph.call_function(torch.mul, (source, factor))
             factor.meta["value"] = replace(source.meta["value"], rank=1, is_input=False)
             product.meta["value"] = replace(source.meta["value"], is_input=False)
-            name = joined(prefix, outer(str(node.target)))
-            product.meta |= {SCALES: True, "member": _member(name)}
+            at = joined(prefix, outer(str(node.target)))
+            nothing = frozenset[str]()
+            member = Member(f"{at}:{PRODUCT}", PRODUCT, None, nothing, nothing, enclosing(at))
+            product.meta |= {SCALES: True, "member": member}
             made[key] = product
         node.replace_input_with(source, made[key])
         graph_module.set_submodule(str(node.target), without_scale(layer))
     if made:
         graph_module.recompile()
-
-
-def _member(path: str) -> Member:
-    return Member(f"{path}:{PRODUCT}", PRODUCT, None, frozenset(), frozenset(), enclosing(path))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import fx, nn
 
+from qrecipe.model.nodes import module_of
+
 _KEEPS_SHAPE = (nn.modules.batchnorm._BatchNorm, nn.ReLU)
 
 
@@ -18,7 +20,7 @@ def let_shapes_be_read_later(graph_module: fx.GraphModule) -> None:
         if len(readers) == len(node.users) or len(readers) != 1:
             continue
         (reader,) = readers
-        if _keeps_shape(reader, graph_module):
+        if reader.target is F.relu or isinstance(module_of(reader), _KEEPS_SHAPE):
             node.append(reader)
             node.replace_all_uses_with(reader, lambda user, reader=reader: user is not reader)
 
@@ -33,9 +35,3 @@ def reads_shape(node: fx.Node) -> bool:
     if node.op == "call_method":
         return node.target in ("size", "dim", "ndimension", "numel")
     return node.target is getattr and node.args[1] in ("shape", "ndim")
-
-
-def _keeps_shape(node: fx.Node, graph_module: fx.GraphModule) -> bool:
-    if node.op == "call_module":
-        return isinstance(graph_module.get_submodule(str(node.target)), _KEEPS_SHAPE)
-    return node.target is F.relu

@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 
 from qrecipe.model.addresses import members_of
+from qrecipe.model.nodes import module_of
 from qrecipe.model.rewrites.scaled import scaled
 
 TRANSPOSED: Mapping[type[nn.Module], type[nn.Module]] = {
@@ -29,24 +30,19 @@ def fold_into_transposed(graph_module: fx.GraphModule, patterns: Collection[Any]
     BatchNorms must be modules in eval mode, and affine. What is not the class itself, or altered,
     must be kept apart already.
     """
-    modules = dict(graph_module.named_modules(remove_duplicate=False))
     for node in list(graph_module.graph.nodes):
-        convolution: Any = modules.get(str(node.target)) if node.op == "call_module" else None
-        if type(convolution) not in TRANSPOSED or type(convolution) not in patterns:
-            continue
-        if len(node.users) != 1:
+        kind = type(module_of(node))
+        if kind not in TRANSPOSED or kind not in patterns or len(node.users) != 1:
             continue
         (reader,) = node.users
-        norm = modules.get(str(reader.target)) if reader.op == "call_module" else None
-        if type(norm) is not TRANSPOSED[type(convolution)]:
+        norm = module_of(reader)
+        is_norm = type(norm) is TRANSPOSED[kind]
+        if not is_norm:
             continue
-        graph_module.set_submodule(str(node.target), _folded(convolution, norm))
+        factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        shift = norm.bias - norm.running_mean * factor
+        graph_module.set_submodule(str(node.target), scaled(module_of(node), factor, shift))
         node.meta["members"] = (*members_of(node), *members_of(reader))
         node.meta["value"] = reader.meta["value"]
         reader.replace_all_uses_with(node)
         graph_module.graph.erase_node(reader)
-
-
-def _folded(convolution: nn.Module, norm: Any) -> nn.Module:
-    factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    return scaled(convolution, factor, norm.bias - norm.running_mean * factor)
