@@ -19,6 +19,7 @@ from torch._ops import OpOverload
 from qrecipe.model.altered_modules import keep_float
 from qrecipe.model.class_names import class_names
 from qrecipe.model.graph_names import outer
+from qrecipe.model.nodes import module_of
 from qrecipe.model.outputs import is_packing
 from qrecipe.model.scaled_input import class_without_scale
 from qrecipe.model.trace import Scopes
@@ -123,6 +124,13 @@ def is_plumbing(node: fx.Node) -> bool:
     return unpacks or node.target is keep_float or DROPS in node.meta
 
 
+def unpacked(node: fx.Node) -> fx.Node:
+    """The node whose result a node gives on, through what `is_plumbing`."""
+    while is_plumbing(node):
+        node = node.all_input_nodes[0]
+    return node
+
+
 def address(graph_module: fx.GraphModule, scopes: Scopes, prefix: str) -> None:
     """Give nodes that a rule can name their ``meta["member"]``.
 
@@ -134,10 +142,10 @@ def address(graph_module: fx.GraphModule, scopes: Scopes, prefix: str) -> None:
     for node in graph_module.graph.nodes:
         if node.op not in CALLS or not is_floating(node) or is_plumbing(node) or is_packing(node):
             continue
-        if "member" in node.meta:  # what a transform put there
+        if "member" in node.meta:  # a transform put it there
             continue
-        if node.op == "call_module":
-            module = graph_module.get_submodule(node.target)
+        module = module_of(node)
+        if module is not None:
             member = module_member(joined(prefix, outer(str(node.target))), module)
         else:
             member = _function_member(joined(prefix, scopes[node.name][0]), node)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 from torch import fx, nn
@@ -19,7 +19,7 @@ from qrecipe._torch_fx import (
 )
 from qrecipe.errors.findings import Finding, PlanError
 from qrecipe.errors.text import first_line
-from qrecipe.model.addresses import address, is_floating, is_plumbing, members_of
+from qrecipe.model.addresses import address, is_floating, is_plumbing, members_of, unpacked
 from qrecipe.model.altered_modules import keep_apart
 from qrecipe.model.architecture import traced_part
 from qrecipe.model.caches import with_caches_filled
@@ -30,11 +30,13 @@ from qrecipe.model.graph_names import keep_state_names, outer
 from qrecipe.model.matching import (
     dtype_configs,
     fusions_in,
+    modules_as_trained,
     quantizable_in,
     quantize_handlers,
     root_getters,
 )
 from qrecipe.model.moving import PIECE, moved, spell_out_moves
+from qrecipe.model.nodes import module_of
 from qrecipe.model.normalize import TAKES_WEIGHT, normalize
 from qrecipe.model.opened.whole import class_of_the_caller
 from qrecipe.model.outputs import is_packing
@@ -57,7 +59,6 @@ from qrecipe.model.roots import inputs_of_roots, prove_whole, sizes_of_roots
 from qrecipe.model.shapes import shapes_of
 from qrecipe.model.trace import InTraining, Scopes, hook_findings, in_training, trace_part
 from qrecipe.model.trace_proof import Example, record_values
-from qrecipe.model.training_graph import modules_as_trained
 from qrecipe.model.unfit import unfit
 from qrecipe.process.state import alone, replaced
 from qrecipe.recipe.schema import FxTable, Phase
@@ -177,27 +178,24 @@ def _inventory(
     idle: list[Member] = []
     matches: dict[str, Match] = {}
     for path, part_inputs in inputs_of.items():
-        module = model.get_submodule(path)
-        graph_module, scopes, fixed = tracing(
-            model, path, part_inputs, table, sizes_of.get(path, ())
-        )
+        module, sizes = model.get_submodule(path), sizes_of.get(path, ())
+        graph_module, scopes, fixed = tracing(model, path, part_inputs, table, sizes)
         example = record_values(graph_module, module, part_inputs)
         shapes = shapes_of(module, part_inputs)
         traced = traced_part(path, fixed, shapes, graph_module)
         training = None
         if phase == "qat":
             training = in_training(model, path, fixed, table, shapes, graph_module)
-        if training is not None and training.other is not None:
-            trained.append(training.other)
         graph_module, dropped = fused_graph(graph_module, scopes, path, backend_config, training)
         idle += dropped
         if training is not None:
+            trained += [] if training.other is None else [training.other]
             trained += frozen_in_training(graph_module, training.momenta)
             ungraded += training.ungraded
         parts.append(Part(path, graph_module, part_inputs, traced, example))
-        sizes = example.inputs.batch_size, part_inputs.batch_size
+        batch_sizes = example.inputs.batch_size, part_inputs.batch_size
         for name, match in named_sites(graph_module, backend_config, phase).items():
-            matches[name] = replace(match, shape=_shape(match, *sizes))
+            matches[name] = replace(match, shape=_shape(match, *batch_sizes))
     return Inventory(
         model,
         tuple(parts),
@@ -283,24 +281,15 @@ def fused_graph(
     _note_fused_members(graph_module, backend_config)
     graph_module.train(training is not None)
     try:
-        with _weights_shared():
+        # torch would copy a weight that it replaces with the folded one
+        sharing = SimpleNamespace(deepcopy=structural_copy)
+        with alone(), replaced(fuse_conv_bn_eval.__globals__, {"copy": sharing}):
             fused = fuse(graph_module, training is not None, None, backend_config)
     except Exception as error:
         message = f"torch cannot fuse the model: {first_line(error)}"
         raise unfit(message, "please report the model") from error
     keep_state_names(fused)
     return fused, idle
-
-
-@contextmanager
-def _weights_shared() -> Iterator[None]:
-    """Inside, torch does not copy a weight that it replaces with the folded one."""
-    with alone(), replaced(fuse_conv_bn_eval.__globals__, {"copy": _Sharing}):
-        yield
-
-
-class _Sharing:
-    deepcopy = staticmethod(structural_copy)
 
 
 def named_sites(
@@ -428,15 +417,9 @@ def _matches(
             is_inserted=is_inserted,
         )
         site_of.update(dict.fromkeys(group, operation.name))
-        module = _first_module(group[0], fused)
-        yield Match(operation, tuple(group), module, kernels)
-
-
-def _first_module(node: fx.Node, fused: fx.GraphModule) -> nn.Module | None:
-    if node.op != "call_module":
-        return None
-    module = fused.get_submodule(str(node.target))
-    return module[0] if isinstance(module, nn.Sequential) else module
+        module = module_of(group[0])
+        first = module[0] if isinstance(module, nn.Sequential) else module
+        yield Match(operation, tuple(group), first, kernels)
 
 
 def _nodes_of(node_pattern: Any) -> Iterator[fx.Node]:
@@ -462,18 +445,15 @@ def readers_of(node: fx.Node) -> Iterator[fx.Node]:
         yield from readers_of(user) if is_plumbing(user) or is_packing(user) else (user,)
 
 
-def _is_weight(source: fx.Node, node: fx.Node) -> bool:
-    """Whether a stored tensor is the weight or bias of a functional operation."""
-    return source.op == "get_attr" and node.target in TAKES_WEIGHT and source is not node.args[0]
-
-
 def _sources(group: list[fx.Node]) -> list[fx.Node]:
     """The nodes outside the group whose floating-point tensors it reads, tuples unpacked."""
     found: dict[fx.Node, None] = {}
     for node in group:
         for source in node.all_input_nodes:
-            while is_plumbing(source):
-                source = source.all_input_nodes[0]
-            if source not in group and is_floating(source) and not _is_weight(source, node):
+            source = unpacked(source)
+            is_weight = source.op == "get_attr" and node.target in TAKES_WEIGHT
+            if is_weight and source is not node.args[0]:
+                continue
+            if source not in group and is_floating(source):
                 found[source] = None
     return list(found)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -98,3 +100,35 @@ class _Run(Interpreter):
     def get_attr(self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         found = super().get_attr(target, tuple(args), dict(kwargs))
         return found.to("meta") if isinstance(found, Tensor) else found
+
+
+_ARITHMETIC = (
+    *(operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.pow),
+    *(operator.neg, operator.pos, operator.abs),
+)
+
+Kind = type[int | float | torch.Size]
+
+
+def kind_of(node: fx.Node, kinds: Mapping[Any, Kind]) -> Kind | None:
+    """The class of a size, of a shape, or of what is computed from sizes; None for all else.
+
+    ``kinds`` has those of the nodes before it.
+    """
+    if reads_shape(node):
+        gives_all = node.target == "size" and len(node.args) + len(node.kwargs) == 1
+        return torch.Size if gives_all or "shape" in node.args[1:] else int
+    if node.op != "call_function":
+        return None
+    given = [kinds.get(each) if isinstance(each, fx.Node) else type(each) for each in node.args]
+    if node.target is operator.getitem and given[0] is torch.Size:
+        return torch.Size if given[1] is slice else int
+    if node.target in (len, math.floor, math.ceil) and given != [None]:
+        return int
+    if not {int, float, bool}.issuperset(given):
+        return None
+    if node.target is operator.truediv:
+        return float
+    if node.target in _ARITHMETIC:
+        return float if float in given else int
+    return None

@@ -19,7 +19,7 @@ def module_of(node: fx.Node) -> Any:
     return owner.get_submodule(str(node.target))
 
 
-def stored(source: object, graph_module: fx.GraphModule) -> Any:
+def stored(source: object, graph_module: nn.Module) -> Any:
     """What a ``get_attr`` node reads: a parameter, a buffer or another attribute.
 
     None for all other nodes, and for arguments that are not nodes.
@@ -30,12 +30,12 @@ def stored(source: object, graph_module: fx.GraphModule) -> Any:
     return getattr(owner, name)
 
 
-def stored_value(argument: Any, graph_module: fx.GraphModule) -> Any:
+def stored_value(argument: Any, graph_module: nn.Module) -> Any:
     """The tensor that an argument of a call reads, or the argument itself."""
     return stored(argument, graph_module) if isinstance(argument, fx.Node) else argument
 
 
-def stored_in(node: fx.Node, graph_module: fx.GraphModule) -> tuple[nn.Module, str]:
+def stored_in(node: fx.Node, graph_module: nn.Module) -> tuple[nn.Module, str]:
     """The module whose attribute a ``get_attr`` node reads, and the name of the attribute."""
     path, _, name = str(node.target).rpartition(".")
     return graph_module.get_submodule(path), name

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from qrecipe.model.changes import spell_out_changes
 from qrecipe.model.class_names import class_names
 from qrecipe.model.graph_names import rename_taken
 from qrecipe.model.nested import Packing
+from qrecipe.model.nodes import stored
 from qrecipe.model.scaled_input import class_without_scale
 from qrecipe.model.trace import Scopes
 from qrecipe.recipe.schema import FxTable
@@ -97,13 +99,12 @@ class ProgramWriter:
     def _take_stored(self, node: fx.Node, program: fx.GraphModule) -> None:
         target = str(node.target)
         try:
-            is_known = _stored(self._root, target) is not None
+            is_known = stored(node, self._root) is not None
         except AttributeError:
             is_known = False
         if not is_known:
-            value = _stored(program, target)
             target = target.replace(".", "_")
-            self._root.register_buffer(target, value.detach())
+            self._root.register_buffer(target, stored(node, program).detach())
         self._written[node] = self._graph.get_attr(target)
 
     def _take_call(self, node: fx.Node) -> None:
@@ -146,12 +147,15 @@ class ProgramWriter:
             leaf = self._leaf(node)
             if leaf is not None:
                 modules.setdefault(leaf[0], (leaf[1], []))[1].append(node)
-            elif node.target in _INDEXING and _indexes(node):
-                indexings.setdefault(node.meta["torch_fn"][0], []).append(node)
+            elif node.target in _INDEXING:
+                call, function = node.meta.get("torch_fn", ("", ""))
+                if str(function).endswith("__getitem__"):
+                    indexings.setdefault(call, []).append(node)
         self._inside: set[fx.Node] = set()
         calls: dict[fx.Node, Callable[[], fx.Node]] = {}
         for path, nodes in modules.values():
-            own = {id(tensor) for tensor in _tensors(self._root.get_submodule(path))}
+            module = self._root.get_submodule(path)
+            own = set(map(id, chain(module.parameters(), module.buffers())))
             ends = _ends(nodes, lambda node, own=own: self._reads(own, node))  # type: ignore[misc]
             if ends is not None:
                 calls[ends[1]] = partial(self._call_module, path, ends[0])
@@ -182,10 +186,8 @@ class ProgramWriter:
 
     def _reads(self, own: Collection[int], node: fx.Node) -> bool:
         """Whether a node is one of a module's own tensors."""
-        if node.op != "get_attr":
-            return False
         try:
-            return id(_stored(self._root, str(node.target))) in own
+            return node.op == "get_attr" and id(stored(node, self._root)) in own
         except AttributeError:
             return False
 
@@ -209,11 +211,6 @@ class ProgramWriter:
         )
 
 
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters()
-    yield from module.buffers()
-
-
 def _ends(
     nodes: Collection[fx.Node], is_own: Callable[[fx.Node], bool]
 ) -> tuple[fx.Node, fx.Node] | None:
@@ -228,10 +225,6 @@ def _ends(
     return (sources.pop(), last[0]) if len(sources) == len(last) == 1 else None
 
 
-def _indexes(node: fx.Node) -> bool:
-    return str(node.meta.get("torch_fn", ("", ""))[1]).endswith("__getitem__")
-
-
 def _sliced(start: Any = None, end: Any = None, step: Any = 1) -> slice:
     is_whole = isinstance(end, int) and end == sys.maxsize
     return slice(start or None, None if is_whole else end, None if step == 1 else step)
@@ -244,11 +237,6 @@ _INDEXING: Mapping[Any, Callable[..., Any]] = {
     _aten.unsqueeze.default: lambda: None,
 }
 """Operators that indexing becomes, with what stands in the brackets."""
-
-
-def _stored(root: nn.Module, target: str) -> Any:
-    owner, _, name = target.rpartition(".")
-    return getattr(root.get_submodule(owner), name)
 
 
 def _asserts(node: fx.Node) -> bool:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import linecache
 import operator
 import sys
 from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import fx
 from torch.fx.proxy import Attribute
-
-from qrecipe.model.messages import is_shown
 
 IN_PLACE = "in place"
 """Set in the ``meta`` of calls that change their first argument, if that is a tensor."""
@@ -67,7 +69,7 @@ class AskingProxy(fx.Proxy):
 
     def _is_text(self, asking: FrameType) -> bool:
         """Whether a frame makes a text of a size, and may compute with it."""
-        return self._kind() is not None and not is_shown(asking)
+        return self._kind() is not None and not _is_shown(asking)
 
     def _kind(self) -> Any:
         node = self.node  # that of an attribute is made now
@@ -94,3 +96,32 @@ for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "
 
 class _AskingAttribute(Attribute, AskingProxy):
     """An attribute of one, such as ``x.shape``."""
+
+
+_OURS = (Path(torch.__file__).parent, Path(__file__).parents[1])
+_SHOWN = (ast.Assert, ast.Raise, ast.Expr)
+"""Statements that keep no text: of an ``ast.Expr``, nobody reads the value."""
+
+
+def _is_shown(frame: FrameType) -> bool:
+    """Whether the line that a frame is at only shows the texts that it makes.
+
+    So do lines without a source, and those of torch.
+    """
+    name = frame.f_code.co_filename
+    if any(map(Path(name).is_relative_to, _OURS)):
+        return True
+    at = frame.f_lineno
+    around = [each for each in _statements(name) if each.lineno <= at <= (each.end_lineno or 0)]
+    return not around or isinstance(
+        max(around, key=lambda each: (each.lineno, each.col_offset)), _SHOWN
+    )
+
+
+@lru_cache(maxsize=64)
+def _statements(filename: str) -> tuple[ast.stmt, ...]:
+    try:
+        tree = ast.parse("".join(linecache.getlines(filename)))
+    except SyntaxError:
+        return ()
+    return tuple(node for node in ast.walk(tree) if isinstance(node, ast.stmt))

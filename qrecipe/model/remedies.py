@@ -32,59 +32,47 @@ class _Step:
     applies: Callable[[Any], bool]
 
 
-def _is_image(x: Any, dim: int) -> bool:
-    return isinstance(x, Tensor) and x.dim() == dim and x.shape[-1] in _IMAGE_CHANNELS
+def _of_tensors(
+    fault: str, text: str, change: Callable[[Any], Any], applies: Callable[[Any], bool]
+) -> _Step:
+    return _Step(fault, text, change, lambda x: isinstance(x, Tensor) and applies(x))
+
+
+def _is_image(x: Tensor, dim: int) -> bool:
+    return x.dim() == dim and x.shape[-1] in _IMAGE_CHANNELS
 
 
 _STEPS = (
     _Step(
-        "not a tensor",
-        "torch.as_tensor({})",
-        torch.as_tensor,
-        lambda x: not isinstance(x, Tensor),
+        "not a tensor", "torch.as_tensor({})", torch.as_tensor, lambda x: not isinstance(x, Tensor)
     ),
-    _Step(
-        "not on the CPU",
-        "{}.cpu()",
-        lambda x: x.cpu(),
-        lambda x: isinstance(x, Tensor) and x.device.type != "cpu",
-    ),
-    _Step(
+    _of_tensors("not on the CPU", "{}.cpu()", lambda x: x.cpu(), lambda x: x.device.type != "cpu"),
+    _of_tensors(
         "uint8, and not scaled as in training",
         "({}.float() / 255)",
         lambda x: x.float() / 255,
-        lambda x: isinstance(x, Tensor) and x.dtype == torch.uint8,
+        lambda x: x.dtype == torch.uint8,
     ),
-    _Step(
+    _of_tensors(
         "not float32",
         "{}.float()",
         lambda x: x.float(),
-        lambda x: isinstance(x, Tensor) and x.dtype not in (torch.float32, torch.uint8),
+        lambda x: x.dtype not in (torch.float32, torch.uint8),
     ),
-    _Step(
-        "not integers",
-        "{}.long()",
-        lambda x: x.long(),
-        lambda x: isinstance(x, Tensor) and x.is_floating_point(),
-    ),
-    _Step(
+    _of_tensors("not integers", "{}.long()", lambda x: x.long(), lambda x: x.is_floating_point()),
+    _of_tensors(
         "channels last",
         "{}.permute(0, 3, 1, 2)",
         lambda x: x.permute(0, 3, 1, 2),
         lambda x: _is_image(x, 4),
     ),
-    _Step(
+    _of_tensors(
         "channels last",
         "{}.permute(2, 0, 1)",
         lambda x: x.permute(2, 0, 1),
         lambda x: _is_image(x, 3),
     ),
-    _Step(
-        "no batch dimension",
-        "{}.unsqueeze(0)",
-        lambda x: x.unsqueeze(0),
-        lambda x: isinstance(x, Tensor),
-    ),
+    _of_tensors("no batch dimension", "{}.unsqueeze(0)", lambda x: x.unsqueeze(0), lambda x: True),
 )
 
 

@@ -29,11 +29,7 @@ from qrecipe.model.record import Shape, Shapes
 from qrecipe.model.shapes import shapes_of
 from qrecipe.model.switches import BATCH_NORMS, arguments, flag, told
 from qrecipe.model.tracer import Tracer
-from qrecipe.model.untraceable import (
-    BatchSizeError,
-    takes_any_number,
-    untraceable,
-)
+from qrecipe.model.untraceable import BatchSizeError, takes_any_number, untraceable
 from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.recipe.schema import FxTable
 from qrecipe.rules.structure import enclosing, joined
@@ -283,34 +279,23 @@ def _traceable_copy(model: nn.Module, path: str) -> nn.Module:
     for module in root.modules():
         # leftovers of an earlier prepare would look like our decisions
         module.__dict__.pop("qconfig", None)
-        if isinstance(module, nn.modules.batchnorm._NormBase) and _is_subclass(module):
-            # their inherited forward branches on the rank
-            vars(module)["_check_input_dim"] = _accept
+        is_norm = isinstance(module, nn.modules.batchnorm._NormBase)
+        if is_norm and not type(module).__module__.startswith("torch.nn."):
+            # the forward that a subclass inherits branches on the rank
+            vars(module)["_check_input_dim"] = lambda input: None
     swap_float_functional(root)
     return root
 
 
-def _is_subclass(module: nn.Module) -> bool:
-    return not type(module).__module__.startswith("torch.nn.")
-
-
-def _accept(input: Any) -> None:
-    """Checks nothing."""
-
-
 def _keep_assertions(graph: fx.Graph) -> None:
+    """Replace assertions that something is None with those that do not count as dead code."""
     for node in list(graph.nodes):
         if node.target is assert_is_none:
-            _keep_assertion(graph, node)
-
-
-def _keep_assertion(graph: fx.Graph, node: fx.Node) -> None:
-    """Replace an assertion with one that does not count as dead code."""
-    value, message = node.args
-    with graph.inserting_before(node):
-        is_none = graph.call_function(operator.is_, (value, None))
-        graph.call_function(torch._assert, (is_none, message))
-    graph.erase_node(node)
+            value, message = node.args
+            with graph.inserting_before(node):
+                is_none = graph.call_function(operator.is_, (value, None))
+                graph.call_function(torch._assert, (is_none, message))
+            graph.erase_node(node)
 
 
 def _check_names(graph: fx.Graph, path: str) -> None:

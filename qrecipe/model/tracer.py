@@ -19,13 +19,19 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 from qrecipe._torch_fx import QuantizationTracer
 from qrecipe.model.altered_modules import alteration
 from qrecipe.model.call import VARIADIC
-from qrecipe.model.known_values import UNKNOWN, VARIES, KnownValues, is_from_shapes
+from qrecipe.model.known_values import (
+    UNKNOWN,
+    VARIES,
+    Kind,
+    KnownValues,
+    is_from_shapes,
+    kind_of,
+)
 from qrecipe.model.nested import Packing, leaves, parts_of
 from qrecipe.model.opened.whole import Whole
 from qrecipe.model.proxies import AskingProxy
 from qrecipe.model.record import Shape, Shapes
 from qrecipe.model.shapes import MOST_OPERATIONS, TOO_MANY_OPERATIONS
-from qrecipe.model.sizes import Kind, kind_of
 from qrecipe.model.untraceable import AutocastError, BatchSizeError, innermost_line
 from qrecipe.process.state import random_numbers_kept, traced_alone
 

@@ -96,16 +96,12 @@ def wrapper_findings(model: nn.Module) -> Iterator[Finding]:
         kind = type(module)
         held = _OF_WRAPPERS.get(kind.__name__) if kind.__module__.startswith("torch.") else None
         if held is not None:
-            yield Finding(
-                "QR306",
-                f"{where} is wrapped in torch's {kind.__name__}",
-                hint=f"pass model.{held}" if not path else _put_back(path, held),
-            )
-
-
-def _put_back(path: str, held: str) -> str:
-    name = quoted_whole(path)
-    return f"put the original back: model.set_submodule({name}, model.get_submodule({name}).{held})"
+            hint = f"pass model.{held}"
+            if path:
+                name = quoted_whole(path)
+                original = f"model.get_submodule({name}).{held}"
+                hint = f"put the original back: model.set_submodule({name}, {original})"
+            yield Finding("QR306", f"{where} is wrapped in torch's {kind.__name__}", hint=hint)
 
 
 def broken_values(model: nn.Module) -> Iterator[Finding]:

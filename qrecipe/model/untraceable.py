@@ -68,14 +68,16 @@ _BETTER = {
 def untraceable(error: Exception, path: str, at: str, model: nn.Module) -> UntraceableError:
     """The error (QR305) for what a trace of the part at ``path`` raised in the module ``at``."""
     module = model.get_submodule(at)
-    where = _where(at, module)
+    kind = type(module).__name__
+    where = f'submodule "{at}" ({kind})' if at else f"the model's own forward ({kind})"
     inner = innermost_line(traceback.extract_tb(error.__traceback__), model)
     line = inner or _first_line_of(module.forward)
     place = f" at {line}" if line else ""
     if isinstance(error, AutocastError):
         what = f"{where} is called under torch.autocast{place}, which a graph does not keep"
         return UntraceableError(Finding("QR305", what, hint=WITHOUT_AUTOCAST), path, at)
-    why, hint = _sentence(first_line(error)), None
+    # the first sentence: torch goes on about what to read and to change in torch.fx
+    why, hint = first_line(error).partition(". ")[0], None
     if why.startswith(_NOT_IN_A_GRAPH):
         kind = why.removeprefix(f"{_NOT_IN_A_GRAPH}<class '").removesuffix("'>").rpartition(".")[2]
         why = f"{'it passes' if inner else 'it returns'} a {kind}, which a graph cannot hold"
@@ -96,16 +98,6 @@ def takes_any_number(name: str, path: str, model: nn.Module) -> UntraceableError
     what = f"{whose} takes {name}{f' at {line}' if line else ''}, whose length tracing cannot know"
     hint = "give forward a named argument for each input"
     return UntraceableError(Finding("QR305", what, hint=hint), path, path)
-
-
-def _where(at: str, module: nn.Module) -> str:
-    kind = type(module).__name__
-    return f'submodule "{at}" ({kind})' if at else f"the model's own forward ({kind})"
-
-
-def _sentence(text: str) -> str:
-    """The first sentence: torch goes on about what to read and to change in torch.fx."""
-    return text.partition(". ")[0]
 
 
 _NOT_THE_CALLERS = (Path(torch.__file__).parent, Path(__file__).parents[1])

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from qrecipe.model.graph_sites import Inventory, Match
+from qrecipe.model.nodes import stored
 from qrecipe.model.scaled_input import ScaledLinear
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -76,7 +77,5 @@ class Changeable:
 def _stored_tensors(inventory: Inventory) -> Iterator[Any]:
     """What graphs read directly, and not through a module."""
     for part in inventory.parts:
-        for node in part.graph_module.graph.nodes:
-            if node.op == "get_attr":
-                owner, _, name = str(node.target).rpartition(".")
-                yield getattr(part.graph_module.get_submodule(owner), name)
+        for node in part.graph_module.graph.find_nodes(op="get_attr"):
+            yield stored(node, part.graph_module)

@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from qrecipe.errors.findings import Finding
 from qrecipe.errors.spelling import did_you_mean
-from qrecipe.model.addresses import SITE, is_plumbing
+from qrecipe.model.addresses import SITE, unpacked
 from qrecipe.model.graph_sites import Inventory, Match, readers_of
 from qrecipe.model.rewrites.shape_readers import reads_shape
 from qrecipe.planning.chains import SCALING, called, inputs_of
@@ -142,7 +142,7 @@ class _Groups:
                 return name if why is None else _Obstacle(why)
             if called(match) not in SCALING or len(match.nodes[0].all_input_nodes) != 1:
                 return _Obstacle(f"{name} ({match.operation.op}) does not scale with weights")
-            (node,), readers = map(_given, match.nodes[0].all_input_nodes), (name,)
+            (node,), readers = map(unpacked, match.nodes[0].all_input_nodes), (name,)
 
     def _why_unscaled(self, name: str, match: Match, node: fx.Node) -> str | None:
         module: Any = match.module
@@ -165,13 +165,7 @@ def _sources(matches: Mapping[str, Match]) -> Iterator[tuple[str, fx.Node | None
     for name, match in matches.items():
         module = match.operation.members[0].module
         if isinstance(match.module, nn.Linear) and module == name:
-            yield name, _given(match.nodes[0].all_input_nodes[0]) if match.nodes else None
-
-
-def _given(node: fx.Node) -> fx.Node:
-    while is_plumbing(node):
-        node = node.all_input_nodes[0]
-    return node
+            yield name, unpacked(match.nodes[0].all_input_nodes[0]) if match.nodes else None
 
 
 def _reader(node: fx.Node) -> str:
