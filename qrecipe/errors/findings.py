@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import reduce
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeVar
 
 from qrecipe.errors.short import ShortRepr, short
@@ -221,7 +220,7 @@ class Code:
     """The meaning of a code; ``error`` is the exception it raises, None for a warning."""
 
     title: str
-    error: type[QRecipeError] | None = field(default=None)
+    error: type[QRecipeError] | None = None
 
 
 CODES: dict[str, Code] = {
@@ -380,12 +379,6 @@ def error_from(findings: Iterable[Finding], plan: Any = None) -> QRecipeError:
     """The exception for some findings: their class, or the nearest common base class."""
     found = tuple(findings)
     kinds = [kind for finding in found if (kind := CODES[finding.code].error) is not None]
-    common = reduce(_common_base, kinds)
-    if issubclass(common, PlanError):
-        return common(found, plan)
-    return common(found)
-
-
-def _common_base(a: type[QRecipeError], b: type[QRecipeError]) -> type[QRecipeError]:
-    shared = next(base for base in a.__mro__ if issubclass(b, base))
-    return shared if issubclass(shared, QRecipeError) else QRecipeError
+    common: Any = next(base for base in kinds[0].__mro__ if all(issubclass(k, base) for k in kinds))
+    error: QRecipeError = common(found, plan) if issubclass(common, PlanError) else common(found)
+    return error

@@ -27,19 +27,15 @@ def few_suggestions() -> Iterator[None]:
         _suggestions_left.reset(token)
 
 
-def _may_suggest() -> bool:
-    left = _suggestions_left.get()
-    if left is not None:
-        _suggestions_left.set(left - 1)
-    return left is None or left > 0
-
-
 def nearest(name: str, known: Iterable[str], count: int = 1) -> list[str]:
     """Up to ``count`` names that a misspelled ``name`` may mean, the likeliest first."""
     if len(name) > _LONGEST_NAME:  # comparing takes quadratic time
         return []
-    if not _may_suggest():
-        return []
+    left = _suggestions_left.get()
+    if left is not None:
+        _suggestions_left.set(left - 1)
+        if left <= 0:
+            return []
     likely = sorted(known, key=lambda other: abs(len(other) - len(name)))[:_MOST_COMPARED]
     but_for_case = [other for other in likely if other.lower() == name.lower()]
     if but_for_case:
@@ -49,7 +45,4 @@ def nearest(name: str, known: Iterable[str], count: int = 1) -> list[str]:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     """``did you mean "x"?``, or None if no known name is close."""
-    candidates = nearest(name, known)
-    if not candidates:
-        return None
-    return f"did you mean {quoted_whole(candidates[0])}?"
+    return next((f"did you mean {quoted_whole(each)}?" for each in nearest(name, known)), None)

@@ -52,12 +52,10 @@ _HERE = Path(__file__).parents[1]
 def _callers_level() -> int:
     """The ``stacklevel`` of the first frame outside this package, counted from `warn`."""
     frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and _is_inside(frame.f_code.co_filename):
+    while frame.f_back is not None:
+        file = frame.f_code.co_filename
+        if "importlib" not in file and not Path(file).is_relative_to(_HERE):
+            break  # it neither runs this package nor imports a part of it
         frame = frame.f_back
         level += "importlib._bootstrap" not in frame.f_code.co_filename  # not counted by `warnings`
     return level
-
-
-def _is_inside(file: str) -> bool:
-    """Whether a frame of that file runs this package, or imports a part of it."""
-    return "importlib" in file or Path(file).is_relative_to(_HERE)

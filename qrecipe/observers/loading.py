@@ -108,8 +108,8 @@ def load(kind: Kind, name: str) -> tuple[Finding, ...]:
 
 def _uses(recipe: Recipe) -> Iterator[_Use]:
     for tensor, spec in recipe.tensors.items():
-        # the phase in which torch creates it
-        for kind, constructor, phase in _constructors(spec):
+        for kind, phase in _PHASES:
+            constructor: Constructor | None = getattr(spec, kind)
             if constructor is not None:
                 owner = ("tensor", tensor, kind)
                 create = partial(_create, spec, phase)
@@ -119,8 +119,8 @@ def _uses(recipe: Recipe) -> Iterator[_Use]:
         yield _Use("transform", name, table.arguments, ("transform", name), create)
 
 
-def _constructors(spec: TensorSpec) -> tuple[tuple[Kind, Constructor | None, Phase], ...]:
-    return ("observer", spec.observer, "ptq"), ("fake_quant", spec.fake_quant, "qat")
+_PHASES: tuple[tuple[Kind, Phase], ...] = (("observer", "ptq"), ("fake_quant", "qat"))
+"""In which torch creates what a tensor names."""
 
 
 def _create(spec: TensorSpec, phase: Phase) -> object:
@@ -159,13 +159,10 @@ def _refusals(recipe: Recipe, use: _Use) -> Iterator[Finding]:
     try:
         use.create()
     except (Exception, SystemExit) as error:
-        yield Finding(
-            "QR311",
-            f"{KIND_TITLE[use.kind]} {shown(use.name)} cannot be created: "
-            + one_line(first_line(error))[:_LONGEST_MESSAGE],
-            recipe.argument_value(use.owner),
-            hint="fix the arguments or the settings of its tensor",
-        )
+        why = one_line(first_line(error))[:_LONGEST_MESSAGE]
+        message = f"{KIND_TITLE[use.kind]} {shown(use.name)} cannot be created: {why}"
+        hint = "fix the arguments or the settings of its tensor"
+        yield Finding("QR311", message, recipe.argument_value(use.owner), hint)
 
 
 _failed: dict[Claim, tuple[Finding, ...]] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -60,41 +60,28 @@ def coverage_findings(
     done = sum(work.get(site.name, 0) for site in plan.sites if site.verdict == "quantized")
     lost = sum(work.get(each.name, 0) for each in missed)
     if done < _LEAST_SHARE * (done + lost):
-        yield _little(
-            done / (done + lost), sorted(missed, key=lambda each: -work.get(each.name, 0))
-        )
+        share = done / (done + lost)
+        message = f"only {share:.1%} of the multiplications that the rules ask for are quantized"
+        yield _finding(message, sorted(missed, key=lambda each: -work.get(each.name, 0)))
 
 
 def _nothing(asking: list[RuleVerdict], missed: tuple[_Missed, ...]) -> Finding:
     if missed:
-        return Finding(
-            "QR221",
-            "nothing is quantized: everything that the rules ask for stays float "
-            f"({listed([each.name for each in missed])})",
-            hint=_ACCEPT,
-            notes=tuple(map(str, missed[:_SHOWN])),
-        )
+        names = listed([each.name for each in missed])
+        message = f"everything that the rules ask for stays float ({names})"
+        return _finding(f"nothing is quantized: {message}", missed)
     rules = listed([describe(each.rule) for each in asking])
     if any(each.sites for each in asking):
-        return Finding(
-            "QR221",
-            f"nothing is quantized: other rules leave everything float that {rules} covers",
-            hint=_ACCEPT,
+        return _finding(
+            f"nothing is quantized: other rules leave everything float that {rules} covers"
         )
-    return Finding(
-        "QR221",
-        f"nothing is quantized: the model has no operation for {rules}",
-        hint=f"`qrecipe suggest` writes a recipe for what the model has; or {_ACCEPT}",
-    )
+    message = f"nothing is quantized: the model has no operation for {rules}"
+    hint = f"`qrecipe suggest` writes a recipe for what the model has; or {_ACCEPT}"
+    return replace(_finding(message), hint=hint)
 
 
-def _little(share: float, missed: list[_Missed]) -> Finding:
-    return Finding(
-        "QR221",
-        f"only {share:.1%} of the multiplications that the rules ask for are quantized",
-        hint=_ACCEPT,
-        notes=tuple(map(str, missed[:_SHOWN])),
-    )
+def _finding(message: str, missed: Sequence[_Missed] = ()) -> Finding:
+    return Finding("QR221", message, hint=_ACCEPT, notes=tuple(map(str, missed[:_SHOWN])))
 
 
 def _missed(plan: Plan, inventory: Inventory, asking: list[RuleVerdict]) -> Iterator[_Missed]:
@@ -141,7 +128,6 @@ def _work_of(
     parts = tuple(
         replace(part, inputs=part.inputs.first_samples(samples)) for part in inventory.parts
     )
-    traced = replace(inventory, parts=parts)
     is_traced = inventory.untraced is None
     places = {} if is_traced else work_of(inventory.model, inputs.first_samples(samples)).places
-    return work_of_sites(inventory.model, traced, places)
+    return work_of_sites(inventory.model, replace(inventory, parts=parts), places)

@@ -139,22 +139,21 @@ def _unsupported(
     recipe: Recipe,
     executor: Executor,
 ) -> Iterator[tuple[Rule, Finding]]:
+    decisions = resolution.decisions
     for rule, covered in resolution.covered.items():
-        decided = [name for name in covered if resolution.decisions[name].rule is rule]
-        named = [
-            name
-            for name in decided
-            if resolution.decisions[name].names_operation and not outcome_of[name].honoured
-        ]
-        won = [name for name in decided if inventory.matches[name].operation.kind not in FOLLOWERS]
-        refused = named or [name for name in won if not outcome_of[name].honoured]
-        if rule.qconfig is None or not refused:
+        if rule.qconfig is None:
             continue
-        if not named and (
-            len(refused) < len(won)
-            or can_honour(inventory, covered, rule.qconfig, recipe.backend, recipe.phase, executor)
-        ):
-            continue
+        decided = [name for name in covered if decisions[name].rule is rule]
+        failed = [name for name in decided if not outcome_of[name].honoured]
+        refused = [name for name in failed if decisions[name].names_operation]
+        if not refused:
+            won = {n for n in decided if inventory.matches[n].operation.kind not in FOLLOWERS}
+            refused = [name for name in failed if name in won]
+            if not refused or len(refused) < len(won):
+                continue
+            own = (recipe.backend, recipe.phase, executor)
+            if can_honour(inventory, covered, rule.qconfig, *own):
+                continue
         fault = outcome_of[refused[0]].fault
         cause = None if fault is None else recipe.tensor_key(rule, fault.role, fault.key)
         yield (
@@ -228,13 +227,15 @@ def _results(inventory: Inventory, source: str, counts: Callable[[str | None], b
     """
     nodes = inventory.matches[source].nodes if source in inventory.matches else ()
     pieces = [node for node in nodes if PIECE in node.meta]
-    return sum(any(map(counts, _reading(piece))) for piece in pieces) if pieces else 1
-
-
-def _reading(piece: fx.Node) -> Iterator[str | None]:
-    for reader in readers_of(piece):
-        if reader.op == "output" or SITE in reader.meta:
-            yield reader.meta.get(SITE)
+    read = sum(
+        any(
+            counts(reader.meta.get(SITE))
+            for reader in readers_of(piece)
+            if reader.op == "output" or SITE in reader.meta
+        )
+        for piece in pieces
+    )
+    return read if pieces else 1
 
 
 def _unmakeable(sites: Sequence[Site], phase: Phase) -> Iterator[Finding]:

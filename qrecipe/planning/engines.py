@@ -43,6 +43,8 @@ _DEPTHWISE_KERNELS = {2: (3, 5, 7), 3: (3, 5)}
 _BLOCK = 32
 """The channels that fbgemm's depthwise kernel computes at once."""
 
+_SATURATES = "fbgemm's depthwise kernel adds in 16 bits and saturates on 8-bit inputs, VNNI or not"
+
 _GAPS = "onednn's transposed convolution does not write the outputs that its stride skips"
 
 _TILE_ROW = 64
@@ -56,7 +58,12 @@ class Detour:
     """The engine for which a site's weights are packed instead of its backend's, and why."""
 
     engine: Engine
-    reason: str
+    why: str
+
+    @property
+    def reason(self) -> str:
+        """What a plan says about it."""
+        return f"on {self.engine}'s kernel: {self.why}"
 
 
 def detour(
@@ -83,7 +90,7 @@ def detour(
         )
         if not takes_onednn:
             return f"{reason}: set reduce_range = true for its input"
-        return Detour("onednn", f"on onednn's kernel: {reason}")
+        return Detour("onednn", reason)
     return _around_slow_kernel(match, shape, backend, takes_onednn)
 
 
@@ -102,7 +109,7 @@ def _around_wrong_kernel(
     if shape.transposed:
         return _transposed_detour(shape, backend, takes_onednn)
     if backend != "fbgemm" and _is_wrong_with_amx(shape):
-        return Detour("fbgemm", f"on fbgemm's kernel: {_WRONG_WITH_AMX}")
+        return Detour("fbgemm", _WRONG_WITH_AMX)
     return None
 
 
@@ -112,14 +119,12 @@ def _around_slow_kernel(
     if shape.transposed:
         return _faster_transposed(shape, backend, takes_onednn)
     if takes_onednn and _is_slow_on_fbgemm(shape) and not _is_left_to_x86(shape, backend):
-        return Detour("onednn", "on onednn's kernel: fbgemm has no fast one for this shape")
+        return Detour("onednn", "fbgemm has no fast one for this shape")
     if takes_onednn and _is_slower_on_fbgemm(shape):
-        return Detour(
-            "onednn",
-            f"on onednn's kernel: fbgemm's is slower unless channels are a multiple of {_BLOCK}",
-        )
+        why = f"fbgemm's is slower unless channels are a multiple of {_BLOCK}"
+        return Detour("onednn", why)
     if backend == "x86" and _is_dense_pixelwise(shape) and reads_one_pixel(match.nodes[0]):
-        return Detour("fbgemm", "on fbgemm's kernel: onednn's takes longer to start on one pixel")
+        return Detour("fbgemm", "onednn's takes longer to start on one pixel")
     return None
 
 
@@ -143,9 +148,9 @@ def _faster_transposed(shape: Convolution, backend: Backend, takes_onednn: bool)
     if not takes_onednn:
         return None
     if not _is_slow_on_avx2(shape):
-        return Detour("onednn", "on onednn's kernel: fbgemm's is slower")
+        return Detour("onednn", "fbgemm's is slower")
     if backend == "x86" and _is_slow_on_avx512(shape):
-        return Detour("fbgemm", "on fbgemm's kernel: onednn has no fast one for this shape")
+        return Detour("fbgemm", "onednn has no fast one for this shape")
     return None  # x86 chooses
 
 
@@ -161,15 +166,15 @@ def _transposed_detour(
             return f"{reason}, and onednn's if input and output channels differ"
         if backend == "onednn":
             return None
-        return Detour("onednn", f"on onednn's kernel: {reason}") if takes_onednn else reason
+        return Detour("onednn", reason) if takes_onednn else reason
     if backend == "fbgemm":
         return None
     if shape.leaves_gaps:
-        return Detour("fbgemm", f"on fbgemm's kernel: {_GAPS}")
+        return Detour("fbgemm", _GAPS)
     if not _swaps_channels_on_onednn(shape):
         return None
     wrong = f"{backend}'s transposed convolution is wrong if input and output channels differ"
-    return Detour("fbgemm", f"on fbgemm's kernel: {wrong}")
+    return Detour("fbgemm", wrong)
 
 
 def is_slow(

@@ -28,11 +28,10 @@ def unjudged_sites(plan: Plan, target_cpu: TargetCpu) -> tuple[str, ...]:
             target is unknown (QR319).
     """
     if target_cpu not in get_args(TargetCpu):
-        raise UnsupportedError.of(
-            "QR319",
-            f"target_cpu is {shown(target_cpu)}, but must be {' or '.join(_QUOTED)}",
-            hint=did_you_mean(str(target_cpu), get_args(TargetCpu)),
-        )
+        allowed = " or ".join(map(shown, get_args(TargetCpu)))
+        message = f"target_cpu is {shown(target_cpu)}, but must be {allowed}"
+        hint = did_you_mean(str(target_cpu), get_args(TargetCpu))
+        raise UnsupportedError.of("QR319", message, hint=hint)
     if not plan.needs_vnni or has_vnni():
         return ()
     if target_cpu == "this":
@@ -46,9 +45,6 @@ def unjudged_sites(plan: Plan, target_cpu: TargetCpu) -> tuple[str, ...]:
             ),
         )
     return plan.saturating
-
-
-_QUOTED = [f'"{name}"' for name in get_args(TargetCpu)]
 
 
 _SATURATE = "8-bit activations saturate on this CPU, which has no VNNI"
@@ -66,8 +62,5 @@ def unjudged_finding(sites: tuple[str, ...]) -> Finding:
 
 def saturation_finding() -> Finding:
     """The warning (QR204) that goes with a model for another CPU that is run on this one."""
-    return Finding(
-        "QR204",
-        _SATURATE,
-        hint="the model was quantized for a CPU with VNNI, so results can differ here",
-    )
+    hint = "the model was quantized for a CPU with VNNI, so results can differ here"
+    return Finding("QR204", _SATURATE, hint=hint)

@@ -66,11 +66,10 @@ class RuleIndex:
 
     def _of_module(self, path: str) -> list[int]:
         """The rules that match a module by a name or its type."""
-        types = (index for each in self._modules[path] for index in self._of("module_type", each))
         names = filter(None, self._names[path])
-        return [
-            *self._named(at for name in names for at in self._patterns.matching(name)),
-            *types,
+        named = self._named(at for name in names for at in self._patterns.matching(name))
+        return named + [
+            index for each in self._modules[path] for index in self._of("module_type", each)
         ]
 
     def _named(self, positions: Iterable[int]) -> list[int]:

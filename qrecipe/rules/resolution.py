@@ -78,12 +78,11 @@ def resolve(structure: ModelStructure, rules: Sequence[Rule]) -> Resolution:
         decisions[operation.name] = decision
         for rule in (decision.rule, *decision.shadowed) if not operation.is_inserted else ():
             covered[rule].append(operation.name)
-    findings = [
-        *conflicts.findings(),
-        *_coverage_findings(structure, rules, covered, index),
-    ]
+    uncovered = _coverage_findings(structure, rules, covered, index)
     return Resolution(
-        decisions, {rule: tuple(names) for rule, names in covered.items()}, tuple(findings)
+        decisions,
+        {rule: tuple(names) for rule, names in covered.items()},
+        (*conflicts.findings(), *uncovered),
     )
 
 
@@ -206,10 +205,9 @@ def _coverage_findings(
         # suggestions are for those that a report shows
         with few_suggestions():
             for at in sorted(unmatched, key=lambda at: unmatched[at].location.place):
-                if idle[at]:
-                    yield _without_effect(unmatched[at], idle[at])
-                else:
-                    yield _unmatched(structure, unmatched[at], uncalled[at], known)
+                rule = unmatched[at]
+                what, hint = _why_unmatched(structure, rule, idle[at], uncalled[at], known)
+                yield Finding("QR301", f"{describe(rule)} {what}", rule.location, hint=hint)
 
 
 def _may_be_unused(rule: Rule) -> bool:
@@ -220,44 +218,37 @@ def _may_be_unused(rule: Rule) -> bool:
     return rule.tier == "global"
 
 
-def _without_effect(rule: Rule, idle: Sequence[str]) -> Finding:
-    return Finding(
-        "QR301",
-        f"{describe(rule)} names {listed(idle)}, which does nothing outside training or only "
-        "computes with stored tensors, and so has no site",
-        rule.location,
-        hint="remove the rule, or mark it optional = true",
-    )
-
-
-def _unmatched(
-    structure: ModelStructure, rule: Rule, uncalled: Sequence[str], known: Mapping[str, list[str]]
-) -> Finding:
+def _why_unmatched(
+    structure: ModelStructure,
+    rule: Rule,
+    idle: Sequence[str],
+    uncalled: Sequence[str],
+    known: Mapping[str, list[str]],
+) -> tuple[str, str]:
+    """Why a rule covers no site, and what to do about it."""
+    if idle:
+        why = (
+            f"names {listed(idle)}, which does nothing outside training or only computes with "
+            "stored tensors, and so has no site"
+        )
+        return why, _REMOVE_RULE
     outside = [path for path in uncalled if not structure.is_traced(path)]
     if outside:
-        return Finding(
-            "QR301",
-            f"{describe(rule)} names {listed(outside)}, which is outside fx.roots",
-            rule.location,
-            hint="add the part to fx.roots, or remove the rule",
-        )
+        why = f"names {listed(outside)}, which is outside fx.roots"
+        return why, "add the part to fx.roots, or remove the rule"
     if uncalled:
-        return Finding(
-            "QR301",
-            f"{describe(rule)} names {listed(uncalled)}, where nothing is called that can be "
-            "quantized",
-            rule.location,
-            hint="remove the rule, or mark it optional = true",
+        return (
+            f"names {listed(uncalled)}, where nothing is called that can be quantized",
+            _REMOVE_RULE,
         )
+    hint = "`qrecipe plan` lists the names; mark a rule for other models optional = true"
     candidates = _meant(rule, known[rule.tier])
-    return Finding(
-        "QR301",
-        f"{describe(rule)} matches nothing in this model",
-        rule.location,
-        hint=f"did you mean {' or '.join(map(quoted, candidates))}?"
-        if candidates
-        else "`qrecipe plan` lists the names; mark a rule for other models optional = true",
-    )
+    if candidates:
+        hint = f"did you mean {' or '.join(map(quoted, candidates))}?"
+    return "matches nothing in this model", hint
+
+
+_REMOVE_RULE = "remove the rule, or mark it optional = true"
 
 
 def _meant(rule: Rule, known: Sequence[str]) -> list[str]:
