@@ -107,7 +107,7 @@ def seconds(row: Row, size: int) -> float:
         gc.collect()
         start = time.process_time()
         try:
-            plan_of(model, inventory, qrecipe.parse_recipe(text), inputs)
+            plan_of(inventory, qrecipe.parse_recipe(text), inputs)
         except qrecipe.QRecipeError as error:
             str(error)
         spent.append(time.process_time() - start)

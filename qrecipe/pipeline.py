@@ -402,7 +402,7 @@ def compile_decided(
 def _compiled(
     model: nn.Module, inventory: Inventory, recipe: Recipe, inputs: Inputs, target_cpu: TargetCpu
 ) -> CompiledRecipe:
-    decided = plan_of(model, inventory, recipe, inputs)
+    decided = plan_of(inventory, recipe, inputs)
     if not decided.is_for_export:
         check_engine(recipe.backend)  # before calibration or training
     unjudged = unjudged_sites(decided, target_cpu)

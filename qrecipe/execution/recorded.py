@@ -43,7 +43,7 @@ def recorded_graphs(
         fused = {part.path: _fused(blank, part, plan, table) for part in parts}
     found: dict[str, Match] = {}
     for graph_module in fused.values():
-        found |= named_sites(graph_module, own_backend_config(plan.backend, plan.phase), plan.phase)
+        found |= named_sites(graph_module, own_backend_config(plan.backend), plan.phase)
     check_same(
         "site",
         {site.name: ", ".join(site.members) for site in plan.sites},
@@ -91,6 +91,6 @@ def _fused(blank: nn.Module, part: TracedPart, plan: Plan, table: FxTable) -> fx
             part.shapes,
             graph_module,
         )
-    config = own_backend_config(plan.backend, plan.phase)
+    config = own_backend_config(plan.backend)
     fused, _ = fused_graph(graph_module, scopes, part.path, config, training)
     return fused

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -104,12 +103,12 @@ FEW_SAMPLES = 2
 """More than one, so that code for the other samples (``y[1:]``) has an effect."""
 
 
-def on_few(run: Callable[[int], _Result]) -> _Result:
+def on_few(inputs: Inputs, run: Callable[[Inputs], _Result]) -> _Result:
     """The result of ``run`` for a few samples, or for all of them if it needs them."""
     try:
-        return run(FEW_SAMPLES)
+        return run(inputs.first_samples(FEW_SAMPLES))
     except Exception:
-        return run(sys.maxsize)
+        return run(inputs)
 
 
 EMPTY = "it is empty, so nothing can be observed"

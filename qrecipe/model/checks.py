@@ -31,8 +31,10 @@ def check_model(model: nn.Module, recipe: Recipe) -> None:
     the recipe preserves (QR301, QR314).
     """
     check_is_model(model)
+    quantized = quantized_part(model)
+    done = [(f"the model {quantized}", "pass the original float model")] if quantized else []
     findings = (
-        [*wrapper_findings(model), *_findings(_quantized(model))]
+        [*wrapper_findings(model), *_findings(done)]
         or [
             *_findings(islice(chain(_name_faults(model), _tensor_faults(model)), 1)),
             *attribute_findings(model, recipe.fx.preserved_attributes),
@@ -42,24 +44,13 @@ def check_model(model: nn.Module, recipe: Recipe) -> None:
     if findings:
         raise error_from(findings)
     if model.training and recipe.phase == "ptq":
-        warn(
-            Finding(
-                "QR202",
-                "the model is in training mode; its copy is quantized in eval mode",
-                hint="call model.eval() first, so that you compare like with like",
-            ),
-            recipe.lint.ignore,
-        )
+        message = "the model is in training mode; its copy is quantized in eval mode"
+        hint = "call model.eval() first, so that you compare like with like"
+        warn(Finding("QR202", message, hint=hint), recipe.lint.ignore)
 
 
 def _findings(faults: Iterable[tuple[str, str]]) -> Iterator[Finding]:
     return (Finding("QR306", message, hint=hint) for message, hint in faults)
-
-
-def _quantized(model: nn.Module) -> Iterator[tuple[str, str]]:
-    found = quantized_part(model)
-    if found is not None:
-        yield f"the model {found}", "pass the original float model"
 
 
 def _name_faults(model: nn.Module) -> Iterator[tuple[str, str]]:

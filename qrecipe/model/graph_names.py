@@ -44,12 +44,9 @@ def outer(target: str) -> str:
 
 def cannot_be_preserved(name: str) -> Finding:
     """The error (QR314) for an attribute to be preserved whose name `is_taken`."""
-    return Finding(
-        "QR314",
-        f'fx.preserved_attributes "{name}" has a name that torch\'s graph modules use themselves',
-        hint="rename the attribute",
-        key="fx.preserved_attributes",
-    )
+    key = "fx.preserved_attributes"
+    message = f'{key} "{name}" has a name that torch\'s graph modules use themselves'
+    return Finding("QR314", message, hint="rename the attribute", key=key)
 
 
 def rename_taken(graph: fx.Graph, root: nn.Module) -> None:
@@ -58,15 +55,10 @@ def rename_taken(graph: fx.Graph, root: nn.Module) -> None:
         if node.op not in ("call_module", "get_attr") or inner(node.target) == node.target:
             continue
         first = node.target.partition(".")[0]
-        registries: tuple[dict[str, Any], ...] = (
-            root._modules,
-            root._parameters,
-            root._buffers,
-            vars(root),
-        )
-        for registry in registries:
-            if first in registry:
-                registry[inner(first)] = registry[first]
+        held: Any
+        for held in (root._modules, root._parameters, root._buffers, vars(root)):
+            if first in held:
+                held[inner(first)] = held[first]
         node.target = inner(node.target)
 
 

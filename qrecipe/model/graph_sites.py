@@ -409,7 +409,7 @@ def _matches(
         sources = _sources(group)
         operation = Operation(
             members=tuple(dict.fromkeys(member for n in group for member in members_of(n))),
-            kind=_kind(pattern, handler, kernels),
+            kind=_kind(handler, kernels),
             producers=tuple(dict.fromkeys(site_of[n] for n in sources if n in site_of)),
             model_inputs=tuple(str(n.target) for n in sources if n.op == "placeholder"),
             stored=tuple(outer(str(n.target)) for n in sources if n.op == "get_attr"),
@@ -430,7 +430,7 @@ def _nodes_of(node_pattern: Any) -> Iterator[fx.Node]:
             yield from _nodes_of(part)
 
 
-def _kind(pattern: Any, handler: QuantizeHandler | None, kernels: tuple[DTypeConfig, ...]) -> Kind:
+def _kind(handler: QuantizeHandler | None, kernels: tuple[DTypeConfig, ...]) -> Kind:
     if handler is None:
         return "unmatched"
     if handler.is_general_tensor_value_op():

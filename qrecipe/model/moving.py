@@ -55,7 +55,8 @@ def moved(x: Any, call: str, given: dict[str, Any], index: int | None = None) ->
     The other arguments are ``given`` in a dict: torch observes the tensors that it finds in lists
     and tuples, sizes and indices among them.
     """
-    function = _function(call)
+    op, target = _written(call)
+    function = getattr(torch.Tensor, target) if op == "call_method" else target
     result = function(x, *given["args"], **given["kwargs"])
     return result if index is None else result[index]
 
@@ -216,12 +217,6 @@ def restore_moves(graph_module: fx.GraphModule) -> bool:
                 whole[key].meta[SITE] = node.meta[SITE]
         node.target, node.args = operator.getitem, (whole[key], node.meta[PIECE])
     return bool(found)
-
-
-def _function(call: str) -> Any:
-    if call.startswith(_METHOD):
-        return getattr(torch.Tensor, call.removeprefix(_METHOD))
-    return _FUNCTIONS[call]
 
 
 def _written(call: str) -> tuple[str, Any]:

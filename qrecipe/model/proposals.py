@@ -148,4 +148,4 @@ def _calls(model: nn.Module, inputs: Inputs) -> dict[str, Inputs]:
     `try_inputs`.
     """
     paths = [path for path, module in model.named_modules() if not path or list(module.children())]
-    return on_few(lambda count: first_calls(model, paths, inputs.first_samples(count)))
+    return on_few(inputs, lambda few: first_calls(model, paths, few))

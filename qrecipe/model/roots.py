@@ -71,8 +71,7 @@ def prove_whole(model: nn.Module, graphs: Mapping[str, nn.Module], inputs: Input
     after tracing. Raises ``PlanError`` (QR306) in that case.
     """
 
-    def compare(count: int) -> None:
-        few = inputs.first_samples(count)
+    def compare(few: Inputs) -> None:
         with random_numbers_kept():  # both runs draw the same numbers
             expected = try_out(runnable_copy(model), few.cloned(), model)
         try:
@@ -82,14 +81,14 @@ def prove_whole(model: nn.Module, graphs: Mapping[str, nn.Module], inputs: Input
         except PlanError:
             raise
         except Exception as error:
-            is_look_inside = isinstance(error, (AttributeError, TypeError))
-            hint = _LOOKS_INSIDE if is_look_inside else _ONLY_CALLS
+            looks_inside = isinstance(error, (AttributeError, TypeError))
+            hint = _LOOKS_INSIDE if looks_inside else _ONLY_CALLS
             raise _depends_on_roots(f"does not run: {first_line(error)}", hint) from error
         found = difference(expected, actual, FLIPPED)
         if found is not None:
             raise _depends_on_roots(f"computes something else: {found}", _ONLY_CALLS)
 
-    on_few(compare)
+    on_few(inputs, compare)
 
 
 _ONLY_CALLS = (

@@ -100,13 +100,8 @@ def record_values(graph_module: fx.GraphModule, model: nn.Module, inputs: Inputs
 
 def _outputs(model: nn.Module, inputs: Inputs) -> tuple[Inputs, Any]:
     """The first samples, or all if the model needs them, and its output for them."""
-
-    def run(count: int) -> tuple[Inputs, Any]:
-        few = inputs.first_samples(count)
-        return few, _output(model, few)
-
     try:
-        return on_few(run)
+        return on_few(inputs, lambda few: (few, _output(model, few)))
     except PlanError:
         raise
     except Exception as error:
@@ -159,7 +154,8 @@ class _Recorder(Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         sources = {source: self.env[source] for source in n.all_input_nodes}
         versions = {source: version(value) for source, value in sources.items()}
-        copies = {source: value.clone() for source, value in sources.items() if _is_small(value)}
+        tensors = {each: value for each, value in sources.items() if isinstance(value, Tensor)}
+        copies = {each: x.clone() for each, x in tensors.items() if x.numel() <= _FEW}
         if is_in_place(n):
             changed: Any = n.args[0]
             if isinstance(sources[changed], Tensor):
@@ -186,10 +182,6 @@ def _has_mask(values: Collection[Any]) -> bool:
         return False
     lowest, *others = sorted(float(end) for x in floats for end in x.aminmax())
     return lowest < LOWEST and max(map(abs, others)) < _NOTHING * -lowest
-
-
-def _is_small(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.numel() <= _FEW
 
 
 def is_same(value: Any, other: Any) -> bool:
@@ -225,15 +217,12 @@ def version(value: Any) -> int | None:
 
 def _describe(value: Any, is_input: bool) -> Value:
     if isinstance(value, Tensor):
-        is_finite = value.dtype not in _WITH_INFINITY or not _has_infinity(value)
+        may_overflow = value.dtype in _WITH_INFINITY and not all_finite(value)
+        is_finite = not (may_overflow and bool(value.isinf().any()))
         is_float, shape = value.is_floating_point(), tuple(value.shape)
         return Value(is_float, True, len(shape), is_input, is_finite, shape=shape)
     count = len(value) if isinstance(value, (tuple, list)) else None
     return Value(any(x.is_floating_point() for x in tensors_in(value)), False, count=count)
-
-
-def _has_infinity(tensor: Tensor) -> bool:
-    return not all_finite(tensor) and bool(tensor.isinf().any())
 
 
 def difference(expected: Any, actual: Any, share: float = 0.0) -> str | None:

@@ -131,7 +131,7 @@ class Outcome:
         return self.qconfig.activation
 
 
-def backend_config(name: Backend, phase: Phase) -> BackendConfig:
+def backend_config(name: Backend) -> BackendConfig:
     """The BackendConfig with which to plan, prepare and convert for a backend.
 
     BatchNorms are folded into transposed convolutions by us, and torch cannot train them as one.
@@ -158,9 +158,9 @@ def _own_patterns(made: BackendConfig) -> list[BackendPatternConfig]:
 
 
 @cache
-def own_backend_config(name: Backend, phase: Phase) -> BackendConfig:
+def own_backend_config(name: Backend) -> BackendConfig:
     """The `backend_config` that qrecipe reads; it is made once and never given to callers."""
-    return backend_config(name, phase)
+    return backend_config(name)
 
 
 def outcomes(

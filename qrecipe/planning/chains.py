@@ -137,7 +137,7 @@ def links_of(inventory: Inventory) -> Iterator[tuple[str, _Link]]:
         layer = layer_of(match)
         if layer is None or not match.nodes:
             continue
-        why = checked.obstacle(match, layer)
+        why = checked.obstacle(layer)
         if why is not None:
             yield name, _Link(None, why)
             continue
@@ -147,7 +147,7 @@ def links_of(inventory: Inventory) -> Iterator[tuple[str, _Link]]:
             reading = layer_of(after)
             if reading is None:
                 link = _Link(None, f"{link.reader} does more than scale its input")
-            elif (why := checked.obstacle(after, Layer(reading.path, None))) is not None:
+            elif (why := checked.obstacle(Layer(reading.path, None))) is not None:
                 link = _Link(None, why)
             elif inputs_of(after) % outputs_of(match):
                 link = _Link(None, f"{link.reader} mixes the channels of {name} otherwise")

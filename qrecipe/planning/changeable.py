@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from qrecipe.model.graph_sites import Inventory, Match
+from qrecipe.model.graph_sites import Inventory
 from qrecipe.model.nodes import stored
 from qrecipe.model.scaled_input import ScaledLinear
 
@@ -42,7 +42,7 @@ class Changeable:
         )
         self._read = set(map(id, _stored_tensors(inventory)))
 
-    def obstacle(self, match: Match, layer: Layer) -> str | None:
+    def obstacle(self, layer: Layer) -> str | None:
         """Why the tensors of a layer cannot be changed, None if they can."""
         for path in filter(None, (layer.path, layer.norm)):
             if self.is_opened(path):

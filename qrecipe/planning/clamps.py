@@ -82,9 +82,12 @@ def clamps(inventory: Inventory, outcome_of: Mapping[str, Outcome]) -> Mapping[s
             read = [_read(inventory.matches[each], found) for each in readers[operation.name]]
             known = [each for each in read if each is not None]
             is_whole = operation.is_output or operation.name in wider or len(known) < len(read)
-            widest = _widest(known) if known and not is_whole else None
-            if widest is not None and widest.limits != (None, None):
-                found[operation.name] = widest
+            if known and not is_whole:
+                by = tuple(dict.fromkeys(name for each in known for name in each.by))
+                lows, highs = [each.low for each in known], [each.high for each in known]
+                widest = Clamp(min(lows), max(highs), by)
+                if widest.limits != (None, None):
+                    found[operation.name] = widest
         static = {name for name in found if outcome_of[name].rounded is not None}
         more = _sharing_a_wider_range(operations, outcome_of, static)
         if not more:
@@ -112,12 +115,6 @@ def _read(reader: Match, later: Mapping[str, Clamp]) -> Clamp | None:
         return after if _keeps_order(reader) else None
     clamp = Clamp(*own, (reader.operation.name,))
     return clamp if after is None else clamp.before(after)
-
-
-def _widest(clamps: Sequence[Clamp]) -> Clamp:
-    by = dict.fromkeys(name for each in clamps for name in each.by)
-    low, high = min(each.low for each in clamps), max(each.high for each in clamps)
-    return Clamp(low, high, tuple(by))
 
 
 def _keeps_order(match: Match) -> bool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from torch import nn
-
 from qrecipe.errors.findings import Finding
 from qrecipe.model.altered_modules import alteration
-from qrecipe.model.call import Inputs, on_few
+from qrecipe.model.call import FEW_SAMPLES, Inputs
 from qrecipe.model.graph_sites import Inventory, Match
 from qrecipe.model.normalize import TAKES_WEIGHT
 from qrecipe.model.proposals import OF_TORCH
@@ -38,9 +37,7 @@ class _Missed:
         return f"{self.name} ({self.op}): {self.why}"
 
 
-def coverage_findings(
-    plan: Plan, inventory: Inventory, model: nn.Module, inputs: Inputs
-) -> Iterator[Finding]:
+def coverage_findings(plan: Plan, inventory: Inventory, inputs: Inputs) -> Iterator[Finding]:
     """A warning (QR221) if no site is quantized, or less than a tenth of what rules ask for.
 
     This is measured in multiplications with weights: of the sites that a rule with a qconfig
@@ -56,7 +53,10 @@ def coverage_findings(
         return
     if not any(_may_multiply(inventory.matches[each.name]) for each in missed):
         return  # without running the model again
-    work = on_few(lambda count: _work_of(model, inventory, inputs, count))
+    try:
+        work = _work_of(inventory, inputs, FEW_SAMPLES)
+    except Exception:  # the model needs all of them
+        work = _work_of(inventory, inputs, sys.maxsize)
     done = sum(work.get(site.name, 0) for site in plan.sites if site.verdict == "quantized")
     lost = sum(work.get(each.name, 0) for each in missed)
     if done < _LEAST_SHARE * (done + lost):
@@ -121,13 +121,11 @@ def _may_multiply(match: Match) -> bool:
     return bool(match.operation.stored) or any(node.target in TAKES_WEIGHT for node in match.nodes)
 
 
-def _work_of(
-    model: nn.Module, inventory: Inventory, inputs: Inputs, samples: int
-) -> Mapping[str, int]:
+def _work_of(inventory: Inventory, inputs: Inputs, count: int) -> Mapping[str, int]:
     """Multiplications by site, for the first samples."""
     parts = tuple(
-        replace(part, inputs=part.inputs.first_samples(samples)) for part in inventory.parts
+        replace(part, inputs=part.inputs.first_samples(count)) for part in inventory.parts
     )
     is_traced = inventory.untraced is None
-    places = {} if is_traced else work_of(inventory.model, inputs.first_samples(samples)).places
+    places = {} if is_traced else work_of(inventory.model, inputs.first_samples(count)).places
     return work_of_sites(inventory.model, replace(inventory, parts=parts), places)

@@ -310,15 +310,15 @@ def decide(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Plan:
 
     Raises like `qrecipe.plan`.
     """
-    return plan_of(model, inventory_of(model, recipe, inputs), recipe, inputs)
+    return plan_of(inventory_of(model, recipe, inputs), recipe, inputs)
 
 
-def plan_of(model: nn.Module, inventory: Inventory, recipe: Recipe, inputs: Inputs) -> Plan:
+def plan_of(inventory: Inventory, recipe: Recipe, inputs: Inputs) -> Plan:
     """The plan for an inventory, with a warning (QR221) if almost nothing is quantized."""
     made = make_plan(inventory, recipe)
     if "QR221" in recipe.lint.ignore:
         return made
-    missed = coverage_findings(made, inventory, model, inputs)
+    missed = coverage_findings(made, inventory, inputs)
     return replace(made, warnings=(*missed, *made.warnings))
 
 

@@ -103,7 +103,7 @@ def _with_reason(error: TraceError, at: str | None, opening: Opening) -> TraceEr
 def _traced(
     model: nn.Module, recipe: Recipe, inputs: Inputs, tracing: Tracing = trace_part
 ) -> Inventory:
-    config = own_backend_config(recipe.backend, recipe.phase)
+    config = own_backend_config(recipe.backend)
     return take_inventory(model, inputs, recipe.fx, config, recipe.phase, tracing)
 
 
@@ -177,7 +177,7 @@ def _asked_inventory(model: nn.Module, recipe: Recipe, inputs: Inputs) -> Invent
 
 def _by_modules(model: nn.Module, recipe: Recipe, inputs: Inputs, why: Finding) -> Inventory:
     """The leaf modules, with subclasses of linear layers that compute the same as plain ones."""
-    config = own_backend_config(recipe.backend, recipe.phase)
+    config = own_backend_config(recipe.backend)
     inventory = eager_inventory(model, inputs, recipe.fx, config, why)
     own = tuple(path for path in inventory.matches if is_linear(model.get_submodule(path)))
     if not own:

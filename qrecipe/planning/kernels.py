@@ -118,7 +118,8 @@ def weight_refusal(
             return "qnnpack has no float16 kernels"
         if phase == "qat":
             return 'training does not simulate float16: set phase = "ptq"'
-        if _beyond_float16(match.module):
+        parameters = [] if match.module is None else match.module.parameters()
+        if any(p.numel() and float(p.detach().abs().max()) > _MOST_FLOAT16 for p in parameters):
             return f"it has weights beyond {_MOST_FLOAT16:g}, the limit of float16"
     is_symmetric = (weight.qscheme or "").endswith("symmetric")
     if backend == "onednn" and weight.dtype == "int8" and not is_symmetric:
@@ -127,11 +128,6 @@ def weight_refusal(
     if weight.dtype == "uint4" and columns % 2:
         return f"two 4-bit weights share a byte, but rows have {columns} weights"
     return None
-
-
-def _beyond_float16(module: nn.Module | None) -> bool:
-    parameters = [] if module is None else module.parameters()
-    return any(p.numel() and float(p.detach().abs().max()) > _MOST_FLOAT16 for p in parameters)
 
 
 def takes_per_channel_weight(match: Match) -> bool:

@@ -48,7 +48,9 @@ def small_layers(sites: Sequence[Site], inventory: Inventory) -> list[Site]:
         match = inventory.matches[site.name]
         if site.mode == "static" and match.has_weights:
             return []
-        if _is_int8(site) and isinstance(match.module, _MULTIPLYING) and match.shape:
+        weight = None if site.qconfig is None else site.qconfig.weight
+        is_int8 = site.mode == "dynamic" and weight is not None and weight.dtype == "int8"
+        if is_int8 and isinstance(match.module, _MULTIPLYING) and match.shape:
             found[site.name] = _saved_by(match.module, match.shape)
     if sum(found.values()) >= 0:
         return []
@@ -77,8 +79,3 @@ def _products(module: nn.Module, shape: Sequence[int]) -> Iterator[tuple[int, in
         if weight.dim() == 2:
             calls = steps if name.startswith("weight_hh") else 1
             yield calls, rows // calls, weight
-
-
-def _is_int8(site: Site) -> bool:
-    weight = None if site.qconfig is None else site.qconfig.weight
-    return site.mode == "dynamic" and weight is not None and weight.dtype == "int8"

@@ -130,14 +130,11 @@ def _check_parts(text: str) -> None:
     if not is_root_call and "" in path.split("."):
         raise _problem(f"the name {shown(text)} has an empty part" if text else "the name is empty")
     if (colon and not family) or ":" in family:
-        raise _problem(
-            f"{shown(text)} does not name a call",
-            'a call is "path:family", for example "layer1.0:add"',
-        )
+        hint = 'a call is "path:family", for example "layer1.0:add"'
+        raise _problem(f"{shown(text)} does not name a call", hint)
     if hash_ and not _CALL_NUMBER.fullmatch(call):
-        raise _problem(
-            f'{shown(text)} needs the number of a call after "#"', "the first call is #0"
-        )
+        message = f'{shown(text)} needs the number of a call after "#"'
+        raise _problem(message, "the first call is #0")
 
 
 def _problem(message: str, hint: str | None = None) -> SchemaError:
@@ -285,23 +282,20 @@ class _Parser:
         return _Any(branches)
 
     def _listed(self, content: str) -> _Accepts:
+        written = shown(f"[{content}]")
         if content[0] in "!^" and len(content) > 1:
-            raise _problem(
-                f"{shown(f'[{content}]')} cannot be negated", "list the characters that may match"
-            )
+            raise _problem(f"{written} cannot be negated", "list the characters that may match")
         if not SEPARATORS.isdisjoint(content):
-            raise _problem(f'{shown(f"[{content}]")} cannot contain a separator (".", ":" or "#")')
+            raise _problem(f'{written} cannot contain a separator (".", ":" or "#")')
         ranges = re.findall("(.)-(.)", content, re.DOTALL)
         if any(first > last for first, last in ranges):
-            raise _problem(f"{shown(f'[{content}]')} has a range that runs backwards")
+            raise _problem(f"{written} has a range that runs backwards")
         characters = frozenset(re.sub("(.)-(.)", "", content, flags=re.DOTALL))
         return partial(_in_class, characters, ranges)
 
     def _unbalanced(self) -> SchemaError:
-        return _problem(
-            f"{shown(self._text)} has an unbalanced bracket or brace",
-            'they come in pairs: "layer[12]", "{conv,fc}"',
-        )
+        hint = 'they come in pairs: "layer[12]", "{conv,fc}"'
+        return _problem(f"{shown(self._text)} has an unbalanced bracket or brace", hint)
 
 
 def _in_class(characters: frozenset[str], ranges: list[tuple[str, str]], character: str) -> bool:

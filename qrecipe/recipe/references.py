@@ -140,13 +140,10 @@ def named_source(reference: str) -> Source:
     """
     match = _PREFIXED.fullmatch(reference)
     if match is None:
-        raise _error(
-            "QR120", f"{shown(reference)} is not a reference to a recipe", _suggestion(reference)
-        )
+        message = f"{shown(reference)} is not a reference to a recipe"
+        raise _error("QR120", message, _suggestion(reference))
     owner, name = match["owner"], match["name"]
-    if owner == BUILTIN:
-        return _builtin_source(name)
-    return _distributed_source(owner, name)
+    return _builtin_source(name) if owner == BUILTIN else _distributed_source(owner, name)
 
 
 def relative_source(reference: str, origin: Source) -> Source:
@@ -156,12 +153,9 @@ def relative_source(reference: str, origin: Source) -> Source:
     """
     if len(reference) > MAX_LENGTH:
         raise _error("QR120", f"a reference has at most {MAX_LENGTH:,} characters")
-    if _leaves_by_form(reference):
-        raise _error(
-            "QR122",
-            f"{shown(reference)} is not relative to the recipe",
-            'write "./" or "../", "builtin:NAME" or "DIST:NAME"',
-        )
+    if reference.startswith(("/", "\\", "~")) or _DRIVE.match(reference[:2]):
+        hint = 'write "./" or "../", "builtin:NAME" or "DIST:NAME"'
+        raise _error("QR122", f"{shown(reference)} is not relative to the recipe", hint)
     if not reference.startswith(("./", "../")):
         return named_source(reference)
     if "\\" in reference or "\0" in reference:
@@ -171,11 +165,8 @@ def relative_source(reference: str, origin: Source) -> Source:
         raise _error("QR120", f"a text without a path cannot extend {shown(reference)}", hint)
     path = _resolved(origin.path.parent / reference, reference)
     if not path.is_relative_to(origin.tree):
-        raise _error(
-            "QR122",
-            f"{shown(reference)} is outside the tree of the recipe",
-            f"a recipe may only extend files inside {shown(origin.tree.name)}",
-        )
+        hint = f"a recipe may only extend files inside {shown(origin.tree.name)}"
+        raise _error("QR122", f"{shown(reference)} is outside the tree of the recipe", hint)
     if not os.path.isfile(path):
         if os.path.exists(path):
             raise _error("QR120", f"{shown(reference)} is not a regular file")
@@ -183,10 +174,6 @@ def relative_source(reference: str, origin: Source) -> Source:
         raise _error("QR120", f"there is no recipe {shown(reference)}", near)
     name = _relative_name(reference, path, origin)
     return Source(name, path, origin.tree, origin.publisher)
-
-
-def _leaves_by_form(reference: str) -> bool:
-    return reference.startswith(("/", "\\", "~")) or _DRIVE.match(reference[:2]) is not None
 
 
 def _resolved(path: Path, reference: str) -> Path:
@@ -245,11 +232,9 @@ def _distributed_source(owner: str, name: str) -> Source:
     reference = f"{owner}:{name}"
     installed = _installed(owner)
     if not installed:
-        raise _error(
-            "QR120",
-            f"{shown(reference)} needs the distribution {shown(owner)}, which is not installed",
-            _suggestion(name) if name in builtin_names() else None,
-        )
+        needs = f"needs the distribution {shown(owner)}, which is not installed"
+        hint = _suggestion(name) if name in builtin_names() else None
+        raise _error("QR120", f"{shown(reference)} {needs}", hint)
     published = [(each, point) for each in installed for point in each.points]
     chosen = [(each, point) for each, point in published if point.name == name]
     if not chosen:

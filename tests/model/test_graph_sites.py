@@ -81,7 +81,7 @@ GROUPS = {
 
 def inventory_of(model, batch, backend="x86", **table):
     return take_inventory(
-        model, Inputs.from_batch(batch), FxTable(**table), backend_config(backend, "ptq"), "ptq"
+        model, Inputs.from_batch(batch), FxTable(**table), backend_config(backend), "ptq"
     )
 
 

@@ -17,7 +17,7 @@ from qrecipe.model.call import Inputs
 from qrecipe.planning.backend import own_backend_config
 from qrecipe.planning.inventory import inventory_of
 
-CONFIG = own_backend_config("x86", "ptq")
+CONFIG = own_backend_config("x86")
 
 
 def test_it_finds_the_operations_that_torch_finds():

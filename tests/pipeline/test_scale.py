@@ -157,7 +157,7 @@ def test_torchs_own_functions_are_back_after_a_failure():
     changed = []
 
     def fail():
-        with patches.without_repetition(nn.Linear(1, 1), backend_config("x86", "ptq")):
+        with patches.without_repetition(nn.Linear(1, 1), backend_config("x86")):
             changed.extend(name for name in names if names[name] is not former[name])
             raise RuntimeError
 

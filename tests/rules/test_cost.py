@@ -101,7 +101,7 @@ def recipe(kind, count):
 
 def planned(sites, a_recipe):
     try:
-        return plan_of(model(sites), inventory(sites), a_recipe, INPUTS)
+        return plan_of(inventory(sites), a_recipe, INPUTS)
     except PlanError as error:
         return error.plan
 
@@ -218,7 +218,7 @@ def compared(monkeypatch):
 
 def test_a_report_of_a_thousand_rules_shows_twenty_and_suggests_for_those(compared):
     with pytest.raises(PlanError) as caught:
-        plan_of(model(SIZE), inventory(SIZE), parse_recipe(KINDS["unmatched"](1_000)), INPUTS)
+        plan_of(inventory(SIZE), parse_recipe(KINDS["unmatched"](1_000)), INPUTS)
     text = str(caught.value)
     findings = caught.value.findings
     assert len(findings) == 1_000

@@ -163,7 +163,7 @@ def _planned(
     # quantizing warns again
     with unwarned(), inputs_of_batch(model, first, forward) as inputs:
         inventory = inventory_of(model, calibrated, inputs)
-        return inventory, plan_of(model, inventory, calibrated, inputs)
+        return inventory, plan_of(inventory, calibrated, inputs)
 
 
 def _left_float(recipe: Recipe, inventory: Inventory, planned: Plan) -> tuple[str, ...]:

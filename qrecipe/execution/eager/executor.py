@@ -52,7 +52,7 @@ def rebuilt(recorded: Recorded) -> nn.Module:
     planned = {site.name: site.op for site in plan.sites}
     check_same("site", planned, {name: modules[name] for name in planned if name in modules})
     blank = without_weights(model)
-    matches = module_matches(blank, planned, own_backend_config(plan.backend, plan.phase))
+    matches = module_matches(blank, planned, own_backend_config(plan.backend))
     recorded.check(Inventory(blank, (), matches, structure_of(blank, matches)))
     return EagerPart(plan, blank, Inputs()).swapped(blank)
 

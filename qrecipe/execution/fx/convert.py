@@ -331,7 +331,7 @@ class Configs:
         return cls(
             plan.backend,
             plan.phase,
-            own_backend_config(plan.backend, plan.phase),
+            own_backend_config(plan.backend),
             PrepareCustomConfig().set_preserved_attributes(list(preserved)),
             ConvertCustomConfig().set_preserved_attributes(list(preserved)),
             {name: own_value(model, name) for name in preserved},

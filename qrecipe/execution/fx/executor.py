@@ -53,7 +53,7 @@ def compile(task: Task) -> Compiled:
         parts,
         whole,
         _mapping(parts),
-        backend_config(task.plan.backend, task.plan.phase),
+        backend_config(task.plan.backend),
         configs.prepare,
         configs.convert,
     )

@@ -53,7 +53,7 @@ def subject_of(
     first, _ = peek(batches)
     with inputs_of_batch(model, first, forward) as inputs:
         inventory = inventory_of(model, recipe, inputs)
-    plan = plan_of(model, inventory, recipe, inputs)
+    plan = plan_of(inventory, recipe, inputs)
     reasons = unranked(inventory, plan)
     sites = [site for site in plan.sites if site.name not in reasons]
     if not sites:

@@ -86,8 +86,9 @@ def opened_at(model: nn.Module, paths: Collection[str]) -> nn.Module:
         kind = type(module)
         note_class(module, kind)
         opener(module)
-        if _replaces_code(kind):
-            module.__class__ = _extending(kind, type(module))
+        if _replaces_code(kind):  # ours in the place of torch's, which super() of its code finds
+            bases = kind, type(module)
+            module.__class__ = type(kind.__name__, bases, {"__module__": __name__})
     return copied
 
 
@@ -100,7 +101,7 @@ def opening_of(model: nn.Module, inputs: Inputs, table: FxTable) -> Opening:
     if not found.paths:
         return found
     try:
-        few, expected = _example(model, inputs)
+        few, expected = on_few(inputs, lambda few: (few, _output(model, few)))
     except Exception as error:
         raise_lack_of_memory(error)
         return Opening()
@@ -188,20 +189,6 @@ def _left_out(kind: type) -> str | None:
         "this model; torch.backends.mha.set_fastpath_enabled(False), called before, lets torch "
         "call it"
     )
-
-
-def _extending(kind: type[nn.Module], ours: type[nn.Module]) -> type[nn.Module]:
-    """The caller's class with ours in the place of torch's, which ``super()`` of its code finds."""
-    made: type[nn.Module] = type(kind.__name__, (kind, ours), {"__module__": __name__})
-    return made
-
-
-def _example(model: nn.Module, inputs: Inputs) -> tuple[Inputs, Any]:
-    def run(count: int) -> tuple[Inputs, Any]:
-        few = inputs.first_samples(count)
-        return few, _output(model, few)
-
-    return on_few(run)
 
 
 def _output(model: nn.Module, inputs: Inputs) -> Any:

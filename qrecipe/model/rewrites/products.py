@@ -89,12 +89,16 @@ def _products(graph_module: fx.GraphModule) -> Iterator[_Product]:
 
 def _checked(product: _Product, graph_module: fx.GraphModule) -> _Product | None:
     """The product if ``weight`` is a stored matrix, ``bias`` a stored vector, and ``x`` neither."""
-    matrix = _matrix(product.weight, graph_module)
-    if matrix is None or not isinstance(product.x, fx.Node) or _is_stored(product.x):
+    matrix, x = _matrix(product.weight, graph_module), product.x
+    if matrix is None or not isinstance(x, fx.Node):
         return None
-    if product.bias is None or _is_vector(product.bias, matrix.shape[1], graph_module):
+    if x.op == "get_attr" or _turned(x) is not None:
+        return None
+    if product.bias is None:
         return product
-    return None
+    bias = stored(product.bias, graph_module)
+    is_vector = isinstance(bias, Tensor) and bias.shape == (matrix.shape[1],)
+    return product if is_vector and bias.is_floating_point() else None
 
 
 def _with_sum(product: _Product, graph_module: fx.GraphModule) -> _Product:
@@ -109,10 +113,6 @@ def _with_sum(product: _Product, graph_module: fx.GraphModule) -> _Product:
     return found or product
 
 
-def _is_stored(node: Any) -> bool:
-    return isinstance(node, fx.Node) and (node.op == "get_attr" or _turned(node) is not None)
-
-
 def _matrix(node: Any, graph_module: fx.GraphModule) -> Tensor | None:
     """The stored matrix that a node reads, transposed or not."""
     turned = _turned(node)
@@ -120,11 +120,6 @@ def _matrix(node: Any, graph_module: fx.GraphModule) -> Tensor | None:
     if not isinstance(tensor, Tensor) or tensor.dim() != 2 or not tensor.is_floating_point():
         return None
     return tensor if turned is None else tensor.t()
-
-
-def _is_vector(node: Any, size: int, graph_module: fx.GraphModule) -> bool:
-    tensor = stored(node, graph_module)
-    return isinstance(tensor, Tensor) and tensor.shape == (size,) and tensor.is_floating_point()
 
 
 def _turned(node: Any) -> fx.Node | None:

@@ -62,7 +62,8 @@ def syntax_finding(error: tomli.TOMLDecodeError, file: str) -> Finding:
         hint = "write all its contents between its brackets"
         return _repeated(error, lines, "is complete and cannot be extended", hint)
     if error.msg in _OPEN_TO_THE_END:
-        quotes = _OPEN_TO_THE_END[error.msg] or _open_quotes(error.doc)
+        is_single = error.doc.count('"""') % 2 == 0
+        quotes = _OPEN_TO_THE_END[error.msg] or ('"' if is_single else '"""')
         start, hint = error.doc.rindex(quotes), f"end it with {quotes}"
         return _finding(_OPEN_STRING, lines.location(start, error.pos), hint)
     said, hint_or_none = _words(error.msg, error.doc, error.pos)
@@ -80,10 +81,6 @@ def long_number_finding(text: str, file: str) -> Finding:
     return _finding("a number has too many digits", Lines(text, file).location(start, end))
 
 
-def _open_quotes(text: str) -> str:
-    return '"' if text.count('"""') % 2 == 0 else '"""'
-
-
 def _words(message: str, text: str, at: int) -> tuple[str, str | None]:
     character = text[at : at + 1]
     if _CHARACTER.match(message):
@@ -93,10 +90,8 @@ def _words(message: str, text: str, at: int) -> tuple[str, str | None]:
     if message.startswith("Expected '='"):
         return _no_equals_sign(character)
     if message.startswith("Expected newline") and re.match("[0-9][0-9_]", text[at - 1 : at + 1]):
-        return (
-            "this is not a number",
-            "leading zeros are not allowed, underscores only between digits",
-        )
+        hint = "leading zeros are not allowed, underscores only between digits"
+        return "this is not a number", hint
     return _WORDS.get(message, (message[:1].lower() + message[1:200], None))
 
 
