@@ -153,19 +153,19 @@ class _ReadOnly(TorchDispatchMode):  # type: ignore[no-untyped-call]
             )
 
 
-State = Mapping[str, tuple[Any, int]]
+State = Mapping[str, tuple[Any, int | None]]
 """The state of a model by dotted name: each value, and its version if it is a tensor."""
 
 
 def state_of(model: nn.Module) -> State:
     """All buffers, parameters and attributes of a model."""
-    found: dict[str, tuple[Any, int]] = {}
+    found: dict[str, tuple[Any, int | None]] = {}
     for path, module in model.named_modules():
         for key, value in vars(module).items():
             if key == "_buffers":
                 found |= {} if rewrites_statistics(module) else dict(_leaves(path, value, 0))
             elif key == "_parameters":  # `try_out` checks writes to parameters
-                found |= {f"{path}.{name}": (tensor, 0) for name, tensor in value.items()}
+                found |= {f"{path}.{name}": (tensor, None) for name, tensor in value.items()}
             elif key not in _OF_EVERY_MODULE and key not in _computed_by_hooks(module):
                 found |= dict(_leaves(f"{path}.{key}" if path else key, value, 0))
     return found
@@ -177,10 +177,10 @@ def _computed_by_hooks(module: nn.Module) -> set[Any]:
     return {getattr(hook, "_tensor_name", getattr(hook, "name", None)) for hook in hooks}
 
 
-def _leaves(name: str, value: Any, depth: int) -> Iterator[tuple[str, tuple[Any, int]]]:
+def _leaves(name: str, value: Any, depth: int) -> Iterator[tuple[str, tuple[Any, int | None]]]:
     parts = parts_of(value) if depth < _DEEPEST else None
     if parts is None:
-        yield name, (value, _version(value) if isinstance(value, Tensor) else 0)
+        yield name, (value, version(value))
         return
     for key, part in parts.items():
         yield from _leaves(f"{name}.{key}" if name else str(key), part, depth + 1)
@@ -198,13 +198,13 @@ def first_change(before: State, after: State) -> str | None:
     return next(changed(before, after), None)
 
 
-def _same(before: tuple[Any, int], after: tuple[Any, int]) -> bool:
-    (old, version), (new, version_now) = before, after
+def _same(before: tuple[Any, int | None], after: tuple[Any, int | None]) -> bool:
+    (old, writes), (new, writes_now) = before, after
     is_equal = isinstance(old, (bool, int, float, str)) and type(old) is type(new) and old == new
-    return version == version_now and (old is new or is_equal)
+    return writes == writes_now and (old is new or is_equal)
 
 
-Versions = Mapping[str, list[int]]
+Versions = Mapping[str, list[int | None]]
 """The versions of the tensors in each argument of forward; each in-place write increments one."""
 
 
@@ -216,9 +216,10 @@ def changed_argument(model: nn.Module, inputs: Inputs, versions: Versions) -> st
 
 def versions_of(model: nn.Module, inputs: Inputs) -> Versions:
     given = arguments(model, inputs).items()
-    return {name: list(map(_version, tensors_in(value))) for name, value in given}
+    return {name: list(map(version, tensors_in(value))) for name, value in given}
 
 
-def _version(tensor: Tensor) -> int:
-    """How often the tensor was written to; inference tensors do not count that."""
-    return 0 if tensor.is_inference() else tensor._version
+def version(value: Any) -> int | None:
+    """How often a tensor was written to; None if it does not count that."""
+    is_counted = isinstance(value, Tensor) and not value.is_inference()
+    return value._version if is_counted else None

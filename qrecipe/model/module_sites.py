@@ -14,12 +14,12 @@ from qrecipe.errors.findings import Finding
 from qrecipe.model.addresses import module_member
 from qrecipe.model.altered_modules import alteration
 from qrecipe.model.call import Inputs
-from qrecipe.model.class_names import class_names
+from qrecipe.model.class_names import is_leaf, is_torchs_own
 from qrecipe.model.copies import runnable_copy
-from qrecipe.model.dry_run import drawing_nothing, try_inputs
+from qrecipe.model.dry_run import drawing_nothing, try_inputs, version
 from qrecipe.model.graph_sites import Inventory, Match, structure_of
 from qrecipe.model.scaled_input import class_without_scale
-from qrecipe.model.trace_proof import is_same, is_wrapped, version
+from qrecipe.model.trace_proof import is_same, is_wrapped
 from qrecipe.recipe.schema import FxTable
 from qrecipe.rules.structure import Kind, Operation, enclosing
 
@@ -125,7 +125,7 @@ def _unreached(model: nn.Module, called: Iterable[str], stops: set[str]) -> tupl
         if path not in reached
         and next(module.parameters(recurse=False), None) is not None
         and not any(
-            outer in stops or _is_torchs_own(model.get_submodule(outer))
+            outer in stops or is_torchs_own(type(model.get_submodule(outer)))
             for outer in enclosing(path)[1:-1]
         )
     )
@@ -133,19 +133,7 @@ def _unreached(model: nn.Module, called: Iterable[str], stops: set[str]) -> tupl
 
 def _stops(path: str, module: nn.Module, table: FxTable) -> bool:
     """Whether tracing would not look inside."""
-    kind = type(module)
-    return (
-        not list(module.children())
-        or path in table.non_traceable_module_name
-        or not class_names(kind).isdisjoint(table.non_traceable_module_class)
-        or _is_torchs_own(module)
-    )
-
-
-def _is_torchs_own(module: nn.Module) -> bool:
-    """Whether tracing treats the module as one operation; containers are not operations."""
-    containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-    return type(module).__module__.startswith("torch.nn") and not isinstance(module, containers)
+    return not list(module.children()) or is_leaf(path, module, table)
 
 
 def _takes_fast_path(path: str, model: nn.Module, called: Iterable[str]) -> bool:

@@ -21,11 +21,11 @@ from torch.utils import _pytree as pytree
 from qrecipe.errors.findings import Finding, TraceError
 from qrecipe.model.call import signature_of
 from qrecipe.model.changes import spell_out_changes
-from qrecipe.model.class_names import class_names
+from qrecipe.model.class_names import is_leaf
 from qrecipe.model.graph_names import rename_taken
 from qrecipe.model.nested import Packing
 from qrecipe.model.nodes import stored
-from qrecipe.model.scaled_input import class_without_scale
+from qrecipe.model.scaled_input import ScaledLinear
 from qrecipe.model.trace import Scopes
 from qrecipe.recipe.schema import FxTable
 from qrecipe.registry.builtin import function_family
@@ -197,18 +197,12 @@ class ProgramWriter:
             return None
         for key, (path, _) in (node.meta.get("nn_module_stack") or {}).items():
             module = self._module(path)
-            if path and module is not None and self._is_leaf(path, module):
+            if not path or module is None:
+                continue
+            is_scaled = isinstance(module, ScaledLinear)
+            if is_scaled or is_leaf(joined(self._path, path), module, self._table):
                 return key, self._first_name[module]
         return None
-
-    def _is_leaf(self, path: str, module: nn.Module) -> bool:
-        containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-        is_torchs = class_without_scale(module).__module__.startswith("torch.nn")
-        return (
-            (is_torchs and not isinstance(module, containers))
-            or joined(self._path, path) in self._table.non_traceable_module_name
-            or not class_names(type(module)).isdisjoint(self._table.non_traceable_module_class)
-        )
 
 
 def _ends(

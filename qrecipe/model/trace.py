@@ -167,7 +167,10 @@ def in_training(
     ``graph_module`` is its graph in eval mode, with recorded values. Of a model in training mode,
     the modules in eval mode stay in it, as do those that its ``train()`` leaves in eval mode.
     """
-    trained = _in_training_mode(model)
+    # the paths of the modules that are in training mode while the model is trained
+    probe = model if model.training else runnable_copy(model).train()
+    named_modules = probe.named_modules(remove_duplicate=False)
+    trained = frozenset(name for name, module in named_modules if module.training)
     idle = {
         node.name
         for node in graph_module.graph.nodes
@@ -218,13 +221,6 @@ def in_training(
     )
     ungraded = tuple(joined(path, each) for each in tracer.ungraded)
     return InTraining(trained, other, momenta, drops, ungraded)
-
-
-def _in_training_mode(model: nn.Module) -> frozenset[str]:
-    """The paths of the modules that are in training mode while a model is trained."""
-    probe = model if model.training else runnable_copy(model).train()
-    named = probe.named_modules(remove_duplicate=False)
-    return frozenset(path for path, module in named if module.training)
 
 
 class _TracingError(Exception):

@@ -22,6 +22,7 @@ from qrecipe.model.dry_run import (
     state_of,
     try_out,
     unusable,
+    version,
     versions_of,
 )
 from qrecipe.model.interpreter import Interpreter
@@ -207,12 +208,6 @@ def is_wrapped(value: Any) -> bool:
     return isinstance(value, Tensor) and bool(
         torch._C._functorch.is_functorch_wrapped_tensor(value)
     )
-
-
-def version(value: Any) -> int | None:
-    """How often a tensor was written to; None if it does not count that."""
-    is_counted = isinstance(value, Tensor) and not value.is_inference()
-    return value._version if is_counted else None
 
 
 def _describe(value: Any, is_input: bool) -> Value:

@@ -170,7 +170,9 @@ class Tracer(QuantizationTracer):
         does not follow from shapes, and in forwards of torch's: those choose between kernels that
         compute the same.
         """
-        if self._known is None or _is_torchs(self.root.get_submodule(self.path)):
+        forward = type(self.root.get_submodule(self.path)).forward
+        is_torchs = str(forward.__module__).startswith("torch.nn.modules.")
+        if self._known is None or is_torchs:
             return super().to_bool(proxy)
         key = (proxy.node, kind)
         if key not in self._values:
@@ -273,8 +275,3 @@ def _is_made_again_by_torch(value: Any) -> bool:
         return False
     is_plain = list(inspect.signature(kind).parameters) == [each.name for each in fields(value)]
     return is_plain and all(parts_of(part) is None for part in parts.values())
-
-
-def _is_torchs(module: nn.Module) -> bool:
-    """Whether a layer runs the forward of one of torch's, as subclasses often do."""
-    return str(type(module).forward.__module__).startswith("torch.nn.modules.")

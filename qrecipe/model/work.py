@@ -182,9 +182,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if (
-            torch.is_inference_mode_enabled()
-        ):  # operations are not decomposed: linear, not its parts
+        if torch.is_inference_mode_enabled():  # it keeps operations whole: linear, not its parts
             with self:
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:

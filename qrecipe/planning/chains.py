@@ -171,15 +171,17 @@ def _reader_of(match: Match, inventory: Inventory) -> _Link:
             if is_image == isinstance(reader.module, nn.Linear):
                 return _Link(None, f"{name} reads other dimensions")
             return _Link(name)
-        stays_image = _image_after(reader, match) if is_image else _features_after(reader)
+        if is_image:
+            stays_image = _image_after(reader, match)
+        else:
+            scales = called(reader) in SCALING or reader.operation.is_inserted
+            stays_image = False if scales else None
         if stays_image is None:
-            return _Link(None, _why_not(reader))
+            what = f"{reader.operation.name} ({reader.operation.op})"
+            clamps = limits_of(reader) is not None
+            does = "clamps at a number" if clamps else "does not scale with its input"
+            return _Link(None, f"{what} {does}")
         is_image, node = stays_image, reader.nodes[-1]
-
-
-def _features_after(match: Match) -> bool | None:
-    """False, for no image, if an operation scales with its input; else None."""
-    return False if called(match) in SCALING or match.operation.is_inserted else None
 
 
 def _image_after(match: Match, layer: Match) -> bool | None:
@@ -213,13 +215,6 @@ def called(match: Match) -> Any:
     if len(match.nodes) > 1:
         return None
     return type(match.module) if node.op == "call_module" else node.target
-
-
-def _why_not(match: Match) -> str:
-    operation = match.operation
-    if limits_of(match) is not None:
-        return f"{operation.name} ({operation.op}) clamps at a number"
-    return f"{operation.name} ({operation.op}) does not scale with its input"
 
 
 def outputs_of(match: Match) -> int:

@@ -8,7 +8,7 @@ because TOML editors support different drafts.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from qrecipe.recipe.schema import FORMAT, RecipeTable
@@ -65,13 +65,7 @@ def _plugin(plugin: Schema, found: Signature | None) -> Schema:
     """The table of a plugin; with any arguments if it is not imported yet."""
     if found is None:
         return plugin
-    return {
-        **plugin,
-        "description": found.target,
-        "required": sorted(found.required),
-        "properties": {**plugin["properties"], **dict(_arguments(found))},
-        "additionalProperties": False,
-    }
+    return {**plugin, **_called(found, (), plugin["properties"])}
 
 
 def _plain(node: Any) -> Any:
@@ -117,19 +111,21 @@ def _call(name: str, found: Signature | None) -> Schema:
     named: Schema = {"name": {"enum": [name]}}
     if found is None:
         return {"type": "object", "required": ["name"], "properties": named}
+    return {"type": "object", **_called(found, ("name",), named)}
+
+
+def _called(found: Signature, required: tuple[str, ...], properties: Schema) -> Schema:
+    """What a table with arguments for a signature needs besides some properties."""
+    limits = {name: _bounds(limit) for name, limit in found.limits.items()}
+    arguments = {
+        name: {**_TYPES[tag], **limits.get(name, {})} for name, tag in found.parameters.items()
+    }
     return {
-        "type": "object",
         "description": found.target,
-        "required": ["name", *sorted(found.required)],
-        "properties": {**named, **dict(_arguments(found))},
+        "required": [*required, *sorted(found.required)],
+        "properties": {**properties, **arguments},
         "additionalProperties": False,
     }
-
-
-def _arguments(found: Signature) -> Iterator[tuple[str, Schema]]:
-    for name, tag in found.parameters.items():
-        limit = found.limits.get(name)
-        yield name, {**_TYPES[tag], **({} if limit is None else _bounds(limit))}
 
 
 def _bounds(limit: Interval) -> Schema:

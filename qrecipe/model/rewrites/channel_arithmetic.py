@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,6 @@ from qrecipe.model.addresses import FUNCTION_NAMES, members_of
 from qrecipe.model.altered_modules import alteration, lacks_statistics
 from qrecipe.model.nodes import erase_unread, free_name, module_of, stored_value
 from qrecipe.model.rewrites.batch_norms import FROZEN
-from qrecipe.model.rewrites.scaled import scaled
 from qrecipe.model.rewrites.shape_readers import readers_of_values
 from qrecipe.registry.builtin import function_family
 
@@ -260,3 +260,38 @@ def _remove(steps: Any, graph_module: fx.GraphModule) -> None:
         step.replace_all_uses_with(source)
         graph_module.graph.erase_node(step)
         erase_unread(unread)
+
+
+def scaled(layer: Any, factor: Tensor, shift: Tensor) -> nn.Module:
+    """A copy of a layer that gives ``factor`` times its result, plus ``shift``, both (channels).
+
+    A linear layer, a convolution or a BatchNorm in eval mode. The weight of a transposed
+    convolution has the output channels of one group in its second dimension.
+    """
+    made: nn.Module = copy.copy(layer)
+    like = layer.running_mean if layer.weight is None else layer.weight
+    bias = shift if layer.bias is None else layer.bias * factor + shift
+    made._parameters = {
+        **layer._parameters,
+        "weight": _parameter(_weight(layer, factor), like),
+        "bias": _parameter(bias, like),
+    }
+    if isinstance(layer, _BatchNorm):
+        made.affine = True  # type: ignore[assignment]
+    return made
+
+
+def _weight(layer: Any, factor: Tensor) -> Tensor:
+    weight: Tensor | None = layer.weight
+    if weight is None:
+        return factor
+    ones = [1] * (weight.dim() - 2)
+    if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+        by_group = factor.reshape(layer.groups, 1, -1)
+        of_inputs = by_group.expand(-1, weight.shape[0] // layer.groups, -1)
+        return weight * of_inputs.reshape(*weight.shape[:2], *ones)
+    return weight * factor.reshape(-1, *[1] * (weight.dim() - 1))
+
+
+def _parameter(tensor: Tensor, like: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor.detach().to(like.dtype), like.requires_grad)

@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from qrecipe.model.addresses import members_of
 from qrecipe.model.nodes import module_of
-from qrecipe.model.rewrites.scaled import scaled
+from qrecipe.model.rewrites.channel_arithmetic import scaled
 
 TRANSPOSED: Mapping[type[nn.Module], type[nn.Module]] = {
     nn.ConvTranspose1d: nn.BatchNorm1d,
