@@ -125,7 +125,7 @@ def is_plumbing(node: fx.Node) -> bool:
 
 
 def unpacked(node: fx.Node) -> fx.Node:
-    """The node whose result a node gives on, through what `is_plumbing`."""
+    """The node that computes what a node returns: unpacking and identities are skipped."""
     while is_plumbing(node):
         node = node.all_input_nodes[0]
     return node

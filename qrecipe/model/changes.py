@@ -44,7 +44,7 @@ _VIEWS = frozenset(
         *("detach", "data", "real", "to", "type_as", "float"),
     )
 )
-"""What may return the memory of its input; whether it does, the proof of the graph tells."""
+"""Calls that may return the memory of their input; the proof of the graph shows whether they do."""
 
 _FUNCTIONS = {
     **{getattr(torch, name): name for name in _VIEWS if hasattr(torch, name)},
@@ -60,9 +60,9 @@ def setitem(x: Any, key: Any, value: Any) -> Any:
 
 
 def write_back(x: Any, part: Tensor, views: list[dict[str, Any]]) -> Any:
-    """``x`` with ``part`` where these views, one of the other, look at it.
+    """``x`` with ``part`` where these views look, each of which is a view of the one before.
 
-    Of a tuple or another container, the view is an item.
+    In a tuple or another container, the first view is an item.
     """
     if not isinstance(x, Tensor):
         items = dict(x) if isinstance(x, Mapping) else list(x)

@@ -161,7 +161,7 @@ def _is_inference(part: _Part) -> bool:
 
 
 def own_value(model: nn.Module, name: str) -> Any:
-    """An attribute of a copied model; a value of its class is copied here, as no copy has its own.
+    """An attribute of a copied model; one of its class is copied here, as copies share the class.
 
     Raises ``PlanError`` (QR306) if it cannot be copied.
     """

@@ -21,7 +21,7 @@ UNKNOWN = object()
 """The value of a node that depends on more than shapes."""
 
 VARIES = object()
-"""The value of a node that is another one at another batch size."""
+"""The value of a node that differs at another batch size."""
 
 
 class KnownValues:
@@ -66,7 +66,7 @@ class KnownValues:
 
 
 _CHUNKS = (torch.chunk, "chunk")
-"""What returns as many parts as it is told; how many follows from a shape if that is read."""
+"""Calls that return as many parts as asked; a shape tells how many only if it is read."""
 
 
 def is_from_shapes(node: fx.Node) -> bool:

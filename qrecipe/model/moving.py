@@ -24,7 +24,7 @@ from qrecipe.model.results import chunk_of, is_single_result, read_one_by_one
 from qrecipe.model.trace_proof import Value
 
 PIECE = "piece"
-"""The key of a node's ``meta`` for its number among the results of a call that gives several."""
+"""The key in a node's ``meta`` of its number among the results of a call that gives several."""
 
 _MOVES = GIVE_SEVERAL | frozenset(
     (
@@ -128,7 +128,7 @@ _LIKE_ANOTHER = {"expand_as": "expand", "view_as": "reshape", "reshape_as": "res
 
 
 def _ask_for_size(node: fx.Node) -> None:
-    """Read the size of the other tensor, which is no number that is moved."""
+    """Read the size of the other tensor, whose own numbers are not moved."""
     x, other = (*node.args, *node.kwargs.values())
     with node.graph.inserting_before(node):
         size = node.graph.call_method("size", (other,))

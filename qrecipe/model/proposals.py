@@ -1,4 +1,4 @@
-"""Proposals for ``[fx]`` if a model cannot be traced, tested before they are made."""
+"""Proposals for ``[fx]`` if a model cannot be traced, tried before they are made."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "
 
 
 class _AskingAttribute(Attribute, AskingProxy):
-    """An attribute of one, such as ``x.shape``."""
+    """An attribute of such a proxy, as in ``x.shape``."""
 
 
 _OURS = (Path(torch.__file__).parent, Path(__file__).parents[1])

@@ -1,4 +1,4 @@
-"""Changes with which a model accepts a batch that it rejects; tested before they are proposed."""
+"""Changes after which a model accepts a batch that it rejects; tried before they are proposed."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ _SECTIONS = ("tensor_split", "hsplit", "vsplit", "dsplit")
 
 
 def read_one_by_one(node: fx.Node) -> None:
-    """Let the readers of all results read each, in place, where their number cannot change."""
+    """Let readers of the tuple read each result, in place, where their number cannot change."""
     # where Python iterates over the results, the graph asserts how many there are
     is_asserted = any(user.target is len for user in node.users)
     number = node.meta["value"].count if is_asserted else _number(node)
@@ -137,7 +137,7 @@ def _number(node: fx.Node) -> int | None:
 
 
 def _asked(node: fx.Node) -> tuple[Any, Any]:
-    """What a call asks for, if anything, and the dimension."""
+    """The parts that a call asks for, if it does, and the dimension."""
     given = [*node.args[1:], *(node.kwargs[name] for name in node.kwargs if name != "dim")]
     if _name(node) == "unbind":
         given.insert(0, None)

@@ -40,7 +40,7 @@ def scale_input(layer: nn.Module, factor: Tensor) -> None:
 def with_scaled_inputs(model: nn.Module, groups: Iterable[Sequence[str]]) -> nn.Module:
     """A copy with products of any value before the linear layers of groups; it shares all tensors.
 
-    Layers that are scaled already, or are none, stay as they are.
+    Modules that are scaled already, or are not linear, stay as they are.
     """
     copied = structural_copy(model)
     modules = dict(copied.named_modules())

@@ -176,28 +176,15 @@ def in_training(
         for node in graph_module.graph.nodes
         if node.op == "call_function" and node.meta["value"].is_input
     }
-    calls: list[list[tuple[Any, ...]]] = []
-    named: list[dict[str, fx.Node]] = []
-    whole: Collection[str] = ()
-    for in_mode in ((), trained):
-        try:
-            tracer, _, graph = _traced(
-                model, path, fixed, table, shapes, trained=in_mode, whole=whole
-            )
-        except _TracingError as failure:
-            raise_lack_of_memory(failure.error)
-            return InTraining(trained, failure.at)
-        scopes, whole = tracer.node_name_to_scope, tracer.idle
-        calls.append(
-            [
-                (joined(path, scopes[node.name][0]), node.op, *told(node, idle))
-                for node in graph.nodes
-                if node.name in scopes and node.op.startswith("call")
-            ]
-            + [(path, "output", *told(graph.output_node(), idle))]
-        )
-        named.append({node.name: node for node in graph.nodes})
-    pairs = [(node, named[1][name]) for name, node in named[0].items() if name in named[1]]
+    given = (model, path, fixed, table, shapes)
+    try:
+        tracer_in_eval, _, graph_in_eval = _traced(*given)
+        tracer, _, graph = _traced(*given, trained=trained, whole=tracer_in_eval.idle)
+    except _TracingError as failure:
+        raise_lack_of_memory(failure.error)
+        return InTraining(trained, failure.at)
+    twins = {node.name: node for node in graph.nodes}
+    pairs = [(node, twins[node.name]) for node in graph_in_eval.nodes if node.name in twins]
     momenta = {
         node.name: arguments(other).get("momentum")
         for node, other in pairs
@@ -211,6 +198,7 @@ def in_training(
         and str((node.args, node.kwargs)) != str((other.args, other.kwargs))
     }
     # what is only called in training mode, or the innermost of both
+    calls = (_calls(graph_in_eval, tracer_in_eval, path, idle), _calls(graph, tracer, path, idle))
     other = next(
         (
             str(max(after[0], before[0], key=len))
@@ -221,6 +209,17 @@ def in_training(
     )
     ungraded = tuple(joined(path, each) for each in tracer.ungraded)
     return InTraining(trained, other, momenta, drops, ungraded)
+
+
+def _calls(
+    graph: fx.Graph, tracer: Tracer, path: str, idle: Collection[str]
+) -> Iterator[tuple[Any, ...]]:
+    """The path of the module that makes each call of a graph, and what is called."""
+    scopes = tracer.node_name_to_scope
+    for node in graph.nodes:
+        if node.name in scopes and node.op.startswith("call"):
+            yield (joined(path, scopes[node.name][0]), node.op, *told(node, idle))
+    yield (path, "output", *told(graph.output_node(), idle))
 
 
 class _TracingError(Exception):

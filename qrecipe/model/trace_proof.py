@@ -135,7 +135,7 @@ def _unproven(message: str, hint: str, *notes: str) -> UnprovenError:
 
 
 def _different(message: str, model: nn.Module) -> UnprovenError:
-    """What tracing may have missed; the cause cannot be told from the difference."""
+    """The error with what tracing may have missed: a difference does not show its cause."""
     own = [m for m in model.modules() if not type(m).__module__.startswith("torch.nn")]
     leave_out = "or leave the module inside that does so out: [fx] non_traceable_module_name"
     return _unproven(

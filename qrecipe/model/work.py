@@ -28,7 +28,7 @@ _PRODUCTS = tuple(
     f"aten.{name}" for name in ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot")
 )
 _LINEAR = "aten.linear"
-"""Only a single operation with nested tensors, otherwise one of the products."""
+"""A single operation for nested tensors only; otherwise one of the products."""
 _BILINEAR = "aten._trilinear"
 _LSTM = "aten.mkldnn_rnn_layer"
 

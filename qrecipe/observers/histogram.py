@@ -30,7 +30,7 @@ class DoublingHistogram(nn.Module):
 
     @property
     def width(self) -> float:
-        """Of one bin."""
+        """The width of one bin."""
         return 2 * float(self.limit) / BINS
 
     def centers(self) -> Tensor:

@@ -121,7 +121,7 @@ def _is_norm(member: Member) -> bool:
 
 
 def branch_findings(inventory: Inventory) -> Iterator[Finding]:
-    """What forwards do in training mode, or without gradients, and the graph does not (QR205)."""
+    """What a forward does in training mode or without gradients, but its graph does not (QR205)."""
     for path in dict.fromkeys(inventory.trained_otherwise):
         where = f"the forward of {path}" if path else "the model's own forward"
         yield Finding(

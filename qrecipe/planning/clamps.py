@@ -29,7 +29,7 @@ _KEEPS_ORDER = frozenset(
         *(torch.cat, torch.stack, torch.flatten, torch.reshape, "reshape", "contiguous"),
     }
 )
-"""Whether a clamp comes before or after these operations makes no difference."""
+"""Operations that a clamp may come before or after: it makes no difference."""
 
 _FUNCTIONS: Mapping[Any, tuple[tuple[float, float], tuple[str, ...]]] = {
     **dict.fromkeys((F.relu, torch.relu, "relu", "relu_"), ((0.0, inf), ())),
@@ -44,7 +44,7 @@ _FUNCTIONS: Mapping[Any, tuple[tuple[float, float], tuple[str, ...]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Clamp:
-    """Between what a site's result is read, and the sites that see to it."""
+    """The limits between which a site's result is read, and the sites that clamp it there."""
 
     low: float
     high: float
@@ -63,7 +63,7 @@ class Clamp:
         return f"with the range of {listed(self.by)}, {clamps}"
 
     def before(self, later: Clamp) -> Clamp:
-        """What is left of both, one after the other."""
+        """Both, one after the other."""
         low, high = (min(max(end, later.low), later.high) for end in (self.low, self.high))
         return Clamp(low, high, (*self.by, *later.by))
 
@@ -109,7 +109,7 @@ def _sharing_a_wider_range(
 
 
 def _read(reader: Match, later: Mapping[str, Clamp]) -> Clamp | None:
-    """Between what a site reads its input."""
+    """The limits between which a site reads its input."""
     own, after = limits_of(reader), later.get(reader.operation.name)
     if own is None:
         return after if _keeps_order(reader) else None

@@ -32,7 +32,7 @@ def hardly_multiplies(sites: Sequence[Site], inventory: Inventory, boundaries: i
 
 
 def _multiplications(layer: Match) -> int:
-    """Those of a convolution or a linear layer on the example's few samples, 0 if unknown."""
+    """What a convolution or linear layer does on the example's few samples, 0 if unknown."""
     value = layer.nodes[-1].meta.get("value")
     if layer.module is None or value is None or value.shape is None:
         return 0

@@ -221,9 +221,9 @@ def _boundaries(sites: Sequence[Site], inventory: Inventory) -> int:
 
 
 def _results(inventory: Inventory, source: str, counts: Callable[[str | None], bool]) -> int:
-    """The results of a site for whose readers something counts: one, unless it gives several.
+    """The results of a site that have a reader of some kind: one, unless the site gives several.
 
-    ``counts`` takes the name of a reading site, None for the model's output.
+    ``counts`` tells the kind by the name of a reading site, None for the model's output.
     """
     nodes = inventory.matches[source].nodes if source in inventory.matches else ()
     pieces = [node for node in nodes if PIECE in node.meta]

@@ -86,7 +86,7 @@ class _Groups:
         self.by_tensor = list(map(tuple, by_tensor.values()))
 
     def problem(self, names: Sequence[str]) -> tuple[str, str | None] | None:
-        """Why these are no group, and a hint."""
+        """Why these sites do not form a group, and a hint."""
         if not names:
             return "a group needs a site", 'groups = "auto" finds them'
         for name in names:

@@ -125,7 +125,7 @@ def _with_pt2e(error: TraceError, model: nn.Module, recipe: Recipe, inputs: Inpu
 
 
 def _completed_by(opening: Opening, inventory: Inventory) -> Inventory:
-    """The inventory of an opened model, which says so."""
+    """The inventory with what is opened, and why other layers are not."""
     matches = {
         name: replace(match, whole=opening.whole.get(name.partition("#")[0], match.whole))
         for name, match in inventory.matches.items()

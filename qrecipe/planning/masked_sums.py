@@ -18,7 +18,7 @@ from qrecipe.recipe.patterns import leave_float
 from qrecipe.rules.resolution import listed
 
 _SUMS_AND_CHOICES = ("where", "add", "minimum", "maximum", "to", "type_as", "float")
-"""Operations that give a constant on, wherever it comes from."""
+"""Operations whose result contains a constant that any of their inputs is."""
 
 
 def mask_findings(sites: Sequence[Site], inventory: Inventory) -> Iterator[Finding]:
@@ -55,7 +55,7 @@ def _has_constant(node: fx.Node, static: Set[str]) -> bool:
 
 
 def _lowest(value: object, static: Set[str]) -> float:
-    """The lowest constant that a value has parts of, 0 if none is known."""
+    """The lowest constant that enters a value, 0 if none is known."""
     if isinstance(value, (int, float)):
         return float(value)
     if not isinstance(value, fx.Node):

@@ -17,7 +17,7 @@ _IMAGE = ({2, 3}, {-2, -1}, {2, -1}, {-2, 3})
 """How height and width are named."""
 
 _FARTHEST = 16
-"""How many operations may lie between the pool and a convolution."""
+"""The most operations between the pool and a convolution."""
 
 _ELEMENTWISE = frozenset(
     {

@@ -182,7 +182,7 @@ def _may_conflict(path: SettingPath, standing: list[Layer], top: Layer) -> bool:
 def _conflicts(
     path: SettingPath, winner: Layer, others: list[Layer], top: Layer
 ) -> Iterator[Finding]:
-    """Descriptions need not agree: each is about its own file."""
+    """Other values must agree; a description is about its own file."""
     value = _significant(path, winner.settings[path])
     other = next((o for o in others if _significant(path, o.settings[path]) != value), None)
     if other is None or path == ("description",):

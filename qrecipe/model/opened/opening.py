@@ -177,7 +177,7 @@ _BLOCKS = ("_sa_block", "_ff_block")
 
 
 def _left_out(kind: type) -> str | None:
-    """Why an encoder layer cannot be opened that replaces what torch's fast path does not call."""
+    """Why an encoder layer with blocks of its own, which torch's fast path skips, stays whole."""
     torchs = nn.TransformerEncoderLayer
     if not issubclass(kind, torchs):
         return None

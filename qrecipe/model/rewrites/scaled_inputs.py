@@ -1,6 +1,6 @@
 """Products that scale the channels of what linear layers read become calls of their own.
 
-Each is a site, which stays float: the next one rounds.
+Each is a site of its own, which stays float; the layer after it rounds.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ _KEEPS_SHAPE = (nn.modules.batchnorm._BatchNorm, nn.ReLU)
 
 
 def let_shapes_be_read_later(graph_module: fx.GraphModule) -> None:
-    """Read shapes behind BatchNorm and ReLU instead of before them, in place.
+    """Read shapes after BatchNorm and ReLU instead of before them, in place.
 
     torch only fuses what has a single reader, and a size or a check of the rank is one.
     """
