@@ -16,11 +16,11 @@ from torch.utils import _pytree as pytree
 
 from qrecipe.errors.findings import Finding, TraceError
 from qrecipe.errors.text import first_line
-from qrecipe.model.call import VARIADIC, Inputs, arguments, constants, signature_of, variadic
+from qrecipe.model.call import VARIADIC, Inputs, arguments, constants, signature_of
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.program_writer import ProgramWriter
 from qrecipe.model.trace import Scopes
-from qrecipe.model.untraceable import takes_any_number
+from qrecipe.model.untraceable import check_named
 from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.process.state import unheard
 from qrecipe.process.warnings import held_back
@@ -38,10 +38,8 @@ def exported_part(
 
     Raises ``TraceError`` (QR305) if torch cannot export the submodule at ``path``.
     """
+    check_named(model, path, inputs)
     module = model.get_submodule(path)
-    taken = variadic(module, inputs)
-    if taken is not None:
-        raise takes_any_number(taken, path, model)
     fixed = constants(module, inputs)
     parameters = signature_of(module).parameters
     given = {

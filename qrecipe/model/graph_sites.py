@@ -318,22 +318,16 @@ def structure_of(
     A module in several roots has a canonical path in each, as each has its own sites.
     """
     named = dict(model.named_modules(remove_duplicate=False))
-    canonical: dict[tuple[nn.Module, str], str] = {}
-    in_a_root: dict[nn.Module, str] = {}
+    first: dict[tuple[nn.Module, str], str] = {}
+    for path, module in named.items():
+        first.setdefault((module, _root_of(path, roots)), path)
+    in_a_root = {module: path for (module, root), path in reversed(first.items()) if root}
+    canonical: dict[str, str] = {}
     for path, module in named.items():
         root = _root_of(path, roots)
-        canonical.setdefault((module, root), path)
-        if root:
-            in_a_root.setdefault(module, path)
-    modules: dict[str, nn.Module] = {}
-    aliases: dict[str, str] = {}
-    for path, module in named.items():
-        root = _root_of(path, roots)
-        first = canonical[module, root] if root else in_a_root.get(module, canonical[module, root])
-        if first == path:
-            modules[path] = module
-        else:
-            aliases[path] = first
+        own = first[module, root]
+        canonical[path] = own if root else in_a_root.get(module, own)
+    modules = {path: named[path] for path, at in canonical.items() if at == path}
     return ModelStructure(
         tuple(match.operation for match in matches.values()),
         {
@@ -341,7 +335,7 @@ def structure_of(
             for path, module in modules.items()
         },
         {path: base_names(class_of_the_caller(module)) for path, module in modules.items()},
-        aliases,
+        {path: at for path, at in canonical.items() if at != path},
         tuple(roots),
         tuple(idle),
         tuple(_layers_outside(modules, roots)),

@@ -19,7 +19,7 @@ from qrecipe._torch_fx import swap_float_functional
 from qrecipe.errors.findings import Finding, TraceError, error_from
 from qrecipe.errors.spelling import did_you_mean
 from qrecipe.errors.text import quoted_whole
-from qrecipe.model.call import Inputs, constants, variadic
+from qrecipe.model.call import Inputs, constants
 from qrecipe.model.changes import spell_out_changes
 from qrecipe.model.class_names import class_names
 from qrecipe.model.copies import runnable_copy
@@ -29,7 +29,7 @@ from qrecipe.model.record import Shape, Shapes
 from qrecipe.model.shapes import shapes_of
 from qrecipe.model.switches import BATCH_NORMS, arguments, flag, told
 from qrecipe.model.tracer import Tracer
-from qrecipe.model.untraceable import BatchSizeError, takes_any_number, untraceable
+from qrecipe.model.untraceable import BatchSizeError, check_named, untraceable
 from qrecipe.process.memory import raise_lack_of_memory
 from qrecipe.recipe.schema import FxTable
 from qrecipe.rules.structure import enclosing, joined
@@ -53,10 +53,8 @@ def trace_part(
 
     Raises ``TraceError`` like `trace`, and if ``*args`` or ``**kwargs`` of forward are used.
     """
+    check_named(model, path, inputs)
     module = model.get_submodule(path)
-    taken = variadic(module, inputs)
-    if taken is not None:
-        raise takes_any_number(taken, path, model)
     fixed, shapes = constants(module, inputs), shapes_of(module, inputs)
     if sizes:
         rest = {name: value for name, value in fixed.items() if name not in sizes}

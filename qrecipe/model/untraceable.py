@@ -15,6 +15,7 @@ from torch import nn
 
 from qrecipe.errors.findings import Finding, TraceError
 from qrecipe.errors.text import first_line
+from qrecipe.model.call import Inputs, variadic
 from qrecipe.model.unfit import hidden_modules
 
 
@@ -90,14 +91,17 @@ def untraceable(error: Exception, path: str, at: str, model: nn.Module) -> Untra
     )
 
 
-def takes_any_number(name: str, path: str, model: nn.Module) -> UntraceableError:
-    """The error (QR305) for a forward that is given some of its ``*args`` or ``**kwargs``."""
+def check_named(model: nn.Module, path: str, inputs: Inputs) -> None:
+    """Raises `UntraceableError` (QR305) if a forward is given some ``*args`` or ``**kwargs``."""
     module = model.get_submodule(path)
+    name = variadic(module, inputs)
+    if name is None:
+        return
     whose = f'the forward of "{path}"' if path else "the model's forward"
     line = _first_line_of(module.forward)
     what = f"{whose} takes {name}{f' at {line}' if line else ''}, whose length tracing cannot know"
     hint = "give forward a named argument for each input"
-    return UntraceableError(Finding("QR305", what, hint=hint), path, path)
+    raise UntraceableError(Finding("QR305", what, hint=hint), path, path)
 
 
 _NOT_THE_CALLERS = (Path(torch.__file__).parent, Path(__file__).parents[1])

@@ -8,10 +8,9 @@ from qrecipe.errors.findings import Finding
 from qrecipe.errors.text import counted
 from qrecipe.model.graph_sites import Inventory, Match
 from qrecipe.planning.asked import PACK
-from qrecipe.planning.conversions import hardly_multiplies
 from qrecipe.planning.engines import ENGINES_OF_X86, is_slow
 from qrecipe.planning.plan import EXPORTED, Site
-from qrecipe.planning.small_layers import small_layers
+from qrecipe.planning.small_layers import hardly_multiplies, small_layers
 from qrecipe.recipe.patterns import leave_float
 from qrecipe.recipe.schema import Backend, Executor
 from qrecipe.rules.resolution import listed

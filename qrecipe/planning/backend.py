@@ -368,19 +368,19 @@ class _Judge:
         known = weight_refusal(self.match, self.backend, self.phase, spec.weight)
         if known is not None:
             return _float(known, honoured=False)
+        notes, engine = [note] if note else [], None
         if mode == "static" and not spec.rounds_results:
-            note = "; ".join(filter(None, (note, "its result stays float")))
+            notes.append("its result stays float")
         if mode == "weight_only" and self.executor in DEQUANTIZE:
-            note = "; ".join(filter(None, (note, SAVES_MEMORY)))
-        if mode != "static" or self.executor not in PACK:
-            return Outcome("quantized", mode, spec, note)
-        found = detour(self.match, self.backend, spec.weight, self._input_levels(spec))
-        if isinstance(found, str):
-            return _float(found, honoured=False)
-        if found is None:
-            return Outcome("quantized", mode, spec, note)
-        notes = "; ".join(text for text in (note, found.reason) if text)
-        return Outcome("quantized", mode, spec, notes, engine=found.engine)
+            notes.append(SAVES_MEMORY)
+        if mode == "static" and self.executor in PACK:
+            found = detour(self.match, self.backend, spec.weight, self._input_levels(spec))
+            if isinstance(found, str):
+                return _float(found, honoured=False)
+            if found is not None:
+                notes.append(found.reason)
+                engine = found.engine
+        return Outcome("quantized", mode, spec, "; ".join(notes) or None, engine=engine)
 
     def _input_levels(self, own: QConfigSpec) -> int:
         """The most integers that the input may span."""

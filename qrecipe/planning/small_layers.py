@@ -1,4 +1,4 @@
-"""Linear and recurrent layers that are too small for int8 with ranges found in each call."""
+"""Layers with too little to multiply for int8, in each call or between two conversions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from math import prod
 
 from torch import Tensor, nn
 
-from qrecipe.model.graph_sites import Inventory
+from qrecipe.model.call import batch_size
+from qrecipe.model.graph_sites import Inventory, Match
 from qrecipe.planning.plan import Site
 
 _CALL = 1 << 20
@@ -79,3 +80,34 @@ def _products(module: nn.Module, shape: Sequence[int]) -> Iterator[tuple[int, in
         if weight.dim() == 2:
             calls = steps if name.startswith("weight_hh") else 1
             yield calls, rows // calls, weight
+
+
+_CONVERSION = 1 << 20
+"""The multiplications of a sample that pay for one conversion: decisions/0046-small-layers.md."""
+
+_FEW = 4
+"""With no more conversions, a model is int8 throughout, from its inputs to its outputs."""
+
+
+def hardly_multiplies(sites: Sequence[Site], inventory: Inventory, boundaries: int) -> bool:
+    """Whether a static model has too little work for each of its conversions."""
+    layers = [
+        inventory.matches[site.name]
+        for site in sites
+        if site.mode == "static" and inventory.matches[site.name].has_weights
+    ]
+    if not inventory.parts or boundaries <= _FEW:
+        return False
+    few = inventory.parts[0].example.inputs
+    samples = batch_size((few.args, dict(few.kwargs))) or 1
+    return 0 < sum(map(_multiplications, layers)) < boundaries * samples * _CONVERSION
+
+
+def _multiplications(layer: Match) -> int:
+    """What a convolution or linear layer does on the example's few samples, 0 if unknown."""
+    value = layer.nodes[-1].meta.get("value")
+    if layer.module is None or value is None or value.shape is None:
+        return 0
+    weight = next(each for each in layer.module.parameters() if each.dim() > 1)
+    count: int = prod(value.shape) * prod(weight.shape[1:])
+    return count

@@ -24,11 +24,10 @@ from qrecipe.recipe.schema import (
     RuleTable,
 )
 from qrecipe.recipe.schema_errors import dotted, one_of
-from qrecipe.recipe.tensor_checks import tensor_findings, use_findings
+from qrecipe.recipe.tensor_checks import argument_findings, tensor_findings, use_findings
 from qrecipe.recipe.toml.positions import KeyPath
 from qrecipe.recipe.validation import MAX_FINDINGS
 from qrecipe.registry.builtin import (
-    check_arguments,
     function_families,
     function_family,
     is_module_type,
@@ -56,7 +55,10 @@ def findings_of(recipe: Composition, table: RecipeTable) -> list[Finding]:
             for name, qconfig in table.qconfig.items()
         ),
         _rule_findings(recipe, table),
-        _transform_findings(recipe, table),
+        *(
+            argument_findings(recipe, "transform", name, each.arguments, ("transform", name))
+            for name, each in table.transform.tables.items()
+        ),
         _calibration_findings(recipe, table),
     )
     return [*chain.from_iterable(by_file), *islice(merged, MAX_FINDINGS)]
@@ -213,17 +215,6 @@ def _pair_findings(
         message = " cannot be combined with ".join(kinds)
         hint = "dynamic float16 needs float16 for both tensors"
         yield recipe.about_value("QR109", message, (*path, "weight"), hint)
-
-
-def _transform_findings(recipe: Composition, table: RecipeTable) -> Iterator[Finding]:
-    """Unknown names of plugins (QR104), and wrong arguments of those that are known."""
-    for name, plugin in table.transform.tables.items():
-        for problem in check_arguments("transform", name, plugin.arguments):
-            at = ("transform", name, *([] if problem.argument is None else [problem.argument]))
-            if recipe.is_sound(*at):
-                is_value = problem.code == "QR106" and problem.argument is not None
-                about = recipe.about_value if is_value else recipe.about_key
-                yield about(problem.code, problem.message, at, problem.hint)
 
 
 def _calibration_findings(recipe: Composition, table: RecipeTable) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from qrecipe.errors.findings import Finding
 from qrecipe.errors.text import shown, shown_names
@@ -21,14 +22,17 @@ from qrecipe.registry.builtin import FAKE_QUANTS, OBSERVERS, check_arguments
 _UNSIGNED = frozenset({"uint8", "uint4"})
 _FLOAT_QPARAMS = "per_channel_affine_float_qparams"
 _PLACEHOLDER = "placeholder"
+_CONSTRUCTED: tuple[Kind, ...] = ("observer", "fake_quant")
 _OBSERVER, _FAKE_QUANT = ("observer", "name"), ("fake_quant", "name")
 
 
 def tensor_findings(recipe: Composition, name: str, spec: TensorSpec) -> Iterator[Finding]:
     """The problems of ``[tensor.NAME]``, whatever it is used for."""
     path = ("tensor", name)
-    yield from _constructor_findings(recipe, "observer", path, spec.observer)
-    yield from _constructor_findings(recipe, "fake_quant", path, spec.fake_quant)
+    for kind in _CONSTRUCTED:
+        made: Constructor | None = getattr(spec, kind)
+        if made is not None:
+            yield from argument_findings(recipe, kind, made.name, made.arguments, (*path, kind))
     if not recipe.is_sound(*path, "is_dynamic"):  # the rest depends on it
         return
     yield from _missing_findings(recipe, path, spec)
@@ -84,15 +88,16 @@ def _missing_findings(
         yield recipe.about_key("QR103", message, at, missing.hint)
 
 
-def _constructor_findings(
-    recipe: Composition, kind: Kind, path: SettingPath, constructor: Constructor | None
+def argument_findings(
+    recipe: Composition, kind: Kind, name: str, arguments: dict[str, Any], owner: SettingPath
 ) -> Iterator[Finding]:
-    if constructor is None:
-        return
-    for problem in check_arguments(kind, constructor.name, constructor.arguments):
-        at = (*path, kind, "name" if problem.argument is None else problem.argument)
+    """An unknown name of a plugin (QR104), or wrong arguments (QR105, QR106) in its table."""
+    named = owner if kind == "transform" else (*owner, "name")
+    for problem in check_arguments(kind, name, arguments):
+        at = named if problem.argument is None else (*owner, problem.argument)
         if recipe.is_sound(*at):
-            about = recipe.about_key if problem.code == "QR105" else recipe.about_value
+            is_key = at == owner or problem.code == "QR105"
+            about = recipe.about_key if is_key else recipe.about_value
             yield about(problem.code, problem.message, at, problem.hint)
 
 
