@@ -35,7 +35,12 @@ def tensor_findings(recipe: Composition, name: str, spec: TensorSpec) -> Iterato
             yield from argument_findings(recipe, kind, made.name, made.arguments, (*path, kind))
     if not recipe.is_sound(*path, "is_dynamic"):  # the rest depends on it
         return
-    yield from _missing_findings(recipe, path, spec)
+    for missing in missing_keys(spec):
+        if recipe.is_sound(*path, missing.key):
+            owner = f'"{missing.beside}"' if missing.beside else dotted(path)
+            message = f'{owner} needs "{missing.key}"{" as well" if missing.beside else ""}'
+            at = (*path, *filter(None, [missing.beside]))
+            yield recipe.about_key("QR103", message, at, missing.hint)
     for problem in contradictions(spec):
         about = recipe.about_key if problem.is_surplus else recipe.about_value
         finding = about("QR109", problem.message, (*path, *problem.at), problem.hint)
@@ -72,20 +77,6 @@ def _misuses(role: str, spec: TensorSpec) -> Iterator[tuple[str, str, str]]:
 
 def _related(recipe: Composition, finding: Finding, cause: KeyPath) -> Finding:
     return replace(finding, related=(("set at", recipe.owner(cause).key(cause)),))
-
-
-def _missing_findings(
-    recipe: Composition, path: SettingPath, spec: TensorSpec
-) -> Iterator[Finding]:
-    for missing in missing_keys(spec):
-        if not recipe.is_sound(*path, missing.key):
-            continue
-        if missing.beside is None:
-            at, message = path, f'{dotted(path)} needs "{missing.key}"'
-        else:
-            at = (*path, missing.beside)
-            message = f'"{missing.beside}" needs "{missing.key}" as well'
-        yield recipe.about_key("QR103", message, at, missing.hint)
 
 
 def argument_findings(
