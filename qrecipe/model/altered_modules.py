@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
-from qrecipe.model.nodes import module_of
+from qrecipe.model.nodes import called_modules, module_of
 
 
 def alteration(module: nn.Module) -> str | None:
@@ -76,10 +76,7 @@ def keep_apart(graph_module: fx.GraphModule) -> None:
     BatchNorms that may be fused are made affine.
     """
     graph = graph_module.graph
-    for node in list(graph.nodes):
-        module = module_of(node)
-        if module is None:
-            continue
+    for node, module in called_modules(graph):
         is_apart = isinstance(module, nn.BatchNorm1d) and _normalises_another_axis(node)
         if not is_apart and alteration(module) is None and not lacks_statistics(module):
             if any(source.op == "call_module" for source in node.all_input_nodes):

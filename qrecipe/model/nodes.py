@@ -19,6 +19,11 @@ def module_of(node: fx.Node) -> Any:
     return owner.get_submodule(str(node.target))
 
 
+def called_modules(graph: fx.Graph) -> list[tuple[fx.Node, Any]]:
+    """The nodes that call modules, in order, and what they call."""
+    return [(node, module_of(node)) for node in graph.nodes if node.op == "call_module"]
+
+
 def stored(source: object, graph_module: nn.Module) -> Any:
     """What a ``get_attr`` node reads: a parameter, a buffer or another attribute.
 

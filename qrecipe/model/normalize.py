@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from qrecipe.model.changes import gives_parts
 from qrecipe.model.copies import structural_copy
-from qrecipe.model.nodes import free_name, module_of, store, stored
+from qrecipe.model.nodes import called_modules, free_name, module_of, store, stored
 from qrecipe.model.outputs import is_packing, name_constants
 
 _TWIN_OF_METHOD: dict[str, Any] = {
@@ -130,16 +130,11 @@ def _separate_shared_modules(graph_module: fx.GraphModule) -> None:
     Fusion and observers are per module: otherwise two calls would share a fused ReLU and a range.
     """
     called: set[str] = set()
-    for node in graph_module.graph.nodes:
-        if node.op != "call_module":
-            continue
-        if node.target not in called:
-            called.add(node.target)
-            continue
-        twin = free_name(graph_module, node.target)
-        graph_module.add_submodule(twin, structural_copy(graph_module.get_submodule(node.target)))
-        node.target = twin
-        called.add(twin)
+    for node, module in called_modules(graph_module.graph):
+        if node.target in called:
+            node.target = free_name(graph_module, str(node.target))
+            graph_module.add_submodule(node.target, structural_copy(module))
+        called.add(str(node.target))
 
 
 def _separate_tied_weights(graph_module: fx.GraphModule) -> None:

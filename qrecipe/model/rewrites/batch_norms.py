@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from qrecipe.model.altered_modules import alteration
 from qrecipe.model.graph_names import outer
-from qrecipe.model.nodes import erase_unread, free_name, module_of, stored
+from qrecipe.model.nodes import called_modules, erase_unread, free_name, stored
 from qrecipe.model.switches import BATCH_NORMS, arguments
 from qrecipe.model.trace import InTraining
 from qrecipe.rules.structure import joined
@@ -68,15 +68,16 @@ def batch_norms_as_modules(
         if momentum is None:
             node.meta[FROZEN] = True
         _replace(node, graph_module, given["momentum"] if momentum is None else momentum)
-    for node in graph_module.graph.nodes:
-        if node.op == "call_module" and node not in calls:
-            module = module_of(node)
-            is_plain = type(module) is nn.SyncBatchNorm and alteration(module) is None
-            group = unsynchronise(node, graph_module) if is_plain else None
-            if training is not None and joined(path, outer(node.target)) not in training.trained:
-                node.meta[FROZEN] = True
-            elif training is not None and group is not None:
-                node.meta[SYNCHRONISED] = group
+    for node, module in called_modules(graph_module.graph):
+        if node in calls:
+            continue
+        is_plain = type(module) is nn.SyncBatchNorm and alteration(module) is None
+        group = unsynchronise(node, graph_module) if is_plain else None
+        name = joined(path, outer(str(node.target)))
+        if training is not None and name not in training.trained:
+            node.meta[FROZEN] = True
+        elif training is not None and group is not None:
+            node.meta[SYNCHRONISED] = group
 
 
 def why_function(node: fx.Node) -> str:

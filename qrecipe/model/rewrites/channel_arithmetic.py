@@ -13,7 +13,13 @@ from torch import Tensor, fx, nn
 
 from qrecipe.model.addresses import FUNCTION_NAMES, members_of
 from qrecipe.model.altered_modules import alteration, lacks_statistics
-from qrecipe.model.nodes import erase_unread, free_name, module_of, stored_value
+from qrecipe.model.nodes import (
+    called_modules,
+    erase_unread,
+    free_name,
+    module_of,
+    stored_value,
+)
 from qrecipe.model.rewrites.batch_norms import FROZEN
 from qrecipe.model.rewrites.shape_readers import readers_of_values
 from qrecipe.registry.builtin import function_family
@@ -59,17 +65,14 @@ def fold_channel_arithmetic(graph_module: fx.GraphModule, is_trained: bool) -> N
     graph ``is_trained``, arithmetic with parameters that learn is left alone, and what follows a
     convolution becomes a BatchNorm, which torch fuses with it.
     """
-    for node in list(graph_module.graph.nodes):
-        if node.op != "call_module":
-            continue
-        layer = module_of(node)
+    for node, layer in called_modules(graph_module.graph):
         shape = _shape(layer, node.meta["value"].rank)
         found = None if shape is None else _arithmetic(node, shape, graph_module, is_trained)
         if found is None:
             continue
         if not is_trained:
-            layer = scaled(layer, found.factor, found.shift)
-            graph_module.set_submodule(str(node.target), layer)
+            folded = scaled(layer, found.factor, found.shift)
+            graph_module.set_submodule(str(node.target), folded)
             node.meta["members"] = (*members_of(node), *found.members)
             _remove(found.steps, graph_module)
         elif isinstance(layer, nn.modules.conv._ConvNd):

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from qrecipe.model.graph_names import outer
-from qrecipe.model.nodes import module_of, store
+from qrecipe.model.nodes import called_modules, store
 from qrecipe.model.scaled_input import ScaledLinear, without_scale
 from qrecipe.rules.structure import Member, enclosing, joined
 
@@ -28,8 +28,7 @@ def spell_out_scales(graph_module: fx.GraphModule, prefix: str) -> None:
     Layers that read the same tensor and scale it alike share one.
     """
     graph, made = graph_module.graph, dict[tuple[fx.Node, int], fx.Node]()
-    for node in list(graph.nodes):
-        layer = module_of(node)
+    for node, layer in called_modules(graph):
         if not isinstance(layer, ScaledLinear):
             continue
         (source,) = node.all_input_nodes

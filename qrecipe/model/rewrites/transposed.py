@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 
 from qrecipe.model.addresses import members_of
-from qrecipe.model.nodes import module_of
+from qrecipe.model.nodes import called_modules, module_of
 from qrecipe.model.rewrites.channel_arithmetic import scaled
 
 TRANSPOSED: Mapping[type[nn.Module], type[nn.Module]] = {
@@ -30,8 +30,8 @@ def fold_into_transposed(graph_module: fx.GraphModule, patterns: Collection[Any]
     BatchNorms must be modules in eval mode, and affine. What is not the class itself, or altered,
     must be kept apart already.
     """
-    for node in list(graph_module.graph.nodes):
-        kind = type(module_of(node))
+    for node, convolution in called_modules(graph_module.graph):
+        kind = type(convolution)
         if kind not in TRANSPOSED or kind not in patterns or len(node.users) != 1:
             continue
         (reader,) = node.users
@@ -41,7 +41,7 @@ def fold_into_transposed(graph_module: fx.GraphModule, patterns: Collection[Any]
             continue
         factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         shift = norm.bias - norm.running_mean * factor
-        graph_module.set_submodule(str(node.target), scaled(module_of(node), factor, shift))
+        graph_module.set_submodule(str(node.target), scaled(convolution, factor, shift))
         node.meta["members"] = (*members_of(node), *members_of(reader))
         node.meta["value"] = reader.meta["value"]
         reader.replace_all_uses_with(node)
