@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -114,21 +114,21 @@ def _energy(x: Tensor) -> float:
     return norm * norm
 
 
+@dataclass(slots=True)
 class Totals:
     """Sums over batches of a value that holds any number of tensors.
 
     With several floating tensors, the SQNR is that of the worst and the MSE that of all values.
     """
 
-    def __init__(self) -> None:
-        self._sums: list[_Sums] = []
+    sums: list[_Sums] = field(default_factory=list)
 
     def add(self, reference: Any, candidate: Any) -> None:
         """Add a batch; quantized tensors are dequantized."""
         expected, actual = floating_tensors(reference), floating_tensors(candidate)
-        while len(self._sums) < max(len(expected), len(actual)):
-            self._sums.append(_Sums())
-        for index, sums in enumerate(self._sums):
+        while len(self.sums) < max(len(expected), len(actual)):
+            self.sums.append(_Sums())
+        for index, sums in enumerate(self.sums):
             if index < len(expected) and index < len(actual):
                 sums.add(expected[index], actual[index])
             else:
@@ -136,22 +136,22 @@ class Totals:
 
     def merge(self, other: Totals) -> None:
         """Add what another one has summed up; in the same order, the sums are the same."""
-        while len(self._sums) < len(other._sums):
-            self._sums.append(_Sums())
-        for index, sums in enumerate(self._sums):
-            if index < len(other._sums):
-                sums.merge(other._sums[index])
+        while len(self.sums) < len(other.sums):
+            self.sums.append(_Sums())
+        for index, sums in enumerate(self.sums):
+            if index < len(other.sums):
+                sums.merge(other.sums[index])
             else:
                 sums.noise = math.nan
 
     def fidelity(self) -> Fidelity | None:
         """None if there was no floating tensor."""
-        if not self._sums:
+        if not self.sums:
             return None
-        values = [sums.sqnr_db for sums in self._sums]
+        values = [sums.sqnr_db for sums in self.sums]
         worst = math.nan if any(map(math.isnan, values)) else min(values)
-        count = sum(sums.count for sums in self._sums)
-        noise = sum(sums.noise for sums in self._sums)
+        count = sum(sums.count for sums in self.sums)
+        noise = sum(sums.noise for sums in self.sums)
         return Fidelity(worst, noise / count if count else noise)
 
 

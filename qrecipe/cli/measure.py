@@ -10,7 +10,7 @@ import typer
 import qrecipe
 from qrecipe.cli import options
 from qrecipe.cli.output import FOUND_SOMETHING, out, reported, show, show_and_save
-from qrecipe.cli.outputs import files_of
+from qrecipe.cli.outputs import check_log, files_of
 from qrecipe.cli.user_code import user_code, user_output
 
 
@@ -19,6 +19,7 @@ def compare(
     model: options.Model,
     data: options.Data,
     evaluate: options.Evaluate = None,
+    log: options.Log = None,
     plot: options.Plot = None,
     html: options.Html = None,
     target_cpu: options.TargetCpu = "this",
@@ -37,6 +38,8 @@ def compare(
       qrecipe compare cnn.toml --model model.py:factory --data model.py:batches
       qrecipe compare cnn.toml --model model.py:factory --data model.py:batches \\
           --evaluate model.py:accuracy --html sites.html
+      qrecipe compare cnn.toml --model model.py:factory --data model.py:batches \\
+          --pool processes:4 --log batches.log
     """
     with reported(as_json=json):
         from qrecipe.cli.html_pages import activations_of, named
@@ -48,7 +51,8 @@ def compare(
 
         with user_code(plugin) as code, user_output():
             outputs = {"--plot": plot, "--html": html}
-            get_ready(outputs, files_of(recipe), force=force, threads=threads)
+            check_log(log, outputs, files_of(recipe))
+            get_ready(outputs, force=force, threads=threads)
             accuracy = None if evaluate is None else code.function(evaluate, "--evaluate")
             with workers_of(pool, model, threads) as workers:
                 job = load_job(code, recipe, model, data, target_cpu)
@@ -58,7 +62,7 @@ def compare(
                 converted = qrecipe.quantize(
                     reference, job.recipe, job.data(), target_cpu=job.target_cpu
                 )
-                report = qrecipe.compare(reference, converted, job.data(), pool=workers)
+                report = qrecipe.compare(reference, converted, job.data(), resume=log, pool=workers)
             metric = None if accuracy is None else Metric.of(accuracy, job.model.eval(), converted)
             activations = activations_of(converted, job.data) if html is not None else ""
         show(report, as_json=json, metric=None if metric is None else metric.to_json())
@@ -143,6 +147,7 @@ def sensitivity(
         int | None,
         typer.Option(min=1, metavar="BYTES", help="Memory for float activations; default: 2 GiB."),
     ] = None,
+    log: options.Log = None,
     plot: options.Plot = None,
     html: options.Html = None,
     target_cpu: options.TargetCpu = "this",
@@ -163,12 +168,14 @@ def sensitivity(
       qrecipe sensitivity cnn.toml --model model.py:factory --data model.py:batches \\
           --keep-float 2 --out cnn-overlay.toml
       qrecipe sensitivity cnn.toml --model model.py:factory --data model.py:batches \\
-          --pool processes:4
+          --pool processes:4 --log sites.log
     """
     if evaluate is not None and method == "estimate":
         raise typer.BadParameter("--evaluate needs --method exact")
     if pool is not None and method == "estimate":
         raise typer.BadParameter("--pool needs --method exact")
+    if log is not None and method == "estimate":
+        raise typer.BadParameter("--log needs --method exact")
     _check_overlay(overlay, keep_float, min_sqnr_db, by_db=evaluate is None)
     with reported(as_json=json):
         from qrecipe.cli.html_pages import for_page, named
@@ -179,7 +186,8 @@ def sensitivity(
 
         with user_code(plugin) as code:
             outputs = {"--out": overlay, "--plot": plot, "--html": html}
-            get_ready(outputs, files_of(recipe), force=force, threads=threads)
+            check_log(log, outputs, files_of(recipe))
+            get_ready(outputs, force=force, threads=threads)
             with user_output(), workers_of(pool, model, threads) as workers:
                 measure = None if evaluate is None else code.function(evaluate, "--evaluate")
                 job = load_job(code, recipe, model, data, target_cpu)
@@ -190,6 +198,7 @@ def sensitivity(
                     method=method,
                     evaluate=measure,
                     memory_limit=memory_limit,
+                    resume=log,
                     target_cpu=job.target_cpu,
                     pool=workers,
                 )

@@ -97,6 +97,16 @@ Constants = Annotated[
 Plot = Annotated[str | None, file("--plot", "Write a plot: .png, .svg or .pdf.")]
 Html = Annotated[str | None, file("--html", "Write an HTML page with plots, plan and recipe.")]
 Out = Annotated[str | None, file("--out", "Write the recipe to this file.")]
+Log = Annotated[
+    str | None,
+    typer.Option(
+        "--log",
+        "--resume",
+        metavar="FILE",
+        help="Write what is finished to this file, and go on from there if it exists.",
+        show_default=False,
+    ),
+]
 Force = Annotated[bool, flag("--force", "Replace files that exist.")]
 Threads = Annotated[
     int | None,

@@ -35,6 +35,12 @@ def check_distinct(outputs: Mapping[str, str | None], reads: Iterable[str] = ())
         taken[real] = f"{option} already writes this file"
 
 
+def check_log(log: str | None, outputs: Mapping[str, str | None], reads: Iterable[str]) -> None:
+    """`check_distinct` with a log, which is checked too; it may exist."""
+    check_distinct({"--log": log, **outputs}, reads)
+    check_free({"--log": log}, force=True)
+
+
 def check_free(outputs: Mapping[str, str | None], *, force: bool) -> None:
     """Raise BadParameter if a file cannot be written, or exists and is to be kept.
 

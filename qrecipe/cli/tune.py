@@ -96,12 +96,7 @@ def tune(
     max_seconds: Annotated[
         float | None, typer.Option(metavar="S", help="Start no trial after that many seconds.")
     ] = None,
-    log: Annotated[
-        str | None,
-        options.file(
-            "--log", "Write each trial to this JSON file, and resume from it if it exists."
-        ),
-    ] = None,
+    log: options.Log = None,
     output: options.Out = None,
     pareto: Annotated[
         str | None,

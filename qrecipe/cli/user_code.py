@@ -44,6 +44,10 @@ class UserFunction:
     folder: Path
     function: Callable[..., Any]
 
+    @property
+    def __name__(self) -> str:
+        return self.name
+
     def __call__(self, *args: Any) -> Any:
         with _guarded(f"{self.name}()", self.folder, "QR601"):
             return self.function(*args)

@@ -318,8 +318,8 @@ CODES: dict[str, Code] = {
     "QR324": Code("lock file of a different recipe", PlanError),
     # writing recipes
     "QR330": Code("the float model has no usable accuracy", ExecutionError),
-    "QR331": Code("trial log of a different search", ExecutionError),
-    "QR332": Code("a trial log cannot be read or written", ExecutionError),
+    "QR331": Code("a log of other work", ExecutionError),
+    "QR332": Code("a log cannot be read or written", ExecutionError),
     "QR333": Code("invalid search bounds", ExecutionError),
     "QR335": Code("nothing to quantize", UnsupportedError),
     # transforms

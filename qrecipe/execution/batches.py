@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from qrecipe.errors.findings import CalibrationError, PlanError
+from qrecipe.errors.findings import CalibrationError, ExecutionError, PlanError
 from qrecipe.errors.text import counted, first_line
 from qrecipe.model.call import Inputs, is_empty
 from qrecipe.model.copies import structural_copy
+from qrecipe.model.digest import value_digest
 from qrecipe.model.dry_run import CANNOT_TAKE
 from qrecipe.model.nested import parts_of, tensors_in
 from qrecipe.model.remedies import Remedy, remedy
@@ -171,6 +173,26 @@ def known_length(batches: object, limit: int | None = None) -> int | None:
         return length if limit is None else min(length, limit)
     except Exception:  # whatever a loader without a length raises
         return None
+
+
+def batches_digest(batches: Iterable[Any]) -> str:
+    """A digest of what is in all batches, in their order; it reads them once.
+
+    Raises ``ExecutionError`` (QR425) for a batch that cannot be told from another.
+    """
+    digest = hashlib.sha256()
+    for index, batch in enumerate(limited(batches)):
+        digest.update(_batch_digest(batch, index))
+    return digest.hexdigest()
+
+
+def _batch_digest(batch: Any, index: int) -> bytes:
+    try:
+        return value_digest(batch).encode()
+    except Exception as error:
+        text = f"resume cannot tell batch {index} from another: {first_line(error)}"
+        hint = "pass batches of tensors and of values that can be pickled"
+        raise ExecutionError.of("QR425", text, hint=hint) from error
 
 
 def run_batch(model: nn.Module, batch: Any, index: int, forward: Forward | None) -> None:

@@ -1,14 +1,18 @@
-"""What tells two models apart: a digest of all their tensors."""
+"""What tells two models or batches apart: a digest of all that is in them."""
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
+import pickle
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from qrecipe.model.nested import parts_of
 
 _COMPRESSED_ROWS = (torch.sparse_csr, torch.sparse_bsr)
 _COMPRESSED_COLUMNS = (torch.sparse_csc, torch.sparse_bsc)
@@ -27,6 +31,29 @@ def tensors_digest(named: Iterable[tuple[str, Tensor]]) -> str:
         for part in _parts(tensor.detach()):
             digest.update(memory_of(part.cpu().contiguous()))
     return digest.hexdigest()
+
+
+def value_digest(value: Any) -> str:
+    """A digest of a nested value, such as a batch; what is not a tensor counts by its pickle.
+
+    Raises what pickle raises.
+    """
+    digest = hashlib.sha256()
+    for part in _described(value, frozenset()):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _described(value: Any, around: frozenset[int]) -> Iterator[bytes]:
+    parts = parts_of(value)
+    if isinstance(value, Tensor):
+        yield tensors_digest([("", value)]).encode()
+    elif parts is None:
+        yield pickle.dumps(value)
+    elif id(value) not in around:  # else it contains itself
+        yield f"{type(value).__name__} of {list(parts)}\n".encode()
+        for part in parts.values():
+            yield from _described(part, around | {id(value)})
 
 
 def memory_of(tensor: Tensor) -> memoryview:

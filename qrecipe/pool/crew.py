@@ -46,12 +46,12 @@ class Crew(Generic[_Piece]):
         return list(self._running.values())
 
     def start(self, piece: _Piece) -> None:
-        """Give a piece to the workers. Raises ``ExecutionError`` (QR428) if that fails."""
+        """Give a piece to the workers; if they do not take it, it ends with their error."""
         try:
             future = self.workers.submit(run, self._parcel, piece)
         except Exception as error:  # whatever an executor raises that is broken or shut down
-            self._start_again([piece, *self.running], error)
-            return
+            future = Future()
+            future.set_exception(error)
         self._running[future] = piece
         future.add_done_callback(self._ended.put)
 
@@ -106,7 +106,10 @@ class Crew(Generic[_Piece]):
                 f"the workers failed after {counted(self._done, 'piece')}: "
                 f"{type(error).__name__}: {first_line(error)}"
             )
-            hint = "a worker that dies has often run out of memory: try fewer workers at once"
+            hint = (
+                "a worker that dies has often run out of memory: try fewer workers at once; "
+                "with resume (--log), finished pieces are kept"
+            )
             raise ExecutionError.of("QR428", text, hint=hint) from error
         self._may_renew = False
         self._running.clear()

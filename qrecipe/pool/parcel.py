@@ -202,3 +202,12 @@ def environment() -> dict[str, str]:
         "Python": ".".join(platform.python_version_tuple()[:2]),
         "CPU": cpu_name(),
     }
+
+
+def differences(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
+    """What is not as wanted, in words: ``torch 2.10.0 instead of 2.13.0``."""
+    return [
+        f"{what} {found.get(what)} instead of {value}"
+        for what, value in wanted.items()
+        if found.get(what) != value
+    ]

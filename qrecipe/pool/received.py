@@ -21,7 +21,7 @@ from qrecipe.errors.findings import ExecutionError
 from qrecipe.errors.text import shown
 from qrecipe.files import why_not
 from qrecipe.model.kept import kept_with
-from qrecipe.pool.parcel import Blob, Contents, Parcel, Work, environment
+from qrecipe.pool.parcel import Blob, Contents, Parcel, Work, differences, environment
 from qrecipe.pool.workers import Factory
 from qrecipe.registry import table as registered
 from qrecipe.registry.arguments import KIND_TITLE, Kind
@@ -106,10 +106,7 @@ def _unpacked(data: bytes) -> Any:
 
 
 def _check_environment(sent: Mapping[str, str]) -> None:
-    own = environment()
-    others = [
-        f"{what} {own[what]} instead of {sent[what]}" for what in sent if own[what] != sent[what]
-    ]
+    others = differences(environment(), sent)
     if others:
         hint = "results are only the same to the bit where these are the same"
         raise _unfit(f"has {', '.join(others)}", hint)

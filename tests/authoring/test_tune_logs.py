@@ -121,22 +121,24 @@ def test_the_log_of_another_model_or_recipe_is_refused(tmp_path):
         tuned(model, batches, evaluate, other, resume=log)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("torch.__version__", "1.0"), ("qrecipe._version.__version__", "0"), ("has_vnni", None)],
-)
-def test_the_log_of_another_torch_qrecipe_or_cpu_is_refused(tmp_path, monkeypatch, name, value):
+@pytest.mark.parametrize("what", ["torch", "qrecipe", "a CPU"])
+def test_the_log_of_another_torch_qrecipe_or_cpu_is_refused(tmp_path, monkeypatch, what):
     model, batches = cancelling()
     evaluate = closeness(model, batches)
     log = tmp_path / "log.json"
     tuned(model, batches, evaluate, max_drop=1e9, resume=log)
-    if name == "has_vnni":
-        now = target.has_vnni()
-        monkeypatch.setattr(target, "has_vnni", lambda: not now)
+    then = json.loads(log.read_text())["owner"]["settings"][what]
+    now = "0"
+    if what == "a CPU":
+        now = "without VNNI" if target.has_vnni() else "with VNNI"
+        monkeypatch.setattr(target, "has_vnni", lambda: now == "with VNNI")
     else:
-        monkeypatch.setattr(name, value)
-    with pytest.raises(ExecutionError, match=r"QR331.*a search in another environment than torch"):
+        name = {"torch": "torch.__version__", "qrecipe": "qrecipe._version.__version__"}[what]
+        monkeypatch.setattr(name, now)
+    with pytest.raises(ExecutionError) as raised:
         tuned(model, batches, evaluate, resume=log)
+    assert f"is the log of a search with {what} {then} instead of {now}\n" in str(raised.value)
+    assert raised.value.findings[0].code == "QR331"
 
 
 def test_a_log_keeps_what_the_best_gave_once_more(tmp_path):
@@ -202,7 +204,7 @@ def test_a_model_with_complex_and_sparse_buffers_is_tuned():
     assert tuned(model, batches, evaluate, max_drop=1e9).reached
 
 
-STARTED = '{"format": 2, "base": "BASE", "model": "MODEL", "environment": "WITH"'
+STARTED = '{"format": 3, "owner": OWNER'
 COST = '{"name": "a", "reason": "", "share": 0.1, "sqnr_db": null}'
 NO_COSTS = '{"sites": [], "tensors": [], "rest": 0.0}'
 TRIAL = '{"recipe": "x", "metric": 1, "error": null, "seconds": 1, "latency": null}'
@@ -236,9 +238,7 @@ DAMAGED = {
 
 def placed(text, values):
     """The text for the search that these values are of."""
-    for word, key in (("BASE", "base"), ("MODEL", "model"), ("WITH", "environment")):
-        text = text.replace(word, values[key])
-    return text
+    return text.replace("OWNER", json.dumps(values["owner"]))
 
 
 def test_what_is_no_trial_log_is_a_finding(tmp_path):

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from command_line import run
-from executors import AtOnce
+from executors import AtOnce, Dying
 from places import ROOT
 
 RUN = ("builtin:x86-static", "--model", "model.py:factory", "--data", "model.py:batches")
@@ -60,6 +60,59 @@ def test_the_commands_measure_on_workers(folder, monkeypatch, command):
     assert made[0].sent
     if command == "sensitivity":
         assert json.loads(together.stdout) == json.loads(alone.stdout)
+
+
+@pytest.mark.parametrize(("command", "option"), [("sensitivity", "--log"), ("compare", "--resume")])
+def test_a_command_whose_workers_die_goes_on_from_its_log(folder, monkeypatch, command, option):
+    alone = run(command, *RUN, "--json", "--threads", "1")
+    monkeypatch.setattr("qrecipe.measure.sensitivity.pieces._AT_ONCE", 1)
+    lives, made = iter([4, 0, 1000]), []
+
+    class Mortal(Dying):
+        def __init__(self, count):
+            super().__init__(next(lives))
+            made.append(self)
+
+    monkeypatch.setattr("qrecipe.cli.pool.Processes", Mortal)
+    pooled = (command, *RUN, "--json", "--pool", "processes:2", option, "log")
+    died = run(*pooled)
+    assert died.exit_code == 1
+    assert "QR428 the workers failed after 4 pieces" in died.stderr
+    assert len((folder / "log").read_text().splitlines()) == 1 + 4
+    second = run(*pooled)
+    assert without_times(second) == without_times(alone)
+    pieces = [repr(piece) for each in made for piece in each.pieces]
+    assert len(pieces) == len(set(pieces)) > 4
+
+
+def without_times(result):
+    document = json.loads(result.stdout)
+    document.pop("conversion_share", None)
+    for site in document["sites"]:
+        site.pop("time", None)
+    return document
+
+
+def test_a_log_that_cannot_be_used_is_told_before_the_model_runs(folder):
+    for command in ("sensitivity", "compare"):
+        missing = run(command, *RUN, "--log", "missing/log")
+        assert missing.exit_code == 2
+        assert "there is no such folder" in " ".join(missing.stderr.replace("│", " ").split())
+        recipe = run(command, "good.toml", *RUN[1:], "--log", "good.toml")
+        assert recipe.exit_code == 2
+        assert "it is read from there" in " ".join(recipe.stderr.replace("│", " ").split())
+        assert "drawing batches" not in missing.stderr + recipe.stderr
+    (folder / "other").write_text("mine\n")
+    result = run("sensitivity", *RUN, "--log", "other")
+    assert result.exit_code == 1
+    assert 'QR332 "other" is not a log of pieces: line 1:' in result.stderr
+    assert (folder / "other").read_text() == "mine\n"
+    assert run("sensitivity", *RUN, "--log", "new").exit_code == 0
+    result = run("sensitivity", *RUN, "--log", "new", "--evaluate", "model.py:accuracy")
+    assert "a ranking with functions none instead of evaluate accuracy" in result.stderr
+    result = run("sensitivity", *RUN, "--log", "new", "--method", "estimate")
+    assert result.exit_code == 2
+    assert "--log needs --method exact" in result.stderr
 
 
 def test_a_scheduler_that_does_not_answer_is_an_error(folder, monkeypatch):

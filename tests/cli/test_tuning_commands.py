@@ -70,7 +70,7 @@ def test_a_log_bounds_and_continues_a_search(folder, call):
     first = run(*call, "--max-drop", "0", "--max-trials", "1", "--log", "log.json", "--json")
     assert json.loads(first.stdout)["stopped"] == "trials"
     assert len(json.loads((folder / "log.json").read_text())["trials"]) == 1
-    second = json.loads(run(*call, "--max-drop", "0", "--log", "log.json", "--json").stdout)
+    second = json.loads(run(*call, "--max-drop", "0", "--resume", "log.json", "--json").stdout)
     assert second["stopped"] is None
     trials = json.loads((folder / "log.json").read_text())["trials"]
     assert [trial["metric"] for trial in trials] == [trial["metric"] for trial in second["trials"]]

@@ -101,6 +101,7 @@ def test_a_dask_cluster_of_two_workers_loses_one_and_gives_the_same():
     net = NETS["residual"]
     model, batches = net.model(), net.batches(8)
     alone = ranked(model, batches, metric=slowly)
+    converted = qrecipe.quantize(model, alone.recipe, batches, progress=False)
     killed = []
     with (
         distributed.LocalCluster(
@@ -127,9 +128,13 @@ def test_a_dask_cluster_of_two_workers_loses_one_and_gives_the_same():
             pool=client.get_executor(),
         )
         evaluated = ranked(model, batches, evaluate=norm, pool=client.get_executor())
+        compared = qrecipe.compare(
+            model, converted, batches, progress=False, pool=client.get_executor()
+        )
     assert killed
     assert ranking == alone
     assert evaluated == ranked(model, batches, evaluate=norm)
+    assert compared.output == qrecipe.compare(model, converted, batches, progress=False).output
 
 
 def norm(model: nn.Module) -> float:

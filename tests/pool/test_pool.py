@@ -210,7 +210,8 @@ def test_workers_that_die_are_an_error_that_says_so_once():
     assert str(raised.value) == (
         "QR428 the workers failed after 2 pieces: BrokenProcessPool: "
         "a process was terminated abruptly\n"
-        "  a worker that dies has often run out of memory: try fewer workers at once"
+        "  a worker that dies has often run out of memory: try fewer workers at once; "
+        "with resume (--log), finished pieces are kept"
     )
 
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import nn
 
 from qrecipe import _version
 from qrecipe.authoring.tune.estimates import Estimates
 from qrecipe.authoring.tune.levers import Candidate
 from qrecipe.authoring.tune.search import Measured, Trial
-from qrecipe.errors.findings import ExecutionError
-from qrecipe.errors.text import first_problem, shown
+from qrecipe.errors.text import first_problem
 from qrecipe.files import check_replaceable_file, replace_file, why_not
+from qrecipe.model.digest import model_digest
 from qrecipe.planning.target_cpu import TargetCpu, target_has_vnni
+from qrecipe.pool.log import Owner, log_path, unusable
+from qrecipe.recipe.recipe import Recipe
 
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -47,7 +51,6 @@ class LoggedTrial(BaseModel):
 class TrialLog(BaseModel):
     """What has been measured for a model and base recipe, written after each step.
 
-    ``base`` is a fingerprint, ``model`` a digest of weights, ``environment`` what it ran on.
     ``estimates`` are those of a recipe by its fingerprint. ``ahead`` has what workers tried and no
     trial has needed. Without a ``path`` nothing is written.
     """
@@ -55,10 +58,8 @@ class TrialLog(BaseModel):
     model_config = _STRICT
 
     path: Path | None = Field(default=None, exclude=True)
-    format: Literal[2]
-    base: str
-    model: str
-    environment: str
+    format: Literal[3]
+    owner: Owner
     float_metric: float | None
     estimates: dict[str, Estimates]
     trials: list[LoggedTrial]
@@ -104,7 +105,7 @@ class TrialLog(BaseModel):
             text = f"{self.model_dump_json(indent=2)}\n"
             replace_file(self.path, lambda stream: stream.write(text.encode()))
         except (OSError, ValueError) as error:
-            raise _unusable(self.path, "cannot be written", why_not(error)) from None
+            raise unusable(self.path, "cannot be written", why_not(error)) from None
 
 
 def trial_json(trial: Trial) -> dict[str, Any]:
@@ -132,28 +133,24 @@ def again(fingerprint: str) -> str:
     return f"{fingerprint} again"
 
 
-def environment(target_cpu: TargetCpu) -> str:
-    """What accuracy depends on besides model and recipe: versions and the kernels' CPU."""
-    vnni = "a CPU with VNNI" if target_has_vnni(target_cpu) else "a CPU without VNNI"
-    return f"torch {torch.__version__}, qrecipe {_version.__version__}, {vnni}"
+def search_owner(recipe: Recipe, model: nn.Module, target_cpu: TargetCpu) -> Owner:
+    """What the accuracy of trials depends on, apart from data and evaluation."""
+    vnni = "with VNNI" if target_has_vnni(target_cpu) else "without VNNI"
+    return Owner(
+        "a search",
+        {"another recipe": recipe.fingerprint, "another model": model_digest(model)},
+        {"torch": torch.__version__, "qrecipe": _version.__version__, "a CPU": vnni},
+    )
 
 
-def open_log(path: Path | None, base: str, model: str, environment: str) -> TrialLog:
+def open_log(resume: str | os.PathLike[str] | None, owner: Owner) -> TrialLog:
     """The log at a path, or a new one.
 
     Raises ``ExecutionError`` if it belongs to another recipe, model or environment (QR331), is not
     a log or cannot be written (QR332).
     """
-    new = TrialLog(
-        path=path,
-        format=2,
-        base=base,
-        model=model,
-        environment=environment,
-        float_metric=None,
-        estimates={},
-        trials=[],
-    )
+    path = None if resume is None else log_path(resume)
+    new = TrialLog(path=path, format=3, owner=owner, float_metric=None, estimates={}, trials=[])
     if path is None:
         return new
     try:
@@ -162,22 +159,9 @@ def open_log(path: Path | None, base: str, model: str, environment: str) -> Tria
             return new
         log = TrialLog.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise _unusable(path, "is not a trial log", first_problem(error)) from None
+        raise unusable(path, "is not a trial log", first_problem(error)) from None
     except (OSError, ValueError) as error:
-        raise _unusable(path, "cannot be used", why_not(error)) from None
-    for key, what in (
-        ("base", "a search for another recipe"),
-        ("model", "a search for another model"),
-        ("environment", f"a search in another environment than {environment}"),
-    ):
-        if getattr(log, key) != getattr(new, key):
-            message = f"{shown(str(path))} is the log of {what}"
-            hint = "name another file, or delete this one to start over"
-            raise ExecutionError.of("QR331", message, hint=hint)
+        raise unusable(path, "cannot be used", why_not(error)) from None
+    owner.check(path, log.owner)
     log.path = path
     return log
-
-
-def _unusable(path: Path, what: str, why: str) -> ExecutionError:
-    hint = "name another file for the trial log, or delete this one to start over"
-    return ExecutionError.of("QR332", f"{shown(str(path))} {what}: {why}", hint=hint)

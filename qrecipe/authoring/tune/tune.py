@@ -9,14 +9,13 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from numbers import Integral, Real
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from qrecipe.authoring.tune.ahead import Ahead
 from qrecipe.authoring.tune.levers import levers_of
-from qrecipe.authoring.tune.log import TrialLog, environment, open_log
+from qrecipe.authoring.tune.log import TrialLog, open_log, search_owner
 from qrecipe.authoring.tune.result import TuningResult, found
 from qrecipe.authoring.tune.search import Search
 from qrecipe.authoring.tune.trials import ModelBench, Stop, Stopped
@@ -27,7 +26,6 @@ from qrecipe.errors.warn import warn
 from qrecipe.execution.batches import Forward, inputs_of_batch, limited, peek, rereadable
 from qrecipe.measure.sensitivity.steps import Evaluate
 from qrecipe.model.copies import runnable_copy
-from qrecipe.model.digest import model_digest
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.planning.backend import can_honour
 from qrecipe.planning.decide import plan_of
@@ -40,7 +38,6 @@ from qrecipe.process import ranks
 from qrecipe.process.neutral import neutral
 from qrecipe.process.warnings import unwarned
 from qrecipe.recipe.recipe import Recipe, load_recipe
-from qrecipe.recipe.references import path_text
 from qrecipe.terminal.progress import Progress, chosen_progress
 from qrecipe.transforms.transform import ready
 
@@ -100,8 +97,7 @@ def tune(
     inventory, planned = _planned(model, base, held, forward)
     unjudged_sites(planned, target_cpu)  # before anything is measured
     started = time.monotonic()
-    path = None if resume is None else Path(path_text(resume, "resume takes a path"))
-    log = open_log(path, base.fingerprint, model_digest(given), environment(target_cpu))
+    log = open_log(resume, search_owner(base, given, target_cpu))
     show = chosen_progress(progress, "tuning")
     trying = Trying(model, base, evaluate, forward, target_cpu)
     float_metric = _float_metric(model, evaluate, log)

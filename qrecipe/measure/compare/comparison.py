@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -17,12 +18,14 @@ from qrecipe.audit.sqnr import Fidelity, Totals, db_text, sqnr_text
 from qrecipe.errors.findings import ExecutionError
 from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.text import counted
-from qrecipe.execution.batches import Forward, known_length, limited, peek
+from qrecipe.execution.batches import Forward, known_length, limited, peek, rereadable
 from qrecipe.execution.engine import engine_of
 from qrecipe.measure.compare.activations import CONVERSIONS
+from qrecipe.measure.compare.log import comparison_log
 from qrecipe.measure.compare.pieces import parts_of_workers
 from qrecipe.measure.compare.run import Part, Run, run_of
 from qrecipe.measure.compare.sessions import output_fidelity
+from qrecipe.pool.log import PieceLog
 from qrecipe.pool.workers import Pool
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.recipe import Ingredient, published
@@ -154,6 +157,7 @@ def compare(
     batches: Iterable[Any],
     *,
     forward: Forward | None = None,
+    resume: str | os.PathLike[str] | None = None,
     progress: Progress | bool | None = None,
     pool: Executor | Pool | None = None,
 ) -> Comparison:
@@ -170,6 +174,9 @@ def compare(
     of an exported file. Of these only the outputs are compared. The tensors of a batch are passed
     in the order of the reference's signature.
 
+    ``resume`` is a log that is written after each batch; if it exists, the comparison goes on from
+    there. The batches are read once more for it, and kept if they come from an iterator.
+
     ``pool`` are workers that run the batches, any ``concurrent.futures.Executor``; all but the
     times is the same to the bit. They get the converted model as `qrecipe.save_quantized` stores
     it. See `qrecipe.Pool`.
@@ -179,22 +186,27 @@ def compare(
             like ``reference`` (QR420).
         PlanError: a plugin has transformed ``reference`` otherwise (QR342).
         CalibrationError: there are no batches, or the models cannot take one.
-        ExecutionError: the workers cannot do it (QR426, QR427, QR428), or not with a session
-            (QR425).
+        ExecutionError: the workers cannot do it (QR426, QR427, QR428), a session is passed with
+            ``pool`` or ``resume`` (QR425), or the log belongs to something else, or cannot be used
+            (QR331, QR332).
     """
     show = chosen_progress(progress, "comparing")
     known = known_session(converted)
     if known is not None:
         runtime, session = known
-        if pool is not None:
-            text = f"a session of {runtime} stays in its process: compare it without pool"
+        if pool is not None or resume is not None:
+            name = "resume" if pool is None else "pool"
+            text = f"a session of {runtime} stays in its process: compare it without {name}"
             raise ExecutionError.of("QR425", text)
         output, count = output_fidelity(reference, session, batches, forward, show)
         return Comparison((), output, count, 0.0, runtime=runtime)
+    if resume is not None:
+        batches = rereadable(batches)
     first, stream = peek(batches)
     run = run_of(reference, converted, first, forward)
     sums = _Sums(run.weights())
-    with closing(_parts(run, reference, converted, stream, forward, pool)) as parts:
+    log = comparison_log(resume, run.plan, reference, converted, batches, forward)
+    with closing(_parts(run, reference, converted, stream, forward, pool, log)) as parts:
         for _, part in tracked(_in_order(parts), show, known_length(batches)):
             sums.add(part)
     with engine_of(run.plan):
@@ -209,14 +221,15 @@ def _parts(
     batches: Iterable[Any],
     forward: Forward | None,
     pool: Executor | Pool | None,
+    log: PieceLog[Part],
 ) -> Generator[tuple[int, Part], None, None]:
     """What each batch adds, by its index; from workers in any order."""
     if pool is not None:
-        yield from parts_of_workers(reference, converted, limited(batches), forward, pool)
+        yield from parts_of_workers(reference, converted, limited(batches), forward, pool, log)
         return
     with engine_of(run.plan):
         for index, batch in enumerate(limited(batches)):
-            yield index, run.part(batch, index)
+            yield index, log.value(str(index), partial(run.part, batch, index))
 
 
 def _in_order(parts: Iterable[tuple[int, Part]]) -> Iterator[Part]:

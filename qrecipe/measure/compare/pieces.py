@@ -18,6 +18,7 @@ from qrecipe.execution.engine import engine_of
 from qrecipe.execution.provenance import architecture, provenance
 from qrecipe.measure.compare.run import Part, run_of
 from qrecipe.pool.crew import crew_for
+from qrecipe.pool.log import PieceLog
 from qrecipe.pool.parcel import Compute
 from qrecipe.pool.workers import Pool
 from qrecipe.recipe.recipe import Recipe, parse_recipe
@@ -54,6 +55,7 @@ def parts_of_workers(
     batches: Iterable[Any],
     forward: Forward | None,
     pool: Executor | Pool,
+    log: PieceLog[Part],
 ) -> Generator[tuple[int, Part], None, None]:
     """What each batch adds, by its index, in any order."""
     work = CompareWork(
@@ -64,7 +66,12 @@ def parts_of_workers(
         _constants(converted),
     )
     with crew_for(work, batches, pool) as crew:
-        yield from crew.results(range(crew.batches))
+        pieces = range(crew.batches)
+        yield from ((index, log.kept[str(index)]) for index in pieces if str(index) in log.kept)
+        left = [index for index in pieces if str(index) not in log.kept]
+        for index, part in crew.results(left):
+            log.note({str(index): part})
+            yield index, part
 
 
 def _stored(converted: nn.Module) -> bytes:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 from qrecipe._torch_ao import quiet
 from qrecipe.execution.batches import Forward
 from qrecipe.execution.engine import engine
+from qrecipe.measure.sensitivity.log import PartLog
 from qrecipe.measure.sensitivity.scores import Effect, Metric, Part, new_score
 from qrecipe.measure.sensitivity.steps import (
     FLOAT_MODEL,
@@ -60,7 +62,8 @@ class RankWork:
             with engine(subject.plan.backend), torch.no_grad(), quiet():
                 if evaluate is not None:
                     return [(name, value_with(isolated, evaluate, name)) for name in names]
-                return list(scorer.parts(batches[index], index, names))
+                calls = scorer.calls(batches[index], index)
+                return [found for call in calls for found in scorer.parts(call, names)]
 
         return compute
 
@@ -71,18 +74,29 @@ def on_workers(
     names: Sequence[str],
     batches: Iterable[Any],
     pool: Executor | Pool,
+    log: PartLog,
 ) -> Steps:
     """The steps of a ranking whose pieces come back in any order."""
-    parts: dict[str, dict[int, list[Part]]] = defaultdict(dict)
+    parts: dict[str, dict[int, Sequence[Part]]] = defaultdict(dict)
+    ranked = names if work.evaluate is None else (FLOAT_MODEL, *names)
     with crew_for(work, batches, pool) as crew:
-        pieces = _pieces(work, names, crew.batches)
-        steps = sum(len(names) for _, names in pieces)
+        places = range(crew.batches if work.evaluate is None else 1)
+        pieces = [piece for index in places for piece in _pieces(work, index, ranked, log)]
+        steps = len(places) * len(ranked)
         try:
+            for index, name in product(places, (FLOAT_MODEL, *names)):
+                if known := log.parts(index, name):
+                    parts[name][index] = known
+                    if name in ranked:
+                        yield steps
             for (index, sites), value in crew.results(pieces):
-                for name in dict.fromkeys(name for name, _ in value):
-                    own = [part for other, part in value if other == name]
+                there: dict[str, list[Part]] = defaultdict(list)
+                for name, part in value:
+                    there[name].append(part)
+                for name, own in there.items():
                     _effect(work, [own])  # or it is an error, before all others have come
                     parts[name][index] = own
+                log.note(index, there)
                 for _ in sites:
                     yield steps
         finally:  # also after an interrupt
@@ -92,11 +106,11 @@ def on_workers(
             found.batches = min(counts)
 
 
-def _pieces(work: RankWork, names: Sequence[str], batches: int) -> list[Piece]:
-    if work.evaluate is not None:
-        return [(0, (name,)) for name in (FLOAT_MODEL, *names)]
-    cut = [tuple(names[start : start + _AT_ONCE]) for start in range(0, len(names), _AT_ONCE)]
-    return [(index, some) for index in range(batches) for some in cut]
+def _pieces(work: RankWork, index: int, names: Sequence[str], log: PartLog) -> list[Piece]:
+    """What is left to do on a batch."""
+    left = log.left(index, names)
+    at_once = _AT_ONCE if work.evaluate is None else 1
+    return [(index, left[start : start + at_once]) for start in range(0, len(left), at_once)]
 
 
 def _effect(work: RankWork, parts: Iterable[Iterable[Part]]) -> Effect:

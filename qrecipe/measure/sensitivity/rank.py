@@ -20,6 +20,7 @@ from qrecipe.errors.warn import warn
 from qrecipe.execution.batches import Forward, limited, rereadable
 from qrecipe.execution.engine import engine
 from qrecipe.measure.sensitivity.estimate import Estimate
+from qrecipe.measure.sensitivity.log import ranking_log
 from qrecipe.measure.sensitivity.pieces import RankWork, on_workers
 from qrecipe.measure.sensitivity.ranking import (
     Method,
@@ -70,6 +71,7 @@ def sensitivity(
     memory_limit: int | None = None,
     probes: int = 1,
     seed: int = 0,
+    resume: str | os.PathLike[str] | None = None,
     progress: Progress | bool | None = None,
     target_cpu: TargetCpu = "this",
     pool: Executor | Pool | None = None,
@@ -88,6 +90,8 @@ def sensitivity(
         metric: rank by ``metric(outputs, reference) -> float`` instead, called per site and batch
             with outputs of the model; higher is better.
         memory_limit: how many bytes of float activations may be kept; default: 2 GiB.
+        resume: a log of the exact method that is written after each site and batch; if it exists,
+            the ranking goes on from there.
         target_cpu: as for `qrecipe.compile`; kernels that only saturate on this CPU are ranked by
             their reference.
         pool: workers that do the exact method in pieces, any ``concurrent.futures.Executor``; the
@@ -99,15 +103,16 @@ def sensitivity(
         RecipeError, PlanError, CalibrationError: as `qrecipe.quantize`.
         UnsupportedError: an estimate, or roots, with ``executor = "pt2e"`` (QR316).
         ExecutionError: nothing to rank (QR422), a measure that returns no number (QR423), too
-            little memory (QR424), arguments that are invalid or contradict each other (QR425), or
-            workers that cannot do it (QR426, QR427, QR428).
+            little memory (QR424), arguments that are invalid or contradict each other (QR425),
+            workers that cannot do it (QR426, QR427, QR428), or a log of something else, or that
+            cannot be used (QR331, QR332).
     """
-    _check_arguments(method, evaluate, metric, forward, memory_limit, probes, seed, pool)
+    _check_arguments(method, evaluate, metric, forward, memory_limit, probes, seed, pool, resume)
     given = load_recipe(recipe)
     loaded = replace(given, phase="ptq")  # rank the loss without training, which would reduce it
     most = loaded.calibration.max_batches
     held = rereadable(batches, most)
-    model = ready(model, loaded, held, forward, progress)
+    original, model = model, ready(model, loaded, held, forward, progress)
     subject = subject_of(model, loaded, held, forward, target_cpu)
     plan, names = subject.plan, [site.name for site in subject.sites]
     if method == "estimate" and plan.executor in DEQUANTIZE:
@@ -115,19 +120,21 @@ def sensitivity(
         raise UnsupportedError(Finding("QR316", message, hint='pass method="exact"'))
     warn_of_missed(plan, loaded)
     limit = DEFAULT_MEMORY_LIMIT if memory_limit is None else memory_limit
+    functions = {"evaluate": evaluate, "metric": metric, "forward": forward}
+    log = ranking_log(resume, plan, original, limited(held, most), functions, target_cpu)
     found = Found()
     if pool is not None:
         work = RankWork(model, loaded, evaluate, metric, forward, limit, target_cpu)
-        steps = on_workers(found, work, names, limited(held, most), pool)
+        steps = on_workers(found, work, names, limited(held, most), pool, log)
     else:
         isolated, source = subject.isolated(held, forward, progress), Source(held, most, forward)
         if evaluate is not None:
-            steps = by_evaluation(found, isolated, evaluate)
+            steps = by_evaluation(found, isolated, evaluate, log)
         elif method == "estimate":
             steps = by_estimate(found, source, Estimate(isolated, probes, seed, limit))
         else:
             scorer = Scorer(isolated, model, metric, forward, limit)
-            steps = by_scores(found, scorer, names, source, metric)
+            steps = by_scores(found, scorer, names, source, metric, log)
     show, interrupted = chosen_progress(progress, "measuring"), False
     # the workers have an engine of their own, even where they are threads
     with nullcontext() if pool is not None else _computing(plan), closing(steps):
@@ -177,6 +184,7 @@ def _check_arguments(
     probes: int,
     seed: int,
     pool: Executor | Pool | None,
+    resume: str | os.PathLike[str] | None,
 ) -> None:
     for name, function in (("evaluate", evaluate), ("metric", metric), ("forward", forward)):
         if function is not None and not callable(function):
@@ -204,6 +212,10 @@ def _check_arguments(
         (
             method == "estimate" and pool is not None,
             "an estimate is a single pass: pool needs the exact method",
+        ),
+        (
+            method == "estimate" and resume is not None,
+            "an estimate is a single pass: resume needs the exact method",
         ),
         (probes < 1, f"probes is {probes}: at least one is needed"),
         (seed not in _SEEDS, f"seed is {seed}: torch's seeds have 64 bits"),

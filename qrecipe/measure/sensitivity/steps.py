@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +16,7 @@ from qrecipe.execution.calls import calls_of
 from qrecipe.execution.isolated import Isolated
 from qrecipe.measure.sensitivity.estimate import Estimate
 from qrecipe.measure.sensitivity.exact import Replay, rerun
+from qrecipe.measure.sensitivity.log import PartLog
 from qrecipe.measure.sensitivity.scores import Effect, Metric, Part, Score, new_score, number
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import runnable_copy, structural_copy
@@ -86,30 +88,56 @@ class Scorer:
         if isolated.graph is not None:
             self._outputs = Replay(isolated.graph, isolated.kernels, limit).outputs
 
-    def parts(self, batch: Any, index: int, names: Collection[str]) -> Iterator[tuple[str, Part]]:
-        """What a batch adds to the score of each of these sites, call by call.
+    def calls(self, batch: Any, index: int) -> list[Sample]:
+        """The float model's calls for a batch."""
+        return calls_of(self._eager, batch, index, self._forward)
 
-        The first part of a call is that of the float model, if the caller's metric ranks.
+    def parts(self, call: Sample, names: Collection[str]) -> Iterator[tuple[str, Part]]:
+        """What a call adds to the score of each of these sites.
+
+        The first part is that of the float model, if the caller's metric ranks.
         """
-        for call in calls_of(self._eager, batch, index, self._forward):
-            if self._has_value:
-                yield FLOAT_MODEL, self._score.part(call.output, call.output)
-            for name, output in self._outputs(call.inputs, names):
-                yield name, self._score.part(call.output, output)
+        if self._has_value:
+            yield FLOAT_MODEL, self._score.part(call.output, call.output)
+        for name, output in self._outputs(call.inputs, names):
+            yield name, self._score.part(call.output, output)
 
 
 def by_scores(
-    found: Found, scorer: Scorer, names: Collection[str], source: Source, metric: Metric | None
+    found: Found,
+    scorer: Scorer,
+    names: Collection[str],
+    source: Source,
+    metric: Metric | None,
+    log: PartLog,
 ) -> Steps:
     scores: dict[str, Score] = {name: new_score(metric) for name in (FLOAT_MODEL, *names)}
     count = source.count
     for index, batch in enumerate(limited(source.batches, source.limit)):
-        for name, part in scorer.parts(batch, index, names):
+        for name, part in _parts(scorer, names, batch, index, log):
             scores[name].add(part)
             found.note(name, scores[name].effect())
             if name != FLOAT_MODEL:
                 yield None if count is None else count * len(names)
         found.batches += 1
+
+
+def _parts(
+    scorer: Scorer, names: Collection[str], batch: Any, index: int, log: PartLog
+) -> Iterator[tuple[str, Part]]:
+    """The parts of all sites on a batch, first those that are not in the log."""
+    left = log.left(index, names)
+    calls = scorer.calls(batch, index) if left else []
+    new: dict[str, list[Part]] = defaultdict(list)
+    for call in calls:
+        for name, part in scorer.parts(call, left):
+            new[name].append(part)
+            if call is calls[-1]:
+                log.note(index, {name: new[name]})
+            yield name, part
+    for name in (FLOAT_MODEL, *names):
+        if name not in new:
+            yield from ((name, part) for part in log.parts(index, name))
 
 
 def value_with(isolated: Isolated, evaluate: Evaluate, name: str) -> float:
@@ -136,9 +164,10 @@ def by_estimate(found: Found, source: Source, estimate: Estimate) -> Steps:
             yield source.count
 
 
-def by_evaluation(found: Found, isolated: Isolated, evaluate: Evaluate) -> Steps:
+def by_evaluation(found: Found, isolated: Isolated, evaluate: Evaluate, log: PartLog) -> Steps:
     names = [FLOAT_MODEL, *(lone.site.name for lone in isolated.sites)]
     found.batches = 1
     for name in names:
-        found.note(name, (None, value_with(isolated, evaluate, name), 1))
+        value = log.value(name, partial(value_with, isolated, evaluate, name))
+        found.note(name, (None, value, 1))
         yield len(names)
