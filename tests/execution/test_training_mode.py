@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from artifacts import MODES
 from plans import net_of, sites
 from torch import nn
 from torch.nn.utils.prune import l1_unstructured
@@ -50,6 +51,16 @@ def test_what_drops_may_have_another_reader_before():
     batch = torch.randn(8, 6)
     compiled, prepared = trained(model, [batch], qat_recipe())
     assert not torch.equal(prepared(batch), prepared(batch))
+    converted = compiled.convert(prepared.eval())
+    assert db(prepared, converted, batch) > 25
+
+
+def test_a_layer_that_rounds_its_input_itself_may_read_what_drops():
+    model = nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5), nn.Linear(6, 3)).eval()
+    rules = f'{MODES}[rules.module_name]\n"2" = "dynamic"\n'
+    batch = torch.randn(8, 6)
+    compiled, prepared = trained(model, [batch], qat_recipe(rules=rules))
+    assert compiled.plan["2"].mode == "dynamic"
     converted = compiled.convert(prepared.eval())
     assert db(prepared, converted, batch) > 25
 

@@ -6,13 +6,32 @@ import random
 
 import pytest
 import torch
-from random_nets import RandomNet, batches
+from artifacts import MODES
+from random_nets import AROUND_LINEAR, RandomNet, batches
 from runs import HEAD, exactly, silent
 from shares import every
 
 import qrecipe
 from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.errors.findings import UnsupportedError
+
+
+@pytest.mark.parametrize("phase", ["ptq", "qat"])
+@pytest.mark.parametrize("seed", every(6, range(60)))
+def test_any_net_with_layers_of_other_modes_passes_the_audit(seed, phase):
+    torch.manual_seed(seed)
+    model, data = RandomNet(seed, AROUND_LINEAR).eval(), batches(3)
+    text = f'{HEAD}phase = "{phase}"\n{MODES}[rules.module_name]\n'
+    plan = qrecipe.plan(model, qrecipe.parse_recipe(text), data[0])
+    layers = [site.name for site in plan.sites if site.op == "Linear"]
+    modes = ("dynamic", "float") if phase == "qat" else ("dynamic", "half", "float")
+    chosen = zip(layers, random.Random(seed).choices((*modes, "int8"), k=len(layers)), strict=True)
+    rules = "".join(f'"{exactly(name)}" = "{mode}"\n' for name, mode in chosen)
+    compiled = qrecipe.compile(model, qrecipe.parse_recipe(f"{text}{rules}"), data[0])
+    prepared = compiled.prepare().train(phase == "qat")
+    for batch in data:
+        prepared(batch)
+    compiled.convert(prepared)
 
 
 @pytest.mark.parametrize("seed", every(3, range(42)))

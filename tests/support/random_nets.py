@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,8 @@ MODULES = {
     "softmax": lambda: nn.Softmax(1),
     "prelu": nn.PReLU,
     "gelu": nn.GELU,
+    "linear": lambda: nn.Linear(SIZE, SIZE),
+    "linear_relu": lambda: nn.Sequential(nn.Linear(SIZE, SIZE), nn.ReLU()),
     "pool": lambda: nn.MaxPool2d(3, 1, 1),
     "dropout": nn.Dropout,
 }
@@ -44,21 +47,31 @@ FUNCTIONS = {
     "permute": lambda a, b: a.permute(0, 1, 3, 2),
     "shuffle": lambda a, b: torch.cat(a.chunk(2, 1)[::-1], 1),
     "reshape": lambda a, b: a.flatten(1).reshape(-1, WIDTH, SIZE, SIZE),
+    "part": lambda a, b: a.chunk(2, 1)[1].repeat(1, 2, 1, 1),
+    "roll": lambda a, b: torch.roll(a, 1, 2),
     "clamp": lambda a, b: a.clamp(-1, 1),
     "center": lambda a, b: a - a.mean((2, 3), keepdim=True),
 }
 
 
+AROUND_LINEAR = (
+    *("linear",) * 5,
+    *("linear_relu", "layer_norm", "relu", "dropout", "add", "cat"),
+    *("permute", "shuffle", "reshape", "part", "roll"),
+)
+"""Operations of which most are linear layers, and what moves or drops numbers before them."""
+
+
 class RandomNet(nn.Module):
     """Modules may be called again; the last two results come out."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, operations: Sequence[str] = (*MODULES, *FUNCTIONS)) -> None:
         super().__init__()
         choose = random.Random(seed)
         self.layers = nn.ModuleDict()
         self.steps: list[tuple[str, int, int]] = []
         for index in range(choose.randrange(3, 12)):
-            operation = choose.choice([*MODULES, *FUNCTIONS, "again"])
+            operation = choose.choice([*operations, "again"])
             if operation == "again":
                 operation = choose.choice([*self.layers] or ["add"])
             elif operation in MODULES:

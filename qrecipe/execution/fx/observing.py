@@ -24,12 +24,14 @@ def observe_before_drops(prepared: fx.GraphModule) -> None:
     drops = [node for node in prepared.graph.nodes if DROPS in node.meta]
     for node in reversed(drops):
         source = node.all_input_nodes[0]
-        observers = [user for user in node.users if observes(user)]
+        observers = [
+            user for user in node.users if observes(user) and not _is_dynamic(user, prepared)
+        ]
         if not observers:
             continue
         if not observes(source):
             if len(observers) < len(node.users):
-                continue  # someone reads it as float
+                continue  # someone reads it as float, or rounds it as it comes
             before = next(filter(observes, source.users), observers[0])
             min(node, *before.users).prepend(before)
             before.replace_input_with(node, source)
@@ -42,6 +44,11 @@ def observe_before_drops(prepared: fx.GraphModule) -> None:
     if drops:
         prepared.graph.lint()
         prepared.recompile()
+
+
+def _is_dynamic(observer: fx.Node, prepared: fx.GraphModule) -> bool:
+    """Whether it belongs to a layer that rounds its input itself."""
+    return bool(getattr(_observer(observer, prepared), "is_dynamic", False))
 
 
 def before_drops(node: fx.Node) -> fx.Node:
