@@ -96,7 +96,9 @@ def spell_out_changes(graph_module: fx.GraphModule, scopes: MutableMapping[str, 
                 continue
             node.target = setitem
             memory.change(node.args[0], node)
-        elif is_in_place(node) or _is_augmented(node):
+        elif is_in_place(node) or (
+            node.meta.get(IN_PLACE) and not is_from_shapes(node.all_input_nodes[0])
+        ):
             memory.change(node.args[0], node)
         elif _view(node) is not None:
             memory.view(node)
@@ -111,10 +113,6 @@ _DROPOUTS = (
     *(torch.dropout, torch.alpha_dropout, torch.feature_dropout),
 )
 """In eval mode, they return their input too."""
-
-
-def _is_augmented(node: fx.Node) -> bool:
-    return node.meta.get(IN_PLACE, False) and not is_from_shapes(node.all_input_nodes[0])
 
 
 class _Memory:

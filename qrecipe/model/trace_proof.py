@@ -71,10 +71,6 @@ class Example:
     output: Any
 
 
-class UnprovenError(TraceError):
-    """The traced graph is not the model, or lacks what its forward writes (QR306)."""
-
-
 def record_values(graph_module: fx.GraphModule, model: nn.Module, inputs: Inputs) -> Example:
     """Run the graph once and record in each node's ``meta["value"]`` what it computes.
 
@@ -130,11 +126,12 @@ def _output(model: nn.Module, inputs: Inputs) -> Any:
     return output
 
 
-def _unproven(message: str, hint: str, *notes: str) -> UnprovenError:
-    return UnprovenError(unfit(message, hint, *notes).findings)
+def _unproven(message: str, hint: str, *notes: str) -> TraceError:
+    """The traced graph is not the model, or lacks what its forward writes (QR306)."""
+    return TraceError(unfit(message, hint, *notes).findings)
 
 
-def _different(message: str, model: nn.Module) -> UnprovenError:
+def _different(message: str, model: nn.Module) -> TraceError:
     """The error with what tracing may have missed: a difference does not show its cause."""
     own = [m for m in model.modules() if not type(m).__module__.startswith("torch.nn")]
     leave_out = "or leave the module inside that does so out: [fx] non_traceable_module_name"

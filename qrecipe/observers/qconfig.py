@@ -33,6 +33,7 @@ from qrecipe.recipe.schema import (
     Phase,
     QScheme,
     TensorSpec,
+    frozen,
     quantized_range,
 )
 
@@ -191,11 +192,7 @@ def _overriding_arguments(cls: type[Any], spec: TensorSpec) -> dict[str, Any]:
 
 
 def _call(cls: type[Any], arguments: Mapping[str, Any]) -> Construction:
-    return Construction(cls, tuple((name, _frozen(arguments[name])) for name in sorted(arguments)))
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+    return Construction(cls, tuple((name, frozen(arguments[name])) for name in sorted(arguments)))
 
 
 @cache

@@ -81,7 +81,8 @@ def _plain(node: Any) -> Any:
     if kept.keys() & {"properties", "type", "$ref", "anyOf", "enum"}:
         kept = {key: value for key, value in kept.items() if not _says_nothing(key, value)}
     if isinstance(kept.get("description"), str) and "properties" in kept:
-        kept["description"] = _sentence(kept["description"])
+        text = " ".join(kept["description"].split()).replace("``", "`")
+        kept["description"] = f"{text.partition('. ')[0].removesuffix('.')}."
     if "exclusiveMinimum" in kept:  # a number in draft 7, true or false in draft 4
         bound = kept.pop("exclusiveMinimum")
         kept |= {"minimum": bound, "not": {"enum": [bound]}}
@@ -92,11 +93,6 @@ def _says_nothing(key: str, value: Any) -> bool:
     """Whether it is a title that repeats the key, or the default of an unset key or a table."""
     is_title = key == "title" and isinstance(value, str)
     return is_title or (key == "default" and (value is None or isinstance(value, (list, dict))))
-
-
-def _sentence(text: str) -> str:
-    first = " ".join(text.split()).partition(". ")[0].replace("``", "`")
-    return first if first.endswith(".") else f"{first}."
 
 
 def _constructor(kind: Kind) -> Schema:

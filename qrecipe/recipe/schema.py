@@ -89,14 +89,14 @@ class Constructor(_OfPlugin):
 
 def _short_for(key: str) -> Callable[[object], object]:
     """Reads a text as a table with that key alone."""
-    return lambda value: {key: value} if isinstance(value, str) else _frozen(value)
+    return lambda value: {key: value} if isinstance(value, str) else frozen(value)
 
 
-def _frozen(value: Any) -> Any:
+def frozen(value: Any) -> Any:
     """The value with lists as tuples."""
     if isinstance(value, dict):
-        return {key: _frozen(item) for key, item in value.items()}
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+        return {key: frozen(item) for key, item in value.items()}
+    return tuple(map(frozen, value)) if isinstance(value, list) else value
 
 
 def _thawed(value: Any) -> Any:
@@ -233,7 +233,7 @@ References = Annotated[
     tuple[Annotated[BaseReference, BeforeValidator(_short_for("recipe"))], ...],
     BeforeValidator(_one_or_several, _Written | list[_Written]),
 ]
-Texts = Annotated[tuple[str, ...], BeforeValidator(_frozen)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(frozen)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -294,7 +294,7 @@ _LISTS_SCHEMA: dict[str, JsonValue] = {
 }
 _Lists = Annotated[
     Literal["auto"] | tuple[tuple[str, ...], ...],
-    BeforeValidator(_frozen),
+    BeforeValidator(frozen),
     WithJsonSchema(_LISTS_SCHEMA),
 ]
 """Lists of sites, or what the model has."""
@@ -354,7 +354,7 @@ class TransformTable(Table):
     """
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, Annotated[PluginTable, BeforeValidator(_frozen)]]
+    __pydantic_extra__: dict[str, Annotated[PluginTable, BeforeValidator(frozen)]]
 
     equalize: EqualizeTable | None = _key("Scale the channels between layers.")
     smooth: SmoothTable | None = _key("Scale the channels that linear layers read.")
@@ -395,7 +395,7 @@ IgnoredCode = Annotated[
 class LintTable(Table):
     """``[lint]``: warnings to ignore."""
 
-    ignore: Annotated[tuple[IgnoredCode, ...], BeforeValidator(_frozen)] = Field(
+    ignore: Annotated[tuple[IgnoredCode, ...], BeforeValidator(frozen)] = Field(
         default=(), description="Codes of the warnings."
     )
 

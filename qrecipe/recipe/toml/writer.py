@@ -16,7 +16,10 @@ _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 def toml_text(values: Mapping[str, Any]) -> str:
     """A recipe's values as TOML, in the order of the documentation."""
-    return "\n\n".join("\n".join(block) for block in _blocks(values)) + "\n"
+    blocks = [_pairs({key: value for key, value in values.items() if key not in _TABLES})]
+    for name in _TABLES:
+        blocks += _table_blocks(name, values.get(name, {}))
+    return "\n\n".join(map("\n".join, blocks)) + "\n"
 
 
 def toml_value(value: Any) -> str:
@@ -33,12 +36,6 @@ def toml_value(value: Any) -> str:
 def toml_key(key: str) -> str:
     """A key, quoted if necessary."""
     return key if _BARE.fullmatch(key) else _quoted(key)
-
-
-def _blocks(values: Mapping[str, Any]) -> Iterator[list[str]]:
-    yield _pairs({key: value for key, value in values.items() if key not in _TABLES})
-    for name in _TABLES:
-        yield from _table_blocks(name, values.get(name, {}))
 
 
 def _table_blocks(name: str, table: Mapping[str, Any]) -> Iterator[list[str]]:
