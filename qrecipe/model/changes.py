@@ -1,4 +1,4 @@
-"""Changes in place as values: whoever reads a changed tensor reads what it has become.
+"""Changes in place as values: what reads a changed tensor reads what it has become.
 
 A quantized graph computes each value anew, so that a change through a view, as in
 ``x[:, 0].mul_(2)``, would not reach ``x``. Therefore each change is followed to all tensors that

@@ -37,7 +37,7 @@ def take_inventory(
     """The sites of a model that cannot be traced, and ``why``: the leaf modules that it calls.
 
     Functions are invisible, and a module that is called twice is one site. As in tracing, torch's
-    own modules are sites as a whole, and modules that return their input are none.
+    own modules are sites as a whole, and modules that return their input are not sites.
 
     Raises ``PlanError``: the model does not accept the inputs (QR307), or it draws random numbers
     or writes to its parameters (QR306).

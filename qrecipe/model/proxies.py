@@ -106,7 +106,7 @@ _SHOWN = (ast.Assert, ast.Raise, ast.Expr)
 def _is_shown(frame: FrameType) -> bool:
     """Whether the line that a frame is at only shows the texts that it makes.
 
-    So do lines without a source, and those of torch.
+    Lines without a source and lines of torch count as such too.
     """
     name = frame.f_code.co_filename
     if any(map(Path(name).is_relative_to, _OURS)):

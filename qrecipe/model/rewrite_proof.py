@@ -33,7 +33,7 @@ FLIPPED = 1e-3
 
 
 def prove_fused(fused: fx.GraphModule, model: nn.Module, path: str, example: Example) -> None:
-    """Compare a fused graph of the submodule at ``path`` with the caller's model.
+    """Compare the fused graph of the submodule at ``path`` with the caller's model.
 
     Raises ``PlanError`` (QR306), naming the first operation that computes something else.
     """
@@ -77,10 +77,10 @@ def _shown(members: tuple[Member, ...]) -> str:
 def prove_prepared(prepared: fx.GraphModule, fused: fx.GraphModule, example: Example) -> None:
     """Compare a prepared graph, without its observers and fake-quants, with the caller's model.
 
-    It runs only where it is more than the ``fused`` graph with observers in it: that is proven.
+    It only runs if it is more than the ``fused`` graph with observers, which is proven already.
 
-    Raises ``PlanError`` (QR306), naming the first site that computes something else than in the
-    ``fused`` graph.
+    Raises ``PlanError`` (QR306), naming the first site that computes something other than in
+    the ``fused`` graph.
     """
     if _is_the_same(prepared, fused):
         return
@@ -112,7 +112,7 @@ def prove_exported(
 ) -> None:
     """Raises ``PlanError`` (QR306) if a program is not the ``fused`` graph that it is made of.
 
-    A program may refuse other sizes than those of ``inputs``, also of the batch.
+    A program may reject sizes other than those of ``inputs``, batch sizes included.
     """
     found = _found(program, example)
     if found is not None:

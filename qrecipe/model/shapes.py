@@ -53,7 +53,7 @@ def _shapes(value: Any) -> Shape | Shapes | None:
 def of_another_batch_size(
     shapes: Mapping[str, Shape | Shapes],
 ) -> dict[str, Shape | Shapes] | None:
-    """The shapes for one sample of several, or for two; None if they are no batch."""
+    """The shapes for one sample of several, or for two; None if they do not form a batch."""
     sizes = {shape.shape[:1] for given in shapes.values() for shape in _each(given)}
     if len(sizes) != 1 or () in sizes:
         return None

@@ -79,7 +79,7 @@ def record_values(graph_module: fx.GraphModule, model: nn.Module, inputs: Inputs
     are returned, to compare all later graphs with.
 
     Raises ``PlanError``: the model does not accept the inputs (QR307); or it computes something
-    else than its graph, draws random numbers, or writes to its inputs or its state (QR306).
+    other than its graph, draws random numbers, or writes to its inputs or its state (QR306).
     """
     few, expected = _outputs(model, inputs)
     args = bind(graph_module, model, few.cloned())

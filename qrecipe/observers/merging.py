@@ -1,8 +1,8 @@
 """How observers on several ranks come to what one observer of all batches finds.
 
-Most of torch's observers depend on a tensor by its extremes alone: they are shown those of every
-rank's calls. A histogram also needs counts, in the bins that the observer has when it comes to the
-call. An observer with a method ``merge`` takes the other ranks' observers in.
+Most of torch's observers only depend on the extremes of a tensor: they are shown the extremes of
+every rank's calls. A histogram also needs counts, in the bins that the observer has at the time of
+the call. An observer with a method ``merge`` merges the other ranks' observers into itself.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ _ACCEPT = 'accept it: [lint] ignore = ["QR221"]'
 
 @dataclass(frozen=True, slots=True)
 class _Missed:
-    """A float site that the rules ask to quantize, or would if they reached it."""
+    """A float site that rules ask to quantize, or would ask to if they reached it."""
 
     name: str
     op: str

@@ -223,7 +223,7 @@ def _is_slow_on_fbgemm(shape: Convolution) -> bool:
 
 
 def _spreads_slowly(shape: Convolution) -> bool:
-    """Whether fbgemm adds up the products of a transposed convolution more slowly than float does.
+    """Whether fbgemm is slower at adding up the products of a transposed convolution than float is.
 
     Measured for one to three dimensions, kernels of 2 to 4 and 8 to 128 channels, on both kinds of
     CPUs.

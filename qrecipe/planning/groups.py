@@ -26,8 +26,8 @@ def chosen_groups(
 ) -> tuple[tuple[Group, ...], tuple[Finding, ...]]:
     """The groups that a recipe smooths, and what is wrong with it (QR341) or idle (QR222).
 
-    ``auto`` takes those of which a layer rounds what it reads, unless that is rounded before a
-    product could divide it.
+    ``auto`` takes the groups in which a layer rounds what it reads, unless the tensor is rounded
+    before a product could divide it.
     """
     table = recipe.transform.smooth
     if table is None or not table.groups:
@@ -99,7 +99,7 @@ class _Groups:
         return None
 
     def groups_of(self, names: Sequence[str]) -> Iterator[Group]:
-        """The group of these layers, and those of them that have to stay as they are."""
+        """The group of these layers, and one for each layer that has to stay as it is."""
         whys = {name: self._changeable.why_not(name) for name in names}
         changed = tuple(name for name, why in whys.items() if why is None)
         if changed:

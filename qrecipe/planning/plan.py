@@ -177,8 +177,7 @@ class Plan(Report):
     ``chains`` are what ``[transform.equalize]`` scales, ``groups`` what ``[transform.smooth]``
     scales, ``steps`` the transforms of plugins;
     ``needs_vnni`` tells that kernels saturate on an x86 CPU without VNNI, ``saturating`` at which
-    sites. The latter and ``structure``, the model's, are those of a plan that was made here: one
-    that was read back has neither.
+    sites. A plan that was read back has neither these nor ``structure``, the model's.
     """
 
     sites: tuple[Site, ...]

@@ -122,7 +122,7 @@ def place_of(group: Group) -> str:
 
 
 def rules_that_matter(plan: Plan) -> Table:
-    """The table of rules without those of shipped recipes that are unused.
+    """The table of rules, without unused rules of shipped recipes.
 
     The shipped recipes name more types than most models have.
     """

@@ -13,7 +13,7 @@ from qrecipe.errors.short import ShortRepr
 from qrecipe.recipe.frozen import FrozenMapping
 
 Mode = Literal["static", "dynamic", "weight_only"]
-"""How an operation is quantized: by ranges that are kept, found anew in each run, or not at all."""
+"""How activations are quantized: by stored ranges, by ranges found in each run, or not at all."""
 
 Kind = Literal["observed", "fixed_qparams", "passthrough", "unmatched"]
 """How a backend treats an operation.

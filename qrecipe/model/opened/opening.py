@@ -63,7 +63,7 @@ class Opening:
     whole: Mapping[str, str] = field(default_factory=dict)
 
     def without(self, at: str, why: str) -> Opening | None:
-        """As it is, but for the outermost opened layer around ``at``; None if there is none."""
+        """Without the outermost opened layer around ``at``, or None if none is opened there."""
         outermost = next((path for path in reversed(enclosing(at)) if path in self.paths), None)
         if outermost is None:
             return None
