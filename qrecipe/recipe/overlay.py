@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,13 +61,13 @@ def overlay_recipe(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
 
     It extends the recipe if that has a reference or a file; otherwise it includes its values.
     """
+    write, path = partial(_inlined, recipe), None
     if recipe.reference is not None and is_reference(recipe.reference):
-        return fitting(partial(_extending, recipe.reference), values)[1]
-    if recipe.path is not None:
+        write = partial(_extending, recipe.reference)
+    elif recipe.path is not None:
         base = Path(recipe.path)
-        beside = base.with_name(f"{base.stem}{_SUFFIX}")
-        return fitting(partial(_extending, f"./{base.name}"), values, beside)[1]
-    return fitting(partial(_inlined, recipe), values)[1]
+        write, path = partial(_extending, f"./{base.name}"), base.with_name(f"{base.stem}{_SUFFIX}")
+    return fitting(write, values, path)[1]
 
 
 def fitting(
@@ -101,18 +102,14 @@ def save_overlay(recipe: Recipe, values: Mapping[str, Any], path: Path) -> None:
     is not a recipe.
     """
     check_replaceable(path)
+    base, text = _base_seen_from(recipe, path), None
     # never write what could not be read back
-    write_atomically(path, _readable_text(recipe, values, path))
-
-
-def _readable_text(recipe: Recipe, values: Mapping[str, Any], path: Path) -> str:
-    base = _base_seen_from(recipe, path)
     if base is not None:
-        try:
-            return fitting(partial(_extending, base), values, path)[0]
-        except RecipeReferenceError:
-            pass  # outside the tree of the new file, which must contain everything itself
-    return fitting(partial(_inlined, recipe), values, path)[0]
+        with suppress(RecipeReferenceError):  # outside the tree of the new file
+            text, _ = fitting(partial(_extending, base), values, path)
+    if text is None:
+        text, _ = fitting(partial(_inlined, recipe), values, path)
+    write_atomically(path, text)
 
 
 def make_directory(path: Path) -> None:
