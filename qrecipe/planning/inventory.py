@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from torch import nn
@@ -26,7 +26,7 @@ from qrecipe.model.untraceable import UntraceableError
 from qrecipe.observers.loading import load_plugins
 from qrecipe.planning.asked import ASKED, TRAIN
 from qrecipe.planning.backend import mode_of, own_backend_config
-from qrecipe.recipe.recipe import Recipe, Rule
+from qrecipe.recipe.recipe import Recipe, Rule, load_recipe
 from qrecipe.rules.resolution import describe, resolve
 
 
@@ -86,7 +86,7 @@ def _inventory_of(model: nn.Module, opening: Opening, recipe: Recipe, inputs: In
         if untraced is None:
             advised = with_advice(error, opened, inputs, recipe.fx)
             explained = _with_reason(advised, at, opening)
-            raise _with_pt2e(explained, opened, recipe, inputs) from error
+            raise _with_other_ways(explained, opened, recipe, inputs) from error
         inventory = untraced
     return _completed_by(opening, inventory)
 
@@ -107,21 +107,37 @@ def _traced(
     return take_inventory(model, inputs, recipe.fx, config, recipe.phase, tracing)
 
 
-def _with_pt2e(error: TraceError, model: nn.Module, recipe: Recipe, inputs: Inputs) -> TraceError:
-    """The error with the executor that needs no trace, if it has the modes of the recipe's rules.
-
-    It is tried, as everything that is proposed.
-    """
+def _with_other_ways(
+    error: TraceError, model: nn.Module, recipe: Recipe, inputs: Inputs
+) -> TraceError:
+    """The error with what needs no trace; it is tried, as everything that is proposed."""
+    ways = []
     asked = {mode_of(rule.qconfig) for rule in recipe.rules if rule.qconfig and not rule.optional}
-    if recipe.phase == "ptq" and "static" not in asked:
-        return error
-    try:
-        prove(_traced(model, recipe, inputs, exported_part), inputs)
-    except PlanError:
-        return error
+    if "static" in asked and _is_dynamic_enough(model, recipe, inputs, error):
+        what = "quantize linear and recurrent layers alone, which needs no trace"
+        ways.append(f'{what}: extends = "{_DYNAMIC}"')
+    if recipe.phase == "qat" or "static" in asked:
+        with suppress(PlanError):
+            prove(_traced(model, recipe, inputs, exported_part), inputs)
+            ways.append('let PT2E execute the program of torch.export: executor = "pt2e"')
     (finding,) = error.findings
-    proposal = 'let PT2E execute the program of torch.export: executor = "pt2e"'
-    return TraceError(replace(finding, notes=(*finding.notes, f"or {proposal}")))
+    return TraceError(replace(finding, notes=(*finding.notes, *(f"or {way}" for way in ways))))
+
+
+_DYNAMIC = "builtin:x86-dynamic"
+
+
+def _is_dynamic_enough(model: nn.Module, recipe: Recipe, inputs: Inputs, error: TraceError) -> bool:
+    """Whether a dynamic recipe reaches the layers of a model, which has no convolutions."""
+    dynamic = load_recipe(_DYNAMIC)
+    if recipe.phase == "qat" or recipe.executor is not None or recipe.backend != dynamic.backend:
+        return False
+    with suppress(PlanError):
+        found = _untraced_inventory(model, dynamic, inputs, error)
+        return found is not None and not any(
+            match.operation.op.startswith("Conv") for match in found.matches.values()
+        )
+    return False
 
 
 def _completed_by(opening: Opening, inventory: Inventory) -> Inventory:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from nets import NETS, UNTRACEABLE
 from plans import recipe
+from torch import nn
 from torch.ao.nn import quantized as nnq
 
 import qrecipe
@@ -92,6 +93,43 @@ def test_what_was_quantized_by_request_loads_again(mlp, rows, tmp_path):
         qrecipe.save_quantized(quantized, tmp_path / "model.safetensors")
         restored = qrecipe.load_quantized(tmp_path / "model.safetensors", NETS["mlp"].model())
         assert torch.equal(restored(rows), quantized(rows))
+
+
+_WITHOUT_A_TRACE = f'needs no trace: extends = "{DYNAMIC}"'
+
+
+def test_a_static_recipe_that_needs_a_trace_is_told_of_a_dynamic_one_that_does_not(
+    untraceable, tokens
+):
+    with pytest.raises(TraceError) as caught:
+        qrecipe.plan(untraceable, recipe(), tokens)
+    assert _WITHOUT_A_TRACE in str(caught.value)
+    assert any(site.mode == "dynamic" for site in qrecipe.plan(untraceable, DYNAMIC, tokens))
+
+
+class Convolving(nn.Module):
+    def __init__(self, *layers):
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x):
+        return self.layers(x if x.sum() > 0 else -x)
+
+
+@pytest.mark.parametrize(
+    ("layers", "head"),
+    [
+        ([nn.Conv1d(6, 6, 1), nn.Linear(6, 6)], ""),  # would leave most of it float
+        ([nn.ReLU()], ""),
+        ([nn.Linear(6, 6)], 'phase = "qat"'),
+        ([nn.Linear(6, 6)], 'executor = "fx"'),
+        ([nn.Linear(6, 6)], 'backend = "qnnpack"'),
+    ],
+)
+def test_a_dynamic_recipe_is_not_proposed_where_it_does_little_or_is_not_asked_for(layers, head):
+    with pytest.raises(TraceError) as caught:
+        qrecipe.plan(Convolving(*layers).eval(), recipe(head=head), torch.zeros(2, 6, 6))
+    assert _WITHOUT_A_TRACE not in str(caught.value)
 
 
 def test_fx_is_not_replaced_where_it_is_asked_for(untraceable, tokens):
