@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.util import find_spec
 
 import pytest
@@ -51,3 +52,15 @@ def _seed():
 def undrawn(monkeypatch):
     """For tests of the words on pages: drawing takes longer than all else."""
     monkeypatch.setattr("qrecipe.measure.pages.charts._svg", lambda figure: b"<svg/>")
+
+
+@pytest.fixture(scope="session")
+def onnx_listed_once():
+    """torch lists all operators of ONNX for each export, which takes longer than the rest."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            ONNXRegistry, "from_torchlib", staticmethod(cache(ONNXRegistry.from_torchlib))
+        )
+        yield

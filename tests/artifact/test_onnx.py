@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 
 import pytest
@@ -31,6 +30,7 @@ from qrecipe.execution.fx import exportable as decomposition
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
+pytestmark = pytest.mark.usefixtures("onnx_listed_once")
 
 AGREE_DB = 30.0
 """A result that lies between two steps may be rounded to either; nothing else differs."""
@@ -45,17 +45,6 @@ def prepared(name, a_recipe):
     model = compiled.prepare()
     qrecipe.calibrate(model, batches, progress=silent)
     return compiled, model, batches
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _operators_are_listed_once():
-    """torch lists all operators of ONNX for each export, which takes longer than the rest."""
-    from torch.onnx._internal.exporter._registration import ONNXRegistry
-
-    listed = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ONNXRegistry, "from_torchlib", listed)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -27,8 +27,9 @@ def test_the_commands_of_the_page_are_those_that_ci_runs():
         check=True,
     ).stdout
     assert printed.splitlines() == COMMANDS
-    assert re.search(r"^while IFS= read -r command; do\n    step .*\$command", CI, re.MULTILINE)
+    assert re.search(r"^ +while IFS= read -r command; do\n +step .*\$command", CI, re.MULTILINE)
     assert "done < <(example_commands)" in CI
+    assert re.search(r"^both examples ", CI, re.MULTILINE)
 
 
 def test_every_example_has_a_command_and_every_file_of_a_command_is_there():
