@@ -19,17 +19,22 @@ os.environ["OMP_NUM_THREADS"] = "1"  # for torch, here and in every process that
 
 SLOW_PAGES = {
     "bench.md",
+    "drift.md",
     "export.md",
+    "fastest.md",
     "few-batches.md",
     "gallery.md",
     "lightning.md",
     "pool.md",
     "ranks.md",
+    "reports.md",
     "security.md",
+    "sensitivity.md",
     "shards.md",
     "story.md",
     "testing.md",
     "training.md",
+    "transforms.md",
     "tune.md",
 }
 

@@ -20,6 +20,8 @@ from qrecipe.artifact.export.judged import Run, check_reopened
 from qrecipe.errors.findings import ArtifactError, AuditError, QRecipeWarning
 from qrecipe.model.call import Inputs
 
+pytestmark = pytest.mark.usefixtures("onnx_listed_once")
+
 MINMAX = recipe(base="builtin:x86-static-minmax")
 
 
@@ -38,22 +40,38 @@ def convolution():
     return calibrated(model)
 
 
-def test_onnx_and_openvino_say_where_they_come_from(convolution, tmp_path):
+@pytest.fixture(scope="module")
+def of_onnx(convolution, tmp_path_factory):
+    """The file, written through a link over one that nobody else may read."""
+    pytest.importorskip("onnxscript")
+    folder = tmp_path_factory.mktemp("onnx")
+    file, link = folder / "net.onnx", folder / "link.onnx"
+    file.write_text("former")
+    file.chmod(0o640)
+    link.symlink_to(file)
+    targets.export(convolution, "onnx", link)
+    return file
+
+
+@pytest.fixture(scope="module")
+def of_openvino(convolution, tmp_path_factory):
     pytest.importorskip("onnxscript")
     pytest.importorskip("openvino")
-    targets.export(convolution, "onnx", tmp_path / "net.onnx")
-    targets.export(convolution, "openvino", tmp_path / "net.xml")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.bin", "net.onnx", "net.xml"]
-    for name, kind in (("net.onnx", "ONNX"), ("net.xml", "OpenVINO")):
-        found = carried(tmp_path / name)
+    file = tmp_path_factory.mktemp("openvino") / "net.xml"
+    targets.export(convolution, "openvino", file)
+    return file
+
+
+def test_onnx_and_openvino_say_where_they_come_from(convolution, of_onnx, of_openvino):
+    assert sorted(path.name for path in of_openvino.parent.iterdir()) == ["net.bin", "net.xml"]
+    for file, kind in ((of_onnx, "ONNX"), (of_openvino, "OpenVINO")):
+        found = carried(file)
         assert (found.kind, found.checked.plan) == (kind, convolution.compiled.plan)
 
 
-def test_a_file_of_openvino_has_integers_and_float32_and_takes_any_batch(convolution, tmp_path):
+def test_a_file_of_openvino_has_integers_and_float32_and_takes_any_batch(of_openvino):
     openvino = pytest.importorskip("openvino")
-    file = tmp_path / "net.xml"
-    qrecipe.export_openvino(convolution.compiled, convolution.prepared, file)
-    model = openvino.Core().read_model(file)
+    model = openvino.Core().read_model(of_openvino)
     stored = {
         str(op.get_element_type()) for op in model.get_ops() if op.get_type_name() == "Constant"
     }
@@ -85,10 +103,11 @@ def test_a_runtime_that_dies_is_named_and_nothing_is_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_cannot_be_read_and_one_with_other_results_are_errors(convolution, tmp_path):
-    pytest.importorskip("onnxscript")
+def test_a_file_that_cannot_be_read_and_one_with_other_results_are_errors(
+    convolution, of_onnx, tmp_path
+):
     file, x = tmp_path / "net.onnx", convolution.inputs.args[0]
-    targets.export(convolution, "onnx", file)
+    file.write_bytes(of_onnx.read_bytes())
     with torch.no_grad():
         expected = convolution.converted()(x)
     check_reopened("onnxruntime", file, Run(Inputs((x,)), expected, expected))
@@ -99,16 +118,10 @@ def test_a_file_that_cannot_be_read_and_one_with_other_results_are_errors(convol
         check_reopened("onnxruntime", file, Run(Inputs((x,)), expected, None))
 
 
-def test_a_link_is_followed_and_permissions_stay(convolution, tmp_path):
-    pytest.importorskip("onnxscript")
-    file, link = tmp_path / "net.onnx", tmp_path / "link.onnx"
-    file.write_text("former")
-    file.chmod(0o640)
-    link.symlink_to(file)
-    targets.export(convolution, "onnx", link)
-    assert link.is_symlink()
-    assert file.stat().st_mode & 0o777 == 0o640
-    assert carried(file).kind == "ONNX"
+def test_a_link_is_followed_and_permissions_stay(of_onnx):
+    assert of_onnx.with_name("link.onnx").is_symlink()
+    assert of_onnx.stat().st_mode & 0o777 == 0o640
+    assert carried(of_onnx).kind == "ONNX"
 
 
 def test_containers_of_the_callers_are_not_sent_to_another_process(tmp_path):

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 import distributions
@@ -436,9 +437,11 @@ CONVOLUTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", ["builtin:x86-static", "builtin:x86-vnni-static"])
-@pytest.mark.parametrize("kind", CONVOLUTIONS)
-def test_a_lock_is_the_same_on_every_cpu(monkeypatch, tmp_path, kind, name):
+@pytest.mark.parametrize(
+    "case", every(3, product(CONVOLUTIONS, ["x86-static", "x86-vnni-static"])), ids="-".join
+)
+def test_a_lock_is_the_same_on_every_cpu(monkeypatch, tmp_path, case):
+    kind, name = case
     layer = CONVOLUTIONS[kind]()
     dimensions = len(layer.kernel_size)
     last = (nn.Conv2d, nn.Conv3d)[dimensions - 2](layer.out_channels, 4, 1)
@@ -447,5 +450,6 @@ def test_a_lock_is_the_same_on_every_cpu(monkeypatch, tmp_path, kind, name):
     texts = set()
     for cpu in CPUS:
         monkeypatch.setattr("qrecipe.planning.cpu.class_of_cpu", lambda cpu=cpu: cpu)
-        texts.add(lock_text(make_lock(qrecipe.plan(model, name, x), tmp_path / LOCK)))
+        plan = qrecipe.plan(model, f"builtin:{name}", x)
+        texts.add(lock_text(make_lock(plan, tmp_path / LOCK)))
     assert len(texts) == 1

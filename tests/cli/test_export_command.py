@@ -10,6 +10,8 @@ from command_line import STATIC, run
 
 from qrecipe.runtimes import executorch
 
+pytestmark = pytest.mark.usefixtures("onnx_listed_once")
+
 NAMED = ("--model", "model.py:factory", "--data", "model.py:batches")
 
 

@@ -29,6 +29,8 @@ from qrecipe.runtimes import onnxruntime, table
 from qrecipe.runtimes.session import ModuleSession
 from qrecipe.runtimes.table import RUNTIMES
 
+pytestmark = pytest.mark.usefixtures("onnx_listed_once")
+
 NET = NETS["residual"]
 STATIC = recipe(base="builtin:x86-static-minmax")
 VNNI = recipe(base="builtin:x86-vnni-static-minmax")

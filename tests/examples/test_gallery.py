@@ -8,6 +8,7 @@ import sys
 import pytest
 from corpus import missing
 from places import ROOT
+from shares import every
 from typer.testing import CliRunner
 
 import qrecipe
@@ -41,7 +42,7 @@ def test_what_a_recipe_leaves_float_has_a_reason(recipe):
     assert all(rule.reason for rule in own if rule.qconfig is None)
 
 
-@pytest.mark.parametrize("name", SEQUENCES)
+@pytest.mark.parametrize("name", every(2, SEQUENCES, first=1))
 def test_the_nets_of_sequences_plan_and_are_measured(name, monkeypatch):
     gallery = importlib.import_module("gallery")
     monkeypatch.setattr(gallery, "TIMED_RUNS", 1)

@@ -71,7 +71,7 @@ BAD_BATCHES = {
 }
 
 
-@pytest.mark.parametrize("index", [0, 3])
+@pytest.mark.parametrize("index", [3, pytest.param(0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", BAD_BATCHES)
 def test_a_bad_batch_is_named_by_its_index_and_leaves_the_observers_as_they_were(kind, index):
     make, code = BAD_BATCHES[kind]

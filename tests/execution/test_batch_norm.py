@@ -141,7 +141,7 @@ BARE = {
 }
 
 
-@pytest.mark.parametrize("case", every(2, product(BARE, ["static", "training", "float"])))
+@pytest.mark.parametrize("case", every(4, product(BARE, ["static", "training", "float"])))
 def test_a_batch_norm_without_weights_is_folded_trained_and_quantized_like_others(case, tmp_path):
     kind, mode = case
     torch.manual_seed(0)

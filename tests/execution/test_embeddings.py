@@ -52,7 +52,11 @@ def ids():
 
 @pytest.mark.parametrize(
     ("traced", "recipe"),
-    [(True, BYTES), (True, FOUR_BITS), (False, BYTES)],
+    [
+        (True, BYTES),
+        pytest.param(True, FOUR_BITS, marks=pytest.mark.slow),
+        (False, BYTES),
+    ],
     ids=["fx", "four_bits", "eager"],
 )
 @pytest.mark.parametrize("layout", LAYOUTS)

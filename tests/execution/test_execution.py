@@ -11,6 +11,7 @@ import torch
 from differential import Run, wrong_kernels
 from nets import NETS, Net, SharedConv
 from runs import STATIC, float_at, half_of, silent, tensors_of
+from shares import every
 from torch import nn
 from torch.ao.quantization import QConfig, QConfigMapping, qconfig_equals
 from torch.ao.quantization.backend_config import get_native_backend_config
@@ -35,7 +36,7 @@ CASES = [
     for at, name in enumerate(NETS)
     for seed, marks in (
         (None, ()),
-        (1, () if at % 2 == 0 else (pytest.mark.slow,)),
+        (1, () if at % 4 == 0 else (pytest.mark.slow,)),
         (2, (pytest.mark.slow,)),
     )
 ]
@@ -195,7 +196,7 @@ def snapshot(model):
     )
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", every(3, NETS))
 def test_the_callers_model_is_bit_identical_afterwards(name):
     net = NETS[name]
     model, batches = net.model(), net.batches()

@@ -1,4 +1,4 @@
-"""Calibration and drift by two processes, each with its shard of the batches."""
+"""Calibration, drift and training by two processes, each with its shard of the batches."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from distributed_training import KINDS, trained_by
 from nets import NETS
 from ranks import COUNT, run_on_ranks
 from routed import Routed, recipe_of_roots
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader
 from training import fake_quants, qat_recipe
 
 import qrecipe
+from qrecipe.audit.sqnr import output_sqnr_db
 from qrecipe.registry.builtin import known_names
 
 OBSERVERS = ("minmax", "histogram", "moving_average_minmax", "mean_minmax", "mse")
@@ -229,6 +231,7 @@ def cases():
         "out of step": out_of_step,
         "one alone": by_one_alone,
         "after all": lambda rank: quantized(recipe("minmax"), shard(rank)),
+        **{f"trained, {kind}": partial(trained_by, kind) for kind in KINDS},
     }
 
 
@@ -326,3 +329,14 @@ def test_what_searches_and_measures_works_for_each_rank_by_itself(found):
 def test_the_group_goes_on_after_errors(found):
     one = of_one(AS_ONE["minmax"])
     assert results(found["after all"]) == [one, one]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_train_one_model_and_convert_it(kind, found):
+    (one, weights), (two, others) = results(found[f"trained, {kind}"])
+    start = dict(NETS["residual"].model().named_parameters())
+    assert not torch.equal(weights["conv1.weight"], start["conv1.weight"])
+    assert weights.keys() == others.keys()
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    for prepared, converted in (one, two):
+        assert output_sqnr_db(prepared, converted) > 25

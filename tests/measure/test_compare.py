@@ -116,7 +116,7 @@ def test_output_over_batches_is_that_of_all_outputs_together():
     assert report.output.mse == pytest.approx(mse, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", every(2, NETS))
+@pytest.mark.parametrize("name", every(4, NETS))
 def test_every_site_of_every_net_is_compared(name):
     model, converted, batches = quantized(name)
     report = qrecipe.compare(model, converted, batches[:2], progress=silent)

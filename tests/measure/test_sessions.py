@@ -14,6 +14,8 @@ import qrecipe
 from qrecipe.errors.findings import CalibrationError, ExecutionError, PlanError
 from qrecipe.runtimes.table import RUNTIMES
 
+pytestmark = pytest.mark.usefixtures("onnx_listed_once")
+
 NET = NETS["residual"]
 STATIC = recipe(base="builtin:x86-static-minmax")
 

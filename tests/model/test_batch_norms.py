@@ -116,8 +116,16 @@ OWN_LAYERS = {
 }
 
 
-@pytest.mark.parametrize("phase", ["ptq", "qat"])
-@pytest.mark.parametrize("case", OWN_LAYERS)
+@pytest.mark.parametrize(
+    ("case", "phase"),
+    [
+        *((case, "ptq") for case in OWN_LAYERS),
+        *(
+            pytest.param(case, "qat", marks=[] if case == "own forward" else [pytest.mark.slow])
+            for case in OWN_LAYERS
+        ),
+    ],
+)
 def test_a_batch_norm_is_folded_into_a_layer_that_is_a_function(case, phase, tmp_path):
     torch.manual_seed(0)
     batch = torch.rand(6, 3) if case == "linear" else BATCH

@@ -249,7 +249,7 @@ class Normalised(Made):
 
 
 @pytest.mark.parametrize("kind", [Made, Registered, Lazy, Normalised])
-@pytest.mark.parametrize("base", ["x86-static", "x86-dynamic"])
+@pytest.mark.parametrize("base", every(2, ["x86-static", "x86-dynamic"]))
 def test_layers_of_the_first_call_are_loaded_into_a_model_that_never_ran(kind, base, tmp_path):
     model, file = kind().eval(), tmp_path / "model.safetensors"
     model(TOKENS)

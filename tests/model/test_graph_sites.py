@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from nets import NETS, Aliased, Mlp, Residual, SharedConv
 from plans import net_of
+from shares import every
 from torch import nn
 from torch.ao.quantization.quantize_fx import fuse_fx
 
@@ -130,7 +131,7 @@ def test_every_floating_call_belongs_to_exactly_one_site_and_knows_it(name):
 TORCH_DIFFERS = ("shared_conv", "shared_conv_two_norms", "in_place", "aliased", "mlp")
 
 
-@pytest.mark.parametrize("name", [name for name in NETS if name not in TORCH_DIFFERS])
+@pytest.mark.parametrize("name", every(2, (name for name in NETS if name not in TORCH_DIFFERS)))
 def test_fused_modules_are_those_that_torch_fuses(name):
     net = NETS[name]
     ours = inventory_of(net.model(), net.batches(1)[0]).parts[0].graph_module
@@ -161,7 +162,7 @@ def test_a_module_called_twice_fuses_each_call_as_its_own_neighbours_demand():
     assert torch.allclose(inventory.parts[0].graph_module(x), model(x), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", every(2, NETS))
 def test_the_normalised_and_fused_graph_computes_what_the_model_computes(name):
     net = NETS[name]
     model, batch = net.model(), net.batches(1)[0]

@@ -34,7 +34,7 @@ def test_any_net_with_layers_of_other_modes_passes_the_audit(seed, phase):
     compiled.convert(prepared)
 
 
-@pytest.mark.parametrize("seed", every(3, range(42)))
+@pytest.mark.parametrize("seed", every(5, range(42)))
 def test_any_net_with_any_sites_left_float_passes_the_audit(seed):
     backend = ("x86", "fbgemm", "onednn", "qnnpack")[seed % 4]
     torch.manual_seed(seed)

@@ -88,7 +88,6 @@ def joined_chain(layers):
 
 CASES = [*product((plan, quantize, store, estimate), (linear_chain, residual_chain, joined_chain))]
 ALWAYS = [
-    (plan, residual_chain),
     (quantize, residual_chain),
     (quantize, joined_chain),
     (store, linear_chain),
@@ -115,8 +114,15 @@ def test_twice_the_layers_take_at_most_twice_the_calls_of_any_function(step, mak
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("make", [linear_chain, residual_chain])
-@pytest.mark.parametrize("recipe", [RECIPE, QAT])
+@pytest.mark.parametrize(
+    ("make", "recipe"),
+    [
+        (linear_chain, RECIPE),
+        (residual_chain, QAT),
+        pytest.param(linear_chain, QAT, marks=pytest.mark.slow),
+        pytest.param(residual_chain, RECIPE, marks=pytest.mark.slow),
+    ],
+)
 def test_observers_are_where_torch_inserts_them_with_all_its_repetition(make, recipe, monkeypatch):
     model, batches = make(12)
     compiled = qrecipe.compile(model, recipe, batches[0])

@@ -47,7 +47,7 @@ def outcome(result):
     return trials, result.recipe.to_toml(), result.ranking
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("workers", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_search_on_workers_makes_the_same_trials(tmp_path, job, whole, workers):
     model, batches, evaluate, options = job
     log = tmp_path / "log.json"

@@ -21,6 +21,8 @@ from qrecipe.runtimes.onnx_nodes import in_integers
 from qrecipe.runtimes.session import Kernel
 from qrecipe.runtimes.table import RUNTIMES, known_session
 
+pytestmark = pytest.mark.usefixtures("onnx_listed_once")
+
 NET = NETS["residual"]
 STATIC = recipe(base="builtin:x86-static-minmax")
 OF_FILES = ("onnxruntime", "openvino")
@@ -58,19 +60,26 @@ def test_the_integer_kernels_are_those_of_the_planned_sites(name, exported):
     assert planned <= in_integers(kernels, planned)
 
 
-@pytest.mark.parametrize("name", OF_FILES)
-def test_a_float_file_has_no_integer_kernels(name, tmp_path):
+@pytest.fixture(scope="module")
+def exported_in_float(tmp_path_factory):
+    """A file of a float model, an input, and the model's output."""
     pytest.importorskip("onnxscript")
-    pytest.importorskip(name)
-    file, x = tmp_path / "net.onnx", torch.randn(2, 6)
+    file, x = tmp_path_factory.mktemp("float") / "net.onnx", torch.randn(2, 6)
     model = nn.Sequential(nn.Linear(6, 4), nn.ReLU()).eval()
     torch.onnx.export(model, (x,), file, dynamo=True, verbose=False)
+    with torch.no_grad():
+        return file, x, model(x)
+
+
+@pytest.mark.parametrize("name", OF_FILES)
+def test_a_float_file_has_no_integer_kernels(name, exported_in_float):
+    pytest.importorskip(name)
+    file, x, expected = exported_in_float
     session = RUNTIMES[name].open(file, 1)
     kernels = session.kernels()
     assert kernels
     assert not any(kernel.is_integer for kernel in kernels)
-    with torch.no_grad():
-        assert sqnr_db(model(x), session.run(Inputs((x,)))[0]) > 100
+    assert sqnr_db(expected, session.run(Inputs((x,)))[0]) > 100
 
 
 @pytest.mark.parametrize("name", OF_FILES)
