@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from qrecipe.artifact.export.openvino import export_openvino as export_openvino
     from qrecipe.artifact.export.pt2 import export_pt2 as export_pt2
     from qrecipe.artifact.export.pte import export_pte as export_pte
+    from qrecipe.artifact.export.targets import export_stored as export_stored
     from qrecipe.artifact.loading import load_quantized as load_quantized
     from qrecipe.artifact.saving import save_quantized as save_quantized
     from qrecipe.audit.sqnr import Fidelity as Fidelity
@@ -131,6 +132,7 @@ _NAMES = {
     "artifact.export.openvino": "export_openvino",
     "artifact.export.pt2": "export_pt2",
     "artifact.export.pte": "export_pte",
+    "artifact.export.targets": "export_stored",
     "artifact.loading": "load_quantized",
     "artifact.saving": "save_quantized",
     "audit.sqnr": "Fidelity",

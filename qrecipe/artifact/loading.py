@@ -14,7 +14,7 @@ from qrecipe._torch_ao import quiet
 from qrecipe.artifact.container import StoredFile, opened, path_of, problem
 from qrecipe.artifact.metadata import StoredModel, stored_model
 from qrecipe.artifact.rebuilding import Constants, rebuilt
-from qrecipe.artifact.state import DTYPES, Slot, slots_of
+from qrecipe.artifact.tensors import DTYPES
 from qrecipe.artifact.value_checks import ValueChecks
 from qrecipe.errors.findings import ArtifactError, QRecipeError
 from qrecipe.errors.text import first_line
@@ -24,6 +24,7 @@ from qrecipe.execution.executors import executor_of
 from qrecipe.execution.packing import detours
 from qrecipe.execution.provenance import Provenance, attach
 from qrecipe.execution.repacking import keep_engines
+from qrecipe.execution.state import Slot, slots_of
 from qrecipe.model.architecture import ArchitectureError, graph_digests
 from qrecipe.model.copies import replace_in_attributes
 from qrecipe.model.digest import memory_of

@@ -58,6 +58,16 @@ def rebuilt(model: nn.Module, stored: StoredModel, constants: Constants) -> nn.M
     ``ArtifactError`` if its forward would have to be traced with other constants, or the plan is
     not the recipe's.
     """
+    recorded = recorded_with(model, stored, constants)
+    with _valueless(), held_back([("", Warning)]):  # about observers that saw nothing
+        return executor_of(recorded.plan.executor).rebuilt(recorded).eval()
+
+
+def recorded_with(model: nn.Module, stored: StoredModel, constants: Constants) -> Recorded:
+    """The float architecture with the plan of a stored model, as executors carry it out.
+
+    Raises as `rebuilt`.
+    """
     architecture, table = stored.contents.architecture, stored.recipe.fx
     unfit = (
         *attribute_findings(model, table.preserved_attributes),
@@ -71,10 +81,7 @@ def rebuilt(model: nn.Module, stored: StoredModel, constants: Constants) -> nn.M
     model = opened_at(_with_products(model, stored.plan), architecture.opened)
     architecture = with_own_constants(architecture, model, constants, stored.header.file)
     plan = _without_plugins(stored.plan, model)
-    with _valueless(), held_back([("", Warning)]):  # about observers that saw nothing
-        recorded = Recorded(model, plan, architecture, table, partial(check_agreement, stored))
-        whole = executor_of(plan.executor).rebuilt(recorded)
-    return whole.eval()
+    return Recorded(model, plan, architecture, table, partial(check_agreement, stored))
 
 
 def _with_products(model: nn.Module, plan: Plan) -> nn.Module:

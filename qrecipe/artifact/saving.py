@@ -22,11 +22,12 @@ from qrecipe.artifact.container import (
     write_tensors,
 )
 from qrecipe.artifact.metadata import Contents, Origin, contents_of, needs_of, texts_of
-from qrecipe.artifact.state import DTYPE_NAMES, Slot, slots_of
+from qrecipe.artifact.tensors import DTYPE_NAMES
 from qrecipe.artifact.value_checks import ValueChecks
 from qrecipe.errors.findings import ArtifactError, Finding
 from qrecipe.errors.text import shown
 from qrecipe.execution.provenance import Provenance, architecture, provenance
+from qrecipe.execution.state import Slot, slots_of
 from qrecipe.model.architecture import graph_digests
 from qrecipe.model.digest import memory_of
 from qrecipe.planning.plan import Plan

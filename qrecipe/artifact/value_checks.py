@@ -9,8 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor, fx, nn
 
-from qrecipe.artifact.state import Slot
 from qrecipe.audit.float_kernels import qparams_of_result
+from qrecipe.execution.state import Slot
 from qrecipe.model.graph_names import outer
 from qrecipe.model.nodes import stored
 from qrecipe.model.unfit import all_finite, must_be_finite

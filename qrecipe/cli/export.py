@@ -67,6 +67,7 @@ def export(
     with reported(as_json=json, strict=strict):
         is_stored = _is_stored(Path(source))
         from qrecipe.artifact.export import targets
+        from qrecipe.artifact.export.stored import Stored
         from qrecipe.cli.model_argument import (
             compiled_for,
             prepared_on,
@@ -89,10 +90,8 @@ def export(
             if is_stored:
                 with user_output():
                     subject, first, _ = subject_and_batches(code, model, data, input)
-                    loaded = qrecipe.load_quantized(
-                        source, subject.model, constants=options.table(constants)
-                    )
-                    made = targets.Stored(loaded, Inputs.from_batch(first))
+                    inputs, own = Inputs.from_batch(first), options.table(constants)
+                    made = Stored.load(source, subject.model, inputs, own)
             else:
                 with user_output():
                     recipe = target.fitted(qrecipe.load_recipe(source))

@@ -10,8 +10,9 @@ from torch import fx, nn
 from qrecipe.execution.eager import executor as eager
 from qrecipe.execution.fx import executor as graph_mode
 from qrecipe.execution.isolated import Calibrate, Isolated
-from qrecipe.execution.part import Compiled, Realised, Recorded, Task
+from qrecipe.execution.part import Compiled, Exportable, Realised, Recorded, Task
 from qrecipe.execution.pt2e import executor as pt2e
+from qrecipe.model.call import Inputs
 from qrecipe.planning.plan import Site
 from qrecipe.recipe.schema import Executor as Name
 
@@ -39,6 +40,18 @@ class Executor(Protocol):
 
         Nothing is calibrated, audited or run. Raises ``ArchitectureError`` if the model is not
         the one that was quantized.
+        """
+
+    def exportable_parts(
+        self,
+        recorded: Recorded,
+        converted: Mapping[str, fx.GraphModule],
+        inputs: Mapping[str, Inputs],
+    ) -> Mapping[str, Exportable]:
+        """The parts of a stored model for exporters, audited, by their paths.
+
+        ``converted`` are those that were loaded, ``inputs`` is one call of each. Raises
+        ``ArtifactError`` (QR512) if they cannot be exported, and what `rebuilt` raises.
         """
 
 

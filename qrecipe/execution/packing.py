@@ -63,6 +63,13 @@ def _codes(weight: Tensor) -> Tensor:
     return torch.empty(0, dtype=_CODES[weight.dtype]).set_(weight.untyped_storage(), *place)
 
 
+def one_each(codes: Tensor, shape: torch.Size) -> Tensor:
+    """Stored integers of a weight of this shape, each as a number of its own."""
+    if codes.numel() < shape.numel():
+        codes = torch.stack((codes & 15, codes >> 4), -1).flatten()[: shape.numel()]
+    return codes.reshape(shape)
+
+
 def _with_bias(tensors: Tensors, bias: Tensor | None) -> Tensors:
     return tensors if bias is None else {**tensors, "bias": bias.detach()}
 

@@ -32,6 +32,8 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.usefixtures("onnx_listed_once")
 
+pytestmark = pytest.mark.usefixtures("operators_listed_once")
+
 AGREE_DB = 30.0
 """A result that lies between two steps may be rounded to either; nothing else differs."""
 

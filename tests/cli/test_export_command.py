@@ -64,6 +64,21 @@ def test_openvino_is_written_from_a_stored_program(stored):
     assert json.loads(run("inspect", "net.xml", "--json").stdout)["plan"] == stored_plan
 
 
+def test_a_stored_model_of_graph_mode_is_exported_as_from_its_recipe(folder):
+    pytest.importorskip("onnxscript")
+    made = run("quantize", STATIC, *NAMED, "--executor", "fx", "--out", "net.safetensors")
+    assert made.exit_code == 0, made.stderr
+    named = ("--model", "model.py:factory", "--to", "onnx", "--out", "stored.onnx")
+    made = run("export", "net.safetensors", *named)
+    assert made.exit_code == 0, made.stderr
+    assert "drawing batches" not in made.stdout + made.stderr
+    made = run("export", STATIC, *NAMED, "--executor", "fx", "--to", "onnx", "--out", "own.onnx")
+    assert made.exit_code == 0, made.stderr
+    assert (folder / "stored.onnx").read_bytes() == (folder / "own.onnx").read_bytes()
+    stored_plan = json.loads(run("inspect", "net.safetensors", "--json").stdout)["plan"]
+    assert json.loads(run("inspect", "stored.onnx", "--json").stdout)["plan"] == stored_plan
+
+
 @pytest.mark.slow
 def test_what_a_compiler_made_is_said(stored):
     named = ("--model", "model.py:factory", "--to", "aoti", "--out", "net.pt2")

@@ -10,10 +10,9 @@ from torch import fx, nn
 
 from qrecipe.errors.findings import ArtifactError, Finding
 from qrecipe.errors.text import first_line
-from qrecipe.execution.part import Exportable, check_exportable
 from qrecipe.execution.plain_scales import with_plain_scales
 from qrecipe.execution.provenance import Provenance, converted_graphs, provenance, stored_plan
-from qrecipe.model.call import Inputs, bind, bound
+from qrecipe.model.call import Inputs, bound
 from qrecipe.model.exported import exported
 from qrecipe.model.tracer import OTHER_SHAPES
 from qrecipe.planning.plan import Plan
@@ -70,17 +69,6 @@ class Program:
                 message = first_line(error)
                 hint = "pass inputs like those that it was quantized with"
             raise ArtifactError(Finding("QR512", message, hint=hint)) from error
-
-    def exportable(self) -> Exportable:
-        """For exporters that know operators, and not programs; the float output is unknown.
-
-        Raises ``ArtifactError`` (QR512) if the plan has dynamic sites.
-        """
-        check_exportable(self.plan)
-        graph_module, inputs = self.graph_module, self.inputs
-        return Exportable(
-            graph_module, bind(graph_module, graph_module, inputs), self.output(), None
-        )
 
 
 def _in_order(inputs: Inputs, graph_module: fx.GraphModule) -> Inputs:

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
-from qrecipe.artifact.container import write_copy
+from qrecipe.artifact.container import path_of, write_copy
 from qrecipe.artifact.export.aoti import write_aoti
 from qrecipe.artifact.export.judged import Opener, Written, check_reopened
 from qrecipe.artifact.export.lowering import Lowering
 from qrecipe.artifact.export.onnx import check_onnx, write_onnx
 from qrecipe.artifact.export.openvino import check_openvino, files_of, write_openvino
-from qrecipe.artifact.export.program import Program
 from qrecipe.artifact.export.pt2 import write_pt2
 from qrecipe.artifact.export.pte import write_pte
+from qrecipe.artifact.export.stored import Stored
+from qrecipe.artifact.rebuilding import Constants
 from qrecipe.execution.part import Exportable
-from qrecipe.execution.provenance import Provenance, provenance
+from qrecipe.execution.provenance import Provenance
 from qrecipe.model.call import Inputs
 from qrecipe.pipeline import CompiledRecipe, exportable, origin_of
+from qrecipe.process.neutral import neutral
 from qrecipe.recipe.for_executorch import for_executorch
 from qrecipe.recipe.recipe import Recipe
 from qrecipe.recipe.schema import Executor
@@ -55,23 +58,6 @@ class Calibrated:
 
     def exportable(self) -> Exportable:
         return exportable(self.compiled, self.prepared)
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """A model that was loaded from a file, and a call of it."""
-
-    model: nn.Module
-    inputs: Inputs
-
-    def origin(self) -> Provenance:
-        return provenance(self.model)
-
-    def converted(self) -> nn.Module:
-        return self.model
-
-    def exportable(self) -> Exportable:
-        return Program.of(self.model, self.inputs).exportable()
 
 
 Source = Calibrated | Stored
@@ -109,6 +95,36 @@ def export(source: Source, to: Name, path: Path, sizes: Sizes = "batch") -> Lowe
         for file in reversed(target.files(path)):  # the named one needs the others
             write_copy(made.with_name(file.name), file)
     return written.lowering
+
+
+@neutral
+def export_stored(
+    stored: str | os.PathLike[str],
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    example_inputs: Any,
+    *,
+    to: Name,
+    any_batch: bool = True,
+    constants: Constants | None = None,
+) -> None:
+    """Export a model that `save_quantized` stored, as ``qrecipe export`` does; it needs no data.
+
+    ``stored``, ``model`` and ``constants`` are as for `load_quantized`, ``example_inputs`` as for
+    `qrecipe.plan`. ``to`` is ``"onnx"``, ``"openvino"``, ``"pt2"``, ``"pte"`` or ``"aoti"``; the
+    first two take batches of any size, or that of the example alone if ``any_batch`` is False. The
+    file is opened in a fresh process and compared with the model before it is moved to ``path``.
+
+    Raises:
+        ArtifactError: as `load_quantized`; or the model cannot be exported (QR512), or the file
+            cannot be written (QR502).
+        AuditError: the file computes something else (QR414), or cannot be run (QR413); or what
+            `lower` raises.
+        QRecipeError: something that the target needs is not installed (QR602).
+    """
+    TARGETS[to].check()
+    source = Stored.load(stored, model, Inputs.from_batch(example_inputs), constants)
+    export(source, to, path_of(path, "export_stored"), "batch" if any_batch else None)
 
 
 def _from_functions(write: Callable[..., Written]) -> Callable[[Source, Path, Sizes], Written]:

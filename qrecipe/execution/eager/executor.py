@@ -31,7 +31,14 @@ from qrecipe.planning.plan import Plan, Site
 from qrecipe.process.state import random_numbers_kept
 from qrecipe.recipe.schema import LintTable
 
-__all__ = ["compile", "isolated", "realised_sites", "rebuilt", "traced_paths"]
+__all__ = [
+    "compile",
+    "exportable_parts",
+    "isolated",
+    "realised_sites",
+    "rebuilt",
+    "traced_paths",
+]
 
 
 def compile(task: Task) -> Compiled:
@@ -55,6 +62,17 @@ def rebuilt(recorded: Recorded) -> nn.Module:
     matches = module_matches(blank, planned, own_backend_config(plan.backend))
     recorded.check(Inventory(blank, (), matches, structure_of(blank, matches)))
     return EagerPart(plan, blank, Inputs()).swapped(blank)
+
+
+def exportable_parts(
+    recorded: Recorded, converted: Mapping[str, fx.GraphModule], inputs: Mapping[str, Inputs]
+) -> Mapping[str, Exportable]:
+    raise _not_exportable()
+
+
+def _not_exportable() -> ArtifactError:
+    hint = "export needs one graph of the whole model; QR210 says why there is none"
+    return ArtifactError.of("QR512", "an untraced model cannot be exported", hint=hint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +105,7 @@ class EagerPart:
         return None  # there is no graph to find it in
 
     def exportable(self, prepared: nn.Module) -> Exportable:
-        hint = "export needs one graph of the whole model; QR210 says why there is none"
-        raise ArtifactError.of("QR512", "an untraced model cannot be exported", hint=hint)
+        raise _not_exportable()
 
     def swapped(self, prepared: nn.Module) -> nn.Module:
         """A copy with the planned modules swapped for quantized ones, not audited.

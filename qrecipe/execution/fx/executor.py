@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from torch import fx, nn
 
@@ -23,11 +24,12 @@ from qrecipe.execution.fx.emission import Emission, emit
 from qrecipe.execution.fx.exportable import exportable
 from qrecipe.execution.fx.isolated import isolated
 from qrecipe.execution.fx.numerics import audit, audit_reference, run_on_head, run_until_judgeable
+from qrecipe.execution.fx.recovered import recover
 from qrecipe.execution.fx.reference import explicit, held, make_judge
 from qrecipe.execution.fx.structure import realised_sites
 from qrecipe.execution.fx.unrounded import check_conversion
 from qrecipe.execution.packing import Kinds
-from qrecipe.execution.part import Compiled, Exportable, Fault, Recorded, Task
+from qrecipe.execution.part import Compiled, Exportable, Fault, Recorded, Task, check_exportable
 from qrecipe.execution.recorded import recorded_graphs
 from qrecipe.model.addresses import SITE, site_of
 from qrecipe.model.call import Inputs
@@ -36,12 +38,19 @@ from qrecipe.model.graph_sites import Part
 from qrecipe.model.rewrite_proof import check_unchanged, prove_prepared
 from qrecipe.model.trace import line_of, trace_part
 from qrecipe.planning.backend import backend_config
-from qrecipe.planning.plan import Plan
+from qrecipe.planning.plan import Engine, Plan
 from qrecipe.recipe.patterns import leave_float
 from qrecipe.recipe.schema import LintTable
 from qrecipe.rules.structure import joined
 
-__all__ = ["compile", "isolated", "realised_sites", "rebuilt", "traced_paths"]
+__all__ = [
+    "compile",
+    "exportable_parts",
+    "isolated",
+    "realised_sites",
+    "rebuilt",
+    "traced_paths",
+]
 
 
 def compile(task: Task) -> Compiled:
@@ -181,21 +190,48 @@ class FxPart:
 
 
 def rebuilt(recorded: Recorded) -> nn.Module:
-    plan = recorded.plan
     blank, fused = recorded_graphs(recorded)
-    configs = Configs.of(plan, blank, recorded.table.preserved_attributes)
-    return with_parts(
-        blank, {path: _converted(graph, plan, configs) for path, graph in fused.items()}
-    )
+    maker = _Maker.of(recorded, blank)
+    # each weight is packed once, later
+    parts = {path: maker.converted(maker.prepared(graph), {}) for path, graph in fused.items()}
+    return with_parts(blank, parts)
 
 
-def _converted(graph_module: fx.GraphModule, plan: Plan, configs: Configs) -> fx.GraphModule:
-    # not FxPart.prepare: its fake-quants don't observe in eval mode, and these must see the shapes
-    # of their weights once
-    prepared = execution.prepared_copy(graph_module, emit(plan, graph_module), configs).eval()
-    reference = execution.reference(prepared, configs)
-    if plan.is_for_export:
-        return explicit(reference)
-    return execution.lowered(
-        reference, prepared, configs, {}, {}
-    )  # each weight is packed once, later
+def exportable_parts(
+    recorded: Recorded, converted: Mapping[str, fx.GraphModule], inputs: Mapping[str, Inputs]
+) -> Mapping[str, Exportable]:
+    check_exportable(recorded.plan)
+    blank, fused = recorded_graphs(recorded)
+    maker = _Maker.of(recorded, blank)
+    convert = partial(maker.converted, engines=recorded.plan.engines)
+    found: dict[str, Exportable] = {}
+    for path, graph_module in fused.items():
+        prepared = maker.prepared(graph_module)
+        recover(prepared, converted[path], convert)
+        found[path] = exportable(recorded.plan, prepared, inputs[path], maker.configs)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Maker:
+    """Prepares and converts without data what a plan was stored for."""
+
+    plan: Plan
+    configs: Configs
+
+    @classmethod
+    def of(cls, recorded: Recorded, blank: nn.Module) -> _Maker:
+        preserved = recorded.table.preserved_attributes
+        return cls(recorded.plan, Configs.of(recorded.plan, blank, preserved))
+
+    def prepared(self, graph_module: fx.GraphModule) -> fx.GraphModule:
+        # not FxPart.prepare: its fake-quants don't observe in eval mode, and these must see the
+        # shapes of their weights once
+        emission = emit(self.plan, graph_module)
+        return execution.prepared_copy(graph_module, emission, self.configs).eval()
+
+    def converted(self, prepared: fx.GraphModule, engines: Mapping[str, Engine]) -> fx.GraphModule:
+        reference = execution.reference(prepared, self.configs)
+        if self.plan.is_for_export:
+            return explicit(reference)
+        return execution.lowered(reference, prepared, self.configs, engines, {})

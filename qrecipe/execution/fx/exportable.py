@@ -13,6 +13,7 @@ from qrecipe.audit.sample import Sample
 from qrecipe.errors.findings import ArtifactError, AuditError, Finding
 from qrecipe.errors.text import first_line
 from qrecipe.execution.fx.convert import Configs, as_torch_prepared
+from qrecipe.execution.fx.embeddings import look_up_integers
 from qrecipe.execution.fx.reference import explicit, held
 from qrecipe.execution.fx.unrounded import check_conversion
 from qrecipe.execution.part import Exportable, check_exportable
@@ -42,6 +43,7 @@ def exportable(
     decomposed = _decomposed(prepared, configs)
     check_conversion(decomposed, prepared, Sample(inputs, float_output), plan.phase)
     explicit(decomposed)
+    look_up_integers(decomposed)
     _widen_ranges(decomposed)
     bound = bind(decomposed.eval(), prepared, inputs)
     return Exportable(decomposed, bound, _checked_output(decomposed, prepared, bound), float_output)

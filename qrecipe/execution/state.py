@@ -13,7 +13,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from qrecipe.artifact.container import DType
 from qrecipe.execution.packing import Unpacked, unpacked
 from qrecipe.model.graph_names import outer
 from qrecipe.rules.structure import joined
@@ -92,20 +91,3 @@ def _slots(path: str, module: nn.Module) -> Iterator[Slot]:
 
 def _is_quantized(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.ao.nn.")
-
-
-DTYPES: dict[DType, torch.dtype] = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-}
-"""torch's dtypes by their safetensors names."""
-
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
