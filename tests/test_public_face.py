@@ -79,7 +79,7 @@ def test_whatever_writes_a_file_returns_none():
         for name, function in CALLABLES.items()
         if name.rpartition(".")[2].startswith(("save", "export", "plot", "write"))
     }
-    assert len(returned) == 15
+    assert len(returned) == 16
     assert set(returned.values()) == {"None"}, returned
 
 

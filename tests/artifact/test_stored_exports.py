@@ -27,7 +27,10 @@ from qrecipe.registry import table as registered
 from qrecipe.runtimes import executorch
 
 pytest.importorskip("onnxscript")
-pytestmark = pytest.mark.usefixtures("operators_listed_once")
+pytestmark = [
+    pytest.mark.usefixtures("operators_listed_once"),
+    pytest.mark.filterwarnings("ignore:.*QR232"),
+]
 
 FLOAT = '[rules]\nglobal = "float"\n[rules.module_type]\n'
 
