@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from qrecipe.errors.findings import Finding, PlanError
 from qrecipe.errors.text import quoted_whole
+from qrecipe.rules.resolution import listed
 from qrecipe.rules.structure import joined
 
 _OF_WRAPPERS: Mapping[str, str] = {
@@ -25,8 +26,6 @@ _OF_WRAPPERS: Mapping[str, str] = {
 
 _SESSIONS = ("InferenceSession", "CompiledModel")
 """Classes of onnxruntime and openvino."""
-
-_SHOWN = 4
 
 
 def check_is_model(model: object) -> None:
@@ -116,10 +115,9 @@ def broken_values(model: nn.Module) -> Iterator[Finding]:
         if tensor is not None and must_be_finite(module, name) and not _is_finite(tensor)
     ]
     if names:
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         yield Finding(
             "QR306",
-            f"NaN or infinity in {', '.join(names[:_SHOWN])}{more}",
+            f"NaN or infinity in {listed(names)}",
             hint="the float model has them too: did its training diverge? load an earlier "
             "checkpoint",
         )

@@ -8,7 +8,7 @@ from typing import get_args
 
 from qrecipe.errors.findings import Finding, UnsupportedError
 from qrecipe.errors.spelling import did_you_mean
-from qrecipe.errors.text import quoted_whole, shown
+from qrecipe.errors.text import shown, shown_names
 from qrecipe.recipe.recipe import Recipe
 from qrecipe.recipe.schema import Executor
 from qrecipe.rules.structure import Mode
@@ -43,7 +43,7 @@ def executed_by(recipe: Recipe, executor: Executor | None) -> Recipe:
     if executor is None:
         return recipe
     if executor not in get_args(Executor):
-        names = ", ".join(map(quoted_whole, get_args(Executor)))
+        names = shown_names(get_args(Executor))
         message = f"executor is {shown(executor)}, but must be one of {names}"
         hint = did_you_mean(str(executor), get_args(Executor))
         raise UnsupportedError(Finding("QR317", message, hint=hint))
