@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
-from qrecipe.errors.findings import CODES, Finding, QRecipeWarning, error_from
+from qrecipe.errors.findings import Finding, QRecipeWarning, error_from
 
 _COLLECTED: ContextVar[list[Finding] | None] = ContextVar("collected", default=None)
 
@@ -39,7 +39,7 @@ def collected() -> Iterator[list[Finding]]:
 def settle(findings: Iterable[Finding], ignore: Collection[str]) -> None:
     """Raise those that are errors, together; if there are none, warn of the rest."""
     found = list(findings)
-    errors = [finding for finding in found if CODES[finding.code].error is not None]
+    errors = [finding for finding in found if finding.severity == "error"]
     if errors:
         raise error_from(errors)
     for finding in found:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from qrecipe.errors.findings import CODES, Finding, error_from
+from qrecipe.errors.findings import Finding, error_from
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import warn
 from qrecipe.model.addresses import SITE
@@ -49,7 +49,7 @@ def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
     changes = chosen_changes(inventory, sites, recipe)
     findings = (
         *resolution.findings,
-        *(each for each in changes.findings if CODES[each.code].error is not None),
+        *(each for each in changes.findings if each.severity == "error"),
         *unsupported.values(),
         *_input_conflicts(sites, inventory),
         *_unmakeable(sites, recipe.phase),
@@ -72,7 +72,7 @@ def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
                 *branch_findings(inventory),
                 *mask_findings(sites, inventory),
                 *_untraced(inventory, recipe),
-                *(each for each in changes.findings if CODES[each.code].error is None),
+                *(each for each in changes.findings if each.severity == "warning"),
             )
             if finding.code not in recipe.lint.ignore
         ),
