@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from qrecipe.artifact.state import slots_of
 from qrecipe.execution.batches import Forward
+from qrecipe.execution.state import slots_of
 from qrecipe.measure.compare.run import Part
 from qrecipe.measure.owner import owner_of
 from qrecipe.model.digest import tensors_digest
