@@ -19,6 +19,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # for torch, here and in every process that
 
 SLOW_PAGES = {
     "bench.md",
+    "compare.md",
     "drift.md",
     "export.md",
     "fastest.md",
@@ -26,6 +27,7 @@ SLOW_PAGES = {
     "gallery.md",
     "lightning.md",
     "pool.md",
+    "profile.md",
     "ranks.md",
     "reports.md",
     "security.md",

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import pytest
 from hypothesis import settings
 
-settings.register_profile("few", max_examples=50, deadline=None)
+settings.register_profile("few", max_examples=30, deadline=None)
 settings.register_profile("many", max_examples=400, deadline=None)  # --hypothesis-profile many
 settings.load_profile("few")
 

@@ -123,6 +123,7 @@ def test_a_command_runs_in_the_environment_that_is_there(on_torch, tmp_path, cap
     assert re.search(r"torch 2\.10 +ok +in 2\.10\ntorch 2\.11 +FAILED +in 2\.11\n$", shown)
 
 
+@pytest.mark.slow  # with one torch, it shows what tests/artifact/test_artifact.py shows
 def test_digits_stored_by_this_torch_have_the_same_outputs_once_loaded(tmp_path, capsys):
     main = runpy.run_path(str(ROOT / "tools" / "digits_on_torch.py"))["main"]
     assert main(tmp_path) == 0

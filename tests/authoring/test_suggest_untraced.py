@@ -130,7 +130,17 @@ CASES = {
 
 
 @pytest.mark.filterwarnings("ignore::qrecipe.QRecipeWarning")
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+@pytest.mark.parametrize(
+    "case",
+    # another share of convolutions, and the same answer
+    [
+        pytest.param(each, marks=pytest.mark.slow)
+        if each is mostly_convolutions_and_no_part_that_traces
+        else each
+        for each in CASES
+    ],
+    ids=lambda case: case.__name__,
+)
 def test_what_works_is_suggested_with_the_reason_and_quantizes(case):
     torch.manual_seed(0)
     scheme, roots = CASES[case]

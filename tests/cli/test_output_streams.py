@@ -34,7 +34,7 @@ def shell(command: str, redirection: str, **variables: str) -> subprocess.Comple
     )
 
 
-@pytest.mark.parametrize("case", every(2, product(("", "1"), WRITING)))
+@pytest.mark.parametrize("case", every(4, product(("", "1"), WRITING)))
 def test_a_pipe_that_nobody_reads_ends_a_command_in_silence(case):
     unbuffered, command = case
     reader, writer = os.pipe()
@@ -60,7 +60,7 @@ def test_the_first_lines_alone_can_be_read():
 
 @is_linux
 @pytest.mark.parametrize(
-    "case", every(2, product(("", "1"), (SOUND, "check --json nowhere.toml", "--version")))
+    "case", every(4, product(("", "1"), (SOUND, "check --json nowhere.toml", "--version")))
 )
 def test_a_full_device_is_one_line_and_no_success(case):
     unbuffered, command = case

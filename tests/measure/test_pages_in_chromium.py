@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 from browser import LAYOUT, PHONE, SCHEMES, WIDE, needs_chromium, pixels, seen
-from report_pages import hostile_page, pages
+from report_pages import PAGES, hostile_page, pages
 
 from qrecipe.measure.pages.page import save_page
 from qrecipe.measure.pages.sections import Figure
 
 pytestmark = pytest.mark.browser
 
-NAMES = ("drift", "comparison", "sensitivity", "tuning", "hostile")
+NAMES = (*PAGES, "hostile")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -92,7 +92,10 @@ class Cat(nn.Module):
 
 @pytest.mark.parametrize(
     ("kind", "roots"),
-    [(Segmenter, ("backbone", "head")), (Listed, ("layers.0", "layers.1"))],
+    [
+        (Segmenter, ("backbone", "head")),
+        pytest.param(Listed, ("layers.0", "layers.1"), marks=pytest.mark.slow),
+    ],
 )
 def test_roots_of_which_their_parent_reads_attributes_are_suggested_and_quantized(kind, roots):
     torch.manual_seed(0)

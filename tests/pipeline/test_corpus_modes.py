@@ -1,7 +1,7 @@
 """The corpus once more, dynamic and in training: the model is what the plan says.
 
-All toy nets always, each in one mode and with one share, and a small architecture in training; all
-of torchvision's and the other runs with ``-m slow``.
+All toy nets always, each in one mode and with one share; torchvision's and the other runs with
+``-m slow``.
 """
 
 from __future__ import annotations
@@ -33,8 +33,6 @@ MODES = {
 SHARES = ("all", "half")
 TURNS = ("qat", "dynamic")
 """The modes of the toy nets: recurrent ones, and those that are not trained, have odd numbers."""
-ALWAYS = {("squeezenet1_1", "qat", "half")}
-"""It has nothing that could be dynamic."""
 BATCHES = 2
 
 UNTRAINABLE = {"shared_conv_two_norms", "in_place"}
@@ -43,9 +41,8 @@ UNTRAINABLE = {"shared_conv_two_norms", "in_place"}
 
 def _runs():
     for name, mode, share in product(TORCHVISION, MODES, SHARES):
-        marks = [pytest.mark.skipif(missing() is not None, reason=str(missing()))]
-        if (name, mode, share) not in ALWAYS:
-            marks.append(pytest.mark.slow)
+        missed = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+        marks = [missed, pytest.mark.slow]
         yield pytest.param(
             (TORCHVISION, name, mode, share), id=f"{name}-{mode}-{share}", marks=marks
         )

@@ -89,8 +89,12 @@ def left_float(name):
     return replace(origin, plan=json.dumps(plan))
 
 
+PAGES = ("drift", "comparison", "sensitivity", "tuning")
+
+
 @functools.cache
 def pages():
+    """All of them, drawn, which takes seconds."""
     of = measured()
     return {
         "drift": drift_page(of["drift"], of["origin"], ABOUT),
