@@ -165,14 +165,7 @@ def members_of(node: fx.Node) -> tuple[Member, ...]:
 def module_member(path: str, module: nn.Module) -> Member:
     """The first call of a module."""
     kind = class_without_scale(module)
-    return Member(
-        name=path,
-        op=kind.__name__,
-        module=path,
-        types=class_names(kind),
-        functions=frozenset(),
-        scopes=enclosing(path),
-    )
+    return Member(path, kind.__name__, path, class_names(kind), scopes=enclosing(path))
 
 
 def _function_member(path: str, node: fx.Node) -> Member:
@@ -185,11 +178,5 @@ def _function_member(path: str, node: fx.Node) -> Member:
             own = f"torch.{target._schema.name.partition('::')[2]}"
         dotted = FUNCTION_NAMES.get(target, own)
     family = function_family(dotted) or dotted.rpartition(".")[2].strip("_")
-    return Member(
-        name=f"{path}:{family}",
-        op=family,
-        module=None,
-        types=frozenset(),
-        functions=frozenset({family, dotted}),
-        scopes=enclosing(path),
-    )
+    names = frozenset({family, dotted})
+    return Member(f"{path}:{family}", family, functions=names, scopes=enclosing(path))

@@ -11,6 +11,8 @@ from qrecipe.model.graph_sites import Match
 from qrecipe.model.nodes import stored
 from qrecipe.model.normalize import DIMENSIONS, MULTIPLIES_WEIGHT
 
+_SETTINGS = ("stride", "padding", "output_padding", "dilation", "groups")
+
 
 @dataclass(frozen=True, slots=True)
 class Convolution:
@@ -86,36 +88,26 @@ def convolution_of(match: Match) -> Convolution | None:
     """None for other operations, and for functions whose weight is computed."""
     module = match.module
     if isinstance(module, nn.modules.conv._ConvNd):
-        return Convolution(
-            transposed=isinstance(module, nn.modules.conv._ConvTransposeNd),
-            kernel=tuple(module.kernel_size),
-            stride=module.stride,
-            padding=module.padding if module.padding_mode == "zeros" else (0,),
-            output_padding=module.output_padding,
-            dilation=module.dilation,
-            groups=module.groups,
-            inputs=module.in_channels // module.groups,
-            outputs=module.out_channels // module.groups,
+        transposed, kernel = (
+            isinstance(module, nn.modules.conv._ConvTransposeNd),
+            module.kernel_size,
         )
-    node = match.nodes[0] if match.nodes else None
-    if module is not None or node is None or node.target not in DIMENSIONS:
-        return None
-    given: dict[str, Any] = dict(zip(MULTIPLIES_WEIGHT[node.target], node.args, strict=False))
-    graph_module = node.graph.owning_module
-    weight = None if graph_module is None else stored(given["weight"], graph_module)
-    if weight is None:
-        return None
-    transposed, groups = "output_padding" in given, given["groups"]
-    channels = (weight.shape[0] // groups, weight.shape[1])
-    inputs, outputs = channels if transposed else reversed(channels)
-    return Convolution(
-        transposed=transposed,
-        kernel=tuple(weight.shape[2:]),
-        stride=given["stride"],
-        padding=given["padding"],
-        output_padding=given.get("output_padding", ()),
-        dilation=given["dilation"],
-        groups=groups,
-        inputs=inputs,
-        outputs=outputs,
-    )
+        given: dict[str, Any] = {name: getattr(module, name) for name in _SETTINGS}
+        if module.padding_mode != "zeros":
+            given["padding"] = (0,)
+        inputs, outputs = module.in_channels, module.out_channels
+    else:
+        node = match.nodes[0] if match.nodes and module is None else None
+        if node is None or node.target not in DIMENSIONS or node.graph.owning_module is None:
+            return None
+        given = dict(zip(MULTIPLIES_WEIGHT[node.target], node.args, strict=False))
+        weight = stored(given["weight"], node.graph.owning_module)
+        if weight is None:
+            return None
+        transposed, kernel = "output_padding" in given, weight.shape[2:]
+        inputs, outputs = weight.shape[1] * given["groups"], weight.shape[0]
+        if transposed:
+            inputs, outputs = outputs, inputs
+    groups, output_padding = given["groups"], given.get("output_padding", ())
+    settings = (given["stride"], given["padding"], output_padding, given["dilation"], groups)
+    return Convolution(transposed, tuple(kernel), *settings, inputs // groups, outputs // groups)

@@ -35,10 +35,10 @@ class Member(ShortRepr):
 
     name: str
     op: str
-    module: str | None
-    types: frozenset[str]
-    functions: frozenset[str]
-    scopes: tuple[str, ...]
+    module: str | None = None
+    types: frozenset[str] = frozenset()
+    functions: frozenset[str] = frozenset()
+    scopes: tuple[str, ...] = ("",)
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -123,6 +123,18 @@ def test_a_scheduler_that_does_not_answer_is_an_error(folder, monkeypatch):
     assert "QR428 no Dask scheduler answers at tcp://127.0.0.1:1" in result.stderr
 
 
+@pytest.mark.parametrize("command", ["sensitivity", "compare"])
+def test_a_command_measures_on_the_workers_of_a_dask_scheduler(folder, command):
+    distributed = pytest.importorskip("distributed")
+    alone = run(command, *RUN, "--json", "--threads", "1")
+    with distributed.LocalCluster(
+        n_workers=1, processes=False, protocol="tcp://", host="127.0.0.1", dashboard_address=None
+    ) as cluster:
+        pool = f"dask:{cluster.scheduler_address}"
+        together = run(command, *RUN, "--json", "--pool", pool)
+    assert without_times(together) == without_times(alone)
+
+
 def test_dask_that_is_not_installed_is_named(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     result = run("sensitivity", *RUN, "--pool", "dask:tcp://127.0.0.1:1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -13,12 +14,14 @@ from multiprocessing import get_context
 import pytest
 import torch
 from nets import NETS
-from rankings import ranked
+from rankings import STATIC, ranked
+from runs import silent
 from torch import nn
+from tuning import base, cancelling, closeness, full_loss, in_float_time
 
 import qrecipe
+from qrecipe.authoring.tune.trials import ModelBench
 from qrecipe.cli.pool import Processes
-from qrecipe.errors.findings import ExecutionError
 from qrecipe.measure.sensitivity import pieces
 
 
@@ -67,17 +70,6 @@ def test_processes_of_our_own_are_made_anew_when_one_is_killed(tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_of_the_caller_that_are_killed_are_an_error(tmp_path):
-    net = NETS["residual"]
-    metric = Fatal((str(tmp_path / "killed"), os.getpid()))
-    with (
-        spawned(2) as pool,
-        pytest.raises(ExecutionError, match=r"QR428 the workers failed.*BrokenProcessPool"),
-    ):
-        ranked(net.model(), net.batches(2), metric=metric, pool=pool)
-
-
-@pytest.mark.slow
 def test_loky_is_a_pool_too():
     loky = pytest.importorskip("joblib.externals.loky")
     net = NETS["residual"]
@@ -90,53 +82,107 @@ def test_loky_is_a_pool_too():
     assert together == ranked(model, batches, metric=lambda a, b: float((a - b).sum()))
 
 
-def slowly(output, reference):
-    time.sleep(0.05)
-    return -float((output - reference).abs().max())
-
-
-@pytest.mark.slow
-def test_a_dask_cluster_of_two_workers_loses_one_and_gives_the_same():
+@pytest.fixture(scope="module")
+def client():
+    """Of a cluster of two workers on loopback, which replaces one that dies."""
     distributed = pytest.importorskip("distributed")
-    net = NETS["residual"]
-    model, batches = net.model(), net.batches(8)
-    alone = ranked(model, batches, metric=slowly)
-    converted = qrecipe.quantize(model, alone.recipe, batches, progress=False)
-    killed = []
     with (
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1"
         ) as cluster,
         distributed.Client(cluster, set_as_default=False) as client,
     ):
-        workers = list(client.run(os.getpid).values())
+        yield client
 
-        def kill():
-            killed.append(workers[0])
-            os.kill(workers[0], signal.SIGKILL)
 
-        def progress(done, total):
-            if done == total // 4:
-                threading.Thread(target=kill).start()
+class Killing:
+    """Progress that kills a worker once something has come back."""
 
-        ranking = qrecipe.sensitivity(
-            model,
-            alone.recipe,
-            batches,
-            metric=slowly,
-            progress=progress,
-            pool=client.get_executor(),
-        )
-        evaluated = ranked(model, batches, evaluate=norm, pool=client.get_executor())
-        compared = qrecipe.compare(
-            model, converted, batches, progress=False, pool=client.get_executor()
-        )
-    assert killed
+    def __init__(self, client):
+        self.worker, *_ = client.run(os.getpid).values()
+        self.is_done = False
+
+    def __call__(self, done, total):
+        if done == 2:
+            self.is_done = True
+            threading.Thread(target=os.kill, args=(self.worker, signal.SIGKILL)).start()
+
+
+def slowly(output, reference):
+    time.sleep(0.05)
+    return -float((output - reference).abs().max())
+
+
+@pytest.mark.slow
+def test_a_ranking_on_a_dask_cluster_of_two_workers_loses_one_and_is_the_same(client):
+    net = NETS["residual"]
+    model, batches = net.model(), net.batches(8)
+    alone, killing = ranked(model, batches, metric=slowly), Killing(client)
+    ranking = qrecipe.sensitivity(
+        model, alone.recipe, batches, metric=slowly, progress=killing, pool=client.get_executor()
+    )
     assert ranking == alone
-    assert evaluated == ranked(model, batches, evaluate=norm)
-    assert compared.output == qrecipe.compare(model, converted, batches, progress=False).output
+    assert killing.is_done
 
 
 def norm(model: nn.Module) -> float:
     weights = [parameter.detach() for parameter in model.parameters()]
     return float(sum(weight.square().sum() for weight in weights))
+
+
+@pytest.mark.slow
+def test_an_evaluation_of_sites_on_a_dask_cluster_is_the_same(client):
+    net = NETS["residual"]
+    model, batches = net.model(), net.batches(2)
+    together = ranked(model, batches, evaluate=norm, pool=client.get_executor())
+    assert together == ranked(model, batches, evaluate=norm)
+
+
+def run_slowly(model, batch):
+    time.sleep(0.05)
+    return model(batch)
+
+
+@pytest.mark.slow
+def test_a_comparison_on_a_dask_cluster_of_two_workers_loses_one_and_is_the_same(client):
+    net = NETS["residual"]
+    model, batches, killing = net.model(), net.batches(12), Killing(client)
+    converted = qrecipe.quantize(model, STATIC, batches, progress=silent)
+    options = {"forward": run_slowly}
+    alone = qrecipe.compare(model, converted, batches, progress=silent, **options)
+    together = qrecipe.compare(
+        model, converted, batches, progress=killing, pool=client.get_executor(), **options
+    )
+    assert killing.is_done
+    assert together.output == alone.output
+    assert {site.name: site.activation for site in together.sites} == {
+        site.name: site.activation for site in alone.sites
+    }
+
+
+@pytest.mark.slow
+def test_a_search_on_a_dask_cluster_of_two_workers_loses_one_and_makes_the_same_trials(
+    client, monkeypatch, tmp_path
+):
+    times = in_float_time(a=0.4, b=0.3, c=0.3)
+    monkeypatch.setattr(ModelBench, "_priced", lambda *args: times)
+    model, batches = cancelling()
+    evaluate, killing, log = closeness(model, batches), Killing(client), tmp_path / "log.json"
+    options = {"max_drop": full_loss(model, batches, evaluate) / 2}
+    alone = qrecipe.tune(model, base(), batches, evaluate, progress=silent, **options)
+    together = qrecipe.tune(
+        model,
+        base(),
+        batches,
+        evaluate,
+        progress=killing,
+        pool=client.get_executor(),
+        resume=log,
+        **options,
+    )
+    assert killing.is_done
+    assert [(t.what, t.metric, t.kept) for t in together.trials] == [
+        (t.what, t.metric, t.kept) for t in alone.trials
+    ]
+    assert together.recipe.to_toml() == alone.recipe.to_toml()
+    assert any(trial["ahead"] for trial in json.loads(log.read_text())["trials"])

@@ -113,21 +113,28 @@ def test_work_of_workers_goes_on_without_them_and_the_other_way_round(tmp_path, 
     assert not finished.sent
 
 
+def interrupt(done, total):
+    if done == total // 2:
+        raise KeyboardInterrupt
+
+
 def test_an_interrupt_on_workers_leaves_a_log_to_go_on_from(tmp_path):
     model, batches, log = NET.model(), NET.batches(3), tmp_path / "log"
-
-    def interrupt(done, total):
-        if done == total // 2:
-            raise KeyboardInterrupt
-
+    options = {"pool": LastFirst(), "progress": interrupt}
     with pytest.warns(qrecipe.QRecipeWarning, match="QR212"):
-        qrecipe.sensitivity(
-            model, STATIC, batches, progress=interrupt, pool=LastFirst(), resume=log
-        )
+        qrecipe.sensitivity(model, STATIC, batches, resume=log, **options)
     kept = len(log.read_text().splitlines()) - 1
     executor = AtOnce()
     assert ranked(model, batches, pool=executor, resume=log) == ranked(model, batches)
     assert len(executor.sent) == 12 - kept
+    converted, log = qrecipe.quantize(model, STATIC, batches, progress=silent), tmp_path / "other"
+    with pytest.raises(KeyboardInterrupt):
+        qrecipe.compare(model, converted, batches, resume=log, **options)
+    kept, shown = len(log.read_text().splitlines()) - 1, []
+    executor, progress = AtOnce(), lambda *at: shown.append(at)
+    qrecipe.compare(model, converted, batches, progress=progress, pool=executor, resume=log)
+    assert len(executor.sent) == 3 - kept
+    assert shown == [(1, 3), (2, 3), (3, 3)]
 
 
 class Fatal:

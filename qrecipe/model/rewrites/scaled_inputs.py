@@ -42,8 +42,7 @@ def spell_out_scales(graph_module: fx.GraphModule, prefix: str) -> None:
             factor.meta["value"] = replace(source.meta["value"], rank=1, is_input=False)
             product.meta["value"] = replace(source.meta["value"], is_input=False)
             at = joined(prefix, outer(str(node.target)))
-            nothing = frozenset[str]()
-            member = Member(f"{at}:{PRODUCT}", PRODUCT, None, nothing, nothing, enclosing(at))
+            member = Member(f"{at}:{PRODUCT}", PRODUCT, scopes=enclosing(at))
             product.meta |= {SCALES: True, "member": member}
             made[key] = product
         node.replace_input_with(source, made[key])
