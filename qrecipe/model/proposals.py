@@ -44,11 +44,14 @@ def with_advice(error: TraceError, model: nn.Module, inputs: Inputs, table: FxTa
     model = with_caches_filled(model, {"": inputs}) or model
     calls = _calls(model, inputs)
     proposed = [] if finding.hint is None else [finding.hint]
-    if kept_out := _kept_out(error, model, calls, table):
+    kept_out = _kept_out(error, model, calls, table)
+    roots = _roots(model, error.path, inputs, table, calls)
+    if kept_out and not (roots and _hold_most(model, error.path, kept_out)):
+        names = _toml_list(kept_out)
         proposed.append(
-            f"do not trace it, and leave it float: [fx] non_traceable_module_name = {kept_out}"
+            f"do not trace it, and leave it float: [fx] non_traceable_module_name = {names}"
         )
-    if roots := _roots(model, error.path, inputs, table, calls):
+    if roots:
         proposed.append(f"trace the parts that can be traced: [fx] roots = {_toml_list(roots)}")
     forward = type(model.get_submodule(error.at)).forward
     is_torchs = forward.__module__.startswith("torch.nn.modules")
@@ -72,8 +75,8 @@ def _toml_list(names: Sequence[str]) -> str:
 
 def _kept_out(
     error: UntraceableError, model: nn.Module, calls: Mapping[str, Inputs], table: FxTable
-) -> str | None:
-    """The modules without which the part can be traced; None if its own forward fails."""
+) -> list[str]:
+    """The modules without which the part can be traced; none if its own forward fails."""
     names = list(table.non_traceable_module_name)
     at = error.at
     while at not in (error.path, *names) and len(names) < _MOST_KEPT_OUT:
@@ -84,10 +87,18 @@ def _kept_out(
         except UntraceableError as another:
             at = another.at
         except PlanError:
-            return None
+            return []
         else:
-            return _toml_list(names)
-    return None
+            return names
+    return []
+
+
+def _hold_most(model: nn.Module, part: str, names: Sequence[str]) -> bool:
+    """Whether these modules hold more than half of the weights of a part."""
+    inside = (model.get_submodule(name) for name in names if part in enclosing(name))
+    held = {weight for module in inside for weight in module.parameters()}
+    weights = [*model.get_submodule(part).parameters()]
+    return 2 * sum(w.numel() for w in held) > sum(w.numel() for w in weights)
 
 
 def _roots(

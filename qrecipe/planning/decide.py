@@ -274,7 +274,7 @@ def _untraced(inventory: Inventory, recipe: Recipe) -> Iterator[Finding]:
     cure = inventory.untraced.hint or ""
     notes = (
         f"to trace it, {cure}" if cure and inventory.untraced.code == "QR305" else cure,
-        f"the example inputs do not reach {listed(missed)}, so they stay float" if missed else "",
+        f"not reached by the example inputs, and so left float: {listed(missed)}" if missed else "",
     )
     yield Finding(
         "QR210",

@@ -300,7 +300,7 @@ def test_modules_that_copy_stay_float_between_those_that_are_swapped():
 def test_what_the_example_inputs_do_not_reach_is_named():
     plan = qrecipe.plan(branching(), DYNAMIC, torch.rand(2, 6))
     (warning,) = [each for each in plan.warnings if each.code == "QR210"]
-    assert warning.notes == ("the example inputs do not reach b, so they stay float",)
+    assert warning.notes == ("not reached by the example inputs, and so left float: b",)
 
 
 def test_a_first_batch_on_another_way_than_the_example_is_no_error():
@@ -521,7 +521,7 @@ class ReadsUnlessHooked(nn.Module):
 def test_what_is_called_only_under_hooks_stays_float():
     plan = qrecipe.plan(Around(ReadsUnlessHooked()).eval(), DYNAMIC, SEQUENCE)
     assert verdicts(plan) == {"head": "quantized"}
-    assert "the example inputs do not reach layer.fc, so they stay float" in str(plan)
+    assert "not reached by the example inputs, and so left float: layer.fc" in str(plan)
 
 
 class Reads(nn.Module):

@@ -155,6 +155,33 @@ def test_all_modules_that_have_to_be_left_out_are_proposed_at_once_with_those_th
     assert verdicts(plan)["body"] == "quantized"
 
 
+class Deciding(nn.Module):
+    """Holds the layers of a model, and cannot be traced itself."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x):
+        for layer in self.layers if x.sum() > 0 else ():
+            x = layer(x)
+        return x
+
+
+def test_a_part_with_most_of_the_weights_is_not_to_be_left_float_where_its_parts_can_be_traced():
+    def deciding(*layers):
+        parts = {"body": Deciding(*layers), "last": nn.Linear(6, 6)}
+        return net_of(lambda self, x: self.last(self.body(x)), **parts)
+
+    x = torch.ones(2, 6)
+    blocks = [nn.Sequential(nn.Linear(6, 6), nn.ReLU()) for _ in range(3)]
+    ((key, value),) = proposals(deciding(*blocks), "", x)
+    assert (key, value.count("body.layers")) == ("roots", 3)
+    whole = [nn.Linear(6, 6) for _ in range(3)]
+    ((key, value),) = proposals(deciding(*whole), "", x)
+    assert (key, value) == ("non_traceable_module_name", '["body"]')
+
+
 def test_code_around_a_part_that_looks_into_it_keeps_it_from_being_proposed():
     model = net_of(
         lambda self, x: self.other(self.part(x)) * self.part[0].weight.sum() if x.sum() > 0 else x,
