@@ -27,23 +27,19 @@ def doubtful_findings(recipe: Composition, table: RecipeTable) -> Iterator[Findi
     """The warnings about a valid recipe; ``table`` has its merged values."""
     if is_reference(recipe.top.name):
         return
-    yield from _unused_qconfigs(recipe, table)
-    yield from _unused_tensors(recipe, table)
+    yield from _unused(recipe, table)
     yield from _rules_for_everything(recipe)
 
 
-def _unused_qconfigs(recipe: Composition, table: RecipeTable) -> Iterator[Finding]:
-    used = {rule.qconfig for _, rule in rules_of(table)}
+def _unused(recipe: Composition, table: RecipeTable) -> Iterator[Finding]:
+    """Qconfigs (QR214) and tensors (QR215) that no rule uses."""
+    rules = [rule for _, rule in rules_of(table)]
+    used = {rule.qconfig for rule in rules}
     for name in recipe.top.table.qconfig:
         if name not in used:
             message = f"no rule uses the qconfig {shown(name)}"
             at = recipe.top.key(("qconfig", name))
             yield Finding("QR214", message, at, "remove it, or name it in a rule")
-
-
-def _unused_tensors(recipe: Composition, table: RecipeTable) -> Iterator[Finding]:
-    rules = [rule for _, rule in rules_of(table)]
-    used = {rule.qconfig for rule in rules}
     qconfigs = [qconfig for name, qconfig in table.qconfig.items() if name in used]
     reached = {name for names in (*map(_roles, rules), *map(_roles, qconfigs)) for name in names}
     namers = {
@@ -64,14 +60,9 @@ def _roles(each: QConfigTable | RuleTable) -> tuple[str | None, str | None]:
 
 def _rules_for_everything(recipe: Composition) -> Iterator[Finding]:
     for key in recipe.top.table.rules.module_name:
-        if (
-            "*" in key
-            and len(key) <= _LONGEST_PROBED
-            and all(map(NamePatterns([key]).matching, _PROBES))
-        ):
-            yield Finding(
-                "QR216",
-                f"module_name {shown(key)} matches every module, and overrides every rule by type",
-                recipe.top.key(("rules", "module_name", key)),
-                "use rules.global for that",
-            )
+        is_probed = "*" in key and len(key) <= _LONGEST_PROBED
+        if is_probed and all(map(NamePatterns([key]).matching, _PROBES)):
+            what = "matches every module, and overrides every rule by type"
+            at = recipe.top.key(("rules", "module_name", key))
+            message = f"module_name {shown(key)} {what}"
+            yield Finding("QR216", message, at, "use rules.global for that")
