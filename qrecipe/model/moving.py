@@ -118,10 +118,8 @@ def spell_out_moves(graph_module: fx.GraphModule, patterns: Collection[Any]) -> 
         if _last(call) in GIVE_SEVERAL:
             _take_apart(node, (x, call, given))
         elif node.meta["value"].is_tensor:
-            node.op, node.target, node.args, node.kwargs = (
-                *("call_function", moved),
-                *((x, call, given), {}),
-            )
+            node.op, node.target = "call_function", moved
+            node.args, node.kwargs = (x, call, given), {}
 
 
 _LIKE_ANOTHER = {"expand_as": "expand", "view_as": "reshape", "reshape_as": "reshape"}

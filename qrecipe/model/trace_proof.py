@@ -190,14 +190,10 @@ def is_same(value: Any, other: Any) -> bool:
         return value is other
     if value.layout != torch.strided or other.layout != torch.strided or not value.numel():
         return value is other
-    return all(
-        (
-            value.data_ptr() == other.data_ptr(),
-            value.dtype == other.dtype,
-            value.shape == other.shape,
-            value.stride() == other.stride(),
-        )
+    own, others = (
+        (each.data_ptr(), each.dtype, each.shape, each.stride()) for each in (value, other)
     )
+    return own == others
 
 
 def is_wrapped(value: Any) -> bool:

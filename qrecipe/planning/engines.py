@@ -95,12 +95,8 @@ def detour(
 
 
 def _is_right_on_onednn(shape: Convolution) -> bool:
-    return not (
-        shape.pads_output
-        or shape.leaves_gaps
-        or _is_wrong_with_amx(shape)
-        or _swaps_channels_on_onednn(shape)
-    )
+    is_wrong = _is_wrong_with_amx(shape) or _swaps_channels_on_onednn(shape)
+    return not (is_wrong or shape.pads_output or shape.leaves_gaps)
 
 
 def _around_wrong_kernel(

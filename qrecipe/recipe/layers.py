@@ -171,14 +171,6 @@ def _unbeaten(layers: list[Layer]) -> list[Layer]:
     return [layer for layer in layers if id(layer) not in beaten]
 
 
-def _may_conflict(path: SettingPath, standing: list[Layer], top: Layer) -> bool:
-    """False if a recipe that extends them all sets the path too, but wrongly."""
-    return all(
-        layer.is_sound(path) or not {*map(id, standing)} <= {*map(id, layer.extended)}
-        for layer in (top, *top.extended)
-    )
-
-
 def _conflicts(
     path: SettingPath, winner: Layer, others: list[Layer], top: Layer
 ) -> Iterator[Finding]:
@@ -187,8 +179,10 @@ def _conflicts(
     other = next((o for o in others if _significant(path, o.settings[path]) != value), None)
     if other is None or path == ("description",):
         return
-    if not _may_conflict(path, [winner, *others], top):
-        return
+    standing = {id(winner), *map(id, others)}
+    for layer in (top, *top.extended):
+        if not layer.is_sound(path) and standing <= set(map(id, layer.extended)):
+            return  # a recipe that extends them all sets it too, but wrongly
     yield Finding(
         "QR124",
         f"{shown(winner.name)} and {shown(other.name)} set {dotted(path)} differently",
