@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, get_args
 
 import qrecipe
@@ -42,7 +43,7 @@ def list_names(plugin: options.Plugin = None, json: options.Json = False) -> Non
         if json:
             out_json(listing)
         else:
-            _show(**listing)
+            _show(listing)
 
 
 def schema(plugin: options.Plugin = None) -> None:
@@ -68,32 +69,23 @@ _Line = dict[str, Any]
 """A row of the listing, with the keys of the JSON document."""
 
 
-def _show(
-    *,
-    recipes: list[_Line],
-    observers: list[_Line],
-    fake_quants: list[_Line],
-    transforms: list[_Line],
-    backends: list[_Line],
-    ignored_plugins: list[_Line],
-) -> None:
+def _show(listing: Mapping[str, Sequence[_Line]]) -> None:
     """Five tables; then entry points without effect and broken plugins, if any."""
-    rows = [(_title(each), each["backend"] or "", each["description"]) for each in recipes]
+    rows = [
+        (_title(each), each["backend"] or "", each["description"]) for each in listing["recipes"]
+    ]
     out(render_table(("recipe", "backend", "description"), rows))
-    for title, lines in (
-        ("observer", observers),
-        ("fake-quant", fake_quants),
-        ("transform", transforms),
-    ):
-        rows = [(each["name"], each["origin"], _arguments(each)) for each in lines]
+    kinds = {"observer": "observers", "fake-quant": "fake_quants", "transform": "transforms"}
+    for title, key in kinds.items():
+        rows = [(each["name"], each["origin"], _arguments(each)) for each in listing[key]]
         out("\n" + render_table((title, "from", "arguments"), rows))
     runs = {True: "yes", False: "no", None: "unknown"}
-    rows = [(each["name"], runs[each["available"]], each["note"]) for each in backends]
+    rows = [(each["name"], runs[each["available"]], each["note"]) for each in listing["backends"]]
     out("\n" + render_table(("backend", "runs here", ""), rows))
-    if ignored_plugins:
-        rows = [tuple(each.values()) for each in ignored_plugins]
+    if listing["ignored_plugins"]:
+        rows = [tuple(each.values()) for each in listing["ignored_plugins"]]
         out("\n" + render_table(("entry point without effect", "from", "why"), rows))
-    for each in (*observers, *fake_quants, *transforms):
+    for each in chain.from_iterable(map(listing.__getitem__, kinds.values())):
         if each["problem"] is not None:
             out(f"\n{each['problem']}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from qrecipe.measure.profile.passes import input_name
@@ -80,23 +80,18 @@ class Costs:
 
     def with_penalties(self, seconds: Mapping[str, float]) -> Costs:
         """The costs as if these sites took so much longer in int8."""
-        sites = tuple(
-            site
-            if site.int8 is None
-            else replace(site, int8=site.int8 + seconds.get(site.name, 0.0))
-            for site in self.sites
-        )
-        return replace(self, sites=sites)
+        return self._with_int8(lambda site, int8: int8 + seconds.get(site.name, 0.0))
 
     def without_losses(self) -> Costs:
         """The costs as if no site were slower in int8 than in float."""
-        sites = tuple(
-            site
-            if site.int8 is None
-            else replace(site, int8=min(site.int8, site.contiguous, site.channels_last))
+        return self._with_int8(lambda site, int8: min(int8, site.contiguous, site.channels_last))
+
+    def _with_int8(self, changed: Callable[[SitePrice, float], float]) -> Costs:
+        sites = (
+            site if site.int8 is None else replace(site, int8=changed(site, site.int8))
             for site in self.sites
         )
-        return replace(self, sites=sites)
+        return replace(self, sites=tuple(sites))
 
     def in_channels_last(self, floats: Collection[str]) -> frozenset[str]:
         """The sites that get images in channels_last: those after a site that returns them so."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 from qrecipe.authoring.tune.estimates import Block, Estimates, cheapest_sets, errors_of
@@ -162,15 +163,13 @@ class Search:
     def _cheapest(self, levers: tuple[Lever, ...]) -> Collection[str] | None:
         """The fastest set of the estimates that turns out to be enough."""
         sets = self.estimates.sets()
-        low, high = -1, len(sets)
-        while high - low > 1:
-            middle = (low + high) // 2
-            what = f"float at the lowest cost: {listed(self._in_order(sets[middle]))}"
-            if self._float(levers, sets[middle], what):
-                high = middle
-            else:
-                low = middle
-        return sets[high] if high < len(sets) else None
+
+        def is_enough(place: int) -> bool:
+            what = f"float at the lowest cost: {listed(self._in_order(sets[place]))}"
+            return self._float(levers, sets[place], what)
+
+        place = _first(-1, len(sets), is_enough)
+        return sets[place] if place < len(sets) else None
 
     def _row(self, levers: tuple[Lever, ...], ranked: Sequence[str]) -> Sequence[str] | None:
         """A short row of most sensitive sites that turns out to be enough, if any."""
@@ -185,13 +184,7 @@ class Search:
             enough = (size for size in row if self._prefix(levers, ranked, size))
             size = next(enough, None)
             return None if size is None else ranked[:size]
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self._prefix(levers, ranked, middle):
-                high = middle
-            else:
-                low = middle
-        return ranked[:high]
+        return ranked[: _first(low, high, partial(self._prefix, levers, ranked))]
 
     def _prefix(self, levers: tuple[Lever, ...], ranked: Sequence[str], size: int) -> bool:
         return self._float(levers, ranked[:size], _most_sensitive(ranked[:size]))
@@ -337,6 +330,14 @@ def _gains_over(current: Trial, target: float) -> Callable[[Trial], bool]:
     """Whether a trial is within the budget or gains enough of what is missing."""
     least = 0.0 if current.metric is None else _LEAST_GAIN * (target - current.metric)
     return lambda trial: trial.within or trial.score > current.score + least
+
+
+def _first(low: int, high: int, is_enough: Callable[[int], bool]) -> int:
+    """By bisection, where what is not enough any more at ``low`` begins to be, ``high`` at most."""
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
+    return high
 
 
 def _sizes(count: int) -> Sequence[int]:

@@ -52,9 +52,15 @@ def without_repetition(model: nn.Module, backend_config: BackendConfig) -> Itera
         "_get_pattern_to_quantize_handlers": _handlers_of(backend_config),
         "get_fusion_pattern_to_root_node_getter": root_getters,
         "get_pattern_to_dtype_configs": dtype_configs,
-        "_qconfig_satisfies_dtype_config_constraints": _answers_kept(),
-        "_is_input_arg_dtype_supported_by_backend": _inputs_asked_once(),
-        "_is_output_dtype_supported_by_backend": _outputs_asked_once(),
+        "_qconfig_satisfies_dtype_config_constraints": _asked_once(
+            _qconfig_satisfies_dtype_config_constraints, _constraints
+        ),
+        "_is_input_arg_dtype_supported_by_backend": _asked_once(
+            _is_input_arg_dtype_supported_by_backend, _input
+        ),
+        "_is_output_dtype_supported_by_backend": _asked_once(
+            _is_output_dtype_supported_by_backend, _output
+        ),
         "_is_reuse_input_qconfig": cache(_is_reuse_input_qconfig),
         "get_qconfig_dtypes": cache(get_qconfig_dtypes),
         "get_new_attr_name_with_prefix": _names_counted(),
@@ -123,50 +129,35 @@ def _handlers_of(own: BackendConfig) -> Callable[[BackendConfig], dict[Any, Any]
     return handlers
 
 
-def _answers_kept() -> Callable[..., bool]:
-    asked: dict[tuple[Any, int, bool], tuple[Any, bool]] = {}
-
-    def satisfies(qconfig: Any, constraints: Any, is_activation: bool = True) -> bool:
-        key = qconfig, id(constraints), is_activation
-        if key not in asked:  # with the constraints, so that none can get the same id
-            answer = _qconfig_satisfies_dtype_config_constraints(
-                qconfig, constraints, is_activation
-            )
-            asked[key] = constraints, answer
-        return asked[key][1]
-
-    return satisfies
-
-
-def _inputs_asked_once() -> Callable[..., bool]:
+def _asked_once(ask: Callable[..., bool], key_of: Callable[..., Any]) -> Callable[..., bool]:
+    """A function that is asked once for each key, and each time for what has none."""
     asked: dict[Any, tuple[Any, bool]] = {}
 
-    def supported(arg: Any, node: fx.Node, qconfig: Any, config: Any, backend: Any) -> bool:
-        def ask() -> bool:
-            return _is_input_arg_dtype_supported_by_backend(arg, node, qconfig, config, backend)
-
-        if not isinstance(arg, fx.Node):
-            return ask()
-        role = "weight" if node_arg_is_weight(node, arg) else "input_act"
-        role = "bias" if node_arg_is_bias(node, arg) else role
-        key = role, _observer_of(node, role), qconfig, id(config)
-        if key not in asked:
-            asked[key] = config, ask()
+    def answer(*given: Any, **named: Any) -> bool:
+        key = key_of(*given, **named)
+        if key is None:
+            return ask(*given, **named)
+        if key not in asked:  # with the arguments, so that none can get the same id
+            asked[key] = (given, named), ask(*given, **named)
         return asked[key][1]
 
-    return supported
+    return answer
 
 
-def _outputs_asked_once() -> Callable[..., bool]:
-    asked: dict[Any, tuple[Any, bool]] = {}
+def _constraints(qconfig: Any, constraints: Any, is_activation: bool = True) -> Any:
+    return qconfig, id(constraints), is_activation
 
-    def supported(node: fx.Node, qconfig: Any, config: Any) -> bool:
-        key = _observer_of(node, "output_act"), qconfig, id(config)
-        if key not in asked:
-            asked[key] = config, _is_output_dtype_supported_by_backend(node, qconfig, config)
-        return asked[key][1]
 
-    return supported
+def _input(arg: Any, node: fx.Node, qconfig: Any, config: Any, backend: Any) -> Any:
+    if not isinstance(arg, fx.Node):
+        return None
+    role = "weight" if node_arg_is_weight(node, arg) else "input_act"
+    role = "bias" if node_arg_is_bias(node, arg) else role
+    return role, _observer_of(node, role), qconfig, id(config)
+
+
+def _output(node: fx.Node, qconfig: Any, config: Any) -> Any:
+    return _observer_of(node, "output_act"), qconfig, id(config)
 
 
 def _observer_of(node: fx.Node, role: str) -> Any:
