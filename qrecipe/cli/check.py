@@ -123,8 +123,8 @@ _TABLES = ("tensor", "qconfig", "rules")
 def recipes_in(folder: Path) -> Iterator[str]:
     """The recipes in a folder and those below it, in order.
 
-    Hidden folders and virtual environments are left out. A file that is no valid TOML counts as a
-    recipe: nobody can tell that it is none.
+    Hidden folders and virtual environments are left out. A file that is not valid TOML counts as
+    a recipe, because it could be one.
     """
     for place, folders, names in os.walk(folder):
         here = Path(place)

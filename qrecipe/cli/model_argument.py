@@ -80,7 +80,7 @@ def get_ready(
 
 
 def set_threads(threads: int | None) -> None:
-    """Let torch have so many threads, or as many as it has chosen."""
+    """Set the number of torch threads, or keep it if that is None."""
     if threads is not None:
         torch.set_num_threads(threads)
 

@@ -112,7 +112,7 @@ def _like(output: Any, other: Inputs) -> Any:
 
 
 def tried(model: nn.Module, inputs: Inputs) -> tuple[Any, str | None]:
-    """The output of a model, or why there is none; what its code keeps is not changed."""
+    """The output of a model, or why there is none; state that its code keeps does not change."""
     probe = model if isinstance(model, fx.GraphModule) else failing_quietly(runnable_copy(model))
     try:
         with torch.no_grad(), quiet(), random_numbers_kept():

@@ -135,7 +135,7 @@ def forget_calls(converted: nn.Module, plan: Plan) -> None:
     """Pack convolutions for onednn again, in place, so that the caller's first call is the first.
 
     Their packed weights keep the kernel for the shape of the first input. For every other shape
-    the kernel is prepared anew in each call, which takes some 35 microseconds.
+    the kernel is prepared again in each call, which takes some 35 microseconds.
     """
     graphs = (each for each in converted.modules() if isinstance(each, fx.GraphModule))
     for owner, name, site in chain.from_iterable(map(packed_sites, graphs)):

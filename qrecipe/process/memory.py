@@ -1,4 +1,4 @@
-"""Lack of memory: said as such, whichever step it stopped."""
+"""Running out of memory is reported as such, whichever step it interrupts."""
 
 from __future__ import annotations
 
@@ -53,6 +53,6 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def raise_lack_of_memory(error: Exception) -> None:
-    """Raise the error again if it is one of memory, which says nothing about who ran out of it."""
+    """Raise the error again if memory ran out: what was running then is not to blame."""
     if any(map(lacks_memory, _causes(error))):
         raise error

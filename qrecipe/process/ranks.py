@@ -1,7 +1,7 @@
 """The processes of an initialised group of torch.distributed, each with a shard of the data.
 
 All that they say to each other goes through `gathered`, so an error of one is told instead of what
-the others wait for. The group is the default one, and a group of one is none.
+the others wait for. The group is the default one; a single rank counts as no group.
 """
 
 from __future__ import annotations

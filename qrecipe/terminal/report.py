@@ -36,7 +36,7 @@ class Section(Protocol):
 class Table:
     """Rows of text under a header; ``numeric`` are the indices of right-aligned columns.
 
-    ``spare`` are those of columns that a narrow terminal does without, the first one first;
+    ``spare`` are those of columns that a narrow terminal leaves out, in this order;
     ``noted`` is the one of a column whose repeated cells a narrow terminal shows below the table.
     ``note`` is a sentence below.
     """

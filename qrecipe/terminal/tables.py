@@ -1,4 +1,4 @@
-"""Plain text that fits the terminal: tables, bars, paragraphs. A file or a pipe gets all of it."""
+"""Plain text that fits the terminal: tables, bars, paragraphs. Files and pipes get all of it."""
 
 from __future__ import annotations
 

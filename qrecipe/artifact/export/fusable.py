@@ -63,7 +63,7 @@ def _name(node: fx.Node) -> str:
 def _round_before(clamp: fx.Node) -> None:
     """Round the operand of a clamp as its result is rounded, in place.
 
-    A layer with a clamp behind it is an integer kernel if rounding does the clamping. Otherwise, as
+    A layer followed by a clamp is an integer kernel if rounding does the clamping. Otherwise, as
     after a ReLU that shares its range with negative numbers, onnxruntime leaves the layer float
     unless it is rounded first. Both give the same integers, since rounding keeps the order.
     """
@@ -119,7 +119,7 @@ def _clamps_nothing(clamp: fx.Node, values: Tensor, rounding: fx.Node) -> bool:
 
 
 def _grid(node: fx.Node) -> tuple[Any, ...]:
-    """Scale, zero point, limits and dtype; files know no other limits than those of the dtype."""
+    """Scale, zero point, limits and dtype; files have no limits but those of the dtype."""
     scale, zero_point, *_, dtype = node.args[1:6]
     limits = torch.iinfo(dtype)  # type: ignore[arg-type]
     return scale, zero_point, limits.min, limits.max, dtype

@@ -52,7 +52,7 @@ def lower(converted: nn.Module, example_inputs: Any) -> nn.Module:
 
 
 class Lowered(Compiled):
-    """A program that was compiled, and what came of it."""
+    """A compiled program, with what the compiler made of it."""
 
     lowering: Lowering
 

@@ -130,7 +130,7 @@ def _note(text: str) -> bytes:
 
 
 def _for_any_batch(model: fx.GraphModule, own: Run) -> tuple[bytes, list[Finding]]:
-    """A file for batches of any size where the model takes them, and what is to be said of it."""
+    """A file for batches of any size if the model takes them, with its findings."""
     try:
         content = _of_any_batch(model, own)
     except ArtifactError as error:

@@ -47,7 +47,7 @@ MAX_ITEMS = 60_000
 """The most keys and array elements of a lock file: some 8,000 sites."""
 
 WHOLE = ("backend", "phase", "boundaries")
-"""What a plan comes to as a whole."""
+"""The outcome of a plan as a whole."""
 
 _HEAD = """\
 # Written by `qrecipe lock` and checked by `qrecipe plan --check`. Commit it, and review its
@@ -73,7 +73,7 @@ class LockedPlugin(Table):
 
 
 class Lock(Table):
-    """The contents of a lock file: what a plan comes to, and what from.
+    """The contents of a lock file: the outcome of a plan, and what it was made from.
 
     ``plugins`` are named ``observer NAME``, ``fake_quant NAME`` and ``transform NAME``;
     ``structure`` is a fingerprint of the model's operations and modules, whatever their weights;

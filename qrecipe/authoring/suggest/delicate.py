@@ -80,7 +80,7 @@ NORMS = (*_WITH_A_KERNEL, "RMSNorm", "rms_norm")
 
 
 def residual_sums(plan: Plan, inventory: Inventory) -> frozenset[str]:
-    """The static sums that a LayerNorm or RMSNorm reads, behind moves and dropouts too."""
+    """The static sums that a LayerNorm or RMSNorm reads, directly or after moves and dropouts."""
     sums = (site for site in plan.sites if site.mode == "static" and site.op == "add")
     return frozenset(
         site.name

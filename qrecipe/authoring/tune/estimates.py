@@ -156,11 +156,11 @@ def errors_of(costs: Sequence[SiteCost]) -> dict[str, float]:
     if all(cost.sqnr_db is None for cost in costs):
         return {cost.name: 1 / place for place, cost in enumerate(costs, 1)}
     found: dict[str, float] = {}
-    behind = 0.0
+    error = 0.0
     for cost in reversed(costs):
         if cost.sqnr_db is not None:
-            behind = 10.0 ** (-cost.sqnr_db / 10)
-        found[cost.name] = behind  # without a finite SQNR: at least as bad as the next
+            error = 10.0 ** (-cost.sqnr_db / 10)
+        found[cost.name] = error  # without a finite SQNR: at least as bad as the next
     return {cost.name: found[cost.name] for cost in costs}
 
 

@@ -24,7 +24,7 @@ _MOST_BLOCKS = 8
 """How many blocks are tried as the only float one."""
 
 _NO_TIME = 1e-9
-"""Seconds below which a prediction is none."""
+"""The fewest seconds to divide by."""
 
 _MOST_REFINING = 32
 """How many trials may return sites to int8 or exchange them."""
@@ -333,7 +333,7 @@ def _gains_over(current: Trial, target: float) -> Callable[[Trial], bool]:
 
 
 def _first(low: int, high: int, is_enough: Callable[[int], bool]) -> int:
-    """By bisection, where what is not enough any more at ``low`` begins to be, ``high`` at most."""
+    """The first place above ``low`` that is enough, found by bisection; ``high`` if none is."""
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if is_enough(middle) else (middle, high)

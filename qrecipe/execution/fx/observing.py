@@ -123,7 +123,7 @@ def _moves(prepared: fx.GraphModule) -> list[fx.Node]:
 class Clamped(ObserverBase, StandIn, Clamping):
     """Shows an observer what is left of a tensor between limits, and returns the whole.
 
-    A fake-quant rounds what is left: nobody reads more of it, and no gradient comes from there.
+    A fake-quant rounds what is left: nothing reads the rest, so no gradient comes from there.
     """
 
     def __init__(self, observer: Any, limits: Limits) -> None:

@@ -212,7 +212,7 @@ def _listed_once(model: nn.Module, modules: _Noting) -> Callable[..., Any]:
 def numbers_unobserved() -> Iterator[None]:
     """Inside, ``prepare`` takes for numbers what was recorded as one, and nothing else.
 
-    torch tells numbers by the names of what gives them, and knows ``size``, ``shape`` and ``ndim``
+    torch recognises numbers by the name of what returns them: ``size``, ``shape`` and ``ndim``,
     but neither ``dim`` nor ``numel``. Its observers fail on numbers. What is made of numbers alone,
     as ``torch.zeros(1, n)`` is, it takes for a number, and fails where a kernel reads it.
     """

@@ -134,7 +134,7 @@ class Watch:
         return Subject(type(self._observer).__name__, self._observer, self._observer, self.see)
 
     def restart(self, calls: int = 0) -> None:
-        """Count on from so many calls."""
+        """Continue counting from this number of calls."""
         self._seen = calls
 
     def see(self, value: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What a report comes to, in a sentence: the first thing that its page says."""
+"""The conclusion of a report, in a sentence: the first thing that its page says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Times that are taken round after round, and what they amount to."""
+"""Times that are measured in rounds, and their quartiles."""
 
 from __future__ import annotations
 
