@@ -105,9 +105,12 @@ def _finite(value: Any) -> Any:
     return finite_or_none(value) if isinstance(value, float) else value
 
 
-def plan_text(plan: Plan, *, strict: bool) -> str:
-    """A plan and an empty line; with ``strict`` without its warnings, which `fail_on` shows."""
-    return f"{replace(plan, warnings=()) if strict else plan}\n"
+def show_plan(plan: Plan, *, as_json: bool, strict: bool) -> None:
+    """Show a plan and an empty line, unless it becomes JSON; with ``strict``, exit on warnings."""
+    if not as_json:
+        out(f"{replace(plan, warnings=()) if strict else plan}\n")  # `fail_on` shows them
+    if strict:
+        fail_on(plan.warnings)
 
 
 def fail_on(findings: Iterable[Finding]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import qrecipe
 from qrecipe.cli import options
-from qrecipe.cli.output import fail_on, out, out_json, plan_text, reported
+from qrecipe.cli.output import out, out_json, reported, show_plan
 from qrecipe.cli.outputs import check_outputs, files_of
 from qrecipe.cli.user_code import user_code, user_output
 from qrecipe.terminal.progress import activity
@@ -58,10 +58,7 @@ def quantize(
                 accuracy = None if evaluate is None else code.function(evaluate, "--evaluate")
                 subject, first, batches = subject_and_batches(code, model, data, input, loaded)
                 compiled = compiled_for(subject, loaded, first, target_cpu)
-            if not json:
-                out(plan_text(compiled.plan, strict=strict))
-            if strict:
-                fail_on(compiled.plan.warnings)
+            show_plan(compiled.plan, as_json=json, strict=strict)
             with user_output():
                 prepared = prepared_on(compiled, batches)
                 with activity("converting"):

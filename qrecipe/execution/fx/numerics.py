@@ -137,16 +137,35 @@ def _shortfall(
     plan: Plan, judgement: Judgement, reference_db: float, lowered_db: float
 ) -> Iterator[Finding]:
     if judgement.output_db is not None and judgement.output_db < RIGHT_DB:
-        yield _unlike_reference(judgement.output_db)
+        yield Finding(
+            "QR412",
+            f"the output of the converted model is {judgement.output_db:.1f} dB from its reference "
+            "although all kernels agree: torch has changed what is between them",
+            hint="leave the last operations float, and report the model",
+        )
     elif reference_db >= JUDGEABLE_DB and not judgement.complete:
         yield _worse(reference_db, lowered_db)
-    elif lowered_db < JUDGEABLE_DB:
-        if plan.phase == "qat":
-            yield _unlike_training(reference_db, lowered_db)
-        elif min(judgement.clipped.values(), default=math.inf) < lowered_db + CAUSE_DB:
-            yield _beyond_ranges(judgement.clipped, lowered_db)
-        else:
-            yield _coarse(reference_db, lowered_db)
+    elif lowered_db >= JUDGEABLE_DB:
+        return
+    elif plan.phase == "qat":
+        yield Finding(
+            "QR203",
+            f"only {lowered_db:.1f} dB between the trained model and the converted one, on the "
+            f"example inputs or the first batch of calibration; no kernel is wrong, and the "
+            f"reference conversion gives {reference_db:.1f} dB",
+            hint="evaluate the converted model: with reduce_range, training clips where int8 "
+            "kernels do not, and inputs unlike the data say little; compile with a batch of data",
+        )
+    elif min(judgement.clipped.values(), default=math.inf) < lowered_db + CAUSE_DB:
+        yield Finding(
+            "QR203",
+            f"only {lowered_db:.1f} dB against float on the first batch, which goes beyond the "
+            f"calibrated range of {listed([*judgement.clipped])}: clipping alone leaves "
+            f"{min(judgement.clipped.values()):.1f} dB there",
+            hint=RANGES_CURE,
+        )
+    else:
+        yield _coarse(reference_db, lowered_db)
 
 
 def reference_number_findings(
@@ -192,42 +211,12 @@ def _worse(reference_db: float, lowered_db: float) -> Finding:
     )
 
 
-def _unlike_reference(output_db: float) -> Finding:
-    return Finding(
-        "QR412",
-        f"the output of the converted model is {output_db:.1f} dB from its reference although all "
-        "kernels agree: torch has changed what is between them",
-        hint="leave the last operations float, and report the model",
-    )
-
-
 def _coarse(reference_db: float, lowered_db: float) -> Finding:
     return Finding(
         "QR203",
         f"only {lowered_db:.1f} dB against float on the first batch; no kernel is wrong, and the "
         f"reference conversion gives {reference_db:.1f} dB: the scheme is too coarse",
         hint="find the sites that cost most, leave them float or give them another observer",
-    )
-
-
-def _beyond_ranges(clipped: Mapping[str, float], lowered_db: float) -> Finding:
-    return Finding(
-        "QR203",
-        f"only {lowered_db:.1f} dB against float on the first batch, which goes beyond the "
-        f"calibrated range of {listed([*clipped])}: clipping alone leaves "
-        f"{min(clipped.values()):.1f} dB there",
-        hint=RANGES_CURE,
-    )
-
-
-def _unlike_training(reference_db: float, lowered_db: float) -> Finding:
-    return Finding(
-        "QR203",
-        f"only {lowered_db:.1f} dB between the trained model and the converted one, on the example "
-        f"inputs or the first batch of calibration; no kernel is wrong, and the reference "
-        f"conversion gives {reference_db:.1f} dB",
-        hint="evaluate the converted model: with reduce_range, training clips where int8 kernels "
-        "do not, and inputs unlike the data say little; compile with a batch of data",
     )
 
 
