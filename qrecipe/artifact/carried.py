@@ -17,13 +17,7 @@ from xml.parsers import expat
 from zipfile import BadZipFile, ZipFile
 
 from qrecipe.artifact.container import json_of, opened_bytes, problem, readable
-from qrecipe.artifact.metadata import (
-    MAX_TEXT,
-    Checked,
-    Origin,
-    checked,
-    origin_of,
-)
+from qrecipe.artifact.metadata import MAX_TEXT, Checked, Origin, checked, origin_of
 
 KEY = "qrecipe"
 """The name of the text in a file's metadata."""

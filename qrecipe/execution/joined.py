@@ -52,15 +52,20 @@ def joined(
     return Exportable(_plain(program), leaves, output, float_output)
 
 
+def mark_sites(graph_module: fx.GraphModule) -> None:
+    """Note sites where torch's exporters keep notes, in place."""
+    for node in graph_module.graph.nodes:
+        site = site_of(node)
+        node.meta["stack_trace"] = "" if site is None else f"{TRACE_PREFIX}{site}"
+
+
 class _Interpreted(nn.Module):
     """Runs a graph node by node, so that operators keep the sites of their nodes."""
 
     def __init__(self, source: fx.GraphModule) -> None:
         super().__init__()
         self.source = source
-        for node in source.graph.nodes:
-            site = site_of(node)
-            node.meta["stack_trace"] = "" if site is None else f"{TRACE_PREFIX}{site}"
+        mark_sites(source)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         given = bind(self.source, self.source, Inputs(args, kwargs))

@@ -22,12 +22,13 @@ from qrecipe.artifact.container import path_of, write
 from qrecipe.artifact.export.fusable import make_fusable
 from qrecipe.artifact.export.judged import Run, Written
 from qrecipe.artifact.export.onnx_check import file_findings, size_fault
-from qrecipe.artifact.export.onnx_names import mark_sites, name_batch, name_nodes
+from qrecipe.artifact.export.onnx_names import name_batch, name_nodes
 from qrecipe.artifact.saving import text_of
 from qrecipe.errors.findings import ArtifactError, Finding, QRecipeError
 from qrecipe.errors.text import first_line
 from qrecipe.errors.warn import settle
 from qrecipe.execution.batch_sizes import tried
+from qrecipe.execution.joined import mark_sites
 from qrecipe.execution.part import Exportable
 from qrecipe.execution.provenance import Provenance
 from qrecipe.model.call import Inputs

@@ -7,19 +7,10 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from torch import fx
-
-from qrecipe.model.addresses import TRACE_PREFIX, site_of
+from qrecipe.model.addresses import TRACE_PREFIX
 
 _TRACE = "pkg.torch.onnx.stack_trace"
 """Where torch's exporter keeps the stack trace of a node."""
-
-
-def mark_sites(graph_module: fx.GraphModule) -> None:
-    """Note sites where torch's exporters keep notes, in place."""
-    for node in graph_module.graph.nodes:
-        site = site_of(node)
-        node.meta["stack_trace"] = "" if site is None else f"{TRACE_PREFIX}{site}"
 
 
 def name_nodes(graph: Any) -> None:

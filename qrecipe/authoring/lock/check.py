@@ -6,13 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from qrecipe.authoring.lock.file import (
-    WHOLE,
-    Lock,
-    SiteOutcome,
-    make_lock,
-    read_lock,
-)
+from qrecipe.authoring.lock.file import WHOLE, Lock, SiteOutcome, make_lock, read_lock
 from qrecipe.errors.findings import Finding, PlanError
 from qrecipe.errors.text import one_line, shown
 from qrecipe.planning.plan import Plan

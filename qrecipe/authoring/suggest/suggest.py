@@ -14,11 +14,7 @@ from qrecipe.authoring.suggest.float_rules import MASKED, refusals, rules_of_flo
 from qrecipe.authoring.suggest.schemes import schemes, values_for, with_rules
 from qrecipe.authoring.suggest.subject import MOST, Scheme, Subject
 from qrecipe.authoring.suggest.transforms import remedies
-from qrecipe.errors.findings import (
-    PlanError,
-    QRecipeError,
-    UnsupportedError,
-)
+from qrecipe.errors.findings import PlanError, QRecipeError, UnsupportedError
 from qrecipe.errors.warn import warn
 from qrecipe.model.call import Inputs
 from qrecipe.model.graph_sites import Inventory

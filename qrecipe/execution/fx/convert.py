@@ -29,11 +29,7 @@ from qrecipe.execution.engine import engine
 from qrecipe.execution.fake_quants import freeze_batch_norm
 from qrecipe.execution.fx.emission import Emission, erase_marks
 from qrecipe.execution.fx.flat_code import look_modules_up_once
-from qrecipe.execution.fx.lowering import (
-    join_in_one_layout,
-    lower_ours,
-    read_shapes_of_integers,
-)
+from qrecipe.execution.fx.lowering import join_in_one_layout, lower_ours, read_shapes_of_integers
 from qrecipe.execution.fx.observing import (
     observe_before_drops,
     observe_clamped,
@@ -57,12 +53,7 @@ from qrecipe.model.graph_names import keep_state_names
 from qrecipe.model.nodes import stored
 from qrecipe.model.normalize import TAKES_WEIGHT
 from qrecipe.model.results import expect_chunks
-from qrecipe.model.rewrites.batch_norms import (
-    FROZEN,
-    SYNCHRONISED,
-    synchronise,
-    unsynchronise,
-)
+from qrecipe.model.rewrites.batch_norms import FROZEN, SYNCHRONISED, synchronise, unsynchronise
 from qrecipe.planning.backend import own_backend_config
 from qrecipe.planning.plan import Engine, Plan
 from qrecipe.process.state import random_numbers_kept

@@ -19,9 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from qrecipe._torch_fx import (
-    ReferenceQuantizedModule,
-)
+from qrecipe._torch_fx import ReferenceQuantizedModule
 from qrecipe.audit.sample import RIGHT_DB
 from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.execution.fx.emission import erase_marks
