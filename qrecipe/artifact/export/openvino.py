@@ -41,15 +41,10 @@ def export_openvino(
     Raises what `export_onnx` raises, and ``ArtifactError`` (QR502) for a path that does not end
     with ``.xml``.
     """
-    check_openvino()
+    RUNTIMES["openvino"].check()
     files_of(path)
     found, ignore = exportable(compiled, prepared), compiled.recipe.lint.ignore
     write_openvino(found, origin_of(compiled), path, dynamic_shapes, ignore)
-
-
-def check_openvino() -> None:
-    """Raises ``QRecipeError`` (QR602) if a package of the extra ``openvino`` is missing."""
-    RUNTIMES["openvino"].check()
 
 
 def write_openvino(

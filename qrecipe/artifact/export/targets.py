@@ -16,7 +16,7 @@ from qrecipe.artifact.export.aoti import write_aoti
 from qrecipe.artifact.export.judged import Opener, Written, check_reopened
 from qrecipe.artifact.export.lowering import Lowering
 from qrecipe.artifact.export.onnx import check_onnx, write_onnx
-from qrecipe.artifact.export.openvino import check_openvino, files_of, write_openvino
+from qrecipe.artifact.export.openvino import files_of, write_openvino
 from qrecipe.artifact.export.pt2 import write_pt2
 from qrecipe.artifact.export.pte import write_pte
 from qrecipe.artifact.export.stored import Stored
@@ -31,6 +31,7 @@ from qrecipe.recipe.recipe import Recipe
 from qrecipe.recipe.schema import Executor
 from qrecipe.runtimes import executorch
 from qrecipe.runtimes.inductor import check_compiler
+from qrecipe.runtimes.table import RUNTIMES
 
 Name = Literal["onnx", "openvino", "pt2", "pte", "aoti"]
 
@@ -137,7 +138,9 @@ def _from_program(write: Callable[..., Written]) -> Callable[[Source, Path, Size
 
 TARGETS: Mapping[Name, Target] = {
     "onnx": Target(check_onnx, _from_functions(write_onnx), "onnxruntime"),
-    "openvino": Target(check_openvino, _from_functions(write_openvino), "openvino", files=files_of),
+    "openvino": Target(
+        RUNTIMES["openvino"].check, _from_functions(write_openvino), "openvino", files=files_of
+    ),
     "pt2": Target(lambda: None, _from_program(write_pt2), "torch.export", "pt2e"),
     "pte": Target(
         *(executorch.check_installed, _from_program(write_pte), "executorch", "pt2e"),

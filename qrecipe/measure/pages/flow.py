@@ -131,11 +131,6 @@ def _first_free(taken: Iterable[int]) -> int:
     return next(lane for lane in range(len(used) + 1) if lane not in used)
 
 
-def conversions(rows: Sequence[Row], line: Line) -> Iterator[int]:
-    """The first row that reads the tensor in the other domain, if there is one."""
-    yield from [place for place in line.readers if rows[place].takes != line.domain][:1]
-
-
 def _svg(rows: Sequence[Row], lines: Mapping[str, Line]) -> str:
     lanes = _lanes_beside(rows, lines)
     widths = [
@@ -167,7 +162,8 @@ def _lanes_beside(rows: Sequence[Row], lines: Mapping[str, Line]) -> list[int]:
 
 
 def _drawn_line(rows: Sequence[Row], lines: Mapping[str, Line], line: Line) -> Iterator[str]:
-    converted = next(conversions(rows, line), None)
+    # the first row that reads the tensor in the other domain
+    converted = next((place for place in line.readers if rows[place].takes != line.domain), None)
     x = _x(line.lane)
     if line.readers:
         last = _y(line.readers[-1]) - _ROW // 2
