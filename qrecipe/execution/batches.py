@@ -23,6 +23,7 @@ from qrecipe.model.dry_run import CANNOT_TAKE
 from qrecipe.model.nested import parts_of, tensors_in
 from qrecipe.model.remedies import Remedy, remedy
 from qrecipe.model.unfit import all_finite, check_is_model
+from qrecipe.process.memory import failing_as
 
 Forward = Callable[[nn.Module, Any], Any]
 """Runs a model on one batch of the caller's loader."""
@@ -117,12 +118,8 @@ def limited(batches: Iterable[Any], limit: int | None = None) -> Iterator[Any]:
     """At most ``limit`` batches; exceptions of the caller's loader become ours."""
     iterator = _iterator(batches)
     for index in count() if limit is None else range(limit):
-        try:
+        with failing_as(CalibrationError, "QR402", f"the loader failed at batch {index}"):
             batch = next(iterator, _NO_MORE)
-        except Exception as error:
-            raise CalibrationError.of(
-                "QR402", f"the loader failed at batch {index}: {first_line(error)}"
-            ) from error
         if batch is _NO_MORE:
             return
         yield batch
@@ -136,12 +133,8 @@ def _iterator(batches: Iterable[Any]) -> Iterator[Any]:
         kind = type(batches).__name__
         text = f"batches is a {kind}, not an iterable of batches"
         raise CalibrationError.of("QR401", text, hint=hint)
-    try:
+    with failing_as(CalibrationError, "QR402", "the loader cannot be iterated"):
         return iter(batches)
-    except Exception as error:
-        raise CalibrationError.of(
-            "QR402", f"the loader cannot be iterated: {first_line(error)}"
-        ) from error
 
 
 def rereadable(batches: Iterable[Any], limit: int | None = None) -> Iterable[Any]:

@@ -11,13 +11,12 @@ from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
 from qrecipe.errors.findings import ArtifactError
-from qrecipe.errors.text import first_line
 from qrecipe.execution.part import Exportable
 from qrecipe.model.addresses import TRACE_PREFIX, site_of
 from qrecipe.model.call import Inputs, bind
 from qrecipe.model.copies import runnable_copy, with_parts
 from qrecipe.model.exported import exported, of_several
-from qrecipe.process.memory import raise_lack_of_memory
+from qrecipe.process.memory import failing_as
 
 
 def joined(
@@ -38,16 +37,10 @@ def joined(
         output = inputs.cloned().call(whole)
         float_output = None if as_float is None else inputs.cloned().call(runnable_copy(as_float))
     several = of_several(inputs)
-    try:
-        with fx.traceback.preserve_node_meta():
-            program: Any = exported(whole, several.args, several.kwargs).module()
-    except Exception as error:
-        raise_lack_of_memory(error)
-        raise ArtifactError.of(
-            "QR512",
-            f"the code around the roots cannot be exported: {first_line(error)}",
-            hint="export a model whose own code has no branches on values, or without [fx] roots",
-        ) from error
+    what = "the code around the roots cannot be exported"
+    hint = "export a model whose own code has no branches on values, or without [fx] roots"
+    with failing_as(ArtifactError, "QR512", what, hint), fx.traceback.preserve_node_meta():
+        program: Any = exported(whole, several.args, several.kwargs).module()
     leaves = tuple(pytree.tree_leaves((inputs.args, dict(inputs.kwargs))))
     return Exportable(_plain(program), leaves, output, float_output)
 

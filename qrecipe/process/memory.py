@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from qrecipe.errors.findings import ExecutionError
+from qrecipe.errors.findings import ExecutionError, QRecipeError
+from qrecipe.errors.text import first_line
 
 _TORCHS = re.compile("can't allocate memory|out of memory|bad_alloc")
 _BYTES = re.compile(r"tried to allocate (\d+) bytes")
@@ -56,3 +57,18 @@ def raise_lack_of_memory(error: Exception) -> None:
     """Raise the error again if memory ran out: what was running then is not to blame."""
     if any(map(lacks_memory, _causes(error))):
         raise error
+
+
+@contextmanager
+def failing_as(
+    kind: type[QRecipeError], code: str, what: str, hint: str | None = None
+) -> Iterator[None]:
+    """What is raised inside becomes an error of ours: ``what``, and the first line of its message.
+
+    Lack of memory stays what it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise_lack_of_memory(error)
+        raise kind.of(code, f"{what}: {first_line(error)}", hint=hint) from error

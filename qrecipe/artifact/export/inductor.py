@@ -12,13 +12,13 @@ from qrecipe._torch_ao import quiet
 from qrecipe.artifact.export.lowering import Lowering, layers_of, lowered_findings
 from qrecipe.artifact.export.program import Program
 from qrecipe.errors.findings import ExecutionError, Finding
-from qrecipe.errors.text import counted, first_line, shown_names
+from qrecipe.errors.text import counted, shown_names
 from qrecipe.errors.warn import settle
 from qrecipe.execution.provenance import keep_provenance
 from qrecipe.model.addresses import site_of
 from qrecipe.model.call import Inputs
 from qrecipe.model.exported import of_several
-from qrecipe.process.memory import raise_lack_of_memory
+from qrecipe.process.memory import failing_as
 from qrecipe.process.neutral import neutral
 from qrecipe.process.state import unheard
 from qrecipe.process.warnings import held_back
@@ -98,13 +98,14 @@ def audited(program: Program, compile_and_run: Callable[[], Any]) -> Lowering:
     Raises what `lower` raises.
     """
     started = time.perf_counter()
-    try:
-        with unheard(), quiet(), held_back([("", Warning)]), counted_kernels() as kernels:
-            found = compile_and_run()
-    except Exception as error:
-        raise_lack_of_memory(error)
-        message = f"torch cannot compile the program: {first_line(error)}"
-        raise ExecutionError(Finding("QR405", message, hint="report the model")) from error
+    with (
+        failing_as(ExecutionError, "QR405", "torch cannot compile the program", "report the model"),
+        unheard(),
+        quiet(),
+        held_back([("", Warning)]),
+        counted_kernels() as kernels,
+    ):
+        found = compile_and_run()
     seconds = time.perf_counter() - started
     layers = list(layers_of(program.graph_module))
     alone = {site.name for site in program.plan.sites if site.mode == "weight_only"}

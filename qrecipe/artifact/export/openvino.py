@@ -17,11 +17,11 @@ from qrecipe.artifact.export.judged import Written
 from qrecipe.artifact.export.onnx import ANY_BATCH, checked_content
 from qrecipe.artifact.saving import text_of
 from qrecipe.errors.findings import ArtifactError
-from qrecipe.errors.text import first_line, shown
+from qrecipe.errors.text import shown
 from qrecipe.execution.part import Exportable
 from qrecipe.execution.provenance import Provenance
 from qrecipe.pipeline import CompiledRecipe, exportable, origin_of
-from qrecipe.process.memory import raise_lack_of_memory
+from qrecipe.process.memory import failing_as
 from qrecipe.process.neutral import neutral
 from qrecipe.runtimes.table import RUNTIMES
 
@@ -60,14 +60,10 @@ def write_openvino(
     openvino: Any = import_module("openvino")
     with TemporaryDirectory() as folder:
         made = Path(folder) / "model.xml"
-        try:
+        with failing_as(ArtifactError, "QR512", "OpenVINO cannot take the model"):
             model = openvino.Core().read_model(content, b"")
             model.set_rt_info(text_of(origin), KEY)
             openvino.save_model(model, str(made), compress_to_fp16=False)
-        except Exception as error:
-            raise_lack_of_memory(error)
-            text = f"OpenVINO cannot take the model: {first_line(error)}"
-            raise ArtifactError.of("QR512", text) from error
         for file in reversed(files):  # the graph needs its weights
             write_copy(made.with_suffix(file.suffix), file)
     return Written(run)

@@ -12,7 +12,6 @@ from qrecipe._torch_fx import DynamicRecurrent, quantize_dynamic
 from qrecipe.audit.modules import forget_qconfigs, take_any_layout
 from qrecipe.audit.sample import Sample
 from qrecipe.errors.findings import ArtifactError, ExecutionError
-from qrecipe.errors.text import first_line
 from qrecipe.execution.eager.audit import audit
 from qrecipe.execution.eager.scaled import give_scales, take_scales
 from qrecipe.execution.engine import engine
@@ -28,6 +27,7 @@ from qrecipe.model.scaled_input import class_without_scale
 from qrecipe.observers.qconfig import qconfig
 from qrecipe.planning.backend import own_backend_config
 from qrecipe.planning.plan import Plan, Site
+from qrecipe.process.memory import failing_as
 from qrecipe.process.state import random_numbers_kept
 from qrecipe.recipe.schema import LintTable
 
@@ -118,17 +118,16 @@ class EagerPart:
             site.name: qconfig(site.qconfig, "ptq") for site in self.plan.sites if site.qconfig
         }
         factors = take_scales(converted)
-        with engine(self.plan.backend), quiet(), random_numbers_kept():  # torch draws weights
-            try:
-                # without rules, torch would use its own
-                if rules:
-                    quantize_dynamic(converted, rules, inplace=True)  # type: ignore[no-untyped-call]
-            except Exception as error:
-                raise ExecutionError.of(
-                    "QR405",
-                    f"torch could not convert the model: {first_line(error)}",
-                    hint="leave the named module float, and report the model",
-                ) from error
+        what = "torch could not convert the model"
+        hint = "leave the named module float, and report the model"
+        with (
+            engine(self.plan.backend),
+            failing_as(ExecutionError, "QR405", what, hint),
+            quiet(),
+            random_numbers_kept(),  # torch draws weights
+        ):
+            if rules:  # without rules, torch would use its own
+                quantize_dynamic(converted, rules, inplace=True)  # type: ignore[no-untyped-call]
         for path in rules:
             keep_plain_attributes(prepared.get_submodule(path), converted.get_submodule(path))
         give_scales(converted, factors)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,6 @@ from qrecipe._torch_fx import (
 )
 from qrecipe.audit.modules import forget_qconfigs, take_any_layout
 from qrecipe.errors.findings import ExecutionError, PlanError
-from qrecipe.errors.text import first_line
 from qrecipe.execution.engine import engine
 from qrecipe.execution.fake_quants import freeze_batch_norm
 from qrecipe.execution.fx.emission import Emission, erase_marks
@@ -56,8 +55,11 @@ from qrecipe.model.results import expect_chunks
 from qrecipe.model.rewrites.batch_norms import FROZEN, SYNCHRONISED, synchronise, unsynchronise
 from qrecipe.planning.backend import own_backend_config
 from qrecipe.planning.plan import Engine, Plan
+from qrecipe.process.memory import failing_as
 from qrecipe.process.state import random_numbers_kept
 from qrecipe.recipe.schema import Backend, Phase
+
+_REPORT = "leave the named operation float, and report the model"
 
 
 def prepared_copy(
@@ -71,30 +73,24 @@ def prepared_copy(
     """
     copied = structural_copy(graph_module)
     weights = dict(copied.named_parameters(remove_duplicate=False))
-    try:
-        with (
-            quiet(),
-            _nothing_kept(),
-            random_numbers_kept(),
-            without_repetition(copied, configs.backend_config),
-            numbers_unobserved(),
-        ):
-            prepared = prepare(
-                copied,
-                emission.qconfig_mapping,
-                configs.phase == "qat",
-                dict(emission.scopes),
-                (),
-                configs.prepare,
-                None,
-                configs.backend_config,
-            )
-    except Exception as error:
-        raise PlanError.of(
-            "QR306",
-            f"torch cannot prepare the model: {first_line(error)}",
-            hint="leave the named operation float, and report the model",
-        ) from error
+    with (
+        failing_as(PlanError, "QR306", "torch cannot prepare the model", _REPORT),
+        quiet(),
+        _nothing_kept(),
+        random_numbers_kept(),
+        without_repetition(copied, configs.backend_config),
+        numbers_unobserved(),
+    ):
+        prepared = prepare(
+            copied,
+            emission.qconfig_mapping,
+            configs.phase == "qat",
+            dict(emission.scopes),
+            (),
+            configs.prepare,
+            None,
+            configs.backend_config,
+        )
     _tie_again(prepared, weights)
     observe_before_drops(prepared)
     for node in prepared.graph.nodes:
@@ -136,25 +132,23 @@ def reference(prepared: fx.GraphModule, configs: Configs) -> fx.GraphModule:
     The identities that `altered_modules.keep_float` inserted are still in it. Raises
     ``ExecutionError`` (QR405) if torch fails.
     """
-    try:
-        with (
-            quiet(),
-            _nothing_kept(),
-            _own_weights_only(),
-            random_numbers_kept(),
-            computed_weights_left_alone(),
-            qconfigs_asked_once(),
-            unused_looked_up(),
-        ):
-            converted = convert(
-                as_torch_prepared(prepared),
-                True,
-                configs.convert,
-                _remove_qconfig_flag=False,  # lowering needs it
-                backend_config=configs.backend_config,
-            )
-    except Exception as error:
-        raise _conversion_failed(error) from error
+    with (
+        _failing_to_convert(),
+        quiet(),
+        _nothing_kept(),
+        _own_weights_only(),
+        random_numbers_kept(),
+        computed_weights_left_alone(),
+        qconfigs_asked_once(),
+        unused_looked_up(),
+    ):
+        converted = convert(
+            as_torch_prepared(prepared),
+            True,
+            configs.convert,
+            _remove_qconfig_flag=False,  # lowering needs it
+            backend_config=configs.backend_config,
+        )
     _preserve(prepared, converted, configs.convert.preserved_attributes)
     return converted
 
@@ -176,17 +170,20 @@ def lowered(
     weights = _weights(reference, engines)
     observed = prepared.meta["_observed_graph_module_attrs"]
     own_tensors(reference, lambda x: x.dim() == 1)  # packing keeps references to biases
-    with engine(configs.backend):
-        try:
-            with quiet(), _nothing_kept(), _own_weights_only(kinds), random_numbers_kept():
-                lower_ours(reference, observed.node_name_to_qconfig)
-                converted = lower_to_native_backend(
-                    reference,
-                    observed.node_name_to_qconfig,
-                    observed.node_name_to_scope,
-                )
-        except Exception as error:
-            raise _conversion_failed(error) from error
+    with (
+        engine(configs.backend),
+        _failing_to_convert(),
+        quiet(),
+        _nothing_kept(),
+        _own_weights_only(kinds),
+        random_numbers_kept(),
+    ):
+        lower_ours(reference, observed.node_name_to_qconfig)
+        converted = lower_to_native_backend(
+            reference,
+            observed.node_name_to_qconfig,
+            observed.node_name_to_scope,
+        )
     _pack(converted, weights, engines)
     take_any_layout(converted)
     forget_qconfigs(converted)
@@ -209,12 +206,9 @@ def _nothing_kept() -> Iterator[None]:
         assert_and_get_unique_device.cache_clear()
 
 
-def _conversion_failed(error: Exception) -> ExecutionError:
-    return ExecutionError.of(
-        "QR405",
-        f"torch could not convert the prepared model: {first_line(error)}",
-        hint="leave the named operation float, and report the model",
-    )
+def _failing_to_convert() -> AbstractContextManager[None]:
+    what = "torch could not convert the prepared model"
+    return failing_as(ExecutionError, "QR405", what, _REPORT)
 
 
 def _preserve(source: nn.Module, target: fx.GraphModule, names: list[str]) -> None:

@@ -11,7 +11,6 @@ from qrecipe._torch_ao import quiet
 from qrecipe._torch_fx import convert
 from qrecipe.audit.sample import Sample
 from qrecipe.errors.findings import ArtifactError, AuditError, Finding
-from qrecipe.errors.text import first_line
 from qrecipe.execution.fx.convert import Configs, as_torch_prepared
 from qrecipe.execution.fx.embeddings import look_up_integers
 from qrecipe.execution.fx.reference import explicit, held
@@ -20,6 +19,7 @@ from qrecipe.execution.part import Exportable, check_exportable
 from qrecipe.model.call import Inputs, bind
 from qrecipe.model.rewrite_proof import passing
 from qrecipe.planning.plan import Plan
+from qrecipe.process.memory import failing_as
 from qrecipe.recipe.patterns import leave_float
 
 _QUANTIZE = "quantized_decomposed.quantize_per_tensor"
@@ -50,18 +50,15 @@ def exportable(
 
 
 def _decomposed(prepared: fx.GraphModule, configs: Configs) -> fx.GraphModule:
-    try:
-        with quiet():
-            return convert(
-                as_torch_prepared(prepared),
-                True,
-                configs.convert,
-                is_decomposed=True,
-                backend_config=configs.backend_config,
-            )
-    except Exception as error:
-        text = f"torch cannot convert the model for export: {first_line(error)}"
-        raise ArtifactError.of("QR512", text) from error
+    what = "torch cannot convert the model for export"
+    with failing_as(ArtifactError, "QR512", what), quiet():
+        return convert(
+            as_torch_prepared(prepared),
+            True,
+            configs.convert,
+            is_decomposed=True,
+            backend_config=configs.backend_config,
+        )
 
 
 def _widen_ranges(decomposed: fx.GraphModule) -> None:
@@ -74,13 +71,14 @@ def _widen_ranges(decomposed: fx.GraphModule) -> None:
 
 
 def _checked_output(decomposed: fx.GraphModule, prepared: fx.GraphModule, inputs: Any) -> Any:
-    try:
-        with torch.no_grad(), quiet(), held(decomposed, prepared) as wrong:
-            output = decomposed(*inputs)
-    except Exception as error:
-        raise AuditError.of(
-            "QR413", f"the model to be exported fails: {first_line(error)}"
-        ) from error
+    what = "the model to be exported fails"
+    with (
+        failing_as(AuditError, "QR413", what),
+        torch.no_grad(),
+        quiet(),
+        held(decomposed, prepared) as wrong,
+    ):
+        output = decomposed(*inputs)
     if wrong:
         raise AuditError(
             [
