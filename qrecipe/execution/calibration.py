@@ -33,12 +33,10 @@ from qrecipe.execution.batches import (
     Forward,
     check_finite,
     check_signature,
-    known_length,
-    limited,
-    rereadable,
     run_batch,
     unusable_batch,
 )
+from qrecipe.execution.calls import Feed
 from qrecipe.execution.fake_quants import only_observing
 from qrecipe.execution.prepared import PreparedState, prepared_state, traced_parts
 from qrecipe.execution.shards import Turns, check_mergeable, check_same, subjects_in
@@ -48,9 +46,10 @@ from qrecipe.model.nested import cloned
 from qrecipe.process import ranks
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.schema import CalibrationTable
-from qrecipe.terminal.progress import Progress, chosen_progress, tracked
+from qrecipe.terminal.progress import Progress
 
 FEW_BATCHES = 10
+_LABEL = "calibrating"
 
 
 @neutral
@@ -95,7 +94,8 @@ def calibrate_checking(
     """
     state = prepared_state(prepared)
     parts = traced_parts(prepared)
-    running = _Running(prepared, state, batches, forward, progress, check)
+    limit = ranks.share(state.calibration.max_batches)
+    running = _Running(prepared, state, Feed(batches, forward, limit, progress), check)
     observe = _observed if ranks.count() == 1 else _observed_in_turn
     with (
         _restored_on_error(prepared, state),
@@ -118,41 +118,28 @@ def calibrate_checking(
 
 @dataclass(slots=True)
 class _Running:
-    """A model and the batches that run through it."""
+    """A model and the batches of this rank that run through it."""
 
     prepared: nn.Module
     state: PreparedState
-    batches: Iterable[Any]
-    forward: Forward | None
-    progress: Progress | bool | None
+    feed: Feed
     check: Callable[[Mapping[str, Sample]], bool]
     are_apart: bool = False
 
     def first_time(self) -> Iterator[None]:
         """Run a batch in each step, and keep and check the first calls."""
-        for index, batch in self._shown():
+        for index, batch in self.feed.numbered(_LABEL):
             with _first_calls_kept(self.prepared, self.state) if index == 0 else nullcontext():
-                _run(self.prepared, batch, index, self.forward)
+                _run(self.prepared, batch, index, self.feed.forward)
             if index == 0:
                 self.are_apart = self.check(self.state.samples)
             yield
 
     def again(self) -> Iterator[None]:
         """Run a batch in each step."""
-        for index, batch in self._shown():
-            _run(self.prepared, batch, index, self.forward)
+        for index, batch in self.feed.numbered(_LABEL):
+            _run(self.prepared, batch, index, self.feed.forward)
             yield
-
-    def _shown(self) -> Iterator[tuple[int, Any]]:
-        """This rank's batches and their index, with progress."""
-        show = chosen_progress(self.progress, "calibrating")
-        total = known_length(self.batches, self.limit)
-        yield from tracked(limited(self.batches, self.limit), show, total)
-
-    @property
-    def limit(self) -> int:
-        """How many batches this rank takes at most."""
-        return ranks.share(self.state.calibration.max_batches)
 
 
 _Parts = Mapping[str, fx.GraphModule]
@@ -172,7 +159,7 @@ def _observed_in_turn(running: _Running, parts: _Parts) -> _Observed:
     check_same("calibrate", state.fingerprint, running.prepared)
     check_mergeable(subjects, has_merged=state.batches > 0)
     if any(subject.merging == "histogram" for subject in subjects):
-        running.batches = rereadable(running.batches, running.limit)
+        running.feed.hold()
     with candidates_kept(parts.values()) as candidates:
         turns = Turns(subjects, running.first_time, running.again)
     with watched(parts.values()) as averages:

@@ -2,36 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import nn
 
-from qrecipe.execution.batches import Forward, check_finite, known_length, limited
-from qrecipe.execution.calls import run_quietly
+from qrecipe.execution.calls import Feed
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.planning.plan import Chain, Group, Plan
-from qrecipe.terminal.progress import Progress, chosen_progress, tracked
 from qrecipe.transforms.record import Spread
-
-
-@dataclass(frozen=True, slots=True)
-class Batches:
-    """The calibration data, and how a model is called with it."""
-
-    batches: Iterable[Any]
-    limit: int
-    forward: Forward | None
-    progress: Progress | bool | None
-
-    def run(self, model: nn.Module) -> None:
-        """Run a model on all of it."""
-        show = chosen_progress(self.progress, "transforming")
-        total = known_length(self.batches, self.limit)
-        for index, batch in tracked(limited(self.batches, self.limit), show, total):
-            check_finite(batch, index)
-            run_quietly(model, batch, index, self.forward)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,11 +21,12 @@ class TransformContext:
 
     plan: Plan
     _inventory: Inventory = field(repr=False)
-    _batches: Batches = field(repr=False)
+    _feed: Feed = field(repr=False)
 
     def run(self, model: nn.Module) -> None:
         """Call the model, or a copy with hooks, with each calibration batch, without gradients."""
-        self._batches.run(model)
+        for _ in self._feed.runs(model, "transforming"):
+            pass
 
 
 @dataclass(frozen=True, slots=True)

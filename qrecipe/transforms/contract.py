@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from qrecipe._torch_ao import quiet
 from qrecipe.errors.findings import ExecutionError, Finding, QRecipeError
 from qrecipe.errors.text import first_line, one_line, shown
+from qrecipe.execution.calls import Feed
 from qrecipe.model.call import Inputs
 from qrecipe.model.copies import whole_copy
 from qrecipe.planning.decide import make_plan
@@ -18,7 +19,7 @@ from qrecipe.planning.inventory import inventory_of
 from qrecipe.process.neutral import neutral
 from qrecipe.process.state import random_numbers_kept
 from qrecipe.recipe.recipe import parse_recipe
-from qrecipe.transforms.base import Batches, Transform, TransformContext
+from qrecipe.transforms.base import Transform, TransformContext
 from qrecipe.transforms.proof import (
     changed_modules,
     classes_of,
@@ -94,7 +95,7 @@ def _problems(cls: Any) -> Iterator[tuple[str, str]]:
     inputs, recipe = Inputs.from_batch(batches[0]), parse_recipe(_RECIPE)
     inventory = inventory_of(model, recipe, inputs)
     plan = make_plan(inventory, recipe)
-    context = TransformContext(plan, inventory, Batches(batches, len(batches), None, False))
+    context = TransformContext(plan, inventory, Feed(batches))
     changed = whole_copy(model)
     try:
         _, problem = applied(step, changed, context)

@@ -12,6 +12,7 @@ from torch import nn
 
 from qrecipe.errors.findings import AuditError, CalibrationError
 from qrecipe.execution.batches import Forward, inputs_of_batch, rereadable
+from qrecipe.execution.calls import Feed
 from qrecipe.execution.shards import check_same, first_of_all
 from qrecipe.model.copies import whole_copy
 from qrecipe.model.kept import TRANSFORMED, kept
@@ -24,7 +25,7 @@ from qrecipe.process.neutral import neutral
 from qrecipe.recipe.recipe import Recipe, load_recipe
 from qrecipe.registry.builtin import TRANSFORMS
 from qrecipe.terminal.progress import Progress
-from qrecipe.transforms.base import Batches, Scaled, Transform, TransformContext
+from qrecipe.transforms.base import Scaled, Transform, TransformContext
 from qrecipe.transforms.contract import applied
 from qrecipe.transforms.moved import Results, moved_sites, results_of
 from qrecipe.transforms.proof import difference, outputs_of
@@ -60,14 +61,14 @@ def transform(
     """
     loaded = replace(load_recipe(recipe), phase="ptq")
     check_same("transform", loaded.fingerprint, model)
-    held = rereadable(batches, ranks.share(loaded.calibration.max_batches))
+    share = ranks.share(loaded.calibration.max_batches)
+    held = rereadable(batches, share)
     first, _ = first_of_all(held)
     with inputs_of_batch(model, first, forward) as inputs:
         model = untransformed(model, loaded, inputs)
         inventory = inventory_of(model, loaded, inputs)
         plan = make_plan(inventory, loaded)
-    share = ranks.share(loaded.calibration.max_batches)
-    context = TransformContext(plan, inventory, Batches(held, share, forward, progress))
+    context = TransformContext(plan, inventory, Feed(held, forward, share, progress))
     inside = partial(results_of, recipe=loaded, inputs=inputs, batch=first, forward=forward)
     changed = whole_copy(model)
     done, outputs = Transformation(loaded.transform), outputs_of(model, first, forward)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -11,15 +10,8 @@ from torch import nn
 from qrecipe.errors.findings import CalibrationError, ExecutionError, Finding
 from qrecipe.errors.text import counted
 from qrecipe.errors.warn import warn
-from qrecipe.execution.batches import (
-    Forward,
-    check_finite,
-    known_length,
-    limited,
-    no_batches,
-    rereadable,
-)
-from qrecipe.execution.calls import run_quietly
+from qrecipe.execution.batches import Forward, no_batches
+from qrecipe.execution.calls import Feed
 from qrecipe.execution.engine import engine_of
 from qrecipe.execution.provenance import Provenance, converted_graphs, provenance
 from qrecipe.execution.shards import Turns, check_mergeable
@@ -33,7 +25,9 @@ from qrecipe.recipe.extends import compose
 from qrecipe.recipe.references import Source
 from qrecipe.recipe.schema import LintTable, RecipeTable
 from qrecipe.runtimes.table import known_session
-from qrecipe.terminal.progress import Progress, chosen_progress, tracked
+from qrecipe.terminal.progress import Progress
+
+_LABEL = "measuring drift"
 
 
 @neutral
@@ -76,12 +70,12 @@ def drift(
         raise _nothing_stored()
     _warn_about(observing, converted)
     model = with_parts(converted, shadows)
-    running = _Running(model, batches, forward, progress)
+    feed = Feed(batches, forward, progress=progress)
     with engine_of(plan):
         if ranks.count() == 1:
-            count = sum(1 for _ in running())
+            count = sum(1 for _ in feed.runs(model, _LABEL))
         else:
-            count = _run_in_turn(running, list(shadows.values()), provenance(converted))
+            count = _run_in_turn(model, feed, list(shadows.values()), provenance(converted))
     if not count:
         raise no_batches()
     sites = [site for shadow in shadows.values() for site in shadow.results()]
@@ -90,25 +84,9 @@ def drift(
     return Drift(tuple(sorted(sites, key=worst_first)), count, plan.ingredients)
 
 
-@dataclass(slots=True)
-class _Running:
-    """A shadowed model and the batches that run through it."""
-
-    model: nn.Module
-    batches: Iterable[Any]
-    forward: Forward | None
-    progress: Progress | bool | None
-
-    def __call__(self) -> Iterator[None]:
-        """Run a batch in each step."""
-        show = chosen_progress(self.progress, "measuring drift")
-        for index, batch in tracked(limited(self.batches), show, known_length(self.batches)):
-            check_finite(batch, index)
-            run_quietly(self.model, batch, index, self.forward)
-            yield
-
-
-def _run_in_turn(running: _Running, shadows: Sequence[Shadowed], origin: Provenance) -> int:
+def _run_in_turn(
+    model: nn.Module, feed: Feed, shadows: Sequence[Shadowed], origin: Provenance
+) -> int:
     """Run the batches of all ranks, merge what was seen, and return how many they are."""
     tallies = [tally for shadow in shadows for tally in shadow.tallies.values()]
     observers = [observer for shadow in shadows for observer in shadow.observers]
@@ -118,14 +96,17 @@ def _run_in_turn(running: _Running, shadows: Sequence[Shadowed], origin: Provena
     ranks.check_same("drift", lambda: facts)
     check_mergeable(subjects, has_merged=False)
     if any(subject.merging == "histogram" for subject in subjects):
-        running.batches = rereadable(running.batches)
+        feed.hold()
+
+    def run() -> Iterator[None]:
+        return feed.runs(model, _LABEL)
 
     def run_again() -> Iterator[None]:
         for shadow in shadows:
             shadow.is_tallying = False
-        return running()
+        return run()
 
-    turns = Turns(subjects, running, run_again)
+    turns = Turns(subjects, run, run_again)
     for observer in observers:
         observer.restart()
     turns.replay()

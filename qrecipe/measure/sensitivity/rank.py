@@ -17,7 +17,8 @@ from qrecipe._torch_ao import quiet
 from qrecipe.errors.findings import Finding, UnsupportedError
 from qrecipe.errors.text import counted, shown
 from qrecipe.errors.warn import warn
-from qrecipe.execution.batches import Forward, limited, rereadable
+from qrecipe.execution.batches import Forward, rereadable
+from qrecipe.execution.calls import Feed
 from qrecipe.execution.engine import engine
 from qrecipe.measure.sensitivity.estimate import Estimate
 from qrecipe.measure.sensitivity.log import ranking_log
@@ -34,7 +35,6 @@ from qrecipe.measure.sensitivity.steps import (
     Evaluate,
     Found,
     Scorer,
-    Source,
     by_estimate,
     by_evaluation,
     by_scores,
@@ -112,6 +112,7 @@ def sensitivity(
     loaded = replace(given, phase="ptq")  # rank the loss without training, which would reduce it
     most = loaded.calibration.max_batches
     held = rereadable(batches, most)
+    feed = Feed(held, forward, most)
     original, model = model, ready(model, loaded, held, forward, progress)
     subject = subject_of(model, loaded, held, forward, target_cpu)
     plan, names = subject.plan, [site.name for site in subject.sites]
@@ -121,20 +122,20 @@ def sensitivity(
     warn_of_missed(plan, loaded)
     limit = DEFAULT_MEMORY_LIMIT if memory_limit is None else memory_limit
     functions = {"evaluate": evaluate, "metric": metric, "forward": forward}
-    log = ranking_log(resume, plan, original, limited(held, most), functions, target_cpu)
+    log = ranking_log(resume, plan, original, iter(feed), functions, target_cpu)
     found = Found()
     if pool is not None:
         work = RankWork(model, loaded, evaluate, metric, forward, limit, target_cpu)
-        steps = on_workers(found, work, names, limited(held, most), pool, log)
+        steps = on_workers(found, work, names, iter(feed), pool, log)
     else:
-        isolated, source = subject.isolated(held, forward, progress), Source(held, most, forward)
+        isolated = subject.isolated(held, forward, progress)
         if evaluate is not None:
             steps = by_evaluation(found, isolated, evaluate, log)
         elif method == "estimate":
-            steps = by_estimate(found, source, Estimate(isolated, probes, seed, limit))
+            steps = by_estimate(found, feed, Estimate(isolated, probes, seed, limit))
         else:
             scorer = Scorer(isolated, model, metric, forward, limit)
-            steps = by_scores(found, scorer, names, source, metric, log)
+            steps = by_scores(found, scorer, names, feed, metric, log)
     show, interrupted = chosen_progress(progress, "measuring"), False
     # the workers have an engine of their own, even where they are threads
     with nullcontext() if pool is not None else _computing(plan), closing(steps):

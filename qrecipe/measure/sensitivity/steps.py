@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from qrecipe.audit.sample import Sample
-from qrecipe.execution.batches import Forward, known_length, limited
-from qrecipe.execution.calls import calls_of
+from qrecipe.execution.batches import Forward
+from qrecipe.execution.calls import Feed, calls_of
 from qrecipe.execution.isolated import Isolated
 from qrecipe.measure.sensitivity.estimate import Estimate
 from qrecipe.measure.sensitivity.exact import Replay, rerun
@@ -26,24 +26,6 @@ Evaluate = Callable[[nn.Module], float]
 
 FLOAT_MODEL = ""
 """In place of a site's name: the float model itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """The caller's batches, limited as in calibration; ``count`` of them if known."""
-
-    batches: Iterable[Any]
-    limit: int
-    forward: Forward | None
-
-    @property
-    def count(self) -> int | None:
-        return known_length(self.batches, self.limit)
-
-    def calls(self, model: nn.Module) -> Iterator[list[Sample]]:
-        """The calls of a float model for each batch."""
-        for index, batch in enumerate(limited(self.batches, self.limit)):
-            yield calls_of(model, batch, index, self.forward)
 
 
 @dataclass(slots=True)
@@ -107,13 +89,13 @@ def by_scores(
     found: Found,
     scorer: Scorer,
     names: Collection[str],
-    source: Source,
+    feed: Feed,
     metric: Metric | None,
     log: PartLog,
 ) -> Steps:
     scores: dict[str, Score] = {name: new_score(metric) for name in (FLOAT_MODEL, *names)}
-    count = source.count
-    for index, batch in enumerate(limited(source.batches, source.limit)):
+    count = feed.count
+    for index, batch in enumerate(feed):
         for name, part in _parts(scorer, names, batch, index, log):
             scores[name].add(part)
             found.note(name, scores[name].effect())
@@ -153,15 +135,15 @@ def value_with(isolated: Isolated, evaluate: Evaluate, name: str) -> float:
         return value()
 
 
-def by_estimate(found: Found, source: Source, estimate: Estimate) -> Steps:
+def by_estimate(found: Found, feed: Feed, estimate: Estimate) -> Steps:
     with estimate.probing() as probed:
-        for calls in source.calls(probed):
-            for call in calls:
+        for index, batch in enumerate(feed):
+            for call in calls_of(probed, batch, index, feed.forward):
                 estimate.add(call.inputs)
             found.batches += 1
             for name, sqnr_db in estimate.sqnr_db().items():
                 found.effects[name] = (sqnr_db, None, found.batches)
-            yield source.count
+            yield feed.count
 
 
 def by_evaluation(found: Found, isolated: Isolated, evaluate: Evaluate, log: PartLog) -> Steps:
