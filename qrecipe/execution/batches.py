@@ -180,12 +180,10 @@ def batches_digest(batches: Iterable[Any]) -> str:
 
 
 def _batch_digest(batch: Any, index: int) -> bytes:
-    try:
+    what = f"resume cannot tell batch {index} from another"
+    hint = "pass batches of tensors and of values that can be pickled"
+    with failing_as(ExecutionError, "QR425", what, hint):
         return value_digest(batch).encode()
-    except Exception as error:
-        text = f"resume cannot tell batch {index} from another: {first_line(error)}"
-        hint = "pass batches of tensors and of values that can be pickled"
-        raise ExecutionError.of("QR425", text, hint=hint) from error
 
 
 def run_batch(model: nn.Module, batch: Any, index: int, forward: Forward | None) -> None:
