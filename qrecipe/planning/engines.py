@@ -85,12 +85,9 @@ def detour(
     if found is not None or backend == "onednn":
         return found
     if levels > _EXACT_LEVELS and _is_fast_depthwise(shape):
-        reason = (
-            "fbgemm's depthwise kernel adds in 16 bits and saturates on 8-bit inputs, VNNI or not"
-        )
         if not takes_onednn:
-            return f"{reason}: set reduce_range = true for its input"
-        return Detour("onednn", reason)
+            return f"{_SATURATES}: set reduce_range = true for its input"
+        return Detour("onednn", _SATURATES)
     return _around_slow_kernel(match, shape, backend, takes_onednn)
 
 

@@ -66,10 +66,6 @@ def is_quantize(node: fx.Node) -> bool:
     return str(node.target).startswith("quantized_decomposed.quantize_per_")
 
 
-def is_dequantize(node: fx.Node) -> bool:
-    return str(node.target).startswith("quantized_decomposed.dequantize_per_")
-
-
 def structure_findings(
     plan: Plan, program: fx.GraphModule, converted: fx.GraphModule
 ) -> Iterator[Finding]:
