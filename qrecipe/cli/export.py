@@ -62,7 +62,7 @@ def export(
     Examples:
       qrecipe export cnn.toml --model model.py:factory --data model.py:batches \\
           --to onnx --out model.onnx
-      qrecipe export model.safetensors --model model.py:factory --to pt2 --out model.pt2
+      qrecipe export model.safetensors --model model.py:factory --to openvino --out model.xml
     """
     with reported(as_json=json, strict=strict):
         is_stored = _is_stored(Path(source))

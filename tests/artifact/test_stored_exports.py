@@ -8,6 +8,7 @@ import export_recipes
 import pytest
 import torch
 from artifacts import blank, recipe, trained
+from corpus import TORCHVISION, missing
 from nets import NETS
 from plans import net_of
 from routed import recipe_of_roots
@@ -70,6 +71,17 @@ def test_exporters_get_the_model_that_was_calibrated(name, tmp_path):
     own, found = assert_same(compiled, prepared, blank(net), batches[0], tmp_path / "net")
     if name != "functional":  # whose weights have other names
         assert own.code == found.code
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(missing() is not None, reason=str(missing()))
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "swin_t", "googlenet"])
+def test_so_do_they_of_real_architectures(name, tmp_path):
+    net = TORCHVISION[name]
+    batches = net.batches()
+    compiled, prepared = calibrated(net.model(), "builtin:x86-static-minmax", batches)
+    own, found = assert_same(compiled, prepared, net.model(), batches[0], tmp_path / "net")
+    assert own.code == found.code
 
 
 @pytest.mark.parametrize("name", _slow_unless(NETS, ("depthwise", "norms")))

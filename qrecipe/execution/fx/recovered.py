@@ -103,6 +103,8 @@ def _zero(number: int) -> int:
 
 def _compared(trial: _State, state: _State, count: int) -> tuple[Mapping[int, _Grid], list[str]]:
     """What ``state`` has at the place of each mark, and the tensors that differ otherwise."""
+    if others := trial.keys() ^ state.keys():
+        return {}, sorted(others)
     numbers = {_scale(number): number for number in range(count)}
     grids: dict[int, _Grid] = {}
     is_same = {name: torch.equal(tensor, state[name]) for name, tensor in trial.items()}
