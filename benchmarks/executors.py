@@ -6,13 +6,15 @@ transformer encoder (4 layers of 384 features, 64 tokens). For batch 1 and 8, in
 - float: eager, and compiled by torch.compile
 - FX: int8 kernels of torch, from FX graph mode
 - Inductor: the program of PT2E, compiled with int8 kernels (`qrecipe.lower`)
-- ExecuTorch: a ``.pte`` file with XNNPACK, float and int8 (skipped if it is not installed)
+- ExecuTorch: a ``.pte`` file with XNNPACK, float and int8, for this batch alone and for up to as
+  many samples (skipped if it is not installed)
 
 Printed as Markdown tables: CPU time of float eager over that of each, interleaved, the median of
 --runs calls; CPU seconds of compiling, the C++ compiler included; SQNR in dB on a batch that was
 not used for calibration.
 
     OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/executors.py [--runs 15] [--only NAME ...]
+        [--ways NAME ...]
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,6 +36,7 @@ import torch
 from torch import Tensor, nn
 
 import qrecipe
+from qrecipe.artifact.export.pte import write_pte
 from qrecipe.audit.sqnr import output_sqnr_db
 from qrecipe.planning.cpu import cpu_name
 
@@ -55,6 +58,15 @@ dtype = "int8"
 reduce_range = false
 eps = 0.000244140625
 """
+WAYS = (
+    "float, eager",
+    "float, compiled",
+    "FX, int8",
+    "PT2E and Inductor, int8",
+    "ExecuTorch, float",
+    "ExecuTorch, int8",
+    "ExecuTorch, int8, free batch",
+)
 BATCHES = 10
 SIZES = (1, 8)
 
@@ -129,36 +141,43 @@ def executorch_float(model: nn.Module, x: Tensor) -> Run:
     return executorch(bytes(edge.to_executorch().buffer))
 
 
-def executorch_int8(program: nn.Module, x: Tensor) -> Run:
+def executorch_int8(program: nn.Module, x: Tensor, sizes: Any) -> Run:
     with TemporaryDirectory() as folder:
         file = Path(folder) / "model.pte"
-        qrecipe.export_pte(program, file, x)
+        lowering = write_pte(program, file, x, sizes).lowering
+        print(f"batch {len(x)}: {lowering}", file=sys.stderr)
         return executorch(file.read_bytes())
 
 
-def ways(model: nn.Module, batches: Sequence[Tensor]) -> dict[str, Callable[[Tensor], Run]]:
+def ways(
+    model: nn.Module, batches: Sequence[Tensor], wanted: Collection[str]
+) -> dict[str, Callable[[Tensor], Run]]:
     """What compiles the model for an input, by name; what is quantized is so already."""
 
     def quantized(recipe: str | qrecipe.Recipe, executor: Any) -> nn.Module:
         return qrecipe.quantize(model, recipe, batches, executor=executor, progress=False)
 
-    fx, program = quantized(STATIC, "fx"), quantized(STATIC, "pt2e")
     found: dict[str, Callable[[Tensor], Run]] = {
         "float, eager": lambda x: model,
         "float, compiled": lambda x: compiled_float(model, x),
-        "FX, int8": lambda x: fx,
-        "PT2E and Inductor, int8": lambda x: inductor(program, x),
     }
+    if "FX, int8" in wanted:
+        fx = quantized(STATIC, "fx")
+        found["FX, int8"] = lambda x: fx
+    if "PT2E and Inductor, int8" in wanted:
+        program = quantized(STATIC, "pt2e")
+        found["PT2E and Inductor, int8"] = lambda x: inductor(program, x)
     if importlib.util.find_spec("executorch") is not None:
         other = quantized(qrecipe.parse_recipe(EXECUTORCH), "pt2e")
         found["ExecuTorch, float"] = lambda x: executorch_float(model, x)
-        found["ExecuTorch, int8"] = lambda x: executorch_int8(other, x)
-    return found
+        found["ExecuTorch, int8"] = lambda x: executorch_int8(other, x, None)
+        found["ExecuTorch, int8, free batch"] = lambda x: executorch_int8(other, x, "batch")
+    return {name: made for name, made in found.items() if name in wanted}
 
 
-def measure(subject: Subject, runs: int) -> list[Row]:
+def measure(subject: Subject, runs: int, wanted: Collection[str]) -> list[Row]:
     model = subject.model()
-    found = ways(model, [subject.batch(8, seed) for seed in range(BATCHES)])
+    found = ways(model, [subject.batch(8, seed) for seed in range(BATCHES)], wanted)
     rows = {name: Row(name) for name in found}
     for size in SIZES:
         x, made = subject.batch(size, BATCHES), dict[str, Run]()
@@ -209,12 +228,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What each executor makes of a model.")
     parser.add_argument("--runs", type=int, default=15)
     parser.add_argument("--only", nargs="*", choices=list(SUBJECTS), default=list(SUBJECTS))
+    parser.add_argument("--ways", nargs="*", choices=WAYS, default=WAYS)
     options = parser.parse_args()
+    wanted = {WAYS[0], *options.ways}
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     print(f"torch {torch.__version__}, {cpu_name()}\n")
     for name in options.only:
-        print(table(name, measure(SUBJECTS[name], options.runs)) + "\n", flush=True)
+        print(table(name, measure(SUBJECTS[name], options.runs, wanted)) + "\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def export(
         bool,
         typer.Option(
             "--fixed-batch",
-            help="Files of ONNX and OpenVINO take batches of the example's size alone.",
+            help="Files of ONNX, OpenVINO and ExecuTorch take batches of the example's size alone.",
         ),
     ] = False,
     force: options.Force = False,

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import math
-import subprocess
-import sys
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
-from export_recipes import EXECUTORCH
 from nets import NETS
 from places import ROOT
 from plans import net_of, recipe
+from programs import fresh
 from torch import nn
 
 import qrecipe
-from qrecipe.artifact.export import inductor, pte
+from qrecipe.artifact.export import inductor
 from qrecipe.artifact.export.apart import apart
 from qrecipe.artifact.export.lowering import Lowering, layers_of, lowered_findings
 from qrecipe.artifact.export.program import Program
@@ -30,16 +26,6 @@ pytest.importorskip("torchao")
 
 NET = NETS["residual"]
 STATIC = recipe(base="builtin:x86-static-minmax", head='executor = "pt2e"')
-
-
-def fresh(code, *given):
-    """Run code in a new process; it sees the values as ``given``."""
-    prelude = f"import sys, torch\ngiven = {[str(each) for each in given]!r}\n"
-    done = subprocess.run(
-        [sys.executable, "-c", prelude + code], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -317,147 +303,3 @@ for batch, output in ((x, expected), (torch.cat([x, x]), torch.cat([expected, ex
 assert "torchao" not in sys.modules and "qrecipe" not in sys.modules
 """
     assert min(map(float, fresh(code, file, expected).split())) > 30
-
-
-EXECUTORCH_PROGRAM = qrecipe.parse_recipe(f'executor = "pt2e"\n{EXECUTORCH}')
-
-
-def executorch_program(net):
-    return qrecipe.quantize(net.model(), EXECUTORCH_PROGRAM, net.batches(20))
-
-
-def run_by_executorch(file, folder, *batches):
-    """What a file gives for each batch, in a fresh process."""
-    torch.save(batches, folder / "batches.pt")
-    code = """
-from executorch.runtime import Runtime
-program = Runtime.get().load_program(given[0])
-method = program.load_method("forward")
-outputs = [method.execute([batch])[0].clone() for batch in torch.load(given[1])]
-torch.save(outputs, given[2])
-assert "qrecipe" not in sys.modules
-"""
-    fresh(code, file, folder / "batches.pt", folder / "outputs.pt")
-    return torch.load(folder / "outputs.pt")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["residual", "mlp", "shared_conv", "squeeze_excite"])
-def test_a_file_of_executorch_gives_the_same_bits_for_each_batch_size(name, tmp_path):
-    pytest.importorskip("executorch")
-    net, file = NETS[name], tmp_path / "net.pte"
-    made, x = executorch_program(net), net.batches(1)[0]
-    qrecipe.export_pte(made, file, x)
-    batches = [x, x[:1]]
-    with torch.no_grad():
-        for batch, output in zip(batches, run_by_executorch(file, tmp_path, *batches), strict=True):
-            assert torch.equal(made(batch), output)
-
-
-@pytest.mark.slow
-def test_keywords_of_a_file_are_in_the_order_of_the_signature(tmp_path):
-    pytest.importorskip("executorch")
-    net = NETS["keywords"]
-    batch = net.batches(1)[0]
-    assert list(batch) == ["second", "first"]
-    qrecipe.export_pte(executorch_program(net), tmp_path / "net.pte", batch)
-    assert (tmp_path / "net.pte").exists()
-
-
-@pytest.mark.slow
-def test_a_single_sample_has_its_size(tmp_path):
-    pytest.importorskip("executorch")
-    made, x = executorch_program(NETS["mlp"]), NETS["mlp"].batches(1)[0][:1]
-    qrecipe.export_pte(made, tmp_path / "net.pte", x)
-    (output,) = run_by_executorch(tmp_path / "net.pte", tmp_path, x)
-    with torch.no_grad():
-        assert torch.equal(made(x), output)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("tied", ["module", "weight"])
-def test_tied_layers_with_others_in_between_are_one_program(tied, tmp_path):
-    pytest.importorskip("executorch")
-    torch.manual_seed(0)
-    model = net_of(
-        lambda self, x: self.three(self.two(self.one(x).relu()).relu()),
-        **{name: nn.Linear(24, 24) for name in ("one", "two", "three")},
-    )
-    if tied == "module":
-        model.three = model.one
-    model.three.weight = model.one.weight
-    x = torch.randn(8, 24)
-    made = qrecipe.quantize(model, EXECUTORCH_PROGRAM, [x] * 10)
-    qrecipe.export_pte(made, tmp_path / "net.pte", x)
-    (output,) = run_by_executorch(tmp_path / "net.pte", tmp_path, x)
-    with torch.no_grad():
-        assert torch.equal(made(x), output)
-
-
-def test_one_step_of_quantization_is_right_and_two_are_not():
-    codes = torch.tensor([3.0, -5.0, 0.0])
-    step = 0.01
-    assert pte.in_steps(codes * step, codes * step, step) is None
-    assert pte.in_steps(codes * step, (codes + 1) * step, step) is None
-    assert pte.in_steps(codes * step, (codes - 2) * step, step) == "2 quantization steps"
-    assert pte.in_steps(codes, codes * math.nan, step) is not None
-    assert pte.in_steps(codes, codes * 1.001, None) is None
-    assert pte.in_steps(codes, codes * 1.2, None) == "14.0 dB"
-
-
-@pytest.mark.slow
-def test_xnnpack_rounds_a_mean_between_two_steps_the_other_way():
-    """With torch and ExecuTorch alone: why a file may differ from its program."""
-    pytest.importorskip("executorch")
-    import torch.ao.quantization.fx._decomposed
-
-    operators = torch.ops.quantized_decomposed
-    grid = (0.013, 0, -128, 127, torch.int8)
-
-    class Mean(nn.Module):
-        def forward(self, x):
-            x = operators.dequantize_per_tensor(operators.quantize_per_tensor(x, *grid), *grid)
-            x = torch.mean(x, (2, 3), keepdim=True)
-            return operators.dequantize_per_tensor(operators.quantize_per_tensor(x, *grid), *grid)
-
-    codes = torch.arange(-60.0, 60.0).view(120, 1, 1, 1)
-    x = grid[0] * (codes + torch.tensor([0.0, 1.0]).expand(120, 1, 2, 2))  # the mean is a half
-    (found,) = pte._compiled(torch.export.export(Mean(), (x,)).module(), (x,))(x)
-    steps = ((found - Mean()(x)).abs() / grid[0]).round()
-    assert set(steps.flatten().tolist()) == {0.0, 1.0}
-    assert pte.in_steps(Mean()(x), found, grid[0]) is None
-
-
-@pytest.mark.slow
-def test_a_kernel_of_xnnpack_that_is_wrong_is_found(tmp_path, monkeypatch):
-    pytest.importorskip("executorch")
-    made, x = executorch_program(NETS["mlp"]), NETS["mlp"].batches(1)[0]
-    run = pte._run
-    monkeypatch.setattr(pte, "_run", lambda *given: [each * 1.02 for each in run(*given)])
-    with pytest.raises(
-        AuditError, match=r"QR411 .*computes something else: \d+ quantization steps"
-    ):
-        qrecipe.export_pte(made, tmp_path / "net.pte", x)
-    assert not (tmp_path / "net.pte").exists()
-
-
-@pytest.mark.slow
-def test_a_layer_that_xnnpack_does_not_take_is_found(tmp_path, monkeypatch):
-    pytest.importorskip("executorch")
-    from executorch.backends.xnnpack.partition import xnnpack_partitioner as xnnpack
-    from executorch.backends.xnnpack.partition.config.generic_node_configs import AddConfig
-
-    adding = partial(xnnpack.XnnpackPartitioner, configs=[AddConfig])
-    monkeypatch.setattr(xnnpack, "XnnpackPartitioner", adding)
-    made, x = executorch_program(NETS["mlp"]), NETS["mlp"].batches(1)[0]
-    with pytest.raises(AuditError, match="QR410 XNNPACK does not take"):
-        qrecipe.export_pte(made, tmp_path / "net.pte", x)
-    assert not (tmp_path / "net.pte").exists()
-
-
-@pytest.mark.slow
-def test_another_backend_is_not_written_for_executorch(converted, tmp_path):
-    pytest.importorskip("executorch")
-    with pytest.raises(ArtifactError, match=r'QR512(?s:.)*backend = "executorch"'):
-        qrecipe.export_pte(converted, tmp_path / "net.pte", NET.batches(1)[0])
-    assert not (tmp_path / "net.pte").exists()

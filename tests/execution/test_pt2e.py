@@ -164,6 +164,14 @@ def test_containers_of_inputs_and_outputs_and_preserved_attributes():
     assert converted.names == ["x"]
 
 
+def test_a_model_without_tensors_of_its_own_takes_several_inputs():
+    model = net_of(lambda self, x, y, z: (x + y) * z)
+    batches = [tuple(torch.randn(3, 6) for _ in range(3)) for _ in range(10)]
+    converted = quantized(model, batches)
+    with torch.no_grad():
+        assert output_sqnr_db(model(*batches[0]), converted(*batches[0])) > 25
+
+
 def test_a_model_that_is_fixed_to_its_batch_size_is_audited_on_it():
     model = net_of(lambda self, x: self.fc(x).view(8, 2, 2).sum(1), fc=nn.Linear(6, 4))
     batches = [torch.randn(8, 6) for _ in range(10)]

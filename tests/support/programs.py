@@ -1,6 +1,9 @@
-"""What tests of PT2E's programs share: qconfigs, nodes of a site, tampered conversions."""
+"""What tests of PT2E's programs share: qconfigs, nodes of a site, sabotage, fresh processes."""
 
 from __future__ import annotations
+
+import subprocess
+import sys
 
 QCONFIGS = """
 [tensor.by-call]
@@ -31,3 +34,13 @@ def tamper_with_conversion(monkeypatch, tamper):
         return made
 
     monkeypatch.setattr(part, "convert_pt2e", wrong)
+
+
+def fresh(code, *given):
+    """Run code in a new process; it sees the values as ``given``."""
+    prelude = f"import sys, torch\ngiven = {[str(each) for each in given]!r}\n"
+    done = subprocess.run(
+        [sys.executable, "-c", prelude + code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout

@@ -18,23 +18,26 @@ from qrecipe.model.nested import cloned
 class Apart:
     """A graph with a result for each site, arguments for it, and what the program has there.
 
-    ``steps`` are the distances between two values that a result can take, None if it is float.
+    ``unrounded`` are the same results before they are rounded, ``steps`` the distances between two
+    values that a result can take, None if it is float.
     """
 
     graph_module: fx.GraphModule
     args: tuple[Any, ...]
     sites: tuple[str, ...]
     expected: tuple[Tensor, ...]
+    unrounded: tuple[Tensor, ...]
     steps: tuple[float | None, ...]
 
 
 def apart(program: fx.GraphModule, inputs: Inputs) -> Apart:
     """The sites that give a floating-point tensor."""
-    results = _results(program)
+    given = _results(program)
+    results = {name: _rounded(node) for name, node in given.items()}
     cut = _Cut()
     outputs = tuple(cut.copied(node, name) for name, node in results.items())
     cut.graph.output(outputs)
-    recorder = _Recorder(program, {*cut.inputs, *results.values()})
+    recorder = _Recorder(program, {*cut.inputs, *results.values(), *given.values()})
     with torch.no_grad():
         recorder.run(*bind(program, program, inputs.cloned()))
     return Apart(
@@ -42,12 +45,13 @@ def apart(program: fx.GraphModule, inputs: Inputs) -> Apart:
         tuple(cloned(recorder.values[node]) for node in cut.inputs),
         tuple(results),
         tuple(recorder.values[node] for node in results.values()),
+        tuple(recorder.values[node] for node in given.values()),
         tuple(map(_step, results.values())),
     )
 
 
 def _results(program: fx.GraphModule) -> dict[str, fx.Node]:
-    """The last operator of each site, or the same rounded where its reader gets it rounded."""
+    """The last operator of each site."""
     found: dict[str, fx.Node] = {}
     for node in program.graph.nodes:
         name = site_of(node)
@@ -55,10 +59,11 @@ def _results(program: fx.GraphModule) -> dict[str, fx.Node]:
         value = node.meta.get("val") if is_operator else None
         if name is not None and isinstance(value, Tensor) and value.is_floating_point():
             found[name] = node
-    return {name: _rounded(node) for name, node in found.items()}
+    return found
 
 
 def _rounded(node: fx.Node) -> fx.Node:
+    """The result as its reader gets it: rounded, or as it is."""
     users = list(node.users)
     if len(users) != 1 or not is_conversion(users[0]):
         return node

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from qrecipe.artifact.export.apart import apart
+from qrecipe.artifact.export.deviations import Deviation, Judge, Result, differing, in_db
 from qrecipe.artifact.export.program import Program
 from qrecipe.audit.modules import computes_otherwise
 from qrecipe.audit.sample import RIGHT_DB
-from qrecipe.audit.sqnr import output_sqnr_db, sqnr_db
+from qrecipe.audit.sqnr import output_sqnr_db
 from qrecipe.errors.findings import Finding
 from qrecipe.errors.text import counted
 from qrecipe.model.nested import tensors_in
@@ -28,19 +29,23 @@ class Lowering:
     """The layers with integer weights that became integer kernels of a compiler.
 
     ``seconds`` is the time that compiling took. ``without_kernel`` are the sites that the compiler
-    has no integer kernel for: they compute the same with float kernels.
+    has no integer kernel for: they compute the same with float kernels. ``deviations`` are the
+    sites whose results differ from the program's if each is run alone, none if the whole gives the
+    same bits; None if only a difference that matters was looked for.
     """
 
     compiler: str
     layers: int
     without_kernel: tuple[str, ...]
     seconds: float
+    deviations: tuple[Deviation, ...] | None = None
 
     def __str__(self) -> str:
         made = f"{self.compiler} made {counted(self.layers, 'integer kernel')} of the layers"
         left = ", ".join(self.without_kernel)
         has_none = f"; it has none for {left}" if left else ""
-        return f"{made} with weights in {self.seconds:.1f} s{has_none}"
+        text = f"{made} with weights in {self.seconds:.1f} s{has_none}"
+        return text if self.deviations is None else f"{text}\n{differing(self.deviations)}"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -61,19 +66,6 @@ def _is_weight(node: fx.Node) -> bool:
     return is_dequantized and node.all_input_nodes[0].op == "get_attr"
 
 
-Judge = Callable[[Tensor, Tensor, float | None], str | None]
-"""How far a result is from what a program has there, if that is too far.
-
-The number is the distance between two values that the result can take, None if it is float.
-"""
-
-
-def in_db(expected: Tensor, found: Tensor, step: float | None) -> str | None:
-    """A `Judge` that leaves room for roundings that fall the other way."""
-    reached = sqnr_db(expected, found)
-    return None if reached >= RIGHT_DB else f"{reached:.1f} dB"
-
-
 def lowered_findings(program: Program, found: Any, compile: Compile) -> Iterator[Finding]:
     """Where a compiled program computes something else than the program (QR411, QR412).
 
@@ -84,14 +76,14 @@ def lowered_findings(program: Program, found: Any, compile: Compile) -> Iterator
     reached = output_sqnr_db(expected, list(tensors_in(found)))
     if reached is None or reached >= RIGHT_DB:
         return
-    wrong = list(findings_apart(program, compile, in_db))
+    wrong = list(judged_apart(results_apart(program, compile), in_db))
     yield from wrong
     if not wrong and math.isnan(reached):
         yield Finding("QR412", "the compiled program gives NaN", hint="report the model")
 
 
-def findings_apart(program: Program, compile: Compile, judge: Judge) -> Iterator[Finding]:
-    """The sites that compute something else (QR411) if they are compiled apart from the others.
+def results_apart(program: Program, compile: Compile) -> Iterator[Result]:
+    """What the sites give if they are compiled apart from the others.
 
     Each is given what it reads in the program.
     """
@@ -99,7 +91,14 @@ def findings_apart(program: Program, compile: Compile, judge: Judge) -> Iterator
     alone = apart(program.graph_module, program.inputs)
     with torch.no_grad():
         found = compile(alone.graph_module, alone.args)(*alone.args)
-    for name, *result in zip(alone.sites, alone.expected, found, alone.steps, strict=True):
-        distance = judge(*result)
+    own = map(sites.__getitem__, alone.sites)
+    values = (own, alone.expected, found, alone.unrounded, alone.steps)
+    yield from (Result(*each) for each in zip(*values, strict=True))
+
+
+def judged_apart(results: Iterable[Result], judge: Judge) -> Iterator[Finding]:
+    """The sites that compute something else (QR411)."""
+    for result in results:
+        distance = judge(result)
         if distance is not None:
-            yield computes_otherwise(sites[name], "the compiled kernel", distance, "the program")
+            yield computes_otherwise(result.site, "the compiled kernel", distance, "the program")

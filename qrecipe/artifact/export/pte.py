@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,10 +15,13 @@ from torch import Tensor, fx, nn
 from qrecipe._torch_ao import quiet
 from qrecipe.artifact.carried import KEY
 from qrecipe.artifact.container import path_of, write
+from qrecipe.artifact.export.deviations import Deviation, at_ties
 from qrecipe.artifact.export.judged import Run, Written
-from qrecipe.artifact.export.lowering import Lowering, findings_apart, in_db, layers_of
+from qrecipe.artifact.export.lowering import Lowering, judged_apart, layers_of, results_apart
 from qrecipe.artifact.export.program import Program
 from qrecipe.artifact.saving import text_of
+from qrecipe.audit.sample import JUDGEABLE_DB, RIGHT_DB
+from qrecipe.audit.sqnr import output_sqnr_db
 from qrecipe.errors.findings import ArtifactError, AuditError, Finding
 from qrecipe.errors.text import first_line, shown_names
 from qrecipe.errors.warn import settle
@@ -36,15 +39,22 @@ _BACKEND = "executorch"
 
 
 @neutral
-def export_pte(converted: nn.Module, path: str | os.PathLike[str], example_inputs: Any) -> None:
+def export_pte(
+    converted: nn.Module,
+    path: str | os.PathLike[str],
+    example_inputs: Any,
+    *,
+    dynamic_shapes: Literal["batch"] | None = "batch",
+) -> None:
     """Write a model that PT2E converted for the backend ``executorch`` as a file of ExecuTorch.
 
-    ``example_inputs`` are as for `qrecipe.plan`. Of several samples, the file takes one to as many;
-    it takes other sizes, and a single sample, as they are. Its operators are those of XNNPACK,
+    ``example_inputs`` are as for `qrecipe.plan`. Of several samples, the file takes one to as many,
+    or with ``dynamic_shapes=None`` only as many, which may be faster; it takes other sizes, and a
+    single sample, as they are. Its operators are those of XNNPACK,
     which computes in integers. The file takes and returns tensors: containers are flattened in
     order, keywords in that of the signature. It is loaded in ExecuTorch's runtime and compared with
-    the model before it is written: both give the same, or no layer is more than one step of
-    quantization off.
+    the model before it is written: both give the same bits, or each site alone gives the same
+    integers, except for results between two that are rounded the other way.
 
     Raises:
         ArtifactError: the model was not converted by qrecipe (QR501), or not as a program or for
@@ -53,10 +63,15 @@ def export_pte(converted: nn.Module, path: str | os.PathLike[str], example_input
             (QR411, QR412).
         QRecipeError: ExecuTorch is missing (QR602).
     """
-    write_pte(converted, path, example_inputs)
+    write_pte(converted, path, example_inputs, dynamic_shapes)
 
 
-def write_pte(converted: nn.Module, path: str | os.PathLike[str], example_inputs: Any) -> Written:
+def write_pte(
+    converted: nn.Module,
+    path: str | os.PathLike[str],
+    example_inputs: Any,
+    sizes: Literal["batch"] | None = "batch",
+) -> Written:
     """As `export_pte`."""
     executorch.check_installed()
     file = path_of(path, "export_pte")
@@ -68,7 +83,8 @@ def write_pte(converted: nn.Module, path: str | os.PathLike[str], example_inputs
     _separate_readers(program.graph_module)
     layers = list(layers_of(program.graph_module))
     started = time.perf_counter()
-    edge = _partitioned(program.exported(), {KEY: text_of(program.origin)})
+    exported = program.exported_as_it_is() if sizes is None else program.exported()
+    edge = _partitioned(exported, {KEY: text_of(program.origin)})
     left = set(edge.exported_program().graph_signature.inputs_to_buffers.values())
     outside = [site_of(layer) or "" for layer in layers if _weight_of(layer) in left]
     if outside:
@@ -78,23 +94,29 @@ def write_pte(converted: nn.Module, path: str | os.PathLike[str], example_inputs
     content = _content(edge)
     seconds = time.perf_counter() - started
     found = _run(content, program.inputs)
-    pairs = zip(tensors_in(program.output()), found, strict=True)
-    if not all(torch.equal(*pair) for pair in pairs):
-        settle(findings_apart(program, _compiled, in_steps), ())
+    deviations = _deviations(program, found)
     write(file, lambda stream: stream.write(content))
-    lowering = Lowering("XNNPACK", len(layers), (), seconds)
+    lowering = Lowering("XNNPACK", len(layers), (), seconds, deviations)
     return Written(Run(program.inputs, found, None), lowering)
 
 
-def in_steps(expected: Tensor, found: Tensor, step: float | None) -> str | None:
-    """A `Judge` that takes one step for right: what lies between two is rounded up or down."""
-    if step is None:
-        return in_db(expected, found, step)
-    steps = float((found - expected).abs().max()) / step
-    return None if steps < _ONE_STEP else f"{steps:.0f} quantization steps"
+def _deviations(program: Program, found: Sequence[Tensor]) -> tuple[Deviation, ...]:
+    """The sites that give other results than in the program; none if the whole gives the same.
 
-
-_ONE_STEP = 1.01  # scaled by a float
+    Raises ``AuditError`` if one computes something else (QR411), or the whole does (QR412).
+    """
+    expected = list(tensors_in(program.output()))
+    if all(map(torch.equal, expected, found)):
+        return ()
+    results = list(results_apart(program, _compiled))
+    settle(judged_apart(results, at_ties), ())
+    deviations = tuple(Deviation.of(each) for each in results if each.differs)
+    reached = output_sqnr_db(expected, list(found))
+    least = JUDGEABLE_DB if deviations else RIGHT_DB
+    if reached is not None and not reached >= least:
+        message = f"the file is {reached:.1f} dB from the model, but no site of it alone"
+        raise AuditError(Finding("QR412", message, hint="report the model"))
+    return deviations
 
 
 def _weight_of(layer: fx.Node) -> str:

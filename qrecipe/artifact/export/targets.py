@@ -37,7 +37,7 @@ Name = Literal["onnx", "openvino", "pt2", "pte", "aoti"]
 
 
 Sizes = Literal["batch"] | None
-"""What is free in files of ONNX and OpenVINO: the size of the batch, or nothing."""
+"""What is free in files of ONNX, OpenVINO and ExecuTorch: the size of the batch, or nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +136,10 @@ def _from_program(write: Callable[..., Written]) -> Callable[[Source, Path, Size
     return lambda source, path, sizes: write(source.converted(), path, source.inputs.batch)
 
 
+def _pte(source: Source, path: Path, sizes: Sizes) -> Written:
+    return write_pte(source.converted(), path, source.inputs.batch, sizes)
+
+
 TARGETS: Mapping[Name, Target] = {
     "onnx": Target(check_onnx, _from_functions(write_onnx), "onnxruntime"),
     "openvino": Target(
@@ -143,7 +147,7 @@ TARGETS: Mapping[Name, Target] = {
     ),
     "pt2": Target(lambda: None, _from_program(write_pt2), "torch.export", "pt2e"),
     "pte": Target(
-        *(executorch.check_installed, _from_program(write_pte), "executorch", "pt2e"),
+        *(executorch.check_installed, _pte, "executorch", "pt2e"),
         fitted=for_executorch,
     ),
     "aoti": Target(check_compiler, _from_program(write_aoti), "AOTInductor", "pt2e"),

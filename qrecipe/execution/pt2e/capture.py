@@ -105,7 +105,7 @@ def _check_inputs(program: fx.GraphModule, source: fx.GraphModule, args: Sequenc
 def _take_arguments(graph: fx.Graph, source: fx.GraphModule, args: Sequence[Any]) -> None:
     """Replace the flat inputs of an exported graph with the placeholders of its source."""
     flat = iter(graph.find_nodes(op="placeholder"))
-    first = next(iter(graph.nodes))
+    first = next(node for node in graph.nodes if node.op != "placeholder")  # those are erased
     for placeholder, value in zip(source.graph.find_nodes(op="placeholder"), args, strict=True):
         with graph.inserting_before(first):
             given = graph.placeholder(str(placeholder.target), default_value=_default(placeholder))
