@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from qrecipe.model.addresses import is_conversion
@@ -68,4 +69,27 @@ def _packed(node: fx.Node, graph_module: fx.GraphModule) -> list[Tensor]:
         value = stored(source, graph_module)
         if hasattr(value, "unpack"):
             found.append(_plain(value.unpack()[0]))
-    return found
+    return [*found, *looked_up(node, graph_module)]
+
+
+SCALE, ZERO_POINT = "_scale", "_zero_point"
+"""What follows the name of a table of integers in the names of what they stand for, by row."""
+
+
+def looked_up(node: fx.Node, graph_module: fx.GraphModule) -> list[Tensor]:
+    """The values of the table of integers whose rows a node of a program reads, if it does."""
+    return [
+        value
+        for source in node.all_input_nodes
+        if source.target is torch.ops.aten.embedding.default
+        for value in _table(source.args[0], graph_module)
+    ]
+
+
+def _table(source: Any, graph_module: fx.GraphModule) -> list[Tensor]:
+    integers = stored(source, graph_module)
+    if integers is None or integers.is_floating_point():
+        return []
+    name = str(source.target)
+    scale, zero_point = (graph_module.get_buffer(name + part) for part in (SCALE, ZERO_POINT))
+    return [(integers - zero_point) * scale]

@@ -42,7 +42,7 @@ from qrecipe.planning.kernels import (
     why_apart,
 )
 from qrecipe.planning.plan import EXPORTED, Engine, Verdict
-from qrecipe.planning.programs import SAVES_MEMORY, WEIGHT_ONLY, no_operator
+from qrecipe.planning.programs import LOOKS_UP, SAVES_MEMORY, WEIGHT_ONLY, no_operator
 from qrecipe.planning.saturation import (
     ADDS_IN_16_BITS,
     exceeds_seven_bits,
@@ -347,7 +347,7 @@ class _Judge:
         if not qconfig.rounds_results and mode == "static" and not leaves_float:
             text = 'only executor = "pt2e" without training leaves results float (inputs_only)'
             return _float(text, honoured=False)
-        missing = no_operator(self.match, qconfig) if dequantizes else None
+        missing = no_operator(self.match, qconfig, self.phase) if dequantizes else None
         if missing is not None:
             return _float(missing, honoured=False)
         besides = (WEIGHT_ONLY,) if dequantizes and takes_weight(self.match) else ()
@@ -372,7 +372,8 @@ class _Judge:
         if mode == "static" and not spec.rounds_results:
             notes.append("its result stays float")
         if mode == "weight_only" and self.executor in DEQUANTIZE:
-            notes.append(SAVES_MEMORY)
+            is_table = isinstance(self.match.module, nn.Embedding)
+            notes.append(LOOKS_UP if is_table else SAVES_MEMORY)
         if mode == "static" and self.executor in PACK:
             found = detour(self.match, self.backend, spec.weight, self._input_levels(spec))
             if isinstance(found, str):

@@ -11,6 +11,7 @@ from torch import nn
 from qrecipe._torch_fx import DTypeConfig
 from qrecipe.model.graph_sites import Match
 from qrecipe.recipe.recipe import QConfigSpec
+from qrecipe.recipe.schema import Phase
 
 WEIGHT_ONLY = DTypeConfig(
     input_dtype=torch.float32,
@@ -23,12 +24,20 @@ WEIGHT_ONLY = DTypeConfig(
 SAVES_MEMORY = "takes a quarter of the memory and is no faster: dequantized in each call"
 
 
-def no_operator(match: Match, qconfig: QConfigSpec) -> str | None:
+LOOKS_UP = "takes a quarter of the memory: the rows that are looked up become float"
+
+
+def no_operator(match: Match, qconfig: QConfigSpec, phase: Phase) -> str | None:
     """Why an operation cannot be quantized so in a program; None if nothing is known."""
     if isinstance(match.module, (nn.RNNBase, nn.RNNCellBase)):
         return 'executor = "pt2e" has no recurrent layers: FX graph mode and eager mode do'
-    if isinstance(match.module, (nn.Embedding, nn.EmbeddingBag)):
-        return 'executor = "pt2e" has no embeddings in integers: FX graph mode and eager mode do'
+    if isinstance(match.module, nn.EmbeddingBag):
+        return 'executor = "pt2e" has no bags of integers: FX graph mode and eager mode do'
+    if isinstance(match.module, nn.Embedding) and qconfig.weight is not None:
+        if phase == "qat":
+            return 'executor = "pt2e" trains no embeddings in integers: FX graph mode does'
+        if qconfig.weight.dtype == "uint4":
+            return 'executor = "pt2e" has no 4-bit tables: FX graph mode and eager mode do'
     if qconfig.weight is not None and qconfig.weight.dtype == "float16":
         return 'executor = "pt2e" has no float16: FX graph mode and eager mode do'
     return None

@@ -28,5 +28,5 @@ def _tensors(recipe: Recipe) -> Iterator[tuple[str, dict[str, Any]]]:
     for name, spec in recipe.tensors.items():
         if spec in weights and spec.dtype == "int8":
             yield name, {"quant_min": -127, "quant_max": 127, "eps": _EPS}
-        elif spec.dtype == "uint8" and not spec.is_dynamic:
+        elif spec not in weights and spec.dtype == "uint8" and not spec.is_dynamic:
             yield name, {"dtype": "int8", "reduce_range": False, "eps": _EPS}

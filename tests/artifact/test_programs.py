@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -180,6 +181,21 @@ def test_a_file_that_computes_something_else_is_not_written(converted, tmp_path,
     with pytest.raises(AuditError, match="QR414"):
         qrecipe.export_pt2(converted, path, x)
     assert not path.exists()
+
+
+class Pair(NamedTuple):
+    one: torch.Tensor
+    two: torch.Tensor
+
+
+def test_a_class_that_torch_cannot_store_is_an_error_with_advice(tmp_path):
+    model = net_of(lambda self, x: Pair(self.fc(x), x), fc=nn.Linear(6, 4))
+    x = torch.randn(3, 6)
+    converted = qrecipe.quantize(model, EXECUTED, [x] * 10)
+    assert isinstance(converted(x), Pair)
+    with pytest.raises(ArtifactError, match=r"QR512(?s:.)*namedtuple(?s:.)*return tuples, lists"):
+        qrecipe.export_pt2(converted, tmp_path / "net.pt2", x)
+    assert not (tmp_path / "net.pt2").exists()
 
 
 @pytest.mark.slow

@@ -153,7 +153,7 @@ def test_the_range_of_a_dynamic_layer_is_that_of_the_call():
 
 MISSING = {
     "recurrent layers": ("x86-dynamic", nn.LSTM(6, 4, batch_first=True), torch.randn(2, 3, 6)),
-    "embeddings": ("embedding-weight-only", nn.Embedding(9, 4), torch.arange(6).view(2, 3)),
+    "bags": ("embedding-weight-only", nn.EmbeddingBag(9, 4, mode="sum"), torch.ones(2, 3).long()),
     "float16": ("float16-dynamic", nn.Linear(6, 4), torch.randn(2, 6)),
 }
 

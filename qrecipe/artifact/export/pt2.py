@@ -15,7 +15,8 @@ from qrecipe.artifact.container import path_of, write
 from qrecipe.artifact.export.judged import Run, Written
 from qrecipe.artifact.export.program import Program
 from qrecipe.artifact.saving import text_of
-from qrecipe.errors.findings import AuditError, Finding
+from qrecipe.errors.findings import ArtifactError, AuditError, Finding
+from qrecipe.errors.text import first_line
 from qrecipe.model.call import Inputs
 from qrecipe.model.exported import of_several
 from qrecipe.model.nested import tensors_in
@@ -34,7 +35,8 @@ def export_pt2(converted: nn.Module, path: str | os.PathLike[str], example_input
 
     Raises:
         ArtifactError: the model was not converted by qrecipe (QR501) or not as a program (QR512),
-            or the file cannot be written (QR502).
+            it takes or returns containers that torch cannot store (QR512), or the file cannot be
+            written (QR502).
         AuditError: the file gives other results (QR414).
     """
     write_pt2(converted, path, example_inputs)
@@ -67,7 +69,12 @@ def _content(program: Program, text: str) -> bytes:
         for note in _NOTES:
             node.meta.pop(note, None)
     stream = io.BytesIO()
-    torch.export.save(exported, stream, extra_files={f"{KEY}.json": text})
+    try:
+        torch.export.save(exported, stream, extra_files={f"{KEY}.json": text})
+    except NotImplementedError as error:  # containers of classes that another process would need
+        message = f"torch cannot store the program: {first_line(error)}"
+        hint = "let the model take and return tuples, lists and dicts, or register the class"
+        raise ArtifactError(Finding("QR512", message, hint=hint)) from error
     return _compressed(stream.getvalue())
 
 

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import torch
 from torch import fx, nn
 
+from qrecipe.audit.weights import looked_up
 from qrecipe.errors.findings import Finding, UnsupportedError
 from qrecipe.execution.isolated import Calibrate, Isolated
 from qrecipe.execution.part import Compiled, Exportable, Realised, Recorded, Task, check_exportable
@@ -58,17 +59,17 @@ def realised_sites(converted: fx.GraphModule) -> Mapping[str, Realised]:
         if name is not None and is_float(node) and not is_conversion(node):
             found.setdefault(name, []).append(node)
     return {
-        name: Realised(_became(nodes), nodes[0], _rounded(nodes[-1]))
+        name: Realised(_became(nodes, converted), nodes[0], _rounded(nodes[-1]))
         for name, nodes in found.items()
     }
 
 
-def _became(nodes: Sequence[fx.Node]) -> Became:
+def _became(nodes: Sequence[fx.Node], converted: fx.GraphModule) -> Became:
     if _rounded(nodes[-1]) is not nodes[-1]:
         return "static"
     read = [(source, role) for node in nodes for source, role in operands(node)]
     if not any(is_conversion(source) for source, role in read if role == "weight"):
-        return "float"
+        return "weight_only" if looked_up(nodes[0], converted) else "float"
     rounded = [source for source, role in read if role == "data" and is_conversion(source)]
     if not rounded:
         return "weight_only"

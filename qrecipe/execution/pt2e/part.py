@@ -32,6 +32,7 @@ from qrecipe.execution.pt2e.numbers import numeric_findings
 from qrecipe.execution.pt2e.reference import conversion_findings, reference
 from qrecipe.execution.pt2e.scales import shorten_zero_points, store_scales
 from qrecipe.execution.pt2e.structure import structure_findings
+from qrecipe.execution.pt2e.tables import round_tables, store_tables
 from qrecipe.execution.pt2e.torchao import convert_pt2e, prepare_pt2e
 from qrecipe.execution.pt2e.training import check_scales, hidden_drops, trainable, trained
 from qrecipe.model.addresses import SITE
@@ -104,6 +105,7 @@ class ProgramPart:
     def reference(self, prepared: nn.Module) -> fx.GraphModule:
         assert isinstance(prepared, fx.GraphModule)
         made = reference(prepared)
+        round_tables(made, self.plan)
         if self.plan.backend == "executorch":
             round_biases(made)
         return made
@@ -158,6 +160,7 @@ def converted_program(
     try:
         with quiet(), torch.no_grad():
             observed = with_weights_observed(prepared)  # a copy: conversion changes it
+            store_tables(observed, plan)
             hide_batch_norms(observed)
             made = convert_pt2e(observed)
             show_batch_norms(made)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from qrecipe.audit.modules import differs
+from qrecipe.audit.weights import quantized_weights
 from qrecipe.errors.findings import Finding
 from qrecipe.execution.pt2e.operands import (
     constant_nodes,
@@ -102,6 +103,8 @@ class _SiteAudit:
 
     def problems(self) -> Iterator[str]:
         grids: set[Grid] = set()
+        if self.site.mode == "weight_only" and not any(map(self._reads_integers, self.nodes)):
+            yield "its weight is float"
         for node in self.nodes:
             for source, role in operands(node):
                 if role == "weight":
@@ -113,6 +116,9 @@ class _SiteAudit:
                 yield from self._output_problems(node, grids)
         if self.site.verdict == "passthrough" and len(grids) > 1:
             yield "the tensors that share a scale have several"
+
+    def _reads_integers(self, node: fx.Node) -> bool:
+        return bool(quantized_weights(node, self.converted))
 
     def _weight_problems(self, source: fx.Node) -> Iterator[str]:
         spec = self.site.qconfig.weight if self.site.qconfig else None
