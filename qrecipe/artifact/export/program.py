@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import fx, nn
@@ -13,7 +13,7 @@ from qrecipe.errors.text import first_line
 from qrecipe.execution.plain_scales import with_plain_scales
 from qrecipe.execution.provenance import Provenance, converted_graphs, provenance, stored_plan
 from qrecipe.model.call import Inputs, bound
-from qrecipe.model.exported import exported
+from qrecipe.model.exported import exported, exported_as_it_is
 from qrecipe.model.tracer import OTHER_SHAPES
 from qrecipe.planning.plan import Plan
 from qrecipe.process.memory import raise_lack_of_memory
@@ -57,10 +57,11 @@ class Program:
         with torch.no_grad():
             return self.inputs.cloned().call(self.converted)
 
-    def exported(self) -> Any:
-        """torch's program, in which the first size of each input is free."""
+    def exported(self, sizes: Literal["batch"] | None = "batch") -> Any:
+        """torch's program, in which the first size of each input is free, or none."""
+        export = exported_as_it_is if sizes is None else exported
         try:
-            return exported(self.graph_module, self.inputs.args, self.inputs.kwargs)
+            return export(self.graph_module, self.inputs.args, self.inputs.kwargs)
         except Exception as error:
             raise_lack_of_memory(error)
             message = f"torch cannot export the program: {first_line(error)}"

@@ -83,8 +83,7 @@ def write_pte(
     _separate_readers(program.graph_module)
     layers = list(layers_of(program.graph_module))
     started = time.perf_counter()
-    exported = program.exported_as_it_is() if sizes is None else program.exported()
-    edge = _partitioned(exported, {KEY: text_of(program.origin)})
+    edge = _partitioned(program.exported(sizes), {KEY: text_of(program.origin)})
     left = set(edge.exported_program().graph_signature.inputs_to_buffers.values())
     outside = [site_of(layer) or "" for layer in layers if _weight_of(layer) in left]
     if outside:

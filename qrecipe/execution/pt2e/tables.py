@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from qrecipe.audit.weights import SCALE, ZERO_POINT
 from qrecipe.model.addresses import SITE, site_of
-from qrecipe.model.normalize import free_name, stored
+from qrecipe.model.nodes import free_name, stored
 from qrecipe.observers.qconfig import factory
 from qrecipe.planning.plan import Plan
 from qrecipe.recipe.schema import TensorSpec
