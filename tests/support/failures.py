@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import torch
+from nets import Mlp
+from plans import ROWS, recipe
+from torch.ao.quantization.observer import ObserverBase
 
+import qrecipe
 from qrecipe.errors.findings import CODES
 
 
@@ -18,3 +22,31 @@ def only(error, code):
 def rows(count=10, width=6):
     """Batches for a model that takes rows."""
     return [torch.randn(4, width) for _ in range(count)]
+
+
+def observers(prepared):
+    """All that the observers of a prepared model know."""
+    return {
+        name: {
+            key: value.clone() if isinstance(value, torch.Tensor) else value
+            for key, value in [*module.state_dict().items(), *vars(module).items()]
+            if not key.startswith("_")
+        }
+        for name, module in prepared.named_modules()
+        if isinstance(module, ObserverBase)
+    }
+
+
+def assert_equal_observers(one, two):
+    assert one.keys() == two.keys()
+    for name in one:
+        assert one[name].keys() == two[name].keys()
+        for key, value in one[name].items():
+            other = two[name][key]
+            same = torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
+            assert same, f"{name}.{key}"
+
+
+def prepared_mlp(text=""):
+    compiled = qrecipe.compile(Mlp().eval(), recipe(text), ROWS)
+    return compiled, compiled.prepare()
