@@ -13,12 +13,16 @@ A model that cannot be quantized is a row with the reason.
 
     OMP_NUM_THREADS=1 python benchmarks/real_models.py [--runs 9] [--only NAME ...] [--json FILE]
 
-``--page`` writes docs/real-models.md.
+``--page`` writes docs/real-models.md. ``--suggest`` only measures how many times as long, in CPU
+time, `qrecipe.suggest` takes with the transforms that it tries as without: interleaved, median of
+--runs pairs.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import importlib
 import json
 import statistics
 import sys
@@ -29,6 +33,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import fx, nn
@@ -235,12 +240,35 @@ def findings(rows: list[Row]) -> Iterator[str]:
         yield f"- {each[0].upper()}{each[1:]}."
 
 
+def cost_of_transforms(model: nn.Module, example: Any, runs: int) -> str:
+    """How long `qrecipe.suggest` takes with the transforms that it tries, and without."""
+    suggesting = "qrecipe.authoring.suggest.suggest.remedies"
+    honest = importlib.import_module(suggesting.rpartition(".")[0]).remedies
+    times: dict[Any, list[float]] = {honest: [], _no_remedies: []}
+    for index in range(runs + 1):
+        # take turns, because the second run finds warm caches
+        for way in list(times) if index % 2 else reversed(list(times)):
+            with mock.patch(suggesting, way):
+                gc.collect()
+                start = time.process_time()
+                qrecipe.suggest(model, example)
+            times[way].append(time.process_time() - start)
+    pairs = list(zip(times[honest], times[_no_remedies], strict=True))[1:]
+    ratio = statistics.median(a / b for a, b in pairs)
+    return f"{ratio:.2f} times as long, {min(times[_no_remedies]):.2f} s without"
+
+
+def _no_remedies(*_: Any) -> tuple[()]:
+    return ()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Models as people write them.")
     parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--only", nargs="*", default=())
     parser.add_argument("--json", type=Path)
     parser.add_argument("--page", action="store_true")
+    parser.add_argument("--suggest", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -249,8 +277,14 @@ def main() -> None:
         chosen = {name: chosen[name] for name in arguments.only}
     rows: list[Row] = []
     for name, written in chosen.items():
+        if arguments.suggest:
+            cost = cost_of_transforms(written.model(), written.batch(1), arguments.runs)
+            print(f"{name}: {cost}", flush=True)
+            continue
         rows.append(measure(name, written, arguments.runs))
         print(line(rows[-1]), file=sys.stderr, flush=True)
+    if arguments.suggest:
+        return
     print("\n".join(lines(rows)))
     print("\n".join(["", *summary(rows)]))
     if arguments.page:
