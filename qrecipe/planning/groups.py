@@ -111,12 +111,10 @@ class _Groups:
     def _placed(self, names: tuple[str, ...]) -> Group:
         """The group, with the tensor divided by the weights that give it if that can be."""
         source = self._sources[names[0]]
-        if source is None:
-            return Group(names, "product", reason="nothing shows what else reads the tensor")
-        found = self._giver(source, names)
+        found = _UNSEEN if source is None else self._giver(source, names)
         if not isinstance(found, _Obstacle):
             return Group(names, "folded", at=found)
-        giver = source.meta.get(SITE)
+        giver = None if source is None else source.meta.get(SITE)
         if giver in self._rounding:
             why = f"{found.why}, and {giver} rounds it before a product could divide it"
             return Group(names, "none", reason=why)
@@ -158,6 +156,9 @@ class _Groups:
 @dataclass(frozen=True, slots=True)
 class _Obstacle:
     why: str
+
+
+_UNSEEN = _Obstacle("nothing shows what else reads the tensor")
 
 
 def _sources(matches: Mapping[str, Match]) -> Iterator[tuple[str, fx.Node | None]]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qrecipe.execution.watched import inputs_watched
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.planning.chains import layer_of
 from qrecipe.planning.changeable import Layer
@@ -114,24 +116,21 @@ class Largest:
         """Watch one of our models inside a ``with``."""
         with ExitStack() as hooks:
             for joint in joints:
-                module = model.get_submodule(joint.second.path)
+                layer: Any = model.get_submodule(joint.second.path)
                 channels = JointTensors(model, joint).channels
-                hooks.enter_context(module.register_forward_pre_hook(self._see(joint, channels)))
+                see = partial(self._see, joint.site, layer.weight.dim(), channels)
+                hooks.enter_context(inputs_watched(layer, see))
             yield
 
-    def _see(self, joint: Joint, channels: int) -> Any:
-        def see(module: nn.Module, args: tuple[Any, ...]) -> None:
-            x: Tensor = args[0]
-            weight: Any = module.weight
-            axis = x.dim() + 1 - weight.dim()  # without the dimensions of an image
-            if not x.numel():
-                return
-            largest = x.detach().abs().movedim(axis, 0).flatten(1).amax(1)
-            largest = largest.reshape(channels, -1).amax(1)
-            before = self._found.get(joint.site)
-            self._found[joint.site] = largest if before is None else largest.maximum(before)
-
-        return see
+    def _see(self, site: str, rank: int, channels: int, x: Tensor) -> None:
+        """Take what a layer with weights of some rank reads into account."""
+        axis = x.dim() + 1 - rank  # without the dimensions of an image
+        if not x.numel():
+            return
+        largest = x.detach().abs().movedim(axis, 0).flatten(1).amax(1)
+        largest = largest.reshape(channels, -1).amax(1)
+        before = self._found.get(site)
+        self._found[site] = largest if before is None else largest.maximum(before)
 
     def of_all_ranks(self) -> Largest:
         """What all ranks saw. Raises ``CalibrationError`` (QR409) if one of them failed."""

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qrecipe.execution.watched import inputs_watched
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.opened.opening import opened_at
 from qrecipe.model.scaled_input import scale_input
@@ -48,7 +49,7 @@ class Read:
 
     def see(self, x: Tensor) -> None:
         """Take another tensor into account. [..., channels]"""
-        flat = x.detach().flatten(0, -2)
+        flat = x.detach().reshape(-1, x.shape[-1])
         if not flat.numel():
             return
         low, high = flat.amin(0), flat.amax(0)
@@ -74,7 +75,7 @@ def watching(model: nn.Module, groups: Sequence[Group]) -> Iterator[Mapping[Grou
     with ExitStack() as hooks:
         for group, read in seen.items():
             layer = model.get_submodule(group.sites[0])
-            hooks.enter_context(layer.register_forward_pre_hook(_seeing(read)))
+            hooks.enter_context(inputs_watched(layer, read.see))
         yield seen
 
 
@@ -93,10 +94,6 @@ def _merged(reads: Sequence[Read]) -> Read:
     turns = zip_longest(*(read.rows for read in reads))
     rows = [each for turn in turns for each in turn if each is not None]
     return Read((low.amin(0), high.amax(0)), rows[:_BATCHES])
-
-
-def _seeing(read: Read) -> Any:
-    return lambda module, args: read.see(args[0])
 
 
 def smoothed(

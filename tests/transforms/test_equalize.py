@@ -204,6 +204,17 @@ def test_sensitivity_and_tune_rank_the_transformed_model():
     assert result.reached
 
 
+def test_layers_may_be_called_by_keyword():
+    first, last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+    net = net_of(
+        lambda self, x: self.last(input=F.relu(self.first(input=x))), first=first, last=last
+    ).eval()
+    with torch.no_grad():
+        first.weight[0] *= 64
+    (chain,) = qrecipe.transformation(qrecipe.transform(net, _equalize(), IMAGES)).chains
+    assert any(chain.exponents[0])
+
+
 def test_dead_channels_stay():
     net = _linear()
     with torch.no_grad():

@@ -330,6 +330,41 @@ def test_eager_mode_puts_a_product_before_each_layer(tmp_path):
     assert min(site.weight.sqnr_db for site in compared.sites if site.weight) > 30
 
 
+def test_eager_mode_leaves_layers_alone_that_are_part_of_one_of_torchs():
+    class Attending(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(WIDTH, 2, batch_first=True)
+            self.last = nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x):
+            x = self.attention(x, x, x)[0] if x.sum() > -1e9 else x
+            return self.last(x)
+
+    net, settings = Attending().eval(), _smooth(base="builtin:x86-dynamic")
+    _same_bits(net, qrecipe.transform(net, settings, TOKENS))
+    plan = qrecipe.plan(net, settings, TOKENS[0])
+    assert plan.executor == "eager"
+    places = {site: place for sites, (place, _) in _groups(plan).items() for site in sites}
+    assert places.pop("last") == "product"
+    assert set(places.values()) == {"none"}
+    assert qrecipe.quantize(net, settings, TOKENS) is not None
+
+
+@pytest.mark.parametrize("shape", [(WIDTH,), (4, WIDTH), (2, 3, 4, WIDTH)])
+def test_layers_read_any_number_of_dimensions_by_position_or_keyword(shape):
+    norm, last = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 4)
+    net = net_of(lambda self, x: self.last(input=self.norm(x)), norm=norm, last=last).eval()
+    with torch.no_grad():
+        norm.weight[3] *= 64
+        last.weight[:, 3] /= 64
+    batches = [torch.randn(shape) for _ in range(4)]
+    changed = qrecipe.transform(net, _smooth(), batches)
+    _same_bits(net, changed, batches)
+    (group,) = qrecipe.transformation(changed).groups
+    assert group.exponents[3] > 1
+
+
 # --- recipes
 
 
