@@ -215,6 +215,8 @@ def _contradictions(stored: StoredModel, inventory: Inventory) -> Iterator[str]:
 
 
 def _other_transforms(plan: Plan, table: TransformTable) -> Iterator[str]:
+    if not table.changes:  # the plan has what was done to the model before
+        return
     if plan.chains and table.equalize is None:
         yield "the plan has chains, and the recipe does not equalize"
     if plan.groups and table.smooth is None:

@@ -26,8 +26,13 @@ class Changes:
 
 
 def chosen_changes(inventory: Inventory, sites: Sequence[Site], recipe: Recipe) -> Changes:
-    """What the recipe scales; what it has scaled, in a model that it has transformed already."""
+    """What the recipe scales, or what was scaled in a model that is quantized as it is.
+
+    That is one that was transformed by these settings, or before a recipe without any.
+    """
     done = kept(inventory.model, TRANSFORMED)
+    if done is not None and not recipe.transform.changes:
+        return Changes(done.chains, done.groups, done.steps, ())
     if done is not None and done.table == recipe.transform:
         # what is idle is still worth a warning
         _, idle_chains = ((), ()) if done.chains else chosen_chains(inventory, recipe)

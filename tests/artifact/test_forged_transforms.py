@@ -69,16 +69,30 @@ def test_a_forged_group_is_refused(smoothed, tmp_path, change, text):
 STEP = {"name": "doubled", "tolerance": 0.0, "changed": ["fc1"]}
 
 
+CHAIN = {"sites": ["fc1", "fc2"], "end": "", "exponents": []}
+
+
+def test_a_plan_has_only_the_transforms_of_its_recipe(equalized, smoothed, tmp_path):
+    path = tmp_path / "spoilt.safetensors"
+    for stored, net, change, text in (
+        (smoothed, Guarded().eval(), {"chains": [CHAIN]}, "has chains"),
+        (equalized, model(), {"groups": [asdict(Group(("fc2",), "none"))]}, "has groups"),
+        (equalized, model(), {"steps": [STEP]}, "lists other transforms"),
+    ):
+        path.write_bytes(stored)
+        change_plan(path, lambda plan, change=change: plan.update(change))
+        assert text in refused(path, net, "QR505")
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"chains": [{"sites": ["fc1", "fc2"], "end": "", "exponents": []}]}, "has chains"),
-        ({"groups": [asdict(Group(("fc2",), "none"))]}, "has groups"),
-        ({"steps": [STEP]}, "lists other transforms"),
         ({"steps": [{**STEP, "tolerance": -1.0}]}, "tolerance of doubled"),
+        ({"chains": [{**CHAIN, "sites": ["fc1", "fc9"]}]}, "fc9, which is not a site"),
+        ({"chains": [{**CHAIN, "exponents": [[200] * 16]}]}, "more than a float holds"),
     ],
 )
-def test_a_plan_has_only_the_transforms_of_its_recipe(file, change, text):
+def test_what_was_done_before_a_recipe_without_transforms_is_checked_too(file, change, text):
     change_plan(file, lambda plan: plan.update(change))
     assert text in refused(file, model(), "QR505")
 

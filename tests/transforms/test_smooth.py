@@ -200,6 +200,23 @@ def _wider():
     return net.eval()
 
 
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_transformed_model_may_be_quantized_by_a_recipe_without_transforms(executor, tmp_path):
+    net, head = _block(_after), f'executor = "{executor}"'
+    changed = qrecipe.transform(net, _smooth(head=head, rules=FLOAT_NORMS), TOKENS)
+    plain = recipe(FLOAT_NORMS, base="builtin:x86-static-minmax", head=head)
+    converted = qrecipe.quantize(changed, plain, TOKENS)
+    plan = qrecipe.Plan.from_json(qrecipe.provenance(converted).plan)
+    assert plan.groups == qrecipe.transformation(changed).groups
+    qrecipe.save_quantized(converted, tmp_path / "net.safetensors")
+    loaded = qrecipe.load_quantized(tmp_path / "net.safetensors", net)
+    assert torch.equal(loaded(HELD_OUT), converted(HELD_OUT))
+    reports = [qrecipe.compare(each, loaded, TOKENS[:1]).sites for each in (net, changed)]
+    weights = [{site.name: site.weight for site in sites} for sites in reports]
+    assert weights[0] == weights[1]
+    assert min(each.sqnr_db for each in weights[0].values() if each) > 30
+
+
 def test_training_starts_from_the_transformed_model():
     net = _block(_after)
     settings = _smooth(head='phase = "qat"', rules=FLOAT_NORMS)
