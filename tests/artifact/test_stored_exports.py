@@ -19,6 +19,7 @@ from torch.ao.quantization.observer import MinMaxObserver
 import qrecipe
 from qrecipe.artifact.carried import carried
 from qrecipe.artifact.export.stored import Stored
+from qrecipe.audit.sqnr import sqnr_db
 from qrecipe.errors.findings import ArtifactError, QRecipeError
 from qrecipe.execution.fx import recovered
 from qrecipe.model.call import Inputs
@@ -117,6 +118,20 @@ def test_so_do_they_of_each_backend(name, backend, tmp_path):
     a_recipe = text or recipe(head=f'backend = "{backend}"')
     compiled, prepared = calibrated(net.model(), a_recipe, batches)
     assert_same(compiled, prepared, blank(net), batches[0], tmp_path / "net")
+
+
+@pytest.mark.parametrize("executor", ["fx", "pt2e"])
+def test_deep_models_are_judged_by_what_they_give_without_rounding_tensors(executor, tmp_path):
+    pytest.importorskip("torchao")
+    net = NETS["norms"]
+    batches = net.batches()
+    compiled, prepared = calibrated(net.model(), recipe(), batches, executor=executor)
+    assert_same(compiled, prepared, blank(net), batches[0], tmp_path / "net")
+    own = exportable(compiled, prepared).float_output
+    given = Inputs.from_batch(batches[0])
+    found = Stored.load(tmp_path / "net", blank(net), given).exportable()
+    assert sqnr_db(own, found.float_output) > 45
+    assert sqnr_db(own, found.output) < 40
 
 
 CASES = {

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 
-import torch
 from torch import fx, nn
 
 from qrecipe.audit.weights import looked_up
 from qrecipe.errors.findings import Finding, UnsupportedError
 from qrecipe.execution.isolated import Calibrate, Isolated
 from qrecipe.execution.part import Compiled, Exportable, Realised, Recorded, Task, check_exportable
-from qrecipe.execution.plain_scales import with_plain_scales
+from qrecipe.execution.pt2e.exportable import exportable
 from qrecipe.execution.pt2e.operands import is_float, operands
 from qrecipe.execution.recorded import inputs_of, recorded_graphs
 from qrecipe.model.addresses import is_conversion, quantizes_tensor, site_of
-from qrecipe.model.call import Inputs, bind
+from qrecipe.model.call import Inputs
 from qrecipe.model.copies import own_value, with_parts
 from qrecipe.model.quantized import Became
 from qrecipe.planning.plan import Site
@@ -111,11 +110,4 @@ def exportable_parts(
     recorded: Recorded, converted: Mapping[str, fx.GraphModule], inputs: Mapping[str, Inputs]
 ) -> Mapping[str, Exportable]:
     check_exportable(recorded.plan)
-    return {path: _exportable(part, inputs[path]) for path, part in converted.items()}
-
-
-def _exportable(converted: fx.GraphModule, inputs: Inputs) -> Exportable:
-    with torch.no_grad():
-        output = inputs.cloned().call(converted)
-    args = bind(converted, converted, inputs)
-    return Exportable(with_plain_scales(converted), args, output, None)
+    return {path: exportable(part, inputs[path]) for path, part in converted.items()}
