@@ -47,8 +47,9 @@ def observed_name(observer: fx.Node) -> str:
     """A description of the tensor that an observer of a prepared graph sees.
 
     This is a site's result, or the input of the first site that reads it if no site computes it.
+    A node that reads nothing stands for itself.
     """
-    source = observer.args[0]
+    source = observer.args[0] if observer.args else observer
     giver = site_of(source) if isinstance(source, fx.Node) else None
     return giver or _input_of_reader(observer) or str(source)
 

@@ -233,6 +233,26 @@ def test_observers_of_plugins_work_unchanged(counting, program):
         assert torch.equal(compiled.convert(prepared)(batches[0]), program(batches[0]))
 
 
+def _read_twice(self, x):
+    x = self.conv(x)
+    return self.norm(x), self.other(x)
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_a_norm_whose_convolution_has_another_reader_is_not_folded(kind):
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(4)
+    norm.running_var.uniform_(0.1, 4)
+    layers = {"conv": kind(4, 4, 3), "norm": norm, "other": nn.Conv2d(4, 4, 1)}
+    model = net_of(_read_twice, **layers)
+    batches = [torch.randn(2, 4, 8, 8)] * 10
+    made = quantized(model, batches)
+    parameters = of_site(made, "norm").args[1:5]
+    assert [each.op for each in parameters] == ["get_attr"] * 4
+    with torch.no_grad():
+        assert output_sqnr_db(model(batches[0]), made(batches[0])) > 25
+
+
 def test_a_lock_of_fx_holds_under_it(tmp_path):
     net = NETS["depthwise"]  # with another engine in FX
     path = tmp_path / "net.lock.toml"
@@ -291,6 +311,19 @@ def test_a_tensor_left_float_is_found(tampered):
         "reads layer_norm, which is float",
     ]
     assert {finding.code for finding in found} == {"QR410"}
+
+
+def test_a_parameter_that_is_rounded_is_found(tampered):
+    def tamper(made):
+        norm = of_site(made, "norm")
+        (weight, bias), given = norm.args[2:4], norm.args[0].args
+        assert weight.op == bias.op == "get_attr"
+        with made.graph.inserting_before(norm):
+            rounded = made.graph.call_function(norm.args[0].target, (weight, *given[1:]))
+        norm.update_arg(2, rounded)
+
+    found = tampered(tamper)
+    assert any("a parameter that stays float, is quantized" in each.message for each in found)
 
 
 def test_an_observer_that_was_left_in_is_found(calibrated, monkeypatch):

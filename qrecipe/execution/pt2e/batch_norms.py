@@ -1,7 +1,8 @@
-"""BatchNorms that torchao's conversion must not look for.
+"""BatchNorms that torchao must not look for: those to fold are folded already.
 
-It tries to fold each of them into a convolution as after training, with dozens of exports, also in
-programs that were never trained and in which no convolution precedes one.
+Its preparation folds each of them into the convolution before it, even if something else reads
+that convolution and would then get other values. Its conversion tries again as after training, with
+dozens of exports, also in programs that were never trained or have no convolution before a norm.
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ _operator: Any = torch.ops.aten.batch_norm.default
 
 def hide_batch_norms(program: fx.GraphModule) -> None:
     """Call the operator by way of a function, in place."""
-    _replace(program, _operator, _batch_norm)
+    _replace(program, _operator, hidden_batch_norm)
 
 
 def show_batch_norms(program: fx.GraphModule) -> None:
     """Call it directly again, in place."""
-    _replace(program, _batch_norm, _operator)
+    _replace(program, hidden_batch_norm, _operator)
 
 
-def _batch_norm(*args: Any) -> Any:
+def hidden_batch_norm(*args: Any) -> Any:
+    """The operator by another name."""
     return _operator(*args)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from qrecipe.audit.float_kernels import bits_of_dynamic_input
+from qrecipe.execution.pt2e.batch_norms import hidden_batch_norm
 from qrecipe.model.addresses import site_of
 from qrecipe.planning.plan import Plan, Site
 from qrecipe.recipe.schema import TensorSpec
@@ -30,7 +31,7 @@ _WEIGHT: Mapping[Any, int] = {
 
 _PARAMETERS: Mapping[Any, tuple[int, ...]] = {
     **dict.fromkeys(_WEIGHT, (2,)),
-    _aten.batch_norm.default: (1, 2, 3, 4),
+    **dict.fromkeys((_aten.batch_norm.default, hidden_batch_norm), (1, 2, 3, 4)),
     _aten.instance_norm.default: (1, 2, 3, 4),
     _aten.group_norm.default: (2, 3),
     _aten.layer_norm.default: (2, 3),

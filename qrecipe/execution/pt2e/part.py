@@ -140,7 +140,9 @@ def prepared_program(
     copied = structural_copy(program)
     try:
         with quiet():
+            hide_batch_norms(copied)
             made = prepare_pt2e(copied, PlanQuantizer(plan))
+            show_batch_norms(made)
     except Exception as error:
         message = f"torchao cannot prepare the model: {first_line(error)}"
         raise unfit(message, "leave the named operation float, and report the model") from error

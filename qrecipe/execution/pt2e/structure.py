@@ -109,6 +109,8 @@ class _SiteAudit:
             for source, role in operands(node):
                 if role == "weight":
                     yield from self._weight_problems(source)
+                elif role == "parameter" and grid_of(source, self.converted) is not None:
+                    yield f"{source.args[0]}, a parameter that stays float, is quantized"
                 elif role == "data" and source not in self.nodes:
                     yield from self._input_problems(source)
                     grids |= {grid for grid in (grid_of(source, self.converted),) if grid}
