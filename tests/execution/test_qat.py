@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from nets import NETS
 from plans import net_of
+from shares import every
 from torch import nn
 from training import KINDS, db, fake_quants, qat_recipe, train, trained
 
@@ -81,7 +82,7 @@ def test_seven_bits_are_clipped_in_training_and_not_by_the_kernels():
 # --- learnable scales
 
 
-@pytest.mark.parametrize("kind", ["learnable", "learnable_per_tensor"])
+@pytest.mark.parametrize("kind", every(2, ["learnable", "learnable_per_tensor"]))
 def test_scales_and_zero_points_are_learnt_by_their_gradients(kind):
     torch.manual_seed(0)
     net = NETS["mlp"]

@@ -142,7 +142,7 @@ class Resized(Biased):
         return self.cache
 
 
-@pytest.mark.parametrize("kind", every(4, [*KINDS, Flagged, BySize, Resized]))
+@pytest.mark.parametrize("kind", every(6, [*KINDS, Flagged, BySize, Resized]))
 def test_it_makes_no_difference_whether_and_when_the_model_has_run(kind, tmp_path):
     model, warm = kind().eval(), kind().eval()
     warm(TOKENS)

@@ -15,7 +15,7 @@ from qrecipe.planning.backend import backend_config
 
 RECIPE = "builtin:x86-static"
 QAT = qrecipe.parse_recipe(f'format = 1\nphase = "qat"\nextends = "{RECIPE}"\n')
-LAYERS = 8
+LAYERS = 6
 NOTICEABLE = 0.003
 """The share of all calls from which on a function counts."""
 

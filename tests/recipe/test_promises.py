@@ -74,7 +74,7 @@ read(files[0])
 read("builtin:x86-static")
 read("pip:none")
 random, modules = Random(5), set(sys.modules)
-for number in range(120):
+for number in range(80):
     if number < len(files):
         top = files[number]
     else:
