@@ -202,8 +202,8 @@ def _fix_weight(module: Any, layer: Any, grid: _Grid) -> None:
 def _fold(layer: Any) -> None:
     """Make the BatchNorm of a trained layer do nothing, in place: conversion has folded it."""
     norm = layer.bn
-    norm.eps = 0.0
-    neutral = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
+    norm.eps = 0.5  # with the variance exactly one; torch 2.10 wants it positive
+    neutral = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 0.5}
     for name, value in neutral.items():
         _set(norm, name, torch.full_like(getattr(norm, name), value))
     layer.bias = nn.Parameter(torch.zeros_like(norm.bias), requires_grad=False)
