@@ -63,8 +63,9 @@ def _lowest(value: object, static: Set[str]) -> float:
     if value.op == "get_attr":
         assert value.graph.owning_module is not None
         tensor = stored(value, value.graph.owning_module)
-        is_number = isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel()
-        return float(tensor.detach().min()) if is_number else 0.0
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or not tensor.numel():
+            return 0.0
+        return float(tensor.detach().to_dense().min())
     op = _op(value)
     if op == "mul" and static.isdisjoint(map(_site, value.all_input_nodes)):
         # a mask of zeros and ones, times a number

@@ -159,6 +159,23 @@ def test_a_sparse_batch_is_our_error():
         qrecipe.quantize(model, STATIC, [rows(1)[0].to_sparse()] * 10, progress=silent)
 
 
+def test_a_stored_sparse_matrix_is_read_as_any_other():
+    model = net_of(
+        lambda self, x: self.fc(torch.sparse.mm(self.graph, self.fc(x))), fc=nn.Linear(6, 6)
+    )
+    model.register_buffer("graph", torch.eye(4).to_sparse())
+    model = model.eval()
+    batches = [torch.randn(4, 6) for _ in range(10)]
+    converted = qrecipe.quantize(model, STATIC, batches, progress=silent)
+    with torch.no_grad():
+        assert sqnr_db(model(batches[0]), converted(batches[0])) > 20
+    summed = net_of(lambda self, x: self.fc(x) + self.graph, fc=nn.Linear(6, 4))
+    summed.register_buffer("graph", torch.eye(4).to_sparse())
+    assert "QR237" not in {
+        each.code for each in qrecipe.plan(summed.eval(), STATIC, batches[0]).warnings
+    }
+
+
 @pytest.mark.parametrize("name", ["nope", "forward", "__class__", "_modules"])
 def test_only_attributes_of_the_models_own_can_be_preserved(name):
     text = f'format = 1\nextends = "{STATIC}"\n[fx]\npreserved_attributes = ["{name}"]'

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from libraries import WRITTEN
 from plans import net_of, recipe
 from torch import nn
 
@@ -117,6 +118,25 @@ def test_quantizing_tells_of_a_mask_in_the_first_batch_and_suggest_leaves_its_su
     with pytest.warns(qrecipe.QRecipeWarning, match="QR237"):
         suggested = qrecipe.suggest(hybrid, inputs)
     assert qrecipe.plan(hybrid, suggested, inputs)["rest:add"].verdict == "float"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mask", ["kept tokens", "added to the scores"])
+def test_the_masks_of_a_bert_with_eager_attention_are_found(mask):
+    bert = WRITTEN["bert"]
+    if bert.missing():
+        pytest.skip(bert.missing())
+    net = bert.model()
+    net.set_attn_implementation("eager")
+    ids = torch.randint(0, 50, (2, 8))
+    kept = (torch.arange(8) < torch.tensor([[8], [5]])).long()
+    if mask == "added to the scores":
+        kept = (1.0 - kept[:, None, None].float().expand(2, 1, 8, 8)) * torch.finfo().min
+    inputs = {"input_ids": ids, "attention_mask": kept}
+    plan = qrecipe.plan(net, recipe(), inputs, executor="pt2e")
+    (finding,) = (each for each in plan.warnings if each.code == "QR237")
+    assert "3 int8 sums" in finding.message
+    assert "attention.self:add" in finding.message
 
 
 def test_the_advice_helps_and_silences():

@@ -176,7 +176,9 @@ def _step(
     if not all(isinstance(each, (Tensor, int, float)) for each in (*others, *node.kwargs.values())):
         return None
     tensors = [each for each in others if isinstance(each, Tensor)]
-    if any(each.is_complex() or (is_trained and each.requires_grad) for each in tensors):
+    if any(each.is_complex() or each.layout != torch.strided for each in tensors):
+        return None
+    if is_trained and any(each.requires_grad for each in tensors):
         return None
     args = tuple(each if each is None else torch.as_tensor(each).double() for each in operands)
     return _Step(function, args, node.kwargs, given[0], bool(tensors))
