@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
@@ -66,6 +67,13 @@ def export(
     """
     with reported(as_json=json, strict=strict):
         is_stored = _is_stored(Path(source))
+        if is_stored:
+            own = {"--executor": executor is not None, "--target-cpu": target_cpu != "this"}
+            _refuse(own, "a stored model keeps what it was quantized for")
+        else:
+            _refuse(
+                {"--constants": constants != "{}"}, "a recipe takes those of the example inputs"
+            )
         from qrecipe.artifact.export import targets
         from qrecipe.artifact.export.stored import Stored
         from qrecipe.cli.model_argument import (
@@ -106,6 +114,13 @@ def export(
                 sizes: targets.Sizes = None if fixed_batch else "batch"
                 lowering = targets.export(made, to, Path(output), sizes)
         _show(output, to, lowering, as_json=json)
+
+
+def _refuse(given: Mapping[str, bool], why: str) -> None:
+    """Raises BadParameter for an option that would do nothing."""
+    for option, is_given in given.items():
+        if is_given:
+            raise typer.BadParameter(why, param_hint=option)
 
 
 def _is_stored(path: Path) -> bool:

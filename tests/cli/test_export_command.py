@@ -132,3 +132,19 @@ def test_a_file_of_openvino_is_written_and_inspected(folder):
     made = run("export", STATIC, *NAMED, "--to", "openvino", "--out", "other.xml")
     assert made.exit_code == 2
     assert "other.bin: it exists" in made.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "option", "value"),
+    [
+        ("stored", "--executor", "pt2e"),
+        ("stored", "--target-cpu", "vnni"),
+        (STATIC, "--constants", '{"times": 3}'),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(source, option, value, folder):
+    (folder / "stored").write_bytes(b"\x10" + bytes(7) + b"{}")
+    result = run("export", source, *NAMED, "--to", "pt2", "--out", "a.pt2", option, value)
+    assert result.exit_code == 2
+    assert option in result.stderr
+    assert "loading" not in result.stderr
