@@ -17,8 +17,8 @@ from qrecipe.authoring.tune.estimates import (
     cheapest_sets,
     errors_of,
 )
-from qrecipe.authoring.tune.front import front_of
 from qrecipe.authoring.tune.levers import Candidate, Lever
+from qrecipe.authoring.tune.result import front_of
 from qrecipe.authoring.tune.search import Measured, Search, Trial
 
 

@@ -12,9 +12,9 @@ from nets import NETS
 from runs import STATIC, silent
 
 import qrecipe
-from qrecipe.authoring.tune.front import front_of
 from qrecipe.authoring.tune.levers import Candidate
 from qrecipe.authoring.tune.page import tune_page
+from qrecipe.authoring.tune.result import front_of
 from qrecipe.authoring.tune.search import Trial
 from qrecipe.execution.provenance import provenance
 from qrecipe.measure.drift.report import Drift

@@ -11,7 +11,6 @@ from typing import Any
 
 from qrecipe.authoring.fastest.result import reasons_of
 from qrecipe.authoring.tune.estimates import Estimates, SiteCost
-from qrecipe.authoring.tune.front import front_of
 from qrecipe.authoring.tune.levers import Candidate
 from qrecipe.authoring.tune.log import trial_json
 from qrecipe.authoring.tune.search import Search, Trial
@@ -323,3 +322,20 @@ def _mark(trial: Trial) -> str:
     if trial.error is not None:
         return "failed"
     return ("within, " if trial.within else "") + ("kept" if trial.kept else "not kept")
+
+
+def front_of(trials: Sequence[Trial]) -> tuple[Trial, ...]:
+    """The trials that are more accurate than any faster one, the fastest first.
+
+    Trials without a metric or a latency are left out, as is the second measurement of the best.
+    """
+    measured = [
+        (trial.latency, -trial.metric, place)
+        for place, trial in enumerate(trials)
+        if trial.latency is not None and trial.metric is not None and not trial.is_repeated
+    ]
+    found: list[Trial] = []
+    for _, _, place in sorted(measured):
+        if not found or trials[place].score > found[-1].score:
+            found.append(trials[place])
+    return tuple(found)
