@@ -23,13 +23,13 @@ from qrecipe.artifact.saving import text_of
 from qrecipe.audit.sample import JUDGEABLE_DB, RIGHT_DB
 from qrecipe.audit.sqnr import output_sqnr_db
 from qrecipe.errors.findings import ArtifactError, AuditError, Finding
-from qrecipe.errors.text import first_line, shown_names
+from qrecipe.errors.text import shown_names
 from qrecipe.errors.warn import settle
 from qrecipe.model.addresses import site_of
 from qrecipe.model.call import Inputs
 from qrecipe.model.exported import exported_as_it_is
 from qrecipe.model.nested import map_tensors, tensors_in
-from qrecipe.process.memory import raise_lack_of_memory
+from qrecipe.process.memory import failing_as
 from qrecipe.process.neutral import neutral
 from qrecipe.process.state import unheard
 from qrecipe.process.warnings import held_back
@@ -156,13 +156,14 @@ def _content(partitioned: Any) -> bytes:
 @contextmanager
 def _of_executorch() -> Iterator[None]:
     """Let ExecuTorch work quietly. What it raises is an ``ArtifactError`` (QR512)."""
-    try:
-        with unheard(), quiet(), held_back([("", Warning)]):
-            yield
-    except Exception as error:
-        raise_lack_of_memory(error)
-        message = f"ExecuTorch cannot take the program: {first_line(error)}"
-        raise ArtifactError(Finding("QR512", message, hint="report the model")) from error
+    what = "ExecuTorch cannot take the program"
+    with (
+        failing_as(ArtifactError, "QR512", what, "report the model"),
+        unheard(),
+        quiet(),
+        held_back([("", Warning)]),
+    ):
+        yield
 
 
 def _run(content: bytes, inputs: Inputs) -> list[Tensor]:

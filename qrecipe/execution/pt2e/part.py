@@ -10,8 +10,7 @@ from torch import fx, nn
 from qrecipe._torch_ao import quiet
 from qrecipe._torch_fx import attach_preserved_attrs_to_model
 from qrecipe.audit.sample import Sample
-from qrecipe.errors.findings import ExecutionError, Finding
-from qrecipe.errors.text import first_line
+from qrecipe.errors.findings import ExecutionError, PlanError
 from qrecipe.errors.warn import settle, warn
 from qrecipe.execution.clamped import clamp_findings
 from qrecipe.execution.fake_quants import accompany_training, frozen_copy
@@ -40,9 +39,11 @@ from qrecipe.model.call import Inputs, bind
 from qrecipe.model.copies import own_value, runnable_copy, structural_copy
 from qrecipe.model.graph_sites import Part
 from qrecipe.model.rewrite_proof import check_unchanged, prove_exported, prove_folded
-from qrecipe.model.unfit import unfit
 from qrecipe.planning.plan import Plan
+from qrecipe.process.memory import failing_as
 from qrecipe.recipe.schema import LintTable
+
+_REPORT = "leave the named operation float, and report the model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,14 +139,10 @@ def prepared_program(
     Raises ``PlanError`` (QR306) if torchao fails.
     """
     copied = structural_copy(program)
-    try:
-        with quiet():
-            hide_batch_norms(copied)
-            made = prepare_pt2e(copied, PlanQuantizer(plan))
-            show_batch_norms(made)
-    except Exception as error:
-        message = f"torchao cannot prepare the model: {first_line(error)}"
-        raise unfit(message, "leave the named operation float, and report the model") from error
+    with failing_as(PlanError, "QR306", "torchao cannot prepare the model", _REPORT), quiet():
+        hide_batch_norms(copied)
+        made = prepare_pt2e(copied, PlanQuantizer(plan))
+        show_batch_norms(made)
     follow(made, plan)
     observe_clamped(made, plan)
     forget_annotations(made)
@@ -159,17 +156,13 @@ def converted_program(
 
     Raises ``ExecutionError`` (QR405) if torchao fails.
     """
-    try:
-        with quiet(), torch.no_grad():
-            observed = with_weights_observed(prepared)  # a copy: conversion changes it
-            store_tables(observed, plan)
-            hide_batch_norms(observed)
-            made = convert_pt2e(observed)
-            show_batch_norms(made)
-    except Exception as error:
-        message = f"torchao could not convert the prepared model: {first_line(error)}"
-        hint = "leave the named operation float, and report the model"
-        raise ExecutionError(Finding("QR405", message, hint=hint)) from error
+    what = "torchao could not convert the prepared model"
+    with failing_as(ExecutionError, "QR405", what, _REPORT), quiet(), torch.no_grad():
+        observed = with_weights_observed(prepared)  # a copy: conversion changes it
+        store_tables(observed, plan)
+        hide_batch_norms(observed)
+        made = convert_pt2e(observed)
+        show_batch_norms(made)
     store_scales(made)
     shorten_zero_points(made, plan)
     if plan.backend == "executorch":
