@@ -48,6 +48,7 @@ from qrecipe.model.trace_proof import Example
 from qrecipe.planning.asked import executed_by
 from qrecipe.planning.decide import decide, plan_of, warn_of_missed
 from qrecipe.planning.inventory import inventory_of, unproven_inventory_of
+from qrecipe.planning.masked_sums import int8_sums
 from qrecipe.planning.plan import Plan
 from qrecipe.planning.target_cpu import TargetCpu, unjudged_finding, unjudged_sites
 from qrecipe.process import ranks
@@ -132,6 +133,8 @@ class CompiledRecipe(ShortRepr):
         is_traced = isinstance(prepared, fx.GraphModule)
         given = given_names(self._model, self._inputs) if is_traced else ()
         mark_prepared(prepared, self.recipe, self._identity, paths, given)
+        if all(finding.code != "QR237" for finding in self.plan.warnings):
+            prepared_state(prepared).sums = int8_sums(self.plan)
         return prepared
 
     @neutral

@@ -16,6 +16,7 @@ from qrecipe._torch_ao import FakeQuantizeBase, ObserverBase, quiet
 from qrecipe.audit.clipping import GOOD_DB, Clipping, clipping_finding, clipping_of
 from qrecipe.audit.farthest_call import Candidates, candidates_kept
 from qrecipe.audit.joined_ranges import branch_findings
+from qrecipe.audit.masked_ranges import masked_sums
 from qrecipe.audit.moving_averages import (
     LITTLE_WEIGHT,
     MANY_BATCHES,
@@ -43,6 +44,7 @@ from qrecipe.execution.shards import Turns, check_mergeable, check_same, subject
 from qrecipe.model.call import EMPTY, Inputs, given_names, is_empty
 from qrecipe.model.copies import empties
 from qrecipe.model.nested import cloned
+from qrecipe.planning.masked_sums import mask_findings
 from qrecipe.process import ranks
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.schema import CalibrationTable
@@ -113,6 +115,8 @@ def calibrate_checking(
         if few:
             warn(_few_batches(state), state.lint.ignore)
         settle(_branches_findings(parts, state.samples), state.lint.ignore)
+        masked = [name for part in parts.values() for name in masked_sums(part, state.sums)]
+        settle(mask_findings(masked), state.lint.ignore)
         settle(_order_findings(state, clipping, few), state.lint.ignore)
 
 

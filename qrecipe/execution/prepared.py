@@ -28,7 +28,8 @@ class PreparedState:
     ``later_calls`` the same of its further calls in the first batch; ``whole`` is what the model
     itself was given first, where its parts are roots. ``first_weight`` is what the first of
     ``batches`` weighs in moving averages, 0 to 1, if there are any; ``clipping`` tells what the
-    ranges leave out where that costs much.
+    ranges leave out where that costs much. ``sums`` are the int8 sums of which calibration tells
+    whether a mask takes their range.
     """
 
     fingerprint: str
@@ -44,6 +45,7 @@ class PreparedState:
     batches: int = 0
     first_weight: float | None = None
     clipping: str | None = None
+    sums: tuple[str, ...] = ()
 
 
 def mark_prepared(

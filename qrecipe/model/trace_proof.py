@@ -26,6 +26,7 @@ from qrecipe.model.dry_run import (
     versions_of,
 )
 from qrecipe.model.interpreter import Interpreter
+from qrecipe.model.masks import has_mask
 from qrecipe.model.nested import parts_of, tensors_in
 from qrecipe.model.out_of_place import is_in_place
 from qrecipe.model.unfit import all_finite, unfit
@@ -33,12 +34,6 @@ from qrecipe.process.warnings import held_back
 
 _RELATIVE_TOLERANCE = 1e-3
 _FEW = 4096
-LOWEST = -1e3
-"""Activations are hardly ever below; masks are at -1e4, -1e9 or the lowest float."""
-
-_NOTHING = 0.01
-"""Of a tensor with 8 bits, this share of the range is two or three integers."""
-
 _WITH_INFINITY = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -50,7 +45,7 @@ class Value:
     tensor, ``count`` that of the results in a tuple; ``is_input`` tells that it is the node's first
     input, unchanged; ``is_finite`` is False if it has infinite values. ``shape`` is that of the
     example's few samples, where they were run. ``is_masked`` tells that one of its two inputs is a
-    mask: it goes below -1000, and all else is next to nothing.
+    mask.
     """
 
     is_float: bool
@@ -175,12 +170,9 @@ class _Recorder(Interpreter):
 
 
 def _has_mask(values: Collection[Any]) -> bool:
-    """Whether one of two float tensors is a mask: it goes that far below all else in both."""
+    """Whether these are two float tensors, and one is a mask."""
     floats = [x for x in values if isinstance(x, Tensor) and _has_ends(x)]
-    if len(floats) != 2:
-        return False
-    lowest, *others = sorted(float(end) for x in floats for end in x.aminmax())
-    return lowest < LOWEST and max(map(abs, others)) < _NOTHING * -lowest
+    return len(floats) == 2 and has_mask(float(end) for x in floats for end in x.aminmax())
 
 
 def _has_ends(x: Tensor) -> bool:

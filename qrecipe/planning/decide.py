@@ -29,7 +29,7 @@ from qrecipe.planning.changes import chosen_changes
 from qrecipe.planning.clamps import clamps
 from qrecipe.planning.coverage import coverage_findings
 from qrecipe.planning.inventory import inventory_of
-from qrecipe.planning.masked_sums import mask_findings
+from qrecipe.planning.masked_sums import mask_findings, masked_sums
 from qrecipe.planning.plan import Plan, RuleOutcome, RuleVerdict, Site
 from qrecipe.planning.rule_warnings import rule_findings
 from qrecipe.process.memory import raise_lack_of_memory
@@ -70,7 +70,7 @@ def make_plan(inventory: Inventory, recipe: Recipe) -> Plan:
                 *advice(sites, inventory, recipe.backend, executor, boundaries),
                 *rule_findings(recipe, inventory.structure, resolution, sites),
                 *branch_findings(inventory),
-                *mask_findings(sites, inventory),
+                *mask_findings(masked_sums(sites, inventory)),
                 *_untraced(inventory, recipe),
                 *(each for each in changes.findings if each.severity == "warning"),
             )

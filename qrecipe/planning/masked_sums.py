@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 
 from torch import Tensor, fx
 
@@ -10,9 +10,9 @@ from qrecipe.errors.findings import Finding
 from qrecipe.errors.text import counted
 from qrecipe.model.addresses import SITE
 from qrecipe.model.graph_sites import Inventory
+from qrecipe.model.masks import LOWEST
 from qrecipe.model.moving import arguments, last_name, moved, moves
 from qrecipe.model.nodes import stored
-from qrecipe.model.trace_proof import LOWEST
 from qrecipe.planning.plan import Site
 from qrecipe.recipe.patterns import leave_float
 from qrecipe.rules.resolution import listed
@@ -21,17 +21,22 @@ _SUMS_AND_CHOICES = ("where", "add", "minimum", "maximum", "to", "type_as", "flo
 """Operations whose result contains a constant that any of their inputs is."""
 
 
-def mask_findings(sites: Sequence[Site], inventory: Inventory) -> Iterator[Finding]:
-    """A warning (QR237) about sums whose range a mask takes."""
-    found = masked_sums(sites, inventory)
-    if found:
-        yield mask_finding(found, f"{leave_float(found[0])}; or use masked_fill instead of a sum")
+def mask_findings(sums: Sequence[str]) -> Iterator[Finding]:
+    """A warning (QR237) about sums whose range a mask takes, if there are any."""
+    if sums:
+        yield mask_finding(sums, f"{leave_float(sums[0])}; or use masked_fill instead of a sum")
 
 
 def mask_finding(sums: Sequence[str], hint: str) -> Finding:
     """The warning (QR237) about these sums."""
     what = f"a mask, with numbers below {LOWEST:.0f}, takes the range of"
     return Finding("QR237", f"{what} {counted(len(sums), 'int8 sum')}: {listed(sums)}", hint=hint)
+
+
+def int8_sums(sites: Iterable[Site]) -> tuple[str, ...]:
+    """The static sums."""
+    static = (each for each in sites if each.mode == "static" and each.verdict == "quantized")
+    return tuple(each.name for each in static if each.op.partition("+")[0] == "add")
 
 
 def masked_sums(sites: Sequence[Site], inventory: Inventory) -> tuple[str, ...]:

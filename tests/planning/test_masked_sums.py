@@ -1,5 +1,7 @@
 """Masks that take the range of int8 sums (QR237)."""
 
+import warnings
+
 import pytest
 import torch
 from libraries import WRITTEN
@@ -107,8 +109,9 @@ def test_a_mask_that_is_computed_from_an_input_is_found_by_its_numbers():
 def test_quantizing_tells_of_a_mask_in_the_first_batch_and_suggest_leaves_its_sum_float():
     net = Attention().eval()
     batches = [(torch.randn(2, 6, 16), PADDED) for _ in range(10)]
-    with pytest.warns(qrecipe.QRecipeWarning, match="QR237"):
+    with pytest.warns(qrecipe.QRecipeWarning) as caught:
         qrecipe.quantize(net, recipe(), batches, progress=False)
+    assert sum("QR237" in str(each.message) for each in caught) == 1
     hybrid = net_of(
         lambda self, x, mask: self.rest(self.conv(x).transpose(1, 2), mask),
         conv=nn.Conv1d(256, 16, 3, padding=1),
@@ -118,6 +121,23 @@ def test_quantizing_tells_of_a_mask_in_the_first_batch_and_suggest_leaves_its_su
     with pytest.warns(qrecipe.QRecipeWarning, match="QR237"):
         suggested = qrecipe.suggest(hybrid, inputs)
     assert qrecipe.plan(hybrid, suggested, inputs)["rest:add"].verdict == "float"
+
+
+@pytest.mark.parametrize("executor", ["fx", "pt2e"])
+@pytest.mark.parametrize("phase", ["ptq", "qat"])
+def test_calibration_tells_of_a_mask_that_only_later_batches_have(phase, executor):
+    net = Attention().eval()
+    head = f'executor = "{executor}"\nphase = "{phase}"'
+    batches = [(torch.randn(2, 6, 16), mask) for mask in (torch.zeros(2, 1, 6), *[PADDED] * 9)]
+    for table, expected in (("", 1), ('[rules.module_name]\n":add" = "float"', 0)):
+        settings = recipe(table, head=head, base="builtin:x86-static-minmax")
+        prepared = qrecipe.compile(net, settings, batches[0]).prepare()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            qrecipe.calibrate(prepared, batches, progress=False)
+        told = [str(each.message) for each in caught if "QR237" in str(each.message)]
+        assert len(told) == expected
+        assert all(":add" in each for each in told)
 
 
 @pytest.mark.slow
