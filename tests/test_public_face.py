@@ -118,7 +118,7 @@ class Terminal(io.StringIO):
 def made():
     """A value of each kind, of a model and a recipe with hostile names, made in silence."""
     torch.manual_seed(0)
-    names = [MARK, *(f"layer{number}" for number in range(10)), f"last{MARK}"]
+    names = [MARK, *(f"layer{number}" for number in range(5)), f"last{MARK}"]
     model = nn.Sequential(OrderedDict((name, nn.Linear(8, 8)) for name in names)).eval()
     batches = [torch.randn(16, 8) for _ in range(3)]
     expected = model(batches[0]).detach()

@@ -20,7 +20,7 @@ from torch import nn
 
 import qrecipe
 
-WIDTH, LAYERS = 704, 16
+WIDTH, LAYERS = 704, 8
 SIZE = 4 * LAYERS * WIDTH**2
 FORGET_PEAK = Path("/proc/self/clear_refs")
 # Blocks of this size go back to the system when they are freed. What the C library keeps otherwise
