@@ -11,7 +11,9 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -259,8 +261,14 @@ def _distribution(registration: registered.Registration) -> dict[str, str]:
     for claim in claims(registration.kind, registration.name):
         return {"distribution": claim.distribution, "version": claim.version}
     package = registration.cls.__module__.partition(".")[0]
-    owners = packages_distributions().get(package, ())
+    owners = _owners(tuple(sys.path)).get(package, ())
     return {"distribution": owners[0], "version": version(owners[0])} if owners else {}
+
+
+@cache
+def _owners(path: tuple[str, ...]) -> Mapping[str, list[str]]:
+    """The distributions of each top-level package; to read them all takes half a second."""
+    return packages_distributions()
 
 
 _DEFAULT_FAKE_QUANT = Constructor(name="fake_quantize")
