@@ -241,6 +241,19 @@ def test_forward_takes_batches_with_labels():
         qrecipe.compare(model, converted, [], progress=silent)
 
 
+def test_nothing_is_compared_while_models_are_only_timed(monkeypatch):
+    net = NETS["mlp"]
+    model, batches = net.model(), net.batches()
+    converted = qrecipe.quantize(model, STATIC, batches, progress=silent)
+    added = []
+    monkeypatch.setattr(Totals, "add", lambda totals, *pair: added.append(pair))
+    report = qrecipe.compare(model, converted, batches[:1], progress=silent)
+    weights = sum(site.weight is not None for site in report.sites)
+    activations = sum(site.activation is not None for site in report.sites)
+    assert len(added) <= 2 * len(report.sites) + 1
+    assert len(added) >= weights + activations
+
+
 def test_models_stay_as_they_were_and_a_copy_compares_alike():
     model, converted, batches = quantized("in_place")
     with torch.no_grad():

@@ -26,17 +26,18 @@ class Activations:
 
     Values of the float model are held for one batch, until the converted model has run on it.
     ``clamps`` are the limits beyond which nobody reads the result of a site; sites in ``moved`` are
-    not compared.
+    not compared, and none while it ``rests``.
     """
 
     clamps: Mapping[str, Limits]
     moved: Collection[str] = ()
     totals: dict[str, Totals] = field(default_factory=dict)
+    rests: bool = False
 
     _held: dict[str, deque[Any]] = field(default_factory=dict)
 
     def hold(self, name: str, value: Any) -> None:
-        if name not in self.moved:
+        if not self.rests and name not in self.moved:
             self._held.setdefault(name, deque()).append(value)
 
     def match(self, name: str, value: Any) -> None:

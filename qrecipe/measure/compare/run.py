@@ -158,11 +158,12 @@ class Run:
 
     def time(self, batch: Any) -> None:
         """Measure the time once more, now that everything is warm."""
+        self._activations.rests = True
         for _ in range(_TIMED_RUNS):
             for model, times in zip(self._models, self._times, strict=True):
                 times.start_round()
                 run_quietly(model, batch, 0, self._forward)
-            self._activations.forget()
+        self._activations.rests = False
 
     @property
     def shares(self) -> tuple[Mapping[str, float], Mapping[str, float]]:
