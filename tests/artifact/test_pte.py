@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -67,6 +68,26 @@ def test_keywords_of_a_file_are_in_the_order_of_the_signature(tmp_path):
     assert list(batch) == ["second", "first"]
     qrecipe.export_pte(executorch_program(net), tmp_path / "net.pte", batch)
     assert (tmp_path / "net.pte").exists()
+
+
+class Pair(NamedTuple):
+    one: torch.Tensor
+    rest: dict
+
+
+@pytest.mark.slow
+def test_results_are_the_tensors_of_any_container(tmp_path):
+    pytest.importorskip("executorch")
+    model = net_of(
+        lambda self, x: Pair(y := self.fc(x), {"twice": [y * 2, None], "kind": "text"}),
+        fc=nn.Linear(6, 4),
+    )
+    x = torch.randn(3, 6)
+    made = qrecipe.quantize(model, EXECUTORCH_PROGRAM, [x] * 10)
+    qrecipe.export_pte(made, tmp_path / "net.pte", x)
+    (output,) = run_by_executorch(tmp_path / "net.pte", tmp_path, x)
+    with torch.no_grad():
+        assert torch.equal(made(x).one, output)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from differential import snapshot
+from export_recipes import EXECUTORCH
 from nets import NETS
 from plans import net_of, recipe
 from programs import of_site, tamper_with_conversion
@@ -192,6 +193,26 @@ def test_batch_norms_before_convolutions_are_quantized_without_exporting_again(m
     with torch.no_grad():
         assert output_sqnr_db(model(batches[0]), converted(batches[0])) > 20
     assert "aten.batch_norm" in converted.code
+
+
+def test_a_norm_behind_a_layer_stays_float_where_the_backend_has_no_kernel():
+    """torchao would fold it into the linear layer."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4)).eval()
+    model[1].running_var.uniform_(0.5, 2)
+    batches = [torch.randn(8, 6) for _ in range(10)]
+    converted = quantized(model, batches, qrecipe.parse_recipe(EXECUTORCH))
+    with torch.no_grad():
+        assert output_sqnr_db(model(batches[0]), converted(batches[0])) > 30
+    assert "aten.batch_norm" in converted.code
+
+
+def test_a_number_of_results_that_depends_on_values_may_change_by_rounding():
+    model = net_of(lambda self, x: (y := self.fc(x))[y.sum(1) > 0], fc=nn.Linear(6, 6))
+    batches = [torch.randn(512, 6) for _ in range(10)]
+    converted = quantized(model, batches)
+    with torch.no_grad():
+        assert any(len(model(x)) != len(converted(x)) for x in batches)
 
 
 def test_roots_are_programs_of_their_own(program):

@@ -74,10 +74,11 @@ def differing(deviations: Sequence[Deviation]) -> str:
     if not deviations:
         return "the file gives the same bits as the model"
     most = sorted(deviations, key=lambda each: -each.different / each.results)[:_SHOWN]
-    what = counted(len(deviations), "site")
+    one = len(deviations) == 1
+    what = f"{counted(len(deviations), 'site')} of it {'differs' if one else 'differ'}"
     others = ", most" if len(deviations) > _SHOWN else ""
     shown = "; ".join(map(str, most))
-    return f"run alone, {what} of it differ in the last place from the model{others}: {shown}"
+    return f"run alone, {what} in the last place from the model{others}: {shown}"
 
 
 Judge = Callable[[Result], str | None]

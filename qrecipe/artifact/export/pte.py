@@ -80,6 +80,7 @@ def write_pte(
         message = f"the model is for {program.plan.backend}, whose integers XNNPACK does not have"
         hint = f'quantize it with backend = "{_BACKEND}"'
         raise ArtifactError(Finding("QR512", message, hint=hint))
+    _return_leaves(program.graph_module)
     _separate_readers(program.graph_module)
     layers = list(layers_of(program.graph_module))
     started = time.perf_counter()
@@ -122,6 +123,16 @@ def _weight_of(layer: fx.Node) -> str:
     """The name of a layer's stored integers."""
     _, dequantized = layer.all_input_nodes[:2]
     return str(dequantized.all_input_nodes[0].target)
+
+
+def _return_leaves(graph_module: fx.GraphModule) -> None:
+    """Return tensors without containers, in place: a file has none, and torch knows not all."""
+    (output,) = graph_module.graph.find_nodes(op="output")
+    (result,) = output.args
+    if isinstance(result, fx.Node) and result.op == "call_module":
+        output.args = (tuple(leaf for leaf in result.args if isinstance(leaf, fx.Node)),)
+        graph_module.graph.erase_node(result)
+    graph_module.recompile()
 
 
 def _separate_readers(graph_module: fx.GraphModule) -> None:

@@ -19,6 +19,7 @@ from qrecipe.errors.findings import Finding
 from qrecipe.errors.text import first_line
 from qrecipe.model.addresses import site_of
 from qrecipe.model.call import bind
+from qrecipe.model.nested import tensors_in
 from qrecipe.planning.plan import Plan
 from qrecipe.process.memory import raise_lack_of_memory
 
@@ -42,11 +43,17 @@ def numeric_findings(
         message = f"the output of the converted model is {agreement:.1f} dB from its reference"
         yield Finding("QR412", message, hint="report the model")
         return
+    if _shapes(head.output) != _shapes(found.output):
+        return  # how many results there are depends on values, which are rounded
     accuracy = output_sqnr_db(head.output, found.output)
     if accuracy is not None and not accuracy >= JUDGEABLE_DB and head is not sample:
         with torch.no_grad(), quiet():  # a few samples may be close to nothing
             accuracy = output_sqnr_db(sample.output, sample.inputs.call(converted))
     yield from _accuracy_findings(accuracy)
+
+
+def _shapes(output: Any) -> list[torch.Size]:
+    return [each.shape for each in tensors_in(output)]
 
 
 def _wrong_sites(
