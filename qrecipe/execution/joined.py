@@ -17,6 +17,7 @@ from qrecipe.model.call import Inputs, bind
 from qrecipe.model.copies import runnable_copy, with_parts
 from qrecipe.model.exported import exported, of_several
 from qrecipe.process.memory import failing_as
+from qrecipe.process.state import alone
 
 
 def joined(
@@ -39,7 +40,8 @@ def joined(
     several = of_several(inputs)
     what = "the code around the roots cannot be exported"
     hint = "export a model whose own code has no branches on values, or without [fx] roots"
-    with failing_as(ArtifactError, "QR512", what, hint), fx.traceback.preserve_node_meta():
+    failing = failing_as(ArtifactError, "QR512", what, hint)
+    with failing, alone(), fx.traceback.preserve_node_meta():
         program: Any = exported(whole, several.args, several.kwargs).module()
     leaves = tuple(pytree.tree_leaves((inputs.args, dict(inputs.kwargs))))
     return Exportable(_plain(program), leaves, output, float_output)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import fx, nn
@@ -10,7 +12,8 @@ from torch import fx, nn
 class Interpreter(fx.Interpreter):
     """torch's interpreter, whose errors stay those of the node.
 
-    torch would add the place in the graph, and import its compiler for that: more than a second.
+    torch would add the place in the graph, and import its compiler for that: more than a second. It
+    would also put the node's ``meta`` on what another thread exports in the meantime.
     """
 
     def __init__(
@@ -18,6 +21,10 @@ class Interpreter(fx.Interpreter):
     ) -> None:
         super().__init__(module, garbage_collect_values, graph)
         self.extra_traceback: Any = False
+
+    @contextmanager
+    def _set_current_node(self, node: fx.Node) -> Iterator[None]:
+        yield
 
     def value(self, node: fx.Node) -> Any:
         """The value of a node; what it needs is run if it was not yet."""

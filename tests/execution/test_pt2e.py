@@ -396,6 +396,20 @@ def test_branches_of_a_join_with_scales_of_their_own_are_found(monkeypatch):
         quantized(model, batches)
 
 
+def test_a_site_that_the_program_does_not_know_is_found(monkeypatch):
+    honest = part_module.program_of
+
+    def forgetful(*given):
+        made = honest(*given)
+        del of_site(made, "head").meta["site"]
+        return made
+
+    monkeypatch.setattr(part_module, "program_of", forgetful)
+    model, batches = joined()
+    with pytest.raises(AuditError, match=r"QR410 head \(Linear\) is planned as static, but vanish"):
+        quantized(model, batches)
+
+
 def test_a_weight_without_integers_is_found(tampered):
     def tamper(made):
         node = of_site(made, "head")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 import warnings
@@ -209,3 +210,21 @@ def test_training_and_loading_leave_the_callers_random_numbers_alone(tmp_path):
     qrecipe.save_quantized(compiled.convert(prepared), tmp_path / "model.safetensors")
     qrecipe.load_quantized(tmp_path / "model.safetensors", model)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_programs_that_are_made_at_the_same_time_are_alike():
+    """torch keeps in a global what the operators of an export are given."""
+    pytest.importorskip("torchao")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+    batches = [torch.randn(8, 6) for _ in range(10)]
+
+    def quantized(_):
+        copied = copy.deepcopy(model)
+        return qrecipe.quantize(copied, "builtin:x86-static-minmax", batches, executor="pt2e")
+
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(quantized, range(8))
+    for other in others:
+        assert other.code == first.code
+        assert torch.equal(other(batches[0]), first(batches[0]))

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from qrecipe.model.addresses import is_conversion, site_of
 from qrecipe.model.call import Inputs, bind
+from qrecipe.model.interpreter import Interpreter
 from qrecipe.model.nested import cloned
 
 
@@ -108,7 +109,7 @@ def _belongs(node: fx.Node, site: str) -> bool:
     return source.op == "get_attr" or is_conversion(source) or site_of(source) == site
 
 
-class _Recorder(fx.Interpreter):
+class _Recorder(Interpreter):
     """Keeps what some nodes give, before others write to it."""
 
     def __init__(self, program: fx.GraphModule, wanted: Collection[fx.Node]) -> None:

@@ -19,6 +19,7 @@ from qrecipe.model.copies import structural_copy
 from qrecipe.model.exported import exported, of_several
 from qrecipe.model.unfit import unfit
 from qrecipe.process.memory import raise_lack_of_memory
+from qrecipe.process.state import alone
 
 GIVER = "giver"
 """In a node's ``meta``: the name of the node of the fused graph that it comes from."""
@@ -31,7 +32,8 @@ def captured(graph_module: fx.GraphModule, inputs: Inputs) -> fx.GraphModule:
     """The program, with the graph's own signature and names of tensors, which it shares.
 
     Each operator has its site in ``meta["site"]``. The first dimension of the inputs is free where
-    the model allows that. Raises ``PlanError`` (QR306) if torch fails.
+    the model allows that. torch keeps in a global what operators are given, so nothing else may run
+    a graph node by node in the meantime. Raises ``PlanError`` (QR306) if torch fails.
     """
     source = structural_copy(graph_module)
     for node in source.graph.nodes:
@@ -39,7 +41,7 @@ def captured(graph_module: fx.GraphModule, inputs: Inputs) -> fx.GraphModule:
         node.meta[_CUSTOM] = {GIVER: node.name, **site}
     args = bind(source, source, of_several(inputs))
     try:
-        with fx.traceback.preserve_node_meta():
+        with alone(), fx.traceback.preserve_node_meta():
             program: Any = exported(_Interpreted(source), args, {}).module()
     except Exception as error:
         raise_lack_of_memory(error)

@@ -19,6 +19,7 @@ from qrecipe.errors.findings import Finding
 from qrecipe.errors.text import first_line
 from qrecipe.model.addresses import site_of
 from qrecipe.model.call import bind
+from qrecipe.model.interpreter import Interpreter
 from qrecipe.model.nested import tensors_in
 from qrecipe.planning.plan import Plan
 from qrecipe.process.memory import raise_lack_of_memory
@@ -88,7 +89,7 @@ def _accuracy_findings(accuracy: float | None) -> Iterator[Finding]:
         )
 
 
-class _Recorder(fx.Interpreter):
+class _Recorder(Interpreter):
     """Keeps the floating-point result of each operator."""
 
     def __init__(self, program: fx.GraphModule) -> None:

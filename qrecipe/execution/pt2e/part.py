@@ -41,6 +41,7 @@ from qrecipe.model.graph_sites import Part
 from qrecipe.model.rewrite_proof import check_unchanged, prove_exported, prove_folded
 from qrecipe.planning.plan import Plan
 from qrecipe.process.memory import failing_as
+from qrecipe.process.state import alone
 from qrecipe.recipe.schema import LintTable
 
 _REPORT = "leave the named operation float, and report the model"
@@ -138,8 +139,8 @@ def prepared_program(
 
     Raises ``PlanError`` (QR306) if torchao fails.
     """
-    copied = structural_copy(program)
-    with failing_as(PlanError, "QR306", "torchao cannot prepare the model", _REPORT), quiet():
+    copied, what = structural_copy(program), "torchao cannot prepare the model"
+    with alone(), failing_as(PlanError, "QR306", what, _REPORT), quiet():
         hide_batch_norms(copied)
         made = prepare_pt2e(copied, PlanQuantizer(plan))
         show_batch_norms(made)
@@ -157,7 +158,7 @@ def converted_program(
     Raises ``ExecutionError`` (QR405) if torchao fails.
     """
     what = "torchao could not convert the prepared model"
-    with failing_as(ExecutionError, "QR405", what, _REPORT), quiet(), torch.no_grad():
+    with alone(), failing_as(ExecutionError, "QR405", what, _REPORT), quiet(), torch.no_grad():
         observed = with_weights_observed(prepared)  # a copy: conversion changes it
         store_tables(observed, plan)
         hide_batch_norms(observed)

@@ -80,7 +80,8 @@ def structure_findings(
     for name, nodes in nodes_of_sites(converted, plan).items():
         site, own = sites[name], [node for node in nodes if grid_of(node, converted) is None]
         expected = site.mode or "float"
-        if not own and constant.issuperset(before[name]):
+        may_do_nothing = bool(before[name]) or site.verdict != "quantized"
+        if not own and may_do_nothing and constant.issuperset(before[name]):
             continue
         if not own:
             yield differs(site, expected, "vanished")
