@@ -53,8 +53,14 @@ class Refusing(AtOnce):
         return super().submit(function, *args)
 
 
-@pytest.mark.parametrize("measure", [{}, {"metric": worst}, {"evaluate": norm}], ids=" ".join)
-@pytest.mark.parametrize("dying", [Dying, Refusing])
+@pytest.mark.parametrize(
+    ("dying", "measure"),
+    [
+        (Dying, {"metric": worst}),
+        (Refusing, {}),
+        pytest.param(Dying, {"evaluate": norm}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_ranking_goes_on_from_what_the_dead_workers_have_finished(tmp_path, dying, measure):
     model, batches, log = NET.model(), NET.batches(2), tmp_path / "log"
     first, second, shown = dying(3), AtOnce(), []
@@ -96,7 +102,9 @@ def test_a_comparison_goes_on_from_what_the_dead_workers_have_finished(tmp_path)
     assert without_times(again) == without_times(alone)
 
 
-@pytest.mark.parametrize("measure", [{}, {"metric": worst}], ids=" ".join)
+@pytest.mark.parametrize(
+    "measure", [{}, pytest.param({"metric": worst}, marks=pytest.mark.slow)], ids=" ".join
+)
 def test_work_of_workers_goes_on_without_them_and_the_other_way_round(tmp_path, measure):
     model, batches = NET.model(), NET.batches(2)
     whole = ranked(model, batches, **measure)
