@@ -9,9 +9,9 @@ is quantized by
 - ``nncf.quantize`` of OpenVINO's model, with its defaults (for the encoder as a transformer)
 
 with the same 80 inputs. Printed as Markdown tables, one for each model: milliseconds of CPU time of
-one input in one thread, interleaved, the median of --runs calls; the ratio to the runtime's own
-quantizer; layers with weights or two operands that the runtime computes in integers; SQNR in dB
-against float, on inputs that were not used for calibration.
+one input in one thread, in turns, the median of --runs calls, each after one that does not count;
+the ratio to the runtime's own quantizer; layers with weights or two operands that the runtime
+computes in integers; SQNR in dB against float, on inputs that were not used for calibration.
 
     OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/quantizers.py [--runs 31] [--only NAME ...]
 
@@ -239,10 +239,15 @@ def judged(session: Session, x: Tensor) -> Tensor:
 
 
 def interleaved(sessions: Sequence[Session], inputs: Inputs, runs: int) -> list[list[float]]:
-    """CPU seconds of one call of each, in turns."""
+    """CPU seconds of one call of each, in turns.
+
+    Each is called twice and the second call counts, so that none pays for caches that the one
+    before it has filled with its own weights.
+    """
     times: list[list[float]] = [[] for _ in sessions]
     for number in range(runs + 3):
         for own, session in zip(times, sessions, strict=True):
+            session.run(inputs)
             started = time.process_time()
             session.run(inputs)
             if number > 2:
