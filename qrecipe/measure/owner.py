@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from qrecipe.execution.batches import batches_digest
@@ -14,6 +13,7 @@ from qrecipe.model.digest import model_digest
 from qrecipe.planning.plan import Plan
 from qrecipe.pool.log import Owner
 from qrecipe.pool.parcel import environment
+from qrecipe.process.threads import TorchSettings
 
 
 def owner_of(
@@ -42,7 +42,7 @@ def owner_of(
         },
         {
             **environment(),
-            "threads": str(torch.get_num_threads()),
+            **TorchSettings.here().words,
             "functions": ", ".join(names) or "none",
             **(settings or {}),
         },

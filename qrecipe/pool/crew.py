@@ -74,6 +74,8 @@ class Crew(Generic[_Piece]):
             piece = self._running.pop(future)
             try:
                 outcome = future.result()
+                if not isinstance(outcome, Outcome):
+                    raise TypeError(f"the executor returns a {type(outcome).__name__} for a piece")
             except Exception as error:  # of the executor: `run` returns the errors of pieces
                 self._start_again([piece, *self.running], error)
                 continue

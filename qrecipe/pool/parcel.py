@@ -28,6 +28,7 @@ from qrecipe.model.nested import map_tensors
 from qrecipe.observers.loading import registered_for
 from qrecipe.planning.cpu import cpu_name
 from qrecipe.pool.workers import Factory
+from qrecipe.process.threads import TorchSettings
 from qrecipe.recipe.recipe import Recipe
 from qrecipe.registry.arguments import Kind
 
@@ -50,14 +51,14 @@ class Work(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """Names the file in each piece. ``threads`` are those that torch computes with.
+    """Names the file in each piece. ``settings`` are those that torch computes with.
 
     The digest identifies the content: another file in its place is refused before it is opened.
     """
 
     file: str
     sha256: str
-    threads: int
+    settings: TorchSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ def sent(
         path = Path(folder, "work")
         path.write_bytes(data)
         digest = hashlib.sha256(data).hexdigest()
-        yield Parcel(str(path), digest, torch.get_num_threads()), len(blobs)
+        yield Parcel(str(path), digest, TorchSettings.here()), len(blobs)
 
 
 def _written(file: Path, batches: Iterable[Any]) -> Iterator[Blob]:

@@ -127,7 +127,10 @@ def _register(plugins: Sequence[tuple[Kind, str, str]]) -> None:
 
 def _made(factory: Factory, tensors: Mapping[str, Tensor], kept: Any) -> nn.Module:
     """The model of the factory with the tensors of the caller's, and what we keep with it."""
-    model = factory()
+    model: Any = factory()
+    if not isinstance(model, nn.Module):
+        hint = "return the model alone, without example inputs"
+        raise _unfit(f"gets a {type(model).__name__} from factory, and no model", hint)
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     differing = [
         name
@@ -142,7 +145,8 @@ def _made(factory: Factory, tensors: Mapping[str, Tensor], kept: Any) -> nn.Modu
             own[name].copy_(tensor)
     if kept is not None:
         kept_with(model).update(kept)
-    return model.eval()
+    made: nn.Module = model.eval()
+    return made
 
 
 def _unfit(what: str, hint: str | None = None) -> ExecutionError:

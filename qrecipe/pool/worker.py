@@ -15,7 +15,6 @@ from qrecipe.pool.parcel import Compute, Parcel
 from qrecipe.pool.received import importable, received, worker
 from qrecipe.process import ranks
 from qrecipe.process.neutral import neutral
-from qrecipe.process.threads import torch_threads
 
 _MOST = 2
 """How many works a worker keeps: a search ranks sites on the side."""
@@ -61,7 +60,7 @@ def run(parcel: Parcel, piece: Any) -> Outcome:
 @neutral
 @ranks.alone()
 def _run(parcel: Parcel, piece: Any) -> Outcome:
-    with torch_threads(parcel.threads), collected() as findings:
+    with parcel.settings.used(), collected() as findings:
         begun = _begun(parcel)
         with importable(begun.path):
             value = begun.compute(piece)

@@ -278,6 +278,19 @@ def test_the_log_of_another_environment_is_refused(tmp_path, monkeypatch, finish
     )
 
 
+def test_the_log_of_other_settings_of_torch_is_refused(tmp_path, finished):
+    model, batches, _, data = finished
+    log = tmp_path / "log"
+    log.write_bytes(data)
+    former = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        said = refused(lambda: ranked(model, batches, resume=log))
+    finally:
+        torch.set_float32_matmul_precision(former)
+    assert said == f"a ranking with float32 matmul precision {former} instead of medium"
+
+
 def test_the_log_of_another_comparison_is_refused(tmp_path, finished):
     model, batches, _, data = finished
     log, ranking = tmp_path / "log", tmp_path / "ranking"

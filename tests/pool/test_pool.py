@@ -6,7 +6,7 @@ import gc
 import pickle
 import tempfile
 import threading
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +30,7 @@ from qrecipe.errors.findings import (
 )
 from qrecipe.measure.sensitivity import pieces
 from qrecipe.pool import received
+from qrecipe.process.threads import TorchSettings
 from qrecipe.registry import table as registered
 
 
@@ -321,6 +322,27 @@ def test_a_factory_that_makes_another_model_is_refused():
         ranked(Handled().eval(), [torch.randn(4, 6)], pool=pool)
 
 
+def test_a_factory_that_makes_no_model_is_refused():
+    pool = qrecipe.Pool(AtOnce(), factory=lambda: (Handled(), torch.randn(4, 6)))
+    with pytest.raises(ExecutionError, match=r"QR427.*a tuple from factory(?s:.)*the model alone"):
+        ranked(Handled().eval(), [torch.randn(4, 6)], pool=pool)
+
+
+class Forgetful(AtOnce):
+    """Gives something else back than what a piece has returned."""
+
+    def submit(self, function, /, *args):
+        future = Future()
+        future.set_result(None)
+        return future
+
+
+def test_an_executor_that_loses_results_has_failed():
+    net = NETS["mlp"]
+    with pytest.raises(ExecutionError, match=r"QR428 .*returns a NoneType for a piece"):
+        ranked(net.model(), net.batches(2), pool=Forgetful())
+
+
 @pytest.mark.parametrize("name", ["metric", "batch 1"])
 def test_what_else_cannot_be_pickled_is_named(name):
     net = NETS["mlp"]
@@ -425,31 +447,29 @@ def test_batches_that_are_views_are_sent_without_what_they_are_views_of(monkeypa
     assert max(sizes) < 10_000
 
 
-def test_workers_compute_with_the_threads_of_the_caller_and_keep_their_own(monkeypatch):
-    seen = []
+def test_workers_compute_with_the_settings_of_the_caller_and_keep_their_own(monkeypatch):
+    seen, after = [], []
     parts = pieces.Scorer.parts
 
     def noting(self, *args):
-        seen.append(torch.get_num_threads())
+        seen.append(TorchSettings.here())
         return parts(self, *args)
 
     monkeypatch.setattr(pieces.Scorer, "parts", noting)
-    net, former, after = NETS["mlp"], torch.get_num_threads(), []
+    net, of_workers = NETS["mlp"], TorchSettings(2, True, "highest")
+    of_caller = TorchSettings(1, False, "medium")
 
-    class WithTwo(AtOnce):
+    class Fresh(AtOnce):
         def submit(self, function, /, *args):
-            torch.set_num_threads(2)
-            future = super().submit(function, *args)
-            after.append(torch.get_num_threads())
+            with of_workers.used():
+                future = super().submit(function, *args)
+                after.append(TorchSettings.here())
             return future
 
-    try:
-        torch.set_num_threads(1)
-        ranked(net.model(), net.batches(2), pool=WithTwo())
-    finally:
-        torch.set_num_threads(former)
-    assert set(seen) == {1}
-    assert set(after) == {2}
+    with of_caller.used():
+        ranked(net.model(), net.batches(2), pool=Fresh())
+    assert set(seen) == {of_caller}
+    assert set(after) == {of_workers}
 
 
 def forking():
