@@ -338,6 +338,22 @@ def test_targets_that_need_a_program_refuse_a_stored_model_of_another_executor(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "inputs", [torch.randn(2, 5), torch.ones(2, 6).long(), (torch.randn(2, 6),) * 2]
+)
+def test_inputs_that_the_model_cannot_take_are_a_finding(inputs, stored, tmp_path):
+    with pytest.raises(QRecipeError, match="QR307"):
+        qrecipe.export_stored(
+            stored / "fx", NETS["mlp"].model(), tmp_path / "net.onnx", inputs, to="onnx"
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_misspelt_target_is_told_the_nearest(stored, tmp_path):
+    with pytest.raises(ArtifactError, match=r'QR512 "onx" (?s:.)*did you mean "onnx"'):
+        export(stored / "fx", tmp_path / "net.onnx", "onx")
+
+
 def test_what_is_missing_is_said_before_anything_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(executorch, "MODULES", ("executorch_of_nobody",))
     with pytest.raises(QRecipeError, match="QR602"):

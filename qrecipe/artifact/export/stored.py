@@ -6,17 +6,20 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from qrecipe.artifact.container import opened
 from qrecipe.artifact.loading import load_quantized
 from qrecipe.artifact.metadata import stored_model
 from qrecipe.artifact.rebuilding import Constants, recorded_with
+from qrecipe.errors.findings import QRecipeError
 from qrecipe.execution.executors import executor_of
 from qrecipe.execution.joined import joined
 from qrecipe.execution.part import Exportable, Recorded
 from qrecipe.execution.provenance import Provenance, converted_graphs, provenance
 from qrecipe.model.call import Inputs
+from qrecipe.model.dry_run import unusable
 from qrecipe.model.roots import inputs_of_roots
 from qrecipe.process.warnings import held_back
 
@@ -37,8 +40,12 @@ class Stored:
         inputs: Inputs,
         constants: Constants | None = None,
     ) -> Stored:
-        """Arguments and errors as for `load_quantized`."""
+        """Arguments and errors as for `load_quantized`.
+
+        Also raises ``PlanError`` (QR307) if the model does not accept the inputs.
+        """
         loaded = load_quantized(path, model, constants=constants)
+        _check_taken(loaded, inputs)
         with opened(Path(path)) as file:
             recorded = recorded_with(model, stored_model(file), constants or {})
         return cls(loaded, inputs, recorded)
@@ -57,3 +64,13 @@ class Stored:
         with held_back([("", Warning)]):  # about observers that saw nothing
             found = executor.exportable_parts(self.recorded, parts, inputs)
         return found[""] if "" in found else joined(self.model, found, self.inputs, None)
+
+
+def _check_taken(model: nn.Module, inputs: Inputs) -> None:
+    try:
+        with torch.no_grad():
+            inputs.cloned().call(model)
+    except QRecipeError:
+        raise
+    except Exception as error:
+        raise unusable(error) from error

@@ -21,6 +21,9 @@ from qrecipe.artifact.export.pt2 import write_pt2
 from qrecipe.artifact.export.pte import write_pte
 from qrecipe.artifact.export.stored import Stored
 from qrecipe.artifact.rebuilding import Constants
+from qrecipe.errors.findings import ArtifactError
+from qrecipe.errors.spelling import did_you_mean
+from qrecipe.errors.text import shown
 from qrecipe.execution.part import Exportable
 from qrecipe.execution.provenance import Provenance
 from qrecipe.model.call import Inputs
@@ -29,6 +32,7 @@ from qrecipe.process.neutral import neutral
 from qrecipe.recipe.for_executorch import for_executorch
 from qrecipe.recipe.recipe import Recipe
 from qrecipe.recipe.schema import Executor
+from qrecipe.rules.resolution import listed
 from qrecipe.runtimes import executorch
 from qrecipe.runtimes.inductor import check_compiler
 from qrecipe.runtimes.table import RUNTIMES
@@ -121,8 +125,12 @@ def export_stored(
             cannot be written (QR502).
         AuditError: the file computes something else (QR414), or cannot be run (QR413); or what
             `lower` raises.
+        PlanError: the model does not accept the inputs (QR307).
         QRecipeError: something that the target needs is not installed (QR602).
     """
+    if to not in TARGETS:
+        hint = did_you_mean(to, TARGETS) or f"targets are {listed(list(TARGETS), 5)}"
+        raise ArtifactError.of("QR512", f"{shown(to)} is no target of export", hint=hint)
     TARGETS[to].check()
     source = Stored.load(stored, model, Inputs.from_batch(example_inputs), constants)
     export(source, to, path_of(path, "export_stored"), "batch" if any_batch else None)
