@@ -12,7 +12,6 @@ from functools import partial
 from multiprocessing import get_context
 
 import pytest
-import torch
 from nets import NETS
 from rankings import STATIC, ranked
 from runs import silent
@@ -22,16 +21,8 @@ from tuning import base, cancelling, closeness, full_loss, in_float_time
 import qrecipe
 from qrecipe.authoring.tune.trials import ModelBench
 from qrecipe.cli.pool import Processes
-from qrecipe.measure.sensitivity import pieces
 
-
-@pytest.fixture(autouse=True)
-def _one_thread(monkeypatch):
-    former = torch.get_num_threads()
-    torch.set_num_threads(1)
-    monkeypatch.setattr(pieces, "_AT_ONCE", 2)  # many pieces
-    yield
-    torch.set_num_threads(former)
+pytestmark = pytest.mark.usefixtures("many_pieces_in_one_thread")
 
 
 def spawned(count):

@@ -10,7 +10,6 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 
 import pytest
-import torch
 from executors import AtOnce, Dying, LastFirst
 from nets import NETS
 from rankings import STATIC, ranked
@@ -18,18 +17,11 @@ from runs import silent
 
 import qrecipe
 from qrecipe.errors.findings import ExecutionError
-from qrecipe.measure.sensitivity import pieces
 
 NET = NETS["residual"]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(monkeypatch):
-    former = torch.get_num_threads()
-    torch.set_num_threads(1)
-    monkeypatch.setattr(pieces, "_AT_ONCE", 2)  # many pieces
-    yield
-    torch.set_num_threads(former)
+pytestmark = pytest.mark.usefixtures("many_pieces_in_one_thread")
 
 
 def worst(output, reference):
