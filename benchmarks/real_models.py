@@ -30,13 +30,14 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -47,7 +48,7 @@ from qrecipe.planning.cpu import cpu_name
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from corpus import TORCHVISION
-from libraries import WRITTEN, Written, call
+from libraries import WRITTEN, Size, Written, call, transformers
 
 PAGE = Path(__file__).parents[1] / "docs" / "real-models.md"
 INTRODUCTION = f"""\
@@ -64,8 +65,11 @@ a dynamic one has none. **SQNR** is the signal-to-quantization-noise ratio of th
 batch that was not used for calibration; with random weights it says nothing about accuracy.
 **Speed** is CPU time of float over int8: one thread, interleaved, the median of several calls, on a
 model that is loaded for each batch size.
-**Seconds** are CPU time of suggest and quantize, calibration and audit included. Images have
-128 pixels, texts 32 tokens, and the models of transformers three layers of 128 features.
+**Seconds** are CPU time of suggest and quantize, calibration and audit included.
+
+Images have 128 pixels. The models of transformers and torch.nn are as wide as the published base
+models (768 features, 12 heads) and have two of their layers; they read texts of 128 tokens, images
+of 224 pixels (as vit_b_16 does) or ten seconds of speech. r3d_18 sees 8 frames of 64 pixels.
 
 How fast float, all int8, `suggest` and `fastest` are beside each other is in the
 [benchmarks](benchmarks.md).
@@ -73,6 +77,9 @@ How fast float, all int8, `suggest` and `fastest` are beside each other is in th
 
 BATCHES = 10
 PIXELS = 128
+SHAPES = {"r3d_18": (3, 8, 64, 64), "vit_b_16": (3, 224, 224)}
+RESIZED = {"vit_b_16": {"image_size": 224}}
+BASE = Size(768, 3072, 12, 2, words=50257, tokens=128, px=224, patch=16, mels=80, frames=1000)
 SIZES = (1, 8)
 
 
@@ -92,19 +99,21 @@ class Row:
 
 
 def models() -> dict[str, Written]:
-    """All architectures by name, those of torchvision at 128 pixels too."""
-    found: dict[str, Written] = {}
+    """All architectures by name, as large as they are in use."""
+    return {**dict(_torchvision()), **WRITTEN, **transformers(BASE)}
+
+
+def _torchvision() -> Iterator[tuple[str, Written]]:
     for name, known in TORCHVISION.items():
-        if known.shape == (2, 3, 64, 64):
-            found[name] = Written(
-                "torchvision", known.model, lambda size: torch.randn(size, 3, PIXELS, PIXELS)
-            )
-        else:
-            shape = known.shape[1:]
-            found[name] = Written(
-                "torchvision", known.model, lambda size, shape=shape: torch.randn(size, *shape)
-            )
-    return {**found, **WRITTEN}
+        shape = SHAPES.get(name, (3, PIXELS, PIXELS))
+        used = replace(
+            known, shape=(2, *shape), arguments={**known.arguments, **RESIZED.get(name, {})}
+        )
+        yield name, Written("torchvision", used.model, partial(_images, shape))
+
+
+def _images(shape: tuple[int, ...], size: int) -> Tensor:
+    return torch.randn(size, *shape)
 
 
 def measure(name: str, written: Written, runs: int) -> Row:

@@ -1,7 +1,7 @@
 """Architectures as other libraries write them, with random weights: timm, transformers, torch.
 
-`TIMM`, `TRANSFORMERS` and `OTHERS` map a name to a `Written`. Their libraries are imported when a
-model is built; `missing()` says which is not installed.
+`TIMM`, `TRANSFORMERS` and `OTHERS` map a name to a `Written`; `transformers` makes models of any
+size. Their libraries are imported when a model is built; `missing()` says which is not installed.
 """
 
 from __future__ import annotations
@@ -136,113 +136,130 @@ class _Settings:
         return model
 
 
-_WIDTHS = {
-    "hidden_size": 128,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 512,
-    "vocab_size": 1000,
-}
-_TOKENS = 32
+@dataclass(frozen=True)
+class Size:
+    """How wide and deep transformers are, and the texts, images and sounds that they read."""
+
+    features: int
+    inner: int
+    heads: int
+    layers: int
+    words: int
+    tokens: int
+    px: int
+    patch: int
+    mels: int
+    frames: int
+
+    def widths(self) -> dict[str, int]:
+        return {
+            "hidden_size": self.features,
+            "intermediate_size": self.inner,
+            "num_attention_heads": self.heads,
+            "num_hidden_layers": self.layers,
+        }
+
+    def text(self, size: int) -> dict[str, Tensor]:
+        ids = torch.randint(0, self.words, (size, self.tokens))
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def images(self, size: int) -> dict[str, Tensor]:
+        return {"pixel_values": torch.randn(size, 3, self.px, self.px)}
+
+    def sound(self, size: int) -> dict[str, Tensor]:
+        return {"input_features": torch.randn(size, self.mels, self.frames)}
+
+    def embedded(self, size: int) -> Tensor:
+        return torch.randn(size, self.tokens, self.features)
 
 
-def _tokens(size: int) -> dict[str, Tensor]:
-    ids = torch.randint(0, 1000, (size, _TOKENS))
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+SMALL = Size(128, 512, 4, 3, words=1000, tokens=32, px=64, patch=8, mels=40, frames=200)
 
 
-def _text(config: str, model: str, **settings: Any) -> Written:
-    return Written("transformers", _Settings(config, model, {**_WIDTHS, **settings}), _tokens)
+def transformers(size: Size) -> dict[str, Written]:
+    """Models of transformers and of torch.nn, by name."""
 
+    def written(batch: Callable[[int], Any], name: str, model: str, **settings: Any) -> Written:
+        return Written(
+            "transformers", _Settings(f"{name}Config", f"{name}{model}", settings), batch
+        )
 
-def _pixels(size: int) -> dict[str, Tensor]:
-    return {"pixel_values": torch.randn(size, 3, 64, 64)}
-
-
-def _mel(size: int) -> dict[str, Tensor]:
-    return {"input_features": torch.randn(size, 40, 200)}
-
-
-_VISION = {
-    **{key: value for key, value in _WIDTHS.items() if key != "vocab_size"},
-    "image_size": 64,
-    "patch_size": 8,
-}
-
-TRANSFORMERS: dict[str, Written] = {
-    "albert": _text("AlbertConfig", "AlbertModel", embedding_size=64),
-    "bert": _text("BertConfig", "BertModel"),
-    "distilbert": Written(
-        "transformers",
-        _Settings(
-            "DistilBertConfig",
-            "DistilBertModel",
-            {"dim": 128, "n_layers": 3, "n_heads": 4, "hidden_dim": 512, "vocab_size": 1000},
+    text = {**size.widths(), "vocab_size": size.words}
+    vision = {**size.widths(), "image_size": size.px, "patch_size": size.patch}
+    narrow = {"embedding_size": size.features // 2}
+    return {
+        "albert": written(size.text, "Albert", "Model", **text, **narrow),
+        "bert": written(size.text, "Bert", "Model", **text),
+        "distilbert": written(
+            *(size.text, "DistilBert", "Model"),
+            dim=size.features,
+            n_layers=size.layers,
+            n_heads=size.heads,
+            hidden_dim=size.inner,
+            vocab_size=size.words,
         ),
-        _tokens,
-    ),
-    "electra": _text("ElectraConfig", "ElectraModel", embedding_size=64),
-    "gpt2": Written(
-        "transformers",
-        _Settings(
-            "GPT2Config",
-            "GPT2Model",
-            {"n_embd": 128, "n_layer": 3, "n_head": 4, "vocab_size": 1000, "use_cache": False},
+        "electra": written(size.text, "Electra", "Model", **text, **narrow),
+        "gpt2": written(
+            *(size.text, "GPT2", "Model"),
+            n_embd=size.features,
+            n_layer=size.layers,
+            n_head=size.heads,
+            vocab_size=size.words,
+            use_cache=False,
         ),
-        _tokens,
-    ),
-    "roberta": _text("RobertaConfig", "RobertaModel", pad_token_id=0),
-    "t5_encoder": Written(
-        "transformers",
-        _Settings(
-            "T5Config",
-            "T5EncoderModel",
-            {
-                "d_model": 128,
-                "d_kv": 32,
-                "d_ff": 512,
-                "num_layers": 3,
-                "num_heads": 4,
-                "vocab_size": 1000,
-            },
+        "roberta": written(size.text, "Roberta", "Model", **text, pad_token_id=0),
+        "t5_encoder": written(
+            *(size.text, "T5", "EncoderModel"),
+            d_model=size.features,
+            d_kv=size.features // size.heads,
+            d_ff=size.inner,
+            num_layers=size.layers,
+            num_heads=size.heads,
+            vocab_size=size.words,
         ),
-        _tokens,
-    ),
-    "vit": Written("transformers", _Settings("ViTConfig", "ViTModel", _VISION), _pixels),
-    "deit": Written("transformers", _Settings("DeiTConfig", "DeiTModel", _VISION), _pixels),
-    "yolos": Written(
-        "transformers",
-        _Settings(
-            "YolosConfig",
-            "YolosForObjectDetection",
-            {**_VISION, "image_size": [64, 64], "num_detection_tokens": 10},
+        "vit": written(size.images, "ViT", "Model", **vision),
+        "deit": written(size.images, "DeiT", "Model", **vision),
+        "yolos": written(
+            *(size.images, "Yolos", "ForObjectDetection"),
+            **{**vision, "image_size": [size.px, size.px]},
+            num_detection_tokens=10,
         ),
-        _pixels,
-    ),
-    "whisper_encoder": Written(
-        "transformers",
-        _Settings(
-            "WhisperConfig",
-            "WhisperModel",
-            {
-                "d_model": 128,
-                "encoder_layers": 3,
-                "encoder_attention_heads": 4,
-                "decoder_layers": 1,
-                "decoder_attention_heads": 4,
-                "encoder_ffn_dim": 512,
-                "num_mel_bins": 40,
-                "max_source_positions": 100,
-                "vocab_size": 1000,
-                "pad_token_id": 0,
-                "bos_token_id": 1,
-                "eos_token_id": 2,
-                "decoder_start_token_id": 1,
-            },
+        "whisper_encoder": written(
+            *(size.sound, "Whisper", "Model"),
+            d_model=size.features,
+            encoder_layers=size.layers,
+            encoder_attention_heads=size.heads,
+            decoder_layers=1,
+            decoder_attention_heads=size.heads,
+            encoder_ffn_dim=size.inner,
+            num_mel_bins=size.mels,
+            max_source_positions=size.frames // 2,
+            vocab_size=size.words,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            decoder_start_token_id=1,
         ),
-        _mel,
-    ),
-}
+        "torch.nn.Transformer": Written(
+            "torch",
+            lambda: nn.Transformer(
+                *(size.features, size.heads, size.layers, size.layers, size.inner),
+                batch_first=True,
+            ),
+            lambda count: (size.embedded(count), size.embedded(count)[:, : size.tokens // 2]),
+        ),
+        "torch.nn.TransformerEncoder": Written(
+            "torch",
+            lambda: nn.TransformerEncoder(
+                nn.TransformerEncoderLayer(size.features, size.heads, size.inner, batch_first=True),
+                num_layers=size.layers,
+            ),
+            size.embedded,
+        ),
+    }
+
+
+TRANSFORMERS = transformers(SMALL)
 """Three layers of 128 features, 4 heads; 32 tokens, 64 pixels or 200 frames."""
 
 
@@ -292,18 +309,6 @@ class UNet(nn.Module):
 
 
 OTHERS: dict[str, Written] = {
-    "torch.nn.Transformer": Written(
-        "torch",
-        lambda: nn.Transformer(128, 4, 3, 3, 512, batch_first=True),
-        lambda size: (torch.randn(size, 24, 128), torch.randn(size, 16, 128)),
-    ),
-    "torch.nn.TransformerEncoder": Written(
-        "torch",
-        lambda: nn.TransformerEncoder(
-            nn.TransformerEncoderLayer(128, 4, 512, batch_first=True), num_layers=3
-        ),
-        lambda size: torch.randn(size, 32, 128),
-    ),
     "unet": Written("torch", UNet, _images(64)),
     "detector": Written("torch", Detector, _images(64)),
 }
