@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from json import loads
 from typing import Annotated
 
 import typer
@@ -11,6 +10,7 @@ import qrecipe
 from qrecipe.cli import options
 from qrecipe.cli.output import FOUND_SOMETHING, out, out_json, reported
 from qrecipe.cli.user_code import user_code, user_output
+from qrecipe.terminal.result import plain
 
 
 def drift(
@@ -71,7 +71,7 @@ def drift(
         if json:
             above = [{"name": site.name, "tensor": site.tensor} for site in drifted]
             thresholds = {"threshold": threshold, "max_clipped": max_clipped}
-            out_json({**loads(report.to_json()), **thresholds, "drifted": above})
+            out_json({**plain(report), **thresholds, "drifted": above})
         else:
             out(report.text(threshold, max_clipped=max_clipped))
         if plot is not None:

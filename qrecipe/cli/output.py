@@ -18,7 +18,8 @@ import typer
 
 from qrecipe.cli.colour import write
 from qrecipe.errors.findings import Finding, PlanError, QRecipeError, QRecipeWarning, in_full
-from qrecipe.errors.text import finite_or_none, printable
+from qrecipe.errors.text import printable
+from qrecipe.terminal.result import plain
 
 if TYPE_CHECKING:
     from qrecipe.planning.plan import Plan
@@ -69,7 +70,7 @@ def hint(text: str | None) -> None:
 
 def out_json(value: Any) -> None:
     """Write one JSON document to stdout; non-finite numbers become null."""
-    print(json.dumps(_finite(value), indent=2, allow_nan=False))
+    print(json.dumps(plain(value), indent=2, allow_nan=False))
 
 
 def show(result: Any, *, as_json: bool, **more: Any) -> None:
@@ -78,7 +79,7 @@ def show(result: Any, *, as_json: bool, **more: Any) -> None:
     It is shown before anything is written, which could fail.
     """
     if as_json:
-        out_json({**json.loads(result.to_json()), **more})
+        out_json({**plain(result), **more})
     else:
         out(str(result))
 
@@ -95,14 +96,6 @@ def show_and_save(
         save(path)
         if not as_json:
             out(f"\nwritten to {path}")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
-    return finite_or_none(value) if isinstance(value, float) else value
 
 
 def show_plan(plan: Plan, *, as_json: bool, strict: bool) -> None:

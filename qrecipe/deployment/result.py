@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from qrecipe.audit.sqnr import db_text
@@ -12,14 +11,15 @@ from qrecipe.deployment.verdict import Distances
 from qrecipe.deployment.ways import Kernels, Precision
 from qrecipe.errors.findings import Finding, error_from
 from qrecipe.errors.short import ShortRepr
-from qrecipe.errors.text import counted, finite_or_none
+from qrecipe.errors.text import counted
 from qrecipe.measure.profile.report import Conditions
 from qrecipe.measure.profile.timing import Timing
 from qrecipe.measure.turns import Speed
 from qrecipe.recipe.recipe import Ingredient, published
 from qrecipe.rules.resolution import listed
 from qrecipe.runtimes.table import RUNTIMES, Name
-from qrecipe.terminal.report import Listing, Report, Section, Table, Text
+from qrecipe.terminal.report import Listing, Section, Table, Text
+from qrecipe.terminal.result import Result, plain, values_of
 
 PLACEHOLDERS = "RECIPE --model FILE.py:NAME --data FILE.py:NAME"
 _SPARE = (4, 3, 8, 6)
@@ -63,7 +63,7 @@ class BenchRow(ShortRepr):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Bench(Report):
+class Bench(Result):
     """One recipe through every runtime, float beside int8.
 
     ``missing`` has a line for each runtime that is not installed, with how to install it.
@@ -167,44 +167,23 @@ class Bench(Report):
             f"one. dB is the SQNR against float. {self.conditions.text}."
         )
 
-    def to_json(self) -> str:
-        """JSON with stable keys; times in seconds, non-finite numbers as null."""
-        return json.dumps(bench_json(self), indent=2)
+    def _document(self) -> dict[str, Any]:
+        names = ("ingredients", "metric", "as_fast", "commands", "missing")
+        return {
+            **values_of(self, *names),
+            "conditions": {**plain(self.conditions), "clock": self.clock},
+            "fastest": self.fastest and self.fastest.title,
+            "fastest_int8": self.fastest_int8 and self.fastest_int8.title,
+            "rows": [_row_values(row) for row in self.rows],
+        }
 
 
-def bench_json(bench: Bench) -> dict[str, Any]:
-    """A bench as plain values."""
+def _row_values(row: BenchRow) -> dict[str, Any]:
+    names = ("runtime", "precision", "verdict", "time", "speed", "metric", "kernels", "findings")
     return {
-        "ingredients": [each.to_json() for each in bench.ingredients],
-        "conditions": {**asdict(bench.conditions), "clock": bench.clock},
-        "metric": bench.metric,
-        "fastest": None if bench.fastest is None else bench.fastest.title,
-        "fastest_int8": None if bench.fastest_int8 is None else bench.fastest_int8.title,
-        "as_fast": list(bench.as_fast),
-        "commands": dict(bench.commands),
-        "missing": list(bench.missing),
-        "rows": [_row_json(row) for row in bench.rows],
-    }
-
-
-def _row_json(row: BenchRow) -> dict[str, Any]:
-    found = row.distances
-    db = {} if found is None else asdict(found)
-    return {
-        "runtime": row.runtime,
-        "precision": row.precision,
-        "verdict": row.verdict,
-        "time": None if row.time is None else asdict(row.time),
-        "speed": None if row.speed is None else asdict(row.speed),
+        **values_of(row, *names, "farthest", "failure"),
         "bytes": row.nbytes,
-        "db": {key: finite_or_none(value) for key, value in db.items()},
-        "metric": finite_or_none(row.metric),
-        "kernels": None
-        if row.kernels is None
-        else {**asdict(row.kernels), "operations": dict(row.kernels.operations)},
-        "findings": [finding.to_json() for finding in row.findings],
-        "farthest": None if row.farthest is None else list(row.farthest),
-        "failure": row.failure,
+        "db": row.distances or {},
     }
 
 

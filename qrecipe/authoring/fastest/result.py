@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -13,18 +12,19 @@ from typing import Any, Literal
 from qrecipe.authoring.fastest.costs import Costs, SitePrice
 from qrecipe.authoring.fastest.cut import LEAST_GAIN, Mixture
 from qrecipe.errors.text import counted
-from qrecipe.measure.profile.report import Profile, profile_json
+from qrecipe.measure.profile.report import Profile
 from qrecipe.measure.profile.timing import Timing
 from qrecipe.measure.turns import Seconds, Speed
 from qrecipe.recipe.frozen import FrozenMapping
 from qrecipe.recipe.overlay import overlay_recipe, overlay_values, save_overlay
 from qrecipe.recipe.recipe import Ingredient, Recipe, published
 from qrecipe.recipe.references import path_text
-from qrecipe.terminal.report import Report, Section, Table, Text
+from qrecipe.terminal.report import Section, Table, Text
+from qrecipe.terminal.result import Result, values_of
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Fastest(Report):
+class Fastest(Result):
     """The fastest of the recipe as it is, a mixture with more sites float, and float.
 
     ``winner`` tells which it is, and ``recipe`` extends the given one accordingly. ``reasons`` has
@@ -67,27 +67,15 @@ class Fastest(Report):
             yield Table("Left float", ("left float", "because"), rows)
         yield Text("Result", [*self.notes, *published(self.ingredients)])
 
-    def to_json(self) -> str:
-        """JSON with stable keys, times in seconds; the recipe is TOML text."""
-        return json.dumps(fastest_json(self), indent=2)
-
-
-def fastest_json(result: Fastest) -> dict[str, Any]:
-    """A result as plain values."""
-    mixture = result.mixture_time
-    return {
-        "ingredients": [each.to_json() for each in result.ingredients],
-        "winner": result.winner,
-        "is_faster_than_float": result.is_faster_than_float,
-        "reasons": dict(result.reasons),
-        "float": asdict(result.float_time),
-        "given": asdict(result.recipe_time),
-        "mixture": None if mixture is None else asdict(mixture),
-        "predicted_gain": result.predicted_gain,
-        "notes": list(result.notes),
-        "profile": profile_json(result.profile),
-        "recipe": result.recipe.to_toml(),
-    }
+    def _document(self) -> dict[str, Any]:
+        names = ("winner", "is_faster_than_float", "reasons", "predicted_gain", "notes", "profile")
+        return {
+            **values_of(self, "ingredients", *names),
+            "float": self.float_time,
+            "given": self.recipe_time,
+            "mixture": self.mixture_time,
+            "recipe": self.recipe.to_toml(),
+        }
 
 
 def found(

@@ -21,6 +21,7 @@ from qrecipe.model.digest import model_digest
 from qrecipe.planning.target_cpu import TargetCpu, target_has_vnni
 from qrecipe.pool.log import Owner, log_path, unusable
 from qrecipe.recipe.recipe import Recipe
+from qrecipe.terminal.result import values_of
 
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -110,16 +111,11 @@ class TrialLog(BaseModel):
 
 def trial_json(trial: Trial) -> dict[str, Any]:
     """A trial as plain values, with stable keys."""
+    measured = ("metric", "within", "kept", "seconds", "error", "latency", "is_slower")
     return {
         "what": trial.what,
         **_candidate_json(trial.candidate),
-        "metric": trial.metric,
-        "within": trial.within,
-        "kept": trial.kept,
-        "seconds": trial.seconds,
-        "error": trial.error,
-        "latency": trial.latency,
-        "is_slower": trial.is_slower,
+        **values_of(trial, *measured),
     }
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ from qrecipe.recipe.overlay import make_directory, overlay_recipe, overlay_value
 from qrecipe.recipe.recipe import Ingredient, Recipe, published
 from qrecipe.recipe.references import path_text
 from qrecipe.rules.resolution import listed
-from qrecipe.terminal.report import Report, Section, Table, Text
+from qrecipe.terminal.report import Section, Table, Text
+from qrecipe.terminal.result import Result, values_of
 
 _WORDS: Mapping[Stop, str] = {
     "trials": "Stopped after the maximum number of trials",
@@ -32,7 +32,7 @@ _WORDS: Mapping[Stop, str] = {
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class TuningResult(Report):
+class TuningResult(Result):
     """The best recipe that was verified, and the trials in order.
 
     ``reached`` tells whether it is within the budget: ``metric`` is at least ``float_metric`` minus
@@ -159,29 +159,18 @@ class TuningResult(Report):
             notes.append(f"{_WORDS[self.stopped]}; with a log, the search can be resumed.")
         return (*notes, *published(self.ingredients))
 
-    def to_json(self) -> str:
-        """JSON with stable keys; the recipe is TOML text."""
-        document = {
-            "ingredients": [each.to_json() for each in self.ingredients],
-            "reached": self.reached,
-            "metric": self.metric,
-            "float_metric": self.float_metric,
-            "max_drop": self.max_drop,
-            "distance": self.distance,
-            "float_sites": list(self.float_sites),
-            "float_share": self.float_share,
-            "base_float_sites": list(self.base_float_sites),
-            "float_anyway": list(self.float_anyway),
-            "ranking": [asdict(cost) for cost in self.ranking],
-            "stopped": self.stopped,
-            "latency": self.latency,
-            "is_slower": self.is_slower,
-            "warnings": [finding.to_json() for finding in self.warnings],
+    def _document(self) -> dict[str, Any]:
+        names = (
+            *("ingredients", "reached", "metric", "float_metric", "max_drop", "distance"),
+            *("float_sites", "float_share", "base_float_sites", "float_anyway", "ranking"),
+            *("stopped", "latency", "is_slower", "warnings"),
+        )
+        return {
+            **values_of(self, *names),
             "trials": [trial_json(trial) for trial in self.trials],
             "front": [self.trials.index(trial) + 1 for trial in self.front],
             "recipe": self.recipe.to_toml(),
         }
-        return json.dumps(document, indent=2)
 
 
 def found(

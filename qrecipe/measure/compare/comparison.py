@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass
@@ -25,13 +24,16 @@ from qrecipe.measure.compare.log import comparison_log
 from qrecipe.measure.compare.pieces import parts_of_workers
 from qrecipe.measure.compare.run import Part, Run, run_of
 from qrecipe.measure.compare.sessions import output_fidelity
+from qrecipe.measure.pages.sections import Bar, Bars, sqnr_bar
+from qrecipe.measure.result import SiteResult
 from qrecipe.pool.log import PieceLog
 from qrecipe.pool.workers import Pool
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.recipe import Ingredient, published
 from qrecipe.runtimes.table import known_session
 from qrecipe.terminal.progress import Progress, chosen_progress, tracked
-from qrecipe.terminal.report import Report, Section, Table, Text
+from qrecipe.terminal.report import Section, Table, Text
+from qrecipe.terminal.result import values_of
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -53,7 +55,7 @@ class SiteComparison(ShortRepr):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Comparison(Report):
+class Comparison(SiteResult):
     """All sites, the worst activation first, and the model's own output.
 
     ``conversion_share`` is the share of the int8 time spent on quantizing and dequantizing;
@@ -111,43 +113,30 @@ class Comparison(Report):
         times = ("float time", "int8 time")
         return Table("Sites", (*header, *times), rows, numeric=frozenset(range(3, 8)), spare=(1,))
 
-    def to_json(self) -> str:
-        """JSON with stable keys; the SQNR of equal tensors is null, with ``"exact": true``."""
-        document = {
-            "ingredients": [each.to_json() for each in self.ingredients],
-            "runtime": self.runtime,
-            "batches": self.batches,
-            "output": _json(self.output),
-            "conversion_share": self.conversion_share,
-            "lacking": self.lacking,
-            "sites": [
-                {
-                    "name": site.name,
-                    "op": site.op,
-                    "verdict": site.verdict,
-                    "weight": _json(site.weight),
-                    "activation": _json(site.activation),
-                    "time": {"float": site.float_share, "quantized": site.quantized_share},
-                }
-                for site in self.sites
-            ],
-        }
-        return json.dumps(document, indent=2)
+    def _document(self) -> dict[str, Any]:
+        names = ("ingredients", "runtime", "batches", "output", "conversion_share", "lacking")
+        sites = [
+            {
+                **values_of(site, "name", "op", "verdict", "weight", "activation"),
+                "time": {"float": site.float_share, "quantized": site.quantized_share},
+            }
+            for site in self.sites
+        ]
+        return {**values_of(self, *names), "sites": sites}
 
-    def plot(self, path: str | os.PathLike[str]) -> None:
-        """Plot the error and the share of the time of each site.
-
-        The suffix of ``path`` sets the format.
-
-        Raises ``QRecipeError`` (QR602) if matplotlib is missing.
-        """
-        from qrecipe.measure.pages.charts import plot_comparison
-
-        plot_comparison(self, path)
-
-
-def _json(fidelity: Fidelity | None) -> dict[str, Any] | None:
-    return None if fidelity is None else fidelity.to_json()
+    def _bars(self) -> Sequence[Bars]:
+        errors = [
+            sqnr_bar(s.name, math.nan if s.activation is None else s.activation.sqnr_db)
+            for s in self.sites
+        ]
+        shares = [
+            Bar(site.name, "", (100 * site.quantized_share, 100 * site.float_share))
+            for site in self.sites
+        ]
+        return [
+            Bars("Sites by error, worst first", errors, "error", "SQNR of the activation (dB)"),
+            Bars("Sites by time", shares, "share of the time (%)", kinds=("int8", "float")),
+        ]
 
 
 @neutral

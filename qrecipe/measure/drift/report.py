@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from qrecipe.audit.sqnr import db_text
 from qrecipe.errors.short import ShortRepr
-from qrecipe.errors.text import counted, finite_or_none
+from qrecipe.errors.text import counted
 from qrecipe.measure.drift.distribution import Histogram
 from qrecipe.measure.drift.stored_ranges import QRange
+from qrecipe.measure.pages.sections import Bar, Bars
+from qrecipe.measure.result import SiteResult
 from qrecipe.recipe.recipe import Ingredient, published
 from qrecipe.rules.resolution import listed
-from qrecipe.terminal.report import Report, Section, Table, Text, report_text
+from qrecipe.terminal.report import Section, Table, Text, report_text
+from qrecipe.terminal.result import values_of
 
 DEFAULT_THRESHOLD = 0.5
 """An end that moves by this much, in widths of the stored range, counts as drift."""
@@ -62,6 +64,11 @@ class SiteDrift(ShortRepr):
     sqnr_after_db: float | None
 
     @property
+    def title(self) -> str:
+        """The site and its tensor."""
+        return f"{self.name} ({self.tensor})"
+
+    @property
     def is_unseen(self) -> bool:
         """Whether no value was seen today."""
         return self.values is None and self.is_finite
@@ -90,7 +97,7 @@ class SiteDrift(ShortRepr):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Drift(Report):
+class Drift(SiteResult):
     """All stored ranges, first the one that recalibration would move most.
 
     ``ingredients`` are the files of the recipe.
@@ -138,52 +145,29 @@ class Drift(Report):
             f"{_percent(threshold)} of its width, or save more than {_percent(max_clipped)} of its "
             "values from clipping.",
         ]
-        unbounded = [f"{site.name} ({site.tensor})" for site in self.sites if not site.is_finite]
+        unbounded = [site.title for site in self.sites if not site.is_finite]
         if unbounded:
             lines.append(f"Tensors with values that are not finite: {listed(unbounded)}.")
         return tuple(lines)
 
-    def to_json(self) -> str:
-        """JSON with stable keys; non-finite numbers are null."""
-        document = {
-            "ingredients": [each.to_json() for each in self.ingredients],
-            "batches": self.batches,
-            "sites": [
-                {
-                    "name": site.name,
-                    "op": site.op,
-                    "tensor": site.tensor,
-                    "dtype": site.dtype,
-                    "stored": asdict(site.stored),
-                    "now": None if site.now is None else asdict(site.now),
-                    "observed": None
-                    if site.values is None
-                    else {"low": site.values.low, "high": site.values.high},
-                    "moved": finite_or_none(site.moved),
-                    "outside": site.outside,
-                    "clipped": site.clipped,
-                    "clipped_after": site.clipped_after,
-                    "is_bound": site.is_bound,
-                    "is_finite": site.is_finite,
-                    "sqnr_db": finite_or_none(site.sqnr_db),
-                    "sqnr_after_db": finite_or_none(site.sqnr_after_db),
-                }
-                for site in self.sites
-            ],
-        }
-        return json.dumps(document, indent=2)
+    def _document(self) -> dict[str, Any]:
+        measured = (
+            *("name", "op", "tensor", "dtype", "stored", "now", "moved", "outside", "clipped"),
+            *("clipped_after", "is_bound", "is_finite", "sqnr_db", "sqnr_after_db"),
+        )
+        sites = [
+            {
+                **values_of(site, *measured),
+                "observed": site.values and values_of(site.values, "low", "high"),
+            }
+            for site in self.sites
+        ]
+        return {**values_of(self, "ingredients", "batches"), "sites": sites}
 
-    def plot(self, path: str | os.PathLike[str]) -> None:
-        """Plot how far each range would move; the suffix of ``path`` sets the format.
-
-        Raises ``QRecipeError`` if matplotlib is missing (QR602) or the file cannot be written
-        (QR421).
-        """
-        from qrecipe.measure.pages.charts import plot_bars
-
-        label = "how far recalibration moves the ends, in widths of the stored range"
-        names = [f"{site.name} ({site.tensor})" for site in self.sites]
-        plot_bars(names, [drawn_move(site) for site in self.sites], label, path)
+    def _bars(self) -> Sequence[Bars]:
+        bars = [Bar(site.title, moved_text(site), (_drawn_move(site),)) for site in self.sites]
+        length = "how far recalibration moves the two ends, in widths of the stored range"
+        return [Bars("Ranges by how far they would move", bars, length)]
 
 
 _HEADER = (
@@ -212,7 +196,7 @@ def moved_text(site: SiteDrift) -> str:
     return f"{site.moved:.0%}" if site.moved <= _MOST_SHOWN else f">{_MOST_SHOWN:.0%}"
 
 
-def drawn_move(site: SiteDrift) -> float:
+def _drawn_move(site: SiteDrift) -> float:
     """How far a range would move, limited so that one bar does not dwarf the others."""
     return min(site.moved, _MOST_SHOWN)
 

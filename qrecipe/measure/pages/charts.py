@@ -10,15 +10,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qrecipe.errors.findings import QRecipeError
 from qrecipe.errors.text import one_line, shown
 from qrecipe.files import replace_file, why_not
 from qrecipe.measure.drift.distribution import Histogram
-
-if TYPE_CHECKING:
-    from qrecipe.measure.compare.comparison import Comparison
+from qrecipe.measure.pages.sections import Bars
 
 _WIDTH = 10.0
 _PANEL = (4.1, 2.4)
@@ -49,70 +47,37 @@ Weighed = tuple[float, float, bool]
 """One trial: its latency, its result, and whether no faster one is as accurate."""
 
 
-def plot_bars(
-    names: Sequence[str], values: Sequence[float], label: str, path: str | os.PathLike[str]
-) -> None:
-    """One bar per name, from the top; names without a finite value have no bar."""
-    figure = _bar_figure(len(names))
-    _bars(figure.subplots(), names, values, label)
+_KINDS = {"int8": "#4c78a8", "float": "0.7"}
+"""The colours of bars that stand beside each other."""
+
+
+def plot_bars(charts: Sequence[Bars], path: str | os.PathLike[str]) -> None:
+    """Bars from the top, and several charts of the same names side by side.
+
+    Raises ``QRecipeError`` if matplotlib is missing (QR602) or the file cannot be written (QR421).
+    """
+    figure = _new_figure(_WIDTH, 0.9 + 0.24 * len(charts[0].bars))
+    panels = figure.subplots(1, len(charts), sharey=True, squeeze=False)[0]
+    for axes, chart in zip(panels, charts, strict=True):
+        _draw_bars(axes, chart)
     _save(figure, path)
 
 
-def plot_comparison(report: Comparison, path: str | os.PathLike[str]) -> None:
-    """Two bar charts with one line per site: error of its activation, share of the time."""
-    names = [site.name for site in report.sites]
-    figure = _bar_figure(len(names))
-    quality, time = figure.subplots(1, 2, sharey=True)
-    values = [
-        math.nan if s.activation is None else relative_error(s.activation.sqnr_db)
-        for s in report.sites
-    ]
-    _bars(quality, names, values, "error of the activation, relative to it")
-    float_shares = [100 * site.float_share for site in report.sites]
-    int8_shares = [100 * site.quantized_share for site in report.sites]
-    _paired_bars(time, float_shares, int8_shares, "share of the time (%)")
-    _save(figure, path)
-
-
-def relative_error(sqnr_db: float) -> float:
-    """The error that an SQNR stands for, as a share of the values; 0 where it is not finite."""
-    return 10 ** (-sqnr_db / 20) if math.isfinite(sqnr_db) else 0.0
-
-
-def plot_times(
-    names: Sequence[str],
-    floats: Sequence[float],
-    ints: Sequence[float],
-    path: str | os.PathLike[str],
-) -> None:
-    """Two bars per name, from the top: milliseconds in float and in int8."""
-    figure = _bar_figure(len(names))
-    axes = figure.subplots()
-    _label(axes.yaxis, range(len(names)), names)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    _paired_bars(axes, floats, ints, "milliseconds")
-    _save(figure, path)
-
-
-def _paired_bars(axes: Any, floats: Sequence[float], ints: Sequence[float], label: str) -> None:
-    places = range(len(floats))
-    axes.barh([place - 0.2 for place in places], floats, 0.4, color="0.7", label="float")
-    axes.barh([place + 0.2 for place in places], ints, 0.4, color="#4c78a8", label="int8")
-    axes.set_xlabel(label)
-    axes.legend(loc="lower right")
-
-
-def _bar_figure(count: int) -> Any:
-    return _new_figure(_WIDTH, 0.9 + 0.24 * count)
-
-
-def _bars(axes: Any, names: Sequence[str], values: Sequence[float], label: str) -> None:
-    finite = [value if math.isfinite(value) else 0.0 for value in values]
-    axes.barh(range(len(names)), finite, 0.72, color="#4c78a8")
-    _label(axes.yaxis, range(len(names)), names)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    if not any(finite):
+def _draw_bars(axes: Any, chart: Bars) -> None:
+    places, kinds = range(len(chart.bars)), chart.kinds or ("int8",)
+    height = 0.72 / len(kinds)
+    for number, kind in enumerate(kinds):
+        at = [place + height * (number - (len(kinds) - 1) / 2) for place in places]
+        lengths = [bar.finite[number] for bar in chart.bars]
+        axes.barh(at, lengths, height, color=_KINDS[kind], label=kind)
+    names = [f"{bar.name} ({bar.words})" if chart.words else bar.name for bar in chart.bars]
+    _label(axes.yaxis, places, names)
+    axes.set_ylim(len(places) - 0.4, -0.6)
+    if chart.kinds:
+        axes.legend(loc="lower right")
+    if not any(length for bar in chart.bars for length in bar.finite):
         axes.set_xlim(0, 1)
+    label = f"{chart.length}; in brackets: {chart.words}" if chart.words else chart.length
     axes.set_xlabel(label, parse_math=False)
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)

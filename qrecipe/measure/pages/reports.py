@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from qrecipe.execution.provenance import Provenance, origin_sections, stored_plan
 from qrecipe.measure.compare.comparison import Comparison
@@ -12,14 +13,12 @@ from qrecipe.measure.drift.report import (
     DEFAULT_THRESHOLD,
     Drift,
     SiteDrift,
-    drawn_move,
     moved_text,
 )
 from qrecipe.measure.pages import charts, conclusions
-from qrecipe.measure.pages.charts import relative_error
 from qrecipe.measure.pages.flow import PlanGraph
 from qrecipe.measure.pages.page import Page
-from qrecipe.measure.pages.sections import Bar, Bars, Drawing, Figure, Kind, Reading
+from qrecipe.measure.pages.sections import Bars, Drawing, Figure, Kind, Reading, sqnr_bar
 from qrecipe.measure.profile.report import Profile
 from qrecipe.measure.sensitivity.ranking import EFFECT, Ranking
 from qrecipe.rules.resolution import listed
@@ -49,18 +48,16 @@ def drift_page(
     worst = report.sites[0]
     table, result = report._sections(threshold, max_clipped)
     farthest = f"The {worst.tensor} of {worst.name} would move furthest: {moved_text(worst)}."
-    by_name = {f"{site.name} ({site.tensor})": site for site in report.sites}
+    by_name = {site.title: site for site in report.sites}
     place = {name: index for index, name in enumerate(_site_names(origin))}
     in_depth = sorted(by_name, key=lambda name: (place.get(by_name[name].name, 0), name))
     series = {
         "stored range": {name: site.sqnr_db for name, site in by_name.items()},
         "range of today's data": {name: site.sqnr_after_db for name, site in by_name.items()},
     }
-    moves = [Bar(name, moved_text(site), (drawn_move(site),)) for name, site in by_name.items()]
-    label = "How far recalibration moves the two ends, in widths of the stored range"
     sections: list[Section] = [
         Text(result.title, (*result.text().splitlines(), farthest)),
-        Bars("Ranges by how far they would move", moves, label),
+        *report._bars(),
         *_line("SQNR along the depth of the network", in_depth, series, "SQNR (dB)"),
         *_spreads(report.sites, with_now=True),
         table,
@@ -77,11 +74,11 @@ def comparison_page(
     values = {
         site.name: site.activation.sqnr_db for site in report.sites if site.activation is not None
     }
-    bars = [Bar(name, _db(value), (relative_error(value),)) for name, value in values.items()]
-    label = "SQNR of the activation (dB)"
+    errors, _ = report._bars()
+    drawn = [bar for bar in errors.bars if bar.name in values]
     ranked = [
-        *_bars("Sites by error, worst first", bars, f"{label}; the bar is the error"),
-        *_along(values, label, origin),
+        *_unless_empty(replace(errors, bars=drawn)),
+        *_along(values, errors.words, origin),
     ]
     sections = [result, *ranked, *_worst_spreads(list(values), activations), table]
     conclusion = conclusions.of_comparison(report)
@@ -94,12 +91,8 @@ def ranking_page(
     """The page that ranks sites by their effect on the output when quantized alone."""
     table, result = ranking._sections()
     values = ranking.values
-    bars = [Bar(site.name, ranking.shown(site), (ranking.error(site),)) for site in ranking.sites]
-    label = f"{ranking.label}; the bar is the {ranking.bar_label}"
-    ranked = [
-        *_bars("Ranking, worst first", bars, label),
-        *_along(values, ranking.label, origin),
-    ]
+    (bars,) = ranking._bars()
+    ranked = [*_unless_empty(bars), *_along(values, bars.words, origin)]
     sections = [result, *ranked, *_worst_spreads(list(values), activations), table]
     if ranking.unranked:
         reasons = list(ranking.unranked.items())
@@ -111,15 +104,10 @@ def ranking_page(
 def profile_page(profile: Profile, origin: Provenance, about: About) -> Page:
     """The page about the time of sites and boundaries."""
     *tables, result = profile._sections()
-    bars = [
-        Bar(site.name, f"{times[0]:.3f} / {times[1]:.3f}", times)
-        for site in profile.sites
-        for times in [(1000 * site.int8_time.seconds, 1000 * site.float_time.seconds)]
-    ]
-    title = "Time of each site, the worst loss first"
-    drawn = Bars(title, bars, "Milliseconds:", kinds=("int8", "float"))
     conclusion = conclusions.of_profile(profile)
-    return page_about("profile", "Profile", conclusion, [result, drawn, *tables], origin, about)
+    return page_about(
+        "profile", "Profile", conclusion, [result, *profile._bars(), *tables], origin, about
+    )
 
 
 def ranked_sections(
@@ -131,8 +119,8 @@ def ranked_sections(
         yield from _worst_spreads(_site_names(origin), activations)
         return
     values = {name: sqnr_db for name, sqnr_db, _ in ranking}
-    bars = [Bar(name, _db(value), (relative_error(value),)) for name, value in values.items()]
-    yield from _bars("Ranking, worst first", bars, f"{EFFECT}; the bar is the error")
+    bars = [sqnr_bar(name, value) for name, value in values.items()]
+    yield from _unless_empty(Bars("Ranking, worst first", bars, "error", EFFECT))
     yield from _along(values, EFFECT, origin)
     verdicts = {site.name: site.verdict for site in stored_plan(origin)}
     left = [name for name in values if verdicts.get(name) == "float"]
@@ -146,19 +134,15 @@ def ranked_sections(
     yield Table("Ranking", header, rows, numeric=frozenset({0}))
 
 
-def _bars(title: str, bars: Sequence[Bar], label: str) -> Iterator[Section]:
+def _unless_empty(bars: Bars) -> Iterator[Section]:
     """The bars, or text if there is nothing to draw."""
-    if any(length for bar in bars for length in bar.lengths if math.isfinite(length)):
-        yield Bars(title, bars, label)
+    if any(length for bar in bars.bars for length in bar.finite):
+        yield bars
     else:
-        yield Text(title, ("There are no finite values to draw.",))
+        yield Text(bars.title, (_NOTHING,))
 
 
-def _db(value: float) -> str:
-    """An SQNR in words."""
-    if math.isnan(value):
-        return "none"
-    return "exact" if value == math.inf else f"{value:.1f}"
+_NOTHING = "There are no finite values to draw."
 
 
 def _along(values: Mapping[str, float], label: str, origin: Provenance) -> Iterator[Section]:
@@ -175,7 +159,7 @@ def _line(
         for key, by_name in series.items()
     }
     if not any(math.isfinite(value) for line in found.values() for value in line):
-        yield Text(title, ("There are no finite values to draw.",))
+        yield Text(title, (_NOTHING,))
         return
     alt = f"{label} of {len(names)} tensors in the order in which they are computed"
     drawing = Drawing(charts.along(names, found, label), alt)

@@ -20,47 +20,70 @@ class Bar:
     words: str
     lengths: tuple[float, ...]
 
+    @property
+    def finite(self) -> tuple[float, ...]:
+        """The lengths that are drawn."""
+        return tuple(length if math.isfinite(length) else 0.0 for length in self.lengths)
+
+
+def sqnr_bar(name: str, sqnr_db: float) -> Bar:
+    """The SQNR of a site in words, and its error as the length; NaN for none."""
+    words = "exact" if sqnr_db == math.inf else f"{sqnr_db:.1f}"
+    return Bar(name, "none" if math.isnan(sqnr_db) else words, (relative_error(sqnr_db),))
+
+
+def relative_error(sqnr_db: float) -> float:
+    """The error that an SQNR stands for, as a share of the values; 0 where it is not finite."""
+    return 10 ** (-sqnr_db / 20) if math.isfinite(sqnr_db) else 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class Bars:
-    """One bar for each name, or one for each of the ``kinds``; the first ``most`` are shown."""
+    """One bar for each name, or one for each of the ``kinds``; the first ``most`` are shown.
+
+    ``length`` says what a bar's length is, ``words`` what its words are, if that is something else.
+    """
 
     title: str
     bars: Sequence[Bar]
-    label: str
+    length: str
+    words: str = ""
     kinds: tuple[str, ...] = ()
     most: int = 40
+
+    @property
+    def label(self) -> str:
+        """What is seen, in a phrase."""
+        if self.words:
+            return f"{self.words}; the bar is the {self.length}"
+        return f"{self.length[:1].upper()}{self.length[1:]}"
 
     def text(self) -> str:
         return f"{self.label}: {len(self.bars)} bars"
 
     def html(self) -> str:
         shown = self.bars[: self.most]
-        longest = max((n for bar in shown for n in bar.lengths if math.isfinite(n)), default=0.0)
+        longest = max((length for bar in shown for length in bar.finite), default=0.0)
         rows = "\n".join(_row(bar, longest) for bar in shown)
         cut = "" if len(shown) == len(self.bars) else f" The first {self.most} of {len(self.bars)}."
-        legend = "".join(
+        kinds = "".join(
             f' <span class="kind{place}">■</span> {escaped(kind)}'
             for place, kind in enumerate(self.kinds)
         )
         return (
-            f'<p class="legend">{escaped(self.label)}{legend}.{cut}</p>\n'
+            f'<p class="legend">{escaped(self.label)}{":" if kinds else ""}{kinds}.{cut}</p>\n'
             f'<ol class="bars">\n{rows}\n</ol>'
         )
 
 
 def _row(bar: Bar, longest: float) -> str:
+    shares = [100 * max(0.0, length) / longest if longest > 0 else 0.0 for length in bar.finite]
     tracks = "".join(
-        f'<span class="track"><i class="kind{place}" style="width: {_share(n, longest):.2f}%"></i>'
-        "</span>"
-        for place, n in enumerate(bar.lengths)
+        f'<span class="track"><i class="kind{place}" style="width: {share:.2f}%"></i></span>'
+        for place, share in enumerate(shares)
     )
     name, words = escaped(bar.name), escaped(bar.words)
     return f'<li><b>{name}</b><span class="value">{words}</span><span>{tracks}</span></li>'
-
-
-def _share(length: float, longest: float) -> float:
-    return 100 * length / longest if math.isfinite(length) and length > 0 else 0.0
 
 
 Kind = Literal["sensitivity", "compare", "profile", "drift", "tune", "bench"]

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from qrecipe.errors.short import ShortRepr
 from qrecipe.errors.text import counted
+from qrecipe.measure.pages.sections import Bar, Bars
 from qrecipe.measure.profile.passes import Direction
 from qrecipe.measure.profile.timing import Timing, total
+from qrecipe.measure.result import SiteResult
 from qrecipe.planning.plan import Verdict
 from qrecipe.recipe.recipe import Ingredient, published
-from qrecipe.terminal.report import Report, Section, Table, Text
+from qrecipe.terminal.report import Section, Table, Text
+from qrecipe.terminal.result import plain, values_of
 from qrecipe.terminal.tables import bar, room_beside
 
 _BAR = 24
@@ -75,7 +76,7 @@ class Conditions(ShortRepr):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Profile(Report):
+class Profile(SiteResult):
     """The time of each site and boundary, the worst loss first.
 
     ``eager`` is the caller's model, ``fused`` the float model with its operations fused as in the
@@ -168,44 +169,27 @@ class Profile(Report):
                     f"{_ms(whole)} ms as a whole: trust their order more than their sum."
                 )
 
-    def to_json(self) -> str:
-        """JSON with stable keys; times in seconds."""
-        return json.dumps(profile_json(self), indent=2)
+    def _document(self) -> dict[str, Any]:
+        sites = [
+            {name.removesuffix("_time"): value for name, value in plain(site).items()}
+            | {"loss": site.loss}
+            for site in self.sites
+        ]
+        return {
+            **values_of(self, "ingredients", "conditions", "boundaries"),
+            "whole": values_of(self, "eager", "fused", "int8"),
+            "rest": {"float": self.float_rest, "int8": self.int8_rest},
+            "sums": {"float": self.float_sum, "int8": self.int8_sum},
+            "sites": sites,
+        }
 
-    def plot(self, path: str | os.PathLike[str]) -> None:
-        """Plot the times of each site as bars; the suffix of ``path`` sets the format.
-
-        Raises ``QRecipeError`` if matplotlib is missing (QR602) or the file cannot be written
-        (QR421).
-        """
-        from qrecipe.measure.pages.charts import plot_times
-
-        names = [site.name for site in self.sites]
-        floats = [1000 * site.float_time.seconds for site in self.sites]
-        plot_times(names, floats, [1000 * site.int8_time.seconds for site in self.sites], path)
-
-
-def profile_json(profile: Profile) -> dict[str, Any]:
-    """A profile as plain values."""
-    return {
-        "ingredients": [each.to_json() for each in profile.ingredients],
-        "conditions": asdict(profile.conditions),
-        "whole": {
-            "eager": asdict(profile.eager),
-            "fused": asdict(profile.fused),
-            "int8": asdict(profile.int8),
-        },
-        "rest": {"float": asdict(profile.float_rest), "int8": asdict(profile.int8_rest)},
-        "sums": {"float": profile.float_sum, "int8": profile.int8_sum},
-        "sites": [
-            {
-                **{name.removesuffix("_time"): value for name, value in asdict(site).items()},
-                "loss": site.loss,
-            }
-            for site in profile.sites
-        ],
-        "boundaries": [asdict(each) for each in profile.boundaries],
-    }
+    def _bars(self) -> Sequence[Bars]:
+        bars = []
+        for site in self.sites:
+            lengths = 1000 * site.int8_time.seconds, 1000 * site.float_time.seconds
+            bars.append(Bar(site.name, f"{lengths[0]:.3f} / {lengths[1]:.3f}", lengths))
+        title = "Time of each site, the worst loss first"
+        return [Bars(title, bars, "milliseconds", kinds=("int8", "float"))]
 
 
 def _cells(timing: Timing) -> tuple[str, str]:

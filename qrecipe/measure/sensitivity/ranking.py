@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from qrecipe.errors.findings import ExecutionError
 from qrecipe.errors.short import ShortRepr
-from qrecipe.errors.text import counted, finite_or_none, shown
+from qrecipe.errors.text import counted, shown
+from qrecipe.measure.pages.sections import Bar, Bars, relative_error
+from qrecipe.measure.result import SiteResult
 from qrecipe.recipe import overlay
 from qrecipe.recipe.recipe import Ingredient, Recipe, published
 from qrecipe.recipe.references import path_text
-from qrecipe.terminal.report import Report, Section, Table, Text
+from qrecipe.terminal.report import Section, Table, Text
+from qrecipe.terminal.result import plain, values_of
 from qrecipe.terminal.tables import bar, room_beside
 
 Method = Literal["exact", "estimate"]
@@ -43,7 +45,7 @@ class RankedSite(ShortRepr):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Ranking(Report):
+class Ranking(SiteResult):
     """Sites, the worst first, and why others are not ranked.
 
     ``is_estimate``: the dB are estimates; ``partial``: an interrupt ended the measurement early;
@@ -106,12 +108,11 @@ class Ranking(Report):
     def error(self, site: RankedSite) -> float:
         """The length of the bar: the relative error of the output, or the loss in the measure."""
         if site.sqnr_db is not None:
-            error = 10 ** (-site.sqnr_db / 20)
-        else:
-            assert site.value is not None
-            assert self.float_value is not None
-            error = self.float_value - site.value
-        return error if math.isfinite(error) else 0.0
+            return relative_error(site.sqnr_db)
+        assert site.value is not None
+        assert self.float_value is not None
+        loss = self.float_value - site.value
+        return loss if math.isfinite(loss) else 0.0
 
     def _notes(self) -> list[str]:
         batches = counted(self.batches, "batch")
@@ -126,42 +127,21 @@ class Ranking(Report):
             notes.append(f"{counted(len(self.unranked), 'site')} {lack} own.")
         return [*notes, *published(self.ingredients)]
 
-    def to_json(self) -> str:
-        """JSON with stable keys; the SQNR of a site without effect is null (``"exact": true``)."""
-        document = {
-            "ingredients": [each.to_json() for each in self.ingredients],
-            "method": self.method,
-            "is_estimate": self.is_estimate,
-            "partial": self.partial,
-            "batches": self.batches,
-            "float_value": finite_or_none(self.float_value),
-            "sites": [
-                {
-                    "name": site.name,
-                    "op": site.op,
-                    "sqnr_db": finite_or_none(site.sqnr_db),
-                    "exact": site.sqnr_db == math.inf,
-                    "is_estimate": self.is_estimate,
-                    "value": finite_or_none(site.value),
-                    "batches": site.batches,
-                }
-                for site in self.sites
-            ],
-            "unranked": dict(self.unranked),
-        }
-        return json.dumps(document, indent=2)
+    def _document(self) -> dict[str, Any]:
+        names = ("ingredients", "method", "is_estimate", "partial", "batches", "float_value")
+        sites = [
+            {
+                **plain(site),
+                "exact": site.sqnr_db == math.inf,
+                "is_estimate": self.is_estimate,
+            }
+            for site in self.sites
+        ]
+        return {**values_of(self, *names), "sites": sites, "unranked": self.unranked}
 
-    def plot(self, path: str | os.PathLike[str]) -> None:
-        """Plot the ranking as bars; the suffix of ``path`` sets the format.
-
-        Raises ``QRecipeError`` if matplotlib is missing (QR602) or the file cannot be written
-        (QR421).
-        """
-        from qrecipe.measure.pages.charts import plot_bars
-
-        names = [f"{site.name} ({self.shown(site)})" for site in self.sites]
-        label = f"{self.bar_label}; in brackets: {self.label}"
-        plot_bars(names, [self.error(site) for site in self.sites], label, path)
+    def _bars(self) -> Sequence[Bars]:
+        bars = [Bar(site.name, self.shown(site), (self.error(site),)) for site in self.sites]
+        return [Bars("Ranking, worst first", bars, self.bar_label, self.label)]
 
     @property
     def values(self) -> dict[str, float]:
