@@ -15,12 +15,11 @@ import torch
 from torch import nn
 
 from qrecipe._torch_ao import quiet
-from qrecipe.deployment.commands import commands
 from qrecipe.deployment.job import Job, for_calibration
 from qrecipe.deployment.race import race
 from qrecipe.deployment.result import PLACEHOLDERS, Bench, BenchRow
 from qrecipe.deployment.verdict import distances, verdict_of, verdict_of_float
-from qrecipe.deployment.ways import WAYS, Made, Way
+from qrecipe.deployment.ways import WAYS, Made, Way, commands
 from qrecipe.errors.findings import AuditError, ExecutionError, QRecipeError
 from qrecipe.errors.spelling import did_you_mean
 from qrecipe.errors.text import first_line, shown, shown_names

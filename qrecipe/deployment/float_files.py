@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib import import_module
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -27,7 +26,7 @@ def onnx_content(model: nn.Module, inputs: Inputs) -> bytes:
     return content
 
 
-def write_float_pte(model: nn.Module, inputs: Inputs, path: Path) -> None:
+def pte_content(model: nn.Module, inputs: Inputs) -> bytes:
     """ExecuTorch, with the float kernels of XNNPACK."""
     exir, xnnpack, _ = map(import_module, MODULES)
     given = inputs.cloned()
@@ -35,4 +34,4 @@ def write_float_pte(model: nn.Module, inputs: Inputs, path: Path) -> None:
         exported = torch.export.export(model, given.args, dict(given.kwargs))
         partitioner = [xnnpack.XnnpackPartitioner()]
         edge = exir.to_edge_transform_and_lower(exported, partitioner=partitioner)
-        path.write_bytes(edge.to_executorch().buffer)
+        return bytes(edge.to_executorch().buffer)

@@ -9,18 +9,22 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from torch import nn
+
 from qrecipe.artifact.export.judged import Written
 from qrecipe.artifact.export.targets import TARGETS, Calibrated
 from qrecipe.artifact.export.targets import Name as Target
 from qrecipe.artifact.saving import save_quantized
-from qrecipe.deployment.float_files import onnx_content, write_float_pte
+from qrecipe.deployment.float_files import onnx_content, pte_content
 from qrecipe.deployment.job import Job, Planned
 from qrecipe.deployment.sites import sites_alone
 from qrecipe.deployment.verdict import SitesAlone
 from qrecipe.measure.sizes import model_size
+from qrecipe.model.call import Inputs
 from qrecipe.planning.target_cpu import unjudged_sites
 from qrecipe.recipe.for_executorch import for_executorch
 from qrecipe.recipe.frozen import FrozenMapping
+from qrecipe.recipe.recipe import Recipe
 from qrecipe.recipe.schema import Executor
 from qrecipe.runtimes.onnx_nodes import in_integers
 from qrecipe.runtimes.session import Session
@@ -76,6 +80,10 @@ class Way:
         return f"{RUNTIMES[self.runtime].title} {self.precision}"
 
 
+Make = Callable[[Job, int], Made]
+"""Makes a session that has so many threads."""
+
+
 def _torch_float(job: Job, threads: int) -> Made:
     return Made(RUNTIMES["torch"].open(job.model, threads), model_size(job.model))
 
@@ -95,64 +103,51 @@ def _compiled_float(job: Job, threads: int) -> Made:
     return Made(RUNTIMES["inductor"].open(job.model, threads), None)
 
 
-def _compiled_int8(job: Job, threads: int) -> Made:
-    return _lowered("inductor", "aoti", job, job.executed_by("pt2e"), threads)
+def _float_file(runtime: Name, name: str, content: Callable[[nn.Module, Inputs], bytes]) -> Make:
+    """The float model as a file of this name, which is written once."""
 
-
-def _executorch_float(job: Job, threads: int) -> Made:
-    file = job.folder / "float.pte"
-    write_float_pte(job.model, job.timed, file)
-    return Made(RUNTIMES["executorch"].open(file, threads), file.stat().st_size)
-
-
-def _executorch_int8(job: Job, threads: int) -> Made:
-    planned = job.planned(for_executorch(job.recipe))
-    return _lowered("executorch", "pte", job, planned, threads)
-
-
-def _lowered(runtime: Name, target: Target, job: Job, planned: Planned, threads: int) -> Made:
-    """What a compiler makes of a program, which it audits itself."""
-    file = job.folder / f"int8.{target}.pt2"
-    lowering = _written(target, planned, file).lowering
-    assert lowering is not None
-    left = lowering.without_kernel
-    kernels = Kernels(lowering.layers + len(left), left)
-    return Made(RUNTIMES[runtime].open(file, threads), file.stat().st_size, planned, kernels)
-
-
-def _onnx_float(runtime: Name) -> Callable[[Job, int], Made]:
     def make(job: Job, threads: int) -> Made:
-        file = job.folder / "float.onnx"
+        file = job.folder / name
         if not file.exists():
-            file.write_bytes(onnx_content(job.model, job.timed))
+            file.write_bytes(content(job.model, job.timed))
         return Made(RUNTIMES[runtime].open(file, threads), file.stat().st_size)
 
     return make
 
 
-def _onnx_int8(job: Job, threads: int) -> Made:
-    return _of_nodes("onnxruntime", "onnx", job, job.folder / "int8.onnx", threads)
+def _lowered(runtime: Name, target: Target, planned_by: Callable[[Job], Planned]) -> Make:
+    """What a compiler makes of a program, which it audits itself."""
+
+    def make(job: Job, threads: int) -> Made:
+        planned, file = planned_by(job), job.folder / f"int8.{target}.pt2"
+        lowering = _written(target, planned, file).lowering
+        assert lowering is not None
+        left = lowering.without_kernel
+        kernels = Kernels(lowering.layers + len(left), left)
+        return Made(RUNTIMES[runtime].open(file, threads), file.stat().st_size, planned, kernels)
+
+    return make
 
 
-def _openvino_int8(job: Job, threads: int) -> Made:
-    return _of_nodes("openvino", "openvino", job, job.folder / "int8.xml", threads)
-
-
-def _of_nodes(runtime: Name, target: Target, job: Job, file: Path, threads: int) -> Made:
+def _of_nodes(runtime: Name, target: Target, name: str) -> Make:
     """A file whose nodes are known to the runtime by their names."""
-    planned = job.planned(job.recipe)
-    _written(target, planned, file)
-    session = RUNTIMES[runtime].open(file, threads)
-    found, sites = session.kernels() or (), _in_integers(planned)
-    made = in_integers(found, sites)
-    count = Counter(kernel.operation for kernel in found if kernel.is_integer)
-    kernels = Kernels(
-        len(sites),
-        tuple(name for name in sites if name not in made),
-        FrozenMapping(dict(count.most_common())),
-    )
-    nbytes = sum(each.stat().st_size for each in TARGETS[target].files(file))
-    return Made(session, nbytes, planned, kernels, partial(sites_alone, planned, runtime))
+
+    def make(job: Job, threads: int) -> Made:
+        planned, file = job.planned(job.recipe), job.folder / name
+        _written(target, planned, file)
+        session = RUNTIMES[runtime].open(file, threads)
+        found, sites = session.kernels() or (), _in_integers(planned)
+        made = in_integers(found, sites)
+        count = Counter(kernel.operation for kernel in found if kernel.is_integer)
+        kernels = Kernels(
+            len(sites),
+            tuple(site for site in sites if site not in made),
+            FrozenMapping(dict(count.most_common())),
+        )
+        nbytes = sum(each.stat().st_size for each in TARGETS[target].files(file))
+        return Made(session, nbytes, planned, kernels, partial(sites_alone, planned, runtime))
+
+    return make
 
 
 def _written(target: Target, planned: Planned, file: Path) -> Written:
@@ -167,6 +162,9 @@ def _in_integers(planned: Planned) -> list[str]:
     return [site.name for site in computed if site.mode != "weight_only"]
 
 
+_COMPILED = _lowered("inductor", "aoti", lambda job: job.executed_by("pt2e"))
+_EXECUTORCH = _lowered("executorch", "pte", lambda job: job.planned(for_executorch(job.recipe)))
+
 WAYS = (
     Way("torch", "float", _torch_float),
     Way(
@@ -176,18 +174,43 @@ WAYS = (
     ),
     Way("inductor", "float", _compiled_float),
     Way(
-        *("inductor", "int8", _compiled_int8, "export {} --to aoti --out model.pt2"),
+        *("inductor", "int8", _COMPILED, "export {} --to aoti --out model.pt2"),
         executor="pt2e",
         instead_of=("fx", "eager"),
     ),
-    Way("executorch", "float", _executorch_float),
+    Way("executorch", "float", _float_file("executorch", "float.pte", pte_content)),
     Way(
-        *("executorch", "int8", _executorch_int8, "export {} --to pte --out model.pte"),
+        *("executorch", "int8", _EXECUTORCH, "export {} --to pte --out model.pte"),
         executor="pt2e",
         instead_of=("fx", "eager"),
     ),
-    Way("onnxruntime", "float", _onnx_float("onnxruntime")),
-    Way("onnxruntime", "int8", _onnx_int8, "export {} --to onnx --out model.onnx"),
-    Way("openvino", "float", _onnx_float("openvino")),
-    Way("openvino", "int8", _openvino_int8, "export {} --to openvino --out model.xml"),
+    Way("onnxruntime", "float", _float_file("onnxruntime", "float.onnx", onnx_content)),
+    Way(
+        *("onnxruntime", "int8", _of_nodes("onnxruntime", "onnx", "int8.onnx")),
+        "export {} --to onnx --out model.onnx",
+    ),
+    Way("openvino", "float", _float_file("openvino", "float.onnx", onnx_content)),
+    Way(
+        *("openvino", "int8", _of_nodes("openvino", "openvino", "int8.xml")),
+        "export {} --to openvino --out model.xml",
+    ),
 )
+
+
+def commands(arguments: str, recipe: Recipe, *, is_for_vnni: bool) -> Mapping[str, str]:
+    """The commands that write the files that were measured, by title.
+
+    ``arguments`` are the recipe, the model and the data, as a shell takes them. None for a recipe
+    that trains, since commands do not.
+    """
+    found = {}
+    for way in WAYS if recipe.phase == "ptq" else ():
+        if way.command is None:
+            continue
+        given = arguments
+        if recipe.executor in way.instead_of:
+            given += f" --executor {way.executor}"
+        if is_for_vnni and way.runtime != "torch":
+            given += " --target-cpu vnni"
+        found[way.title] = f"qrecipe {way.command.format(given)}"
+    return FrozenMapping(found)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import Tensor, fx, nn
-from torch.utils.hooks import RemovableHandle
+from torch import fx, nn
 
 from qrecipe.model.call import Inputs, bind
 from qrecipe.model.copies import structural_copy
@@ -65,12 +64,3 @@ def _watch(module: nn.Module, path: str, see: SeeModule) -> None:
 
     module.register_forward_pre_hook(lambda *_: started.append(now()))
     module.register_forward_hook(stop)
-
-
-def inputs_watched(layer: nn.Module, see: Callable[[Tensor], None]) -> RemovableHandle:
-    """Pass what a layer of torch with a single input reads to ``see``, until it is removed."""
-
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        see(*args, *kwargs.values())
-
-    return layer.register_forward_pre_hook(hook, with_kwargs=True)

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 import torch.distributed as dist
-from torch import Tensor
 
 from qrecipe.errors.findings import CalibrationError, Finding
 from qrecipe.errors.text import first_line
@@ -122,15 +121,6 @@ def check_same(step: str, facts: Callable[[], Mapping[str, str]]) -> None:
                 notes=tuple(differing[1:]),
             )
         )
-
-
-def largest(step: str, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The largest of all ranks' tensors, element by element, for each name that a rank has."""
-    merged: dict[str, Tensor] = {}
-    for each in gathered(step, lambda: dict(found)):
-        for name, tensor in each.items():
-            merged[name] = tensor.maximum(merged[name]) if name in merged else tensor
-    return merged
 
 
 def _pickled(step: str, result: object) -> bytes:

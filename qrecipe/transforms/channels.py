@@ -1,23 +1,19 @@
-"""The channels between two layers of a model: their ranges, and how both are scaled."""
+"""The channels between two layers of a model: their weights, and how both are scaled."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qrecipe.execution.watched import inputs_watched
 from qrecipe.model.graph_sites import Inventory
 from qrecipe.planning.chains import layer_of
 from qrecipe.planning.changeable import Layer
 from qrecipe.planning.plan import Chain
-from qrecipe.process import ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +26,13 @@ class Joint:
     second: Layer
 
 
-def joints_of(chain: Chain, layers: Mapping[str, Layer]) -> list[Joint]:
+def joints_of(inventory: Inventory, chain: Chain) -> Iterator[Joint]:
     """The pairs of a chain, in order."""
-    return [Joint(a, b, layers[a], layers[b]) for a, b in pairwise(chain.sites)]
-
-
-def layers_of(inventory: Inventory, chains: Sequence[Chain]) -> dict[str, Layer]:
-    """The layers of all chains by the names of their sites."""
-    names = {name for chain in chains for name in chain.sites}
-    found = ((name, layer_of(inventory.matches[name])) for name in names)
-    return {name: layer for name, layer in found if layer is not None}
+    for site, reader in pairwise(chain.sites):
+        first, second = (layer_of(inventory.matches[name]) for name in (site, reader))
+        assert first is not None
+        assert second is not None
+        yield Joint(site, reader, first, second)
 
 
 class JointTensors:
@@ -87,9 +80,7 @@ class JointTensors:
         """Divide each channel by a power of two, and let the second layer multiply by it."""
         factor = torch.exp2(exponents.to(torch.float32))
         last = self._first if self._norm is None else self._norm
-        for tensor in (last.weight, last.bias):
-            if tensor is not None:
-                tensor.div_(factor.view(-1, *[1] * (tensor.dim() - 1)))
+        divide_channels(last, factor)
         weight = self._second.weight
         groups = int(getattr(self._second, "groups", 1))
         read = factor.repeat_interleave(weight.shape[1] * groups // self.channels)
@@ -98,46 +89,16 @@ class JointTensors:
         weight.mul_(own.view(*own.shape, *[1] * (weight.dim() - 2)))
 
 
-def apply_exponents(model: nn.Module, chains: Sequence[Chain], layers: Mapping[str, Layer]) -> None:
+def divide_channels(layer: Any, factor: Tensor) -> None:
+    """Let a layer or a norm give each channel divided by a factor, in place. [channels]"""
+    for tensor in (layer.weight, getattr(layer, "bias", None)):
+        if tensor is not None:
+            tensor.div_(factor.view(-1, *[1] * (tensor.dim() - 1)))
+
+
+def apply_exponents(model: nn.Module, inventory: Inventory, chains: Sequence[Chain]) -> None:
     """Scale a model's channels as chains record it, in place."""
     for chain in chains:
-        for joint, exponents in zip(joints_of(chain, layers), chain.exponents, strict=True):
+        joints = joints_of(inventory, chain)
+        for joint, exponents in zip(joints, chain.exponents, strict=True):
             JointTensors(model, joint).scale(torch.tensor(exponents))
-
-
-class Largest:
-    """The largest absolute value of each channel that layers read, over batches."""
-
-    def __init__(self) -> None:
-        self._found: dict[str, Tensor] = {}
-
-    @contextmanager
-    def watching(self, model: nn.Module, joints: Sequence[Joint]) -> Iterator[None]:
-        """Watch one of our models inside a ``with``."""
-        with ExitStack() as hooks:
-            for joint in joints:
-                layer: Any = model.get_submodule(joint.second.path)
-                channels = JointTensors(model, joint).channels
-                see = partial(self._see, joint.site, layer.weight.dim(), channels)
-                hooks.enter_context(inputs_watched(layer, see))
-            yield
-
-    def _see(self, site: str, rank: int, channels: int, x: Tensor) -> None:
-        """Take what a layer with weights of some rank reads into account."""
-        axis = x.dim() + 1 - rank  # without the dimensions of an image
-        if not x.numel():
-            return
-        largest = x.detach().abs().movedim(axis, 0).flatten(1).amax(1)
-        largest = largest.reshape(channels, -1).amax(1)
-        before = self._found.get(site)
-        self._found[site] = largest if before is None else largest.maximum(before)
-
-    def of_all_ranks(self) -> Largest:
-        """What all ranks saw. Raises ``CalibrationError`` (QR409) if one of them failed."""
-        merged = Largest()
-        merged._found = ranks.largest("the largest values", self._found)
-        return merged
-
-    def of(self, joint: Joint) -> Tensor | None:
-        """What was seen. [channels]"""
-        return self._found.get(joint.site)

@@ -17,11 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from qrecipe.model.copies import runnable_copy
-from qrecipe.planning.changeable import Layer
-from qrecipe.planning.plan import Chain
 from qrecipe.transforms.base import Scaled, Transform, TransformContext
-from qrecipe.transforms.channels import Joint, JointTensors, Largest, joints_of, layers_of
-from qrecipe.transforms.record import Spread, spread_of
+from qrecipe.transforms.channels import Joint, JointTensors, joints_of
+from qrecipe.transforms.reads import Read, of_all_ranks, reads_of
+from qrecipe.transforms.record import spread
 
 _ROUNDS = 3
 """Each scale by weights changes those next to it."""
@@ -37,14 +36,11 @@ _DEAD_WEIGHT = 1e-10
 _DEAD_ACTIVATION = 1e-6
 
 
-def equalize_by_weights(
-    model: nn.Module, chains: Sequence[Chain], layers: Mapping[str, Layer]
-) -> dict[Joint, Tensor]:
+def equalize_by_weights(model: nn.Module, joints: Sequence[Joint]) -> dict[Joint, Tensor]:
     """Scale a model's channels in place so that both layers have the same range in each.
 
     Returns the exponents by joint. [channels]
     """
-    joints = [joint for chain in chains for joint in joints_of(chain, layers)]
     found = {joint: torch.zeros(JointTensors(model, joint).channels) for joint in joints}
     for _ in range(_ROUNDS):
         for joint in joints:
@@ -59,25 +55,26 @@ def equalize_by_weights(
 
 
 def equalize_by_activations(
-    model: nn.Module, chains: Sequence[Chain], layers: Mapping[str, Layer], largest: Largest
+    model: nn.Module, joints: Sequence[Joint], seen: Mapping[Joint, Tensor | None]
 ) -> dict[Joint, Tensor]:
     """Scale a model's channels in place so that activations differ less between channels.
 
     A depthwise layer has a scale for each channel, so it can take over all of the difference; other
-    layers take over half. Channels that are always 0 stay. Returns the exponents. [channels]
+    layers take over half. Channels that are always 0 stay. ``seen`` are the largest activations.
+    Returns the exponents. [channels]
     """
     found = {}
-    for joint in (joint for chain in chains for joint in joints_of(chain, layers)):
-        tensors, seen = JointTensors(model, joint), largest.of(joint)
+    for joint in joints:
+        tensors, largest = JointTensors(model, joint), seen[joint]
         given, read = tensors.given(), tensors.read()
-        if seen is None:
+        if largest is None:
             found[joint] = torch.zeros_like(given)
             continue
-        dead = (given < _DEAD_WEIGHT) | (read < _DEAD_WEIGHT) | (seen < _DEAD_ACTIVATION)
-        dead |= ~seen.isfinite()
-        scale = seen
+        dead = (given < _DEAD_WEIGHT) | (read < _DEAD_WEIGHT) | (largest < _DEAD_ACTIVATION)
+        dead |= ~largest.isfinite()
+        scale = largest
         if not tensors.is_depthwise:
-            scale = seen**_SHARE / tensors.read(of_each_output=True) ** (1 - _SHARE)
+            scale = largest**_SHARE / tensors.read(of_each_output=True) ** (1 - _SHARE)
         middle = scale[~dead].log2().mean() if not bool(dead.all()) else torch.zeros(())
         wanted = _exponents(scale / middle.exp2(), dead)
         exponents = wanted.clamp(-_MOST_BY_ACTIVATIONS, _MOST_BY_ACTIVATIONS)
@@ -98,32 +95,34 @@ class Equalize(Transform):
 
     def apply(self, model: nn.Module, context: TransformContext) -> Scaled:
         chains, inventory = context.plan.chains, context._inventory
-        if not chains:
+        joints = [joint for chain in chains for joint in joints_of(inventory, chain)]
+        if not joints:
             return Scaled()
-        layers = layers_of(inventory, chains)
-        joints = [joint for chain in chains for joint in joints_of(chain, layers)]
-        seen, probe = Largest(), runnable_copy(model)
-        with seen.watching(probe, joints):
+        probe = runnable_copy(model)
+        with reads_of(probe, [joint.second.path for joint in joints]) as reads:
             context.run(probe)
-        seen = seen.of_all_ranks()
+        reads = of_all_ranks(reads)
+        seen = {joint: _largest(reads[joint.second.path], model, joint) for joint in joints}
         if self._by == "weights":
-            exponents = equalize_by_weights(model, chains, layers)
+            found = equalize_by_weights(model, joints)
         else:
-            exponents = equalize_by_activations(model, chains, layers, seen)
-        spreads = (_spread(joint, seen.of(joint), exponents[joint]) for joint in joints)
-        return Scaled(
-            tuple(_with_exponents(chain, layers, exponents) for chain in chains),
-            spreads=tuple(spreads),
+            found = equalize_by_activations(model, joints, seen)
+        spreads = (spread(each.site, each.reader, seen[each], found[each]) for each in joints)
+        scaled = (
+            replace(
+                chain,
+                exponents=tuple(_numbers(found[each]) for each in joints_of(inventory, chain)),
+            )
+            for chain in chains
         )
+        return Scaled(tuple(scaled), spreads=tuple(spreads))
 
 
-def _spread(joint: Joint, largest: Tensor | None, exponents: Tensor) -> Spread:
-    after = None if largest is None else largest / exponents.exp2()
-    return Spread(joint.site, joint.reader, spread_of(largest), spread_of(after))
+def _largest(read: Read, model: nn.Module, joint: Joint) -> Tensor | None:
+    """The largest activation of each channel that the first layer gives. [channels]"""
+    largest, channels = read.largest, JointTensors(model, joint).channels
+    return None if largest is None else largest.reshape(channels, -1).amax(1)
 
 
-def _with_exponents(
-    chain: Chain, layers: Mapping[str, Layer], exponents: Mapping[Joint, Tensor]
-) -> Chain:
-    found = (exponents[joint] for joint in joints_of(chain, layers))
-    return replace(chain, exponents=tuple(tuple(map(int, each.tolist())) for each in found))
+def _numbers(exponents: Tensor) -> tuple[int, ...]:
+    return tuple(map(int, exponents.tolist()))

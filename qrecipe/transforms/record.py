@@ -25,8 +25,14 @@ class Spread:
     after: float
 
 
-def spread_of(largest: Tensor | None) -> float:
-    """How far the ranges of channels differ; 1 if there are none. [channels]"""
+def spread(site: str, reader: str, largest: Tensor | None, exponents: Tensor) -> Spread:
+    """The spread of channels before and after they are divided by powers of two. [channels]"""
+    after = None if largest is None else largest / exponents.exp2()
+    return Spread(site, reader, _ratio(largest), _ratio(after))
+
+
+def _ratio(largest: Tensor | None) -> float:
+    """How far the ranges of channels differ; 1 if there are none."""
     used = largest[largest > 0] if largest is not None else torch.zeros(0)
     return float(used.max() / used.median()) if used.numel() else 1.0
 

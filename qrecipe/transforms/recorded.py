@@ -15,7 +15,7 @@ from qrecipe.planning.groups import has_group
 from qrecipe.planning.inventory import inventory_of
 from qrecipe.planning.plan import Plan
 from qrecipe.recipe.recipe import Recipe
-from qrecipe.transforms.channels import apply_exponents, layers_of
+from qrecipe.transforms.channels import apply_exponents
 from qrecipe.transforms.record import Transformation
 from qrecipe.transforms.smooth import apply_groups
 
@@ -35,7 +35,7 @@ def as_recorded(model: nn.Module, recipe: Recipe, inputs: Inputs, plan: Plan) ->
         if not has_group(inventory, group):
             raise different(f"it has no group {', '.join(group.sites)} of that width")
     changed = whole_copy(model)
-    apply_exponents(changed, plan.chains, layers_of(inventory, plan.chains))
+    apply_exponents(changed, inventory, plan.chains)
     apply_groups(changed, inventory.opened, plan.groups)
     return changed
 
@@ -64,7 +64,7 @@ def untransformed(model: nn.Module, recipe: Recipe, inputs: Inputs) -> nn.Module
         replace(chain, exponents=tuple(tuple(-e for e in each) for each in chain.exponents))
         for chain in done.chains
     ]
-    apply_exponents(before, undone, layers_of(inventory, done.chains))
+    apply_exponents(before, inventory, undone)
     return before
 
 

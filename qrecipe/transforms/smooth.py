@@ -6,24 +6,22 @@ Language Models (2023).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
-from itertools import zip_longest
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qrecipe.execution.watched import inputs_watched
 from qrecipe.model.copies import runnable_copy
 from qrecipe.model.opened.opening import opened_at
 from qrecipe.model.scaled_input import scale_input
 from qrecipe.planning.plan import Group, Plan, Site
-from qrecipe.process import ranks
 from qrecipe.recipe.schema import quantized_range
 from qrecipe.transforms.base import Scaled, Transform, TransformContext
-from qrecipe.transforms.record import Spread, spread_of
+from qrecipe.transforms.channels import divide_channels
+from qrecipe.transforms.reads import Read, of_all_ranks, reads_of
+from qrecipe.transforms.record import Spread, spread
 
 _MOST = 10
 """The largest exponent."""
@@ -31,69 +29,10 @@ _MOST = 10
 _DEAD_ACTIVATION = 1e-6
 _DEAD_WEIGHT = 1e-10
 
-_BATCHES, _ROWS = 16, 16
-"""What the error of an alpha is measured on: so many rows of so many batches."""
-
 _CLEAR = 0.8
 """A clear gain: so much of the error is left at most, which is 1 dB."""
 
 _WEIGHT_BITS = 8
-
-
-@dataclass(slots=True)
-class Read:
-    """What a group reads: the extremes of each channel, [channels], and rows, [..., channels]."""
-
-    extremes: tuple[Tensor, Tensor] | None = None
-    rows: list[Tensor] = field(default_factory=list)
-
-    def see(self, x: Tensor) -> None:
-        """Take another tensor into account. [..., channels]"""
-        flat = x.detach().reshape(-1, x.shape[-1])
-        if not flat.numel():
-            return
-        low, high = flat.amin(0), flat.amax(0)
-        if self.extremes is not None:
-            low, high = low.minimum(self.extremes[0]), high.maximum(self.extremes[1])
-        self.extremes = low, high
-        if len(self.rows) < _BATCHES:
-            self.rows.append(flat[:: max(1, len(flat) // _ROWS)][:_ROWS].clone())
-
-    @property
-    def largest(self) -> Tensor | None:
-        """The largest absolute value of each channel, None if nothing was read. [channels]"""
-        if self.extremes is None:
-            return None
-        low, high = self.extremes
-        return low.abs().maximum(high.abs())
-
-
-@contextmanager
-def watching(model: nn.Module, groups: Sequence[Group]) -> Iterator[Mapping[Group, Read]]:
-    """Note what groups of one of our opened models read inside a ``with``."""
-    seen = {group: Read() for group in groups}
-    with ExitStack() as hooks:
-        for group, read in seen.items():
-            layer = model.get_submodule(group.sites[0])
-            hooks.enter_context(inputs_watched(layer, read.see))
-        yield seen
-
-
-def of_all_ranks(seen: Mapping[Group, Read]) -> Mapping[Group, Read]:
-    """What all ranks saw. Raises ``CalibrationError`` (QR409) if one of them failed."""
-    found = ranks.gathered("what groups read", lambda: list(seen.values()))
-    return {group: _merged(own) for group, own in zip(seen, zip(*found, strict=True), strict=True)}
-
-
-def _merged(reads: Sequence[Read]) -> Read:
-    """As one process would have seen it, which takes the ranks' batches in turn."""
-    ends = [read.extremes for read in reads if read.extremes is not None]
-    if not ends:
-        return reads[0]
-    low, high = (torch.stack(each) for each in zip(*ends, strict=True))
-    turns = zip_longest(*(read.rows for read in reads))
-    rows = [each for turn in turns for each in turn if each is not None]
-    return Read((low.amin(0), high.amax(0)), rows[:_BATCHES])
 
 
 def smoothed(
@@ -196,10 +135,7 @@ def _scale_weights(view: nn.Module, group: Group, factor: Tensor) -> None:
         layer: Any = view.get_submodule(name)
         layer.weight.mul_(factor)
     if group.at is not None:
-        giver: Any = view.get_submodule(group.at)
-        for tensor in (giver.weight, giver.bias if hasattr(giver, "bias") else None):
-            if tensor is not None:
-                tensor.div_(factor.view(-1, *[1] * (tensor.dim() - 1)))
+        divide_channels(view.get_submodule(group.at), factor)
 
 
 class Smooth(Transform):
@@ -215,17 +151,18 @@ class Smooth(Transform):
             return Scaled(groups=plan.groups)
         opened = opened_at(model, opened_paths)
         probe = runnable_copy(opened)
-        with watching(probe, wanted) as seen:
+        # layers of a group read the same
+        with reads_of(probe, [group.sites[0] for group in wanted], keep_rows=True) as reads:
             context.run(probe)
-        seen = of_all_ranks(seen)
+        reads = of_all_ranks(reads)
+        seen = {group: reads[group.sites[0]] for group in wanted}
         made = {group: smoothed(opened, group, seen[group], self._alphas, plan) for group in wanted}
         apply_groups(model, opened_paths, list(made.values()))
-        spreads = (_spread(made[group], seen[group].largest) for group in wanted)
+        spreads = (_spread(made[group], seen[group]) for group in wanted)
         groups = tuple(made.get(group, group) for group in plan.groups)
         return Scaled(groups=groups, spreads=tuple(spreads))
 
 
-def _spread(group: Group, largest: Tensor | None) -> Spread:
-    after = None if largest is None else largest / torch.tensor(group.exponents).exp2()
-    reader = ", ".join(group.sites)
-    return Spread(group.at or "a product", reader, spread_of(largest), spread_of(after))
+def _spread(group: Group, read: Read) -> Spread:
+    exponents = torch.tensor(group.exponents)
+    return spread(group.at or "a product", ", ".join(group.sites), read.largest, exponents)

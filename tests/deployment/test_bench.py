@@ -15,12 +15,11 @@ from torch import nn
 
 import qrecipe
 from qrecipe.deployment import verdict
-from qrecipe.deployment.commands import commands
 from qrecipe.deployment.job import Job
 from qrecipe.deployment.race import race
 from qrecipe.deployment.sites import sites_alone
 from qrecipe.deployment.verdict import Distances, verdict_of, verdict_of_float
-from qrecipe.deployment.ways import WAYS
+from qrecipe.deployment.ways import WAYS, commands
 from qrecipe.errors.findings import AuditError, CalibrationError, ExecutionError, QRecipeError
 from qrecipe.model.call import Inputs
 from qrecipe.planning.cpu import has_vnni

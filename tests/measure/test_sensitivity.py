@@ -24,7 +24,6 @@ from qrecipe.errors.findings import (
     ExecutionError,
     QRecipeWarning,
 )
-from qrecipe.execution.fx import isolated
 from qrecipe.execution.fx.isolated import wrap
 from qrecipe.execution.isolated import Kernel
 from qrecipe.measure.sensitivity.exact import Replay
@@ -206,12 +205,6 @@ def test_groups_within_the_memory_limit_give_the_same():
     assert "1,000" in str(caught.value)
     few = as_dict(ranked(model, batches, memory_limit=LITTLE))
     assert few == pytest.approx(whole, abs=1e-9)
-
-
-def test_sites_that_are_prepared_in_several_graphs_rank_the_same(monkeypatch):
-    net, whole = NETS["residual"], as_dict(ranking_of("residual"))
-    monkeypatch.setattr(isolated, "_AT_ONCE", 2)
-    assert as_dict(ranked(net.model(), net.batches(3))) == pytest.approx(whole, abs=1e-9)
 
 
 def test_memory_kept_is_within_the_limit():

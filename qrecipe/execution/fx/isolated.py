@@ -6,9 +6,8 @@ in one forward of the float model, each in a wrapper, with the same ranges as if
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from torch import fx, nn
 
@@ -34,9 +33,6 @@ from qrecipe.model.out_of_place import without_changes_in_place
 from qrecipe.planning.plan import Plan, Site
 
 _WRAPPER = "qrecipe_site_"
-
-_AT_ONCE = 256
-"""How many sites to prepare in one graph: torch goes through all its results for each of them."""
 
 
 def wrap(part: Part, inventory: Inventory, sites: Sequence[Site]) -> WrappedPart:
@@ -90,52 +86,6 @@ def _wrapped(
     return wrapper
 
 
-def _side_by_side(part: WrappedPart) -> fx.GraphModule:
-    """The sites of a part in one graph, not connected, so that one pass prepares them all.
-
-    Its inputs are those of the first site, then those of the second, and so on.
-    """
-    graph = fx.Graph()
-    results: list[fx.Node] = []
-    for lone in part.sites:
-        copies: dict[fx.Node, fx.Node] = {}
-        original: Any = lone.original
-        for node in original.graph.nodes:
-            if node.op == "output":
-                results.append(copies[node.args[0]])
-                continue
-            copies[node] = graph.node_copy(node, copies.__getitem__)
-            if node.op in ("call_module", "get_attr"):
-                copies[node].target = f"{lone.names[0]}.{node.target}"
-            elif node.op == "placeholder":
-                copies[node].target = copies[node].name  # unique, even if sites read the same value
-    graph.output(tuple(results))
-    return fx.GraphModule(part.graph_module, graph)
-
-
-def _taken_apart(together: fx.GraphModule, count: int) -> list[fx.GraphModule]:
-    """Split `_side_by_side`, prepared or converted, into one graph per site again."""
-    output = together.graph.output_node()
-    results: Any = output.args[0]
-    assert len(results) == count
-    owner: dict[fx.Node, int] = {}
-    for index, result in enumerate(results):
-        waiting = [result]
-        while waiting:
-            node = waiting.pop()
-            if node not in owner:
-                owner[node] = index
-                waiting += node.all_input_nodes
-    graphs = [fx.Graph() for _ in results]
-    copies: dict[fx.Node, fx.Node] = {}
-    for node in together.graph.nodes:
-        if node in owner:
-            copies[node] = graphs[owner[node]].node_copy(node, copies.__getitem__)
-    for graph, result in zip(graphs, results, strict=True):
-        graph.output(copies[result])
-    return [fx.GraphModule(together, graph) for graph in graphs]
-
-
 def isolated(task: Task, sites: Sequence[Site], calibrate: Calibrate) -> Isolated:
     """The graphs of the inventory with wrappers around the sites, and a quantized kernel for each.
 
@@ -158,59 +108,50 @@ def _with_graphs(model: nn.Module, parts: Sequence[WrappedPart]) -> nn.Module:
 
 
 def _calibrated_kernels(
-    task: Task, wrapped: Sequence[WrappedPart], calibrate: Calibrate
+    task: Task, parts: Sequence[WrappedPart], calibrate: Calibrate
 ) -> dict[str, Kernel]:
     """The kernels by site; the graphs call the float operations afterwards."""
     configs = Configs.of(task.plan, task.model)
-    parts = [
-        replace(part, sites=part.sites[start : start + _AT_ONCE])
-        for part in wrapped
-        for start in range(0, len(part.sites), _AT_ONCE)
-    ]
-    kernels: dict[str, Kernel] = {}
     with engine(task.plan.backend):
-        prepared = [
-            execution.prepared_copy(
-                together := _side_by_side(part), emit(_plan_of(part, task.plan), together), configs
-            )
-            for part in parts
-        ]
-        for part, together in zip(parts, prepared, strict=True):
-            for lone, alone in zip(
-                part.sites, _taken_apart(together, len(part.sites)), strict=True
-            ):
-                lone.put(alone)
+        ways = [_Alone.of(lone, task.plan, configs) for part in parts for lone in part.sites]
+        for way in ways:
+            way.lone.put(way.prepared)
         try:
-            observing = _with_graphs(task.model, wrapped)
-            mark_prepared(observing, task.recipe, "sensitivity", [part.path for part in wrapped])
+            observing = _with_graphs(task.model, parts)
+            mark_prepared(observing, task.recipe, "sensitivity", [part.path for part in parts])
             calibrate(observing)
             forget_preparation(observing)
         finally:
-            for lone in (lone for part in parts for lone in part.sites):
-                lone.put(lone.original)
-        findings = [finding for together in prepared for finding in range_findings(together)]
+            for way in ways:
+                way.lone.put(way.lone.original)
+        findings = [finding for way in ways for finding in range_findings(way.prepared)]
         if findings:
             raise CalibrationError(findings)
-        for part, together in zip(parts, prepared, strict=True):
-            own = _plan_of(part, task.plan)
-            reference = execution.reference(together, configs)
-            kinds: Kinds = {}
-            converted = execution.lowered(reference, together, configs, own.engines, kinds)
-            settle(structure_findings(own, converted, kinds), ())
-            kernels |= _kernels_of(part, converted)
-            if task.unjudged:
-                reference = execution.reference(together, configs)
-                pad_explicitly(reference)
-                references = _kernels_of(part, reference)
-                kernels |= {name: references[name] for name in references.keys() & task.unjudged}
-    return kernels
+        return {way.lone.site.name: way.kernel(configs, task.unjudged) for way in ways}
 
 
-def _kernels_of(part: WrappedPart, converted: fx.GraphModule) -> dict[str, Kernel]:
-    alone = _taken_apart(converted, len(part.sites))
-    names = [lone.site.name for lone in part.sites]
-    return {name: Kernel(name, graph.eval()) for name, graph in zip(names, alone, strict=True)}
+@dataclass(frozen=True, slots=True)
+class _Alone:
+    """A site with the plan for it alone, and its graph with observers."""
 
+    lone: LoneSite
+    plan: Plan
+    prepared: fx.GraphModule
 
-def _plan_of(part: WrappedPart, plan: Plan) -> Plan:
-    return plan.restricted_to({lone.site.name for lone in part.sites})
+    @classmethod
+    def of(cls, lone: LoneSite, plan: Plan, configs: Configs) -> _Alone:
+        own, original = plan.restricted_to({lone.site.name}), lone.original
+        assert isinstance(original, fx.GraphModule)
+        return cls(lone, own, execution.prepared_copy(original, emit(own, original), configs))
+
+    def kernel(self, configs: Configs, unjudged: Collection[str]) -> Kernel:
+        """Its quantized kernel, or the reference of one that saturates on this CPU alone."""
+        name, reference = self.lone.site.name, execution.reference(self.prepared, configs)
+        if name in unjudged:
+            pad_explicitly(reference)
+            return Kernel(name, reference.eval())
+        kinds: Kinds = {}
+        engines = self.plan.engines
+        converted = execution.lowered(reference, self.prepared, configs, engines, kinds)
+        settle(structure_findings(self.plan, converted, kinds), ())
+        return Kernel(name, converted.eval())
