@@ -40,6 +40,10 @@ SLOW_PAGES = {
     "tune.md",
 }
 
+_FORMER = sys.dont_write_bytecode
+sys.dont_write_bytecode = False
+gc.disable()
+
 pytest_collect_file = Sybil(
     parsers=[blocks],
     patterns=["README.md", "CONTRIBUTING.md", "docs/*.md", "docs/*/*.md"],
@@ -50,15 +54,16 @@ pytest_collect_file = Sybil(
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """What is imported here is compiled once, for the next run and for processes of tests.
+    """Until its end, what is imported is compiled once, for the next run and for other processes.
 
     Modules that a test writes are not: within a second, Python may take the old one for the new.
+    Nor is there garbage to look for, among what stays.
     """
-    former, sys.dont_write_bytecode = sys.dont_write_bytecode, False
     try:
         return (yield)
     finally:
-        sys.dont_write_bytecode = former
+        sys.dont_write_bytecode = _FORMER
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
