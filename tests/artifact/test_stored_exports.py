@@ -13,6 +13,7 @@ from nets import NETS
 from plans import net_of
 from routed import recipe_of_roots
 from runs import half_of, silent
+from shares import every
 from torch import nn
 from torch.ao.quantization.observer import MinMaxObserver
 
@@ -108,7 +109,7 @@ def test_so_do_they_after_training(name, tmp_path):
 BACKENDS = ["onednn", "qnnpack", "executorch", "tensorrt"]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", every(2, BACKENDS))
 @pytest.mark.parametrize("name", _slow_unless(NETS, ("functional",)))
 def test_so_do_they_of_each_backend(name, backend, tmp_path):
     net = NETS[name]
@@ -147,7 +148,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", every(2, CASES))
 def test_so_do_they_of_functions_and_of_what_only_moves_or_clamps(name, tmp_path):
     torch.manual_seed(0)
     forward, shapes = CASES[name]

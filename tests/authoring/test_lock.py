@@ -294,7 +294,7 @@ def test_a_fake_quant_is_an_outcome_of_training_alone():
     assert outcome.weight.endswith("fake_quant=fake_quantize")
 
 
-@pytest.mark.parametrize("name", every(2, NETS))
+@pytest.mark.parametrize("name", every(4, NETS))
 def test_a_lock_of_any_net_holds_its_own_plan_and_no_float_one(name, tmp_path):
     net = NETS[name]
     plan = qrecipe.plan(net.model(), STATIC, net.batches(1)[0])
@@ -344,7 +344,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", every(2, HOSTILE))
 def test_a_damaged_lock_is_a_finding_and_is_mended_by_writing_it_anew(locked, name):
     (locked / LOCK).write_bytes(HOSTILE[name])
     result = checked()

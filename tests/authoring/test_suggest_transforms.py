@@ -84,8 +84,15 @@ SEQUENCES = torch.randn(4, 16, 64, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.filterwarnings("ignore:.*QR203")
-@pytest.mark.parametrize("post", [False, True])
-@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
+@pytest.mark.parametrize(
+    ("norm", "post"),
+    [
+        (nn.LayerNorm, False),
+        (nn.RMSNorm, True),
+        pytest.param(nn.LayerNorm, True, marks=pytest.mark.slow),
+        pytest.param(nn.RMSNorm, False, marks=pytest.mark.slow),
+    ],
+)
 def test_linear_layers_behind_a_norm_with_large_channels_are_smoothed(norm, post):
     model = Behind(norm(64), post=post).eval()
     recipe = qrecipe.suggest(model, SEQUENCES)

@@ -127,18 +127,19 @@ CASES = {
     sequences_of_many_lengths: ("dynamic", ()),
     a_detector: ("static", ("body", "head")),
 }
+# another share of convolutions, or another reason, and the same answer
+SLOW = {
+    mostly_convolutions_and_no_part_that_traces,
+    a_counter_of_calls,
+    random_numbers_in_a_part,
+    a_result_of_its_own_class,
+}
 
 
 @pytest.mark.filterwarnings("ignore::qrecipe.QRecipeWarning")
 @pytest.mark.parametrize(
     "case",
-    # another share of convolutions, and the same answer
-    [
-        pytest.param(each, marks=pytest.mark.slow)
-        if each is mostly_convolutions_and_no_part_that_traces
-        else each
-        for each in CASES
-    ],
+    [pytest.param(each, marks=pytest.mark.slow) if each in SLOW else each for each in CASES],
     ids=lambda case: case.__name__,
 )
 def test_what_works_is_suggested_with_the_reason_and_quantizes(case):

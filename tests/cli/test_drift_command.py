@@ -118,10 +118,12 @@ def test_a_dynamic_model_is_a_finding(stored):
     [
         ("drift", "model.safetensors", *LATER),
         ("compare", STATIC, *NAMED),
-        ("sensitivity", STATIC, *NAMED),
         ("sensitivity", STATIC, *NAMED, "--evaluate", "model.py:accuracy"),
         ("compare", "builtin:x86-dynamic", *NAMED),
-        ("sensitivity", "builtin:x86-dynamic", *NAMED),
+        *(
+            pytest.param(("sensitivity", base, *NAMED), marks=pytest.mark.slow)
+            for base in (STATIC, "builtin:x86-dynamic")
+        ),
     ],
 )
 def test_html_writes_a_page(stored, arguments, undrawn):

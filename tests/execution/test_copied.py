@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from itertools import product
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from plans import net_of
 from routed import recipe_of_roots
 from runs import silent
+from shares import every
 from torch import nn
 
 import qrecipe
@@ -46,9 +48,9 @@ def _inside(model):
     return net_of(lambda self, x: self.inner(x if x.isfinite().all() else x * 0), inner=model)
 
 
-@pytest.mark.parametrize("made", MODELS)
-@pytest.mark.parametrize("is_root", [False, True])
-def test_a_copy_computes_the_same_and_so_does_its_copy(made, is_root, tmp_path):
+@pytest.mark.parametrize("case", every(2, product([False, True], MODELS)))
+def test_a_copy_computes_the_same_and_so_does_its_copy(case, tmp_path):
+    is_root, made = case
     model = _inside(made()) if is_root else made()
     recipe = recipe_of_roots(["inner"]) if is_root else "builtin:x86-static-minmax"
     converted = qrecipe.quantize(model, recipe, [X] * 10, progress=silent)

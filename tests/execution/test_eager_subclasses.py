@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from plans import net_of, verdicts
+from shares import every
 from torch import nn
 from torch.ao.nn import quantized as nnq
 
@@ -62,7 +63,7 @@ SEQUENCE = torch.randn(2, 3, 8)
 
 
 @pytest.mark.filterwarnings("ignore:.*QR2")
-@pytest.mark.parametrize("a_recipe", ["builtin:x86-dynamic", "builtin:float16-dynamic"])
+@pytest.mark.parametrize("a_recipe", every(2, ["builtin:x86-dynamic", "builtin:float16-dynamic"]))
 @pytest.mark.parametrize("kind", [OwnLayer, CallsTorchs])
 def test_an_encoder_layer_with_code_of_its_own_stays_whole(kind, a_recipe, tmp_path):
     model = around(kind, batch_first=True)
@@ -204,7 +205,7 @@ OWN_LINEAR = {
 }
 
 
-@pytest.mark.parametrize("case", OWN_LINEAR)
+@pytest.mark.parametrize("case", every(2, OWN_LINEAR))
 def test_a_subclass_that_computes_what_a_linear_layer_does_is_one(case, tmp_path):
     torch.manual_seed(0)
     kind, verdict = OWN_LINEAR[case]

@@ -18,7 +18,7 @@ from qrecipe.audit.sqnr import sqnr_db
 
 
 @pytest.mark.parametrize("backend", ["fbgemm", "onednn", "qnnpack"])
-@pytest.mark.parametrize("name", every(2, ["residual", "squeeze_excite", "decoder", "shared_conv"]))
+@pytest.mark.parametrize("name", every(4, ["residual", "squeeze_excite", "decoder", "shared_conv"]))
 def test_other_engines_pass_the_audit_and_leave_the_engine_as_it_was(backend, name):
     if backend not in torch.backends.quantized.supported_engines:
         pytest.skip(f"this torch has no {backend}")

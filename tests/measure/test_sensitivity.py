@@ -71,7 +71,7 @@ def call(net, batch):
     )
 
 
-@pytest.mark.parametrize("name", every(6, sorted(NETS)))
+@pytest.mark.parametrize("name", every(10, sorted(NETS)))
 def test_exact_is_what_the_loop_over_recipes_gives(name):
     net = NETS[name]
     model, batches = net.model(), net.batches(3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import product
 
 import pytest
 import torch
@@ -59,10 +60,12 @@ def quantized(model, batch=BATCH, phase="ptq"):
 
 
 @pytest.mark.parametrize(
-    ("spelling", "phase"),
-    [*((spelling, "ptq") for spelling in SPELLINGS), *((each, "qat") for each in TRAINED)],
+    "case",
+    [*every(2, product(SPELLINGS, ["ptq"])), *every(3, product(TRAINED, ["qat"]))],
+    ids="-".join,
 )
-def test_a_batch_norm_is_fused_in_every_spelling_as_torchs_own_module_is(spelling, phase, tmp_path):
+def test_a_batch_norm_is_fused_in_every_spelling_as_torchs_own_module_is(case, tmp_path):
+    spelling, phase = case
     model = made(spelling)
     plan, converted = quantized(model, phase=phase)
     own_plan, own = quantized(respelt(model), phase=phase)
@@ -172,7 +175,7 @@ TRANSPOSED = {
 }
 
 
-@pytest.mark.parametrize("case", TRANSPOSED)
+@pytest.mark.parametrize("case", every(2, TRANSPOSED))
 def test_a_batch_norm_is_folded_into_a_transposed_convolution_whatever_follows(case):
     layer, norm, shape = TRANSPOSED[case]
     batch = torch.rand(shape)
@@ -202,7 +205,7 @@ SYNCHRONISED = {
 }
 
 
-@pytest.mark.parametrize("case", SYNCHRONISED)
+@pytest.mark.parametrize("case", every(2, SYNCHRONISED))
 def test_a_synchronised_batch_norm_is_trained_synchronised_and_converted_as_a_plain_one(case):
     def results(model):
         compiled = qrecipe.compile(model, recipe(head='phase = "qat"'), BATCH)
@@ -442,7 +445,7 @@ FIXED = {
 }
 
 
-@pytest.mark.parametrize("case", FIXED)
+@pytest.mark.parametrize("case", every(3, FIXED))
 def test_statistics_that_are_fixed_in_training_are_fused_and_stay_fixed(case, tmp_path):
     torch.manual_seed(0)
     model = FIXED[case]()

@@ -98,7 +98,7 @@ class Cleared(ByDevice):
 KINDS = (Biased, ByDevice, Buffered, Listed, Grid, Cleared)
 
 
-@pytest.mark.parametrize("kind", every(2, KINDS))
+@pytest.mark.parametrize("kind", every(3, KINDS))
 def test_a_model_that_fills_a_cache_is_quantized_before_and_after_its_first_call(kind):
     cold, warm = kind().eval(), kind().eval()
     warm(TOKENS)

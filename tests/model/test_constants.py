@@ -113,7 +113,7 @@ def made(case):
     return nn.Sequential(layer, nn.ReLU()).eval(), batch
 
 
-@pytest.mark.parametrize("case", every(3, LAYERS))
+@pytest.mark.parametrize("case", every(5, LAYERS))
 def test_a_weight_made_of_stored_tensors_is_the_weight_of_an_int8_layer(case, tmp_path):
     model, batch = made(case)
     plan = qrecipe.plan(model, recipe(base="builtin:x86-static-minmax"), batch)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from plans import net_of, recipe, sites
+from shares import every
 from torch import nn
 from torch.ao.quantization import DeQuantStub, QuantStub
 from training import qat_recipe, trained
@@ -123,7 +124,7 @@ DROPPING = {
 }
 
 
-@pytest.mark.parametrize("name", DROPPING)
+@pytest.mark.parametrize("name", every(3, DROPPING))
 def test_what_drops_in_training_drops_there_and_costs_nothing_afterwards(name, tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), DROPPING[name], nn.Linear(6, 3)).eval()
@@ -152,7 +153,7 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", every(3, PLACES))
 def test_a_trained_model_with_dropouts_has_the_boundaries_of_one_without(place):
     torch.manual_seed(0)
     layers = {"a": nn.Linear(6, 6), "b": nn.Linear(6, 3)}
@@ -176,7 +177,7 @@ def test_the_range_of_a_trained_model_is_that_of_what_a_dropout_reads():
     assert 1 / 256 < float(scale) < 1.1 / 127
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", every(4, MODULES))
 def test_what_does_nothing_has_no_site_in_eager_mode(name):
     def forward(self, x):
         x = self.nothing(self.a(x))

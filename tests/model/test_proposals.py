@@ -109,7 +109,7 @@ def proposals(model, fx, inputs):
     [
         "",
         'roots = ["encoder"]',
-        'roots = ["embeddings", "encoder"]',
+        pytest.param('roots = ["embeddings", "encoder"]', marks=pytest.mark.slow),
         'roots = ["encoder.layers.0"]',
     ],
 )
