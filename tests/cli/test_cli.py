@@ -99,16 +99,12 @@ def test_missing_extra_is_named_without_a_traceback():
     assert done.stdout == ""
 
 
-def test_a_model_is_quantized_into_a_pipe_without_colours_and_progress(folder):
-    model = folder / "model.py"
-    done = python(
-        *("-m", "qrecipe", "quantize", STATIC, "--threads", "1"),
-        *("--model", f"{model}:factory"),
-        *("--data", f"{model}:batches"),
-        *("--evaluate", f"{model}:accuracy"),
-        FORCE_COLOR="1",
-    )
-    assert done.returncode == 0, done.stderr
+def test_a_model_is_quantized_into_a_pipe_without_colours_and_progress(folder, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    model = ("--model", "model.py:factory", "--data", "model.py:batches")
+    evaluated = ("--evaluate", "model.py:accuracy", "--threads", "1")
+    done = run("quantize", STATIC, *model, *evaluated)
+    assert done.exit_code == 0, done.stderr
     assert "3 sites, 2 quantized, 1 passthrough, 0 float" in done.stdout
     assert "\x1b" not in done.stdout + done.stderr
     assert "calibrating" not in done.stdout + done.stderr
@@ -212,11 +208,13 @@ def test_plugin_makes_its_observers_known(folder):
 @pytest.mark.parametrize("command", ["quantize", "compare", "sensitivity", "fastest", "export"])
 def test_plugins_are_known_to_commands_that_write_files(folder, command):
     (folder / "plugin.py").write_text(OBSERVERS)
-    (folder / "house.toml").write_text(RECIPE.format(observer="house_minmax"))
+    unmatched = 'module_name.convv = "float"\n'  # found by the plan, after the names of observers
+    (folder / "house.toml").write_text(RECIPE.format(observer="house_minmax") + unmatched)
     given = ("--model", "model.py:factory", "--data", "model.py:batches", "--plugin", "plugin.py")
     more = ("--to", "onnx", "--out", "house.onnx") if command == "export" else ()
     result = run(command, "house.toml", *given, *more)
     assert "QR104" not in result.stderr
+    assert "QR301" in result.stderr
 
 
 def test_plugin_that_fails_is_no_traceback(folder):

@@ -96,13 +96,15 @@ def test_a_text_with_brackets_and_colons_is_printed_as_it_is():
 
 
 @pytest.mark.parametrize(
-    "variables", [{"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=["NO_COLOR", "TERM=dumb"]
+    ("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")], ids=["NO_COLOR", "TERM=dumb"]
 )
-def test_no_colour_where_the_user_or_the_terminal_has_none(folder, monkeypatch, variables):
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
+def test_no_colour_is_written_where_the_user_or_the_terminal_has_none(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
     assert written("warning: QR215 unused") == []
-    text = on_terminal("check", "bad.toml", **variables)
+
+
+def test_a_command_has_no_colour_on_a_terminal_that_has_none(folder):
+    text = on_terminal("check", "bad.toml", TERM="dumb")
     assert "QR104" in text
     assert "\x1b" not in text
 

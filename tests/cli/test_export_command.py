@@ -23,11 +23,15 @@ def stored(folder):
     return "net.safetensors"
 
 
-def test_a_recipe_and_a_stored_model_give_the_same_program(folder, stored, monkeypatch):
+@pytest.mark.parametrize("is_reopened", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_recipe_and_a_stored_model_give_the_same_program(
+    folder, stored, is_reopened, monkeypatch
+):
+    if not is_reopened:  # in a fresh process
+        target = "qrecipe.artifact.export.targets.check_reopened"
+        monkeypatch.setattr(target, lambda *given: None)
     (folder / "one.pt2").write_text("mine")
-    with monkeypatch.context() as patch:  # the other one is opened in a fresh process
-        patch.setattr("qrecipe.artifact.export.targets.check_reopened", lambda *given: None)
-        made = run("export", STATIC, *NAMED, "--to", "pt2", "--out", "one.pt2", "--force")
+    made = run("export", STATIC, *NAMED, "--to", "pt2", "--out", "one.pt2", "--force")
     assert made.exit_code == 0, made.stderr
     assert "written to one.pt2: " in made.stdout
     assert "executed by PT2E" in made.stdout
@@ -66,7 +70,7 @@ def test_openvino_is_written_from_a_stored_program(stored):
     assert json.loads(run("inspect", "net.xml", "--json").stdout)["plan"] == stored_plan
 
 
-def test_a_stored_model_of_graph_mode_is_exported_as_from_its_recipe(folder):
+def test_a_stored_model_of_graph_mode_is_exported_without_batches(folder):
     pytest.importorskip("onnxscript")
     made = run("quantize", STATIC, *NAMED, "--executor", "fx", "--out", "net.safetensors")
     assert made.exit_code == 0, made.stderr
@@ -74,9 +78,6 @@ def test_a_stored_model_of_graph_mode_is_exported_as_from_its_recipe(folder):
     made = run("export", "net.safetensors", *named)
     assert made.exit_code == 0, made.stderr
     assert "drawing batches" not in made.stdout + made.stderr
-    made = run("export", STATIC, *NAMED, "--executor", "fx", "--to", "onnx", "--out", "own.onnx")
-    assert made.exit_code == 0, made.stderr
-    assert (folder / "stored.onnx").read_bytes() == (folder / "own.onnx").read_bytes()
     stored_plan = json.loads(run("inspect", "net.safetensors", "--json").stdout)["plan"]
     assert json.loads(run("inspect", "stored.onnx", "--json").stdout)["plan"] == stored_plan
 

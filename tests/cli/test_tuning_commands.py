@@ -116,7 +116,9 @@ def page_of(folder):
     return headings, re.sub("<[^>]*>", " ", without_style)
 
 
-def test_html_writes_a_page_of_the_tuned_recipe_with_the_ranking_of_the_search(folder, call):
+def test_html_writes_a_page_of_the_tuned_recipe_with_the_ranking_of_the_search(
+    folder, call, undrawn
+):
     result = run(*call, "--max-drop", "0", "--html", "tuning.html", "--json")
     assert result.exit_code == 1
     document = json.loads(result.stdout)
@@ -223,7 +225,8 @@ def test_chromium_shows_what_tune_has_written(folder, call):
 NAMED = ("--model", "model.py:factory", "--data", "model.py:batches")
 
 
-def test_fastest_says_what_it_measured_and_writes_a_recipe(folder):
+def test_fastest_says_what_it_measured_and_writes_a_recipe(folder, monkeypatch):
+    hurry(monkeypatch)
     result = run("fastest", STATIC, *NAMED, "--threads", "1", "--out", "fast.toml")
     assert result.exit_code == 0, result.stderr
     assert "the recipe as it is" in result.stdout
@@ -233,7 +236,8 @@ def test_fastest_says_what_it_measured_and_writes_a_recipe(folder):
     assert run("plan", "fast.toml", *NAMED[:2]).exit_code == 0
 
 
-def test_fastest_as_json_is_one_document(folder):
+def test_fastest_as_json_is_one_document(folder, monkeypatch):
+    hurry(monkeypatch)
     document = json.loads(run("fastest", STATIC, *NAMED, "--json").stdout)
     assert document["winner"] in ("recipe", "mixture", "float")
     assert document["out"] is None
