@@ -89,7 +89,6 @@ def joined_chain(layers):
 CASES = [*product((plan, quantize, store, estimate), (linear_chain, residual_chain, joined_chain))]
 ALWAYS = [
     (quantize, residual_chain),
-    (quantize, joined_chain),
     (store, linear_chain),
     (estimate, linear_chain),
 ]

@@ -1,4 +1,4 @@
-"""Peaks of memory of each way to quantize, in a process of their own: `python peaks.py FOLDER`.
+"""Peaks of memory of a way to quantize, in a process of their own: `python peaks.py WAY FOLDER`.
 
 Prints the peak of each step above what was there before it, in sizes of the float model (Linux).
 """
@@ -89,11 +89,11 @@ def peaks(way: str, folder: Path) -> dict[str, float]:
     return found
 
 
-def peaks_in_a_process(folder: Path) -> dict[str, dict[str, float]]:
-    """For each way, the peak of each step."""
+def peaks_in_a_process(way: str, folder: Path) -> dict[str, float]:
+    """The peak of each step."""
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(BLOCK), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, __file__, folder],
+        [sys.executable, __file__, way, folder],
         env=environment,
         check=True,
         stdout=subprocess.PIPE,
@@ -104,4 +104,4 @@ def peaks_in_a_process(folder: Path) -> dict[str, dict[str, float]]:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    print(json.dumps({way: peaks(way, Path(sys.argv[1])) for way in WAYS}))
+    print(json.dumps(peaks(sys.argv[1], Path(sys.argv[2]))))
