@@ -45,7 +45,7 @@ def export(
         bool,
         typer.Option(
             "--fixed-batch",
-            help="Files of ONNX, OpenVINO and ExecuTorch take batches of the example's size alone.",
+            help="The file takes batches of the example's size alone.",
         ),
     ] = False,
     force: options.Force = False,
@@ -75,6 +75,7 @@ def export(
                 {"--constants": constants != "{}"}, "a recipe takes those of the example inputs"
             )
         from qrecipe.artifact.export import targets
+        from qrecipe.artifact.export.program import Sizes
         from qrecipe.artifact.export.stored import Stored
         from qrecipe.cli.model_argument import (
             compiled_for,
@@ -111,7 +112,7 @@ def export(
                 with user_output():
                     made = targets.Calibrated(compiled, prepared_on(compiled, batches))
             with user_output(), activity("exporting"):
-                sizes: targets.Sizes = None if fixed_batch else "batch"
+                sizes: Sizes = None if fixed_batch else "batch"
                 lowering = targets.export(made, to, Path(output), sizes)
         _show(output, to, lowering, as_json=json)
 

@@ -56,6 +56,17 @@ def test_keyword_inputs_may_skip_a_parameter(tmp_path):
         assert torch.equal(program(**batch), made(**batch))
 
 
+@pytest.mark.parametrize("samples", [1, 4])
+def test_a_fixed_batch_is_the_only_size_that_a_program_takes(converted, samples, tmp_path):
+    x, file = NET.batches(1)[0][:samples], tmp_path / "net.pt2"
+    qrecipe.export_pt2(converted, file, x, dynamic_shapes=None)
+    program = torch.export.load(file).module()
+    with torch.no_grad():
+        assert torch.equal(program(x), converted(x))
+        with pytest.raises(RuntimeError, match=f"equal to {samples}"):
+            program(x.repeat(2, 1, 1, 1))
+
+
 class Clipped(nn.Module):
     """A layer whose result is written to, and one that reads what was written."""
 
@@ -288,6 +299,16 @@ def test_a_kernel_that_saturates_on_this_cpu_is_found():
     else:
         with pytest.raises(AuditError, match="QR411 the compiled kernel of 0 "):
             qrecipe.lower(made, x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sizes", "found"), [("batch", 6), (None, 3)])
+def test_a_package_is_compiled_for_any_batch_or_for_one(converted, sizes, found, tmp_path):
+    x = NET.batches(1)[0][:3]
+    qrecipe.export_aoti(converted, tmp_path / "net.pt2", x, dynamic_shapes=sizes)
+    module = torch._inductor.aoti_load_package(str(tmp_path / "net.pt2"))
+    assert output_sqnr_db(converted(x), module(x)) > 30
+    assert len(module(torch.cat([x, x]))) == found
 
 
 @pytest.mark.slow

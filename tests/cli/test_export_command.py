@@ -35,8 +35,8 @@ def test_a_recipe_and_a_stored_model_give_the_same_program(
     assert made.exit_code == 0, made.stderr
     assert "written to one.pt2: " in made.stdout
     assert "executed by PT2E" in made.stdout
-    options = ("--model", "model.py:factory", "--to", "pt2", "--out", "other.pt2", "--json")
-    made = run("export", stored, *options)
+    stored_options = ("--model", "model.py:factory", "--to", "pt2")
+    made = run("export", stored, *stored_options, "--out", "other.pt2", "--json")
     assert made.exit_code == 0, made.stderr
     document = json.loads(made.stdout)
     assert (document["file"], document["to"], document["lowering"]) == ("other.pt2", "pt2", None)
@@ -44,6 +44,10 @@ def test_a_recipe_and_a_stored_model_give_the_same_program(
     with torch.no_grad():
         one, other = (torch.export.load(name).module()(x) for name in ("one.pt2", "other.pt2"))
     assert torch.equal(one, other)
+    made = run("export", stored, *stored_options, "--out", "fixed.pt2", "--fixed-batch")
+    assert made.exit_code == 0, made.stderr
+    with pytest.raises(RuntimeError, match="shape"):
+        torch.export.load("fixed.pt2").module()(torch.rand(7, 3, 8, 8))
 
 
 @pytest.mark.slow

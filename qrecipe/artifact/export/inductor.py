@@ -10,14 +10,13 @@ from torch import fx, nn
 
 from qrecipe._torch_ao import quiet
 from qrecipe.artifact.export.lowering import Lowering, layers_of, lowered_findings
-from qrecipe.artifact.export.program import Program
+from qrecipe.artifact.export.program import Program, Sizes, for_sizes
 from qrecipe.errors.findings import ExecutionError, Finding
 from qrecipe.errors.text import counted, shown_names
 from qrecipe.errors.warn import settle
 from qrecipe.execution.provenance import keep_provenance
 from qrecipe.model.addresses import site_of
 from qrecipe.model.call import Inputs
-from qrecipe.model.exported import of_several
 from qrecipe.process.memory import failing_as
 from qrecipe.process.neutral import neutral
 from qrecipe.process.state import unheard
@@ -45,7 +44,7 @@ def lower(converted: nn.Module, example_inputs: Any) -> nn.Module:
     check_compiler()
     inputs = Inputs.from_batch(example_inputs)
     program = Program.of(converted, inputs)
-    module = Lowered(for_compiler(converted, of_several(inputs)).module())
+    module = Lowered(for_compiler(converted, for_sizes(inputs, "batch"), "batch").module())
     module.lowering = audited(program, lambda: program.inputs.cloned().call(module))
     keep_provenance(module, converted)
     return module
@@ -57,7 +56,7 @@ class Lowered(Compiled):
     lowering: Lowering
 
 
-def for_compiler(converted: nn.Module, inputs: Inputs) -> Any:
+def for_compiler(converted: nn.Module, inputs: Inputs, sizes: Sizes) -> Any:
     """torch's exported program, in which its compiler finds the layers with integers.
 
     It does not find those that read a dequantized tensor together with something else, such as a
@@ -74,7 +73,7 @@ def for_compiler(converted: nn.Module, inputs: Inputs) -> Any:
             _read_apart(node, [[user] for user in node.users][1:])
     graph.eliminate_dead_code()
     program.graph_module.recompile()
-    return program.exported()
+    return program.exported(sizes)
 
 
 _QUANT_MIN = {"dequantize_per_tensor": 3, "dequantize_per_channel": 4}

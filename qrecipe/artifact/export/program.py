@@ -13,10 +13,18 @@ from qrecipe.errors.text import first_line
 from qrecipe.execution.plain_scales import with_plain_scales
 from qrecipe.execution.provenance import Provenance, converted_graphs, provenance, stored_plan
 from qrecipe.model.call import Inputs, bound
-from qrecipe.model.exported import exported, exported_as_it_is
+from qrecipe.model.exported import exported, exported_as_it_is, of_several
 from qrecipe.model.tracer import OTHER_SHAPES
 from qrecipe.planning.plan import Plan
 from qrecipe.process.memory import raise_lack_of_memory
+
+Sizes = Literal["batch"] | None
+"""What is free in a file: the size of the batch, or nothing."""
+
+
+def for_sizes(inputs: Inputs, sizes: Sizes) -> Inputs:
+    """The inputs to export with: several samples, where their number is to be free."""
+    return inputs if sizes is None else of_several(inputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +65,7 @@ class Program:
         with torch.no_grad():
             return self.inputs.cloned().call(self.converted)
 
-    def exported(self, sizes: Literal["batch"] | None = "batch") -> Any:
+    def exported(self, sizes: Sizes) -> Any:
         """torch's program, in which the first size of each input is free, or none."""
         export = exported_as_it_is if sizes is None else exported
         try:

@@ -13,25 +13,31 @@ from torch import nn
 from qrecipe.artifact.carried import KEY
 from qrecipe.artifact.container import path_of, write
 from qrecipe.artifact.export.judged import Run, Written
-from qrecipe.artifact.export.program import Program
+from qrecipe.artifact.export.program import Program, Sizes, for_sizes
 from qrecipe.artifact.saving import text_of
 from qrecipe.errors.findings import ArtifactError, AuditError, Finding
 from qrecipe.errors.text import first_line
 from qrecipe.model.call import Inputs
-from qrecipe.model.exported import of_several
 from qrecipe.model.nested import tensors_in
 from qrecipe.process.neutral import neutral
 
 
 @neutral
-def export_pt2(converted: nn.Module, path: str | os.PathLike[str], example_inputs: Any) -> None:
+def export_pt2(
+    converted: nn.Module,
+    path: str | os.PathLike[str],
+    example_inputs: Any,
+    *,
+    dynamic_shapes: Sizes = "batch",
+) -> None:
     """Write a model that PT2E converted as a file of torch.export, for torch and its compilers.
 
     ``example_inputs`` are as for `qrecipe.plan`; the first dimension of each input is free in the
-    file, other sizes are theirs. Weights are stored as integers, and scales as numbers. The example
-    inputs are not stored: to compile the file with ``torch._inductor.aoti_compile_and_package``,
-    set ``example_inputs`` of the loaded program to ``(args, kwargs)``. The file is loaded and
-    compared with the model before it is written: on the example inputs, both give the same bits.
+    file, or theirs with ``dynamic_shapes=None``, as other sizes are. Weights are stored as
+    integers, and scales as numbers. The example inputs are not stored: to compile the file with
+    ``torch._inductor.aoti_compile_and_package``, set ``example_inputs`` of the loaded program to
+    ``(args, kwargs)``. The file is loaded and compared with the model before it is written: on the
+    example inputs, both give the same bits.
 
     Raises:
         ArtifactError: the model was not converted by qrecipe (QR501) or not as a program (QR512),
@@ -39,14 +45,19 @@ def export_pt2(converted: nn.Module, path: str | os.PathLike[str], example_input
             written (QR502).
         AuditError: the file gives other results (QR414).
     """
-    write_pt2(converted, path, example_inputs)
+    write_pt2(converted, path, example_inputs, dynamic_shapes)
 
 
-def write_pt2(converted: nn.Module, path: str | os.PathLike[str], example_inputs: Any) -> Written:
+def write_pt2(
+    converted: nn.Module,
+    path: str | os.PathLike[str],
+    example_inputs: Any,
+    sizes: Sizes = "batch",
+) -> Written:
     """As `export_pt2`."""
     file = path_of(path, "export_pt2")
-    program = Program.of(converted, of_several(Inputs.from_batch(example_inputs)))
-    content = _content(program, text_of(program.origin))
+    program = Program.of(converted, for_sizes(Inputs.from_batch(example_inputs), sizes))
+    content = _content(program, text_of(program.origin), sizes)
     loaded = torch.export.load(io.BytesIO(content)).module()
     with torch.no_grad():
         found = program.inputs.cloned().call(loaded)
@@ -62,8 +73,8 @@ _NOTES = ("from_node", "nn_module_stack", "stack_trace")
 """What torch notes of where an operator comes from: half of a program without its tensors."""
 
 
-def _content(program: Program, text: str) -> bytes:
-    exported = program.exported()
+def _content(program: Program, text: str, sizes: Sizes) -> bytes:
+    exported = program.exported(sizes)
     exported.example_inputs = None
     for node in exported.graph.nodes:
         for note in _NOTES:

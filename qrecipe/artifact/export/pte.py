@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,7 +18,7 @@ from qrecipe.artifact.container import path_of, write
 from qrecipe.artifact.export.deviations import Deviation, at_ties
 from qrecipe.artifact.export.judged import Run, Written
 from qrecipe.artifact.export.lowering import Lowering, judged_apart, layers_of, results_apart
-from qrecipe.artifact.export.program import Program
+from qrecipe.artifact.export.program import Program, Sizes
 from qrecipe.artifact.saving import text_of
 from qrecipe.audit.sample import JUDGEABLE_DB, RIGHT_DB
 from qrecipe.audit.sqnr import output_sqnr_db
@@ -44,7 +44,7 @@ def export_pte(
     path: str | os.PathLike[str],
     example_inputs: Any,
     *,
-    dynamic_shapes: Literal["batch"] | None = "batch",
+    dynamic_shapes: Sizes = "batch",
 ) -> None:
     """Write a model that PT2E converted for the backend ``executorch`` as a file of ExecuTorch.
 
@@ -70,7 +70,7 @@ def write_pte(
     converted: nn.Module,
     path: str | os.PathLike[str],
     example_inputs: Any,
-    sizes: Literal["batch"] | None = "batch",
+    sizes: Sizes = "batch",
 ) -> Written:
     """As `export_pte`."""
     executorch.check_installed()

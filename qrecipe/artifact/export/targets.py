@@ -17,6 +17,7 @@ from qrecipe.artifact.export.judged import Opener, Written, check_reopened
 from qrecipe.artifact.export.lowering import Lowering
 from qrecipe.artifact.export.onnx import check_onnx, write_onnx
 from qrecipe.artifact.export.openvino import files_of, write_openvino
+from qrecipe.artifact.export.program import Sizes
 from qrecipe.artifact.export.pt2 import write_pt2
 from qrecipe.artifact.export.pte import write_pte
 from qrecipe.artifact.export.stored import Stored
@@ -38,10 +39,6 @@ from qrecipe.runtimes.inductor import check_compiler
 from qrecipe.runtimes.table import RUNTIMES
 
 Name = Literal["onnx", "openvino", "pt2", "pte", "aoti"]
-
-
-Sizes = Literal["batch"] | None
-"""What is free in files of ONNX, OpenVINO and ExecuTorch: the size of the batch, or nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +113,10 @@ def export_stored(
     """Export a model that `save_quantized` stored, as ``qrecipe export`` does; it needs no data.
 
     ``stored``, ``model`` and ``constants`` are as for `load_quantized`, ``example_inputs`` as for
-    `qrecipe.plan`. ``to`` is ``"onnx"``, ``"openvino"``, ``"pt2"``, ``"pte"`` or ``"aoti"``; the
-    first two take batches of any size, or that of the example alone if ``any_batch`` is False. The
-    file is opened in a fresh process and compared with the model before it is moved to ``path``.
+    `qrecipe.plan`. ``to`` is ``"onnx"``, ``"openvino"``, ``"pt2"``, ``"pte"`` or ``"aoti"``. Files
+    take batches of any size, those of ExecuTorch up to that of the example; or, if ``any_batch`` is
+    False, that of the example alone. The file is opened in a fresh process and compared with the
+    model before it is moved to ``path``.
 
     Raises:
         ArtifactError: as `load_quantized`; or the model cannot be exported (QR512), or the file
@@ -141,11 +139,7 @@ def _from_functions(write: Callable[..., Written]) -> Callable[[Source, Path, Si
 
 
 def _from_program(write: Callable[..., Written]) -> Callable[[Source, Path, Sizes], Written]:
-    return lambda source, path, sizes: write(source.converted(), path, source.inputs.batch)
-
-
-def _pte(source: Source, path: Path, sizes: Sizes) -> Written:
-    return write_pte(source.converted(), path, source.inputs.batch, sizes)
+    return lambda source, path, sizes: write(source.converted(), path, source.inputs.batch, sizes)
 
 
 TARGETS: Mapping[Name, Target] = {
@@ -155,7 +149,7 @@ TARGETS: Mapping[Name, Target] = {
     ),
     "pt2": Target(lambda: None, _from_program(write_pt2), "torch.export", "pt2e"),
     "pte": Target(
-        *(executorch.check_installed, _pte, "executorch", "pt2e"),
+        *(executorch.check_installed, _from_program(write_pte), "executorch", "pt2e"),
         fitted=for_executorch,
     ),
     "aoti": Target(check_compiler, _from_program(write_aoti), "AOTInductor", "pt2e"),
