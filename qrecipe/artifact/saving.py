@@ -26,8 +26,14 @@ from qrecipe.artifact.tensors import DTYPE_NAMES
 from qrecipe.artifact.value_checks import ValueChecks
 from qrecipe.errors.findings import ArtifactError, Finding
 from qrecipe.errors.text import shown
-from qrecipe.execution.provenance import Provenance, architecture, provenance
+from qrecipe.execution.provenance import (
+    Provenance,
+    architecture,
+    converted_graphs,
+    provenance,
+)
 from qrecipe.execution.state import Slot, slots_of
+from qrecipe.model.addresses import site_of
 from qrecipe.model.architecture import graph_digests
 from qrecipe.model.digest import memory_of
 from qrecipe.planning.plan import Plan
@@ -47,6 +53,7 @@ def save_quantized(converted: nn.Module, path: str | os.PathLike[str]) -> None:
             or the file cannot be written (QR502).
     """
     origin, recorded = provenance(converted), architecture(converted)
+    _check_marked(converted)
     stored = _Stored(converted)
     contents = Contents(
         **_origin_values(origin),
@@ -63,6 +70,14 @@ def save_quantized(converted: nn.Module, path: str | os.PathLike[str]) -> None:
         raise _unstorable(error.findings[0].message) from None
     file = path_of(path, "save_quantized")
     write(file, lambda stream: write_tensors(stream, entries, metadata, stored.content_of))
+
+
+def _check_marked(converted: nn.Module) -> None:
+    """Raises ``ArtifactError`` (QR511) for a model whose operations no longer know their sites."""
+    nodes = [node for part in converted_graphs(converted).values() for node in part.graph.nodes]
+    if nodes and not any(map(site_of, nodes)):
+        hint = "store the model that qrecipe.quantize or CompiledRecipe.convert returned"
+        raise _unstorable("it was pickled, and torch traced it anew", hint)
 
 
 def text_of(origin: Provenance) -> str:
@@ -157,5 +172,5 @@ def _order_in_memory(tensor: Tensor) -> tuple[int, ...] | None:
     return order if tensor.permute(order).is_contiguous() else None
 
 
-def _unstorable(what: str) -> ArtifactError:
-    return ArtifactError.of("QR511", f"the model cannot be stored: {what}")
+def _unstorable(what: str, hint: str | None = None) -> ArtifactError:
+    return ArtifactError.of("QR511", f"the model cannot be stored: {what}", hint=hint)

@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 import torch
+from nets import NETS
 from plans import net_of
 from runs import STATIC, silent
 from torch import nn
@@ -83,6 +84,16 @@ def test_torch_saves_a_converted_model_that_it_cannot_load_and_here_a_file_gives
     qrecipe.save_quantized(ours, tmp_path / "net.safetensors")
     loaded = qrecipe.load_quantized(tmp_path / "net.safetensors", net())
     assert torch.equal(loaded(IMAGES[0]), ours(IMAGES[0]))
+
+
+def test_a_pickled_model_that_has_lost_its_sites_is_not_stored(tmp_path):
+    model = NETS["mlp"].model()
+    converted = qrecipe.quantize(model, STATIC, NETS["mlp"].batches(10), progress=silent)
+    again, x = torch.load(saved(converted), weights_only=False), NETS["mlp"].batches(1)[0]
+    assert torch.equal(again(x), converted(x))
+    with pytest.raises(ArtifactError, match=r"QR511 .* it was pickled(?s:.)*store the model that"):
+        qrecipe.save_quantized(again, tmp_path / "net.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_prepared_model_cannot_be_pickled_and_its_state_dict_comes_back():

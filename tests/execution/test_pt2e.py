@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import threading
 from dataclasses import replace
 
@@ -21,7 +22,7 @@ import qrecipe
 from qrecipe.audit.sqnr import output_sqnr_db
 from qrecipe.authoring.lock.check import check_lock
 from qrecipe.authoring.lock.file import write_lock
-from qrecipe.errors.findings import AuditError, UnsupportedError
+from qrecipe.errors.findings import ArtifactError, AuditError, UnsupportedError
 from qrecipe.registry import table as registered
 
 pytest.importorskip("torchao")
@@ -120,6 +121,57 @@ def test_it_is_a_good_citizen():
     read = {str(node.target) for node in converted.graph.find_nodes(op="get_attr")}
     assert set(state) <= read
     assert '"executor": "pt2e"' in qrecipe.provenance(converted).plan
+
+
+@pytest.mark.parametrize("prepares", [False, True], ids=["converted", "prepared"])
+def test_pickling_a_program_says_how_to_store_it(calibrated, prepares, tmp_path):
+    compiled, prepared = calibrated
+    program = prepared if prepares else compiled.convert(prepared)
+    around = nn.Sequential(program, nn.ReLU())  # as around a root
+    for store in (pickle.dumps, lambda value: torch.save(value, tmp_path / "whole.pt")):
+        for value in (program, around):
+            with pytest.raises(ArtifactError, match=r"QR511 a program .*\n.*save_quantized"):
+                store(value)
+    x = joined()[1][0]
+    if prepares:
+        again = compiled.prepare()
+        again.load_state_dict(pickle.loads(pickle.dumps(program.state_dict())))
+        program, again = compiled.convert(program), compiled.convert(again)
+    else:
+        qrecipe.save_quantized(program, tmp_path / "net.safetensors")
+        again = qrecipe.load_quantized(tmp_path / "net.safetensors", joined()[0])
+    assert torch.equal(again(x), program(x))
+
+
+@pytest.mark.parametrize("base", [MINMAX, "builtin:x86-dynamic"])
+def test_only_what_stays_float_needs_gradients_as_under_fx(base, tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 4), nn.LayerNorm(4)).eval()
+    batches = [torch.randn(4, 6) for _ in range(10)]
+    mixed = recipe('[rules.module_name]\n"2" = "float"\n"3" = "float"\n', base=base)
+    converted = quantized(model, batches, mixed)
+    qrecipe.save_quantized(converted, tmp_path / "net.safetensors")
+    loaded = qrecipe.load_quantized(tmp_path / "net.safetensors", model)
+    traced = qrecipe.quantize(model, mixed, batches, executor="fx")
+    for program in (converted, loaded):
+        assert with_gradients(program) == with_gradients(traced)
+    assert with_gradients(traced) == {"2.weight", "2.bias", "3.weight", "3.bias"}
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def with_gradients(model):
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def test_a_bias_that_a_float_layer_adds_too_keeps_its_gradient():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6)).eval()
+    model[2].bias = model[0].bias
+    half = recipe('[rules.module_name]\n"2" = "float"\n', base=MINMAX)
+    converted = quantized(model, [torch.randn(4, 6) for _ in range(10)], half)
+    assert len({id(each) for each in converted.parameters()}) == 2
+    assert all(each.requires_grad for each in converted.parameters())
+    assert not quantized(model, [torch.randn(4, 6)] * 10)(torch.randn(4, 6)).requires_grad
 
 
 def test_the_prepared_model_stays_usable_and_shares_nothing(calibrated):

@@ -24,9 +24,10 @@ from qrecipe.execution.pt2e.annotation import (
     observe_clamped,
 )
 from qrecipe.execution.pt2e.batch_norms import hide_batch_norms, show_batch_norms
-from qrecipe.execution.pt2e.biases import round_biases
+from qrecipe.execution.pt2e.biases import freeze_biases, round_biases
 from qrecipe.execution.pt2e.capture import captured
 from qrecipe.execution.pt2e.inputs import check_first, refuse_empty
+from qrecipe.execution.pt2e.module import ProgramModule
 from qrecipe.execution.pt2e.numbers import numeric_findings
 from qrecipe.execution.pt2e.reference import conversion_findings, reference
 from qrecipe.execution.pt2e.scales import shorten_zero_points, store_scales
@@ -165,6 +166,7 @@ def converted_program(
         made = convert_pt2e(observed)
         show_batch_norms(made)
     store_scales(made)
+    freeze_biases(made)
     shorten_zero_points(made, plan)
     if plan.backend == "executorch":
         round_biases(made)
@@ -192,7 +194,7 @@ def sites_of(graph_module: fx.GraphModule) -> set[str]:
 def _finished(made: fx.GraphModule, preserved: dict[str, object]) -> fx.GraphModule:
     """The graph with what it calls alone; torchao's own module refuses to be trained or not."""
     check_first(made)
-    finished = fx.GraphModule(made, made.graph)
+    finished = ProgramModule(made, made.graph)
     finished.meta.update(made.meta)
     attach_preserved_attrs_to_model(finished, preserved)
     return finished
