@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 
-from qrecipe.model.nested import Packing, leaves, map_leaves
+from qrecipe.model.nested import Packing, leaves, map_leaves, parts_of
 from qrecipe.model.trace_proof import Value
 
 
@@ -60,6 +60,25 @@ def _unpacked(value: Any) -> Iterator[fx.Node]:
             yield from _unpacked((leaf.args, leaf.kwargs))
         elif isinstance(leaf, fx.Node):
             yield leaf
+
+
+def output_names(output: Any) -> Iterator[str | None]:
+    """For each tensor of an output, in order, its keys, fields and positions, joined by dots.
+
+    None for a tensor that has positions alone.
+    """
+    for path in _paths_of_tensors(output, ()):
+        name = ".".join(map(str, path))
+        yield name if any(isinstance(key, str) for key in path) and name else None
+
+
+def _paths_of_tensors(value: Any, path: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+    if isinstance(value, Tensor):
+        yield path
+    parts = parts_of(value) or {}
+    keys = getattr(value, "_fields", parts)  # of a named tuple
+    for key, part in zip(keys, parts.values(), strict=True):
+        yield from _paths_of_tensors(part, (*path, key))
 
 
 def is_packing(node: fx.Node) -> bool:

@@ -22,7 +22,7 @@ from qrecipe.artifact.container import path_of, write
 from qrecipe.artifact.export.fusable import make_fusable
 from qrecipe.artifact.export.judged import Run, Written
 from qrecipe.artifact.export.onnx_check import file_findings, size_fault
-from qrecipe.artifact.export.onnx_names import name_batch, name_nodes
+from qrecipe.artifact.export.onnx_names import name_batch, name_nodes, name_outputs
 from qrecipe.artifact.saving import text_of
 from qrecipe.errors.findings import ArtifactError, Finding, QRecipeError
 from qrecipe.errors.text import first_line
@@ -34,7 +34,7 @@ from qrecipe.execution.provenance import Provenance
 from qrecipe.model.call import Inputs
 from qrecipe.model.exported import free_first_size, of_several
 from qrecipe.model.nested import Packing, parts_of
-from qrecipe.model.outputs import return_tensors
+from qrecipe.model.outputs import output_names, return_tensors
 from qrecipe.model.tracer import OTHER_SHAPES
 from qrecipe.pipeline import CompiledRecipe, exportable, origin_of
 from qrecipe.process.neutral import neutral
@@ -67,9 +67,10 @@ def export_onnx(
     ``torch.onnx.export``.
 
     The file takes and returns plain tensors: dataclasses and mappings are flattened in order, and
-    ``dynamic_shapes`` has one entry per tensor then. Quantized weights are stored as integers. If
-    onnxruntime is installed, the file is run on the example inputs, and on a batch of another size
-    if that is free, and compared before it is written (QR415 warns if that is impossible).
+    ``dynamic_shapes`` has one entry per tensor then. Outputs are named after their keys. Quantized
+    weights are stored as integers. If onnxruntime is installed, the file is run on the example
+    inputs, and on a batch of another size if that is free, and compared before it is written (QR415
+    warns if that is impossible).
 
     Raises:
         ArtifactError: the model cannot be exported (QR512), or the file cannot be written (QR502).
@@ -116,7 +117,7 @@ def checked_content(
     if dynamic_shapes == ANY_BATCH:
         content, findings = _for_any_batch(found.graph_module, run)
     else:
-        content = _content(found.graph_module, inputs, dynamic_shapes)
+        content = _content(found.graph_module, run, inputs, dynamic_shapes)
         findings = list(file_findings(content, run))
     settle(findings, ignore)
     return content + _note(text_of(origin)), run
@@ -135,7 +136,7 @@ def _for_any_batch(model: fx.GraphModule, own: Run) -> tuple[bytes, list[Finding
     try:
         content = _of_any_batch(model, own)
     except ArtifactError as error:
-        content = _content(model, own.inputs.args, None)
+        content = _content(model, own, own.inputs.args, None)
         finding = Finding(
             "QR235",
             f"the exported file takes batches of {own.inputs.batch_size} alone: "
@@ -149,7 +150,7 @@ def _for_any_batch(model: fx.GraphModule, own: Run) -> tuple[bytes, list[Finding
 def _of_any_batch(model: fx.GraphModule, own: Run) -> bytes:
     """Raises ``ArtifactError`` (QR512) for a model that takes one size only."""
     several, other = of_several(own.inputs), own.inputs.of_another_size()
-    content = _content(model, several.args, pytree.tree_map(free_first_size, several.args))
+    content = _content(model, own, several.args, pytree.tree_map(free_first_size, several.args))
     why = _fixed(content)
     if why is None and other is not None:
         expected, why = tried(model, other)
@@ -167,7 +168,9 @@ def _fixed(content: bytes) -> str | None:
     return f"the first size of {', '.join(fixed)} is fixed in the program" if fixed else None
 
 
-def _content(model: fx.GraphModule, inputs: tuple[Any, ...], dynamic_shapes: Any) -> bytes:
+def _content(
+    model: fx.GraphModule, own: Run, inputs: tuple[Any, ...], dynamic_shapes: Any
+) -> bytes:
     inputs = pytree.tree_map_only(torch.Tensor, torch.clone, inputs)  # dynamic ones get a mark
     try:
         with alone(), held_back([("", Warning)]):  # warnings of the exporter's libraries
@@ -185,6 +188,7 @@ def _content(model: fx.GraphModule, inputs: tuple[Any, ...], dynamic_shapes: Any
                 verbose=False,
             )
             proto = program.model_proto
+            name_outputs(proto.graph, list(output_names(own.expected)))
             name_nodes(proto.graph)
             name_batch(proto.graph)
             content: bytes = proto.SerializeToString()

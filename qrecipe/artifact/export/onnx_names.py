@@ -1,10 +1,11 @@
-"""The nodes of an ONNX file named after the sites that they compute for."""
+"""The names in an ONNX file: of nodes after the sites that they compute for, of outputs by key."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import count
 from typing import Any
 
 from qrecipe.model.addresses import TRACE_PREFIX
@@ -34,6 +35,62 @@ def name_nodes(graph: Any) -> None:
         kept = [each for each in node.metadata_props if site and each.key == _TRACE]
         del node.metadata_props[:]
         node.metadata_props.extend(kept)
+
+
+def name_outputs(graph: Any, names: Sequence[str | None]) -> None:
+    """Give outputs these names, if they are known, and inputs those that outputs took from them.
+
+    An input keeps its name: an output of the same name is ``NAME_out``. Values inside give way.
+    """
+    outputs = [each.name for each in graph.output]
+    if len(names) != len(outputs):
+        return
+    inputs = {
+        each.name: own if (own := each.name.removesuffix("_orig")) in outputs else each.name
+        for each in graph.input
+    }
+    new = dict(inputs)
+    for old, name in zip(outputs, names, strict=True):
+        wanted = old if name is None else name
+        new[old] = _free(wanted, new.values(), f"{wanted}_out")
+    inside = set(_values(graph)).difference(new)
+    taken = {*new.values(), *inside}
+    for name in inside.intersection(new.values()):
+        new[name] = next(each for at in count() if (each := f"{name}_{at}") not in taken)
+        taken.add(new[name])
+    _rename(graph, new)
+
+
+def _free(name: str, taken: Collection[str], other: str) -> str:
+    while name in taken:
+        name, other = other, f"{other}_out"
+    return name
+
+
+def _values(graph: Any) -> Iterator[str]:
+    """The names of all values, also those of graphs inside operators."""
+    for part in _graphs(graph):
+        for each in (*part.input, *part.output, *part.initializer):
+            yield each.name
+        for node in part.node:
+            yield from (*node.input, *node.output)
+
+
+def _graphs(graph: Any) -> Iterator[Any]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                yield from _graphs(inner)
+
+
+def _rename(graph: Any, new: Mapping[str, str]) -> None:
+    for part in _graphs(graph):
+        for each in (*part.input, *part.output, *part.initializer, *part.value_info):
+            each.name = new.get(each.name, each.name)
+        for node in part.node:
+            for names in (node.input, node.output):
+                names[:] = [new.get(name, name) for name in names]
 
 
 def name_batch(graph: Any) -> None:
