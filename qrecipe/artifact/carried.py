@@ -18,6 +18,7 @@ from zipfile import BadZipFile, ZipFile
 
 from qrecipe.artifact.container import json_of, opened_bytes, problem, readable
 from qrecipe.artifact.metadata import MAX_TEXT, Checked, Origin, checked, origin_of
+from qrecipe.errors.text import shown
 
 KEY = "qrecipe"
 """The name of the text in a file's metadata."""
@@ -180,17 +181,38 @@ def add_to_archive(path: str | os.PathLike[str], text: str) -> None:
 def carried(path: Path) -> Carried | None:
     """What a file says about its origin; None for a file that is of no runtime, as stored models.
 
-    Raises ArtifactError if it cannot be read (QR502), if it says nothing or its origin contradicts
-    itself (QR505), or if it is from a newer qrecipe (QR506).
+    Raises ArtifactError if it cannot be read (QR502), if it says nothing, is no file of the runtime
+    that its name ends with, or its origin contradicts itself (QR505), or if it is from a newer
+    qrecipe (QR506).
     """
     file = str(path)
     with opened_bytes(path) as (stream, size), readable(file):
         kind = _kind_of(stream.read(8))
         if kind is None:
+            if stream.read(1) != b"{":  # or it may be a stored model, whatever its name
+                _check_name(path)
             return None
         text = _text(kind, stream, size, file)
     origin = origin_of(Origin, _texts(text, file), file)
     return Carried(file, kind, size, origin, checked(origin, file))
+
+
+_NAMES: Mapping[str, Kind] = {
+    ".onnx": "ONNX",
+    ".xml": "OpenVINO",
+    ".pte": "ExecuTorch",
+    ".pt2": "torch's archive",
+}
+
+
+def _check_name(path: Path) -> None:
+    """Raises ArtifactError (QR505) for a name that only files of a runtime have."""
+    graph = path.with_suffix(".xml")
+    if path.suffix == ".bin" and graph.exists():
+        hint = f"if it has weights of OpenVINO, inspect {shown(str(graph))} beside it"
+        raise problem("QR505", str(path), "says nothing about a recipe", hint)
+    if path.suffix in _NAMES:
+        raise problem("QR505", str(path), f"is damaged, or no file of {_NAMES[path.suffix]}")
 
 
 def _text(kind: Kind, stream: BinaryIO, size: int, file: str) -> str:

@@ -54,13 +54,18 @@ def quoted_whole(name: str) -> str:
     return printable(json.dumps(name, ensure_ascii=False))
 
 
+_PLACE = re.compile(r"Exception from \S+:\d+:|.*Check '.*' failed at \S+:\d+:")
+"""A line with which OpenVINO says where in its code something failed."""
+
+
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, or its class if there is none."""
+    """The first line of an exception's message that says what, or its class if there is none."""
     try:
-        text = str(error).strip()
+        lines = str(error).strip().splitlines()
     except (Exception, SystemExit):
-        text = ""
-    return text.splitlines()[0] if text else type(error).__name__
+        lines = []
+    telling = (line for line in lines if _PLACE.fullmatch(line) is None)
+    return next(telling, lines[0] if lines else type(error).__name__)
 
 
 def first_problem(error: ValidationError) -> str:

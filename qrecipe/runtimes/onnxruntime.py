@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from qrecipe.model.call import Inputs
-from qrecipe.runtimes.session import Kernel, arrays, tensors
+from qrecipe.runtimes.session import Kernel, arrays_for, tensors
 
 _PROVIDERS = ["CPUExecutionProvider"]
 
@@ -28,8 +28,11 @@ class OnnxRuntimeSession:
 
     def run(self, inputs: Inputs) -> list[Tensor]:
         names = [given.name for given in self.session.get_inputs()]
-        given = dict(zip(names, arrays(inputs), strict=True))
-        return tensors(self.session.run(None, given))
+        given = dict(zip(names, arrays_for(inputs, len(names)), strict=True))
+        try:
+            return tensors(self.session.run(None, given))
+        except Exception as error:
+            raise RuntimeError(_told(error)) from error
 
     def kernels(self) -> Sequence[Kernel] | None:
         """The nodes of the graph that ONNX Runtime has optimized for this CPU."""
@@ -40,6 +43,16 @@ class OnnxRuntimeSession:
             options.optimized_model_filepath = file
             import_module("onnxruntime").InferenceSession(self.source, options, _PROVIDERS)
             return tuple(_kernels(import_module("onnx").load(file).graph))
+
+
+_KIND = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
+_ADVICE = "Please fix either the inputs/outputs or the model."
+
+
+def _told(error: Exception) -> str:
+    """What an error says, in one line: the figures are in its later ones."""
+    text = " ".join(str(error).split())
+    return _KIND.sub("", text).removesuffix(_ADVICE).strip()
 
 
 def open_file(source: Path | bytes, threads: int) -> OnnxRuntimeSession:

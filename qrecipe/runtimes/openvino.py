@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from qrecipe.model.call import Inputs
-from qrecipe.runtimes.session import Kernel, arrays, tensors
+from qrecipe.runtimes.session import Kernel, arrays_for, tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,8 @@ class OpenVinoSession:
     request: Any
 
     def run(self, inputs: Inputs) -> list[Tensor]:
-        found = self.request.infer(arrays(inputs), share_inputs=True)
+        given = arrays_for(inputs, len(self.compiled.inputs))
+        found = self.request.infer(given, share_inputs=True)
         return tensors(found[output] for output in self.compiled.outputs)
 
     def kernels(self) -> tuple[Kernel, ...]:

@@ -47,7 +47,7 @@ class Served(nn.Module):
         expected = len(list(tensors_in(self._template)))
         if len(found) != expected:
             tensors = counted(len(found), "tensor")
-            raise ValueError(f"the session returns {tensors}, the model {expected}")
+            raise ValueError(f"it returns {tensors}, the model {expected}")
         remaining = iter(found)
         return map_tensors(lambda _: next(remaining), self._template)
 

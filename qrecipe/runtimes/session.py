@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from qrecipe.errors.text import counted
 from qrecipe.model.call import Inputs
 from qrecipe.model.nested import tensors_in
 
@@ -53,6 +54,14 @@ def arrays(inputs: Inputs) -> list[Any]:
     """The tensors of a call in order, as arrays of NumPy that share their memory."""
     tensors = tensors_in((inputs.args, dict(inputs.kwargs)))
     return [tensor.detach().numpy() for tensor in tensors]
+
+
+def arrays_for(inputs: Inputs, count: int) -> list[Any]:
+    """The `arrays` for a file that takes so many. Raises ``ValueError`` if there are others."""
+    given = arrays(inputs)
+    if len(given) != count:
+        raise ValueError(f"it takes {counted(count, 'tensor')}, not {len(given)}")
+    return given
 
 
 def tensors(found: Iterable[Any]) -> list[Tensor]:

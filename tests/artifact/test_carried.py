@@ -173,3 +173,34 @@ import qrecipe.artifact.carried
 assert not {"torch", "numpy", "onnx", "openvino"} & sys.modules.keys()
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("net.onnx", "ONNX"),
+        ("net.xml", "OpenVINO"),
+        ("net.pte", "ExecuTorch"),
+        ("net.pt2", "torch's archive"),
+    ],
+)
+@pytest.mark.parametrize("content", [b"", b"not what the name says"])
+def test_a_file_that_is_not_what_its_name_says_is_called_that(name, kind, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ArtifactError, match=f"QR505 .*{name}.* is damaged, or no file of {kind}"):
+        carried(tmp_path / name)
+
+
+def test_the_weights_of_openvino_point_to_the_graph_beside_them(tmp_path):
+    (tmp_path / "net.bin").write_bytes(bytes(100))
+    assert carried(tmp_path / "net.bin") is None
+    (tmp_path / "net.xml").write_text("<net/>")
+    with pytest.raises(ArtifactError, match=r"QR505 (?s:.)*inspect .*net\.xml"):
+        carried(tmp_path / "net.bin")
+
+
+def test_a_stored_model_may_have_any_name(tmp_path):
+    net = NETS["mlp"]
+    made = qrecipe.quantize(net.model(), recipe(), net.batches(), progress=silent)
+    qrecipe.save_quantized(made, tmp_path / "net.pt2")
+    assert carried(tmp_path / "net.pt2") is None

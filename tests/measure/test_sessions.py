@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
 from nets import NETS
 from plans import recipe
 from runs import silent
+from torch import nn
 
 import qrecipe
 from qrecipe.errors.findings import CalibrationError, ExecutionError, PlanError
@@ -67,25 +69,48 @@ def test_what_needs_the_sites_says_that_a_session_has_none(name, exported):
         qrecipe.drift(session, batches)
     with pytest.raises(PlanError, match=rf"QR306 .*a session of another runtime \({kind}\)"):
         qrecipe.sensitivity(session, STATIC, batches)
+    with pytest.raises(ExecutionError, match=f"QR422 this {kind} gives outputs alone"):
+        qrecipe.sensitivity(NET.model(), session, batches)
     with pytest.raises(PlanError, match=rf"QR306 .*a session of another runtime \({kind}\)"):
         qrecipe.compare(session, session, batches)
 
 
-def test_a_session_that_cannot_take_a_batch_or_gives_other_tensors_says_so(exported):
+class Other(nn.Module):
+    """Takes and returns what it is told to, with a layer for it."""
+
+    def __init__(self, returns, size=(3, 8, 8)):
+        super().__init__()
+        self.returns, self.layer = returns, nn.Linear(math.prod(size), 4)
+
+    def forward(self, *given):
+        return self.returns(self.layer(given[0].flatten(1).float()))
+
+
+IMAGES = torch.zeros(4, 3, 8, 8)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize(
+    ("model", "batch", "why"),
+    [
+        (Other(lambda y: y), (IMAGES, IMAGES), "it takes 1 tensor, not 2"),
+        (Other(lambda y: y, (3, 8, 9)), torch.zeros(4, 3, 8, 9), "9.*8|8.*9"),
+        (Other(lambda y: (y, y)), IMAGES, "it returns 1 tensor, the model 2"),
+        (Other(lambda y: y[:, :3]), IMAGES, r"it returns \[4, .*the model \[4, 3\]"),
+    ],
+    ids=["inputs", "sizes", "outputs", "shapes"],
+)
+def test_a_session_of_another_model_says_what_differs(name, model, batch, why, exported):
+    session, title = session_of(name, exported[1]), RUNTIMES[name].title
+    fit = f"QR402 this session of {title} does not fit the model on batch 0 .*: "
+    with pytest.raises(CalibrationError, match=f"{fit}.*({why})") as raised:
+        qrecipe.compare(model.eval(), session, [batch], progress=silent)
+    assert "Exception from" not in str(raised.value)
+    assert raised.value.findings[0].hint.startswith("pass the float model that its file")
+
+
+def test_a_batch_that_the_model_cannot_take_is_not_the_sessions_fault(exported):
     session = session_of("onnxruntime", exported[1])
-    model = NET.model()
-    with pytest.raises(CalibrationError, match="QR402"):
-        qrecipe.compare(model, session, [torch.randn(4, 3, 8, 9)], progress=silent)
-
-    class Twice(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net = model
-
-        def forward(self, x):
-            return self.net(x), x
-
-    with pytest.raises(
-        CalibrationError, match=r"QR402 .*the session returns 1 tensor, the model 2"
-    ):
-        qrecipe.compare(Twice(), session, NET.batches(1), progress=silent)
+    batches = [IMAGES, torch.zeros(4, 5, 8, 8)]
+    with pytest.raises(CalibrationError, match="QR402 the model cannot take batch 1"):
+        qrecipe.compare(NET.model(), session, batches, progress=silent)

@@ -187,7 +187,7 @@ def compare(
             name = "resume" if pool is None else "pool"
             text = f"a session of {runtime} stays in its process: compare it without {name}"
             raise ExecutionError.of("QR425", text)
-        output, count = output_fidelity(reference, session, batches, forward, show)
+        output, count = output_fidelity(reference, runtime, session, batches, forward, show)
         return Comparison((), output, count, 0.0, runtime=runtime)
     if resume is not None:
         batches = rereadable(batches)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from qrecipe._torch_ao import quiet
-from qrecipe.errors.findings import Finding, UnsupportedError
+from qrecipe.errors.findings import ExecutionError, Finding, UnsupportedError
 from qrecipe.errors.text import counted, shown
 from qrecipe.errors.warn import warn
 from qrecipe.execution.batches import Forward, rereadable
@@ -49,6 +49,7 @@ from qrecipe.process import ranks
 from qrecipe.process.neutral import neutral
 from qrecipe.recipe.frozen import FrozenMapping
 from qrecipe.recipe.recipe import Recipe, load_recipe
+from qrecipe.runtimes.table import known_session
 from qrecipe.terminal.progress import Progress, chosen_progress
 from qrecipe.transforms.transform import ready
 
@@ -108,7 +109,7 @@ def sensitivity(
             cannot be used (QR331, QR332).
     """
     _check_arguments(method, evaluate, metric, forward, memory_limit, probes, seed, pool, resume)
-    given = load_recipe(recipe)
+    given = _recipe(recipe)
     loaded = replace(given, phase="ptq")  # rank the loss without training, which would reduce it
     most = loaded.calibration.max_batches
     held = rereadable(batches, most)
@@ -223,3 +224,13 @@ def _check_arguments(
     ):
         if is_wrong:
             raise contradiction(message)
+
+
+def _recipe(given: Recipe | str | os.PathLike[str]) -> Recipe:
+    """Raises ``ExecutionError`` (QR422) for a session, which `compare` takes in this place."""
+    if known_session(given) is not None:
+        kind = type(given).__name__
+        text = f"this {kind} gives outputs alone: no site of it can be quantized by itself"
+        hint = "pass the float model and the recipe of its file; compare takes a session"
+        raise ExecutionError.of("QR422", text, hint=hint)
+    return load_recipe(given)
